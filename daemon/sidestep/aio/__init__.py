@@ -1,0 +1,1 @@
+"""Small asyncio primitives: named task groups, message sockets, pumps."""

@@ -1,0 +1,1 @@
+"""Parsing of what people write: manifests, annotations, filters, durations."""

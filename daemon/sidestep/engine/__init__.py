@@ -1,0 +1,1 @@
+"""Sans-IO relays: bytes and `now` in, bytes and decisions out."""

@@ -1,0 +1,160 @@
+"""The surface of every relay engine: bytes between legs, nothing else.
+
+One accepted client connection is one `Relay`. Its ends are *legs*: the client, the app (opened when first needed), one
+handler leg per intercept that a request matched, one tap leg per copied request, and for HTTP/2 a second app leg for
+streams that fall back. The engine decides, the shell (`sidestep.proxy`) does the I/O. No sockets, no clock, no log.
+
+What the shell does
+    receive(leg, data)   bytes arrived (never empty)
+    receive_eof(leg)     the peer finished sending (FIN, close_notify); it may still read
+    opened(leg)          a leg from `opening` is connected (a handler leg: the handler's end too)
+    refused(leg)         a leg from `opening` could not be connected; the leg is dead
+    lost(leg)            the leg broke (reset, TLS error, timeout); nothing more goes in or out of it
+    expired(now)         `deadline` has passed
+  and after each call: opens every leg it finds in `opening` (and empties that list), writes `leg.out` of every leg in
+  `legs`, carries out `leg.ending`, and closes everything once `done` is true and the client leg is flushed.
+
+What the engine promises
+  * It never raises for bytes of a peer. What it cannot parse becomes a wire or ends the connection as section 4 says.
+  * `leg.out` of a leg that is not open yet is kept by the shell until it is.
+  * Back-pressure: the shell stops reading a leg while `reads(leg)` is false. The engine answers from `queued` of the
+    legs that bytes of this one may go to; it buffers itself at most what its limits name.
+  * After `leg.ending` is set nothing is appended to `leg.out`.
+  * `drain` is true while more than one HTTP/2 stream is open: the shell then reads a socket until it would block before
+    it writes, and merges the writes (measured 0.86 against 1.43 of haproxy's CPU); otherwise it writes after each read.
+  * `wired` is set once two legs are joined for good and every byte before is in their `out`: the shell may then move
+    bytes itself (os.splice) and calls the engine no more. Legs other than these two are already ended.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sidestep.policy.route import Rule
+
+HIGH_WATER = 256 * 1024
+"""Bytes queued towards a leg above which its sources are not read (bytes)."""
+
+
+class Role(enum.IntEnum):
+    """What stands at the other end of a leg."""
+
+    CLIENT = 0
+    APP = 1
+    HANDLER = 2
+    TAP = 3
+
+
+class Ending(enum.IntEnum):
+    """How the shell ends a leg."""
+
+    NONE = 0
+    FINISH = 1
+    """Half-close: write what is queued, then FIN or close_notify; go on reading."""
+    CLOSE = 2
+    """Write what is queued, then close in an orderly way."""
+    ABORT = 3
+    """Drop what is queued and reset, so that the peer cannot take a truncated message for a whole one."""
+
+
+class Leg:
+    """One end of a connection. `io` belongs to the shell; everything else is written by the engine only,
+    except `queued`, from which the shell subtracts what it wrote, and `out`, which it empties.
+    """
+
+    __slots__ = ("ending", "io", "open", "out", "queued", "role", "rule")
+
+    def __init__(self, role: Role, rule: Rule | None = None, *, is_open: bool = False) -> None:
+        self.role = role
+        self.rule = rule
+        self.open = is_open
+        self.out: list[bytes] = []
+        self.queued = 0
+        self.ending = Ending.NONE
+        self.io: Any = None
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes for the peer."""
+        self.out.append(data)
+        self.queued += len(data)
+
+    def end(self, ending: Ending) -> None:
+        """Ask for an ending; a stronger one replaces a weaker one."""
+        self.ending = max(self.ending, ending)
+
+
+class Diverted:
+    """One diverted or copied request, for the session's log line. Values are bytes as received; `path` with query."""
+
+    __slots__ = ("authority", "copied", "method", "path", "rule")
+
+    def __init__(self, rule: Rule, method: bytes, path: bytes, authority: bytes, *, copied: bool) -> None:
+        self.rule = rule
+        self.method = method
+        self.path = path
+        self.authority = authority
+        self.copied = copied
+
+
+class Relay:
+    """Base of the engines. Subclasses override the inputs; the attributes are read by the shell after each call."""
+
+    __slots__ = (
+        "anomaly",
+        "app",
+        "client",
+        "deadline",
+        "diverted",
+        "done",
+        "drain",
+        "legs",
+        "opening",
+        "wired",
+    )
+
+    def __init__(self) -> None:
+        self.client = Leg(Role.CLIENT, is_open=True)
+        self.app = Leg(Role.APP)
+        self.legs: list[Leg] = [self.client, self.app]
+        self.opening: list[Leg] = []
+        self.diverted: list[Diverted] = []
+        self.wired: tuple[Leg, Leg] | None = None
+        self.drain = False
+        self.done = False
+        self.deadline: float | None = None
+        self.anomaly: str | None = None
+        """Why this connection became a wire: a stable, short reason such as "h1-ambiguous-length" (a metric label)."""
+
+    def receive(self, leg: Leg, data: bytes) -> None:
+        """Take bytes from a leg."""
+        raise NotImplementedError
+
+    def receive_eof(self, leg: Leg) -> None:
+        """Take the end of a leg's bytes."""
+        raise NotImplementedError
+
+    def opened(self, leg: Leg) -> None:
+        """Learn that a leg is connected."""
+        raise NotImplementedError
+
+    def refused(self, leg: Leg) -> None:
+        """Learn that a leg could not be connected."""
+        raise NotImplementedError
+
+    def lost(self, leg: Leg) -> None:
+        """Learn that a leg broke."""
+        raise NotImplementedError
+
+    def expired(self, now: float) -> None:
+        """Learn that `deadline` has passed. `now` is monotonic seconds."""
+
+    def reads(self, leg: Leg) -> bool:
+        """Whether the shell should read from this leg now."""
+        raise NotImplementedError
+
+    @property
+    def idle(self) -> bool:
+        """Whether no exchange is in flight, so that a draining proxy may close the connection."""
+        return False

@@ -1,0 +1,1 @@
+"""The developer's side of a session: tunnel server and handler dials."""

@@ -1,0 +1,1 @@
+"""Value types and the error root; standard library only."""

@@ -1,0 +1,37 @@
+"""A condition: something a person should know about a pod's port, an intercept or the node."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class ConditionType(enum.StrEnum):
+    """Stable names; `status`, Events and metrics use them. One per thing a user can act upon."""
+
+    CERTIFICATE_INVALID = "CertificateInvalid"
+    ANNOTATION_INVALID = "AnnotationInvalid"
+    PROTOCOL_CONTRADICTION = "ProtocolContradiction"
+    UPSTREAM_UNVERIFIED = "UpstreamUnverified"
+    UPSTREAM_TLS_FAILED = "UpstreamTlsFailed"
+    CLIENT_CERTIFICATE_REQUESTED = "ClientCertificateRequested"
+    ALPN_UNSUPPORTED = "AlpnUnsupported"
+    SNI_UNSUPPORTED = "SniUnsupported"
+    NO_CERTIFICATE = "NoCertificate"
+    NO_APP = "NoApp"
+    OVERLOADED = "Overloaded"
+    PROXY_CRASH_LOOP = "ProxyCrashLoop"
+    NETNS_UNAVAILABLE = "NetnsUnavailable"
+    POD_REFUSED = "PodRefused"
+    PORT_UNKNOWN = "PortUnknown"
+    DRIFT_REPAIRED = "DriftRepaired"
+    MANIFEST_INVALID = "ManifestInvalid"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """`subject` is what it is about ("pod shop/orders-1 port 8443", "node n1"); `text` is one line for a person."""
+
+    type: ConditionType
+    subject: str
+    text: str

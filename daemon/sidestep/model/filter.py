@@ -1,0 +1,58 @@
+"""What a request must look like to be diverted or copied (design: headers AND methods AND (paths OR-ed))."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class HeaderTest(enum.StrEnum):
+    """How the value of a header field is compared."""
+
+    EXACT = "exact"
+    REGEX = "regex"
+    PRESENT = "present"
+
+
+class PathTest(enum.StrEnum):
+    """How the path (without query, as sent) is compared."""
+
+    EQUAL = "equal"
+    PREFIX = "prefix"
+    REGEX = "regex"
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderCondition:
+    """One header condition. `name` is lower case; `host` also means `:authority`. `value` is unused for PRESENT."""
+
+    name: str
+    test: HeaderTest
+    value: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PathCondition:
+    """One path condition."""
+
+    test: PathTest
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """All conditions of one intercept or wiretap. An empty filter is *global*: it takes the whole port, unparsed."""
+
+    headers: tuple[HeaderCondition, ...] = ()
+    methods: tuple[str, ...] = ()
+    paths: tuple[PathCondition, ...] = ()
+
+    @property
+    def is_global(self) -> bool:
+        """Whether nothing is filtered."""
+        return not (self.headers or self.methods or self.paths)
+
+    @property
+    def conditions(self) -> int:
+        """Number of conditions, for the limit of section 7 of the design."""
+        return len(self.headers) + len(self.methods) + len(self.paths)

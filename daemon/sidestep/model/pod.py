@@ -1,0 +1,114 @@
+"""A pod as the node daemon sees it: identity, ports, addresses, and where its network namespace is."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+
+
+class Transport(enum.StrEnum):
+    """Transport protocol of a port; the values are IANA names in lower case."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+class Family(enum.IntEnum):
+    """Address family, with the kernel's numbers (AF_INET, AF_INET6) as seen by `bpf_sk_lookup.family`."""
+
+    IPV4 = 2
+    IPV6 = 10
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PodKey:
+    """Namespace and name of a pod."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class NetnsId:
+    """Identity of a network namespace: device and inode of its nsfs file (namespaces(7))."""
+
+    device: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerPort:
+    """A port that a container declares. `name` is empty when unnamed."""
+
+    number: int
+    transport: Transport = Transport.TCP
+    name: str = ""
+    container: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A controller of the pod, kind in lower case, nearest first (ReplicaSet before its Deployment)."""
+
+    kind: str
+    name: str
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a pod lives on this machine; local mode states it by annotation, the cluster finds it by cgroup.
+
+    `netns` is a path whose file is the network namespace (`/run/netns/NAME`, `/proc/PID/ns/net`); `pids` maps a
+    container name to a process of it ("" for any); `root` is a folder that stands for the containers' root when there
+    is no process; `cgroup` is the pod's cgroup v2 folder.
+    """
+
+    netns: str | None = None
+    pids: Mapping[str, int] = field(default_factory=dict)
+    root: str | None = None
+    cgroup: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod. `containers` are names in spec order; `ended` is true once its phase is Succeeded or Failed."""
+
+    key: PodKey
+    uid: str
+    ips: tuple[IPv4Address | IPv6Address, ...] = ()
+    ports: tuple[ContainerPort, ...] = ()
+    containers: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    owners: tuple[Owner, ...] = ()
+    location: Location = field(default_factory=Location)
+    probe_ports: frozenset[int] = frozenset()
+    host_network: bool = False
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """A port of a Service. `target` is a container port's name or number; an absent target port is the port itself."""
+
+    number: int
+    target: str | int
+    name: str = ""
+    app_protocol: str = ""
+    transport: Transport = Transport.TCP
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A Service that selects pods by labels."""
+
+    namespace: str
+    name: str
+    selector: Mapping[str, str]
+    ports: tuple[ServicePort, ...] = ()

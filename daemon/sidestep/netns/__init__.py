@@ -1,0 +1,1 @@
+"""Network namespaces: identity, sockets inside, socket diagnosis, files under a container root."""

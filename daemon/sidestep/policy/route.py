@@ -1,0 +1,75 @@
+"""What a steered port does with a request: the rules of all its intercepts and wiretaps, in order.
+
+A `Route` is immutable and replaced whole when a snapshot changes; relays read it through `SteeredPort.route` at every
+request, so ending an intercept in mid keep-alive sends the next request to the app. `Route.memo` belongs to the HTTP/1
+relay (head bytes to verdict): it lives here so that a new route begins with an empty memo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Fields = Sequence[tuple[bytes, bytes]]
+"""Header fields in order: (lower-case name, value). HTTP/2 callers add (b"host", authority) for `:authority`."""
+
+Matches = Callable[[bytes, bytes, Fields], bool]
+"""(method, path without query as sent, fields) -> whether every condition of a filter holds."""
+
+KUBE_PROBE = b"kube-probe/"
+"""User-Agent prefix of kubelet probes (pkg/probe/http in Kubernetes); never diverted unless the rule says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One intercept or wiretap on one port. `uid` is for the daemon, `display` (`namespace/name`) for people."""
+
+    uid: str
+    display: str
+    matches: Matches
+    divert_probes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where one request goes: to the handler of `intercept`, or to the app when None; and copies to `taps`."""
+
+    intercept: Rule | None = None
+    taps: tuple[Rule, ...] = ()
+
+
+TO_APP = Decision()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The filtered rules of a port: `intercepts` oldest first, `wiretaps` in any order."""
+
+    intercepts: tuple[Rule, ...] = ()
+    wiretaps: tuple[Rule, ...] = ()
+    memo: dict[bytes, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def decide(self, method: bytes, path: bytes, fields: Fields) -> Decision:
+        """Choose for one request. `path` may carry a query; it is cut here. Pure; never raises for any bytes."""
+        question = path.find(b"?")
+        if question >= 0:
+            path = path[:question]
+        probe = any(name == b"user-agent" and value.startswith(KUBE_PROBE) for name, value in fields)
+        chosen = None
+        for rule in self.intercepts:
+            if (not probe or rule.divert_probes) and rule.matches(method, path, fields):
+                chosen = rule
+                break
+        taps = tuple(rule for rule in self.wiretaps if rule.matches(method, path, fields)) if self.wiretaps else ()
+        if chosen is None and not taps:
+            return TO_APP
+        return Decision(chosen, taps)
+
+
+@dataclass(slots=True)
+class SteeredPort:
+    """A live port of the pod proxy: the mutable cell through which running relays see the newest route."""
+
+    number: int
+    route: Route = field(default_factory=Route)

@@ -1,0 +1,1 @@
+"""The pod proxy: zygote, sandbox, event loop, TLS legs."""

@@ -1,0 +1,245 @@
+"""The control messages between node daemon, zygote and pod proxy: one msgpack-encoded struct per SEQPACKET packet.
+
+At most one file descriptor travels with a message; the docstring says which. Every message but `Ack` and `Heartbeat` is
+answered by one `Ack` with the same `seq`. State travels as snapshots (`Configure`): applying one twice changes nothing.
+A message whose encoding exceeds 64 KiB travels as a memfd (`Large`). The version stands in `Hello`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+VERSION = 1
+MAX_INLINE = 64 * 1024
+"""Bytes of one packet above which the message travels as a memfd."""
+
+
+class Message(msgspec.Struct, tag=True, array_like=True, forbid_unknown_fields=True):
+    """Base of all messages. `seq` is the sender's counter, from 1."""
+
+    seq: int
+
+
+# --- daemon to zygote -----------------------------------------------------------------------------------------------
+
+
+class Spawn(Message):
+    """Fork a pod proxy. fd: the proxy's end of its control socketpair. Answered by `Spawned`."""
+
+    name: str
+
+
+class Spawned(Message):
+    """fd: a pidfd of the new proxy. `seq` repeats that of `Spawn`."""
+
+    pid: int
+
+
+# --- daemon to proxy ------------------------------------------------------------------------------------------------
+
+
+class Enter(Message):
+    """First message: enter the pod's network namespace and lock the sandbox. fd: the netns."""
+
+    uid: int
+    memory_limit: int
+    """RLIMIT_AS-like bound in bytes (0: none)."""
+    fd_limit: int
+
+
+class Condition(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """One header, method or path condition: `part` header|method|path, `test` exact|regex|present|equal|prefix."""
+
+    part: str
+    test: str
+    name: str
+    value: str
+
+
+class RuleSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """One intercept or wiretap on a port, oldest first in its list."""
+
+    uid: str
+    display: str
+    kind: str
+    """"intercept" or "wiretap"."""
+    conditions: tuple[Condition, ...]
+    divert_probes: bool
+
+
+class PortSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """All the proxy must know about one steered port."""
+
+    number: int
+    transport: str
+    """"tcp" or "udp"."""
+    tls: str
+    """"never", "always" or "probe" (section 5)."""
+    http2: str
+    """"never", "always" or "probe"."""
+    rules: tuple[RuleSnapshot, ...]
+    global_uid: str = ""
+    """uid of a global intercept; the whole port is carried unparsed."""
+    global_display: str = ""
+    global_taps: tuple[str, ...] = ()
+    """uids of global wiretaps."""
+    pass_sources: tuple[str, ...] = ()
+    """Client addresses that a global intercept leaves to the app (kubelet probes)."""
+    identity: str = ""
+    """Name of the downstream `Credential` (certificate and key); empty: TLS is carried end to end."""
+    client_trust: str = ""
+    """Name of the downstream `ca.crt` credential."""
+    client_auth: str = "auto"
+    """"auto", "require", "request" or "none"."""
+    upstream_identity: str = ""
+    upstream_trust: str = ""
+    """Name of the credential that verifies the app; empty: the system store."""
+    upstream_name: str = ""
+    """Name to verify when the client sent no SNI: first DNS name of the downstream certificate."""
+    skip_verify: bool = False
+    forward_client_cert: bool = False
+    probe_timeout: float = 2.0
+
+
+class Configure(Message):
+    """The desired state, whole. Ports not listed keep their accepted connections, which drain."""
+
+    generation: int
+    ports: tuple[PortSnapshot, ...]
+    detection_timeout: float = 1.0
+    """Seconds a silent client is waited for before the app is dialled."""
+    drain_timeout: float = 30.0
+
+
+class Credential(Message):
+    """Key material. fd: a memfd with PEM. Sent before the `Configure` that names it; the Ack proves that it loads.
+
+    `kind` "identity": private key and certificate chain; "trust": CA certificates. `name` holds a digest, so that a new
+    certificate is a new name; the proxy drops credentials that no port names any more.
+    """
+
+    name: str
+    kind: str
+
+
+class Listen(Message):
+    """Accept on this listener for a port. fd: the listening socket (the daemon keeps a duplicate)."""
+
+    port: int
+    transport: str
+
+
+class Unlisten(Message):
+    """The port is no longer steered: accept for at least 1 s more and until the queue is empty, then close."""
+
+    port: int
+    transport: str
+
+
+class Opened(Message):
+    """The stream asked for by `Open` is connected to the handler. fd: one end of a stream socketpair."""
+
+    stream: int
+
+
+class Refused(Message):
+    """The stream asked for by `Open` cannot be had (session gone, handler refused)."""
+
+    stream: int
+    reason: str
+
+
+class Drain(Message):
+    """Stop: finish what is in flight within `timeout` seconds, then exit."""
+
+    timeout: float
+
+
+# --- proxy to daemon ------------------------------------------------------------------------------------------------
+
+
+class Hello(Message):
+    """Sent once the sandbox is locked."""
+
+    version: int
+    pid: int
+
+
+class Ack(Message):
+    """Answer to the message with this `seq`. `error` is empty when it was carried out."""
+
+    error: str = ""
+
+
+class Heartbeat(Message):
+    """Every 500 ms; not acknowledged. Totals since the proxy began, per steered port (`ports[number]`)."""
+
+    connections: int
+    """Open client connections now."""
+    ports: dict[int, dict[str, int]]
+    """Counter name to total: accepted, wired, diverted, copied, app_requests, no_app, tls_passed …"""
+    anomalies: dict[str, int]
+    """Reason (Relay.anomaly) to total."""
+
+
+class Open(Message):
+    """Ask for a connection to the handler of rule `uid`. Answered by `Opened` or `Refused`, besides the Ack."""
+
+    stream: int
+    uid: str
+    port: int
+    protocol: str
+    """"http/1.1", "h2", "tcp" or "udp"."""
+    tls: bool
+    server_name: str
+    client: str
+    """Client address, textual."""
+    client_port: int
+
+
+class DivertedRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """One diverted or copied request, for the session's log."""
+
+    uid: str
+    port: int
+    client: str
+    client_port: int
+    method: str
+    path: str
+    authority: str
+    copied: bool
+
+
+class Requests(Message):
+    """A batch of log lines, at most 256; what is beyond is dropped and counted."""
+
+    requests: tuple[DivertedRequest, ...]
+    dropped: int
+
+
+class Report(Message):
+    """A condition that connections of this port met. An empty `text` takes it back."""
+
+    port: int
+    type: str
+    """A `ConditionType` value."""
+    text: str
+
+
+class NoApp(Message):
+    """A dial to the app was refused: nothing listens for this port and address family."""
+
+    port: int
+    family: int
+
+
+class Large(Message):
+    """Stands for a message of more than MAX_INLINE bytes. fd: a memfd with its encoding. `seq` repeats its seq."""
+
+    size: int
+
+
+ToZygote = Spawn
+FromZygote = Spawned
+ToProxy = Enter | Configure | Credential | Listen | Unlisten | Opened | Refused | Drain | Ack | Large
+FromProxy = Hello | Ack | Heartbeat | Open | Requests | Report | NoApp | Large

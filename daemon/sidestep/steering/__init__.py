@@ -1,0 +1,1 @@
+"""eBPF sk_lookup: compile, load, attach, steer, count."""
