@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTHON := /usr/bin/python3
 
 DEBIAN_RUN := python3-venv python3-bpfcc linux-headers-amd64 iproute2
-DEBIAN_TEST := nginx-light curl openssl bpftool nftables procps
+DEBIAN_TEST := nginx-light curl openssl bpftool nftables procps strace
 
 .PHONY: help
 help: ## Show this list
