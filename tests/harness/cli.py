@@ -1,0 +1,103 @@
+"""The command line as a subprocess: short commands, and `sidestep intercept` as a running session."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.harness.node import SIDESTEP, Node
+from tests.harness.processes import Process
+from tests.harness.waiting import until
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def error(self) -> str:
+        """The one line on stderr."""
+        lines = self.stderr.splitlines()
+        assert len(lines) == 1, f"expected one line on stderr, not:\n{self.stderr}"
+        return lines[0]
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+
+def sidestep(*words: str | Path, socket: Path | None = None, within: float = 20.0) -> Result:
+    """Run a command to its end. `socket` is passed as --socket."""
+    extra: list[str | Path] = [] if socket is None else ["--socket", socket]
+    done = subprocess.run(
+        [SIDESTEP, *map(str, [*words, *extra])], capture_output=True, text=True, timeout=within, check=False
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+class Intercept:
+    """A running `sidestep intercept --output json`."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def events(self) -> list[dict[str, Any]]:
+        """The JSON lines so far."""
+        return [json.loads(line) for line in self.process.output().splitlines() if line.endswith("}")]
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The events of one kind."""
+        return [event for event in self.events() if event.get("event") == kind]
+
+    def wait_active(self, *, pods: int = 1, within: float = 10.0) -> None:
+        """Wait until it says that it is active on `pods` pods."""
+        until(
+            lambda: not self.process.running or any(event.get("pods") == pods for event in self.of("active")),
+            within=within,
+            what=lambda: f"the intercept to be active\n{self.process.output()}\n{self.process.text()}",
+        )
+        assert self.process.running, self.process.output() + self.process.text()
+
+    def stop(self) -> int:
+        """Ctrl-C, as a developer does; the exit status."""
+        self.process.signal(signal.SIGINT)
+        return self.process.wait(20)
+
+
+@contextlib.contextmanager
+def intercept(
+    node: Node, workload: str, *options: str | Path, pods: int | None = 1, namespace: str = "shop"
+) -> Iterator[Intercept]:
+    """Run `sidestep intercept` and wait until it is active on `pods` pods (None: do not wait)."""
+    number = next(_numbers)
+    command = [SIDESTEP, "intercept", workload, "-n", namespace, "--output", "json", "--socket", node.socket, *options]
+    if "--name" not in options:
+        command += ["--name", f"test-{number}"]
+    process = Process(
+        command, log=node.folder / f"intercept-{number}.log", stdout=node.folder / f"intercept-{number}.jsonl"
+    )
+    with process:
+        running = Intercept(process)
+        if pods is not None:
+            running.wait_active(pods=pods)
+        yield running
+        process.signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.popen.wait(5)

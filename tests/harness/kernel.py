@@ -1,0 +1,121 @@
+"""What the kernel holds for a namespace, seen by tools that know nothing of Sidestep: bpftool, ss, nft, /proc."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.harness.namespaces import Netns, run
+
+BPF_FOLDER = Path("/sys/fs/bpf")
+
+
+@dataclass(frozen=True)
+class Programs:
+    """eBPF objects that hang on a namespace."""
+
+    links: frozenset[int]
+    programs: frozenset[int]
+    maps: frozenset[int]
+
+    def left(self) -> list[str]:
+        """Which of these objects still exist."""
+        return [
+            f"{kind} {number}"
+            for kind, numbers in (("link", self.links), ("prog", self.programs), ("map", self.maps))
+            for number in numbers
+            if _exists(kind, number)
+        ]
+
+
+def programs(inode: int) -> Programs:
+    """The links on the namespace with this inode, their programs and maps."""
+    links, programs_, maps = set(), set(), set()
+    for link in json.loads(run("bpftool", "link", "show", "-j") or "[]"):
+        if link.get("netns_ino") == inode:
+            links.add(link["id"])
+            programs_.add(link["prog_id"])
+    for number in programs_:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            shown = json.loads(run("bpftool", "prog", "show", "id", str(number), "-j"))
+            maps |= set(shown.get("map_ids", []))
+    return Programs(frozenset(links), frozenset(programs_), frozenset(maps))
+
+
+def steering(netns: Netns) -> Programs:
+    """The eBPF objects that hang on a namespace now."""
+    return programs(netns.inode)
+
+
+def _exists(kind: str, number: int) -> bool:
+    return (
+        subprocess.run(["bpftool", kind, "show", "id", str(number)], capture_output=True, check=False).returncode == 0
+    )
+
+
+def listeners(netns: Netns) -> frozenset[str]:
+    """The listening TCP and bound UDP sockets of a namespace, one text per socket: protocol, address, port."""
+    lines = netns.run("ss", "-Hlntu").splitlines()
+    return frozenset(" ".join([line.split()[0], line.split()[4]]) for line in lines)
+
+
+def pins() -> frozenset[Path]:
+    """Everything under /sys/fs/bpf."""
+    return frozenset(BPF_FOLDER.rglob("*")) if BPF_FOLDER.is_dir() else frozenset()
+
+
+def rules(netns: Netns | None = None) -> str:
+    """The firewall rules of a namespace, or of this one: nftables, and iptables where it is installed."""
+    commands = [["nft", "list", "ruleset"]]
+    if shutil.which("iptables-save"):
+        commands.append(["iptables-save"])
+    texts = [netns.run(*command) if netns else run(*command) for command in commands]
+    return "".join(line for text in texts for line in text.splitlines(keepends=True) if not line.startswith("#"))
+
+
+def devices(netns: Netns | None = None) -> frozenset[str]:
+    """The network devices of a namespace, or of this one."""
+    text = netns.run("ip", "-j", "link") if netns else run("ip", "-j", "link")
+    return frozenset(device["ifname"] for device in json.loads(text))
+
+
+def files_with(secret: bytes, folders: tuple[Path, ...], *, but: tuple[Path, ...] = ()) -> list[Path]:
+    """Files below `folders` (not below `but`) that contain `secret`, on real file systems as on tmpfs."""
+    found = []
+    for folder in folders:
+        for path in folder.rglob("*") if folder.is_dir() else ():
+            if any(path.is_relative_to(skipped) for skipped in but):
+                continue
+            with contextlib.suppress(OSError):
+                small = path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 22
+                if small and secret in path.read_bytes():
+                    found.append(path)
+    return found
+
+
+def memory_contains(pid: int, secrets: tuple[bytes, ...]) -> bool:
+    """Whether any writable memory of a process contains one of the byte strings (needs root)."""
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        span, flags = line.split()[:2]
+        if not flags.startswith("rw") or line.endswith(("[vvar]", "[vsyscall]")):
+            continue
+        start, end = (int(word, 16) for word in span.split("-"))
+        with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+            memory.seek(start)
+            content = memory.read(end - start)
+            if any(secret in content for secret in secrets):
+                return True
+    return False
+
+
+def descriptors(pid: int) -> frozenset[str]:
+    """What the descriptors of a process are, as readlink(2) tells."""
+    found = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.add(str(path.readlink()))
+    return frozenset(found)

@@ -1,0 +1,140 @@
+"""`sidestep node` as a subprocess: a manifests folder and a socket of its own, ready when its API answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.harness import manifests
+from tests.harness.namespaces import Netns
+from tests.harness.processes import Process, alive, descendants
+from tests.harness.waiting import until
+
+SIDESTEP = str(Path(sys.executable).parent / "sidestep")
+"""The command as it is installed beside the interpreter that runs the tests."""
+
+START = 30.0
+"""Seconds until the daemon must answer (it compiles a program first)."""
+
+
+class Node:
+    """A running node daemon."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifests = folder / "manifests"
+        self.socket = folder / "run" / "node.sock"
+        self.manifests.mkdir(parents=True, exist_ok=True)
+        self.socket.parent.mkdir(mode=0o700, exist_ok=True)
+        self.process: Process | None = None
+        self._family: set[int] = set()
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self) -> None:
+        """Start the daemon and wait until it answers."""
+        command = [SIDESTEP, "node", "--manifests", self.manifests, "--socket", self.socket]
+        self.process = Process(command, log=self.folder / "node.log", patience=40)
+        process = self.process
+        until(
+            lambda: not process.running or self.status() is not None,
+            within=START,
+            what=lambda: f"the node daemon to answer\n{process.text()[-6000:]}",
+            every=0.03,
+        )
+        assert process.running, process.text()
+
+    def write(self, name: str, *documents: manifests.Document) -> Path:
+        """Put a manifest file in place."""
+        return manifests.write(self.manifests, name, *documents)
+
+    def log(self) -> str:
+        return (self.folder / "node.log").read_text(errors="replace")
+
+    def status(self) -> dict[str, Any] | None:
+        """What GET /v1/status answers; None while nobody does."""
+        return self.get("/v1/status")
+
+    def get(self, path: str) -> Any:
+        """One GET on the daemon's socket, decoded; None while nobody answers."""
+        try:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(10)
+                sock.connect(str(self.socket))
+                sock.sendall(f"GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n".encode())
+                with sock.makefile("rb") as answer:
+                    status = answer.readline().split()
+                    length = None
+                    while (line := answer.readline()) not in (b"\r\n", b""):
+                        name, _, value = line.partition(b":")
+                        if name.lower() == b"content-length":
+                            length = int(value)
+                    body = answer.read() if length is None else answer.read(length)
+        except OSError:
+            return None
+        return json.loads(body) if len(status) > 1 and status[1] == b"200" else None
+
+    def family(self) -> set[int]:
+        """The daemon's child processes, remembered: also those seen earlier that are still alive."""
+        if self.process is not None and self.process.running:
+            self._family |= set(descendants(self.pid))
+        return {pid for pid in self._family if alive(pid)}
+
+    def proxies(self, netns: Netns) -> list[int]:
+        """The daemon's descendants inside a namespace: its pod proxy."""
+        return sorted(netns.processes() & self.family())
+
+    def proxy(self, netns: Netns, *, within: float = 5.0, but: int | None = None) -> int:
+        """The pod proxy in a namespace, once there is one (another than `but`)."""
+        return until(
+            lambda: next((pid for pid in self.proxies(netns) if pid != but), None),
+            within=within,
+            what="a pod proxy",
+        )
+
+    def kill(self) -> float:
+        """SIGKILL the daemon alone; the monotonic time of it."""
+        assert self.process is not None
+        self.family()
+        when = time.monotonic()
+        self.process.kill()
+        return when
+
+    def stop(self) -> int:
+        """SIGTERM and wait; the exit status."""
+        assert self.process is not None
+        self.family()
+        self.process.signal(signal.SIGTERM)
+        return self.process.wait(40)
+
+    def clean(self) -> None:
+        """End the daemon and whatever of its children outlived it."""
+        if self.process is not None:
+            self.family()
+            self.process.stop()
+        for pid in self.family():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def node(folder: Path, *, start: bool = True) -> Iterator[Node]:
+    """A node daemon in a folder of its own."""
+    daemon = Node(folder)
+    try:
+        if start:
+            daemon.start()
+        yield daemon
+    finally:
+        daemon.clean()

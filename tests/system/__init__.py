@@ -1,0 +1,1 @@
+"""Tests of the whole product with real peers in real namespaces."""

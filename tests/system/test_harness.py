@@ -1,0 +1,68 @@
+"""The harness itself against un-steered reality: what it says without Sidestep, Sidestep is compared with."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from tests.harness import kernel
+from tests.harness.authority import Authority
+from tests.harness.curl import curl
+from tests.harness.namespaces import pod_namespace
+from tests.harness.nginx import client_context, nginx
+from tests.harness.peers import Client, Server, digest_of, http_app, server_context
+from tests.harness.waiting import until
+
+pytestmark = pytest.mark.privileged
+
+
+@pytest.mark.parametrize(("kind", "protocol"), [("rsa", "TLSv1.2"), ("ecdsa", "TLSv1.3")])
+def test_nginx_answers_curl_over_both_families(tmp_path, kind, protocol):
+    authority = Authority()
+    ca = authority.issue("orders.shop.test", kind=kind).write(tmp_path / "client") / "ca.crt"
+    with pod_namespace() as space:
+        listen = [f"{space.ip}:8443", f"[{space.ip6}]:8443"]
+        certificate = authority.issue("orders.shop.test", kind=kind)
+        with nginx(space.pod, tmp_path / "n", listen=listen, certificate=certificate, protocols=protocol) as app:
+            for address in space.ips:
+                answer = curl(space.client, "https://orders.shop.test:8443/", address=address, ca=ca)
+                assert (answer.code, answer.status, answer.text, answer.served_by) == (0, 200, "app\n", "app")
+            digest = app.big_file("some", 3_000_000)
+            answer = curl(space.client, "https://orders.shop.test:8443/files/some", address=space.ip, ca=ca)
+            assert hashlib.sha256(answer.body).hexdigest() == digest
+            url = "https://orders.shop.test:8443/upload/some"
+            answer = curl(space.client, url, "-T", app.root / "some", address=space.ip, ca=ca)
+            assert answer.status == 201
+            assert (app.root / "upload/some").read_bytes() == (app.root / "some").read_bytes()
+            logged = until(lambda: len(app.requests()) == 4 and app.requests(), within=5, what="four log lines")
+            assert {line["tls"] for line in logged} == {protocol}
+            slow = curl(space.client, "https://orders.shop.test:8443/slow/1", address=space.ip, ca=ca)
+            assert slow.text == "slow\n"
+        assert kernel.steering(space.pod).links == frozenset()
+        assert not kernel.listeners(space.pod)
+
+
+def test_our_peers_speak_http_and_record():
+    authority = Authority()
+    server_tls, client_tls = server_context(authority.issue("orders.shop.test")), client_context(authority.pem)
+    with (
+        pod_namespace(ipv6=False) as space,
+        Server(http_app, netns=space.pod, address=space.ip, port=8443, tls=server_tls) as app,
+        Client(space.ip, 8443, netns=space.client, tls=client_tls, server_name="orders.shop.test") as client,
+    ):
+        assert client.get("/").body == b"app\n"
+        assert client.get("/chunked").trailers == b"X-Trailer: app\r\n"
+        assert client.get("/bytes/1000000").digest == digest_of(1_000_000)
+        echoed = client.request(b"POST /echo HTTP/1.1\r\ntransfer-ENCODING: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+        assert echoed.body == b"abc"
+        assert b"transfer-ENCODING" in app.connections[0].received
+        assert app.connections[0].server_name == "orders.shop.test"
+        assert app.connections[0].tls == "TLSv1.3"
+
+
+def test_a_deleted_pod_takes_its_veth_pair_along():
+    with pod_namespace() as space:
+        assert space.peer_exists()
+        space.delete_pod()
+        until(lambda: not space.peer_exists(), within=2, what="the veth pair to go")
