@@ -1,0 +1,221 @@
+"""The daemon's end of a control channel: requests with answers, under deadlines, on the event loop.
+
+`request()` numbers a message, sends it and waits for the answer that repeats its number. What the other end sends by
+itself goes to `on_message`, a plain function: it returns at once (long work is a task of the owner), and its return is
+what the channel acknowledges; a `SidestepError` it raises is acknowledged as that error. A descriptor handed to it is
+its to close.
+
+The other end may be hostile. What cannot be decoded closes the channel. At most `_BURST` packets are taken per turn of
+the event loop, so that one talkative proxy cannot starve the others; and while acknowledgements wait for a peer that
+does not read them, nothing more is read from it. The channel ends once, in whatever way, and says so through
+`on_closed` with the reason; every waiting request then raises `ChannelClosed`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from sidestep.aio.packets import ChannelClosed, Outbox, receive_packet
+from sidestep.model.errors import PeerError, SidestepError
+
+_BURST = 32
+
+
+class Sequenced(Protocol):
+    """A message with a number."""
+
+    seq: int
+
+
+In = TypeVar("In", bound=Sequenced)
+
+
+class MessageCodec(Protocol[In]):
+    """What the channel must know about the messages it carries."""
+
+    def encode(self, message: Sequenced, fd: int | None = None, /) -> tuple[bytes, int | None]:
+        """Return packet and memfd; see `proxy.control.Codec`, which implements all of these."""
+
+    def decode(self, data: bytes, fd: int | None, /) -> tuple[In, int | None]:
+        """Return message and descriptor, or raise PeerError."""
+
+    def acknowledge(self, seq: int, error: str, /) -> Sequenced:
+        """Make an acknowledgement."""
+
+    def is_answer(self, message: In, /) -> bool:
+        """Whether it answers a request of ours."""
+
+    def wants_answer(self, message: In, /) -> bool:
+        """Whether it must be acknowledged."""
+
+
+class DeadlineError(SidestepError):
+    """The other end did not answer in time."""
+
+    def __init__(self, doing: str, seconds: float) -> None:
+        self.doing = doing
+        self.seconds = seconds
+        super().__init__(f"{doing}: no answer within {seconds:g} s")
+
+
+class AsyncChannel(Generic[In]):
+    """One end of a SOCK_SEQPACKET channel on the running event loop. Owns the socket."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        codec: MessageCodec[In],
+        on_message: Callable[[In, int | None], None],
+        on_closed: Callable[[SidestepError], None],
+    ) -> None:
+        sock.setblocking(False)
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self._codec = codec
+        self._on_message = on_message
+        self._on_closed = on_closed
+        self._outbox = Outbox(sock)
+        self._seq = 0
+        self._waiting: dict[int, asyncio.Future[tuple[In, int | None]]] = {}
+        self._reading = False
+        self._writing = False
+        self._cause: SidestepError | None = None
+        self.packets = 0
+        """Packets received so far; a watchdog takes any progress for a sign of life."""
+        self._watch()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the channel has ended."""
+        return self._cause is not None
+
+    async def request(self, message: Sequenced, fd: int | None = None, *, deadline: float) -> In:
+        """Send and return the answer. `fd` stays the caller's; a descriptor of the answer is closed.
+
+        Raises ChannelClosed, DeadlineError after `deadline` seconds, KernelError.
+        """
+        answer, answer_fd = await self.exchange(message, fd, deadline=deadline)
+        if answer_fd is not None:
+            os.close(answer_fd)
+        return answer
+
+    async def exchange(self, message: Sequenced, fd: int | None = None, *, deadline: float) -> tuple[In, int | None]:
+        """Send and return the answer with its descriptor, now the caller's. Raises like `request`."""
+        self._seq += 1
+        message.seq = seq = self._seq
+        answer: asyncio.Future[tuple[In, int | None]] = self._loop.create_future()
+        self._waiting[seq] = answer
+        try:
+            self._send(message, fd)
+            async with asyncio.timeout(deadline):
+                return await answer
+        except TimeoutError as error:
+            _discard(answer)
+            raise DeadlineError(type(message).__name__, deadline) from error
+        except asyncio.CancelledError:
+            _discard(answer)
+            raise
+        finally:
+            self._waiting.pop(seq, None)
+
+    def close(self, cause: SidestepError | None = None) -> None:
+        """End the channel; `cause` is what `on_closed` learns. Closing twice is the same as once."""
+        if self._cause is not None:
+            return
+        self._cause = cause = cause or ChannelClosed("the control channel was closed")
+        self._watch()
+        self._outbox.close()
+        self._sock.close()
+        waiting, self._waiting = self._waiting, {}
+        for answer in waiting.values():
+            if not answer.done():
+                answer.set_exception(ChannelClosed(str(cause)))
+                answer.exception()  # The waiter may have been cancelled meanwhile; nothing is lost unsaid.
+        self._on_closed(cause)
+
+    def _send(self, message: Sequenced, fd: int | None = None) -> None:
+        if self._cause is not None:
+            raise ChannelClosed(str(self._cause))
+        data, memfd = self._codec.encode(message, fd)
+        try:
+            self._outbox.send(data, fd if memfd is None else memfd)
+        except ChannelClosed as error:
+            self.close(error)
+            raise
+        finally:
+            if memfd is not None:
+                os.close(memfd)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Poll for what is wanted now: writing while packets wait, reading while none do."""
+        writing = self._cause is None and self._outbox.pending > 0
+        reading = self._cause is None and not writing
+        if reading is not self._reading:
+            self._reading = reading
+            if reading:
+                self._loop.add_reader(self._sock, self._readable)
+            else:
+                self._loop.remove_reader(self._sock)
+        if writing is not self._writing:
+            self._writing = writing
+            if writing:
+                self._loop.add_writer(self._sock, self._writable)
+            else:
+                self._loop.remove_writer(self._sock)
+
+    def _writable(self) -> None:
+        try:
+            self._outbox.flush()
+        except SidestepError as error:
+            self.close(error)
+        else:
+            self._watch()
+
+    def _readable(self) -> None:
+        for _ in range(_BURST):
+            try:
+                packet = receive_packet(self._sock)
+                if packet is None:
+                    return
+                self.packets += 1
+                self._dispatch(*self._codec.decode(*packet))
+            except SidestepError as error:
+                self.close(error)
+            except BaseException:
+                # A bug in a callback: end the channel, so that the owner notices, and let the loop report it.
+                self.close()
+                raise
+            if not self._reading:
+                return
+
+    def _dispatch(self, message: In, fd: int | None) -> None:
+        if self._codec.is_answer(message):
+            answer = self._waiting.pop(message.seq, None)
+            if answer is not None and not answer.done():
+                answer.set_result((message, fd))
+            elif fd is not None:
+                os.close(fd)  # It came after its deadline.
+            return
+        error = ""
+        try:
+            self._on_message(message, fd)
+        except PeerError:
+            raise
+        except SidestepError as refusal:
+            error = str(refusal)
+        if self._codec.wants_answer(message) and self._cause is None:
+            self._send(self._codec.acknowledge(message.seq, error))
+
+
+def _discard(answer: asyncio.Future[tuple[In, int | None]]) -> None:
+    """Close the descriptor of an answer that arrived as its waiter gave up."""
+    if answer.done() and not answer.cancelled() and answer.exception() is None:
+        _, fd = answer.result()
+        if fd is not None:
+            os.close(fd)

@@ -1,0 +1,71 @@
+"""A process held by a pidfd: signalled without the race of process ids, awaited without being its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+
+from sidestep.model.errors import KernelError
+
+
+class Process:
+    """A process of ours, perhaps another's child. Owns the pidfd."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self._pidfd = pidfd
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs (a zombie does not)."""
+        if self._pidfd < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return not poll.poll(0)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; one that has ended is left in peace. Raises KernelError."""
+        if self._pidfd < 0:
+            return
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            pass
+        except OSError as error:
+            raise KernelError("pidfd_send_signal", error.errno or 0) from error
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    async def wait(self, *, deadline: float | None = None) -> bool:
+        """Wait for the end, at most `deadline` seconds; False when it still runs then."""
+        if not self.alive:
+            return True
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        # A duplicate of our own: several may wait, and close() may come first.
+        watched = os.dup(self._pidfd)
+
+        def wake() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        loop.add_reader(watched, wake)
+        try:
+            await asyncio.wait_for(ended, deadline)
+        except TimeoutError:
+            return False
+        finally:
+            loop.remove_reader(watched)
+            os.close(watched)
+        return True
+
+    def close(self) -> None:
+        """Give the pidfd back; the process goes on."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
