@@ -1,0 +1,174 @@
+"""Judging certificates before a pod proxy is asked to use them: PEM bytes in, public facts out, or one precise reason.
+
+What is kept of an identity (certificate chain and private key) is public: the names, the expiry, a digest of the chain
+that names the `Credential`, so that a new certificate is a new name. The key is looked at and forgotten.
+An identity is proven the way it will be used, by loading it into an SSLContext from a memfd: OpenSSL refuses some keys
+that parse (too small, for instance), and that must be known here, not at the first client.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import os
+import ssl
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.x509.oid import NameOID
+
+from sidestep.aio.packets import sealed_memfd
+from sidestep.model.errors import ConfigurationError
+
+MAX_PEM = 1024 * 1024
+"""Bytes of one PEM file (design, section 6)."""
+
+MAX_CERTIFICATES = 2048
+"""Certificates in one file; a full system store has about 150."""
+
+DIGEST = 24
+"""Hexadecimal digits of the digest in a credential's name: 96 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A usable certificate with its key, as public facts. `name` is the credential's; `dns_name` may be empty."""
+
+    name: str
+    dns_name: str
+    names: tuple[str, ...]
+    not_after: dt.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Usable CA certificates. `name` is the credential's; `subject` names the first for people."""
+
+    name: str
+    subject: str
+
+
+def judge_identity(*, chain: bytes, key: bytes, now: dt.datetime) -> Identity:
+    """Judge a certificate chain (leaf first) and its private key. `now` is timezone-aware.
+
+    Raises ConfigurationError with a reason and neither subject nor value: the caller knows the annotation.
+    """
+    certificates = _certificates(chain, what="certificate")
+    leaf = certificates[0]
+    private = _private_key(key)
+    if _spki(leaf.public_key()) != _spki(private.public_key()):
+        raise ConfigurationError("the private key does not belong to the certificate")
+    if leaf.not_valid_after_utc <= now:
+        raise ConfigurationError(f"the certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
+    if leaf.not_valid_before_utc > now:
+        raise ConfigurationError(f"the certificate is not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC")
+    prove(identity_pem(chain=chain, key=key))
+    names = _names(leaf)
+    return Identity(
+        name=f"identity:{_digest(certificates)}",
+        dns_name=_dns_name(leaf),
+        names=names,
+        not_after=leaf.not_valid_after_utc,
+    )
+
+
+def judge_trust(pem: bytes) -> Trust:
+    """Judge CA certificates. Raises ConfigurationError with a reason only."""
+    certificates = _certificates(pem, what="CA certificate")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=trust_pem(pem).decode("ascii"))
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigurationError(f"the CA certificate cannot be used: {_reason(error)}") from error
+    return Trust(name=f"trust:{_digest(certificates)}", subject=certificates[0].subject.rfc4514_string())
+
+
+def identity_pem(*, chain: bytes, key: bytes) -> bytes:
+    """The content of an "identity" credential: key first, then the chain."""
+    return key.strip() + b"\n" + chain.strip() + b"\n"
+
+
+def trust_pem(pem: bytes) -> bytes:
+    """The content of a "trust" credential: certificates only, without what people write between them."""
+    return b"".join(cert.public_bytes(Encoding.PEM) for cert in _certificates(pem, what="CA certificate"))
+
+
+def prove(pem: bytes) -> None:
+    """Load an identity into a fresh server context through a memfd. Raises ConfigurationError."""
+    fd = sealed_memfd("sidestep-identity", pem)
+    try:
+        # The callback keeps OpenSSL from asking a terminal for a passphrase.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(f"/proc/self/fd/{fd}", password=lambda: b"")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise ConfigurationError(f"the certificate cannot be used: {_reason(error)}") from error
+    finally:
+        os.close(fd)
+
+
+def _certificates(pem: bytes, *, what: str) -> list[x509.Certificate]:
+    if len(pem) > MAX_PEM:
+        raise ConfigurationError(f"the {what} is larger than {MAX_PEM} bytes")
+    if pem.count(b"-----BEGIN CERTIFICATE-----") > MAX_CERTIFICATES:
+        raise ConfigurationError(f"more than {MAX_CERTIFICATES} certificates in one file")
+    try:
+        certificates = x509.load_pem_x509_certificates(pem)
+        for certificate in certificates:
+            certificate.public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigurationError(f"the {what} is not valid PEM") from error
+    if not certificates:
+        raise ConfigurationError(f"the {what} file holds no certificate")
+    return certificates
+
+
+def _private_key(pem: bytes) -> PrivateKeyTypes:
+    if len(pem) > MAX_PEM:
+        raise ConfigurationError(f"the private key is larger than {MAX_PEM} bytes")
+    try:
+        return load_pem_private_key(pem, password=None)
+    except TypeError as error:
+        raise ConfigurationError("the private key is encrypted; Sidestep cannot ask for its passphrase") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        # The library's text may quote what it read; it is not repeated.
+        raise ConfigurationError("the private key is not valid PEM") from error
+
+
+def _spki(key: PublicKeyTypes) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _digest(certificates: list[x509.Certificate]) -> str:
+    digest = hashlib.sha256()
+    for certificate in certificates:
+        digest.update(certificate.public_bytes(Encoding.DER))
+    return digest.hexdigest()[:DIGEST]
+
+
+def _names(leaf: x509.Certificate) -> tuple[str, ...]:
+    """Names of the subject alternatives, DNS names first; the common name when there are none (RFC 6125, 6.4.4)."""
+    try:
+        held = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        common = leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return tuple(str(attribute.value) for attribute in common[:1])
+    except ValueError:
+        return ()
+    addresses = tuple(str(address) for address in held.get_values_for_type(x509.IPAddress))
+    return tuple(held.get_values_for_type(x509.DNSName)) + addresses
+
+
+def _dns_name(leaf: x509.Certificate) -> str:
+    """The first DNS name that is not a wildcard, else the first: what the app is verified as without an SNI."""
+    try:
+        held = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return ""
+    names = held.get_values_for_type(x509.DNSName)
+    return next((name for name in names if not name.startswith("*")), names[0] if names else "")
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "reason", None)
+    return str(reason).lower().replace("_", " ") if isinstance(reason, str) else type(error).__name__
