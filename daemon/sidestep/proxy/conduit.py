@@ -1,0 +1,450 @@
+"""The shell around a relay: one client connection, its streams, and the calls between them.
+
+States of a leg's stream (a `_Pipe`):
+
+    waiting   the relay asked for the leg; a dial or an `Open` message is under way; `leg.out` is kept
+    live      connected; read while the relay reads it, written when it has bytes
+    finished  half-closed by us; still read
+    lingering closed by us with bytes possibly unread: sends FIN, reads and discards for a bounded time, so that
+              the reset of an early close cannot overtake the last bytes we sent
+    dead      closed
+
+Invariants: a descriptor is registered exactly while its pipe is live, finished or lingering; every pipe that ever
+opened is dead or lingering when the conduit is closed; after every call into the relay `settle` brings sockets, masks
+and endings in line with what the relay says. `settle` is the hot path: with nothing queued, opening or ending it is one pass over two legs.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from sidestep.engine.relay import Ending, Leg, Relay, Role
+from sidestep.proxy.dial import Dial
+from sidestep.proxy.loop import BROKEN, READ, WRITE, Loop, Timer
+from sidestep.proxy.ports import LivePort
+from sidestep.proxy.stream import PlainStream, Stream
+
+DRAIN_READS: Final = 16
+"""Reads of one stream per event while the relay drains or reads come back full; then the other streams get a turn."""
+LINGER: Final = 2.0
+"""Seconds a closed stream is read to its end."""
+PRUNE: Final = 8
+"""Pipes of one connection above which dead ones are forgotten."""
+MERGE: Final = 64
+"""Chunks of `leg.out` joined into one write."""
+
+
+class Endpoint:
+    """Who is connected to whom: the client's address and the address it dialled, unmapped."""
+
+    __slots__ = ("client", "client_port", "host", "port")
+
+    def __init__(self, client: str, client_port: int, host: str, port: int) -> None:
+        self.client = client
+        self.client_port = client_port
+        self.host = host
+        self.port = port
+
+
+class Courier(Protocol):
+    """What a conduit asks of the worker around it."""
+
+    def open_stream(
+        self, conduit: Conduit, leg: Leg, done: Callable[[socket.socket | None], None]
+    ) -> Callable[[], None]:
+        """Ask the daemon for a connection to the handler of `leg.rule`; returns a function that cancels."""
+
+    def no_app(self, port: LivePort, host: str) -> None:
+        """A dial to the app was refused."""
+
+    def closed(self, conduit: Conduit) -> None:
+        """The conduit is over."""
+
+    def log_requests(self, conduit: Conduit) -> None:
+        """Take `relay.diverted`."""
+
+
+AppTls = Callable[[socket.socket, Callable[[Stream | None], None]], Callable[[], None]]
+"""Make a fresh TLS stream to the app on a connected socket; returns a function that cancels."""
+
+
+class _Pipe:
+    """The shell's side of one leg."""
+
+    __slots__ = ("cancel", "conduit", "ended", "finished", "leg", "lingering", "mask", "stream")
+
+    def __init__(self, conduit: Conduit, leg: Leg) -> None:
+        self.conduit = conduit
+        self.leg = leg
+        self.stream: Stream | None = None
+        self.mask = 0
+        self.ended = False
+        """The peer finished sending."""
+        self.finished = False
+        """We finished sending."""
+        self.lingering: Timer | None = None
+        self.cancel: Callable[[], None] | None = None
+
+    def ready(self, mask: int) -> None:
+        """Dispatch an event of the stream."""
+        stream = self.stream
+        if stream is None:
+            return
+        if self.lingering is not None:
+            self.conduit.discard(self)
+        elif self.ended and mask & BROKEN:
+            self.conduit.hung_up(self)
+        elif mask & ~WRITE and not self.ended:
+            self.conduit.pull(self, stream)
+        else:
+            self.conduit.settle()
+
+    def abandon(self) -> None:
+        """A bug was met in a callback of this pipe."""
+        self.conduit.abandon()
+
+
+class Conduit:
+    """Drives one relay. Create it, `attach` what is connected already, then `begin`."""
+
+    __slots__ = (
+        "_closed",
+        "_courier",
+        "_loop",
+        "_notify",
+        "_on_close",
+        "_pipes",
+        "_slow",
+        "_timer",
+        "app_tls",
+        "endpoint",
+        "port",
+        "protocol",
+        "relay",
+        "server_name",
+        "tls",
+    )
+
+    def __init__(
+        self,
+        loop: Loop,
+        relay: Relay,
+        *,
+        courier: Courier,
+        port: LivePort,
+        endpoint: Endpoint,
+        protocol: str,
+        tls: bool = False,
+        server_name: str = "",
+        app_tls: AppTls | None = None,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        self._loop = loop
+        self._courier = courier
+        self._closed = False
+        self._notify = True
+        self._slow = True
+        self._timer: Timer | None = None
+        self._pipes: list[_Pipe] = []
+        self.relay = relay
+        self.port = port
+        self.endpoint = endpoint
+        self.protocol = protocol
+        self.tls = tls
+        self.server_name = server_name
+        self.app_tls = app_tls
+        self._on_close = on_close
+
+    def attach(self, leg: Leg, stream: Stream, *, watched: bool) -> None:
+        """Give a leg its connected stream. `watched`: its descriptor is registered with the loop already."""
+        pipe = self._pipe(leg)
+        pipe.stream = stream
+        pipe.mask = READ
+        leg.open = True
+        if watched:
+            self._loop.rebind(stream.fd, pipe.ready, READ)
+        else:
+            self._loop.add(stream.fd, pipe.ready, READ)
+
+    def begin(self) -> None:
+        """Take what the streams hold already and bring everything in line."""
+        pipe: _Pipe = self.relay.client.io
+        if pipe.stream is not None:
+            self.pull(pipe, pipe.stream)
+
+    def _pipe(self, leg: Leg) -> _Pipe:
+        pipe = leg.io
+        if pipe is None:
+            pipe = leg.io = _Pipe(self, leg)
+            self._pipes.append(pipe)
+        return pipe  # type: ignore[no-any-return]
+
+    def pull(self, pipe: _Pipe, stream: Stream) -> None:
+        """Read a stream and let the relay decide."""
+        relay = self.relay
+        leg = pipe.leg
+        try:
+            data = stream.read()
+            if data:
+                relay.receive(leg, data)
+                if len(data) == stream.full or relay.drain:
+                    self._pull_more(relay, leg, stream)
+                if not relay.reads(leg):
+                    self._slow = True
+            elif data is not None:
+                if stream.ragged:
+                    self._notify = False
+                pipe.ended = True
+                self._slow = True
+                relay.receive_eof(leg)
+        except OSError:
+            self._lose(pipe)
+        self.settle()
+
+    def hung_up(self, pipe: _Pipe) -> None:
+        """Both directions of a stream are over, or it broke after the peer had finished sending."""
+        if pipe.finished and not pipe.leg.out:
+            self._kill(pipe, orderly=True)
+            self._slow = True
+        else:
+            self._lose(pipe)
+        self.settle()
+
+    def _pull_more(self, relay: Relay, leg: Leg, stream: Stream) -> None:
+        for _ in range(DRAIN_READS):
+            if not relay.reads(leg) or relay.done or relay.wired is not None:
+                self._slow = True
+                return
+            data = stream.read()
+            if not data:
+                return  # would block, or an end that the next event reports again
+            relay.receive(leg, data)
+            if len(data) < stream.full and not relay.drain:
+                return
+
+    def _lose(self, pipe: _Pipe) -> None:
+        """A stream broke: release it and tell the relay."""
+        self._slow = True
+        pipe.leg.out.clear()
+        pipe.leg.queued = 0
+        self._kill(pipe, orderly=False)
+        self.relay.lost(pipe.leg)
+
+    def settle(self) -> None:
+        """Bring streams, masks and endings in line with the relay."""
+        relay = self.relay
+        legs = relay.legs
+        broken: list[_Pipe] | None = None
+        for leg in legs:
+            out = leg.out
+            if out:
+                pipe: _Pipe | None = leg.io
+                if pipe is None or pipe.stream is None:
+                    self._slow = True
+                    continue
+                try:
+                    self._write(leg, out, pipe.stream)
+                except OSError:
+                    broken = [*(broken or ()), pipe]
+        if broken:
+            for pipe in broken:
+                self._lose(pipe)
+            self.settle()
+            return
+        if self._slow or relay.done or relay.opening or relay.diverted:
+            self._settle_slowly(relay)
+
+    def _write(self, leg: Leg, out: list[bytes], stream: Stream) -> None:
+        while out:
+            count = len(out)
+            if count == 1:
+                data = out[0]
+            else:
+                count = min(count, MERGE)
+                data = b"".join(out[:count])
+            taken = stream.write(data)
+            leg.queued -= taken
+            if taken != len(data):
+                out[:count] = [data[taken:]]
+                self._slow = True
+                return
+            del out[:count]
+
+    def _settle_slowly(self, relay: Relay) -> None:
+        while relay.opening:
+            opening, relay.opening = relay.opening, []
+            for leg in opening:
+                self._open(leg)
+        if relay.diverted:
+            self._courier.log_requests(self)
+        congested = False
+        for pipe in [*self._pipes]:
+            leg = pipe.leg
+            if leg.ending and not (leg.out and leg.ending != Ending.ABORT):
+                self._end(pipe, leg.ending)
+            if pipe.stream is None or pipe.lingering is not None:
+                continue
+            congested |= self._watch(relay, leg, pipe)
+        self._arm(relay)
+        self._slow = congested
+        if len(self._pipes) > PRUNE:
+            self._pipes = [pipe for pipe in self._pipes if pipe.stream is not None or not pipe.leg.ending]
+        if relay.done and not relay.client.out:
+            self.close()
+
+    def _watch(self, relay: Relay, leg: Leg, pipe: _Pipe) -> bool:
+        """Set the mask that the relay wants; tell whether anything is held back."""
+        reads = relay.reads(leg) and not pipe.ended
+        mask = (READ if reads else 0) | (WRITE if leg.out else 0)
+        if mask != pipe.mask and pipe.stream is not None:
+            pipe.mask = mask
+            self._loop.modify(pipe.stream.fd, mask)
+        return mask != READ
+
+    def _arm(self, relay: Relay) -> None:
+        if relay.deadline is not None and self._timer is None and not self._closed:
+            delay = max(0.0, relay.deadline - self._loop.now)
+            self._timer = self._loop.later(delay, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        if not self._closed:
+            self._slow = True
+            self.relay.expired(self._loop.now)
+            self.settle()
+
+    def _open(self, leg: Leg) -> None:
+        pipe = self._pipe(leg)
+        if leg.role is Role.APP:
+            self._dial_app(pipe)
+            return
+
+        def done(sock: socket.socket | None) -> None:
+            pipe.cancel = None
+            self._opened(pipe, PlainStream(sock) if sock is not None else None)
+
+        pipe.cancel = self._courier.open_stream(self, leg, done)
+
+    def _dial_app(self, pipe: _Pipe) -> None:
+        def secured(stream: Stream | None) -> None:
+            pipe.cancel = None
+            self._opened(pipe, stream)
+
+        def connected(sock: socket.socket | None, error: OSError | None) -> None:
+            pipe.cancel = None
+            if sock is None:
+                if isinstance(error, ConnectionRefusedError):
+                    self._courier.no_app(self.port, self.endpoint.host)
+                self._opened(pipe, None)
+            elif self.app_tls is not None:
+                pipe.cancel = self.app_tls(sock, secured)
+            else:
+                self._opened(pipe, PlainStream(sock))
+
+        pipe.cancel = Dial(self._loop, self.endpoint.host, self.endpoint.port, connected).cancel
+
+    def _opened(self, pipe: _Pipe, stream: Stream | None) -> None:
+        self._slow = True
+        if stream is None:
+            self.relay.refused(pipe.leg)
+        elif self._closed or pipe.leg.ending is Ending.ABORT:
+            stream.reset()
+        else:
+            self.attach(pipe.leg, stream, watched=False)
+            self.relay.opened(pipe.leg)
+        if not self._closed:
+            self.settle()
+
+    def _end(self, pipe: _Pipe, ending: Ending) -> None:
+        if pipe.cancel is not None:
+            cancel, pipe.cancel = pipe.cancel, None
+            cancel()
+        stream = pipe.stream
+        if stream is None:
+            return
+        if ending is Ending.ABORT:
+            self._kill(pipe, orderly=False)
+        elif not pipe.finished:
+            pipe.finished = True
+            stream.finish(notify=self._notify)
+        if ending is Ending.CLOSE and pipe.stream is not None and pipe.lingering is None:
+            self._linger(pipe, stream)
+
+    def _linger(self, pipe: _Pipe, stream: Stream) -> None:
+        def give_up() -> None:
+            self._kill(pipe, orderly=True)
+
+        pipe.lingering = self._loop.later(LINGER, give_up)
+        pipe.mask = READ
+        self._loop.modify(stream.fd, READ)
+
+    def discard(self, pipe: _Pipe) -> None:
+        """Read a lingering stream to its end."""
+        stream = pipe.stream
+        if stream is None:
+            return
+        try:
+            for _ in range(DRAIN_READS):
+                data = stream.read()
+                if data is None:
+                    return
+                if not data:
+                    break
+            else:
+                return
+        except OSError:
+            pass
+        self._kill(pipe, orderly=True)
+
+    def _kill(self, pipe: _Pipe, *, orderly: bool) -> None:
+        """Close a stream now."""
+        if pipe.cancel is not None:
+            cancel, pipe.cancel = pipe.cancel, None
+            cancel()
+        if pipe.lingering is not None:
+            pipe.lingering.cancel()
+            pipe.lingering = None
+        stream, pipe.stream = pipe.stream, None
+        pipe.leg.open = False
+        if stream is not None:
+            self._loop.remove(stream.fd)
+            if orderly:
+                stream.close()
+            else:
+                stream.reset()
+
+    def close(self) -> None:
+        """End everything: what the relay closed lingers, the rest is closed now."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._on_close is not None:
+            self._on_close()
+        for pipe in self._pipes:
+            leg = pipe.leg
+            if pipe.lingering is None:
+                if pipe.stream is not None and leg.ending in (Ending.FINISH, Ending.CLOSE) and leg.role is Role.CLIENT:
+                    self._linger_closed(pipe, pipe.stream)
+                else:
+                    self._kill(pipe, orderly=True)
+        self._courier.closed(self)
+
+    def _linger_closed(self, pipe: _Pipe, stream: Stream) -> None:
+        if not pipe.finished:
+            pipe.finished = True
+            stream.finish(notify=self._notify)
+        self._linger(pipe, stream)
+
+    def abandon(self) -> None:
+        """Tear this connection down: an error of ours, or the end of the drain timeout."""
+        for pipe in self._pipes:
+            self._kill(pipe, orderly=False)
+        if not self._closed:
+            self._closed = True
+            if self._timer is not None:
+                self._timer.cancel()
+            self._courier.closed(self)

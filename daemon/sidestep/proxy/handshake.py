@@ -1,0 +1,240 @@
+"""TLS handshakes of the proxy: the client side towards the app, the server side towards the client.
+
+Upstream first (design 4.2): `UpstreamHandshake` runs on a connected socket with the client's SNI and ALPN list and ends
+with a stream, or with a `Failure` that names what is missing; the caller then relays the untouched ClientHello on a new
+connection. What counts as a failure: a TLS error (alert, verification), the peer closing, the deadline, a
+CertificateRequest that nobody opted in to answer, a certificate for another name when the client sent no SNI, an ALPN
+choice that this proxy cannot parse.
+
+`DownstreamHandshake` runs the server side once the app's choice is known.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from sidestep.model.condition import ConditionType
+from sidestep.proxy.credentials import Credentials
+from sidestep.proxy.loop import Loop
+from sidestep.proxy.messages import PortSnapshot
+from sidestep.proxy.stream import TlsStream
+
+TIMEOUT: Final = 10.0
+"""Seconds a handshake may take."""
+PARSEABLE: Final = frozenset({None, "http/1.1", "http/1.0", "h2"})
+"""ALPN choices whose content this proxy can parse; None: the app did not choose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a connection is carried end to end."""
+
+    type: ConditionType
+    text: str
+
+
+def names_match(certificate: Mapping[str, object], name: str) -> bool:
+    """Whether a certificate (`SSLSocket.getpeercert()`) names a DNS host; RFC 6125 6.4, wildcard in the first label."""
+    name = name.lower().rstrip(".")
+    entries = certificate.get("subjectAltName", ())
+    for kind, value in entries if isinstance(entries, tuple) else ():
+        if kind != "DNS":
+            continue
+        pattern = str(value).lower().rstrip(".")
+        if pattern == name:
+            return True
+        head, _, tail = name.partition(".")
+        if pattern.startswith("*.") and head and tail == pattern[2:] and "." in tail:
+            return True
+    return False
+
+
+class _Handshake:
+    """A TLS handshake driven by the loop, with a deadline. Subclasses say what success means."""
+
+    def __init__(self, loop: Loop, *, timeout: float) -> None:
+        self._loop = loop
+        self._stream: TlsStream | None = None
+        self._timer = loop.later(timeout, self._time_out)
+
+    def _start(self, stream: TlsStream, *, watched: bool) -> None:
+        self._stream = stream
+        if watched:
+            self._loop.rebind(stream.fd, self._ready, 0)
+        else:
+            self._loop.add(stream.fd, self._ready, 0)
+        self._ready(0)
+
+    def _ready(self, mask: int) -> None:
+        del mask
+        stream = self._stream
+        if stream is None:
+            return
+        try:
+            wants = stream.handshake()
+        except OSError as error:
+            self._fail(error)
+            return
+        if wants:
+            self._loop.modify(stream.fd, wants)
+        else:
+            self._timer.cancel()
+            self._stream = None
+            self._finish(stream)
+
+    def _time_out(self) -> None:
+        self._fail(TimeoutError("the handshake took too long"))
+
+    def _fail(self, error: OSError) -> None:
+        self.cancel()
+        self._finish_failed(error)
+
+    def cancel(self) -> None:
+        """Give up and close the socket; nothing is reported."""
+        self._timer.cancel()
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            self._loop.remove(stream.fd)
+            stream.close()
+
+    def abandon(self) -> None:
+        """A bug was met here: report it as a failed handshake."""
+        self._fail(OSError("internal error"))
+
+    def _finish(self, stream: TlsStream) -> None:
+        raise NotImplementedError
+
+    def _finish_failed(self, error: OSError) -> None:
+        raise NotImplementedError
+
+
+class UpstreamHandshake(_Handshake):
+    """The client side. `done(stream, alpn, None)` (its descriptor no longer watched) or `done(None, None, failure)`."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        *,
+        port: PortSnapshot,
+        credentials: Credentials,
+        server_name: str | None,
+        alpn: tuple[str, ...],
+        done: Callable[[TlsStream | None, str | None, Failure | None], None],
+    ) -> None:
+        super().__init__(loop, timeout=TIMEOUT)
+        self._port = port
+        self._done = done
+        self._server_name = server_name
+        self._alpn = alpn
+        self._name = server_name or port.upstream_name
+        try:
+            self._upstream = credentials.upstream(port)
+            stream = self._upstream.wrap(sock, alpn=alpn, server_name=server_name, verified_name=self._name)
+        except (OSError, ValueError, KeyError) as error:
+            sock.close()
+            failure = error if isinstance(error, OSError) else OSError(str(error))
+            loop.later(0.0, lambda: self._fail(failure))
+            return
+        self._start(stream, watched=False)
+
+    def _finish(self, stream: TlsStream) -> None:
+        self._loop.remove(stream.fd)
+        failure = self._judge(stream)
+        if failure is None:
+            self._upstream.settle(stream)
+            self._done(stream, stream.sock.selected_alpn_protocol(), None)
+        else:
+            stream.close()
+            self._done(None, None, failure)
+
+    def _judge(self, stream: TlsStream) -> Failure | None:
+        where = f"port {self._port.number}"
+        if self._upstream.asked_for_certificate(stream):
+            return Failure(
+                ConditionType.CLIENT_CERTIFICATE_REQUESTED,
+                f"the app on {where} asks clients for a certificate; TLS is carried end to end unless "
+                f"telepresence.io/upstream-tls-secret.{self._port.number} (or -path) and "
+                f"sidestep.dev/downstream-client-auth.{self._port.number}: require are set",
+            )
+        if self._server_name is None and not self._port.skip_verify:
+            certificate = stream.sock.getpeercert() or {}
+            if self._name and not names_match(certificate, self._name):
+                return self._unverified(f"its certificate is not for {self._name}")
+        chosen = stream.sock.selected_alpn_protocol()
+        if chosen not in PARSEABLE:
+            return Failure(
+                ConditionType.ALPN_UNSUPPORTED,
+                f"the app on {where} chose the protocol {chosen!r}, which cannot be filtered; "
+                "TLS is carried end to end",
+            )
+        return None
+
+    def _unverified(self, why: str) -> Failure:
+        port = self._port
+        authority = "its configured ca.crt" if port.upstream_trust else "the system's certificate authorities"
+        return Failure(
+            ConditionType.UPSTREAM_UNVERIFIED,
+            f"the app on port {port.number} could not be verified as {self._name or '(no name)'} against {authority}: "
+            f"{why}; TLS is carried end to end (add a ca.crt, or set "
+            f"telepresence.io/upstream-insecure-skip-verify.{port.number}: enabled)",
+        )
+
+    def _finish_failed(self, error: OSError) -> None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            failure = self._unverified(error.verify_message)
+        elif isinstance(error, ssl.SSLError) and error.reason and "NO_APPLICATION_PROTOCOL" in error.reason:
+            offered = ", ".join(self._alpn)
+            failure = Failure(
+                ConditionType.ALPN_UNSUPPORTED,
+                f"the app on port {self._port.number} knows none of the protocols the client offered ({offered}); "
+                "TLS is carried end to end",
+            )
+        else:
+            reason = error.reason if isinstance(error, ssl.SSLError) and error.reason else str(error)
+            failure = Failure(
+                ConditionType.UPSTREAM_TLS_FAILED,
+                f"the TLS handshake with the app on port {self._port.number} failed: {reason}; "
+                "TLS is carried end to end",
+            )
+        self._done(None, None, failure)
+
+    def remember(self, stream: TlsStream) -> None:
+        """Keep the session of a good connection for resumption."""
+        self._upstream.remember(stream, alpn=self._alpn, server_name=self._server_name, verified_name=self._name)
+
+
+class DownstreamHandshake(_Handshake):
+    """The server side on a watched socket. `done(stream)` (still watched) or `done(None)`."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        *,
+        done: Callable[[TlsStream | None], None],
+    ) -> None:
+        super().__init__(loop, timeout=TIMEOUT)
+        self._done = done
+        fd = sock.fileno()
+        try:
+            stream = TlsStream(sock, context, server_side=True)
+        except OSError as error:
+            loop.remove(fd)
+            sock.close()
+            failure = error
+            loop.later(0.0, lambda: self._fail(failure))
+            return
+        self._start(stream, watched=True)
+
+    def _finish(self, stream: TlsStream) -> None:
+        self._done(stream)
+
+    def _finish_failed(self, error: OSError) -> None:
+        del error
+        self._done(None)

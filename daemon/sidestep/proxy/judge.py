@@ -1,0 +1,415 @@
+"""The first bytes of an accepted connection, peeked and not consumed, decide what it is (design 4.1, 4.2).
+
+    WAITING     for the client's first bytes; the detection timeout runs
+      bytes  -> TLS with a certificate for the port: HELLO; HTTP/2 preface, HTTP/1 request line: relay; else: wire
+      silent -> SILENT: the app is dialled; if it speaks first, wire; the client's first bytes are still judged
+    HELLO       a ClientHello, possibly incomplete (SO_RCVLOWAT waits for more without spinning)
+      whole  -> DIALLING the app, then the upstream handshake, then the downstream one, then relay by ALPN
+      anything that we cannot reproduce, and any upstream failure: TLS end to end on a fresh dial
+
+Until the downstream handshake begins not a byte of the client has been consumed, so every way out of here can still be
+a wire. A global intercept is never parsed: it goes to the handler at once (its kubelet probes excepted).
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from sidestep.engine.http1 import Http1Relay
+from sidestep.engine.relay import Relay
+from sidestep.engine.wire import WireRelay
+from sidestep.model.condition import ConditionType
+from sidestep.policy.route import Rule
+from sidestep.protocols import client_hello
+from sidestep.protocols.detection import Detected, detect
+from sidestep.proxy.conduit import Conduit, Courier, Endpoint
+from sidestep.proxy.credentials import Credentials
+from sidestep.proxy.dial import Dial
+from sidestep.proxy.handshake import DownstreamHandshake, Failure, UpstreamHandshake
+from sidestep.proxy.loop import READ, Loop, Timer
+from sidestep.proxy.ports import LivePort
+from sidestep.proxy.stream import PlainStream, Stream, TlsStream, reset
+
+PEEK: Final = 64 * 1024
+"""Bytes of a connection looked at before it is judged; a ClientHello is far smaller."""
+HELLO_TIMEOUT: Final = 10.0
+"""Seconds for the rest of a first message that began; then the connection is a wire."""
+
+
+class Reception(Courier, Protocol):
+    """What a judge asks of the worker, besides what a conduit asks."""
+
+    credentials: Credentials
+    detection_timeout: float
+
+    def opened(self, conduit: Conduit) -> None:
+        """A connection has been judged and runs."""
+
+    def judged_away(self, judge: Judge) -> None:
+        """A judge is over, whatever came of it."""
+
+    def report(self, port: LivePort, kind: ConditionType, text: str) -> None:
+        """A condition met (or, with an empty text, no longer met) by connections of this port."""
+
+
+class Judge:
+    """One accepted connection until it is a conduit."""
+
+    def __init__(
+        self, loop: Loop, sock: socket.socket, *, port: LivePort, endpoint: Endpoint, reception: Reception
+    ) -> None:
+        self._loop = loop
+        self._sock: socket.socket | None = sock
+        self._fd = sock.fileno()
+        self._port = port
+        self._endpoint = endpoint
+        self._reception = reception
+        self._app: socket.socket | None = None
+        self._cancel: Callable[[], None] | None = None
+        self._timer: Timer | None = None
+        self._lowat = 1
+        self._silent = False
+
+    def begin(self) -> None:
+        """Look at what is there, and wait for more if need be."""
+        self._loop.add(self._fd, self._client_ready, READ)
+        snapshot = self._port.snapshot
+        if snapshot.global_uid and self._endpoint.client not in snapshot.pass_sources:
+            rule = Rule(snapshot.global_uid, snapshot.global_display, _never)
+            self._relay(WireRelay(rule), "tcp")
+            return
+        self._timer = self._loop.later(self._reception.detection_timeout, self._client_silent)
+        self._client_ready(READ)
+
+    # --- first bytes ------------------------------------------------------------------------------------------------
+
+    def _client_ready(self, mask: int) -> None:
+        del mask
+        sock = self._sock
+        if sock is None:
+            return
+        try:
+            data = sock.recv(PEEK, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.abandon()
+            return
+        if not data or len(data) >= PEEK:
+            # The client finished without a word, or sends more than any first message holds.
+            self._wire("silent-client" if not data else "unjudged")
+            return
+        detected = detect(data)
+        if detected is Detected.MORE:
+            self._wait_for(len(data) + 1)
+        elif detected is Detected.TLS:
+            self._hello(data)
+        elif detected is Detected.HTTP1:
+            self._relay_clear(Http1Relay(self._port.steered, tls=False), "http/1.1")
+        elif detected is Detected.HTTP2:
+            self._http2(tls=False)
+        else:
+            self._wire("not-http")
+
+    def _wait_for(self, count: int) -> None:
+        """Wait until `count` bytes are there; the end of the stream wakes as well (socket(7), SO_RCVLOWAT)."""
+        if self._sock is not None and count != self._lowat:
+            if self._lowat == 1:
+                self._restart_timer(HELLO_TIMEOUT, self._incomplete)
+            self._lowat = count
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+
+    def _incomplete(self) -> None:
+        self._wire("incomplete-first-message")
+
+    def _restart_timer(self, delay: float, call: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.later(delay, call)
+
+    def _client_silent(self) -> None:
+        """Perhaps the app speaks first: dial it and watch both."""
+        self._silent = True
+        self._timer = None
+        self._dial(self._app_dialled)
+
+    def _app_dialled(self, app: socket.socket) -> None:
+        self._app = app
+        self._loop.add(app.fileno(), self._app_ready, READ)
+
+    def _app_ready(self, mask: int) -> None:
+        del mask
+        self._wire("server-first")
+
+    # --- TLS --------------------------------------------------------------------------------------------------------
+
+    def _hello(self, data: bytes) -> None:
+        snapshot = self._port.snapshot
+        if snapshot.tls == "never":
+            self._wire("tls-on-clear-port")
+            return
+        if not snapshot.identity:
+            self._wire("tls-without-certificate")
+            return
+        hello = client_hello.parse(data)
+        if isinstance(hello, client_hello.Incomplete):
+            self._wait_for(len(data) + max(1, hello.needed))
+            return
+        if isinstance(hello, client_hello.NotTls):
+            self._wire("not-a-client-hello")
+            return
+        self._stop_waiting()
+        alpn = tuple(name.decode("latin-1") for name in hello.alpn)
+        if hello.server_name is not None and not hello.server_name_reproducible:
+            self._end_to_end(
+                Failure(ConditionType.SNI_UNSUPPORTED, "a client sent a server name that cannot be sent on")
+            )
+        elif not hello.modern or not all(0 < len(name) < 256 and name.isascii() for name in alpn):
+            self._wire("tls-version" if not hello.modern else "alpn-not-ascii")
+        else:
+            name = hello.server_name.decode("ascii") if hello.server_name is not None else None
+            Bridge(self, self._loop, self._port, self._reception, name, alpn).begin()
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        sock = self._sock
+        if sock is not None and self._lowat != 1:
+            self._lowat = 1
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        self._loop.modify(self._fd, 0)
+
+    # --- ways out ---------------------------------------------------------------------------------------------------
+
+    def dial(self, done: Callable[[socket.socket], None]) -> None:
+        """A connection to the app: the one dialled for a silent client, or a new one."""
+        app, self._app = self._app, None
+        if app is not None:
+            self._loop.remove(app.fileno())
+            done(app)
+            return
+        if self._cancel is not None:
+            self._cancel()
+        self._dial(done)
+
+    def _dial(self, done: Callable[[socket.socket], None]) -> None:
+        def finished(sock: socket.socket | None, error: OSError | None) -> None:
+            self._cancel = None
+            if sock is not None:
+                done(sock)
+                return
+            if isinstance(error, ConnectionRefusedError):
+                self._reception.no_app(self._port, self._endpoint.host)
+            self.abandon()
+
+        self._cancel = Dial(self._loop, self._endpoint.host, self._endpoint.port, finished).cancel
+
+    def end_to_end(self, failure: Failure) -> None:
+        """TLS between client and app, untouched; say why."""
+        self._end_to_end(failure)
+
+    def _end_to_end(self, failure: Failure) -> None:
+        self._reception.report(self._port, failure.type, failure.text)
+        self._port.counters["tls_passed"] += 1
+        self._wire(None)
+
+    def _wire(self, anomaly: str | None) -> None:
+        relay = WireRelay()
+        relay.anomaly = anomaly
+        self._relay(relay, "tcp")
+
+    def _http2(self, *, tls: bool) -> None:
+        del tls
+        self._wire("http2")
+
+    def _relay_clear(self, relay: Relay, protocol: str) -> None:
+        self._relay(relay, protocol)
+
+    def _relay(self, relay: Relay, protocol: str) -> None:
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        self._finish_judging(sock)
+        conduit = self._conduit(relay, protocol)
+        conduit.attach(relay.client, PlainStream(sock), watched=True)
+        app, self._app = self._app, None
+        if app is not None:
+            self._loop.remove(app.fileno())
+            conduit.attach(relay.app, PlainStream(app), watched=False)
+        self._start(conduit)
+
+    def _finish_judging(self, sock: socket.socket) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._cancel is not None:
+            self._cancel()
+            self._cancel = None
+        if self._lowat != 1:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+    def _conduit(self, relay: Relay, protocol: str) -> Conduit:
+        return Conduit(
+            self._loop,
+            relay,
+            courier=self._reception,
+            port=self._port,
+            endpoint=self._endpoint,
+            protocol=protocol,
+        )
+
+    def _start(self, conduit: Conduit) -> None:
+        self._reception.judged_away(self)
+        self._reception.opened(conduit)
+        conduit.begin()
+
+    def take(self) -> socket.socket | None:
+        """Hand the client's (still watched) socket to a downstream handshake."""
+        sock, self._sock = self._sock, None
+        return sock
+
+    def run_tls(self, relay: Relay, client: TlsStream, app: TlsStream, bridge: Bridge, protocol: str) -> None:
+        """Both handshakes are done: relay."""
+        conduit = Conduit(
+            self._loop,
+            relay,
+            courier=self._reception,
+            port=self._port,
+            endpoint=self._endpoint,
+            protocol=protocol,
+            tls=True,
+            server_name=bridge.server_name or "",
+            app_tls=bridge.redial,
+            on_close=lambda: bridge.remember(app),
+        )
+        conduit.attach(relay.app, app, watched=False)
+        conduit.attach(relay.client, client, watched=True)
+        self._start(conduit)
+
+    def abandon(self) -> None:
+        """Reset the client: the app refused, the client broke, or an error of ours."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._cancel is not None:
+            self._cancel()
+            self._cancel = None
+        for sock in (self._sock, self._app):
+            if sock is not None:
+                self._loop.remove(sock.fileno())
+                reset(sock)
+        self._sock = self._app = None
+        self._reception.judged_away(self)
+
+
+class Bridge:
+    """The two handshakes of one TLS connection, upstream first, and fresh upstream streams like the first one."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        loop: Loop,
+        port: LivePort,
+        reception: Reception,
+        server_name: str | None,
+        alpn: tuple[str, ...],
+    ) -> None:
+        self._judge = judge
+        self._loop = loop
+        self._port = port
+        self._reception = reception
+        self.server_name = server_name
+        self._alpn = alpn
+        self._upstream: UpstreamHandshake | None = None
+        self._chosen: str | None = None
+
+    def begin(self) -> None:
+        """Dial the app and shake hands with it."""
+        self._judge.dial(self._dialled)
+
+    def _dialled(self, app: socket.socket) -> None:
+        self._upstream = self._shake(app, self._alpn, self._upstream_done)
+
+    def _shake(
+        self,
+        app: socket.socket,
+        alpn: tuple[str, ...],
+        done: Callable[[TlsStream | None, str | None, Failure | None], None],
+    ) -> UpstreamHandshake:
+        return UpstreamHandshake(
+            self._loop,
+            app,
+            port=self._port.snapshot,
+            credentials=self._reception.credentials,
+            server_name=self.server_name,
+            alpn=alpn,
+            done=done,
+        )
+
+    def _upstream_done(self, stream: TlsStream | None, chosen: str | None, failure: Failure | None) -> None:
+        if stream is None:
+            self._judge.end_to_end(failure or Failure(ConditionType.UPSTREAM_TLS_FAILED, "unknown"))
+            return
+        self._chosen = chosen
+        for kind in (
+            ConditionType.UPSTREAM_UNVERIFIED,
+            ConditionType.UPSTREAM_TLS_FAILED,
+            ConditionType.CLIENT_CERTIFICATE_REQUESTED,
+        ):
+            self._reception.report(self._port, kind, "")
+        try:
+            context = self._reception.credentials.downstream(self._port.snapshot, chosen)
+        except (ssl.SSLError, OSError, KeyError) as error:
+            stream.close()
+            self._judge.end_to_end(
+                Failure(
+                    ConditionType.CERTIFICATE_INVALID, f"the certificate of port {self._port.steered.number}: {error}"
+                )
+            )
+            return
+        client = self._judge.take()
+        if client is None:
+            stream.close()
+            return
+        self._greet(client, context, stream, chosen)
+
+    def _greet(self, client: socket.socket, context: ssl.SSLContext, app: TlsStream, chosen: str | None) -> None:
+        def done(downstream: TlsStream | None) -> None:
+            if downstream is None:
+                self._port.counters["downstream_handshake_failed"] += 1
+                app.close()
+                self._judge.abandon()
+                return
+            relay: Relay
+            if chosen == "h2":
+                relay = WireRelay()
+                relay.anomaly = "http2"
+            else:
+                relay = Http1Relay(self._port.steered, tls=True)
+            self._judge.run_tls(relay, downstream, app, self, "h2" if chosen == "h2" else "http/1.1")
+
+        DownstreamHandshake(self._loop, client, context, done=done)
+
+    def redial(self, sock: socket.socket, done: Callable[[Stream | None], None]) -> Callable[[], None]:
+        """A fresh TLS stream to the app, with the same name, for the same protocol."""
+
+        def finished(stream: TlsStream | None, chosen: str | None, failure: Failure | None) -> None:
+            del failure
+            if stream is not None and chosen != self._chosen:
+                stream.close()
+                stream = None
+            done(stream)
+
+        return self._shake(sock, self._alpn, finished).cancel
+
+    def remember(self, app: TlsStream) -> None:
+        """Keep the session of the first upstream connection."""
+        if self._upstream is not None:
+            self._upstream.remember(app)
+
+
+def _never(method: bytes, path: bytes, fields: object) -> bool:
+    del method, path, fields
+    return False

@@ -1,0 +1,47 @@
+"""The live ports of a pod proxy: a snapshot, its compiled rules, its counters and its conditions."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from sidestep.model.condition import ConditionType
+from sidestep.model.intercept import Kind
+from sidestep.policy.matching import compile_filter, from_rows
+from sidestep.policy.route import Decision, Fields, Route, Rule, SteeredPort
+from sidestep.proxy.messages import PortSnapshot, RuleSnapshot
+
+__all__ = ["LivePort", "Decision", "Fields", "compile_rule"]
+
+
+def compile_rule(rule: RuleSnapshot) -> Rule:
+    """A rule ready to match. Raises ConfigurationError for a regular expression that RE2 refuses."""
+    rows = tuple((condition.part, condition.test, condition.name, condition.value) for condition in rule.conditions)
+    return Rule(rule.uid, rule.display, compile_filter(from_rows(rows)), divert_probes=rule.divert_probes)
+
+
+def compile_route(port: PortSnapshot) -> Route:
+    """The route of a port. Raises ConfigurationError."""
+    return Route(
+        intercepts=tuple(compile_rule(rule) for rule in port.rules if rule.kind == Kind.INTERCEPT),
+        wiretaps=tuple(compile_rule(rule) for rule in port.rules if rule.kind == Kind.WIRETAP),
+    )
+
+
+class LivePort:
+    """One steered TCP port. `steered` is the cell that relays read; it outlives every snapshot."""
+
+    def __init__(self, snapshot: PortSnapshot) -> None:
+        self.snapshot = snapshot
+        self.steered = SteeredPort(snapshot.number, compile_route(snapshot))
+        self.counters: Counter[str] = Counter()
+        self.conditions: dict[ConditionType, str] = {}
+
+    def replace(self, snapshot: PortSnapshot) -> None:
+        """Apply a newer snapshot; running connections see its route from their next request on."""
+        if snapshot.rules != self.snapshot.rules:
+            self.steered.route = compile_route(snapshot)
+        self.snapshot = snapshot
+
+    def retire(self) -> None:
+        """The port is no longer configured: everything goes to the app."""
+        self.steered.route = Route()

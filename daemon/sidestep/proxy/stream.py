@@ -1,0 +1,170 @@
+"""Byte streams over non-blocking sockets: plain and TLS, with one surface.
+
+`read()` gives bytes, `b""` at an orderly end, None when it would block; `write(data)` gives the number of bytes taken,
+0 when it would block. Both raise OSError (ssl.SSLError is one) when the stream is broken. `blocked_on` says what a
+blocked TLS operation waits for when that is not the obvious event (a renegotiating TLS 1.2 peer).
+
+TLS calls go to the `_ssl` object behind the SSLSocket: the wrapper's own checks cost as much as the system call. A
+read takes at most one record (16 KiB), so nothing is left inside OpenSSL that epoll would not report, except what
+`pending()` shows: the caller reads on while a read came back full.
+
+An end of a TLS stream without close_notify is reported like an orderly end, and noted in `ragged`: the relay then ends
+the other side without close_notify too, so that neither side is told that a truncated stream was whole.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+from typing import Any, Final
+
+PLAIN_READ: Final = 65536
+TLS_READ: Final = 16384
+_RESET: Final = struct.pack("ii", 1, 0)
+
+
+class PlainStream:
+    """A TCP or unix stream socket in the clear."""
+
+    __slots__ = ("_recv", "_send", "fd", "full", "ragged", "sock")
+
+    tls = False
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.full = PLAIN_READ
+        self.ragged = False
+        self._recv = sock.recv
+        self._send = sock.send
+
+    def read(self) -> bytes | None:
+        """At most 64 KiB; see the module."""
+        try:
+            return self._recv(PLAIN_READ)
+        except BlockingIOError:
+            return None
+
+    def write(self, data: bytes) -> int:
+        """Send what fits; see the module."""
+        try:
+            return self._send(data)
+        except BlockingIOError:
+            return 0
+
+    def finish(self, *, notify: bool) -> None:
+        """Half-close."""
+        del notify
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        self.sock.close()
+
+    def reset(self) -> None:
+        """Close so that the peer sees a reset (SO_LINGER 0, socket(7))."""
+        reset(self.sock)
+
+
+class TlsStream:
+    """A TLS connection over a TCP socket; construct, `handshake` until it returns 0, then read and write."""
+
+    __slots__ = ("_read", "_tls", "_write", "fd", "full", "ragged", "sock")
+
+    tls = True
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_name: str | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> None:
+        """Take over a connected socket. Raises OSError or ValueError (a name that cannot be sent)."""
+        self.sock = context.wrap_socket(
+            sock,
+            server_side=server_side,
+            server_hostname=server_name,
+            do_handshake_on_connect=False,
+            suppress_ragged_eofs=False,
+            session=session,
+        )
+        self.fd = self.sock.fileno()
+        self.full = TLS_READ
+        self.ragged = False
+        self._tls: Any = self.sock._sslobj  # type: ignore[attr-defined] # noqa: SLF001 - see the module
+        if self._tls is None:
+            raise ConnectionResetError("the peer was gone before the handshake")
+        self._read = self._tls.read
+        self._write = self._tls.write
+
+    def handshake(self) -> int:
+        """Go on with the handshake: 0 when done, else the epoll event to wait for. Raises ssl.SSLError, OSError."""
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return 1  # EPOLLIN
+        except ssl.SSLWantWriteError:
+            return 4  # EPOLLOUT
+        return 0
+
+    def read(self) -> bytes | None:
+        """At most one record; see the module."""
+        try:
+            return self._read(TLS_READ)  # type: ignore[no-any-return]
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
+        except ssl.SSLEOFError:
+            self.ragged = True
+            return b""
+
+    def write(self, data: bytes) -> int:
+        """Encrypt and send what fits. A blocked write must be repeated with data that begins the same."""
+        taken = 0
+        try:
+            taken = self._write(data)
+            if taken < len(data):
+                view = memoryview(data)
+                while taken < len(data):
+                    taken += self._write(view[taken:])
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            pass
+        return taken
+
+    def finish(self, *, notify: bool) -> None:
+        """Half-close: close_notify (unless the other side ended without one), then FIN."""
+        try:
+            if notify:
+                self._tls.shutdown()
+        except OSError:
+            pass
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        self.sock.close()
+
+    def reset(self) -> None:
+        """Close so that the peer sees a reset."""
+        reset(self.sock)
+
+
+Stream = PlainStream | TlsStream
+
+
+def reset(sock: socket.socket) -> None:
+    """Close a socket so that the peer sees a reset (SO_LINGER with timeout 0, socket(7))."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    except OSError:
+        pass
+    sock.close()

@@ -1,0 +1,398 @@
+"""The pod proxy: accepts, judges and relays the connections of one pod's steered ports.
+
+States, all driven by the control channel:
+
+    serving    `Configure` replaces the desired state, `Credential` adds key material, `Listen`/`Unlisten` open and
+               close the tap, `Opened`/`Refused` answer our `Open`
+    draining   after `Drain`, or once the channel is closed (the daemon is gone): listeners are retired, idle
+               connections are closed, the others have until the timeout; then the process exits
+
+Invariants: applying a snapshot twice changes nothing; a connection runs on under the cell of its port even when
+the port is no longer configured (everything then goes to the app); every message of the daemon that asks for an answer
+gets one; a failing callback ends its own connection only.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from sidestep.engine.relay import Leg
+from sidestep.model.condition import ConditionType
+from sidestep.model.errors import PeerError, SidestepError
+from sidestep.proxy import messages
+from sidestep.proxy.acceptor import Acceptor
+from sidestep.proxy.conduit import Conduit, Endpoint
+from sidestep.proxy.control import ChannelClosed, ControlChannel
+from sidestep.proxy.credentials import Credentials
+from sidestep.proxy.judge import Judge
+from sidestep.proxy.loop import READ, WRITE, Loop, Timer
+from sidestep.proxy.ports import LivePort
+
+HEARTBEAT: Final = 0.5
+"""Seconds between heartbeats."""
+OPEN_TIMEOUT: Final = 15.0
+"""Seconds to wait for the daemon's answer to `Open`; the daemon's own deadline is shorter."""
+MAX_REQUEST_LINES: Final = 256
+"""Diverted requests logged per flush; what is beyond is counted."""
+MAX_TEXT: Final = 2048
+"""Characters of a path or authority in a log line."""
+RESERVED_FDS: Final = 64
+"""Descriptors kept free of connections: listeners, credentials, the channel."""
+FDS_PER_CONNECTION: Final = 4
+
+Message = messages.ToProxy
+
+
+class Worker:
+    """The process. Implements what judges and conduits ask of it (`Reception`)."""
+
+    def __init__(self, channel: ControlChannel[Message], trust_store: ssl.SSLContext) -> None:
+        self._channel = channel
+        self._loop = Loop(on_crash=self._crashed)
+        self._ports: dict[int, LivePort] = {}
+        self._acceptors: dict[int, Acceptor] = {}
+        self._retiring: set[Acceptor] = set()
+        self._conduits: set[Conduit] = set()
+        self._judges: set[Judge] = set()
+        self._streams: dict[int, tuple[Callable[[socket.socket | None], None], Timer]] = {}
+        self._asked: dict[int, int] = {}
+        self._next_stream = 0
+        self._lines: list[messages.DivertedRequest] = []
+        self._dropped_lines = 0
+        self._anomalies: Counter[str] = Counter()
+        self._draining = False
+        self._drain_timeout = 30.0
+        self._capacity = max(1, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FDS) // FDS_PER_CONNECTION)
+        self.credentials = Credentials(trust_store)
+        self.detection_timeout = 1.0
+
+    def run(self) -> None:
+        """Serve until drained."""
+        gc.set_threshold(20_000, 20, 50)
+        self._loop.add(self._channel.fileno(), self._control_ready, READ)
+        self._beat()
+        self._loop.run()
+
+    # --- control channel --------------------------------------------------------------------------------------------
+
+    def _control_ready(self, mask: int) -> None:
+        try:
+            if mask & WRITE:
+                self._channel.flush()
+            while True:
+                packet = self._channel.receive()
+                if packet is None:
+                    break
+                self._dispatch(*packet)
+        except (ChannelClosed, PeerError):
+            self._orphaned()
+            return
+        self._watch_channel()
+
+    def _watch_channel(self) -> None:
+        self._loop.modify(self._channel.fileno(), READ | (WRITE if self._channel.pending else 0))
+
+    def _send(self, message: messages.Message, *, droppable: bool = False) -> bool:
+        if self._draining and self._channel.fileno() < 0:
+            return False
+        try:
+            sent = self._channel.send(message, droppable=droppable)
+        except ChannelClosed:
+            self._orphaned()
+            return False
+        if self._channel.pending:
+            self._watch_channel()
+        return sent
+
+    def _dispatch(self, message: Message, fd: int | None) -> None:
+        if isinstance(message, messages.Ack):
+            self._answered(message)
+            return
+        error = ""
+        try:
+            self._obey(message, fd)
+        except (SidestepError, OSError, ValueError, KeyError) as failure:
+            error = str(failure) or type(failure).__name__
+        self._channel.acknowledge(message, error)
+
+    def _obey(self, message: Message, fd: int | None) -> None:
+        match message:
+            case messages.Configure():
+                self._configure(message)
+            case messages.Credential():
+                self.credentials.add(message.name, message.kind, _owned(fd))
+            case messages.Listen():
+                self._listen(message, _owned(fd))
+            case messages.Unlisten():
+                self._unlisten(message.port)
+            case messages.Opened():
+                self._stream_opened(message.stream, socket.socket(fileno=_owned(fd)))
+            case messages.Refused():
+                self._stream_opened(message.stream, None)
+            case messages.Drain():
+                self._drain(message.timeout)
+            case _:
+                raise PeerError(f"{type(message).__name__} is not expected here")
+
+    def _configure(self, message: messages.Configure) -> None:
+        wanted = {port.number: port for port in message.ports if port.transport == "tcp"}
+        names = {
+            name
+            for port in wanted.values()
+            for name in (port.identity, port.client_trust, port.upstream_identity, port.upstream_trust)
+            if name
+        }
+        for name in names:
+            if name not in self.credentials:
+                raise PeerError(f"the credential {name} was not sent")
+        compiled = {number: LivePort(port) for number, port in wanted.items() if number not in self._ports}
+        for number, port in wanted.items():
+            if number in self._ports:
+                self._ports[number].replace(port)
+        self._ports.update(compiled)
+        for number in [number for number in self._ports if number not in wanted]:
+            self._ports.pop(number).retire()
+        self.credentials.keep(names)
+        self.detection_timeout = message.detection_timeout
+        self._drain_timeout = message.drain_timeout
+
+    def _listen(self, message: messages.Listen, fd: int) -> None:
+        listener = socket.socket(fileno=fd)
+        port = self._ports.get(message.port)
+        if port is None or message.transport != "tcp":
+            listener.close()
+            raise PeerError(f"port {message.port}/{message.transport} is not configured")
+        old = self._acceptors.pop(message.port, None)
+        if old is not None:
+            self._retire(old)
+
+        def accepted(sock: socket.socket, endpoint: Endpoint) -> None:
+            self._accepted(port, sock, endpoint)
+
+        self._acceptors[message.port] = Acceptor(
+            self._loop, listener, message.port, accepted=accepted, has_room=self._has_room
+        )
+
+    def _unlisten(self, port: int) -> None:
+        acceptor = self._acceptors.pop(port, None)
+        if acceptor is not None:
+            self._retire(acceptor)
+
+    def _retire(self, acceptor: Acceptor) -> None:
+        self._retiring.add(acceptor)
+
+        def done() -> None:
+            self._retiring.discard(acceptor)
+            self._exit_when_drained()
+
+        acceptor.retire(done)
+
+    # --- connections ------------------------------------------------------------------------------------------------
+
+    def _has_room(self) -> bool:
+        return len(self._conduits) + len(self._judges) < self._capacity
+
+    def _accepted(self, port: LivePort, sock: socket.socket, endpoint: Endpoint) -> None:
+        port.counters["accepted"] += 1
+        judge = Judge(self._loop, sock, port=port, endpoint=endpoint, reception=self)
+        self._judges.add(judge)
+        try:
+            judge.begin()
+        except OSError:
+            judge.abandon()
+
+    def judged_away(self, judge: Judge) -> None:
+        """A judge is over."""
+        self._judges.discard(judge)
+        self._exit_when_drained()
+
+    def opened(self, conduit: Conduit) -> None:
+        """A connection runs."""
+        self._conduits.add(conduit)
+
+    def closed(self, conduit: Conduit) -> None:
+        """A connection is over."""
+        self._conduits.discard(conduit)
+        anomaly = conduit.relay.anomaly
+        if anomaly:
+            self._anomalies[anomaly] += 1
+            conduit.port.counters["wired"] += 1
+        self._exit_when_drained()
+
+    def report(self, port: LivePort, kind: ConditionType, text: str) -> None:
+        """Tell the daemon about a condition, when it changes."""
+        if port.conditions.get(kind, "") != text:
+            if text:
+                port.conditions[kind] = text
+            else:
+                port.conditions.pop(kind, None)
+            self._send(messages.Report(self._channel.next_seq(), port.steered.number, kind.value, text))
+
+    def no_app(self, port: LivePort, host: str) -> None:
+        """Tell the daemon that a dial to the app was refused."""
+        port.counters["no_app"] += 1
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._send(messages.NoApp(self._channel.next_seq(), port.steered.number, int(family)))
+
+    def log_requests(self, conduit: Conduit) -> None:
+        """Queue a conduit's diverted requests for the session's log."""
+        if not self._lines:
+            self._loop.later(0.0, self._flush_lines)
+        endpoint = conduit.endpoint
+        for request in conduit.relay.diverted:
+            conduit.port.counters["copied" if request.copied else "diverted"] += 1
+            if len(self._lines) >= MAX_REQUEST_LINES:
+                self._dropped_lines += 1
+                continue
+            self._lines.append(
+                messages.DivertedRequest(
+                    request.rule.uid,
+                    conduit.port.steered.number,
+                    endpoint.client,
+                    endpoint.client_port,
+                    _text(request.method),
+                    _text(request.path),
+                    _text(request.authority),
+                    request.copied,
+                )
+            )
+        conduit.relay.diverted.clear()
+
+    def _flush_lines(self) -> None:
+        lines, self._lines = self._lines, []
+        message = messages.Requests(self._channel.next_seq(), tuple(lines), self._dropped_lines)
+        if self._send(message, droppable=True):
+            self._dropped_lines = 0
+        else:
+            self._dropped_lines += len(lines)
+
+    # --- streams to handlers ----------------------------------------------------------------------------------------
+
+    def open_stream(
+        self, conduit: Conduit, leg: Leg, done: Callable[[socket.socket | None], None]
+    ) -> Callable[[], None]:
+        """Ask the daemon for a connection to the handler of `leg.rule`."""
+        self._next_stream += 1
+        stream = self._next_stream
+        timer = self._loop.later(OPEN_TIMEOUT, lambda: self._stream_opened(stream, None))
+        self._streams[stream] = (done, timer)
+        seq = self._channel.next_seq()
+        self._asked[seq] = stream
+        endpoint = conduit.endpoint
+        self._send(
+            messages.Open(
+                seq,
+                stream,
+                leg.rule.uid if leg.rule is not None else "",
+                endpoint.port,
+                conduit.protocol,
+                conduit.tls,
+                conduit.server_name,
+                endpoint.client,
+                endpoint.client_port,
+            )
+        )
+
+        def cancel() -> None:
+            entry = self._streams.pop(stream, None)
+            if entry is not None:
+                entry[1].cancel()
+
+        return cancel
+
+    def _stream_opened(self, stream: int, sock: socket.socket | None) -> None:
+        entry = self._streams.pop(stream, None)
+        if entry is None:
+            if sock is not None:
+                sock.close()
+            return
+        done, timer = entry
+        timer.cancel()
+        if sock is not None:
+            sock.setblocking(False)
+        done(sock)
+
+    def _answered(self, ack: messages.Ack) -> None:
+        stream = self._asked.pop(ack.seq, None)
+        if stream is not None and ack.error:
+            self._stream_opened(stream, None)
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        self._loop.later(HEARTBEAT, self._beat)
+        ports = {number: dict(port.counters) for number, port in self._ports.items()}
+        connections = len(self._conduits) + len(self._judges)
+        heartbeat = messages.Heartbeat(self._channel.next_seq(), connections, ports, dict(self._anomalies))
+        self._send(heartbeat, droppable=True)
+        if self._draining:
+            self._close_idle()
+
+    def _orphaned(self) -> None:
+        """The daemon is gone: its link and maps went with it, so the app gets every new connection already."""
+        if self._channel.fileno() >= 0:
+            self._loop.remove(self._channel.fileno())
+            self._channel.close()
+        for stream in list(self._streams):
+            self._stream_opened(stream, None)
+        self._drain(self._drain_timeout)
+
+    def _drain(self, timeout: float) -> None:
+        if self._draining:
+            return
+        self._draining = True
+        for port in list(self._acceptors):
+            self._unlisten(port)
+        self._loop.later(timeout, self._drain_over)
+        self._exit_when_drained()
+
+    def _close_idle(self) -> None:
+        for conduit in [conduit for conduit in self._conduits if conduit.relay.idle]:
+            conduit.close()
+
+    def _exit_when_drained(self) -> None:
+        if self._draining and not (self._conduits or self._judges or self._retiring):
+            self._loop.stop()
+
+    def _drain_over(self) -> None:
+        for judge in list(self._judges):
+            judge.abandon()
+        for conduit in list(self._conduits):
+            conduit.abandon()
+        for acceptor in list(self._retiring):
+            acceptor.close()
+        self._loop.stop()
+
+    def _crashed(self, owner: object, error: Exception) -> None:
+        """A callback raised: count it, say so, end what it belonged to."""
+        self._anomalies["internal-error"] += 1
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "?"
+        os.write(2, f"sidestep proxy: internal error at {where}: {type(error).__name__}: {error}\n".encode())
+        abandon = getattr(owner, "abandon", None)
+        if abandon is not None:
+            abandon()
+
+
+def _owned(fd: int | None) -> int:
+    if fd is None:
+        raise PeerError("a descriptor is missing")
+    return fd
+
+
+def _text(value: bytes) -> str:
+    return value[:MAX_TEXT].decode("utf-8", "replace")
+
+
+def run(channel: ControlChannel[Message], trust_store: ssl.SSLContext) -> None:
+    """Entry of the forked, sandboxed child: serve until drained."""
+    Worker(channel, trust_store).run()
