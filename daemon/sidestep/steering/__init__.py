@@ -1,1 +1,14 @@
-"""eBPF sk_lookup: compile, load, attach, steer, count."""
+"""eBPF sk_lookup: compile, load, attach, steer, count.
+
+`compile_program()`, once per daemon, gives a `CompiledProgram`; `Steering.attach()` loads it with maps of its own for
+one pod's network namespace; `steer()` and `unsteer()` fill that pod's map. No pin, no BTF, no bcc in this process.
+"""
+
+from __future__ import annotations
+
+from sidestep.steering.attachment import Steering
+from sidestep.steering.compiler import compile_program
+from sidestep.steering.layout import Verdict
+from sidestep.steering.program import CompiledProgram
+
+__all__ = ["CompiledProgram", "Steering", "Verdict", "compile_program"]

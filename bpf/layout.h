@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the program and the daemon share: the key of the map of steered ports, and the order of the counters.
+ *
+ * daemon/sidestep/steering/layout.py mirrors this file. Sizes are checked here when the program is compiled, and there
+ * against what the compiler reports about the maps; the values of the enum are the indices of one per-CPU array.
+ */
+#ifndef SIDESTEP_LAYOUT_H
+#define SIDESTEP_LAYOUT_H
+
+/* A steered port. One entry per family, although one dual-stack listener usually serves both. */
+struct steered_key {
+	u16 port;     /* local port, host byte order */
+	u8 transport; /* IPPROTO_TCP or IPPROTO_UDP */
+	u8 family;    /* AF_INET or AF_INET6 */
+};
+
+_Static_assert(sizeof(struct steered_key) == 4, "steering/layout.py packs this key into 4 bytes");
+
+/* Why a lookup ended as it did. */
+enum verdict {
+	VERDICT_STEERED,   /* handed to our listener */
+	VERDICT_UNSTEERED, /* the port is not steered: the usual lookup goes on */
+	VERDICT_LOOPBACK,  /* the remote end is a loopback address: somebody in the pod, maybe the proxy itself */
+	VERDICT_OWN,       /* the remote end is the local address: a dial from inside the pod to the pod's own address */
+	VERDICT_FAILED,    /* the kernel refused the assignment: the usual lookup goes on */
+	VERDICT_COUNT
+};
+
+/* Ports times transports times families that one pod may have steered at a time. */
+#define STEERED_MAX 1024
+
+#endif

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * sk_lookup: choose the listening socket of a new connection (or the socket of a datagram) to a target pod.
+ *
+ * The program runs in the network namespace of one pod, with maps that belong to this pod alone, for every packet that
+ * found no connected socket. Whatever happens it returns SK_PASS, so that the worst it can do is nothing: SK_PASS
+ * without an assigned socket lets the kernel look the listener up as if the program were not there.
+ *
+ * The guards come first because the proxy reaches the app through the same lookup. What is dialled from inside the pod
+ * has a loopback address or the pod's own address at its remote end, and must find the app. (`ingress_ifindex` does not
+ * tell: it names the pod's interface, not lo, for a local dial to the pod's own address.)
+ *
+ * BPF_SK_LOOKUP_F_REPLACE: while a new daemon takes over from an old one both programs are attached and run in the
+ * order of attachment; with the flag the last one wins, without it the first.
+ *
+ * Types of the kernel's user interface only: no structure of the running kernel is read.
+ */
+#include <uapi/linux/bpf.h>
+
+#include "layout.h"
+
+#define FAMILY_IPV4 2   /* AF_INET */
+#define FAMILY_IPV6 10  /* AF_INET6 */
+
+/* The value of a socket map is a socket, written as a file descriptor by the daemon and read as a reference here. */
+BPF_TABLE("sockhash", struct steered_key, u64, ports, STEERED_MAX);
+BPF_TABLE("percpu_array", u32, u64, counts, VERDICT_COUNT);
+
+static __always_inline int pass(u32 verdict)
+{
+	u64 *count = counts.lookup(&verdict);
+
+	if (count)
+		*count += 1;
+	return SK_PASS;
+}
+
+static __always_inline bool is_loopback_ipv4(u32 address)
+{
+	return (bpf_ntohl(address) >> 24) == 127;
+}
+
+static __always_inline bool is_loopback_ipv6(const u32 address[4])
+{
+	if (address[0] || address[1])
+		return false;
+	if (!address[2])
+		return address[3] == bpf_htonl(1);
+	return address[2] == bpf_htonl(0xffff) && is_loopback_ipv4(address[3]);
+}
+
+int sidestep_lookup(struct bpf_sk_lookup *lookup)
+{
+	struct steered_key key = {};
+	struct bpf_sock *listener;
+	u32 remote[4], local[4];
+	long error;
+
+	if (lookup->family == FAMILY_IPV4) {
+		u32 remote_ip4 = lookup->remote_ip4;
+
+		if (is_loopback_ipv4(remote_ip4))
+			return pass(VERDICT_LOOPBACK);
+		if (remote_ip4 == lookup->local_ip4)
+			return pass(VERDICT_OWN);
+	} else if (lookup->family == FAMILY_IPV6) {
+		remote[0] = lookup->remote_ip6[0];
+		remote[1] = lookup->remote_ip6[1];
+		remote[2] = lookup->remote_ip6[2];
+		remote[3] = lookup->remote_ip6[3];
+		local[0] = lookup->local_ip6[0];
+		local[1] = lookup->local_ip6[1];
+		local[2] = lookup->local_ip6[2];
+		local[3] = lookup->local_ip6[3];
+		if (is_loopback_ipv6(remote))
+			return pass(VERDICT_LOOPBACK);
+		if (remote[0] == local[0] && remote[1] == local[1] && remote[2] == local[2] && remote[3] == local[3])
+			return pass(VERDICT_OWN);
+	}
+
+	key.port = lookup->local_port;
+	key.transport = lookup->protocol;
+	key.family = lookup->family;
+	listener = (struct bpf_sock *)ports.lookup(&key);
+	if (!listener)
+		return pass(VERDICT_UNSTEERED);
+	error = bpf_sk_assign(lookup, listener, BPF_SK_LOOKUP_F_REPLACE);
+	bpf_sk_release(listener);
+	return pass(error ? VERDICT_FAILED : VERDICT_STEERED);
+}

@@ -1,0 +1,112 @@
+"""Kernel headers for bcc: which tree to use, and how to show it to bcc without leaving a trace on the machine.
+
+The program uses types of the kernel's user interface only, so any kernel's headers serve. Trees come in two shapes:
+
+* merged: one folder has everything (an image, most distributions). bcc takes it through BCC_KERNEL_SOURCE.
+* split: Debian's `build` (generated, per flavour) and `source` (common) folders. bcc knows these only as
+  /lib/modules/<running release>/{build,source}. Where the running kernel has other headers or none, a private mount
+  namespace gets an empty tmpfs over /lib/modules with these two links: nobody else sees it, it ends with the process.
+
+Order: the folder that SIDESTEP_KERNEL_HEADERS names, the folder an image brings, the running kernel's own, then any
+other installed, newest first. Used in the compiler child only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sidestep.model.errors import ConfigurationError, KernelError
+
+VARIABLE = "SIDESTEP_KERNEL_HEADERS"
+"""Environment variable that names a merged tree."""
+
+IMAGE_TREE = Path("/usr/share/sidestep/kernel-headers")
+"""Where a container image keeps its merged tree."""
+
+MODULES = Path("/lib/modules")
+
+MISSING = (
+    f"no kernel headers found: install Debian's linux-headers-amd64 (or -arm64), or let {VARIABLE} name one merged tree"
+)
+
+_MARK = Path("include/linux/kconfig.h")
+_CLONE_NEWNS = 0x00020000
+_MS_REC = 0x4000
+_MS_PRIVATE = 0x40000
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """One usable tree: `build` alone when merged, with `source` when split. Both are absolute, without links."""
+
+    build: Path
+    source: Path | None = None
+
+
+def candidates(*, environment: Mapping[str, str], release: str, modules: Path = MODULES) -> tuple[Headers, ...]:
+    """Usable trees, best first. Raises ConfigurationError when a named tree is unusable or none is found."""
+    named = environment.get(VARIABLE)
+    if named:
+        tree = Path(named)
+        if not (tree / _MARK).is_file():
+            raise ConfigurationError(f"has no {_MARK}: it must name one merged tree", subject=VARIABLE, value=named)
+        return (Headers(build=tree.resolve()),)
+    found: list[Headers] = []
+    if (IMAGE_TREE / _MARK).is_file():
+        found.append(Headers(build=IMAGE_TREE.resolve()))
+    for folder in sorted(modules.glob("*"), key=lambda each: (each.name == release, _version(each.name)), reverse=True):
+        build, source = folder / "build", folder / "source"
+        if (build / _MARK).is_file():
+            found.append(Headers(build=build.resolve()))
+        elif build.is_dir() and (source / _MARK).is_file():
+            found.append(Headers(build=build.resolve(), source=source.resolve()))
+    if not found:
+        raise ConfigurationError(MISSING, subject="steering")
+    return tuple(found)
+
+
+def _version(release: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d{1,9}", release))
+
+
+class HeaderView:
+    """Shows one tree after another to bcc in this process."""
+
+    def __init__(self, *, release: str, modules: Path = MODULES) -> None:
+        """Nothing is mounted before a split tree is to be shown."""
+        self._folder = modules / release
+        self._private = False
+
+    def show(self, headers: Headers) -> None:
+        """Make `headers` what bcc finds. Raises KernelError when the private mount namespace cannot be had."""
+        if headers.source is None:
+            os.environ["BCC_KERNEL_SOURCE"] = str(headers.build)
+            return
+        os.environ.pop("BCC_KERNEL_SOURCE", None)
+        build, source = self._folder / "build", self._folder / "source"
+        if build.resolve() == headers.build and source.resolve() == headers.source:
+            return
+        if not self._private:
+            _mount_private_tmpfs(self._folder.parent)
+            self._private = True
+        self._folder.mkdir(exist_ok=True)
+        for link, target in ((build, headers.build), (source, headers.source)):
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
+
+
+def _mount_private_tmpfs(where: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS) < 0:
+        raise KernelError("unshare", ctypes.get_errno(), doing="making a private view of the kernel headers")
+    for source, target, kind, flags in (
+        (b"none", b"/", None, _MS_REC | _MS_PRIVATE),
+        (b"tmpfs", bytes(where), b"tmpfs", 0),
+    ):
+        if libc.mount(source, target, kind, ctypes.c_ulong(flags), None) < 0:
+            raise KernelError("mount", ctypes.get_errno(), doing="making a private view of the kernel headers")
