@@ -11,7 +11,8 @@ States of a leg's stream (a `_Pipe`):
 
 Invariants: a descriptor is registered exactly while its pipe is live, finished or lingering; every pipe that ever
 opened is dead or lingering when the conduit is closed; after every call into the relay `settle` brings sockets, masks
-and endings in line with what the relay says. `settle` is the hot path: with nothing queued, opening or ending it is one pass over two legs.
+and endings in line with what the relay says. `settle` is the hot path: with nothing queued, opening or ending it is one
+pass over two legs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from sidestep.engine.relay import Ending, Leg, Relay, Role
 from sidestep.proxy.dial import Dial
 from sidestep.proxy.loop import BROKEN, READ, WRITE, Loop, Timer
 from sidestep.proxy.ports import LivePort
+from sidestep.proxy.splice import Pipes, Splicer
 from sidestep.proxy.stream import PlainStream, Stream
 
 DRAIN_READS: Final = 16
@@ -50,6 +52,8 @@ class Endpoint:
 
 class Courier(Protocol):
     """What a conduit asks of the worker around it."""
+
+    pipes: Pipes
 
     def open_stream(
         self, conduit: Conduit, leg: Leg, done: Callable[[socket.socket | None], None]
@@ -117,6 +121,7 @@ class Conduit:
         "_on_close",
         "_pipes",
         "_slow",
+        "_splicer",
         "_timer",
         "app_tls",
         "endpoint",
@@ -148,6 +153,7 @@ class Conduit:
         self._slow = True
         self._timer: Timer | None = None
         self._pipes: list[_Pipe] = []
+        self._splicer: Splicer | None = None
         self.relay = relay
         self.port = port
         self.endpoint = endpoint
@@ -291,8 +297,36 @@ class Conduit:
         self._slow = congested
         if len(self._pipes) > PRUNE:
             self._pipes = [pipe for pipe in self._pipes if pipe.stream is not None or not pipe.leg.ending]
+        if relay.wired is not None and self._splice(relay.wired):
+            return
         if relay.done and not relay.client.out:
             self.close()
+
+    def _splice(self, wired: tuple[Leg, Leg]) -> bool:
+        """Hand a wire between two plaintext sockets, once nothing is queued, to the kernel; tell whether it was."""
+        one, other = wired[0].io, wired[1].io
+        if self._splicer is not None or self._closed or one is None or other is None or wired[0].out or wired[1].out:
+            return self._splicer is not None
+        if not isinstance(one.stream, PlainStream) or not isinstance(other.stream, PlainStream):
+            return False
+        for pipe in self._pipes:
+            if pipe is not one and pipe is not other:
+                self._kill(pipe, orderly=True)
+        self._splicer = Splicer(
+            self._loop,
+            self._courier.pipes,
+            one.stream,
+            other.stream,
+            ended=(one.ended, other.ended),
+            finished=(one.finished, other.finished),
+            done=self._spliced,
+        )
+        return True
+
+    def _spliced(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._courier.closed(self)
 
     def _watch(self, relay: Relay, leg: Leg, pipe: _Pipe) -> bool:
         """Set the mask that the relay wants; tell whether anything is held back."""
@@ -419,6 +453,9 @@ class Conduit:
         """End everything: what the relay closed lingers, the rest is closed now."""
         if self._closed:
             return
+        if self._splicer is not None:
+            self._splicer.abandon()
+            return
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -441,6 +478,9 @@ class Conduit:
 
     def abandon(self) -> None:
         """Tear this connection down: an error of ours, or the end of the drain timeout."""
+        if self._splicer is not None:
+            self._splicer.abandon()
+            return
         for pipe in self._pipes:
             self._kill(pipe, orderly=False)
         if not self._closed:

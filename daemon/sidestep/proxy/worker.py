@@ -34,6 +34,7 @@ from sidestep.proxy.credentials import Credentials
 from sidestep.proxy.judge import Judge
 from sidestep.proxy.loop import READ, WRITE, Loop, Timer
 from sidestep.proxy.ports import LivePort
+from sidestep.proxy.splice import Pipes
 
 HEARTBEAT: Final = 0.5
 """Seconds between heartbeats."""
@@ -72,6 +73,7 @@ class Worker:
         self._capacity = max(1, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FDS) // FDS_PER_CONNECTION)
         self.credentials = Credentials(trust_store)
         self.detection_timeout = 1.0
+        self.pipes = Pipes()
 
     def run(self) -> None:
         """Serve until drained."""
