@@ -1,0 +1,100 @@
+"""The CLI's end of a tunnel: answers the hello, hears events, serves the streams of diverted connections.
+
+What a stream leads to is none of this file's business: `dial` connects to the handler and returns a channel, or raises
+RefusedError, which becomes a 502 with its text in `sidestep-reason`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from sidestep.model.errors import PeerError, RefusedError, SidestepError
+from sidestep.tunnel.channel import Channel
+from sidestep.tunnel.connection import Connection
+from sidestep.tunnel.daemon_end import read_all
+from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
+from sidestep.tunnel.messages import VERSION, AnyEvent, Hello, HelloAnswer, decode, decode_event, encode
+from sidestep.tunnel.opening import PROTOCOL, REASON, StreamOpening, clean_reason
+from sidestep.tunnel.pump import pump
+from sidestep.tunnel.stream import CANCEL, Stream
+
+Dial = Callable[[StreamOpening], Awaitable[Channel]]
+"""Connects to the handler, TLS handshake included. Raises RefusedError."""
+Prove = Callable[[Hello], str]
+"""Makes the proof for a hello; "" in local mode."""
+
+
+def prove_nothing(_hello: Hello) -> str:
+    """The `Prove` of local mode."""
+    return ""
+
+
+class CliEnd:
+    """Serves one tunnel. `connection` is the server-side connection to hand to a transport."""
+
+    def __init__(
+        self,
+        *,
+        dial: Dial,
+        on_hello: Callable[[Hello], None],
+        on_event: Callable[[AnyEvent], None],
+        prove: Prove = prove_nothing,
+        limits: TunnelLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self._dial = dial
+        self._on_hello = on_hello
+        self._on_event = on_event
+        self._prove = prove
+        self._limits = limits
+        self.connection = Connection(serve=self._serve, limits=limits)
+
+    async def run(self) -> SidestepError | None:
+        """Wait until the tunnel ends. Returns what `Connection.closed` says."""
+        return await self.connection.wait_closed()
+
+    async def _serve(self, stream: Stream) -> None:
+        fields = dict(stream.headers)
+        request = (fields.get(":method"), fields.get(":path"), fields.get(":protocol"))
+        match request:
+            case ("CONNECT", _, protocol) if protocol == PROTOCOL:
+                await self._divert(stream)
+            case ("POST", "/v1/hello", None):
+                await self._answer_hello(stream)
+            case ("POST", "/v1/events", None):
+                await self._hear_events(stream)
+            case ("CONNECT", _, _):
+                stream.respond(501, ((REASON, "this session does not carry that protocol"),), end_stream=True)
+                stream.reset(CANCEL)
+            case _:
+                stream.respond(404, end_stream=True)
+                stream.reset(CANCEL)
+
+    async def _divert(self, stream: Stream) -> None:
+        try:
+            channel = await self._dial(StreamOpening.from_headers(stream.headers))
+        except (RefusedError, PeerError) as error:
+            stream.respond(502, ((REASON, clean_reason(str(error))),), end_stream=True)
+            return
+        stream.respond(200)
+        await pump(stream, channel)
+
+    async def _answer_hello(self, stream: Stream) -> None:
+        hello = decode(await read_all(stream, self._limits.hello), Hello, what="the daemon's hello")
+        answer = HelloAnswer(version=VERSION, serves=(hello.intercept,), proof=self._prove(hello))
+        self._on_hello(hello)
+        stream.respond(200, (("content-type", "application/json"),))
+        await stream.write(encode(answer))
+        await stream.write_eof()
+
+    async def _hear_events(self, stream: Stream) -> None:
+        stream.respond(200)
+        rest = b""
+        while data := await stream.read():
+            *lines, rest = (rest + data).split(b"\n")
+            if len(rest) > self._limits.event_line:
+                raise PeerError("the daemon sent an event without end")
+            for line in lines:
+                event = decode_event(line)
+                if event is not None:
+                    self._on_event(event)
+        await stream.write_eof()

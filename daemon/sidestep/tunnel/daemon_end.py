@@ -1,0 +1,165 @@
+"""The daemon's end of a tunnel: says hello, publishes events, opens streams for diverted connections.
+
+Events never hold anybody up. Request lines wait in a bounded queue and the oldest falls out, counted; a `State`
+replaces the one before it that is still waiting, so the session always ends up knowing the newest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from sidestep.model.errors import PeerError, RefusedError, SidestepError
+from sidestep.tunnel.connection import Connection
+from sidestep.tunnel.errors import TunnelClosedError
+from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
+from sidestep.tunnel.messages import VERSION, Dropped, Ended, Hello, HelloAnswer, Request, State, decode, encode
+from sidestep.tunnel.opening import REASON, StreamOpening, clean_reason
+from sidestep.tunnel.stream import CANCEL, Headers, Stream
+
+Verify = Callable[[Hello, HelloAnswer], None]
+"""Checks the proof of an answer; raises RefusedError. In local mode peer credentials were the proof."""
+
+_BATCH = 64
+"""Request lines sent in one write."""
+
+
+def accept_anyone(_hello: Hello, _answer: HelloAnswer) -> None:
+    """The `Verify` of local mode."""
+
+
+class DaemonEnd:
+    """Owns the client-side `Connection` of one session."""
+
+    def __init__(self, connection: Connection, *, limits: TunnelLimits = DEFAULT_LIMITS) -> None:
+        self.connection = connection
+        self._limits = limits
+        self._requests: deque[Request] = deque()
+        self._dropped = 0
+        self._state: State | None = None
+        self._ended: Ended | None = None
+        self._news = asyncio.Event()
+
+    async def hello(self, hello: Hello, *, verify: Verify = accept_anyone) -> HelloAnswer:
+        """Introduce the node and hear what the session serves.
+
+        Raises PeerError when the answer is late or unusable, RefusedError when it does not fit the hello.
+        """
+        try:
+            async with asyncio.timeout(self._limits.hello_timeout):
+                stream = self.connection.open(_post("/v1/hello"))
+                await stream.write(encode(hello))
+                await stream.write_eof()
+                await stream.response()
+                body = await read_all(stream, self._limits.hello)
+        except TimeoutError as error:
+            raise PeerError("the session did not answer the hello") from error
+        answer = decode(body, HelloAnswer, what="the session's answer to the hello")
+        if answer.version != VERSION:
+            raise RefusedError(f"the session speaks version {answer.version} of the tunnel, this node {VERSION}")
+        if hello.intercept not in answer.serves:
+            raise RefusedError(f"the session does not serve {hello.namespace}/{hello.name}")
+        verify(hello, answer)
+        return answer
+
+    def publish(self, event: State | Request) -> None:
+        """Queue an event; never waits, never fails."""
+        if isinstance(event, State):
+            self._state = event
+        else:
+            if len(self._requests) >= self._limits.event_queue:
+                self._requests.popleft()
+                self._dropped += 1
+            self._requests.append(event)
+        self._news.set()
+
+    async def run(self) -> SidestepError | None:
+        """Send events until the tunnel ends. Returns what `Connection.closed` says."""
+        sending = asyncio.create_task(self._send_events(), name="tunnel-events")
+        try:
+            ends: set[asyncio.Future[Any]] = {sending, self.connection.closed}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+        self.connection.close()
+        return await self.connection.wait_closed()
+
+    async def end(self, ended: Ended) -> None:
+        """Tell the session that it is over, then close the tunnel. Does not outlast the `farewell` limit."""
+        self._ended = ended
+        self._news.set()
+        await asyncio.wait({self.connection.closed}, timeout=self._limits.farewell)
+        self.connection.close()
+
+    async def open(self, opening: StreamOpening) -> Stream:
+        """Open a stream and wait for the handler's end to be connected. Raises RefusedError with the reason."""
+        stream: Stream | None = None
+        try:
+            async with asyncio.timeout(self._limits.open_timeout):
+                stream = self.connection.open(opening.to_headers())
+                answer = await stream.response()
+        except TimeoutError as error:
+            raise RefusedError(f"the session did not answer within {self._limits.open_timeout:g} s") from error
+        except TunnelClosedError as error:
+            raise RefusedError("the session is gone") from error
+        except PeerError as error:
+            raise RefusedError(clean_reason(str(error))) from error
+        else:
+            opened, stream = stream, None if dict(answer).get(":status") == "200" else stream
+            if stream is None:
+                return opened
+            raise RefusedError(clean_reason(dict(answer).get(REASON, "the session refused the connection")))
+        finally:
+            if stream is not None:
+                stream.reset(CANCEL)
+
+    async def _send_events(self) -> None:
+        try:
+            stream = self.connection.open(_post("/v1/events"))
+            while True:
+                await self._news.wait()
+                self._news.clear()
+                while lines := self._batch():
+                    await stream.write(lines)
+                if self._ended is not None:
+                    await stream.write(encode(self._ended) + b"\n")
+                    await stream.write_eof()
+                    return
+        except PeerError as error:
+            self.connection.close(error)
+
+    def _batch(self) -> bytes:
+        events: list[State | Request | Dropped] = []
+        if self._state is not None:
+            events.append(self._state)
+            self._state = None
+        if self._dropped:
+            events.append(Dropped(self._dropped))
+            self._dropped = 0
+        events.extend(self._requests.popleft() for _ in range(min(_BATCH, len(self._requests))))
+        return b"".join(encode(event) + b"\n" for event in events)
+
+
+def _post(path: str) -> Headers:
+    return (
+        (":method", "POST"),
+        (":scheme", "https"),
+        (":authority", "session"),
+        (":path", path),
+        ("content-type", "application/json"),
+    )
+
+
+async def read_all(stream: Stream, limit: int) -> bytes:
+    """Read a body whole. Raises PeerError when it is longer than `limit` bytes."""
+    parts, size = [], 0
+    while data := await stream.read():
+        size += len(data)
+        if size > limit:
+            stream.reset(CANCEL)
+            raise PeerError(f"a message of more than {limit} bytes came through the tunnel")
+        parts.append(data)
+    return b"".join(parts)

@@ -1,0 +1,118 @@
+"""What the daemon says about one diverted connection when it opens a stream for it (extended CONNECT, RFC 8441).
+
+The same fields travel as request headers and come out of a strict parser: every one present once, bounded, and of its
+type. What a peer sends besides is ignored, so that later versions may say more.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from sidestep.model.errors import PeerError
+from sidestep.tunnel.stream import Headers
+
+PROTOCOL = "sidestep-tcp"
+"""`:protocol` of a diverted connection."""
+REASON = "sidestep-reason"
+"""Response header that says in one line why a handler connection could not be had."""
+MAX_REASON = 300
+"""Characters of a reason."""
+
+_UID = re.compile(r"[0-9A-Za-z-]{1,64}")
+_POD = re.compile(r"[a-z0-9.-]{1,253}/[a-z0-9.-]{1,253}")
+_NUMBER = re.compile(r"[0-9]{1,5}")
+_SERVER_NAME = re.compile(r"[!-~]{0,255}")
+_APPLICATION = frozenset({"http/1.1", "h2", "tcp"})
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOpening:
+    """One diverted connection. `protocol` is what the client speaks: "http/1.1", "h2" or "tcp".
+
+    `tls` tells whether the client's connection was decrypted; `server_name` is its SNI, "" without one; `client` is
+    its textual address; `pod` is `namespace/name`, `port` the container port.
+    """
+
+    intercept: str
+    pod: str
+    port: int
+    client: str
+    client_port: int
+    protocol: str
+    tls: bool
+    server_name: str = ""
+
+    def to_headers(self) -> Headers:
+        """Return the request headers."""
+        return (
+            (":method", "CONNECT"),
+            (":protocol", PROTOCOL),
+            (":scheme", "https"),
+            (":authority", "session"),
+            (":path", f"/v1/intercepts/{self.intercept}"),
+            ("sidestep-intercept", self.intercept),
+            ("sidestep-pod", self.pod),
+            ("sidestep-port", str(self.port)),
+            ("sidestep-client", self.client),
+            ("sidestep-client-port", str(self.client_port)),
+            ("sidestep-protocol", self.protocol),
+            ("sidestep-tls", "1" if self.tls else "0"),
+            ("sidestep-server-name", self.server_name),
+        )
+
+    @classmethod
+    def from_headers(cls, headers: Headers) -> StreamOpening:
+        """Parse request headers. Raises PeerError naming the first field that is missing or wrong."""
+        fields = _Fields(headers)
+        return cls(
+            intercept=fields.text("sidestep-intercept", _UID),
+            pod=fields.text("sidestep-pod", _POD),
+            port=fields.number("sidestep-port"),
+            client=fields.address("sidestep-client"),
+            client_port=fields.number("sidestep-client-port"),
+            protocol=fields.choice("sidestep-protocol", _APPLICATION),
+            tls=fields.choice("sidestep-tls", frozenset({"0", "1"})) == "1",
+            server_name=fields.text("sidestep-server-name", _SERVER_NAME),
+        )
+
+
+class _Fields:
+    """Header fields that may each stand once."""
+
+    def __init__(self, headers: Headers) -> None:
+        self._values: dict[str, list[str]] = {}
+        for name, value in headers:
+            self._values.setdefault(name, []).append(value)
+
+    def text(self, name: str, pattern: re.Pattern[str]) -> str:
+        values = self._values.get(name, ())
+        if len(values) != 1 or not pattern.fullmatch(values[0]):
+            raise PeerError(f"a stream was opened without a usable {name} header")
+        return values[0]
+
+    def number(self, name: str) -> int:
+        value = int(self.text(name, _NUMBER))
+        if value > 0xFFFF:
+            raise PeerError(f"a stream was opened without a usable {name} header")
+        return value
+
+    def choice(self, name: str, allowed: frozenset[str]) -> str:
+        value = self.text(name, _SERVER_NAME)
+        if value not in allowed:
+            raise PeerError(f"a stream was opened with an unknown {name}")
+        return value
+
+    def address(self, name: str) -> str:
+        value = self.text(name, _SERVER_NAME)
+        try:
+            ip_address(value)
+        except ValueError as error:
+            raise PeerError(f"a stream was opened without a usable {name} header") from error
+        return value
+
+
+def clean_reason(text: str) -> str:
+    """Make one bounded line of printable ASCII, fit for a header, a log and a terminal."""
+    return "".join(character if " " <= character <= "~" else "?" for character in text[:MAX_REASON])

@@ -1,0 +1,109 @@
+"""Bytes between a stream of the tunnel and a channel, both ways, until both directions have ended.
+
+    stream: END_STREAM            -> channel: half-closed
+            reset                 ->          aborted
+            END_STREAM, reset with NO_ERROR -> closed
+    channel: finished             -> stream: END_STREAM
+             broken               ->         RST_STREAM(CANCEL)
+             closed both ways     ->         END_STREAM, RST_STREAM(NO_ERROR)
+
+The last rows are what close(2) means for a socket: all that was written arrives, nothing more is taken. One chunk at a
+time is in flight in each direction, so back-pressure passes through: a channel that is not read stops the stream's
+reader, whose window then stops the sender at the far end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from sidestep.model.errors import PeerError
+from sidestep.tunnel.channel import Channel
+from sidestep.tunnel.errors import ChannelBrokenError, StreamResetError
+from sidestep.tunnel.stream import CANCEL, NO_ERROR, Stream
+
+
+@dataclass(slots=True)
+class Pumped:
+    """Bytes moved so far."""
+
+    to_channel: int = 0
+    to_stream: int = 0
+
+
+async def pump(stream: Stream, channel: Channel, *, counts: Pumped | None = None) -> None:
+    """Run until both directions have ended, or the stream or channel broke; then both are over. Owns both.
+
+    Never raises for what peers do. Cancelling resets the stream and aborts the channel.
+    """
+    counts = Pumped() if counts is None else counts
+    inward = asyncio.create_task(_inward(stream, channel, counts), name=f"pump-inward-{stream.id}")
+    outward = asyncio.create_task(_outward(stream, channel, counts), name=f"pump-outward-{stream.id}")
+    broken = asyncio.create_task(stream.until_broken(), name=f"pump-watch-{stream.id}")
+    tasks = (inward, outward, broken)
+    orderly = False
+    try:
+        orderly = await _outcome(stream, inward, outward, broken)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if not stream.over:
+            stream.reset(CANCEL)
+        if orderly:
+            channel.close()
+        else:
+            channel.abort()
+
+
+async def _outcome(
+    stream: Stream, inward: asyncio.Task[None], outward: asyncio.Task[bool], broken: asyncio.Task[PeerError]
+) -> bool:
+    """Wait for the end; returns whether it is an orderly one."""
+    running: set[asyncio.Task[None] | asyncio.Task[bool]] = {inward, outward}
+    while running:
+        done, _ = await asyncio.wait({*running, broken}, return_when=asyncio.FIRST_COMPLETED)
+        if broken in done and inward not in done:
+            return await _after_reset(broken.result(), inward)
+        for task in running & done:
+            error = task.exception()
+            if isinstance(error, ChannelBrokenError):
+                stream.reset(CANCEL)
+                return False
+            if isinstance(error, StreamResetError):
+                return await _after_reset(error, inward)
+            if isinstance(error, PeerError):
+                return False
+            if error is not None:
+                raise error
+        running -= done
+        if outward in done and outward.result() and not stream.over:
+            stream.reset(NO_ERROR)
+            return True
+    return True
+
+
+async def _after_reset(error: PeerError, inward: asyncio.Task[None]) -> bool:
+    """The stream was reset. With NO_ERROR its sender had finished: what it sent is still delivered."""
+    if error.code != NO_ERROR:
+        return False
+    await asyncio.wait({inward})
+    return inward.exception() is None
+
+
+async def _inward(stream: Stream, channel: Channel, counts: Pumped) -> None:
+    while data := await stream.read():
+        await channel.write(data)
+        counts.to_channel += len(data)
+        await asyncio.sleep(0)  # sock_sendall does not yield while the kernel takes everything
+    await channel.write_eof()
+
+
+async def _outward(stream: Stream, channel: Channel, counts: Pumped) -> bool:
+    """Returns whether the channel's peer closed both directions."""
+    while data := await channel.read():
+        await stream.write(data)
+        counts.to_stream += len(data)
+        await asyncio.sleep(0)  # nor does sock_recv while there is something to read
+    await stream.write_eof()
+    return channel.hung_up()

@@ -1,0 +1,215 @@
+"""One stream of the tunnel: bytes both ways, each direction with an end of its own.
+
+A stream has at most one reader and one writer at a time. Received bytes wait in `_inbox`, which the receive window
+bounds (`window.ReceiveWindow`); reading them gives the window back, so a reader that stalls stalls its own sender.
+
+Ends: END_STREAM is the end of one direction. A reset ends both at once, and unread bytes are dropped - except a reset
+with NO_ERROR that follows END_STREAM (RFC 9113 section 8.1): its sender finished in order and only takes no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from sidestep.tunnel.errors import StreamResetError
+
+if TYPE_CHECKING:
+    from sidestep.model.errors import PeerError
+    from sidestep.tunnel.window import ReceiveWindow
+
+NO_ERROR = 0x0
+INTERNAL_ERROR = 0x2
+REFUSED_STREAM = 0x7
+CANCEL = 0x8
+
+Headers = tuple[tuple[str, str], ...]
+
+
+class StreamPort(Protocol):
+    """What a stream needs of its connection."""
+
+    def send_window(self, stream_id: int) -> int:
+        """Bytes that may be sent on the stream now; 0 when it has to wait."""
+
+    def send_data(self, stream_id: int, data: bytes | memoryview) -> None:
+        """Send at most `send_window` bytes."""
+
+    def send_end(self, stream_id: int) -> None:
+        """Send END_STREAM."""
+
+    def send_headers(self, stream_id: int, headers: Headers, *, end_stream: bool) -> None:
+        """Send a header block."""
+
+    def send_reset(self, stream_id: int, code: int) -> None:
+        """Send RST_STREAM and forget the stream."""
+
+    def credit(self, stream_id: int, size: int) -> None:
+        """Widen the receive window of the stream by `size` bytes."""
+
+
+class Stream:
+    """One stream. `headers` are those of the request, on both ends."""
+
+    __slots__ = (
+        "_ended",
+        "_error",
+        "_inbox",
+        "_peer_ended",
+        "_port",
+        "_readable",
+        "_response",
+        "_watchers",
+        "_window",
+        "_writable",
+        "headers",
+        "id",
+    )
+
+    def __init__(self, port: StreamPort, stream_id: int, headers: Headers, window: ReceiveWindow) -> None:
+        self.id = stream_id
+        self.headers = headers
+        self._port = port
+        self._inbox: deque[bytes] = deque()
+        self._window = window
+        self._ended = False
+        self._peer_ended = False
+        self._error: PeerError | None = None
+        self._readable: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._watchers: list[asyncio.Future[None]] = []
+        self._response: asyncio.Future[Headers] | None = None
+
+    # --- for its user -----------------------------------------------------------------------------------------------
+
+    async def read(self) -> bytes:
+        """Return the next bytes, b"" once the peer finished. Raises StreamResetError or TunnelClosedError."""
+        while not self._inbox:
+            if self._peer_ended:
+                return b""
+            if self._error is not None:
+                raise self._error
+            self._readable = asyncio.get_running_loop().create_future()
+            await self._readable
+        data = self._inbox.popleft()
+        self._consume(len(data))
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes, waiting for window and transport. Raises StreamResetError or TunnelClosedError."""
+        sent, size = 0, len(data)
+        view = memoryview(data)
+        while sent < size:
+            if self._error is not None:
+                raise self._error
+            room = self._port.send_window(self.id)
+            if room <= 0:
+                self._writable = asyncio.get_running_loop().create_future()
+                await self._writable
+                continue
+            whole = sent == 0 and room >= size
+            self._port.send_data(self.id, data if whole else view[sent : sent + room])
+            sent += room
+
+    async def write_eof(self) -> None:
+        """Finish this direction; the other goes on. Raises as `write` does; doing it twice is harmless."""
+        if self._error is not None:
+            raise self._error
+        if not self._ended:
+            self._ended = True
+            self._port.send_end(self.id)
+
+    def respond(self, status: int, headers: Headers = (), *, end_stream: bool = False) -> None:
+        """Answer the request (the CLI's end). A stream that is gone takes no answer, silently."""
+        if self._error is None:
+            self._ended = self._ended or end_stream
+            self._port.send_headers(self.id, ((":status", str(status)), *headers), end_stream=end_stream)
+
+    async def response(self) -> Headers:
+        """Wait for the answer's header block (the daemon's end). Raises as `read` does."""
+        return await asyncio.shield(self._response_future())
+
+    async def until_broken(self) -> PeerError:
+        """Wait until the stream is reset or the tunnel is gone."""
+        if self._error is None:
+            watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._watchers.append(watcher)
+            try:
+                await watcher
+            finally:
+                self._watchers.remove(watcher)
+        assert self._error is not None  # noqa: S101 - told so by the watcher
+        return self._error
+
+    def reset(self, code: int = CANCEL) -> None:
+        """End both directions at once. Harmless on a stream that is over."""
+        if self._error is None:
+            self._port.send_reset(self.id, code)
+            self.fail(StreamResetError(code))
+
+    @property
+    def over(self) -> bool:
+        """Whether both directions have ended, or the stream broke."""
+        return self._error is not None or (self._ended and self._peer_ended)
+
+    # --- for its connection -----------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes, *, padding: int) -> None:
+        """Take received bytes; `padding` bytes of window came with them and are given back at once."""
+        if data:
+            self._inbox.append(data)
+            _wake(self._readable)
+        if padding:
+            self._consume(padding)
+
+    def feed_eof(self) -> None:
+        """Take END_STREAM."""
+        self._peer_ended = True
+        _wake(self._readable)
+
+    def feed_response(self, headers: Headers) -> None:
+        """Take the answer's header block."""
+        future = self._response_future()
+        if not future.done():
+            future.set_result(headers)
+
+    def fail(self, error: PeerError) -> None:
+        """The stream is over, with this error for whoever reads or writes from now on."""
+        if self._error is not None:
+            return
+        self._error = error
+        if not (self._peer_ended and error.code == NO_ERROR):
+            self._peer_ended = False
+            self._inbox.clear()
+        future = self._response_future()
+        if not future.done():
+            future.set_exception(error)
+            future.exception()  # retrieved: nobody has to be waiting for it
+        for waiter in (self._readable, self._writable, *self._watchers):
+            _wake(waiter)
+
+    def wake_writer(self) -> None:
+        """There may be room to write again."""
+        _wake(self._writable)
+
+    def release(self) -> None:
+        """The connection has forgotten the stream; its share of the window pool is free again."""
+        self._window.release()
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _response_future(self) -> asyncio.Future[Headers]:
+        if self._response is None:
+            self._response = asyncio.get_running_loop().create_future()
+        return self._response
+
+    def _consume(self, size: int) -> None:
+        increment = self._window.consumed(size)
+        if increment and not self._peer_ended and self._error is None:
+            self._port.credit(self.id, increment)
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
