@@ -14,7 +14,7 @@ MAX_INLINE = 64 * 1024
 """Bytes of one packet above which the message travels as a memfd."""
 
 
-class Message(msgspec.Struct, tag=True, array_like=True, forbid_unknown_fields=True):
+class Message(msgspec.Struct, tag=True, tag_field="message", array_like=True, forbid_unknown_fields=True):
     """Base of all messages. `seq` is the sender's counter, from 1."""
 
     seq: int
