@@ -1,0 +1,45 @@
+"""The annotations Sidestep reads, each name in one place (design, sections 6 and 8)."""
+
+from __future__ import annotations
+
+DOWNSTREAM_PATH = "telepresence.io/downstream-tls-path"
+DOWNSTREAM_SECRET = "telepresence.io/downstream-tls-secret"  # noqa: S105 - the name of an annotation
+UPSTREAM_PATH = "telepresence.io/upstream-tls-path"
+UPSTREAM_SECRET = "telepresence.io/upstream-tls-secret"  # noqa: S105 - the name of an annotation
+SKIP_VERIFY = "telepresence.io/upstream-insecure-skip-verify"
+PROBE_TIMEOUT = "telepresence.io/upstream-probe-timeout"
+CLIENT_AUTH = "sidestep.dev/downstream-client-auth"
+FORWARD_CLIENT_CERT = "sidestep.dev/forward-client-cert"
+
+PER_PORT = (
+    DOWNSTREAM_PATH,
+    DOWNSTREAM_SECRET,
+    UPSTREAM_PATH,
+    UPSTREAM_SECRET,
+    SKIP_VERIFY,
+    PROBE_TIMEOUT,
+    CLIENT_AUTH,
+    FORWARD_CLIENT_CERT,
+)
+"""Annotations that carry `.<port>`."""
+
+LOOKALIKES = (
+    "telepresence.io/downstream-tls",
+    "telepresence.io/upstream-tls",
+    "telepresence.io/upstream-insecure",
+    "telepresence.io/upstream-probe",
+    "sidestep.dev/downstream",
+    "sidestep.dev/upstream",
+    "sidestep.dev/forward",
+)
+"""What begins like this and is none of PER_PORT is a misspelling worth a condition."""
+
+NETNS = "sidestep.dev/netns"
+PID = "sidestep.dev/pid"
+ROOT = "sidestep.dev/root"
+CGROUP = "sidestep.dev/cgroup"
+
+ENABLED = "sidestep.dev/enabled"
+NAMESPACES = "sidestep.dev/namespaces"
+MAX_PODS = "sidestep.dev/max-pods"
+DRAIN_TIMEOUT = "sidestep.dev/drain-timeout"

@@ -1,0 +1,345 @@
+"""TLS settings of a pod's ports, from annotations on pod, owners, namespace and node (design, section 6).
+
+In: a pod with its owners' annotations, the namespace's and the node's. Out: `PortTls` for every TCP port, and one
+`AnnotationProblem` for each annotation that cannot be used. Invariants:
+
+- Nearest first (pod, owners in their order, namespace, node), per annotation and port. The nearest one decides even
+  when it is bad: a typo never brings up a certificate from farther away that nobody meant for this pod.
+- `…-tls-path` and `…-tls-secret` are two ways to say one thing. Both on the *same* object is a problem and neither is
+  used; on different objects the nearer one wins, so that a pod can leave its namespace's default.
+- Only the node may leave out `.<port>`; such a value is the default for all ports of its pods. It opens TLS where TLS
+  is spoken but does not make a port a TLS port (`CertificateScope.DEFAULT`).
+- A pod or its owner naming a port that the pod lacks is a problem. Namespace and node speak for many pods, most of
+  which lack some port: there it is not.
+- A problem affects its own annotation and port, nothing else.
+
+Whether the certificate can be read and is any good is found out later, by whoever reads it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from sidestep.config import annotation_names as names
+from sidestep.config.annotation_problem import AnnotationProblem
+from sidestep.config.durations import parse_duration
+from sidestep.model.errors import ConfigurationError
+from sidestep.model.pod import Pod, Transport
+
+DEFAULT_PROBE_TIMEOUT = 2.0
+"""Seconds (design, section 5)."""
+MIN_PROBE_TIMEOUT = 0.01
+"""Seconds; less than that is no handshake."""
+MAX_PROBE_TIMEOUT = 600.0
+"""Seconds; clients have long gone by then."""
+MAX_PATH = 4095
+"""Bytes: PATH_MAX of Linux less the terminating NUL (limits.h)."""
+MAX_PROBLEMS = 64
+"""Problems reported for one pod; annotations are written by many hands and may be many."""
+
+_T = TypeVar("_T")
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
+_SECRET_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+"""RFC 1123 subdomain, as the Kubernetes API requires of Secret names."""
+
+
+class SourceKind(enum.StrEnum):
+    """Where certificate files come from."""
+
+    PATH = "path"
+    SECRET = "secret"  # noqa: S105 - a kind of source, not a secret
+
+
+class CertificateScope(enum.StrEnum):
+    """Whether a downstream certificate is configured: not at all, for this port, or by a node's default for all."""
+
+    NONE = "none"
+    PORT = "port"
+    DEFAULT = "default"
+
+
+class ClientAuth(enum.StrEnum):
+    """`sidestep.dev/downstream-client-auth` (design, section 6)."""
+
+    AUTO = "auto"
+    REQUIRE = "require"
+    REQUEST = "request"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateSource:
+    """A folder in a container, or a Secret in the pod's namespace. `annotation` and `origin` say who asked for it."""
+
+    kind: SourceKind
+    value: str
+    annotation: str
+    origin: str
+    scope: CertificateScope = CertificateScope.PORT
+
+
+@dataclass(frozen=True, slots=True)
+class PortTls:
+    """TLS settings of one TCP port.
+
+    `containers` are the containers whose files a path may mean: those that declare the port, else all in spec order, of
+    which the first that has the folder is right. `probe_timeout` is in seconds. `origins` maps the annotation (as
+    written) behind each setting to the object it stands on; a setting without one is a default.
+    """
+
+    port: int
+    downstream: CertificateSource | None = None
+    upstream: CertificateSource | None = None
+    skip_verify: bool = False
+    probe_timeout: float = DEFAULT_PROBE_TIMEOUT
+    client_auth: ClientAuth = ClientAuth.AUTO
+    forward_client_cert: bool = False
+    containers: tuple[str, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def certificate_scope(self) -> CertificateScope:
+        """What `policy.protocol_choice` wants to know about the downstream certificate."""
+        return self.downstream.scope if self.downstream else CertificateScope.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class PodTls:
+    """Settings by container port, and what was wrong."""
+
+    ports: Mapping[int, PortTls]
+    problems: tuple[AnnotationProblem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """One object that carries annotations. `specific`: it is about this pod, so that an unknown port is a mistake."""
+
+    origin: str
+    annotations: Mapping[str, str]
+    specific: bool = False
+    any_port: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The annotation that decides one key for one port."""
+
+    annotation: str
+    value: str
+    source: _Source
+    scope: CertificateScope
+
+
+def resolve(
+    pod: Pod,
+    *,
+    namespace_annotations: Mapping[str, str],
+    node_annotations: Mapping[str, str],
+    extra_ports: Collection[int] = (),
+) -> PodTls:
+    """Settings of all TCP ports that the pod declares, and of `extra_ports` (undeclared ones that somebody asked for).
+
+    Never raises: what is wrong stands in `problems`, at most MAX_PROBLEMS of them.
+    """
+    sources = _sources(pod, namespace_annotations, node_annotations)
+    declared = {port.number for port in pod.ports if port.transport is Transport.TCP}
+    ports = sorted(declared | set(extra_ports))
+    problems = [problem for source in sources for problem in _misaddressed(pod, source, frozenset(ports))]
+    resolved = {number: _port(pod, number, sources, problems) for number in ports}
+    # One bad default is one problem, however many ports it was read for.
+    return PodTls(resolved, tuple(dict.fromkeys(problems))[:MAX_PROBLEMS])
+
+
+def _sources(pod: Pod, namespace: Mapping[str, str], node: Mapping[str, str]) -> tuple[_Source, ...]:
+    where = pod.key.namespace
+    return (
+        _Source(f"pod {pod.key}", pod.annotations, specific=True),
+        *(_Source(f"{owner.kind} {where}/{owner.name}", owner.annotations, specific=True) for owner in pod.owners),
+        _Source(f"namespace {where}", namespace),
+        _Source("its node", node, any_port=True),
+    )
+
+
+# --- annotations that reach no port ---------------------------------------------------------------------------------
+
+
+def _misaddressed(pod: Pod, source: _Source, ports: frozenset[int]) -> list[AnnotationProblem]:
+    """Problems with the names of this source's annotations: misspelt, without port, with a port that cannot be."""
+    problems = []
+    for annotation, value in source.annotations.items():
+        reason = _naming_fault(pod, annotation, source, ports)
+        if reason:
+            problems.append(AnnotationProblem(annotation, value, reason, f"pod {pod.key}", source.origin))
+    return problems
+
+
+def _naming_fault(pod: Pod, annotation: str, source: _Source, ports: frozenset[int]) -> str:
+    base, dot, suffix = _split(annotation)
+    if base not in names.PER_PORT:
+        return _spelling_fault(annotation)
+    if not dot:
+        return "" if source.any_port else f"has no port: write {base}.PORT with the number of a container port"
+    if not _PORT.fullmatch(suffix) or int(suffix) > 65535:
+        return _suffix_fault(pod, base, suffix)
+    number = int(suffix)
+    if number in ports or not source.specific:
+        return ""
+    if any(port.number == number for port in pod.ports):
+        return f"the pod declares port {number} for UDP only, which Sidestep does not open"
+    there = ", ".join(str(each) for each in sorted(ports)[:16]) or "none"
+    return f"the pod has no container port {number} (TCP ports there are: {there})"
+
+
+def _split(annotation: str) -> tuple[str, str, str]:
+    """(base, "." or "", suffix). The domain holds a dot too, so that only what follows the slash is looked at."""
+    domain, slash, rest = annotation.partition("/")
+    base, dot, suffix = rest.partition(".")
+    return domain + slash + base, dot, suffix
+
+
+def _spelling_fault(annotation: str) -> str:
+    if not annotation.startswith(names.LOOKALIKES):
+        return ""
+    close = difflib.get_close_matches(_split(annotation)[0][:100], names.PER_PORT, n=1)
+    hint = f": did you mean {close[0]}.PORT?" if close else ""
+    return f"is not an annotation that Sidestep knows{hint}"
+
+
+def _suffix_fault(pod: Pod, base: str, suffix: str) -> str:
+    for port in pod.ports:
+        if port.name and port.name == suffix:
+            return f"the port is written as a number: {base}.{port.number}"
+    return "what follows the last dot is not a port number from 1 to 65535"
+
+
+# --- the settings of one port ---------------------------------------------------------------------------------------
+
+
+def _port(pod: Pod, number: int, sources: tuple[_Source, ...], problems: list[AnnotationProblem]) -> PortTls:
+    declaring = tuple(
+        dict.fromkeys(
+            port.container
+            for port in pod.ports
+            if port.number == number and port.transport is Transport.TCP and port.container
+        )
+    )
+    reader = _Reader(pod, number, sources, problems, {})
+    settings = PortTls(
+        port=number,
+        downstream=reader.certificate(names.DOWNSTREAM_PATH, names.DOWNSTREAM_SECRET),
+        upstream=reader.certificate(names.UPSTREAM_PATH, names.UPSTREAM_SECRET),
+        skip_verify=reader.value(names.SKIP_VERIFY, _switch, default=False),
+        probe_timeout=reader.value(names.PROBE_TIMEOUT, _probe_timeout, default=DEFAULT_PROBE_TIMEOUT),
+        client_auth=reader.value(names.CLIENT_AUTH, _client_auth, default=ClientAuth.AUTO),
+        forward_client_cert=reader.value(names.FORWARD_CLIENT_CERT, _switch, default=False),
+        containers=declaring or pod.containers,
+    )
+    return replace(settings, origins=dict(reader.origins))
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Reads the keys of one port and notes what was wrong and where each value came from."""
+
+    pod: Pod
+    number: int
+    sources: tuple[_Source, ...]
+    problems: list[AnnotationProblem]
+    origins: dict[str, str]
+
+    def value(self, base: str, parse: Callable[[str], _T], *, default: _T) -> _T:
+        """The nearest value of a key, or `default` when there is none or it is bad."""
+        for source in self.sources:
+            found = self._on(source, base)
+            if found:
+                return self._parsed(found, parse, default)
+        return default
+
+    def certificate(self, path_base: str, secret_base: str) -> CertificateSource | None:
+        """The nearest certificate source, given by path or by Secret."""
+        for source in self.sources:
+            path, secret = self._on(source, path_base), self._on(source, secret_base)
+            if path and secret and path.scope is secret.scope:
+                self._problem(path, f"{secret.annotation} is set as well: keep one of the two")
+                return None
+            # On the node, what names the port beats the default for all ports.
+            found = min((each for each in (path, secret) if each), key=lambda each: each.scope != "port", default=None)
+            if found and found is path:
+                return self._certificate(found, SourceKind.PATH, _folder)
+            if found:
+                return self._certificate(found, SourceKind.SECRET, _secret_name)
+        return None
+
+    def _certificate(self, found: _Found, kind: SourceKind, parse: Callable[[str], str]) -> CertificateSource | None:
+        value = self._parsed(found, parse, "")
+        return CertificateSource(kind, value, found.annotation, found.source.origin, found.scope) if value else None
+
+    def _on(self, source: _Source, base: str) -> _Found | None:
+        annotation = f"{base}.{self.number}"
+        if annotation in source.annotations:
+            return _Found(annotation, source.annotations[annotation], source, CertificateScope.PORT)
+        if source.any_port and base in source.annotations:
+            return _Found(base, source.annotations[base], source, CertificateScope.DEFAULT)
+        return None
+
+    def _parsed(self, found: _Found, parse: Callable[[str], _T], default: _T) -> _T:
+        try:
+            if not found.value:
+                raise ConfigurationError("is empty")
+            value = parse(found.value)
+        except ConfigurationError as error:
+            self._problem(found, error.reason)
+            return default
+        self.origins[found.annotation] = found.source.origin
+        return value
+
+    def _problem(self, found: _Found, reason: str) -> None:
+        subject = f"pod {self.pod.key}"
+        self.problems.append(AnnotationProblem(found.annotation, found.value, reason, subject, found.source.origin))
+
+
+def _folder(value: str) -> str:
+    if not value.startswith("/"):
+        raise ConfigurationError("must be an absolute path in the container, like /etc/tls")
+    if ".." in value.split("/"):
+        raise ConfigurationError("must not contain '..'")
+    if not value.isprintable():
+        raise ConfigurationError("contains characters that do not belong in a path")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise ConfigurationError("is not valid UTF-8") from None
+    if size > MAX_PATH:
+        raise ConfigurationError(f"is {size} bytes long, a path has at most {MAX_PATH}")
+    return value
+
+
+def _secret_name(value: str) -> str:
+    if "/" in value:
+        raise ConfigurationError("must be the name of a Secret in the pod's namespace, without any '/'")
+    if not _SECRET_NAME.fullmatch(value):
+        raise ConfigurationError("is not the name of a Secret (lower-case letters, digits, '-' and '.')")
+    return value
+
+
+def _switch(value: str) -> bool:
+    if value not in {"enabled", "disabled"}:
+        raise ConfigurationError("must be enabled or disabled")
+    return value == "enabled"
+
+
+def _client_auth(value: str) -> ClientAuth:
+    try:
+        return ClientAuth(value)
+    except ValueError:
+        raise ConfigurationError(f"must be one of {', '.join(ClientAuth)}") from None
+
+
+def _probe_timeout(value: str) -> float:
+    return parse_duration(value, minimum=MIN_PROBE_TIMEOUT, maximum=MAX_PROBE_TIMEOUT)

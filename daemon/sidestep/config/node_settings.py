@@ -1,0 +1,109 @@
+"""What an operator sets for a node by annotations on the Node (design, section 8).
+
+An absent annotation means the default, a bad one is a problem and leaves the previous value in place, so that a typo
+never starts or stops anything.
+
+Globs know `*` and `?`. `kube-system` and Sidestep's own namespace are steered only when a glob without wildcards names
+them: an operator who writes `*` means the workloads of the users.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sidestep.config import annotation_names as names
+from sidestep.config.annotation_problem import AnnotationProblem
+from sidestep.config.durations import parse_duration
+from sidestep.model.errors import ConfigurationError
+
+OWN_NAMESPACE = "sidestep"
+"""Namespace that `deploy/daemonset.yaml` creates."""
+SYSTEM_NAMESPACES = frozenset({"kube-system"})
+DEFAULT_DRAIN_TIMEOUT = 30.0
+"""Seconds; Kubernetes gives a pod as much to terminate."""
+MAX_DRAIN_TIMEOUT = 3600.0
+"""Seconds."""
+MAX_GLOBS = 256
+MAX_PODS_LIMIT = 10_000
+"""Upper bound of `max-pods`; kubelets stop at a few hundred pods."""
+
+_T = TypeVar("_T")
+_GLOB = re.compile(r"[a-z0-9*?]([-a-z0-9*?]{0,61}[a-z0-9*?])?")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """`namespaces` are globs; `max_pods` None means no bound; `drain_timeout` is in seconds."""
+
+    enabled: bool = True
+    namespaces: tuple[str, ...] = ("*",)
+    max_pods: int | None = None
+    drain_timeout: float = DEFAULT_DRAIN_TIMEOUT
+    own_namespace: str = OWN_NAMESPACE
+
+    def allows(self, namespace: str) -> bool:
+        """Whether pods of this namespace may be steered on this node."""
+        if namespace in SYSTEM_NAMESPACES or namespace == self.own_namespace:
+            return namespace in self.namespaces
+        return any(fnmatch.fnmatchcase(namespace, glob) for glob in self.namespaces)
+
+
+def resolve(
+    annotations: Mapping[str, str], *, previous: NodeSettings | None = None, node: str = ""
+) -> tuple[NodeSettings, tuple[AnnotationProblem, ...]]:
+    """Settings that the annotations of the Node ask for; where one is bad, the value of `previous`, and a problem."""
+    before = previous or NodeSettings()
+    default = NodeSettings(own_namespace=before.own_namespace)
+    problems: list[AnnotationProblem] = []
+
+    def read(annotation: str, parse: Callable[[str], _T], kept: _T, absent: _T) -> _T:
+        value = annotations.get(annotation)
+        if value is None:
+            return absent
+        try:
+            return parse(value)
+        except ConfigurationError as error:
+            reason = f"{error.reason}; the last good value stays"
+            problems.append(AnnotationProblem(annotation, value, reason, f"node {node}" if node else "the node"))
+            return kept
+
+    settings = NodeSettings(
+        enabled=read(names.ENABLED, _boolean, before.enabled, default.enabled),
+        namespaces=read(names.NAMESPACES, _globs, before.namespaces, default.namespaces),
+        max_pods=read(names.MAX_PODS, _count, before.max_pods, default.max_pods),
+        drain_timeout=read(names.DRAIN_TIMEOUT, _drain_timeout, before.drain_timeout, default.drain_timeout),
+        own_namespace=before.own_namespace,
+    )
+    return settings, tuple(problems)
+
+
+def _boolean(value: str) -> bool:
+    if value not in {"true", "false"}:
+        raise ConfigurationError("must be true or false")
+    return value == "true"
+
+
+def _globs(value: str) -> tuple[str, ...]:
+    globs = tuple(dict.fromkeys(part.strip(" ") for part in value.split(",")))
+    if len(globs) > MAX_GLOBS:
+        raise ConfigurationError(f"lists {len(globs)} globs, at most {MAX_GLOBS} are possible")
+    for glob in globs:
+        if not _GLOB.fullmatch(glob):
+            reason = "must be namespace names or globs (with * and ?) separated by commas"
+            raise ConfigurationError(f"{glob[:64]!r} is none: {reason}" if glob else reason)
+    return globs
+
+
+def _count(value: str) -> int | None:
+    if not _NUMBER.fullmatch(value) or int(value) > MAX_PODS_LIMIT:
+        raise ConfigurationError(f"must be a number from 0 to {MAX_PODS_LIMIT}")
+    return int(value)
+
+
+def _drain_timeout(value: str) -> float:
+    return parse_duration(value, minimum=1.0, maximum=MAX_DRAIN_TIMEOUT)

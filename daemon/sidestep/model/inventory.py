@@ -1,0 +1,143 @@
+"""Everything the node daemon knows about the cluster (or the manifests that stand for one), as one immutable value.
+
+Local mode builds an `Inventory` from texts, the cluster adapter from watches; planner, status and tests see no
+difference. Lookups that several readers need (which services select a pod, whose annotations apply) live here, so that
+there is one answer to each of them. An inventory is replaced whole; nobody changes one.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sidestep.model.pod import Pod, PodKey, Service
+
+DEFAULT_NAMESPACE = "default"
+"""Namespace of a namespaced object that states none (kubectl does the same)."""
+
+
+class SelectorOperator(enum.StrEnum):
+    """Operators of a label selector's matchExpressions (Kubernetes: LabelSelectorRequirement)."""
+
+    IN = "In"
+    NOT_IN = "NotIn"
+    EXISTS = "Exists"
+    DOES_NOT_EXIST = "DoesNotExist"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRequirement:
+    """One matchExpression. `values` is empty for EXISTS and DOES_NOT_EXIST."""
+
+    key: str
+    operator: SelectorOperator
+    values: frozenset[str] = frozenset()
+
+    def holds(self, labels: Mapping[str, str]) -> bool:
+        """Whether an object with these labels fulfils the requirement. NotIn holds where the label is absent."""
+        present = self.key in labels
+        match self.operator:
+            case SelectorOperator.IN:
+                return present and labels[self.key] in self.values
+            case SelectorOperator.NOT_IN:
+                return not present or labels[self.key] not in self.values
+            case SelectorOperator.EXISTS:
+                return present
+            case SelectorOperator.DOES_NOT_EXIST:
+                return not present
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSelector:
+    """A workload's selector: labels and expressions are AND-ed. An empty selector selects nothing here."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    expressions: tuple[LabelRequirement, ...] = ()
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        """Whether an object with these labels is selected."""
+        if not self.labels and not self.expressions:
+            return False
+        return labels_match(self.labels, labels) and all(each.holds(labels) for each in self.expressions)
+
+
+def labels_match(wanted: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    """Whether every wanted label is there with the wanted value."""
+    return all(labels.get(key) == value for key, value in wanted.items())
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerReference:
+    """A reference to an owner; `kind` in lower case."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WorkloadKey:
+    """Identity of a workload; `kind` in lower case ("deployment")."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A controller of pods: Deployment, StatefulSet, DaemonSet, ReplicaSet or Job."""
+
+    key: WorkloadKey
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    selector: LabelSelector = field(default_factory=LabelSelector)
+    owners: tuple[OwnerReference, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A Secret's decoded data. The data stays out of `repr`, so that no log line or traceback shows a key."""
+
+    namespace: str
+    name: str
+    data: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What there is. `nodes` and `namespaces` map a name to its annotations; `secrets` is keyed (namespace, name)."""
+
+    pods: Mapping[PodKey, Pod] = field(default_factory=dict)
+    services: tuple[Service, ...] = ()
+    secrets: Mapping[tuple[str, str], Secret] = field(default_factory=dict)
+    namespaces: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    nodes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    workloads: Mapping[WorkloadKey, Workload] = field(default_factory=dict)
+
+    def services_of(self, pod: Pod) -> tuple[Service, ...]:
+        """Services that select the pod, ordered by name. A Service without selector selects nothing."""
+        found = (
+            service
+            for service in self.services
+            if service.namespace == pod.key.namespace
+            and service.selector
+            and labels_match(service.selector, pod.labels)
+        )
+        return tuple(sorted(found, key=lambda service: service.name))
+
+    def secret(self, namespace: str, name: str) -> Secret | None:
+        """The Secret, or None when there is none of this name."""
+        return self.secrets.get((namespace, name))
+
+    def namespace_annotations(self, namespace: str) -> Mapping[str, str]:
+        """Annotations of a namespace; empty when it is unknown."""
+        return self.namespaces.get(namespace, {})
+
+    def node_annotations(self, name: str = "") -> Mapping[str, str]:
+        """Annotations of the named node; without a match, those of the only node there is, else nothing."""
+        if name in self.nodes:
+            return self.nodes[name]
+        return next(iter(self.nodes.values())) if not name and len(self.nodes) == 1 else {}

@@ -1,0 +1,267 @@
+"""Compile a `Filter` to one closure that a relay calls for every request.
+
+A closure is specialised for the shape of its filter, because it runs on the hot path: the common case, one exact
+header, is a single `in` over the field list (0.15 µs for ten fields, 0.25 µs for a loop). Other shapes check what is
+cheap first: method, path, exact headers, presence, and regexes last.
+
+Values are compared as bytes: what a person wrote is taken as UTF-8. Regexes run on RE2 in UTF-8 mode, which is linear
+in the input and, unlike Latin-1 mode, gives `é+` and `[é]` their meaning; on a value that is not valid UTF-8 `.` stops
+at the bad byte (`\\C` matches any byte). RE2 keeps its automaton within MAX_REGEX_MEMORY; beyond it, it works without a
+cache, slower but still linear.
+
+An empty filter is global. A global intercept is carried unparsed and never asks; its closure says yes to everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import re2
+
+from sidestep.config import filters
+from sidestep.model.errors import ConfigurationError
+from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
+from sidestep.policy.route import Fields, Matches
+
+MAX_REGEX_MEMORY = 256 * 1024
+"""Bytes of one compiled regex with its caches; 64 intercepts of 32 conditions stay below half a gigabyte."""
+MAX_REGEX_LENGTH = 1024
+"""UTF-8 bytes of a regex."""
+
+ConditionRow = tuple[str, str, str, str]
+"""(part, test, name, value): part header|method|path, test exact|regex|present|equal|prefix."""
+
+Search = Callable[[bytes], object | None]
+
+
+def compile_filter(wanted: Filter) -> Matches:
+    """The closure that tells whether a request fulfils every condition. Raises ConfigurationError on a bad regex.
+
+    The closure is pure, never raises for any bytes, and wants fields as (lower-case name, value) tuples.
+    """
+    filters.check_limits(wanted)
+    if wanted.is_global:
+        return _everything
+    headers = _HeaderTests(wanted.headers)
+    on_headers = headers.closure()
+    if not wanted.methods and not wanted.paths:
+        return on_headers
+    methods = frozenset(_bytes(method, "method") for method in wanted.methods)
+    on_path = _path_closure(wanted.paths)
+    if not wanted.headers:
+        return _method_and_path(methods, on_path)
+    return _all_three(methods, on_path, on_headers)
+
+
+def to_rows(wanted: Filter) -> tuple[ConditionRow, ...]:
+    """The filter as neutral tuples, for control messages and JSON. `from_rows` is the inverse."""
+    rows: list[ConditionRow] = [("header", each.test.value, each.name, each.value) for each in wanted.headers]
+    rows += [("method", "exact", "", method) for method in wanted.methods]
+    rows += [("path", each.test.value, "", each.value) for each in wanted.paths]
+    return tuple(rows)
+
+
+def from_rows(rows: Iterable[ConditionRow]) -> Filter:
+    """The filter that `to_rows` described. Raises ConfigurationError on a row that says nothing known."""
+    headers: list[HeaderCondition] = []
+    methods: list[str] = []
+    paths: list[PathCondition] = []
+    for part, test, name, value in rows:
+        try:
+            if part == "header":
+                filters.check_name(name)
+                headers.append(HeaderCondition(name, HeaderTest(test), value))
+            elif part == "path" and not name:
+                paths.append(PathCondition(PathTest(test), value))
+            elif (part, test, name) == ("method", "exact", ""):
+                filters.check_method(value)
+                methods.append(value)
+            else:
+                raise ConfigurationError("unknown kind of filter condition", value=f"{part} {test}")
+        except ValueError:
+            raise ConfigurationError("unknown test of a filter condition", value=f"{part} {test}") from None
+    wanted = Filter(tuple(headers), tuple(methods), tuple(paths))
+    filters.check_limits(wanted)
+    return wanted
+
+
+def normal_form(wanted: Filter) -> frozenset[ConditionRow]:
+    """Equal for two filters that list the same conditions, in whatever order."""
+    return frozenset(to_rows(wanted))
+
+
+class _HeaderTests:
+    """The header conditions sorted by test, as bytes."""
+
+    def __init__(self, conditions: Iterable[HeaderCondition]) -> None:
+        self.exact: list[tuple[bytes, bytes]] = []
+        self.present: list[bytes] = []
+        self.regexes: list[tuple[bytes, Search]] = []
+        for condition in conditions:
+            name = _bytes(condition.name, "header name")
+            subject = f"header {condition.name}"
+            match condition.test:
+                case HeaderTest.EXACT:
+                    self.exact.append((name, _bytes(condition.value, subject)))
+                case HeaderTest.PRESENT:
+                    self.present.append(name)
+                case HeaderTest.REGEX:
+                    self.regexes.append((name, _regex(condition.value, subject)))
+
+    def closure(self) -> Matches:
+        """The cheapest closure for these conditions."""
+        if not self.present and not self.regexes:
+            return _one_exact(self.exact[0]) if len(self.exact) == 1 else _all_exact(tuple(self.exact))
+        if not self.exact and not self.present and len(self.regexes) == 1:
+            return _one_regex(*self.regexes[0])
+        if not self.exact and not self.regexes and len(self.present) == 1:
+            return _one_present(self.present[0])
+        return _mixed_headers(tuple(self.exact), frozenset(self.present), tuple(self.regexes))
+
+
+def _everything(_method: bytes, _path: bytes, _fields: Fields) -> bool:
+    return True
+
+
+def _one_exact(wanted: tuple[bytes, bytes]) -> Matches:
+    def matches(_method: bytes, _path: bytes, fields: Fields) -> bool:
+        return wanted in fields
+
+    return matches
+
+
+def _all_exact(wanted: tuple[tuple[bytes, bytes], ...]) -> Matches:
+    def matches(_method: bytes, _path: bytes, fields: Fields) -> bool:
+        for each in wanted:  # noqa: SIM110 - a generator in all() costs twice as much
+            if each not in fields:
+                return False
+        return True
+
+    return matches
+
+
+def _one_present(wanted: bytes) -> Matches:
+    def matches(_method: bytes, _path: bytes, fields: Fields) -> bool:
+        for name, _ in fields:  # noqa: SIM110 - a generator in any() costs twice as much
+            if name == wanted:
+                return True
+        return False
+
+    return matches
+
+
+def _one_regex(wanted: bytes, search: Search) -> Matches:
+    def matches(_method: bytes, _path: bytes, fields: Fields) -> bool:
+        for name, value in fields:  # noqa: SIM110 - a generator in any() costs twice as much
+            if name == wanted and search(value) is not None:
+                return True
+        return False
+
+    return matches
+
+
+def _mixed_headers(
+    exact: tuple[tuple[bytes, bytes], ...], present: frozenset[bytes], regexes: tuple[tuple[bytes, Search], ...]
+) -> Matches:
+    def matches(_method: bytes, _path: bytes, fields: Fields) -> bool:
+        for pair in exact:
+            if pair not in fields:
+                return False
+        if present and not present <= {name for name, _ in fields}:
+            return False
+        for wanted, search in regexes:
+            for name, value in fields:
+                if name == wanted and search(value) is not None:
+                    break
+            else:
+                return False
+        return True
+
+    return matches
+
+
+def _path_closure(conditions: tuple[PathCondition, ...]) -> Callable[[bytes], bool] | None:
+    """A closure that is true when one of the path conditions holds; None when there is none."""
+    if not conditions:
+        return None
+    equal = frozenset(_bytes(each.value, "path") for each in conditions if each.test is PathTest.EQUAL)
+    prefixes = tuple(_bytes(each.value, "path") for each in conditions if each.test is PathTest.PREFIX)
+    searches = tuple(_regex(each.value, "path") for each in conditions if each.test is PathTest.REGEX)
+    if not searches:
+
+        def plain(path: bytes) -> bool:
+            return path in equal or path.startswith(prefixes)
+
+        return plain
+
+    def searching(path: bytes) -> bool:
+        if path in equal or path.startswith(prefixes):
+            return True
+        for search in searches:  # noqa: SIM110 - a generator in any() costs twice as much
+            if search(path) is not None:
+                return True
+        return False
+
+    return searching
+
+
+def _method_and_path(methods: frozenset[bytes], on_path: Callable[[bytes], bool] | None) -> Matches:
+    if on_path is None:
+
+        def on_method(method: bytes, _path: bytes, _fields: Fields) -> bool:
+            return method in methods
+
+        return on_method
+    path_holds = on_path
+    if not methods:
+
+        def path_only(_method: bytes, path: bytes, _fields: Fields) -> bool:
+            return path_holds(path)
+
+        return path_only
+
+    def both(method: bytes, path: bytes, _fields: Fields) -> bool:
+        return method in methods and path_holds(path)
+
+    return both
+
+
+def _all_three(methods: frozenset[bytes], on_path: Callable[[bytes], bool] | None, on_headers: Matches) -> Matches:
+    def matches(method: bytes, path: bytes, fields: Fields) -> bool:
+        if methods and method not in methods:
+            return False
+        if on_path is not None and not on_path(path):
+            return False
+        return on_headers(method, path, fields)
+
+    return matches
+
+
+def _bytes(text: str, subject: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError("not valid UTF-8", subject=subject, value=text) from None
+
+
+def _regex(pattern: str, subject: str) -> Search:
+    """The search method of an RE2 regex. Raises ConfigurationError with RE2's reason."""
+    encoded = _bytes(pattern, subject)
+    if len(encoded) > MAX_REGEX_LENGTH:
+        reason = f"regex of {len(encoded)} bytes, at most {MAX_REGEX_LENGTH} are possible"
+        raise ConfigurationError(reason, subject=subject)
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = MAX_REGEX_MEMORY
+    options.encoding = re2.Options.Encoding.UTF8
+    try:
+        compiled = re2.compile(encoded, options)
+    except re2.error as error:
+        told = error.args[0] if error.args else b""
+        reason = told.decode(errors="replace") if isinstance(told, bytes) else str(told)
+        raise ConfigurationError(f"invalid regex (RE2 syntax): {reason}", subject=subject, value=pattern) from None
+    finally:
+        # The module's cache would keep the regexes of ended intercepts alive.
+        re2.purge()
+    search: Search = compiled.search
+    return search
