@@ -1,1 +1,23 @@
 """Network namespaces: identity, sockets inside, socket diagnosis, files under a container root."""
+
+from __future__ import annotations
+
+from sidestep.netns.addresses import addresses
+from sidestep.netns.listener import queue_length, queue_limit, tcp_listener
+from sidestep.netns.listening import ListenTable, listening
+from sidestep.netns.namespace import Netns, host_netns_id, netns_id
+from sidestep.netns.reader import AbsentFileError, FileReader
+
+__all__ = [
+    "Netns",
+    "host_netns_id",
+    "netns_id",
+    "addresses",
+    "ListenTable",
+    "listening",
+    "tcp_listener",
+    "queue_length",
+    "queue_limit",
+    "FileReader",
+    "AbsentFileError",
+]

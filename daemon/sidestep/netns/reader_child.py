@@ -1,0 +1,156 @@
+"""The file-reading helper: one request, one answer, one at a time. Run as a file, standard library only.
+
+It exists to be killed. A path inside a container can lead to a FIFO, a device, or a filesystem that never answers;
+whatever hangs, hangs here. It runs with the daemon's rights, so the path is resolved by the kernel with the container's
+root as the limit (openat2(2), RESOLVE_IN_ROOT), to a handle that cannot be read from (O_PATH); only when that handle is
+seen to be a regular file of a modest size is it opened. A file that changes meanwhile is read again.
+
+Request: u32 length, then root and path with a NUL between. Answer: status byte, u32 length, then content or a text.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import resource
+import signal
+import socket
+import stat
+import struct
+import sys
+
+OK, ABSENT, UNUSABLE, KERNEL = range(4)
+"""Status: content; no such file; a text says why not; a text names the call and the errno, separated by a space."""
+
+MAX_FILE = 1024 * 1024
+"""Bytes of a file that is accepted."""
+
+LENGTH = struct.Struct("=I")
+MAX_REQUEST = 16 * 1024
+
+_SYS_OPENAT2 = {"x86_64": 437, "aarch64": 437}
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_IN_ROOT = 0x10
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_ATTEMPTS = 5
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+class Refused(Exception):  # noqa: N818 - it is an answer, not a failure of the helper
+    """Carries status and text of the answer."""
+
+    def __init__(self, status: int, text: str) -> None:
+        self.status = status
+        super().__init__(text)
+
+
+def resolve(root: str, path: str) -> int:
+    """A handle (O_PATH) on `path` below `root`; symbolic links, absolute ones too, stay below it."""
+    try:
+        folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Refused(KERNEL, f"open {error.errno}") from error
+    how = struct.pack(
+        "=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS
+    )  # struct open_how: flags, mode, resolve
+    try:
+        for _ in range(_ATTEMPTS):
+            handle = int(
+                _libc.syscall(_SYS_OPENAT2.get(platform.machine(), -1), folder, os.fsencode(path), how, len(how)),
+            )
+            if handle >= 0:
+                return handle
+            number = ctypes.get_errno()
+            if number != errno.EAGAIN:  # the tree changed while it was walked
+                break
+    finally:
+        os.close(folder)
+    if number in {errno.ENOENT, errno.ENOTDIR}:
+        raise Refused(ABSENT, "no such file")
+    if number in {errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG}:
+        raise Refused(UNUSABLE, os.strerror(number).lower())
+    raise Refused(KERNEL, f"openat2 {number}")
+
+
+def read_once(root: str, path: str) -> bytes | None:
+    """The content, or None when the file changed while it was read."""
+    handle = resolve(root, path)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise Refused(UNUSABLE, "is not a regular file")
+        try:
+            fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError as error:
+            raise Refused(KERNEL, f"open {error.errno}") from error
+    finally:
+        os.close(handle)
+    try:
+        before = os.fstat(fd)
+        content = bytearray()
+        while chunk := os.read(fd, MAX_FILE + 1 - len(content)):
+            content += chunk
+        after = os.fstat(fd)
+    except OSError as error:
+        raise Refused(KERNEL, f"read {error.errno}") from error
+    finally:
+        os.close(fd)
+    if len(content) > MAX_FILE or before.st_size > MAX_FILE:
+        raise Refused(UNUSABLE, f"is larger than {MAX_FILE} bytes")
+    same = (before.st_size, before.st_mtime_ns, before.st_ctime_ns) == (
+        after.st_size,
+        after.st_mtime_ns,
+        after.st_ctime_ns,
+    )
+    return bytes(content) if same else None
+
+
+def read(root: str, path: str) -> bytes:
+    """The content of a file that held still long enough to be read."""
+    for _ in range(_ATTEMPTS):
+        content = read_once(root, path)
+        if content is not None:
+            return content
+    raise Refused(UNUSABLE, "changes while it is read")
+
+
+def receive(channel: socket.socket, size: int) -> bytes:
+    """Exactly `size` bytes; the end of the channel ends the helper."""
+    data = b""
+    while len(data) < size:
+        chunk = channel.recv(size - len(data))
+        if not chunk:
+            sys.exit(0)
+        data += chunk
+    return data
+
+
+def serve(channel: socket.socket) -> None:
+    """Answer requests until the daemon closes its end."""
+    while True:
+        (size,) = LENGTH.unpack(receive(channel, LENGTH.size))
+        if size > MAX_REQUEST:
+            sys.exit(1)
+        root, _, path = receive(channel, size).partition(b"\0")
+        try:
+            status, answer = OK, read(os.fsdecode(root), os.fsdecode(path))
+        except Refused as refused:
+            status, answer = refused.status, str(refused).encode()
+        channel.sendall(bytes((status,)) + LENGTH.pack(len(answer)) + answer)
+
+
+def main() -> None:
+    """Harden the process (keys pass through it), then serve the socket that is standard input."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(socket.socket(fileno=0))
+
+
+if __name__ == "__main__":
+    main()
