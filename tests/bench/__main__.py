@@ -1,0 +1,43 @@
+"""Run the benchmarks and print each figure beside its budget."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.bench.arena import arena
+from tests.bench.rows import Measured, cpu_rows, measure
+
+
+def main() -> int:
+    """Measure and report; exit status 1 when a budget is missed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="CPU per request only, in about a minute")
+    parser.add_argument("--pairs", type=int, default=0, help="interleaved pairs per row (default 10, quick: 3)")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    pairs = options.pairs or (3 if options.quick else 10)
+    rows = [row for row in cpu_rows(seconds=1) if options.only in row.name]
+    measured = [Measured(row) for row in rows]
+    with tempfile.TemporaryDirectory(prefix="sidestep-bench-") as folder, arena(Path(folder)) as ring:
+        for number in range(pairs):
+            for figures in measured:
+                measure(ring, figures.row, figures, ours_first=number % 2 == 0)
+            print(f"pair {number + 1} of {pairs}", file=sys.stderr)
+    for figures in measured:
+        print(figures.line())
+    if options.json is not None:
+        options.json.write_text(
+            json.dumps(
+                [{"row": m.row.name, "ratio": m.median, "ratios": m.ratios, "budget": m.row.budget} for m in measured]
+            )
+        )
+    return 0 if all(figures.median <= figures.row.budget for figures in measured) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

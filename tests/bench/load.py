@@ -1,0 +1,80 @@
+"""One run of a load generator in the client's namespace, pinned to the load core."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.cpu import LOAD_CORE
+from tests.harness.namespaces import Netns
+
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a run achieved; latencies in seconds."""
+
+    requests: int
+    seconds: float
+    p50: float = 0.0
+    p99: float = 0.0
+    failed: int = 0
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"([0-9.]+)(us|ms|s|m)", text)
+    assert match, text
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _run(netns: Netns, command: list[str], seconds: float) -> str:
+    words = netns.enter(["taskset", "-c", str(LOAD_CORE), *command])
+    done = subprocess.run(words, capture_output=True, text=True, timeout=seconds + 60, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def wrk(
+    netns: Netns,
+    url: str,
+    *,
+    seconds: float,
+    connections: int = 16,
+    script: Path | None = None,
+    headers: tuple[str, ...] = (),
+) -> Load:
+    """wrk with one thread (HTTP/1.1, keep-alive). `seconds` is whole."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{int(seconds)}s", "--latency"]
+    for header in headers:
+        command += ["-H", header]
+    if script is not None:
+        command += ["-s", str(script)]
+    output = _run(netns, [*command, url], seconds)
+    total = re.search(r"(\d+) requests in ([0-9.]+\w+)", output)
+    assert total, output
+    p50, p99 = re.search(r"50%\s+(\S+)", output), re.search(r"99%\s+(\S+)", output)
+    wrong = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
+    broken = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", output)
+    failed = (int(wrong[1]) if wrong else 0) + (sum(map(int, broken.groups())) if broken else 0)
+    return Load(
+        int(total[1]),
+        _seconds(total[2]),
+        _seconds(p50[1]) if p50 else 0.0,
+        _seconds(p99[1]) if p99 else 0.0,
+        failed,
+    )
+
+
+def h2load(netns: Netns, url: str, *, requests: int, connections: int, streams: int, paths: Path | None = None) -> Load:
+    """h2load with one thread (HTTP/2). `paths` is a file of URLs to cycle through."""
+    command = ["h2load", "-t1", f"-n{requests}", f"-c{connections}", f"-m{streams}"]
+    command += ["-i", str(paths)] if paths is not None else [url]
+    output = _run(netns, command, 60)
+    finished = re.search(r"finished in ([0-9.]+\w+)", output)
+    counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", output)
+    assert finished, output
+    assert counts, output
+    return Load(int(counts[1]), _seconds(finished[1]), failed=sum(int(counts[index]) for index in (2, 3, 4)))

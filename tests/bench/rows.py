@@ -1,0 +1,127 @@
+"""What is compared: one function per row makes a run against a port and says how many requests it took."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.bench.arena import HAPROXY_H2, HAPROXY_PLAIN, HAPROXY_TLS, Arena, tree
+from tests.bench.cpu import cpu_seconds
+from tests.bench.load import Load, h2load, wrk
+from tests.harness.scene import PLAIN_PORT, TLS_PORT
+
+Runner = Callable[[Arena, int], Load]
+"""(arena, port) -> load."""
+
+_VARIED = """
+local n = 0
+request = function()
+  n = n + 1
+  return wrk.format("GET", "/orders/" .. n .. "/lines?page=" .. (n % 7), {
+    ["Host"] = "orders.shop.test", ["User-Agent"] = "bench/1.0", ["Accept"] = "application/json",
+    ["X-Request-Id"] = "7f3c9a2e-" .. n, ["X-Forwarded-For"] = "10.9.8." .. (n % 250),
+    ["Traceparent"] = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0b" .. (100000 + n) .. "-01",
+    ["Cookie"] = "session=abcdef" .. n .. "; theme=dark", ["Accept-Language"] = "en-GB,en;q=0.8",
+    ["Authorization"] = "Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0." .. n,
+    ["Cache-Control"] = "no-cache"})
+end
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A comparison of CPU per request with haproxy. `budget` and `stretch` are ratios."""
+
+    name: str
+    run: Runner
+    ours: int
+    haproxy: int
+    budget: float
+    stretch: float
+
+
+@dataclass
+class Measured:
+    """CPU microseconds per request in turn, and their ratios pair by pair."""
+
+    row: Row
+    ours: list[float] = field(default_factory=list)
+    theirs: list[float] = field(default_factory=list)
+    rates: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def ratios(self) -> list[float]:
+        return [one / other for one, other in zip(self.ours, self.theirs, strict=True)]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.ratios)
+
+    def line(self) -> str:
+        """The row of the text table."""
+        verdict = "ok " if self.median <= self.row.budget else "MISS"
+        low, high = min(self.ratios), max(self.ratios)
+        return (
+            f"{self.row.name:44} {self.median:5.2f}  [{low:.2f}-{high:.2f}]  budget {self.row.budget:.2f} {verdict}"
+            f"  us/request {statistics.median(self.ours):6.1f} : {statistics.median(self.theirs):6.1f}"
+        )
+
+
+def varied_script(folder: Path) -> Path:
+    """A wrk script whose requests differ in path and headers."""
+    script = folder / "varied.lua"
+    script.write_text(_VARIED)
+    return script
+
+
+def _h1(scheme: str, *, varied: bool, seconds: float) -> Runner:
+    def run(arena: Arena, port: int) -> Load:
+        url = f"{scheme}://{arena.ip}:{port}/orders"
+        if varied:
+            return wrk(arena.client, url, seconds=seconds, script=varied_script(arena.scene.folder))
+        return wrk(arena.client, url, seconds=seconds, headers=("Host: orders.shop.test", "User-Agent: bench/1.0"))
+
+    return run
+
+
+def _h2(*, streams: int, connections: int, unique: bool, requests: int) -> Runner:
+    def run(arena: Arena, port: int) -> Load:
+        url = f"https://{arena.ip}:{port}/orders"
+        paths = None
+        if unique:
+            paths = arena.scene.folder / f"paths-{port}.txt"
+            if not paths.exists():
+                paths.write_text("".join(f"{url}/{number}/lines\n" for number in range(20000)))
+        return h2load(arena.client, url, requests=requests, connections=connections, streams=streams, paths=paths)
+
+    return run
+
+
+def cpu_rows(*, seconds: float) -> list[Row]:
+    """The CPU-per-request rows of the budgets."""
+    tls, plain, h2 = (TLS_PORT, HAPROXY_TLS), (PLAIN_PORT, HAPROXY_PLAIN), (TLS_PORT, HAPROXY_H2)
+    count = int(12000 * seconds)
+    return [
+        Row("h1 TLS, identical heads", _h1("https", varied=False, seconds=seconds), *tls, 1.15, 1.0),
+        Row("h1 TLS, varied heads", _h1("https", varied=True, seconds=seconds), *tls, 1.35, 1.0),
+        Row("h1 plain, identical heads", _h1("http", varied=False, seconds=seconds), *plain, 1.2, 1.0),
+        Row("h1 plain, varied heads", _h1("http", varied=True, seconds=seconds), *plain, 1.45, 1.0),
+        Row("h2 TLS 4x16, unique paths", _h2(streams=16, connections=4, unique=True, requests=count), *h2, 1.2, 0.9),
+        Row("h2 TLS 16x1", _h2(streams=1, connections=16, unique=False, requests=count), *h2, 1.4, 0.9),
+    ]
+
+
+def measure(arena: Arena, row: Row, into: Measured, *, ours_first: bool) -> None:
+    """One pair."""
+    sides = [(arena.sidestep(), row.ours, into.ours), (arena.haproxy, row.haproxy, into.theirs)]
+    rates = {}
+    for pid, port, figures in sides if ours_first else reversed(sides):
+        pids = tree(pid)
+        before = cpu_seconds(pids)
+        load = row.run(arena, port)
+        assert load.failed == 0, f"{row.name}: {load.failed} requests failed on port {port}"
+        figures.append((cpu_seconds(pids) - before) / load.requests * 1e6)
+        rates[port] = load.requests / load.seconds
+    into.rates.append((rates[row.ours], rates[row.haproxy]))
