@@ -1,0 +1,131 @@
+"""What is written about a pod's ports, put together once: resolved port, TLS settings, protocol, problems.
+
+Pure. The planner, admission, `status` and the certificate store all look at the same survey, so that `list` never tells
+another story than the one that is carried out.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sidestep.config.annotations import CertificateSource, PortTls, resolve
+from sidestep.model.condition import Condition, ConditionType
+from sidestep.model.pod import ContainerPort, PodKey, Transport
+from sidestep.policy.protocol_choice import PortProtocol, Use, choose
+from sidestep.policy.workloads import ResolvedPort, describe_port
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from sidestep.model.inventory import Inventory
+    from sidestep.model.pod import Pod, Service
+
+
+class Side(enum.StrEnum):
+    """Which handshake a certificate serves: ours with the client, or ours with the app."""
+
+    DOWNSTREAM = "downstream"
+    UPSTREAM = "upstream"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class CertificateKey:
+    """Which certificate: one side of one port of one pod."""
+
+    pod: PodKey
+    port: int
+    side: Side
+
+    @property
+    def subject(self) -> str:
+        """How conditions name the port."""
+        return port_subject(self.pod, self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class WantedCertificate:
+    """Where a certificate is to be read. `containers` are those a path may belong to, first match wins."""
+
+    key: CertificateKey
+    source: CertificateSource
+    containers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PortSurvey:
+    """One container port. `tls` holds defaults for a UDP port."""
+
+    resolved: ResolvedPort
+    tls: PortTls
+    protocol: PortProtocol
+
+    @property
+    def port(self) -> ContainerPort:
+        """The container port itself."""
+        return self.resolved.port
+
+
+@dataclass(frozen=True, slots=True)
+class PodSurvey:
+    """All ports of a pod, sorted, and what was wrong with what is written about them."""
+
+    pod: Pod
+    ports: tuple[PortSurvey, ...]
+    conditions: tuple[Condition, ...] = ()
+
+    def port(self, number: int, transport: Transport) -> PortSurvey | None:
+        """The survey of one port."""
+        return next(
+            (each for each in self.ports if (each.port.number, each.port.transport) == (number, transport)), None
+        )
+
+    def certificates(self) -> tuple[WantedCertificate, ...]:
+        """The certificates that these ports use. A port that never speaks TLS uses none."""
+        found = []
+        for each in self.ports:
+            if each.protocol.tls is Use.NEVER:
+                continue
+            for side, source in ((Side.DOWNSTREAM, each.tls.downstream), (Side.UPSTREAM, each.tls.upstream)):
+                if source is not None:
+                    key = CertificateKey(self.pod.key, each.port.number, side)
+                    found.append(WantedCertificate(key, source, each.tls.containers))
+        return tuple(found)
+
+
+def port_subject(pod: PodKey, port: int) -> str:
+    """How conditions name a port."""
+    return f"pod {pod} port {port}"
+
+
+def survey(
+    pod: Pod, inventory: Inventory, *, node_annotations: Mapping[str, str], extra_ports: Collection[ContainerPort] = ()
+) -> PodSurvey:
+    """Survey the declared ports of a pod and `extra_ports`, undeclared ones that somebody asked for. Never raises."""
+    services = inventory.services_of(pod)
+    declared = {(port.number, port.transport): port for port in reversed((*pod.ports, *extra_ports))}
+    ports = [declared[key] for key in sorted(declared, key=lambda key: (key[0], key[1].value))]
+    settings = resolve(
+        pod,
+        namespace_annotations=inventory.namespace_annotations(pod.key.namespace),
+        node_annotations=node_annotations,
+        extra_ports=[port.number for port in extra_ports if port.transport is Transport.TCP],
+    )
+    surveyed = tuple(_survey_port(port, pod, settings.ports, services=services) for port in ports)
+    conditions = [problem.condition() for problem in settings.problems]
+    for each in surveyed:
+        if each.protocol.contradiction is not None:
+            subject = port_subject(pod.key, each.port.number)
+            conditions.append(Condition(ConditionType.PROTOCOL_CONTRADICTION, subject, each.protocol.contradiction))
+    return PodSurvey(pod, surveyed, tuple(conditions))
+
+
+def _survey_port(
+    port: ContainerPort, pod: Pod, settings: Mapping[int, PortTls], *, services: Iterable[Service]
+) -> PortSurvey:
+    resolved = describe_port(port, pod, services)
+    tls = PortTls(port.number)
+    if port.transport is Transport.TCP:
+        tls = settings.get(port.number, tls)
+    return PortSurvey(resolved, tls, choose(resolved.facts(tls)))
