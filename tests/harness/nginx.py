@@ -94,15 +94,18 @@ def nginx(
     netns: Netns,
     folder: Path,
     *,
-    listen: Sequence[str],
+    listen: Sequence[str] = (),
+    plain: Sequence[str] = (),
     certificate: Certificate | None = None,
     protocols: str = "TLSv1.2 TLSv1.3",
     verify_clients: bytes | None = None,
     http2: bool = False,
     extra: str = "",
 ) -> Iterator[Nginx]:
-    """Start nginx. `listen` are its listen addresses ("10.0.0.2:8443", "[::]:8443"); `verify_clients` a CA in PEM that
-    client certificates must come from; `extra` goes into the http block.
+    """Start nginx.
+
+    `listen` are its addresses ("10.0.0.2:8443", "[::]:8443"), with TLS when there is a certificate, `plain` those
+    without; `verify_clients` is a CA in PEM that client certificates must come from; `extra` goes into the http block.
     """
     folder.mkdir(parents=True, exist_ok=True)
     root = folder / "root"
@@ -116,13 +119,13 @@ def nginx(
     if verify_clients is not None:
         (folder / "clients.crt").write_bytes(verify_clients)
         tls += f" ssl_verify_client on; ssl_client_certificate {folder}/clients.crt;"
-    lines = " ".join(f"listen {address}{flags};" for address in listen)
+    lines = " ".join([*(f"listen {address}{flags};" for address in listen), *(f"listen {one};" for one in plain)])
     config = folder / "nginx.conf"
     config.write_text(_CONFIG.format(module=ECHO_MODULE, folder=folder, root=root, listen=lines, tls=tls, extra=extra))
     (folder / "access.log").touch()
     command = netns.enter(["nginx", "-e", folder / "error.log", "-c", config, "-p", folder])
     with Process(command, log=folder / "nginx.log") as process:
-        ports = {address.rpartition(":")[2] for address in listen}
+        ports = {address.rpartition(":")[2] for address in [*listen, *plain]}
         until(
             lambda: not process.running or ports <= listening_ports(netns),
             within=10,
