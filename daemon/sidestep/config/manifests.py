@@ -1,0 +1,240 @@
+"""A directory of Kubernetes manifests (its texts, already read) turned into an `Inventory`.
+
+Every bad document gives one `ManifestError` that names file, document, line and field, and never stops the good ones.
+Kinds that Sidestep does not read are passed over in silence, so that a directory of ordinary manifests works as it is.
+Files are taken in the order of their names; of two objects with the same identity the first stays and the second is an
+error that names both places.
+
+Owners: a pod's ownerReferences are followed through the workloads of the manifests; where they end (or are absent, as
+in most hand-written Pods) the workloads whose selector matches the pod's labels are its owners. Only one controller of
+a kind can own a pod, so the first by name is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from sidestep.config import objects, yaml_documents
+from sidestep.config.field_error import FieldError
+from sidestep.config.locations import parse_location
+from sidestep.model.condition import Condition, ConditionType
+from sidestep.model.errors import ConfigurationError
+from sidestep.model.inventory import DEFAULT_NAMESPACE, Inventory, OwnerReference, Secret, Workload, WorkloadKey
+from sidestep.model.pod import Owner, Pod, PodKey, Service
+
+MAX_FILES = 1000
+"""Manifest files of a directory."""
+MAX_OWNERS = 8
+"""Length of a pod's chain of owners; Kubernetes' own have two."""
+
+_NEAREST_FIRST = ("replicaset", "job", "deployment", "statefulset", "daemonset")
+"""Order of owners found by selector: what stands between a pod and its Deployment comes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestError:
+    """What is wrong with one document. `document` and `line` are 1-based; 0 where the whole file is meant. `subject` is
+    the object ("Pod shop/orders") as far as it is known, `field` the path of the field, else empty."""
+
+    file: str
+    document: int
+    line: int
+    subject: str
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        where = [self.file]
+        where += [f"document {self.document}"] if self.document else []
+        where += [f"line {self.line}"] if self.line else []
+        what = ": ".join(part for part in (self.subject, self.field, self.reason) if part)
+        return f"{', '.join(where)}: {what}"
+
+    def condition(self) -> Condition:
+        """The condition that `status` shows."""
+        return Condition(ConditionType.MANIFEST_INVALID, f"manifest {self.file}", str(self))
+
+
+def load_directory_texts(files: Mapping[str, str | bytes]) -> tuple[Inventory, tuple[ManifestError, ...]]:
+    """The inventory that the files (name to content) describe, and one error for each document that cannot be used."""
+    gathered = _Gathered()
+    for count, name in enumerate(sorted(files)):
+        if count == MAX_FILES:
+            gathered.errors.append(
+                ManifestError(name, 0, 0, "", "", f"more than {MAX_FILES} files, the rest is ignored")
+            )
+            break
+        _load_file(name, files[name], gathered)
+    return gathered.inventory(), tuple(gathered.errors)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an object was written. `prefix` is the path of an item within a List."""
+
+    file: str
+    document: yaml_documents.Document
+    prefix: str = ""
+
+    def error(self, subject: str, path: str, reason: str) -> ManifestError:
+        full = ".".join(part for part in (self.prefix, path) if part)
+        line = yaml_documents.line_of(self.document, full)
+        shown = full if full.isprintable() else repr(full)
+        return ManifestError(self.file, self.document.number, line, subject, shown, reason)
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """What has been read so far."""
+
+    pods: dict[PodKey, objects.PodObject] = field(default_factory=dict)
+    services: list[Service] = field(default_factory=list)
+    secrets: dict[tuple[str, str], Secret] = field(default_factory=dict)
+    namespaces: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    nodes: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    workloads: dict[WorkloadKey, Workload] = field(default_factory=dict)
+    places: dict[str, _Place] = field(default_factory=dict)
+    errors: list[ManifestError] = field(default_factory=list)
+
+    def add(self, subject: str, converted: objects.Converted, place: _Place) -> None:
+        """Keep an object, unless one of the same identity came before."""
+        first = self.places.setdefault(subject, place)
+        if first is not place:
+            where = f"{first.file}, document {first.document.number}" + (f", {first.prefix}" if first.prefix else "")
+            self.errors.append(place.error(subject, "", f"the same object stands in {where}, which is used"))
+            return
+        match converted:
+            case objects.PodObject():
+                self.pods[converted.pod.key] = converted
+            case Service():
+                self.services.append(converted)
+            case Secret():
+                self.secrets[converted.namespace, converted.name] = converted
+            case objects.NamespaceObject():
+                self.namespaces[converted.name] = converted.annotations
+            case objects.NodeObject():
+                self.nodes[converted.name] = converted.annotations
+            case Workload():
+                self.workloads[converted.key] = converted
+
+    def inventory(self) -> Inventory:
+        """The whole, with owners followed."""
+        pods = {key: link_owners(each.pod, each.owners, self.workloads) for key, each in self.pods.items()}
+        return Inventory(pods, tuple(self.services), self.secrets, self.namespaces, self.nodes, self.workloads)
+
+
+def _load_file(name: str, content: str | bytes, gathered: _Gathered) -> None:
+    try:
+        text = _text(content)
+        for document in yaml_documents.split(text):
+            _load_document(name, document, gathered)
+    except yaml_documents.YamlError as error:
+        gathered.errors.append(ManifestError(name, 0, error.line, "", "", error.reason))
+
+
+def _text(content: str | bytes) -> str:
+    if len(content) > yaml_documents.MAX_TEXT:
+        raise yaml_documents.YamlError(f"larger than {yaml_documents.MAX_TEXT // 1024} KiB", 0)
+    if isinstance(content, str):
+        return content
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise yaml_documents.YamlError("not UTF-8 text", line) from None
+
+
+def _load_document(name: str, document: yaml_documents.Document, gathered: _Gathered) -> None:
+    place = _Place(name, document)
+    try:
+        value = yaml_documents.load(document)
+    except yaml_documents.YamlError as error:
+        gathered.errors.append(ManifestError(name, document.number, error.line, "", "", error.reason))
+        return
+    if value is None:
+        return
+    for item, prefix in _items(value):
+        _load_object(item, replace(place, prefix=prefix), gathered)
+
+
+def _items(value: object) -> Iterator[tuple[object, str]]:
+    """The object itself, or the items of a List (kubectl get -o yaml writes one) with their paths."""
+    if isinstance(value, dict) and value.get("apiVersion") == "v1" and value.get("kind") == "List":
+        items = value.get("items")
+        if isinstance(items, list):
+            yield from ((item, f"items[{index}]") for index, item in enumerate(items))
+            return
+    yield value, ""
+
+
+def _load_object(value: object, place: _Place, gathered: _Gathered) -> None:
+    if not isinstance(value, dict):
+        gathered.errors.append(place.error("", "", "not a Kubernetes object: a mapping with apiVersion and kind"))
+        return
+    version, kind = value.get("apiVersion"), value.get("kind")
+    for key, text in (("apiVersion", version), ("kind", kind)):
+        if not isinstance(text, str) or not text:
+            gathered.errors.append(place.error("", key, "is missing or not a text: is this a Kubernetes object?"))
+            return
+    convert = objects.converter(str(version).rpartition("/")[0], str(kind))
+    if convert is None:
+        if kind == "List" and version == "v1":
+            gathered.errors.append(place.error("List", "items", "must be a list of objects, none of them a List"))
+        return
+    subject = _subject(str(kind), value)
+    try:
+        converted = convert(value)
+        if isinstance(converted, objects.PodObject):
+            pod = converted.pod
+            converted = replace(converted, pod=replace(pod, location=parse_location(pod.annotations, ended=pod.ended)))
+    except FieldError as error:
+        gathered.errors.append(place.error(subject, error.path, error.reason))
+    except ConfigurationError as error:
+        gathered.errors.append(place.error(subject, "", str(error)))
+    else:
+        gathered.add(subject, converted, place)
+
+
+def _subject(kind: str, value: Mapping[str, object]) -> str:
+    """`Pod shop/orders`, as far as it can be read from an object that may be anything."""
+    metadata = value.get("metadata")
+    name, namespace = (metadata.get("name"), metadata.get("namespace")) if isinstance(metadata, dict) else (None, None)
+    if not isinstance(name, str) or not name.isprintable() or len(name) > 253:
+        return kind
+    if kind in {"Namespace", "Node"}:
+        return f"{kind} {name}"
+    usable = isinstance(namespace, str) and namespace.isprintable() and 0 < len(namespace) <= 253
+    return f"{kind} {namespace if usable else DEFAULT_NAMESPACE}/{name}"
+
+
+def link_owners(pod: Pod, references: tuple[OwnerReference, ...], workloads: Mapping[WorkloadKey, Workload]) -> Pod:
+    """The pod with its owners, nearest first. A reference to an unknown object stays, without annotations."""
+    namespace = pod.key.namespace
+    chain: dict[tuple[str, str], Owner] = {}
+    queue = list(references)
+    while queue and len(chain) < MAX_OWNERS:
+        reference = queue.pop(0)
+        workload = workloads.get(WorkloadKey(reference.kind, namespace, reference.name))
+        if (reference.kind, reference.name) not in chain:
+            annotations = workload.annotations if workload else {}
+            chain[reference.kind, reference.name] = Owner(reference.kind, reference.name, annotations)
+            queue.extend(workload.owners if workload else ())
+    if not chain or {kind for kind, _ in chain} == {"replicaset"}:
+        for workload in _selecting(pod, workloads):
+            if workload.key.kind not in {kind for kind, _ in chain} and (
+                not chain or workload.key.kind == "deployment"
+            ):
+                chain[workload.key.kind, workload.key.name] = Owner(
+                    workload.key.kind, workload.key.name, workload.annotations
+                )
+    return replace(pod, owners=tuple(chain.values()))
+
+
+def _selecting(pod: Pod, workloads: Mapping[WorkloadKey, Workload]) -> list[Workload]:
+    found = [
+        each
+        for key, each in workloads.items()
+        if key.namespace == pod.key.namespace and key.kind in _NEAREST_FIRST and each.selector.matches(pod.labels)
+    ]
+    return sorted(found, key=lambda each: (_NEAREST_FIRST.index(each.key.kind), each.key.name))

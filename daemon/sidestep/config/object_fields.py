@@ -1,0 +1,170 @@
+"""The fields of Kubernetes objects that Sidestep reads, as strict structs; everything else is ignored.
+
+Names and meanings follow the Kubernetes API reference (core/v1, apps/v1, batch/v1). null means absent, as in that API.
+String maps are read as they come (`Any`), because the path of an error could not name the key otherwise; `objects`
+checks their values.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from sidestep.model.inventory import SelectorOperator
+
+PortNumber = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+PortName = Annotated[str, msgspec.Meta(max_length=63)]
+Text = Annotated[str, msgspec.Meta(max_length=253)]
+
+
+class Fields(msgspec.Struct, rename="camel", frozen=True):
+    """Base: camelCase names, immutable."""
+
+
+class OwnerReferenceFields(Fields, frozen=True):
+    """metav1 OwnerReference."""
+
+    kind: Text
+    name: Text
+    controller: bool | None = None
+
+
+class MetadataFields(Fields, frozen=True):
+    """metav1 ObjectMeta."""
+
+    name: str
+    namespace: str | None = None
+    uid: str | None = None
+    labels: dict[str, Any] | None = None
+    annotations: dict[str, Any] | None = None
+    owner_references: list[OwnerReferenceFields] | None = None
+
+
+class PortFields(Fields, frozen=True):
+    """core/v1 ContainerPort."""
+
+    container_port: PortNumber
+    name: PortName | None = None
+    protocol: str | None = None
+
+
+class ProbeTargetFields(Fields, frozen=True):
+    """The action of a probe; `exec` has no port."""
+
+    port: int | str | None = None
+
+
+class ProbeFields(Fields, frozen=True):
+    """core/v1 Probe."""
+
+    http_get: ProbeTargetFields | None = None
+    tcp_socket: ProbeTargetFields | None = None
+    grpc: ProbeTargetFields | None = None
+
+
+class ContainerFields(Fields, frozen=True):
+    """core/v1 Container."""
+
+    name: Text
+    ports: list[PortFields] | None = None
+    liveness_probe: ProbeFields | None = None
+    readiness_probe: ProbeFields | None = None
+    startup_probe: ProbeFields | None = None
+    restart_policy: str | None = None
+
+
+class PodSpecFields(Fields, frozen=True):
+    """core/v1 PodSpec."""
+
+    containers: list[ContainerFields]
+    init_containers: list[ContainerFields] | None = None
+    host_network: bool | None = None
+
+
+class PodIpFields(Fields, frozen=True):
+    """core/v1 PodIP."""
+
+    ip: str
+
+
+class PodStatusFields(Fields, frozen=True):
+    """core/v1 PodStatus."""
+
+    phase: str | None = None
+    pod_ip: str | None = msgspec.field(default=None, name="podIP")
+    pod_ips: list[PodIpFields] | None = msgspec.field(default=None, name="podIPs")
+
+
+class PodFields(Fields, frozen=True):
+    """core/v1 Pod."""
+
+    metadata: MetadataFields
+    spec: PodSpecFields
+    status: PodStatusFields | None = None
+
+
+class ServicePortFields(Fields, frozen=True):
+    """core/v1 ServicePort."""
+
+    port: PortNumber
+    target_port: int | str | None = None
+    name: PortName | None = None
+    app_protocol: Text | None = None
+    protocol: str | None = None
+
+
+class ServiceSpecFields(Fields, frozen=True):
+    """core/v1 ServiceSpec."""
+
+    selector: dict[str, Any] | None = None
+    ports: list[ServicePortFields] | None = None
+
+
+class ServiceFields(Fields, frozen=True):
+    """core/v1 Service."""
+
+    metadata: MetadataFields
+    spec: ServiceSpecFields
+
+
+class SecretFields(Fields, frozen=True):
+    """core/v1 Secret."""
+
+    metadata: MetadataFields
+    data: dict[str, Any] | None = None
+    string_data: dict[str, Any] | None = None
+
+
+class RequirementFields(Fields, frozen=True):
+    """metav1 LabelSelectorRequirement."""
+
+    key: str
+    operator: SelectorOperator
+    values: list[str] | None = None
+
+
+class SelectorFields(Fields, frozen=True):
+    """metav1 LabelSelector."""
+
+    match_labels: dict[str, Any] | None = None
+    match_expressions: list[RequirementFields] | None = None
+
+
+class WorkloadSpecFields(Fields, frozen=True):
+    """What the specs of all workloads have in common."""
+
+    selector: SelectorFields | None = None
+
+
+class WorkloadFields(Fields, frozen=True):
+    """A Deployment, StatefulSet, DaemonSet, ReplicaSet (apps/v1) or Job (batch/v1)."""
+
+    metadata: MetadataFields
+    spec: WorkloadSpecFields | None = None
+
+
+class PlainFields(Fields, frozen=True):
+    """A Namespace or Node: its metadata is all we read."""
+
+    metadata: MetadataFields

@@ -1,0 +1,267 @@
+"""Kubernetes objects as decoded from YAML or JSON, turned into model objects.
+
+`converter` gives the function for an API group and kind; it takes one object and gives one model object, or raises
+`FieldError` with the path of the field. What an object alone cannot tell is left empty and filled in by the caller: the
+annotations of a pod's owners, and its location - in a cluster no annotation may say where a pod lives.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, TypeVar
+
+import msgspec
+
+from sidestep.config import object_fields as fields
+from sidestep.config.field_error import FieldError
+from sidestep.model.inventory import (
+    DEFAULT_NAMESPACE,
+    LabelRequirement,
+    LabelSelector,
+    OwnerReference,
+    Secret,
+    Workload,
+    WorkloadKey,
+)
+from sidestep.model.pod import ContainerPort, Pod, PodKey, Service, ServicePort, Transport
+
+MAX_SECRET = 1024 * 1024
+"""Bytes of a Secret's data (core/v1 MaxSecretSize)."""
+
+_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_LABEL_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_SECRET_KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
+_UID = re.compile(r"[-.:/a-zA-Z0-9]{1,128}")
+_TRANSPORTS = {"TCP": Transport.TCP, "UDP": Transport.UDP}
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceObject:
+    """A Namespace: name and annotations."""
+
+    name: str
+    annotations: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeObject:
+    """A Node: name and annotations."""
+
+    name: str
+    annotations: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class PodObject:
+    """A pod and the references to its owners, still to be followed."""
+
+    pod: Pod
+    owners: tuple[OwnerReference, ...]
+
+
+Converted = PodObject | Service | Secret | NamespaceObject | NodeObject | Workload
+
+
+def converter(group: str, kind: str) -> Callable[[Mapping[str, object]], Converted] | None:
+    """The function that converts objects of this API group ("" for core) and kind, or None when Sidestep reads none."""
+    return _CONVERTERS.get((group, kind))
+
+
+def _typed(value: object, wanted: type[_T]) -> _T:
+    try:
+        return msgspec.convert(value, wanted)
+    except msgspec.ValidationError as error:
+        reason, _, where = str(error).rpartition(" - at ")
+        path = where.strip("`").removeprefix("$").removeprefix(".")
+        raise FieldError(path, reason or where) from None
+
+
+def _pod(value: Mapping[str, object]) -> PodObject:
+    read = _typed(value, fields.PodFields)
+    namespace, name = _names(read.metadata)
+    annotations = _texts(read.metadata.annotations, "metadata.annotations")
+    phase = read.status.phase if read.status else None
+    ended = phase in {"Succeeded", "Failed"}
+    # A native sidecar is an init container that stays (restartPolicy Always); other init containers are gone.
+    sidecars = [each for each in read.spec.init_containers or () if each.restart_policy == "Always"]
+    containers = [*read.spec.containers, *sidecars]
+    pod = Pod(
+        key=PodKey(namespace, name),
+        uid=_uid(read.metadata, f"{namespace}/{name}"),
+        ips=_addresses(read.status),
+        ports=tuple(_container_ports(containers)),
+        containers=tuple(each.name for each in containers),
+        labels=_texts(read.metadata.labels, "metadata.labels"),
+        annotations=annotations,
+        probe_ports=frozenset(port for each in containers for port in _probe_ports(each)),
+        host_network=bool(read.spec.host_network),
+        ended=ended,
+    )
+    return PodObject(pod, _owners(read.metadata))
+
+
+def _container_ports(containers: list[fields.ContainerFields]) -> list[ContainerPort]:
+    """Declared TCP and UDP ports; SCTP is not ours."""
+    return [
+        ContainerPort(port.container_port, _TRANSPORTS[protocol], port.name or "", container.name)
+        for container in containers
+        for port in container.ports or ()
+        if (protocol := port.protocol or "TCP") in _TRANSPORTS
+    ]
+
+
+def _probe_ports(container: fields.ContainerFields) -> list[int]:
+    """Ports that the kubelet probes; a name is one of the container's ports, else a number written as text."""
+    found = []
+    for probe in (container.liveness_probe, container.readiness_probe, container.startup_probe):
+        for target in (probe.http_get, probe.tcp_socket, probe.grpc) if probe else ():
+            port = target.port if target else None
+            if isinstance(port, str):
+                named = [each.container_port for each in container.ports or () if each.name == port]
+                digits = port.isascii() and port.isdigit() and len(port) <= 5
+                port = named[0] if named else int(port) if digits else None
+            if port is not None and 1 <= port <= 65535:
+                found.append(port)
+    return found
+
+
+def _addresses(status: fields.PodStatusFields | None) -> tuple[IPv4Address | IPv6Address, ...]:
+    if status is None:
+        return ()
+    texts = [(f"status.podIPs[{index}].ip", each.ip) for index, each in enumerate(status.pod_ips or ())]
+    if status.pod_ip:
+        texts.append(("status.podIP", status.pod_ip))
+    addresses = []
+    for path, text in texts:
+        try:
+            addresses.append(ip_address(text))
+        except ValueError:
+            raise FieldError(path, "not an IP address") from None
+    return tuple(dict.fromkeys(addresses))
+
+
+def _service(value: Mapping[str, object]) -> Service:
+    read = _typed(value, fields.ServiceFields)
+    namespace, name = _names(read.metadata)
+    ports = []
+    for index, port in enumerate(read.spec.ports or ()):
+        protocol = port.protocol or "TCP"
+        if protocol not in _TRANSPORTS:
+            continue
+        target = port.target_port or port.port
+        if isinstance(target, int) and not 1 <= target <= 65535:
+            raise FieldError(f"spec.ports[{index}].targetPort", "must be a port from 1 to 65535")
+        ports.append(ServicePort(port.port, target, port.name or "", port.app_protocol or "", _TRANSPORTS[protocol]))
+    return Service(namespace, name, _texts(read.spec.selector, "spec.selector"), tuple(ports))
+
+
+def _secret(value: Mapping[str, object]) -> Secret:
+    read = _typed(value, fields.SecretFields)
+    namespace, name = _names(read.metadata)
+    data: dict[str, bytes] = {}
+    for key, text in _texts(read.data, "data").items():
+        try:
+            data[key] = base64.b64decode(text.replace("\n", "").replace("\r", ""), validate=True)
+        except (binascii.Error, ValueError):
+            raise FieldError(f"data.{key}", "not base64 (plain text belongs in stringData)") from None
+    for key, text in _texts(read.string_data, "stringData").items():
+        data[key] = text.encode()
+    for key in data:
+        if not _SECRET_KEY.fullmatch(key):
+            raise FieldError("data", f"{key[:64]!r} is not a key (letters, digits, '-', '_' and '.')")
+    if sum(len(each) for each in data.values()) > MAX_SECRET:
+        raise FieldError("data", f"more than {MAX_SECRET} bytes")
+    return Secret(namespace, name, data)
+
+
+def _workload(kind: str) -> Callable[[Mapping[str, object]], Workload]:
+    def convert_workload(value: Mapping[str, object]) -> Workload:
+        read = _typed(value, fields.WorkloadFields)
+        namespace, name = _names(read.metadata)
+        selector = _selector(read.spec.selector if read.spec else None)
+        if kind == "job" and not selector.labels and not selector.expressions:
+            # The API server adds a selector of its own to a Job; the label that it gives the pods serves as well.
+            selector = LabelSelector({"job-name": name})
+        annotations = _texts(read.metadata.annotations, "metadata.annotations")
+        return Workload(WorkloadKey(kind, namespace, name), annotations, selector, _owners(read.metadata))
+
+    return convert_workload
+
+
+def _selector(selector: fields.SelectorFields | None) -> LabelSelector:
+    if selector is None:
+        return LabelSelector()
+    expressions = tuple(
+        LabelRequirement(each.key, each.operator, frozenset(each.values or ()))
+        for each in selector.match_expressions or ()
+    )
+    return LabelSelector(_texts(selector.match_labels, "spec.selector.matchLabels"), expressions)
+
+
+def _namespace(value: Mapping[str, object]) -> NamespaceObject:
+    return NamespaceObject(*_cluster_scoped(value, _LABEL_NAME))
+
+
+def _node(value: Mapping[str, object]) -> NodeObject:
+    return NodeObject(*_cluster_scoped(value, _NAME))
+
+
+def _cluster_scoped(value: Mapping[str, object], pattern: re.Pattern[str]) -> tuple[str, Mapping[str, str]]:
+    metadata = _typed(value, fields.PlainFields).metadata
+    _check_name(metadata.name, "metadata.name", pattern)
+    return metadata.name, _texts(metadata.annotations, "metadata.annotations")
+
+
+def _names(metadata: fields.MetadataFields) -> tuple[str, str]:
+    """Namespace and name, checked, so that neither can smuggle anything into a path, a log line or an error."""
+    namespace = metadata.namespace or DEFAULT_NAMESPACE
+    _check_name(namespace, "metadata.namespace", _LABEL_NAME)
+    _check_name(metadata.name, "metadata.name", _NAME)
+    return namespace, metadata.name
+
+
+def _check_name(name: str, path: str, pattern: re.Pattern[str]) -> None:
+    if not pattern.fullmatch(name):
+        raise FieldError(path, f"{name[:64]!r} is not a Kubernetes name (lower-case letters, digits and '-')")
+
+
+def _uid(metadata: fields.MetadataFields, default: str) -> str:
+    uid = metadata.uid or default
+    if not _UID.fullmatch(uid) and uid != default:
+        raise FieldError("metadata.uid", "not a UID")
+    return uid
+
+
+def _owners(metadata: fields.MetadataFields) -> tuple[OwnerReference, ...]:
+    """The controller first; it is the one that matters."""
+    references = sorted(metadata.owner_references or (), key=lambda each: not each.controller)
+    return tuple(OwnerReference(each.kind.lower(), each.name) for each in references)
+
+
+def _texts(values: Mapping[str, Any] | None, path: str) -> dict[str, str]:
+    """A mapping whose values must be texts. YAML reads `8443` and `true` as something else, hence the advice."""
+    for key, value in (values or {}).items():
+        if not isinstance(value, str):
+            reason = f"Expected `str`, got `{type(value).__name__}`: put the value in quotes"
+            raise FieldError(f"{path}.{key}", reason)
+    return dict(values or {})
+
+
+_CONVERTERS: dict[tuple[str, str], Callable[[Mapping[str, object]], Converted]] = {
+    ("", "Pod"): _pod,
+    ("", "Service"): _service,
+    ("", "Secret"): _secret,
+    ("", "Namespace"): _namespace,
+    ("", "Node"): _node,
+    ("apps", "Deployment"): _workload("deployment"),
+    ("apps", "StatefulSet"): _workload("statefulset"),
+    ("apps", "DaemonSet"): _workload("daemonset"),
+    ("apps", "ReplicaSet"): _workload("replicaset"),
+    ("batch", "Job"): _workload("job"),
+}
