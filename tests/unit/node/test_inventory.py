@@ -1,0 +1,130 @@
+import asyncio
+import os
+from contextlib import asynccontextmanager
+
+import pytest
+
+from sidestep.aio.tasks import Tasks
+from sidestep.model.errors import ConfigurationError
+from sidestep.model.pod import PodKey
+from sidestep.node.inventory import POLL, ManifestDirectory
+
+POD = """
+apiVersion: v1
+kind: Pod
+metadata: {name: NAME, namespace: shop, labels: {app: orders}, annotations: {sidestep.dev/netns: /run/netns/x}}
+spec: {containers: [{name: app, image: none, ports: [{containerPort: 8080}]}]}
+---
+"""
+WITHIN = 5.0
+
+
+def run(coroutine):
+    return asyncio.run(coroutine)
+
+
+def keys(reading):
+    return [key.name for key in reading.inventory.pods]
+
+
+class Watched:
+    def __init__(self):
+        self.readings = asyncio.Queue()
+
+    async def next(self):
+        return await asyncio.wait_for(self.readings.get(), WITHIN)
+
+
+@asynccontextmanager
+async def watching(folder):
+    directory = ManifestDirectory(folder)
+    await directory.load()
+    watched = Watched()
+    async with Tasks("test") as tasks:
+        tasks.start(directory.watch(watched.readings.put_nowait), name="watch")
+        yield watched
+
+
+def write(folder, name, text):
+    aside = folder / f".{name}"
+    aside.write_text(text)
+    aside.rename(folder / name)
+
+
+def test_a_directory_is_read_whole(tmp_path):
+    write(tmp_path, "a.yaml", POD.replace("NAME", "a") + POD.replace("NAME", "b"))
+    write(tmp_path, "c.yml", POD.replace("NAME", "c"))
+    write(tmp_path, "notes.txt", "no manifest")
+    reading = run(ManifestDirectory(tmp_path).load())
+    assert sorted(keys(reading)) == ["a", "b", "c"]
+    assert reading.errors == ()
+
+
+def test_a_bad_document_is_an_error_and_the_good_ones_stay(tmp_path):
+    write(tmp_path, "a.yaml", POD.replace("NAME", "a") + "{{{\n---\n" + POD.replace("NAME", "b"))
+    reading = run(ManifestDirectory(tmp_path).load())
+    assert keys(reading) == ["a", "b"]
+    assert [str(error).partition(":")[0] for error in reading.errors] == ["a.yaml, document 2, line 7"]
+
+
+def test_a_missing_folder_is_an_error_of_the_option(tmp_path):
+    with pytest.raises(ConfigurationError, match="--manifests"):
+        run(ManifestDirectory(tmp_path / "none").load())
+
+
+def test_changes_are_told_within_a_second(tmp_path):
+    async def story():
+        async with watching(tmp_path) as watched:
+            loop = asyncio.get_running_loop()
+            begun = loop.time()
+            write(tmp_path, "a.yaml", POD.replace("NAME", "a"))
+            assert keys(await watched.next()) == ["a"]
+            assert loop.time() - begun < 1.0
+            write(tmp_path, "a.yaml", POD.replace("NAME", "b"))
+            assert keys(await watched.next()) == ["b"]
+            (tmp_path / "a.yaml").unlink()
+            assert keys(await watched.next()) == []
+
+    run(story())
+
+
+def test_a_swapped_link_is_a_change(tmp_path):
+    async def story():
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "p.yaml").write_text(POD.replace("NAME", name))
+        folder = tmp_path / "manifests"
+        folder.mkdir()
+        (folder / "..data").symlink_to(tmp_path / "one")
+        (folder / "p.yaml").symlink_to("..data/p.yaml")
+        async with watching(folder) as watched:
+            (folder / "..new").symlink_to(tmp_path / "two")
+            os.replace(folder / "..new", folder / "..data")
+            assert keys(await watched.next()) == ["two"]
+
+    run(story())
+
+
+def test_a_folder_that_is_gone_changes_nothing(tmp_path):
+    async def story():
+        folder = tmp_path / "manifests"
+        folder.mkdir()
+        write(folder, "a.yaml", POD.replace("NAME", "a"))
+        async with watching(folder) as watched:
+            folder.rename(tmp_path / "away")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(watched.readings.get(), 4 * POLL)
+            (tmp_path / "away").rename(folder)
+            write(folder, "b.yaml", POD.replace("NAME", "b"))
+            assert keys(await watched.next()) == ["a", "b"]
+
+    run(story())
+
+
+def test_a_file_that_is_no_file_is_passed_over(tmp_path):
+    os.mkfifo(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").mkdir()
+    (tmp_path / "c.yaml").symlink_to(tmp_path / "nothing")
+    write(tmp_path, "d.yaml", POD.replace("NAME", "d"))
+    reading = run(ManifestDirectory(tmp_path).load())
+    assert list(reading.inventory.pods) == [PodKey("shop", "d")]
