@@ -1,0 +1,339 @@
+"""HPACK for a relay (RFC 7541): a decoder whose state is a value, and an encoder that needs no state at all.
+
+`State` is immutable: the dynamic table, its size and capacity, and what SETTINGS allow. `decode(state, block)` is a
+pure function to a `Block`: the fields, which of them are never-indexed, the size updates at its head, and the state
+after it. A caller may go back to an earlier state simply by keeping it.
+
+Because decoding is pure it can be remembered. `Memo` maps (state, block) to `Block`, and two connections whose clients
+sent the same blocks hold the same state *object*, the canonical one for that history: it came out of the memo. A gRPC
+client that repeats its call repeats one block in one state, and decoding costs a dictionary lookup. The memo is bounded
+in bytes and emptied when full: rebuilding what is hot costs one decoding each.
+
+Strict: one error, `HpackError`, for an index outside the tables, an integer over five continuation bytes, a truncated
+or badly padded string, a size update anywhere but at the head or above what SETTINGS allow, and a block that begins
+without the update it owes after SETTINGS lowered the capacity (4.2). The list it decodes to is bounded too: a table
+entry of 4 KiB named by every byte of a block is how 64 KiB become 256 MiB.
+
+The encoder writes literals without indexing (a field that the static table holds whole is an index: no table changes
+either way), so it can speak into a compression context that somebody else owns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from sidestep.model.errors import PeerError
+from sidestep.protocols import hpack_huffman
+from sidestep.protocols.hpack_static import LAST_STATIC, STATIC, STATIC_FIELDS, STATIC_NAMES, Field
+
+DEFAULT_CAPACITY: Final = 4096
+"""Bytes of the dynamic table at the start of a connection (SETTINGS_HEADER_TABLE_SIZE, RFC 9113 section 6.5.2)."""
+ENTRY: Final = 32
+"""Bytes that a table entry or list field counts beyond its name and value (RFC 7541 section 4.1)."""
+COMPRESSION_ERROR: Final = 9
+CONTINUATION_BYTES: Final = 5
+"""Bytes of an integer after its prefix; enough for 32 bits, more is refused."""
+BLOCK_COST: Final = 512
+"""Bytes that one remembered block costs in objects, measured roughly, beyond its strings."""
+
+NONE: Final[frozenset[int]] = frozenset()
+
+
+class HpackError(PeerError):
+    """A header block that cannot be decoded, or decodes to more than the limit."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, code=COMPRESSION_ERROR)
+
+
+class State:
+    """A decoder between two blocks. `entries` oldest first; `floor` is the capacity that an update owes, or -1."""
+
+    __slots__ = ("allowed", "capacity", "entries", "floor", "size")
+
+    def __init__(self, entries: tuple[Field, ...], size: int, capacity: int, allowed: int, floor: int) -> None:
+        self.entries = entries
+        self.size = size
+        self.capacity = capacity
+        self.allowed = allowed
+        self.floor = floor
+
+    def with_allowed(self, allowed: int) -> State:
+        """The state after SETTINGS_HEADER_TABLE_SIZE was acknowledged; this one when nothing changes."""
+        floor = self.floor
+        if allowed < self.capacity:
+            floor = allowed if floor < 0 else min(floor, allowed)
+        if allowed == self.allowed and floor == self.floor:
+            return self
+        return State(self.entries, self.size, self.capacity, allowed, floor)
+
+
+INITIAL: Final = State((), 0, DEFAULT_CAPACITY, DEFAULT_CAPACITY, -1)
+"""The state in which every connection begins."""
+
+
+class Block:
+    """One decoded header block. `note` belongs to the caller; it lives and dies with what is remembered."""
+
+    __slots__ = ("_literal", "fields", "never", "note", "state", "updates")
+
+    def __init__(
+        self, fields: tuple[Field, ...], never: frozenset[int], updates: tuple[int, int] | None, state: State
+    ) -> None:
+        self.fields = fields
+        self.never = never
+        """Positions of the fields that must never be indexed."""
+        self.updates = updates
+        """(smallest, last) size update at the head of the block."""
+        self.state = state
+        """The state after this block."""
+        self.note: Any = None
+        self._literal: bytes | None = None
+
+    @property
+    def literal(self) -> bytes:
+        """The fields as literals without indexing, never-indexed ones marked so."""
+        if self._literal is None:
+            self._literal = encode(self.fields, self.never)
+        return self._literal
+
+
+def decode(state: State, block: bytes, *, list_limit: int, table_limit: int) -> Block:
+    """Decode a whole header block.
+
+    `list_limit` bounds the list (bytes, as SETTINGS_MAX_HEADER_LIST_SIZE counts), `table_limit` the capacity that a
+    size update may ask for whatever SETTINGS allow. Raises HpackError.
+    """
+    try:
+        return _decode(state, block, list_limit, table_limit)
+    except IndexError:
+        raise HpackError("truncated header block") from None
+    except ValueError as error:
+        raise HpackError(str(error)) from None
+
+
+def _decode(state: State, block: bytes, list_limit: int, table_limit: int) -> Block:
+    # Hot for clients whose paths differ: locals, one list for the table once it changes, the list's size at the end.
+    position = 0
+    updates = None
+    capacity = state.capacity
+    table: Any = state.entries
+    size = state.size
+    first = 0  # entries before it are evicted
+    if state.floor >= 0 or (block and block[0] & 0xE0 == 0x20):
+        updates, position = _updates(state, block, table_limit)
+        capacity = updates[1]
+        first, size = _evict(table, 0, size, updates[0])
+    never = NONE
+    fields: list[Field] = []
+    append = fields.append
+    end = len(block)
+    while position < end:
+        byte = block[position]
+        position += 1
+        if byte >= 0x80:
+            index = byte & 0x7F
+            if index == 0x7F:
+                index, position = _integer(block, position, index)
+            if index <= LAST_STATIC:
+                if not index:
+                    raise HpackError("index 0")
+                append(STATIC[index])
+            else:
+                index -= LAST_STATIC
+                if index > len(table) - first:
+                    raise HpackError("index outside the dynamic table")
+                append(table[-index])
+            continue
+        field, position = _literal(block, position, byte, table, first)
+        if byte >= 0x40:
+            if table is state.entries:
+                table = list(table)
+            table.append(field)
+            size += ENTRY + len(field[0]) + len(field[1])
+            if size > capacity:
+                first, size = _evict(table, first, size, capacity)
+        elif byte >= 0x10:
+            never |= {len(fields)}
+        append(field)
+    if list_size(fields) > list_limit:
+        raise HpackError("header list over the limit")
+    if table is not state.entries or updates is not None:
+        state = State(tuple(table[first:]), size, capacity, state.allowed, -1)
+    return Block(tuple(fields), never, updates, state)
+
+
+def list_size(fields: Iterable[Field]) -> int:
+    """Bytes of a list as SETTINGS_MAX_HEADER_LIST_SIZE counts them (RFC 9113 section 6.5.2)."""
+    total = 0
+    for name, value in fields:
+        total += ENTRY + len(name) + len(value)
+    return total
+
+
+def _literal(block: bytes, position: int, byte: int, table: Sequence[Field], first: int) -> tuple[Field, int]:
+    """Read a literal field whose first byte has been read (section 6.2): (field, position after it)."""
+    if byte >= 0x40:
+        mask = 0x3F
+    elif byte >= 0x20:
+        raise HpackError("size update after a field")
+    else:
+        mask = 0x0F
+    index = byte & mask
+    if index == mask:
+        index, position = _integer(block, position, mask)
+    if not index:
+        name, position = _string(block, position)
+    elif index <= LAST_STATIC:
+        name = STATIC[index][0]
+    elif index - LAST_STATIC <= len(table) - first:
+        name = table[LAST_STATIC - index][0]
+    else:
+        raise HpackError("index outside the dynamic table")
+    value, position = _string(block, position)
+    return (name, value), position
+
+
+def _updates(state: State, block: bytes, table_limit: int) -> tuple[tuple[int, int], int]:
+    """Read the size updates at the head: ((smallest, last), position after them)."""
+    position = 0
+    smallest = last = -1
+    while position < len(block) and block[position] & 0xE0 == 0x20:
+        last = block[position] & 0x1F
+        position += 1
+        if last == 0x1F:
+            last, position = _integer(block, position, last)
+        if last > state.allowed:
+            raise HpackError("size update above what SETTINGS allow")
+        if last > table_limit:
+            raise HpackError("size update above our limit")
+        smallest = last if smallest < 0 else min(smallest, last)
+    if smallest < 0 or 0 <= state.floor < smallest:
+        raise HpackError("no size update after SETTINGS lowered the capacity")
+    return (smallest, last), position
+
+
+def _evict(table: Sequence[Field], first: int, size: int, capacity: int) -> tuple[int, int]:
+    """Drop the oldest entries until the size fits: (index of the first one left, size)."""
+    while size > capacity:
+        name, value = table[first]
+        size -= ENTRY + len(name) + len(value)
+        first += 1
+    return first, size
+
+
+def _integer(block: bytes, position: int, value: int) -> tuple[int, int]:
+    """Read the rest of an integer whose prefix is all ones (section 5.1). Raises IndexError when it is cut short."""
+    shift = 0
+    while True:
+        byte = block[position]
+        position += 1
+        value += (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift >= 7 * CONTINUATION_BYTES:
+            raise HpackError("integer too long")
+
+
+def _string(block: bytes, position: int) -> tuple[bytes, int]:
+    """Read a string literal (section 5.2). Raises IndexError when it is cut short, ValueError on bad Huffman code."""
+    byte = block[position]
+    position += 1
+    length = byte & 0x7F
+    if length == 0x7F:
+        length, position = _integer(block, position, length)
+    stop = position + length
+    if stop > len(block):
+        raise IndexError
+    text = block[position:stop]
+    if byte >= 0x80:
+        text = hpack_huffman.decode(text)
+    return text, stop
+
+
+def integer(value: int, bits: int, pattern: int) -> bytes:
+    """Encode an integer with a prefix of `bits` bits, or-ed with `pattern` (section 5.1)."""
+    mask = (1 << bits) - 1
+    if value < mask:
+        return bytes((pattern | value,))
+    result = bytearray((pattern | mask,))
+    value -= mask
+    while value >= 0x80:
+        result.append(value & 0x7F | 0x80)
+        value >>= 7
+    result.append(value)
+    return bytes(result)
+
+
+def size_updates(smallest: int, last: int) -> bytes:
+    """The updates that begin a block: the last one alone, or the smallest before it (section 4.2)."""
+    if smallest < last:
+        return integer(smallest, 5, 0x20) + integer(last, 5, 0x20)
+    return integer(last, 5, 0x20)
+
+
+def encode(fields: Iterable[Field], never: frozenset[int] = NONE) -> bytes:
+    """A header block that changes no table: static indexes where a field is there whole, else plain literals."""
+    parts: list[bytes] = []
+    for position, field in enumerate(fields):
+        name, value = field
+        if position in never:
+            pattern = 0x10
+        else:
+            pattern = 0x00
+            index = STATIC_FIELDS.get(field, 0)
+            if index:
+                parts.append(bytes((0x80 | index,)))
+                continue
+        parts.append(integer(STATIC_NAMES.get(name, 0), 4, pattern))
+        if name not in STATIC_NAMES:
+            parts.append(integer(len(name), 7, 0))
+            parts.append(name)
+        parts.append(integer(len(value), 7, 0))
+        parts.append(value)
+    return b"".join(parts)
+
+
+class Memo:
+    """What was decoded before, by every connection that shares this memo. Bounded in bytes (`limit`)."""
+
+    __slots__ = ("_blocks", "_states", "limit", "size")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        self._blocks: dict[tuple[State, bytes], Block] = {}
+        self._states: dict[tuple[State, int], State] = {}
+
+    def decode(self, state: State, data: bytes, *, list_limit: int, table_limit: int) -> Block:
+        """As `decode`. The limits must be the same for all users of one memo. Raises HpackError."""
+        key = (state, data)
+        block = self._blocks.get(key)
+        if block is not None:
+            return block
+        block = decode(state, data, list_limit=list_limit, table_limit=table_limit)
+        cost = BLOCK_COST + 3 * len(data)
+        if block.state is not state:
+            cost += 8 * len(block.state.entries)
+        self._charge(cost)
+        self._blocks[key] = block
+        return block
+
+    def with_allowed(self, state: State, allowed: int) -> State:
+        """As `State.with_allowed`, giving every connection the same object."""
+        key = (state, allowed)
+        changed = self._states.get(key)
+        if changed is None:
+            changed = state.with_allowed(allowed)
+            self._charge(BLOCK_COST)
+            self._states[key] = changed
+        return changed
+
+    def _charge(self, cost: int) -> None:
+        self.size += cost
+        if self.size > self.limit:
+            self._blocks.clear()
+            self._states.clear()
+            self.size = cost
