@@ -8,8 +8,19 @@ BIN := $(VENV)/bin
 # The compiler child needs Debian's bcc, which exists for the distribution's own interpreter only.
 PYTHON := /usr/bin/python3
 
-DEBIAN_RUN := python3-venv python3-bpfcc linux-headers-amd64 iproute2
-DEBIAN_TEST := nginx-light curl openssl bpftool nftables procps strace
+# Any kernel's headers serve (the program uses UAPI types only), so the distribution's newest ones are taken.
+ifneq ($(shell . /etc/os-release 2>/dev/null; echo $${ID-} $${ID_LIKE-} | grep -o ubuntu),)
+DEBIAN_HEADERS := linux-headers-generic
+DEBIAN_BPFTOOL := linux-tools-common linux-tools-generic
+else
+DEBIAN_HEADERS := linux-headers-$(shell dpkg --print-architecture 2>/dev/null)
+DEBIAN_BPFTOOL := bpftool
+endif
+
+DEBIAN_RUN := python3-venv python3-bpfcc $(DEBIAN_HEADERS) iproute2
+DEBIAN_TEST := nginx-light libnginx-mod-http-echo curl openssl $(DEBIAN_BPFTOOL) nftables procps strace
+# nginx is wanted as a program, not as a service of this machine: while it is installed, no service may start.
+POLICY := /usr/sbin/policy-rc.d
 
 .PHONY: help
 help: ## Show this list
@@ -56,14 +67,18 @@ packages: supported
 	if [ $${#missing[@]} -gt 0 ]; then \
 		echo "Installing Debian packages: $${missing[*]}"; \
 		export DEBIAN_FRONTEND=noninteractive; \
-		apt-get update -qq; \
-		RUNLEVEL=1 apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null; \
+		if [ ! -e $(POLICY) ]; then \
+			trap 'rm -f $(POLICY)' EXIT; printf '#!/bin/sh\nexit 101\n' >$(POLICY); chmod 755 $(POLICY); \
+		fi; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null \
+			|| { echo "sidestep: apt-get could not install: $${missing[*]}" >&2; exit 1; }; \
 	fi
 
 $(VENV)/.stamp: requirements.lock pyproject.toml
 	@[ -x $(PYTHON) ] && $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || $(MAKE) --no-print-directory packages
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sidestep: this needs Python 3.11 or later as $(PYTHON) (Debian 12, Ubuntu 24.04 have it)" >&2; exit 1; }
 	@echo "Preparing the virtual environment in $(VENV)"
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
