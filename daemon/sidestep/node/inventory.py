@@ -4,8 +4,9 @@ The folder is looked at every `POLL` seconds (names, sizes, times; symbolic link
 seen). A change is read once two looks agree, so that a file that is being written is not read half. Reading and parsing
 happen in a thread: a large directory must not hold up the event loop.
 
-A file that cannot be read, or a folder that is gone, changes nothing: what was read last stays, the problem is told. A
-file that *is* gone takes its objects with it. Hidden files and anything but `*.yaml`, `*.yml`, `*.json` are passed over.
+A file that cannot be read, or a folder that is gone, changes nothing: what was read last stays, and the problem is
+told. A file that *is* gone takes its objects with it. Hidden files and anything but `*.yaml`, `*.yml`, `*.json` are
+passed over.
 """
 
 from __future__ import annotations

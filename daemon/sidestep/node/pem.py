@@ -35,12 +35,16 @@ DIGEST = 24
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A usable certificate with its key, as public facts. `name` is the credential's; `dns_name` may be empty."""
+    """A usable certificate with its key, as public facts.
+
+    `name` is the credential's; `dns_name` is what the app is verified as and may be empty; `serial` is lower-case hex.
+    """
 
     name: str
     dns_name: str
     names: tuple[str, ...]
     not_after: dt.datetime
+    serial: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +60,25 @@ def judge_identity(*, chain: bytes, key: bytes, now: dt.datetime) -> Identity:
 
     Raises ConfigurationError with a reason and neither subject nor value: the caller knows the annotation.
     """
-    certificates = _certificates(chain, what="certificate")
+    certificates = _matching(chain=chain, key=key)
     leaf = certificates[0]
-    private = _private_key(key)
-    if _spki(leaf.public_key()) != _spki(private.public_key()):
-        raise ConfigurationError("the private key does not belong to the certificate")
     if leaf.not_valid_after_utc <= now:
         raise ConfigurationError(f"the certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
     if leaf.not_valid_before_utc > now:
         raise ConfigurationError(f"the certificate is not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC")
     prove(identity_pem(chain=chain, key=key))
-    names = _names(leaf)
     return Identity(
-        name=f"identity:{_digest(certificates)}",
+        name=_identity_name(certificates),
         dns_name=_dns_name(leaf),
-        names=names,
+        names=_names(leaf),
         not_after=leaf.not_valid_after_utc,
+        serial=f"{leaf.serial_number:x}",
     )
+
+
+def identity_name(*, chain: bytes, key: bytes) -> str:
+    """The name of the credential, valid today or not. Raises ConfigurationError unless the key belongs to the chain."""
+    return _identity_name(_matching(chain=chain, key=key))
 
 
 def judge_trust(pem: bytes) -> Trust:
@@ -105,6 +111,17 @@ def prove(pem: bytes) -> None:
         raise ConfigurationError(f"the certificate cannot be used: {_reason(error)}") from error
     finally:
         os.close(fd)
+
+
+def _matching(*, chain: bytes, key: bytes) -> list[x509.Certificate]:
+    certificates = _certificates(chain, what="certificate")
+    if _spki(certificates[0].public_key()) != _spki(_private_key(key).public_key()):
+        raise ConfigurationError("the private key does not belong to the certificate")
+    return certificates
+
+
+def _identity_name(certificates: list[x509.Certificate]) -> str:
+    return f"identity:{_digest(certificates)}"
 
 
 def _certificates(pem: bytes, *, what: str) -> list[x509.Certificate]:
