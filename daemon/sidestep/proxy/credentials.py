@@ -39,9 +39,18 @@ _CERTIFICATE_REQUEST: Final = 13
 _Session = tuple[tuple[str, ...], str | None, str]
 
 
-def _set_message_callback(context: ssl.SSLContext, callback: object) -> None:
-    """Set OpenSSL's message callback without the enum conversions of the Python wrapper (ssl.SSLContext)."""
-    ssl.SSLContext.__mro__[1]._msg_callback.__set__(context, callback)  # type: ignore[attr-defined] # noqa: SLF001
+def watch_certificate_requests(context: ssl.SSLContext, asked: set[int]) -> None:
+    """Have the descriptor of every connection whose server sends a CertificateRequest added to `asked`.
+
+    Sets OpenSSL's message callback past the Python wrapper, which converts every argument to an enum.
+    """
+
+    def on_message(connection: Any, direction: str, version: int, content: int, message: int, data: bytes) -> None:
+        del version, data
+        if message == _CERTIFICATE_REQUEST and content == _HANDSHAKE and direction == "read" and connection is not None:
+            asked.add(connection.fileno())
+
+    ssl.SSLContext.__mro__[1]._msg_callback.__set__(context, on_message)  # type: ignore[attr-defined] # noqa: SLF001
 
 
 class Upstream:
@@ -54,14 +63,7 @@ class Upstream:
         self._requested: set[int] = set()
         self._sessions: OrderedDict[_Session, ssl.SSLSession] = OrderedDict()
         if watches_requests:
-            _set_message_callback(context, self._on_message)
-
-    def _on_message(
-        self, connection: Any, direction: str, version: int, content: int, message: int, data: bytes
-    ) -> None:
-        del version, data
-        if message == _CERTIFICATE_REQUEST and content == _HANDSHAKE and direction == "read" and connection is not None:
-            self._requested.add(connection.fileno())
+            watch_certificate_requests(context, self._requested)
 
     def wrap(self, sock: Any, *, alpn: tuple[str, ...], server_name: str | None, verified_name: str) -> TlsStream:
         """Begin a client handshake. Raises OSError or ValueError (a name that `ssl` cannot send)."""

@@ -195,7 +195,9 @@ class UpstreamHandshake(_Handshake):
                 "TLS is carried end to end",
             )
         else:
-            reason = error.reason if isinstance(error, ssl.SSLError) and error.reason else str(error)
+            reason = (
+                (error.reason or "the app closed the connection") if isinstance(error, ssl.SSLError) else str(error)
+            )
             failure = Failure(
                 ConditionType.UPSTREAM_TLS_FAILED,
                 f"the TLS handshake with the app on port {self._port.number} failed: {reason}; "

@@ -54,6 +54,9 @@ class Reception(Courier, Protocol):
     def report(self, port: LivePort, kind: ConditionType, text: str) -> None:
         """A condition met (or, with an empty text, no longer met) by connections of this port."""
 
+    def seen(self, port: LivePort, endpoint: Endpoint, *, tls: bool) -> None:
+        """A connection began with a ClientHello, or with HTTP in clear."""
+
 
 class Judge:
     """One accepted connection until it is a conduit."""
@@ -106,10 +109,13 @@ class Judge:
         if detected is Detected.MORE:
             self._wait_for(len(data) + 1)
         elif detected is Detected.TLS:
+            self._reception.seen(self._port, self._endpoint, tls=True)
             self._hello(data)
         elif detected is Detected.HTTP1:
+            self._reception.seen(self._port, self._endpoint, tls=False)
             self._relay_clear(Http1Relay(self._port.steered, tls=False), "http/1.1")
         elif detected is Detected.HTTP2:
+            self._reception.seen(self._port, self._endpoint, tls=False)
             self._http2(tls=False)
         else:
             self._wire("not-http")

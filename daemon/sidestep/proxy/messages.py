@@ -226,6 +226,18 @@ class Report(Message):
     text: str
 
 
+class Probed(Message):
+    """What a probe of the app found (section 5). `tls` and `http2` are "yes", "no" or "unknown"."""
+
+    port: int
+    tls: str
+    http2: str
+    alpn: str
+    asks_certificate: bool
+    certificate: bytes
+    """The app's certificate, DER; empty when none was seen."""
+
+
 class NoApp(Message):
     """A dial to the app was refused: nothing listens for this port and address family."""
 
@@ -242,4 +254,4 @@ class Large(Message):
 ToZygote = Spawn
 FromZygote = Spawned
 ToProxy = Enter | Configure | Credential | Listen | Unlisten | Opened | Refused | Drain | Ack | Large
-FromProxy = Hello | Ack | Heartbeat | Open | Requests | Report | NoApp | Large
+FromProxy = Hello | Ack | Heartbeat | Open | Requests | Report | Probed | NoApp | Large

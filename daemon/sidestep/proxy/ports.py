@@ -9,6 +9,7 @@ from sidestep.model.intercept import Kind
 from sidestep.policy.matching import compile_filter, from_rows
 from sidestep.policy.route import Decision, Fields, Route, Rule, SteeredPort
 from sidestep.proxy.messages import PortSnapshot, RuleSnapshot
+from sidestep.proxy.prober import UNKNOWN, Probe
 
 __all__ = ["LivePort", "Decision", "Fields", "compile_rule"]
 
@@ -35,6 +36,9 @@ class LivePort:
         self.steered = SteeredPort(snapshot.number, compile_route(snapshot))
         self.counters: Counter[str] = Counter()
         self.conditions: dict[ConditionType, str] = {}
+        self.finding = UNKNOWN
+        """What a probe found; UNKNOWN until one was definite."""
+        self.probe: Probe | None = None
 
     def replace(self, snapshot: PortSnapshot) -> None:
         """Apply a newer snapshot; running connections see its route from their next request on."""
@@ -44,4 +48,7 @@ class LivePort:
 
     def retire(self) -> None:
         """The port is no longer configured: everything goes to the app."""
+        if self.probe is not None:
+            self.probe.cancel()
+            self.probe = None
         self.steered.route = Route()

@@ -34,6 +34,7 @@ from sidestep.proxy.credentials import Credentials
 from sidestep.proxy.judge import Judge
 from sidestep.proxy.loop import READ, WRITE, Loop, Timer
 from sidestep.proxy.ports import LivePort
+from sidestep.proxy.prober import UNKNOWN, Finding, Probe
 from sidestep.proxy.splice import Pipes
 
 HEARTBEAT: Final = 0.5
@@ -237,6 +238,31 @@ class Worker:
                 port.conditions.pop(kind, None)
             self._send(messages.Report(self._channel.next_seq(), port.steered.number, kind.value, text))
 
+    def seen(self, port: LivePort, endpoint: Endpoint, *, tls: bool) -> None:
+        """Probe the app of a port whose protocol nobody stated, unless what is known holds."""
+        snapshot = port.snapshot
+        known = port.finding.tls
+        if known is None and port.probe is None and "probe" in (snapshot.tls, snapshot.http2):
+            port.probe = Probe(
+                self._loop,
+                endpoint.host,
+                endpoint.port,
+                tls=tls,
+                server_name=snapshot.upstream_name or None,
+                timeout=snapshot.probe_timeout,
+                done=lambda finding: self._probed(port, finding),
+            )
+        elif known is not None and known is not tls:
+            port.finding = UNKNOWN  # contradicted: the next connection probes again
+
+    def _probed(self, port: LivePort, finding: Finding) -> None:
+        port.probe = None
+        port.finding = finding
+        if finding.definite:
+            words = (_known(finding.tls), _known(finding.http2), finding.alpn, finding.asks_certificate)
+            number = port.steered.number
+            self._send(messages.Probed(self._channel.next_seq(), number, *words, finding.certificate))
+
     def no_app(self, port: LivePort, host: str) -> None:
         """Tell the daemon that a dial to the app was refused."""
         port.counters["no_app"] += 1
@@ -389,6 +415,10 @@ def _owned(fd: int | None) -> int:
     if fd is None:
         raise PeerError("a descriptor is missing")
     return fd
+
+
+def _known(answer: bool | None) -> str:
+    return "unknown" if answer is None else "yes" if answer else "no"
 
 
 def _text(value: bytes) -> str:
