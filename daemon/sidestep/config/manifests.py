@@ -4,10 +4,6 @@ Every bad document gives one `ManifestError` that names file, document, line and
 Kinds that Sidestep does not read are passed over in silence, so that a directory of ordinary manifests works as it is.
 Files are taken in the order of their names; of two objects with the same identity the first stays and the second is an
 error that names both places.
-
-Owners: a pod's ownerReferences are followed through the workloads of the manifests; where they end (or are absent, as
-in most hand-written Pods) the workloads whose selector matches the pod's labels are its owners. Only one controller of
-a kind can own a pod, so the first by name is taken.
 """
 
 from __future__ import annotations
@@ -18,18 +14,18 @@ from dataclasses import dataclass, field, replace
 from sidestep.config import objects, yaml_documents
 from sidestep.config.field_error import FieldError
 from sidestep.config.locations import parse_location
+from sidestep.config.ownership import link_owners
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import ConfigurationError
-from sidestep.model.inventory import DEFAULT_NAMESPACE, Inventory, OwnerReference, Secret, Workload, WorkloadKey
-from sidestep.model.pod import Owner, Pod, PodKey, Service
+from sidestep.model.inventory import DEFAULT_NAMESPACE, Inventory, Secret, Workload, WorkloadKey
+from sidestep.model.pod import PodKey, Service
 
 MAX_FILES = 1000
 """Manifest files of a directory."""
-MAX_OWNERS = 8
-"""Length of a pod's chain of owners; Kubernetes' own have two."""
-
-_NEAREST_FIRST = ("replicaset", "job", "deployment", "statefulset", "daemonset")
-"""Order of owners found by selector: what stands between a pod and its Deployment comes first."""
+MAX_TOTAL = 32 * 1024 * 1024
+"""Characters of all files together."""
+MAX_ERRORS = 50
+"""Errors told one by one for one file; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +55,15 @@ class ManifestError:
 def load_directory_texts(files: Mapping[str, str | bytes]) -> tuple[Inventory, tuple[ManifestError, ...]]:
     """The inventory that the files (name to content) describe, and one error for each document that cannot be used."""
     gathered = _Gathered()
+    total = 0
     for count, name in enumerate(sorted(files)):
-        if count == MAX_FILES:
-            gathered.errors.append(
-                ManifestError(name, 0, 0, "", "", f"more than {MAX_FILES} files, the rest is ignored")
-            )
+        total += len(files[name])
+        if count == MAX_FILES or total > MAX_TOTAL:
+            reason = f"more than {MAX_FILES} files or {MAX_TOTAL // 2**20} MiB: this file and the rest are not read"
+            gathered.errors.append(ManifestError(name, 0, 0, "", "", reason))
             break
         _load_file(name, files[name], gathered)
+        gathered.tell_few(name)
     return gathered.inventory(), tuple(gathered.errors)
 
 
@@ -74,14 +72,16 @@ class _Place:
     """Where an object was written. `prefix` is the path of an item within a List."""
 
     file: str
-    document: yaml_documents.Document
+    lines: yaml_documents.LineIndex
     prefix: str = ""
 
     def error(self, subject: str, path: str, reason: str) -> ManifestError:
         full = ".".join(part for part in (self.prefix, path) if part)
-        line = yaml_documents.line_of(self.document, full)
         shown = full if full.isprintable() else repr(full)
-        return ManifestError(self.file, self.document.number, line, subject, shown, reason)
+        return ManifestError(self.file, self.lines.document.number, self.lines.of(full), subject, shown, reason)
+
+    def __str__(self) -> str:
+        return f"{self.file}, document {self.lines.document.number}" + (f", {self.prefix}" if self.prefix else "")
 
 
 @dataclass(slots=True)
@@ -97,12 +97,19 @@ class _Gathered:
     places: dict[str, _Place] = field(default_factory=dict)
     errors: list[ManifestError] = field(default_factory=list)
 
+    def tell_few(self, name: str) -> None:
+        """Replace all but the first MAX_ERRORS errors of the file just read by their number."""
+        begin = next((index for index, error in enumerate(self.errors) if error.file == name), len(self.errors))
+        excess = self.errors[begin + MAX_ERRORS :]
+        if excess:
+            reason = f"{len(excess)} more errors in this file"
+            self.errors[begin + MAX_ERRORS :] = [ManifestError(name, 0, excess[0].line, "", "", reason)]
+
     def add(self, subject: str, converted: objects.Converted, place: _Place) -> None:
         """Keep an object, unless one of the same identity came before."""
         first = self.places.setdefault(subject, place)
         if first is not place:
-            where = f"{first.file}, document {first.document.number}" + (f", {first.prefix}" if first.prefix else "")
-            self.errors.append(place.error(subject, "", f"the same object stands in {where}, which is used"))
+            self.errors.append(place.error(subject, "", f"the same object stands in {first}, which is used"))
             return
         match converted:
             case objects.PodObject():
@@ -146,7 +153,7 @@ def _text(content: str | bytes) -> str:
 
 
 def _load_document(name: str, document: yaml_documents.Document, gathered: _Gathered) -> None:
-    place = _Place(name, document)
+    place = _Place(name, yaml_documents.LineIndex(document))
     try:
         value = yaml_documents.load(document)
     except yaml_documents.YamlError as error:
@@ -206,35 +213,3 @@ def _subject(kind: str, value: Mapping[str, object]) -> str:
         return f"{kind} {name}"
     usable = isinstance(namespace, str) and namespace.isprintable() and 0 < len(namespace) <= 253
     return f"{kind} {namespace if usable else DEFAULT_NAMESPACE}/{name}"
-
-
-def link_owners(pod: Pod, references: tuple[OwnerReference, ...], workloads: Mapping[WorkloadKey, Workload]) -> Pod:
-    """The pod with its owners, nearest first. A reference to an unknown object stays, without annotations."""
-    namespace = pod.key.namespace
-    chain: dict[tuple[str, str], Owner] = {}
-    queue = list(references)
-    while queue and len(chain) < MAX_OWNERS:
-        reference = queue.pop(0)
-        workload = workloads.get(WorkloadKey(reference.kind, namespace, reference.name))
-        if (reference.kind, reference.name) not in chain:
-            annotations = workload.annotations if workload else {}
-            chain[reference.kind, reference.name] = Owner(reference.kind, reference.name, annotations)
-            queue.extend(workload.owners if workload else ())
-    if not chain or {kind for kind, _ in chain} == {"replicaset"}:
-        for workload in _selecting(pod, workloads):
-            if workload.key.kind not in {kind for kind, _ in chain} and (
-                not chain or workload.key.kind == "deployment"
-            ):
-                chain[workload.key.kind, workload.key.name] = Owner(
-                    workload.key.kind, workload.key.name, workload.annotations
-                )
-    return replace(pod, owners=tuple(chain.values()))
-
-
-def _selecting(pod: Pod, workloads: Mapping[WorkloadKey, Workload]) -> list[Workload]:
-    found = [
-        each
-        for key, each in workloads.items()
-        if key.namespace == pod.key.namespace and key.kind in _NEAREST_FIRST and each.selector.matches(pod.labels)
-    ]
-    return sorted(found, key=lambda each: (_NEAREST_FIRST.index(each.key.kind), each.key.name))

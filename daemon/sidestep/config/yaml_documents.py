@@ -30,8 +30,8 @@ MAX_WEIGHT = 100_000
 """Values of one document, aliases counted as often as they are used; long texts weigh one more per 64 characters."""
 
 _SEPARATOR = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
-_IDLE = re.compile(r"(?:[ \t]*(?:#[^\n]*|%[^\n]*|\.\.\.[ \t]*)?\r?(?:\n|\Z))*")
-"""Blank lines, comments, directives and end marks: nothing that makes a document."""
+_IDLE = re.compile(r"(?>[ \t\r]*+(?:[#%][^\n]*+|\.\.\.[ \t\r]*+)?(?:\n|\Z))*+")
+"""Blank lines, comments, directives and end marks: nothing that makes a document. Atomic, so that nothing backtracks."""
 
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _TRUE = frozenset({"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"})
@@ -88,16 +88,21 @@ def load(document: Document) -> Value:
     return _build(document, None)
 
 
-def line_of(document: Document, path: str) -> int:
-    """The file's line of the value at `path` (`spec.containers[0].name`), or of its nearest parent that is there."""
-    lines: dict[str, int] = {}
-    try:
-        _build(document, lines)
-    except YamlError as error:
-        return error.line
-    while path and path not in lines:
-        path = path[: max(path.rfind("."), path.rfind("["), 0)]
-    return lines.get(path, document.line)
+class LineIndex:
+    """Tells on which line of the file a value of a document begins; reads the document again when first asked."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self._lines: dict[str, int] | None = None
+
+    def of(self, path: str) -> int:
+        """The line of the value at `path` (`spec.containers[0].name`), or of its nearest parent that is there."""
+        if self._lines is None:
+            self._lines = {}
+            _build(self.document, self._lines)
+        while path and path not in self._lines:
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        return self._lines.get(path, self.document.line)
 
 
 @dataclass(slots=True)

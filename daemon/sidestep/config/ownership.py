@@ -1,0 +1,58 @@
+"""Who owns a pod: the chain whose annotations it inherits and by whose names it can be intercepted.
+
+A pod's ownerReferences are followed through the known workloads. Where they are absent (as in most hand-written Pods)
+or end at a ReplicaSet that nobody described, the workloads whose selector matches the pod's labels own it. Only one
+workload of a kind can own a pod, so the first by name is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from sidestep.model.inventory import OwnerReference, Workload, WorkloadKey
+from sidestep.model.pod import Owner, Pod
+
+MAX_OWNERS = 8
+"""Length of a chain of owners; Kubernetes' own have two. It also ends references that go round in a circle."""
+
+_NEAREST_FIRST = ("replicaset", "job", "deployment", "statefulset", "daemonset")
+"""Order of owners found by selector: what stands between a pod and its Deployment comes first."""
+
+
+def link_owners(pod: Pod, references: Sequence[OwnerReference], workloads: Mapping[WorkloadKey, Workload]) -> Pod:
+    """The pod with its owners, nearest first. An owner that `workloads` lacks stays, without annotations."""
+    owners = _followed(pod.key.namespace, references, workloads)
+    kinds = {owner.kind for owner in owners}
+    if not owners or kinds == {"replicaset"}:
+        for workload in _selecting(pod, workloads):
+            kind = workload.key.kind
+            if kind not in kinds and (not references or kind == "deployment"):
+                kinds.add(kind)
+                owners.append(Owner(kind, workload.key.name, workload.annotations))
+    return replace(pod, owners=tuple(owners))
+
+
+def _followed(
+    namespace: str, references: Sequence[OwnerReference], workloads: Mapping[WorkloadKey, Workload]
+) -> list[Owner]:
+    owners: dict[OwnerReference, Owner] = {}
+    waiting = list(references)
+    while waiting and len(owners) < MAX_OWNERS:
+        reference = waiting.pop(0)
+        if reference in owners:
+            continue
+        workload = workloads.get(WorkloadKey(reference.kind, namespace, reference.name))
+        annotations = workload.annotations if workload else {}
+        owners[reference] = Owner(reference.kind, reference.name, annotations)
+        waiting.extend(workload.owners if workload else ())
+    return list(owners.values())
+
+
+def _selecting(pod: Pod, workloads: Mapping[WorkloadKey, Workload]) -> list[Workload]:
+    found = [
+        each
+        for key, each in workloads.items()
+        if key.namespace == pod.key.namespace and key.kind in _NEAREST_FIRST and each.selector.matches(pod.labels)
+    ]
+    return sorted(found, key=lambda each: (_NEAREST_FIRST.index(each.key.kind), each.key.name))
