@@ -66,10 +66,16 @@ class Intercept:
         """The events of one kind."""
         return [event for event in self.events() if event.get("event") == kind]
 
+    def active(self) -> int:
+        """On how many pods it says that it is active, now."""
+        states = self.of("state")
+        pods = states[-1]["pods"] if states else []
+        return sum(pod["state"] in ("active", "attached") for pod in pods)
+
     def wait_active(self, *, pods: int = 1, within: float = 10.0) -> None:
         """Wait until it says that it is active on `pods` pods."""
         until(
-            lambda: not self.process.running or any(event.get("pods") == pods for event in self.of("active")),
+            lambda: not self.process.running or (self.of("state") and self.active() == pods),
             within=within,
             what=lambda: f"the intercept to be active\n{self.process.output()}\n{self.process.text()}",
         )
