@@ -32,18 +32,19 @@ class Sequenced(Protocol):
 
 
 In = TypeVar("In", bound=Sequenced)
+Out = TypeVar("Out", bound=Sequenced)
 
 
-class MessageCodec(Protocol[In]):
+class MessageCodec(Protocol[In, Out]):
     """What the channel must know about the messages it carries."""
 
-    def encode(self, message: Sequenced, fd: int | None = None, /) -> tuple[bytes, int | None]:
+    def encode(self, message: Out, fd: int | None = None, /) -> tuple[bytes, int | None]:
         """Return packet and memfd; see `proxy.control.Codec`, which implements all of these."""
 
     def decode(self, data: bytes, fd: int | None, /) -> tuple[In, int | None]:
         """Return message and descriptor, or raise PeerError."""
 
-    def acknowledge(self, seq: int, error: str, /) -> Sequenced:
+    def acknowledge(self, seq: int, error: str, /) -> Out:
         """Make an acknowledgement."""
 
     def is_answer(self, message: In, /) -> bool:
@@ -62,14 +63,14 @@ class DeadlineError(SidestepError):
         super().__init__(f"{doing}: no answer within {seconds:g} s")
 
 
-class AsyncChannel(Generic[In]):
+class AsyncChannel(Generic[In, Out]):
     """One end of a SOCK_SEQPACKET channel on the running event loop. Owns the socket."""
 
     def __init__(
         self,
         sock: socket.socket,
         *,
-        codec: MessageCodec[In],
+        codec: MessageCodec[In, Out],
         on_message: Callable[[In, int | None], None],
         on_closed: Callable[[SidestepError], None],
     ) -> None:
@@ -94,7 +95,7 @@ class AsyncChannel(Generic[In]):
         """Whether the channel has ended."""
         return self._cause is not None
 
-    async def request(self, message: Sequenced, fd: int | None = None, *, deadline: float) -> In:
+    async def request(self, message: Out, fd: int | None = None, *, deadline: float) -> In:
         """Send and return the answer. `fd` stays the caller's; a descriptor of the answer is closed.
 
         Raises ChannelClosed, DeadlineError after `deadline` seconds, KernelError.
@@ -104,7 +105,7 @@ class AsyncChannel(Generic[In]):
             os.close(answer_fd)
         return answer
 
-    async def exchange(self, message: Sequenced, fd: int | None = None, *, deadline: float) -> tuple[In, int | None]:
+    async def exchange(self, message: Out, fd: int | None = None, *, deadline: float) -> tuple[In, int | None]:
         """Send and return the answer with its descriptor, now the caller's. Raises like `request`."""
         self._seq += 1
         message.seq = seq = self._seq
@@ -138,7 +139,7 @@ class AsyncChannel(Generic[In]):
                 answer.exception()  # The waiter may have been cancelled meanwhile; nothing is lost unsaid.
         self._on_closed(cause)
 
-    def _send(self, message: Sequenced, fd: int | None = None) -> None:
+    def _send(self, message: Out, fd: int | None = None) -> None:
         if self._cause is not None:
             raise ChannelClosed(str(self._cause))
         data, memfd = self._codec.encode(message, fd)

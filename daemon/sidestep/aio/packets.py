@@ -155,7 +155,11 @@ class Outbox:
             return
         if len(self._queue) >= self._max_packets or self._bytes + len(data) > self._max_bytes:
             raise ChannelOverflow(f"the other end has left {len(self._queue)} control messages unread")
-        self._queue.append((data, None if fd is None else os.dup(fd)))
+        try:
+            kept = None if fd is None else os.dup(fd)
+        except OSError as error:
+            raise KernelError("dup", error.errno or 0, doing="queueing a control message") from error
+        self._queue.append((data, kept))
         self._bytes += len(data)
 
     def flush(self) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import select
 import signal
+from collections.abc import Callable
 
 from sidestep.model.errors import KernelError
 
@@ -41,27 +42,40 @@ class Process:
         """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
+    def watch(self, on_end: Callable[[], None]) -> Callable[[], None]:
+        """Call `on_end` once, in the event loop, when it has ended; returns a function that calls this off."""
+        loop = asyncio.get_running_loop()
+        # A duplicate of our own: several may watch, and close() may come first.
+        watched = os.dup(self._pidfd)
+        done = False
+
+        def call_off() -> None:
+            nonlocal done
+            if not done:
+                done = True
+                loop.remove_reader(watched)
+                os.close(watched)
+
+        def ended() -> None:
+            call_off()
+            on_end()
+
+        loop.add_reader(watched, ended)
+        return call_off
+
     async def wait(self, *, deadline: float | None = None) -> bool:
         """Wait for the end, at most `deadline` seconds; False when it still runs then."""
         if not self.alive:
             return True
-        loop = asyncio.get_running_loop()
-        ended = loop.create_future()
-        # A duplicate of our own: several may wait, and close() may come first.
-        watched = os.dup(self._pidfd)
-
-        def wake() -> None:
-            if not ended.done():
-                ended.set_result(None)
-
-        loop.add_reader(watched, wake)
+        ended = asyncio.Event()
+        call_off = self.watch(ended.set)
         try:
-            await asyncio.wait_for(ended, deadline)
+            async with asyncio.timeout(deadline):
+                await ended.wait()
         except TimeoutError:
             return False
         finally:
-            loop.remove_reader(watched)
-            os.close(watched)
+            call_off()
         return True
 
     def close(self) -> None:

@@ -1,0 +1,54 @@
+"""When to start a crashed process again, and when to stop believing in it. Pure: `now` is the caller's.
+
+The first restart comes after milliseconds, since one crash is an accident and the accept queue is waiting. The pause
+doubles while crashes follow each other. `crashes` of them within `window` are a *loop*: the owner is told (it unsteers,
+so that the app is served), and tries come rarely. A loop is over when a life has lasted longer than `window`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """The numbers, in seconds; design section 3 and the issue's acceptance."""
+
+    first: float = 0.010
+    longest: float = 5.0
+    window: float = 30.0
+    crashes: int = 5
+    loop_pause: float = 30.0
+    """Between tries once it is a loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Try again after `pause` seconds; `looping`: it is a crash loop."""
+
+    pause: float
+    looping: bool
+
+
+@dataclass(slots=True)
+class CrashHistory:
+    """The crashes of one process and its successors."""
+
+    backoff: Backoff = field(default_factory=Backoff)
+    _recent: deque[float] = field(default_factory=deque)
+    _looping: bool = False
+
+    def crashed(self, now: float, *, lived: float = 0.0) -> Verdict:
+        """Record a crash (or a failed start) after `lived` seconds of life; `now` is monotonic seconds."""
+        backoff = self.backoff
+        if lived > backoff.window:
+            self._looping = False
+        while self._recent and now - self._recent[0] > backoff.window:
+            self._recent.popleft()
+        self._recent.append(now)
+        self._looping = self._looping or len(self._recent) >= backoff.crashes
+        if self._looping:
+            return Verdict(backoff.loop_pause, looping=True)
+        doublings = len(self._recent) - 1
+        return Verdict(min(backoff.first * 2**doublings, backoff.longest), looping=False)

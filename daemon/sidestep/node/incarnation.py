@@ -1,0 +1,166 @@
+"""One process of a pod proxy, from its fork to its end, and what it has been told so far.
+
+The daemon keeps exactly one incarnation per target pod. It ends in one way only: its process is gone. Whatever else
+goes wrong (the channel closes or carries nonsense, it is silent for too long, a deadline passes) is answered by
+SIGKILL, which also ends a stopped process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from sidestep.aio.channel import AsyncChannel, DeadlineError
+from sidestep.aio.process import Process
+from sidestep.model.errors import PeerError, SidestepError
+from sidestep.node.desired import ProxyError, Told
+from sidestep.node.zygote import Zygote
+from sidestep.proxy.control import Codec
+from sidestep.proxy.messages import VERSION, Ack, Enter, FromProxy, Hello, Message
+
+OnMessage = Callable[["Incarnation", FromProxy], None]
+
+KILL_PATIENCE = 5.0
+"""Seconds after SIGKILL until a process that the kernel does not end is left behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyLimits:
+    """What a pod proxy may use, and how long the daemon waits for it (seconds)."""
+
+    memory: int = 1 << 30
+    """Bytes of private memory; far above what a proxy needs, far below what hurts a node."""
+    descriptors: int = 65536
+    """Open files; lowered to the hard limit of the daemon."""
+    answer: float = 5.0
+    """For an acknowledgement."""
+    silence: float = 3.0
+    """Without any message before the process is taken for hung (design section 3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abode:
+    """Where an incarnation lives: `netns_fd` stays the caller's; `uid` is this pod's own."""
+
+    name: str
+    netns_fd: int
+    uid: int
+
+
+class Incarnation:
+    """A running pod proxy. Make it with `await Incarnation.begin(...)`."""
+
+    def __init__(self, process: Process, sock: socket.socket, *, limits: ProxyLimits, on_message: OnMessage) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limits = limits
+        self._on_message = on_message
+        self._greeted = False
+        self._quiet = 0.0
+        self._packets = 0
+        self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._cause = ""
+        self._patience: asyncio.TimerHandle | None = None
+        self._call_off = process.watch(self._process_ended)
+        self._channel: AsyncChannel[FromProxy, Message] = AsyncChannel(
+            sock, codec=Codec[FromProxy](FromProxy), on_message=self._received, on_closed=self._channel_closed
+        )
+        self.process = process
+        self.began = self._loop.time()
+        self.told = Told()
+
+    @classmethod
+    async def begin(cls, zygote: Zygote, abode: Abode, *, limits: ProxyLimits, on_message: OnMessage) -> Self:
+        """Fork a proxy and lock it up in its pod. Raises SidestepError, and then nothing is left of it."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            process = await zygote.spawn(abode.name, theirs)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        life = cls(process, ours, limits=limits, on_message=on_message)
+        try:
+            enter = Enter(0, uid=abode.uid, memory_limit=limits.memory, fd_limit=limits.descriptors)
+            await life.tell(enter, abode.netns_fd, doing="enter the pod")
+            if not life._greeted:
+                raise PeerError("the pod proxy did not say hello")
+        except BaseException:
+            life.kill("it did not start")
+            await life.ended()
+            raise
+        return life
+
+    async def tell(self, message: Message, fd: int | None = None, *, doing: str) -> None:
+        """Send a message and wait until it has been carried out.
+
+        Raises ProxyError when the proxy could not, ChannelClosed when it is gone. One that does not answer in time is
+        killed, and DeadlineError raised.
+        """
+        try:
+            answer = await self._channel.request(message, fd, deadline=self._limits.answer)
+        except DeadlineError as error:
+            self.kill(str(error))
+            raise
+        if isinstance(answer, Ack) and answer.error:
+            raise ProxyError(doing, answer.error)
+
+    def watch(self, elapsed: float) -> None:
+        """Look for a sign of life; to be called regularly. Any message since the last call is one.
+
+        `elapsed` is the seconds since then, already bounded by the caller, so that time in which the daemon itself did
+        not run does not count against the proxy.
+        """
+        packets = self._channel.packets
+        if packets != self._packets:
+            self._packets = packets
+            self._quiet = 0.0
+            return
+        self._quiet += elapsed
+        if self._quiet >= self._limits.silence:
+            self.kill(f"no heartbeat for {self._quiet:.1f} s")
+
+    def kill(self, cause: str) -> None:
+        """Send SIGKILL, for this reason. The end is seen through `ended`."""
+        self._cause = self._cause or cause
+        self.process.kill()
+        if self._patience is None and not self._ended.done():
+            self._patience = self._loop.call_later(KILL_PATIENCE, self._process_ended)
+
+    async def ended(self) -> str:
+        """Wait for the end; returns the reason. Gives back the process and channel."""
+        return await asyncio.shield(self._ended)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process has not ended yet, as far as the daemon has seen."""
+        return not self._ended.done()
+
+    def _process_ended(self) -> None:
+        if self._ended.done():
+            return
+        self._ended.set_result(self._cause or "the process ended")
+        self._call_off()
+        if self._patience is not None:
+            self._patience.cancel()
+        self._channel.close()
+        self.process.close()
+
+    def _channel_closed(self, cause: SidestepError) -> None:
+        if self.alive:
+            # A process that ends closes its channel just before its pidfd tells: that is no cause of its own.
+            self.kill(str(cause) if isinstance(cause, PeerError) else "the process ended")
+
+    def _received(self, message: FromProxy, fd: int | None) -> None:
+        del fd  # The codec lets none through: no message of a proxy carries one.
+        if isinstance(message, Hello):
+            if message.version != VERSION:
+                raise PeerError(f"the pod proxy speaks version {message.version}, the daemon {VERSION}")
+            self._greeted = True
+        elif not self._greeted:
+            raise PeerError("the pod proxy spoke before its hello")
+        else:
+            self._on_message(self, message)

@@ -1,0 +1,247 @@
+"""The daemon's hold on the zygote: started once, replaced when it dies, asked for pod proxies.
+
+The zygote dying harms no proxy (they are held by pidfds of the daemon's own), it only delays the next one; so it is
+started again at once, in the background, with a backoff. It gets no environment but the two variables that say where
+the system's CAs are, no descriptor but its control socket and stdio, and a session of its own, so that a terminal's
+Ctrl-C reaches only the daemon.
+
+Its stderr, which all its proxies share, is a pipe read here line by line, bounded in length and rate: what a proxy
+writes there is not to be trusted, and is handed to `on_output` for the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import IO, Self
+
+from sidestep.aio.channel import AsyncChannel, DeadlineError
+from sidestep.aio.packets import ChannelClosed
+from sidestep.aio.process import Process
+from sidestep.aio.tasks import Tasks
+from sidestep.model.errors import BugError, KernelError, SidestepError
+from sidestep.node.backoff import Backoff, CrashHistory
+from sidestep.proxy.control import Codec, FromZygoteUnion
+from sidestep.proxy.messages import VERSION, Ack, Hello, Message, Spawn, Spawned
+
+FromZygote = Hello | Spawned | Ack
+_KEPT_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+_LINE = 4096
+_LINES_PER_SECOND = 50
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteSettings:
+    """How the zygote is started; the defaults are the product, tests put a worker of their own in.
+
+    `worker` is MODULE:FUNCTION (None: the pod proxy), `path` a folder to import it from; deadlines in seconds.
+    """
+
+    worker: str | None = None
+    path: str | None = None
+    start_deadline: float = 20.0
+    spawn_deadline: float = 10.0
+    backoff: Backoff = field(default_factory=Backoff)
+
+
+class Zygote:
+    """The zygote, whichever process it is at the moment. Make it with `await Zygote.start(...)`."""
+
+    def __init__(self, settings: ZygoteSettings, on_output: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._on_output = on_output
+        self._history = CrashHistory(settings.backoff)
+        self._tasks = Tasks("zygote")
+        self._starting = asyncio.Lock()
+        self._instance: _Instance | None = None
+        self._closing = False
+        self.restarts = 0
+
+    @classmethod
+    async def start(cls, *, on_output: Callable[[str], None], settings: ZygoteSettings | None = None) -> Self:
+        """Start the zygote and wait until it is ready to fork. Raises SidestepError when it cannot start."""
+        zygote = cls(settings or ZygoteSettings(), on_output)
+        await zygote._ready()
+        return zygote
+
+    @property
+    def pid(self) -> int | None:
+        """The current process id; None while it is being replaced."""
+        return None if self._instance is None else self._instance.process.pid
+
+    async def spawn(self, name: str, control: socket.socket) -> Process:
+        """Fork a pod proxy that holds a copy of `control`. Raises SidestepError (the zygote is gone, cannot fork)."""
+        instance = await self._ready()
+        answer, fd = await instance.channel.exchange(
+            Spawn(0, name), control.fileno(), deadline=self._settings.spawn_deadline
+        )
+        if isinstance(answer, Spawned) and fd is not None:
+            return Process(answer.pid, fd)
+        raise KernelError("fork", 11, doing=answer.error) if isinstance(answer, Ack) else BugError("no such answer")
+
+    async def aclose(self) -> None:
+        """End the zygote; proxies live on."""
+        self._closing = True
+        await self._tasks.aclose()
+        if self._instance is not None:
+            instance, self._instance = self._instance, None
+            await instance.end()
+
+    async def _ready(self) -> _Instance:
+        async with self._starting:
+            if self._closing:
+                raise ChannelClosed("the zygote was stopped")
+            if self._instance is None:
+                self._instance = await _Instance.start(self._settings, self._on_output, self._lost)
+            return self._instance
+
+    def _lost(self, instance: _Instance) -> None:
+        if instance is self._instance:
+            self._instance = None
+            self.restarts += 1
+        if not self._closing:
+            self._tasks.start(self._replace(instance), name="replace")
+
+    async def _replace(self, lost: _Instance) -> None:
+        loop = asyncio.get_running_loop()
+        lived = loop.time() - lost.started
+        await lost.end()
+        while not self._closing:
+            await asyncio.sleep(self._history.crashed(loop.time(), lived=lived).pause)
+            lived = 0.0
+            try:
+                await self._ready()
+            except SidestepError as error:
+                self._on_output(f"the zygote cannot be started again: {error}")
+            else:
+                return
+
+
+class _Instance:
+    """One zygote process."""
+
+    def __init__(
+        self, popen: subprocess.Popen[bytes], ours: socket.socket, on_lost: Callable[[_Instance], None]
+    ) -> None:
+        self._popen = popen
+        self._on_lost = on_lost
+        self._hello: asyncio.Future[Hello] = asyncio.get_running_loop().create_future()
+        self._is_ready = False
+        self.started = asyncio.get_running_loop().time()
+        self.process = Process(popen.pid, os.pidfd_open(popen.pid))
+        self.channel: AsyncChannel[FromZygote, Message] = AsyncChannel(
+            ours, codec=Codec[FromZygote](FromZygoteUnion), on_message=self._received, on_closed=self._closed
+        )
+
+    @classmethod
+    async def start(
+        cls, settings: ZygoteSettings, on_output: Callable[[str], None], on_lost: Callable[[_Instance], None]
+    ) -> Self:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        arguments = [sys.executable, "-I", "-m", "sidestep.proxy.zygote", str(theirs.fileno())]
+        if settings.worker is not None:
+            arguments += ["--worker", settings.worker]
+        if settings.path is not None:
+            arguments += ["--path", settings.path]
+        try:
+            popen = subprocess.Popen(  # noqa: ASYNC220 - vfork and exec of ourselves, once; its pipe is read by the loop
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=(theirs.fileno(),),
+                env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise KernelError("execve", error.errno or 0, doing="starting the zygote") from error
+        finally:
+            theirs.close()
+        if popen.stderr is None:
+            raise BugError("the zygote has no stderr")
+        _Output(popen.stderr, on_output)
+        instance = cls(popen, ours, on_lost)
+        try:
+            async with asyncio.timeout(settings.start_deadline):
+                hello = await instance._hello
+            if hello.version != VERSION:
+                raise ChannelClosed(f"the zygote speaks version {hello.version}, the daemon {VERSION}")
+        except TimeoutError as error:
+            await instance.end()
+            raise DeadlineError("starting the zygote", settings.start_deadline) from error
+        except BaseException:
+            await instance.end()
+            raise
+        instance._is_ready = True
+        return instance
+
+    async def end(self) -> None:
+        """End the process, reap it, give everything back."""
+        self._is_ready = False
+        self.channel.close()
+        if not await self.process.wait(deadline=1.0):
+            self.process.kill()
+            await self.process.wait()
+        self._popen.wait()
+        self.process.close()
+
+    def _received(self, message: FromZygote, fd: int | None) -> None:
+        if fd is not None:
+            os.close(fd)
+        if isinstance(message, Hello) and not self._hello.done():
+            self._hello.set_result(message)
+
+    def _closed(self, cause: SidestepError) -> None:
+        if not self._hello.done():
+            self._hello.set_exception(ChannelClosed(f"the zygote ended before it was ready: {cause}"))
+            self._hello.exception()
+        elif self._is_ready:
+            self._on_lost(self)
+
+
+class _Output:
+    """The stderr of a zygote and all its proxies: read until the last of them has ended."""
+
+    def __init__(self, pipe: IO[bytes], on_line: Callable[[str], None]) -> None:
+        self._pipe = pipe
+        self._on_line = on_line
+        self._rest = b""
+        self._loop = asyncio.get_running_loop()
+        self._second = 0
+        self._lines = 0
+        os.set_blocking(pipe.fileno(), False)
+        self._loop.add_reader(pipe.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._pipe.fileno(), 65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > _LINE or (not data and self._rest):
+            lines.append(self._rest)
+            self._rest = b""
+        for line in lines:
+            self._emit(line[:_LINE])
+        if not data:
+            self._loop.remove_reader(self._pipe.fileno())
+            self._pipe.close()
+
+    def _emit(self, line: bytes) -> None:
+        second = int(self._loop.time())
+        if second != self._second:
+            self._second, self._lines = second, 0
+        self._lines += 1
+        if self._lines <= _LINES_PER_SECOND:
+            self._on_line(line.decode(errors="replace"))
+        elif self._lines == _LINES_PER_SECOND + 1:
+            self._on_line("(more lines of this second were dropped)")
