@@ -1,0 +1,186 @@
+"""HTTP/2 frames (RFC 9113): numbers, building, the few payloads a relay must read, and the limits.
+
+A frame header is nine bytes: `HEADER.unpack_from(data, position)` gives (high, low, kind, flags, stream), where the
+length is `high << 8 | low` and `stream` still carries the reserved bit (mask it with `STREAM`). No object is made per
+frame; callers keep positions into the bytes they received.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from sidestep.model.errors import PeerError
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+HEADER: Final = struct.Struct(">HBBBI")
+HEADER_SIZE: Final = 9
+STREAM: Final = 0x7FFFFFFF
+"""Bits of a stream id, a window increment, and the largest window (section 6.9.1)."""
+WINDOW: Final = 65535
+"""Initial flow-control window of a connection, and of streams unless SETTINGS say otherwise (bytes)."""
+FRAME: Final = 16384
+"""Bytes of payload that every peer takes (the smallest SETTINGS_MAX_FRAME_SIZE); frames of ours are never larger."""
+
+DATA: Final = 0
+HEADERS: Final = 1
+PRIORITY: Final = 2
+RST_STREAM: Final = 3
+SETTINGS: Final = 4
+PUSH_PROMISE: Final = 5
+PING: Final = 6
+GOAWAY: Final = 7
+WINDOW_UPDATE: Final = 8
+CONTINUATION: Final = 9
+
+END_STREAM: Final = 0x01
+ACK: Final = 0x01
+END_HEADERS: Final = 0x04
+PADDED: Final = 0x08
+WITH_PRIORITY: Final = 0x20
+
+
+class ErrorCode(enum.IntEnum):
+    """Error codes of RST_STREAM and GOAWAY (section 7)."""
+
+    NO_ERROR = 0
+    PROTOCOL_ERROR = 1
+    INTERNAL_ERROR = 2
+    FLOW_CONTROL_ERROR = 3
+    SETTINGS_TIMEOUT = 4
+    STREAM_CLOSED = 5
+    FRAME_SIZE_ERROR = 6
+    REFUSED_STREAM = 7
+    CANCEL = 8
+    COMPRESSION_ERROR = 9
+    CONNECT_ERROR = 10
+    ENHANCE_YOUR_CALM = 11
+
+
+class Setting(enum.IntEnum):
+    """Identifiers of SETTINGS (section 6.5.2; RFC 8441 for the last)."""
+
+    HEADER_TABLE_SIZE = 1
+    ENABLE_PUSH = 2
+    MAX_CONCURRENT_STREAMS = 3
+    INITIAL_WINDOW_SIZE = 4
+    MAX_FRAME_SIZE = 5
+    MAX_HEADER_LIST_SIZE = 6
+    ENABLE_CONNECT_PROTOCOL = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Http2Limits:
+    """Every bound of the HTTP/2 relay. Before a diversion a connection that exceeds one becomes a wire."""
+
+    header_block: int = 64 * 1024
+    """Bytes of one header block with the frame headers of its CONTINUATIONs (section 4 of the design: a head)."""
+    header_list: int = 64 * 1024
+    """Bytes of a decoded header list, as SETTINGS_MAX_HEADER_LIST_SIZE counts."""
+    continuations: int = 32
+    """CONTINUATION frames of one block (CVE-2024-27316 and its kin sent them without end)."""
+    table: int = 256 * 1024
+    """Bytes of an HPACK table that we follow; peers use 4 KiB, some 64 KiB."""
+    settings: int = 4096
+    """Bytes of one SETTINGS payload; eight entries are known, 48 bytes."""
+    pending_settings: int = 64
+    """SETTINGS sent by one side and not yet acknowledged by the other."""
+    open_streams: int = 16384
+    """Open streams that are followed on one connection; servers allow 100 to 1000."""
+    diverted_streams: int = 512
+    """Open diverted streams of one connection; beyond it REFUSED_STREAM."""
+    stream_buffer: int = 1024 * 1024
+    """Bytes buffered for one diverted stream; beyond it ENHANCE_YOUR_CALM."""
+    app_queue: int = 64 * 1024
+    """Bytes of the app's DATA that wait for the client's window before the app is not read any more."""
+    resets: int = 1000
+    """Diverted streams that the client reset, less those that ended well (CVE-2023-44487, rapid reset)."""
+    idle_frames: int = 10_000
+    """Frames in a row that carry no header block and no data: SETTINGS, PING, PRIORITY, empty DATA, unknown ones."""
+    remembered: int = 4096
+    """Ended diverted streams of which late frames are still told from those of relayed ones."""
+    stream_window: int = 256 * 1024
+    """Window that the engine, as a client, gives a stream of a handler (bytes)."""
+    connection_window: int = 4 * 1024 * 1024
+    """Window that the engine, as a client, gives a whole connection (bytes): what it may have to buffer."""
+    memo: int = 2 * 1024 * 1024
+    """Bytes of the memo of decoded header blocks, one per process."""
+
+
+class Http2Error(PeerError):
+    """A connection error (section 5.4.1). `label` is a short stable reason, a metric label."""
+
+    def __init__(self, label: str, code: ErrorCode = ErrorCode.PROTOCOL_ERROR) -> None:
+        self.label = label
+        super().__init__(label, code=code)
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """One frame; `payload` must be shorter than 2**24 bytes."""
+    size = len(payload)
+    return HEADER.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload
+
+
+def window_update(stream: int, increment: int) -> bytes:
+    """A WINDOW_UPDATE; `increment` from 1 to 2**31 - 1."""
+    return HEADER.pack(0, 4, WINDOW_UPDATE, 0, stream) + increment.to_bytes(4, "big")
+
+
+def rst_stream(stream: int, code: int) -> bytes:
+    """A RST_STREAM."""
+    return HEADER.pack(0, 4, RST_STREAM, 0, stream) + code.to_bytes(4, "big")
+
+
+def goaway(last: int, code: int, debug: bytes = b"") -> bytes:
+    """A GOAWAY; `debug` is shown by the peer's tools."""
+    return frame(GOAWAY, 0, 0, last.to_bytes(4, "big") + code.to_bytes(4, "big") + debug)
+
+
+def settings(values: dict[Setting, int]) -> bytes:
+    """A SETTINGS frame."""
+    return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", key, value) for key, value in values.items()))
+
+
+SETTINGS_ACK: Final = frame(SETTINGS, ACK, 0)
+
+
+def header_frames(stream: int, block: bytes, *, end_stream: bool, priority: bytes = b"") -> bytes:
+    """HEADERS and as many CONTINUATIONs as the block needs; `priority` is the five bytes of section 6.3 or empty."""
+    flags = (END_STREAM if end_stream else 0) | (WITH_PRIORITY if priority else 0)
+    room = FRAME - len(priority)
+    if len(block) <= room:
+        return frame(HEADERS, flags | END_HEADERS, stream, priority + block)
+    parts = [frame(HEADERS, flags, stream, priority + block[:room])]
+    for start in range(room, len(block), FRAME):
+        last = start + FRAME >= len(block)
+        parts.append(frame(CONTINUATION, END_HEADERS if last else 0, stream, block[start : start + FRAME]))
+    return b"".join(parts)
+
+
+def read_settings(payload: bytes) -> tuple[tuple[int, int], ...]:
+    """The entries of a SETTINGS payload in order. Raises Http2Error for a length or a value out of range."""
+    if len(payload) % 6:
+        raise Http2Error("h2-settings", ErrorCode.FRAME_SIZE_ERROR)
+    entries = tuple(struct.iter_unpack(">HI", payload))
+    for key, value in entries:
+        if key == Setting.INITIAL_WINDOW_SIZE and value > STREAM:
+            raise Http2Error("h2-settings", ErrorCode.FLOW_CONTROL_ERROR)
+    return entries
+
+
+def split_headers(payload: bytes, flags: int) -> tuple[bytes, bytes]:
+    """The payload of a HEADERS frame without its padding: (priority, block fragment). Raises Http2Error."""
+    start, stop = 0, len(payload)
+    if flags & PADDED:
+        if not payload:
+            raise Http2Error("h2-padding", ErrorCode.FRAME_SIZE_ERROR)
+        start, stop = 1, stop - payload[0]
+    priority = b""
+    if flags & WITH_PRIORITY:
+        priority = payload[start : start + 5]
+        start += 5
+    if start > stop:
+        raise Http2Error("h2-padding")
+    return priority, payload[start:stop]
