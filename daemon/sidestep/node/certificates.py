@@ -1,0 +1,320 @@
+"""The certificates that annotations name: read, judged, watched; private keys never kept.
+
+In: what the survey wants (one side of one port of one pod, by path or by Secret). Out: `facts`, the names of usable
+credentials for the planner; `held`, what `list` shows; conditions; and a `credential` per name, which *reads the source
+again* whenever a pod proxy needs the key, so that a key is in this process only while it passes through.
+
+- Whatever is wrong is one condition that names annotation, value and reason. The last good certificate stays in use:
+  facts change only when something good replaces it, or when its source can no longer deliver it to a new proxy.
+- A path belongs to the containers that the survey lists, in order; the first that has the folder's certificate is it.
+  Both spellings of the file names are known; within one container they are not mixed.
+- Paths of ports in use are read again every `POLL` seconds (a rotation is served within 5 s), others every `IDLE`. A
+  keyed digest tells whether anything changed; only then is anything parsed.
+- An upstream source may hold nothing but a `ca.crt`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import hashlib
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from sidestep.config.annotation_problem import AnnotationProblem
+from sidestep.config.annotations import CertificateSource, SourceKind
+from sidestep.model.condition import Condition, ConditionType
+from sidestep.model.errors import ConfigurationError, KernelError, SidestepError
+from sidestep.model.pod import Pod, PodKey
+from sidestep.netns import AbsentFileError
+from sidestep.node import pem
+from sidestep.node.conditions import Conditions, Source
+from sidestep.node.planner import CertificateFacts
+from sidestep.node.survey import CertificateKey, Side, WantedCertificate
+
+POLL = 3.0
+"""Seconds between two readings of the paths of steered ports."""
+
+IDLE_POLLS = 5
+"""Other paths are read every that many polls."""
+
+SPELLINGS = (("tls.crt", "tls.key", "ca.crt"), ("cert-chain.pem", "key.pem", "root-cert.pem"))
+"""(certificate, key, CA) as kubernetes.io/tls Secrets and as Istio name them."""
+
+CredentialSource = Callable[[], Awaitable[bytes]]
+"""Reads a credential's PEM. Raises SidestepError when it cannot be had any more."""
+
+
+class Files(Protocol):
+    """What is needed of `netns.FileReader`."""
+
+    async def read(self, root: str, path: str) -> bytes:
+        """Content of a file below a root."""
+
+
+SecretData = Callable[[str, str], Mapping[str, bytes] | None]
+"""(namespace, name) to the Secret's data; None when there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Material:
+    """Bytes as read; empty where there is none. Never kept beyond the call that reads it."""
+
+    chain: bytes = b""
+    key: bytes = b""
+    ca: bytes = b""
+
+    def __repr__(self) -> str:
+        return "_Material(…)"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is known about one certificate. `identity` and `trust` are the last good ones."""
+
+    wanted: WantedCertificate
+    pod_uid: str
+    digest: bytes = b""
+    identity: pem.Identity | None = None
+    trust: pem.Trust | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def facts(self) -> CertificateFacts:
+        """What the planner wants to know."""
+        return CertificateFacts(
+            identity=self.identity.name if self.identity is not None else "",
+            trust=self.trust.name if self.trust is not None else "",
+            dns_name=self.identity.dns_name if self.identity is not None else "",
+        )
+
+
+@dataclass(slots=True)
+class _Held:
+    """All certificates, and the pods that they belong to."""
+
+    by_key: dict[CertificateKey, Held] = field(default_factory=dict)
+    pods: Mapping[PodKey, Pod] = field(default_factory=dict)
+
+
+class Certificates:
+    """The store. `on_change` is called when facts change outside of `want`."""
+
+    def __init__(
+        self, *, files: Files, secret: SecretData, conditions: Conditions, on_change: Callable[[], None]
+    ) -> None:
+        self._files = files
+        self._secret = secret
+        self._conditions = conditions
+        self._on_change = on_change
+        self._held = _Held()
+        self._lock = asyncio.Lock()
+        self._salt = secrets.token_bytes(32)
+
+    def facts(self) -> dict[CertificateKey, CertificateFacts]:
+        """The facts about every certificate that has been looked at, good or bad."""
+        return {key: held.facts for key, held in self._held.by_key.items()}
+
+    def held(self, key: CertificateKey) -> Held | None:
+        """What is known about one certificate."""
+        return self._held.by_key.get(key)
+
+    async def want(self, wanted: Iterable[WantedCertificate], pods: Mapping[PodKey, Pod]) -> None:
+        """Look at every certificate that is new, or that a Secret holds; forget those nobody wants any more."""
+        async with self._lock:
+            before = self._held.by_key
+            self._held.pods = pods
+            self._held.by_key = {}
+            for each in wanted:
+                uid = pods[each.key.pod].uid
+                old = before.get(each.key)
+                if old is not None and old.pod_uid != uid:
+                    old = None
+                if old is None or old.wanted != each or each.source.kind is SourceKind.SECRET:
+                    old = await self._look(each, uid, old)
+                self._held.by_key[each.key] = old
+            for gone in before.keys() - self._held.by_key.keys():
+                self._conditions.state(_source(gone), ())
+
+    async def poll(self, in_use: Callable[[], frozenset[CertificateKey]]) -> None:
+        """Read paths again for as long as the daemon runs; `in_use` tells the certificates of steered ports."""
+        turn = 0
+        while True:
+            await asyncio.sleep(POLL)
+            turn += 1
+            busy = in_use()
+            changed = False
+            for key in list(self._held.by_key):
+                if key in busy or turn % IDLE_POLLS == 0:
+                    changed |= await self._again(key)
+            if changed:
+                self._on_change()
+
+    def credential(self, pod: PodKey, name: str) -> CredentialSource:
+        """How a pod proxy of this pod gets the credential. What it raises also takes the certificate out of use."""
+
+        async def read() -> bytes:
+            async with self._lock:
+                for key, held in self._held.by_key.items():
+                    if key.pod == pod and held.identity is not None and held.identity.name == name:
+                        return await self._deliver(key, held, identity=True)
+                    if key.pod == pod and held.trust is not None and held.trust.name == name:
+                        return await self._deliver(key, held, identity=False)
+            raise ConfigurationError("is no longer wanted", subject="certificate", value=name)
+
+        return read
+
+    async def _again(self, key: CertificateKey) -> bool:
+        async with self._lock:
+            held = self._held.by_key.get(key)
+            if held is None:
+                return False
+            new = await self._look(held.wanted, held.pod_uid, held)
+            self._held.by_key[key] = new
+            return new.facts != held.facts
+
+    async def _look(self, wanted: WantedCertificate, uid: str, old: Held | None) -> Held:
+        """Read and judge; what is good replaces what was, what is bad is a problem beside it."""
+        now = dt.datetime.now(dt.UTC)
+        held = replace(old, wanted=wanted) if old is not None else Held(wanted, uid)
+        try:
+            material = await self._read(wanted)
+        except SidestepError as error:
+            held = replace(held, digest=b"", problems=(_reason(error),))
+        else:
+            digest = self._digest(material)
+            if digest != held.digest:
+                held = _judge(held, material, digest, now)
+        problems = list(held.problems)
+        if held.identity is not None and held.identity.not_after <= now and not problems:
+            problems.append(
+                f"the certificate expired on {held.identity.not_after:%Y-%m-%d %H:%M} UTC; it is still used"
+            )
+        self._conditions.state(_source(wanted.key), [_condition(wanted, problem) for problem in problems])
+        return held
+
+    async def _deliver(self, key: CertificateKey, held: Held, *, identity: bool) -> bytes:
+        try:
+            material = await self._read(held.wanted)
+            if identity:
+                name = pem.identity_name(chain=material.chain, key=material.key)
+                if held.identity is not None and name == held.identity.name:
+                    return pem.identity_pem(chain=material.chain, key=material.key)
+            elif held.trust is not None and pem.judge_trust(material.ca).name == held.trust.name:
+                return pem.trust_pem(material.ca)
+            raise ConfigurationError("the certificate changed while it was being handed over")
+        except SidestepError:
+            lost = replace(held, digest=b"", identity=None) if identity else replace(held, digest=b"", trust=None)
+            self._held.by_key[key] = await self._look(lost.wanted, lost.pod_uid, lost)
+            self._on_change()
+            raise
+
+    def _digest(self, material: _Material) -> bytes:
+        digest = hashlib.blake2b(key=self._salt, digest_size=16)
+        for part in (material.chain, material.key, material.ca):
+            digest.update(len(part).to_bytes(8, "big") + part)
+        return digest.digest()
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    async def _read(self, wanted: WantedCertificate) -> _Material:
+        source = wanted.source
+        if source.kind is SourceKind.SECRET:
+            return self._from_secret(wanted.key.pod.namespace, source)
+        pod = self._held.pods.get(wanted.key.pod)
+        roots = _roots(pod, wanted.containers) if pod is not None else ()
+        if not roots:
+            raise ConfigurationError(
+                "no container of the pod is known to run here (sidestep.dev/pid or sidestep.dev/root)"
+            )
+        for root in roots:
+            for spelling in SPELLINGS:
+                material = await self._from_folder(
+                    root, source.value, spelling, ca_alone=wanted.key.side is Side.UPSTREAM
+                )
+                if material is not None:
+                    return material
+        raise ConfigurationError("the folder holds neither tls.crt nor cert-chain.pem")
+
+    async def _from_folder(
+        self, root: str, folder: str, spelling: tuple[str, str, str], *, ca_alone: bool
+    ) -> _Material | None:
+        """The material of one spelling; None when its certificate is not there."""
+        names = [f"{folder.rstrip('/')}/{name}" for name in spelling]
+        chain = await self._optional(root, names[0])
+        if not chain and not ca_alone:
+            return None
+        ca = await self._optional(root, names[2])
+        if not chain:
+            return _Material(ca=ca) if ca else None
+        try:
+            key = await self._files.read(root, names[1])
+        except AbsentFileError as error:
+            raise ConfigurationError(f"the folder holds {spelling[0]} but no {spelling[1]}") from error
+        return _Material(chain, key, ca)
+
+    async def _optional(self, root: str, path: str) -> bytes:
+        try:
+            return await self._files.read(root, path)
+        except AbsentFileError:
+            return b""
+
+    def _from_secret(self, namespace: str, source: CertificateSource) -> _Material:
+        data = self._secret(namespace, source.value)
+        if data is None:
+            raise ConfigurationError(f"there is no Secret {namespace}/{source.value}")
+        for chain, key, ca in SPELLINGS:
+            if chain in data and key not in data:
+                raise ConfigurationError(f"the Secret holds {chain} but no {key}")
+            if chain in data or ca in data:
+                return _Material(data.get(chain, b""), data.get(key, b""), data.get(ca, b""))
+        raise ConfigurationError("the Secret holds neither tls.crt nor cert-chain.pem")
+
+
+def _judge(held: Held, material: _Material, digest: bytes, now: dt.datetime) -> Held:
+    problems = []
+    identity, trust = held.identity, held.trust
+    if material.chain or held.wanted.key.side is Side.DOWNSTREAM:
+        try:
+            identity = pem.judge_identity(chain=material.chain, key=material.key, now=now)
+        except ConfigurationError as error:
+            problems.append(str(error))
+    else:
+        identity = None
+    if material.ca:
+        try:
+            trust = pem.judge_trust(material.ca)
+        except ConfigurationError as error:
+            problems.append(str(error))
+    elif not problems:
+        trust = None
+    return replace(held, digest=digest, identity=identity, trust=trust, problems=tuple(problems))
+
+
+def _roots(pod: Pod, containers: tuple[str, ...]) -> tuple[str, ...]:
+    """Root folders in which a path may lie, in order."""
+    location = pod.location
+    pids = [location.pids[name] for name in containers if name in location.pids]
+    if not pids and "" in location.pids:
+        pids = [location.pids[""]]
+    roots = [f"/proc/{pid}/root" for pid in pids]
+    # A stated root stands for containers that have no process here, or is stated on purpose: it comes first.
+    return tuple(dict.fromkeys([*([location.root] if location.root else []), *roots]))
+
+
+def _source(key: CertificateKey) -> Source:
+    return Source("certificate", key.pod, key.port, key.side.value)
+
+
+def _reason(error: SidestepError) -> str:
+    if isinstance(error, KernelError):
+        return f"cannot be read: {error}"
+    return str(error)
+
+
+def _condition(wanted: WantedCertificate, reason: str) -> Condition:
+    source = wanted.source
+    problem = AnnotationProblem(source.annotation, source.value, reason, wanted.key.subject, source.origin)
+    return Condition(ConditionType.CERTIFICATE_INVALID, wanted.key.subject, problem.text)
