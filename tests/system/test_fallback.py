@@ -98,6 +98,20 @@ def test_an_app_of_another_protocol(shop):
         assert serial(shop, alpn=["http/1.1"])[1] is None
 
 
+def test_a_client_whose_protocols_the_app_refuses(nginx_shop):
+    """The client gets the app's own alert."""
+
+    def alert():
+        with pytest.raises(ssl.SSLError) as error:
+            serial(nginx_shop, alpn=["foo/1"])
+        return error.value.reason
+
+    direct = alert()
+    with nginx_shop.intercept():
+        assert alert() == direct
+        assert nginx_shop.get("/", scene.DEV).served_by == "handler"
+
+
 def test_the_protocol_the_app_chose_is_the_one_the_client_gets(shop):
     tls = server_context(shop.app_certificate, alpn=("http/1.1",))
     with Server(http_app, netns=shop.space.pod, address=shop.space.ip, port=scene.TLS_PORT, tls=tls) as app:
