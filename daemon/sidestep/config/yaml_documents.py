@@ -31,7 +31,7 @@ MAX_WEIGHT = 100_000
 
 _SEPARATOR = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
 _IDLE = re.compile(r"(?>[ \t\r]*+(?:[#%][^\n]*+|\.\.\.[ \t\r]*+)?(?:\n|\Z))*+")
-"""Blank lines, comments, directives and end marks: nothing that makes a document. Atomic, so that nothing backtracks."""
+"""Blank lines, comments, directives and end marks: nothing that makes a document. Atomic: nothing backtracks."""
 
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _TRUE = frozenset({"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"})

@@ -52,19 +52,31 @@ class Claim:
 
 
 def claim_of(intercept: Intercept, inventory: Inventory) -> Claim:
-    """The ports that an intercept takes. Raises RefusedError when its workload, pod or port is unknown."""
+    """The ports that an intercept takes.
+
+    Raises RefusedError when its workload or pod is unknown, or when none of its pods has the port; one that lacks it (a
+    rollout that renames a port) is passed over.
+    """
     workload = find_workload(intercept.namespace, intercept.workload, inventory)
     kind = workload.kind or "pod"
     transport = intercept.transport
     pods = pods_of(intercept, inventory)
     targets = set()
+    lacking: RefusedError | None = None
     for pod in pods:
-        for resolved in resolve_port(intercept.port, pod, inventory.services_of(pod), transport=transport):
+        try:
+            ports = resolve_port(intercept.port, pod, inventory.services_of(pod), transport=transport)
+        except RefusedError as error:
+            lacking = lacking or error
+            continue
+        for resolved in ports:
             port = str(resolved.port.number)
             targets.add(Target(intercept.namespace, "pod", pod.key.name, port, transport))
             if intercept.pod is None:
                 targets.add(Target(intercept.namespace, kind, workload.name, port, transport))
-    if not pods:
+    if lacking and not targets:
+        raise lacking
+    if not targets:
         targets.add(Target(intercept.namespace, kind, workload.name, intercept.port, transport))
     return Claim(intercept, frozenset(targets))
 
