@@ -38,6 +38,8 @@ class DaemonEnd:
         self._limits = limits
         self._requests: deque[Request] = deque()
         self._dropped = 0
+        self.dropped = 0
+        """Request lines dropped so far."""
         self._state: State | None = None
         self._ended: Ended | None = None
         self._news = asyncio.Event()
@@ -72,6 +74,7 @@ class DaemonEnd:
             if len(self._requests) >= self._limits.event_queue:
                 self._requests.popleft()
                 self._dropped += 1
+                self.dropped += 1
             self._requests.append(event)
         self._news.set()
 

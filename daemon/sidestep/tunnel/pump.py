@@ -22,6 +22,9 @@ from sidestep.tunnel.channel import Channel
 from sidestep.tunnel.errors import ChannelBrokenError, StreamResetError
 from sidestep.tunnel.stream import CANCEL, NO_ERROR, Stream
 
+LINGER = 30.0
+"""Seconds that a channel may take for what arrived before its stream was reset."""
+
 
 @dataclass(slots=True)
 class Pumped:
@@ -84,11 +87,9 @@ async def _outcome(
 
 
 async def _after_reset(error: PeerError, inward: asyncio.Task[None]) -> bool:
-    """The stream was reset. With NO_ERROR its sender had finished: what it sent is still delivered."""
-    if error.code != NO_ERROR:
-        return False
-    await asyncio.wait({inward})
-    return inward.exception() is None
+    """The stream was reset: what had arrived before is delivered. With NO_ERROR its sender had finished in order."""
+    await asyncio.wait({inward}, timeout=LINGER)
+    return error.code == NO_ERROR and inward.done() and inward.exception() is None
 
 
 async def _inward(stream: Stream, channel: Channel, counts: Pumped) -> None:

@@ -3,8 +3,9 @@
 A stream has at most one reader and one writer at a time. Received bytes wait in `_inbox`, which the receive window
 bounds (`window.ReceiveWindow`); reading them gives the window back, so a reader that stalls stalls its own sender.
 
-Ends: END_STREAM is the end of one direction. A reset ends both at once, and unread bytes are dropped - except a reset
-with NO_ERROR that follows END_STREAM (RFC 9113 section 8.1): its sender finished in order and only takes no more.
+Ends: END_STREAM is the end of one direction. A reset ends both, but what arrived before it is still read, as it is from
+a TCP socket: a handler that answers early and closes with a body unread resets its connection *after* its answer. A
+reset with NO_ERROR that follows END_STREAM (RFC 9113 section 8.1) is an orderly end: its sender takes no more.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Stream:
     # --- for its user -----------------------------------------------------------------------------------------------
 
     async def read(self) -> bytes:
-        """Return the next bytes, b"" once the peer finished. Raises StreamResetError or TunnelClosedError."""
+        """Return the next bytes, b"" once the peer finished. After them raises StreamResetError, TunnelClosedError."""
         while not self._inbox:
             if self._peer_ended:
                 return b""
@@ -146,6 +147,7 @@ class Stream:
         """End both directions at once. Harmless on a stream that is over."""
         if self._error is None:
             self._port.send_reset(self.id, code)
+            self._inbox.clear()
             self.fail(StreamResetError(code))
 
     @property
@@ -179,9 +181,6 @@ class Stream:
         if self._error is not None:
             return
         self._error = error
-        if not (self._peer_ended and error.code == NO_ERROR):
-            self._peer_ended = False
-            self._inbox.clear()
         future = self._response_future()
         if not future.done():
             future.set_exception(error)

@@ -1,0 +1,66 @@
+"""The `-- CMD …` of an intercept: a process that lives with the session.
+
+It is started when the intercept is active, so that a test runner finds it working (and after START_ANYWAY seconds in
+any case: the command may be the handler, or what creates the pods). When it ends the session ends; when the session
+ends it gets SIGTERM, and SIGKILL after GRACE seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Sequence
+
+from sidestep.model.errors import ConfigurationError
+
+START_ANYWAY = 5.0
+"""Seconds until the command is started although no pod is active."""
+GRACE = 5.0
+"""Seconds from SIGTERM to SIGKILL."""
+
+
+class Companion:
+    """One command. `code` is its exit code as a shell gives it, None while it has not ended by itself."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = tuple(command)
+        self._process: asyncio.subprocess.Process | None = None
+        self.code: int | None = None
+
+    async def run(self, active: asyncio.Event) -> int:
+        """Wait until the intercept is active, run the command to its end. Raises ConfigurationError when it cannot be started."""
+        try:
+            async with asyncio.timeout(START_ANYWAY):
+                await active.wait()
+        except TimeoutError:
+            pass
+        try:
+            self._process = await asyncio.create_subprocess_exec(*self._command)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise ConfigurationError(
+                f"cannot be started: {reason}", subject="command", value=self._command[0]
+            ) from error
+        status = await self._process.wait()
+        self.code = status if status >= 0 else 128 - status
+        return self.code
+
+    async def end(self) -> None:
+        """End the command if it runs."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        _send(process, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(GRACE):
+                await process.wait()
+        except TimeoutError:
+            _send(process, signal.SIGKILL)
+            await process.wait()
+
+
+def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except ProcessLookupError:
+        pass

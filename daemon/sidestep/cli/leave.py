@@ -1,0 +1,35 @@
+"""`sidestep leave`: end an intercept, whoever holds it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from urllib.parse import quote
+
+import click
+
+from sidestep.cli.options import namespace_option, output_option, socket_option
+from sidestep.laptop.local_client import LocalClient
+
+
+@click.command()
+@click.argument("name")
+@namespace_option
+@socket_option
+@output_option
+def leave(name: str, namespace: str, socket_path: Path, output: str) -> None:
+    """End the intercept NAME (as `sidestep list` shows it; NS/NAME works too).
+
+    The next request goes to the workload. The session that held it is told who ended it, and exits.
+
+    \b
+      sidestep leave orders -n shop
+    """
+    before, slash, after = name.partition("/")
+    namespace, name = (before, after) if slash else (namespace, name)
+    target = f"/v1/intercepts/{quote(namespace, safe='')}/{quote(name, safe='')}"
+    asyncio.run(LocalClient(socket_path).delete(target))
+    if output == "text":
+        click.echo(f"Ended {namespace}/{name}.")
+    else:
+        click.echo(f'{{"ended":"{namespace}/{name}"}}')

@@ -1,0 +1,76 @@
+"""`sidestep list`: workloads, their ports, how their protocol is known, certificates, intercepts, problems."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+import msgspec
+
+from sidestep.cli.options import output_option, socket_option
+from sidestep.cli.output import harmless
+from sidestep.cli.table import table
+from sidestep.laptop.local_client import LocalClient
+from sidestep.node.view import ConditionView, PortView, WorkloadView
+from sidestep.tunnel.messages import decode
+
+_HEAD = ("NAMESPACE", "WORKLOAD", "PODS", "PORT", "PROTOCOL", "KNOWN BY", "CERTIFICATE", "INTERCEPTS")
+
+
+@click.command("list")
+@click.option("--namespace", "-n", metavar="NS", help="Only this namespace. [default: all]")
+@socket_option
+@output_option
+def list_command(namespace: str | None, socket_path: Path, output: str) -> None:
+    """Show the workloads of the node, their ports, certificates and intercepts, and what is wrong with them.
+
+    \b
+      sidestep list
+      sidestep list -n shop --output json
+    """
+    body = asyncio.run(LocalClient(socket_path).get("/v1/workloads"))
+    workloads = [
+        each
+        for each in decode(body, tuple[WorkloadView, ...], what="the daemon's answer")
+        if namespace in {None, each.namespace}
+    ]
+    if output == "json":
+        for each in workloads:
+            click.echo(msgspec.json.encode(each).decode())
+        return
+    if not workloads:
+        click.echo("No workloads." if namespace is None else f"No workloads in namespace {namespace}.")
+    for line in _text(workloads):
+        click.echo(line)
+
+
+def _text(workloads: list[WorkloadView]) -> Iterable[str]:
+    rows: list[tuple[str, ...]] = []
+    for each in workloads:
+        first = (each.namespace, f"{each.kind}/{each.name}", str(len(each.pods)))
+        ports = each.ports or (None,)
+        for index, port in enumerate(ports):
+            cells = ("", "", "", "") if port is None else _port(port)
+            rows.append((*(first if index == 0 else (" ", " ", " ")), *cells, ", ".join(each.intercepts)))
+    if rows:
+        yield from table(_HEAD, rows)
+    yield from conditions(condition for each in workloads for condition in each.conditions)
+
+
+def _port(port: PortView) -> tuple[str, str, str, str]:
+    name = f" {port.name}" if port.name else ""
+    certificate = ""
+    if port.certificate is not None:
+        names = ", ".join(port.certificate.names) or "no name"
+        certificate = f"{names} (until {port.certificate.expires[:10]}, {port.certificate.source})"
+    return f"{port.number}/{port.transport}{name}", port.protocol, port.known, certificate
+
+
+def conditions(found: Iterable[ConditionView]) -> Iterable[str]:
+    """Conditions as lines, after an empty one."""
+    unique = list(dict.fromkeys((each.type, each.subject, each.text) for each in found))
+    if unique:
+        yield ""
+        yield from (harmless(f"{kind}: {subject}: {text}") for kind, subject, text in unique)

@@ -1,0 +1,98 @@
+"""The command line's entry: the commands, and the one place where errors become a line and an exit code.
+
+0 done, 1 refused or failed, 2 usage. Whoever raises a `SidestepError` has written the line; anything else that arrives
+here is a bug of ours and is called one. `SIDESTEP_DEBUG=1` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from sidestep import __version__
+from sidestep.cli.intercept import intercept
+from sidestep.cli.leave import leave
+from sidestep.cli.listing import list_command
+from sidestep.cli.node import node
+from sidestep.cli.output import harmless, silence_stdout
+from sidestep.cli.status import status
+from sidestep.model.errors import SidestepError
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="sidestep")
+def sidestep() -> None:
+    """Take the requests meant for one Kubernetes workload to a process on your machine.
+
+    Only those that match a filter, TLS or not; all others are answered by the workload as if nothing was there.
+
+    \b
+    Start a node daemon on a directory of manifests (as root):
+      sidestep node --manifests ./manifests
+    Divert your own requests to the TLS server on port 9443 of this machine, until Ctrl-C:
+      sidestep intercept orders -n shop --port 9443:https --http-header x-dev=ada
+    See what there is, and what is wrong:
+      sidestep list
+      sidestep status
+    """
+
+
+for _command in (node, intercept, list_command, status, leave):
+    sidestep.add_command(_command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns its exit code. Nothing is raised but SystemExit of --help's kin."""
+    try:
+        result = sidestep.main(args=list(arguments), prog_name="sidestep", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx is not None else "sidestep"
+        complain(f"{where}: {_one_line(error.format_message())} (try {where} --help)")
+        return USAGE
+    except click.ClickException as error:
+        complain(f"sidestep: {_one_line(error.format_message())}")
+        return FAILED
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except SidestepError as error:
+        complain(f"sidestep: {_one_line(str(error))}")
+        _debug()
+        return FAILED
+    except BrokenPipeError:
+        silence_stdout()
+        return DONE
+    except Exception as error:  # noqa: BLE001 - the edge: a user never sees a traceback unasked
+        complain(f"sidestep: internal error, please report it: {_one_line(repr(error))} (SIDESTEP_DEBUG=1 says more)")
+        _debug()
+        return FAILED
+    return result if isinstance(result, int) else DONE
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def complain(line: str) -> None:
+    """One line on standard error, if somebody still reads it."""
+    try:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass
+
+
+def _one_line(text: str) -> str:
+    return harmless(" ".join(text.split()))
+
+
+def _debug() -> None:
+    if os.environ.get("SIDESTEP_DEBUG") == "1":
+        traceback.print_exc()

@@ -1,0 +1,41 @@
+"""`sidestep node`: the node daemon in the foreground."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import click
+
+from sidestep.cli.options import socket_option
+from sidestep.model.errors import ConfigurationError
+from sidestep.node.options import NodeOptions
+
+
+@click.command()
+@click.option(
+    "--manifests",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Directory of Kubernetes manifests (YAML) to serve instead of a cluster; changes are followed live.",
+)
+@click.option(
+    "--name", "node_name", default=platform.node, metavar="NAME", help="Name of this node. [default: the host's name]"
+)
+@socket_option
+def node(manifests: Path | None, node_name: str, socket_path: Path) -> int:
+    """Run the node daemon (as root). SIGTERM drains it: connections may finish, nothing stays behind.
+
+    A Pod in the manifests is tied to this machine by an annotation: sidestep.dev/netns: /run/netns/NAME, or
+    sidestep.dev/pid: "1234".
+
+    \b
+      sidestep node --manifests ./manifests
+    """
+    if manifests is None:
+        raise ConfigurationError("serving a cluster is not there yet: give a directory with --manifests DIR")
+    if not manifests.is_dir():
+        raise ConfigurationError("is not a directory", subject="--manifests", value=str(manifests))
+    from sidestep.node.daemon import run
+
+    return run(NodeOptions(manifests=manifests, node_name=node_name, socket=socket_path))

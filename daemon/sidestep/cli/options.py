@@ -1,0 +1,79 @@
+"""Options that several commands share, and the form of `--port`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from sidestep.node.options import DEFAULT_SOCKET
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PORT_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+"""A port's name or number; Kubernetes allows names of 15 characters (IANA_SVC_NAME) and Services longer ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortMapping:
+    """`LOCAL[:PORT[/UDP]]`: the handler's port, and the workload's as written."""
+
+    local: int
+    remote: str
+    transport: str
+
+
+class PortType(click.ParamType[PortMapping]):
+    """Parses `--port`."""
+
+    name = "LOCAL[:PORT[/UDP]]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> PortMapping:
+        """As click.ParamType.convert."""
+        if isinstance(value, PortMapping):
+            return value
+        text, slash, transport = str(value).partition("/")
+        local, colon, remote = text.partition(":")
+        if slash and transport.lower() not in {"udp", "tcp"}:
+            self.fail(f"{value!r}: after / comes UDP (or TCP)", param, ctx)
+        if not (local.isascii() and local.isdigit() and len(local) <= 5 and 0 < int(local) <= 65535):
+            self.fail(f"{value!r}: LOCAL is the handler's port on this machine, a number from 1 to 65535", param, ctx)
+        if colon and not _PORT_NAME.fullmatch(remote):
+            self.fail(f"{value!r}: PORT is a service or container port, its name or number", param, ctx)
+        return PortMapping(int(local), remote or local, transport.lower() or "tcp")
+
+
+def socket_option(command: F) -> F:
+    """`--socket PATH`."""
+    return click.option(
+        "--socket",
+        "socket_path",
+        type=click.Path(path_type=Path),
+        default=DEFAULT_SOCKET,
+        show_default=True,
+        metavar="PATH",
+        help="Unix socket of the node daemon.",
+    )(command)
+
+
+def output_option(command: F) -> F:
+    """`--output text|json`."""
+    return click.option(
+        "--output",
+        "-o",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="text for people, json for programs.",
+    )(command)
+
+
+def namespace_option(command: F) -> F:
+    """`-n NAMESPACE`, with the default that kubectl has."""
+    return click.option(
+        "--namespace", "-n", default="default", show_default=True, metavar="NS", help="Namespace of the workload."
+    )(command)

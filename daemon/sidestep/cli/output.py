@@ -1,0 +1,75 @@
+"""Printing that cannot stall a tunnel.
+
+A session prints while it carries other people's requests. If standard output is a pipe that nobody reads (a pager, a
+stopped script), a plain `print` would block the event loop, and with it every diverted connection. So lines go through
+a bounded queue to a thread; lines that find it full are dropped and counted. Text from the network is made harmless for
+a terminal first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from typing import TextIO
+
+QUEUE = 4096
+"""Lines waiting for standard output."""
+FLUSH = 1.0
+"""Seconds at the end for what is still waiting."""
+
+
+class LineWriter:
+    """Writes lines to a stream from a thread of its own. `on_closed` is called, in that thread, when nobody reads."""
+
+    def __init__(self, stream: TextIO, *, on_closed: Callable[[], None]) -> None:
+        self._stream = stream
+        self._on_closed = on_closed
+        self._lines: queue.Queue[str | None] = queue.Queue(QUEUE)
+        self._thread = threading.Thread(target=self._run, name="output", daemon=True)
+        self._thread.start()
+        self.dropped = 0
+
+    def line(self, text: str) -> None:
+        """Print a line, some time; never waits."""
+        try:
+            self._lines.put_nowait(text)
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Print what is waiting, within FLUSH seconds."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put(None, timeout=FLUSH)
+        self._thread.join(FLUSH)
+
+    def _run(self) -> None:
+        while (text := self._lines.get()) is not None:
+            try:
+                self._stream.write(text + "\n")
+                if self._lines.empty():
+                    self._stream.flush()
+            except (OSError, ValueError):
+                silence_stdout()
+                self._on_closed()
+                return
+
+
+def harmless(text: str, limit: int = 2048) -> str:
+    """Text of a stranger, fit for a terminal: control characters and what is not Unicode's to print become escapes."""
+    cut = text if len(text) <= limit else text[:limit] + "…"
+    if cut.isprintable():
+        return cut
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for character in cut
+    )
+
+
+def silence_stdout() -> None:
+    """Nobody reads standard output any more: let the interpreter's last flush go nowhere instead of failing."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

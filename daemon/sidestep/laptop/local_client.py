@@ -1,0 +1,210 @@
+"""HTTP/1.1 to the node daemon over its unix socket: one request per connection, or an upgrade to a tunnel.
+
+The socket is trusted when the process behind it is root or the caller's own user (SO_PEERCRED, unix(7)); anybody else
+could have put a socket there to collect the traffic of whoever connects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+from typing import cast
+
+import h11
+import msgspec
+
+from sidestep.model.errors import PeerError, RefusedError, SidestepError
+from sidestep.tunnel.connection import Connection
+from sidestep.tunnel.messages import UPGRADE
+
+TIMEOUT = 15.0
+"""Seconds for one answer."""
+MAX_BODY = 32 * 1024 * 1024
+"""Bytes of one answer."""
+
+
+class UnreachableError(SidestepError):
+    """Nothing that can be trusted answers on the daemon's socket."""
+
+
+class _Problem(msgspec.Struct):
+    error: str
+
+
+class LocalClient:
+    """Talks to the daemon whose socket is `path`. Every method raises UnreachableError, RefusedError or PeerError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    async def get(self, target: str) -> bytes:
+        """GET; returns the body of a 200."""
+        return await self._exchange("GET", target)
+
+    async def delete(self, target: str) -> bytes:
+        """DELETE; returns the body of a 200."""
+        return await self._exchange("DELETE", target)
+
+    async def upgrade(self, target: str, body: bytes, connection: Connection) -> None:
+        """POST with `Upgrade`; on 101 the connection takes the socket over."""
+        await self._exchange("POST", target, body, connection)
+
+    async def _exchange(self, method: str, target: str, body: bytes = b"", upgrade: Connection | None = None) -> bytes:
+        sock = await self._connect()
+        loop = asyncio.get_running_loop()
+        exchange = _Exchange(_request(method, target, body, upgrade=upgrade is not None), body, upgrade)
+        try:
+            await loop.create_unix_connection(lambda: exchange, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                status, answer = await exchange.answer
+        except TimeoutError as error:
+            raise PeerError(f"the node daemon did not answer within {TIMEOUT:g} s") from error
+        finally:
+            exchange.leave()
+        if status not in {101, 200}:
+            raise RefusedError(_problem(status, answer))
+        return answer
+
+    async def _connect(self) -> socket.socket:
+        self._distrust_open_folder()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, str(self.path))
+            _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        except OSError as error:
+            sock.close()
+            reason = "permission denied; try sudo" if isinstance(error, PermissionError) else _reason(error)
+            raise UnreachableError(
+                f"no node daemon answers on {self.path} ({reason}); start one with: sidestep node --manifests DIR"
+            ) from error
+        if uid not in {0, os.getuid()}:
+            sock.close()
+            raise UnreachableError(f"{self.path} belongs to user {uid}, who is neither root nor you; not used")
+        return sock
+
+    def _distrust_open_folder(self) -> None:
+        try:
+            mode = self.path.parent.stat().st_mode
+        except OSError:
+            return  # connecting says why
+        if mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise UnreachableError(
+                f"{self.path} is not used: others may write to its folder; run: chmod go-w {self.path.parent}"
+            )
+
+
+class _Exchange(asyncio.Protocol):
+    """One request and its answer. `answer` is (status, body)."""
+
+    def __init__(self, request: h11.Request, body: bytes, upgrade: Connection | None) -> None:
+        self._http = h11.Connection(h11.CLIENT)
+        self._request = request
+        self._body = body
+        self._upgrade = upgrade
+        self._status = 0
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._transport: asyncio.Transport | None = None
+        self.answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the request."""
+        self._transport = cast("asyncio.Transport", transport)
+        events: list[h11.Event] = [self._request]
+        if self._body:
+            events.append(h11.Data(data=self._body))
+        events.append(h11.EndOfMessage())
+        self._transport.write(b"".join(self._http.send(event) or b"" for event in events))
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the answer."""
+        self._take(data)
+
+    def eof_received(self) -> bool:
+        """The daemon closed."""
+        self._take(b"")
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        reason = "" if exc is None else f" ({exc})"
+        self._fail(f"the node daemon closed the connection without an answer{reason}")
+
+    def leave(self) -> None:
+        """Close the connection unless a tunnel has taken it over."""
+        if not self.answer.done():
+            self.answer.cancel()
+        if self._transport is not None:
+            self._transport.close()
+
+    def _take(self, data: bytes) -> None:
+        try:
+            self._http.receive_data(data)
+            while not self.answer.done() and self._next():
+                pass
+        except h11.RemoteProtocolError as error:
+            self._fail(f"what answers is not a node daemon: {error}")
+
+    def _next(self) -> bool:
+        event = self._http.next_event()
+        match event:
+            case h11.InformationalResponse(status_code=101):
+                self._take_over()
+            case h11.Response():
+                self._status = event.status_code
+            case h11.Data():
+                self._size += len(event.data)
+                if self._size > MAX_BODY:
+                    self._fail("the node daemon's answer is too long")
+                self._parts.append(bytes(event.data))
+            case h11.EndOfMessage():
+                self.answer.set_result((self._status, b"".join(self._parts)))
+            case h11.InformationalResponse():
+                pass
+            case _:
+                return False
+        return True
+
+    def _take_over(self) -> None:
+        transport, self._transport = self._transport, None
+        if self._upgrade is None or transport is None:
+            self._fail("the node daemon switched protocols unasked")
+            return
+        trailing, _closed = self._http.trailing_data
+        transport.set_protocol(self._upgrade)
+        self._upgrade.connection_made(transport)
+        if trailing:
+            self._upgrade.data_received(trailing)
+        self.answer.set_result((101, b""))
+
+    def _fail(self, reason: str) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(PeerError(reason))
+
+
+def _request(method: str, target: str, body: bytes, *, upgrade: bool) -> h11.Request:
+    headers = [("host", "sidestep"), ("content-length", str(len(body)))]
+    if upgrade:
+        headers += [("connection", "upgrade"), ("upgrade", UPGRADE), ("content-type", "application/json")]
+    else:
+        headers += [("connection", "close")]
+    return h11.Request(method=method, target=target, headers=headers)
+
+
+def _problem(status: int, body: bytes) -> str:
+    try:
+        return msgspec.json.decode(body, type=_Problem).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return f"the node daemon refused with status {status}"
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

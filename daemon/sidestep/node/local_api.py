@@ -1,0 +1,311 @@
+"""The unix socket on which CLIs of this machine talk to the node daemon: HTTP/1.1 by h11, one request per connection.
+
+    GET    /v1/status                     StatusView
+    GET    /v1/workloads                  list of WorkloadView
+    POST   /v1/sessions                   SessionSpec, `Upgrade: sidestep-tunnel` -> 101, then the tunnel on this socket
+    DELETE /v1/intercepts/NAMESPACE/NAME  ends a session
+
+A refusal is `{"error": "one line"}` with 400 (cannot be used), 403, 404, 409 (a rule says no) or 500.
+
+Who may connect: root and the daemon's own user, by SO_PEERCRED, whatever the permissions of the file. The socket is
+made under a temporary name with mode 0600 and renamed into place, so that there is no moment at which it has another
+mode, and a socket file that a killed daemon left is replaced without a gap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import socket
+import stat
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import h11
+import msgspec
+
+from sidestep.aio.tasks import Tasks
+from sidestep.model.errors import ConfigurationError, KernelError, PeerError, RefusedError, SidestepError
+from sidestep.node.sessions import Sessions
+from sidestep.node.view import NodeView
+from sidestep.tunnel.messages import UPGRADE, SessionSpec, decode
+
+MAX_BODY = 256 * 1024
+"""Bytes of one request's body."""
+MAX_CONNECTIONS = 2048
+"""Connections at once, tunnels included."""
+REQUEST_TIMEOUT = 10.0
+"""Seconds for a request to arrive whole and its answer to be taken."""
+BACKLOG = 128
+
+
+class LocalApi:
+    """Serves the socket. `start` once, then `aclose`."""
+
+    def __init__(self, *, path: Path, view: NodeView, sessions: Sessions) -> None:
+        self.path = path
+        self.view = view
+        self.sessions = sessions
+        self._tasks = Tasks("local API")
+        self._server: asyncio.Server | None = None
+        self._identity: tuple[int, int] | None = None
+
+    async def start(self) -> None:
+        """Listen. Raises ConfigurationError when the folder is unsafe or another daemon answers, KernelError."""
+        try:
+            _prepare_folder(self.path.parent)
+            _refuse_second_daemon(self.path)
+            listener = _listen(self.path)
+            status = self.path.stat()
+            self._identity = (status.st_dev, status.st_ino)
+        except OSError as error:
+            raise KernelError("socket", error.errno or 0, doing=f"listening on {self.path}") from error
+        self._server = await asyncio.get_running_loop().create_unix_server(
+            lambda: _Conversation(self), sock=listener, backlog=BACKLOG
+        )
+
+    async def aclose(self) -> None:
+        """Stop listening, remove the socket file if it is still ours, end what runs."""
+        if self._server is not None:
+            self._server.close()
+        with contextlib.suppress(OSError):
+            status = self.path.stat()
+            if (status.st_dev, status.st_ino) == self._identity:
+                self.path.unlink()
+        await self._tasks.aclose()
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many connections as there may be."""
+        return len(self._tasks) >= MAX_CONNECTIONS
+
+    def serve(self, conversation: _Conversation) -> None:
+        """Run one connection."""
+        self._tasks.start(conversation.run(), name=f"connection of {conversation.user}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A status and a JSON body."""
+
+    status: int
+    body: bytes
+
+
+class _Conversation(asyncio.Protocol):
+    """One connection: collects a request, answers it, or hands the transport to a tunnel."""
+
+    def __init__(self, api: LocalApi) -> None:
+        self._api = api
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=32 * 1024)
+        self._transport: asyncio.Transport | None = None
+        self._request: h11.Request | None = None
+        self._body = bytearray()
+        self._whole: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._uid = -1
+        self.user = "unknown"
+
+    # --- asyncio.Protocol -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Somebody connected: check who."""
+        self._transport = cast("asyncio.Transport", transport)
+        sock = transport.get_extra_info("socket")
+        _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        self.user = _user_name(uid)
+        self._uid = uid
+        if uid not in {0, os.geteuid()} or self._api.full:
+            self._transport.abort()
+            return
+        self._api.serve(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the request."""
+        try:
+            self._http.receive_data(data)
+            while not self._whole.done() and self._next():
+                pass
+        except h11.RemoteProtocolError as error:
+            self._stop(PeerError(f"bad HTTP: {error}", code=error.error_status_hint))
+
+    def eof_received(self) -> bool:
+        """The client finished sending; it may still want its answer."""
+        if not self._whole.done():
+            self._stop(PeerError("the client left"))
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self._stop(PeerError(f"the client left ({exc})"))
+
+    # --- the request ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Wait for the request, answer it, and serve the tunnel if it became one."""
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT):
+                await self._whole
+            answer = await self._dispatch()
+            if answer is not None:
+                self._send(answer)
+        except TimeoutError:
+            pass
+        except PeerError as error:
+            if error.code is not None:
+                self._send(_problem(error.code, str(error)))
+        finally:
+            if self._transport is not None:
+                self._transport.close()
+
+    async def _dispatch(self) -> _Answer | None:
+        """Returns the answer, None when the connection became a tunnel that has ended."""
+        assert self._request is not None  # noqa: S101 - `_whole` says so
+        method, target = self._request.method.decode("ascii"), self._request.target.decode("ascii", "replace")
+        path = target.partition("?")[0]
+        try:
+            match method, path.split("/")[1:]:
+                case "GET", ["v1", "status"]:
+                    return _Answer(200, msgspec.json.encode(self._api.view.status()))
+                case "GET", ["v1", "workloads"]:
+                    return _Answer(200, msgspec.json.encode(self._api.view.workloads()))
+                case "POST", ["v1", "sessions"]:
+                    return await self._open_session()
+                case "DELETE", ["v1", "intercepts", namespace, name]:
+                    return await self._leave(namespace, name)
+                case _:
+                    return _problem(
+                        404, "the node daemon does not know this request; is the CLI newer than the daemon?"
+                    )
+        except ConfigurationError as error:
+            return _problem(400, str(error))
+        except RefusedError as error:
+            return _problem(409, str(error))
+        except PeerError as error:
+            return _problem(400, str(error))
+        except SidestepError as error:
+            return _problem(500, str(error))
+
+    async def _open_session(self) -> _Answer | None:
+        assert self._request is not None  # noqa: S101 - as in `_dispatch`
+        if dict(self._request.headers).get(b"upgrade", b"").decode("latin-1").lower() != UPGRADE:
+            return _problem(400, f"a session needs Upgrade: {UPGRADE}")
+        spec = decode(bytes(self._body), SessionSpec, what="the session's spec")
+        session = self._api.sessions.register(spec, owner=self._owner(spec))
+        transport, self._transport = self._transport, None
+        if transport is None or transport.is_closing():
+            self._api.sessions.withdraw(session)
+            return None
+        switching = h11.InformationalResponse(
+            status_code=101, headers=[("connection", "upgrade"), ("upgrade", UPGRADE)], reason=b"Switching Protocols"
+        )
+        transport.write(self._http.send(switching) or b"")
+        trailing, _closed = self._http.trailing_data
+        transport.set_protocol(session.connection)
+        session.connection.connection_made(transport)
+        if trailing:
+            session.connection.data_received(trailing)
+        await self._api.sessions.serve(session)
+        return None
+
+    async def _leave(self, namespace: str, name: str) -> _Answer:
+        if not await self._api.sessions.leave(namespace, name, by=self.user):
+            return _problem(404, f"there is no intercept {namespace}/{name} here; sidestep list shows those there are")
+        return _Answer(200, b"{}")
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _owner(self, spec: SessionSpec) -> str:
+        """The user by the kernel's word; root may claim to act for somebody."""
+        return spec.claimed_owner if self._uid == 0 and spec.claimed_owner else self.user
+
+    def _next(self) -> bool:
+        event = self._http.next_event()
+        match event:
+            case h11.Request():
+                self._request = event
+            case h11.Data():
+                self._body += event.data
+                if len(self._body) > MAX_BODY:
+                    self._stop(PeerError(f"the request has more than {MAX_BODY} bytes", code=413))
+            case h11.EndOfMessage():
+                self._whole.set_result(None)
+            case _:
+                return False
+        return True
+
+    def _stop(self, error: PeerError) -> None:
+        if not self._whole.done():
+            self._whole.set_exception(error)
+
+    def _send(self, answer: _Answer) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        reason = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 409: b"Conflict", 413: b"Content Too Large"}
+        response = h11.Response(
+            status_code=answer.status,
+            reason=reason.get(answer.status, b"Error"),
+            headers=[
+                ("content-type", "application/json"),
+                ("content-length", str(len(answer.body))),
+                ("connection", "close"),
+            ],
+        )
+        try:
+            for event in (response, h11.Data(data=answer.body), h11.EndOfMessage()):
+                transport.write(self._http.send(event) or b"")
+        except h11.LocalProtocolError:
+            transport.abort()  # the request was so broken that h11 allows no answer
+
+
+def _problem(status: int, text: str) -> _Answer:
+    return _Answer(status, msgspec.json.encode({"error": text}))
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def _prepare_folder(folder: Path) -> None:
+    """Make the folder with mode 0700, or make sure that nobody else may put a socket into it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigurationError(
+            "others may write there; choose a socket in a folder of its own", subject="folder", value=str(folder)
+        )
+
+
+def _refuse_second_daemon(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return
+    raise ConfigurationError("another node daemon answers there; stop it first", subject="socket", value=str(path))
+
+
+def _listen(path: Path) -> socket.socket:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        temporary.unlink(missing_ok=True)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(temporary))
+        finally:
+            os.umask(mask)
+        listener.listen(BACKLOG)
+        temporary.rename(path)
+    except BaseException:
+        listener.close()
+        temporary.unlink(missing_ok=True)
+        raise
+    return listener

@@ -1,0 +1,154 @@
+"""One session at the daemon: its intercept, its tunnel, the connections that are diverted into it.
+
+A diverted connection is a stream of the tunnel joined to one end of a socketpair; the other end goes to the pod proxy.
+Each has a task of its own, and nothing is shared but the tunnel's transport, whose windows keep a stalled stream to
+itself. When the session ends every stream fails, and the pumps close their sockets: the proxy sees its handler gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from dataclasses import dataclass
+
+from sidestep.aio.tasks import Tasks
+from sidestep.model.errors import BugError, RefusedError, SidestepError
+from sidestep.model.intercept import Intercept
+from sidestep.tunnel.channel import SocketChannel
+from sidestep.tunnel.connection import Connection
+from sidestep.tunnel.daemon_end import DaemonEnd
+from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
+from sidestep.tunnel.messages import VERSION, Ended, Hello, Request, State
+from sidestep.tunnel.opening import StreamOpening
+from sidestep.tunnel.pump import pump
+from sidestep.tunnel.stream import Stream
+
+
+@dataclass(slots=True)
+class SessionCounters:
+    """Totals since the session began; `open` is now."""
+
+    diverted: int = 0
+    connections: int = 0
+    open: int = 0
+    refused: int = 0
+    dropped: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """For views and metrics."""
+        return {
+            "diverted": self.diverted,
+            "connections": self.connections,
+            "open": self.open,
+            "refused": self.refused,
+            "dropped": self.dropped,
+        }
+
+
+class Session:
+    """A session whose spec was accepted. Nothing is diverted into it before the hello was answered."""
+
+    def __init__(
+        self, *, intercept: Intercept, node: str, software: str, limits: TunnelLimits = DEFAULT_LIMITS
+    ) -> None:
+        self.intercept = intercept
+        self.counters = SessionCounters()
+        self._over = False
+        self._greeted = asyncio.Event()
+        self.connection = Connection(limits=limits)
+        self._limits = limits
+        self._end = DaemonEnd(self.connection, limits=limits)
+        self._pumps = Tasks(f"session {intercept.display}", on_crash=self._crashed)
+        self._state: State | None = None
+        self._crash: BugError | None = None
+        self._hello = Hello(
+            version=VERSION,
+            software=software,
+            node=node,
+            nonce=secrets.token_hex(32),
+            intercept=intercept.uid,
+            namespace=intercept.namespace,
+            name=intercept.name,
+        )
+
+    async def begin(self) -> None:
+        """Say hello over the connection, which has its transport now. Raises PeerError or RefusedError."""
+        await self._end.hello(self._hello)
+        self._greeted.set()
+
+    async def run(self) -> SidestepError | None:
+        """Send events until the session is over. Returns the error that ended it, None for an orderly end."""
+        error = await self._end.run()
+        return self._crash or error
+
+    async def end(self, ended: Ended) -> None:
+        """Tell the session why it ends, then close it."""
+        self._stop()
+        await self._end.end(ended)
+
+    async def aclose(self) -> None:
+        """Close the tunnel; give the pumps a moment to deliver what had arrived, then end them."""
+        self._stop()
+        self.connection.close()
+        try:
+            async with asyncio.timeout(self._limits.farewell):
+                await self._pumps.wait()
+        except TimeoutError:
+            pass
+        finally:
+            await self._pumps.aclose()
+
+    def publish(self, state: State) -> None:
+        """Tell the session about its pods and conditions, when that is news."""
+        if state != self._state:
+            self._state = state
+            self._end.publish(state)
+
+    def record(self, request: Request) -> None:
+        """Tell the session about a request that was diverted into it."""
+        self.counters.diverted += 1
+        self._end.publish(request)
+        self.counters.dropped = self._end.dropped
+
+    async def open_stream(self, opening: StreamOpening) -> socket.socket:
+        """Connect one diverted connection to the handler; returns the pod proxy's end. Raises RefusedError."""
+        await self._greeted.wait()
+        self._check_open()
+        if len(self._pumps) >= self._limits.streams:
+            raise RefusedError(f"the session already has {len(self._pumps)} connections open")
+        try:
+            stream = await self._end.open(opening)
+        except RefusedError:
+            self.counters.refused += 1
+            raise
+        try:
+            self._check_open()
+        except RefusedError:
+            stream.reset()
+            raise
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.counters.connections += 1
+        self.counters.open += 1
+        self._pumps.start(self._pump(stream, SocketChannel(ours)), name=f"stream {stream.id}")
+        return theirs
+
+    def _stop(self) -> None:
+        """No stream is opened from now on."""
+        self._over = True
+        self._greeted.set()
+
+    def _check_open(self) -> None:
+        if self._over:
+            raise RefusedError("the session is gone")
+
+    async def _pump(self, stream: Stream, channel: SocketChannel) -> None:
+        try:
+            await pump(stream, channel)
+        finally:
+            self.counters.open -= 1
+
+    def _crashed(self, task: str, error: BaseException) -> None:
+        self._crash = BugError(f"{task} failed: {error!r}")
+        self._crash.__cause__ = error
+        self.connection.close(self._crash)

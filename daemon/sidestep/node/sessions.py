@@ -1,0 +1,247 @@
+"""The registry of sessions: which intercepts there are, and the way from a pod proxy to the handler of each.
+
+A session is accepted (`register`: spec checked, name and uid given, the node asked whether it conflicts), served as
+long as its tunnel lives, and forgotten the moment the tunnel ends or somebody ends it: first it leaves `intercepts()`
+and `on_change` is called, so that the next request goes to the app, then its connections are ended.
+
+The daemon learns of nothing by polling: it sets `on_change`, and calls `refresh()` when what `NodeView.state` says may
+have changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterable
+
+from sidestep import __version__
+from sidestep.config.filters import check_limits, check_method, check_name, describe_filter
+from sidestep.model.errors import ConfigurationError, PeerError, RefusedError, SidestepError
+from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
+from sidestep.model.intercept import Intercept, Kind
+from sidestep.model.pod import PodKey, Transport
+from sidestep.node.session import Session
+from sidestep.node.view import InterceptView, NodeView
+from sidestep.policy.workloads import parse_workload
+from sidestep.proxy.messages import DivertedRequest, Open
+from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
+from sidestep.tunnel.messages import Ended, Request, SessionSpec
+from sidestep.tunnel.opening import StreamOpening
+
+MAX_SESSIONS = 1024
+"""Sessions of one node at once."""
+
+_DNS_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+"""RFC 1123 subdomain, as Kubernetes names are (k8s.io/docs/concepts/overview/working-with-objects/names)."""
+_PRINTABLE = re.compile(r"[ -~]{0,64}")
+
+
+def _nothing() -> None:
+    """The `on_change` of nobody."""
+
+
+class Sessions:
+    """All sessions of this node. One event loop, no locks."""
+
+    def __init__(self, *, view: NodeView, node: str, limits: TunnelLimits = DEFAULT_LIMITS) -> None:
+        self.on_change: Callable[[], None] = _nothing
+        self._view = view
+        self._node = node
+        self._limits = limits
+        self._sessions: dict[str, Session] = {}
+        self._closing: str | None = None
+
+    # --- for the daemon ---------------------------------------------------------------------------------------------
+
+    def intercepts(self) -> tuple[Intercept, ...]:
+        """The intercepts of all sessions, oldest first."""
+        return tuple(sorted((each.intercept for each in self._sessions.values()), key=lambda each: each.order))
+
+    def views(self) -> tuple[InterceptView, ...]:
+        """The intercepts as `status` shows them, oldest first."""
+        ordered = sorted(self._sessions.values(), key=lambda each: each.intercept.order)
+        return tuple(self._view_of(session) for session in ordered)
+
+    def refresh(self) -> None:
+        """Tell every session what the node says about its pods, where that is news."""
+        for uid, session in self._sessions.items():
+            session.publish(self._view.state(uid))
+
+    async def open_stream(self, opening: Open, *, pod: PodKey) -> socket.socket:
+        """Connect one diverted connection to the handler of `opening.uid`; returns the end that is the pod proxy's.
+
+        A stream socket of AF_UNIX. FIN is half-close both ways; both directions closed at once (POLLHUP) means that the
+        handler's connection broke or the session ended. Raises RefusedError within `TunnelLimits.open_timeout`.
+        """
+        session = self._sessions.get(opening.uid)
+        if session is None:
+            raise RefusedError("the session is gone")
+        return await session.open_stream(
+            StreamOpening(
+                intercept=opening.uid,
+                pod=str(pod),
+                port=opening.port,
+                client=opening.client,
+                client_port=opening.client_port,
+                protocol=opening.protocol,
+                tls=opening.tls,
+                server_name=opening.server_name,
+            )
+        )
+
+    def record(self, requests: Iterable[DivertedRequest], *, pod: PodKey) -> None:
+        """Tell sessions about requests that a pod proxy diverted or copied to them; unknown uids are ignored."""
+        now = time.time()
+        for each in requests:
+            session = self._sessions.get(each.uid)
+            if session is not None:
+                session.record(
+                    Request(
+                        time=now,
+                        pod=str(pod),
+                        port=each.port,
+                        client=each.client,
+                        client_port=each.client_port,
+                        method=each.method,
+                        path=each.path,
+                        authority=each.authority,
+                        copied=each.copied,
+                    )
+                )
+
+    async def close(self, reason: str) -> None:
+        """End all sessions, telling each why, and accept no new one."""
+        self._closing = reason
+        sessions = tuple(self._sessions.values())
+        self._sessions.clear()
+        if sessions:
+            self.on_change()
+        ended = Ended(reason=reason, failed=True)
+        await asyncio.gather(*(session.end(ended) for session in sessions))
+
+    # --- for the local API ------------------------------------------------------------------------------------------
+
+    def register(self, spec: SessionSpec, *, owner: str) -> Session:
+        """Accept a session, or raise ConfigurationError or RefusedError. `serve` must follow."""
+        if self._closing is not None:
+            raise RefusedError(f"the node daemon takes no sessions now: {self._closing}")
+        if len(self._sessions) >= MAX_SESSIONS:
+            raise RefusedError(f"the node already serves {MAX_SESSIONS} sessions")
+        intercept = intercept_of(spec, name=self._name(spec), owner=owner)
+        self._view.check(intercept)
+        session = Session(intercept=intercept, node=self._node, software=__version__, limits=self._limits)
+        self._sessions[intercept.uid] = session
+        return session
+
+    async def serve(self, session: Session) -> SidestepError | None:
+        """Run a registered session, whose connection has its transport, to its end. Returns what ended it, if an error.
+
+        Whatever happens, the intercept is gone when this returns.
+        """
+        try:
+            self.on_change()
+            await session.begin()
+            session.publish(self._view.state(session.intercept.uid))
+            return await session.run()
+        except (PeerError, RefusedError) as error:
+            return error
+        finally:
+            self._forget(session)
+            await session.aclose()
+
+    def withdraw(self, session: Session) -> None:
+        """Forget a registered session that never got its transport."""
+        self._forget(session)
+
+    async def leave(self, namespace: str, name: str, *, by: str) -> bool:
+        """End the session that holds an intercept; False when there is none of this name."""
+        for session in self._sessions.values():
+            if (session.intercept.namespace, session.intercept.name) == (namespace, name):
+                self._forget(session)
+                await session.end(Ended(reason=f"ended by {by}"))
+                return True
+        return False
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _forget(self, session: Session) -> None:
+        if self._sessions.pop(session.intercept.uid, None) is not None:
+            self.on_change()
+
+    def _name(self, spec: SessionSpec) -> str:
+        """The name asked for, or the first free one made of the workload's."""
+        taken = {each.intercept.name: each.intercept for each in self._sessions.values()}
+        taken = {name: each for name, each in taken.items() if each.namespace == spec.namespace}
+        if spec.name:
+            if spec.name in taken:
+                holder = taken[spec.name].owner or "somebody"
+                raise RefusedError(
+                    f"intercept {spec.namespace}/{spec.name} exists already, held by {holder}; choose --name"
+                )
+            return spec.name
+        base = parse_workload(spec.workload).name
+        number, name = 1, base
+        while name in taken:
+            number += 1
+            name = f"{base}-{number}"
+        return name
+
+    def _view_of(self, session: Session) -> InterceptView:
+        intercept = session.intercept
+        return InterceptView(
+            namespace=intercept.namespace,
+            name=intercept.name,
+            kind=intercept.kind.value,
+            owner=intercept.owner,
+            workload=str(intercept.workload),
+            port=intercept.port,
+            transport=intercept.transport.value,
+            filter=describe_filter(intercept.filter),
+            created=intercept.created,
+            state=self._view.state(intercept.uid),
+            counters=session.counters.as_dict(),
+        )
+
+
+def intercept_of(spec: SessionSpec, *, name: str, owner: str) -> Intercept:
+    """The intercept that a spec asks for, with a fresh uid. Raises ConfigurationError or RefusedError."""
+    for subject, value in (("namespace", spec.namespace), ("--name", name), ("--pod", spec.pod or "x")):
+        if not _DNS_NAME.fullmatch(value):
+            raise ConfigurationError(
+                "is no Kubernetes name: lower-case letters, digits, - and . only", subject=subject, value=value[:100]
+            )
+    if spec.kind != "intercept":
+        raise RefusedError("this node does not serve wiretaps yet")
+    return Intercept(
+        uid=str(uuid.uuid4()),
+        namespace=spec.namespace,
+        name=name,
+        kind=Kind.INTERCEPT,
+        workload=parse_workload(spec.workload),
+        port=spec.port,
+        transport=Transport(spec.transport),
+        filter=_filter_of(spec),
+        created=time.time(),
+        owner=owner if _PRINTABLE.fullmatch(owner) else "",
+        pod=spec.pod or None,
+        divert_probes=spec.divert_probes,
+        plaintext=spec.plaintext,
+        reset_existing=spec.reset_existing,
+    )
+
+
+def _filter_of(spec: SessionSpec) -> Filter:
+    for header in spec.headers:
+        check_name(header.name)
+    for method in spec.methods:
+        check_method(method)
+    wanted = Filter(
+        headers=tuple(HeaderCondition(each.name, HeaderTest(each.test), each.value) for each in spec.headers),
+        methods=spec.methods,
+        paths=tuple(PathCondition(PathTest(each.test), each.value) for each in spec.paths),
+    )
+    check_limits(wanted)
+    return wanted

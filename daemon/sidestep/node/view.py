@@ -1,0 +1,136 @@
+"""What the node daemon lets a CLI see, as JSON structs, and the `NodeView` that answers.
+
+`GET /v1/status` is a `StatusView`, `GET /v1/workloads` a list of `WorkloadView`; `sidestep status --output json` and
+`sidestep list --output json` print them unchanged, so field names are part of the product's interface: add, do not
+rename. Nothing here imports the daemon: the command line decodes with the same structs.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from sidestep.model.intercept import Intercept
+from sidestep.tunnel.messages import State
+
+
+class ConditionView(msgspec.Struct, frozen=True):
+    """`model.condition.Condition` as JSON."""
+
+    type: str
+    subject: str
+    text: str
+
+
+class CertificateView(msgspec.Struct, frozen=True):
+    """The downstream certificate of a port. `expires` is RFC 3339 in UTC, `serial` lower-case hex, `source` says where
+    it comes from ("path /tls of container app", "secret shop/orders-tls").
+    """
+
+    names: tuple[str, ...]
+    expires: str
+    serial: str
+    source: str
+
+
+class PortView(msgspec.Struct, frozen=True):
+    """One container port of a workload.
+
+    `protocol` is for people ("https", "http", "h2c", "tcp", "udp", "tls?"); `tls` and `http2` are "always", "never" or
+    "probe"; `known` says how it is known ("appProtocol https", "port name https", "certificate", "not known yet").
+    """
+
+    number: int
+    transport: str
+    protocol: str
+    tls: str
+    http2: str
+    known: str
+    name: str = ""
+    service_ports: tuple[str, ...] = ()
+    """`service:port` of every Service port that leads here."""
+    certificate: CertificateView | None = None
+    steered_pods: int = 0
+
+
+class InterceptView(msgspec.Struct, frozen=True):
+    """One intercept or wiretap. `filter` is text ("header x-user=alice", "everything"); `created` seconds since the
+    epoch; `counters`: diverted (requests), connections (diverted connections so far), open (now), refused (by the
+    session or its handler), dropped (request lines).
+    """
+
+    namespace: str
+    name: str
+    kind: str
+    owner: str
+    workload: str
+    port: str
+    transport: str
+    filter: str
+    created: float
+    state: State
+    counters: dict[str, int]
+
+
+class WorkloadView(msgspec.Struct, frozen=True):
+    """One workload of this node. `intercepts` are `namespace/name`."""
+
+    namespace: str
+    kind: str
+    name: str
+    pods: tuple[str, ...]
+    ports: tuple[PortView, ...]
+    intercepts: tuple[str, ...] = ()
+    conditions: tuple[ConditionView, ...] = ()
+
+
+class PodView(msgspec.Struct, frozen=True):
+    """One target pod. `proxy` is "running", "restarting", "failed" or "none"; `counters` are totals since it began."""
+
+    namespace: str
+    name: str
+    proxy: str
+    proxy_pid: int
+    steered: tuple[str, ...]
+    """`8443/tcp` …"""
+    counters: dict[str, int]
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """The daemon itself."""
+
+    name: str
+    version: str
+    pid: int
+    uptime: float
+    """Seconds."""
+    counters: dict[str, int]
+
+
+class StatusView(msgspec.Struct, frozen=True):
+    """Everything `sidestep status` shows."""
+
+    node: NodeStatus
+    pods: tuple[PodView, ...] = ()
+    intercepts: tuple[InterceptView, ...] = ()
+    conditions: tuple[ConditionView, ...] = ()
+
+
+class NodeView(Protocol):
+    """What sessions and the local API ask of the node. Every method returns at once."""
+
+    def status(self) -> StatusView:
+        """Everything."""
+
+    def workloads(self) -> tuple[WorkloadView, ...]:
+        """All workloads of this node, in all namespaces."""
+
+    def check(self, intercept: Intercept) -> None:
+        """Whether this intercept may begin: workload and port exist, the filter compiles, nothing conflicts.
+
+        Raises RefusedError or ConfigurationError. Called before the intercept is among `Sessions.intercepts()`.
+        """
+
+    def state(self, intercept_uid: str) -> State:
+        """The pods of an intercept and the conditions that concern it."""
