@@ -1,0 +1,126 @@
+"""One diverted HTTP/1 exchange: what is kept of its request while somebody else may still have to answer it.
+
+    begun      head and body so far are kept in `kept`; the handler leg is being opened, or stands open
+    given      `kept` was written to the handler; only the head stays, for the app or a second handler leg, until ...
+    consumed   ... a byte of the body was given too, or
+    answering  ... a byte of the response arrived
+    answered   the response is whole; the exchange is over once the request is (`sent`)
+
+While nothing of the body was given and nothing answered, another leg can take the request (`replayable`).
+"""
+
+from __future__ import annotations
+
+from sidestep.engine.relay import Leg
+from sidestep.policy.route import Decision, Rule
+from sidestep.protocols.http1 import CLOSE, HEAD, HTTP_1_0, Http1Limits, RequestHead
+from sidestep.protocols.http1_responses import ResponseReader
+
+
+class Judged:
+    """What is remembered of a head: where the request goes and how it is framed; its texts only if it is diverted."""
+
+    __slots__ = ("authority", "body", "decision", "flags", "method", "target")
+
+    def __init__(self, decision: Decision, head: RequestHead) -> None:
+        self.decision = decision
+        self.body = head.body
+        self.flags = head.flags
+        diverted = decision.intercept is not None
+        self.method = head.method if diverted else b""
+        self.target = head.target if diverted else b""
+        self.authority = head.authority if diverted else b""
+
+
+class Exchange:
+    """A request on its way to a handler and back."""
+
+    __slots__ = (
+        "answered",
+        "answering",
+        "begun",
+        "close",
+        "consumed",
+        "given",
+        "head",
+        "kept",
+        "kept_size",
+        "leg",
+        "reader",
+        "request",
+        "reused",
+        "rule",
+        "sent",
+    )
+
+    def __init__(
+        self, rule: Rule, leg: Leg, request: Judged, head: bytes, limits: Http1Limits, *, reused: bool
+    ) -> None:
+        self.rule = rule
+        self.leg = leg
+        self.reused = reused
+        """The leg served an exchange before: it may have been closed as idle in this very moment."""
+        self.reader = ResponseReader(limits)
+        self.request = request
+        self.head = head
+        self.kept: list[bytes] = []
+        """Bytes of the body not yet given to the handler."""
+        self.kept_size = 0
+        self.given = False
+        """The head was written to the handler leg."""
+        self.consumed = False
+        """So was a part of the body."""
+        self.answering = False
+        """A byte of the response arrived."""
+        self.begun = False
+        """A final response head went to the client: from now on only its end will do."""
+        self.answered = False
+        self.sent = False
+        """The request has arrived from the client whole."""
+        self.close = bool(request.flags & CLOSE)
+        """No further request is served on the client's connection."""
+
+    def move(self, leg: Leg) -> None:
+        """Begin again on a fresh leg."""
+        self.leg = leg
+        self.reused = False
+        self.given = False
+
+    @property
+    def replayable(self) -> bool:
+        """Whether another leg can still take the request."""
+        return not self.consumed and not self.answering
+
+    def keep(self, data: bytes) -> None:
+        """Keep bytes of the body until they can be given."""
+        self.kept.append(data)
+        self.kept_size += len(data)
+
+    def give(self) -> None:
+        """Write what is kept to the (open) handler leg."""
+        leg = self.leg
+        if not self.given:
+            self.given = True
+            leg.write(self.head)
+        if self.kept:
+            self.consumed = True
+            for data in self.kept:
+                leg.write(data)
+            self.kept = []
+            self.kept_size = 0
+
+
+def own_answer(exchange: Exchange, status: bytes, reason: str) -> bytes:
+    """A complete response of ours, framed for this request: `status` like b"502 Bad Gateway"."""
+    body = f"sidestep: intercept {exchange.rule.display}: {reason}\n".encode()
+    flags = exchange.request.flags
+    return b"".join(
+        (
+            b"HTTP/1.1 " + status + b"\r\n",
+            b"Content-Type: text/plain; charset=utf-8\r\n",
+            b"Content-Length: %d\r\n" % len(body),
+            b"Connection: close\r\n" if exchange.close or flags & HTTP_1_0 else b"",
+            b"\r\n",
+            b"" if flags & HEAD else body,
+        )
+    )

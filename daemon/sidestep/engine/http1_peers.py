@@ -1,0 +1,73 @@
+"""The legs that answer one HTTP/1 client: the app's, which may be closed idle and opened anew, and the handlers'.
+
+Invariants: `relay.app` is the only app leg that is used; at most one handler leg per intercept uid; a leg that was
+ended stays in `relay.legs` at least until the shell has seen its ending, and is forgotten when a later leg is made, so
+that the list does not grow with the number of requests.
+"""
+
+from __future__ import annotations
+
+from sidestep.engine.relay import Ending, Leg, Relay, Role
+from sidestep.policy.route import Rule
+
+
+class Peers:
+    """Makes and ends the legs beside the client's."""
+
+    __slots__ = ("_asked", "_ended", "_handlers", "_relay")
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._asked = False
+        self._handlers: dict[str, Leg] = {}
+        self._ended: list[Leg] = []
+
+    @property
+    def app_in_use(self) -> bool:
+        """Whether the app was dialled, by us or by the shell."""
+        return self._asked or self._relay.app.open
+
+    def need_app(self) -> Leg:
+        """The app leg, asked for if need be."""
+        relay = self._relay
+        if not self._asked:
+            self._asked = True
+            if not relay.app.open:
+                relay.opening.append(relay.app)
+        return relay.app
+
+    def retire_app(self) -> None:
+        """The app closed its idle connection: the next request for it takes a new one."""
+        self._relay.app.end(Ending.CLOSE)
+        self._relay.app = self._make(Leg(Role.APP))
+        self._asked = False
+
+    def handler(self, rule: Rule) -> tuple[Leg, bool]:
+        """The handler leg of an intercept, and whether it served before."""
+        leg = self._handlers.get(rule.uid)
+        if leg is not None:
+            return leg, True
+        leg = self._handlers[rule.uid] = self._make(Leg(Role.HANDLER, rule))
+        self._relay.opening.append(leg)
+        return leg, False
+
+    def drop_handler(self, leg: Leg, ending: Ending) -> None:
+        """End a handler leg; the next match opens another."""
+        if leg.rule is not None and self._handlers.get(leg.rule.uid) is leg:
+            del self._handlers[leg.rule.uid]
+        leg.end(ending)
+
+    def end_all(self, ending: Ending, *, but: Leg | None = None) -> None:
+        """End every leg but the client's and one other."""
+        for leg in (self._relay.app, *self._handlers.values()):
+            if leg is not but:
+                leg.end(ending)
+        self._handlers.clear()
+
+    def _make(self, leg: Leg) -> Leg:
+        legs = self._relay.legs
+        for old in self._ended:
+            legs.remove(old)
+        self._ended = [old for old in legs if old.ending >= Ending.CLOSE]
+        legs.append(leg)
+        return leg

@@ -1,0 +1,262 @@
+"""A bounded, strict reader of the ClientHello that opens a TLS connection (RFC 8446 section 4.1.2, RFC 5246).
+
+The hello may be cut into several records, and the records into several segments: call `parse` with everything that has
+arrived (peeked, never consumed) until it answers something other than `Incomplete`. Nothing after the last byte of the
+hello's last record is looked at. The answer does not depend on how the bytes arrived; `Incomplete` always asks for at
+least one byte and never for more than the hello still needs.
+
+Strict means: every length adds up exactly, no extension twice, one name in server_name, pre_shared_key last. What is
+not read here is relayed untouched, so a refusal costs interception, never the connection.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+MAX_HELLO = 16 * 1024
+"""Bytes of a ClientHello message (its length field); post-quantum ones are below 2 KiB."""
+MAX_RECORDS = 32
+"""Records one hello may be cut into."""
+MAX_BYTES = 4 + MAX_HELLO + 5 * MAX_RECORDS
+"""Bytes that are ever asked for: message header, message, record headers."""
+
+_MAX_RECORD = 16 * 1024
+_HANDSHAKE = 22
+_CLIENT_HELLO = 1
+
+_SERVER_NAME = 0
+_ALPN = 16
+_PRE_SHARED_KEY = 41
+_EARLY_DATA = 42
+_SUPPORTED_VERSIONS = 43
+_ENCRYPTED_CLIENT_HELLO = 0xFE0D
+
+TLS_1_2 = 0x0303
+TLS_1_3 = 0x0304
+
+_LABEL = re.compile(rb"[\x21-\x2d\x2f-\x7e]{1,63}")
+_ADDRESS_LIKE = re.compile(rb"[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+")
+_MAX_NAME = 255
+
+
+@dataclass(frozen=True, slots=True)
+class ClientHello:
+    """What a client offers.
+
+    `server_name` are the bytes of its host_name, None when there is none; `server_name_reproducible` says whether
+    Python's `ssl` can send exactly that (always true for None). `alpn` keeps order and GREASE; `versions` are the
+    offered protocol versions (0x0303 is TLS 1.2) without GREASE. `size` is the number of bytes up to the end of the
+    record that ends the hello.
+    """
+
+    server_name: bytes | None
+    server_name_reproducible: bool
+    alpn: tuple[bytes, ...]
+    versions: tuple[int, ...]
+    pre_shared_key: bool
+    early_data: bool
+    encrypted_client_hello: bool
+    size: int
+
+    @property
+    def modern(self) -> bool:
+        """Whether TLS 1.2 or 1.3 is offered."""
+        return TLS_1_2 in self.versions or TLS_1_3 in self.versions
+
+
+@dataclass(frozen=True, slots=True)
+class Incomplete:
+    """At least `needed` more bytes are needed."""
+
+    needed: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotTls:
+    """These bytes are not a ClientHello that can be judged; `reason` is a stable short word."""
+
+    reason: str
+
+
+class _MalformedError(Exception):
+    """A length does not add up."""
+
+
+class _Reader:
+    """Vectors of the TLS presentation language (RFC 8446 section 3) over a slice."""
+
+    __slots__ = ("_at", "_data", "_end")
+
+    def __init__(self, data: bytes, at: int, end: int) -> None:
+        self._data = data
+        self._at = at
+        self._end = end
+
+    def __bool__(self) -> bool:
+        return self._at < self._end
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size))
+
+    def take(self, size: int) -> bytes:
+        start = self._at
+        if size > self._end - start:
+            raise _MalformedError
+        self._at = start + size
+        return self._data[start : self._at]
+
+    def vector(self, size: int, *, least: int = 0) -> _Reader:
+        """A vector whose length takes `size` bytes and is at least `least`."""
+        length = self.number(size)
+        if length < least:
+            raise _MalformedError
+        start = self._at
+        self.take(length)
+        return _Reader(self._data, start, self._at)
+
+    def rest(self) -> bytes:
+        return self.take(self._end - self._at)
+
+
+def parse(data: bytes) -> ClientHello | Incomplete | NotTls:
+    """Read the ClientHello at the beginning of `data`. Pure; never raises; looks at no more than MAX_BYTES."""
+    message = bytearray()
+    at = 0
+    for _ in range(MAX_RECORDS):
+        header = data[at : at + 5]
+        if refusal := _judge_record(header):
+            return refusal
+        if len(header) < 5:
+            return Incomplete(5 - len(header) + _least(message))
+        length = int.from_bytes(header[3:5])
+        message += data[at + 5 : at + 5 + length]
+        at += 5 + length
+        if message and message[0] != _CLIENT_HELLO:
+            return NotTls("not-a-client-hello")
+        total = 4 + int.from_bytes(message[1:4]) if len(message) >= 4 else None
+        if total is not None and total > 4 + MAX_HELLO:
+            return NotTls("too-large")
+        if at > len(data):
+            missing = at - len(data)
+            if total is not None and len(message) + missing > total:
+                return NotTls("malformed")  # something else follows the hello in its record
+            return Incomplete(missing)
+        if total is not None and len(message) >= total:
+            if len(message) > total:
+                return NotTls("malformed")
+            return _parse_message(bytes(message), at)
+    return NotTls("too-many-records")
+
+
+def _judge_record(header: bytes) -> NotTls | None:
+    """Refuse a record header (perhaps incomplete) that cannot carry a piece of a ClientHello."""
+    if header[:1] and header[0] != _HANDSHAKE:
+        return NotTls("not-tls")
+    if header[1:2] and header[1] != 3:
+        return NotTls("not-tls")
+    if header[2:3] and header[2] > 4:
+        return NotTls("not-tls")
+    if len(header) == 5 and not 0 < int.from_bytes(header[3:5]) <= _MAX_RECORD:
+        return NotTls("malformed")
+    return None
+
+
+def _least(message: bytearray) -> int:
+    """Fewest bytes that the next record must bring."""
+    if len(message) < 4:
+        return 1
+    return max(1, 4 + int.from_bytes(message[1:4]) - len(message)) if len(message) else 1
+
+
+def _parse_message(message: bytes, size: int) -> ClientHello | NotTls:
+    try:
+        return _read_message(_Reader(message, 4, len(message)), size)
+    except _MalformedError:
+        return NotTls("malformed")
+
+
+def _read_message(body: _Reader, size: int) -> ClientHello:
+    legacy_version = body.number(2)
+    body.take(32)
+    if len(body.vector(1).rest()) > 32:
+        raise _MalformedError
+    suites = body.vector(2, least=2).rest()
+    if len(suites) % 2:
+        raise _MalformedError
+    body.vector(1, least=1)
+    extensions: dict[int, _Reader] = {}
+    if body:
+        listed = body.vector(2)
+        kind = -1
+        while listed:
+            kind = listed.number(2)
+            if kind in extensions:
+                raise _MalformedError
+            extensions[kind] = listed.vector(2)
+        if _PRE_SHARED_KEY in extensions and kind != _PRE_SHARED_KEY:
+            raise _MalformedError
+    if body:
+        raise _MalformedError
+    name = _read_server_name(extensions.get(_SERVER_NAME))
+    return ClientHello(
+        server_name=name,
+        server_name_reproducible=name is None or _reproducible(name),
+        alpn=_read_alpn(extensions.get(_ALPN)),
+        versions=_read_versions(extensions.get(_SUPPORTED_VERSIONS), legacy_version),
+        pre_shared_key=_PRE_SHARED_KEY in extensions,
+        early_data=_EARLY_DATA in extensions,
+        encrypted_client_hello=_ENCRYPTED_CLIENT_HELLO in extensions,
+        size=size,
+    )
+
+
+def _read_server_name(extension: _Reader | None) -> bytes | None:
+    """RFC 6066 section 3; exactly one entry, of type host_name."""
+    if extension is None:
+        return None
+    names = extension.vector(2, least=1)
+    if names.number(1) != 0:
+        raise _MalformedError
+    name = names.vector(2, least=1).rest()
+    if names or extension:
+        raise _MalformedError
+    return name
+
+
+def _read_alpn(extension: _Reader | None) -> tuple[bytes, ...]:
+    """RFC 7301 section 3.1."""
+    if extension is None:
+        return ()
+    listed = extension.vector(2, least=2)
+    protocols = []
+    while listed:
+        protocols.append(listed.vector(1, least=1).rest())
+    if extension:
+        raise _MalformedError
+    return tuple(protocols)
+
+
+def _read_versions(extension: _Reader | None, legacy: int) -> tuple[int, ...]:
+    """RFC 8446 section 4.2.1; without the extension a client offers its legacy version and those below."""
+    if extension is None:
+        return tuple(range(min(legacy, TLS_1_2), 0x02FF, -1))
+    listed = extension.vector(1, least=2)
+    versions = []
+    while listed:
+        version = listed.number(2)
+        if version & 0x0F0F != 0x0A0A:
+            versions.append(version)
+    if extension:
+        raise _MalformedError
+    return tuple(versions)
+
+
+def _reproducible(name: bytes) -> bool:
+    """Whether `ssl` sends this name as it is: no IP address, no empty or long label, visible ASCII only."""
+    if len(name) > _MAX_NAME or b":" in name or _ADDRESS_LIKE.match(name):
+        return False
+    labels = name.split(b".")
+    if len(labels) > 1 and not labels[-1]:
+        labels.pop()  # one trailing dot goes through as it is
+    return all(_LABEL.fullmatch(label) for label in labels)

@@ -1,0 +1,75 @@
+"""What a connection speaks, told from its client's first bytes (design section 4.1).
+
+Only as much is asked as tells the kinds apart; whether a TLS record or a request line is a *good* one is the business
+of whoever reads it, and a bad one becomes a wire there. The answer for a prefix is MORE or the answer for the whole, so
+it does not matter how the bytes arrive. At most 48 bytes are ever asked for.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""RFC 9113 section 3.4."""
+
+
+class Detected(enum.Enum):
+    """What the first bytes are."""
+
+    TLS = "tls"
+    HTTP2 = "http2"
+    HTTP1 = "http1"
+    OTHER = "other"
+    MORE = "more"
+    """They do not tell yet."""
+
+
+_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}+( )?")
+_SCHEMES = (b"http://", b"https://")
+_TLS_HEADER = 6
+
+
+def detect(data: bytes) -> Detected:
+    """Tell what begins with `data`. Pure; never raises."""
+    if not data:
+        return Detected.MORE
+    if data[0] == 0x16:
+        return _detect_tls(data)
+    if data.startswith(HTTP2_PREFACE):
+        return Detected.HTTP2
+    if HTTP2_PREFACE.startswith(data):
+        return Detected.MORE
+    match = _METHOD.match(data)
+    if match is None:
+        return Detected.OTHER
+    if match[1] is None:
+        return Detected.MORE if match.end() == len(data) and len(data) <= 32 else Detected.OTHER
+    return _detect_target(data[: match.end() - 1], data[match.end() : match.end() + 8])
+
+
+def _detect_tls(data: bytes) -> Detected:
+    """A handshake record (RFC 8446 section 5.1) of version 3.x whose first message is a ClientHello."""
+    if len(data) > 1 and data[1] != 3:
+        return Detected.OTHER
+    if len(data) > 2 and data[2] > 4:
+        return Detected.OTHER
+    if len(data) > 5 and data[5] != 1:
+        return Detected.OTHER
+    return Detected.TLS if len(data) >= _TLS_HEADER else Detected.MORE
+
+
+def _detect_target(method: bytes, target: bytes) -> Detected:
+    if not target:
+        return Detected.MORE
+    if method == b"CONNECT":
+        return Detected.HTTP1 if target[0] > 0x20 else Detected.OTHER
+    if target[0] == 0x2F or (target[0] == 0x2A and method == b"OPTIONS"):
+        return Detected.HTTP1
+    low = target.lower()
+    for scheme in _SCHEMES:
+        if low.startswith(scheme):
+            return Detected.HTTP1
+        if scheme.startswith(low):
+            return Detected.MORE
+    return Detected.OTHER

@@ -1,0 +1,331 @@
+"""HTTP/1.x message heads: bytes in, framing and fields out, or the reason why they cannot be read with certainty.
+
+A head is everything up to and including the first CRLF CRLF. One anchored regular expression validates it whole
+(possessive, so linear and without backtracking); nothing is repaired, folded or trimmed for others: whoever accepts a
+head forwards the very same bytes. What this grammar does not accept - bare CR or LF, NUL, folded lines, a space before
+a colon, another version - is not necessarily illegal, it is merely something that an app might read differently, and
+the caller then lets the app read it alone.
+
+Framing (RFC 9112 section 6) is decided here and only here. It is certain or it is refused: one Content-Length of digits
+or one `Transfer-Encoding: chunked` on HTTP/1.1, never both, never a second spelling of either (`Content_Length`).
+
+`check_prefix` answers for heads that have not arrived whole: no client waits for an answer to a line that can never
+become part of a head. It looks at each byte once.
+
+Source: RFC 9110, RFC 9112. Anomalies are short stable words, used as a metric label.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+Field = tuple[bytes, bytes]
+
+HEAD = 1
+"""Request flag: the answer has no body whatever it says."""
+CONNECT = 2
+"""Request flag: a 2xx answer turns the connection into a tunnel."""
+UPGRADE = 4
+"""Request flag: a 101 answer changes the protocol; what follows the request waits for the answer."""
+CLOSE = 8
+"""Request flag: the client asked for, or its version implies, one answer only."""
+HTTP_1_0 = 16
+"""Request flag: the client speaks HTTP/1.0."""
+
+CHUNKED = -1
+"""`body` of a head whose content is chunked."""
+UNTIL_CLOSE = -2
+"""`body` of a response whose content ends with the connection."""
+
+END_OF_HEAD = b"\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Http1Limits:
+    """Bounds of one HTTP/1 connection. What exceeds one of the first four cannot be parsed and becomes a wire."""
+
+    head: int = 64 * 1024
+    """Bytes of a request or response head (design section 4.4)."""
+    fields: int = 256
+    """Fields of a request head; twice what common servers accept (Apache: 100, nginx: by bytes only)."""
+    chunk_line: int = 256
+    """Bytes of a chunk-size line with extensions."""
+    trailer: int = 16 * 1024
+    """Bytes of a trailer section."""
+    hold: int = 64 * 1024
+    """Bytes of the client kept while an earlier answer is awaited or a leg opens (design section 4); one read more."""
+    memo_entries: int = 256
+    """Heads remembered per route, and response heads per process."""
+    memo_head: int = 4096
+    """Bytes of the longest head that is remembered: memo_entries times this bounds the memo."""
+    pipelined: int = 1024
+    """Requests awaiting answers above which the client is not read."""
+    discard: int = 8 * 1024 * 1024
+    """Bytes of an unwanted request body read after the last answer, so that the client can read that answer."""
+    head_seconds: float = 5.0
+    """Seconds a begun request head is waited for; then the app judges the client's pace itself."""
+
+
+LIMITS = Http1Limits()
+
+MAX_LENGTH_DIGITS = 18
+"""Digits of a Content-Length: below 2**63, so that no peer's integer wraps where ours does not."""
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_TEXT = rb"[\t\x20-\x7e\x80-\xff]"
+_TARGET = rb"[\x21\x22\x24-\x7e\x80-\xff]"  # visible, but no fragment: apps cut it, paths are matched with it
+_FIELD_LINE = _TOKEN + rb"++:" + _TEXT + rb"*+\r\n"
+_REQUEST_LINE = rb"(" + _TOKEN + rb"{1,32}+) (" + _TARGET + rb"++) HTTP/1\.([01])\r\n"
+_STATUS_LINE = rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: " + _TEXT + rb"*+)?\r\n"
+
+_REQUEST = re.compile(_REQUEST_LINE + rb"((?:" + _FIELD_LINE + rb")*+)\r\n")
+_RESPONSE = re.compile(_STATUS_LINE + rb"(?:" + _FIELD_LINE + rb")*+\r\n")
+_SPLIT_FIELDS = re.compile(rb"([^:]++):[ \t]*+([^\r]*+)\r\n")
+FIELD_LINES = re.compile(rb"(?:" + _FIELD_LINE + rb")*+")
+"""Whole field lines, each with its CRLF."""
+REQUEST_LINE = re.compile(_REQUEST_LINE)
+STATUS_LINE = re.compile(_STATUS_LINE)
+
+_NOT_IN_HEADS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]")
+_BARE_CR = re.compile(rb"\r(?!\n)")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]++")
+_CONNECT_TARGET = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]+:[0-9]{1,5}")
+_ABSOLUTE = re.compile(rb"https?://([^/?]++)([/?].*+)?", re.IGNORECASE)
+
+_ONCE = (b"host", b"content-length", b"transfer-encoding", b"upgrade")
+
+
+class RequestHead:
+    """A request head that reads one way only.
+
+    `target` is the path with query ("*" and an authority for the other forms); `body` is a length in bytes or CHUNKED;
+    `flags` are the request flags above; `fields` have lower-case names and values without surrounding whitespace.
+    """
+
+    __slots__ = ("authority", "body", "fields", "flags", "method", "target")
+
+    def __init__(
+        self, method: bytes, target: bytes, authority: bytes, fields: list[Field], body: int, flags: int
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.authority = authority
+        self.fields = fields
+        self.body = body
+        self.flags = flags
+
+
+class ResponseHead:
+    """A response head. `body` is a length, CHUNKED or UNTIL_CLOSE and already 0 for 1xx, 204 and 304.
+
+    `close` says that no further answer follows on this connection (not so for UNTIL_CLOSE alone: a HEAD's answer may
+    carry no length); `keeps` that it carries a keep-alive token;
+    `plain` is the length of the body when the head is final, persistent and framed by a length, else -1.
+    """
+
+    __slots__ = ("body", "close", "keeps", "plain", "status", "upgrade")
+
+    def __init__(self, status: int, body: int, *, close: bool, keeps: bool, upgrade: bytes) -> None:
+        self.status = status
+        self.body = body
+        self.close = close
+        self.keeps = keeps
+        self.upgrade = upgrade
+        self.plain = body if status >= 200 and body >= 0 and not close else -1
+
+
+def parse_request(head: bytes, limits: Http1Limits = LIMITS) -> RequestHead | str:
+    """Read a whole request head (ending in CRLF CRLF), or name the anomaly. Never raises."""
+    match = _REQUEST.fullmatch(head)
+    if match is None:
+        return _explain(head)
+    if len(head) > limits.head:
+        return "h1-head-too-large"
+    method, target, minor, block = match.groups()
+    pairs = _SPLIT_FIELDS.findall(block)
+    if len(pairs) > limits.fields:
+        return "h1-too-many-fields"
+    if b" \r\n" in block or b"\t\r\n" in block:
+        fields = [(name.lower(), value.rstrip(b" \t")) for name, value in pairs]
+    else:
+        fields = [(name.lower(), value) for name, value in pairs]
+    known = dict(fields)
+    anomaly = _ambiguity(known, fields)
+    if anomaly:
+        return anomaly
+    old = minor == b"0"
+    body = _request_body(known, old=old)
+    if isinstance(body, str):
+        return body
+    flags = _persistence(fields, known, old=old)
+    if b"upgrade" in known:
+        flags |= UPGRADE
+    if method == b"HEAD":
+        flags |= HEAD
+    elif method == b"CONNECT":
+        if body:
+            return "h1-connect-body"
+        flags |= CONNECT
+    authority = known.get(b"host", b"")
+    if _HOST.fullmatch(authority) is None and (authority or not old):
+        return "h1-host"
+    if target[0] != 0x2F:
+        path = _other_form(method, target, authority)
+        if path is None:
+            return "h1-target"
+        target = path
+    return RequestHead(method, target, authority, fields, body, flags)
+
+
+def _ambiguity(known: dict[bytes, bytes], fields: list[Field]) -> str:
+    """Name a field that must stand once and does not, or stands in a spelling that some apps (CGI, WSGI) equate."""
+    if b"content_length" in known or b"transfer_encoding" in known:
+        return "h1-ambiguous-length"
+    if len(known) == len(fields):
+        return ""
+    names = [name for name, _ in fields]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            return "h1-host" if name == b"host" else "h1-upgrade" if name == b"upgrade" else "h1-ambiguous-length"
+    return ""
+
+
+def _request_body(known: dict[bytes, bytes], *, old: bool) -> int | str:
+    coding = known.get(b"transfer-encoding")
+    length = known.get(b"content-length")
+    if coding is not None:
+        if length is not None:
+            return "h1-ambiguous-length"
+        return CHUNKED if coding == b"chunked" and not old else "h1-transfer-coding"
+    if length is None:
+        return 0
+    return read_length(length)
+
+
+def read_length(text: bytes) -> int | str:
+    """Read a Content-Length: 1 to 18 ASCII digits. Python's `int` alone would take `1_0` and ` +5`."""
+    if text.isdigit() and len(text) <= MAX_LENGTH_DIGITS:
+        return int(text)
+    return "h1-bad-length"
+
+
+def _persistence(fields: list[Field], known: dict[bytes, bytes], *, old: bool) -> int:
+    if b"connection" not in known:
+        return CLOSE | HTTP_1_0 if old else 0
+    tokens = _tokens(b",".join([value for name, value in fields if name == b"connection"]))
+    if old:
+        return HTTP_1_0 if b"keep-alive" in tokens and b"close" not in tokens else CLOSE | HTTP_1_0
+    return CLOSE if b"close" in tokens else 0
+
+
+def _tokens(value: bytes) -> list[bytes]:
+    return [token.strip(b" \t") for token in value.lower().split(b",")]
+
+
+def _other_form(method: bytes, target: bytes, authority: bytes) -> bytes | None:
+    """The path of an absolute-form, asterisk-form or authority-form target; None if it contradicts method or Host."""
+    if method == b"CONNECT":
+        return target if _CONNECT_TARGET.fullmatch(target) else None
+    if target == b"*":
+        return target if method == b"OPTIONS" else None
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None:
+        return None
+    if not authority or match[1].lower() != authority.lower():
+        return None
+    path = match[2] or b"/"
+    return path if path[0] == 0x2F else b"/" + path
+
+
+def parse_response(head: bytes) -> ResponseHead | str:
+    """Read a whole response head (ending in CRLF CRLF), or name the anomaly. Never raises."""
+    match = _RESPONSE.fullmatch(head)
+    if match is None:
+        return _explain(head).replace("h1-", "h1-response-", 1)
+    old = match[1] == b"0"
+    status = int(match[2])
+    low = head.lower()
+    close = old
+    keeps = False
+    at = low.find(b"\nconnection:")
+    if at >= 0:
+        tokens = _tokens(b",".join(_values(low, b"\nconnection:", at)))
+        keeps = b"keep-alive" in tokens
+        close = b"close" in tokens or (old and not keeps)
+    upgrade = b""
+    if status < 200 or status == 204 or status == 304:
+        if status == 101:
+            upgrade = b",".join(_values(low, b"\nupgrade:", 0))
+        return ResponseHead(status, 0, close=close, keeps=keeps, upgrade=upgrade)
+    body = _response_body(low, old=old)
+    if isinstance(body, str):
+        return body
+    return ResponseHead(status, body, close=close, keeps=keeps, upgrade=upgrade)
+
+
+def _response_body(low: bytes, *, old: bool) -> int | str:
+    lengths = _values(low, b"\ncontent-length:", 0)
+    codings = _values(low, b"\ntransfer-encoding:", 0)
+    if codings:
+        if lengths or len(codings) > 1:
+            return "h1-response-ambiguous-length"
+        return CHUNKED if codings[0] == b"chunked" and not old else "h1-response-transfer-coding"
+    if not lengths:
+        return UNTIL_CLOSE
+    if len(lengths) > 1:
+        return "h1-response-ambiguous-length"
+    body = read_length(lengths[0])
+    return body if isinstance(body, int) else "h1-response-bad-length"
+
+
+def _values(low: bytes, name: bytes, at: int) -> list[bytes]:
+    """Values of a field of a valid lower-case head; `name` is LF, field name, colon."""
+    values = []
+    at = low.find(name, at)
+    while at >= 0:
+        at += len(name)
+        end = low.index(b"\r", at)
+        values.append(low[at:end].strip(b" \t"))
+        at = low.find(name, end)
+    return values
+
+
+def _explain(head: bytes) -> str:
+    """Name what is wrong with a head that the grammar did not accept; the first reason that applies."""
+    if b"\0" in head:
+        return "h1-nul"
+    if _BARE_LF.search(head):
+        return "h1-bare-lf"
+    if _BARE_CR.search(head):
+        return "h1-bare-cr"
+    if head.startswith(b"\r\n"):
+        return "h1-leading-empty-line"
+    if REQUEST_LINE.match(head) is None and STATUS_LINE.match(head) is None:
+        return "h1-start-line"
+    if b"\r\n " in head or b"\r\n\t" in head:
+        return "h1-folded-field"
+    return "h1-field"
+
+
+def check_prefix(held: bytearray, checked: int, new: int, first_line: re.Pattern[bytes]) -> int | str:
+    """Whether an incomplete head may still become one. Looks only at what is new: all calls together are linear.
+
+    `held` is the head so far; its first `checked` bytes are whole lines already found good; its bytes from `new` on
+    have not been looked at. Returns the next `checked`, or an anomaly.
+    """
+    if _NOT_IN_HEADS.search(held, max(new - 1, 0)) is not None:
+        return _explain(bytes(held))
+    end = held.rfind(b"\n", new) + 1
+    if end <= checked:
+        return checked
+    at = checked
+    if checked == 0:
+        match = first_line.match(held)
+        if match is None:
+            return _explain(bytes(held))
+        at = match.end()
+    if FIELD_LINES.fullmatch(held, at, end) is None:
+        return _explain(bytes(held))
+    return end
