@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sidestep.model.condition import Condition, ConditionType
 
 MAX_SHOWN = 120
-"""Characters of a value that a text repeats; the rest is replaced by an ellipsis."""
+"""Characters of a name or value that a text repeats; the rest is replaced by an ellipsis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +24,14 @@ class AnnotationProblem:
     @property
     def text(self) -> str:
         """One line naming annotation, value, subject and reason; control characters escaped, long values cut."""
-        shown = self.value if len(self.value) <= MAX_SHOWN else self.value[: MAX_SHOWN - 1] + "…"
         inherited = f" (set on {self.origin})" if self.origin and self.origin != self.subject else ""
         name = self.annotation if self.annotation.isprintable() else repr(self.annotation)
-        return f"annotation {name} {shown!r} of {self.subject}{inherited}: {self.reason}"
+        return f"annotation {_cut(name)} {_cut(self.value)!r} of {self.subject}{inherited}: {self.reason}"
 
     def condition(self) -> Condition:
         """The condition that `status` and Events show."""
         return Condition(ConditionType.ANNOTATION_INVALID, self.subject, self.text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"

@@ -174,7 +174,7 @@ def test_resolve_port(text, transport, numbers):
         ("", Transport.TCP),
         ("missing", Transport.TCP),
         ("broken", Transport.TCP),
-        ("٨٠", Transport.TCP),
+        ("\u0668\u0660", Transport.TCP),
         ("-1", Transport.TCP),
         ("1" * 5000, Transport.TCP),
     ],
