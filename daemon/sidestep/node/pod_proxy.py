@@ -32,7 +32,17 @@ from sidestep.node.desired import CredentialSource, Desired, ProxyError, Told, r
 from sidestep.node.incarnation import Abode, Incarnation, ProxyLimits
 from sidestep.node.zygote import Zygote
 from sidestep.proxy import messages
-from sidestep.proxy.messages import Configure, FromProxy, Heartbeat, NoApp, Open, PortSnapshot, Report, Requests
+from sidestep.proxy.messages import (
+    Configure,
+    FromProxy,
+    Heartbeat,
+    NoApp,
+    Open,
+    PortSnapshot,
+    Probed,
+    Report,
+    Requests,
+)
 
 _MAX_OPENING = 1024
 """Streams of one proxy that may be waiting for their handler at once."""
@@ -58,6 +68,9 @@ class ProxyHandler(Protocol):
 
     def on_report(self, report: Report, /) -> None:
         """Take a condition."""
+
+    def on_probed(self, probed: Probed, /) -> None:
+        """Learn what a probe of the app found."""
 
     def on_no_app(self, no_app: NoApp, /) -> None:
         """Learn that nothing listens behind a port."""
@@ -315,6 +328,8 @@ class PodProxy:
                 self._handler.on_requests(msgspec.structs.replace(message, requests=lines))
             case Report():
                 self._handler.on_report(message)
+            case Probed():
+                self._handler.on_probed(message)
             case NoApp():
                 self._handler.on_no_app(message)
             case _:

@@ -118,7 +118,6 @@ class Conduit:
         "_courier",
         "_loop",
         "_notify",
-        "_on_close",
         "_pipes",
         "_slow",
         "_splicer",
@@ -144,7 +143,6 @@ class Conduit:
         tls: bool = False,
         server_name: str = "",
         app_tls: AppTls | None = None,
-        on_close: Callable[[], None] | None = None,
     ) -> None:
         self._loop = loop
         self._courier = courier
@@ -161,7 +159,6 @@ class Conduit:
         self.tls = tls
         self.server_name = server_name
         self.app_tls = app_tls
-        self._on_close = on_close
 
     def attach(self, leg: Leg, stream: Stream, *, watched: bool) -> None:
         """Give a leg its connected stream. `watched`: its descriptor is registered with the loop already."""
@@ -459,8 +456,6 @@ class Conduit:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._on_close is not None:
-            self._on_close()
         for pipe in self._pipes:
             leg = pipe.leg
             if pipe.lingering is None:

@@ -289,8 +289,8 @@ class Judge:
             tls=True,
             server_name=bridge.server_name or "",
             app_tls=bridge.redial,
-            on_close=lambda: bridge.remember(app),
         )
+        app.before_close = lambda: bridge.remember(app)
         conduit.attach(relay.app, app, watched=False)
         conduit.attach(relay.client, client, watched=True)
         self._start(conduit)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
+from collections.abc import Callable
 from typing import Any, Final
 
 PLAIN_READ: Final = 65536
@@ -73,7 +74,7 @@ class PlainStream:
 class TlsStream:
     """A TLS connection over a TCP socket; construct, `handshake` until it returns 0, then read and write."""
 
-    __slots__ = ("_read", "_tls", "_write", "fd", "full", "ragged", "sock")
+    __slots__ = ("_read", "_tls", "_write", "before_close", "fd", "full", "ragged", "sock")
 
     tls = True
 
@@ -101,6 +102,8 @@ class TlsStream:
         self._tls: Any = self.sock._sslobj  # type: ignore[attr-defined] # noqa: SLF001 - see the module
         if self._tls is None:
             raise ConnectionResetError("the peer was gone before the handshake")
+        self.before_close: Callable[[], None] | None = None
+        """Called once, while the connection can still be asked for its session."""
         self._read = self._tls.read
         self._write = self._tls.write
 
@@ -151,11 +154,18 @@ class TlsStream:
 
     def close(self) -> None:
         """Close the descriptor."""
+        self._before_close()
         self.sock.close()
 
     def reset(self) -> None:
         """Close so that the peer sees a reset."""
+        self._before_close()
         reset(self.sock)
+
+    def _before_close(self) -> None:
+        call, self.before_close = self.before_close, None
+        if call is not None:
+            call()
 
 
 Stream = PlainStream | TlsStream
