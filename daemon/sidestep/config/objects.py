@@ -77,9 +77,11 @@ def _typed(value: object, wanted: type[_T]) -> _T:
     try:
         return msgspec.convert(value, wanted)
     except msgspec.ValidationError as error:
-        reason, _, where = str(error).rpartition(" - at ")
-        path = where.strip("`").removeprefix("$").removeprefix(".")
-        raise FieldError(path, reason or where) from None
+        # msgspec offers the path in its text only: "Expected `int`, got `str` - at `$.spec.ports[0].port`".
+        reason, found, where = str(error).rpartition(" - at `$")
+        path = where.rstrip("`").removeprefix(".") if found else ""
+        reason = (reason or where)[:200]
+        raise FieldError(path, reason if reason.isprintable() else repr(reason)) from None
 
 
 def _pod(value: Mapping[str, object]) -> PodObject:

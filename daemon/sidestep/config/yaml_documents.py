@@ -163,9 +163,9 @@ class _Builder:
             case yaml.ScalarEvent():
                 self._scalar(event)
             case yaml.MappingStartEvent():
-                self._open({}, event.anchor)
+                self._open({}, event)
             case yaml.SequenceStartEvent():
-                self._open([], event.anchor)
+                self._open([], event)
             case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
                 self._close()
             case yaml.AliasEvent():
@@ -218,7 +218,9 @@ class _Builder:
             raise self._error(f"tag {tag[:100]!r} is not possible here")
         return value
 
-    def _open(self, value: list[Value] | dict[str, Value], anchor: str | None) -> None:
+    def _open(self, value: list[Value] | dict[str, Value], event: yaml.CollectionStartEvent) -> None:
+        if event.tag not in {None, "!", f"{_TAG}map", f"{_TAG}seq"}:
+            raise self._error(f"tag {str(event.tag)[:100]!r} is not possible here")
         if len(self._stack) >= MAX_DEPTH:
             raise self._error(f"nested more than {MAX_DEPTH} deep")
         frame = self._stack[-1] if self._stack else None
@@ -227,7 +229,7 @@ class _Builder:
         self._note_item()
         base = self._weight
         self._count(1)
-        self._stack.append(_Frame(value, self._path(), anchor, base))
+        self._stack.append(_Frame(value, self._path(), event.anchor, base))
 
     def _close(self) -> None:
         frame = self._stack.pop()
