@@ -28,7 +28,7 @@ class Companion:
         self.code: int | None = None
 
     async def run(self, active: asyncio.Event) -> int:
-        """Wait until the intercept is active, run the command to its end. Raises ConfigurationError when it cannot be started."""
+        """Wait until the intercept is active, run the command to its end. Raises ConfigurationError if it cannot start."""
         try:
             async with asyncio.timeout(START_ANYWAY):
                 await active.wait()

@@ -51,9 +51,9 @@ class _Plan:
     description: str
 
 
-@click.command(cls=_DashedCommand)
+@click.command(cls=_DashedCommand, short_help="Divert matching requests to a handler on this machine.")
 @click.argument("workload")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD ...]")
 @click.option("--port", "-p", type=PortType(), required=True, help="Handler's port here, and the workload's port.")
 @click.option("--http-header", "headers", multiple=True, metavar="NAME[=VALUE|=~REGEX]", help="Only with this header.")
 @click.option("--http-method", "methods", multiple=True, metavar="METHOD", help="Only this method; more are OR-ed.")
@@ -71,7 +71,7 @@ class _Plan:
     metavar="FILE",
     help="Verify the handler's certificate against this CA (PEM). [default: not verified]",
 )
-@click.option("--reset-existing", is_flag=True, help="Close the clients' present connections, so that they come back.")
+@click.option("--divert-probes", is_flag=True, help="Divert kubelet probes too, which otherwise never match.")
 @socket_option
 @output_option
 def intercept(
@@ -124,7 +124,7 @@ def intercept(
         pod=rest["pod"],
         claimed_owner=os.environ.get("SUDO_USER", "")[:64],
         plaintext=plaintext,
-        reset_existing=rest["reset_existing"],
+        divert_probes=rest["divert_probes"],
     )
     description = f"{describe_filter(wanted)} of {workload} port {port.remote} goes to {handler}"
     plan = _Plan(spec, handler, socket_path, output, command, description + (" in clear" if plaintext else ""))

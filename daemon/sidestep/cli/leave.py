@@ -12,7 +12,7 @@ from sidestep.cli.options import namespace_option, output_option, socket_option
 from sidestep.laptop.local_client import LocalClient
 
 
-@click.command()
+@click.command(short_help="End an intercept.")
 @click.argument("name")
 @namespace_option
 @socket_option

@@ -19,7 +19,7 @@ from sidestep.tunnel.messages import decode
 _HEAD = ("NAMESPACE", "WORKLOAD", "PODS", "PORT", "PROTOCOL", "KNOWN BY", "CERTIFICATE", "INTERCEPTS")
 
 
-@click.command("list")
+@click.command("list", short_help="Show workloads, ports, certificates, intercepts, problems.")
 @click.option("--namespace", "-n", metavar="NS", help="Only this namespace. [default: all]")
 @socket_option
 @output_option

@@ -12,7 +12,7 @@ from sidestep.model.errors import ConfigurationError
 from sidestep.node.options import NodeOptions
 
 
-@click.command()
+@click.command(short_help="Run the node daemon (as root).")
 @click.option(
     "--manifests",
     type=click.Path(path_type=Path),

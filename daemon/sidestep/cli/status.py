@@ -17,7 +17,7 @@ from sidestep.node.view import InterceptView, StatusView
 from sidestep.tunnel.messages import decode
 
 
-@click.command()
+@click.command(short_help="Show the node daemon, target pods, intercepts, problems.")
 @socket_option
 @output_option
 def status(socket_path: Path, output: str) -> None:

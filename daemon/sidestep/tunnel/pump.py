@@ -71,6 +71,8 @@ async def _outcome(
         for task in running & done:
             error = task.exception()
             if isinstance(error, ChannelBrokenError):
+                if task is inward:  # it takes no more, but may have answered: a refused upload, typically
+                    await asyncio.wait({outward, broken}, timeout=LINGER, return_when=asyncio.FIRST_COMPLETED)
                 stream.reset(CANCEL)
                 return False
             if isinstance(error, StreamResetError):
