@@ -27,25 +27,17 @@ from typing import TypeVar
 
 from sidestep.config import annotation_names as names
 from sidestep.config.annotation_problem import AnnotationProblem
-from sidestep.config.durations import parse_duration
+from sidestep.config.annotation_values import parse_folder, parse_probe_timeout, parse_secret_name, parse_switch
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.pod import Pod, Transport
 
 DEFAULT_PROBE_TIMEOUT = 2.0
 """Seconds (design, section 5)."""
-MIN_PROBE_TIMEOUT = 0.01
-"""Seconds; less than that is no handshake."""
-MAX_PROBE_TIMEOUT = 600.0
-"""Seconds; clients have long gone by then."""
-MAX_PATH = 4095
-"""Bytes: PATH_MAX of Linux less the terminating NUL (limits.h)."""
 MAX_PROBLEMS = 64
 """Problems reported for one pod; annotations are written by many hands and may be many."""
 
 _T = TypeVar("_T")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
-_SECRET_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-"""RFC 1123 subdomain, as the Kubernetes API requires of Secret names."""
 
 
 class SourceKind(enum.StrEnum):
@@ -234,10 +226,10 @@ def _port(pod: Pod, number: int, sources: tuple[_Source, ...], problems: list[An
         port=number,
         downstream=reader.certificate(names.DOWNSTREAM_PATH, names.DOWNSTREAM_SECRET),
         upstream=reader.certificate(names.UPSTREAM_PATH, names.UPSTREAM_SECRET),
-        skip_verify=reader.value(names.SKIP_VERIFY, _switch, default=False),
-        probe_timeout=reader.value(names.PROBE_TIMEOUT, _probe_timeout, default=DEFAULT_PROBE_TIMEOUT),
+        skip_verify=reader.value(names.SKIP_VERIFY, parse_switch, default=False),
+        probe_timeout=reader.value(names.PROBE_TIMEOUT, parse_probe_timeout, default=DEFAULT_PROBE_TIMEOUT),
         client_auth=reader.value(names.CLIENT_AUTH, _client_auth, default=ClientAuth.AUTO),
-        forward_client_cert=reader.value(names.FORWARD_CLIENT_CERT, _switch, default=False),
+        forward_client_cert=reader.value(names.FORWARD_CLIENT_CERT, parse_switch, default=False),
         containers=declaring or pod.containers,
     )
     return replace(settings, origins=dict(reader.origins))
@@ -271,9 +263,9 @@ class _Reader:
             # On the node, what names the port beats the default for all ports.
             found = min((each for each in (path, secret) if each), key=lambda each: each.scope != "port", default=None)
             if found and found is path:
-                return self._certificate(found, SourceKind.PATH, _folder)
+                return self._certificate(found, SourceKind.PATH, parse_folder)
             if found:
-                return self._certificate(found, SourceKind.SECRET, _secret_name)
+                return self._certificate(found, SourceKind.SECRET, parse_secret_name)
         return None
 
     def _certificate(self, found: _Found, kind: SourceKind, parse: Callable[[str], str]) -> CertificateSource | None:
@@ -304,42 +296,8 @@ class _Reader:
         self.problems.append(AnnotationProblem(found.annotation, found.value, reason, subject, found.source.origin))
 
 
-def _folder(value: str) -> str:
-    if not value.startswith("/"):
-        raise ConfigurationError("must be an absolute path in the container, like /etc/tls")
-    if ".." in value.split("/"):
-        raise ConfigurationError("must not contain '..'")
-    if not value.isprintable():
-        raise ConfigurationError("contains characters that do not belong in a path")
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError:
-        raise ConfigurationError("is not valid UTF-8") from None
-    if size > MAX_PATH:
-        raise ConfigurationError(f"is {size} bytes long, a path has at most {MAX_PATH}")
-    return value
-
-
-def _secret_name(value: str) -> str:
-    if "/" in value:
-        raise ConfigurationError("must be the name of a Secret in the pod's namespace, without any '/'")
-    if not _SECRET_NAME.fullmatch(value):
-        raise ConfigurationError("is not the name of a Secret (lower-case letters, digits, '-' and '.')")
-    return value
-
-
-def _switch(value: str) -> bool:
-    if value not in {"enabled", "disabled"}:
-        raise ConfigurationError("must be enabled or disabled")
-    return value == "enabled"
-
-
 def _client_auth(value: str) -> ClientAuth:
     try:
         return ClientAuth(value)
     except ValueError:
         raise ConfigurationError(f"must be one of {', '.join(ClientAuth)}") from None
-
-
-def _probe_timeout(value: str) -> float:
-    return parse_duration(value, minimum=MIN_PROBE_TIMEOUT, maximum=MAX_PROBE_TIMEOUT)

@@ -121,6 +121,11 @@ def check_method(method: str) -> None:
         raise ConfigurationError("not a method (RFC 9110 token)", subject="method", value=_cut(method))
 
 
+def check_value(value: str, *, subject: str) -> None:
+    """Raise ConfigurationError when a value, path or regex is too long or not valid UTF-8."""
+    _sized(subject, value)
+
+
 def describe_filter(wanted: Filter) -> str:
     """One line for lists and errors: `header x-user=alice, method GET, path prefix /api`; `everything` when global."""
     parts = [f"header {_header_text(condition)}" for condition in wanted.headers]

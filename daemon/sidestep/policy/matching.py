@@ -67,6 +67,7 @@ def from_rows(rows: Iterable[ConditionRow]) -> Filter:
     methods: list[str] = []
     paths: list[PathCondition] = []
     for part, test, name, value in rows:
+        filters.check_value(value, subject=part[:16])
         try:
             if part == "header":
                 filters.check_name(name)
@@ -77,9 +78,9 @@ def from_rows(rows: Iterable[ConditionRow]) -> Filter:
                 filters.check_method(value)
                 methods.append(value)
             else:
-                raise ConfigurationError("unknown kind of filter condition", value=f"{part} {test}")
+                raise ConfigurationError("unknown kind of filter condition", value=f"{part} {test}"[:64])
         except ValueError:
-            raise ConfigurationError("unknown test of a filter condition", value=f"{part} {test}") from None
+            raise ConfigurationError("unknown test of a filter condition", value=f"{part} {test}"[:64]) from None
     wanted = Filter(tuple(headers), tuple(methods), tuple(paths))
     filters.check_limits(wanted)
     return wanted

@@ -212,6 +212,8 @@ def test_rows_come_back_as_the_same_filter():
         ("method", "exact", "", "G T"),
         ("body", "exact", "", "x"),
         ("", "", "", ""),
+        ("header", "exact", "x", "a" * 5000),
+        ("path", "regex", "", "\udcff"),
     ],
 )
 def test_unknown_rows_are_errors(row):
