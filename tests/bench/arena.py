@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.cpu import LOAD_CORE, PROXY_CORE, children, pin
-from tests.harness.namespaces import Netns
+from tests.bench.load import Place
 from tests.harness.nginx import listening_ports
 from tests.harness.processes import Process
 from tests.harness.scene import HOST, PLAIN_PORT, TLS_PORT, Shop, shop
@@ -79,12 +79,12 @@ class Arena:
     nginx: int
 
     @property
-    def client(self) -> Netns:
-        return self.scene.space.client
-
-    @property
-    def ip(self) -> str:
-        return self.scene.space.ip
+    def client(self) -> Place:
+        """Where load comes from; it knows the app by name."""
+        hosts = self.scene.folder / "hosts"
+        if not hosts.exists():
+            hosts.write_text(f"{self.scene.space.ip} {HOST}\n")
+        return Place(self.scene.space.client, hosts)
 
     def sidestep(self) -> int:
         """The pod proxy, pinned."""

@@ -30,15 +30,24 @@ def _seconds(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def _run(netns: Netns, command: list[str], seconds: float) -> str:
-    words = netns.enter(["taskset", "-c", str(LOAD_CORE), *command])
+@dataclass(frozen=True)
+class Place:
+    """Where load comes from: a namespace, with `hosts` in the place of /etc/hosts, so that names (and SNI) work."""
+
+    netns: Netns
+    hosts: Path
+
+
+def _run(place: Place, command: list[str], seconds: float) -> str:
+    mount = ["unshare", "-m", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(place.hosts)]
+    words = place.netns.enter([*mount, "taskset", "-c", str(LOAD_CORE), *command])
     done = subprocess.run(words, capture_output=True, text=True, timeout=seconds + 60, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def wrk(
-    netns: Netns,
+    place: Place,
     url: str,
     *,
     seconds: float,
@@ -52,7 +61,7 @@ def wrk(
         command += ["-H", header]
     if script is not None:
         command += ["-s", str(script)]
-    output = _run(netns, [*command, url], seconds)
+    output = _run(place, [*command, url], seconds)
     total = re.search(r"(\d+) requests in ([0-9.]+\w+)", output)
     assert total, output
     p50, p99 = re.search(r"50%\s+(\S+)", output), re.search(r"99%\s+(\S+)", output)
@@ -72,7 +81,7 @@ def h2load(netns: Netns, url: str, *, requests: int, connections: int, streams: 
     """h2load with one thread (HTTP/2). `paths` is a file of URLs to cycle through."""
     command = ["h2load", "-t1", f"-n{requests}", f"-c{connections}", f"-m{streams}"]
     command += ["-i", str(paths)] if paths is not None else [url]
-    output = _run(netns, command, 60)
+    output = _run(place, command, 60)
     finished = re.search(r"finished in ([0-9.]+\w+)", output)
     counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", output)
     assert finished, output

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.bench.arena import HAPROXY_H2, HAPROXY_PLAIN, HAPROXY_TLS, Arena, tree
 from tests.bench.cpu import cpu_seconds
 from tests.bench.load import Load, h2load, wrk
-from tests.harness.scene import PLAIN_PORT, TLS_PORT
+from tests.harness.scene import HOST, PLAIN_PORT, TLS_PORT
 
 Runner = Callable[[Arena, int], Load]
 """(arena, port) -> load."""
@@ -78,7 +78,7 @@ def varied_script(folder: Path) -> Path:
 
 def _h1(scheme: str, *, varied: bool, seconds: float) -> Runner:
     def run(arena: Arena, port: int) -> Load:
-        url = f"{scheme}://{arena.ip}:{port}/orders"
+        url = f"{scheme}://{HOST}:{port}/orders"
         if varied:
             return wrk(arena.client, url, seconds=seconds, script=varied_script(arena.scene.folder))
         return wrk(arena.client, url, seconds=seconds, headers=("Host: orders.shop.test", "User-Agent: bench/1.0"))
@@ -88,7 +88,7 @@ def _h1(scheme: str, *, varied: bool, seconds: float) -> Runner:
 
 def _h2(*, streams: int, connections: int, unique: bool, requests: int) -> Runner:
     def run(arena: Arena, port: int) -> Load:
-        url = f"https://{arena.ip}:{port}/orders"
+        url = f"https://{HOST}:{port}/orders"
         paths = None
         if unique:
             paths = arena.scene.folder / f"paths-{port}.txt"
