@@ -77,7 +77,7 @@ def wrk(
     )
 
 
-def h2load(netns: Netns, url: str, *, requests: int, connections: int, streams: int, paths: Path | None = None) -> Load:
+def h2load(place: Place, url: str, *, requests: int, connections: int, streams: int, paths: Path | None = None) -> Load:
     """h2load with one thread (HTTP/2). `paths` is a file of URLs to cycle through."""
     command = ["h2load", "-t1", f"-n{requests}", f"-c{connections}", f"-m{streams}"]
     command += ["-i", str(paths)] if paths is not None else [url]
