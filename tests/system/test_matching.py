@@ -15,10 +15,9 @@ from tests.harness.waiting import until
 
 
 @pytest.mark.parametrize(
-    ("kind", "protocol", "option"),
-    [("rsa", "TLSv1.2", "--tls-max"), ("ecdsa", "TLSv1.2", "--tls-max"), ("rsa", "TLSv1.3", "--tlsv1.3")],
+    ("kind", "protocol"), [("rsa", "TLSv1.2"), ("ecdsa", "TLSv1.2"), ("rsa", "TLSv1.3"), ("ecdsa", "TLSv1.3")]
 )
-def test_nginx_of_one_tls_version(tmp_path, kind, protocol, option):
+def test_nginx_of_one_tls_version(tmp_path, kind, protocol):
     with scene.shop(tmp_path, kind=kind) as shop, scene.shop_nginx(shop, protocols=protocol) as app, shop.intercept():
         pid = app.pid
         for address in shop.space.ips:
