@@ -5,9 +5,9 @@ callers. Decoding is strict: an unknown message, field or type, a missing descri
 is a `PeerError`, and the channel is not used any further by whoever meets it.
 
 `ControlChannel` never blocks. The owner polls `fileno()` for reading, and for writing while `pending` is not 0, and
-then calls `flush()`. What the socket does not take at once waits in a bounded queue; when that is full the daemon has not
-read for so long that `ChannelOverflow` (a `ChannelClosed`) is raised. Messages whose loss is harmless (heartbeats, log
-lines) are sent with `droppable=True` and given up as soon as anything waits.
+then calls `flush()`. What the socket does not take at once waits in a bounded queue; when that is full the daemon has
+not read for so long that `ChannelOverflow` (a `ChannelClosed`) is raised. Messages whose loss is harmless (heartbeats,
+log lines) are sent with `droppable=True` and given up as soon as anything waits.
 """
 
 from __future__ import annotations

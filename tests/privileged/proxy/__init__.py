@@ -1,0 +1,1 @@
+"""Tests of the zygote, the sandbox and the supervisor."""
