@@ -88,6 +88,7 @@ class Held:
             identity=self.identity.name if self.identity is not None else "",
             trust=self.trust.name if self.trust is not None else "",
             dns_name=self.identity.dns_name if self.identity is not None else "",
+            problem="; ".join(self.problems),
         )
 
 
@@ -125,8 +126,8 @@ class Certificates:
         """Look at every certificate that is new, or that a Secret holds; forget those nobody wants any more."""
         async with self._lock:
             before = self._held.by_key
+            after: dict[CertificateKey, Held] = {}
             self._held.pods = pods
-            self._held.by_key = {}
             for each in wanted:
                 uid = pods[each.key.pod].uid
                 old = before.get(each.key)
@@ -134,9 +135,10 @@ class Certificates:
                     old = None
                 if old is None or old.wanted != each or each.source.kind is SourceKind.SECRET:
                     old = await self._look(each, uid, old)
-                self._held.by_key[each.key] = old
-            for gone in before.keys() - self._held.by_key.keys():
+                after[each.key] = old
+            for gone in before.keys() - after.keys():
                 self._conditions.state(_source(gone), ())
+            self._held.by_key = after
 
     async def poll(self, in_use: Callable[[], frozenset[CertificateKey]]) -> None:
         """Read paths again for as long as the daemon runs; `in_use` tells the certificates of steered ports."""

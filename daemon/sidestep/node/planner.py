@@ -47,6 +47,8 @@ class CertificateFacts:
     identity: str = ""
     trust: str = ""
     dns_name: str = ""
+    problem: str = ""
+    """What is wrong with it, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class Plan:
 
     pods: Mapping[PodKey, PodPlan] = field(default_factory=dict)
     waiting: frozenset[PodKey] = frozenset()
+    ended: frozenset[PodKey] = frozenset()
     surveys: Mapping[PodKey, PodSurvey] = field(default_factory=dict)
     coverage: Mapping[str, tuple[PodKey, ...]] = field(default_factory=dict)
     refusals: Mapping[tuple[str, PodKey], str] = field(default_factory=dict)
@@ -159,6 +162,7 @@ def plan(
     return Plan(
         pods=pods,
         waiting=frozenset(waiting),
+        ended=frozenset(key for key, pod in inventory.pods.items() if pod.ended),
         surveys=surveys,
         coverage=draft.coverage,
         refusals=draft.refusals,
@@ -272,14 +276,15 @@ def _ports(
     return tuple(ports)
 
 
-def filter_refusal(surveyed: PortSurvey, downstream: CertificateFacts) -> str:
+def filter_refusal(surveyed: PortSurvey, downstream: CertificateFacts | None) -> str:
     """Why an HTTP filter cannot be served on this port; empty when it can."""
     if surveyed.protocol.refusal:
         return surveyed.protocol.refusal
-    if surveyed.protocol.tls is Use.ALWAYS and not downstream.identity:
+    if surveyed.protocol.tls is Use.ALWAYS and not (downstream and downstream.identity):
         source = surveyed.tls.downstream
         named = f" ({source.annotation} {source.value!r})" if source is not None else ""
-        return f"port {surveyed.port.number} speaks TLS and its certificate{named} cannot be used"
+        reason = (downstream and downstream.problem) or "it has not been read yet"
+        return f"port {surveyed.port.number} speaks TLS and its certificate{named} cannot be used: {reason}"
     return ""
 
 

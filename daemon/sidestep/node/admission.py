@@ -1,0 +1,89 @@
+"""Whether an intercept may begin, asked before anything is changed for it. Pure; the answer is None or a raised reason.
+
+The planner would leave out what cannot be served and state a condition; a person who is waiting at a command line gets
+the reason at once instead. A workload of which *some* pods can serve the intercept is accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from sidestep.config.node_settings import NodeSettings
+from sidestep.model.errors import RefusedError
+from sidestep.model.intercept import Intercept
+from sidestep.model.inventory import Inventory
+from sidestep.model.pod import Pod, Transport
+from sidestep.node.planner import CertificateFacts, filter_refusal, refusal_of
+from sidestep.node.survey import CertificateKey, Side, survey
+from sidestep.policy.conflicts import Claim, check, claim_of
+from sidestep.policy.matching import compile_filter
+from sidestep.policy.workloads import pods_of, resolve_port
+
+
+def admit(
+    new: Intercept,
+    existing: Iterable[Intercept],
+    inventory: Inventory,
+    settings: NodeSettings,
+    certificates: Mapping[CertificateKey, CertificateFacts],
+    *,
+    node_annotations: Mapping[str, str],
+) -> tuple[Pod, ...]:
+    """Judge a new intercept beside the existing ones; returns the pods that would serve it.
+
+    No pods: the workload has none now. Raises RefusedError (a rule says no) or ConfigurationError (a bad filter).
+    """
+    compile_filter(new.filter)
+    claim = claim_of(new, inventory)
+    pods = pods_of(new, inventory)
+    able, reasons = [], []
+    for pod in pods:
+        reason = refusal_of(pod, settings) or _port_refusal(new, pod, inventory, certificates, node_annotations)
+        if reason:
+            reasons.append(reason)
+        else:
+            able.append(pod)
+    if reasons and not able:
+        raise RefusedError(reasons[0])
+    if new.transport is Transport.UDP:
+        raise RefusedError("UDP ports cannot be intercepted by this version")
+    check(claim, _claims(existing, inventory))
+    return tuple(able)
+
+
+def _port_refusal(
+    new: Intercept,
+    pod: Pod,
+    inventory: Inventory,
+    certificates: Mapping[CertificateKey, CertificateFacts],
+    node_annotations: Mapping[str, str],
+) -> str:
+    try:
+        resolved = resolve_port(new.port, pod, inventory.services_of(pod), transport=new.transport)
+    except RefusedError as error:
+        return str(error)
+    if new.filter.is_global:
+        return ""
+    ports = [each.port for each in resolved]
+    found = survey(pod, inventory, node_annotations=node_annotations, extra_ports=ports)
+    for port in ports:
+        surveyed = found.port(port.number, port.transport)
+        if surveyed is None:
+            continue
+        key = CertificateKey(pod.key, port.number, Side.DOWNSTREAM)
+        # A certificate that has not been looked at yet (an undeclared port's) is given the benefit of the doubt.
+        unknown = surveyed.tls.downstream is not None and key not in certificates
+        reason = surveyed.protocol.refusal if unknown else filter_refusal(surveyed, certificates.get(key))
+        if reason:
+            return reason
+    return ""
+
+
+def _claims(existing: Iterable[Intercept], inventory: Inventory) -> list[Claim]:
+    claims = []
+    for intercept in existing:
+        try:
+            claims.append(claim_of(intercept, inventory))
+        except RefusedError:
+            continue  # its workload is gone: it takes nothing now
+    return claims

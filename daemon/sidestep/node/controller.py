@@ -1,0 +1,165 @@
+"""From change to plan to pods: whatever changes sets one flag, and one task plans anew and hands the plan on.
+
+Sources of change: the inventory, the sessions, the certificates. Changes that come together are planned once. The order
+of a round is fixed: settings of the node, plan, certificates the plan's survey names, the plan again if they brought
+anything new, conditions, reconciler, sessions' events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Address, IPv6Address
+from typing import Protocol
+
+from sidestep.config import node_settings
+from sidestep.config.node_settings import NodeSettings
+from sidestep.model.errors import RefusedError, SidestepError
+from sidestep.model.intercept import Intercept
+from sidestep.model.inventory import Inventory
+from sidestep.model.pod import PodKey
+from sidestep.node.admission import admit
+from sidestep.node.certificates import Certificates
+from sidestep.node.conditions import Conditions, Source
+from sidestep.node.inventory import Reading
+from sidestep.node.located import locate
+from sidestep.node.planner import Plan, plan
+from sidestep.node.survey import CertificateKey
+from sidestep.observability.logs import get_logger
+
+
+class PlanSink(Protocol):
+    """What is needed of the `Reconciler`."""
+
+    def apply(self, plan: Plan, /, *, drain_timeout: float) -> None:
+        """Carry a plan out."""
+
+
+class Controller:
+    """Holds the present inventory, settings and plan of the node."""
+
+    def __init__(
+        self,
+        *,
+        node_name: str,
+        conditions: Conditions,
+        node_addresses: frozenset[IPv4Address | IPv6Address],
+    ) -> None:
+        self.inventory = Inventory()
+        self.settings = NodeSettings()
+        self.plan = Plan()
+        self.stopping = False
+        self._node_name = node_name
+        self._conditions = conditions
+        self._addresses = tuple(sorted(str(address) for address in node_addresses))
+        self._intercepts: Callable[[], tuple[Intercept, ...]] = tuple
+        self._certificates: Certificates | None = None
+        self._planned: set[PodKey | None] = set()
+        self._changed = asyncio.Event()
+        self._log = get_logger("controller")
+
+    def connect(self, *, certificates: Certificates, intercepts: Callable[[], tuple[Intercept, ...]]) -> None:
+        """Say where certificates and intercepts come from; once, before `run`."""
+        self._certificates = certificates
+        self._intercepts = intercepts
+
+    def changed(self) -> None:
+        """Something is different: plan anew, soon."""
+        self._changed.set()
+
+    def take(self, reading: Reading) -> None:
+        """A new inventory."""
+        self.inventory = reading.inventory
+        self._conditions.state(Source("manifests"), [error.condition() for error in reading.errors])
+        self._log.info("manifests read", pods=len(reading.inventory.pods), errors=len(reading.errors))
+        self.changed()
+
+    def secret(self, namespace: str, name: str) -> Mapping[str, bytes] | None:
+        """Data of a Secret of the inventory."""
+        found = self.inventory.secret(namespace, name)
+        return found.data if found is not None else None
+
+    def node_annotations(self) -> Mapping[str, str]:
+        """Annotations of this node."""
+        return self.inventory.node_annotations(self._node_name) or self.inventory.node_annotations()
+
+    async def run(self, sink: PlanSink, refresh: Callable[[], None]) -> None:
+        """Plan at every change, until cancelled."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if self.stopping:
+                continue
+            await self._round(sink)
+            refresh()
+
+    async def settle(self, sink: PlanSink) -> None:
+        """Plan once, before anybody is let in."""
+        self._changed.clear()
+        await self._round(sink)
+
+    def check(self, new: Intercept) -> None:
+        """Whether an intercept may begin. Raises RefusedError, ConfigurationError."""
+        if self.stopping:
+            raise RefusedError("the node daemon is stopping; try again when it runs")
+        facts = self._certificates.facts() if self._certificates is not None else {}
+        able = admit(
+            new,
+            self._intercepts(),
+            self.inventory,
+            self.settings,
+            facts,
+            node_annotations=self.node_annotations(),
+        )
+        problem: SidestepError | None = None
+        for pod in able:
+            try:
+                locate(pod).netns.close()
+            except SidestepError as error:
+                problem = problem or error
+            else:
+                return
+        if problem is not None:
+            raise RefusedError(f"no pod of {new.workload} can be entered: {problem}") from problem
+
+    def certificates_in_use(self) -> frozenset[CertificateKey]:
+        """The certificates of target pods."""
+        keys = set()
+        for key in self.plan.pods:
+            numbers = {port.number for port in self.plan.pods[key].ports}
+            wanted = self.plan.surveys[key].certificates()
+            keys |= {each.key for each in wanted if each.key.port in numbers}
+        return frozenset(keys)
+
+    async def _round(self, sink: PlanSink) -> None:
+        annotations = self.node_annotations()
+        self.settings, problems = node_settings.resolve(annotations, previous=self.settings, node=self._node_name)
+        self._conditions.state(Source("node"), [problem.condition() for problem in problems])
+        drafted = self._plan(annotations)
+        if self._certificates is not None:
+            before = self._certificates.facts()
+            wanted = [each for survey in drafted.surveys.values() for each in survey.certificates()]
+            await self._certificates.want(wanted, self.inventory.pods)
+            if self._certificates.facts() != before or drafted.waiting:
+                drafted = self._plan(annotations)
+        self.plan = drafted
+        self._state(drafted)
+        if not self.stopping:
+            sink.apply(drafted, drain_timeout=self.settings.drain_timeout)
+
+    def _plan(self, annotations: Mapping[str, str]) -> Plan:
+        return plan(
+            self.inventory,
+            self._intercepts(),
+            self.settings,
+            self._certificates.facts() if self._certificates is not None else {},
+            node_annotations=annotations,
+            node_addresses=self._addresses,
+        )
+
+    def _state(self, drafted: Plan) -> None:
+        for key in self._planned - drafted.conditions.keys():
+            self._conditions.state(Source("plan", key), ())
+        for key, stated in drafted.conditions.items():
+            self._conditions.state(Source("plan", key), stated)
+        self._planned = set(drafted.conditions)

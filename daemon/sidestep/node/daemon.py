@@ -1,0 +1,241 @@
+"""The node daemon: every part made, joined and started in order; every part stopped in the reverse order.
+
+Start: the compiler child, the zygote and the first reading of the manifests run side by side; the first plan is made;
+the socket opens last, so that whoever gets an answer meets a daemon that works. Nothing is steered before a session
+asks for it.
+
+End, by SIGTERM or SIGINT: nothing new begins, every port is unsteered at once (which resets nobody), the proxies finish
+what they have within the drain timeout, the sessions are told, the socket goes. A second signal ends the waiting. When
+a task of ours crashes, every port is unsteered first, then the daemon ends with status 1: without it the app is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+from sidestep import __version__
+from sidestep.aio.tasks import Tasks
+from sidestep.model.errors import BugError, ConfigurationError
+from sidestep.model.pod import PodKey
+from sidestep.netns import FileReader, Netns, addresses
+from sidestep.node.audit import Audit
+from sidestep.node.certificates import Certificates
+from sidestep.node.conditions import Conditions
+from sidestep.node.controller import Controller
+from sidestep.node.inventory import ManifestDirectory, Reading
+from sidestep.node.local_api import LocalApi
+from sidestep.node.options import NodeOptions
+from sidestep.node.reconciler import Reconciler
+from sidestep.node.sessions import Sessions
+from sidestep.node.status import NodeStatusView
+from sidestep.node.supervisor import ProxySupervisor
+from sidestep.node.target import Toolbox
+from sidestep.observability import logs
+from sidestep.steering import CompiledProgram, compile_program
+
+REFRESH_PAUSE = 0.01
+"""Seconds in which changes are gathered before sessions are told."""
+
+
+def run(options: NodeOptions) -> int:
+    """Run the daemon until it is told to stop; returns the exit status.
+
+    Raises ConfigurationError or another SidestepError when it cannot start.
+    """
+    logs.configure()
+    if os.geteuid() != 0:
+        raise ConfigurationError("the node daemon needs root: network namespaces and eBPF are the kernel's; use sudo")
+    if options.manifests is None:
+        raise ConfigurationError("serving a cluster is not there yet: give a directory with --manifests DIR")
+    _raise_file_limit()
+    return asyncio.run(_Daemon(options, ManifestDirectory(options.manifests)).run())
+
+
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What must be there before anything can be built."""
+
+    program: CompiledProgram
+    supervisor: ProxySupervisor
+    reading: Reading
+
+
+@dataclass(slots=True)
+class _Stop:
+    """Why and how the daemon ends."""
+
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    hurried: asyncio.Event = field(default_factory=asyncio.Event)
+    crash: BaseException | None = None
+
+
+class _Daemon:
+    """One run of the daemon."""
+
+    def __init__(self, options: NodeOptions, source: ManifestDirectory) -> None:
+        self._options = options
+        self._source = source
+        self._stop = _Stop()
+        self._log = logs.get_logger("node")
+        self._refreshing: asyncio.TimerHandle | None = None
+        self._refresh: Callable[[], None] = lambda: None
+
+    async def run(self) -> int:
+        """Start, serve, drain. Returns the exit status."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._loop_error)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
+        self._log.info("starting", version=__version__, pid=os.getpid(), manifests=str(self._options.manifests))
+        ground = await self._ground()
+        async with contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(ground.supervisor.aclose)
+            await self._serve(ground, undo)
+        if self._stop.crash is not None:
+            self._log.error("crashed", error=repr(self._stop.crash))
+            raise BugError(f"the node daemon met a bug and ended: {self._stop.crash!r}") from self._stop.crash
+        self._log.info("stopped")
+        return 0
+
+    async def _ground(self) -> _Ground:
+        """Do what takes long side by side; when one fails, the others are ended."""
+        reading = await self._source.load()
+        async with Tasks("start") as tasks:
+            compiling = tasks.start(compile_program(), name="compile the program")
+            supervisor = await ProxySupervisor.start(on_output=self._proxy_output)
+            try:
+                program = await compiling
+            except BaseException:
+                await supervisor.aclose()
+                raise
+        return _Ground(program, supervisor, reading)
+
+    async def _serve(self, ground: _Ground, undo: contextlib.AsyncExitStack) -> None:
+        loop = asyncio.get_running_loop()
+        conditions = Conditions(on_change=self._shown_changed)
+        files = FileReader()
+        undo.callback(files.close)
+        controller = Controller(
+            node_name=self._options.node_name, conditions=conditions, node_addresses=_own_addresses()
+        )
+        certificates = Certificates(
+            files=files, secret=controller.secret, conditions=conditions, on_change=controller.changed
+        )
+
+        def tools(on_change: Callable[[PodKey], None]) -> Toolbox:
+            return Toolbox(
+                program=ground.program,
+                supervisor=ground.supervisor,
+                handlers=sessions,
+                credential=certificates.credential,
+                conditions=conditions,
+                now=loop.time,
+                on_change=on_change,
+            )
+
+        view = NodeStatusView(
+            node_name=self._options.node_name,
+            controller=controller,
+            certificates=certificates,
+            conditions=conditions,
+            now=loop.time,
+        )
+        sessions = Sessions(view=view, node=self._options.node_name)
+        reconciler = Reconciler(
+            tools=tools, conditions=conditions, on_change=self._shown_changed, on_crash=self._crashed
+        )
+        audit = Audit(reconciler, conditions)
+        view.connect(
+            sessions=sessions,
+            reconciler=reconciler,
+            counters=lambda: {
+                "drift_repaired": audit.repaired,
+                "zygote_restarts": ground.supervisor.zygote.restarts,
+            },
+        )
+        sessions.on_change = controller.changed
+        self._refresh = sessions.refresh
+        controller.connect(certificates=certificates, intercepts=sessions.intercepts)
+        controller.take(ground.reading)
+        api = LocalApi(path=self._options.socket, view=view, sessions=sessions)
+
+        tasks = Tasks("node", on_crash=self._crashed)
+        undo.push_async_callback(tasks.aclose)
+        await controller.settle(reconciler)
+        reconciler.start()
+        tasks.start(controller.run(reconciler, sessions.refresh), name="controller")
+        tasks.start(self._source.watch(controller.take), name="manifests")
+        tasks.start(certificates.poll(controller.certificates_in_use), name="certificates")
+        tasks.start(audit.run(), name="audit")
+        try:
+            await api.start()
+            self._log.info("ready", socket=str(self._options.socket), pods=len(controller.inventory.pods))
+            await self._stop.asked.wait()
+        finally:
+            # From here on nothing is steered, whatever happens below.
+            controller.stopping = True
+            reconciler.abandon()
+            self._log.info("draining", targets=len(reconciler.targets()), timeout=controller.settings.drain_timeout)
+            await self._unless_hurried(reconciler.close())
+            await sessions.close("the node daemon stops")
+            await api.aclose()
+
+    async def _unless_hurried(self, closing: Any) -> None:
+        """Wait for the drain, but no longer once a second signal comes or something has crashed."""
+        async with Tasks("drain") as tasks:
+            waiting = {
+                tasks.start(closing, name="targets"),
+                tasks.start(self._stop.hurried.wait(), name="second signal"),
+            }
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+
+    # --- what comes from outside ------------------------------------------------------------------------------------
+
+    def _signalled(self, number: int) -> None:
+        self._log.info("signal", signal=signal.Signals(number).name)
+        if self._stop.asked.is_set():
+            self._stop.hurried.set()
+        self._stop.asked.set()
+
+    def _crashed(self, task: str, error: BaseException) -> None:
+        self._log.error("task crashed", task=task, error=repr(error), exc_info=error)
+        self._stop.crash = self._stop.crash or error
+        self._stop.asked.set()
+        self._stop.hurried.set()
+
+    def _loop_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self._log.error("event loop", message=str(context.get("message")), exc_info=context.get("exception"))
+
+    def _proxy_output(self, line: str) -> None:
+        self._log.warning("pod proxy output", line=line)
+
+    # --- telling sessions -------------------------------------------------------------------------------------------
+
+    def _shown_changed(self) -> None:
+        """Something that is shown has changed: tell the sessions, once for what comes together."""
+        if self._refreshing is None:
+            self._refreshing = asyncio.get_running_loop().call_later(REFRESH_PAUSE, self._refresh_now)
+
+    def _refresh_now(self) -> None:
+        self._refreshing = None
+        self._refresh()
+
+
+def _own_addresses() -> frozenset[IPv4Address | IPv6Address]:
+    """The node's addresses, from which kubelet probes come."""
+    with Netns.open("/proc/self/ns/net") as netns:
+        return frozenset(address for address in addresses(netns) if not address.is_loopback)
+
+
+def _raise_file_limit() -> None:
+    """A target pod takes about ten descriptors, every diverted connection two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,61 @@
+"""Finding a pod's network namespace and making sure that it is this pod's, before anything is attached to it.
+
+Refused are the host's own namespace, whatever led there, and a namespace that carries none of the addresses that are
+stated for the pod. In local mode a manifest may state none: then the pod's addresses are those found inside, without
+loopback and link-local ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from sidestep.model.errors import ConfigurationError, RefusedError
+from sidestep.model.pod import Location, Pod
+from sidestep.netns import Netns, addresses, host_netns_id
+
+Address = IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A verified namespace, the caller's to close, and the pod's addresses."""
+
+    netns: Netns
+    addresses: frozenset[Address]
+
+
+def netns_path(location: Location) -> str:
+    """Where the namespace is to be found; empty when the location names neither a path nor a process."""
+    if location.netns:
+        return location.netns
+    pid = next((location.pids[name] for name in sorted(location.pids)), None)
+    return "" if pid is None else f"/proc/{pid}/ns/net"
+
+
+def locate(pod: Pod) -> Located:
+    """Open and verify. Raises ConfigurationError (nothing there), RefusedError (not this pod's), KernelError."""
+    path = netns_path(pod.location)
+    if not path:
+        raise ConfigurationError(
+            "where does it live? set the annotation sidestep.dev/netns or sidestep.dev/pid", subject=f"pod {pod.key}"
+        )
+    netns = Netns.open(path)
+    try:
+        if netns.id == host_netns_id():
+            raise RefusedError(f"{path} is the host's own network namespace; Sidestep never steers there")
+        found = frozenset(address for address in addresses(netns) if not address.is_loopback)
+        stated = frozenset(pod.ips)
+        if stated and not stated & found:
+            raise RefusedError(
+                f"the network namespace {path} carries none of the pod's addresses ({_listed(stated)}); it has: "
+                f"{_listed(found) or 'none'}"
+            )
+    except BaseException:
+        netns.close()
+        raise
+    return Located(netns, stated or frozenset(address for address in found if not address.is_link_local))
+
+
+def _listed(some: frozenset[Address]) -> str:
+    return ", ".join(sorted(str(address) for address in some)[:8])

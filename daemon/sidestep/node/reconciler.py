@@ -1,0 +1,283 @@
+"""Carrying the plan out: one task per pod, so that no two things are done to a pod at once, and none waits for another.
+
+`apply` takes a plan and wakes the tasks of pods whose part of it changed. A task brings its `Target` in line: makes it,
+changes it, or releases it. What fails is undone by the target, becomes a condition, and is tried again with a growing
+pause; nothing is raised out of here. A release detaches at once and drains in the background, so that the pod can
+become a target again meanwhile.
+
+One tick serves all pods: every `TICK` seconds it looks whether each namespace is still there (a namespace that is held
+open after its pod has gone keeps the veth alive: it is given back within a second), every second tick which apps
+listen. A timer per pod would cost an idle node a measurable part of a core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sidestep.aio.tasks import Tasks
+from sidestep.model.condition import Condition, ConditionType
+from sidestep.model.errors import ConfigurationError, KernelError, RefusedError, SidestepError
+from sidestep.model.pod import NetnsId, PodKey
+from sidestep.node.conditions import Conditions, Source
+from sidestep.node.located import netns_path
+from sidestep.node.planner import Plan, PodPlan
+from sidestep.node.target import Target, Toolbox
+from sidestep.observability.logs import get_logger
+
+TICK = 0.25
+"""Seconds between two looks at the namespaces; every second one also asks which apps listen."""
+
+FIRST_RETRY = 0.1
+LAST_RETRY = 5.0
+"""Seconds before the first retry of what failed, doubling up to the last."""
+
+FIRST_UID = 0x70000000
+"""First user id of pod proxies: far above what anybody assigns, below the 2^31 that some tools cannot read."""
+
+PARALLEL = 8
+"""Targets that are opened at the same time; more would only queue at the zygote."""
+
+
+@dataclass(slots=True)
+class _Worker:
+    """What is wanted of one pod, and what there is."""
+
+    key: PodKey
+    desired: PodPlan | None = None
+    applied: PodPlan | None = None
+    target: Target | None = None
+    gone: bool = False
+    """The pod has ended or its namespace is gone: there is nobody left to drain for."""
+    again: bool = False
+    """Something was to be tried again."""
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    pause: float = FIRST_RETRY
+    retry: asyncio.TimerHandle | None = None
+    problem: str = ""
+
+
+class Reconciler:
+    """All targets of the node. `on_change` is called when what they do may have changed."""
+
+    def __init__(
+        self,
+        *,
+        tools: Callable[[Callable[[PodKey], None]], Toolbox],
+        conditions: Conditions,
+        on_change: Callable[[], None],
+        on_crash: Callable[[str, BaseException], None],
+    ) -> None:
+        self._tools = tools(self._changed)
+        self._conditions = conditions
+        self._on_change = on_change
+        self._tasks = Tasks("reconciler", on_crash=on_crash)
+        self._workers: dict[PodKey, _Worker] = {}
+        self._draining: set[Target] = set()
+        self._uids: set[int] = set()
+        self._opening = asyncio.Semaphore(PARALLEL)
+        self._drain_timeout = 30.0
+        self._closing = False
+        self._log = get_logger("reconciler")
+
+    def start(self) -> None:
+        """Begin to tick."""
+        self._tasks.start(self._tick(), name="tick")
+
+    def apply(self, plan: Plan, *, drain_timeout: float) -> None:
+        """Make this plan the desired state. Returns at once. `drain_timeout` is in seconds."""
+        if self._closing:
+            return
+        self._drain_timeout = drain_timeout
+        for key in self._workers.keys() | plan.pods.keys():
+            if key in plan.waiting:
+                continue
+            desired = plan.pods.get(key)
+            worker = self._workers.get(key)
+            if worker is None:
+                worker = self._workers[key] = _Worker(key)
+                self._tasks.start(self._work(worker), name=str(key))
+            if desired != worker.desired or (desired is None and worker.target is not None):
+                worker.desired = desired
+                worker.gone = worker.gone or (desired is None and key in plan.ended)
+                worker.pause = FIRST_RETRY
+                worker.wake.set()
+
+    def target(self, key: PodKey) -> Target | None:
+        """The target of a pod, while there is one."""
+        worker = self._workers.get(key)
+        return worker.target if worker is not None else None
+
+    def targets(self) -> tuple[Target, ...]:
+        """All targets, sorted by pod; those that only drain are not among them."""
+        return tuple(worker.target for _, worker in sorted(self._workers.items()) if worker.target is not None)
+
+    def problem(self, key: PodKey) -> str:
+        """Why a pod that should be a target is none, or not yet as planned; empty when all is well."""
+        worker = self._workers.get(key)
+        return worker.problem if worker is not None else ""
+
+    def redo(self, key: PodKey) -> None:
+        """A target is not what it should be: make it anew."""
+        worker = self._workers.get(key)
+        if worker is not None and worker.target is not None:
+            worker.target.detach()
+            worker.wake.set()
+
+    async def close(self) -> None:
+        """Unsteer everything at once, let the proxies finish, give everything back. Returns when nothing is left."""
+        self._closing = True
+        targets = [worker.target for worker in self._workers.values() if worker.target is not None]
+        for target in targets:
+            target.detach()
+        self._on_change()
+        await self._tasks.aclose()
+        self._workers.clear()
+        await asyncio.gather(*(target.drain(self._drain_timeout) for target in [*targets, *self._draining]))
+
+    def abandon(self) -> None:
+        """Unsteer everything now, because the daemon is about to end in whatever way. Never raises."""
+        for worker in self._workers.values():
+            if worker.target is not None:
+                worker.target.detach()
+
+    # --- one pod ----------------------------------------------------------------------------------------------------
+
+    async def _work(self, worker: _Worker) -> None:
+        while True:
+            await worker.wake.wait()
+            worker.wake.clear()
+            if worker.retry is not None:
+                worker.retry.cancel()
+                worker.retry = None
+            try:
+                await self._converge(worker)
+            except SidestepError as error:
+                self._failed(worker, error)
+            else:
+                self._state_problem(worker, None)
+                worker.pause = FIRST_RETRY
+                if worker.desired is None and worker.target is None and not worker.wake.is_set():
+                    del self._workers[worker.key]
+                    self._on_change()
+                    return
+            self._on_change()
+
+    async def _converge(self, worker: _Worker) -> None:
+        """Bring the target in line with what is desired. Raises SidestepError."""
+        target, desired = worker.target, worker.desired
+        if target is not None and (desired is None or worker.gone or not target.attached or _moved(target, desired)):
+            target.detach()
+            worker.target = worker.applied = None
+            self._release(target, gone=worker.gone)
+            target = None
+        worker.gone = False
+        if desired is None:
+            return
+        if target is None:
+            target = await self._opened(worker, desired)
+        if worker.applied != desired or worker.again:
+            worker.applied, worker.again = None, False
+            await target.apply(desired, drain_timeout=self._drain_timeout)
+            worker.applied = desired
+        else:
+            target.look()
+
+    async def _opened(self, worker: _Worker, desired: PodPlan) -> Target:
+        target = Target(desired.pod, self._free_uid(), self._tools)
+        try:
+            async with self._opening:
+                await target.open()
+            self._refuse_twin(target)
+        except BaseException:
+            await target.abandon()
+            self._uids.discard(target.uid)
+            raise
+        worker.target = target
+        return target
+
+    def _refuse_twin(self, target: Target) -> None:
+        """Two pods in one namespace would steer each other's ports."""
+        mine = _netns_id(target)
+        for other in self.targets():
+            if other is not target and _netns_id(other) == mine:
+                raise RefusedError(f"its network namespace is that of pod {other.pod.key}, which is a target already")
+
+    def _release(self, target: Target, *, gone: bool) -> None:
+        self._draining.add(target)
+        self._tasks.start(self._drained(target, gone=gone), name=f"drain {target.pod.key}")
+
+    async def _drained(self, target: Target, *, gone: bool) -> None:
+        try:
+            if gone:
+                await target.abandon()
+            else:
+                await target.drain(self._drain_timeout)
+        finally:
+            if target.netns is None:
+                self._draining.discard(target)
+                self._uids.discard(target.uid)
+
+    def _failed(self, worker: _Worker, error: SidestepError) -> None:
+        worker.again = True
+        self._state_problem(worker, error)
+        worker.retry = asyncio.get_running_loop().call_later(worker.pause, worker.wake.set)
+        worker.pause = min(2 * worker.pause, LAST_RETRY)
+
+    def _state_problem(self, worker: _Worker, error: SidestepError | None) -> None:
+        worker.problem = str(error) if error is not None else ""
+        source = Source("target", worker.key)
+        if error is None:
+            self._conditions.state(source, ())
+            return
+        kind = ConditionType.PROXY_CRASH_LOOP
+        if isinstance(error, RefusedError):
+            kind = ConditionType.POD_REFUSED
+        elif isinstance(error, ConfigurationError | KernelError):
+            kind = ConditionType.NETNS_UNAVAILABLE
+        self._conditions.state(source, [Condition(kind, f"pod {worker.key}", str(error))])
+
+    def _free_uid(self) -> int:
+        uid = FIRST_UID
+        while uid in self._uids:
+            uid += 1
+        self._uids.add(uid)
+        return uid
+
+    def _changed(self, key: PodKey) -> None:
+        """A target has changed by itself."""
+        worker = self._workers.get(key)
+        if worker is not None:
+            worker.wake.set()
+
+    # --- the tick ---------------------------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        even = False
+        while True:
+            await asyncio.sleep(TICK)
+            even = not even
+            for worker in list(self._workers.values()):
+                target = worker.target
+                if target is None or not target.attached:
+                    continue
+                if not target.alive():
+                    self._log.info("network namespace gone", pod=str(worker.key))
+                    target.detach()
+                    worker.gone = True
+                    worker.wake.set()
+                elif even:
+                    target.look()
+            for target in [each for each in self._draining if each.netns is not None and not each.alive()]:
+                await target.abandon()
+
+
+def _moved(target: Target, desired: PodPlan) -> bool:
+    """Whether the pod is another one now, or lives elsewhere."""
+    old, new = target.pod, desired.pod
+    return (old.uid, old.ips, netns_path(old.location)) != (new.uid, new.ips, netns_path(new.location))
+
+
+def _netns_id(target: Target) -> NetnsId | None:
+    return target.netns.id if target.netns is not None else None

@@ -1,0 +1,271 @@
+"""What the node shows: the `NodeView` that sessions and the local API ask.
+
+Nothing is kept here. Every answer is put together from what there is: the plan (what should be), the targets (what is),
+the certificates, the conditions. A pod of an intercept is
+
+    active     a port of it is steered, and connections have been seen there
+    attached   a port of it is steered, nothing has come by yet - or nothing ever reaches the hook
+    pending    it will be steered: the proxy starts, no app listens, or what failed is tried again
+    failed     a rule or the pod's own configuration keeps it from being steered
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+from sidestep import __version__
+from sidestep.config.annotations import CertificateSource, SourceKind
+from sidestep.model.condition import Condition
+from sidestep.model.intercept import Intercept
+from sidestep.model.inventory import Inventory
+from sidestep.model.pod import PodKey, Transport
+from sidestep.node.certificates import Certificates
+from sidestep.node.conditions import Conditions
+from sidestep.node.controller import Controller
+from sidestep.node.planner import PodPlan
+from sidestep.node.reconciler import Reconciler
+from sidestep.node.survey import CertificateKey, PodSurvey, PortSurvey, Side
+from sidestep.node.target import Target
+from sidestep.node.view import (
+    CertificateView,
+    ConditionView,
+    InterceptView,
+    NodeStatus,
+    PodView,
+    PortView,
+    StatusView,
+    WorkloadView,
+)
+from sidestep.policy.protocol_choice import PortProtocol, Use
+from sidestep.tunnel.messages import ConditionText, PodState, State
+
+WorkloadName = tuple[str, str, str]
+"""(namespace, kind, name)."""
+
+
+class SessionViews(Protocol):
+    """What is needed of `Sessions`."""
+
+    def views(self) -> tuple[InterceptView, ...]:
+        """All intercepts as shown."""
+
+    def intercepts(self) -> tuple[Intercept, ...]:
+        """All intercepts."""
+
+
+class NodeStatusView:
+    """Implements `NodeView`. `connect` says what it needs that in turn needs a `NodeView`."""
+
+    def __init__(
+        self,
+        *,
+        node_name: str,
+        controller: Controller,
+        certificates: Certificates,
+        conditions: Conditions,
+        now: Callable[[], float],
+    ) -> None:
+        self._node_name = node_name
+        self._controller = controller
+        self._certificates = certificates
+        self._conditions = conditions
+        self._now = now
+        self._began = now()
+
+    def connect(
+        self, *, sessions: SessionViews, reconciler: Reconciler, counters: Callable[[], dict[str, int]]
+    ) -> None:
+        """Once, before anybody asks."""
+        self._sessions = sessions
+        self._reconciler = reconciler
+        self._counters = counters
+
+    def check(self, intercept: Intercept) -> None:
+        """Whether this intercept may begin. Raises RefusedError, ConfigurationError."""
+        self._controller.check(intercept)
+
+    def status(self) -> StatusView:
+        """Everything."""
+        targets = self._reconciler.targets()
+        node = NodeStatus(
+            name=self._node_name,
+            version=__version__,
+            pid=os.getpid(),
+            uptime=round(self._now() - self._began, 3),
+            counters={"target_pods": len(targets), **self._counters()},
+        )
+        return StatusView(
+            node=node,
+            pods=tuple(_pod_view(target) for target in targets),
+            intercepts=self._sessions.views(),
+            conditions=tuple(_condition_view(condition) for condition in self._conditions.all()),
+        )
+
+    def workloads(self) -> tuple[WorkloadView, ...]:
+        """All workloads of this node."""
+        plan, inventory = self._controller.plan, self._controller.inventory
+        surveys: dict[WorkloadName, list[PodSurvey]] = {
+            (key.namespace, key.kind, key.name): [] for key, each in inventory.workloads.items() if not each.owners
+        }
+        for survey in plan.surveys.values():
+            surveys.setdefault(_workload_of(survey), []).append(survey)
+        covering: dict[PodKey, list[str]] = {}
+        for intercept in self._sessions.intercepts():
+            for key in plan.coverage.get(intercept.uid, ()):
+                covering.setdefault(key, []).append(intercept.display)
+        return tuple(self._workload_view(name, found, covering, inventory) for name, found in sorted(surveys.items()))
+
+    def state(self, intercept_uid: str) -> State:
+        """The pods of an intercept, and the conditions that concern it."""
+        plan = self._controller.plan
+        pods = plan.coverage.get(intercept_uid, ())
+        subjects = {f"{each.kind} {each.display}" for each in self._sessions.intercepts() if each.uid == intercept_uid}
+        conditions = [each for each in self._conditions.all() if each.subject in subjects]
+        for key in pods:
+            conditions += self._conditions.of(key)
+        return State(
+            pods=tuple(self._pod_state(intercept_uid, key) for key in pods),
+            conditions=tuple(ConditionText(each.type.value, each.subject, each.text) for each in conditions),
+        )
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _pod_state(self, uid: str, key: PodKey) -> PodState:
+        plan = self._controller.plan
+        if (uid, key) in plan.refusals:
+            return PodState(str(key), "failed", plan.refusals[uid, key])
+        planned = plan.pods.get(key)
+        numbers = _ports_of(planned, uid) if planned is not None else []
+        target = self._reconciler.target(key)
+        problem = self._reconciler.problem(key)
+        if target is None or not numbers:
+            return PodState(str(key), "failed" if problem else "pending", problem)
+        steered = target.steered()
+        waiting = [number for number in numbers if not steered.get(number)]
+        if len(waiting) == len(numbers):
+            no_app = [number for number in waiting if target.waits_for_app(number)]
+            detail = f"nothing listens on port {no_app[0]}" if no_app else problem
+            return PodState(str(key), "pending", detail)
+        return PodState(str(key), "active" if target.seen else "attached", problem)
+
+    def _workload_view(
+        self, name: WorkloadName, surveys: list[PodSurvey], covering: dict[PodKey, list[str]], inventory: Inventory
+    ) -> WorkloadView:
+        ports: dict[tuple[int, Transport], PortView] = {}
+        conditions: list[Condition] = []
+        intercepts: set[str] = set()
+        steered: dict[int, int] = {}
+        for survey in surveys:
+            target = self._reconciler.target(survey.pod.key)
+            for number, families in (target.steered() if target is not None else {}).items():
+                steered[number] = steered.get(number, 0) + bool(families)
+        for survey in surveys:
+            conditions += self._conditions.of(survey.pod.key)
+            intercepts.update(covering.get(survey.pod.key, ()))
+            for each in survey.ports:
+                key = (each.port.number, each.port.transport)
+                if key not in ports:
+                    count = steered.get(each.port.number, 0) if each.port.transport is Transport.TCP else 0
+                    ports[key] = self._port_view(survey, each, inventory, steered_pods=count)
+        return WorkloadView(
+            namespace=name[0],
+            kind=name[1],
+            name=name[2],
+            pods=tuple(survey.pod.key.name for survey in surveys),
+            ports=tuple(view for _, view in sorted(ports.items())),
+            intercepts=tuple(sorted(intercepts)),
+            conditions=tuple(_condition_view(each) for each in dict.fromkeys(conditions)),
+        )
+
+    def _port_view(self, survey: PodSurvey, each: PortSurvey, inventory: Inventory, *, steered_pods: int) -> PortView:
+        protocol = each.protocol
+        leading = tuple(
+            f"{service.name}:{port.number}"
+            for service in inventory.services_of(survey.pod)
+            for port in service.ports
+            if port in each.resolved.service_ports
+        )
+        known = protocol.source if protocol.source != "probing" else "not known yet"
+        text = protocol_text(protocol, each.port.transport)
+        target = self._reconciler.target(survey.pod.key)
+        probed = target.probed.get(each.port.number) if target is not None else None
+        if protocol.tls is Use.PROBE and probed is not None and probed.tls in {"yes", "no"}:
+            known = "probed"
+            text = "https" if probed.tls == "yes" else ("h2c" if probed.http2 == "yes" else "http")
+        return PortView(
+            number=each.port.number,
+            transport=each.port.transport.value,
+            protocol=text,
+            tls=protocol.tls.value,
+            http2=protocol.http2.value,
+            known=known,
+            name=each.port.name,
+            service_ports=leading,
+            certificate=self._certificate_view(survey.pod.key, each),
+            steered_pods=steered_pods,
+        )
+
+    def _certificate_view(self, pod: PodKey, each: PortSurvey) -> CertificateView | None:
+        source = each.tls.downstream
+        held = self._certificates.held(CertificateKey(pod, each.port.number, Side.DOWNSTREAM))
+        if source is None or held is None or held.identity is None:
+            return None
+        identity = held.identity
+        return CertificateView(
+            names=identity.names,
+            expires=f"{identity.not_after:%Y-%m-%dT%H:%M:%SZ}",
+            serial=identity.serial,
+            source=_source_text(source, pod, each.tls.containers),
+        )
+
+
+def protocol_text(protocol: PortProtocol, transport: Transport) -> str:
+    """One word for a port's protocol; a question mark where probing will tell."""
+    if transport is Transport.UDP:
+        return "udp"
+    if not protocol.http_filters:
+        return "tcp"
+    if protocol.tls is Use.ALWAYS:
+        return "https"
+    if protocol.tls is Use.PROBE:
+        return "tls?"
+    return "h2c" if protocol.http2 is Use.ALWAYS else "http"
+
+
+def _source_text(source: CertificateSource, pod: PodKey, containers: tuple[str, ...]) -> str:
+    if source.kind is SourceKind.SECRET:
+        return f"secret {pod.namespace}/{source.value}"
+    return f"path {source.value} of container {containers[0]}" if containers else f"path {source.value}"
+
+
+def _workload_of(survey: PodSurvey) -> WorkloadName:
+    """The outermost controller of a pod, else the pod itself."""
+    pod = survey.pod
+    if pod.owners:
+        return (pod.key.namespace, pod.owners[-1].kind, pod.owners[-1].name)
+    return (pod.key.namespace, "pod", pod.key.name)
+
+
+def _ports_of(planned: PodPlan, uid: str) -> list[int]:
+    return [port.number for port in planned.ports if uid in port.uids]
+
+
+def _pod_view(target: Target) -> PodView:
+    counters: dict[str, int] = {"connections": target.connections}
+    for counts in target.counters.values():
+        for name, total in counts.items():
+            counters[name] = counters.get(name, 0) + total
+    return PodView(
+        namespace=target.pod.key.namespace,
+        name=target.pod.key.name,
+        proxy=target.proxy_state.value if target.proxy_pid is not None or target.attached else "none",
+        proxy_pid=target.proxy_pid or 0,
+        steered=tuple(f"{number}/tcp" for number, families in target.steered().items() if families),
+        counters=counters,
+    )
+
+
+def _condition_view(condition: Condition) -> ConditionView:
+    return ConditionView(condition.type.value, condition.subject, condition.text)
