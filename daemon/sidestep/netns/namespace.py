@@ -26,6 +26,7 @@ from sidestep.model.pod import NetnsId
 Result = TypeVar("Result")
 
 CLONE_NEWNET: Final = 0x40000000
+_OWN: Final = "/proc/self/ns/net"
 _NS_GET_NSTYPE: Final = 0xB703  # ioctl_ns(2)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -50,12 +51,12 @@ class Netns:
         """
         try:
             handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        except (FileNotFoundError, NotADirectoryError, ProcessLookupError, ValueError) as error:
             raise ConfigurationError("no such network namespace", subject="netns", value=path) from error
         except OSError as error:
             raise KernelError("open", error.errno or 0, doing=f"opening the network namespace {path}") from error
         try:
-            if os.fstat(handle).st_dev != host_netns_id().device:  # every namespace is a file of one device, nsfs
+            if os.fstat(handle).st_dev != netns_id(_OWN).device:  # every namespace is a file of one device, nsfs
                 raise ConfigurationError("is not a network namespace", subject="netns", value=path)
             fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError as error:
@@ -89,7 +90,7 @@ class Netns:
         """Whether the path still exists and still leads to this namespace."""
         try:
             return netns_id(self.path) == self.id
-        except ConfigurationError:
+        except (ConfigurationError, KernelError):
             return False
 
     def run(self, function: Callable[[], Result]) -> Result:
@@ -127,16 +128,29 @@ class Netns:
 
 
 def netns_id(path: str) -> NetnsId:
-    """Identity of the file at `path`, opened or not. Raises ConfigurationError when there is none."""
+    """Identity of the file at `path`, opened or not.
+
+    Raises ConfigurationError when there is none, KernelError when the kernel does not let us look (EACCES for a process
+    that has capabilities which we lack, ptrace(2) "ptrace access mode checking").
+    """
     try:
         return _identity(Path(path).stat())
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, ProcessLookupError, ValueError) as error:
         raise ConfigurationError("no such network namespace", subject="netns", value=path) from error
+    except OSError as error:
+        raise KernelError("stat", error.errno or 0, doing=f"looking at the network namespace {path}") from error
 
 
 def host_netns_id() -> NetnsId:
-    """Identity of the node's own network namespace, that of process 1; a pod in it must be refused."""
-    return netns_id("/proc/1/ns/net")
+    """Identity of the node's own network namespace; a pod in it must be refused.
+
+    It is that of process 1. Where the kernel does not let us look at process 1, it is the one this process runs in:
+    without that right there is no hostPID, and the daemon is started on the node itself.
+    """
+    try:
+        return netns_id("/proc/1/ns/net")
+    except KernelError:
+        return netns_id(_OWN)
 
 
 def _identity(status: os.stat_result) -> NetnsId:

@@ -2,13 +2,20 @@
 
 What comes back is data (`CompilerOutput`), bounded in size and time and compared with steering/layout.py before anyone
 uses it. A child that hangs, talks too much or dies is killed and reported in one line; it dies with the daemon.
+
+The child is started by the calling thread (it asks to be killed when that thread ends) and read by another, with
+blocking calls: asyncio's own subprocesses wait for ever for the end of a pipe that they have stopped reading.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import selectors
+import subprocess
 import sys
+import time
 from typing import Final
 
 import msgspec
@@ -30,60 +37,77 @@ CHILD: Final = (sys.executable, "-m", "sidestep.steering.compiler_child")
 _CHUNK: Final = 64 * 1024
 
 
-async def compile_program(*, timeout: float = TIMEOUT, command: tuple[str, ...] = CHILD) -> CompiledProgram:  # noqa: ASYNC109 - it bounds the child, not the caller
+async def compile_program(*, deadline: float = TIMEOUT, command: tuple[str, ...] = CHILD) -> CompiledProgram:
     """Compile the program for this machine.
 
     Raises ConfigurationError, one line that says what to install, when bcc or kernel headers are missing or unusable or
-    the compiler does not end within `timeout` seconds; BugError when the child breaks its contract.
+    the compiler does not end within `deadline` seconds; BugError when the child breaks its contract.
     """
+    process = _start(command)
+    work = asyncio.get_running_loop().run_in_executor(None, _collect, process, deadline)
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=_CHUNK,
+        output, diagnostics = await asyncio.shield(work)
+    except asyncio.CancelledError:
+        process.kill()
+        with contextlib.suppress(BugError, ConfigurationError):
+            await work
+        raise
+    return _result(output, diagnostics, process.returncode)
+
+
+def _start(command: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            command,
+            bufsize=0,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
     except OSError as error:
         raise ConfigurationError(f"cannot start the compiler: {error.strerror}", subject="steering") from error
+
+
+def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bytes]:
+    """Standard output and error until both end; the child is dead and reaped afterwards, whatever happened."""
     if process.stdout is None or process.stderr is None:
         raise BugError("the compiler child has no pipes")
-    try:
-        async with asyncio.timeout(timeout):
-            output, diagnostics, status = await asyncio.gather(
-                _read(process.stdout, MAX_OUTPUT, fatal=True),
-                _read(process.stderr, MAX_DIAGNOSTICS, fatal=False),
-                process.wait(),
-            )
-    except TimeoutError as error:
-        raise ConfigurationError(f"the compiler did not end within {timeout:g} s", subject="steering") from error
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-    return _result(output, diagnostics, status)
-
-
-async def _read(stream: asyncio.StreamReader, limit: int, *, fatal: bool) -> bytes:
-    kept = bytearray()
-    while chunk := await stream.read(_CHUNK):
-        kept += chunk[: max(0, limit - len(kept) + 1)]
-        if fatal and len(kept) > limit:
-            raise BugError(f"the compiler child printed more than {limit} bytes")
-    return bytes(kept[:limit])
+    output, diagnostics = bytearray(), bytearray()
+    end = time.monotonic() + deadline
+    with process, selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ, output)
+        selector.register(process.stderr, selectors.EVENT_READ, diagnostics)
+        try:
+            while selector.get_map():
+                ready = selector.select(max(0.0, end - time.monotonic()))
+                if not ready or time.monotonic() > end:
+                    raise ConfigurationError(f"the compiler did not end within {deadline:g} s", subject="steering")
+                for key, _ in ready:
+                    chunk = os.read(key.fd, _CHUNK)
+                    if not chunk:
+                        selector.unregister(key.fileobj)
+                    elif key.data is output:
+                        output += chunk
+                    else:
+                        diagnostics += chunk[: MAX_DIAGNOSTICS - len(diagnostics)]
+                if len(output) > MAX_OUTPUT:
+                    raise BugError(f"the compiler child printed more than {MAX_OUTPUT} bytes")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, end - time.monotonic()))
+        finally:
+            process.kill()
+    return bytes(output), bytes(diagnostics)
 
 
 def _result(output: bytes, diagnostics: bytes, status: int) -> CompiledProgram:
+    text = diagnostics.decode(errors="replace")
     try:
         answer = msgspec.msgpack.decode(output, type=CompilerOutput)
     except msgspec.MsgspecError as error:
-        lines = diagnostics.decode(errors="replace").strip().splitlines()
-        raise BugError(
-            f"the compiler child ended with status {status}: {lines[-1] if lines else 'no output'}"
-        ) from error
+        last = next(reversed(text.strip().splitlines()), "no output")[:300]
+        raise BugError(f"the compiler child ended with status {status}: {last}") from error
     if answer.error:
-        problem = first_problem(diagnostics.decode(errors="replace"))
+        problem = first_problem(text)
         raise ConfigurationError(answer.error + (f": {problem}" if problem else ""), subject="steering")
     return checked(answer)
 
