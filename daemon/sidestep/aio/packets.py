@@ -12,7 +12,6 @@ An empty packet is indistinguishable from the end of the stream and is treated a
 from __future__ import annotations
 
 import array
-import errno
 import fcntl
 import os
 import socket
@@ -50,8 +49,6 @@ def send_packet(sock: socket.socket, data: bytes, fd: int | None = None) -> bool
     except (BrokenPipeError, ConnectionError) as error:
         raise ChannelClosed("the control channel is closed") from error
     except OSError as error:
-        if error.errno in (errno.ENOBUFS, errno.ETOOMANYREFS):
-            return False
         raise KernelError("sendmsg", error.errno or 0, doing="sending a control message") from error
     return True
 

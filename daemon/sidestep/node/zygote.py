@@ -26,6 +26,7 @@ from sidestep.aio.process import Process
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, KernelError, SidestepError
 from sidestep.node.backoff import Backoff, CrashHistory
+from sidestep.node.desired import ProxyError
 from sidestep.proxy.control import Codec, FromZygoteUnion
 from sidestep.proxy.messages import VERSION, Ack, Hello, Message, Spawn, Spawned
 
@@ -59,6 +60,7 @@ class Zygote:
         self._tasks = Tasks("zygote")
         self._starting = asyncio.Lock()
         self._instance: _Instance | None = None
+        self._ending: set[_Instance] = set()
         self._closing = False
         self.restarts = 0
 
@@ -82,14 +84,16 @@ class Zygote:
         )
         if isinstance(answer, Spawned) and fd is not None:
             return Process(answer.pid, fd)
-        raise KernelError("fork", 11, doing=answer.error) if isinstance(answer, Ack) else BugError("no such answer")
+        raise ProxyError("start", answer.error if isinstance(answer, Ack) else "the zygote gave no answer of use")
 
     async def aclose(self) -> None:
         """End the zygote; proxies live on."""
         self._closing = True
         await self._tasks.aclose()
         if self._instance is not None:
-            instance, self._instance = self._instance, None
+            self._ending.add(self._instance)
+            self._instance = None
+        for instance in self._ending:
             await instance.end()
 
     async def _ready(self) -> _Instance:
@@ -104,6 +108,7 @@ class Zygote:
         if instance is self._instance:
             self._instance = None
             self.restarts += 1
+        self._ending.add(instance)
         if not self._closing:
             self._tasks.start(self._replace(instance), name="replace")
 
@@ -111,6 +116,7 @@ class Zygote:
         loop = asyncio.get_running_loop()
         lived = loop.time() - lost.started
         await lost.end()
+        self._ending.discard(lost)
         while not self._closing:
             await asyncio.sleep(self._history.crashed(loop.time(), lived=lived).pause)
             lived = 0.0

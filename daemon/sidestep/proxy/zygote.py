@@ -71,6 +71,7 @@ class Zygote:
         gc.collect()
         gc.freeze()
         while True:
+            self._poll.modify(self._channel, select.POLLIN | (select.POLLOUT if self._channel.pending else 0))
             for fd, _ in self._poll.poll():
                 if fd in self._children:
                     self._reap(fd)
@@ -97,7 +98,12 @@ class Zygote:
         if pid == 0:
             _child(fd, self._worker, self._trust_store, self._program)
         # Not reaped yet, whatever became of it: the number is still its own.
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
         self._children[pidfd] = (pid, spawn.name)
         self._poll.register(pidfd, select.POLLIN)
         self._channel.send(Spawned(spawn.seq, pid), pidfd)

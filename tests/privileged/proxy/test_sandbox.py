@@ -13,6 +13,7 @@ import platform
 import signal
 import socket
 import ssl
+import subprocess
 import time
 from pathlib import Path
 
@@ -51,6 +52,16 @@ def inside(code: str) -> object:
             return await it.run(code)
 
     return asyncio.run(run())
+
+
+def ip(*words: str, check: bool = True) -> None:
+    """Run ip(8)."""
+    subprocess.run(["ip", *words], check=check, capture_output=True, timeout=10)
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file."""
+    return Path(path).exists()
 
 
 def owner_of(path: str) -> int:
@@ -348,6 +359,26 @@ def test_a_namespace_with_a_proxy_in_it_is_freed_at_once():
             assert children_of(zygote) == [] or all(state == "Z" for _, state in children_of(zygote))
             assert _holders(inode) == []
         assert open_descriptors() <= before + 3  # the event loop's own
+
+    asyncio.run(look())
+
+
+def test_a_named_namespace_and_its_veth_can_be_deleted_while_proxies_of_others_live():
+    """A proxy's mount namespace began as a copy of the node's, bind mounts of /run/netns among them."""
+    name, outer = f"sdD-{os.getpid()}", f"sdDv{os.getpid()}"
+
+    async def look() -> None:
+        ip("netns", "add", name)
+        try:
+            ip("link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", name)
+            async with scene() as it:
+                assert await it.run("result = 1") == 1
+                ip("netns", "delete", name)
+                gone = f"/sys/class/net/{outer}"
+                await until(lambda: not exists(gone), within=5, what="the veth to go")
+                assert it.proxy.restarts == 0
+        finally:
+            ip("netns", "delete", name, check=False)
 
     asyncio.run(look())
 
