@@ -9,6 +9,7 @@ What the shell does
     receive_eof(leg)     the peer finished sending (FIN, close_notify); it may still read
     opened(leg)          a leg from `opening` is connected (a handler leg: the handler's end too)
     refused(leg)         a leg from `opening` could not be connected; the leg is dead
+    drained(leg)         `leg.out`, which could not be written at once, is written to the end
     lost(leg)            the leg broke (reset, TLS error, timeout); nothing more goes in or out of it
     expired(now)         `deadline` has passed
   and after each call: opens every leg it finds in `opening` (and empties that list), writes `leg.out` of every leg in
@@ -149,6 +150,9 @@ class Relay:
 
     def expired(self, now: float) -> None:
         """Learn that `deadline` has passed. `now` is monotonic seconds."""
+
+    def drained(self, leg: Leg) -> None:
+        """Learn that everything queued towards a leg was written after it had been held up."""
 
     def reads(self, leg: Leg) -> bool:
         """Whether the shell should read from this leg now."""

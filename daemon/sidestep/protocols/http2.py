@@ -109,6 +109,9 @@ class Http2Limits:
     """Bytes of the memo of decoded header blocks, one per process."""
 
 
+DEFAULT_LIMITS: Final = Http2Limits()
+
+
 class Http2Error(PeerError):
     """A connection error (section 5.4.1). `label` is a short stable reason, a metric label."""
 

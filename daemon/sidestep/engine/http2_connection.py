@@ -1,0 +1,124 @@
+"""The parts of one relayed HTTP/2 connection, and the state they share.
+
+    FromClient  reads the client: frames to the app, requests that a rule wants to `Diversion`
+    FromApp     reads the app: frames to the client
+    ToClient    writes the client: the app's frames, ours at their boundaries, the connection window
+    Diversion   exchanges and the HTTP/2 connections to handlers (`Link`) on which they are answered
+    Streams     whose each stream id is
+
+`mixed` is false until the first stream is diverted, and true ever after. While it is false both directions carry the
+original bytes and the connection can become a wire at any point; every entry of the parts' own docstrings that says
+"once diverted" means `mixed`.
+
+SETTINGS belong to their sender and hold from the other side's ACK on: `_client_settings` are those of the client that
+the app has not acknowledged yet (they bind what is injected), `_app_settings` those of the app (they bind the client's
+HPACK encoder, which is decoded here).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from sidestep.engine.http2_diversion import Diversion
+from sidestep.engine.http2_from_app import FromApp
+from sidestep.engine.http2_from_client import FromClient
+from sidestep.engine.http2_streams import CLIENT_ENDED, Streams
+from sidestep.engine.http2_to_client import ToClient
+from sidestep.protocols.hpack import Memo
+from sidestep.protocols.http2 import DEFAULT_LIMITS, ErrorCode, Http2Error, Setting
+
+if TYPE_CHECKING:
+    from sidestep.engine.relay import Relay
+    from sidestep.policy.route import SteeredPort
+    from sidestep.protocols.http2 import Http2Limits
+
+Entries = tuple[tuple[int, int], ...]
+
+REQUESTS: Final = Memo(DEFAULT_LIMITS.memo)
+"""Request blocks seen by any connection of this process: a pure cache, bounded in bytes."""
+
+
+class Connection:
+    """See the module."""
+
+    __slots__ = (
+        "_app_settings",
+        "_client_settings",
+        "app",
+        "app_over",
+        "client",
+        "diversion",
+        "from_app",
+        "from_client",
+        "limits",
+        "memo",
+        "mixed",
+        "port",
+        "streams",
+        "to_client",
+    )
+
+    def __init__(self, relay: Relay, port: SteeredPort, limits: Http2Limits) -> None:
+        self.port = port
+        self.limits = limits
+        self.memo = REQUESTS if limits is DEFAULT_LIMITS else Memo(limits.memo)
+        self.client = relay.client
+        self.app = relay.app
+        self.mixed = False
+        self.app_over = False
+        """The app has finished sending, or is lost."""
+        self.streams = Streams(limits.remembered)
+        self.to_client = ToClient(relay.client)
+        self.from_client = FromClient(self)
+        self.from_app = FromApp(self)
+        self.diversion = Diversion(relay, self)
+        self._client_settings: deque[Entries] = deque()
+        self._app_settings: deque[Entries] = deque()
+
+    def to_app(self, data: bytes) -> None:
+        """Write to the app, unless it is over."""
+        if data and not self.app.ending:
+            self.app.write(data)
+
+    def write_to_client(self, data: bytes, *, middle: bool) -> None:
+        """Write bytes of the app; `middle` when they end inside a frame or header block."""
+        if data:
+            self.client.write(data)
+        self.to_client.middle = middle
+
+    def may_divert(self, stream: int) -> bool:
+        """Whether a response to this new stream can still be injected."""
+        goaway = self.streams.goaway
+        return not self.client.ending and not self.app_over and (goaway is None or stream <= goaway)
+
+    def client_settings(self, entries: Entries) -> None:
+        """SETTINGS of the client pass. Raises Http2Error when too many wait for their ACK."""
+        self._remember(self._client_settings, entries)
+
+    def app_settings(self, entries: Entries) -> None:
+        """SETTINGS of the app pass. Raises Http2Error when too many wait for their ACK."""
+        self._remember(self._app_settings, entries)
+
+    def _remember(self, pending: deque[Entries], entries: Entries) -> None:
+        if len(pending) >= self.limits.pending_settings:
+            raise Http2Error("h2-settings", ErrorCode.ENHANCE_YOUR_CALM)
+        pending.append(entries)
+
+    def app_acknowledged(self) -> None:
+        """The app's ACK of the client's oldest SETTINGS passes. Raises Http2Error on a window overflow."""
+        if self._client_settings:
+            self.to_client.apply(self._client_settings.popleft(), self.streams.exchanges)
+
+    def client_acknowledged(self) -> None:
+        """The client's ACK of the app's oldest SETTINGS passes."""
+        if self._app_settings:
+            for key, value in self._app_settings.popleft():
+                if key == Setting.HEADER_TABLE_SIZE:
+                    self.from_client.allow(value)
+
+    def upgraded(self, entries: Entries) -> None:
+        """The connection began as HTTP/1.1: stream 1 is the app's, the client's SETTINGS came with its request."""
+        self.to_client.apply(entries, {})
+        self.streams.highest = 1
+        self.streams.relayed[1] = CLIENT_ENDED

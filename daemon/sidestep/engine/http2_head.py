@@ -1,0 +1,140 @@
+"""The head of an HTTP/2 request: read for matching, judged for diverting (RFC 9113 section 8).
+
+What cannot be read with certainty is not matched: the app gets it, and answers it as it would without us. Reading is
+lenient and cheap, because it is done for every request; whether a request is *sound* - what an HTTP/2 server must
+accept - is asked only when a rule wants to divert it, so that no ambiguity reaches the handler. A `Head` is kept as the
+note of its decoded block, with the decision of the newest route: a repeated block costs neither.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from sidestep.policy.route import TO_APP, Decision, Fields, Route
+from sidestep.protocols.hpack import Block
+
+_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
+_BAD_VALUE: Final = re.compile(rb"[\x00\r\n]|\A[ \t]|[ \t]\Z").search
+_LENGTH: Final = re.compile(rb"[0-9]{1,18}").fullmatch
+_STATUS: Final = re.compile(rb"[1-9][0-9][0-9]").fullmatch
+_PSEUDO: Final = frozenset((b":method", b":scheme", b":authority", b":path", b":protocol"))
+_CONNECTION_SPECIFIC: Final = frozenset(
+    (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade")
+)
+NONE: Final = -1
+
+
+class Head:
+    """Method, path, authority and fields of a request, and what the newest route made of it."""
+
+    __slots__ = ("_decision", "_route", "authority", "fields", "method", "path", "pseudo", "readable", "regular")
+
+    def __init__(self, fields: tuple[tuple[bytes, bytes], ...]) -> None:
+        pseudo: dict[bytes, bytes] = {}
+        count = 0
+        for name, value in fields:
+            if name[:1] != b":":
+                break
+            pseudo[name] = value
+            count += 1
+        self.regular = regular = fields[count:]
+        self.pseudo = pseudo
+        self.method = pseudo.get(b":method", b"")
+        self.path = pseudo.get(b":path", b"")
+        self.authority = pseudo.get(b":authority", b"")
+        self.readable = len(pseudo) == count and self.method != b""
+        self.fields: Fields = regular
+        extra: list[tuple[bytes, bytes]] = []
+        crumbs = []
+        for name, value in regular:
+            if name == b"cookie":
+                crumbs.append(value)
+            elif name == b"host" and self.authority and value != self.authority:
+                self.readable = False  # two answers to one question
+        if len(crumbs) > 1:
+            extra.append((b"cookie", b"; ".join(crumbs)))  # as HTTP/1 would show it (section 8.2.3)
+        if self.authority:
+            extra.append((b"host", self.authority))
+        if extra:
+            self.fields = (*regular, *extra)
+        self._route: Route | None = None
+        self._decision = TO_APP
+
+    def decide(self, route: Route) -> Decision:
+        """What the route does with this request; remembered until the route is another."""
+        if self._route is not route:
+            self._decision = self._ask(route)
+            self._route = route
+        return self._decision
+
+    def _ask(self, route: Route) -> Decision:
+        if not self.readable:
+            return TO_APP
+        decision = route.decide(self.method, self.path, self.fields)
+        if decision is not TO_APP and not self.is_sound():
+            return TO_APP
+        return decision
+
+    def is_sound(self) -> bool:
+        """Whether a strict HTTP/2 server accepts this request (sections 8.2, 8.3; RFC 8441 section 4)."""
+        pseudo = self.pseudo
+        if not self.readable or not _PSEUDO.issuperset(pseudo) or not are_sound(self.regular):
+            return False
+        if any(_BAD_VALUE(value) or b" " in value for value in pseudo.values()):
+            return False
+        if self.method == b"CONNECT" and b":protocol" not in pseudo:
+            return self.authority != b"" and b":scheme" not in pseudo and b":path" not in pseudo
+        if b":protocol" in pseudo and (self.method != b"CONNECT" or not self.authority):
+            return False
+        return bool(pseudo.get(b":scheme")) and self.path != b""
+
+    @property
+    def is_extended_connect(self) -> bool:
+        """Whether this is a CONNECT of RFC 8441."""
+        return b":protocol" in self.pseudo
+
+    @property
+    def is_grpc(self) -> bool:
+        """Whether the client waits for a grpc-status."""
+        return any(name == b"content-type" and value.startswith(b"application/grpc") for name, value in self.regular)
+
+
+def head_of(block: Block) -> Head:
+    """The head of a decoded request block, made once."""
+    head: Head | None = block.note
+    if head is None:
+        head = block.note = Head(block.fields)
+    return head
+
+
+def are_sound(fields: Fields) -> bool:
+    """Whether these are well-formed fields of a request, a response or a trailer section, without pseudo-fields."""
+    lengths = set()
+    for name, value in fields:
+        if not _NAME(name) or _BAD_VALUE(value) or name in _CONNECTION_SPECIFIC:
+            return False
+        if name == b"te" and value != b"trailers":
+            return False
+        if name == b"content-length":
+            if not _LENGTH(value):
+                return False
+            lengths.add(value)
+    return len(lengths) < 2
+
+
+def status_of(block: Block) -> int:
+    """The status of a response block, 0 for a sound trailer section, NONE for anything else; made once."""
+    status: int | None = block.note
+    if status is None:
+        status = block.note = _status(block.fields)
+    return status
+
+
+def _status(fields: tuple[tuple[bytes, bytes], ...]) -> int:
+    if fields and fields[0][0] == b":status":
+        value = fields[0][1]
+        if _STATUS(value) and are_sound(fields[1:]):
+            return int(value)
+        return NONE
+    return 0 if are_sound(fields) else NONE

@@ -1,0 +1,151 @@
+"""Frames of the app that wait because diverted responses have spent the client's connection window.
+
+What waits, and what overtakes: DATA waits for the window. Behind it wait, in order, the frames of the same stream that
+end it (its trailers, its RST_STREAM) and, once a header block waits, every later header block: the client's HPACK table
+must see blocks in the app's order. All else overtakes - SETTINGS, PING, WINDOW_UPDATE, GOAWAY, other streams' headers -
+so that an upload, or a stream that needs no window, does not stall behind a download.
+
+A frame that fits is written as it came. One that does not is cut at the window, so that a client that waits for its
+window to be used up before it gives more is not waited for in turn; its padding travels with the last piece.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from sidestep.protocols.http2 import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    FRAME,
+    HEADER,
+    PADDED,
+    RST_STREAM,
+    Http2Error,
+    frame,
+)
+
+
+class _Held:
+    """A waiting frame, or a header block with its CONTINUATIONs. `missing` payload bytes are still to come."""
+
+    __slots__ = ("flags", "is_data", "missing", "offset", "open_block", "payload", "prefix", "stream")
+
+    def __init__(self, kind: int, flags: int, stream: int, length: int) -> None:
+        self.is_data = kind == DATA
+        self.flags = flags
+        self.stream = stream
+        self.missing = length
+        self.prefix = HEADER.pack(length >> 8, length & 0xFF, kind, flags, stream)
+        self.payload = bytearray()
+        self.offset = 0
+        """Bytes of the payload that have been written in frames of ours."""
+        self.open_block = not self.is_data and kind != RST_STREAM and not flags & END_HEADERS
+
+    def add_frame(self, flags: int, length: int) -> None:
+        """A CONTINUATION of this block begins."""
+        self.payload += HEADER.pack(length >> 8, length & 0xFF, CONTINUATION, flags, self.stream)
+        self.missing = length
+        self.open_block = not flags & END_HEADERS
+
+
+class AppQueue:
+    """The waiting frames in order. `size` is what they hold (bytes), `blocks` how many are header blocks."""
+
+    __slots__ = ("_items", "_streams", "blocks", "size")
+
+    def __init__(self) -> None:
+        self._items: deque[_Held] = deque()
+        self._streams: dict[int, int] = {}
+        self.blocks = 0
+        self.size = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the frame begun last is a header block that goes on in a CONTINUATION."""
+        return bool(self._items) and self._items[-1].open_block
+
+    def takes(self, kind: int, stream: int) -> bool:
+        """Whether a frame other than DATA with a length must wait here."""
+        if stream in self._streams:
+            return True
+        return kind not in (DATA, RST_STREAM) and self.blocks > 0
+
+    def begin(self, kind: int, flags: int, stream: int, length: int) -> None:
+        """A frame whose header has come waits; its payload follows by `feed`."""
+        if kind == CONTINUATION:
+            self._items[-1].add_frame(flags, length)
+            return
+        self._items.append(_Held(kind, flags, stream, length))
+        self._streams[stream] = self._streams.get(stream, 0) + 1
+        if kind not in (DATA, RST_STREAM):
+            self.blocks += 1
+
+    def feed(self, data: bytes) -> None:
+        """Payload of the frame begun last."""
+        item = self._items[-1]
+        item.payload += data
+        item.missing -= len(data)
+        self.size += len(data)
+
+    def flush(self, window: int, out: list[bytes]) -> int:
+        """Append to `out` what may be written; the window left."""
+        items = self._items
+        while items:
+            item = items[0]
+            if item.is_data:
+                done, window = _cut(item, window, out)
+            else:
+                done = not item.missing and not item.open_block
+                if done:
+                    out.append(item.prefix + bytes(item.payload))
+            if not done:
+                break
+            self._pop()
+        self.size = sum(len(item.payload) - item.offset for item in items)
+        return window
+
+    def _pop(self) -> None:
+        item = self._items.popleft()
+        count = self._streams.pop(item.stream) - 1
+        if count:
+            self._streams[item.stream] = count
+        if not item.is_data and item.prefix[3] != RST_STREAM:
+            self.blocks -= 1
+
+
+def _cut(item: _Held, window: int, out: list[bytes]) -> tuple[bool, int]:
+    """Write as much of a waiting DATA frame as the window takes: (whether all is written, the window left)."""
+    payload = item.payload
+    if not item.offset and not item.missing and len(payload) <= max(window, 0):
+        out.append(item.prefix + bytes(payload))
+        return True, window - len(payload)
+    length = len(payload) + item.missing
+    padding = 0
+    if item.flags & PADDED:
+        if not payload:
+            return False, window
+        padding = 1 + payload[0]
+        if padding > length:
+            raise Http2Error("h2-padding")
+        item.offset = item.offset or 1
+    stop = length - max(padding - 1, 0)
+    while window > 0:
+        size = min(window, FRAME, min(len(payload), stop) - item.offset)
+        if size <= 0:
+            break
+        ends = item.offset + size == stop and not padding
+        piece = bytes(payload[item.offset : item.offset + size])
+        out.append(frame(DATA, item.flags & END_STREAM if ends else 0, item.stream, piece))
+        item.offset += size
+        window -= size
+        if ends:
+            return True, window
+    if padding and item.offset == stop and not item.missing and padding <= window:
+        out.append(frame(DATA, item.flags, item.stream, bytes((padding - 1,)) + bytes(padding - 1)))
+        return True, window - padding
+    return False, window

@@ -1,0 +1,344 @@
+"""Independent HTTP/2 endpoints (the `h2` library) around an `Http2Relay`, and a shell that moves bytes in any chunks.
+
+`Endpoint` is a client or a server that does what its plans say within the windows it is given; it raises on anything
+that `h2` takes for a violation. `Shell` plays `sidestep.proxy`: it opens legs, reads while the relay reads, writes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+import h2.settings
+
+from sidestep.engine.http2 import Http2Relay
+from sidestep.engine.relay import Ending, Leg, Role
+from sidestep.policy.route import Route, Rule, SteeredPort
+from sidestep.protocols.http2 import DEFAULT_LIMITS, Http2Limits
+
+Fields = list[tuple[bytes, bytes]]
+MATCH = (b"x-dev", b"me")
+
+
+def rule(uid: str = "u1", match: tuple[bytes, bytes] = MATCH) -> Rule:
+    return Rule(uid, f"shop/{uid}", lambda method, path, fields: match in fields)
+
+
+@dataclass
+class Message:
+    """One side of a stream, as planned or as seen."""
+
+    head: Fields = field(default_factory=list)
+    informational: list[Fields] = field(default_factory=list)
+    pieces: list[bytes] = field(default_factory=list)
+    trailers: Fields | None = None
+    padding: int | None = None
+    ended: bool = False
+    reset: int | None = None
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.pieces)
+
+
+def plain(fields: Iterable) -> Fields:
+    return [(bytes(name), bytes(value)) for name, value in fields]
+
+
+class Endpoint:
+    """A client (`answer` is None) or a server that answers each request with `answer(request head)`."""
+
+    def __init__(
+        self,
+        *,
+        answer: Callable[[Fields], Message] | None = None,
+        settings: dict[int, int] | None = None,
+        patience: float = 0.0,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.answer = answer
+        self.patience = patience
+        self.rng = rng or random.Random(0)
+        config = h2.config.H2Configuration(client_side=answer is None, header_encoding=None)
+        self.conn = h2.connection.H2Connection(config)
+        if settings:
+            self.conn.local_settings = h2.settings.Settings(client=answer is None, initial_values=settings)
+        self.seen: dict[int, Message] = {}
+        self.sending: dict[int, deque] = {}
+        self.owed: list[tuple[int, int]] = []
+        self.goaways: list[tuple[int, int]] = []
+        self.dead = False
+        self.next_id = 1
+        self.unopened: deque[int] = deque()
+        """Client streams that have ids and have not begun: they begin in order."""
+        self.conn.initiate_connection()
+
+    # --- sending
+
+    def send(self, plan: Message, stream: int | None = None) -> int:
+        if stream is None:
+            stream = self.next_id
+            self.next_id += 2
+            self.unopened.append(stream)
+        steps: deque = deque()
+        steps.extend(("headers", fields, False) for fields in plan.informational)
+        last = not plan.pieces and plan.trailers is None and plan.ended
+        steps.append(("headers", plan.head, last))
+        for index, piece in enumerate(plan.pieces):
+            ends = plan.ended and plan.trailers is None and index == len(plan.pieces) - 1
+            steps.append(("data", piece, ends, plan.padding))
+        if plan.trailers is not None:
+            steps.append(("headers", plan.trailers, True))
+        if plan.reset is not None:
+            steps.append(("reset", plan.reset))
+        self.sending[stream] = steps
+        return stream
+
+    def work(self) -> bool:
+        """Send something of something; whether anything moved."""
+        moved = False
+        streams = list(self.sending)
+        self.rng.shuffle(streams)
+        for stream in streams:
+            steps = self.sending.get(stream)
+            if steps is None:
+                continue
+            try:
+                while steps and self._step(stream, steps):
+                    moved = True
+                    if self.rng.random() < 0.3:
+                        break
+            except h2.exceptions.StreamClosedError:
+                steps.clear()
+            except h2.exceptions.TooManyStreamsError:
+                continue
+            if not steps:
+                self.sending.pop(stream, None)
+        if self.rng.random() >= self.patience or not moved:
+            moved |= self.give()
+        return moved
+
+    def _step(self, stream: int, steps: deque) -> bool:
+        step = steps[0]
+        if step[0] == "headers":
+            if stream in self.unopened:
+                busy = self.conn.open_outbound_streams >= self.conn.remote_settings.max_concurrent_streams
+                if busy or self.unopened[0] != stream:
+                    return False
+                self.unopened.popleft()
+            self.conn.send_headers(stream, step[1], end_stream=step[2])
+        elif step[0] == "reset":
+            self.conn.reset_stream(stream, step[1])
+        else:
+            _, piece, ends, padding = step
+            room = min(self.conn.local_flow_control_window(stream), self.conn.max_outbound_frame_size)
+            extra = 0 if padding is None else padding + 1
+            if len(piece) + extra > room:
+                size = room - extra
+                if size <= 0:
+                    return False
+                self.conn.send_data(stream, piece[:size], pad_length=padding)
+                steps[0] = ("data", piece[size:], ends, padding)
+                return True
+            self.conn.send_data(stream, piece, end_stream=ends, pad_length=padding)
+        steps.popleft()
+        return True
+
+    def give(self) -> bool:
+        """Give back the windows of what was read."""
+        owed, self.owed = self.owed, []
+        for stream, size in owed:
+            if size:
+                try:
+                    self.conn.acknowledge_received_data(size, stream)
+                except h2.exceptions.StreamClosedError:
+                    pass
+        return bool(owed)
+
+    # --- receiving
+
+    def feed(self, data: bytes) -> None:
+        for event in self.conn.receive_data(data):
+            self._on(event)
+
+    def _on(self, event: h2.events.Event) -> None:
+        stream = getattr(event, "stream_id", 0)
+        message = self.seen.setdefault(stream, Message()) if stream else Message()
+        match event:
+            case h2.events.RequestReceived():
+                message.head = plain(event.headers)
+                plan = self.answer(message.head)
+                self.send(plan, stream)
+            case h2.events.ResponseReceived():
+                assert not message.head
+                message.head = plain(event.headers)
+            case h2.events.InformationalResponseReceived():
+                message.informational.append(plain(event.headers))
+            case h2.events.TrailersReceived():
+                message.trailers = plain(event.headers)
+            case h2.events.DataReceived():
+                message.pieces.append(event.data)
+                self.owed.append((stream, event.flow_controlled_length))
+            case h2.events.StreamEnded():
+                message.ended = True
+            case h2.events.StreamReset():
+                message.reset = int(event.error_code)
+                self.sending.pop(stream, None)
+            case h2.events.ConnectionTerminated():
+                self.goaways.append((event.last_stream_id, int(event.error_code)))
+            case _:
+                pass
+
+    def take(self) -> bytes:
+        return self.conn.data_to_send()
+
+
+class Shell:
+    """What the proxy does around a relay, with endpoints for sockets."""
+
+    def __init__(
+        self,
+        client: Endpoint,
+        app: Endpoint | None,
+        *,
+        handler: Callable[[Rule], Endpoint | None] = lambda rule: None,
+        second: Callable[[], Endpoint | None] = lambda: None,
+        rules: tuple[Rule, ...] = (rule(),),
+        limits: Http2Limits = DEFAULT_LIMITS,
+        rng: random.Random | None = None,
+        chunk: int = 1 << 20,
+    ) -> None:
+        self.rng = rng or random.Random(0)
+        self.chunk = chunk
+        self.port = SteeredPort(80, Route(rules))
+        self.relay = Http2Relay(self.port, tls=False, limits=limits)
+        self.limits = limits
+        self.client = client
+        self.app = app
+        self.handler = handler
+        self.second = second
+        self.handlers: list[Endpoint] = []
+        self.seconds: list[Endpoint] = []
+        self.to_relay: dict[Leg, bytearray] = {}
+        self.ends: dict[Leg, Endpoint] = {self.relay.client: client}
+        self.sent: dict[Leg, bytearray] = {}
+        """Every byte the relay wrote to a leg."""
+        self.got: dict[Leg, bytearray] = {}
+        """Every byte the relay was given from a leg."""
+        self.diverted: list[bytes] = []
+        self.check: Callable[[], None] = lambda: None
+
+    def _cut(self, data: bytearray) -> bytes:
+        size = min(len(data), self.rng.randint(1, self.chunk))
+        piece = bytes(data[:size])
+        del data[:size]
+        return piece
+
+    def _open(self) -> bool:
+        relay = self.relay
+        opening, relay.opening = relay.opening, []
+        for leg in opening:
+            if leg is relay.app:
+                end = self.app
+            elif leg.role is Role.APP:
+                end = self.second()
+                if end is not None:
+                    self.seconds.append(end)
+            else:
+                end = self.handler(leg.rule)
+                if end is not None:
+                    self.handlers.append(end)
+            if end is None:
+                relay.refused(leg)
+            else:
+                self.ends[leg] = end
+                relay.opened(leg)
+        return bool(opening)
+
+    def step(self) -> bool:
+        """Let every party do something; whether anything moved."""
+        relay = self.relay
+        moved = False
+        legs = list(self.ends)
+        self.rng.shuffle(legs)
+        for leg in legs:
+            end = self.ends[leg]
+            moved |= not end.dead and end.work()
+            incoming = self.to_relay.setdefault(leg, bytearray())
+            incoming += end.take()
+            if incoming and relay.reads(leg) and not relay.done:
+                data = self._cut(incoming)
+                self.got.setdefault(leg, bytearray()).extend(data)
+                relay.receive(leg, data)
+                moved = True
+            moved |= self._open()
+            self._write()
+            self.check()
+        self.diverted += [each.path for each in relay.diverted]
+        relay.diverted.clear()
+        return moved
+
+    def _write(self) -> None:
+        for leg in self.relay.legs:
+            end = self.ends.get(leg)
+            if end is None or not leg.out:
+                continue
+            data = b"".join(leg.out)
+            leg.out.clear()
+            leg.queued -= len(data)
+            assert leg.queued == 0
+            self.sent.setdefault(leg, bytearray()).extend(data)
+            if not end.dead:
+                end.feed(data)
+
+    def run(self, limit: int = 100_000) -> None:
+        """Until nothing moves."""
+        for _ in range(limit):
+            if not self.step() and not any(self.to_relay.values()):
+                return
+            if self.relay.done:
+                self._write()
+                return
+        raise AssertionError("the connection does not come to rest")
+
+    def leg(self, end: Endpoint) -> Leg:
+        return next(leg for leg, other in self.ends.items() if other is end)
+
+    def lose(self, end: Endpoint) -> None:
+        """The peer is gone."""
+        leg = self.leg(end)
+        end.dead = True
+        self.to_relay[leg] = bytearray()
+        self.relay.lost(leg)
+        self._open()
+        self._write()
+
+    @property
+    def aborted(self) -> bool:
+        return self.relay.client.ending is Ending.ABORT
+
+
+def request(path: bytes = b"/", *more: tuple[bytes, bytes], method: bytes = b"GET", body: bytes = b"") -> Message:
+    head = [(b":method", method), (b":scheme", b"http"), (b":authority", b"shop"), (b":path", path), *more]
+    return Message(head=head, pieces=[body] if body else [], ended=True)
+
+
+def reply(
+    name: bytes, body: bytes = b"", trailers: Fields | None = None, status: bytes = b"200"
+) -> Callable[[Fields], Message]:
+    def answer(head: Fields) -> Message:
+        path = dict(head).get(b":path", b"")
+        return Message(
+            head=[(b":status", status), (b"server", name), (b"x-path", path)],
+            pieces=[body] if body else [],
+            trailers=trailers,
+            ended=True,
+        )
+
+    return answer
