@@ -62,7 +62,7 @@ _ANSWERED_BY: Final = HEAD | _SWITCHES
 """Request flags that the reading of an answer depends on."""
 
 _MEMO_HEAD: Final = LIMITS.memo_head
-"""Bytes above which a chunk is not looked up whole: hashing it would cost more than finding the end of its head."""
+"""Bytes above which a head, or a chunk that may be one, is not looked up: no longer ones are remembered."""
 
 _PLAIN: Final = Judged(TO_APP, RequestHead(b"", b"", b"", [], 0, 0))
 """Stands in the memo for every head that goes to the app, has no body and an answer like any other."""
@@ -334,6 +334,7 @@ class Http1Relay(Relay):
         if exchange is not None:
             exchange.sent = True
             if exchange.answered:
+                self._give(exchange)
                 self._finish(exchange)
                 return
         if self._sending & _SWITCHES and (exchange is not None or self._pending):
@@ -412,7 +413,7 @@ class Http1Relay(Relay):
                 return
         elif state == responses.FRESH and pending and not pending[0]:
             end = data.find(END_OF_HEAD) + 4
-            if end >= 4:
+            if 4 <= end <= _MEMO_HEAD:
                 response = recall(data[:end])
                 if not isinstance(response, str) and response.plain >= 0:
                     left = end + response.plain - len(data)

@@ -55,14 +55,22 @@ class Peers:
         """End a handler leg; the next match opens another."""
         if leg.rule is not None and self._handlers.get(leg.rule.uid) is leg:
             del self._handlers[leg.rule.uid]
-        leg.end(ending)
+        self._end(leg, ending)
 
     def end_all(self, ending: Ending, *, but: Leg | None = None) -> None:
         """End every leg but the client's and one other."""
         for leg in (self._relay.app, *self._handlers.values()):
             if leg is not but:
-                leg.end(ending)
+                self._end(leg, ending)
         self._handlers.clear()
+
+    def _end(self, leg: Leg, ending: Ending) -> None:
+        leg.end(ending)
+        opening = self._relay.opening
+        if leg in opening:  # asked for in this very call: nobody need know
+            opening.remove(leg)
+            if leg is not self._relay.app:
+                self._relay.legs.remove(leg)
 
     def _make(self, leg: Leg) -> Leg:
         legs = self._relay.legs

@@ -1,10 +1,11 @@
 """HTTP/1.x message heads: bytes in, framing and fields out, or the reason why they cannot be read with certainty.
 
-A head is everything up to and including the first CRLF CRLF. One anchored regular expression validates it whole
-(possessive, so linear and without backtracking); nothing is repaired, folded or trimmed for others: whoever accepts a
-head forwards the very same bytes. What this grammar does not accept - bare CR or LF, NUL, folded lines, a space before
-a colon, another version - is not necessarily illegal, it is merely something that an app might read differently, and
-the caller then lets the app read it alone.
+A head is everything up to and including the first CRLF CRLF. One anchored regular expression validates it whole, in
+linear time: characters are repeated possessively, lines greedily but with one way to match each (a possessive *group*
+goes on from where a failed iteration stopped in Python before 3.11.5, gh-106052). Nothing is repaired, folded or
+trimmed for others: whoever accepts a head forwards the very same bytes. What this grammar does not accept - bare CR or
+LF, NUL, folded lines, a space before a colon, another version - is not necessarily illegal, it is merely something that
+an app might read differently, and the caller then lets the app read it alone.
 
 Framing (RFC 9112 section 6) is decided here and only here. It is certain or it is refused: one Content-Length of digits
 or one `Transfer-Encoding: chunked` on HTTP/1.1, never both, never a second spelling of either (`Content_Length`).
@@ -79,10 +80,11 @@ _FIELD_LINE = _TOKEN + rb"++:" + _TEXT + rb"*+\r\n"
 _REQUEST_LINE = rb"(" + _TOKEN + rb"{1,32}+) (" + _TARGET + rb"++) HTTP/1\.([01])\r\n"
 _STATUS_LINE = rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: " + _TEXT + rb"*+)?\r\n"
 
-_REQUEST = re.compile(_REQUEST_LINE + rb"((?:" + _FIELD_LINE + rb")*+)\r\n")
-_RESPONSE = re.compile(_STATUS_LINE + rb"(?:" + _FIELD_LINE + rb")*+\r\n")
+REQUEST = re.compile(_REQUEST_LINE + rb"((?:" + _FIELD_LINE + rb")*)\r\n")
+"""A whole request head; groups: method, target, minor version, field lines."""
+_RESPONSE = re.compile(_STATUS_LINE + rb"(?:" + _FIELD_LINE + rb")*\r\n")
 _SPLIT_FIELDS = re.compile(rb"([^:]++):[ \t]*+([^\r]*+)\r\n")
-FIELD_LINES = re.compile(rb"(?:" + _FIELD_LINE + rb")*+")
+FIELD_LINES = re.compile(rb"(?:" + _FIELD_LINE + rb")*")
 """Whole field lines, each with its CRLF."""
 REQUEST_LINE = re.compile(_REQUEST_LINE)
 STATUS_LINE = re.compile(_STATUS_LINE)
@@ -90,7 +92,8 @@ STATUS_LINE = re.compile(_STATUS_LINE)
 _NOT_IN_HEADS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]")
 _BARE_CR = re.compile(rb"\r(?!\n)")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
-_HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]++")
+HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]++")
+"""The value of a Host field."""
 _CONNECT_TARGET = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]+:[0-9]{1,5}")
 _ABSOLUTE = re.compile(rb"https?://([^/?]++)([/?].*+)?", re.IGNORECASE)
 
@@ -138,7 +141,7 @@ class ResponseHead:
 
 def parse_request(head: bytes, limits: Http1Limits = LIMITS) -> RequestHead | str:
     """Read a whole request head (ending in CRLF CRLF), or name the anomaly. Never raises."""
-    match = _REQUEST.fullmatch(head)
+    match = REQUEST.fullmatch(head)
     if match is None:
         return _explain(head)
     if len(head) > limits.head:
@@ -169,9 +172,9 @@ def parse_request(head: bytes, limits: Http1Limits = LIMITS) -> RequestHead | st
             return "h1-connect-body"
         flags |= CONNECT
     authority = known.get(b"host", b"")
-    if _HOST.fullmatch(authority) is None and (authority or not old):
+    if HOST.fullmatch(authority) is None and (authority or not old):
         return "h1-host"
-    if target[0] != 0x2F:
+    if target[0] != 0x2F or method == b"CONNECT":
         path = _other_form(method, target, authority)
         if path is None:
             return "h1-target"
@@ -240,7 +243,10 @@ def _other_form(method: bytes, target: bytes, authority: bytes) -> bytes | None:
 
 
 def parse_response(head: bytes) -> ResponseHead | str:
-    """Read a whole response head (ending in CRLF CRLF), or name the anomaly. Never raises."""
+    """Read a whole response head (ending in CRLF CRLF), or name the anomaly. Never raises.
+
+    A response's coding may be written `Chunked`: clients agree on that, and nobody is deceived about a request by it.
+    """
     match = _RESPONSE.fullmatch(head)
     if match is None:
         return _explain(head).replace("h1-", "h1-response-", 1)

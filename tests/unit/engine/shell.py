@@ -1,0 +1,157 @@
+"""A shell without sockets: drives a relay as `sidestep.proxy` does and checks the promises of `engine.relay`."""
+
+from __future__ import annotations
+
+from sidestep.engine.http1 import Http1Relay
+from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Relay, Role
+from sidestep.policy.route import Route, Rule, SteeredPort
+
+
+def matches_dev(method: bytes, path: bytes, fields) -> bool:
+    return any(name == b"x-dev" and value == b"me" for name, value in fields)
+
+
+def rule(name: str = "dev", header: bytes = b"me", *, divert_probes: bool = False) -> Rule:
+    def matches(method: bytes, path: bytes, fields) -> bool:
+        return any(field == b"x-dev" and value == header for field, value in fields)
+
+    return Rule(f"uid-{name}", f"shop/{name}", matches, divert_probes)
+
+
+def everything(name: str = "dev") -> Rule:
+    return Rule(f"uid-{name}", f"shop/{name}", lambda method, path, fields: True)
+
+
+class Shell:
+    """What was written to each leg is in `sent`; legs that are asked for are opened at once when `auto`."""
+
+    def __init__(self, relay: Relay, *, auto: bool = True, app_open: bool = False) -> None:
+        self.relay = relay
+        self.auto = auto
+        self.sent: dict[int, bytearray] = {}
+        self.legs: list[Leg] = []
+        self.waiting: list[Leg] = []
+        self.shut: dict[int, Ending] = {}
+        self.largest = 0
+        relay.app.open = app_open
+        self._settle()
+
+    # --- inputs
+
+    def client(self, data: bytes) -> None:
+        self.receive(self.relay.client, data)
+
+    def app(self, data: bytes) -> None:
+        self.receive(self.relay.app, data)
+
+    def handler(self, data: bytes, index: int = -1) -> None:
+        self.receive(self.handlers[index], data)
+
+    def receive(self, leg: Leg, data: bytes) -> None:
+        assert data
+        self.relay.receive(leg, data)
+        self._settle()
+
+    def eof(self, leg: Leg) -> None:
+        self.relay.receive_eof(leg)
+        self._settle()
+
+    def lose(self, leg: Leg) -> None:
+        leg.open = False
+        leg.out.clear()
+        leg.queued = 0
+        self.relay.lost(leg)
+        self._settle()
+
+    def open(self, leg: Leg) -> None:
+        self.waiting.remove(leg)
+        leg.open = True
+        self.relay.opened(leg)
+        self._settle()
+
+    def refuse(self, leg: Leg) -> None:
+        self.waiting.remove(leg)
+        self.relay.refused(leg)
+        self._settle()
+
+    # --- outputs
+
+    @property
+    def handlers(self) -> list[Leg]:
+        return [leg for leg in self.legs if leg.role is Role.HANDLER]
+
+    @property
+    def apps(self) -> list[Leg]:
+        return [leg for leg in self.legs if leg.role is Role.APP]
+
+    def to(self, leg: Leg) -> bytes:
+        return bytes(self.sent.get(id(leg), b""))
+
+    @property
+    def to_client(self) -> bytes:
+        return self.to(self.relay.client)
+
+    @property
+    def to_app(self) -> bytes:
+        return b"".join(self.to(leg) for leg in self.apps)
+
+    @property
+    def to_handler(self) -> bytes:
+        return b"".join(self.to(leg) for leg in self.handlers)
+
+    @property
+    def opened_handlers(self) -> int:
+        return len(self.handlers)
+
+    def _settle(self) -> None:
+        relay = self.relay
+        while relay.opening:
+            asked, relay.opening = relay.opening, []
+            for leg in asked:
+                assert not leg.open
+                assert leg not in self.waiting
+                self.waiting.append(leg)
+            if self.auto:
+                for leg in [*self.waiting]:
+                    if not leg.ending:
+                        self.waiting.remove(leg)
+                        leg.open = True
+                        relay.opened(leg)
+        for leg in relay.legs:
+            if leg not in self.legs:
+                self.legs.append(leg)
+        for leg in self.legs:
+            self._flush(leg)
+        if relay.wired is not None:
+            assert relay.wired[0] is relay.client
+            assert all(leg.ending >= Ending.CLOSE or leg in relay.wired for leg in relay.legs if leg.open)
+        if relay.done:
+            assert relay.client.ending >= Ending.CLOSE
+
+    def _flush(self, leg: Leg) -> None:
+        if leg.queued > self.largest:
+            self.largest = leg.queued
+        assert leg.queued == sum(map(len, leg.out))
+        assert all(leg.out), "empty writes"
+        if leg.out:
+            assert id(leg) not in self.shut, "bytes after an ending"
+            if leg.ending is Ending.ABORT:
+                leg.out.clear()
+                leg.queued = 0
+        if leg.open and leg.out:
+            self.sent.setdefault(id(leg), bytearray()).extend(b"".join(leg.out))
+            leg.out.clear()
+            leg.queued = 0
+        if leg.ending and not leg.out:
+            if leg.ending is Ending.FINISH and not leg.open:
+                raise AssertionError("an end for a leg that is not open")
+            self.shut[id(leg)] = leg.ending
+
+
+def http1(*rules: Rule, auto: bool = True, app_open: bool = False, limits=None) -> Shell:
+    port = SteeredPort(8080, Route(rules))
+    relay = Http1Relay(port, tls=False) if limits is None else Http1Relay(port, tls=False, limits=limits)
+    return Shell(relay, auto=auto, app_open=app_open)
+
+
+__all__ = ["HIGH_WATER", "Shell", "everything", "http1", "matches_dev", "rule"]
