@@ -26,7 +26,11 @@ MAX_PAYLOAD = 16 * 1024 * 1024
 """Bytes of the largest payload accepted in a memfd: 64 intercepts of 32 long conditions on dozens of ports."""
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+# Plain integers: the operators of the enumeration cost more than the system call (a heartbeat is two of them).
+_SEND = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_RECEIVE = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_TOO_LONG = int(socket.MSG_TRUNC)
 # CMSG_LEN, not CMSG_SPACE: the padding of the latter would let a second descriptor in.
 _ONE_DESCRIPTOR = socket.CMSG_LEN(array.array("i").itemsize)
 
@@ -43,7 +47,7 @@ def send_packet(sock: socket.socket, data: bytes, fd: int | None = None) -> bool
     """Send one packet now; False when the socket's buffer is full. Raises ChannelClosed, KernelError."""
     ancillary = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
     try:
-        sock.sendmsg([data], ancillary, _FLAGS)
+        sock.sendmsg([data], ancillary, _SEND)
     except BlockingIOError:
         return False
     except (BrokenPipeError, ConnectionError) as error:
@@ -59,25 +63,25 @@ def receive_packet(sock: socket.socket) -> tuple[bytes, int | None] | None:
     Raises ChannelClosed at the end, PeerError for an oversized packet or more than one descriptor, KernelError.
     """
     try:
-        data, ancillary, flags, _ = sock.recvmsg(
-            MAX_PACKET, _ONE_DESCRIPTOR, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-        )
+        data, ancillary, flags, _ = sock.recvmsg(MAX_PACKET, _ONE_DESCRIPTOR, _RECEIVE)
     except BlockingIOError:
         return None
     except ConnectionError as error:
         raise ChannelClosed("the control channel is closed") from error
     except OSError as error:
         raise KernelError("recvmsg", error.errno or 0, doing="receiving a control message") from error
+    if not ancillary and data and not flags & _CUT:
+        return data, None
     fds = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) > 1:
+    if not data or flags & _CUT or len(fds) > 1:
         for fd in fds:
             os.close(fd)
         if not data:
             raise ChannelClosed("the control channel is closed")
-        if flags & socket.MSG_TRUNC:
+        if flags & _TOO_LONG:
             raise PeerError(f"a control message exceeds {MAX_PACKET} bytes")
         raise PeerError(
             "the descriptors of a control message could not be received: more than one, or too many open files"
