@@ -229,6 +229,7 @@ def test_integers(value: int, bits: int) -> None:
 def test_equal_histories_share_one_state_and_one_block() -> None:
     memo = hpack.Memo(1 << 20)
     data = b"\x40\x01a\x01b"
+    memo.decode(hpack.INITIAL, data, **LIMITS)
     one = memo.decode(hpack.INITIAL, data, **LIMITS)
     two = memo.decode(hpack.INITIAL, bytes(bytearray(data)), **LIMITS)
     assert one is two
@@ -236,9 +237,18 @@ def test_equal_histories_share_one_state_and_one_block() -> None:
     assert memo.decode(one.state, data, **LIMITS).state is not one.state
 
 
+def test_a_block_met_once_is_not_kept() -> None:
+    memo = hpack.Memo(1 << 20)
+    for number in range(3 * hpack.MET):
+        memo.decode(hpack.INITIAL, b"\x00\x01a\x05%05d" % number, **LIMITS)
+    assert memo.size == 0
+    assert len(memo._met) <= hpack.MET
+
+
 def test_the_memo_is_bounded_in_bytes() -> None:
     memo = hpack.Memo(20_000)
     for number in range(1000):
-        memo.decode(hpack.INITIAL, b"\x00\x01a\x04%04d" % number, **LIMITS)
+        for _ in range(2):
+            memo.decode(hpack.INITIAL, b"\x00\x01a\x04%04d" % number, **LIMITS)
         assert memo.size <= 20_000
         assert len(memo._blocks) <= 40
