@@ -11,6 +11,7 @@ request goes to the app instead.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ class Handler:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError as error:
                 sock.close()
-                reason = (error.strerror or str(error)).lower()
+                reason = os.strerror(error.errno or 0).lower()
             except BaseException:
                 sock.close()
                 raise
@@ -125,15 +126,19 @@ class Handler:
 def _read_trust(path: Path) -> str:
     try:
         text = path.read_text()
+    except OSError as error:
+        raise _unusable(path, f"cannot be read: {os.strerror(error.errno or 0)}") from error
+    except UnicodeDecodeError as error:
+        raise _unusable(path, "is no PEM text") from error
+    try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not PEM text"
-        raise ConfigurationError(f"cannot be read: {reason}", subject="--handler-ca", value=str(path)) from error
-    except ssl.SSLError as error:
-        raise ConfigurationError(
-            "holds no CA certificate in PEM form", subject="--handler-ca", value=str(path)
-        ) from error
+    except (ssl.SSLError, ValueError) as error:
+        raise _unusable(path, "holds no CA certificate in PEM form") from error
     return text
+
+
+def _unusable(path: Path, reason: str) -> ConfigurationError:
+    return ConfigurationError(reason, subject="--handler-ca", value=str(path))
 
 
 def _sendable(name: str | None) -> str | None:

@@ -207,4 +207,4 @@ def _problem(status: int, body: bytes) -> str:
 
 
 def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+    return os.strerror(error.errno or 0).lower()

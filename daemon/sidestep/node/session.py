@@ -22,7 +22,6 @@ from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.messages import VERSION, Ended, Hello, Request, State
 from sidestep.tunnel.opening import StreamOpening
 from sidestep.tunnel.pump import pump
-from sidestep.tunnel.stream import Stream
 
 
 @dataclass(slots=True)
@@ -130,7 +129,9 @@ class Session:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.counters.connections += 1
         self.counters.open += 1
-        self._pumps.start(self._pump(stream, SocketChannel(ours)), name=f"stream {stream.id}")
+        channel = SocketChannel(ours)
+        task = self._pumps.start(pump(stream, channel), name=f"stream {stream.id}")
+        task.add_done_callback(lambda _task: self._pumped(channel))
         return theirs
 
     def _stop(self) -> None:
@@ -142,11 +143,9 @@ class Session:
         if self._over:
             raise RefusedError("the session is gone")
 
-    async def _pump(self, stream: Stream, channel: SocketChannel) -> None:
-        try:
-            await pump(stream, channel)
-        finally:
-            self.counters.open -= 1
+    def _pumped(self, channel: SocketChannel) -> None:
+        self.counters.open -= 1
+        channel.close()  # again, if the pump ran; a task that is cancelled before its first step closes nothing
 
     def _crashed(self, task: str, error: BaseException) -> None:
         self._crash = BugError(f"{task} failed: {error!r}")

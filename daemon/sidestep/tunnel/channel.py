@@ -8,6 +8,7 @@ closed both directions (`hung_up`).
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import socket
 import struct
@@ -97,4 +98,4 @@ class SocketChannel:
 
 
 def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+    return os.strerror(error.errno or 0).lower()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 from sidestep.model.errors import PeerError
 from sidestep.tunnel.channel import Channel
@@ -48,15 +49,34 @@ async def pump(stream: Stream, channel: Channel, *, counts: Pumped | None = None
     try:
         orderly = await _outcome(stream, inward, outward, broken)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if not stream.over:
-            stream.reset(CANCEL)
-        if orderly:
-            channel.close()
-        else:
-            channel.abort()
+        try:
+            await _cancelled(*tasks)
+        finally:
+            if not stream.over:
+                stream.reset(CANCEL)
+            if orderly:
+                channel.close()
+            else:
+                channel.abort()
+
+
+async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and see them end, even when cancelled again meanwhile: they use a socket about to be closed, whose
+    number the loop must not still be watching when the kernel gives it to another.
+    """
+    again: asyncio.CancelledError | None = None
+    for task in tasks:
+        task.cancel()
+    while pending := [task for task in tasks if not task.done()]:
+        try:
+            await asyncio.wait(pending)
+        except asyncio.CancelledError as error:
+            again = error
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # seen: whoever had to know has looked already
+    if again is not None:
+        raise again
 
 
 async def _outcome(

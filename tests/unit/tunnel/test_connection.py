@@ -211,7 +211,7 @@ async def test_an_idle_tunnel_stays():
     "garbage",
     [
         b"GET / HTTP/1.1\r\n\r\n",
-        PREFACE + b"\xff\xff\xff\0\0\0\0\0\1",  # a frame of 16 MiB
+        PREFACE + b"\4\0\1\0\0\0\0\0\1" + bytes(2**18 + 1),  # a frame that is too large
         PREFACE + SETTINGS + b"\0\0\1\0\0\0\0\0\1x",  # DATA on a stream never opened
         PREFACE + SETTINGS + b"\0\0\4\x08\0\0\0\0\0\0\0\0\0",  # WINDOW_UPDATE by 0
         PREFACE + SETTINGS + b"\0\0\3\1\4\0\0\0\1\xff\xff\xff",  # HPACK that is none
@@ -224,8 +224,11 @@ async def test_garbage_ends_the_tunnel_and_nothing_else(garbage):
     with right:
         server = Connection(serve=echo)
         await attach(left, server)
-        right.sendall(garbage)
+        right.setblocking(False)
+        sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(right, garbage))
         error = await server.wait_closed()
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
         assert isinstance(error, PeerError)
 
 

@@ -1,0 +1,182 @@
+import socket
+from dataclasses import replace
+
+import pytest
+
+from sidestep.laptop.handler import Handler, HandlerSettings
+from sidestep.laptop.tls_channel import TlsChannel
+from sidestep.model.errors import ConfigurationError, RefusedError
+from sidestep.tunnel.channel import SocketChannel
+from tests.harness.authority import Authority
+from tests.unit.laptop.peers import server_context, serving
+from tests.unit.tunnel.ends import OPENING, asynchronous
+
+AUTHORITY = Authority("Developer")
+NAMES = ("orders.shop", "localhost")
+
+
+def greet(connection):
+    connection.sendall(b"hello")
+    connection.recv(1)
+
+
+@pytest.fixture
+def context(tmp_path):
+    return server_context(AUTHORITY.issue(*NAMES, ips=["127.0.0.1"]), tmp_path / "tls", alpn=("h2", "http/1.1"))
+
+
+@pytest.fixture
+def ca(tmp_path):
+    path = tmp_path / "ca.pem"
+    path.write_bytes(AUTHORITY.pem)
+    return path
+
+
+async def greeted(settings, opening=OPENING):
+    channel = await Handler(settings).dial(opening)
+    try:
+        return type(channel), await channel.read()
+    finally:
+        channel.close()
+
+
+@pytest.mark.parametrize("protocol", ["http/1.1", "h2"])
+def test_tls_with_the_clients_name_and_protocol(context, protocol):
+    @asynchronous
+    async def run():
+        with serving(greet, context) as server:
+            opening = replace(OPENING, protocol=protocol)
+            assert await greeted(HandlerSettings(server.port), opening) == (TlsChannel, b"hello")
+            assert server.names == ["orders.shop"]
+            assert server.protocols == [protocol]
+
+    run()
+
+
+def test_a_client_without_a_name_sends_none(context):
+    @asynchronous
+    async def run():
+        with serving(greet, context) as server:
+            await greeted(HandlerSettings(server.port), replace(OPENING, server_name=""))
+            assert server.names == [None]
+
+    run()
+
+
+@pytest.mark.parametrize("name", ["a..b", ".x", "x" * 64 + ".y", "x" * 250])
+def test_a_name_that_ssl_refuses_is_left_out(context, name):
+    @asynchronous
+    async def run():
+        with serving(greet, context) as server:
+            await greeted(HandlerSettings(server.port), replace(OPENING, server_name=name))
+            assert server.names == [None]
+
+    run()
+
+
+@pytest.mark.parametrize(("plaintext", "tls"), [(True, True), (False, False), (True, False)])
+def test_in_clear_when_asked_or_when_the_client_was(plaintext, tls):
+    @asynchronous
+    async def run():
+        with serving(greet) as server:
+            settings = HandlerSettings(server.port, plaintext=plaintext)
+            assert await greeted(settings, replace(OPENING, tls=tls)) == (SocketChannel, b"hello")
+
+    run()
+
+
+def test_a_ca_verifies_the_handler(context, ca):
+    @asynchronous
+    async def run():
+        with serving(greet, context) as server:
+            settings = HandlerSettings(server.port, ca=ca)
+            assert await greeted(settings) == (TlsChannel, b"hello")
+            assert await greeted(settings, replace(OPENING, server_name="")) == (TlsChannel, b"hello")
+            with pytest.raises(RefusedError, match=r"cannot be verified.*stranger"):
+                await greeted(settings, replace(OPENING, server_name="stranger.example"))
+
+    run()
+
+
+def test_another_ca_refuses_the_handler(context, tmp_path):
+    @asynchronous
+    async def run():
+        other = tmp_path / "other.pem"
+        other.write_bytes(Authority("Stranger").pem)
+        with serving(greet, context) as server, pytest.raises(RefusedError, match="cannot be verified"):
+            await greeted(HandlerSettings(server.port, ca=other))
+
+    run()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b"-----BEGIN CERTIFICATE-----\nx\n"])
+def test_an_unusable_ca_is_a_configuration_error(tmp_path, content):
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match="--handler-ca"):
+        Handler(HandlerSettings(1, ca=path))
+
+
+def test_a_handler_in_clear_gets_a_hint():
+    @asynchronous
+    async def run():
+        def http(connection):
+            connection.recv(1000)
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+        with serving(http) as server, pytest.raises(RefusedError, match="--plaintext"):
+            await greeted(HandlerSettings(server.port))
+
+    run()
+
+
+def test_nobody_listening_is_refused_at_once():
+    @asynchronous
+    async def run():
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        with pytest.raises(RefusedError, match=f"127.0.0.1:{port}: connection refused"):
+            await greeted(HandlerSettings(port))
+
+    run()
+
+
+def test_a_host_that_cannot_be_resolved():
+    @asynchronous
+    async def run():
+        with pytest.raises(RefusedError, match="cannot be resolved"):
+            await greeted(HandlerSettings(1, address="no host.invalid"))
+
+    run()
+
+
+def test_http2_needs_a_handler_that_speaks_it(tmp_path):
+    @asynchronous
+    async def run():
+        only_one = server_context(AUTHORITY.issue(*NAMES), tmp_path / "tls1", alpn=("http/1.1",))
+        with serving(greet, only_one) as server:
+            with pytest.raises(RefusedError, match="HTTP/2"):
+                await greeted(HandlerSettings(server.port), replace(OPENING, protocol="h2"))
+            assert await greeted(HandlerSettings(server.port)) == (TlsChannel, b"hello")
+
+    run()
+
+
+def test_a_silent_handler_is_given_up(monkeypatch):
+    monkeypatch.setattr("sidestep.laptop.handler.DIAL_TIMEOUT", 0.1)
+
+    @asynchronous
+    async def run():
+        def silent(connection):
+            while connection.recv(10_000):
+                pass
+
+        with serving(silent) as server, pytest.raises(RefusedError, match="did not answer"):
+            await greeted(HandlerSettings(server.port))
+
+    run()
+
+
+def test_ipv6(tmp_path):
+    assert str(HandlerSettings(80, address="::1")) == "[::1]:80"
