@@ -1,0 +1,149 @@
+"""A reconciler with real namespaces, real steering and real pod proxies, and nothing else of the daemon around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from typing import TypeVar
+
+from sidestep.config.node_settings import NodeSettings
+from sidestep.model.errors import RefusedError
+from sidestep.model.filter import Filter, HeaderCondition, HeaderTest
+from sidestep.model.intercept import Intercept, Kind, WorkloadRef
+from sidestep.model.inventory import Inventory
+from sidestep.model.pod import ContainerPort, Location, Pod, PodKey, Service, ServicePort
+from sidestep.node.audit import Audit
+from sidestep.node.backoff import Backoff
+from sidestep.node.conditions import Conditions
+from sidestep.node.planner import Plan, plan
+from sidestep.node.reconciler import Reconciler
+from sidestep.node.supervisor import ProxySupervisor, SupervisorSettings
+from sidestep.node.target import Target, Toolbox
+from sidestep.steering import CompiledProgram
+from tests.harness.namespaces import PodNamespace
+from tests.harness.peers import Client
+
+T = TypeVar("T")
+PORT = 8080
+QUICK = SupervisorSettings(backoff=Backoff(crashes=3, loop_pause=0.5, window=5.0))
+
+
+class NoHandlers:
+    """Sessions of which none is there."""
+
+    async def open_stream(self, opening, *, pod):
+        raise RefusedError("the session is gone")
+
+    def record(self, requests, *, pod):
+        pass
+
+
+@dataclass
+class Rig:
+    """`pods` and `intercepts` are the desired state; `plan()` makes it known."""
+
+    reconciler: Reconciler
+    conditions: Conditions
+    audit: Audit
+    supervisor: ProxySupervisor
+    pods: dict[PodKey, Pod] = field(default_factory=dict)
+    intercepts: list[Intercept] = field(default_factory=list)
+    crashes: list[BaseException] = field(default_factory=list)
+
+    def plan(self) -> Plan:
+        # appProtocol http: the simple app of the tests is not probed.
+        service = Service("shop", "web", {"app": "web"}, (ServicePort(PORT, PORT, app_protocol="http"),))
+        made = plan(
+            Inventory(pods=self.pods, services=(service,)), self.intercepts, NodeSettings(), {}, node_annotations={}
+        )
+        self.reconciler.apply(made, drain_timeout=5.0)
+        return made
+
+    def add(self, pod: Pod) -> PodKey:
+        self.pods[pod.key] = pod
+        return pod.key
+
+    def target(self, key: PodKey) -> Target:
+        found = self.reconciler.target(key)
+        assert found is not None
+        return found
+
+    def steered(self, key: PodKey, port: int = PORT) -> bool:
+        found = self.reconciler.target(key)
+        return found is not None and bool(found.steered().get(port))
+
+    def texts(self) -> str:
+        return "\n".join(f"{each.type}: {each.text}" for each in self.conditions.all())
+
+    async def until(self, condition: Callable[[], T], *, within: float = 5.0) -> T:
+        """Wait for a condition; the seconds it may take."""
+        try:
+            async with asyncio.timeout(within):
+                while not (found := condition()):  # noqa: ASYNC110 - a condition of anything, under a deadline
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            raise AssertionError(f"not within {within} s; conditions: {self.texts()}") from None
+        assert not self.crashes, self.crashes
+        return found
+
+
+@asynccontextmanager
+async def rig(program: CompiledProgram, *, settings: SupervisorSettings | None = None) -> AsyncIterator[Rig]:
+    conditions = Conditions()
+    supervisor = await ProxySupervisor.start(on_output=print, settings=settings)
+    crashes: list[BaseException] = []
+
+    def tools(on_change):
+        return Toolbox(
+            program=program,
+            supervisor=supervisor,
+            handlers=NoHandlers(),
+            credential=lambda pod, name: None,
+            conditions=conditions,
+            now=asyncio.get_running_loop().time,
+            on_change=on_change,
+        )
+
+    reconciler = Reconciler(
+        tools=tools,
+        conditions=conditions,
+        on_change=lambda: None,
+        on_crash=lambda task, error: crashes.append(error),
+    )
+    made = Rig(reconciler, conditions, Audit(reconciler, conditions), supervisor, crashes=crashes)
+    reconciler.start()
+    try:
+        yield made
+        assert not crashes, crashes
+    finally:
+        await reconciler.close()
+        await supervisor.aclose()
+
+
+def pod_of(space: PodNamespace, name: str = "orders-1", *, stated: bool = True) -> Pod:
+    return Pod(
+        key=PodKey("shop", name),
+        uid=name,
+        ips=tuple(ip_address(each) for each in space.ips) if stated else (),
+        ports=(ContainerPort(PORT, name="web"),),
+        labels={"app": "web"},
+        location=Location(netns=str(space.pod.path)),
+    )
+
+
+def moved(pod: Pod, path: object) -> Pod:
+    return replace(pod, location=Location(netns=str(path)))
+
+
+def intercept(*, name: str = "orders-1", whole: bool = False, uid: str = "u1") -> Intercept:
+    some = Filter() if whole else Filter(headers=(HeaderCondition("x-user", HeaderTest.EXACT, uid),))
+    return Intercept(uid, "shop", uid, Kind.INTERCEPT, WorkloadRef(name, "pod"), str(PORT), filter=some)
+
+
+def ask(space: PodNamespace, *, ip: str | None = None) -> str:
+    """Who answers a new client connection; an OSError when nobody does."""
+    with Client(ip or space.ip, PORT, netns=space.client, within=5.0) as client:
+        return client.get("/", "Connection: close").header("x-served-by")
