@@ -77,13 +77,15 @@ AppTls = Callable[[socket.socket, Callable[[Stream | None], None]], Callable[[],
 class _Pipe:
     """The shell's side of one leg."""
 
-    __slots__ = ("cancel", "conduit", "ended", "finished", "leg", "lingering", "mask", "stream")
+    __slots__ = ("cancel", "conduit", "congested", "ended", "finished", "leg", "lingering", "mask", "stream")
 
     def __init__(self, conduit: Conduit, leg: Leg) -> None:
         self.conduit = conduit
         self.leg = leg
         self.stream: Stream | None = None
         self.mask = 0
+        self.congested = False
+        """Its stream did not take all that was written."""
         self.ended = False
         """The peer finished sending."""
         self.finished = False
@@ -240,6 +242,7 @@ class Conduit:
         relay = self.relay
         legs = relay.legs
         broken: list[_Pipe] | None = None
+        drained: list[Leg] | None = None
         for leg in legs:
             out = leg.out
             if out:
@@ -248,7 +251,11 @@ class Conduit:
                     self._slow = True
                     continue
                 try:
-                    self._write(leg, out, pipe.stream)
+                    if not self._write(leg, out, pipe.stream):
+                        pipe.congested = self._slow = True
+                    elif pipe.congested:
+                        pipe.congested = False
+                        drained = [*(drained or ()), leg]
                 except OSError:
                     broken = [*(broken or ()), pipe]
         if broken:
@@ -256,10 +263,16 @@ class Conduit:
                 self._lose(pipe)
             self.settle()
             return
+        if drained:
+            for leg in drained:
+                relay.drained(leg)
+            self.settle()
+            return
         if self._slow or relay.done or relay.opening or relay.diverted:
             self._settle_slowly(relay)
 
-    def _write(self, leg: Leg, out: list[bytes], stream: Stream) -> None:
+    def _write(self, leg: Leg, out: list[bytes], stream: Stream) -> bool:
+        """Write what is queued; tell whether all of it was taken."""
         while out:
             count = len(out)
             if count == 1:
@@ -271,9 +284,9 @@ class Conduit:
             leg.queued -= taken
             if taken != len(data):
                 out[:count] = [data[taken:]]
-                self._slow = True
-                return
+                return False
             del out[:count]
+        return True
 
     def _settle_slowly(self, relay: Relay) -> None:
         while relay.opening:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from sidestep.engine.http1 import Http1Relay
+from sidestep.engine.http2 import Http2Relay
 from sidestep.engine.relay import Relay
 from sidestep.engine.wire import WireRelay
 from sidestep.model.condition import ConditionType
@@ -113,10 +114,10 @@ class Judge:
             self._hello(data)
         elif detected is Detected.HTTP1:
             self._reception.seen(self._port, self._endpoint, tls=False)
-            self._relay_clear(Http1Relay(self._port.steered, tls=False), "http/1.1")
+            self._relay(Http1Relay(self._port.steered, tls=False), "http/1.1")
         elif detected is Detected.HTTP2:
             self._reception.seen(self._port, self._endpoint, tls=False)
-            self._http2(tls=False)
+            self._relay(Http2Relay(self._port.steered, tls=False), "h2")
         else:
             self._wire("not-http")
 
@@ -228,13 +229,6 @@ class Judge:
         relay.anomaly = anomaly
         self._relay(relay, "tcp")
 
-    def _http2(self, *, tls: bool) -> None:
-        del tls
-        self._wire("http2")
-
-    def _relay_clear(self, relay: Relay, protocol: str) -> None:
-        self._relay(relay, protocol)
-
     def _relay(self, relay: Relay, protocol: str) -> None:
         sock, self._sock = self._sock, None
         if sock is None:
@@ -277,8 +271,17 @@ class Judge:
         sock, self._sock = self._sock, None
         return sock
 
-    def run_tls(self, relay: Relay, client: TlsStream, app: TlsStream, bridge: Bridge, protocol: str) -> None:
-        """Both handshakes are done: relay."""
+    def run_tls(
+        self,
+        relay: Relay,
+        client: TlsStream,
+        app: TlsStream,
+        bridge: Bridge,
+        *,
+        protocol: str,
+        words: bytes = b"",
+    ) -> None:
+        """Both handshakes are done: relay. `words` have been read from the client already."""
         conduit = Conduit(
             self._loop,
             relay,
@@ -293,6 +296,8 @@ class Judge:
         app.before_close = lambda: bridge.remember(app)
         conduit.attach(relay.app, app, watched=False)
         conduit.attach(relay.client, client, watched=True)
+        if words:
+            relay.receive(relay.client, words)
         self._start(conduit)
 
     def abandon(self) -> None:
@@ -324,7 +329,7 @@ class Bridge:
     ) -> None:
         self._judge = judge
         self._loop = loop
-        self._port = port
+        self.port = port
         self._reception = reception
         self.server_name = server_name
         self._alpn = alpn
@@ -347,7 +352,7 @@ class Bridge:
         return UpstreamHandshake(
             self._loop,
             app,
-            port=self._port.snapshot,
+            port=self.port.snapshot,
             credentials=self._reception.credentials,
             server_name=self.server_name,
             alpn=alpn,
@@ -364,14 +369,14 @@ class Bridge:
             ConditionType.UPSTREAM_TLS_FAILED,
             ConditionType.CLIENT_CERTIFICATE_REQUESTED,
         ):
-            self._reception.report(self._port, kind, "")
+            self._reception.report(self.port, kind, "")
         try:
-            context = self._reception.credentials.downstream(self._port.snapshot, chosen)
+            context = self._reception.credentials.downstream(self.port.snapshot, chosen)
         except (ssl.SSLError, OSError, KeyError) as error:
             stream.close()
             self._judge.end_to_end(
                 Failure(
-                    ConditionType.CERTIFICATE_INVALID, f"the certificate of port {self._port.steered.number}: {error}"
+                    ConditionType.CERTIFICATE_INVALID, f"the certificate of port {self.port.steered.number}: {error}"
                 )
             )
             return
@@ -384,17 +389,15 @@ class Bridge:
     def _greet(self, client: socket.socket, context: ssl.SSLContext, app: TlsStream, chosen: str | None) -> None:
         def done(downstream: TlsStream | None) -> None:
             if downstream is None:
-                self._port.counters["downstream_handshake_failed"] += 1
+                self.port.counters["downstream_handshake_failed"] += 1
                 app.close()
                 self._judge.abandon()
                 return
-            relay: Relay
-            if chosen == "h2":
-                relay = WireRelay()
-                relay.anomaly = "http2"
-            else:
-                relay = Http1Relay(self._port.steered, tls=True)
-            self._judge.run_tls(relay, downstream, app, self, "h2" if chosen == "h2" else "http/1.1")
+            if chosen is None:
+                FirstWords(self._judge, self._loop, self, downstream, app).begin()
+                return
+            relay = relay_for(chosen, self.port)
+            self._judge.run_tls(relay, downstream, app, self, protocol=chosen)
 
         DownstreamHandshake(self._loop, client, context, done=done)
 
@@ -414,6 +417,73 @@ class Bridge:
         """Keep the session of the first upstream connection."""
         if self._upstream is not None:
             self._upstream.remember(app)
+
+
+class FirstWords:
+    """A TLS connection whose app chose no protocol: the client's first decrypted bytes tell, or the app speaks first."""
+
+    def __init__(self, judge: Judge, loop: Loop, bridge: Bridge, client: TlsStream, app: TlsStream) -> None:
+        self._judge = judge
+        self._loop = loop
+        self._bridge = bridge
+        self._client = client
+        self._app = app
+        self._words = b""
+
+    def begin(self) -> None:
+        """Watch both sides."""
+        self._loop.rebind(self._client.fd, self._client_ready, READ)
+        self._loop.add(self._app.fd, self._app_ready, READ)
+        self._client_ready(READ)
+
+    def _client_ready(self, mask: int) -> None:
+        del mask
+        try:
+            data = self._client.read()
+        except OSError:
+            self.abandon()
+            return
+        if data is None:
+            return
+        self._words += data
+        detected = detect(self._words)
+        if detected is Detected.MORE and data:
+            return
+        if detected in (Detected.HTTP1, Detected.HTTP2):
+            protocol = "h2" if detected is Detected.HTTP2 else "http/1.1"
+            self._run(relay_for(protocol, self._bridge.port), protocol)
+        else:
+            self._wire("tls-not-http", ended=not data)
+
+    def _app_ready(self, mask: int) -> None:
+        del mask
+        self._wire("tls-server-first", ended=False)
+
+    def _wire(self, anomaly: str, *, ended: bool) -> None:
+        relay = WireRelay()
+        relay.anomaly = anomaly
+        relay.app.open = True
+        if ended:
+            relay.receive_eof(relay.client)
+        self._run(relay, "tcp")
+
+    def _run(self, relay: Relay, protocol: str) -> None:
+        self._loop.remove(self._app.fd)
+        self._judge.run_tls(relay, self._client, self._app, self._bridge, protocol=protocol, words=self._words)
+
+    def abandon(self) -> None:
+        """The client broke, or an error of ours."""
+        for stream in (self._client, self._app):
+            self._loop.remove(stream.fd)
+            stream.reset()
+        self._judge.abandon()
+
+
+def relay_for(protocol: str, port: LivePort) -> Relay:
+    """The engine of a decrypted connection by its ALPN protocol."""
+    if protocol == "h2":
+        return Http2Relay(port.steered, tls=True)
+    return Http1Relay(port.steered, tls=True)
 
 
 def _never(method: bytes, path: bytes, fields: object) -> bool:
