@@ -54,6 +54,7 @@ from sidestep.protocols.http1 import (
 )
 from sidestep.protocols.http1_requests import RequestReader
 from sidestep.protocols.http1_responses import ResponseReader, recall
+from sidestep.protocols.http1_skim import skim
 
 _READING, _HELD, _RAW, _DISCARD, _OVER = range(5)
 
@@ -84,6 +85,7 @@ class Http1Relay(Relay):
         "_responses",
         "_sending",
         "_side",
+        "_skimmed",
         "_state",
         "_wire",
         "_wire_reason",
@@ -110,6 +112,8 @@ class Http1Relay(Relay):
         """The connection becomes a wire for this reason once the diverted exchange is over."""
         self._client_ended = False
         self._discarded = 0
+        self._skimmed = b""
+        """The last head that was skimmed."""
 
     # --- inputs -----------------------------------------------------------------------------------------------------
 
@@ -306,6 +310,11 @@ class Http1Relay(Relay):
         judged: Judged | None = memo.get(head)
         if judged is not None:
             return judged
+        needles = route.needles
+        if needles is not None:
+            length = skim(head, needles, route.headless, self._limits)
+            if length is not None:
+                return self._skim_over(head, length)
         parsed = parse_request(head, self._limits)
         if isinstance(parsed, str):
             return parsed
@@ -314,11 +323,24 @@ class Http1Relay(Relay):
             judged = _PLAIN
         else:
             judged = Judged(decision, parsed)
+        self._remember(head, judged)
+        return judged
+
+    def _skim_over(self, head: bytes, length: int) -> Judged:
+        """A head for the app that was not read into fields; remembered when it comes twice in a row."""
+        if length:
+            return Judged(TO_APP, RequestHead(b"", b"", b"", [], length, 0))
+        if head == self._skimmed:
+            self._remember(head, _PLAIN)
+        self._skimmed = head
+        return _PLAIN
+
+    def _remember(self, head: bytes, judged: Judged) -> None:
         if len(head) <= self._limits.memo_head:
+            memo = self._port.route.memo
             if len(memo) >= self._limits.memo_entries:
                 memo.clear()
             memo[head] = judged
-        return judged
 
     def _forward(self, body: bytes) -> None:
         """Pass on a piece of the body of the request being received."""

@@ -28,6 +28,11 @@ MAX_REGEX_MEMORY = 256 * 1024
 MAX_REGEX_LENGTH = 1024
 """UTF-8 bytes of a regex."""
 
+COMMON_HEADERS = frozenset(
+    {"host", "user-agent", "accept", "cookie", "authorization", "content-type", "accept-language"}
+)
+"""Headers whose presence tells nothing."""
+
 ConditionRow = tuple[str, str, str, str]
 """(part, test, name, value): part header|method|path, test exact|regex|present|equal|prefix."""
 
@@ -51,6 +56,21 @@ def compile_filter(wanted: Filter) -> Matches:
     if not wanted.headers:
         return _method_and_path(methods, on_path)
     return _all_three(methods, on_path, on_headers)
+
+
+def needle_of(wanted: Filter) -> bytes:
+    """Bytes without which no lower-cased HTTP/1 head can match; b"" when no header is asked for.
+
+    The name of a header that must be there, with the LF before and the colon after it; for a header that most requests
+    carry, the value that it must have.
+    """
+    for condition in wanted.headers:
+        if condition.name not in COMMON_HEADERS:
+            return f"\n{condition.name}:".encode()
+    for condition in wanted.headers:
+        if condition.test is HeaderTest.EXACT and condition.value.isascii() and condition.value:
+            return condition.value.lower().encode()
+    return f"\n{wanted.headers[0].name}:".encode() if wanted.headers else b""
 
 
 def to_rows(wanted: Filter) -> tuple[ConditionRow, ...]:

@@ -29,6 +29,8 @@ class Rule:
     display: str
     matches: Matches
     divert_probes: bool = False
+    needle: bytes | None = None
+    """Bytes without which no lower-cased head matches; b"": method and path decide alone; None: nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,17 @@ class Route:
     intercepts: tuple[Rule, ...] = ()
     wiretaps: tuple[Rule, ...] = ()
     memo: dict[bytes, Any] = field(default_factory=dict, compare=False, repr=False)
+    needles: tuple[bytes, ...] | None = field(init=False, compare=False, repr=False)
+    """Those of all rules, when every rule has one or needs no header: a head without any of them is skimmed."""
+    headless: tuple[Matches, ...] = field(init=False, compare=False, repr=False)
+    """The rules that method and path decide alone."""
+
+    def __post_init__(self) -> None:
+        rules = (*self.intercepts, *self.wiretaps)
+        known = [rule.needle for rule in rules if rule.needle is not None]
+        needles = tuple(needle for needle in known if needle)
+        object.__setattr__(self, "needles", needles if len(known) == len(rules) else None)
+        object.__setattr__(self, "headless", tuple(rule.matches for rule in rules if rule.needle == b""))
 
     def decide(self, method: bytes, path: bytes, fields: Fields) -> Decision:
         """Choose for one request. `path` may carry a query; it is cut here. Pure; never raises for any bytes."""

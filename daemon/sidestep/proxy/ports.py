@@ -6,7 +6,7 @@ from collections import Counter
 
 from sidestep.model.condition import ConditionType
 from sidestep.model.intercept import Kind
-from sidestep.policy.matching import compile_filter, from_rows
+from sidestep.policy.matching import compile_filter, from_rows, needle_of
 from sidestep.policy.route import Decision, Fields, Route, Rule, SteeredPort
 from sidestep.proxy.messages import PortSnapshot, RuleSnapshot
 from sidestep.proxy.prober import UNKNOWN, Probe
@@ -17,7 +17,9 @@ __all__ = ["LivePort", "Decision", "Fields", "compile_rule"]
 def compile_rule(rule: RuleSnapshot) -> Rule:
     """A rule ready to match. Raises ConfigurationError for a regular expression that RE2 refuses."""
     rows = tuple((condition.part, condition.test, condition.name, condition.value) for condition in rule.conditions)
-    return Rule(rule.uid, rule.display, compile_filter(from_rows(rows)), divert_probes=rule.divert_probes)
+    wanted = from_rows(rows)
+    matches = compile_filter(wanted)
+    return Rule(rule.uid, rule.display, matches, divert_probes=rule.divert_probes, needle=needle_of(wanted))
 
 
 def compile_route(port: PortSnapshot) -> Route:

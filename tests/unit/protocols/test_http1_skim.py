@@ -1,0 +1,131 @@
+"""`skim` against `parse_request`: it may not know, it is never wrong."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidestep.protocols.http1 import (
+    CHUNKED,
+    CLOSE,
+    CONNECT,
+    HEAD,
+    HTTP_1_0,
+    LIMITS,
+    UPGRADE,
+    RequestHead,
+    parse_request,
+)
+from sidestep.protocols.http1_skim import skim
+from tests.unit.engine.hostile_heads import HOSTILE
+
+NEEDLES = (b"\nx-dev:",)
+
+NAMES = st.sampled_from(
+    [
+        b"Host",
+        b"host",
+        b"Content-Length",
+        b"Content_Length",
+        b"Transfer-Encoding",
+        b"Connection",
+        b"Upgrade",
+        b"X-Dev",
+        b"Accept",
+        b"Content-Type",
+        b"Cookie",
+        b"Upgrade-Insecure-Requests",
+        b"X-Developer",
+        b"Proxy-Connection",
+    ]
+)
+VALUES = st.sampled_from(
+    [
+        b"orders.test",
+        b"a b",
+        b"0",
+        b"12",
+        b" 12 ",
+        b"+5",
+        b"1_0",
+        b"chunked",
+        b"close",
+        b"keep-alive",
+        b"websocket",
+        b"",
+        b"keep-alive, close",
+        b"x-dev: y",
+        b"te\xff",
+        b"5\t",
+    ]
+)
+METHODS = st.sampled_from([b"GET", b"POST", b"HEAD", b"CONNECT", b"OPTIONS"])
+TARGETS = st.sampled_from([b"/", b"/a?b=c", b"*", b"http://orders.test/", b"/a#b", b"orders.test:443"])
+
+
+@st.composite
+def heads(draw):
+    lines = [draw(METHODS) + b" " + draw(TARGETS) + b" HTTP/1." + draw(st.sampled_from([b"1", b"1", b"1", b"0"]))]
+    separator = st.sampled_from([b": ", b": ", b":", b":  ", b" : "])
+    for name, value in draw(st.lists(st.tuples(NAMES, VALUES), max_size=6)):
+        lines.append(name + draw(separator) + value)
+    if draw(st.booleans()):
+        lines.append(b"Host: orders.test")
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def never_wrong(head):
+    length = skim(head, NEEDLES, (), LIMITS)
+    parsed = parse_request(head)
+    if length is None:
+        return
+    assert isinstance(parsed, RequestHead), parsed
+    assert parsed.body == length != CHUNKED
+    assert not parsed.flags & (HEAD | CONNECT | UPGRADE | HTTP_1_0 | CLOSE)
+    assert b"x-dev" not in dict(parsed.fields)
+
+
+@given(heads())
+def test_what_it_knows_is_what_the_parser_says(head):
+    never_wrong(head)
+
+
+@pytest.mark.parametrize(("name", "head"), [(name, data[: data.find(b"\r\n\r\n") + 4]) for name, data in HOSTILE])
+def test_hostile_heads(name, head):
+    never_wrong(head)
+
+
+@pytest.mark.parametrize(
+    ("lines", "length"),
+    [
+        (b"", 0),
+        (b"Accept: */*\r\n", 0),
+        (b"Connection: keep-alive\r\n", 0),
+        (b"Content-Type: text/plain\r\nContent-Length: 12\r\n", 12),
+        (b"Upgrade-Insecure-Requests: 1\r\n", 0),
+        (b"X-Dev: ada\r\n", None),
+        (b"x-dev:\r\n", None),
+        (b"Connection: close\r\n", None),
+        (b"Transfer-Encoding: chunked\r\n", None),
+    ],
+)
+def test_common_heads_are_known(lines, length):
+    assert skim(b"GET /a?b HTTP/1.1\r\nHost: orders.test\r\n" + lines + b"\r\n", NEEDLES, (), LIMITS) == length
+
+
+def test_rules_without_headers_are_asked():
+    asked = []
+
+    def matches(method, path, fields):
+        asked.append((method, path, fields))
+        return path == b"/a"
+
+    head = b"GET /%s?x HTTP/1.1\r\nHost: orders.test\r\n\r\n"
+    assert skim(head % b"a", (), (matches,), LIMITS) is None
+    assert skim(head % b"b", (), (matches,), LIMITS) == 0
+    assert asked == [(b"GET", b"/a", ()), (b"GET", b"/b", ())]
+
+
+def test_too_many_fields_are_not_known():
+    head = b"GET / HTTP/1.1\r\nHost: orders.test\r\n" + b"a:\r\n" * (LIMITS.fields + 1) + b"\r\n"
+    assert skim(head, (), (), LIMITS) is None
+    assert isinstance(parse_request(head), str)
