@@ -268,7 +268,13 @@ class Conduit:
                 relay.drained(leg)
             self.settle()
             return
-        if self._slow or relay.done or relay.opening or relay.diverted:
+        if (
+            self._slow
+            or relay.done
+            or relay.opening
+            or relay.diverted
+            or (relay.deadline is not None and self._timer is None)
+        ):
             self._settle_slowly(relay)
 
     def _write(self, leg: Leg, out: list[bytes], stream: Stream) -> bool:
@@ -309,7 +315,7 @@ class Conduit:
             self._pipes = [pipe for pipe in self._pipes if pipe.stream is not None or not pipe.leg.ending]
         if relay.wired is not None and self._splice(relay.wired):
             return
-        if relay.done and not relay.client.out:
+        if relay.done and not any(pipe.leg.out and pipe.stream is not None for pipe in self._pipes):
             self.close()
 
     def _splice(self, wired: tuple[Leg, Leg]) -> bool:

@@ -420,7 +420,7 @@ class Bridge:
 
 
 class FirstWords:
-    """A TLS connection whose app chose no protocol: the client's first decrypted bytes tell, or the app speaks first."""
+    """A TLS connection whose app chose no protocol: the client's first decrypted bytes tell, or an app that begins."""
 
     def __init__(self, judge: Judge, loop: Loop, bridge: Bridge, client: TlsStream, app: TlsStream) -> None:
         self._judge = judge
