@@ -45,6 +45,10 @@ def _bound(family: socket.AddressFamily, address: str, backlog: int) -> socket.s
             if family == socket.AF_INET6:
                 call = "setsockopt"
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            call = "setsockopt"
+            # Accepted connections have the app's address and port and inherit this: without it an app that restarts
+            # meanwhile could not bind its own port (EADDRINUSE, socket(7)).
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             call = "bind"
             listener.bind((address, 0))
             call = "listen"
