@@ -25,10 +25,11 @@ class Companion:
     def __init__(self, command: Sequence[str]) -> None:
         self._command = tuple(command)
         self._process: asyncio.subprocess.Process | None = None
+        self._ending = False
         self.code: int | None = None
 
     async def run(self, active: asyncio.Event) -> int:
-        """Wait until the intercept is active, run the command to its end. Raises ConfigurationError if it cannot start."""
+        """Wait until the intercept is active, run the command to its end. Raises ConfigurationError."""
         try:
             async with asyncio.timeout(START_ANYWAY):
                 await active.wait()
@@ -42,11 +43,14 @@ class Companion:
                 f"cannot be started: {reason}", subject="command", value=self._command[0]
             ) from error
         status = await self._process.wait()
-        self.code = status if status >= 0 else 128 - status
-        return self.code
+        code = status if status >= 0 else 128 - status
+        if not self._ending:
+            self.code = code
+        return code
 
     async def end(self) -> None:
         """End the command if it runs."""
+        self._ending = True
         process = self._process
         if process is None or process.returncode is not None:
             return

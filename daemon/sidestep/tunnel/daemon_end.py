@@ -130,6 +130,8 @@ class DaemonEnd:
                 if self._ended is not None:
                     await stream.write(encode(self._ended) + b"\n")
                     await stream.write_eof()
+                    while await stream.read():  # the other end finishes its side once it has heard everything
+                        pass
                     return
         except PeerError as error:
             self.connection.close(error)

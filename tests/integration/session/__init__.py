@@ -1,0 +1,1 @@
+"""The unix socket, sessions, tunnel and command line together, with a stand-in for the node."""
