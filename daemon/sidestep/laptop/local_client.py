@@ -71,6 +71,8 @@ class LocalClient:
             exchange.leave()
         if status not in {101, 200}:
             raise RefusedError(_problem(status, answer))
+        if upgrade is not None and status != 101:
+            raise PeerError("the node daemon did not upgrade the connection; is it of another version?")
         return answer
 
     async def _connect(self) -> socket.socket:
