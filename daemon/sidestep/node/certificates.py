@@ -62,12 +62,14 @@ SecretData = Callable[[str, str], Mapping[str, bytes] | None]
 class _Material:
     """Bytes as read; empty where there is none. Never kept beyond the call that reads it."""
 
-    chain: bytes = b""
-    key: bytes = b""
-    ca: bytes = b""
+    chain: bytes = field(default=b"", repr=False)
+    key: bytes = field(default=b"", repr=False)
+    ca: bytes = field(default=b"", repr=False)
+    spelling: tuple[str, str, str] = SPELLINGS[0]
 
-    def __repr__(self) -> str:
-        return "_Material(…)"
+    def file(self, part: pem.Part) -> str:
+        """Name of the file that holds a part."""
+        return self.spelling[(pem.Part.CHAIN, pem.Part.KEY, pem.Part.CA).index(part)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ class Certificates:
             for each in wanted:
                 uid = pods[each.key.pod].uid
                 old = before.get(each.key)
-                if old is not None and old.pod_uid != uid:
+                if old is not None and (old.pod_uid, _place(old.wanted)) != (uid, _place(each)):
                     old = None
                 if old is None or old.wanted != each or each.source.kind is SourceKind.SECRET:
                     old = await self._look(each, uid, old)
@@ -250,12 +252,12 @@ class Certificates:
             return None
         ca = await self._optional(root, names[2])
         if not chain:
-            return _Material(ca=ca) if ca else None
+            return _Material(ca=ca, spelling=spelling) if ca else None
         try:
             key = await self._files.read(root, names[1])
         except AbsentFileError as error:
             raise ConfigurationError(f"the folder holds {spelling[0]} but no {spelling[1]}") from error
-        return _Material(chain, key, ca)
+        return _Material(chain, key, ca, spelling)
 
     async def _optional(self, root: str, path: str) -> bytes:
         try:
@@ -267,11 +269,12 @@ class Certificates:
         data = self._secret(namespace, source.value)
         if data is None:
             raise ConfigurationError(f"there is no Secret {namespace}/{source.value}")
-        for chain, key, ca in SPELLINGS:
+        for spelling in SPELLINGS:
+            chain, key, ca = spelling
             if chain in data and key not in data:
                 raise ConfigurationError(f"the Secret holds {chain} but no {key}")
             if chain in data or ca in data:
-                return _Material(data.get(chain, b""), data.get(key, b""), data.get(ca, b""))
+                return _Material(data.get(chain, b""), data.get(key, b""), data.get(ca, b""), spelling)
         raise ConfigurationError("the Secret holds neither tls.crt nor cert-chain.pem")
 
 
@@ -281,15 +284,15 @@ def _judge(held: Held, material: _Material, digest: bytes, now: dt.datetime) -> 
     if material.chain or held.wanted.key.side is Side.DOWNSTREAM:
         try:
             identity = pem.judge_identity(chain=material.chain, key=material.key, now=now)
-        except ConfigurationError as error:
-            problems.append(str(error))
+        except pem.PemError as error:
+            problems.append(f"{material.file(error.part)}: {error}")
     else:
         identity = None
     if material.ca:
         try:
             trust = pem.judge_trust(material.ca)
-        except ConfigurationError as error:
-            problems.append(str(error))
+        except pem.PemError as error:
+            problems.append(f"{material.file(error.part)}: {error}")
     elif not problems:
         trust = None
     return replace(held, digest=digest, identity=identity, trust=trust, problems=tuple(problems))
@@ -306,6 +309,11 @@ def _roots(pod: Pod, containers: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*([location.root] if location.root else []), *roots]))
 
 
+def _place(wanted: WantedCertificate) -> tuple[SourceKind, str]:
+    """Another place is another certificate: nothing is inherited from the last one."""
+    return wanted.source.kind, wanted.source.value
+
+
 def _source(key: CertificateKey) -> Source:
     return Source("certificate", key.pod, key.port, key.side.value)
 
@@ -318,5 +326,6 @@ def _reason(error: SidestepError) -> str:
 
 def _condition(wanted: WantedCertificate, reason: str) -> Condition:
     source = wanted.source
-    problem = AnnotationProblem(source.annotation, source.value, reason, wanted.key.subject, source.origin)
+    pod = f"pod {wanted.key.pod}"
+    problem = AnnotationProblem(source.annotation, source.value, reason, pod, source.origin)
     return Condition(ConditionType.CERTIFICATE_INVALID, wanted.key.subject, problem.text)

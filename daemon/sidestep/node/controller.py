@@ -14,18 +14,24 @@ from typing import Protocol
 
 from sidestep.config import node_settings
 from sidestep.config.node_settings import NodeSettings
+from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import RefusedError, SidestepError
 from sidestep.model.intercept import Intercept
 from sidestep.model.inventory import Inventory
-from sidestep.model.pod import PodKey
+from sidestep.model.pod import Family, Pod, PodKey
+from sidestep.netns import listening, netns_id
 from sidestep.node.admission import admit
 from sidestep.node.certificates import Certificates
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.inventory import Reading
-from sidestep.node.located import locate
+from sidestep.node.located import locate, netns_path
 from sidestep.node.planner import Plan, plan
 from sidestep.node.survey import CertificateKey
 from sidestep.observability.logs import get_logger
+from sidestep.policy.workloads import resolve_port
+
+LOCATIONS = 2.0
+"""Seconds between two looks at the namespaces of pods that are no targets."""
 
 
 class PlanSink(Protocol):
@@ -54,6 +60,7 @@ class Controller:
         self._addresses = tuple(sorted(str(address) for address in node_addresses))
         self._intercepts: Callable[[], tuple[Intercept, ...]] = tuple
         self._certificates: Certificates | None = None
+        self._absent: set[PodKey] = set()
         self._planned: set[PodKey | None] = set()
         self._changed = asyncio.Event()
         self._log = get_logger("controller")
@@ -98,6 +105,29 @@ class Controller:
         self._changed.clear()
         await self._round(sink)
 
+    async def watch_locations(self) -> None:
+        """Look for pods whose namespace is not where their manifest says, until cancelled."""
+        while True:
+            self.look_at_locations()
+            await asyncio.sleep(LOCATIONS)
+
+    def look_at_locations(self) -> None:
+        """State a condition for every pod whose namespace is not there; a bad manifest is told before it is needed."""
+        absent: dict[PodKey, str] = {}
+        for key, pod in self.inventory.pods.items():
+            path = netns_path(pod.location)
+            if path and not pod.ended:
+                try:
+                    netns_id(path)
+                except SidestepError as error:
+                    absent[key] = str(error)
+        for key in self._absent - absent.keys():
+            self._conditions.state(Source("location", key), ())
+        for key, text in absent.items():
+            condition = Condition(ConditionType.NETNS_UNAVAILABLE, f"pod {key}", text)
+            self._conditions.state(Source("location", key), [condition])
+        self._absent = set(absent)
+
     def check(self, new: Intercept) -> None:
         """Whether an intercept may begin. Raises RefusedError, ConfigurationError."""
         if self.stopping:
@@ -114,13 +144,26 @@ class Controller:
         problem: SidestepError | None = None
         for pod in able:
             try:
-                locate(pod).netns.close()
+                self._enter(pod, new)
             except SidestepError as error:
                 problem = problem or error
             else:
                 return
         if problem is not None:
-            raise RefusedError(f"no pod of {new.workload} can be entered: {problem}") from problem
+            raise RefusedError(str(problem)) from problem
+
+    def _enter(self, pod: Pod, new: Intercept) -> None:
+        """Look into the pod. Raises SidestepError when it cannot be entered, or has no such port at all."""
+        located = locate(pod)
+        with located.netns:
+            found = resolve_port(new.port, pod, self.inventory.services_of(pod), transport=new.transport)
+            if new.filter.is_global or any(each.declared for each in found):
+                return
+            table = listening(located.netns)
+            for each in found:
+                if any(table.serves(each.port.number, family, located.addresses) for family in Family):
+                    return
+        raise RefusedError(f"pod {pod.key} has no port {new.port}: it declares none, and nothing listens there")
 
     def certificates_in_use(self) -> frozenset[CertificateKey]:
         """The certificates of target pods."""

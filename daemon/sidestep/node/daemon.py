@@ -172,6 +172,7 @@ class _Daemon:
         await controller.settle(reconciler)
         reconciler.start()
         tasks.start(controller.run(reconciler, sessions.refresh), name="controller")
+        tasks.start(controller.watch_locations(), name="locations")
         tasks.start(self._source.watch(controller.take), name="manifests")
         tasks.start(certificates.poll(controller.certificates_in_use), name="certificates")
         tasks.start(audit.run(), name="audit")

@@ -1,8 +1,9 @@
 """The directory of manifests as a source of inventories: read once at the start, again whenever a file changes.
 
-The folder is looked at every `POLL` seconds (names, sizes, times; symbolic links followed, so that a `..data` swap is
-seen). A change is read once two looks agree, so that a file that is being written is not read half. Reading and parsing
-happen in a thread: a large directory must not hold up the event loop.
+The folder is looked at (names, sizes, times; symbolic links followed, so that a `..data` swap is seen) when the kernel
+hints at a change, and every `POLL` seconds anyway. A change is read once two looks, `SETTLE` seconds apart, agree, so
+that a file that is being written is not read half. Reading and parsing happen in a thread: a large directory must not
+hold up the event loop.
 
 A file that cannot be read, or a folder that is gone, changes nothing: what was read last stays, and the problem is
 told. A file that *is* gone takes its objects with it. Hidden files and anything but `*.yaml`, `*.yml`, `*.json` are
@@ -22,12 +23,19 @@ from sidestep.config.manifests import ManifestError, load_directory_texts
 from sidestep.config.yaml_documents import MAX_TEXT
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.inventory import Inventory
+from sidestep.node.inotify import Hint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-POLL = 0.3
-"""Seconds between two looks; a change is therefore read after at most twice that."""
+POLL = 0.8
+"""Seconds between two looks without a hint: links that lead elsewhere give none."""
+
+SETTLE = 0.05
+"""Seconds for which nothing may change before a change is read."""
+
+PATIENCE = 1.0
+"""Seconds after which a folder that never settles is read all the same."""
 
 SUFFIXES = (".yaml", ".yml", ".json")
 """What counts as a manifest."""
@@ -64,13 +72,26 @@ class ManifestDirectory:
 
     async def watch(self, on_reading: Callable[[Reading], None]) -> None:
         """Look for changes until cancelled."""
-        before = self._read
-        while True:
-            await asyncio.sleep(POLL)
-            stamps = self._look()
-            if stamps is not None and stamps != self._read and stamps == before:
-                on_reading(await self._reading(stamps))
-            before = stamps
+        with Hint(self._folder) as hint:
+            while True:
+                stamps = await self._settled()
+                if stamps is not None and stamps != self._read:
+                    on_reading(await self._reading(stamps))
+                if stamps is None or not hint.watching:
+                    hint.watch()
+                await hint.wait(POLL)
+
+    async def _settled(self) -> dict[str, Stamp] | None:
+        """The stamps once they stand still; None when the folder cannot be listed."""
+        stamps = self._look()
+        for _ in range(round(PATIENCE / SETTLE)):
+            if stamps is None or stamps == self._read:
+                break
+            await asyncio.sleep(SETTLE)
+            before, stamps = stamps, self._look()
+            if stamps == before:
+                break
+        return stamps
 
     async def _reading(self, stamps: Mapping[str, Stamp]) -> Reading:
         self._read = dict(stamps)

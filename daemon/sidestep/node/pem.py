@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import enum
 import hashlib
 import os
 import ssl
@@ -34,6 +35,22 @@ MAX_CERTIFICATES = 2048
 
 DIGEST = 24
 """Hexadecimal digits of the digest in a credential's name: 96 bits."""
+
+
+class Part(enum.Enum):
+    """Which of the three files is at fault."""
+
+    CHAIN = "certificate"
+    KEY = "private key"
+    CA = "CA certificate"
+
+
+class PemError(ConfigurationError):
+    """A file that cannot be used; the caller knows its name."""
+
+    def __init__(self, part: Part, reason: str) -> None:
+        self.part = part
+        super().__init__(reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +87,16 @@ def _as_of_today() -> Iterator[None]:
 def judge_identity(*, chain: bytes, key: bytes, now: dt.datetime) -> Identity:
     """Judge a certificate chain (leaf first) and its private key. `now` is timezone-aware.
 
-    Raises ConfigurationError with a reason and neither subject nor value: the caller knows the annotation.
+    Raises PemError: the caller knows the annotation and the names of the files.
     """
     certificates = _matching(chain=chain, key=key)
     leaf = certificates[0]
     if leaf.not_valid_after_utc <= now:
-        raise ConfigurationError(f"the certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
+        raise PemError(Part.CHAIN, f"the certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
     if leaf.not_valid_before_utc > now:
-        raise ConfigurationError(f"the certificate is not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC")
+        raise PemError(
+            Part.CHAIN, f"the certificate is not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+        )
     prove(identity_pem(chain=chain, key=key))
     return Identity(
         name=_identity_name(certificates),
@@ -90,18 +109,18 @@ def judge_identity(*, chain: bytes, key: bytes, now: dt.datetime) -> Identity:
 
 @_as_of_today()
 def identity_name(*, chain: bytes, key: bytes) -> str:
-    """The name of the credential, valid today or not. Raises ConfigurationError unless the key belongs to the chain."""
+    """The name of the credential, valid today or not. Raises PemError unless the key belongs to the chain."""
     return _identity_name(_matching(chain=chain, key=key))
 
 
 @_as_of_today()
 def judge_trust(pem: bytes) -> Trust:
-    """Judge CA certificates. Raises ConfigurationError with a reason only."""
-    certificates = _certificates(pem, what="CA certificate")
+    """Judge CA certificates. Raises PemError."""
+    certificates = _certificates(pem, Part.CA)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=trust_pem(pem).decode("ascii"))
     except (ssl.SSLError, ValueError) as error:
-        raise ConfigurationError(f"the CA certificate cannot be used: {_reason(error)}") from error
+        raise PemError(Part.CA, f"the CA certificate cannot be used: {_reason(error)}") from error
     return Trust(name=f"trust:{_digest(certificates)}", subject=certificates[0].subject.rfc4514_string())
 
 
@@ -113,25 +132,25 @@ def identity_pem(*, chain: bytes, key: bytes) -> bytes:
 @_as_of_today()
 def trust_pem(pem: bytes) -> bytes:
     """The content of a "trust" credential: certificates only, without what people write between them."""
-    return b"".join(cert.public_bytes(Encoding.PEM) for cert in _certificates(pem, what="CA certificate"))
+    return b"".join(cert.public_bytes(Encoding.PEM) for cert in _certificates(pem, Part.CA))
 
 
 def prove(pem: bytes) -> None:
-    """Load an identity into a fresh server context through a memfd. Raises ConfigurationError."""
+    """Load an identity into a fresh server context through a memfd. Raises PemError."""
     fd = sealed_memfd("sidestep-identity", pem)
     try:
         # The callback keeps OpenSSL from asking a terminal for a passphrase.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(f"/proc/self/fd/{fd}", password=lambda: b"")
     except (ssl.SSLError, OSError, ValueError) as error:
-        raise ConfigurationError(f"the certificate cannot be used: {_reason(error)}") from error
+        raise PemError(Part.CHAIN, f"the certificate cannot be used: {_reason(error)}") from error
     finally:
         os.close(fd)
 
 
 def _matching(*, chain: bytes, key: bytes) -> list[x509.Certificate]:
-    certificates = _certificates(chain, what="certificate")
+    certificates = _certificates(chain, Part.CHAIN)
     if _spki(certificates[0].public_key()) != _spki(_private_key(key).public_key()):
-        raise ConfigurationError("the private key does not belong to the certificate")
+        raise PemError(Part.KEY, "the private key does not belong to the certificate")
     return certificates
 
 
@@ -139,32 +158,32 @@ def _identity_name(certificates: list[x509.Certificate]) -> str:
     return f"identity:{_digest(certificates)}"
 
 
-def _certificates(pem: bytes, *, what: str) -> list[x509.Certificate]:
+def _certificates(pem: bytes, part: Part) -> list[x509.Certificate]:
     if len(pem) > MAX_PEM:
-        raise ConfigurationError(f"the {what} is larger than {MAX_PEM} bytes")
+        raise PemError(part, f"the {part.value} is larger than {MAX_PEM} bytes")
     if pem.count(b"-----BEGIN CERTIFICATE-----") > MAX_CERTIFICATES:
-        raise ConfigurationError(f"more than {MAX_CERTIFICATES} certificates in one file")
+        raise PemError(part, f"more than {MAX_CERTIFICATES} certificates in one file")
     try:
         certificates = x509.load_pem_x509_certificates(pem)
         for certificate in certificates:
             certificate.public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigurationError(f"the {what} is not valid PEM") from error
+        raise PemError(part, f"the {part.value} is not valid PEM") from error
     if not certificates:
-        raise ConfigurationError(f"the {what} file holds no certificate")
+        raise PemError(part, f"the {part.value} file holds no certificate")
     return certificates
 
 
 def _private_key(pem: bytes) -> PrivateKeyTypes:
     if len(pem) > MAX_PEM:
-        raise ConfigurationError(f"the private key is larger than {MAX_PEM} bytes")
+        raise PemError(Part.KEY, f"the private key is larger than {MAX_PEM} bytes")
     try:
         return load_pem_private_key(pem, password=None)
     except TypeError as error:
-        raise ConfigurationError("the private key is encrypted; Sidestep cannot ask for its passphrase") from error
+        raise PemError(Part.KEY, "the private key is encrypted; Sidestep cannot ask for its passphrase") from error
     except (ValueError, UnsupportedAlgorithm) as error:
         # The library's text may quote what it read; it is not repeated.
-        raise ConfigurationError("the private key is not valid PEM") from error
+        raise PemError(Part.KEY, "the private key is not valid PEM") from error
 
 
 def _spki(key: PublicKeyTypes) -> bytes:

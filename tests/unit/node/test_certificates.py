@@ -165,8 +165,11 @@ def test_a_secret_is_read(authority):
     [
         (lambda files: files.clear(), "neither tls.crt nor cert-chain.pem"),
         (lambda files: files.pop(("/root", "/tls/tls.key")), "tls.crt but no tls.key"),
-        (lambda files: files.update({("/root", "/tls/tls.crt"): b"junk"}), "not valid PEM"),
-        (lambda files: files.update({("/root", "/tls/ca.crt"): b"junk"}), "the CA certificate is not valid PEM"),
+        (lambda files: files.update({("/root", "/tls/tls.crt"): b"junk"}), "tls.crt: the certificate is not valid PEM"),
+        (
+            lambda files: files.update({("/root", "/tls/ca.crt"): b"junk"}),
+            "ca.crt: the CA certificate is not valid PEM",
+        ),
         (
             lambda files: files.update({("/root", "/tls/tls.crt"): KernelError("read", 110, doing="reading")}),
             "cannot be read: read while reading: Connection timed out",
@@ -184,7 +187,7 @@ def test_what_is_wrong_is_one_condition_naming_annotation_value_and_reason(autho
         spoil(some.folder.files)
         await some.want()
         (text,) = some.problems
-        assert f"annotation {names.DOWNSTREAM_PATH}.8443 '/tls' of pod shop/orders-1 port 8443" in text
+        assert f"annotation {names.DOWNSTREAM_PATH}.8443 '/tls' of pod shop/orders-1: " in text
         assert reason in text
         assert reason in some.facts.problem
 
@@ -391,6 +394,19 @@ def test_a_new_pod_of_the_same_name_inherits_nothing(authority):
         some.pod = replace(some.pod, uid="another")
         await some.want()
         assert some.facts.identity == ""
+
+    run(story())
+
+
+def test_another_place_inherits_nothing(authority):
+    async def story():
+        some = node()
+        some.folder.put(authority.issue("orders.shop"))
+        await some.want()
+        some.pod = replace(some.pod, annotations={f"{names.DOWNSTREAM_PATH}.8443": "/other"})
+        await some.want()
+        assert some.facts.identity == ""
+        assert "neither tls.crt" in some.problems[0]
 
     run(story())
 
