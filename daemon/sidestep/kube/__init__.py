@@ -1,1 +1,1 @@
-"""The Kubernetes API adapter."""
+"""Kubernetes: access, requests, watches, port-forwards, and where pods live on a node. Nobody else knows its API."""

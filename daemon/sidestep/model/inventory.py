@@ -123,8 +123,10 @@ class Inventory:
             service
             for service in self.services
             if service.namespace == pod.key.namespace
-            and service.selector
-            and labels_match(service.selector, pod.labels)
+            and (
+                (service.selector and labels_match(service.selector, pod.labels))
+                or (service.pods and pod.key in service.pods)
+            )
         )
         return tuple(sorted(found, key=lambda service: service.name))
 

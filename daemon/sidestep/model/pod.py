@@ -106,9 +106,10 @@ class ServicePort:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A Service that selects pods by labels."""
+    """A Service that selects pods by labels, or has `pods` given to it by EndpointSlices that no selector made."""
 
     namespace: str
     name: str
     selector: Mapping[str, str]
     ports: tuple[ServicePort, ...] = ()
+    pods: frozenset[PodKey] = frozenset()

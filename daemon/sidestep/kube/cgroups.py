@@ -1,0 +1,66 @@
+"""Which pod and container a process belongs to, by the text of its /proc/<pid>/cgroup (cgroups(7)). Pure.
+
+The kubelet gives each pod a cgroup and the runtime each container one inside. Spellings:
+
+    cgroupfs driver      /kubepods/burstable/pod<uid>/<cid>            CRI-O: crio-<cid>
+    systemd driver       /kubepods.slice/…-pod<u_i_d>.slice/cri-containerd-<cid>.scope     CRI-O: crio-<cid>.scope
+    drivers that differ  /system.slice/containerd.service/…-pod<u_i_d>.slice:cri-containerd:<cid>
+    kind                 /kubelet.slice/kubelet-kubepods.slice/…, and with a cgroup namespace /../../pod<uid>/<cid>
+
+Version 1 and hybrid have a line per hierarchy (the one of version 2 may say nothing), version 2 has one. A container
+can make cgroups below its own and give them any name, so all places are returned from the outside in and the caller
+takes the first pod that it knows: nobody can pass for another pod by a name further in. `crio-conmon-<cid>` is CRI-O's
+own process in the host's namespaces, not the container.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_UID = r"[0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}"
+_POD = re.compile(rf"(?:.*-)?pod({_UID})(?:\.slice)?(?::[a-z-]+:([0-9a-f]{{12,64}}))?")
+_CONTAINER = re.compile(r"(?:(?:cri-containerd|crio|docker|libpod)-)?([0-9a-f]{12,64})(?:\.scope)?")
+_CONMON = re.compile(r"(?:crio|libpod)-conmon-.*")
+MAX_TEXT = 64 * 1024
+"""Characters of a cgroup file that are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A pod's UID (with dashes) and a container id, "" for a process beside the containers. `path` is the pod's cgroup
+    below the root of version 2, "" when only version 1 names it."""
+
+    uid: str
+    container: str
+    path: str = ""
+
+
+def places(text: str) -> tuple[Place, ...]:
+    """All pods that the file names, from the outside in, without repetition."""
+    found: dict[tuple[str, str], Place] = {}
+    # Version 2 first: its path is worth knowing.
+    for line in sorted(text[:MAX_TEXT].splitlines(), key=lambda line: not line.startswith("0::")):
+        number, _, rest = line.partition(":")
+        path = rest.partition(":")[2]
+        for place in _in_path(path, unified=number == "0"):
+            found.setdefault((place.uid, place.container), place)
+    return tuple(found.values())
+
+
+def _in_path(path: str, *, unified: bool) -> list[Place]:
+    segments = path.removesuffix(" (deleted)").split("/")
+    found = []
+    for index, segment in enumerate(segments):
+        pod = _POD.fullmatch(segment)
+        if pod is None:
+            continue
+        inner = segments[index + 1] if index + 1 < len(segments) else ""
+        if _CONMON.fullmatch(inner):
+            continue
+        container = pod.group(2) or ""
+        if not container and (match := _CONTAINER.fullmatch(inner)):
+            container = match.group(1)
+        folder = "/".join(segments[: index + 1]) if unified and not pod.group(2) else ""
+        found.append(Place(pod.group(1).replace("_", "-"), container, folder))
+    return found

@@ -1,0 +1,310 @@
+"""A mirror of what the node daemon needs to know of the cluster, kept by watches, as one `Inventory`.
+
+What is watched, and how little of it:
+
+    pods             of this node only (field selector), whole: ports, probes, addresses, container ids
+    services         whole; EndpointSlices only those that no selector made (a selector's repeat what the Service says)
+    workloads        their metadata only; other kinds are known by name, through ownerReferences
+    namespaces       their metadata only
+    node             this one only
+    secrets          one watch for each Secret that `want_secrets` names, nothing else, ever
+
+Of annotations only those that Sidestep reads are kept. A ReplicaSet that a Deployment owns loses its own: the
+Deployment controller copies annotations there and never takes them away again. An object that cannot be understood is
+left out and is a problem; no location is read from annotations, which users of the cluster write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sidestep.aio.tasks import Tasks
+from sidestep.config import objects
+from sidestep.config.field_error import FieldError
+from sidestep.config.ownership import link_owners
+from sidestep.kube.api import Api, escape
+from sidestep.kube.endpoints import EndpointSlice, slice_of, with_slices
+from sidestep.kube.errors import ApiError
+from sidestep.kube.processes import Wanted
+from sidestep.kube.watch import KubeObject, Watch, WatchLimits
+from sidestep.model.inventory import Inventory, Secret, Workload, WorkloadKey
+from sidestep.model.pod import Location, Pod, PodKey, Service
+
+KEPT_ANNOTATIONS = ("telepresence.io/", "sidestep.dev/")
+"""Prefixes of the annotations that mean something to us; others can be large."""
+
+SecretName = tuple[str, str]
+"""(namespace, name)."""
+
+_NOT_BY_SELECTOR = "endpointslice.kubernetes.io/managed-by!=endpointslice-controller.k8s.io"
+
+
+@dataclass(frozen=True, slots=True)
+class SeenPod:
+    """A pod as the API server shows it. `containers` maps container ids, without the runtime's prefix, to names."""
+
+    object: objects.PodObject
+    containers: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class _Collection:
+    """A `Sink` that keeps what `convert` makes of each object, by UID."""
+
+    convert: Callable[[KubeObject], Any]
+    on_change: Callable[[], None]
+    found: dict[str, Any] = field(default_factory=dict)
+    bad: dict[str, str] = field(default_factory=dict)
+
+    def replace(self, values: list[KubeObject], /) -> None:
+        """As Sink.replace."""
+        self.found.clear()
+        self.bad.clear()
+        for value in values:
+            self._keep(value)
+        self.on_change()
+
+    def apply(self, value: KubeObject, /) -> None:
+        """As Sink.apply."""
+        before = self.found.get(_identity(value))
+        self._keep(value)
+        if self.found.get(_identity(value)) != before:
+            self.on_change()
+
+    def remove(self, value: KubeObject, /) -> None:
+        """As Sink.remove."""
+        self.bad.pop(_identity(value), None)
+        if self.found.pop(_identity(value), None) is not None:
+            self.on_change()
+
+    def _keep(self, value: KubeObject) -> None:
+        identity = _identity(value)
+        try:
+            self.found[identity] = self.convert(trimmed(value))
+            self.bad.pop(identity, None)
+        except FieldError as error:
+            self.found.pop(identity, None)
+            self.bad[identity] = f"{_named(value)}: {error.path}: {error}"
+
+
+@dataclass(slots=True)
+class _SecretWatch:
+    watch: Watch
+    sink: _Collection
+    task: asyncio.Task[None]
+
+
+class Mirror:
+    """Watches for `node`. `on_change` is called, in the event loop, whenever `inventory` may be another."""
+
+    def __init__(
+        self,
+        api: Api,
+        *,
+        node: str,
+        on_change: Callable[[], None],
+        on_crash: Callable[[str, BaseException], None] | None = None,
+        limits: WatchLimits | None = None,
+    ) -> None:
+        self._api = api
+        self._limits = limits or WatchLimits()
+        self._on_change = on_change
+        self._tasks = Tasks("mirror", on_crash=on_crash)
+        self._secrets: dict[SecretName, _SecretWatch] = {}
+        self._watches: dict[str, Watch] = {}
+        self._sinks: dict[str, _Collection] = {}
+        self._add("pods", ("/api/v1/pods",), _pod, query={"fieldSelector": f"spec.nodeName={node}"})
+        self._add("services", ("/api/v1/services",), _converted("", "Service"))
+        slices = ("/apis/discovery.k8s.io/v1/endpointslices", "/apis/discovery.k8s.io/v1beta1/endpointslices")
+        self._add("endpointslices", slices, slice_of, query={"labelSelector": _NOT_BY_SELECTOR})
+        self._add("namespaces", ("/api/v1/namespaces",), _converted("", "Namespace"), metadata_only=True)
+        self._add("node", ("/api/v1/nodes",), _converted("", "Node"), query={"fieldSelector": f"metadata.name={node}"})
+        for group, kind in WORKLOADS:
+            plural = f"{kind.lower()}s"
+            self._add(plural, (f"/apis/{group}/v1/{plural}",), _workload(group, kind), metadata_only=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        for name, watch in self._watches.items():
+            self._tasks.start(watch.run(), name=name)
+
+    async def aclose(self) -> None:
+        """Watch no more."""
+        await self._tasks.aclose()
+
+    @property
+    def synced(self) -> bool:
+        """Whether everything but Secrets has been read once."""
+        return all(watch.synced for watch in self._watches.values())
+
+    @property
+    def connected(self) -> bool:
+        """Whether changes of pods are being followed now."""
+        return self._watches["pods"].connected
+
+    def problems(self) -> tuple[str, ...]:
+        """What cannot be read and why, sorted; Secrets not among them."""
+        found = [
+            f"{name} cannot be watched: {watch.problem}"
+            for name, watch in self._watches.items()
+            if watch.problem is not None
+        ]
+        for sink in self._sinks.values():
+            found += sink.bad.values()
+        return tuple(sorted(found))
+
+    def pods(self) -> tuple[SeenPod, ...]:
+        """The pods of this node."""
+        return tuple(self._sinks["pods"].found.values())
+
+    def wanted(self) -> dict[str, Wanted]:
+        """The pods whose processes are to be looked for, by UID: those that run here in a network of their own."""
+        return {
+            seen.object.pod.uid: Wanted(seen.object.pod.uid, seen.containers)
+            for seen in self.pods()
+            if not seen.object.pod.ended and not seen.object.pod.host_network and seen.object.pod.ips
+        }
+
+    def inventory(self, locations: Mapping[str, Location]) -> Inventory:
+        """Everything, with the locations that are known by pod UID."""
+        workloads: dict[WorkloadKey, Workload] = {}
+        for group, kind in WORKLOADS:
+            del group
+            for workload in self._sinks[f"{kind.lower()}s"].found.values():
+                workloads[workload.key] = workload
+        pods: dict[PodKey, Pod] = {}
+        for seen in self.pods():
+            pod = link_owners(seen.object.pod, seen.object.owners, workloads)
+            pods[pod.key] = replace(pod, location=locations.get(pod.uid, Location()))
+        services: list[Service] = sorted(
+            self._sinks["services"].found.values(), key=lambda each: (each.namespace, each.name)
+        )
+        slices: Iterable[EndpointSlice] = self._sinks["endpointslices"].found.values()
+        secrets: dict[SecretName, Secret] = {}
+        for name, watched in self._secrets.items():
+            for secret in watched.sink.found.values():
+                secrets[name] = secret
+        return Inventory(
+            pods=pods,
+            services=with_slices(services, slices, pods),
+            secrets=secrets,
+            namespaces={each.name: each.annotations for each in self._sinks["namespaces"].found.values()},
+            nodes={each.name: each.annotations for each in self._sinks["node"].found.values()},
+            workloads=workloads,
+        )
+
+    # --- secrets ----------------------------------------------------------------------------------------------------
+
+    def want_secrets(self, names: frozenset[SecretName]) -> None:
+        """Watch these Secrets and no others."""
+        for name in self._secrets.keys() - names:
+            self._secrets.pop(name).task.cancel()
+        for name in names - self._secrets.keys():
+            sink = _Collection(_converted("", "Secret"), self._on_change)
+            watch = Watch(
+                self._api,
+                (f"/api/v1/namespaces/{escape(name[0])}/secrets",),
+                sink,
+                query={"fieldSelector": f"metadata.name={name[1]}"},
+                on_state=self._on_change,
+                limits=self._limits,
+            )
+            task = self._tasks.start(watch.run(), name=f"secret {name[0]}/{name[1]}")
+            self._secrets[name] = _SecretWatch(watch, sink, task)
+
+    def secret_problems(self) -> dict[SecretName, ApiError | None]:
+        """The Secrets that are wanted and not there to be read: why, None while nobody has answered yet."""
+        return {
+            name: watched.watch.problem
+            for name, watched in self._secrets.items()
+            if not watched.sink.found and (watched.watch.problem is not None or not watched.watch.synced)
+        }
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _add(
+        self,
+        name: str,
+        paths: tuple[str, ...],
+        convert: Callable[[KubeObject], Any],
+        *,
+        query: Mapping[str, str] | None = None,
+        metadata_only: bool = False,
+    ) -> None:
+        sink = self._sinks[name] = _Collection(convert, self._on_change)
+        self._watches[name] = Watch(
+            self._api,
+            paths,
+            sink,
+            query=query or {},
+            metadata_only=metadata_only,
+            on_state=self._on_change,
+            limits=self._limits,
+        )
+
+
+WORKLOADS = (
+    ("apps", "Deployment"),
+    ("apps", "StatefulSet"),
+    ("apps", "DaemonSet"),
+    ("apps", "ReplicaSet"),
+    ("batch", "Job"),
+)
+"""(API group, kind) of the workloads whose own metadata is read."""
+
+
+def trimmed(value: KubeObject) -> dict[str, Any]:
+    """The object without what we never read."""
+    metadata = dict(value.get("metadata") or {})
+    metadata.pop("managedFields", None)
+    annotations = metadata.get("annotations") or {}
+    metadata["annotations"] = {name: text for name, text in annotations.items() if name.startswith(KEPT_ANNOTATIONS)}
+    return {**value, "metadata": metadata}
+
+
+def _identity(value: KubeObject) -> str:
+    metadata = value.get("metadata") or {}
+    return str(metadata.get("uid") or f"{metadata.get('namespace')}/{metadata.get('name')}")
+
+
+def _named(value: KubeObject) -> str:
+    metadata = value.get("metadata") or {}
+    return f"{value.get('kind') or 'object'} {metadata.get('namespace') or ''}/{metadata.get('name')}"
+
+
+def _converted(group: str, kind: str) -> Callable[[KubeObject], objects.Converted]:
+    found = objects.converter(group, kind)
+    assert found is not None, kind  # noqa: S101 - the kinds above are all known
+    return found
+
+
+def _workload(group: str, kind: str) -> Callable[[KubeObject], objects.Converted]:
+    convert = _converted(group, kind)
+
+    def without_copies(value: KubeObject) -> objects.Converted:
+        workload = convert(value)
+        if isinstance(workload, Workload) and kind == "ReplicaSet" and workload.owners:
+            return replace(workload, annotations={})
+        return workload
+
+    return without_copies
+
+
+def _pod(value: KubeObject) -> SeenPod:
+    converted = _converted("", "Pod")(value)
+    assert isinstance(converted, objects.PodObject)  # noqa: S101 - the converter of pods
+    return SeenPod(converted, container_ids(value))
+
+
+def container_ids(value: KubeObject) -> dict[str, str]:
+    """Container ids of a pod's status ("containerd://<id>"), without the runtime's prefix, to names."""
+    status = value.get("status") or {}
+    found = {}
+    for kind in ("initContainerStatuses", "ephemeralContainerStatuses", "containerStatuses"):
+        for each in status.get(kind) or ():
+            if isinstance(each, dict) and isinstance(identity := each.get("containerID"), str) and identity:
+                found[identity.rpartition("/")[2]] = str(each.get("name", ""))
+    return found

@@ -1,0 +1,227 @@
+"""A watch: list, then follow, for ever (https://kubernetes.io/docs/reference/using-api/api-concepts/, "Efficient
+detection of changes").
+
+A `Sink` gets one `replace` per list (everything there is; what is not in it is gone) and one `apply` or `remove` per
+change after it. The resourceVersion moves on with every event and bookmark, so that a broken watch resumes where it
+was; 410 Gone means listing anew. While the API server cannot be reached nothing is told: what was known stays.
+
+`paths` are alternatives, newest version first: a path that answers 404 makes room for the next. A resource that is
+forbidden, or that no path has, is stated as a problem and tried again slowly; the sink is then told that there is
+nothing, once, unless it had something.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from sidestep.kube.api import JSON, Api
+from sidestep.kube.errors import ApiError, UnreachableClusterError
+from sidestep.model.errors import ClusterError
+from sidestep.observability.logs import get_logger
+
+METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+
+KubeObject = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class WatchLimits:
+    """The numbers of a watch, in seconds unless said otherwise."""
+
+    page: int = 500
+    """Objects of one page of a list."""
+    duration: float = 300.0
+    """After this long (and up to half of it more) the server is asked to end a watch; another resumes it."""
+    first_pause: float = 0.2
+    last_pause: float = 10.0
+    """Between tries while the server cannot be reached; doubled each time, with jitter."""
+    refused_pause: float = 15.0
+    """Between tries of what is forbidden or not there."""
+
+
+class Sink(Protocol):
+    """Whoever wants to know. Must not raise."""
+
+    def replace(self, objects: list[KubeObject], /) -> None:
+        """These are all there are."""
+
+    def apply(self, value: KubeObject, /) -> None:
+        """This one is new or has changed."""
+
+    def remove(self, value: KubeObject, /) -> None:
+        """This one is gone."""
+
+
+class _ListMeta(msgspec.Struct, rename="camel"):
+    resource_version: str = ""
+    continue_: str = msgspec.field(default="", name="continue")
+
+
+class _List(msgspec.Struct):
+    metadata: _ListMeta
+    items: list[dict[str, Any]] | None = None
+
+
+class _Event(msgspec.Struct):
+    type: str
+    object: dict[str, Any]
+
+
+class _Expired(Exception):  # noqa: N818 - a step of the algorithm, not an error of anybody
+    """The resourceVersion is too old."""
+
+
+_LISTS = msgspec.json.Decoder(_List)
+_EVENTS = msgspec.json.Decoder(_Event)
+
+
+@dataclass(slots=True)
+class Watch:
+    """One watched collection. `run` never ends; `on_state` tells that `synced`, `connected` or `problem` changed."""
+
+    api: Api
+    paths: tuple[str, ...]
+    sink: Sink
+    query: Mapping[str, str] = field(default_factory=dict)
+    metadata_only: bool = False
+    on_state: Callable[[], None] = lambda: None
+    limits: WatchLimits = field(default_factory=WatchLimits)
+    synced: bool = False
+    """Whether the sink has been told what there is (or that nothing can be read)."""
+    connected: bool = False
+    """Whether changes are being followed now."""
+    problem: ApiError | None = None
+    """Why nothing can be read, as the API server puts it."""
+    _version: str = ""
+    _path: int = 0
+    _pause: float = 0.0
+
+    async def run(self) -> None:
+        """List and follow, until cancelled."""
+        log = get_logger("watch").bind(path=self.paths[self._path], **self.query)
+        self._pause = self.limits.first_pause
+        while True:
+            try:
+                if not self._version:
+                    await self._list()
+                await self._follow()
+            except _Expired:
+                self._version = ""
+                pause = self.limits.first_pause
+            except ApiError as error:
+                pause = self._refused(error)
+                log.warning("watch refused", status=error.status, reason=str(error))
+            except UnreachableClusterError as error:
+                pause, self._pause = self._pause, min(2 * self._pause, self.limits.last_pause)
+                if self.connected or not self.synced:
+                    log.warning("watch broken", reason=str(error))
+            else:
+                continue  # the server ended the watch as it was asked to
+            self._state(connected=False)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    async def _list(self) -> None:
+        found: list[KubeObject] = []
+        version, token = "", ""
+        accept = METADATA_LIST if self.metadata_only else JSON
+        while True:
+            query: dict[str, str | int] = {**self.query, "limit": self.limits.page}
+            if token:
+                query["continue"] = token
+            try:
+                page = _decoded(_LISTS, await self.api.get(self.paths[self._path], query, accept=accept))
+            except ApiError as error:
+                if error.gone:
+                    raise _Expired from error
+                if error.status == 404 and self._path + 1 < len(self.paths):
+                    self._path += 1
+                    continue
+                raise
+            found += page.items or ()
+            version, token = page.metadata.resource_version, page.metadata.continue_
+            if not token:
+                break
+        self._version = version
+        self.sink.replace(found)
+        self._state(connected=True, synced=True, problem=None)
+
+    async def _follow(self) -> None:
+        duration = int(self.limits.duration * random.uniform(1.0, 1.5)) or 1  # noqa: S311 - jitter, no secret
+        query: dict[str, str | int] = {
+            **self.query,
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": self._version,
+            "timeoutSeconds": duration,
+        }
+        accept = METADATA if self.metadata_only else JSON
+        try:
+            async with self.api.stream(self.paths[self._path], query, accept=accept) as lines:
+                self._state(connected=True, synced=True, problem=None)
+                async for line in lines:
+                    self._event(_decoded(_EVENTS, line))
+                    self._pause = self.limits.first_pause
+        except ApiError as error:
+            if error.gone:
+                raise _Expired from error
+            raise
+
+    def _event(self, event: _Event) -> None:
+        if event.type == "ERROR":
+            code = event.object.get("code")
+            if code == 410:
+                raise _Expired
+            message = str(event.object.get("message", "the watch failed"))
+            raise ApiError(code if isinstance(code, int) else 500, str(event.object.get("reason", "")), message)
+        version = (event.object.get("metadata") or {}).get("resourceVersion")
+        match event.type:
+            case "ADDED" | "MODIFIED":
+                self.sink.apply(event.object)
+            case "DELETED":
+                self.sink.remove(event.object)
+            case _:
+                pass  # a bookmark: its version is all it says
+        if isinstance(version, str) and version:
+            self._version = version
+
+    def _refused(self, error: ApiError) -> float:
+        if not error.forbidden and error.status != 404:
+            pause, self._pause = self._pause, min(2 * self._pause, self.limits.last_pause)
+            return pause
+        self._version, self._path = "", 0
+        if not self.synced:
+            self.sink.replace([])
+        self._state(connected=False, synced=True, problem=error)
+        return self.limits.refused_pause
+
+    def _state(self, *, connected: bool, synced: bool | None = None, problem: ApiError | None = None) -> None:
+        before = (self.connected, self.synced, self.problem)
+        self.connected = connected
+        if synced is not None:
+            self.synced, self.problem = synced, problem
+        if before != (self.connected, self.synced, self.problem):
+            self.on_state()
+
+
+def _decoded(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UnreachableClusterError(f"the API server's answer cannot be read: {error}") from error
+
+
+def decode(data: bytes, kind: type[Any]) -> Any:
+    """JSON of the API server as a struct. Raises ClusterError."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ClusterError(f"the API server's answer cannot be read: {error}") from error
