@@ -157,6 +157,11 @@ class _Conversation(asyncio.Protocol):
         except PeerError as error:
             if error.code is not None:
                 self._send(_problem(error.code, str(error)))
+        except Exception as error:  # noqa: BLE001 - a bug costs this connection; the other sessions are not its owner
+            self._send(_problem(500, f"internal error of the node daemon: {type(error).__name__}; its log says more"))
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"a connection of {self.user} to the local API failed", "exception": error}
+            )
         finally:
             if self._transport is not None:
                 self._transport.close()

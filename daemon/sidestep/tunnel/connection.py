@@ -235,7 +235,12 @@ class Connection(asyncio.Protocol):
         match event:
             case h2.events.RequestReceived():
                 self._accept(self._add(event.stream_id or 0, _decoded(event.headers or [])))
-            case h2.events.WindowUpdated(stream_id=0) | h2.events.RemoteSettingsChanged():
+            case h2.events.WindowUpdated(stream_id=0):
+                self._wake_writers()
+            case h2.events.RemoteSettingsChanged():
+                # The peer may offer us a table of 4 GiB, which would fill up here, stream by stream.
+                table = min(self._h2.encoder.header_table_size, self._limits.header_table)
+                self._h2.encoder.header_table_size = table
                 self._wake_writers()
             case h2.events.ConnectionTerminated():
                 code = int(event.error_code or 0)

@@ -29,6 +29,8 @@ class TunnelLimits:
     """SETTINGS_MAX_FRAME_SIZE (bytes): fewer, larger frames are what makes bulk transfers fast in Python."""
     header_list: int = 16 * KIB
     """SETTINGS_MAX_HEADER_LIST_SIZE (bytes)."""
+    header_table: int = 4 * KIB
+    """Bytes of HPACK state kept for sending, whatever the peer allows."""
     send_buffer: int = 512 * KIB
     """Bytes waiting for the transport above which no stream may write."""
     send_buffer_hard: int = 8 * MIB

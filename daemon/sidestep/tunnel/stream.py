@@ -14,6 +14,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
+from sidestep.model.errors import BugError
 from sidestep.tunnel.errors import StreamResetError
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ class Stream:
 
     async def write(self, data: bytes) -> None:
         """Send bytes, waiting for window and transport. Raises StreamResetError or TunnelClosedError."""
+        if self._ended:
+            raise BugError(f"stream {self.id} was written to after its end")
         sent, size = 0, len(data)
         view = memoryview(data)
         while sent < size:

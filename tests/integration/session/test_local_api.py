@@ -133,6 +133,18 @@ def test_garbage_after_the_upgrade_ends_that_session_only(node):
         assert len(node.intercepts()) == 1
 
 
+def test_a_bug_costs_one_connection_and_is_reported(node, monkeypatch):
+    with intercepting(node, "orders", "--port", "9"):
+        monkeypatch.setattr(node.view, "status", lambda: 1 / 0)
+        done = sidestep("status", node=node)
+        assert done.returncode == 1
+        assert "internal error of the node daemon: ZeroDivisionError" in done.stderr
+        assert len(node.intercepts()) == 1
+        (crash,) = node.crashes
+        assert isinstance(crash["exception"], ZeroDivisionError)
+        node.crashes.clear()
+
+
 def test_status_in_both_forms(node):
     with intercepting(node, "orders", "-n", "shop", "--port", "9", "--http-method", "GET"):
         text = sidestep("status", node=node)

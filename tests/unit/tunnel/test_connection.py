@@ -266,6 +266,27 @@ async def test_a_peer_that_does_not_read_its_answers_is_cut():
 
 
 @asynchronous
+async def test_a_huge_header_table_of_the_peer_is_not_used():
+    async with tunnel(echo) as (client, server):
+        server._h2.update_settings({1: 2**32 - 1})
+        server._flush()
+        await eventually(lambda: client._h2.remote_settings.header_table_size == 2**32 - 1, what="the settings")
+        assert client._h2.encoder.header_table_size == LIMITS.header_table
+        stream = client.open(POST)
+        await stream.write(b"x")
+        assert await stream.read() == b"x"
+
+
+@asynchronous
+async def test_writing_after_the_end_is_a_bug():
+    async with tunnel(echo) as (client, _server):
+        stream = client.open(POST)
+        await stream.write_eof()
+        with pytest.raises(BugError):
+            await stream.write(b"x")
+
+
+@asynchronous
 async def test_a_bug_in_serving_ends_the_tunnel_and_is_named():
     async def serve(_stream):
         raise ZeroDivisionError("oops")
