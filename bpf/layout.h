@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the program and the daemon share: the key of the map of steered ports, and the order of the counters.
+ * What the programs and the daemon share: keys and values of their maps, and the order of the counters.
  *
  * daemon/sidestep/steering/layout.py mirrors this file. Sizes are checked here when the program is compiled, and there
  * against what the compiler reports about the maps; the values of the enum are the indices of one per-CPU array.
@@ -29,5 +29,25 @@ enum verdict {
 
 /* Ports times transports times families that one pod may have steered at a time. */
 #define STEERED_MAX 1024
+
+/* A connection of the proxy as the app sees it. Addresses as IPv6, IPv4 mapped, network byte order. */
+struct client_key {
+	u32 peer[4];    /* the proxy's end */
+	u32 peer_port;  /* network byte order in the low half, as in bpf_sock_addr.user_port */
+	u32 local_port; /* the app's port, host byte order, as in bpf_sock.src_port */
+};
+
+_Static_assert(sizeof(struct client_key) == 24, "steering/layout.py packs this key into 24 bytes");
+
+/* Whom the proxy speaks for on it. */
+struct client_name {
+	u32 client[4];
+	u32 port; /* network byte order in the low half */
+};
+
+_Static_assert(sizeof(struct client_name) == 20, "steering/layout.py packs this value into 20 bytes");
+
+/* Connections of one pod that may be named at a time. */
+#define CLIENTS_MAX 65536
 
 #endif

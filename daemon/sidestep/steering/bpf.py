@@ -16,7 +16,10 @@ from ctypes import c_char, c_uint32, c_uint64
 
 from sidestep.model.errors import BugError, KernelError
 
+PROG_TYPE_CGROUP_SOCK_ADDR = 18
 PROG_TYPE_SK_LOOKUP = 30
+ATTACH_GETPEERNAME4 = 29
+ATTACH_GETPEERNAME6 = 30
 ATTACH_SK_LOOKUP = 36
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
@@ -188,17 +191,19 @@ def map_keys(map_fd: int, *, key_size: int, limit: int, doing: str) -> set[bytes
     raise BugError(f"more than {limit} keys in a map while {doing}")
 
 
-def prog_load(*, name: str, instructions: bytes) -> int:
-    """Load an sk_lookup program; the descriptor is the caller's. A refusal carries the verifier's last line."""
+def prog_load(
+    *, name: str, instructions: bytes, kind: int = PROG_TYPE_SK_LOOKUP, attach_type: int = ATTACH_SK_LOOKUP
+) -> int:
+    """Load a program; the descriptor is the caller's. A refusal carries the verifier's last line."""
     code = ctypes.create_string_buffer(instructions, len(instructions))
     licence = ctypes.create_string_buffer(_LICENSE)
     attributes = _ProgLoad(
-        prog_type=PROG_TYPE_SK_LOOKUP,
+        prog_type=kind,
         insn_cnt=len(instructions) // 8,
         insns=_pointer(code),
         license=_pointer(licence),
         prog_name=name.encode()[: _OBJECT_NAME - 1],
-        expected_attach_type=ATTACH_SK_LOOKUP,
+        expected_attach_type=attach_type,
     )
     doing = f"loading the program {name}"
     try:
@@ -215,10 +220,11 @@ def prog_load(*, name: str, instructions: bytes) -> int:
         raise KernelError(error.call, error.errno, doing=f"{doing} ({lines[-1] if lines else 'no log'})") from error
 
 
-def link_create(prog_fd: int, netns_fd: int) -> int:
-    """Attach the program to a network namespace for as long as the returned descriptor is open somewhere."""
-    attributes = _LinkCreate(prog_fd=prog_fd, target_fd=netns_fd, attach_type=ATTACH_SK_LOOKUP)
-    return _bpf(Command.LINK_CREATE, attributes, doing="attaching the program to a network namespace")
+def link_create(prog_fd: int, target_fd: int, *, attach_type: int = ATTACH_SK_LOOKUP) -> int:
+    """Attach to a network namespace or cgroup for as long as the returned descriptor is open somewhere."""
+    attributes = _LinkCreate(prog_fd=prog_fd, target_fd=target_fd, attach_type=attach_type)
+    where = "network namespace" if attach_type == ATTACH_SK_LOOKUP else "cgroup"
+    return _bpf(Command.LINK_CREATE, attributes, doing=f"attaching the program to a {where}")
 
 
 def link_detach(link_fd: int) -> None:

@@ -1,4 +1,4 @@
-"""Compile bpf/sidestep_lookup.c in a short-lived child, so that bcc and LLVM never enter the daemon's memory.
+"""Compile the programs of bpf/ in a short-lived child, so that bcc and LLVM never enter the daemon's memory.
 
 What comes back is data (`CompilerOutput`), bounded in size and time and compared with steering/layout.py before anyone
 uses it. A child that hangs, talks too much or dies is killed and reported in one line; it dies with the daemon.
@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from sidestep.model.errors import BugError, ConfigurationError
+from sidestep.steering.layout import LOOKUP_SOURCE, PEER4, PEER6, PEERNAME_SOURCE, PROGRAM, Source
 from sidestep.steering.program import CompiledProgram, CompilerOutput, checked
 
 TIMEOUT: Final = 60.0
@@ -38,12 +39,25 @@ _CHUNK: Final = 64 * 1024
 
 
 async def compile_program(*, deadline: float = TIMEOUT, command: tuple[str, ...] = CHILD) -> CompiledProgram:
-    """Compile the program for this machine.
+    """Compile the sk_lookup program for this machine; see `compile_source`."""
+    return (await compile_source(LOOKUP_SOURCE, deadline=deadline, command=command))[PROGRAM]
+
+
+async def compile_peername() -> tuple[CompiledProgram, CompiledProgram]:
+    """Compile the programs for getpeername over IPv4 and IPv6; see `compile_source`."""
+    compiled = await compile_source(PEERNAME_SOURCE)
+    return compiled[PEER4], compiled[PEER6]
+
+
+async def compile_source(
+    source: Source, *, deadline: float = TIMEOUT, command: tuple[str, ...] = CHILD
+) -> dict[str, CompiledProgram]:
+    """Compile a source for this machine; its functions by name.
 
     Raises ConfigurationError, one line that says what to install, when bcc or kernel headers are missing or unusable or
     the compiler does not end within `deadline` seconds; BugError when the child breaks its contract.
     """
-    process = _start(command)
+    process = _start((*command, source.name))
     work = asyncio.get_running_loop().run_in_executor(None, _collect, process, deadline)
     try:
         output, diagnostics = await asyncio.shield(work)
@@ -52,7 +66,7 @@ async def compile_program(*, deadline: float = TIMEOUT, command: tuple[str, ...]
         with contextlib.suppress(BugError, ConfigurationError):
             await work
         raise
-    return _result(output, diagnostics, process.returncode)
+    return _result(source, output, diagnostics, process.returncode)
 
 
 def _start(command: tuple[str, ...]) -> subprocess.Popen[bytes]:
@@ -99,7 +113,7 @@ def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, 
     return bytes(output), bytes(diagnostics)
 
 
-def _result(output: bytes, diagnostics: bytes, status: int) -> CompiledProgram:
+def _result(source: Source, output: bytes, diagnostics: bytes, status: int) -> dict[str, CompiledProgram]:
     text = diagnostics.decode(errors="replace")
     try:
         answer = msgspec.msgpack.decode(output, type=CompilerOutput)
@@ -109,7 +123,7 @@ def _result(output: bytes, diagnostics: bytes, status: int) -> CompiledProgram:
     if answer.error:
         problem = first_problem(text)
         raise ConfigurationError(answer.error + (f": {problem}" if problem else ""), subject="steering")
-    return checked(answer)
+    return checked(answer, source)
 
 
 def first_problem(diagnostics: str) -> str:

@@ -1,4 +1,4 @@
-"""The compiler child: the only process that imports bcc. `python -m sidestep.steering.compiler_child`.
+"""The compiler child: the only process that imports bcc. `python -m sidestep.steering.compiler_child SOURCE`.
 
 Standard output carries exactly one `CompilerOutput`; whatever bcc or clang print goes to standard error. bcc creates
 the maps in order to compile, so the instructions come with this process's map descriptors in them; they leave as
@@ -18,7 +18,7 @@ import msgspec
 
 from sidestep.model.errors import ConfigurationError, SidestepError
 from sidestep.steering.headers import HeaderView, candidates
-from sidestep.steering.layout import PROGRAM
+from sidestep.steering.layout import PROGRAM, SOURCES, Source
 from sidestep.steering.program import FORMAT, CompilerOutput, MapLayout, rewrite_references
 
 DISTRIBUTION_PACKAGES = "/usr/lib/python3/dist-packages"
@@ -36,9 +36,9 @@ def main() -> int:
     output = os.dup(1)
     os.dup2(2, 1)
     try:
-        result = compile_source(source_folder())
+        result = compile_source(source_folder(), SOURCES[sys.argv[1] if len(sys.argv) > 1 else PROGRAM])
     except SidestepError as error:
-        result = CompilerOutput(format=FORMAT, error=str(error), instructions=b"", maps=())
+        result = CompilerOutput(format=FORMAT, error=str(error), functions={}, maps=())
     with os.fdopen(output, "wb") as stream:
         stream.write(msgspec.msgpack.encode(result))
     return 1 if result.error else 0
@@ -55,8 +55,8 @@ def source_folder() -> Path:
     )
 
 
-def compile_source(folder: Path) -> CompilerOutput:
-    """Compile `folder`'s program with the first kernel headers that serve."""
+def compile_source(folder: Path, source: Source) -> CompilerOutput:
+    """Compile one source of `folder` with the first kernel headers that serve."""
     bcc = _import_bcc()
     release = os.uname().release
     trees = candidates(environment=os.environ, release=release)
@@ -64,12 +64,12 @@ def compile_source(folder: Path) -> CompilerOutput:
     for headers in trees[:_MAX_ATTEMPTS]:
         view.show(headers)
         try:
-            module = bcc.BPF(src_file=bytes(folder / f"{PROGRAM}.c"), cflags=[f"-I{folder}"])
+            module = bcc.BPF(src_file=bytes(folder / f"{source.name}.c"), cflags=[f"-I{folder}"])
         except Exception as error:  # noqa: BLE001 - bcc raises nothing more precise; the next tree may serve
             print(f"error: {headers.build}: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the parent reads it
             continue
-        return _extract(bcc.lib, module)
-    raise ConfigurationError(f"bcc cannot compile {PROGRAM}.c with the headers in {trees[0].build}")
+        return _extract(bcc.lib, module, source)
+    raise ConfigurationError(f"bcc cannot compile {source.name}.c with the headers in {trees[0].build}")
 
 
 def _import_bcc() -> Any:
@@ -83,7 +83,7 @@ def _import_bcc() -> Any:
     return bcc
 
 
-def _extract(lib: Any, module: Any) -> CompilerOutput:
+def _extract(lib: Any, module: Any, source: Source) -> CompilerOutput:
     lib.bpf_table_name.restype = ctypes.c_char_p
     handle = module.module
     maps: list[MapLayout] = []
@@ -100,8 +100,8 @@ def _extract(lib: Any, module: Any) -> CompilerOutput:
                 flags=lib.bpf_table_flags_id(handle, index),
             ),
         )
-    instructions = rewrite_references(module.dump_func(PROGRAM.encode()), indices)
-    return CompilerOutput(format=FORMAT, error="", instructions=instructions, maps=tuple(maps))
+    functions = {name: rewrite_references(module.dump_func(name.encode()), indices) for name in source.functions}
+    return CompilerOutput(format=FORMAT, error="", functions=functions, maps=tuple(maps))
 
 
 if __name__ == "__main__":

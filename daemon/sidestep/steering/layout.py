@@ -1,4 +1,4 @@
-"""The Python side of bpf/layout.h: the key of a steered port, the verdicts, and what the compiled maps must look like.
+"""The Python side of bpf/layout.h: keys and values of the maps, the verdicts, and what is compiled from which source.
 
 The C side asserts its sizes when it is compiled; this side compares what the compiler reported about each map with the
 table below, so that a change to one file only is found before anything is loaded.
@@ -7,7 +7,11 @@ table below, so that a change to one file only is found before anything is loade
 from __future__ import annotations
 
 import enum
+import socket
 import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 
 from sidestep.model.errors import BugError
 from sidestep.model.pod import Family, Transport
@@ -24,10 +28,23 @@ COUNTS = "counts"
 STEERED_MAX = 1024
 """Entries of `ports`: ports times transports times families of one pod."""
 
+PEER4, PEER6 = "sidestep_peer4", "sidestep_peer6"
+"""Names of the C functions that let an app see its client."""
+
+CLIENTS = "clients"
+"""Hash of the proxy's named connections."""
+
+CLIENTS_MAX = 65536
+"""Entries of `clients`."""
+
+MAP_TYPE_HASH = 1
 MAP_TYPE_PERCPU_ARRAY = 6
 MAP_TYPE_SOCKHASH = 18
 
 _KEY = struct.Struct("=HBB")
+_CLIENT_KEY = struct.Struct("=16sH2xI")
+_CLIENT_NAME = struct.Struct("=16sH2x")
+_MAPPED = bytes(10) + b"\xff\xff"
 _TRANSPORT_NUMBER = {Transport.TCP: 6, Transport.UDP: 17}
 _TRANSPORT = {number: transport for transport, number in _TRANSPORT_NUMBER.items()}
 
@@ -45,11 +62,51 @@ class Verdict(enum.IntEnum):
     FAILED = 4
 
 
-EXPECTED: dict[str, tuple[int, int, int, int]] = {
-    PORTS: (MAP_TYPE_SOCKHASH, _KEY.size, 8, STEERED_MAX),
-    COUNTS: (MAP_TYPE_PERCPU_ARRAY, 4, 8, len(Verdict)),
-}
-"""Map name to (type, key size, value size, entries), sizes in bytes."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A C file in bpf/ with the functions to take from it; `maps`: name to (type, key size, value size, entries)."""
+
+    name: str
+    functions: tuple[str, ...]
+    maps: Mapping[str, tuple[int, int, int, int]]
+
+
+LOOKUP_SOURCE = Source(
+    PROGRAM,
+    (PROGRAM,),
+    {
+        PORTS: (MAP_TYPE_SOCKHASH, _KEY.size, 8, STEERED_MAX),
+        COUNTS: (MAP_TYPE_PERCPU_ARRAY, 4, 8, len(Verdict)),
+    },
+)
+PEERNAME_SOURCE = Source(
+    "sidestep_peername",
+    (PEER4, PEER6),
+    {CLIENTS: (MAP_TYPE_HASH, _CLIENT_KEY.size, _CLIENT_NAME.size, CLIENTS_MAX)},
+)
+SOURCES = {source.name: source for source in (LOOKUP_SOURCE, PEERNAME_SOURCE)}
+
+
+Address = IPv4Address | IPv6Address
+
+
+def _wide(address: Address) -> bytes:
+    return address.packed if isinstance(address, IPv6Address) else _MAPPED + address.packed
+
+
+def pack_client_key(peer: Address, peer_port: int, local_port: int) -> bytes:
+    """Encode `struct client_key`: the proxy's end of a connection and the app's port. Raises BugError for no port."""
+    for port in (peer_port, local_port):
+        if not 0 < port < 65536:
+            raise BugError(f"{port} is not a port number")
+    return _CLIENT_KEY.pack(_wide(peer), socket.htons(peer_port), local_port)
+
+
+def pack_client_name(client: Address, port: int) -> bytes:
+    """Encode `struct client_name`. Raises BugError unless `port` is in 0..65535."""
+    if not 0 <= port < 65536:
+        raise BugError(f"{port} is not a port number")
+    return _CLIENT_NAME.pack(_wide(client), socket.htons(port))
 
 
 def pack_key(port: int, transport: Transport, family: Family) -> bytes:

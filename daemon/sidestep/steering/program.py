@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import msgspec
 
 from sidestep.model.errors import BugError
-from sidestep.steering.layout import EXPECTED
+from sidestep.steering.layout import Source
 
-FORMAT = 1
+FORMAT = 2
 """Version of what the compiler child prints."""
 
 INSTRUCTION = struct.Struct("=BBhi")
@@ -42,11 +42,11 @@ class MapLayout(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
 
 class CompilerOutput(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One msgpack document on the compiler child's standard output: the program, or one line that says why not."""
+    """One msgpack document on the compiler child's standard output: functions by name, or why there are none."""
 
     format: int
     error: str
-    instructions: bytes
+    functions: dict[str, bytes]
     maps: tuple[MapLayout, ...]
 
 
@@ -88,14 +88,17 @@ def rewrite_references(instructions: bytes, replacements: dict[int, int]) -> byt
     return bytes(result)
 
 
-def checked(output: CompilerOutput) -> CompiledProgram:
+def checked(output: CompilerOutput, source: Source) -> dict[str, CompiledProgram]:
     """Accept what the child compiled only if it matches steering/layout.py. Raises BugError where it does not."""
     if output.format != FORMAT:
         raise BugError(f"the compiler child speaks format {output.format}, not {FORMAT}")
     found = {each.name: (each.type, each.key_size, each.value_size, each.entries) for each in output.maps}
-    if found != EXPECTED or len(found) != len(output.maps):
-        raise BugError(f"bpf/layout.h and steering/layout.py disagree: {found} is not {EXPECTED}")
-    indices = {immediate for _, immediate in map_references(output.instructions)}
-    if indices != set(range(len(output.maps))):
-        raise BugError(f"the BPF program refers to maps {sorted(indices)} of {len(output.maps)}")
-    return CompiledProgram(instructions=output.instructions, maps=output.maps)
+    if found != source.maps or len(found) != len(output.maps):
+        raise BugError(f"bpf/layout.h and steering/layout.py disagree: {found} is not {source.maps}")
+    if set(output.functions) != set(source.functions):
+        raise BugError(f"{source.name}.c has {sorted(output.functions)}, not {sorted(source.functions)}")
+    for name, instructions in output.functions.items():
+        indices = {immediate for _, immediate in map_references(instructions)}
+        if indices != set(range(len(output.maps))):
+            raise BugError(f"the BPF program {name} refers to maps {sorted(indices)} of {len(output.maps)}")
+    return {name: CompiledProgram(code, output.maps) for name, code in output.functions.items()}

@@ -131,7 +131,7 @@ def test_a_child_that_breaks_its_contract_is_a_bug(child, reason):
 def test_a_child_that_hangs_is_killed():
     start = time.monotonic()
     with pytest.raises(ConfigurationError, match=r"did not end within 0\.3 s"):
-        asyncio.run(compile_program(command=("sleep", "600"), deadline=0.3))
+        asyncio.run(compile_program(command=("sh", "-c", "exec sleep 600"), deadline=0.3))
     assert time.monotonic() - start < 5
 
 
@@ -144,7 +144,7 @@ def test_a_cancelled_compilation_leaves_no_child():
     before = children(os.getpid())
 
     async def cancelled() -> None:
-        task = asyncio.create_task(compile_program(command=("sleep", "600")))
+        task = asyncio.create_task(compile_program(command=("sh", "-c", "exec sleep 600")))
         await asyncio.to_thread(until, lambda: children(os.getpid()) != before, within=5, what="the child to start")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

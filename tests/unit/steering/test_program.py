@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sidestep.model.errors import BugError
 from sidestep.model.pod import Family, Transport
 from sidestep.steering.bpf import LinkInfo, count_cpus
-from sidestep.steering.layout import EXPECTED, Verdict, pack_key, unpack_key
+from sidestep.steering.layout import LOOKUP_SOURCE, PROGRAM, Verdict, pack_key, unpack_key
 from sidestep.steering.program import (
     FORMAT,
     INSTRUCTION,
@@ -29,7 +29,7 @@ def wide(immediate: int, *, source: int = 1, register: int = 3, second: int = 0)
     return INSTRUCTION.pack(LD_IMM64, source << 4 | register, 0, immediate) + INSTRUCTION.pack(0, 0, 0, second)
 
 
-MAPS = tuple(MapLayout(name, *fields, flags=0) for name, fields in EXPECTED.items())
+MAPS = tuple(MapLayout(name, *fields, flags=0) for name, fields in LOOKUP_SOURCE.maps.items())
 
 
 def test_references_to_maps_are_found_and_rewritten():
@@ -74,12 +74,12 @@ def test_arbitrary_bytes_are_rewritten_to_the_same_length_or_refused(code):
 
 
 def output(**changes) -> CompilerOutput:
-    fields = {"format": FORMAT, "error": "", "instructions": wide(0) + wide(1) + EXIT, "maps": MAPS}
+    fields = {"format": FORMAT, "error": "", "functions": {PROGRAM: wide(0) + wide(1) + EXIT}, "maps": MAPS}
     return CompilerOutput(**{**fields, **changes})
 
 
 def test_the_expected_program_is_accepted():
-    program = checked(output())
+    program = checked(output(), LOOKUP_SOURCE)[PROGRAM]
     assert program.relocated([50, 51]) == wide(50) + wide(51) + EXIT
 
 
@@ -91,14 +91,24 @@ def test_the_expected_program_is_accepted():
         {"maps": (*MAPS, MAPS[0])},
         {"maps": (MAPS[0], MapLayout("counts", 6, 4, 8, len(Verdict) + 1, 0))},
         {"maps": (MapLayout("ports", 18, 8, 8, 1024, 0), MAPS[1])},
-        {"instructions": wide(0) + EXIT},
-        {"instructions": wide(0) + wide(1) + wide(2) + EXIT},
+        {"functions": {PROGRAM: wide(0) + EXIT}},
+        {"functions": {PROGRAM: wide(0) + wide(1) + wide(2) + EXIT}},
+        {"functions": {}},
     ],
-    ids=["format", "map missing", "map twice", "another verdict", "another key", "map unused", "map unknown"],
+    ids=[
+        "format",
+        "map missing",
+        "map twice",
+        "another verdict",
+        "another key",
+        "map unused",
+        "map unknown",
+        "function missing",
+    ],
 )
 def test_what_differs_from_the_layout_is_refused(changes):
     with pytest.raises(BugError):
-        checked(output(**changes))
+        checked(output(**changes), LOOKUP_SOURCE)
 
 
 @pytest.mark.parametrize("transport", Transport)

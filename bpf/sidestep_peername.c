@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cgroup/getpeername4 and 6: let the app see who its client is.
+ *
+ * The proxy reaches the app from an address of its own. These programs, attached to the pod's cgroup, change what
+ * accept() and getpeername() report about connections that are in `clients`: the address and port of the client that
+ * the proxy speaks for. Nothing else changes - not the connection, not its packets. The daemon adds an entry before the
+ * proxy connects and deletes it when that connection is over.
+ *
+ * Both programs always return 1, "go on": a connection that is not in the map is reported as it is.
+ *
+ * A dual-stack app sees IPv4 peers as mapped IPv6 addresses; they have one key whichever program meets them.
+ */
+#include <uapi/linux/bpf.h>
+
+#include "layout.h"
+
+BPF_F_TABLE("hash", struct client_key, struct client_name, clients, CLIENTS_MAX, 1 /* BPF_F_NO_PREALLOC */);
+
+int sidestep_peer4(struct bpf_sock_addr *address)
+{
+	struct client_key key = {};
+	struct client_name *name;
+	struct bpf_sock *sk = address->sk;
+
+	if (!sk)
+		return 1;
+	key.peer[2] = bpf_htonl(0xffff);
+	key.peer[3] = address->user_ip4;
+	key.peer_port = address->user_port;
+	key.local_port = sk->src_port;
+	name = clients.lookup(&key);
+	if (name) {
+		address->user_ip4 = name->client[3];
+		address->user_port = name->port;
+	}
+	return 1;
+}
+
+int sidestep_peer6(struct bpf_sock_addr *address)
+{
+	struct client_key key = {};
+	struct client_name *name;
+	struct bpf_sock *sk = address->sk;
+
+	if (!sk)
+		return 1;
+	key.peer[0] = address->user_ip6[0];
+	key.peer[1] = address->user_ip6[1];
+	key.peer[2] = address->user_ip6[2];
+	key.peer[3] = address->user_ip6[3];
+	key.peer_port = address->user_port;
+	key.local_port = sk->src_port;
+	name = clients.lookup(&key);
+	if (name) {
+		address->user_ip6[0] = name->client[0];
+		address->user_ip6[1] = name->client[1];
+		address->user_ip6[2] = name->client[2];
+		address->user_ip6[3] = name->client[3];
+		address->user_port = name->port;
+	}
+	return 1;
+}

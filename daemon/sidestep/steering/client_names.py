@@ -1,0 +1,117 @@
+"""Whom the proxy speaks for: the getpeername programs on one pod's cgroup, and the map of its named connections.
+
+With it the app's `accept()` and `getpeername()` report the client's own address and port. The daemon writes an entry
+between the proxy's bind() and its connect(), and deletes it when the connection is over, so that an entry never names a
+stranger. Like steering, nothing is pinned: when the descriptors go, links, programs and map go.
+
+The cgroup must be one of cgroup v2 (bpf(2), BPF_CGROUP_INET4_GETPEERNAME).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import Self
+
+from sidestep.model.errors import KernelError
+from sidestep.steering import bpf
+from sidestep.steering.layout import CLIENTS, PEER4, PEER6, Address, pack_client_key, pack_client_name
+from sidestep.steering.program import CompiledProgram
+
+PeernamePrograms = tuple[CompiledProgram, CompiledProgram]
+"""For IPv4 and IPv6, as `compile_peername` gives them."""
+
+
+class ClientNames:
+    """One pod's named connections. Made by `attach`; not for use from several threads."""
+
+    def __init__(self, *, links: tuple[int, ...], clients: int) -> None:
+        """Take over the descriptors; use `attach`."""
+        self._links = links
+        self._clients = clients
+        self._closed = False
+        self._keys: set[bytes] = set()
+
+    @classmethod
+    def attach(cls, programs: PeernamePrograms, cgroup: str) -> Self:
+        """Attach to the cgroup v2 folder `cgroup`. Raises KernelError; then nothing is left behind."""
+        with contextlib.ExitStack() as undo:
+            try:
+                folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError as error:
+                raise KernelError("open", error.errno or 0, doing=f"opening the cgroup {cgroup}") from error
+            undo.callback(os.close, folder)
+            layout = next(each for each in programs[0].maps if each.name == CLIENTS)
+            clients = bpf.map_create(
+                name=f"sidestep_{CLIENTS}"[:15],
+                map_type=layout.type,
+                key_size=layout.key_size,
+                value_size=layout.value_size,
+                entries=layout.entries,
+                flags=layout.flags,
+            )
+            with contextlib.ExitStack() as made:
+                made.callback(os.close, clients)
+                links = []
+                for name, program, attach_type in (
+                    (PEER4, programs[0], bpf.ATTACH_GETPEERNAME4),
+                    (PEER6, programs[1], bpf.ATTACH_GETPEERNAME6),
+                ):
+                    loaded = bpf.prog_load(
+                        name=name,
+                        instructions=program.relocated([clients]),
+                        kind=bpf.PROG_TYPE_CGROUP_SOCK_ADDR,
+                        attach_type=attach_type,
+                    )
+                    try:
+                        links.append(bpf.link_create(loaded, folder, attach_type=attach_type))
+                    finally:
+                        os.close(loaded)
+                    made.callback(os.close, links[-1])
+                attached = cls(links=tuple(links), clients=clients)
+                made.pop_all()
+                return attached
+
+    def name(self, peer: Address, peer_port: int, local_port: int, *, client: Address, client_port: int) -> None:
+        """Have the connection from `peer` to the app's `local_port` reported as one from `client`.
+
+        Raises KernelError (E2BIG when the map is full), BugError.
+        """
+        key = pack_client_key(peer, peer_port, local_port)
+        bpf.map_update(self._clients, key, pack_client_name(client, client_port), doing="naming a client")
+        self._keys.add(key)
+
+    def forget(self, peer: Address, peer_port: int, local_port: int) -> None:
+        """The connection is over; one that was not named is no error. Raises KernelError, BugError."""
+        self._delete(pack_client_key(peer, peer_port, local_port))
+
+    def forget_all(self) -> None:
+        """The proxy is gone, and all its connections with it. Raises KernelError."""
+        for key in list(self._keys):
+            self._delete(key)
+
+    def _delete(self, key: bytes) -> None:
+        self._keys.discard(key)
+        try:
+            bpf.map_delete(self._clients, key, doing="forgetting a client")
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+
+    def __len__(self) -> int:
+        """Connections named now."""
+        return len(self._keys)
+
+    def close(self) -> None:
+        """Detach and release everything. Closing twice does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        for fd in self._links:
+            try:
+                bpf.link_detach(fd)
+            except KernelError:
+                pass  # the cgroup is gone already
+            os.close(fd)
+        os.close(self._clients)
