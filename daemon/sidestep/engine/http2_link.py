@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from sidestep.engine.http2_head import status_of
 from sidestep.engine.http2_link_reader import LinkReader
 from sidestep.engine.relay import HIGH_WATER, Ending, Leg
+from sidestep.protocols.hpack import DEFAULT_CAPACITY, size_updates
 from sidestep.protocols.http2 import (
     DATA,
     END_STREAM,
@@ -76,9 +77,11 @@ class Link:
         "_maximum",
         "_may_connect",
         "_next",
+        "_owes_update",
         "_owner",
         "_reader",
         "_room",
+        "_table",
         "_window",
         "is_app",
         "leaving",
@@ -108,6 +111,9 @@ class Link:
         self._maximum = STREAM
         self._may_connect = False
         self._window = WINDOW
+        self._table = DEFAULT_CAPACITY
+        """Capacity of our encoder's table, which stays empty; lower than announced while `_owes_update`."""
+        self._owes_update = False
         # what we gave and have to give back
         self._room = limits.connection_window
         self._credit = 0
@@ -166,7 +172,7 @@ class Link:
         exchange.link_room = self._limits.stream_window
         exchange.credit = 0
         ends = exchange.request_ended and not exchange.body and exchange.trailers is None
-        self.leg.write(header_frames(stream, exchange.block.literal, end_stream=ends))
+        self._write_block(exchange, exchange.block, ends=ends)
         exchange.request_sent = ends
         if not ends:
             self.ready[exchange] = None
@@ -200,7 +206,7 @@ class Link:
                 del self.ready[exchange]
                 return False
             if exchange.trailers is not None:
-                self.leg.write(header_frames(exchange.link_stream, exchange.trailers.literal, end_stream=True))
+                self._write_block(exchange, exchange.trailers, ends=True)
             else:
                 self.leg.write(frame(DATA, END_STREAM, exchange.link_stream))
         if ends:
@@ -208,6 +214,13 @@ class Link:
             del self.ready[exchange]
             self._maybe_over(exchange)
         return True
+
+    def _write_block(self, exchange: Exchange, block: Block, *, ends: bool) -> None:
+        data = block.literal
+        if self._owes_update:
+            self._owes_update = False
+            data = size_updates(self._table, self._table) + data
+        self.leg.write(header_frames(exchange.link_stream, data, end_stream=ends))
 
     def wake(self, exchange: Exchange) -> None:
         """The exchange has more to send."""
@@ -324,6 +337,10 @@ class Link:
                 self._initial = value
                 for exchange in self.streams.values():
                     self._widen(exchange, change)
+            elif key == Setting.HEADER_TABLE_SIZE:
+                if value < self._table:
+                    self._table = value
+                    self._owes_update = True
             elif key == Setting.MAX_CONCURRENT_STREAMS:
                 self._maximum = value
             elif key == Setting.ENABLE_CONNECT_PROTOCOL:

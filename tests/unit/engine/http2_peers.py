@@ -15,12 +15,12 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.exceptions
-import h2.settings
+from hyperframe.frame import SettingsFrame
 
 from sidestep.engine.http2 import Http2Relay
 from sidestep.engine.relay import Ending, Leg, Role
 from sidestep.policy.route import Route, Rule, SteeredPort
-from sidestep.protocols.http2 import DEFAULT_LIMITS, Http2Limits
+from sidestep.protocols.http2 import DEFAULT_LIMITS, PREFACE, Http2Limits
 
 Fields = list[tuple[bytes, bytes]]
 MATCH = (b"x-dev", b"me")
@@ -30,7 +30,7 @@ def rule(uid: str = "u1", match: tuple[bytes, bytes] = MATCH) -> Rule:
     return Rule(uid, f"shop/{uid}", lambda method, path, fields: match in fields)
 
 
-@dataclass
+@dataclass(repr=False)
 class Message:
     """One side of a stream, as planned or as seen."""
 
@@ -45,6 +45,13 @@ class Message:
     @property
     def body(self) -> bytes:
         return b"".join(self.pieces)
+
+    def __repr__(self) -> str:
+        sizes = [len(piece) for piece in self.pieces]
+        return (
+            f"Message({self.head}, {sizes}, informational={self.informational}, trailers={self.trailers}, "
+            f"padding={self.padding}, ended={self.ended}, reset={self.reset})"
+        )
 
 
 def plain(fields: Iterable) -> Fields:
@@ -65,10 +72,13 @@ class Endpoint:
         self.answer = answer
         self.patience = patience
         self.rng = rng or random.Random(0)
-        config = h2.config.H2Configuration(client_side=answer is None, header_encoding=None)
+        config = h2.config.H2Configuration(
+            client_side=answer is None,
+            header_encoding=None,
+            normalize_outbound_headers=False,
+            normalize_inbound_headers=False,
+        )
         self.conn = h2.connection.H2Connection(config)
-        if settings:
-            self.conn.local_settings = h2.settings.Settings(client=answer is None, initial_values=settings)
         self.seen: dict[int, Message] = {}
         self.sending: dict[int, deque] = {}
         self.owed: list[tuple[int, int]] = []
@@ -78,6 +88,13 @@ class Endpoint:
         self.unopened: deque[int] = deque()
         """Client streams that have ids and have not begun: they begin in order."""
         self.conn.initiate_connection()
+        self.pending_settings = 1
+        self.opening = self.conn.data_to_send()
+        if settings:
+            # One SETTINGS frame with our values: the library takes the first ACK for that of all that it has sent.
+            self.conn.local_settings.update(settings)
+            first = SettingsFrame(0, settings={**self.conn.local_settings, **settings})
+            self.opening = (PREFACE if answer is None else b"") + first.serialize()
 
     # --- sending
 
@@ -155,10 +172,12 @@ class Endpoint:
         owed, self.owed = self.owed, []
         for stream, size in owed:
             if size:
-                try:
-                    self.conn.acknowledge_received_data(size, stream)
-                except h2.exceptions.StreamClosedError:
-                    pass
+                self.conn.increment_flow_control_window(size)
+                if stream in self.conn.streams and not self.seen[stream].ended:
+                    try:
+                        self.conn.increment_flow_control_window(size, stream)
+                    except h2.exceptions.StreamClosedError:
+                        pass
         return bool(owed)
 
     # --- receiving
@@ -185,6 +204,8 @@ class Endpoint:
             case h2.events.DataReceived():
                 message.pieces.append(event.data)
                 self.owed.append((stream, event.flow_controlled_length))
+            case h2.events.SettingsAcknowledged():
+                self.pending_settings -= 1
             case h2.events.StreamEnded():
                 message.ended = True
             case h2.events.StreamReset():
@@ -195,8 +216,17 @@ class Endpoint:
             case _:
                 pass
 
+    def change(self, setting: int, value: int) -> bool:
+        """Send SETTINGS, unless others wait for their ACK (see above)."""
+        if self.pending_settings:
+            return False
+        self.pending_settings += 1
+        self.conn.update_settings({setting: value})
+        return True
+
     def take(self) -> bytes:
-        return self.conn.data_to_send()
+        opening, self.opening = self.opening, b""
+        return opening + self.conn.data_to_send()
 
 
 class Shell:
