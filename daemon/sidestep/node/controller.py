@@ -13,9 +13,10 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from sidestep.config import node_settings
+from sidestep.config.annotations import SourceKind
 from sidestep.config.node_settings import NodeSettings
 from sidestep.model.condition import Condition, ConditionType
-from sidestep.model.errors import RefusedError, SidestepError
+from sidestep.model.errors import ConfigurationError, RefusedError, SidestepError
 from sidestep.model.intercept import Intercept
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import Family, Pod, PodKey
@@ -59,16 +60,25 @@ class Controller:
         self._conditions = conditions
         self._addresses = tuple(sorted(str(address) for address in node_addresses))
         self._intercepts: Callable[[], tuple[Intercept, ...]] = tuple
+        self._want_secrets: Callable[[frozenset[tuple[str, str]]], None] = lambda _names: None
+        self._secret_problems: Mapping[tuple[str, str], str] = {}
         self._certificates: Certificates | None = None
         self._absent: set[PodKey] = set()
         self._planned: set[PodKey | None] = set()
         self._changed = asyncio.Event()
         self._log = get_logger("controller")
 
-    def connect(self, *, certificates: Certificates, intercepts: Callable[[], tuple[Intercept, ...]]) -> None:
-        """Say where certificates and intercepts come from; once, before `run`."""
+    def connect(
+        self,
+        *,
+        certificates: Certificates,
+        intercepts: Callable[[], tuple[Intercept, ...]],
+        want_secrets: Callable[[frozenset[tuple[str, str]]], None] = lambda _names: None,
+    ) -> None:
+        """Say where certificates and intercepts come from, and who reads Secrets; once, before `run`."""
         self._certificates = certificates
         self._intercepts = intercepts
+        self._want_secrets = want_secrets
 
     def changed(self) -> None:
         """Something is different: plan anew, soon."""
@@ -77,13 +87,17 @@ class Controller:
     def take(self, reading: Reading) -> None:
         """A new inventory."""
         self.inventory = reading.inventory
-        self._conditions.state(Source("manifests"), [error.condition() for error in reading.errors])
+        self._secret_problems = reading.secret_problems
+        stated = [*(error.condition() for error in reading.errors), *reading.conditions]
+        self._conditions.state(Source("manifests"), stated)
         self._log.info("manifests read", pods=len(reading.inventory.pods), errors=len(reading.errors))
         self.changed()
 
     def secret(self, namespace: str, name: str) -> Mapping[str, bytes] | None:
-        """Data of a Secret of the inventory."""
+        """Data of a Secret of the inventory. Raises ConfigurationError when it is known why it cannot be read."""
         found = self.inventory.secret(namespace, name)
+        if found is None and (namespace, name) in self._secret_problems:
+            raise ConfigurationError(self._secret_problems[namespace, name])
         return found.data if found is not None else None
 
     def node_annotations(self) -> Mapping[str, str]:
@@ -182,6 +196,13 @@ class Controller:
         if self._certificates is not None:
             before = self._certificates.facts()
             wanted = [each for survey in drafted.surveys.values() for each in survey.certificates()]
+            self._want_secrets(
+                frozenset(
+                    (each.key.pod.namespace, each.source.value)
+                    for each in wanted
+                    if each.source.kind is SourceKind.SECRET
+                )
+            )
             await self._certificates.want(wanted, self.inventory.pods)
             if self._certificates.facts() != before or drafted.waiting:
                 drafted = self._plan(annotations)

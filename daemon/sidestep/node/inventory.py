@@ -17,7 +17,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sidestep.config.manifests import ManifestError, load_directory_texts
 from sidestep.config.yaml_documents import MAX_TEXT
@@ -27,6 +27,8 @@ from sidestep.node.inotify import Hint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from sidestep.model.condition import Condition
 
 POLL = 0.8
 """Seconds between two looks without a hint: links that lead elsewhere give none."""
@@ -49,10 +51,25 @@ Stamp = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One reading of the directory."""
+    """One reading of a source. `secret_problems` says why Secrets that are wanted could not be read."""
 
     inventory: Inventory = field(default_factory=Inventory)
     errors: tuple[ManifestError, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    secret_problems: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+
+class InventorySource(Protocol):
+    """Where inventories come from: a directory of manifests, or the API server of a cluster."""
+
+    async def load(self) -> Reading:
+        """Read everything, once. Raises ConfigurationError when that can never work."""
+
+    async def watch(self, on_reading: Callable[[Reading], None]) -> None:
+        """Tell every new reading, until cancelled."""
+
+    def want_secrets(self, names: frozenset[tuple[str, str]]) -> None:
+        """The Secrets, (namespace, name), that readings should hold from now on."""
 
 
 class ManifestDirectory:
@@ -92,6 +109,9 @@ class ManifestDirectory:
             if stamps == before:
                 break
         return stamps
+
+    def want_secrets(self, names: frozenset[tuple[str, str]]) -> None:
+        """As InventorySource.want_secrets: a directory is read whole."""
 
     async def _reading(self, stamps: Mapping[str, Stamp]) -> Reading:
         self._read = dict(stamps)

@@ -46,18 +46,29 @@ class SessionCounters:
 
 
 class Session:
-    """A session whose spec was accepted. Nothing is diverted into it before the hello was answered."""
+    """A session whose spec was accepted. Nothing is diverted into it before the hello was answered.
+
+    `greeted` is a tunnel whose hello has been answered already: `begin` is then not called.
+    """
 
     def __init__(
-        self, *, intercept: Intercept, node: str, software: str, limits: TunnelLimits = DEFAULT_LIMITS
+        self,
+        *,
+        intercept: Intercept,
+        node: str,
+        software: str,
+        limits: TunnelLimits = DEFAULT_LIMITS,
+        greeted: DaemonEnd | None = None,
     ) -> None:
         self.intercept = intercept
         self.counters = SessionCounters()
         self._over = False
         self._greeted = asyncio.Event()
-        self.connection = Connection(limits=limits)
         self._limits = limits
-        self._end = DaemonEnd(self.connection, limits=limits)
+        self._end = greeted or DaemonEnd(Connection(limits=limits), limits=limits)
+        self.connection = self._end.connection
+        if greeted is not None:
+            self._greeted.set()
         self._pumps = Tasks(f"session {intercept.display}", on_crash=self._crashed)
         self._state: State | None = None
         self._crash: BugError | None = None

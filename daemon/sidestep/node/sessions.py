@@ -152,6 +152,29 @@ class Sessions:
             self._forget(session)
             await session.aclose()
 
+    async def join(self, session: Session) -> SidestepError | None:
+        """Run a session whose hello has been answered, in place of an older one of the same intercept, to its end."""
+        if self._closing is not None:
+            raise RefusedError(f"the node daemon takes no sessions now: {self._closing}")
+        old = self._sessions.get(session.intercept.uid)
+        self._sessions[session.intercept.uid] = session
+        try:
+            self.on_change()
+            if old is not None:
+                await old.end(Ended(reason="the session was opened anew"))
+            session.publish(self._view.state(session.intercept.uid))
+            return await session.run()
+        finally:
+            self._forget(session)
+            await session.aclose()
+
+    async def end(self, uid: str, *, reason: str) -> None:
+        """End the session of an intercept, if there is one."""
+        session = self._sessions.get(uid)
+        if session is not None:
+            self._forget(session)
+            await session.end(Ended(reason=reason))
+
     def withdraw(self, session: Session) -> None:
         """Forget a registered session that never got its transport."""
         self._forget(session)
@@ -168,7 +191,8 @@ class Sessions:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _forget(self, session: Session) -> None:
-        if self._sessions.pop(session.intercept.uid, None) is not None:
+        if self._sessions.get(session.intercept.uid) is session:
+            del self._sessions[session.intercept.uid]
             self.on_change()
 
     def _name(self, spec: SessionSpec) -> str:
@@ -213,8 +237,7 @@ def intercept_of(spec: SessionSpec, *, name: str, owner: str) -> Intercept:
             raise ConfigurationError(
                 "is no Kubernetes name: lower-case letters, digits, - and . only", subject=subject, value=value[:100]
             )
-    if spec.kind != "intercept":
-        raise RefusedError("this node does not serve wiretaps yet")
+    refuse_unserved(Kind(spec.kind))
     return Intercept(
         uid=str(uuid.uuid4()),
         namespace=spec.namespace,
@@ -231,6 +254,12 @@ def intercept_of(spec: SessionSpec, *, name: str, owner: str) -> Intercept:
         plaintext=spec.plaintext,
         reset_existing=spec.reset_existing,
     )
+
+
+def refuse_unserved(kind: Kind) -> None:
+    """Raise RefusedError for what this version cannot serve."""
+    if kind is not Kind.INTERCEPT:
+        raise RefusedError("this node does not serve wiretaps yet")
 
 
 def _filter_of(spec: SessionSpec) -> Filter:

@@ -30,7 +30,10 @@ def prove_nothing(_hello: Hello) -> str:
 
 
 class CliEnd:
-    """Serves one tunnel. `connection` is the server-side connection to hand to a transport."""
+    """Serves one tunnel. `connection` is the server-side connection to hand to a transport.
+
+    `intercept` is the uid to answer a hello with that names none.
+    """
 
     def __init__(
         self,
@@ -39,12 +42,14 @@ class CliEnd:
         on_hello: Callable[[Hello], None],
         on_event: Callable[[AnyEvent], None],
         prove: Prove = prove_nothing,
+        intercept: str = "",
         limits: TunnelLimits = DEFAULT_LIMITS,
     ) -> None:
         self._dial = dial
         self._on_hello = on_hello
         self._on_event = on_event
         self._prove = prove
+        self._intercept = intercept
         self._limits = limits
         self.connection = Connection(serve=self._serve, limits=limits)
 
@@ -80,7 +85,7 @@ class CliEnd:
 
     async def _answer_hello(self, stream: Stream) -> None:
         hello = decode(await read_all(stream, self._limits.hello), Hello, what="the daemon's hello")
-        answer = HelloAnswer(version=VERSION, serves=(hello.intercept,), proof=self._prove(hello))
+        answer = HelloAnswer(version=VERSION, serves=(self._intercept or hello.intercept,), proof=self._prove(hello))
         self._on_hello(hello)
         stream.respond(200, (("content-type", "application/json"),))
         await stream.write(encode(answer))

@@ -61,7 +61,7 @@ class DaemonEnd:
         answer = decode(body, HelloAnswer, what="the session's answer to the hello")
         if answer.version != VERSION:
             raise RefusedError(f"the session speaks version {answer.version} of the tunnel, this node {VERSION}")
-        if hello.intercept not in answer.serves:
+        if hello.intercept and hello.intercept not in answer.serves:
             raise RefusedError(f"the session does not serve {hello.namespace}/{hello.name}")
         verify(hello, answer)
         return answer

@@ -18,6 +18,7 @@ UPGRADE = "sidestep-tunnel"
 """Token of the HTTP/1.1 Upgrade that turns the unix socket into a tunnel."""
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+OptionalName = Annotated[str, msgspec.Meta(max_length=253)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 
 
@@ -60,16 +61,19 @@ class SessionSpec(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """Body of `POST /v1/hello`, from the daemon. `nonce` is what a proof has to sign (hex)."""
+    """Body of `POST /v1/hello`, from the daemon. `nonce` is what a proof has to sign (hex).
+
+    Over the unix socket the daemon names the intercept; in a cluster it names none, the answer does.
+    """
 
     version: int
     software: Text
     node: Text
     nonce: Annotated[str, msgspec.Meta(max_length=128)]
-    intercept: Name
-    """uid of the intercept this session holds."""
-    namespace: Name
-    name: Name
+    intercept: OptionalName
+    """uid of the intercept this session holds, "" when the answer has to name it."""
+    namespace: OptionalName
+    name: OptionalName
 
 
 class HelloAnswer(msgspec.Struct, frozen=True):

@@ -1,0 +1,343 @@
+"""Intercepts and Wiretaps as resources (sidestep.dev/v1alpha1): read, judged, written.
+
+`deploy/daemonset.yaml` has their schema; what a schema cannot say is checked here, because a resource can be written by
+anybody whom RBAC lets.
+
+    spec    what is wanted: workload, port, filter, and the session that renews it
+    status  what the node daemons say: each writes its own entry of `nodes` by a merge patch, so that none meets another
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from sidestep.config.filters import check_limits, check_method, check_name, check_value
+from sidestep.kube.api import escape
+from sidestep.kube.watch import KubeObject
+from sidestep.model.errors import ConfigurationError, RefusedError
+from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
+from sidestep.model.intercept import Intercept, Kind
+from sidestep.model.pod import Transport
+from sidestep.policy.matching import compile_filter
+from sidestep.policy.workloads import parse_workload
+
+GROUP = "sidestep.dev"
+VERSION = "v1alpha1"
+PLURALS = {Kind.INTERCEPT: "intercepts", Kind.WIRETAP: "wiretaps"}
+KINDS = {Kind.INTERCEPT: "Intercept", Kind.WIRETAP: "Wiretap"}
+
+RENEWAL = 10.0
+"""Seconds between two renewals by the CLI."""
+INERT_AFTER = 30.0
+"""Seconds without renewal after which a resource neither matches nor conflicts."""
+DELETED_AFTER = 600.0
+"""Seconds without renewal after which a daemon deletes it."""
+
+_PORT = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
+_POD = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_UID = re.compile(r"[0-9A-Za-z-]{1,64}")
+_PRINTABLE = re.compile(r"[ -~]{0,128}")
+
+
+class Fields(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
+    """Base: camelCase names; defaults are not written."""
+
+
+class HeaderFields(Fields, frozen=True):
+    """`spec.filter.headers[]`."""
+
+    name: str
+    match: Literal["Exact", "Regex", "Present"] = "Exact"
+    value: str = ""
+
+
+class PathFields(Fields, frozen=True):
+    """`spec.filter.paths[]`."""
+
+    match: Literal["Equal", "Prefix", "Regex"]
+    value: str
+
+
+class FilterFields(Fields, frozen=True):
+    """`spec.filter`: headers AND methods AND (paths OR-ed)."""
+
+    headers: list[HeaderFields] = []
+    methods: list[str] = []
+    paths: list[PathFields] = []
+
+
+class SessionFields(Fields, frozen=True, omit_defaults=False):
+    """`spec.session`: who may open the tunnel."""
+
+    public_key: str
+
+
+class HandlerFields(Fields, frozen=True):
+    """`spec.handler`: where the requests go, for people to read."""
+
+    plaintext: bool = False
+
+
+class SpecFields(Fields, frozen=True):
+    """`spec`."""
+
+    workload: str
+    port: str | int
+    session: SessionFields
+    transport: Literal["TCP", "UDP"] = "TCP"
+    filter: FilterFields = msgspec.field(default_factory=FilterFields)
+    pod: str = ""
+    owner: str = ""
+    divert_probes: bool = False
+    reset_existing: bool = False
+    handler: HandlerFields = msgspec.field(default_factory=HandlerFields)
+    renew_time: str | None = None
+
+
+class PodEntry(Fields, frozen=True):
+    """`status.nodes.NODE.pods[]`."""
+
+    name: str
+    state: str
+    detail: str = ""
+
+
+class DaemonEntry(Fields, frozen=True, omit_defaults=False):
+    """`status.nodes.NODE.daemon`: the pod to forward to. `started` orders two daemons of one node."""
+
+    namespace: str
+    pod: str
+    port: int
+    started: str
+
+
+class ConditionEntry(Fields, frozen=True, omit_defaults=False):
+    """`status.nodes.NODE.conditions[]`: `model.condition.Condition`."""
+
+    type: str
+    subject: str
+    text: str
+
+
+class NodeEntry(Fields, frozen=True, omit_defaults=False):
+    """`status.nodes.NODE`. `refusal` is why this node serves none of its pods, "" when it does or will."""
+
+    daemon: DaemonEntry
+    certificate: str
+    pods: tuple[PodEntry, ...] = ()
+    refusal: str = ""
+    conditions: tuple[ConditionEntry, ...] = ()
+
+
+class StatusCondition(Fields, frozen=True, omit_defaults=False):
+    """`status.conditions[]` (meta/v1 Condition)."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+    last_transition_time: str
+
+
+class StatusFields(Fields, frozen=True):
+    """`status`."""
+
+    state: str = ""
+    message: str = ""
+    filter: str = ""
+    active_pods: int = 0
+    nodes: dict[str, NodeEntry | None] = {}
+    conditions: tuple[StatusCondition, ...] = ()
+
+
+class MetadataFields(Fields, frozen=True):
+    """meta/v1 ObjectMeta, the part that is read."""
+
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    creation_timestamp: str = ""
+    deletion_timestamp: str | None = None
+
+
+class _Envelope(Fields, frozen=True):
+    metadata: MetadataFields
+    spec: Any = None
+    status: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A resource as it was read. `intercept` and `public_key` are there unless `problem` says why not."""
+
+    kind: Kind
+    metadata: MetadataFields
+    status: StatusFields
+    renewed: str
+    intercept: Intercept | None
+    public_key: str
+    problem: str = ""
+
+    @property
+    def display(self) -> str:
+        """`namespace/name`."""
+        return f"{self.metadata.namespace}/{self.metadata.name}"
+
+    @property
+    def path(self) -> str:
+        """Its path at the API server."""
+        return resource_path(self.kind, self.metadata.namespace, self.metadata.name)
+
+
+def collection_path(kind: Kind, namespace: str = "") -> str:
+    """The path of all resources of a kind, of one namespace or of all."""
+    scope = f"/namespaces/{escape(namespace)}" if namespace else ""
+    return f"/apis/{GROUP}/{VERSION}{scope}/{PLURALS[kind]}"
+
+
+def resource_path(kind: Kind, namespace: str, name: str) -> str:
+    """The path of one resource."""
+    return f"{collection_path(kind, namespace)}/{escape(name)}"
+
+
+def read(kind: Kind, value: KubeObject) -> Resource:
+    """Read and judge a resource; what is wrong with its spec is its `problem`. Raises ConfigurationError only when it
+    has no identity."""
+    try:
+        envelope = msgspec.convert(value, _Envelope)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(str(error)[:200], subject=KINDS[kind]) from error
+    metadata = envelope.metadata
+    if not (metadata.name and metadata.namespace and _UID.fullmatch(metadata.uid)):
+        raise ConfigurationError("has no name, namespace or uid", subject=KINDS[kind])
+    intercept, key, renewed, problem = None, "", "", ""
+    try:
+        spec = msgspec.convert(envelope.spec, SpecFields)
+        renewed, key = spec.renew_time or "", spec.session.public_key
+        intercept = intercept_of(kind, metadata, spec)
+    except msgspec.ValidationError as error:
+        problem = f"spec: {str(error)[:300]}"
+    except (ConfigurationError, RefusedError) as error:
+        problem = str(error)
+    try:
+        status = msgspec.convert(envelope.status or {}, StatusFields)
+    except msgspec.ValidationError:
+        status = StatusFields()
+    return Resource(kind, metadata, status, renewed, intercept, key, problem)
+
+
+def intercept_of(kind: Kind, metadata: MetadataFields, spec: SpecFields) -> Intercept:
+    """The intercept that a spec asks for. Raises ConfigurationError or RefusedError naming what cannot be used."""
+    if spec.pod and not _POD.fullmatch(spec.pod):
+        raise ConfigurationError("is no pod's name", subject="spec.pod", value=spec.pod[:100])
+    port = str(spec.port)
+    if not _PORT.fullmatch(port):
+        raise ConfigurationError("is no port's name or number", subject="spec.port", value=port[:100])
+    wanted = _filter_of(spec.filter)
+    transport = Transport(spec.transport.lower())
+    if transport is Transport.UDP and not wanted.is_global:
+        raise RefusedError("a filter on a UDP port is not possible: datagrams are carried, never opened")
+    return Intercept(
+        uid=metadata.uid,
+        namespace=metadata.namespace,
+        name=metadata.name,
+        kind=kind,
+        workload=parse_workload(spec.workload),
+        port=port,
+        transport=transport,
+        filter=wanted,
+        created=parse_time(metadata.creation_timestamp),
+        owner=spec.owner if _PRINTABLE.fullmatch(spec.owner) else "",
+        pod=spec.pod or None,
+        divert_probes=spec.divert_probes,
+        plaintext=spec.handler.plaintext,
+        reset_existing=spec.reset_existing,
+    )
+
+
+def _filter_of(fields: FilterFields) -> Filter:
+    for header in fields.headers:
+        check_name(header.name)
+        check_value(header.value, subject=f"header {header.name}")
+    for method in fields.methods:
+        check_method(method)
+    for path in fields.paths:
+        check_value(path.value, subject="path")
+    wanted = Filter(
+        headers=tuple(
+            HeaderCondition(each.name, HeaderTest(each.match.lower()), each.value) for each in fields.headers
+        ),
+        methods=tuple(fields.methods),
+        paths=tuple(PathCondition(PathTest(each.match.lower()), each.value) for each in fields.paths),
+    )
+    check_limits(wanted)
+    compile_filter(wanted)
+    return wanted
+
+
+def filter_fields(wanted: Filter) -> FilterFields:
+    """The filter as a spec has it."""
+    headers = [(each.name, each.test.value.capitalize(), each.value) for each in wanted.headers]
+    paths = [(each.test.value.capitalize(), each.value) for each in wanted.paths]
+    value = {
+        "headers": [dict(zip(("name", "match", "value"), row, strict=True)) for row in headers],
+        "methods": list(wanted.methods),
+        "paths": [dict(zip(("match", "value"), row, strict=True)) for row in paths],
+    }
+    return msgspec.convert(value, FilterFields)
+
+
+def manifest(kind: Kind, namespace: str, name: str, spec: SpecFields) -> bytes:
+    """The resource to create, JSON."""
+    value: Mapping[str, object] = {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": KINDS[kind],
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": spec,
+    }
+    return msgspec.json.encode(value)
+
+
+def renewal(now: dt.datetime) -> bytes:
+    """The merge patch of a renewal."""
+    return msgspec.json.encode({"spec": {"renewTime": micro_time(now)}})
+
+
+def status_patch(fields: Mapping[str, object], *, resource_version: str = "") -> bytes:
+    """A merge patch of the status; with a `resource_version` it applies to no other version (409)."""
+    value: dict[str, object] = {"status": fields}
+    if resource_version:
+        value["metadata"] = {"resourceVersion": resource_version}
+    return msgspec.json.encode(value)
+
+
+def deletion(uid: str, *, resource_version: str = "") -> bytes:
+    """DeleteOptions that delete this very object, and no later version of it."""
+    preconditions = {"uid": uid} | ({"resourceVersion": resource_version} if resource_version else {})
+    return msgspec.json.encode({"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions})
+
+
+def micro_time(now: dt.datetime) -> str:
+    """meta/v1 MicroTime: RFC 3339 in UTC with microseconds."""
+    return f"{now.astimezone(dt.UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+
+
+def parse_time(text: str) -> float:
+    """Seconds since the epoch of an RFC 3339 time; 0.0 for what is none."""
+    try:
+        return dt.datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def encode_certificate(certificate: bytes) -> str:
+    """DER as `status.nodes.NODE.certificate` has it."""
+    return base64.b64encode(certificate).decode()
