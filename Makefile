@@ -18,7 +18,8 @@ DEBIAN_BPFTOOL := bpftool
 endif
 
 DEBIAN_RUN := python3-venv python3-bpfcc $(DEBIAN_HEADERS) iproute2
-DEBIAN_TEST := nginx-light libnginx-mod-http-echo curl openssl $(DEBIAN_BPFTOOL) nftables procps strace
+DEBIAN_TEST := nginx-light libnginx-mod-http-echo curl openssl $(DEBIAN_BPFTOOL) nftables procps strace nghttp2-client \
+	redis-server redis-tools
 # nginx is wanted as a program, not as a service of this machine: while it is installed, no service may start.
 POLICY := /usr/sbin/policy-rc.d
 
