@@ -22,8 +22,8 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from sidestep.engine.relay import Ending, Leg, Relay, Role
-from sidestep.proxy.dial import Dial
-from sidestep.proxy.loop import BROKEN, READ, WRITE, Loop, Timer
+from sidestep.proxy.dial import Done
+from sidestep.proxy.loop import BROKEN, HANG_UP, READ, WRITE, Loop, Timer
 from sidestep.proxy.ports import LivePort
 from sidestep.proxy.splice import Pipes, Splicer
 from sidestep.proxy.stream import PlainStream, Stream
@@ -39,15 +39,19 @@ MERGE: Final = 64
 
 
 class Endpoint:
-    """Who is connected to whom: the client's address and the address it dialled, unmapped."""
+    """Who is connected to whom: the client's address and the address it dialled, unmapped.
 
-    __slots__ = ("client", "client_port", "host", "port")
+    `names` are the sources (address, port) of dials to the app that are named after this client.
+    """
+
+    __slots__ = ("client", "client_port", "host", "names", "port")
 
     def __init__(self, client: str, client_port: int, host: str, port: int) -> None:
         self.client = client
         self.client_port = client_port
         self.host = host
         self.port = port
+        self.names: list[tuple[str, int]] = []
 
 
 class Courier(Protocol):
@@ -59,6 +63,9 @@ class Courier(Protocol):
         self, conduit: Conduit, leg: Leg, done: Callable[[socket.socket | None], None]
     ) -> Callable[[], None]:
         """Ask the daemon for a connection to the handler of `leg.rule`; returns a function that cancels."""
+
+    def dial_app(self, endpoint: Endpoint, done: Done) -> Callable[[], None]:
+        """Connect to the app on behalf of a client; returns a function that cancels."""
 
     def no_app(self, port: LivePort, host: str) -> None:
         """A dial to the app was refused."""
@@ -103,7 +110,7 @@ class _Pipe:
         elif self.ended and mask & BROKEN:
             self.conduit.hung_up(self)
         elif mask & ~WRITE and not self.ended:
-            self.conduit.pull(self, stream)
+            self.conduit.pull(self, stream, hung_up=bool(mask & HANG_UP))
         else:
             self.conduit.settle()
 
@@ -186,8 +193,12 @@ class Conduit:
             self._pipes.append(pipe)
         return pipe  # type: ignore[no-any-return]
 
-    def pull(self, pipe: _Pipe, stream: Stream) -> None:
-        """Read a stream and let the relay decide."""
+    def pull(self, pipe: _Pipe, stream: Stream, *, hung_up: bool = False) -> None:
+        """Read a stream and let the relay decide.
+
+        `hung_up`: the peer closed both directions. Before our own end that is a break, not an end: a unix socket, on
+        which handlers are reached, knows no reset.
+        """
         relay = self.relay
         leg = pipe.leg
         try:
@@ -198,6 +209,8 @@ class Conduit:
                     self._pull_more(relay, leg, stream)
                 if not relay.reads(leg):
                     self._slow = True
+            elif data is not None and hung_up and not pipe.finished:
+                self._lose(pipe)
             elif data is not None:
                 if stream.ragged:
                     self._notify = False
@@ -393,7 +406,7 @@ class Conduit:
             else:
                 self._opened(pipe, PlainStream(sock))
 
-        pipe.cancel = Dial(self._loop, self.endpoint.host, self.endpoint.port, connected).cancel
+        pipe.cancel = self._courier.dial_app(self.endpoint, connected)
 
     def _opened(self, pipe: _Pipe, stream: Stream | None) -> None:
         self._slow = True

@@ -1,13 +1,21 @@
-"""Dialling the app: the address the client used, from that same address.
+"""Dialling the app: the address the client used.
 
-sk_lookup sees the proxy's own dial too. The program lets it pass when the source is loopback or equals the destination,
-so the socket is bound to the destination address before it connects - never to a loopback address, which apps trust.
-IP_BIND_ADDRESS_NO_PORT leaves the choice of the port to connect(), where only the four-tuple must be unique (ip(7)).
+sk_lookup sees the proxy's own dial too; the program lets it pass when its source is loopback or equals the destination.
+
+Without a `namer` the socket is bound to the destination address before it connects - never to a loopback address, which
+apps trust. IP_BIND_ADDRESS_NO_PORT leaves the choice of the port to connect(), where only the four-tuple must be unique
+(ip(7)).
+
+With one, the app will be told the client's own address for this connection, so the source must be known before it
+connects: bind, have it named, connect. IPv4 sources are random addresses of 127.0.0.0/8, because the ports of a single
+one run out at a few hundred connections a second; IPv6 has one loopback address, the pod's own serves. When naming
+fails the dial goes on without.
 """
 
 from __future__ import annotations
 
 import errno
+import random
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -17,6 +25,10 @@ from sidestep.proxy.loop import BROKEN, WRITE, Loop
 IP_BIND_ADDRESS_NO_PORT: Final = 24
 MAPPED: Final = "::ffff:"
 
+Done = Callable[[socket.socket | None, OSError | None], None]
+Namer = Callable[[str, int, Callable[[bool], None]], Callable[[], None]]
+"""(source address, source port, ready) -> cancel: calls `ready(True)` once the connection from there is named."""
+
 
 def plain_address(host: str) -> str:
     """An IPv4-mapped IPv6 address as IPv4; any other as it is, without a zone."""
@@ -25,46 +37,97 @@ def plain_address(host: str) -> str:
     return host
 
 
+def random_source() -> str:
+    """An address of 127.0.0.0/8 that nobody else is likely to use."""
+    return f"127.{random.randint(1, 254)}.{random.randint(0, 255)}.{random.randint(1, 254)}"  # noqa: S311 - no secret
+
+
 class Dial:
     """One connection attempt. Calls `done(sock, None)` or `done(None, error)` once, unless cancelled before."""
 
-    __slots__ = ("_done", "_loop", "_sock")
+    __slots__ = ("_cancel_naming", "_done", "_host", "_loop", "_port", "_sock")
 
-    def __init__(
-        self, loop: Loop, host: str, port: int, done: Callable[[socket.socket | None, OSError | None], None]
-    ) -> None:
+    def __init__(self, loop: Loop, host: str, port: int, done: Done, *, namer: Namer | None = None) -> None:
         """Begin. `host` is the (unmapped) address the client used. An error at once is reported on the next turn."""
         self._loop = loop
         self._done = done
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._sock = sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._host = host
+        self._port = port
+        self._cancel_naming: Callable[[], None] | None = None
+        self._sock: socket.socket | None = None
+        if namer is None or not self._begin_named(namer):
+            self._begin_unnamed()
+
+    def _new_socket(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        sock = self._sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def _begin_named(self, namer: Namer) -> bool:
+        sock = None
         try:
+            sock = self._new_socket()
+            sock.bind((self._host if ":" in self._host else random_source(), 0))
+            source = sock.getsockname()
+        except OSError:
+            if sock is not None:
+                sock.close()
+            return False
+        self._cancel_naming = namer(source[0], source[1], self._named)
+        return True
+
+    def _named(self, ready: bool) -> None:
+        self._cancel_naming = None
+        if ready:
+            self._connect()
+        else:
+            if self._sock is not None:
+                self._sock.close()
+            self._begin_unnamed()
+
+    def _begin_unnamed(self) -> None:
+        try:
+            sock = self._new_socket()
             sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.bind((host, 0))
-            result = sock.connect_ex((host, port))
+            sock.bind((self._host, 0))
+        except OSError as error:
+            self._fail(error)
+        else:
+            self._connect()
+
+    def _connect(self) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        try:
+            result = sock.connect_ex((self._host, self._port))
         except OSError as error:
             self._fail(error)
             return
         if result in (0, errno.EINPROGRESS):
-            loop.add(sock.fileno(), self._ready, WRITE)
+            self._loop.add(sock.fileno(), self._ready, WRITE)
         else:
             self._fail(OSError(result, "connect"))
 
     def _fail(self, error: OSError) -> None:
-        sock = self._sock
+        sock, self._sock = self._sock, None
 
         def report() -> None:
-            sock.close()
+            if sock is not None:
+                sock.close()
             self._done(None, error)
 
         self._loop.later(0.0, report)
 
     def _ready(self, mask: int) -> None:
         sock = self._sock
+        if sock is None:
+            return
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if not code and not mask & (WRITE | BROKEN):
             return
+        self._sock = None
         self._loop.remove(sock.fileno())
         if code:
             sock.close()
@@ -74,8 +137,13 @@ class Dial:
 
     def cancel(self) -> None:
         """Give up; `done` is not called any more."""
-        self._loop.remove(self._sock.fileno())
-        self._sock.close()
+        if self._cancel_naming is not None:
+            self._cancel_naming()
+            self._cancel_naming = None
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self._loop.remove(sock.fileno())
+            sock.close()
         self._done = _ignore
 
 

@@ -28,7 +28,6 @@ from sidestep.protocols import client_hello
 from sidestep.protocols.detection import Detected, detect
 from sidestep.proxy.conduit import Conduit, Courier, Endpoint
 from sidestep.proxy.credentials import Credentials
-from sidestep.proxy.dial import Dial
 from sidestep.proxy.handshake import DownstreamHandshake, Failure, UpstreamHandshake
 from sidestep.proxy.loop import READ, Loop, Timer
 from sidestep.proxy.ports import LivePort
@@ -51,6 +50,9 @@ class Reception(Courier, Protocol):
 
     def judged_away(self, judge: Judge) -> None:
         """A judge is over, whatever came of it."""
+
+    def gone(self, endpoint: Endpoint) -> None:
+        """A connection ended before it was a conduit."""
 
     def report(self, port: LivePort, kind: ConditionType, text: str) -> None:
         """A condition met (or, with an empty text, no longer met) by connections of this port."""
@@ -213,7 +215,7 @@ class Judge:
                 self._reception.no_app(self._port, self._endpoint.host)
             self.abandon()
 
-        self._cancel = Dial(self._loop, self._endpoint.host, self._endpoint.port, finished).cancel
+        self._cancel = self._reception.dial_app(self._endpoint, finished)
 
     def end_to_end(self, failure: Failure) -> None:
         """TLS between client and app, untouched; say why."""
@@ -312,6 +314,7 @@ class Judge:
                 self._loop.remove(sock.fileno())
                 reset(sock)
         self._sock = self._app = None
+        self._reception.gone(self._endpoint)
         self._reception.judged_away(self)
 
 

@@ -16,6 +16,7 @@ from typing import Final
 
 READ: Final = select.EPOLLIN
 WRITE: Final = select.EPOLLOUT
+HANG_UP: Final = select.EPOLLHUP
 BROKEN: Final = select.EPOLLERR | select.EPOLLHUP
 
 Callback = Callable[[int], None]
@@ -83,6 +84,10 @@ class Loop:
     def stop(self) -> None:
         """Leave `run` after the current callback."""
         self._running = False
+
+    def close(self) -> None:
+        """Release the epoll descriptor; the watched ones stay open."""
+        self._epoll.close()
 
     def run(self) -> None:
         """Dispatch until `stop`."""

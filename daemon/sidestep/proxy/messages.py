@@ -106,6 +106,8 @@ class Configure(Message):
 
     generation: int
     ports: tuple[PortSnapshot, ...]
+    client_addresses: bool = False
+    """Whether connections to the app are to be named (`NameClient`), so that it sees the client's own address."""
     detection_timeout: float = 1.0
     """Seconds a silent client is waited for before the app is dialled."""
     drain_timeout: float = 30.0
@@ -238,6 +240,24 @@ class Probed(Message):
     """The app's certificate, DER; empty when none was seen."""
 
 
+class NameClient(Message):
+    """Have the app see `client` behind the connection from `peer` to `port`. Sent between bind and connect."""
+
+    port: int
+    peer: str
+    peer_port: int
+    client: str
+    client_port: int
+
+
+class ForgetClient(Message):
+    """The named connection is over."""
+
+    port: int
+    peer: str
+    peer_port: int
+
+
 class NoApp(Message):
     """A dial to the app was refused: nothing listens for this port and address family."""
 
@@ -254,4 +274,4 @@ class Large(Message):
 ToZygote = Spawn
 FromZygote = Spawned
 ToProxy = Enter | Configure | Credential | Listen | Unlisten | Opened | Refused | Drain | Ack | Large
-FromProxy = Hello | Ack | Heartbeat | Open | Requests | Report | Probed | NoApp | Large
+FromProxy = Hello | Ack | Heartbeat | Open | Requests | Report | Probed | NameClient | ForgetClient | NoApp | Large

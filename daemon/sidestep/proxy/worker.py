@@ -31,6 +31,7 @@ from sidestep.proxy.acceptor import Acceptor
 from sidestep.proxy.conduit import Conduit, Endpoint
 from sidestep.proxy.control import ChannelClosed, ControlChannel
 from sidestep.proxy.credentials import Credentials
+from sidestep.proxy.dial import Dial, Done
 from sidestep.proxy.judge import Judge
 from sidestep.proxy.loop import READ, WRITE, Loop, Timer
 from sidestep.proxy.ports import LivePort
@@ -41,6 +42,8 @@ HEARTBEAT: Final = 0.5
 """Seconds between heartbeats."""
 OPEN_TIMEOUT: Final = 15.0
 """Seconds to wait for the daemon's answer to `Open`; the daemon's own deadline is shorter."""
+NAME_TIMEOUT: Final = 1.0
+"""Seconds to wait until the app can be told a client's address; then it sees ours."""
 MAX_REQUEST_LINES: Final = 256
 """Diverted requests logged per flush; what is beyond is counted."""
 MAX_TEXT: Final = 2048
@@ -65,6 +68,8 @@ class Worker:
         self._judges: set[Judge] = set()
         self._streams: dict[int, tuple[Callable[[socket.socket | None], None], Timer]] = {}
         self._asked: dict[int, int] = {}
+        self._naming: dict[int, tuple[Callable[[bool], None], Timer]] = {}
+        self._client_addresses = False
         self._next_stream = 0
         self._lines: list[messages.DivertedRequest] = []
         self._dropped_lines = 0
@@ -163,6 +168,7 @@ class Worker:
         for number in [number for number in self._ports if number not in wanted]:
             self._ports.pop(number).retire()
         self.credentials.keep(names)
+        self._client_addresses = message.client_addresses
         self.detection_timeout = message.detection_timeout
         self._drain_timeout = message.drain_timeout
 
@@ -223,6 +229,8 @@ class Worker:
     def closed(self, conduit: Conduit) -> None:
         """A connection is over."""
         self._conduits.discard(conduit)
+        if conduit.endpoint.names:
+            self.gone(conduit.endpoint)
         anomaly = conduit.relay.anomaly
         if anomaly:
             self._anomalies[anomaly] += 1
@@ -237,6 +245,46 @@ class Worker:
             else:
                 port.conditions.pop(kind, None)
             self._send(messages.Report(self._channel.next_seq(), port.steered.number, kind.value, text))
+
+    def dial_app(self, endpoint: Endpoint, done: Done) -> Callable[[], None]:
+        """Connect to the app, named after the client if the app can be told."""
+
+        def name(peer: str, peer_port: int, ready: Callable[[bool], None]) -> Callable[[], None]:
+            return self._name_client(endpoint, peer, peer_port, ready)
+
+        namer = name if self._client_addresses else None
+        return Dial(self._loop, endpoint.host, endpoint.port, done, namer=namer).cancel
+
+    def _name_client(
+        self, endpoint: Endpoint, peer: str, peer_port: int, ready: Callable[[bool], None]
+    ) -> Callable[[], None]:
+        seq = self._channel.next_seq()
+        endpoint.names.append((peer, peer_port))
+        timer = self._loop.later(NAME_TIMEOUT, lambda: self._named(seq, error="timeout"))
+        self._naming[seq] = (ready, timer)
+        client = (endpoint.client, endpoint.client_port)
+        if not self._send(messages.NameClient(seq, endpoint.port, peer, peer_port, *client)):
+            self._loop.later(0.0, lambda: self._named(seq, error="closed"))
+
+        def cancel() -> None:
+            entry = self._naming.pop(seq, None)
+            if entry is not None:
+                entry[1].cancel()
+
+        return cancel
+
+    def _named(self, seq: int, *, error: str) -> None:
+        entry = self._naming.pop(seq, None)
+        if entry is not None:
+            ready, timer = entry
+            timer.cancel()
+            ready(not error)
+
+    def gone(self, endpoint: Endpoint) -> None:
+        """Take back the names of a connection that is over."""
+        for peer, peer_port in endpoint.names:
+            self._send(messages.ForgetClient(self._channel.next_seq(), endpoint.port, peer, peer_port))
+        endpoint.names.clear()
 
     def seen(self, port: LivePort, endpoint: Endpoint, *, tls: bool) -> None:
         """Probe the app of a port whose protocol nobody stated, unless what is known holds."""
@@ -348,6 +396,8 @@ class Worker:
         done(sock)
 
     def _answered(self, ack: messages.Ack) -> None:
+        if ack.seq in self._naming:
+            self._named(ack.seq, error=ack.error)
         stream = self._asked.pop(ack.seq, None)
         if stream is not None and ack.error:
             self._stream_opened(stream, None)

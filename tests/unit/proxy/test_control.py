@@ -228,6 +228,8 @@ def every_message() -> list[messages.Message]:
         messages.Requests(1, (), 0),
         messages.Report(1, 80, "NoApp", "t"),
         messages.NoApp(1, 80, 2),
+        messages.NameClient(1, 80, "127.1.2.3", 4, "192.0.2.1", 5),
+        messages.ForgetClient(1, 80, "127.1.2.3", 4),
         messages.Probed(1, 80, "yes", "no", "h2", asks_certificate=True, certificate=b"der"),
         messages.Large(1, 5),
     ]

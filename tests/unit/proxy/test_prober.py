@@ -29,6 +29,7 @@ def probe(port, *, tls, timeout=2.0):
     Probe(loop, "127.0.0.1", port, tls=tls, server_name=None, timeout=timeout, done=done)
     loop.later(10.0, loop.stop)
     loop.run()
+    loop.close()
     assert not crashes
     assert len(found) == 1
     return found[0]

@@ -61,6 +61,7 @@ def wire():
     for sock in (made.client, made.app):
         sock.close()
     made.join()
+    made.loop.close()
 
 
 def read_all(sock):
