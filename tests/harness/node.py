@@ -96,12 +96,13 @@ class Node:
         return sorted(netns.processes() & self.family())
 
     def proxy(self, netns: Netns, *, within: float = 5.0, but: int | None = None) -> int:
-        """The pod proxy in a namespace, once there is one (another than `but`)."""
-        return until(
-            lambda: next((pid for pid in self.proxies(netns) if pid != but), None),
-            within=within,
-            what="a pod proxy",
-        )
+        """The pod proxy at work in a namespace (not one that drains), once there is one, another than `but`."""
+
+        def look() -> int | None:
+            named = {pod["proxy_pid"] for pod in (self.status() or {}).get("pods", [])}
+            return next((pid for pid in self.proxies(netns) if pid in named and pid != but), None)
+
+        return until(look, within=within, what="a pod proxy")
 
     def kill(self) -> float:
         """SIGKILL the daemon alone; the monotonic time of it."""

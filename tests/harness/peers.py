@@ -14,7 +14,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -111,17 +111,23 @@ class Server:
         """Set by a test to let `/hold` answer."""
         self.holding = threading.Semaphore(0)
         """Released once for each request that has reached `/hold`."""
+        self.conversation: Sequence[tuple[bytes, bytes]] = ()
+        """For scripts that only count bytes: what the client will say, and what to answer."""
         self._names: dict[int, str] = {}
         self._threads: list[threading.Thread] = []
 
         def listen() -> socket.socket:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             made = socket.socket(family)
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual_stack else 1)
-            made.bind((address, port))
-            made.listen(1024)
+            try:
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual_stack else 1)
+                made.bind((address, port))
+                made.listen(1024)
+            except OSError:
+                made.close()
+                raise
             return made
 
         self._listener = netns.call(listen) if netns else listen()
@@ -189,7 +195,7 @@ class Server:
                 connection.server_name = self._names.pop(id(wrapped), None)
                 connection.alpn, connection.tls = wrapped.selected_alpn_protocol(), wrapped.version()
             self.script(self, connection)
-        except (OSError, ClosedError) as error:
+        except (OSError, ClosedError, ValueError, IndexError) as error:  # the last two: bytes that are not HTTP
             connection.failure = repr(error)
         finally:
             connection.sock.close()

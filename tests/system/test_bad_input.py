@@ -33,7 +33,7 @@ USAGE = {
 WRONG = {
     "a header regex": (["--http-header", "x-dev=~("], ["("]),
     "a path regex": (["--http-path-regex", "[a-"], ["[a-"]),
-    "a backreference, which RE2 has not": (["--http-header", r"x=~(a)\1"], [r"(a)\1"]),
+    "a backreference, which RE2 has not": (["--http-header", r"x=~(a)\1"], ["(a)", "escape"]),
     "an empty header name": (["--http-header", "=x"], ["=x"]),
     "a header name with a space": (["--http-header", "x dev=y"], ["x dev"]),
     "too many conditions": ([word for n in range(33) for word in ("--http-header", f"x-{n}=y")], ["32"]),
@@ -139,9 +139,9 @@ def test_a_manifests_folder_that_is_none(tmp_path, manifests):
 
 
 CERTIFICATES = {
-    "a key of another certificate": ({"tls.key": "other"}, "match"),
+    "a key of another certificate": ({"tls.key": "other"}, "does not belong"),
     "no key": ({"tls.key": None}, "tls.key"),
-    "a key that is none": ({"tls.key": "garbage"}, "tls.key"),
+    "a key that is none": ({"tls.key": "garbage"}, "private key"),
     "an expired certificate": ("expired", "expired"),
     "a secret that is none": ("absent", "orders-tls"),
 }

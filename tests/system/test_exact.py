@@ -12,7 +12,7 @@ import gzip
 import pytest
 
 from tests.harness import scene
-from tests.harness.peers import Server
+from tests.harness.peers import Server, http_app
 
 GZIPPED = gzip.compress(b"squeezed " * 50, mtime=0)
 
@@ -181,7 +181,7 @@ def test_matched_conversations_reach_the_handler_whole(shop, port, name):
     conversation = [(_marked(said), answered) for said, answered in CONVERSATIONS[name]]
     tls, plaintext = (shop.app_tls(), False) if port == scene.TLS_PORT else (None, True)
     with (
-        Server(counting, netns=shop.space.pod, address=shop.space.ip, port=port, tls=tls) as app,
+        Server(http_app, netns=shop.space.pod, address=shop.space.ip, port=port, tls=tls) as app,
         Server(counting, name="handler", tls=None if plaintext else shop.app_tls()) as handler,
         shop.intercept(port=port, plaintext=plaintext, handler_port=handler.port),
         shop.client(port=port) as client,

@@ -130,6 +130,19 @@ def test_a_client_that_does_not_trust_us_is_told_by_its_own_library(shop):
         assert shop.get("/", scene.DEV).served_by == "handler"
 
 
+def test_session_tickets_are_no_words_of_the_app(shop):
+    """TLS 1.3 servers send tickets right after the handshake; only what they say inside TLS is speaking first."""
+    tls = server_context(shop.app_certificate, alpn=())
+    with Server(http_app, netns=shop.space.pod, address=shop.space.ip, port=scene.TLS_PORT, tls=tls), shop.intercept():
+        for _ in range(3):
+            with shop.client() as client:
+                client.sock.settimeout(0.2)
+                with pytest.raises(TimeoutError):
+                    client.reader.fill()  # the tickets have long arrived
+                client.sock.settimeout(10)
+                assert client.get("/", scene.DEV).header("x-served-by") == "handler"
+
+
 def test_no_tls_on_a_tls_port(shop):
     """Plain HTTP to a port with a certificate is judged by its own bytes."""
     with (

@@ -262,6 +262,23 @@ def test_live_reload_survives_bad_manifests(shop, app):
         assert shop.get("/", scene.DEV).served_by == "handler"
 
 
+def test_an_app_restarts_while_clients_are_connected(shop):
+    """Our end of their connections carries the pod's address and port; it may not keep the app from binding them."""
+    options = {"netns": shop.space.pod, "address": shop.space.ip, "port": scene.TLS_PORT, "tls": shop.app_tls()}
+    with shop.intercept():
+        with Server(http_app, **options):
+            until(lambda: shop.get("/", scene.DEV).served_by == "handler", within=10, what="the port to be steered")
+            clients = [shop.client() for _ in range(3)]
+            for client in clients:
+                assert client.get("/").header("x-served-by") == "app"
+                client.send(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n")
+        with Server(http_app, **options):
+            until(lambda: shop.get("/", scene.DEV).served_by == "handler", within=10, what="the handler to be back")
+            assert shop.get("/").served_by == "app"
+        for client in clients:
+            client.close()
+
+
 def test_the_app_s_process_is_untouched(shop):
     with scene.shop_nginx(shop) as app:
         before = (app.pid, started(app.pid), kernel.descriptors(app.pid))

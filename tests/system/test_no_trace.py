@@ -29,7 +29,7 @@ def world(shop):
         "pins": kernel.pins(),
         "devices": kernel.devices(shop.space.pod),
         "listeners": kernel.listeners(shop.space.pod),
-        "routes": shop.space.pod.run("ip", "route", "show", "table", "all"),
+        "routes": shop.space.pod.run("ip", "-4", "route", "show", "table", "all") + shop.space.pod.run("ip", "rule"),
         "steering": kernel.steering(shop.space.pod),
     }
 
@@ -92,9 +92,8 @@ def test_no_key_outside_the_proxy(shop, tmp_path):
         assert kernel.memory_contains(proxy, secrets)  # the search finds what is there
         for pid in [running.pid, *zygotes]:
             assert not kernel.memory_contains(pid, secrets), Path(f"/proc/{pid}/cmdline").read_bytes()
-        assert not [one for one in kernel.descriptors(proxy) if one.startswith("/") and "memfd" not in one], (
-            kernel.descriptors(proxy)
-        )
+        files = {one for one in kernel.descriptors(proxy) if one.startswith("/") and not one.startswith("/memfd:")}
+        assert files <= {"/dev/null"}
         assert kernel.files_with(line, FOLDERS, but=(tmp_path, shop.node.manifests)) == []
         encoded = base64.b64encode(pem)
         assert kernel.files_with(encoded, FOLDERS, but=(shop.node.manifests,)) == []
@@ -119,7 +118,7 @@ def test_the_proxy_is_locked_in(shop):
         root = Path(f"/proc/{proxy}/root")
         assert {path.name for path in root.iterdir()} <= {"proc"}
         options = Path(f"/proc/{proxy}/mounts").read_text().splitlines()
-        assert all(line.split()[1] in ("/", "/proc") for line in options), options
+        assert all(line.split()[1] == "/" or line.split()[1].startswith("/proc") for line in options), options
         assert next(line for line in options if line.split()[1] == "/").split()[3].startswith("ro")
         limits = Path(f"/proc/{proxy}/limits").read_text()
         assert "Max core file size        0" in limits
