@@ -265,7 +265,7 @@ def test_live_reload_survives_bad_manifests(shop, app):
 def test_an_app_restarts_while_clients_are_connected(shop):
     """Our end of their connections carries the pod's address and port; it may not keep the app from binding them."""
     options = {"netns": shop.space.pod, "address": shop.space.ip, "port": scene.TLS_PORT, "tls": shop.app_tls()}
-    with shop.intercept():
+    with shop.intercept(pods=None):
         with Server(http_app, **options):
             until(lambda: shop.get("/", scene.DEV).served_by == "handler", within=10, what="the port to be steered")
             clients = [shop.client() for _ in range(3)]
