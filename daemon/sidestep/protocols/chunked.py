@@ -42,7 +42,7 @@ _NEVER_IN_TRAILERS = frozenset(
 class ChunkedBody:
     """Follows one chunked body through its bytes."""
 
-    __slots__ = ("_left", "_limits", "_line", "_state", "_trailer")
+    __slots__ = ("_left", "_limits", "_line", "_state", "_trailer", "trailer_at")
 
     def __init__(self, limits: Http1Limits = LIMITS) -> None:
         self._limits = limits
@@ -50,6 +50,8 @@ class ChunkedBody:
         self._left = 0
         self._line = b""
         self._trailer = 0
+        self.trailer_at = -1
+        """Where the trailer section begins in the data whose reading reached it."""
 
     def read(self, data: bytes, at: int = 0) -> int:
         """Follow `data` from `at`: the offset just after the body, or MORE, or BROKEN. After the end it is used up."""
@@ -100,7 +102,11 @@ class ChunkedBody:
             return BROKEN
         self._line = b""
         self._left = int(match[1], 16)
-        self._state = _DATA if self._left else _TRAILER
+        if self._left:
+            self._state = _DATA
+        else:
+            self._state = _TRAILER
+            self.trailer_at = end
         return end
 
     def _read_trailer(self, data: bytes, at: int) -> int:
