@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.harness import cgroups
 from tests.harness.authority import Certificate
 from tests.harness.namespaces import Netns
 from tests.harness.processes import Process
@@ -101,11 +102,13 @@ def nginx(
     verify_clients: bytes | None = None,
     http2: bool = False,
     extra: str = "",
+    cgroup: Path | None = None,
 ) -> Iterator[Nginx]:
     """Start nginx.
 
     `listen` are its addresses ("10.0.0.2:8443", "[::]:8443"), with TLS when there is a certificate, `plain` those
-    without; `verify_clients` is a CA in PEM that client certificates must come from; `extra` goes into the http block.
+    without; `verify_clients` is a CA in PEM that client certificates must come from; `extra` goes into the http block;
+    `cgroup` is where it starts (sockets belong to the cgroup in which they were made).
     """
     folder.mkdir(parents=True, exist_ok=True)
     root = folder / "root"
@@ -124,6 +127,8 @@ def nginx(
     config.write_text(_CONFIG.format(module=ECHO_MODULE, folder=folder, root=root, listen=lines, tls=tls, extra=extra))
     (folder / "access.log").touch()
     command = netns.enter(["nginx", "-e", folder / "error.log", "-c", config, "-p", folder])
+    if cgroup is not None:
+        command = cgroups.inside(cgroup, command)
     with Process(command, log=folder / "nginx.log") as process:
         ports = {address.rpartition(":")[2] for address in [*listen, *plain]}
         until(

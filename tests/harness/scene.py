@@ -180,7 +180,11 @@ def shop(
 
 @contextlib.contextmanager
 def shop_nginx(
-    scene: Shop, *, protocols: str = "TLSv1.2 TLSv1.3", verify_clients: bytes | None = None
+    scene: Shop,
+    *,
+    protocols: str = "TLSv1.2 TLSv1.3",
+    verify_clients: bytes | None = None,
+    cgroup: Path | None = None,
 ) -> Iterator[Nginx]:
     """nginx as the app of the scene: TLS on 8443 over every address of the pod."""
     hosts = [scene.space.ip] if scene.space.ip6 is None else [scene.space.ip, f"[{scene.space.ip6}]"]
@@ -192,5 +196,6 @@ def shop_nginx(
         certificate=scene.app_certificate,
         protocols=protocols,
         verify_clients=verify_clients,
+        cgroup=cgroup,
     ) as app:
         yield app

@@ -8,7 +8,6 @@ import pytest
 
 from tests.harness import cgroups
 from tests.harness.peers import Server, http_app
-from tests.harness.processes import children
 from tests.harness.scene import DEV, PLAIN_PORT, TLS_PORT, shop, shop_nginx
 from tests.harness.waiting import until
 
@@ -18,10 +17,12 @@ pytestmark = pytest.mark.privileged
 @contextlib.contextmanager
 def named_shop(folder):
     """The scene with nginx inside a cgroup that the pod names."""
-    with cgroups.cgroup() as group:
-        with shop(folder, annotations={"sidestep.dev/cgroup": str(group)}) as scene, shop_nginx(scene) as app:
-            cgroups.enter(group, app.pid, *children(app.pid))
-            yield scene, app
+    with (
+        cgroups.cgroup() as group,
+        shop(folder, annotations={"sidestep.dev/cgroup": str(group)}) as scene,
+        shop_nginx(scene, cgroup=group) as app,
+    ):
+        yield scene, app
 
 
 def last_client(app, count):

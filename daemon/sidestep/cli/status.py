@@ -42,12 +42,13 @@ def _text(view: StatusView) -> Iterable[str]:
         yield "  " + _counters(node.counters)
     yield ""
     if view.pods:
-        head = ("TARGET POD", "PROXY", "STEERED", "COUNTERS")
+        head = ("TARGET POD", "PROXY", "STEERED", "CLIENT ADDRESSES", "COUNTERS")
         rows = [
             (
                 f"{pod.namespace}/{pod.name}",
                 f"{pod.proxy} {pod.proxy_pid or ''}".strip(),
                 " ".join(pod.steered),
+                pod.client_addresses,
                 _counters(pod.counters),
             )
             for pod in view.pods

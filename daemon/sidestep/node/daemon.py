@@ -19,10 +19,11 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sidestep import __version__
 from sidestep.aio.tasks import Tasks
+from sidestep.config.node_settings import OWN_NAMESPACE
 from sidestep.model.errors import BugError, ConfigurationError
 from sidestep.model.pod import PodKey
 from sidestep.netns import FileReader, Netns, addresses
@@ -30,7 +31,7 @@ from sidestep.node.audit import Audit
 from sidestep.node.certificates import Certificates
 from sidestep.node.conditions import Conditions
 from sidestep.node.controller import Controller
-from sidestep.node.inventory import ManifestDirectory, Reading
+from sidestep.node.inventory import InventorySource, ManifestDirectory, Reading
 from sidestep.node.local_api import LocalApi
 from sidestep.node.options import NodeOptions
 from sidestep.node.reconciler import Reconciler
@@ -39,7 +40,10 @@ from sidestep.node.status import NodeStatusView
 from sidestep.node.supervisor import ProxySupervisor
 from sidestep.node.target import Toolbox
 from sidestep.observability import logs
-from sidestep.steering import CompiledProgram, compile_program
+from sidestep.steering import CompiledProgram, PeernamePrograms, compile_peername, compile_program
+
+if TYPE_CHECKING:
+    from sidestep.node.cluster import Cluster
 
 REFRESH_PAUSE = 0.01
 """Seconds in which changes are gathered before sessions are told."""
@@ -53,10 +57,8 @@ def run(options: NodeOptions) -> int:
     logs.configure()
     if os.geteuid() != 0:
         raise ConfigurationError("the node daemon needs root: network namespaces and eBPF are the kernel's; use sudo")
-    if options.manifests is None:
-        raise ConfigurationError("serving a cluster is not there yet: give a directory with --manifests DIR")
     _raise_file_limit()
-    return asyncio.run(_Daemon(options, ManifestDirectory(options.manifests)).run())
+    return asyncio.run(_Daemon(options).run())
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +82,12 @@ class _Stop:
 class _Daemon:
     """One run of the daemon."""
 
-    def __init__(self, options: NodeOptions, source: ManifestDirectory) -> None:
+    def __init__(self, options: NodeOptions) -> None:
+        self._peername_programs: PeernamePrograms | None = None
+        self._peername_lock = asyncio.Lock()
         self._options = options
-        self._source = source
+        self._cluster: Cluster | None = None
+        self._source: InventorySource
         self._stop = _Stop()
         self._log = logs.get_logger("node")
         self._refreshing: asyncio.TimerHandle | None = None
@@ -95,20 +100,42 @@ class _Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
         self._log.info("starting", version=__version__, pid=os.getpid(), manifests=str(self._options.manifests))
-        ground = await self._ground()
         async with contextlib.AsyncExitStack() as undo:
-            undo.push_async_callback(ground.supervisor.aclose)
-            await self._serve(ground, undo)
+            if self._options.manifests is not None:
+                self._source = ManifestDirectory(self._options.manifests)
+            else:
+                self._source = await self._join_cluster(undo)
+            ground = await self._ground()
+            if ground is not None:
+                undo.push_async_callback(ground.supervisor.aclose)
+                await self._serve(ground, undo)
         if self._stop.crash is not None:
             self._log.error("crashed", error=repr(self._stop.crash))
             raise BugError(f"the node daemon met a bug and ended: {self._stop.crash!r}") from self._stop.crash
         self._log.info("stopped")
         return 0
 
-    async def _ground(self) -> _Ground:
-        """Do what takes long side by side; when one fails, the others are ended."""
-        reading = await self._source.load()
+    async def _join_cluster(self, undo: contextlib.AsyncExitStack) -> InventorySource:
+        from sidestep.kube.access import in_cluster
+        from sidestep.node.cluster import Cluster
+
+        self._cluster = Cluster(
+            in_cluster(), self._options, on_crash=self._crashed, now=asyncio.get_running_loop().time
+        )
+        undo.push_async_callback(self._cluster.aclose)
+        await self._cluster.start()
+        return self._cluster.source
+
+    async def _ground(self) -> _Ground | None:
+        """Do what takes long side by side; when one fails, the others are ended. None when told to stop meanwhile."""
         async with Tasks("start") as tasks:
+            # An API server may not answer for a long time.
+            loading = tasks.start(self._source.load(), name="inventory")
+            asked = tasks.start(self._stop.asked.wait(), name="signal")
+            await asyncio.wait({loading, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if not loading.done():
+                return None
+            reading = loading.result()
             compiling = tasks.start(compile_program(), name="compile the program")
             supervisor = await ProxySupervisor.start(on_output=self._proxy_output)
             try:
@@ -118,13 +145,23 @@ class _Daemon:
                 raise
         return _Ground(program, supervisor, reading)
 
+    async def _peernames(self) -> PeernamePrograms:
+        """The programs that let apps see their clients, compiled once, when the first pod can use them."""
+        async with self._peername_lock:
+            if self._peername_programs is None:
+                self._peername_programs = await compile_peername()
+            return self._peername_programs
+
     async def _serve(self, ground: _Ground, undo: contextlib.AsyncExitStack) -> None:
         loop = asyncio.get_running_loop()
         conditions = Conditions(on_change=self._shown_changed)
         files = FileReader()
         undo.callback(files.close)
         controller = Controller(
-            node_name=self._options.node_name, conditions=conditions, node_addresses=_own_addresses()
+            node_name=self._options.node_name,
+            conditions=conditions,
+            node_addresses=_own_addresses(in_pod=self._cluster is not None),
+            own_namespace=self._options.pod.namespace if self._options.pod is not None else OWN_NAMESPACE,
         )
         certificates = Certificates(
             files=files, secret=controller.secret, conditions=conditions, on_change=controller.changed
@@ -138,6 +175,7 @@ class _Daemon:
                 credential=certificates.credential,
                 conditions=conditions,
                 now=loop.time,
+                peernames=self._peernames,
                 on_change=on_change,
             )
 
@@ -148,7 +186,11 @@ class _Daemon:
             conditions=conditions,
             now=loop.time,
         )
-        sessions = Sessions(view=view, node=self._options.node_name)
+        sessions = Sessions(
+            view=view,
+            node=self._options.node_name,
+            local_refusal="" if self._cluster is None else "this node belongs to a cluster: intercept through its API",
+        )
         reconciler = Reconciler(
             tools=tools, conditions=conditions, on_change=self._shown_changed, on_crash=self._crashed
         )
@@ -162,8 +204,12 @@ class _Daemon:
             },
         )
         sessions.on_change = controller.changed
-        self._refresh = sessions.refresh
-        controller.connect(certificates=certificates, intercepts=sessions.intercepts)
+        self._refresh = sessions.refresh if self._cluster is None else self._refresher(sessions, self._cluster)
+        intercepts = sessions.intercepts
+        if self._cluster is not None:
+            self._cluster.connect(controller=controller, sessions=sessions, view=view, conditions=conditions)
+            intercepts = self._cluster.intercepts
+        controller.connect(certificates=certificates, intercepts=intercepts, want_secrets=self._source.want_secrets)
         controller.take(ground.reading)
         api = LocalApi(path=self._options.socket, view=view, sessions=sessions)
 
@@ -171,13 +217,16 @@ class _Daemon:
         undo.push_async_callback(tasks.aclose)
         await controller.settle(reconciler)
         reconciler.start()
-        tasks.start(controller.run(reconciler, sessions.refresh), name="controller")
+        tasks.start(controller.run(reconciler, self._refresh), name="controller")
         tasks.start(controller.watch_locations(), name="locations")
-        tasks.start(self._source.watch(controller.take), name="manifests")
+        tasks.start(self._source.watch(controller.take), name="inventory")
         tasks.start(certificates.poll(controller.certificates_in_use), name="certificates")
         tasks.start(audit.run(), name="audit")
         try:
             await api.start()
+            if self._cluster is not None:
+                tasks.start(self._cluster.run(), name="cluster")
+                self._cluster.health.status = view.status
             self._log.info("ready", socket=str(self._options.socket), pods=len(controller.inventory.pods))
             await self._stop.asked.wait()
         finally:
@@ -185,6 +234,8 @@ class _Daemon:
             controller.stopping = True
             reconciler.abandon()
             self._log.info("draining", targets=len(reconciler.targets()), timeout=controller.settings.drain_timeout)
+            if self._cluster is not None:
+                await self._cluster.withdraw()
             await self._unless_hurried(reconciler.close())
             await sessions.close("the node daemon stops")
             await api.aclose()
@@ -225,14 +276,21 @@ class _Daemon:
         if self._refreshing is None:
             self._refreshing = asyncio.get_running_loop().call_later(REFRESH_PAUSE, self._refresh_now)
 
+    def _refresher(self, sessions: Sessions, cluster: Cluster) -> Callable[[], None]:
+        def refresh() -> None:
+            sessions.refresh()
+            cluster.changed()
+
+        return refresh
+
     def _refresh_now(self) -> None:
         self._refreshing = None
         self._refresh()
 
 
-def _own_addresses() -> frozenset[IPv4Address | IPv6Address]:
-    """The node's addresses, from which kubelet probes come."""
-    with Netns.open("/proc/self/ns/net") as netns:
+def _own_addresses(*, in_pod: bool) -> frozenset[IPv4Address | IPv6Address]:
+    """The node's addresses, from which kubelet probes come; a daemon in a pod sees the node's process 1 (hostPID)."""
+    with Netns.open("/proc/1/ns/net" if in_pod else "/proc/self/ns/net") as netns:
         return frozenset(address for address in addresses(netns) if not address.is_loopback)
 
 

@@ -34,8 +34,10 @@ from sidestep.node.zygote import Zygote
 from sidestep.proxy import messages
 from sidestep.proxy.messages import (
     Configure,
+    ForgetClient,
     FromProxy,
     Heartbeat,
+    NameClient,
     NoApp,
     Open,
     PortSnapshot,
@@ -68,6 +70,12 @@ class ProxyHandler(Protocol):
 
     def on_report(self, report: Report, /) -> None:
         """Take a condition."""
+
+    def on_name_client(self, message: NameClient, /) -> None:
+        """Name a connection that the proxy is about to make. May raise SidestepError: the proxy is told."""
+
+    def on_forget_client(self, message: ForgetClient, /) -> None:
+        """A named connection is over. May raise SidestepError."""
 
     def on_probed(self, probed: Probed, /) -> None:
         """Learn what a probe of the app found."""
@@ -157,6 +165,7 @@ class PodProxy:
         ports: tuple[PortSnapshot, ...],
         detection_timeout: float = 1.0,
         drain_timeout: float = 30.0,
+        client_addresses: bool = False,
     ) -> Mapping[str, str]:
         """Make this the configuration; returns why credentials could not be used, by name (empty: all are).
 
@@ -164,7 +173,12 @@ class PodProxy:
         told (the state is FAILED or STOPPED, the deadline passed); the desired state stays, and is told when one can.
         """
         configuration = Configure(
-            0, generation=generation, ports=ports, detection_timeout=detection_timeout, drain_timeout=drain_timeout
+            0,
+            generation=generation,
+            ports=ports,
+            detection_timeout=detection_timeout,
+            drain_timeout=drain_timeout,
+            client_addresses=client_addresses,
         )
         self._uids = (rule_uids(ports), self._uids[0])
         self._desired.credentials = dict(credentials)
@@ -328,6 +342,10 @@ class PodProxy:
                 self._handler.on_requests(msgspec.structs.replace(message, requests=lines))
             case Report():
                 self._handler.on_report(message)
+            case NameClient():
+                self._handler.on_name_client(message)
+            case ForgetClient():
+                self._handler.on_forget_client(message)
             case Probed():
                 self._handler.on_probed(message)
             case NoApp():

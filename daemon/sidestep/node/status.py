@@ -264,6 +264,7 @@ def _pod_view(target: Target) -> PodView:
         proxy_pid=target.proxy_pid or 0,
         steered=tuple(f"{number}/tcp" for number, families in target.steered().items() if families),
         counters=counters,
+        client_addresses=target.client_addresses.status,
     )
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,14 +28,25 @@ from sidestep.model.errors import RefusedError, SidestepError
 from sidestep.model.pod import Family, Pod, PodKey, Transport
 from sidestep.netns import Netns, listening, tcp_listener
 from sidestep.netns.fingerprint import fingerprint
+from sidestep.node.client_addresses import ClientAddresses
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.located import Address, locate
 from sidestep.node.planner import PodPlan, PortPlan
 from sidestep.node.supervisor import CredentialSource, PodProxy, ProxyState, ProxySupervisor
 from sidestep.node.survey import port_subject
 from sidestep.observability.logs import get_logger
-from sidestep.proxy.messages import DivertedRequest, Heartbeat, NoApp, Open, Probed, Report, Requests
-from sidestep.steering import CompiledProgram, Steering
+from sidestep.proxy.messages import (
+    DivertedRequest,
+    ForgetClient,
+    Heartbeat,
+    NameClient,
+    NoApp,
+    Open,
+    Probed,
+    Report,
+    Requests,
+)
+from sidestep.steering import CompiledProgram, PeernamePrograms, Steering
 
 BACKLOG = 4096
 """Connections that may wait to be accepted (limited by the namespace's net.core.somaxconn)."""
@@ -82,6 +93,8 @@ class Toolbox:
     credential: Callable[[PodKey, str], CredentialSource]
     conditions: Conditions
     now: Callable[[], float]
+    peernames: Callable[[], Awaitable[PeernamePrograms]]
+    """The programs that let apps see their clients; compiled when first asked for. Raises SidestepError."""
     on_change: Callable[[PodKey], None]
     """Called when what the target can do has changed by itself: its proxy is back, has failed, lost its app."""
 
@@ -123,6 +136,7 @@ class Target:
         """What the last look was based on; as long as it stands, there is nothing to do."""
         self.counters: dict[int, dict[str, int]] = {}
         """By port, as the present proxy process last reported them."""
+        self.client_addresses = ClientAddresses.off()
         self.connections = 0
         self.seen = False
         """Whether any connection has ever arrived: proof that the pod's traffic reaches the hook."""
@@ -138,6 +152,8 @@ class Target:
             undo.callback(located.netns.close)
             steering = Steering.attach(self._tools.program, located.netns.fd)
             undo.callback(steering.close)
+            client_addresses = await self._attach_client_addresses()
+            undo.callback(client_addresses.close)
             proxy = self._tools.supervisor.proxy(
                 str(self.pod.key), netns_fd=located.netns.fd, uid=self.uid, handler=self
             )
@@ -146,6 +162,7 @@ class Target:
             undo.pop_all()
         self._netns, self._addresses = located.netns, located.addresses
         self._steering, self._proxy = steering, proxy
+        self.client_addresses = client_addresses
         self._log.info("target opened", netns=located.netns.path, proxy_pid=proxy.pid, uid=self.uid)
 
     async def apply(self, plan: PodPlan, *, drain_timeout: float) -> None:
@@ -164,6 +181,7 @@ class Target:
             generation=self._generation,
             ports=tuple(port.snapshot for port in plan.ports),
             drain_timeout=drain_timeout,
+            client_addresses=self.client_addresses.on,
         )
         self.on_credentials(failures)
         for number, port in sorted(wanted.items()):
@@ -203,6 +221,7 @@ class Target:
         if proxy is not None:
             await self._tools.supervisor.remove(proxy)
             self._log.info("target released")
+        self.client_addresses.close()
         for port in self._ports.values():
             port.listener.close()
         self._ports.clear()
@@ -317,6 +336,14 @@ class Target:
         conditions = [Condition(kind, subject, report.text)] if report.text else []
         self._state(report.port, kind.value, conditions)
 
+    def on_name_client(self, message: NameClient, /) -> None:
+        """Have the app see a client's own address. Raises SidestepError."""
+        self.client_addresses.name(message, ports=self._ports, own=self._addresses)
+
+    def on_forget_client(self, message: ForgetClient, /) -> None:
+        """A named connection is over. Raises SidestepError."""
+        self.client_addresses.forget(message)
+
     def on_probed(self, probed: Probed, /) -> None:
         """Take what a probe of the app found."""
         if probed.port in self._ports:
@@ -350,6 +377,8 @@ class Target:
     def on_state(self, state: ProxyState, reason: str, /) -> None:
         """The proxy came, went, or is given up for now."""
         self._proxy_state = state
+        if state is not ProxyState.RUNNING:
+            self.client_addresses.reset()
         self._log.info("pod proxy", state=state.value, reason=reason, pid=self.proxy_pid)
         self._away_since = None if state is ProxyState.RUNNING else self._tools.now()
         conditions = []
@@ -372,6 +401,15 @@ class Target:
             self._state(number, "credentials", conditions)
 
     # --- inside -----------------------------------------------------------------------------------------------------
+
+    async def _attach_client_addresses(self) -> ClientAddresses:
+        cgroup = self.pod.location.cgroup
+        if cgroup is None:
+            return ClientAddresses.off()
+        try:
+            return ClientAddresses.attach(await self._tools.peernames(), cgroup)
+        except SidestepError as error:
+            return ClientAddresses.off(f"off: {error}")
 
     def _running(self) -> PodProxy:
         if self._proxy is None or self._steering is None or self._netns is None:

@@ -95,6 +95,8 @@ class PodView(msgspec.Struct, frozen=True):
     steered: tuple[str, ...]
     """`8443/tcp` …"""
     counters: dict[str, int]
+    client_addresses: str = ""
+    """Whether apps see their clients' own addresses: `on`, or `off: reason`."""
 
 
 class NodeStatus(msgspec.Struct, frozen=True):

@@ -7,8 +7,17 @@ one pod's network namespace; `steer()` and `unsteer()` fill that pod's map. No p
 from __future__ import annotations
 
 from sidestep.steering.attachment import Steering
-from sidestep.steering.compiler import compile_program
+from sidestep.steering.client_names import ClientNames, PeernamePrograms
+from sidestep.steering.compiler import compile_peername, compile_program
 from sidestep.steering.layout import Verdict
 from sidestep.steering.program import CompiledProgram
 
-__all__ = ["CompiledProgram", "Steering", "Verdict", "compile_program"]
+__all__ = [
+    "compile_program",
+    "CompiledProgram",
+    "Steering",
+    "Verdict",
+    "compile_peername",
+    "PeernamePrograms",
+    "ClientNames",
+]

@@ -22,7 +22,7 @@ from sidestep.node.planner import Plan, plan
 from sidestep.node.reconciler import Reconciler
 from sidestep.node.supervisor import ProxySupervisor, SupervisorSettings
 from sidestep.node.target import Target, Toolbox
-from sidestep.steering import CompiledProgram
+from sidestep.steering import CompiledProgram, compile_peername
 from tests.harness.namespaces import PodNamespace
 from tests.harness.peers import Client
 
@@ -104,6 +104,7 @@ async def rig(program: CompiledProgram, *, settings: SupervisorSettings | None =
             credential=lambda pod, name: None,
             conditions=conditions,
             now=asyncio.get_running_loop().time,
+            peernames=compile_peername,
             on_change=on_change,
         )
 
