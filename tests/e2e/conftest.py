@@ -1,0 +1,24 @@
+"""One cluster for all tests here; what went wrong on it is shown beside a failure."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.e2e import cluster as clusters
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "/tests/e2e/" in str(item.path):
+            item.add_marker(pytest.mark.e2e)
+            item.add_marker(pytest.mark.timeout(180, func_only=True))
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """A real single-node Kubernetes."""
+    assert os.geteuid() == 0, "the e2e tests need root: sudo make e2e"
+    with clusters.cluster(tmp_path_factory.mktemp("e2e")) as running:
+        yield running

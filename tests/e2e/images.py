@@ -1,0 +1,191 @@
+"""Container images without a registry: Debian by debootstrap, everything else by buildah on top of it.
+
+    base      a minimal Debian                        (debootstrap, cached as a tar)
+    app       nginx and curl on the base              images/app.Dockerfile
+    pause     what holds a pod's namespaces           images/pause.Dockerfile
+    sidestep  the product                             deploy/Dockerfile, the same file that users build
+
+Each image is an archive in the cache, named after a digest of all that went into it. buildah keeps its layers there
+too, so a change in Sidestep's own sources costs the last layer only. Wheels are fetched by pip outside of the build,
+with this machine's settings, and given to it as a folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.e2e import cache
+
+HERE = Path(__file__).resolve().parent
+DEPLOY = cache.REPOSITORY / "deploy"
+
+BASE = "localhost/sidestep-e2e/base:latest"
+APP = "localhost/sidestep-e2e/app:latest"
+PAUSE = "localhost/sidestep-e2e/pause:latest"
+SIDESTEP = "localhost/sidestep-e2e/sidestep:latest"
+
+_BUILD = 20 * 60.0
+"""Seconds that building one image may take."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Archives to import, by the name that their image has."""
+
+    archives: dict[str, Path]
+
+
+def images() -> Images:
+    """All images, built where they are missing or stale. Raises BuildError."""
+    with cache.locked() as folder:
+        work = folder / "images"
+        work.mkdir(exist_ok=True)
+        builder = _Builder(work)
+        base_key, base = _debootstrap(work)
+        base_key = cache.digest(base_key, HERE / "images" / "base.Dockerfile")
+        app_key = cache.digest(base_key, HERE / "images" / "app.Dockerfile")
+        pause_key = cache.digest(app_key, HERE / "images" / "pause.Dockerfile")
+        sidestep_key = cache.digest(base_key, *_sources())
+        archives = {
+            APP: work / f"app-{app_key}.tar",
+            PAUSE: work / f"pause-{pause_key}.tar",
+            SIDESTEP: work / f"sidestep-{sidestep_key}.tar",
+        }
+        if all(archive.is_file() for archive in archives.values()):
+            return Images(archives)
+        context = work / "base"
+        context.mkdir(exist_ok=True)
+        shutil.copy2(HERE / "images" / "base.Dockerfile", context)
+        if not (context / "base.tar").exists() or not (context / "base.tar").samefile(base):
+            (context / "base.tar").unlink(missing_ok=True)
+            os.link(base, context / "base.tar")
+        builder.build(BASE, context / "base.Dockerfile", context=context)
+        if not archives[APP].is_file() or not archives[PAUSE].is_file():
+            file = HERE / "images" / "app.Dockerfile"
+            builder.build(APP, file, f"--build-arg=BASE={BASE}", context=HERE / "images")
+            builder.save(APP, archives[APP])
+            file = HERE / "images" / "pause.Dockerfile"
+            builder.build(PAUSE, file, f"--build-arg=APP={APP}", context=HERE / "images")
+            builder.save(PAUSE, archives[PAUSE])
+        if not archives[SIDESTEP].is_file():
+            wheels = _wheels(work)
+            options = [
+                f"--build-arg=BASE={BASE}",
+                "--build-arg=PIP_OPTIONS=--no-index --find-links=/wheels",
+                f"--volume={wheels}:/wheels:ro",
+                f"--ignorefile={DEPLOY / 'Dockerfile.dockerignore'}",
+            ]
+            # The first stage gets a name, so that its layers are kept for the next build.
+            for name, more in ((f"{SIDESTEP}-build", ["--target=build"]), (SIDESTEP, [])):
+                builder.build(name, DEPLOY / "Dockerfile", *options, *more, context=cache.REPOSITORY)
+            builder.save(SIDESTEP, archives[SIDESTEP])
+        builder.prune()
+        return Images(archives)
+
+
+def _sources() -> list[Path]:
+    """Everything that deploy/Dockerfile copies."""
+    names = ("Dockerfile", "Dockerfile.dockerignore", "build.lock", "runtime.lock")
+    root = cache.REPOSITORY
+    rest = [root / name for name in ("pyproject.toml", "README.md", "LICENSE", "bpf", "daemon/sidestep")]
+    return [*(DEPLOY / name for name in names), *rest]
+
+
+def _debootstrap(work: Path) -> tuple[str, Path]:
+    """The base as a tar, and its name."""
+    key = cache.digest(cache.SUITE, cache.MIRROR)
+    archive = work / f"base-{key}.tar"
+    if not archive.is_file():
+        root, log = work / "base-root", work / "base.log"
+        shutil.rmtree(root, ignore_errors=True)
+        log.unlink(missing_ok=True)
+        # In a mount namespace of its own, so that nothing stays mounted when it is interrupted.
+        cache.step(
+            "making a minimal Debian with debootstrap, once",
+            ["unshare", "--mount", "debootstrap", "--variant=minbase", cache.SUITE, root, cache.MIRROR],
+            log=log,
+            within=_BUILD,
+        )
+        for name in ("var/cache/apt/archives", "var/lib/apt/lists"):
+            shutil.rmtree(root / name)
+        partial = archive.with_suffix(".partial")
+        cache.step("packing it", ["tar", "--numeric-owner", "-C", root, "-cf", partial, "."], log=log, within=_BUILD)
+        partial.rename(archive)
+        shutil.rmtree(root)
+    return key, archive
+
+
+def _wheels(work: Path) -> Path:
+    """A folder with the wheels of both locks."""
+    locks = [DEPLOY / "build.lock", DEPLOY / "runtime.lock"]
+    folder = work / f"wheels-{cache.digest(*locks)}"
+    if not folder.is_dir():
+        partial, log = work / "wheels.partial", work / "wheels.log"
+        shutil.rmtree(partial, ignore_errors=True)
+        log.unlink(missing_ok=True)
+        command: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q"]
+        command += ["--no-deps", "--require-hashes", "--only-binary=:all:", "-d", partial]
+        for lock in locks:
+            command += ["-r", lock]
+        cache.step("fetching the wheels of the image", command, log=log, within=_BUILD)
+        partial.rename(folder)
+        cache.forget("images/wheels-*", but=folder)
+    return folder
+
+
+class _Builder:
+    """buildah with a store of its own."""
+
+    def __init__(self, work: Path) -> None:
+        self._work = work
+        # In mount namespaces of their own, buildah's processes leave no mount behind; what it noted about mounts in the
+        # run root is then as outdated as after a restart of the machine, and goes too.
+        shutil.rmtree(work / "run", ignore_errors=True)
+        self._buildah: list[str | Path] = ["unshare", "--mount", "buildah", "--root", work / "store"]
+        self._buildah += ["--runroot", work / "run", "--storage-driver", storage_driver(work)]
+
+    def build(self, name: str, file: Path, *options: str, context: Path) -> None:
+        """`buildah bud`; layers that did not change are taken from the store."""
+        log = self._log(name)
+        log.unlink(missing_ok=True)
+        cache.step(
+            f"building {name}",
+            [*self._buildah, "bud", "--isolation=chroot", "--layers", "--pull-never", "-f", file, "-t", name]
+            + [*options, context],
+            log=log,
+            within=_BUILD,
+        )
+
+    def save(self, name: str, archive: Path) -> None:
+        """Write the image into an archive that containerd imports."""
+        partial = archive.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        short = archive.name.partition("-")[0]
+        cache.step(
+            f"saving {name}",
+            [*self._buildah, "push", "-q", name, f"docker-archive:{partial}:{name}"],
+            log=self._log(name),
+            within=_BUILD,
+        )
+        partial.rename(archive)
+        cache.forget(f"images/{short}-*.tar", but=archive)
+
+    def prune(self) -> None:
+        """Forget images that no name holds any more: the layers of older versions."""
+        command = [*map(str, self._buildah), "rmi", "--prune"]
+        subprocess.run(command, capture_output=True, check=False, timeout=300)
+        shutil.rmtree(self._work / "run", ignore_errors=True)
+
+    def _log(self, name: str) -> Path:
+        return self._work / f"{name.rpartition('/')[2].partition(':')[0]}.log"
+
+
+def storage_driver(folder: Path) -> str:
+    """`overlay`, or `vfs` where `folder` lies on an overlay itself (in a container), which cannot be stacked."""
+    kind = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, check=True).stdout.strip()
+    return "vfs" if kind == "overlayfs" else "overlay"
