@@ -87,6 +87,7 @@ class Http2Relay(Relay):
                     self._ask_for_app()
                 connection.from_client.receive(data)
             elif leg is self.app:
+                connection.from_client.idle = 0
                 connection.from_app.receive(data)
                 if connection.from_client.waits:
                     connection.from_client.resume()
@@ -160,7 +161,8 @@ class Http2Relay(Relay):
             return self._other(leg).queued <= HIGH_WATER
         if leg is self.client:
             waits = self._connection.from_client.waits
-            return not waits and self.app.queued <= HIGH_WATER and leg.queued <= CONTROL_SLACK * HIGH_WATER
+            owed = leg.queued + self._connection.to_client.waiting
+            return not waits and self.app.queued <= HIGH_WATER and owed <= CONTROL_SLACK * HIGH_WATER
         if self.client.queued > HIGH_WATER:
             return False
         if leg is self.app:
@@ -223,7 +225,7 @@ class Http2Relay(Relay):
         to_client = connection.to_client
         if not connection.mixed:
             connection.write_to_client(connection.from_app.pending, middle=False)
-        if connection.from_client.waits:
+        if connection.from_client.waits and ending is Ending.FINISH:
             self._wire("h2-app-not-http2")
             self._wire_eof(self.app)
             return

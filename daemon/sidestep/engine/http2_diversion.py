@@ -74,7 +74,7 @@ class Diversion:
         if exchange.request_ended:
             self.reset(exchange, ErrorCode.STREAM_CLOSED)
             return
-        if data:
+        if data and exchange.reset_after is None:
             exchange.body.append(data)
             exchange.body_size += len(data)
         if ends:
@@ -126,19 +126,31 @@ class Diversion:
         if not exchange.request_ended:
             self._connection.to_client.control(window_update(exchange.stream, size))
 
-    def reset(self, exchange: Exchange, code: int) -> None:
-        """The stream is reset, by the peer of its link or by us; after a complete response that is delivered first."""
+    def peer_reset(self, exchange: Exchange, code: int) -> None:
+        """The peer has reset the stream; a complete response is delivered first (RFC 9113 section 8.1)."""
         if exchange.response_ended and not exchange.answered:
             exchange.reset_after = code
             exchange.link_stream = 0
-            return
-        if not (exchange.answered and exchange.request_ended):
+            exchange.drop_body()
+        else:
+            self.reset(exchange, code)
+
+    def reset(self, exchange: Exchange, code: int) -> None:
+        """Reset the stream on both sides."""
+        if exchange.stream in self._connection.streams.exchanges:
             self._connection.to_client.control(rst_stream(exchange.stream, code))
         self._finish(exchange, cancel=ErrorCode.CANCEL)
 
     def refused(self, exchange: Exchange) -> None:
         """The link's peer has not processed the request: find somebody else to answer."""
         self._redirect(exchange, from_app=exchange.link is not None and exchange.link.is_app)
+
+    def unable(self, exchange: Exchange) -> None:
+        """The link's peer does not take extended CONNECT."""
+        if exchange.link is not None and exchange.link.is_app:
+            self.reset(exchange, ErrorCode.REFUSED_STREAM)
+        else:
+            self._answer(exchange, "the handler does not accept extended CONNECT (WebSocket over HTTP/2)")
 
     # --- who answers ------------------------------------------------------------------------------------------------
 
@@ -155,7 +167,8 @@ class Diversion:
     def _redirect(self, exchange: Exchange, *, from_app: bool) -> None:
         """A link let this exchange down."""
         if exchange.response_ended:
-            exchange.link_stream = 0  # the answer is complete; only the request is not
+            if exchange.stream in self._connection.streams.exchanges:
+                self.peer_reset(exchange, ErrorCode.NO_ERROR)  # the answer is complete, the request is not
         elif exchange.response_started:
             self.reset(exchange, ErrorCode.INTERNAL_ERROR)
         elif from_app:
@@ -171,8 +184,7 @@ class Diversion:
     def _answer(self, exchange: Exchange, reason: str) -> None:
         block, body = answer(exchange, reason)
         exchange.detach()
-        exchange.body.clear()
-        exchange.body_size = 0
+        exchange.drop_body()
         exchange.response.append(block)
         if body:
             exchange.response.append(body)
@@ -193,7 +205,7 @@ class Diversion:
         link.streams.clear()
         link.waiting.clear()
         link.ready.clear()
-        link.end(ending)
+        link.end(ending if link.opened else Ending.ABORT)
         for exchange in left:
             self._redirect(exchange, from_app=link.is_app)
 
@@ -224,7 +236,8 @@ class Diversion:
         connection.to_client.forget(exchange)
         link = exchange.link
         if cancel is not None:
-            dropped = exchange.drop()
+            exchange.drop_body()
+            dropped = exchange.drop_response()
             if link is not None:
                 link.discarded(dropped)
                 link.cancel(exchange, cancel)

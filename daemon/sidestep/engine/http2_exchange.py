@@ -103,10 +103,14 @@ class Exchange:
         self.link_stream = 0
         self.request_sent = False
 
-    def drop(self) -> int:
-        """Throw away what is buffered; the response bytes thrown away."""
-        size = self.response_size
+    def drop_body(self) -> None:
+        """Throw away what is buffered of the request."""
         self.body.clear()
+        self.body_size = 0
+
+    def drop_response(self) -> int:
+        """Throw away what is buffered of the response; how many bytes that were."""
+        size = self.response_size
         self.response.clear()
-        self.body_size = self.response_size = 0
+        self.response_size = 0
         return size

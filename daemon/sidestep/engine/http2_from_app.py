@@ -165,6 +165,8 @@ class FromApp:
         self._block = 0 if flags & END_HEADERS else stream
         if not begins:
             return to_client.queue.is_open
+        if stream in self._connection.streams.exchanges:
+            raise Http2Error("h2-app-stream")  # it has never seen this id
         if to_client.queue and to_client.queue.takes(kind, stream):
             return True
         to_client.block_begins()

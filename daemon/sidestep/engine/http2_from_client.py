@@ -38,6 +38,7 @@ from sidestep.protocols.http2 import (
     PRIORITY,
     RST_STREAM,
     SETTINGS,
+    SETTINGS_ACK,
     STREAM,
     WINDOW_UPDATE,
     WITH_PRIORITY,
@@ -58,6 +59,7 @@ _unpack = HEADER.unpack_from
 _FRAGMENTED: Final = PADDED | WITH_PRIORITY
 _SIZES: Final = {PRIORITY: 5, RST_STREAM: 4, WINDOW_UPDATE: 4}
 _FOREVER: Final = 1 << 62
+PING_SIZE: Final = 8
 
 
 class FromClient:
@@ -68,7 +70,6 @@ class FromClient:
         "_credit",
         "_held",
         "_held_size",
-        "_idle",
         "_need",
         "_owed",
         "_rest",
@@ -79,6 +80,7 @@ class FromClient:
         "_state",
         "_stop",
         "_through",
+        "idle",
         "waits",
     )
 
@@ -104,7 +106,8 @@ class FromClient:
         self._sink_ends = False
         self._credit = 0
         """Bytes of DATA to give back on stream 0."""
-        self._idle = 0
+        self.idle = 0
+        """Frames without use since the client's last useful one or the app's last bytes."""
         self._stop = 0
 
     @property
@@ -168,7 +171,7 @@ class FromClient:
                 if flags & END_STREAM:
                     connection.streams.ended(stream, CLIENT_ENDED)
                 elif stop - position > HEADER_SIZE:
-                    self._idle = 0
+                    self.idle = 0
                 else:
                     self._count_idle()
             if taken < 0:
@@ -207,8 +210,8 @@ class FromClient:
             self._credit = 0
 
     def _count_idle(self) -> None:
-        self._idle += 1
-        if self._idle > self._connection.limits.idle_frames:
+        self.idle += 1
+        if self.idle > self._connection.limits.idle_frames:
             raise Http2Error("h2-flood", ErrorCode.ENHANCE_YOUR_CALM)
 
     # --- header blocks ----------------------------------------------------------------------------------------------
@@ -254,7 +257,7 @@ class FromClient:
         elif ends:
             streams.ended(stream, CLIENT_ENDED)
         self._state = block.state
-        self._idle = 0
+        self.idle = 0
         if not connection.mixed:
             return start
         connection.to_app(data[start:position])
@@ -292,7 +295,7 @@ class FromClient:
         self._held = []
         connection.to_app(data[start:position])
         self._state = block.state
-        self._idle = 0
+        self.idle = 0
         self._owed = _merge(self._owed, block.updates)
 
     def _rewrite(self, stream: int, block: Block, *, ends: bool, priority: bytes) -> bytes:
@@ -326,7 +329,7 @@ class FromClient:
         ends = flags & END_STREAM != 0
         exchange = connection.streams.exchanges.get(stream)
         if stop - payload > padding:
-            self._idle = 0
+            self.idle = 0
         else:
             self._count_idle()
         if exchange is not None and padding and not ends:
@@ -361,7 +364,8 @@ class FromClient:
             if stop > len(data):
                 self._need = stop - position
                 return -1
-            self._count_idle()
+            if kind != WINDOW_UPDATE:
+                self._count_idle()
             return self._of_stream(data, start, position, stop, kind, stream)
         self._count_idle()
         if kind == SETTINGS:
@@ -374,7 +378,13 @@ class FromClient:
                 return -1
             else:
                 connection.client_settings(read_settings(data[payload:stop]))
-        elif kind == PING and connection.app.ending and not flags & ACK and stop <= len(data):
+                if connection.app_over:
+                    connection.to_client.control(SETTINGS_ACK)
+                    connection.app_acknowledged()
+        elif kind == PING and connection.app_over and not flags & ACK:
+            if stop > len(data) and stop - payload <= PING_SIZE:
+                self._need = stop - position
+                return -1
             connection.to_client.control(frame(PING, ACK, 0, data[payload:stop]))
         return start
 

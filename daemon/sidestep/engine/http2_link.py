@@ -12,7 +12,7 @@ Memory. What the peer may send is bounded by windows: `stream_window` for a stre
 given back as the client takes the bytes (`passed_on`), half a window at a time. What is sent leaves the exchange only
 as the peer's windows and the leg allow; below that the exchange keeps it, where its own bound applies.
 
-What the link learns it tells its owner: `answered` (something for the client), `reset` by the peer, `refused` (not
+What the link learns it tells its owner: `answered` (something for the client), `peer_reset`, `refused` (not
 processed: somebody else may answer). An error of the peer is an Http2Error; the owner then ends the link.
 """
 
@@ -57,11 +57,14 @@ class Owner(Protocol):
     def answered(self, exchange: Exchange) -> None:
         """Something of the response has come."""
 
-    def reset(self, exchange: Exchange, code: int) -> None:
+    def peer_reset(self, exchange: Exchange, code: int) -> None:
         """The peer reset the stream."""
 
     def refused(self, exchange: Exchange) -> None:
         """The peer has not processed the request, or will not answer it."""
+
+    def unable(self, exchange: Exchange) -> None:
+        """The peer does not take this kind of request."""
 
     def forwarded(self, exchange: Exchange, size: int) -> None:
         """So many bytes of the request's body have gone to the peer."""
@@ -160,8 +163,7 @@ class Link:
         if exchange.head.is_extended_connect and not self._may_connect:
             if self.settled:
                 del self.waiting[exchange]
-                exchange.detach()
-                self._owner.refused(exchange)
+                self._owner.unable(exchange)
             return
         del self.waiting[exchange]
         stream = self._next
@@ -316,7 +318,7 @@ class Link:
             sound = status >= 200 or (status >= 100 and status != 101 and not ends)
         if not sound:
             self.cancel(exchange, ErrorCode.PROTOCOL_ERROR)
-            self._owner.reset(exchange, ErrorCode.INTERNAL_ERROR)
+            self._owner.peer_reset(exchange, ErrorCode.INTERNAL_ERROR)
             return
         exchange.response_started = True
         exchange.final = exchange.final or status >= 200
@@ -377,7 +379,7 @@ class Link:
             exchange.detach()
             self._owner.refused(exchange)
         else:
-            self._owner.reset(exchange, code)
+            self._owner.peer_reset(exchange, code)
 
     def on_goaway(self, payload: bytes) -> None:
         """The peer takes no more streams, and leaves out those above its last."""
@@ -395,4 +397,4 @@ class Link:
                 exchange.detach()
                 self._owner.refused(exchange)
             else:
-                self._owner.reset(exchange, ErrorCode.REFUSED_STREAM)
+                self._owner.peer_reset(exchange, ErrorCode.REFUSED_STREAM)

@@ -6,7 +6,7 @@ may exceed 16 KiB, the size that our SETTINGS leave at its default. Anything a s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sidestep.protocols.hpack import INITIAL, Memo, State
 from sidestep.protocols.http2 import (
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from sidestep.engine.http2_link import Link
 
 _unpack = HEADER.unpack_from
+_USEFUL: Final = frozenset((WINDOW_UPDATE, PING))
+"""Frames that a long upload or a quiet connection brings; PINGs are bounded by the queue of their answers."""
 
 
 class LinkReader:
@@ -166,7 +168,8 @@ class LinkReader:
         if kind == CONTINUATION:
             self._continue(payload, flags, stream)
             return
-        self._count_idle()
+        if kind not in _USEFUL:
+            self._count_idle()
         if kind == SETTINGS:
             if not flags & ACK:
                 link.on_settings(read_settings(payload))

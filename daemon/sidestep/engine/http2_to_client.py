@@ -62,6 +62,7 @@ class ToClient:
         "leg",
         "middle",
         "queue",
+        "waiting",
         "window",
     )
 
@@ -77,6 +78,8 @@ class ToClient:
         self._owed = NOTHING
         self._table = DEFAULT_CAPACITY
         self._waiting: list[bytes] = []
+        self.waiting = 0
+        """Bytes of control frames that wait for a boundary."""
         self._ready: dict[Exchange, None] = {}
 
     # --- the client's settings, credits ---------------------------------------------------------------------------
@@ -129,6 +132,7 @@ class ToClient:
             return
         if self.middle:
             self._waiting.append(data)
+            self.waiting += len(data)
         else:
             self.leg.write(data)
 
@@ -152,6 +156,7 @@ class ToClient:
         for data in self._waiting:
             self.leg.write(data)
         self._waiting.clear()
+        self.waiting = 0
         self._flush()
         progress = bool(self._ready)
         while progress:

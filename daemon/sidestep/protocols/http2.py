@@ -98,7 +98,7 @@ class Http2Limits:
     resets: int = 1000
     """Diverted streams that the client reset, less those that ended well (CVE-2023-44487, rapid reset)."""
     idle_frames: int = 10_000
-    """Frames in a row that carry no header block and no data: SETTINGS, PING, PRIORITY, empty DATA, unknown ones."""
+    """Frames in a row without use (SETTINGS, PING, PRIORITY, empty DATA, unknown ones) to which nothing came back."""
     remembered: int = 4096
     """Ended diverted streams of which late frames are still told from those of relayed ones."""
     stream_window: int = 256 * 1024

@@ -20,7 +20,7 @@ from hyperframe.frame import SettingsFrame
 from sidestep.engine.http2 import Http2Relay
 from sidestep.engine.relay import Ending, Leg, Role
 from sidestep.policy.route import Route, Rule, SteeredPort
-from sidestep.protocols.http2 import DEFAULT_LIMITS, PREFACE, Http2Limits
+from sidestep.protocols.http2 import DEFAULT_LIMITS, HEADER, PREFACE, Http2Limits
 
 Fields = list[tuple[bytes, bytes]]
 MATCH = (b"x-dev", b"me")
@@ -372,3 +372,40 @@ def reply(
         )
 
     return answer
+
+
+class Raw:
+    """A peer that sends the bytes it is told to and keeps what it gets, as bytes and as frames."""
+
+    def __init__(self, first: bytes = b"") -> None:
+        self.out = bytearray(first)
+        self.data = bytearray()
+        self.dead = False
+
+    def work(self) -> bool:
+        return False
+
+    def take(self) -> bytes:
+        out = bytes(self.out)
+        self.out.clear()
+        return out
+
+    def feed(self, data: bytes) -> None:
+        self.data += data
+
+    def frames(self, skip: int = 0) -> list[tuple[int, int, int, bytes]]:
+        """(kind, flags, stream, payload) of every whole frame."""
+        found = []
+        position = skip
+        while position + 9 <= len(self.data):
+            high, low, kind, flags, stream = HEADER.unpack_from(self.data, position)
+            stop = position + 9 + (high << 8 | low)
+            if stop > len(self.data):
+                break
+            found.append((kind, flags, stream, bytes(self.data[position + 9 : stop])))
+            position = stop
+        return found
+
+    def of(self, kind: int, stream: int | None = None, skip: int = 0) -> list[tuple[int, bytes]]:
+        """(flags, payload) of the frames of one kind, and stream."""
+        return [(f, p) for k, f, s, p in self.frames(skip) if k == kind and stream in (None, s)]
