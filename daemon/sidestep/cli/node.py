@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
 import click
 
 from sidestep.cli.options import socket_option
+from sidestep.config.node_settings import OWN_NAMESPACE
 from sidestep.model.errors import ConfigurationError
-from sidestep.node.options import NodeOptions
+from sidestep.node.options import NodeOptions, PodIdentity
 
 
 @click.command(short_help="Run the node daemon (as root).")
@@ -20,7 +22,11 @@ from sidestep.node.options import NodeOptions
     help="Directory of Kubernetes manifests (YAML) to serve instead of a cluster; changes are followed live.",
 )
 @click.option(
-    "--name", "node_name", default=platform.node, metavar="NAME", help="Name of this node. [default: the host's name]"
+    "--name",
+    "node_name",
+    default=platform.node,
+    metavar="NAME",
+    help="Name of this node; in a cluster that of its Node. [default: the host's name]",
 )
 @socket_option
 def node(manifests: Path | None, node_name: str, socket_path: Path) -> int:
@@ -32,10 +38,15 @@ def node(manifests: Path | None, node_name: str, socket_path: Path) -> int:
     \b
       sidestep node --manifests ./manifests
     """
-    if manifests is None:
-        raise ConfigurationError("serving a cluster is not there yet: give a directory with --manifests DIR")
-    if not manifests.is_dir():
+    if manifests is not None and not manifests.is_dir():
         raise ConfigurationError("is not a directory", subject="--manifests", value=str(manifests))
     from sidestep.node.daemon import run
 
-    return run(NodeOptions(manifests=manifests, node_name=node_name, socket=socket_path))
+    pod = None
+    if manifests is None:
+        pod = PodIdentity(
+            namespace=os.environ.get("POD_NAMESPACE", OWN_NAMESPACE),
+            name=os.environ.get("POD_NAME", platform.node()),
+            service_account=os.environ.get("POD_SERVICE_ACCOUNT", "sidestep-node"),
+        )
+    return run(NodeOptions(manifests=manifests, node_name=node_name, socket=socket_path, pod=pod))

@@ -300,11 +300,13 @@ def _pod(value: KubeObject) -> SeenPod:
 
 
 def container_ids(value: KubeObject) -> dict[str, str]:
-    """Container ids of a pod's status ("containerd://<id>"), without the runtime's prefix, to names."""
+    """Ids of a pod's running containers ("containerd://<id>" in its status), without the runtime's prefix, to names."""
     status = value.get("status") or {}
     found = {}
     for kind in ("initContainerStatuses", "ephemeralContainerStatuses", "containerStatuses"):
         for each in status.get(kind) or ():
-            if isinstance(each, dict) and isinstance(identity := each.get("containerID"), str) and identity:
+            if not isinstance(each, dict) or "running" not in (each.get("state") or {}):
+                continue
+            if isinstance(identity := each.get("containerID"), str) and identity:
                 found[identity.rpartition("/")[2]] = str(each.get("name", ""))
     return found

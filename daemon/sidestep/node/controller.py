@@ -51,9 +51,10 @@ class Controller:
         node_name: str,
         conditions: Conditions,
         node_addresses: frozenset[IPv4Address | IPv6Address],
+        own_namespace: str = node_settings.OWN_NAMESPACE,
     ) -> None:
         self.inventory = Inventory()
-        self.settings = NodeSettings()
+        self.settings = NodeSettings(own_namespace=own_namespace)
         self.plan = Plan()
         self.stopping = False
         self._node_name = node_name
@@ -90,7 +91,7 @@ class Controller:
         self._secret_problems = reading.secret_problems
         stated = [*(error.condition() for error in reading.errors), *reading.conditions]
         self._conditions.state(Source("manifests"), stated)
-        self._log.info("manifests read", pods=len(reading.inventory.pods), errors=len(reading.errors))
+        self._log.info("inventory read", pods=len(reading.inventory.pods), errors=len(reading.errors))
         self.changed()
 
     def secret(self, namespace: str, name: str) -> Mapping[str, bytes] | None:
@@ -178,6 +179,17 @@ class Controller:
                 if any(table.serves(each.port.number, family, located.addresses) for family in Family):
                     return
         raise RefusedError(f"pod {pod.key} has no port {new.port}: it declares none, and nothing listens there")
+
+    def refusal(self, new: Intercept) -> str:
+        """Why no pod of this node can serve an intercept, conflicts with others left aside; empty when one can."""
+        if self.stopping:
+            return "the node daemon is stopping"
+        facts = self._certificates.facts() if self._certificates is not None else {}
+        try:
+            admit(new, (), self.inventory, self.settings, facts, node_annotations=self.node_annotations())
+        except (RefusedError, ConfigurationError) as error:
+            return str(error)
+        return ""
 
     def certificates_in_use(self) -> frozenset[CertificateKey]:
         """The certificates of target pods."""

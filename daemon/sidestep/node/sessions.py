@@ -46,12 +46,16 @@ def _nothing() -> None:
 class Sessions:
     """All sessions of this node. One event loop, no locks."""
 
-    def __init__(self, *, view: NodeView, node: str, limits: TunnelLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self, *, view: NodeView, node: str, limits: TunnelLimits = DEFAULT_LIMITS, local_refusal: str = ""
+    ) -> None:
+        """`local_refusal` is why no session may begin at the unix socket; empty where it may."""
         self.on_change: Callable[[], None] = _nothing
         self._view = view
         self._node = node
         self._limits = limits
         self._sessions: dict[str, Session] = {}
+        self._local_refusal = local_refusal
         self._closing: str | None = None
 
     # --- for the daemon ---------------------------------------------------------------------------------------------
@@ -126,6 +130,8 @@ class Sessions:
 
     def register(self, spec: SessionSpec, *, owner: str) -> Session:
         """Accept a session, or raise ConfigurationError or RefusedError. `serve` must follow."""
+        if self._local_refusal:
+            raise RefusedError(self._local_refusal)
         if self._closing is not None:
             raise RefusedError(f"the node daemon takes no sessions now: {self._closing}")
         if len(self._sessions) >= MAX_SESSIONS:

@@ -1,0 +1,49 @@
+"""Kubernetes Events (core/v1): what `kubectl describe` shows below a Pod, a Node or an Intercept."""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+from dataclasses import dataclass
+
+import msgspec
+
+from sidestep.kube.api import Api, escape
+
+COMPONENT = "sidestep"
+MAX_MESSAGE = 1000
+"""Characters; the API server takes 1,024."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The object that an Event is about. A cluster-wide one has no namespace; its Events lie in `default`."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+
+
+async def post(api: Api, subject: Subject, *, reason: str, message: str, node: str, warning: bool) -> None:
+    """Create one Event. Raises ApiError, UnreachableClusterError."""
+    namespace = subject.namespace or "default"
+    now = f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%SZ}"
+    about = {"apiVersion": subject.api_version, "kind": subject.kind, "name": subject.name, "uid": subject.uid}
+    if subject.namespace:
+        about["namespace"] = subject.namespace
+    value = {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"namespace": namespace, "name": f"{subject.name[:200]}.{secrets.token_hex(8)}"},
+        "involvedObject": about,
+        "reason": reason,
+        "message": message[:MAX_MESSAGE],
+        "type": "Warning" if warning else "Normal",
+        "source": {"component": COMPONENT, "host": node},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }
+    await api.create(f"/api/v1/namespaces/{escape(namespace)}/events", msgspec.json.encode(value))

@@ -1,0 +1,164 @@
+"""The cluster as a source of inventories: the mirror's objects, joined with where the pods live on this node.
+
+Changes that come together are read once, after `PAUSE`. The processes of pods are looked for when there is a pod, or a
+container, whose process is not known: at once, then again with growing pauses, since the kubelet tells of a pod before
+its processes can be seen and some never appear (a sandboxed runtime). What was found is looked at every `CHECK`
+seconds: a process id that belongs to somebody else now is forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from sidestep.kube.api import Api
+from sidestep.kube.errors import ApiError
+from sidestep.kube.mirror import Mirror, SecretName
+from sidestep.kube.processes import Wanted, started, walk
+from sidestep.kube.watch import WatchLimits
+from sidestep.model.condition import Condition, ConditionType
+from sidestep.model.pod import Location
+from sidestep.node.inventory import Reading
+from sidestep.observability.logs import get_logger
+
+PAUSE = 0.03
+"""Seconds in which changes are gathered."""
+FIRST_LOOK, LAST_LOOK = 0.2, 15.0
+"""Seconds between two walks through /proc while something is missing; doubled each time."""
+CHECK = 5.0
+"""Seconds between two looks at the processes that were found."""
+
+_NOBODY_ANSWERED = "it has not been read yet"
+
+
+class ClusterInventory:
+    """An `InventorySource`. `service_account` is `namespace:name`, for the advice about Secrets."""
+
+    def __init__(
+        self,
+        api: Api,
+        *,
+        node: str,
+        service_account: str,
+        on_crash: Callable[[str, BaseException], None],
+        find: Callable[[dict[str, Wanted]], dict[str, Location]] = walk,
+        limits: WatchLimits | None = None,
+    ) -> None:
+        self._node = node
+        self._service_account = service_account
+        self._find = find
+        self._news = asyncio.Event()
+        self._mirror = Mirror(api, node=node, on_change=self._news.set, on_crash=on_crash, limits=limits)
+        self._locations: dict[str, Location] = {}
+        self._identities: dict[int, int] = {}
+        self._containers: dict[str, frozenset[str]] = {}
+        self._next_look = 0.0
+        self._next_check = 0.0
+        self._look_pause = FIRST_LOOK
+        self._last: Reading | None = None
+        self._log = get_logger("cluster")
+
+    async def load(self) -> Reading:
+        """As InventorySource.load: wait until everything has been listed once."""
+        self._mirror.start()
+        while not self._mirror.synced:
+            await self._news.wait()
+            self._news.clear()
+        await self._locate()
+        return self._reading()
+
+    async def watch(self, on_reading: Callable[[Reading], None]) -> None:
+        """As InventorySource.watch."""
+        while True:
+            try:
+                async with asyncio.timeout(self._patience()):
+                    await self._news.wait()
+            except TimeoutError:
+                pass
+            else:
+                await asyncio.sleep(PAUSE)
+            self._news.clear()
+            await self._locate()
+            reading = self._reading()
+            if reading != self._last:
+                self._last = reading
+                on_reading(reading)
+
+    def want_secrets(self, names: frozenset[SecretName]) -> None:
+        """As InventorySource.want_secrets."""
+        self._mirror.want_secrets(names)
+
+    async def aclose(self) -> None:
+        """Watch no more."""
+        await self._mirror.aclose()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the API server's changes are being followed."""
+        return self._mirror.connected
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _reading(self) -> Reading:
+        subject = f"node {self._node}"
+        conditions = [Condition(ConditionType.MANIFEST_INVALID, subject, text) for text in self._mirror.problems()]
+        problems = {
+            name: self._advice(name, error) if error is not None else _NOBODY_ANSWERED
+            for name, error in self._mirror.secret_problems().items()
+        }
+        inventory = self._mirror.inventory(self._locations)
+        return Reading(inventory, conditions=tuple(conditions), secret_problems=problems)
+
+    def _advice(self, name: SecretName, error: ApiError) -> str:
+        namespace, secret = name
+        if not error.forbidden:
+            return f"Secret {namespace}/{secret} cannot be read: {error}"
+        return (
+            f"Secret {namespace}/{secret} may not be read; allow it with: kubectl create rolebinding sidestep-secrets "
+            f"--clusterrole=sidestep-secrets --serviceaccount={self._service_account} -n {namespace}"
+        )
+
+    def _patience(self) -> float:
+        return max(0.05, min(CHECK, self._next_look - time.monotonic())) if self._missing() else CHECK
+
+    def _missing(self) -> bool:
+        wanted = self._mirror.wanted()
+        return any(not self._complete(each) for each in wanted.values())
+
+    def _complete(self, wanted: Wanted) -> bool:
+        location = self._locations.get(wanted.uid)
+        return location is not None and set(wanted.containers.values()) <= location.pids.keys()
+
+    async def _locate(self) -> None:
+        """Find the processes of pods that are new or have changed."""
+        wanted = self._mirror.wanted()
+        for uid in self._locations.keys() - wanted.keys():
+            del self._locations[uid]
+        for uid in self._containers.keys() - wanted.keys():
+            del self._containers[uid]
+        now = time.monotonic()
+        if now >= self._next_check:
+            self._next_check = now + CHECK
+            for uid, location in list(self._locations.items()):
+                if any(started(pid) != self._identities.get(pid) for pid in _pids(location)):
+                    del self._locations[uid]
+                    self._next_look = 0.0
+        containers = {uid: frozenset(each.containers) for uid, each in wanted.items()}
+        if any(self._containers.get(uid) != ids for uid, ids in containers.items()):
+            self._containers = containers
+            self._next_look, self._look_pause = 0.0, FIRST_LOOK
+        if not self._missing() or now < self._next_look:
+            return
+        found = await asyncio.to_thread(self._find, wanted)
+        self._locations.update(found)
+        self._identities = {pid: started(pid) for each in self._locations.values() for pid in _pids(each)}
+        self._next_look = time.monotonic() + self._look_pause
+        self._look_pause = min(2 * self._look_pause, LAST_LOOK)
+
+
+def _pids(location: Location) -> set[int]:
+    found = set(location.pids.values())
+    if location.netns is not None:
+        found.add(int(location.netns.split("/")[-3]))
+    return found

@@ -1,0 +1,106 @@
+"""/healthz, /readyz and /metrics of a daemon in a cluster, over HTTP/1.1 without keep-alive.
+
+Healthy: the event loop runs. Ready: the daemon serves; until then a rolling update waits with the old one. Metrics are
+in the text format of Prometheus. Nothing here says anything about traffic or keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from sidestep import __version__
+from sidestep.aio.tasks import Tasks
+from sidestep.model.errors import KernelError
+from sidestep.node.view import StatusView
+
+TIMEOUT = 5.0
+"""Seconds for a request and its answer."""
+MAX_CONNECTIONS = 32
+
+
+class HealthServer:
+    """Listens once `start`ed. `status` is None until the daemon is ready, and again when it stops."""
+
+    def __init__(self, *, port: int, on_crash: Callable[[str, BaseException], None]) -> None:
+        self.port = port
+        self.status: Callable[[], StatusView] | None = None
+        self._tasks = Tasks("health", on_crash=on_crash)
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen on all addresses of the pod: the kubelet asks from the node. Raises KernelError."""
+        try:
+            self._server = await asyncio.start_server(self._accept, None, self.port, backlog=16, limit=8192)
+        except OSError as error:
+            raise KernelError("bind", error.errno or 0, doing=f"listening on port {self.port}") from error
+        self.port = self.port or self._server.sockets[0].getsockname()[1]
+
+    async def aclose(self) -> None:
+        """Listen no more."""
+        if self._server is not None:
+            self._server.close()
+        await self._tasks.aclose()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._tasks) >= MAX_CONNECTIONS:
+            writer.transport.abort()
+            return
+        self._tasks.start(self._serve(reader, writer), name="request")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                head = await reader.readuntil(b"\r\n\r\n")
+                target = [*head.split(b" ", 2), b"", b""][1].partition(b"?")[0]
+                status, body = self._answer(target.decode("latin-1"))
+                writer.write(
+                    f"HTTP/1.1 {status}\r\ncontent-type: text/plain; version=0.0.4; charset=utf-8\r\n"
+                    f"content-length: {len(body.encode())}\r\nconnection: close\r\n\r\n{body}".encode()
+                )
+                await writer.drain()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # whoever asked has gone, or asked nothing
+        finally:
+            writer.close()
+
+    def _answer(self, target: str) -> tuple[str, str]:
+        match target:
+            case "/healthz":
+                return "200 OK", "ok\n"
+            case "/readyz" if self.status is None:
+                return "503 Service Unavailable", "starting or stopping\n"
+            case "/readyz":
+                return "200 OK", "ok\n"
+            case "/metrics":
+                return "200 OK", "".join(f"{line}\n" for line in metrics(self.status() if self.status else None))
+            case _:
+                return "404 Not Found", "/healthz, /readyz or /metrics\n"
+
+
+def metrics(status: StatusView | None) -> Iterable[str]:
+    """The daemon's numbers (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
+    yield "# TYPE sidestep_info gauge"
+    yield f'sidestep_info{{version="{__version__}"}} 1'
+    if status is None:
+        return
+    yield "# TYPE sidestep_target_pods gauge"
+    yield f"sidestep_target_pods {len(status.pods)}"
+    yield "# TYPE sidestep_intercepts gauge"
+    yield f"sidestep_intercepts {len(status.intercepts)}"
+    yield "# TYPE sidestep_conditions gauge"
+    counts: dict[str, int] = {}
+    for condition in status.conditions:
+        counts[condition.type] = counts.get(condition.type, 0) + 1
+    for name, count in sorted(counts.items()):
+        yield f'sidestep_conditions{{type="{name}"}} {count}'
+    yield "# TYPE sidestep_node_total counter"
+    for name, count in sorted(status.node.counters.items()):
+        yield f'sidestep_node_total{{what="{name}"}} {count}'
+    yield "# TYPE sidestep_proxy_total counter"
+    totals: dict[str, int] = {}
+    for pod in status.pods:
+        for name, count in pod.counters.items():
+            totals[name] = totals.get(name, 0) + count
+    for name, count in sorted(totals.items()):
+        yield f'sidestep_proxy_total{{what="{name}"}} {count}'
