@@ -174,6 +174,9 @@ class Credentials:
                 context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
                 if port.client_trust:
                     context.load_verify_locations(cadata=_text(self._pems[port.client_trust].fd))
+                # Whoever resumes a session shows no certificate: one that has expired meanwhile would go unnoticed.
+                context.options |= ssl.OP_NO_TICKET
+                context.num_tickets = 0
             if alpn is not None:
                 context.set_alpn_protocols([alpn])
             self._downstream[key] = context

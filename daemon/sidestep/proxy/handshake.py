@@ -37,6 +37,13 @@ class Failure:
     text: str
 
 
+def outcome(port: PortSnapshot) -> str:
+    """What becomes of a connection that cannot be opened, for the text of a condition."""
+    if port.forward_client_cert:
+        return f"the connection is closed, because sidestep.dev/forward-client-cert.{port.number} is enabled"
+    return "TLS is carried end to end"
+
+
 def names_match(certificate: Mapping[str, object], name: str) -> bool:
     """Whether a certificate (`SSLSocket.getpeercert()`) names a DNS host; RFC 6125 6.4, wildcard in the first label."""
     name = name.lower().rstrip(".")
@@ -157,9 +164,9 @@ class UpstreamHandshake(_Handshake):
         if self._upstream.asked_for_certificate(stream):
             return Failure(
                 ConditionType.CLIENT_CERTIFICATE_REQUESTED,
-                f"the app on {where} asks clients for a certificate; TLS is carried end to end unless "
+                f"the app on {where} asks clients for a certificate; {outcome(self._port)} unless "
                 f"telepresence.io/upstream-tls-secret.{self._port.number} (or -path) and "
-                f"sidestep.dev/downstream-client-auth.{self._port.number}: require are set",
+                f"sidestep.dev/downstream-client-auth.{self._port.number}: require (or request) are set",
             )
         if self._server_name is None and not self._port.skip_verify:
             certificate = stream.sock.getpeercert() or {}
@@ -169,8 +176,7 @@ class UpstreamHandshake(_Handshake):
         if chosen not in PARSEABLE:
             return Failure(
                 ConditionType.ALPN_UNSUPPORTED,
-                f"the app on {where} chose the protocol {chosen!r}, which cannot be filtered; "
-                "TLS is carried end to end",
+                f"the app on {where} chose the protocol {chosen!r}, which cannot be filtered; {outcome(self._port)}",
             )
         return None
 
@@ -180,7 +186,7 @@ class UpstreamHandshake(_Handshake):
         return Failure(
             ConditionType.UPSTREAM_UNVERIFIED,
             f"the app on port {port.number} could not be verified as {self._name or '(no name)'} against {authority}: "
-            f"{why}; TLS is carried end to end (add a ca.crt, or set "
+            f"{why}; {outcome(port)} (add a ca.crt, or set "
             f"telepresence.io/upstream-insecure-skip-verify.{port.number}: enabled)",
         )
 
@@ -192,7 +198,7 @@ class UpstreamHandshake(_Handshake):
             failure = Failure(
                 ConditionType.ALPN_UNSUPPORTED,
                 f"the app on port {self._port.number} knows none of the protocols the client offered ({offered}); "
-                "TLS is carried end to end",
+                f"{outcome(self._port)}",
             )
         else:
             reason = (
@@ -200,8 +206,7 @@ class UpstreamHandshake(_Handshake):
             )
             failure = Failure(
                 ConditionType.UPSTREAM_TLS_FAILED,
-                f"the TLS handshake with the app on port {self._port.number} failed: {reason}; "
-                "TLS is carried end to end",
+                f"the TLS handshake with the app on port {self._port.number} failed: {reason}; {outcome(self._port)}",
             )
         self._done(None, None, failure)
 

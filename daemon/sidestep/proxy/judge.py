@@ -8,7 +8,7 @@
       anything that we cannot reproduce, and any upstream failure: TLS end to end on a fresh dial
 
 Until the downstream handshake begins not a byte of the client has been consumed, so every way out of here can still be
-a wire. A global intercept is never parsed: it goes to the handler at once (its kubelet probes excepted).
+a wire - or, on a port that forwards the client's identity (`sidestep.dev/forward-client-cert`), an end. A global intercept is never parsed: it goes to the handler at once (its kubelet probes excepted).
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import ssl
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from sidestep.engine.http1 import Http1Relay
-from sidestep.engine.http2 import Http2Relay
 from sidestep.engine.relay import Relay
 from sidestep.engine.wire import WireRelay
 from sidestep.model.condition import ConditionType
@@ -31,6 +29,7 @@ from sidestep.proxy.credentials import Credentials
 from sidestep.proxy.handshake import DownstreamHandshake, Failure, UpstreamHandshake
 from sidestep.proxy.loop import READ, Loop, Timer
 from sidestep.proxy.ports import LivePort
+from sidestep.proxy.relays import relay_for
 from sidestep.proxy.stream import PlainStream, Stream, TlsStream, reset
 
 PEEK: Final = 64 * 1024
@@ -114,14 +113,18 @@ class Judge:
         elif detected is Detected.TLS:
             self._reception.seen(self._port, self._endpoint, tls=True)
             self._hello(data)
-        elif detected is Detected.HTTP1:
-            self._reception.seen(self._port, self._endpoint, tls=False)
-            self._relay(Http1Relay(self._port.steered, tls=False), "http/1.1")
-        elif detected is Detected.HTTP2:
-            self._reception.seen(self._port, self._endpoint, tls=False)
-            self._relay(Http2Relay(self._port.steered, tls=False), "h2")
+        elif detected in (Detected.HTTP1, Detected.HTTP2):
+            self._clear("h2" if detected is Detected.HTTP2 else "http/1.1")
         else:
             self._wire("not-http")
+
+    def _clear(self, protocol: str) -> None:
+        """HTTP without TLS."""
+        self._reception.seen(self._port, self._endpoint, tls=False)
+        if self._port.snapshot.tls == "always":
+            self._wire("clear-on-tls-port")
+        else:
+            self._relay(relay_for(protocol, self._port), protocol)
 
     def _wait_for(self, count: int) -> None:
         """Wait until `count` bytes are there; the end of the stream wakes as well (socket(7), SO_RCVLOWAT)."""
@@ -227,6 +230,11 @@ class Judge:
         self._wire(None)
 
     def _wire(self, anomaly: str | None) -> None:
+        if self._port.snapshot.forward_client_cert:
+            # The app believes what a request says about its client: nothing reaches it that was not looked at.
+            self._port.counters["closed_unread"] += 1
+            self.abandon()
+            return
         relay = WireRelay()
         relay.anomaly = anomaly
         self._relay(relay, "tcp")
@@ -399,7 +407,7 @@ class Bridge:
             if chosen is None:
                 FirstWords(self._judge, self._loop, self, downstream, app).begin()
                 return
-            relay = relay_for(chosen, self.port)
+            relay = relay_for(chosen, self.port, downstream)
             self._judge.run_tls(relay, downstream, app, self, protocol=chosen)
 
         DownstreamHandshake(self._loop, client, context, done=done)
@@ -454,20 +462,31 @@ class FirstWords:
             return
         if detected in (Detected.HTTP1, Detected.HTTP2):
             protocol = "h2" if detected is Detected.HTTP2 else "http/1.1"
-            self._run(relay_for(protocol, self._bridge.port), protocol)
+            self._run(relay_for(protocol, self._bridge.port, self._client), protocol)
         else:
-            self._wire("tls-not-http", ended=not data)
+            self._wire("tls-not-http", client_ended=not data)
 
     def _app_ready(self, mask: int) -> None:
+        """The app's descriptor is readable after every TLS 1.3 handshake: session tickets are no words of the app."""
         del mask
-        self._wire("tls-server-first", ended=False)
+        try:
+            data = self._app.read()
+        except OSError:
+            self.abandon()
+            return
+        if data is not None:
+            self._wire("tls-server-first", app_words=data)
 
-    def _wire(self, anomaly: str, *, ended: bool) -> None:
+    def _wire(self, anomaly: str, *, client_ended: bool = False, app_words: bytes | None = None) -> None:
         relay = WireRelay()
         relay.anomaly = anomaly
         relay.app.open = True
-        if ended:
+        if client_ended:
             relay.receive_eof(relay.client)
+        if app_words:
+            relay.receive(relay.app, app_words)
+        elif app_words is not None:
+            relay.receive_eof(relay.app)
         self._run(relay, "tcp")
 
     def _run(self, relay: Relay, protocol: str) -> None:
@@ -480,13 +499,6 @@ class FirstWords:
             self._loop.remove(stream.fd)
             stream.reset()
         self._judge.abandon()
-
-
-def relay_for(protocol: str, port: LivePort) -> Relay:
-    """The engine of a decrypted connection by its ALPN protocol."""
-    if protocol == "h2":
-        return Http2Relay(port.steered, tls=True)
-    return Http1Relay(port.steered, tls=True)
 
 
 def _never(method: bytes, path: bytes, fields: object) -> bool:

@@ -148,7 +148,8 @@ class TlsStream:
         except OSError:
             pass
         try:
-            self.sock.shutdown(socket.SHUT_WR)
+            # SSLSocket's own shutdown would forget the TLS state, which is still read and asked for its session.
+            socket.socket.shutdown(self.sock, socket.SHUT_WR)
         except OSError:
             pass
 
