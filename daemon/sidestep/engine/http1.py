@@ -4,16 +4,16 @@ The client's side is in one of these states:
 
     READING    requests are read (`_requests`): a begun head is kept and must become a head, in time, or the connection
                becomes a wire; a body is forwarded as it comes to whoever has the request
-    HELD       `_held` waits: for answers of another side, for the outcome of an upgrade, or to become a wire
+    HELD       `held` waits: for answers of another side, for the outcome of an upgrade, or to become a wire
     RAW        a wire (see `engine.wire`)
     DISCARD    the last answer is given; the rest of the request is read and dropped, so that the client can read it
     OVER       done
 
 An answering side is the app or one handler. `_pending` counts what the app still has to answer (a request's flags, in
-order), `_exchange` is what a handler has to answer. Invariants:
+order), `_diversion.exchange` is what a handler has to answer. Invariants:
 
   * Never both: a request is forwarded only when every earlier one that another side answers is complete, and a handler
-    gets one request at a time. So all bytes for the client come from one leg, `_side`, which is None between exchanges
+    gets one request at a time. So all bytes for the client come from one leg, `side`, which is None between exchanges
     of handlers; bytes of any other leg belong to no request and never reach a client that awaits an answer.
   * What the app says is forwarded before it is understood (`_responses` only watches); what a handler says is forwarded
     once its head is understood, so that there is a choice of what to say instead.
@@ -21,7 +21,7 @@ order), `_exchange` is what a handler has to answer. Invariants:
     to the app, raw, for good, and with it everything later in both directions: at once, or after the diverted
     exchange in flight. No ambiguity leads to a handler.
   * A body that turns out broken is raw too; only if a handler has been given its head, the client gets a 400 instead.
-  * Kept bytes: `_held`, a begun head, and until a handler leg is open its request: each up to its limit and one read.
+  * Kept bytes: `held`, a begun head, and until a handler leg is open its request: each up to its limit and one read.
 
 Hot path: a head in one chunk, seen before under this route, for the app, without a body, is a dict lookup and an
 append; an answer that is whole in one chunk likewise. The same bytes objects are passed on. (Section 9 of the design
@@ -33,50 +33,37 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from sidestep.engine.http1_exchange import Exchange, Judged, own_answer
+from sidestep.engine.http1_diversion import Diversion
+from sidestep.engine.http1_exchange import Judged
+from sidestep.engine.http1_judging import ANSWERED_BY, PLAIN, SWITCHES, Judging
 from sidestep.engine.http1_peers import Peers
-from sidestep.engine.relay import HIGH_WATER, Diverted, Ending, Leg, Relay
+from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Relay
 from sidestep.engine.wire import Wire
-from sidestep.policy.route import TO_APP, SteeredPort
+from sidestep.policy.route import SteeredPort
 from sidestep.protocols import http1_requests as reading
 from sidestep.protocols import http1_responses as responses
 from sidestep.protocols.http1 import (
-    CONNECT,
     END_OF_HEAD,
-    HEAD,
-    HTTP_1_0,
     LIMITS,
-    UPGRADE,
     Http1Limits,
-    RequestHead,
     ResponseHead,
-    parse_request,
 )
 from sidestep.protocols.http1_requests import RequestReader
 from sidestep.protocols.http1_responses import ResponseReader, recall
-from sidestep.protocols.http1_skim import skim
 
 _READING, _HELD, _RAW, _DISCARD, _OVER = range(5)
 
-_SWITCHES: Final = CONNECT | UPGRADE
-_ANSWERED_BY: Final = HEAD | _SWITCHES
-"""Request flags that the reading of an answer depends on."""
-
 _MEMO_HEAD: Final = LIMITS.memo_head
 """Bytes above which a head, or a chunk that may be one, is not looked up: no longer ones are remembered."""
-
-_PLAIN: Final = Judged(TO_APP, RequestHead(b"", b"", b"", [], 0, 0))
-"""Stands in the memo for every head that goes to the app, has no body and an answer like any other."""
 
 
 class Http1Relay(Relay):
     """See the module. `tls` says whether the client came over TLS."""
 
     __slots__ = (
-        "_client_ended",
         "_discarded",
-        "_exchange",
-        "_held",
+        "_diversion",
+        "_judging",
         "_limits",
         "_peers",
         "_pending",
@@ -84,11 +71,11 @@ class Http1Relay(Relay):
         "_requests",
         "_responses",
         "_sending",
-        "_side",
-        "_skimmed",
         "_state",
         "_wire",
-        "_wire_reason",
+        "client_ended",
+        "held",
+        "side",
         "tls",
     )
 
@@ -98,22 +85,19 @@ class Http1Relay(Relay):
         self._port = port
         self._limits = limits
         self._peers = Peers(self)
+        self._judging = Judging(port, limits)
+        self._diversion = Diversion(self, self._peers, limits)
         self._state = _READING
-        self._held = bytearray()
+        self.held = bytearray()
         self._requests = RequestReader(limits)
         self._sending = 0
         """Flags of the request being received."""
-        self._side: Leg | None = None
+        self.side: Leg | None = None
         self._pending: deque[int] = deque()
         self._responses = ResponseReader(limits)
-        self._exchange: Exchange | None = None
         self._wire: Wire | None = None
-        self._wire_reason: str | None = None
-        """The connection becomes a wire for this reason once the diverted exchange is over."""
-        self._client_ended = False
+        self.client_ended = False
         self._discarded = 0
-        self._skimmed = b""
-        """The last head that was skimmed."""
 
     # --- inputs -----------------------------------------------------------------------------------------------------
 
@@ -122,23 +106,23 @@ class Http1Relay(Relay):
         if leg is self.client:
             app = self.app
             if (
-                self._side is app
+                self.side is app
                 and self._state == _READING
                 and self._requests.state == reading.FRESH
                 and len(data) <= _MEMO_HEAD
-                and self._port.route.memo.get(data) is _PLAIN
+                and self._port.route.memo.get(data) is PLAIN
             ):
                 app.out.append(data)
                 app.queued += len(data)
                 self._pending.append(0)
             else:
                 self._read_client(data)
-        elif leg is self._side:
-            exchange = self._exchange
+        elif leg is self.side:
+            exchange = self._diversion.exchange
             if exchange is None:
                 self._read_app(data)
             else:
-                self._read_handler(exchange, data)
+                self._diversion.read(exchange, data)
         elif self._wire is not None:
             self._wire.receive(leg, data)
         else:
@@ -149,9 +133,9 @@ class Http1Relay(Relay):
         if self._state == _OVER:
             return
         if leg is self.client:
-            self._client_ended = True
+            self.client_ended = True
             if self._state == _DISCARD:
-                self._end(Ending.CLOSE)
+                self.end(Ending.CLOSE)
             elif self._wire is not None:
                 self._wire.receive_eof(leg)
             else:
@@ -159,19 +143,19 @@ class Http1Relay(Relay):
         elif self._wire is not None:
             self._wire.receive_eof(leg)
         elif leg is not self.app:
-            self._handler_gone(leg, orderly=True)
-        elif self._exchange is not None:
+            self._diversion.leg_gone(leg, orderly=True)
+        elif self._diversion.exchange is not None:
             self._retire_app()
         elif self._state != _DISCARD:
-            self._become_wire(None)
+            self.become_wire(None)
             self._wire_eof(leg)
 
     def opened(self, leg: Leg) -> None:
         """Learn that a leg is connected."""
         leg.open = True
-        exchange = self._exchange
+        exchange = self._diversion.exchange
         if exchange is not None and exchange.leg is leg:
-            self._give(exchange)
+            self._diversion.give(exchange)
         elif self._wire is not None and self._wire.peer is leg:
             self._wire.join()
 
@@ -184,15 +168,15 @@ class Http1Relay(Relay):
         if self._state == _OVER:
             return
         if leg is self.client:
-            self._end(Ending.ABORT)
+            self.end(Ending.ABORT)
         elif self._wire is not None:
             self._wire.lost(leg)
         elif leg is not self.app:
-            self._handler_gone(leg, orderly=False)
-        elif self._exchange is not None:
+            self._diversion.leg_gone(leg, orderly=False)
+        elif self._diversion.exchange is not None:
             self._retire_app()
         elif self._state != _DISCARD:
-            self._end(Ending.ABORT)
+            self.end(Ending.ABORT)
 
     def expired(self, now: float) -> None:
         """A begun head took too long. The engine has no clock: the first call, due at once, only starts the time."""
@@ -210,8 +194,8 @@ class Http1Relay(Relay):
         if leg is not self.client:
             return self.client.queued < HIGH_WATER
         if self._state != _READING:
-            return len(self._held) < self._limits.hold
-        exchange = self._exchange
+            return len(self.held) < self._limits.hold
+        exchange = self._diversion.exchange
         if exchange is None:
             app = self.app
             return len(self._pending) < self._limits.pipelined and app.queued < (
@@ -227,7 +211,7 @@ class Http1Relay(Relay):
             self._state == _READING
             and self._requests.state == reading.FRESH
             and not self._pending
-            and self._exchange is None
+            and self._diversion.exchange is None
         )
 
     # --- the client -------------------------------------------------------------------------------------------------
@@ -255,43 +239,43 @@ class Http1Relay(Relay):
                 self._forward(data[start:at])
                 if event == reading.COMPLETE:
                     self._request_sent()
-        exchange = self._exchange
+        exchange = self._diversion.exchange
         if exchange is not None and exchange.leg.open:
-            self._give(exchange)
+            self._diversion.give(exchange)
 
     def _read_otherwise(self, data: bytes) -> None:
         state = self._state
         if state == _HELD:
-            self._held += data
+            self.held += data
         elif self._wire is not None:
             self._wire.receive(self.client, data)
         elif state == _DISCARD:
             self._discarded += len(data)
             if self._discarded > self._limits.discard:
-                self._end(Ending.CLOSE)
+                self.end(Ending.CLOSE)
 
     def _headed(self, head: bytes, data: bytes, end: int) -> int:
         """A head is here, `end` is where it ends in `data`: forward or hold it. Returns how far it got."""
         self.deadline = None
-        request = self._judge(head)
+        request = self._judging.judge(head)
         if isinstance(request, str):
             self._unparseable(request, head + data[end:])
             return len(data)
         rule = request.decision.intercept
-        if self._exchange is not None or (self._pending and (rule is not None or self._pending[-1] & _SWITCHES)):
+        if self._diversion.exchange is not None or (
+            self._pending and (rule is not None or self._pending[-1] & SWITCHES)
+        ):
             self._state = _HELD
-            self._held += head
-            self._held += data[end:]
+            self.held += head
+            self.held += data[end:]
             return len(data)
         self._sending = request.flags
         body = request.body
         if rule is not None:
-            leg, reused = self._peers.handler(rule)
-            self._side = leg
-            self._exchange = Exchange(rule, leg, request, head, self._limits, reused=reused)
+            self._diversion.begin(rule, request, head)
         else:
-            app = self._side = self._peers.need_app()
-            self._pending.append(request.flags & _ANSWERED_BY)
+            app = self.side = self._peers.need_app()
+            self._pending.append(request.flags & ANSWERED_BY)
             if 0 < body <= len(data) - end:
                 # The body is here too: both leave in one piece, which is `data` itself if that is all of it.
                 start, end, body = end - len(head), end + body, 0
@@ -303,48 +287,9 @@ class Http1Relay(Relay):
             self._request_sent()
         return end
 
-    def _judge(self, head: bytes) -> Judged | str:
-        """Decide for one head, once per route while it is remembered."""
-        route = self._port.route
-        memo = route.memo
-        judged: Judged | None = memo.get(head)
-        if judged is not None:
-            return judged
-        needles = route.needles
-        if needles is not None:
-            length = skim(head, needles, route.headless, self._limits)
-            if length is not None:
-                return self._skim_over(head, length)
-        parsed = parse_request(head, self._limits)
-        if isinstance(parsed, str):
-            return parsed
-        decision = route.decide(parsed.method, parsed.target, parsed.fields)
-        if decision is TO_APP and not parsed.body and not parsed.flags & _ANSWERED_BY:
-            judged = _PLAIN
-        else:
-            judged = Judged(decision, parsed)
-        self._remember(head, judged)
-        return judged
-
-    def _skim_over(self, head: bytes, length: int) -> Judged:
-        """A head for the app that was not read into fields; remembered when it comes twice in a row."""
-        if length:
-            return Judged(TO_APP, RequestHead(b"", b"", b"", [], length, 0))
-        if head == self._skimmed:
-            self._remember(head, _PLAIN)
-        self._skimmed = head
-        return _PLAIN
-
-    def _remember(self, head: bytes, judged: Judged) -> None:
-        if len(head) <= self._limits.memo_head:
-            memo = self._port.route.memo
-            if len(memo) >= self._limits.memo_entries:
-                memo.clear()
-            memo[head] = judged
-
     def _forward(self, body: bytes) -> None:
         """Pass on a piece of the body of the request being received."""
-        exchange = self._exchange
+        exchange = self._diversion.exchange
         if exchange is None:
             self.app.write(body)
         elif not exchange.leg.ending:
@@ -352,64 +297,68 @@ class Http1Relay(Relay):
 
     def _request_sent(self) -> None:
         """The request being received is here, whole."""
-        exchange = self._exchange
+        exchange = self._diversion.exchange
         if exchange is not None:
             exchange.sent = True
             if exchange.answered:
-                self._give(exchange)
-                self._finish(exchange)
+                self._diversion.give(exchange)
+                self._diversion.finish(exchange)
                 return
-        if self._sending & _SWITCHES and (exchange is not None or self._pending):
+        if self._sending & SWITCHES and (exchange is not None or self._pending):
             self._state = _HELD
 
     def _broken(self, anomaly: str, rest: bytes) -> None:
         """The client's bytes cannot be followed any more, in a head or in a body."""
-        exchange = self._exchange
+        exchange = self._diversion.exchange
         if self._requests.state != reading.CHUNKS or exchange is None:
             self._unparseable(anomaly, self._requests.take() + rest)
         elif not exchange.given:
-            self._fall_back(exchange)
-            self._become_wire(anomaly, rest)
+            self._diversion.fall_back(exchange)
+            self.become_wire(anomaly, rest)
         else:
             exchange.close = True
             self.anomaly = anomaly
-            self._fail(exchange, b"400 Bad Request", "the request body is not well-formed")
+            self._diversion.fail(exchange, b"400 Bad Request", "the request body is not well-formed")
 
     def _unparseable(self, anomaly: str, rest: bytes) -> None:
         """What the client says cannot be read with certainty: only the app may read it."""
         self.deadline = None
-        if self._exchange is None:
-            self._become_wire(anomaly, rest)
+        if self._diversion.exchange is None:
+            self.become_wire(anomaly, rest)
         else:
-            self._wire_reason = anomaly
+            self._diversion.then_wire = anomaly
             self._state = _HELD
-            self._held += rest
+            self.held += rest
 
     def _pass_end(self) -> None:
-        """The client has finished and (but for `_held`) everything it said is forwarded: pass that on."""
-        exchange = self._exchange
+        """The client has finished and (but for `held`) everything it said is forwarded: pass that on."""
+        exchange = self._diversion.exchange
         if self._requests.state == reading.HEAD:
             self._unparseable("h1-truncated-head", self._requests.take())
-        elif self._state == _HELD and (self._held or self._wire_reason):
+        elif self._state == _HELD and (self.held or self._diversion.then_wire):
             return
         elif exchange is not None:
             if exchange.answered:
-                self._finish(exchange)
+                self._diversion.finish(exchange)
             elif exchange.leg.open and exchange.given:
                 exchange.leg.end(Ending.FINISH)
         elif self._peers.app_in_use:
-            self._become_wire(None)
+            self.become_wire(None)
         else:
-            self._end(Ending.CLOSE)
+            self.end(Ending.CLOSE)
 
-    def _proceed(self) -> None:
+    def proceed(self) -> None:
         """Earlier answers are complete: take up what was held."""
-        if self._state == _HELD and self._exchange is None and not (self._pending and self._pending[-1] & _SWITCHES):
-            held = bytes(self._held)
-            self._held.clear()
+        if (
+            self._state == _HELD
+            and self._diversion.exchange is None
+            and not (self._pending and self._pending[-1] & SWITCHES)
+        ):
+            held = bytes(self.held)
+            self.held.clear()
             self._state = _READING
             self._read_client(held)
-        if self._client_ended and self._wire is None and self._state < _DISCARD:
+        if self.client_ended and self._wire is None and self._state < _DISCARD:
             self._pass_end()
 
     # --- the app ----------------------------------------------------------------------------------------------------
@@ -431,7 +380,7 @@ class Http1Relay(Relay):
                 reader.state = responses.FRESH
                 pending.popleft()
                 if self._state == _HELD and not pending:
-                    self._proceed()
+                    self.proceed()
                 return
         elif state == responses.FRESH and pending and not pending[0]:
             end = data.find(END_OF_HEAD) + 4
@@ -445,7 +394,7 @@ class Http1Relay(Relay):
                     if not left:
                         pending.popleft()
                         if self._state == _HELD and not pending:
-                            self._proceed()
+                            self.proceed()
                         return
         self._follow_app(data)
 
@@ -456,187 +405,71 @@ class Http1Relay(Relay):
         at = 0
         while at < len(data) or reader.event == responses.FINAL:
             if not pending:
-                self._become_wire("h1-unsolicited-response")
+                self.become_wire("h1-unsolicited-response")
                 return
             at = reader.read(data, at, pending[0])
             event = reader.event
             if event == responses.COMPLETE:
                 pending.popleft()
                 if reader.response is None or reader.response.close:
-                    self._become_wire(None)  # the app closes; the client knows
+                    self.become_wire(None)  # the app closes; the client knows
                     return
             elif event == responses.SWITCH:
-                self._switch(self.app, reader.response)
+                self.switch(self.app, reader.response)
                 return
             elif event == responses.BROKEN:
-                self._become_wire(reader.anomaly)
+                self.become_wire(reader.anomaly)
                 return
             elif reader.ends_with_connection:
-                self._become_wire(None)
+                self.become_wire(None)
                 return
         if self._state == _HELD and not pending:
-            self._proceed()
+            self.proceed()
 
     def _stray(self, leg: Leg, data: bytes) -> None:
         """Bytes that answer nothing."""
         if leg is not self.app:
             self._peers.drop_handler(leg, Ending.ABORT)
-        elif self._exchange is not None:
+        elif self._diversion.exchange is not None:
             self._retire_app()
         elif self._state < _DISCARD:
             self.client.write(data)
-            self._become_wire("h1-unsolicited-response")
+            self.become_wire("h1-unsolicited-response")
 
     def _retire_app(self) -> None:
         self._peers.retire_app()
         self._responses = ResponseReader(self._limits)
 
-    # --- handlers ---------------------------------------------------------------------------------------------------
+    # --- from the diversion -----------------------------------------------------------------------------------------
 
-    def _give(self, exchange: Exchange) -> None:
-        leg = exchange.leg
-        if leg.ending:
-            return
-        if not exchange.given:
-            request = exchange.request
-            self.diverted.append(
-                Diverted(exchange.rule, request.method, request.target, request.authority, copied=False)
-            )
-        exchange.give()
-        if self._client_ended and not self._held:
-            leg.end(Ending.FINISH)
+    def fall_back(self, request: Judged, pieces: list[bytes]) -> None:
+        """The app answers a request that no handler will."""
+        app = self.side = self._peers.need_app()
+        self._pending.append(request.flags & ANSWERED_BY)
+        for data in pieces:
+            app.write(data)
 
-    def _read_handler(self, exchange: Exchange, data: bytes) -> None:
-        """Forward a handler's answer as far as it is understood."""
-        if exchange.answered:
-            self._peers.drop_handler(exchange.leg, Ending.ABORT)
-            return
-        exchange.answering = True
-        client = self.client
-        reader = exchange.reader
-        flags = exchange.request.flags
-        at = 0
-        while at < len(data) or reader.event == responses.FINAL:
-            start = at
-            at = reader.read(data, at, flags)
-            event = reader.event
-            if event == responses.MORE:
-                if not reader.in_head and start < len(data):
-                    client.write(data[start:])
-            elif event == responses.INTERIM:
-                client.write(reader.head)
-            elif event == responses.FINAL:
-                client.write(reader.head)
-                self._answer_begins(exchange)
-            elif event == responses.COMPLETE:
-                if at > start:
-                    client.write(data[start:at])
-                self._answered(exchange, clean=at == len(data))
-                return
-            elif event == responses.SWITCH and flags & _SWITCHES:
-                client.write(reader.head)
-                if at < len(data):
-                    client.write(data[at:])
-                self._switch(exchange.leg, reader.response)
-                return
-            else:
-                self._wire_reason = reader.anomaly or "h1-response-unsolicited-switch"
-                self._fail(exchange, b"502 Bad Gateway", "the handler's response is not well-formed")
-                return
-
-    def _answer_begins(self, exchange: Exchange) -> None:
-        exchange.begun = True
-        response = exchange.reader.response
-        if response is not None and (
-            response.close
-            or exchange.reader.ends_with_connection
-            or (exchange.request.flags & HTTP_1_0 and not response.keeps)
-        ):
-            exchange.close = True
-
-    def _answered(self, exchange: Exchange, *, clean: bool) -> None:
-        """The handler's response is whole."""
-        exchange.answered = True
-        if not clean or exchange.close:
-            self._peers.drop_handler(exchange.leg, Ending.CLOSE if clean else Ending.ABORT)
-        if exchange.sent or exchange.close or self._client_ended:
-            self._finish(exchange)
-            self._proceed()
-
-    def _finish(self, exchange: Exchange) -> None:
-        """The exchange is over on both sides, or as far as it will go."""
-        self._exchange = None
-        self._side = None
-        if exchange.close or not exchange.sent:
-            self._farewell(exchange)
-        elif self._wire_reason is not None:
-            self._become_wire(self._wire_reason)
-
-    def _farewell(self, exchange: Exchange) -> None:
-        """Nothing more is served on this connection."""
-        if self._client_ended or (exchange.sent and not self._held):
-            self._end(Ending.CLOSE)
-            return
+    def discard(self) -> None:
+        """Nothing more is served: the rest of what the client says is read and dropped."""
         self._peers.end_all(Ending.CLOSE)
-        self._held.clear()
+        self.held.clear()
         self.deadline = None
         self.client.end(Ending.FINISH)
         self._state = _DISCARD
 
-    def _handler_gone(self, leg: Leg, *, orderly: bool) -> None:
-        """A handler leg ended, broke or never came to be."""
-        self._peers.drop_handler(leg, Ending.CLOSE if orderly else Ending.ABORT)
-        exchange = self._exchange
-        if exchange is None or exchange.leg is not leg or exchange.answered:
-            return
-        if orderly and exchange.reader.ends_with_connection:
-            self._answered(exchange, clean=True)
-        elif not exchange.replayable:
-            self._fail(exchange, b"502 Bad Gateway", "the handler went away before it had answered")
-        elif exchange.reused:
-            exchange.move(self._peers.handler(exchange.rule)[0])
-            self._side = exchange.leg
-        else:
-            self._fall_back(exchange)
-            self._proceed()
-
-    def _fall_back(self, exchange: Exchange) -> None:
-        """The app answers what no handler will."""
-        self._exchange = None
-        app = self._side = self._peers.need_app()
-        self._pending.append(exchange.request.flags & _ANSWERED_BY)
-        app.write(exchange.head)
-        for data in exchange.kept:
-            app.write(data)
-        if self._wire_reason is not None:
-            self._become_wire(self._wire_reason)
-
-    def _fail(self, exchange: Exchange, status: bytes, reason: str) -> None:
-        """The handler cannot answer any more and neither can the app: say so, or break what has begun."""
-        self._peers.drop_handler(exchange.leg, Ending.ABORT)
-        if exchange.begun and not exchange.answered:
-            self._end(Ending.ABORT)
-            return
-        if not exchange.sent or exchange.request.flags & HTTP_1_0:
-            exchange.close = True
-        if not exchange.answered:
-            self.client.write(own_answer(exchange, status, reason))
-        self._finish(exchange)
-        self._proceed()
-
     # --- for good ---------------------------------------------------------------------------------------------------
 
-    def _switch(self, leg: Leg, response: ResponseHead | None) -> None:
+    def switch(self, leg: Leg, response: ResponseHead | None) -> None:
         """101, or 2xx to CONNECT: client and `leg` speak another protocol now.
 
         `h2c` would go on in the HTTP/2 engine with stream 1 half-closed (design section 4); it is a wire for now.
         """
         if response is not None and response.upgrade == b"h2c":
             self.anomaly = "h1-h2c-upgrade"
-        self._exchange = None
+        self._diversion.exchange = None
         self._join(leg)
 
-    def _become_wire(self, anomaly: str | None, rest: bytes = b"") -> None:
+    def become_wire(self, anomaly: str | None, rest: bytes = b"") -> None:
         """Join client and app; `rest` are the client's bytes after those that are kept."""
         if anomaly is not None:
             self.anomaly = anomaly
@@ -644,29 +477,29 @@ class Http1Relay(Relay):
 
     def _join(self, peer: Leg, rest: bytes = b"") -> None:
         self._peers.end_all(Ending.CLOSE, but=peer)
-        kept = bytes(self._held) + self._requests.take() + rest
-        self._held.clear()
+        kept = bytes(self.held) + self._requests.take() + rest
+        self.held.clear()
         if kept:
             peer.write(kept)
         self._state = _RAW
-        self._side = None
-        self._wire_reason = None
+        self.side = None
+        self._diversion.then_wire = None
         self._pending.clear()
         self.deadline = None
-        self._wire = Wire(self, peer, client_ended=self._client_ended, limits=self._limits)
+        self._wire = Wire(self, peer, client_ended=self.client_ended, limits=self._limits)
 
     def _wire_eof(self, leg: Leg) -> None:
         if self._wire is not None:
             self._wire.receive_eof(leg)
 
-    def _end(self, ending: Ending) -> None:
+    def end(self, ending: Ending) -> None:
         """Nothing more will be said."""
         self.client.end(ending)
         self._peers.end_all(ending)
-        self._held.clear()
+        self.held.clear()
         self._state = _OVER
-        self._side = None
+        self.side = None
         self._wire = None
-        self._exchange = None
+        self._diversion.exchange = None
         self.deadline = None
         self.done = True

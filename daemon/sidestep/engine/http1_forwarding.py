@@ -82,8 +82,8 @@ class ForwardingHttp1Relay(Http1Relay):
 
     def receive_eof(self, leg: Leg) -> None:
         """Take the end of a leg's bytes; when it is the app's, nothing of the client may follow unread."""
-        if leg is self.app and self._wire is None and self._exchange is None and not self.done:
-            self._end(Ending.CLOSE)
+        if leg is self.app and self._wire is None and self._diversion.exchange is None and not self.done:
+            self.end(Ending.CLOSE)
         else:
             super().receive_eof(leg)
 
@@ -102,18 +102,20 @@ class ForwardingHttp1Relay(Http1Relay):
         if body:
             super()._forward(body)
 
-    def _become_wire(self, anomaly: str | None, rest: bytes = b"") -> None:
+    def become_wire(self, anomaly: str | None, rest: bytes = b"") -> None:
+        """Close instead, unless nothing unread can follow."""
         if anomaly is not None:
             self.anomaly = anomaly
-            self._end(Ending.CLOSE)
-        elif self._client_ended and not self._held and not rest:
-            super()._become_wire(None)  # the client has said all it will say, and it is forwarded
+            self.end(Ending.CLOSE)
+        elif self.client_ended and not self.held and not rest:
+            super().become_wire(None)  # the client has said all it will say, and it is forwarded
         elif not self._responses.ends_with_connection:
-            self._end(Ending.CLOSE)
+            self.end(Ending.CLOSE)
 
-    def _switch(self, leg: Leg, response: ResponseHead | None) -> None:
+    def switch(self, leg: Leg, response: ResponseHead | None) -> None:
+        """A wire, but not if it is HTTP/2."""
         if response is not None and b"h2c" in response.upgrade:
             self.anomaly = "h1-h2c-upgrade"
-            self._end(Ending.CLOSE)
+            self.end(Ending.CLOSE)
         else:
-            super()._switch(leg, response)
+            super().switch(leg, response)
