@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from tests.bench.arena import arena
-from tests.bench.rows import Measured, cpu_rows, measure
+from tests.bench.rows import Measured, connection_row, cpu_rows, measure, wire_row
 
 
 def main() -> int:
@@ -21,7 +21,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     pairs = options.pairs or (3 if options.quick else 10)
-    rows = [row for row in cpu_rows(seconds=1) if options.only in row.name]
+    rows = cpu_rows(seconds=1)
+    if not options.quick:
+        rows += [connection_row("ecdsa", seconds=1), wire_row()]
+    rows = [row for row in rows if options.only in row.name]
     measured = [Measured(row) for row in rows]
     with tempfile.TemporaryDirectory(prefix="sidestep-bench-") as folder, arena(Path(folder)) as ring:
         for number in range(pairs):

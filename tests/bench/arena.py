@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,12 +11,15 @@ from pathlib import Path
 
 from tests.bench.cpu import LOAD_CORE, PROXY_CORE, children, pin
 from tests.bench.load import Place
-from tests.harness.nginx import listening_ports
+from tests.harness.nginx import listening_ports, write_big_file
 from tests.harness.processes import Process
 from tests.harness.scene import HOST, PLAIN_PORT, TLS_PORT, Shop, shop
 from tests.harness.waiting import until
 
-HAPROXY_TLS, HAPROXY_PLAIN, HAPROXY_H2 = 9443, 9080, 9444
+HAPROXY_TLS, HAPROXY_PLAIN, HAPROXY_H2, HAPROXY_TCP, HAPROXY_NEW = 9443, 9080, 9444, 9081, 9445
+
+BIG = 1 << 30
+"""Bytes of /files/big."""
 
 _NGINX = """
 daemon off; user root; worker_processes 1; worker_cpu_affinity 01; pid {folder}/nginx.pid; error_log {folder}/error.log;
@@ -39,7 +43,7 @@ http {{
 _HAPROXY = """
 global
   nbthread 1
-  maxconn 20000
+  maxconn 9000
   tune.ssl.default-dh-param 2048
 defaults
   mode http
@@ -59,11 +63,25 @@ frontend plain
   bind {ip}:{plain}
   use_backend handler if {{ hdr(x-dev) -m str ada }}
   default_backend app-plain
+frontend new
+  bind {ip}:{new} ssl crt {folder}/tls/all.pem alpn http/1.1
+  use_backend handler if {{ hdr(x-dev) -m str ada }}
+  default_backend app-new
+frontend raw
+  mode tcp
+  bind {ip}:{tcp}
+  default_backend app-raw
 backend app-tls
   server app {ip}:{app_tls} ssl verify required ca-file {folder}/ca.crt sni str({host}) verifyhost {host} alpn http/1.1
 backend app-h2
   server app {ip}:{app_tls} ssl verify required ca-file {folder}/ca.crt sni str({host}) verifyhost {host} alpn h2
 backend app-plain
+  server app {ip}:{app_plain}
+backend app-new
+  http-reuse never
+  server app {ip}:{app_tls} ssl verify required ca-file {folder}/ca.crt sni str({host}) verifyhost {host} alpn http/1.1
+backend app-raw
+  mode tcp
   server app {ip}:{app_plain}
 backend handler
   server handler 127.0.0.1:1
@@ -86,6 +104,11 @@ class Arena:
             hosts.write_text(f"{self.scene.space.ip} {HOST}\n")
         return Place(self.scene.space.client, hosts)
 
+    @functools.cached_property
+    def proxy(self) -> int:
+        """The pod proxy at the beginning."""
+        return self.scene.proxy()
+
     def sidestep(self) -> int:
         """The pod proxy, pinned."""
         pid = self.scene.proxy()
@@ -107,6 +130,8 @@ def _write_configs(scene: Shop, folder: Path, extra: str) -> None:
             tls=HAPROXY_TLS,
             h2=HAPROXY_H2,
             plain=HAPROXY_PLAIN,
+            tcp=HAPROXY_TCP,
+            new=HAPROXY_NEW,
             app_tls=TLS_PORT,
             app_plain=PLAIN_PORT,
             host=HOST,
@@ -124,6 +149,7 @@ def arena(
         scene = stack.enter_context(shop(folder, kind=kind, ipv6=False))
         place = folder / "bench"
         place.mkdir()
+        write_big_file(place / "big", BIG)
         _write_configs(scene, place, haproxy_extra)
         pod = scene.space.pod
         nginx = stack.enter_context(
@@ -140,7 +166,8 @@ def arena(
                 log=place / "haproxy.log",
             )
         )
-        wanted = {str(port) for port in (TLS_PORT, PLAIN_PORT, HAPROXY_TLS, HAPROXY_PLAIN, HAPROXY_H2)}
+        haproxies = (HAPROXY_TLS, HAPROXY_PLAIN, HAPROXY_H2, HAPROXY_TCP, HAPROXY_NEW)
+        wanted = {str(port) for port in (TLS_PORT, PLAIN_PORT, *haproxies)}
         until(
             lambda: wanted <= listening_ports(pod) or not (nginx.running and haproxy.running),
             within=10,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,36 @@ def wrk(
         _seconds(p99[1]) if p99 else 0.0,
         failed,
     )
+
+
+_DOWNLOAD = """
+import socket, sys, time
+host, request = sys.argv[1], sys.argv[2].encode()
+port, size, count = map(int, sys.argv[3:])
+buffer = bytearray(1 << 20)
+begin = time.monotonic()
+for _ in range(count):
+    left = size
+    with socket.create_connection((host, port)) as sock:
+        sock.sendall(request)
+        while left > 0:
+            got = sock.recv_into(buffer, 0, socket.MSG_TRUNC)
+            if not got:
+                sys.exit("the download ended early")
+            left -= got
+print(time.monotonic() - begin)
+"""
+
+
+def download(place: Place, host: str, port: int, *, size: int, times: int) -> Load:
+    """Download /files/big in a way that no proxy takes for HTTP; bytes are dropped in the kernel (MSG_TRUNC).
+
+    `requests` of the result are GiB.
+    """
+    request = f"\r\nGET /files/big HTTP/1.1\r\nHost: {host}\r\n\r\n"
+    words = [host, request, *map(str, (port, size, times))]
+    output = _run(place, [sys.executable, "-c", _DOWNLOAD, *words], 120)
+    return Load(requests=times * size >> 30, seconds=float(output))
 
 
 def h2load(place: Place, url: str, *, requests: int, connections: int, streams: int, paths: Path | None = None) -> Load:

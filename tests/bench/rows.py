@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.bench.arena import HAPROXY_H2, HAPROXY_PLAIN, HAPROXY_TLS, Arena, tree
+from tests.bench.arena import BIG, HAPROXY_H2, HAPROXY_NEW, HAPROXY_PLAIN, HAPROXY_TCP, HAPROXY_TLS, Arena, tree
 from tests.bench.cpu import cpu_seconds
-from tests.bench.load import Load, h2load, wrk
+from tests.bench.load import Load, download, h2load, wrk
 from tests.harness.scene import HOST, PLAIN_PORT, TLS_PORT
 
 Runner = Callable[[Arena, int], Load]
@@ -99,6 +99,29 @@ def _h2(*, streams: int, connections: int, unique: bool, requests: int) -> Runne
     return run
 
 
+def _new_connections(*, seconds: float) -> Runner:
+    def run(arena: Arena, port: int) -> Load:
+        headers = ("Host: orders.shop.test", "Connection: close")
+        return wrk(arena.client, f"https://{HOST}:{port}/orders", seconds=seconds, headers=headers)
+
+    return run
+
+
+def _wire(arena: Arena, port: int) -> Load:
+    return download(arena.client, HOST, port, size=BIG, times=2)
+
+
+def connection_row(kind: str, *, seconds: float) -> Row:
+    """New TLS connections: CPU per connection; the budget is 0.8 times as many per CPU second."""
+    name = f"new TLS connections, {kind.upper()}"
+    return Row(name, _new_connections(seconds=seconds), TLS_PORT, HAPROXY_NEW, 1 / 0.8, 1.0)
+
+
+def wire_row() -> Row:
+    """CPU per GiB of a wire between plaintext sockets, against haproxy's tcp mode."""
+    return Row("wire, CPU per GiB", _wire, PLAIN_PORT, HAPROXY_TCP, 1.0, 1.0)
+
+
 def cpu_rows(*, seconds: float) -> list[Row]:
     """The CPU-per-request rows of the budgets."""
     tls, plain, h2 = (TLS_PORT, HAPROXY_TLS), (PLAIN_PORT, HAPROXY_PLAIN), (TLS_PORT, HAPROXY_H2)
@@ -122,6 +145,7 @@ def measure(arena: Arena, row: Row, into: Measured, *, ours_first: bool) -> None
         before = cpu_seconds(pids)
         load = row.run(arena, port)
         assert load.failed == 0, f"{row.name}: {load.failed} requests failed on port {port}"
+        assert arena.sidestep() == arena.proxy, "the pod proxy was replaced during the run"
         figures.append((cpu_seconds(pids) - before) / load.requests * 1e6)
         rates[port] = load.requests / load.seconds
     into.rates.append((rates[row.ours], rates[row.haproxy]))
