@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.http2_answers import answer
 from sidestep.engine.http2_exchange import Exchange
+from sidestep.engine.http2_head import are_sound
 from sidestep.engine.http2_link import Link
 from sidestep.engine.relay import Diverted, Ending, Leg, Role
 from sidestep.protocols.hpack import Memo
@@ -95,7 +96,7 @@ class Diversion:
 
     def trailers(self, exchange: Exchange, block: Block, *, ends: bool) -> None:
         """A second header block of a request: its trailers, which must end it (RFC 9113 section 8.1)."""
-        if exchange.request_ended or not ends or any(name[:1] == b":" for name, _ in block.fields):
+        if exchange.request_ended or not ends or not are_sound(block.fields):
             self.reset(exchange, ErrorCode.PROTOCOL_ERROR)
             return
         exchange.trailers = block
@@ -141,9 +142,9 @@ class Diversion:
             self._connection.to_client.control(rst_stream(exchange.stream, code))
         self._finish(exchange, cancel=ErrorCode.CANCEL)
 
-    def refused(self, exchange: Exchange) -> None:
+    def refused(self, exchange: Exchange, link: Link) -> None:
         """The link's peer has not processed the request: find somebody else to answer."""
-        self._redirect(exchange, from_app=exchange.link is not None and exchange.link.is_app)
+        self._redirect(exchange, from_app=link.is_app)
 
     def unable(self, exchange: Exchange) -> None:
         """The link's peer does not take extended CONNECT."""

@@ -2,8 +2,8 @@
 
 The app gets other header blocks than the client sent, so the connection is *mixed* from the client's preface on: every
 block for the app is written anew, and what cannot be read ends the connection instead of making it a wire - which is
-what such a port wants anyway. Rewriting happens where blocks are decoded: whoever asks for a block gets it without the client's own
-field and, if it is a request's, with ours. Nothing of this is paid for where it is switched off.
+what such a port wants anyway. Rewriting happens where blocks are decoded: whoever asks for a block gets it without the
+client's own field and, if it is a request's, with ours. Nothing of this is paid for where it is switched off.
 """
 
 from __future__ import annotations

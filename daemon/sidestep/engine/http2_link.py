@@ -60,7 +60,7 @@ class Owner(Protocol):
     def peer_reset(self, exchange: Exchange, code: int) -> None:
         """The peer reset the stream."""
 
-    def refused(self, exchange: Exchange) -> None:
+    def refused(self, exchange: Exchange, link: Link) -> None:
         """The peer has not processed the request, or will not answer it."""
 
     def unable(self, exchange: Exchange) -> None:
@@ -376,8 +376,7 @@ class Link:
         del self.streams[stream]
         self.ready.pop(exchange, None)
         if code == ErrorCode.REFUSED_STREAM and exchange.movable:
-            exchange.detach()
-            self._owner.refused(exchange)
+            self._owner.refused(exchange, self)
         else:
             self._owner.peer_reset(exchange, code)
 
@@ -394,7 +393,6 @@ class Link:
             self.streams.pop(exchange.link_stream, None)
             self.ready.pop(exchange, None)
             if exchange.movable:
-                exchange.detach()
-                self._owner.refused(exchange)
+                self._owner.refused(exchange, self)
             else:
                 self._owner.peer_reset(exchange, ErrorCode.REFUSED_STREAM)

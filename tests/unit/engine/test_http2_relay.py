@@ -414,6 +414,83 @@ def test_when_the_second_connection_fails_too_the_client_may_try_again() -> None
     assert not talk.relay.done
 
 
+@pytest.mark.parametrize("how", ["REFUSED_STREAM", "GOAWAY", "lost"])
+def test_an_app_that_refuses_on_the_second_connection_is_not_asked_again(how: str) -> None:
+    talk = Talk()
+    talk.handler_is_there = False
+    talk.divert(1)
+    [second] = talk.seconds
+    if how == "lost":
+        talk.shell.lose(second)  # type: ignore[arg-type]
+    else:
+        second.out += settings({}) + (goaway(0, 0) if how == "GOAWAY" else rst_stream(1, ErrorCode.REFUSED_STREAM))
+    talk.shell.run()
+    assert len(talk.seconds) == 1
+    assert talk.client.of(RST_STREAM, 1) == [(0, b"\0\0\0\x07")]
+    assert talk.relay.idle
+
+
+@pytest.mark.parametrize("bad", [(b":path", b"/"), (b"Upper", b"1"), (b"connection", b"close")])
+def test_bad_trailers_reset_a_diverted_stream(bad: tuple[bytes, bytes]) -> None:
+    talk = Talk()
+    talk.divert(1, ends=False)
+    talk.send(header_frames(1, talk.encoder.encode([bad]), end_stream=True))
+    assert talk.client.of(RST_STREAM, 1) == [(0, b"\0\0\0\x01")]
+
+
+BAD_ANSWERS = {
+    "no status": ([(b"x", b"y")], True),
+    "101": ([(b":status", b"101")], False),
+    "informational and the end": ([(b":status", b"103")], True),
+    "upper-case name": ([(b":status", b"200"), (b"Upper", b"1")], True),
+    "status that is no number": ([(b":status", b"2xx")], True),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ANSWERS)
+def test_a_malformed_response_resets_its_stream_only(name: str) -> None:
+    talk = Talk()
+    talk.divert(1)
+    talk.divert(3)
+    talk.open_handler()
+    fields, ends = BAD_ANSWERS[name]
+    talk.from_handler(header_frames(1, talk.responses.encode(fields), end_stream=ends))
+    assert talk.client.of(RST_STREAM, 1) == [(0, b"\0\0\0\x02")]
+    assert talk.handlers[0].of(RST_STREAM, 1, skip=24) == [(0, b"\0\0\0\x01")]
+    talk.from_handler(header_frames(3, talk.responses.encode([(b":status", b"204")]), end_stream=True))
+    assert talk.heads(talk.client, 3) == [[(b":status", b"204")]]
+
+
+BAD_HANDLERS = {
+    "a push": frame(5, END_HEADERS, 1, b"\0\0\0\x02\x88"),
+    "a large frame": b"\x00\x40\x01\x00\x00\x00\x00\x00\x01",
+    "an idle stream": frame(HEADERS, END_HEADERS, 9, b"\x88"),
+    "an even stream": frame(RST_STREAM, 0, 2, bytes(4)),
+    "DATA before HEADERS": frame(DATA, 0, 1, b"x"),
+    "an interrupted block": frame(HEADERS, 0, 1, b"\x88") + frame(PING, 0, 0, bytes(8)),
+    "a stray CONTINUATION": frame(CONTINUATION, END_HEADERS, 1, b"\x88"),
+    "a bad block": frame(HEADERS, END_HEADERS, 1, b"\x80"),
+    "a window overflow": window_update(0, 2**31 - 1) + window_update(0, 1),
+    "a window of nothing": window_update(0, 0),
+    "an endless block": frame(HEADERS, 0, 1, b"\x88") + frame(CONTINUATION, 0, 1) * 40,
+    "padding longer than its frame": frame(DATA, PADDED, 1, b"\x09x"),
+    "a short GOAWAY": frame(GOAWAY, 0, 0, b"1234"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_HANDLERS)
+def test_a_handler_that_breaks_the_protocol_loses_its_connection_only(name: str) -> None:
+    talk = Talk()
+    talk.divert(1)
+    talk.open_handler()
+    talk.from_handler(BAD_HANDLERS[name])
+    assert talk.handlers[0].of(GOAWAY, 0, skip=24)
+    assert len(talk.seconds) == 1  # no byte of response had come
+    assert not talk.relay.done
+    talk.send(talk.head(3, request(b"/")))
+    assert talk.app.of(HEADERS, 3)
+
+
 def test_a_reset_of_the_handler_is_the_clients() -> None:
     talk = Talk()
     talk.divert(1)
