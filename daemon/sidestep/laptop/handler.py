@@ -1,11 +1,12 @@
 """Connecting to the handler: one dial per diverted connection, in the protocol that the client used.
 
-TLS when the client used TLS, with the client's SNI and its application protocol as the only ALPN offer, unverified
-unless a CA is given: the handler is the developer's own process, mostly with a self-made certificate. In clear with
-`plaintext`, or when the client's connection was in clear. A dial is tried once: the answer decides at once whether the
-request goes to the app instead.
+TLS when the client used TLS, with the client's SNI and its application protocol as the ALPN offer, unverified unless a
+CA is given: the handler is the developer's own process, mostly with a self-made certificate. In clear with `plaintext`,
+or when the client's connection was in clear. A dial is tried once: the answer decides at once whether the request goes
+to the app instead.
 
-`Handler.dial` is where translation to HTTP/1.1 belongs, for a handler that refuses "h2".
+For a client that speaks HTTP/2 the offer is HTTP/2 and HTTP/1.1, or in clear a probe (`laptop.preface`): a handler that
+does not take HTTP/2 is spoken to in HTTP/1.1 (`laptop.translation`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import asyncio
 import os
 import socket
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 
+from sidestep.laptop.preface import probe
 from sidestep.laptop.tls_channel import TlsChannel, describe
+from sidestep.laptop.translation.channel import TranslatingChannel
+from sidestep.laptop.translation.connections import Connections, HandlerChannel
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.tunnel.channel import Channel, SocketChannel
 from sidestep.tunnel.errors import ChannelBrokenError
@@ -28,6 +32,10 @@ DIAL_TIMEOUT = 8.0
 """Seconds for TCP and TLS together; less than the daemon waits for the answer."""
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
 """OpenSSL's reasons for an answer that is no TLS at all."""
+REMEMBERED = 10.0
+"""Seconds for which a handler in clear that did not take HTTP/2 is not asked again."""
+_OFFERS = {"h2": ["h2", "http/1.1"], "http/1.1": ["http/1.1"]}
+"""ALPN protocols (RFC 7301) by what the client speaks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +56,44 @@ class Handler:
 
     def __init__(self, settings: HandlerSettings) -> None:
         self.settings = settings
+        self.intercept = ""
+        """Name of the intercept, for what is answered in the handler's place; the session sets it."""
+        self._http1_until = 0.0
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._trust = None if settings.ca is None else _read_trust(settings.ca)
 
     async def dial(self, opening: StreamOpening) -> Channel:
         """Connect for one diverted connection. Raises RefusedError in words for the developer."""
+        if opening.protocol != "h2":
+            return await self._dial(opening)
+        in_http1 = replace(opening, protocol="http/1.1")
+        first: HandlerChannel | None = None
+        if self._in_clear(opening):
+            if asyncio.get_running_loop().time() >= self._http1_until:
+                channel = await self._dial(opening)
+                assert isinstance(channel, SocketChannel)  # noqa: S101 - for the type checker
+                speaking = await probe(channel)
+                if speaking is not None:
+                    return speaking
+                self._http1_until = asyncio.get_running_loop().time() + REMEMBERED
+            first = await self._dial(in_http1)
+        else:
+            first = await self._dial(opening)
+            if isinstance(first, TlsChannel) and first.alpn == "h2":
+                return first
+        connections = Connections(lambda: self._dial(in_http1), first)
+        return TranslatingChannel(
+            connections, intercept=self.intercept or opening.intercept, handler=str(self.settings)
+        )
+
+    def _in_clear(self, opening: StreamOpening) -> bool:
+        return self.settings.plaintext or not opening.tls
+
+    async def _dial(self, opening: StreamOpening) -> HandlerChannel:
         try:
             async with asyncio.timeout(DIAL_TIMEOUT):
-                sock = await self._connect()
-                channel = SocketChannel(sock)
-                if self.settings.plaintext or not opening.tls:
+                channel = SocketChannel(await self._connect())
+                if self._in_clear(opening):
                     return channel
                 try:
                     return await self._shake_hands(channel, opening)
@@ -66,6 +102,9 @@ class Handler:
                     raise
         except TimeoutError as error:
             raise RefusedError(f"the handler at {self.settings} did not answer within {DIAL_TIMEOUT:g} s") from error
+        except RefusedError:
+            self._http1_until = 0.0  # another one may come in its place
+            raise
 
     async def _connect(self) -> socket.socket:
         loop = asyncio.get_running_loop()
@@ -103,8 +142,6 @@ class Handler:
                 raise RefusedError(f"TLS with the handler at {self.settings} failed: {describe(error)}") from error
         except ChannelBrokenError as error:
             raise RefusedError(f"TLS with the handler at {self.settings} failed: {error}") from error
-        if opening.protocol == "h2" and tls.alpn != "h2":
-            raise RefusedError(f"the handler at {self.settings} does not speak HTTP/2 (ALPN), and the client does")
         return tls
 
     def _context(self, protocol: str) -> ssl.SSLContext:
@@ -118,7 +155,7 @@ class Handler:
             else:
                 context.load_verify_locations(cadata=self._trust)
             if protocol != "tcp":
-                context.set_alpn_protocols([protocol])
+                context.set_alpn_protocols(_OFFERS[protocol])
             self._contexts[protocol] = context
         return context
 

@@ -74,13 +74,18 @@ class Session:
         return Outcome(ended=self._ended, error=serving.result())
 
     async def _serve(self) -> SidestepError | None:
-        end = CliEnd(dial=self._dial, on_hello=self._listener.registered, on_event=self._hear)
+        end = CliEnd(dial=self._dial, on_hello=self._begin, on_event=self._hear)
         try:
             await self._client.upgrade("/v1/sessions", encode(self._spec), end.connection)
             return await end.run()
         finally:
             end.connection.close()
             await end.connection.wait_closed()
+
+    def _begin(self, hello: Hello) -> None:
+        if hello.name:
+            self._handler.intercept = f"{hello.namespace}/{hello.name}"
+        self._listener.registered(hello)
 
     def _hear(self, event: AnyEvent) -> None:
         if isinstance(event, Ended):

@@ -92,6 +92,10 @@ class TlsChannel:
         """As Channel.hung_up."""
         return self._channel.hung_up()
 
+    def has_input(self) -> bool:
+        """Whether there is anything to read, a TLS record without content included."""
+        return self._channel.has_input()
+
     def close(self) -> None:
         """As Channel.close."""
         self._channel.close()

@@ -80,6 +80,12 @@ class SocketChannel:
         poll.register(self._sock, 0)
         return any(mask & select.POLLHUP for _fd, mask in poll.poll(0))
 
+    def has_input(self) -> bool:
+        """Whether there is anything to read: bytes, an end, an error."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(0))
+
     def close(self) -> None:
         """As Channel.close."""
         self._sock.close()

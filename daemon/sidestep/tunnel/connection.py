@@ -255,6 +255,8 @@ class Connection(asyncio.Protocol):
             case h2.events.DataReceived():
                 data = event.data or b""
                 stream.feed(data, padding=(event.flow_controlled_length or 0) - len(data))
+            case h2.events.TrailersReceived():
+                stream.trailers = _decoded(event.headers or [])
             case h2.events.StreamEnded():
                 stream.feed_eof()
                 self._forget_if_over(stream)
@@ -267,7 +269,7 @@ class Connection(asyncio.Protocol):
             case h2.events.WindowUpdated():
                 stream.wake_writer()
             case _:
-                pass  # acknowledgements, trailers, priorities: h2 has answered what needs an answer
+                pass  # acknowledgements, priorities: h2 has answered what needs an answer
 
     def _accept(self, stream: Stream) -> None:
         assert self._serve is not None  # noqa: S101 - h2 refuses requests sent to a client

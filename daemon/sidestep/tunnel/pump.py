@@ -50,7 +50,7 @@ async def pump(stream: Stream, channel: Channel, *, counts: Pumped | None = None
         orderly = await _outcome(stream, inward, outward, broken)
     finally:
         try:
-            await _cancelled(*tasks)
+            await see_ended(*tasks)
         finally:
             if not stream.over:
                 stream.reset(CANCEL)
@@ -60,7 +60,7 @@ async def pump(stream: Stream, channel: Channel, *, counts: Pumped | None = None
                 channel.abort()
 
 
-async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
+async def see_ended(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks and see them end, even when cancelled again meanwhile: they use a socket about to be closed, whose
     number the loop must not still be watching when the kernel gives it to another.
     """

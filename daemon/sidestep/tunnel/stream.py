@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sidestep.tunnel.window import ReceiveWindow
 
 NO_ERROR = 0x0
+PROTOCOL_ERROR = 0x1
 INTERNAL_ERROR = 0x2
 REFUSED_STREAM = 0x7
 CANCEL = 0x8
@@ -67,11 +68,14 @@ class Stream:
         "_writable",
         "headers",
         "id",
+        "trailers",
     )
 
     def __init__(self, port: StreamPort, stream_id: int, headers: Headers, window: ReceiveWindow) -> None:
         self.id = stream_id
         self.headers = headers
+        self.trailers: Headers = ()
+        """What the peer sent after its last byte; there to be read once `read` has returned b""."""
         self._port = port
         self._inbox: deque[bytes] = deque()
         self._window = window
@@ -124,8 +128,14 @@ class Stream:
             self._ended = True
             self._port.send_end(self.id)
 
+    def finish_with(self, trailers: Headers) -> None:
+        """Finish this direction with a header block."""
+        if self._error is None and not self._ended:
+            self._ended = True
+            self._port.send_headers(self.id, trailers, end_stream=True)
+
     def respond(self, status: int, headers: Headers = (), *, end_stream: bool = False) -> None:
-        """Answer the request (the CLI's end). A stream that is gone takes no answer, silently."""
+        """Answer the request (the CLI's end), after any number of 1xx. A stream that is gone takes none, silently."""
         if self._error is None:
             self._ended = self._ended or end_stream
             self._port.send_headers(self.id, ((":status", str(status)), *headers), end_stream=end_stream)
@@ -152,6 +162,11 @@ class Stream:
             self._port.send_reset(self.id, code)
             self._inbox.clear()
             self.fail(StreamResetError(code))
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the peer has finished its direction and all of it was read."""
+        return self._peer_ended and not self._inbox
 
     @property
     def over(self) -> bool:

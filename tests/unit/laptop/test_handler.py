@@ -4,8 +4,11 @@ from dataclasses import replace
 import pytest
 
 from sidestep.laptop.handler import Handler, HandlerSettings
+from sidestep.laptop.preface import PrefacedChannel
 from sidestep.laptop.tls_channel import TlsChannel
+from sidestep.laptop.translation.channel import TranslatingChannel
 from sidestep.model.errors import ConfigurationError, RefusedError
+from sidestep.protocols.http2 import PREFACE
 from sidestep.tunnel.channel import SocketChannel
 from tests.harness.authority import Authority
 from tests.unit.laptop.peers import server_context, serving
@@ -151,13 +154,77 @@ def test_a_host_that_cannot_be_resolved():
     run()
 
 
-def test_http2_needs_a_handler_that_speaks_it(tmp_path):
+def preface(answer):
+    def serve(connection):
+        connection.recv(1000)
+        connection.sendall(answer)
+        connection.recv(1)
+
+    return serve
+
+
+@pytest.mark.parametrize(
+    ("serve", "speaks"),
+    [
+        (preface(b"\0\0\0\4\0\0\0\0\0"), True),
+        (preface(b"\0\0\6\4\0\0\0\0\0\0\3\0\0\0\x64" + b"\0\0\0\4\1\0\0\0\0"), True),
+        (preface(b"HTTP/1.1 505 HTTP Version Not Supported\r\n\r\n"), False),
+        (preface(b"\0\0\0\4\1\0\0\0\0"), False),
+        (preface(b"\0\0\0\4"), False),
+        (lambda connection: connection.recv(1000), False),
+        (lambda connection: connection.close(), False),
+    ],
+    ids=["settings", "settings and more", "http/1.1", "ack", "silent half", "closes", "closes at once"],
+)
+def test_a_handler_in_clear_is_asked_for_http2(serve, speaks):
     @asynchronous
     async def run():
-        only_one = server_context(AUTHORITY.issue(*NAMES), tmp_path / "tls1", alpn=("http/1.1",))
+        with serving(serve) as server:
+            handler = Handler(HandlerSettings(server.port, plaintext=True))
+            channel = await handler.dial(replace(OPENING, protocol="h2"))
+            assert isinstance(channel, PrefacedChannel if speaks else TranslatingChannel)
+            channel.close()
+
+    run()
+
+
+def test_the_preface_is_sent_once():
+    @asynchronous
+    async def run():
+        seen = bytearray()
+
+        def serve(connection):
+            seen.extend(connection.recv(1000))
+            connection.sendall(b"\0\0\0\4\0\0\0\0\0later")
+            while data := connection.recv(1000):
+                seen.extend(data)
+
+        with serving(serve) as server:
+            handler = Handler(HandlerSettings(server.port, plaintext=True))
+            channel = await handler.dial(replace(OPENING, protocol="h2"))
+            got = b""
+            while not got.endswith(b"later"):
+                got += await channel.read()
+            assert got == b"\0\0\0\4\0\0\0\0\0later"
+            for piece in (PREFACE[:5], PREFACE[5:] + b"rest", b"more"):
+                await channel.write(piece)
+            await channel.write_eof()
+            assert await channel.read() == b""
+            channel.close()
+        assert bytes(seen) == PREFACE + b"\0\0\0\4\0\0\0\0\0" + b"restmore"
+
+    run()
+
+
+@pytest.mark.parametrize("alpn", [("http/1.1",), ()])
+def test_a_handler_with_tls_that_does_not_choose_http2_is_translated_to(tmp_path, alpn):
+    @asynchronous
+    async def run():
+        only_one = server_context(AUTHORITY.issue(*NAMES), tmp_path / "tls1", alpn=alpn)
         with serving(greet, only_one) as server:
-            with pytest.raises(RefusedError, match="HTTP/2"):
-                await greeted(HandlerSettings(server.port), replace(OPENING, protocol="h2"))
+            channel = await Handler(HandlerSettings(server.port)).dial(replace(OPENING, protocol="h2"))
+            assert isinstance(channel, TranslatingChannel)
+            channel.close()
             assert await greeted(HandlerSettings(server.port)) == (TlsChannel, b"hello")
 
     run()

@@ -1,0 +1,195 @@
+"""An HTTP/2 server between the tunnel's pump and a handler that speaks HTTP/1.1 only.
+
+To the pump this is a channel like a socket: it writes what the pod proxy (an HTTP/2 client) sends and reads what the
+server answers. Inside is the tunnel's own HTTP/2 `Connection` with limits for this job, over a transport that is a
+buffer in memory (`_Outbox`); each of its streams is an `Exchange`.
+
+Memory: received bodies are bounded by the windows (`LIMITS`), answers by `send_buffer`; a pump that does not read stops
+the streams' writers, and `write` waits while the server's own frames (acknowledgements) pile up.
+
+gRPC cannot be said in HTTP/1.1, nor can an extended CONNECT (RFC 8441) be: both are answered with what is missing. The
+server announces that it takes extended CONNECT so that it is asked at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from sidestep.laptop.translation.connections import Connections
+from sidestep.laptop.translation.exchange import Exchange
+from sidestep.laptop.translation.fields import is_grpc
+from sidestep.tunnel.connection import Connection
+from sidestep.tunnel.errors import ChannelBrokenError
+from sidestep.tunnel.limits import KIB, MIB, TunnelLimits
+from sidestep.tunnel.stream import Stream
+
+_NEVER: Final = 1 << 40
+
+LIMITS: Final = TunnelLimits(
+    streams=100,
+    stream_window=64 * KIB,
+    stream_window_max=MIB,
+    window_pool=8 * MIB,
+    frame_size=16 * KIB,
+    header_list=64 * KIB,
+    send_buffer=256 * KIB,
+    control_frames=_NEVER,
+    keepalive=float(1 << 20),
+    silent_intervals=_NEVER,
+)
+"""One client connection. `streams` is also how many handler connections there may be. The tunnel below asks for signs
+of life and the pod proxy counts frames, so neither is done again here."""
+
+
+class TranslatingChannel:
+    """A `tunnel.channel.Channel`. `intercept` and `handler` are names for the developer."""
+
+    def __init__(self, connections: Connections, *, intercept: str, handler: str) -> None:
+        self._connections = connections
+        self._intercept = intercept
+        self._handler = handler
+        self._outbox = _Outbox()
+        self._server = Connection(serve=self._serve, limits=LIMITS)
+        self._outbox.protocol = self._server
+        self._serving = 0
+        self._client_finished = False
+        self._server.connection_made(self._outbox)
+
+    async def read(self) -> bytes:
+        """As Channel.read."""
+        return await self._outbox.take()
+
+    async def write(self, data: bytes) -> None:
+        """As Channel.write."""
+        if self._outbox.is_closing():
+            raise ChannelBrokenError("the translation to HTTP/1.1 has ended")
+        self._server.data_received(data)
+        await self._outbox.room()
+
+    async def write_eof(self) -> None:
+        """As Channel.write_eof: what was asked is answered, then the server ends."""
+        self._client_finished = True
+        self._end_if_done()
+
+    def hung_up(self) -> bool:
+        """As Channel.hung_up."""
+        return self._outbox.is_closing()
+
+    def close(self) -> None:
+        """As Channel.close."""
+        self._server.close()
+        self._connections.close()
+
+    def abort(self) -> None:
+        """As Channel.abort."""
+        self.close()
+
+    async def _serve(self, stream: Stream) -> None:
+        self._serving += 1
+        try:
+            await self._exchange(stream)
+        finally:
+            self._serving -= 1
+            self._end_if_done()
+
+    async def _exchange(self, stream: Stream) -> None:
+        exchange = Exchange(stream, self._connections, intercept=self._intercept, handler=self._handler)
+        headers = stream.headers
+        if (":method", "CONNECT") in headers:
+            await exchange.refuse(f"the handler at {self._handler} speaks HTTP/1.1 only: no CONNECT over HTTP/2")
+        elif is_grpc(headers):
+            await exchange.refuse(f"the handler at {self._handler} speaks HTTP/1.1 only, and gRPC needs HTTP/2")
+        else:
+            await exchange.run()
+
+    def _end_if_done(self) -> None:
+        if self._client_finished and not self._serving:
+            self._server.close()
+
+
+class _Outbox(asyncio.Transport):
+    """The server's transport: what it writes is there to be taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.protocol: Connection | None = None
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._high = 0
+        self._paused = False
+        self._closing = False
+        self._broken = False
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    async def take(self) -> bytes:
+        """All that was written; b"" at the end. Raises ChannelBrokenError when the server gave up."""
+        while not self._parts:
+            if self._broken:
+                raise ChannelBrokenError("the translation to HTTP/1.1 broke")
+            if self._closing:
+                return b""
+            await self._change()
+        data = b"".join(self._parts)
+        self._parts.clear()
+        self._size = 0
+        if self._paused and self.protocol is not None:
+            self._paused = False
+            self.protocol.resume_writing()
+        self._wake()
+        return data
+
+    async def room(self) -> None:
+        """Wait while too much is there to be taken."""
+        while self._size > self._high and not self._closing:
+            await self._change()
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        """As asyncio.WriteTransport.write."""
+        self._parts.append(bytes(data))
+        self._size += len(data)
+        if self._size > self._high and not self._paused and self.protocol is not None:
+            self._paused = True
+            self.protocol.pause_writing()
+        self._wake()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """As asyncio.WriteTransport.set_write_buffer_limits; `low` is 0."""
+        del low
+        self._high = high or 0
+
+    def get_write_buffer_size(self) -> int:
+        """As asyncio.WriteTransport.get_write_buffer_size."""
+        return self._size
+
+    def is_closing(self) -> bool:
+        """As asyncio.BaseTransport.is_closing."""
+        return self._closing
+
+    def close(self) -> None:
+        """As asyncio.BaseTransport.close: what is there can still be taken."""
+        if not self._closing:
+            self._closing = True
+            if self.protocol is not None:
+                asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
+            self._wake()
+
+    def abort(self) -> None:
+        """As asyncio.WriteTransport.abort."""
+        self._broken = True
+        self._parts.clear()
+        self._size = 0
+        self.close()
+
+    async def _change(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)

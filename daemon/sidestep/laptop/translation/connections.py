@@ -1,0 +1,96 @@
+"""HTTP/1.1 connections to the handler: one request at a time on each, kept for the next one while the handler lets us.
+
+A connection is kept only after an exchange that left nothing unread or unsent. A handler may close one that waits, and
+a request that was sent into that very moment is lost; so a kept connection is not used when it has anything to read,
+and not at all for a request with a body, which could not be sent twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import h11
+
+from sidestep.laptop.tls_channel import TlsChannel
+from sidestep.tunnel.channel import SocketChannel
+
+HandlerChannel = SocketChannel | TlsChannel
+Dial = Callable[[], Awaitable[HandlerChannel]]
+"""Connects to the handler. Raises RefusedError."""
+
+KEPT: Final = 8
+"""Connections that wait for a next request; more are closed."""
+MAX_HEAD: Final = 256 * 1024
+"""Bytes of a handler's response head or chunk header."""
+
+
+class HandlerConnection:
+    """One connection. `used`: it has served an exchange before."""
+
+    def __init__(self, channel: HandlerChannel) -> None:
+        self.channel = channel
+        self.used = False
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
+
+    async def send(self, event: h11.Event) -> None:
+        """Send a part of a request. Raises ChannelBrokenError, h11.LocalProtocolError."""
+        data = self._http.send(event)
+        if data:
+            await self.channel.write(data)
+
+    async def receive(self) -> h11.Event:
+        """The next part of the answer. Raises ChannelBrokenError, h11.RemoteProtocolError."""
+        while True:
+            event = self._http.next_event()
+            if isinstance(event, h11.Event):
+                return event
+            if event is h11.PAUSED:
+                raise h11.RemoteProtocolError("it goes on after the end of its answer")
+            self._http.receive_data(await self.channel.read())
+
+    def rewind(self) -> bool:
+        """After an exchange: be ready for the next one; False when there cannot be one."""
+        self.used = True
+        if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+            return False
+        if self._http.trailing_data[0]:
+            return False
+        self._http.start_next_cycle()
+        return True
+
+
+class Connections:
+    """Those of one client connection. `first`: a channel that stands already."""
+
+    def __init__(self, dial: Dial, first: HandlerChannel | None = None) -> None:
+        self._dial = dial
+        self._kept = [] if first is None else [HandlerConnection(first)]
+        self._closed = False
+
+    async def take(self, *, fresh: bool) -> HandlerConnection:
+        """A connection for one exchange; `fresh`: one that has served none. Raises RefusedError."""
+        for connection in reversed(self._kept):
+            if fresh and connection.used:
+                continue
+            self._kept.remove(connection)
+            if not (connection.used and connection.channel.has_input()):
+                return connection
+            connection.channel.close()
+        return HandlerConnection(await self._dial())
+
+    def give_back(self, connection: HandlerConnection, *, sound: bool) -> None:
+        """Keep a connection after a sound exchange, or close it."""
+        if not sound:
+            connection.channel.abort()
+        elif self._closed or len(self._kept) >= KEPT or not connection.rewind():
+            connection.channel.close()
+        else:
+            self._kept.append(connection)
+
+    def close(self) -> None:
+        """Close what waits; what is in use is closed when it is given back."""
+        self._closed = True
+        for connection in self._kept:
+            connection.channel.close()
+        self._kept.clear()

@@ -1,0 +1,162 @@
+"""One request from a stream of the tunnel's HTTP/2 to the handler's HTTP/1.1, and its answer back.
+
+Body and answer run at the same time, each a chunk at a time, so back-pressure passes through in both directions: a
+handler that does not read stops the stream's reader, whose window stops the client.
+
+    the handler answers whole, the request is sent whole     the connection is kept
+    it answers whole and reads no further                    RST_STREAM(NO_ERROR) after `LINGER`, connection closed
+    it breaks inside its answer                              RST_STREAM(INTERNAL_ERROR): never a whole-looking half
+    it breaks before its answer, on a kept connection        once more on a fresh one
+    it breaks before its answer, or speaks no HTTP           a 502, or to the app if no byte of a body was consumed
+    the client resets the stream                             the connection is closed with a reset
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import h11
+
+from sidestep.laptop.translation.connections import Connections, HandlerConnection
+from sidestep.laptop.translation.fields import Request, refusal, request_of, response_of, trailers_of
+from sidestep.model.errors import RefusedError
+from sidestep.tunnel.errors import ChannelBrokenError, StreamResetError
+from sidestep.tunnel.pump import see_ended
+from sidestep.tunnel.stream import INTERNAL_ERROR, NO_ERROR, PROTOCOL_ERROR, REFUSED_STREAM, Stream
+
+LINGER: Final = 5.0
+"""Seconds that a handler may go on reading a request after it has answered it."""
+_BODILESS: Final = frozenset({204, 304})
+
+
+class _UnansweredError(Exception):
+    """The handler went away, or spoke no HTTP, before its answer began."""
+
+
+class Exchange:
+    """See the module. `intercept` names whose request it is, `handler` who should answer, for the developer."""
+
+    def __init__(self, stream: Stream, connections: Connections, *, intercept: str, handler: str) -> None:
+        self._stream = stream
+        self._connections = connections
+        self._intercept = intercept
+        self._handler = handler
+        self._consumed = False
+        """A byte of the body was taken from the stream."""
+
+    async def refuse(self, reason: str) -> None:
+        """Answer ourselves."""
+        stream = self._stream
+        status, fields, body = refusal(stream.headers, reason, intercept=self._intercept)
+        stream.respond(status, fields, end_stream=not body)
+        if body:
+            await stream.write(body)
+            await stream.write_eof()
+        if not stream.over:
+            stream.reset(NO_ERROR)
+
+    async def run(self) -> None:
+        """Serve the stream."""
+        stream = self._stream
+        try:
+            request = request_of(stream.headers, has_body=not stream.at_end or bool(stream.trailers))
+        except h11.LocalProtocolError as error:
+            await self.refuse(
+                f"HTTP/1.1, all that the handler at {self._handler} speaks, cannot carry this request: {error}"
+            )
+            return
+        try:
+            await self._answer(request)
+        except StreamResetError:
+            return
+        except RefusedError as error:
+            await self._give_up(str(error))
+        except _UnansweredError as error:
+            await self._give_up(f"the handler at {self._handler} did not answer: {error}")
+
+    async def _give_up(self, reason: str) -> None:
+        """Nobody has answered: the app will, if it still can."""
+        if self._consumed:
+            await self.refuse(reason)
+        else:
+            self._stream.reset(REFUSED_STREAM)
+
+    async def _answer(self, request: Request) -> None:
+        connection = await self._connections.take(fresh=request.has_body)
+        try:
+            await self._attempt(request, connection)
+        except _UnansweredError:
+            if not connection.used or request.has_body:
+                raise
+            await self._attempt(request, await self._connections.take(fresh=True))
+
+    async def _attempt(self, request: Request, connection: HandlerConnection) -> None:
+        """Raises _UnansweredError, StreamResetError."""
+        stream = self._stream
+        sending = asyncio.create_task(self._send(request, connection), name=f"translate-request-{stream.id}")
+        receiving = asyncio.create_task(self._receive(request, connection), name=f"translate-answer-{stream.id}")
+        broken = asyncio.create_task(stream.until_broken(), name=f"translate-watch-{stream.id}")
+        sound = False
+        try:
+            await asyncio.wait({receiving, broken}, return_when=asyncio.FIRST_COMPLETED)
+            if receiving.done() and receiving.result():
+                await asyncio.wait({sending, broken}, timeout=LINGER, return_when=asyncio.FIRST_COMPLETED)
+                sound = sending.done() and sending.exception() is None
+        finally:
+            try:
+                await see_ended(sending, receiving, broken)
+            finally:
+                self._connections.give_back(connection, sound=sound)
+        if not stream.over:
+            stream.reset(NO_ERROR)
+
+    async def _send(self, request: Request, connection: HandlerConnection) -> None:
+        """Raises ChannelBrokenError (the answer decides then), PeerError of the stream."""
+        stream = self._stream
+        try:
+            await connection.send(request.head)
+            if request.has_body:
+                while data := await stream.read():
+                    self._consumed = True
+                    await connection.send(h11.Data(data=data))
+                    await asyncio.sleep(0)  # neither call yields while there is data and room
+            trailers = trailers_of(stream.trailers) if request.chunked else []
+            await connection.send(h11.EndOfMessage(headers=trailers))
+        except h11.LocalProtocolError:  # a body that is not as long as it says, trailers that are none
+            stream.reset(PROTOCOL_ERROR)
+
+    async def _receive(self, request: Request, connection: HandlerConnection) -> bool:
+        """Pass the answer on; whether it was whole. Raises _UnansweredError, PeerError of the stream."""
+        stream = self._stream
+        try:
+            head = await self._head(connection)
+        except (ChannelBrokenError, h11.ProtocolError) as error:
+            raise _UnansweredError(str(error)) from error
+        fields = response_of(head.headers)
+        without = request.head.method == b"HEAD" or head.status_code in _BODILESS or ("content-length", "0") in fields
+        stream.respond(head.status_code, fields, end_stream=without)
+        try:
+            while not isinstance(event := await connection.receive(), h11.EndOfMessage):
+                if isinstance(event, h11.Data) and event.data:
+                    await stream.write(bytes(event.data))
+                    await asyncio.sleep(0)
+        except (ChannelBrokenError, h11.ProtocolError):
+            stream.reset(INTERNAL_ERROR)
+            return False
+        if not without:
+            trailers = response_of(event.headers)
+            if trailers:
+                stream.finish_with(trailers)
+            else:
+                await stream.write_eof()
+        return True
+
+    async def _head(self, connection: HandlerConnection) -> h11.Response:
+        while True:
+            event = await connection.receive()
+            if isinstance(event, h11.Response):
+                return event
+            if not isinstance(event, h11.InformationalResponse):
+                raise h11.RemoteProtocolError("it closed the connection")
+            self._stream.respond(event.status_code, response_of(event.headers))

@@ -1,0 +1,105 @@
+"""Header blocks of HTTP/2 as those of HTTP/1.1, and back (RFC 9113 section 8, RFC 9112 section 6). Pure.
+
+Fields keep their order and spelling (lower case, as HTTP/2 has them; names are case-insensitive). What belongs to one
+connection stays there: `connection` and what it names, `keep-alive`, `proxy-connection`, `te`, `transfer-encoding`,
+`upgrade`. Values are latin-1 text in HTTP/2 headers of the tunnel's streams, bytes in HTTP/1.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote
+
+import h11
+
+from sidestep.tunnel.stream import Headers
+
+Field = tuple[bytes, bytes]
+
+_OF_A_CONNECTION: Final = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"}
+)
+_WITH_BODY: Final = frozenset({b"POST", b"PUT", b"PATCH"})
+"""Methods whose requests say that they have no body (RFC 9110 section 8.6)."""
+_UNIMPLEMENTED: Final = "12"
+"""grpc-status of what will not work by trying again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request head for HTTP/1.1. `chunked` when its body has no length of its own; only then may trailers follow."""
+
+    head: h11.Request
+    chunked: bool
+    has_body: bool
+
+
+def is_grpc(headers: Headers) -> bool:
+    """Whether a request is gRPC ("gRPC over HTTP/2", Content-Type)."""
+    return any(name == "content-type" and value.startswith("application/grpc") for name, value in headers)
+
+
+def request_of(headers: Headers, *, has_body: bool) -> Request:
+    """The request of an HTTP/2 header block. Raises h11.LocalProtocolError for what HTTP/1.1 cannot say.
+
+    Cookie crumbs have been joined already, as section 8.2.3 of RFC 9113 asks.
+    """
+    pseudo = {name: value for name, value in headers if name.startswith(":")}
+    method = _bytes(pseudo.get(":method", ""))
+    host = pseudo.get(":authority")
+    fields: list[Field] = [] if host is None else [(b"host", _bytes(host))]
+    measured = False
+    for name, value in headers:
+        if name.startswith(":") or (name == "host" and host is not None):
+            continue
+        raw = _bytes(name)
+        if raw == b"te":
+            if value == "trailers":
+                fields += [(b"te", b"trailers"), (b"connection", b"te")]
+        elif raw not in _OF_A_CONNECTION:
+            measured |= raw == b"content-length"
+            fields.append((raw, _bytes(value)))
+    if not any(name == b"host" for name, _ in fields):
+        fields.insert(0, (b"host", b""))
+    chunked = has_body and not measured
+    if chunked:
+        fields.append((b"transfer-encoding", b"chunked"))
+    elif not has_body and not measured and method in _WITH_BODY:
+        fields.append((b"content-length", b"0"))
+    head = h11.Request(method=method, target=_bytes(pseudo.get(":path", "")), headers=fields)
+    return Request(head, chunked, has_body)
+
+
+def response_of(fields: Iterable[Field]) -> Headers:
+    """The regular fields of an HTTP/1.1 head, informational and final ones, for HTTP/2."""
+    kept = [(name.lower(), value) for name, value in fields]
+    named = {token.strip().lower() for name, value in kept if name == b"connection" for token in value.split(b",")}
+    dropped = (_OF_A_CONNECTION | named) - {b"content-length"}
+    return tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in kept if name not in dropped)
+
+
+def trailers_of(trailers: Headers) -> list[Field]:
+    """Trailers of a request for HTTP/1.1."""
+    return [(_bytes(name), _bytes(value)) for name, value in trailers if not name.startswith(":")]
+
+
+def refusal(headers: Headers, reason: str, *, intercept: str) -> tuple[int, Headers, bytes]:
+    """(status, fields, body) that say why a request is not answered by the handler.
+
+    An empty body ends with the head: for gRPC, whose clients read no bodies, and for HEAD.
+    """
+    text = f"sidestep: intercept {intercept}: {reason}"
+    if is_grpc(headers):
+        message = quote(text, safe=" :/().,'")
+        fields = (("content-type", "application/grpc"), ("grpc-status", _UNIMPLEMENTED), ("grpc-message", message))
+        return 200, fields, b""
+    body = _bytes(text) + b"\n"
+    length = ("content-length", str(len(body)))
+    without = (":method", "HEAD") in headers
+    return 502, (("content-type", "text/plain; charset=utf-8"), length), b"" if without else body
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("latin-1", "replace")
