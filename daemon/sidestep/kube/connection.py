@@ -50,8 +50,9 @@ class HttpConnection:
         """Connect. Raises UnreachableClusterError."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
+                name = (access.server_name or access.host) if access.tls is not None else None
                 reader, writer = await asyncio.open_connection(
-                    access.host, access.port, ssl=access.tls, limit=READ_SIZE
+                    access.host, access.port, ssl=access.tls, server_hostname=name, limit=READ_SIZE
                 )
         except TimeoutError as error:
             raise UnreachableClusterError(f"the API server {access} does not answer") from error

@@ -9,9 +9,8 @@ What is watched, and how little of it:
     node             this one only
     secrets          one watch for each Secret that `want_secrets` names, nothing else, ever
 
-Of annotations only those that Sidestep reads are kept. A ReplicaSet that a Deployment owns loses its own: the
-Deployment controller copies annotations there and never takes them away again. An object that cannot be understood is
-left out and is a problem; no location is read from annotations, which users of the cluster write.
+`conversion` says what is kept of them. An object that cannot be understood is left out and is a problem. No location is
+read from annotations, which users of the cluster write.
 """
 
 from __future__ import annotations
@@ -22,32 +21,31 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sidestep.aio.tasks import Tasks
-from sidestep.config import objects
 from sidestep.config.field_error import FieldError
 from sidestep.config.ownership import link_owners
 from sidestep.kube.api import Api, escape
-from sidestep.kube.endpoints import EndpointSlice, slice_of, with_slices
+from sidestep.kube.conversion import (
+    ENDPOINT_SLICES,
+    NAMESPACES,
+    NODES,
+    NOT_BY_SELECTOR,
+    PODS,
+    SERVICES,
+    WORKLOADS,
+    Collection,
+    SeenPod,
+    converted,
+    trimmed,
+)
+from sidestep.kube.endpoints import EndpointSlice, with_slices
 from sidestep.kube.errors import ApiError
 from sidestep.kube.processes import Wanted
 from sidestep.kube.watch import KubeObject, Watch, WatchLimits
 from sidestep.model.inventory import Inventory, Secret, Workload, WorkloadKey
 from sidestep.model.pod import Location, Pod, PodKey, Service
 
-KEPT_ANNOTATIONS = ("telepresence.io/", "sidestep.dev/")
-"""Prefixes of the annotations that mean something to us; others can be large."""
-
 SecretName = tuple[str, str]
 """(namespace, name)."""
-
-_NOT_BY_SELECTOR = "endpointslice.kubernetes.io/managed-by!=endpointslice-controller.k8s.io"
-
-
-@dataclass(frozen=True, slots=True)
-class SeenPod:
-    """A pod as the API server shows it. `containers` maps container ids, without the runtime's prefix, to names."""
-
-    object: objects.PodObject
-    containers: Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -116,15 +114,14 @@ class Mirror:
         self._secrets: dict[SecretName, _SecretWatch] = {}
         self._watches: dict[str, Watch] = {}
         self._sinks: dict[str, _Collection] = {}
-        self._add("pods", ("/api/v1/pods",), _pod, query={"fieldSelector": f"spec.nodeName={node}"})
-        self._add("services", ("/api/v1/services",), _converted("", "Service"))
-        slices = ("/apis/discovery.k8s.io/v1/endpointslices", "/apis/discovery.k8s.io/v1beta1/endpointslices")
-        self._add("endpointslices", slices, slice_of, query={"labelSelector": _NOT_BY_SELECTOR})
-        self._add("namespaces", ("/api/v1/namespaces",), _converted("", "Namespace"), metadata_only=True)
-        self._add("node", ("/api/v1/nodes",), _converted("", "Node"), query={"fieldSelector": f"metadata.name={node}"})
-        for group, kind in WORKLOADS:
-            plural = f"{kind.lower()}s"
-            self._add(plural, (f"/apis/{group}/v1/{plural}",), _workload(group, kind), metadata_only=True)
+        own_pods, own_node = {"fieldSelector": f"spec.nodeName={node}"}, {"fieldSelector": f"metadata.name={node}"}
+        self._add(PODS, own_pods)
+        self._add(SERVICES)
+        self._add(ENDPOINT_SLICES, {"labelSelector": NOT_BY_SELECTOR})
+        self._add(NAMESPACES)
+        self._add(NODES, own_node)
+        for collection in WORKLOADS:
+            self._add(collection)
 
     def start(self) -> None:
         """Begin to watch."""
@@ -170,11 +167,11 @@ class Mirror:
 
     def inventory(self, locations: Mapping[str, Location]) -> Inventory:
         """Everything, with the locations that are known by pod UID."""
-        workloads: dict[WorkloadKey, Workload] = {}
-        for group, kind in WORKLOADS:
-            del group
-            for workload in self._sinks[f"{kind.lower()}s"].found.values():
-                workloads[workload.key] = workload
+        workloads: dict[WorkloadKey, Workload] = {
+            workload.key: workload
+            for collection in WORKLOADS
+            for workload in self._sinks[collection.name].found.values()
+        }
         pods: dict[PodKey, Pod] = {}
         for seen in self.pods():
             pod = link_owners(seen.object.pod, seen.object.owners, workloads)
@@ -192,7 +189,7 @@ class Mirror:
             services=with_slices(services, slices, pods),
             secrets=secrets,
             namespaces={each.name: each.annotations for each in self._sinks["namespaces"].found.values()},
-            nodes={each.name: each.annotations for each in self._sinks["node"].found.values()},
+            nodes={each.name: each.annotations for each in self._sinks["nodes"].found.values()},
             workloads=workloads,
         )
 
@@ -203,7 +200,7 @@ class Mirror:
         for name in self._secrets.keys() - names:
             self._secrets.pop(name).task.cancel()
         for name in names - self._secrets.keys():
-            sink = _Collection(_converted("", "Secret"), self._on_change)
+            sink = _Collection(converted("", "Secret"), self._on_change)
             watch = Watch(
                 self._api,
                 (f"/api/v1/namespaces/{escape(name[0])}/secrets",),
@@ -225,44 +222,17 @@ class Mirror:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _add(
-        self,
-        name: str,
-        paths: tuple[str, ...],
-        convert: Callable[[KubeObject], Any],
-        *,
-        query: Mapping[str, str] | None = None,
-        metadata_only: bool = False,
-    ) -> None:
-        sink = self._sinks[name] = _Collection(convert, self._on_change)
-        self._watches[name] = Watch(
+    def _add(self, collection: Collection, query: Mapping[str, str] | None = None) -> None:
+        sink = self._sinks[collection.name] = _Collection(collection.convert, self._on_change)
+        self._watches[collection.name] = Watch(
             self._api,
-            paths,
+            collection.scoped(),
             sink,
             query=query or {},
-            metadata_only=metadata_only,
+            metadata_only=collection.metadata_only,
             on_state=self._on_change,
             limits=self._limits,
         )
-
-
-WORKLOADS = (
-    ("apps", "Deployment"),
-    ("apps", "StatefulSet"),
-    ("apps", "DaemonSet"),
-    ("apps", "ReplicaSet"),
-    ("batch", "Job"),
-)
-"""(API group, kind) of the workloads whose own metadata is read."""
-
-
-def trimmed(value: KubeObject) -> dict[str, Any]:
-    """The object without what we never read."""
-    metadata = dict(value.get("metadata") or {})
-    metadata.pop("managedFields", None)
-    annotations = metadata.get("annotations") or {}
-    metadata["annotations"] = {name: text for name, text in annotations.items() if name.startswith(KEPT_ANNOTATIONS)}
-    return {**value, "metadata": metadata}
 
 
 def _identity(value: KubeObject) -> str:
@@ -273,40 +243,3 @@ def _identity(value: KubeObject) -> str:
 def _named(value: KubeObject) -> str:
     metadata = value.get("metadata") or {}
     return f"{value.get('kind') or 'object'} {metadata.get('namespace') or ''}/{metadata.get('name')}"
-
-
-def _converted(group: str, kind: str) -> Callable[[KubeObject], objects.Converted]:
-    found = objects.converter(group, kind)
-    assert found is not None, kind  # noqa: S101 - the kinds above are all known
-    return found
-
-
-def _workload(group: str, kind: str) -> Callable[[KubeObject], objects.Converted]:
-    convert = _converted(group, kind)
-
-    def without_copies(value: KubeObject) -> objects.Converted:
-        workload = convert(value)
-        if isinstance(workload, Workload) and kind == "ReplicaSet" and workload.owners:
-            return replace(workload, annotations={})
-        return workload
-
-    return without_copies
-
-
-def _pod(value: KubeObject) -> SeenPod:
-    converted = _converted("", "Pod")(value)
-    assert isinstance(converted, objects.PodObject)  # noqa: S101 - the converter of pods
-    return SeenPod(converted, container_ids(value))
-
-
-def container_ids(value: KubeObject) -> dict[str, str]:
-    """Ids of a pod's running containers ("containerd://<id>" in its status), without the runtime's prefix, to names."""
-    status = value.get("status") or {}
-    found = {}
-    for kind in ("initContainerStatuses", "ephemeralContainerStatuses", "containerStatuses"):
-        for each in status.get(kind) or ():
-            if not isinstance(each, dict) or "running" not in (each.get("state") or {}):
-                continue
-            if isinstance(identity := each.get("containerID"), str) and identity:
-                found[identity.rpartition("/")[2]] = str(each.get("name", ""))
-    return found

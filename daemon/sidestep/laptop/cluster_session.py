@@ -1,0 +1,339 @@
+"""A session in a cluster: a resource that says what is wanted, and a tunnel to each node that has pods of it.
+
+    create    an Intercept or Wiretap in the workload's namespace; RBAC decides
+    renew     every ten seconds
+    follow    its status names the daemons that have pods of the workload, and their certificates
+    tunnel    to each of them (`node_tunnel`)
+    delete    at the end, which ends it everywhere
+
+The API server, or a node, may be away for a while: renewals and tunnels go on when they are back. The session ends when
+it is told to, when somebody deletes the resource, or when every node refuses it before it was ever active.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from sidestep import __version__
+from sidestep.aio.tasks import Tasks
+from sidestep.kube.access import ClusterAccess
+from sidestep.kube.api import Api
+from sidestep.kube.errors import ApiError, UnreachableClusterError
+from sidestep.kube.resources import (
+    GROUP,
+    PLURALS,
+    RENEWAL,
+    FilterFields,
+    HandlerFields,
+    NodeEntry,
+    Resource,
+    SessionFields,
+    SpecFields,
+    collection_path,
+    deletion,
+    filter_fields,
+    manifest,
+    micro_time,
+    read,
+    renewal,
+)
+from sidestep.kube.watch import KubeObject, Watch, decode
+from sidestep.laptop.handler import Handler
+from sidestep.laptop.node_tunnel import NodeTunnel, TunnelKey, key_of
+from sidestep.laptop.refusals import explain
+from sidestep.laptop.session import Listener, Outcome
+from sidestep.model.errors import ClusterError, RefusedError, SidestepError
+from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
+from sidestep.model.intercept import Kind
+from sidestep.policy.workloads import parse_workload
+from sidestep.tunnel.channel import Channel
+from sidestep.tunnel.messages import (
+    VERSION,
+    AnyEvent,
+    ConditionText,
+    Dropped,
+    Ended,
+    Hello,
+    PodState,
+    Request,
+    SessionSpec,
+    State,
+)
+from sidestep.tunnel.opening import StreamOpening
+from sidestep.tunnel.proof import generate, public_text
+
+MAX_NAMES = 20
+"""Names tried when none was asked for: orders, orders-2, …"""
+FAREWELL = 5.0
+"""Seconds for deleting the resource at the end."""
+NO_NODE = 2.0
+"""Seconds without any node before that is told."""
+
+_ACTIVE = frozenset({"active", "attached"})
+_NAME = re.compile(r"[^a-z0-9.-]")
+
+
+@dataclass(slots=True)
+class _Open:
+    tunnel: NodeTunnel
+    state: State | None = None
+
+
+class ClusterSession:
+    """One session. `stop` may be called at any time, from the same event loop."""
+
+    def __init__(self, *, access: ClusterAccess, spec: SessionSpec, handler: Handler, listener: Listener) -> None:
+        self._api = Api(access)
+        self._spec = spec
+        self._kind = Kind(spec.kind)
+        self._handler = handler
+        self._listener = listener
+        self._key = generate()
+        self._over: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._tasks = Tasks("session", on_crash=self._crashed)
+        self._tunnels: dict[TunnelKey, _Open] = {}
+        self._latest: Resource | None = None
+        self._told: State | None = None
+        self._was_active = False
+
+    def stop(self) -> None:
+        """End the session in an orderly way; `run` then returns."""
+        self._finish(Outcome())
+
+    async def run(self) -> Outcome:
+        """Create, serve, delete; return how it ended. Raises RefusedError or ClusterError when it could not begin."""
+        created: Resource | None = None
+        try:
+            creating = self._tasks.start(self._create(), name="create")
+            either: set[asyncio.Future[Any]] = {creating, self._over}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not creating.done():
+                return self._over.result()
+            created = creating.result()
+            self._serve(created)
+            return await self._over
+        finally:
+            # What matches nothing any more cuts nobody off: first the resource, then the tunnels.
+            await self._delete(created)
+            await self._tasks.aclose()
+            self._api.close()
+
+    # --- the resource -----------------------------------------------------------------------------------------------
+
+    async def _create(self) -> Resource:
+        spec = self._spec
+        base = spec.name or _NAME.sub("-", parse_workload(spec.workload).name.lower())[:200]
+        body = _fields(spec, public_text(self._key), self._api.access.user)
+        for number in range(1, MAX_NAMES + 1):
+            name = base if number == 1 else f"{base}-{number}"
+            path = collection_path(self._kind, spec.namespace)
+            try:
+                answer = await self._api.create(path, manifest(self._kind, spec.namespace, name, body))
+            except ApiError as error:
+                if error.reason != "AlreadyExists":
+                    raise self._explained(error, "create") from error
+                if spec.name:
+                    raise RefusedError(
+                        f"{self._kind} {spec.namespace}/{name} exists already; choose another --name, or end it with: "
+                        f"sidestep leave {name} -n {spec.namespace}"
+                    ) from error
+                continue
+            return read(self._kind, decode(answer, dict))
+        raise RefusedError(f"{MAX_NAMES} {self._kind}s named {base} exist already in {spec.namespace}; choose --name")
+
+    def _serve(self, created: Resource) -> None:
+        self._latest = created
+        metadata = created.metadata
+        hello = Hello(VERSION, __version__, "", "", metadata.uid, metadata.namespace, metadata.name)
+        self._listener.registered(hello)
+        query = {"fieldSelector": f"metadata.name={metadata.name}"}
+        watch = Watch(self._api, (collection_path(self._kind, metadata.namespace),), self, query=query)
+        watch.on_state = lambda: self._watch_state(watch)
+        self._tasks.start(watch.run(), name="watch")
+        self._tasks.start(self._renew(created), name="renewal")
+        self._tasks.start(self._nobody(), name="patience")
+
+    async def _renew(self, created: Resource) -> None:
+        while True:
+            await asyncio.sleep(RENEWAL)
+            try:
+                await self._api.patch(created.path, renewal(dt.datetime.now(dt.UTC)))
+            except UnreachableClusterError:
+                continue
+            except ApiError as error:
+                if error.status == 404:
+                    self._deleted()
+                elif error.forbidden:
+                    self._finish(Outcome(error=self._explained(error, "patch")))
+
+    async def _delete(self, created: Resource | None) -> None:
+        if created is None:
+            return
+        try:
+            async with asyncio.timeout(FAREWELL):
+                await self._api.delete(created.path, deletion(created.metadata.uid))
+        except (TimeoutError, ClusterError):
+            pass  # unrenewed it matches nothing soon, and is deleted later
+
+    def _explained(self, error: ApiError, verb: str) -> SidestepError:
+        resource = f"{PLURALS[self._kind]}.{GROUP}"
+        return explain(error, verb=verb, resource=resource, namespace=self._spec.namespace)
+
+    # --- what the watch says (Sink) ---------------------------------------------------------------------------------
+
+    def replace(self, values: list[KubeObject], /) -> None:
+        """As Sink.replace."""
+        mine = [value for value in values if self._is_mine(value)]
+        if mine:
+            self.apply(mine[0])
+        elif self._latest is not None:
+            self._deleted()
+
+    def apply(self, value: KubeObject, /) -> None:
+        """As Sink.apply: the status may name other daemons."""
+        if not self._is_mine(value):
+            return
+        self._latest = read(self._kind, value)
+        status = self._latest.status
+        there = {key_of(node, entry): (node, entry) for node, entry in status.nodes.items() if entry is not None}
+        for key, open_ in self._tunnels.items():
+            open_.tunnel.wanted = key in there
+        for key, (node, entry) in there.items():
+            if key not in self._tunnels:
+                self._tasks.start(self._tunnel(key, node, entry), name=f"tunnel to {node}")
+        if status.state == "Refused" and not self._was_active:
+            self._finish(Outcome(error=RefusedError(status.message)))
+        self._tell()
+
+    def remove(self, value: KubeObject, /) -> None:
+        """As Sink.remove."""
+        if self._is_mine(value):
+            self._deleted()
+
+    def _is_mine(self, value: KubeObject) -> bool:
+        uid = (value.get("metadata") or {}).get("uid")
+        return self._latest is not None and uid == self._latest.metadata.uid
+
+    def _watch_state(self, watch: Watch) -> None:
+        if watch.problem is not None:
+            self._finish(Outcome(error=self._explained(watch.problem, "watch")))
+
+    def _deleted(self) -> None:
+        ended = Ended(reason="was ended: somebody deleted it")
+        self._listener.event(ended)
+        self._finish(Outcome(ended=ended))
+
+    # --- tunnels ----------------------------------------------------------------------------------------------------
+
+    async def _tunnel(self, key: TunnelKey, node: str, entry: NodeEntry) -> None:
+        assert self._latest is not None  # noqa: S101 - nothing is followed before it was created
+        tunnel = NodeTunnel(
+            api=self._api,
+            node=node,
+            entry=entry,
+            uid=self._latest.metadata.uid,
+            key=self._key,
+            dial=self._dial,
+            on_event=lambda event: self._hear(key, event),
+            on_end=lambda reason: self._broken(key, reason),
+        )
+        self._tunnels[key] = _Open(tunnel)
+        try:
+            await tunnel.run()
+        except SidestepError as error:
+            self._finish(Outcome(error=error))
+        finally:
+            del self._tunnels[key]
+            self._tell()
+
+    def _hear(self, key: TunnelKey, event: AnyEvent) -> None:
+        match event:
+            case State():
+                self._tunnels[key].state = event
+                self._tell()
+            case Request() | Dropped():
+                self._listener.event(event)
+            case Ended():
+                pass  # this daemon ends; the resource says whether the session does
+
+    def _broken(self, key: TunnelKey, reason: str) -> None:
+        open_ = self._tunnels[key]
+        open_.state = None
+        if reason and not self._over.done():
+            text = ConditionText("TunnelBroken", f"node {key[0]}", reason)
+            self._tell(extra=(text,))
+        else:
+            self._tell()
+
+    def _tell(self, *, extra: tuple[ConditionText, ...] = ()) -> None:
+        """Tell the listener about the whole, when it is news."""
+        pods: dict[str, PodState] = {}
+        conditions: dict[ConditionText, None] = dict.fromkeys(extra)
+        states = [open_.state for open_ in self._tunnels.values() if open_.state is not None]
+        for state in states:
+            conditions.update(dict.fromkeys(state.conditions))
+            for pod in state.pods:
+                if pod.pod not in pods or pod.state in _ACTIVE:
+                    pods[pod.pod] = pod
+        if not states and not self._was_active:
+            return
+        if self._latest is not None and self._latest.status.state in {"Refused", "Stale"} and self._was_active:
+            status = self._latest.status
+            subject = f"{self._kind} {self._latest.display}"
+            conditions[ConditionText(status.state, subject, status.message)] = None
+        told = State(tuple(pods[name] for name in sorted(pods)), tuple(conditions))
+        self._was_active = self._was_active or told.active > 0
+        if told != self._told and not self._over.done():
+            self._told = told
+            self._listener.event(told)
+
+    async def _nobody(self) -> None:
+        await asyncio.sleep(NO_NODE)
+        if not self._tunnels and self._told is None and self._latest is not None:
+            self._told = State(())
+            self._listener.event(self._told)
+
+    async def _dial(self, opening: StreamOpening) -> Channel:
+        try:
+            return await self._handler.dial(opening)
+        except RefusedError as error:
+            self._listener.handler_refused(opening, str(error))
+            raise
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def _finish(self, outcome: Outcome) -> None:
+        if not self._over.done():
+            self._over.set_result(outcome)
+
+    def _crashed(self, _task: str, error: BaseException) -> None:
+        if not self._over.done():
+            self._over.set_exception(error)
+
+
+def _fields(spec: SessionSpec, public_key: str, user: str) -> SpecFields:
+    wanted = Filter(
+        headers=tuple(HeaderCondition(each.name, HeaderTest(each.test), each.value) for each in spec.headers),
+        methods=spec.methods,
+        paths=tuple(PathCondition(PathTest(each.test), each.value) for each in spec.paths),
+    )
+    values: dict[str, Any] = {}
+    if not wanted.is_global:
+        values["filter"] = filter_fields(wanted)
+    return SpecFields(
+        workload=spec.workload,
+        port=spec.port,
+        session=SessionFields(public_key),
+        transport="UDP" if spec.transport == "udp" else "TCP",
+        pod=spec.pod,
+        owner=(spec.claimed_owner or user)[:128],
+        divert_probes=spec.divert_probes,
+        reset_existing=spec.reset_existing,
+        handler=HandlerFields(plaintext=spec.plaintext),
+        renew_time=micro_time(dt.datetime.now(dt.UTC)),
+        **(values or {"filter": FilterFields()}),
+    )

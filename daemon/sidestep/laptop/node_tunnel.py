@@ -1,0 +1,120 @@
+"""One tunnel of a cluster session: a port-forward to the daemon of one node, TLS pinned to its certificate, the proof.
+
+A tunnel that breaks is opened again, with growing pauses, for as long as the resource's status names that daemon. What
+the API server refuses for good (no right to forward ports) is raised; everything else is a reason to try again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from sidestep.kube.api import Api
+from sidestep.kube.errors import ApiError
+from sidestep.kube.portforward import PortForward
+from sidestep.kube.resources import NodeEntry
+from sidestep.laptop.refusals import explain
+from sidestep.model.errors import ClusterError, PeerError, RefusedError
+from sidestep.tunnel.cli_end import CliEnd, Dial
+from sidestep.tunnel.messages import AnyEvent, Hello
+from sidestep.tunnel.node_tls import pinned_context
+from sidestep.tunnel.proof import sign
+
+HANDSHAKE_TIMEOUT = 10.0
+FIRST_PAUSE, LAST_PAUSE = 0.2, 5.0
+"""Seconds between two tries; doubled each time, and back to the first after a tunnel that was greeted."""
+
+TunnelKey = tuple[str, str, str]
+"""(node, daemon pod, certificate): one daemon's life."""
+
+
+def key_of(node: str, entry: NodeEntry) -> TunnelKey:
+    """What tells one daemon's life from another."""
+    return (node, entry.daemon.pod, entry.certificate)
+
+
+@dataclass(slots=True)
+class NodeTunnel:
+    """`run` until cancelled or `wanted` is unset while no tunnel is open."""
+
+    api: Api
+    node: str
+    entry: NodeEntry
+    uid: str
+    key: Ed25519PrivateKey
+    dial: Dial
+    on_event: Callable[[AnyEvent], None]
+    on_end: Callable[[str], None]
+    """Called with the reason whenever a tunnel ended or could not be opened."""
+    wanted: bool = True
+    _greeted: bool = False
+
+    async def run(self) -> None:
+        """Keep a tunnel open. Raises RefusedError when that is not allowed."""
+        pause = FIRST_PAUSE
+        while self.wanted:
+            self._greeted = False
+            try:
+                reason = await self._once()
+            except ApiError as error:
+                if error.forbidden:
+                    namespace = self.entry.daemon.namespace
+                    raise explain(error, verb="create", resource="pods/portforward", namespace=namespace) from error
+                reason = str(error)
+            except (ClusterError, PeerError, RefusedError) as error:
+                reason = str(error)
+            self.on_end(reason)
+            pause = FIRST_PAUSE if self._greeted else pause
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE)
+
+    async def _once(self) -> str:
+        daemon = self.entry.daemon
+        try:
+            certificate = base64.b64decode(self.entry.certificate, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise PeerError("the node's certificate in the resource's status cannot be read") from error
+        context = pinned_context(certificate)
+        forward = await PortForward.open(self.api, namespace=daemon.namespace, pod=daemon.pod, port=daemon.port)
+
+        def prove(hello: Hello) -> str:
+            return sign(self.key, nonce=hello.nonce, certificate=certificate, uid=self.uid)
+
+        def greeted(_hello: Hello) -> None:
+            self._greeted = True
+
+        end = CliEnd(dial=self.dial, on_hello=greeted, on_event=self.on_event, prove=prove, intercept=self.uid)
+        try:
+            await self._handshake(end, forward, context, certificate)
+            broken = await end.run()
+            return str(broken) if broken is not None else forward.error
+        finally:
+            end.connection.close()
+            if end.connection.closed.done():
+                await end.connection.wait_closed()
+            await forward.aclose()
+
+    async def _handshake(self, end: CliEnd, forward: PortForward, context: ssl.SSLContext, certificate: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            transport, _ = await loop.create_connection(
+                lambda: end.connection,
+                sock=forward.socket,
+                ssl=context,
+                server_hostname="",
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
+            )
+        except (OSError, ssl.SSLError) as error:
+            forward.socket.close()
+            reason = forward.error or str(error)
+            raise PeerError(f"no tunnel to node {self.node}: {reason}") from error
+        found = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        if found != certificate:
+            transport.abort()
+            raise PeerError(f"node {self.node} shows another certificate than the resource's status")
