@@ -10,6 +10,7 @@ from tests.harness import kernel, scene
 from tests.harness.authority import Authority
 from tests.harness.cli import intercept, sidestep
 from tests.harness.namespaces import pod_namespace
+from tests.harness.nginx import nginx
 from tests.harness.peers import Server, http_app
 from tests.harness.waiting import until
 
@@ -93,6 +94,23 @@ def test_a_port_by_the_name_or_number_of_the_service(nginx_shop):
     for port in ("https", "443"):
         with nginx_shop.intercept("--http-header", "x-dev=ada", port=port):
             assert nginx_shop.get("/", scene.DEV).served_by == "handler"
+
+
+def test_http2_as_curl_speaks_it(tmp_path):
+    with (
+        scene.shop(tmp_path) as shop,
+        nginx(
+            shop.space.pod,
+            tmp_path / "nginx",
+            listen=[f"{shop.space.ip}:{scene.TLS_PORT}"],
+            certificate=shop.app_certificate,
+            http2=True,
+        ),
+        shop.intercept(),
+    ):
+        for headers, side in (((), "app"), ((scene.DEV,), "handler")):
+            answer = shop.get("/", *headers, options=["--http2"])
+            assert (answer.served_by, answer.info["http_version"]) == (side, "2"), answer.errors
 
 
 def test_the_kubelet_s_probes_stay_with_the_app(nginx_shop):
