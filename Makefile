@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The compiler child needs Debian's bcc, which exists for the distribution's own interpreter only.
 PYTHON := /usr/bin/python3
+IMAGE = $(shell sed -n 's/^ *image: *//p' deploy/daemonset.yaml)
 
 # Any kernel's headers serve (the program uses UAPI types only), so the distribution's newest ones are taken.
 ifneq ($(shell . /etc/os-release 2>/dev/null; echo $${ID-} $${ID_LIKE-} | grep -o ubuntu),)
@@ -20,6 +21,10 @@ endif
 DEBIAN_RUN := python3-venv python3-bpfcc $(DEBIAN_HEADERS) iproute2
 DEBIAN_TEST := nginx-light libnginx-mod-http-echo curl openssl $(DEBIAN_BPFTOOL) nftables procps strace nghttp2-client \
 	redis-server redis-tools
+# What a Kubernetes node is built and made of (tests/e2e).
+DEBIAN_E2E := golang-go dpkg-dev rsync etcd-server containerd runc containernetworking-plugins buildah debootstrap \
+	debian-archive-keyring xz-utils
+DEBIAN := $(DEBIAN_RUN) $(DEBIAN_TEST)
 # nginx is wanted as a program, not as a service of this machine: while it is installed, no service may start.
 POLICY := /usr/sbin/policy-rc.d
 
@@ -35,6 +40,29 @@ demo: setup ## Tell the story once: a real nginx, a real handler, every promise 
 test: setup ## Run every test, privileged ones included (needs root)
 	@$(BIN)/python -m pytest -q
 
+.PHONY: e2e
+e2e: DEBIAN += $(DEBIAN_E2E)
+e2e: setup ## Test on a real Kubernetes node, built from Debian's sources and booted in namespaces (needs root)
+	@$(BIN)/python -m pytest -q tests/e2e
+
+.PHONY: image
+image: ## Build the node daemon's image (needs docker, podman or buildah)
+	@tool=$$(command -v docker || command -v podman || command -v buildah) \
+		|| { echo "sidestep: this needs docker, podman or buildah" >&2; exit 1; }; \
+	ignore=; [ "$${tool##*/}" = docker ] || ignore=--ignorefile=deploy/Dockerfile.dockerignore; \
+	echo "Building $(IMAGE) with $${tool##*/}"; \
+	$$tool build $$ignore -f deploy/Dockerfile -t $(IMAGE) .
+
+.PHONY: kind
+kind: image ## Make a kind cluster with Sidestep in it (needs docker, kind, kubectl)
+	@for tool in docker kind kubectl; do \
+		command -v $$tool >/dev/null || { echo "sidestep: this needs $$tool" >&2; exit 1; }; done
+	@kind get clusters 2>/dev/null | grep -qx sidestep || kind create cluster --name sidestep --config deploy/kind.yaml
+	@kind load docker-image --name sidestep $(IMAGE)
+	@kubectl --context kind-sidestep apply -f deploy/daemonset.yaml
+	@kubectl --context kind-sidestep -n sidestep rollout status daemonset/sidestep-node --timeout=180s
+	@echo "Ready. Remove it with: kind delete cluster --name sidestep"
+
 .PHONY: check
 check: $(VENV)/.stamp ## Lint, types, layers
 	@$(BIN)/ruff check .
@@ -47,10 +75,16 @@ format: $(VENV)/.stamp ## Rewrite the sources in the house style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+# The image gets the same versions, and only what the daemon needs.
+COMPILE := uv pip compile -q --python $(PYTHON) --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	--constraint requirements.lock
+
 .PHONY: lock
 lock: ## Pin the dependencies of pyproject.toml again (needs uv)
 	@uv pip compile -q --python $(PYTHON) --generate-hashes --no-emit-index-url --no-header --extra cluster \
 		--group dev pyproject.toml -o requirements.lock
+	@echo hatchling | $(COMPILE) - -o deploy/build.lock
+	@$(COMPILE) pyproject.toml -o deploy/runtime.lock
 
 .PHONY: setup
 setup: supported packages $(VENV)/.stamp ## Install everything a run needs
@@ -63,7 +97,7 @@ supported:
 
 .PHONY: packages
 packages: supported
-	@missing=(); for name in $(DEBIAN_RUN) $(DEBIAN_TEST); do \
+	@missing=(); for name in $(DEBIAN); do \
 		[ "$$(dpkg-query -W -f '$${db:Status-Status}' $$name 2>/dev/null)" = installed ] || missing+=($$name); done; \
 	if [ $${#missing[@]} -gt 0 ]; then \
 		echo "Installing Debian packages: $${missing[*]}"; \
@@ -79,7 +113,7 @@ $(VENV)/.stamp: requirements.lock pyproject.toml
 	@[ -x $(PYTHON) ] && $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || $(MAKE) --no-print-directory packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sidestep: this needs Python 3.11 or later as $(PYTHON) (Debian 12, Ubuntu 24.04 have it)" >&2; exit 1; }
 	@echo "Preparing the virtual environment in $(VENV)"
-	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
