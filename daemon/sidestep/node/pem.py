@@ -124,6 +124,15 @@ def judge_trust(pem: bytes) -> Trust:
     return Trust(name=f"trust:{_digest(certificates)}", subject=certificates[0].subject.rfc4514_string())
 
 
+@_as_of_today()
+def names_in(der: bytes) -> tuple[str, ...]:
+    """The names in a certificate that a stranger showed; none when it cannot be read."""
+    try:
+        return _names(x509.load_der_x509_certificate(der)) if der else ()
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return ()
+
+
 def identity_pem(*, chain: bytes, key: bytes) -> bytes:
     """The content of an "identity" credential: key first, then the chain."""
     return key.strip() + b"\n" + chain.strip() + b"\n"

@@ -20,6 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sidestep.config.annotation_names import CLIENT_AUTH
+from sidestep.config.annotations import ClientAuth
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import RefusedError
 from sidestep.model.intercept import Intercept, Kind
@@ -272,7 +274,7 @@ def _ports(
                 draft.refuse(left_out, found.pod.key, Condition(_refusal_type(surveyed), subject, reason))
         if served:
             passing = node_addresses if number in found.pod.probe_ports else ()
-            ports.append(_port_plan(surveyed, served, facts, passing=passing))
+            ports.append(_port_plan(surveyed, found.pod, served, facts, passing=passing))
     return tuple(ports)
 
 
@@ -280,6 +282,9 @@ def filter_refusal(surveyed: PortSurvey, downstream: CertificateFacts | None) ->
     """Why an HTTP filter cannot be served on this port; empty when it can."""
     if surveyed.protocol.refusal:
         return surveyed.protocol.refusal
+    unverifiable = _cannot_verify_clients(surveyed, downstream)
+    if unverifiable:
+        return unverifiable
     if surveyed.protocol.tls is Use.ALWAYS and not (downstream and downstream.identity):
         source = surveyed.tls.downstream
         named = f" ({source.annotation} {source.value!r})" if source is not None else ""
@@ -288,14 +293,36 @@ def filter_refusal(surveyed: PortSurvey, downstream: CertificateFacts | None) ->
     return ""
 
 
+def _cannot_verify_clients(surveyed: PortSurvey, downstream: CertificateFacts | None) -> str:
+    """Why clients cannot be verified although somebody asked for it: then nothing may be opened."""
+    tls = surveyed.tls
+    if tls.client_auth not in (ClientAuth.REQUIRE, ClientAuth.REQUEST):
+        return ""
+    if downstream is None or not downstream.identity or downstream.trust:
+        return ""
+    number = surveyed.port.number
+    source = tls.downstream
+    named = f" ({source.annotation} {source.value!r})" if source is not None else ""
+    return (
+        f"{CLIENT_AUTH}.{number} {tls.client_auth.value!r} wants clients to be verified, and the downstream "
+        f"certificate of port {number}{named} comes with no ca.crt to verify them against"
+    )
+
+
 def _refusal_type(surveyed: PortSurvey) -> ConditionType:
-    if surveyed.protocol.tls is Use.ALWAYS:
+    if surveyed.protocol.tls is not Use.NEVER:
         return ConditionType.NO_CERTIFICATE
     return ConditionType.PROTOCOL_CONTRADICTION
 
 
+def _process_of_app(pod: Pod) -> str:
+    """Changes when a container of the pod is started anew."""
+    return " ".join(f"{name}={pid}" for name, pid in sorted(pod.location.pids.items()))
+
+
 def _port_plan(
     surveyed: PortSurvey,
+    pod: Pod,
     wanting: list[Intercept],
     facts: Mapping[Side, CertificateFacts],
     *,
@@ -329,6 +356,7 @@ def _port_plan(
         skip_verify=tls.skip_verify,
         forward_client_cert=tls.forward_client_cert,
         probe_timeout=tls.probe_timeout,
+        app=_process_of_app(pod),
     )
     return PortPlan(snapshot, needs_app=whole is None)
 

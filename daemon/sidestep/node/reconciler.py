@@ -177,7 +177,7 @@ class Reconciler:
             return
         if target is None:
             target = await self._opened(worker, desired)
-        if worker.applied != desired or worker.again:
+        if worker.applied != desired or worker.again or target.outdated:
             worker.applied, worker.again = None, False
             await target.apply(desired, drain_timeout=self._drain_timeout)
             worker.applied = desired

@@ -21,12 +21,13 @@ from sidestep.model.condition import Condition
 from sidestep.model.intercept import Intercept
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import PodKey, Transport
+from sidestep.node import pem
 from sidestep.node.certificates import Certificates
 from sidestep.node.conditions import Conditions
 from sidestep.node.controller import Controller
 from sidestep.node.planner import PodPlan
 from sidestep.node.reconciler import Reconciler
-from sidestep.node.survey import CertificateKey, PodSurvey, PortSurvey, Side
+from sidestep.node.survey import CertificateKey, PodSurvey, PortSurvey, Side, protocol_text
 from sidestep.node.target import Target
 from sidestep.node.view import (
     CertificateView,
@@ -38,7 +39,8 @@ from sidestep.node.view import (
     StatusView,
     WorkloadView,
 )
-from sidestep.policy.protocol_choice import PortProtocol, Use
+from sidestep.policy.protocol_choice import Use
+from sidestep.proxy.messages import Probed
 from sidestep.tunnel.messages import ConditionText, PodState, State
 
 WorkloadName = tuple[str, str, str]
@@ -98,7 +100,7 @@ class NodeStatusView:
         )
         return StatusView(
             node=node,
-            pods=tuple(_pod_view(target) for target in targets),
+            pods=tuple(_pod_view(target, self._controller.plan.surveys.get(target.pod.key)) for target in targets),
             intercepts=self._sessions.views(),
             conditions=tuple(_condition_view(condition) for condition in self._conditions.all()),
         )
@@ -187,13 +189,8 @@ class NodeStatusView:
             for port in service.ports
             if port in each.resolved.service_ports
         )
-        known = protocol.source if protocol.source != "probing" else "not known yet"
-        text = protocol_text(protocol, each.port.transport)
         target = self._reconciler.target(survey.pod.key)
-        probed = target.probed.get(each.port.number) if target is not None else None
-        if protocol.tls is Use.PROBE and probed is not None and probed.tls in {"yes", "no"}:
-            known = "probed"
-            text = "https" if probed.tls == "yes" else ("h2c" if probed.http2 == "yes" else "http")
+        text, known = _protocol_and_source(each, target)
         return PortView(
             number=each.port.number,
             transport=each.port.transport.value,
@@ -221,17 +218,28 @@ class NodeStatusView:
         )
 
 
-def protocol_text(protocol: PortProtocol, transport: Transport) -> str:
-    """One word for a port's protocol; a question mark where probing will tell."""
-    if transport is Transport.UDP:
-        return "udp"
-    if not protocol.http_filters:
-        return "tcp"
-    if protocol.tls is Use.ALWAYS:
-        return "https"
-    if protocol.tls is Use.PROBE:
-        return "tls?"
-    return "h2c" if protocol.http2 is Use.ALWAYS else "http"
+def _protocol_and_source(each: PortSurvey, target: Target | None) -> tuple[str, str]:
+    """What a port speaks, and how that is known."""
+    protocol = each.protocol
+    text, known = protocol_text(protocol, each.port.transport), protocol.source
+    if known == "probing":
+        known = "not known yet"
+    probed = target.probed.get(each.port.number) if target is not None else None
+    if probed is not None and protocol.tls is Use.PROBE:
+        text = "https" if probed.tls == "yes" else ("h2c" if probed.http2 == "yes" else "http")
+        known = _probed_text(probed)
+    return text, known
+
+
+def _probed_text(probed: Probed) -> str:
+    """What else the probe learnt, in a few words."""
+    learnt = [f"ALPN {probed.alpn[:32]}"] if probed.alpn else []
+    if probed.asks_certificate:
+        learnt.append("asks for client certificates")
+    names = pem.names_in(probed.certificate)
+    if names:
+        learnt.append(f"certificate of {', '.join(name[:64] for name in names[:3])}")
+    return "probed" + (f" ({'; '.join(learnt)})" if learnt else "")
 
 
 def _source_text(source: CertificateSource, pod: PodKey, containers: tuple[str, ...]) -> str:
@@ -252,7 +260,7 @@ def _ports_of(planned: PodPlan, uid: str) -> list[int]:
     return [port.number for port in planned.ports if uid in port.uids]
 
 
-def _pod_view(target: Target) -> PodView:
+def _pod_view(target: Target, survey: PodSurvey | None) -> PodView:
     counters: dict[str, int] = {"connections": target.connections}
     for counts in target.counters.values():
         for name, total in counts.items():
@@ -265,7 +273,18 @@ def _pod_view(target: Target) -> PodView:
         steered=tuple(f"{number}/tcp" for number, families in target.steered().items() if families),
         counters=counters,
         client_addresses=target.client_addresses.status,
+        protocols=_protocols(target, survey),
     )
+
+
+def _protocols(target: Target, survey: PodSurvey | None) -> dict[str, str]:
+    found = {}
+    for number in target.steered():
+        each = survey.port(number, Transport.TCP) if survey is not None else None
+        if each is not None:
+            text, known = _protocol_and_source(each, target)
+            found[f"{number}/tcp"] = f"{text} ({known})"
+    return found
 
 
 def _condition_view(condition: Condition) -> ConditionView:

@@ -99,6 +99,19 @@ def port_subject(pod: PodKey, port: int) -> str:
     return f"pod {pod} port {port}"
 
 
+def protocol_text(protocol: PortProtocol, transport: Transport) -> str:
+    """One word for a port's protocol; a question mark where probing will tell."""
+    if transport is Transport.UDP:
+        return "udp"
+    if not protocol.http_filters:
+        return "tcp"
+    if protocol.tls is Use.ALWAYS:
+        return "https"
+    if protocol.tls is Use.PROBE:
+        return "tls?"
+    return "h2c" if protocol.http2 is Use.ALWAYS else "http"
+
+
 def survey(
     pod: Pod, inventory: Inventory, *, node_annotations: Mapping[str, str], extra_ports: Collection[ContainerPort] = ()
 ) -> PodSurvey:

@@ -23,6 +23,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import RefusedError, SidestepError
 from sidestep.model.pod import Family, Pod, PodKey, Transport
@@ -42,6 +44,7 @@ from sidestep.proxy.messages import (
     NameClient,
     NoApp,
     Open,
+    PortSnapshot,
     Probed,
     Report,
     Requests,
@@ -141,7 +144,11 @@ class Target:
         self.seen = False
         """Whether any connection has ever arrived: proof that the pod's traffic reaches the hook."""
         self.probed: dict[int, Probed] = {}
-        """By port, what the last probe of the app found."""
+        """By port, what the last probe of the app found, as long as it holds."""
+        self.outdated = False
+        """The proxy should be configured anew although the plan is the same."""
+        self._losses: dict[int, int] = {}
+        """How often an app has gone that was probed, by port."""
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -176,10 +183,14 @@ class Target:
         for number in gone:
             await self._unlisten(proxy, self._ports.pop(number))
         self._generation += 1
+        self.outdated = False
+        for number, port in wanted.items():
+            if number not in self._ports or self._ports[number].plan.snapshot.app != port.snapshot.app:
+                self.probed.pop(number, None)
         failures = await proxy.apply(
             {name: self._tools.credential(self.pod.key, name) for name in _credentials(plan)},
             generation=self._generation,
-            ports=tuple(port.snapshot for port in plan.ports),
+            ports=tuple(self._snapshot(port) for port in plan.ports),
             drain_timeout=drain_timeout,
             client_addresses=self.client_addresses.on,
         )
@@ -283,7 +294,10 @@ class Target:
             if seen is not None:
                 table = listening(self._netns)
                 for number, port in self._ports.items():
+                    had = bool(port.served)
                     port.served = {family for family in Family if table.serves(number, family, self._addresses)}
+                    if had and not port.served:
+                        self._app_gone(number)
             for port in self._ports.values():
                 self._settle(port)
             self._ground = ground
@@ -346,7 +360,9 @@ class Target:
 
     def on_probed(self, probed: Probed, /) -> None:
         """Take what a probe of the app found."""
-        if probed.port in self._ports:
+        if probed.tls not in ("yes", "no"):
+            self.probed.pop(probed.port, None)
+        elif probed.port in self._ports:
             self.probed[probed.port] = probed
 
     def on_no_app(self, no_app: NoApp, /) -> None:
@@ -359,6 +375,8 @@ class Target:
         port.refused_until[family] = now + port.refused_pause
         port.refused_pause = min(2 * port.refused_pause, REFUSED_PAUSE_MAX)
         port.served.discard(family)
+        if not port.served:
+            self._app_gone(no_app.port)
         try:
             self._settle(port)
         except SidestepError as error:
@@ -415,6 +433,18 @@ class Target:
         if self._proxy is None or self._steering is None or self._netns is None:
             raise RefusedError(f"pod {self.pod.key} is being released")
         return self._proxy
+
+    def _snapshot(self, port: PortPlan) -> PortSnapshot:
+        """What the proxy is told of a port: the plan, and that an app it probed has gone since."""
+        losses = self._losses.get(port.number, 0)
+        return msgspec.structs.replace(port.snapshot, app=f"{port.snapshot.app}/{losses}") if losses else port.snapshot
+
+    def _app_gone(self, number: int) -> None:
+        """Nothing listens any more; what comes next may speak another protocol."""
+        if self.probed.pop(number, None) is not None:
+            self._losses[number] = self._losses.get(number, 0) + 1
+            self.outdated = True
+            self._tools.on_change(self.pod.key)
 
     def _state(self, port: int | None, detail: str, conditions: list[Condition]) -> None:
         # A target that is being released has no say any more: another one of the same pod may have begun.

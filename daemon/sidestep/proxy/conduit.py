@@ -26,7 +26,7 @@ from sidestep.proxy.dial import Done
 from sidestep.proxy.loop import BROKEN, HANG_UP, READ, WRITE, Loop, Timer
 from sidestep.proxy.ports import LivePort
 from sidestep.proxy.splice import Pipes, Splicer
-from sidestep.proxy.stream import PlainStream, Stream
+from sidestep.proxy.stream import PlainStream, Stream, TlsStream
 
 DRAIN_READS: Final = 16
 """Reads of one stream per event while the relay drains or reads come back full; then the other streams get a turn."""
@@ -417,6 +417,9 @@ class Conduit:
         else:
             self.attach(pipe.leg, stream, watched=False)
             self.relay.opened(pipe.leg)
+            early = stream.take_early() if isinstance(stream, TlsStream) else b""
+            if early:
+                self.relay.receive(pipe.leg, early)
         if not self._closed:
             self.settle()
 

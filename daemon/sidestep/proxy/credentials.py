@@ -62,6 +62,8 @@ class Upstream:
         self._alpn: tuple[str, ...] = ()
         self._requested: set[int] = set()
         self._sessions: OrderedDict[_Session, ssl.SSLSession] = OrderedDict()
+        self.confirms = not watches_requests
+        """A certificate is shown, and the app is expected to say something once it has judged it (TLS 1.3)."""
         if watches_requests:
             watch_certificate_requests(context, self._requested)
 
@@ -77,9 +79,9 @@ class Upstream:
         session = self._sessions.get((alpn, server_name, verified_name))
         return TlsStream(sock, context, server_side=False, server_name=server_name, session=session)
 
-    def asked_for_certificate(self, stream: TlsStream) -> bool:
-        """Whether the app sent a CertificateRequest in this handshake."""
-        return stream.fd in self._requested
+    def asked_for_certificate(self, fd: int) -> bool:
+        """Whether the app sent a CertificateRequest in the last handshake on this descriptor."""
+        return fd in self._requested
 
     def settle(self, stream: TlsStream) -> None:
         """Handshake done: stop watching its messages."""
@@ -108,10 +110,6 @@ class Upstream:
             sessions.move_to_end(key)
             if len(sessions) > MAX_SESSIONS:
                 sessions.popitem(last=False)
-
-    def forget(self, *, alpn: tuple[str, ...], server_name: str | None, verified_name: str) -> None:
-        """Drop a session whose handshake failed."""
-        self._sessions.pop((alpn, server_name, verified_name), None)
 
 
 @dataclass(slots=True)

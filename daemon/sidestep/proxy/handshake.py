@@ -6,7 +6,13 @@ connection. What counts as a failure: a TLS error (alert, verification), the pee
 CertificateRequest that nobody opted in to answer, a certificate for another name when the client sent no SNI, an ALPN
 choice that this proxy cannot parse.
 
-`DownstreamHandshake` runs the server side once the app's choice is known.
+In TLS 1.3 an app judges our certificate after our side of the handshake is over, and says so by an alert at our first
+read. So a handshake in which we show one is *confirmed* first: a session ticket or data mean yes. An app that sends
+neither is waited for once, for `CONFIRMATION` seconds.
+
+`DownstreamHandshake` runs the server side once the app's choice is known. It ends only after a client's certificate has
+been verified, if one is asked for, and nothing is relayed before it ends. A client that is refused is told by an alert;
+its socket is read for a moment, since closing it with bytes unread would reset the connection and lose the alert.
 """
 
 from __future__ import annotations
@@ -19,12 +25,16 @@ from typing import Final
 
 from sidestep.model.condition import ConditionType
 from sidestep.proxy.credentials import Credentials
-from sidestep.proxy.loop import Loop
+from sidestep.proxy.loop import READ, Loop
 from sidestep.proxy.messages import PortSnapshot
 from sidestep.proxy.stream import TlsStream
 
 TIMEOUT: Final = 10.0
 """Seconds a handshake may take."""
+CONFIRMATION: Final = 0.5
+"""Seconds for an app to judge our certificate in TLS 1.3."""
+FAREWELL: Final = 2.0
+"""Seconds for a refused client to read why."""
 PARSEABLE: Final = frozenset({None, "http/1.1", "http/1.0", "h2"})
 """ALPN choices whose content this proxy can parse; None: the app did not choose."""
 
@@ -139,6 +149,7 @@ class UpstreamHandshake(_Handshake):
         self._server_name = server_name
         self._alpn = alpn
         self._name = server_name or port.upstream_name
+        self._fd = -1
         try:
             self._upstream = credentials.upstream(port)
             stream = self._upstream.wrap(sock, alpn=alpn, server_name=server_name, verified_name=self._name)
@@ -147,9 +158,46 @@ class UpstreamHandshake(_Handshake):
             failure = error if isinstance(error, OSError) else OSError(str(error))
             loop.later(0.0, lambda: self._fail(failure))
             return
+        self._fd = stream.fd
         self._start(stream, watched=False)
 
     def _finish(self, stream: TlsStream) -> None:
+        if self._upstream.confirms and stream.sock.version() == "TLSv1.3" and not stream.sock.session_reused:
+            self._stream = stream
+            self._timer = self._loop.later(CONFIRMATION, self._untold)
+            self._loop.rebind(stream.fd, self._confirm, READ)
+            self._confirm(0)
+        else:
+            self._settle(stream)
+
+    def _confirm(self, mask: int) -> None:
+        del mask
+        stream = self._stream
+        if stream is None:
+            return
+        try:
+            early = stream.read()
+        except OSError as error:
+            self._fail(error)
+            return
+        if early == b"":
+            self._fail(ConnectionResetError("the app closed the connection after it had seen our certificate"))
+        elif early or (stream.sock.session is not None and stream.sock.session.has_ticket):
+            stream.early = early or b""
+            self._confirmed(stream)
+
+    def _untold(self) -> None:
+        stream = self._stream
+        if stream is not None:
+            self._upstream.confirms = False
+            self._confirmed(stream)
+
+    def _confirmed(self, stream: TlsStream) -> None:
+        self._timer.cancel()
+        self._stream = None
+        self._settle(stream)
+
+    def _settle(self, stream: TlsStream) -> None:
         self._loop.remove(stream.fd)
         failure = self._judge(stream)
         if failure is None:
@@ -161,13 +209,8 @@ class UpstreamHandshake(_Handshake):
 
     def _judge(self, stream: TlsStream) -> Failure | None:
         where = f"port {self._port.number}"
-        if self._upstream.asked_for_certificate(stream):
-            return Failure(
-                ConditionType.CLIENT_CERTIFICATE_REQUESTED,
-                f"the app on {where} asks clients for a certificate; {outcome(self._port)} unless "
-                f"telepresence.io/upstream-tls-secret.{self._port.number} (or -path) and "
-                f"sidestep.dev/downstream-client-auth.{self._port.number}: require (or request) are set",
-            )
+        if self._upstream.asked_for_certificate(stream.fd):
+            return self._asked()
         if self._server_name is None and not self._port.skip_verify:
             certificate = stream.sock.getpeercert() or {}
             if self._name and not names_match(certificate, self._name):
@@ -180,6 +223,15 @@ class UpstreamHandshake(_Handshake):
             )
         return None
 
+    def _asked(self) -> Failure:
+        number = self._port.number
+        return Failure(
+            ConditionType.CLIENT_CERTIFICATE_REQUESTED,
+            f"the app on port {number} asks clients for a certificate; {outcome(self._port)} unless "
+            f"telepresence.io/upstream-tls-secret.{number} (or -path) and "
+            f"sidestep.dev/downstream-client-auth.{number}: require (or request) are set",
+        )
+
     def _unverified(self, why: str) -> Failure:
         port = self._port
         authority = "its configured ca.crt" if port.upstream_trust else "the system's certificate authorities"
@@ -191,7 +243,9 @@ class UpstreamHandshake(_Handshake):
         )
 
     def _finish_failed(self, error: OSError) -> None:
-        if isinstance(error, ssl.SSLCertVerificationError):
+        if self._fd >= 0 and self._upstream.asked_for_certificate(self._fd):
+            failure = self._asked()
+        elif isinstance(error, ssl.SSLCertVerificationError):
             failure = self._unverified(error.verify_message)
         elif isinstance(error, ssl.SSLError) and error.reason and "NO_APPLICATION_PROTOCOL" in error.reason:
             offered = ", ".join(self._alpn)
@@ -242,6 +296,47 @@ class DownstreamHandshake(_Handshake):
     def _finish(self, stream: TlsStream) -> None:
         self._done(stream)
 
+    def _fail(self, error: OSError) -> None:
+        stream, self._stream = self._stream, None
+        self.cancel()
+        if stream is not None:
+            _Farewell(self._loop, stream.sock)
+        self._finish_failed(error)
+
     def _finish_failed(self, error: OSError) -> None:
         del error
         self._done(None)
+
+
+class _Farewell:
+    """Half-closes a refused client's (watched) socket and reads it to its end, for a bounded time."""
+
+    def __init__(self, loop: Loop, sock: socket.socket) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._timer = loop.later(FAREWELL, self.abandon)
+        try:
+            socket.socket.shutdown(sock, socket.SHUT_WR)
+        except OSError:
+            self.abandon()
+            return
+        loop.rebind(sock.fileno(), self._ready, READ)
+
+    def _ready(self, mask: int) -> None:
+        del mask
+        try:
+            # Past the TLS wrapper: what still comes is not looked at.
+            if socket.socket.recv(self._sock, 65536):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close."""
+        self._timer.cancel()
+        if self._sock.fileno() >= 0:
+            self._loop.remove(self._sock.fileno())
+            self._sock.close()

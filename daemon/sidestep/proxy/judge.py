@@ -8,7 +8,8 @@
       anything that we cannot reproduce, and any upstream failure: TLS end to end on a fresh dial
 
 Until the downstream handshake begins not a byte of the client has been consumed, so every way out of here can still be
-a wire - or, on a port that forwards the client's identity (`sidestep.dev/forward-client-cert`), an end. A global intercept is never parsed: it goes to the handler at once (its kubelet probes excepted).
+a wire - or, on a port that forwards the client's identity (`sidestep.dev/forward-client-cert`), an end. A global
+intercept is never parsed: it goes to the handler at once (its kubelet probes excepted).
 """
 
 from __future__ import annotations
@@ -306,6 +307,9 @@ class Judge:
         app.before_close = lambda: bridge.remember(app)
         conduit.attach(relay.app, app, watched=False)
         conduit.attach(relay.client, client, watched=True)
+        early = app.take_early()
+        if early:
+            relay.receive(relay.app, early)
         if words:
             relay.receive(relay.client, words)
         self._start(conduit)
@@ -445,7 +449,10 @@ class FirstWords:
         """Watch both sides."""
         self._loop.rebind(self._client.fd, self._client_ready, READ)
         self._loop.add(self._app.fd, self._app_ready, READ)
-        self._client_ready(READ)
+        if self._app.early:
+            self._app_ready(READ)
+        else:
+            self._client_ready(READ)
 
     def _client_ready(self, mask: int) -> None:
         del mask

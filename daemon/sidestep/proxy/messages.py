@@ -99,6 +99,8 @@ class PortSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, 
     skip_verify: bool = False
     forward_client_cert: bool = False
     probe_timeout: float = 2.0
+    app: str = ""
+    """Tells one process of the app from the next: when it changes, what a probe found does not hold any more."""
 
 
 class Configure(Message):
@@ -229,7 +231,10 @@ class Report(Message):
 
 
 class Probed(Message):
-    """What a probe of the app found (section 5). `tls` and `http2` are "yes", "no" or "unknown"."""
+    """What a probe of the app found (section 5). `tls` and `http2` are "yes", "no" or "unknown".
+
+    With `tls` "unknown": what was found before does not hold any more.
+    """
 
     port: int
     tls: str

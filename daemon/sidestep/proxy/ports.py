@@ -46,11 +46,18 @@ class LivePort:
         """Apply a newer snapshot; running connections see its route from their next request on."""
         if snapshot.rules != self.snapshot.rules:
             self.steered.route = compile_route(snapshot)
+        if snapshot.app != self.snapshot.app:
+            self.forget_app()
         self.snapshot = snapshot
 
-    def retire(self) -> None:
-        """The port is no longer configured: everything goes to the app."""
+    def forget_app(self) -> None:
+        """The app is another process now: what was found out about it does not hold any more."""
+        self.finding = UNKNOWN
         if self.probe is not None:
             self.probe.cancel()
             self.probe = None
+
+    def retire(self) -> None:
+        """The port is no longer configured: everything goes to the app."""
+        self.forget_app()
         self.steered.route = Route()

@@ -74,7 +74,7 @@ class PlainStream:
 class TlsStream:
     """A TLS connection over a TCP socket; construct, `handshake` until it returns 0, then read and write."""
 
-    __slots__ = ("_read", "_tls", "_write", "before_close", "fd", "full", "ragged", "sock")
+    __slots__ = ("_read", "_tls", "_write", "before_close", "early", "fd", "full", "ragged", "sock")
 
     tls = True
 
@@ -102,6 +102,8 @@ class TlsStream:
         self._tls: Any = self.sock._sslobj  # type: ignore[attr-defined] # noqa: SLF001 - see the module
         if self._tls is None:
             raise ConnectionResetError("the peer was gone before the handshake")
+        self.early = b""
+        """What the peer said while its handshake was still being confirmed; whoever goes on reading takes it first."""
         self.before_close: Callable[[], None] | None = None
         """Called once, while the connection can still be asked for its session."""
         self._read = self._tls.read
@@ -139,6 +141,11 @@ class TlsStream:
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             pass
         return taken
+
+    def take_early(self) -> bytes:
+        """Give out `early`, once."""
+        early, self.early = self.early, b""
+        return early
 
     def finish(self, *, notify: bool) -> None:
         """Half-close: close_notify (unless the other side ended without one), then FIN."""

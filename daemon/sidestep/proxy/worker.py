@@ -301,15 +301,15 @@ class Worker:
                 done=lambda finding: self._probed(port, finding),
             )
         elif known is not None and known is not tls:
-            port.finding = UNKNOWN  # contradicted: the next connection probes again
+            self._probed(port, UNKNOWN)  # contradicted: the next connection probes again
 
     def _probed(self, port: LivePort, finding: Finding) -> None:
         port.probe = None
-        port.finding = finding
-        if finding.definite:
+        if finding.definite or port.finding.definite:
             words = (_known(finding.tls), _known(finding.http2), finding.alpn, finding.asks_certificate)
             number = port.steered.number
             self._send(messages.Probed(self._channel.next_seq(), number, *words, finding.certificate))
+        port.finding = finding
 
     def no_app(self, port: LivePort, host: str) -> None:
         """Tell the daemon that a dial to the app was refused."""
