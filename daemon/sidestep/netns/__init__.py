@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sidestep.netns.addresses import addresses
+from sidestep.netns.established import Connection, destroy, established
 from sidestep.netns.listener import queue_length, queue_limit, tcp_listener
 from sidestep.netns.listening import ListenTable, listening
 from sidestep.netns.namespace import Netns, host_netns_id, netns_id
@@ -15,6 +16,9 @@ __all__ = [
     "addresses",
     "ListenTable",
     "listening",
+    "Connection",
+    "established",
+    "destroy",
     "tcp_listener",
     "queue_length",
     "queue_limit",

@@ -23,6 +23,7 @@ _HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags
 _ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length, type
 _ERROR: Final = struct.Struct("=i")
 _REQUEST_DUMP: Final = 0x001 | 0x300
+_REQUEST_ACK: Final = 0x001 | 0x004
 _NLMSG_ERROR: Final = 2
 _NLMSG_DONE: Final = 3
 _TYPE_MASK: Final = 0x3FFF
@@ -55,6 +56,26 @@ def dump(sock: socket.socket, message_type: int, payload: bytes, *, doing: str) 
                 yield body
     except OSError as error:
         raise KernelError("netlink", error.errno or 0, doing=doing) from error
+
+
+def command(sock: socket.socket, message_type: int, payload: bytes, *, doing: str) -> None:
+    """Ask for something to be done and wait for the acknowledgement. Raises KernelError with the kernel's answer."""
+    sequence = next(_sequence) & 0xFFFFFFFF
+    header = _HEADER.pack(_HEADER.size + len(payload), message_type, _REQUEST_ACK, sequence, 0)
+    try:
+        sock.send(header + payload)
+        data, _, flags, _ = sock.recvmsg(_BUFFER, 0, socket.MSG_DONTWAIT)
+    except OSError as error:
+        raise KernelError("netlink", error.errno or 0, doing=doing) from error
+    if flags & socket.MSG_TRUNC:
+        raise KernelError("netlink", errno.EMSGSIZE, doing=doing)
+    for kind, number, body in _messages(data):
+        if number == sequence and kind == _NLMSG_ERROR:
+            code = -_ERROR.unpack_from(body)[0]
+            if code:
+                raise KernelError("netlink", code, doing=doing)
+            return
+    raise KernelError("netlink", errno.EBADMSG, doing=doing)
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
