@@ -108,7 +108,7 @@ class Cluster:
 
     def import_image(self, archive: Path) -> None:
         """Give containerd an image."""
-        until(lambda: self._containerd_answers(), within=30, what="containerd", every=0.1)
+        until(self._containerd_answers, within=30, what="containerd", every=0.1)
         self.node.run("ctr", "-n", "k8s.io", "image", "import", "--snapshotter", self.settings.snapshotter, archive,
                       within=240)  # fmt: skip
 
@@ -130,10 +130,6 @@ class Cluster:
         return "\n".join(
             f"--- {path.stem}\n{cache.tail(path, lines=12)}" for path in sorted(self.node.logs.glob("*.log"))
         )
-
-    def stop(self) -> None:
-        """The machine ends them all; here they are only reaped."""
-        self._processes.clear()
 
     # ---- kubectl
 
@@ -286,10 +282,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     with machine.machine(folder / "node") as node:
         running = Cluster(node, folder / "cluster")
         running.boot(built.archives)
-        try:
-            yield running
-        finally:
-            running.stop()
+        yield running
 
 
 def namespaces(*names: str) -> Iterable[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The programs of a single-node Kubernetes and their settings: etcd, API server, controllers, scheduler, containerd, kubelet.
+"""The programs of a single-node Kubernetes and their settings.
 
 Nothing here chooses how Sidestep works; it is the smallest cluster that behaves like others: Node and RBAC
 authorization, service accounts, CRI with containerd and runc, a CNI bridge. There is no kube-proxy and no DNS: the

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from tests.e2e import cluster as clusters
+from tests.e2e import shop as shops
 
 
 def pytest_collection_modifyitems(items):
@@ -22,3 +23,9 @@ def cluster(tmp_path_factory):
     assert os.geteuid() == 0, "the e2e tests need root: sudo make e2e"
     with clusters.cluster(tmp_path_factory.mktemp("e2e")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def shop(cluster, tmp_path_factory):
+    """The usual app with its three replicas, shared by the tests; who scales it scales it back."""
+    return shops.open_shop(cluster, tmp_path_factory.mktemp("shop"))

@@ -13,6 +13,7 @@ with this machine's settings, and given to it as a folder.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,8 @@ DEPLOY = cache.REPOSITORY / "deploy"
 BASE = "localhost/sidestep-e2e/base:latest"
 APP = "localhost/sidestep-e2e/app:latest"
 PAUSE = "localhost/sidestep-e2e/pause:latest"
-SIDESTEP = "localhost/sidestep-e2e/sidestep:latest"
+SIDESTEP = re.findall(r"^ *image: *(\S+)", (DEPLOY / "daemonset.yaml").read_text(), re.MULTILINE)[0]
+"""The name by which deploy/daemonset.yaml asks for the product."""
 
 _BUILD = 20 * 60.0
 """Seconds that building one image may take."""
@@ -81,7 +83,7 @@ def images() -> Images:
                 f"--ignorefile={DEPLOY / 'Dockerfile.dockerignore'}",
             ]
             # The first stage gets a name, so that its layers are kept for the next build.
-            for name, more in ((f"{SIDESTEP}-build", ["--target=build"]), (SIDESTEP, [])):
+            for name, more in (("localhost/sidestep-e2e/build:latest", ["--target=build"]), (SIDESTEP, [])):
                 builder.build(name, DEPLOY / "Dockerfile", *options, *more, context=cache.REPOSITORY)
             builder.save(SIDESTEP, archives[SIDESTEP])
         builder.prune()
@@ -153,13 +155,8 @@ class _Builder:
         """`buildah bud`; layers that did not change are taken from the store."""
         log = self._log(name)
         log.unlink(missing_ok=True)
-        cache.step(
-            f"building {name}",
-            [*self._buildah, "bud", "--isolation=chroot", "--layers", "--pull-never", "-f", file, "-t", name]
-            + [*options, context],
-            log=log,
-            within=_BUILD,
-        )
+        command = [*self._buildah, "bud", "--isolation=chroot", "--layers", "--pull-never", "-f", file, "-t", name]
+        cache.step(f"building {name}", [*command, *options, context], log=log, within=_BUILD)
 
     def save(self, name: str, archive: Path) -> None:
         """Write the image into an archive that containerd imports."""

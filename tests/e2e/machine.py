@@ -51,6 +51,7 @@ class Machine:
         self.laptop = Netns(f"{self.name}-laptop")
         self.cgroup = f"/{self.name}"
         self._init: Process | None = None
+        self._programs: list[NodeProcess] = []
 
     def start(self) -> None:
         """Make the namespaces and furnish them."""
@@ -72,10 +73,10 @@ class Machine:
             _make_cgroup(folder / self.name)
         place = self.folder / "machine"
         place.mkdir()
+        unshare = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
+        command = ["setpriv", "--pdeathsig=KILL", *unshare, sys.executable, "-m", "tests.e2e.init", place, NODE_NAME]
         self._init = Process(
-            ["nsenter", f"--net={self.network.path}", "setpriv", "--pdeathsig=KILL"]
-            + ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
-            + [sys.executable, "-m", "tests.e2e.init", place, NODE_NAME],
+            self.network.enter(command),
             log=self.logs / "init.log",
             environment={"PYTHONPATH": str(cache.REPOSITORY)},
         )
@@ -103,7 +104,9 @@ class Machine:
 
     def spawn(self, name: str, *command: str | Path) -> NodeProcess:
         """Start a long-lived program on the node; its log is `logs/NAME.log`."""
-        return NodeProcess(self.enter(command), log=self.logs / f"{name}.log")
+        program = NodeProcess(self.enter(command), log=self.logs / f"{name}.log")
+        self._programs.append(program)
+        return program
 
     def stop(self) -> None:
         """End every process of the node at once and remove what bears its name."""
@@ -112,6 +115,8 @@ class Machine:
                 os.kill(self.pid, signal.SIGKILL)
             self._init.stop()
             self._init = None
+        for program in self._programs:
+            program.popen.wait(10)
         _remove(self.name)
         _remove_tree(self.folder / "machine")
 
