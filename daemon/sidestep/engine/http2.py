@@ -188,7 +188,11 @@ class Http2Relay(Relay):
         if self.done or self.wired is not None:
             return
         if connection.mixed:
-            connection.diversion.pump()
+            try:
+                connection.diversion.pump()
+            except PeerError as error:
+                self._fail(error)
+                return
         streams = connection.streams
         self.drain = len(streams.relayed) + len(streams.exchanges) > 1
         if self._client_ended and not connection.from_client.waits:

@@ -69,7 +69,7 @@ class Connection:
         self.app_over = False
         """The app has finished sending, or is lost."""
         self.streams = Streams(limits.remembered)
-        self.to_client = ToClient(relay.client)
+        self.to_client = ToClient(relay.client, self.app_acknowledged)
         self.from_client = FromClient(self)
         self.from_app = FromApp(self)
         self.diversion = Diversion(relay, self)

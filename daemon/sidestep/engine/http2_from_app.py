@@ -190,6 +190,9 @@ class FromApp:
         payload = position + HEADER_SIZE
         if kind == SETTINGS:
             if flags & ACK:
+                if connection.to_client.queue:
+                    connection.to_client.leg.write(data[start:position])
+                    return self._enqueue(data, position, kind, flags, stream, stop - payload)
                 connection.app_acknowledged()
                 return start
             if stop - payload > connection.limits.settings or stream:

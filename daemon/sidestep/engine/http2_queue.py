@@ -2,8 +2,9 @@
 
 What waits, and what overtakes: DATA waits for the window. Behind it wait, in order, the frames of the same stream that
 end it (its trailers, its RST_STREAM) and, once a header block waits, every later header block: the client's HPACK table
-must see blocks in the app's order. All else overtakes - SETTINGS, PING, WINDOW_UPDATE, GOAWAY, other streams' headers -
-so that an upload, or a stream that needs no window, does not stall behind a download.
+must see blocks in the app's order. An ACK of SETTINGS waits behind both, because it says which windows and which table
+size everything before it was sent under. All else overtakes - SETTINGS, PING, WINDOW_UPDATE, GOAWAY, the headers of
+other streams - so that an upload, or a stream that needs no window, does not stall behind a download.
 
 A frame that fits is written as it came. One that does not is cut at the window, so that a client that waits for its
 window to be used up before it gives more is not waited for in turn; its padding travels with the last piece.
@@ -22,6 +23,7 @@ from sidestep.protocols.http2 import (
     HEADER,
     PADDED,
     RST_STREAM,
+    SETTINGS,
     Http2Error,
     frame,
 )
@@ -30,7 +32,18 @@ from sidestep.protocols.http2 import (
 class _Held:
     """A waiting frame, or a header block with its CONTINUATIONs. `missing` payload bytes are still to come."""
 
-    __slots__ = ("flags", "is_data", "missing", "offset", "open_block", "payload", "prefix", "stream")
+    __slots__ = (
+        "flags",
+        "is_ack",
+        "is_data",
+        "missing",
+        "offset",
+        "open_block",
+        "orders_blocks",
+        "payload",
+        "prefix",
+        "stream",
+    )
 
     def __init__(self, kind: int, flags: int, stream: int, length: int) -> None:
         self.is_data = kind == DATA
@@ -41,7 +54,9 @@ class _Held:
         self.payload = bytearray()
         self.offset = 0
         """Bytes of the payload that have been written in frames of ours."""
-        self.open_block = not self.is_data and kind != RST_STREAM and not flags & END_HEADERS
+        self.is_ack = kind == SETTINGS
+        self.orders_blocks = kind not in (DATA, RST_STREAM)
+        self.open_block = self.orders_blocks and not self.is_ack and not flags & END_HEADERS
 
     def add_frame(self, flags: int, length: int) -> None:
         """A CONTINUATION of this block begins."""
@@ -51,14 +66,16 @@ class _Held:
 
 
 class AppQueue:
-    """The waiting frames in order. `size` is what they hold (bytes), `blocks` how many are header blocks."""
+    """The waiting frames in order. `size` is what they hold (bytes)."""
 
-    __slots__ = ("_items", "_streams", "blocks", "size")
+    __slots__ = ("_blocks", "_items", "_streams", "passed_ack", "passed_block", "size")
 
     def __init__(self) -> None:
         self._items: deque[_Held] = deque()
         self._streams: dict[int, int] = {}
-        self.blocks = 0
+        self._blocks = 0
+        self.passed_block = False
+        self.passed_ack = False
         self.size = 0
 
     def __bool__(self) -> bool:
@@ -73,7 +90,7 @@ class AppQueue:
         """Whether a frame other than DATA with a length must wait here."""
         if stream in self._streams:
             return True
-        return kind not in (DATA, RST_STREAM) and self.blocks > 0
+        return kind not in (DATA, RST_STREAM) and self._blocks > 0
 
     def begin(self, kind: int, flags: int, stream: int, length: int) -> None:
         """A frame whose header has come waits; its payload follows by `feed`."""
@@ -82,8 +99,7 @@ class AppQueue:
             return
         self._items.append(_Held(kind, flags, stream, length))
         self._streams[stream] = self._streams.get(stream, 0) + 1
-        if kind not in (DATA, RST_STREAM):
-            self.blocks += 1
+        self._blocks += self._items[-1].orders_blocks
 
     def feed(self, data: bytes) -> None:
         """Payload of the frame begun last."""
@@ -93,9 +109,13 @@ class AppQueue:
         self.size += len(data)
 
     def flush(self, window: int, out: list[bytes]) -> int:
-        """Append to `out` what may be written; the window left."""
+        """Append to `out` what may be written; the window left.
+
+        Stops after an ACK (`passed_ack`), which may change what follows; `passed_block` tells of header blocks before.
+        """
         items = self._items
-        while items:
+        self.passed_block = self.passed_ack = False
+        while items and not self.passed_ack:
             item = items[0]
             if item.is_data:
                 done, window = _cut(item, window, out)
@@ -114,8 +134,9 @@ class AppQueue:
         count = self._streams.pop(item.stream) - 1
         if count:
             self._streams[item.stream] = count
-        if not item.is_data and item.prefix[3] != RST_STREAM:
-            self.blocks -= 1
+        self._blocks -= item.orders_blocks
+        self.passed_block |= item.orders_blocks and not item.is_ack
+        self.passed_ack = item.is_ack
 
 
 def _cut(item: _Held, window: int, out: list[bytes]) -> tuple[bool, int]:

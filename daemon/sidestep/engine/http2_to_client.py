@@ -42,6 +42,8 @@ from sidestep.protocols.http2 import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sidestep.engine.http2_exchange import Exchange
     from sidestep.engine.relay import Leg
 
@@ -52,6 +54,7 @@ class ToClient:
     """The writing end towards the client."""
 
     __slots__ = (
+        "_acknowledged",
         "_initial",
         "_owed",
         "_ready",
@@ -66,8 +69,10 @@ class ToClient:
         "window",
     )
 
-    def __init__(self, leg: Leg) -> None:
+    def __init__(self, leg: Leg, acknowledged: Callable[[], None]) -> None:
+        """`acknowledged` is called when an ACK of the app that had to wait has been written; it calls `apply`."""
         self.leg = leg
+        self._acknowledged = acknowledged
         self.window = WINDOW
         self.debt = 0
         self.middle = False
@@ -166,14 +171,16 @@ class ToClient:
 
     def _flush(self) -> None:
         queue = self.queue
-        if queue:
+        while queue:
             out: list[bytes] = []
-            blocks = queue.blocks
             self.window = queue.flush(self.window, out)
-            if queue.blocks < blocks:
-                self._owed = NOTHING
             for data in out:
                 self.leg.write(data)
+            if queue.passed_block:
+                self._owed = NOTHING
+            if not queue.passed_ack:
+                break
+            self._acknowledged()
 
     def _inject(self, exchange: Exchange) -> bool:
         """Write one frame of a response; False when there is nothing that may be written now.

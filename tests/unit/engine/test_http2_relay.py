@@ -698,9 +698,9 @@ def test_injected_data_makes_debt_that_credits_pay_before_they_reach_the_app() -
 
 
 def spent(talk: Talk) -> None:
-    """Spend the client's connection window on stream 1, but for 100 bytes."""
+    """Spend the client's connection window on diverted stream 7, but for 100 bytes."""
     talk.send(talk.head(3, request(b"/a")) + talk.head(5, request(b"/b")))
-    talk.divert(1 if not talk.shell.diverted and talk.relay._connection.streams.highest == 0 else 7)
+    talk.divert(7)
     talk.open_handler()
     talk.from_handler(talk.respond(1, ends=False))
     left = 65_535 - 100
@@ -769,6 +769,25 @@ def test_header_blocks_keep_the_apps_order() -> None:
                 seen.append((stream, decoder.decode(block, raw=True)[-1][0]))
                 block = b""
     assert seen == [(3, b"a"), (5, b"b"), (3, b"c"), (5, b"d")]
+
+
+def test_an_ack_does_not_overtake_data_sent_under_the_old_settings() -> None:
+    talk = Talk(client={Setting.INITIAL_WINDOW_SIZE: 1_000_000})
+    spent(talk)
+    talk.from_app(talk.respond(3, ends=False) + frame(DATA, 0, 3, b"x" * 300))
+    talk.send(settings({Setting.INITIAL_WINDOW_SIZE: 0, Setting.HEADER_TABLE_SIZE: 0}))
+    talk.from_app(SETTINGS_ACK + header_frames(5, b"\x20\x88", end_stream=True))
+    exchange = talk.relay._connection.streams.exchanges[7]
+    window = exchange.window
+    assert not talk.client.of(SETTINGS)
+    assert not talk.client.of(HEADERS, 5)
+    talk.send(window_update(0, 200))
+    kinds = [(kind, stream) for kind, _, stream, _ in talk.client.frames()]
+    assert kinds == [(HEADERS, 3), (DATA, 3), (DATA, 3), (SETTINGS, 0), (HEADERS, 5)]
+    assert exchange.window == window - 1_000_000
+    talk.divert(9)
+    talk.from_handler(header_frames(3, b"\x88", end_stream=True))
+    assert talk.client.of(HEADERS, 9)[0][1][0] & 0xE0 != 0x20  # the app's own block has carried the update
 
 
 def test_the_app_is_not_read_while_much_of_it_waits() -> None:
