@@ -21,6 +21,8 @@ order), `_diversion.exchange` is what a handler has to answer. Invariants:
     to the app, raw, for good, and with it everything later in both directions: at once, or after the diverted
     exchange in flight. No ambiguity leads to a handler.
   * A body that turns out broken is raw too; only if a handler has been given its head, the client gets a 400 instead.
+  * Whoever answers a request, its bytes go to the taps of its decision as well (`_taps`), when they are forwarded; of a
+    connection that is not understood any more nothing is copied, and a copy that had begun is truncated.
   * Kept bytes: `held`, a begun head, and until a handler leg is open its request: each up to its limit and one read.
 
 Hot path: a head in one chunk, seen before under this route, for the app, without a body, is a dict lookup and an
@@ -37,7 +39,8 @@ from sidestep.engine.http1_diversion import Diversion
 from sidestep.engine.http1_exchange import Judged
 from sidestep.engine.http1_judging import ANSWERED_BY, PLAIN, SWITCHES, Judging
 from sidestep.engine.http1_peers import Peers
-from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Relay
+from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Relay, Role
+from sidestep.engine.taps import Copy, Ledger, Taps
 from sidestep.engine.wire import Wire
 from sidestep.policy.route import SteeredPort
 from sidestep.protocols import http1_requests as reading
@@ -72,6 +75,7 @@ class Http1Relay(Relay):
         "_responses",
         "_sending",
         "_state",
+        "_taps",
         "_wire",
         "client_ended",
         "held",
@@ -79,12 +83,15 @@ class Http1Relay(Relay):
         "tls",
     )
 
-    def __init__(self, port: SteeredPort, *, tls: bool, limits: Http1Limits = LIMITS) -> None:
+    def __init__(
+        self, port: SteeredPort, *, tls: bool, limits: Http1Limits = LIMITS, ledger: Ledger | None = None
+    ) -> None:
         super().__init__()
         self.tls = tls
         self._port = port
         self._limits = limits
         self._peers = Peers(self)
+        self._taps = Taps(self, ledger or Ledger(), self._peers.tap)
         self._judging = Judging(port, limits)
         self._diversion = Diversion(self, self._peers, limits)
         self._state = _READING
@@ -123,6 +130,8 @@ class Http1Relay(Relay):
                 self._read_app(data)
             else:
                 self._diversion.read(exchange, data)
+        elif leg.role is Role.TAP:
+            self._taps.receive(leg, data)
         elif self._wire is not None:
             self._wire.receive(leg, data)
         else:
@@ -130,10 +139,15 @@ class Http1Relay(Relay):
 
     def receive_eof(self, leg: Leg) -> None:
         """Take the end of a leg's bytes."""
+        if leg.role is Role.TAP:
+            self._taps.receive_eof(leg)
+            return
         if self._state == _OVER:
             return
         if leg is self.client:
             self.client_ended = True
+            if self._wire is None:
+                self._taps.cut()
             if self._state == _DISCARD:
                 self.end(Ending.CLOSE)
             elif self._wire is not None:
@@ -163,8 +177,17 @@ class Http1Relay(Relay):
         """Learn that a leg could not be connected: what a handler will not take goes to the app."""
         self.lost(leg)
 
+    def farewell(self) -> None:
+        """Learn that only taps are left."""
+        self._taps.cut()
+
     def lost(self, leg: Leg) -> None:
         """Learn that a leg broke."""
+        if leg.role is Role.TAP:
+            self._taps.lost(leg)
+            if self._wire is not None:
+                self._wire.join()
+            return
         if self._state == _OVER:
             return
         if leg is self.client:
@@ -189,6 +212,8 @@ class Http1Relay(Relay):
 
     def reads(self, leg: Leg) -> bool:
         """Whether the shell should read from this leg now."""
+        if leg.role is Role.TAP:
+            return True
         if self._wire is not None:
             return self._wire.reads(leg)
         if leg is not self.client:
@@ -271,6 +296,8 @@ class Http1Relay(Relay):
             return len(data)
         self._sending = request.flags
         body = request.body
+        if request.decision.taps:
+            self._taps.begin(request, head)
         if rule is not None:
             self._diversion.begin(rule, request, head)
         else:
@@ -278,6 +305,8 @@ class Http1Relay(Relay):
             self._pending.append(request.flags & ANSWERED_BY)
             if 0 < body <= len(data) - end:
                 # The body is here too: both leave in one piece, which is `data` itself if that is all of it.
+                if self._taps.current:
+                    self._taps.body(data[end : end + body])
                 start, end, body = end - len(head), end + body, 0
                 app.write(data[start:end] if start >= 0 else head + data[start + len(head) : end])
             else:
@@ -289,6 +318,8 @@ class Http1Relay(Relay):
 
     def _forward(self, body: bytes) -> None:
         """Pass on a piece of the body of the request being received."""
+        if self._taps.current:
+            self._taps.body(body)
         exchange = self._diversion.exchange
         if exchange is None:
             self.app.write(body)
@@ -297,6 +328,8 @@ class Http1Relay(Relay):
 
     def _request_sent(self) -> None:
         """The request being received is here, whole."""
+        if self._taps.current:
+            self._taps.sent()
         exchange = self._diversion.exchange
         if exchange is not None:
             exchange.sent = True
@@ -309,6 +342,7 @@ class Http1Relay(Relay):
 
     def _broken(self, anomaly: str, rest: bytes) -> None:
         """The client's bytes cannot be followed any more, in a head or in a body."""
+        self._taps.cut()
         exchange = self._diversion.exchange
         if self._requests.state != reading.CHUNKS or exchange is None:
             self._unparseable(anomaly, self._requests.take() + rest)
@@ -356,6 +390,7 @@ class Http1Relay(Relay):
         ):
             held = bytes(self.held)
             self.held.clear()
+            self._taps.cut()
             self._state = _READING
             self._read_client(held)
         if self.client_ended and self._wire is None and self._state < _DISCARD:
@@ -451,6 +486,7 @@ class Http1Relay(Relay):
 
     def discard(self) -> None:
         """Nothing more is served: the rest of what the client says is read and dropped."""
+        self._taps.cut()
         self._peers.end_all(Ending.CLOSE)
         self.held.clear()
         self.deadline = None
@@ -467,15 +503,16 @@ class Http1Relay(Relay):
         if response is not None and response.upgrade == b"h2c":
             self.anomaly = "h1-h2c-upgrade"
         self._diversion.exchange = None
-        self._join(leg)
+        self._join(leg, copies=self._taps.switched())
 
     def become_wire(self, anomaly: str | None, rest: bytes = b"") -> None:
         """Join client and app; `rest` are the client's bytes after those that are kept."""
         if anomaly is not None:
             self.anomaly = anomaly
+        self._taps.cut()
         self._join(self._peers.need_app(), rest)
 
-    def _join(self, peer: Leg, rest: bytes = b"") -> None:
+    def _join(self, peer: Leg, rest: bytes = b"", *, copies: tuple[Copy, ...] = ()) -> None:
         self._peers.end_all(Ending.CLOSE, but=peer)
         kept = bytes(self.held) + self._requests.take() + rest
         self.held.clear()
@@ -486,7 +523,9 @@ class Http1Relay(Relay):
         self._diversion.then_wire = None
         self._pending.clear()
         self.deadline = None
-        self._wire = Wire(self, peer, client_ended=self.client_ended, limits=self._limits)
+        self._wire = Wire(self, peer, client_ended=self.client_ended, limits=self._limits, copies=copies)
+        if kept and copies:
+            self._wire.copy(kept)
 
     def _wire_eof(self, leg: Leg) -> None:
         if self._wire is not None:
@@ -494,6 +533,7 @@ class Http1Relay(Relay):
 
     def end(self, ending: Ending) -> None:
         """Nothing more will be said."""
+        self._taps.cut()
         self.client.end(ending)
         self._peers.end_all(ending)
         self.held.clear()

@@ -12,24 +12,28 @@ While nothing of the body was given and nothing answered, another leg can take t
 from __future__ import annotations
 
 from sidestep.engine.relay import Leg
-from sidestep.policy.route import Decision, Rule
+from sidestep.policy.redaction import redact
+from sidestep.policy.route import TO_APP, Decision, Fields, Rule
 from sidestep.protocols.http1 import CLOSE, HEAD, HTTP_1_0, Http1Limits, RequestHead
 from sidestep.protocols.http1_responses import ResponseReader
 
 
 class Judged:
-    """What is remembered of a head: where the request goes and how it is framed; its texts only if it is diverted."""
+    """What is remembered of a head: where the request goes and how it is framed; its texts only if somebody is told."""
 
-    __slots__ = ("authority", "body", "decision", "flags", "method", "target")
+    __slots__ = ("authority", "body", "decision", "fields", "flags", "method", "target")
 
     def __init__(self, decision: Decision, head: RequestHead) -> None:
         self.decision = decision
         self.body = head.body
         self.flags = head.flags
-        diverted = decision.intercept is not None
-        self.method = head.method if diverted else b""
-        self.target = head.target if diverted else b""
-        self.authority = head.authority if diverted else b""
+        told = decision is not TO_APP
+        self.method = head.method if told else b""
+        self.target = head.target if told else b""
+        self.authority = head.authority if told else b""
+        self.fields: Fields = ()
+        if any(tap.heads_only for tap in decision.taps):
+            self.fields = redact(head.fields)
 
 
 class Exchange:

@@ -1,4 +1,5 @@
-"""The legs that answer one HTTP/1 client: the app's, which may be closed idle and opened anew, and the handlers'.
+"""The legs that answer one HTTP/1 client: the app's, which may be closed idle and opened anew, and the handlers'; and
+those of copies.
 
 Invariants: `relay.app` is the only app leg that is used; at most one handler leg per intercept uid; a leg that was
 ended stays in `relay.legs` at least until the shell has seen its ending, and is forgotten when a later leg is made, so
@@ -50,6 +51,12 @@ class Peers:
         leg = self._handlers[rule.uid] = self._make(Leg(Role.HANDLER, rule))
         self._relay.opening.append(leg)
         return leg, False
+
+    def tap(self, rule: Rule) -> Leg:
+        """A new leg for one copy."""
+        leg = self._make(Leg(Role.TAP, rule))
+        self._relay.opening.append(leg)
+        return leg
 
     def drop_handler(self, leg: Leg, ending: Ending) -> None:
         """End a handler leg; the next match opens another."""

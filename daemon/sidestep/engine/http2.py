@@ -22,14 +22,15 @@ A connection starts unmixed. As long as it is, anything that cannot be read with
 answer with SETTINGS - makes it a wire, with every byte so far handed on as it came. Once mixed that way is closed: the
 peers' contexts differ. Then an error is a connection error, told with GOAWAY (RFC 9113 section 5.4.1).
 
-Copies for wiretaps will hang on `FromClient._headers`, where the decision's `taps` are known; nothing of it is built
-yet.
+Wiretaps neither make it mixed nor hold anything back: copies are made of what passes (`Http2Taps`), and end where the
+connection cannot be read any more.
 """
 
 from __future__ import annotations
 
 from sidestep.engine.http2_connection import Connection
-from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Relay
+from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Relay, Role
+from sidestep.engine.taps import Ledger
 from sidestep.model.errors import PeerError
 from sidestep.policy.route import SteeredPort
 from sidestep.protocols.http2 import (
@@ -62,12 +63,13 @@ class Http2Relay(Relay):
         tls: bool,
         limits: Http2Limits = DEFAULT_LIMITS,
         upgrade_settings: bytes | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         super().__init__()
         self.tls = tls
         self._app_asked = False
         self._client_ended = False
-        self._connection = Connection(self, port, limits)
+        self._connection = Connection(self, port, limits, ledger or Ledger())
         if upgrade_settings is not None:
             self._connection.upgraded(read_settings(upgrade_settings))
 
@@ -75,6 +77,9 @@ class Http2Relay(Relay):
 
     def receive(self, leg: Leg, data: bytes) -> None:
         """Take bytes from a leg."""
+        if leg.role is Role.TAP:
+            self._connection.taps.receive(leg, data)
+            return
         if self.wired is not None:
             self._other(leg).write(data)
             return
@@ -102,6 +107,9 @@ class Http2Relay(Relay):
 
     def receive_eof(self, leg: Leg) -> None:
         """Take the end of a leg's bytes."""
+        if leg.role is Role.TAP:
+            self._connection.taps.lost(leg, Ending.CLOSE)
+            return
         if self.wired is not None:
             self._wire_eof(leg)
         elif self.done:
@@ -121,6 +129,9 @@ class Http2Relay(Relay):
     def opened(self, leg: Leg) -> None:
         """Learn that a leg is connected."""
         leg.open = True
+        if leg.role is Role.TAP:
+            self._connection.taps.opened(leg)
+            return
         link = self._connection.diversion.links.get(leg)
         if link is not None:
             link.opened = True
@@ -132,6 +143,9 @@ class Http2Relay(Relay):
 
     def lost(self, leg: Leg) -> None:
         """Learn that a leg broke."""
+        if leg.role is Role.TAP:
+            self._connection.taps.lost(leg, Ending.ABORT)
+            return
         if self.wired is not None:
             for each in self.wired:
                 each.end(Ending.ABORT)
@@ -152,11 +166,15 @@ class Http2Relay(Relay):
 
     def drained(self, leg: Leg) -> None:
         """Learn that `leg.out` was written after it had been congested."""
-        if self._connection.mixed and leg not in (self.client, self.app):
+        if leg.role is Role.TAP:
+            self._connection.taps.drained(leg)
+        elif self._connection.mixed and leg not in (self.client, self.app):
             self._settle()
 
     def reads(self, leg: Leg) -> bool:
         """Whether the shell should read from this leg now."""
+        if leg.role is Role.TAP:
+            return leg.queued <= HIGH_WATER
         if self.wired is not None:
             return self._other(leg).queued <= HIGH_WATER
         if leg is self.client:
@@ -168,6 +186,10 @@ class Http2Relay(Relay):
         if leg is self.app:
             return self._connection.to_client.queue.size <= self._connection.limits.app_queue
         return leg.queued <= HIGH_WATER
+
+    def farewell(self) -> None:
+        """Learn that only taps are left."""
+        self._connection.taps.farewell()
 
     @property
     def idle(self) -> bool:
@@ -292,6 +314,7 @@ class Http2Relay(Relay):
         connection = self._connection
         self.anomaly = reason
         self.drain = False
+        connection.taps.cut_all()
         connection.to_app(connection.from_client.pending)
         connection.write_to_client(connection.from_app.pending, middle=False)
         self.wired = (self.client, self.app)

@@ -4,6 +4,7 @@
     FromApp     reads the app: frames to the client
     ToClient    writes the client: the app's frames, ours at their boundaries, the connection window
     Diversion   exchanges and the HTTP/2 connections to handlers (`Link`) on which they are answered
+    Http2Taps   copies of requests, on connections of their own
     Streams     whose each stream id is
 
 `mixed` is false until the first stream is diverted, and true ever after. While it is false both directions carry the
@@ -24,12 +25,14 @@ from sidestep.engine.http2_diversion import Diversion
 from sidestep.engine.http2_from_app import FromApp
 from sidestep.engine.http2_from_client import FromClient
 from sidestep.engine.http2_streams import CLIENT_ENDED, Streams
+from sidestep.engine.http2_taps import Http2Taps
 from sidestep.engine.http2_to_client import ToClient
 from sidestep.protocols.hpack import Memo
 from sidestep.protocols.http2 import DEFAULT_LIMITS, ErrorCode, Http2Error, Setting
 
 if TYPE_CHECKING:
     from sidestep.engine.relay import Relay
+    from sidestep.engine.taps import Ledger
     from sidestep.policy.route import SteeredPort
     from sidestep.protocols.http2 import Http2Limits
 
@@ -56,10 +59,11 @@ class Connection:
         "mixed",
         "port",
         "streams",
+        "taps",
         "to_client",
     )
 
-    def __init__(self, relay: Relay, port: SteeredPort, limits: Http2Limits) -> None:
+    def __init__(self, relay: Relay, port: SteeredPort, limits: Http2Limits, ledger: Ledger) -> None:
         self.port = port
         self.limits = limits
         self.memo = REQUESTS if limits is DEFAULT_LIMITS else Memo(limits.memo)
@@ -69,6 +73,7 @@ class Connection:
         self.app_over = False
         """The app has finished sending, or is lost."""
         self.streams = Streams(limits.remembered)
+        self.taps = Http2Taps(relay, ledger, limits)
         self.to_client = ToClient(relay.client, self.app_acknowledged)
         self.from_client = FromClient(self)
         self.from_app = FromApp(self)

@@ -234,6 +234,7 @@ class Diversion:
         """The client is done with the stream; `cancel` when the link is not to go on with it either."""
         connection = self._connection
         connection.streams.finish(exchange.stream)
+        connection.taps.cut(exchange.stream)
         connection.to_client.forget(exchange)
         link = exchange.link
         if cancel is not None:

@@ -204,6 +204,7 @@ class FromApp:
             return start
         if kind == RST_STREAM:
             connection.streams.ended(stream, BOTH_ENDED)
+            connection.taps.cut(stream)
             if connection.to_client.queue.takes(kind, stream):
                 connection.to_client.leg.write(data[start:position])
                 return self._enqueue(data, position, kind, flags, stream, stop - payload)
@@ -231,6 +232,7 @@ class FromApp:
         leg.write(data[start:position])
         for stream in [each for each in streams.relayed if last < each <= shown]:
             del streams.relayed[stream]
+            connection.taps.cut(stream)
             leg.write(rst_stream(stream, ErrorCode.REFUSED_STREAM))
         leg.write(data[position:payload])
         leg.write(shown.to_bytes(4, "big"))

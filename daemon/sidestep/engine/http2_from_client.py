@@ -79,6 +79,9 @@ class FromClient:
         "_started",
         "_state",
         "_stop",
+        "_tap",
+        "_tap_data",
+        "_tap_ends",
         "_through",
         "idle",
         "waits",
@@ -104,6 +107,11 @@ class FromClient:
         self._sink_data = 0
         """How many of them are data; padding follows."""
         self._sink_ends = False
+        self._tap = 0
+        """The stream with copies whose DATA frame is at hand, on its way to the app ..."""
+        self._tap_data = 0
+        """... and how many bytes of data, after which padding follows, are still to be copied."""
+        self._tap_ends = False
         self._credit = 0
         """Bytes of DATA to give back on stream 0."""
         self.idle = 0
@@ -144,6 +152,8 @@ class FromClient:
             if not self._through:
                 self._deliver(data[:position], whole=not self._rest)
                 start = position
+            elif self._tap:
+                self._copy(data[:position], whole=not self._rest)
             if self._rest:
                 connection.to_app(data[start:])
                 return
@@ -154,6 +164,7 @@ class FromClient:
                 return
             position = len(PREFACE)
         exchanges = connection.streams.exchanges
+        tapped = connection.taps.streams
         self._need = HEADER_SIZE
         while end - position >= HEADER_SIZE:
             high, low, kind, flags, stream = _unpack(data, position)
@@ -166,6 +177,8 @@ class FromClient:
                 taken = self._other(data, start, position, stop, kind, flags, stream)
             elif connection.mixed and (stream in exchanges or connection.streams.is_gone(stream)):
                 taken = self._own_data(data, start, position, stop, flags, stream)
+            elif tapped and stream in tapped and not self._copied(data, position, stop, flags, stream):
+                break
             else:
                 taken = start
                 if flags & END_STREAM:
@@ -233,7 +246,8 @@ class FromClient:
         ends = flags & END_STREAM != 0
         if stream > streams.highest and stream & 1:
             head = head_of(block)
-            rule = head.decide(connection.port.route).intercept
+            decision = head.decide(connection.port.route)
+            rule = decision.intercept
             if rule is not None and connection.may_divert(stream):
                 if not connection.from_app.is_http2:
                     self.waits = True
@@ -241,21 +255,28 @@ class FromClient:
                     return -1
                 streams.highest = stream
                 self._divert_from_here(data, start, position, block)
+                if decision.taps:
+                    connection.taps.begin(stream, head, block, decision.taps, ends=ends)
                 connection.diversion.divert(stream, head, block, rule, ends=ends)
                 return stop
             streams.highest = stream
             if len(streams.relayed) >= limits.open_streams:
                 raise Http2Error("h2-streams", ErrorCode.ENHANCE_YOUR_CALM)
             streams.relayed[stream] = CLIENT_ENDED if ends else 0
+            if decision.taps:
+                connection.taps.begin(stream, head, block, decision.taps, ends=ends)
         elif connection.mixed and stream in streams.exchanges:
+            connection.taps.trailers(stream, block, ends=ends)
             self._divert_from_here(data, start, position, block)
             connection.diversion.trailers(streams.exchanges[stream], block, ends=ends)
             return stop
         elif connection.mixed and streams.is_gone(stream):
             self._divert_from_here(data, start, position, block)
             return stop
-        elif ends:
-            streams.ended(stream, CLIENT_ENDED)
+        else:
+            connection.taps.trailers(stream, block, ends=ends)
+            if ends:
+                streams.ended(stream, CLIENT_ENDED)
         self._state = block.state
         self.idle = 0
         if not connection.mixed:
@@ -348,7 +369,40 @@ class FromClient:
         self._sink_data -= size
         sink = self._sink
         if sink is not None and sink.stream in self._connection.streams.exchanges:
-            self._connection.diversion.body(sink, data[:size], ends=whole and self._sink_ends)
+            ends = whole and self._sink_ends
+            if sink.stream in self._connection.taps.streams:
+                self._connection.taps.body(sink.stream, data[:size], ends=ends)
+            self._connection.diversion.body(sink, data[:size], ends=ends)
+
+    # --- DATA that is copied ----------------------------------------------------------------------------------------
+
+    def _copied(self, data: bytes, position: int, stop: int, flags: int, stream: int) -> bool:
+        """Copy what is here of a DATA frame for the app; False to wait for more bytes."""
+        payload = position + HEADER_SIZE
+        padding = 0
+        if flags & PADDED:
+            if stop > payload == len(data):
+                self._need = HEADER_SIZE + 1
+                return False
+            padding = 1 + data[payload] if stop > payload else 1
+        if padding > stop - payload:
+            self._connection.taps.cut(stream)  # the app will say what it thinks of that
+            return True
+        self._tap = stream
+        self._tap_data = stop - payload - padding
+        self._tap_ends = flags & END_STREAM != 0
+        self._copy(data[payload + (padding > 0) : stop], whole=stop <= len(data))
+        return True
+
+    def _copy(self, data: bytes, *, whole: bool) -> None:
+        """Payload of that frame, what exceeds its data being padding; `whole` when the frame ends here."""
+        stream = self._tap
+        size = min(len(data), self._tap_data)
+        self._tap_data -= size
+        if whole:
+            self._tap = 0
+        if stream in self._connection.taps.streams:
+            self._connection.taps.body(stream, data[:size], ends=whole and self._tap_ends)
 
     # --- everything else --------------------------------------------------------------------------------------------
 
@@ -393,6 +447,8 @@ class FromClient:
         connection = self._connection
         if kind == WINDOW_UPDATE and not stream:
             return self._credited(data, start, position, stop)
+        if kind == RST_STREAM:
+            connection.taps.cut(stream)
         if connection.mixed:
             exchange = connection.streams.exchanges.get(stream)
             if exchange is not None or connection.streams.is_gone(stream):

@@ -1,8 +1,9 @@
 """The surface of every relay engine: bytes between legs, nothing else.
 
 One accepted client connection is one `Relay`. Its ends are *legs*: the client, the app (opened when first needed), one
-handler leg per intercept that a request matched, one tap leg per copied request, and for HTTP/2 a second app leg for
-streams that fall back. The engine decides, the shell (`sidestep.proxy`) does the I/O. No sockets, no clock, no log.
+handler leg per intercept that a request matched, one tap leg per copied request (HTTP/2: per wiretap), and for HTTP/2 a
+second app leg for streams that fall back. The engine decides, the shell (`sidestep.proxy`) does the I/O. No sockets, no
+clock, no log.
 
 What the shell does
     receive(leg, data)   bytes arrived (never empty)
@@ -12,6 +13,7 @@ What the shell does
     drained(leg)         `leg.out`, which could not be written at once, is written to the end
     lost(leg)            the leg broke (reset, TLS error, timeout); nothing more goes in or out of it
     expired(now)         `deadline` has passed
+    farewell()           all legs but taps are closed, or moved by the shell itself; taps get a bounded time to flush
   and after each call: opens every leg it finds in `opening` (and empties that list), writes `leg.out` of every leg in
   `legs`, carries out `leg.ending`, and closes everything once `done` is true and the client leg is flushed.
 
@@ -24,7 +26,9 @@ What the engine promises
   * `drain` is true while more than one HTTP/2 stream is open: the shell then reads a socket until it would block before
     it writes, and merges the writes (measured 0.86 against 1.43 of haproxy's CPU); otherwise it writes after each read.
   * `wired` is set once two legs are joined for good and every byte before is in their `out`: the shell may then move
-    bytes itself (os.splice) and calls the engine no more. Legs other than these two are already ended.
+    bytes itself (os.splice) and calls the engine no more, except for taps. Legs other than these two are already ended,
+    but for taps.
+  * A tap leg influences nothing: not `reads` of any other leg, not `done`, not `wired`'s bytes or their time.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ import enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sidestep.policy.route import Rule
+    from sidestep.policy.route import Fields, Rule
 
 HIGH_WATER = 256 * 1024
 """Bytes queued towards a leg above which its sources are not read (bytes)."""
@@ -52,11 +56,13 @@ class Ending(enum.IntEnum):
     """How the shell ends a leg."""
 
     NONE = 0
-    FINISH = 1
-    """Half-close: write what is queued, then FIN or close_notify; go on reading."""
-    CLOSE = 2
+    AWAIT = 1
+    """Only for taps: write what is queued, then read for a bounded time; after that as CLOSE."""
+    FINISH = 2
+    """Half-close: write what is queued, then FIN or close_notify; go on reading (from a tap for a bounded time)."""
+    CLOSE = 3
     """Write what is queued, then close in an orderly way."""
-    ABORT = 3
+    ABORT = 4
     """Drop what is queued and reset, so that the peer cannot take a truncated message for a whole one."""
 
 
@@ -86,17 +92,42 @@ class Leg:
         self.ending = max(self.ending, ending)
 
 
+class Lost(enum.IntEnum):
+    """What of a copy did not reach its handler."""
+
+    NOTHING = 0
+    ALL = 1
+    """It was dropped: there was no room."""
+    REST = 2
+    """It was truncated, and its connection or stream reset. Told once more when it happens, without the texts."""
+
+
 class Diverted:
-    """One diverted or copied request, for the session's log line. Values are bytes as received; `path` with query."""
+    """One diverted or copied request, for the session's log line. Values are bytes as received; `path` with query.
 
-    __slots__ = ("authority", "copied", "method", "path", "rule")
+    `fields` are for a rule that wants heads only: header fields, secrets redacted.
+    """
 
-    def __init__(self, rule: Rule, method: bytes, path: bytes, authority: bytes, *, copied: bool) -> None:
+    __slots__ = ("authority", "copied", "fields", "lost", "method", "path", "rule")
+
+    def __init__(
+        self,
+        rule: Rule,
+        method: bytes,
+        path: bytes,
+        authority: bytes,
+        *,
+        copied: bool,
+        lost: Lost = Lost.NOTHING,
+        fields: Fields = (),
+    ) -> None:
         self.rule = rule
         self.method = method
         self.path = path
         self.authority = authority
         self.copied = copied
+        self.lost = lost
+        self.fields = fields
 
 
 class Relay:
@@ -150,6 +181,9 @@ class Relay:
 
     def expired(self, now: float) -> None:
         """Learn that `deadline` has passed. `now` is monotonic seconds."""
+
+    def farewell(self) -> None:
+        """Learn that only taps are left: nothing more will come to be copied."""
 
     def drained(self, leg: Leg) -> None:
         """Learn that everything queued towards a leg was written after it had been held up."""

@@ -10,23 +10,33 @@ open, for an end given to a leg that is still being opened would cancel the open
 
 `WireRelay` is a connection that is a wire from its first byte: to the app, or for a global intercept to the handler,
 and to the app after all when the handler is refused: the client's bytes wait for one of them, at most `hold` and one
-read more.
+read more. The app is asked for at the client's first byte, or at once where nobody waits to see who speaks first.
 """
 
 from __future__ import annotations
 
 from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Relay, Role
+from sidestep.engine.taps import Copy, truncated
 from sidestep.policy.route import Rule
 from sidestep.protocols.http1 import LIMITS, Http1Limits
 
 
 class Wire:
-    """The client leg and the one that answers it, joined."""
+    """The client leg and the one that answers it, joined; what the client says goes to `copies` as well."""
 
-    __slots__ = ("_client_ended", "_hold", "_peer_ended", "_relay", "peer")
+    __slots__ = ("_client_ended", "_copies", "_hold", "_peer_ended", "_relay", "peer")
 
-    def __init__(self, relay: Relay, peer: Leg, *, client_ended: bool = False, limits: Http1Limits = LIMITS) -> None:
+    def __init__(
+        self,
+        relay: Relay,
+        peer: Leg,
+        *,
+        client_ended: bool = False,
+        limits: Http1Limits = LIMITS,
+        copies: tuple[Copy, ...] = (),
+    ) -> None:
         self._relay = relay
+        self._copies = copies
         self._hold = limits.hold
         self._client_ended = client_ended
         self._peer_ended = False
@@ -37,11 +47,11 @@ class Wire:
         """Bring endings and `wired` in line; called when the peer is open."""
         relay = self._relay
         peer = self.peer
-        if not peer.open:
+        if not peer.open or relay.done:
             return
         if self._client_ended:
             peer.end(Ending.FINISH)
-        elif not self._peer_ended:
+        elif not self._peer_ended and not any(copy.is_open for copy in self._copies):
             relay.wired = (relay.client, peer)
 
     def receive(self, leg: Leg, data: bytes) -> None:
@@ -50,14 +60,25 @@ class Wire:
         if leg is client:
             if not self.peer.ending:
                 self.peer.write(data)
+            if self._copies:
+                self.copy(data)
         elif leg is self.peer and not client.ending:
             client.write(data)
+
+    def copy(self, data: bytes) -> None:
+        """Give bytes of the client to the taps."""
+        for copy in self._copies:
+            if not copy.write(data):
+                self._relay.diverted.append(truncated(copy.rule))
+                self.join()
 
     def receive_eof(self, leg: Leg) -> None:
         """Pass an end on."""
         relay = self._relay
         if leg is relay.client:
             self._client_ended = True
+            for copy in self._copies:
+                copy.finish()
             self.join()
         elif leg is self.peer:
             self._peer_ended = True
@@ -71,6 +92,8 @@ class Wire:
         """Pass a break on."""
         relay = self._relay
         if leg is relay.client or leg is self.peer:
+            for copy in self._copies:
+                copy.close(Ending.ABORT)
             relay.client.end(Ending.ABORT)
             self.peer.end(Ending.ABORT)
             relay.done = True
@@ -87,7 +110,7 @@ class WireRelay(Relay):
 
     __slots__ = ("_asked", "_limits", "_wire")
 
-    def __init__(self, rule: Rule | None = None, *, limits: Http1Limits = LIMITS) -> None:
+    def __init__(self, rule: Rule | None = None, *, at_once: bool = False, limits: Http1Limits = LIMITS) -> None:
         super().__init__()
         self._limits = limits
         self._asked = rule is not None
@@ -97,6 +120,8 @@ class WireRelay(Relay):
             self.legs.append(peer)
             self.opening.append(peer)
         self._wire = Wire(self, peer, limits=limits)
+        if at_once and not self._asked:
+            self._begin()
 
     def _begin(self) -> None:
         """Ask for the app, unless the shell brought it along."""

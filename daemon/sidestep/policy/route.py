@@ -31,6 +31,8 @@ class Rule:
     divert_probes: bool = False
     needle: bytes | None = None
     """Bytes without which no lower-cased head matches; b"": method and path decide alone; None: nothing is known."""
+    heads_only: bool = False
+    """A wiretap that wants to be told of requests, and no copies."""
 
 
 @dataclass(frozen=True, slots=True)

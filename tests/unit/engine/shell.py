@@ -33,6 +33,8 @@ class Shell:
         self.waiting: list[Leg] = []
         self.shut: dict[int, Ending] = {}
         self.largest = 0
+        self.stuck: set[int] = set()
+        """Taps that take nothing (`id` of the leg)."""
         relay.app.open = app_open
         self._settle()
 
@@ -84,6 +86,10 @@ class Shell:
     def apps(self) -> list[Leg]:
         return [leg for leg in self.legs if leg.role is Role.APP]
 
+    @property
+    def taps(self) -> list[Leg]:
+        return [leg for leg in self.legs if leg.role is Role.TAP]
+
     def to(self, leg: Leg) -> bytes:
         return bytes(self.sent.get(id(leg), b""))
 
@@ -113,7 +119,7 @@ class Shell:
                 self.waiting.append(leg)
             if self.auto:
                 for leg in [*self.waiting]:
-                    if not leg.ending:
+                    if not leg.ending or (leg.role is Role.TAP and leg.out):
                         self.waiting.remove(leg)
                         leg.open = True
                         relay.opened(leg)
@@ -124,15 +130,18 @@ class Shell:
             self._flush(leg)
         if relay.wired is not None:
             assert relay.wired[0] is relay.client
-            assert all(leg.ending >= Ending.CLOSE or leg in relay.wired for leg in relay.legs if leg.open)
+            others = [leg for leg in relay.legs if leg.open and leg.role is not Role.TAP]
+            assert all(leg.ending >= Ending.CLOSE or leg in relay.wired for leg in others)
         if relay.done:
             assert relay.client.ending >= Ending.CLOSE
 
     def _flush(self, leg: Leg) -> None:
-        if leg.queued > self.largest:
+        if leg.role is not Role.TAP and leg.queued > self.largest:
             self.largest = leg.queued
         assert leg.queued == sum(map(len, leg.out))
         assert all(leg.out), "empty writes"
+        if leg.role is Role.TAP and id(leg) in self.stuck:
+            return
         if leg.out:
             assert id(leg) not in self.shut, "bytes after an ending"
             if leg.ending is Ending.ABORT:
@@ -143,15 +152,19 @@ class Shell:
             leg.out.clear()
             leg.queued = 0
         if leg.ending and not leg.out:
+            if leg.ending is Ending.AWAIT:
+                assert leg.role is Role.TAP
             if leg.ending is Ending.FINISH and not leg.open:
                 raise AssertionError("an end for a leg that is not open")
             self.shut[id(leg)] = leg.ending
 
 
-def http1(*rules: Rule, auto: bool = True, app_open: bool = False, limits=None) -> Shell:
-    port = SteeredPort(8080, Route(rules))
-    relay = Http1Relay(port, tls=False) if limits is None else Http1Relay(port, tls=False, limits=limits)
-    return Shell(relay, auto=auto, app_open=app_open)
+def http1(
+    *rules: Rule, auto: bool = True, app_open: bool = False, limits=None, taps: tuple[Rule, ...] = (), ledger=None
+) -> Shell:
+    port = SteeredPort(8080, Route(rules, taps))
+    bounds = {} if limits is None else {"limits": limits}
+    return Shell(Http1Relay(port, tls=False, ledger=ledger, **bounds), auto=auto, app_open=app_open)
 
 
 __all__ = ["HIGH_WATER", "Shell", "everything", "http1", "matches_dev", "rule"]

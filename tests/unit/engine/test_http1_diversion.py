@@ -5,11 +5,11 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.engine.shell import Shell, everything, http1, rule
 
 from sidestep.engine.http1 import Http1Relay
 from sidestep.engine.relay import Ending
 from sidestep.policy.route import Route, SteeredPort
+from tests.unit.engine.shell import Shell, everything, http1, rule
 
 A = b"GET /a HTTP/1.1\r\nHost: app.test\r\n\r\n"
 B = b"GET /b HTTP/1.1\r\nHost: app.test\r\nX-Dev: me\r\n\r\n"
@@ -257,16 +257,6 @@ def test_a_new_route_applies_to_the_next_request():
     shell.handler(OK_B)
     assert shell.to_app == B
     assert shell.to_handler == B + B
-
-
-def test_a_wiretap_alone_changes_nothing_yet():
-    port = SteeredPort(8080, Route(wiretaps=(rule(),)))
-    shell = Shell(Http1Relay(port, tls=False))
-    shell.client(B + B)
-    shell.app(OK_A + OK_A)
-    assert shell.to_app == B + B
-    assert shell.to_client == OK_A + OK_A
-    assert not shell.relay.diverted
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,147 @@
+"""A connection of a port with global wiretaps: what the client says, every byte, goes to each of them as it is.
+
+A relay around the relay that serves the connection. One copy per wiretap and connection, begun at once, ended when the
+client has finished or the connection is over, reset when the client was. What the inner relay makes of the bytes does
+not matter here: a wire, TLS end to end included, or requests of which some are diverted or copied once more by filters.
+
+`wired` is kept from the shell while a copy is alive, because the shell would move the bytes past us; once the last one
+is over it shows. Nothing of this is paid for on ports without a global wiretap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sidestep.engine.relay import Diverted, Ending, Leg, Lost, Relay, Role
+from sidestep.engine.taps import Copy, Ledger, open_copy, truncated
+from sidestep.policy.route import Rule
+
+
+def _inner(name: str) -> Any:
+    """An attribute that is the inner relay's."""
+
+    def get(self: TappedRelay) -> Any:
+        return getattr(self.inner, name)
+
+    def put(self: TappedRelay, value: Any) -> None:
+        setattr(self.inner, name, value)
+
+    return property(get, put)
+
+
+class TappedRelay(Relay):
+    """See the module. Make it before the first byte is given to `inner`."""
+
+    __slots__ = ("_copies", "inner")
+
+    anomaly = _inner("anomaly")
+    app = _inner("app")
+    client = _inner("client")
+    deadline = _inner("deadline")
+    diverted = _inner("diverted")
+    done = _inner("done")
+    drain = _inner("drain")
+    legs = _inner("legs")
+    opening = _inner("opening")
+
+    def __init__(self, inner: Relay, rules: Iterable[Rule], ledger: Ledger) -> None:
+        self.inner = inner
+        self._copies: dict[Leg, Copy] = {}
+        for rule in rules:
+            copy = open_copy(rule, ledger, self._make, flags=None, size=0)
+            if copy is not None:
+                self._copies[copy.leg] = copy
+            else:
+                inner.diverted.append(Diverted(rule, b"", b"", b"", copied=True, lost=Lost.ALL))
+
+    def _make(self, rule: Rule) -> Leg:
+        leg = Leg(Role.TAP, rule)
+        self.inner.legs.append(leg)
+        self.inner.opening.append(leg)
+        return leg
+
+    @property
+    def wired(self) -> tuple[Leg, Leg] | None:
+        """As Relay.wired, once no copy is alive."""
+        if any(copy.is_open for copy in self._copies.values()):
+            return None
+        return self.inner.wired
+
+    @wired.setter
+    def wired(self, value: tuple[Leg, Leg] | None) -> None:
+        self.inner.wired = value
+
+    @property
+    def idle(self) -> bool:
+        """Whether no exchange is in flight."""
+        return self.inner.idle
+
+    def receive(self, leg: Leg, data: bytes) -> None:
+        """Take bytes from a leg."""
+        if leg is self.inner.client:
+            for copy in self._copies.values():
+                if not copy.write(data):
+                    self.inner.diverted.append(truncated(copy.rule))
+        elif leg in self._copies:
+            return  # what a handler says to a copy is discarded
+        self.inner.receive(leg, data)
+
+    def receive_eof(self, leg: Leg) -> None:
+        """Take the end of a leg's bytes."""
+        copy = self._copies.get(leg)
+        if copy is not None:
+            copy.receive_eof()
+            return
+        if leg is self.inner.client:
+            self._finish()
+        self.inner.receive_eof(leg)
+
+    def opened(self, leg: Leg) -> None:
+        """Learn that a leg is connected."""
+        if leg in self._copies:
+            leg.open = True
+        else:
+            self.inner.opened(leg)
+
+    def refused(self, leg: Leg) -> None:
+        """Learn that a leg could not be connected."""
+        if leg in self._copies:
+            self.lost(leg)
+        else:
+            self.inner.refused(leg)
+
+    def lost(self, leg: Leg) -> None:
+        """Learn that a leg broke."""
+        copy = self._copies.get(leg)
+        if copy is not None:
+            if not copy.is_sent:
+                self.inner.diverted.append(truncated(copy.rule))
+            copy.close(Ending.ABORT)
+            return
+        if leg is self.inner.client:
+            for each in self._copies.values():
+                each.close(Ending.ABORT)
+        self.inner.lost(leg)
+
+    def expired(self, now: float) -> None:
+        """Learn that `deadline` has passed."""
+        self.inner.expired(now)
+
+    def drained(self, leg: Leg) -> None:
+        """Learn that everything queued towards a leg was written."""
+        if leg not in self._copies:
+            self.inner.drained(leg)
+
+    def farewell(self) -> None:
+        """Learn that only taps are left."""
+        self._finish()
+        self.inner.farewell()
+
+    def reads(self, leg: Leg) -> bool:
+        """Whether the shell should read from this leg now."""
+        return leg in self._copies or self.inner.reads(leg)
+
+    def _finish(self) -> None:
+        for copy in self._copies.values():
+            copy.finish()

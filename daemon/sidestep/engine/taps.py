@@ -1,0 +1,358 @@
+"""Copies for wiretaps: bounded, lossy, and of no consequence to anybody else.
+
+A *copy* is one tapped HTTP/1 request, or the client's bytes of a whole connection, on a connection of its own to the
+wiretap's handler: a leg of role TAP. (HTTP/2: `http2_taps`, streams of one connection.) Its states:
+
+    open     what the client says is written to the leg as well; the leg's queue is the only buffer
+    sent     the request is whole (leg ends with AWAIT: the handler has a bounded time to answer, so that a server which
+             takes an early end for a client that gave up is not disturbed), or the client has finished (FINISH)
+    over     the handler answered or left after that; or the copy was truncated: its leg is reset, so that nobody takes
+             it for whole
+
+Invariants: nothing of a tap enters `reads` of another leg, or `done`; a copy that finds no room is dropped (before its
+first byte) or truncated, and said to be in `Relay.diverted`. Room is what `Ledger` gives: bytes of one copy, bytes and
+number of all copies of one wiretap, number of all copies of the process. One wiretap's hung handler takes no room from
+another's, and all hung handlers together not the memory that serves the app.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from sidestep.engine.relay import Diverted, Ending, Leg, Lost
+from sidestep.protocols import http1_responses as responses
+from sidestep.protocols.http1 import CONNECT, UPGRADE
+from sidestep.protocols.http1_responses import ResponseReader
+
+if TYPE_CHECKING:
+    from sidestep.engine.http1_exchange import Judged
+    from sidestep.engine.relay import Relay
+    from sidestep.policy.route import Rule
+
+_SWITCHES = CONNECT | UPGRADE
+
+
+@dataclass(frozen=True, slots=True)
+class TapLimits:
+    """Bounds of wiretaps in one pod proxy."""
+
+    copy: int = 1024 * 1024
+    """Bytes waiting for the handler in one copy (design, section 4)."""
+    tap: int = 4 * 1024 * 1024
+    """Bytes waiting in all copies of one wiretap."""
+    copies: int = 256
+    """Copies of one wiretap at once, those whose handler has yet to answer included."""
+    per_connection: int = 64
+    """The same of one client connection; a complete copy that waits for its handler's answer gives way to a new one."""
+    process: int = 1024
+    """Copies of all wiretaps at once: each may hold a descriptor."""
+
+
+class Holder(Protocol):
+    """Something in which bytes wait for a tap's handler: a leg, a stream."""
+
+    @property
+    def queued(self) -> int:
+        """How many bytes."""
+
+
+class Ledger:
+    """What all copies of a process hold. One per pod proxy.
+
+    Queues are emptied by the shell, which tells nobody; so per wiretap an upper bound is kept, and the truth is summed
+    up when the bound is reached.
+    """
+
+    __slots__ = ("_bounds", "_count", "_holders", "limits")
+
+    def __init__(self, limits: TapLimits | None = None) -> None:
+        self.limits = limits or TapLimits()
+        self._holders: dict[str, dict[Holder, None]] = {}
+        self._bounds: dict[str, int] = {}
+        self._count = 0
+
+    @property
+    def count(self) -> int:
+        """Copies at present."""
+        return self._count
+
+    def admits(self, uid: str, size: int) -> bool:
+        """Whether this wiretap may have one holder more, with so many bytes."""
+        limits = self.limits
+        if len(self._holders.get(uid, ())) >= limits.copies or self._count >= limits.process:
+            return False
+        return size <= limits.copy and self._takes(uid, size)
+
+    def enter(self, uid: str, holder: Holder) -> None:
+        """Take up a new holder of this wiretap."""
+        self._holders.setdefault(uid, {})[holder] = None
+        self._count += 1
+
+    def leave(self, uid: str, holder: Holder) -> None:
+        """A holder is over; leaving twice is the same as once."""
+        holders = self._holders.get(uid)
+        if holders is None or holder not in holders:
+            return
+        del holders[holder]
+        self._count -= 1
+        if not holders:
+            del self._holders[uid]
+            self._bounds.pop(uid, None)
+
+    def has_room(self, uid: str, holder: Holder, size: int) -> bool:
+        """Whether `holder` may queue so many bytes more; then they count."""
+        return holder.queued + size <= self.limits.copy and self._takes(uid, size)
+
+    def _takes(self, uid: str, size: int) -> bool:
+        most = self.limits.tap
+        bound = self._bounds.get(uid, 0) + size
+        if bound > most:
+            bound = sum(each.queued for each in self._holders.get(uid, ())) + size
+            if bound > most:
+                return False
+        self._bounds[uid] = bound
+        return True
+
+
+class _State(enum.IntEnum):
+    OPEN = 0
+    SENT = 1
+    OVER = 2
+
+
+class Copy:
+    """One copy; see the module. `flags` are those of the request copied, None for raw bytes."""
+
+    __slots__ = ("_ledger", "_reader", "_state", "flags", "leg", "rule")
+
+    def __init__(self, leg: Leg, rule: Rule, ledger: Ledger, flags: int | None) -> None:
+        self.leg = leg
+        self.rule = rule
+        self.flags = flags
+        self._ledger = ledger
+        self._reader = ResponseReader() if flags is not None else None
+        self._state = _State.OPEN
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more is to be copied."""
+        return self._state is _State.OPEN
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more goes in or out."""
+        return self._state is _State.OVER
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether it is whole and written; only the handler's answer is awaited."""
+        return self._state is _State.SENT and not self.leg.queued
+
+    def write(self, data: bytes) -> bool:
+        """Copy bytes; False when there is no room, which ends the copy."""
+        if self._state is not _State.OPEN:
+            return True
+        if self._ledger.has_room(self.rule.uid, self.leg, len(data)):
+            self.leg.write(data)
+            return True
+        self.close(Ending.ABORT)
+        return False
+
+    def go_raw(self) -> None:
+        """The connection speaks another protocol now; its bytes are copied as they are."""
+        if self._state is not _State.OVER:
+            self._state = _State.OPEN
+            self.flags = self._reader = None
+
+    def complete(self) -> None:
+        """The request is whole."""
+        if self._state is _State.OPEN:
+            self._state = _State.SENT
+            self.leg.end(Ending.AWAIT)
+
+    def finish(self) -> None:
+        """The client has finished (a raw copy)."""
+        if self._state is _State.OPEN:
+            if self.leg.open or self.leg.out:
+                self._state = _State.SENT
+                self.leg.end(Ending.FINISH)
+            else:
+                self.close(Ending.ABORT)  # not a byte, and not connected: nobody misses it
+
+    def close(self, ending: Ending) -> None:
+        """The copy is over."""
+        if self._state is not _State.OVER:
+            self._state = _State.OVER
+            self.leg.end(ending)
+            self._ledger.leave(self.rule.uid, self.leg)
+
+    def receive(self, data: bytes) -> None:
+        """Discard what the handler says; after the whole response to a whole request the copy is over."""
+        reader, flags = self._reader, self.flags
+        if reader is None or flags is None or self._state is _State.OVER:
+            return
+        at = 0
+        while at < len(data) or reader.event == responses.FINAL:
+            at = reader.read(data, at, flags)
+            event = reader.event
+            if event in (responses.BROKEN, responses.SWITCH):
+                self._reader = None
+                return
+            if event == responses.COMPLETE:
+                self._reader = None
+                if self._state is _State.SENT:
+                    self.close(Ending.CLOSE)
+                return
+
+    def receive_eof(self) -> None:
+        """The handler has finished speaking; it may go on listening until the copy is whole."""
+        self._reader = None
+        if self._state is _State.SENT:
+            self.close(Ending.CLOSE)
+
+
+class Taps:
+    """The copies of the requests of one HTTP/1 connection. `current` are those of the request being received."""
+
+    __slots__ = ("_copies", "_ledger", "_make", "_relay", "_whole", "current")
+
+    def __init__(self, relay: Relay, ledger: Ledger, make: MakeLeg) -> None:
+        self._relay = relay
+        self._ledger = ledger
+        self._make = make
+        self._copies: dict[Leg, Copy] = {}
+        self._whole = False
+        """The current request has been received whole; it may yet switch to another protocol."""
+        self.current: tuple[Copy, ...] = ()
+
+    # --- the request ------------------------------------------------------------------------------------------------
+
+    def begin(self, request: Judged, head: bytes) -> None:
+        """A request whose head has come is copied to the taps of its decision."""
+        self.cut()
+        self._whole = False
+        copies = []
+        for rule in request.decision.taps:
+            lost = Lost.NOTHING
+            if not rule.heads_only:
+                copy = self._open(rule, request.flags, len(head))
+                if copy is None:
+                    lost = Lost.ALL
+                else:
+                    copy.leg.write(head)
+                    copies.append(copy)
+            self._tell(rule, request, lost)
+        self.current = tuple(copies)
+
+    def body(self, data: bytes) -> None:
+        """Bytes of its body, framing included."""
+        for copy in self.current:
+            if not copy.write(data):
+                self._relay.diverted.append(truncated(copy.rule))
+
+    def sent(self) -> None:
+        """It is whole. If it may be answered by another protocol, `switched` or the next `cut` tells."""
+        self._whole = True
+        for copy in self.current:
+            if copy.flags is not None and not copy.flags & _SWITCHES:
+                copy.complete()
+        if not any(copy.is_open for copy in self.current):
+            self.current = ()
+
+    def switched(self) -> tuple[Copy, ...]:
+        """The connection speaks another protocol now: the copies that go on, raw."""
+        copies, self.current = self.current, ()
+        for copy in copies:
+            copy.go_raw()
+        return copies
+
+    def cut(self) -> None:
+        """Nothing more of the current request will be copied: what is not whole is truncated."""
+        copies, self.current = self.current, ()
+        for copy in copies:
+            if self._whole:
+                copy.complete()
+            elif copy.is_open:
+                copy.close(Ending.ABORT)
+                self._relay.diverted.append(truncated(copy.rule))
+
+    # --- the handlers -----------------------------------------------------------------------------------------------
+
+    def receive(self, leg: Leg, data: bytes) -> None:
+        """Take bytes of a handler."""
+        copy = self._copies.get(leg)
+        if copy is not None:
+            copy.receive(data)
+            self._forget(copy)
+
+    def receive_eof(self, leg: Leg) -> None:
+        """Take the end of a handler's bytes."""
+        copy = self._copies.get(leg)
+        if copy is not None:
+            copy.receive_eof()
+            self._forget(copy)
+
+    def lost(self, leg: Leg) -> None:
+        """A handler refused, or broke."""
+        copy = self._copies.get(leg)
+        if copy is not None:
+            if not copy.is_sent:
+                self._relay.diverted.append(truncated(copy.rule))
+            copy.close(Ending.ABORT)
+            self._forget(copy)
+
+    def _forget(self, copy: Copy) -> None:
+        if copy.is_over:
+            self._copies.pop(copy.leg, None)
+
+    # --- opening ----------------------------------------------------------------------------------------------------
+
+    def _open(self, rule: Rule, flags: int, size: int) -> Copy | None:
+        for over in [each for each in self._copies.values() if each.is_over]:
+            del self._copies[over.leg]
+        if len(self._copies) >= self._ledger.limits.per_connection:
+            oldest = next((each for each in self._copies.values() if each.is_sent and each.rule.uid == rule.uid), None)
+            if oldest is None:
+                return None
+            oldest.close(Ending.CLOSE)
+            del self._copies[oldest.leg]
+        copy = open_copy(rule, self._ledger, self._make, flags=flags, size=size)
+        if copy is not None:
+            self._copies[copy.leg] = copy
+        return copy
+
+    def _tell(self, rule: Rule, request: Judged, lost: Lost) -> None:
+        self._relay.diverted.append(
+            Diverted(
+                rule,
+                request.method,
+                request.target,
+                request.authority,
+                copied=True,
+                lost=lost,
+                fields=request.fields if rule.heads_only else (),
+            )
+        )
+
+
+class MakeLeg(Protocol):
+    """Adds a leg to a relay and asks for its connection."""
+
+    def __call__(self, rule: Rule) -> Leg:
+        """A new leg of role TAP."""
+
+
+def open_copy(rule: Rule, ledger: Ledger, make: MakeLeg, *, flags: int | None, size: int) -> Copy | None:
+    """A copy with room for its first `size` bytes, None when there is none."""
+    if not ledger.admits(rule.uid, size):
+        return None
+    leg = make(rule)
+    ledger.enter(rule.uid, leg)
+    return Copy(leg, rule, ledger, flags)
+
+
+def truncated(rule: Rule) -> Diverted:
+    """The note of a copy that ends before its original."""
+    return Diverted(rule, b"", b"", b"", copied=True, lost=Lost.REST)
