@@ -14,13 +14,13 @@ from typing import Any
 import click
 
 from sidestep.cli.companion import Companion
-from sidestep.cli.options import PortMapping, PortType, namespace_option, output_option, socket_option
+from sidestep.cli.options import PortMapping, PortType, namespace_option, output_option
 from sidestep.cli.output import LineWriter
 from sidestep.cli.report import JsonReport, Report
+from sidestep.cli.where import Where, namespace_of, session, where_options
 from sidestep.config.filters import describe_filter, parse_filter
 from sidestep.laptop.handler import Handler, HandlerSettings
-from sidestep.laptop.local_client import LocalClient
-from sidestep.laptop.session import Outcome, Session
+from sidestep.laptop.session import Outcome
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.filter import Filter
 from sidestep.policy.matching import compile_filter
@@ -45,7 +45,7 @@ class _Plan:
 
     spec: SessionSpec
     handler: HandlerSettings
-    socket: Path
+    where: Where
     output: str
     command: tuple[str, ...]
     description: str
@@ -72,14 +72,14 @@ class _Plan:
     help="Verify the handler's certificate against this CA (PEM). [default: not verified]",
 )
 @click.option("--divert-probes", is_flag=True, help="Divert kubelet probes too, which otherwise never match.")
-@socket_option
 @output_option
+@where_options
 def intercept(
     workload: str,
     command: tuple[str, ...],
     port: PortMapping,
-    namespace: str,
-    socket_path: Path,
+    namespace: str | None,
+    where: Where,
     output: str,
     address: str,
     handler_ca: Path | None,
@@ -113,7 +113,7 @@ def intercept(
     except (ConfigurationError, RefusedError) as error:
         raise click.UsageError(str(error)) from error
     spec = SessionSpec(
-        namespace=namespace,
+        namespace=namespace_of(where, namespace),
         workload=workload,
         port=port.remote,
         transport="udp" if port.transport == "udp" else "tcp",
@@ -127,7 +127,7 @@ def intercept(
         divert_probes=rest["divert_probes"],
     )
     description = f"{describe_filter(wanted)} of {workload} port {port.remote} goes to {handler}"
-    plan = _Plan(spec, handler, socket_path, output, command, description + (" in clear" if plaintext else ""))
+    plan = _Plan(spec, handler, where, output, command, description + (" in clear" if plaintext else ""))
     return asyncio.run(_run(plan, prepared))
 
 
@@ -153,11 +153,11 @@ async def _run(plan: _Plan, handler: Handler) -> int:
 
     writer = LineWriter(sys.stdout, on_closed=nobody_reads)
     report = JsonReport(writer) if plan.output == "json" else Report(writer, description=plan.description)
-    session = Session(client=LocalClient(plan.socket), spec=plan.spec, handler=handler, listener=report)
+    running_session = session(plan.where, spec=plan.spec, handler=handler, listener=report)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, interrupted.set)
     companion = Companion(plan.command) if plan.command else None
-    running = asyncio.create_task(session.run(), name="session")
+    running = asyncio.create_task(running_session.run(), name="session")
     waiting = asyncio.create_task(interrupted.wait(), name="interrupted")
     tasks: set[asyncio.Task[Any]] = {running, waiting}
     if companion is not None:
@@ -166,7 +166,7 @@ async def _run(plan: _Plan, handler: Handler) -> int:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if companion is not None:
             await companion.end()
-        session.stop()
+        running_session.stop()
         outcome = await running
         for task in done - {running}:
             task.result()

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from urllib.parse import quote
 
 import click
 
-from sidestep.cli.options import namespace_option, output_option, socket_option
+from sidestep.cli import cluster_view
+from sidestep.cli.options import namespace_option, output_option
+from sidestep.cli.where import Where, namespace_of, where_options
+from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
 
 
 @click.command(short_help="End an intercept.")
 @click.argument("name")
 @namespace_option
-@socket_option
 @output_option
-def leave(name: str, namespace: str, socket_path: Path, output: str) -> None:
+@where_options
+def leave(name: str, namespace: str | None, where: Where, output: str) -> None:
     """End the intercept NAME (as `sidestep list` shows it; NS/NAME works too).
 
     The next request goes to the workload. The session that held it is told who ended it, and exits.
@@ -26,9 +28,12 @@ def leave(name: str, namespace: str, socket_path: Path, output: str) -> None:
       sidestep leave orders -n shop
     """
     before, slash, after = name.partition("/")
-    namespace, name = (before, after) if slash else (namespace, name)
-    target = f"/v1/intercepts/{quote(namespace, safe='')}/{quote(name, safe='')}"
-    asyncio.run(LocalClient(socket_path).delete(target))
+    namespace, name = (before, after) if slash else (namespace_of(where, namespace), name)
+    if isinstance(where, ClusterAccess):
+        asyncio.run(cluster_view.leave(where, namespace, name))
+    else:
+        target = f"/v1/intercepts/{quote(namespace, safe='')}/{quote(name, safe='')}"
+        asyncio.run(LocalClient(where).delete(target))
     if output == "text":
         click.echo(f"Ended {namespace}/{name}.")
     else:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from pathlib import Path
 
 import click
 import msgspec
 
-from sidestep.cli.options import output_option, socket_option
+from sidestep.cli import cluster_view
+from sidestep.cli.options import output_option
 from sidestep.cli.output import harmless
 from sidestep.cli.table import table
+from sidestep.cli.where import Where, namespace_of, where_options
+from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
 from sidestep.node.view import ConditionView, PortView, WorkloadView
 from sidestep.tunnel.messages import decode
@@ -20,22 +22,27 @@ _HEAD = ("NAMESPACE", "WORKLOAD", "PODS", "PORT", "PROTOCOL", "KNOWN BY", "CERTI
 
 
 @click.command("list", short_help="Show workloads, ports, certificates, intercepts, problems.")
-@click.option("--namespace", "-n", metavar="NS", help="Only this namespace. [default: all]")
-@socket_option
+@click.option("--namespace", "-n", metavar="NS", help="Only this namespace. [default: all; in a cluster the context's]")
+@click.option("--all-namespaces", "-A", is_flag=True, help="All namespaces of a cluster.")
 @output_option
-def list_command(namespace: str | None, socket_path: Path, output: str) -> None:
-    """Show the workloads of the node, their ports, certificates and intercepts, and what is wrong with them.
+@where_options
+def list_command(namespace: str | None, all_namespaces: bool, where: Where, output: str) -> None:
+    """Show workloads, their ports, certificates and intercepts, and what is wrong with them.
 
     \b
       sidestep list
       sidestep list -n shop --output json
     """
-    body = asyncio.run(LocalClient(socket_path).get("/v1/workloads"))
-    workloads = [
-        each
-        for each in decode(body, tuple[WorkloadView, ...], what="the daemon's answer")
-        if namespace in {None, each.namespace}
-    ]
+    if isinstance(where, ClusterAccess):
+        scope = "" if all_namespaces else namespace_of(where, namespace)
+        workloads, namespace = list(asyncio.run(cluster_view.workloads(where, scope))), scope or None
+    else:
+        body = asyncio.run(LocalClient(where).get("/v1/workloads"))
+        workloads = [
+            each
+            for each in decode(body, tuple[WorkloadView, ...], what="the daemon's answer")
+            if namespace in {None, each.namespace}
+        ]
     if output == "json":
         for each in workloads:
             click.echo(msgspec.json.encode(each).decode())

@@ -73,7 +73,7 @@ def output_option(command: F) -> F:
 
 
 def namespace_option(command: F) -> F:
-    """`-n NAMESPACE`, with the default that kubectl has."""
+    """`-n NAMESPACE`, None where it is not given: the default is that of the place the command talks to."""
     return click.option(
-        "--namespace", "-n", default="default", show_default=True, metavar="NS", help="Namespace of the workload."
+        "--namespace", "-n", metavar="NS", help="Namespace of the workload. [default: the context's, else default]"
     )(command)

@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from pathlib import Path
 
 import click
+import msgspec
 
+from sidestep.cli import cluster_view
+from sidestep.cli.cluster_view import ClusterStatusView
 from sidestep.cli.listing import conditions
-from sidestep.cli.options import output_option, socket_option
+from sidestep.cli.options import output_option
 from sidestep.cli.output import harmless
 from sidestep.cli.table import table
+from sidestep.cli.where import Where, namespace_of, where_options
+from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
 from sidestep.node.view import InterceptView, StatusView
 from sidestep.tunnel.messages import decode
 
 
 @click.command(short_help="Show the node daemon, target pods, intercepts, problems.")
-@socket_option
+@click.option("--namespace", "-n", metavar="NS", help="Namespace of a cluster. [default: the context's]")
+@click.option("--all-namespaces", "-A", is_flag=True, help="All namespaces of a cluster.")
 @output_option
-def status(socket_path: Path, output: str) -> None:
-    """Show the node daemon, the pods it steers, the intercepts it serves, and every problem it knows of.
+@where_options
+def status(namespace: str | None, all_namespaces: bool, where: Where, output: str) -> None:
+    """Show the node daemon (of a cluster: the daemons), target pods, intercepts, and every problem that is known.
 
     \b
       sidestep status
       sidestep status --output json
     """
-    body = asyncio.run(LocalClient(socket_path).get("/v1/status"))
+    if isinstance(where, ClusterAccess):
+        scope = "" if all_namespaces else namespace_of(where, namespace)
+        found = asyncio.run(cluster_view.status(where, scope))
+        lines = [msgspec.json.encode(found).decode()] if output == "json" else _cluster_text(found)
+        for line in lines:
+            click.echo(line)
+        return
+    body = asyncio.run(LocalClient(where).get("/v1/status"))
     if output == "json":
         click.echo(body.decode())
         return
@@ -54,12 +67,52 @@ def _text(view: StatusView) -> Iterable[str]:
             for pod in view.pods
         ]
         yield from table(head, rows)
+        for pod in view.pods:
+            for port, protocol in pod.protocols.items():
+                yield harmless(f"  {pod.namespace}/{pod.name} {port}: {protocol}")
     else:
         yield "No pod is steered."
     yield ""
     if view.intercepts:
         columns = ("INTERCEPT", "OWNER", "WORKLOAD", "PORT", "FILTER", "ACTIVE", "COUNTERS")
         yield from table(columns, [_intercept(each) for each in view.intercepts])
+    else:
+        yield "No intercepts."
+    yield from conditions(view.conditions)
+
+
+def _cluster_text(view: ClusterStatusView) -> Iterable[str]:
+    yield harmless(f"Cluster {view.server}, " + (f"namespace {view.namespace}" if view.namespace else "all namespaces"))
+    yield ""
+    if view.daemons:
+        rows = [
+            (each.node, each.pod, "ready" if each.ready else "not ready", str(each.restarts), each.version)
+            for each in view.daemons
+        ]
+        yield from table(("NODE", "DAEMON", "STATE", "RESTARTS", "VERSION"), rows)
+    else:
+        yield "No node daemons can be seen (role sidestep-tunnel in namespace sidestep lets you)."
+    yield ""
+    if view.intercepts:
+        head = ("INTERCEPT", "KIND", "OWNER", "WORKLOAD", "PORT", "FILTER", "STATE", "PODS", "NODES", "MESSAGE")
+        yield from table(
+            head,
+            [
+                (
+                    f"{each.namespace}/{each.name}",
+                    each.kind,
+                    each.owner,
+                    each.workload,
+                    each.port,
+                    each.filter,
+                    each.state,
+                    str(each.active_pods),
+                    " ".join(each.nodes),
+                    each.message,
+                )
+                for each in view.intercepts
+            ],
+        )
     else:
         yield "No intercepts."
     yield from conditions(view.conditions)

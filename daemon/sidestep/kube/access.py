@@ -22,8 +22,8 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 class ClusterAccess:
     """An API server. `authorization` gives the header's value at each request, "" for none; no `tls` means in clear.
 
-    `base` is a path before every other (Rancher has one); `server_name`, where there is one, is verified in place of the
-    host; `user` is who the kubeconfig says we are: a claim.
+    `base` is a path before every other (Rancher has one); `server_name` is verified in place of the host where there is
+    one; `user` is who the kubeconfig says we are: a claim.
     """
 
     host: str

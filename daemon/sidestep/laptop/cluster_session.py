@@ -149,6 +149,7 @@ class ClusterSession:
         self._latest = created
         metadata = created.metadata
         hello = Hello(VERSION, __version__, "", "", metadata.uid, metadata.namespace, metadata.name)
+        self._handler.intercept = f"{metadata.namespace}/{metadata.name}"
         self._listener.registered(hello)
         query = {"fieldSelector": f"metadata.name={metadata.name}"}
         watch = Watch(self._api, (collection_path(self._kind, metadata.namespace),), self, query=query)

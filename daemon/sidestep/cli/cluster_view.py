@@ -1,0 +1,295 @@
+"""`list`, `status` and `leave` in a cluster: read from, and written to, its API; no daemon is asked.
+
+Ports and protocols come from the same survey as the daemons'; what only a daemon knows (certificates, probed protocols)
+is in the resources' status and in Events.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sidestep.config.filters import describe_filter
+from sidestep.kube.access import ClusterAccess
+from sidestep.kube.api import Api, escape
+from sidestep.kube.errors import ApiError
+from sidestep.kube.events import COMPONENT
+from sidestep.kube.resources import GROUP, PLURALS, Resource, collection_path, deletion, read, resource_path
+from sidestep.kube.snapshot import list_all, read_inventory
+from sidestep.kube.watch import decode
+from sidestep.laptop.refusals import DAEMON_NAMESPACE, explain
+from sidestep.model.errors import ClusterError, ConfigurationError, RefusedError
+from sidestep.model.intercept import Intercept, Kind
+from sidestep.model.inventory import Inventory
+from sidestep.model.pod import PodKey
+from sidestep.node.survey import PodSurvey, PortSurvey, protocol_text, survey
+from sidestep.node.view import ConditionView, PortView, WorkloadView
+from sidestep.policy.workloads import pods_of
+
+
+class DaemonView(msgspec.Struct, frozen=True):
+    """A node daemon, as its pod shows it."""
+
+    pod: str
+    node: str
+    ready: bool
+    restarts: int
+    version: str
+
+
+class ResourceView(msgspec.Struct, frozen=True):
+    """An Intercept or Wiretap."""
+
+    namespace: str
+    name: str
+    kind: str
+    owner: str
+    workload: str
+    port: str
+    filter: str
+    state: str
+    message: str
+    active_pods: int
+    nodes: tuple[str, ...]
+
+
+class ClusterStatusView(msgspec.Struct, frozen=True):
+    """Everything `sidestep status` shows of a cluster."""
+
+    server: str
+    namespace: str
+    daemons: tuple[DaemonView, ...] = ()
+    intercepts: tuple[ResourceView, ...] = ()
+    conditions: tuple[ConditionView, ...] = ()
+
+
+async def workloads(access: ClusterAccess, namespace: str) -> tuple[WorkloadView, ...]:
+    """The workloads of a namespace. Raises RefusedError, ClusterError."""
+    api = Api(access)
+    try:
+        try:
+            inventory = await read_inventory(api, namespace)
+        except ClusterError as error:
+            raise explain(error, verb="list", resource="pods", namespace=namespace) from error
+        resources = [each for each in await _resources(api, namespace) if each.intercept is not None]
+        conditions = await _events(api, namespace)
+    finally:
+        api.close()
+    return _views(inventory, resources, conditions)
+
+
+async def status(access: ClusterAccess, namespace: str) -> ClusterStatusView:
+    """Daemons, and the resources and problems of a namespace. Raises RefusedError, ClusterError."""
+    api = Api(access)
+    try:
+        resources = await _resources(api, namespace)
+        daemons = await _daemons(api)
+        conditions = [each for found in (await _events(api, namespace)).values() for each in found]
+    finally:
+        api.close()
+    for resource in resources:
+        for entry in resource.status.nodes.values():
+            if entry is not None:
+                conditions += [ConditionView(each.type, each.subject, each.text) for each in entry.conditions]
+    return ClusterStatusView(
+        server=str(access),
+        namespace=namespace,
+        daemons=daemons,
+        intercepts=tuple(_resource_view(each) for each in resources),
+        conditions=tuple(dict.fromkeys(conditions)),
+    )
+
+
+async def leave(access: ClusterAccess, namespace: str, name: str) -> None:
+    """Delete an Intercept, or a Wiretap if there is no such Intercept. Raises RefusedError, ClusterError."""
+    api = Api(access)
+    try:
+        for kind in Kind:
+            path = resource_path(kind, namespace, name)
+            try:
+                found = read(kind, decode(await api.get(path), dict))
+                await api.delete(path, deletion(found.metadata.uid))
+            except ApiError as error:
+                if error.status == 404 and error.reason:
+                    continue
+                resource = f"{PLURALS[kind]}.{GROUP}"
+                raise explain(error, verb="delete", resource=resource, namespace=namespace) from error
+            return
+    finally:
+        api.close()
+    raise RefusedError(f"there is no intercept {namespace}/{name}; sidestep status shows those there are")
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+async def _resources(api: Api, namespace: str) -> list[Resource]:
+    found = []
+    for kind in Kind:
+        try:
+            values = await list_all(api, collection_path(kind, namespace))
+        except ClusterError as error:
+            resource = f"{PLURALS[kind]}.{GROUP}"
+            raise explain(error, verb="list", resource=resource, namespace=namespace) from error
+        for value in values:
+            try:
+                found.append(read(kind, value))
+            except ConfigurationError:
+                continue  # it has no name to be shown by
+    return sorted(found, key=lambda each: (each.metadata.creation_timestamp, each.display))
+
+
+async def _daemons(api: Api) -> tuple[DaemonView, ...]:
+    """The daemons' pods; nothing for somebody who may not see them."""
+    try:
+        values = await list_all(
+            api,
+            f"/api/v1/namespaces/{DAEMON_NAMESPACE}/pods",
+            query={"labelSelector": "app.kubernetes.io/name=sidestep,app.kubernetes.io/component=node"},
+        )
+    except ApiError as error:
+        if error.forbidden:
+            return ()
+        raise
+    return tuple(sorted((_daemon(value) for value in values), key=lambda each: (each.node, each.pod)))
+
+
+def _daemon(value: dict[str, Any]) -> DaemonView:
+    containers = (value.get("status") or {}).get("containerStatuses") or [{}]
+    image = str(((value.get("spec") or {}).get("containers") or [{}])[0].get("image", ""))
+    return DaemonView(
+        pod=str(value["metadata"]["name"]),
+        node=str((value.get("spec") or {}).get("nodeName", "")),
+        ready=bool(containers[0].get("ready")),
+        restarts=int(containers[0].get("restartCount", 0)),
+        version=image.rpartition(":")[2],
+    )
+
+
+async def _events(api: Api, namespace: str) -> dict[PodKey | None, list[ConditionView]]:
+    """What daemons have reported, by pod, without what they have reported as over; None for other objects."""
+    scope = f"namespaces/{escape(namespace)}/" if namespace else ""
+    try:
+        values = await list_all(api, f"/api/v1/{scope}events", query={"fieldSelector": f"source={COMPONENT}"})
+    except ApiError as error:
+        if error.forbidden:
+            return {}
+        raise
+    found: dict[tuple[PodKey | None, ConditionView], None] = {}
+    for value in sorted(values, key=lambda each: str(each.get("lastTimestamp"))):
+        about = value.get("involvedObject") or {}
+        name, space, kind = str(about.get("name")), str(about.get("namespace", "")), str(about.get("kind"))
+        pod = PodKey(space, name) if kind == "Pod" else None
+        reason = str(value.get("reason"))
+        subject = f"{kind.lower()} {space}/{name}".replace(" /", " ")
+        view = ConditionView(reason.removesuffix("Resolved"), subject, str(value.get("message")))
+        if reason.endswith("Resolved"):
+            found.pop((pod, view), None)
+        else:
+            found[pod, view] = None
+    grouped: dict[PodKey | None, list[ConditionView]] = {}
+    for pod, view in found:
+        grouped.setdefault(pod, []).append(view)
+    return grouped
+
+
+# --- views --------------------------------------------------------------------------------------------------------
+
+
+def _views(
+    inventory: Inventory, resources: list[Resource], conditions: dict[PodKey | None, list[ConditionView]]
+) -> tuple[WorkloadView, ...]:
+    surveys: dict[tuple[str, str, str], list[PodSurvey]] = {
+        (key.namespace, key.kind, key.name): [] for key, each in inventory.workloads.items() if not each.owners
+    }
+    for pod in inventory.pods.values():
+        if pod.ended:
+            continue
+        owner = (pod.owners[-1].kind, pod.owners[-1].name) if pod.owners else ("pod", pod.key.name)
+        found = survey(pod, inventory, node_annotations={})
+        surveys.setdefault((pod.key.namespace, *owner), []).append(found)
+    covering: dict[PodKey, list[str]] = {}
+    for resource in resources:
+        if resource.intercept is not None:
+            for key in _covered(resource.intercept, inventory):
+                covering.setdefault(key, []).append(resource.display)
+    return tuple(
+        _view(name, found, inventory, covering, conditions) for name, found in sorted(surveys.items(), key=_first)
+    )
+
+
+def _first(item: tuple[tuple[str, str, str], object]) -> tuple[str, str, str]:
+    return item[0]
+
+
+def _covered(intercept: Intercept, inventory: Inventory) -> list[PodKey]:
+    try:
+        return [pod.key for pod in pods_of(intercept, inventory)]
+    except RefusedError:
+        return []
+
+
+def _view(
+    name: tuple[str, str, str],
+    surveys: list[PodSurvey],
+    inventory: Inventory,
+    covering: dict[PodKey, list[str]],
+    conditions: dict[PodKey | None, list[ConditionView]],
+) -> WorkloadView:
+    ports: dict[tuple[int, str], PortView] = {}
+    stated: dict[ConditionView, None] = {}
+    intercepts: set[str] = set()
+    for found in surveys:
+        intercepts.update(covering.get(found.pod.key, ()))
+        stated.update(dict.fromkeys(conditions.get(found.pod.key, ())))
+        for condition in found.conditions:
+            stated[ConditionView(condition.type.value, condition.subject, condition.text)] = None
+        for each in found.ports:
+            ports.setdefault((each.port.number, each.port.transport.value), _port(found, each, inventory))
+    return WorkloadView(
+        namespace=name[0],
+        kind=name[1],
+        name=name[2],
+        pods=tuple(sorted(found.pod.key.name for found in surveys)),
+        ports=tuple(view for _, view in sorted(ports.items())),
+        intercepts=tuple(sorted(intercepts)),
+        conditions=tuple(stated),
+    )
+
+
+def _port(found: PodSurvey, each: PortSurvey, inventory: Inventory) -> PortView:
+    protocol = each.protocol
+    leading = tuple(
+        f"{service.name}:{port.number}"
+        for service in inventory.services_of(found.pod)
+        for port in service.ports
+        if port in each.resolved.service_ports
+    )
+    return PortView(
+        number=each.port.number,
+        transport=each.port.transport.value,
+        protocol=protocol_text(protocol, each.port.transport),
+        tls=protocol.tls.value,
+        http2=protocol.http2.value,
+        known=protocol.source if protocol.source != "probing" else "not known yet",
+        name=each.port.name,
+        service_ports=leading,
+    )
+
+
+def _resource_view(resource: Resource) -> ResourceView:
+    intercept, fields = resource.intercept, resource.status
+    return ResourceView(
+        namespace=resource.metadata.namespace,
+        name=resource.metadata.name,
+        kind=resource.kind.value,
+        owner=intercept.owner if intercept is not None else "",
+        workload=str(intercept.workload) if intercept is not None else "",
+        port=f"{intercept.port}/{intercept.transport.value}" if intercept is not None else "",
+        filter=describe_filter(intercept.filter) if intercept is not None else "",
+        state=fields.state or "Pending",
+        message=resource.problem or fields.message,
+        active_pods=fields.active_pods,
+        nodes=tuple(sorted(name for name, entry in fields.nodes.items() if entry is not None)),
+    )

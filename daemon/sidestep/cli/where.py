@@ -1,0 +1,102 @@
+"""Which daemon a command talks to: that of this machine by its unix socket, or those of a cluster through its API.
+
+In this order:
+
+    --socket                                   this machine
+    --kubeconfig or --context                  the cluster
+    a daemon answers on the default socket     this machine
+    kubectl would find a kubeconfig            the cluster, in the current context
+    this is a pod with a service account       the cluster it belongs to
+    nothing of all that                        this machine, whose refusal says what to do
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from sidestep.kube import kubeconfig as kubeconfigs
+from sidestep.kube.access import ClusterAccess, in_cluster, is_in_cluster
+from sidestep.laptop.cluster_session import ClusterSession
+from sidestep.laptop.handler import Handler
+from sidestep.laptop.local_client import LocalClient
+from sidestep.laptop.session import Listener, Session
+from sidestep.node.options import DEFAULT_SOCKET
+from sidestep.tunnel.messages import SessionSpec
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+Where = Path | ClusterAccess
+"""The socket of this machine's daemon, or an API server."""
+
+LOCAL_NAMESPACE = "default"
+
+
+def where_options(command: F) -> F:
+    """`--socket`, `--kubeconfig`, `--context`; the command gets one `where`."""
+
+    def choosing(
+        *arguments: Any, socket_path: Path | None, kubeconfig: Path | None, context: str | None, **rest: Any
+    ) -> Any:
+        if socket_path is not None and (kubeconfig is not None or context is not None):
+            raise click.UsageError("--socket is the daemon of this machine, --kubeconfig and --context are a cluster's")
+        return command(*arguments, where=choose(socket_path, kubeconfig, context), **rest)
+
+    choosing.__name__, choosing.__doc__ = command.__name__, command.__doc__
+    choosing.__click_params__ = list(getattr(command, "__click_params__", ()))  # type: ignore[attr-defined]
+    for option in (
+        click.option("--context", metavar="NAME", help="Context of the kubeconfig. [default: the current one]"),
+        click.option(
+            "--kubeconfig", type=click.Path(path_type=Path), metavar="FILE", help="Kubeconfig of the cluster."
+        ),
+        click.option(
+            "--socket",
+            "socket_path",
+            type=click.Path(path_type=Path),
+            metavar="PATH",
+            help=f"Unix socket of this machine's daemon, not a cluster. [default: {DEFAULT_SOCKET} if one answers]",
+        ),
+    ):
+        choosing = option(choosing)
+    return choosing  # type: ignore[return-value]  # the same function but for the options it takes
+
+
+def choose(socket_path: Path | None, kubeconfig: Path | None, context: str | None) -> Where:
+    """Decide. Raises ConfigurationError when a kubeconfig cannot be used."""
+    if socket_path is not None:
+        return socket_path
+    if kubeconfig is not None or context is not None:
+        return kubeconfigs.load(kubeconfig, context)
+    if _answers(DEFAULT_SOCKET):
+        return DEFAULT_SOCKET
+    if kubeconfigs.exists():
+        return kubeconfigs.load()
+    return in_cluster() if is_in_cluster() else DEFAULT_SOCKET
+
+
+def namespace_of(where: Where, namespace: str | None) -> str:
+    """The namespace given, else the context's, else that of local mode."""
+    return namespace or (where.namespace if isinstance(where, ClusterAccess) else LOCAL_NAMESPACE)
+
+
+def session(where: Where, *, spec: SessionSpec, handler: Handler, listener: Listener) -> Session | ClusterSession:
+    """A session there; not begun yet."""
+    if isinstance(where, ClusterAccess):
+        return ClusterSession(access=where, spec=spec, handler=handler, listener=listener)
+    return Session(client=LocalClient(where), spec=spec, handler=handler, listener=listener)
+
+
+def _answers(path: Path) -> bool:
+    """Whether a daemon is behind the socket; one that we may not ask counts, the refusal will say so."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except PermissionError:
+            return True
+        except OSError:
+            return False
+    return True
