@@ -7,11 +7,11 @@ in the text format of Prometheus. Nothing here says anything about traffic or ke
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from sidestep import __version__
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import KernelError
+from sidestep.node.metrics import CONTENT_TYPE, exposition
 from sidestep.node.view import StatusView
 
 TIMEOUT = 5.0
@@ -55,7 +55,7 @@ class HealthServer:
                 target = [*head.split(b" ", 2), b"", b""][1].partition(b"?")[0]
                 status, body = self._answer(target.decode("latin-1"))
                 writer.write(
-                    f"HTTP/1.1 {status}\r\ncontent-type: text/plain; version=0.0.4; charset=utf-8\r\n"
+                    f"HTTP/1.1 {status}\r\ncontent-type: {CONTENT_TYPE}\r\n"
                     f"content-length: {len(body.encode())}\r\nconnection: close\r\n\r\n{body}".encode()
                 )
                 await writer.drain()
@@ -73,34 +73,6 @@ class HealthServer:
             case "/readyz":
                 return "200 OK", "ok\n"
             case "/metrics":
-                return "200 OK", "".join(f"{line}\n" for line in metrics(self.status() if self.status else None))
+                return "200 OK", exposition(self.status() if self.status else None).decode()
             case _:
                 return "404 Not Found", "/healthz, /readyz or /metrics\n"
-
-
-def metrics(status: StatusView | None) -> Iterable[str]:
-    """The daemon's numbers (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
-    yield "# TYPE sidestep_info gauge"
-    yield f'sidestep_info{{version="{__version__}"}} 1'
-    if status is None:
-        return
-    yield "# TYPE sidestep_target_pods gauge"
-    yield f"sidestep_target_pods {len(status.pods)}"
-    yield "# TYPE sidestep_intercepts gauge"
-    yield f"sidestep_intercepts {len(status.intercepts)}"
-    yield "# TYPE sidestep_conditions gauge"
-    counts: dict[str, int] = {}
-    for condition in status.conditions:
-        counts[condition.type] = counts.get(condition.type, 0) + 1
-    for name, count in sorted(counts.items()):
-        yield f'sidestep_conditions{{type="{name}"}} {count}'
-    yield "# TYPE sidestep_node_total counter"
-    for name, count in sorted(status.node.counters.items()):
-        yield f'sidestep_node_total{{what="{name}"}} {count}'
-    yield "# TYPE sidestep_proxy_total counter"
-    totals: dict[str, int] = {}
-    for pod in status.pods:
-        for name, count in pod.counters.items():
-            totals[name] = totals.get(name, 0) + count
-    for name, count in sorted(totals.items()):
-        yield f'sidestep_proxy_total{{what="{name}"}} {count}'

@@ -4,6 +4,7 @@
     GET    /v1/workloads                  list of WorkloadView
     POST   /v1/sessions                   SessionSpec, `Upgrade: sidestep-tunnel` -> 101, then the tunnel on this socket
     DELETE /v1/intercepts/NAMESPACE/NAME  ends a session
+    GET    /healthz, /readyz, /metrics    for monitoring, in plain text
 
 A refusal is `{"error": "one line"}` with 400 (cannot be used), 403, 404, 409 (a rule says no) or 500.
 
@@ -30,6 +31,7 @@ import msgspec
 
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import ConfigurationError, KernelError, PeerError, RefusedError, SidestepError
+from sidestep.node.metrics import CONTENT_TYPE, exposition
 from sidestep.node.sessions import Sessions
 from sidestep.node.view import NodeView
 from sidestep.tunnel.messages import UPGRADE, SessionSpec, decode
@@ -90,10 +92,11 @@ class LocalApi:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """A status and a JSON body."""
+    """A status and a body."""
 
     status: int
     body: bytes
+    content_type: str = "application/json"
 
 
 class _Conversation(asyncio.Protocol):
@@ -175,6 +178,10 @@ class _Conversation(asyncio.Protocol):
             match method, path.split("/")[1:]:
                 case "GET", ["v1", "status"]:
                     return _Answer(200, msgspec.json.encode(self._api.view.status()))
+                case "GET", ["healthz" | "readyz"]:
+                    return _Answer(200, b"ok\n", CONTENT_TYPE)
+                case "GET", ["metrics"]:
+                    return _Answer(200, exposition(self._api.view.status()), CONTENT_TYPE)
                 case "GET", ["v1", "workloads"]:
                     return _Answer(200, msgspec.json.encode(self._api.view.workloads()))
                 case "POST", ["v1", "sessions"]:
@@ -255,7 +262,7 @@ class _Conversation(asyncio.Protocol):
             status_code=answer.status,
             reason=reason.get(answer.status, b"Error"),
             headers=[
-                ("content-type", "application/json"),
+                ("content-type", answer.content_type),
                 ("content-length", str(len(answer.body))),
                 ("connection", "close"),
             ],

@@ -273,6 +273,7 @@ def _pod_view(target: Target, survey: PodSurvey | None) -> PodView:
         steered=tuple(f"{number}/tcp" for number, families in target.steered().items() if families),
         counters=counters,
         client_addresses=target.client_addresses.status,
+        anomalies=dict(target.anomalies),
         protocols=_protocols(target, survey),
     )
 

@@ -139,6 +139,8 @@ class Target:
         """What the last look was based on; as long as it stands, there is nothing to do."""
         self.counters: dict[int, dict[str, int]] = {}
         """By port, as the present proxy process last reported them."""
+        self.anomalies: dict[str, int] = {}
+        """Connections that became a wire, by reason."""
         self.client_addresses = ClientAddresses.off()
         self.connections = 0
         self.seen = False
@@ -387,6 +389,7 @@ class Target:
     def on_heartbeat(self, beat: Heartbeat, /) -> None:
         """Keep the counters of ports that there are."""
         self.connections = beat.connections
+        self.anomalies = beat.anomalies
         self.counters = {number: counts for number, counts in beat.ports.items() if number in self._ports}
         if not self.seen and any(counts.get("accepted", 0) > 0 for counts in self.counters.values()):
             self.seen = True

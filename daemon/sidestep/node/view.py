@@ -97,6 +97,8 @@ class PodView(msgspec.Struct, frozen=True):
     counters: dict[str, int]
     client_addresses: str = ""
     """Whether apps see their clients' own addresses: `on`, or `off: reason`."""
+    anomalies: dict[str, int] = {}
+    """Connections that became a wire, by reason."""
     protocols: dict[str, str] = {}
     """By steered port (`8443/tcp`), what it speaks and how that is known: `https (port name https)`."""
 

@@ -1,0 +1,69 @@
+"""What a scrape shows, and that its labels stay bounded whatever a proxy says."""
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from sidestep.node.metrics import MAX_WORDS, bounded, exposition
+from sidestep.node.view import ConditionView, InterceptView, NodeStatus, PodView, StatusView
+from sidestep.tunnel.messages import State
+
+
+def status(**pod) -> StatusView:
+    fields = {
+        "proxy": "running",
+        "proxy_pid": 7,
+        "steered": ("8443/tcp",),
+        "counters": {"connections": 3, "accepted": 9},
+    }
+    view = PodView(namespace="shop", name="orders-1", **{**fields, **pod})
+    intercept = InterceptView(
+        namespace="shop",
+        name="mine",
+        kind="intercept",
+        owner="ada",
+        workload="orders",
+        port="https",
+        transport="tcp",
+        filter="x-dev=ada",
+        created=1.0,
+        state=State(pods=()),
+        counters={"diverted": 5, "open": 2},
+    )
+    return StatusView(
+        node=NodeStatus(name="n1", version="0.1.0", pid=1, uptime=2.5, counters={"restarts": 4}),
+        pods=(view,),
+        intercepts=(intercept,),
+        conditions=(ConditionView("NoApp", "pod shop/orders-1 port 1", "text"),) * 2,
+    )
+
+
+def samples(view):
+    families = text_string_to_metric_families(exposition(view).decode())
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+
+
+def test_a_scrape_shows_the_status():
+    found = samples(status(anomalies={"not-http": 2}))
+    pod = (("namespace", "shop"), ("pod", "orders-1"))
+    session = (("kind", "intercept"), ("name", "mine"), ("namespace", "shop"))
+    assert found["sidestep_info", (("node", "n1"), ("version", "0.1.0"))] == 1
+    assert found["sidestep_uptime_seconds", ()] == 2.5
+    assert found["sidestep_target_pods", ()] == found["sidestep_intercepts", ()] == 1
+    assert found["sidestep_conditions", (("type", "NoApp"),)] == 2
+    assert found["sidestep_proxy_up", pod] == 1
+    assert found["sidestep_proxy_connections", pod] == 3
+    assert found["sidestep_proxy_events_total", (("event", "accepted"), *pod)] == 9
+    assert found["sidestep_proxy_anomalies_total", (*pod, ("reason", "not-http"))] == 2
+    assert found["sidestep_session_connections", session] == 2
+    assert found["sidestep_session_events_total", (("event", "diverted"), *session)] == 5
+
+
+def test_before_there_is_a_status_there_is_nothing():
+    assert exposition(None) == b""
+
+
+def test_a_proxy_cannot_flood_the_labels():
+    hostile = {f"word{number}": 1 for number in range(500)} | {'"} evil 1\n': 7, "other": 2, "x" * 100: 1}
+    found = bounded(hostile)
+    assert len(found) == MAX_WORDS + 1
+    assert found[-1] == ("other", 500 - MAX_WORDS + 10)
+    assert sum(count for _, count in found) == sum(hostile.values())
