@@ -153,7 +153,7 @@ def open_shop(cluster: Cluster, folder: Path, *, namespace: str = "shop", replic
         config,
         secret("orders-tls", authority.issue(HOST)),
         service(),
-        deployment(replicas=replicas),
+        deployment(replicas=replicas, annotations={f"telepresence.io/downstream-tls-secret.{TLS_PORT}": "orders-tls"}),
         namespace=namespace,
     )
     shop = Shop(cluster=cluster, namespace=namespace, authority=authority, ca=ca)

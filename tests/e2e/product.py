@@ -1,0 +1,157 @@
+"""Sidestep on the cluster: installed by the repository's own manifest, used from the laptop by its command line."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.e2e.cache import REPOSITORY
+from tests.e2e.cluster import Cluster, Pod
+from tests.harness.authority import Authority
+from tests.harness.cli import Intercept, Result
+from tests.harness.node import SIDESTEP
+from tests.harness.processes import Process
+from tests.harness.waiting import until
+
+NAMESPACE = "sidestep"
+DAEMON = "app.kubernetes.io/component=node"
+MANIFEST = REPOSITORY / "deploy" / "daemonset.yaml"
+PATCH = REPOSITORY / "deploy" / "patches" / "kubernetes-1.20.json"
+
+_numbers = itertools.count(1)
+
+
+def documents() -> list[dict[str, Any]]:
+    """deploy/daemonset.yaml as it is."""
+    return [one for one in yaml.safe_load_all(MANIFEST.read_text()) if one]
+
+
+def documents_for_1_20() -> list[dict[str, Any]]:
+    """The same with the one documented patch."""
+    patch = json.loads(PATCH.read_text())
+    return [merge(one, patch) if one["kind"] == "DaemonSet" else one for one in documents()]
+
+
+def merge(target: Any, patch: Any) -> Any:
+    """A JSON merge patch (RFC 7386)."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = merge(merged.get(name), value)
+    return merged
+
+
+class Product:
+    """The installation."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.cluster = cluster
+        self.folder = folder
+
+    def install(self) -> None:
+        """`kubectl apply`, and wait for the daemon."""
+        self.cluster.apply(*documents_for_1_20())
+        self.cluster.wait_rollout("daemonset/sidestep-node", NAMESPACE)
+
+    def uninstall(self) -> None:
+        """`kubectl delete`, and wait until nothing is left of it."""
+        text = yaml.safe_dump_all(documents_for_1_20())
+        self.cluster.kubectl("delete", "-f", "-", "--timeout=120s", stdin=text, within=130)
+
+    def grant(self, user: str, namespace: str) -> None:
+        """What the manifest's comments tell an administrator to do for a developer, and for a namespace's Secrets."""
+        bindings = (
+            (
+                "sidestep-secrets",
+                "--clusterrole=sidestep-secrets",
+                "--serviceaccount=sidestep:sidestep-node",
+                namespace,
+            ),
+            (f"sidestep-{user}", "--clusterrole=sidestep-developer", f"--user={user}", namespace),
+            (f"sidestep-{user}", "--role=sidestep-tunnel", f"--user={user}", NAMESPACE),
+        )
+        for name, role, subject, where in bindings:
+            done = self.cluster.kubectl_result("create", "rolebinding", name, role, subject, "-n", where)
+            assert done.code == 0 or "already exists" in done.stderr, done.stderr
+
+    def daemon(self) -> Pod:
+        """The daemon's pod."""
+        return self.cluster.wait_pods(NAMESPACE, DAEMON, 1)[0]
+
+    def log(self, *, lines: int = 200) -> str:
+        """What the daemon said, the one before it included."""
+        found = ""
+        for previous in ("true", "false"):
+            words = ["logs", "-n", NAMESPACE, "-l", DAEMON, f"--tail={lines}", f"--previous={previous}"]
+            found += self.cluster.kubectl_result(*words).stdout
+        return found
+
+    # ---- the laptop
+
+    def run(self, *words: str | Path, user: str = "ada", within: float = 30.0) -> Result:
+        """Run a command of the command line to its end."""
+        done = subprocess.run(
+            self.cluster.command(SIDESTEP, *words, user=user),
+            capture_output=True,
+            text=True,
+            timeout=within,
+            check=False,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    @contextlib.contextmanager
+    def intercept(
+        self,
+        workload: str,
+        *options: str | Path,
+        port: str,
+        pods: int | None,
+        namespace: str = "shop",
+        user: str = "ada",
+        kind: str = "intercept",
+        within: float = 20.0,
+    ) -> Iterator[Intercept]:
+        """`sidestep intercept` in the background, active on `pods` pods (None: do not wait)."""
+        number = next(_numbers)
+        words = [SIDESTEP, kind, workload, "-n", namespace, "--port", port, "--output", "json", *options]
+        if "--name" not in options:
+            words += ["--name", f"e2e-{number}"]
+        stdout = self.folder / f"session-{number}.jsonl"
+        command = self.cluster.command(*words, user=user)
+        with Process(command, log=self.folder / f"session-{number}.log", stdout=stdout, patience=10) as process:
+            stdout.touch()
+            running = Intercept(process)
+            if pods is not None:
+                running.wait_active(pods=pods, within=within)
+            yield running
+
+    @contextlib.contextmanager
+    def handler(self, *, tls: bool = True, name: str = "handler") -> Iterator[int]:
+        """A developer's server on the laptop; its port. It names itself in X-Served-By."""
+        number = next(_numbers)
+        words: list[str | Path] = [sys.executable, "-m", "tests.harness.handler", "--name", name]
+        if tls:
+            certificate = Authority("Laptop CA").issue("orders.shop.test")
+            words += ["--tls", certificate.write(self.folder / f"handler-{number}")]
+        log, stdout = self.folder / f"handler-{number}.log", self.folder / f"handler-{number}.txt"
+        command = self.cluster.node.laptop.enter(["env", f"PYTHONPATH={REPOSITORY}", *words])
+        with Process(command, log=log, stdout=stdout) as process:
+            text = until(
+                lambda: not process.running or process.output().partition("\n")[0],
+                within=20,
+                what=lambda: f"the handler\n{process.text()}",
+            )
+            assert isinstance(text, str), process.text()
+            yield int(text)
