@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sidestep.netns.addresses import addresses
+from sidestep.netns.datagrams import udp_listener, udp_sender, udp_tap
 from sidestep.netns.established import Connection, destroy, established
 from sidestep.netns.listener import queue_length, queue_limit, tcp_listener
 from sidestep.netns.listening import ListenTable, listening
@@ -19,6 +20,9 @@ __all__ = [
     "Connection",
     "established",
     "destroy",
+    "udp_listener",
+    "udp_sender",
+    "udp_tap",
     "tcp_listener",
     "queue_length",
     "queue_limit",
