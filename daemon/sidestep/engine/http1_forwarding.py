@@ -19,6 +19,7 @@ from typing import Final
 
 from sidestep.engine.http1 import Http1Relay
 from sidestep.engine.relay import Ending, Leg
+from sidestep.engine.taps import Ledger
 from sidestep.policy.route import SteeredPort
 from sidestep.protocols import http1_requests as reading
 from sidestep.protocols.chunked import ChunkedBody
@@ -67,9 +68,15 @@ class ForwardingHttp1Relay(Http1Relay):
     __slots__ = ("_trailers", "_value")
 
     def __init__(
-        self, port: SteeredPort, *, tls: bool, value: bytes | None, limits: Http1Limits = FORWARDING_LIMITS
+        self,
+        port: SteeredPort,
+        *,
+        tls: bool,
+        value: bytes | None,
+        limits: Http1Limits = FORWARDING_LIMITS,
+        ledger: Ledger | None = None,
     ) -> None:
-        super().__init__(port, tls=tls, limits=limits)
+        super().__init__(port, tls=tls, limits=limits, ledger=ledger)
         self._value = value
         self._trailers: TrailerFilter | None = None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from sidestep.engine.http2 import Http2Relay
 from sidestep.engine.http2_from_client import FromClient
 from sidestep.engine.relay import Ending
+from sidestep.engine.taps import Ledger
 from sidestep.policy.route import SteeredPort
 from sidestep.protocols.client_certificate import is_forwarded, rewrite_fields
 from sidestep.protocols.hpack import NONE, Block, Memo, State
@@ -64,9 +65,15 @@ class ForwardingHttp2Relay(Http2Relay):
     __slots__ = ()
 
     def __init__(
-        self, port: SteeredPort, *, tls: bool, value: bytes | None, limits: Http2Limits = DEFAULT_LIMITS
+        self,
+        port: SteeredPort,
+        *,
+        tls: bool,
+        value: bytes | None,
+        limits: Http2Limits = DEFAULT_LIMITS,
+        ledger: Ledger | None = None,
     ) -> None:
-        super().__init__(port, tls=tls, limits=limits)
+        super().__init__(port, tls=tls, limits=limits, ledger=ledger)
         connection = self._connection
         connection.memo = _Rewriting(connection.memo, value)
         connection.from_client = _FromClient(connection)

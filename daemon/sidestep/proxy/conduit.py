@@ -10,7 +10,8 @@ States of a leg's stream (a `_Pipe`):
     dead      closed
 
 Invariants: a descriptor is registered exactly while its pipe is live, finished or lingering; every pipe that ever
-opened is dead or lingering when the conduit is closed; after every call into the relay `settle` brings sockets, masks
+opened is dead or lingering when the conduit is closed; taps are moved apart (`proxy.taps`), may outlive it by a
+bounded time, and nothing here waits for one; after every call into the relay `settle` brings sockets, masks
 and endings in line with what the relay says. `settle` is the hot path: with nothing queued, opening or ending it is one
 pass over two legs.
 """
@@ -27,6 +28,7 @@ from sidestep.proxy.loop import BROKEN, HANG_UP, READ, WRITE, Loop, Timer
 from sidestep.proxy.ports import LivePort
 from sidestep.proxy.splice import Pipes, Splicer
 from sidestep.proxy.stream import PlainStream, Stream, TlsStream
+from sidestep.proxy.taps import TapLeg
 
 DRAIN_READS: Final = 16
 """Reads of one stream per event while the relay drains or reads come back full; then the other streams get a turn."""
@@ -58,10 +60,10 @@ class Courier(Protocol):
     """What a conduit asks of the worker around it."""
 
     pipes: Pipes
+    taps: set[TapLeg]
+    """Those of all conduits, the ended ones included."""
 
-    def open_stream(
-        self, conduit: Conduit, leg: Leg, done: Callable[[socket.socket | None], None]
-    ) -> Callable[[], None]:
+    def open_stream(self, conduit: Conduit, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
         """Ask the daemon for a connection to the handler of `leg.rule`; returns a function that cancels."""
 
     def dial_app(self, endpoint: Endpoint, done: Done) -> Callable[[], None]:
@@ -130,6 +132,7 @@ class Conduit:
         "_pipes",
         "_slow",
         "_splicer",
+        "_tapped",
         "_timer",
         "app_tls",
         "endpoint",
@@ -161,6 +164,8 @@ class Conduit:
         self._timer: Timer | None = None
         self._pipes: list[_Pipe] = []
         self._splicer: Splicer | None = None
+        self._tapped = False
+        """A tap leg was asked for."""
         self.relay = relay
         self.port = port
         self.endpoint = endpoint
@@ -256,9 +261,13 @@ class Conduit:
         legs = relay.legs
         broken: list[_Pipe] | None = None
         drained: list[Leg] | None = None
+        taps = False
         for leg in legs:
             out = leg.out
             if out:
+                if leg.role is Role.TAP:
+                    taps = True
+                    continue
                 pipe: _Pipe | None = leg.io
                 if pipe is None or pipe.stream is None:
                     self._slow = True
@@ -281,6 +290,8 @@ class Conduit:
                 relay.drained(leg)
             self.settle()
             return
+        if taps:
+            self._settle_taps(relay, written=True)
         if (
             self._slow
             or relay.done
@@ -307,11 +318,19 @@ class Conduit:
             del out[:count]
         return True
 
+    def _settle_taps(self, relay: Relay, *, written: bool) -> None:
+        """Move what was copied; the others' bytes are written already. `written`: only taps that have any."""
+        for leg in [leg for leg in relay.legs if leg.role is Role.TAP and (leg.out or not written)]:
+            if leg.io is not None:
+                leg.io.settle()
+
     def _settle_slowly(self, relay: Relay) -> None:
         while relay.opening:
             opening, relay.opening = relay.opening, []
             for leg in opening:
                 self._open(leg)
+        if self._tapped:
+            self._settle_taps(relay, written=False)
         if relay.diverted:
             self._courier.log_requests(self)
         congested = False
@@ -350,6 +369,7 @@ class Conduit:
             finished=(one.finished, other.finished),
             done=self._spliced,
         )
+        self._leave_taps()
         return True
 
     def _spliced(self) -> None:
@@ -379,16 +399,42 @@ class Conduit:
             self.settle()
 
     def _open(self, leg: Leg) -> None:
+        if leg.role is Role.TAP:
+            self._tapped = True
+            TapLeg(self._loop, leg, self, self._courier.taps).open()
+            return
         pipe = self._pipe(leg)
         if leg.role is Role.APP:
             self._dial_app(pipe)
             return
 
-        def done(sock: socket.socket | None) -> None:
+        def done(stream: PlainStream | None) -> None:
             pipe.cancel = None
-            self._opened(pipe, PlainStream(sock) if sock is not None else None)
+            self._opened(pipe, stream)
 
-        pipe.cancel = self._courier.open_stream(self, leg, done)
+        pipe.cancel = self.ask(leg, done)
+
+    def ask(self, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
+        """Ask for a connection to the handler of a leg; returns a function that cancels."""
+        return self._courier.open_stream(self, leg, done)
+
+    def tap_moved(self) -> None:
+        """The relay was told something about a tap: tell the log, and see whether a wire is free of copies now."""
+        if self._closed or self._splicer is not None:
+            if self.relay.diverted:
+                self._courier.log_requests(self)
+        elif self.relay.wired is not None or self.relay.diverted:
+            self._slow = True
+            self.settle()
+
+    def _leave_taps(self) -> None:
+        """The client's connection is over, or moves without us: copies have a bounded time to be delivered."""
+        if self._tapped:
+            self.relay.farewell()
+            for leg in [*self.relay.legs]:
+                if leg.role is Role.TAP and leg.io is not None:
+                    leg.io.farewell()
+            self.tap_moved()
 
     def _dial_app(self, pipe: _Pipe) -> None:
         def secured(stream: Stream | None) -> None:
@@ -498,6 +544,7 @@ class Conduit:
                     self._linger_closed(pipe, pipe.stream)
                 else:
                     self._kill(pipe, orderly=True)
+        self._leave_taps()
         self._courier.closed(self)
 
     def _linger_closed(self, pipe: _Pipe, stream: Stream) -> None:
@@ -517,4 +564,5 @@ class Conduit:
             self._closed = True
             if self._timer is not None:
                 self._timer.cancel()
+            self._leave_taps()
             self._courier.closed(self)

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from sidestep.engine.relay import Relay
+from sidestep.engine.taps import Ledger
 from sidestep.engine.wire import WireRelay
 from sidestep.model.condition import ConditionType
 from sidestep.policy.route import Rule
@@ -30,7 +31,7 @@ from sidestep.proxy.credentials import Credentials
 from sidestep.proxy.handshake import DownstreamHandshake, Failure, UpstreamHandshake
 from sidestep.proxy.loop import READ, Loop, Timer
 from sidestep.proxy.ports import LivePort
-from sidestep.proxy.relays import relay_for
+from sidestep.proxy.relays import relay_for, tapped
 from sidestep.proxy.stream import PlainStream, Stream, TlsStream, reset
 
 PEEK: Final = 64 * 1024
@@ -44,6 +45,7 @@ class Reception(Courier, Protocol):
 
     credentials: Credentials
     detection_timeout: float
+    ledger: Ledger
 
     def opened(self, conduit: Conduit) -> None:
         """A connection has been judged and runs."""
@@ -87,6 +89,9 @@ class Judge:
             rule = Rule(snapshot.global_uid, snapshot.global_display, _never)
             self._relay(WireRelay(rule), "tcp")
             return
+        if snapshot.global_taps and not snapshot.rules:
+            self._relay(WireRelay(at_once=True), "tcp")
+            return
         self._timer = self._loop.later(self._reception.detection_timeout, self._client_silent)
         self._client_ready(READ)
 
@@ -125,7 +130,7 @@ class Judge:
         if self._port.snapshot.tls == "always":
             self._wire("clear-on-tls-port")
         else:
-            self._relay(relay_for(protocol, self._port), protocol)
+            self._relay(relay_for(protocol, self._port, self._reception.ledger), protocol)
 
     def _wait_for(self, count: int) -> None:
         """Wait until `count` bytes are there; the end of the stream wakes as well (socket(7), SO_RCVLOWAT)."""
@@ -245,6 +250,7 @@ class Judge:
         if sock is None:
             return
         self._finish_judging(sock)
+        relay = tapped(relay, self._port, self._reception.ledger)
         conduit = self._conduit(relay, protocol)
         conduit.attach(relay.client, PlainStream(sock), watched=True)
         app, self._app = self._app, None
@@ -293,6 +299,7 @@ class Judge:
         words: bytes = b"",
     ) -> None:
         """Both handshakes are done: relay. `words` have been read from the client already."""
+        relay = tapped(relay, self._port, self._reception.ledger)
         conduit = Conduit(
             self._loop,
             relay,
@@ -346,6 +353,7 @@ class Bridge:
         self._loop = loop
         self.port = port
         self._reception = reception
+        self.ledger = reception.ledger
         self.server_name = server_name
         self._alpn = alpn
         self._upstream: UpstreamHandshake | None = None
@@ -411,7 +419,7 @@ class Bridge:
             if chosen is None:
                 FirstWords(self._judge, self._loop, self, downstream, app).begin()
                 return
-            relay = relay_for(chosen, self.port, downstream)
+            relay = relay_for(chosen, self.port, self._reception.ledger, downstream)
             self._judge.run_tls(relay, downstream, app, self, protocol=chosen)
 
         DownstreamHandshake(self._loop, client, context, done=done)
@@ -469,7 +477,7 @@ class FirstWords:
             return
         if detected in (Detected.HTTP1, Detected.HTTP2):
             protocol = "h2" if detected is Detected.HTTP2 else "http/1.1"
-            self._run(relay_for(protocol, self._bridge.port, self._client), protocol)
+            self._run(relay_for(protocol, self._bridge.port, self._bridge.ledger, self._client), protocol)
         else:
             self._wire("tls-not-http", client_ended=not data)
 

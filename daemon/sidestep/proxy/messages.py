@@ -65,6 +65,8 @@ class RuleSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, 
     """"intercept" or "wiretap"."""
     conditions: tuple[Condition, ...]
     divert_probes: bool
+    heads_only: bool = False
+    """A wiretap that is told of requests and gets no copies."""
 
 
 class PortSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -201,6 +203,15 @@ class Open(Message):
     client_port: int
 
 
+class Reset(Message):
+    """We reset the stream of `Opened`: its handler is to see a broken connection, not a finished one.
+
+    AF_UNIX knows no reset; this message takes its place.
+    """
+
+    stream: int
+
+
 class DivertedRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
     """One diverted or copied request, for the session's log."""
 
@@ -212,6 +223,10 @@ class DivertedRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=Tru
     path: str
     authority: str
     copied: bool
+    lost: str = ""
+    """"dropped" or "truncated" when the copy did not, or not whole, reach its handler."""
+    fields: tuple[tuple[str, str], ...] = ()
+    """Header fields for a rule that wants heads only; secrets are redacted before they get here."""
 
 
 class Requests(Message):
@@ -279,4 +294,6 @@ class Large(Message):
 ToZygote = Spawn
 FromZygote = Spawned
 ToProxy = Enter | Configure | Credential | Listen | Unlisten | Opened | Refused | Drain | Ack | Large
-FromProxy = Hello | Ack | Heartbeat | Open | Requests | Report | Probed | NameClient | ForgetClient | NoApp | Large
+FromProxy = (
+    Hello | Ack | Heartbeat | Open | Reset | Requests | Report | Probed | NameClient | ForgetClient | NoApp | Large
+)

@@ -19,7 +19,14 @@ def compile_rule(rule: RuleSnapshot) -> Rule:
     rows = tuple((condition.part, condition.test, condition.name, condition.value) for condition in rule.conditions)
     wanted = from_rows(rows)
     matches = compile_filter(wanted)
-    return Rule(rule.uid, rule.display, matches, divert_probes=rule.divert_probes, needle=needle_of(wanted))
+    return Rule(
+        rule.uid,
+        rule.display,
+        matches,
+        divert_probes=rule.divert_probes,
+        needle=needle_of(wanted),
+        heads_only=rule.heads_only,
+    )
 
 
 def compile_route(port: PortSnapshot) -> Route:

@@ -1,4 +1,9 @@
-"""Which engine relays a connection: by protocol, and by whether its port tells the app who the client is."""
+"""Which engine relays a connection: by protocol, by whether its port tells the app who the client is, by who copies it.
+
+A port with global wiretaps has its connections copied whole, whatever else becomes of them. Filtered ones see requests,
+and so does whoever wants to be told of heads: for their sake connections are read even where a global intercept takes
+them all; its handler then stands where the app would.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,9 @@ from sidestep.engine.http1_forwarding import ForwardingHttp1Relay
 from sidestep.engine.http2 import Http2Relay
 from sidestep.engine.http2_forwarding import ForwardingHttp2Relay
 from sidestep.engine.relay import Relay
+from sidestep.engine.tapped import TappedRelay
+from sidestep.engine.taps import Ledger
+from sidestep.policy.route import Rule
 from sidestep.protocols.client_certificate import describe
 from sidestep.proxy.ports import LivePort
 from sidestep.proxy.stream import TlsStream
@@ -16,17 +24,30 @@ from sidestep.proxy.stream import TlsStream
 H2: Final = "h2"
 
 
-def relay_for(protocol: str, port: LivePort, client: TlsStream | None = None) -> Relay:
+def relay_for(protocol: str, port: LivePort, ledger: Ledger, client: TlsStream | None = None) -> Relay:
     """The engine for `protocol` (an ALPN name). `client`: the stream of a client that came over TLS."""
     tls = client is not None
     if port.snapshot.forward_client_cert:
         value = proved_by(client) if client is not None else None
         if protocol == H2:
-            return ForwardingHttp2Relay(port.steered, tls=tls, value=value)
-        return ForwardingHttp1Relay(port.steered, tls=tls, value=value)
+            return ForwardingHttp2Relay(port.steered, tls=tls, value=value, ledger=ledger)
+        return ForwardingHttp1Relay(port.steered, tls=tls, value=value, ledger=ledger)
     if protocol == H2:
-        return Http2Relay(port.steered, tls=tls)
-    return Http1Relay(port.steered, tls=tls)
+        return Http2Relay(port.steered, tls=tls, ledger=ledger)
+    return Http1Relay(port.steered, tls=tls, ledger=ledger)
+
+
+def tapped(relay: Relay, port: LivePort, ledger: Ledger) -> Relay:
+    """The relay as the port's global wiretaps want it. No byte may have been given to it yet."""
+    taps = port.snapshot.global_taps
+    if not taps:
+        return relay
+    return TappedRelay(relay, [Rule(uid, "", _never) for uid in taps], ledger)
+
+
+def _never(method: bytes, path: bytes, fields: object) -> bool:
+    del method, path, fields
+    return False
 
 
 def proved_by(client: TlsStream) -> bytes | None:

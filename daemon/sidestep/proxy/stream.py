@@ -71,6 +71,21 @@ class PlainStream:
         reset(self.sock)
 
 
+class HandlerStream(PlainStream):
+    """A unix socket on which a handler is reached; a reset of it is told by `tell`, for the socket cannot."""
+
+    __slots__ = ("_tell",)
+
+    def __init__(self, sock: socket.socket, tell: Callable[[], None]) -> None:
+        super().__init__(sock)
+        self._tell = tell
+
+    def reset(self) -> None:
+        """As PlainStream.reset."""
+        self._tell()
+        super().reset()
+
+
 class TlsStream:
     """A TLS connection over a TCP socket; construct, `handshake` until it returns 0, then read and write."""
 

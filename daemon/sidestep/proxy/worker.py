@@ -23,7 +23,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from sidestep.engine.relay import Leg
+from sidestep.engine.relay import Diverted, Leg, Lost
+from sidestep.engine.taps import Ledger, TapLimits
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError, SidestepError
 from sidestep.proxy import messages
@@ -37,6 +38,8 @@ from sidestep.proxy.loop import READ, WRITE, Loop, Timer
 from sidestep.proxy.ports import LivePort
 from sidestep.proxy.prober import UNKNOWN, Finding, Probe
 from sidestep.proxy.splice import Pipes
+from sidestep.proxy.stream import HandlerStream, PlainStream
+from sidestep.proxy.taps import TapLeg
 
 HEARTBEAT: Final = 0.5
 """Seconds between heartbeats."""
@@ -51,6 +54,9 @@ MAX_TEXT: Final = 2048
 RESERVED_FDS: Final = 64
 """Descriptors kept free of connections: listeners, credentials, the channel."""
 FDS_PER_CONNECTION: Final = 4
+TAP_FLUSH: Final = 1.0
+"""Seconds for the last copies once nothing else is left to drain."""
+_LOST: Final = {Lost.NOTHING: "", Lost.ALL: "dropped", Lost.REST: "truncated"}
 
 Message = messages.ToProxy
 
@@ -66,7 +72,7 @@ class Worker:
         self._retiring: set[Acceptor] = set()
         self._conduits: set[Conduit] = set()
         self._judges: set[Judge] = set()
-        self._streams: dict[int, tuple[Callable[[socket.socket | None], None], Timer]] = {}
+        self._streams: dict[int, tuple[Callable[[PlainStream | None], None], Timer]] = {}
         self._asked: dict[int, int] = {}
         self._naming: dict[int, tuple[Callable[[bool], None], Timer]] = {}
         self._client_addresses = False
@@ -76,10 +82,13 @@ class Worker:
         self._anomalies: Counter[str] = Counter()
         self._draining = False
         self._drain_timeout = 30.0
-        self._capacity = max(1, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FDS) // FDS_PER_CONNECTION)
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FDS
+        self._capacity = max(1, (descriptors - TapLimits().process) // FDS_PER_CONNECTION)
         self.credentials = Credentials(trust_store)
         self.detection_timeout = 1.0
         self.pipes = Pipes()
+        self.taps: set[TapLeg] = set()
+        self.ledger = Ledger()
 
     def run(self) -> None:
         """Serve until drained."""
@@ -323,7 +332,7 @@ class Worker:
             self._loop.later(0.0, self._flush_lines)
         endpoint = conduit.endpoint
         for request in conduit.relay.diverted:
-            conduit.port.counters["copied" if request.copied else "diverted"] += 1
+            conduit.port.counters[_counter(request)] += 1
             if len(self._lines) >= MAX_REQUEST_LINES:
                 self._dropped_lines += 1
                 continue
@@ -337,6 +346,8 @@ class Worker:
                     _text(request.path),
                     _text(request.authority),
                     request.copied,
+                    _LOST[request.lost],
+                    tuple((_text(name), _text(value)) for name, value in request.fields),
                 )
             )
         conduit.relay.diverted.clear()
@@ -351,9 +362,7 @@ class Worker:
 
     # --- streams to handlers ----------------------------------------------------------------------------------------
 
-    def open_stream(
-        self, conduit: Conduit, leg: Leg, done: Callable[[socket.socket | None], None]
-    ) -> Callable[[], None]:
+    def open_stream(self, conduit: Conduit, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
         """Ask the daemon for a connection to the handler of `leg.rule`."""
         self._next_stream += 1
         stream = self._next_stream
@@ -391,9 +400,14 @@ class Worker:
             return
         done, timer = entry
         timer.cancel()
-        if sock is not None:
-            sock.setblocking(False)
-        done(sock)
+        if sock is None:
+            done(None)
+            return
+        sock.setblocking(False)
+        done(HandlerStream(sock, lambda: self._reset(stream)))
+
+    def _reset(self, stream: int) -> None:
+        self._send(messages.Reset(self._channel.next_seq(), stream))
 
     def _answered(self, ack: messages.Ack) -> None:
         if ack.seq in self._naming:
@@ -436,7 +450,11 @@ class Worker:
             conduit.close()
 
     def _exit_when_drained(self) -> None:
-        if self._draining and not (self._conduits or self._judges or self._retiring):
+        if not self._draining or self._conduits or self._judges or self._retiring:
+            return
+        if self.taps:
+            self._loop.later(TAP_FLUSH, self._loop.stop)
+        else:
             self._loop.stop()
 
     def _drain_over(self) -> None:
@@ -469,6 +487,14 @@ def _owned(fd: int | None) -> int:
 
 def _known(answer: bool | None) -> str:
     return "unknown" if answer is None else "yes" if answer else "no"
+
+
+def _counter(request: Diverted) -> str:
+    if not request.copied:
+        return "diverted"
+    if request.lost:
+        return "copies_" + _LOST[request.lost]
+    return "flows" if request.rule.heads_only else "copied"
 
 
 def _text(value: bytes) -> str:

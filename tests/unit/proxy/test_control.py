@@ -227,6 +227,7 @@ def every_message() -> list[messages.Message]:
         messages.Open(1, 2, "u", 80, "h2", True, "sn", "10.0.0.1", 5),
         messages.Requests(1, (), 0),
         messages.Report(1, 80, "NoApp", "t"),
+        messages.Reset(1, 3),
         messages.NoApp(1, 80, 2),
         messages.NameClient(1, 80, "127.1.2.3", 4, "192.0.2.1", 5),
         messages.ForgetClient(1, 80, "127.1.2.3", 4),
