@@ -18,7 +18,7 @@ import asyncio
 import datetime as dt
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -63,6 +63,8 @@ SAME_AGAIN = 3.0
 """Seconds before the same patch is sent again: the watch may not have shown the first one yet."""
 SETTLED = 1.0
 """Seconds that a refusal must have stood before it is told: certificates and processes are still being read."""
+SPREAD = 10.0
+"""Seconds over which the nodes spread what any of them could do."""
 MAX_CONDITIONS = 20
 FAREWELL = 3.0
 """Seconds for taking back entries at the end."""
@@ -77,7 +79,7 @@ class _Memory:
     unspoken_since: float = 0.0
     sent: bytes = b""
     sent_at: float = 0.0
-    deletion_at: float = field(default_factory=lambda: random.uniform(0.0, 5.0))  # noqa: S311 - spreads the nodes
+    expired_since: float = 0.0
 
 
 class Cluster:
@@ -283,8 +285,9 @@ class Cluster:
     async def _delete(self, held: Held) -> None:
         """Delete what nobody renews any more, unless it was renewed in between or another node was first."""
         memory = self._memory.setdefault(held.uid, _Memory())
-        memory.deletion_at -= TICK
-        if memory.deletion_at > 0:
+        if not memory.expired_since:
+            memory.expired_since = self._now() + random.uniform(0.0, SPREAD)  # noqa: S311 - spreads the nodes
+        if self._now() < memory.expired_since:
             return
         body = deletion(held.uid, resource_version=held.latest.metadata.resource_version)
         try:

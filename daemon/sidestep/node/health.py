@@ -7,6 +7,7 @@ in the text format of Prometheus. Nothing here says anything about traffic or ke
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 
 from sidestep.aio.tasks import Tasks
@@ -31,7 +32,14 @@ class HealthServer:
     async def start(self) -> None:
         """Listen on all addresses of the pod: the kubelet asks from the node. Raises KernelError."""
         try:
-            self._server = await asyncio.start_server(self._accept, None, self.port, backlog=16, limit=8192)
+            dual = socket.has_dualstack_ipv6()
+            listener = socket.create_server(
+                ("", self.port),
+                family=socket.AF_INET6 if dual else socket.AF_INET,
+                backlog=16,
+                dualstack_ipv6=dual,
+            )
+            self._server = await asyncio.start_server(self._accept, sock=listener, limit=8192)
         except OSError as error:
             raise KernelError("bind", error.errno or 0, doing=f"listening on port {self.port}") from error
         self.port = self.port or self._server.sockets[0].getsockname()[1]

@@ -66,6 +66,8 @@ class Registry:
     now: Callable[[], float]
     on_change: Callable[[], None] = lambda: None
     on_gone: Callable[[Held], None] = lambda _held: None
+    inert_after: float = INERT_AFTER
+    deleted_after: float = DELETED_AFTER
     _held: dict[str, Held] = field(default_factory=dict)
     _connected: dict[Kind, bool] = field(default_factory=dict)
 
@@ -89,13 +91,13 @@ class Registry:
         """All resources, oldest first."""
         return tuple(sorted(self._held.values(), key=lambda held: (held.latest.metadata.creation_timestamp, held.uid)))
 
-    def stale(self, held: Held, *, after: float = INERT_AFTER) -> bool:
-        """Whether it has not been renewed for so many seconds."""
-        return self._connected.get(held.latest.kind, True) and self.now() - held.seen > after
+    def stale(self, held: Held) -> bool:
+        """Whether it has not been renewed for so long that it counts for nothing."""
+        return self._idle(held) > self.inert_after
 
     def expired(self) -> tuple[Held, ...]:
         """Those that nobody has renewed for so long that they are to be deleted."""
-        return tuple(held for held in self._held.values() if self.stale(held, after=DELETED_AFTER))
+        return tuple(held for held in self._held.values() if self._idle(held) > self.deleted_after)
 
     def verdicts(self, inventory: Inventory) -> dict[str, Verdict]:
         """What each resource is worth, by UID."""
@@ -119,6 +121,10 @@ class Registry:
             pods = _pods(claim.intercept, inventory)
             found[claim.intercept.uid] = Verdict(standing=False, refusal=str(refusal), pods=pods)
         return found
+
+    def _idle(self, held: Held) -> float:
+        """Seconds without renewal, as far as renewals can be seen."""
+        return self.now() - held.seen if self._connected.get(held.latest.kind, True) else 0.0
 
     # --- what the watches say ---------------------------------------------------------------------------------------
 

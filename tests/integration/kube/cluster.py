@@ -1,0 +1,183 @@
+"""A cluster in one process: the fake API server, the daemons' cluster side, real sessions; pods are only told about."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from sidestep.laptop.cluster_session import ClusterSession
+from sidestep.laptop.handler import Handler, HandlerSettings
+from sidestep.model.inventory import Inventory
+from sidestep.model.pod import ContainerPort, Pod, PodKey
+from sidestep.node.cluster import Cluster
+from sidestep.node.conditions import Conditions
+from sidestep.node.options import NodeOptions, PodIdentity
+from sidestep.node.sessions import Sessions
+from sidestep.policy.workloads import pods_of
+from sidestep.tunnel.messages import HeaderSpec, PodState, SessionSpec, State
+
+GROUP = "/apis/sidestep.dev/v1alpha1"
+
+
+async def until(condition, *, within=15.0, what=""):
+    try:
+        async with asyncio.timeout(within):
+            while not condition():  # noqa: ASYNC110 - a condition of any kind, with a deadline
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"waited {within} s for {what or condition}") from None
+
+
+class FakeController:
+    """What the cluster side asks of the controller and of the view."""
+
+    def __init__(self, pods):
+        self.inventory = Inventory(pods={pod.key: pod for pod in pods})
+        self.reason = ""
+        self.changes = 0
+        self.cluster = None
+
+    def refusal(self, _intercept):
+        return self.reason
+
+    def changed(self):
+        self.changes += 1
+        if self.cluster is not None:
+            self.sessions.refresh()
+            self.cluster.changed()
+
+    def check(self, _intercept):
+        raise AssertionError("no session begins at the socket")
+
+    def state(self, uid):
+        for intercept in self.cluster.intercepts():
+            if intercept.uid == uid:
+                pods = pods_of(intercept, self.inventory)
+                state = "failed" if self.reason else "active"
+                return State(tuple(PodState(str(pod.key), state, self.reason) for pod in pods))
+        return State(())
+
+
+class Daemon:
+    """The cluster side of one node's daemon."""
+
+    def __init__(self, api, *, node="n1", name=None, pods=("orders-1",)):
+        self.node = node
+        self.controller = FakeController([a_pod(name) for name in pods])
+        self.crashes = []
+        self.cluster = Cluster(
+            api.access(),
+            NodeOptions(
+                manifests=None,
+                node_name=node,
+                pod=PodIdentity("sidestep", name or f"sidestep-{node}"),
+                tunnel_port=0,
+                health_port=0,
+            ),
+            on_crash=lambda task, error: self.crashes.append((task, error)),
+            now=asyncio.get_running_loop().time,
+        )
+        self.sessions = Sessions(view=self.controller, node=node, local_refusal="not here")
+        self.controller.cluster, self.controller.sessions = self.cluster, self.sessions
+        self.conditions = Conditions()
+
+    async def start(self):
+        await self.cluster.start()
+        self.cluster.connect(
+            controller=self.controller, sessions=self.sessions, view=self.controller, conditions=self.conditions
+        )
+        self.sessions.on_change = self.controller.changed
+        self.task = asyncio.create_task(self.cluster.run())
+
+    async def stop(self, *, graceful=True):
+        if graceful:
+            await self.cluster.withdraw()
+            await self.sessions.close("the node daemon stops")
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await self.cluster.aclose()
+        await asyncio.sleep(0.01)
+
+
+class Ear:
+    """A `Listener` that remembers."""
+
+    def __init__(self):
+        self.hello = None
+        self.events = []
+        self.refusals = []
+
+    def registered(self, hello):
+        self.hello = hello
+
+    def event(self, event):
+        self.events.append(event)
+
+    def handler_refused(self, opening, reason):
+        self.refusals.append((opening, reason))
+
+    @property
+    def active(self):
+        states = [each for each in self.events if isinstance(each, State)]
+        return states[-1].active if states else 0
+
+
+class Laptop:
+    """A developer's session."""
+
+    def __init__(self, api, *, user="ada", handler_port=1, **spec):
+        self.ear = Ear()
+        values = {"namespace": "shop", "workload": "pod/orders-1", "port": "8443"}
+        values["headers"] = (HeaderSpec("x-dev", "exact", user),)
+        self.session = ClusterSession(
+            access=api.access(user=user),
+            spec=SessionSpec(**{**values, **spec}),
+            handler=Handler(HandlerSettings(port=handler_port, plaintext=True)),
+            listener=self.ear,
+        )
+        self.task = asyncio.create_task(self.session.run())
+
+    async def end(self):
+        self.session.stop()
+        return await self.task
+
+    async def kill(self):
+        """The process dies: nothing is deleted, every connection breaks."""
+        self.session._delete = _nothing
+        self.session.stop()
+        await self.task
+
+
+async def _nothing(_created):
+    pass
+
+
+def a_pod(name, **changes):
+    pod = Pod(
+        key=PodKey("shop", name),
+        uid=f"uid-{name}",
+        ports=(ContainerPort(8443, name="https", container="app"),),
+        containers=("app",),
+    )
+    return replace(pod, **changes)
+
+
+def resource(api, name="orders-1"):
+    return api.get(GROUP, "intercepts", "shop", name)
+
+
+def status(api, name="orders-1"):
+    found = resource(api, name)
+    return (found or {}).get("status", {})
+
+
+@asynccontextmanager
+async def daemon(api, **options):
+    running = Daemon(api, **options)
+    await running.start()
+    try:
+        yield running
+    finally:
+        await running.stop()
+    assert running.crashes == []

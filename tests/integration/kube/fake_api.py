@@ -1,0 +1,345 @@
+"""A small API server, real HTTP on loopback: lists, watches, 410, 403, patches, deletes, port-forwards.
+
+It does what the API conventions say and no more. Tests reach into it: `put` and `remove` are what other clients do,
+`forbid` is RBAC, `compact` makes old resourceVersions too old, `cut` breaks all connections, `stop` and `start` are an
+API server that goes and comes back on the same port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import itertools
+import json
+import re
+import uuid
+from typing import Any, Self
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from sidestep.kube.access import ClusterAccess
+
+COLLECTION = re.compile(r"(/api/v1|/apis/[^/]+/[^/]+)/(?:namespaces/([^/]+)/)?([a-z]+)(?:/([^/]+))?(?:/([a-z]+))?")
+CLUSTER_SCOPED = {"namespaces", "nodes"}
+
+
+class FakeApi:
+    def __init__(self, *, known: set[str] | None = None) -> None:
+        self.objects: dict[tuple[str, str], dict[tuple[str, str], dict[str, Any]]] = {}
+        self.log: list[tuple[int, str, tuple[str, str], dict[str, Any]]] = []
+        self.version = 100
+        self.oldest = 0
+        self.port = 0
+        self.requests: list[str] = []
+        self.forbidden: list[tuple[str, str, str]] = []
+        self.unknown: set[str] = set()
+        self.forwards: dict[tuple[str, int], tuple[str, int]] = {}
+        self.clock = itertools.count()
+        self._changed = asyncio.Condition()
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
+        self.bookmarks = 0.2
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        self.cut()
+
+    def cut(self) -> None:
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+        for task in list(self._serving):
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+        for _ in range(3):
+            await asyncio.sleep(0)  # aborted transports close in the next turns
+
+    def access(self, **changes: Any) -> ClusterAccess:
+        return ClusterAccess(host="127.0.0.1", port=self.port, tls=None, **changes)
+
+    # --- what other clients do --------------------------------------------------------------------------------------
+
+    async def put(self, group: str, plural: str, value: dict[str, Any]) -> dict[str, Any]:
+        """Create or replace; `group` is /api/v1 or /apis/G/V."""
+        metadata = value.setdefault("metadata", {})
+        if plural not in CLUSTER_SCOPED:
+            metadata.setdefault("namespace", "default")
+        collection = self.objects.setdefault((group, plural), {})
+        key = (metadata.get("namespace", ""), metadata["name"])
+        known = collection.get(key)
+        metadata.setdefault("uid", known["metadata"]["uid"] if known else str(uuid.uuid4()))
+        metadata.setdefault("creationTimestamp", f"2025-01-01T00:00:{next(self.clock) % 60:02}Z")
+        await self._record("MODIFIED" if known else "ADDED", (group, plural), value)
+        collection[key] = value
+        return value
+
+    async def remove(self, group: str, plural: str, namespace: str, name: str) -> None:
+        value = self.objects[group, plural].pop((namespace, name))
+        await self._record("DELETED", (group, plural), value)
+
+    def get(self, group: str, plural: str, namespace: str, name: str) -> dict[str, Any] | None:
+        return self.objects.get((group, plural), {}).get((namespace, name))
+
+    def forbid(self, verb: str, plural: str, namespace: str = "") -> None:
+        self.forbidden.append((verb, plural, namespace))
+
+    def compact(self) -> None:
+        """Everything up to now is too old to be watched from."""
+        self.oldest = self.version + 1
+        self.version += 1
+
+    async def _record(self, kind: str, collection: tuple[str, str], value: dict[str, Any]) -> None:
+        self.version += 1
+        value["metadata"]["resourceVersion"] = str(self.version)
+        self.log.append((self.version, kind, collection, json.loads(json.dumps(value))))
+        async with self._changed:
+            self._changed.notify_all()
+
+    # --- HTTP -------------------------------------------------------------------------------------------------------
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        self._serving.add(task)
+        self._writers.add(writer)
+        try:
+            while await self._request(reader, writer):
+                pass
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            self._writers.discard(writer)
+            self._serving.discard(task)
+            writer.transport.abort()
+
+    async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        except asyncio.IncompleteReadError:
+            return False
+        first, *lines = head.split("\r\n")
+        method, target, _ = first.split(" ")
+        headers = {line.partition(":")[0].lower(): line.partition(":")[2].strip() for line in lines if line}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        self.requests.append(f"{method} {target}")
+        url = urlsplit(target)
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        match = COLLECTION.fullmatch(url.path)
+        if match is None or match.group(3) in self.unknown or url.path in self.unknown:
+            await self._answer(writer, 404, b"404 page not found\n")
+            return True
+        group, namespace, plural, name, sub = (unquote(part or "") for part in match.groups())
+        if plural == "namespaces" and namespace:
+            plural, name = "namespaces", namespace
+        verb = {"GET": "get" if name else "list", "POST": "create", "PATCH": "patch", "DELETE": "delete"}[method]
+        if query.get("watch"):
+            verb = "watch"
+        resource = f"{plural}/{sub}" if sub else plural
+        for bad_verb, bad_plural, bad_namespace in self.forbidden:
+            if bad_verb in {verb, "*"} and bad_plural == resource and bad_namespace in {"", namespace}:
+                text = f'{resource} is forbidden: User "eve" cannot {verb} resource "{resource}"'
+                await self._status(writer, 403, "Forbidden", text)
+                return True
+        if sub == "portforward":
+            await self._forward(reader, writer, headers, name, int(query["ports"]))
+            return False
+        collection = self.objects.setdefault((group, plural), {})
+        if verb == "watch":
+            await self._watch(writer, (group, plural), namespace, query, partial="PartialObject" in headers["accept"])
+            return False
+        await self._act(writer, verb, (group, plural), collection, namespace, name, sub, query, headers, body)
+        return True
+
+    async def _act(self, writer, verb, key, collection, namespace, name, sub, query, headers, body) -> None:
+        found = collection.get((namespace, name)) if name else None
+        if name and found is None:
+            await self._status(writer, 404, "NotFound", f'{key[1]} "{name}" not found')
+            return
+        match verb:
+            case "list":
+                await self._list(writer, collection, namespace, query, partial="PartialObject" in headers["accept"])
+            case "get":
+                await self._json(writer, 200, found)
+            case "create":
+                value = json.loads(body)
+                value["metadata"]["namespace"] = namespace
+                if (namespace, value["metadata"]["name"]) in collection:
+                    await self._status(writer, 409, "AlreadyExists", "already exists")
+                    return
+                await self._json(writer, 201, await self.put(*key, value))
+            case "patch":
+                patch = json.loads(body)
+                wanted = patch.get("metadata", {}).get("resourceVersion")
+                if wanted and wanted != found["metadata"]["resourceVersion"]:
+                    await self._status(writer, 409, "Conflict", "the object has been modified")
+                    return
+                part = "status" if sub == "status" else "spec"
+                merged = json.loads(json.dumps(found))
+                merged[part] = _merge(merged.get(part, {}), patch.get(part, {}))
+                if merged == found:
+                    await self._json(writer, 200, found)
+                    return
+                await self._json(writer, 200, await self.put(*key, merged))
+            case "delete":
+                preconditions = (json.loads(body) if body else {}).get("preconditions", {})
+                if preconditions.get("uid", found["metadata"]["uid"]) != found["metadata"]["uid"]:
+                    await self._status(writer, 409, "Conflict", "uid")
+                    return
+                await self.remove(*key, namespace, name)
+                await self._json(writer, 200, {"kind": "Status", "status": "Success"})
+
+    async def _list(self, writer, collection, namespace, query, *, partial: bool) -> None:
+        begin = 0
+        if "continue" in query:
+            version, _, number = base64.b64decode(query["continue"]).decode().partition(":")
+            if int(version) < self.oldest:
+                await self._status(writer, 410, "Expired", "The provided continue parameter is too old")
+                return
+            begin = int(number)
+        items = [value for value in collection.values() if _selected(value, namespace, query)]
+        limit = int(query.get("limit", 0)) or len(items)
+        page = items[begin : begin + limit]
+        metadata = {"resourceVersion": str(self.version)}
+        if begin + limit < len(items):
+            metadata["continue"] = base64.b64encode(f"{self.version}:{begin + limit}".encode()).decode()
+        await self._json(writer, 200, {"metadata": metadata, "items": [_shown(each, partial) for each in page]})
+
+    async def _watch(self, writer, key, namespace, query, *, partial: bool) -> None:
+        since = int(query["resourceVersion"])
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
+        if since < self.oldest:
+            gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
+            await self._chunk(writer, {"type": "ERROR", "object": gone})
+            writer.write(b"0\r\n\r\n")
+            return
+        deadline = asyncio.get_running_loop().time() + float(query.get("timeoutSeconds", 60))
+        while asyncio.get_running_loop().time() < deadline:
+            for version, kind, collection, value in self.log:
+                if version > since and collection == key and _selected(value, namespace, query):
+                    await self._chunk(writer, {"type": kind, "object": _shown(value, partial)})
+            since = self.version
+            try:
+                async with asyncio.timeout(self.bookmarks), self._changed:
+                    if since == self.version:
+                        await self._changed.wait()
+            except TimeoutError:
+                await self._chunk(
+                    writer, {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(self.version)}}}
+                )
+            if writer.is_closing():
+                return
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+
+    async def _forward(self, reader, writer, headers, pod: str, port: int) -> None:
+        """A kubelet's port-forward by WebSocket, v4.channel.k8s.io."""
+        assert headers["sec-websocket-protocol"] == "v4.channel.k8s.io"
+        accept = base64.b64encode(
+            hashlib.sha1(headers["sec-websocket-key"].encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+        ).decode()
+        writer.write(
+            "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"
+            f"sec-websocket-accept: {accept}\r\nsec-websocket-protocol: v4.channel.k8s.io\r\n\r\n".encode()
+        )
+        for channel in (0, 1):
+            writer.write(_frame(bytes([channel]) + port.to_bytes(2, "little")))
+        try:
+            host, real = self.forwards.get((pod, port), ("127.0.0.1", port))
+            inner_reader, inner_writer = await asyncio.open_connection(host, real)
+        except OSError as error:
+            writer.write(_frame(b"\x01" + f"error forwarding port {port}: {error}".encode()))
+            writer.write(bytes([0x88, 2, 3, 232]))
+            await writer.drain()
+            return
+        self._writers.add(inner_writer)
+
+        async def outward() -> None:
+            while data := await inner_reader.read(16384):
+                writer.write(_frame(b"\x00" + data))
+                await writer.drain()
+            writer.transport.abort()
+
+        task = asyncio.get_running_loop().create_task(outward())
+        try:
+            while True:
+                first, second = await reader.readexactly(2)
+                size = second & 0x7F
+                if size >= 126:
+                    size = int.from_bytes(await reader.readexactly(2 if size == 126 else 8), "big")
+                mask = await reader.readexactly(4)
+                data = bytes(byte ^ mask[index % 4] for index, byte in enumerate(await reader.readexactly(size)))
+                if first & 0x0F == 8:
+                    return
+                assert data[0] == 0
+                inner_writer.write(data[1:])
+                await inner_writer.drain()
+        finally:
+            self._writers.discard(inner_writer)
+            inner_writer.close()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _chunk(self, writer, value: Any) -> None:
+        data = json.dumps(value).encode() + b"\n"
+        writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        await writer.drain()
+
+    async def _status(self, writer, code: int, reason: str, message: str) -> None:
+        value = {"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message}
+        await self._json(writer, code, value)
+
+    async def _json(self, writer, code: int, value: Any) -> None:
+        await self._answer(writer, code, json.dumps(value).encode())
+
+    async def _answer(self, writer, code: int, body: bytes) -> None:
+        writer.write(f"HTTP/1.1 {code} X\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+        await writer.drain()
+
+
+def _merge(old: Any, patch: Any) -> Any:
+    """RFC 7386."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(old) if isinstance(old, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = _merge(merged.get(name), value)
+    return merged
+
+
+def _selected(value: dict[str, Any], namespace: str, query: dict[str, str]) -> bool:
+    if namespace and value["metadata"].get("namespace") != namespace:
+        return False
+    field, _, wanted = query.get("fieldSelector", "").partition("=")
+    match field:
+        case "metadata.name":
+            return value["metadata"]["name"] == wanted
+        case "spec.nodeName":
+            return value.get("spec", {}).get("nodeName") == wanted
+        case _:
+            return True
+
+
+def _shown(value: dict[str, Any], partial: bool) -> dict[str, Any]:
+    return {"kind": "PartialObjectMetadata", "metadata": value["metadata"]} if partial else value
+
+
+def _frame(payload: bytes) -> bytes:
+    size = len(payload)
+    head = bytes([0x82, size]) if size < 126 else bytes([0x82, 126]) + size.to_bytes(2, "big")
+    return head + payload

@@ -1,0 +1,376 @@
+"""Resources, tunnels and sessions between real ends, with a real API in between that is only small."""
+
+import asyncio
+import base64
+import contextlib
+
+import pytest
+
+from sidestep.kube.api import Api
+from sidestep.kube.portforward import PortForward
+from sidestep.model.errors import RefusedError
+from sidestep.model.pod import PodKey
+from sidestep.proxy.messages import Open
+from sidestep.tunnel.cli_end import CliEnd
+from sidestep.tunnel.messages import Ended
+from sidestep.tunnel.node_tls import make_node_tls, pinned_context
+from sidestep.tunnel.proof import generate, sign
+from tests.integration.kube.cluster import GROUP, Daemon, Laptop, a_pod, daemon, resource, status, until
+from tests.integration.kube.fake_api import FakeApi
+
+
+def run(test, *, within=40):
+    async def body():
+        async with FakeApi() as api:
+            await asyncio.wait_for(test(api), within)
+
+    asyncio.run(body())
+
+
+@contextlib.asynccontextmanager
+async def echo():
+    async def serve(reader, writer):
+        while data := await reader.read(65536):
+            writer.write(data.upper())
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+def an_opening(uid):
+    return Open(
+        seq=1,
+        stream=1,
+        uid=uid,
+        port=8443,
+        client="10.0.0.9",
+        client_port=5000,
+        protocol="http/1.1",
+        tls=True,
+        server_name="a.b",
+    )
+
+
+def test_from_create_to_bytes_to_delete():
+    async def test(api):
+        async with daemon(api) as node, echo() as port:
+            laptop = Laptop(api, handler_port=port)
+            await until(lambda: laptop.ear.active == 1, what="active")
+            found = resource(api)
+            assert found["spec"]["owner"] == "ada"
+            assert found["spec"]["workload"] == "pod/orders-1"
+            assert found["spec"]["filter"] == {"headers": [{"name": "x-dev", "value": "ada"}]}
+            uid = found["metadata"]["uid"]
+            assert [each.uid for each in node.cluster.intercepts()] == [uid]
+            ours = await node.sessions.open_stream(an_opening(uid), pod=PodKey("shop", "orders-1"))
+            ours.setblocking(False)
+            loop = asyncio.get_running_loop()
+            sent = b"hello, handler " * 40_000
+            sending = asyncio.create_task(loop.sock_sendall(ours, sent))
+            got = b""
+            while len(got) < len(sent):
+                got += await loop.sock_recv(ours, 65536)
+            await sending
+            assert got == sent.upper()
+            ours.close()
+            await until(lambda: status(api).get("state") == "Active", what="state Active")
+            shown = status(api)
+            assert shown["activePods"] == 1
+            assert shown["filter"] == "header x-dev=ada"
+            assert {each["type"]: each["status"] for each in shown["conditions"]} == {
+                "Accepted": "True",
+                "Active": "True",
+            }
+            assert list(shown["nodes"]) == ["n1"]
+            outcome = await laptop.end()
+            assert outcome.error is None
+            assert resource(api) is None
+            await until(lambda: node.cluster.intercepts() == (), what="nothing served")
+
+    run(test)
+
+
+def test_two_users_two_filters_one_workload_and_a_conflict_that_names_the_holder():
+    async def test(api):
+        async with daemon(api) as node:
+            ada, bob = Laptop(api, user="ada"), Laptop(api, user="bob")
+            await until(lambda: ada.ear.active == 1 and bob.ear.active == 1, what="both")
+            assert sorted(name for _, name in api.objects[GROUP, "intercepts"]) == ["orders-1", "orders-1-2"]
+            eve = Laptop(api, user="eve", name="greedy", headers=())
+            outcome = await eve.task
+            assert "a global intercept and any other exclude each other" in str(outcome.error)
+            assert "claimed owner ada" in str(outcome.error)
+            assert len(node.cluster.intercepts()) == 2
+            assert resource(api, "greedy") is None
+            await ada.end()
+            await bob.end()
+
+    run(test)
+
+
+def test_several_nodes_and_pods_that_come_and_go():
+    async def test(api):
+        async with daemon(api, node="n1", pods=("orders-1",)) as first, daemon(api, node="n2", pods=()) as second:
+            laptop = Laptop(api)
+            await until(lambda: laptop.ear.active == 1, what="n1")
+            second.controller.inventory = type(second.controller.inventory)(
+                pods={pod.key: pod for pod in [a_pod("orders-1", key=PodKey("shop", "orders-1"))]}
+            )
+            second.cluster.changed()
+            await until(lambda: set(status(api)["nodes"]) == {"n1", "n2"}, what="two nodes")
+            await until(lambda: len(second.cluster.intercepts()) == 1, what="a tunnel to n2")
+            first.controller.inventory = type(first.controller.inventory)()
+            first.controller.changed()
+            await until(lambda: set(status(api)["nodes"]) == {"n2"}, what="n1 gone")
+            assert laptop.ear.active == 1
+            await laptop.end()
+
+    run(test)
+
+
+def test_a_new_daemon_takes_over_the_nodes_entry_and_the_session():
+    async def test(api):
+        old = Daemon(api, name="old")
+        await old.start()
+        laptop = Laptop(api)
+        await until(lambda: laptop.ear.active == 1, what="old")
+        new = Daemon(api, name="new")
+        await new.start()
+        await until(lambda: status(api)["nodes"]["n1"]["daemon"]["pod"] == "new", what="the new one speaks")
+        await until(lambda: len(new.cluster.intercepts()) == 1, what="a tunnel to the new one")
+        await old.stop()
+        assert status(api)["nodes"]["n1"]["daemon"]["pod"] == "new", "the old one takes back only what is its own"
+        await until(lambda: laptop.ear.active == 1, what="still active")
+        assert not laptop.task.done()
+        await laptop.end()
+        await new.stop()
+
+    run(test)
+
+
+def test_an_api_server_that_is_away_and_comes_back(monkeypatch):
+    async def test(api):
+        async with daemon(api) as node:
+            laptop = Laptop(api)
+            await until(lambda: laptop.ear.active == 1, what="active")
+            await api.stop()
+            await until(lambda: node.sessions.intercepts() == (), what="port-forwards break with the API server")
+            assert not laptop.task.done()
+            await asyncio.sleep(1.0)
+            await api.start()
+            await until(lambda: len(node.cluster.intercepts()) == 1, within=25, what="a new tunnel")
+            await until(lambda: laptop.ear.active == 1, what="active again")
+            await laptop.end()
+
+    run(test, within=60)
+
+
+def test_a_killed_cli_ends_at_once_and_its_resource_is_inert_then_deleted(monkeypatch):
+    monkeypatch.setattr("sidestep.node.cluster.SPREAD", 0.1)
+
+    async def test(api):
+        async with daemon(api) as node:
+            node.cluster.registry.inert_after, node.cluster.registry.deleted_after = 1.0, 4.0
+            laptop = Laptop(api)
+            await until(lambda: laptop.ear.active == 1, what="active")
+            await laptop.kill()
+            await until(lambda: node.cluster.intercepts() == (), within=3, what="gone with its tunnel")
+            assert resource(api) is not None
+            await until(lambda: status(api).get("state") == "Stale", what="Stale")
+            # It conflicts with nothing any more.
+            other = Laptop(api, user="bob", headers=())
+            await until(lambda: other.ear.active == 1, what="the next one")
+            await other.end()
+            await until(lambda: resource(api) is None, what="deleted")
+
+    run(test)
+
+
+def test_somebody_else_ends_it():
+    async def test(api):
+        async with daemon(api) as node:
+            laptop = Laptop(api)
+            await until(lambda: laptop.ear.active == 1, what="active")
+            await api.remove(GROUP, "intercepts", "shop", "orders-1")
+            outcome = await laptop.task
+            assert isinstance(outcome.ended, Ended)
+            assert "deleted" in outcome.ended.reason
+            assert node.cluster.intercepts() == ()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource_name", "expected"),
+    [
+        ("create", "intercepts", "you may not create intercepts.sidestep.dev in namespace shop"),
+        ("watch", "intercepts", "you may not watch intercepts.sidestep.dev in namespace shop"),
+        ("get", "pods/portforward", "you may not create pods/portforward in namespace sidestep"),
+    ],
+)
+def test_a_missing_right_is_one_line_that_names_verb_and_resource(verb, resource_name, expected):
+    async def test(api):
+        api.forbid(verb, resource_name)
+        async with daemon(api):
+            laptop = Laptop(api)
+            try:
+                outcome = await laptop.task
+                error = outcome.error
+            except RefusedError as refused:
+                error = refused
+            assert expected in str(error)
+            assert "kubectl create rolebinding" in str(error)
+            assert "--user=eve" in str(error)
+            assert "\n" not in str(error)
+
+    run(test)
+
+
+def test_a_cluster_without_sidestep():
+    async def test(api):
+        api.unknown.add("intercepts")
+        with pytest.raises(RefusedError, match="not installed in this cluster: kubectl apply -f"):
+            await Laptop(api).task
+
+    run(test)
+
+
+def test_a_refusal_of_all_nodes_ends_the_session():
+    async def test(api):
+        async with daemon(api) as node:
+            node.controller.reason = "port 8443 speaks TLS and there is no certificate for it"
+            laptop = Laptop(api)
+            outcome = await laptop.task
+            assert str(outcome.error) == node.controller.reason
+
+    run(test)
+
+
+# --- who may open a tunnel ----------------------------------------------------------------------------------------
+
+
+async def knock(api, node, *, certificate=None, uid, key, cut=None):
+    """Try to open a session as somebody; returns the error that the tunnel ended with."""
+    entry = status(api)["nodes"]["n1"]
+    real = base64.b64decode(entry["certificate"])
+    client = Api(api.access())
+    forward = await PortForward.open(client, namespace="sidestep", pod="x", port=entry["daemon"]["port"])
+
+    async def dial(_opening):
+        raise RefusedError("no")
+
+    end = CliEnd(
+        dial=dial,
+        on_hello=lambda _hello: None,
+        on_event=lambda _event: None,
+        prove=lambda hello: sign(key, nonce=hello.nonce, certificate=certificate or real, uid=uid),
+        intercept=uid,
+    )
+    try:
+        await asyncio.get_running_loop().create_connection(
+            lambda: end.connection, sock=forward.socket, ssl=pinned_context(real), server_hostname=""
+        )
+        async with asyncio.timeout(5):
+            return await end.run()
+    except TimeoutError:
+        return None
+    finally:
+        end.connection.close()
+        await end.connection.wait_closed()
+        await forward.aclose()
+        client.close()
+        await asyncio.sleep(0.05)
+
+
+def test_neither_another_key_nor_another_certificate_nor_another_uid_opens_anything():
+    async def test(api):
+        async with daemon(api) as node:
+            laptop = Laptop(api)
+            await until(lambda: laptop.ear.active == 1, what="active")
+            uid = resource(api)["metadata"]["uid"]
+            mine = node.sessions._sessions[uid]
+            thief = generate()
+            assert await knock(api, node, uid=uid, key=thief) is not None
+            assert await knock(api, node, uid="unknown", key=thief) is not None
+            # A signature for another node's certificate, as somebody in between would have it, is none for this one.
+            owner = laptop.session._key
+            other = make_node_tls().certificate
+            assert await knock(api, node, uid=uid, key=owner, certificate=other) is not None
+            assert node.sessions._sessions[uid] is mine
+            assert laptop.ear.active == 1
+            await laptop.end()
+
+    run(test)
+
+
+def test_a_key_that_is_swapped_in_the_resource_is_not_followed():
+    async def test(api):
+        async with daemon(api) as node:
+            laptop = Laptop(api)
+            await until(lambda: laptop.ear.active == 1, what="active")
+            from sidestep.tunnel.proof import public_text
+
+            thief = generate()
+            found = resource(api)
+            found["spec"]["session"]["publicKey"] = public_text(thief)
+            found["spec"]["filter"] = {}
+            await api.put(GROUP, "intercepts", found)
+            uid = found["metadata"]["uid"]
+            await until(lambda: "not followed" in status(api).get("message", ""), what="the message")
+            assert await knock(api, node, uid=uid, key=thief) is not None
+            assert not node.cluster.intercepts()[0].filter.is_global
+            await laptop.end()
+
+    run(test)
+
+
+def test_a_certificate_that_is_not_the_pinned_one_is_not_spoken_to():
+    async def test(api):
+        async with daemon(api):
+            laptop = Laptop(api)
+            await until(lambda: laptop.ear.active == 1, what="active")
+            # The status names this daemon; the port-forward leads to somebody else.
+            other = make_node_tls()
+
+            async def serve(_reader, writer):
+                writer.close()
+
+            server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=other.context)
+            port = status(api)["nodes"]["n1"]["daemon"]["port"]
+            api.forwards["sidestep-n1", port] = ("127.0.0.1", server.sockets[0].getsockname()[1])
+            api.cut()
+            await until(
+                lambda: any("no tunnel to node n1" in str(each) for each in laptop.ear.events),
+                what="the refusal to be told",
+            )
+            assert laptop.ear.active == 0
+            api.forwards.clear()
+            await until(lambda: laptop.ear.active == 1, what="the real one again")
+            server.close()
+            await laptop.end()
+
+    run(test)
+
+
+def test_probes_and_metrics():
+    async def test(api):
+        async with daemon(api) as node:
+
+            async def ask(path):
+                reader, writer = await asyncio.open_connection("127.0.0.1", node.cluster.health.port)
+                writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+                answer = await reader.read()
+                writer.close()
+                return answer.decode()
+
+            assert (await ask("/healthz")).startswith("HTTP/1.1 200")
+            assert (await ask("/readyz")).startswith("HTTP/1.1 503")
+            assert (await ask("/metrics")).startswith("HTTP/1.1 200")
+            assert (await ask("/")).startswith("HTTP/1.1 404")
+
+    run(test)
