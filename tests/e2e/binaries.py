@@ -16,6 +16,10 @@ VERSION = "1.20.2"
 COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
+REFLECTION = "golang-github-modern-go-reflect2"
+"""A library that Kubernetes 1.20 brings in a version which walks maps wrongly when compiled by Go 1.18 or later (the API
+server dies of it while it compares objects). Debian's own version of it is put in its place."""
+
 _BUILD = 45 * 60.0
 """Seconds that a build may take on a busy machine."""
 
@@ -88,12 +92,23 @@ def _source(work: Path, log: Path) -> Path:
     cache.step("fetching Debian's list of sources", ["apt-get", *options, "-qq", "update"], log=log, within=300)
     cache.step(
         "fetching Debian's source of Kubernetes (35 MB)",
-        ["apt-get", *options, "-qq", "source", "kubernetes"],
+        ["apt-get", *options, "-qq", "source", "kubernetes", REFLECTION],
         log=log,
         within=900,
         cwd=work,
     )
-    found = [path for path in work.glob("kubernetes-*") if path.is_dir()]
+    kubernetes, reflection = (_only(work, f"{name}-[0-9]*") for name in ("kubernetes", REFLECTION))
+    inside = kubernetes / "vendor" / "github.com" / "modern-go" / "reflect2"
+    for pattern in ("*.go", "*.s"):
+        for path in inside.glob(pattern):
+            path.unlink()
+        for path in reflection.glob(pattern):
+            shutil.copy2(path, inside)
+    return kubernetes
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    found = [path for path in folder.glob(pattern) if path.is_dir()]
     if len(found) != 1:
-        raise cache.BuildError(f"expected one source folder in {work}, found {found}")
+        raise cache.BuildError(f"expected one folder {folder}/{pattern}, found {found}")
     return found[0]

@@ -86,6 +86,7 @@ def pod_spec(**more: Any) -> dict[str, Any]:
     ]
     return {
         "automountServiceAccountToken": False,
+        "dnsPolicy": "Default",
         "terminationGracePeriodSeconds": 1,
         "containers": [container],
         "volumes": volumes,

@@ -80,5 +80,5 @@ def test_the_image_is_complete_and_small(cluster, product):
 def test_resources_are_explained(cluster, product):
     """`kubectl explain` and the short names work."""
     assert "Diverts matching requests" in cluster.kubectl("explain", "intercepts")
-    assert "PublicKey" in cluster.kubectl("explain", "intercepts.spec.session").title()
+    assert "Ed25519 public key" in cluster.kubectl("explain", "intercepts.spec.session")
     assert cluster.kubectl("get", "icept,wtap", "-A").strip() == ""
