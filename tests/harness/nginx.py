@@ -107,8 +107,9 @@ def nginx(
     """Start nginx.
 
     `listen` are its addresses ("10.0.0.2:8443", "[::]:8443"), with TLS when there is a certificate, `plain` those
-    without; `verify_clients` is a CA in PEM that client certificates must come from; `extra` goes into the http block;
-    `cgroup` is where it starts (sockets belong to the cgroup in which they were made).
+    without ("10.0.0.2:8080 http2" is HTTP/2 by prior knowledge); `verify_clients` is a CA in PEM that client
+    certificates must come from; `extra` goes into the http block; `cgroup` is where it starts (sockets belong to the
+    cgroup in which they were made).
     """
     folder.mkdir(parents=True, exist_ok=True)
     root = folder / "root"
@@ -130,7 +131,7 @@ def nginx(
     if cgroup is not None:
         command = cgroups.inside(cgroup, command)
     with Process(command, log=folder / "nginx.log") as process:
-        ports = {address.rpartition(":")[2] for address in [*listen, *plain]}
+        ports = {address.split()[0].rpartition(":")[2] for address in [*listen, *plain]}
         until(
             lambda: not process.running or ports <= listening_ports(netns),
             within=10,

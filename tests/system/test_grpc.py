@@ -1,0 +1,131 @@
+"""gRPC with grpcio on all sides: every kind of call, diverted and not, by turns on one connection."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.harness import scene
+from tests.harness.processes import Process
+from tests.harness.waiting import until
+
+DEV = [["x-dev", "ada"]]
+TRANSPORTS = [pytest.param(scene.TLS_PORT, id="tls"), pytest.param(scene.PLAIN_PORT, id="plain")]
+PEER = [sys.executable, "-m", "tests.harness.grpc_peer"]
+
+
+@contextlib.contextmanager
+def grpc_server(folder, name, address, *, netns=None, tls=None):
+    """A running gRPC server; `port` is where."""
+    label = f"grpc-{name}-{'tls' if tls else 'plain'}"
+    command = [*PEER, "serve", name, address, *(["--tls", str(tls)] if tls else [])]
+    command = netns.enter(command) if netns else command
+    with Process(command, log=folder / f"{label}.log", stdout=folder / f"{label}.out") as process:
+        until(lambda: process.output() or not process.running, within=20, what=lambda: f"gRPC\n{process.text()}")
+        assert process.running, process.text()
+        process.port = int(process.output().split()[0])
+        yield process
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """gRPC servers as the app, with TLS and without, and as handlers."""
+    folder = tmp_path_factory.mktemp("grpc")
+    with contextlib.ExitStack() as stack:
+        shop = stack.enter_context(scene.shop(folder))
+        tls = folder / "tls"
+        shop.app_certificate.write(tls)
+        space = shop.space
+        for port in (scene.TLS_PORT, scene.PLAIN_PORT):
+            keys = tls if port == scene.TLS_PORT else None
+            stack.enter_context(grpc_server(folder, "app", f"{space.ip}:{port}", netns=space.pod, tls=keys))
+        shop.grpc = {
+            scene.TLS_PORT: stack.enter_context(grpc_server(folder, "handler", "127.0.0.1:0", tls=tls)),
+            scene.PLAIN_PORT: stack.enter_context(grpc_server(folder, "handler", "127.0.0.1:0")),
+        }
+        yield shop
+
+
+@contextlib.contextmanager
+def intercepting(shop, port, *options):
+    with shop.intercept(
+        *options, port=port, handler_port=shop.grpc[port].port, plaintext=port == scene.PLAIN_PORT
+    ) as running:
+        yield running
+
+
+def call(shop, port, *calls):
+    """Make calls on one connection from the client's namespace."""
+    words = ["call", f"{shop.space.ip}:{port}", *(["--ca", str(shop.ca)] if port == scene.TLS_PORT else [])]
+    done = subprocess.run(
+        shop.space.client.enter([*PEER, *words]),
+        input=json.dumps(calls),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("port", TRANSPORTS)
+def test_every_kind_by_turns_on_one_connection(wide, port):
+    kinds = [
+        ({"method": "Get", "messages": ["7"]}, ["{} 7"]),
+        ({"method": "Collect", "messages": ["a", "b", "c"]}, ["{} a+b+c"]),
+        ({"method": "List", "messages": ["3"]}, ["{} 0", "{} 1", "{} 2"]),
+        ({"method": "Chat", "messages": ["a", "b"]}, ["{} a", "{} b"]),
+        ({"method": "Get", "messages": ["x" * 2_000_000]}, None),
+    ]
+    calls = [{**call, **more} for call, _ in kinds for more in ({}, {"metadata": DEV}, {})]
+    with intercepting(wide, port) as running:
+        results = call(wide, port, *calls)
+        until(lambda: len(running.of("request")) == len(kinds), within=5, what="a line for each diverted call")
+    for number, result in enumerate(results):
+        side = "handler" if number % 3 == 1 else "app"
+        wanted = kinds[number // 3][1]
+        assert result["code"] == "OK", result
+        if wanted is None:
+            assert result["sizes"] == [len(side) + 2_000_001]
+        else:
+            assert result["answers"] == [text.format(side) for text in wanted]
+        if calls[number]["method"] == "Get":
+            assert result["trailing"]["x-served-by"] == side
+            assert result["trailing"]["x-bin-bin"] == str(b"\x00\xff")
+
+
+@pytest.mark.parametrize("port", TRANSPORTS)
+@pytest.mark.parametrize("side", ["app", "handler"])
+def test_errors_and_deadlines(wide, port, side):
+    more = {"metadata": DEV} if side == "handler" else {}
+    with intercepting(wide, port):
+        failed, slow, after = call(
+            wide, port, {"method": "Fail", **more}, {"method": "Slow", "timeout": 1, **more}, {"method": "Get", **more}
+        )
+    assert (failed["code"], failed["details"]) == ("NOT_FOUND", f"{side}: no such order: ä")
+    assert slow["code"] == "DEADLINE_EXCEEDED"
+    assert slow["seconds"] < 5
+    assert after["answers"] == [f"{side} 1"]
+    if side == "handler":  # it saw the deadline, and the end of the call
+        until(lambda: "slow call over" in wide.grpc[port].output(), within=5, what="the handler to be told")
+        assert "deadline in 1.0" in wide.grpc[port].output() or "deadline in 0.9" in wide.grpc[port].output()
+
+
+def test_a_handler_without_http2_is_named(wide):
+    with wide.intercept("--name", "mine", "--http-header", "x-dev=ada"):  # the harness's handler: HTTP/1.1 only
+        diverted, other = call(wide, scene.TLS_PORT, {"method": "Get", "metadata": DEV}, {"method": "Get"})
+    assert diverted["code"] == "UNIMPLEMENTED"
+    assert diverted["details"].startswith("sidestep: intercept shop/mine: ")
+    assert "HTTP/2" in diverted["details"]
+    assert other["answers"] == ["app 1"]
+
+
+def test_without_a_handler_the_app_answers(wide):
+    with wide.intercept(handler_port=1):
+        (result,) = call(wide, scene.TLS_PORT, {"method": "Chat", "messages": ["a", "b"], "metadata": DEV})
+    assert result["answers"] == ["app a", "app b"]
