@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -7,7 +8,7 @@ from sidestep.config.node_settings import NodeSettings
 from sidestep.model.condition import ConditionType
 from sidestep.model.filter import Filter
 from sidestep.model.intercept import Kind
-from sidestep.model.pod import PodKey, ServicePort, Transport
+from sidestep.model.pod import Location, PodKey, ServicePort, Transport
 from sidestep.node.planner import CertificateFacts, plan
 from sidestep.node.survey import CertificateKey, Side
 from tests.unit.node.scenes import CERTIFIED, HTTPS, header, intercept, inventory, pod, service
@@ -265,3 +266,26 @@ def test_a_pods_own_intercept_covers_it_alone():
     stock = inventory(pod(annotations={}), pod("orders-2", annotations={}))
     alone = intercept(port="8080", pod="orders-2")
     assert list(planned(stock, [alone]).pods) == [PodKey("shop", "orders-2")]
+
+
+@pytest.mark.parametrize("mode", ["require", "request"])
+def test_clients_cannot_be_verified_without_an_authority(mode):
+    some = inventory(pod(annotations={**CERTIFIED, f"{names.CLIENT_AUTH}.8443": mode}))
+    assert planned(some, [intercept()]).pods[POD].ports[0].snapshot.client_auth == mode
+    without = {CertificateKey(POD, 8443, Side.DOWNSTREAM): CertificateFacts("identity:a", "", "orders.shop")}
+    result = planned(some, [intercept()], certificates=without)
+    assert POD not in result.pods
+    (condition,) = result.conditions[POD]
+    reason = condition.text
+    assert condition.type is ConditionType.NO_CERTIFICATE
+    assert f"{names.CLIENT_AUTH}.8443 '{mode}'" in reason
+    assert "no ca.crt" in reason
+    assert planned(some, [intercept(filter=GLOBAL)], certificates=without).pods[POD].ports  # nothing is opened
+
+
+def test_a_container_that_starts_anew_is_another_app():
+    plans = [
+        planned(inventory(replace(pod(), location=Location(pids=pids))), [intercept()]).pods[POD].ports[0].snapshot.app
+        for pids in ({"app": 1, "side": 2}, {"side": 2, "app": 1}, {"app": 3, "side": 2})
+    ]
+    assert plans[0] == plans[1] != plans[2]
