@@ -1,0 +1,261 @@
+"""The mirror: an inventory like that of manifests, from watches; Secrets one by one; no location from annotations."""
+
+import asyncio
+import base64
+from contextlib import asynccontextmanager
+
+from sidestep.kube.api import Api
+from sidestep.kube.processes import Wanted
+from sidestep.kube.watch import WatchLimits
+from sidestep.model.pod import Location, Owner, PodKey
+from sidestep.node.cluster_inventory import ClusterInventory
+from tests.integration.kube.fake_api import FakeApi
+from tests.integration.kube.test_watch import until
+
+V1, APPS = "/api/v1", "/apis/apps/v1"
+FAST = WatchLimits(first_pause=0.01, last_pause=0.05, refused_pause=0.1)
+PATH = "telepresence.io/downstream-tls-path.8443"
+
+
+def run(test):
+    async def body():
+        async with FakeApi() as api:
+            await asyncio.wait_for(test(api), 30)
+
+    asyncio.run(body())
+
+
+class Scene:
+    """A source of inventories and the readings it gave."""
+
+    def __init__(self, api):
+        self.crashes, self.readings, self.asked = [], [], []
+        self.client = Api(api.access())
+        self.locations = {}
+        self.source = ClusterInventory(
+            self.client,
+            node="n1",
+            service_account="sidestep:sidestep-node",
+            on_crash=lambda *crash: self.crashes.append(crash),
+            find=self.find,
+            limits=FAST,
+        )
+
+    def find(self, wanted: dict[str, Wanted]):
+        self.asked.append(wanted)
+        return {uid: self.locations[uid] for uid in wanted if uid in self.locations}
+
+    @property
+    def inventory(self):
+        return self.readings[-1].inventory
+
+
+@asynccontextmanager
+async def scene(api):
+    made = Scene(api)
+    made.readings.append(await made.source.load())
+    task = asyncio.create_task(made.source.watch(made.readings.append))
+    try:
+        yield made
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await made.source.aclose()
+        made.client.close()
+        await asyncio.sleep(0.01)
+    assert made.crashes == []
+
+
+def pod(name="orders-1", *, node="n1", ip="10.0.0.1", running=True, **metadata):
+    status = {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}] if ip else []}
+    if running:
+        status["containerStatuses"] = [
+            {"name": "app", "containerID": f"containerd://{'a' * 64}", "state": {"running": {"startedAt": "x"}}}
+        ]
+    return {
+        "metadata": {
+            "name": name,
+            "namespace": "shop",
+            "uid": f"uid-{name}",
+            "labels": {"app": "orders"},
+            "ownerReferences": [{"kind": "ReplicaSet", "name": "orders-abc", "controller": True}],
+            **metadata,
+        },
+        "spec": {
+            "nodeName": node,
+            "containers": [{"name": "app", "ports": [{"containerPort": 8443, "name": "https"}]}],
+        },
+        "status": {key: value for key, value in status.items() if value},
+    }
+
+
+async def populate(api):
+    await api.put(V1, "pods", pod())
+    await api.put(V1, "pods", pod("elsewhere", node="n2"))
+    copied = {PATH: "/copied", "deployment.kubernetes.io/revision": "3"}
+    await api.put(
+        APPS,
+        "replicasets",
+        {
+            "metadata": {
+                "name": "orders-abc",
+                "namespace": "shop",
+                "annotations": copied,
+                "ownerReferences": [{"kind": "Deployment", "name": "orders", "controller": True}],
+            }
+        },
+    )
+    await api.put(
+        APPS,
+        "deployments",
+        {
+            "metadata": {
+                "name": "orders",
+                "namespace": "shop",
+                "annotations": {PATH: "/tls", "kubectl.kubernetes.io/last-applied-configuration": "x" * 1000},
+            }
+        },
+    )
+    service = {"selector": {"app": "orders"}, "ports": [{"port": 443, "targetPort": "https", "appProtocol": "https"}]}
+    await api.put(V1, "services", {"metadata": {"name": "orders", "namespace": "shop"}, "spec": service})
+    await api.put(V1, "namespaces", {"metadata": {"name": "shop", "annotations": {"sidestep.dev/x": "1"}}})
+    await api.put(V1, "nodes", {"metadata": {"name": "n1", "annotations": {"sidestep.dev/max-pods": "5"}}})
+    await api.put(V1, "nodes", {"metadata": {"name": "n2"}})
+
+
+def test_the_inventory_of_one_node():
+    async def test(api):
+        await populate(api)
+        async with scene(api) as found:
+            inventory = found.inventory
+            assert list(inventory.pods) == [PodKey("shop", "orders-1")]
+            owners = inventory.pods[PodKey("shop", "orders-1")].owners
+            assert owners == (Owner("replicaset", "orders-abc"), Owner("deployment", "orders", {PATH: "/tls"}))
+            assert inventory.services_of(inventory.pods[PodKey("shop", "orders-1")])[0].ports[0].app_protocol == "https"
+            assert inventory.namespace_annotations("shop") == {"sidestep.dev/x": "1"}
+            assert inventory.node_annotations("n1") == {"sidestep.dev/max-pods": "5"}
+            assert list(inventory.nodes) == ["n1"]
+
+    run(test)
+
+
+def test_annotations_come_and_go_on_every_level():
+    async def test(api):
+        await populate(api)
+        async with scene(api) as found:
+            key = PodKey("shop", "orders-1")
+            await api.put(V1, "pods", pod(annotations={PATH: "/pod", "sidestep.dev/netns": "/proc/1/ns/net"}))
+            await until(lambda: found.inventory.pods[key].annotations.get(PATH) == "/pod")
+            assert found.inventory.pods[key].location == Location(), "no annotation says where a pod lives"
+            await api.put(APPS, "deployments", {"metadata": {"name": "orders", "namespace": "shop"}})
+            await until(lambda: found.inventory.pods[key].owners[1].annotations == {})
+            await api.put(V1, "nodes", {"metadata": {"name": "n1"}})
+            await until(lambda: found.inventory.node_annotations("n1") == {})
+            await api.remove(V1, "pods", "shop", "orders-1")
+            await until(lambda: found.inventory.pods == {})
+
+    run(test)
+
+
+def test_processes_are_looked_for_until_they_are_found_and_no_longer():
+    async def test(api):
+        await populate(api)
+        await api.put(V1, "pods", pod("host", ip="192.168.0.1") | {"spec": {**pod()["spec"], "hostNetwork": True}})
+        async with scene(api) as found:
+            assert found.asked
+            assert all(set(each) == {"uid-orders-1"} for each in found.asked)
+            found.locations["uid-orders-1"] = Location(netns="/proc/4194303/ns/net", pids={"app": 4194303})
+            await until(lambda: found.inventory.pods[PodKey("shop", "orders-1")].location.pids == {"app": 4194303})
+            asked = len(found.asked)
+            await api.put(V1, "namespaces", {"metadata": {"name": "other"}})
+            await until(lambda: "other" in found.inventory.namespaces)
+            assert len(found.asked) == asked
+
+    run(test)
+
+
+def test_only_the_secrets_that_are_named_are_read():
+    async def test(api):
+        await populate(api)
+        for name in ("orders-tls", "not-ours"):
+            data = {"tls.crt": base64.b64encode(b"one").decode()}
+            await api.put(V1, "secrets", {"metadata": {"name": name, "namespace": "shop"}, "data": data})
+        async with scene(api) as found:
+            assert not any("secrets" in request for request in api.requests)
+            name = ("shop", "orders-tls")
+            found.source.want_secrets(frozenset({name}))
+            await until(lambda: name in found.inventory.secrets)
+            assert found.inventory.secrets[name].data == {"tls.crt": b"one"}
+            asked = [request for request in api.requests if "secrets" in request]
+            assert asked
+            assert all("fieldSelector=metadata.name%3Dorders-tls" in request for request in asked)
+            data = {"tls.crt": base64.b64encode(b"two").decode()}
+            await api.put(V1, "secrets", {"metadata": {"name": "orders-tls", "namespace": "shop"}, "data": data})
+            await until(lambda: found.inventory.secrets[name].data == {"tls.crt": b"two"})
+            found.source.want_secrets(frozenset())
+            found.source._news.set()
+            await until(lambda: not found.inventory.secrets)
+
+    run(test)
+
+
+def test_a_forbidden_secret_says_which_binding_is_missing():
+    async def test(api):
+        await populate(api)
+        api.forbid("list", "secrets")
+        async with scene(api) as found:
+            name = ("shop", "orders-tls")
+            found.source.want_secrets(frozenset({name}))
+            await until(lambda: "may not be read" in found.readings[-1].secret_problems.get(name, ""))
+            assert (
+                found.readings[-1]
+                .secret_problems[name]
+                .endswith(
+                    "kubectl create rolebinding sidestep-secrets --clusterrole=sidestep-secrets "
+                    "--serviceaccount=sidestep:sidestep-node -n shop"
+                )
+            )
+            api.forbidden.clear()
+            await until(lambda: name not in found.readings[-1].secret_problems, within=20)
+
+    run(test)
+
+
+def test_what_may_not_be_watched_is_a_condition_and_the_rest_works():
+    async def test(api):
+        await populate(api)
+        api.forbid("list", "jobs")
+        api.unknown.add("endpointslices")
+        async with scene(api) as found:
+            texts = [condition.text for condition in found.readings[-1].conditions]
+            assert any("jobs cannot be watched" in text for text in texts)
+            assert any("endpointslices cannot be watched" in text for text in texts)
+            assert found.inventory.pods
+
+    run(test)
+
+
+def test_a_service_without_selector_gets_its_pods_from_slices():
+    async def test(api):
+        await populate(api)
+        await api.put(
+            V1,
+            "services",
+            {"metadata": {"name": "manual", "namespace": "shop"}, "spec": {"ports": [{"port": 80, "name": "web"}]}},
+        )
+        await api.put(
+            "/apis/discovery.k8s.io/v1",
+            "endpointslices",
+            {
+                "metadata": {"name": "m-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "manual"}},
+                "addressType": "IPv4",
+                "endpoints": [{"addresses": ["10.0.0.1"], "targetRef": {"kind": "Pod", "name": "orders-1"}}],
+                "ports": [{"name": "web", "port": 8443, "appProtocol": "http2"}],
+            },
+        )
+        async with scene(api) as found:
+            there = found.inventory.services_of(found.inventory.pods[PodKey("shop", "orders-1")])
+            (manual,) = [service for service in there if service.name == "manual"]
+            assert [(port.number, port.target, port.app_protocol) for port in manual.ports] == [(80, 8443, "http2")]
+
+    run(test)

@@ -1,0 +1,224 @@
+"""Resources as a node holds them: pinned, renewed, inert, in conflict, gone; and the status they get."""
+
+import pytest
+
+from sidestep.kube.resources import DaemonEntry, NodeEntry, PodEntry, StatusFields
+from sidestep.model.intercept import Kind
+from sidestep.node.registry import Registry
+from sidestep.node.resource_status import differs, mine, overall, speaker
+from sidestep.tunnel.proof import generate, public_text
+from tests.unit.node.scenes import inventory, pod
+
+KEY = public_text(generate())
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def gone():
+    return []
+
+
+@pytest.fixture
+def registry(clock, gone):
+    return Registry(now=clock, on_gone=lambda held: gone.append(held.latest.display))
+
+
+def value(name, *, renewed="1", created="2025-01-01T00:00:00Z", header="dev", **spec):
+    wanted = {"headers": [{"name": "x-user", "value": header}]} if header else {}
+    return {
+        "metadata": {"name": name, "namespace": "shop", "uid": f"uid-{name}", "creationTimestamp": created},
+        "spec": {
+            "workload": "deploy/orders",
+            "port": "8443",
+            "session": {"publicKey": KEY},
+            "filter": wanted,
+            "renewTime": renewed,
+            **spec,
+        },
+    }
+
+
+def verdict(registry, name, there=None):
+    return registry.verdicts(inventory(pod()) if there is None else there)[f"uid-{name}"]
+
+
+def test_what_lives_stands_and_covers_its_pods(registry):
+    registry.apply(Kind.INTERCEPT, value("a"))
+    found = verdict(registry, "a")
+    assert found.standing
+    assert [str(key) for key in found.pods] == ["shop/orders-1"]
+
+
+def test_thirty_seconds_without_renewal_make_it_inert_and_ten_minutes_expired(registry, clock):
+    registry.apply(Kind.INTERCEPT, value("a"))
+    clock.now += 25
+    registry.apply(Kind.INTERCEPT, value("a", renewed="2"))
+    clock.now += 25
+    assert verdict(registry, "a").standing
+    registry.apply(Kind.INTERCEPT, value("a", renewed="2"))  # any other change is no renewal
+    clock.now += 6
+    found = verdict(registry, "a")
+    assert found.stale
+    assert not found.standing
+    assert registry.expired() == ()
+    clock.now += 570
+    assert [held.uid for held in registry.expired()] == ["uid-a"]
+    registry.apply(Kind.INTERCEPT, value("a", renewed="3"))
+    assert verdict(registry, "a").standing
+    assert registry.expired() == ()
+
+
+def test_time_stands_still_while_renewals_cannot_be_seen(registry, clock):
+    registry.connected(Kind.INTERCEPT, connected=True)
+    registry.apply(Kind.INTERCEPT, value("a"))
+    clock.now += 20
+    registry.connected(Kind.INTERCEPT, connected=False)
+    clock.now += 3600
+    assert verdict(registry, "a").standing
+    assert registry.expired() == ()
+    registry.connected(Kind.INTERCEPT, connected=True)
+    clock.now += 25
+    assert verdict(registry, "a").standing, "after a break everybody has the full time again"
+    clock.now += 6
+    assert verdict(registry, "a").stale
+
+
+def test_the_older_one_wins_and_what_is_inert_is_in_nobodys_way(registry, clock):
+    registry.apply(Kind.INTERCEPT, value("young", created="2025-01-02T00:00:00Z", header=None))
+    registry.apply(Kind.INTERCEPT, value("old", created="2025-01-01T00:00:00Z"))
+    assert verdict(registry, "old").standing
+    refused = verdict(registry, "young")
+    assert not refused.standing
+    assert "intercept shop/old" in refused.refusal
+    clock.now += 25
+    registry.apply(Kind.INTERCEPT, value("young", created="2025-01-02T00:00:00Z", header=None, renewed="2"))
+    clock.now += 10
+    assert verdict(registry, "old").stale
+    assert verdict(registry, "young").standing
+
+
+def test_spec_and_key_are_those_of_the_first_sight(registry):
+    registry.apply(Kind.INTERCEPT, value("a"))
+    held = registry.find("uid-a")
+    key = held.key
+    other = public_text(generate())
+    registry.apply(Kind.INTERCEPT, value("a", header=None, session={"publicKey": other}, renewed="2"))
+    assert held.key == key
+    assert not held.intercept.filter.is_global
+    assert held.changed
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ({"session": {"publicKey": "AAAA"}}, "Ed25519"),
+        ({"filter": {"headers": [{"name": "x", "match": "Regex", "value": "("}]}}, "("),
+        ({"workload": "nothing-there"}, "no workload nothing-there"),
+    ],
+)
+def test_what_cannot_be_served_says_why(registry, spec, told):
+    registry.apply(Kind.INTERCEPT, value("a", **spec))
+    found = verdict(registry, "a")
+    assert not found.standing
+    assert told in found.refusal
+
+
+def test_a_list_forgets_what_is_gone_of_its_kind_only(registry, gone):
+    registry.apply(Kind.INTERCEPT, value("a"))
+    registry.apply(Kind.INTERCEPT, value("b"))
+    registry.replace(Kind.WIRETAP, [])
+    assert gone == []
+    registry.replace(Kind.INTERCEPT, [value("b"), {"metadata": {}}])
+    assert gone == ["shop/a"]
+    registry.remove(Kind.INTERCEPT, value("b"))
+    registry.remove(Kind.INTERCEPT, value("b"))
+    assert gone == ["shop/a", "shop/b"]
+    assert registry.all() == ()
+
+
+# --- the status -----------------------------------------------------------------------------------------------------
+
+OWN = DaemonEntry("sidestep", "new", 7443, "2025-01-01T00:00:02.000000Z")
+
+
+def entry(*pods, refusal="", daemon=OWN):
+    return NodeEntry(daemon=daemon, certificate="x", pods=tuple(pods), refusal=refusal)
+
+
+def whole(registry, nodes, *, found=None, before=None):
+    held = registry.find("uid-a")
+    return overall(
+        held, found or verdict(registry, "a"), nodes, before=before or StatusFields(), now="2025-01-01T00:00:00Z"
+    )
+
+
+def test_the_words_of_a_status(registry, clock):
+    registry.apply(Kind.INTERCEPT, value("a"))
+    assert whole(registry, {})["state"] == "Pending"
+    assert "no pod" in whole(registry, {})["message"]
+    waiting = {"n1": entry(PodEntry("p", "pending", "nothing listens on port 8443"))}
+    assert whole(registry, waiting)["message"] == "nothing listens on port 8443"
+    active = {"n1": entry(PodEntry("p", "active"), PodEntry("q", "pending")), "n2": entry(PodEntry("r", "attached"))}
+    found = whole(registry, active)
+    assert (found["state"], found["activePods"], found["filter"]) == ("Active", 2, "header x-user=dev")
+    refused = {"n1": entry(refusal="no certificate"), "n2": entry(PodEntry("r", "active"))}
+    assert whole(registry, refused)["state"] == "Active"
+    refused["n2"] = entry(refusal="no certificate")
+    found = whole(registry, refused)
+    assert (found["state"], found["message"]) == ("Refused", "no certificate")
+    assert {each["type"]: each["status"] for each in found["conditions"]} == {"Accepted": "False", "Active": "False"}
+    clock.now += 31
+    assert whole(registry, active)["state"] == "Stale"
+
+
+def test_a_condition_keeps_its_time_until_it_changes(registry):
+    registry.apply(Kind.INTERCEPT, value("a"))
+    first = whole(registry, {})
+    status = StatusFields(
+        state=first["state"],
+        message=first["message"],
+        filter=first["filter"],
+        conditions=tuple(_condition(each) for each in first["conditions"]),
+    )
+    held = registry.find("uid-a")
+    again = overall(held, verdict(registry, "a"), {}, before=status, now="2025-06-01T00:00:00Z")
+    assert not differs(again, status)
+    active = {"n1": entry(PodEntry("p", "active"))}
+    changed = overall(held, verdict(registry, "a"), active, before=status, now="2025-06-01T00:00:00Z")
+    times = {each["type"]: each["lastTransitionTime"] for each in changed["conditions"]}
+    assert times == {"Accepted": "2025-01-01T00:00:00Z", "Active": "2025-06-01T00:00:00Z"}
+
+
+def _condition(value):
+    from sidestep.kube.resources import StatusCondition
+
+    return StatusCondition(
+        value["type"], value["status"], value["reason"], value["message"], value["lastTransitionTime"]
+    )
+
+
+def test_who_writes_the_entry_of_a_node():
+    older = DaemonEntry("sidestep", "old", 7443, "2025-01-01T00:00:01.000000Z")
+    assert mine(None, OWN)
+    assert mine(entry(), OWN)
+    assert mine(entry(daemon=older), OWN)
+    assert not mine(entry(), older)
+    assert not mine(entry(), DaemonEntry("sidestep", "a", 7443, OWN.started)), "one of two that began together"
+
+
+def test_who_speaks_for_all():
+    assert speaker({}) == ""
+    assert speaker({"n2": entry(), "n1": None}) == "n2"
+    assert speaker({"n2": entry(), "n1": entry()}) == "n1"
