@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 
+from sidestep.laptop.datagram_channel import DatagramChannel
 from sidestep.laptop.preface import probe
 from sidestep.laptop.tls_channel import TlsChannel, describe
 from sidestep.laptop.translation.channel import TranslatingChannel
@@ -64,6 +65,8 @@ class Handler:
 
     async def dial(self, opening: StreamOpening) -> Channel:
         """Connect for one diverted connection. Raises RefusedError in words for the developer."""
+        if opening.protocol == "udp":
+            return await DatagramChannel.connect(self.settings.address, self.settings.port)
         if opening.protocol != "h2":
             return await self._dial(opening)
         in_http1 = replace(opening, protocol="http/1.1")
@@ -158,6 +161,18 @@ class Handler:
                 context.set_alpn_protocols(_OFFERS[protocol])
             self._contexts[protocol] = context
         return context
+
+
+class NoHandler(Handler):
+    """Stands for the handler of a session that only wants to be told."""
+
+    def __init__(self) -> None:
+        super().__init__(HandlerSettings(port=0))
+
+    async def dial(self, opening: StreamOpening) -> Channel:
+        """Refuse."""
+        del opening
+        raise RefusedError("this session takes no connections")
 
 
 def _read_trust(path: Path) -> str:

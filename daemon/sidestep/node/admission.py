@@ -12,7 +12,7 @@ from sidestep.config.node_settings import NodeSettings
 from sidestep.model.errors import RefusedError
 from sidestep.model.intercept import Intercept
 from sidestep.model.inventory import Inventory
-from sidestep.model.pod import Pod, Transport
+from sidestep.model.pod import Pod
 from sidestep.node.planner import CertificateFacts, filter_refusal, refusal_of
 from sidestep.node.survey import CertificateKey, Side, survey
 from sidestep.policy.conflicts import Claim, check, claim_of
@@ -45,8 +45,6 @@ def admit(
             able.append(pod)
     if reasons and not able:
         raise RefusedError(reasons[0])
-    if new.transport is Transport.UDP:
-        raise RefusedError("UDP ports cannot be intercepted by this version")
     check(claim, _claims(existing, inventory))
     return tuple(able)
 
@@ -62,7 +60,7 @@ def _port_refusal(
         resolved = resolve_port(new.port, pod, inventory.services_of(pod), transport=new.transport)
     except RefusedError as error:
         return str(error)
-    if new.filter.is_global:
+    if not new.reads_requests:
         return ""
     ports = [each.port for each in resolved]
     found = survey(pod, inventory, node_annotations=node_annotations, extra_ports=ports)

@@ -139,15 +139,14 @@ class NodeStatusView:
         if (uid, key) in plan.refusals:
             return PodState(str(key), "failed", plan.refusals[uid, key])
         planned = plan.pods.get(key)
-        numbers = _ports_of(planned, uid) if planned is not None else []
+        ports = _ports_of(planned, uid) if planned is not None else []
         target = self._reconciler.target(key)
         problem = self._reconciler.problem(key)
-        if target is None or not numbers:
+        if target is None or not ports:
             return PodState(str(key), "failed" if problem else "pending", problem)
-        steered = target.steered()
-        waiting = [number for number in numbers if not steered.get(number)]
-        if len(waiting) == len(numbers):
-            no_app = [number for number in waiting if target.waits_for_app(number)]
+        waiting = [port for port in ports if not target.takes(*port)]
+        if len(waiting) == len(ports):
+            no_app = [number for number, _ in waiting if target.waits_for_app(number)]
             detail = f"nothing listens on port {no_app[0]}" if no_app else problem
             return PodState(str(key), "pending", detail)
         return PodState(str(key), "active" if target.seen else "attached", problem)
@@ -256,8 +255,8 @@ def _workload_of(survey: PodSurvey) -> WorkloadName:
     return (pod.key.namespace, "pod", pod.key.name)
 
 
-def _ports_of(planned: PodPlan, uid: str) -> list[int]:
-    return [port.number for port in planned.ports if uid in port.uids]
+def _ports_of(planned: PodPlan, uid: str) -> list[tuple[int, Transport]]:
+    return [(port.number, port.transport) for port in planned.ports if uid in port.uids]
 
 
 def _pod_view(target: Target, survey: PodSurvey | None) -> PodView:
@@ -265,12 +264,17 @@ def _pod_view(target: Target, survey: PodSurvey | None) -> PodView:
     for counts in target.counters.values():
         for name, total in counts.items():
             counters[name] = counters.get(name, 0) + total
+    for name, total in target.datagram_counters.items():
+        counters[name] = counters.get(name, 0) + total
     return PodView(
         namespace=target.pod.key.namespace,
         name=target.pod.key.name,
         proxy=target.proxy_state.value if target.proxy_pid is not None or target.attached else "none",
         proxy_pid=target.proxy_pid or 0,
-        steered=tuple(f"{number}/tcp" for number, families in target.steered().items() if families),
+        steered=(
+            *(f"{number}/tcp" for number, families in target.steered().items() if families),
+            *(f"{number}/udp" for number, families in target.steered_datagrams().items() if families),
+        ),
         counters=counters,
         client_addresses=target.client_addresses.status,
         anomalies=dict(target.anomalies),

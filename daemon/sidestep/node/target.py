@@ -32,6 +32,7 @@ from sidestep.netns import Netns, listening, tcp_listener
 from sidestep.netns.fingerprint import fingerprint
 from sidestep.node.client_addresses import ClientAddresses
 from sidestep.node.conditions import Conditions, Source
+from sidestep.node.datagram_ports import DatagramPorts
 from sidestep.node.located import Address, locate
 from sidestep.node.planner import PodPlan, PortPlan
 from sidestep.node.supervisor import CredentialSource, PodProxy, ProxyState, ProxySupervisor
@@ -48,6 +49,7 @@ from sidestep.proxy.messages import (
     Probed,
     Report,
     Requests,
+    Reset,
 )
 from sidestep.steering import CompiledProgram, PeernamePrograms, Steering
 
@@ -81,6 +83,9 @@ class Handlers(Protocol):
 
     async def open_stream(self, opening: Open, *, pod: PodKey) -> socket.socket:
         """Connect to a handler."""
+
+    def reset_stream(self, stream: int, *, pod: PodKey) -> None:
+        """Break a connection to a handler."""
 
     def record(self, requests: tuple[DivertedRequest, ...], *, pod: PodKey) -> None:
         """Log diverted requests."""
@@ -139,6 +144,9 @@ class Target:
         """What the last look was based on; as long as it stands, there is nothing to do."""
         self.counters: dict[int, dict[str, int]] = {}
         """By port, as the present proxy process last reported them."""
+        self._datagrams = DatagramPorts()
+        self.datagram_counters: dict[str, int] = {}
+        """Of all UDP ports together."""
         self.anomalies: dict[str, int] = {}
         """Connections that became a wire, by reason."""
         self.client_addresses = ClientAddresses.off()
@@ -178,7 +186,9 @@ class Target:
         """Make this plan real. Raises SidestepError when something must be tried again; what could be done is done."""
         proxy = self._running()
         self.pod = plan.pod
-        wanted = {port.number: port for port in plan.ports}
+        wanted = {port.number: port for port in plan.ports if port.transport is Transport.TCP}
+        datagrams = {port.number: port for port in plan.ports if port.transport is Transport.UDP}
+        self._datagrams.unsteer_gone(datagrams, self._steering)
         gone = [number for number in self._ports if number not in wanted]
         for number in gone:
             self._unsteer(self._ports[number])
@@ -202,6 +212,8 @@ class Target:
                 self._ports[number].plan = port
             else:
                 await self._listen(proxy, port)
+        if self._netns is not None and self._steering is not None:
+            await self._datagrams.apply(datagrams, netns=self._netns, proxy=proxy, steering=self._steering)
         self._ground = None
         self.look()
         self._log.info("target configured", ports=sorted(wanted), generation=self._generation)
@@ -210,6 +222,7 @@ class Target:
         """Steer nothing any more, now; connections that have arrived go on. Never raises."""
         for port in self._ports.values():
             port.steered.clear()
+        self._datagrams.forget_steering()
         if self._steering is not None:
             self._steering.close()
             self._steering = None
@@ -238,6 +251,7 @@ class Target:
         for port in self._ports.values():
             port.listener.close()
         self._ports.clear()
+        self._datagrams.close()
         if self._netns is not None:
             self._netns.close()
             self._netns = None
@@ -278,6 +292,16 @@ class Target:
         """The families steered now, by port; ports that wait for an app or a proxy have none."""
         return {number: frozenset(port.steered) for number, port in sorted(self._ports.items())}
 
+    def steered_datagrams(self) -> dict[int, frozenset[Family]]:
+        """The same for UDP ports."""
+        return self._datagrams.steered()
+
+    def takes(self, number: int, transport: Transport) -> bool:
+        """Whether traffic of a port reaches the proxy now: steered to it, or copied."""
+        if transport is Transport.UDP:
+            return bool(self._datagrams.steered().get(number)) or number in self._datagrams.tapped()
+        return bool(self.steered().get(number))
+
     def waits_for_app(self, number: int) -> bool:
         """Whether a port is not steered only because no app listens on it."""
         port = self._ports.get(number)
@@ -310,9 +334,9 @@ class Target:
 
     def expected(self) -> frozenset[tuple[int, Transport, Family]]:
         """What the kernel's map should hold."""
-        return frozenset(
-            (number, port.plan.transport, family) for number, port in self._ports.items() for family in port.steered
-        )
+        tcp = ((number, port.plan.transport, family) for number, port in self._ports.items() for family in port.steered)
+        udp = ((number, Transport.UDP, each) for number, all_ in self._datagrams.steered().items() for each in all_)
+        return frozenset((*tcp, *udp))
 
     def drift(self) -> list[str]:
         """Compare with the kernel, repair what can be repaired here; one text per difference. Raises SidestepError."""
@@ -324,7 +348,11 @@ class Target:
         found = []
         for number, transport, family in sorted(expected - real):
             found.append(f"port {number}/{transport} ({family.name}) was not steered any more")
-            self._ports[number].steered.discard(family)
+            if transport is Transport.UDP:
+                self._datagrams.pause(self._steering)
+                self._datagrams.resume(self._steering)
+            else:
+                self._ports[number].steered.discard(family)
         for number, transport, family in sorted(real - expected):
             found.append(f"port {number}/{transport} ({family.name}) was steered without a reason")
             self._steering.unsteer(number, transport, family)
@@ -338,6 +366,10 @@ class Target:
     async def open_stream(self, request: Open, /) -> socket.socket:
         """Connect to a handler. Raises RefusedError."""
         return await self._tools.handlers.open_stream(request, pod=self.pod.key)
+
+    def on_reset(self, message: Reset, /) -> None:
+        """Break a connection to a handler."""
+        self._tools.handlers.reset_stream(message.stream, pod=self.pod.key)
 
     def on_requests(self, requests: Requests, /) -> None:
         """Log diverted requests."""
@@ -390,8 +422,10 @@ class Target:
         """Keep the counters of ports that there are."""
         self.connections = beat.connections
         self.anomalies = beat.anomalies
+        self.datagram_counters = beat.ports.get(0, {})
         self.counters = {number: counts for number, counts in beat.ports.items() if number in self._ports}
-        if not self.seen and any(counts.get("accepted", 0) > 0 for counts in self.counters.values()):
+        arrived = any(counts.get("accepted", 0) > 0 for counts in self.counters.values())
+        if not self.seen and (arrived or self.datagram_counters.get("flows", 0) > 0):
             self.seen = True
             self._tools.on_change(self.pod.key)
 
@@ -405,8 +439,14 @@ class Target:
         conditions = []
         if state is ProxyState.FAILED:
             self._unsteer_all()
+            self._datagrams.pause(self._steering)
             text = f"the pod proxy keeps ending ({reason}); its ports are left to the app, and it is tried again"
             conditions.append(Condition(ConditionType.PROXY_CRASH_LOOP, f"pod {self.pod.key}", text))
+        elif state is ProxyState.RUNNING and self._steering is not None:
+            try:
+                self._datagrams.resume(self._steering)
+            except SidestepError as error:
+                self._log.warning("steering datagrams failed", reason=str(error))
         self._state(None, "state", conditions)
         self._tools.on_change(self.pod.key)
 
@@ -455,8 +495,6 @@ class Target:
             self._tools.conditions.state(Source("proxy", self.pod.key, port, detail), conditions)
 
     async def _listen(self, proxy: PodProxy, plan: PortPlan) -> None:
-        if plan.transport is not Transport.TCP:
-            raise RefusedError(f"port {plan.number}/udp cannot be steered by this version")
         if self._netns is None:
             raise RefusedError(f"pod {self.pod.key} is being released")
         listener = tcp_listener(self._netns, backlog=BACKLOG)

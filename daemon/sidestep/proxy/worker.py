@@ -32,6 +32,7 @@ from sidestep.proxy.acceptor import Acceptor
 from sidestep.proxy.conduit import Conduit, Endpoint
 from sidestep.proxy.control import ChannelClosed, ControlChannel
 from sidestep.proxy.credentials import Credentials
+from sidestep.proxy.datagrams import Datagrams, Key
 from sidestep.proxy.dial import Dial, Done
 from sidestep.proxy.judge import Judge
 from sidestep.proxy.loop import READ, WRITE, Loop, Timer
@@ -80,6 +81,7 @@ class Worker:
         self._lines: list[messages.DivertedRequest] = []
         self._dropped_lines = 0
         self._anomalies: Counter[str] = Counter()
+        self._datagrams = Datagrams(self._loop, self._open_flow)
         self._draining = False
         self._drain_timeout = 30.0
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FDS
@@ -148,7 +150,10 @@ class Worker:
             case messages.Listen():
                 self._listen(message, _owned(fd))
             case messages.Unlisten():
-                self._unlisten(message.port)
+                if message.transport.startswith("udp"):
+                    self._datagrams.unlisten(message.port, message.transport)
+                else:
+                    self._unlisten(message.port)
             case messages.Opened():
                 self._stream_opened(message.stream, socket.socket(fileno=_owned(fd)))
             case messages.Refused():
@@ -176,6 +181,7 @@ class Worker:
         self._ports.update(compiled)
         for number in [number for number in self._ports if number not in wanted]:
             self._ports.pop(number).retire()
+        self._datagrams.configure({port.number: port for port in message.ports if port.transport == "udp"})
         self.credentials.keep(names)
         self._client_addresses = message.client_addresses
         self.detection_timeout = message.detection_timeout
@@ -183,6 +189,9 @@ class Worker:
 
     def _listen(self, message: messages.Listen, fd: int) -> None:
         listener = socket.socket(fileno=fd)
+        if message.transport.startswith("udp"):
+            self._datagrams.listen(message.port, message.transport, listener)
+            return
         port = self._ports.get(message.port)
         if port is None or message.transport != "tcp":
             listener.close()
@@ -364,26 +373,42 @@ class Worker:
 
     def open_stream(self, conduit: Conduit, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
         """Ask the daemon for a connection to the handler of `leg.rule`."""
+        endpoint = conduit.endpoint
+        return self._ask(
+            done,
+            uid=leg.rule.uid if leg.rule is not None else "",
+            port=endpoint.port,
+            protocol=conduit.protocol,
+            tls=conduit.tls,
+            server_name=conduit.server_name,
+            client=(endpoint.client, endpoint.client_port),
+        )
+
+    def _open_flow(self, key: Key, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
+        uid, port, client, client_port, _ = key
+        return self._ask(
+            done, uid=uid, port=port, protocol="udp", tls=False, server_name="", client=(client, client_port)
+        )
+
+    def _ask(
+        self,
+        done: Callable[[PlainStream | None], None],
+        *,
+        uid: str,
+        port: int,
+        protocol: str,
+        tls: bool,
+        server_name: str,
+        client: tuple[str, int],
+    ) -> Callable[[], None]:
+        """Ask the daemon for a stream to the handler of a rule."""
         self._next_stream += 1
         stream = self._next_stream
         timer = self._loop.later(OPEN_TIMEOUT, lambda: self._stream_opened(stream, None))
         self._streams[stream] = (done, timer)
         seq = self._channel.next_seq()
         self._asked[seq] = stream
-        endpoint = conduit.endpoint
-        self._send(
-            messages.Open(
-                seq,
-                stream,
-                leg.rule.uid if leg.rule is not None else "",
-                endpoint.port,
-                conduit.protocol,
-                conduit.tls,
-                conduit.server_name,
-                endpoint.client,
-                endpoint.client_port,
-            )
-        )
+        self._send(messages.Open(seq, stream, uid, port, protocol, tls, server_name, *client))
 
         def cancel() -> None:
             entry = self._streams.pop(stream, None)
@@ -421,6 +446,8 @@ class Worker:
     def _beat(self) -> None:
         self._loop.later(HEARTBEAT, self._beat)
         ports = {number: dict(port.counters) for number, port in self._ports.items()}
+        if self._datagrams.counters:
+            ports[0] = dict(self._datagrams.counters)
         connections = len(self._conduits) + len(self._judges)
         heartbeat = messages.Heartbeat(self._channel.next_seq(), connections, ports, dict(self._anomalies))
         self._send(heartbeat, droppable=True)
@@ -464,6 +491,7 @@ class Worker:
             conduit.abandon()
         for acceptor in list(self._retiring):
             acceptor.close()
+        self._datagrams.close()
         self._loop.stop()
 
     def _crashed(self, owner: object, error: Exception) -> None:

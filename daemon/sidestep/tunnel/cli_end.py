@@ -14,7 +14,7 @@ from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.daemon_end import read_all
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.messages import VERSION, AnyEvent, Hello, HelloAnswer, decode, decode_event, encode
-from sidestep.tunnel.opening import PROTOCOL, REASON, StreamOpening, clean_reason
+from sidestep.tunnel.opening import PROTOCOL, PROTOCOL_UDP, REASON, StreamOpening, clean_reason
 from sidestep.tunnel.pump import pump
 from sidestep.tunnel.stream import CANCEL, Stream
 
@@ -61,7 +61,7 @@ class CliEnd:
         fields = dict(stream.headers)
         request = (fields.get(":method"), fields.get(":path"), fields.get(":protocol"))
         match request:
-            case ("CONNECT", _, protocol) if protocol == PROTOCOL:
+            case ("CONNECT", _, protocol) if protocol in {PROTOCOL, PROTOCOL_UDP}:
                 await self._divert(stream)
             case ("POST", "/v1/hello", None):
                 await self._answer_hello(stream)

@@ -15,6 +15,8 @@ from sidestep.tunnel.stream import Headers
 
 PROTOCOL = "sidestep-tcp"
 """`:protocol` of a diverted connection."""
+PROTOCOL_UDP = "connect-udp"
+"""`:protocol` of one client's datagrams, as capsules (RFC 9298)."""
 REASON = "sidestep-reason"
 """Response header that says in one line why a handler connection could not be had."""
 MAX_REASON = 300
@@ -24,12 +26,12 @@ _UID = re.compile(r"[0-9A-Za-z-]{1,64}")
 _POD = re.compile(r"[a-z0-9.-]{1,253}/[a-z0-9.-]{1,253}")
 _NUMBER = re.compile(r"[0-9]{1,5}")
 _SERVER_NAME = re.compile(r"[!-~]{0,255}")
-_APPLICATION = frozenset({"http/1.1", "h2", "tcp"})
+_APPLICATION = frozenset({"http/1.1", "h2", "tcp", "udp"})
 
 
 @dataclass(frozen=True, slots=True)
 class StreamOpening:
-    """One diverted connection. `protocol` is what the client speaks: "http/1.1", "h2" or "tcp".
+    """One diverted connection. `protocol` is what the client speaks: "http/1.1", "h2", "tcp" or "udp".
 
     `tls` tells whether the client's connection was decrypted; `server_name` is its SNI, "" without one; `client` is
     its textual address; `pod` is `namespace/name`, `port` the container port.
@@ -48,7 +50,7 @@ class StreamOpening:
         """Return the request headers."""
         return (
             (":method", "CONNECT"),
-            (":protocol", PROTOCOL),
+            (":protocol", PROTOCOL_UDP if self.protocol == "udp" else PROTOCOL),
             (":scheme", "https"),
             (":authority", "session"),
             (":path", f"/v1/intercepts/{self.intercept}"),
