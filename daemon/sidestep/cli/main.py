@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import click
 
 from sidestep import __version__
-from sidestep.cli.intercept import intercept
+from sidestep.cli.flows import flows
+from sidestep.cli.intercept import intercept, wiretap
 from sidestep.cli.leave import leave
 from sidestep.cli.listing import list_command
 from sidestep.cli.node import node
@@ -37,13 +38,16 @@ def sidestep() -> None:
       sidestep node --manifests ./manifests
     Divert your own requests to the TLS server on port 9443 of this machine, until Ctrl-C:
       sidestep intercept orders -n shop --port 9443:https --http-header x-dev=ada
+    Copy requests instead, or just see them:
+      sidestep wiretap orders -n shop --port 9000:https --http-method POST
+      sidestep flows orders -n shop
     See what there is, and what is wrong:
       sidestep list
       sidestep status
     """
 
 
-for _command in (node, intercept, list_command, status, leave):
+for _command in (node, intercept, wiretap, flows, list_command, status, leave):
     sidestep.add_command(_command)
 
 

@@ -1,7 +1,8 @@
 """What a running session tells: for people, or as JSON lines.
 
-JSON lines are the tunnel's events as they come (`state`, `request`, `dropped`, `ended`), and two of our own:
-`registered` (the intercept's name) and `refused` (a diverted connection found no handler).
+JSON lines are the tunnel's events as they come (`state`, `request`, `dropped`, `ended`), and three of our own:
+`registered` (the intercept's name), `refused` (a diverted connection found no handler) and `interrupted` (the tunnel
+broke; `registered` follows when it is back).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from sidestep.tunnel.messages import AnyEvent, Dropped, Ended, Hello, PodState, 
 from sidestep.tunnel.opening import StreamOpening
 
 _ACTIVE = frozenset({"active", "attached"})
+LOST = {"dropped": " not at all (no room), of", "truncated": " in part (no room, or its original ended), of"}
+"""How a copy that did not reach its handler whole is told."""
 _REPEAT = 5.0
 """Seconds in which the same refusal is told once."""
 
@@ -23,13 +26,16 @@ _REPEAT = 5.0
 class Report:
     """A `laptop.session.Listener` that prints. `description` says what is diverted where."""
 
-    def __init__(self, writer: LineWriter, *, description: str) -> None:
+    def __init__(self, writer: LineWriter, *, description: str, noun: str = "Intercept") -> None:
         self._writer = writer
+        self._noun = noun
+        self._verb = "copied" if noun == "Wiretap" else "diverted"
         self._description = description
         self._name = ""
         self._pods: dict[str, PodState] = {}
         self._conditions: set[tuple[str, str, str]] = set()
         self._told: dict[str, float] = {}
+        self._interrupted = False
         self.active = asyncio.Event()
 
     def registered(self, hello: Hello) -> None:
@@ -42,14 +48,24 @@ class Report:
             case State():
                 self._state(event)
             case Request():
-                verb = "copied" if event.copied else "from"
-                self._line(
-                    f"{_clock(event.time)}  {event.method} {event.path}  {verb} {_address(event)}  pod {event.pod}"
-                )
+                self._request(event)
             case Dropped():
                 self._line(f"{event.count} request lines were dropped: they came faster than they could be told")
             case Ended():
-                self._line(f"Intercept {self._name} {event.reason}.")
+                self._line(f"{self._noun} {self._name} {event.reason}.")
+
+    def interrupted(self, reason: str) -> None:
+        """As Listener.interrupted."""
+        if self._interrupted:
+            return
+        self._interrupted = True
+        self._pods = {}
+        self._line(f"{self._noun} {self._name} is interrupted: {reason}. Requests go to the workload until it is back.")
+
+    def _request(self, event: Request) -> None:
+        verb = f"copied{LOST.get(event.lost, '')}" if event.copied else "from"
+        request = f"{event.method} {event.path}" if event.method else "a connection or the rest of a request"
+        self._line(f"{clock(event.time)}  {request}  {verb} {address(event)}  pod {event.pod}")
 
     def handler_refused(self, opening: StreamOpening, reason: str) -> None:
         """As Listener.handler_refused."""
@@ -57,7 +73,7 @@ class Report:
         if now - self._told.get(reason, now - _REPEAT) >= _REPEAT:
             self._told = {text: when for text, when in self._told.items() if now - when < _REPEAT}
             self._told[reason] = now
-            self._line(f"Not diverted, from {opening.client}: {reason}")
+            self._line(f"Not {self._verb}, from {opening.client}: {reason}")
 
     def _state(self, state: State) -> None:
         now = {pod.pod: pod for pod in state.pods}
@@ -66,7 +82,9 @@ class Report:
         count = f"{len(active)} pod" if len(active) == 1 else f"{len(active)} pods"
         if active and not self.active.is_set():
             self.active.set()
-            self._line(f"Intercept {self._name} is active on {count}: {self._description}. Ctrl-C ends it.")
+            self._line(f"{self._noun} {self._name} is active on {count}: {self._description}. Ctrl-C ends it.")
+        elif active and self._interrupted:
+            self._line(f"{self._noun} {self._name} is active again on {count}.")
         elif active != before:
             for name in sorted(active - before):
                 self._line(f"Pod {name} joined: active on {count}.")
@@ -75,8 +93,9 @@ class Report:
         for name, pod in now.items():
             if pod.state not in _ACTIVE and pod != self._pods.get(name):
                 self._line(f"Pod {name} is {pod.state}" + (f": {pod.detail}" if pod.detail else "."))
+        self._interrupted = self._interrupted and not active
         if not now and (self._pods or not self.active.is_set()):
-            self._line(f"Intercept {self._name} waits: the workload has no pod here.")
+            self._line(f"{self._noun} {self._name} waits: the workload has no pod here.")
         self._pods = now
         conditions = {(each.type, each.subject, each.text) for each in state.conditions}
         for kind, subject, text in sorted(conditions - self._conditions):
@@ -104,6 +123,10 @@ class JsonReport:
             self.active.set()
         self._put(event)
 
+    def interrupted(self, reason: str) -> None:
+        """As Listener.interrupted."""
+        self._put({"event": "interrupted", "reason": reason})
+
     def handler_refused(self, opening: StreamOpening, reason: str) -> None:
         """As Listener.handler_refused."""
         self._put({"event": "refused", "pod": opening.pod, "client": opening.client, "reason": reason})
@@ -112,9 +135,11 @@ class JsonReport:
         self._writer.line(msgspec.json.encode(value).decode())
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Time of day, for a line."""
     return time.strftime("%H:%M:%S", time.localtime(seconds))
 
 
-def _address(event: Request) -> str:
+def address(event: Request) -> str:
+    """The client's address and port."""
     return f"[{event.client}]:{event.client_port}" if ":" in event.client else f"{event.client}:{event.client_port}"

@@ -50,11 +50,18 @@ class Intercept:
     divert_probes: bool = False
     plaintext: bool = False
     reset_existing: bool = False
+    heads_only: bool = False
+    """A wiretap that is told of requests and gets no copies (`sidestep flows`)."""
 
     @property
     def display(self) -> str:
         """`namespace/name`, the way errors and events name it."""
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def reads_requests(self) -> bool:
+        """Whether connections have to be read for it: it is filtered, or wants heads; TLS then has to be opened."""
+        return self.heads_only or not self.filter.is_global
 
     @property
     def order(self) -> tuple[float, str, str]:

@@ -267,8 +267,8 @@ def _ports(
         served = list(wanting)
         reason = filter_refusal(surveyed, facts[Side.DOWNSTREAM])
         if reason:
-            served = [intercept for intercept in wanting if intercept.filter.is_global]
-            left_out = [intercept for intercept in wanting if not intercept.filter.is_global]
+            served = [intercept for intercept in wanting if not intercept.reads_requests]
+            left_out = [intercept for intercept in wanting if intercept.reads_requests]
             if left_out:
                 subject = port_subject(found.pod.key, number)
                 draft.refuse(left_out, found.pod.key, Condition(_refusal_type(surveyed), subject, reason))
@@ -330,7 +330,8 @@ def _port_plan(
 ) -> PortPlan:
     """`wanting` is not empty, admitted, oldest first."""
     whole = next((each for each in wanting if each.kind is Kind.INTERCEPT and each.filter.is_global), None)
-    rules = tuple(_rule(each) for each in wanting if not each.filter.is_global)
+    rules = tuple(_rule(each) for each in wanting if each.reads_requests)
+    whole_taps = (each.uid for each in wanting if each.kind is Kind.WIRETAP and not each.reads_requests)
     # What is carried unparsed is not opened: no key travels for it.
     none = CertificateFacts()
     downstream, upstream = (facts[Side.DOWNSTREAM], facts[Side.UPSTREAM]) if rules else (none, none)
@@ -345,7 +346,7 @@ def _port_plan(
         rules=rules,
         global_uid=whole.uid if whole is not None else "",
         global_display=whole.display if whole is not None else "",
-        global_taps=tuple(sorted(each.uid for each in wanting if each.kind is Kind.WIRETAP and each.filter.is_global)),
+        global_taps=tuple(sorted(whole_taps)),
         pass_sources=passing if whole is not None and not whole.divert_probes else (),
         identity=downstream.identity,
         client_trust=downstream.trust if downstream.identity else "",
@@ -368,4 +369,5 @@ def _rule(intercept: Intercept) -> RuleSnapshot:
         kind=intercept.kind.value,
         conditions=tuple(ConditionSnapshot(*row) for row in to_rows(intercept.filter)),
         divert_probes=intercept.divert_probes,
+        heads_only=intercept.heads_only,
     )

@@ -44,6 +44,7 @@ from sidestep.proxy.messages import (
     Probed,
     Report,
     Requests,
+    Reset,
 )
 
 _MAX_OPENING = 1024
@@ -64,6 +65,9 @@ class ProxyHandler(Protocol):
 
     async def open_stream(self, request: Open, /) -> socket.socket:
         """Return one end of a stream socketpair to the handler; RefusedError (or any SidestepError) says why not."""
+
+    def on_reset(self, message: Reset, /) -> None:
+        """The connection of an earlier `open_stream` is to break for its handler."""
 
     def on_requests(self, requests: Requests, /) -> None:
         """Take log lines."""
@@ -336,6 +340,8 @@ class PodProxy:
                 self._handler.on_heartbeat(message)
             case Open():
                 self._open(life, message)
+            case Reset():
+                self._handler.on_reset(message)
             case Requests():
                 known = self._uids[0] | self._uids[1]
                 lines = tuple(line for line in message.requests if line.uid in known)

@@ -19,7 +19,6 @@ from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.intercept import Intercept, Kind
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import PodKey
-from sidestep.node.sessions import refuse_unserved
 from sidestep.policy.conflicts import Claim, admit, claim_of
 from sidestep.policy.workloads import pods_of
 from sidestep.tunnel.proof import parse_public
@@ -189,7 +188,6 @@ def _pinned(latest: Resource, now: float) -> Held:
     problem, key = latest.problem, b""
     if not problem:
         try:
-            refuse_unserved(latest.kind)
             key = parse_public(latest.public_key)
         except (ConfigurationError, RefusedError) as error:
             problem = str(error)

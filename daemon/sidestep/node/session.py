@@ -15,13 +15,17 @@ from dataclasses import dataclass
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, RefusedError, SidestepError
 from sidestep.model.intercept import Intercept
+from sidestep.model.pod import PodKey
 from sidestep.tunnel.channel import SocketChannel
 from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.daemon_end import DaemonEnd
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
-from sidestep.tunnel.messages import VERSION, Ended, Hello, Request, State
+from sidestep.tunnel.messages import VERSION, Ended, Hello, Moving, Request, State
 from sidestep.tunnel.opening import StreamOpening
 from sidestep.tunnel.pump import pump
+
+StreamNumber = tuple[PodKey, int]
+"""A connection as a pod proxy numbers it."""
 
 
 @dataclass(slots=True)
@@ -29,6 +33,9 @@ class SessionCounters:
     """Totals since the session began; `open` is now."""
 
     diverted: int = 0
+    copied: int = 0
+    copies_dropped: int = 0
+    copies_truncated: int = 0
     connections: int = 0
     open: int = 0
     refused: int = 0
@@ -38,6 +45,9 @@ class SessionCounters:
         """For views and metrics."""
         return {
             "diverted": self.diverted,
+            "copied": self.copied,
+            "copies_dropped": self.copies_dropped,
+            "copies_truncated": self.copies_truncated,
             "connections": self.connections,
             "open": self.open,
             "refused": self.refused,
@@ -70,6 +80,7 @@ class Session:
         if greeted is not None:
             self._greeted.set()
         self._pumps = Tasks(f"session {intercept.display}", on_crash=self._crashed)
+        self._numbered: dict[StreamNumber, asyncio.Task[None]] = {}
         self._state: State | None = None
         self._crash: BugError | None = None
         self._hello = Hello(
@@ -80,6 +91,7 @@ class Session:
             intercept=intercept.uid,
             namespace=intercept.namespace,
             name=intercept.name,
+            created=intercept.created,
         )
 
     async def begin(self) -> None:
@@ -115,14 +127,29 @@ class Session:
             self._state = state
             self._end.publish(state)
 
+    def move(self, reason: str) -> None:
+        """Tell the session to register anew; what runs through this tunnel goes on."""
+        self._end.publish(Moving(reason))
+
     def record(self, request: Request) -> None:
-        """Tell the session about a request that was diverted into it."""
-        self.counters.diverted += 1
+        """Tell the session about a request that was diverted or copied to it, or about a copy that was lost."""
+        counters = self.counters
+        if not request.copied:
+            counters.diverted += 1
+        elif request.lost == "truncated":
+            counters.copies_truncated += 1
+        elif request.lost:
+            counters.copies_dropped += 1
+        else:
+            counters.copied += 1
         self._end.publish(request)
         self.counters.dropped = self._end.dropped
 
-    async def open_stream(self, opening: StreamOpening) -> socket.socket:
-        """Connect one diverted connection to the handler; returns the pod proxy's end. Raises RefusedError."""
+    async def open_stream(self, opening: StreamOpening, *, number: StreamNumber | None = None) -> socket.socket:
+        """Connect one diverted connection to the handler; returns the pod proxy's end. Raises RefusedError.
+
+        `number` is what the proxy calls it, for `reset_stream`.
+        """
         await self._greeted.wait()
         self._check_open()
         if len(self._pumps) >= self._limits.streams:
@@ -142,8 +169,18 @@ class Session:
         self.counters.open += 1
         channel = SocketChannel(ours)
         task = self._pumps.start(pump(stream, channel), name=f"stream {stream.id}")
-        task.add_done_callback(lambda _task: self._pumped(channel))
+        if number is not None:
+            self._numbered[number] = task
+        task.add_done_callback(lambda done: self._pumped(channel, number, done))
         return theirs
+
+    def reset_stream(self, number: StreamNumber) -> bool:
+        """Break a connection in both directions; False when it is none of this session's."""
+        task = self._numbered.pop(number, None)
+        if task is None:
+            return False
+        task.cancel()
+        return True
 
     def _stop(self) -> None:
         """No stream is opened from now on."""
@@ -154,8 +191,10 @@ class Session:
         if self._over:
             raise RefusedError("the session is gone")
 
-    def _pumped(self, channel: SocketChannel) -> None:
+    def _pumped(self, channel: SocketChannel, number: StreamNumber | None, task: asyncio.Task[None]) -> None:
         self.counters.open -= 1
+        if number is not None and self._numbered.get(number) is task:
+            del self._numbered[number]
         channel.close()  # again, if the pump ran; a task that is cancelled before its first step closes nothing
 
     def _crashed(self, task: str, error: BaseException) -> None:

@@ -36,6 +36,7 @@ MAX_SESSIONS = 1024
 
 _DNS_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 """RFC 1123 subdomain, as Kubernetes names are (k8s.io/docs/concepts/overview/working-with-objects/names)."""
+_UID = re.compile(r"[0-9a-f-]{36}")
 _PRINTABLE = re.compile(r"[ -~]{0,64}")
 
 
@@ -51,6 +52,8 @@ class Sessions:
     ) -> None:
         """`local_refusal` is why no session may begin at the unix socket; empty where it may."""
         self.on_change: Callable[[], None] = _nothing
+        self.leaving = ""
+        """Why no session may begin now although it could soon, at this daemon's successor; empty while all is well."""
         self._view = view
         self._node = node
         self._limits = limits
@@ -93,7 +96,8 @@ class Sessions:
                 protocol=opening.protocol,
                 tls=opening.tls,
                 server_name=opening.server_name,
-            )
+            ),
+            number=(pod, opening.stream),
         )
 
     def record(self, requests: Iterable[DivertedRequest], *, pod: PodKey) -> None:
@@ -113,8 +117,22 @@ class Sessions:
                         path=each.path,
                         authority=each.authority,
                         copied=each.copied,
+                        lost=each.lost,
+                        fields=each.fields,
                     )
                 )
+
+    def reset_stream(self, stream: int, *, pod: PodKey) -> None:
+        """A pod proxy reset the connection that it asked for under this number: its handler sees a reset, too."""
+        for session in self._sessions.values():
+            if session.reset_stream((pod, stream)):
+                return
+
+    def move(self, reason: str) -> None:
+        """Have every session look for another daemon, and accept no new one. What runs through a tunnel goes on."""
+        self.leaving = reason
+        for session in self._sessions.values():
+            session.move(reason)
 
     async def close(self, reason: str) -> None:
         """End all sessions, telling each why, and accept no new one."""
@@ -137,9 +155,14 @@ class Sessions:
         if len(self._sessions) >= MAX_SESSIONS:
             raise RefusedError(f"the node already serves {MAX_SESSIONS} sessions")
         intercept = intercept_of(spec, name=self._name(spec), owner=owner)
+        old = self._sessions.get(intercept.uid)
+        if old is not None and old.intercept.display != intercept.display:
+            raise RefusedError(f"that session is intercept {old.intercept.display}")
         self._view.check(intercept)
         session = Session(intercept=intercept, node=self._node, software=__version__, limits=self._limits)
         self._sessions[intercept.uid] = session
+        if old is not None:
+            old.connection.close()  # broken without this end having noticed
         return session
 
     async def serve(self, session: Session) -> SidestepError | None:
@@ -203,13 +226,14 @@ class Sessions:
 
     def _name(self, spec: SessionSpec) -> str:
         """The name asked for, or the first free one made of the workload's."""
-        taken = {each.intercept.name: each.intercept for each in self._sessions.values()}
+        others = [each for uid, each in self._sessions.items() if uid != spec.resume]
+        taken = {each.intercept.name: each.intercept for each in others}
         taken = {name: each for name, each in taken.items() if each.namespace == spec.namespace}
         if spec.name:
             if spec.name in taken:
-                holder = taken[spec.name].owner or "somebody"
+                other = taken[spec.name]
                 raise RefusedError(
-                    f"intercept {spec.namespace}/{spec.name} exists already, held by {holder}; choose --name"
+                    f"{other.kind} {other.display} exists already, held by {other.owner or 'somebody'}; choose --name"
                 )
             return spec.name
         base = parse_workload(spec.workload).name
@@ -237,35 +261,36 @@ class Sessions:
 
 
 def intercept_of(spec: SessionSpec, *, name: str, owner: str) -> Intercept:
-    """The intercept that a spec asks for, with a fresh uid. Raises ConfigurationError or RefusedError."""
+    """The intercept that a spec asks for: a new one, or one that comes back, which keeps its uid and its age.
+
+    Who may connect here may end any intercept, so a false uid or age gains nobody anything. Raises ConfigurationError
+    or RefusedError.
+    """
+    now = time.time()
+    if spec.resume and not _UID.fullmatch(spec.resume):
+        raise ConfigurationError("is no uid of an intercept", subject="resume", value=spec.resume)
     for subject, value in (("namespace", spec.namespace), ("--name", name), ("--pod", spec.pod or "x")):
         if not _DNS_NAME.fullmatch(value):
             raise ConfigurationError(
                 "is no Kubernetes name: lower-case letters, digits, - and . only", subject=subject, value=value[:100]
             )
-    refuse_unserved(Kind(spec.kind))
     return Intercept(
-        uid=str(uuid.uuid4()),
+        uid=spec.resume or str(uuid.uuid4()),
         namespace=spec.namespace,
         name=name,
-        kind=Kind.INTERCEPT,
+        kind=Kind(spec.kind),
         workload=parse_workload(spec.workload),
         port=spec.port,
         transport=Transport(spec.transport),
         filter=_filter_of(spec),
-        created=time.time(),
+        created=spec.created if spec.resume and 0 < spec.created < now else now,
         owner=owner if _PRINTABLE.fullmatch(owner) else "",
         pod=spec.pod or None,
         divert_probes=spec.divert_probes,
         plaintext=spec.plaintext,
         reset_existing=spec.reset_existing,
+        heads_only=spec.heads_only and spec.kind == "wiretap",
     )
-
-
-def refuse_unserved(kind: Kind) -> None:
-    """Raise RefusedError for what this version cannot serve."""
-    if kind is not Kind.INTERCEPT:
-        raise RefusedError("this node does not serve wiretaps yet")
 
 
 def _filter_of(spec: SessionSpec) -> Filter:

@@ -40,7 +40,8 @@ class PathSpec(msgspec.Struct, frozen=True):
 class SessionSpec(msgspec.Struct, frozen=True):
     """Body of `POST /v1/sessions`: what this session wants. An empty `name` lets the daemon choose one.
 
-    `claimed_owner` is shown when the peer is root (a person behind sudo), never trusted. `handler` is text for `list`.
+    `claimed_owner` is shown when the peer is root (a person behind sudo), never trusted. A session that comes back
+    after its tunnel broke says with `resume` and `created` which intercept it is (`Hello.intercept`, `Hello.created`).
     """
 
     namespace: Name
@@ -49,6 +50,8 @@ class SessionSpec(msgspec.Struct, frozen=True):
     port: Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
     name: Annotated[str, msgspec.Meta(max_length=253)] = ""
     kind: Literal["intercept", "wiretap"] = "intercept"
+    heads_only: bool = False
+    """A wiretap that wants to be told of requests and gets no copies."""
     transport: Literal["tcp", "udp"] = "tcp"
     headers: Annotated[tuple[HeaderSpec, ...], msgspec.Meta(max_length=64)] = ()
     methods: Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)] = ()
@@ -58,6 +61,8 @@ class SessionSpec(msgspec.Struct, frozen=True):
     plaintext: bool = False
     divert_probes: bool = False
     reset_existing: bool = False
+    resume: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    created: float = 0.0
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -74,6 +79,8 @@ class Hello(msgspec.Struct, frozen=True):
     """uid of the intercept this session holds, "" when the answer has to name it."""
     namespace: OptionalName
     name: OptionalName
+    created: float = 0.0
+    """When the intercept began, seconds since the epoch."""
 
 
 class HelloAnswer(msgspec.Struct, frozen=True):
@@ -132,6 +139,11 @@ class Request(Event, frozen=True, tag="request"):
     path: str
     authority: str
     copied: bool = False
+    lost: str = ""
+    """"dropped" or "truncated": what of the copy did not reach the handler. A truncation is told once more, when it
+    happens, without the texts."""
+    fields: tuple[tuple[str, str], ...] = ()
+    """Header fields for a session of heads; secrets are redacted."""
 
 
 class Dropped(Event, frozen=True, tag="dropped"):
@@ -147,7 +159,13 @@ class Ended(Event, frozen=True, tag="ended"):
     failed: bool = False
 
 
-AnyEvent = State | Request | Dropped | Ended
+class Moving(Event, frozen=True, tag="moving"):
+    """The daemon drains: the session should register anew; this tunnel serves what it has until it is closed."""
+
+    reason: Text
+
+
+AnyEvent = State | Request | Dropped | Ended | Moving
 
 _M = TypeVar("_M")
 
@@ -175,6 +193,7 @@ _EVENTS: dict[str, msgspec.json.Decoder[AnyEvent]] = {
     "request": msgspec.json.Decoder(Request),
     "dropped": msgspec.json.Decoder(Dropped),
     "ended": msgspec.json.Decoder(Ended),
+    "moving": msgspec.json.Decoder(Moving),
 }
 
 

@@ -1,0 +1,146 @@
+"""`sidestep flows`: a live log of the requests of a workload, heads only.
+
+A session without a handler: a wiretap of heads, of which no body ever leaves the pod, for each port of the workload
+that may speak HTTP. Values of `authorization`, `cookie`, `set-cookie` and `proxy-authorization` are redacted in the
+pod, before anything is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import click
+import msgspec
+
+from sidestep.cli.filtering import filter_of, filter_options, filter_spec
+from sidestep.cli.foreground import claimed_owner, run
+from sidestep.cli.options import namespace_option, output_option
+from sidestep.cli.output import LineWriter, harmless
+from sidestep.cli.report import address, clock
+from sidestep.cli.where import Where, namespace_of, where_options
+from sidestep.config.filters import describe_filter
+from sidestep.kube.access import ClusterAccess
+from sidestep.laptop.handler import NoHandler
+from sidestep.laptop.local_client import LocalClient
+from sidestep.model.errors import ConfigurationError, RefusedError
+from sidestep.node.view import WorkloadView
+from sidestep.policy.workloads import parse_workload
+from sidestep.tunnel.messages import AnyEvent, Dropped, Ended, Hello, Request, SessionSpec, State, decode
+from sidestep.tunnel.opening import StreamOpening
+
+
+@click.command(short_help="Show the requests of a workload as they come.")
+@click.argument("workload")
+@click.option("--port", "-p", default="", metavar="PORT", help="Only this port. [default: all that may speak HTTP]")
+@filter_options
+@namespace_option
+@click.option("--pod", default="", metavar="POD", help="Only this pod of the workload.")
+@output_option
+@where_options
+def flows(workload: str, port: str, namespace: str | None, pod: str, output: str, where: Where, **filters: Any) -> int:
+    """Show the requests of WORKLOAD (`name` or `kind/name`) as they come, until Ctrl-C.
+
+    One line for each request that matches: time, method, host and path, client, pod. With `--output json` the header
+    fields, too; the values of authorization, cookie and proxy-authorization are never shown, and bodies never.
+
+    \b
+      sidestep flows orders -n shop
+      sidestep flows orders -n shop --http-path-prefix /api/ --output json
+    """
+    try:
+        wanted = filter_of(filters)
+    except (ConfigurationError, RefusedError) as error:
+        raise click.UsageError(str(error)) from error
+    namespace = namespace_of(where, namespace)
+    ports = [port] if port else _ports(where, namespace, workload)
+    specs = [
+        SessionSpec(
+            namespace=namespace,
+            workload=workload,
+            port=each,
+            kind="wiretap",
+            heads_only=True,
+            name="",
+            pod=pod,
+            claimed_owner=claimed_owner(),
+            **filter_spec(wanted),
+        )
+        for each in ports
+    ]
+    text = f"Requests ({describe_filter(wanted)}) of {workload}, port {', '.join(ports)}. Ctrl-C ends it."
+    return run(specs, where=where, handler=NoHandler(), report=lambda writer: FlowReport(writer, text, output=output))
+
+
+def _ports(where: Where, namespace: str, workload: str) -> list[str]:
+    """The workload's ports that may speak HTTP and can be read. Raises RefusedError."""
+    if isinstance(where, ClusterAccess):
+        raise RefusedError("say which port with --port PORT")
+    body = asyncio.run(LocalClient(where).get("/v1/workloads"))
+    wanted = parse_workload(workload)
+    for each in decode(body, tuple[WorkloadView, ...], what="the daemon's answer"):
+        if each.namespace == namespace and each.name == wanted.name and wanted.kind in {None, each.kind}:
+            found = [
+                str(port.number)
+                for port in each.ports
+                if port.transport == "tcp"
+                and port.protocol != "tcp"
+                and (port.tls != "always" or port.certificate is not None)
+            ]
+            if found:
+                return found
+            raise RefusedError(f"no port of {workload} can be read as HTTP; sidestep list shows its ports")
+    raise RefusedError(f"there is no workload {workload} in namespace {namespace}; sidestep list shows those there are")
+
+
+class FlowReport:
+    """A `laptop.session.Listener` that prints requests. `text` is said once it is active, when people read it."""
+
+    def __init__(self, writer: LineWriter, text: str, *, output: str) -> None:
+        self._writer = writer
+        self._text = text
+        self._json = output == "json"
+        self._said: set[tuple[str, str, str]] = set()
+        self.active = asyncio.Event()
+
+    def registered(self, hello: Hello) -> None:
+        """As Listener.registered."""
+
+    def interrupted(self, reason: str) -> None:
+        """As Listener.interrupted."""
+        self._say(f"Interrupted: {reason}.")
+
+    def handler_refused(self, opening: StreamOpening, reason: str) -> None:
+        """As Listener.handler_refused."""
+
+    def event(self, event: AnyEvent) -> None:
+        """As Listener.event."""
+        match event:
+            case Request():
+                self._request(event)
+            case State():
+                if event.active and not self.active.is_set():
+                    self.active.set()
+                    self._say(self._text)
+                for each in event.conditions:
+                    line = (each.type, each.subject, each.text)
+                    if line not in self._said:
+                        self._said.add(line)
+                        self._say(": ".join(line))
+            case Dropped():
+                self._say(f"{event.count} requests are not shown: they came faster than they could be told")
+            case Ended():
+                self._say(f"Ended: {event.reason}.")
+
+    def _request(self, event: Request) -> None:
+        if self._json:
+            self._writer.line(msgspec.json.encode(event).decode())
+        else:
+            where = f"{event.authority}{event.path}" if event.path.startswith("/") else event.path
+            self._say(f"{clock(event.time)}  {event.method} {where}  from {address(event)}  pod {event.pod}")
+
+    def _say(self, text: str) -> None:
+        if self._json:
+            self._writer.line(msgspec.json.encode({"event": "note", "text": text}).decode())
+        else:
+            self._writer.line(harmless(text))

@@ -1,0 +1,114 @@
+"""Sessions in the foreground of a terminal: until Ctrl-C, until the daemon ends one, or until a command ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import click
+
+from sidestep.cli.companion import Companion
+from sidestep.cli.output import LineWriter
+from sidestep.cli.where import Where, session
+from sidestep.laptop.handler import Handler
+from sidestep.laptop.session import Listener, Outcome
+from sidestep.model.errors import RefusedError
+from sidestep.tunnel.messages import SessionSpec
+
+
+class Reporter(Listener, Protocol):
+    """Tells people or programs; `active` is set once a pod's connections reach the session."""
+
+    active: asyncio.Event
+
+
+class DashedCommand(click.Command):
+    """Takes a command line only after `--`, so that a forgotten option is an error and is not run."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click.Command.parse_args."""
+        dashed = "--" in args
+        rest = super().parse_args(ctx, args)
+        if ctx.params.get("command") and not dashed:
+            raise click.UsageError(f"unexpected argument {ctx.params['command'][0]!r}; a command comes after --", ctx)
+        return rest
+
+
+def claimed_owner() -> str:
+    """The person behind sudo, if there is one."""
+    return os.environ.get("SUDO_USER", "")[:64]
+
+
+def run(
+    specs: Sequence[SessionSpec],
+    *,
+    where: Where,
+    handler: Handler,
+    report: Callable[[LineWriter], Reporter],
+    command: tuple[str, ...] = (),
+) -> int:
+    """Hold these sessions; returns the exit code. Raises SidestepError when one cannot begin, or was ended."""
+    return asyncio.run(_run(specs, where, handler, report, command))
+
+
+async def _run(
+    specs: Sequence[SessionSpec],
+    where: Where,
+    handler: Handler,
+    make_report: Callable[[LineWriter], Reporter],
+    command: tuple[str, ...],
+) -> int:
+    loop = asyncio.get_running_loop()
+    interrupted = asyncio.Event()
+
+    def nobody_reads() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+            loop.call_soon_threadsafe(interrupted.set)
+
+    writer = LineWriter(sys.stdout, on_closed=nobody_reads)
+    report = make_report(writer)
+    sessions = [session(where, spec=spec, handler=handler, listener=report) for spec in specs]
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, interrupted.set)
+    companion = Companion(command) if command else None
+    running = [asyncio.create_task(each.run(), name="session") for each in sessions]
+    waiting = asyncio.create_task(interrupted.wait(), name="interrupted")
+    tasks: set[asyncio.Task[Any]] = {*running, waiting}
+    if companion is not None:
+        tasks.add(asyncio.create_task(companion.run(report.active), name="command"))
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if companion is not None:
+            await companion.end()
+        for each in sessions:
+            each.stop()
+        first = next((task for task in running if task in done), running[0])
+        outcome = await first
+        await asyncio.gather(*running)
+        for task in done - set(running):
+            task.result()
+        return _exit_code(outcome, companion, interrupted=interrupted.is_set())
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        writer.close()
+
+
+def _exit_code(outcome: Outcome, companion: Companion | None, *, interrupted: bool) -> int:
+    if interrupted:
+        return 0
+    if companion is not None and companion.code is not None:
+        return companion.code
+    if outcome.error is not None:
+        raise outcome.error
+    if outcome.ended is None:
+        raise RefusedError("the node daemon closed the session; sidestep status may tell why")
+    if outcome.ended.failed:
+        raise RefusedError(f"the node daemon ended the session: {outcome.ended.reason}")
+    return 0
