@@ -123,8 +123,8 @@ def tell(story: Story, folder: Path) -> None:
         plain, marked = _ask(story, shop), _ask(story, shop, scene.DEV)
         story.see("nginx answers", plain.served_by == "app", str(plain))
         story.see("also what would have matched", marked.served_by == "app", str(marked))
-        ended = _soon(lambda: not running.process.running)
-        story.see(f"the command line says what happened: {running.process.text().strip()}", ended)
+        told = _soon(lambda: running.of("interrupted"))
+        story.see("the command line says so, and waits for a daemon", told and running.process.running)
 
         story.chapter("6. Nothing is left")
         story.command("bpftool link show; bpftool prog show; bpftool map show")
@@ -140,6 +140,13 @@ def tell(story: Story, folder: Path) -> None:
         story.see("no listener in the pod but nginx's", _soon(lambda: _pod(shop) == before), f"{_pod(shop)}")
         same = alive(app.pid) and started(app.pid) == birth
         story.see("nginx is still the same process", same and _ask(story, shop).served_by == "app")
+
+        story.chapter("7. Start the node daemon again")
+        shop.node.start()
+        began = time.monotonic()
+        back = _soon(lambda: running.active())
+        story.see(f"the intercept is back, {time.monotonic() - began:.1f} s after the daemon", back)
+        story.see("and the handler answers", _ask(story, shop, scene.DEV).served_by == "your laptop")
         _end_the_pod(story, shop, app)
 
 
@@ -181,8 +188,8 @@ def _end_the_pod(story: Story, shop: scene.Shop, app: Nginx) -> None:
     story.see("the pod's namespace and its veth pair go at once", _soon(lambda: not shop.space.peer_exists()))
 
 
-def _soon(condition: Callable[[], bool], *, within: float = 3.0) -> bool:
+def _soon(condition: Callable[[], object], *, within: float = 3.0) -> bool:
     """Whether something comes true in time."""
     with contextlib.suppress(DeadlineError):
-        return until(condition, within=within, what="it")
+        return bool(until(condition, within=within, what="it"))
     return False

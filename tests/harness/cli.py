@@ -68,8 +68,8 @@ class Intercept:
 
     def active(self) -> int:
         """On how many pods it says that it is active, now."""
-        states = self.of("state")
-        pods = states[-1]["pods"] if states else []
+        last = [event for event in self.events() if event.get("event") in ("state", "interrupted")][-1:]
+        pods = last[0].get("pods", []) if last else []
         return sum(pod["state"] in ("active", "attached") for pod in pods)
 
     def wait_active(self, *, pods: int = 1, within: float = 10.0) -> None:

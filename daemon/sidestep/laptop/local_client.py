@@ -28,7 +28,7 @@ MAX_BODY = 32 * 1024 * 1024
 
 
 class UnreachableError(SidestepError):
-    """Nothing that can be trusted answers on the daemon's socket."""
+    """Nothing that can be trusted answers on the daemon's socket, or what answers is about to end."""
 
 
 class _Problem(msgspec.Struct):
@@ -69,6 +69,8 @@ class LocalClient:
             raise PeerError(f"the node daemon did not answer within {TIMEOUT:g} s") from error
         finally:
             exchange.leave()
+        if status == 503:
+            raise UnreachableError(_problem(status, answer))
         if status not in {101, 200}:
             raise RefusedError(_problem(status, answer))
         if upgrade is not None and status != 101:

@@ -1,7 +1,13 @@
-"""A session on the developer's machine: asks the daemon for an intercept, then serves its tunnel until either ends it.
+"""A session on the developer's machine: asks the daemon for an intercept, then serves its tunnel until it is ended.
 
 The session owns nothing but its connection to the daemon: closing that ends the intercept, whatever happens to this
 process. What there is to tell goes to a `Listener`; how it is told is the command line's business.
+
+A tunnel that breaks - the daemon was killed, restarted, upgraded, or is draining - ends nothing: the session registers
+anew as soon as a daemon answers, with the name, the uid and the age it had, so that it is the same intercept for
+`status`, for `leave` and for the order among others. Meanwhile requests go to the app. What ends a session is `stop`,
+a `leave`, or a refusal: the place may have been taken meanwhile. A daemon that drains says so (`Moving`): then the old
+tunnel goes on serving the connections it has beside the new one.
 """
 
 from __future__ import annotations
@@ -10,23 +16,33 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
+
+from sidestep.aio.tasks import Tasks
 from sidestep.laptop.handler import Handler
-from sidestep.laptop.local_client import LocalClient
-from sidestep.model.errors import RefusedError, SidestepError
+from sidestep.laptop.local_client import LocalClient, UnreachableError
+from sidestep.model.errors import PeerError, RefusedError, SidestepError
 from sidestep.tunnel.channel import Channel
 from sidestep.tunnel.cli_end import CliEnd
-from sidestep.tunnel.messages import AnyEvent, Ended, Hello, SessionSpec, encode
+from sidestep.tunnel.messages import VERSION, AnyEvent, Ended, Hello, Moving, SessionSpec, State, encode
 from sidestep.tunnel.opening import StreamOpening
+
+FIRST_PAUSE = 0.25
+LAST_PAUSE = 1.0
+"""Seconds before the first attempt to come back, doubling up to the last: an intercept resumes within two seconds."""
 
 
 class Listener(Protocol):
     """Hears what happens in a session; must not raise."""
 
     def registered(self, hello: Hello) -> None:
-        """The daemon has taken the intercept under this name."""
+        """The daemon has taken the intercept under this name; again after each interruption."""
 
     def event(self, event: AnyEvent) -> None:
         """The daemon says what it sees."""
+
+    def interrupted(self, reason: str) -> None:
+        """The tunnel is gone; the session tries to come back."""
 
     def handler_refused(self, opening: StreamOpening, reason: str) -> None:
         """A diverted connection found no handler; the daemon has been told."""
@@ -48,7 +64,7 @@ class Session:
         self._spec = spec
         self._handler = handler
         self._listener = listener
-        self._ended: Ended | None = None
+        self._current: _Tunnel | None = None
         self._stopped = asyncio.Event()
 
     def stop(self) -> None:
@@ -56,45 +72,131 @@ class Session:
         self._stopped.set()
 
     async def run(self) -> Outcome:
-        """Register, serve, return how it ended.
+        """Register, serve, come back after interruptions; return how it ended.
 
-        Raises UnreachableError, RefusedError or PeerError when the session could not begin.
+        Raises UnreachableError, RefusedError or PeerError when the session could not begin, RefusedError also when it
+        could not come back.
         """
-        stopping = asyncio.create_task(self._stopped.wait(), name="session-stop")
-        serving = asyncio.create_task(self._serve(), name="session-tunnel")
-        try:
-            tasks: set[asyncio.Task[Any]] = {serving, stopping}
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopping.cancel()
-            serving.cancel()
-            await asyncio.wait({stopping, serving})
-        if serving.cancelled():
-            return Outcome()
-        return Outcome(ended=self._ended, error=serving.result())
+        async with Tasks("session") as tasks:
+            stopping = tasks.start(self._stopped.wait(), name="stop")
+            keeping = asyncio.create_task(self._keep(tasks), name="session: keep")
+            try:
+                either: set[asyncio.Task[Any]] = {keeping, stopping}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                keeping.cancel()
+                await asyncio.wait({keeping})
+            return Outcome() if keeping.cancelled() else keeping.result()
 
-    async def _serve(self) -> SidestepError | None:
-        end = CliEnd(dial=self._dial, on_hello=self._begin, on_event=self._hear)
-        try:
-            await self._client.upgrade("/v1/sessions", encode(self._spec), end.connection)
-            return await end.run()
-        finally:
-            end.connection.close()
-            await end.connection.wait_closed()
+    async def _keep(self, tasks: Tasks) -> Outcome:
+        pause = FIRST_PAUSE
+        while True:
+            tunnel = self._current = _Tunnel(self)
+            try:
+                await tunnel.connect(self._client, self._spec)
+            except (UnreachableError, PeerError):
+                if not self._spec.resume:
+                    raise
+            else:
+                serving = tasks.start(tunnel.run(), name="tunnel")
+                await tunnel.left.wait()
+                if tunnel.hello is None or tunnel.ended is not None or tunnel.refusal is not None:
+                    error = await serving
+                    if tunnel.refusal is not None or (tunnel.hello is None and not self._spec.resume):
+                        return Outcome(error=tunnel.refusal or error)
+                    if tunnel.ended is not None and not tunnel.ended.failed:
+                        return Outcome(ended=tunnel.ended)
+                if tunnel.hello is not None:
+                    pause = FIRST_PAUSE
+                    self._spec = _resuming(self._spec, tunnel.hello)
+                    self._listener.interrupted(tunnel.reason)
+                    if tunnel.moving is not None:
+                        continue
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE)
 
-    def _begin(self, hello: Hello) -> None:
+    # --- what a tunnel says -----------------------------------------------------------------------------------------
+
+    def begun(self, hello: Hello) -> None:
+        """A tunnel was greeted."""
         if hello.name:
             self._handler.intercept = f"{hello.namespace}/{hello.name}"
         self._listener.registered(hello)
 
-    def _hear(self, event: AnyEvent) -> None:
-        if isinstance(event, Ended):
-            self._ended = event
+    def heard(self, tunnel: _Tunnel, event: AnyEvent) -> None:
+        """An event came; what a tunnel that is left says of its pods is of no interest any more."""
+        if isinstance(event, Moving) or (tunnel is not self._current and isinstance(event, State | Ended)):
+            return
+        if isinstance(event, Ended) and event.failed:
+            return
         self._listener.event(event)
 
-    async def _dial(self, opening: StreamOpening) -> Channel:
+    async def dial(self, opening: StreamOpening) -> Channel:
+        """Connect to the handler. Raises RefusedError."""
         try:
             return await self._handler.dial(opening)
         except RefusedError as error:
             self._listener.handler_refused(opening, str(error))
             raise
+
+
+class _Tunnel:
+    """One connection to a daemon. `left` is set once the session should look for another."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._end = CliEnd(dial=session.dial, on_hello=self._begin, on_event=self._hear)
+        self.hello: Hello | None = None
+        self.ended: Ended | None = None
+        self.moving: Moving | None = None
+        self.refusal: SidestepError | None = None
+        self.reason = "the node daemon is gone"
+        self.left = asyncio.Event()
+
+    async def connect(self, client: LocalClient, spec: SessionSpec) -> None:
+        """Register. Raises UnreachableError, RefusedError, PeerError."""
+        try:
+            await client.upgrade("/v1/sessions", encode(spec), self._end.connection)
+        except BaseException:
+            await self._close()
+            raise
+
+    async def run(self) -> SidestepError | None:
+        """Serve until the connection ends; returns its error."""
+        try:
+            error = await self._end.run()
+            if error is not None:
+                self.reason = str(error)
+            return error
+        finally:
+            self.left.set()
+            await self._close()
+
+    async def _close(self) -> None:
+        self._end.connection.close()
+        await self._end.connection.wait_closed()
+
+    def _begin(self, hello: Hello) -> None:
+        if hello.version != VERSION:
+            text = f"the node daemon speaks version {hello.version} of the tunnel, this command {VERSION}"
+            self.refusal = RefusedError(f"{text}; use the sidestep command that belongs to the daemon")
+            self._end.connection.close()
+            return
+        self.hello = hello
+        self._session.begun(hello)
+
+    def _hear(self, event: AnyEvent) -> None:
+        self._session.heard(self, event)
+        match event:
+            case Ended():
+                self.ended = event
+                self.reason = event.reason
+            case Moving():
+                self.moving = event
+                self.reason = event.reason
+                self.left.set()
+
+
+def _resuming(spec: SessionSpec, hello: Hello) -> SessionSpec:
+    """The same wish, for the intercept that it has become."""
+    return msgspec.structs.replace(spec, name=hello.name, resume=hello.intercept, created=hello.created)

@@ -150,7 +150,7 @@ class Controller:
         facts = self._certificates.facts() if self._certificates is not None else {}
         able = admit(
             new,
-            self._intercepts(),
+            [each for each in self._intercepts() if each.uid != new.uid],  # it may come back
             self.inventory,
             self.settings,
             facts,

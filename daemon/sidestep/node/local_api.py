@@ -6,7 +6,8 @@
     DELETE /v1/intercepts/NAMESPACE/NAME  ends a session
     GET    /healthz, /readyz, /metrics    for monitoring, in plain text
 
-A refusal is `{"error": "one line"}` with 400 (cannot be used), 403, 404, 409 (a rule says no) or 500.
+A refusal is `{"error": "one line"}` with 400 (cannot be used), 403, 404, 409 (a rule says no), 500, or 503
+(the daemon is draining: try again soon).
 
 Who may connect: root and the daemon's own user, by SO_PEERCRED, whatever the permissions of the file. The socket is
 made under a temporary name with mode 0600 and renamed into place, so that there is no moment at which it has another
@@ -205,6 +206,8 @@ class _Conversation(asyncio.Protocol):
         assert self._request is not None  # noqa: S101 - as in `_dispatch`
         if dict(self._request.headers).get(b"upgrade", b"").decode("latin-1").lower() != UPGRADE:
             return _problem(400, f"a session needs Upgrade: {UPGRADE}")
+        if self._api.sessions.leaving:
+            return _problem(503, f"the node daemon takes no sessions now: {self._api.sessions.leaving}")
         spec = decode(bytes(self._body), SessionSpec, what="the session's spec")
         session = self._api.sessions.register(spec, owner=self._owner(spec))
         transport, self._transport = self._transport, None
@@ -260,7 +263,7 @@ class _Conversation(asyncio.Protocol):
         reason = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 409: b"Conflict", 413: b"Content Too Large"}
         response = h11.Response(
             status_code=answer.status,
-            reason=reason.get(answer.status, b"Error"),
+            reason=reason.get(answer.status, b"Service Unavailable" if answer.status == 503 else b"Error"),
             headers=[
                 ("content-type", answer.content_type),
                 ("content-length", str(len(answer.body))),

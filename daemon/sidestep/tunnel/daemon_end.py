@@ -15,7 +15,7 @@ from sidestep.model.errors import PeerError, RefusedError, SidestepError
 from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.errors import TunnelClosedError
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
-from sidestep.tunnel.messages import VERSION, Dropped, Ended, Hello, HelloAnswer, Request, State, decode, encode
+from sidestep.tunnel.messages import VERSION, Dropped, Ended, Hello, HelloAnswer, Moving, Request, State, decode, encode
 from sidestep.tunnel.opening import REASON, StreamOpening, clean_reason
 from sidestep.tunnel.stream import CANCEL, Headers, Stream
 
@@ -42,6 +42,7 @@ class DaemonEnd:
         """Request lines dropped so far."""
         self._state: State | None = None
         self._ended: Ended | None = None
+        self._moving: Moving | None = None
         self._news = asyncio.Event()
 
     async def hello(self, hello: Hello, *, verify: Verify = accept_anyone) -> HelloAnswer:
@@ -66,10 +67,12 @@ class DaemonEnd:
         verify(hello, answer)
         return answer
 
-    def publish(self, event: State | Request) -> None:
+    def publish(self, event: State | Request | Moving) -> None:
         """Queue an event; never waits, never fails."""
         if isinstance(event, State):
             self._state = event
+        elif isinstance(event, Moving):
+            self._moving = event
         else:
             if len(self._requests) >= self._limits.event_queue:
                 self._requests.popleft()
@@ -137,7 +140,10 @@ class DaemonEnd:
             self.connection.close(error)
 
     def _batch(self) -> bytes:
-        events: list[State | Request | Dropped] = []
+        events: list[State | Request | Dropped | Moving] = []
+        if self._moving is not None:
+            events.append(self._moving)
+            self._moving = None
         if self._state is not None:
             events.append(self._state)
             self._state = None

@@ -47,6 +47,7 @@ class View:
     def __init__(self) -> None:
         self.sessions: Sessions | None = None
         self.checked: list[Intercept] = []
+        self.refusal = ""
         self.states = State((PodState(str(POD), "active"),))
 
     def status(self) -> StatusView:
@@ -79,6 +80,8 @@ class View:
         )
 
     def check(self, intercept: Intercept) -> None:
+        if self.refusal:
+            raise RefusedError(self.refusal)
         if intercept.port == "1":
             raise RefusedError("intercept shop/first of ada takes the whole port already")
         if intercept.port == "2":
@@ -134,6 +137,39 @@ class FakeNode:
         self._loop.close()
         assert not self.crashes, self.crashes
         assert not left, left
+
+    def cut(self) -> None:
+        """Break every tunnel without a word."""
+        self.call(lambda: [each.connection.close() for each in self.sessions._sessions.values()])
+
+    def restart(self, *, refuse: str = "", back: bool = True) -> None:
+        """End the daemon's side as SIGTERM does; another one begins, unless it is not to come `back`."""
+
+        async def restarting() -> None:
+            await self.sessions.close("the node daemon stops")
+            await self.api.aclose()
+            if refuse:
+                self.view.refusal = refuse
+            if back:
+                await self._start()
+
+        self.run(restarting())
+
+    def hand_over(self) -> Callable[[], Coroutine[Any, Any, None]]:
+        """Another daemon takes the socket over while the first drains; returns what ends the first."""
+        sessions, api = self.sessions, self.api
+
+        async def drained() -> None:
+            await sessions.close("the node daemon stops")
+            await api.aclose()
+
+        async def taking_over() -> None:
+            api.path.unlink()
+            await self._start()
+            sessions.move("another node daemon takes over")
+
+        self.run(taking_over())
+        return drained
 
     async def _left(self) -> list[asyncio.Task[Any]]:
         return [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

@@ -210,8 +210,9 @@ def test_a_stopped_session_is_given_up(node):
         cli.process.send_signal(signal.SIGSTOP)
         until(lambda: not node.intercepts(), within=9, what="the intercept to be gone")
         cli.process.send_signal(signal.SIGCONT)
-        assert cli.process.wait(10) == 1
-        assert len(cli.err.splitlines()) == 1
+        until(lambda: len(cli.events("registered")) == 2, within=10, what="the session to come back")
+        assert node.only().display == "default/orders"
+        assert cli.stop() == 0
 
 
 def test_leave_tells_who_and_exits_in_order(node):
@@ -227,11 +228,64 @@ def test_leave_tells_who_and_exits_in_order(node):
     assert again.stderr.startswith("sidestep: there is no intercept shop/orders here")
 
 
-def test_the_end_of_the_daemon_is_a_failure_that_is_told(node):
+def test_the_end_of_the_daemon_is_told_and_outlived(node):
+    with intercepting(node, "orders", "--port", "1234", output="text") as cli:
+        first = node.only()
+        node.restart()
+        cli.wait_for("Intercept default/orders is active again on 1 pod.")
+        again = node.only()
+        assert (again.uid, again.name, again.created) == (first.uid, first.name, first.created)
+        assert cli.out.count("is interrupted") == 1
+        assert cli.stop() == 0
+        assert cli.err == ""
+    gone(node)
+
+
+def test_a_tunnel_that_breaks_is_made_anew(node):
+    with serving(echo) as handler, intercepting(node, "orders", "--port", str(handler.port)) as cli:
+        first = node.only()
+        node.cut()
+        until(lambda: len(cli.events("registered")) == 2, within=2, what="the session to come back")
+        assert [event["event"] for event in cli.events("interrupted")] == ["interrupted"]
+        assert node.only() == first
+        with node.open() as sock:
+            sock.sendall(b"x")
+            assert sock.recv(1) == b"x"
+        assert cli.stop() == 0
+
+
+def test_a_draining_daemon_keeps_the_connections_of_a_session_that_moves(node):
+    with serving(echo) as handler, intercepting(node, "orders", "--port", str(handler.port)) as cli:
+        with node.open() as sock:
+            sock.sendall(b"x")
+            assert sock.recv(1) == b"x"
+            drained = node.hand_over()
+            until(lambda: len(cli.events("registered")) == 2, within=2, what="the session to move")
+            sock.sendall(b"y")
+            assert sock.recv(1) == b"y"
+            node.run(drained())
+            assert sock.recv(1) == b""
+        with node.open() as sock:
+            sock.sendall(b"z")
+            assert sock.recv(1) == b"z"
+        assert len(cli.events("interrupted")) == 1
+        assert cli.stop() == 0
+
+
+def test_a_refusal_on_the_way_back_ends_the_session(node):
     with intercepting(node, "orders", "--port", "1234") as cli:
-        node.run(node.sessions.close("the node daemon stops"))
+        node.restart(refuse="intercept shop/first of ada takes the whole port already")
         assert cli.process.wait(10) == 1
-        assert cli.err == "sidestep: the node daemon ended the session: the node daemon stops\n"
+        assert cli.err == "sidestep: intercept shop/first of ada takes the whole port already\n"
+
+
+def test_a_session_that_is_interrupted_can_be_ended(node):
+    with intercepting(node, "orders", "--port", "1234") as cli:
+        node.restart(back=False)
+        until(lambda: cli.events("interrupted"), within=5, what="the interruption to be told")
+        assert cli.stop() == 0
+        assert cli.err == ""
+        node.restart()
 
 
 @pytest.mark.parametrize(
