@@ -1,0 +1,248 @@
+"""From a ClientHello to two TLS streams: upstream first, then the client (design 4.2).
+
+    DIALLING     the app, on the client's behalf
+    UPSTREAM     a handshake with the client's SNI and ALPN list; a failure gives the connection back, untouched
+    DOWNSTREAM   the client is answered with the protocol that the app chose; a failure ends the connection
+    WORDS        the app chose no protocol: the client's first decrypted bytes tell, or the app speaks first
+
+After that the judge is told to run the relay. A `Bridge` lives on as the maker of further streams to the app like the
+first one, for exchanges that come when the app has closed it.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Protocol
+
+from sidestep.engine.relay import Relay
+from sidestep.engine.taps import Ledger
+from sidestep.engine.wire import WireRelay
+from sidestep.model.condition import ConditionType
+from sidestep.protocols.detection import Detected, detect
+from sidestep.proxy.credentials import Credentials
+from sidestep.proxy.handshake import DownstreamHandshake, Failure, UpstreamHandshake
+from sidestep.proxy.loop import READ, Loop
+from sidestep.proxy.ports import LivePort
+from sidestep.proxy.relays import relay_for
+from sidestep.proxy.stream import Stream, TlsStream
+
+
+class Answers(Protocol):
+    """What a bridge asks of the worker."""
+
+    @property
+    def credentials(self) -> Credentials:
+        """Key material and contexts."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """The accounts of copies."""
+
+    def report(self, port: LivePort, kind: ConditionType, text: str) -> None:
+        """A condition met (or, with an empty text, no longer met) by connections of this port."""
+
+
+class Judged(Protocol):
+    """The connection that is being judged."""
+
+    def dial(self, done: Callable[[socket.socket], None]) -> None:
+        """Connect to the app."""
+
+    def end_to_end(self, failure: Failure) -> None:
+        """TLS between client and app, untouched; say why."""
+
+    def take(self) -> socket.socket | None:
+        """The client's (still watched) socket."""
+
+    def run_tls(
+        self, relay: Relay, client: TlsStream, app: TlsStream, bridge: Bridge, *, protocol: str, words: bytes = b""
+    ) -> None:
+        """Both handshakes are done: relay. `words` have been read from the client already."""
+
+    def abandon(self) -> None:
+        """End it."""
+
+
+class Bridge:
+    """The two handshakes of one TLS connection, upstream first, and fresh upstream streams like the first one."""
+
+    def __init__(
+        self,
+        judge: Judged,
+        loop: Loop,
+        port: LivePort,
+        reception: Answers,
+        server_name: str | None,
+        alpn: tuple[str, ...],
+    ) -> None:
+        self._judge = judge
+        self._loop = loop
+        self.port = port
+        self._reception = reception
+        self.ledger = reception.ledger
+        self.server_name = server_name
+        self._alpn = alpn
+        self._upstream: UpstreamHandshake | None = None
+        self._chosen: str | None = None
+
+    def begin(self) -> None:
+        """Dial the app and shake hands with it."""
+        self._judge.dial(self._dialled)
+
+    def _dialled(self, app: socket.socket) -> None:
+        self._upstream = self._shake(app, self._alpn, self._upstream_done)
+
+    def _shake(
+        self,
+        app: socket.socket,
+        alpn: tuple[str, ...],
+        done: Callable[[TlsStream | None, str | None, Failure | None], None],
+    ) -> UpstreamHandshake:
+        return UpstreamHandshake(
+            self._loop,
+            app,
+            port=self.port.snapshot,
+            credentials=self._reception.credentials,
+            server_name=self.server_name,
+            alpn=alpn,
+            done=done,
+        )
+
+    def _upstream_done(self, stream: TlsStream | None, chosen: str | None, failure: Failure | None) -> None:
+        if stream is None:
+            self._judge.end_to_end(failure or Failure(ConditionType.UPSTREAM_TLS_FAILED, "unknown"))
+            return
+        self._chosen = chosen
+        for kind in (
+            ConditionType.UPSTREAM_UNVERIFIED,
+            ConditionType.UPSTREAM_TLS_FAILED,
+            ConditionType.CLIENT_CERTIFICATE_REQUESTED,
+        ):
+            self._reception.report(self.port, kind, "")
+        try:
+            context = self._reception.credentials.downstream(self.port.snapshot, chosen)
+        except (ssl.SSLError, OSError, KeyError) as error:
+            stream.close()
+            self._judge.end_to_end(
+                Failure(
+                    ConditionType.CERTIFICATE_INVALID, f"the certificate of port {self.port.steered.number}: {error}"
+                )
+            )
+            return
+        client = self._judge.take()
+        if client is None:
+            stream.close()
+            return
+        self._greet(client, context, stream, chosen)
+
+    def _greet(self, client: socket.socket, context: ssl.SSLContext, app: TlsStream, chosen: str | None) -> None:
+        def done(downstream: TlsStream | None) -> None:
+            if downstream is None:
+                self.port.counters["downstream_handshake_failed"] += 1
+                app.close()
+                self._judge.abandon()
+                return
+            if chosen is None:
+                FirstWords(self._judge, self._loop, self, downstream, app).begin()
+                return
+            relay = relay_for(chosen, self.port, self._reception.ledger, downstream)
+            self._judge.run_tls(relay, downstream, app, self, protocol=chosen)
+
+        DownstreamHandshake(self._loop, client, context, done=done)
+
+    def redial(self, sock: socket.socket, done: Callable[[Stream | None], None]) -> Callable[[], None]:
+        """A fresh TLS stream to the app, with the same name, for the same protocol."""
+
+        def finished(stream: TlsStream | None, chosen: str | None, failure: Failure | None) -> None:
+            del failure
+            if stream is not None and chosen != self._chosen:
+                stream.close()
+                stream = None
+            done(stream)
+
+        return self._shake(sock, self._alpn, finished).cancel
+
+    def remember(self, app: TlsStream) -> None:
+        """Keep the session of the first upstream connection."""
+        if self._upstream is not None:
+            self._upstream.remember(app)
+
+
+class FirstWords:
+    """A TLS connection whose app chose no protocol: the client's first decrypted bytes tell, or an app that begins."""
+
+    def __init__(self, judge: Judged, loop: Loop, bridge: Bridge, client: TlsStream, app: TlsStream) -> None:
+        self._judge = judge
+        self._loop = loop
+        self._bridge = bridge
+        self._client = client
+        self._app = app
+        self._words = b""
+
+    def begin(self) -> None:
+        """Watch both sides."""
+        self._loop.rebind(self._client.fd, self._client_ready, READ)
+        self._loop.add(self._app.fd, self._app_ready, READ)
+        if self._app.early:
+            self._app_ready(READ)
+        else:
+            self._client_ready(READ)
+
+    def _client_ready(self, mask: int) -> None:
+        del mask
+        try:
+            data = self._client.read()
+        except OSError:
+            self.abandon()
+            return
+        if data is None:
+            return
+        self._words += data
+        detected = detect(self._words)
+        if detected is Detected.MORE and data:
+            return
+        if detected in (Detected.HTTP1, Detected.HTTP2):
+            protocol = "h2" if detected is Detected.HTTP2 else "http/1.1"
+            self._run(relay_for(protocol, self._bridge.port, self._bridge.ledger, self._client), protocol)
+        else:
+            self._wire("tls-not-http", client_ended=not data)
+
+    def _app_ready(self, mask: int) -> None:
+        """The app's descriptor is readable after every TLS 1.3 handshake: session tickets are no words of the app."""
+        del mask
+        try:
+            data = self._app.read()
+        except OSError:
+            self.abandon()
+            return
+        if data is not None:
+            self._wire("tls-server-first", app_words=data)
+
+    def _wire(self, anomaly: str, *, client_ended: bool = False, app_words: bytes | None = None) -> None:
+        if self._bridge.port.snapshot.forward_client_cert:
+            self._bridge.port.counters["closed_unread"] += 1
+            self.abandon()
+            return
+        relay = WireRelay()
+        relay.anomaly = anomaly
+        relay.app.open = True
+        if client_ended:
+            relay.receive_eof(relay.client)
+        if app_words:
+            relay.receive(relay.app, app_words)
+        elif app_words is not None:
+            relay.receive_eof(relay.app)
+        self._run(relay, "tcp")
+
+    def _run(self, relay: Relay, protocol: str) -> None:
+        self._loop.remove(self._app.fd)
+        self._judge.run_tls(relay, self._client, self._app, self._bridge, protocol=protocol, words=self._words)
+
+    def abandon(self) -> None:
+        """The client broke, or an error of ours."""
+        for stream in (self._client, self._app):
+            self._loop.remove(stream.fd)
+            stream.reset()
+        self._judge.abandon()
