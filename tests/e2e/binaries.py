@@ -17,8 +17,8 @@ COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 REFLECTION = "golang-github-modern-go-reflect2"
-"""A library that Kubernetes 1.20 brings in a version which walks maps wrongly when compiled by Go 1.18 or later (the API
-server dies of it while it compares objects). Debian's own version of it is put in its place."""
+"""A library that Kubernetes 1.20 brings in a version which walks maps wrongly when compiled by Go 1.18 or later: the
+API server dies of it while it encodes objects. Debian's own version of it is put in its place."""
 
 _BUILD = 45 * 60.0
 """Seconds that a build may take on a busy machine."""

@@ -7,7 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import yaml
 
 from tests.e2e.cache import REPOSITORY
 from tests.e2e.cluster import Cluster, Pod
+from tests.harness import kernel
 from tests.harness.authority import Authority
 from tests.harness.cli import Intercept, Result
+from tests.harness.namespaces import run
 from tests.harness.node import SIDESTEP
 from tests.harness.processes import Process
 from tests.harness.waiting import until
@@ -97,6 +99,22 @@ class Product:
             words = ["logs", "-n", NAMESPACE, "-l", DAEMON, f"--tail={lines}", f"--previous={previous}"]
             found += self.cluster.kubectl_result(*words).stdout
         return found
+
+    # ---- the node
+
+    def steering(self, pod: Pod) -> kernel.Programs:
+        """The eBPF objects that hang on a pod's network namespace."""
+        return kernel.programs(self.cluster.netns_inode(pod))
+
+    def listeners(self, pod: Pod) -> frozenset[str]:
+        """The sockets that listen in a pod."""
+        words = ["nsenter", f"--target={self.cluster.processes(pod)[0]}", "--net", "ss", "-Hlntu"]
+        return frozenset(" ".join([line.split()[0], line.split()[4]]) for line in run(*words).splitlines())
+
+    def quiet(self, pods: Sequence[Pod]) -> None:
+        """Wait until nothing is steered in these pods any more."""
+        for pod in pods:
+            until(lambda pod=pod: not self.steering(pod).links, within=45, every=0.5, what=f"{pod.name} to be released")
 
     # ---- the laptop
 
