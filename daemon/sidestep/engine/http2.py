@@ -16,7 +16,7 @@ State and invariants (each part says more; `http2_connection` says how they fit 
 * **What is queued where**: `FromClient` an incomplete header block (<= `header_block`); `FromApp` an incomplete
   SETTINGS or frame header; `AppQueue` the app's DATA beyond the window (<= `app_queue`, then the app is not read and
   the rest stays in the kernel); an `Exchange` what the link or the client has not taken (<= `stream_buffer`, else it is
-  reset); a leg's `out` what the shell has not written (<= HIGH_WATER, then its sources are not read).
+  reset; from half of it on the client is held up, see `http2_brake`); a leg's `out` what the shell has not written (<= HIGH_WATER, then its sources are not read).
 
 A connection starts unmixed. As long as it is, anything that cannot be read with certainty - and an app that does not
 answer with SETTINGS - makes it a wire, with every byte so far handed on as it came. Once mixed that way is closed: the
@@ -164,6 +164,10 @@ class Http2Relay(Relay):
             self._link_over(leg, Ending.ABORT)
         self._settle()
 
+    def expired(self, now: float) -> None:
+        """A handler that did not keep up has held its client up for some time."""
+        self.deadline = self._connection.diversion.brake.expired(now, self.deadline or 0.0)
+
     def drained(self, leg: Leg) -> None:
         """Learn that `leg.out` was written after it had been congested."""
         if leg.role is Role.TAP:
@@ -178,7 +182,7 @@ class Http2Relay(Relay):
         if self.wired is not None:
             return self._other(leg).queued <= HIGH_WATER
         if leg is self.client:
-            waits = self._connection.from_client.waits
+            waits = self._connection.from_client.waits or bool(self._connection.diversion.brake)
             owed = leg.queued + self._connection.to_client.waiting
             return not waits and self.app.queued <= HIGH_WATER and owed <= CONTROL_SLACK * HIGH_WATER
         if self.client.queued > HIGH_WATER:
@@ -215,6 +219,8 @@ class Http2Relay(Relay):
             except PeerError as error:
                 self._fail(error)
                 return
+            if connection.diversion.brake and self.deadline is None:
+                self.deadline = 0.0
         streams = connection.streams
         self.drain = len(streams.relayed) + len(streams.exchanges) > 1
         if self._client_ended and not connection.from_client.waits:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.http2_answers import answer
+from sidestep.engine.http2_brake import Brake
 from sidestep.engine.http2_exchange import Exchange
 from sidestep.engine.http2_head import are_sound
 from sidestep.engine.http2_link import Link
@@ -41,7 +42,7 @@ RESPONSES: Final = Memo(DEFAULT_LIMITS.memo)
 class Diversion:
     """The exchanges of one connection and the links that answer them. It is the links' `Owner`."""
 
-    __slots__ = ("_connection", "_handlers", "_memo", "_relay", "_resets", "_second", "links")
+    __slots__ = ("_connection", "_handlers", "_memo", "_relay", "_resets", "_second", "brake", "links")
 
     def __init__(self, relay: Relay, connection: Connection) -> None:
         self._relay = relay
@@ -50,6 +51,7 @@ class Diversion:
         self._handlers: dict[str, Link] = {}
         self._second: Link | None = None
         self._resets = 0
+        self.brake = Brake(connection.limits)
         self.links: dict[Leg, Link] = {}
 
     # --- from the client --------------------------------------------------------------------------------------------
@@ -78,6 +80,7 @@ class Diversion:
         if data and exchange.reset_after is None:
             exchange.body.append(data)
             exchange.body_size += len(data)
+            self.brake.grew(exchange)
         if ends:
             self._request_ended(exchange)
         elif exchange.body_size + exchange.response_size > self._connection.limits.stream_buffer:
@@ -124,6 +127,7 @@ class Diversion:
 
     def forwarded(self, exchange: Exchange, size: int) -> None:
         """So many bytes of the body have gone to the link: the client may send as many."""
+        self.brake.moved(exchange)
         if not exchange.request_ended:
             self._connection.to_client.control(window_update(exchange.stream, size))
 
@@ -133,6 +137,7 @@ class Diversion:
             exchange.reset_after = code
             exchange.link_stream = 0
             exchange.drop_body()
+            self.brake.forget(exchange)
         else:
             self.reset(exchange, code)
 
@@ -186,6 +191,7 @@ class Diversion:
         block, body = answer(exchange, reason)
         exchange.detach()
         exchange.drop_body()
+        self.brake.forget(exchange)
         exchange.response.append(block)
         if body:
             exchange.response.append(body)
@@ -234,6 +240,7 @@ class Diversion:
         """The client is done with the stream; `cancel` when the link is not to go on with it either."""
         connection = self._connection
         connection.streams.finish(exchange.stream)
+        self.brake.forget(exchange)
         connection.taps.cut(exchange.stream)
         connection.to_client.forget(exchange)
         link = exchange.link

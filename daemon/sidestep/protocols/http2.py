@@ -93,6 +93,8 @@ class Http2Limits:
     """Open diverted streams of one connection; beyond it REFUSED_STREAM."""
     stream_buffer: int = 1024 * 1024
     """Bytes buffered for one diverted stream; beyond it ENHANCE_YOUR_CALM."""
+    brake_seconds: float = 1.0
+    """Seconds for which a handler that takes nothing may hold up its client (`engine.http2_brake`)."""
     app_queue: int = 64 * 1024
     """Bytes of the app's DATA that wait for the client's window before the app is not read any more."""
     resets: int = 1000

@@ -262,6 +262,8 @@ class Shell:
         self.got: dict[Leg, bytearray] = {}
         """Every byte the relay was given from a leg."""
         self.diverted: list[bytes] = []
+        self.now = 100.0
+        self.stands = False
         self.check: Callable[[], None] = lambda: None
 
     def _cut(self, data: bytearray) -> bytes:
@@ -328,10 +330,14 @@ class Shell:
                 end.feed(data)
 
     def run(self, limit: int = 100_000) -> None:
-        """Until nothing moves."""
+        """Until nothing moves; deadlines pass, unless the clock `stands`."""
         for _ in range(limit):
-            if not self.step() and not any(self.to_relay.values()):
-                return
+            if not self.step():
+                if self.stands or not any(self.to_relay.values()):
+                    return
+                if self.relay.deadline is not None:
+                    self.now = max(self.now, self.relay.deadline)
+                    self.relay.expired(self.now)
             if self.relay.done:
                 self._write()
                 return

@@ -1113,3 +1113,58 @@ def test_legs_that_are_over_do_not_pile_up() -> None:
         talk.shell.run()
     assert len(talk.relay.legs) <= 6
     assert isinstance(talk.relay.legs[0], Leg)
+
+
+def test_a_handler_that_does_not_keep_up_holds_its_client_up_while_it_moves() -> None:
+    talk = Talk(app={Setting.INITIAL_WINDOW_SIZE: 1 << 24})
+    relay = talk.relay
+    talk.divert(1, ends=False)
+    talk.open_handler({Setting.INITIAL_WINDOW_SIZE: 0})
+    talk.shell.stands = True
+    piece = frame(DATA, 0, 1, b"x" * 16_384)
+    for _ in range(32):
+        talk.send(piece)
+    assert relay.reads(relay.client)
+    assert relay.deadline is None
+    talk.send(piece)
+    assert not relay.reads(relay.client)
+    assert relay.deadline == 0.0
+    relay.expired(100.0)
+    assert relay.deadline == 101.0
+    talk.from_handler(window_update(1, 10))
+    relay.expired(101.0)
+    assert (relay.deadline, relay.reads(relay.client)) == (102.0, False)
+    talk.from_handler(window_update(1, 20_000))
+    assert relay.reads(relay.client)
+    relay.expired(102.0)
+    assert relay.deadline is None
+
+
+def test_a_handler_that_takes_nothing_holds_its_client_up_for_a_bounded_time() -> None:
+    talk = Talk(app={Setting.INITIAL_WINDOW_SIZE: 1 << 24})
+    relay = talk.relay
+    talk.divert(1, ends=False)
+    talk.open_handler({Setting.INITIAL_WINDOW_SIZE: 0})
+    piece = frame(DATA, 0, 1, b"x" * 16_384)
+    talk.shell.stands = True
+    for _ in range(33):
+        talk.send(piece)
+    relay.expired(100.0)
+    assert not relay.reads(relay.client)
+    relay.expired(101.0)
+    assert (relay.deadline, relay.reads(relay.client)) == (None, True)
+    for _ in range(31):
+        talk.send(piece)
+    assert not talk.client.of(RST_STREAM, 1)
+    talk.send(piece)
+    assert talk.client.of(RST_STREAM, 1) == [(0, b"\0\0\0\x0b")]
+    assert relay.reads(relay.client)
+    assert relay.deadline is None
+
+
+def test_a_client_that_is_held_up_and_resets_is_read_again() -> None:
+    talk = Talk(app={Setting.INITIAL_WINDOW_SIZE: 1 << 24})
+    talk.divert(1, ends=False)
+    talk.open_handler({Setting.INITIAL_WINDOW_SIZE: 0})
+    talk.send(frame(DATA, 0, 1, b"x" * 16_384) * 33 + rst_stream(1, 8))
+    assert talk.relay.reads(talk.relay.client)
