@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -62,9 +63,9 @@ class HttpConnection:
                 reason = error.verify_message
             raise UnreachableClusterError(f"TLS with the API server {access} failed: {reason}") from error
         except OSError as error:
-            raise UnreachableClusterError(
-                f"the API server {access} cannot be reached: {error.strerror or error}"
-            ) from error
+            # asyncio puts its own words into strerror; several addresses give one error without a number.
+            reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
+            raise UnreachableClusterError(f"the API server {access} cannot be reached: {reason}") from error
         _keep_alive(writer.get_extra_info("socket"))
         return cls(access, reader, writer)
 

@@ -121,6 +121,9 @@ class ClusterSession:
             await self._delete(created)
             await self._tasks.aclose()
             self._api.close()
+            self._over.cancel()
+            if not self._over.cancelled():
+                self._over.exception()  # told already, or overtaken by another end
 
     # --- the resource -----------------------------------------------------------------------------------------------
 

@@ -215,7 +215,7 @@ def test_answers_that_are_none():
 def test_nobody_there():
     async def test(api):
         await api.stop()
-        with pytest.raises(UnreachableClusterError, match=r"cannot be reached: Connection refused|Connect call failed"):
+        with pytest.raises(UnreachableClusterError, match="cannot be reached: connection refused"):
             await Api(api.access()).get("/api/v1/pods")
 
     run(test)

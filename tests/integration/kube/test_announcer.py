@@ -1,0 +1,131 @@
+"""Conditions as Events: once, after a moment, on the right object, and not without bound."""
+
+import asyncio
+
+from sidestep.kube.api import Api
+from sidestep.kube.resources import KINDS
+from sidestep.model.condition import Condition, ConditionType
+from sidestep.model.intercept import Kind
+from sidestep.model.pod import PodKey
+from sidestep.node.announcer import BURST, Announcer
+from sidestep.node.conditions import Conditions, Source
+from sidestep.node.registry import Registry
+from tests.integration.kube.fake_api import FakeApi
+from tests.unit.node.scenes import inventory, pod
+from tests.unit.node.test_registry import value
+
+BAD = Condition(ConditionType.CERTIFICATE_INVALID, "pod shop/orders-1 port 8443", "tls.key does not match")
+
+
+class Scene:
+    def __init__(self, api):
+        self.now = 100.0
+        self.api = api
+        self.client = Api(api.access())
+        self.conditions = Conditions()
+        self.registry = Registry(now=lambda: self.now)
+        self.announcer = Announcer(
+            self.client,
+            node="n1",
+            conditions=self.conditions,
+            inventory=lambda: inventory(pod()),
+            registry=self.registry,
+            now=lambda: self.now,
+        )
+
+    async def after(self, seconds):
+        self.now += seconds
+        await self.announcer.once()
+        return [event for _, event in self.api.objects.get(("/api/v1", "events"), {}).items()]
+
+
+def run(test):
+    async def body():
+        async with FakeApi() as api:
+            made = Scene(api)
+            try:
+                await asyncio.wait_for(test(made), 30)
+            finally:
+                made.client.close()
+                await asyncio.sleep(0.01)
+
+    asyncio.run(body())
+
+
+def test_one_event_on_the_pod_when_it_has_stood_and_one_when_it_is_over():
+    async def test(scene):
+        source = Source("certificate", PodKey("shop", "orders-1"))
+        scene.conditions.state(source, [BAD])
+        assert await scene.after(0) == []
+        assert await scene.after(1) == []
+        (event,) = await scene.after(1.5)
+        assert event["involvedObject"] == {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "namespace": "shop",
+            "name": "orders-1",
+            "uid": "uid-orders-1",
+        }
+        assert event["metadata"]["namespace"] == "shop"
+        assert (event["type"], event["reason"]) == ("Warning", "CertificateInvalid")
+        assert event["message"] == "port 8443: tls.key does not match"
+        assert event["source"] == {"component": "sidestep", "host": "n1"}
+        assert len(await scene.after(5)) == 1
+        scene.conditions.state(source, [])
+        events = await scene.after(1)
+        assert {each["reason"] for each in events} == {"CertificateInvalid", "CertificateInvalidResolved"}
+        assert {each["type"] for each in events} == {"Warning", "Normal"}
+
+    run(test)
+
+
+def test_what_comes_and_goes_is_not_told():
+    async def test(scene):
+        source = Source("plan", PodKey("shop", "orders-1"))
+        for _ in range(3):
+            scene.conditions.state(source, [BAD])
+            assert await scene.after(1) == []
+            scene.conditions.state(source, [])
+            assert await scene.after(1) == []
+
+    run(test)
+
+
+def test_nodes_and_resources_have_events_too():
+    async def test(scene):
+        scene.registry.apply(Kind.INTERCEPT, value("a"))
+        scene.conditions.state(Source("node"), [Condition(ConditionType.ANNOTATION_INVALID, "node n1", "bad glob")])
+        found = Condition(ConditionType.PORT_UNKNOWN, "intercept shop/a", "no such port")
+        scene.conditions.state(Source("plan"), [found])
+        await scene.after(0)
+        events = {each["involvedObject"]["kind"]: each for each in await scene.after(3)}
+        assert set(events) == {"Node", KINDS[Kind.INTERCEPT]}
+        assert events["Node"]["metadata"]["namespace"] == "default"
+        assert events["Node"]["involvedObject"]["uid"] == "n1"
+        assert events["Intercept"]["involvedObject"]["uid"] == "uid-a"
+
+    run(test)
+
+
+def test_a_thousand_conditions_are_no_thousand_requests():
+    async def test(scene):
+        many = [Condition(ConditionType.ANNOTATION_INVALID, "node n1", f"number {each}") for each in range(120)]
+        scene.conditions.state(Source("node"), many)
+        await scene.after(0)
+        assert len(await scene.after(3)) == BURST
+        assert len(await scene.after(10)) == BURST + 2
+
+    run(test)
+
+
+def test_an_event_that_is_refused_is_given_up():
+    async def test(scene):
+        scene.api.forbid("create", "events")
+        scene.conditions.state(Source("node"), [Condition(ConditionType.ANNOTATION_INVALID, "node n1", "bad")])
+        await scene.after(0)
+        assert await scene.after(3) == []
+        requests = len(scene.api.requests)
+        await scene.after(3)
+        assert len(scene.api.requests) == requests
+
+    run(test)

@@ -1,0 +1,152 @@
+"""The command line against an API server: which one it takes, list, status, leave, refusals; with a real kubeconfig."""
+
+import asyncio
+import os
+import threading
+
+import pytest
+import yaml
+
+from tests.harness.cli import SIDESTEP
+from tests.integration.kube.cluster import GROUP
+from tests.integration.kube.fake_api import FakeApi
+from tests.integration.kube.test_mirror import pod, populate
+from tests.unit.node.test_registry import value
+
+
+class Server:
+    """A fake API server in a thread of its own."""
+
+    def __init__(self, folder):
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+        self.api = FakeApi()
+        self.do(self.api.start())
+        self.kubeconfig = folder / "config"
+        self.kubeconfig.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "current-context": "here",
+                    "contexts": [
+                        {"name": "here", "context": {"cluster": "c", "user": "ada", "namespace": "shop"}},
+                        {"name": "there", "context": {"cluster": "c", "user": "ada", "namespace": "other"}},
+                    ],
+                    "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{self.api.port}"}}],
+                    "users": [{"name": "ada", "user": {"token": "let-me-in"}}],
+                }
+            )
+        )
+
+    def do(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
+
+    def close(self):
+        self.do(self.api.__aexit__())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(5)
+        self.loop.close()
+
+
+@pytest.fixture
+def server(tmp_path):
+    made = Server(tmp_path)
+    yield made
+    made.close()
+
+
+def sidestep(*words, **env):
+    import subprocess
+
+    done = subprocess.run(
+        [SIDESTEP, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "HOME": "/nonexistent", **{name: str(text) for name, text in env.items()}},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_list_reads_the_api_only(server):
+    server.do(populate(server.api))
+    server.do(server.api.put(GROUP, "intercepts", value("a")))
+    bad = pod(annotations={"telepresence.io/downstream-tls-path": "/tls"})
+    server.do(server.api.put("/api/v1", "pods", bad))
+    code, text, errors = sidestep("list", "--kubeconfig", server.kubeconfig)
+    assert (code, errors) == (0, "")
+    assert "deployment/orders" in text
+    assert "8443/tcp https" in text
+    assert "shop/a" in text
+    assert "AnnotationInvalid: pod shop/orders-1" in text
+    assert {request.split()[0] for request in server.api.requests} == {"GET"}
+
+
+def test_the_context_gives_the_namespace(server):
+    code, text, _ = sidestep("list", "--context", "there", KUBECONFIG=server.kubeconfig)
+    assert (code, text) == (0, "No workloads in namespace other.\n")
+    code, _, errors = sidestep("list", "--context", "nowhere", KUBECONFIG=server.kubeconfig)
+    assert code == 1
+    assert len(errors.splitlines()) == 1
+    assert "nowhere" in errors
+
+
+def test_a_kubeconfig_is_taken_when_no_daemon_answers_here(server):
+    code, text, _ = sidestep("status", KUBECONFIG=server.kubeconfig)
+    assert code == 0
+    assert f"Cluster http://127.0.0.1:{server.api.port}, namespace shop" in text
+    assert "No intercepts." in text
+
+
+def test_a_socket_is_this_machine(server, tmp_path):
+    code, _, errors = sidestep("status", "--socket", tmp_path / "none.sock", KUBECONFIG=server.kubeconfig)
+    assert code == 1
+    assert "no node daemon answers on" in errors
+    code, _, errors = sidestep("status", "--socket", tmp_path / "none.sock", "--context", "here")
+    assert code == 2
+    assert "--socket" in errors
+
+
+def test_status_shows_resources_and_what_is_wrong(server):
+    found = value("a") | {"status": {"state": "Refused", "message": "no certificate", "activePods": 0, "nodes": {}}}
+    server.do(server.api.put(GROUP, "intercepts", found))
+    code, text, _ = sidestep("status", "--kubeconfig", server.kubeconfig)
+    assert code == 0
+    assert "shop/a" in text
+    assert "Refused" in text
+    assert "no certificate" in text
+    code, text, _ = sidestep("status", "--kubeconfig", server.kubeconfig, "--output", "json")
+    assert '"state":"Refused"' in text
+
+
+def test_leave_deletes_the_resource(server):
+    server.do(server.api.put(GROUP, "intercepts", value("a")))
+    server.do(server.api.put(GROUP, "wiretaps", value("b")))
+    assert sidestep("leave", "a", "--kubeconfig", server.kubeconfig)[:2] == (0, "Ended shop/a.\n")
+    assert sidestep("leave", "shop/b", "--kubeconfig", server.kubeconfig)[0] == 0
+    assert server.api.get(GROUP, "intercepts", "shop", "a") is None
+    assert server.api.get(GROUP, "wiretaps", "shop", "b") is None
+    code, _, errors = sidestep("leave", "a", "--kubeconfig", server.kubeconfig)
+    assert code == 1
+    assert errors == "sidestep: there is no intercept shop/a; sidestep status shows those there are\n"
+
+
+def test_who_may_not_is_told_what_to_ask_for_in_one_line(server):
+    server.api.forbid("create", "intercepts")
+    code, text, errors = sidestep("intercept", "orders", "--port", "9443:https", "--kubeconfig", server.kubeconfig)
+    assert (code, text) == (1, "")
+    assert len(errors.splitlines()) == 1
+    assert "you may not create intercepts.sidestep.dev in namespace shop" in errors
+    assert "kubectl create rolebinding sidestep-developer --clusterrole=sidestep-developer --user=eve -n shop" in errors
+
+
+def test_no_server(server):
+    server.do(server.api.stop())
+    for command in (["list"], ["status"], ["leave", "a"], ["intercept", "orders", "--port", "1:2"]):
+        code, _, errors = sidestep(*command, "--kubeconfig", server.kubeconfig)
+        assert code == 1
+        assert len(errors.splitlines()) == 1
+        assert "cannot be reached: connection refused" in errors
