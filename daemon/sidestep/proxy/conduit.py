@@ -264,6 +264,8 @@ class Conduit:
         taps = False
         for leg in legs:
             out = leg.out
+            if leg.ending and not self._slow:
+                self._slow = self._unended(leg)
             if out:
                 if leg.role is Role.TAP:
                     taps = True
@@ -292,14 +294,20 @@ class Conduit:
             return
         if taps:
             self._settle_taps(relay, written=True)
-        if (
-            self._slow
-            or relay.done
-            or relay.opening
-            or relay.diverted
-            or (relay.deadline is not None and self._timer is None)
-        ):
+        if self._slow or self._pressing(relay):
             self._settle_slowly(relay)
+
+    def _pressing(self, relay: Relay) -> bool:
+        """Whether the relay wants more than bytes to be moved."""
+        return bool(
+            relay.done or relay.opening or relay.diverted or (relay.deadline is not None and self._timer is None)
+        )
+
+    @staticmethod
+    def _unended(leg: Leg) -> bool:
+        """Whether an ending that the relay asked for, maybe during another leg's event, is still to be carried out."""
+        pipe: _Pipe | None = leg.io
+        return pipe is not None and (pipe.cancel is not None or (pipe.stream is not None and not pipe.finished))
 
     def _write(self, leg: Leg, out: list[bytes], stream: Stream) -> bool:
         """Write what is queued; tell whether all of it was taken."""

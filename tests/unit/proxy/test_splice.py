@@ -11,6 +11,7 @@ import pytest
 from sidestep.proxy.loop import READ, Loop
 from sidestep.proxy.splice import Pipes, Splicer
 from sidestep.proxy.stream import PlainStream
+from tests.harness.waiting import until
 
 DEADLINE = 20.0
 
@@ -146,4 +147,8 @@ def test_idle_wires_hold_no_pipes(wire):
         wire.client.sendall(b"ping")
         assert wire.app.recv(4, socket.MSG_WAITALL) == b"ping"
     assert len(os.listdir("/proc/self/fd")) - before <= 2
-    assert all(direction.pipe is None for direction in wire.splicer._directions)
+    until(
+        lambda: all(direction.pipe is None for direction in wire.splicer._directions),
+        within=5,
+        what="the pipes' return",
+    )
