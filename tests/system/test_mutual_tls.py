@@ -122,37 +122,38 @@ def test_require_opens_the_connection_of_a_verified_client_and_refuses_all_other
         assert sum(bool(each.received) for each in records.server.connections) == 1
 
 
-@BOTH
-def test_request_verifies_a_certificate_that_is_shown(tmp_path, version):
-    with mutual_shop(tmp_path, opted_in("request")) as shop, app(shop, version=version) as records, shop.intercept():
-        assert asks(shop, certificate=shop.ada, version=version) == ("handler", shop.own_certificate.serial)
-        assert asks(shop, version=version) == ("handler", shop.own_certificate.serial)
-        with pytest.raises((ssl.SSLError, ConnectionError)):
-            asks(shop, certificate=Authority("Stranger").issue("ada.test", client=True), version=version)
+def test_request_verifies_a_certificate_that_is_shown(tmp_path):
+    stranger = Authority("Stranger").issue("ada.test", client=True)
+    with mutual_shop(tmp_path, opted_in("request")) as shop, app(shop) as records, shop.intercept():
+        for version in VERSIONS:
+            assert asks(shop, certificate=shop.ada, version=version) == ("handler", shop.own_certificate.serial)
+            assert asks(shop, version=version) == ("handler", shop.own_certificate.serial)
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                asks(shop, certificate=stranger, version=version)
         assert not records.heads
 
 
-@BOTH
-def test_an_app_that_refuses_our_certificate_gets_its_client_s(tmp_path, version):
+def test_an_app_that_refuses_our_certificate_gets_its_clients(requiring):
     """In TLS 1.3 it says so only after our side of the handshake is over."""
-    with mutual_shop(tmp_path, opted_in("require")) as shop:
-        other = Authority("Other clients")
-        ada = other.issue("ada.test", client=True)
-        pinned = {"minimum": VERSIONS[version], "maximum": VERSIONS[version]}
-        with app(shop, tls=shop.app_tls(clients=other.pem, **pinned)) as records, shop.intercept():
+    shop = requiring
+    other = Authority("Other clients")
+    ada = other.issue("ada.test", client=True)
+    for version, number in VERSIONS.items():
+        tls = shop.app_tls(clients=other.pem, minimum=number, maximum=number)
+        with app(shop, tls=tls) as records, shop.intercept():
             for _ in range(2):
                 assert asks(shop, certificate=ada, version=version) == ("app", shop.app_certificate.serial)
             assert records.subjects == ["ada.test", "ada.test"]
             until(lambda: "UpstreamTlsFailed" in shop.conditions(), within=5, what=shop.conditions)
 
 
-def test_an_app_that_never_confirms_is_waited_for_once(tmp_path):
-    with mutual_shop(tmp_path, opted_in("require")) as shop:
-        tls = shop.app_tls(clients=shop.authority.pem)
-        tls.num_tickets = 0
-        with app(shop, tls=tls), shop.intercept():
-            for _ in range(3):
-                assert asks(shop, certificate=shop.ada)[0] == "handler"
+def test_an_app_that_never_confirms_is_waited_for_once(requiring):
+    shop = requiring
+    tls = shop.app_tls(clients=shop.authority.pem)
+    tls.num_tickets = 0
+    with app(shop, tls=tls), shop.intercept():
+        for _ in range(3):
+            assert asks(shop, certificate=shop.ada)[0] == "handler"
 
 
 def test_require_without_an_authority_to_verify_against_steers_nothing(tmp_path):

@@ -227,6 +227,8 @@ def _protocol_and_source(each: PortSurvey, target: Target | None) -> tuple[str, 
     if probed is not None and protocol.tls is Use.PROBE:
         text = "https" if probed.tls == "yes" else ("h2c" if probed.http2 == "yes" else "http")
         known = _probed_text(probed)
+    elif probed is not None and protocol.tls is Use.ALWAYS and probed.tls == "yes":
+        known += f", {_probed_text(probed)}"
     return text, known
 
 
