@@ -282,13 +282,10 @@ class Conduit:
                         drained = [*(drained or ()), leg]
                 except OSError:
                     broken = [*(broken or ()), pipe]
-        if broken:
-            for pipe in broken:
+        if broken or drained:
+            for pipe in broken or ():
                 self._lose(pipe)
-            self.settle()
-            return
-        if drained:
-            for leg in drained:
+            for leg in drained or ():
                 relay.drained(leg)
             self.settle()
             return
