@@ -97,6 +97,7 @@ class SpecFields(Fields, frozen=True):
     owner: str = ""
     divert_probes: bool = False
     reset_existing: bool = False
+    heads_only: bool = False
     handler: HandlerFields = msgspec.field(default_factory=HandlerFields)
     renew_time: str | None = None
 
@@ -260,6 +261,7 @@ def intercept_of(kind: Kind, metadata: MetadataFields, spec: SpecFields) -> Inte
         divert_probes=spec.divert_probes,
         plaintext=spec.handler.plaintext,
         reset_existing=spec.reset_existing,
+        heads_only=spec.heads_only and kind is Kind.WIRETAP,
     )
 
 

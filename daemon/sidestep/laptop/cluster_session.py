@@ -55,11 +55,10 @@ from sidestep.tunnel.messages import (
     VERSION,
     AnyEvent,
     ConditionText,
-    Dropped,
     Ended,
     Hello,
+    Moving,
     PodState,
-    Request,
     SessionSpec,
     State,
 )
@@ -99,6 +98,7 @@ class ClusterSession:
         self._latest: Resource | None = None
         self._told: State | None = None
         self._was_active = False
+        self._interrupted = False
 
     def stop(self) -> None:
         """End the session in an orderly way; `run` then returns."""
@@ -151,9 +151,9 @@ class ClusterSession:
     def _serve(self, created: Resource) -> None:
         self._latest = created
         metadata = created.metadata
-        hello = Hello(VERSION, __version__, "", "", metadata.uid, metadata.namespace, metadata.name)
+        self._hello = Hello(VERSION, __version__, "", "", metadata.uid, metadata.namespace, metadata.name)
         self._handler.intercept = f"{metadata.namespace}/{metadata.name}"
-        self._listener.registered(hello)
+        self._listener.registered(self._hello)
         query = {"fieldSelector": f"metadata.name={metadata.name}"}
         watch = Watch(self._api, (collection_path(self._kind, metadata.namespace),), self, query=query)
         watch.on_state = lambda: self._watch_state(watch)
@@ -259,19 +259,22 @@ class ClusterSession:
             case State():
                 self._tunnels[key].state = event
                 self._tell()
-            case Request() | Dropped():
+            case Ended() | Moving():
+                pass  # this daemon ends; the resource says whether the session does, and who follows
+            case _:
                 self._listener.event(event)
-            case Ended():
-                pass  # this daemon ends; the resource says whether the session does
 
     def _broken(self, key: TunnelKey, reason: str) -> None:
         open_ = self._tunnels[key]
         open_.state = None
-        if reason and not self._over.done():
-            text = ConditionText("TunnelBroken", f"node {key[0]}", reason)
-            self._tell(extra=(text,))
+        if self._over.done():
+            return
+        reason = reason or "the node daemon is gone"
+        if any(each.state is not None for each in self._tunnels.values()):
+            self._tell(extra=(ConditionText("TunnelBroken", f"node {key[0]}", reason),))
         else:
-            self._tell()
+            self._told, self._interrupted = None, True
+            self._listener.interrupted(reason)
 
     def _tell(self, *, extra: tuple[ConditionText, ...] = ()) -> None:
         """Tell the listener about the whole, when it is news."""
@@ -283,8 +286,11 @@ class ClusterSession:
             for pod in state.pods:
                 if pod.pod not in pods or pod.state in _ACTIVE:
                     pods[pod.pod] = pod
-        if not states and not self._was_active:
+        if not states:
             return
+        if self._interrupted:
+            self._interrupted = False
+            self._listener.registered(self._hello)
         if self._latest is not None and self._latest.status.state in {"Refused", "Stale"} and self._was_active:
             status = self._latest.status
             subject = f"{self._kind} {self._latest.display}"
@@ -337,6 +343,7 @@ def _fields(spec: SessionSpec, public_key: str, user: str) -> SpecFields:
         owner=(spec.claimed_owner or user)[:128],
         divert_probes=spec.divert_probes,
         reset_existing=spec.reset_existing,
+        heads_only=spec.heads_only,
         handler=HandlerFields(plaintext=spec.plaintext),
         renew_time=micro_time(dt.datetime.now(dt.UTC)),
         **(values or {"filter": FilterFields()}),

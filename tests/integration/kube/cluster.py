@@ -114,13 +114,21 @@ class Ear:
     def event(self, event):
         self.events.append(event)
 
+    def interrupted(self, reason):
+        self.events.append(("interrupted", reason))
+
     def handler_refused(self, opening, reason):
         self.refusals.append((opening, reason))
 
     @property
     def active(self):
-        states = [each for each in self.events if isinstance(each, State)]
-        return states[-1].active if states else 0
+        found = 0
+        for event in self.events:
+            if isinstance(event, State):
+                found = event.active
+            elif isinstance(event, tuple):
+                found = 0
+        return found
 
 
 class Laptop:

@@ -160,8 +160,8 @@ def test_an_api_server_that_is_away_and_comes_back(monkeypatch):
             await until(lambda: laptop.ear.active == 1, what="active")
             await api.stop()
             await until(lambda: node.sessions.intercepts() == (), what="port-forwards break with the API server")
+            await until(lambda: laptop.ear.active == 0, what="the interruption to be told")
             assert not laptop.task.done()
-            await asyncio.sleep(1.0)
             await api.start()
             await until(lambda: len(node.cluster.intercepts()) == 1, within=25, what="a new tunnel")
             await until(lambda: laptop.ear.active == 1, what="active again")
@@ -187,6 +187,22 @@ def test_a_killed_cli_ends_at_once_and_its_resource_is_inert_then_deleted(monkey
             await until(lambda: other.ear.active == 1, what="the next one")
             await other.end()
             await until(lambda: resource(api) is None, what="deleted")
+
+    run(test)
+
+
+def test_a_wiretap_is_a_resource_of_its_own_and_conflicts_with_nothing():
+    async def test(api):
+        async with daemon(api) as node:
+            ada = Laptop(api, headers=())
+            await until(lambda: ada.ear.active == 1, what="a global intercept")
+            flows = Laptop(api, user="bob", kind="wiretap", heads_only=True)
+            await until(lambda: flows.ear.active == 1, what="a wiretap beside it")
+            assert api.get(GROUP, "wiretaps", "shop", "orders-1")["spec"]["headsOnly"]
+            assert [each.heads_only for each in node.cluster.intercepts()] == [False, True]
+            await flows.end()
+            await ada.end()
+            assert api.get(GROUP, "wiretaps", "shop", "orders-1") is None
 
     run(test)
 
