@@ -38,7 +38,8 @@ def locate(pod: Pod) -> Located:
     path = netns_path(pod.location)
     if not path:
         raise ConfigurationError(
-            "where does it live? set the annotation sidestep.dev/netns or sidestep.dev/pid", subject=f"pod {pod.key}"
+            "no process of it is known here (a manifest says where it lives: sidestep.dev/netns or sidestep.dev/pid)",
+            subject=f"pod {pod.key}",
         )
     netns = Netns.open(path)
     try:
