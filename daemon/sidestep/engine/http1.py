@@ -39,20 +39,25 @@ from sidestep.engine.http1_diversion import Diversion
 from sidestep.engine.http1_exchange import Judged
 from sidestep.engine.http1_judging import ANSWERED_BY, PLAIN, SWITCHES, Judging
 from sidestep.engine.http1_peers import Peers
+from sidestep.engine.http2 import Http2Relay
 from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Relay, Role
 from sidestep.engine.taps import Copy, Ledger, Taps
 from sidestep.engine.wire import Wire
 from sidestep.policy.route import SteeredPort
+from sidestep.protocols import h2c_upgrade
 from sidestep.protocols import http1_requests as reading
 from sidestep.protocols import http1_responses as responses
 from sidestep.protocols.http1 import (
     END_OF_HEAD,
     LIMITS,
+    UPGRADE,
     Http1Limits,
     ResponseHead,
+    parse_request,
 )
 from sidestep.protocols.http1_requests import RequestReader
 from sidestep.protocols.http1_responses import ResponseReader, recall
+from sidestep.protocols.http2 import Http2Error
 
 _READING, _HELD, _RAW, _DISCARD, _OVER = range(5)
 
@@ -67,6 +72,7 @@ class Http1Relay(Relay):
         "_discarded",
         "_diversion",
         "_judging",
+        "_ledger",
         "_limits",
         "_peers",
         "_pending",
@@ -75,6 +81,7 @@ class Http1Relay(Relay):
         "_responses",
         "_sending",
         "_state",
+        "_switching",
         "_taps",
         "_wire",
         "client_ended",
@@ -91,7 +98,8 @@ class Http1Relay(Relay):
         self._port = port
         self._limits = limits
         self._peers = Peers(self)
-        self._taps = Taps(self, ledger or Ledger(), self._peers.tap)
+        self._ledger = ledger or Ledger()
+        self._taps = Taps(self, self._ledger, self._peers.tap)
         self._judging = Judging(port, limits)
         self._diversion = Diversion(self, self._peers, limits)
         self._state = _READING
@@ -99,6 +107,8 @@ class Http1Relay(Relay):
         self._requests = RequestReader(limits)
         self._sending = 0
         """Flags of the request being received."""
+        self._switching = b""
+        """Head of the last request that asked for another protocol."""
         self.side: Leg | None = None
         self._pending: deque[int] = deque()
         self._responses = ResponseReader(limits)
@@ -214,6 +224,8 @@ class Http1Relay(Relay):
         """Whether the shell should read from this leg now."""
         if leg.role is Role.TAP:
             return True
+        if self.successor is not None:
+            return False
         if self._wire is not None:
             return self._wire.reads(leg)
         if leg is not self.client:
@@ -295,6 +307,8 @@ class Http1Relay(Relay):
             self.held += data[end:]
             return len(data)
         self._sending = request.flags
+        if request.flags & UPGRADE:
+            self._switching = head
         body = request.body
         if request.decision.taps:
             self._taps.begin(request, head)
@@ -450,7 +464,8 @@ class Http1Relay(Relay):
                     self.become_wire(None)  # the app closes; the client knows
                     return
             elif event == responses.SWITCH:
-                self.switch(self.app, reader.response)
+                if not self._hand_over(reader.response, data[at:]):
+                    self.switch(self.app, reader.response)
                 return
             elif event == responses.BROKEN:
                 self.become_wire(reader.anomaly)
@@ -496,14 +511,44 @@ class Http1Relay(Relay):
     # --- for good ---------------------------------------------------------------------------------------------------
 
     def switch(self, leg: Leg, response: ResponseHead | None) -> None:
-        """101, or 2xx to CONNECT: client and `leg` speak another protocol now.
-
-        `h2c` would go on in the HTTP/2 engine with stream 1 half-closed (design section 4); it is a wire for now.
-        """
+        """101, or 2xx to CONNECT: client and `leg` speak another protocol now."""
         if response is not None and response.upgrade == b"h2c":
             self.anomaly = "h1-h2c-upgrade"
         self._diversion.exchange = None
         self._join(leg, copies=self._taps.switched())
+
+    def _hand_over(self, response: ResponseHead | None, rest: bytes) -> bool:
+        """The app has answered 101: if it goes on in HTTP/2, so do we, in its engine. `rest` follows the answer."""
+        if response is None or response.upgrade != h2c_upgrade.TOKEN or self.tls:
+            return False
+        request = parse_request(self._switching, self._limits)
+        settings = None if isinstance(request, str) else h2c_upgrade.client_settings(request.fields)
+        if settings is None:
+            return False
+        try:
+            successor = Http2Relay(
+                self._port, tls=False, upgrade_settings=settings, predecessor=self, ledger=self._ledger
+            )
+        except Http2Error:
+            self.successor = None
+            return False
+        client = self.client
+        if rest:  # it was forwarded already, but has not been written
+            client.out[-1] = client.out[-1][: -len(rest)]
+            client.queued -= len(rest)
+        self._taps.cut()
+        self._peers.end_all(Ending.CLOSE, but=self.app)
+        kept = bytes(self.held) + self._requests.take()
+        self.held.clear()
+        self.deadline = None
+        self._state = _OVER
+        if rest:
+            successor.receive(self.app, rest)
+        if kept:
+            successor.receive(client, kept)
+        if self.client_ended:
+            successor.receive_eof(client)
+        return True
 
     def become_wire(self, anomaly: str | None, rest: bytes = b"") -> None:
         """Join client and app; `rest` are the client's bytes after those that are kept."""

@@ -119,6 +119,11 @@ class ForwardingHttp1Relay(Http1Relay):
         elif not self._responses.ends_with_connection:
             self.end(Ending.CLOSE)
 
+    def _hand_over(self, response: ResponseHead | None, rest: bytes) -> bool:
+        """Never: see `switch`."""
+        del response, rest
+        return False
+
     def switch(self, leg: Leg, response: ResponseHead | None) -> None:
         """A wire, but not if it is HTTP/2."""
         if response is not None and b"h2c" in response.upgrade:

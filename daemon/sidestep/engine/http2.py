@@ -16,7 +16,8 @@ State and invariants (each part says more; `http2_connection` says how they fit 
 * **What is queued where**: `FromClient` an incomplete header block (<= `header_block`); `FromApp` an incomplete
   SETTINGS or frame header; `AppQueue` the app's DATA beyond the window (<= `app_queue`, then the app is not read and
   the rest stays in the kernel); an `Exchange` what the link or the client has not taken (<= `stream_buffer`, else it is
-  reset; from half of it on the client is held up, see `http2_brake`); a leg's `out` what the shell has not written (<= HIGH_WATER, then its sources are not read).
+  reset; from half of it on the client is held up, see `http2_brake`); a leg's `out` what the shell has not written (<=
+  HIGH_WATER, then its sources are not read).
 
 A connection starts unmixed. As long as it is, anything that cannot be read with certainty - and an app that does not
 answer with SETTINGS - makes it a wire, with every byte so far handed on as it came. Once mixed that way is closed: the
@@ -51,7 +52,8 @@ class Http2Relay(Relay):
     """One HTTP/2 connection; the surface is `Relay`'s.
 
     `tls` is whether the client's bytes were decrypted. `upgrade_settings` is the decoded HTTP2-Settings of a request
-    that was answered with 101 (RFC 7540 section 3.2): stream 1 is open, half-closed by the client, and the app's.
+    that was answered with 101 (RFC 7540 section 3.2): stream 1 is open, half-closed by the client, and the app's;
+    `predecessor` is the relay of that request. Raises Http2Error when the settings are out of range.
     """
 
     __slots__ = ("_app_asked", "_client_ended", "_connection", "tls")
@@ -63,15 +65,20 @@ class Http2Relay(Relay):
         tls: bool,
         limits: Http2Limits = DEFAULT_LIMITS,
         upgrade_settings: bytes | None = None,
+        predecessor: Relay | None = None,
         ledger: Ledger | None = None,
     ) -> None:
+        upgraded = None if upgrade_settings is None else read_settings(upgrade_settings)
         super().__init__()
+        if predecessor is not None:
+            self.succeed(predecessor)
+            self.protocol = "h2"
         self.tls = tls
         self._app_asked = False
         self._client_ended = False
         self._connection = Connection(self, port, limits, ledger or Ledger())
-        if upgrade_settings is not None:
-            self._connection.upgraded(read_settings(upgrade_settings))
+        if upgraded is not None:
+            self._connection.upgraded(upgraded)
 
     # --- what the shell calls ---------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ What the engine promises
   * `wired` is set once two legs are joined for good and every byte before is in their `out`: the shell may then move
     bytes itself (os.splice) and calls the engine no more, except for taps. Legs other than these two are already ended,
     but for taps.
+  * `successor` is set at the end of a `receive`, when another engine goes on; then `reads` is false for every leg.
   * A tap leg influences nothing: not `reads` of any other leg, not `done`, not `wired`'s bytes or their time.
 """
 
@@ -143,6 +144,8 @@ class Relay:
         "drain",
         "legs",
         "opening",
+        "protocol",
+        "successor",
         "wired",
     )
 
@@ -156,8 +159,18 @@ class Relay:
         self.drain = False
         self.done = False
         self.deadline: float | None = None
+        self.protocol: str | None = None
+        """What handlers are spoken to in, if that is not what the shell began this connection with."""
+        self.successor: Relay | None = None
+        """The relay that goes on from here, with the same legs: the shell gives it everything from now on."""
         self.anomaly: str | None = None
         """Why this connection became a wire: a stable, short reason such as "h1-ambiguous-length" (a metric label)."""
+
+    def succeed(self, other: Relay) -> None:
+        """Go on where another relay ends: with its legs and what it has for the shell."""
+        self.client, self.app, self.legs = other.client, other.app, other.legs
+        self.opening, self.diverted = other.opening, other.diverted
+        other.successor = self
 
     def receive(self, leg: Leg, data: bytes) -> None:
         """Take bytes from a leg."""

@@ -44,9 +44,11 @@ class TappedRelay(Relay):
     drain = _inner("drain")
     legs = _inner("legs")
     opening = _inner("opening")
+    protocol = _inner("protocol")
 
     def __init__(self, inner: Relay, rules: Iterable[Rule], ledger: Ledger) -> None:
         self.inner = inner
+        self.successor = None
         self._copies: dict[Leg, Copy] = {}
         for rule in rules:
             copy = open_copy(rule, ledger, self._make, flags=None, size=0)
@@ -86,6 +88,8 @@ class TappedRelay(Relay):
         elif leg in self._copies:
             return  # what a handler says to a copy is discarded
         self.inner.receive(leg, data)
+        if self.inner.successor is not None:
+            self.inner = self.inner.successor
 
     def receive_eof(self, leg: Leg) -> None:
         """Take the end of a leg's bytes."""

@@ -214,6 +214,8 @@ class Conduit:
                     self._pull_more(relay, leg, stream)
                 if not relay.reads(leg):
                     self._slow = True
+                    if relay.successor is not None:
+                        self.relay = relay.successor
             elif data is not None and hung_up and not pipe.finished:
                 self._lose(pipe)
             elif data is not None:
@@ -264,7 +266,7 @@ class Conduit:
         taps = False
         for leg in legs:
             out = leg.out
-            if leg.ending and not self._slow:
+            if leg.ending and not self._slow and leg.role is not Role.TAP:
                 self._slow = self._unended(leg)
             if out:
                 if leg.role is Role.TAP:

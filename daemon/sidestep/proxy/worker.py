@@ -378,7 +378,7 @@ class Worker:
             done,
             uid=leg.rule.uid if leg.rule is not None else "",
             port=endpoint.port,
-            protocol=conduit.protocol,
+            protocol=conduit.relay.protocol or conduit.protocol,
             tls=conduit.tls,
             server_name=conduit.server_name,
             client=(endpoint.client, endpoint.client_port),
