@@ -15,8 +15,8 @@ SPOOFED = b"GET /a HTTP/1.1\r\nx_forwarded-Client_cert: Hash=2\r\nHost: a\r\n\r\
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-def relay(*rules, value=b"Hash=1"):
-    return Shell(ForwardingHttp1Relay(SteeredPort(8443, Route(rules or (rule(),))), tls=True, value=value))
+def relay(*rules, value=b"Hash=1", tls=True):
+    return Shell(ForwardingHttp1Relay(SteeredPort(8443, Route(rules or (rule(),))), tls=tls, value=value))
 
 
 def in_pieces(data, size):
@@ -171,7 +171,9 @@ def test_an_upgrade_is_a_wire_unless_it_is_http2():
     shell.app(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
     shell.client(b"\x00frame")
     assert shell.to_app.endswith(OURS + b"\r\n\x00frame")
-    shell = relay()
-    shell.client(upgrade % b"h2c")
-    shell.app(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n")
-    assert shell.relay.done
+    settings = b"h2c\r\nHTTP2-Settings: AAMAAABk"
+    for tls in (True, False):
+        shell = relay(tls=tls)
+        shell.client(upgrade % settings)
+        shell.app(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n")
+        assert shell.relay.done
