@@ -42,8 +42,9 @@ class WatchLimits:
     first_pause: float = 0.2
     last_pause: float = 10.0
     """Between tries while the server cannot be reached; doubled each time, with jitter."""
+    first_refused_pause: float = 1.0
     refused_pause: float = 15.0
-    """Between tries of what is forbidden or not there."""
+    """Between tries of what is forbidden or not there: a right may be granted, a definition be on its way."""
 
 
 class Sink(Protocol):
@@ -102,6 +103,7 @@ class Watch:
     _version: str = ""
     _path: int = 0
     _pause: float = 0.0
+    _refused_pause: float = 0.0
 
     async def run(self) -> None:
         """List and follow, until cancelled."""
@@ -152,6 +154,7 @@ class Watch:
                 break
         self._version = version
         self.sink.replace(found)
+        self._refused_pause = 0.0
         self._state(connected=True, synced=True, problem=None)
 
     async def _follow(self) -> None:
@@ -201,7 +204,9 @@ class Watch:
         if not self.synced:
             self.sink.replace([])
         self._state(connected=False, synced=True, problem=error)
-        return self.limits.refused_pause
+        pause = max(self._refused_pause, self.limits.first_refused_pause)
+        self._refused_pause = min(2 * pause, self.limits.refused_pause)
+        return min(pause, self.limits.refused_pause)
 
     def _state(self, *, connected: bool, synced: bool | None = None, problem: ApiError | None = None) -> None:
         before = (self.connected, self.synced, self.problem)

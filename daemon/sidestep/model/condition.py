@@ -20,12 +20,14 @@ class ConditionType(enum.StrEnum):
     NO_CERTIFICATE = "NoCertificate"
     NO_APP = "NoApp"
     OVERLOADED = "Overloaded"
+    EXISTING_KEPT = "ExistingConnectionsKept"
     PROXY_CRASH_LOOP = "ProxyCrashLoop"
     NETNS_UNAVAILABLE = "NetnsUnavailable"
     POD_REFUSED = "PodRefused"
     PORT_UNKNOWN = "PortUnknown"
     DRIFT_REPAIRED = "DriftRepaired"
     MANIFEST_INVALID = "ManifestInvalid"
+    CLUSTER_UNREADABLE = "ClusterUnreadable"
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,10 +36,11 @@ from sidestep.kube.resources import (
     deletion,
     encode_certificate,
     micro_time,
+    read,
     status_patch,
 )
-from sidestep.kube.watch import Watch
-from sidestep.model.errors import ClusterError
+from sidestep.kube.watch import Watch, decode
+from sidestep.model.errors import ClusterError, ConfigurationError
 from sidestep.model.intercept import Intercept, Kind
 from sidestep.node.announcer import Announcer
 from sidestep.node.cluster_inventory import ClusterInventory
@@ -66,6 +67,8 @@ SETTLED = 1.0
 SPREAD = 10.0
 """Seconds over which the nodes spread what any of them could do."""
 MAX_CONDITIONS = 20
+ATTEMPTS = 3
+"""Tries to take back an entry of a status that others write at the same time."""
 FAREWELL = 3.0
 """Seconds for taking back entries at the end."""
 
@@ -180,7 +183,7 @@ class Cluster:
             async with asyncio.timeout(FAREWELL):
                 for held in self.registry.all():
                     await self._take_back(held)
-        except (TimeoutError, ClusterError) as error:
+        except (TimeoutError, ClusterError, ConfigurationError) as error:
             self._log.info("statuses not taken back", reason=str(error))
 
     async def aclose(self) -> None:
@@ -265,8 +268,8 @@ class Cluster:
             ),
         )
 
-    async def _patch(self, held: Held, fields: Mapping[str, Any], memory: _Memory, *, version: str = "") -> None:
-        body = status_patch(fields, resource_version=version)
+    async def _patch(self, held: Held, fields: Mapping[str, Any], memory: _Memory) -> None:
+        body = status_patch(fields)
         if body == memory.sent and self._now() - memory.sent_at < SAME_AGAIN:
             return
         memory.sent, memory.sent_at = body, self._now()
@@ -277,10 +280,22 @@ class Cluster:
                 raise
 
     async def _take_back(self, held: Held) -> None:
-        present = held.latest.status.nodes.get(self._node)
-        if present is not None and present.daemon == self._own:
-            version = held.latest.metadata.resource_version
-            await self._patch(held, {"nodes": {self._node: None}}, _Memory(), version=version)
+        """Only our own entry: another daemon of this node may have written its own meanwhile."""
+        body: Mapping[str, Any] = {"nodes": {self._node: None}}
+        latest = held.latest
+        for _ in range(ATTEMPTS):
+            present = latest.status.nodes.get(self._node)
+            if present is None or present.daemon != self._own:
+                return
+            version = latest.metadata.resource_version
+            try:
+                await self._api.patch(f"{latest.path}/status", status_patch(body, resource_version=version))
+            except ApiError as error:
+                if error.status != 409:
+                    raise
+                latest = read(latest.kind, decode(await self._api.get(latest.path), dict))
+            else:
+                return
 
     async def _delete(self, held: Held) -> None:
         """Delete what nobody renews any more, unless it was renewed in between or another node was first."""

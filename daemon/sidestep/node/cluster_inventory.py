@@ -102,7 +102,7 @@ class ClusterInventory:
 
     def _reading(self) -> Reading:
         subject = f"node {self._node}"
-        conditions = [Condition(ConditionType.MANIFEST_INVALID, subject, text) for text in self._mirror.problems()]
+        conditions = [Condition(ConditionType.CLUSTER_UNREADABLE, subject, text) for text in self._mirror.problems()]
         problems = {
             name: self._advice(name, error) if error is not None else _NOBODY_ANSWERED
             for name, error in self._mirror.secret_problems().items()
