@@ -56,6 +56,11 @@ def _session_options(command: F) -> F:
 
 
 @click.command(cls=DashedCommand, short_help="Divert matching requests to a handler on this machine.")
+@click.option(
+    "--reset-existing",
+    is_flag=True,
+    help="End connections that exist, so that their clients come back; else they stay.",
+)
 @click.option("--divert-probes", is_flag=True, help="Divert kubelet probes too, which otherwise never match.")
 @_session_options
 def intercept(**words: Any) -> int:
@@ -99,7 +104,7 @@ def wiretap(**words: Any) -> int:
     What the shop writes, to a recorder in clear on port 9000:
       sidestep wiretap orders -n shop --port 9000:https --http-method POST --plaintext
     """
-    return _hold(Kind.WIRETAP, divert_probes=False, **words)
+    return _hold(Kind.WIRETAP, divert_probes=False, reset_existing=False, **words)
 
 
 def _hold(
@@ -133,6 +138,7 @@ def _hold(
         claimed_owner=claimed_owner(),
         plaintext=plaintext,
         divert_probes=rest["divert_probes"],
+        reset_existing=rest["reset_existing"],
         **filter_spec(wanted),
     )
     verb = "goes" if kind is Kind.INTERCEPT else "is copied"

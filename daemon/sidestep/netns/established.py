@@ -25,7 +25,7 @@ _SOCK_DIAG_BY_FAMILY: Final = 20
 _SOCK_DESTROY: Final = 21
 _ESTABLISHED: Final = 1
 _REQUEST: Final = struct.Struct("=BBBxI48s")  # struct inet_diag_req_v2
-_ANSWER: Final = struct.Struct("=BBBB48s")  # the beginning of struct inet_diag_msg, up to its sockid
+_ANSWER: Final = struct.Struct("=BBBB48sIIII")  # the beginning of struct inet_diag_msg, up to the uid
 _SOCKID: Final = struct.Struct("=2s2s16s16sI8s")  # struct inet_diag_sockid
 
 
@@ -37,6 +37,8 @@ class Connection:
     client_port: int
     family: int
     sockid: bytes
+    uid: int
+    """Of the process that accepted it; 0 also while nobody has."""
 
 
 def established(netns: Netns, port: int) -> tuple[Connection, ...]:
@@ -75,14 +77,14 @@ def destroy(netns: Netns, connection: Connection) -> bool:
 def _connection(body: bytes, port: int) -> Connection | None:
     if len(body) < _ANSWER.size:
         return None
-    family, state, _, _, sockid = _ANSWER.unpack_from(body)
+    family, state, _, _, sockid, _, _, _, uid = _ANSWER.unpack_from(body)
     local, remote, own, client, _, _ = _SOCKID.unpack(sockid)
     if state != _ESTABLISHED or int.from_bytes(local, "big") != port:
         return None
     address = _address(client, family)
     if address.is_loopback or address == _address(own, family):
         return None  # from inside the pod, maybe the proxy's own
-    return Connection(address, int.from_bytes(remote, "big"), family, sockid)
+    return Connection(address, int.from_bytes(remote, "big"), family, sockid, uid)
 
 
 def _address(data: bytes, family: int) -> Address:

@@ -55,10 +55,14 @@ class CertificateFacts:
 
 @dataclass(frozen=True, slots=True)
 class PortPlan:
-    """A port that is to be steered. `needs_app`: only while an app listens on it (it is filtered)."""
+    """A port that is to be steered. `needs_app`: only while an app listens on it (it is filtered).
+
+    `resets` are the uids of those for whose sake connections that exist are ended.
+    """
 
     snapshot: PortSnapshot
     needs_app: bool
+    resets: frozenset[str] = frozenset()
 
     @property
     def number(self) -> int:
@@ -359,7 +363,8 @@ def _port_plan(
         probe_timeout=tls.probe_timeout,
         app=_process_of_app(pod),
     )
-    return PortPlan(snapshot, needs_app=whole is None)
+    resets = frozenset(each.uid for each in wanting if each.reset_existing)
+    return PortPlan(snapshot, needs_app=whole is None, resets=resets)
 
 
 def _rule(intercept: Intercept) -> RuleSnapshot:

@@ -23,6 +23,7 @@ from sidestep.model.pod import NetnsId, PodKey
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.located import netns_path
 from sidestep.node.planner import Plan, PodPlan
+from sidestep.node.proxy_uids import ProxyUids
 from sidestep.node.target import Target, Toolbox
 from sidestep.observability.logs import get_logger
 
@@ -32,9 +33,6 @@ TICK = 0.25
 FIRST_RETRY = 0.1
 LAST_RETRY = 5.0
 """Seconds before the first retry of what failed, doubling up to the last."""
-
-FIRST_UID = 0x70000000
-"""First user id of pod proxies: far above what anybody assigns, below the 2^31 that some tools cannot read."""
 
 PARALLEL = 8
 """Targets that are opened at the same time; more would only queue at the zygote."""
@@ -75,7 +73,7 @@ class Reconciler:
         self._tasks = Tasks("reconciler", on_crash=on_crash)
         self._workers: dict[PodKey, _Worker] = {}
         self._draining: set[Target] = set()
-        self._uids: set[int] = set()
+        self._uids = ProxyUids()
         self._opening = asyncio.Semaphore(PARALLEL)
         self._drain_timeout = 30.0
         self._closing = False
@@ -125,6 +123,10 @@ class Reconciler:
             worker.target.detach()
             worker.wake.set()
 
+    def freeze(self) -> None:
+        """Attach, change and repair nothing any more; what is steered stays so until `close` or `abandon`."""
+        self._closing = True
+
     async def close(self) -> None:
         """Unsteer everything at once, let the proxies finish, give everything back. Returns when nothing is left."""
         self._closing = True
@@ -138,6 +140,7 @@ class Reconciler:
 
     def abandon(self) -> None:
         """Unsteer everything now, because the daemon is about to end in whatever way. Never raises."""
+        self._closing = True
         for worker in self._workers.values():
             if worker.target is not None:
                 worker.target.detach()
@@ -166,6 +169,8 @@ class Reconciler:
 
     async def _converge(self, worker: _Worker) -> None:
         """Bring the target in line with what is desired. Raises SidestepError."""
+        if self._closing:
+            return  # another daemon may be at work on the pod already
         target, desired = worker.target, worker.desired
         if target is not None and (desired is None or worker.gone or not target.attached or _moved(target, desired)):
             target.detach()
@@ -185,14 +190,14 @@ class Reconciler:
             target.look()
 
     async def _opened(self, worker: _Worker, desired: PodPlan) -> Target:
-        target = Target(desired.pod, self._free_uid(), self._tools)
+        target = Target(desired.pod, self._uids.take(), self._tools)
         try:
             async with self._opening:
                 await target.open()
             self._refuse_twin(target)
         except BaseException:
             await target.abandon()
-            self._uids.discard(target.uid)
+            self._uids.give_back(target.uid)
             raise
         worker.target = target
         return target
@@ -217,7 +222,7 @@ class Reconciler:
         finally:
             if target.netns is None:
                 self._draining.discard(target)
-                self._uids.discard(target.uid)
+                self._uids.give_back(target.uid)
 
     def _failed(self, worker: _Worker, error: SidestepError) -> None:
         worker.again = True
@@ -237,13 +242,6 @@ class Reconciler:
         elif isinstance(error, ConfigurationError | KernelError):
             kind = ConditionType.NETNS_UNAVAILABLE
         self._conditions.state(source, [Condition(kind, f"pod {worker.key}", str(error))])
-
-    def _free_uid(self) -> int:
-        uid = FIRST_UID
-        while uid in self._uids:
-            uid += 1
-        self._uids.add(uid)
-        return uid
 
     def _changed(self, key: PodKey) -> None:
         """A target has changed by itself."""

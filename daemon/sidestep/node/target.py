@@ -26,17 +26,19 @@ from typing import Protocol
 import msgspec
 
 from sidestep.model.condition import Condition, ConditionType
-from sidestep.model.errors import RefusedError, SidestepError
+from sidestep.model.errors import KernelError, RefusedError, SidestepError
 from sidestep.model.pod import Family, Pod, PodKey, Transport
-from sidestep.netns import Netns, listening, tcp_listener
+from sidestep.netns import Connection, Netns, destroy, established, listening, queue_length, queue_limit, tcp_listener
 from sidestep.netns.fingerprint import fingerprint
 from sidestep.node.client_addresses import ClientAddresses
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.datagram_ports import DatagramPorts
 from sidestep.node.located import Address, locate
 from sidestep.node.planner import PodPlan, PortPlan
+from sidestep.node.proxy_uids import is_proxy
 from sidestep.node.supervisor import CredentialSource, PodProxy, ProxyState, ProxySupervisor
 from sidestep.node.survey import port_subject
+from sidestep.node.valve import Valve
 from sidestep.observability.logs import get_logger
 from sidestep.proxy.messages import (
     DivertedRequest,
@@ -117,6 +119,9 @@ class _Port:
     steered: set[Family] = field(default_factory=set)
     refused_until: dict[Family, float] = field(default_factory=dict)
     refused_pause: float = REFUSED_PAUSE
+    valve: Valve = field(default_factory=Valve)
+    reset_for: frozenset[str] = frozenset()
+    """The intercepts for which the connections that existed have been ended."""
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -315,7 +320,9 @@ class Target:
             # What takes the whole port does not depend on an app.
             seen = fingerprint(self._netns) if any(port.plan.needs_app for port in self._ports.values()) else None
             ground = (seen, self._generation, self._proxy_state, self._away())
-            if seen != b"" and ground == self._ground and not any(port.refused_until for port in self._ports.values()):
+            self._look_at_queues(changed=seen is None or self._ground is None or seen != self._ground[0])
+            waiting = any(port.refused_until or port.valve.watching for port in self._ports.values())
+            if seen != b"" and ground == self._ground and not waiting:
                 return
             if seen is not None:
                 table = listening(self._netns)
@@ -511,7 +518,7 @@ class Target:
             await proxy.unlisten(number, port.plan.transport.value)
         finally:
             port.listener.close()
-            for detail in ("credentials", "app", *(kind.value for kind in REPORTED)):
+            for detail in ("credentials", "app", "overload", "existing", *(kind.value for kind in REPORTED)):
                 self._state(number, detail, [])
 
     def _settle(self, port: _Port) -> None:
@@ -527,8 +534,13 @@ class Target:
                 for family in port.families
                 if not plan.needs_app or (family in port.served and family not in port.refused_until)
             }
+        if port.valve.shut:
+            wanted = set()
+        resets = plan.resets - port.reset_for if wanted else frozenset()
+        existing = self._existing(port) if resets else ()
         if wanted == port.steered:
             self._tell_app(port)
+            self._reset(port, existing)
             return
         for family in sorted(port.steered - wanted):
             self._steering.unsteer(plan.number, plan.transport, family)
@@ -536,9 +548,50 @@ class Target:
         for family in sorted(wanted - port.steered):
             self._steering.steer(plan.number, plan.transport, family, port.listener.fileno())
             port.steered.add(family)
+        self._reset(port, existing)
         self._log.info("port steered" if wanted else "port unsteered", port=plan.number, families=sorted(wanted))
         self._tell_app(port)
         self._tools.on_change(self.pod.key)
+
+    def _look_at_queues(self, *, changed: bool) -> None:
+        """Look how full the queues are: where something has `changed`, or was suspicious. Raises KernelError.
+
+        What the kernel answers about listening sockets tells their queues, too: when that is the same, so are they.
+        """
+        for number, port in self._ports.items():
+            if not changed and not port.valve.watching:
+                continue
+            was_shut, length = port.valve.shut, queue_length(port.listener)
+            port.valve.look(length=length, limit=queue_limit(port.listener) if length else 1, now=self._tools.now())
+            if port.valve.shut == was_shut:
+                continue
+            conditions = []
+            if port.valve.shut:
+                text = "connections come faster than the pod proxy takes them; the port is left to the app for a while"
+                conditions.append(Condition(ConditionType.OVERLOADED, port_subject(self.pod.key, number), text))
+            self._state(number, "overload", conditions)
+            self._ground = None
+
+    def _existing(self, port: _Port) -> tuple[Connection, ...]:
+        """The connections of a port that are not the proxy's. Raises KernelError."""
+        assert self._netns is not None  # noqa: S101 - `look` says so
+        return tuple(each for each in established(self._netns, port.plan.number) if not is_proxy(each.uid))
+
+    def _reset(self, port: _Port, existing: tuple[Connection, ...]) -> None:
+        """End what was there before the port was steered, for those who asked for it; once for each of them."""
+        if self._netns is None or not port.steered or port.plan.resets <= port.reset_for:
+            return
+        port.reset_for = port.plan.resets
+        conditions = []
+        try:
+            ended = sum(destroy(self._netns, each) for each in existing)
+            self._log.info("existing connections ended", port=port.plan.number, count=ended)
+        except KernelError as error:
+            text = f"connections that existed stay with the app: {error}"
+            conditions.append(
+                Condition(ConditionType.EXISTING_KEPT, port_subject(self.pod.key, port.plan.number), text)
+            )
+        self._state(port.plan.number, "existing", conditions)
 
     def _away(self) -> bool:
         """Whether the proxy has been away for too long to let its clients wait."""
