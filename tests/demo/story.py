@@ -144,7 +144,7 @@ def tell(story: Story, folder: Path) -> None:
         story.chapter("7. Start the node daemon again")
         shop.node.start()
         began = time.monotonic()
-        back = _soon(lambda: running.active())
+        back = _soon(running.active)
         story.see(f"the intercept is back, {time.monotonic() - began:.1f} s after the daemon", back)
         story.see("and the handler answers", _ask(story, shop, scene.DEV).served_by == "your laptop")
         _end_the_pod(story, shop, app)

@@ -36,6 +36,7 @@ class Node:
         self.socket.parent.mkdir(mode=0o700, exist_ok=True)
         self.process: Process | None = None
         self._family: set[int] = set()
+        self._before: list[Process] = []
 
     @property
     def pid(self) -> int:
@@ -54,6 +55,23 @@ class Node:
             every=0.03,
         )
         assert process.running, process.text()
+
+    def upgrade(self) -> Process:
+        """Start another daemon on the same socket and wait until it is the one that answers; returns the old one."""
+        old = self.process
+        assert old is not None
+        self._before.append(old)
+        self.family()
+        command = [SIDESTEP, "node", "--manifests", self.manifests, "--socket", self.socket]
+        process = self.process = Process(command, log=self.folder / "node.log", patience=40)
+
+        def answers() -> bool:
+            status = self.status()
+            return status is not None and status["node"]["pid"] == process.pid
+
+        until(lambda: not process.running or answers(), within=START, what="the new daemon to answer", every=0.03)
+        assert process.running, process.text()
+        return old
 
     def write(self, name: str, *documents: manifests.Document) -> Path:
         """Put a manifest file in place."""
@@ -124,6 +142,8 @@ class Node:
         if self.process is not None:
             self.family()
             self.process.stop()
+        for process in self._before:
+            process.stop()
         for pid in self.family():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

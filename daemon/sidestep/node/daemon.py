@@ -4,9 +4,14 @@ Start: the compiler child, the zygote and the first reading of the manifests run
 the socket opens last, so that whoever gets an answer meets a daemon that works. Nothing is steered before a session
 asks for it.
 
-End, by SIGTERM or SIGINT: nothing new begins, every port is unsteered at once (which resets nobody), the proxies finish
-what they have within the drain timeout, the sessions are told, the socket goes. A second signal ends the waiting. When
-a task of ours crashes, every port is unsteered first, then the daemon ends with status 1: without it the app is served.
+Upgrade: a daemon that starts on the socket of another one serves first and then asks the other to drain. The other one
+tells its sessions to register anew and keeps steering for `OVERLAP` seconds, in which the new one attaches beside it
+(the last attached wins); from the first moment on it attaches and repairs nothing any more.
+
+End, by SIGTERM, SIGINT or a successor: nothing new begins, the sessions are told, every port is unsteered at once
+(which resets nobody), the proxies finish what they have within the drain timeout, the socket goes. A second signal ends
+the waiting. When a task of ours crashes, every port is unsteered first, then the daemon ends with status 1: without it
+the app is served.
 """
 
 from __future__ import annotations
@@ -45,6 +50,9 @@ from sidestep.steering import CompiledProgram, PeernamePrograms, compile_peernam
 if TYPE_CHECKING:
     from sidestep.node.cluster import Cluster
 
+OVERLAP = 2.0
+"""Seconds for which a daemon that hands over goes on steering, while its sessions find the new one."""
+
 REFRESH_PAUSE = 0.01
 """Seconds in which changes are gathered before sessions are told."""
 
@@ -77,6 +85,8 @@ class _Stop:
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     hurried: asyncio.Event = field(default_factory=asyncio.Event)
     crash: BaseException | None = None
+    succeeded: bool = False
+    """Another daemon has taken over."""
 
 
 class _Daemon:
@@ -211,7 +221,7 @@ class _Daemon:
             intercepts = self._cluster.intercepts
         controller.connect(certificates=certificates, intercepts=intercepts, want_secrets=self._source.want_secrets)
         controller.take(ground.reading)
-        api = LocalApi(path=self._options.socket, view=view, sessions=sessions)
+        api = LocalApi(path=self._options.socket, view=view, sessions=sessions, on_drain=self._succeeded)
 
         tasks = Tasks("node", on_crash=self._crashed)
         undo.push_async_callback(tasks.aclose)
@@ -221,7 +231,7 @@ class _Daemon:
         tasks.start(controller.watch_locations(), name="locations")
         tasks.start(self._source.watch(controller.take), name="inventory")
         tasks.start(certificates.poll(controller.certificates_in_use), name="certificates")
-        tasks.start(audit.run(), name="audit")
+        auditing = tasks.start(audit.run(), name="audit")
         try:
             await api.start()
             if self._cluster is not None:
@@ -230,9 +240,16 @@ class _Daemon:
             self._log.info("ready", socket=str(self._options.socket), pods=len(controller.inventory.pods))
             await self._stop.asked.wait()
         finally:
-            # From here on nothing is steered, whatever happens below.
             controller.stopping = True
-            reconciler.abandon()
+            auditing.cancel()
+            reconciler.freeze()
+            sessions.move("another node daemon takes over" if self._stop.succeeded else "the node daemon stops")
+            try:
+                if self._stop.succeeded:
+                    await self._unless_hurried(asyncio.sleep(OVERLAP))
+            finally:
+                # From here on nothing is steered, whatever happens below.
+                reconciler.abandon()
             self._log.info("draining", targets=len(reconciler.targets()), timeout=controller.settings.drain_timeout)
             if self._cluster is not None:
                 await self._cluster.withdraw()
@@ -255,6 +272,11 @@ class _Daemon:
         self._log.info("signal", signal=signal.Signals(number).name)
         if self._stop.asked.is_set():
             self._stop.hurried.set()
+        self._stop.asked.set()
+
+    def _succeeded(self) -> None:
+        self._log.info("another node daemon takes over")
+        self._stop.succeeded = True
         self._stop.asked.set()
 
     def _crashed(self, task: str, error: BaseException) -> None:

@@ -4,6 +4,7 @@
     GET    /v1/workloads                  list of WorkloadView
     POST   /v1/sessions                   SessionSpec, `Upgrade: sidestep-tunnel` -> 101, then the tunnel on this socket
     DELETE /v1/intercepts/NAMESPACE/NAME  ends a session
+    POST   /v1/drain                      another daemon has taken the socket's path: drain and end
     GET    /healthz, /readyz, /metrics    for monitoring, in plain text
 
 A refusal is `{"error": "one line"}` with 400 (cannot be used), 403, 404, 409 (a rule says no), 500, or 503
@@ -12,6 +13,9 @@ A refusal is `{"error": "one line"}` with 400 (cannot be used), 403, 404, 409 (a
 Who may connect: root and the daemon's own user, by SO_PEERCRED, whatever the permissions of the file. The socket is
 made under a temporary name with mode 0600 and renamed into place, so that there is no moment at which it has another
 mode, and a socket file that a killed daemon left is replaced without a gap.
+
+Upgrade: a daemon that finds another one behind the path connects to it, puts its own socket in place, and only then
+asks it over that connection to drain. At no moment does nobody answer.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import pwd
 import socket
 import stat
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -35,6 +40,7 @@ from sidestep.model.errors import ConfigurationError, KernelError, PeerError, Re
 from sidestep.node.metrics import CONTENT_TYPE, exposition
 from sidestep.node.sessions import Sessions
 from sidestep.node.view import NodeView
+from sidestep.observability.logs import get_logger
 from sidestep.tunnel.messages import UPGRADE, SessionSpec, decode
 
 MAX_BODY = 256 * 1024
@@ -49,19 +55,24 @@ BACKLOG = 128
 class LocalApi:
     """Serves the socket. `start` once, then `aclose`."""
 
-    def __init__(self, *, path: Path, view: NodeView, sessions: Sessions) -> None:
+    def __init__(
+        self, *, path: Path, view: NodeView, sessions: Sessions, on_drain: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_drain` is called when another daemon has taken the path over."""
+        self.on_drain = on_drain
         self.path = path
         self.view = view
         self.sessions = sessions
         self._tasks = Tasks("local API")
+        self._log = get_logger("local API")
         self._server: asyncio.Server | None = None
         self._identity: tuple[int, int] | None = None
 
     async def start(self) -> None:
-        """Listen. Raises ConfigurationError when the folder is unsafe or another daemon answers, KernelError."""
+        """Listen. Raises ConfigurationError when the folder is unsafe or a stranger answers, KernelError."""
         try:
             _prepare_folder(self.path.parent)
-            _refuse_second_daemon(self.path)
+            predecessor = _predecessor(self.path)
             listener = _listen(self.path)
             status = self.path.stat()
             self._identity = (status.st_dev, status.st_ino)
@@ -70,6 +81,9 @@ class LocalApi:
         self._server = await asyncio.get_running_loop().create_unix_server(
             lambda: _Conversation(self), sock=listener, backlog=BACKLOG
         )
+        if predecessor is not None:
+            problem = await _ask_to_drain(predecessor)
+            self._log.info("took over from another daemon", path=str(self.path), problem=problem)
 
     async def aclose(self) -> None:
         """Stop listening, remove the socket file if it is still ours, end what runs."""
@@ -187,6 +201,9 @@ class _Conversation(asyncio.Protocol):
                     return _Answer(200, msgspec.json.encode(self._api.view.workloads()))
                 case "POST", ["v1", "sessions"]:
                     return await self._open_session()
+                case "POST", ["v1", "drain"]:
+                    self._api.on_drain()
+                    return _Answer(200, b"{}")
                 case "DELETE", ["v1", "intercepts", namespace, name]:
                     return await self._leave(namespace, name)
                 case _:
@@ -298,13 +315,35 @@ def _prepare_folder(folder: Path) -> None:
         )
 
 
-def _refuse_second_daemon(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return
-    raise ConfigurationError("another node daemon answers there; stop it first", subject="socket", value=str(path))
+def _predecessor(path: Path) -> socket.socket | None:
+    """A connection to the daemon that serves the path now, if there is one. Raises ConfigurationError."""
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        probe.connect(str(path))
+    except OSError:
+        probe.close()
+        return None
+    _pid, uid, _gid = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid not in {0, os.geteuid()}:
+        probe.close()
+        raise ConfigurationError(f"user {uid} answers there, who is not root", subject="socket", value=str(path))
+    probe.setblocking(False)
+    return probe
+
+
+async def _ask_to_drain(predecessor: socket.socket) -> str:
+    """Tell the daemon at the other end that its place is taken; returns why that failed, empty when it did not."""
+    request = b"POST /v1/drain HTTP/1.1\r\nHost: sidestep\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(REQUEST_TIMEOUT):
+            await loop.sock_sendall(predecessor, request)
+            answer = await loop.sock_recv(predecessor, 4096)
+    except (OSError, TimeoutError) as error:
+        return f"no answer ({error})"
+    finally:
+        predecessor.close()
+    return "" if answer.startswith(b"HTTP/1.1 200 ") else f"it answered {answer[:60]!r}"
 
 
 def _listen(path: Path) -> socket.socket:
