@@ -24,6 +24,8 @@ DEBIAN_TEST := nginx-light libnginx-mod-http-echo curl openssl $(DEBIAN_BPFTOOL)
 # What a Kubernetes node is built and made of (tests/e2e).
 DEBIAN_E2E := golang-go dpkg-dev rsync etcd-server containerd runc containernetworking-plugins buildah debootstrap \
 	debian-archive-keyring xz-utils
+# Peers and load generators (tests/bench).
+DEBIAN_BENCH := haproxy wrk golang-go
 DEBIAN := $(DEBIAN_RUN) $(DEBIAN_TEST)
 # nginx is wanted as a program, not as a service of this machine: while it is installed, no service may start.
 POLICY := /usr/sbin/policy-rc.d
@@ -62,6 +64,16 @@ kind: image ## Make a kind cluster with Sidestep in it (needs docker, kind, kube
 	@kubectl --context kind-sidestep apply -f deploy/daemonset.yaml
 	@kubectl --context kind-sidestep -n sidestep rollout status daemonset/sidestep-node --timeout=180s
 	@echo "Ready. Remove it with: kind delete cluster --name sidestep"
+
+.PHONY: bench
+bench: DEBIAN += $(DEBIAN_BENCH)
+bench: setup ## Compare with haproxy and Go, about 6 minutes; each figure beside its budget
+	@$(BIN)/python -m tests.bench
+
+.PHONY: bench-quick
+bench-quick: DEBIAN += $(DEBIAN_BENCH)
+bench-quick: setup ## CPU per request only, about a minute
+	@$(BIN)/python -m tests.bench --quick
 
 .PHONY: check
 check: $(VENV)/.stamp ## Lint, types, layers

@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 from tests.bench.arena import arena
-from tests.bench.rows import Measured, connection_row, cpu_rows, measure, wire_row
+from tests.bench.extras import Figure, first_diverted, hundred_pods, latency, memory
+from tests.bench.rows import Measured, connection_row, cpu_rows, go_rows, measure, wire_row
 
 
 def main() -> int:
@@ -23,23 +24,36 @@ def main() -> int:
     pairs = options.pairs or (3 if options.quick else 10)
     rows = cpu_rows(seconds=1)
     if not options.quick:
-        rows += [connection_row("ecdsa", seconds=1), wire_row()]
+        rows += [*go_rows(seconds=1), connection_row("ecdsa", seconds=1), wire_row()]
     rows = [row for row in rows if options.only in row.name]
     measured = [Measured(row) for row in rows]
+    extras: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="sidestep-bench-") as folder, arena(Path(folder)) as ring:
         for number in range(pairs):
             for figures in measured:
                 measure(ring, figures.row, figures, ours_first=number % 2 == 0)
             print(f"pair {number + 1} of {pairs}", file=sys.stderr)
-    for figures in measured:
-        print(figures.line())
+        if not options.quick and "latency".startswith(options.only):
+            extras += latency(ring, requests=8000)
+        if not options.quick and "memory".startswith(options.only):
+            extras += memory(ring)
+    if not options.quick and "pods".startswith(options.only):
+        with tempfile.TemporaryDirectory(prefix="sidestep-bench-") as folder:
+            extras += hundred_pods(Path(folder))
+    if not options.quick and "intercept".startswith(options.only):
+        with tempfile.TemporaryDirectory(prefix="sidestep-bench-") as folder:
+            extras.append(first_diverted(Path(folder)))
+    for line in (*measured, *extras):
+        print(line.line())
     if options.json is not None:
         options.json.write_text(
             json.dumps(
                 [{"row": m.row.name, "ratio": m.median, "ratios": m.ratios, "budget": m.row.budget} for m in measured]
+                + [{"row": f.name, "value": f.value, "unit": f.unit, "budget": f.budget} for f in extras]
             )
         )
-    return 0 if all(figures.median <= figures.row.budget for figures in measured) else 1
+    met = [*(figures.median <= figures.row.budget for figures in measured), *(figure.ok for figure in extras)]
+    return 0 if all(met) else 1
 
 
 if __name__ == "__main__":

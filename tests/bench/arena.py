@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from tests.harness.scene import HOST, PLAIN_PORT, TLS_PORT, Shop, shop
 from tests.harness.waiting import until
 
 HAPROXY_TLS, HAPROXY_PLAIN, HAPROXY_H2, HAPROXY_TCP, HAPROXY_NEW = 9443, 9080, 9444, 9081, 9445
+
+GO_TLS = 9446
 
 BIG = 1 << 30
 """Bytes of /files/big."""
@@ -95,6 +99,7 @@ class Arena:
     scene: Shop
     haproxy: int
     nginx: int
+    go: int
 
     @property
     def client(self) -> Place:
@@ -141,6 +146,26 @@ def _write_configs(scene: Shop, folder: Path, extra: str) -> None:
 
 
 @contextlib.contextmanager
+def _go_proxy(scene: Shop, place: Path) -> Iterator[Process]:
+    """The reverse proxy of Go's standard library, on one processor like everybody."""
+    binary = place / "go-proxy"
+    source = Path(__file__).parent / "go_proxy" / "main.go"
+    environment = {**os.environ, "GOCACHE": str(place / "go-cache"), "GOFLAGS": "-mod=mod", "GO111MODULE": "off"}
+    subprocess.run(["go", "build", "-o", str(binary), str(source)], env=environment, check=True, timeout=300)
+    files = [place / "tls" / "tls.crt", place / "tls" / "tls.key", place / "ca.crt"]
+    ip = scene.space.ip
+    command = [binary, f"{ip}:{GO_TLS}", *files, f"{ip}:{TLS_PORT}", HOST]
+    words = scene.space.pod.enter(["taskset", "-c", str(PROXY_CORE), *command])
+    with Process(words, log=place / "go.log", environment={"GOMAXPROCS": "1"}) as process:
+        until(
+            lambda: str(GO_TLS) in listening_ports(scene.space.pod) or not process.running,
+            within=10,
+            what=lambda: f"the Go proxy\n{process.text()}",
+        )
+        yield process
+
+
+@contextlib.contextmanager
 def arena(
     folder: Path, *, kind: str = "ecdsa", haproxy_extra: str = "", filters: tuple[str, ...] = ()
 ) -> Iterator[Arena]:
@@ -173,10 +198,11 @@ def arena(
             within=10,
             what=lambda: f"nginx and haproxy\n{nginx.text()}\n{haproxy.text()}",
         )
+        go = stack.enter_context(_go_proxy(scene, place))
         for port in (TLS_PORT, PLAIN_PORT):
             stack.enter_context(scene.intercept(*filters, port=port, plaintext=port == PLAIN_PORT))
         time.sleep(0.2)
-        yield Arena(scene, haproxy.pid, nginx.pid)
+        yield Arena(scene, haproxy.pid, nginx.pid, go.pid)
 
 
 def tree(pid: int) -> list[int]:

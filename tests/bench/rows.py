@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.bench.arena import BIG, HAPROXY_H2, HAPROXY_NEW, HAPROXY_PLAIN, HAPROXY_TCP, HAPROXY_TLS, Arena, tree
+from tests.bench.arena import BIG, GO_TLS, HAPROXY_H2, HAPROXY_NEW, HAPROXY_PLAIN, HAPROXY_TCP, HAPROXY_TLS, Arena, tree
 from tests.bench.cpu import cpu_seconds
 from tests.bench.load import Load, download, h2load, wrk
 from tests.harness.scene import HOST, PLAIN_PORT, TLS_PORT
@@ -32,14 +32,15 @@ end
 
 @dataclass(frozen=True)
 class Row:
-    """A comparison of CPU per request with haproxy. `budget` and `stretch` are ratios."""
+    """A comparison of CPU per request with a peer. `budget` and `stretch` are ratios."""
 
     name: str
     run: Runner
     ours: int
-    haproxy: int
+    theirs: int
     budget: float
     stretch: float
+    peer: str = "haproxy"
 
 
 @dataclass
@@ -117,6 +118,16 @@ def connection_row(kind: str, *, seconds: float) -> Row:
     return Row(name, _new_connections(seconds=seconds), TLS_PORT, HAPROXY_NEW, 1 / 0.8, 1.0)
 
 
+def go_rows(*, seconds: float) -> list[Row]:
+    """The same job done by the reverse proxy of Go's standard library."""
+    h1 = _h1("https", varied=False, seconds=seconds)
+    h2 = _h2(streams=16, connections=4, unique=True, requests=int(6000 * seconds))
+    return [
+        Row("h1 TLS, against Go's ReverseProxy", h1, TLS_PORT, GO_TLS, 0.6, 0.4, "go"),
+        Row("h2 TLS 4x16, against Go's ReverseProxy", h2, TLS_PORT, GO_TLS, 0.6, 0.4, "go"),
+    ]
+
+
 def wire_row() -> Row:
     """CPU per GiB of a wire between plaintext sockets, against haproxy's tcp mode."""
     return Row("wire, CPU per GiB", _wire, PLAIN_PORT, HAPROXY_TCP, 1.0, 1.0)
@@ -138,7 +149,8 @@ def cpu_rows(*, seconds: float) -> list[Row]:
 
 def measure(arena: Arena, row: Row, into: Measured, *, ours_first: bool) -> None:
     """One pair."""
-    sides = [(arena.sidestep(), row.ours, into.ours), (arena.haproxy, row.haproxy, into.theirs)]
+    peer = arena.go if row.peer == "go" else arena.haproxy
+    sides = [(arena.sidestep(), row.ours, into.ours), (peer, row.theirs, into.theirs)]
     rates = {}
     for pid, port, figures in sides if ours_first else reversed(sides):
         pids = tree(pid)
@@ -148,4 +160,4 @@ def measure(arena: Arena, row: Row, into: Measured, *, ours_first: bool) -> None
         assert arena.sidestep() == arena.proxy, "the pod proxy was replaced during the run"
         figures.append((cpu_seconds(pids) - before) / load.requests * 1e6)
         rates[port] = load.requests / load.seconds
-    into.rates.append((rates[row.ours], rates[row.haproxy]))
+    into.rates.append((rates[row.ours], rates[row.theirs]))
