@@ -30,7 +30,6 @@ def test_a_good_intercept_is_accepted_and_its_pods_named():
         (intercept(port="metrics"), "no TCP port 'metrics'"),
         (intercept(pod="orders-9"), "no pod orders-9"),
         (intercept(port="dns", transport=Transport.UDP), "HTTP filters do not apply to UDP"),
-        (intercept(port="dns", transport=Transport.UDP, filter=Filter()), "UDP ports cannot be intercepted"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(new, reason):
