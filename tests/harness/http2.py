@@ -1,6 +1,7 @@
 """HTTP/2 peers made with the `h2` library: an application for `peers.Server`, a thread per connection, and a client.
 
-`any_app` speaks HTTP/2 to clients that begin with its preface and HTTP/1.1 to all others. The paths of both versions
+`any_app` speaks HTTP/2 to clients that begin with its preface, or ask for it with `Upgrade: h2c`, and HTTP/1.1 to all
+others. The paths of both versions
 answer as those of `peers.http_app`:
 
     /         the server's name                  /digest   SHA-256 and size of the request's body
@@ -27,7 +28,7 @@ import h2.settings
 from websockets.frames import Frame, Opcode
 from websockets.protocol import SERVER, Protocol
 
-from tests.harness.http1 import ClosedError
+from tests.harness.http1 import ClosedError, Message
 from tests.harness.peers import Connection, Server, http_app, pattern
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -42,6 +43,14 @@ def any_app(server: Server, connection: Connection) -> None:
         reader.fill()
     if reader.buffer.startswith(PREFACE):
         _Http2App(server, connection).run()
+        return
+    while b"\r\n\r\n" not in reader.buffer:
+        reader.fill()
+    head = Message(bytes(reader.buffer).partition(b"\r\n\r\n")[0])
+    if head.header("upgrade") == "h2c":
+        reader.until(b"\r\n\r\n")
+        connection.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+        _Http2App(server, connection).run(upgraded=head)
     else:
         http_app(server, connection)
 
@@ -77,9 +86,15 @@ class _Http2App:
         self.requests: dict[int, _Request] = {}
         self.held: list[int] = []
 
-    def run(self) -> None:
+    def run(self, *, upgraded: Message | None = None) -> None:
+        """Serve until the client leaves. `upgraded`: the request, of HTTP/1.1, that is answered on stream 1."""
         reader = self.connection.reader
-        self.h2.initiate_connection()
+        if upgraded is None:
+            self.h2.initiate_connection()
+        else:
+            self.h2.initiate_upgrade_connection(upgraded.header("http2-settings").encode())
+            self.requests[1] = _Request({":path": upgraded.target})
+            self._respond(1, self.requests[1])
         self.h2.increment_flow_control_window(16 * WINDOW)
         while True:
             self._send()
@@ -212,12 +227,28 @@ class Http2Answer:
 class Http2Client:
     """The client side of an HTTP/2 connection on a connected socket; streams by their ids."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, upgrade: bool = False) -> None:
         self.sock = sock
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="latin-1"))
         self.answers: dict[int, Http2Answer] = {}
-        self.h2.initiate_connection()
+        if upgrade:
+            self._upgrade()
+        else:
+            self.h2.initiate_connection()
         self.flush()
+        if upgrade:
+            self.until(lambda: self.answers[1].ended)
+
+    def _upgrade(self) -> None:
+        """Ask for HTTP/2 with a request in HTTP/1.1, which becomes stream 1 (RFC 7540 section 3.2)."""
+        values = self.h2.initiate_upgrade_connection()
+        self.answers[1] = Http2Answer()
+        head = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        self.sock.sendall(head + b"HTTP2-Settings: " + values + b"\r\n\r\n")
+        seen = b""
+        while not seen.endswith(b"\r\n\r\n"):
+            seen += self.sock.recv(1)
+        assert b" 101 " in seen, seen
 
     def flush(self) -> None:
         self.sock.sendall(self.h2.data_to_send())

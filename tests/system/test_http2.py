@@ -119,6 +119,20 @@ def test_a_body_there_and_back(wide, tmp_path, transport, header):
     assert (answer.text, answer.info["http_version"]) == (body, "2"), answer.errors
 
 
+def test_an_upgrade_to_h2c(wide):
+    """`curl --http2` in clear asks for it; later requests are diverted in the HTTP/2 that follows."""
+    with intercepting(wide, "plain"):
+        answer = wide.get("/", port=scene.PLAIN_PORT, options=["--http2"])
+        assert (answer.served_by, answer.info["http_version"]) == ("app", "2"), answer.errors
+        with wide.client(port=scene.PLAIN_PORT) as raw:
+            client = Http2Client(raw.sock, upgrade=True)
+            assert client.answers[1].served_by == "app"
+            turns = ["handler", "app", "handler"]
+            dev = tuple(scene.DEV.split(": "))
+            assert [client.request("/", *([dev] if side == "handler" else [])).served_by for side in turns] == turns
+    assert wide.get("/", port=scene.PLAIN_PORT, options=["--http2"]).served_by == "app"
+
+
 # --- load -------------------------------------------------------------------------------------------------------------
 
 
