@@ -191,12 +191,15 @@ GROWTH = 20 << 20
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("header", ["", scene.DEV], ids=["app", "handler"])
-def test_large_bodies_in_bounded_memory(wide, tmp_path, header):
+@pytest.mark.parametrize(
+    ("header", "speaks"), [("", "h2"), (scene.DEV, "h2"), (scene.DEV, "http/1.1")], ids=["app", "handler", "translated"]
+)
+def test_large_bodies_in_bounded_memory(wide, tmp_path, header, speaks):
     path = wide.nginx.root / "big"
     digest = write_big_file(path, SIZE)
     words = [header] if header else []
-    with intercepting(wide, "tls1.3") as running:
+    wide.handler.record = False
+    with intercepting(wide, "tls1.3", speaks=speaks) as running:
         assert wide.get("/", *words, options=["--http2"]).served_by == ("handler" if header else "app")
         watched = {"proxy": wide.proxy(), "daemon": wide.node.pid, "cli": running.pid}
         before = {name: reset_peak(pid) for name, pid in watched.items()}
