@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import socket
+import os
 import statistics
 import subprocess
 import time
@@ -149,12 +149,10 @@ def many_pods(count: int) -> Iterator[list[tuple[str, str]]]:
     made: list[tuple[str, str]] = []
     try:
         for number in range(count):
-            name, address = f"sdb-{socket.gethostname()[:4]}-{number}", f"10.98.{number // 250}.{number % 250 + 1}"
+            name, address = f"sdb-{os.getpid()}-{number}", f"10.98.{number // 250}.{number % 250 + 1}"
             run("ip", "netns", "add", name)
             made.append((name, address))
-            run("ip", "-n", name, "link", "add", "eth0", "type", "dummy")
-            run("ip", "-n", name, "addr", "add", f"{address}/32", "dev", "eth0")
-            run("ip", "-n", name, "link", "set", "eth0", "up")
+            run("ip", "-n", name, "addr", "add", f"{address}/32", "dev", "lo")
             run("ip", "-n", name, "link", "set", "lo", "up")
         yield made
     finally:
