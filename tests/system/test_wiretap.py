@@ -1,0 +1,242 @@
+"""Wiretaps with real peers: what is copied, to whom, how exactly; and that the app's clients notice nothing of it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import pytest
+
+from tests.harness import scene
+from tests.harness.http2 import Http2Client, any_app
+from tests.harness.peers import Server, server_context
+from tests.harness.processes import peak, reset_peak
+from tests.harness.taps import Recorder, wiretap
+from tests.harness.waiting import until
+
+TAP = ("x-tap", "1")
+DEV = ("x-dev", "ada")
+PORTS = [pytest.param(scene.TLS_PORT, id="tls"), pytest.param(scene.PLAIN_PORT, id="plain")]
+VERSIONS = ["h1", "h2"]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """An app and handlers that speak both versions, with TLS and in clear."""
+    with contextlib.ExitStack() as stack:
+        shop = stack.enter_context(scene.shop(tmp_path_factory.mktemp("taps")))
+        both = server_context(shop.app_certificate, alpn=("h2", "http/1.1"))
+        space = shop.space
+        stack.enter_context(
+            Server(any_app, netns=space.pod, address=space.ip, port=scene.TLS_PORT, tls=both, record=False)
+        )
+        shop.app = stack.enter_context(
+            Server(any_app, netns=space.pod, address=space.ip, port=scene.PLAIN_PORT, record=False)
+        )
+        shop.both = both
+        shop.handlers = {
+            scene.TLS_PORT: stack.enter_context(Server(any_app, name="handler", tls=both, record=False)),
+            scene.PLAIN_PORT: stack.enter_context(Server(any_app, name="handler", record=False)),
+        }
+        yield shop
+
+
+@contextlib.contextmanager
+def tapping(shop, port, *options, answers=True, record=True):
+    """A recorder behind a wiretap of a port; without options, of requests with `TAP`."""
+    tls = shop.both if port == scene.TLS_PORT else None
+    with (
+        Recorder(tls=tls, answers=answers, record=record) as recorder,
+        wiretap(shop.node, f"{recorder.port}:{port}", *(options or ("--http-header", "x-tap=1"))) as running,
+    ):
+        recorder.running = running
+        yield recorder
+
+
+def everything(shop, port, recorder):
+    """A global wiretap of a port."""
+    return wiretap(shop.node, f"{recorder.port}:{port}")
+
+
+def intercepting(shop, port, *options):
+    return shop.intercept(*options, port=port, handler_port=shop.handlers[port].port)
+
+
+@contextlib.contextmanager
+def talking(shop, port, version):
+    """One client connection: a function that sends a request and returns who served it."""
+    with shop.client(port=port, alpn=("h2",) if version == "h2" else ("http/1.1",)) as client:
+        if version == "h2":
+            http2 = Http2Client(client.sock)
+            yield lambda path, *fields, body=b"": http2.request(path, *fields, body=body).served_by
+        else:
+
+            def ask(path, *fields, body=b""):
+                lines = [f"{name}: {value}" for name, value in fields]
+                lines += [f"content-length: {len(body)}"] if body else []
+                method = "POST" if body else "GET"
+                head = "\r\n".join([f"{method} {path} HTTP/1.1", f"Host: {scene.HOST}", *lines, "", ""])
+                return client.request(head.encode() + body, method=method).header("x-served-by")
+
+            yield ask
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("port", PORTS)
+def test_beside_a_filtered_intercept(shop, port, version):
+    with intercepting(shop, port), tapping(shop, port) as recorder, talking(shop, port, version) as ask:
+        assert ask("/neither") == "app"
+        assert ask("/tapped", TAP) == "app"
+        assert ask("/diverted", DEV) == "handler"
+        assert ask("/both", TAP, DEV) == "handler"
+        recorder.wait(2)
+        assert recorder.broken == 0
+    assert recorder.paths == ["/both", "/tapped"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("port", PORTS)
+def test_beside_a_global_wiretap(shop, port, version):
+    tls = shop.both if port == scene.TLS_PORT else None
+    with (
+        Recorder(tls=tls) as whole,
+        everything(shop, port, whole),
+        intercepting(shop, port),
+        tapping(shop, port) as recorder,
+        talking(shop, port, version) as ask,
+    ):
+        assert [ask("/a"), ask("/b", TAP), ask("/c", DEV), ask("/d", TAP, DEV)] == ["app", "app", "handler", "handler"]
+        recorder.wait(2)
+        whole.wait(4)
+    assert recorder.paths == ["/b", "/d"]
+    assert whole.paths == ["/a", "/b", "/c", "/d"]
+    assert len(whole.connections) == 1
+
+
+def test_a_wiretap_alone_steers_the_port_and_its_end_unsteers(shop):
+    port = scene.PLAIN_PORT
+    with tapping(shop, port) as recorder:
+        assert shop.get("/x", "x-tap: 1", port=port).served_by == "app"
+        recorder.wait(1)
+    assert shop.get("/y", "x-tap: 1", port=port).served_by == "app"
+    until(lambda: not any(pod["steered"] for pod in shop.node.status()["pods"]), within=10, what="nothing steered")
+    assert recorder.paths == ["/x"]
+
+
+def test_bodies_and_trailers_are_copied_byte_for_byte(shop):
+    message = (
+        b"POST /echo HTTP/1.1\r\nhOST: orders.shop.test\r\nX-Tap:   1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"5;ext=1\r\nhello\r\n0000A\r\n0123456789\r\n0\r\nX-Sum: 1\r\nx-OTHER:2\r\n\r\n"
+    )
+    with tapping(shop, scene.PLAIN_PORT) as recorder, shop.client(port=scene.PLAIN_PORT) as client:
+        for cut in (len(message), 1, 40, 130):
+            client.send(message[:cut])
+            if cut < len(message):
+                time.sleep(0.01)  # so that it arrives in two pieces
+                client.send(message[cut:])
+            assert client.reader.message(answers="POST").body == b"hello0123456789"
+        recorder.wait(4)
+        assert [connection.received for connection in recorder.connections] == [message] * 4
+
+
+def test_http2_fields_data_and_trailers_are_copied_exactly(shop):
+    body = bytes(range(256)) * 1000
+    with tapping(shop, scene.TLS_PORT) as recorder, shop.client(port=scene.TLS_PORT, alpn=("h2",)) as client:
+        http2 = Http2Client(client.sock)
+        fields = [TAP, ("x-odd", "a, b;c=d"), ("cookie", "a=b"), ("cookie", "c=d"), ("x-empty", "")]
+        stream = http2.begin("/echo?x=1", *fields, method="POST", end=False)
+        http2.send(stream, body)
+        http2.h2.send_headers(stream, [("x-sum", "1"), ("x-more", "2")], end_stream=True)
+        http2.flush()
+        answer = http2.answers[stream]
+        http2.until(lambda: answer.ended)
+        assert bytes(answer.body) == body
+        (copy,) = recorder.wait(1)
+    assert [each for each in copy.fields if each[0][0] != ":"] == fields
+    assert dict(copy.fields)[":path"] == "/echo?x=1"
+    assert copy.body == body
+    assert copy.trailers == [("x-sum", "1"), ("x-more", "2")]
+
+
+def test_a_websocket_is_copied_on(shop):
+    upgrade = b"GET /ws HTTP/1.1\r\nHost: a\r\nX-Tap: 1\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+    with tapping(shop, scene.PLAIN_PORT) as recorder:
+        with shop.client(port=scene.PLAIN_PORT) as client:
+            client.send(upgrade)
+            assert b"app ready\n" in client.reader.until(b"ready\n")
+            for number in range(20):
+                client.send(b"frame %d;" % number)
+                client.reader.until(b"FRAME %d;" % number)
+            client.finish()
+        until(lambda: recorder.connections and recorder.connections[0].finished.is_set(), within=10, what="the copy")
+        frames = b"".join(b"frame %d;" % number for number in range(20))
+        assert recorder.connections[0].received == upgrade + frames
+
+
+@pytest.mark.parametrize("port", PORTS)
+def test_a_raw_connection_is_copied_whole(shop, port):
+    """A global wiretap: TLS is not opened, and an app that speaks first is not waited for."""
+    with Recorder() as recorder, everything(shop, port, recorder):
+        assert shop.get("/x", port=port).served_by == "app"
+        until(lambda: recorder.connections and recorder.connections[0].received, within=10, what="the copy")
+        received = recorder.connections[0].received
+        if port == scene.TLS_PORT:
+            assert received[:1] == b"\x16"
+        else:
+            assert received.startswith(b"GET /x HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("how", ["hung", "gone", "crashing"])
+def test_a_bad_handler_costs_the_app_nothing(shop, version, how):
+    """2,000 requests, all of them tapped, while the handler never reads, is not there, or breaks every connection."""
+    port = scene.PLAIN_PORT
+
+    def crash(server, connection):
+        connection.reader.some()
+        connection.reset()
+
+    def hang(server, connection):
+        server.release.wait(60)
+
+    with Server(crash if how == "crashing" else hang, record=False) as bad:
+        if how == "gone":
+            bad.close_listener()
+        with (
+            wiretap(shop.node, f"{bad.port}:{port}", "--http-header", "x-tap=1"),
+            talking(shop, port, version) as ask,
+        ):
+            slowest = 0.0
+            for number in range(2000):
+                begin = time.monotonic()
+                assert ask(f"/{number}", TAP) == "app"
+                slowest = max(slowest, time.monotonic() - begin)
+            assert slowest < 1.0
+        bad.release.set()
+
+
+def test_what_does_not_fit_is_dropped_counted_and_reset(shop):
+    size = 64 << 20
+    with Server(lambda server, _: server.release.wait(60), name="tap", record=False) as hung:
+        with wiretap(
+            shop.node, f"{hung.port}:{scene.PLAIN_PORT}", "--http-path-prefix", "/digest", "--plaintext"
+        ) as tap:
+            assert shop.get("/", port=scene.PLAIN_PORT).served_by == "app"
+            before = reset_peak(shop.proxy())
+            with shop.client(port=scene.PLAIN_PORT) as client:
+                client.send(b"POST /digest HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size)
+                for _ in range(size >> 20):
+                    client.send(bytes(1 << 20))
+                assert client.reader.message(answers="POST").body.endswith(b" %d\n" % size)
+            until(lambda: _lost(tap), within=10, what=lambda: f"a truncated copy in {tap.events()}")
+            assert _lost(tap) == ["truncated"]
+            assert peak(shop.proxy()) - before < 8 << 20
+            status = shop.node.status()
+        hung.release.set()
+    (counters,) = [each["counters"] for each in status["intercepts"]]
+    assert counters["copies_truncated"] == 1
+    assert counters["copied"] == 1
+
+
+def _lost(tap):
+    return [event["lost"] for event in tap.of("request") if event["lost"]]
