@@ -20,6 +20,7 @@ class ConditionType(enum.StrEnum):
     NO_CERTIFICATE = "NoCertificate"
     NO_APP = "NoApp"
     OVERLOADED = "Overloaded"
+    PROBES_PASSED = "ProbesPassed"
     EXISTING_KEPT = "ExistingConnectionsKept"
     PROXY_CRASH_LOOP = "ProxyCrashLoop"
     NETNS_UNAVAILABLE = "NetnsUnavailable"

@@ -47,6 +47,8 @@ MAX_BODY = 256 * 1024
 """Bytes of one request's body."""
 MAX_CONNECTIONS = 2048
 """Connections at once, tunnels included."""
+HANDOVER_TIMEOUT = 5.0
+"""Seconds for a daemon whose place is taken to answer."""
 REQUEST_TIMEOUT = 10.0
 """Seconds for a request to arrive whole and its answer to be taken."""
 BACKLOG = 128
@@ -336,7 +338,7 @@ async def _ask_to_drain(predecessor: socket.socket) -> str:
     request = b"POST /v1/drain HTTP/1.1\r\nHost: sidestep\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(REQUEST_TIMEOUT):
+        async with asyncio.timeout(HANDOVER_TIMEOUT):
             await loop.sock_sendall(predecessor, request)
             answer = await loop.sock_recv(predecessor, 4096)
     except (OSError, TimeoutError) as error:

@@ -278,8 +278,20 @@ def _ports(
                 draft.refuse(left_out, found.pod.key, Condition(_refusal_type(surveyed), subject, reason))
         if served:
             passing = node_addresses if number in found.pod.probe_ports else ()
+            whole = [each for each in served if each.kind is Kind.INTERCEPT and each.filter.is_global]
+            if passing and whole and not whole[0].divert_probes:
+                _state_passing(found.pod.key, number, passing, draft)
             ports.append(_port_plan(surveyed, found.pod, served, facts, passing=passing))
     return tuple(ports)
+
+
+def _state_passing(pod: PodKey, number: int, addresses: tuple[str, ...], draft: _Draft) -> None:
+    text = (
+        f"the kubelet probes it, so connections from the node's own addresses ({', '.join(addresses)}) go to the app, "
+        "also those of clients whose source was translated to the node's; --divert-probes takes them all"
+    )
+    condition = Condition(ConditionType.PROBES_PASSED, port_subject(pod, number), text)
+    draft.conditions.setdefault(pod, []).append(condition)
 
 
 def filter_refusal(surveyed: PortSurvey, downstream: CertificateFacts | None) -> str:

@@ -48,11 +48,29 @@ def test_a_socket_left_by_a_killed_daemon_is_replaced(tmp_path):
     assert not (tmp_path / "run" / "node.sock").exists()
 
 
-def test_a_second_daemon_is_refused_and_changes_nothing(node):
+def test_a_second_daemon_takes_the_path_and_asks_the_first_to_drain(node):
+    asked = []
+    node.api.on_drain = lambda: asked.append(True)
     second = LocalApi(path=node.path, view=node.view, sessions=node.sessions)
-    with pytest.raises(ConfigurationError, match="another node daemon"):
-        node.run(second.start())
+    before = node.path.stat().st_ino
+    node.run(second.start())
+    assert asked == [True]
+    assert node.path.stat().st_ino != before
+    node.run(node.api.aclose())  # the socket is not its own any more
     assert sidestep("status", node=node).returncode == 0
+    node.run(second.aclose())
+    assert not node.path.exists()
+
+
+def test_a_second_daemon_starts_although_the_first_hangs(node, monkeypatch):
+    monkeypatch.setattr("sidestep.node.local_api.HANDOVER_TIMEOUT", 0.2)
+    with socket.socket(socket.AF_UNIX) as hanging:
+        path = node.path.with_name("hanging.sock")
+        hanging.bind(str(path))
+        hanging.listen(1)
+        second = LocalApi(path=path, view=node.view, sessions=node.sessions)
+        node.run(second.start())
+        node.run(second.aclose())
 
 
 def test_a_folder_that_others_may_write_to_is_refused_on_both_sides(node, tmp_path):
