@@ -314,11 +314,30 @@ def renewal(now: dt.datetime) -> bytes:
 
 
 def status_patch(fields: Mapping[str, object], *, resource_version: str = "") -> bytes:
-    """A merge patch of the status; with a `resource_version` it applies to no other version (409)."""
-    value: dict[str, object] = {"status": fields}
+    """A merge patch of the status; with a `resource_version` it applies to no other version (409).
+
+    Empty texts are taken away instead of written: API servers built with some Go versions take "" for null and refuse it
+    (go-openapi/validate compares with reflect.Zero, whose address became that of every empty string).
+    """
+    value: dict[str, object] = {"status": _without_empty_texts(fields)}
     if resource_version:
         value["metadata"] = {"resourceVersion": resource_version}
     return msgspec.json.encode(value)
+
+
+def _without_empty_texts(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: None if each == "" else _without_empty_texts(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nulls(_without_empty_texts(each)) for each in value]
+    return value
+
+
+def _without_nulls(value: object) -> object:
+    """In a list null would be written, not taken away."""
+    if isinstance(value, Mapping):
+        return {name: each for name, each in value.items() if each is not None}
+    return value
 
 
 def deletion(uid: str, *, resource_version: str = "") -> bytes:

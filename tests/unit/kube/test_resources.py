@@ -133,4 +133,9 @@ def test_patches_and_options():
         "status": {"state": "Active"},
         "metadata": {"resourceVersion": "9"},
     }
+    empty = {"message": "", "nodes": {"n1": {"refusal": "", "pods": ({"name": "a", "detail": ""},)}, "n2": None}}
+    assert json.loads(resources.status_patch(empty))["status"] == {
+        "message": None,
+        "nodes": {"n1": {"refusal": None, "pods": [{"name": "a"}]}, "n2": None},
+    }
     assert json.loads(resources.deletion("u"))["preconditions"] == {"uid": "u"}
