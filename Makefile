@@ -65,6 +65,11 @@ kind: image ## Make a kind cluster with Sidestep in it (needs docker, kind, kube
 	@kubectl --context kind-sidestep -n sidestep rollout status daemonset/sidestep-node --timeout=180s
 	@echo "Ready. Remove it with: kind delete cluster --name sidestep"
 
+.PHONY: fuzz
+fuzz: $(VENV)/.stamp ## Let the randomised tests of parsers and relays look fifty times as long as in `make test`
+	@SIDESTEP_FUZZ=50 $(BIN)/python -m pytest -q --timeout 7200 tests/unit/engine tests/unit/protocols \
+		-k "fuzz or differential or arbitrary or hostile or exact or rechunk or hello or hpack"
+
 .PHONY: bench
 bench: DEBIAN += $(DEBIAN_BENCH)
 bench: setup ## Compare with haproxy and Go, about 6 minutes; each figure beside its budget

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sidestep.engine.http1 import Http1Relay
 from sidestep.engine.relay import Ending
 from sidestep.policy.route import Route, SteeredPort
+from tests.effort import examples
 from tests.unit.engine.shell import Shell, everything, http1, rule
 
 A = b"GET /a HTTP/1.1\r\nHost: app.test\r\n\r\n"
@@ -287,7 +288,7 @@ def matching(request: bytes) -> bool:
     return b"X-Dev: me" in request
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(requests, max_size=8), st.integers(0, 1 << 32), st.booleans(), st.booleans())
 def test_any_cut_and_any_interleaving_gives_the_same_bytes(sent, seed, app_open, divert):
     """The client sends requests in random pieces; app and handler answer, in pieces, what they have got so far."""
@@ -328,7 +329,7 @@ def test_any_cut_and_any_interleaving_gives_the_same_bytes(sent, seed, app_open,
     assert shell.relay.anomaly is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.binary(max_size=200), st.lists(st.integers(1, 50), min_size=1, max_size=30))
 def test_whatever_is_said_without_a_match_reaches_the_app_byte_for_byte(data, cuts):
     data = A + post(b"abc", matching=False, chunked=True) + data

@@ -4,10 +4,11 @@ from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.engine.hostile_heads import HOSTILE, HOSTILE_RESPONSE_BODIES, HOSTILE_RESPONSES
-from tests.unit.engine.shell import Shell, http1, rule
 
 from sidestep.engine.relay import Ending, Role
+from tests.effort import examples
+from tests.unit.engine.hostile_heads import HOSTILE, HOSTILE_RESPONSE_BODIES, HOSTILE_RESPONSES
+from tests.unit.engine.shell import Shell, http1, rule
 
 A = b"GET /a HTTP/1.1\r\nHost: app.test\r\n\r\n"
 B = b"GET /b HTTP/1.1\r\nHost: app.test\r\nX-Dev: me\r\n\r\n"
@@ -73,7 +74,7 @@ def act(shell: Shell, random: Random, ended: set[int], dead: set[int]) -> None:
         shell.receive(leg, data)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(1500), deadline=None)
 @given(st.integers(0, 1 << 40), st.booleans(), st.booleans())
 def test_anything_in_any_order(seed, auto, app_open):
     random = Random(seed)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from sidestep.engine.relay import HIGH_WATER, Ending, Lost
 from sidestep.engine.taps import Ledger, TapLimits
+from tests.effort import examples
 from tests.unit.engine.shell import Shell, everything, http1, rule
 
 A = b"GET /a HTTP/1.1\r\nHost: app.test\r\n\r\n"
@@ -60,7 +61,7 @@ def test_several_taps_of_one_request():
 
 
 @given(st.lists(st.integers(1, 200), max_size=12), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_bodies_are_copied_as_received_however_they_are_cut(cuts, diverted):
     everybody = A + CHUNKED + BODY + POST % 10 + b"0123456789" + T
     shell = http1(*([everything()] if diverted else []), taps=(TAP,))

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from sidestep.protocols.http2 import DEFAULT_LIMITS, Http2Limits
+from tests.effort import examples
 from tests.unit.engine.http2_peers import MATCH, Endpoint, Fields, Message, Shell, plain
 
 SMALL = replace(DEFAULT_LIMITS, stream_window=20_000, connection_window=70_000)
@@ -201,7 +202,7 @@ class Scene:
 
 
 quick = settings(
-    deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    deadline=None, max_examples=examples(120), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 

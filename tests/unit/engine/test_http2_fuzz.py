@@ -24,6 +24,7 @@ from sidestep.protocols.http2 import (
     window_update,
 )
 from sidestep.protocols.http2 import settings as settings_frame
+from tests.effort import examples
 from tests.unit.engine.http2_peers import MATCH, request, rule
 
 LIMITS = replace(DEFAULT_LIMITS, stream_buffer=5000, header_block=4000, idle_frames=300, stream_window=3000)
@@ -152,7 +153,7 @@ class Chaos:
             assert relay.wired is None or relay.anomaly
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(300), suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 1 << 64))
 def test_hostile_frames_have_only_documented_outcomes(seed: int) -> None:
     chaos = Chaos(seed)
@@ -162,7 +163,7 @@ def test_hostile_frames_have_only_documented_outcomes(seed: int) -> None:
             break
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=examples())
 @given(st.lists(st.tuples(st.sampled_from(["client", "app"]), st.binary(min_size=1, max_size=200)), max_size=20))
 def test_any_bytes_are_a_wire_or_a_connection(pieces: list[tuple[str, bytes]]) -> None:
     relay = Http2Relay(SteeredPort(80, Route((rule(),))), tls=False)

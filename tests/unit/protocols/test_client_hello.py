@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sidestep.protocols import client_hello
 from sidestep.protocols.client_hello import ClientHello, Incomplete, NotTls, parse
+from tests.effort import examples
 
 
 def real(name: str | None = "app.test", alpn=("h2", "http/1.1"), least=None, most=None) -> bytes:
@@ -112,7 +113,7 @@ def test_names_that_ssl_cannot_send(name):
 
 
 @given(st.text(alphabet="ab.-_*1", min_size=1, max_size=12))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=examples())
 def test_what_is_called_reproducible_is_reproduced(name):
     parsed = parse(hello(sni(name.encode())))
     assert isinstance(parsed, ClientHello)

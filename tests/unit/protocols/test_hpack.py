@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sidestep.protocols import hpack, hpack_huffman
 from sidestep.protocols.hpack_static import STATIC
+from tests.effort import examples
 
 LIMITS = {"list_limit": 1 << 20, "table_limit": 1 << 16}
 huffman = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH)
@@ -168,7 +169,7 @@ steps = st.lists(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=examples())
 @given(steps)
 def test_decoding_equals_the_library(script: list) -> None:
     encoder, other = reference.Encoder(), reference.Decoder(max_header_list_size=1 << 20)
@@ -200,7 +201,7 @@ def test_decoding_equals_the_library(script: list) -> None:
         assert not rewritten.header_table.dynamic_entries
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=examples())
 @given(st.lists(st.binary(max_size=60), max_size=5))
 def test_any_bytes_decode_as_the_library_does_or_raise_the_one_error(blocks: list[bytes]) -> None:
     other = reference.Decoder(max_header_list_size=1 << 20)
