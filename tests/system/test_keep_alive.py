@@ -87,4 +87,8 @@ def test_ending_an_intercept_in_mid_keep_alive_sends_the_next_request_to_the_app
         assert client.get("/", scene.DEV).header("x-served-by") == "handler"
         assert client.get("/").header("x-served-by") == "app"
         assert running.stop() == 0
+        client.sock.settimeout(1.5)
+        with pytest.raises(TimeoutError):
+            client.reader.fill()  # nobody closes a connection only because it is idle for the moment
+        client.sock.settimeout(10)
         assert client.get("/", scene.DEV).header("x-served-by") == "app"
