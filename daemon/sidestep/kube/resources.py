@@ -316,8 +316,8 @@ def renewal(now: dt.datetime) -> bytes:
 def status_patch(fields: Mapping[str, object], *, resource_version: str = "") -> bytes:
     """A merge patch of the status; with a `resource_version` it applies to no other version (409).
 
-    Empty texts are taken away instead of written: API servers built with some Go versions take "" for null and refuse it
-    (go-openapi/validate compares with reflect.Zero, whose address became that of every empty string).
+    Empty texts are taken away instead of written: API servers built with some Go versions take "" for null and refuse
+    it (go-openapi/validate compares with reflect.Zero, whose address became that of every empty string).
     """
     value: dict[str, object] = {"status": _without_empty_texts(fields)}
     if resource_version:
