@@ -1,10 +1,10 @@
 """Ends, half-closes, upgrades, tunnels and how a connection becomes a wire."""
 
 import pytest
-from tests.unit.engine.shell import http1, rule
 
 from sidestep.engine.relay import HIGH_WATER, Ending
 from sidestep.protocols.http1 import Http1Limits
+from tests.unit.engine.shell import http1, rule
 
 A = b"GET /a HTTP/1.1\r\nHost: app.test\r\n\r\n"
 B = b"GET /b HTTP/1.1\r\nHost: app.test\r\nX-Dev: me\r\n\r\n"

@@ -2,9 +2,9 @@
 
 import h11
 import pytest
-from tests.unit.engine.shell import http1, rule
 
 from sidestep.engine.relay import Ending
+from tests.unit.engine.shell import http1, rule
 
 A = b"GET /a HTTP/1.1\r\nHost: app.test\r\n\r\n"
 B = b"GET /b HTTP/1.1\r\nHost: app.test\r\nX-Dev: me\r\n\r\n"

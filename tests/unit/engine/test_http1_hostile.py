@@ -1,6 +1,8 @@
 """No ambiguity leads to a handler: what cannot be read with certainty reaches the app untouched."""
 
 import pytest
+
+from sidestep.engine.relay import Ending
 from tests.unit.engine.hostile_heads import (
     HOSTILE,
     HOSTILE_BODIES,
@@ -11,8 +13,6 @@ from tests.unit.engine.hostile_heads import (
     request,
 )
 from tests.unit.engine.shell import everything, http1
-
-from sidestep.engine.relay import Ending
 
 GET = request(line=b"GET /orders HTTP/1.1")
 PLAIN = b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n"

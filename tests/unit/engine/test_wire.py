@@ -1,10 +1,10 @@
 """Wires from the first byte."""
 
 import pytest
-from tests.unit.engine.shell import Shell, rule
 
 from sidestep.engine.relay import HIGH_WATER, Ending
 from sidestep.engine.wire import WireRelay
+from tests.unit.engine.shell import Shell, rule
 
 
 def test_the_app_is_asked_for_with_the_first_bytes_and_joined_when_open():
