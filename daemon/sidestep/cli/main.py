@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import click
 
 from sidestep import __version__
+from sidestep.cli.doctor import doctor
 from sidestep.cli.flows import flows
 from sidestep.cli.intercept import intercept, wiretap
 from sidestep.cli.leave import leave
@@ -44,10 +45,11 @@ def sidestep() -> None:
     See what there is, and what is wrong:
       sidestep list
       sidestep status
+      sidestep doctor
     """
 
 
-for _command in (node, intercept, wiretap, flows, list_command, status, leave):
+for _command in (node, intercept, wiretap, flows, list_command, status, leave, doctor):
     sidestep.add_command(_command)
 
 

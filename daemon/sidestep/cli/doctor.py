@@ -1,0 +1,93 @@
+"""`sidestep doctor`: what this machine, and its access to a cluster, lack - a line each."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+import msgspec
+
+from sidestep.cli.options import output_option
+from sidestep.cli.output import harmless
+from sidestep.cli.where import Where, where_options
+from sidestep.kube import kubeconfig as kubeconfigs
+from sidestep.kube.access import ClusterAccess, in_cluster, is_in_cluster
+from sidestep.kube.api import Api
+from sidestep.laptop.local_client import LocalClient
+from sidestep.model.errors import SidestepError
+from sidestep.node.finding import Finding
+
+DEADLINE = 10.0
+"""Seconds for the API server to answer."""
+
+
+@click.command(short_help="Say what this machine lacks.")
+@output_option
+@where_options
+def doctor(where: Where, output: str) -> int:
+    """Try what the node daemon needs on this machine, and say what is missing and what that costs.
+
+    The exit code is 0 only if everything essential is there. Run it as root on a node; on a laptop it tells whether the
+    cluster can be reached.
+
+    \b
+      sudo sidestep doctor
+      sidestep doctor --output json
+    """
+    findings = asyncio.run(_everything(where))
+    for finding in findings:
+        click.echo(msgspec.json.encode(finding).decode() if output == "json" else _line(finding))
+    return int(any(finding.bad for finding in findings))
+
+
+async def _everything(where: Where) -> list[Finding]:
+    from sidestep.node.doctor import examine  # brings the eBPF loader, which no other command needs
+
+    return [*await examine(), await _daemon(where), await _cluster(where)]
+
+
+async def _daemon(where: Where) -> Finding:
+    check = "node daemon"
+    if isinstance(where, ClusterAccess):
+        return Finding(check, "skipped", False, "those of the cluster: sidestep status shows them")
+    try:
+        await LocalClient(where).get("/v1/workloads")
+    except SidestepError as error:
+        return Finding(check, "missing", False, str(error), "nothing can be intercepted on this machine now")
+    return Finding(check, "ok", False, f"answers on {where}")
+
+
+async def _cluster(where: Where) -> Finding:
+    check, cost = "Kubernetes API", "workloads of that cluster cannot be intercepted"
+    try:
+        access = where if isinstance(where, ClusterAccess) else _access()
+    except SidestepError as error:
+        return Finding(check, "missing", False, str(error), cost)
+    if access is None:
+        return Finding(check, "skipped", False, "no kubeconfig and no service account: local mode only")
+    api = Api(access)
+    # Who asked for a cluster cannot do without it.
+    essential = isinstance(where, ClusterAccess)
+    try:
+        async with asyncio.timeout(DEADLINE):
+            await api.get("/version")
+            await api.get("/apis/sidestep.dev/v1alpha1")
+    except TimeoutError:
+        return Finding(check, "missing", essential, f"{access} did not answer within {DEADLINE:g} s", cost)
+    except SidestepError as error:
+        return Finding(check, "missing", essential, f"{access}: {error}", cost)
+    finally:
+        api.close()
+    return Finding(check, "ok", essential, f"{access} answers and knows Sidestep's resources")
+
+
+def _access() -> ClusterAccess | None:
+    if kubeconfigs.exists():
+        return kubeconfigs.load()
+    return in_cluster() if is_in_cluster() else None
+
+
+def _line(finding: Finding) -> str:
+    state = finding.state if finding.state != "missing" or finding.essential else "missing (optional)"
+    cost = f" - {finding.cost}" if finding.cost else ""
+    return harmless(f"{finding.check:<17} {state:<19} {finding.text}{cost}")

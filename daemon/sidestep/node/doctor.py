@@ -1,0 +1,182 @@
+"""What this machine lacks for the node daemon, found out by trying: `sidestep doctor`.
+
+Each check does once what the daemon does all the time, in a network namespace and a cgroup of its own that are gone
+afterwards, and yields a `Finding`. A check that needs what an earlier one did not find says so and is not tried. Only
+what the daemon cannot work without is essential; of the rest, the cost of its absence is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sidestep.model.errors import KernelError, SidestepError
+from sidestep.model.pod import Family
+from sidestep.netns import Connection, Netns, destroy, listening, tcp_listener
+from sidestep.node.finding import Finding
+from sidestep.steering import ClientNames, CompiledProgram, PeernamePrograms, Steering
+from sidestep.steering import compile_peername as compile_for_getpeername
+from sidestep.steering import compile_program as compile_for_lookup
+
+CAPABILITIES = {
+    "DAC_READ_SEARCH": 2, "KILL": 5, "SETGID": 6, "SETUID": 7, "SETPCAP": 8, "NET_ADMIN": 12, "NET_RAW": 13,
+    "SYS_PTRACE": 19, "SYS_ADMIN": 21, "PERFMON": 38, "BPF": 39,
+}  # fmt: skip
+"""Numbers of the capabilities that deploy/daemonset.yaml asks for (linux/capability.h)."""
+
+ESSENTIAL_CAPABILITIES = ("NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE", "SETUID", "SETGID", "SETPCAP", "BPF")
+_CLONE_NEWNET = 0x40000000
+_NOBODY = Connection(client=None, client_port=0, family=Family.IPV4, sockid=bytes(48), uid=0)  # type: ignore[arg-type]  # only its socket id is looked at
+
+
+async def examine() -> list[Finding]:
+    """All checks of this machine, in order. Takes about two seconds: two programs are compiled."""
+    found = [_root(), _capabilities(Path("/proc/self/status")), _kernel()]
+    program, finding = await _compiled()
+    found.append(finding)
+    found += await asyncio.to_thread(_in_a_namespace, program)
+    found.append(_seccomp())
+    found.append(await _client_addresses(program is not None))
+    return found
+
+
+def _try(check: str, action: Callable[[], str], *, essential: bool, cost: str) -> Finding:
+    """`action` returns what it found, or raises SidestepError or OSError."""
+    try:
+        return Finding(check, "ok", essential, action())
+    except (SidestepError, OSError) as error:
+        return Finding(check, "missing", essential, str(error), cost)
+
+
+def _root() -> Finding:
+    uid = os.geteuid()
+    if uid == 0:
+        return Finding("root", "ok", True, "this is user 0")
+    return Finding("root", "missing", True, f"this is user {uid}; run it with sudo", "the node daemon does not start")
+
+
+def _capabilities(status: Path) -> Finding:
+    line = next(each for each in status.read_text().splitlines() if each.startswith("CapEff:"))
+    effective = int(line.split()[1], 16)
+    absent = [name for name, number in CAPABILITIES.items() if not effective >> number & 1]
+    needed = [name for name in absent if name in ESSENTIAL_CAPABILITIES]
+    if needed:
+        cost = "programs cannot be attached to pods, or pods cannot be entered"
+        return Finding("capabilities", "missing", True, f"not effective here: {', '.join(needed)}", cost)
+    without = f" (not needed everywhere, not here: {', '.join(absent)})" if absent else ""
+    return Finding("capabilities", "ok", True, f"all that the daemon needs{without}")
+
+
+def _kernel() -> Finding:
+    release = platform.release()
+    numbers = [int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit()]
+    if numbers >= [5, 10]:
+        return Finding("kernel", "ok", True, f"Linux {release} {platform.machine()}")
+    return Finding("kernel", "missing", True, f"Linux {release}; 5.10 or later is needed", "ports cannot be steered")
+
+
+async def _compiled() -> tuple[CompiledProgram | None, Finding]:
+    began = time.monotonic()
+    try:
+        program = await compile_for_lookup()
+    except SidestepError as error:
+        return None, Finding("bcc and headers", "missing", True, str(error), "the program cannot be compiled")
+    text = f"the program compiles, in {time.monotonic() - began:.1f} s"
+    return program, Finding("bcc and headers", "ok", True, text)
+
+
+def _in_a_namespace(program: CompiledProgram | None) -> list[Finding]:
+    """The checks that need a network namespace to play with."""
+    names = ("sk_lookup", "sock_diag", "SOCK_DESTROY")
+    with contextlib.ExitStack() as undo:
+        try:
+            netns = undo.enter_context(_fresh_namespace())
+        except (SidestepError, OSError) as error:
+            text = f"no network namespace can be made: {error}"
+            return [Finding(name, "missing", name != "SOCK_DESTROY", text) for name in names]
+        found = []
+        if program is None:
+            found.append(Finding(names[0], "skipped", True, "the program could not be compiled"))
+        else:
+            steer = _steering(program, netns)
+            found.append(_try(names[0], steer, essential=True, cost="nothing can be intercepted"))
+        found.append(
+            _try(names[1], lambda: _listening(netns), essential=True, cost="it cannot be seen whether an app listens")
+        )
+        cost = "--reset-existing does nothing: clients that are connected stay with the app until they reconnect"
+        found.append(_try(names[2], lambda: _destroying(netns), essential=False, cost=cost))
+        return found
+
+
+@contextlib.contextmanager
+def _fresh_namespace() -> Iterator[Netns]:
+    """A network namespace that ends with the block. This thread moves into it and back."""
+    with Netns.open("/proc/thread-self/ns/net") as own:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(_CLONE_NEWNET) < 0:
+            raise KernelError("unshare", ctypes.get_errno(), doing="making a network namespace")
+        try:
+            with Netns.open("/proc/thread-self/ns/net") as fresh:
+                yield fresh
+        finally:
+            libc.setns(own.fd, _CLONE_NEWNET)
+
+
+def _steering(program: CompiledProgram, netns: Netns) -> Callable[[], str]:
+    def attach() -> str:
+        with Steering.attach(program, netns.fd), tcp_listener(netns, backlog=1) as listener:
+            return f"attaches to a network namespace; listeners are {'dual-stack' if listener.family == 10 else 'IPv4'}"
+
+    return attach
+
+
+def _listening(netns: Netns) -> str:
+    listening(netns)
+    return "listening sockets of a namespace can be listed"
+
+
+def _destroying(netns: Netns) -> str:
+    destroy(netns, _NOBODY)
+    return "connections can be ended from outside"
+
+
+def _seccomp() -> Finding:
+    actions = Path("/proc/sys/kernel/seccomp/actions_avail")
+    if actions.exists():
+        return Finding("seccomp", "ok", True, "filters are available")
+    return Finding("seccomp", "missing", True, f"{actions} is not there", "pod proxies do not start unconfined")
+
+
+async def _client_addresses(compiling: bool) -> Finding:
+    check, cost = "client addresses", "apps see the pod's own address in place of their clients' for what is steered"
+    folder = _cgroup_root(Path("/proc/self/mounts"))
+    if folder is None:
+        return Finding(check, "missing", False, "cgroup v2 is not mounted", cost)
+    if not compiling:
+        return Finding(check, "skipped", False, "the program could not be compiled")
+    try:
+        programs = await compile_for_getpeername()
+    except SidestepError as error:
+        return Finding(check, "missing", False, str(error), cost)
+    return _try(check, lambda: _attached(programs, folder), essential=False, cost=cost)
+
+
+def _attached(programs: PeernamePrograms, root: Path) -> str:
+    folder = root / f"sidestep-doctor-{os.getpid()}"
+    folder.mkdir()
+    try:
+        ClientNames.attach(programs, str(folder)).close()
+    finally:
+        folder.rmdir()
+    return f"getpeername programs attach to cgroups (v2 at {root})"
+
+
+def _cgroup_root(mounts: Path) -> Path | None:
+    rows = (line.split() for line in mounts.read_text().splitlines())
+    return next((Path(row[1]) for row in rows if row[2] == "cgroup2"), None)

@@ -1,0 +1,79 @@
+"""`sidestep doctor` tells the truth, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.harness import cgroups, kernel
+from tests.harness.cli import sidestep
+from tests.harness.node import SIDESTEP, node
+from tests.harness.processes import alive
+
+CHECKS = [
+    "root",
+    "capabilities",
+    "kernel",
+    "bcc and headers",
+    "sk_lookup",
+    "sock_diag",
+    "SOCK_DESTROY",
+    "seccomp",
+    "client addresses",
+    "node daemon",
+    "Kubernetes API",
+]
+
+
+def findings(done):
+    return {finding["check"]: finding for finding in map(json.loads, done.stdout.splitlines())}
+
+
+def test_all_is_well_here(tmp_path):
+    pins = kernel.pins()
+    with node(tmp_path) as daemon:
+        done = sidestep("doctor", "--output", "json", socket=daemon.socket)
+        assert done.code == 0, done
+        found = findings(done)
+        assert list(found) == CHECKS
+        bad = [each for each in found.values() if each["state"] != "ok" and each["check"] != "Kubernetes API"]
+        assert bad == []
+        text = sidestep("doctor", socket=daemon.socket)
+        assert text.code == 0
+        assert len(text.stdout.splitlines()) == len(CHECKS)
+        assert alive(daemon.pid)
+    assert kernel.pins() == pins
+    assert not list(cgroups.mount().glob("sidestep-doctor-*"))
+
+
+def test_without_a_daemon_it_says_so_and_nothing_essential_is_missing(tmp_path):
+    done = sidestep("doctor", "--output", "json", socket=tmp_path / "none.sock")
+    assert done.code == 0
+    assert findings(done)["node daemon"]["state"] == "missing"
+
+
+def test_what_is_missing_is_named_with_its_cost(tmp_path):
+    """As an ordinary user, and without any kernel headers."""
+    drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps=-all"]
+    command = [*drop, SIDESTEP, "doctor", "--output", "json", "--socket", str(tmp_path / "none.sock")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={"PATH": "/usr/bin"})
+    assert done.returncode == 1, done
+    found = findings(done)
+    assert list(found) == CHECKS
+    assert found["root"]["state"] == "missing"
+    assert "NET_ADMIN" in found["capabilities"]["text"]
+    assert found["sk_lookup"]["state"] != "ok"
+    assert found["kernel"]["state"] == "ok"
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_missing_headers_are_named():
+    command = [SIDESTEP, "doctor"]
+    environment = {"PATH": str(Path(sys.executable).parent), "SIDESTEP_KERNEL_HEADERS": "/no/such/tree"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("bcc and headers")]
+    assert "missing" in line
+    assert "/no/such/tree" in line
