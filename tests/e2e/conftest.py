@@ -50,8 +50,7 @@ def product(cluster, shop, tmp_path_factory):
     """Sidestep, installed; ada is a developer in the shop, which lets its Secrets be read."""
     installed = products.Product(cluster, tmp_path_factory.mktemp("product"))
     try:
-        installed.install()
-        installed.grant("ada", shop.namespace)
+        installed.install(user="ada", namespace=shop.namespace)
     except AssertionError as error:
         error.add_note(installed.log())
         raise

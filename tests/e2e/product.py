@@ -62,9 +62,10 @@ class Product:
         self.cluster = cluster
         self.folder = folder
 
-    def install(self) -> None:
-        """`kubectl apply`, and wait for the daemon."""
+    def install(self, *, user: str, namespace: str) -> None:
+        """`kubectl apply`, rights for a user and a namespace, and wait for the daemon."""
         self.cluster.apply(*documents_for_1_20())
+        self.grant(user, namespace)
         self.cluster.wait_rollout("daemonset/sidestep-node", NAMESPACE)
 
     def uninstall(self) -> None:

@@ -49,8 +49,7 @@ def test_nothing_is_left(cluster, product, shop):
             names = [one["metadata"]["name"] for one in cluster.get(kind)]
             assert not [name for name in names if "sidestep" in name], kind
     finally:
-        product.install()
-        product.grant("ada", shop.namespace)
+        product.install(user="ada", namespace=shop.namespace)
     with product.handler() as handler, product.intercept("orders", *FILTER, port=f"{handler}:https", pods=3):
         assert shop.get(shop.pods()[0], "/", shops.DEV).served_by == "handler"
     assert cluster.get("daemonset", "sidestep-node", namespace=products.NAMESPACE)
