@@ -174,7 +174,7 @@ async def test_other_streams_are_refused():
     laptop = Laptop()
     async with session(laptop) as daemon:
         base = ((":scheme", "https"), (":authority", "session"))
-        udp = daemon.connection.open(((":method", "CONNECT"), (":protocol", "connect-udp"), (":path", "/"), *base))
+        udp = daemon.connection.open(((":method", "CONNECT"), (":protocol", "connect-ip"), (":path", "/"), *base))
         assert dict(await udp.response())[":status"] == "501"
         other = daemon.connection.open(((":method", "GET"), (":path", "/"), *base))
         assert dict(await other.response())[":status"] == "404"
