@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.bench.arena import arena
 from tests.bench.extras import Figure, first_diverted, hundred_pods, latency, memory
-from tests.bench.rows import Measured, connection_row, cpu_rows, go_rows, measure, wire_row
+from tests.bench.rows import Measured, connection_row, cpu_rows, diverted_row, go_rows, measure, wire_row
 
 
 def main() -> int:
@@ -24,7 +24,7 @@ def main() -> int:
     pairs = options.pairs or (3 if options.quick else 10)
     rows = cpu_rows(seconds=1)
     if not options.quick:
-        rows += [*go_rows(seconds=1), connection_row("ecdsa", seconds=1), wire_row()]
+        rows += [diverted_row(seconds=1), *go_rows(seconds=1), connection_row("ecdsa", seconds=1), wire_row()]
     rows = [row for row in rows if options.only in row.name]
     measured = [Measured(row) for row in rows]
     extras: list[Figure] = []

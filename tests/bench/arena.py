@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from tests.harness.processes import Process
 from tests.harness.scene import HOST, PLAIN_PORT, TLS_PORT, Shop, shop
 from tests.harness.waiting import until
 
-HAPROXY_TLS, HAPROXY_PLAIN, HAPROXY_H2, HAPROXY_TCP, HAPROXY_NEW = 9443, 9080, 9444, 9081, 9445
+HAPROXY_TLS, HAPROXY_PLAIN, HAPROXY_H2, HAPROXY_TCP, HAPROXY_NEW, HAPROXY_DIVERTED = 9443, 9080, 9444, 9081, 9445, 9447
 
 GO_TLS = 9446
 
@@ -63,6 +62,10 @@ frontend h2
   bind {ip}:{h2} ssl crt {folder}/tls/all.pem alpn h2
   use_backend handler if {{ hdr(x-dev) -m str ada }}
   default_backend app-h2
+frontend diverted
+  bind {ip}:{diverted} ssl crt {folder}/tls/all.pem alpn h2
+  use_backend app-other if {{ path_beg /diverted/ }}
+  default_backend app-h2
 frontend plain
   bind {ip}:{plain}
   use_backend handler if {{ hdr(x-dev) -m str ada }}
@@ -79,6 +82,8 @@ backend app-tls
   server app {ip}:{app_tls} ssl verify required ca-file {folder}/ca.crt sni str({host}) verifyhost {host} alpn http/1.1
 backend app-h2
   server app {ip}:{app_tls} ssl verify required ca-file {folder}/ca.crt sni str({host}) verifyhost {host} alpn h2
+backend app-other
+  server other {ip}:{app_tls} ssl verify required ca-file {folder}/ca.crt sni str({host}) verifyhost {host} alpn h2
 backend app-plain
   server app {ip}:{app_plain}
 backend app-new
@@ -137,6 +142,7 @@ def _write_configs(scene: Shop, folder: Path, extra: str) -> None:
             plain=HAPROXY_PLAIN,
             tcp=HAPROXY_TCP,
             new=HAPROXY_NEW,
+            diverted=HAPROXY_DIVERTED,
             app_tls=TLS_PORT,
             app_plain=PLAIN_PORT,
             host=HOST,
@@ -191,7 +197,7 @@ def arena(
                 log=place / "haproxy.log",
             )
         )
-        haproxies = (HAPROXY_TLS, HAPROXY_PLAIN, HAPROXY_H2, HAPROXY_TCP, HAPROXY_NEW)
+        haproxies = (HAPROXY_TLS, HAPROXY_PLAIN, HAPROXY_H2, HAPROXY_TCP, HAPROXY_NEW, HAPROXY_DIVERTED)
         wanted = {str(port) for port in (TLS_PORT, PLAIN_PORT, *haproxies)}
         until(
             lambda: wanted <= listening_ports(pod) or not (nginx.running and haproxy.running),
@@ -201,7 +207,7 @@ def arena(
         go = stack.enter_context(_go_proxy(scene, place))
         for port in (TLS_PORT, PLAIN_PORT):
             stack.enter_context(scene.intercept(*filters, port=port, plaintext=port == PLAIN_PORT))
-        time.sleep(0.2)
+        stack.enter_context(scene.intercept("--http-path-prefix", "/diverted/", *filters, port=TLS_PORT))
         yield Arena(scene, haproxy.pid, nginx.pid, go.pid)
 
 

@@ -7,7 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.bench.arena import BIG, GO_TLS, HAPROXY_H2, HAPROXY_NEW, HAPROXY_PLAIN, HAPROXY_TCP, HAPROXY_TLS, Arena, tree
+from tests.bench.arena import (
+    BIG,
+    GO_TLS,
+    HAPROXY_DIVERTED,
+    HAPROXY_H2,
+    HAPROXY_NEW,
+    HAPROXY_PLAIN,
+    HAPROXY_TCP,
+    HAPROXY_TLS,
+    Arena,
+    tree,
+)
 from tests.bench.cpu import cpu_seconds
 from tests.bench.load import Load, download, h2load, wrk
 from tests.harness.scene import HOST, PLAIN_PORT, TLS_PORT
@@ -98,6 +109,24 @@ def _h2(*, streams: int, connections: int, unique: bool, requests: int) -> Runne
         return h2load(arena.client, url, requests=requests, connections=connections, streams=streams, paths=paths)
 
     return run
+
+
+def _one_percent(*, requests: int) -> Runner:
+    def run(arena: Arena, port: int) -> Load:
+        url = f"https://{HOST}:{port}"
+        paths = arena.scene.folder / f"diverted-{port}.txt"
+        if not paths.exists():
+            kinds = ("diverted" if number % 100 == 0 else "orders" for number in range(10000))
+            paths.write_text("".join(f"{url}/{kind}/{number}/lines\n" for number, kind in enumerate(kinds)))
+        return h2load(arena.client, url, requests=requests, connections=4, streams=16, paths=paths)
+
+    return run
+
+
+def diverted_row(*, seconds: float) -> Row:
+    """HTTP/2 with one stream in a hundred diverted: by path to the handler here, to another backend in haproxy."""
+    run = _one_percent(requests=int(12000 * seconds))
+    return Row("h2 TLS 4x16, 1 % of the streams diverted", run, TLS_PORT, HAPROXY_DIVERTED, 1.5, 1.2)
 
 
 def _new_connections(*, seconds: float) -> Runner:
