@@ -185,14 +185,16 @@ class AsyncChannel(Generic[In, Out]):
                 if packet is None:
                     return
                 self.packets += 1
-                self._dispatch(*self._codec.decode(*packet))
+                message, fd = self._codec.decode(*packet)
+                self._dispatch(message, fd)
             except SidestepError as error:
                 self.close(error)
             except BaseException:
                 # A bug in a callback: end the channel, so that the owner notices, and let the loop report it.
                 self.close()
                 raise
-            if not self._reading:
+            # What wants no answer (a heartbeat) seldom has company; the loop calls again if it does.
+            if not self._reading or not self._codec.wants_answer(message):
                 return
 
     def _dispatch(self, message: In, fd: int | None) -> None:

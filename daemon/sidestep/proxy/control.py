@@ -46,7 +46,7 @@ CARRY_DESCRIPTOR = frozenset(
 )
 """The messages that come with exactly one descriptor; all others come with none."""
 
-UNANSWERED = frozenset({messages.Ack, messages.Spawned, messages.Heartbeat})
+UNANSWERED = frozenset({messages.Ack, messages.Spawned, messages.Heartbeat, messages.Alive})
 """The messages that are not acknowledged."""
 
 FromZygoteUnion = messages.Hello | messages.Spawned | messages.Ack

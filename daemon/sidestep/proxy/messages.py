@@ -188,6 +188,10 @@ class Heartbeat(Message):
     """Reason (Relay.anomaly) to total."""
 
 
+class Alive(Message):
+    """A heartbeat that says that nothing has changed since the last `Heartbeat`; not acknowledged."""
+
+
 class Open(Message):
     """Ask for a connection to the handler of rule `uid`. Answered by `Opened` or `Refused`, besides the Ack."""
 
@@ -295,5 +299,17 @@ ToZygote = Spawn
 FromZygote = Spawned
 ToProxy = Enter | Configure | Credential | Listen | Unlisten | Opened | Refused | Drain | Ack | Large
 FromProxy = (
-    Hello | Ack | Heartbeat | Open | Reset | Requests | Report | Probed | NameClient | ForgetClient | NoApp | Large
+    Hello
+    | Ack
+    | Heartbeat
+    | Alive
+    | Open
+    | Reset
+    | Requests
+    | Report
+    | Probed
+    | NameClient
+    | ForgetClient
+    | NoApp
+    | Large
 )

@@ -14,11 +14,13 @@ gets one; a failing callback ends its own connection only.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import resource
 import socket
 import ssl
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
@@ -48,6 +50,8 @@ OPEN_TIMEOUT: Final = 15.0
 """Seconds to wait for the daemon's answer to `Open`; the daemon's own deadline is shorter."""
 NAME_TIMEOUT: Final = 1.0
 """Seconds to wait until the app can be told a client's address; then it sees ours."""
+BACKLOG: Final = 256
+"""Messages that wait for a slow daemon above which it is asked nothing on behalf of clients."""
 MAX_REQUEST_LINES: Final = 256
 """Diverted requests logged per flush; what is beyond is counted."""
 MAX_TEXT: Final = 2048
@@ -81,6 +85,8 @@ class Worker:
         self._lines: list[messages.DivertedRequest] = []
         self._dropped_lines = 0
         self._anomalies: Counter[str] = Counter()
+        self._told: tuple[int, dict[int, dict[str, int]], dict[str, int]] | None = None
+        """What the last heartbeat said."""
         self._datagrams = Datagrams(self._loop, self._open_flow)
         self._draining = False
         self._drain_timeout = 30.0
@@ -129,6 +135,10 @@ class Worker:
         if self._channel.pending:
             self._watch_channel()
         return sent
+
+    def _backlogged(self) -> bool:
+        """Whether the daemon is so far behind that it should not be asked for more: its queue is bounded."""
+        return self._channel.pending >= BACKLOG
 
     def _dispatch(self, message: Message, fd: int | None) -> None:
         if isinstance(message, messages.Ack):
@@ -201,7 +211,7 @@ class Worker:
             self._retire(old)
 
         def accepted(sock: socket.socket, endpoint: Endpoint) -> None:
-            self._accepted(port, sock, endpoint)
+            self._accepted(self._ports.get(message.port, port), sock, endpoint)
 
         self._acceptors[message.port] = Acceptor(
             self._loop, listener, message.port, accepted=accepted, has_room=self._has_room
@@ -256,7 +266,8 @@ class Worker:
         self._exit_when_drained()
 
     def report(self, port: LivePort, kind: ConditionType, text: str) -> None:
-        """Tell the daemon about a condition, when it changes."""
+        """Tell the daemon about a condition, when it changes. What clients said may be in the text."""
+        text = "".join(letter if letter.isprintable() else "?" for letter in text[:MAX_TEXT])
         if port.conditions.get(kind, "") != text:
             if text:
                 port.conditions[kind] = text
@@ -277,12 +288,13 @@ class Worker:
         self, endpoint: Endpoint, peer: str, peer_port: int, ready: Callable[[bool], None]
     ) -> Callable[[], None]:
         seq = self._channel.next_seq()
-        endpoint.names.append((peer, peer_port))
         timer = self._loop.later(NAME_TIMEOUT, lambda: self._named(seq, error="timeout"))
         self._naming[seq] = (ready, timer)
         client = (endpoint.client, endpoint.client_port)
-        if not self._send(messages.NameClient(seq, endpoint.port, peer, peer_port, *client)):
+        if self._backlogged() or not self._send(messages.NameClient(seq, endpoint.port, peer, peer_port, *client)):
             self._loop.later(0.0, lambda: self._named(seq, error="closed"))
+        else:
+            endpoint.names.append((peer, peer_port))
 
         def cancel() -> None:
             entry = self._naming.pop(seq, None)
@@ -407,8 +419,12 @@ class Worker:
         timer = self._loop.later(OPEN_TIMEOUT, lambda: self._stream_opened(stream, None))
         self._streams[stream] = (done, timer)
         seq = self._channel.next_seq()
-        self._asked[seq] = stream
-        self._send(messages.Open(seq, stream, uid, port, protocol, tls, server_name, *client))
+        if self._backlogged() or not self._send(
+            messages.Open(seq, stream, uid, port, protocol, tls, server_name, *client)
+        ):
+            self._loop.later(0.0, lambda: self._stream_opened(stream, None))  # nobody will answer
+        else:
+            self._asked[seq] = stream
 
         def cancel() -> None:
             entry = self._streams.pop(stream, None)
@@ -444,13 +460,17 @@ class Worker:
     # --- life -------------------------------------------------------------------------------------------------------
 
     def _beat(self) -> None:
-        self._loop.later(HEARTBEAT, self._beat)
+        # All proxies of a node beat at the same moment: the daemon then wakes up twice a second, not two hundred times.
+        self._loop.later(HEARTBEAT - time.monotonic() % HEARTBEAT, self._beat)
         ports = {number: dict(port.counters) for number, port in self._ports.items()}
         if self._datagrams.counters:
             ports[0] = dict(self._datagrams.counters)
         connections = len(self._conduits) + len(self._judges)
-        heartbeat = messages.Heartbeat(self._channel.next_seq(), connections, ports, dict(self._anomalies))
-        self._send(heartbeat, droppable=True)
+        state = connections, ports, dict(self._anomalies)
+        if state == self._told:
+            self._send(messages.Alive(self._channel.next_seq()), droppable=True)
+        elif self._send(messages.Heartbeat(self._channel.next_seq(), *state), droppable=True):
+            self._told = state
         if self._draining:
             self._close_idle()
 
@@ -474,7 +494,7 @@ class Worker:
 
     def _close_idle(self) -> None:
         for conduit in [conduit for conduit in self._conduits if conduit.relay.idle]:
-            conduit.close()
+            conduit.retire()
 
     def _exit_when_drained(self) -> None:
         if not self._draining or self._conduits or self._judges or self._retiring:
@@ -501,10 +521,15 @@ class Worker:
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "?"
-        os.write(2, f"sidestep proxy: internal error at {where}: {type(error).__name__}: {error}\n".encode())
+        line = f"sidestep proxy: internal error at {where}: {type(error).__name__}: {error}\n"
+        with contextlib.suppress(OSError):  # the log may be gone, with the daemon
+            os.write(2, line.encode("utf-8", "replace"))
         abandon = getattr(owner, "abandon", None)
         if abandon is not None:
-            abandon()
+            try:
+                abandon()
+            except Exception:  # noqa: BLE001 - the last fence: what is half torn down must not end the others
+                self._anomalies["internal-error"] += 1
 
 
 def _owned(fd: int | None) -> int:
