@@ -1,8 +1,8 @@
 """Have the listening sockets of a namespace changed? Asked twice a second for every target pod, so it must cost little.
 
 One question of the older kind (inet_diag_req, TCPDIAG_GETSOCK) is for both families, and the answer is compared as it
-is, without being understood: half the cost of asking twice, most of which is the kernel's. Equal fingerprints mean equal
-tables. The reverse does not hold: the answer also tells how long each accept queue is.
+is, without being understood: half the cost of asking twice, most of which is the kernel's. Equal fingerprints mean
+equal tables. The reverse does not hold: the answer also tells how long each accept queue is.
 """
 
 from __future__ import annotations

@@ -38,9 +38,12 @@ def test_listeners_of_both_families_change_it(family, address):
 
 
 def test_established_connections_do_not_change_it():
-    with pod_namespace() as space, Netns.open(str(space.pod.path)) as netns:
-        with contextlib.closing(netns.run(lambda: socket.create_server(("127.0.0.1", 8080)))) as server:
-            before = fingerprint(netns)
-            with contextlib.closing(netns.run(lambda: socket.create_connection(("127.0.0.1", 8080), 5))):
-                with contextlib.closing(server.accept()[0]):
-                    assert fingerprint(netns) == before
+    with (
+        pod_namespace() as space,
+        Netns.open(str(space.pod.path)) as netns,
+        contextlib.closing(netns.run(lambda: socket.create_server(("127.0.0.1", 8080)))) as server,
+    ):
+        before = fingerprint(netns)
+        client = netns.run(lambda: socket.create_connection(("127.0.0.1", 8080), 5))
+        with contextlib.closing(client), contextlib.closing(server.accept()[0]):
+            assert fingerprint(netns) == before

@@ -224,6 +224,7 @@ def every_message() -> list[messages.Message]:
         messages.Hello(1, 1, 2),
         messages.Ack(1, "e"),
         messages.Heartbeat(1, 2, {80: {"accepted": 1}}, {"reason": 1}),
+        messages.Alive(1),
         messages.Open(1, 2, "u", 80, "h2", True, "sn", "10.0.0.1", 5),
         messages.Requests(1, (), 0),
         messages.Report(1, 80, "NoApp", "t"),
