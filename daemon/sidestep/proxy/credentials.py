@@ -165,7 +165,7 @@ class Credentials:
         if context is None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
-            context.options |= ssl.OP_NO_RENEGOTIATION
+            _be_strict(context)
             context.load_cert_chain(f"/proc/self/fd/{self._pems[port.identity].fd}")
             if port.client_auth in ("require", "request"):
                 context.verify_mode = ssl.CERT_REQUIRED if port.client_auth == "require" else ssl.CERT_OPTIONAL
@@ -197,12 +197,12 @@ class Credentials:
     def _client_context(self, identity: str, port: PortSnapshot, *, verify: bool = True) -> ssl.SSLContext:
         if verify and not port.skip_verify and not port.upstream_trust and not identity:
             context = self._trust_store
-            context.options |= ssl.OP_NO_RENEGOTIATION
+            _be_strict(context)
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             return context
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.options |= ssl.OP_NO_RENEGOTIATION
+        _be_strict(context)
         if identity:
             context.load_cert_chain(f"/proc/self/fd/{self._pems[identity].fd}")
         if not verify or port.skip_verify:
@@ -214,6 +214,12 @@ class Credentials:
         else:
             context.load_verify_locations(cadata=b"".join(self._trust_store.get_ca_certs(binary_form=True)))
         return context
+
+
+def _be_strict(context: ssl.SSLContext) -> None:
+    """No renegotiation; an end without close_notify is an error to be told apart (`ssl` hides it by default)."""
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
 
 
 def _text(fd: int) -> str:

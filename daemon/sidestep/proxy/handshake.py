@@ -27,7 +27,7 @@ from sidestep.model.condition import ConditionType
 from sidestep.proxy.credentials import Credentials
 from sidestep.proxy.loop import READ, Loop
 from sidestep.proxy.messages import PortSnapshot
-from sidestep.proxy.stream import TlsStream
+from sidestep.proxy.stream import TlsStream, is_ragged_end
 
 TIMEOUT: Final = 10.0
 """Seconds a handshake may take."""
@@ -255,9 +255,9 @@ class UpstreamHandshake(_Handshake):
                 f"{outcome(self._port)}",
             )
         else:
-            reason = (
-                (error.reason or "the app closed the connection") if isinstance(error, ssl.SSLError) else str(error)
-            )
+            reason = str(error)
+            if isinstance(error, ssl.SSLError):
+                reason = "the app closed the connection" if is_ragged_end(error) else error.reason or reason
             failure = Failure(
                 ConditionType.UPSTREAM_TLS_FAILED,
                 f"the TLS handshake with the app on port {self._port.number} failed: {reason}; {outcome(self._port)}",

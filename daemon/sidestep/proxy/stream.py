@@ -8,12 +8,17 @@ TLS calls go to the `_ssl` object behind the SSLSocket: the wrapper's own checks
 read takes at most one record (16 KiB), so nothing is left inside OpenSSL that epoll would not report, except what
 `pending()` shows: the caller reads on while a read came back full.
 
+A TLS half-close says close_notify and goes on reading. `ssl` knows only the whole shutdown, which waits for the peer's
+close_notify and fails for good at data that comes instead (SSL_shutdown(3)), so it is performed against a socket of our
+own in the place of the descriptor: what it says is sent on, and it finds nothing to read.
+
 An end of a TLS stream without close_notify is reported like an orderly end, and noted in `ragged`: the relay then ends
 the other side without close_notify too, so that neither side is told that a truncated stream was whole.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import struct
@@ -140,7 +145,11 @@ class TlsStream:
             return self._read(TLS_READ)  # type: ignore[no-any-return]
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return None
-        except ssl.SSLEOFError:
+        except ssl.SSLZeroReturnError:
+            return b""  # the peer's close_notify, after ours
+        except ssl.SSLError as error:
+            if not (self.ragged or is_ragged_end(error)):
+                raise
             self.ragged = True
             return b""
 
@@ -166,7 +175,7 @@ class TlsStream:
         """Half-close: close_notify (unless the other side ended without one), then FIN."""
         try:
             if notify:
-                self._tls.shutdown()
+                self._say_goodbye()
         except OSError:
             pass
         try:
@@ -174,6 +183,25 @@ class TlsStream:
             socket.socket.shutdown(self.sock, socket.SHUT_WR)
         except OSError:
             pass
+
+    def _say_goodbye(self) -> None:
+        """Send close_notify and read nothing (see the module). Raises OSError."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            theirs.setblocking(False)
+            kept = os.dup(self.fd)
+            try:
+                os.dup2(theirs.fileno(), self.fd, inheritable=False)
+                try:
+                    self._tls.shutdown()
+                except ssl.SSLWantReadError:
+                    pass  # as meant: nothing was there to read
+                finally:
+                    os.dup2(kept, self.fd, inheritable=False)
+            finally:
+                os.close(kept)
+            socket.socket.send(self.sock, ours.recv(PLAIN_READ))
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -192,6 +220,11 @@ class TlsStream:
 
 
 Stream = PlainStream | TlsStream
+
+
+def is_ragged_end(error: ssl.SSLError) -> bool:
+    """Whether a TLS connection ended without close_notify; Python versions differ in how they say so."""
+    return isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"
 
 
 def reset(sock: socket.socket) -> None:
