@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 from collections.abc import Callable
 from typing import Final
 
@@ -77,14 +78,20 @@ class _Direction:
         self.moved = 0
         self._pipes = pipes
 
-    def move(self, rounds: int) -> None:
-        """Move what can be moved now, in at most so many rounds. Raises OSError when either socket broke."""
+    def move(self, rounds: int, *, whole: bool) -> None:
+        """Move what can be moved now, in at most so many rounds. Raises OSError when either socket broke.
+
+        `whole`: we have not half-closed the source, so its peer breaks off if it closes both directions. A unix
+        socket, on which handlers are reached, knows no other reset.
+        """
         for _ in range(rounds):
             if self.filled and not self._empty():
                 return
             if self.ended or not self._fill():
                 break
         if self.ended and not self.filled and not self.finished:
+            if whole and _is_hung_up(self.source.fd):
+                raise ConnectionResetError("the peer closed both directions")
             self.finished = True
             self.sink.finish(notify=False)
 
@@ -123,6 +130,12 @@ class _Direction:
                 self._pipes.destroy(pipe)
             else:
                 self._pipes.give_back(pipe)
+
+
+def _is_hung_up(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(mask & select.POLLHUP for _, mask in poll.poll(0))
 
 
 class Splicer:
@@ -178,7 +191,8 @@ class Splicer:
     def _move(self) -> None:
         try:
             for index, direction in enumerate(self._directions):
-                direction.move(UNBOUNDED if self._hung_up[index] else ROUNDS)
+                whole = not self._directions[1 - index].finished
+                direction.move(UNBOUNDED if self._hung_up[index] else ROUNDS, whole=whole)
         except OSError:
             self.abandon()
             return

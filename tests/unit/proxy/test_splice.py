@@ -29,10 +29,10 @@ def tcp_pair():
 class Wire:
     """client <-> (near | far) <-> app, with a splicer between near and far in a thread of its own."""
 
-    def __init__(self):
+    def __init__(self, far_pair=tcp_pair):
         self.crashes = []
         self.client, near = tcp_pair()
-        far, self.app = tcp_pair()
+        far, self.app = far_pair()
         self.loop = Loop(on_crash=lambda owner, error: self.crashes.append(error))
         self.pipes = Pipes()
         streams = []
@@ -152,3 +152,31 @@ def test_idle_wires_hold_no_pipes(wire):
         within=5,
         what="the pipes' return",
     )
+
+
+def test_a_handler_that_broke_off_is_seen_as_a_reset():
+    """A unix socket knows no reset: closed in both directions at once is one, and no end of what it said."""
+    wire = Wire(socket.socketpair)
+    with wire.client, wire.app:
+        wire.client.sendall(b"question")
+        assert wire.app.recv(8, socket.MSG_WAITALL) == b"question"
+        wire.app.sendall(b"half an ans")
+        assert wire.client.recv(11, socket.MSG_WAITALL) == b"half an ans"
+        wire.app.close()
+        with pytest.raises(ConnectionResetError):
+            wire.client.recv(1)
+        wire.join()
+    wire.loop.close()
+
+
+def test_a_handler_s_end_is_an_end():
+    wire = Wire(socket.socketpair)
+    with wire.client, wire.app:
+        wire.app.sendall(b"answer")
+        wire.app.shutdown(socket.SHUT_WR)
+        assert read_all(wire.client)[0] == 6
+        wire.client.sendall(b"and more")
+        wire.client.close()
+        assert read_all(wire.app)[0] == 8
+        wire.join()
+    wire.loop.close()
