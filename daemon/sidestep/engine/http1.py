@@ -185,7 +185,8 @@ class Http1Relay(Relay):
 
     def refused(self, leg: Leg) -> None:
         """Learn that a leg could not be connected: what a handler will not take goes to the app."""
-        self.lost(leg)
+        if not self.app_after_all(leg):
+            self.lost(leg)
 
     def farewell(self) -> None:
         """Learn that only taps are left."""

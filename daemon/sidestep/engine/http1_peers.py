@@ -39,8 +39,9 @@ class Peers:
 
     def retire_app(self) -> None:
         """The app closed its idle connection: the next request for it takes a new one."""
-        self._relay.app.end(Ending.CLOSE)
-        self._relay.app = self._make(Leg(Role.APP))
+        old = self._relay.app
+        old.end(Ending.CLOSE)
+        self._relay.app = self._make(Leg(old.role, old.rule))
         self._asked = False
 
     def handler(self, rule: Rule) -> tuple[Leg, bool]:

@@ -146,7 +146,8 @@ class Http2Relay(Relay):
 
     def refused(self, leg: Leg) -> None:
         """Learn that a leg could not be connected."""
-        self.lost(leg)
+        if not self.app_after_all(leg):
+            self.lost(leg)
 
     def lost(self, leg: Leg) -> None:
         """Learn that a leg broke."""

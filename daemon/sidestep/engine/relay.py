@@ -166,6 +166,20 @@ class Relay:
         self.anomaly: str | None = None
         """Why this connection became a wire: a stable, short reason such as "h1-ambiguous-length" (a metric label)."""
 
+    def put_in_place_of_app(self, rule: Rule) -> None:
+        """The handler of a global intercept stands where the app would; the app itself when it refuses."""
+        self.app.role = Role.HANDLER
+        self.app.rule = rule
+
+    def app_after_all(self, leg: Leg) -> bool:
+        """A leg was refused: if it is a handler's in the app's place, ask for the app."""
+        if leg is not self.app or leg.role is not Role.HANDLER:
+            return False
+        leg.role = Role.APP
+        leg.rule = None
+        self.opening.append(leg)
+        return True
+
     def succeed(self, other: Relay) -> None:
         """Go on where another relay ends: with its legs and what it has for the shell."""
         self.client, self.app, self.legs = other.client, other.app, other.legs

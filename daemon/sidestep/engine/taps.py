@@ -45,7 +45,7 @@ class TapLimits:
     copies: int = 256
     """Copies of one wiretap at once, those whose handler has yet to answer included."""
     per_connection: int = 64
-    """The same of one client connection; a complete copy that waits for its handler's answer gives way to a new one."""
+    """The same of one client connection, of all its wiretaps."""
     process: int = 1024
     """Copies of all wiretaps at once: each may hold a descriptor."""
 
@@ -313,11 +313,7 @@ class Taps:
         for over in [each for each in self._copies.values() if each.is_over]:
             del self._copies[over.leg]
         if len(self._copies) >= self._ledger.limits.per_connection:
-            oldest = next((each for each in self._copies.values() if each.is_sent and each.rule.uid == rule.uid), None)
-            if oldest is None:
-                return None
-            oldest.close(Ending.CLOSE)
-            del self._copies[oldest.leg]
+            return None
         copy = open_copy(rule, self._ledger, self._make, flags=flags, size=size)
         if copy is not None:
             self._copies[copy.leg] = copy

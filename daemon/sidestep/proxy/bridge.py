@@ -16,14 +16,18 @@ import ssl
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from sidestep.engine.relay import Relay
 from sidestep.engine.taps import Ledger
 from sidestep.engine.wire import WireRelay
 from sidestep.model.condition import ConditionType
+from sidestep.policy.route import Rule
 from sidestep.protocols.detection import Detected, detect
 from sidestep.proxy.credentials import Credentials
 from sidestep.proxy.handshake import DownstreamHandshake, Failure, UpstreamHandshake
 from sidestep.proxy.loop import READ, Loop
+from sidestep.proxy.messages import PortSnapshot
 from sidestep.proxy.ports import LivePort
 from sidestep.proxy.relays import relay_for
 from sidestep.proxy.stream import Stream, TlsStream
@@ -46,6 +50,9 @@ class Answers(Protocol):
 
 class Judged(Protocol):
     """The connection that is being judged."""
+
+    whole: Rule | None
+    """A global intercept whose handler stands where the app would."""
 
     def dial(self, done: Callable[[socket.socket], None]) -> None:
         """Connect to the app."""
@@ -103,12 +110,19 @@ class Bridge:
         return UpstreamHandshake(
             self._loop,
             app,
-            port=self.port.snapshot,
+            port=self._expected(),
             credentials=self._reception.credentials,
             server_name=self.server_name,
             alpn=alpn,
             done=done,
         )
+
+    def _expected(self) -> PortSnapshot:
+        """What the other end has to prove: the app as the port says, a developer's handler nothing."""
+        snapshot = self.port.snapshot
+        if self._judge.whole is None:
+            return snapshot
+        return msgspec.structs.replace(snapshot, skip_verify=True, upstream_identity="")
 
     def _upstream_done(self, stream: TlsStream | None, chosen: str | None, failure: Failure | None) -> None:
         if stream is None:
@@ -147,7 +161,7 @@ class Bridge:
             if chosen is None:
                 FirstWords(self._judge, self._loop, self, downstream, app).begin()
                 return
-            relay = relay_for(chosen, self.port, self._reception.ledger, downstream)
+            relay = relay_for(chosen, self.port, self._reception.ledger, downstream, whole=self._judge.whole)
             self._judge.run_tls(relay, downstream, app, self, protocol=chosen)
 
         DownstreamHandshake(self._loop, client, context, done=done)
@@ -205,7 +219,8 @@ class FirstWords:
             return
         if detected in (Detected.HTTP1, Detected.HTTP2):
             protocol = "h2" if detected is Detected.HTTP2 else "http/1.1"
-            self._run(relay_for(protocol, self._bridge.port, self._bridge.ledger, self._client), protocol)
+            whole = self._judge.whole
+            self._run(relay_for(protocol, self._bridge.port, self._bridge.ledger, self._client, whole=whole), protocol)
         else:
             self._wire("tls-not-http", client_ended=not data)
 

@@ -56,6 +56,37 @@ class Endpoint:
         self.names: list[tuple[str, int]] = []
 
 
+class About(Protocol):
+    """What a handler's side is told of a connection."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Its ends."""
+
+    @property
+    def tls(self) -> bool:
+        """Whether the client came over TLS, and this is what was in it."""
+
+    @property
+    def server_name(self) -> str:
+        """The client's SNI."""
+
+    @property
+    def spoken(self) -> str:
+        """The protocol."""
+
+
+class Raw:
+    """A connection of which a handler gets the bytes as they are."""
+
+    tls = False
+    server_name = ""
+    spoken = "tcp"
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+
+
 class Courier(Protocol):
     """What a conduit asks of the worker around it."""
 
@@ -63,7 +94,7 @@ class Courier(Protocol):
     taps: set[TapLeg]
     """Those of all conduits, the ended ones included."""
 
-    def open_stream(self, conduit: Conduit, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
+    def open_stream(self, about: About, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
         """Ask the daemon for a connection to the handler of `leg.rule`; returns a function that cancels."""
 
     def dial_app(self, endpoint: Endpoint, done: Done) -> Callable[[], None]:
@@ -173,6 +204,11 @@ class Conduit:
         self.tls = tls
         self.server_name = server_name
         self.app_tls = app_tls
+
+    @property
+    def spoken(self) -> str:
+        """The protocol that handlers are spoken to in."""
+        return self.relay.protocol or self.protocol
 
     def attach(self, leg: Leg, stream: Stream, *, watched: bool) -> None:
         """Give a leg its connected stream. `watched`: its descriptor is registered with the loop already."""
@@ -417,13 +453,21 @@ class Conduit:
 
         def done(stream: PlainStream | None) -> None:
             pipe.cancel = None
+            if stream is not None and self.app_tls is not None and leg is self.relay.app:
+                pipe.cancel = self.app_tls(stream.sock, secured)
+            else:
+                self._opened(pipe, stream)
+
+        def secured(stream: Stream | None) -> None:
+            pipe.cancel = None
             self._opened(pipe, stream)
 
         pipe.cancel = self.ask(leg, done)
 
     def ask(self, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
         """Ask for a connection to the handler of a leg; returns a function that cancels."""
-        return self._courier.open_stream(self, leg, done)
+        about = Raw(self.endpoint) if leg is self.relay.app else self
+        return self._courier.open_stream(about, leg, done)
 
     def tap_moved(self) -> None:
         """The relay was told something about a tap: tell the log, and see whether a wire is free of copies now."""

@@ -18,7 +18,7 @@ import socket
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from sidestep.engine.relay import Relay
+from sidestep.engine.relay import Leg, Relay, Role
 from sidestep.engine.taps import Ledger
 from sidestep.engine.wire import WireRelay
 from sidestep.model.condition import ConditionType
@@ -26,12 +26,12 @@ from sidestep.policy.route import Rule
 from sidestep.protocols import client_hello
 from sidestep.protocols.detection import Detected, detect
 from sidestep.proxy.bridge import Bridge
-from sidestep.proxy.conduit import Conduit, Courier, Endpoint
+from sidestep.proxy.conduit import Conduit, Courier, Endpoint, Raw
 from sidestep.proxy.credentials import Credentials
 from sidestep.proxy.handshake import Failure
 from sidestep.proxy.loop import READ, Loop, Timer
 from sidestep.proxy.ports import LivePort
-from sidestep.proxy.relays import relay_for, tapped
+from sidestep.proxy.relays import relay_for, tapped, whole_rule
 from sidestep.proxy.stream import PlainStream, TlsStream, reset
 
 PEEK: Final = 64 * 1024
@@ -80,17 +80,15 @@ class Judge:
         self._timer: Timer | None = None
         self._lowat = 1
         self._silent = False
+        self.whole = whole_rule(port, endpoint.client)
+        """A global intercept: its handler stands where the app would."""
 
     def begin(self) -> None:
         """Look at what is there, and wait for more if need be."""
         self._loop.add(self._fd, self._client_ready, READ)
         snapshot = self._port.snapshot
-        if snapshot.global_uid and self._endpoint.client not in snapshot.pass_sources:
-            rule = Rule(snapshot.global_uid, snapshot.global_display, _never)
-            self._relay(WireRelay(rule), "tcp")
-            return
-        if snapshot.global_taps and not snapshot.rules:
-            self._relay(WireRelay(at_once=True), "tcp")
+        if not snapshot.rules and (self.whole is not None or snapshot.global_taps):
+            self._relay(WireRelay(self.whole, at_once=True), "tcp")
             return
         self._timer = self._loop.later(self._reception.detection_timeout, self._client_silent)
         self._client_ready(READ)
@@ -130,7 +128,7 @@ class Judge:
         if self._port.snapshot.tls == "always":
             self._wire("clear-on-tls-port")
         else:
-            self._relay(relay_for(protocol, self._port, self._reception.ledger), protocol)
+            self._relay(relay_for(protocol, self._port, self._reception.ledger, whole=self.whole), protocol)
 
     def _wait_for(self, count: int) -> None:
         """Wait until `count` bytes are there; the end of the stream wakes as well (socket(7), SO_RCVLOWAT)."""
@@ -152,6 +150,9 @@ class Judge:
         """Perhaps the app speaks first: dial it and watch both."""
         self._silent = True
         self._timer = None
+        if self.whole is not None:
+            self._wire(None)  # the handler may, and nothing is lost by not reading what this client will say
+            return
         self._dial(self._app_dialled)
 
     def _app_dialled(self, app: socket.socket) -> None:
@@ -212,7 +213,23 @@ class Judge:
             return
         if self._cancel is not None:
             self._cancel()
-        self._dial(done)
+        if self.whole is not None:
+            self._ask_handler(self.whole, done)
+        else:
+            self._dial(done)
+
+    def _ask_handler(self, whole: Rule, done: Callable[[socket.socket], None]) -> None:
+        """As `_dial`, for the handler in the app's place; without it the app is there."""
+
+        def finished(stream: PlainStream | None) -> None:
+            self._cancel = None
+            if stream is not None:
+                done(stream.sock)
+            else:
+                self.whole = None
+                self._dial(done)
+
+        self._cancel = self._reception.open_stream(Raw(self._endpoint), Leg(Role.HANDLER, whole), finished)
 
     def _dial(self, done: Callable[[socket.socket], None]) -> None:
         def finished(sock: socket.socket | None, error: OSError | None) -> None:
@@ -241,7 +258,7 @@ class Judge:
             self._port.counters["closed_unread"] += 1
             self.abandon()
             return
-        relay = WireRelay()
+        relay = WireRelay(self.whole)
         relay.anomaly = anomaly
         self._relay(relay, "tcp")
 
@@ -335,8 +352,3 @@ class Judge:
         self._sock = self._app = None
         self._reception.gone(self._endpoint)
         self._reception.judged_away(self)
-
-
-def _never(method: bytes, path: bytes, fields: object) -> bool:
-    del method, path, fields
-    return False

@@ -24,8 +24,20 @@ from sidestep.proxy.stream import TlsStream
 H2: Final = "h2"
 
 
-def relay_for(protocol: str, port: LivePort, ledger: Ledger, client: TlsStream | None = None) -> Relay:
-    """The engine for `protocol` (an ALPN name). `client`: the stream of a client that came over TLS."""
+def relay_for(
+    protocol: str, port: LivePort, ledger: Ledger, client: TlsStream | None = None, *, whole: Rule | None = None
+) -> Relay:
+    """The engine for `protocol` (an ALPN name).
+
+    `client` is the stream of a client that came over TLS, `whole` a global intercept that takes every request.
+    """
+    relay = _engine(protocol, port, ledger, client)
+    if whole is not None:
+        relay.put_in_place_of_app(whole)
+    return relay
+
+
+def _engine(protocol: str, port: LivePort, ledger: Ledger, client: TlsStream | None) -> Relay:
     tls = client is not None
     if port.snapshot.forward_client_cert:
         value = proved_by(client) if client is not None else None
@@ -43,6 +55,14 @@ def tapped(relay: Relay, port: LivePort, ledger: Ledger) -> Relay:
     if not taps:
         return relay
     return TappedRelay(relay, [Rule(uid, "", _never) for uid in taps], ledger)
+
+
+def whole_rule(port: LivePort, client: str) -> Rule | None:
+    """The global intercept that takes the connections of this client address, if there is one."""
+    snapshot = port.snapshot
+    if not snapshot.global_uid or client in snapshot.pass_sources:
+        return None
+    return Rule(snapshot.global_uid, snapshot.global_display, _never)
 
 
 def _never(method: bytes, path: bytes, fields: object) -> bool:

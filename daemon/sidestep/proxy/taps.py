@@ -21,6 +21,9 @@ from sidestep.proxy.stream import PlainStream
 
 ANSWER: Final = 10.0
 """Seconds for a handler to answer a request that was copied whole, or to end after the client did."""
+HURRY: Final = 1.0
+"""The same while more than CROWD of them are awaited: a handler that never answers is no reason to drop copies."""
+CROWD: Final = 32
 FAREWELL: Final = 10.0
 """Seconds for copies to be delivered after the end of the client's connection."""
 READS: Final = 4
@@ -54,6 +57,7 @@ class TapLeg:
         "_living",
         "_loop",
         "_mask",
+        "_relay",
         "_stream",
         "_timer",
     )
@@ -62,6 +66,7 @@ class TapLeg:
         self._loop = loop
         self._leg = leg
         self._around = around
+        self._relay = around.relay  # the one whose leg it is, even if another goes on with the connection
         self._living = living
         self._blocked = False
         self._ended = False
@@ -89,7 +94,7 @@ class TapLeg:
             self._leg.open = True
             self._mask = READ
             self._loop.add(stream.fd, self.ready, READ)
-            self._around.relay.opened(self._leg)
+            self._relay.opened(self._leg)
             self.settle()
             self._around.tap_moved()
 
@@ -111,7 +116,7 @@ class TapLeg:
         self._around.tap_moved()
 
     def _read(self, stream: PlainStream, *, hung_up: bool) -> None:
-        relay = self._around.relay
+        relay = self._relay
         for _ in range(READS):
             data = stream.read()
             if data is None:
@@ -150,7 +155,7 @@ class TapLeg:
                 return
             if leg.ending:
                 self._await(stream)
-        reads = not self._ended and self._around.relay.reads(leg)
+        reads = not self._ended and self._relay.reads(leg)
         mask = (READ if reads else 0) | (WRITE if leg.out else 0)
         if mask != self._mask:
             self._mask = mask
@@ -169,7 +174,7 @@ class TapLeg:
                 return False
             del out[:count]
             if not out:
-                self._around.relay.drained(leg)
+                self._relay.drained(leg)
         return True
 
     def _await(self, stream: PlainStream) -> None:
@@ -177,7 +182,7 @@ class TapLeg:
             self._finished = True
             stream.finish(notify=True)
         if self._timer is None:
-            self._timer = self._loop.later(ANSWER, self.give_up)
+            self._timer = self._loop.later(HURRY if len(self._living) > CROWD else ANSWER, self.give_up)
 
     def farewell(self) -> None:
         """The client's connection is over."""
@@ -205,7 +210,7 @@ class TapLeg:
 
     def _tell_lost(self) -> None:
         self._die(orderly=False)
-        self._around.relay.lost(self._leg)
+        self._relay.lost(self._leg)
 
     def _die(self, *, orderly: bool) -> None:
         self._living.discard(self)

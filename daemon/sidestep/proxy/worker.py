@@ -31,7 +31,7 @@ from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError, SidestepError
 from sidestep.proxy import messages
 from sidestep.proxy.acceptor import Acceptor
-from sidestep.proxy.conduit import Conduit, Endpoint
+from sidestep.proxy.conduit import About, Conduit, Endpoint
 from sidestep.proxy.control import ChannelClosed, ControlChannel
 from sidestep.proxy.credentials import Credentials
 from sidestep.proxy.datagrams import Datagrams, Key
@@ -383,16 +383,16 @@ class Worker:
 
     # --- streams to handlers ----------------------------------------------------------------------------------------
 
-    def open_stream(self, conduit: Conduit, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
+    def open_stream(self, about: About, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
         """Ask the daemon for a connection to the handler of `leg.rule`."""
-        endpoint = conduit.endpoint
+        endpoint = about.endpoint
         return self._ask(
             done,
             uid=leg.rule.uid if leg.rule is not None else "",
             port=endpoint.port,
-            protocol=conduit.relay.protocol or conduit.protocol,
-            tls=conduit.tls,
-            server_name=conduit.server_name,
+            protocol=about.spoken,
+            tls=about.tls,
+            server_name=about.server_name,
             client=(endpoint.client, endpoint.client_port),
         )
 
