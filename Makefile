@@ -42,6 +42,10 @@ demo: setup ## Tell the story once: a real nginx, a real handler, every promise 
 test: setup ## Run every test, privileged ones included (needs root)
 	@$(BIN)/python -m pytest -q
 
+.PHONY: soak
+soak: setup ## Half an hour of traffic while everything of ours is killed in turn (needs root)
+	@$(BIN)/python -m tests.soak
+
 .PHONY: e2e
 e2e: DEBIAN += $(DEBIAN_E2E)
 e2e: setup ## Test on a real Kubernetes node, built from Debian's sources and booted in namespaces (needs root)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.harness.authority import Certificate
 from tests.harness.http1 import Message
+from tests.harness.http2 import any_app
 from tests.harness.peers import Connection, Server, answer, server_context
 
 
@@ -32,12 +33,16 @@ def main() -> None:
     options.add_argument("--tls", type=Path, help="folder with tls.crt and tls.key")
     options.add_argument("--port", type=int, default=0)
     options.add_argument("--name", default="handler")
+    options.add_argument("--any", action="store_true", help="speak HTTP/2 too, and print no requests")
     words = options.parse_args()
     context = None
     if words.tls is not None:
         chain, key = (words.tls / "tls.crt").read_bytes(), (words.tls / "tls.key").read_bytes()
-        context = server_context(Certificate(chain=chain, key=key, ca=b"", serial=0))
-    with Server(serve, name=words.name, port=words.port, tls=context) as server:
+        alpn = ("h2", "http/1.1") if words.any else ("http/1.1",)
+        context = server_context(Certificate(chain=chain, key=key, ca=b"", serial=0), alpn=alpn)
+    with Server(
+        any_app if words.any else serve, record=not words.any, name=words.name, port=words.port, tls=context
+    ) as server:
         print(server.port, flush=True)
         threading.Event().wait()
 

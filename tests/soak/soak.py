@@ -1,0 +1,239 @@
+"""The soak: traffic all the time, a fault every few seconds, an account at the end.
+
+First half: pod proxy, handler and command line are killed; the daemon lives, and must then be where it was: threads,
+descriptors, memory. Second half: the daemon, too, is killed, stopped, replaced. A fault opens a *window* that ends once
+everything is seen to work again; what overlaps no window must be flawless: nothing lost, every answer the request's
+own, every match answered by the handler. A request that does not match must never reach the handler, window or not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.harness import kernel, scene
+from tests.harness.cli import Intercept, intercept
+from tests.harness.http2 import any_app
+from tests.harness.peers import Server
+from tests.harness.processes import Process
+from tests.harness.waiting import until
+from tests.soak.traffic import Outcome, Traffic
+
+CALM = 2.0
+"""Seconds without a fault after each window."""
+RECOVERY = 30.0
+"""Seconds that a window may last."""
+MEMORY = 16 << 20
+"""Bytes by which the daemon may have grown over a half."""
+FILTER = ("--http-header", scene.DEV.replace(": ", "="))
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What must come back to where it was."""
+
+    threads: int
+    descriptors: int
+    memory: int
+    objects: tuple[int, int, int]
+    """eBPF links, programs and maps of the pod."""
+
+
+@dataclass
+class Account:
+    """What came of it."""
+
+    windows: list[tuple[float, float, str]] = field(default_factory=list)
+    faults: dict[str, int] = field(default_factory=dict)
+    outcomes: list[Outcome] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def excused(self, outcome: Outcome) -> bool:
+        """Whether a request overlaps a window."""
+        return any(outcome.began <= end and outcome.ended >= start for start, end, _ in self.windows)
+
+    def judge(self) -> None:
+        """Find what is not excused."""
+        for each in self.outcomes:
+            misrouted = each.problem == "answered by 'handler'" or each.problem.startswith("another body")
+            if misrouted or ((each.problem or each.fell_back) and not self.excused(each)):
+                self.wrong.append(f"{each.kind} at {each.ended:.2f}: {each.problem or 'a match went to the app'}")
+
+    def text(self) -> str:
+        """For people."""
+        kinds = {kind: sum(each.kind == kind for each in self.outcomes) for kind in {e.kind for e in self.outcomes}}
+        shown = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        faults = ", ".join(f"{count} x {name}" for name, count in sorted(self.faults.items()))
+        inside = sum(bool(each.problem) for each in self.outcomes if self.excused(each))
+        lines = [f"{len(self.outcomes)} requests ({shown})", f"{faults}; {inside} requests broke within their windows"]
+        lines += [f"{start:.2f}-{end:.2f} {name}" for start, end, name in self.windows] if self.wrong else []
+        return "\n".join([*lines, *self.wrong[:50]])
+
+
+class Soak:
+    """One run on a scene."""
+
+    def __init__(self, shop: scene.Shop, *, chance: random.Random) -> None:
+        self.shop = shop
+        self.account = Account()
+        self._chance = chance
+        self._handlers: dict[int, Process] = {}
+        self._ports: dict[int, int] = {}
+        self._intercepts: dict[int, Intercept] = {}
+        self._stack = contextlib.ExitStack()
+        self._certificate = shop.app_certificate.write(shop.folder / "soak-handler")
+
+    def run(self, seconds: float) -> Account:
+        """All of it. Raises DeadlineError when something does not come back."""
+        with self._stack:
+            self._begin()
+            self._phase(seconds / 2, {"proxy": self._kill_proxy, "handler": self._kill_handler, "CLI": self._kill_cli})
+            daemon = {"daemon": self._kill_daemon, "restart": self._restart, "upgrade": self._upgrade}
+            self._phase(seconds / 2, {**daemon, "proxy": self._kill_proxy}, same_daemon=False)
+        self.account.judge()
+        return self.account
+
+    def _begin(self) -> None:
+        shop = self.shop
+        options = {"netns": shop.space.pod, "address": "::", "dual_stack": True, "record": False}
+        tls = shop.app_tls(alpn=("h2", "http/1.1"))
+        self._stack.enter_context(Server(any_app, port=scene.TLS_PORT, tls=tls, **options))  # type: ignore[arg-type]
+        self._stack.enter_context(Server(any_app, port=scene.PLAIN_PORT, **options))  # type: ignore[arg-type]
+        for port in (scene.TLS_PORT, scene.PLAIN_PORT):
+            self._start_handler(port)
+            self._start_cli(port)
+
+    def _phase(self, seconds: float, faults: dict[str, Callable[[], None]], *, same_daemon: bool = True) -> None:
+        self._settled()
+        before = self._levels()
+        end = time.monotonic() + seconds
+        with Traffic(self.shop) as traffic:
+            order: list[str] = []
+            time.sleep(CALM)  # ordinary use, not a condition
+            while time.monotonic() < end:
+                order = order or self._chance.sample(sorted(faults), len(faults))
+                self._fault(order.pop(), faults)
+        self.account.outcomes += traffic.outcomes
+        self._settled()
+        if same_daemon:
+            until(lambda: not self._grown(before), within=60, what=lambda: f"levels as before: {self._grown(before)}")
+        else:
+            until(lambda: self._levels().objects == before.objects, within=60, what="as many eBPF objects as before")
+
+    def _fault(self, name: str, faults: dict[str, Callable[[], None]]) -> None:
+        start = time.monotonic()
+        faults[name]()
+        self._settled()
+        self.account.windows.append((start, time.monotonic(), name))
+        self.account.faults[name] = self.account.faults.get(name, 0) + 1
+        time.sleep(CALM * (0.5 + self._chance.random()))  # ordinary use, not a condition
+
+    def _settled(self) -> None:
+        """Everything works: matches reach the handlers on both ports, the rest the app."""
+
+        def works() -> bool:
+            for port in (scene.TLS_PORT, scene.PLAIN_PORT):
+                if self.shop.get("/", scene.DEV, port=port).served_by != "handler":
+                    return False
+                if self.shop.get("/", port=port).served_by != "app":
+                    return False
+            return True
+
+        until(works, within=RECOVERY, what="everything to work again", every=0.1)
+
+    def _levels(self) -> Levels:
+        pid = self.shop.node.pid
+        status = dict(
+            line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line
+        )
+        hung = kernel.steering(self.shop.space.pod)
+        return Levels(
+            threads=int(status["Threads"]),
+            descriptors=len(list(Path(f"/proc/{pid}/fd").iterdir())),
+            memory=int(status["VmRSS"].split()[0]) * 1024,
+            objects=(len(hung.links), len(hung.programs), len(hung.maps)),
+        )
+
+    def _grown(self, before: Levels) -> str:
+        """What is not back; empty when all is."""
+        now = self._levels()
+        fine = (
+            now.threads <= before.threads + 2  # the executor's, made on demand up to a bound and kept
+            and now.descriptors <= before.descriptors + 2
+            and now.memory <= before.memory + MEMORY
+            and now.objects == before.objects
+        )
+        return "" if fine else f"{before} -> {now}"
+
+    # --- faults -----------------------------------------------------------------------------------------------------
+
+    def _start_handler(self, port: int) -> None:
+        words = ["--any", "--port", str(self._ports.get(port, 0))]
+        if port == scene.TLS_PORT:
+            words += ["--tls", str(self._certificate)]
+        folder = self.shop.folder
+        number = len(list(folder.glob("soak-handler-*.out")))
+        log, out = folder / f"soak-handler-{number}.log", folder / f"soak-handler-{number}.out"
+        process = self._stack.enter_context(
+            Process([sys.executable, "-m", "tests.harness.handler", *words], log=log, stdout=out)
+        )
+        until(process.output, within=20, what=lambda: f"the handler to listen {process.text()}")
+        self._ports[port] = int(process.output().split()[0])
+        self._handlers[port] = process
+
+    def _start_cli(self, port: int) -> None:
+        words = ["--port", f"{self._ports[port]}:{port}", *FILTER]
+        if port == scene.PLAIN_PORT:
+            words.append("--plaintext")
+        self._intercepts[port] = self._stack.enter_context(intercept(self.shop.node, "orders", *words, pods=None))
+        self._intercepts[port].wait_active(within=20)
+
+    def _kill_proxy(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.shop.proxy(), signal.SIGKILL)
+
+    def _kill_handler(self) -> None:
+        port = self._chance.choice((scene.TLS_PORT, scene.PLAIN_PORT))
+        self._handlers[port].kill()
+        self._start_handler(port)
+
+    def _kill_cli(self) -> None:
+        port = self._chance.choice((scene.TLS_PORT, scene.PLAIN_PORT))
+        self._intercepts[port].process.kill()
+        self._start_cli(port)
+
+    def _kill_daemon(self) -> None:
+        self.shop.node.kill()
+        self.shop.node.start()
+
+    def _restart(self) -> None:
+        assert self.shop.node.process is not None
+        self.shop.node.family()
+        self.shop.node.process.signal(signal.SIGTERM)
+        self.shop.node.process.wait(60)
+        self.shop.node.start()
+
+    def _upgrade(self) -> None:
+        self.shop.node.upgrade().wait(60)
+
+
+@contextlib.contextmanager
+def soaking(folder: Path, *, seed: int) -> Iterator[Soak]:
+    """A soak on a scene of its own, whose remains are looked for at the end."""
+    with scene.shop(folder, start=False) as shop:
+        annotations = {"sidestep.dev/drain-timeout": "5s"}
+        metadata = {"name": "here", "annotations": annotations}
+        shop.node.write("node.yaml", {"apiVersion": "v1", "kind": "Node", "metadata": metadata})
+        shop.node.start()
+        yield Soak(shop, chance=random.Random(seed))
+        hung, family = kernel.steering(shop.space.pod), shop.node.family()
+        shop.node.stop()
+        until(lambda: not hung.left(), within=10, what=lambda: f"the eBPF objects to go: {hung.left()}")
+        until(lambda: not (shop.node.family() | family) & set(shop.space.pod.processes()), within=10, what="processes")

@@ -1,0 +1,173 @@
+"""Callers of four kinds; each request carries what only its own answer can contain, and what became of it is kept.
+
+A connection serves a few requests and is then replaced, so that what a kill did to connections that were open is over
+soon after it. An outcome therefore covers the time from the beginning of its connection to the end of its request.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import h2.exceptions
+
+from tests.harness import scene
+from tests.harness.http1 import ClosedError
+from tests.harness.http2 import Http2Client
+from tests.harness.nginx import client_context
+from tests.harness.peers import Client
+
+REQUESTS = 10
+"""Requests of one connection."""
+PATIENCE = 15.0
+"""Seconds that a client waits for anything."""
+
+BROKEN = (ClosedError, OSError, ssl.SSLError, h2.exceptions.H2Error, ValueError, IndexError, KeyError, AssertionError)
+"""What a client sees whose connection is broken in whatever state; the last ones are answers that are no HTTP."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One request: when (monotonic), of which kind, and what was wrong with it; `problem` is empty when nothing was.
+
+    `fell_back`: it matched, and the app (or a 502) answered in place of the handler.
+    """
+
+    began: float
+    ended: float
+    kind: str
+    problem: str = ""
+    fell_back: bool = False
+
+
+class Traffic:
+    """All callers; a context manager."""
+
+    def __init__(self, shop: scene.Shop) -> None:
+        self.shop = shop
+        self.outcomes: list[Outcome] = []
+        self._end = threading.Event()
+        self._numbers = itertools.count()
+        kinds: dict[str, Callable[[float], None]] = {
+            "h1": self._h1_clear,
+            "h1 tls": self._h1_tls,
+            "h2": self._h2_clear,
+            "h2 tls": self._h2_tls,
+            "upgrade": self._upgrade,
+        }
+        self._threads = [
+            threading.Thread(target=self._run, args=(kind, call), name=kind) for kind, call in kinds.items()
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join(2 * PATIENCE)
+
+    def _run(self, kind: str, call: Callable[[float], None]) -> None:
+        while not self._end.is_set():
+            began = time.monotonic()
+            try:
+                call(began)
+            except BROKEN as error:
+                self.outcomes.append(Outcome(began, time.monotonic(), kind, f"lost: {error!r}"))
+                self._end.wait(0.05)
+
+    def _done(self, began: float, kind: str, marked: bool, served_by: str, same: bool) -> None:
+        problem = ""
+        if not same:
+            problem = f"another body than the one sent, from {served_by!r}"
+        elif served_by not in ("app", "handler") or (served_by == "handler" and not marked):
+            problem = f"answered by {served_by!r}"
+        fell_back = marked and served_by == "app"
+        self.outcomes.append(Outcome(began, time.monotonic(), kind, problem, fell_back))
+
+    def _wish(self) -> tuple[bool, bytes]:
+        """Whether the next request is to match, and its body: unlike any other."""
+        body = b"%d " % next(self._numbers) + os.urandom(random.choice((4, 400, 40_000))).hex().encode()
+        return random.random() < 0.5, body
+
+    def _h1(self, began: float, port: int, kind: str) -> None:
+        with self.shop.client(port=port, record=False) as client:
+            client.sock.settimeout(PATIENCE)
+            for _ in range(REQUESTS):
+                self._post(began, client, kind)
+
+    def _post(self, began: float, client: Client, kind: str) -> None:
+        marked, body = self._wish()
+        lines = ["POST /echo HTTP/1.1", "Host: a", f"Content-Length: {len(body)}", *([scene.DEV] if marked else [])]
+        answer = client.request("\r\n".join([*lines, "", ""]).encode() + body, method="POST")
+        if answer.status == 502:
+            self.outcomes.append(Outcome(began, time.monotonic(), kind, fell_back=True))
+        else:
+            self._done(began, kind, marked, answer.header("x-served-by"), answer.body == body)
+
+    def _h1_clear(self, began: float) -> None:
+        self._h1(began, scene.PLAIN_PORT, "h1")
+
+    def _h1_tls(self, began: float) -> None:
+        self._h1(began, scene.TLS_PORT, "h1 tls")
+
+    def _connect(self, port: int) -> socket.socket:
+        address = self.shop.space.ip, port
+        sock = self.shop.space.client.call(lambda: socket.create_connection(address, PATIENCE))
+        sock.settimeout(PATIENCE)
+        return sock
+
+    def _h2(self, began: float, sock: socket.socket, kind: str) -> None:
+        with sock:
+            client = Http2Client(sock)
+            for _ in range(REQUESTS):
+                marked, body = self._wish()
+                fields = [tuple(scene.DEV.split(": "))] if marked else []
+                answer = client.request("/echo", *fields, body=body)
+                if answer.reset is not None:
+                    raise ClosedError(f"reset with {answer.reset}")
+                if answer.headers.get(":status") == "502":
+                    self.outcomes.append(Outcome(began, time.monotonic(), kind, fell_back=True))
+                else:
+                    self._done(began, kind, marked, answer.served_by, bytes(answer.body) == body)
+
+    def _h2_clear(self, began: float) -> None:
+        self._h2(began, self._connect(scene.PLAIN_PORT), "h2")
+
+    def _h2_tls(self, began: float) -> None:
+        sock = self._connect(scene.TLS_PORT)
+        context = client_context(self.shop.authority.pem, alpn=["h2"])
+        try:
+            secure = context.wrap_socket(sock, server_hostname=scene.HOST)
+        except BaseException:
+            sock.close()
+            raise
+        self._h2(began, secure, "h2 tls")
+
+    def _upgrade(self, began: float) -> None:
+        """A connection that leaves HTTP, as a WebSocket does: everything comes back in upper case."""
+        with self.shop.client(port=scene.PLAIN_PORT, record=False) as client:
+            client.sock.settimeout(PATIENCE)
+            marked, _ = self._wish()
+            lines = ["GET /ws HTTP/1.1", "Host: a", "Connection: Upgrade", "Upgrade: websocket"]
+            lines += [scene.DEV] if marked else []
+            client.send("\r\n".join([*lines, "", ""]).encode())
+            head = client.reader.until(b"\r\n\r\n")
+            if head.startswith(b"HTTP/1.1 502 "):
+                self.outcomes.append(Outcome(began, time.monotonic(), "upgrade", fell_back=True))
+                return
+            served_by = client.reader.until(b" ready\n").removesuffix(b" ready\n").decode()
+            for _ in range(REQUESTS):
+                text = b"message %d\n" % next(self._numbers)
+                client.send(text)
+                self._done(began, "upgrade", marked, served_by, client.reader.until(b"\n") == text.upper())

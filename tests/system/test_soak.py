@@ -1,0 +1,21 @@
+"""Two minutes of the soak; `make soak` runs half an hour of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.soak.soak import soaking
+
+SECONDS = 100.0
+"""Of traffic with faults; beginning, end and recoveries make two minutes of it."""
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(400)
+def test_nothing_is_lost_and_nothing_is_left(tmp_path):
+    with soaking(tmp_path, seed=4) as soak:
+        account = soak.run(SECONDS)
+    print(account.text())
+    assert not account.wrong, account.text()
+    assert set(account.faults) == {"proxy", "handler", "CLI", "daemon", "restart", "upgrade"}
+    assert len(account.outcomes) > 1000
