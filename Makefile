@@ -77,7 +77,7 @@ fuzz: $(VENV)/.stamp ## Let the randomised tests of parsers and relays look fift
 .PHONY: bench
 bench: DEBIAN += $(DEBIAN_BENCH)
 bench: setup ## Compare with haproxy and Go, about 6 minutes; each figure beside its budget
-	@$(BIN)/python -m tests.bench
+	@mkdir -p build && $(BIN)/python -m tests.bench --json build/bench.json --chart build/bench.svg
 
 .PHONY: bench-quick
 bench-quick: DEBIAN += $(DEBIAN_BENCH)

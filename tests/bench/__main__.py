@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 
 from tests.bench.arena import arena
 from tests.bench.extras import Figure, first_diverted, hundred_pods, latency, memory
+from tests.bench.report import chart, write_json
 from tests.bench.rows import Measured, connection_row, cpu_rows, diverted_row, go_rows, measure, wire_row
 
 
@@ -20,6 +20,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=0, help="interleaved pairs per row (default 10, quick: 3)")
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--chart", type=Path, help="draw the ratios into this SVG file")
     options = parser.parse_args()
     pairs = options.pairs or (3 if options.quick else 10)
     rows = cpu_rows(seconds=1)
@@ -46,12 +47,9 @@ def main() -> int:
     for line in (*measured, *extras):
         print(line.line())
     if options.json is not None:
-        options.json.write_text(
-            json.dumps(
-                [{"row": m.row.name, "ratio": m.median, "ratios": m.ratios, "budget": m.row.budget} for m in measured]
-                + [{"row": f.name, "value": f.value, "unit": f.unit, "budget": f.budget} for f in extras]
-            )
-        )
+        write_json(options.json, measured, extras)
+    if options.chart is not None:
+        options.chart.write_text(chart(measured))
     met = [*(figures.median <= figures.row.budget for figures in measured), *(figure.ok for figure in extras)]
     return 0 if all(met) else 1
 

@@ -1,0 +1,60 @@
+"""The figures as JSON and as a chart (SVG): each ratio as a bar, its budget as a line across it."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+
+from tests.bench.extras import Figure
+from tests.bench.rows import Measured
+
+_ROW, _LEFT, _WIDTH, _SCALE = 26, 330, 760, 1.6
+
+
+def write_json(path: Path, measured: list[Measured], extras: list[Figure]) -> None:
+    """All figures with their budgets."""
+    rows = [
+        {
+            "row": each.row.name,
+            "peer": each.row.peer,
+            "ratio": round(each.median, 3),
+            "ratios": [round(ratio, 3) for ratio in each.ratios],
+            "budget": each.row.budget,
+            "rates": [[round(rate) for rate in pair] for pair in each.rates],
+        }
+        for each in measured
+    ]
+    figures = [
+        {"row": each.name, "value": round(each.value, 3), "unit": each.unit, "budget": each.budget} for each in extras
+    ]
+    path.write_text(json.dumps({"ratios": rows, "figures": figures}, indent=2) + "\n")
+
+
+def chart(measured: list[Measured]) -> str:
+    """CPU ratios to the peer; less is better."""
+    height = _ROW * len(measured) + 60
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH + 40}" height="{height}" '
+        'font-family="sans-serif" font-size="13">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        '<text x="12" y="22" font-weight="bold">CPU of the pod proxy as a ratio to the peer (1.0 = the same)</text>',
+    ]
+    for index, each in enumerate(measured):
+        top = 38 + index * _ROW
+        low, high, median = min(each.ratios), max(each.ratios), each.median
+        colour = "#2e7d32" if median <= each.row.budget else "#c62828"
+        lines += [
+            f'<text x="12" y="{top + 14}">{escape(each.row.name)}</text>',
+            f'<rect x="{_LEFT}" y="{top + 3}" width="{_at(median) - _LEFT:.1f}" height="14" fill="{colour}"/>',
+            f'<line x1="{_at(low):.1f}" x2="{_at(high):.1f}" y1="{top + 10}" y2="{top + 10}" stroke="#222"/>',
+            f'<line x1="{_at(each.row.budget):.1f}" x2="{_at(each.row.budget):.1f}" y1="{top}" y2="{top + 20}" '
+            'stroke="#555" stroke-dasharray="3,2"/>',
+            f'<text x="{_WIDTH - 20}" y="{top + 14}">{median:.2f}</text>',
+        ]
+    lines.append(f'<text x="12" y="{height - 10}" fill="#555">bar: median; line: min to max; dashes: budget</text>')
+    return "\n".join([*lines, "</svg>"]) + "\n"
+
+
+def _at(ratio: float) -> float:
+    return _LEFT + min(ratio, _SCALE) / _SCALE * (_WIDTH - _LEFT - 60)
