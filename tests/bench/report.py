@@ -35,8 +35,10 @@ def chart(measured: list[Measured]) -> str:
     """CPU ratios to the peer; less is better."""
     height = _ROW * len(measured) + 60
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH + 40}" height="{height}" '
-        'font-family="sans-serif" font-size="13">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH + 40}" height="{height}" '
+            'font-family="sans-serif" font-size="13">'
+        ),
         '<rect width="100%" height="100%" fill="white"/>',
         '<text x="12" y="22" font-weight="bold">CPU of the pod proxy as a ratio to the peer (1.0 = the same)</text>',
     ]
@@ -48,8 +50,10 @@ def chart(measured: list[Measured]) -> str:
             f'<text x="12" y="{top + 14}">{escape(each.row.name)}</text>',
             f'<rect x="{_LEFT}" y="{top + 3}" width="{_at(median) - _LEFT:.1f}" height="14" fill="{colour}"/>',
             f'<line x1="{_at(low):.1f}" x2="{_at(high):.1f}" y1="{top + 10}" y2="{top + 10}" stroke="#222"/>',
-            f'<line x1="{_at(each.row.budget):.1f}" x2="{_at(each.row.budget):.1f}" y1="{top}" y2="{top + 20}" '
-            'stroke="#555" stroke-dasharray="3,2"/>',
+            (
+                f'<line x1="{_at(each.row.budget):.1f}" x2="{_at(each.row.budget):.1f}" y1="{top}" y2="{top + 20}" '
+                'stroke="#555" stroke-dasharray="3,2"/>'
+            ),
             f'<text x="{_WIDTH - 20}" y="{top + 14}">{median:.2f}</text>',
         ]
     lines.append(f'<text x="12" y="{height - 10}" fill="#555">bar: median; line: min to max; dashes: budget</text>')
