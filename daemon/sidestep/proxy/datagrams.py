@@ -35,6 +35,11 @@ that returns is opened again at once, so less state is kept here)."""
 SWEEP: Final = 5.0
 HELD: Final = 256 * 1024
 """Bytes that may wait for a flow's stream."""
+HELD_TOGETHER: Final = 16 * 1024 * 1024
+"""Bytes that may wait for all streams; anybody can send from many addresses."""
+MAX_OPENING: Final = 256
+"""Flows whose stream was asked for and has not come yet. Beyond that it is a flood, not a crowd: its new flows are
+dropped, so that it neither drowns the daemon in questions nor pushes out the flows that live."""
 MAX_FLOWS: Final = 4096
 """Flows of one pod; the one that was silent for longest makes room."""
 BURST: Final = 64
@@ -77,10 +82,12 @@ class _Flow:
 
     def begin(self, ask: Ask) -> None:
         """Ask for the stream."""
+        self._datagrams.opening += 1
         self._cancel = ask(self.key, self._opened)
 
     def _opened(self, stream: PlainStream | None) -> None:
         self._cancel = None
+        self._datagrams.opening -= 1
         if stream is None:
             self._datagrams.counters["datagrams_refused"] += 1
             self.end()
@@ -92,12 +99,13 @@ class _Flow:
     def send(self, payload: bytes) -> None:
         """Carry a datagram to the handler, or drop it."""
         self.seen = self._loop.now
-        if self._queued > HELD:
+        if self._queued > HELD or self._datagrams.held > HELD_TOGETHER:
             self._datagrams.counters["datagrams_dropped"] += 1
             return
         capsule = capsules.encode(payload)
         self._out.append(capsule)
         self._queued += len(capsule)
+        self._datagrams.held += len(capsule)
         if self._stream is not None and len(self._out) == 1:
             self._flush()
 
@@ -110,6 +118,7 @@ class _Flow:
                 data = b"".join(self._out)
                 taken = stream.write(data)
                 self._queued -= taken
+                self._datagrams.held -= taken
                 self._out = [data[taken:]] if taken < len(data) else []
         except OSError:
             self.end()
@@ -144,7 +153,11 @@ class _Flow:
         """Close the stream and be forgotten. Ending twice is the same as once."""
         if self._cancel is not None:
             cancel, self._cancel = self._cancel, None
+            self._datagrams.opening -= 1
             cancel()
+        self._datagrams.held -= self._queued
+        self._queued = 0
+        self._out.clear()
         stream, self._stream = self._stream, None
         if stream is not None:
             self._loop.remove(stream.fd)
@@ -162,6 +175,10 @@ class Datagrams:
     def __init__(self, loop: Loop, ask: Ask) -> None:
         self.loop = loop
         self.counters: Counter[str] = Counter()
+        self.held = 0
+        """Bytes that wait in all flows."""
+        self.opening = 0
+        """Flows that have no stream yet."""
         self._ask = ask
         self._ports: dict[int, PortSnapshot] = {}
         self._sockets: dict[tuple[int, str], _Socket] = {}
@@ -225,7 +242,7 @@ class Datagrams:
                 continue
             self.counters["datagrams_in"] += 1
             key = (port.global_uid, entry.port, plain_address(peer[0]), peer[1], local)
-            self._flow(key, answers=True).send(data)
+            self._carry(key, data, answers=True)
 
     def _tapped(self, entry: _Socket) -> None:
         """Copies of datagrams to a tapped port."""
@@ -245,11 +262,14 @@ class Datagrams:
                 continue  # said inside the pod
             for uid in port.global_taps:
                 self.counters["datagrams_copied"] += 1
-                self._flow((uid, entry.port, client, client_port, local), answers=False).send(payload)
+                self._carry((uid, entry.port, client, client_port, local), payload, answers=False)
 
-    def _flow(self, key: Key, *, answers: bool) -> _Flow:
+    def _carry(self, key: Key, payload: bytes, *, answers: bool) -> None:
         flow = self._flows.get(key)
         if flow is None:
+            if self.opening >= MAX_OPENING:
+                self.counters["datagrams_dropped"] += 1
+                return
             if len(self._flows) >= MAX_FLOWS:
                 next(iter(self._flows.values())).end()
             flow = self._flows[key] = _Flow(self, key, answers=answers)
@@ -259,7 +279,7 @@ class Datagrams:
                 self._sweeping = True
                 self.loop.later(SWEEP, self._sweep)
         self._flows.move_to_end(key)
-        return flow
+        flow.send(payload)
 
     def _sweep(self) -> None:
         for flow in [flow for flow in self._flows.values() if self.loop.now - flow.seen > IDLE]:
