@@ -151,6 +151,11 @@ class Bridge:
             return
         self._greet(client, context, stream, chosen)
 
+    def cancel(self) -> None:
+        """The client is gone: give up the handshake with the app, if it goes on. `end_to_end` is not called."""
+        if self._upstream is not None:
+            self._upstream.cancel()
+
     def _greet(self, client: socket.socket, context: ssl.SSLContext, app: TlsStream, chosen: str | None) -> None:
         def done(downstream: TlsStream | None) -> None:
             if downstream is None:
@@ -200,7 +205,7 @@ class FirstWords:
         self._loop.rebind(self._client.fd, self._client_ready, READ)
         self._loop.add(self._app.fd, self._app_ready, READ)
         if self._app.early:
-            self._app_ready(READ)
+            self._wire("tls-server-first")
         else:
             self._client_ready(READ)
 
@@ -222,7 +227,7 @@ class FirstWords:
             whole = self._judge.whole
             self._run(relay_for(protocol, self._bridge.port, self._bridge.ledger, self._client, whole=whole), protocol)
         else:
-            self._wire("tls-not-http", client_ended=not data)
+            self._wire("tls-not-http")
 
     def _app_ready(self, mask: int) -> None:
         """The app's descriptor is readable after every TLS 1.3 handshake: session tickets are no words of the app."""
@@ -233,22 +238,17 @@ class FirstWords:
             self.abandon()
             return
         if data is not None:
-            self._wire("tls-server-first", app_words=data)
+            self._app.early = data
+            self._wire("tls-server-first")
 
-    def _wire(self, anomaly: str, *, client_ended: bool = False, app_words: bytes | None = None) -> None:
+    def _wire(self, anomaly: str) -> None:
+        """Go on as a wire. An end that was read here is found again there, after the words."""
         if self._bridge.port.snapshot.forward_client_cert:
             self._bridge.port.counters["closed_unread"] += 1
             self.abandon()
             return
         relay = WireRelay()
         relay.anomaly = anomaly
-        relay.app.open = True
-        if client_ended:
-            relay.receive_eof(relay.client)
-        if app_words:
-            relay.receive(relay.app, app_words)
-        elif app_words is not None:
-            relay.receive_eof(relay.app)
         self._run(relay, "tcp")
 
     def _run(self, relay: Relay, protocol: str) -> None:

@@ -29,7 +29,7 @@ from sidestep.proxy.bridge import Bridge
 from sidestep.proxy.conduit import Conduit, Courier, Endpoint, Raw
 from sidestep.proxy.credentials import Credentials
 from sidestep.proxy.handshake import Failure
-from sidestep.proxy.loop import READ, Loop, Timer
+from sidestep.proxy.loop import BROKEN, READ, Loop, Timer
 from sidestep.proxy.ports import LivePort
 from sidestep.proxy.relays import relay_for, tapped, whole_rule
 from sidestep.proxy.stream import PlainStream, TlsStream, reset
@@ -80,6 +80,7 @@ class Judge:
         self._timer: Timer | None = None
         self._lowat = 1
         self._silent = False
+        self._bridge: Bridge | None = None
         self.whole = whole_rule(port, endpoint.client)
         """A global intercept: its handler stands where the app would."""
 
@@ -96,9 +97,12 @@ class Judge:
     # --- first bytes ------------------------------------------------------------------------------------------------
 
     def _client_ready(self, mask: int) -> None:
-        del mask
         sock = self._sock
         if sock is None:
+            return
+        if self._bridge is not None:
+            if mask & BROKEN:  # what it had said can still be read, but may not be judged twice
+                self.abandon()
             return
         try:
             data = sock.recv(PEEK, socket.MSG_PEEK)
@@ -107,13 +111,12 @@ class Judge:
         except OSError:
             self.abandon()
             return
-        if not data or len(data) >= PEEK:
-            # The client finished without a word, or sends more than any first message holds.
-            self._wire("silent-client" if not data else "unjudged")
+        if not data:
+            self._wire("silent-client")
             return
         detected = detect(data)
         if detected is Detected.MORE:
-            self._wait_for(len(data) + 1)
+            self._wait_for(len(data), 1)
         elif detected is Detected.TLS:
             self._reception.seen(self._port, self._endpoint, tls=True)
             self._hello(data)
@@ -130,13 +133,20 @@ class Judge:
         else:
             self._relay(relay_for(protocol, self._port, self._reception.ledger, whole=self.whole), protocol)
 
-    def _wait_for(self, count: int) -> None:
-        """Wait until `count` bytes are there; the end of the stream wakes as well (socket(7), SO_RCVLOWAT)."""
-        if self._sock is not None and count != self._lowat:
-            if self._lowat == 1:
-                self._restart_timer(HELLO_TIMEOUT, self._incomplete)
-            self._lowat = count
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+    def _wait_for(self, have: int, more: int) -> None:
+        """Wait for `more` bytes; the end of the stream wakes as well (socket(7), SO_RCVLOWAT), and is an answer."""
+        if self._sock is None:
+            return
+        if have < self._lowat and self._lowat > 1:
+            self._incomplete()  # woken with less than was waited for: no more comes, and epoll would say so without end
+            return
+        if have >= PEEK:
+            self._wire("unjudged")  # more than any first message holds
+            return
+        if self._lowat == 1:
+            self._restart_timer(HELLO_TIMEOUT, self._incomplete)
+        self._lowat = have + more
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, self._lowat)
 
     def _incomplete(self) -> None:
         self._wire("incomplete-first-message")
@@ -175,7 +185,7 @@ class Judge:
             return
         hello = client_hello.parse(data)
         if isinstance(hello, client_hello.Incomplete):
-            self._wait_for(len(data) + max(1, hello.needed))
+            self._wait_for(len(data), max(1, hello.needed))
             return
         if isinstance(hello, client_hello.NotTls):
             self._wire("not-a-client-hello")
@@ -190,7 +200,8 @@ class Judge:
             self._wire("tls-version" if not hello.modern else "alpn-not-ascii")
         else:
             name = hello.server_name.decode("ascii") if hello.server_name is not None else None
-            Bridge(self, self._loop, self._port, self._reception, name, alpn).begin()
+            self._bridge = Bridge(self, self._loop, self._port, self._reception, name, alpn)
+            self._bridge.begin()
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:
@@ -235,7 +246,11 @@ class Judge:
         def finished(sock: socket.socket | None, error: OSError | None) -> None:
             self._cancel = None
             if sock is not None:
-                done(sock)
+                try:
+                    done(sock)
+                except Exception:
+                    self.abandon()  # who called could not end this connection
+                    raise
                 return
             if isinstance(error, ConnectionRefusedError):
                 self._reception.no_app(self._port, self._endpoint.host)
@@ -298,7 +313,11 @@ class Judge:
     def _start(self, conduit: Conduit) -> None:
         self._reception.judged_away(self)
         self._reception.opened(conduit)
-        conduit.begin()
+        try:
+            conduit.begin()
+        except Exception:
+            conduit.abandon()  # the caller is not the conduit, and could not end it
+            raise
 
     def take(self) -> socket.socket | None:
         """Hand the client's (still watched) socket to a downstream handshake."""
@@ -345,6 +364,8 @@ class Judge:
         if self._cancel is not None:
             self._cancel()
             self._cancel = None
+        if self._bridge is not None:
+            self._bridge.cancel()
         for sock in (self._sock, self._app):
             if sock is not None:
                 self._loop.remove(sock.fileno())
