@@ -223,9 +223,10 @@ class Conduit:
 
     def begin(self) -> None:
         """Take what the streams hold already and bring everything in line."""
-        pipe: _Pipe = self.relay.client.io
-        if pipe.stream is not None:
-            self.pull(pipe, pipe.stream)
+        for leg in (self.relay.client, self.relay.app):
+            pipe: _Pipe | None = leg.io
+            if pipe is not None and pipe.stream is not None and self._splicer is None:
+                self.pull(pipe, pipe.stream)
 
     def _pipe(self, leg: Leg) -> _Pipe:
         pipe = leg.io
@@ -436,7 +437,7 @@ class Conduit:
 
     def _expire(self) -> None:
         self._timer = None
-        if not self._closed:
+        if not self._closed and self._splicer is None:
             self._slow = True
             self.relay.expired(self._loop.now)
             self.settle()
@@ -506,6 +507,13 @@ class Conduit:
         pipe.cancel = self._courier.dial_app(self.endpoint, connected)
 
     def _opened(self, pipe: _Pipe, stream: Stream | None) -> None:
+        try:
+            self._join(pipe, stream)
+        except Exception:
+            self.abandon()  # who called could not end this connection
+            raise
+
+    def _join(self, pipe: _Pipe, stream: Stream | None) -> None:
         self._slow = True
         if stream is None:
             self.relay.refused(pipe.leg)
@@ -577,6 +585,11 @@ class Conduit:
                 stream.close()
             else:
                 stream.reset()
+
+    def retire(self) -> None:
+        """End an idle connection: FIN first, for a reset would be the answer to a request that is on its way."""
+        self.relay.client.end(Ending.CLOSE)
+        self.close()
 
     def close(self) -> None:
         """End everything: what the relay closed lingers, the rest is closed now."""

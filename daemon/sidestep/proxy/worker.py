@@ -441,11 +441,14 @@ class Worker:
             return
         done, timer = entry
         timer.cancel()
-        if sock is None:
-            done(None)
-            return
-        sock.setblocking(False)
-        done(HandlerStream(sock, lambda: self._reset(stream)))
+        opened = None
+        if sock is not None:
+            sock.setblocking(False)
+            opened = HandlerStream(sock, lambda: self._reset(stream))
+        try:
+            done(opened)
+        except Exception as error:  # noqa: BLE001 - it ended its own connection; the daemon's message was all right
+            self._crashed(None, error)
 
     def _reset(self, stream: int) -> None:
         self._send(messages.Reset(self._channel.next_seq(), stream))

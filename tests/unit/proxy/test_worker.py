@@ -1,0 +1,240 @@
+"""The worker with its real loop, sockets and control channel, stepped by the test; the test plays the daemon."""
+
+import contextlib
+import os
+import select
+import socket
+import ssl
+import struct
+import time
+
+import pytest
+
+from sidestep.model.condition import ConditionType
+from sidestep.proxy import datagrams, messages
+from sidestep.proxy.conduit import Endpoint
+from sidestep.proxy.control import ControlChannel
+from sidestep.proxy.datagrams import Datagrams
+from sidestep.proxy.loop import READ, Loop
+from sidestep.proxy.messages import PortSnapshot
+from sidestep.proxy.ports import LivePort
+from sidestep.proxy.worker import Worker
+from tests.harness.authority import Authority
+
+APP = Authority().issue("app.test")
+RESET = struct.pack("ii", 1, 0)
+
+
+class Scene:
+    """A worker, an app's listener, and clients that the worker is handed as if they had been accepted."""
+
+    def __init__(self, stack):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.daemon = stack.enter_context(contextlib.closing(ControlChannel(ours, receives=messages.FromProxy)))
+        self.worker = Worker(ControlChannel(theirs), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        stack.callback(self.worker._loop.close)
+        stack.callback(self.worker._drain_over)
+        self.worker._loop.add(theirs.fileno(), self.worker._control_ready, READ)
+        stack.callback(self.worker._channel.close)
+        self.app = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self.app.settimeout(5)
+        self.number = self.app.getsockname()[1]
+        self.stack = stack
+
+    def port(self, *, tls="never", **fields):
+        return LivePort(PortSnapshot(self.number, "tcp", tls, "never", (), **fields))
+
+    def client(self, port, first=b""):
+        """A client's end; `first` is there before the worker looks. Call `accept` to have it judged."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            client = self.stack.enter_context(socket.create_connection(server.getsockname()))
+            sock, address = server.accept()
+        client.settimeout(5)
+        sock.setblocking(False)
+        client.sendall(first)
+        if first:
+            select.select([sock], [], [], 5)
+        self.accept = lambda: self.worker._accepted(port, sock, Endpoint(*address, "127.0.0.1", self.number))
+        return client
+
+    def run(self, until=lambda: False, within=1.0):
+        """Step the loop until something holds; tell the processor time it took."""
+        loop = self.worker._loop
+        deadline = time.monotonic() + within
+        began = time.process_time()
+        while not until() and time.monotonic() < deadline:
+            loop.later(0.02, loop.stop)
+            loop.run()
+        return time.process_time() - began
+
+
+@pytest.fixture
+def scene():
+    with contextlib.ExitStack() as stack:
+        yield Scene(stack)
+
+
+def hello():
+    """A whole ClientHello."""
+    out = ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), out, server_hostname="app.test").do_handshake()
+    return out.read()
+
+
+@pytest.mark.parametrize("first", [b"GE", b"\x16\x03\x01"])
+def test_a_client_that_ends_within_its_first_message_costs_nothing_and_is_a_wire(scene, first):
+    client = scene.client(scene.port(), first)
+    scene.accept()
+    client.shutdown(socket.SHUT_WR)
+    scene.run(lambda: scene.worker._conduits)
+    app, _ = scene.app.accept()
+    with app:
+        assert scene.run(within=0.5) < 0.25
+        app.settimeout(5)
+        assert app.recv(10) == first
+        assert app.recv(10) == b""
+
+
+def test_a_client_that_breaks_during_the_handshake_with_the_app_is_gone(scene):
+    fd = os.memfd_create("test")
+    os.write(fd, APP.key + APP.chain)
+    scene.worker.credentials.add("identity", "identity", fd)
+    client = scene.client(scene.port(tls="always", identity="identity", skip_verify=True), hello())
+    scene.accept()
+    scene.run(lambda: select.select([scene.app], [], [], 0)[0])
+    app, _ = scene.app.accept()
+    with app:
+        scene.run(lambda: select.select([app], [], [], 0)[0])
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        client.close()
+        assert scene.run(within=0.5) < 0.25
+        assert not scene.worker._judges
+        app.settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            while app.recv(4096):
+                pass
+    assert not select.select([scene.app], [], [], 0)[0]  # and was not dialled again
+    scene.worker.credentials.keep(set())
+
+
+def test_a_first_message_with_much_behind_it_is_still_judged(scene):
+    body = bytes(200_000)
+    head = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+    client = scene.client(scene.port())
+    client.setblocking(False)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while sent < len(head + body):
+            sent += client.send((head + body)[sent:])
+    scene.accept()
+    scene.run(lambda: scene.worker._conduits)
+    (conduit,) = scene.worker._conduits
+    assert conduit.relay.anomaly is None
+
+
+def test_without_the_daemon_a_request_for_a_handler_goes_to_the_app_at_once(scene):
+    scene.daemon.close()
+    scene.run(lambda: scene.worker._draining)
+    client = scene.client(scene.port(global_uid="u"), b"hello")
+    scene.accept()
+    scene.run(lambda: select.select([scene.app], [], [], 0)[0])
+    app, _ = scene.app.accept()
+    with app:
+        scene.run(lambda: select.select([app], [], [], 0)[0])
+        app.settimeout(0)
+        assert app.recv(10) == b"hello"
+        client.close()
+
+
+def test_a_daemon_that_does_not_listen_is_not_asked_without_bound(scene):
+    answers = []
+    for _ in range(5000):
+        scene.worker._ask(
+            answers.append, uid="u", port=1, protocol="udp", tls=False, server_name="", client=("127.0.0.1", 1)
+        )
+    scene.run(lambda: len(answers) > 3000)
+    assert not scene.worker._draining
+    assert set(answers) == {None}
+
+
+def test_an_idle_connection_of_a_draining_proxy_ends_without_a_reset(scene):
+    client = scene.client(scene.port(), b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    scene.accept()
+    scene.run(lambda: select.select([scene.app], [], [], 0)[0])
+    app, _ = scene.app.accept()
+    with app:
+        app.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        scene.run(lambda: select.select([client], [], [], 0)[0])
+        assert client.recv(100).endswith(b"\r\n\r\n")
+        client.sendall(b"GET /late HTTP/1.1\r\nHost: a\r\n\r\n")  # crosses the end on its way
+        scene.worker._close_idle()
+        scene.run(within=0.1)
+        assert client.recv(100) == b""
+        client.close()
+        scene.run(within=0.1)
+
+
+def test_what_clients_said_is_made_printable(scene):
+    port = scene.port()
+    scene.worker.report(port, ConditionType.ALPN_UNSUPPORTED, "offered \x1b[2J\n" + "x" * 100_000)
+    received = scene.daemon.receive()
+    assert received[0].text.isprintable()
+    assert len(received[0].text) <= 2048
+
+
+def test_a_bug_in_an_owner_s_end_does_not_end_the_others(scene, capfd):
+    class Broken:
+        def abandon(self):
+            raise RuntimeError("again")
+
+    scene.worker._crashed(Broken(), ValueError("once"))
+    assert "ValueError: once" in capfd.readouterr().err
+
+
+def test_events_of_a_closed_descriptor_do_not_reach_its_successor():
+    with contextlib.ExitStack() as stack:
+        loop = Loop(on_crash=lambda owner, error: None)
+        stack.callback(loop.close)
+        pairs = [stack.enter_context(sock) for _ in range(3) for sock in socket.socketpair()]
+        watched, (quiet, _) = (pairs[0], pairs[2]), pairs[4:]
+        pairs[1].sendall(b"x")
+        pairs[3].sendall(b"x")
+        called = []
+
+        def replace(_mask):
+            """The first of two events of one batch: the other's descriptor is closed, its number used again."""
+            called.append("first")
+            for sock in watched:
+                loop.remove(sock.fileno())
+                os.dup2(quiet.fileno(), sock.fileno())
+                loop.add(sock.fileno(), lambda mask: called.append("stale"), READ)
+            loop.later(0.05, loop.stop)
+
+        for sock in watched:
+            loop.add(sock.fileno(), replace, READ)
+        loop.run()
+        assert called == ["first"]
+
+
+def test_a_flood_of_datagrams_from_many_sources_asks_for_a_bounded_number_of_streams():
+    loop = Loop(on_crash=lambda owner, error: None)
+    asked = []
+    udp = Datagrams(loop, lambda key, done: asked.append(done) or (lambda: None))
+    key = ("u", 53, "10.0.0.1", 1000, "10.0.0.2")
+    udp._carry(key, b"mine", answers=True)
+    for number in range(3 * datagrams.MAX_FLOWS):
+        udp._carry(("u", 53, f"10.1.{number >> 8}.{number & 255}", 1000, "10.0.0.2"), b"x", answers=True)
+    assert len(asked) == datagrams.MAX_OPENING
+    assert key in udp._flows
+    for done in asked[1:]:
+        done(None)
+    assert udp.opening == 1
+    for number in range(datagrams.HELD_TOGETHER // datagrams.HELD * 2):
+        for _ in range(6):
+            udp._carry(("u", 53, "10.0.0.3", number, "10.0.0.2"), bytes(60_000), answers=True)
+    assert udp.held <= datagrams.HELD_TOGETHER + 65_536
+    udp.close()
+    assert (udp.held, udp.opening, udp.flows) == (0, 0, 0)
+    loop.close()
