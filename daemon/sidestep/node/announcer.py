@@ -54,6 +54,7 @@ class Announcer:
         self._now = now
         self._since: dict[Condition, float] = {}
         self._told: dict[Condition, float] = {}
+        self._open: set[Condition] = set()
         self._allowance = float(BURST)
         self._filled = now()
         self._log = get_logger("events")
@@ -70,13 +71,15 @@ class Announcer:
         standing = set(self._conditions.all())
         self._told = {each: when for each, when in self._told.items() if each in standing or now - when < AGAIN}
         for condition in [each for each in self._since if each not in standing]:
-            began = self._since.pop(condition)
-            if condition in self._told and now - began >= SETTLED:
+            del self._since[condition]
+            if condition in self._open:
+                self._open.discard(condition)
                 await self._post(condition, over=True)
         for condition in sorted(standing, key=lambda each: (each.subject, each.type.value, each.text)):
             began = self._since.setdefault(condition, now)
             if now - began >= SETTLED and condition not in self._told and await self._post(condition, over=False):
                 self._told[condition] = now
+                self._open.add(condition)
 
     async def _post(self, condition: Condition, *, over: bool) -> bool:
         """False when it must wait for its turn."""

@@ -33,7 +33,8 @@ def empty_root() -> None:
     try:
         # /proc is the one folder every machine has; the new root hides it, the working directory still holds it.
         os.chdir("/proc/self/fd")
-        libc.mount("sidestep", "/proc", "tmpfs", _SEALED, "size=4k,nr_inodes=8,mode=555")
+        # Writable for its owner until the end: in a container root may not write where the mode forbids it.
+        libc.mount("sidestep", "/proc", "tmpfs", _SEALED, "size=4k,nr_inodes=8,mode=755")
         Path("/proc/proc/self/fd").mkdir(parents=True)
         libc.mount(".", "/proc/proc/self/fd", flags=libc.MS_BIND)
         libc.mount("none", "/proc/proc/self/fd", flags=libc.MS_REMOUNT | libc.MS_BIND | libc.MS_RDONLY | _SEALED)

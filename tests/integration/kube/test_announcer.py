@@ -91,6 +91,20 @@ def test_what_comes_and_goes_is_not_told():
     run(test)
 
 
+def test_what_flaps_is_told_once():
+    async def test(scene):
+        source = Source("target", PodKey("shop", "orders-1"))
+        for _ in range(4):
+            scene.conditions.state(source, [BAD])
+            await scene.after(0)
+            await scene.after(3)
+            scene.conditions.state(source, [])
+            events = await scene.after(1)
+        assert sorted(each["reason"] for each in events) == ["CertificateInvalid", "CertificateInvalidResolved"]
+
+    run(test)
+
+
 def test_nodes_and_resources_have_events_too():
     async def test(scene):
         scene.registry.apply(Kind.INTERCEPT, value("a"))
