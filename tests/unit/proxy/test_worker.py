@@ -6,6 +6,7 @@ import select
 import socket
 import ssl
 import struct
+import threading
 import time
 
 import pytest
@@ -20,6 +21,7 @@ from sidestep.proxy.messages import PortSnapshot
 from sidestep.proxy.ports import LivePort
 from sidestep.proxy.worker import Worker
 from tests.harness.authority import Authority
+from tests.harness.peers import server_context
 
 APP = Authority().issue("app.test")
 RESET = struct.pack("ii", 1, 0)
@@ -238,3 +240,40 @@ def test_a_flood_of_datagrams_from_many_sources_asks_for_a_bounded_number_of_str
     udp.close()
     assert (udp.held, udp.opening, udp.flows) == (0, 0, 0)
     loop.close()
+
+
+def test_words_before_a_quick_end_inside_tls_reach_the_app(scene):
+    """The app chooses no protocol, so the client's words tell; here they end before they do."""
+    fd = os.memfd_create("test")
+    os.write(fd, APP.key + APP.chain)
+    scene.worker.credentials.add("identity", "identity", fd)
+    port = scene.port(tls="always", identity="identity", skip_verify=True)
+    client = scene.client(port)
+    scene.accept()
+    found = []
+
+    def serve():
+        sock, _ = scene.app.accept()
+        with server_context(APP, alpn=()).wrap_socket(sock, server_side=True) as app:
+            app.settimeout(5)
+            found.append(app.recv(10))
+            found.append(app.recv(10))
+
+    def speak():
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        sock = scene.stack.enter_context(context.wrap_socket(client, server_hostname="app.test"))
+        sock.sendall(b"GET")
+        with contextlib.suppress(OSError):
+            sock.unwrap()
+
+    threads = [threading.Thread(target=serve), threading.Thread(target=speak)]
+    for thread in threads:
+        thread.start()
+    scene.run(lambda: not any(thread.is_alive() for thread in threads), within=8)
+    for thread in threads:
+        thread.join(10)
+    assert found == [b"GET", b""]
+    scene.run(lambda: not scene.worker._conduits, within=3)
+    scene.worker.credentials.keep(set())
