@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
+import sys
 import time
 
 import pytest
 
 from tests.harness import scene
 from tests.harness.http2 import Http2Client, any_app
-from tests.harness.peers import Server, server_context
-from tests.harness.processes import peak, reset_peak
+from tests.harness.nginx import listening_ports
+from tests.harness.peers import Server, digest_of, pattern, server_context
+from tests.harness.processes import Process, peak, reset_peak
 from tests.harness.taps import Recorder, wiretap
 from tests.harness.waiting import until
 
@@ -258,3 +262,96 @@ def test_beside_a_global_intercept(shop, port, version):
         recorder.wait(2)
         assert recorder.broken == 0
     assert recorder.paths == ["/b", "/d"]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_gigabyte_past_a_handler_that_never_reads(shop, version):
+    """Every byte reaches the app, and neither proxy, daemon nor command line grow."""
+    port, size = scene.TLS_PORT, 1 << 30
+    with (
+        Server(lambda server, _: server.release.wait(200), name="tap", tls=shop.both, record=False) as hung,
+        wiretap(shop.node, f"{hung.port}:{port}", "--http-path-prefix", "/digest") as tap,
+        shop.client(port=port, alpn=("h2",) if version == "h2" else ("http/1.1",), record=False) as client,
+    ):
+        watched = {"proxy": shop.proxy(), "daemon": shop.node.pid, "cli": tap.pid}
+        if version == "h1":
+            client.send(b"POST /digest HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size)
+            before = {name: reset_peak(pid) for name, pid in watched.items()}
+            for piece in pattern(size):
+                client.send(piece)
+            answer = client.reader.message(answers="POST").body
+        else:
+            http2 = Http2Client(client.sock)
+            stream = http2.begin("/digest", method="POST", end=False)
+            before = {name: reset_peak(pid) for name, pid in watched.items()}
+            for piece in pattern(size):
+                http2.send(stream, piece)
+            http2.send(stream, b"", end=True)
+            http2.until(lambda: http2.answers[stream].ended)
+            answer = bytes(http2.answers[stream].body)
+        growth = {name: peak(pid) - before[name] for name, pid in watched.items()}
+        hung.release.set()
+        assert answer == f"{digest_of(size)} {size}\n".encode()
+        assert max(growth.values()) < 20 << 20, growth
+
+
+def test_a_grpc_call_is_copied(shop, tmp_path):
+    """Messages and trailers of a stream of calls, by a client of grpcio, answered by the app."""
+    tls = tmp_path / "tls"
+    shop.app_certificate.write(tls)
+    space = shop.space
+    peer = [sys.executable, "-m", "tests.harness.grpc_peer"]
+    with (
+        Process(space.pod.enter([*peer, "serve", "app", f"{space.ip}:9090"]), log=tmp_path / "app.log") as app,
+        Recorder() as recorder,
+        wiretap(shop.node, f"{recorder.port}:9090", "--http-path-prefix", "/"),
+    ):
+        until(lambda: "9090" in listening_ports(space.pod), within=20, what=lambda: f"gRPC to listen\n{app.text()}")
+        done = subprocess.run(
+            space.client.enter([*peer, "call", f"{space.ip}:9090"]),
+            input=json.dumps([{"method": "Collect", "messages": ["a", "b", "c"]}]),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert json.loads(done.stdout)[0]["answers"] == ["app a+b+c"], done.stderr
+        recorder.wait(1)
+    (copy,) = recorder.copies
+    assert dict(copy.fields)["content-type"] == "application/grpc"
+    assert copy.body == b"".join(b"\0\0\0\0\x01" + message for message in (b"a", b"b", b"c"))
+
+
+FLOWS = {"method": "POST", "path": "/pay?x=1", "authority": scene.HOST}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_flows_show_heads_and_no_secrets(shop, version):
+    secrets = [("authorization", "Bearer s3cret"), ("cookie", "id=s3cret"), ("proxy-authorization", "s3cret")]
+    with (
+        wiretap(shop.node, "", "--http-path-prefix", "/pay", command="flows", pods=None) as flows,
+    ):
+        until(lambda: flows.of("note"), within=10, what="flows to be active")
+        with talking(shop, scene.TLS_PORT, version) as ask:
+            assert ask("/other") == "app"
+            assert ask("/pay?x=1", ("x-shown", "yes"), *secrets, body=b"b0dy") == "app"
+        until(lambda: flows.of("request"), within=10, what="a line")
+        (line,) = flows.of("request")
+    assert {name: line[name] for name in FLOWS} == FLOWS
+    fields = [tuple(each) for each in line["fields"]]
+    assert ("x-shown", "yes") in fields
+    assert [value for name, value in fields if name in dict(secrets)] == ["[redacted]"] * 3
+    assert "s3cret" not in flows.process.output()
+    assert "b0dy" not in flows.process.output()
+    assert line["pod"] == "shop/orders-1"
+
+
+def test_flows_as_text(shop):
+    with (
+        wiretap(shop.node, f"{scene.PLAIN_PORT}", "--output", "text", command="flows", pods=None) as flows,
+    ):
+        until(lambda: "Ctrl-C ends it" in flows.process.output(), within=10, what="flows to be active")
+        assert shop.get("/seen", port=scene.PLAIN_PORT).served_by == "app"
+        until(lambda: "/seen" in flows.process.output(), within=10, what=flows.process.output)
+        assert f"GET {scene.HOST}:{scene.PLAIN_PORT}/seen  from {shop.space.client_ip}" in flows.process.output()

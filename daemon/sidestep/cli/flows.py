@@ -93,15 +93,53 @@ def _ports(where: Where, namespace: str, workload: str) -> list[str]:
     raise RefusedError(f"there is no workload {workload} in namespace {namespace}; sidestep list shows those there are")
 
 
+class _Port:
+    """A `laptop.session.Listener` of one port's session."""
+
+    def __init__(self, report: FlowReport) -> None:
+        self._report = report
+        self._active = False
+
+    def registered(self, hello: Hello) -> None:
+        """As Listener.registered."""
+
+    def interrupted(self, reason: str) -> None:
+        """As Listener.interrupted."""
+        self._report.interrupted(reason)
+
+    def handler_refused(self, opening: StreamOpening, reason: str) -> None:
+        """As Listener.handler_refused."""
+
+    def event(self, event: AnyEvent) -> None:
+        """As Listener.event."""
+        self._report.event(event)
+        if isinstance(event, State) and event.active and not self._active:
+            self._active = True
+            self._report.joined()
+
+
 class FlowReport:
-    """A `laptop.session.Listener` that prints requests. `text` is said once it is active, when people read it."""
+    """A `foreground.Reporter` that prints requests. `text` is said once all its sessions are active."""
 
     def __init__(self, writer: LineWriter, text: str, *, output: str) -> None:
         self._writer = writer
         self._text = text
         self._json = output == "json"
         self._said: set[tuple[str, str, str]] = set()
+        self._waiting = 0
         self.active = asyncio.Event()
+
+    def part(self) -> _Port:
+        """The listener of one session."""
+        self._waiting += 1
+        return _Port(self)
+
+    def joined(self) -> None:
+        """One more session is active."""
+        self._waiting -= 1
+        if not self._waiting:
+            self.active.set()
+            self._say(self._text)
 
     def registered(self, hello: Hello) -> None:
         """As Listener.registered."""
@@ -119,9 +157,6 @@ class FlowReport:
             case Request():
                 self._request(event)
             case State():
-                if event.active and not self.active.is_set():
-                    self.active.set()
-                    self._say(self._text)
                 for each in event.conditions:
                     line = (each.type, each.subject, each.text)
                     if line not in self._said:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import click
 
@@ -25,6 +25,14 @@ class Reporter(Listener, Protocol):
     """Tells people or programs; `active` is set once a pod's connections reach the session."""
 
     active: asyncio.Event
+
+
+@runtime_checkable
+class Parts(Protocol):
+    """A reporter of several sessions that wants to tell them apart."""
+
+    def part(self) -> Listener:
+        """The listener of one more session."""
 
 
 class DashedCommand(click.Command):
@@ -72,7 +80,10 @@ async def _run(
 
     writer = LineWriter(sys.stdout, on_closed=nobody_reads)
     report = make_report(writer)
-    sessions = [session(where, spec=spec, handler=handler, listener=report) for spec in specs]
+    sessions = [
+        session(where, spec=spec, handler=handler, listener=report.part() if isinstance(report, Parts) else report)
+        for spec in specs
+    ]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, interrupted.set)
     companion = Companion(command) if command else None

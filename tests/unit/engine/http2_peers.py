@@ -19,6 +19,7 @@ from hyperframe.frame import SettingsFrame
 
 from sidestep.engine.http2 import Http2Relay
 from sidestep.engine.relay import Ending, Leg, Role
+from sidestep.engine.taps import Ledger
 from sidestep.policy.route import Route, Rule, SteeredPort
 from sidestep.protocols.http2 import DEFAULT_LIMITS, HEADER, PREFACE, Http2Limits
 
@@ -240,14 +241,16 @@ class Shell:
         handler: Callable[[Rule], Endpoint | None] = lambda rule: None,
         second: Callable[[], Endpoint | None] = lambda: None,
         rules: tuple[Rule, ...] = (rule(),),
+        taps: tuple[Rule, ...] = (),
+        ledger: Ledger | None = None,
         limits: Http2Limits = DEFAULT_LIMITS,
         rng: random.Random | None = None,
         chunk: int = 1 << 20,
     ) -> None:
         self.rng = rng or random.Random(0)
         self.chunk = chunk
-        self.port = SteeredPort(80, Route(rules))
-        self.relay = Http2Relay(self.port, tls=False, limits=limits)
+        self.port = SteeredPort(80, Route(rules, taps))
+        self.relay = Http2Relay(self.port, tls=False, limits=limits, ledger=ledger)
         self.limits = limits
         self.client = client
         self.app = app
@@ -255,6 +258,7 @@ class Shell:
         self.second = second
         self.handlers: list[Endpoint] = []
         self.seconds: list[Endpoint] = []
+        self.taps: list[Endpoint] = []
         self.to_relay: dict[Leg, bytearray] = {}
         self.ends: dict[Leg, Endpoint] = {self.relay.client: client}
         self.sent: dict[Leg, bytearray] = {}
@@ -285,7 +289,7 @@ class Shell:
             else:
                 end = self.handler(leg.rule)
                 if end is not None:
-                    self.handlers.append(end)
+                    (self.taps if leg.role is Role.TAP else self.handlers).append(end)
             if end is None:
                 relay.refused(leg)
             else:
