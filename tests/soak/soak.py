@@ -24,14 +24,17 @@ from tests.harness.http2 import any_app
 from tests.harness.peers import Server
 from tests.harness.processes import Process
 from tests.harness.waiting import until
-from tests.soak.traffic import Outcome, Traffic
+from tests.soak.traffic import UDP_PORT, Echo, Outcome, Traffic
 
 CALM = 2.0
 """Seconds without a fault after each window."""
 RECOVERY = 30.0
 """Seconds that a window may last."""
+SETTLING = 120.0
+"""Seconds until levels are back: flows of UDP clients end after a minute of silence."""
 MEMORY = 16 << 20
 """Bytes by which the daemon may have grown over a half."""
+PORTS = (scene.TLS_PORT, scene.PLAIN_PORT, UDP_PORT)
 FILTER = ("--http-header", scene.DEV.replace(": ", "="))
 
 
@@ -106,8 +109,11 @@ class Soak:
         tls = shop.app_tls(alpn=("h2", "http/1.1"))
         self._stack.enter_context(Server(any_app, port=scene.TLS_PORT, tls=tls, **options))  # type: ignore[arg-type]
         self._stack.enter_context(Server(any_app, port=scene.PLAIN_PORT, **options))  # type: ignore[arg-type]
+        self._stack.enter_context(Echo("app", netns=shop.space.pod, port=UDP_PORT))
+        self._ports[UDP_PORT] = self._stack.enter_context(Echo("handler")).port
         for port in (scene.TLS_PORT, scene.PLAIN_PORT):
             self._start_handler(port)
+        for port in PORTS:
             self._start_cli(port)
 
     def _phase(self, seconds: float, faults: dict[str, Callable[[], None]], *, same_daemon: bool = True) -> None:
@@ -123,7 +129,11 @@ class Soak:
         self.account.outcomes += traffic.outcomes
         self._settled()
         if same_daemon:
-            until(lambda: not self._grown(before), within=60, what=lambda: f"levels as before: {self._grown(before)}")
+            until(
+                lambda: not self._grown(before),
+                within=SETTLING,
+                what=lambda: f"levels as before: {self._grown(before)}",
+            )
         else:
             until(lambda: self._levels().objects == before.objects, within=60, what="as many eBPF objects as before")
 
@@ -144,7 +154,7 @@ class Soak:
                     return False
                 if self.shop.get("/", port=port).served_by != "app":
                     return False
-            return True
+            return all(each.active() for each in self._intercepts.values())
 
         until(works, within=RECOVERY, what="everything to work again", every=0.1)
 
@@ -189,9 +199,11 @@ class Soak:
         self._handlers[port] = process
 
     def _start_cli(self, port: int) -> None:
-        words = ["--port", f"{self._ports[port]}:{port}", *FILTER]
-        if port == scene.PLAIN_PORT:
-            words.append("--plaintext")
+        words = {
+            scene.TLS_PORT: ["--port", f"{self._ports[scene.TLS_PORT]}:{port}", *FILTER],
+            scene.PLAIN_PORT: ["--port", f"{self._ports[scene.PLAIN_PORT]}:{port}", *FILTER, "--plaintext"],
+            UDP_PORT: ["--port", f"{self._ports[UDP_PORT]}:{port}/UDP"],
+        }[port]
         self._intercepts[port] = self._stack.enter_context(intercept(self.shop.node, "orders", *words, pods=None))
         self._intercepts[port].wait_active(within=20)
 
@@ -205,7 +217,7 @@ class Soak:
         self._start_handler(port)
 
     def _kill_cli(self) -> None:
-        port = self._chance.choice((scene.TLS_PORT, scene.PLAIN_PORT))
+        port = self._chance.choice(PORTS)
         self._intercepts[port].process.kill()
         self._start_cli(port)
 

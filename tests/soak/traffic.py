@@ -1,4 +1,4 @@
-"""Callers of four kinds; each request carries what only its own answer can contain, and what became of it is kept.
+"""Callers of several kinds; each request carries what only its own answer can contain, and what became of it is kept.
 
 A connection serves a few requests and is then replaced, so that what a kill did to connections that were open is over
 soon after it. An outcome therefore covers the time from the beginning of its connection to the end of its request.
@@ -22,11 +22,15 @@ import h2.exceptions
 from tests.harness import scene
 from tests.harness.http1 import ClosedError
 from tests.harness.http2 import Http2Client
+from tests.harness.namespaces import Netns
 from tests.harness.nginx import client_context
 from tests.harness.peers import Client
 
 REQUESTS = 10
 """Requests of one connection."""
+UDP_PORT = 9953
+TRIES = 4
+"""Times that a datagram is sent until something comes back."""
 PATIENCE = 15.0
 """Seconds that a client waits for anything."""
 
@@ -48,6 +52,40 @@ class Outcome:
     fell_back: bool = False
 
 
+class Echo:
+    """A UDP server that returns every datagram behind its name; a context manager."""
+
+    def __init__(self, name: str, *, netns: Netns | None = None, port: int = 0) -> None:
+        def make() -> socket.socket:
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sock.bind(("0.0.0.0" if netns else "127.0.0.1", port))
+            sock.settimeout(0.2)
+            return sock
+
+        self._name = name.encode()
+        self._sock = netns.call(make) if netns else make()
+        self.port: int = self._sock.getsockname()[1]
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"udp {name}")
+
+    def _run(self) -> None:
+        while not self._end.is_set():
+            try:
+                data, client = self._sock.recvfrom(4096)
+            except TimeoutError:
+                continue
+            self._sock.sendto(self._name + b" " + data, client)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join(5)
+        self._sock.close()
+
+
 class Traffic:
     """All callers; a context manager."""
 
@@ -62,6 +100,7 @@ class Traffic:
             "h2": self._h2_clear,
             "h2 tls": self._h2_tls,
             "upgrade": self._upgrade,
+            "udp": self._udp,
         }
         self._threads = [
             threading.Thread(target=self._run, args=(kind, call), name=kind) for kind, call in kinds.items()
@@ -153,6 +192,34 @@ class Traffic:
             sock.close()
             raise
         self._h2(began, secure, "h2 tls")
+
+    def _udp(self, began: float) -> None:
+        """A client that asks again when nothing comes, as those of UDP do; the whole port is the handler's."""
+        address = self.shop.space.ip, UDP_PORT
+
+        def make() -> socket.socket:
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sock.connect(address)
+            return sock
+
+        with self.shop.space.client.call(make) as sock:
+            sock.settimeout(0.5)
+            for _ in range(REQUESTS):
+                self._ask(began, sock)
+                self._end.wait(0.01)
+
+    def _ask(self, began: float, sock: socket.socket) -> None:
+        text = b"datagram %d" % next(self._numbers)
+        for _ in range(TRIES):
+            sock.send(text)
+            try:
+                while (answer := sock.recv(4096)) and not answer.endswith(b" " + text):
+                    pass  # the answer to an earlier try
+            except TimeoutError:
+                continue
+            self._done(began, "udp", True, answer.removesuffix(b" " + text).decode(), True)
+            return
+        raise ClosedError("no answer")
 
     def _upgrade(self, began: float) -> None:
         """A connection that leaves HTTP, as a WebSocket does: everything comes back in upper case."""
