@@ -213,7 +213,9 @@ class UpstreamHandshake(_Handshake):
             return self._asked()
         if self._server_name is None and not self._port.skip_verify:
             certificate = stream.sock.getpeercert() or {}
-            if self._name and not names_match(certificate, self._name):
+            if not self._name:
+                return self._unverified("neither the client nor the certificate of this port says its name")
+            if not names_match(certificate, self._name):
                 return self._unverified(f"its certificate is not for {self._name}")
         chosen = stream.sock.selected_alpn_protocol()
         if chosen not in PARSEABLE:

@@ -23,7 +23,8 @@ from sidestep.proxy.worker import Worker
 from tests.harness.authority import Authority
 from tests.harness.peers import server_context
 
-APP = Authority().issue("app.test")
+AUTHORITY = Authority()
+APP = AUTHORITY.issue("app.test")
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -76,12 +77,13 @@ def scene():
         yield Scene(stack)
 
 
-def hello():
+def hello(name="app.test"):
     """A whole ClientHello."""
     out = ssl.MemoryBIO()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = name is not None
     with contextlib.suppress(ssl.SSLWantReadError):
-        context.wrap_bio(ssl.MemoryBIO(), out, server_hostname="app.test").do_handshake()
+        context.wrap_bio(ssl.MemoryBIO(), out, server_hostname=name).do_handshake()
     return out.read()
 
 
@@ -276,4 +278,34 @@ def test_words_before_a_quick_end_inside_tls_reach_the_app(scene):
         thread.join(10)
     assert found == [b"GET", b""]
     scene.run(lambda: not scene.worker._conduits, within=3)
+    scene.worker.credentials.keep(set())
+
+
+@pytest.mark.parametrize("name", ["", "other.test", "app.test"])
+def test_without_a_server_name_the_app_is_verified_by_the_port_s_or_not_at_all(scene, name):
+    for kind, pem in (("identity", APP.key + APP.chain), ("trust", AUTHORITY.pem)):
+        fd = os.memfd_create("test")
+        os.write(fd, pem)
+        scene.worker.credentials.add(kind, kind, fd)
+    port = scene.port(tls="always", identity="identity", upstream_trust="trust", upstream_name=name)
+    scene.client(port, hello(None))
+    scene.accept()
+    ended = threading.Event()
+
+    def serve():
+        with contextlib.suppress(OSError):
+            sock, _ = scene.app.accept()
+            with server_context(APP, alpn=()).wrap_socket(sock, server_side=True):
+                ended.wait(5)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    scene.run(
+        lambda: port.conditions or (scene.worker._judges and not next(iter(scene.worker._judges))._sock), within=3
+    )
+    assert list(port.conditions) == ([] if name == "app.test" else [ConditionType.UPSTREAM_UNVERIFIED])
+    ended.set()
+    thread.join(10)
+    scene.worker._drain_over()
+    scene.run(within=0.1)
     scene.worker.credentials.keep(set())
