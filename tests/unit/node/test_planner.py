@@ -196,6 +196,16 @@ def test_the_older_of_two_that_exclude_each_other_stands():
     assert [condition.subject for condition in result.conditions[None]] == ["intercept shop/n-young"]
 
 
+def test_who_wants_heads_only_has_the_port_read_without_any_filter():
+    flows = intercept("flows", kind=Kind.WIRETAP, filter=GLOBAL, heads_only=True)
+    (port,) = planned(intercepts=[flows]).pods[POD].ports
+    (rule,) = port.snapshot.rules
+    assert (rule.uid, rule.heads_only, rule.conditions) == ("flows", True, ())
+    assert port.snapshot.global_taps == ()
+    assert port.snapshot.identity == "identity:a"
+    assert planned(intercepts=[flows], certificates={next(iter(GOOD)): CertificateFacts(problem="none")}).pods == {}
+
+
 def test_wiretaps_stand_beside_a_global_intercept():
     tap = intercept("tap", kind=Kind.WIRETAP, filter=GLOBAL)
     filtered = intercept("filtered", kind=Kind.WIRETAP)
