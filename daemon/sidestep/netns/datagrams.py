@@ -34,6 +34,8 @@ _INSTRUCTION: Final = struct.Struct("=HBBI")  # struct sock_filter
 _LOAD_HALF_ABSOLUTE, _LOAD_HALF_INDEXED, _LOAD_HEADER_LENGTH = 0x28, 0x48, 0xB1
 _JUMP_EQUAL, _RETURN = 0x15, 0x06
 _ALL: Final = 0xFFFF_FFFF
+_MAX_QUEUED: Final = 65536
+"""Packets that a receive buffer cannot hold more of."""
 
 
 def udp_listener(netns: Netns) -> socket.socket:
@@ -101,6 +103,7 @@ def _raw(family: Family, program: bytes, *, tap: bool = False) -> socket.socket 
             call = "setsockopt"
             _attach(sock, program)
             sock.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
+            _drop_queued(sock)
             if family is Family.IPV6:
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_CHECKSUM, _CHECKSUM_OFFSET)
             if tap:
@@ -115,6 +118,15 @@ def _raw(family: Family, program: bytes, *, tap: bool = False) -> socket.socket 
             return None
         raise KernelError(call, error.errno or 0, doing="creating a raw UDP socket") from error
     return sock
+
+
+def _drop_queued(sock: socket.socket) -> None:
+    """Drop what arrived before the filter did."""
+    for _ in range(_MAX_QUEUED):
+        try:
+            sock.recv(1, socket.MSG_TRUNC)
+        except BlockingIOError:
+            return
 
 
 def _attach(sock: socket.socket, program: bytes) -> None:

@@ -45,6 +45,8 @@ class LivePort:
         self.steered = SteeredPort(snapshot.number, compile_route(snapshot))
         self.counters: Counter[str] = Counter()
         self.conditions: dict[ConditionType, str] = {}
+        self.reported: dict[ConditionType, float] = {}
+        """When a condition was last told, on the loop's clock."""
         self.finding = UNKNOWN
         """What a probe found; UNKNOWN until one was definite."""
         self.probe: Probe | None = None

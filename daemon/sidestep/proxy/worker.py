@@ -48,6 +48,8 @@ HEARTBEAT: Final = 0.5
 """Seconds between heartbeats."""
 OPEN_TIMEOUT: Final = 15.0
 """Seconds to wait for the daemon's answer to `Open`; the daemon's own deadline is shorter."""
+REPORT_PAUSE: Final = 1.0
+"""Seconds in which a condition that holds is not worded anew."""
 NAME_TIMEOUT: Final = 1.0
 """Seconds to wait until the app can be told a client's address; then it sees ours."""
 BACKLOG: Final = 256
@@ -58,7 +60,8 @@ MAX_TEXT: Final = 2048
 """Characters of a path or authority in a log line."""
 RESERVED_FDS: Final = 64
 """Descriptors kept free of connections: listeners, credentials, the channel."""
-FDS_PER_CONNECTION: Final = 4
+FDS_PER_CONNECTION: Final = 6
+"""Client, app, and two pipes while a wire is blocked both ways."""
 TAP_FLUSH: Final = 1.0
 """Seconds for the last copies once nothing else is left to drain."""
 _LOST: Final = {Lost.NOTHING: "", Lost.ALL: "dropped", Lost.REST: "truncated"}
@@ -268,7 +271,11 @@ class Worker:
     def report(self, port: LivePort, kind: ConditionType, text: str) -> None:
         """Tell the daemon about a condition, when it changes. What clients said may be in the text."""
         text = "".join(letter if letter.isprintable() else "?" for letter in text[:MAX_TEXT])
-        if port.conditions.get(kind, "") != text:
+        known = port.conditions.get(kind, "")
+        if known and text and self._loop.now - port.reported.get(kind, -REPORT_PAUSE) < REPORT_PAUSE:
+            return  # another wording of what was just said; hostile clients could make thousands a second
+        if known != text:
+            port.reported[kind] = self._loop.now
             if text:
                 port.conditions[kind] = text
             else:
