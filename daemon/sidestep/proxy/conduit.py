@@ -165,6 +165,7 @@ class Conduit:
         "_splicer",
         "_tapped",
         "_timer",
+        "active",
         "app_tls",
         "endpoint",
         "port",
@@ -197,6 +198,8 @@ class Conduit:
         self._splicer: Splicer | None = None
         self._tapped = False
         """A tap leg was asked for."""
+        self.active = loop.now
+        """When bytes last came, on the loop's clock."""
         self.relay = relay
         self.port = port
         self.endpoint = endpoint
@@ -243,6 +246,7 @@ class Conduit:
         """
         relay = self.relay
         leg = pipe.leg
+        self.active = self._loop.now
         try:
             data = stream.read()
             if data:

@@ -48,6 +48,8 @@ HEARTBEAT: Final = 0.5
 """Seconds between heartbeats."""
 OPEN_TIMEOUT: Final = 15.0
 """Seconds to wait for the daemon's answer to `Open`; the daemon's own deadline is shorter."""
+IDLE_GRACE: Final = 5.0
+"""Seconds for which a draining proxy leaves an idle connection alone."""
 REPORT_PAUSE: Final = 1.0
 """Seconds in which a condition that holds is not worded anew."""
 NAME_TIMEOUT: Final = 1.0
@@ -502,8 +504,10 @@ class Worker:
         self._loop.later(timeout, self._drain_over)
         self._exit_when_drained()
 
-    def _close_idle(self) -> None:
-        for conduit in [conduit for conduit in self._conduits if conduit.relay.idle]:
+    def _close_idle(self, *, grace: float = IDLE_GRACE) -> None:
+        """End connections that have been idle for a while: a busy client is idle between any two of its requests."""
+        latest = self._loop.now - grace
+        for conduit in [conduit for conduit in self._conduits if conduit.relay.idle and conduit.active <= latest]:
             conduit.retire()
 
     def _exit_when_drained(self) -> None:

@@ -173,7 +173,7 @@ def test_an_idle_connection_of_a_draining_proxy_ends_without_a_reset(scene):
         scene.run(lambda: select.select([client], [], [], 0)[0])
         assert client.recv(100).endswith(b"\r\n\r\n")
         client.sendall(b"GET /late HTTP/1.1\r\nHost: a\r\n\r\n")  # crosses the end on its way
-        scene.worker._close_idle()
+        scene.worker._close_idle(grace=0.0)
         scene.run(within=0.1)
         assert client.recv(100) == b""
         client.close()
