@@ -93,6 +93,8 @@ class Bridge:
         self._alpn = alpn
         self._upstream: UpstreamHandshake | None = None
         self._chosen: str | None = None
+        self._give_up: Callable[[], None] | None = None
+        """Ends what follows the upstream handshake, while it goes on."""
 
     def begin(self) -> None:
         """Dial the app and shake hands with it."""
@@ -152,24 +154,41 @@ class Bridge:
         self._greet(client, context, stream, chosen)
 
     def cancel(self) -> None:
-        """The client is gone: give up the handshake with the app, if it goes on. `end_to_end` is not called."""
+        """The connection is over: give up whatever goes on. `end_to_end` is not called."""
         if self._upstream is not None:
             self._upstream.cancel()
+        give_up, self._give_up = self._give_up, None
+        if give_up is not None:
+            give_up()
 
     def _greet(self, client: socket.socket, context: ssl.SSLContext, app: TlsStream, chosen: str | None) -> None:
         def done(downstream: TlsStream | None) -> None:
+            self._give_up = None
             if downstream is None:
                 self.port.counters["downstream_handshake_failed"] += 1
                 app.close()
                 self._judge.abandon()
                 return
             if chosen is None:
-                FirstWords(self._judge, self._loop, self, downstream, app).begin()
+                words = FirstWords(self._judge, self._loop, self, downstream, app)
+                self._give_up = words.close
+                words.begin()
                 return
             relay = relay_for(chosen, self.port, self._reception.ledger, downstream, whole=self._judge.whole)
             self._judge.run_tls(relay, downstream, app, self, protocol=chosen)
 
-        DownstreamHandshake(self._loop, client, context, done=done)
+        greeting = DownstreamHandshake(self._loop, client, context, done=done)
+        if greeting.running:
+
+            def give_up() -> None:
+                greeting.cancel()
+                app.close()
+
+            self._give_up = give_up
+
+    def settled(self) -> None:
+        """The relay has both streams: they are its own from now on."""
+        self._give_up = None
 
     def redial(self, sock: socket.socket, done: Callable[[Stream | None], None]) -> Callable[[], None]:
         """A fresh TLS stream to the app, with the same name, for the same protocol."""
@@ -253,11 +272,17 @@ class FirstWords:
 
     def _run(self, relay: Relay, protocol: str) -> None:
         self._loop.remove(self._app.fd)
+        self._bridge.settled()
         self._judge.run_tls(relay, self._client, self._app, self._bridge, protocol=protocol, words=self._words)
 
     def abandon(self) -> None:
         """The client broke, or an error of ours."""
+        self._bridge.settled()
+        self.close()
+        self._judge.abandon()
+
+    def close(self) -> None:
+        """Reset both sides; once."""
         for stream in (self._client, self._app):
             self._loop.remove(stream.fd)
             stream.reset()
-        self._judge.abandon()

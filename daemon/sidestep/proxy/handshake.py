@@ -110,6 +110,11 @@ class _Handshake:
         self.cancel()
         self._finish_failed(error)
 
+    @property
+    def running(self) -> bool:
+        """Whether it goes on."""
+        return self._stream is not None
+
     def cancel(self) -> None:
         """Give up and close the socket; nothing is reported."""
         self._timer.cancel()
