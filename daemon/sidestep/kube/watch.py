@@ -201,9 +201,10 @@ class Watch:
             pause, self._pause = self._pause, min(2 * self._pause, self.limits.last_pause)
             return pause
         self._version, self._path = "", 0
-        if not self.synced:
-            self.sink.replace([])
+        unknown = not self.synced
         self._state(connected=False, synced=True, problem=error)
+        if unknown:
+            self.sink.replace([])
         pause = max(self._refused_pause, self.limits.first_refused_pause)
         self._refused_pause = min(2 * pause, self.limits.refused_pause)
         return min(pause, self.limits.refused_pause)

@@ -69,6 +69,8 @@ MAX_NAMES = 20
 """Names tried when none was asked for: orders, orders-2, …"""
 FAREWELL = 5.0
 """Seconds for deleting the resource at the end."""
+PATIENCE = 60.0
+"""Seconds for which refusals are borne by a session that was active."""
 NO_NODE = 2.0
 """Seconds without any node before that is told."""
 
@@ -99,6 +101,7 @@ class ClusterSession:
         self._told: State | None = None
         self._was_active = False
         self._interrupted = False
+        self._refused_since: float | None = None
 
     def stop(self) -> None:
         """End the session in an orderly way; `run` then returns."""
@@ -172,7 +175,9 @@ class ClusterSession:
                 if error.status == 404:
                     self._deleted()
                 elif error.forbidden:
-                    self._finish(Outcome(error=self._explained(error, "patch")))
+                    self._refused(self._explained(error, "patch"))
+            else:
+                self._refused_since = None
 
     async def _delete(self, created: Resource | None) -> None:
         if created is None:
@@ -224,9 +229,11 @@ class ClusterSession:
 
     def _watch_state(self, watch: Watch) -> None:
         if watch.problem is not None:
-            self._finish(Outcome(error=self._explained(watch.problem, "watch")))
+            self._refused(self._explained(watch.problem, "watch"))
 
     def _deleted(self) -> None:
+        if self._over.done():
+            return
         ended = Ended(reason="was ended: somebody deleted it")
         self._listener.event(ended)
         self._finish(Outcome(ended=ended))
@@ -244,12 +251,11 @@ class ClusterSession:
             dial=self._dial,
             on_event=lambda event: self._hear(key, event),
             on_end=lambda reason: self._broken(key, reason),
+            on_refusal=self._refused,
         )
         self._tunnels[key] = _Open(tunnel)
         try:
             await tunnel.run()
-        except SidestepError as error:
-            self._finish(Outcome(error=error))
         finally:
             del self._tunnels[key]
             self._tell()
@@ -313,6 +319,15 @@ class ClusterSession:
         except RefusedError as error:
             self._listener.handler_refused(opening, str(error))
             raise
+
+    def _refused(self, error: SidestepError) -> None:
+        """What we may not do ends a session that never worked. One that did bears with it for a while: an API server
+        that has just started refuses everybody until it has read who may do what."""
+        now = asyncio.get_running_loop().time()
+        if self._refused_since is None:
+            self._refused_since = now
+        if not self._was_active or now - self._refused_since > PATIENCE:
+            self._finish(Outcome(error=error))
 
     # --- the end ----------------------------------------------------------------------------------------------------
 

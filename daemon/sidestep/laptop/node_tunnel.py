@@ -1,7 +1,7 @@
 """One tunnel of a cluster session: a port-forward to the daemon of one node, TLS pinned to its certificate, the proof.
 
 A tunnel that breaks is opened again, with growing pauses, for as long as the resource's status names that daemon. What
-the API server refuses for good (no right to forward ports) is raised; everything else is a reason to try again.
+the API server refuses (no right to forward ports) is told apart: the session decides how long it bears with that.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sidestep.kube.errors import ApiError
 from sidestep.kube.portforward import PortForward
 from sidestep.kube.resources import NodeEntry
 from sidestep.laptop.refusals import explain
-from sidestep.model.errors import ClusterError, PeerError, RefusedError
+from sidestep.model.errors import ClusterError, PeerError, RefusedError, SidestepError
 from sidestep.tunnel.cli_end import CliEnd, Dial
 from sidestep.tunnel.messages import AnyEvent, Hello
 from sidestep.tunnel.node_tls import pinned_context
@@ -52,11 +52,13 @@ class NodeTunnel:
     on_event: Callable[[AnyEvent], None]
     on_end: Callable[[str], None]
     """Called with the reason whenever a tunnel ended or could not be opened."""
+    on_refusal: Callable[[SidestepError], None]
+    """Called with what the API server refuses, in words for a person."""
     wanted: bool = True
     _greeted: bool = False
 
     async def run(self) -> None:
-        """Keep a tunnel open. Raises RefusedError when that is not allowed."""
+        """Keep a tunnel open."""
         pause = FIRST_PAUSE
         while self.wanted:
             self._greeted = False
@@ -65,7 +67,7 @@ class NodeTunnel:
             except ApiError as error:
                 if error.forbidden:
                     namespace = self.entry.daemon.namespace
-                    raise explain(error, verb="create", resource="pods/portforward", namespace=namespace) from error
+                    self.on_refusal(explain(error, verb="create", resource="pods/portforward", namespace=namespace))
                 reason = str(error)
             except (ClusterError, PeerError, RefusedError) as error:
                 reason = str(error)

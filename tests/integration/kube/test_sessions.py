@@ -162,7 +162,15 @@ def test_an_api_server_that_is_away_and_comes_back(monkeypatch):
             await until(lambda: node.sessions.intercepts() == (), what="port-forwards break with the API server")
             await until(lambda: laptop.ear.active == 0, what="the interruption to be told")
             assert not laptop.task.done()
+            # An API server that starts refuses everybody until it has read its roles.
+            for verb in ("list", "watch", "patch"):
+                api.forbid(verb, "intercepts")
+            api.forbid("get", "pods/portforward")
             await api.start()
+            refused = len(api.requests)
+            await until(lambda: len(api.requests) > refused + 5, what="refusals")
+            assert not laptop.task.done()
+            api.forbidden.clear()
             await until(lambda: len(node.cluster.intercepts()) == 1, within=25, what="a new tunnel")
             await until(lambda: laptop.ear.active == 1, what="active again")
             await laptop.end()
@@ -225,6 +233,7 @@ def test_somebody_else_ends_it():
     ("verb", "resource_name", "expected"),
     [
         ("create", "intercepts", "you may not create intercepts.sidestep.dev in namespace shop"),
+        ("list", "intercepts", "you may not watch intercepts.sidestep.dev in namespace shop"),
         ("watch", "intercepts", "you may not watch intercepts.sidestep.dev in namespace shop"),
         ("get", "pods/portforward", "you may not create pods/portforward in namespace sidestep"),
     ],
