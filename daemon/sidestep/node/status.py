@@ -142,7 +142,7 @@ class NodeStatusView:
         ports = _ports_of(planned, uid) if planned is not None else []
         target = self._reconciler.target(key)
         problem = self._reconciler.problem(key)
-        if target is None or not ports:
+        if target is None or not ports or not target.serves(uid):
             return PodState(str(key), "failed" if problem else "pending", problem)
         waiting = [port for port in ports if not target.takes(*port)]
         if len(waiting) == len(ports):

@@ -149,6 +149,7 @@ class Target:
         """What the last look was based on; as long as it stands, there is nothing to do."""
         self.counters: dict[int, dict[str, int]] = {}
         """By port, as the present proxy process last reported them."""
+        self._served: frozenset[str] = frozenset()
         self._datagrams = DatagramPorts()
         self.datagram_counters: dict[str, int] = {}
         """Of all UDP ports together."""
@@ -211,6 +212,7 @@ class Target:
             drain_timeout=drain_timeout,
             client_addresses=self.client_addresses.on,
         )
+        self._served = frozenset().union(*(port.uids for port in plan.ports))
         self.on_credentials(failures)
         for number, port in sorted(wanted.items()):
             if number in self._ports:
@@ -306,6 +308,10 @@ class Target:
         if transport is Transport.UDP:
             return bool(self._datagrams.steered().get(number)) or number in self._datagrams.tapped()
         return bool(self.steered().get(number))
+
+    def serves(self, uid: str) -> bool:
+        """Whether the proxy has been told of this intercept or wiretap."""
+        return uid in self._served
 
     def waits_for_app(self, number: int) -> bool:
         """Whether a port is not steered only because no app listens on it."""
