@@ -121,6 +121,7 @@ class TlsStream:
         self.ragged = False
         self._tls: Any = self.sock._sslobj  # type: ignore[attr-defined] # noqa: SLF001 - see the module
         if self._tls is None:
+            self.sock.close()
             raise ConnectionResetError("the peer was gone before the handshake")
         self.early = b""
         """What the peer said while its handshake was still being confirmed; whoever goes on reading takes it first."""
