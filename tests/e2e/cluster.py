@@ -172,6 +172,17 @@ class Cluster:
         where = ["-n", namespace] if namespace else []
         self.kubectl("apply", *where, "-f", "-", stdin=yaml.safe_dump_all(documents))
 
+    def delete(self, kind: str, name: str, *, namespace: str | None = None, within: float = 60.0) -> None:
+        """`kubectl delete`, and wait until it is gone."""
+        where = ["-n", namespace] if namespace else []
+        self.kubectl("delete", kind, name, "--wait=false", "--ignore-not-found", *where)
+        until(
+            lambda: self.try_get(kind, name, namespace=namespace) is None,
+            within=within,
+            every=0.3,
+            what=lambda: f"{kind} {name} to be gone: {self.try_get(kind, name, namespace=namespace)}",
+        )
+
     def get(self, kind: str, name: str | None = None, *, namespace: str | None = None, selector: str = "") -> Any:
         """An object, or the list of a kind's objects in all namespaces or one."""
         words = ["get", kind, "-o", "json"]

@@ -145,16 +145,20 @@ class Product:
         """`sidestep intercept` in the background, active on `pods` pods (None: do not wait)."""
         number = next(_numbers)
         words = [SIDESTEP, kind, workload, "-n", namespace, "--port", port, "--output", "json", *options]
-        if "--name" not in options:
-            words += ["--name", f"e2e-{number}"]
+        words += [] if "--name" in options else ["--name", f"e2e-{number}"]
+        name = str(words[words.index("--name") + 1])
         stdout = self.folder / f"session-{number}.jsonl"
         command = self.cluster.command(*words, user=user)
-        with Process(command, log=self.folder / f"session-{number}.log", stdout=stdout, patience=10) as process:
-            stdout.touch()
-            running = Intercept(process)
-            if pods is not None:
-                running.wait_active(pods=pods, within=within)
-            yield running
+        try:
+            with Process(command, log=self.folder / f"session-{number}.log", stdout=stdout, patience=10) as process:
+                stdout.touch()
+                running = Intercept(process)
+                if pods is not None:
+                    running.wait_active(pods=pods, within=within)
+                yield running
+        finally:
+            # What a session that was killed left behind would be in the next test's way.
+            self.cluster.kubectl_result("delete", kind, name, "-n", namespace, "--ignore-not-found", "--wait=false")
 
     @contextlib.contextmanager
     def handler(self, *, tls: bool = True, name: str = "handler") -> Iterator[int]:

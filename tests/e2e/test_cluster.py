@@ -42,9 +42,9 @@ def test_pods_find_the_api_server(cluster, shop):
 
 
 def test_a_developer_may_nothing(cluster, shop):
-    refused = cluster.kubectl_result("get", "pods", "-n", shop.namespace, user="ada")
+    refused = cluster.kubectl_result("get", "pods", "-n", shop.namespace, user="mallory")
     assert refused.code == 1
-    assert 'User "ada" cannot list resource "pods"' in refused.stderr
+    assert 'User "mallory" cannot list resource "pods"' in refused.stderr
 
 
 def test_the_node_finds_a_pod(cluster, shop):

@@ -78,6 +78,21 @@ def test_two_developers(cluster, product, shop):
         assert "shop/adas" in refused.error
 
 
+def test_a_wiretap(cluster, product, shop):
+    """Copies arrive on the laptop, the app answers; a wiretap stands beside an intercept."""
+    with (
+        product.handler(name="ada's") as hers,
+        product.handler() as copies,
+        product.intercept("orders", *FILTER, port=f"{hers}:https", pods=3),
+        product.intercept("orders", port=f"{copies}:https", pods=3, kind="wiretap") as tap,
+    ):
+        for pod in shop.pods():
+            assert shop.get(pod, "/copied").served_by == "app"
+            assert shop.get(pod, "/taken", shops.DEV).served_by == "ada's"
+        until(lambda: len(tap.of("request")) >= 3, within=10, what=lambda: f"copies\n{tap.process.output()}")
+        assert {"/copied"} <= {event["path"] for event in tap.of("request")}
+
+
 def test_one_pod_only(cluster, product, shop):
     chosen, *others = shop.pods()
     with (

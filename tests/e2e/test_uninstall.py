@@ -35,7 +35,7 @@ def test_nothing_is_left(cluster, product, shop):
             during = [product.steering(pod) for pod in pods]
             assert all(one.links for one in during)
             product.uninstall()
-            assert session.process.wait(40) == 1
+            session.process.wait(40)
         assert not [left for one in during for left in one.left()]
         until(
             lambda: {**seen(cluster, product, pods), "devices": before["devices"]} == before,
