@@ -36,6 +36,8 @@ class Scene:
         self.daemon = stack.enter_context(contextlib.closing(ControlChannel(ours, receives=messages.FromProxy)))
         self.worker = Worker(ControlChannel(theirs), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
         stack.callback(self.worker._loop.close)
+        # What was closed in an orderly way lingers for a while; it is seen out.
+        stack.callback(lambda: self.run(lambda: len(self.worker._loop._callbacks) <= 1, within=3.0))
         stack.callback(self.worker._drain_over)
         self.worker._loop.add(theirs.fileno(), self.worker._control_ready, READ)
         stack.callback(self.worker._channel.close)
