@@ -89,15 +89,21 @@ class Intercept:
 
 @contextlib.contextmanager
 def intercept(
-    node: Node, workload: str, *options: str | Path, pods: int | None = 1, namespace: str = "shop"
+    node: Node,
+    workload: str,
+    *options: str | Path,
+    pods: int | None = 1,
+    namespace: str = "shop",
+    command: str = "intercept",
 ) -> Iterator[Intercept]:
-    """Run `sidestep intercept` and wait until it is active on `pods` pods (None: do not wait)."""
+    """Run `sidestep intercept` (or `command`) and wait until it is active on `pods` pods (None: do not wait)."""
     number = next(_numbers)
-    command = [SIDESTEP, "intercept", workload, "-n", namespace, "--output", "json", "--socket", node.socket, *options]
+    line = [SIDESTEP, command, workload, "-n", namespace, "--output", "json", "--socket", node.socket]
+    line += options
     if "--name" not in options:
-        command += ["--name", f"test-{number}"]
+        line += ["--name", f"test-{number}"]
     process = Process(
-        command, log=node.folder / f"intercept-{number}.log", stdout=node.folder / f"intercept-{number}.jsonl"
+        line, log=node.folder / f"intercept-{number}.log", stdout=node.folder / f"intercept-{number}.jsonl"
     )
     with process:
         running = Intercept(process)

@@ -185,6 +185,7 @@ def shop_nginx(
     protocols: str = "TLSv1.2 TLSv1.3",
     verify_clients: bytes | None = None,
     cgroup: Path | None = None,
+    http2: bool = False,
 ) -> Iterator[Nginx]:
     """nginx as the app of the scene: TLS on 8443 over every address of the pod."""
     hosts = [scene.space.ip] if scene.space.ip6 is None else [scene.space.ip, f"[{scene.space.ip6}]"]
@@ -197,5 +198,6 @@ def shop_nginx(
         protocols=protocols,
         verify_clients=verify_clients,
         cgroup=cgroup,
+        http2=http2,
     ) as app:
         yield app

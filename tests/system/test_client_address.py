@@ -44,6 +44,26 @@ def test_nginx_logs_the_clients_own_address(tmp_path):
             assert scene.get("/", DEV).served_by == "handler"
 
 
+def test_nginx_logs_it_for_http2_and_for_raw_connections_too(tmp_path):
+    with (
+        cgroups.cgroup() as group,
+        shop(tmp_path / "scene", annotations={"sidestep.dev/cgroup": str(group)}) as scene,
+        shop_nginx(scene, cgroup=group, http2=True) as app,
+        scene.intercept(),
+        scene.intercept(port=PLAIN_PORT, plaintext=True),
+    ):
+        count = 0
+        for address, wanted in ((scene.space.ip, scene.space.client_ip), (scene.space.ip6, scene.space.client_ip6)):
+            assert scene.get(address=address, options=["--http2"]).served_by == "app"
+            count += 1
+            assert last_client(app, count) == wanted
+            with scene.client(port=PLAIN_PORT, address=address) as client:
+                client.send(b"\r\nGET /raw HTTP/1.1\r\nHost: a\r\n\r\n")  # no proxy takes this for HTTP
+                count += 1
+                assert last_client(app, count) == wanted
+                assert app.requests()[-1]["uri"] == "/raw"
+
+
 def test_ports_are_the_clients_own_and_end_with_the_connection(tmp_path):
     with cgroups.cgroup() as group, shop(tmp_path, annotations={"sidestep.dev/cgroup": str(group)}) as scene:
         seen = []

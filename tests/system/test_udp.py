@@ -205,3 +205,24 @@ def test_the_proxy_is_killed_and_datagrams_flow_again(tmp_path):
         os.kill(before, signal.SIGKILL)
         daemon.proxy(space.pod, but=before)
         assert ask(sock, 8) == "203.0.113.8"
+
+
+def wiretap(daemon, *words):
+    """`sidestep wiretap dns`, running."""
+    return intercept(daemon, "dns", *words, command="wiretap")
+
+
+def test_a_wiretap_copies_every_datagram_and_the_app_answers(tmp_path):
+    with (
+        dns_pod(tmp_path) as (space, daemon),
+        Dns() as handler,
+        wiretap(daemon, "--port", f"{handler.port}:{PORT}/UDP"),
+        client(space, space.ip) as four,
+        client(space, space.ip6) as six,
+    ):
+        for number in range(50):
+            assert ask(four if number % 2 else six, number) == "198.51.100.7"
+        until(lambda: len(handler.received) >= 50, within=5, what="the copies")
+        copied = {data[12 : 14 + data[12]] for data in handler.received}
+        assert len(copied) == 50
+        assert len(handler.received) == 50
