@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from pathlib import Path
 
 import pytest
 
-from tests.e2e import cache
+from tests.e2e import cache, machine
 from tests.e2e import cluster as clusters
 from tests.e2e import product as products
 from tests.e2e import shop as shops
@@ -26,17 +24,17 @@ def pytest_collection_modifyitems(items):
 def cluster(request):
     """A real single-node Kubernetes. After a failure the logs of its programs are kept in the cache folder."""
     assert os.geteuid() == 0, "the e2e tests need root: sudo make e2e"
-    with tempfile.TemporaryDirectory(prefix="sdk-") as name:
-        folder = Path(name)
-        try:
-            with clusters.cluster(folder) as running:
-                yield running
-        finally:
-            kept = cache.folder() / "logs"
-            shutil.rmtree(kept, ignore_errors=True)
-            if request.session.testsfailed and (folder / "node" / "logs").is_dir():
-                shutil.copytree(folder / "node" / "logs", kept)
-                cache.say(f"logs of the node's programs: {kept}")
+    folder = machine.folder_of_our_own()
+    try:
+        with clusters.cluster(folder) as running:
+            yield running
+    finally:
+        kept = cache.folder() / "logs"
+        shutil.rmtree(kept, ignore_errors=True)
+        if request.session.testsfailed and (folder / "node" / "logs").is_dir():
+            shutil.copytree(folder / "node" / "logs", kept)
+            cache.say(f"logs of the node's programs: {kept}")
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -142,8 +143,16 @@ def machine(folder: Path) -> Iterator[Machine]:
         made.stop()
 
 
+def folder_of_our_own() -> Path:
+    """A temporary folder that a later run sweeps if this one cannot."""
+    return Path(tempfile.mkdtemp(prefix=f"sdk-{os.getpid()}-"))
+
+
 def sweep() -> None:
     """Remove what runs left behind whose process was killed."""
+    for path in Path(tempfile.gettempdir()).glob("sdk-*"):
+        if (found := _NAMED.match(path.name)) and not alive(int(found[1])):
+            _remove_tree(path)
     names = [path.name for path in Path("/run/netns").glob("sdk-*")]
     names += [path.name for root in _cgroup_roots() for path in root.glob("sdk-*")]
     for name in {found[0] for name in names if (found := _NAMED.match(name)) and not alive(int(found[1]))}:

