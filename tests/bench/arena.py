@@ -207,7 +207,6 @@ def arena(
         go = stack.enter_context(_go_proxy(scene, place))
         for port in (TLS_PORT, PLAIN_PORT):
             stack.enter_context(scene.intercept(*filters, port=port, plaintext=port == PLAIN_PORT))
-        stack.enter_context(scene.intercept("--http-path-prefix", "/diverted/", *filters, port=TLS_PORT))
         yield Arena(scene, haproxy.pid, nginx.pid, go.pid)
 
 

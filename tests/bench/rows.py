@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class Row:
     budget: float
     stretch: float
     peer: str = "haproxy"
+    filters: tuple[str, ...] = ()
+    """Options of a second intercept that is there while this row is measured."""
 
 
 @dataclass
@@ -123,10 +126,13 @@ def _one_percent(*, requests: int) -> Runner:
     return run
 
 
+_DIVERTED = ("--http-path-prefix", "/diverted/")
+
+
 def diverted_row(*, seconds: float) -> Row:
     """HTTP/2 with one stream in a hundred diverted: by path to the handler here, to another backend in haproxy."""
     run = _one_percent(requests=int(12000 * seconds))
-    return Row("h2 TLS 4x16, 1 % of the streams diverted", run, TLS_PORT, HAPROXY_DIVERTED, 1.5, 1.2)
+    return Row("h2 TLS 4x16, 1 % of the streams diverted", run, TLS_PORT, HAPROXY_DIVERTED, 1.5, 1.2, filters=_DIVERTED)
 
 
 def _new_connections(*, seconds: float) -> Runner:
@@ -178,6 +184,11 @@ def cpu_rows(*, seconds: float) -> list[Row]:
 
 def measure(arena: Arena, row: Row, into: Measured, *, ours_first: bool) -> None:
     """One pair."""
+    with arena.scene.intercept(*row.filters, port=TLS_PORT) if row.filters else contextlib.nullcontext():
+        _measure(arena, row, into, ours_first=ours_first)
+
+
+def _measure(arena: Arena, row: Row, into: Measured, *, ours_first: bool) -> None:
     peer = arena.go if row.peer == "go" else arena.haproxy
     sides = [(arena.sidestep(), row.ours, into.ours), (peer, row.theirs, into.theirs)]
     rates = {}
