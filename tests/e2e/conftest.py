@@ -24,6 +24,7 @@ def pytest_collection_modifyitems(items):
 def cluster(request):
     """A real single-node Kubernetes. After a failure the logs of its programs are kept in the cache folder."""
     assert os.geteuid() == 0, "the e2e tests need root: sudo make e2e"
+    cache.uncaptured = request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled
     folder = machine.folder_of_our_own()
     try:
         with clusters.cluster(folder) as running:

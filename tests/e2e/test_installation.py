@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import kubernetes_validate
 import pytest
 import yaml
 
 from tests.e2e import product as products
+from tests.e2e.cache import REPOSITORY
 
 ACCOUNT = "system:serviceaccount:sidestep:sidestep-node"
 SUPPORTED = ("1.28", "1.30", "1.32", "1.34", "1.36", "1.37")
@@ -18,6 +21,14 @@ def test_the_manifest_fits_current_kubernetes(version):
     """Against the schemas that Kubernetes publishes, unpatched, unknown fields refused."""
     for document in products.documents():
         kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_the_walk_through_fits_current_kubernetes():
+    text = (REPOSITORY / "docs" / "kind.md").read_text()
+    written = re.findall(r"<<YAML\n(.*?)^YAML$", text, re.MULTILINE | re.DOTALL)
+    assert written
+    for document in yaml.safe_load_all(written[0].replace("\\$", "$")):
+        kubernetes_validate.validate(document, SUPPORTED[-1], strict=True)
 
 
 def test_one_apply_installs(cluster, product):
