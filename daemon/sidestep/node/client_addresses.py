@@ -9,7 +9,7 @@ it serves. Names end with the connection, and all of them with the proxy's proce
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from sidestep.model.errors import RefusedError, SidestepError
@@ -49,7 +49,7 @@ class ClientAddresses:
         """Whether connections can be named."""
         return self._names is not None
 
-    def name(self, message: NameClient, *, ports: Collection[int], own: Collection[Address]) -> None:
+    def name(self, message: NameClient, *, ports: Container[int], own: Collection[Address]) -> None:
         """Name a connection of the proxy. Raises RefusedError for what it may not name, KernelError."""
         if self._names is None:
             raise RefusedError("client addresses are off")
@@ -79,7 +79,7 @@ class ClientAddresses:
             names.close()
 
     @staticmethod
-    def _check(peer: Address, port: int, ports: Collection[int], own: Collection[Address]) -> None:
+    def _check(peer: Address, port: int, ports: Container[int], own: Collection[Address]) -> None:
         if port not in ports:
             raise RefusedError(f"port {port} is not served")
         if not peer.is_loopback and peer not in own:

@@ -70,10 +70,11 @@ class Conditions:
         if self._on_change is not None:
             self._on_change()
 
-    def forget(self, pod: PodKey, *, check: str | None = None) -> None:
-        """Take back everything stated about `pod`, or what one check stated about it."""
+    def forget(self, pod: PodKey, *, check: str | None = None, port: int | None = None) -> None:
+        """Take back everything stated about `pod`, what one check stated about it, or only about a port of it."""
         for source in [held for held in self._stated if held.pod == pod and check in (None, held.check)]:
-            self.state(source, ())
+            if port in (None, source.port):
+                self.state(source, ())
 
     def of(self, pod: PodKey) -> tuple[Condition, ...]:
         """Everything stated about one pod."""
@@ -82,6 +83,38 @@ class Conditions:
     def all(self) -> tuple[Condition, ...]:
         """Everything stated."""
         return _union(self._stated.values())
+
+
+class Statements:
+    """What the target of one pod states about it, between `begin` and `end`.
+
+    A target that is being released has no say any more: another one of the same pod may have begun.
+    """
+
+    def __init__(self, conditions: Conditions, pod: PodKey) -> None:
+        self._conditions = conditions
+        self._pod = pod
+        self._open = False
+
+    def begin(self) -> None:
+        """From now on the target is the one that speaks for the pod."""
+        self._open = True
+
+    def state(self, port: int | None, detail: str, conditions: Iterable[Condition]) -> None:
+        """Replace what was stated before in the same matter (`detail`) of a port, or of the whole pod."""
+        if self._open:
+            self._conditions.state(Source("proxy", self._pod, port, detail), conditions)
+
+    def forget(self, port: int) -> None:
+        """Take back everything about a port."""
+        if self._open:
+            self._conditions.forget(self._pod, check="proxy", port=port)
+
+    def end(self) -> None:
+        """Take everything back and be silent."""
+        if self._open:
+            self._open = False
+            self._conditions.forget(self._pod, check="proxy")
 
 
 def _bounded(condition: Condition) -> Condition:

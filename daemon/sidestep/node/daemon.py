@@ -43,7 +43,7 @@ from sidestep.node.reconciler import Reconciler
 from sidestep.node.sessions import Sessions
 from sidestep.node.status import NodeStatusView
 from sidestep.node.supervisor import ProxySupervisor
-from sidestep.node.target import Toolbox
+from sidestep.node.toolbox import Toolbox
 from sidestep.observability import logs
 from sidestep.steering import CompiledProgram, PeernamePrograms, compile_peername, compile_program
 

@@ -24,7 +24,8 @@ from sidestep.node.conditions import Conditions, Source
 from sidestep.node.located import netns_path
 from sidestep.node.planner import Plan, PodPlan
 from sidestep.node.proxy_uids import ProxyUids
-from sidestep.node.target import Target, Toolbox
+from sidestep.node.target import Target
+from sidestep.node.toolbox import Toolbox
 from sidestep.observability.logs import get_logger
 
 TICK = 0.25

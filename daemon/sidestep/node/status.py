@@ -223,7 +223,7 @@ def _protocol_and_source(each: PortSurvey, target: Target | None) -> tuple[str, 
     text, known = protocol_text(protocol, each.port.transport), protocol.source
     if known == "probing":
         known = "not known yet"
-    probed = target.probed.get(each.port.number) if target is not None else None
+    probed = target.probed(each.port.number) if target is not None else None
     if probed is not None and protocol.tls is Use.PROBE:
         text = "https" if probed.tls == "yes" else ("h2c" if probed.http2 == "yes" else "http")
         known = _probed_text(probed)

@@ -21,7 +21,8 @@ from sidestep.node.conditions import Conditions
 from sidestep.node.planner import Plan, plan
 from sidestep.node.reconciler import Reconciler
 from sidestep.node.supervisor import ProxySupervisor, SupervisorSettings
-from sidestep.node.target import Target, Toolbox
+from sidestep.node.target import Target
+from sidestep.node.toolbox import Toolbox
 from sidestep.steering import CompiledProgram, compile_peername
 from tests.harness.namespaces import PodNamespace
 from tests.harness.peers import Client

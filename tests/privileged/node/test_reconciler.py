@@ -338,7 +338,7 @@ def test_the_audit_puts_drift_right_and_tells_it(program):
                 assert some.audit.repaired == 0
                 target = some.target(key)
                 target._steering.unsteer(PORT, Transport.TCP, Family.IPV4)
-                target._steering.steer(9999, Transport.TCP, Family.IPV4, target._ports[PORT].listener.fileno())
+                target._steering.steer(9999, Transport.TCP, Family.IPV4, target._streams._ports[PORT].listener.fileno())
                 some.audit.once()
                 assert some.audit.repaired == 2
                 assert target._steering.entries() == target.expected() == {(PORT, Transport.TCP, Family.IPV4)}

@@ -1,0 +1,45 @@
+"""What the targets of a node are made with: handed down once, from the daemon through the reconciler to each target."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import socket
+
+    from sidestep.model.pod import PodKey
+    from sidestep.node.conditions import Conditions
+    from sidestep.node.supervisor import CredentialSource, ProxySupervisor
+    from sidestep.proxy.messages import DivertedRequest, Open
+    from sidestep.steering import CompiledProgram, PeernamePrograms
+
+
+class Handlers(Protocol):
+    """What is needed of `Sessions`."""
+
+    async def open_stream(self, opening: Open, *, pod: PodKey) -> socket.socket:
+        """Connect to a handler."""
+
+    def reset_stream(self, stream: int, *, pod: PodKey) -> None:
+        """Break a connection to a handler."""
+
+    def record(self, requests: tuple[DivertedRequest, ...], *, pod: PodKey) -> None:
+        """Log diverted requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Toolbox:
+    """What all targets of a node are made with. `credential` gives the source of a named credential of a pod."""
+
+    program: CompiledProgram
+    supervisor: ProxySupervisor
+    handlers: Handlers
+    credential: Callable[[PodKey, str], CredentialSource]
+    conditions: Conditions
+    now: Callable[[], float]
+    peernames: Callable[[], Awaitable[PeernamePrograms]]
+    """The programs that let apps see their clients; compiled when first asked for. Raises SidestepError."""
+    on_change: Callable[[PodKey], None]
+    """Called when what the target can do has changed by itself: its proxy is back, has failed, lost its app."""
