@@ -176,6 +176,19 @@ def test_unmatched_conversations_are_as_without_us(shop, port):
 
 
 @pytest.mark.parametrize("port", PORTS)
+def test_an_answer_arrives_whole_though_its_app_is_gone_at_once(shop, port):
+    """The app's end, its break and the client's last bytes come in every order; over TLS a break always follows."""
+    conversation = CONVERSATIONS["compressed and binary bodies"]
+    tls, plaintext = (shop.app_tls(), False) if port == scene.TLS_PORT else (None, True)
+    with (
+        Server(counting, netns=shop.space.pod, address=shop.space.ip, port=port, tls=tls) as app,
+        shop.intercept(port=port, plaintext=plaintext),
+    ):
+        for _ in range(100):
+            observe(shop, app, conversation, port)
+
+
+@pytest.mark.parametrize("port", PORTS)
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_matched_conversations_reach_the_handler_whole(shop, port, name):
     conversation = [(_marked(said), answered) for said, answered in CONVERSATIONS[name]]

@@ -3,6 +3,10 @@
     one peer finishes (FIN)  -> the other is half-closed; bytes go on the other way
     both finished            -> both are closed, done
     one breaks (reset)       -> the other is reset, done
+    one breaks after its FIN -> the other gets everything it said, then is closed, done
+
+The last row is how most servers leave: they close, and answer what still comes with a reset. Over TLS something always
+comes, for OpenSSL says in an alert that a stream ended without close_notify; the bytes before that end are whole.
 
 Invariants: nothing is written to a leg after it was ended; the end of one side is passed on only once the other is
 open, for an end given to a leg that is still being opened would cancel the opening. `joined` tells the shell (through
@@ -92,11 +96,16 @@ class Wire:
         """Pass a break on."""
         relay = self._relay
         if leg is relay.client or leg is self.peer:
-            for copy in self._copies:
-                copy.close(Ending.ABORT)
-            relay.client.end(Ending.ABORT)
-            self.peer.end(Ending.ABORT)
+            ending = Ending.CLOSE if self._has_ended(leg) else Ending.ABORT
+            if not self._client_ended:  # else the copies are whole
+                for copy in self._copies:
+                    copy.close(Ending.ABORT)
+            relay.client.end(ending)
+            self.peer.end(ending)
             relay.done = True
+
+    def _has_ended(self, leg: Leg) -> bool:
+        return self._client_ended if leg is self._relay.client else self._peer_ended
 
     def reads(self, leg: Leg) -> bool:
         """Whether what this leg's bytes go to has room."""

@@ -54,6 +54,21 @@ def test_breaks(who):
     assert relay.done
 
 
+@pytest.mark.parametrize("who", ["client", "app"])
+def test_who_breaks_after_its_end_has_said_everything(who):
+    shell = Shell(WireRelay())
+    relay = shell.relay
+    shell.client(b"a")
+    shell.app(b"b")
+    one = getattr(relay, who)
+    other = relay.app if one is relay.client else relay.client
+    shell.eof(one)
+    assert other.ending is Ending.FINISH
+    shell.lose(one)
+    assert other.ending is Ending.CLOSE
+    assert relay.done
+
+
 def test_a_client_that_ends_before_the_app_is_open():
     for data in (b"", b"bye"):
         shell = Shell(WireRelay(), auto=False)
