@@ -23,6 +23,7 @@ pytestmark = pytest.mark.privileged
 
 APP = """
 import json, socket, sys
+sys.stdin.read(1)  # a socket belongs to the cgroup that its maker was in
 listener = socket.create_server((sys.argv[1], 0), family=socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET,
                                 dualstack_ipv6=sys.argv[1] == "::")
 print(listener.getsockname()[1], flush=True)
@@ -56,9 +57,12 @@ def cgroup():
 @contextlib.contextmanager
 def app(folder: Path, address: str):
     """An app inside the cgroup; yields (port, next line)."""
-    process = subprocess.Popen([sys.executable, "-c", APP, address], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", APP, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         (folder / "cgroup.procs").write_text(str(process.pid))
+        process.stdin.close()
         yield int(process.stdout.readline()), lambda: json.loads(process.stdout.readline())
     finally:
         process.kill()
