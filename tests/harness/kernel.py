@@ -8,8 +8,10 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.harness.namespaces import Netns, run
+from tests.harness.waiting import until
 
 BPF_FOLDER = Path("/sys/fs/bpf")
 
@@ -32,10 +34,20 @@ class Programs:
         ]
 
 
+def objects(kind: str) -> list[dict[str, Any]]:
+    """What bpftool lists: every "link", "prog" or "map". It gives up when one of them goes in the meantime."""
+
+    def listed() -> str | None:
+        done = subprocess.run(["bpftool", "-j", kind, "show"], capture_output=True, text=True, check=False)
+        return (done.stdout or "[]") if done.returncode == 0 else None
+
+    return json.loads(until(listed, within=10, what=f"bpftool to list every {kind}"))  # type: ignore[no-any-return]
+
+
 def programs(inode: int) -> Programs:
     """The links on the namespace with this inode, their programs and maps."""
     links, programs_, maps = set(), set(), set()
-    for link in json.loads(run("bpftool", "link", "show", "-j") or "[]"):
+    for link in objects("link"):
         if link.get("netns_ino") == inode:
             links.add(link["id"])
             programs_.add(link["prog_id"])

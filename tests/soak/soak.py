@@ -28,6 +28,8 @@ from tests.soak.traffic import UDP_PORT, Echo, Outcome, Traffic
 
 CALM = 2.0
 """Seconds without a fault after each window."""
+PROXY_REST = 8.0
+"""Seconds between kills of the pod proxy: five within thirty are a crash loop, after which the port rests, too."""
 RECOVERY = 30.0
 """Seconds that a window may last."""
 SETTLING = 120.0
@@ -87,6 +89,7 @@ class Soak:
         self.shop = shop
         self.account = Account()
         self._chance = chance
+        self._proxy_killed = -PROXY_REST
         self._handlers: dict[int, Process] = {}
         self._ports: dict[int, int] = {}
         self._intercepts: dict[int, Intercept] = {}
@@ -138,6 +141,8 @@ class Soak:
             until(lambda: self._levels().objects == before.objects, within=60, what="as many eBPF objects as before")
 
     def _fault(self, name: str, faults: dict[str, Callable[[], None]]) -> None:
+        if name == "proxy":
+            time.sleep(max(0.0, self._proxy_killed + PROXY_REST - time.monotonic()))  # as above
         start = time.monotonic()
         faults[name]()
         self._settled()
@@ -156,7 +161,12 @@ class Soak:
                     return False
             return all(each.active() for each in self._intercepts.values())
 
-        until(works, within=RECOVERY, what="everything to work again", every=0.1)
+        until(works, within=RECOVERY, what=lambda: f"everything to work again; {self._told()}", every=0.1)
+
+    def _told(self) -> str:
+        """What daemon and command lines say, for a failure's text."""
+        active = {port: each.active() for port, each in self._intercepts.items()}
+        return f"faults: {self.account.faults}; active: {active}\n{self.shop.conditions()}\n{self.shop.node.log()[-6000:]}"
 
     def _levels(self) -> Levels:
         pid = self.shop.node.pid
@@ -208,6 +218,7 @@ class Soak:
         self._intercepts[port].wait_active(within=20)
 
     def _kill_proxy(self) -> None:
+        self._proxy_killed = time.monotonic()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.shop.proxy(), signal.SIGKILL)
 

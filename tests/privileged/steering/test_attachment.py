@@ -38,12 +38,12 @@ def descriptors() -> set[str]:
 
 def objects() -> set[str]:
     """Every program, map and link of ours on the machine."""
-    found = set()
-    for kind in ("prog", "map"):
-        for line in kernel.run("bpftool", kind, "show").splitlines():
-            if "sidestep_" in line:
-                found.add(f"{kind} {line.split(':')[0]}")
-    return found
+    return {
+        f"{kind} {each['id']}"
+        for kind in ("prog", "map")
+        for each in kernel.objects(kind)
+        if each.get("name", "").startswith("sidestep_")
+    }
 
 
 def test_attaching_takes_less_than_5_ms(program, dual_stack_pod):

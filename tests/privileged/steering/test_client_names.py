@@ -17,6 +17,7 @@ import pytest
 from sidestep.model.errors import KernelError
 from sidestep.steering.client_names import ClientNames
 from sidestep.steering.compiler import compile_peername
+from tests.harness import kernel
 from tests.harness.waiting import until
 
 pytestmark = pytest.mark.privileged
@@ -129,10 +130,7 @@ def test_another_port_of_the_app_is_another_connection(programs, cgroup):
 
 def test_closing_leaves_nothing(programs, cgroup):
     def existing() -> set[str]:
-        commands = (["bpftool", "-j", kind, "show"] for kind in ("prog", "map", "link"))
-        shown = "".join(
-            subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in commands
-        )
+        shown = json.dumps([kernel.objects(kind) for kind in ("prog", "map", "link")])
         return {name for name in ("sidestep_peer4", "sidestep_peer6", "sidestep_client") if name in shown}
 
     descriptors = len(os.listdir("/proc/self/fd"))
