@@ -166,7 +166,8 @@ class Soak:
     def _told(self) -> str:
         """What daemon and command lines say, for a failure's text."""
         active = {port: each.active() for port, each in self._intercepts.items()}
-        return f"faults: {self.account.faults}; active: {active}\n{self.shop.conditions()}\n{self.shop.node.log()[-6000:]}"
+        log = self.shop.node.log()[-6000:]
+        return f"faults: {self.account.faults}; active: {active}\n{self.shop.conditions()}\n{log}"
 
     def _levels(self) -> Levels:
         pid = self.shop.node.pid
