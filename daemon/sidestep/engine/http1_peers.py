@@ -2,8 +2,8 @@
 those of copies.
 
 Invariants: `relay.app` is the only app leg that is used; at most one handler leg per intercept uid; a leg that was
-ended stays in `relay.legs` at least until the shell has seen its ending, and is forgotten when a later leg is made, so
-that the list does not grow with the number of requests.
+ended stays in `relay.legs` at least until the shell has seen its ending and written what waits, and is forgotten when
+a later leg is made, so that the list does not grow with the number of requests.
 """
 
 from __future__ import annotations
@@ -84,6 +84,6 @@ class Peers:
         legs = self._relay.legs
         for old in self._ended:
             legs.remove(old)
-        self._ended = [old for old in legs if old.ending >= Ending.CLOSE]
+        self._ended = [old for old in legs if old.ending >= Ending.CLOSE and old.is_over]
         legs.append(leg)
         return leg

@@ -162,7 +162,7 @@ class Diversion:
 
     def _open(self, role: Role, rule: Rule | None) -> Link:
         relay = self._relay
-        relay.legs = [leg for leg in relay.legs if leg.out or not leg.ending or leg in (relay.client, relay.app)]
+        relay.forget_legs()
         leg = Leg(role, rule)
         relay.legs.append(leg)
         relay.opening.append(leg)

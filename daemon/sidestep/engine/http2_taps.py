@@ -162,7 +162,7 @@ class Http2Taps:
 
     def _connect(self, rule: Rule) -> Link:
         relay = self._relay
-        relay.legs = [leg for leg in relay.legs if leg.out or not leg.ending or leg in (relay.client, relay.app)]
+        relay.forget_legs()
         leg = Leg(Role.TAP, rule)
         relay.legs.append(leg)
         relay.opening.append(leg)

@@ -92,6 +92,11 @@ class Leg:
         """Ask for an ending; a stronger one replaces a weaker one."""
         self.ending = max(self.ending, ending)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it was ended and no byte waits to be written first."""
+        return self.ending is Ending.ABORT or (self.ending is not Ending.NONE and not self.out)
+
 
 class Lost(enum.IntEnum):
     """What of a copy did not reach its handler."""
@@ -179,6 +184,10 @@ class Relay:
         leg.rule = None
         self.opening.append(leg)
         return True
+
+    def forget_legs(self) -> None:
+        """Drop the legs that are over from `legs`, but for the client's and the app's own."""
+        self.legs = [leg for leg in self.legs if not leg.is_over or leg is self.client or leg is self.app]
 
     def succeed(self, other: Relay) -> None:
         """Go on where another relay ends: with its legs and what it has for the shell."""

@@ -402,3 +402,32 @@ def test_an_aborted_client_while_its_handler_opens_leaves_nothing_to_open():
     assert handler.ending is Ending.ABORT
     shell.open(handler)
     assert shell.to_handler == b""
+
+
+def test_a_closed_leg_stays_until_what_it_still_has_is_written():
+    relay = http1(rule()).relay
+
+    def open_all():
+        while relay.opening:
+            relay.opened(relay.opening.pop())
+
+    def an_app_that_answers_unread_and_leaves():
+        app = relay.app
+        relay.receive(relay.client, POST.replace(b"X-Dev: me\r\n", b"") + b"0123456789")
+        open_all()
+        relay.receive(app, OK_A)
+        relay.receive(relay.client, B)
+        open_all()
+        relay.receive_eof(app)
+        relay.receive(relay.side, OK_B)
+        assert app.ending is Ending.CLOSE
+        return app
+
+    apps = [an_app_that_answers_unread_and_leaves() for _ in range(4)]
+    assert all(app.out and app in relay.legs for app in apps)
+    for app in apps:
+        app.out.clear()
+        app.queued = 0
+    more = [an_app_that_answers_unread_and_leaves() for _ in range(2)]
+    assert not set(apps) & set(relay.legs)
+    assert set(more) <= set(relay.legs)

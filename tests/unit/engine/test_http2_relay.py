@@ -1105,11 +1105,14 @@ def test_back_pressure_follows_the_queues() -> None:
     assert relay.reads(relay.client)
 
 
-def test_legs_that_are_over_do_not_pile_up() -> None:
+@pytest.mark.parametrize("there", [True, False])
+def test_legs_that_are_over_do_not_pile_up(there: bool) -> None:
     talk = Talk()
+    talk.handler_is_there = there
     for stream in range(1, 41, 2):
         talk.divert(stream)
-        talk.shell.lose(talk.handlers[-1])  # type: ignore[arg-type]
+        if there:
+            talk.shell.lose(talk.handlers[-1])  # type: ignore[arg-type]
         talk.shell.run()
     assert len(talk.relay.legs) <= 6
     assert isinstance(talk.relay.legs[0], Leg)
