@@ -47,7 +47,13 @@ struct client_name {
 
 _Static_assert(sizeof(struct client_name) == 20, "steering/layout.py packs this value into 20 bytes");
 
-/* Connections of one pod that may be named at a time. */
-#define CLIENTS_MAX 65536
+/*
+ * The entry whose key is all zero, which no connection has, is no connection: `client` is the IPv4 network (mapped) from
+ * whose addresses only this pod's proxy connects, of which SOURCES_MASK are fixed.
+ */
+#define SOURCES_MASK 0xffff0000
+
+/* Connections of one pod that may be named at a time, and the entry above. */
+#define CLIENTS_MAX 65537
 
 #endif

@@ -7,7 +7,10 @@
  * the proxy speaks for. Nothing else changes - not the connection, not its packets. The daemon adds an entry before the
  * proxy connects and deletes it when that connection is over.
  *
- * Both programs always return 1, "go on": a connection that is not in the map is reported as it is.
+ * Both programs always return 1, "go on": a connection that is not in the map is reported as it is - unless it comes from
+ * one of the loopback addresses that only the proxy uses. Then its entry is gone already (the client was quick to leave,
+ * the app slow to accept) or is not there any more (the proxy was killed), and the app, which may trust loopback, is told
+ * the address that it was reached at: what it would see if the proxy could not name its connections.
  *
  * A dual-stack app sees IPv4 peers as mapped IPv6 addresses; they have one key whichever program meets them.
  */
@@ -16,6 +19,17 @@
 #include "layout.h"
 
 BPF_F_TABLE("hash", struct client_key, struct client_name, clients, CLIENTS_MAX, 1 /* BPF_F_NO_PREALLOC */);
+
+static __always_inline bool is_own_source(u32 address)
+{
+	struct client_key none = {};
+	struct client_name *sources;
+
+	if (bpf_ntohl(address) >> 24 != 127)
+		return false;
+	sources = clients.lookup(&none);
+	return sources && (address & bpf_htonl(SOURCES_MASK)) == sources->client[3];
+}
 
 int sidestep_peer4(struct bpf_sock_addr *address)
 {
@@ -33,6 +47,8 @@ int sidestep_peer4(struct bpf_sock_addr *address)
 	if (name) {
 		address->user_ip4 = name->client[3];
 		address->user_port = name->port;
+	} else if (is_own_source(address->user_ip4)) {
+		address->user_ip4 = sk->src_ip4;
 	}
 	return 1;
 }
@@ -58,6 +74,8 @@ int sidestep_peer6(struct bpf_sock_addr *address)
 		address->user_ip6[2] = name->client[2];
 		address->user_ip6[3] = name->client[3];
 		address->user_port = name->port;
+	} else if (!key.peer[0] && !key.peer[1] && key.peer[2] == bpf_htonl(0xffff) && is_own_source(key.peer[3])) {
+		address->user_ip6[3] = sk->src_ip6[3];
 	}
 	return 1;
 }

@@ -1,13 +1,20 @@
 """The app sees its client's own address, with cgroup v2; without, `status` says that it does not."""
 
 import contextlib
+import json
 import os
 import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 
 from tests.harness import cgroups
-from tests.harness.peers import Server, http_app
+from tests.harness.namespaces import run
+from tests.harness.peers import RESET, Server, answer
 from tests.harness.scene import DEV, PLAIN_PORT, TLS_PORT, shop, shop_nginx
 from tests.harness.waiting import until
 
@@ -64,20 +71,79 @@ def test_nginx_logs_it_for_http2_and_for_raw_connections_too(tmp_path):
                 assert app.requests()[-1]["uri"] == "/raw"
 
 
-def test_ports_are_the_clients_own_and_end_with_the_connection(tmp_path):
+def names(scene):
+    """How many connections are named now: what is in the daemon's map, but for its entry about the proxy's sources."""
+    for path in Path(f"/proc/{scene.node.pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # descriptors come and go
+            text = path.read_text()
+            if "map_type:\t1\n" in text:  # a plain hash: the only one
+                number = text.split("map_id:")[1].split()[0]
+                return len(json.loads(run("bpftool", "-j", "map", "dump", "id", number))) - 1
+    raise AssertionError("the daemon holds no map of names")
+
+
+def test_names_end_with_their_connections(tmp_path):
+    """Also with one that is over before its client's: the next one might be a stranger's."""
+    closing = threading.Event()
+
+    def once(server, connection):
+        answer(server, connection, connection.reader.message())
+        closing.wait(30)
+
     with cgroups.cgroup() as group, shop(tmp_path, annotations={"sidestep.dev/cgroup": str(group)}) as scene:
-        seen = []
+        handler = scene.plain_handler
+        with (
+            Server(once, netns=scene.space.pod, address=scene.space.ip6, port=PLAIN_PORT) as app,
+            scene.intercept(port=PLAIN_PORT, plaintext=True),
+        ):
+            with scene.client(port=PLAIN_PORT, address=scene.space.ip6) as client:
+                assert client.get("/").header("x-served-by") == "app"
+                assert names(scene) == 1
+                client.send(f"GET /hold HTTP/1.1\r\nHost: a\r\n{DEV}\r\n\r\n".encode())
+                assert handler.holding.acquire(timeout=10)
+                closing.set()
+                until(lambda: names(scene) == 0, within=5, what="the name of the app's connection to be forgotten")
+                handler.release.set()
+                assert client.reader.message(answers="GET").header("x-served-by") == "handler"
+                assert client.get("/").header("x-served-by") == "app"
+                assert len(app.connections) == 2
+            until(lambda: names(scene) == 0, within=5, what="all names to be forgotten")
 
-        def script(server, connection):
-            seen.append(connection.peer)
-            http_app(server, connection)
 
-        with Server(script, name="app", netns=scene.space.pod, address=scene.space.ip, port=PLAIN_PORT) as app:
-            del app
-            with scene.intercept(port=PLAIN_PORT, plaintext=True), scene.client(port=PLAIN_PORT) as client:
-                assert client.get().status == 200
-            # This process is not in the pod's cgroup: what it sees is the proxy, from a random loopback address.
-            assert seen[0][0].startswith("127.")
+LATE = """
+import json, socket, sys
+listener = socket.create_server((sys.argv[1], int(sys.argv[2])))
+print("listening", flush=True)
+sys.stdin.readline()
+sock, address = listener.accept()
+print(json.dumps([address[0], sock.recv(100).decode()]), flush=True)
+"""
+
+
+def test_a_client_that_leaves_before_the_app_accepts_does_not_pass_for_the_pod_itself(tmp_path):
+    """Apps trust loopback, and what was sent before a reset is read and acted upon all the same."""
+    with (
+        cgroups.cgroup() as group,
+        shop(tmp_path, annotations={"sidestep.dev/cgroup": str(group)}) as scene,
+        subprocess.Popen(
+            cgroups.inside(group, scene.space.pod.enter([sys.executable, "-c", LATE, scene.space.ip, str(PLAIN_PORT)])),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as late,
+    ):
+        assert late.stdout.readline() == "listening\n"
+        with scene.intercept(port=PLAIN_PORT, plaintext=True):
+            with scene.client(port=PLAIN_PORT) as client:
+                client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                until(lambda: names(scene) == 1, within=5, what="the proxy to dial the app")
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            until(lambda: names(scene) == 0, within=5, what="the proxy to see that the client has left")
+            late.stdin.write("\n")
+            late.stdin.flush()
+            peer, said = json.loads(late.stdout.readline())
+        assert said.startswith("GET /")
+        assert peer == scene.space.ip
 
 
 def test_without_a_cgroup_the_app_sees_the_pods_own_address(tmp_path):

@@ -45,9 +45,9 @@ class ClientAddresses:
             return cls.off(f"off: {error}")
 
     @property
-    def on(self) -> bool:
-        """Whether connections can be named."""
-        return self._names is not None
+    def sources(self) -> str:
+        """The network from which the proxy reaches the app over IPv4; empty when connections cannot be named."""
+        return str(self._names.sources) if self._names is not None else ""
 
     def name(self, message: NameClient, *, ports: Container[int], own: Collection[Address]) -> None:
         """Name a connection of the proxy. Raises RefusedError for what it may not name, KernelError."""

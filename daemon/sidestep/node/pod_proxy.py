@@ -170,7 +170,7 @@ class PodProxy:
         ports: tuple[PortSnapshot, ...],
         detection_timeout: float = 1.0,
         drain_timeout: float = 30.0,
-        client_addresses: bool = False,
+        client_sources: str = "",
     ) -> Mapping[str, str]:
         """Make this the configuration; returns why credentials could not be used, by name (empty: all are).
 
@@ -183,7 +183,7 @@ class PodProxy:
             ports=ports,
             detection_timeout=detection_timeout,
             drain_timeout=drain_timeout,
-            client_addresses=client_addresses,
+            client_sources=client_sources,
         )
         self._uids = (rule_uids(ports), self._uids[0])
         self._desired.credentials = dict(credentials)

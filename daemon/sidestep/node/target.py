@@ -139,7 +139,7 @@ class Target:
             generation=self._generation,
             ports=tuple(self._apps.snapshot(port) for port in plan.ports),
             drain_timeout=drain_timeout,
-            client_addresses=self.client_addresses.on,
+            client_sources=self.client_addresses.sources,
         )
         self._served = frozenset().union(*(port.uids for port in plan.ports))
         self.on_credentials(failures)

@@ -43,7 +43,7 @@ MERGE: Final = 64
 class Endpoint:
     """Who is connected to whom: the client's address and the address it dialled, unmapped.
 
-    `names` are the sources (address, port) of dials to the app that are named after this client.
+    `names` are the sources (address, port) of connections to the app that are named after this client, and live.
     """
 
     __slots__ = ("client", "client_port", "host", "names", "port")
@@ -99,6 +99,9 @@ class Courier(Protocol):
 
     def dial_app(self, endpoint: Endpoint, done: Done) -> Callable[[], None]:
         """Connect to the app on behalf of a client; returns a function that cancels."""
+
+    def left(self, endpoint: Endpoint, app: socket.socket) -> None:
+        """A connection to the app is about to be closed."""
 
     def no_app(self, port: LivePort, host: str) -> None:
         """A dial to the app was refused."""
@@ -585,6 +588,8 @@ class Conduit:
         pipe.leg.open = False
         if stream is not None:
             self._loop.remove(stream.fd)
+            if self.endpoint.names and pipe.leg.role is Role.APP:
+                self._courier.left(self.endpoint, stream.sock)
             if orderly:
                 stream.close()
             else:

@@ -2,14 +2,14 @@
 
 sk_lookup sees the proxy's own dial too; the program lets it pass when its source is loopback or equals the destination.
 
-Without a `namer` the socket is bound to the destination address before it connects - never to a loopback address, which
+Without `naming` the socket is bound to the destination address before it connects - never to a loopback address, which
 apps trust. IP_BIND_ADDRESS_NO_PORT leaves the choice of the port to connect(), where only the four-tuple must be unique
 (ip(7)).
 
 With one, the app will be told the client's own address for this connection, so the source must be known before it
-connects: bind, have it named, connect. IPv4 sources are random addresses of 127.0.0.0/8, because the ports of a single
-one run out at a few hundred connections a second; IPv6 has one loopback address, the pod's own serves. When naming
-fails the dial goes on without.
+connects: bind, have it named, connect. IPv4 sources are random addresses of a loopback network, because the ports of a
+single one run out at a few hundred connections a second; the app never sees them, named or not (`steering.client_names`
+says how). IPv6 has one loopback address, the pod's own serves. When naming fails the dial goes on without.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import errno
 import random
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Network
 from typing import Final
 
 from sidestep.proxy.loop import BROKEN, WRITE, Loop
@@ -30,6 +32,14 @@ Namer = Callable[[str, int, Callable[[bool], None]], Callable[[], None]]
 """(source address, source port, ready) -> cancel: calls `ready(True)` once the connection from there is named."""
 
 
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How connections are named, and whence they come over IPv4."""
+
+    namer: Namer
+    sources: IPv4Network
+
+
 def plain_address(host: str) -> str:
     """An IPv4-mapped IPv6 address as IPv4; any other as it is, without a zone."""
     if host.startswith(MAPPED) and "." in host:
@@ -37,9 +47,9 @@ def plain_address(host: str) -> str:
     return host
 
 
-def random_source() -> str:
-    """An address of 127.0.0.0/8 that nobody else is likely to use."""
-    return f"127.{random.randint(1, 254)}.{random.randint(0, 255)}.{random.randint(1, 254)}"  # noqa: S311 - no secret
+def random_source(sources: IPv4Network) -> str:
+    """One of the addresses, neither the first nor the last."""
+    return str(sources[random.randrange(1, sources.num_addresses - 1)])  # noqa: S311 - no secret
 
 
 class Dial:
@@ -47,7 +57,7 @@ class Dial:
 
     __slots__ = ("_cancel_naming", "_done", "_host", "_loop", "_port", "_sock")
 
-    def __init__(self, loop: Loop, host: str, port: int, done: Done, *, namer: Namer | None = None) -> None:
+    def __init__(self, loop: Loop, host: str, port: int, done: Done, *, naming: Naming | None = None) -> None:
         """Begin. `host` is the (unmapped) address the client used. An error at once is reported on the next turn."""
         self._loop = loop
         self._done = done
@@ -55,7 +65,7 @@ class Dial:
         self._port = port
         self._cancel_naming: Callable[[], None] | None = None
         self._sock: socket.socket | None = None
-        if namer is None or not self._begin_named(namer):
+        if naming is None or not self._begin_named(naming):
             self._begin_unnamed()
 
     def _new_socket(self) -> socket.socket:
@@ -64,17 +74,17 @@ class Dial:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 
-    def _begin_named(self, namer: Namer) -> bool:
+    def _begin_named(self, naming: Naming) -> bool:
         sock = None
         try:
             sock = self._new_socket()
-            sock.bind((self._host if ":" in self._host else random_source(), 0))
+            sock.bind((self._host if ":" in self._host else random_source(naming.sources), 0))
             source = sock.getsockname()
         except OSError:
             if sock is not None:
                 sock.close()
             return False
-        self._cancel_naming = namer(source[0], source[1], self._named)
+        self._cancel_naming = naming.namer(source[0], source[1], self._named)
         return True
 
     def _named(self, ready: bool) -> None:

@@ -259,7 +259,8 @@ class Judge:
         self._cancel = self._reception.dial_app(self._endpoint, finished)
 
     def end_to_end(self, failure: Failure) -> None:
-        """TLS between client and app, untouched; say why."""
+        """TLS between client and app, untouched; say why. What was dialled for the handshake is closed."""
+        self._reception.gone(self._endpoint)
         self._end_to_end(failure)
 
     def _end_to_end(self, failure: Failure) -> None:

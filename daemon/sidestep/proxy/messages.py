@@ -110,8 +110,9 @@ class Configure(Message):
 
     generation: int
     ports: tuple[PortSnapshot, ...]
-    client_addresses: bool = False
-    """Whether connections to the app are to be named (`NameClient`), so that it sees the client's own address."""
+    client_sources: str = ""
+    """If connections to the app are to be named (`NameClient`), so that it sees the client's own address: the network
+    from whose addresses they come over IPv4. Empty: they are not named."""
     detection_timeout: float = 1.0
     """Seconds a silent client is waited for before the app is dialled."""
     drain_timeout: float = 30.0

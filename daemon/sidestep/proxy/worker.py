@@ -23,6 +23,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable
+from ipaddress import IPv4Network
 from typing import Final
 
 from sidestep.engine.relay import Diverted, Leg, Lost
@@ -35,7 +36,7 @@ from sidestep.proxy.conduit import About, Conduit, Endpoint
 from sidestep.proxy.control import ChannelClosed, ControlChannel
 from sidestep.proxy.credentials import Credentials
 from sidestep.proxy.datagrams import Datagrams, Key
-from sidestep.proxy.dial import Dial, Done
+from sidestep.proxy.dial import Dial, Done, Naming
 from sidestep.proxy.judge import Judge
 from sidestep.proxy.loop import READ, WRITE, Loop, Timer
 from sidestep.proxy.ports import LivePort
@@ -85,7 +86,7 @@ class Worker:
         self._streams: dict[int, tuple[Callable[[PlainStream | None], None], Timer]] = {}
         self._asked: dict[int, int] = {}
         self._naming: dict[int, tuple[Callable[[bool], None], Timer]] = {}
-        self._client_addresses = False
+        self._client_sources: IPv4Network | None = None
         self._next_stream = 0
         self._lines: list[messages.DivertedRequest] = []
         self._dropped_lines = 0
@@ -198,7 +199,7 @@ class Worker:
             self._ports.pop(number).retire()
         self._datagrams.configure({port.number: port for port in message.ports if port.transport == "udp"})
         self.credentials.keep(names)
-        self._client_addresses = message.client_addresses
+        self._client_sources = IPv4Network(message.client_sources) if message.client_sources else None
         self.detection_timeout = message.detection_timeout
         self._drain_timeout = message.drain_timeout
 
@@ -290,8 +291,8 @@ class Worker:
         def name(peer: str, peer_port: int, ready: Callable[[bool], None]) -> Callable[[], None]:
             return self._name_client(endpoint, peer, peer_port, ready)
 
-        namer = name if self._client_addresses else None
-        return Dial(self._loop, endpoint.host, endpoint.port, done, namer=namer).cancel
+        naming = Naming(name, self._client_sources) if self._client_sources is not None else None
+        return Dial(self._loop, endpoint.host, endpoint.port, done, naming=naming).cancel
 
     def _name_client(
         self, endpoint: Endpoint, peer: str, peer_port: int, ready: Callable[[bool], None]
@@ -319,8 +320,18 @@ class Worker:
             timer.cancel()
             ready(not error)
 
+    def left(self, endpoint: Endpoint, app: socket.socket) -> None:
+        """Take back the name of a connection to the app that is about to be closed, before its client's is."""
+        try:
+            name = app.getsockname()[:2]
+        except OSError:
+            return  # `gone` sees to it
+        if name in endpoint.names:
+            endpoint.names.remove(name)
+            self._send(messages.ForgetClient(self._channel.next_seq(), endpoint.port, *name))
+
     def gone(self, endpoint: Endpoint) -> None:
-        """Take back the names of a connection that is over."""
+        """Take back the names of a client's connection that is over."""
         for peer, peer_port in endpoint.names:
             self._send(messages.ForgetClient(self._channel.next_seq(), endpoint.port, peer, peer_port))
         endpoint.names.clear()

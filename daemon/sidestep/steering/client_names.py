@@ -4,6 +4,11 @@ With it the app's `accept()` and `getpeername()` report the client's own address
 between the proxy's bind() and its connect(), and deletes it when the connection is over, so that an entry never names a
 stranger. Like steering, nothing is pinned: when the descriptors go, links, programs and map go.
 
+IPv4 connections come from `sources`, a loopback network that nobody else uses: the app of a connection from there that
+is not named, or not any more, is shown its own address. So a proxy's connection never passes for one of the pod's own.
+Each attachment has another network, for while one daemon takes over from another both are attached and neither knows
+the other's connections.
+
 The cgroup must be one of cgroup v2 (bpf(2), BPF_CGROUP_INET4_GETPEERNAME).
 """
 
@@ -12,11 +17,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
+from ipaddress import IPv4Network
 from typing import Self
 
 from sidestep.model.errors import KernelError
 from sidestep.steering import bpf
-from sidestep.steering.layout import CLIENTS, PEER4, PEER6, Address, pack_client_key, pack_client_name
+from sidestep.steering.layout import CLIENTS, PEER4, PEER6, Address, pack_client_key, pack_client_name, pack_sources
 from sidestep.steering.program import CompiledProgram
 
 PeernamePrograms = tuple[CompiledProgram, CompiledProgram]
@@ -26,8 +33,10 @@ PeernamePrograms = tuple[CompiledProgram, CompiledProgram]
 class ClientNames:
     """One pod's named connections. Made by `attach`; not for use from several threads."""
 
-    def __init__(self, *, links: tuple[int, ...], clients: int) -> None:
+    def __init__(self, *, links: tuple[int, ...], clients: int, sources: IPv4Network) -> None:
         """Take over the descriptors; use `attach`."""
+        self.sources = sources
+        """Whence the proxy's IPv4 connections come, named or not."""
         self._links = links
         self._clients = clients
         self._closed = False
@@ -53,6 +62,8 @@ class ClientNames:
             )
             with contextlib.ExitStack() as made:
                 made.callback(os.close, clients)
+                sources = _some_sources()
+                bpf.map_update(clients, *pack_sources(sources), doing="stating the proxy's own addresses")
                 links = []
                 for name, program, attach_type in (
                     (PEER4, programs[0], bpf.ATTACH_GETPEERNAME4),
@@ -69,7 +80,7 @@ class ClientNames:
                     finally:
                         os.close(loaded)
                     made.callback(os.close, links[-1])
-                attached = cls(links=tuple(links), clients=clients)
+                attached = cls(links=tuple(links), clients=clients, sources=sources)
                 made.pop_all()
                 return attached
 
@@ -115,3 +126,8 @@ class ClientNames:
                 pass  # the cgroup is gone already
             os.close(fd)
         os.close(self._clients)
+
+
+def _some_sources() -> IPv4Network:
+    """One of 64 networks in the middle of 127.0.0.0/8, away from the addresses that people use."""
+    return IPv4Network(f"127.{random.randrange(64, 128)}.0.0/16")  # noqa: S311 - no secret

@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from sidestep.model.errors import BugError
 from sidestep.model.pod import Family, Transport
@@ -34,8 +34,11 @@ PEER4, PEER6 = "sidestep_peer4", "sidestep_peer6"
 CLIENTS = "clients"
 """Hash of the proxy's named connections."""
 
-CLIENTS_MAX = 65536
-"""Entries of `clients`."""
+CLIENTS_MAX = 65537
+"""Entries of `clients`: connections, and the network of the proxy's sources."""
+
+SOURCES_PREFIX = 16
+"""Fixed bits of that network."""
 
 MAP_TYPE_HASH = 1
 MAP_TYPE_PERCPU_ARRAY = 6
@@ -100,6 +103,13 @@ def pack_client_key(peer: Address, peer_port: int, local_port: int) -> bytes:
         if not 0 < port < 65536:
             raise BugError(f"{port} is not a port number")
     return _CLIENT_KEY.pack(_wide(peer), socket.htons(peer_port), local_port)
+
+
+def pack_sources(sources: IPv4Network) -> tuple[bytes, bytes]:
+    """Encode the entry that says from which addresses only the proxy connects. Raises BugError for another network."""
+    if sources.prefixlen != SOURCES_PREFIX or not sources.is_loopback:
+        raise BugError(f"{sources} is no network of sources")
+    return bytes(_CLIENT_KEY.size), _CLIENT_NAME.pack(_wide(sources.network_address), 0)
 
 
 def pack_client_name(client: Address, port: int) -> bytes:

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ import pytest
 from sidestep.model.errors import KernelError
 from sidestep.steering.client_names import ClientNames
 from sidestep.steering.compiler import compile_peername
-from tests.harness import kernel
 from tests.harness.waiting import until
 
 pytestmark = pytest.mark.privileged
+
+COMMON = ip_network("127.0.0.0/10")
 
 APP = """
 import json, socket, sys
@@ -130,7 +132,10 @@ def test_another_port_of_the_app_is_another_connection(programs, cgroup):
 
 def test_closing_leaves_nothing(programs, cgroup):
     def existing() -> set[str]:
-        shown = json.dumps([kernel.objects(kind) for kind in ("prog", "map", "link")])
+        commands = (["bpftool", "-j", kind, "show"] for kind in ("prog", "map", "link"))
+        shown = "".join(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in commands
+        )
         return {name for name in ("sidestep_peer4", "sidestep_peer6", "sidestep_client") if name in shown}
 
     descriptors = len(os.listdir("/proc/self/fd"))
@@ -148,3 +153,29 @@ def test_what_is_no_cgroup_is_refused_without_a_trace(programs, folder):
     with pytest.raises(KernelError):
         ClientNames.attach(programs, folder)
     assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+@pytest.mark.parametrize(("listen", "shown"), [("0.0.0.0", "127.0.0.9"), ("::", "::ffff:127.0.0.9")])
+def test_without_a_name_the_app_is_shown_its_own_address_in_place_of_the_proxys(programs, cgroup, listen, shown):
+    """An app may trust loopback: a name that is gone before the app accepts must not turn a stranger into a friend."""
+    with app(cgroup, listen) as (port, line), contextlib.closing(ClientNames.attach(programs, str(cgroup))) as names:
+        source = names.sources[random.randrange(1, 65000)]
+
+        def name(local):
+            names.name(source, local, port, client=ip_address("198.51.100.7"), client_port=40001)
+            names.forget(source, local, port)
+
+        own = dial(str(source), "127.0.0.9", port, name)
+        assert line() == [[shown, own[1]]] * 2
+        own = dial("127.7.8.9", "127.0.0.9", port)
+        assert line()[0][0].endswith("127.7.8.9")
+
+
+def test_each_attachment_has_sources_of_its_own(programs, cgroup):
+    """While one daemon takes over from another, neither may take the other's connections for unnamed ones."""
+    with contextlib.ExitStack() as stack:
+        several = [
+            stack.enter_context(contextlib.closing(ClientNames.attach(programs, str(cgroup)))) for _ in range(12)
+        ]
+        assert len({each.sources for each in several}) > 1
+        assert all(each.sources.is_loopback and not each.sources.overlaps(COMMON) for each in several)
