@@ -3,16 +3,20 @@
 It does what the API conventions say and no more. Tests reach into it: `put` and `remove` are what other clients do,
 `forbid` is RBAC, `compact` makes old resourceVersions too old, `cut` breaks all connections, `stop` and `start` are an
 API server that goes and comes back on the same port.
+
+Connections are accepted by hand: what `asyncio.Server` has accepted but not yet met would outlive `stop`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import itertools
 import json
 import re
+import socket
 import uuid
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -36,7 +40,8 @@ class FakeApi:
         self.forwards: dict[tuple[str, int], tuple[str, int]] = {}
         self.clock = itertools.count()
         self._changed = asyncio.Condition()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._fresh: set[socket.socket] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[None]] = set()
         self.bookmarks = 0.2
@@ -44,17 +49,33 @@ class FakeApi:
     # --- life -------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._listener.setblocking(False)
+        self.port = self._listener.getsockname()[1]
+        asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
 
     async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
         self.cut()
 
     def cut(self) -> None:
         for writer in list(self._writers):
             writer.transport.abort()
+        for sock in self._fresh:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # the client has thought better of it
+            sock, _ = listener.accept()
+            sock.setblocking(False)
+            self._fresh.add(sock)
+            task = asyncio.get_running_loop().create_task(self._serve(sock))
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -111,10 +132,10 @@ class FakeApi:
 
     # --- HTTP -------------------------------------------------------------------------------------------------------
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        self._serving.add(task)
+    async def _serve(self, sock: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=sock)
         self._writers.add(writer)
+        self._fresh.discard(sock)
         try:
             while await self._request(reader, writer):
                 pass
@@ -122,7 +143,6 @@ class FakeApi:
             pass
         finally:
             self._writers.discard(writer)
-            self._serving.discard(task)
             writer.transport.abort()
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
