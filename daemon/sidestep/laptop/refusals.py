@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 from sidestep.kube.errors import ApiError
 from sidestep.model.errors import ClusterError, RefusedError, SidestepError
@@ -10,6 +11,7 @@ from sidestep.model.errors import ClusterError, RefusedError, SidestepError
 DAEMON_NAMESPACE = "sidestep"
 
 _USER = re.compile(r'User "([^"]{1,200})"')
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9.:@_-]")
 _SERVICE_ACCOUNT = re.compile(r"system:serviceaccount:([^:]+):([^:]+)")
 
 
@@ -20,10 +22,9 @@ def explain(error: ClusterError, *, verb: str, resource: str, namespace: str) ->
     if error.status == 401:
         return RefusedError(f"the API server does not know you; log in and try again ({error})")
     if error.forbidden:
-        name = "sidestep-tunnel" if resource.startswith("pods/") else "sidestep-developer"
-        kind = "role" if name == "sidestep-tunnel" else "clusterrole"
-        match = _USER.search(str(error))
-        advice = f"kubectl create rolebinding {name} --{kind}={name} {_subject(match)} -n {namespace}"
+        role = "--role=sidestep-tunnel" if resource.startswith("pods/") else "--clusterrole=sidestep-developer"
+        name, subject = _subject(_USER.search(str(error)))
+        advice = f"kubectl create rolebinding {name} {role} {subject} -n {namespace}"
         refused = f"you may not {verb} {resource} in namespace {namespace}"
         return RefusedError(f"{refused}; an administrator allows it with: {advice} ({error})")
     if error.status == 404 and not error.reason:
@@ -31,9 +32,10 @@ def explain(error: ClusterError, *, verb: str, resource: str, namespace: str) ->
     return RefusedError(f"the API server refuses to {verb} {resource} in namespace {namespace}: {error}")
 
 
-def _subject(match: re.Match[str] | None) -> str:
+def _subject(match: re.Match[str] | None) -> tuple[str, str]:
+    """A name for the binding, not that of another user's, and whom it binds; both as a shell takes them."""
     user = match.group(1) if match else "USER"
     account = _SERVICE_ACCOUNT.fullmatch(user)
-    if account is not None:
-        return f"--serviceaccount={account.group(1)}:{account.group(2)}"
-    return f"--user={user}"
+    subject = f"--user={user}" if account is None else f"--serviceaccount={account.group(1)}:{account.group(2)}"
+    short = user if account is None else f"{account.group(1)}-{account.group(2)}"
+    return f"sidestep-{_NOT_IN_A_NAME.sub('-', short)}", shlex.quote(subject)

@@ -140,7 +140,7 @@ def test_who_may_not_is_told_what_to_ask_for_in_one_line(server):
     assert (code, text) == (1, "")
     assert len(errors.splitlines()) == 1
     assert "you may not create intercepts.sidestep.dev in namespace shop" in errors
-    assert "kubectl create rolebinding sidestep-developer --clusterrole=sidestep-developer --user=eve -n shop" in errors
+    assert "kubectl create rolebinding sidestep-eve --clusterrole=sidestep-developer --user=eve -n shop" in errors
 
 
 def test_no_server(server):
