@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
@@ -35,6 +35,18 @@ MAX_CERTIFICATES = 2048
 
 DIGEST = 24
 """Hexadecimal digits of the digest in a credential's name: 96 bits."""
+
+
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    InternalError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises about certificates of strangers; it reads most of a certificate only when asked for it."""
 
 
 class Part(enum.Enum):
@@ -90,21 +102,30 @@ def judge_identity(*, chain: bytes, key: bytes, now: dt.datetime) -> Identity:
     Raises PemError: the caller knows the annotation and the names of the files.
     """
     certificates = _matching(chain=chain, key=key)
-    leaf = certificates[0]
-    if leaf.not_valid_after_utc <= now:
-        raise PemError(Part.CHAIN, f"the certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
-    if leaf.not_valid_before_utc > now:
-        raise PemError(
-            Part.CHAIN, f"the certificate is not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
-        )
+    identity, not_before = _identity(certificates)
+    if identity.not_after <= now:
+        raise PemError(Part.CHAIN, f"the certificate expired on {identity.not_after:%Y-%m-%d %H:%M} UTC")
+    if not_before > now:
+        raise PemError(Part.CHAIN, f"the certificate is not valid before {not_before:%Y-%m-%d %H:%M} UTC")
     prove(identity_pem(chain=chain, key=key))
-    return Identity(
-        name=_identity_name(certificates),
-        dns_name=_dns_name(leaf),
-        names=_names(leaf),
-        not_after=leaf.not_valid_after_utc,
-        serial=f"{leaf.serial_number:x}",
-    )
+    return identity
+
+
+def _identity(certificates: list[x509.Certificate]) -> tuple[Identity, dt.datetime]:
+    """The facts, and from when on they hold."""
+    leaf = certificates[0]
+    try:
+        not_before = leaf.not_valid_before_utc
+        identity = Identity(
+            name=_identity_name(certificates),
+            dns_name=_dns_name(leaf),
+            names=_names(leaf),
+            not_after=leaf.not_valid_after_utc,
+            serial=f"{leaf.serial_number:x}",
+        )
+    except UNREADABLE as error:
+        raise PemError(Part.CHAIN, "the certificate cannot be read: its content is malformed") from error
+    return identity, not_before
 
 
 @_as_of_today()
@@ -121,7 +142,11 @@ def judge_trust(pem: bytes) -> Trust:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=trust_pem(pem).decode("ascii"))
     except (ssl.SSLError, ValueError) as error:
         raise PemError(Part.CA, f"the CA certificate cannot be used: {_reason(error)}") from error
-    return Trust(name=f"trust:{_digest(certificates)}", subject=certificates[0].subject.rfc4514_string())
+    try:
+        subject = certificates[0].subject.rfc4514_string()
+    except UNREADABLE as error:
+        raise PemError(Part.CA, "the CA certificate cannot be read: its content is malformed") from error
+    return Trust(name=f"trust:{_digest(certificates)}", subject=subject)
 
 
 @_as_of_today()
@@ -129,7 +154,7 @@ def names_in(der: bytes) -> tuple[str, ...]:
     """The names in a certificate that a stranger showed; none when it cannot be read."""
     try:
         return _names(x509.load_der_x509_certificate(der)) if der else ()
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+    except UNREADABLE:
         return ()
 
 
@@ -176,7 +201,7 @@ def _certificates(pem: bytes, part: Part) -> list[x509.Certificate]:
         certificates = x509.load_pem_x509_certificates(pem)
         for certificate in certificates:
             certificate.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise PemError(part, f"the {part.value} is not valid PEM") from error
     if not certificates:
         raise PemError(part, f"the {part.value} file holds no certificate")
@@ -187,12 +212,14 @@ def _private_key(pem: bytes) -> PrivateKeyTypes:
     if len(pem) > MAX_PEM:
         raise PemError(Part.KEY, f"the private key is larger than {MAX_PEM} bytes")
     try:
-        return load_pem_private_key(pem, password=None)
+        key = load_pem_private_key(pem, password=None)
+        _spki(key.public_key())
     except TypeError as error:
         raise PemError(Part.KEY, "the private key is encrypted; Sidestep cannot ask for its passphrase") from error
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, InternalError, UnsupportedAlgorithm) as error:
         # The library's text may quote what it read; it is not repeated.
         raise PemError(Part.KEY, "the private key is not valid PEM") from error
+    return key
 
 
 def _spki(key: PublicKeyTypes) -> bytes:

@@ -1,11 +1,15 @@
+import base64
+import contextlib
 import datetime as dt
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidestep.model.errors import ConfigurationError
-from sidestep.node.pem import identity_pem, judge_identity, judge_trust, prove, trust_pem
+from sidestep.node.pem import identity_pem, judge_identity, judge_trust, names_in, prove, trust_pem
 from tests.harness.authority import Authority, Certificate
 
 NOW = dt.datetime.now(dt.UTC)
@@ -104,3 +108,53 @@ def test_damaged_pem_raises_nothing_but_a_configuration_error(data, leaf):
         judge_identity(chain=chain, key=leaf.key, now=NOW)
     except ConfigurationError:
         pass
+
+
+def der_of(pem: bytes) -> bytes:
+    return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+
+
+def pem_from(der: bytes) -> bytes:
+    return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"
+
+
+MALFORMED = {
+    "an unknown version": (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x0a"),
+    "an extension twice": (b"\x06\x03\x55\x1d\x25", b"\x06\x03\x55\x1d\x11"),  # extendedKeyUsage as subjectAltName
+    "a subject that is no text": (b"\x0c\x0borders.shop", b"\x0d\x0borders.shop"),
+    "an alternative name that is none": (b"\x82\x0borders.shop", b"\x9f\x0borders.shop"),
+}
+"""Certificates that are PEM and DER, and yet nothing the library can read; some only when a field is asked for."""
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_a_malformed_certificate_is_refused_and_costs_nobody_else_anything(leaf, kind):
+    old, new = MALFORMED[kind]
+    der = der_of(leaf.chain)
+    assert old in der
+    broken = der.replace(old, new)
+    for judge in (
+        lambda: judge_identity(chain=pem_from(broken), key=leaf.key, now=NOW),
+        lambda: judge_trust(pem_from(broken)),
+    ):
+        with contextlib.suppress(ConfigurationError):
+            judge()
+    assert isinstance(names_in(broken), tuple)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_damaged_der_raises_nothing_but_a_configuration_error(data, leaf):
+    der = bytearray(der_of(leaf.chain))
+    for _ in range(data.draw(st.integers(1, 3))):
+        der[data.draw(st.integers(0, len(der) - 1))] = data.draw(st.integers(0, 255))
+    damaged = bytes(der)
+    for judge in (
+        lambda: judge_identity(chain=pem_from(damaged), key=leaf.key, now=NOW),
+        lambda: judge_trust(pem_from(damaged)),
+        lambda: names_in(damaged),
+    ):
+        try:
+            judge()
+        except ConfigurationError:
+            pass
