@@ -8,20 +8,16 @@ under `other`, so that one that was taken over cannot flood a time series databa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from sidestep.node.heard import counters
 from sidestep.node.view import StatusView
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-MAX_WORDS = 64
-"""Different events or anomalies of one pod that get a time series of their own."""
-
-_WORD = re.compile(r"[a-z0-9_-]{1,48}")
 
 
 class StatusCollector(Collector):
@@ -67,9 +63,9 @@ class StatusCollector(Collector):
             steered.add_metric(names, len(pod.steered))
             counts = dict(pod.counters)
             connections.add_metric(names, counts.pop("connections", 0))
-            for word, count in bounded(counts):
+            for word, count in sorted(counters(counts).items()):
                 events.add_metric((*names, word), count)
-            for word, count in bounded(pod.anomalies):
+            for word, count in sorted(counters(pod.anomalies).items()):
                 anomalies.add_metric((*names, word), count)
         yield from (up, connections, steered, events, anomalies)
 
@@ -81,16 +77,9 @@ class StatusCollector(Collector):
             names = (intercept.namespace, intercept.name, intercept.kind)
             counts = dict(intercept.counters)
             connections.add_metric(names, counts.pop("open", 0))
-            for word, count in bounded(counts):
+            for word, count in sorted(counters(counts).items()):
                 events.add_metric((*names, word), count)
         yield from (connections, events)
-
-
-def bounded(counts: dict[str, int]) -> list[tuple[str, int]]:
-    """At most MAX_WORDS words in order; everything else, and what is no word of ours, summed under `other`."""
-    words = sorted(word for word in counts if _WORD.fullmatch(word) and word != "other")[:MAX_WORDS]
-    rest = sum(counts.values()) - sum(counts[word] for word in words)
-    return [(word, counts[word]) for word in words] + ([("other", rest)] if rest else [])
 
 
 def exposition(status: StatusView | None) -> bytes:

@@ -9,7 +9,7 @@ A crash loop makes the state FAILED: `on_state` lets the reconciler unsteer. Tri
 the state RUNNING again.
 
 What a proxy says is not trusted beyond its own pod: it may ask for streams of, and report requests for, the rules of
-its own configuration only.
+its own configuration only, and `heard` bounds what it says.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import msgspec
-
 from sidestep.aio.channel import DeadlineError
 from sidestep.aio.packets import ChannelClosed
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, PeerError, RefusedError, SidestepError
+from sidestep.node import heard
 from sidestep.node.backoff import Backoff, CrashHistory
 from sidestep.node.desired import CredentialSource, Desired, ProxyError, Told, rule_uids, tell_difference
 from sidestep.node.incarnation import Abode, Incarnation, ProxyLimits
@@ -129,6 +128,7 @@ class PodProxy:
         self._turn = asyncio.Event()
         self._opening = 0
         self._uids: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
+        self._ports: frozenset[int] = frozenset()
         self._started = False
         self._stopping = False
         self.restarts = 0
@@ -186,6 +186,7 @@ class PodProxy:
             client_sources=client_sources,
         )
         self._uids = (rule_uids(ports), self._uids[0])
+        self._ports = frozenset(port.number for port in ports)
         self._desired.credentials = dict(credentials)
         self._desired.configuration = configuration
         told = await self._settle()
@@ -340,15 +341,13 @@ class PodProxy:
             case Alive():
                 pass  # that it came is all it says
             case Heartbeat():
-                self._handler.on_heartbeat(message)
+                self._handler.on_heartbeat(heard.heartbeat(message, ports=self._ports))
             case Open():
                 self._open(life, message)
             case Reset():
                 self._handler.on_reset(message)
             case Requests():
-                known = self._uids[0] | self._uids[1]
-                lines = tuple(line for line in message.requests if line.uid in known)
-                self._handler.on_requests(msgspec.structs.replace(message, requests=lines))
+                self._handler.on_requests(heard.requests(message, uids=self._uids[0] | self._uids[1]))
             case Report():
                 self._handler.on_report(message)
             case NameClient():
@@ -356,7 +355,7 @@ class PodProxy:
             case ForgetClient():
                 self._handler.on_forget_client(message)
             case Probed():
-                self._handler.on_probed(message)
+                self._handler.on_probed(heard.probed(message))
             case NoApp():
                 self._handler.on_no_app(message)
             case _:

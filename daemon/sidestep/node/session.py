@@ -148,8 +148,10 @@ class Session:
     async def open_stream(self, opening: StreamOpening, *, number: StreamNumber | None = None) -> socket.socket:
         """Connect one diverted connection to the handler; returns the pod proxy's end. Raises RefusedError.
 
-        `number` is what the proxy calls it, for `reset_stream`.
+        `number` is what the proxy calls it, for `reset_stream`. What a proxy says about the connection is looked at
+        before it is sent: the session's other pods must not lose their tunnel over it. Raises PeerError for nonsense.
         """
+        opening.check()
         await self._greeted.wait()
         self._check_open()
         if len(self._pumps) >= self._limits.streams:
@@ -161,10 +163,12 @@ class Session:
             raise
         try:
             self._check_open()
-        except RefusedError:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except (RefusedError, OSError) as error:
             stream.reset()
+            if isinstance(error, OSError):
+                raise RefusedError(f"the node daemon cannot take another connection: {error.strerror}") from error
             raise
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.counters.connections += 1
         self.counters.open += 1
         channel = SocketChannel(ours)

@@ -64,6 +64,10 @@ class StreamOpening:
             ("sidestep-server-name", self.server_name),
         )
 
+    def check(self) -> None:
+        """Raise PeerError unless the other end could parse it."""
+        self.from_headers(self.to_headers())
+
     @classmethod
     def from_headers(cls, headers: Headers) -> StreamOpening:
         """Parse request headers. Raises PeerError naming the first field that is missing or wrong."""

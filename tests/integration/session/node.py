@@ -181,7 +181,9 @@ class FakeNode:
         (intercept,) = self.intercepts()
         return intercept
 
-    def open(self, *, tls: bool = False, protocol: str = "http/1.1", uid: str | None = None) -> socket.socket:
+    def open(
+        self, *, tls: bool = False, protocol: str = "http/1.1", uid: str | None = None, server_name: str = "orders.shop"
+    ) -> socket.socket:
         """The pod proxy's end of a new diverted connection, with a timeout of 20 s."""
         message = Open(
             seq=1,
@@ -190,7 +192,7 @@ class FakeNode:
             port=8443,
             protocol=protocol,
             tls=tls,
-            server_name="orders.shop" if tls else "",
+            server_name=server_name if tls else "",
             client="10.0.0.7",
             client_port=53012,
         )

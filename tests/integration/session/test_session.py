@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from sidestep.model.errors import RefusedError
+from sidestep.model.errors import PeerError, RefusedError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest
 from sidestep.tunnel.messages import ConditionText, PodState, State
 from tests.harness.authority import Authority
@@ -111,6 +111,17 @@ def test_a_proxy_that_goes_away_ends_the_handlers_connection(node):
         sock.close()
         until(lambda: ended == [b"half a request"], within=5, what="the handler to see the end")
         until(lambda: node.call(node.sessions.views)[0].counters["open"] == 0, within=5, what="the pump to end")
+
+
+@pytest.mark.parametrize("name", ["a\r\nb: c", "x" * 60_000, "\u20ac", "\x00"])
+def test_nonsense_of_one_proxy_does_not_cost_the_session_its_tunnel(node, name):
+    with serving(echo) as handler, intercepting(node, "orders", "--port", str(handler.port), "--plaintext") as cli:
+        with pytest.raises(PeerError, match="sidestep-server-name"):
+            node.open(tls=True, server_name=name)
+        with node.open() as sock:
+            sock.sendall(b"still here")
+            assert sock.recv(100) == b"still here"
+        assert not cli.events("interrupted")
 
 
 def test_no_handler_is_refused_at_once_and_told_once(node):

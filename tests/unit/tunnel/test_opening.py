@@ -58,6 +58,25 @@ def test_every_field_stands_exactly_once(name):
         StreamOpening.from_headers((*headers, *(field for field in headers if field[0] == name)))
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"server_name": "a\r\nb"},
+        {"server_name": "x" * 60_000},
+        {"server_name": "ä"},
+        {"server_name": "\u20ac"},
+        {"client": "10.0.0.1\0"},
+        {"client_port": 65_536},
+        {"protocol": "h3"},
+        {"intercept": "../other"},
+    ],
+)
+def test_what_could_not_be_parsed_is_not_sent(wrong):
+    OPENING.check()
+    with pytest.raises(PeerError, match="a stream was opened"):
+        replace(OPENING, **wrong).check()
+
+
 def test_unknown_fields_are_ignored():
     assert StreamOpening.from_headers((*OPENING.to_headers(), ("sidestep-later", "x"))) == OPENING
 

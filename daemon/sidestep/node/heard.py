@@ -1,0 +1,77 @@
+"""What a pod proxy says, cut down to what is believed.
+
+A client could have taken the proxy over. Then its messages are well formed (the codec sees to that) and say anything,
+at any length. What is kept, shown or passed on is bounded here, where it comes in: so nobody behind - the status, the
+metrics, a session's event stream - has to think of it, and one pod cannot fill the daemon's memory or make `sidestep
+status` useless for all the others. An honest proxy stays far below these bounds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+import msgspec
+
+from sidestep.proxy.messages import DivertedRequest, Heartbeat, Probed, Requests
+
+MAX_WORDS = 64
+"""Different counters of one port, or reasons of anomalies; what is beyond is summed under `other`."""
+MAX_LINES = 256
+"""Request lines of one message, as its docstring says."""
+MAX_TEXT = 2048
+"""Characters of a method, path, authority, or of a field's name or value; the proxy cuts there, too."""
+MAX_FIELDS = 8192
+"""Characters of all fields of one request together; a proxy sends half of it (policy.redaction)."""
+MAX_ADDRESS = 64
+"""Characters of a client's address."""
+MAX_CERTIFICATE = 64 * 1024
+"""Bytes of an app's certificate; a TLS record with several holds less."""
+
+_WORD = re.compile(r"[a-z0-9_-]{1,48}")
+
+
+def heartbeat(beat: Heartbeat, *, ports: Collection[int]) -> Heartbeat:
+    """Counters of these ports, and of 0, which stands for all UDP ports together."""
+    counted = {number: counters(each) for number, each in beat.ports.items() if number in ports or number == 0}
+    return msgspec.structs.replace(beat, ports=counted, anomalies=counters(beat.anomalies))
+
+
+def counters(counts: Mapping[str, int]) -> dict[str, int]:
+    """At most MAX_WORDS words; everything else, and what is no word of ours, summed under `other`."""
+    words = [word for word in counts if _WORD.fullmatch(word) and word != "other"]
+    if len(words) > MAX_WORDS:
+        words = sorted(words)[:MAX_WORDS]
+    kept = {word: counts[word] for word in words}
+    rest = sum(counts.values()) - sum(kept.values())
+    return kept | ({"other": rest} if rest else {})
+
+
+def requests(message: Requests, *, uids: Collection[str]) -> Requests:
+    """The lines about these rules."""
+    lines = tuple(_line(line) for line in message.requests[:MAX_LINES] if line.uid in uids)
+    return msgspec.structs.replace(message, requests=lines)
+
+
+def probed(message: Probed) -> Probed:
+    """The finding, with a certificate that can be one."""
+    certificate = message.certificate if len(message.certificate) <= MAX_CERTIFICATE else b""
+    return msgspec.structs.replace(message, alpn=message.alpn[:MAX_ADDRESS], certificate=certificate)
+
+
+def _line(line: DivertedRequest) -> DivertedRequest:
+    fields, room = [], MAX_FIELDS
+    for name, value in line.fields:
+        room -= min(len(name), MAX_TEXT) + min(len(value), MAX_TEXT)
+        if room < 0:
+            break
+        fields.append((name[:MAX_TEXT], value[:MAX_TEXT]))
+    return msgspec.structs.replace(
+        line,
+        client=line.client[:MAX_ADDRESS],
+        method=line.method[:MAX_TEXT],
+        path=line.path[:MAX_TEXT],
+        authority=line.authority[:MAX_TEXT],
+        lost=line.lost if line.lost in {"dropped", "truncated"} else "",
+        fields=tuple(fields),
+    )
