@@ -398,8 +398,15 @@ class Conduit:
             self._pipes = [pipe for pipe in self._pipes if pipe.stream is not None or not pipe.leg.ending]
         if relay.wired is not None and self._splice(relay.wired):
             return
-        if relay.done and not any(pipe.leg.out and pipe.stream is not None for pipe in self._pipes):
+        if relay.done and not any(map(self._says_more, self._pipes)):
             self.close()
+
+    @staticmethod
+    def _says_more(pipe: _Pipe) -> bool:
+        """Whether bytes, or the end that follows them, are still to be written."""
+        if pipe.stream is None or pipe.lingering is not None:
+            return False
+        return bool(pipe.leg.out) or (pipe.leg.ending is not Ending.NONE and not pipe.finished)
 
     def _splice(self, wired: tuple[Leg, Leg]) -> bool:
         """Hand a wire between two plaintext sockets, once nothing is queued, to the kernel; tell whether it was."""
@@ -431,7 +438,7 @@ class Conduit:
     def _watch(self, relay: Relay, leg: Leg, pipe: _Pipe) -> bool:
         """Set the mask that the relay wants; tell whether anything is held back."""
         reads = relay.reads(leg) and not pipe.ended
-        mask = (READ if reads else 0) | (WRITE if leg.out else 0)
+        mask = (READ if reads else 0) | (WRITE if leg.out or (leg.ending and not pipe.finished) else 0)
         if mask != pipe.mask and pipe.stream is not None:
             pipe.mask = mask
             self._loop.modify(pipe.stream.fd, mask)
@@ -545,9 +552,8 @@ class Conduit:
         if ending is Ending.ABORT:
             self._kill(pipe, orderly=False)
         elif not pipe.finished:
-            pipe.finished = True
-            stream.finish(notify=self._notify)
-        if ending is Ending.CLOSE and pipe.stream is not None and pipe.lingering is None:
+            pipe.finished = stream.finish(notify=self._notify)
+        if ending is Ending.CLOSE and pipe.finished and pipe.lingering is None:
             self._linger(pipe, stream)
 
     def _linger(self, pipe: _Pipe, stream: Stream) -> None:
@@ -555,14 +561,18 @@ class Conduit:
             self._kill(pipe, orderly=True)
 
         pipe.lingering = self._loop.later(LINGER, give_up)
-        pipe.mask = READ
-        self._loop.modify(stream.fd, READ)
+        pipe.mask = READ if pipe.finished else READ | WRITE
+        self._loop.modify(stream.fd, pipe.mask)
 
     def discard(self, pipe: _Pipe) -> None:
         """Read a lingering stream to its end."""
         stream = pipe.stream
         if stream is None:
             return
+        if not pipe.finished and stream.finish(notify=self._notify):
+            pipe.finished = True
+            pipe.mask = READ
+            self._loop.modify(stream.fd, READ)
         try:
             for _ in range(DRAIN_READS):
                 data = stream.read()
@@ -622,8 +632,7 @@ class Conduit:
 
     def _linger_closed(self, pipe: _Pipe, stream: Stream) -> None:
         if not pipe.finished:
-            pipe.finished = True
-            stream.finish(notify=self._notify)
+            pipe.finished = stream.finish(notify=self._notify)
         self._linger(pipe, stream)
 
     def abandon(self) -> None:

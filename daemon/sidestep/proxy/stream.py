@@ -1,8 +1,8 @@
 """Byte streams over non-blocking sockets: plain and TLS, with one surface.
 
 `read()` gives bytes, `b""` at an orderly end, None when it would block; `write(data)` gives the number of bytes taken,
-0 when it would block. Both raise OSError (ssl.SSLError is one) when the stream is broken. `blocked_on` says what a
-blocked TLS operation waits for when that is not the obvious event (a renegotiating TLS 1.2 peer).
+0 when it would block. Both raise OSError (ssl.SSLError is one) when the stream is broken. `finish()` half-closes, and
+tells whether that is done; False: there was no room for what it says, call again when there is.
 
 TLS calls go to the `_ssl` object behind the SSLSocket: the wrapper's own checks cost as much as the system call. A
 read takes at most one record (16 KiB), so nothing is left inside OpenSSL that epoll would not report, except what
@@ -59,13 +59,14 @@ class PlainStream:
         except BlockingIOError:
             return 0
 
-    def finish(self, *, notify: bool) -> None:
-        """Half-close."""
+    def finish(self, *, notify: bool) -> bool:
+        """Half-close; see the module."""
         del notify
         try:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             pass
+        return True
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -94,7 +95,7 @@ class HandlerStream(PlainStream):
 class TlsStream:
     """A TLS connection over a TCP socket; construct, `handshake` until it returns 0, then read and write."""
 
-    __slots__ = ("_read", "_tls", "_write", "before_close", "early", "fd", "full", "ragged", "sock")
+    __slots__ = ("_goodbye", "_read", "_tls", "_write", "before_close", "early", "fd", "full", "ragged", "sock")
 
     tls = True
 
@@ -127,6 +128,8 @@ class TlsStream:
         """What the peer said while its handshake was still being confirmed; whoever goes on reading takes it first."""
         self.before_close: Callable[[], None] | None = None
         """Called once, while the connection can still be asked for its session."""
+        self._goodbye: bytes | None = None
+        """What is left to be sent of close_notify, once it was made."""
         self._read = self._tls.read
         self._write = self._tls.write
 
@@ -172,11 +175,11 @@ class TlsStream:
         early, self.early = self.early, b""
         return early
 
-    def finish(self, *, notify: bool) -> None:
-        """Half-close: close_notify (unless the other side ended without one), then FIN."""
+    def finish(self, *, notify: bool) -> bool:
+        """Half-close: close_notify (unless the other side ended without one), then FIN; see the module."""
         try:
-            if notify:
-                self._say_goodbye()
+            if notify and not self._say_goodbye():
+                return False
         except OSError:
             pass
         try:
@@ -184,9 +187,22 @@ class TlsStream:
             socket.socket.shutdown(self.sock, socket.SHUT_WR)
         except OSError:
             pass
+        return True
 
-    def _say_goodbye(self) -> None:
-        """Send close_notify and read nothing (see the module). Raises OSError."""
+    def _say_goodbye(self) -> bool:
+        """Send close_notify; False when the socket has not taken all of it. Raises OSError."""
+        if self._goodbye is None:
+            self._goodbye = b""
+            self._goodbye = self._make_goodbye()
+        try:
+            while self._goodbye:
+                self._goodbye = self._goodbye[socket.socket.send(self.sock, self._goodbye) :]
+        except BlockingIOError:
+            return False
+        return True
+
+    def _make_goodbye(self) -> bytes:
+        """The record that says close_notify; nothing is read for it (see the module). Raises OSError."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
             ours.setblocking(False)
@@ -202,7 +218,7 @@ class TlsStream:
                     os.dup2(kept, self.fd, inheritable=False)
             finally:
                 os.close(kept)
-            socket.socket.send(self.sock, ours.recv(PLAIN_READ))
+            return ours.recv(PLAIN_READ)
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -1,9 +1,13 @@
 """TLS streams over real sockets: an end of one direction leaves the other whole."""
 
+import contextlib
+import fcntl
 import os
 import select
 import socket
 import ssl
+import struct
+import termios
 
 import pytest
 
@@ -21,10 +25,16 @@ APP = AUTHORITY.issue("app.test")
 @pytest.fixture(params=list(VERSIONS))
 def ends(request):
     """A client and a server stream, shaken."""
-    version = VERSIONS[request.param]
     with socket.create_server(("127.0.0.1", 0)) as server:
         one = socket.create_connection(server.getsockname())
         other, _ = server.accept()
+    with streams(one, other, VERSIONS[request.param]) as shaken:
+        yield shaken
+
+
+@contextlib.contextmanager
+def streams(one, other, version):
+    """TLS between two connected sockets: a client's end and a server's."""
     for sock in (one, other):
         sock.setblocking(False)
     store = Credentials(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
@@ -47,6 +57,11 @@ def memfd(data):
     fd = os.memfd_create("test")
     os.write(fd, data)
     return fd
+
+
+def unread(sock):
+    """Bytes written that the peer's kernel has not acknowledged (tcp(7), SIOCOUTQ)."""
+    return struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
 
 
 def next_read(stream):
@@ -100,3 +115,18 @@ def test_finishing_leaves_the_descriptor_as_it_was(ends):
     before = (client.sock.getsockname(), client.sock.getpeername(), client.sock.get_inheritable())
     client.finish(notify=True)
     assert (client.sock.getsockname(), client.sock.getpeername(), client.sock.get_inheritable()) == before
+
+
+@pytest.mark.parametrize("version", list(VERSIONS))
+def test_a_full_socket_does_not_swallow_close_notify(version):
+    # Sockets of this kind know exactly when they are full; TCP adds to what it holds.
+    with streams(*socket.socketpair(), VERSIONS[version]) as (client, served):
+        said = bytes(10_000)
+        assert served.write(said) == len(said)
+        served.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        assert not served.finish(notify=True)
+        assert not served.finish(notify=True)
+        assert next_read(client) == said
+        until(lambda: served.finish(notify=True), within=5, what="room")
+        assert next_read(client) == b""
+        assert not client.ragged
