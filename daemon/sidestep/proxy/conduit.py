@@ -272,6 +272,17 @@ class Conduit:
             self._lose(pipe)
         self.settle()
 
+    def _pull_last(self, pipe: _Pipe) -> None:
+        """Read what arrived before a reset: a server that refuses an upload answers, and closes without reading it."""
+        relay, leg, stream = self.relay, pipe.leg, pipe.stream
+        if stream is None or pipe.lingering is not None:
+            return
+        try:
+            while relay.reads(leg) and not relay.done and (data := stream.read()):
+                relay.receive(leg, data)
+        except OSError:
+            pass
+
     def hung_up(self, pipe: _Pipe) -> None:
         """Both directions of a stream are over, or it broke after the peer had finished sending."""
         if pipe.finished and not pipe.leg.out:
@@ -294,8 +305,10 @@ class Conduit:
                 return
 
     def _lose(self, pipe: _Pipe) -> None:
-        """A stream broke: release it and tell the relay."""
+        """A stream broke: take what it still holds, release it and tell the relay."""
         self._slow = True
+        if not pipe.ended:
+            self._pull_last(pipe)
         pipe.leg.out.clear()
         pipe.leg.queued = 0
         self._kill(pipe, orderly=False)

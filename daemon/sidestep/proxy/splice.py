@@ -84,16 +84,18 @@ class _Direction:
         `whole`: we have not half-closed the source, so its peer breaks off if it closes both directions. A unix
         socket, on which handlers are reached, knows no other reset.
         """
-        for _ in range(rounds):
-            if self.filled and not self._empty():
-                return
-            if self.ended or not self._fill():
-                break
+        self.move_bytes(rounds)
         if self.ended and not self.filled and not self.finished:
             if whole and _is_hung_up(self.source.fd):
                 raise ConnectionResetError("the peer closed both directions")
             self.finished = True
             self.sink.finish(notify=False)
+
+    def move_bytes(self, rounds: int) -> None:
+        """Move what can be moved now, but do not pass an end on. Raises OSError when either socket broke."""
+        for _ in range(rounds):
+            if (self.filled and not self._empty()) or self.ended or not self._fill():
+                return
 
     def _fill(self) -> bool:
         if self.pipe is None:
@@ -194,12 +196,21 @@ class Splicer:
                 whole = not self._directions[1 - index].finished
                 direction.move(UNBOUNDED if self._hung_up[index] else ROUNDS, whole=whole)
         except OSError:
+            self._move_last()
             self.abandon()
             return
         if all(direction.finished for direction in self._directions):
             self._close(reset=False)
             return
         self._watch()
+
+    def _move_last(self) -> None:
+        """One socket broke: what arrived on it before the reset is still to be passed on."""
+        for direction in self._directions:
+            try:
+                direction.move_bytes(UNBOUNDED)
+            except OSError:
+                pass
 
     def _watch(self) -> None:
         for index, stream in enumerate(self._streams):
