@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from pathlib import Path
 
 import click
 import msgspec
@@ -14,8 +16,9 @@ from sidestep.kube import kubeconfig as kubeconfigs
 from sidestep.kube.access import ClusterAccess, in_cluster, is_in_cluster
 from sidestep.kube.api import Api
 from sidestep.laptop.local_client import LocalClient
-from sidestep.model.errors import SidestepError
+from sidestep.model.errors import ConfigurationError, SidestepError
 from sidestep.node.finding import Finding
+from sidestep.node.options import DEFAULT_SOCKET
 
 DEADLINE = 10.0
 """Seconds for the API server to answer."""
@@ -23,8 +26,8 @@ DEADLINE = 10.0
 
 @click.command(short_help="Say what this machine lacks.")
 @output_option
-@where_options
-def doctor(where: Where, output: str) -> int:
+@partial(where_options, lenient=True)
+def doctor(where: Where | ConfigurationError, output: str) -> int:
     """Try what the node daemon needs on this machine, and say what is missing and what that costs.
 
     The exit code is 0 only if everything essential is there. Run it as root on a node; on a laptop it tells whether the
@@ -40,25 +43,28 @@ def doctor(where: Where, output: str) -> int:
     return int(any(finding.bad for finding in findings))
 
 
-async def _everything(where: Where) -> list[Finding]:
+async def _everything(where: Where | ConfigurationError) -> list[Finding]:
     from sidestep.node.doctor import examine  # brings the eBPF loader, which no other command needs
 
     return [*await examine(), await _daemon(where), await _cluster(where)]
 
 
-async def _daemon(where: Where) -> Finding:
+async def _daemon(where: Where | ConfigurationError) -> Finding:
     check = "node daemon"
     if isinstance(where, ClusterAccess):
         return Finding(check, "skipped", False, "those of the cluster: sidestep status shows them")
+    path = where if isinstance(where, Path) else DEFAULT_SOCKET
     try:
-        await LocalClient(where).get("/v1/workloads")
+        await LocalClient(path).get("/v1/workloads")
     except SidestepError as error:
         return Finding(check, "missing", False, str(error), "nothing can be intercepted on this machine now")
-    return Finding(check, "ok", False, f"answers on {where}")
+    return Finding(check, "ok", False, f"answers on {path}")
 
 
-async def _cluster(where: Where) -> Finding:
+async def _cluster(where: Where | ConfigurationError) -> Finding:
     check, cost = "Kubernetes API", "workloads of that cluster cannot be intercepted"
+    if isinstance(where, ConfigurationError):
+        return Finding(check, "missing", True, str(where), cost)
     try:
         access = where if isinstance(where, ClusterAccess) else _access()
     except SidestepError as error:

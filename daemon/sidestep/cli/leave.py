@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from urllib.parse import quote
 
 import click
@@ -12,6 +13,8 @@ from sidestep.cli.options import namespace_option, output_option
 from sidestep.cli.where import Where, namespace_of, where_options
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
+
+_NAME = re.compile(r"([^/]+/)?[^/]+")
 
 
 @click.command(short_help="End an intercept.")
@@ -27,6 +30,8 @@ def leave(name: str, namespace: str | None, where: Where, output: str) -> None:
     \b
       sidestep leave orders -n shop
     """
+    if not _NAME.fullmatch(name):
+        raise click.UsageError(f"{name!r} is no intercept's name: write NAME or NS/NAME, as sidestep list shows it")
     before, slash, after = name.partition("/")
     namespace, name = (before, after) if slash else (namespace_of(where, namespace), name)
     if isinstance(where, ClusterAccess):

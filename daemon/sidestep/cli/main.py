@@ -6,6 +6,7 @@ here is a bug of ours and is called one. `SIDESTEP_DEBUG=1` adds the traceback.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -20,11 +21,13 @@ from sidestep.cli.intercept import intercept, wiretap
 from sidestep.cli.leave import leave
 from sidestep.cli.listing import list_command
 from sidestep.cli.node import node
-from sidestep.cli.output import harmless, silence_stdout
+from sidestep.cli.output import harmless, open_standard_streams, silence_stdout
 from sidestep.cli.status import status
 from sidestep.model.errors import SidestepError
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+_UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -54,10 +57,13 @@ for _command in (node, intercept, wiretap, flows, list_command, status, leave, d
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; returns its exit code. Nothing is raised but SystemExit of --help's kin."""
+    """Run one command; returns its exit code. Nothing is raised."""
     try:
         result = sidestep.main(args=list(arguments), prog_name="sidestep", standalone_mode=False)
         sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        complain(error.format_message())
+        return USAGE
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx is not None else "sidestep"
         complain(f"{where}: {_one_line(error.format_message())} (try {where} --help)")
@@ -71,18 +77,26 @@ def run(arguments: Sequence[str]) -> int:
         complain(f"sidestep: {_one_line(str(error))}")
         _debug()
         return FAILED
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click exits where standard output was closed under it
         silence_stdout()
         return DONE
-    except Exception as error:  # noqa: BLE001 - the edge: a user never sees a traceback unasked
-        complain(f"sidestep: internal error, please report it: {_one_line(repr(error))} (SIDESTEP_DEBUG=1 says more)")
-        _debug()
+    except UnicodeEncodeError as error:
+        complain(f"sidestep: {_one_line(repr(error.object))[:200]} is not valid UTF-8 (try sidestep --help)")
+        return USAGE
+    except OSError as error:
+        if error.errno not in _UNWRITABLE or error.filename is not None:
+            return _bug(error)
+        silence_stdout()
+        complain(f"sidestep: cannot write to standard output: {error.strerror}")
         return FAILED
+    except Exception as error:  # noqa: BLE001 - the edge: a user never sees a traceback unasked
+        return _bug(error)
     return result if isinstance(result, int) else DONE
 
 
 def main() -> None:
     """The console script."""
+    open_standard_streams()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -93,6 +107,12 @@ def complain(line: str) -> None:
         sys.stderr.flush()
     except (OSError, ValueError):
         pass
+
+
+def _bug(error: Exception) -> int:
+    complain(f"sidestep: internal error, please report it: {_one_line(repr(error))} (SIDESTEP_DEBUG=1 says more)")
+    _debug()
+    return FAILED
 
 
 def _one_line(text: str) -> str:

@@ -9,6 +9,7 @@ a terminal first.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import queue
 import sys
@@ -67,6 +68,23 @@ def harmless(text: str, limit: int = 2048) -> str:
         character if character.isprintable() else character.encode("unicode_escape", "backslashreplace").decode("ascii")
         for character in cut
     )
+
+
+def open_standard_streams() -> None:
+    """Make sure that descriptors 0 to 2 are open and that whatever is printed can be encoded.
+
+    Where one of them was closed by whoever started us, the next socket or file would take its number, and what is
+    printed would go there.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115 - a stream
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def silence_stdout() -> None:

@@ -51,8 +51,8 @@ def status(namespace: str | None, all_namespaces: bool, where: Where, output: st
 def _text(view: StatusView) -> Iterable[str]:
     node = view.node
     yield harmless(f"Node {node.name}: sidestep {node.version}, pid {node.pid}, up {_duration(node.uptime)}")
-    if node.counters:
-        yield "  " + _counters(node.counters)
+    if counted := _counters(node.counters):
+        yield f"  {counted}"
     yield ""
     if view.pods:
         head = ("TARGET POD", "PROXY", "STEERED", "CLIENT ADDRESSES", "COUNTERS")

@@ -25,6 +25,7 @@ from sidestep.laptop.cluster_session import ClusterSession
 from sidestep.laptop.handler import Handler
 from sidestep.laptop.local_client import LocalClient
 from sidestep.laptop.session import Listener, Session
+from sidestep.model.errors import ConfigurationError
 from sidestep.node.options import DEFAULT_SOCKET
 from sidestep.tunnel.messages import SessionSpec
 
@@ -36,15 +37,25 @@ Where = Path | ClusterAccess
 LOCAL_NAMESPACE = "default"
 
 
-def where_options(command: F) -> F:
-    """`--socket`, `--kubeconfig`, `--context`; the command gets one `where`."""
+def where_options(command: F, *, lenient: bool = False) -> F:
+    """`--socket`, `--kubeconfig`, `--context`; the command gets one `where`.
+
+    A `lenient` command is given the ConfigurationError of a kubeconfig that cannot be used, in the place of one.
+    """
 
     def choosing(
         *arguments: Any, socket_path: Path | None, kubeconfig: Path | None, context: str | None, **rest: Any
     ) -> Any:
         if socket_path is not None and (kubeconfig is not None or context is not None):
             raise click.UsageError("--socket is the daemon of this machine, --kubeconfig and --context are a cluster's")
-        return command(*arguments, where=choose(socket_path, kubeconfig, context), **rest)
+        where: Where | ConfigurationError
+        try:
+            where = choose(socket_path, kubeconfig, context)
+        except ConfigurationError as error:
+            if not lenient:
+                raise
+            where = error
+        return command(*arguments, where=where, **rest)
 
     choosing.__name__, choosing.__doc__ = command.__name__, command.__doc__
     choosing.__click_params__ = list(getattr(command, "__click_params__", ()))  # type: ignore[attr-defined]

@@ -44,6 +44,8 @@ def load(path: Path | None = None, context: str | None = None) -> ClusterAccess:
         return _access(settings, chosen["context"])
     except ConfigurationError:
         raise
+    except (TypeError, AttributeError, KeyError, IndexError) as error:
+        raise ConfigurationError("is no kubeconfig, or lacks parts of one", subject=subject) from error
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigurationError(reason[:500], subject=subject) from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import ssl
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ from sidestep.tunnel.opening import StreamOpening
 
 DIAL_TIMEOUT = 8.0
 """Seconds for TCP and TLS together; less than the daemon waits for the answer."""
+_HOST = re.compile(r"[0-9A-Za-z._:%-]{1,253}")
+"""What a host name, an IPv4 or IPv6 address can be made of; whether a name resolves is seen when it is dialled."""
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
 """OpenSSL's reasons for an answer that is no TLS at all."""
 REMEMBERED = 10.0
@@ -53,9 +56,11 @@ class HandlerSettings:
 
 
 class Handler:
-    """Dials the handler of one session. Raises ConfigurationError when the CA file cannot be used."""
+    """Dials the handler of one session. Raises ConfigurationError when the address or the CA file cannot be used."""
 
     def __init__(self, settings: HandlerSettings) -> None:
+        if not _HOST.fullmatch(settings.address):
+            raise ConfigurationError("is no host name or address", subject="--address", value=settings.address[:100])
         self.settings = settings
         self.intercept = ""
         """Name of the intercept, for what is answered in the handler's place; the session sets it."""

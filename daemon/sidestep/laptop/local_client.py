@@ -85,9 +85,11 @@ class LocalClient:
             _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         except OSError as error:
             sock.close()
-            reason = "permission denied; try sudo" if isinstance(error, PermissionError) else _reason(error)
+            if isinstance(error, PermissionError):
+                raise UnreachableError(f"you may not connect to {self.path}: permission denied; try sudo") from error
             raise UnreachableError(
-                f"no node daemon answers on {self.path} ({reason}); start one with: sidestep node --manifests DIR"
+                f"no node daemon answers on {self.path} ({_reason(error)}); "
+                "start one with: sidestep node --manifests DIR"
             ) from error
         if uid not in {0, os.getuid()}:
             sock.close()
@@ -211,4 +213,4 @@ def _problem(status: int, body: bytes) -> str:
 
 
 def _reason(error: OSError) -> str:
-    return os.strerror(error.errno or 0).lower()
+    return (os.strerror(error.errno) if error.errno else str(error)).lower()

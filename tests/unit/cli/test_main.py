@@ -78,7 +78,14 @@ def test_an_interrupt_is_quiet(failing, capsys, error):
         ["intercept", "orders", *PORT, "--http-path-prefix", "api"],
         ["intercept", "orders", *PORT, "--http-method", "get"],
         ["intercept", "orders", *PORT, "--handler-ca", "/no/such/file"],
+        ["intercept", "orders", *PORT, "--address", "not a host"],
+        ["intercept", "orders", *PORT, "--address", ""],
+        ["intercept", "or\udcffders", *PORT, "--socket", "/nonexistent/node.sock"],
         ["leave"],
+        ["leave", ""],
+        ["leave", "shop/"],
+        ["leave", "a/b/c"],
+        ["leave", "\udcff"],
     ],
 )
 def test_usage_is_one_line_and_code_2(capsys, arguments):
@@ -110,6 +117,46 @@ def test_an_unreachable_daemon_is_named_with_what_to_do(capsys, tmp_path, words)
     assert str(path) in error
     assert "sidestep node --manifests" in error
     assert error.count("\n") == 1
+
+
+def test_a_command_is_missing_and_the_help_says_which_there_are(capsys):
+    assert run([]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("Usage: sidestep")
+    assert "\n  intercept " in captured.err
+
+
+@pytest.mark.parametrize("path", ["x" * 200, "/"])
+def test_a_path_that_can_be_no_socket_is_named_with_a_reason(capsys, path):
+    assert run(["list", "--socket", path]) == 1
+    error = capsys.readouterr().err
+    assert "success" not in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["root:x:0:0", "- a\n- b\n", "contexts: 5\n", "{", "current-context: nowhere\n"])
+def test_a_broken_kubeconfig_is_named_and_not_explained_in_python(capsys, tmp_path, content):
+    path = tmp_path / "config"
+    path.write_text(content)
+    assert run(["status", "--kubeconfig", str(path)]) == 1
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert error.count("\n") == 1
+    assert "'str'" not in error
+
+
+def test_doctor_goes_on_when_a_kubeconfig_is_broken(capsys, monkeypatch, tmp_path):
+    async def nothing():
+        return []
+
+    path = tmp_path / "config"
+    path.write_text("root:x:0:0")
+    monkeypatch.setattr("sidestep.node.doctor.examine", nothing)
+    assert run(["doctor", "--kubeconfig", str(path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "Kubernetes API" in captured.out
+    assert str(path) in captured.out
 
 
 def test_node_needs_manifests(capsys, tmp_path):

@@ -149,7 +149,7 @@ def test_a_host_that_cannot_be_resolved():
     @asynchronous
     async def run():
         with pytest.raises(RefusedError, match="cannot be resolved"):
-            await greeted(HandlerSettings(1, address="no host.invalid"))
+            await greeted(HandlerSettings(1, address="no-host.invalid"))
 
     run()
 
