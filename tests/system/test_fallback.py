@@ -15,6 +15,7 @@ from tests.harness.authority import Authority
 from tests.harness.cli import sidestep
 from tests.harness.nginx import client_context
 from tests.harness.peers import Client, Server, http_app, server_context
+from tests.harness.tls_peers import s_client
 from tests.harness.waiting import until
 
 SKIP = f"telepresence.io/upstream-insecure-skip-verify.{scene.TLS_PORT}"
@@ -141,6 +142,30 @@ def test_session_tickets_are_no_words_of_the_app(shop):
                     client.reader.fill()  # the tickets have long arrived
                 client.sock.settimeout(10)
                 assert client.get("/", scene.DEV).header("x-served-by") == "handler"
+
+
+def test_a_client_that_our_kind_of_certificate_does_not_suit(tmp_path):
+    """The app has an ECDSA certificate, Sidestep an RSA one; some clients know only what goes with the app's."""
+    with scene.shop(tmp_path) as shop, scene.shop_nginx(shop):
+        own = shop.authority.issue(scene.HOST, kind="rsa")
+        shop.node.write("orders.yaml", *scene.documents(shop.space, own))
+        picky = [
+            ["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-GCM-SHA256"],
+            ["-tls1_3", "-sigalgs", "ecdsa_secp256r1_sha256"],
+        ]
+
+        def talk(*options):
+            verify = ["-CAfile", shop.ca, "-verify_return_error"]
+            text = f"GET / HTTP/1.1\r\nHost: {scene.HOST}\r\n{scene.DEV}\r\nConnection: close\r\n\r\n"
+            return s_client(shop.space.client, shop.space.ip, scene.TLS_PORT, *verify, *options, text=text)
+
+        with shop.intercept():
+            until(lambda: "X-Served-By: handler" in talk(), within=5, what="an intercept", every=0.1)
+            for options in picky:
+                assert "X-Served-By: app" in talk(*options), options
+                status_says(shop, "ClientTlsUnsupported")
+            assert "X-Served-By: handler" in talk("-tls1_2")
+            assert "X-Served-By: handler" in talk("-tls1_3")
 
 
 def test_no_tls_on_a_tls_port(shop):

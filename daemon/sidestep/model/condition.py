@@ -17,6 +17,7 @@ class ConditionType(enum.StrEnum):
     CLIENT_CERTIFICATE_REQUESTED = "ClientCertificateRequested"
     ALPN_UNSUPPORTED = "AlpnUnsupported"
     SNI_UNSUPPORTED = "SniUnsupported"
+    CLIENT_TLS_UNSUPPORTED = "ClientTlsUnsupported"
     NO_CERTIFICATE = "NoCertificate"
     NO_APP = "NoApp"
     OVERLOADED = "Overloaded"

@@ -58,6 +58,7 @@ REPORTED = frozenset(
         ConditionType.CLIENT_CERTIFICATE_REQUESTED,
         ConditionType.ALPN_UNSUPPORTED,
         ConditionType.SNI_UNSUPPORTED,
+        ConditionType.CLIENT_TLS_UNSUPPORTED,
         ConditionType.NO_CERTIFICATE,
         ConditionType.PROTOCOL_CONTRADICTION,
     }

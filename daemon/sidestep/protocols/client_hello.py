@@ -27,10 +27,16 @@ _CLIENT_HELLO = 1
 
 _SERVER_NAME = 0
 _ALPN = 16
+_SUPPORTED_GROUPS = 10
+_SIGNATURE_ALGORITHMS = 13
 _PRE_SHARED_KEY = 41
 _EARLY_DATA = 42
 _SUPPORTED_VERSIONS = 43
+_SIGNATURE_ALGORITHMS_CERT = 50
 _ENCRYPTED_CLIENT_HELLO = 0xFE0D
+
+_DECISIVE = (_SUPPORTED_VERSIONS, _SUPPORTED_GROUPS, _SIGNATURE_ALGORITHMS, _SIGNATURE_ALGORITHMS_CERT)
+"""Extensions that say, with the cipher suites, what a client can do with a certificate."""
 
 TLS_1_2 = 0x0303
 TLS_1_3 = 0x0304
@@ -46,8 +52,9 @@ class ClientHello:
 
     `server_name` are the bytes of its host_name, None when there is none; `server_name_reproducible` says whether
     Python's `ssl` can send exactly that (always true for None). `alpn` keeps order and GREASE; `versions` are the
-    offered protocol versions (0x0303 is TLS 1.2) without GREASE. `size` is the number of bytes up to the end of the
-    record that ends the hello.
+    offered protocol versions (0x0303 is TLS 1.2) without GREASE. `shape` are the bytes on which it depends whether a
+    server's certificate will do: versions, cipher suites, curves, signatures. `size` is the number of bytes up to the
+    end of the record that ends the hello.
     """
 
     server_name: bytes | None
@@ -57,6 +64,7 @@ class ClientHello:
     pre_shared_key: bool
     early_data: bool
     encrypted_client_hello: bool
+    shape: tuple[bytes, ...]
     size: int
 
     @property
@@ -117,6 +125,9 @@ class _Reader:
 
     def rest(self) -> bytes:
         return self.take(self._end - self._at)
+
+    def peek(self) -> bytes:
+        return self._data[self._at : self._end]
 
 
 def parse(data: bytes) -> ClientHello | Incomplete | NotTls:
@@ -198,6 +209,7 @@ def _read_message(body: _Reader, size: int) -> ClientHello:
             raise _MalformedError
     if body:
         raise _MalformedError
+    decisive = [extensions[kind].peek() if kind in extensions else b"" for kind in _DECISIVE]
     name = _read_server_name(extensions.get(_SERVER_NAME))
     return ClientHello(
         server_name=name,
@@ -207,6 +219,7 @@ def _read_message(body: _Reader, size: int) -> ClientHello:
         pre_shared_key=_PRE_SHARED_KEY in extensions,
         early_data=_EARLY_DATA in extensions,
         encrypted_client_hello=_ENCRYPTED_CLIENT_HELLO in extensions,
+        shape=(legacy_version.to_bytes(2), suites, *decisive),
         size=size,
     )
 

@@ -1,7 +1,8 @@
 """From a ClientHello to two TLS streams: upstream first, then the client (design 4.2).
 
     DIALLING     the app, on the client's behalf
-    UPSTREAM     a handshake with the client's SNI and ALPN list; a failure gives the connection back, untouched
+    UPSTREAM     a handshake with the client's SNI and ALPN list; a failure gives the connection back, untouched, and so
+                 does a certificate of the port's that does not suit the client
     DOWNSTREAM   the client is answered with the protocol that the app chose; a failure ends the connection
     WORDS        the app chose no protocol: the client's first decrypted bytes tell, or the app speaks first
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -25,10 +27,11 @@ from sidestep.model.condition import ConditionType
 from sidestep.policy.route import Rule
 from sidestep.protocols.detection import Detected, detect
 from sidestep.proxy.credentials import Credentials
-from sidestep.proxy.handshake import DownstreamHandshake, Failure, UpstreamHandshake
+from sidestep.proxy.handshake import DownstreamHandshake, Failure, UpstreamHandshake, outcome
 from sidestep.proxy.loop import READ, Loop
 from sidestep.proxy.messages import PortSnapshot
 from sidestep.proxy.ports import LivePort
+from sidestep.proxy.rehearsal import Shape
 from sidestep.proxy.relays import relay_for
 from sidestep.proxy.stream import Stream, TlsStream
 
@@ -72,6 +75,18 @@ class Judged(Protocol):
         """End it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a client began with: its ClientHello as it came, what of it decides whether a certificate will do (see
+    `client_hello`), its server name and its ALPN list.
+    """
+
+    hello: bytes
+    shape: Shape
+    server_name: str | None
+    alpn: tuple[str, ...]
+
+
 class Bridge:
     """The two handshakes of one TLS connection, upstream first, and fresh upstream streams like the first one."""
 
@@ -81,16 +96,17 @@ class Bridge:
         loop: Loop,
         port: LivePort,
         reception: Answers,
-        server_name: str | None,
-        alpn: tuple[str, ...],
+        offer: Offer,
     ) -> None:
         self._judge = judge
         self._loop = loop
         self.port = port
         self._reception = reception
         self.ledger = reception.ledger
-        self.server_name = server_name
-        self._alpn = alpn
+        self.server_name = offer.server_name
+        self._alpn = offer.alpn
+        self._offer: Offer | None = offer
+        """Kept until the client is answered."""
         self._upstream: UpstreamHandshake | None = None
         self._chosen: str | None = None
         self._give_up: Callable[[], None] | None = None
@@ -144,6 +160,18 @@ class Bridge:
             self._judge.end_to_end(
                 Failure(
                     ConditionType.CERTIFICATE_INVALID, f"the certificate of port {self.port.steered.number}: {error}"
+                )
+            )
+            return
+        offer, self._offer = self._offer, None
+        if offer is None or not self._reception.credentials.suits(context, offer.hello, offer.shape):
+            stream.close()
+            number = self.port.steered.number
+            self._judge.end_to_end(
+                Failure(
+                    ConditionType.CLIENT_TLS_UNSUPPORTED,
+                    f"a client knows no cipher or signature that goes with the certificate of port {number}; "
+                    f"{outcome(self.port.snapshot)}",
                 )
             )
             return

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sidestep.proxy.messages import PortSnapshot
+from sidestep.proxy.rehearsal import Rehearsals
 from sidestep.proxy.stream import TlsStream
 
 MAX_PEM: Final = 1024 * 1024
@@ -126,6 +127,8 @@ class Credentials:
         self._pems: dict[str, _Pem] = {}
         self._downstream: OrderedDict[tuple[object, ...], ssl.SSLContext] = OrderedDict()
         self._upstream: dict[tuple[object, ...], Upstream] = {}
+        self.suits = Rehearsals().suits
+        """Whether a downstream context can answer a ClientHello."""
 
     def add(self, name: str, kind: str, fd: int) -> None:
         """Take a memfd. Raises ssl.SSLError, OSError or ValueError when it does not load; the fd is closed then."""

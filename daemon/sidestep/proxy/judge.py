@@ -25,7 +25,7 @@ from sidestep.model.condition import ConditionType
 from sidestep.policy.route import Rule
 from sidestep.protocols import client_hello
 from sidestep.protocols.detection import Detected, detect
-from sidestep.proxy.bridge import Bridge
+from sidestep.proxy.bridge import Bridge, Offer
 from sidestep.proxy.conduit import Conduit, Courier, Endpoint, Raw
 from sidestep.proxy.credentials import Credentials
 from sidestep.proxy.handshake import Failure
@@ -200,7 +200,8 @@ class Judge:
             self._wire("tls-version" if not hello.modern else "alpn-not-ascii")
         else:
             name = hello.server_name.decode("ascii") if hello.server_name is not None else None
-            self._bridge = Bridge(self, self._loop, self._port, self._reception, name, alpn)
+            offer = Offer(data[: hello.size], hello.shape, name, alpn)
+            self._bridge = Bridge(self, self._loop, self._port, self._reception, offer)
             self._bridge.begin()
 
     def _stop_waiting(self) -> None:
