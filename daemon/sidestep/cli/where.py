@@ -102,11 +102,12 @@ def session(where: Where, *, spec: SessionSpec, handler: Handler, listener: List
 
 
 def _answers(path: Path) -> bool:
-    """Whether a daemon is behind the socket; one that we may not ask counts, the refusal will say so."""
+    """Whether a daemon is behind the socket; one that hangs or that we may not ask counts: the refusal will say so."""
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
         try:
             probe.connect(str(path))
-        except PermissionError:
+        except (PermissionError, BlockingIOError):
             return True
         except OSError:
             return False

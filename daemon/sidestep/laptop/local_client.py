@@ -7,6 +7,7 @@ could have put a socket there to collect the traffic of whoever connects.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import stat
@@ -81,7 +82,7 @@ class LocalClient:
         self._distrust_open_folder()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            await asyncio.get_running_loop().sock_connect(sock, str(self.path))
+            await self._enqueue(sock)
             _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         except OSError as error:
             sock.close()
@@ -95,6 +96,19 @@ class LocalClient:
             sock.close()
             raise UnreachableError(f"{self.path} belongs to user {uid}, who is neither root nor you; not used")
         return sock
+
+    async def _enqueue(self, sock: socket.socket) -> None:
+        """Connect; a daemon that hangs has a full queue, in which a unix socket cannot wait without blocking."""
+        end = asyncio.get_running_loop().time() + TIMEOUT
+        while True:
+            try:
+                sock.connect(str(self.path))
+            except BlockingIOError as error:
+                if asyncio.get_running_loop().time() > end:
+                    raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from error
+                await asyncio.sleep(0.05)
+            else:
+                return
 
     def _distrust_open_folder(self) -> None:
         try:

@@ -118,10 +118,17 @@ class Statements:
 
 
 def _bounded(condition: Condition) -> Condition:
-    line = " ".join(condition.text.split())
+    subject, line = _encodable(condition.subject), _encodable(" ".join(condition.text.split()))
     if len(line) > MAX_TEXT:
         line = line[:MAX_TEXT] + "…"
-    return condition if line == condition.text else Condition(condition.type, condition.subject, line)
+    if (subject, line) == (condition.subject, condition.text):
+        return condition
+    return Condition(condition.type, subject, line)
+
+
+def _encodable(text: str) -> str:
+    """Names of files need not be UTF-8 (PEP 383); what is shown goes out as JSON and must be."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _union(stated: Iterable[tuple[Condition, ...]]) -> tuple[Condition, ...]:

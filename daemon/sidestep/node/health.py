@@ -2,6 +2,9 @@
 
 Healthy: the event loop runs. Ready: the daemon serves; until then a rolling update waits with the old one. Metrics are
 in the text format of Prometheus. Nothing here says anything about traffic or keys.
+
+Anybody in the cluster may connect. When there are too many connections the oldest goes: who only holds connections open
+must not keep the kubelet out, which would restart the daemon.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ class HealthServer:
         self.port = port
         self.status: Callable[[], StatusView] | None = None
         self._tasks = Tasks("health", on_crash=on_crash)
+        self._requests: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        """Oldest first."""
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -51,10 +56,13 @@ class HealthServer:
         await self._tasks.aclose()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._tasks) >= MAX_CONNECTIONS:
-            writer.transport.abort()
-            return
-        self._tasks.start(self._serve(reader, writer), name="request")
+        if len(self._requests) >= MAX_CONNECTIONS:
+            oldest = next(iter(self._requests))
+            self._requests.pop(oldest).transport.abort()
+            oldest.cancel()
+        task = self._tasks.start(self._serve(reader, writer), name="request")
+        self._requests[task] = writer
+        task.add_done_callback(lambda done: self._requests.pop(done, None))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -67,10 +75,12 @@ class HealthServer:
                     f"content-length: {len(body.encode())}\r\nconnection: close\r\n\r\n{body}".encode()
                 )
                 await writer.drain()
+                writer.close()
+                await writer.wait_closed()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # whoever asked has gone, or asked nothing
         finally:
-            writer.close()
+            writer.transport.abort()
 
     def _answer(self, target: str) -> tuple[str, str]:
         match target:

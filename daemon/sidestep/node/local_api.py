@@ -127,6 +127,7 @@ class _Conversation(asyncio.Protocol):
         self._body = bytearray()
         self._whole: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._uid = -1
+        self._farewell: asyncio.TimerHandle | None = None
         self.user = "unknown"
 
     # --- asyncio.Protocol -------------------------------------------------------------------------------------------
@@ -160,6 +161,8 @@ class _Conversation(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
+        if self._farewell is not None:
+            self._farewell.cancel()
         self._stop(PeerError(f"the client left ({exc})"))
 
     # --- the request ------------------------------------------------------------------------------------------------
@@ -183,8 +186,7 @@ class _Conversation(asyncio.Protocol):
                 {"message": f"a connection of {self.user} to the local API failed", "exception": error}
             )
         finally:
-            if self._transport is not None:
-                self._transport.close()
+            self._finish()
 
     async def _dispatch(self) -> _Answer | None:
         """Returns the answer, None when the connection became a tunnel that has ended."""
@@ -271,6 +273,13 @@ class _Conversation(asyncio.Protocol):
                 return False
         return True
 
+    def _finish(self) -> None:
+        """Close once the answer is taken, at the latest after the timeout."""
+        transport = self._transport
+        if transport is not None:
+            transport.close()
+            self._farewell = asyncio.get_running_loop().call_later(REQUEST_TIMEOUT, transport.abort)
+
     def _stop(self, error: PeerError) -> None:
         if not self._whole.done():
             self._whole.set_exception(error)
@@ -320,6 +329,7 @@ def _prepare_folder(folder: Path) -> None:
 def _predecessor(path: Path) -> socket.socket | None:
     """A connection to the daemon that serves the path now, if there is one. Raises ConfigurationError."""
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    probe.setblocking(False)  # one that hangs has a full queue, in which a connection would wait for ever
     try:
         probe.connect(str(path))
     except OSError:
@@ -329,7 +339,6 @@ def _predecessor(path: Path) -> socket.socket | None:
     if uid not in {0, os.geteuid()}:
         probe.close()
         raise ConfigurationError(f"user {uid} answers there, who is not root", subject="socket", value=str(path))
-    probe.setblocking(False)
     return probe
 
 

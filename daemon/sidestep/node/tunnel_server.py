@@ -88,10 +88,10 @@ class TunnelServer:
         if self._strangers >= MAX_STRANGERS:
             connection.close()
             return
+        self._strangers += 1
         self._tasks.start(self._greet(connection), name="session")
 
     async def _greet(self, connection: Connection) -> None:
-        self._strangers += 1
         end = DaemonEnd(connection, limits=self._limits)
         try:
             held = await self._hello(end)

@@ -1,7 +1,9 @@
 """The daemon's unix socket: who may speak, what is refused, and the short commands on it."""
 
+import contextlib
 import json
 import os
+import select
 import socket
 import stat
 
@@ -71,6 +73,35 @@ def test_a_second_daemon_starts_although_the_first_hangs(node, monkeypatch):
         second = LocalApi(path=path, view=node.view, sessions=node.sessions)
         node.run(second.start())
         node.run(second.aclose())
+
+
+def test_a_second_daemon_starts_although_the_queue_of_the_first_is_full(node):
+    with contextlib.ExitStack() as stack:
+        hanging = stack.enter_context(socket.socket(socket.AF_UNIX))
+        path = node.path.with_name("hanging.sock")
+        hanging.bind(str(path))
+        hanging.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(str(path))
+        second = LocalApi(path=path, view=node.view, sessions=node.sessions)
+        node.run(second.start())
+        node.run(second.aclose())
+
+
+def test_who_does_not_read_the_answer_is_left_after_a_while(node, monkeypatch):
+    monkeypatch.setattr("sidestep.node.local_api.REQUEST_TIMEOUT", 0.3)
+    monkeypatch.setattr(node.view, "workloads", lambda: ("x" * 1000,) * 10_000)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(15)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(str(node.path))
+        sock.sendall(b"GET /v1/workloads HTTP/1.1\r\nHost: x\r\n\r\n")
+        poll = select.poll()
+        poll.register(sock, select.POLLRDHUP)
+        assert poll.poll(10_000), "the daemon still waits for its answer to be read"
 
 
 def test_a_folder_that_others_may_write_to_is_refused_on_both_sides(node, tmp_path):

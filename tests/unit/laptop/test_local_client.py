@@ -123,3 +123,19 @@ def test_a_folder_that_others_may_write_to_is_not_trusted(serve, tmp_path):
     tmp_path.chmod(0o777)
     with pytest.raises(UnreachableError, match="others may write"):
         get(path)
+
+
+def test_a_daemon_that_hangs_with_a_full_queue_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(local_client, "TIMEOUT", 0.3)
+    path = tmp_path / "node.sock"
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(path))
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(str(path))
+        with pytest.raises(UnreachableError, match="timed out"):
+            get(path)

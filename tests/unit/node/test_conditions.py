@@ -54,3 +54,11 @@ def test_hostile_texts_are_one_bounded_line_and_few():
     held = store.all()
     assert len(held) == MAX_PER_SOURCE
     assert all("\n" not in condition.text and len(condition.text) <= MAX_TEXT + 1 for condition in held)
+
+
+def test_names_that_are_no_utf_8_can_be_shown():
+    store = Conditions()
+    store.state(Source("manifests"), [Condition(ConditionType.NO_APP, "manifest \udcff.yaml", "\udcff.yaml: bad")])
+    (held,) = store.all()
+    assert (held.subject, held.text) == ("manifest \\udcff.yaml", "\\udcff.yaml: bad")
+    held.text.encode()
