@@ -69,16 +69,22 @@ class Authority:
         self.pem = self._certificate.public_bytes(serialization.Encoding.PEM)
 
     def issue(
-        self, *names: str, kind: str = "ecdsa", client: bool = False, expired: bool = False, ips: Iterable[str] = ()
+        self,
+        *names: str,
+        kind: str = "ecdsa",
+        client: bool = False,
+        expired: bool = False,
+        lasts: float = 7 * 86400.0,
+        ips: Iterable[str] = (),
     ) -> Certificate:
-        """A leaf for DNS names and addresses; `client` adds the client-authentication usage."""
+        """A leaf for DNS names and addresses; `client` adds the client-authentication usage. `lasts`: seconds."""
         key = new_key(kind)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
         alternatives: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
         alternatives += [x509.IPAddress(ipaddress.ip_address(ip)) for ip in ips]
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, *([ExtendedKeyUsageOID.CLIENT_AUTH] if client else [])]
         certificate = (
-            _builder(subject, self.name, key, expired=expired)
+            _builder(subject, self.name, key, lasts=-86400.0 if expired else lasts)
             .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
@@ -94,12 +100,10 @@ class Authority:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: PrivateKey, *, expired: bool = False
+    subject: x509.Name, issuer: x509.Name, key: PrivateKey, *, lasts: float = 7 * 86400.0
 ) -> x509.CertificateBuilder:
-    now = dt.datetime.now(dt.UTC)
-    start, end = (now - dt.timedelta(days=9), now - dt.timedelta(days=1))
-    if not expired:
-        start, end = (now - dt.timedelta(hours=1), now + dt.timedelta(days=7))
+    end = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=lasts)
+    start = end - dt.timedelta(days=8)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

@@ -176,6 +176,7 @@ class Credentials:
                 if port.client_trust:
                     context.load_verify_locations(cadata=_text(self._pems[port.client_trust].fd))
                 # Whoever resumes a session shows no certificate: one that has expired meanwhile would go unnoticed.
+                # (TLS 1.2 resumes by session ids as well, which `ssl` cannot forbid: see `handshake`.)
                 context.options |= ssl.OP_NO_TICKET
                 context.num_tickets = 0
             if alpn is not None:

@@ -11,14 +11,16 @@ read. So a handshake in which we show one is *confirmed* first: a session ticket
 neither is waited for once, for `CONFIRMATION` seconds.
 
 `DownstreamHandshake` runs the server side once the app's choice is known. It ends only after a client's certificate has
-been verified, if one is asked for, and nothing is relayed before it ends. A client that is refused is told by an alert;
-its socket is read for a moment, since closing it with bytes unread would reset the connection and lose the alert.
+been verified, if one is asked for, and nothing is relayed before it ends. In a session that TLS 1.2 resumes by its id
+nothing is verified again, so there it is asked whether the certificate still holds. A client that is refused is told by
+an alert; its socket is read for a moment, since closing it with bytes unread would reset the connection and lose it.
 """
 
 from __future__ import annotations
 
 import socket
 import ssl
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -68,6 +70,11 @@ def names_match(certificate: Mapping[str, object], name: str) -> bool:
         if pattern.startswith("*.") and head and tail == pattern[2:] and "." in tail:
             return True
     return False
+
+
+def _has_expired(certificate: Mapping[str, object]) -> bool:
+    end = certificate.get("notAfter")
+    return isinstance(end, str) and ssl.cert_time_to_seconds(end) < time.time()
 
 
 class _Handshake:
@@ -301,7 +308,11 @@ class DownstreamHandshake(_Handshake):
         self._start(stream, watched=True)
 
     def _finish(self, stream: TlsStream) -> None:
-        self._done(stream)
+        if stream.sock.session_reused and _has_expired(stream.sock.getpeercert() or {}):
+            self._stream = stream
+            self._fail(ssl.SSLError("the client's certificate has expired since its session began"))
+        else:
+            self._done(stream)
 
     def _fail(self, error: OSError) -> None:
         stream, self._stream = self._stream, None
