@@ -26,48 +26,43 @@ from collections.abc import Callable
 from ipaddress import IPv4Network
 from typing import Final
 
-from sidestep.engine.relay import Diverted, Leg, Lost
+from sidestep.engine.relay import Leg
 from sidestep.engine.taps import Ledger, TapLimits
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError, SidestepError
 from sidestep.proxy import messages
 from sidestep.proxy.acceptor import Acceptor
+from sidestep.proxy.client_naming import ClientNaming
 from sidestep.proxy.conduit import About, Conduit, Endpoint
-from sidestep.proxy.control import ChannelClosed, ControlChannel
+from sidestep.proxy.control import ControlChannel
 from sidestep.proxy.credentials import Credentials
 from sidestep.proxy.datagrams import Datagrams, Key
 from sidestep.proxy.dial import Dial, Done, Naming
+from sidestep.proxy.handler_streams import HandlerStreams
 from sidestep.proxy.judge import Judge
-from sidestep.proxy.loop import READ, WRITE, Loop, Timer
+from sidestep.proxy.line import Line
+from sidestep.proxy.loop import Loop
 from sidestep.proxy.ports import LivePort
 from sidestep.proxy.prober import UNKNOWN, Finding, Probe
+from sidestep.proxy.request_log import RequestLog
 from sidestep.proxy.splice import Pipes
-from sidestep.proxy.stream import HandlerStream, PlainStream
+from sidestep.proxy.stream import PlainStream
 from sidestep.proxy.taps import TapLeg
 
 HEARTBEAT: Final = 0.5
 """Seconds between heartbeats."""
-OPEN_TIMEOUT: Final = 15.0
-"""Seconds to wait for the daemon's answer to `Open`; the daemon's own deadline is shorter."""
 IDLE_GRACE: Final = 5.0
 """Seconds for which a draining proxy leaves an idle connection alone."""
 REPORT_PAUSE: Final = 1.0
 """Seconds in which a condition that holds is not worded anew."""
-NAME_TIMEOUT: Final = 1.0
-"""Seconds to wait until the app can be told a client's address; then it sees ours."""
-BACKLOG: Final = 256
-"""Messages that wait for a slow daemon above which it is asked nothing on behalf of clients."""
-MAX_REQUEST_LINES: Final = 256
-"""Diverted requests logged per flush; what is beyond is counted."""
 MAX_TEXT: Final = 2048
-"""Characters of a path or authority in a log line."""
+"""Characters of a condition's text."""
 RESERVED_FDS: Final = 64
 """Descriptors kept free of connections: listeners, credentials, the channel."""
 FDS_PER_CONNECTION: Final = 6
 """Client, app, and two pipes while a wire is blocked both ways."""
 TAP_FLUSH: Final = 1.0
 """Seconds for the last copies once nothing else is left to drain."""
-_LOST: Final = {Lost.NOTHING: "", Lost.ALL: "dropped", Lost.REST: "truncated"}
 
 Message = messages.ToProxy
 
@@ -76,20 +71,17 @@ class Worker:
     """The process. Implements what judges and conduits ask of it (`Reception`)."""
 
     def __init__(self, channel: ControlChannel[Message], trust_store: ssl.SSLContext) -> None:
-        self._channel = channel
         self._loop = Loop(on_crash=self._crashed)
+        self._line = Line(self._loop, channel, on_message=self._dispatch, on_gone=self._orphaned)
+        self._handlers = HandlerStreams(self._loop, self._line, on_crash=self._crashed)
+        self._naming = ClientNaming(self._loop, self._line)
+        self._log = RequestLog(self._loop, self._line)
         self._ports: dict[int, LivePort] = {}
         self._acceptors: dict[int, Acceptor] = {}
         self._retiring: set[Acceptor] = set()
         self._conduits: set[Conduit] = set()
         self._judges: set[Judge] = set()
-        self._streams: dict[int, tuple[Callable[[PlainStream | None], None], Timer]] = {}
-        self._asked: dict[int, int] = {}
-        self._naming: dict[int, tuple[Callable[[bool], None], Timer]] = {}
         self._client_sources: IPv4Network | None = None
-        self._next_stream = 0
-        self._lines: list[messages.DivertedRequest] = []
-        self._dropped_lines = 0
         self._anomalies: Counter[str] = Counter()
         self._told: tuple[int, dict[int, dict[str, int]], dict[str, int]] | None = None
         """What the last heartbeat said."""
@@ -107,55 +99,23 @@ class Worker:
     def run(self) -> None:
         """Serve until drained."""
         gc.set_threshold(20_000, 20, 50)
-        self._loop.add(self._channel.fileno(), self._control_ready, READ)
+        self._line.watch()
         self._beat()
         self._loop.run()
 
     # --- control channel --------------------------------------------------------------------------------------------
 
-    def _control_ready(self, mask: int) -> None:
-        try:
-            if mask & WRITE:
-                self._channel.flush()
-            while True:
-                packet = self._channel.receive()
-                if packet is None:
-                    break
-                self._dispatch(*packet)
-        except (ChannelClosed, PeerError):
-            self._orphaned()
-            return
-        self._watch_channel()
-
-    def _watch_channel(self) -> None:
-        self._loop.modify(self._channel.fileno(), READ | (WRITE if self._channel.pending else 0))
-
-    def _send(self, message: messages.Message, *, droppable: bool = False) -> bool:
-        if self._draining and self._channel.fileno() < 0:
-            return False
-        try:
-            sent = self._channel.send(message, droppable=droppable)
-        except ChannelClosed:
-            self._orphaned()
-            return False
-        if self._channel.pending:
-            self._watch_channel()
-        return sent
-
-    def _backlogged(self) -> bool:
-        """Whether the daemon is so far behind that it should not be asked for more: its queue is bounded."""
-        return self._channel.pending >= BACKLOG
-
     def _dispatch(self, message: Message, fd: int | None) -> None:
         if isinstance(message, messages.Ack):
-            self._answered(message)
+            self._naming.acknowledged(message)
+            self._handlers.acknowledged(message)
             return
         error = ""
         try:
             self._obey(message, fd)
         except (SidestepError, OSError, ValueError, KeyError) as failure:
             error = str(failure) or type(failure).__name__
-        self._channel.acknowledge(message, error)
+        self._line.acknowledge(message, error)
 
     def _obey(self, message: Message, fd: int | None) -> None:
         match message:
@@ -171,9 +131,9 @@ class Worker:
                 else:
                     self._unlisten(message.port)
             case messages.Opened():
-                self._stream_opened(message.stream, socket.socket(fileno=_owned(fd)))
+                self._handlers.arrived(message.stream, socket.socket(fileno=_owned(fd)))
             case messages.Refused():
-                self._stream_opened(message.stream, None)
+                self._handlers.arrived(message.stream, None)
             case messages.Drain():
                 self._drain(message.timeout)
             case _:
@@ -283,58 +243,24 @@ class Worker:
                 port.conditions[kind] = text
             else:
                 port.conditions.pop(kind, None)
-            self._send(messages.Report(self._channel.next_seq(), port.steered.number, kind.value, text))
+            self._line.send(messages.Report(self._line.next_seq(), port.steered.number, kind.value, text))
 
     def dial_app(self, endpoint: Endpoint, done: Done) -> Callable[[], None]:
         """Connect to the app, named after the client if the app can be told."""
 
         def name(peer: str, peer_port: int, ready: Callable[[bool], None]) -> Callable[[], None]:
-            return self._name_client(endpoint, peer, peer_port, ready)
+            return self._naming.name(endpoint, peer, peer_port, ready)
 
         naming = Naming(name, self._client_sources) if self._client_sources is not None else None
         return Dial(self._loop, endpoint.host, endpoint.port, done, naming=naming).cancel
 
-    def _name_client(
-        self, endpoint: Endpoint, peer: str, peer_port: int, ready: Callable[[bool], None]
-    ) -> Callable[[], None]:
-        seq = self._channel.next_seq()
-        timer = self._loop.later(NAME_TIMEOUT, lambda: self._named(seq, error="timeout"))
-        self._naming[seq] = (ready, timer)
-        client = (endpoint.client, endpoint.client_port)
-        if self._backlogged() or not self._send(messages.NameClient(seq, endpoint.port, peer, peer_port, *client)):
-            self._loop.later(0.0, lambda: self._named(seq, error="closed"))
-        else:
-            endpoint.names.append((peer, peer_port))
-
-        def cancel() -> None:
-            entry = self._naming.pop(seq, None)
-            if entry is not None:
-                entry[1].cancel()
-
-        return cancel
-
-    def _named(self, seq: int, *, error: str) -> None:
-        entry = self._naming.pop(seq, None)
-        if entry is not None:
-            ready, timer = entry
-            timer.cancel()
-            ready(not error)
-
     def left(self, endpoint: Endpoint, app: socket.socket) -> None:
-        """Take back the name of a connection to the app that is about to be closed, before its client's is."""
-        try:
-            name = app.getsockname()[:2]
-        except OSError:
-            return  # `gone` sees to it
-        if name in endpoint.names:
-            endpoint.names.remove(name)
-            self._send(messages.ForgetClient(self._channel.next_seq(), endpoint.port, *name))
+        """A connection to the app is about to be closed, before its client's is."""
+        self._naming.left(endpoint, app)
 
     def gone(self, endpoint: Endpoint) -> None:
-        """Take back the names of a client's connection that is over."""
-        for peer, peer_port in endpoint.names:
-            self._send(messages.ForgetClient(self._channel.next_seq(), endpoint.port, peer, peer_port))
-        endpoint.names.clear()
+        """A client's connection is over."""
+        self._naming.gone(endpoint)
 
     def seen(self, port: LivePort, endpoint: Endpoint, *, tls: bool) -> None:
         """Probe the app of a port whose protocol nobody stated, unless what is known holds."""
@@ -358,55 +284,23 @@ class Worker:
         if finding.definite or port.finding.definite:
             words = (_known(finding.tls), _known(finding.http2), finding.alpn, finding.asks_certificate)
             number = port.steered.number
-            self._send(messages.Probed(self._channel.next_seq(), number, *words, finding.certificate))
+            self._line.send(messages.Probed(self._line.next_seq(), number, *words, finding.certificate))
         port.finding = finding
 
     def no_app(self, port: LivePort, host: str) -> None:
         """Tell the daemon that a dial to the app was refused."""
         port.counters["no_app"] += 1
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._send(messages.NoApp(self._channel.next_seq(), port.steered.number, int(family)))
+        self._line.send(messages.NoApp(self._line.next_seq(), port.steered.number, int(family)))
 
     def log_requests(self, conduit: Conduit) -> None:
         """Queue a conduit's diverted requests for the session's log."""
-        if not self._lines:
-            self._loop.later(0.0, self._flush_lines)
-        endpoint = conduit.endpoint
-        for request in conduit.relay.diverted:
-            conduit.port.counters[_counter(request)] += 1
-            if len(self._lines) >= MAX_REQUEST_LINES:
-                self._dropped_lines += 1
-                continue
-            self._lines.append(
-                messages.DivertedRequest(
-                    request.rule.uid,
-                    conduit.port.steered.number,
-                    endpoint.client,
-                    endpoint.client_port,
-                    _text(request.method),
-                    _text(request.path),
-                    _text(request.authority),
-                    request.copied,
-                    _LOST[request.lost],
-                    tuple((_text(name), _text(value)) for name, value in request.fields),
-                )
-            )
-        conduit.relay.diverted.clear()
-
-    def _flush_lines(self) -> None:
-        lines, self._lines = self._lines, []
-        message = messages.Requests(self._channel.next_seq(), tuple(lines), self._dropped_lines)
-        if self._send(message, droppable=True):
-            self._dropped_lines = 0
-        else:
-            self._dropped_lines += len(lines)
-
-    # --- streams to handlers ----------------------------------------------------------------------------------------
+        self._log.add(conduit)
 
     def open_stream(self, about: About, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
         """Ask the daemon for a connection to the handler of `leg.rule`."""
         endpoint = about.endpoint
-        return self._ask(
+        return self._handlers.ask(
             done,
             uid=leg.rule.uid if leg.rule is not None else "",
             port=endpoint.port,
@@ -418,67 +312,7 @@ class Worker:
 
     def _open_flow(self, key: Key, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
         uid, port, client, client_port, _ = key
-        return self._ask(
-            done, uid=uid, port=port, protocol="udp", tls=False, server_name="", client=(client, client_port)
-        )
-
-    def _ask(
-        self,
-        done: Callable[[PlainStream | None], None],
-        *,
-        uid: str,
-        port: int,
-        protocol: str,
-        tls: bool,
-        server_name: str,
-        client: tuple[str, int],
-    ) -> Callable[[], None]:
-        """Ask the daemon for a stream to the handler of a rule."""
-        self._next_stream += 1
-        stream = self._next_stream
-        timer = self._loop.later(OPEN_TIMEOUT, lambda: self._stream_opened(stream, None))
-        self._streams[stream] = (done, timer)
-        seq = self._channel.next_seq()
-        if self._backlogged() or not self._send(
-            messages.Open(seq, stream, uid, port, protocol, tls, server_name, *client)
-        ):
-            self._loop.later(0.0, lambda: self._stream_opened(stream, None))  # nobody will answer
-        else:
-            self._asked[seq] = stream
-
-        def cancel() -> None:
-            entry = self._streams.pop(stream, None)
-            if entry is not None:
-                entry[1].cancel()
-
-        return cancel
-
-    def _stream_opened(self, stream: int, sock: socket.socket | None) -> None:
-        entry = self._streams.pop(stream, None)
-        if entry is None:
-            if sock is not None:
-                sock.close()
-            return
-        done, timer = entry
-        timer.cancel()
-        opened = None
-        if sock is not None:
-            sock.setblocking(False)
-            opened = HandlerStream(sock, lambda: self._reset(stream))
-        try:
-            done(opened)
-        except Exception as error:  # noqa: BLE001 - it ended its own connection; the daemon's message was all right
-            self._crashed(None, error)
-
-    def _reset(self, stream: int) -> None:
-        self._send(messages.Reset(self._channel.next_seq(), stream))
-
-    def _answered(self, ack: messages.Ack) -> None:
-        if ack.seq in self._naming:
-            self._named(ack.seq, error=ack.error)
-        stream = self._asked.pop(ack.seq, None)
-        if stream is not None and ack.error:
-            self._stream_opened(stream, None)
+        return self._handlers.ask(done, uid=uid, port=port, protocol="udp", client=(client, client_port))
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -491,19 +325,15 @@ class Worker:
         connections = len(self._conduits) + len(self._judges)
         state = connections, ports, dict(self._anomalies)
         if state == self._told:
-            self._send(messages.Alive(self._channel.next_seq()), droppable=True)
-        elif self._send(messages.Heartbeat(self._channel.next_seq(), *state), droppable=True):
+            self._line.send(messages.Alive(self._line.next_seq()), droppable=True)
+        elif self._line.send(messages.Heartbeat(self._line.next_seq(), *state), droppable=True):
             self._told = state
         if self._draining:
             self._close_idle()
 
     def _orphaned(self) -> None:
         """The daemon is gone: its link and maps went with it, so the app gets every new connection already."""
-        if self._channel.fileno() >= 0:
-            self._loop.remove(self._channel.fileno())
-            self._channel.close()
-        for stream in list(self._streams):
-            self._stream_opened(stream, None)
+        self._handlers.refuse_all()
         self._drain(self._drain_timeout)
 
     def _drain(self, timeout: float) -> None:
@@ -565,18 +395,6 @@ def _owned(fd: int | None) -> int:
 
 def _known(answer: bool | None) -> str:
     return "unknown" if answer is None else "yes" if answer else "no"
-
-
-def _counter(request: Diverted) -> str:
-    if not request.copied:
-        return "diverted"
-    if request.lost:
-        return "copies_" + _LOST[request.lost]
-    return "flows" if request.rule.heads_only else "copied"
-
-
-def _text(value: bytes) -> str:
-    return value[:MAX_TEXT].decode("utf-8", "replace")
 
 
 def run(channel: ControlChannel[Message], trust_store: ssl.SSLContext) -> None:

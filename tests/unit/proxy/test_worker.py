@@ -39,8 +39,8 @@ class Scene:
         # What was closed in an orderly way lingers for a while; it is seen out.
         stack.callback(lambda: self.run(lambda: len(self.worker._loop._callbacks) <= 1, within=3.0))
         stack.callback(self.worker._drain_over)
-        self.worker._loop.add(theirs.fileno(), self.worker._control_ready, READ)
-        stack.callback(self.worker._channel.close)
+        self.worker._line.watch()
+        stack.callback(self.worker._line._channel.close)
         self.app = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         self.app.settimeout(5)
         self.number = self.app.getsockname()[1]
@@ -157,7 +157,7 @@ def test_without_the_daemon_a_request_for_a_handler_goes_to_the_app_at_once(scen
 def test_a_daemon_that_does_not_listen_is_not_asked_without_bound(scene):
     answers = []
     for _ in range(5000):
-        scene.worker._ask(
+        scene.worker._handlers.ask(
             answers.append, uid="u", port=1, protocol="udp", tls=False, server_name="", client=("127.0.0.1", 1)
         )
     scene.run(lambda: len(answers) > 3000)

@@ -1,0 +1,76 @@
+"""What sessions show of diverted and copied requests: collected for one turn of the event loop, told in one message.
+
+Lossy and bounded: lines above `MAX_LINES` a turn, and all of a turn when the daemon is behind, are only counted.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sidestep.engine.relay import Diverted, Lost
+from sidestep.proxy import messages
+from sidestep.proxy.conduit import Conduit
+from sidestep.proxy.line import Line
+from sidestep.proxy.loop import Loop
+
+MAX_LINES: Final = 256
+"""Requests logged per flush; what is beyond is counted."""
+MAX_TEXT: Final = 2048
+"""Characters of a path or authority in a log line."""
+_LOST: Final = {Lost.NOTHING: "", Lost.ALL: "dropped", Lost.REST: "truncated"}
+
+
+class RequestLog:
+    """The lines that wait for the end of this turn."""
+
+    def __init__(self, loop: Loop, line: Line) -> None:
+        self._loop = loop
+        self._line = line
+        self._lines: list[messages.DivertedRequest] = []
+        self._dropped = 0
+
+    def add(self, conduit: Conduit) -> None:
+        """Take what a conduit's relay has diverted, and count it."""
+        if not self._lines:
+            self._loop.later(0.0, self._flush)
+        endpoint = conduit.endpoint
+        for request in conduit.relay.diverted:
+            conduit.port.counters[_counter(request)] += 1
+            if len(self._lines) >= MAX_LINES:
+                self._dropped += 1
+                continue
+            self._lines.append(
+                messages.DivertedRequest(
+                    request.rule.uid,
+                    conduit.port.steered.number,
+                    endpoint.client,
+                    endpoint.client_port,
+                    _text(request.method),
+                    _text(request.path),
+                    _text(request.authority),
+                    request.copied,
+                    _LOST[request.lost],
+                    tuple((_text(name), _text(value)) for name, value in request.fields),
+                )
+            )
+        conduit.relay.diverted.clear()
+
+    def _flush(self) -> None:
+        lines, self._lines = self._lines, []
+        message = messages.Requests(self._line.next_seq(), tuple(lines), self._dropped)
+        if self._line.send(message, droppable=True):
+            self._dropped = 0
+        else:
+            self._dropped += len(lines)
+
+
+def _counter(request: Diverted) -> str:
+    if not request.copied:
+        return "diverted"
+    if request.lost:
+        return "copies_" + _LOST[request.lost]
+    return "flows" if request.rule.heads_only else "copied"
+
+
+def _text(value: bytes) -> str:
+    return value[:MAX_TEXT].decode("utf-8", "replace")
