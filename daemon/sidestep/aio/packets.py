@@ -43,6 +43,14 @@ class ChannelOverflow(ChannelClosed):
     """The other end does not read: the bound on queued packets is reached. The channel is as good as closed."""
 
 
+def control_pair() -> tuple[socket.socket, socket.socket]:
+    """The two ends of a control channel. Raises KernelError."""
+    try:
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise KernelError("socketpair", error.errno or 0, doing="making a control channel") from error
+
+
 def send_packet(sock: socket.socket, data: bytes, fd: int | None = None) -> bool:
     """Send one packet now; False when the socket's buffer is full. Raises ChannelClosed, KernelError."""
     ancillary = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]

@@ -43,10 +43,16 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
     def watch(self, on_end: Callable[[], None]) -> Callable[[], None]:
-        """Call `on_end` once, in the event loop, when it has ended; returns a function that calls this off."""
+        """Call `on_end` once, in the event loop, when it has ended; returns a function that calls this off.
+
+        Raises KernelError.
+        """
         loop = asyncio.get_running_loop()
-        # A duplicate of our own: several may watch, and close() may come first.
-        watched = os.dup(self._pidfd)
+        try:
+            # A duplicate of our own: several may watch, and close() may come first.
+            watched = os.dup(self._pidfd)
+        except OSError as error:
+            raise KernelError("dup", error.errno or 0, doing="watching a process") from error
         done = False
 
         def call_off() -> None:

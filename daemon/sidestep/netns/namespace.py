@@ -11,6 +11,7 @@ never used again need not be moved back. What is *created* inside - a socket - s
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import socket
@@ -100,7 +101,11 @@ class Netns:
         the namespace cannot be entered.
         """
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="netns") as executor:
-            return executor.submit(self._inside, self.fd, function).result()
+            try:
+                entered = executor.submit(self._inside, self.fd, function)
+            except RuntimeError as error:  # no more threads
+                raise KernelError("clone", errno.EAGAIN, doing=f"entering {self.path}") from error
+            return entered.result()
 
     def _inside(self, fd: int, function: Callable[[], Result]) -> Result:
         if _libc.setns(fd, CLONE_NEWNET) < 0:

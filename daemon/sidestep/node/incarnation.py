@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from sidestep.aio.channel import AsyncChannel, DeadlineError
+from sidestep.aio.packets import control_pair
 from sidestep.aio.process import Process
 from sidestep.model.errors import PeerError, SidestepError
 from sidestep.node.desired import ProxyError, Told
@@ -74,7 +75,7 @@ class Incarnation:
     @classmethod
     async def begin(cls, zygote: Zygote, abode: Abode, *, limits: ProxyLimits, on_message: OnMessage) -> Self:
         """Fork a proxy and lock it up in its pod. Raises SidestepError, and then nothing is left of it."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = control_pair()
         try:
             process = await zygote.spawn(abode.name, theirs)
         except BaseException:
@@ -82,7 +83,13 @@ class Incarnation:
             raise
         finally:
             theirs.close()
-        life = cls(process, ours, limits=limits, on_message=on_message)
+        try:
+            life = cls(process, ours, limits=limits, on_message=on_message)
+        except BaseException:
+            process.kill()
+            process.close()
+            ours.close()
+            raise
         try:
             enter = Enter(0, uid=abode.uid, memory_limit=limits.memory, fd_limit=limits.descriptors)
             await life.tell(enter, abode.netns_fd, doing="enter the pod")

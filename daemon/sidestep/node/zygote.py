@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import IO, Self
 
 from sidestep.aio.channel import AsyncChannel, DeadlineError
-from sidestep.aio.packets import ChannelClosed
+from sidestep.aio.packets import ChannelClosed, control_pair
 from sidestep.aio.process import Process
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, KernelError, SidestepError
@@ -148,7 +148,7 @@ class _Instance:
     async def start(
         cls, settings: ZygoteSettings, on_output: Callable[[str], None], on_lost: Callable[[_Instance], None]
     ) -> Self:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = control_pair()
         arguments = [sys.executable, "-I", "-m", "sidestep.proxy.zygote", str(theirs.fileno())]
         if settings.worker is not None:
             arguments += ["--worker", settings.worker]
@@ -173,7 +173,13 @@ class _Instance:
         if popen.stderr is None:
             raise BugError("the zygote has no stderr")
         _Output(popen.stderr, on_output)
-        instance = cls(popen, ours, on_lost)
+        try:
+            instance = cls(popen, ours, on_lost)
+        except OSError as error:
+            popen.kill()
+            popen.wait()
+            ours.close()
+            raise KernelError("pidfd_open", error.errno or 0, doing="starting the zygote") from error
         try:
             async with asyncio.timeout(settings.start_deadline):
                 hello = await instance._hello

@@ -1,5 +1,6 @@
 import asyncio
 import os
+import resource
 import signal
 import time
 from dataclasses import replace
@@ -252,6 +253,38 @@ def test_a_failed_attachment_leaves_nothing(program):
                 await some.until(lambda: not some.reconciler._workers)
                 assert space.pod.processes() == frozenset()
                 assert set(os.listdir("/proc/self/fd")) == before
+
+    asyncio.run(story())
+
+
+def test_running_out_of_descriptors_at_any_step_is_a_condition_and_leaves_nothing(program):
+    """Every step of making a target takes one or two: the limit is set to fail at each of them in turn."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def story():
+        with pod_namespace() as space, serving(space):
+            async with rig(program) as some:
+                before = set(os.listdir("/proc/self/fd"))
+                some.add(pod_of(space))
+                alone, spare = space.pod.processes(), 0
+                while True:
+                    some.intercepts = [intercept()]
+                    free = [number for number in range(1000) if str(number) not in os.listdir("/proc/self/fd")]
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (free[spare], hard))
+                    try:
+                        some.plan()
+                        await some.until(lambda: types(some) or some.reconciler.targets(), within=10.0)
+                    finally:
+                        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                    if some.reconciler.targets() and not types(some):
+                        break
+                    some.intercepts = []
+                    some.plan()
+                    await some.until(lambda: not some.reconciler._workers, within=10.0)
+                    await some.until(lambda: space.pod.processes() == alone)
+                    assert set(os.listdir("/proc/self/fd")) == before
+                    spare += 1
+                assert spare > 5
 
     asyncio.run(story())
 
