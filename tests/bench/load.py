@@ -65,7 +65,7 @@ def wrk(
     output = _run(place, [*command, url], seconds)
     total = re.search(r"(\d+) requests in ([0-9.]+\w+)", output)
     assert total, output
-    p50, p99 = re.search(r"50%\s+(\S+)", output), re.search(r"99%\s+(\S+)", output)
+    p50, p99 = re.search(r"^ +50% +(\S+)", output, re.MULTILINE), re.search(r"^ +99% +(\S+)", output, re.MULTILINE)
     wrong = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
     broken = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", output)
     failed = (int(wrong[1]) if wrong else 0) + (sum(map(int, broken.groups())) if broken else 0)

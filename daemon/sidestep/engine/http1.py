@@ -25,9 +25,9 @@ order), `_diversion.exchange` is what a handler has to answer. Invariants:
     connection that is not understood any more nothing is copied, and a copy that had begun is truncated.
   * Kept bytes: `held`, a begun head, and until a handler leg is open its request: each up to its limit and one read.
 
-Hot path: a head in one chunk, seen before under this route, for the app, without a body, is a dict lookup and an
-append; an answer that is whole in one chunk likewise. The same bytes objects are passed on. (Section 9 of the design
-has the measured reasons.)
+Hot path: a head in one chunk, for the app, without a body, is one question (`Judging.passes`); an answer that is whole
+in one chunk, or goes on in it, likewise. Then `passes` says so, and the shell writes the very bytes it has read and
+asks nothing (measured: 3.8 µs less per request and answer, of 6.6 in Python, than through `receive`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from typing import Final
 
 from sidestep.engine.http1_diversion import Diversion
 from sidestep.engine.http1_exchange import Judged
-from sidestep.engine.http1_judging import ANSWERED_BY, PLAIN, SWITCHES, Judging
+from sidestep.engine.http1_judging import ANSWERED_BY, SWITCHES, Judging
 from sidestep.engine.http1_peers import Peers
 from sidestep.engine.http2 import Http2Relay
 from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Relay, Role
@@ -71,6 +71,7 @@ class Http1Relay(Relay):
     __slots__ = (
         "_discarded",
         "_diversion",
+        "_few",
         "_judging",
         "_ledger",
         "_limits",
@@ -97,6 +98,8 @@ class Http1Relay(Relay):
         self.tls = tls
         self._port = port
         self._limits = limits
+        self._few = limits.pipelined // 2
+        """Requests awaiting answers up to which the client is certainly read on: half of the bound."""
         self._peers = Peers(self)
         self._ledger = ledger or Ledger()
         self._taps = Taps(self, self._ledger, self._peers.tap)
@@ -118,22 +121,55 @@ class Http1Relay(Relay):
 
     # --- inputs -----------------------------------------------------------------------------------------------------
 
-    def receive(self, leg: Leg, data: bytes) -> None:
-        """Take bytes from a leg."""
+    def passes(self, leg: Leg, data: bytes) -> Leg | None:
+        """Hot path: see the module."""
+        app = self.app
+        pending = self._pending
+        if self._state != _READING or self._diversion.exchange is not None or len(pending) > self._few:
+            return None
         if leg is self.client:
-            app = self.app
             if (
                 self.side is app
-                and self._state == _READING
+                and app.open
                 and self._requests.state == reading.FRESH
                 and len(data) <= _MEMO_HEAD
-                and self._port.route.memo.get(data) is PLAIN
+                and self._judging.passes(data)
             ):
-                app.out.append(data)
-                app.queued += len(data)
-                self._pending.append(0)
-            else:
-                self._read_client(data)
+                pending.append(0)
+                return app
+        elif leg is self.side:
+            reader = self._responses
+            if reader.state == responses.LENGTH:
+                left = reader.left - len(data)
+                if left > 0:
+                    reader.left = left
+                    return self.client
+                if not left and reader.response is not None and not reader.response.close:
+                    reader.left = 0
+                    reader.state = responses.FRESH
+                    pending.popleft()
+                    return self.client
+            elif reader.state == responses.FRESH and pending and not pending[0]:
+                end = data.find(END_OF_HEAD) + 4
+                if 4 <= end <= _MEMO_HEAD:
+                    response = recall(data[:end])
+                    if not isinstance(response, str) and response.plain >= 0:
+                        left = end + response.plain - len(data)
+                        if left > 0:
+                            reader.begin_length(response, left)
+                            return self.client
+                        if not left:
+                            pending.popleft()
+                            return self.client
+        return None
+
+    def receive(self, leg: Leg, data: bytes) -> None:
+        """Take bytes from a leg."""
+        to = self.passes(leg, data)
+        if to is not None:
+            to.write(data)
+        elif leg is self.client:
+            self._read_client(data)
         elif leg is self.side:
             exchange = self._diversion.exchange
             if exchange is None:
@@ -414,42 +450,8 @@ class Http1Relay(Relay):
     # --- the app ----------------------------------------------------------------------------------------------------
 
     def _read_app(self, data: bytes) -> None:
-        client = self.client
-        client.out.append(data)
-        client.queued += len(data)
-        reader = self._responses
-        pending = self._pending
-        state = reader.state
-        if state == responses.LENGTH:
-            left = reader.left - len(data)
-            if left > 0:
-                reader.left = left
-                return
-            if not left and reader.response is not None and not reader.response.close:
-                reader.left = 0
-                reader.state = responses.FRESH
-                pending.popleft()
-                if self._state == _HELD and not pending:
-                    self.proceed()
-                return
-        elif state == responses.FRESH and pending and not pending[0]:
-            end = data.find(END_OF_HEAD) + 4
-            if 4 <= end <= _MEMO_HEAD:
-                response = recall(data[:end])
-                if not isinstance(response, str) and response.plain >= 0:
-                    left = end + response.plain - len(data)
-                    if left > 0:
-                        reader.begin_length(response, left)
-                        return
-                    if not left:
-                        pending.popleft()
-                        if self._state == _HELD and not pending:
-                            self.proceed()
-                        return
-        self._follow_app(data)
-
-    def _follow_app(self, data: bytes) -> None:
-        """Watch what the app said (it is forwarded already) message by message."""
+        """Forward what the app said, then watch it message by message."""
+        self.client.write(data)
         reader = self._responses
         pending = self._pending
         at = 0

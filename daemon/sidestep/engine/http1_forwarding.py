@@ -80,12 +80,9 @@ class ForwardingHttp1Relay(Http1Relay):
         self._value = value
         self._trailers: TrailerFilter | None = None
 
-    def receive(self, leg: Leg, data: bytes) -> None:
-        """Take bytes from a leg; the client's never by the shortcut that passes known heads on as they are."""
-        if leg is self.client:
-            self._read_client(data)
-        else:
-            super().receive(leg, data)
+    def passes(self, leg: Leg, data: bytes) -> Leg | None:
+        """Nothing of the client's passes unread."""
+        return None if leg is self.client else super().passes(leg, data)
 
     def receive_eof(self, leg: Leg) -> None:
         """Take the end of a leg's bytes; when it is the app's, nothing of the client may follow unread."""

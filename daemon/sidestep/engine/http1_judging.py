@@ -4,7 +4,8 @@ Three ways, the cheapest first: the head was met under this route and is remembe
 the bytes without which no rule matches, and is skimmed; it is read into fields and the route is asked. The memo belongs
 to the route, so a new route begins with an empty one; its size is bounded in entries and in bytes of each.
 
-Hot path: the relay looks heads up in the memo itself and knows `PLAIN` by identity.
+Hot path: `passes` answers for a chunk that is one whole plain head, without a call to any other part of the relay
+(measured for ten varied fields: 7 µs of 11).
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from __future__ import annotations
 from typing import Final
 
 from sidestep.engine.http1_exchange import Judged
-from sidestep.policy.route import TO_APP, SteeredPort
-from sidestep.protocols.http1 import CONNECT, HEAD, UPGRADE, Http1Limits, RequestHead, parse_request
-from sidestep.protocols.http1_skim import skim
+from sidestep.policy.route import TO_APP, Route, SteeredPort
+from sidestep.protocols.http1 import CONNECT, END_OF_HEAD, HEAD, UPGRADE, Http1Limits, RequestHead, parse_request
+from sidestep.protocols.http1_skim import Skimmer
 
 SWITCHES: Final = CONNECT | UPGRADE
 """Flags of a request after whose answer the connection may speak another protocol."""
@@ -29,26 +30,34 @@ PLAIN: Final = Judged(TO_APP, RequestHead(b"", b"", b"", [], 0, 0))
 class Judging:
     """One per client connection."""
 
-    __slots__ = ("_limits", "_port", "_skimmed")
+    __slots__ = ("_limits", "_passed", "_port", "_route", "_skimmer", "_unknown")
 
     def __init__(self, port: SteeredPort, limits: Http1Limits) -> None:
         self._port = port
         self._limits = limits
-        self._skimmed = b""
-        """The last head that was skimmed."""
+        self._route: Route | None = None
+        self._skimmer: Skimmer | None = None
+        """That of `_route`."""
+        self._passed = b""
+        """The last head that was skimmed and found plain."""
+        self._unknown = b""
+        """The last one of which skimming told nothing."""
+
+    def passes(self, data: bytes) -> bool:
+        """Whether this chunk is one whole head that is PLAIN, as far as can be told without reading its fields."""
+        route = self._port.route
+        if route.memo.get(data) is PLAIN:
+            return True
+        return data.endswith(END_OF_HEAD) and self._skim(route, data) is PLAIN
 
     def judge(self, head: bytes) -> Judged | str:
         """Decide for one head, once per route while it is remembered; a text says why it cannot be read."""
         route = self._port.route
-        memo = route.memo
-        judged: Judged | None = memo.get(head)
+        judged: Judged | None = route.memo.get(head)
+        if judged is None:
+            judged = self._skim(route, head)
         if judged is not None:
             return judged
-        needles = route.needles
-        if needles is not None:
-            length = skim(head, needles, route.headless, self._limits)
-            if length is not None:
-                return self._skim_over(head, length)
         parsed = parse_request(head, self._limits)
         if isinstance(parsed, str):
             return parsed
@@ -60,14 +69,31 @@ class Judging:
         self._remember(head, judged)
         return judged
 
-    def _skim_over(self, head: bytes, length: int) -> Judged:
-        """A head for the app that was not read into fields; remembered when it comes twice in a row."""
-        if length:
-            return Judged(TO_APP, RequestHead(b"", b"", b"", [], length, 0))
-        if head == self._skimmed:
-            self._remember(head, PLAIN)
-        self._skimmed = head
-        return PLAIN
+    def _skim(self, route: Route, head: bytes) -> Judged | None:
+        """Judge a head for the app without reading it into fields; None when that tells nothing."""
+        if route is not self._route:
+            self._begin(route)
+        skimmer = self._skimmer
+        if skimmer is None or head is self._unknown:
+            return None
+        length = skimmer.skim(head)
+        if length == 0:
+            if head == self._passed:  # twice in a row: it may come again
+                self._remember(head, PLAIN)
+            self._passed = head
+            return PLAIN
+        if length is None:
+            self._unknown = head
+            return None
+        return Judged(TO_APP, RequestHead(b"", b"", b"", [], length, 0))
+
+    def _begin(self, route: Route) -> None:
+        """Another route: its automaton is made once, for all connections."""
+        self._route = route
+        self._unknown = b""
+        if route.needles is not None and not route.skimmer:
+            route.skimmer.append(Skimmer(route.needles, route.headless, self._limits))
+        self._skimmer = route.skimmer[0] if route.skimmer else None
 
     def _remember(self, head: bytes, judged: Judged) -> None:
         if len(head) <= self._limits.memo_head:

@@ -16,6 +16,8 @@ What the shell does
     farewell()           all legs but taps are closed, or moved by the shell itself; taps get a bounded time to flush
   and after each call: opens every leg it finds in `opening` (and empties that list), writes `leg.out` of every leg in
   `legs`, carries out `leg.ending`, and closes everything once `done` is true and the client leg is flushed.
+    passes(leg, data)    may be asked before `receive`: if the answer is a leg, the bytes are that leg's as they are,
+                         and writing them (what is not taken: by `leg.write`) is all that there is to do
 
 What the engine promises
   * It never raises for bytes of a peer. What it cannot parse becomes a wire or ends the connection as section 4 says.
@@ -198,6 +200,14 @@ class Relay:
     def receive(self, leg: Leg, data: bytes) -> None:
         """Take bytes from a leg."""
         raise NotImplementedError
+
+    def passes(self, leg: Leg, data: bytes) -> Leg | None:
+        """The (open) leg that gets these bytes as they are; None: nothing has happened, `receive` them.
+
+        An answer promises that nothing the shell looks at has changed: no leg, no ending, no `reads`, no deadline.
+        """
+        del leg, data
+        return None
 
     def receive_eof(self, leg: Leg) -> None:
         """Take the end of a leg's bytes."""

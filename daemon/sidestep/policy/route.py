@@ -2,7 +2,7 @@
 
 A `Route` is immutable and replaced whole when a snapshot changes; relays read it through `SteeredPort.route` at every
 request, so ending an intercept in mid keep-alive sends the next request to the app. `Route.memo` belongs to the HTTP/1
-relay (head bytes to verdict): it lives here so that a new route begins with an empty memo.
+relay (head bytes to verdict): it lives here so that a new route begins with an empty memo. So does `Route.skimmer`.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class Route:
     intercepts: tuple[Rule, ...] = ()
     wiretaps: tuple[Rule, ...] = ()
     memo: dict[bytes, Any] = field(default_factory=dict, compare=False, repr=False)
+    skimmer: list[Any] = field(default_factory=list, compare=False, repr=False)
+    """What the HTTP/1 relay made of `needles` and `headless`, once it needed it."""
     needles: tuple[bytes, ...] | None = field(init=False, compare=False, repr=False)
     """Those of all rules, when every rule has one or needs no header: a head without any of them is skimmed."""
     headless: tuple[Matches, ...] = field(init=False, compare=False, repr=False)

@@ -73,12 +73,13 @@ LIMITS = Http1Limits()
 MAX_LENGTH_DIGITS = 18
 """Digits of a Content-Length: below 2**63, so that no peer's integer wraps where ours does not."""
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-_TEXT = rb"[\t\x20-\x7e\x80-\xff]"
-_TARGET = rb"[\x21\x22\x24-\x7e\x80-\xff]"  # visible, but no fragment: apps cut it, paths are matched with it
-_FIELD_LINE = _TOKEN + rb"++:" + _TEXT + rb"*+\r\n"
-_REQUEST_LINE = rb"(" + _TOKEN + rb"{1,32}+) (" + _TARGET + rb"++) HTTP/1\.([01])\r\n"
-_STATUS_LINE = rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: " + _TEXT + rb"*+)?\r\n"
+# Single characters; `http1_skim` builds its patterns of them, too.
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+TEXT = rb"[\t\x20-\x7e\x80-\xff]"
+TARGET_TEXT = rb"[\x21\x22\x24-\x7e\x80-\xff]"  # visible, but no fragment: apps cut it, paths are matched with it
+_FIELD_LINE = TOKEN + rb"++:" + TEXT + rb"*+\r\n"
+_REQUEST_LINE = rb"(" + TOKEN + rb"{1,32}+) (" + TARGET_TEXT + rb"++) HTTP/1\.([01])\r\n"
+_STATUS_LINE = rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: " + TEXT + rb"*+)?\r\n"
 
 REQUEST = re.compile(_REQUEST_LINE + rb"((?:" + _FIELD_LINE + rb")*)\r\n")
 """A whole request head; groups: method, target, minor version, field lines."""
@@ -92,9 +93,10 @@ STATUS_LINE = re.compile(_STATUS_LINE)
 _NOT_IN_HEADS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]")
 _BARE_CR = re.compile(rb"\r(?!\n)")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
-HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]++")
+HOST_TEXT = rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]"
+HOST = re.compile(HOST_TEXT + rb"++")
 """The value of a Host field."""
-_CONNECT_TARGET = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]+:[0-9]{1,5}")
+_CONNECT_TARGET = re.compile(HOST_TEXT + rb"+:[0-9]{1,5}")
 _ABSOLUTE = re.compile(rb"https?://([^/?]++)([/?].*+)?", re.IGNORECASE)
 
 _ONCE = (b"host", b"content-length", b"transfer-encoding", b"upgrade")

@@ -2,9 +2,9 @@
 
 Is it plain, and does it name any wanted header? Most requests of a steered port match no filter, and their heads differ
 from each other, so that a memo of whole heads does not help. Reading such a head into fields only to find that no
-wanted header is there costs more than all the rest of relaying it (measured: 17 of 41 µs per request with ten fields, 5
-with this). `skim` answers from the one regular expression of `protocols.http1` and a few substring searches over the
-lower-cased head.
+wanted header is there costs more than all the rest of relaying it. A `Skimmer` asks everything at once: one pass of one
+RE2 automaton (`re2.Set`) over the head tells which of four patterns it matches, however many wanted headers there are
+(measured for ten fields: 17 µs to read them, 5.5 for `re` and a dozen searches, 1.8 for this).
 
 It may say "I do not know" (None) for any head; it never calls plain what `parse_request` would refuse, nor gives
 another length, nor overlooks a wanted header. A differential test holds it against `parse_request`.
@@ -15,54 +15,95 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from sidestep.protocols.http1 import HOST, REQUEST, Http1Limits, read_length
+import re2
 
-_HOST: Final = b"\nhost:"
-_CONNECTION: Final = b"\nconnection:"
-_KEEP_ALIVE: Final = b"\nconnection: keep-alive\r"
-_LENGTH: Final = b"\ncontent-length:"
-_UPGRADE: Final = b"\nupgrade:"
+from sidestep.protocols.http1 import HOST_TEXT, TARGET_TEXT, TEXT, TOKEN, Http1Limits, read_length
+
+MEMORY: Final = 512 * 1024
+"""Bytes of one automaton with the states it has met; when they are used up it begins anew."""
 SHORT: Final = 512
 """Bytes of a head that cannot hold too many fields: each takes at least four."""
 
+_LENGTH: Final = b"\ncontent-length:"
+
+_FIELDS: Final = rb"(?:" + TOKEN + rb"+:" + TEXT + rb"*\r\n)*"
+_GRAMMAR: Final = TOKEN + rb"{1,32} /" + TARGET_TEXT + rb"* (?-i:HTTP)/1\.1\r\n" + _FIELDS + rb"\r\n"
+_NAMED_HOST: Final = rb".*\nhost: ?" + HOST_TEXT + rb"+\r.*"
+_HAS_LENGTH: Final = rb".*\ncontent[-_]length:.*"
+
+_PLAIN: Final = [0, 1]
+"""Grammar and host, nothing else."""
+_WITH_LENGTH: Final = [0, 1, 2]
 
 Tests = tuple[Callable[[bytes, bytes, tuple[()]], bool], ...]
 
 
-def skim(head: bytes, needles: tuple[bytes, ...], tests: Tests, limits: Http1Limits) -> int | None:
-    """Return the length of the body when the head is plain, holds none of `needles` and passes no test, else None.
+class Skimmer:
+    """Looks for heads that are plain, hold none of `needles` (lower case) and pass none of `tests`.
 
-    `needles` are lower case, `tests` get method, path and no fields. Plain: HTTP/1.1, origin-form, any method but HEAD
-    and CONNECT, one Host, no transfer coding, no upgrade, persistent, at most one length. Never raises.
+    `tests` get method, path and no fields. Plain: HTTP/1.1, origin-form, any method but HEAD and CONNECT, one Host, no
+    transfer coding, no upgrade, persistent, at most one length.
     """
-    match = REQUEST.fullmatch(head)
-    if match is None or len(head) > limits.head:
-        return None
-    method, target, minor, _ = match.groups()
-    if minor != b"1" or target[0] != 0x2F or method == b"HEAD" or method == b"CONNECT":
-        return None
-    low = head.lower()
-    for needle in needles:
-        if needle in low:
-            return None
-    if tests:
-        path = target.partition(b"?")[0]
-        for test in tests:
-            if test(method, path, ()):
+
+    __slots__ = ("_fields", "_head", "_match", "_tests")
+
+    def __init__(self, needles: tuple[bytes, ...], tests: Tests, limits: Http1Limits) -> None:
+        options = re2.Options()
+        options.encoding = re2.Options.Encoding.LATIN1
+        options.case_sensitive = False
+        options.dot_nl = True
+        options.log_errors = False
+        options.max_mem = MEMORY
+        patterns = re2.Set.FullMatchSet(options)
+        for pattern in (_GRAMMAR, _NAMED_HOST, _HAS_LENGTH, _suspicious(needles)):
+            patterns.Add(pattern)
+        patterns.Compile()
+        self._match = patterns.Match
+        self._tests = tests
+        self._head = limits.head
+        self._fields = limits.fields
+
+    def skim(self, head: bytes) -> int | None:
+        """Return the length of the body of a head that is all that, else None. Never raises."""
+        found = self._match(head)
+        length: int | None = 0
+        if found != _PLAIN:
+            found = sorted(found or ())  # the order is not promised
+            if found == _WITH_LENGTH:
+                length = _length(head.lower())
+            elif found != _PLAIN:
                 return None
-    # Any spelling and any place of this word sends the head to the full parser.
-    if b"transfer" in low or _UPGRADE in low:
-        return None
-    at = low.find(_HOST)
-    if at < 0 or _HOST in low[at + 6 :]:
-        return None
-    if HOST.fullmatch(head, at + 6 + (head[at + 6] == 0x20), low.index(b"\r", at)) is None:
-        return None
-    if b"connection" in low and (low.count(_CONNECTION) != 1 or _KEEP_ALIVE not in low):
-        return None
-    if len(head) > SHORT and low.count(b"\n") > limits.fields + 2:
-        return None
-    return _length(low) if b"content" in low else 0
+        if len(head) > SHORT and (len(head) > self._head or head.count(b"\n") > self._fields + 2):
+            return None
+        if self._tests:
+            method, target, _ = head.split(b" ", 2)
+            path = target.partition(b"?")[0]
+            for test in self._tests:
+                if test(method, path, ()):
+                    return None
+        return length
+
+
+def _suspicious(needles: tuple[bytes, ...]) -> bytes:
+    """A pattern for heads that somebody else has to read. Some words send a head there in any spelling and place."""
+    words = [
+        rb"transfer",
+        rb"\nupgrade:",
+        rb"\nhost:.*\nhost:",
+        rb"[^\n]connection",
+        rb"\nconnection" + _other_than(b": keep-alive\r"),
+        *(re2.escape(needle) for needle in needles),
+    ]
+    return rb"(?:head|connect) .*|.*(?:" + b"|".join(words) + rb").*"
+
+
+def _other_than(text: bytes) -> bytes:
+    """A pattern for what begins in another way than with `text`, but is not merely the beginning of it."""
+    pattern = b""
+    for letter in reversed(text):
+        one = re2.escape(bytes((letter,)))
+        pattern = b"(?:[^" + one + b"]|" + one + pattern + b")" if pattern else b"[^" + one + b"]"
+    return pattern
 
 
 def _length(low: bytes) -> int | None:

@@ -15,7 +15,7 @@ def rule(name: str = "dev", header: bytes = b"me", *, divert_probes: bool = Fals
     def matches(method: bytes, path: bytes, fields) -> bool:
         return any(field == b"x-dev" and value == header for field, value in fields)
 
-    return Rule(f"uid-{name}", f"shop/{name}", matches, divert_probes)
+    return Rule(f"uid-{name}", f"shop/{name}", matches, divert_probes, needle=b"\nx-dev:")
 
 
 def everything(name: str = "dev") -> Rule:
@@ -51,8 +51,22 @@ class Shell:
 
     def receive(self, leg: Leg, data: bytes) -> None:
         assert data
-        self.relay.receive(leg, data)
+        before = self._seen()
+        to = self.relay.passes(leg, data)
+        assert self._seen() == before, "`passes` changed what the shell looks at"
+        if to is None:
+            self.relay.receive(leg, data)
+        else:
+            assert to.open
+            to.write(data)
         self._settle()
+
+    def _seen(self) -> tuple[object, ...]:
+        """What a shell acts on."""
+        relay = self.relay
+        legs = [(id(leg), leg.open, leg.ending, leg.queued, [*leg.out], relay.reads(leg)) for leg in relay.legs]
+        rest = (relay.done, relay.drain, relay.deadline, relay.wired, relay.successor, relay.anomaly)
+        return legs, [*relay.opening], [*relay.diverted], rest
 
     def eof(self, leg: Leg) -> None:
         self.relay.receive_eof(leg)

@@ -43,6 +43,59 @@ def test_a_request_that_does_not_match_goes_to_the_app_as_the_same_object():
     assert relay.client.out[0] is OK_A
 
 
+def test_plain_heads_and_their_answers_pass():
+    shell = http1(rule(), app_open=True)
+    relay = shell.relay
+    assert relay.passes(relay.client, A) is None  # nobody is spoken to yet
+    shell.client(A)
+    shell.app(OK_A)
+    heads = (A, A.replace(b"/a", b"/a?1"), A.replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n"))
+    for head in heads:
+        assert relay.passes(relay.client, head) is relay.app
+        assert relay.passes(relay.app, OK_A[:-1]) is relay.client
+        assert relay.passes(relay.app, OK_A[-1:]) is relay.client
+    assert relay.idle
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        B,
+        A + A,
+        A[:-1],
+        A.replace(b"GET", b"HEAD"),
+        A.replace(b"1.1", b"1.0"),
+        A.replace(b"HTTP/", b"http/"),
+        A.replace(b"app.test", b""),
+        post(b"hello", matching=False),
+        post(b"hello", matching=False, chunked=True),
+        A.replace(b"\r\n\r\n", b"\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"),
+        A.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+    ],
+)
+def test_whatever_else_does_not_pass(data):
+    shell = http1(rule(), app_open=True)
+    shell.client(A)
+    shell.app(OK_A)
+    relay = shell.relay
+    for _ in range(3):
+        assert relay.passes(relay.client, data) is None
+
+
+def test_nothing_passes_while_a_handler_answers_or_a_request_is_held():
+    shell = http1(rule(), app_open=True)
+    relay = shell.relay
+    shell.client(A)
+    shell.client(B)
+    assert relay.passes(relay.client, A) is None
+    assert relay.passes(relay.app, OK_A) is None
+    shell.app(OK_A)
+    assert relay.passes(relay.client, A) is None
+    shell.handler(OK_B)
+    shell.client(A)
+    assert relay.passes(relay.client, A) is relay.app
+
+
 def test_a_small_body_leaves_with_its_head_as_the_same_object():
     shell = http1(rule(), auto=False)
     data = post(b"hello", matching=False)

@@ -435,8 +435,9 @@ def test_the_memo_is_bounded_in_entries_and_bytes():
     shell = http1(rule(), limits=limits)
     memo = shell.relay._port.route.memo
     for number in range(100):
-        shell.client(A.replace(b"/a", b"/%d" % number))
-        shell.app(OK_A)
+        for _ in range(2):  # a head that was skimmed is remembered when it comes again
+            shell.client(A.replace(b"/a", b"/%d" % number))
+            shell.app(OK_A)
         assert len(memo) <= 16
     assert memo
     before = dict(memo)

@@ -35,6 +35,14 @@ def test_every_request_is_rewritten(size):
     assert shell.to_client == OK * 10
 
 
+def test_no_byte_of_the_client_passes_unread():
+    shell = relay()
+    for _ in range(3):
+        assert shell.relay.passes(shell.relay.client, GET) is None
+        shell.client(GET)
+        assert shell.relay.passes(shell.relay.app, OK) is shell.relay.client
+
+
 def test_without_a_verified_client_only_the_spoof_goes():
     shell = relay(value=None)
     shell.client(SPOOFED + GET)

@@ -1,4 +1,4 @@
-"""`skim` against `parse_request`: it may not know, it is never wrong."""
+"""`Skimmer` against `parse_request`: it may not know, it is never wrong."""
 
 import pytest
 from hypothesis import given
@@ -15,10 +15,10 @@ from sidestep.protocols.http1 import (
     RequestHead,
     parse_request,
 )
-from sidestep.protocols.http1_skim import skim
+from sidestep.protocols.http1_skim import Skimmer
 from tests.unit.engine.hostile_heads import HOSTILE
 
-NEEDLES = (b"\nx-dev:",)
+SKIMMER = Skimmer((b"\nx-dev:",), (), LIMITS)
 
 NAMES = st.sampled_from(
     b"Host host Content-Length Content_Length Transfer-Encoding Connection Upgrade X-Dev Accept Content-Type Cookie "
@@ -45,7 +45,7 @@ def heads(draw):
 
 
 def never_wrong(head):
-    length = skim(head, NEEDLES, (), LIMITS)
+    length = SKIMMER.skim(head)
     parsed = parse_request(head)
     if length is None:
         return
@@ -80,7 +80,7 @@ def test_hostile_heads(name, head):
     ],
 )
 def test_common_heads_are_known(lines, length):
-    assert skim(b"GET /a?b HTTP/1.1\r\nHost: orders.test\r\n" + lines + b"\r\n", NEEDLES, (), LIMITS) == length
+    assert SKIMMER.skim(b"GET /a?b HTTP/1.1\r\nHost: orders.test\r\n" + lines + b"\r\n") == length
 
 
 def test_rules_without_headers_are_asked():
@@ -91,12 +91,30 @@ def test_rules_without_headers_are_asked():
         return path == b"/a"
 
     head = b"GET /%s?x HTTP/1.1\r\nHost: orders.test\r\n\r\n"
-    assert skim(head % b"a", (), (matches,), LIMITS) is None
-    assert skim(head % b"b", (), (matches,), LIMITS) == 0
+    skimmer = Skimmer((), (matches,), LIMITS)
+    assert skimmer.skim(head % b"a") is None
+    assert skimmer.skim(head % b"b") == 0
     assert asked == [(b"GET", b"/a", ()), (b"GET", b"/b", ())]
+
+
+@pytest.mark.parametrize("needle", [b"\nx-dev:", b"a.b*c", b"\\d[", b"\xe9"])
+def test_needles_are_bytes_and_no_patterns(needle):
+    skimmer = Skimmer((b"\nother:", needle), (), LIMITS)
+    head = b"GET / HTTP/1.1\r\nHost: orders.test\r\nA: 1%s\r\n\r\n"
+    assert skimmer.skim(head % needle.replace(b"\n", b"\r\n").title()) is None
+    assert skimmer.skim(head % b"axbbc 7 \xe8") == 0
+
+
+def test_an_automaton_stays_within_its_memory_and_right():
+    skimmer = Skimmer(tuple(b"\nx-%d:" % number for number in range(64)), (), LIMITS)
+    for number in range(2000):
+        path = b"%d" % (number * 7919)
+        head = b"GET /%s HTTP/1.1\r\nHost: %s\r\n%s: x\r\n" % (path, path, path)
+        assert skimmer.skim(head + b"\r\n") == 0
+        assert skimmer.skim(head + b"X-%d: 1\r\n\r\n" % (number % 64)) is None
 
 
 def test_too_many_fields_are_not_known():
     head = b"GET / HTTP/1.1\r\nHost: orders.test\r\n" + b"a:\r\n" * (LIMITS.fields + 1) + b"\r\n"
-    assert skim(head, (), (), LIMITS) is None
+    assert SKIMMER.skim(head) is None
     assert isinstance(parse_request(head), str)
