@@ -44,20 +44,16 @@ class Head:
         self.path = pseudo.get(b":path", b"")
         self.authority = pseudo.get(b":authority", b"")
         self.readable = len(pseudo) == count and self.method != b""
-        self.fields: Fields = regular
-        extra: list[tuple[bytes, bytes]] = []
-        crumbs = []
-        for name, value in regular:
-            if name == b"cookie":
-                crumbs.append(value)
-            elif name == b"host" and self.authority and value != self.authority:
-                self.readable = False  # two answers to one question
-        if len(crumbs) > 1:
-            extra.append((b"cookie", b"; ".join(crumbs)))  # as HTTP/1 would show it (section 8.2.3)
+        fields = regular
+        names = [name for name, _ in regular]
+        if names.count(b"cookie") > 1:
+            crumbs = [value for name, value in regular if name == b"cookie"]
+            fields = (*fields, (b"cookie", b"; ".join(crumbs)))  # as HTTP/1 would show it (section 8.2.3)
         if self.authority:
-            extra.append((b"host", self.authority))
-        if extra:
-            self.fields = (*regular, *extra)
+            if b"host" in names and any(name == b"host" and value != self.authority for name, value in regular):
+                self.readable = False  # two answers to one question
+            fields = (*fields, (b"host", self.authority))
+        self.fields: Fields = fields
         self._route: Route | None = None
         self._decision = TO_APP
 

@@ -46,6 +46,11 @@ class Decision:
 TO_APP = Decision()
 
 
+def is_probe(fields: Fields) -> bool:
+    """Whether the kubelet sent this request, or somebody who says so."""
+    return any(name == b"user-agent" and value.startswith(KUBE_PROBE) for name, value in fields)
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """The filtered rules of a port: `intercepts` oldest first, `wiretaps` in any order."""
@@ -72,10 +77,9 @@ class Route:
         question = path.find(b"?")
         if question >= 0:
             path = path[:question]
-        probe = any(name == b"user-agent" and value.startswith(KUBE_PROBE) for name, value in fields)
         chosen = None
         for rule in self.intercepts:
-            if (not probe or rule.divert_probes) and rule.matches(method, path, fields):
+            if rule.matches(method, path, fields) and (rule.divert_probes or not is_probe(fields)):
                 chosen = rule
                 break
         taps = tuple(rule for rule in self.wiretaps if rule.matches(method, path, fields)) if self.wiretaps else ()
