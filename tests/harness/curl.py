@@ -12,6 +12,7 @@ from typing import Any
 from tests.harness.namespaces import Netns
 
 _MARK = "\n--curl--\n"
+_END = "\n--end--\n"
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,40 @@ def curl(
     within: float = 15.0,
 ) -> Answer:
     """Run curl once. `address` is where the host of `url` is found; `ca` the file to trust instead of the system's."""
-    command: list[str | Path] = [
-        "curl",
-        "-sS",
-        "--max-time",
-        str(within),
-        "-w",
-        _MARK + "%{json}" + _MARK + "%{header_json}",
-    ]
+    command = ["curl", *_transfer(url, *options, address=address, ca=ca, headers=headers, within=within)]
+    done = subprocess.run(netns.enter(command), capture_output=True, timeout=within + 10, check=False)
+    return _answer(done.stdout, done.returncode, done.stderr)
+
+
+def curl_in_turn(
+    netns: Netns,
+    requests: Sequence[tuple[str, Sequence[str]]],
+    *options: str | Path,
+    address: str | None = None,
+    ca: Path | None = None,
+    within: float = 30.0,
+) -> list[Answer]:
+    """One run of curl for several requests, (URL, header lines) each, over one connection while both sides keep it."""
+    command: list[str | Path] = ["curl"]
+    for url, headers in requests:
+        command += ["--next"] if len(command) > 1 else []
+        command += _transfer(url, *options, address=address, ca=ca, headers=headers, within=within, end=_END)
+    done = subprocess.run(netns.enter(command), capture_output=True, timeout=within + 10, check=False)
+    answers = done.stdout.split(_END.encode())[:-1]
+    return [_answer(output, done.returncode, done.stderr) for output in answers]
+
+
+def _transfer(
+    url: str,
+    *options: str | Path,
+    address: str | None,
+    ca: Path | None,
+    headers: Sequence[str],
+    within: float,
+    end: str = "",
+) -> list[str | Path]:
+    command: list[str | Path] = ["-sS", "--max-time", str(within)]
+    command += ["-w", _MARK + "%{json}" + _MARK + "%{header_json}" + end]
     if address is not None:
         host, _, port = url.partition("//")[2].partition("/")[0].rpartition(":")
         quoted = f"[{address}]" if ":" in address else address
@@ -61,15 +88,18 @@ def curl(
         command += ["--cacert", ca]
     for line in headers:
         command += ["-H", line]
-    done = subprocess.run(netns.enter([*command, *options, url]), capture_output=True, timeout=within + 10, check=False)
-    body, _, rest = done.stdout.rpartition(_MARK.encode())[0].rpartition(_MARK.encode())
+    return [*command, *options, url]
+
+
+def _answer(output: bytes, code: int, errors: bytes) -> Answer:
+    body, _, rest = output.rpartition(_MARK.encode())[0].rpartition(_MARK.encode())
     information = json.loads(rest or b"{}")
-    shown = done.stdout.rpartition(_MARK.encode())[2]
+    shown = output.rpartition(_MARK.encode())[2]
     return Answer(
-        code=done.returncode,
+        code=code,
         status=information.get("http_code", 0),
         body=body,
-        errors=done.stderr.decode(errors="replace"),
+        errors=errors.decode(errors="replace"),
         info=information,
         headers=json.loads(shown) if shown.strip() else {},
     )

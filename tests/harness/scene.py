@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.harness import manifests
 from tests.harness.authority import Authority, Certificate
 from tests.harness.cli import Intercept, intercept
-from tests.harness.curl import Answer, curl
+from tests.harness.curl import Answer, curl, curl_in_turn
 from tests.harness.namespaces import PodNamespace, pod_namespace
 from tests.harness.nginx import Nginx, client_context, nginx
 from tests.harness.node import Node, node
@@ -58,6 +58,11 @@ class Shop:
         url = f"{scheme}://{HOST}:{port}{path}"
         address = address or self.space.ip
         return curl(self.space.client, url, *options, address=address, ca=self.ca, headers=headers, within=within)
+
+    def get_in_turn(self, requests: Sequence[Sequence[str]], *, options: Sequence[str | Path] = ()) -> list[Answer]:
+        """curl paths of the pod, with header lines each, over one TLS connection."""
+        urls = [(f"https://{HOST}:{TLS_PORT}{path}", headers) for path, *headers in requests]
+        return curl_in_turn(self.space.client, urls, *options, address=self.space.ip, ca=self.ca)
 
     def client(
         self, *, port: int = TLS_PORT, address: str | None = None, alpn: Sequence[str] = (), record: bool = True
