@@ -18,7 +18,7 @@ from sidestep.cli.where import Where, namespace_of, where_options
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
 from sidestep.node.view import InterceptView, StatusView
-from sidestep.tunnel.messages import decode
+from sidestep.tunnel.messages import PodState, decode
 
 
 @click.command(short_help="Show the node daemon, target pods, intercepts, problems.")
@@ -76,6 +76,10 @@ def _text(view: StatusView) -> Iterable[str]:
     if view.intercepts:
         columns = ("INTERCEPT", "OWNER", "WORKLOAD", "PORT", "FILTER", "ACTIVE", "COUNTERS")
         yield from table(columns, [_intercept(each) for each in view.intercepts])
+        for each in view.intercepts:
+            for covered in each.state.pods:
+                if covered.state != "active":
+                    yield harmless(f"  {each.namespace}/{each.name}: pod {covered.pod} is {_pod_state(covered)}")
     else:
         yield "No intercepts."
     yield from conditions(view.conditions)
@@ -128,6 +132,12 @@ def _intercept(each: InterceptView) -> tuple[str, ...]:
         f"{each.state.active} of {len(each.state.pods)}",
         _counters(each.counters),
     )
+
+
+def _pod_state(pod: PodState) -> str:
+    """In words. What is attached and idle cannot be told from what never meets the traffic."""
+    state = "attached, no connection seen" if pod.state == "attached" else pod.state
+    return f"{state}: {pod.detail}" if pod.detail else state
 
 
 def _counters(counters: dict[str, int]) -> str:
