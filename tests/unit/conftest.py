@@ -1,7 +1,8 @@
 """Every test begins with the logging of a process that has not configured any, and none fails for a slow machine.
 
 Hypothesis' deadline and its judgement of slow strategies go by the wall clock, which on a busy machine says nothing of
-the code under test; a test that hangs meets pytest's timeout.
+the code under test; a test that hangs meets pytest's timeout. An ordinary run always looks at the same random examples,
+so that it says something about the change it tests; `make fuzz` looks at others, each time.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
+from tests.effort import FACTOR
+
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("steady")
+settings.register_profile("ordinary", settings.get_profile("steady"), derandomize=True)
+settings.load_profile("ordinary" if FACTOR == 1 else "steady")
 
 
 @pytest.fixture(autouse=True)
