@@ -3,7 +3,8 @@
 The node daemon sees every process (hostPID). Of each pod the oldest process gives the network namespace - the
 sandbox's, which outlives the containers - and of each container the oldest gives the root folder: what `kubectl exec`
 started is younger. A process id is only a hint: before anything is attached the namespace must prove to be the pod's by
-its addresses (`node.located`).
+its addresses (`node.located`), and before a file is read the process must prove to be the one that was found, by the
+time of its start (`netns.reader_child`).
 """
 
 from __future__ import annotations
@@ -116,16 +117,18 @@ def _below(folder: str, depth: int) -> list[str]:
 
 
 def _location(found: _Found, wanted: Wanted, proc: str, folders: _Folders) -> Location:
-    pids = {
-        wanted.containers[container]: process.pid
+    processes = {
+        wanted.containers[container]: process
         for container, process in sorted(found.containers.items())
         if container in wanted.containers
     }
     oldest = found.oldest
+    meant = [*processes.values(), *([oldest] if oldest is not None else [])]
     return Location(
         netns=f"{proc}/{oldest.pid}/ns/net" if oldest is not None else None,
-        pids=pids,
+        pids={name: process.pid for name, process in processes.items()},
         cgroup=folders.of(found.path),
+        births={process.pid: process.started for process in meant},
     )
 
 

@@ -66,13 +66,15 @@ class Location:
 
     `netns` is a path whose file is the network namespace (`/run/netns/NAME`, `/proc/PID/ns/net`); `pids` maps a
     container name to a process of it ("" for any); `root` is a folder that stands for the containers' root when there
-    is no process; `cgroup` is the pod's cgroup v2 folder.
+    is no process; `cgroup` is the pod's cgroup v2 folder. `births` says when processes that are meant were started, in
+    clock ticks since boot, where that is known: a later process of the same id is none of the pod's.
     """
 
     netns: str | None = None
     pids: Mapping[str, int] = field(default_factory=dict)
     root: str | None = None
     cgroup: str | None = None
+    births: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,13 +46,15 @@ class FileReader:
         self._helper: subprocess.Popen[bytes] | None = None
         self._killed: list[subprocess.Popen[bytes]] = []
 
-    async def read(self, root: str, path: str) -> bytes:
+    async def read(self, root: str, path: str, *, birth: int | None = None) -> bytes:
         """Content (at most 1 MiB) of the regular file `path`, every link of it resolved below the folder `root`.
+
+        For a root /proc/PID/root `birth` is when that process was started; a later one of that id is not meant (ESRCH).
 
         Raises AbsentFileError, ConfigurationError for anything else a person can put right (`..`, a folder, a device,
         too large), KernelError when the root is gone, the kernel refuses, or (ETIMEDOUT) the deadline passes.
         """
-        request = _request(root, path)
+        request = _request(root, path, birth)
         async with self._lock:
             now = asyncio.get_running_loop().time()
             self._refused_until = {each: until for each, until in self._refused_until.items() if until > now}
@@ -141,7 +143,7 @@ class FileReader:
         self._reap()
 
 
-def _request(root: str, path: str) -> bytes:
+def _request(root: str, path: str, birth: int | None) -> bytes:
     subject = f"path {path!r}"
     if "\0" in path or "\0" in root:
         raise ConfigurationError("holds a NUL character", subject=subject)
@@ -149,7 +151,10 @@ def _request(root: str, path: str) -> bytes:
         raise ConfigurationError("must not contain '..'", subject=subject)
     if not path.strip("/"):
         raise ConfigurationError("names no file", subject=subject)
-    body = os.fsencode(root) + b"\0" + os.fsencode(path)
+    try:
+        body = b"\0".join((os.fsencode(root), b"" if birth is None else b"%d" % birth, os.fsencode(path)))
+    except UnicodeEncodeError as error:
+        raise ConfigurationError("is no file name", subject=subject) from error
     if len(body) > reader_child.MAX_REQUEST:
         raise ConfigurationError("is too long", subject="path")
     return reader_child.LENGTH.pack(len(body)) + body

@@ -5,7 +5,12 @@ whatever hangs, hangs here. It runs with the daemon's rights, so the path is res
 root as the limit (openat2(2), RESOLVE_IN_ROOT), to a handle that cannot be read from (O_PATH); only when that handle is
 seen to be a regular file of a modest size is it opened. A file that changes meanwhile is read again.
 
-Request: u32 length, then root and path with a NUL between. Answer: status byte, u32 length, then content or a text.
+A root of the form /proc/PID/root can come with the time at which that process was started (proc_pid_stat(5), field 22):
+process ids are used again, and another process's root may be the node's own. The folder /proc/PID is opened first; from
+then on it stands for that one process, or for nothing.
+
+Request: u32 length, then root, that time (or nothing) and path with NULs between.
+Answer: status byte, u32 length, then content or a text.
 """
 
 from __future__ import annotations
@@ -36,6 +41,9 @@ _RESOLVE_IN_ROOT = 0x10
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _ATTEMPTS = 5
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_STARTED = 19
+"""Position of field 22 of /proc/PID/stat behind the command's name, which is field 2 and may hold anything."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -49,10 +57,28 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not a failure of the 
         super().__init__(text)
 
 
-def resolve(root: str, path: str) -> int:
+def open_root(root: str, birth: str) -> int:
+    """A handle (O_PATH) on the folder `root`, of the process that was started at `birth` if that is given."""
+    if not birth:
+        return os.open(root, _FOLDER)
+    process = os.open(os.path.dirname(root), _FOLDER)  # noqa: PTH120 - this child starts fast
+    try:
+        stat_of = os.open("stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
+        try:
+            fields = os.read(stat_of, 4096).rpartition(b")")[2].split()
+        finally:
+            os.close(stat_of)
+        if len(fields) <= _STARTED or fields[_STARTED] != birth.encode():
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        return os.open(os.path.basename(root), _FOLDER, dir_fd=process)  # noqa: PTH119 - as above
+    finally:
+        os.close(process)
+
+
+def resolve(root: str, birth: str, path: str) -> int:
     """A handle (O_PATH) on `path` below `root`; symbolic links, absolute ones too, stay below it."""
     try:
-        folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = open_root(root, birth)
     except OSError as error:
         raise Refused(KERNEL, f"open {error.errno}") from error
     how = struct.pack(
@@ -77,9 +103,9 @@ def resolve(root: str, path: str) -> int:
     raise Refused(KERNEL, f"openat2 {number}")
 
 
-def read_once(root: str, path: str) -> bytes | None:
+def read_once(root: str, birth: str, path: str) -> bytes | None:
     """The content, or None when the file changed while it was read."""
-    handle = resolve(root, path)
+    handle = resolve(root, birth, path)
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise Refused(UNUSABLE, "is not a regular file")
@@ -109,10 +135,10 @@ def read_once(root: str, path: str) -> bytes | None:
     return bytes(content) if same else None
 
 
-def read(root: str, path: str) -> bytes:
+def read(root: str, birth: str, path: str) -> bytes:
     """The content of a file that held still long enough to be read."""
     for _ in range(_ATTEMPTS):
-        content = read_once(root, path)
+        content = read_once(root, birth, path)
         if content is not None:
             return content
     raise Refused(UNUSABLE, "changes while it is read")
@@ -135,9 +161,9 @@ def serve(channel: socket.socket) -> None:
         (size,) = LENGTH.unpack(receive(channel, LENGTH.size))
         if size > MAX_REQUEST:
             sys.exit(1)
-        root, _, path = receive(channel, size).partition(b"\0")
+        root, birth, path = (os.fsdecode(part) for part in receive(channel, size).split(b"\0"))
         try:
-            status, answer = OK, read(os.fsdecode(root), os.fsdecode(path))
+            status, answer = OK, read(root, birth, path)
         except Refused as refused:
             status, answer = refused.status, str(refused).encode()
         channel.sendall(bytes((status,)) + LENGTH.pack(len(answer)) + answer)

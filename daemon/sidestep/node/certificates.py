@@ -50,12 +50,20 @@ CredentialSource = Callable[[], Awaitable[bytes]]
 class Files(Protocol):
     """What is needed of `netns.FileReader`."""
 
-    async def read(self, root: str, path: str) -> bytes:
-        """Content of a file below a root."""
+    async def read(self, root: str, path: str, *, birth: int | None = None) -> bytes:
+        """Content of a file below a root, of the process that was started then."""
 
 
 SecretData = Callable[[str, str], Mapping[str, bytes] | None]
 """(namespace, name) to the Secret's data; None when there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Root:
+    """A folder in which a path may lie; of the process that was started at `birth`, where that is known."""
+
+    path: str
+    birth: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +251,7 @@ class Certificates:
         raise ConfigurationError("the folder holds neither tls.crt nor cert-chain.pem")
 
     async def _from_folder(
-        self, root: str, folder: str, spelling: tuple[str, str, str], *, ca_alone: bool
+        self, root: _Root, folder: str, spelling: tuple[str, str, str], *, ca_alone: bool
     ) -> _Material | None:
         """The material of one spelling; None when its certificate is not there."""
         names = [f"{folder.rstrip('/')}/{name}" for name in spelling]
@@ -254,14 +262,14 @@ class Certificates:
         if not chain:
             return _Material(ca=ca, spelling=spelling) if ca else None
         try:
-            key = await self._files.read(root, names[1])
+            key = await self._files.read(root.path, names[1], birth=root.birth)
         except AbsentFileError as error:
             raise ConfigurationError(f"the folder holds {spelling[0]} but no {spelling[1]}") from error
         return _Material(chain, key, ca, spelling)
 
-    async def _optional(self, root: str, path: str) -> bytes:
+    async def _optional(self, root: _Root, path: str) -> bytes:
         try:
-            return await self._files.read(root, path)
+            return await self._files.read(root.path, path, birth=root.birth)
         except AbsentFileError:
             return b""
 
@@ -298,15 +306,15 @@ def _judge(held: Held, material: _Material, digest: bytes, now: dt.datetime) -> 
     return replace(held, digest=digest, identity=identity, trust=trust, problems=tuple(problems))
 
 
-def _roots(pod: Pod, containers: tuple[str, ...]) -> tuple[str, ...]:
+def _roots(pod: Pod, containers: tuple[str, ...]) -> tuple[_Root, ...]:
     """Root folders in which a path may lie, in order."""
     location = pod.location
     pids = [location.pids[name] for name in containers if name in location.pids]
     if not pids and "" in location.pids:
         pids = [location.pids[""]]
-    roots = [f"/proc/{pid}/root" for pid in pids]
+    roots = [_Root(f"/proc/{pid}/root", location.births.get(pid)) for pid in pids]
     # A stated root stands for containers that have no process here, or is stated on purpose: it comes first.
-    return tuple(dict.fromkeys([*([location.root] if location.root else []), *roots]))
+    return tuple(dict.fromkeys([*([_Root(location.root)] if location.root else []), *roots]))
 
 
 def _place(wanted: WantedCertificate) -> tuple[SourceKind, str]:

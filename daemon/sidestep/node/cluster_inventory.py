@@ -51,7 +51,6 @@ class ClusterInventory:
         self._news = asyncio.Event()
         self._mirror = Mirror(api, node=node, on_change=self._news.set, on_crash=on_crash, limits=limits)
         self._locations: dict[str, Location] = {}
-        self._identities: dict[int, int] = {}
         self._containers: dict[str, frozenset[str]] = {}
         self._next_look = 0.0
         self._next_check = 0.0
@@ -141,7 +140,7 @@ class ClusterInventory:
         if now >= self._next_check:
             self._next_check = now + CHECK
             for uid, location in list(self._locations.items()):
-                if any(started(pid) != self._identities.get(pid) for pid in _pids(location)):
+                if any(started(pid) != birth for pid, birth in location.births.items()):
                     del self._locations[uid]
                     self._next_look = 0.0
         containers = {uid: frozenset(each.containers) for uid, each in wanted.items()}
@@ -152,13 +151,5 @@ class ClusterInventory:
             return
         found = await asyncio.to_thread(self._find, wanted)
         self._locations.update(found)
-        self._identities = {pid: started(pid) for each in self._locations.values() for pid in _pids(each)}
         self._next_look = time.monotonic() + self._look_pause
         self._look_pause = min(2 * self._look_pause, LAST_LOOK)
-
-
-def _pids(location: Location) -> set[int]:
-    found = set(location.pids.values())
-    if location.netns is not None:
-        found.add(int(location.netns.split("/")[-3]))
-    return found

@@ -19,7 +19,7 @@ import pytest
 from sidestep.model.errors import ConfigurationError, KernelError
 from sidestep.netns import AbsentFileError, FileReader
 from sidestep.netns.reader_child import MAX_FILE
-from tests.harness.processes import Process, alive, children
+from tests.harness.processes import Process, alive, children, started
 from tests.harness.waiting import until
 
 pytestmark = pytest.mark.privileged
@@ -75,7 +75,7 @@ def test_a_path_names_a_file(root, path):
         read(root, path)
 
 
-@pytest.mark.parametrize("path", ["a\0b", "x" * 20_000, "\udcff", "ü" * 200])
+@pytest.mark.parametrize("path", ["a\0b", "x" * 20_000, "\udcff", "a\ud800", "ü" * 200])
 def test_odd_paths_are_answered(root, path):
     with pytest.raises((ConfigurationError, KernelError)):
         read(root, path)
@@ -91,6 +91,24 @@ def test_a_missing_root_is_the_kernels_error(root):
     with pytest.raises(KernelError) as caught:
         read(root / "gone", "/etc/tls/tls.crt")
     assert caught.value.errno == errno.ENOENT
+
+
+def test_a_process_is_told_from_a_later_one_of_the_same_id(root):
+    """A process id comes round again; the root of whoever has it now may be the node's own."""
+    outside = str(root.parent / "outside")
+    pid, birth = os.getpid(), started(os.getpid())
+
+    async def work(reader):
+        assert await reader.read(f"/proc/{pid}/root", outside, birth=birth) == SECRET
+        for wrong in (birth + 1, 0, -1):
+            with pytest.raises(KernelError) as caught:
+                await reader.read(f"/proc/{pid}/root", outside, birth=wrong)
+            assert caught.value.errno == errno.ESRCH
+        with pytest.raises(KernelError) as caught:
+            await reader.read("/proc/4194303/root", outside, birth=birth)
+        assert caught.value.errno in {errno.ESRCH, errno.ENOENT}
+
+    using(work)
 
 
 def test_an_absolute_link_stays_below_the_root(root):

@@ -44,6 +44,7 @@ def test_the_sandbox_gives_the_namespace_and_each_container_its_first_process(pr
     assert list(found) == [UID]
     assert found[UID].netns == f"{proc.root}/499/ns/net"
     assert found[UID].pids == {"app": 500, "side": 501}
+    assert found[UID].births == {499: 1000, 500: 1200, 501: 1300}
     assert found[UID].cgroup is None
 
 

@@ -35,12 +35,14 @@ class Folder:
     def __init__(self):
         self.files = {}
         self.reads = 0
+        self.births = set()
 
     def put(self, issued, *, root="/root", folder="/tls", spelling=("tls.crt", "tls.key", "ca.crt")):
         for name, content in zip(spelling, (issued.chain, issued.key, issued.ca), strict=True):
             self.files[root, f"{folder}/{name}"] = content
 
-    async def read(self, root, path):
+    async def read(self, root, path, *, birth=None):
+        self.births.add((root, birth))
         self.reads += 1
         await asyncio.sleep(0)
         content = self.files.get((root, path))
@@ -134,10 +136,12 @@ def test_a_path_is_read_below_the_root(authority, spelling):
 )
 def test_the_container_of_the_port_is_read(authority, pids, root, expected):
     async def story():
-        some = node(location=Location(pids=pids, root=root))
+        births = {7: 70, 8: 80, 9: 90}
+        some = node(location=Location(pids=pids, root=root, births=births))
         some.folder.put(authority.issue("orders.shop"), root=expected)
         await some.want()
         assert some.facts.identity
+        assert (expected, births.get(int(expected.split("/")[2])) if root is None else None) in some.folder.births
 
     run(story())
 
