@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from time import monotonic
 from typing import Final, Protocol
 
 from sidestep.engine.relay import Ending, Leg, Relay, Role
@@ -32,6 +33,8 @@ from sidestep.proxy.taps import TapLeg
 
 DRAIN_READS: Final = 16
 """Reads of one stream per event while the relay drains or reads come back full; then the other streams get a turn."""
+DRAIN_SECONDS: Final = 0.005
+"""Seconds of them: chunks of a byte each, say, cost 20 ms per read."""
 LINGER: Final = 2.0
 """Seconds a closed stream is read to its end."""
 PRUNE: Final = 8
@@ -318,6 +321,7 @@ class Conduit:
         self.settle()
 
     def _pull_more(self, relay: Relay, leg: Leg, stream: Stream) -> None:
+        end = monotonic() + DRAIN_SECONDS
         for _ in range(DRAIN_READS):
             if not relay.reads(leg) or relay.done or relay.wired is not None:
                 self._slow = True
@@ -326,7 +330,7 @@ class Conduit:
             if not data:
                 return  # would block, or an end that the next event reports again
             relay.receive(leg, data)
-            if len(data) < stream.full and not relay.drain:
+            if (len(data) < stream.full and not relay.drain) or monotonic() > end:
                 return
 
     def _lose(self, pipe: _Pipe) -> None:
