@@ -11,7 +11,7 @@ While nothing of the body was given and nothing answered, another leg can take t
 
 from __future__ import annotations
 
-from sidestep.engine.relay import Leg
+from sidestep.engine.relay import Leg, queue
 from sidestep.policy.redaction import redact
 from sidestep.policy.route import TO_APP, Decision, Fields, Rule
 from sidestep.protocols.http1 import CLOSE, HEAD, HTTP_1_0, Http1Limits, RequestHead
@@ -97,7 +97,7 @@ class Exchange:
 
     def keep(self, data: bytes) -> None:
         """Keep bytes of the body until they can be given."""
-        self.kept.append(data)
+        queue(self.kept, data)
         self.kept_size += len(data)
 
     def give(self) -> None:

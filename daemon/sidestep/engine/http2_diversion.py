@@ -24,7 +24,7 @@ from sidestep.engine.http2_brake import Brake
 from sidestep.engine.http2_exchange import Exchange
 from sidestep.engine.http2_head import are_sound
 from sidestep.engine.http2_link import Link
-from sidestep.engine.relay import Diverted, Ending, Leg, Role
+from sidestep.engine.relay import Diverted, Ending, Leg, Role, queue
 from sidestep.protocols.hpack import Memo
 from sidestep.protocols.http2 import DEFAULT_LIMITS, ErrorCode, Http2Error, goaway, rst_stream, window_update
 
@@ -78,7 +78,7 @@ class Diversion:
             self.reset(exchange, ErrorCode.STREAM_CLOSED)
             return
         if data and exchange.reset_after is None:
-            exchange.body.append(data)
+            queue(exchange.body, data)
             exchange.body_size += len(data)
             self.brake.grew(exchange)
         if ends:

@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from sidestep.engine.relay import SMALL
+
 if TYPE_CHECKING:
     from sidestep.engine.http2_head import Head
     from sidestep.engine.http2_link import Link
@@ -96,6 +98,16 @@ class Exchange:
     def movable(self) -> bool:
         """Whether somebody else can still answer the whole request."""
         return not self.consumed and not self.response_started
+
+    def add_response(self, data: bytes) -> None:
+        """Data of the response has come. Small pieces are joined, as in `relay.queue`."""
+        items = self.response
+        last = items[-1] if items else None
+        if isinstance(last, bytes) and len(data) < SMALL and len(last) < SMALL:
+            items[-1] = last + data
+        else:
+            items.append(data)
+        self.response_size += len(data)
 
     def detach(self) -> None:
         """Forget the link: the request is as new."""

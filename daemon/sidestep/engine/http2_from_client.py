@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.http2_head import head_of
 from sidestep.engine.http2_streams import BOTH_ENDED, CLIENT_ENDED
+from sidestep.engine.relay import queue
 from sidestep.protocols.hpack import INITIAL, Block, State, size_updates
 from sidestep.protocols.http2 import (
     ACK,
@@ -137,7 +138,7 @@ class FromClient:
     def receive(self, data: bytes) -> None:  # noqa: C901 - hot path: one loop, one call per header block
         """Take a chunk. Raises Http2Error or HpackError; before a diversion `pending` is then still to be handed on."""
         if self._held:
-            self._held.append(data)
+            queue(self._held, data)
             self._held_size += len(data)
             if self._held_size < self._need:
                 return

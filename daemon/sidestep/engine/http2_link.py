@@ -303,8 +303,7 @@ class Link:
             self.discarded(len(piece))
             return
         if piece:
-            exchange.response.append(piece)
-            exchange.response_size += len(piece)
+            exchange.add_response(piece)
         if ends:
             self._ended(exchange)
         self._owner.answered(exchange)

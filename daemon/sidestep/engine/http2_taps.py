@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from sidestep.engine.http2_exchange import Exchange
 from sidestep.engine.http2_link import Link
-from sidestep.engine.relay import Diverted, Ending, Leg, Lost, Role
+from sidestep.engine.relay import Diverted, Ending, Leg, Lost, Role, queue
 from sidestep.engine.taps import truncated
 from sidestep.model.errors import PeerError
 from sidestep.policy.redaction import redact
@@ -96,7 +96,7 @@ class Http2Taps:
                 self._truncate(copy)
                 continue
             if data:
-                copy.body.append(data)
+                queue(copy.body, data)
                 copy.body_size += len(data)
             copy.request_ended = ends
             self._push(copy)

@@ -37,6 +37,7 @@ What the engine promises
 from __future__ import annotations
 
 import enum
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,6 +45,18 @@ if TYPE_CHECKING:
 
 HIGH_WATER = 256 * 1024
 """Bytes queued towards a leg above which its sources are not read (bytes)."""
+
+
+SMALL = 2048
+"""Bytes below which neighbours in a queue are joined."""
+
+
+def queue(pieces: list[bytes] | deque[bytes], data: bytes) -> None:
+    """Append to a queue. Small pieces are joined: a queue is bounded in bytes, and an object costs fifty of them."""
+    if pieces and len(data) < SMALL and len(pieces[-1]) < SMALL:
+        pieces[-1] += data
+    else:
+        pieces.append(data)
 
 
 class Role(enum.IntEnum):
@@ -87,7 +100,11 @@ class Leg:
 
     def write(self, data: bytes) -> None:
         """Queue bytes for the peer."""
-        self.out.append(data)
+        out = self.out
+        if out and len(data) < SMALL and len(out[-1]) < SMALL:  # as `queue`, without a call
+            out[-1] += data
+        else:
+            out.append(data)
         self.queued += len(data)
 
     def end(self, ending: Ending) -> None:

@@ -396,6 +396,25 @@ def test_a_client_is_not_read_beyond_the_hold_while_a_handler_opens():
     assert shell.relay.reads(shell.relay.client)
 
 
+def test_tiny_pieces_are_kept_in_few_objects():
+    """While a leg opens, and while one does not take what it is given."""
+    body = bytes(range(250)) * 200
+    for header in (b"", b"X-Dev: me\r\n"):
+        shell = http1(rule(), auto=False)
+        relay = shell.relay
+        relay.receive(relay.client, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 50000\r\n%b\r\n" % header)
+        for at in range(0, len(body), 2):
+            relay.receive(relay.client, body[at : at + 2])
+        (leg,) = relay.opening
+        kept = leg.out or relay._diversion.exchange.kept
+        assert b"".join(kept).endswith(body)
+        assert len(kept) < 100
+        relay.opened(leg)
+        assert b"".join(leg.out).endswith(b"\r\n\r\n" + body)
+        assert len(leg.out) < 100
+        assert leg.queued == sum(map(len, leg.out))
+
+
 def test_a_client_is_not_read_beyond_the_hold_while_the_app_opens():
     for data in (A, b"\0"):
         shell = http1(rule(), auto=False)

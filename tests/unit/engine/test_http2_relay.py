@@ -929,6 +929,32 @@ def test_a_diverted_stream_buffers_so_much_and_no_more() -> None:
     assert talk.handlers[0].of(DATA, 3, skip=24) == [(END_STREAM, b"goes on")]
 
 
+def test_a_body_in_tiny_pieces_is_kept_in_few_objects() -> None:
+    talk = Talk(app={Setting.INITIAL_WINDOW_SIZE: 1 << 20})
+    talk.divert(1, ends=False)
+    talk.open_handler({Setting.INITIAL_WINDOW_SIZE: 0})
+    relay = talk.relay
+    body = bytes(range(250)) * 400
+    relay.receive(relay.client, b"".join(frame(DATA, 0, 1, body[at : at + 2]) for at in range(0, len(body), 2)))
+    exchange = relay._connection.streams.exchanges[1]
+    assert b"".join(exchange.body) == body
+    assert len(exchange.body) < 100
+    talk.from_handler(window_update(1, len(body)))
+    talk.from_handler(window_update(0, len(body)))
+    assert b"".join(payload for _, payload in talk.handlers[-1].of(DATA, 1, skip=len(PREFACE))) == body
+
+
+def test_a_header_block_in_tiny_pieces_is_kept_in_few_objects() -> None:
+    talk = Talk()
+    head = talk.head(1, request(b"/" + b"a" * 30_000))
+    pieces = [head[at : at + 2] for at in range(0, len(head), 2)]
+    for piece in pieces[:-1]:
+        talk.relay.receive(talk.relay.client, piece)
+    assert len(talk.relay._connection.from_client._held) < 50
+    talk.send(pieces[-1])
+    assert bytes(talk.app.data) == head
+
+
 def test_the_handler_is_given_back_only_what_the_client_has_taken() -> None:
     limits = replace(DEFAULT_LIMITS, stream_window=1000, connection_window=3000)
     talk = Talk(client={Setting.INITIAL_WINDOW_SIZE: 600}, limits=limits)
@@ -1071,7 +1097,7 @@ def test_an_upgraded_connection_begins_with_stream_1_at_the_app() -> None:
     relay.opened(leg)
     answer = settings({}) + header_frames(1, b"\x88", end_stream=False) + frame(DATA, 0, 1, b"12345")
     relay.receive(leg, answer)
-    assert frame(DATA, 0, 3, b"123") in relay.client.out
+    assert frame(DATA, 0, 3, b"123") in b"".join(relay.client.out)
 
 
 def test_the_app_leg_is_opened_with_the_first_bytes_unless_it_is_open() -> None:
