@@ -66,7 +66,10 @@ def run(options: NodeOptions) -> int:
     if os.geteuid() != 0:
         raise ConfigurationError("the node daemon needs root: network namespaces and eBPF are the kernel's; use sudo")
     _raise_file_limit()
-    return asyncio.run(_Daemon(options).run())
+    try:
+        return asyncio.run(_Daemon(options).run())
+    finally:
+        logs.drain()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import structlog
+
+from sidestep.observability.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
@@ -29,12 +30,18 @@ SECRET_FIELDS = frozenset(
 )
 """Field names, lower case, whose value is never written."""
 
+_SPOOLS: list[Spool] = []
+"""The one of this process, once it logs."""
+
 Logger = structlog.typing.FilteringBoundLogger
 
 
 def configure(stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
-    """Send every log line of this process to `stream` (default stderr) as JSON. May be called again."""
-    target = sys.stderr if stream is None else stream
+    """Send every log line of this process to `stream` as JSON, by default to standard error through a `Spool`.
+
+    May be called again.
+    """
+    target = _spool() if stream is None else stream
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -45,7 +52,7 @@ def configure(stream: TextIO | None = None, *, level: int = logging.INFO) -> Non
             structlog.processors.JSONRenderer(serializer=json.dumps, default=str),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=target),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", target)),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -53,6 +60,18 @@ def configure(stream: TextIO | None = None, *, level: int = logging.INFO) -> Non
         root.removeHandler(old)
     root.addHandler(_Forward())
     root.setLevel(logging.WARNING)
+
+
+def drain() -> None:
+    """Wait until what was logged is written, but not long."""
+    for spool in _SPOOLS:
+        spool.drain()
+
+
+def _spool() -> Spool:
+    if not _SPOOLS:
+        _SPOOLS.append(Spool(2))
+    return _SPOOLS[0]
 
 
 def get_logger(component: str) -> Logger:

@@ -77,6 +77,7 @@ def _start(command: tuple[str, ...]) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            start_new_session=True,  # a terminal's Ctrl-C is for the daemon, which ends the child if it has to
         )
     except OSError as error:
         raise ConfigurationError(f"cannot start the compiler: {error.strerror}", subject="steering") from error

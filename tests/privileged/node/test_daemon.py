@@ -1,11 +1,15 @@
+import contextlib
+import fcntl
 import json
+import os
 import signal
+import subprocess
 
 import pytest
 
 from tests.harness import manifests
 from tests.harness.cli import sidestep
-from tests.harness.node import node
+from tests.harness.node import SIDESTEP, START, node
 from tests.harness.waiting import until
 
 pytestmark = pytest.mark.privileged
@@ -19,6 +23,8 @@ def lines(daemon):
 
 def test_it_says_ready_and_every_line_is_json(tmp_path):
     with node(tmp_path) as daemon:
+        # The log is written by a thread of its own, which an answer may overtake.
+        until(lambda: "ready" in [line["event"] for line in lines(daemon)], within=5, what="the daemon to say so")
         assert [line["event"] for line in lines(daemon) if line["level"] == "error"] == []
         (ready,) = (line for line in lines(daemon) if line["event"] == "ready")
         assert ready["socket"] == str(daemon.socket)
@@ -31,6 +37,37 @@ def test_a_signal_ends_it_in_order(tmp_path, number):
         assert daemon.process.wait(10) == 0
         assert not daemon.socket.exists()
         assert not daemon.family()
+
+
+@pytest.mark.parametrize("ending", ["full", "closed", "stalled"])
+def test_a_log_that_takes_nothing_does_not_end_or_hold_up_the_daemon(tmp_path, ending):
+    (tmp_path / "run").mkdir(mode=0o700)
+    (tmp_path / "manifests").mkdir()
+    path = tmp_path / "run" / "node.sock"
+    with contextlib.ExitStack() as stack:
+        if ending == "full":
+            stderr = stack.enter_context(open("/dev/full", "w"))
+        else:
+            ends = os.pipe()
+            reader, stderr = (stack.enter_context(os.fdopen(each, mode)) for each, mode in zip(ends, "rw", strict=True))
+            fcntl.fcntl(stderr, fcntl.F_SETPIPE_SZ, 4096)
+            os.set_blocking(stderr.fileno(), False)
+            with contextlib.suppress(BlockingIOError):
+                while ending == "stalled":
+                    os.write(stderr.fileno(), b"x" * 4096)
+            os.set_blocking(stderr.fileno(), True)
+            if ending == "closed":
+                reader.close()
+        command = [SIDESTEP, "node", "--manifests", str(tmp_path / "manifests"), "--socket", str(path)]
+        daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr)
+        try:
+            until(lambda: daemon.poll() is not None or path.exists(), within=START, what="the daemon to serve")
+            assert sidestep("status", socket=path).code == 0
+            daemon.send_signal(signal.SIGTERM)
+            assert daemon.wait(30) == 0
+        finally:
+            daemon.kill()
+            daemon.wait(10)
 
 
 def test_what_a_killed_daemon_left_is_no_obstacle(tmp_path):
