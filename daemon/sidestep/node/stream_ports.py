@@ -14,13 +14,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Protocol
 
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import KernelError, RefusedError, SidestepError
 from sidestep.model.pod import Family, PodKey, Transport
 from sidestep.netns import Connection, Netns, destroy, established, listening, queue_length, queue_limit, tcp_listener
-from sidestep.netns.fingerprint import fingerprint
+from sidestep.netns.fingerprint import Question, fingerprint
 from sidestep.node.proxy_uids import is_proxy
 from sidestep.node.survey import port_subject
 from sidestep.node.valve import Valve
@@ -41,6 +42,9 @@ REFUSED_PAUSE = 0.5
 """Seconds for which a port is left alone after a refused dial although something listens; doubles up to the next."""
 
 REFUSED_PAUSE_MAX = 30.0
+
+_LOOPBACK = IPv4Address("127.0.0.1")
+"""Where our own listeners are found, whatever their family."""
 
 Entry = tuple[int, Transport, Family]
 """What a map holds: a port that is steered."""
@@ -73,6 +77,8 @@ class _Port:
     refused_until: dict[Family, float] = field(default_factory=dict)
     refused_pause: float = REFUSED_PAUSE
     valve: Valve = field(default_factory=Valve)
+    leaving: bool = False
+    """It is being given up: whatever a look finds meanwhile, it is not steered again."""
     reset_for: frozenset[str] = frozenset()
     """The intercepts for which the connections that existed have been ended."""
 
@@ -101,6 +107,8 @@ class StreamPorts:
         self._ports: dict[int, _Port] = {}
         self._ground: tuple[bytes | None, bool] | None = None
         """What the last look was based on; as long as it stands, there is nothing to do."""
+        self._question: Question | None = None
+        """About the sockets on which a look depends: the apps', and our own with their queues. None: about none."""
         self._log = get_logger("target").bind(pod=str(pod))
 
     def enter(self, netns: Netns, *, own: frozenset[Address], steering: Steering) -> None:
@@ -126,6 +134,7 @@ class StreamPorts:
         """Before the proxy is told: give up the ports that it will not know any more. Raises SidestepError."""
         gone = [number for number in self._ports if number not in plans]
         for number in gone:
+            self._ports[number].leaving = True
             self._unsteer(self._ports[number])
         for number in gone:
             await self._unlisten(proxy, self._ports.pop(number))
@@ -135,6 +144,8 @@ class StreamPorts:
         for number, plan in sorted(plans.items()):
             if number in self._ports:
                 self._ports[number].plan = plan
+                self._ports[number].leaving = False
+                self._ask_anew()
             else:
                 await self._listen(proxy, plan)
 
@@ -148,6 +159,7 @@ class StreamPorts:
             listener.close()
             raise
         self._ports[plan.number] = _Port(plan, listener)
+        self._ask_anew()
 
     async def _unlisten(self, proxy: PodProxy, port: _Port) -> None:
         number = port.plan.number
@@ -155,6 +167,7 @@ class StreamPorts:
             await proxy.unlisten(number, port.plan.transport.value)
         finally:
             port.listener.close()
+            self._ask_anew()
             self._statements.forget(number)
 
     # --- what is there ----------------------------------------------------------------------------------------------
@@ -187,8 +200,7 @@ class StreamPorts:
         if afresh:
             self._ground = None
         try:
-            # What takes the whole port does not depend on an app.
-            seen = fingerprint(self._netns) if any(port.plan.needs_app for port in self._ports.values()) else None
+            seen = fingerprint(self._netns, self._question) if self._question is not None else None
             ground = (seen, self._owner.may_steer())
             self._look_at_queues(changed=seen is None or self._ground is None or seen != self._ground[0])
             waiting = any(port.refused_until or port.valve.watching for port in self._ports.values())
@@ -208,6 +220,14 @@ class StreamPorts:
             # Without an answer nobody knows whether there is an app: be a wire.
             self._log.warning("steering failed, the pod's ports are left to the app", reason=str(error))
             self.unsteer()
+
+    def _ask_anew(self) -> None:
+        """Other ports matter now. What takes the whole port does not depend on an app."""
+        self._ground = self._question = None
+        if any(port.plan.needs_app for port in self._ports.values()):
+            apps = ((each, number) for number in self._ports for each in self._own if not each.is_loopback)
+            ours = ((_LOOPBACK, port.listener.getsockname()[1]) for port in self._ports.values())
+            self._question = Question.about((*apps, *ours))
 
     def refused(self, no_app: NoApp) -> bool:
         """A dial was refused: leave the port to itself at once. Whether that changed anything."""
@@ -261,7 +281,7 @@ class StreamPorts:
         plan, now = port.plan, self._now()
         wanted: set[Family] = set()
         port.refused_until = {family: until for family, until in port.refused_until.items() if until > now}
-        if self._owner.may_steer() and not port.valve.shut:
+        if self._owner.may_steer() and not port.valve.shut and not port.leaving:
             wanted = {
                 family
                 for family in port.families

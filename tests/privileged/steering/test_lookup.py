@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from ipaddress import ip_address
 
 import pytest
 
 from sidestep.model.pod import Family, Transport
 from sidestep.netns import Netns, tcp_listener
+from sidestep.netns.fingerprint import Question, fingerprint
 from sidestep.steering import Steering
 from tests.privileged.steering.answering import REFUSED, Answering, app, ask
 from tests.privileged.steering.conftest import PORT, steered
@@ -179,3 +181,17 @@ def test_transports_do_not_mix(program, dual_stack_pod):
     with steered(program, pod) as pair, app(pod.pod, "::", PORT):
         pair.steering.steer(PORT, Transport.UDP, Family.IPV4, pair.proxy.listener.fileno())
         assert ask(pod.client, pod.ip, PORT) == b"app"
+
+
+def test_a_question_about_the_app_s_sockets_is_not_answered_with_ours(program, pod):
+    """The kernel asks the program then as it does for a connection."""
+    question = Question.about((ip_address(ip), PORT) for ip in pod.ips)
+    with steered(program, pod) as pair:
+        pair.steer()
+        nobody = fingerprint(pair.netns, question)
+        with app(pod.pod, "::" if pod.ip6 else "0.0.0.0", PORT):
+            there = fingerprint(pair.netns, question)
+        assert there != nobody
+        assert fingerprint(pair.netns, question) == nobody
+        pair.unsteer()
+        assert fingerprint(pair.netns, question) == nobody
