@@ -8,19 +8,21 @@ SIGKILL, which also ends a stopped process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
 from sidestep.aio.channel import AsyncChannel, DeadlineError
-from sidestep.aio.packets import control_pair
+from sidestep.aio.packets import ChannelClosed, control_pair
 from sidestep.aio.process import Process
+from sidestep.aio.pulse import Watched
 from sidestep.model.errors import PeerError, SidestepError
 from sidestep.node.desired import ProxyError, Told
 from sidestep.node.zygote import Zygote
 from sidestep.proxy.control import Codec
-from sidestep.proxy.messages import VERSION, Ack, Enter, FromProxy, Hello, Message
+from sidestep.proxy.messages import VERSION, Ack, Enter, FromProxy, Hello, Message, Pulse
 
 OnMessage = Callable[["Incarnation", FromProxy], None]
 
@@ -54,7 +56,9 @@ class Abode:
 class Incarnation:
     """A running pod proxy. Make it with `await Incarnation.begin(...)`."""
 
-    def __init__(self, process: Process, sock: socket.socket, *, limits: ProxyLimits, on_message: OnMessage) -> None:
+    def __init__(
+        self, process: Process, sock: socket.socket, pulse: Watched, *, limits: ProxyLimits, on_message: OnMessage
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._limits = limits
         self._on_message = on_message
@@ -68,6 +72,7 @@ class Incarnation:
         self._channel: AsyncChannel[FromProxy, Message] = AsyncChannel(
             sock, codec=Codec[FromProxy](FromProxy), on_message=self._received, on_closed=self._channel_closed
         )
+        self._pulse = pulse
         self.process = process
         self.began = self._loop.time()
         self.told = Told()
@@ -75,26 +80,26 @@ class Incarnation:
     @classmethod
     async def begin(cls, zygote: Zygote, abode: Abode, *, limits: ProxyLimits, on_message: OnMessage) -> Self:
         """Fork a proxy and lock it up in its pod. Raises SidestepError, and then nothing is left of it."""
-        ours, theirs = control_pair()
-        try:
-            process = await zygote.spawn(abode.name, theirs)
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        try:
-            life = cls(process, ours, limits=limits, on_message=on_message)
-        except BaseException:
-            process.kill()
-            process.close()
-            ours.close()
-            raise
+        with contextlib.ExitStack() as undo:
+            pulse = Watched()
+            undo.callback(pulse.close)
+            ours, theirs = control_pair()
+            undo.callback(ours.close)
+            try:
+                process = await zygote.spawn(abode.name, theirs)
+            finally:
+                theirs.close()
+            undo.callback(process.close)
+            undo.callback(process.kill)
+            life = cls(process, ours, pulse, limits=limits, on_message=on_message)
+            undo.pop_all()
         try:
             enter = Enter(0, uid=abode.uid, memory_limit=limits.memory, fd_limit=limits.descriptors)
             await life.tell(enter, abode.netns_fd, doing="enter the pod")
             if not life._greeted:
                 raise PeerError("the pod proxy did not say hello")
+            with contextlib.suppress(ChannelClosed):  # gone already: an end like any other, for `ended` to tell
+                await life.tell(Pulse(0), pulse.fd, doing="count its heartbeats")
         except BaseException:
             life.kill("it did not start")
             await life.ended()
@@ -116,13 +121,15 @@ class Incarnation:
             raise ProxyError(doing, answer.error)
 
     def watch(self, elapsed: float) -> None:
-        """Look for a sign of life; to be called regularly. Any message since the last call is one.
+        """Look for a sign of life; to be called regularly. A heartbeat or any message since the last call is one.
 
         `elapsed` is the seconds since then, already bounded by the caller, so that time in which the daemon itself did
         not run does not count against the proxy.
         """
+        if not self.alive:
+            return
         packets = self._channel.packets
-        if packets != self._packets:
+        if self._pulse.beats() or packets != self._packets:
             self._packets = packets
             self._quiet = 0.0
             return
@@ -154,6 +161,7 @@ class Incarnation:
         if self._patience is not None:
             self._patience.cancel()
         self._channel.close()
+        self._pulse.close()
         self.process.close()
 
     def _channel_closed(self, cause: SidestepError) -> None:

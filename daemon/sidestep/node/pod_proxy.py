@@ -32,7 +32,6 @@ from sidestep.node.incarnation import Abode, Incarnation, ProxyLimits
 from sidestep.node.zygote import Zygote
 from sidestep.proxy import messages
 from sidestep.proxy.messages import (
-    Alive,
     Configure,
     ForgetClient,
     FromProxy,
@@ -338,8 +337,6 @@ class PodProxy:
 
     def _received(self, life: Incarnation, message: FromProxy) -> None:
         match message:
-            case Alive():
-                pass  # that it came is all it says
             case Heartbeat():
                 self._handler.on_heartbeat(heard.heartbeat(message, ports=self._ports))
             case Open():

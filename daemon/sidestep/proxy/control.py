@@ -38,6 +38,7 @@ CARRY_DESCRIPTOR = frozenset(
         messages.Spawn,
         messages.Spawned,
         messages.Enter,
+        messages.Pulse,
         messages.Credential,
         messages.Listen,
         messages.Opened,
@@ -46,7 +47,7 @@ CARRY_DESCRIPTOR = frozenset(
 )
 """The messages that come with exactly one descriptor; all others come with none."""
 
-UNANSWERED = frozenset({messages.Ack, messages.Spawned, messages.Heartbeat, messages.Alive})
+UNANSWERED = frozenset({messages.Ack, messages.Spawned, messages.Heartbeat})
 """The messages that are not acknowledged."""
 
 FromZygoteUnion = messages.Hello | messages.Spawned | messages.Ack

@@ -47,6 +47,10 @@ class Enter(Message):
     fd_limit: int
 
 
+class Pulse(Message):
+    """Count here every 500 ms, as a sign of life. fd: a page of memory (`aio.pulse`)."""
+
+
 class Condition(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
     """One header, method or path condition: `part` header|method|path, `test` exact|regex|present|equal|prefix."""
 
@@ -179,7 +183,10 @@ class Ack(Message):
 
 
 class Heartbeat(Message):
-    """Every 500 ms; not acknowledged. Totals since the proxy began, per steered port (`ports[number]`)."""
+    """Every 500 ms, unless nothing has changed since the last; not acknowledged. The `Pulse` is counted in any case.
+
+    Totals since the proxy began, per steered port (`ports[number]`).
+    """
 
     connections: int
     """Open client connections now."""
@@ -187,10 +194,6 @@ class Heartbeat(Message):
     """Counter name to total: accepted, wired, diverted, copied, app_requests, no_app, tls_passed …"""
     anomalies: dict[str, int]
     """Reason (Relay.anomaly) to total."""
-
-
-class Alive(Message):
-    """A heartbeat that says that nothing has changed since the last `Heartbeat`; not acknowledged."""
 
 
 class Open(Message):
@@ -298,19 +301,7 @@ class Large(Message):
 
 ToZygote = Spawn
 FromZygote = Spawned
-ToProxy = Enter | Configure | Credential | Listen | Unlisten | Opened | Refused | Drain | Ack | Large
+ToProxy = Enter | Pulse | Configure | Credential | Listen | Unlisten | Opened | Refused | Drain | Ack | Large
 FromProxy = (
-    Hello
-    | Ack
-    | Heartbeat
-    | Alive
-    | Open
-    | Reset
-    | Requests
-    | Report
-    | Probed
-    | NameClient
-    | ForgetClient
-    | NoApp
-    | Large
+    Hello | Ack | Heartbeat | Open | Reset | Requests | Report | Probed | NameClient | ForgetClient | NoApp | Large
 )

@@ -20,12 +20,12 @@ import os
 import resource
 import socket
 import ssl
-import time
 from collections import Counter
 from collections.abc import Callable
 from ipaddress import IPv4Network
 from typing import Final
 
+from sidestep.aio.pulse import Pulse
 from sidestep.engine.relay import Leg
 from sidestep.engine.taps import Ledger, TapLimits
 from sidestep.model.condition import ConditionType
@@ -86,6 +86,7 @@ class Worker:
         self._told: tuple[int, dict[int, dict[str, int]], dict[str, int]] | None = None
         """What the last heartbeat said."""
         self._datagrams = Datagrams(self._loop, self._open_flow)
+        self._pulse: Pulse | None = None
         self._draining = False
         self._drain_timeout = 30.0
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FDS
@@ -119,6 +120,8 @@ class Worker:
 
     def _obey(self, message: Message, fd: int | None) -> None:
         match message:
+            case messages.Pulse():
+                self._pulse = Pulse(_owned(fd))
             case messages.Configure():
                 self._configure(message)
             case messages.Credential():
@@ -317,16 +320,15 @@ class Worker:
     # --- life -------------------------------------------------------------------------------------------------------
 
     def _beat(self) -> None:
-        # All proxies of a node beat at the same moment: the daemon then wakes up twice a second, not two hundred times.
-        self._loop.later(HEARTBEAT - time.monotonic() % HEARTBEAT, self._beat)
+        self._loop.later(HEARTBEAT, self._beat)
+        if self._pulse is not None:
+            self._pulse.beat()
         ports = {number: dict(port.counters) for number, port in self._ports.items()}
         if self._datagrams.counters:
             ports[0] = dict(self._datagrams.counters)
         connections = len(self._conduits) + len(self._judges)
         state = connections, ports, dict(self._anomalies)
-        if state == self._told:
-            self._line.send(messages.Alive(self._line.next_seq()), droppable=True)
-        elif self._line.send(messages.Heartbeat(self._line.next_seq(), *state), droppable=True):
+        if state != self._told and self._line.send(messages.Heartbeat(self._line.next_seq(), *state), droppable=True):
             self._told = state
         if self._draining:
             self._close_idle()

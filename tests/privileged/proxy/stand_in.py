@@ -16,6 +16,7 @@ import ssl
 import time
 from typing import Any
 
+from sidestep.aio.pulse import Pulse
 from sidestep.proxy import messages
 from sidestep.proxy.control import ChannelClosed, ControlChannel
 
@@ -50,6 +51,8 @@ class StandIn:
         self.configuration: messages.Configure | None = None
         self.acks: dict[int, str] = {}
         self.beating = True
+        self.talking = True
+        self.pulse: Pulse | None = None
 
     def run(self) -> None:
         due = time.monotonic()
@@ -59,7 +62,10 @@ class StandIn:
                 poll.register(each, select.POLLIN)
             ready = {fd for fd, _ in poll.poll(max(0, int((due - time.monotonic()) * 1000)))}
             if self.beating and time.monotonic() >= due:
-                self.send(messages.Heartbeat(0, 0, {}, {}), droppable=True)
+                if self.pulse is not None:
+                    self.pulse.beat()
+                if self.talking:
+                    self.send(messages.Heartbeat(0, 0, {}, {}), droppable=True)
                 due = time.monotonic() + HEARTBEAT
             while (received := self.channel.receive()) is not None:
                 self.obey(*received)
@@ -77,6 +83,8 @@ class StandIn:
             case messages.Ack():
                 self.acks[message.seq] = message.error
                 return
+            case messages.Pulse():
+                self.pulse = Pulse(fd)
             case messages.Configure():
                 if message.generation == MUTE:
                     return

@@ -144,6 +144,19 @@ async def test_a_stopped_proxy_is_killed_for_its_silence_and_replaced():
 
 
 @asynchronous
+async def test_a_proxy_that_has_nothing_to_say_is_alive_as_long_as_it_counts():
+    settings = replace(SETTINGS, limits=ProxyLimits(silence=0.8))
+    async with scene(settings=settings) as it:
+        pid = it.proxy.pid
+        await it.run("proxy.talking = False")
+        await asyncio.sleep(2)  # the silence is what is tested
+        assert (it.proxy.pid, it.proxy.restarts) == (pid, 0)
+        await it.run("proxy.beating = False")
+        await running_again(it)
+        assert it.proxy.restarts == 1
+
+
+@asynchronous
 async def test_a_proxy_that_lives_but_does_not_acknowledge_is_replaced():
     settings = replace(SETTINGS, limits=ProxyLimits(answer=0.5), settle_deadline=0.8)
     async with scene(settings=settings) as it:
