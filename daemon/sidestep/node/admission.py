@@ -13,7 +13,8 @@ from sidestep.model.errors import RefusedError
 from sidestep.model.intercept import Intercept
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import Pod
-from sidestep.node.planner import CertificateFacts, filter_refusal, refusal_of
+from sidestep.node.plan import CertificateFacts
+from sidestep.node.refusals import filter_refusal, refusal_of
 from sidestep.node.survey import CertificateKey, Side, survey
 from sidestep.policy.conflicts import Claim, check, claim_of
 from sidestep.policy.matching import compile_filter

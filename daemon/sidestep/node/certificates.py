@@ -31,7 +31,7 @@ from sidestep.model.pod import Pod, PodKey
 from sidestep.netns import AbsentFileError
 from sidestep.node import pem
 from sidestep.node.conditions import Conditions, Source
-from sidestep.node.planner import CertificateFacts
+from sidestep.node.plan import CertificateFacts
 from sidestep.node.survey import CertificateKey, Side, WantedCertificate
 
 POLL = 3.0

@@ -26,7 +26,8 @@ from sidestep.node.certificates import Certificates
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.inventory import Reading
 from sidestep.node.located import locate, netns_path
-from sidestep.node.planner import Plan, plan
+from sidestep.node.plan import Plan
+from sidestep.node.planner import plan
 from sidestep.node.survey import CertificateKey
 from sidestep.observability.logs import get_logger
 from sidestep.policy.workloads import resolve_port

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from sidestep.model.errors import SidestepError
 from sidestep.model.pod import Family, Transport
 from sidestep.netns import Netns, udp_listener, udp_sender, udp_tap
-from sidestep.node.planner import PortPlan
+from sidestep.node.plan import PortPlan
 from sidestep.node.supervisor import PodProxy
 from sidestep.steering import Steering
 

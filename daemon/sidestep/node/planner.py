@@ -20,19 +20,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sidestep.config.annotation_names import CLIENT_AUTH
-from sidestep.config.annotations import ClientAuth
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import RefusedError
 from sidestep.model.intercept import Intercept, Kind
 from sidestep.model.pod import ContainerPort, PodKey, Transport
-from sidestep.node.survey import CertificateKey, PodSurvey, PortSurvey, Side, port_subject, survey
+from sidestep.node.plan import CertificateFacts, Plan, PodPlan, PortPlan
+from sidestep.node.port_plan import port_plan
+from sidestep.node.refusals import filter_refusal, refusal_of, refusal_type
+from sidestep.node.survey import CertificateKey, PodSurvey, Side, port_subject, survey
 from sidestep.policy.conflicts import Claim, admit, claim_of
-from sidestep.policy.matching import to_rows
-from sidestep.policy.protocol_choice import Use
 from sidestep.policy.workloads import pods_of, resolve_port
-from sidestep.proxy.messages import Condition as ConditionSnapshot
-from sidestep.proxy.messages import PortSnapshot, RuleSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -40,70 +37,6 @@ if TYPE_CHECKING:
     from sidestep.config.node_settings import NodeSettings
     from sidestep.model.inventory import Inventory
     from sidestep.model.pod import Pod
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateFacts:
-    """What is known about a certificate that was looked at: names of credentials, empty where there is none."""
-
-    identity: str = ""
-    trust: str = ""
-    dns_name: str = ""
-    problem: str = ""
-    """What is wrong with it, for people."""
-
-
-@dataclass(frozen=True, slots=True)
-class PortPlan:
-    """A port that is to be steered. `needs_app`: only while an app listens on it (it is filtered).
-
-    `resets` are the uids of those for whose sake connections that exist are ended.
-    """
-
-    snapshot: PortSnapshot
-    needs_app: bool
-    resets: frozenset[str] = frozenset()
-
-    @property
-    def number(self) -> int:
-        """The container port."""
-        return self.snapshot.number
-
-    @property
-    def transport(self) -> Transport:
-        """Its transport."""
-        return Transport(self.snapshot.transport)
-
-    @property
-    def uids(self) -> frozenset[str]:
-        """The intercepts and wiretaps that want it."""
-        snapshot = self.snapshot
-        return frozenset({snapshot.global_uid, *snapshot.global_taps, *(rule.uid for rule in snapshot.rules)} - {""})
-
-
-@dataclass(frozen=True, slots=True)
-class PodPlan:
-    """A target pod and its ports, sorted."""
-
-    pod: Pod
-    ports: tuple[PortPlan, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The desired state of the node.
-
-    `coverage` maps the uid of each intercept to the pods it covers, whether or not they can be targets; `refusals` maps
-    (uid, pod) to the reason why the pod does not serve it; `conditions` are by pod (None: about no pod in particular).
-    """
-
-    pods: Mapping[PodKey, PodPlan] = field(default_factory=dict)
-    waiting: frozenset[PodKey] = frozenset()
-    ended: frozenset[PodKey] = frozenset()
-    surveys: Mapping[PodKey, PodSurvey] = field(default_factory=dict)
-    coverage: Mapping[str, tuple[PodKey, ...]] = field(default_factory=dict)
-    refusals: Mapping[tuple[str, PodKey], str] = field(default_factory=dict)
-    conditions: Mapping[PodKey | None, tuple[Condition, ...]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -217,20 +150,6 @@ def _spread(intercept: Intercept, inventory: Inventory, draft: _Draft) -> None:
                 draft.undeclared.setdefault(key, set()).add(port)
 
 
-def refusal_of(pod: Pod, settings: NodeSettings) -> str:
-    """Why nothing of this pod may be steered on this node; empty when it may."""
-    if not settings.enabled:
-        return "steering is switched off on this node by its annotation sidestep.dev/enabled"
-    if pod.host_network:
-        return "the pod uses the host's network; Sidestep steers pods with a network namespace of their own only"
-    if not settings.allows(pod.key.namespace):
-        return (
-            f"namespace {pod.key.namespace} may not be steered on this node "
-            f"(annotation sidestep.dev/namespaces: {', '.join(settings.namespaces)})"
-        )
-    return ""
-
-
 def _may_be_target(pod: Pod, settings: NodeSettings, draft: _Draft) -> bool:
     reason = refusal_of(pod, settings)
     if reason:
@@ -275,13 +194,13 @@ def _ports(
             left_out = [intercept for intercept in wanting if intercept.reads_requests]
             if left_out:
                 subject = port_subject(found.pod.key, number)
-                draft.refuse(left_out, found.pod.key, Condition(_refusal_type(surveyed), subject, reason))
+                draft.refuse(left_out, found.pod.key, Condition(refusal_type(surveyed), subject, reason))
         if served:
             passing = node_addresses if number in found.pod.probe_ports else ()
             whole = [each for each in served if each.kind is Kind.INTERCEPT and each.filter.is_global]
             if passing and whole and not whole[0].divert_probes:
                 _state_passing(found.pod.key, number, passing, draft)
-            ports.append(_port_plan(surveyed, found.pod, served, facts, passing=passing))
+            ports.append(port_plan(surveyed, found.pod, served, facts, passing=passing))
     return tuple(ports)
 
 
@@ -292,99 +211,3 @@ def _state_passing(pod: PodKey, number: int, addresses: tuple[str, ...], draft: 
     )
     condition = Condition(ConditionType.PROBES_PASSED, port_subject(pod, number), text)
     draft.conditions.setdefault(pod, []).append(condition)
-
-
-def filter_refusal(surveyed: PortSurvey, downstream: CertificateFacts | None) -> str:
-    """Why an HTTP filter cannot be served on this port; empty when it can."""
-    if surveyed.protocol.refusal:
-        return surveyed.protocol.refusal
-    unverifiable = _cannot_verify_clients(surveyed, downstream)
-    if unverifiable:
-        return unverifiable
-    if surveyed.protocol.tls is Use.ALWAYS and not (downstream and downstream.identity):
-        source = surveyed.tls.downstream
-        named = f" ({source.annotation} {source.value!r})" if source is not None else ""
-        reason = (downstream and downstream.problem) or "it has not been read yet"
-        return f"port {surveyed.port.number} speaks TLS and its certificate{named} cannot be used: {reason}"
-    return ""
-
-
-def _cannot_verify_clients(surveyed: PortSurvey, downstream: CertificateFacts | None) -> str:
-    """Why clients cannot be verified although somebody asked for it: then nothing may be opened."""
-    tls = surveyed.tls
-    if tls.client_auth not in (ClientAuth.REQUIRE, ClientAuth.REQUEST):
-        return ""
-    if downstream is None or not downstream.identity or downstream.trust:
-        return ""
-    number = surveyed.port.number
-    source = tls.downstream
-    named = f" ({source.annotation} {source.value!r})" if source is not None else ""
-    return (
-        f"{CLIENT_AUTH}.{number} {tls.client_auth.value!r} wants clients to be verified, and the downstream "
-        f"certificate of port {number}{named} comes with no ca.crt to verify them against"
-    )
-
-
-def _refusal_type(surveyed: PortSurvey) -> ConditionType:
-    if surveyed.protocol.tls is not Use.NEVER:
-        return ConditionType.NO_CERTIFICATE
-    return ConditionType.PROTOCOL_CONTRADICTION
-
-
-def _process_of_app(pod: Pod) -> str:
-    """Changes when a container of the pod is started anew."""
-    return " ".join(f"{name}={pid}" for name, pid in sorted(pod.location.pids.items()))
-
-
-def _port_plan(
-    surveyed: PortSurvey,
-    pod: Pod,
-    wanting: list[Intercept],
-    facts: Mapping[Side, CertificateFacts],
-    *,
-    passing: tuple[str, ...],
-) -> PortPlan:
-    """`wanting` is not empty, admitted, oldest first."""
-    whole = next((each for each in wanting if each.kind is Kind.INTERCEPT and each.filter.is_global), None)
-    rules = tuple(_rule(each) for each in wanting if each.reads_requests)
-    whole_taps = (each.uid for each in wanting if each.kind is Kind.WIRETAP and not each.reads_requests)
-    # What is carried unparsed is not opened: no key travels for it.
-    none = CertificateFacts()
-    downstream, upstream = (facts[Side.DOWNSTREAM], facts[Side.UPSTREAM]) if rules else (none, none)
-    # A trust of the upstream side verifies the app; without one the CA of the downstream certificate is the best guess.
-    trust = upstream.trust or downstream.trust
-    tls = surveyed.tls
-    snapshot = PortSnapshot(
-        number=surveyed.port.number,
-        transport=surveyed.port.transport.value,
-        tls=surveyed.protocol.tls.value,
-        http2=surveyed.protocol.http2.value,
-        rules=rules,
-        global_uid=whole.uid if whole is not None else "",
-        global_display=whole.display if whole is not None else "",
-        global_taps=tuple(sorted(whole_taps)),
-        pass_sources=passing if whole is not None and not whole.divert_probes else (),
-        identity=downstream.identity,
-        client_trust=downstream.trust if downstream.identity else "",
-        client_auth=tls.client_auth.value,
-        upstream_identity=upstream.identity,
-        upstream_trust=trust,
-        upstream_name=downstream.dns_name,
-        skip_verify=tls.skip_verify,
-        forward_client_cert=tls.forward_client_cert,
-        probe_timeout=tls.probe_timeout,
-        app=_process_of_app(pod),
-    )
-    resets = frozenset(each.uid for each in wanting if each.reset_existing)
-    return PortPlan(snapshot, needs_app=whole is None, resets=resets)
-
-
-def _rule(intercept: Intercept) -> RuleSnapshot:
-    return RuleSnapshot(
-        uid=intercept.uid,
-        display=intercept.display,
-        kind=intercept.kind.value,
-        conditions=tuple(ConditionSnapshot(*row) for row in to_rows(intercept.filter)),
-        divert_probes=intercept.divert_probes,
-        heads_only=intercept.heads_only,
-    )

@@ -14,7 +14,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Container
 
-    from sidestep.node.planner import PortPlan
+    from sidestep.node.plan import PortPlan
     from sidestep.proxy.messages import PortSnapshot, Probed
 
 

@@ -22,7 +22,7 @@ from sidestep.model.errors import ConfigurationError, KernelError, RefusedError,
 from sidestep.model.pod import NetnsId, PodKey
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.located import netns_path
-from sidestep.node.planner import Plan, PodPlan
+from sidestep.node.plan import Plan, PodPlan
 from sidestep.node.proxy_uids import ProxyUids
 from sidestep.node.target import Target
 from sidestep.node.toolbox import Toolbox

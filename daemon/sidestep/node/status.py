@@ -25,7 +25,7 @@ from sidestep.node import pem
 from sidestep.node.certificates import Certificates
 from sidestep.node.conditions import Conditions
 from sidestep.node.controller import Controller
-from sidestep.node.planner import PodPlan
+from sidestep.node.plan import PodPlan
 from sidestep.node.reconciler import Reconciler
 from sidestep.node.survey import CertificateKey, PodSurvey, PortSurvey, Side, protocol_text
 from sidestep.node.target import Target

@@ -30,7 +30,7 @@ from sidestep.observability.logs import get_logger
 if TYPE_CHECKING:
     from sidestep.node.conditions import Statements
     from sidestep.node.located import Address
-    from sidestep.node.planner import PortPlan
+    from sidestep.node.plan import PortPlan
     from sidestep.node.supervisor import PodProxy
     from sidestep.proxy.messages import NoApp
     from sidestep.steering import Steering

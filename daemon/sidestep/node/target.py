@@ -25,7 +25,7 @@ from sidestep.node.client_addresses import ClientAddresses
 from sidestep.node.conditions import Statements
 from sidestep.node.datagram_ports import DatagramPorts
 from sidestep.node.located import Address, locate
-from sidestep.node.planner import PodPlan
+from sidestep.node.plan import PodPlan
 from sidestep.node.probed_apps import ProbedApps
 from sidestep.node.stream_ports import Entry, StreamPorts
 from sidestep.node.supervisor import PodProxy, ProxyState

@@ -18,7 +18,8 @@ from sidestep.model.pod import ContainerPort, Location, Pod, PodKey, Service, Se
 from sidestep.node.audit import Audit
 from sidestep.node.backoff import Backoff
 from sidestep.node.conditions import Conditions
-from sidestep.node.planner import Plan, plan
+from sidestep.node.plan import Plan
+from sidestep.node.planner import plan
 from sidestep.node.reconciler import Reconciler
 from sidestep.node.supervisor import ProxySupervisor, SupervisorSettings
 from sidestep.node.target import Target

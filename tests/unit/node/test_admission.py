@@ -5,7 +5,7 @@ from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest
 from sidestep.model.pod import PodKey, ServicePort, Transport
 from sidestep.node.admission import admit
-from sidestep.node.planner import CertificateFacts
+from sidestep.node.plan import CertificateFacts
 from sidestep.node.survey import CertificateKey, Side
 from tests.unit.node.scenes import CERTIFIED, header, intercept, inventory, pod, service
 

@@ -9,7 +9,8 @@ from sidestep.model.condition import ConditionType
 from sidestep.model.filter import Filter
 from sidestep.model.intercept import Kind
 from sidestep.model.pod import Location, PodKey, ServicePort, Transport
-from sidestep.node.planner import CertificateFacts, plan
+from sidestep.node.plan import CertificateFacts
+from sidestep.node.planner import plan
 from sidestep.node.survey import CertificateKey, Side
 from tests.unit.node.scenes import CERTIFIED, HTTPS, header, intercept, inventory, pod, service
 
