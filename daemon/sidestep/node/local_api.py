@@ -10,12 +10,8 @@
 A refusal is `{"error": "one line"}` with 400 (cannot be used), 403, 404, 409 (a rule says no), 500, or 503
 (the daemon is draining: try again soon).
 
-Who may connect: root and the daemon's own user, by SO_PEERCRED, whatever the permissions of the file. The socket is
-made under a temporary name with mode 0600 and renamed into place, so that there is no moment at which it has another
-mode, and a socket file that a killed daemon left is replaced without a gap.
-
-Upgrade: a daemon that finds another one behind the path connects to it, puts its own socket in place, and only then
-asks it over that connection to drain. At no moment does nobody answer.
+Who may connect: root and the daemon's own user, by SO_PEERCRED, whatever the permissions of the file. How a daemon gets
+to its socket, also in the place of another one: `local_socket`.
 """
 
 from __future__ import annotations
@@ -25,7 +21,6 @@ import contextlib
 import os
 import pwd
 import socket
-import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +32,7 @@ import msgspec
 
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import ConfigurationError, KernelError, PeerError, RefusedError, SidestepError
+from sidestep.node.local_socket import BACKLOG, ask_to_drain, listen, predecessor_at, prepare_folder
 from sidestep.node.metrics import CONTENT_TYPE, exposition
 from sidestep.node.sessions import Sessions
 from sidestep.node.view import NodeView
@@ -47,11 +43,8 @@ MAX_BODY = 256 * 1024
 """Bytes of one request's body."""
 MAX_CONNECTIONS = 2048
 """Connections at once, tunnels included."""
-HANDOVER_TIMEOUT = 5.0
-"""Seconds for a daemon whose place is taken to answer."""
 REQUEST_TIMEOUT = 10.0
 """Seconds for a request to arrive whole and its answer to be taken."""
-BACKLOG = 128
 
 
 class LocalApi:
@@ -73,9 +66,9 @@ class LocalApi:
     async def start(self) -> None:
         """Listen. Raises ConfigurationError when the folder is unsafe or a stranger answers, KernelError."""
         try:
-            _prepare_folder(self.path.parent)
-            predecessor = _predecessor(self.path)
-            listener = _listen(self.path)
+            prepare_folder(self.path.parent)
+            predecessor = predecessor_at(self.path)
+            listener = listen(self.path)
             status = self.path.stat()
             self._identity = (status.st_dev, status.st_ino)
         except OSError as error:
@@ -84,7 +77,7 @@ class LocalApi:
             lambda: _Conversation(self), sock=listener, backlog=BACKLOG
         )
         if predecessor is not None:
-            problem = await _ask_to_drain(predecessor)
+            problem = await ask_to_drain(predecessor)
             self._log.info("took over from another daemon", path=str(self.path), problem=problem)
 
     async def aclose(self) -> None:
@@ -314,63 +307,3 @@ def _user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"uid {uid}"
-
-
-def _prepare_folder(folder: Path) -> None:
-    """Make the folder with mode 0700, or make sure that nobody else may put a socket into it."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
-    if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigurationError(
-            "others may write there; choose a socket in a folder of its own", subject="folder", value=str(folder)
-        )
-
-
-def _predecessor(path: Path) -> socket.socket | None:
-    """A connection to the daemon that serves the path now, if there is one. Raises ConfigurationError."""
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    probe.setblocking(False)  # one that hangs has a full queue, in which a connection would wait for ever
-    try:
-        probe.connect(str(path))
-    except OSError:
-        probe.close()
-        return None
-    _pid, uid, _gid = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if uid not in {0, os.geteuid()}:
-        probe.close()
-        raise ConfigurationError(f"user {uid} answers there, who is not root", subject="socket", value=str(path))
-    return probe
-
-
-async def _ask_to_drain(predecessor: socket.socket) -> str:
-    """Tell the daemon at the other end that its place is taken; returns why that failed, empty when it did not."""
-    request = b"POST /v1/drain HTTP/1.1\r\nHost: sidestep\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(HANDOVER_TIMEOUT):
-            await loop.sock_sendall(predecessor, request)
-            answer = await loop.sock_recv(predecessor, 4096)
-    except (OSError, TimeoutError) as error:
-        return f"no answer ({error})"
-    finally:
-        predecessor.close()
-    return "" if answer.startswith(b"HTTP/1.1 200 ") else f"it answered {answer[:60]!r}"
-
-
-def _listen(path: Path) -> socket.socket:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        temporary.unlink(missing_ok=True)
-        mask = os.umask(0o177)
-        try:
-            listener.bind(str(temporary))
-        finally:
-            os.umask(mask)
-        listener.listen(BACKLOG)
-        temporary.rename(path)
-    except BaseException:
-        listener.close()
-        temporary.unlink(missing_ok=True)
-        raise
-    return listener

@@ -65,7 +65,7 @@ def test_a_second_daemon_takes_the_path_and_asks_the_first_to_drain(node):
 
 
 def test_a_second_daemon_starts_although_the_first_hangs(node, monkeypatch):
-    monkeypatch.setattr("sidestep.node.local_api.HANDOVER_TIMEOUT", 0.2)
+    monkeypatch.setattr("sidestep.node.local_socket.HANDOVER_TIMEOUT", 0.2)
     with socket.socket(socket.AF_UNIX) as hanging:
         path = node.path.with_name("hanging.sock")
         hanging.bind(str(path))

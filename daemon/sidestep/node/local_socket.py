@@ -1,0 +1,84 @@
+"""The unix socket's place in the file system: who may write there, who answers there now, and taking it over.
+
+The socket is made under a temporary name with mode 0600 and renamed into place, so that there is no moment at which it
+has another mode, and a socket file that a killed daemon left is replaced without a gap.
+
+Upgrade: a daemon that finds another one behind the path connects to it, puts its own socket in place, and only then
+asks it over that connection to drain. At no moment does nobody answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+
+from sidestep.model.errors import ConfigurationError
+
+HANDOVER_TIMEOUT = 5.0
+"""Seconds for a daemon whose place is taken to answer."""
+BACKLOG = 128
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder with mode 0700, or make sure that nobody else may put a socket into it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigurationError(
+            "others may write there; choose a socket in a folder of its own", subject="folder", value=str(folder)
+        )
+
+
+def predecessor_at(path: Path) -> socket.socket | None:
+    """A connection to the daemon that serves the path now, if there is one. Raises ConfigurationError."""
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    probe.setblocking(False)  # one that hangs has a full queue, in which a connection would wait for ever
+    try:
+        probe.connect(str(path))
+    except OSError:
+        probe.close()
+        return None
+    _pid, uid, _gid = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid not in {0, os.geteuid()}:
+        probe.close()
+        raise ConfigurationError(f"user {uid} answers there, who is not root", subject="socket", value=str(path))
+    return probe
+
+
+async def ask_to_drain(predecessor: socket.socket) -> str:
+    """Tell the daemon at the other end that its place is taken; returns why that failed, empty when it did not."""
+    request = b"POST /v1/drain HTTP/1.1\r\nHost: sidestep\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(HANDOVER_TIMEOUT):
+            await loop.sock_sendall(predecessor, request)
+            answer = await loop.sock_recv(predecessor, 4096)
+    except (OSError, TimeoutError) as error:
+        return f"no answer ({error})"
+    finally:
+        predecessor.close()
+    return "" if answer.startswith(b"HTTP/1.1 200 ") else f"it answered {answer[:60]!r}"
+
+
+def listen(path: Path) -> socket.socket:
+    """A listener in the place of whatever was there. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        temporary.unlink(missing_ok=True)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(temporary))
+        finally:
+            os.umask(mask)
+        listener.listen(BACKLOG)
+        temporary.rename(path)
+    except BaseException:
+        listener.close()
+        temporary.unlink(missing_ok=True)
+        raise
+    return listener
