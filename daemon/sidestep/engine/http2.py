@@ -199,6 +199,13 @@ class Http2Relay(Relay):
             return self._connection.to_client.queue.size <= self._connection.limits.app_queue
         return leg.queued <= HIGH_WATER
 
+    def take_leave(self) -> None:
+        """End an idle connection from our side: the client learns which requests nobody has seen, to ask them anew."""
+        connection = self._connection
+        if connection.from_app.is_http2 and not connection.app_over:
+            connection.to_client.control(goaway(connection.streams.highest, ErrorCode.NO_ERROR))
+        super().take_leave()
+
     def farewell(self) -> None:
         """Learn that only taps are left."""
         self._connection.taps.farewell()

@@ -13,6 +13,7 @@ What the shell does
     drained(leg)         `leg.out`, which could not be written at once, is written to the end
     lost(leg)            the leg broke (reset, TLS error, timeout); nothing more goes in or out of it
     expired(now)         `deadline` has passed
+    take_leave()         the connection, which is `idle`, is about to be ended for reasons of ours
     farewell()           all legs but taps are closed, or moved by the shell itself; taps get a bounded time to flush
   and after each call: opens every leg it finds in `opening` (and empties that list), writes `leg.out` of every leg in
   `legs`, carries out `leg.ending`, and closes everything once `done` is true and the client leg is flushed.
@@ -244,6 +245,11 @@ class Relay:
 
     def expired(self, now: float) -> None:
         """Learn that `deadline` has passed. `now` is monotonic seconds."""
+
+    def take_leave(self) -> None:
+        """End an idle connection from our side: say so where the protocol has a word for it."""
+        self.client.end(Ending.CLOSE)
+        self.app.end(Ending.CLOSE)
 
     def farewell(self) -> None:
         """Learn that only taps are left: nothing more will come to be copied."""

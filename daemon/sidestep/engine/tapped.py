@@ -137,6 +137,10 @@ class TappedRelay(Relay):
         if leg not in self._copies:
             self.inner.drained(leg)
 
+    def take_leave(self) -> None:
+        """End an idle connection from our side."""
+        self.inner.take_leave()
+
     def farewell(self) -> None:
         """Learn that only taps are left."""
         self._finish()

@@ -96,6 +96,8 @@ class Courier(Protocol):
     pipes: Pipes
     taps: set[TapLeg]
     """Those of all conduits, the ended ones included."""
+    lingering: set[object]
+    """Streams of all conduits that are closed and still read for a moment."""
 
     def open_stream(self, about: About, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
         """Ask the daemon for a connection to the handler of `leg.rule`; returns a function that cancels."""
@@ -602,6 +604,7 @@ class Conduit:
         def give_up() -> None:
             self._kill(pipe, orderly=True)
 
+        self._courier.lingering.add(pipe)
         pipe.lingering = self._loop.later(LINGER, give_up)
         pipe.mask = READ if pipe.finished else READ | WRITE
         self._loop.modify(stream.fd, pipe.mask)
@@ -636,6 +639,7 @@ class Conduit:
         if pipe.lingering is not None:
             pipe.lingering.cancel()
             pipe.lingering = None
+            self._courier.lingering.discard(pipe)
         stream, pipe.stream = pipe.stream, None
         pipe.leg.open = False
         if stream is not None:
@@ -649,7 +653,9 @@ class Conduit:
 
     def retire(self) -> None:
         """End an idle connection: FIN first, for a reset would be the answer to a request that is on its way."""
-        self.relay.client.end(Ending.CLOSE)
+        self.relay.take_leave()
+        self._slow = True
+        self.settle()
         self.close()
 
     def close(self) -> None:

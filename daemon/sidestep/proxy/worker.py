@@ -61,8 +61,8 @@ RESERVED_FDS: Final = 64
 """Descriptors kept free of connections: listeners, credentials, the channel."""
 FDS_PER_CONNECTION: Final = 6
 """Client, app, and two pipes while a wire is blocked both ways."""
-TAP_FLUSH: Final = 1.0
-"""Seconds for the last copies once nothing else is left to drain."""
+FLUSH: Final = 1.0
+"""Seconds for the last copies, and for the last words to clients, once nothing else is left to drain."""
 
 Message = messages.ToProxy
 
@@ -95,6 +95,7 @@ class Worker:
         self.detection_timeout = 1.0
         self.pipes = Pipes()
         self.taps: set[TapLeg] = set()
+        self.lingering: set[object] = set()
         self.ledger = Ledger()
 
     def run(self) -> None:
@@ -356,8 +357,8 @@ class Worker:
     def _exit_when_drained(self) -> None:
         if not self._draining or self._conduits or self._judges or self._retiring:
             return
-        if self.taps:
-            self._loop.later(TAP_FLUSH, self._loop.stop)
+        if self.taps or self.lingering:
+            self._loop.later(FLUSH, self._loop.stop)
         else:
             self._loop.stop()
 

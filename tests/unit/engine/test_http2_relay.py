@@ -1082,6 +1082,30 @@ def test_drain_and_idle_follow_the_open_streams() -> None:
     assert talk.relay.idle
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_an_idle_connection_that_we_end_says_which_requests_were_seen(mixed: bool) -> None:
+    talk = Talk()
+    talk.send(talk.head(1, request()))
+    talk.from_app(talk.respond(1))
+    if mixed:
+        talk.divert(3)
+        talk.open_handler()
+        talk.from_handler(talk.respond(1))
+    assert talk.relay.idle
+    talk.client.data.clear()
+    talk.relay.take_leave()
+    assert b"".join(talk.relay.client.out) == goaway(3 if mixed else 1, ErrorCode.NO_ERROR)
+    assert talk.relay.client.ending is Ending.CLOSE
+    assert talk.relay.app.ending is Ending.CLOSE
+
+
+def test_before_the_app_has_spoken_we_end_without_a_word() -> None:
+    talk = Talk(begin=False)
+    talk.send(PREFACE + settings({}))
+    talk.relay.take_leave()
+    assert not talk.relay.client.out
+
+
 def test_an_upgraded_connection_begins_with_stream_1_at_the_app() -> None:
     port = SteeredPort(80, Route((rule(),)))
     values = struct.pack(">HI", Setting.INITIAL_WINDOW_SIZE, 3)

@@ -24,6 +24,7 @@ class Courier:
         self.loop = loop
         self.pipes = Pipes()
         self.taps = set()
+        self.lingering = set()
 
     def closed(self, conduit):
         self.loop.stop()

@@ -174,12 +174,19 @@ def test_an_idle_connection_of_a_draining_proxy_ends_without_a_reset(scene):
         app.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         scene.run(lambda: select.select([client], [], [], 0)[0])
         assert client.recv(100).endswith(b"\r\n\r\n")
-        client.sendall(b"GET /late HTTP/1.1\r\nHost: a\r\n\r\n")  # crosses the end on its way
-        scene.worker._close_idle(grace=0.0)
-        scene.run(within=0.1)
+
+        def cross():
+            scene.worker._close_idle(grace=0.0)
+            client.sendall(b"GET /late HTTP/1.1\r\nHost: a\r\n\r\n")
+
+        scene.worker._draining = True
+        scene.worker._loop.later(0.0, cross)
+        began = time.monotonic()
+        scene.worker._loop.run()  # as long as the process would live
+        assert time.monotonic() - began > 0.5
         assert client.recv(100) == b""
-        client.close()
-        scene.run(within=0.1)
+        app.recv(100)
+        assert app.recv(100) == b""
 
 
 def test_what_clients_said_is_made_printable(scene):
