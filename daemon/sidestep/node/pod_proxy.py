@@ -8,92 +8,31 @@ each time.
 A crash loop makes the state FAILED: `on_state` lets the reconciler unsteer. Tries go on rarely; the next success makes
 the state RUNNING again.
 
-What a proxy says is not trusted beyond its own pod: it may ask for streams of, and report requests for, the rules of
-its own configuration only, and `heard` bounds what it says.
+What a proxy says goes through `ProxyTalk`, which trusts it with nothing but its own pod.
 """
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from sidestep.aio.channel import DeadlineError
 from sidestep.aio.packets import ChannelClosed
 from sidestep.aio.tasks import Tasks
-from sidestep.model.errors import BugError, PeerError, RefusedError, SidestepError
-from sidestep.node import heard
+from sidestep.model.errors import BugError, SidestepError
 from sidestep.node.backoff import Backoff, CrashHistory
-from sidestep.node.desired import CredentialSource, Desired, ProxyError, Told, rule_uids, tell_difference
+from sidestep.node.desired import CredentialSource, Desired, ProxyError, Told, tell_difference
 from sidestep.node.incarnation import Abode, Incarnation, ProxyLimits
+from sidestep.node.proxy_handler import ProxyHandler, ProxyState
+from sidestep.node.proxy_talk import ProxyTalk
 from sidestep.node.zygote import Zygote
 from sidestep.proxy import messages
 from sidestep.proxy.messages import (
     Configure,
-    ForgetClient,
-    FromProxy,
-    Heartbeat,
-    NameClient,
-    NoApp,
-    Open,
     PortSnapshot,
-    Probed,
-    Report,
-    Requests,
-    Reset,
 )
-
-_MAX_OPENING = 1024
-"""Streams of one proxy that may be waiting for their handler at once."""
-
-
-class ProxyState(enum.Enum):
-    """What `on_state` reports."""
-
-    RUNNING = "running"
-    RESTARTING = "restarting"
-    FAILED = "failed"
-    STOPPED = "stopped"
-
-
-class ProxyHandler(Protocol):
-    """The pod's owner, called in the event loop. The `on_` functions return at once and do not raise."""
-
-    async def open_stream(self, request: Open, /) -> socket.socket:
-        """Return one end of a stream socketpair to the handler; RefusedError (or any SidestepError) says why not."""
-
-    def on_reset(self, message: Reset, /) -> None:
-        """The connection of an earlier `open_stream` is to break for its handler."""
-
-    def on_requests(self, requests: Requests, /) -> None:
-        """Take log lines."""
-
-    def on_report(self, report: Report, /) -> None:
-        """Take a condition."""
-
-    def on_name_client(self, message: NameClient, /) -> None:
-        """Name a connection that the proxy is about to make. May raise SidestepError: the proxy is told."""
-
-    def on_forget_client(self, message: ForgetClient, /) -> None:
-        """A named connection is over. May raise SidestepError."""
-
-    def on_probed(self, probed: Probed, /) -> None:
-        """Learn what a probe of the app found."""
-
-    def on_no_app(self, no_app: NoApp, /) -> None:
-        """Learn that nothing listens behind a port."""
-
-    def on_heartbeat(self, beat: Heartbeat, /) -> None:
-        """Take the counters of the present process; they begin anew with each."""
-
-    def on_state(self, state: ProxyState, reason: str, /) -> None:
-        """Learn that the state has changed."""
-
-    def on_credentials(self, failures: Mapping[str, str], /) -> None:
-        """Learn which credentials a *replay* could not use, and why (`apply` returns its own)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +64,7 @@ class PodProxy:
         self._life: Incarnation | None = None
         self._state = ProxyState.STOPPED
         self._turn = asyncio.Event()
-        self._opening = 0
-        self._uids: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
-        self._ports: frozenset[int] = frozenset()
+        self._talk = ProxyTalk(handler, tasks=self._tasks, open_deadline=settings.open_deadline)
         self._started = False
         self._stopping = False
         self.restarts = 0
@@ -184,8 +121,7 @@ class PodProxy:
             drain_timeout=drain_timeout,
             client_sources=client_sources,
         )
-        self._uids = (rule_uids(ports), self._uids[0])
-        self._ports = frozenset(port.number for port in ports)
+        self._talk.about(ports)
         self._desired.credentials = dict(credentials)
         self._desired.configuration = configuration
         told = await self._settle()
@@ -213,7 +149,7 @@ class PodProxy:
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - part of the protocol: the proxy gets it, too
         """Stop accepting, let what is in flight finish within `timeout` seconds, and end. Returns when it is gone."""
-        self._stopping = True
+        self._stopping = self._talk.closed = True
         life = self._life
         if life is not None:
             try:
@@ -226,7 +162,7 @@ class PodProxy:
 
     def kill(self) -> None:
         """End the process now, for good; `aclose` waits for that."""
-        self._stopping = True
+        self._stopping = self._talk.closed = True
         if self._life is not None:
             self._life.kill("it was stopped")
         self._tasks.cancel()
@@ -250,7 +186,7 @@ class PodProxy:
 
     async def _begin(self) -> Incarnation:
         return await Incarnation.begin(
-            self._zygote, self._abode, limits=self._settings.limits, on_message=self._received
+            self._zygote, self._abode, limits=self._settings.limits, on_message=self._talk.received
         )
 
     async def _keep_alive(self, life: Incarnation) -> None:
@@ -298,7 +234,7 @@ class PodProxy:
 
     def _broken(self, task: str, error: BaseException) -> None:
         """One of our own tasks crashed: release the pod, and let the event loop report the bug."""
-        self._stopping = True
+        self._stopping = self._talk.closed = True
         if self._life is not None:
             self._life.kill(f"the daemon's {task} crashed")
         self._set_state(ProxyState.FAILED, f"a bug: {error!r}")
@@ -332,61 +268,3 @@ class PodProxy:
     async def _tell(self, life: Incarnation) -> None:
         async with self._telling:
             await tell_difference(life, self._desired, life.told, source_deadline=self._settings.source_deadline)
-
-    # --- what the proxy says ---
-
-    def _received(self, life: Incarnation, message: FromProxy) -> None:
-        match message:
-            case Heartbeat():
-                self._handler.on_heartbeat(heard.heartbeat(message, ports=self._ports))
-            case Open():
-                self._open(life, message)
-            case Reset():
-                self._handler.on_reset(message)
-            case Requests():
-                self._handler.on_requests(heard.requests(message, uids=self._uids[0] | self._uids[1]))
-            case Report():
-                self._handler.on_report(message)
-            case NameClient():
-                self._handler.on_name_client(message)
-            case ForgetClient():
-                self._handler.on_forget_client(message)
-            case Probed():
-                self._handler.on_probed(heard.probed(message))
-            case NoApp():
-                self._handler.on_no_app(message)
-            case _:
-                raise PeerError(f"a pod proxy does not send {type(message).__name__}")
-
-    def _open(self, life: Incarnation, request: Open) -> None:
-        if self._stopping:
-            raise RefusedError("the pod proxy is being stopped")
-        if self._opening >= _MAX_OPENING:
-            raise RefusedError("too many connections are waiting for their handlers")
-        self._opening += 1
-        self._tasks.start(self._answer_open(life, request), name=f"open {request.stream}")
-
-    async def _answer_open(self, life: Incarnation, request: Open) -> None:
-        sock: socket.socket | None = None
-        reason = ""
-        try:
-            if request.uid not in self._uids[0]:
-                raise RefusedError("the intercept is not on this pod any more")
-            async with asyncio.timeout(self._settings.open_deadline):
-                sock = await self._handler.open_stream(request)
-        except TimeoutError:
-            reason = f"the handler did not answer within {self._settings.open_deadline:g} s"
-        except SidestepError as error:
-            reason = str(error)
-        finally:
-            self._opening -= 1
-        try:
-            if sock is None:
-                await life.tell(messages.Refused(0, request.stream, reason), doing="take a refusal")
-            else:
-                await life.tell(messages.Opened(0, request.stream), sock.fileno(), doing="take a stream")
-        except SidestepError:
-            pass  # The process is gone, or has given the stream up; closing our end tells the handler.
-        finally:
-            if sock is not None:
-                sock.close()

@@ -11,7 +11,8 @@ from typing import Self
 
 from sidestep.node.desired import CredentialSource, ProxyError
 from sidestep.node.incarnation import Abode, ProxyLimits
-from sidestep.node.pod_proxy import PodProxy, ProxyHandler, ProxyState, SupervisorSettings
+from sidestep.node.pod_proxy import PodProxy, SupervisorSettings
+from sidestep.node.proxy_handler import ProxyHandler, ProxyState
 from sidestep.node.zygote import Zygote, ZygoteSettings
 
 _TICK = 0.5

@@ -264,7 +264,7 @@ def test_running_out_of_descriptors_at_any_step_is_a_condition_and_leaves_nothin
     async def story():
         with pod_namespace() as space, serving(space):
             async with rig(program) as some:
-                before = set(os.listdir("/proc/self/fd"))
+                before = len(os.listdir("/proc/self/fd"))
                 some.add(pod_of(space))
                 alone, spare = space.pod.processes(), 0
                 while True:
@@ -282,7 +282,8 @@ def test_running_out_of_descriptors_at_any_step_is_a_condition_and_leaves_nothin
                     some.plan()
                     await some.until(lambda: not some.reconciler._workers, within=10.0)
                     await some.until(lambda: space.pod.processes() == alone)
-                    assert set(os.listdir("/proc/self/fd")) == before
+                    # A pidfd that cannot be received costs the zygote its channel: another one takes its place.
+                    await some.until(lambda: len(os.listdir("/proc/self/fd")) == before, within=20.0)
                     spare += 1
                 assert spare > 5
 
