@@ -67,6 +67,8 @@ class PodProxy:
         self._talk = ProxyTalk(handler, tasks=self._tasks, open_deadline=settings.open_deadline)
         self._started = False
         self._stopping = False
+        self.broken = False
+        """It has met a bug of its own and is of no use any more."""
         self.restarts = 0
 
     @property
@@ -233,7 +235,8 @@ class PodProxy:
             self._handler.on_state(state, reason)
 
     def _broken(self, task: str, error: BaseException) -> None:
-        """One of our own tasks crashed: release the pod, and let the event loop report the bug."""
+        """One of our own tasks crashed: the owner makes another one; let the event loop report the bug."""
+        self.broken = True
         self._stopping = self._talk.closed = True
         if self._life is not None:
             self._life.kill(f"the daemon's {task} crashed")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from sidestep.aio.tasks import Tasks
 from sidestep.model.condition import Condition, ConditionType
-from sidestep.model.errors import ConfigurationError, KernelError, RefusedError, SidestepError
+from sidestep.model.errors import BugError, ConfigurationError, KernelError, RefusedError, SidestepError
 from sidestep.model.pod import NetnsId, PodKey
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.located import netns_path
@@ -173,12 +173,18 @@ class Reconciler:
         if self._closing:
             return  # another daemon may be at work on the pod already
         target, desired = worker.target, worker.desired
-        if target is not None and (desired is None or worker.gone or not target.attached or _moved(target, desired)):
+        broken = target is not None and target.broken
+        if target is not None and (
+            desired is None or worker.gone or broken or not target.attached or _moved(target, desired)
+        ):
             target.detach()
             worker.target = worker.applied = None
             self._release(target, gone=worker.gone)
             target = None
         worker.gone = False
+        if broken and desired is not None:
+            worker.pause = LAST_RETRY
+            raise BugError("its pod proxy was given up because of a bug, which the log tells; another is made soon")
         if desired is None:
             return
         if target is None:

@@ -207,6 +207,11 @@ class Target:
         """Whether it steers or may steer; not before `open`, nor after `detach`."""
         return self._steering is not None
 
+    @property
+    def broken(self) -> bool:
+        """Whether it must be made anew, because of a bug."""
+        return self._proxy is not None and self._proxy.broken
+
     def alive(self) -> bool:
         """Whether the namespace that is held is still the pod's. Asked often: a bare stat is all it costs."""
         if self._netns is None:

@@ -346,6 +346,33 @@ def test_a_crash_loop_leaves_the_port_to_the_app_and_ends_by_itself(program):
     asyncio.run(story())
 
 
+def test_a_bug_in_the_keeping_of_a_proxy_costs_its_pod_a_moment(program, monkeypatch):
+    async def bug():
+        raise ZeroDivisionError
+
+    async def story():
+        monkeypatch.setattr("sidestep.node.reconciler.LAST_RETRY", 0.3)
+        reported = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context["exception"]))
+        with pod_namespace() as space, serving(space):
+            async with rig(program) as some:
+                key = some.add(pod_of(space))
+                some.intercepts = [intercept()]
+                some.plan()
+                await some.until(lambda: some.steered(key))
+                broken = some.target(key)
+                broken._proxy._tasks.start(bug(), name="bug")
+                await some.until(lambda: not some.steered(key))
+                assert await answers(space) == "app"
+                await some.until(lambda: some.steered(key))
+                assert some.target(key) is not broken
+                assert types(some) == set()
+                assert await answers(space) == "app"
+                assert [type(each) for each in reported] == [ZeroDivisionError]
+
+    asyncio.run(story())
+
+
 def test_a_stopped_proxy_is_replaced_and_meanwhile_the_app_is_served(program):
     async def story():
         with pod_namespace() as space, serving(space):
