@@ -5,8 +5,8 @@ itself goes to `on_message`, a plain function: it returns at once (long work is 
 what the channel acknowledges; a `SidestepError` it raises is acknowledged as that error. A descriptor handed to it is
 its to close.
 
-The other end may be hostile. What cannot be decoded closes the channel. At most `_BURST` packets are taken per turn of
-the event loop, so that one talkative proxy cannot starve the others; and while acknowledgements wait for a peer that
+The other end may be hostile. What cannot be decoded closes the channel. At most `_BURST` packets, or one that comes with
+a descriptor (of which megabytes may be read), are taken per turn of the event loop, so that one talkative proxy cannot starve the others; and while acknowledgements wait for a peer that
 does not read them, nothing more is read from it. The channel ends once, in whatever way, and says so through
 `on_closed` with the reason; every waiting request then raises `ChannelClosed`.
 """
@@ -194,7 +194,7 @@ class AsyncChannel(Generic[In, Out]):
                 self.close()
                 raise
             # What wants no answer (a heartbeat) seldom has company; the loop calls again if it does.
-            if not self._reading or not self._codec.wants_answer(message):
+            if not self._reading or not self._codec.wants_answer(message) or packet[1] is not None:
                 return
 
     def _dispatch(self, message: In, fd: int | None) -> None:
