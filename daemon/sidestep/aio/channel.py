@@ -5,10 +5,11 @@ itself goes to `on_message`, a plain function: it returns at once (long work is 
 what the channel acknowledges; a `SidestepError` it raises is acknowledged as that error. A descriptor handed to it is
 its to close.
 
-The other end may be hostile. What cannot be decoded closes the channel. At most `_BURST` packets, or one that comes with
-a descriptor (of which megabytes may be read), are taken per turn of the event loop, so that one talkative proxy cannot starve the others; and while acknowledgements wait for a peer that
-does not read them, nothing more is read from it. The channel ends once, in whatever way, and says so through
-`on_closed` with the reason; every waiting request then raises `ChannelClosed`.
+The other end may be hostile. What cannot be decoded closes the channel. At most `_BURST` packets are taken per turn of
+the event loop, or one that comes with a descriptor (of which megabytes may be read), so that one talkative proxy cannot
+starve the others; and while acknowledgements wait for a peer that does not read them, nothing more is read from it. The
+channel ends once, in whatever way, and says so through `on_closed` with the reason; every waiting request then raises
+`ChannelClosed`.
 """
 
 from __future__ import annotations
