@@ -186,7 +186,8 @@ class AsyncChannel(Generic[In, Out]):
                 if packet is None:
                     return
                 self.packets += 1
-                message, fd = self._codec.decode(*packet)
+                data, carried = packet
+                message, fd = self._codec.decode(data, carried)
                 self._dispatch(message, fd)
             except SidestepError as error:
                 self.close(error)
@@ -195,7 +196,7 @@ class AsyncChannel(Generic[In, Out]):
                 self.close()
                 raise
             # What wants no answer (a heartbeat) seldom has company; the loop calls again if it does.
-            if not self._reading or not self._codec.wants_answer(message) or packet[1] is not None:
+            if not self._reading or not self._codec.wants_answer(message) or carried is not None:
                 return
 
     def _dispatch(self, message: In, fd: int | None) -> None:
