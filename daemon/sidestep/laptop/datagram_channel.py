@@ -40,7 +40,7 @@ class DatagramChannel:
                 sock.close()
                 raise
         except OSError as error:
-            reason = os.strerror(error.errno or 0).lower()
+            reason = (error.strerror or str(error)).lower()  # a resolver's errors have numbers of their own
             raise RefusedError(f"the handler's address {address} cannot be used: {reason}") from error
         return cls(sock)
 

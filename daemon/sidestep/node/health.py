@@ -4,7 +4,8 @@ Healthy: the event loop runs. Ready: the daemon serves; until then a rolling upd
 in the text format of Prometheus. Nothing here says anything about traffic or keys.
 
 Anybody in the cluster may connect. When there are too many connections the oldest goes: who only holds connections open
-must not keep the kubelet out, which would restart the daemon.
+must not keep the kubelet out, which would restart the daemon. Metrics are put together once a second at most: who asks
+for them all the time must not keep the daemon busy.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from sidestep.node.view import StatusView
 TIMEOUT = 5.0
 """Seconds for a request and its answer."""
 MAX_CONNECTIONS = 32
+METRICS_AGE = 1.0
+"""Seconds for which metrics are given out again; Prometheus asks every 15 or so."""
 
 
 class HealthServer:
@@ -32,6 +35,7 @@ class HealthServer:
         self._tasks = Tasks("health", on_crash=on_crash)
         self._requests: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         """Oldest first."""
+        self._metrics: tuple[float, str] | None = None
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -91,6 +95,14 @@ class HealthServer:
             case "/readyz":
                 return "200 OK", "ok\n"
             case "/metrics":
-                return "200 OK", exposition(self.status() if self.status else None).decode()
+                return "200 OK", self._exposition()
             case _:
                 return "404 Not Found", "/healthz, /readyz or /metrics\n"
+
+    def _exposition(self) -> str:
+        if self.status is None:
+            return ""
+        now = asyncio.get_running_loop().time()
+        if self._metrics is None or now - self._metrics[0] >= METRICS_AGE:
+            self._metrics = (now, exposition(self.status()).decode())
+        return self._metrics[1]

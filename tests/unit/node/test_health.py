@@ -5,6 +5,7 @@ import contextlib
 
 from sidestep.node import health
 from sidestep.node.health import HealthServer
+from sidestep.node.view import NodeStatus, StatusView
 from tests.unit.tunnel.ends import asynchronous
 
 
@@ -48,3 +49,23 @@ async def test_connections_that_only_wait_do_not_keep_the_kubelet_out():
             assert await asyncio.wait_for(idle[0][0].read(), 5) == b""  # the oldest had to go
         for _, writer in idle:
             writer.close()
+
+
+@asynchronous
+async def test_metrics_are_put_together_once_a_second_at_most(monkeypatch):
+    made = []
+
+    def status():
+        made.append(True)
+        return StatusView(node=NodeStatus("n1", "0.1.0", 1, 1.0, {}), pods=(), intercepts=(), conditions=())
+
+    async with serving() as server:
+        assert await ask(server, "/metrics") == "HTTP/1.1 200 OK"
+        server.status = status
+        for _ in range(20):
+            assert await ask(server, "/metrics") == "HTTP/1.1 200 OK"
+        assert len(made) < 20
+        monkeypatch.setattr(health, "METRICS_AGE", 0.0)
+        before = len(made)
+        assert await ask(server, "/metrics") == "HTTP/1.1 200 OK"
+        assert len(made) == before + 1
