@@ -7,14 +7,17 @@ date apart) and whether the connection was still open at the end.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.harness import scene
 from tests.harness.nginx import nginx
-from tests.harness.peers import Client
+from tests.harness.peers import Client, Server
 from tests.unit.engine.hostile_heads import HOSTILE
 
 AT_ONCE = 60
@@ -90,3 +93,51 @@ def test_no_hostile_head_reaches_the_handler_by_a_filter_it_half_matches(shop):
             for line in bytes(connection.reader.received).split(b"\r\n"):
                 assert b"\0" not in line
                 assert not re.match(rb"(?i)transfer-encoding:(?!\s*chunked\s*$)", line), line
+
+
+# --- what is dear to read ---------------------------------------------------------------------------------------------
+
+FLOODS = 20
+FLOOD_SECONDS = 4.0
+"""Longer than the daemon waits for a sign of life."""
+CHUNKS = b"1\r\na\r\n" * 20_000
+
+
+def swallow(server, connection):
+    """Reads whatever comes; answers a GET."""
+    if connection.reader.until(b"\r\n\r\n").startswith(b"GET"):
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    while connection.sock.recv(1 << 20):
+        pass
+
+
+def test_clients_that_send_what_is_dear_to_read_end_neither_the_proxy_nor_others(shop):
+    port, stop = scene.PLAIN_PORT, threading.Event()
+
+    def flood():
+        where = {"netns": shop.space.client, "record": False}
+        with contextlib.suppress(OSError), Client(shop.space.ip, port, **where) as client:
+            client.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+            while not stop.is_set():
+                client.send(CHUNKS)
+
+    with (
+        Server(swallow, netns=shop.space.pod, address=shop.space.ip, port=port, record=False),
+        shop.intercept(port=port, plaintext=True),
+    ):
+        pid = shop.proxy()
+        threads = [threading.Thread(target=flood) for _ in range(FLOODS)]
+        for thread in threads:
+            thread.start()
+        try:
+            end = time.monotonic() + FLOOD_SECONDS
+            while time.monotonic() < end:
+                with shop.client(port=port) as client:
+                    assert client.get().status == 200
+            with shop.intercept("--http-header", "x-other=1", port=port, plaintext=True):
+                assert shop.get("/", "x-other: 1", port=port).served_by == "handler"
+            assert shop.proxy() == pid
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(20)

@@ -33,8 +33,8 @@ from sidestep.proxy.taps import TapLeg
 
 DRAIN_READS: Final = 16
 """Reads of one stream per event while the relay drains or reads come back full; then the other streams get a turn."""
-DRAIN_SECONDS: Final = 0.005
-"""Seconds of them: chunks of a byte each, say, cost 20 ms per read."""
+DRAIN_SECONDS: Final = 0.001
+"""Seconds of them: chunks of a byte each, say, cost 20 ms per 64 KiB."""
 LINGER: Final = 2.0
 """Seconds a closed stream is read to its end."""
 PRUNE: Final = 8
@@ -156,6 +156,11 @@ class _Pipe:
             self.conduit.pull(self, stream, hung_up=bool(mask & HANG_UP))
         else:
             self.conduit.settle()
+
+    def dear(self) -> None:
+        """Its last event cost much time: take smaller bites, so that other connections get their turn."""
+        if self.stream is not None:
+            self.stream.narrow()
 
     def abandon(self) -> None:
         """A bug was met in a callback of this pipe."""
@@ -334,6 +339,7 @@ class Conduit:
             relay.receive(leg, data)
             if (len(data) < stream.full and not relay.drain) or monotonic() > end:
                 return
+        stream.widen()
 
     def _lose(self, pipe: _Pipe) -> None:
         """A stream broke: take what it still holds, release it and tell the relay."""

@@ -38,6 +38,12 @@ class Line:
     def watch(self) -> None:
         """Begin to receive."""
         self._loop.add(self._channel.fileno(), self._ready, READ)
+        self._loop.urgent = self.glance  # a daemon that is not answered in time kills the process
+
+    def glance(self) -> None:
+        """Receive what is there."""
+        if self.is_open:
+            self._ready(READ)
 
     @property
     def is_open(self) -> bool:

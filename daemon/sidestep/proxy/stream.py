@@ -26,6 +26,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 PLAIN_READ: Final = 65536
+LEAST_READ: Final = 2048
+"""Bytes of a read where what is read is dear."""
 TLS_READ: Final = 16384
 _RESET: Final = struct.pack("ii", 1, 0)
 
@@ -46,9 +48,9 @@ class PlainStream:
         self._send = sock.send
 
     def read(self) -> bytes | None:
-        """At most 64 KiB; see the module."""
+        """At most `full` bytes; see the module."""
         try:
-            return self._recv(PLAIN_READ)
+            return self._recv(self.full)
         except BlockingIOError:
             return None
 
@@ -58,6 +60,14 @@ class PlainStream:
             return self._send(data)
         except BlockingIOError:
             return 0
+
+    def narrow(self) -> None:
+        """Read less at a time: it is dear."""
+        self.full = max(LEAST_READ, self.full // 4)
+
+    def widen(self) -> None:
+        """Read more at a time again: it is cheap."""
+        self.full = min(PLAIN_READ, self.full * 2)
 
     def finish(self, *, notify: bool) -> bool:
         """Half-close; see the module."""
@@ -169,6 +179,12 @@ class TlsStream:
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             pass
         return taken
+
+    def narrow(self) -> None:
+        """A record is read whole; see the module."""
+
+    def widen(self) -> None:
+        """The same."""
 
     def take_early(self) -> bytes:
         """Give out `early`, once."""
