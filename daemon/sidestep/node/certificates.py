@@ -6,11 +6,8 @@ again* whenever a pod proxy needs the key, so that a key is in this process only
 
 - Whatever is wrong is one condition that names annotation, value and reason. The last good certificate stays in use:
   facts change only when something good replaces it, or when its source can no longer deliver it to a new proxy.
-- A path belongs to the containers that the survey lists, in order; the first that has the folder's certificate is it.
-  Both spellings of the file names are known; within one container they are not mixed.
 - Paths of ports in use are read again every `POLL` seconds (a rotation is served within 5 s), others every `IDLE`. A
   keyed digest tells whether anything changed; only then is anything parsed.
-- An upstream source may hold nothing but a `ca.crt`.
 """
 
 from __future__ import annotations
@@ -21,15 +18,14 @@ import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from sidestep.config.annotation_problem import AnnotationProblem
-from sidestep.config.annotations import CertificateSource, SourceKind
+from sidestep.config.annotations import SourceKind
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import ConfigurationError, KernelError, SidestepError
 from sidestep.model.pod import Pod, PodKey
-from sidestep.netns import AbsentFileError
 from sidestep.node import pem
+from sidestep.node.certificate_material import Files, Material, MaterialReader, SecretData
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.plan import CertificateFacts
 from sidestep.node.survey import CertificateKey, Side, WantedCertificate
@@ -40,44 +36,8 @@ POLL = 3.0
 IDLE_POLLS = 5
 """Other paths are read every that many polls."""
 
-SPELLINGS = (("tls.crt", "tls.key", "ca.crt"), ("cert-chain.pem", "key.pem", "root-cert.pem"))
-"""(certificate, key, CA) as kubernetes.io/tls Secrets and as Istio name them."""
-
 CredentialSource = Callable[[], Awaitable[bytes]]
 """Reads a credential's PEM. Raises SidestepError when it cannot be had any more."""
-
-
-class Files(Protocol):
-    """What is needed of `netns.FileReader`."""
-
-    async def read(self, root: str, path: str, *, birth: int | None = None) -> bytes:
-        """Content of a file below a root, of the process that was started then."""
-
-
-SecretData = Callable[[str, str], Mapping[str, bytes] | None]
-"""(namespace, name) to the Secret's data; None when there is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Root:
-    """A folder in which a path may lie; of the process that was started at `birth`, where that is known."""
-
-    path: str
-    birth: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Material:
-    """Bytes as read; empty where there is none. Never kept beyond the call that reads it."""
-
-    chain: bytes = field(default=b"", repr=False)
-    key: bytes = field(default=b"", repr=False)
-    ca: bytes = field(default=b"", repr=False)
-    spelling: tuple[str, str, str] = SPELLINGS[0]
-
-    def file(self, part: pem.Part) -> str:
-        """Name of the file that holds a part."""
-        return self.spelling[(pem.Part.CHAIN, pem.Part.KEY, pem.Part.CA).index(part)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +76,7 @@ class Certificates:
     def __init__(
         self, *, files: Files, secret: SecretData, conditions: Conditions, on_change: Callable[[], None]
     ) -> None:
-        self._files = files
-        self._secret = secret
+        self._reader = MaterialReader(files=files, secret=secret)
         self._conditions = conditions
         self._on_change = on_change
         self._held = _Held()
@@ -223,70 +182,17 @@ class Certificates:
             self._on_change()
             raise
 
-    def _digest(self, material: _Material) -> bytes:
+    async def _read(self, wanted: WantedCertificate) -> Material:
+        return await self._reader.read(wanted, self._held.pods.get(wanted.key.pod))
+
+    def _digest(self, material: Material) -> bytes:
         digest = hashlib.blake2b(key=self._salt, digest_size=16)
         for part in (material.chain, material.key, material.ca):
             digest.update(len(part).to_bytes(8, "big") + part)
         return digest.digest()
 
-    # --- reading ----------------------------------------------------------------------------------------------------
 
-    async def _read(self, wanted: WantedCertificate) -> _Material:
-        source = wanted.source
-        if source.kind is SourceKind.SECRET:
-            return self._from_secret(wanted.key.pod.namespace, source)
-        pod = self._held.pods.get(wanted.key.pod)
-        roots = _roots(pod, wanted.containers) if pod is not None else ()
-        if not roots:
-            raise ConfigurationError(
-                "no container of the pod is known to run here (sidestep.dev/pid or sidestep.dev/root)"
-            )
-        for root in roots:
-            for spelling in SPELLINGS:
-                material = await self._from_folder(
-                    root, source.value, spelling, ca_alone=wanted.key.side is Side.UPSTREAM
-                )
-                if material is not None:
-                    return material
-        raise ConfigurationError("the folder holds neither tls.crt nor cert-chain.pem")
-
-    async def _from_folder(
-        self, root: _Root, folder: str, spelling: tuple[str, str, str], *, ca_alone: bool
-    ) -> _Material | None:
-        """The material of one spelling; None when its certificate is not there."""
-        names = [f"{folder.rstrip('/')}/{name}" for name in spelling]
-        chain = await self._optional(root, names[0])
-        if not chain and not ca_alone:
-            return None
-        ca = await self._optional(root, names[2])
-        if not chain:
-            return _Material(ca=ca, spelling=spelling) if ca else None
-        try:
-            key = await self._files.read(root.path, names[1], birth=root.birth)
-        except AbsentFileError as error:
-            raise ConfigurationError(f"the folder holds {spelling[0]} but no {spelling[1]}") from error
-        return _Material(chain, key, ca, spelling)
-
-    async def _optional(self, root: _Root, path: str) -> bytes:
-        try:
-            return await self._files.read(root.path, path, birth=root.birth)
-        except AbsentFileError:
-            return b""
-
-    def _from_secret(self, namespace: str, source: CertificateSource) -> _Material:
-        data = self._secret(namespace, source.value)
-        if data is None:
-            raise ConfigurationError(f"there is no Secret {namespace}/{source.value}")
-        for spelling in SPELLINGS:
-            chain, key, ca = spelling
-            if chain in data and key not in data:
-                raise ConfigurationError(f"the Secret holds {chain} but no {key}")
-            if chain in data or ca in data:
-                return _Material(data.get(chain, b""), data.get(key, b""), data.get(ca, b""), spelling)
-        raise ConfigurationError("the Secret holds neither tls.crt nor cert-chain.pem")
-
-
-def _judge(held: Held, material: _Material, digest: bytes, now: dt.datetime) -> Held:
+def _judge(held: Held, material: Material, digest: bytes, now: dt.datetime) -> Held:
     problems = []
     identity, trust = held.identity, held.trust
     if material.chain or held.wanted.key.side is Side.DOWNSTREAM:
@@ -304,17 +210,6 @@ def _judge(held: Held, material: _Material, digest: bytes, now: dt.datetime) -> 
     elif not problems:
         trust = None
     return replace(held, digest=digest, identity=identity, trust=trust, problems=tuple(problems))
-
-
-def _roots(pod: Pod, containers: tuple[str, ...]) -> tuple[_Root, ...]:
-    """Root folders in which a path may lie, in order."""
-    location = pod.location
-    pids = [location.pids[name] for name in containers if name in location.pids]
-    if not pids and "" in location.pids:
-        pids = [location.pids[""]]
-    roots = [_Root(f"/proc/{pid}/root", location.births.get(pid)) for pid in pids]
-    # A stated root stands for containers that have no process here, or is stated on purpose: it comes first.
-    return tuple(dict.fromkeys([*([_Root(location.root)] if location.root else []), *roots]))
 
 
 def _place(wanted: WantedCertificate) -> tuple[SourceKind, str]:
