@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import resource
 import signal
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 OVERLAP = 2.0
 """Seconds for which a daemon that hands over goes on steering, while its sessions find the new one."""
 
+_PR_SET_DUMPABLE = 4
+
 REFRESH_PAUSE = 0.01
 """Seconds in which changes are gathered before sessions are told."""
 
@@ -66,6 +69,7 @@ def run(options: NodeOptions) -> int:
     if os.geteuid() != 0:
         raise ConfigurationError("the node daemon needs root: network namespaces and eBPF are the kernel's; use sudo")
     _raise_file_limit()
+    _leave_no_core()
     try:
         return asyncio.run(_Daemon(options).run())
     finally:
@@ -317,6 +321,12 @@ def _own_addresses(*, in_pod: bool) -> frozenset[IPv4Address | IPv6Address]:
     """The node's addresses, from which kubelet probes come; a daemon in a pod sees the node's process 1 (hostPID)."""
     with Netns.open("/proc/1/ns/net" if in_pod else "/proc/self/ns/net") as netns:
         return frozenset(address for address in addresses(netns) if not address.is_loopback)
+
+
+def _leave_no_core() -> None:
+    """Keys pass through this process: whatever ends it, its memory goes to no file and no crash reporter (core(5))."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _raise_file_limit() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,16 @@ def test_it_says_ready_and_every_line_is_json(tmp_path):
         assert [line["event"] for line in lines(daemon) if line["level"] == "error"] == []
         (ready,) = (line for line in lines(daemon) if line["event"] == "ready")
         assert ready["socket"] == str(daemon.socket)
+
+
+def test_its_memory_goes_to_no_core_file(tmp_path):
+    with node(tmp_path) as daemon:
+        (line,) = [
+            line
+            for line in Path(f"/proc/{daemon.pid}/limits").read_text().splitlines()
+            if line.startswith("Max core file size")
+        ]
+        assert line.split()[4:6] == ["0", "0"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

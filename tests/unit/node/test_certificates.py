@@ -11,6 +11,7 @@ from sidestep.model.inventory import Inventory
 from sidestep.model.pod import Location, PodKey
 from sidestep.netns import AbsentFileError
 from sidestep.node import certificates as module
+from sidestep.node.certificate_material import SPELLINGS
 from sidestep.node.certificates import Certificates
 from sidestep.node.conditions import Conditions
 from sidestep.node.survey import CertificateKey, Side, survey
@@ -111,7 +112,7 @@ async def until(condition):
             await asyncio.sleep(0.002)
 
 
-@pytest.mark.parametrize("spelling", module.SPELLINGS)
+@pytest.mark.parametrize("spelling", SPELLINGS)
 def test_a_path_is_read_below_the_root(authority, spelling):
     async def story():
         some = node()
