@@ -88,7 +88,7 @@ class Upstream:
         """Handshake done: stop watching its messages."""
         self._requested.discard(stream.fd)
         if self._quiet is not self._context:
-            stream.sock.context = self._quiet
+            stream.state.context = self._quiet
 
     def remember(
         self, stream: TlsStream, *, alpn: tuple[str, ...], server_name: str | None, verified_name: str
@@ -97,13 +97,13 @@ class Upstream:
         key = (alpn, server_name, verified_name)
         sessions = self._sessions
         try:
-            if key in sessions and stream.sock.session_reused:
+            if key in sessions and stream.state.session_reused:
                 return
             if self._quiet is not self._context:
-                stream.sock.context = self._context
-            session = stream.sock.session
+                stream.state.context = self._context
+            session = stream.state.session
             if self._quiet is not self._context:
-                stream.sock.context = self._quiet
+                stream.state.context = self._quiet
         except (OSError, ValueError):
             return
         if session is not None and session.has_ticket:

@@ -88,9 +88,9 @@ class _Handshake:
     def _start(self, stream: TlsStream, *, watched: bool) -> None:
         self._stream = stream
         if watched:
-            self._loop.rebind(stream.fd, self._ready, 0)
+            self._loop.rebind(stream.fd, self._ready, READ)
         else:
-            self._loop.add(stream.fd, self._ready, 0)
+            self._loop.add(stream.fd, self._ready, READ)
         self._ready(0)
 
     def _ready(self, mask: int) -> None:
@@ -174,7 +174,7 @@ class UpstreamHandshake(_Handshake):
         self._start(stream, watched=False)
 
     def _finish(self, stream: TlsStream) -> None:
-        if self._upstream.confirms and stream.sock.version() == "TLSv1.3" and not stream.sock.session_reused:
+        if self._upstream.confirms and stream.state.version() == "TLSv1.3" and not stream.state.session_reused:
             self._stream = stream
             self._timer = self._loop.later(CONFIRMATION, self._untold)
             self._loop.rebind(stream.fd, self._confirm, READ)
@@ -194,7 +194,7 @@ class UpstreamHandshake(_Handshake):
             return
         if early == b"":
             self._fail(ConnectionResetError("the app closed the connection after it had seen our certificate"))
-        elif early or (stream.sock.session is not None and stream.sock.session.has_ticket):
+        elif early or (stream.state.session is not None and stream.state.session.has_ticket):
             stream.early = early or b""
             self._confirmed(stream)
 
@@ -214,7 +214,7 @@ class UpstreamHandshake(_Handshake):
         failure = self._judge(stream)
         if failure is None:
             self._upstream.settle(stream)
-            self._done(stream, stream.sock.selected_alpn_protocol(), None)
+            self._done(stream, stream.state.selected_alpn_protocol(), None)
         else:
             stream.close()
             self._done(None, None, failure)
@@ -224,12 +224,12 @@ class UpstreamHandshake(_Handshake):
         if self._upstream.asked_for_certificate(stream.fd):
             return self._asked()
         if self._server_name is None and not self._port.skip_verify:
-            certificate = stream.sock.getpeercert() or {}
+            certificate = stream.state.getpeercert() or {}
             if not self._name:
                 return self._unverified("neither the client nor the certificate of this port says its name")
             if not names_match(certificate, self._name):
                 return self._unverified(f"its certificate is not for {self._name}")
-        chosen = stream.sock.selected_alpn_protocol()
+        chosen = stream.state.selected_alpn_protocol()
         if chosen not in PARSEABLE:
             return Failure(
                 ConditionType.ALPN_UNSUPPORTED,
@@ -308,7 +308,7 @@ class DownstreamHandshake(_Handshake):
         self._start(stream, watched=True)
 
     def _finish(self, stream: TlsStream) -> None:
-        if stream.sock.session_reused and _has_expired(stream.sock.getpeercert() or {}):
+        if stream.state.session_reused and _has_expired(stream.state.getpeercert() or {}):
             self._stream = stream
             self._fail(ssl.SSLError("the client's certificate has expired since its session began"))
         else:
@@ -334,7 +334,7 @@ class _Farewell:
         self._sock = sock
         self._timer = loop.later(FAREWELL, self.abandon)
         try:
-            socket.socket.shutdown(sock, socket.SHUT_WR)
+            sock.shutdown(socket.SHUT_WR)
         except OSError:
             self.abandon()
             return
@@ -343,8 +343,7 @@ class _Farewell:
     def _ready(self, mask: int) -> None:
         del mask
         try:
-            # Past the TLS wrapper: what still comes is not looked at.
-            if socket.socket.recv(self._sock, 65536):
+            if self._sock.recv(65536):
                 return
         except BlockingIOError:
             return

@@ -142,8 +142,8 @@ class Probe:
             self._finish(self._succeeded(stream))
 
     def _succeeded(self, stream: TlsStream) -> Finding:
-        chosen = stream.sock.selected_alpn_protocol() or ""
-        certificate = stream.sock.getpeercert(binary_form=True) or b""
+        chosen = stream.state.selected_alpn_protocol() or ""
+        certificate = stream.state.getpeercert(True) or b""
         asked = stream.fd in self._asked
         stream.finish(notify=True)
         return Finding(True, http2=chosen == "h2", alpn=chosen, asks_certificate=asked, certificate=certificate)

@@ -72,6 +72,6 @@ def _never(method: bytes, path: bytes, fields: object) -> bool:
 
 def proved_by(client: TlsStream) -> bytes | None:
     """What the client's verified certificate says (see `client_certificate`); None when it showed none."""
-    certificate = client.sock.getpeercert()
-    der = client.sock.getpeercert(binary_form=True)
+    certificate = client.state.getpeercert()
+    der = client.state.getpeercert(True)
     return describe(certificate, der) if certificate and der else None

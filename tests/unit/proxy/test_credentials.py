@@ -165,7 +165,7 @@ def visit(upstream, context, name):
     stream = shake(upstream, talk, name)
     upstream.settle(stream)
     assert exchange(stream) == b"x"
-    reused = stream.sock.session_reused
+    reused = stream.state.session_reused
     upstream.remember(stream, alpn=(), server_name=name, verified_name=name)
     stream.close()
     talk.end()
