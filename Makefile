@@ -76,12 +76,19 @@ fuzz: $(VENV)/.stamp ## Let the randomised tests of parsers and relays look fift
 
 .PHONY: bench
 bench: DEBIAN += $(DEBIAN_BENCH)
-bench: setup ## Compare with haproxy and Go, about 6 minutes; each figure beside its budget
-	@mkdir -p build && $(BIN)/python -m tests.bench --json build/bench.json --chart build/bench.svg
+bench: setup build/mitmproxy/.stamp ## Compare with haproxy, Go and mitmproxy, about 6 minutes; each figure beside its budget
+	@MITMPROXY=build/mitmproxy/bin/mitmdump $(BIN)/python -m tests.bench --json build/bench.json --chart build/bench.svg
+
+# A peer of the benchmark, in an environment of its own.
+build/mitmproxy/.stamp: tests/bench/mitmproxy.lock
+	@echo "Installing mitmproxy in build/mitmproxy"
+	@$(PYTHON) -m venv build/mitmproxy
+	@build/mitmproxy/bin/pip install -q --disable-pip-version-check -r tests/bench/mitmproxy.lock
+	@touch $@
 
 .PHONY: bench-quick
 bench-quick: DEBIAN += $(DEBIAN_BENCH)
-bench-quick: setup ## CPU per request only, about a minute
+bench-quick: setup ## CPU per request only, less than a minute
 	@$(BIN)/python -m tests.bench --quick
 
 .PHONY: check

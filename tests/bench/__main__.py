@@ -3,55 +3,135 @@
 from __future__ import annotations
 
 import argparse
+import os
+import resource
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.bench.arena import arena
-from tests.bench.extras import Figure, first_diverted, hundred_pods, latency, memory
+from tests.bench import extras, growth, rows
+from tests.bench.arena import Arena, arena
+from tests.bench.figure import Figure
+from tests.bench.growth import Growth
 from tests.bench.report import chart, write_json
-from tests.bench.rows import Measured, connection_row, cpu_rows, diverted_row, go_rows, measure, wire_row
+from tests.bench.rows import Measured, Row, measure
+from tests.harness.scene import TLS_PORT
 
 
 def main() -> int:
     """Measure and report; exit status 1 when a budget is missed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="CPU per request only, in about a minute")
-    parser.add_argument("--pairs", type=int, default=0, help="interleaved pairs per row (default 10, quick: 3)")
-    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--quick", action="store_true", help="CPU per request only, in less than a minute")
+    parser.add_argument("--pairs", type=int, default=0, help="interleaved pairs per row (default 10, quick: 2)")
+    parser.add_argument("--only", default="", help="what has this in its name")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--chart", type=Path, help="draw the ratios into this SVG file")
     options = parser.parse_args()
-    pairs = options.pairs or (3 if options.quick else 10)
-    rows = cpu_rows(seconds=1)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    bench = Bench(options.pairs or (2 if options.quick else 10), options.only)
+    bench.ratios(quick=options.quick)
     if not options.quick:
-        rows += [diverted_row(seconds=1), *go_rows(seconds=1), connection_row("ecdsa", seconds=1), wire_row()]
-    rows = [row for row in rows if options.only in row.name]
-    measured = [Measured(row) for row in rows]
-    extras: list[Figure] = []
-    with tempfile.TemporaryDirectory(prefix="sidestep-bench-") as folder, arena(Path(folder)) as ring:
-        for number in range(pairs):
-            for figures in measured:
-                measure(ring, figures.row, figures, ours_first=number % 2 == 0)
-            print(f"pair {number + 1} of {pairs}", file=sys.stderr)
-        if not options.quick and "latency".startswith(options.only):
-            extras += latency(ring, requests=8000)
-        if not options.quick and "memory".startswith(options.only):
-            extras += memory(ring)
-    if not options.quick and "pods".startswith(options.only):
-        with tempfile.TemporaryDirectory(prefix="sidestep-bench-") as folder:
-            extras += hundred_pods(Path(folder))
-    if not options.quick and "intercept".startswith(options.only):
-        with tempfile.TemporaryDirectory(prefix="sidestep-bench-") as folder:
-            extras.append(first_diverted(Path(folder)))
-    for line in (*measured, *extras):
-        print(line.line())
+        bench.rest()
+    for line in bench.table():
+        print(line)
     if options.json is not None:
-        write_json(options.json, measured, extras)
+        write_json(options.json, bench.measured, bench.figures, bench.growth)
     if options.chart is not None:
-        options.chart.write_text(chart(measured))
-    met = [*(figures.median <= figures.row.budget for figures in measured), *(figure.ok for figure in extras)]
-    return 0 if all(met) else 1
+        options.chart.write_text(chart(bench.measured))
+    return 0 if bench.ok else 1
+
+
+class Bench:
+    """What was measured so far; `only` limits it to what has that text in its name."""
+
+    def __init__(self, pairs: int, only: str) -> None:
+        self.pairs = pairs
+        self.only = only
+        self.measured: list[Measured] = []
+        self.figures: list[Figure] = []
+        self.growth: list[Growth] = []
+
+    @property
+    def ok(self) -> bool:
+        """Whether every budget was met."""
+        return all(figures.ok for figures in self.measured) and all(figure.ok for figure in self.figures)
+
+    def table(self) -> list[str]:
+        """Everything as text."""
+        lines = [each.line() for each in (*self.measured, *self.figures)]
+        for each in self.growth:
+            lines += each.lines()
+        return lines
+
+    def ratios(self, *, quick: bool) -> None:
+        """Everything that is measured in pairs; the parts that need the same scene come after each other."""
+        wanted = rows.cpu_rows(seconds=1)
+        peers: tuple[str, ...] = ()
+        if not quick:
+            wanted += [*rows.go_rows(), rows.connection_row("ecdsa", seconds=1), rows.wire_row()]
+            peers = ("go",)
+            if "MITMPROXY" in os.environ:
+                peers = ("go", "mitmproxy")
+                wanted.append(rows.mitmproxy_row())
+        with tempfile.TemporaryDirectory(prefix="sidestep-bench-") as folder, arena(Path(folder), peers=peers) as ring:
+            self._pairs(ring, wanted)
+            if quick:
+                return
+            diverted = [rows.diverted_row(seconds=1)]
+            if self._wants(diverted[0].name):
+                with ring.scene.intercept(*rows.DIVERTED, port=TLS_PORT):
+                    self._pairs(ring, diverted)
+            wires = [each for each in self.measured if each.row.per == "GiB"]
+            self.figures += [
+                Figure("wire, throughput, to haproxy's", each.rate, "x", 1.0, at_least=True) for each in wires
+            ]
+            self._on(ring)
+        rsa = [rows.connection_row("rsa", seconds=1)]
+        if self._wants(rsa[0].name):
+            with (
+                tempfile.TemporaryDirectory(prefix="sidestep-bench-") as folder,
+                arena(Path(folder), kind="rsa") as ring,
+            ):
+                self._pairs(ring, rsa)
+
+    def _pairs(self, ring: Arena, wanted: Sequence[Row]) -> None:
+        measured = [Measured(row) for row in wanted if self._wants(row.name)]
+        self.measured += measured
+        for number in range(self.pairs if measured else 0):
+            for figures in measured:
+                measure(ring, figures, ours_first=number % 2 == 0)
+            print(f"pair {number + 1} of {self.pairs} of {len(measured)} rows", file=sys.stderr)
+
+    def _on(self, ring: Arena) -> None:
+        """What needs the same scene as the ratios."""
+        if self._wants("throughput, latency"):
+            figures, rate = extras.throughput(ring, requests=4000)
+            self.figures += figures
+            self.figures += extras.latency(ring, rate=rate, requests=3000)
+        if self._wants("memory"):
+            self.figures += extras.memory(ring)
+        if self._wants("growth with connections"):
+            self.growth.append(growth.connections(ring))
+        if self._wants("growth with intercepts"):
+            self.growth.append(growth.intercepts(ring))
+
+    def rest(self) -> None:
+        """What has scenes of its own."""
+        alone: dict[str, Callable[[Path], Sequence[Figure]]] = {
+            "intercept to first diverted": lambda folder: [extras.first_diverted(folder)],
+            "attaching": lambda _: [extras.attaching()],
+            "pods": extras.hundred_pods,
+        }
+        for name, run in alone.items():
+            if self._wants(name):
+                with tempfile.TemporaryDirectory(prefix="sidestep-bench-") as folder:
+                    self.figures += run(Path(folder))
+                    print(name, file=sys.stderr)
+
+    def _wants(self, name: str) -> bool:
+        return self.only in name
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from tests.harness.waiting import until
 
 HAPROXY_TLS, HAPROXY_PLAIN, HAPROXY_H2, HAPROXY_TCP, HAPROXY_NEW, HAPROXY_DIVERTED = 9443, 9080, 9444, 9081, 9445, 9447
 
-GO_TLS = 9446
+GO_TLS, MITMPROXY_TLS = 9446, 9448
+DIRECT_TLS = 9449
+"""The app itself, on a port that nobody steers."""
 
 BIG = 1 << 30
 """Bytes of /files/big."""
@@ -32,7 +34,7 @@ http {{
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
   uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
   server {{
-    listen {ip}:{tls} ssl http2; listen {ip}:{plain}; ssl_session_cache shared:s:4m;
+    listen {ip}:{tls} ssl http2; listen {ip}:{direct} ssl http2; listen {ip}:{plain}; ssl_session_cache shared:s:4m;
     ssl_certificate {folder}/tls/tls.crt; ssl_certificate_key {folder}/tls/tls.key; ssl_protocols TLSv1.2 TLSv1.3;
     location /files/ {{ alias {folder}/; }}
     location / {{
@@ -53,7 +55,6 @@ defaults
   timeout connect 5s
   timeout client 60s
   timeout server 60s
-  {extra}
 frontend tls
   bind {ip}:{tls} ssl crt {folder}/tls/all.pem alpn http/1.1
   use_backend handler if {{ hdr(x-dev) -m str ada }}
@@ -99,12 +100,13 @@ backend handler
 
 @dataclass
 class Arena:
-    """Addresses and pids. `url(kind)` is what the client loads: kinds "sidestep", "haproxy", "direct"."""
+    """The scene, the peers' pids, and where load comes from."""
 
     scene: Shop
     haproxy: int
-    nginx: int
-    go: int
+    go: int = 0
+    mitmproxy: int = 0
+    """Pids, 0 where a peer was not asked for."""
 
     @property
     def client(self) -> Place:
@@ -126,13 +128,15 @@ class Arena:
         return pid
 
 
-def _write_configs(scene: Shop, folder: Path, extra: str) -> None:
+def _write_configs(scene: Shop, folder: Path) -> None:
     scene.app_certificate.write(folder / "tls")
     pem = scene.own_certificate.chain + scene.own_certificate.key
     (folder / "tls" / "all.pem").write_bytes(pem)
     (folder / "ca.crt").write_bytes(scene.authority.pem)
     ip = scene.space.ip
-    (folder / "nginx.conf").write_text(_NGINX.format(folder=folder, ip=ip, tls=TLS_PORT, plain=PLAIN_PORT))
+    (folder / "nginx.conf").write_text(
+        _NGINX.format(folder=folder, ip=ip, tls=TLS_PORT, plain=PLAIN_PORT, direct=DIRECT_TLS)
+    )
     (folder / "haproxy.cfg").write_text(
         _HAPROXY.format(
             folder=folder,
@@ -146,7 +150,6 @@ def _write_configs(scene: Shop, folder: Path, extra: str) -> None:
             app_tls=TLS_PORT,
             app_plain=PLAIN_PORT,
             host=HOST,
-            extra=extra,
         )
     )
 
@@ -172,16 +175,39 @@ def _go_proxy(scene: Shop, place: Path) -> Iterator[Process]:
 
 
 @contextlib.contextmanager
-def arena(
-    folder: Path, *, kind: str = "ecdsa", haproxy_extra: str = "", filters: tuple[str, ...] = ()
-) -> Iterator[Arena]:
-    """Everything up, an intercept that will not match active on both ports."""
+def _mitmproxy(scene: Shop, place: Path) -> Iterator[Process]:
+    """mitmproxy as a reverse proxy, without any addon; where its own environment is, `MITMPROXY` says."""
+    ip = scene.space.ip
+    command = [Path(os.environ["MITMPROXY"]).absolute(), "-q", "--mode", f"reverse:https://{HOST}:{TLS_PORT}"]
+    command += ["--listen-host", ip, "--listen-port", str(MITMPROXY_TLS), "--certs", str(place / "tls" / "all.pem")]
+    command += [
+        "--set",
+        f"ssl_verify_upstream_trusted_ca={place / 'ca.crt'}",
+        "--set",
+        f"confdir={place / 'mitmproxy'}",
+    ]
+    hosts = place / "hosts"
+    hosts.write_text(f"{ip} {HOST}\n")
+    mount = ["unshare", "-m", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(hosts)]
+    words = scene.space.pod.enter([*mount, "taskset", "-c", str(PROXY_CORE), *map(str, command)])
+    with Process(words, log=place / "mitmproxy.log") as process:
+        until(
+            lambda: str(MITMPROXY_TLS) in listening_ports(scene.space.pod) or not process.running,
+            within=30,
+            what=lambda: f"mitmproxy\n{process.text()}",
+        )
+        yield process
+
+
+@contextlib.contextmanager
+def arena(folder: Path, *, kind: str = "ecdsa", peers: tuple[str, ...] = ()) -> Iterator[Arena]:
+    """Everything up, an intercept that will not match active on both ports. `peers`: "go", "mitmproxy"."""
     with contextlib.ExitStack() as stack:
         scene = stack.enter_context(shop(folder, kind=kind, ipv6=False))
         place = folder / "bench"
         place.mkdir()
         write_big_file(place / "big", BIG)
-        _write_configs(scene, place, haproxy_extra)
+        _write_configs(scene, place)
         pod = scene.space.pod
         nginx = stack.enter_context(
             Process(
@@ -198,16 +224,20 @@ def arena(
             )
         )
         haproxies = (HAPROXY_TLS, HAPROXY_PLAIN, HAPROXY_H2, HAPROXY_TCP, HAPROXY_NEW, HAPROXY_DIVERTED)
-        wanted = {str(port) for port in (TLS_PORT, PLAIN_PORT, *haproxies)}
+        wanted = {str(port) for port in (TLS_PORT, PLAIN_PORT, DIRECT_TLS, *haproxies)}
         until(
             lambda: wanted <= listening_ports(pod) or not (nginx.running and haproxy.running),
             within=10,
             what=lambda: f"nginx and haproxy\n{nginx.text()}\n{haproxy.text()}",
         )
-        go = stack.enter_context(_go_proxy(scene, place))
+        ring = Arena(scene, haproxy.pid)
+        if "go" in peers:
+            ring.go = stack.enter_context(_go_proxy(scene, place)).pid
+        if "mitmproxy" in peers:
+            ring.mitmproxy = stack.enter_context(_mitmproxy(scene, place)).pid
         for port in (TLS_PORT, PLAIN_PORT):
-            stack.enter_context(scene.intercept(*filters, port=port, plaintext=port == PLAIN_PORT))
-        yield Arena(scene, haproxy.pid, nginx.pid, go.pid)
+            stack.enter_context(scene.intercept(port=port, plaintext=port == PLAIN_PORT))
+        yield ring
 
 
 def tree(pid: int) -> list[int]:

@@ -1,45 +1,30 @@
-"""Figures that are no ratio of CPU: memory, time to the first diverted request, a hundred pods, latency at a rate."""
+"""Figures that are no ratio of CPU: throughput, latency at a rate, memory, times, a hundred pods."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import statistics
-import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.arena import HAPROXY_TLS, Arena, arena
-from tests.bench.cpu import LOAD_CORE, cpu_seconds
-from tests.harness import manifests
+from sidestep.netns import Netns
+from sidestep.steering import Steering, compile_program
+from tests.bench.arena import DIRECT_TLS, HAPROXY_TLS, Arena
+from tests.bench.cpu import cpu_seconds
+from tests.bench.figure import Figure
+from tests.bench.load import Load, h2load
+from tests.bench.sessions import sessions, spec
+from tests.harness import manifests, namespaces
 from tests.harness.cli import intercept
-from tests.harness.curl import curl
-from tests.harness.namespaces import Netns, run
+from tests.harness.namespaces import pod_namespace, run
 from tests.harness.nginx import client_context
 from tests.harness.node import node
 from tests.harness.peers import Client, Server, http_app
-from tests.harness.scene import DEV, HOST, PLAIN_PORT, TLS_PORT
+from tests.harness.scene import DEV, HOST, PLAIN_PORT, TLS_PORT, Shop, shop
 from tests.harness.waiting import until
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured value beside its budget."""
-
-    name: str
-    value: float
-    unit: str
-    budget: float
-
-    @property
-    def ok(self) -> bool:
-        return self.value <= self.budget
-
-    def line(self) -> str:
-        """The row of the text table."""
-        return f"{self.name:44} {self.value:7.2f} {self.unit:8} budget {self.budget:g} {'ok' if self.ok else 'MISS'}"
 
 
 def pss(pid: int) -> float:
@@ -58,55 +43,88 @@ def rss(pid: int) -> float:
     raise AssertionError(f"no VmRSS for {pid}")
 
 
-def latency(ring: Arena, *, requests: int) -> list[Figure]:
-    """p50 and p99 at half of the saturation of the slower side, as ratios to haproxy."""
+def _tls_load(ring: Arena, port: int, requests: int, *, rate: float | None = None) -> Load:
+    """HTTP/1.1 over TLS on 16 connections."""
+    url = f"https://{HOST}:{port}/orders"
+    load = h2load(ring.client, url, requests=requests, connections=16, http1=True, rate=rate)
+    assert load.failed == 0, f"{load.failed} requests failed on port {port}"
+    return load
 
-    def h1(port: int, count: int, *extra: str, log: Path | None = None) -> float:
-        command = ["taskset", "-c", str(LOAD_CORE), "h2load", "--h1", "-t1", "-c16", "-m1", f"-n{count}", *extra]
-        if log is not None:
-            command.append(f"--log-file={log}")
-        mount = ["unshare", "-m", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(ring.client.hosts)]
-        words = ring.client.netns.enter([*mount, *command, f"https://{HOST}:{port}/orders"])
-        begin = time.monotonic()
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
-        assert f"{count} succeeded" in done.stdout, done.stdout
-        return time.monotonic() - begin
 
+_SIDES = (TLS_PORT, HAPROXY_TLS, DIRECT_TLS)
+
+
+def throughput(ring: Arena, *, requests: int, turns: int = 5) -> tuple[list[Figure], float]:
+    """Requests per second as fast as they are answered; also half of what the slower proxy answers."""
     ring.sidestep()
-    slower = min(requests / h1(port, requests) for port in (TLS_PORT, HAPROXY_TLS))
-    found: dict[int, tuple[list[float], list[float]]] = {TLS_PORT: ([], []), HAPROXY_TLS: ([], [])}
-    for turn in range(6):
-        for port in (TLS_PORT, HAPROXY_TLS) if turn % 2 else (HAPROXY_TLS, TLS_PORT):
-            log = ring.scene.folder / "latency.log"
-            log.unlink(missing_ok=True)
-            h1(port, requests, f"--rps={max(1, int(slower / 2 / 16))}", log=log)
-            times = sorted(int(line.split()[2]) for line in log.read_text().splitlines())
-            found[port][0].append(times[len(times) // 2])
-            found[port][1].append(times[len(times) * 99 // 100])
+    rates: dict[int, list[float]] = {port: [] for port in _SIDES}
+    for turn in range(turns):
+        for port in _SIDES if turn % 2 else reversed(_SIDES):
+            rates[port].append(_tls_load(ring, port, requests).rate)
+    ours, theirs, direct = (statistics.median(rates[port]) for port in _SIDES)
+    pairs = zip(rates[TLS_PORT], rates[HAPROXY_TLS], strict=True)
+    figures = [
+        Figure("throughput, h1 TLS, Sidestep", ours, "1/s"),
+        Figure("throughput, h1 TLS, haproxy", theirs, "1/s"),
+        Figure("throughput, h1 TLS, no proxy", direct, "1/s"),
+        Figure("throughput, h1 TLS, to haproxy's", statistics.median(one / other for one, other in pairs), "x"),
+    ]
+    return figures, min(ours, theirs) / 2
+
+
+def latency(ring: Arena, *, rate: float, requests: int, turns: int = 6) -> list[Figure]:
+    """p50 and p99 at a fixed rate: as ratios to haproxy, and as they are."""
+    found: dict[int, list[Load]] = {port: [] for port in _SIDES}
+    for turn in range(turns):
+        for port in _SIDES if turn % 2 else reversed(_SIDES):
+            found[port].append(_tls_load(ring, port, requests, rate=rate))
     figures = []
-    for index, name in enumerate(("p50", "p99")):
-        ratios = [one / other for one, other in zip(found[TLS_PORT][index], found[HAPROXY_TLS][index], strict=True)]
-        figures.append(Figure(f"latency {name} at half of saturation", statistics.median(ratios), "x", 1.2))
+    for name in ("p50", "p99"):
+        ours, theirs, direct = ([getattr(load, name) for load in found[port]] for port in _SIDES)
+        ratio = statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+        figures.append(Figure(f"latency {name} at half of saturation, to haproxy's", ratio, "x", 1.2))
+        for side, values in (("Sidestep", ours), ("haproxy", theirs), ("no proxy", direct)):
+            figures.append(Figure(f"latency {name}, {side}", statistics.median(values) * 1000, "ms"))
     return figures
 
 
-def first_diverted(folder: Path) -> Figure:
-    """Milliseconds from the request for an intercept, made by a running client, to the first diverted answer."""
+def first_diverted(folder: Path, *, turns: int = 5) -> Figure:
+    """Milliseconds from the request for an intercept to the first diverted answer: pod known, nothing steered yet."""
     times = []
-    with arena(folder) as ring:
-        scene = ring.scene
-        for _ in range(5):
+    with shop(folder, ipv6=False) as scene, contextlib.ExitStack() as stack:
+        app = Server(http_app, netns=scene.space.pod, address=scene.space.ip, port=PLAIN_PORT, record=False)
+        stack.enter_context(app)
+        for turn in range(turns):
+            wanted = [spec(PLAIN_PORT, f"turn-{turn}", "1")]
             begin = time.monotonic()
-            with scene.intercept("--http-header", "x-bench=1", port=PLAIN_PORT, plaintext=True):
-                answer = curl(
-                    scene.space.client,
-                    f"http://{HOST}:{PLAIN_PORT}/",
-                    address=scene.space.ip,
-                    headers=["x-bench: 1"],
+            with sessions(scene.node.socket, wanted, handler=scene.plain_handler.port, wait=False):
+                until(
+                    lambda turn=turn: _served_by(scene, f"x-turn-{turn}: 1") == "handler",
+                    within=10,
+                    what="the handler",
+                    every=0.002,
                 )
-                assert answer.served_by == "handler"
                 times.append(time.monotonic() - begin)
-    return Figure("intercept to first diverted (CLI start incl.)", statistics.median(times) * 1000, "ms", 1000)
+            until(lambda: not scene.node.proxies(scene.space.pod), within=30, what="the proxy to go")
+    return Figure("from intercept request to first diverted request", statistics.median(times) * 1000, "ms", 150)
+
+
+def _served_by(scene: Shop, line: str) -> str:
+    with Client(scene.space.ip, PLAIN_PORT, netns=scene.space.client, record=False) as client:
+        return client.get("/", line).header("x-served-by")
+
+
+def attaching(turns: int = 20) -> Figure:
+    """Milliseconds to load the compiled program for a pod and attach it."""
+    program = asyncio.run(compile_program())
+    times = []
+    with pod_namespace() as space, Netns.open(str(space.pod.path)) as netns:
+        for _ in range(turns):
+            begin = time.perf_counter()
+            steering = Steering.attach(program, netns.fd)
+            times.append(time.perf_counter() - begin)
+            steering.close()
+    return Figure("attaching to a pod", statistics.median(times) * 1000, "ms", 5)
 
 
 def memory(ring: Arena) -> list[Figure]:
@@ -129,8 +147,8 @@ def memory(ring: Arena) -> list[Figure]:
             assert client.get("/").status == 200
         loaded = private_mib(pid)
     return [
-        Figure("memory per pod, private, after load", private, "MiB", 12),
-        Figure("memory per pod, private, 100 TLS connections", loaded, "MiB", 12),
+        Figure("memory of a proxy's own, after load", private, "MiB"),
+        Figure("memory of a proxy's own, and 100 TLS connections", loaded, "MiB", 12),
     ]
 
 
@@ -168,7 +186,9 @@ def hundred_pods(folder: Path, *, count: int = 100) -> list[Figure]:
         daemon = stack.enter_context(node(folder, start=False))
         documents = [manifests.deployment("web", labels={"app": "web"})]
         for number, (name, address) in enumerate(spaces):
-            stack.enter_context(Server(http_app, netns=Netns(name), address=address, port=8080, record=False))
+            stack.enter_context(
+                Server(http_app, netns=namespaces.Netns(name), address=address, port=8080, record=False)
+            )
             documents.append(
                 {
                     "apiVersion": "v1",

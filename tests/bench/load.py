@@ -1,4 +1,4 @@
-"""One run of a load generator in the client's namespace, pinned to the load core."""
+"""Load generators: one run of wrk or h2load in the client's namespace, on core 0, and what it achieved."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ class Load:
     p50: float = 0.0
     p99: float = 0.0
     failed: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Requests (or GiB) per second."""
+        return self.requests / self.seconds
 
 
 def _seconds(text: str) -> float:
@@ -57,7 +62,7 @@ def wrk(
     headers: tuple[str, ...] = (),
 ) -> Load:
     """wrk with one thread (HTTP/1.1, keep-alive). `seconds` is whole."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{int(seconds)}s", "--latency"]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{int(seconds)}s"]
     for header in headers:
         command += ["-H", header]
     if script is not None:
@@ -65,17 +70,10 @@ def wrk(
     output = _run(place, [*command, url], seconds)
     total = re.search(r"(\d+) requests in ([0-9.]+\w+)", output)
     assert total, output
-    p50, p99 = re.search(r"^ +50% +(\S+)", output, re.MULTILINE), re.search(r"^ +99% +(\S+)", output, re.MULTILINE)
     wrong = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
     broken = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", output)
     failed = (int(wrong[1]) if wrong else 0) + (sum(map(int, broken.groups())) if broken else 0)
-    return Load(
-        int(total[1]),
-        _seconds(total[2]),
-        _seconds(p50[1]) if p50 else 0.0,
-        _seconds(p99[1]) if p99 else 0.0,
-        failed,
-    )
+    return Load(int(total[1]), _seconds(total[2]), failed=failed)
 
 
 _DOWNLOAD = """
@@ -108,13 +106,39 @@ def download(place: Place, host: str, port: int, *, size: int, times: int) -> Lo
     return Load(requests=times * size >> 30, seconds=float(output))
 
 
-def h2load(place: Place, url: str, *, requests: int, connections: int, streams: int, paths: Path | None = None) -> Load:
-    """h2load with one thread (HTTP/2). `paths` is a file of URLs to cycle through."""
+def h2load(
+    place: Place,
+    url: str,
+    *,
+    requests: int,
+    connections: int,
+    streams: int = 1,
+    paths: Path | None = None,
+    http1: bool = False,
+    rate: float | None = None,
+) -> Load:
+    """h2load with one thread. `paths` is a file of URLs to cycle through; `rate` (requests a second) also asks for
+    latencies.
+    """
     command = ["h2load", "-t1", f"-n{requests}", f"-c{connections}", f"-m{streams}"]
+    if http1:
+        command.append("--h1")
+    log = place.hosts.with_name("latency.log")
+    if rate is not None:
+        log.unlink(missing_ok=True)
+        command += [f"--rps={max(1, int(rate / connections))}", f"--log-file={log}"]
     command += ["-i", str(paths)] if paths is not None else [url]
     output = _run(place, command, 60)
     finished = re.search(r"finished in ([0-9.]+\w+)", output)
     counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", output)
     assert finished, output
     assert counts, output
-    return Load(int(counts[1]), _seconds(finished[1]), failed=sum(int(counts[index]) for index in (2, 3, 4)))
+    p50, p99 = _percentiles(log) if rate is not None else (0.0, 0.0)
+    failed = sum(int(counts[index]) for index in (2, 3, 4))
+    return Load(int(counts[1]), _seconds(finished[1]), p50, p99, failed)
+
+
+def _percentiles(log: Path) -> tuple[float, float]:
+    """p50 and p99 of h2load's log: (start, status, microseconds) of every request."""
+    times = sorted(int(line.split()[2]) for line in log.read_text().splitlines())
+    return times[len(times) // 2] / 1e6, times[len(times) * 99 // 100] / 1e6

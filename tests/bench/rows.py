@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from tests.bench.arena import (
     HAPROXY_PLAIN,
     HAPROXY_TCP,
     HAPROXY_TLS,
+    MITMPROXY_TLS,
     Arena,
     tree,
 )
@@ -53,8 +53,7 @@ class Row:
     budget: float
     stretch: float
     peer: str = "haproxy"
-    filters: tuple[str, ...] = ()
-    """Options of a second intercept that is there while this row is measured."""
+    per: str = "request"
 
 
 @dataclass
@@ -74,13 +73,22 @@ class Measured:
     def median(self) -> float:
         return statistics.median(self.ratios)
 
+    @property
+    def ok(self) -> bool:
+        return self.median <= self.row.budget
+
+    @property
+    def rate(self) -> float:
+        """Requests per second as a ratio to the peer's."""
+        return statistics.median(one / other for one, other in self.rates)
+
     def line(self) -> str:
         """The row of the text table."""
-        verdict = "ok " if self.median <= self.row.budget else "MISS"
+        verdict = "ok  " if self.ok else "MISS"
         low, high = min(self.ratios), max(self.ratios)
         return (
-            f"{self.row.name:44} {self.median:5.2f}  [{low:.2f}-{high:.2f}]  budget {self.row.budget:.2f} {verdict}"
-            f"  us/request {statistics.median(self.ours):6.1f} : {statistics.median(self.theirs):6.1f}"
+            f"{self.row.name:44} {self.median:6.3f}  [{low:.3f}-{high:.3f}]  budget {self.row.budget:.2f} {verdict}"
+            f"  us/{self.row.per} {statistics.median(self.ours):8.1f} : {statistics.median(self.theirs):8.1f}"
         )
 
 
@@ -126,13 +134,14 @@ def _one_percent(*, requests: int) -> Runner:
     return run
 
 
-_DIVERTED = ("--http-path-prefix", "/diverted/")
+DIVERTED = ("--http-path-prefix", "/diverted/")
+"""Options of the second intercept, which must be there while `diverted_row` is measured."""
 
 
 def diverted_row(*, seconds: float) -> Row:
     """HTTP/2 with one stream in a hundred diverted: by path to the handler here, to another backend in haproxy."""
     run = _one_percent(requests=int(12000 * seconds))
-    return Row("h2 TLS 4x16, 1 % of the streams diverted", run, TLS_PORT, HAPROXY_DIVERTED, 1.5, 1.2, filters=_DIVERTED)
+    return Row("h2 TLS 4x16, 1 % of the streams diverted", run, TLS_PORT, HAPROXY_DIVERTED, 1.5, 1.2)
 
 
 def _new_connections(*, seconds: float) -> Runner:
@@ -144,28 +153,44 @@ def _new_connections(*, seconds: float) -> Runner:
 
 
 def _wire(arena: Arena, port: int) -> Load:
-    return download(arena.client, HOST, port, size=BIG, times=2)
+    return download(arena.client, HOST, port, size=BIG, times=1)
 
 
 def connection_row(kind: str, *, seconds: float) -> Row:
     """New TLS connections: CPU per connection; the budget is 0.8 times as many per CPU second."""
     name = f"new TLS connections, {kind.upper()}"
-    return Row(name, _new_connections(seconds=seconds), TLS_PORT, HAPROXY_NEW, 1 / 0.8, 1.0)
+    return Row(name, _new_connections(seconds=seconds), TLS_PORT, HAPROXY_NEW, 1 / 0.8, 1.0, per="connection")
 
 
-def go_rows(*, seconds: float) -> list[Row]:
+def _small_h1(counts: dict[int, int], *, default: int) -> Runner:
+    """HTTP/1.1 over TLS, so many requests on each port: a peer that is a hundred times slower gets fewer of them."""
+
+    def run(arena: Arena, port: int) -> Load:
+        url = f"https://{HOST}:{port}/orders"
+        return h2load(arena.client, url, requests=counts.get(port, default), connections=4, http1=True)
+
+    return run
+
+
+def go_rows() -> list[Row]:
     """The same job done by the reverse proxy of Go's standard library."""
-    h1 = _h1("https", varied=False, seconds=seconds)
-    h2 = _h2(streams=16, connections=4, unique=True, requests=int(6000 * seconds))
+    h1 = _small_h1({}, default=3000)
+    h2 = _h2(streams=16, connections=4, unique=True, requests=5000)
     return [
         Row("h1 TLS, against Go's ReverseProxy", h1, TLS_PORT, GO_TLS, 0.6, 0.4, "go"),
         Row("h2 TLS 4x16, against Go's ReverseProxy", h2, TLS_PORT, GO_TLS, 0.6, 0.4, "go"),
     ]
 
 
+def mitmproxy_row() -> Row:
+    """The same job done by mitmproxy."""
+    run = _small_h1({MITMPROXY_TLS: 200}, default=3000)
+    return Row("h1 TLS, against mitmproxy", run, TLS_PORT, MITMPROXY_TLS, 0.04, 0.04, "mitmproxy")
+
+
 def wire_row() -> Row:
     """CPU per GiB of a wire between plaintext sockets, against haproxy's tcp mode."""
-    return Row("wire, CPU per GiB", _wire, PLAIN_PORT, HAPROXY_TCP, 1.0, 1.0)
+    return Row("wire, CPU per GiB", _wire, PLAIN_PORT, HAPROXY_TCP, 1.0, 1.0, per="GiB")
 
 
 def cpu_rows(*, seconds: float) -> list[Row]:
@@ -182,22 +207,20 @@ def cpu_rows(*, seconds: float) -> list[Row]:
     ]
 
 
-def measure(arena: Arena, row: Row, into: Measured, *, ours_first: bool) -> None:
+def measure(arena: Arena, figures: Measured, *, ours_first: bool) -> None:
     """One pair."""
-    with arena.scene.intercept(*row.filters, port=TLS_PORT) if row.filters else contextlib.nullcontext():
-        _measure(arena, row, into, ours_first=ours_first)
-
-
-def _measure(arena: Arena, row: Row, into: Measured, *, ours_first: bool) -> None:
-    peer = arena.go if row.peer == "go" else arena.haproxy
-    sides = [(arena.sidestep(), row.ours, into.ours), (peer, row.theirs, into.theirs)]
+    row = figures.row
+    peer = {"go": arena.go, "mitmproxy": arena.mitmproxy}.get(row.peer, arena.haproxy)
+    sides = [(arena.sidestep(), row.ours, figures.ours), (peer, row.theirs, figures.theirs)]
     rates = {}
-    for pid, port, figures in sides if ours_first else reversed(sides):
+    for pid, port, costs in sides if ours_first else reversed(sides):
         pids = tree(pid)
         before = cpu_seconds(pids)
         load = row.run(arena, port)
-        assert load.failed == 0, f"{row.name}: {load.failed} requests failed on port {port}"
+        told = f"{row.name}: {load.failed} requests failed on port {port}, {load.requests} did not"
+        assert load.requests > 0, told
+        assert load.failed == 0, told
         assert arena.sidestep() == arena.proxy, "the pod proxy was replaced during the run"
-        figures.append((cpu_seconds(pids) - before) / load.requests * 1e6)
-        rates[port] = load.requests / load.seconds
-    into.rates.append((rates[row.ours], rates[row.theirs]))
+        costs.append((cpu_seconds(pids) - before) / load.requests * 1e6)
+        rates[port] = load.rate
+    figures.rates.append((rates[row.ours], rates[row.theirs]))
