@@ -1,6 +1,7 @@
-"""What sessions show of diverted and copied requests: collected for one turn of the event loop, told in one message.
+"""What sessions show of diverted and copied requests: collected for a moment, told in one message.
 
-Lossy and bounded: lines above `MAX_LINES` a turn, and all of a turn when the daemon is behind, are only counted.
+Lossy and bounded: lines above `MAX_LINES`, and all of them when the daemon is behind, are only counted. The moment also
+keeps daemon and developer's machine from waking up just when the app works at the request.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from sidestep.proxy.loop import Loop
 
 MAX_LINES: Final = 256
 """Requests logged per flush; what is beyond is counted."""
+MOMENT: Final = 0.01
+"""Seconds for which lines are collected."""
 MAX_TEXT: Final = 2048
 """Characters of a path or authority in a log line."""
 _LOST: Final = {Lost.NOTHING: "", Lost.ALL: "dropped", Lost.REST: "truncated"}
 
 
 class RequestLog:
-    """The lines that wait for the end of this turn."""
+    """The lines that wait."""
 
     def __init__(self, loop: Loop, line: Line) -> None:
         self._loop = loop
@@ -32,7 +35,7 @@ class RequestLog:
     def add(self, conduit: Conduit) -> None:
         """Take what a conduit's relay has diverted, and count it."""
         if not self._lines:
-            self._loop.later(0.0, self._flush)
+            self._loop.later(MOMENT, self.flush)
         endpoint = conduit.endpoint
         for request in conduit.relay.diverted:
             conduit.port.counters[_counter(request)] += 1
@@ -55,7 +58,10 @@ class RequestLog:
             )
         conduit.relay.diverted.clear()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Tell what there is."""
+        if not self._lines:
+            return
         lines, self._lines = self._lines, []
         message = messages.Requests(self._line.next_seq(), tuple(lines), self._dropped)
         if self._line.send(message, droppable=True):

@@ -357,6 +357,7 @@ class Worker:
     def _exit_when_drained(self) -> None:
         if not self._draining or self._conduits or self._judges or self._retiring:
             return
+        self._log.flush()
         if self.taps or self.lingering:
             self._loop.later(FLUSH, self._loop.stop)
         else:
