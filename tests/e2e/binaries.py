@@ -55,6 +55,8 @@ def _build(home: Path, done: Path) -> None:
         "KUBE_GIT_VERSION": f"v{VERSION}",
         "KUBE_GIT_MAJOR": "1",
         "KUBE_GIT_MINOR": minor,
+        # Else the kubelet is built apart, with all packages once more, just as static without cgo as the others.
+        "KUBE_STATIC_OVERRIDES": "kubelet",
     }
     what = " ".join(f"cmd/{name}" for name in COMMANDS)
     cache.step(
@@ -89,14 +91,22 @@ def _source(work: Path, log: Path) -> Path:
         "Dir::State::Lists": apt / "lists",
         "Dir::Cache": apt,
         "APT::Sandbox::User": "root",
+        "Acquire::http::Timeout": "30",
     }
     options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
-    cache.step("fetching Debian's list of sources", ["apt-get", *options, "-qq", "update"], log=log, within=300)
+    cache.step(
+        "fetching Debian's list of sources",
+        ["apt-get", *options, "-qq", "--error-on=any", "update"],
+        log=log,
+        within=120,
+        attempts=cache.ATTEMPTS,
+    )
     cache.step(
         "fetching Debian's source of Kubernetes (35 MB)",
         ["apt-get", *options, "-qq", "source", "kubernetes", REFLECTION],
         log=log,
-        within=900,
+        within=300,
+        attempts=cache.ATTEMPTS,
         cwd=work,
     )
     kubernetes, reflection = (_only(work, f"{name}-[0-9]*") for name in ("kubernetes", REFLECTION))

@@ -30,6 +30,11 @@ SUITE = "bookworm"
 SIGN_OF_LIFE = 30.0
 """Seconds between two progress lines."""
 
+ATTEMPTS = 3
+"""How often a step is tried that fetches something."""
+PAUSE = 10.0
+"""Seconds between two attempts."""
+
 
 class BuildError(Exception):
     """A step failed; the text says which, and ends with what it printed last."""
@@ -74,11 +79,35 @@ def step(
     within: float,
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
-    nice: bool = True,
+    attempts: int = 1,
 ) -> None:
-    """Run a long command quietly. Raises BuildError with the end of its output."""
+    """Run a long command quietly, `within` seconds for each attempt. Raises BuildError with the end of its output.
+
+    Whoever tells it to be tried more than once has made sure that it may begin again where it failed.
+    """
+    for left in reversed(range(attempts)):
+        try:
+            _attempt(what, command, log=log, within=within, cwd=cwd, environment=environment)
+        except BuildError as error:
+            if not left:
+                raise
+            say(f"{error}\ntrying again in {PAUSE:.0f} s")
+            time.sleep(PAUSE)
+        else:
+            return
+
+
+def _attempt(
+    what: str,
+    command: Sequence[str | Path],
+    *,
+    log: Path,
+    within: float,
+    cwd: Path | None,
+    environment: Mapping[str, str] | None,
+) -> None:
     say(what)
-    words = [*(("nice", "-n", "19") if nice else ()), *(str(word) for word in command)]
+    words = ["nice", "-n", "19", *(str(word) for word in command)]
     begin = time.monotonic()
     with open(log, "ab") as output:
         process = subprocess.Popen(
