@@ -28,7 +28,7 @@ COMPONENTS = {
     "scheduler": ("system:kube-scheduler", ""),
     "kubelet": (f"system:node:{machine.NODE_NAME}", "system:nodes"),
 }
-DEVELOPERS = ("ada", "bob", "mallory")
+DEVELOPERS = ("ada", "bob", "eve", "mallory")
 """Users without any right until a test gives them some."""
 
 
@@ -44,6 +44,11 @@ class Settings:
         """The kubeconfig of a component or a developer."""
         return self.folder / f"{user}.kubeconfig"
 
+    @property
+    def audit(self) -> Path:
+        """What Sidestep's service account has asked of the API server, a JSON line for each request."""
+        return self.folder / "audit.jsonl"
+
     def write(self) -> None:
         """Make keys, certificates, tokens and configuration files."""
         self.folder.mkdir(parents=True)
@@ -58,6 +63,7 @@ class Settings:
         self._put("kubelet.yaml", yaml.safe_dump(self._kubelet()))
         self._put("containerd.toml", self._containerd())
         self._put("resolv.conf", "")
+        self._put("audit.yaml", yaml.safe_dump(_AUDIT))
         (self.folder / "cni").mkdir()
         self._put("cni/10-bridge.conflist", json.dumps(_NETWORK))
 
@@ -146,6 +152,14 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 """
 
 
+DAEMON_ACCOUNT = "system:serviceaccount:sidestep:sidestep-node"
+_AUDIT = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata", "users": [DAEMON_ACCOUNT]}, {"level": "None"}],
+}
+
 _NETWORK = {
     "cniVersion": "0.3.1",
     "name": "pods",
@@ -202,6 +216,8 @@ def apiserver(programs: Path, settings: Settings) -> list[str]:
         f"--kubelet-client-key={folder}/kubelet-client.key",
         "--kubelet-preferred-address-types=InternalIP",
         "--authorization-mode=Node,RBAC",
+        f"--audit-policy-file={folder}/audit.yaml",
+        f"--audit-log-path={settings.audit}",
         "--enable-admission-plugins=NodeRestriction",
         "--allow-privileged=true",
     ]

@@ -21,8 +21,12 @@ from tests.harness.curl import Answer
 
 HOST = "orders.shop.test"
 TLS_PORT, PLAIN_PORT = 8443, 8080
+LISTENERS = frozenset(f"tcp 0.0.0.0:{port}" for port in (TLS_PORT, PLAIN_PORT))
+"""What listens in a pod that is left alone."""
 LABELS = {"app": "orders"}
 SELECTOR = "app=orders"
+CERTIFICATE = f"telepresence.io/downstream-tls-secret.{TLS_PORT}"
+"""The annotation that names the Secret with the certificate."""
 DEV = "x-dev: ada"
 """The header line that the usual intercept matches."""
 
@@ -154,7 +158,7 @@ def open_shop(cluster: Cluster, folder: Path, *, namespace: str = "shop", replic
         config,
         secret("orders-tls", authority.issue(HOST)),
         service(),
-        deployment(replicas=replicas, annotations={f"telepresence.io/downstream-tls-secret.{TLS_PORT}": "orders-tls"}),
+        deployment(replicas=replicas, annotations={CERTIFICATE: "orders-tls"}),
         namespace=namespace,
     )
     shop = Shop(cluster=cluster, namespace=namespace, authority=authority, ca=ca)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 
 import kubernetes_validate
 import pytest
 import yaml
 
+from tests.e2e import components
 from tests.e2e import product as products
+from tests.e2e import shop as shops
 from tests.e2e.cache import REPOSITORY
+from tests.harness.waiting import until
 
-ACCOUNT = "system:serviceaccount:sidestep:sidestep-node"
+ACCOUNT = components.DAEMON_ACCOUNT
 SUPPORTED = ("1.28", "1.30", "1.32", "1.34", "1.36", "1.37")
 """Users' clusters; the one of these tests is older."""
 
@@ -43,6 +48,7 @@ def test_one_apply_installs(cluster, product):
 @pytest.mark.parametrize(
     ("verb", "resource"),
     [
+        ("get", "pods"),
         ("get", "secrets"),
         ("list", "secrets"),
         ("create", "pods"),
@@ -61,6 +67,60 @@ def test_what_the_daemon_may_not(cluster, product, verb, resource):
     for where in (["-n", "default"], ["-n", "kube-system"], ["-n", products.NAMESPACE]):
         answer = cluster.kubectl_result("auth", "can-i", verb, resource, "--as", ACCOUNT, *where)
         assert answer.stdout.strip() == "no", f"{verb} {resource} {where}"
+
+
+RARELY = {(verb, f"sidestep.dev/{kind}") for verb in ("get", "delete") for kind in ("intercepts", "wiretaps")}
+"""Rights that no test can wait for: after a conflict of two daemons, and after ten minutes without renewal."""
+
+
+def asked(cluster):
+    """The daemons' requests so far: (verb, resource), with the statuses of the answers."""
+    found = {}
+    for line in cluster.settings.audit.read_text().splitlines():
+        request = json.loads(line)
+        about = request.get("objectRef")
+        if about is not None:
+            resource = "/".join(
+                part for part in (about.get("apiGroup"), about["resource"], about.get("subresource")) if part
+            )
+            found.setdefault((request["verb"], resource), set()).add(request.get("responseStatus", {}).get("code"))
+    return found
+
+
+def granted():
+    """What the manifest lets the daemons do, in the same words."""
+    [role] = [
+        one
+        for one in products.documents()
+        if one["kind"] == "ClusterRole" and one["metadata"]["name"] == "sidestep-node"
+    ]
+    return {
+        (verb, f"{group}/{resource}" if group else resource)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_the_daemon_has_the_rights_it_uses(cluster, product, shop):
+    """By the API server's own audit log: it asks for nothing it may not, and may nothing it does not ask for."""
+    timeout = f"telepresence.io/upstream-probe-timeout.{shops.TLS_PORT}"
+    with contextlib.ExitStack() as sessions:
+        handler = sessions.enter_context(product.handler())
+        for kind in ("intercept", "wiretap"):
+            sessions.enter_context(
+                product.intercept("orders", "--http-header", "x-dev=ada", port=f"{handler}:https", pods=3, kind=kind)
+            )
+        cluster.kubectl("annotate", "deploy", "orders", f"{timeout}=often", "-n", shop.namespace)
+        try:
+            until(lambda: ("create", "events") in asked(cluster), within=10, every=0.3, what="an Event")
+        finally:
+            cluster.kubectl("annotate", "deploy", "orders", f"{timeout}-", "-n", shop.namespace)
+    used = {what for what in asked(cluster) if what[1] != "secrets"}
+    assert used <= granted()
+    assert granted() - used <= RARELY
+    assert {what for what in asked(cluster) if what[1] == "secrets"} == {("list", "secrets"), ("watch", "secrets")}
 
 
 def test_the_daemon_pod_is_confined(cluster, product):
