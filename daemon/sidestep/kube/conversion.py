@@ -75,7 +75,8 @@ def pod(value: KubeObject) -> SeenPod:
     """A pod with the ids of its running containers. Raises FieldError."""
     found = converted("", "Pod")(value)
     assert isinstance(found, objects.PodObject)  # noqa: S101 - the converter of pods
-    return SeenPod(found, container_ids(value))
+    leaving = bool((value.get("metadata") or {}).get("deletionTimestamp"))
+    return SeenPod(replace(found, pod=replace(found.pod, leaving=leaving)), container_ids(value))
 
 
 def container_ids(value: KubeObject) -> dict[str, str]:

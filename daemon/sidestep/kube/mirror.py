@@ -175,7 +175,7 @@ class Mirror:
         pods: dict[PodKey, Pod] = {}
         for seen in self.pods():
             pod = link_owners(seen.object.pod, seen.object.owners, workloads)
-            pods[pod.key] = replace(pod, location=locations.get(pod.uid, Location()))
+            pods[pod.key] = replace(pod, location=replace(locations.get(pod.uid, Location()), searched=True))
         services: list[Service] = sorted(
             self._sinks["services"].found.values(), key=lambda each: (each.namespace, each.name)
         )

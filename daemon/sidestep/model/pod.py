@@ -67,7 +67,8 @@ class Location:
     `netns` is a path whose file is the network namespace (`/run/netns/NAME`, `/proc/PID/ns/net`); `pids` maps a
     container name to a process of it ("" for any); `root` is a folder that stands for the containers' root when there
     is no process; `cgroup` is the pod's cgroup v2 folder. `births` says when processes that are meant were started, in
-    clock ticks since boot, where that is known: a later process of the same id is none of the pod's.
+    clock ticks since boot, where that is known: a later process of the same id is none of the pod's. `searched`: it is
+    found by looking at processes, not stated by anybody; it may be missing while a pod starts, and when it ends.
     """
 
     netns: str | None = None
@@ -75,11 +76,13 @@ class Location:
     root: str | None = None
     cgroup: str | None = None
     births: Mapping[int, int] = field(default_factory=dict)
+    searched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod. `containers` are names in spec order; `ended` is true once its phase is Succeeded or Failed."""
+    """A pod. `containers` are names in spec order; `ended` is true once its phase is Succeeded or Failed,
+    `leaving` once it has been told to end."""
 
     key: PodKey
     uid: str
@@ -93,6 +96,7 @@ class Pod:
     probe_ports: frozenset[int] = frozenset()
     host_network: bool = False
     ended: bool = False
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)

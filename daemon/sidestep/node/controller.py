@@ -132,7 +132,7 @@ class Controller:
         absent: dict[PodKey, str] = {}
         for key, pod in self.inventory.pods.items():
             path = netns_path(pod.location)
-            if path and not pod.ended:
+            if path and not pod.ended and not pod.location.searched:
                 try:
                     netns_id(path)
                 except SidestepError as error:

@@ -3,6 +3,9 @@
 Refused are the host's own namespace, whatever led there, and a namespace that carries none of the addresses that are
 stated for the pod. In local mode a manifest may state none: then the pod's addresses are those found inside, without
 loopback and link-local ones.
+
+Where pods are found by their processes, there is none while a pod starts or ends: nothing is wrong then, it is not
+there *yet*, or no longer.
 """
 
 from __future__ import annotations
@@ -15,6 +18,12 @@ from sidestep.model.pod import Location, Pod
 from sidestep.netns import Netns, addresses, host_netns_id
 
 Address = IPv4Address | IPv6Address
+
+_NO_PROCESS = "none of its processes is found on this node"
+
+
+class AbsentError(ConfigurationError):
+    """No process of the pod is there now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +43,22 @@ def netns_path(location: Location) -> str:
 
 
 def locate(pod: Pod) -> Located:
-    """Open and verify. Raises ConfigurationError (nothing there), RefusedError (not this pod's), KernelError."""
+    """Open and verify. Raises ConfigurationError (nothing there; AbsentError where that may pass), RefusedError (not
+    this pod's), KernelError."""
     path = netns_path(pod.location)
+    if not path and pod.location.searched:
+        raise AbsentError(_NO_PROCESS)
     if not path:
         raise ConfigurationError(
             "no process of it is known here (a manifest says where it lives: sidestep.dev/netns or sidestep.dev/pid)",
             subject=f"pod {pod.key}",
         )
-    netns = Netns.open(path)
+    try:
+        netns = Netns.open(path)
+    except ConfigurationError as error:
+        if pod.location.searched:
+            raise AbsentError(_NO_PROCESS) from error
+        raise
     try:
         if netns.id == host_netns_id():
             raise RefusedError(f"{path} is the host's own network namespace; Sidestep never steers there")

@@ -21,7 +21,7 @@ from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import BugError, ConfigurationError, KernelError, RefusedError, SidestepError
 from sidestep.model.pod import NetnsId, PodKey
 from sidestep.node.conditions import Conditions, Source
-from sidestep.node.located import netns_path
+from sidestep.node.located import AbsentError, netns_path
 from sidestep.node.plan import Plan, PodPlan
 from sidestep.node.proxy_uids import ProxyUids
 from sidestep.node.target import Target
@@ -34,6 +34,9 @@ TICK = 0.5
 FIRST_RETRY = 0.1
 LAST_RETRY = 5.0
 """Seconds before the first retry of what failed, doubling up to the last."""
+
+ABSENT = 10.0
+"""Seconds for which no process of a pod may be found before that is a problem: pods start, and end."""
 
 PARALLEL = 8
 """Targets that are opened at the same time; more would only queue at the zygote."""
@@ -55,6 +58,7 @@ class _Worker:
     pause: float = FIRST_RETRY
     retry: asyncio.TimerHandle | None = None
     problem: str = ""
+    absent_since: float | None = None
 
 
 class Reconciler:
@@ -161,6 +165,7 @@ class Reconciler:
                 self._failed(worker, error)
             else:
                 self._state_problem(worker, None)
+                worker.absent_since = None
                 worker.pause = FIRST_RETRY
                 if worker.desired is None and worker.target is None and not worker.wake.is_set():
                     del self._workers[worker.key]
@@ -233,9 +238,17 @@ class Reconciler:
 
     def _failed(self, worker: _Worker, error: SidestepError) -> None:
         worker.again = True
-        self._state_problem(worker, error)
+        self._state_problem(worker, None if isinstance(error, AbsentError) and self._bears(worker) else error)
         worker.retry = asyncio.get_running_loop().call_later(worker.pause, worker.wake.set)
         worker.pause = min(2 * worker.pause, LAST_RETRY)
+
+    def _bears(self, worker: _Worker) -> bool:
+        """Whether it is nothing unusual that no process of the pod is there."""
+        now = asyncio.get_running_loop().time()
+        if worker.absent_since is None:
+            worker.absent_since = now
+        leaving = worker.desired is not None and worker.desired.pod.leaving
+        return leaving or now - worker.absent_since < ABSENT
 
     def _state_problem(self, worker: _Worker, error: SidestepError | None) -> None:
         worker.problem = str(error) if error is not None else ""

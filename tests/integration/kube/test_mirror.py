@@ -146,7 +146,7 @@ def test_annotations_come_and_go_on_every_level():
             key = PodKey("shop", "orders-1")
             await api.put(V1, "pods", pod(annotations={PATH: "/pod", "sidestep.dev/netns": "/proc/1/ns/net"}))
             await until(lambda: found.inventory.pods[key].annotations.get(PATH) == "/pod")
-            assert found.inventory.pods[key].location == Location(), "no annotation says where a pod lives"
+            assert found.inventory.pods[key].location == Location(searched=True), "no annotation says where a pod lives"
             await api.put(APPS, "deployments", {"metadata": {"name": "orders", "namespace": "shop"}})
             await until(lambda: found.inventory.pods[key].owners[1].annotations == {})
             await api.put(V1, "nodes", {"metadata": {"name": "n1"}})

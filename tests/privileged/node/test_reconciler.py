@@ -9,7 +9,8 @@ from ipaddress import ip_address
 import pytest
 
 from sidestep.model.condition import ConditionType
-from sidestep.model.pod import Family, Transport
+from sidestep.model.pod import Family, Location, Transport
+from sidestep.node import reconciler
 from sidestep.node.supervisor import ProxyState
 from sidestep.steering import CompiledProgram
 from tests.harness import kernel
@@ -442,5 +443,31 @@ def test_closing_leaves_nothing(program):
             assert programs.left() == []
             assert space.pod.processes() == frozenset()
             assert await answers(space) == "app"
+
+    asyncio.run(story())
+
+
+def test_a_pod_whose_processes_are_not_there_is_a_problem_after_a_while_only(program, monkeypatch):
+    """Where they are looked for, that is: a pod that starts has none yet, and one that leaves has none any more."""
+    monkeypatch.setattr(reconciler, "ABSENT", 1.0)
+
+    async def story():
+        with pod_namespace() as space, serving(space):
+            async with rig(program) as some:
+                pod = replace(pod_of(space), location=Location(searched=True))
+                key = some.add(pod)
+                some.intercepts = [intercept()]
+                begun = time.monotonic()
+                some.plan()
+                await some.until(lambda: types(some))
+                assert time.monotonic() - begun >= 1.0
+                assert types(some) == {ConditionType.NETNS_UNAVAILABLE}
+                assert some.reconciler.problem(key) == "none of its processes is found on this node"
+                some.add(replace(pod, leaving=True))
+                some.plan()
+                await some.until(lambda: not types(some))
+                some.add(replace(pod, location=Location(netns=str(space.pod.path), searched=True)))
+                some.plan()
+                await some.until(lambda: some.steered(key))
 
     asyncio.run(story())
