@@ -60,8 +60,9 @@ class Load:
         return self.mark() - before
 
 
-def once(netns: Netns, ip: str, context: ssl.SSLContext, *, marked: bool) -> tuple[str, int]:
-    """One request on a connection of its own: who answered, and the serial number of the certificate served."""
+@contextlib.contextmanager
+def connected(netns: Netns, ip: str, context: ssl.SSLContext) -> Iterator[http.client.HTTPSConnection]:
+    """A connection that stays: once it is closed by the other side, asking on it fails."""
 
     def connect() -> socket.socket:
         return socket.create_connection((ip, TLS_PORT), timeout=PATIENCE)
@@ -72,14 +73,26 @@ def once(netns: Netns, ip: str, context: ssl.SSLContext, *, marked: bool) -> tup
     ):
         connection = http.client.HTTPSConnection(HOST, TLS_PORT)
         connection.sock = sock
-        name, _, value = DEV.partition(": ")
-        connection.request("GET", "/load", headers={name: value} if marked else {})
-        answer = connection.getresponse()
-        answer.read()
-        served = answer.headers.get("X-Served-By", "")
-        certificate = sock.getpeercert()
+        connection.auto_open = 0
+        yield connection
+
+
+def ask(connection: http.client.HTTPSConnection, *, marked: bool) -> str:
+    """One request: who answered it."""
+    name, _, value = DEV.partition(": ")
+    connection.request("GET", "/load", headers={name: value} if marked else {})
+    answer = connection.getresponse()
+    answer.read()
+    served = answer.headers.get("X-Served-By", "")
+    return served if answer.status == 200 else f"status {answer.status} {served}"
+
+
+def once(netns: Netns, ip: str, context: ssl.SSLContext, *, marked: bool) -> tuple[str, int]:
+    """One request on a connection of its own: who answered, and the serial number of the certificate served."""
+    with connected(netns, ip, context) as connection:
+        certificate = connection.sock.getpeercert()
         serial = int(str(certificate["serialNumber"]), 16) if certificate else 0
-        return (served if answer.status == 200 else f"status {answer.status} {served}"), serial
+        return ask(connection, marked=marked), serial
 
 
 @contextlib.contextmanager

@@ -15,12 +15,13 @@ import yaml
 
 from tests.e2e.cache import REPOSITORY
 from tests.e2e.cluster import Cluster, Pod
+from tests.e2e.shop import LISTENERS
 from tests.harness import kernel
 from tests.harness.authority import Authority
 from tests.harness.cli import Intercept, Result
 from tests.harness.namespaces import run
 from tests.harness.node import SIDESTEP
-from tests.harness.processes import Process
+from tests.harness.processes import Process, started
 from tests.harness.waiting import until
 
 NAMESPACE = "sidestep"
@@ -93,6 +94,15 @@ class Product:
         """The daemon's pod."""
         return self.cluster.wait_pods(NAMESPACE, DAEMON, 1)[0]
 
+    def process(self, daemon: Pod) -> int:
+        """The daemon's process, as seen from outside of the node: the oldest of its container's."""
+        found = {}
+        for pid in self.cluster.processes(daemon):
+            with contextlib.suppress(OSError):  # it has just ended
+                if b"sidestep" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found[pid] = started(pid)
+        return min(found, key=lambda pid: found[pid])
+
     def log(self, *, lines: int = 200) -> str:
         """What the daemon said, the one before it included."""
         found = ""
@@ -113,9 +123,14 @@ class Product:
         return frozenset(" ".join([line.split()[0], line.split()[4]]) for line in run(*words).splitlines())
 
     def quiet(self, pods: Sequence[Pod]) -> None:
-        """Wait until nothing is steered in these pods any more."""
+        """Wait until nothing of ours is in these pods of the shop any more: no link, and no listener but the app's."""
         for pod in pods:
-            until(lambda pod=pod: not self.steering(pod).links, within=45, every=0.5, what=f"{pod.name} to be released")
+            until(
+                lambda pod=pod: not self.steering(pod).links and self.listeners(pod) == LISTENERS,
+                within=45,
+                every=0.5,
+                what=lambda pod=pod: f"{pod.name} to be released: {self.steering(pod)}, {self.listeners(pod)}",
+            )
 
     # ---- the laptop
 

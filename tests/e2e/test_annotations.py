@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 
 import pytest
 
 from tests.e2e import machine
 from tests.e2e import shop as shops
+from tests.e2e.load import ask, connected
 from tests.harness.waiting import until
 
 FILTER = ("--http-header", "x-dev=ada")
 SOON = 5.0
 """Seconds that a change may take."""
-CERTIFICATE = f"telepresence.io/downstream-tls-secret.{shops.TLS_PORT}"
 
 
 def answers(shop, pod):
@@ -39,13 +40,13 @@ def session(cluster, product, shop):
         product.handler() as handler,
         product.intercept("orders", *FILTER, port=f"{handler}:https", pods=3) as session,
     ):
-        cluster.kubectl("annotate", "deploy", "orders", f"{CERTIFICATE}-", "-n", shop.namespace)
+        cluster.kubectl("annotate", "deploy", "orders", f"{shops.CERTIFICATE}-", "-n", shop.namespace)
         try:
             for pod in shop.pods():
                 until(lambda pod=pod: answers(shop, pod) == "app", within=SOON, what="the wire without a certificate")
             yield session
         finally:
-            cluster.kubectl("annotate", "--overwrite", "deploy", "orders", f"{CERTIFICATE}=orders-tls", "-n",
+            cluster.kubectl("annotate", "--overwrite", "deploy", "orders", f"{shops.CERTIFICATE}=orders-tls", "-n",
                             shop.namespace)  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def test_a_certificate_by_annotation(cluster, product, shop, session, place):
     """Setting it takes effect within five seconds, removing it too."""
     (kind, name), namespace, concerned = places(shop)[place]
     before = {(pod.uid, pod.restarts) for pod in shop.pods()}
-    with annotated(cluster, kind, name, CERTIFICATE, "orders-tls", namespace=namespace):
+    with annotated(cluster, kind, name, shops.CERTIFICATE, "orders-tls", namespace=namespace):
         for pod in concerned:
             until(lambda pod=pod: answers(shop, pod) == "handler", within=SOON, what=f"the {place}'s annotation")
         for pod in shop.pods():
@@ -89,12 +90,20 @@ def test_a_bad_annotation_is_an_event(cluster, product, shop):
 
 
 def test_the_node_can_be_disabled(cluster, product, shop):
-    """Nothing is steered on a node that says so; afterwards it goes on by itself."""
-    with product.handler() as handler, product.intercept("orders", *FILTER, port=f"{handler}:https", pods=3):
-        pods = shop.pods()
+    """Nothing is steered on a node that says so; connections that run are finished; afterwards it goes on by itself."""
+    context = ssl.create_default_context(cafile=str(shop.ca))
+    pods = shop.pods()
+    with (
+        product.handler() as handler,
+        product.intercept("orders", *FILTER, port=f"{handler}:https", pods=3),
+        connected(cluster.node.laptop, pods[0].ip, context) as running,
+    ):
+        assert ask(running, marked=True) == "handler"
         with annotated(cluster, "node", machine.NODE_NAME, "sidestep.dev/enabled", "false"):
             for pod in pods:
                 until(lambda pod=pod: answers(shop, pod) == "app", within=SOON, what="the node to be left alone")
+            assert ask(running, marked=True) == "app"
+            for pod in pods:
                 until(lambda pod=pod: not product.steering(pod).links, within=40, what="the pod to be released")
         for pod in pods:
             until(lambda pod=pod: answers(shop, pod) == "handler", within=SOON, what="the node to be served again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 
@@ -9,6 +10,7 @@ from tests.e2e import images
 from tests.e2e import product as products
 from tests.e2e import shop as shops
 from tests.e2e.cluster import namespaces
+from tests.harness.waiting import until
 
 FILTER = ("--http-header", "x-dev=ada")
 
@@ -31,6 +33,47 @@ def test_rights_end_at_the_namespace(cluster, product, shop):
     refused = intercept(product, "default", user="ada")
     assert refused.code == 1
     assert "namespace default" in refused.error
+
+
+def test_without_the_way_to_the_daemons(cluster, product, shop):
+    """Whoever may take traffic but lacks the port-forward is told so, and by what command it is given."""
+    words = ["--clusterrole=sidestep-developer", "--user=eve", "-n", shop.namespace]
+    cluster.kubectl("create", "rolebinding", "developer-eve", *words)
+    refused = intercept(product, shop.namespace, user="eve")
+    assert refused.code == 1
+    for word in ("pods/portforward", f"namespace {products.NAMESPACE}", "--role=sidestep-tunnel", "--user=eve"):
+        assert word in refused.error
+    assert not cluster.get("intercepts")
+
+
+def test_secrets_are_not_granted(cluster, product, shop):
+    """Nobody lets the daemons read this namespace's Secrets: refused, and the command that allows it works."""
+    cluster.apply(*namespaces("vault"))
+    words = ["--clusterrole=sidestep-developer", "--user=ada", "-n", "vault"]
+    cluster.kubectl("create", "rolebinding", "sidestep-ada", *words)
+    config = cluster.get("configmap", "orders", namespace=shop.namespace)["data"]
+    cluster.apply(
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "orders"}, "data": config},
+        shops.secret("orders-tls", shop.authority.issue(shops.HOST)),
+        shops.deployment(replicas=1, annotations={shops.CERTIFICATE: "orders-tls"}),
+        namespace="vault",
+    )
+    try:
+        [pod] = cluster.wait_pods("vault", shops.SELECTOR, 1)
+        refused = intercept(product, "vault", user="ada")
+        assert refused.code == 1, refused
+        command = re.search(r"kubectl (create rolebinding sidestep-secrets .* -n vault)", refused.error)
+        assert command, refused.error
+        cluster.kubectl(*command[1].split())
+        words = ["intercept", "orders", "-n", "vault", "--port", "9:https", *FILTER, "--", "true"]
+        until(lambda: product.run(*words).code == 0, within=30, every=1, what="the right to be noticed")
+        with (
+            product.handler() as handler,
+            product.intercept("orders", *FILTER, port=f"{handler}:https", pods=1, namespace="vault"),
+        ):
+            assert shop.get(pod, "/", shops.DEV).served_by == "handler"
+    finally:
+        cluster.kubectl("delete", "namespace", "vault", "--wait=false")
 
 
 def test_a_tunnel_without_a_key(cluster, product, shop):
@@ -87,7 +130,7 @@ def test_a_pod_in_the_nodes_network(cluster, product, shop):
     spec = shops.pod_spec(hostNetwork=True)
     spec["containers"][0].pop("readinessProbe")
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "host", "labels": {"app": "host"}}, "spec": spec}
-    pod["metadata"]["annotations"] = {f"telepresence.io/downstream-tls-secret.{shops.TLS_PORT}": "orders-tls"}
+    pod["metadata"]["annotations"] = {shops.CERTIFICATE: "orders-tls"}
     cluster.apply(pod, namespace=shop.namespace)
     try:
         cluster.wait_pods(shop.namespace, "app=host", 1)
