@@ -11,19 +11,17 @@ have changed.
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 import time
-import uuid
 from collections.abc import Callable, Iterable
 
 from sidestep import __version__
-from sidestep.config.filters import check_limits, check_method, check_name, describe_filter
-from sidestep.model.errors import ConfigurationError, PeerError, RefusedError, SidestepError
-from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
-from sidestep.model.intercept import Intercept, Kind
-from sidestep.model.pod import PodKey, Transport
+from sidestep.config.filters import describe_filter
+from sidestep.model.errors import PeerError, RefusedError, SidestepError
+from sidestep.model.intercept import Intercept
+from sidestep.model.pod import PodKey
 from sidestep.node.session import Session
+from sidestep.node.session_intercept import intercept_of
 from sidestep.node.view import InterceptView, NodeView
 from sidestep.policy.workloads import parse_workload
 from sidestep.proxy.messages import DivertedRequest, Open
@@ -33,11 +31,6 @@ from sidestep.tunnel.opening import StreamOpening
 
 MAX_SESSIONS = 1024
 """Sessions of one node at once."""
-
-_DNS_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
-"""RFC 1123 subdomain, as Kubernetes names are (k8s.io/docs/concepts/overview/working-with-objects/names)."""
-_UID = re.compile(r"[0-9a-f-]{36}")
-_PRINTABLE = re.compile(r"[ -~]{0,64}")
 
 
 def _nothing() -> None:
@@ -258,50 +251,3 @@ class Sessions:
             state=self._view.state(intercept.uid),
             counters=session.counters.as_dict(),
         )
-
-
-def intercept_of(spec: SessionSpec, *, name: str, owner: str) -> Intercept:
-    """The intercept that a spec asks for: a new one, or one that comes back, which keeps its uid and its age.
-
-    Who may connect here may end any intercept, so a false uid or age gains nobody anything. Raises ConfigurationError
-    or RefusedError.
-    """
-    now = time.time()
-    if spec.resume and not _UID.fullmatch(spec.resume):
-        raise ConfigurationError("is no uid of an intercept", subject="resume", value=spec.resume)
-    for subject, value in (("namespace", spec.namespace), ("--name", name), ("--pod", spec.pod or "x")):
-        if not _DNS_NAME.fullmatch(value):
-            raise ConfigurationError(
-                "is no Kubernetes name: lower-case letters, digits, - and . only", subject=subject, value=value[:100]
-            )
-    return Intercept(
-        uid=spec.resume or str(uuid.uuid4()),
-        namespace=spec.namespace,
-        name=name,
-        kind=Kind(spec.kind),
-        workload=parse_workload(spec.workload),
-        port=spec.port,
-        transport=Transport(spec.transport),
-        filter=_filter_of(spec),
-        created=spec.created if spec.resume and 0 < spec.created < now else now,
-        owner=owner if _PRINTABLE.fullmatch(owner) else "",
-        pod=spec.pod or None,
-        divert_probes=spec.divert_probes,
-        plaintext=spec.plaintext,
-        reset_existing=spec.reset_existing,
-        heads_only=spec.heads_only and spec.kind == "wiretap",
-    )
-
-
-def _filter_of(spec: SessionSpec) -> Filter:
-    for header in spec.headers:
-        check_name(header.name)
-    for method in spec.methods:
-        check_method(method)
-    wanted = Filter(
-        headers=tuple(HeaderCondition(each.name, HeaderTest(each.test), each.value) for each in spec.headers),
-        methods=spec.methods,
-        paths=tuple(PathCondition(PathTest(each.test), each.value) for each in spec.paths),
-    )
-    check_limits(wanted)
-    return wanted

@@ -1,0 +1,70 @@
+"""The intercept that a session at the unix socket asks for, from its spec: checked, named, numbered."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+from sidestep.config.filters import check_limits, check_method, check_name
+from sidestep.model.errors import ConfigurationError
+from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
+from sidestep.model.intercept import Intercept, Kind
+from sidestep.model.pod import Transport
+from sidestep.policy.workloads import parse_workload
+
+if TYPE_CHECKING:
+    from sidestep.tunnel.messages import SessionSpec
+
+_DNS_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+"""RFC 1123 subdomain, as Kubernetes names are (k8s.io/docs/concepts/overview/working-with-objects/names)."""
+_UID = re.compile(r"[0-9a-f-]{36}")
+_PRINTABLE = re.compile(r"[ -~]{0,64}")
+
+
+def intercept_of(spec: SessionSpec, *, name: str, owner: str) -> Intercept:
+    """The intercept that a spec asks for: a new one, or one that comes back, which keeps its uid and its age.
+
+    Who may connect here may end any intercept, so a false uid or age gains nobody anything. Raises ConfigurationError
+    or RefusedError.
+    """
+    now = time.time()
+    if spec.resume and not _UID.fullmatch(spec.resume):
+        raise ConfigurationError("is no uid of an intercept", subject="resume", value=spec.resume)
+    for subject, value in (("namespace", spec.namespace), ("--name", name), ("--pod", spec.pod or "x")):
+        if not _DNS_NAME.fullmatch(value):
+            raise ConfigurationError(
+                "is no Kubernetes name: lower-case letters, digits, - and . only", subject=subject, value=value[:100]
+            )
+    return Intercept(
+        uid=spec.resume or str(uuid.uuid4()),
+        namespace=spec.namespace,
+        name=name,
+        kind=Kind(spec.kind),
+        workload=parse_workload(spec.workload),
+        port=spec.port,
+        transport=Transport(spec.transport),
+        filter=_filter_of(spec),
+        created=spec.created if spec.resume and 0 < spec.created < now else now,
+        owner=owner if _PRINTABLE.fullmatch(owner) else "",
+        pod=spec.pod or None,
+        divert_probes=spec.divert_probes,
+        plaintext=spec.plaintext,
+        reset_existing=spec.reset_existing,
+        heads_only=spec.heads_only and spec.kind == "wiretap",
+    )
+
+
+def _filter_of(spec: SessionSpec) -> Filter:
+    for header in spec.headers:
+        check_name(header.name)
+    for method in spec.methods:
+        check_method(method)
+    wanted = Filter(
+        headers=tuple(HeaderCondition(each.name, HeaderTest(each.test), each.value) for each in spec.headers),
+        methods=spec.methods,
+        paths=tuple(PathCondition(PathTest(each.test), each.value) for each in spec.paths),
+    )
+    check_limits(wanted)
+    return wanted
