@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, RefusedError, SidestepError
 from sidestep.model.intercept import Intercept
-from sidestep.model.pod import PodKey
 from sidestep.tunnel.channel import SocketChannel
 from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.daemon_end import DaemonEnd
@@ -24,7 +23,7 @@ from sidestep.tunnel.messages import VERSION, Ended, Hello, Moving, Request, Sta
 from sidestep.tunnel.opening import StreamOpening
 from sidestep.tunnel.pump import pump
 
-StreamNumber = tuple[PodKey, int]
+StreamNumber = tuple[int, int]
 """A connection as a pod proxy numbers it."""
 
 

@@ -70,11 +70,12 @@ class Sessions:
         for uid, session in self._sessions.items():
             session.publish(self._view.state(uid))
 
-    async def open_stream(self, opening: Open, *, pod: PodKey) -> socket.socket:
+    async def open_stream(self, opening: Open, *, pod: PodKey, proxy: int) -> socket.socket:
         """Connect one diverted connection to the handler of `opening.uid`; returns the end that is the pod proxy's.
 
         A stream socket of AF_UNIX. FIN is half-close both ways; both directions closed at once (POLLHUP) means that the
         handler's connection broke or the session ended. Raises RefusedError within `TunnelLimits.open_timeout`.
+        `proxy` is the uid of the pod proxy, which no other has at the time: a pod may have two, one of which drains.
         """
         session = self._sessions.get(opening.uid)
         if session is None:
@@ -90,7 +91,7 @@ class Sessions:
                 tls=opening.tls,
                 server_name=opening.server_name,
             ),
-            number=(pod, opening.stream),
+            number=(proxy, opening.stream),
         )
 
     def record(self, requests: Iterable[DivertedRequest], *, pod: PodKey) -> None:
@@ -115,10 +116,10 @@ class Sessions:
                     )
                 )
 
-    def reset_stream(self, stream: int, *, pod: PodKey) -> None:
+    def reset_stream(self, stream: int, *, proxy: int) -> None:
         """A pod proxy reset the connection that it asked for under this number: its handler sees a reset, too."""
         for session in self._sessions.values():
-            if session.reset_stream((pod, stream)):
+            if session.reset_stream((proxy, stream)):
                 return
 
     def move(self, reason: str) -> None:

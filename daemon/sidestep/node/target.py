@@ -288,11 +288,11 @@ class Target:
 
     async def open_stream(self, request: Open, /) -> socket.socket:
         """Connect to a handler. Raises RefusedError."""
-        return await self._tools.handlers.open_stream(request, pod=self.pod.key)
+        return await self._tools.handlers.open_stream(request, pod=self.pod.key, proxy=self.uid)
 
     def on_reset(self, message: Reset, /) -> None:
         """Break a connection to a handler."""
-        self._tools.handlers.reset_stream(message.stream, pod=self.pod.key)
+        self._tools.handlers.reset_stream(message.stream, proxy=self.uid)
 
     def on_requests(self, requests: Requests, /) -> None:
         """Log diverted requests."""

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class Handlers(Protocol):
     """What is needed of `Sessions`."""
 
-    async def open_stream(self, opening: Open, *, pod: PodKey) -> socket.socket:
-        """Connect to a handler."""
+    async def open_stream(self, opening: Open, *, pod: PodKey, proxy: int) -> socket.socket:
+        """Connect to a handler. `proxy` is who asks, by its uid."""
 
-    def reset_stream(self, stream: int, *, pod: PodKey) -> None:
+    def reset_stream(self, stream: int, *, proxy: int) -> None:
         """Break a connection to a handler."""
 
     def record(self, requests: tuple[DivertedRequest, ...], *, pod: PodKey) -> None:

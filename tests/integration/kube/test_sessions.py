@@ -67,7 +67,7 @@ def test_from_create_to_bytes_to_delete():
             assert found["spec"]["filter"] == {"headers": [{"name": "x-dev", "value": "ada"}]}
             uid = found["metadata"]["uid"]
             assert [each.uid for each in node.cluster.intercepts()] == [uid]
-            ours = await node.sessions.open_stream(an_opening(uid), pod=PodKey("shop", "orders-1"))
+            ours = await node.sessions.open_stream(an_opening(uid), pod=PodKey("shop", "orders-1"), proxy=1)
             ours.setblocking(False)
             loop = asyncio.get_running_loop()
             sent = b"hello, handler " * 40_000

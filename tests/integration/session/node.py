@@ -182,7 +182,13 @@ class FakeNode:
         return intercept
 
     def open(
-        self, *, tls: bool = False, protocol: str = "http/1.1", uid: str | None = None, server_name: str = "orders.shop"
+        self,
+        *,
+        tls: bool = False,
+        protocol: str = "http/1.1",
+        uid: str | None = None,
+        server_name: str = "orders.shop",
+        proxy: int = 1,
     ) -> socket.socket:
         """The pod proxy's end of a new diverted connection, with a timeout of 20 s."""
         message = Open(
@@ -196,7 +202,7 @@ class FakeNode:
             client="10.0.0.7",
             client_port=53012,
         )
-        sock = self.run(self.sessions.open_stream(message, pod=POD))
+        sock = self.run(self.sessions.open_stream(message, pod=POD, proxy=proxy))
         sock.settimeout(20)
         return sock
 

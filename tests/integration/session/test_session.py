@@ -100,6 +100,27 @@ def test_a_handler_that_resets_breaks_the_proxys_end(node):
             sock.sendall(b"y")
 
 
+def test_a_reset_breaks_the_connection_of_the_proxy_that_said_so(node):
+    """A pod that was replaced has two proxies for a while, and both count their connections from 1."""
+
+    def at_once(connection):
+        while data := connection.recv(10):
+            connection.sendall(data)
+
+    with (
+        serving(at_once) as handler,
+        intercepting(node, "orders", "--port", str(handler.port)),
+        node.open(proxy=7) as draining,
+        node.open(proxy=8) as fresh,
+    ):
+        draining.sendall(b"x")
+        assert draining.recv(10) == b"x"
+        node.call(lambda: node.sessions.reset_stream(1, proxy=7))
+        assert draining.recv(10) == b""
+        fresh.sendall(b"y")
+        assert fresh.recv(10) == b"y"
+
+
 def test_a_proxy_that_goes_away_ends_the_handlers_connection(node):
     ended = []
     with (
