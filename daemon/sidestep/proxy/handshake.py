@@ -36,7 +36,7 @@ TIMEOUT: Final = 10.0
 CONFIRMATION: Final = 0.5
 """Seconds for an app to judge our certificate in TLS 1.3."""
 FAREWELL: Final = 2.0
-"""Seconds for a refused client to read why."""
+"""Seconds for a peer to read the last words, and to end."""
 PARSEABLE: Final = frozenset({None, "http/1.1", "http/1.0", "h2"})
 """ALPN choices whose content this proxy can parse; None: the app did not choose."""
 
@@ -318,7 +318,7 @@ class DownstreamHandshake(_Handshake):
         stream, self._stream = self._stream, None
         self.cancel()
         if stream is not None:
-            _Farewell(self._loop, stream.sock)
+            Farewell(self._loop, stream.sock)
         self._finish_failed(error)
 
     def _finish_failed(self, error: OSError) -> None:
@@ -326,8 +326,11 @@ class DownstreamHandshake(_Handshake):
         self._done(None)
 
 
-class _Farewell:
-    """Half-closes a refused client's (watched) socket and reads it to its end, for a bounded time."""
+class Farewell:
+    """Half-closes a (watched) socket that is wanted no more and reads it to its end, for a bounded time.
+
+    To close it with bytes unread would reset the connection, and lose what its peer is still to read.
+    """
 
     def __init__(self, loop: Loop, sock: socket.socket) -> None:
         self._loop = loop

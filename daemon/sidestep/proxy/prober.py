@@ -12,6 +12,8 @@ One probe is one connection to the app, made when a first connection arrives for
                    answered by anything else, or closed without a word          -> not TLS, no HTTP/2
     refused, timed out, reset, closed in mid-handshake                          -> unknown
 
+An app that answered is left with a FIN and read to its end: a reset for its session tickets would be in its log.
+
 A definite answer is kept for the life of this object (a container restart or a contradiction makes a new one); unknown
 is never kept, the next connection probes again. Nothing waits for a probe: each connection is judged by its own bytes,
 the answer is for `list`, `status`, refusals and handlers.
@@ -27,6 +29,7 @@ from typing import Final
 
 from sidestep.proxy.credentials import watch_certificate_requests
 from sidestep.proxy.dial import Dial
+from sidestep.proxy.handshake import Farewell
 from sidestep.proxy.loop import READ, Loop, Timer
 from sidestep.proxy.stream import TlsStream
 
@@ -189,7 +192,9 @@ class Probe:
             self._dial.cancel()
             self._dial = None
         sock, self._sock, self._stream = self._sock, None, None
-        if sock is not None:
+        if sock is not None and finding.definite:
+            Farewell(self._loop, sock)
+        elif sock is not None:
             self._loop.remove(sock.fileno())
             sock.close()
         done, self._done = self._done, None

@@ -1,6 +1,7 @@
 """Probing real servers on loopback: what each kind of answer teaches."""
 
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -22,11 +23,15 @@ def probe(port, *, tls, timeout=2.0):
     found = []
     loop = Loop(on_crash=lambda owner, error: crashes.append(error))
 
-    def done(finding):
-        found.append(finding)
-        loop.stop()
+    def over():
+        """Whether it is over, and its connection too."""
+        if not found or loop._callbacks:
+            loop.later(0.01, over)
+        else:
+            loop.stop()
 
-    Probe(loop, "127.0.0.1", port, tls=tls, server_name=None, timeout=timeout, done=done)
+    Probe(loop, "127.0.0.1", port, tls=tls, server_name=None, timeout=timeout, done=found.append)
+    loop.later(0.0, over)
     loop.later(10.0, loop.stop)
     loop.run()
     loop.close()
@@ -88,6 +93,24 @@ def test_tls_handshake_tells_the_protocol_and_the_certificate():
     assert (finding.tls, finding.http2, finding.alpn) == (True, True, "h2")
     assert ssl.DER_cert_to_PEM_cert(finding.certificate).encode() == CERTIFICATE.chain
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_an_app_sees_its_probe_end_in_order(version):
+    ends = []
+    context = server_context(CERTIFICATE, minimum=version, maximum=version)
+
+    def script(sock):
+        with context.wrap_socket(sock, server_side=True) as secured:
+            secured.sendall(b"words that nobody will read")
+            ends.append(secured.recv(1))
+            poll = select.poll()
+            poll.register(secured, 0)
+            ends.extend(poll.poll(300))  # a reset would follow the end at once
+
+    with server(script) as (port, _):
+        assert probe(port, tls=True).tls
+    assert ends == [b""]
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
