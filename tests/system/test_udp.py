@@ -226,3 +226,19 @@ def test_a_wiretap_copies_every_datagram_and_the_app_answers(tmp_path):
         copied = {data[12 : 14 + data[12]] for data in handler.received}
         assert len(copied) == 50
         assert len(handler.received) == 50
+
+
+def test_a_wiretap_beside_an_intercept_gets_what_the_handler_answers(tmp_path):
+    with (
+        dns_pod(tmp_path) as (space, daemon),
+        Dns() as handler,
+        Dns() as tap,
+        intercept(daemon, "dns", "--port", f"{handler.port}:{PORT}/UDP"),
+        wiretap(daemon, "--port", f"{tap.port}:{PORT}/UDP"),
+        client(space, space.ip) as sock,
+    ):
+        for number in range(20):
+            assert ask(sock, number) == f"203.0.113.{number}"
+        until(lambda: len(tap.received) >= 20, within=5, what="the copies")
+        assert sorted(tap.received) == sorted(handler.received)
+        assert len(tap.received) == 20
