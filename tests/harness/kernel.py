@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -96,16 +97,19 @@ def devices(netns: Netns | None = None) -> frozenset[str]:
 
 
 def files_with(secret: bytes, folders: tuple[Path, ...], *, but: tuple[Path, ...] = ()) -> list[Path]:
-    """Files below `folders` (not below `but`) that contain `secret`, on real file systems as on tmpfs."""
+    """Files below `folders` (not below `but`) that contain `secret`, on real file systems as on tmpfs.
+
+    What others remove meanwhile is passed over.
+    """
     found = []
     for folder in folders:
-        for path in folder.rglob("*") if folder.is_dir() else ():
-            if any(path.is_relative_to(skipped) for skipped in but):
-                continue
-            with contextlib.suppress(OSError):
-                small = path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 22
-                if small and secret in path.read_bytes():
-                    found.append(path)
+        for place, below, names in os.walk(folder):
+            below[:] = [name for name in below if Path(place, name) not in but]
+            for path in (Path(place, name) for name in names):
+                with contextlib.suppress(OSError):
+                    small = path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 22
+                    if small and secret in path.read_bytes():
+                        found.append(path)
     return found
 
 
