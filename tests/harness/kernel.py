@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,10 +97,11 @@ def devices(netns: Netns | None = None) -> frozenset[str]:
     return frozenset(device["ifname"] for device in json.loads(text))
 
 
-def files_with(secret: bytes, folders: tuple[Path, ...], *, but: tuple[Path, ...] = ()) -> list[Path]:
+def files_with(secret: bytes, folders: tuple[Path, ...], *, since: float, but: tuple[Path, ...] = ()) -> list[Path]:
     """Files below `folders` (not below `but`) that contain `secret`, on real file systems as on tmpfs.
 
-    What others remove meanwhile is passed over.
+    Of those written `since` then (seconds since the epoch): the secret is not older. What others remove meanwhile is
+    passed over.
     """
     found = []
     for folder in folders:
@@ -107,8 +109,9 @@ def files_with(secret: bytes, folders: tuple[Path, ...], *, but: tuple[Path, ...
             below[:] = [name for name in below if Path(place, name) not in but]
             for path in (Path(place, name) for name in names):
                 with contextlib.suppress(OSError):
-                    small = path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 22
-                    if small and secret in path.read_bytes():
+                    status = path.lstat()
+                    small = stat.S_ISREG(status.st_mode) and status.st_size < 1 << 22
+                    if small and status.st_ctime >= since and secret in path.read_bytes():
                         found.append(path)
     return found
 
