@@ -95,9 +95,9 @@ def test_no_key_outside_the_proxy(shop, tmp_path):
         files = {one for one in kernel.descriptors(proxy) if one.startswith("/") and not one.startswith("/memfd:")}
         assert files <= {"/dev/null"}
         began = tmp_path.stat().st_ctime - 60
-        assert kernel.files_with(line, (tmp_path,), since=began)  # this search, too, finds what is there
         assert kernel.files_with(line, FOLDERS, since=began, but=(tmp_path, shop.node.manifests)) == []
         encoded = base64.b64encode(pem)
+        assert kernel.files_with(encoded, (shop.node.manifests,), since=began)  # this search, too, finds what is there
         assert kernel.files_with(encoded, FOLDERS, since=began, but=(shop.node.manifests,)) == []
         assert line.decode() not in shop.node.log()
 
