@@ -64,11 +64,9 @@ class DatagramPorts:
             if family not in self._senders:
                 sender = udp_sender(netns, family)
                 if sender is not None:
-                    self._senders[family] = sender
-                    await proxy.listen(0, _SEND[family], sender)
+                    self._senders[family] = await _given(proxy, 0, _SEND[family], sender)
         if port.listener is None:
-            port.listener = udp_listener(netns)
-            await proxy.listen(number, "udp", port.listener)
+            port.listener = await _given(proxy, number, "udp", udp_listener(netns))
         families = Family if port.listener.family == socket.AF_INET6 else (Family.IPV4,)
         for family in families:
             if family not in port.steered:
@@ -80,8 +78,7 @@ class DatagramPorts:
             if family not in port.taps:
                 tap = udp_tap(netns, family, number)
                 if tap is not None:
-                    port.taps[family] = tap
-                    await proxy.listen(number, _TAP[family], tap)
+                    port.taps[family] = await _given(proxy, number, _TAP[family], tap)
 
     async def _release(self, number: int, proxy: PodProxy) -> None:
         port = self._ports[number]
@@ -150,3 +147,13 @@ class DatagramPorts:
             sock.close()
         self._ports.clear()
         self._senders.clear()
+
+
+async def _given(proxy: PodProxy, number: int, role: str, sock: socket.socket) -> socket.socket:
+    """The socket, once the proxy has it; closed when it cannot be given. Raises SidestepError."""
+    try:
+        await proxy.listen(number, role, sock)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

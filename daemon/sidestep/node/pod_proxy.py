@@ -23,7 +23,7 @@ from sidestep.aio.packets import ChannelClosed
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, SidestepError
 from sidestep.node.backoff import Backoff, CrashHistory
-from sidestep.node.desired import CredentialSource, Desired, ProxyError, Told, tell_difference
+from sidestep.node.desired import CredentialSource, Desired, Told, tell_difference
 from sidestep.node.incarnation import Abode, Incarnation, ProxyLimits
 from sidestep.node.proxy_handler import ProxyHandler, ProxyState
 from sidestep.node.proxy_talk import ProxyTalk
@@ -132,7 +132,8 @@ class PodProxy:
     async def listen(self, port: int, transport: str, sock: socket.socket) -> None:
         """Accept on this listener for a port. It stays the caller's and stays open until `unlisten` or the end.
 
-        Raises SidestepError like `apply`; when the proxy refuses it (ProxyError), it is as if it had not been asked.
+        Raises SidestepError like `apply`. Then it is as if it had not been asked, for the caller closes the listener,
+        and a closed one could be told to no process: the next would not come to life.
         """
         key = (port, transport)
         if self._desired.listeners.get(key, sock) is not sock:
@@ -140,7 +141,7 @@ class PodProxy:
         self._desired.listeners[key] = sock
         try:
             await self._settle()
-        except ProxyError:
+        except BaseException:
             self._desired.listeners.pop(key, None)
             raise
 

@@ -379,6 +379,20 @@ async def test_a_drained_proxy_ends_and_is_not_replaced():
 
 
 @asynchronous
+async def test_a_listener_that_could_not_be_given_is_forgotten_and_another_one_is_taken():
+    settings = replace(SETTINGS, limits=ProxyLimits(silence=60), settle_deadline=0.5)
+    async with scene(settings=settings) as it:
+        os.kill(it.proxy.pid, signal.SIGSTOP)
+        with contextlib.closing(unix_listener()) as lost, pytest.raises(DeadlineError):
+            await it.proxy.listen(80, "tcp", lost)
+        os.kill(it.proxy.pid, signal.SIGKILL)  # the next process is told all that is desired
+        await running_again(it)
+        with contextlib.closing(unix_listener()) as other:
+            await it.proxy.listen(80, "tcp", other)
+            assert await ask(other, "result = len(proxy.listeners)") == 2
+
+
+@asynchronous
 async def test_listeners_come_and_go():
     async with scene() as it:
         other = unix_listener()
