@@ -110,8 +110,9 @@ class Bench:
             figures, rate = extras.throughput(ring, requests=4000)
             self.figures += figures
             self.figures += extras.latency(ring, rate=rate, requests=3000)
-        if self._wants("memory"):
-            self.figures += extras.memory(ring)
+        if self._wants("memory after load"):
+            private = extras.private_mib(ring.sidestep())
+            self.figures.append(Figure("memory of a proxy's own, after all this load", private, "MiB"))
         if self._wants("growth with connections"):
             self.growth.append(growth.connections(ring))
         if self._wants("growth with intercepts"):

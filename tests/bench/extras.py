@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sidestep.netns import Netns
 from sidestep.steering import Steering, compile_program
-from tests.bench.arena import DIRECT_TLS, HAPROXY_TLS, Arena
+from tests.bench.arena import DIRECT_TLS, HAPROXY_TLS, Arena, arena
 from tests.bench.cpu import cpu_seconds
 from tests.bench.figure import Figure
 from tests.bench.load import Load, h2load
@@ -127,29 +127,17 @@ def attaching(turns: int = 20) -> Figure:
     return Figure("attaching to a pod", statistics.median(times) * 1000, "ms", 5)
 
 
-def memory(ring: Arena) -> list[Figure]:
-    """PSS of one of many proxies is what a pod costs; one alone is charged half of what it shares with the zygote."""
-    pid = ring.sidestep()
-    private = private_mib(pid)
-    context = client_context(ring.scene.authority.pem)
-    with contextlib.ExitStack() as stack:
+def memory(folder: Path) -> float:
+    """MiB by which 100 TLS connections, each of which has been used, make a fresh proxy grow."""
+    with arena(folder) as ring, contextlib.ExitStack() as stack:
+        pid = ring.sidestep()
+        idle = pss(pid)
+        context = client_context(ring.scene.authority.pem)
+        space = ring.scene.space
         for _ in range(100):
-            client = stack.enter_context(
-                Client(
-                    ring.scene.space.ip,
-                    TLS_PORT,
-                    netns=ring.scene.space.client,
-                    tls=context,
-                    server_name=HOST,
-                    record=False,
-                )
-            )
-            assert client.get("/").status == 200
-        loaded = private_mib(pid)
-    return [
-        Figure("memory of a proxy's own, after load", private, "MiB"),
-        Figure("memory of a proxy's own, and 100 TLS connections", loaded, "MiB", 12),
-    ]
+            client = Client(space.ip, TLS_PORT, netns=space.client, tls=context, server_name=HOST, record=False)
+            assert stack.enter_context(client).get("/").status == 200
+        return pss(pid) - idle
 
 
 def private_mib(pid: int) -> float:
@@ -179,7 +167,8 @@ def many_pods(count: int) -> Iterator[list[tuple[str, str]]]:
 
 
 def hundred_pods(folder: Path, *, count: int = 100) -> list[Figure]:
-    """All steered, memory of the daemon, PSS of a proxy, idle CPU."""
+    """All steered, memory of the daemon, PSS of a proxy (what a pod costs among many), idle CPU."""
+    connections = memory(folder / "connections")
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         spaces = stack.enter_context(many_pods(count))
@@ -216,9 +205,11 @@ def hundred_pods(folder: Path, *, count: int = 100) -> list[Figure]:
             before, since = cpu_seconds([daemon.pid]), time.monotonic()
             time.sleep(10)
             idle = (cpu_seconds([daemon.pid]) - before) / (time.monotonic() - since) * 100
+            each = statistics.median(map(pss, proxies))
             return [
                 Figure(f"{count} pods steered", took, "s", 10),
                 Figure(f"daemon RSS with {count} pods", rss(daemon.pid), "MiB", 100),
-                Figure("memory per target pod, PSS, idle", statistics.median(map(pss, proxies)), "MiB", 6),
+                Figure("memory per target pod, PSS, idle", each, "MiB", 6),
+                Figure("memory per target pod, PSS, 100 TLS connections", each + connections, "MiB", 12),
                 Figure(f"daemon idle CPU with {count} pods", idle, "%", 1),
             ]

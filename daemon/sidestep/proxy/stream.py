@@ -19,12 +19,13 @@ the other side without close_notify too, so that neither side is told that a tru
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
 import struct
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 PLAIN_READ: Final = 65536
 LEAST_READ: Final = 2048
@@ -42,6 +43,10 @@ def _mirror() -> tuple[int, int]:
     ours.setblocking(False)
     theirs.setblocking(False)
     return ours.detach(), theirs.detach()
+
+
+def _is_closed(_: object) -> NoReturn:
+    raise OSError(errno.EBADF, "the stream is closed")
 
 
 class PlainStream:
@@ -286,6 +291,9 @@ class TlsStream:
         call, self.before_close = self.before_close, None
         if call is not None:
             call()
+        # Who closes a stream may be part of a cycle that is collected much later; OpenSSL's share is given back now.
+        self.state = None
+        self._read = self._write = _is_closed
 
 
 Stream = PlainStream | TlsStream
