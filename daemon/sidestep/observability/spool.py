@@ -29,6 +29,7 @@ class Spool:
         self._fd = fd
         self._lines: queue.Queue[str | threading.Event] = queue.Queue(QUEUE)
         self._dropped = 0
+        self._counting = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
@@ -37,7 +38,8 @@ class Spool:
         try:
             self._lines.put_nowait(text)
         except queue.Full:
-            self._dropped += 1
+            with self._counting:
+                self._dropped += 1
         return len(text)
 
     def flush(self) -> None:
@@ -56,7 +58,8 @@ class Spool:
             if isinstance(line, threading.Event):
                 line.set()
                 continue
-            dropped, self._dropped = self._dropped, 0
+            with self._counting:
+                dropped, self._dropped = self._dropped, 0
             if dropped:
                 line = json.dumps({"event": "log lines dropped", "count": dropped, "level": "warning"}) + "\n" + line
             data = line.encode("utf-8", "backslashreplace")
