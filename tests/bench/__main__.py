@@ -23,14 +23,14 @@ def main() -> int:
     """Measure and report; exit status 1 when a budget is missed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="CPU per request only, in less than a minute")
-    parser.add_argument("--pairs", type=int, default=0, help="interleaved pairs per row (default 10, quick: 2)")
+    parser.add_argument("--pairs", type=int, default=0, help="interleaved pairs per row (default 10, quick: 3)")
     parser.add_argument("--only", default="", help="what has this in its name")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--chart", type=Path, help="draw the ratios into this SVG file")
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    bench = Bench(options.pairs or (2 if options.quick else 10), options.only)
+    bench = Bench(options.pairs or (3 if options.quick else 10), options.only)
     bench.ratios(quick=options.quick)
     if not options.quick:
         bench.rest()
