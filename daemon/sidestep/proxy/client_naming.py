@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from sidestep.proxy import messages
 from sidestep.proxy.conduit import Endpoint
 from sidestep.proxy.line import Line
-from sidestep.proxy.loop import Loop, Timer
+from sidestep.proxy.loop import Loop
+from sidestep.proxy.questions import Questions
 
 NAME_TIMEOUT: Final = 1.0
 """Seconds to wait until the app can be told a client's address; then it sees ours."""
@@ -24,40 +26,27 @@ class ClientNaming:
     """The names that are being given."""
 
     def __init__(self, loop: Loop, line: Line) -> None:
-        self._loop = loop
         self._line = line
-        self._waiting: dict[int, tuple[Callable[[bool], None], Timer]] = {}
+        self._questions: Questions[Callable[[bool], None]] = Questions(
+            loop, line, patience=NAME_TIMEOUT, unanswered=lambda seq: self._named(seq, given=False)
+        )
 
     def name(self, endpoint: Endpoint, peer: str, peer_port: int, ready: Callable[[bool], None]) -> Callable[[], None]:
         """Name the dial from (peer, peer_port), then call `ready(named)`; returns a function that cancels."""
-        line = self._line
-        seq = line.next_seq()
-        timer = self._loop.later(NAME_TIMEOUT, lambda: self._named(seq, error="timeout"))
-        self._waiting[seq] = (ready, timer)
+        seq = self._line.next_seq()
         client = (endpoint.client, endpoint.client_port)
-        if line.is_backlogged or not line.send(messages.NameClient(seq, endpoint.port, peer, peer_port, *client)):
-            self._loop.later(0.0, lambda: self._named(seq, error="closed"))
-        else:
+        if self._questions.ask(seq, messages.NameClient(seq, endpoint.port, peer, peer_port, *client), ready):
             endpoint.names.append((peer, peer_port))
-
-        def cancel() -> None:
-            entry = self._waiting.pop(seq, None)
-            if entry is not None:
-                entry[1].cancel()
-
-        return cancel
+        return partial(self._questions.drop, seq)
 
     def acknowledged(self, ack: messages.Ack) -> None:
         """The daemon has written a name, or could not."""
-        if ack.seq in self._waiting:
-            self._named(ack.seq, error=ack.error)
+        self._named(ack.seq, given=not ack.error)
 
-    def _named(self, seq: int, *, error: str) -> None:
-        entry = self._waiting.pop(seq, None)
-        if entry is not None:
-            ready, timer = entry
-            timer.cancel()
-            ready(not error)
+    def _named(self, seq: int, *, given: bool) -> None:
+        ready = self._questions.take(seq)
+        if ready is not None:
+            ready(given)
 
     def left(self, endpoint: Endpoint, app: socket.socket) -> None:
         """Take back the name of a connection to the app that is about to be closed, before its client's is."""

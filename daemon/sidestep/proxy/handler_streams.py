@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from sidestep.proxy import messages
 from sidestep.proxy.line import Line
-from sidestep.proxy.loop import Loop, Timer
+from sidestep.proxy.loop import Loop
+from sidestep.proxy.questions import Questions
 from sidestep.proxy.stream import HandlerStream, PlainStream
 
 OPEN_TIMEOUT: Final = 15.0
@@ -26,10 +28,11 @@ class HandlerStreams:
     """The questions that are open."""
 
     def __init__(self, loop: Loop, line: Line, *, on_crash: Callable[[object, Exception], None]) -> None:
-        self._loop = loop
         self._line = line
         self._on_crash = on_crash
-        self._waiting: dict[int, tuple[Arrived, Timer]] = {}
+        self._questions: Questions[Arrived] = Questions(
+            loop, line, patience=OPEN_TIMEOUT, unanswered=lambda stream: self.arrived(stream, None)
+        )
         self._asked: dict[int, int] = {}
         self._last = 0
 
@@ -47,31 +50,19 @@ class HandlerStreams:
         """Ask for a stream to the handler of the rule `uid`; returns a function that gives the question up."""
         self._last += 1
         stream = self._last
-        timer = self._loop.later(OPEN_TIMEOUT, lambda: self.arrived(stream, None))
-        self._waiting[stream] = (done, timer)
         seq = self._line.next_seq()
         question = messages.Open(seq, stream, uid, port, protocol, tls, server_name, *client)
-        if self._line.is_backlogged or not self._line.send(question):
-            self._loop.later(0.0, lambda: self.arrived(stream, None))  # nobody will answer
-        else:
+        if self._questions.ask(stream, question, done):
             self._asked[seq] = stream
-
-        def cancel() -> None:
-            entry = self._waiting.pop(stream, None)
-            if entry is not None:
-                entry[1].cancel()
-
-        return cancel
+        return partial(self._questions.drop, stream)
 
     def arrived(self, stream: int, sock: socket.socket | None) -> None:
         """Give a stream to who asked for it; None is a refusal."""
-        entry = self._waiting.pop(stream, None)
-        if entry is None:
+        done = self._questions.take(stream)
+        if done is None:
             if sock is not None:
                 sock.close()
             return
-        done, timer = entry
-        timer.cancel()
         opened = None
         if sock is not None:
             sock.setblocking(False)
@@ -89,7 +80,7 @@ class HandlerStreams:
 
     def refuse_all(self) -> None:
         """The daemon is gone."""
-        for stream in list(self._waiting):
+        for stream in self._questions.numbers():
             self.arrived(stream, None)
 
     def _reset(self, stream: int) -> None:

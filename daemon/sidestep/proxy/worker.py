@@ -22,6 +22,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from ipaddress import IPv4Network
 from typing import Final
 
@@ -251,11 +252,9 @@ class Worker:
 
     def dial_app(self, endpoint: Endpoint, done: Done) -> Callable[[], None]:
         """Connect to the app, named after the client if the app can be told."""
-
-        def name(peer: str, peer_port: int, ready: Callable[[bool], None]) -> Callable[[], None]:
-            return self._naming.name(endpoint, peer, peer_port, ready)
-
-        naming = Naming(name, self._client_sources) if self._client_sources is not None else None
+        naming = None
+        if self._client_sources is not None:
+            naming = Naming(partial(self._naming.name, endpoint), self._client_sources)
         return Dial(self._loop, endpoint.host, endpoint.port, done, naming=naming).cancel
 
     def left(self, endpoint: Endpoint, app: socket.socket) -> None:
