@@ -91,4 +91,4 @@ class Line:
         if self.is_open:
             self._loop.remove(self._channel.fileno())
             self._channel.close()
-        self._on_gone()
+            self._on_gone()
