@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from sidestep.engine.relay import SMALL
+from sidestep.engine.relay import queue
 
 if TYPE_CHECKING:
     from sidestep.engine.http2_head import Head
@@ -100,13 +100,8 @@ class Exchange:
         return not self.consumed and not self.response_started
 
     def add_response(self, data: bytes) -> None:
-        """Data of the response has come. Small pieces are joined, as in `relay.queue`."""
-        items = self.response
-        last = items[-1] if items else None
-        if isinstance(last, bytes) and len(data) < SMALL and len(last) < SMALL:
-            items[-1] = last + data
-        else:
-            items.append(data)
+        """Data of the response has come."""
+        queue(self.response, data)
         self.response_size += len(data)
 
     def detach(self) -> None:

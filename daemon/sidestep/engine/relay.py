@@ -38,10 +38,11 @@ What the engine promises
 from __future__ import annotations
 
 import enum
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import MutableSequence
+
     from sidestep.policy.route import Fields, Rule
 
 HIGH_WATER = 256 * 1024
@@ -52,10 +53,14 @@ SMALL = 2048
 """Bytes below which neighbours in a queue are joined."""
 
 
-def queue(pieces: list[bytes] | deque[bytes], data: bytes) -> None:
-    """Append to a queue. Small pieces are joined: a queue is bounded in bytes, and an object costs fifty of them."""
-    if pieces and len(data) < SMALL and len(pieces[-1]) < SMALL:
-        pieces[-1] += data
+def queue(pieces: MutableSequence[Any], data: bytes) -> None:
+    """Append to a queue of bytes, and maybe of what stands between them.
+
+    Small neighbours are joined: a queue is bounded in bytes, and an object costs fifty of them.
+    """
+    last = pieces[-1] if pieces else None
+    if isinstance(last, bytes) and len(data) < SMALL and len(last) < SMALL:
+        pieces[-1] = last + data
     else:
         pieces.append(data)
 
