@@ -17,11 +17,10 @@ from typing import Final
 
 from sidestep.model.errors import KernelError
 from sidestep.model.pod import Family
-from sidestep.netns.listening import NETLINK_SOCK_DIAG, Address
+from sidestep.netns.listening import NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, Address
 from sidestep.netns.namespace import Netns
 from sidestep.netns.netlink import command, dump
 
-_SOCK_DIAG_BY_FAMILY: Final = 20
 _SOCK_DESTROY: Final = 21
 _ESTABLISHED: Final = 1
 _REQUEST: Final = struct.Struct("=BBBxI48s")  # struct inet_diag_req_v2
@@ -49,7 +48,7 @@ def established(netns: Netns, port: int) -> tuple[Connection, ...]:
         try:
             diag = netns.netlink(NETLINK_SOCK_DIAG)
             doing = f"listing the connections of {netns.path}"
-            for body in dump(diag, _SOCK_DIAG_BY_FAMILY, request, doing=doing):
+            for body in dump(diag, SOCK_DIAG_BY_FAMILY, request, doing=doing):
                 connection = _connection(body, port)
                 if connection is not None:
                     found.append(connection)

@@ -19,10 +19,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Self
 
-from sidestep.netns.listening import NETLINK_SOCK_DIAG
+from sidestep.netns.listening import NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, TCP_LISTEN, Address
 from sidestep.netns.namespace import Netns
-
-Address = IPv4Address | IPv6Address
 
 MANY: Final = 6
 """Sockets above which one list is cheaper than looking each of them up."""
@@ -37,13 +35,11 @@ _DO_NOT_WAIT: Final = int(socket.MSG_DONTWAIT)
 _SEQUENCE: Final = 0x51DE
 
 _EXACT: Final = struct.Struct("=BBBBI2s2s16s16sI8s")  # struct inet_diag_req_v2
-_SOCK_DIAG_BY_FAMILY: Final = 20
 _NO_COOKIE: Final = b"\xff" * 8
-_TCP_LISTEN: Final = 10
 # A client in the pod itself: what steers connections lets those pass, so that the app's socket is found and not ours.
 _CLIENTS: Final = {4: IPv4Address("127.0.0.1").packed, 6: IPv6Address("::1").packed}
 
-_LIST: Final = struct.pack("=BBBB48xII", 0, 0, 0, 0, 1 << _TCP_LISTEN, 0)  # struct inet_diag_req: any family
+_LIST: Final = struct.pack("=BBBB48xII", 0, 0, 0, 0, 1 << TCP_LISTEN, 0)  # struct inet_diag_req: any family
 _TCPDIAG_GETSOCK: Final = 18
 _LIST_REQUEST: Final = _HEADER.pack(_HEADER.size + len(_LIST), _TCPDIAG_GETSOCK, 0x301, _SEQUENCE, 0) + _LIST
 
@@ -67,11 +63,11 @@ class Question:
 def _exact(address: Address, port: int) -> bytes:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     local, client = address.packed, _CLIENTS[address.version]
-    states = 1 << _TCP_LISTEN
+    states = 1 << TCP_LISTEN
     request = _EXACT.pack(
         family, socket.IPPROTO_TCP, 0, 0, states, port.to_bytes(2, "big"), bytes(2), local, client, 0, _NO_COOKIE
     )
-    return _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, 1, _SEQUENCE, 0) + request
+    return _HEADER.pack(_HEADER.size + len(request), SOCK_DIAG_BY_FAMILY, 1, _SEQUENCE, 0) + request
 
 
 def fingerprint(netns: Netns, question: Question) -> bytes:

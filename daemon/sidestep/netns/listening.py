@@ -24,8 +24,8 @@ from sidestep.netns.netlink import attributes, dump
 Address = IPv4Address | IPv6Address
 
 NETLINK_SOCK_DIAG: Final = 4
-_SOCK_DIAG_BY_FAMILY: Final = 20
-_TCP_LISTEN: Final = 10
+SOCK_DIAG_BY_FAMILY: Final = 20
+TCP_LISTEN: Final = 10
 _REQUEST: Final = struct.Struct("=BBBxI48x")  # struct inet_diag_req_v2: family, protocol, extensions, states, any id
 _ANSWER: Final = struct.Struct("=BBBB2s2s16s16sI8s5I")  # struct inet_diag_msg
 _SKV6ONLY: Final = 11
@@ -53,11 +53,11 @@ def listening(netns: Netns) -> ListenTable:
     """Ask which sockets listen in `netns`. A question costs about 30 microseconds. Raises KernelError."""
     found: set[tuple[int, Family, Address | None]] = set()
     for family in Family:
-        request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 1 << _TCP_LISTEN)
+        request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 1 << TCP_LISTEN)
         try:
             diag = netns.netlink(NETLINK_SOCK_DIAG)
             doing = f"listing the listening sockets of {netns.path}"
-            for body in dump(diag, _SOCK_DIAG_BY_FAMILY, request, doing=doing):
+            for body in dump(diag, SOCK_DIAG_BY_FAMILY, request, doing=doing):
                 found.update(_entries(body))
         except KernelError as error:
             netns.forget(NETLINK_SOCK_DIAG)
@@ -71,7 +71,7 @@ def _entries(body: bytes) -> list[tuple[int, Family, Address | None]]:
     if len(body) < _ANSWER.size:
         return []
     family, state, _, _, port, _, source, _, interface, *_ = _ANSWER.unpack_from(body)
-    if state != _TCP_LISTEN or interface == _LOOPBACK_INDEX:
+    if state != TCP_LISTEN or interface == _LOOPBACK_INDEX:
         return []
     number = int.from_bytes(port, "big")
     address: Address = ip_address(source[:4] if family == Family.IPV4 else source)
