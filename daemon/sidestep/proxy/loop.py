@@ -146,10 +146,7 @@ class Loop:
         self.now = time.monotonic()
         self._fire()
         if self.urgent is not None:
-            try:
-                self.urgent()
-            except Exception as error:  # noqa: BLE001 - as in `run`
-                self._on_crash(getattr(self.urgent, "__self__", None), error)
+            self._guard(self.urgent)
             self.now = time.monotonic()
 
     def _pause(self) -> float:
@@ -164,7 +161,11 @@ class Loop:
         while timers and (timers[0].call is None or timers[0].when <= now):
             call = heapq.heappop(timers).call
             if call is not None:
-                try:
-                    call()
-                except Exception as error:  # noqa: BLE001 - as above
-                    self._on_crash(getattr(call, "__self__", None), error)
+                self._guard(call)
+
+    def _guard(self, call: Callable[[], None]) -> None:
+        """Call behind the same fence as `run` does."""
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - as in `run`
+            self._on_crash(getattr(call, "__self__", None), error)
