@@ -13,14 +13,10 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
-from sidestep.proxy.messages import DivertedRequest, Heartbeat, Probed, Requests
+from sidestep.proxy.messages import MAX_LINES, MAX_TEXT, DivertedRequest, Heartbeat, Probed, Requests
 
 MAX_WORDS = 64
 """Different counters of one port, or reasons of anomalies; what is beyond is summed under `other`."""
-MAX_LINES = 256
-"""Request lines of one message, as its docstring says."""
-MAX_TEXT = 2048
-"""Characters of a method, path, authority, or of a field's name or value; the proxy cuts there, too."""
 MAX_FIELDS = 8192
 """Characters of all fields of one request together; a proxy sends half of it (policy.redaction)."""
 MAX_ADDRESS = 64

@@ -12,6 +12,10 @@ import msgspec
 VERSION = 1
 MAX_INLINE = 64 * 1024
 """Bytes of one packet above which the message travels as a memfd."""
+MAX_LINES = 256
+"""Log lines of one `Requests`."""
+MAX_TEXT = 2048
+"""Characters of a method, path, authority, or of a field's name or value in a log line."""
 
 
 class Message(msgspec.Struct, tag=True, tag_field="message", array_like=True, forbid_unknown_fields=True):
@@ -238,7 +242,7 @@ class DivertedRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=Tru
 
 
 class Requests(Message):
-    """A batch of log lines, at most 256; what is beyond is dropped and counted."""
+    """A batch of log lines, at most MAX_LINES; what is beyond is dropped and counted."""
 
     requests: tuple[DivertedRequest, ...]
     dropped: int

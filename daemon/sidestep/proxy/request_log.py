@@ -1,7 +1,7 @@
 """What sessions show of diverted and copied requests: collected for a moment, told in one message.
 
-Lossy and bounded: lines above `MAX_LINES`, and all of them when the daemon is behind, are only counted. The moment also
-keeps daemon and developer's machine from waking up just when the app works at the request.
+Lossy and bounded: lines above `messages.MAX_LINES`, and all of them when the daemon is behind, are only counted. The
+moment also keeps daemon and developer's machine from waking up just when the app works at the request.
 """
 
 from __future__ import annotations
@@ -14,12 +14,8 @@ from sidestep.proxy.conduit import Conduit
 from sidestep.proxy.line import Line
 from sidestep.proxy.loop import Loop
 
-MAX_LINES: Final = 256
-"""Requests logged per flush; what is beyond is counted."""
 MOMENT: Final = 0.01
 """Seconds for which lines are collected."""
-MAX_TEXT: Final = 2048
-"""Characters of a path or authority in a log line."""
 _LOST: Final = {Lost.NOTHING: "", Lost.ALL: "dropped", Lost.REST: "truncated"}
 
 
@@ -39,7 +35,7 @@ class RequestLog:
         endpoint = conduit.endpoint
         for request in conduit.relay.diverted:
             conduit.port.counters[_counter(request)] += 1
-            if len(self._lines) >= MAX_LINES:
+            if len(self._lines) >= messages.MAX_LINES:
                 self._dropped += 1
                 continue
             self._lines.append(
@@ -79,4 +75,4 @@ def _counter(request: Diverted) -> str:
 
 
 def _text(value: bytes) -> str:
-    return value[:MAX_TEXT].decode("utf-8", "replace")
+    return value[: messages.MAX_TEXT].decode("utf-8", "replace")
