@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -27,6 +28,18 @@ def serving(space, address=None):
 
 async def answers(space, **fields):
     return await asyncio.to_thread(ask, space, **fields)
+
+
+@contextlib.asynccontextmanager
+async def steered(program):
+    """A pod with an app, one port of it steered; yields (namespace, rig, key of the pod)."""
+    with pod_namespace() as space, serving(space):
+        async with rig(program) as some:
+            key = some.add(pod_of(space))
+            some.intercepts = [intercept()]
+            some.plan()
+            await some.until(lambda: some.steered(key))
+            yield space, some, key
 
 
 def types(some):
@@ -112,32 +125,27 @@ def test_a_whole_port_is_steered_without_an_app(program):
 
 def test_without_an_intercept_nothing_is_left_and_nobody_is_reset(program):
     async def story():
-        with pod_namespace() as space, serving(space):
-            async with rig(program) as some:
-                key = some.add(pod_of(space))
-                some.intercepts = [intercept()]
-                some.plan()
-                await some.until(lambda: some.steered(key))
-                before = kernel.steering(space.pod)
-                assert len(before.links) == 1
-                served = []
+        async with steered(program) as (space, some, _):
+            before = kernel.steering(space.pod)
+            assert len(before.links) == 1
+            served = []
 
-                async def knock():
-                    for _ in range(60):
-                        served.append(await answers(space))  # noqa: PERF401 - looked at while it grows
+            async def knock():
+                for _ in range(60):
+                    served.append(await answers(space))  # noqa: PERF401 - looked at while it grows
 
-                knocking = [asyncio.ensure_future(knock()) for _ in range(4)]
-                await some.until(lambda: len(served) > 20)
-                some.intercepts = []
-                some.plan()
-                await asyncio.gather(*knocking)
-                assert served == ["app"] * 240
-                await some.until(lambda: not some.reconciler._draining)
-                assert some.reconciler._workers == {}
-                assert len(some.reconciler._uids) == 0
-                assert before.left() == []
-                assert space.pod.processes() == frozenset()
-                assert some.conditions.all() == ()
+            knocking = [asyncio.ensure_future(knock()) for _ in range(4)]
+            await some.until(lambda: len(served) > 20)
+            some.intercepts = []
+            some.plan()
+            await asyncio.gather(*knocking)
+            assert served == ["app"] * 240
+            await some.until(lambda: not some.reconciler._draining)
+            assert some.reconciler._workers == {}
+            assert len(some.reconciler._uids) == 0
+            assert before.left() == []
+            assert space.pod.processes() == frozenset()
+            assert some.conditions.all() == ()
 
     asyncio.run(story())
 
@@ -146,26 +154,21 @@ def test_a_pod_can_be_a_target_again_while_its_old_proxy_drains(program):
     async def story():
         from tests.harness.peers import Client
 
-        with pod_namespace() as space, serving(space):
-            async with rig(program) as some:
-                key = some.add(pod_of(space))
+        async with steered(program) as (space, some, key):
+            client = await asyncio.to_thread(lambda: Client(space.ip, PORT, netns=space.client))
+            with client:
+                client.send(b"GET /")
+                await some.until(lambda: some.target(key).connections)
+                some.intercepts = []
+                some.plan()
+                await some.until(lambda: some.reconciler.target(key) is None)
                 some.intercepts = [intercept()]
                 some.plan()
                 await some.until(lambda: some.steered(key))
-                client = await asyncio.to_thread(lambda: Client(space.ip, PORT, netns=space.client))
-                with client:
-                    client.send(b"GET /")
-                    await some.until(lambda: some.target(key).connections)
-                    some.intercepts = []
-                    some.plan()
-                    await some.until(lambda: some.reconciler.target(key) is None)
-                    some.intercepts = [intercept()]
-                    some.plan()
-                    await some.until(lambda: some.steered(key))
-                    assert some.reconciler._draining
-                    assert await answers(space) == "app"
-                    client.send(b" HTTP/1.1\r\nHost: a\r\n\r\n")
-                    assert (await asyncio.to_thread(client.reader.message)).header("x-served-by") == "app"
+                assert some.reconciler._draining
+                assert await answers(space) == "app"
+                client.send(b" HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert (await asyncio.to_thread(client.reader.message)).header("x-served-by") == "app"
 
     asyncio.run(story())
 
@@ -308,17 +311,12 @@ def test_two_pods_of_one_namespace_are_not_both_targets(program):
 
 def test_a_killed_proxy_is_replaced_and_the_port_stays_steered(program):
     async def story():
-        with pod_namespace() as space, serving(space):
-            async with rig(program) as some:
-                key = some.add(pod_of(space))
-                some.intercepts = [intercept()]
-                some.plan()
-                await some.until(lambda: some.steered(key))
-                pid = some.target(key).proxy_pid
-                os.kill(pid, signal.SIGKILL)
-                assert await answers(space) == "app"
-                assert some.steered(key)
-                assert some.target(key).proxy_pid not in {None, pid}
+        async with steered(program) as (space, some, key):
+            pid = some.target(key).proxy_pid
+            os.kill(pid, signal.SIGKILL)
+            assert await answers(space) == "app"
+            assert some.steered(key)
+            assert some.target(key).proxy_pid not in {None, pid}
 
     asyncio.run(story())
 
@@ -355,58 +353,43 @@ def test_a_bug_in_the_keeping_of_a_proxy_costs_its_pod_a_moment(program, monkeyp
         monkeypatch.setattr("sidestep.node.reconciler.LAST_RETRY", 0.3)
         reported = []
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context["exception"]))
-        with pod_namespace() as space, serving(space):
-            async with rig(program) as some:
-                key = some.add(pod_of(space))
-                some.intercepts = [intercept()]
-                some.plan()
-                await some.until(lambda: some.steered(key))
-                broken = some.target(key)
-                broken._proxy._tasks.start(bug(), name="bug")
-                await some.until(lambda: not some.steered(key))
-                assert await answers(space) == "app"
-                await some.until(lambda: some.steered(key))
-                assert some.target(key) is not broken
-                assert types(some) == set()
-                assert await answers(space) == "app"
-                assert [type(each) for each in reported] == [ZeroDivisionError]
+        async with steered(program) as (space, some, key):
+            broken = some.target(key)
+            broken._proxy._tasks.start(bug(), name="bug")
+            await some.until(lambda: not some.steered(key))
+            assert await answers(space) == "app"
+            await some.until(lambda: some.steered(key))
+            assert some.target(key) is not broken
+            assert types(some) == set()
+            assert await answers(space) == "app"
+            assert [type(each) for each in reported] == [ZeroDivisionError]
 
     asyncio.run(story())
 
 
 def test_a_stopped_proxy_is_replaced_and_meanwhile_the_app_is_served(program):
     async def story():
-        with pod_namespace() as space, serving(space):
-            async with rig(program) as some:
-                key = some.add(pod_of(space))
-                some.intercepts = [intercept()]
-                some.plan()
-                await some.until(lambda: some.steered(key))
-                os.kill(some.target(key).proxy_pid, signal.SIGSTOP)
-                assert await answers(space) == "app"
+        async with steered(program) as (space, some, key):
+            os.kill(some.target(key).proxy_pid, signal.SIGSTOP)
+            assert await answers(space) == "app"
 
     asyncio.run(story())
 
 
 def test_the_audit_puts_drift_right_and_tells_it(program):
     async def story():
-        with pod_namespace() as space, serving(space):
-            async with rig(program) as some:
-                key = some.add(pod_of(space))
-                some.intercepts = [intercept()]
-                some.plan()
-                await some.until(lambda: some.steered(key))
-                some.audit.once()
-                assert some.audit.repaired == 0
-                target = some.target(key)
-                target._steering.unsteer(PORT, Transport.TCP, Family.IPV4)
-                target._steering.steer(9999, Transport.TCP, Family.IPV4, target._streams._ports[PORT].listener.fileno())
-                some.audit.once()
-                assert some.audit.repaired == 2
-                assert target._steering.entries() == target.expected() == {(PORT, Transport.TCP, Family.IPV4)}
-                assert types(some) == {ConditionType.DRIFT_REPAIRED}
-                some.audit.once()
-                assert types(some) == set()
+        async with steered(program) as (_, some, key):
+            some.audit.once()
+            assert some.audit.repaired == 0
+            target = some.target(key)
+            target._steering.unsteer(PORT, Transport.TCP, Family.IPV4)
+            target._steering.steer(9999, Transport.TCP, Family.IPV4, target._streams._ports[PORT].listener.fileno())
+            some.audit.once()
+            assert some.audit.repaired == 2
+            assert target._steering.entries() == target.expected() == {(PORT, Transport.TCP, Family.IPV4)}
+            assert types(some) == {ConditionType.DRIFT_REPAIRED}
+            some.audit.once()
+            assert types(some) == set()
 
     asyncio.run(story())
 
@@ -415,18 +398,13 @@ def test_a_lost_link_makes_the_target_anew(program):
     async def story():
         from sidestep.steering import bpf
 
-        with pod_namespace() as space, serving(space):
-            async with rig(program) as some:
-                key = some.add(pod_of(space))
-                some.intercepts = [intercept()]
-                some.plan()
-                await some.until(lambda: some.steered(key))
-                first = some.target(key)
-                bpf.link_detach(first._steering._link)
-                assert await answers(space) == "app"
-                some.audit.once()
-                await some.until(lambda: some.steered(key) and some.target(key) is not first)
-                assert await answers(space) == "app"
+        async with steered(program) as (space, some, key):
+            first = some.target(key)
+            bpf.link_detach(first._steering._link)
+            assert await answers(space) == "app"
+            some.audit.once()
+            await some.until(lambda: some.steered(key) and some.target(key) is not first)
+            assert await answers(space) == "app"
 
     asyncio.run(story())
 
