@@ -21,7 +21,7 @@ order), `_diversion.exchange` is what a handler has to answer. Invariants:
     to the app, raw, for good, and with it everything later in both directions: at once, or after the diverted
     exchange in flight. No ambiguity leads to a handler.
   * A body that turns out broken is raw too; only if a handler has been given its head, the client gets a 400 instead.
-  * Whoever answers a request, its bytes go to the taps of its decision as well (`_taps`), when they are forwarded; of a
+  * Whoever answers a request, its bytes go to the taps of its decision as well (`_taps`), soon afterwards; of a
     connection that is not understood any more nothing is copied, and a copy that had begun is truncated.
   * Kept bytes: `held`, a begun head, and until a handler leg is open its request: each up to its limit and one read.
 
@@ -36,8 +36,8 @@ from collections import deque
 from typing import Final
 
 from sidestep.engine.http1_diversion import Diversion
-from sidestep.engine.http1_exchange import Judged
-from sidestep.engine.http1_judging import ANSWERED_BY, SWITCHES, Judging
+from sidestep.engine.http1_exchange import ANSWERED_BY, SWITCHES, Judged
+from sidestep.engine.http1_judging import PLAIN, Judging
 from sidestep.engine.http1_peers import Peers
 from sidestep.engine.http2 import Http2Relay
 from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Relay, Role
@@ -133,8 +133,10 @@ class Http1Relay(Relay):
                 and app.open
                 and self._requests.state == reading.FRESH
                 and len(data) <= _MEMO_HEAD
-                and self._judging.passes(data)
+                and (request := self._judging.passes(data)) is not None
             ):
+                if request is not PLAIN:
+                    self._taps.whole(request, data)
                 pending.append(0)
                 return app
         elif leg is self.side:
@@ -356,7 +358,7 @@ class Http1Relay(Relay):
             self._pending.append(request.flags & ANSWERED_BY)
             if 0 < body <= len(data) - end:
                 # The body is here too: both leave in one piece, which is `data` itself if that is all of it.
-                if self._taps.current:
+                if self._taps.copying:
                     self._taps.body(data[end : end + body])
                 start, end, body = end - len(head), end + body, 0
                 app.write(data[start:end] if start >= 0 else head + data[start + len(head) : end])
@@ -369,7 +371,7 @@ class Http1Relay(Relay):
 
     def _forward(self, body: bytes) -> None:
         """Pass on a piece of the body of the request being received."""
-        if self._taps.current:
+        if self._taps.copying:
             self._taps.body(body)
         exchange = self._diversion.exchange
         if exchange is None:
@@ -379,7 +381,7 @@ class Http1Relay(Relay):
 
     def _request_sent(self) -> None:
         """The request being received is here, whole."""
-        if self._taps.current:
+        if self._taps.copying:
             self._taps.sent()
         exchange = self._diversion.exchange
         if exchange is not None:

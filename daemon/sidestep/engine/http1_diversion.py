@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from sidestep.engine.http1_exchange import Exchange, Judged, own_answer
-from sidestep.engine.http1_judging import SWITCHES
+from sidestep.engine.http1_exchange import SWITCHES, Exchange, Judged, own_answer
 from sidestep.engine.relay import Diverted, Ending, Leg
 from sidestep.protocols import http1_responses as responses
 from sidestep.protocols.http1 import HTTP_1_0, Http1Limits, ResponseHead

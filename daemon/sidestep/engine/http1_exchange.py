@@ -11,17 +11,24 @@ While nothing of the body was given and nothing answered, another leg can take t
 
 from __future__ import annotations
 
+from typing import Final
+
 from sidestep.engine.relay import Leg, queue
 from sidestep.policy.redaction import redact
 from sidestep.policy.route import TO_APP, Decision, Fields, Rule
-from sidestep.protocols.http1 import CLOSE, HEAD, HTTP_1_0, Http1Limits, RequestHead
+from sidestep.protocols.http1 import CLOSE, CONNECT, HEAD, HTTP_1_0, UPGRADE, Http1Limits, RequestHead
 from sidestep.protocols.http1_responses import ResponseReader
+
+SWITCHES: Final = CONNECT | UPGRADE
+"""Flags of a request after whose answer the connection may speak another protocol."""
+ANSWERED_BY: Final = HEAD | SWITCHES
+"""Request flags that the reading of an answer depends on."""
 
 
 class Judged:
     """What is remembered of a head: where the request goes and how it is framed; its texts only if somebody is told."""
 
-    __slots__ = ("authority", "body", "decision", "fields", "flags", "method", "target")
+    __slots__ = ("authority", "body", "decision", "fields", "flags", "is_copied", "method", "passes", "target")
 
     def __init__(self, decision: Decision, head: RequestHead) -> None:
         self.decision = decision
@@ -34,6 +41,9 @@ class Judged:
         self.fields: Fields = ()
         if any(tap.heads_only for tap in decision.taps):
             self.fields = redact(head.fields)
+        self.is_copied = not all(tap.heads_only for tap in decision.taps)
+        self.passes = decision.intercept is None and not head.body and not head.flags & ANSWERED_BY
+        """The head is the whole request, for the app, and how the answer ends does not depend on it."""
 
 
 class Exchange:

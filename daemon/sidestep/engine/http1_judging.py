@@ -12,19 +12,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from sidestep.engine.http1_exchange import Judged
+from sidestep.engine.http1_exchange import ANSWERED_BY, Judged
 from sidestep.policy.route import TO_APP, Route, SteeredPort
-from sidestep.protocols.http1 import CONNECT, END_OF_HEAD, HEAD, UPGRADE, Http1Limits, RequestHead, parse_request
+from sidestep.protocols.http1 import END_OF_HEAD, Http1Limits, RequestHead, parse_request
 from sidestep.protocols.http1_skim import Skimmer
 
-SWITCHES: Final = CONNECT | UPGRADE
-"""Flags of a request after whose answer the connection may speak another protocol."""
-
-ANSWERED_BY: Final = HEAD | SWITCHES
-"""Request flags that the reading of an answer depends on."""
-
 PLAIN: Final = Judged(TO_APP, RequestHead(b"", b"", b"", [], 0, 0))
-"""Stands in the memo for every head that goes to the app, has no body and an answer like any other."""
+"""Stands in the memo for every head that goes to the app alone, has no body and an answer like any other."""
 
 
 class Judging:
@@ -43,12 +37,16 @@ class Judging:
         self._unknown = b""
         """The last one of which skimming told nothing."""
 
-    def passes(self, data: bytes) -> bool:
-        """Whether this chunk is one whole head that is PLAIN, as far as can be told without reading its fields."""
+    def passes(self, data: bytes) -> Judged | None:
+        """What was decided if this chunk is one whole head as PLAIN is one, but for taps that may want it.
+
+        None when it is not, as far as can be told without reading its fields.
+        """
         route = self._port.route
-        if route.memo.get(data) is PLAIN:
-            return True
-        return data.endswith(END_OF_HEAD) and self._skim(route, data) is PLAIN
+        judged: Judged | None = route.memo.get(data)
+        if judged is None and data.endswith(END_OF_HEAD):
+            judged = self._skim(route, data)
+        return judged if judged is not None and judged.passes else None
 
     def judge(self, head: bytes) -> Judged | str:
         """Decide for one head, once per route while it is remembered; a text says why it cannot be read."""

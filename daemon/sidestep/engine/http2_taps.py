@@ -4,9 +4,13 @@ The stream is an `Exchange` on a `Link`, as for a diverted request, but nobody w
 go to it as they go to the app or the handler, its body waits in the exchange until the link's windows take it, what is
 answered is thrown away. The client's windows, the app's and those of other taps have no part in this.
 
-    streams    client's stream id -> its copies that are not whole yet
+    streams    the client's streams of which more is to be copied
+    copies     client's stream id -> its copies that are not whole yet
     a copy     is dropped when `Ledger` has no room for it, and truncated (RST_STREAM) when it has none for its body, or
                when the original ends before its END_STREAM: reset by either side, connection over or unreadable
+
+What becomes of a request is noted (`Relay.deferred`) and done to its copies later, in order; at once is known only in
+which streams more is wanted.
 
 The connection to the handler stays for the next request while the client's lasts; afterwards it ends with GOAWAY as
 soon as it is idle (the shell bounds the time).
@@ -14,7 +18,7 @@ soon as it is idle (the shell bounds the time).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.http2_exchange import Exchange
 from sidestep.engine.http2_link import Link
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
 
 _RESPONSES = Memo(DEFAULT_LIMITS.memo)
 """Response blocks seen by any tap of this process: a pure cache, bounded in bytes, apart from that of diversions."""
+FIELD: Final = 64
+"""Bytes that a field of a block that waits is taken for: many are in the tables of its decoder anyway."""
 
 
 class TapStream(Exchange):
@@ -55,7 +61,7 @@ class TapStream(Exchange):
 class Http2Taps:
     """See the module. It is the links' `Owner`."""
 
-    __slots__ = ("_alive", "_leaving", "_ledger", "_limits", "_links", "_relay", "links", "streams")
+    __slots__ = ("_alive", "_copies", "_leaving", "_ledger", "_limits", "_links", "_relay", "links", "streams")
 
     def __init__(self, relay: Relay, ledger: Ledger, limits: Http2Limits) -> None:
         self._relay = relay
@@ -64,13 +70,54 @@ class Http2Taps:
         self._links: dict[str, Link] = {}
         self._alive: dict[TapStream, None] = {}
         self._leaving = False
+        self._copies: dict[int, tuple[TapStream, ...]] = {}
         self.links: dict[Leg, Link] = {}
-        self.streams: dict[int, tuple[TapStream, ...]] = {}
+        self.streams: set[int] = set()
 
     # --- from the client --------------------------------------------------------------------------------------------
 
     def begin(self, stream: int, head: Head, block: Block, rules: tuple[Rule, ...], *, ends: bool) -> None:
         """A new stream that these wiretaps want; `ends` when it has no body."""
+        if not ends and not all(rule.heads_only for rule in rules):
+            self.streams.add(stream)
+        self._relay.deferred.put(FIELD * len(block.fields), self._begin, stream, head, block, rules, ends)
+
+    def body(self, stream: int, data: bytes, *, ends: bool) -> None:
+        """Data of a request that is copied, possibly empty."""
+        if ends:
+            self.streams.discard(stream)
+        self._relay.deferred.put(len(data), self._body, stream, data, ends)
+
+    def trailers(self, stream: int, block: Block, *, ends: bool) -> None:
+        """A second header block of a stream; if it does not end the request the app will refuse that."""
+        if stream in self.streams:
+            self.streams.discard(stream)
+            if ends:
+                self._relay.deferred.put(FIELD * len(block.fields), self._trailers, stream, block)
+            else:
+                self._relay.deferred.put(0, self._cut, stream)
+
+    def cut(self, stream: int) -> None:
+        """Nothing more of this stream will come."""
+        if stream in self.streams:
+            self.streams.discard(stream)
+            self._relay.deferred.put(0, self._cut, stream)
+
+    def cut_all(self) -> None:
+        """Nothing more of any stream will come."""
+        for stream in [*self.streams]:
+            self.cut(stream)
+
+    def farewell(self) -> None:
+        """Only taps are left."""
+        self.cut_all()
+        deferred = self._relay.deferred
+        if self.links or deferred.calls:
+            deferred.put(0, self._farewell)
+
+    # --- its copies, later ------------------------------------------------------------------------------------------
+
+    def _begin(self, stream: int, head: Head, block: Block, rules: tuple[Rule, ...], ends: bool) -> None:
         copies = []
         for rule in rules:
             lost = Lost.NOTHING
@@ -85,11 +132,10 @@ class Http2Taps:
                 Diverted(rule, head.method, head.path, head.authority, copied=True, lost=lost, fields=fields)
             )
         if copies and not ends:
-            self.streams[stream] = tuple(copies)
+            self._copies[stream] = tuple(copies)
 
-    def body(self, stream: int, data: bytes, *, ends: bool) -> None:
-        """Data of a request, possibly empty."""
-        for copy in self.streams[stream]:
+    def _body(self, stream: int, data: bytes, ends: bool) -> None:
+        for copy in self._copies.get(stream, ()):
             if copy not in self._alive:
                 continue
             if data and not self._ledger.has_room(copy.rule.uid, copy, len(data)):
@@ -101,34 +147,22 @@ class Http2Taps:
             copy.request_ended = ends
             self._push(copy)
         if ends:
-            del self.streams[stream]
+            self._copies.pop(stream, None)
 
-    def trailers(self, stream: int, block: Block, *, ends: bool) -> None:
-        """A second header block of a stream; if it does not end the request the app will refuse that."""
-        if not ends:
-            self.cut(stream)
-            return
-        for copy in self.streams.pop(stream, ()):
+    def _trailers(self, stream: int, block: Block) -> None:
+        for copy in self._copies.pop(stream, ()):
             if copy in self._alive:
                 copy.trailers = block
                 copy.request_ended = True
                 self._push(copy)
 
-    def cut(self, stream: int) -> None:
-        """Nothing more of this stream will come."""
-        for copy in self.streams.pop(stream, ()):
+    def _cut(self, stream: int) -> None:
+        for copy in self._copies.pop(stream, ()):
             if copy in self._alive:
                 self._truncate(copy)
 
-    def cut_all(self) -> None:
-        """Nothing more of any stream will come."""
-        for stream in [*self.streams]:
-            self.cut(stream)
-
-    def farewell(self) -> None:
-        """Only taps are left."""
+    def _farewell(self) -> None:
         self._leaving = True
-        self.cut_all()
         for link in [*self.links.values()]:
             self._settle(link)
 

@@ -15,6 +15,7 @@ What the shell does
     expired(now)         `deadline` has passed
     take_leave()         the connection, which is `idle`, is about to be ended for reasons of ours
     farewell()           all legs but taps are closed, or moved by the shell itself; taps get a bounded time to flush
+    deferred.run()       a bounded time after something was put there, at once when it is much
   and after each call: opens every leg it finds in `opening` (and empties that list), writes `leg.out` of every leg in
   `legs`, carries out `leg.ending`, and closes everything once `done` is true and the client leg is flushed.
     passes(leg, data)    may be asked before `receive`: if the answer is a leg, the bytes are that leg's as they are,
@@ -33,12 +34,16 @@ What the engine promises
     but for taps.
   * `successor` is set at the end of a `receive`, when another engine goes on; then `reads` is false for every leg.
   * A tap leg influences nothing: not `reads` of any other leg, not `done`, not `wired`'s bytes or their time.
+  * Whatever is done for a copy goes through `deferred`, so that no request waits for its copies to be made. Only a
+    tap leg's own events change tap legs otherwise.
 """
 
 from __future__ import annotations
 
 import enum
 from typing import TYPE_CHECKING, Any
+
+from sidestep.engine.deferred import Deferred
 
 if TYPE_CHECKING:
     from collections.abc import MutableSequence
@@ -169,6 +174,7 @@ class Relay:
         "app",
         "client",
         "deadline",
+        "deferred",
         "diverted",
         "done",
         "drain",
@@ -185,6 +191,7 @@ class Relay:
         self.legs: list[Leg] = [self.client, self.app]
         self.opening: list[Leg] = []
         self.diverted: list[Diverted] = []
+        self.deferred = Deferred()
         self.wired: tuple[Leg, Leg] | None = None
         self.drain = False
         self.done = False
@@ -217,7 +224,7 @@ class Relay:
     def succeed(self, other: Relay) -> None:
         """Go on where another relay ends: with its legs and what it has for the shell."""
         self.client, self.app, self.legs = other.client, other.app, other.legs
-        self.opening, self.diverted = other.opening, other.diverted
+        self.opening, self.diverted, self.deferred = other.opening, other.diverted, other.deferred
         other.successor = self
 
     def receive(self, leg: Leg, data: bytes) -> None:
@@ -227,7 +234,8 @@ class Relay:
     def passes(self, leg: Leg, data: bytes) -> Leg | None:
         """The (open) leg that gets these bytes as they are; None: nothing has happened, `receive` them.
 
-        An answer promises that nothing the shell looks at has changed: no leg, no ending, no `reads`, no deadline.
+        An answer promises that nothing the shell looks at has changed, but `deferred`: no leg, no ending, no `reads`,
+        no deadline.
         """
         del leg, data
         return None

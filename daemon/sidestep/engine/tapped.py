@@ -1,11 +1,12 @@
 """A connection of a port with global wiretaps: what the client says, every byte, goes to each of them as it is.
 
-A relay around the relay that serves the connection. One copy per wiretap and connection, begun at once, ended when the
-client has finished or the connection is over, reset when the client was. What the inner relay makes of the bytes does
+A relay around the relay that serves the connection. One copy per wiretap and connection, begun even before the client
+says anything, ended when the client has finished or the connection is over, reset when the client was. Whatever is done
+to a copy is deferred. What the inner relay makes of the bytes does
 not matter here: a wire, TLS end to end included, or requests of which some are diverted or copied once more by filters.
 
-`wired` is kept from the shell while a copy is alive, because the shell would move the bytes past us; once the last one
-is over it shows. Nothing of this is paid for on ports without a global wiretap.
+`wired` is kept from the shell while a copy is alive or about to be, because the shell would move the bytes past us;
+once the last one is over it shows. Nothing of this is paid for on ports without a global wiretap.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class TappedRelay(Relay):
     app = _inner("app")
     client = _inner("client")
     deadline = _inner("deadline")
+    deferred = _inner("deferred")
     diverted = _inner("diverted")
     done = _inner("done")
     drain = _inner("drain")
@@ -50,12 +52,15 @@ class TappedRelay(Relay):
         self.inner = inner
         self.successor = None
         self._copies: dict[Leg, Copy] = {}
+        inner.deferred.put(0, self._begin, tuple(rules), ledger)
+
+    def _begin(self, rules: tuple[Rule, ...], ledger: Ledger) -> None:
         for rule in rules:
             copy = open_copy(rule, ledger, self._make, flags=None, size=0)
             if copy is not None:
                 self._copies[copy.leg] = copy
             else:
-                inner.diverted.append(Diverted(rule, b"", b"", b"", copied=True, lost=Lost.ALL))
+                self.inner.diverted.append(Diverted(rule, b"", b"", b"", copied=True, lost=Lost.ALL))
 
     def _make(self, rule: Rule) -> Leg:
         leg = Leg(Role.TAP, rule)
@@ -66,7 +71,7 @@ class TappedRelay(Relay):
     @property
     def wired(self) -> tuple[Leg, Leg] | None:
         """As Relay.wired, once no copy is alive."""
-        if any(copy.is_open for copy in self._copies.values()):
+        if self.inner.deferred.calls or any(copy.is_open for copy in self._copies.values()):
             return None
         return self.inner.wired
 
@@ -79,12 +84,17 @@ class TappedRelay(Relay):
         """Whether no exchange is in flight."""
         return self.inner.idle
 
+    def passes(self, leg: Leg, data: bytes) -> Leg | None:
+        """Hot path: as Relay.passes."""
+        to = self.inner.passes(leg, data)
+        if to is not None and leg is self.inner.client:
+            self.inner.deferred.put(len(data), self._copy, data)
+        return to
+
     def receive(self, leg: Leg, data: bytes) -> None:
         """Take bytes from a leg."""
         if leg is self.inner.client:
-            for copy in self._copies.values():
-                if not copy.write(data):
-                    self.inner.diverted.append(truncated(copy.rule))
+            self.inner.deferred.put(len(data), self._copy, data)
         elif leg in self._copies:
             return  # what a handler says to a copy is discarded
         self.inner.receive(leg, data)
@@ -98,7 +108,7 @@ class TappedRelay(Relay):
             copy.receive_eof()
             return
         if leg is self.inner.client:
-            self._finish()
+            self.inner.deferred.put(0, self._finish)
         self.inner.receive_eof(leg)
 
     def opened(self, leg: Leg) -> None:
@@ -124,8 +134,7 @@ class TappedRelay(Relay):
             copy.close(Ending.ABORT)
             return
         if leg is self.inner.client:
-            for each in self._copies.values():
-                each.close(Ending.ABORT)
+            self.inner.deferred.put(0, self._abort)
         self.inner.lost(leg)
 
     def expired(self, now: float) -> None:
@@ -143,12 +152,21 @@ class TappedRelay(Relay):
 
     def farewell(self) -> None:
         """Learn that only taps are left."""
-        self._finish()
+        self.inner.deferred.put(0, self._finish)
         self.inner.farewell()
 
     def reads(self, leg: Leg) -> bool:
         """Whether the shell should read from this leg now."""
         return leg in self._copies or self.inner.reads(leg)
+
+    def _copy(self, data: bytes) -> None:
+        for copy in self._copies.values():
+            if not copy.write(data):
+                self.inner.diverted.append(truncated(copy.rule))
+
+    def _abort(self) -> None:
+        for copy in self._copies.values():
+            copy.close(Ending.ABORT)
 
     def _finish(self) -> None:
         for copy in self._copies.values():

@@ -12,7 +12,8 @@ wiretap's handler: a leg of role TAP. (HTTP/2: `http2_taps`, streams of one conn
 Invariants: nothing of a tap enters `reads` of another leg, or `done`; a copy that finds no room is dropped (before its
 first byte) or truncated, and said to be in `Relay.diverted`. Room is what `Ledger` gives: bytes of one copy, bytes and
 number of all copies of one wiretap, number of all copies of the process. One wiretap's hung handler takes no room from
-another's, and all hung handlers together not the memory that serves the app.
+another's, and all hung handlers together not the memory that serves the app. What waits to be copied (`deferred`) takes
+no room yet.
 """
 
 from __future__ import annotations
@@ -21,17 +22,15 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from sidestep.engine.http1_exchange import SWITCHES
 from sidestep.engine.relay import Diverted, Ending, Leg, Lost
 from sidestep.protocols import http1_responses as responses
-from sidestep.protocols.http1 import CONNECT, UPGRADE
 from sidestep.protocols.http1_responses import ResponseReader
 
 if TYPE_CHECKING:
     from sidestep.engine.http1_exchange import Judged
     from sidestep.engine.relay import Relay
     from sidestep.policy.route import Rule
-
-_SWITCHES = CONNECT | UPGRADE
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,24 +213,74 @@ class Copy:
 
 
 class Taps:
-    """The copies of the requests of one HTTP/1 connection. `current` are those of the request being received."""
+    """The copies of the requests of one HTTP/1 connection.
 
-    __slots__ = ("_copies", "_ledger", "_make", "_relay", "_whole", "current")
+    What becomes of a request is noted (`Relay.deferred`) and done to its copies later, in order; at once is known only
+    whether its bytes are wanted (`copying`).
+    """
+
+    __slots__ = ("_copies", "_current", "_ledger", "_make", "_relay", "_undecided", "_whole", "copying")
 
     def __init__(self, relay: Relay, ledger: Ledger, make: MakeLeg) -> None:
         self._relay = relay
         self._ledger = ledger
         self._make = make
+        self._undecided = False
+        """The request was received whole and may yet switch to another protocol."""
+        self.copying = False
+        """The request being received is copied."""
+        # when it is made up for
         self._copies: dict[Leg, Copy] = {}
+        self._current: tuple[Copy, ...] = ()
+        """Copies of the request being received."""
         self._whole = False
-        """The current request has been received whole; it may yet switch to another protocol."""
-        self.current: tuple[Copy, ...] = ()
+        """It has been received whole."""
 
     # --- the request ------------------------------------------------------------------------------------------------
 
     def begin(self, request: Judged, head: bytes) -> None:
         """A request whose head has come is copied to the taps of its decision."""
-        self.cut()
+        self.copying = request.is_copied
+        self._undecided = self.copying and bool(request.flags & SWITCHES)
+        self._relay.deferred.put(len(head), self._begin, request, head)
+
+    def whole(self, request: Judged, head: bytes) -> None:
+        """So is one that is its head, and asks for no other protocol."""
+        self._undecided = False
+        self._relay.deferred.put(len(head), self._copy_whole, request, head)
+
+    def body(self, data: bytes) -> None:
+        """Bytes of its body, framing included."""
+        self._relay.deferred.put(len(data), self._body, data)
+
+    def sent(self) -> None:
+        """It is whole. If it may be answered by another protocol, `switched` or the next `cut` tells."""
+        self.copying = False
+        self._relay.deferred.put(0, self._sent)
+
+    def switched(self) -> tuple[Copy, ...]:
+        """The connection speaks another protocol now: the copies that go on, raw."""
+        self._relay.deferred.run()
+        self.copying = self._undecided = False
+        copies, self._current = self._current, ()
+        for copy in copies:
+            copy.go_raw()
+        return copies
+
+    def cut(self) -> None:
+        """Nothing more of the current request will be copied: what is not whole is truncated."""
+        if self.copying or self._undecided:
+            self.copying = self._undecided = False
+            self._relay.deferred.put(0, self._cut)
+
+    # --- its copies, later ------------------------------------------------------------------------------------------
+
+    def _copy_whole(self, request: Judged, head: bytes) -> None:
+        self._begin(request, head)
+        self._sent()
+
+    def _begin(self, request: Judged, head: bytes) -> None:
+        self._cut()
         self._whole = False
         copies = []
         for rule in request.decision.taps:
@@ -244,33 +293,23 @@ class Taps:
                     copy.leg.write(head)
                     copies.append(copy)
             self._tell(rule, request, lost)
-        self.current = tuple(copies)
+        self._current = tuple(copies)
 
-    def body(self, data: bytes) -> None:
-        """Bytes of its body, framing included."""
-        for copy in self.current:
+    def _body(self, data: bytes) -> None:
+        for copy in self._current:
             if not copy.write(data):
                 self._relay.diverted.append(truncated(copy.rule))
 
-    def sent(self) -> None:
-        """It is whole. If it may be answered by another protocol, `switched` or the next `cut` tells."""
+    def _sent(self) -> None:
         self._whole = True
-        for copy in self.current:
-            if copy.flags is not None and not copy.flags & _SWITCHES:
+        for copy in self._current:
+            if copy.flags is not None and not copy.flags & SWITCHES:
                 copy.complete()
-        if not any(copy.is_open for copy in self.current):
-            self.current = ()
+        if not any(copy.is_open for copy in self._current):
+            self._current = ()
 
-    def switched(self) -> tuple[Copy, ...]:
-        """The connection speaks another protocol now: the copies that go on, raw."""
-        copies, self.current = self.current, ()
-        for copy in copies:
-            copy.go_raw()
-        return copies
-
-    def cut(self) -> None:
-        """Nothing more of the current request will be copied: what is not whole is truncated."""
-        copies, self.current = self.current, ()
+    def _cut(self) -> None:
+        copies, self._current = self._current, ()
         for copy in copies:
             if self._whole:
                 copy.complete()

@@ -65,7 +65,7 @@ class Wire:
             if not self.peer.ending:
                 self.peer.write(data)
             if self._copies:
-                self.copy(data)
+                self._relay.deferred.put(len(data), self.copy, data)
         elif leg is self.peer and not client.ending:
             client.write(data)
 
@@ -81,8 +81,8 @@ class Wire:
         relay = self._relay
         if leg is relay.client:
             self._client_ended = True
-            for copy in self._copies:
-                copy.finish()
+            if self._copies:
+                relay.deferred.put(0, self._finish_copies)
             self.join()
         elif leg is self.peer:
             self._peer_ended = True
@@ -97,12 +97,19 @@ class Wire:
         relay = self._relay
         if leg is relay.client or leg is self.peer:
             ending = Ending.CLOSE if self._has_ended(leg) else Ending.ABORT
-            if not self._client_ended:  # else the copies are whole
-                for copy in self._copies:
-                    copy.close(Ending.ABORT)
+            if self._copies and not self._client_ended:  # else the copies are whole
+                relay.deferred.put(0, self._abort_copies)
             relay.client.end(ending)
             self.peer.end(ending)
             relay.done = True
+
+    def _finish_copies(self) -> None:
+        for copy in self._copies:
+            copy.finish()
+
+    def _abort_copies(self) -> None:
+        for copy in self._copies:
+            copy.close(Ending.ABORT)
 
     def _has_ended(self, leg: Leg) -> bool:
         return self._client_ended if leg is self._relay.client else self._peer_ended

@@ -24,12 +24,12 @@ from time import monotonic
 from typing import Final, Protocol
 
 from sidestep.engine.relay import Ending, Leg, Relay, Role
+from sidestep.proxy.copying import Copying, Copyist
 from sidestep.proxy.dial import Done
 from sidestep.proxy.loop import BROKEN, HANG_UP, READ, WRITE, Loop, Timer
 from sidestep.proxy.ports import LivePort
 from sidestep.proxy.splice import Pipes, Splicer
 from sidestep.proxy.stream import PlainStream, Stream, TlsStream
-from sidestep.proxy.taps import TapLeg
 
 DRAIN_READS: Final = 16
 """Reads of one stream per event while the relay drains or reads come back full; then the other streams get a turn."""
@@ -94,8 +94,7 @@ class Courier(Protocol):
     """What a conduit asks of the worker around it."""
 
     pipes: Pipes
-    taps: set[TapLeg]
-    """Those of all conduits, the ended ones included."""
+    copyist: Copyist
     lingering: set[object]
     """Streams of all conduits that are closed and still read for a moment."""
 
@@ -172,13 +171,13 @@ class Conduit:
 
     __slots__ = (
         "_closed",
+        "_copying",
         "_courier",
         "_loop",
         "_notify",
         "_pipes",
         "_slow",
         "_splicer",
-        "_tapped",
         "_timer",
         "active",
         "app_tls",
@@ -211,8 +210,8 @@ class Conduit:
         self._timer: Timer | None = None
         self._pipes: list[_Pipe] = []
         self._splicer: Splicer | None = None
-        self._tapped = False
-        """A tap leg was asked for."""
+        self._copying: Copying | None = None
+        """Once something is to be copied."""
         self.active = loop.now
         """When bytes last came, on the loop's clock."""
         self.relay = relay
@@ -272,6 +271,8 @@ class Conduit:
                     if to is None:
                         relay.receive(leg, data)
                     elif self._passed_on(to, data) and len(data) != stream.full:
+                        if relay.deferred.calls:
+                            self._copy_later()
                         return
                 if len(data) == stream.full or relay.drain:
                     self._pull_more(relay, leg, stream)
@@ -357,15 +358,13 @@ class Conduit:
         legs = relay.legs
         broken: list[_Pipe] | None = None
         drained: list[Leg] | None = None
-        taps = False
         for leg in legs:
             out = leg.out
-            if leg.ending and not self._slow and leg.role is not Role.TAP:
+            if leg.role is Role.TAP:
+                continue
+            if leg.ending and not self._slow:
                 self._slow = self._unended(leg)
             if out:
-                if leg.role is Role.TAP:
-                    taps = True
-                    continue
                 pipe: _Pipe | None = leg.io
                 if pipe is None or pipe.stream is None:
                     self._slow = True
@@ -385,10 +384,10 @@ class Conduit:
                 relay.drained(leg)
             self.settle()
             return
-        if taps:
-            self._settle_taps(relay, written=True)
         if self._slow or self._pressing(relay):
             self._settle_slowly(relay)
+        if relay.deferred.calls:
+            self._copy_later()
 
     def _pressing(self, relay: Relay) -> bool:
         """Whether the relay wants more than bytes to be moved."""
@@ -419,19 +418,26 @@ class Conduit:
             del out[:count]
         return True
 
-    def _settle_taps(self, relay: Relay, *, written: bool) -> None:
-        """Move what was copied; the others' bytes are written already. `written`: only taps that have any."""
-        for leg in [leg for leg in relay.legs if leg.role is Role.TAP and (leg.out or not written)]:
-            if leg.io is not None:
-                leg.io.settle()
+    def _copy_later(self) -> None:
+        self._copies().glance()
+
+    def _copies(self) -> Copying:
+        if self._copying is None:
+            self._copying = Copying(self._loop, self, self._courier.copyist)
+        return self._copying
+
+    def copied(self) -> None:
+        """What was deferred is done: bring the tap legs in line."""
+        self._slow = True
+        self.settle()
 
     def _settle_slowly(self, relay: Relay) -> None:
         while relay.opening:
             opening, relay.opening = relay.opening, []
             for leg in opening:
                 self._open(leg)
-        if self._tapped:
-            self._settle_taps(relay, written=False)
+        if self._copying is not None:
+            self._copying.settle()
         if relay.diverted:
             self._courier.log_requests(self)
         congested = False
@@ -508,8 +514,7 @@ class Conduit:
 
     def _open(self, leg: Leg) -> None:
         if leg.role is Role.TAP:
-            self._tapped = True
-            TapLeg(self._loop, leg, self, self._courier.taps).open()
+            self._copies().open(leg)
             return
         pipe = self._pipe(leg)
         if leg.role is Role.APP:
@@ -545,12 +550,8 @@ class Conduit:
 
     def _leave_taps(self) -> None:
         """The client's connection is over, or moves without us: copies have a bounded time to be delivered."""
-        if self._tapped:
-            self.relay.farewell()
-            for leg in [*self.relay.legs]:
-                if leg.role is Role.TAP and leg.io is not None:
-                    leg.io.farewell()
-            self.tap_moved()
+        if self._copying is not None or self.relay.deferred.calls:
+            self._copies().leave()
 
     def _dial_app(self, pipe: _Pipe) -> None:
         def secured(stream: Stream | None) -> None:

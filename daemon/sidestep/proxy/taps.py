@@ -1,14 +1,9 @@
 """The shell's side of wiretaps: tap legs of a connection, apart from everything that serves its client.
 
-    waiting   nobody was asked for a connection yet
     opening   an `Open` message is under way; `leg.out` is kept (its bound is the ledger's)
     live      what the engine writes is sent as the socket takes it, what the handler says is read for the engine
     awaiting  the engine ended the leg (AWAIT, FINISH) and all is written: the handler has ANSWER seconds
     dead      closed
-
-What is little waits for LATE seconds before anybody is told of it: copying wakes the daemon and the developer's
-machine, which should not happen in the very moment in which the app works at the request (measured on two busy cores:
-the app's answer took three times as long). More than EAGER bytes do not wait.
 
 A tap leg's socket is written from its own events once it has been full, so that a handler that does not read costs the
 app's events nothing but a glance. When the client's connection is over the legs go on by themselves: FAREWELL seconds
@@ -33,10 +28,6 @@ FAREWELL: Final = 10.0
 """Seconds for copies to be delivered after the end of the client's connection."""
 READS: Final = 4
 """Reads of one handler's answer per event; then other connections get a turn."""
-LATE: Final = 0.005
-"""Seconds that little waits."""
-EAGER: Final = 16 * 1024
-"""Bytes that are no longer little; far less than a copy may hold."""
 MERGE: Final = 64
 """Chunks joined into one write."""
 
@@ -52,19 +43,19 @@ class Surroundings(Protocol):
     def tap_moved(self) -> None:
         """The engine was told something about a tap."""
 
+    def copied(self) -> None:
+        """What was deferred is done; the connection goes on."""
+
 
 class TapLeg:
     """One tap leg. It is `leg.io`, and in `living` as long as it is not dead."""
 
     __slots__ = (
         "_around",
-        "_asked",
         "_blocked",
         "_cancel",
-        "_due",
         "_ended",
         "_finished",
-        "_late",
         "_leg",
         "_living",
         "_loop",
@@ -78,15 +69,11 @@ class TapLeg:
         self._loop = loop
         self._leg = leg
         self._around = around
-        self._asked = False
         self._relay = around.relay  # the one whose leg it is, even if another goes on with the connection
         self._living = living
         self._blocked = False
-        self._due = False
-        """What there is to do does not wait (any longer)."""
         self._ended = False
         self._finished = False
-        self._late: Timer | None = None
         self._mask = 0
         self._timer: Timer | None = None
         self._cancel: Callable[[], None] | None = None
@@ -95,36 +82,11 @@ class TapLeg:
         living.add(self)
 
     def open(self) -> None:
-        """Have the connection asked for, soon."""
-        if not self._waits():
-            self._ask()
-
-    def _ask(self) -> None:
-        self._asked = True
-        self._cancel = self._around.ask(self._leg, self._opened)
-
-    def _waits(self) -> bool:
-        """Whether what there is to do can wait; then it is done later."""
-        if self._due or self._leg.queued > EAGER:
-            return False
-        if self._late is None:
-            self._late = self._loop.later(LATE, self._now)
-        return True
-
-    def _now(self) -> None:
-        self._late = None
-        if self in self._living:
-            self._advance()
-            self._around.tap_moved()
-
-    def _advance(self) -> None:
-        """Do what there is to do."""
-        self._due = True
-        if self._asked:
-            self.settle()
+        """Have the connection asked for, unless the copy is over already."""
+        if self._leg.ending is Ending.ABORT:
+            self._die(orderly=False)
         else:
-            self._ask()
-        self._due = False
+            self._cancel = self._around.ask(self._leg, self._opened)
 
     def _opened(self, stream: PlainStream | None) -> None:
         self._cancel = None
@@ -139,7 +101,7 @@ class TapLeg:
             self._mask = READ
             self._loop.add(stream.fd, self.ready, READ)
             self._relay.opened(self._leg)
-            self._advance()
+            self.settle()
             self._around.tap_moved()
 
     def ready(self, mask: int) -> None:
@@ -156,10 +118,7 @@ class TapLeg:
                 self._lose()
         except OSError:
             self._lose()
-        if mask & WRITE:
-            self._advance()
-        else:
-            self.settle()
+        self.settle()
         self._around.tap_moved()
 
     def _read(self, stream: PlainStream, *, hung_up: bool) -> None:
@@ -182,18 +141,13 @@ class TapLeg:
             relay.receive_eof(self._leg)
 
     def settle(self) -> None:
-        """Write what the socket takes, and carry out the ending, unless that can wait."""
+        """Write what the socket takes, and carry out the ending."""
         leg = self._leg
         stream = self._stream
         if leg.ending is Ending.ABORT:
             self._die(orderly=False)
             return
         if stream is None:
-            if not self._asked and not self._waits():
-                self._ask()
-            return
-        if not self._blocked and leg.out and self._waits():
-            self._watch(stream)
             return
         try:
             if leg.out and not self._blocked and not self._write(stream):
@@ -272,10 +226,9 @@ class TapLeg:
         if self._cancel is not None:
             cancel, self._cancel = self._cancel, None
             cancel()
-        for timer in (self._timer, self._late):
-            if timer is not None:
-                timer.cancel()
-        self._timer = self._late = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         leg = self._leg
         stream, self._stream = self._stream, None
         leg.open = False

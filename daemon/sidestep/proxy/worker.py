@@ -36,6 +36,7 @@ from sidestep.proxy.acceptor import Acceptor
 from sidestep.proxy.client_naming import ClientNaming
 from sidestep.proxy.conduit import About, Conduit, Endpoint
 from sidestep.proxy.control import ControlChannel
+from sidestep.proxy.copying import Copyist
 from sidestep.proxy.credentials import Credentials
 from sidestep.proxy.datagrams import Datagrams, Key
 from sidestep.proxy.dial import Dial, Done, Naming
@@ -48,7 +49,6 @@ from sidestep.proxy.prober import UNKNOWN, Finding, Probe
 from sidestep.proxy.request_log import RequestLog
 from sidestep.proxy.splice import Pipes
 from sidestep.proxy.stream import PlainStream
-from sidestep.proxy.taps import TapLeg
 
 HEARTBEAT: Final = 0.5
 """Seconds between heartbeats."""
@@ -95,7 +95,7 @@ class Worker:
         self.credentials = Credentials(trust_store)
         self.detection_timeout = 1.0
         self.pipes = Pipes()
-        self.taps: set[TapLeg] = set()
+        self.copyist = Copyist(self._loop)
         self.lingering: set[object] = set()
         self.ledger = Ledger()
 
@@ -357,7 +357,7 @@ class Worker:
         if not self._draining or self._conduits or self._judges or self._retiring:
             return
         self._log.flush()
-        if self.taps or self.lingering:
+        if self.lingering or not self.copyist.is_idle:
             self._loop.later(FLUSH, self._loop.stop)
         else:
             self._loop.stop()

@@ -313,6 +313,10 @@ class Shell:
                 self.got.setdefault(leg, bytearray()).extend(data)
                 relay.receive(leg, data)
                 moved = True
+            if relay.deferred.calls:
+                moved = True
+                if self.rng.random() < 0.5:
+                    relay.deferred.run()
             moved |= self._open()
             self._write()
             self.check()
@@ -343,6 +347,7 @@ class Shell:
                     self.now = max(self.now, self.relay.deadline)
                     self.relay.expired(self.now)
             if self.relay.done:
+                self.relay.deferred.run()
                 self._write()
                 return
         raise AssertionError("the connection does not come to rest")
@@ -356,6 +361,13 @@ class Shell:
         end.dead = True
         self.to_relay[leg] = bytearray()
         self.relay.lost(leg)
+        self._open()
+        self._write()
+
+    def farewell(self) -> None:
+        """Only taps are left."""
+        self.relay.farewell()
+        self.relay.deferred.run()
         self._open()
         self._write()
 

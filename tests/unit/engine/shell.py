@@ -33,6 +33,8 @@ class Shell:
         self.waiting: list[Leg] = []
         self.shut: dict[int, Ending] = {}
         self.largest = 0
+        self.late = False
+        """What is deferred waits for `copy`; otherwise it is done after each call."""
         self.stuck: set[int] = set()
         """Taps that take nothing (`id` of the leg)."""
         relay.app.open = app_open
@@ -124,6 +126,16 @@ class Shell:
         return len(self.handlers)
 
     def _settle(self) -> None:
+        if not self.late:
+            self.relay.deferred.run()
+        self._advance()
+
+    def copy(self) -> None:
+        """Do what the relay deferred."""
+        self.relay.deferred.run()
+        self._advance()
+
+    def _advance(self) -> None:
         relay = self.relay
         while relay.opening:
             asked, relay.opening = relay.opening, []

@@ -125,6 +125,7 @@ def test_a_tapped_connection_goes_on_tapped():
     inner = Http1Relay(SteeredPort(80, Route((rule(),))), tls=False)
     inner.app.open = True
     relay = TappedRelay(inner, [Rule("tap", "shop/tap", lambda *_: False)], Ledger())
+    relay.deferred.run()
     [tap] = relay.opening
     relay.opening.clear()
     relay.opened(tap)
@@ -134,6 +135,7 @@ def test_a_tapped_connection_goes_on_tapped():
     assert (relay.successor, relay.protocol) == (None, "h2")
     hello = PREFACE + settings({})
     relay.receive(relay.client, hello)
+    relay.deferred.run()
     assert b"".join(relay.app.out) == ASKED + hello
     assert b"".join(tap.out) == ASKED + hello
     assert tap in relay.legs

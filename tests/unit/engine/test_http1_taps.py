@@ -60,22 +60,74 @@ def test_several_taps_of_one_request():
     assert len({leg.rule.uid for leg in shell.taps}) == 3
 
 
-@given(st.lists(st.integers(1, 200), max_size=12), st.booleans())
+@given(st.lists(st.tuples(st.integers(1, 200), st.booleans()), max_size=12), st.booleans())
 @settings(max_examples=examples(200), deadline=None)
-def test_bodies_are_copied_as_received_however_they_are_cut(cuts, diverted):
+def test_bodies_are_copied_as_received_however_they_are_cut_and_whenever(cuts, diverted):
     everybody = A + CHUNKED + BODY + POST % 10 + b"0123456789" + T
     shell = http1(*([everything()] if diverted else []), taps=(TAP,))
+    shell.late = True
     at = 0
-    for cut in [*cuts, len(everybody)]:
+    for cut, copies_now in [*cuts, (len(everybody), False)]:
         if at < len(everybody):
             shell.client(everybody[at : at + cut])
         at += cut
+        if copies_now:
+            shell.copy()
     for _ in range(4):
         (shell.handler if diverted else shell.app)(OK)
+    shell.copy()
     assert (shell.to_handler if diverted else shell.to_app) == everybody
     assert copies(shell) == [CHUNKED + BODY, POST % 10 + b"0123456789", T]
     assert shell.to_client == OK * 4
     assert not lost(shell)
+
+
+def test_a_request_and_its_answer_pass_before_anything_is_done_for_a_copy():
+    shell = http1(taps=(TAP,), app_open=True)
+    shell.late = True
+    shell.client(T)
+    shell.app(OK)
+    assert shell.relay.passes(shell.relay.client, T) is shell.relay.app  # like one that nobody wants
+    assert shell.relay.passes(shell.relay.app, OK) is shell.relay.client
+    assert (shell.to_app, shell.to_client) == (T, OK)
+    assert not shell.taps
+    assert not shell.relay.diverted
+    shell.copy()
+    assert copies(shell) == [T, T]
+    assert len(shell.relay.diverted) == 2
+
+
+@pytest.mark.parametrize("how", ["lost", "eof", "wire"])
+def test_what_ends_a_copy_is_not_done_before_what_began_it(how):
+    shell = http1(taps=(TAP,), app_open=True)
+    shell.late = True
+    shell.client(T)
+    shell.client(CHUNKED + b"5\r\nhel")
+    if how == "lost":
+        shell.lose(shell.relay.client)
+    elif how == "eof":
+        shell.eof(shell.relay.client)
+    else:
+        shell.client(b"lo!!")
+    shell.relay.farewell()
+    shell.copy()
+    whole, cut = shell.taps
+    assert shell.to(whole) == T
+    assert (whole.ending, cut.ending) == (Ending.AWAIT, Ending.ABORT)
+    assert lost(shell) == [Lost.REST]
+
+
+def test_an_upgrade_finds_the_copies_that_go_on():
+    shell = http1(taps=(TAP,), app_open=True)
+    shell.late = True
+    shell.client(UPGRADE)
+    shell.app(SWITCHING)
+    shell.client(b"\x81\x02hi")
+    assert shell.relay.wired is None
+    shell.eof(shell.relay.client)
+    shell.copy()
+    assert copies(shell) == [UPGRADE + b"\x81\x02hi"]
+    assert shell.taps[0].ending is Ending.FINISH
 
 
 def test_a_copy_waits_for_its_answer_and_is_then_closed():

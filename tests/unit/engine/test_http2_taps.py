@@ -79,8 +79,7 @@ def test_copies_are_exact_and_nobody_else_sees_a_difference(plans, seed, configs
         for request_sent in wanted:
             _whole(next(each for each in seen if each.head == plain(request_sent.head)), request_sent)
     assert scene.ledger.count == len(scene.copies)  # their connections
-    scene.shell.relay.farewell()
-    scene.shell._write()
+    scene.shell.farewell()
     assert scene.ledger.count == 0
 
 
@@ -96,8 +95,7 @@ def test_a_copy_is_whole_or_reset(plans, seed, configs, tap_settings):
     scene = Tapped(plans, rng, list(configs), SMALL, tap_settings)
     scene.run([], rng)
     scene.judge()
-    scene.shell.relay.farewell()
-    scene.shell._write()
+    scene.shell.farewell()
     for ends in scene.copies.values():
         for message in (message for end in ends for message in end.seen.values() if message.head):
             sent = next(plan.request for plan in plans if plain(plan.request.head) == message.head)
@@ -185,7 +183,7 @@ def test_the_connection_to_the_handler_ends_after_the_client():
     (leg,) = [leg for leg in shell.relay.legs if leg.rule is not None]
     shell.lose(client)
     assert shell.relay.done
-    shell.relay.farewell()
+    shell.farewell()
     assert leg.ending is Ending.CLOSE
 
 

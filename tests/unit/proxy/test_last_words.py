@@ -8,6 +8,7 @@ from sidestep.engine.http1 import Http1Relay
 from sidestep.engine.wire import WireRelay
 from sidestep.policy.route import Route, SteeredPort
 from sidestep.proxy.conduit import Conduit, Endpoint
+from sidestep.proxy.copying import Copyist
 from sidestep.proxy.loop import Loop
 from sidestep.proxy.splice import Pipes
 from sidestep.proxy.stream import PlainStream, reset
@@ -23,7 +24,7 @@ class Courier:
     def __init__(self, loop):
         self.loop = loop
         self.pipes = Pipes()
-        self.taps = set()
+        self.copyist = Copyist(loop)
         self.lingering = set()
 
     def closed(self, conduit):

@@ -1,0 +1,191 @@
+"""When copies are made: late, between the events of clients, and with a fence around every connection's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+import pytest
+
+from sidestep.engine.relay import Leg, Relay, Role
+from sidestep.proxy.copying import EAGER, LATE, Copying, Copyist
+from sidestep.proxy.loop import READ, Loop
+
+BUSY = 0.0005
+"""Seconds that a deferred call costs."""
+DEADLINE = 30.0
+
+
+class Io:
+    """The shell's side of a tap leg."""
+
+    def __init__(self):
+        self.abandoned = False
+        self.told = []
+
+    def settle(self):
+        self.told.append("settle")
+
+    def farewell(self):
+        self.told.append("farewell")
+
+    def abandon(self):
+        self.abandoned = True
+
+
+class Quiet(Relay):
+    """A relay with one tap leg."""
+
+    def __init__(self):
+        super().__init__()
+        self.legs.append(Leg(Role.TAP))
+        self.legs[-1].io = Io()
+
+    @property
+    def io(self):
+        return self.legs[-1].io
+
+    def farewell(self):
+        self.deferred.put(0, self.io.told.append, "last call")
+
+
+class Around:
+    """A conduit, as far as copies know it: after some calls it looks whether there are more."""
+
+    def __init__(self, loop, copyist):
+        self.relay = Quiet()
+        self.done = []
+        self.copying = Copying(loop, self, copyist)
+
+    def defer(self, what, size=0):
+        self.relay.deferred.put(size, self._do, what)
+        self.copying.glance()
+
+    def _do(self, what):
+        if isinstance(what, Exception):
+            raise what
+        self.done.append(what)
+        end = time.monotonic() + BUSY
+        while time.monotonic() < end:
+            pass
+
+    def copied(self):
+        if self.relay.deferred.calls:
+            self.copying.glance()
+
+    def tap_moved(self):
+        self.relay.io.told.append("moved")
+
+
+@pytest.fixture
+def crashes():
+    return []
+
+
+@pytest.fixture
+def loop(crashes):
+    def crashed(owner, error):
+        crashes.append(error)
+        owner.abandon()
+
+    loop = Loop(on_crash=crashed)
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def copyist(loop):
+    return Copyist(loop)
+
+
+@contextlib.contextmanager
+def readable(loop, called):
+    """An event that is there every time somebody looks."""
+    ours, theirs = os.pipe()
+    os.write(theirs, b"x")
+    loop.add(ours, lambda mask: called(), READ)
+    try:
+        yield
+    finally:
+        loop.remove(ours)
+        os.close(ours)
+        os.close(theirs)
+
+
+def run(loop, until):
+    """Let the loop turn until the copyist has nothing to do."""
+    guard = loop.later(DEADLINE, loop.stop)
+
+    def look():
+        if until():
+            guard.cancel()
+            loop.stop()
+        else:
+            loop.later(0.001, look)
+
+    look()
+    loop.run()
+    assert until()
+
+
+def test_copies_are_made_late(loop, copyist):
+    around = Around(loop, copyist)
+    began = time.monotonic()
+    around.defer(1)
+    around.defer(2)
+    assert not copyist.is_idle
+    run(loop, lambda: copyist.is_idle)
+    assert around.done == [1, 2]
+    assert time.monotonic() - began >= LATE
+
+
+def test_many_bytes_do_not_wait(loop, copyist):
+    around = Around(loop, copyist)
+    around.defer(1)
+    around.defer(2, size=EAGER)
+    seen = []
+    loop.later(LATE / 2, lambda: seen.extend(around.done))
+    run(loop, lambda: bool(seen))
+    assert seen == [1, 2]
+
+
+def test_clients_get_their_turn_between_copies(loop, copyist):
+    several = [Around(loop, copyist) for _ in range(5)]
+    for number in range(100):
+        for around in several:
+            around.defer(number)
+    turns = []
+    with readable(loop, lambda: turns.append(sum(len(around.done) for around in several))):
+        run(loop, lambda: copyist.is_idle)
+    assert all(around.done == list(range(100)) for around in several)
+    under_way = [turn for turn in [*turns, 500] if turn > 0]
+    assert max(after - before for before, after in zip([0, *under_way], under_way, strict=False)) <= 20
+    assert len(set(under_way)) >= 500 // 20
+
+
+def test_a_bug_ends_the_copies_of_one_connection_only(loop, copyist, crashes):
+    broken, other = Around(loop, copyist), Around(loop, copyist)
+    for number in range(3):
+        broken.defer(number)
+    broken.defer(RuntimeError("a bug"))
+    broken.defer("never")
+    other.defer("done")
+    run(loop, lambda: copyist.is_idle)
+    assert [str(error) for error in crashes] == ["a bug"]
+    assert (broken.done, other.done) == ([0, 1, 2], ["done"])
+    assert broken.relay.io.abandoned
+    assert not other.relay.io.abandoned
+    broken.relay.deferred.put(0, broken.done.append, "never")  # nothing is copied of it any more
+    assert not broken.relay.deferred.calls
+
+
+def test_legs_are_left_alone_once_everything_is_copied(loop, copyist):
+    around = Around(loop, copyist)
+    for number in range(20):
+        around.defer(number)
+    around.copying.leave()
+    assert not around.relay.io.told
+    run(loop, lambda: copyist.is_idle)
+    assert len(around.done) == 20
+    assert around.relay.io.told == ["last call", "farewell", "moved"]
