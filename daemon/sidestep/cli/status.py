@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable
+from typing import Final
 
 import click
 import msgspec
@@ -20,9 +22,12 @@ from sidestep.laptop.local_client import LocalClient
 from sidestep.node.view import InterceptView, StatusView
 from sidestep.tunnel.messages import PodState, decode
 
+_POD: Final = re.compile(r"pod [^/ ]+/")
+"""How the subject of a condition begins that is about a pod."""
+
 
 @click.command(short_help="Show the node daemon, target pods, intercepts, problems.")
-@click.option("--namespace", "-n", metavar="NS", help="Namespace of a cluster. [default: the context's]")
+@click.option("--namespace", "-n", metavar="NS", help="Only this namespace. [default: all; in a cluster the context's]")
 @click.option("--all-namespaces", "-A", is_flag=True, help="All namespaces of a cluster.")
 @output_option
 @where_options
@@ -41,11 +46,26 @@ def status(namespace: str | None, all_namespaces: bool, where: Where, output: st
             click.echo(line)
         return
     body = asyncio.run(LocalClient(where).get("/v1/status"))
-    if output == "json":
-        click.echo(body.decode())
-        return
-    for line in _text(decode(body, StatusView, what="the daemon's answer")):
+    view = decode(body, StatusView, what="the daemon's answer")
+    if namespace is not None and not all_namespaces:
+        view = _within(view, namespace)
+        body = msgspec.json.encode(view)
+    for line in [body.decode()] if output == "json" else _text(view):
         click.echo(line)
+
+
+def _within(view: StatusView, namespace: str) -> StatusView:
+    """What is of one namespace, or of no single one."""
+    return StatusView(
+        node=view.node,
+        pods=tuple(each for each in view.pods if each.namespace == namespace),
+        intercepts=tuple(each for each in view.intercepts if each.namespace == namespace),
+        conditions=tuple(
+            each
+            for each in view.conditions
+            if _POD.match(each.subject) is None or each.subject.startswith(f"pod {namespace}/")
+        ),
+    )
 
 
 def _text(view: StatusView) -> Iterable[str]:

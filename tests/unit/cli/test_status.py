@@ -1,7 +1,7 @@
 """What `sidestep status` prints for people."""
 
-from sidestep.cli.status import _text
-from sidestep.node.view import InterceptView, NodeStatus, StatusView
+from sidestep.cli.status import _text, _within
+from sidestep.node.view import ConditionView, InterceptView, NodeStatus, PodView, StatusView
 from sidestep.tunnel.messages import PodState, State
 
 
@@ -40,3 +40,13 @@ def test_a_pod_that_waits_says_for_what():
 def test_a_node_without_news_has_no_empty_line_for_them():
     assert lines(("shop/orders-1", "active"), counters={"drift_repaired": 0})[1] == ""
     assert lines(("shop/orders-1", "active"), counters={"drift_repaired": 2})[1] == "  drift_repaired 2"
+
+
+def test_one_namespace_is_shown_with_what_concerns_the_node():
+    node = NodeStatus("n1", "0.1.0", 1, 61.0, {})
+    pods = tuple(PodView(namespace, "orders-1", "running", 7, (), {}) for namespace in ("shop", "shopping"))
+    subjects = ("pod shop/orders-1 port 8443", "pod shopping/orders-1", "node n1", "manifest a/b.yaml")
+    conditions = tuple(ConditionView("NoApp", subject, "text") for subject in subjects)
+    view = _within(StatusView(node, pods, (), conditions), "shop")
+    assert [each.namespace for each in view.pods] == ["shop"]
+    assert [each.subject for each in view.conditions] == [subjects[0], *subjects[2:]]
