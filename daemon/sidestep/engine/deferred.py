@@ -7,7 +7,6 @@ before they were written to the app. So copies are only noted where requests are
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -22,7 +21,7 @@ class Deferred:
     __slots__ = ("_closed", "calls", "size")
 
     def __init__(self) -> None:
-        self.calls: deque[tuple[int, Callable[..., object], tuple[Any, ...]]] = deque()
+        self.calls: list[tuple[int, Callable[..., object], tuple[Any, ...]]] = []
         self.size = 0
         """Bytes that they keep alive, about."""
         self._closed = False
@@ -36,12 +35,13 @@ class Deferred:
 
     def run(self, most: int = ALL) -> None:
         """Do what waits, at most so many calls, in the order in which they were noted."""
-        calls = self.calls
-        while calls and most > 0:
-            most -= 1
-            size, call, args = calls.popleft()
-            self.size -= size
-            call(*args)
+        while self.calls and most > 0:
+            calls = self.calls[:most]
+            del self.calls[:most]
+            most -= len(calls)
+            for size, call, args in calls:
+                self.size -= size
+                call(*args)
 
     def close(self) -> None:
         """Forget what waits and whatever is noted later."""
