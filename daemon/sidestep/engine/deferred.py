@@ -2,17 +2,22 @@
 
 Copying a request costs more than relaying it: on a quiet machine requests took 1.5 times as long when they were copied
 before they were written to the app. So copies are only noted where requests are read, in order; the shell has them made
-(`run`) a bounded time later, and at once when `size` says that much waits.
+(`run`) a bounded time later. What is noted is bounded, too: a client that says more than the shell gets round to copy
+(FULL bytes) has its copies made before it is served, as if nothing were deferred.
+
+A bug met while a client is being served must not be that client's: `catch_up` leaves it to the next `run` to raise it.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 CALL: Final = 256
 """Bytes that a call counts for in itself."""
-ALL: Final = 1 << 62
+FULL: Final = 64 * 1024
+"""Bytes above which nothing more waits."""
 
 
 class Deferred:
@@ -23,17 +28,24 @@ class Deferred:
     def __init__(self) -> None:
         self.calls: list[tuple[int, Callable[..., object], tuple[Any, ...]]] = []
         self.size = 0
-        """Bytes that they keep alive, about."""
+        """Bytes that they keep alive; an estimate."""
         self._closed = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next `put` does what waits at once."""
+        return self.size > FULL
 
     def put(self, size: int, call: Callable[..., object], *args: object) -> None:
         """Note a call; `size` are the bytes that it keeps alive."""
+        if self.size > FULL:
+            self.catch_up()
         if not self._closed:
             size += CALL
             self.calls.append((size, call, args))
             self.size += size
 
-    def run(self, most: int = ALL) -> None:
+    def run(self, most: int = sys.maxsize) -> None:
         """Do what waits, at most so many calls, in the order in which they were noted."""
         while self.calls and most > 0:
             calls = self.calls[:most]
@@ -43,8 +55,20 @@ class Deferred:
                 self.size -= size
                 call(*args)
 
+    def catch_up(self) -> None:
+        """Do all that waits, in the middle of serving a client."""
+        try:
+            self.run()
+        except Exception as error:  # noqa: BLE001 - the next `run` raises it, where no client is served
+            self.close()
+            self.calls.append((0, _raise, (error,)))
+
     def close(self) -> None:
         """Forget what waits and whatever is noted later."""
         self._closed = True
         self.calls.clear()
         self.size = 0
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error

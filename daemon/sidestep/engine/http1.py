@@ -135,8 +135,8 @@ class Http1Relay(Relay):
                 and len(data) <= _MEMO_HEAD
                 and (request := self._judging.passes(data)) is not None
             ):
-                if request is not PLAIN:
-                    self._taps.whole(request, data)
+                if request is not PLAIN and not self._taps.whole(request, data):
+                    return None
                 pending.append(0)
                 return app
         elif leg is self.side:
@@ -530,6 +530,7 @@ class Http1Relay(Relay):
         settings = None if isinstance(request, str) else h2c_upgrade.client_settings(request.fields)
         if settings is None:
             return False
+        self.deferred.catch_up()  # legs that are made later would be missing in those that the successor takes over
         try:
             successor = Http2Relay(
                 self._port, tls=False, upgrade_settings=settings, predecessor=self, ledger=self._ledger

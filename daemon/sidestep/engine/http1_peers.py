@@ -8,7 +8,7 @@ a later leg is made, so that the list does not grow with the number of requests.
 
 from __future__ import annotations
 
-from sidestep.engine.relay import Ending, Leg, Relay, Role
+from sidestep.engine.relay import CopyLeg, Ending, Leg, Relay, Role
 from sidestep.policy.route import Rule
 
 
@@ -55,7 +55,7 @@ class Peers:
 
     def tap(self, rule: Rule) -> Leg:
         """A new leg for one copy."""
-        leg = self._make(Leg(Role.TAP, rule))
+        leg = self._make(CopyLeg(rule, self._relay, self._relay.protocol))
         self._relay.opening.append(leg)
         return leg
 

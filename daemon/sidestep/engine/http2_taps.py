@@ -5,7 +5,7 @@ go to it as they go to the app or the handler, its body waits in the exchange un
 answered is thrown away. The client's windows, the app's and those of other taps have no part in this.
 
     streams    the client's streams of which more is to be copied
-    copies     client's stream id -> its copies that are not whole yet
+    _copies    client's stream id -> its copies that are not whole yet
     a copy     is dropped when `Ledger` has no room for it, and truncated (RST_STREAM) when it has none for its body, or
                when the original ends before its END_STREAM: reset by either side, connection over or unreadable
 
@@ -18,15 +18,15 @@ soon as it is idle (the shell bounds the time).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from sidestep.engine.http2_exchange import Exchange
 from sidestep.engine.http2_link import Link
-from sidestep.engine.relay import Diverted, Ending, Leg, Lost, Role, queue
+from sidestep.engine.relay import CopyLeg, Diverted, Ending, Leg, Lost, queue
 from sidestep.engine.taps import truncated
 from sidestep.model.errors import PeerError
 from sidestep.policy.redaction import redact
-from sidestep.protocols.hpack import Memo
+from sidestep.protocols.hpack import Memo, list_size
 from sidestep.protocols.http2 import DEFAULT_LIMITS, ErrorCode, goaway
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 _RESPONSES = Memo(DEFAULT_LIMITS.memo)
 """Response blocks seen by any tap of this process: a pure cache, bounded in bytes, apart from that of diversions."""
-FIELD: Final = 64
-"""Bytes that a field of a block that waits is taken for: many are in the tables of its decoder anyway."""
 
 
 class TapStream(Exchange):
@@ -80,7 +78,7 @@ class Http2Taps:
         """A new stream that these wiretaps want; `ends` when it has no body."""
         if not ends and not all(rule.heads_only for rule in rules):
             self.streams.add(stream)
-        self._relay.deferred.put(FIELD * len(block.fields), self._begin, stream, head, block, rules, ends)
+        self._relay.deferred.put(list_size(block.fields), self._begin, stream, head, block, rules, ends)
 
     def body(self, stream: int, data: bytes, *, ends: bool) -> None:
         """Data of a request that is copied, possibly empty."""
@@ -93,7 +91,7 @@ class Http2Taps:
         if stream in self.streams:
             self.streams.discard(stream)
             if ends:
-                self._relay.deferred.put(FIELD * len(block.fields), self._trailers, stream, block)
+                self._relay.deferred.put(list_size(block.fields), self._trailers, stream, block)
             else:
                 self._relay.deferred.put(0, self._cut, stream)
 
@@ -133,6 +131,8 @@ class Http2Taps:
             )
         if copies and not ends:
             self._copies[stream] = tuple(copies)
+        elif not copies:
+            self.streams.discard(stream)
 
     def _body(self, stream: int, data: bytes, ends: bool) -> None:
         for copy in self._copies.get(stream, ()):
@@ -148,6 +148,9 @@ class Http2Taps:
             self._push(copy)
         if ends:
             self._copies.pop(stream, None)
+        elif not any(copy in self._alive for copy in self._copies.get(stream, ())):
+            self._copies.pop(stream, None)
+            self.streams.discard(stream)
 
     def _trailers(self, stream: int, block: Block) -> None:
         for copy in self._copies.pop(stream, ()):
@@ -197,7 +200,7 @@ class Http2Taps:
     def _connect(self, rule: Rule) -> Link:
         relay = self._relay
         relay.forget_legs()
-        leg = Leg(Role.TAP, rule)
+        leg = CopyLeg(rule, relay, relay.protocol)
         relay.legs.append(leg)
         relay.opening.append(leg)
         memo = _RESPONSES if self._limits is DEFAULT_LIMITS else Memo(self._limits.memo)

@@ -18,6 +18,7 @@ What the shell does
     deferred.run()       a bounded time after something was put there, at once when it is much
   and after each call: opens every leg it finds in `opening` (and empties that list), writes `leg.out` of every leg in
   `legs`, carries out `leg.ending`, and closes everything once `done` is true and the client leg is flushed.
+      (What a tap leg has to say is said to its `owner`, even if another relay has succeeded that one.)
     passes(leg, data)    may be asked before `receive`: if the answer is a leg, the bytes are that leg's as they are,
                          and writing them (what is not taken: by `leg.write`) is all that there is to do
 
@@ -126,6 +127,19 @@ class Leg:
     def is_over(self) -> bool:
         """Whether it was ended and no byte waits to be written first."""
         return self.ending is Ending.ABORT or (self.ending is not Ending.NONE and not self.out)
+
+
+class CopyLeg(Leg):
+    """A leg of role TAP. `owner` is the relay that knows it, also when another goes on with the connection; `protocol`
+    what its handler is spoken to in, if not what the shell began the connection with.
+    """
+
+    __slots__ = ("owner", "protocol")
+
+    def __init__(self, rule: Rule, owner: Relay, protocol: str | None) -> None:
+        super().__init__(Role.TAP, rule)
+        self.owner = owner
+        self.protocol = protocol
 
 
 class Lost(enum.IntEnum):

@@ -2,8 +2,8 @@
 
 A relay around the relay that serves the connection. One copy per wiretap and connection, begun even before the client
 says anything, ended when the client has finished or the connection is over, reset when the client was. Whatever is done
-to a copy is deferred. What the inner relay makes of the bytes does
-not matter here: a wire, TLS end to end included, or requests of which some are diverted or copied once more by filters.
+to a copy is deferred. What the inner relay makes of the bytes does not matter here: a wire, TLS end to end included, or
+requests of which some are diverted or copied once more by filters.
 
 `wired` is kept from the shell while a copy is alive or about to be, because the shell would move the bytes past us;
 once the last one is over it shows. Nothing of this is paid for on ports without a global wiretap.
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sidestep.engine.relay import Diverted, Ending, Leg, Lost, Relay, Role
+from sidestep.engine.relay import CopyLeg, Diverted, Ending, Leg, Lost, Relay
 from sidestep.engine.taps import Copy, Ledger, open_copy, truncated
 from sidestep.policy.route import Rule
 
@@ -34,7 +34,7 @@ def _inner(name: str) -> Any:
 class TappedRelay(Relay):
     """See the module. Make it before the first byte is given to `inner`."""
 
-    __slots__ = ("_copies", "inner")
+    __slots__ = ("_began_as", "_copies", "_copying", "inner")
 
     anomaly = _inner("anomaly")
     app = _inner("app")
@@ -51,7 +51,10 @@ class TappedRelay(Relay):
     def __init__(self, inner: Relay, rules: Iterable[Rule], ledger: Ledger) -> None:
         self.inner = inner
         self.successor = None
+        self._began_as = inner.protocol
         self._copies: dict[Leg, Copy] = {}
+        self._copying = True
+        """There is, or will be, a copy that wants more."""
         inner.deferred.put(0, self._begin, tuple(rules), ledger)
 
     def _begin(self, rules: tuple[Rule, ...], ledger: Ledger) -> None:
@@ -61,9 +64,14 @@ class TappedRelay(Relay):
                 self._copies[copy.leg] = copy
             else:
                 self.inner.diverted.append(Diverted(rule, b"", b"", b"", copied=True, lost=Lost.ALL))
+        self._look()
+
+    def _look(self) -> None:
+        """See whether anything is still to be copied."""
+        self._copying = any(copy.is_open for copy in self._copies.values())
 
     def _make(self, rule: Rule) -> Leg:
-        leg = Leg(Role.TAP, rule)
+        leg = CopyLeg(rule, self, self._began_as)
         self.inner.legs.append(leg)
         self.inner.opening.append(leg)
         return leg
@@ -71,9 +79,7 @@ class TappedRelay(Relay):
     @property
     def wired(self) -> tuple[Leg, Leg] | None:
         """As Relay.wired, once no copy is alive."""
-        if self.inner.deferred.calls or any(copy.is_open for copy in self._copies.values()):
-            return None
-        return self.inner.wired
+        return None if self._copying or self.inner.deferred.calls else self.inner.wired
 
     @wired.setter
     def wired(self, value: tuple[Leg, Leg] | None) -> None:
@@ -86,15 +92,20 @@ class TappedRelay(Relay):
 
     def passes(self, leg: Leg, data: bytes) -> Leg | None:
         """Hot path: as Relay.passes."""
-        to = self.inner.passes(leg, data)
-        if to is not None and leg is self.inner.client:
-            self.inner.deferred.put(len(data), self._copy, data)
+        inner = self.inner
+        copying = self._copying and leg is inner.client
+        if copying and inner.deferred.is_full:
+            return None
+        to = inner.passes(leg, data)
+        if to is not None and copying:
+            inner.deferred.put(len(data), self._copy, data)
         return to
 
     def receive(self, leg: Leg, data: bytes) -> None:
         """Take bytes from a leg."""
         if leg is self.inner.client:
-            self.inner.deferred.put(len(data), self._copy, data)
+            if self._copying:
+                self.inner.deferred.put(len(data), self._copy, data)
         elif leg in self._copies:
             return  # what a handler says to a copy is discarded
         self.inner.receive(leg, data)
@@ -132,6 +143,7 @@ class TappedRelay(Relay):
             if not copy.is_sent:
                 self.inner.diverted.append(truncated(copy.rule))
             copy.close(Ending.ABORT)
+            self._look()
             return
         if leg is self.inner.client:
             self.inner.deferred.put(0, self._abort)
@@ -163,11 +175,16 @@ class TappedRelay(Relay):
         for copy in self._copies.values():
             if not copy.write(data):
                 self.inner.diverted.append(truncated(copy.rule))
+        self._look()
 
     def _abort(self) -> None:
         for copy in self._copies.values():
+            if copy.is_cut_short:
+                self.inner.diverted.append(truncated(copy.rule))
             copy.close(Ending.ABORT)
+        self._look()
 
     def _finish(self) -> None:
         for copy in self._copies.values():
             copy.finish()
+        self._look()

@@ -124,13 +124,14 @@ class _State(enum.IntEnum):
 class Copy:
     """One copy; see the module. `flags` are those of the request copied, None for raw bytes."""
 
-    __slots__ = ("_ledger", "_reader", "_state", "flags", "leg", "rule")
+    __slots__ = ("_answered", "_ledger", "_reader", "_state", "flags", "leg", "rule")
 
     def __init__(self, leg: Leg, rule: Rule, ledger: Ledger, flags: int | None) -> None:
         self.leg = leg
         self.rule = rule
         self.flags = flags
         self._ledger = ledger
+        self._answered = False
         self._reader = ResponseReader() if flags is not None else None
         self._state = _State.OPEN
 
@@ -138,6 +139,11 @@ class Copy:
     def is_open(self) -> bool:
         """Whether more is to be copied."""
         return self._state is _State.OPEN
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether its end now would keep bytes from the handler."""
+        return self._state is not _State.OVER and self.leg.queued > 0
 
     @property
     def is_over(self) -> bool:
@@ -169,7 +175,10 @@ class Copy:
         """The request is whole."""
         if self._state is _State.OPEN:
             self._state = _State.SENT
-            self.leg.end(Ending.AWAIT)
+            if self._answered:
+                self.close(Ending.CLOSE)
+            else:
+                self.leg.end(Ending.AWAIT)
 
     def finish(self) -> None:
         """The client has finished (a raw copy)."""
@@ -201,6 +210,7 @@ class Copy:
                 return
             if event == responses.COMPLETE:
                 self._reader = None
+                self._answered = True
                 if self._state is _State.SENT:
                     self.close(Ending.CLOSE)
                 return
@@ -216,10 +226,22 @@ class Taps:
     """The copies of the requests of one HTTP/1 connection.
 
     What becomes of a request is noted (`Relay.deferred`) and done to its copies later, in order; at once is known only
-    whether its bytes are wanted (`copying`).
+    whether its bytes are wanted (`copying`). The first half of the attributes is of the time at which a request is
+    received, the second of the time at which what was noted is done.
     """
 
-    __slots__ = ("_copies", "_current", "_ledger", "_make", "_relay", "_undecided", "_whole", "copying")
+    __slots__ = (
+        "_copies",
+        "_current",
+        "_ledger",
+        "_made",
+        "_make",
+        "_received",
+        "_relay",
+        "_undecided",
+        "_whole",
+        "copying",
+    )
 
     def __init__(self, relay: Relay, ledger: Ledger, make: MakeLeg) -> None:
         self._relay = relay
@@ -229,25 +251,34 @@ class Taps:
         """The request was received whole and may yet switch to another protocol."""
         self.copying = False
         """The request being received is copied."""
-        # when it is made up for
+        self._received = 0
+        """Requests so far."""
         self._copies: dict[Leg, Copy] = {}
         self._current: tuple[Copy, ...] = ()
-        """Copies of the request being received."""
+        """Copies of the request being copied."""
+        self._made = 0
+        """Requests so far."""
         self._whole = False
-        """It has been received whole."""
+        """The request being copied is whole."""
 
     # --- the request ------------------------------------------------------------------------------------------------
 
     def begin(self, request: Judged, head: bytes) -> None:
         """A request whose head has come is copied to the taps of its decision."""
+        self._received += 1
         self.copying = request.is_copied
         self._undecided = self.copying and bool(request.flags & SWITCHES)
         self._relay.deferred.put(len(head), self._begin, request, head)
 
-    def whole(self, request: Judged, head: bytes) -> None:
-        """So is one that is its head, and asks for no other protocol."""
+    def whole(self, request: Judged, head: bytes) -> bool:
+        """So is one that is its head and asks for no other protocol, if there is room to note that."""
+        deferred = self._relay.deferred
+        if deferred.is_full:
+            return False
+        self._received += 1
         self._undecided = False
-        self._relay.deferred.put(len(head), self._copy_whole, request, head)
+        deferred.put(len(head), self._copy_whole, request, head)
+        return True
 
     def body(self, data: bytes) -> None:
         """Bytes of its body, framing included."""
@@ -260,7 +291,7 @@ class Taps:
 
     def switched(self) -> tuple[Copy, ...]:
         """The connection speaks another protocol now: the copies that go on, raw."""
-        self._relay.deferred.run()
+        self._relay.deferred.catch_up()
         self.copying = self._undecided = False
         copies, self._current = self._current, ()
         for copy in copies:
@@ -281,6 +312,7 @@ class Taps:
 
     def _begin(self, request: Judged, head: bytes) -> None:
         self._cut()
+        self._made += 1
         self._whole = False
         copies = []
         for rule in request.decision.taps:
@@ -294,11 +326,18 @@ class Taps:
                     copies.append(copy)
             self._tell(rule, request, lost)
         self._current = tuple(copies)
+        self._look()
+
+    def _look(self) -> None:
+        """Want no more bytes when no copy takes them."""
+        if self._made == self._received and not any(copy.is_open for copy in self._current):
+            self.copying = False
 
     def _body(self, data: bytes) -> None:
         for copy in self._current:
             if not copy.write(data):
                 self._relay.diverted.append(truncated(copy.rule))
+        self._look()
 
     def _sent(self) -> None:
         self._whole = True

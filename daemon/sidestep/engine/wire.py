@@ -109,6 +109,8 @@ class Wire:
 
     def _abort_copies(self) -> None:
         for copy in self._copies:
+            if copy.is_cut_short:
+                self._relay.diverted.append(truncated(copy.rule))
             copy.close(Ending.ABORT)
 
     def _has_ended(self, leg: Leg) -> bool:

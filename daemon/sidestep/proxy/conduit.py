@@ -23,7 +23,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final, Protocol
 
-from sidestep.engine.relay import Ending, Leg, Relay, Role
+from sidestep.engine.relay import CopyLeg, Ending, Leg, Relay, Role
 from sidestep.proxy.copying import Copying, Copyist
 from sidestep.proxy.dial import Done
 from sidestep.proxy.loop import BROKEN, HANG_UP, READ, WRITE, Loop, Timer
@@ -88,6 +88,16 @@ class Raw:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+
+
+class Copied:
+    """A connection of which a handler gets copies; meanwhile it may have gone on in another protocol."""
+
+    def __init__(self, conduit: Conduit, spoken: str) -> None:
+        self.endpoint = conduit.endpoint
+        self.tls = conduit.tls
+        self.server_name = conduit.server_name
+        self.spoken = spoken
 
 
 class Courier(Protocol):
@@ -427,9 +437,13 @@ class Conduit:
         return self._copying
 
     def copied(self) -> None:
-        """What was deferred is done: bring the tap legs in line."""
+        """Some of what was deferred is done: bring the tap legs in line."""
         self._slow = True
-        self.settle()
+        try:
+            self.settle()
+        except Exception:
+            self.abandon()  # who called could only end the copies
+            raise
 
     def _settle_slowly(self, relay: Relay) -> None:
         while relay.opening:
@@ -513,7 +527,7 @@ class Conduit:
             self.settle()
 
     def _open(self, leg: Leg) -> None:
-        if leg.role is Role.TAP:
+        if isinstance(leg, CopyLeg):
             self._copies().open(leg)
             return
         pipe = self._pipe(leg)
@@ -532,9 +546,13 @@ class Conduit:
             pipe.cancel = None
             self._opened(pipe, stream)
 
-        pipe.cancel = self.ask(leg, done)
+        pipe.cancel = self._ask(leg, done)
 
-    def ask(self, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
+    def ask_for_copy(self, leg: CopyLeg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
+        """Ask for a connection to the handler of a tap leg; returns a function that cancels."""
+        return self._courier.open_stream(Copied(self, leg.protocol or self.protocol), leg, done)
+
+    def _ask(self, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
         """Ask for a connection to the handler of a leg; returns a function that cancels."""
         about = Raw(self.endpoint) if leg is self.relay.app else self
         return self._courier.open_stream(about, leg, done)

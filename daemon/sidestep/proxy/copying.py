@@ -1,15 +1,16 @@
 """Copies for wiretaps are made late and little by little, so that no client's request waits for them.
 
-What the engines defer (`Relay.deferred`) is done LATE seconds after the first of it: making copies, and telling the
-daemon and the developer's machine of them, should not happen in the very moment in which the app works at the request.
-(LATE is not shorter because a timer that is due soon costs the request, too: on a virtual machine setting the clock
-takes 60 us.) Then it is done SLICE seconds at a time, with the events of all connections in between. Of a connection
-for which more than EAGER bytes wait it is done next.
+What the engines defer (`Relay.deferred`) is done about LATE seconds after the first of it: making copies, and telling
+the daemon and the developer's machine of them, should not happen in the very moment in which the app works at the
+request. (LATE is not shorter because a timer that is due soon costs the request, too: on a virtual machine setting the
+clock takes 60 us.) Then it is done SLICE seconds at a time, one connection after the other, with the events of all
+connections in between. A connection for which more than EAGER bytes wait is due at once.
 
 States of a connection's copies (`Copying`):
 
     resting    nothing is deferred
-    waiting    something is; it is among those that the `Copyist` will see to
+    waiting    something is; it is not due
+    due        it is among those whose turn comes next
     left       the client's connection is over, or moves without us: once nothing is deferred any more, the tap legs
                have a bounded time to be connected and flushed
 """
@@ -19,68 +20,89 @@ from __future__ import annotations
 from time import monotonic
 from typing import Final
 
-from sidestep.engine.relay import Leg, Role
+from sidestep.engine.relay import CopyLeg, Ending
 from sidestep.proxy.loop import Loop, Timer
 from sidestep.proxy.taps import Surroundings, TapLeg
 
 LATE: Final = 0.03
-"""Seconds that copies wait to be made."""
-EAGER: Final = 16 * 1024
-"""Bytes to be copied that do not wait; far less than a copy may hold."""
+"""Seconds that copies wait to be made ..."""
+GRAIN: Final = 0.01
+"""... or so much less, if others are made then."""
+EAGER: Final = 8 * 1024
+"""Bytes to be copied that do not wait; far less than a copy may hold, or a connection defer."""
 SLICE: Final = 0.001
-"""Seconds of copying between two looks at events."""
+"""Seconds of copying between two looks at events, about."""
 STEP: Final = 8
 """Deferred calls of one connection between two looks at the clock."""
 
 
 class Copyist:
-    """Sees to the copies of all connections of a process, in the order in which they began to wait."""
+    """Sees to the copies of all connections of a process, in the order in which they are due."""
 
-    __slots__ = ("_at_hand", "_is_due", "_loop", "_timer", "_waiting", "living")
+    __slots__ = ("_at_hand", "_due", "_is_pressed", "_loop", "_timer", "_waiting", "living")
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._waiting: dict[Copying, None] = {}
+        self._waiting: dict[Copying, float] = {}
+        """Those that are not due, with the time (of the loop's clock) when they are, the next one first."""
+        self._due: dict[Copying, None] = {}
         self._at_hand: Copying | None = None
         self._timer: Timer | None = None
-        self._is_due = False
-        """The timer is as short as can be."""
+        self._is_pressed = False
+        """The timer is for those that are due."""
         self.living: set[TapLeg] = set()
         """Tap legs that are not dead."""
 
     @property
     def is_idle(self) -> bool:
         """Whether no copy is to be made, and none under way."""
-        return not self._waiting and not self.living
+        return not self._waiting and not self._due and not self.living
 
     def expect(self, copying: Copying, *, eager: bool) -> None:
-        """See to these copies, soon, or next if `eager`."""
-        self._waiting[copying] = None
-        if self._at_hand is None and (self._timer is None or (eager and not self._is_due)):
-            self._arm(eager=eager)
+        """See to these copies in time, or without waiting if `eager`."""
+        if copying in self._due:
+            return
+        if eager or copying is self._at_hand:
+            self._waiting.pop(copying, None)
+            self._due[copying] = None
+        elif copying not in self._waiting:
+            self._waiting[copying] = self._loop.now + LATE
+        else:
+            return
+        if self._at_hand is None:
+            self._arm()
 
-    def _arm(self, *, eager: bool) -> None:
+    def _arm(self) -> None:
         if self._timer is not None:
+            if self._is_pressed or not self._due:
+                return
             self._timer.cancel()
-        self._is_due = eager
-        self._timer = self._loop.later(0.0 if eager else LATE, self._work)
+        self._is_pressed = bool(self._due)
+        delay = 0.0
+        if not self._due:
+            delay = max(0.0, next(iter(self._waiting.values())) - monotonic())
+        self._timer = self._loop.later(delay, self._work)
 
     def _work(self) -> None:
         self._timer = None
-        waiting = self._waiting
-        end = monotonic() + SLICE
-        while waiting:
-            self._at_hand = copying = next(iter(waiting))
-            del waiting[copying]
+        now = monotonic()
+        for copying, when in [*self._waiting.items()]:
+            if when > now + GRAIN:
+                break
+            del self._waiting[copying]
+            self._due[copying] = None
+        while self._due:
+            self._at_hand = copying = next(iter(self._due))
+            del self._due[copying]
             copying.advance()
-            if monotonic() > end:
+            if monotonic() > now + SLICE:
                 break
         self._rest()
 
     def _rest(self) -> None:
         self._at_hand = None
-        if self._waiting:
-            self._arm(eager=True)
+        if self._due or self._waiting:
+            self._arm()
 
     def abandon(self) -> None:
         """A bug was met in the copies at hand."""
@@ -95,13 +117,15 @@ class Copyist:
 class Copying:
     """The copies of one connection; see the module."""
 
-    __slots__ = ("_around", "_copyist", "_has_left", "_loop")
+    __slots__ = ("_around", "_copyist", "_has_left", "_legs", "_loop")
 
     def __init__(self, loop: Loop, around: Surroundings, copyist: Copyist) -> None:
         self._loop = loop
         self._around = around
         self._copyist = copyist
         self._has_left = False
+        self._legs: dict[TapLeg, None] = {}
+        """Those that live, whatever the relay still knows of them."""
 
     def glance(self) -> None:
         """Something is deferred: have it done."""
@@ -114,21 +138,20 @@ class Copying:
         if not self._has_left:
             self._around.copied()
         elif deferred.calls:
+            self._open_all()
+            self.settle()
             self.glance()
         else:
             self._part()
 
-    def open(self, leg: Leg) -> None:
+    def open(self, leg: CopyLeg) -> None:
         """Have the handler's connection of a tap leg asked for."""
-        TapLeg(self._loop, leg, self._around, self._copyist.living).open()
+        TapLeg(self._loop, leg, self._around, kin=self._legs, living=self._copyist.living).open()
 
     def settle(self) -> None:
-        """Bring the tap legs in line with the relay."""
-        for leg in self._legs():
-            leg.io.settle()
-
-    def _legs(self) -> list[Leg]:
-        return [leg for leg in self._around.relay.legs if leg.role is Role.TAP and leg.io is not None]
+        """Bring the tap legs in line with their relays."""
+        for leg in [*self._legs]:
+            leg.settle()
 
     def leave(self) -> None:
         """The client's connection is over, or moves without us."""
@@ -140,17 +163,28 @@ class Copying:
             self._part()
 
     def _part(self) -> None:
-        relay = self._around.relay
-        for leg in [leg for leg in relay.opening if leg.role is Role.TAP]:
-            relay.opening.remove(leg)
-            self.open(leg)
-        for leg in self._legs():
-            leg.io.farewell()
+        self._open_all()
+        for leg in [*self._legs]:
+            leg.farewell()
         self._around.tap_moved()
+
+    def _open_all(self) -> None:
+        for leg in self._take_opening():
+            self.open(leg)
+
+    def _take_opening(self) -> list[CopyLeg]:
+        opening = self._around.relay.opening
+        legs = [leg for leg in opening if isinstance(leg, CopyLeg)]
+        for leg in legs:
+            opening.remove(leg)
+        return legs
 
     def abandon(self) -> None:
         """A bug was met: nothing more is copied of this connection, and its client notices nothing."""
         self._around.relay.deferred.close()
-        for leg in self._legs():
-            leg.io.abandon()
+        for leg in self._take_opening():
+            leg.end(Ending.ABORT)
+            leg.owner.lost(leg)
+        for each in [*self._legs]:
+            each.abandon()
         self._around.tap_moved()

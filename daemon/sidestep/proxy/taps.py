@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from sidestep.engine.relay import Ending, Leg, Relay
+from sidestep.engine.relay import CopyLeg, Ending, Relay
 from sidestep.proxy.loop import HANG_UP, READ, WRITE, Loop, Timer
 from sidestep.proxy.stream import PlainStream
 
@@ -37,18 +37,18 @@ class Surroundings(Protocol):
 
     relay: Relay
 
-    def ask(self, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
-        """Ask for a connection to the leg's handler; returns a function that cancels."""
+    def ask_for_copy(self, leg: CopyLeg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
+        """Ask for a connection to the handler of a tap leg; returns a function that cancels."""
 
     def tap_moved(self) -> None:
         """The engine was told something about a tap."""
 
     def copied(self) -> None:
-        """What was deferred is done; the connection goes on."""
+        """Some of what was deferred is done; the connection goes on."""
 
 
 class TapLeg:
-    """One tap leg. It is `leg.io`, and in `living` as long as it is not dead."""
+    """One tap leg. It is `leg.io`, and among those of its connection (`kin`) and of all (`living`) until it is dead."""
 
     __slots__ = (
         "_around",
@@ -56,6 +56,7 @@ class TapLeg:
         "_cancel",
         "_ended",
         "_finished",
+        "_kin",
         "_leg",
         "_living",
         "_loop",
@@ -65,11 +66,14 @@ class TapLeg:
         "_timer",
     )
 
-    def __init__(self, loop: Loop, leg: Leg, around: Surroundings, living: set[TapLeg]) -> None:
+    def __init__(
+        self, loop: Loop, leg: CopyLeg, around: Surroundings, *, kin: dict[TapLeg, None], living: set[TapLeg]
+    ) -> None:
         self._loop = loop
         self._leg = leg
         self._around = around
-        self._relay = around.relay  # the one whose leg it is, even if another goes on with the connection
+        self._relay = leg.owner
+        self._kin = kin
         self._living = living
         self._blocked = False
         self._ended = False
@@ -79,6 +83,7 @@ class TapLeg:
         self._cancel: Callable[[], None] | None = None
         self._stream: PlainStream | None = None
         leg.io = self
+        kin[self] = None
         living.add(self)
 
     def open(self) -> None:
@@ -86,7 +91,7 @@ class TapLeg:
         if self._leg.ending is Ending.ABORT:
             self._die(orderly=False)
         else:
-            self._cancel = self._around.ask(self._leg, self._opened)
+            self._cancel = self._around.ask_for_copy(self._leg, self._opened)
 
     def _opened(self, stream: PlainStream | None) -> None:
         self._cancel = None
@@ -94,7 +99,8 @@ class TapLeg:
             if stream is not None:
                 stream.reset()
         elif stream is None:
-            self._tell_lost()
+            self._lose()
+            self._around.tap_moved()
         else:
             self._stream = stream
             self._leg.open = True
@@ -205,8 +211,8 @@ class TapLeg:
             if self._leg.out or self._stream is None:
                 self._lose()
             else:
+                self._relay.lost(self._leg)
                 self._die(orderly=True)
-                self._tell_lost()
             self._around.tap_moved()
 
     def abandon(self) -> None:
@@ -214,14 +220,13 @@ class TapLeg:
         self._lose()
 
     def _lose(self) -> None:
-        self._die(orderly=False)
-        self._tell_lost()
-
-    def _tell_lost(self) -> None:
-        self._die(orderly=False)
-        self._relay.lost(self._leg)
+        try:
+            self._relay.lost(self._leg)  # which looks whether anything was left to be written
+        finally:
+            self._die(orderly=False)
 
     def _die(self, *, orderly: bool) -> None:
+        self._kin.pop(self, None)
         self._living.discard(self)
         if self._cancel is not None:
             cancel, self._cancel = self._cancel, None

@@ -1,6 +1,8 @@
 """What waits is done in order, is counted, and can be given up."""
 
-from sidestep.engine.deferred import CALL, Deferred
+import pytest
+
+from sidestep.engine.deferred import CALL, FULL, Deferred
 
 
 def test_calls_are_made_in_order_some_at_a_time():
@@ -32,3 +34,25 @@ def test_nothing_is_done_once_it_is_closed():
     deferred.run()
     assert not done
     assert (deferred.size, len(deferred.calls)) == (0, 0)
+
+
+def test_what_waits_is_bounded():
+    deferred, done = Deferred(), []
+    for number in range(10_000):
+        deferred.put(1, done.append, number)
+        assert deferred.size <= FULL + CALL + 1
+    deferred.run()
+    assert done == list(range(10_000))
+
+
+def test_a_bug_met_in_the_middle_of_serving_a_client_is_raised_by_the_next_run():
+    deferred, done = Deferred(), []
+    deferred.put(0, done.append, 1)
+    deferred.put(0, int, "a bug")
+    deferred.put(0, done.append, 2)
+    deferred.catch_up()
+    deferred.put(0, done.append, 3)
+    with pytest.raises(ValueError, match="a bug"):
+        deferred.run()
+    assert done == [1]
+    assert not deferred.calls

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from sidestep.engine.relay import Leg, Relay, Role
-from sidestep.proxy.copying import EAGER, LATE, Copying, Copyist
+from sidestep.engine.relay import CopyLeg, Ending, Relay
+from sidestep.policy.route import Rule
+from sidestep.proxy.copying import EAGER, GRAIN, LATE, Copying, Copyist
 from sidestep.proxy.loop import READ, Loop
 
 BUSY = 0.0005
@@ -17,37 +18,18 @@ BUSY = 0.0005
 DEADLINE = 30.0
 
 
-class Io:
-    """The shell's side of a tap leg."""
-
-    def __init__(self):
-        self.abandoned = False
-        self.told = []
-
-    def settle(self):
-        self.told.append("settle")
-
-    def farewell(self):
-        self.told.append("farewell")
-
-    def abandon(self):
-        self.abandoned = True
-
-
 class Quiet(Relay):
-    """A relay with one tap leg."""
+    """A relay that is told of its tap legs."""
 
     def __init__(self):
         super().__init__()
-        self.legs.append(Leg(Role.TAP))
-        self.legs[-1].io = Io()
+        self.told = []
 
-    @property
-    def io(self):
-        return self.legs[-1].io
+    def lost(self, leg):
+        self.told.append(("lost", leg.ending))
 
     def farewell(self):
-        self.deferred.put(0, self.io.told.append, "last call")
+        self.deferred.put(0, self.told.append, "last call")
 
 
 class Around:
@@ -75,7 +57,15 @@ class Around:
             self.copying.glance()
 
     def tap_moved(self):
-        self.relay.io.told.append("moved")
+        self.relay.told.append("moved")
+
+    def ask_for_copy(self, leg, done):
+        self.relay.told.append("asked")
+        return lambda: self.relay.told.append("cancelled")
+
+    def make_leg(self):
+        """A deferred call that asks for a tap leg."""
+        self.relay.opening.append(CopyLeg(Rule("uid", "shop/tap", lambda *_: True), self.relay, None))
 
 
 @pytest.fixture
@@ -124,7 +114,7 @@ def run(loop, until):
         else:
             loop.later(0.001, look)
 
-    look()
+    loop.later(0.0, look)
     loop.run()
     assert until()
 
@@ -174,18 +164,39 @@ def test_a_bug_ends_the_copies_of_one_connection_only(loop, copyist, crashes):
     run(loop, lambda: copyist.is_idle)
     assert [str(error) for error in crashes] == ["a bug"]
     assert (broken.done, other.done) == ([0, 1, 2], ["done"])
-    assert broken.relay.io.abandoned
-    assert not other.relay.io.abandoned
     broken.relay.deferred.put(0, broken.done.append, "never")  # nothing is copied of it any more
     assert not broken.relay.deferred.calls
 
 
-def test_legs_are_left_alone_once_everything_is_copied(loop, copyist):
+def test_after_a_bug_no_leg_is_left(loop, copyist, crashes):
+    broken = Around(loop, copyist)
+    broken.copying.open(CopyLeg(Rule("uid", "shop/tap", lambda *_: True), broken.relay, None))
+    broken.relay.deferred.put(0, broken.make_leg)
+    broken.defer(RuntimeError("a bug"))
+    run(loop, lambda: bool(crashes))
+    assert broken.relay.told == ["asked", ("lost", Ending.ABORT), ("lost", Ending.NONE), "cancelled", "moved"]
+    assert not broken.relay.opening
+    assert copyist.is_idle
+
+
+def test_those_that_left_are_copied_to_the_end_and_then_taken_leave_of(loop, copyist):
     around = Around(loop, copyist)
+    around.relay.deferred.put(0, around.make_leg)
     for number in range(20):
         around.defer(number)
     around.copying.leave()
-    assert not around.relay.io.told
-    run(loop, lambda: copyist.is_idle)
+    assert not around.relay.told
+    run(loop, lambda: "moved" in around.relay.told)
     assert len(around.done) == 20
-    assert around.relay.io.told == ["last call", "farewell", "moved"]
+    assert around.relay.told == ["asked", "last call", "moved"]
+    assert [leg for leg in copyist.living if leg._timer is not None] == [*copyist.living]
+
+
+def test_what_is_noted_later_waits_for_its_own_time(loop, copyist):
+    first, second = Around(loop, copyist), Around(loop, copyist)
+    times = {}
+    first.defer(1)
+    loop.later(LATE * 0.9, lambda: (times.update(noted=time.monotonic()), second.defer(2)))
+    run(loop, lambda: bool(second.done))
+    assert first.done == [1]
+    assert time.monotonic() - times["noted"] >= LATE - GRAIN
