@@ -37,9 +37,13 @@ class Deferred:
         return self.size > FULL
 
     def put(self, size: int, call: Callable[..., object], *args: object) -> None:
-        """Note a call; `size` are the bytes that it keeps alive."""
+        """Note a call, and before that do what waits if that is too much; `size` are the bytes that it keeps alive."""
         if self.size > FULL:
             self.catch_up()
+        self.note(size, call, *args)
+
+    def note(self, size: int, call: Callable[..., object], *args: object) -> None:
+        """Only note it. The caller has seen that there was room."""
         if not self._closed:
             size += CALL
             self.calls.append((size, call, args))

@@ -226,6 +226,11 @@ class Http1Relay(Relay):
         if not self.app_after_all(leg):
             self.lost(leg)
 
+    def drained(self, leg: Leg) -> None:
+        """Learn that everything queued towards a leg was written."""
+        if leg.role is Role.TAP:
+            self._taps.drained(leg)
+
     def farewell(self) -> None:
         """Learn that only taps are left."""
         self._taps.cut()

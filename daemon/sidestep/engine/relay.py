@@ -10,7 +10,7 @@ What the shell does
     receive_eof(leg)     the peer finished sending (FIN, close_notify); it may still read
     opened(leg)          a leg from `opening` is connected (a handler leg: the handler's end too)
     refused(leg)         a leg from `opening` could not be connected; the leg is dead
-    drained(leg)         `leg.out`, which could not be written at once, is written to the end
+    drained(leg)         `leg.out`, which could not be written at once, is written to the end (of a tap leg: every time)
     lost(leg)            the leg broke (reset, TLS error, timeout); nothing more goes in or out of it
     expired(now)         `deadline` has passed
     take_leave()         the connection, which is `idle`, is about to be ended for reasons of ours

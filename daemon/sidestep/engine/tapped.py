@@ -98,7 +98,7 @@ class TappedRelay(Relay):
             return None
         to = inner.passes(leg, data)
         if to is not None and copying:
-            inner.deferred.put(len(data), self._copy, data)
+            inner.deferred.note(len(data), self._copy, data)
         return to
 
     def receive(self, leg: Leg, data: bytes) -> None:
@@ -140,7 +140,7 @@ class TappedRelay(Relay):
         """Learn that a leg broke."""
         copy = self._copies.get(leg)
         if copy is not None:
-            if not copy.is_sent:
+            if not copy.is_sent and not copy.is_over:
                 self.inner.diverted.append(truncated(copy.rule))
             copy.close(Ending.ABORT)
             self._look()
@@ -155,7 +155,10 @@ class TappedRelay(Relay):
 
     def drained(self, leg: Leg) -> None:
         """Learn that everything queued towards a leg was written."""
-        if leg not in self._copies:
+        copy = self._copies.get(leg)
+        if copy is not None:
+            copy.drained()
+        else:
             self.inner.drained(leg)
 
     def take_leave(self) -> None:

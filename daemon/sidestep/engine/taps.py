@@ -176,7 +176,7 @@ class Copy:
         if self._state is _State.OPEN:
             self._state = _State.SENT
             if self._answered:
-                self.close(Ending.CLOSE)
+                self._part()
             else:
                 self.leg.end(Ending.AWAIT)
 
@@ -212,13 +212,25 @@ class Copy:
                 self._reader = None
                 self._answered = True
                 if self._state is _State.SENT:
-                    self.close(Ending.CLOSE)
+                    self._part()
                 return
 
     def receive_eof(self) -> None:
         """The handler has finished speaking; it may go on listening until the copy is whole."""
         self._reader = None
         if self._state is _State.SENT:
+            self._part()
+
+    def _part(self) -> None:
+        """Nothing is awaited: the copy is over once it is written."""
+        if self.leg.queued:
+            self.leg.end(Ending.CLOSE)
+        else:
+            self.close(Ending.CLOSE)
+
+    def drained(self) -> None:
+        """Everything is written."""
+        if self._state is _State.SENT and self.leg.ending is Ending.CLOSE:
             self.close(Ending.CLOSE)
 
 
@@ -277,7 +289,7 @@ class Taps:
             return False
         self._received += 1
         self._undecided = False
-        deferred.put(len(head), self._copy_whole, request, head)
+        deferred.note(len(head), self._copy_whole, request, head)
         return True
 
     def body(self, data: bytes) -> None:
@@ -372,11 +384,18 @@ class Taps:
             copy.receive_eof()
             self._forget(copy)
 
+    def drained(self, leg: Leg) -> None:
+        """A handler has taken everything that was written."""
+        copy = self._copies.get(leg)
+        if copy is not None:
+            copy.drained()
+            self._forget(copy)
+
     def lost(self, leg: Leg) -> None:
         """A handler refused, or broke."""
         copy = self._copies.get(leg)
         if copy is not None:
-            if not copy.is_sent:
+            if not copy.is_sent and not copy.is_over:
                 self._relay.diverted.append(truncated(copy.rule))
             copy.close(Ending.ABORT)
             self._forget(copy)

@@ -447,9 +447,7 @@ class Conduit:
 
     def _settle_slowly(self, relay: Relay) -> None:
         while relay.opening:
-            opening, relay.opening = relay.opening, []
-            for leg in opening:
-                self._open(leg)
+            self._open(relay.opening.pop(0))
         if self._copying is not None:
             self._copying.settle()
         if relay.diverted:

@@ -2,7 +2,8 @@
 
     opening   an `Open` message is under way; `leg.out` is kept (its bound is the ledger's)
     live      what the engine writes is sent as the socket takes it, what the handler says is read for the engine
-    awaiting  the engine ended the leg (AWAIT, FINISH) and all is written: the handler has ANSWER seconds
+    awaiting  the engine ended the leg (AWAIT, FINISH) and all is written: the handler has ANSWER seconds to end
+    closing   the engine closed it (CLOSE) and not all is written: the handler has ANSWER seconds to take it
     dead      closed
 
 A tap leg's socket is written from its own events once it has been full, so that a handler that does not read costs the
@@ -167,6 +168,8 @@ class TapLeg:
                 return
             if leg.ending:
                 self._await(stream)
+        elif leg.ending is Ending.CLOSE:
+            self._arm()
         self._watch(stream)
 
     def _watch(self, stream: PlainStream) -> None:
@@ -196,6 +199,9 @@ class TapLeg:
         if self._leg.ending is Ending.FINISH and not self._finished:
             self._finished = True
             stream.finish(notify=True)
+        self._arm()
+
+    def _arm(self) -> None:
         if self._timer is None:
             self._timer = self._loop.later(HURRY if len(self._living) > CROWD else ANSWER, self.give_up)
 
@@ -211,13 +217,16 @@ class TapLeg:
             if self._leg.out or self._stream is None:
                 self._lose()
             else:
-                self._relay.lost(self._leg)
-                self._die(orderly=True)
+                try:
+                    self._relay.lost(self._leg)
+                finally:
+                    self._die(orderly=True)
             self._around.tap_moved()
 
     def abandon(self) -> None:
         """A bug was met in a callback of this leg."""
-        self._lose()
+        if self in self._living:
+            self._lose()
 
     def _lose(self) -> None:
         try:

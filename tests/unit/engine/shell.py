@@ -177,6 +177,8 @@ class Shell:
             self.sent.setdefault(id(leg), bytearray()).extend(b"".join(leg.out))
             leg.out.clear()
             leg.queued = 0
+            if leg.role is Role.TAP:
+                leg.owner.drained(leg)
         if leg.ending and not leg.out:
             if leg.ending is Ending.AWAIT:
                 assert leg.role is Role.TAP

@@ -4,8 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidestep.engine.http1 import Http1Relay
 from sidestep.engine.relay import HIGH_WATER, Ending, Lost
+from sidestep.engine.tapped import TappedRelay
 from sidestep.engine.taps import Ledger, TapLimits
+from sidestep.policy.route import Route, SteeredPort
 from tests.effort import examples
 from tests.unit.engine.shell import Shell, everything, http1, rule
 
@@ -328,3 +331,47 @@ def test_a_rule_for_heads_only_copies_nothing_and_shows_no_secret():
         (b"cookie", b"[redacted]"),
         (b"x-a", b"1"),
     )
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_an_answered_copy_counts_until_it_is_written(early):
+    ledger = Ledger()
+    shell = http1(taps=(TAP,), ledger=ledger, auto=False)
+    shell.client(POST % 4 + b"ab")
+    shell.open(shell.relay.app)
+    (leg,) = shell.taps
+    shell.stuck.add(id(leg))
+    shell.open(leg)
+    if early:
+        shell.receive(leg, OK)
+    shell.client(b"cd")
+    if not early:
+        shell.receive(leg, OK)
+    assert leg.ending is Ending.CLOSE
+    assert ledger.count == 1
+    shell.stuck.clear()
+    shell.copy()
+    assert copies(shell) == [POST % 4 + b"abcd"]
+    assert ledger.count == 0
+    assert not lost(shell)
+
+
+def test_a_copy_that_was_truncated_is_told_of_once():
+    shell = http1(taps=(TAP,), ledger=Ledger(TapLimits(copy=1000)), auto=False)
+    shell.client(POST % 3000 + b"x" * 3000)
+    shell.lose(shell.taps[0])
+    assert lost(shell) == [Lost.REST]
+
+
+@pytest.mark.parametrize("padding", [1, 100, 500])
+def test_a_connection_copied_whole_and_by_request_passes_or_is_received(padding):
+    inner = Http1Relay(SteeredPort(80, Route((), (TAP,))), tls=False)
+    shell = Shell(TappedRelay(inner, [everything("all")], Ledger()), app_open=True)
+    shell.late = True  # which checks that what passes changes nothing
+    request = T[:-2] + b"X-Padding: %s\r\n\r\n" % (b"p" * padding)
+    for _ in range(300):
+        shell.client(request)
+        shell.app(OK)
+    shell.copy()
+    assert shell.to_app == request * 300
+    assert shell.to(shell.taps[0]) == request * 300
