@@ -127,12 +127,11 @@ def read_once(root: str, birth: str, path: str) -> bytes | None:
         os.close(fd)
     if len(content) > MAX_FILE or before.st_size > MAX_FILE:
         raise Refused(UNUSABLE, f"is larger than {MAX_FILE} bytes")
-    same = (before.st_size, before.st_mtime_ns, before.st_ctime_ns) == (
-        after.st_size,
-        after.st_mtime_ns,
-        after.st_ctime_ns,
-    )
-    return bytes(content) if same else None
+    held_still = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    # A file that another took the place of meanwhile has lost a link, which changes its ctime, but none of its bytes.
+    if before.st_nlink == after.st_nlink:
+        held_still = held_still and before.st_ctime_ns == after.st_ctime_ns
+    return bytes(content) if held_still else None
 
 
 def read(root: str, birth: str, path: str) -> bytes:
