@@ -38,7 +38,7 @@ class Deferred:
 
     def put(self, size: int, call: Callable[..., object], *args: object) -> None:
         """Note a call, and before that do what waits if that is too much; `size` are the bytes that it keeps alive."""
-        if self.size > FULL:
+        if self.is_full:
             self.catch_up()
         self.note(size, call, *args)
 

@@ -86,7 +86,8 @@ class Copyist:
     def _work(self) -> None:
         self._timer = None
         now = monotonic()
-        for copying, when in [*self._waiting.items()]:
+        while self._waiting:
+            copying, when = next(iter(self._waiting.items()))
             if when > now + GRAIN:
                 break
             del self._waiting[copying]

@@ -49,7 +49,7 @@ class Surroundings(Protocol):
 
 
 class TapLeg:
-    """One tap leg. It is `leg.io`, and among those of its connection (`kin`) and of all (`living`) until it is dead."""
+    """One tap leg. It is among those of its connection (`kin`) and of all (`living`) until it is dead."""
 
     __slots__ = (
         "_around",
@@ -83,7 +83,6 @@ class TapLeg:
         self._timer: Timer | None = None
         self._cancel: Callable[[], None] | None = None
         self._stream: PlainStream | None = None
-        leg.io = self
         kin[self] = None
         living.add(self)
 
@@ -214,13 +213,7 @@ class TapLeg:
     def give_up(self) -> None:
         """Time is up: whatever is not delivered is lost."""
         if self in self._living:
-            if self._leg.out or self._stream is None:
-                self._lose()
-            else:
-                try:
-                    self._relay.lost(self._leg)
-                finally:
-                    self._die(orderly=True)
+            self._lose(orderly=self._stream is not None and not self._leg.out)
             self._around.tap_moved()
 
     def abandon(self) -> None:
@@ -228,11 +221,11 @@ class TapLeg:
         if self in self._living:
             self._lose()
 
-    def _lose(self) -> None:
+    def _lose(self, *, orderly: bool = False) -> None:
         try:
             self._relay.lost(self._leg)  # which looks whether anything was left to be written
         finally:
-            self._die(orderly=False)
+            self._die(orderly=orderly)
 
     def _die(self, *, orderly: bool) -> None:
         self._kin.pop(self, None)

@@ -35,11 +35,16 @@ async def steered(program):
     """A pod with an app, one port of it steered; yields (namespace, rig, key of the pod)."""
     with pod_namespace() as space, serving(space):
         async with rig(program) as some:
-            key = some.add(pod_of(space))
-            some.intercepts = [intercept()]
-            some.plan()
-            await some.until(lambda: some.steered(key))
-            yield space, some, key
+            yield space, some, await steer(some, space)
+
+
+async def steer(some, space):
+    """Have one port of the pod steered; returns the pod's key."""
+    key = some.add(pod_of(space))
+    some.intercepts = [intercept()]
+    some.plan()
+    await some.until(lambda: some.steered(key))
+    return key
 
 
 def types(some):
@@ -177,10 +182,7 @@ def test_a_namespace_that_is_gone_is_released_within_a_second(program):
     async def story():
         with pod_namespace() as space, serving(space) as app:
             async with rig(program) as some:
-                key = some.add(pod_of(space))
-                some.intercepts = [intercept()]
-                some.plan()
-                await some.until(lambda: some.steered(key))
+                await steer(some, space)
                 programs = kernel.steering(space.pod)
                 app.stop()
                 app.close_listener()
@@ -413,10 +415,7 @@ def test_closing_leaves_nothing(program):
     async def story():
         with pod_namespace() as space, serving(space):
             async with rig(program) as some:
-                key = some.add(pod_of(space))
-                some.intercepts = [intercept()]
-                some.plan()
-                await some.until(lambda: some.steered(key))
+                await steer(some, space)
                 programs = kernel.steering(space.pod)
             assert programs.left() == []
             assert space.pod.processes() == frozenset()
