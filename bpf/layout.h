@@ -2,11 +2,17 @@
 /*
  * What the programs and the daemon share: keys and values of their maps, and the order of the counters.
  *
- * daemon/sidestep/steering/layout.py mirrors this file. Sizes are checked here when the program is compiled, and there
- * against what the compiler reports about the maps; the values of the enum are the indices of one per-CPU array.
+ * daemon/sidestep/steering/layout.py mirrors this file, and says of what type and size each map is. Sizes of keys, values
+ * and arrays are checked here when the program is compiled; the values of the enum are the indices of one per-CPU array.
  */
 #ifndef SIDESTEP_LAYOUT_H
 #define SIDESTEP_LAYOUT_H
+
+/*
+ * A reference to the map that stands at `index` in layout.py's list. The loader puts a descriptor in its place. bcc's own
+ * tables would be created in order to compile, which takes capabilities that the compiler must not have.
+ */
+#define MAP(index) ((void *)bpf_pseudo_fd(1, index))
 
 /* A steered port. One entry per family, although one dual-stack listener usually serves both. */
 struct steered_key {
@@ -27,8 +33,7 @@ enum verdict {
 	VERDICT_COUNT
 };
 
-/* Ports times transports times families that one pod may have steered at a time. */
-#define STEERED_MAX 1024
+_Static_assert(VERDICT_COUNT == 5, "steering/layout.py has a counter for each of 5 verdicts");
 
 /* A connection of the proxy as the app sees it. Addresses as IPv6, IPv4 mapped, network byte order. */
 struct client_key {
@@ -52,8 +57,5 @@ _Static_assert(sizeof(struct client_name) == 20, "steering/layout.py packs this 
  * whose addresses only this pod's proxy connects, of which SOURCES_MASK are fixed.
  */
 #define SOURCES_MASK 0xffff0000
-
-/* Connections of one pod that may be named at a time, and the entry above. */
-#define CLIENTS_MAX 65537
 
 #endif

@@ -22,13 +22,16 @@
 #define FAMILY_IPV4 2   /* AF_INET */
 #define FAMILY_IPV6 10  /* AF_INET6 */
 
-/* The value of a socket map is a socket, written as a file descriptor by the daemon and read as a reference here. */
-BPF_TABLE("sockhash", struct steered_key, u64, ports, STEERED_MAX);
-BPF_TABLE("percpu_array", u32, u64, counts, VERDICT_COUNT);
+/*
+ * The maps: a socket hash of struct steered_key, whose values are sockets (written as file descriptors by the daemon, read
+ * as references here), and a per-CPU array of one u64 for each verdict.
+ */
+#define PORTS MAP(0)
+#define COUNTS MAP(1)
 
 static __always_inline int pass(u32 verdict)
 {
-	u64 *count = counts.lookup(&verdict);
+	u64 *count = bpf_map_lookup_elem(COUNTS, &verdict);
 
 	if (count)
 		*count += 1;
@@ -81,7 +84,7 @@ int sidestep_lookup(struct bpf_sk_lookup *lookup)
 	key.port = lookup->local_port;
 	key.transport = lookup->protocol;
 	key.family = lookup->family;
-	listener = (struct bpf_sock *)ports.lookup(&key);
+	listener = bpf_map_lookup_elem(PORTS, &key);
 	if (!listener)
 		return pass(VERDICT_UNSTEERED);
 	error = bpf_sk_assign(lookup, listener, BPF_SK_LOOKUP_F_REPLACE);

@@ -18,7 +18,8 @@
 
 #include "layout.h"
 
-BPF_F_TABLE("hash", struct client_key, struct client_name, clients, CLIENTS_MAX, 1 /* BPF_F_NO_PREALLOC */);
+/* The map: a hash of struct client_key and struct client_name. */
+#define CLIENTS MAP(0)
 
 static __always_inline bool is_own_source(u32 address)
 {
@@ -27,7 +28,7 @@ static __always_inline bool is_own_source(u32 address)
 
 	if (bpf_ntohl(address) >> 24 != 127)
 		return false;
-	sources = clients.lookup(&none);
+	sources = bpf_map_lookup_elem(CLIENTS, &none);
 	return sources && (address & bpf_htonl(SOURCES_MASK)) == sources->client[3];
 }
 
@@ -43,7 +44,7 @@ int sidestep_peer4(struct bpf_sock_addr *address)
 	key.peer[3] = address->user_ip4;
 	key.peer_port = address->user_port;
 	key.local_port = sk->src_port;
-	name = clients.lookup(&key);
+	name = bpf_map_lookup_elem(CLIENTS, &key);
 	if (name) {
 		address->user_ip4 = name->client[3];
 		address->user_port = name->port;
@@ -67,7 +68,7 @@ int sidestep_peer6(struct bpf_sock_addr *address)
 	key.peer[3] = address->user_ip6[3];
 	key.peer_port = address->user_port;
 	key.local_port = sk->src_port;
-	name = clients.lookup(&key);
+	name = bpf_map_lookup_elem(CLIENTS, &key);
 	if (name) {
 		address->user_ip6[0] = name->client[0];
 		address->user_ip6[1] = name->client[1];

@@ -1,8 +1,10 @@
 """The compiler child: the only process that imports bcc. `python -m sidestep.steering.compiler_child SOURCE`.
 
-Standard output carries exactly one `CompilerOutput`; whatever bcc or clang print goes to standard error. bcc creates
-the maps in order to compile, so the instructions come with this process's map descriptors in them; they leave as
-indices. The maps end with the process.
+Standard output carries exactly one `CompilerOutput`; whatever bcc or clang print goes to standard error.
+
+Order: find the kernel headers, show them where that takes a mount, give up every capability, and only then import bcc.
+LLVM is 100 MiB of code that parses text, and needs no right to do so: the sources refer to their maps by number
+(bpf/layout.h), so that no map is created in order to compile.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import msgspec
 from sidestep.model.errors import ConfigurationError, SidestepError
 from sidestep.steering.headers import HeaderView, candidates
 from sidestep.steering.layout import PROGRAM, SOURCES, Source
-from sidestep.steering.program import FORMAT, CompilerOutput, MapLayout, rewrite_references
+from sidestep.steering.program import FORMAT, CompilerOutput
+from sidestep.steering.unprivileged import drop_capabilities
 
 DISTRIBUTION_PACKAGES = "/usr/lib/python3/dist-packages"
 """Where Debian puts python3-bpfcc; no virtual environment sees it."""
@@ -38,7 +41,7 @@ def main() -> int:
     try:
         result = compile_source(source_folder(), SOURCES[sys.argv[1] if len(sys.argv) > 1 else PROGRAM])
     except SidestepError as error:
-        result = CompilerOutput(format=FORMAT, error=str(error), functions={}, maps=())
+        result = CompilerOutput(format=FORMAT, error=str(error), functions={})
     with os.fdopen(output, "wb") as stream:
         stream.write(msgspec.msgpack.encode(result))
     return 1 if result.error else 0
@@ -57,18 +60,21 @@ def source_folder() -> Path:
 
 def compile_source(folder: Path, source: Source) -> CompilerOutput:
     """Compile one source of `folder` with the first kernel headers that serve."""
-    bcc = _import_bcc()
     release = os.uname().release
-    trees = candidates(environment=os.environ, release=release)
+    trees = candidates(environment=os.environ, release=release)[:_MAX_ATTEMPTS]
     view = HeaderView(release=release)
-    for headers in trees[:_MAX_ATTEMPTS]:
+    view.prepare(trees)
+    drop_capabilities()
+    bcc = _import_bcc()
+    for headers in trees:
         view.show(headers)
         try:
             module = bcc.BPF(src_file=bytes(folder / f"{source.name}.c"), cflags=[f"-I{folder}"])
         except Exception as error:  # noqa: BLE001 - bcc raises nothing more precise; the next tree may serve
             print(f"error: {headers.build}: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the parent reads it
             continue
-        return _extract(bcc.lib, module, source)
+        functions = {name: module.dump_func(name.encode()) for name in source.functions}
+        return CompilerOutput(format=FORMAT, error="", functions=functions)
     raise ConfigurationError(f"bcc cannot compile {source.name}.c with the headers in {trees[0].build}")
 
 
@@ -81,27 +87,6 @@ def _import_bcc() -> Any:
     if not hasattr(bcc, "BPF"):
         raise ConfigurationError(MISSING_BCC)
     return bcc
-
-
-def _extract(lib: Any, module: Any, source: Source) -> CompilerOutput:
-    lib.bpf_table_name.restype = ctypes.c_char_p
-    handle = module.module
-    maps: list[MapLayout] = []
-    indices: dict[int, int] = {}
-    for index in range(lib.bpf_num_tables(handle)):
-        indices[lib.bpf_table_fd_id(handle, index)] = index
-        maps.append(
-            MapLayout(
-                name=lib.bpf_table_name(handle, index).decode(),
-                type=lib.bpf_table_type_id(handle, index),
-                key_size=lib.bpf_table_key_size_id(handle, index),
-                value_size=lib.bpf_table_leaf_size_id(handle, index),
-                entries=lib.bpf_table_max_entries_id(handle, index),
-                flags=lib.bpf_table_flags_id(handle, index),
-            ),
-        )
-    functions = {name: rewrite_references(module.dump_func(name.encode()), indices) for name in source.functions}
-    return CompilerOutput(format=FORMAT, error="", functions=functions, maps=tuple(maps))
 
 
 if __name__ == "__main__":

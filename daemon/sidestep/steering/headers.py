@@ -16,7 +16,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,26 +78,31 @@ class HeaderView:
     """Shows one tree after another to bcc in this process."""
 
     def __init__(self, *, release: str, modules: Path = MODULES) -> None:
-        """Nothing is mounted before a split tree is to be shown."""
         self._folder = modules / release
         self._private = False
 
+    def prepare(self, trees: Iterable[Headers]) -> None:
+        """Mount what showing these takes; afterwards `show` takes no capability. Raises KernelError."""
+        if any(not self._in_place(headers) for headers in trees):
+            _mount_private_tmpfs(self._folder.parent)
+            self._private = True
+
     def show(self, headers: Headers) -> None:
-        """Make `headers` what bcc finds. Raises KernelError when the private mount namespace cannot be had."""
+        """Make `headers`, one of those that were prepared, what bcc finds."""
         if headers.source is None:
             os.environ["BCC_KERNEL_SOURCE"] = str(headers.build)
             return
         os.environ.pop("BCC_KERNEL_SOURCE", None)
-        build, source = self._folder / "build", self._folder / "source"
-        if build.resolve() == headers.build and source.resolve() == headers.source:
-            return
         if not self._private:
-            _mount_private_tmpfs(self._folder.parent)
-            self._private = True
+            return
         self._folder.mkdir(exist_ok=True)
-        for link, target in ((build, headers.build), (source, headers.source)):
+        for link, target in ((self._folder / "build", headers.build), (self._folder / "source", headers.source)):
             link.unlink(missing_ok=True)
             link.symlink_to(target)
+
+    def _in_place(self, headers: Headers) -> bool:
+        build, source = self._folder / "build", self._folder / "source"
+        return headers.source is None or (build.resolve(), source.resolve()) == (headers.build, headers.source)
 
 
 def _mount_private_tmpfs(where: Path) -> None:

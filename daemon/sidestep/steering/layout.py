@@ -1,7 +1,8 @@
 """The Python side of bpf/layout.h: keys and values of the maps, the verdicts, and what is compiled from which source.
 
-The C side asserts its sizes when it is compiled; this side compares what the compiler reported about each map with the
-table below, so that a change to one file only is found before anything is loaded.
+The maps are described here only; the C side refers to each by its place in `Source.maps`, and asserts the sizes that
+are used here when it is compiled. The kernel's verifier sees the rest: a program that reads another map than it was
+compiled for, or beyond a value, is not loaded.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import enum
 import socket
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
@@ -65,27 +65,42 @@ class Verdict(enum.IntEnum):
     FAILED = 4
 
 
+BPF_F_NO_PREALLOC = 1
+
+
+@dataclass(frozen=True, slots=True)
+class MapLayout:
+    """What BPF_MAP_CREATE needs; sizes in bytes."""
+
+    name: str
+    type: int
+    key_size: int
+    value_size: int
+    entries: int
+    flags: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A C file in bpf/ with the functions to take from it; `maps`: name to (type, key size, value size, entries)."""
+    """A C file in bpf/, the functions to take from it, and the maps that it refers to by their place in `maps`."""
 
     name: str
     functions: tuple[str, ...]
-    maps: Mapping[str, tuple[int, int, int, int]]
+    maps: tuple[MapLayout, ...]
 
 
 LOOKUP_SOURCE = Source(
     PROGRAM,
     (PROGRAM,),
-    {
-        PORTS: (MAP_TYPE_SOCKHASH, _KEY.size, 8, STEERED_MAX),
-        COUNTS: (MAP_TYPE_PERCPU_ARRAY, 4, 8, len(Verdict)),
-    },
+    (
+        MapLayout(PORTS, MAP_TYPE_SOCKHASH, _KEY.size, 8, STEERED_MAX),
+        MapLayout(COUNTS, MAP_TYPE_PERCPU_ARRAY, 4, 8, len(Verdict)),
+    ),
 )
 PEERNAME_SOURCE = Source(
     "sidestep_peername",
     (PEER4, PEER6),
-    {CLIENTS: (MAP_TYPE_HASH, _CLIENT_KEY.size, _CLIENT_NAME.size, CLIENTS_MAX)},
+    (MapLayout(CLIENTS, MAP_TYPE_HASH, _CLIENT_KEY.size, _CLIENT_NAME.size, CLIENTS_MAX, BPF_F_NO_PREALLOC),),
 )
 SOURCES = {source.name: source for source in (LOOKUP_SOURCE, PEERNAME_SOURCE)}
 

@@ -1,9 +1,9 @@
 """A compiled program: instructions that name their maps by position, the maps' layouts, and their relocation.
 
-The compiler child cannot hand over file descriptors that mean anything here, so it replaces each map reference in the
-instructions by the index of the map in `maps`. Loading a program for a pod is then: create the maps, put their
-descriptors where the indices stand, load. A map reference is a two-slot `ld_imm64` whose source register field says
-BPF_PSEUDO_MAP_FD (Documentation/bpf/standardization/instruction-set.rst, "64-bit immediate instructions").
+No map exists while a program is compiled: a map reference in the instructions is the map's index in `maps`. Loading a
+program for a pod is then: create the maps, put their descriptors where the indices stand, load. A map reference is a
+two-slot `ld_imm64` whose source register field says BPF_PSEUDO_MAP_FD
+(Documentation/bpf/standardization/instruction-set.rst, "64-bit immediate instructions").
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import msgspec
 
 from sidestep.model.errors import BugError
-from sidestep.steering.layout import Source
+from sidestep.steering.layout import MapLayout, Source
 
-FORMAT = 2
+FORMAT = 3
 """Version of what the compiler child prints."""
 
 INSTRUCTION = struct.Struct("=BBhi")
@@ -30,24 +30,12 @@ _LD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1
 
 
-class MapLayout(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What BPF_MAP_CREATE needs; sizes in bytes."""
-
-    name: str
-    type: int
-    key_size: int
-    value_size: int
-    entries: int
-    flags: int
-
-
 class CompilerOutput(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One msgpack document on the compiler child's standard output: functions by name, or why there are none."""
 
     format: int
     error: str
     functions: dict[str, bytes]
-    maps: tuple[MapLayout, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +80,10 @@ def checked(output: CompilerOutput, source: Source) -> dict[str, CompiledProgram
     """Accept what the child compiled only if it matches steering/layout.py. Raises BugError where it does not."""
     if output.format != FORMAT:
         raise BugError(f"the compiler child speaks format {output.format}, not {FORMAT}")
-    found = {each.name: (each.type, each.key_size, each.value_size, each.entries) for each in output.maps}
-    if found != source.maps or len(found) != len(output.maps):
-        raise BugError(f"bpf/layout.h and steering/layout.py disagree: {found} is not {source.maps}")
     if set(output.functions) != set(source.functions):
         raise BugError(f"{source.name}.c has {sorted(output.functions)}, not {sorted(source.functions)}")
     for name, instructions in output.functions.items():
         indices = {immediate for _, immediate in map_references(instructions)}
-        if indices != set(range(len(output.maps))):
-            raise BugError(f"the BPF program {name} refers to maps {sorted(indices)} of {len(output.maps)}")
-    return {name: CompiledProgram(code, output.maps) for name, code in output.functions.items()}
+        if indices != set(range(len(source.maps))):
+            raise BugError(f"the BPF program {name} refers to maps {sorted(indices)} of {len(source.maps)}")
+    return {name: CompiledProgram(code, source.maps) for name, code in output.functions.items()}

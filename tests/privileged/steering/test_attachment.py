@@ -13,7 +13,6 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from sidestep.model.errors import BugError, KernelError
@@ -95,7 +94,7 @@ def test_a_failed_attachment_leaves_nothing(program, what):
         spoiled = program.instructions[:-8] + b"\xff" * 8
         program = dataclasses.replace(program, instructions=spoiled)
     if what == "a refused map":
-        last = msgspec.structs.replace(program.maps[-1], key_size=0)
+        last = dataclasses.replace(program.maps[-1], key_size=0)
         program = dataclasses.replace(program, maps=(*program.maps[:-1], last))
     before = objects()
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -54,6 +54,30 @@ def test_compiling_leaves_no_trace(program):
     assert not {name for name in set(os.listdir("/tmp")) - temporary if "kheaders" in name or "bcc" in name}
 
 
+def test_the_compiler_has_no_capability_when_llvm_is_loaded(tmp_path, monkeypatch):
+    """A stand-in for bcc says what the process may do at the moment in which it is imported."""
+    told = tmp_path / "told"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "bcc.py").write_text(
+        f"import pathlib\npathlib.Path({str(told)!r}).write_text(pathlib.Path('/proc/self/status').read_text())\n"
+    )
+    with pytest.raises(ConfigurationError, match="python3-bpfcc"):
+        asyncio.run(compile_program())
+    status = dict(line.split(":\t") for line in told.read_text().splitlines() if line.startswith(("Cap", "NoNew")))
+    assert status.pop("NoNewPrivs") == "1"
+    assert {int(value, 16) for value in status.values()} == {0}, status
+    assert len(status) == 5
+
+
+def test_compiling_makes_nothing_in_the_kernel(tmp_path):
+    """No map is asked for; what bcc tries by itself (BTF, a probe of the kernel) is refused and not missed."""
+    trace = tmp_path / "trace"
+    command = ("strace", "-f", "-qq", "-e", "trace=bpf", "-o", str(trace), *CHILD)
+    asyncio.run(compile_program(command=command))
+    calls = trace.read_text().splitlines()
+    assert not [line for line in calls if "BPF_MAP_CREATE" in line or "EPERM" not in line]
+
+
 def test_a_merged_tree_serves(program, tmp_path, monkeypatch):
     build, source = installed()
     tree = tmp_path / "headers"

@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from sidestep.model.errors import BugError
 from sidestep.model.pod import Family, Transport
 from sidestep.steering.bpf import LinkInfo, count_cpus
-from sidestep.steering.layout import LOOKUP_SOURCE, PROGRAM, Verdict, pack_key, unpack_key
+from sidestep.steering.layout import LOOKUP_SOURCE, PROGRAM, pack_key, unpack_key
 from sidestep.steering.program import (
     FORMAT,
     INSTRUCTION,
     MAX_INSTRUCTIONS,
     CompilerOutput,
-    MapLayout,
     checked,
     map_references,
     rewrite_references,
@@ -27,9 +26,6 @@ EXIT = INSTRUCTION.pack(0x95, 0, 0, 0)
 
 def wide(immediate: int, *, source: int = 1, register: int = 3, second: int = 0) -> bytes:
     return INSTRUCTION.pack(LD_IMM64, source << 4 | register, 0, immediate) + INSTRUCTION.pack(0, 0, 0, second)
-
-
-MAPS = tuple(MapLayout(name, *fields, flags=0) for name, fields in LOOKUP_SOURCE.maps.items())
 
 
 def test_references_to_maps_are_found_and_rewritten():
@@ -74,7 +70,7 @@ def test_arbitrary_bytes_are_rewritten_to_the_same_length_or_refused(code):
 
 
 def output(**changes) -> CompilerOutput:
-    fields = {"format": FORMAT, "error": "", "functions": {PROGRAM: wide(0) + wide(1) + EXIT}, "maps": MAPS}
+    fields = {"format": FORMAT, "error": "", "functions": {PROGRAM: wide(0) + wide(1) + EXIT}}
     return CompilerOutput(**{**fields, **changes})
 
 
@@ -87,24 +83,11 @@ def test_the_expected_program_is_accepted():
     "changes",
     [
         {"format": FORMAT + 1},
-        {"maps": MAPS[:1]},
-        {"maps": (*MAPS, MAPS[0])},
-        {"maps": (MAPS[0], MapLayout("counts", 6, 4, 8, len(Verdict) + 1, 0))},
-        {"maps": (MapLayout("ports", 18, 8, 8, 1024, 0), MAPS[1])},
         {"functions": {PROGRAM: wide(0) + EXIT}},
         {"functions": {PROGRAM: wide(0) + wide(1) + wide(2) + EXIT}},
         {"functions": {}},
     ],
-    ids=[
-        "format",
-        "map missing",
-        "map twice",
-        "another verdict",
-        "another key",
-        "map unused",
-        "map unknown",
-        "function missing",
-    ],
+    ids=["format", "map unused", "map unknown", "function missing"],
 )
 def test_what_differs_from_the_layout_is_refused(changes):
     with pytest.raises(BugError):
