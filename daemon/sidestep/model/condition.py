@@ -24,6 +24,8 @@ class ConditionType(enum.StrEnum):
     PROBES_PASSED = "ProbesPassed"
     EXISTING_KEPT = "ExistingConnectionsKept"
     PROXY_CRASH_LOOP = "ProxyCrashLoop"
+    PROXY_NOT_READY = "ProxyNotReady"
+    STEERING_FAILED = "SteeringFailed"
     NETNS_UNAVAILABLE = "NetnsUnavailable"
     POD_REFUSED = "PodRefused"
     PORT_UNKNOWN = "PortUnknown"

@@ -5,6 +5,10 @@ changes it, or releases it. What fails is undone by the target, becomes a condit
 pause; nothing is raised out of here. A release detaches at once and drains in the background, so that the pod can
 become a target again meanwhile.
 
+The pause is kept whatever step failed and whatever else wakes the task meanwhile (a failing step makes its target say
+that it has changed): only another plan for the pod, or something to release, comes earlier. It starts again from its
+shortest only after a while without failures, so that a target which is made and lost again is not made in a loop.
+
 One tick serves all pods: every `TICK` seconds it looks whether each namespace is still there (a namespace that is held
 open after its pod has gone keeps the veth alive: it is given back within a second) and which apps listen. A timer per
 pod would cost an idle node a measurable part of a core.
@@ -15,6 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from sidestep.aio.tasks import Tasks
 from sidestep.model.condition import Condition, ConditionType
@@ -35,11 +40,21 @@ FIRST_RETRY = 0.1
 LAST_RETRY = 5.0
 """Seconds before the first retry of what failed, doubling up to the last."""
 
+CALM = 30.0
+"""Seconds without a failure after which the next one is a first one again."""
+
 ABSENT = 10.0
 """Seconds for which no process of a pod may be found before that is a problem: pods start, and end."""
 
 PARALLEL = 8
 """Targets that are opened at the same time; more would only queue at the zygote."""
+
+
+class SteeringLostError(SidestepError):
+    """A target steers nothing any more although nobody asked for that."""
+
+    def __init__(self) -> None:
+        super().__init__("its steering was lost; it is made anew")
 
 
 @dataclass(slots=True)
@@ -52,13 +67,30 @@ class _Worker:
     target: Target | None = None
     gone: bool = False
     """The pod has ended or its namespace is gone: there is nobody left to drain for."""
+    claimed: NetnsId | None = None
+    """The namespace of the target that there is, or that is being opened."""
     again: bool = False
     """Something was to be tried again."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     pause: float = FIRST_RETRY
+    failed_at: float = float("-inf")
     retry: asyncio.TimerHandle | None = None
+    """While what failed waits to be tried again."""
     problem: str = ""
     absent_since: float | None = None
+
+    @property
+    def backs_off(self) -> bool:
+        """Whether there is nothing to do before the retry: nothing is to be released, and the plan is what failed."""
+        if self.retry is None or self.desired is None or self.gone:
+            return False
+        return self.target is None or (self.target.attached and not self.target.broken)
+
+    def stop_waiting(self) -> None:
+        """Take the retry back: its time has come, or something else is done now."""
+        if self.retry is not None:
+            self.retry.cancel()
+            self.retry = None
 
 
 class Reconciler:
@@ -105,6 +137,7 @@ class Reconciler:
                 worker.desired = desired
                 worker.gone = worker.gone or (desired is None and key in plan.ended)
                 worker.pause = FIRST_RETRY
+                worker.stop_waiting()
                 worker.wake.set()
 
     def target(self, key: PodKey) -> Target | None:
@@ -156,9 +189,10 @@ class Reconciler:
         while True:
             await worker.wake.wait()
             worker.wake.clear()
-            if worker.retry is not None:
-                worker.retry.cancel()
-                worker.retry = None
+            if worker.backs_off:
+                self._on_change()
+                continue
+            worker.stop_waiting()
             try:
                 await self._converge(worker)
             except SidestepError as error:
@@ -166,7 +200,6 @@ class Reconciler:
             else:
                 self._state_problem(worker, None)
                 worker.absent_since = None
-                worker.pause = FIRST_RETRY
                 if worker.desired is None and worker.target is None and not worker.wake.is_set():
                     del self._workers[worker.key]
                     self._on_change()
@@ -179,19 +212,19 @@ class Reconciler:
             return  # another daemon may be at work on the pod already
         target, desired = worker.target, worker.desired
         broken = target is not None and target.broken
-        if target is not None and (
-            desired is None or worker.gone or broken or not target.attached or _moved(target, desired)
-        ):
+        lost = target is not None and not worker.gone and not target.attached
+        if target is not None and (desired is None or worker.gone or broken or lost or _moved(target, desired)):
             target.detach()
-            worker.target = worker.applied = None
+            worker.target = worker.applied = worker.claimed = None
             self._release(target, gone=worker.gone)
             target = None
         worker.gone = False
-        if broken and desired is not None:
-            worker.pause = LAST_RETRY
-            raise BugError("its pod proxy was given up because of a bug, which the log tells; another is made soon")
         if desired is None:
             return
+        if broken:
+            raise BugError("its pod proxy was given up because of a bug, which the log tells; another is made soon")
+        if lost:
+            raise SteeringLostError
         if target is None:
             target = await self._opened(worker, desired)
         if worker.applied != desired or worker.again or target.outdated:
@@ -205,21 +238,21 @@ class Reconciler:
         target = Target(desired.pod, self._uids.take(), self._tools)
         try:
             async with self._opening:
-                await target.open()
-            self._refuse_twin(target)
+                await target.open(claim=partial(self._claim, worker))
         except BaseException:
             await target.abandon()
+            worker.claimed = None
             self._uids.give_back(target.uid)
             raise
         worker.target = target
         return target
 
-    def _refuse_twin(self, target: Target) -> None:
-        """Two pods in one namespace would steer each other's ports."""
-        mine = _netns_id(target)
-        for other in self.targets():
-            if other is not target and _netns_id(other) == mine:
-                raise RefusedError(f"its network namespace is that of pod {other.pod.key}, which is a target already")
+    def _claim(self, worker: _Worker, netns: NetnsId) -> None:
+        """Two pods in one namespace would steer each other's ports. Raises RefusedError."""
+        for other in self._workers.values():
+            if other is not worker and other.claimed == netns:
+                raise RefusedError(f"its network namespace is that of pod {other.key}, which is a target already")
+        worker.claimed = netns
 
     def _release(self, target: Target, *, gone: bool) -> None:
         self._draining.add(target)
@@ -239,8 +272,19 @@ class Reconciler:
     def _failed(self, worker: _Worker, error: SidestepError) -> None:
         worker.again = True
         self._state_problem(worker, None if isinstance(error, AbsentError) and self._bears(worker) else error)
-        worker.retry = asyncio.get_running_loop().call_later(worker.pause, worker.wake.set)
+        loop = asyncio.get_running_loop()
+        if isinstance(error, BugError):
+            worker.pause = LAST_RETRY
+        elif loop.time() - worker.failed_at > CALM:
+            worker.pause = FIRST_RETRY
+        worker.failed_at = loop.time()
+        worker.retry = loop.call_later(worker.pause, self._retry, worker)
         worker.pause = min(2 * worker.pause, LAST_RETRY)
+
+    @staticmethod
+    def _retry(worker: _Worker) -> None:
+        worker.retry = None
+        worker.wake.set()
 
     def _bears(self, worker: _Worker) -> bool:
         """Whether it is nothing unusual that no process of the pod is there."""
@@ -259,6 +303,8 @@ class Reconciler:
         kind = ConditionType.PROXY_CRASH_LOOP
         if isinstance(error, RefusedError):
             kind = ConditionType.POD_REFUSED
+        elif isinstance(error, SteeringLostError):
+            kind = ConditionType.STEERING_FAILED
         elif isinstance(error, ConfigurationError | KernelError):
             kind = ConditionType.NETNS_UNAVAILABLE
         self._conditions.state(source, [Condition(kind, f"pod {worker.key}", str(error))])
@@ -276,9 +322,11 @@ class Reconciler:
             await asyncio.sleep(TICK)
             for worker in list(self._workers.values()):
                 target = worker.target
-                if target is None or not target.attached:
+                if target is None:
                     continue
-                if not target.alive():
+                if not target.attached:
+                    worker.wake.set()
+                elif not target.alive():
                     self._log.info("network namespace gone", pod=str(worker.key))
                     target.detach()
                     worker.gone = True
@@ -293,7 +341,3 @@ def _moved(target: Target, desired: PodPlan) -> bool:
     """Whether the pod is another one now, or lives elsewhere."""
     old, new = target.pod, desired.pod
     return (old.uid, old.ips, netns_path(old.location)) != (new.uid, new.ips, netns_path(new.location))
-
-
-def _netns_id(target: Target) -> NetnsId | None:
-    return target.netns.id if target.netns is not None else None

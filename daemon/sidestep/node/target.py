@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import RefusedError, SidestepError
-from sidestep.model.pod import Family, Pod, Transport
+from sidestep.model.pod import Family, NetnsId, Pod, Transport
 from sidestep.netns import Netns
 from sidestep.node.client_addresses import ClientAddresses
 from sidestep.node.conditions import Statements
@@ -99,11 +99,15 @@ class Target:
 
     # --- life -------------------------------------------------------------------------------------------------------
 
-    async def open(self) -> None:
-        """Enter the pod; nothing is steered yet. Raises SidestepError, and then nothing is left behind."""
+    async def open(self, *, claim: Callable[[NetnsId], None]) -> None:
+        """Enter the pod; nothing is steered yet. Raises SidestepError, and then nothing is left behind.
+
+        `claim` is called before anything is made; it raises SidestepError when the namespace is another target's.
+        """
         async with contextlib.AsyncExitStack() as undo:
             located = locate(self.pod)
             undo.callback(located.netns.close)
+            claim(located.netns.id)
             steering = Steering.attach(self._tools.program, located.netns.fd)
             undo.callback(steering.close)
             client_addresses = await self._attach_client_addresses()

@@ -1,15 +1,19 @@
 import asyncio
 import contextlib
+import errno
 import os
+import pkgutil
 import resource
 import signal
 import time
 from dataclasses import replace
 from ipaddress import ip_address
+from itertools import pairwise
 
 import pytest
 
 from sidestep.model.condition import ConditionType
+from sidestep.model.errors import KernelError
 from sidestep.model.pod import Family, Location, Transport
 from sidestep.node import reconciler
 from sidestep.node.supervisor import ProxyState
@@ -307,6 +311,90 @@ def test_two_pods_of_one_namespace_are_not_both_targets(program):
                 await some.until(lambda: some.steered(first) or some.steered(second))
                 assert some.steered(first) != some.steered(second)
                 assert "is a target already" in some.texts()
+
+    asyncio.run(story())
+
+
+def test_the_second_pod_of_a_namespace_costs_no_proxy_and_takes_over_when_the_first_leaves(program, monkeypatch):
+    async def story():
+        spawned = []
+        async with steered(program) as (space, some, first):
+            spawn = some.supervisor.zygote.spawn
+            monkeypatch.setattr(some.supervisor.zygote, "spawn", lambda *words: spawned.append(words) or spawn(*words))
+            second = some.add(pod_of(space, "orders-2"))
+            some.intercepts.append(intercept(name="orders-2", uid="u2"))
+            some.plan()
+            await some.until(lambda: "is a target already" in some.texts())
+            for _ in range(20):  # whatever wakes its task, nothing is made for it before its time
+                some.reconciler._changed(second)
+                await asyncio.sleep(0.01)
+            assert spawned == []
+            assert some.steered(first)
+            del some.pods[first]
+            some.plan()
+            await some.until(lambda: some.steered(second), within=10.0)
+            assert types(some) == set()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "sidestep.node.target.Steering.attach",
+        "sidestep.node.target.Target._attach_client_addresses",
+        "sidestep.node.pod_proxy.PodProxy.start",
+        "sidestep.node.pod_proxy.PodProxy.apply",
+        "sidestep.node.stream_ports.tcp_listener",
+        "sidestep.node.pod_proxy.PodProxy.listen",
+        "sidestep.node.stream_ports.StreamPorts.apply",
+        "sidestep.node.target.DatagramPorts.apply",
+    ],
+)
+def test_whatever_step_fails_is_tried_again_with_growing_pauses(program, monkeypatch, step):
+    """A step that fails makes the target say that it has changed: that is no reason to try again at once."""
+    module, name = step.rpartition(".")[::2]
+    owner = pkgutil.resolve_name(module)
+    real, tries = getattr(owner, name), []
+
+    def fails(*_words, **_named):
+        tries.append(time.monotonic())
+        raise KernelError(name, errno.ENOMEM)
+
+    async def story():
+        with pod_namespace() as space, serving(space):
+            async with rig(program) as some:
+                monkeypatch.setattr(owner, name, fails)
+                key = some.add(pod_of(space))
+                some.intercepts = [intercept()]
+                some.plan()
+                await some.until(lambda: len(tries) == 1, within=10.0)
+                while len(tries) < 4:
+                    some.reconciler._changed(key)
+                    await asyncio.sleep(0.01)
+                pauses = [later - earlier for earlier, later in pairwise(tries)]
+                for least, pause in zip((0.1, 0.2, 0.4), pauses, strict=True):
+                    assert pause >= least * 0.9, pauses
+                assert types(some)
+                monkeypatch.setattr(owner, name, real)
+                await some.until(lambda: some.steered(key) and types(some) == set(), within=10.0)
+
+    asyncio.run(story())
+
+
+def test_steering_that_is_lost_again_and_again_is_made_anew_with_growing_pauses(program):
+    async def story():
+        async with steered(program) as (space, some, key):
+            lost = []
+            while len(lost) < 4:
+                some.target(key).detach()
+                lost.append(time.monotonic())
+                await some.until(lambda: not some.steered(key))
+                await some.until(lambda: some.steered(key), within=10.0)
+            pauses = [later - earlier for earlier, later in pairwise(lost)]
+            for least, pause in zip((0.1, 0.2, 0.4), pauses, strict=True):
+                assert pause >= least * 0.9, pauses
+            assert await answers(space) == "app"
 
     asyncio.run(story())
 
