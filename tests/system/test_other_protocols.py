@@ -95,6 +95,20 @@ def test_the_server_speaks_first(shop, port):
         assert client.reader.until(b"\r\n") == b"250 HELO GET / HTTP/1.1\r\n"
 
 
+def test_only_the_first_client_of_a_server_that_begins_waits(shop):
+    """Without the memory each connection waits for the detection timeout, a second."""
+    port = scene.PLAIN_PORT
+    with app_of(shop, greeter, port), steered(shop, port):
+        times = []
+        for _ in range(5):
+            begin = time.monotonic()
+            with shop.client(port=port) as client:
+                assert client.reader.until(b"\r\n") == b"220 ready\r\n"
+            times.append(time.monotonic() - begin)
+    assert times[0] > 0.9
+    assert sorted(times[1:])[1] < 0.6 * times[0], times
+
+
 @pytest.mark.parametrize("port", PORTS)
 @pytest.mark.parametrize("silence", [0.0, 1.6])
 def test_the_client_speaks_first_but_not_http(shop, port, silence):

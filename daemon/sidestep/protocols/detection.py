@@ -1,4 +1,4 @@
-"""What a connection speaks, told from its client's first bytes (design section 4.1).
+"""What a connection speaks, told from its client's first bytes, or from those of a server that begins.
 
 Only as much is asked as tells the kinds apart; whether a TLS record or a request line is a *good* one is the business
 of whoever reads it, and a bad one becomes a wire there. The answer for a prefix is MORE or the answer for the whole, so
@@ -28,6 +28,8 @@ class Detected(enum.Enum):
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}+( )?")
 _SCHEMES = (b"http://", b"https://")
 _TLS_HEADER = 6
+_TLS_TYPES = range(0x14, 0x19)
+_RESPONSE = b"HTTP/"
 
 
 def detect(data: bytes) -> Detected:
@@ -46,6 +48,19 @@ def detect(data: bytes) -> Detected:
     if match[1] is None:
         return Detected.MORE if match.end() == len(data) and len(data) <= 32 else Detected.OTHER
     return _detect_target(data[: match.end() - 1], data[match.end() : match.end() + 8])
+
+
+def is_greeting(data: bytes) -> bool:
+    """Whether a server that says this to a silent client speaks a protocol in which servers begin.
+
+    HTTP/1 and TLS servers end idle connections with a response or an alert, and HTTP/2 servers send SETTINGS at once
+    (RFC 9113 section 3.4): none of them keeps a client from speaking HTTP. So is what may be the beginning of these.
+    """
+    if not data or (data[0] in _TLS_TYPES and data[1:2] in (b"", b"\x03")):
+        return False
+    if data.startswith(_RESPONSE) or _RESPONSE.startswith(data):
+        return False
+    return not (data[0] == 0 and data[3:4] in (b"", b"\x04"))
 
 
 def _detect_tls(data: bytes) -> Detected:

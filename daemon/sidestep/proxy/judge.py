@@ -2,7 +2,9 @@
 
     WAITING     for the client's first bytes; the detection timeout runs
       bytes  -> TLS with a certificate for the port: HELLO; HTTP/2 preface, HTTP/1 request line: relay; else: wire
-      silent -> SILENT: the app is dialled; if it speaks first, wire; the client's first bytes are still judged
+      silent -> SILENT: the app is dialled; if it speaks first, wire; the client's first bytes are still judged.
+                Once the app of a port has greeted a silent client, the next ones are not waited for
+                (`LivePort.server_first`): SILENT begins at once, and bytes of the client still come first
     HELLO       a ClientHello, possibly incomplete (SO_RCVLOWAT waits for more without spinning)
       whole  -> DIALLING the app, then the upstream handshake, then the downstream one, then relay by ALPN
       anything that we cannot reproduce, and any upstream failure: TLS end to end on a fresh dial
@@ -24,7 +26,7 @@ from sidestep.engine.wire import WireRelay
 from sidestep.model.condition import ConditionType
 from sidestep.policy.route import Rule
 from sidestep.protocols import client_hello
-from sidestep.protocols.detection import Detected, detect
+from sidestep.protocols.detection import Detected, detect, is_greeting
 from sidestep.proxy.bridge import Bridge, Offer
 from sidestep.proxy.conduit import Conduit, Courier, Endpoint, Raw
 from sidestep.proxy.credentials import Credentials
@@ -36,6 +38,8 @@ from sidestep.proxy.stream import PlainStream, TlsStream, reset
 
 PEEK: Final = 64 * 1024
 """Bytes of a connection looked at before it is judged; a ClientHello is far smaller."""
+GREETING: Final = 16
+"""Bytes of an app's first words that tell whether it greets."""
 HELLO_TIMEOUT: Final = 10.0
 """Seconds for the rest of a first message that began; then the connection is a wire."""
 
@@ -91,7 +95,8 @@ class Judge:
         if not snapshot.rules and (self.whole is not None or snapshot.global_taps):
             self._relay(WireRelay(self.whole, at_once=True), "tcp")
             return
-        self._timer = self._loop.later(self._reception.detection_timeout, self._client_silent)
+        waits = self.whole is not None or not self._port.server_first
+        self._timer = self._loop.later(self._reception.detection_timeout if waits else 0.0, self._client_silent)
         self._client_ready(READ)
 
     # --- first bytes ------------------------------------------------------------------------------------------------
@@ -118,6 +123,7 @@ class Judge:
         if detected is Detected.MORE:
             self._wait_for(len(data), 1)
         elif detected is Detected.TLS:
+            self._port.server_first = False
             self._reception.seen(self._port, self._endpoint, tls=True)
             self._hello(data)
         elif detected in (Detected.HTTP1, Detected.HTTP2):
@@ -127,6 +133,7 @@ class Judge:
 
     def _clear(self, protocol: str) -> None:
         """HTTP without TLS."""
+        self._port.server_first = False
         self._reception.seen(self._port, self._endpoint, tls=False)
         if self._port.snapshot.tls == "always":
             self._wire("clear-on-tls-port")
@@ -170,7 +177,13 @@ class Judge:
         self._loop.add(app.fileno(), self._app_ready, READ)
 
     def _app_ready(self, mask: int) -> None:
+        """The app speaks, or ends, before the client: a wire, unless the client has spoken in this very moment."""
         del mask
+        if self._lowat == 1 and _first_words(self._sock):
+            self._client_ready(READ)
+            return
+        if self._lowat == 1 and is_greeting(_first_words(self._app)):
+            self._port.server_first = True
         self._wire("server-first")
 
     # --- TLS --------------------------------------------------------------------------------------------------------
@@ -375,3 +388,11 @@ class Judge:
         self._sock = self._app = None
         self._reception.gone(self._endpoint)
         self._reception.judged_away(self)
+
+
+def _first_words(sock: socket.socket | None) -> bytes:
+    """What a peer has said and nobody has read; b"" when that is nothing, or cannot be told."""
+    try:
+        return sock.recv(GREETING, socket.MSG_PEEK) if sock is not None else b""
+    except OSError:
+        return b""

@@ -50,6 +50,9 @@ class LivePort:
         self.finding = UNKNOWN
         """What a probe found; UNKNOWN until one was definite."""
         self.probe: Probe | None = None
+        self.server_first = False
+        """The app began to speak on the last connection whose client did not: the next silent client is not waited
+        for. Forgotten when a client begins with HTTP or TLS, when the snapshot changes and when the app restarts."""
 
     def replace(self, snapshot: PortSnapshot) -> None:
         """Apply a newer snapshot; running connections see its route from their next request on."""
@@ -57,11 +60,14 @@ class LivePort:
             self.steered.route = compile_route(snapshot)
         if snapshot.app != self.snapshot.app:
             self.forget_app()
+        if snapshot != self.snapshot:
+            self.server_first = False
         self.snapshot = snapshot
 
     def forget_app(self) -> None:
         """The app is another process now: what was found out about it does not hold any more."""
         self.finding = UNKNOWN
+        self.server_first = False
         if self.probe is not None:
             self.probe.cancel()
             self.probe = None

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidestep.protocols.detection import HTTP2_PREFACE, Detected, detect
+from sidestep.protocols.detection import HTTP2_PREFACE, Detected, detect, is_greeting
 
 CASES = [
     (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", Detected.TLS),
@@ -67,3 +67,24 @@ def test_more_bytes_never_change_an_answer(data, more):
 
 def test_nothing_tells_nothing():
     assert detect(b"") is Detected.MORE
+
+
+@pytest.mark.parametrize(
+    ("words", "greets"),
+    [
+        (b"220 mail.test ESMTP\r\n", True),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", True),
+        (b"J\0\0\0\x0a8.0.36\0", True),
+        (b"\x15nothing of TLS", True),
+        (b"", False),
+        (b"HTTP/1.1 408 Request Timeout\r\n", False),
+        (b"HT", False),
+        (b"\x15\x03\x03\0\2\1\0", False),
+        (b"\x16", False),
+        (b"\0\0\x12\4\0\0\0\0\0", False),
+        (b"\0\0", False),
+        (b"\0\0\x12\5", True),
+    ],
+)
+def test_only_protocols_in_which_servers_begin_greet(words, greets):
+    assert is_greeting(words) is greets

@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 
+import msgspec
 import pytest
 
 from sidestep.model.condition import ConditionType
@@ -17,7 +18,7 @@ from sidestep.proxy.conduit import Endpoint
 from sidestep.proxy.control import ControlChannel
 from sidestep.proxy.datagrams import Datagrams
 from sidestep.proxy.loop import READ, Loop
-from sidestep.proxy.messages import PortSnapshot
+from sidestep.proxy.messages import Condition, PortSnapshot, RuleSnapshot
 from sidestep.proxy.ports import LivePort
 from sidestep.proxy.worker import Worker
 from tests.harness.authority import Authority
@@ -318,3 +319,85 @@ def test_without_a_server_name_the_app_is_verified_by_the_port_s_or_not_at_all(s
     scene.worker._drain_over()
     scene.run(within=0.1)
     scene.worker.credentials.keep(set())
+
+
+DEV = RuleSnapshot("u", "shop/dev", "intercept", (Condition("header", "exact", "x-dev", "ada"),), divert_probes=False)
+MATCH = b"GET / HTTP/1.1\r\nHost: a\r\nx-dev: ada\r\n\r\n"
+
+
+@pytest.fixture
+def greeting(scene):
+    """A port with a filter whose app begins; its first client waited for, then heard `words`."""
+    scene.worker.detection_timeout = 0.2
+    port = LivePort(PortSnapshot(scene.number, "tcp", "never", "never", (DEV,)))
+
+    def greet(words=b"220 ready\r\n"):
+        client = scene.client(port)
+        scene.accept()
+        scene.run(lambda: select.select([scene.app], [], [], 0)[0])
+        app = scene.stack.enter_context(scene.app.accept()[0])
+        app.sendall(words)
+        scene.run(lambda: select.select([client], [], [], 0)[0], within=5)
+        assert client.recv(100) == words
+        scene.worker.detection_timeout = 60.0
+        return port
+
+    return greet
+
+
+def dialled(scene, within=5.0):
+    scene.run(lambda: select.select([scene.app], [], [], 0)[0], within=within)
+    return bool(select.select([scene.app], [], [], 0)[0])
+
+
+def test_the_clients_of_an_app_that_greets_do_not_wait(scene, greeting):
+    port = greeting()
+    for _ in range(2):
+        client = scene.client(port)
+        scene.accept()
+        assert dialled(scene)
+        with scene.app.accept()[0] as app:
+            app.sendall(b"220 ready\r\n")
+            scene.run(lambda c=client: select.select([c], [], [], 0)[0], within=5)
+            assert client.recv(100) == b"220 ready\r\n"
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["before it is accepted", "after the dial"])
+def test_a_client_that_begins_is_judged_although_the_app_greets(scene, greeting, there):
+    port = greeting()
+    client = scene.client(port, MATCH if there else b"")
+    scene.accept()
+    if not there:
+        assert dialled(scene)
+        app = scene.stack.enter_context(scene.app.accept()[0])
+        client.sendall(MATCH)
+        app.sendall(b"220 ready\r\n")  # at the same moment: the client's words count
+    asked = []
+
+    def opened():
+        while received := scene.daemon.receive():
+            asked.append(received[0])
+        return any(isinstance(each, messages.Open) for each in asked)
+
+    scene.run(opened, within=5)
+    assert opened()
+    assert not port.server_first
+    scene.client(port)
+    scene.accept()
+    assert not dialled(scene, within=0.3)  # contradicted: the next silent client is waited for again
+
+
+@pytest.mark.parametrize("words", [b"HTTP/1.1 408 Request Timeout\r\n\r\n", b"\0\0\0\4\0\0\0\0\0"])
+def test_http_that_times_out_or_begins_with_settings_is_no_greeting(scene, greeting, words):
+    assert not greeting(words).server_first
+
+
+def test_what_is_known_of_who_begins_ends_with_the_app_and_with_the_snapshot(greeting):
+    port = greeting()
+    port.replace(port.snapshot)
+    assert port.server_first
+    port.replace(msgspec.structs.replace(port.snapshot, app="another"))
+    assert not port.server_first
+    port.server_first = True
+    port.replace(msgspec.structs.replace(port.snapshot, rules=()))
+    assert not port.server_first
