@@ -7,16 +7,16 @@ from functools import partial
 from pathlib import Path
 
 import click
-import msgspec
 
 from sidestep.cli.options import output_option
-from sidestep.cli.output import harmless
+from sidestep.cli.output import json_line
 from sidestep.cli.where import Where, where_options
 from sidestep.kube import kubeconfig as kubeconfigs
 from sidestep.kube.access import ClusterAccess, in_cluster, is_in_cluster
 from sidestep.kube.api import Api
 from sidestep.laptop.local_client import LocalClient
 from sidestep.model.errors import ConfigurationError, SidestepError
+from sidestep.model.text import harmless
 from sidestep.node.finding import Finding
 from sidestep.node.options import DEFAULT_SOCKET
 
@@ -39,7 +39,7 @@ def doctor(where: Where | ConfigurationError, output: str) -> int:
     """
     findings = asyncio.run(_everything(where))
     for finding in findings:
-        click.echo(msgspec.json.encode(finding).decode() if output == "json" else _line(finding))
+        click.echo(json_line(finding) if output == "json" else _line(finding))
     return int(any(finding.bad for finding in findings))
 
 

@@ -11,12 +11,11 @@ import asyncio
 from typing import Any
 
 import click
-import msgspec
 
 from sidestep.cli.filtering import filter_of, filter_options, filter_spec
 from sidestep.cli.foreground import claimed_owner, run
 from sidestep.cli.options import namespace_option, output_option
-from sidestep.cli.output import LineWriter, harmless
+from sidestep.cli.output import LineWriter, json_line
 from sidestep.cli.report import address, clock
 from sidestep.cli.where import Where, namespace_of, where_options
 from sidestep.config.filters import describe_filter
@@ -24,6 +23,7 @@ from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.handler import NoHandler
 from sidestep.laptop.local_client import LocalClient
 from sidestep.model.errors import ConfigurationError, RefusedError
+from sidestep.model.text import harmless
 from sidestep.node.view import WorkloadView
 from sidestep.policy.workloads import parse_workload
 from sidestep.tunnel.messages import AnyEvent, Dropped, Ended, Hello, Request, SessionSpec, State, decode
@@ -169,13 +169,13 @@ class FlowReport:
 
     def _request(self, event: Request) -> None:
         if self._json:
-            self._writer.line(msgspec.json.encode(event).decode())
+            self._writer.line(json_line(event))
         else:
             where = f"{event.authority}{event.path}" if event.path.startswith("/") else event.path
             self._say(f"{clock(event.time)}  {event.method} {where}  from {address(event)}  pod {event.pod}")
 
     def _say(self, text: str) -> None:
         if self._json:
-            self._writer.line(msgspec.json.encode({"event": "note", "text": text}).decode())
+            self._writer.line(json_line({"event": "note", "text": text}))
         else:
             self._writer.line(harmless(text))

@@ -10,9 +10,11 @@ import click
 
 from sidestep.cli import cluster_view
 from sidestep.cli.options import namespace_option, output_option
+from sidestep.cli.output import json_line
 from sidestep.cli.where import Where, namespace_of, where_options
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
+from sidestep.model.text import harmless
 
 _NAME = re.compile(r"([^/]+/)?[^/]+")
 
@@ -40,6 +42,6 @@ def leave(name: str, namespace: str | None, where: Where, output: str) -> None:
         target = f"/v1/intercepts/{quote(namespace, safe='')}/{quote(name, safe='')}"
         asyncio.run(LocalClient(where).delete(target))
     if output == "text":
-        click.echo(f"Ended {namespace}/{name}.")
+        click.echo(harmless(f"Ended {namespace}/{name}."))
     else:
-        click.echo(f'{{"ended":"{namespace}/{name}"}}')
+        click.echo(json_line({"ended": f"{namespace}/{name}"}))

@@ -6,15 +6,15 @@ import asyncio
 from collections.abc import Iterable
 
 import click
-import msgspec
 
 from sidestep.cli import cluster_view
 from sidestep.cli.options import output_option
-from sidestep.cli.output import harmless
+from sidestep.cli.output import json_line
 from sidestep.cli.table import table
 from sidestep.cli.where import Where, namespace_of, where_options
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
+from sidestep.model.text import harmless
 from sidestep.node.view import ConditionView, PortView, WorkloadView
 from sidestep.tunnel.messages import decode
 
@@ -45,10 +45,10 @@ def list_command(namespace: str | None, all_namespaces: bool, where: Where, outp
         ]
     if output == "json":
         for each in workloads:
-            click.echo(msgspec.json.encode(each).decode())
+            click.echo(json_line(each))
         return
     if not workloads:
-        click.echo("No workloads." if namespace is None else f"No workloads in namespace {namespace}.")
+        click.echo("No workloads." if namespace is None else harmless(f"No workloads in namespace {namespace}."))
     for line in _text(workloads):
         click.echo(line)
 

@@ -21,9 +21,10 @@ from sidestep.cli.intercept import intercept, wiretap
 from sidestep.cli.leave import leave
 from sidestep.cli.listing import list_command
 from sidestep.cli.node import node
-from sidestep.cli.output import harmless, open_standard_streams, silence_stdout
+from sidestep.cli.output import open_standard_streams, silence_stdout
 from sidestep.cli.status import status
 from sidestep.model.errors import SidestepError
+from sidestep.model.text import harmless
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 

@@ -17,6 +17,10 @@ import threading
 from collections.abc import Callable
 from typing import TextIO
 
+import msgspec
+
+from sidestep.model.text import harmless_json
+
 QUEUE = 4096
 """Lines waiting for standard output."""
 FLUSH = 1.0
@@ -59,15 +63,9 @@ class LineWriter:
                 return
 
 
-def harmless(text: str, limit: int = 2048) -> str:
-    """Text of a stranger, fit for a terminal: control characters and what is not Unicode's to print become escapes."""
-    cut = text if len(text) <= limit else text[:limit] + "…"
-    if cut.isprintable():
-        return cut
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "backslashreplace").decode("ascii")
-        for character in cut
-    )
+def json_line(value: object) -> str:
+    """A value as one line of JSON, fit for a terminal."""
+    return harmless_json(msgspec.json.encode(value).decode())
 
 
 def open_standard_streams() -> None:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-import msgspec
-
-from sidestep.cli.output import LineWriter, harmless
+from sidestep.cli.output import LineWriter, json_line
+from sidestep.model.text import harmless
 from sidestep.tunnel.messages import AnyEvent, Dropped, Ended, Hello, PodState, Request, State
 from sidestep.tunnel.opening import StreamOpening
 
@@ -132,7 +131,7 @@ class JsonReport:
         self._put({"event": "refused", "pod": opening.pod, "client": opening.client, "reason": reason})
 
     def _put(self, value: object) -> None:
-        self._writer.line(msgspec.json.encode(value).decode())
+        self._writer.line(json_line(value))
 
 
 def clock(seconds: float) -> str:

@@ -8,17 +8,17 @@ from collections.abc import Iterable
 from typing import Final
 
 import click
-import msgspec
 
 from sidestep.cli import cluster_view
 from sidestep.cli.cluster_view import ClusterStatusView
 from sidestep.cli.listing import conditions
 from sidestep.cli.options import output_option
-from sidestep.cli.output import harmless
+from sidestep.cli.output import json_line
 from sidestep.cli.table import table
 from sidestep.cli.where import Where, namespace_of, where_options
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
+from sidestep.model.text import harmless
 from sidestep.node.view import InterceptView, StatusView
 from sidestep.tunnel.messages import PodState, decode
 
@@ -41,7 +41,7 @@ def status(namespace: str | None, all_namespaces: bool, where: Where, output: st
     if isinstance(where, ClusterAccess):
         scope = "" if all_namespaces else namespace_of(where, namespace)
         found = asyncio.run(cluster_view.status(where, scope))
-        lines = [msgspec.json.encode(found).decode()] if output == "json" else _cluster_text(found)
+        lines = [json_line(found)] if output == "json" else _cluster_text(found)
         for line in lines:
             click.echo(line)
         return
@@ -49,8 +49,7 @@ def status(namespace: str | None, all_namespaces: bool, where: Where, output: st
     view = decode(body, StatusView, what="the daemon's answer")
     if namespace is not None and not all_namespaces:
         view = _within(view, namespace)
-        body = msgspec.json.encode(view)
-    for line in [body.decode()] if output == "json" else _text(view):
+    for line in [json_line(view)] if output == "json" else _text(view):
         click.echo(line)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sidestep.cli.output import harmless
+from sidestep.model.text import harmless
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

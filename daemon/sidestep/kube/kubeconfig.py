@@ -1,19 +1,26 @@
 """A kubeconfig as `ClusterAccess`, read by the `kubernetes` library: contexts, client certificates, tokens, and the
 exec and OIDC plugins that cloud clusters log in with. Only the command line needs this, and imports it when it does.
+
+A server at http:// is spoken to in clear: whoever is on the way reads a token and answers in the server's place, the
+pinned certificates of the node daemons included. That is refused unless INSECURE says so. Without credentials and on
+this machine it is what `kubectl proxy` offers, and harmless.
 """
 
 from __future__ import annotations
 
 import os
 import ssl
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from sidestep.kube.access import ClusterAccess
 from sidestep.model.errors import ConfigurationError
 
 DEFAULT = Path("~/.kube/config")
+INSECURE = "SIDESTEP_INSECURE_HTTP"
+"""Environment variable that allows API servers in clear when it is 1."""
 
 
 def exists() -> bool:
@@ -55,6 +62,8 @@ def _access(settings: Any, context: dict[str, Any]) -> ClusterAccess:
     url = urlsplit(settings.host)
     if not url.hostname:
         raise ConfigurationError("names no server", value=str(settings.host)[:200])
+    if url.scheme != "https":
+        _allow_clear(url, settings)
     return ClusterAccess(
         host=url.hostname,
         port=url.port or (443 if url.scheme == "https" else 80),
@@ -65,6 +74,30 @@ def _access(settings: Any, context: dict[str, Any]) -> ClusterAccess:
         user=str(context.get("user") or ""),
         authorization=lambda: _authorization(settings),
     )
+
+
+def _allow_clear(url: SplitResult, settings: Any) -> None:
+    """Raise ConfigurationError unless this server may be spoken to without TLS."""
+    shown = f"{url.scheme}://{url.netloc}"[:200]
+    if url.scheme != "http":
+        raise ConfigurationError("is no https:// address of an API server", value=shown)
+    if os.environ.get(INSECURE) == "1":
+        return
+    host = url.hostname or ""
+    if _authorization(settings):
+        what = "your token or password would be sent in clear"
+    elif host == "localhost" or _is_loopback(host):
+        return
+    else:
+        what = "whoever is on the way could answer in its place"
+    raise ConfigurationError(f"has no TLS: {what}; use https://, or allow it with {INSECURE}=1", value=shown)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _tls(settings: Any) -> ssl.SSLContext:

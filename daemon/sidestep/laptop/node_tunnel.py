@@ -2,6 +2,9 @@
 
 A tunnel that breaks is opened again, with growing pauses, for as long as the resource's status names that daemon. What
 the API server refuses (no right to forward ports) is told apart: the session decides how long it bears with that.
+
+A status says which pod to forward to, but not any: whoever may write one must not have developers knock, under their
+own rights, at a pod of its choosing. Only pods of Sidestep's namespace are daemons.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sidestep.kube.api import Api
 from sidestep.kube.errors import ApiError
 from sidestep.kube.portforward import PortForward
-from sidestep.kube.resources import NodeEntry
-from sidestep.laptop.refusals import explain
+from sidestep.kube.resources import DaemonEntry, NodeEntry
+from sidestep.laptop.refusals import DAEMON_NAMESPACE, explain
 from sidestep.model.errors import ClusterError, PeerError, RefusedError, SidestepError
 from sidestep.tunnel.cli_end import CliEnd, Dial
 from sidestep.tunnel.messages import AnyEvent, Hello
@@ -29,6 +33,8 @@ from sidestep.tunnel.proof import sign
 HANDSHAKE_TIMEOUT = 10.0
 FIRST_PAUSE, LAST_PAUSE = 0.2, 5.0
 """Seconds between two tries; doubled each time, and back to the first after a tunnel that was greeted."""
+
+_POD = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 TunnelKey = tuple[str, str, str]
 """(node, daemon pod, certificate): one daemon's life."""
@@ -78,6 +84,7 @@ class NodeTunnel:
 
     async def _once(self) -> str:
         daemon = self.entry.daemon
+        _check(daemon)
         try:
             certificate = base64.b64decode(self.entry.certificate, validate=True)
         except (binascii.Error, ValueError) as error:
@@ -120,3 +127,14 @@ class NodeTunnel:
         if found != certificate:
             transport.abort()
             raise PeerError(f"node {self.node} shows another certificate than the resource's status")
+
+
+def _check(daemon: DaemonEntry) -> None:
+    """Raise RefusedError unless this can be a daemon's pod and port."""
+    if daemon.namespace != DAEMON_NAMESPACE:
+        raise RefusedError(
+            f"the resource's status names a pod of namespace {daemon.namespace[:100]!r} as a node daemon; they run in "
+            f"namespace {DAEMON_NAMESPACE}, and nothing is sent elsewhere"
+        )
+    if not _POD.fullmatch(daemon.pod) or not 0 < daemon.port <= 65535:
+        raise RefusedError(f"the resource's status names no pod and port: {daemon.pod[:100]!r}, {daemon.port}")

@@ -19,6 +19,7 @@ from sidestep.model.errors import ClusterError
 from sidestep.model.intercept import Kind
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import PodKey
+from sidestep.model.text import harmless
 from sidestep.node.conditions import Conditions
 from sidestep.node.registry import Registry
 from sidestep.observability.logs import get_logger
@@ -102,7 +103,7 @@ class Announcer:
             )
         )
         try:
-            await post(self._api, subject, reason=reason, message=text, node=self._node, warning=not over)
+            await post(self._api, subject, reason=reason, message=harmless(text), node=self._node, warning=not over)
         except ClusterError as error:
             self._log.warning("event not written", subject=condition.subject, reason=str(error))
         return True

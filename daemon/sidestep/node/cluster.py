@@ -42,6 +42,7 @@ from sidestep.kube.resources import (
 from sidestep.kube.watch import Watch, decode
 from sidestep.model.errors import ClusterError, ConfigurationError
 from sidestep.model.intercept import Intercept, Kind
+from sidestep.model.text import harmless
 from sidestep.node.announcer import Announcer
 from sidestep.node.cluster_inventory import ClusterInventory
 from sidestep.node.conditions import Conditions
@@ -257,14 +258,15 @@ class Cluster:
         pods = []
         for key in verdict.pods[:MAX_PODS]:
             pod = known.get(str(key))
-            pods.append(PodEntry(key.name, pod.state, pod.detail) if pod else PodEntry(key.name, "pending"))
+            pods.append(PodEntry(key.name, pod.state, harmless(pod.detail)) if pod else PodEntry(key.name, "pending"))
         return NodeEntry(
             daemon=self._own,
             certificate=encode_certificate(self._tls.certificate),
             pods=tuple(pods),
-            refusal=refusal if settled else "",
+            refusal=harmless(refusal) if settled else "",
             conditions=tuple(
-                ConditionEntry(each.type, each.subject, each.text) for each in state.conditions[:MAX_CONDITIONS]
+                ConditionEntry(each.type, harmless(each.subject), harmless(each.text))
+                for each in state.conditions[:MAX_CONDITIONS]
             ),
         )
 

@@ -20,6 +20,7 @@ from sidestep.kube.watch import WatchLimits
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.pod import Location
 from sidestep.node.inventory import Reading
+from sidestep.node.secret_advice import secret_advice
 from sidestep.observability.logs import get_logger
 
 PAUSE = 0.03
@@ -113,10 +114,7 @@ class ClusterInventory:
         namespace, secret = name
         if not error.forbidden:
             return f"Secret {namespace}/{secret} cannot be read: {error}"
-        return (
-            f"Secret {namespace}/{secret} may not be read; allow it with: kubectl create rolebinding sidestep-secrets "
-            f"--clusterrole=sidestep-secrets --serviceaccount={self._service_account} -n {namespace}"
-        )
+        return f"Secret {namespace}/{secret} may not be read; {secret_advice(name, self._service_account)}"
 
     def _patience(self) -> float:
         return max(0.05, min(CHECK, self._next_look - time.monotonic())) if self._missing() else CHECK

@@ -14,6 +14,7 @@ import msgspec
 
 from sidestep.config.filters import describe_filter
 from sidestep.kube.resources import DaemonEntry, NodeEntry, StatusCondition, StatusFields
+from sidestep.model.text import harmless
 from sidestep.node.registry import CHANGED, Held, Verdict
 
 ACTIVE = frozenset({"active", "attached"})
@@ -70,8 +71,8 @@ def overall(
     ]
     return {
         "state": state,
-        "message": message,
-        "filter": filter_text,
+        "message": harmless(message),
+        "filter": harmless(filter_text),
         "activePods": active,
         "conditions": msgspec.to_builtins(conditions),
     }
@@ -91,4 +92,5 @@ def differs(wanted: Mapping[str, Any], status: StatusFields) -> bool:
 def _condition(kind: str, status: str, reason: str, message: str, *, before: StatusFields, now: str) -> StatusCondition:
     old = next((each for each in before.conditions if each.type == kind), None)
     changed = old is None or old.status != status
+    message = harmless(message)
     return StatusCondition(kind, status, reason, message, now if changed or old is None else old.last_transition_time)

@@ -13,6 +13,17 @@ from tests.integration.kube.fake_api import FakeApi
 from tests.integration.kube.test_mirror import pod, populate
 from tests.unit.node.test_registry import value
 
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: here
+contexts:
+  - {name: here, context: {cluster: c, user: ada, namespace: shop}}
+  - {name: there, context: {cluster: c, user: ada, namespace: other}}
+clusters: [{name: c, cluster: {server: ""}}]
+users: [{name: ada, user: {token: let-me-in}}]
+"""
+
 
 class Server:
     """A fake API server in a thread of its own."""
@@ -24,21 +35,9 @@ class Server:
         self.api = FakeApi()
         self.do(self.api.start())
         self.kubeconfig = folder / "config"
-        self.kubeconfig.write_text(
-            yaml.safe_dump(
-                {
-                    "apiVersion": "v1",
-                    "kind": "Config",
-                    "current-context": "here",
-                    "contexts": [
-                        {"name": "here", "context": {"cluster": "c", "user": "ada", "namespace": "shop"}},
-                        {"name": "there", "context": {"cluster": "c", "user": "ada", "namespace": "other"}},
-                    ],
-                    "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{self.api.port}"}}],
-                    "users": [{"name": "ada", "user": {"token": "let-me-in"}}],
-                }
-            )
-        )
+        config = yaml.safe_load(KUBECONFIG)
+        config["clusters"][0]["cluster"]["server"] = f"http://127.0.0.1:{self.api.port}"
+        self.kubeconfig.write_text(yaml.safe_dump(config))
 
     def do(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
@@ -57,9 +56,11 @@ def server(tmp_path):
     made.close()
 
 
-def sidestep(*words, **env):
+def sidestep(*words, allow="1", **env):
+    """Run the command line; `allow` is what SIDESTEP_INSECURE_HTTP says, for the server is one without TLS."""
     import subprocess
 
+    env = {"SIDESTEP_INSECURE_HTTP": allow, **env}
     done = subprocess.run(
         [SIDESTEP, *map(str, words)],
         capture_output=True,
@@ -150,3 +151,54 @@ def test_no_server(server):
         assert code == 1
         assert len(errors.splitlines()) == 1
         assert "cannot be reached: connection refused" in errors
+
+
+@pytest.mark.parametrize("allow", ["", "0"])
+def test_a_token_is_not_sent_in_clear_unless_told(server, allow):
+    for command in (["list"], ["status"], ["leave", "a"], ["intercept", "orders", "--port", "1:2"]):
+        code, _, errors = sidestep(*command, "--kubeconfig", server.kubeconfig, allow=allow)
+        assert code == 1
+        assert len(errors.splitlines()) == 1
+        assert "your token or password would be sent in clear" in errors
+        assert "SIDESTEP_INSECURE_HTTP=1" in errors
+    assert server.api.requests == []
+
+
+@pytest.mark.parametrize(
+    ("address", "user", "told"),
+    [
+        ("http://127.0.0.1:1", {}, "cannot be reached"),
+        ("http://localhost:1", {}, "cannot be reached"),
+        ("http://[::1]:1", {}, "cannot be reached"),
+        ("http://127.0.0.1:1", {"username": "ada", "password": "x"}, "would be sent in clear"),
+        ("http://api.test:8080", {}, "whoever is on the way could answer"),
+        ("HTTP://api.test", {"token": "x"}, "would be sent in clear"),
+        ("ftp://127.0.0.1:1", {}, "no https:// address"),
+    ],
+)
+def test_which_servers_are_spoken_to_without_tls(tmp_path, address, user, told):
+    """`kubectl proxy` offers a server in clear on this machine that wants no credentials."""
+    config = yaml.safe_load(KUBECONFIG)
+    config["clusters"][0]["cluster"]["server"] = address
+    config["users"][0]["user"] = user
+    (tmp_path / "config").write_text(yaml.safe_dump(config))
+    code, _, errors = sidestep("status", "--kubeconfig", tmp_path / "config", allow="")
+    assert (code, len(errors.splitlines())) == (1, 1)
+    assert told in errors
+
+
+def test_what_others_wrote_is_harmless_to_a_terminal(server):
+    evil = "\x1b]0;owned\x07\x9b31m\u202e"
+    found = value("a") | {"status": {"state": "Refused", "message": f"no{evil}", "activePods": 0, "nodes": {}}}
+    server.do(server.api.put(GROUP, "intercepts", found))
+    event = {
+        "metadata": {"name": "e", "namespace": "shop"},
+        "involvedObject": {"kind": "Pod", "name": f"p{evil}", "namespace": "shop"},
+        "reason": f"CertificateInvalid{evil}",
+        "message": f"bad{evil}",
+        "source": {"component": "sidestep"},
+    }
+    server.do(server.api.put("/api/v1", "events", event))
+    for words in (["status"], ["status", "-o", "json"], ["list"], ["list", "-o", "json"], ["leave", f"x{evil}"]):
+        _, text, errors = sidestep(*words, "--kubeconfig", server.kubeconfig)
+        assert (text + errors).replace("\n", "").isprintable(), words

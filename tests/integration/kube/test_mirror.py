@@ -207,14 +207,16 @@ def test_a_forbidden_secret_says_which_binding_is_missing():
             name = ("shop", "orders-tls")
             found.source.want_secrets(frozenset({name}))
             await until(lambda: "may not be read" in found.readings[-1].secret_problems.get(name, ""))
-            assert (
-                found.readings[-1]
-                .secret_problems[name]
-                .endswith(
-                    "kubectl create rolebinding sidestep-secrets --clusterrole=sidestep-secrets "
-                    "--serviceaccount=sidestep:sidestep-node -n shop"
-                )
+            told = found.readings[-1].secret_problems[name]
+            assert told.endswith(
+                "kubectl create rolebinding sidestep-secrets --clusterrole=sidestep-secrets "
+                "--serviceaccount=sidestep:sidestep-node -n shop"
             )
+            assert (
+                "kubectl create role sidestep-secret-orders-tls --verb=get --resource=secrets "
+                "--resource-name=orders-tls -n shop && kubectl create rolebinding sidestep-secret-orders-tls "
+                "--role=sidestep-secret-orders-tls --serviceaccount=sidestep:sidestep-node -n shop "
+            ) in told
             api.forbidden.clear()
             await until(lambda: name not in found.readings[-1].secret_problems, within=20)
 

@@ -382,6 +382,30 @@ def test_a_certificate_that_is_not_the_pinned_one_is_not_spoken_to():
     run(test)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"namespace": "shop"}, {"namespace": "kube-system"}, {"pod": "../secrets"}, {"pod": ""}, {"port": 0}],
+    ids=lambda changes: next(iter(changes.items()))[1] or "empty",
+)
+def test_a_status_cannot_send_a_developer_to_any_pod(changes):
+    """Whoever may write a status has the command line knock at a daemon's pod only."""
+
+    async def test(api):
+        laptop = Laptop(api)
+        await until(lambda: resource(api) is not None, what="the resource")
+        found = resource(api)
+        certificate = base64.b64encode(make_node_tls().certificate).decode()
+        daemon = {"namespace": "sidestep", "pod": "sidestep-n1", "port": 7443, "started": "1", **changes}
+        found["status"] = {"nodes": {"n1": {"daemon": daemon, "certificate": certificate}}}
+        await api.put(GROUP, "intercepts", found)
+        told = "status names"
+        await until(lambda: any(told in str(each) for each in laptop.ear.events), what="the refusal to be told")
+        assert not [each for each in api.requests if "portforward" in each]
+        await laptop.end()
+
+    run(test)
+
+
 def test_probes_and_metrics():
     async def test(api):
         async with daemon(api) as node:

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import threading
 
@@ -6,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidestep.cli.output import QUEUE, LineWriter, harmless
+from sidestep.cli.output import QUEUE, LineWriter, json_line
 from sidestep.cli.table import table
+from sidestep.model.text import harmless
 from tests.harness.waiting import until
 
 
@@ -29,6 +31,18 @@ def test_nothing_reaches_the_terminal_but_printable_text(text):
 )
 def test_control_characters_are_shown_not_sent(text, shown):
     assert harmless(text) == shown
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_json_lines_are_printable_and_mean_the_same(text):
+    line = json_line({"text": text})
+    assert line.isprintable()
+    assert json.loads(line) == {"text": text}
+
+
+@pytest.mark.parametrize("text", ["a\x1b]0;title\x07b", "a\x9b31mb", "\x7f", "\u202eevil", "\U000e0001", "a\u2028b"])
+def test_no_escape_sequence_reaches_a_terminal_in_json(text):
+    assert not {character for character in json_line([text]) if not character.isprintable()}
 
 
 def test_long_text_is_cut():
