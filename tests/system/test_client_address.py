@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,45 @@ def test_the_address_is_right_after_the_proxy_was_killed(tmp_path):
         scene.node.proxy(scene.space.pod, but=before)
         assert scene.get().served_by == "app"
         assert last_client(app, 1) == scene.space.client_ip
+
+
+def paused(shop, lines):
+    """Seconds that each of several connections takes, the requests one after the other; who served the last."""
+    times = []
+    for _ in range(6):
+        began = time.monotonic()
+        with shop.client(port=PLAIN_PORT) as client:
+            served_by = client.get("/", *lines).header("x-served-by")
+        times.append(time.monotonic() - began)
+    return times, served_by
+
+
+@pytest.mark.parametrize("lines", [(), (DEV,)], ids=["no match", "match"])
+def test_a_daemon_that_hangs_is_waited_for_once(tmp_path, lines):
+    """Stopped, it names no client and opens no way to a handler: the app serves, under the pod's own address."""
+    with (
+        named_shop(tmp_path / "scene") as (scene, app),
+        scene.intercept(port=PLAIN_PORT, plaintext=True),
+    ):
+        assert scene.get("/", *lines, port=PLAIN_PORT).served_by == ("handler" if lines else "app")
+        os.kill(scene.node.pid, signal.SIGSTOP)
+        try:
+            times, served_by = paused(scene, lines)
+        finally:
+            os.kill(scene.node.pid, signal.SIGCONT)
+        assert served_by == "app"
+        assert sorted(times)[-2] < 0.6, times  # a second each without the breaker, fifteen for a match
+        assert app.requests()[-1]["client"] == scene.space.ip
+
+        def named_again():
+            scene.get("/again", port=PLAIN_PORT)
+            return app.requests()[-1]["client"] == scene.space.client_ip
+
+        until(named_again, within=10, what="clients to be named again")
+        if lines:
+            until(lambda: scene.get("/", DEV, port=PLAIN_PORT).served_by == "handler", within=10, what="the handler")
+        until(
+            lambda: any(each["counters"].get("clients_unnamed", 0) >= 5 for each in scene.node.status()["pods"]),
+            within=10,
+            what="the connections to be counted",
+        )

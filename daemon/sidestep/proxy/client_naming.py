@@ -1,6 +1,7 @@
 """Names for dials to the app: the daemon is told, between bind and connect, on behalf of which client a dial is made.
 
 A dial waits for the daemon's acknowledgement, or for `NAME_TIMEOUT`; without a name the app sees the proxy's address.
+While the daemon is silent (`daemon_breaker`) nothing is named and no dial waits.
 `Endpoint.names` lists what a client's connection has named; every name is taken back, at the latest when the client's
 connection is over.
 """
@@ -30,6 +31,11 @@ class ClientNaming:
         self._questions: Questions[Callable[[bool], None]] = Questions(
             loop, line, patience=NAME_TIMEOUT, unanswered=lambda seq: self._named(seq, given=False)
         )
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether asking for a name makes sense now."""
+        return not self._line.breaker.is_silent
 
     def name(self, endpoint: Endpoint, peer: str, peer_port: int, ready: Callable[[bool], None]) -> Callable[[], None]:
         """Name the dial from (peer, peer_port), then call `ready(named)`; returns a function that cancels."""

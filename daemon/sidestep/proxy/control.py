@@ -33,6 +33,9 @@ from sidestep.proxy.messages import Message
 
 M = TypeVar("M", bound=Message)
 
+MAX_WAITING = 8192
+"""Messages that wait for a daemon which does not read: more than a proxy has connections whose ends it must tell of."""
+
 CARRY_DESCRIPTOR = frozenset(
     {
         messages.Spawn,
@@ -125,7 +128,7 @@ class ControlChannel(Generic[M]):
         sock.setblocking(False)
         self._sock = sock
         self._codec: Codec[M] = Codec(receives)
-        self._outbox = Outbox(sock)
+        self._outbox = Outbox(sock, max_packets=MAX_WAITING)
         self._seq = 0
         self.dropped = 0
         """Droppable messages given up so far."""

@@ -1,6 +1,8 @@
 """Connections to handlers: asked of the daemon by `Open`, answered by `Opened` (one end of a socketpair) or `Refused`.
 
-Every question is answered exactly once: by the daemon, by a deadline, or at once when nobody can be asked. A stream
+Every question is answered exactly once: by the daemon, by a deadline, or at once when nobody can be asked. That is so
+without a daemon and while it is silent: the first question that it does not even acknowledge (`daemon_breaker`) is a
+refusal after that deadline, for all that wait, and the next ones are refused unasked until it answers again. A stream
 that arrives after its asker gave up is closed, which its handler sees as the end.
 """
 

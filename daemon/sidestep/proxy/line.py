@@ -12,6 +12,7 @@ from typing import Final
 from sidestep.model.errors import PeerError
 from sidestep.proxy import messages
 from sidestep.proxy.control import ChannelClosed, ControlChannel
+from sidestep.proxy.daemon_breaker import DaemonBreaker
 from sidestep.proxy.loop import READ, WRITE, Loop
 
 BACKLOG: Final = 256
@@ -34,6 +35,7 @@ class Line:
         self._on_message = on_message
         self._on_gone = on_gone
         self.next_seq = channel.next_seq
+        self.breaker = DaemonBreaker(loop)
 
     def watch(self) -> None:
         """Begin to receive."""
@@ -54,6 +56,10 @@ class Line:
     def is_backlogged(self) -> bool:
         """Whether the daemon is so far behind that it should not be asked for more: its queue is bounded."""
         return self._channel.pending >= BACKLOG
+
+    def advise(self, message: messages.Message) -> bool:
+        """Send a message that may be lost when the daemon is far behind; tell whether it was sent."""
+        return self.send(message, droppable=self.is_backlogged)
 
     def send(self, message: messages.Message, *, droppable: bool = False) -> bool:
         """Send or queue a message; False when it was not: dropped, or nobody is there."""
@@ -77,12 +83,18 @@ class Line:
             if mask & WRITE:
                 self._channel.flush()
             while self.is_open and (packet := self._channel.receive()) is not None:
-                self._on_message(*packet)
+                self._received(*packet)
         except (ChannelClosed, PeerError):
             self._end()
             return
         if self.is_open:
             self._rewatch()
+
+    def _received(self, message: messages.ToProxy, fd: int | None) -> None:
+        self.breaker.heard()
+        if isinstance(message, messages.Ack):
+            self.breaker.acknowledged(message.seq)
+        self._on_message(message, fd)
 
     def _rewatch(self) -> None:
         self._loop.modify(self._channel.fileno(), READ | (WRITE if self._channel.pending else 0))

@@ -1,7 +1,8 @@
 """What the daemon was asked and has not answered yet: every question ends exactly once.
 
 It ends when whoever has the answer `take`s it, or when its asker `drop`s it. One that stays open for `patience`
-seconds, or that cannot be asked at all, is told to `unanswered`, which takes it.
+seconds, or that cannot be asked at all, is told to `unanswered`, which takes it. So are all when the daemon falls
+silent (`daemon_breaker`); until it answers again none is asked.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ class Questions(Generic[Asker]):
         self._patience = patience
         self._unanswered = unanswered
         self._open: dict[int, tuple[Asker, Timer]] = {}
+        line.breaker.call_on_silence(self._give_up)
 
     def ask(self, number: int, message: Message, asker: Asker) -> bool:
         """Open a question; tell whether the daemon was asked."""
         self._open[number] = asker, self._loop.later(self._patience, lambda: self._unanswered(number))
-        asked = not self._line.is_backlogged and self._line.send(message)
-        if not asked:
+        line = self._line
+        asked = not line.breaker.is_silent and not line.is_backlogged and line.send(message)
+        if asked:
+            line.breaker.asked(message.seq)
+        else:
             self._loop.later(0.0, lambda: self._unanswered(number))  # nobody will answer
         return asked
 
@@ -48,3 +53,7 @@ class Questions(Generic[Asker]):
     def numbers(self) -> list[int]:
         """Those of the open questions."""
         return list(self._open)
+
+    def _give_up(self) -> None:
+        for number in self.numbers():
+            self._unanswered(number)

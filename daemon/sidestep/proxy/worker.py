@@ -244,18 +244,36 @@ class Worker:
             return  # another wording of what was just said; hostile clients could make thousands a second
         if known != text:
             port.reported[kind] = self._loop.now
+            if not self._line.advise(messages.Report(self._line.next_seq(), port.steered.number, kind.value, text)):
+                return  # the next connection that meets it says so again
             if text:
                 port.conditions[kind] = text
             else:
                 port.conditions.pop(kind, None)
-            self._line.send(messages.Report(self._line.next_seq(), port.steered.number, kind.value, text))
 
     def dial_app(self, endpoint: Endpoint, done: Done) -> Callable[[], None]:
         """Connect to the app, named after the client if the app can be told."""
         naming = None
         if self._client_sources is not None:
-            naming = Naming(partial(self._naming.name, endpoint), self._client_sources)
+            if self._naming.is_possible:
+                naming = Naming(partial(self._name, endpoint), self._client_sources)
+            else:
+                self._unnamed(endpoint)
         return Dial(self._loop, endpoint.host, endpoint.port, done, naming=naming).cancel
+
+    def _name(self, endpoint: Endpoint, peer: str, peer_port: int, ready: Callable[[bool], None]) -> Callable[[], None]:
+        def answered(named: bool) -> None:
+            if not named:
+                self._unnamed(endpoint)
+            ready(named)
+
+        return self._naming.name(endpoint, peer, peer_port, answered)
+
+    def _unnamed(self, endpoint: Endpoint) -> None:
+        """The app will see the pod's own address in the place of this client's."""
+        port = self._ports.get(endpoint.port)
+        if port is not None:
+            port.counters["clients_unnamed"] += 1
 
     def left(self, endpoint: Endpoint, app: socket.socket) -> None:
         """A connection to the app is about to be closed, before its client's is."""
@@ -287,14 +305,14 @@ class Worker:
         if finding.definite or port.finding.definite:
             words = (_known(finding.tls), _known(finding.http2), finding.alpn, finding.asks_certificate)
             number = port.steered.number
-            self._line.send(messages.Probed(self._line.next_seq(), number, *words, finding.certificate))
+            self._line.advise(messages.Probed(self._line.next_seq(), number, *words, finding.certificate))
         port.finding = finding
 
     def no_app(self, port: LivePort, host: str) -> None:
         """Tell the daemon that a dial to the app was refused."""
         port.counters["no_app"] += 1
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._line.send(messages.NoApp(self._line.next_seq(), port.steered.number, int(family)))
+        self._line.advise(messages.NoApp(self._line.next_seq(), port.steered.number, int(family)))
 
     def log_requests(self, conduit: Conduit) -> None:
         """Queue a conduit's diverted requests for the session's log."""

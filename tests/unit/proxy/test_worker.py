@@ -8,6 +8,7 @@ import ssl
 import struct
 import threading
 import time
+from ipaddress import IPv4Network
 
 import msgspec
 import pytest
@@ -20,6 +21,7 @@ from sidestep.proxy.datagrams import Datagrams
 from sidestep.proxy.loop import READ, Loop
 from sidestep.proxy.messages import Condition, PortSnapshot, RuleSnapshot
 from sidestep.proxy.ports import LivePort
+from sidestep.proxy.prober import Finding
 from sidestep.proxy.worker import Worker
 from tests.harness.authority import Authority
 from tests.harness.peers import server_context
@@ -401,3 +403,104 @@ def test_what_is_known_of_who_begins_ends_with_the_app_and_with_the_snapshot(gre
     port.server_first = True
     port.replace(msgspec.structs.replace(port.snapshot, rules=()))
     assert not port.server_first
+
+
+class Daemon:
+    """What the test's end of the control channel has received, and answers."""
+
+    def __init__(self, scene):
+        self.scene = scene
+        self.asked = []
+
+    def read(self, *, answer=True):
+        while received := self.scene.daemon.receive():
+            message = received[0]
+            self.asked.append(message)
+            if answer and self.scene.daemon._codec.wants_answer(message):
+                self.scene.daemon.acknowledge(message)
+
+    def questions(self, kind):
+        return [each for each in self.asked if isinstance(each, kind)]
+
+
+def ask(scene, kind, answers):
+    """One question of a kind; its outcome is appended to `answers`."""
+    worker = scene.worker
+    if kind is messages.NameClient:
+        worker._naming.name(Endpoint("10.0.0.1", 1, "10.0.0.2", scene.number), "127.0.0.2", 2, answers.append)
+    else:
+        worker._handlers.ask(answers.append, uid="u", port=1, protocol="http/1.1", client=("10.0.0.1", 1))
+
+
+@pytest.mark.parametrize("kind", [messages.NameClient, messages.Open])
+def test_after_one_unanswered_question_none_waits_until_the_daemon_answers_again(scene, kind):
+    daemon = Daemon(scene)
+    answers = []
+    for _ in range(20):
+        ask(scene, kind, answers)
+    scene.run(lambda: answers, within=5)
+    assert not any(answers)
+    assert len(answers) == 20  # all that had waited are told with the first
+    daemon.read(answer=False)
+    began = time.monotonic()
+    for _ in range(20):
+        ask(scene, kind, answers)
+    scene.run(lambda: len(answers) == 40, within=5)
+    assert time.monotonic() - began < 0.5
+    daemon.read(answer=False)
+    assert len(daemon.questions(kind)) == 20  # the others were not asked
+    scene.daemon.acknowledge(daemon.asked[0])
+    scene.run(lambda: not scene.worker._line.breaker.is_silent, within=5)
+    ask(scene, kind, answers)
+    scene.run(lambda: daemon.read() or len(daemon.questions(kind)) == 21, within=5)
+    assert len(daemon.questions(kind)) == 21
+
+
+def test_a_daemon_that_answers_late_again_is_waited_for_only_a_moment(scene):
+    daemon = Daemon(scene)
+    answers = []
+    ask(scene, messages.NameClient, answers)
+    scene.run(lambda: answers, within=5)
+    daemon.read()
+    scene.run(lambda: not scene.worker._line.breaker.is_silent, within=5)
+    began = time.monotonic()
+    ask(scene, messages.NameClient, answers)
+    scene.run(lambda: len(answers) == 2, within=5)
+    assert time.monotonic() - began < 0.8
+    assert scene.worker._line.breaker.is_silent
+    daemon.read()
+    scene.run(lambda: not scene.worker._line.breaker.is_silent, within=5)
+    ask(scene, messages.NameClient, answers)
+    scene.run(lambda: daemon.read() or len(answers) == 3, within=5)
+    assert answers == [False, False, True]
+
+
+def test_a_handler_that_is_slow_is_waited_for_while_the_daemon_answers(scene):
+    daemon = Daemon(scene)
+    answers = []
+    ask(scene, messages.Open, answers)
+    scene.run(daemon.read, within=1.5)
+    assert not answers
+    assert not scene.worker._line.breaker.is_silent
+
+
+def test_what_is_told_to_a_daemon_that_hangs_does_not_end_the_proxy(scene):
+    port = scene.port()
+    for number in range(10_000):
+        scene.worker.no_app(port, "10.0.0.2")
+        text = "" if number % 2 else "something"
+        scene.worker.report(port, ConditionType.ALPN_UNSUPPORTED, text)
+        scene.worker._probed(port, Finding(number % 2 == 0))
+    assert not scene.worker._draining
+    assert scene.worker._line.is_backlogged
+
+
+def test_connections_are_counted_while_their_clients_cannot_be_named(scene):
+    scene.worker._client_sources = IPv4Network("127.128.0.0/9")
+    port = scene.worker._ports[scene.number] = scene.port()
+    for count in (1, 2):
+        scene.client(port, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        scene.accept()
+        assert dialled(scene)
+        scene.stack.enter_context(scene.app.accept()[0])
+        assert port.counters["clients_unnamed"] == count
