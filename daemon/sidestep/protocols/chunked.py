@@ -35,8 +35,12 @@ _SIZE_PREFIX = re.compile(rb"[0-9A-Fa-f]{1,15}+(?:;[\t\x20-\x7e\x80-\xff]*+)?\r?
 _TRAILER_LINE = re.compile(rb"(" + _TOKEN + rb"++):[\t\x20-\x7e\x80-\xff]*+\r\n")
 _TRAILER_PREFIX = re.compile(rb"(?:" + _TOKEN + rb"++(?::[\t\x20-\x7e\x80-\xff]*+)?)?\r?")
 _NEVER_IN_TRAILERS = frozenset(
-    (b"content-length", b"transfer-encoding", b"content_length", b"transfer_encoding", b"host")
+    (
+        *(b"content-length", b"transfer-encoding", b"content_length", b"transfer_encoding", b"host"),
+        *(b"connection", b"upgrade", b"expect", b"te", b"trailer"),
+    )
 )
+"""Fields of framing and of the connection (RFC 9110 section 6.5.1): servers that merge trailers into heads differ."""
 
 
 class ChunkedBody:

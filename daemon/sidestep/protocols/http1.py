@@ -9,6 +9,8 @@ an app might read differently, and the caller then lets the app read it alone.
 
 Framing (RFC 9112 section 6) is decided here and only here. It is certain or it is refused: one Content-Length of digits
 or one `Transfer-Encoding: chunked` on HTTP/1.1, never both, never a second spelling of either (`Content_Length`).
+Servers differ on what they trim from a value: RFC 9110 section 5.5 allows blanks and tabs on both sides, nginx strips
+blanks only. So a field of the framing stands as `Name:value` or `Name: value`, with nothing else around the value.
 
 `check_prefix` answers for heads that have not arrived whole: no client waits for an answer to a line that can never
 become part of a head. It looks at each byte once.
@@ -99,7 +101,24 @@ HOST = re.compile(HOST_TEXT + rb"++")
 _CONNECT_TARGET = re.compile(HOST_TEXT + rb"+:[0-9]{1,5}")
 _ABSOLUTE = re.compile(rb"https?://([^/?]++)([/?].*+)?", re.IGNORECASE)
 
-_ONCE = (b"host", b"content-length", b"transfer-encoding", b"upgrade")
+_ONCE = {
+    b"host": "h1-host",
+    b"content-length": "h1-ambiguous-length",
+    b"transfer-encoding": "h1-ambiguous-length",
+    b"upgrade": "h1-upgrade",
+    b"expect": "h1-expect",
+}
+"""Fields that may stand once, and the anomaly of those that stand twice."""
+_STRAY_SPACE = re.compile(
+    rb"^(?:host|content-length|transfer-encoding|connection|upgrade|expect|te|trailer):"
+    rb"(?! ?(?:[^ \t\r]++(?: +[^ \t\r]++)*)?\r)",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""A field of a request's framing whose value holds a tab, follows more than one blank, or is followed by one."""
+_STRAY_TAB = re.compile(rb"\n(?:content-length|transfer-encoding|connection|upgrade):[^\r\t]*+\t")
+"""The same of a (lower-case) response head. Blanks are trimmed by every client, also by those of sloppy servers."""
+_END_TO_END = frozenset((b"host", b"content-length", b"transfer-encoding"))
+"""Fields that `Connection` may not name: a proxy behind us would remove them."""
 
 
 class RequestHead:
@@ -152,10 +171,11 @@ def parse_request(head: bytes, limits: Http1Limits = LIMITS) -> RequestHead | st
     pairs = _SPLIT_FIELDS.findall(block)
     if len(pairs) > limits.fields:
         return "h1-too-many-fields"
-    if b" \r\n" in block or b"\t\r\n" in block:
-        fields = [(name.lower(), value.rstrip(b" \t")) for name, value in pairs]
-    else:
-        fields = [(name.lower(), value) for name, value in pairs]
+    if b"\t" in block or b":  " in block or b" \r\n" in block:
+        pairs = _trim(block, pairs)
+        if not pairs:
+            return "h1-stray-space"
+    fields = [(name.lower(), value) for name, value in pairs]
     known = dict(fields)
     anomaly = _ambiguity(known, fields)
     if anomaly:
@@ -164,9 +184,7 @@ def parse_request(head: bytes, limits: Http1Limits = LIMITS) -> RequestHead | st
     body = _request_body(known, old=old)
     if isinstance(body, str):
         return body
-    flags = _persistence(fields, known, old=old)
-    if b"upgrade" in known:
-        flags |= UPGRADE
+    flags = _persistence(fields, known, old=old) | (UPGRADE if b"upgrade" in known else 0)
     if method == b"HEAD":
         flags |= HEAD
     elif method == b"CONNECT":
@@ -184,16 +202,29 @@ def parse_request(head: bytes, limits: Http1Limits = LIMITS) -> RequestHead | st
     return RequestHead(method, target, authority, fields, body, flags)
 
 
+def _trim(block: bytes, pairs: list[Field]) -> list[Field]:
+    """The fields without white space after their values; none when there is some where servers differ about it."""
+    if _STRAY_SPACE.search(block) is not None:
+        return []
+    return [(name, value.rstrip(b" \t")) for name, value in pairs]
+
+
 def _ambiguity(known: dict[bytes, bytes], fields: list[Field]) -> str:
-    """Name a field that must stand once and does not, or stands in a spelling that some apps (CGI, WSGI) equate."""
+    """Name what servers differ on: a field that must stand once and does not, or stands in a spelling that some
+    (CGI, WSGI) equate; an unknown expectation; a connection option that takes a field of the framing away.
+    """
     if b"content_length" in known or b"transfer_encoding" in known:
         return "h1-ambiguous-length"
+    if known.get(b"expect", b"100-continue").lower() != b"100-continue":
+        return "h1-expect"
+    if b"connection" in known and not _END_TO_END.isdisjoint(_connection_options(fields)):
+        return "h1-connection"
     if len(known) == len(fields):
         return ""
     names = [name for name, _ in fields]
-    for name in _ONCE:
+    for name, anomaly in _ONCE.items():
         if names.count(name) > 1:
-            return "h1-host" if name == b"host" else "h1-upgrade" if name == b"upgrade" else "h1-ambiguous-length"
+            return anomaly
     return ""
 
 
@@ -219,10 +250,14 @@ def read_length(text: bytes) -> int | str:
 def _persistence(fields: list[Field], known: dict[bytes, bytes], *, old: bool) -> int:
     if b"connection" not in known:
         return CLOSE | HTTP_1_0 if old else 0
-    tokens = _tokens(b",".join([value for name, value in fields if name == b"connection"]))
+    tokens = _connection_options(fields)
     if old:
         return HTTP_1_0 if b"keep-alive" in tokens and b"close" not in tokens else CLOSE | HTTP_1_0
     return CLOSE if b"close" in tokens else 0
+
+
+def _connection_options(fields: list[Field]) -> list[bytes]:
+    return _tokens(b",".join([value for name, value in fields if name == b"connection"]))
 
 
 def _tokens(value: bytes) -> list[bytes]:
@@ -255,6 +290,8 @@ def parse_response(head: bytes) -> ResponseHead | str:
     old = match[1] == b"0"
     status = int(match[2])
     low = head.lower()
+    if b"\t" in low and _STRAY_TAB.search(low) is not None:
+        return "h1-response-stray-space"
     close = old
     keeps = False
     at = low.find(b"\nconnection:")
@@ -295,7 +332,7 @@ def _values(low: bytes, name: bytes, at: int) -> list[bytes]:
     while at >= 0:
         at += len(name)
         end = low.index(b"\r", at)
-        values.append(low[at:end].strip(b" \t"))
+        values.append(low[at:end].strip(b" "))
         at = low.find(name, end)
     return values
 

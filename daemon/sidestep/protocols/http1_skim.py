@@ -88,7 +88,8 @@ def _suspicious(needles: tuple[bytes, ...]) -> bytes:
     """A pattern for heads that somebody else has to read. Some words send a head there in any spelling and place."""
     words = [
         rb"transfer",
-        rb"\nupgrade:",
+        rb"\t",
+        rb"\n(?:upgrade|expect|te|trailer):",
         rb"\nhost:.*\nhost:",
         rb"[^\n]connection",
         rb"\nconnection" + _other_than(b": keep-alive\r"),
@@ -115,5 +116,5 @@ def _length(low: bytes) -> int | None:
     at += len(_LENGTH)
     if _LENGTH in low[at:]:
         return None
-    body = read_length(low[at : low.index(b"\r", at)].strip(b" \t"))
+    body = read_length(low[at : low.index(b"\r", at)].removeprefix(b" "))
     return body if isinstance(body, int) else None

@@ -136,6 +136,41 @@ BAD_CODINGS = [
 ]  # fmt: skip
 
 
+SPACED = [
+    ("a tab before", b":\t%b"), ("blank and tab before", b": \t%b"), ("tab and blank before", b":\t %b"),
+    ("two blanks before", b":  %b"), ("a tab after", b": %b\t"), ("a blank after", b": %b "),
+    ("blank and tab after", b": %b \t"), ("tabs around", b":\t%b\t"), ("only a tab after", b":%b\t"),
+]  # fmt: skip
+"""Optional white space (RFC 9110 section 5.5) that some servers strip and others take for a part of the value."""
+
+FRAMING_FIELDS = [
+    (b"Transfer-Encoding", b"chunked", b"0\r\n\r\n" + SMUGGLED), (b"Content-Length", b"5", b"hello" + SMUGGLED),
+    (b"content-length", b"0", SMUGGLED), (b"Connection", b"keep-alive", SMUGGLED), (b"Connection", b"close", SMUGGLED),
+    (b"Upgrade", b"websocket", SMUGGLED), (b"Expect", b"100-continue", SMUGGLED), (b"TE", b"trailers", SMUGGLED),
+    (b"Trailer", b"X-A", SMUGGLED),
+]  # fmt: skip
+
+
+def _spaces() -> list[Case]:
+    cases = [
+        (f"{name.decode()}: {value.decode()} with {what} it", request(name + form % value, body=rest))
+        for name, value, rest in FRAMING_FIELDS
+        for what, form in SPACED
+    ]
+    cases += [(f"a host with {what} it", request(host=b"Host" + form % b"app.test" + b"\r\n")) for what, form in SPACED]
+    cases += [
+        ("a tab in a list of connection options", request(b"Connection: keep-alive,\tUpgrade", b"Upgrade: x")),
+        ("a tab in a list of upgrades", request(b"Connection: Upgrade", b"Upgrade: h2c,\twebsocket")),
+        ("a connection option that names the length", request(b"Connection: content-length", b"Content-Length: 0")),
+        ("a connection option that names the coding", request(b"Connection: close, Transfer-Encoding")),
+        ("a connection option that names the host", request(b"Connection: Host")),
+        ("an expectation nobody knows", request(b"Expect: y 100-continue", b"Content-Length: 5", body=b"hello")),
+        ("an empty expectation", request(b"Expect:", b"Content-Length: 5", body=b"hello")),
+        ("two expectations", request(b"Expect: 100-continue", b"Expect: 100-continue")),
+    ]
+    return cases
+
+
 def _framing() -> list[Case]:
     chunked = b"0\r\n\r\n" + SMUGGLED
     cases = [(f"length {text[:40]!r}", request(b"Content-Length: " + text, body=b"hello")) for text in BAD_LENGTHS]
@@ -293,6 +328,10 @@ BAD_CHUNKS: list[Case] = [
     ("a coding in the trailer", b"0\r\nTransfer-Encoding: chunked\r\n\r\n"),
     ("an underscored length in the trailer", b"0\r\nContent_Length: 5\r\n\r\n"),
     ("a host in the trailer", b"0\r\nHost: other.test\r\n\r\n"),
+    ("a length after a tab in the trailer", b"0\r\nContent-Length:\t5\r\n\r\n"),
+    ("a connection option in the trailer", b"0\r\nConnection: close\r\n\r\n"),
+    ("an upgrade in the trailer", b"0\r\nUpgrade: h2c\r\n\r\n"),
+    ("an expectation in the trailer", b"0\r\nExpect: 100-continue\r\n\r\n"),
     ("a trailer of 17 KiB", b"0\r\n" + b"X-A: 1\r\n" * 2200 + b"\r\n"),
     ("a trailer line of 17 KiB", b"0\r\nX-A: " + b"a" * 17000 + b"\r\n\r\n"),
     ("a request instead of a trailer", b"0\r\n" + SMUGGLED),
@@ -311,6 +350,7 @@ HOSTILE_HEADS: list[Case] = [
     *_names(),
     *_line_ends(),
     *_folds(),
+    *_spaces(),
     *_framing(),
     *_lines_and_hosts(),
     *_sizes(),
@@ -342,6 +382,15 @@ def _responses() -> list[Case]:
             b"ICY 200 OK", b"HTTP/1.1 200OK", b"HTTP/1.1 200 O\0K", b"HTTP/1.1 200 O\rK", b"GET / HTTP/1.1",
         )
     ]  # fmt: skip
+    cases += [
+        (f"{field.decode()} {form!r}", _response(field + form))
+        for field, forms in (
+            (b"Content-Length", (b":\t5", b": \t5", b": 5\t")),
+            (b"Transfer-Encoding", (b":\tchunked", b": chunked\t", b": chunked \t")),
+        )
+        for form in forms
+    ]
+    cases.append(("a tab before close", _response(length, b"Connection:\tclose")))
     cases += [(f"control {code:#04x} in a value", _response(length, b"X-A: %c" % code)) for code in CONTROLS]
     cases += [
         ("length, then coding", _response(length, chunked)),

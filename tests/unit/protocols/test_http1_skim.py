@@ -22,12 +22,11 @@ SKIMMER = Skimmer((b"\nx-dev:",), (), LIMITS)
 
 NAMES = st.sampled_from(
     b"Host host Content-Length Content_Length Transfer-Encoding Connection Upgrade X-Dev Accept Content-Type Cookie "
-    b"Upgrade-Insecure-Requests X-Developer Proxy-Connection".split()
+    b"Upgrade-Insecure-Requests X-Developer Proxy-Connection Expect TE Trailer".split()
 )
 VALUES = st.sampled_from(
-    b"orders.test|a b|0|12| 12 |+5|1_0|chunked|close|keep-alive|websocket||keep-alive, close|x-dev: y|5\t|\xff".split(
-        b"|"
-    )
+    b"orders.test|a b|0|12| 12 |+5|1_0|chunked|close|keep-alive|websocket||keep-alive, close|x-dev: y|5\t|\xff|"
+    b"100-continue|trailers".split(b"|")
 )
 METHODS = st.sampled_from([b"GET", b"POST", b"HEAD", b"CONNECT", b"OPTIONS"])
 TARGETS = st.sampled_from([b"/", b"/a?b=c", b"*", b"http://orders.test/", b"/a#b", b"orders.test:443"])
@@ -36,7 +35,7 @@ TARGETS = st.sampled_from([b"/", b"/a?b=c", b"*", b"http://orders.test/", b"/a#b
 @st.composite
 def heads(draw):
     lines = [draw(METHODS) + b" " + draw(TARGETS) + b" HTTP/1." + draw(st.sampled_from([b"1", b"1", b"1", b"0"]))]
-    separator = st.sampled_from([b": ", b": ", b":", b":  ", b" : "])
+    separator = st.sampled_from([b": ", b": ", b":", b":  ", b":\t", b" : "])
     for name, value in draw(st.lists(st.tuples(NAMES, VALUES), max_size=6)):
         lines.append(name + draw(separator) + value)
     if draw(st.booleans()):
