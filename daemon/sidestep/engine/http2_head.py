@@ -12,6 +12,7 @@ import re
 from typing import Final
 
 from sidestep.policy.route import TO_APP, Decision, Fields, Route
+from sidestep.protocols.grpc import is_grpc
 from sidestep.protocols.hpack import Block
 
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
@@ -93,7 +94,7 @@ class Head:
     @property
     def is_grpc(self) -> bool:
         """Whether the client waits for a grpc-status."""
-        return any(name == b"content-type" and value.startswith(b"application/grpc") for name, value in self.regular)
+        return is_grpc(self.regular)
 
 
 def head_of(block: Block) -> Head:

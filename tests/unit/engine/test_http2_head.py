@@ -116,3 +116,9 @@ def test_grpc_clients_get_a_status_they_understand() -> None:
     assert head.fields[:2] == ((b":status", b"200"), (b"content-type", b"application/grpc"))
     assert dict(head.fields)[b"grpc-status"] == b"14"
     assert dict(head.fields)[b"grpc-message"] == b"sidestep: intercept shop/mine: lost 100%25 %0A"
+
+
+def test_clients_that_read_statuses_get_one() -> None:
+    head, body = answer(exchange((b"content-type", b"application/grpc-web+proto")), "the handler was lost")
+    assert head.fields[0] == (b":status", b"502")
+    assert body.startswith(b"sidestep: ")

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import h11
 
+from sidestep.protocols import grpc
 from sidestep.tunnel.stream import Headers
 
 Field = tuple[bytes, bytes]
@@ -23,6 +24,8 @@ _OF_A_CONNECTION: Final = frozenset(
 )
 _WITH_BODY: Final = frozenset({b"POST", b"PUT", b"PATCH"})
 """Methods whose requests say that they have no body (RFC 9110 section 8.6)."""
+_TAKEN_FOR_FRAMING: Final = frozenset({b"content_length", b"transfer_encoding"})
+"""Names that some servers (CGI, WSGI) take for fields of the framing. HTTP/2 needs none; HTTP/1.1 is framed by them."""
 _UNIMPLEMENTED: Final = "12"
 """grpc-status of what will not work by trying again."""
 
@@ -37,8 +40,8 @@ class Request:
 
 
 def is_grpc(headers: Headers) -> bool:
-    """Whether a request is gRPC ("gRPC over HTTP/2", Content-Type)."""
-    return any(name == "content-type" and value.startswith("application/grpc") for name, value in headers)
+    """Whether a request is gRPC."""
+    return grpc.is_grpc((_bytes(name), _bytes(value)) for name, value in headers)
 
 
 def request_of(headers: Headers, *, has_body: bool) -> Request:
@@ -55,6 +58,8 @@ def request_of(headers: Headers, *, has_body: bool) -> Request:
         if name.startswith(":") or (name == "host" and host is not None):
             continue
         raw = _bytes(name)
+        if raw in _TAKEN_FOR_FRAMING:
+            raise h11.LocalProtocolError(f"the field {name} is ambiguous there")
         if raw == b"te":
             if value == "trailers":
                 fields += [(b"te", b"trailers"), (b"connection", b"te")]
