@@ -122,8 +122,13 @@ class Diversion:
                 return
             else:
                 self.then_wire = reader.anomaly or "h1-response-unsolicited-switch"
-                self.fail(exchange, b"502 Bad Gateway", "the handler's response is not well-formed")
+                self.fail(exchange, b"502 Bad Gateway", self._what_is_wrong(reader))
                 return
+
+    def _what_is_wrong(self, reader: responses.ResponseReader) -> str:
+        if reader.anomaly == responses.TOO_LARGE:
+            return f"the head of the handler's response is larger than {self._limits.head >> 10} KiB"
+        return "the handler's response is not well-formed"
 
     def _answered(self, exchange: Exchange, *, clean: bool) -> None:
         """The handler's response is whole."""

@@ -18,6 +18,8 @@ entries and bytes: framing depends on nothing else.
 
 from __future__ import annotations
 
+from typing import Final
+
 from sidestep.protocols.chunked import BROKEN as BODY_BROKEN
 from sidestep.protocols.chunked import ChunkedBody
 from sidestep.protocols.http1 import (
@@ -37,6 +39,9 @@ from sidestep.protocols.http1 import (
 MORE, INTERIM, SWITCH, FINAL, COMPLETE, BROKEN = range(6)
 
 FRESH, LENGTH, _HEAD, _CHUNKS, _CLOSE, _EMPTY = range(6)
+
+TOO_LARGE: Final = "h1-response-head-too-large"
+"""The anomaly of a head above `Http1Limits.head`."""
 
 _remembered: dict[bytes, ResponseHead] = {}
 
@@ -144,7 +149,7 @@ class ResponseReader:
             head = data[at:end]
             at = end
         if len(head) > self._limits.head:
-            return self._broken("h1-response-head-too-large", at)
+            return self._broken(TOO_LARGE, at)
         response = recall(head, self._limits)
         if isinstance(response, str):
             return self._broken(response, at)
@@ -154,7 +159,7 @@ class ResponseReader:
 
     def _check(self, new: int, at: int) -> int:
         if len(self._held) > self._limits.head:
-            return self._broken("h1-response-head-too-large", at)
+            return self._broken(TOO_LARGE, at)
         checked = check_prefix(self._held, self._checked, new, STATUS_LINE)
         if isinstance(checked, str):
             return self._broken(checked.replace("h1-", "h1-response-", 1), at)

@@ -188,6 +188,18 @@ def test_a_handler_lost_in_its_head_means_502(part):
     assert shell.to_app == b""
 
 
+@pytest.mark.parametrize("step", [1000, 100_000])
+def test_the_502_of_a_head_that_is_too_large_says_so(step):
+    shell = http1(rule())
+    shell.client(B)
+    answer = b"HTTP/1.1 200 OK\r\nX-A: " + b"a" * 65536 + b"\r\n\r\n"
+    for at in range(0, len(answer), step):
+        if not shell.handlers[0].ending:
+            shell.handler(answer[at : at + step])
+    _, body, _ = response(shell.to_client)
+    assert body == b"sidestep: intercept shop/dev: the head of the handler's response is larger than 64 KiB\n"
+
+
 @pytest.mark.parametrize(
     "part",
     [

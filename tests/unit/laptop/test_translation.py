@@ -141,7 +141,7 @@ def test_streams_side_by_side():
     run()
 
 
-@pytest.mark.parametrize("content_type", ["application/grpc", "application/grpc+proto", "application/grpc-web"])
+@pytest.mark.parametrize("content_type", ["application/grpc", "application/grpc+proto", "Application/gRPC;a=b"])
 def test_grpc_is_told(content_type):
     @asynchronous
     async def run():
@@ -151,6 +151,48 @@ def test_grpc_is_told(content_type):
             assert "shop/mine" in answer.headers["grpc-message"]
             assert "HTTP/2" in answer.headers["grpc-message"]
             assert client.handler.requests == 0
+
+    run()
+
+
+@pytest.mark.parametrize("content_type", ["application/grpc-web", "application/grpc-web+proto", "application/grpcx"])
+def test_what_only_begins_like_grpc_is_served(content_type):
+    @asynchronous
+    async def run():
+        async with translating() as client:
+            answer = await client.request("/echo", b"\0\0\0\0\0", content_type=content_type)
+            assert (answer.status, bytes(answer.body)) == (200, b"\0\0\0\0\0")
+
+    run()
+
+
+@pytest.mark.parametrize("name", ["content_length", "transfer_encoding"])
+def test_a_name_that_servers_take_for_framing_is_told(name):
+    @asynchronous
+    async def run():
+        async with translating() as client:
+            stream = client.h2.get_next_available_stream_id()
+            client.answers[stream] = Answer()
+            fields = [(":method", "POST"), (":scheme", "https"), (":authority", "orders.shop"), (":path", "/")]
+            client.h2.send_headers(stream, [*fields, (name, "5")], end_stream=True)
+            await client.flush()
+            answer = await client.finished(stream)
+            assert answer.status == 502
+            assert name.encode() in answer.body
+            assert client.handler.requests == 0
+
+    run()
+
+
+@pytest.mark.parametrize("body", [b"", b"body"])
+@pytest.mark.parametrize("fields", [b"X-A: %b\r\n" % (b"a" * 65536), b"X-A: aaaa\r\n" * 9000])
+def test_a_head_that_is_too_large_is_told(body, fields):
+    @asynchronous
+    async def run():
+        async with translating(answering(b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n")) as client:
+            answer = await client.request("/", body)
+            assert answer.status == 502
+            assert re.match(rb"sidestep: intercept shop/mine: .* head of more than 64 KiB", answer.body)
 
     run()
 

@@ -21,8 +21,8 @@ Dial = Callable[[], Awaitable[HandlerChannel]]
 
 KEPT: Final = 8
 """Connections that wait for a next request; more are closed."""
-MAX_HEAD: Final = 256 * 1024
-"""Bytes of a handler's response head or chunk header."""
+MAX_HEAD: Final = 64 * 1024
+"""Bytes of a handler's response head or chunk header; as many as the pod proxy reads of one that comes in HTTP/1.1."""
 
 
 class HandlerConnection:

@@ -8,6 +8,7 @@ handler that does not read stops the stream's reader, whose window stops the cli
     it breaks inside its answer                              RST_STREAM(INTERNAL_ERROR): never a whole-looking half
     it breaks before its answer, on a kept connection        once more on a fresh one
     it breaks before its answer, or speaks no HTTP           a 502, or to the app if no byte of a body was consumed
+    its answer's head is larger than `MAX_HEAD`              a 502 that says so
     the client resets the stream                             the connection is closed with a reset
 """
 
@@ -18,7 +19,7 @@ from typing import Final
 
 import h11
 
-from sidestep.laptop.translation.connections import Connections, HandlerConnection
+from sidestep.laptop.translation.connections import MAX_HEAD, Connections, HandlerConnection
 from sidestep.laptop.translation.fields import Request, refusal, request_of, response_of, trailers_of
 from sidestep.model.errors import RefusedError
 from sidestep.tunnel.errors import ChannelBrokenError, StreamResetError
@@ -27,11 +28,19 @@ from sidestep.tunnel.stream import INTERNAL_ERROR, NO_ERROR, PROTOCOL_ERROR, REF
 
 LINGER: Final = 5.0
 """Seconds that a handler may go on reading a request after it has answered it."""
+_HEAD_TOO_LARGE: Final = 431
+"""h11's `error_status_hint` for a head above its `max_incomplete_event_size`."""
+_FIELD: Final = 32
+"""Bytes that HTTP/2 counts for a field beside its name and value (RFC 9113, SETTINGS_MAX_HEADER_LIST_SIZE)."""
 _BODILESS: Final = frozenset({204, 304})
 
 
 class _UnansweredError(Exception):
     """The handler went away, or spoke no HTTP, before its answer began."""
+
+
+class _TooLargeError(Exception):
+    """The handler's answer has a head that is larger than what is read."""
 
 
 class Exchange:
@@ -74,6 +83,8 @@ class Exchange:
             await self._give_up(str(error))
         except _UnansweredError as error:
             await self._give_up(f"the handler at {self._handler} did not answer: {error}")
+        except _TooLargeError:
+            await self.refuse(f"the handler at {self._handler} answered with a head of more than {MAX_HEAD >> 10} KiB")
 
     async def _give_up(self, reason: str) -> None:
         """Nobody has answered: the app will, if it still can."""
@@ -92,7 +103,7 @@ class Exchange:
             await self._attempt(request, await self._connections.take(fresh=True))
 
     async def _attempt(self, request: Request, connection: HandlerConnection) -> None:
-        """Raises _UnansweredError, StreamResetError."""
+        """Raises _UnansweredError, _TooLargeError, StreamResetError."""
         stream = self._stream
         sending = asyncio.create_task(self._send(request, connection), name=f"translate-request-{stream.id}")
         receiving = asyncio.create_task(self._receive(request, connection), name=f"translate-answer-{stream.id}")
@@ -127,12 +138,18 @@ class Exchange:
             stream.reset(PROTOCOL_ERROR)
 
     async def _receive(self, request: Request, connection: HandlerConnection) -> bool:
-        """Pass the answer on; whether it was whole. Raises _UnansweredError, PeerError of the stream."""
+        """Pass the answer on; whether it was whole. Raises as `_attempt`, and PeerError of the stream."""
         stream = self._stream
         try:
             head = await self._head(connection)
+        except h11.RemoteProtocolError as error:
+            if error.error_status_hint == _HEAD_TOO_LARGE:
+                raise _TooLargeError from error
+            raise _UnansweredError(str(error)) from error
         except (ChannelBrokenError, h11.ProtocolError) as error:
             raise _UnansweredError(str(error)) from error
+        if sum(len(name) + len(value) + _FIELD for name, value in head.headers) > MAX_HEAD:
+            raise _TooLargeError
         fields = response_of(head.headers)
         without = request.head.method == b"HEAD" or head.status_code in _BODILESS or ("content-length", "0") in fields
         stream.respond(head.status_code, fields, end_stream=without)
