@@ -9,6 +9,7 @@ from sidestep.netns.listener import queue_length, queue_limit, tcp_listener
 from sidestep.netns.listening import ListenTable, listening
 from sidestep.netns.namespace import Netns, host_netns_id, netns_id
 from sidestep.netns.reader import AbsentFileError, FileReader
+from sidestep.netns.split_listener import prefer, split_listener
 
 __all__ = [
     "Netns",
@@ -26,6 +27,8 @@ __all__ = [
     "tcp_listener",
     "queue_length",
     "queue_limit",
+    "split_listener",
+    "prefer",
     "FileReader",
     "AbsentFileError",
 ]

@@ -47,7 +47,7 @@ from sidestep.node.announcer import Announcer
 from sidestep.node.cluster_inventory import ClusterInventory
 from sidestep.node.conditions import Conditions
 from sidestep.node.controller import Controller
-from sidestep.node.health import HealthServer
+from sidestep.node.health import Addresses, HealthServer
 from sidestep.node.options import NodeOptions, PodIdentity
 from sidestep.node.registry import Held, Registry, Verdict
 from sidestep.node.resource_status import MAX_PODS, differs, mine, overall, speaker
@@ -96,6 +96,7 @@ class Cluster:
         *,
         on_crash: Callable[[str, BaseException], None],
         now: Callable[[], float],
+        node_addresses: Addresses = tuple,
     ) -> None:
         pod = options.pod or PodIdentity(access.namespace, options.node_name)
         self._api = Api(access)
@@ -118,7 +119,7 @@ class Cluster:
             on_crash=on_crash,
         )
         self.registry = Registry(now=now, on_change=self.changed, on_gone=self._gone)
-        self.health = HealthServer(port=options.health_port, on_crash=on_crash)
+        self.health = HealthServer(port=options.health_port, on_crash=on_crash, node_addresses=node_addresses)
         self._tunnel_port = options.tunnel_port
 
     async def start(self) -> None:

@@ -24,7 +24,7 @@ import resource
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sidestep import __version__
@@ -32,7 +32,7 @@ from sidestep.aio.tasks import Tasks
 from sidestep.config.node_settings import OWN_NAMESPACE
 from sidestep.model.errors import BugError, ConfigurationError
 from sidestep.model.pod import PodKey
-from sidestep.netns import FileReader, Netns, addresses
+from sidestep.netns import FileReader
 from sidestep.node.audit import Audit
 from sidestep.node.certificates import Certificates
 from sidestep.node.conditions import Conditions
@@ -40,6 +40,7 @@ from sidestep.node.controller import Controller
 from sidestep.node.inventory import InventorySource, ManifestDirectory, Reading
 from sidestep.node.local_api import LocalApi
 from sidestep.node.options import NodeOptions
+from sidestep.node.own_addresses import own_addresses
 from sidestep.node.reconciler import Reconciler
 from sidestep.node.sessions import Sessions
 from sidestep.node.status import NodeStatusView
@@ -137,7 +138,11 @@ class _Daemon:
         from sidestep.node.cluster import Cluster
 
         self._cluster = Cluster(
-            in_cluster(), self._options, on_crash=self._crashed, now=asyncio.get_running_loop().time
+            in_cluster(),
+            self._options,
+            on_crash=self._crashed,
+            now=asyncio.get_running_loop().time,
+            node_addresses=partial(own_addresses, in_pod=True),
         )
         undo.push_async_callback(self._cluster.aclose)
         await self._cluster.start()
@@ -177,7 +182,7 @@ class _Daemon:
         controller = Controller(
             node_name=self._options.node_name,
             conditions=conditions,
-            node_addresses=_own_addresses(in_pod=self._cluster is not None),
+            node_addresses=own_addresses(in_pod=self._cluster is not None),
             own_namespace=self._options.pod.namespace if self._options.pod is not None else OWN_NAMESPACE,
         )
         certificates = Certificates(
@@ -315,12 +320,6 @@ class _Daemon:
     def _refresh_now(self) -> None:
         self._refreshing = None
         self._refresh()
-
-
-def _own_addresses(*, in_pod: bool) -> frozenset[IPv4Address | IPv6Address]:
-    """The node's addresses, from which kubelet probes come; a daemon in a pod sees the node's process 1 (hostPID)."""
-    with Netns.open("/proc/1/ns/net" if in_pod else "/proc/self/ns/net") as netns:
-        return frozenset(address for address in addresses(netns) if not address.is_loopback)
 
 
 def _leave_no_core() -> None:

@@ -3,106 +3,116 @@
 Healthy: the event loop runs. Ready: the daemon serves; until then a rolling update waits with the old one. Metrics are
 in the text format of Prometheus. Nothing here says anything about traffic or keys.
 
-Anybody in the cluster may connect. When there are too many connections the oldest goes: who only holds connections open
-must not keep the kubelet out, which would restart the daemon. Metrics are put together once a second at most: who asks
-for them all the time must not keep the daemon busy.
+Anybody whom the cluster's network lets may connect, and must not be able to keep the kubelet out: it would restart the
+daemon, which ends all sessions. What tells the kubelet from others is where it comes from, an address of the node. So
+the node's addresses have a listener, a queue and a gate of their own (`health_gate`), and all others another one. The
+addresses are looked at again every `REFRESH` seconds. Metrics are put together once a second at most, and in a share of
+the time of at most `SHARE`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address, IPv6Address
 
 from sidestep.aio.tasks import Tasks
-from sidestep.model.errors import KernelError
+from sidestep.model.errors import ConfigurationError, KernelError
+from sidestep.netns import prefer, split_listener
+from sidestep.node.health_gate import NODE, OTHERS, Gate
 from sidestep.node.metrics import CONTENT_TYPE, exposition
 from sidestep.node.view import StatusView
+from sidestep.observability.logs import get_logger
 
-TIMEOUT = 5.0
-"""Seconds for a request and its answer."""
-MAX_CONNECTIONS = 32
+REFRESH = 30.0
+"""Seconds between two looks at the node's addresses."""
 METRICS_AGE = 1.0
 """Seconds for which metrics are given out again; Prometheus asks every 15 or so."""
+SHARE = 0.02
+"""Share of the time that may go into putting metrics together."""
+
+Addresses = Callable[[], Iterable[IPv4Address | IPv6Address]]
 
 
 class HealthServer:
-    """Listens once `start`ed. `status` is None until the daemon is ready, and again when it stops."""
+    """Listens once `start`ed. `status` is None until the daemon is ready, and again when it stops.
 
-    def __init__(self, *, port: int, on_crash: Callable[[str, BaseException], None]) -> None:
+    `node_addresses` are those from which the kubelet comes; it may raise KernelError and
+    ConfigurationError.
+    """
+
+    def __init__(
+        self, *, port: int, on_crash: Callable[[str, BaseException], None], node_addresses: Addresses = tuple
+    ) -> None:
         self.port = port
         self.status: Callable[[], StatusView] | None = None
+        self._node_addresses = node_addresses
         self._tasks = Tasks("health", on_crash=on_crash)
-        self._requests: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
-        """Oldest first."""
-        self._metrics: tuple[float, str] | None = None
-        self._server: asyncio.Server | None = None
+        self._gates: tuple[Gate, ...] = ()
+        self._metrics: tuple[float, bytes] | None = None
+        self._log = get_logger("health")
 
     async def start(self) -> None:
-        """Listen on all addresses of the pod: the kubelet asks from the node. Raises KernelError."""
-        try:
-            dual = socket.has_dualstack_ipv6()
-            listener = socket.create_server(
-                ("", self.port),
-                family=socket.AF_INET6 if dual else socket.AF_INET,
-                backlog=16,
-                dualstack_ipv6=dual,
-            )
-            self._server = await asyncio.start_server(self._accept, sock=listener, limit=8192)
-        except OSError as error:
-            raise KernelError("bind", error.errno or 0, doing=f"listening on port {self.port}") from error
-        self.port = self.port or self._server.sockets[0].getsockname()[1]
+        """Listen on all addresses of the pod: the kubelet asks from the node.
+
+        Raises KernelError, ConfigurationError.
+        """
+        known = frozenset(self._node_addresses())
+        first, second = split_listener(self.port, backlogs=(NODE.backlog, OTHERS.backlog))
+        self.port = first.getsockname()[1]
+        self._gates = (Gate(first, NODE, answer=self._answer), Gate(second, OTHERS, answer=self._answer))
+        prefer(first, known)
+        for gate in self._gates:
+            gate.open()
+        self._tasks.start(self._refresh(lambda found: prefer(first, found), known), name="addresses")
 
     async def aclose(self) -> None:
         """Listen no more."""
-        if self._server is not None:
-            self._server.close()
         await self._tasks.aclose()
+        for gate in self._gates:
+            gate.close()
+        self._gates = ()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._requests) >= MAX_CONNECTIONS:
-            oldest = next(iter(self._requests))
-            self._requests.pop(oldest).transport.abort()
-            oldest.cancel()
-        task = self._tasks.start(self._serve(reader, writer), name="request")
-        self._requests[task] = writer
-        task.add_done_callback(lambda done: self._requests.pop(done, None))
+    async def _refresh(
+        self,
+        apply: Callable[[frozenset[IPv4Address | IPv6Address]], None],
+        known: frozenset[IPv4Address | IPv6Address],
+    ) -> None:
+        while True:
+            await asyncio.sleep(REFRESH)
+            try:
+                found = frozenset(self._node_addresses())
+                if found != known:
+                    apply(found)
+                    known = found
+            except (KernelError, ConfigurationError) as error:
+                self._log.warning("the node's addresses cannot be read", reason=str(error))
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(TIMEOUT):
-                head = await reader.readuntil(b"\r\n\r\n")
-                target = [*head.split(b" ", 2), b"", b""][1].partition(b"?")[0]
-                status, body = self._answer(target.decode("latin-1"))
-                writer.write(
-                    f"HTTP/1.1 {status}\r\ncontent-type: {CONTENT_TYPE}\r\n"
-                    f"content-length: {len(body.encode())}\r\nconnection: close\r\n\r\n{body}".encode()
-                )
-                await writer.drain()
-                writer.close()
-                await writer.wait_closed()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # whoever asked has gone, or asked nothing
-        finally:
-            writer.transport.abort()
-
-    def _answer(self, target: str) -> tuple[str, str]:
+    def _answer(self, target: str) -> bytes:
         match target:
             case "/healthz":
-                return "200 OK", "ok\n"
+                return _response("200 OK", b"ok\n")
             case "/readyz" if self.status is None:
-                return "503 Service Unavailable", "starting or stopping\n"
+                return _response("503 Service Unavailable", b"starting or stopping\n")
             case "/readyz":
-                return "200 OK", "ok\n"
+                return _response("200 OK", b"ok\n")
             case "/metrics":
-                return "200 OK", self._exposition()
+                return _response("200 OK", self._exposition())
             case _:
-                return "404 Not Found", "/healthz, /readyz or /metrics\n"
+                return _response("404 Not Found", b"/healthz, /readyz or /metrics\n")
 
-    def _exposition(self) -> str:
+    def _exposition(self) -> bytes:
         if self.status is None:
-            return ""
-        now = asyncio.get_running_loop().time()
-        if self._metrics is None or now - self._metrics[0] >= METRICS_AGE:
-            self._metrics = (now, exposition(self.status()).decode())
+            return b""
+        began = time.monotonic()
+        if self._metrics is None or began >= self._metrics[0]:
+            text = exposition(self.status())
+            ended = time.monotonic()
+            self._metrics = (ended + max(METRICS_AGE, (ended - began) / SHARE), text)
         return self._metrics[1]
+
+
+def _response(status: str, body: bytes) -> bytes:
+    fields = (f"content-type: {CONTENT_TYPE}", f"content-length: {len(body)}", "connection: close")
+    return "\r\n".join((f"HTTP/1.1 {status}", *fields, "", "")).encode() + body
