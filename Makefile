@@ -20,14 +20,14 @@ endif
 
 DEBIAN_RUN := python3-venv python3-bpfcc $(DEBIAN_HEADERS) iproute2
 DEBIAN_TEST := nginx-light libnginx-mod-http-echo curl openssl $(DEBIAN_BPFTOOL) nftables procps strace nghttp2-client \
-	redis-server redis-tools dnsmasq-base
+	redis-server redis-tools dnsmasq-base apache2
 # What a Kubernetes node is built and made of (tests/e2e).
 DEBIAN_E2E := golang-go dpkg-dev rsync etcd-server containerd runc containernetworking-plugins buildah debootstrap \
 	debian-archive-keyring xz-utils
 # Peers and load generators (tests/bench).
 DEBIAN_BENCH := haproxy wrk golang-go
 DEBIAN := $(DEBIAN_RUN) $(DEBIAN_TEST)
-# nginx is wanted as a program, not as a service of this machine: while it is installed, no service may start.
+# Peers are wanted as programs, not as services of this machine: while they are installed, no service may start.
 POLICY := /usr/sbin/policy-rc.d
 
 .PHONY: help

@@ -10,6 +10,7 @@ SKIP_VERIFY = "telepresence.io/upstream-insecure-skip-verify"
 PROBE_TIMEOUT = "telepresence.io/upstream-probe-timeout"
 CLIENT_AUTH = "sidestep.dev/downstream-client-auth"
 FORWARD_CLIENT_CERT = "sidestep.dev/forward-client-cert"
+LATE_CLIENT_AUTH = "sidestep.dev/late-client-auth"
 
 PER_PORT = (
     DOWNSTREAM_PATH,
@@ -20,6 +21,7 @@ PER_PORT = (
     PROBE_TIMEOUT,
     CLIENT_AUTH,
     FORWARD_CLIENT_CERT,
+    LATE_CLIENT_AUTH,
 )
 """Annotations that carry `.<port>`."""
 
@@ -31,6 +33,7 @@ LOOKALIKES = (
     "sidestep.dev/downstream",
     "sidestep.dev/upstream",
     "sidestep.dev/forward",
+    "sidestep.dev/late",
 )
 """What begins like this and is none of PER_PORT is a misspelling worth a condition."""
 

@@ -91,6 +91,7 @@ class PortTls:
     probe_timeout: float = DEFAULT_PROBE_TIMEOUT
     client_auth: ClientAuth = ClientAuth.AUTO
     forward_client_cert: bool = False
+    late_client_auth: bool = False
     containers: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
 
@@ -230,6 +231,7 @@ def _port(pod: Pod, number: int, sources: tuple[_Source, ...], problems: list[An
         probe_timeout=reader.value(names.PROBE_TIMEOUT, parse_probe_timeout, default=DEFAULT_PROBE_TIMEOUT),
         client_auth=reader.value(names.CLIENT_AUTH, _client_auth, default=ClientAuth.AUTO),
         forward_client_cert=reader.value(names.FORWARD_CLIENT_CERT, parse_switch, default=False),
+        late_client_auth=reader.value(names.LATE_CLIENT_AUTH, parse_switch, default=False),
         containers=declaring or pod.containers,
     )
     return replace(settings, origins=dict(reader.origins))

@@ -15,6 +15,7 @@ class ConditionType(enum.StrEnum):
     UPSTREAM_UNVERIFIED = "UpstreamUnverified"
     UPSTREAM_TLS_FAILED = "UpstreamTlsFailed"
     CLIENT_CERTIFICATE_REQUESTED = "ClientCertificateRequested"
+    CLIENT_CERTIFICATE_REQUESTED_LATER = "ClientCertificateRequestedLater"
     ALPN_UNSUPPORTED = "AlpnUnsupported"
     SNI_UNSUPPORTED = "SniUnsupported"
     CLIENT_TLS_UNSUPPORTED = "ClientTlsUnsupported"

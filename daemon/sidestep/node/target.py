@@ -56,6 +56,7 @@ REPORTED = frozenset(
         ConditionType.UPSTREAM_UNVERIFIED,
         ConditionType.UPSTREAM_TLS_FAILED,
         ConditionType.CLIENT_CERTIFICATE_REQUESTED,
+        ConditionType.CLIENT_CERTIFICATE_REQUESTED_LATER,
         ConditionType.ALPN_UNSUPPORTED,
         ConditionType.SNI_UNSUPPORTED,
         ConditionType.CLIENT_TLS_UNSUPPORTED,
@@ -142,7 +143,7 @@ class Target:
         failures = await proxy.apply(
             {name: self._tools.credential(self.pod.key, name) for name in _credentials(plan)},
             generation=self._generation,
-            ports=tuple(self._apps.snapshot(port) for port in plan.ports),
+            ports=tuple(self._tools.asked_later.snapshot(self.pod, self._apps.snapshot(port)) for port in plan.ports),
             drain_timeout=drain_timeout,
             client_sources=self.client_addresses.sources,
         )
@@ -307,6 +308,8 @@ class Target:
         kind = next((each for each in REPORTED if each.value == report.type), None)
         if kind is None or report.port not in self._streams:
             return
+        if kind is ConditionType.CLIENT_CERTIFICATE_REQUESTED_LATER and report.text:
+            self._tools.asked_later.add(self.pod, report.port)
         subject = port_subject(self.pod.key, report.port)
         conditions = [Condition(kind, subject, report.text)] if report.text else []
         self._statements.state(report.port, kind.value, conditions)

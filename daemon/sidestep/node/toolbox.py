@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+from sidestep.node.asked_later import AskedLater
 
 if TYPE_CHECKING:
     import socket
@@ -43,3 +45,5 @@ class Toolbox:
     """The programs that let apps see their clients; compiled when first asked for. Raises SidestepError."""
     on_change: Callable[[PodKey], None]
     """Called when what the target can do has changed by itself: its proxy is back, has failed, lost its app."""
+    asked_later: AskedLater = field(default_factory=AskedLater)
+    """Which apps ask for client certificates after the handshake."""

@@ -32,6 +32,7 @@ _SIGNATURE_ALGORITHMS = 13
 _PRE_SHARED_KEY = 41
 _EARLY_DATA = 42
 _SUPPORTED_VERSIONS = 43
+_POST_HANDSHAKE_AUTH = 49
 _SIGNATURE_ALGORITHMS_CERT = 50
 _ENCRYPTED_CLIENT_HELLO = 0xFE0D
 
@@ -52,7 +53,8 @@ class ClientHello:
 
     `server_name` are the bytes of its host_name, None when there is none; `server_name_reproducible` says whether
     Python's `ssl` can send exactly that (always true for None). `alpn` keeps order and GREASE; `versions` are the
-    offered protocol versions (0x0303 is TLS 1.2) without GREASE. `shape` are the bytes on which it depends whether a
+    offered protocol versions (0x0303 is TLS 1.2) without GREASE. `post_handshake_auth`: a server of TLS 1.3 may ask for
+    the client's certificate at any time (RFC 8446 section 4.2.6). `shape` are the bytes on which it depends whether a
     server's certificate will do: versions, cipher suites, curves, signatures. `size` is the number of bytes up to the
     end of the record that ends the hello.
     """
@@ -63,6 +65,7 @@ class ClientHello:
     versions: tuple[int, ...]
     pre_shared_key: bool
     early_data: bool
+    post_handshake_auth: bool
     encrypted_client_hello: bool
     shape: tuple[bytes, ...]
     size: int
@@ -71,6 +74,13 @@ class ClientHello:
     def modern(self) -> bool:
         """Whether TLS 1.2 or 1.3 is offered."""
         return TLS_1_2 in self.versions or TLS_1_3 in self.versions
+
+    @property
+    def askable(self) -> bool:
+        """Whether a server can ask for the client's certificate after the handshake: where TLS 1.3 is offered by
+        post-handshake authentication, else by a renegotiation.
+        """
+        return self.post_handshake_auth or TLS_1_3 not in self.versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +228,7 @@ def _read_message(body: _Reader, size: int) -> ClientHello:
         versions=_read_versions(extensions.get(_SUPPORTED_VERSIONS), legacy_version),
         pre_shared_key=_PRE_SHARED_KEY in extensions,
         early_data=_EARLY_DATA in extensions,
+        post_handshake_auth=_POST_HANDSHAKE_AUTH in extensions,
         encrypted_client_hello=_ENCRYPTED_CLIENT_HELLO in extensions,
         shape=(legacy_version.to_bytes(2), suites, *decisive),
         size=size,

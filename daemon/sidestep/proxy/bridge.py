@@ -27,7 +27,7 @@ from sidestep.model.condition import ConditionType
 from sidestep.policy.route import Rule
 from sidestep.protocols.detection import Detected, detect
 from sidestep.proxy.credentials import Credentials
-from sidestep.proxy.handshake import DownstreamHandshake, Failure, UpstreamHandshake, outcome
+from sidestep.proxy.handshake import DownstreamHandshake, Failure, UpstreamHandshake, asks_later, outcome
 from sidestep.proxy.loop import READ, Loop
 from sidestep.proxy.messages import PortSnapshot
 from sidestep.proxy.ports import LivePort
@@ -49,6 +49,9 @@ class Answers(Protocol):
 
     def report(self, port: LivePort, kind: ConditionType, text: str) -> None:
         """A condition met (or, with an empty text, no longer met) by connections of this port."""
+
+    def asked_later(self, port: LivePort) -> None:
+        """The app has asked for a client's certificate after the handshake."""
 
 
 class Judged(Protocol):
@@ -78,13 +81,14 @@ class Judged(Protocol):
 @dataclass(frozen=True, slots=True)
 class Offer:
     """What a client began with: its ClientHello as it came, what of it decides whether a certificate will do (see
-    `client_hello`), its server name and its ALPN list.
+    `client_hello`), its server name, its ALPN list, and whether servers may ask for its certificate later.
     """
 
     hello: bytes
     shape: Shape
     server_name: str | None
     alpn: tuple[str, ...]
+    askable: bool
 
 
 class Bridge:
@@ -105,6 +109,7 @@ class Bridge:
         self.ledger = reception.ledger
         self.server_name = offer.server_name
         self._alpn = offer.alpn
+        self._askable = offer.askable
         self._offer: Offer | None = offer
         """Kept until the client is answered."""
         self._upstream: UpstreamHandshake | None = None
@@ -132,8 +137,14 @@ class Bridge:
             credentials=self._reception.credentials,
             server_name=self.server_name,
             alpn=alpn,
+            askable=self._askable,
+            asked_later=self._asked_later,
             done=done,
         )
+
+    def _asked_later(self) -> None:
+        if self._judge.whole is None:
+            self._reception.asked_later(self.port)
 
     def _expected(self) -> PortSnapshot:
         """What the other end has to prove: the app as the port says, a developer's handler nothing."""
@@ -145,6 +156,10 @@ class Bridge:
     def _upstream_done(self, stream: TlsStream | None, chosen: str | None, failure: Failure | None) -> None:
         if stream is None:
             self._judge.end_to_end(failure or Failure(ConditionType.UPSTREAM_TLS_FAILED, "unknown"))
+            return
+        if self.port.asks_later and stream.state.version() == "TLSv1.2":
+            stream.close()
+            self._judge.end_to_end(asks_later(self.port.snapshot))
             return
         self._chosen = chosen
         for kind in (

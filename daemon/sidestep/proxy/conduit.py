@@ -237,6 +237,12 @@ class Conduit:
         """The protocol that handlers are spoken to in."""
         return self.relay.protocol or self.protocol
 
+    @property
+    def askable(self) -> bool:
+        """Whether the app could still ask for the client's certificate on this connection."""
+        pipe: _Pipe | None = self.relay.app.io
+        return pipe is not None and isinstance(pipe.stream, TlsStream) and pipe.stream.asked_later is not None
+
     def attach(self, leg: Leg, stream: Stream, *, watched: bool) -> None:
         """Give a leg its connected stream. `watched`: its descriptor is registered with the loop already."""
         pipe = self._pipe(leg)

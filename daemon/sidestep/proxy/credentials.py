@@ -9,8 +9,9 @@ upstream     (identity, trust, verification): the client side copies the ALPN li
              so one context serves every list; `Upstream.wrap` sets it right before
 
 A CertificateRequest of the app is seen through the context's message callback (private, and the only way: `ssl` shows
-no such event; a test pins it). The callback costs per TLS record, so an established connection is moved to a twin
-context without one.
+no such event; a test pins it). The callback costs per TLS record (1 microsecond), so an established connection is moved
+to a twin context without one. Those whose client an app could ask for a certificate after the handshake keep it:
+OpenSSL would answer in our name.
 
 Sessions for resumption are kept per (context, ALPN list, SNI, verified name): a resumed handshake skips the name check,
 so a session must never be offered under another name (measured: one of `app.test` was accepted for `evil.test`).
@@ -21,6 +22,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -40,18 +42,24 @@ _CERTIFICATE_REQUEST: Final = 13
 _Session = tuple[tuple[str, ...], str | None, str]
 
 
-def watch_certificate_requests(context: ssl.SSLContext, asked: set[int]) -> None:
-    """Have the descriptor of every connection whose server sends a CertificateRequest added to `asked`.
+def watch_certificate_requests(context: ssl.SSLContext, tell: Callable[[Any], None]) -> None:
+    """Call `tell(owner)` when the server of a connection of this context sends a CertificateRequest.
 
-    Sets OpenSSL's message callback past the Python wrapper, which converts every argument to an enum.
+    The owner is the `TlsStream` (or `ssl.SSLSocket`) to which the connection belongs. Sets OpenSSL's message callback
+    past the Python wrapper, which converts every argument to an enum.
     """
 
-    def on_message(connection: Any, direction: str, version: int, content: int, message: int, data: bytes) -> None:
+    def on_message(owner: Any, direction: str, version: int, content: int, message: int, data: bytes) -> None:
         del version, data
-        if message == _CERTIFICATE_REQUEST and content == _HANDSHAKE and direction == "read" and connection is not None:
-            asked.add(connection.fileno())
+        if message == _CERTIFICATE_REQUEST and content == _HANDSHAKE and direction == "read" and owner is not None:
+            tell(owner)
 
     ssl.SSLContext.__mro__[1]._msg_callback.__set__(context, on_message)  # type: ignore[attr-defined] # noqa: SLF001
+
+
+def presents(port: PortSnapshot) -> bool:
+    """Whether the app sees a certificate of ours in the place of its clients', because somebody chose that."""
+    return port.client_auth in ("require", "request") and bool(port.upstream_identity)
 
 
 class Upstream:
@@ -61,32 +69,43 @@ class Upstream:
         self._context = context
         self._quiet = quiet
         self._alpn: tuple[str, ...] = ()
-        self._requested: set[int] = set()
         self._sessions: OrderedDict[_Session, ssl.SSLSession] = OrderedDict()
-        self.confirms = not watches_requests
+        self.presents = not watches_requests
+        """A certificate of ours answers whenever the app asks for one."""
+        self.confirms = self.presents
         """A certificate is shown, and the app is expected to say something once it has judged it (TLS 1.3)."""
         if watches_requests:
-            watch_certificate_requests(context, self._requested)
+            watch_certificate_requests(context, TlsStream.certificate_requested)
 
-    def wrap(self, sock: Any, *, alpn: tuple[str, ...], server_name: str | None, verified_name: str) -> TlsStream:
-        """Begin a client handshake. Raises OSError or ValueError (a name that `ssl` cannot send)."""
+    def wrap(
+        self, sock: Any, *, alpn: tuple[str, ...], server_name: str | None, verified_name: str, askable: bool = False
+    ) -> TlsStream:
+        """Begin a client handshake. `askable`: a server could ask the client for a certificate after the handshake.
+
+        Raises OSError or ValueError (a name that `ssl` cannot send).
+        """
         context = self._context
+        context.post_handshake_auth = askable or self.presents
         if alpn != self._alpn:
             context.set_alpn_protocols(list(alpn))
             self._alpn = alpn
         if context.verify_mode != ssl.CERT_NONE:
             context.check_hostname = server_name is not None
-        self._requested.discard(sock.fileno())
         session = self._sessions.get((alpn, server_name, verified_name))
         return TlsStream(sock, context, server_side=False, server_name=server_name, session=session)
 
-    def asked_for_certificate(self, fd: int) -> bool:
-        """Whether the app sent a CertificateRequest in the last handshake on this descriptor."""
-        return fd in self._requested
+    def settle(
+        self, stream: TlsStream, *, askable: bool = False, asked_later: Callable[[], None] | None = None
+    ) -> None:
+        """Handshake done: stop watching its messages, unless the app may ask for the client's certificate in TLS 1.3.
 
-    def settle(self, stream: TlsStream) -> None:
-        """Handshake done: stop watching its messages."""
-        self._requested.discard(stream.fd)
+        (In TLS 1.2 that is a renegotiation, which OpenSSL refuses; the app then ends the connection by an alert.)
+        """
+        if stream.state.version() != "TLSv1.3":
+            stream.asked_later, stream.renegotiable = asked_later, True
+        elif askable and not self.presents:
+            stream.asked_later = asked_later
+            return
         if self._quiet is not self._context:
             stream.state.context = self._quiet
 
@@ -188,14 +207,14 @@ class Credentials:
 
     def upstream(self, port: PortSnapshot) -> Upstream:
         """The client contexts for a port. Raises OSError."""
-        presents = port.client_auth in ("require", "request") and bool(port.upstream_identity)
-        identity = port.upstream_identity if presents else ""
+        shows = presents(port)
+        identity = port.upstream_identity if shows else ""
         key = (identity, port.upstream_trust, port.skip_verify)
         upstream = self._upstream.get(key)
         if upstream is None:
             context = self._client_context(identity, port)
-            quiet = context if presents else self._client_context(identity, port, verify=False)
-            upstream = self._upstream[key] = Upstream(context, quiet, watches_requests=not presents)
+            quiet = context if shows else self._client_context(identity, port, verify=False)
+            upstream = self._upstream[key] = Upstream(context, quiet, watches_requests=not shows)
         return upstream
 
     def _client_context(self, identity: str, port: PortSnapshot, *, verify: bool = True) -> ssl.SSLContext:

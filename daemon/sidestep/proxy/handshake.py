@@ -56,6 +56,17 @@ def outcome(port: PortSnapshot) -> str:
     return "TLS is carried end to end"
 
 
+def asks_later(port: PortSnapshot) -> Failure:
+    """The app asks for client certificates after the handshake, which only its client can answer."""
+    number = port.number
+    return Failure(
+        ConditionType.CLIENT_CERTIFICATE_REQUESTED_LATER,
+        f"the app on port {number} asks clients for a certificate after the handshake (post-handshake authentication, "
+        f"renegotiation): for clients that it can ask, {outcome(port)}; where it was not known yet, the connection was "
+        f"ended unanswered (sidestep.dev/late-client-auth.{number}: enabled makes it known from the start)",
+    )
+
+
 def names_match(certificate: Mapping[str, object], name: str) -> bool:
     """Whether a certificate (`SSLSocket.getpeercert()`) names a DNS host; RFC 6125 6.4, wildcard in the first label."""
     name = name.lower().rstrip(".")
@@ -153,24 +164,31 @@ class UpstreamHandshake(_Handshake):
         credentials: Credentials,
         server_name: str | None,
         alpn: tuple[str, ...],
+        askable: bool,
+        asked_later: Callable[[], None],
         done: Callable[[TlsStream | None, str | None, Failure | None], None],
     ) -> None:
+        """`askable`: see `ClientHello`; `asked_later` is called if the app asks for a certificate later."""
         super().__init__(loop, timeout=TIMEOUT)
         self._port = port
         self._done = done
         self._server_name = server_name
         self._alpn = alpn
         self._name = server_name or port.upstream_name
-        self._fd = -1
+        self._askable = askable
+        self._asked_later = asked_later
+        self._tried: TlsStream | None = None
         try:
             self._upstream = credentials.upstream(port)
-            stream = self._upstream.wrap(sock, alpn=alpn, server_name=server_name, verified_name=self._name)
+            stream = self._upstream.wrap(
+                sock, alpn=alpn, server_name=server_name, verified_name=self._name, askable=askable
+            )
         except (OSError, ValueError, KeyError) as error:
             sock.close()
             failure = error if isinstance(error, OSError) else OSError(str(error))
             loop.later(0.0, lambda: self._fail(failure))
             return
-        self._fd = stream.fd
+        self._tried = stream
         self._start(stream, watched=False)
 
     def _finish(self, stream: TlsStream) -> None:
@@ -213,7 +231,7 @@ class UpstreamHandshake(_Handshake):
         self._loop.remove(stream.fd)
         failure = self._judge(stream)
         if failure is None:
-            self._upstream.settle(stream)
+            self._upstream.settle(stream, askable=self._askable, asked_later=self._asked_later)
             self._done(stream, stream.state.selected_alpn_protocol(), None)
         else:
             stream.close()
@@ -221,7 +239,7 @@ class UpstreamHandshake(_Handshake):
 
     def _judge(self, stream: TlsStream) -> Failure | None:
         where = f"port {self._port.number}"
-        if self._upstream.asked_for_certificate(stream.fd):
+        if stream.asked:
             return self._asked()
         if self._server_name is None and not self._port.skip_verify:
             certificate = stream.state.getpeercert() or {}
@@ -257,7 +275,7 @@ class UpstreamHandshake(_Handshake):
         )
 
     def _finish_failed(self, error: OSError) -> None:
-        if self._fd >= 0 and self._upstream.asked_for_certificate(self._fd):
+        if self._tried is not None and self._tried.asked:
             failure = self._asked()
         elif isinstance(error, ssl.SSLCertVerificationError):
             failure = self._unverified(error.verify_message)

@@ -29,8 +29,8 @@ from sidestep.protocols import client_hello
 from sidestep.protocols.detection import Detected, detect, is_greeting
 from sidestep.proxy.bridge import Bridge, Offer
 from sidestep.proxy.conduit import Conduit, Courier, Endpoint, Raw
-from sidestep.proxy.credentials import Credentials
-from sidestep.proxy.handshake import Failure
+from sidestep.proxy.credentials import Credentials, presents
+from sidestep.proxy.handshake import Failure, asks_later
 from sidestep.proxy.loop import BROKEN, READ, Loop, Timer
 from sidestep.proxy.ports import LivePort
 from sidestep.proxy.relays import relay_for, tapped, whole_rule
@@ -62,6 +62,9 @@ class Reception(Courier, Protocol):
 
     def report(self, port: LivePort, kind: ConditionType, text: str) -> None:
         """A condition met (or, with an empty text, no longer met) by connections of this port."""
+
+    def asked_later(self, port: LivePort) -> None:
+        """The app has asked for a client's certificate after the handshake."""
 
     def seen(self, port: LivePort, endpoint: Endpoint, *, tls: bool) -> None:
         """A connection began with a ClientHello, or with HTTP in clear."""
@@ -209,13 +212,19 @@ class Judge:
             self._end_to_end(
                 Failure(ConditionType.SNI_UNSUPPORTED, "a client sent a server name that cannot be sent on")
             )
+        elif hello.askable and self._asks_later():
+            self._end_to_end(asks_later(snapshot))
         elif not hello.modern or not all(0 < len(name) < 256 and name.isascii() for name in alpn):
             self._wire("tls-version" if not hello.modern else "alpn-not-ascii")
         else:
             name = hello.server_name.decode("ascii") if hello.server_name is not None else None
-            offer = Offer(data[: hello.size], hello.shape, name, alpn)
+            offer = Offer(data[: hello.size], hello.shape, name, alpn, hello.askable)
             self._bridge = Bridge(self, self._loop, self._port, self._reception, offer)
             self._bridge.begin()
+
+    def _asks_later(self) -> bool:
+        """Whether the app would ask this client for a certificate that only the client has."""
+        return self._port.asks_later and self.whole is None and not presents(self._port.snapshot)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:

@@ -111,6 +111,8 @@ class PortSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, 
     probe_timeout: float = 2.0
     app: str = ""
     """Tells one process of the app from the next: when it changes, what a probe found does not hold any more."""
+    asks_later: bool = False
+    """The app asks for client certificates after the handshake: clients that it can ask are carried end to end."""
 
 
 class Configure(Message):

@@ -53,6 +53,16 @@ class LivePort:
         self.server_first = False
         """The app began to speak on the last connection whose client did not: the next silent client is not waited
         for. Forgotten when a client begins with HTTP or TLS, when the snapshot changes and when the app restarts."""
+        self._asked_later = False
+
+    @property
+    def asks_later(self) -> bool:
+        """Whether the app asks clients for certificates after the handshake: by the daemon's word, or seen here."""
+        return self._asked_later or self.snapshot.asks_later
+
+    def asked_later(self) -> None:
+        """It was seen to."""
+        self._asked_later = True
 
     def replace(self, snapshot: PortSnapshot) -> None:
         """Apply a newer snapshot; running connections see its route from their next request on."""

@@ -80,7 +80,6 @@ class Probe:
         self._done: Callable[[Finding], None] | None = done
         self._sock: socket.socket | None = None
         self._stream: TlsStream | None = None
-        self._asked: set[int] = set()
         self._answer = b""
         self._timer: Timer = loop.later(timeout, self._give_up)
         self._dial: Dial | None = Dial(loop, host, port, self._connected)
@@ -120,7 +119,7 @@ class Probe:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         context.set_alpn_protocols(["h2", "http/1.1"])
-        watch_certificate_requests(context, self._asked)
+        watch_certificate_requests(context, TlsStream.certificate_requested)
         self._stream = stream = TlsStream(sock, context, server_side=False, server_name=self._server_name)
         self._sock = stream.sock
         self._loop.add(stream.fd, self._tls_ready, READ)
@@ -147,7 +146,7 @@ class Probe:
     def _succeeded(self, stream: TlsStream) -> Finding:
         chosen = stream.state.selected_alpn_protocol() or ""
         certificate = stream.state.getpeercert(True) or b""
-        asked = stream.fd in self._asked
+        asked = stream.asked
         stream.finish(notify=True)
         return Finding(True, http2=chosen == "h2", alpn=chosen, asks_certificate=asked, certificate=certificate)
 
@@ -157,7 +156,7 @@ class Probe:
             return UNKNOWN  # the app closed without an alert
         if reason in NOT_TLS:
             return Finding(False)
-        asked = self._stream is not None and self._stream.fd in self._asked
+        asked = self._stream is not None and self._stream.asked
         return Finding(True, asks_certificate=asked)
 
     # --- clear text -------------------------------------------------------------------------------------------------

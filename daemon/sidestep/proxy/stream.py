@@ -32,6 +32,8 @@ LEAST_READ: Final = 2048
 """Bytes of a read where what is read is dear."""
 TLS_READ: Final = 16384
 _RESET: Final = struct.pack("ii", 1, 0)
+RENEGOTIATION_REFUSED: Final = "SSLV3_ALERT_HANDSHAKE_FAILURE"
+"""OpenSSL's reason when a TLS 1.2 server ends a connection because we do not renegotiate (RFC 5246 section 7.4.1.1)."""
 
 
 _mirrors: Final[list[tuple[int, int]]] = []
@@ -126,15 +128,19 @@ class TlsStream:
     """
 
     __slots__ = (
+        "__weakref__",
         "_goodbye",
         "_over",
         "_read",
         "_write",
+        "asked",
+        "asked_later",
         "before_close",
         "early",
         "fd",
         "full",
         "ragged",
+        "renegotiable",
         "sock",
         "state",
     )
@@ -158,8 +164,14 @@ class TlsStream:
         # What SSLContext.wrap_socket does in the end (measured: together with `_mirrors` and `Loop._masks` 31 of 108
         # system calls per relayed connection, and a fifth of its CPU).
         self.state: Any = context._wrap_socket(  # type: ignore[attr-defined] # noqa: SLF001 - see the module
-            sock, server_side, server_name, owner=sock, session=session
+            sock, server_side, server_name, owner=self, session=session
         )
+        self.asked = False
+        """The server has asked for a certificate; known where `credentials.watch_certificate_requests` watches."""
+        self.asked_later: Callable[[], None] | None = None
+        """Called once, when the server asks for a certificate after the handshake."""
+        self.renegotiable = False
+        """It does so by a renegotiation, which OpenSSL refuses."""
         self.early = b""
         """What the peer said while its handshake was still being confirmed; whoever goes on reading takes it first."""
         self.before_close: Callable[[], None] | None = None
@@ -193,7 +205,9 @@ class TlsStream:
             self._over = True  # the peer's close_notify, after ours
             data = b""
         except ssl.SSLError as error:
-            if not (self.ragged or is_ragged_end(error)):
+            if self.asked or not (self.ragged or is_ragged_end(error)):
+                if error.reason == RENEGOTIATION_REFUSED and self.renegotiable:
+                    self._ask_later()
                 raise
             self.ragged = True
             data = b""
@@ -211,6 +225,25 @@ class TlsStream:
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             pass
         return taken
+
+    def certificate_requested(self) -> None:
+        """A CertificateRequest has arrived, and OpenSSL is about to answer it.
+
+        After the handshake the answer would be that there is no certificate, which an app may take for the client's
+        word. So nothing is sent any more, and the read that met the request fails.
+        """
+        self.asked = True
+        if self.asked_later is not None:
+            try:
+                self.sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+            self._ask_later()
+
+    def _ask_later(self) -> None:
+        call, self.asked_later = self.asked_later, None
+        if call is not None:
+            call()
 
     def narrow(self) -> None:
         """A record is read whole; see the module."""
@@ -292,7 +325,7 @@ class TlsStream:
         if call is not None:
             call()
         # Who closes a stream may be part of a cycle that is collected much later; OpenSSL's share is given back now.
-        self.state = None
+        self.state = self.asked_later = None
         self._read = self._write = _is_closed
 
 

@@ -41,6 +41,7 @@ from sidestep.proxy.credentials import Credentials
 from sidestep.proxy.datagrams import Datagrams, Key
 from sidestep.proxy.dial import Dial, Done, Naming
 from sidestep.proxy.handler_streams import HandlerStreams
+from sidestep.proxy.handshake import asks_later
 from sidestep.proxy.judge import Judge
 from sidestep.proxy.line import Line
 from sidestep.proxy.loop import Loop
@@ -250,6 +251,20 @@ class Worker:
                 port.conditions[kind] = text
             else:
                 port.conditions.pop(kind, None)
+
+    def asked_later(self, port: LivePort) -> None:
+        """The app asks clients for certificates after the handshake. Those it can ask come back to be carried."""
+        if port.asks_later:
+            return
+        port.asked_later()
+        failure = asks_later(port.snapshot)
+        self.report(port, failure.type, failure.text)
+        self._loop.later(0.0, lambda: self._send_back(port))
+
+    def _send_back(self, port: LivePort) -> None:
+        for conduit in [each for each in self._conduits if each.port is port and each.app_tls is not None]:
+            if conduit.relay.idle and conduit.askable:
+                conduit.retire()
 
     def dial_app(self, endpoint: Endpoint, done: Done) -> Callable[[], None]:
         """Connect to the app, named after the client if the app can be told."""

@@ -108,7 +108,7 @@ def test_this_python_shows_certificate_requests_to_the_message_callback(version,
     talk = Talk(pinned(version, clients=AUTHORITY.pem if asks else None))
     asked = set()
     context = client_tls(AUTHORITY.pem, certificate=CLIENT if asks else None)
-    watch_certificate_requests(context, asked)
+    watch_certificate_requests(context, lambda sock: asked.add(sock.fileno()))
     context.check_hostname = False
     with context.wrap_socket(talk.theirs) as sock:
         assert sock.version() == version
@@ -120,9 +120,8 @@ def test_this_python_shows_certificate_requests_to_the_message_callback(version,
 
 
 def test_the_message_callback_is_not_inherited_by_another_context():
-    asked = set()
     watched, other = (client_tls(AUTHORITY.pem) for _ in range(2))
-    watch_certificate_requests(watched, asked)
+    watch_certificate_requests(watched, print)
     assert other._msg_callback is None
 
 
@@ -137,9 +136,47 @@ def test_upstream_sees_that_the_app_asks(store, version):
             pass
     except ssl.SSLError:
         assert version == "TLSv1.2"  # there the app refuses in the handshake already
-    assert upstream.asked_for_certificate(stream.fd)
+    assert stream.asked
     stream.close()
     talk.end()
+
+
+def test_an_app_that_asks_after_the_handshake_gets_no_answer(store):
+    asked = []
+    server = pinned("TLSv1.3")
+    server.post_handshake_auth = True
+    server.load_verify_locations(cadata=AUTHORITY.pem.decode())
+    server.verify_mode = ssl.CERT_OPTIONAL
+    ours, theirs = socket.socketpair()
+    answers = []
+
+    def app():
+        with server.wrap_socket(theirs, server_side=True) as sock:
+            sock.settimeout(5)
+            sock.recv(1)
+            sock.verify_client_post_handshake()
+            sock.sendall(b"y")
+            try:
+                answers.append(sock.recv(1))
+            except OSError as error:
+                answers.append(type(error))
+
+    thread = threading.Thread(target=app)
+    thread.start()
+    upstream = store.upstream(port())
+    ours.settimeout(5)
+    stream = upstream.wrap(ours, alpn=(), server_name="app.test", verified_name="app.test", askable=True)
+    while stream.handshake():
+        pass
+    upstream.settle(stream, askable=True, asked_later=lambda: asked.append(True))
+    stream.write(b"x")
+    with pytest.raises(ssl.SSLError):
+        while stream.read() is None:
+            pass
+    assert asked == [True]
+    stream.close()
+    thread.join(10)
+    assert answers in ([b""], [ssl.SSLEOFError])
 
 
 @pytest.mark.parametrize(("auth", "shows"), [("auto", False), ("none", False), ("request", True), ("require", True)])
