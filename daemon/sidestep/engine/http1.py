@@ -15,6 +15,11 @@ order), `_diversion.exchange` is what a handler has to answer. Invariants:
   * Never both: a request is forwarded only when every earlier one that another side answers is complete, and a handler
     gets one request at a time. So all bytes for the client come from one leg, `side`, which is None between exchanges
     of handlers; bytes of any other leg belong to no request and never reach a client that awaits an answer.
+  * A request was diverted since the app was last asked (`_apart`): then its leg only looks idle. What the app says on
+    it answers no request, and its end is no end of the client's connection: the leg is retired in silence, and a request
+    for the app opens another one. So does one that finds the leg silent for a while, for the app may be closing it in
+    this very moment: nothing is ever sent twice. Without a diverted request in between all that is the client's, as
+    without us. A client that is left without an app leg has `idle_seconds`.
   * What the app says is forwarded before it is understood (`_responses` only watches); what a handler says is forwarded
     once its head is understood, so that there is a choice of what to say instead.
   * What the client says is forwarded when it is understood as far as the end of its head. What is not understood goes
@@ -69,6 +74,7 @@ class Http1Relay(Relay):
     """See the module. `tls` says whether the client came over TLS."""
 
     __slots__ = (
+        "_apart",
         "_discarded",
         "_diversion",
         "_few",
@@ -114,6 +120,8 @@ class Http1Relay(Relay):
         """Head of the last request that asked for another protocol."""
         self.side: Leg | None = None
         self._pending: deque[int] = deque()
+        self._apart = False
+        """A request was diverted since the app was last asked."""
         self._responses = ResponseReader(limits)
         self._wire: Wire | None = None
         self.client_ended = False
@@ -180,7 +188,7 @@ class Http1Relay(Relay):
                 self._diversion.read(exchange, data)
         elif leg.role is Role.TAP:
             self._taps.receive(leg, data)
-        elif self._wire is not None:
+        elif self._wire is not None and leg is not self._peers.spare:
             self._wire.receive(leg, data)
         else:
             self._stray(leg, data)
@@ -202,19 +210,23 @@ class Http1Relay(Relay):
                 self._wire.receive_eof(leg)
             else:
                 self._pass_end()
+        elif self._is_beside(leg):
+            self._gone(leg, orderly=True)
         elif self._wire is not None:
             self._wire.receive_eof(leg)
-        elif leg is not self.app:
-            self._diversion.leg_gone(leg, orderly=True)
-        elif self._diversion.exchange is not None:
+        elif self._state == _DISCARD:
+            return
+        elif self._apart:
             self._retire_app()
-        elif self._state != _DISCARD:
+        else:
             self.become_wire(None)
             self._wire_eof(leg)
 
     def opened(self, leg: Leg) -> None:
         """Learn that a leg is connected."""
         leg.open = True
+        if leg is self.app:
+            self._peers.drop_spare()
         exchange = self._diversion.exchange
         if exchange is not None and exchange.leg is leg:
             self._diversion.give(exchange)
@@ -223,7 +235,15 @@ class Http1Relay(Relay):
 
     def refused(self, leg: Leg) -> None:
         """Learn that a leg could not be connected: what a handler will not take goes to the app."""
-        if not self.app_after_all(leg):
+        if self.app_after_all(leg):
+            return
+        if leg is self.app and self._peers.take_spare():
+            if self.side is leg:
+                self.side = self.app
+            if self._wire is not None and self._wire.peer is leg:
+                self._wire.peer = self.app
+                self._wire.join()
+        else:
             self.lost(leg)
 
     def drained(self, leg: Leg) -> None:
@@ -246,13 +266,15 @@ class Http1Relay(Relay):
             return
         if leg is self.client:
             self.end(Ending.ABORT)
+        elif self._is_beside(leg):
+            self._gone(leg, orderly=False)
         elif self._wire is not None:
             self._wire.lost(leg)
-        elif leg is not self.app:
-            self._diversion.leg_gone(leg, orderly=False)
-        elif self._diversion.exchange is not None:
+        elif self._state == _DISCARD:
+            return
+        elif self._apart:
             self._retire_app()
-        elif self._state != _DISCARD:
+        else:
             self.end(Ending.ABORT)
 
     def expired(self, now: float) -> None:
@@ -294,6 +316,11 @@ class Http1Relay(Relay):
             and not self._pending
             and self._diversion.exchange is None
         )
+
+    @property
+    def left(self) -> bool:
+        """Whether the connection is idle and the app, whose timeouts end idle ones, has no part in it."""
+        return self.idle and not self._peers.app_in_use
 
     # --- the client -------------------------------------------------------------------------------------------------
 
@@ -357,9 +384,10 @@ class Http1Relay(Relay):
         if request.decision.taps:
             self._taps.begin(request, head)
         if rule is not None:
+            self._apart = True
             self._diversion.begin(rule, request, head)
         else:
-            app = self.side = self._peers.need_app()
+            app = self.side = self._ask_app()
             self._pending.append(request.flags & ANSWERED_BY)
             if 0 < body <= len(data) - end:
                 # The body is here too: both leave in one piece, which is `data` itself if that is all of it.
@@ -434,7 +462,7 @@ class Http1Relay(Relay):
                 self._diversion.finish(exchange)
             elif exchange.leg.open and exchange.given:
                 exchange.leg.end(Ending.FINISH)
-        elif self._peers.app_in_use:
+        elif self._peers.app_in_use and not self._apart:
             self.become_wire(None)
         else:
             self.end(Ending.CLOSE)
@@ -489,22 +517,45 @@ class Http1Relay(Relay):
     def _stray(self, leg: Leg, data: bytes) -> None:
         """Bytes that answer nothing."""
         if leg is not self.app:
-            self._peers.drop_handler(leg, Ending.ABORT)
-        elif self._diversion.exchange is not None:
+            self._gone(leg, orderly=False)
+        elif self._state >= _DISCARD:
+            return
+        elif self._apart:
             self._retire_app()
-        elif self._state < _DISCARD:
+        else:
             self.client.write(data)
             self.become_wire("h1-unsolicited-response")
+
+    def _ask_app(self) -> Leg:
+        """The app leg, for what the app is to be told now."""
+        app = self.app
+        if self._apart:
+            self._apart = False
+            if app.open and max(leg.active for leg in self.legs) - app.active > self._limits.fresh_seconds:
+                self._peers.renew_app()
+                self._responses = ResponseReader(self._limits)
+        return self._peers.need_app()
 
     def _retire_app(self) -> None:
         self._peers.retire_app()
         self._responses = ResponseReader(self._limits)
 
+    def _is_beside(self, leg: Leg) -> bool:
+        """Whether a leg is neither the client's nor the app's nor the one that the client is joined with."""
+        return leg is not self.app and (self._wire is None or leg is not self._wire.peer)
+
+    def _gone(self, leg: Leg, *, orderly: bool) -> None:
+        """A leg other than the app's is over, or says what it should not."""
+        if leg is self._peers.spare:
+            self._peers.drop_spare()
+        else:
+            self._diversion.leg_gone(leg, orderly=orderly)
+
     # --- from the diversion -----------------------------------------------------------------------------------------
 
     def fall_back(self, request: Judged, pieces: list[bytes]) -> None:
         """The app answers a request that no handler will."""
-        app = self.side = self._peers.need_app()
+        app = self.side = self._ask_app()
         self._pending.append(request.flags & ANSWERED_BY)
         for data in pieces:
             app.write(data)
@@ -566,7 +617,7 @@ class Http1Relay(Relay):
         if anomaly is not None:
             self.anomaly = anomaly
         self._taps.cut()
-        self._join(self._peers.need_app(), rest)
+        self._join(self._ask_app(), rest)
 
     def _join(self, peer: Leg, rest: bytes = b"", *, copies: tuple[Copy, ...] = ()) -> None:
         self._peers.end_all(Ending.CLOSE, but=peer)

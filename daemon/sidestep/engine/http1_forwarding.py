@@ -86,7 +86,7 @@ class ForwardingHttp1Relay(Http1Relay):
 
     def receive_eof(self, leg: Leg) -> None:
         """Take the end of a leg's bytes; when it is the app's, nothing of the client may follow unread."""
-        if leg is self.app and self._wire is None and self._diversion.exchange is None and not self.done:
+        if leg is self.app and self._wire is None and not self._apart and not self.done:
             self.end(Ending.CLOSE)
         else:
             super().receive_eof(leg)

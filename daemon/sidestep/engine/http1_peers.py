@@ -1,6 +1,11 @@
 """The legs that answer one HTTP/1 client: the app's, which may be closed idle and opened anew, and the handlers'; and
 those of copies.
 
+An app closes connections that are idle, and the app's may be idle while handlers keep the client's busy. So the leg is
+replaced before a request meets an app that is about to close it (`renew_app`). The old leg is `spare` until the new one
+is open, and in its place again when that is refused: an app that shuts down takes no connections, but serves those it
+has.
+
 Invariants: `relay.app` is the only app leg that is used; at most one handler leg per intercept uid; a leg that was
 ended stays in `relay.legs` at least until the shell has seen its ending and written what waits, and is forgotten when
 a later leg is made, so that the list does not grow with the number of requests.
@@ -15,13 +20,15 @@ from sidestep.policy.route import Rule
 class Peers:
     """Makes and ends the legs beside the client's."""
 
-    __slots__ = ("_asked", "_ended", "_handlers", "_relay")
+    __slots__ = ("_asked", "_ended", "_handlers", "_relay", "spare")
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
         self._asked = False
         self._handlers: dict[str, Leg] = {}
         self._ended: list[Leg] = []
+        self.spare: Leg | None = None
+        """The app leg before this one, while this one is being opened."""
 
     @property
     def app_in_use(self) -> bool:
@@ -38,11 +45,40 @@ class Peers:
         return relay.app
 
     def retire_app(self) -> None:
-        """The app closed its idle connection: the next request for it takes a new one."""
+        """The app gave up its idle connection: the next request for it takes a new one."""
+        self._relay.app.end(Ending.CLOSE)
+        self._replace_app()
+
+    def renew_app(self) -> None:
+        """The next request for the app takes a new connection, and this one if none can be had."""
+        self.drop_spare()
+        self.spare = self._relay.app
+        self._replace_app()
+
+    def _replace_app(self) -> None:
         old = self._relay.app
-        old.end(Ending.CLOSE)
         self._relay.app = self._make(Leg(old.role, old.rule))
         self._asked = False
+
+    def drop_spare(self) -> None:
+        """The app leg before this one is not needed any more."""
+        if self.spare is not None:
+            self.spare.end(Ending.CLOSE)
+            self.spare = None
+
+    def take_spare(self) -> bool:
+        """The app leg was refused: go on with the one before, if there is one."""
+        spare, self.spare = self.spare, None
+        if spare is None:
+            return False
+        refused = self._relay.app
+        for data in refused.out:
+            spare.write(data)
+        refused.out.clear()
+        refused.queued = 0
+        refused.end(Ending.ABORT)
+        self._relay.app = spare
+        return True
 
     def handler(self, rule: Rule) -> tuple[Leg, bool]:
         """The handler leg of an intercept, and whether it served before."""
@@ -66,7 +102,9 @@ class Peers:
         self._end(leg, ending)
 
     def end_all(self, ending: Ending, *, but: Leg | None = None) -> None:
-        """End every leg but the client's and one other."""
+        """End every leg but the client's and one other; the app's leg keeps its spare one."""
+        if but is not self._relay.app:
+            self.drop_spare()
         for leg in (self._relay.app, *self._handlers.values()):
             if leg is not but:
                 self._end(leg, ending)

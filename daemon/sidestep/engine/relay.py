@@ -95,11 +95,11 @@ class Ending(enum.IntEnum):
 
 
 class Leg:
-    """One end of a connection. `io` belongs to the shell; everything else is written by the engine only,
+    """One end of a connection. `io` and `active` belong to the shell; everything else is written by the engine only,
     except `queued`, from which the shell subtracts what it wrote, and `out`, which it empties.
     """
 
-    __slots__ = ("ending", "io", "open", "out", "queued", "role", "rule")
+    __slots__ = ("active", "ending", "io", "open", "out", "queued", "role", "rule")
 
     def __init__(self, role: Role, rule: Rule | None = None, *, is_open: bool = False) -> None:
         self.role = role
@@ -109,6 +109,8 @@ class Leg:
         self.queued = 0
         self.ending = Ending.NONE
         self.io: Any = None
+        self.active = 0.0
+        """When it was connected or bytes last came from it, in monotonic seconds."""
 
     def write(self, data: bytes) -> None:
         """Queue bytes for the peer."""
@@ -291,4 +293,9 @@ class Relay:
     @property
     def idle(self) -> bool:
         """Whether no exchange is in flight, so that a draining proxy may close the connection."""
+        return False
+
+    @property
+    def left(self) -> bool:
+        """Whether it is idle and nobody but us would ever end it."""
         return False

@@ -90,6 +90,11 @@ class TappedRelay(Relay):
         """Whether no exchange is in flight."""
         return self.inner.idle
 
+    @property
+    def left(self) -> bool:
+        """Whether it is idle and nobody but us would ever end it."""
+        return self.inner.left
+
     def passes(self, leg: Leg, data: bytes) -> Leg | None:
         """Hot path: as Relay.passes."""
         inner = self.inner

@@ -68,6 +68,9 @@ class Http1Limits:
     """Bytes of an unwanted request body read after the last answer, so that the client can read that answer."""
     head_seconds: float = 5.0
     """Seconds a begun request head is waited for; then the app judges the client's pace itself."""
+    fresh_seconds: float = 0.1
+    """Seconds without a word of the app after which it may be about to close its connection as idle, although handlers
+    kept the client's busy. Below the idle timeouts of servers (from 1 s), and long enough to dial seldom."""
 
 
 LIMITS = Http1Limits()

@@ -249,6 +249,7 @@ class Conduit:
         pipe.stream = stream
         pipe.mask = READ
         leg.open = True
+        leg.active = self._loop.now
         if watched:
             self._loop.rebind(stream.fd, pipe.ready, READ)
         else:
@@ -276,7 +277,7 @@ class Conduit:
         """
         relay = self.relay
         leg = pipe.leg
-        self.active = self._loop.now
+        self.active = leg.active = self._loop.now
         try:
             data = stream.read()
             if data:

@@ -63,6 +63,10 @@ RESERVED_FDS: Final = 64
 """Descriptors kept free of connections: listeners, credentials, the channel."""
 FDS_PER_CONNECTION: Final = 6
 """Client, app, and two pipes while a wire is blocked both ways."""
+LEFT_IDLE: Final = 3600.0
+"""Seconds an idle client is kept that has no connection to an app that would end it; Envoy's default."""
+SWEEP: Final = 60.0
+"""Seconds between two looks for such clients."""
 FLUSH: Final = 1.0
 """Seconds for the last copies, and for the last words to clients, once nothing else is left to drain."""
 
@@ -105,6 +109,7 @@ class Worker:
         gc.set_threshold(20_000, 20, 50)
         self._line.watch()
         self._beat()
+        self._loop.later(SWEEP, self._sweep)
         self._loop.run()
 
     # --- control channel --------------------------------------------------------------------------------------------
@@ -384,6 +389,12 @@ class Worker:
         """End connections that have been idle for a while: a busy client is idle between any two of its requests."""
         latest = self._loop.now - grace
         for conduit in [conduit for conduit in self._conduits if conduit.relay.idle and conduit.active <= latest]:
+            conduit.retire()
+
+    def _sweep(self) -> None:
+        self._loop.later(SWEEP, self._sweep)
+        latest = self._loop.now - LEFT_IDLE
+        for conduit in [conduit for conduit in self._conduits if conduit.active <= latest and conduit.relay.left]:
             conduit.retire()
 
     def _exit_when_drained(self) -> None:

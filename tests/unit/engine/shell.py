@@ -33,6 +33,7 @@ class Shell:
         self.waiting: list[Leg] = []
         self.shut: dict[int, Ending] = {}
         self.largest = 0
+        self.now = 0.0
         self.late = False
         """What is deferred waits for `copy`; otherwise it is done after each call."""
         self.stuck: set[int] = set()
@@ -53,6 +54,7 @@ class Shell:
 
     def receive(self, leg: Leg, data: bytes) -> None:
         assert data
+        leg.active = self.now
         before = self._seen()
         to = self.relay.passes(leg, data)
         assert self._seen() == before, "`passes` changed what the shell looks at"
@@ -84,6 +86,7 @@ class Shell:
     def open(self, leg: Leg) -> None:
         self.waiting.remove(leg)
         leg.open = True
+        leg.active = self.now
         self.relay.opened(leg)
         self._settle()
 
@@ -148,6 +151,7 @@ class Shell:
                     if not leg.ending or (leg.role is Role.TAP and leg.out):
                         self.waiting.remove(leg)
                         leg.open = True
+                        leg.active = self.now
                         relay.opened(leg)
         for leg in relay.legs:
             if leg not in self.legs:

@@ -204,10 +204,10 @@ def test_an_app_that_speaks_first_makes_a_wire():
 
 def test_an_idle_timeout_notice_of_the_app_reaches_an_idle_client():
     shell = http1(rule())
-    shell.client(A)
-    shell.app(OK_A)
     shell.client(B)
     shell.handler(OK_B)
+    shell.client(A)
+    shell.app(OK_A)
     shell.app(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n")
     shell.eof(shell.relay.app)
     assert shell.to_client.endswith(b"Connection: close\r\n\r\n")
