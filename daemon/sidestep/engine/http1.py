@@ -15,11 +15,11 @@ order), `_diversion.exchange` is what a handler has to answer. Invariants:
   * Never both: a request is forwarded only when every earlier one that another side answers is complete, and a handler
     gets one request at a time. So all bytes for the client come from one leg, `side`, which is None between exchanges
     of handlers; bytes of any other leg belong to no request and never reach a client that awaits an answer.
-  * A request was diverted since the app was last asked (`_apart`): then its leg only looks idle. What the app says on
-    it answers no request, and its end is no end of the client's connection: the leg is retired in silence, and a request
-    for the app opens another one. So does one that finds the leg silent for a while, for the app may be closing it in
-    this very moment: nothing is ever sent twice. Without a diverted request in between all that is the client's, as
-    without us. A client that is left without an app leg has `idle_seconds`.
+  * Once a request was diverted since the app was last asked (`_apart`), the app's leg is idle and the client is not.
+    What the app says on it answers no request, and its end does not end the client's connection: the leg is retired in
+    silence, and the next request for the app opens another one. So does one that finds the leg silent for a while,
+    because the app may be about to close it, and a request is never sent twice. As long as nothing was diverted in
+    between, all that is passed on, as without us. An idle client without an app leg is `left`.
   * What the app says is forwarded before it is understood (`_responses` only watches); what a handler says is forwarded
     once its head is understood, so that there is a choice of what to say instead.
   * What the client says is forwarded when it is understood as far as the end of its head. What is not understood goes
