@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from sidestep.netns import Netns
 from sidestep.steering import Steering, compile_program
 from tests.bench.arena import DIRECT_TLS, HAPROXY_TLS, Arena, arena
 from tests.bench.cpu import cpu_seconds
+from tests.bench.crowd import many_pods, pod_document
 from tests.bench.figure import Figure
 from tests.bench.load import Load, h2load
 from tests.bench.sessions import sessions, spec
 from tests.harness import manifests, namespaces
 from tests.harness.cli import intercept
-from tests.harness.namespaces import pod_namespace, run
+from tests.harness.namespaces import pod_namespace
 from tests.harness.nginx import client_context
 from tests.harness.node import node
 from tests.harness.peers import Client, Server, http_app
@@ -149,23 +148,6 @@ def private_mib(pid: int) -> float:
     return total / 1024
 
 
-@contextlib.contextmanager
-def many_pods(count: int) -> Iterator[list[tuple[str, str]]]:
-    """Namespaces with an address each and nothing else; (name, address)."""
-    made: list[tuple[str, str]] = []
-    try:
-        for number in range(count):
-            name, address = f"sdb-{os.getpid()}-{number}", f"10.98.{number // 250}.{number % 250 + 1}"
-            run("ip", "netns", "add", name)
-            made.append((name, address))
-            run("ip", "-n", name, "addr", "add", f"{address}/32", "dev", "lo")
-            run("ip", "-n", name, "link", "set", "lo", "up")
-        yield made
-    finally:
-        for name, _ in made:
-            run("ip", "netns", "del", name)
-
-
 def hundred_pods(folder: Path, *, count: int = 100) -> list[Figure]:
     """All steered, memory of the daemon, PSS of a proxy (what a pod costs among many), idle CPU."""
     connections = memory(folder / "connections")
@@ -178,20 +160,9 @@ def hundred_pods(folder: Path, *, count: int = 100) -> list[Figure]:
             stack.enter_context(
                 Server(http_app, netns=namespaces.Netns(name), address=address, port=8080, record=False)
             )
-            documents.append(
-                {
-                    "apiVersion": "v1",
-                    "kind": "Pod",
-                    "metadata": {
-                        "name": f"web-{number}",
-                        "namespace": "shop",
-                        "labels": {"app": "web"},
-                        "annotations": {"sidestep.dev/netns": f"/run/netns/{name}"},
-                    },
-                    "spec": {"containers": [{"name": "app", "ports": [{"containerPort": 8080}]}]},
-                    "status": {"phase": "Running", "podIP": address},
-                }
-            )
+            document = pod_document(f"web-{number}", name, address)
+            document["metadata"]["labels"] = {"app": "web"}
+            documents.append(document)
         daemon.write("web.yaml", *documents)
         daemon.start()
         begin = time.monotonic()

@@ -32,6 +32,7 @@ class _Heard:
 
     def interrupted(self, reason: str) -> None:
         """As Listener.interrupted."""
+        self.active = 0
 
     def handler_refused(self, opening: StreamOpening, reason: str) -> None:
         """As Listener.handler_refused."""
@@ -45,35 +46,78 @@ def spec(port: int, name: str, value: str) -> SessionSpec:
     )
 
 
+class Held:
+    """Sessions in a thread of their own; made by `held`."""
+
+    def __init__(self, socket: Path, handler: int) -> None:
+        self._client = LocalClient(socket)
+        self._settings = HandlerSettings(port=handler, plaintext=True)
+        self._heard: list[_Heard] = []
+        self._held: list[Session] = []
+        self._running: list[asyncio.Task[object]] = []
+        self._loop = asyncio.new_event_loop()
+        self._ended = asyncio.Event()
+        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._hold()), name="sessions")
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether no session has failed."""
+        return self._thread.is_alive()
+
+    def add(self, specs: Sequence[SessionSpec]) -> None:
+        """Begin these."""
+        made = [_Heard() for _ in specs]
+        self._heard += made
+        self._loop.call_soon_threadsafe(self._begin, list(zip(specs, made, strict=True)))
+
+    def active(self) -> int:
+        """How many are active on a pod, by what they heard last. AssertionError when one has failed."""
+        assert self.alive, "a session has failed"
+        return sum(1 for each in self._heard if each.active)
+
+    def forget(self) -> None:
+        """Take what was heard so far for void."""
+        for each in self._heard:
+            each.active = 0
+
+    def close(self) -> None:
+        """End all."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join(20)
+        self._loop.close()
+
+    def _begin(self, wanted: Sequence[tuple[SessionSpec, _Heard]]) -> None:
+        for each, listener in wanted:
+            session = Session(client=self._client, spec=each, handler=Handler(self._settings), listener=listener)
+            self._held.append(session)
+            task: asyncio.Task[object] = self._loop.create_task(session.run())
+            task.add_done_callback(lambda _task: self._ended.set())
+            self._running.append(task)
+
+    async def _hold(self) -> None:
+        await self._ended.wait()
+        for each in self._held:
+            each.stop()
+        await asyncio.gather(*self._running)
+
+
+@contextlib.contextmanager
+def held(socket: Path, *, handler: int) -> Iterator[Held]:
+    """A place for sessions, to which more may be added; `handler` is the local port."""
+    place = Held(socket, handler)
+    try:
+        yield place
+    finally:
+        place.close()
+
+
 @contextlib.contextmanager
 def sessions(socket: Path, specs: Sequence[SessionSpec], *, handler: int, wait: bool = True) -> Iterator[None]:
     """Hold these intercepts, in a thread; `handler` is the local port. `wait`: until all are active on a pod."""
-    heard = [_Heard() for _ in specs]
-    ended = asyncio.Event()
-    loop = asyncio.new_event_loop()
-
-    async def hold() -> None:
-        client = LocalClient(socket)
-        settings = HandlerSettings(port=handler, plaintext=True)
-        held = [
-            Session(client=client, spec=each, handler=Handler(settings), listener=listener)
-            for each, listener in zip(specs, heard, strict=True)
-        ]
-        running = [asyncio.create_task(each.run()) for each in held]
-        await ended.wait()
-        for each in held:
-            each.stop()
-        await asyncio.gather(*running)
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(hold()), name="sessions")
-    thread.start()
-    try:
+    with held(socket, handler=handler) as place:
+        place.add(specs)
         if wait:
-            until(lambda: not thread.is_alive() or all(each.active for each in heard), within=30, what="the intercepts")
-            assert thread.is_alive()
+            until(lambda: place.active() == len(specs), within=30, what="the intercepts")
         yield
-    finally:
-        if thread.is_alive():
-            loop.call_soon_threadsafe(ended.set)
-        thread.join(20)
-        loop.close()
