@@ -214,9 +214,7 @@ def _views(
         if resource.intercept is not None:
             for key in _covered(resource.intercept, inventory):
                 covering.setdefault(key, []).append(resource.display)
-    return tuple(
-        _view(name, found, inventory, covering, conditions) for name, found in sorted(surveys.items(), key=_first)
-    )
+    return tuple(_view(name, found, covering, conditions) for name, found in sorted(surveys.items(), key=_first))
 
 
 def _first(item: tuple[tuple[str, str, str], object]) -> tuple[str, str, str]:
@@ -233,7 +231,6 @@ def _covered(intercept: Intercept, inventory: Inventory) -> list[PodKey]:
 def _view(
     name: tuple[str, str, str],
     surveys: list[PodSurvey],
-    inventory: Inventory,
     covering: dict[PodKey, list[str]],
     conditions: dict[PodKey | None, list[ConditionView]],
 ) -> WorkloadView:
@@ -246,7 +243,7 @@ def _view(
         for condition in found.conditions:
             stated[ConditionView(condition.type.value, condition.subject, condition.text)] = None
         for each in found.ports:
-            ports.setdefault((each.port.number, each.port.transport.value), _port(found, each, inventory))
+            ports.setdefault((each.port.number, each.port.transport.value), _port(each))
     return WorkloadView(
         namespace=name[0],
         kind=name[1],
@@ -258,14 +255,8 @@ def _view(
     )
 
 
-def _port(found: PodSurvey, each: PortSurvey, inventory: Inventory) -> PortView:
+def _port(each: PortSurvey) -> PortView:
     protocol = each.protocol
-    leading = tuple(
-        f"{service.name}:{port.number}"
-        for service in inventory.services_of(found.pod)
-        for port in service.ports
-        if port in each.resolved.service_ports
-    )
     return PortView(
         number=each.port.number,
         transport=each.port.transport.value,
@@ -274,7 +265,7 @@ def _port(found: PodSurvey, each: PortSurvey, inventory: Inventory) -> PortView:
         http2=protocol.http2.value,
         known=protocol.source if protocol.source != "probing" else "not known yet",
         name=each.port.name,
-        service_ports=leading,
+        service_ports=each.resolved.services,
     )
 
 

@@ -12,6 +12,8 @@ In: a pod with its owners' annotations, the namespace's and the node's. Out: `Po
 - A pod or its owner naming a port that the pod lacks is a problem. Namespace and node speak for many pods, most of
   which lack some port: there it is not.
 - A problem affects its own annotation and port, nothing else.
+- A pod's author chooses how many ports and annotations there are: the work is linear in both, and what is dear (a guess
+  at what a misspelt name means) is done for the first few and remembered.
 
 Whether the certificate can be read and is any good is found out later, by whoever reads it.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import functools
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -35,6 +38,11 @@ DEFAULT_PROBE_TIMEOUT = 2.0
 """Seconds (design, section 5)."""
 MAX_PROBLEMS = 64
 """Problems reported for one pod; annotations are written by many hands and may be many."""
+
+MAX_HINTS = 8
+"""Misspelt names of one pod for which the right one is guessed; a guess costs 300 microseconds."""
+REMEMBERED_HINTS = 256
+"""Guesses that are remembered: a namespace's mistake is that of all its pods."""
 
 _T = TypeVar("_T")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
@@ -143,8 +151,16 @@ def resolve(
     sources = _sources(pod, namespace_annotations, node_annotations)
     declared = {port.number for port in pod.ports if port.transport is Transport.TCP}
     ports = sorted(declared | set(extra_ports))
-    problems = [problem for source in sources for problem in _misaddressed(pod, source, frozenset(ports))]
-    resolved = {number: _port(pod, number, sources, problems) for number in ports}
+    problems: list[AnnotationProblem] = []
+    for source in sources:
+        problems += _misaddressed(pod, source, frozenset(ports), before=len(problems))
+    containers = _declaring(pod)
+    spoken_of = _ports_spoken_of(sources)
+    resolved = {}
+    for number in ports:
+        plain = PortTls(port=number, containers=containers.get(number, pod.containers))
+        spoken = spoken_of is None or number in spoken_of
+        resolved[number] = _port(pod, plain, sources, problems) if spoken else plain
     # One bad default is one problem, however many ports it was read for.
     return PodTls(resolved, tuple(dict.fromkeys(problems))[:MAX_PROBLEMS])
 
@@ -162,20 +178,26 @@ def _sources(pod: Pod, namespace: Mapping[str, str], node: Mapping[str, str]) ->
 # --- annotations that reach no port ---------------------------------------------------------------------------------
 
 
-def _misaddressed(pod: Pod, source: _Source, ports: frozenset[int]) -> list[AnnotationProblem]:
-    """Problems with the names of this source's annotations: misspelt, without port, with a port that cannot be."""
-    problems = []
+def _misaddressed(pod: Pod, source: _Source, ports: frozenset[int], *, before: int) -> list[AnnotationProblem]:
+    """Problems with the names of this source's annotations: misspelt, without port, with a port that cannot be.
+
+    `before` is how many problems the pod has already: what is beyond MAX_PROBLEMS is not looked for.
+    """
+    problems: list[AnnotationProblem] = []
     for annotation, value in source.annotations.items():
-        reason = _naming_fault(pod, annotation, source, ports)
+        if before + len(problems) >= MAX_PROBLEMS:
+            break
+        guess = before + len(problems) < MAX_HINTS
+        reason = _naming_fault(pod, annotation, source, ports, guess=guess)
         if reason:
             problems.append(AnnotationProblem(annotation, value, reason, f"pod {pod.key}", source.origin))
     return problems
 
 
-def _naming_fault(pod: Pod, annotation: str, source: _Source, ports: frozenset[int]) -> str:
+def _naming_fault(pod: Pod, annotation: str, source: _Source, ports: frozenset[int], *, guess: bool) -> str:
     base, dot, suffix = _split(annotation)
     if base not in names.PER_PORT:
-        return _spelling_fault(annotation)
+        return _spelling_fault(annotation, guess=guess)
     if not dot:
         return "" if source.any_port else f"has no port: write {base}.PORT with the number of a container port"
     if not _PORT.fullmatch(suffix) or int(suffix) > 65535:
@@ -196,12 +218,17 @@ def _split(annotation: str) -> tuple[str, str, str]:
     return domain + slash + base, dot, suffix
 
 
-def _spelling_fault(annotation: str) -> str:
+def _spelling_fault(annotation: str, *, guess: bool) -> str:
     if not annotation.startswith(names.LOOKALIKES):
         return ""
-    close = difflib.get_close_matches(_split(annotation)[0][:100], names.PER_PORT, n=1)
-    hint = f": did you mean {close[0]}.PORT?" if close else ""
+    close = _closest(_split(annotation)[0][:100]) if guess else ""
+    hint = f": did you mean {close}.PORT?" if close else ""
     return f"is not an annotation that Sidestep knows{hint}"
+
+
+@functools.lru_cache(maxsize=REMEMBERED_HINTS)
+def _closest(name: str) -> str:
+    return next(iter(difflib.get_close_matches(name, names.PER_PORT, n=1)), "")
 
 
 def _suffix_fault(pod: Pod, base: str, suffix: str) -> str:
@@ -214,17 +241,35 @@ def _suffix_fault(pod: Pod, base: str, suffix: str) -> str:
 # --- the settings of one port ---------------------------------------------------------------------------------------
 
 
-def _port(pod: Pod, number: int, sources: tuple[_Source, ...], problems: list[AnnotationProblem]) -> PortTls:
-    declaring = tuple(
-        dict.fromkeys(
-            port.container
-            for port in pod.ports
-            if port.number == number and port.transport is Transport.TCP and port.container
-        )
-    )
-    reader = _Reader(pod, number, sources, problems, {})
-    settings = PortTls(
-        port=number,
+def _declaring(pod: Pod) -> dict[int, tuple[str, ...]]:
+    """The containers that declare each TCP port."""
+    found: dict[int, dict[str, None]] = {}
+    for port in pod.ports:
+        if port.transport is Transport.TCP and port.container:
+            found.setdefault(port.number, {})[port.container] = None
+    return {number: tuple(containers) for number, containers in found.items()}
+
+
+def _ports_spoken_of(sources: tuple[_Source, ...]) -> frozenset[int] | None:
+    """The ports that an annotation names; None: one is about all of them."""
+    found = set()
+    for source in sources:
+        for annotation in source.annotations:
+            base, dot, suffix = _split(annotation)
+            if base not in names.PER_PORT:
+                continue
+            if not dot and source.any_port:
+                return None
+            if _PORT.fullmatch(suffix):
+                found.add(int(suffix))
+    return frozenset(found)
+
+
+def _port(pod: Pod, plain: PortTls, sources: tuple[_Source, ...], problems: list[AnnotationProblem]) -> PortTls:
+    """The settings of a port of which some annotation speaks; `plain` are those that it has without any."""
+    reader = _Reader(pod, plain.port, sources, problems, {})
+    settings = replace(
+        plain,
         downstream=reader.certificate(names.DOWNSTREAM_PATH, names.DOWNSTREAM_SECRET),
         upstream=reader.certificate(names.UPSTREAM_PATH, names.UPSTREAM_SECRET),
         skip_verify=reader.value(names.SKIP_VERIFY, parse_switch, default=False),
@@ -232,7 +277,6 @@ def _port(pod: Pod, number: int, sources: tuple[_Source, ...], problems: list[An
         client_auth=reader.value(names.CLIENT_AUTH, _client_auth, default=ClientAuth.AUTO),
         forward_client_cert=reader.value(names.FORWARD_CLIENT_CERT, parse_switch, default=False),
         late_client_auth=reader.value(names.LATE_CLIENT_AUTH, parse_switch, default=False),
-        containers=declaring or pod.containers,
     )
     return replace(settings, origins=dict(reader.origins))
 

@@ -11,6 +11,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sidestep.model.inventory_index import InventoryIndex
 from sidestep.model.pod import Pod, PodKey, Service
 
 DEFAULT_NAMESPACE = "default"
@@ -116,19 +117,20 @@ class Inventory:
     namespaces: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     nodes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     workloads: Mapping[WorkloadKey, Workload] = field(default_factory=dict)
+    _index: InventoryIndex | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def index(self) -> InventoryIndex:
+        """Lookups that do not go through everything; built when it is first asked for."""
+        if self._index is None:
+            # The one field that is set later: it holds nothing that is not in the others.
+            object.__setattr__(self, "_index", InventoryIndex(self.pods, self.services, self.workloads))
+        assert self._index is not None  # noqa: S101 - set above
+        return self._index
 
     def services_of(self, pod: Pod) -> tuple[Service, ...]:
         """Services that select the pod, ordered by name. A Service without selector selects nothing."""
-        found = (
-            service
-            for service in self.services
-            if service.namespace == pod.key.namespace
-            and (
-                (service.selector and labels_match(service.selector, pod.labels))
-                or (service.pods and pod.key in service.pods)
-            )
-        )
-        return tuple(sorted(found, key=lambda service: service.name))
+        return self.index.services_of(pod)
 
     def secret(self, namespace: str, name: str) -> Secret | None:
         """The Secret, or None when there is none of this name."""

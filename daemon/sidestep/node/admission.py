@@ -18,7 +18,8 @@ from sidestep.node.refusals import filter_refusal, refusal_of
 from sidestep.node.survey import CertificateKey, Side, survey
 from sidestep.policy.conflicts import Claim, check, claim_of
 from sidestep.policy.matching import compile_filter
-from sidestep.policy.workloads import pods_of, resolve_port
+from sidestep.policy.pod_ports import ports_of
+from sidestep.policy.workloads import pods_of
 
 
 def admit(
@@ -58,7 +59,7 @@ def _port_refusal(
     node_annotations: Mapping[str, str],
 ) -> str:
     try:
-        resolved = resolve_port(new.port, pod, inventory.services_of(pod), transport=new.transport)
+        resolved = ports_of(pod, inventory).resolve(new.port, transport=new.transport)
     except RefusedError as error:
         return str(error)
     if not new.reads_requests:

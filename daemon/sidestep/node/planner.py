@@ -29,7 +29,8 @@ from sidestep.node.port_plan import port_plan
 from sidestep.node.refusals import filter_refusal, refusal_of, refusal_type
 from sidestep.node.survey import CertificateKey, PodSurvey, Side, port_subject, survey
 from sidestep.policy.conflicts import Claim, admit, claim_of
-from sidestep.policy.workloads import pods_of, resolve_port
+from sidestep.policy.pod_ports import ports_of
+from sidestep.policy.workloads import pods_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -139,7 +140,7 @@ def _spread(intercept: Intercept, inventory: Inventory, draft: _Draft) -> None:
     for key in draft.coverage[intercept.uid]:
         pod = inventory.pods[key]
         try:
-            found = resolve_port(intercept.port, pod, inventory.services_of(pod), transport=intercept.transport)
+            found = ports_of(pod, inventory).resolve(intercept.port, transport=intercept.transport)
         except RefusedError as error:
             draft.refuse([intercept], key, Condition(ConditionType.PORT_UNKNOWN, f"pod {key}", str(error)))
             continue

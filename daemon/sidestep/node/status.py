@@ -19,7 +19,6 @@ from sidestep import __version__
 from sidestep.config.annotations import CertificateSource, SourceKind
 from sidestep.model.condition import Condition
 from sidestep.model.intercept import Intercept
-from sidestep.model.inventory import Inventory
 from sidestep.model.pod import PodKey, Transport
 from sidestep.node import pem
 from sidestep.node.certificates import Certificates
@@ -55,6 +54,9 @@ class SessionViews(Protocol):
 
     def intercepts(self) -> tuple[Intercept, ...]:
         """All intercepts."""
+
+    def intercept(self, uid: str) -> Intercept | None:
+        """One of them."""
 
 
 class NodeStatusView:
@@ -117,14 +119,16 @@ class NodeStatusView:
         for intercept in self._sessions.intercepts():
             for key in plan.coverage.get(intercept.uid, ()):
                 covering.setdefault(key, []).append(intercept.display)
-        return tuple(self._workload_view(name, found, covering, inventory) for name, found in sorted(surveys.items()))
+        return tuple(self._workload_view(name, found, covering) for name, found in sorted(surveys.items()))
 
     def state(self, intercept_uid: str) -> State:
         """The pods of an intercept, and the conditions that concern it."""
         plan = self._controller.plan
         pods = plan.coverage.get(intercept_uid, ())
-        subjects = {f"{each.kind} {each.display}" for each in self._sessions.intercepts() if each.uid == intercept_uid}
-        conditions = [each for each in self._conditions.all() if each.subject in subjects]
+        intercept = self._sessions.intercept(intercept_uid)
+        conditions: list[Condition] = []
+        if intercept is not None:
+            conditions += self._conditions.about(f"{intercept.kind} {intercept.display}")
         for key in pods:
             conditions += self._conditions.of(key)
         return State(
@@ -152,7 +156,7 @@ class NodeStatusView:
         return PodState(str(key), "active" if target.seen else "attached", problem)
 
     def _workload_view(
-        self, name: WorkloadName, surveys: list[PodSurvey], covering: dict[PodKey, list[str]], inventory: Inventory
+        self, name: WorkloadName, surveys: list[PodSurvey], covering: dict[PodKey, list[str]]
     ) -> WorkloadView:
         ports: dict[tuple[int, Transport], PortView] = {}
         conditions: list[Condition] = []
@@ -169,7 +173,7 @@ class NodeStatusView:
                 key = (each.port.number, each.port.transport)
                 if key not in ports:
                     count = steered.get(each.port.number, 0) if each.port.transport is Transport.TCP else 0
-                    ports[key] = self._port_view(survey, each, inventory, steered_pods=count)
+                    ports[key] = self._port_view(survey, each, steered_pods=count)
         return WorkloadView(
             namespace=name[0],
             kind=name[1],
@@ -180,14 +184,8 @@ class NodeStatusView:
             conditions=tuple(_condition_view(each) for each in dict.fromkeys(conditions)),
         )
 
-    def _port_view(self, survey: PodSurvey, each: PortSurvey, inventory: Inventory, *, steered_pods: int) -> PortView:
+    def _port_view(self, survey: PodSurvey, each: PortSurvey, *, steered_pods: int) -> PortView:
         protocol = each.protocol
-        leading = tuple(
-            f"{service.name}:{port.number}"
-            for service in inventory.services_of(survey.pod)
-            for port in service.ports
-            if port in each.resolved.service_ports
-        )
         target = self._reconciler.target(survey.pod.key)
         text, known = _protocol_and_source(each, target)
         return PortView(
@@ -198,7 +196,7 @@ class NodeStatusView:
             http2=protocol.http2.value,
             known=known,
             name=each.port.name,
-            service_ports=leading,
+            service_ports=each.resolved.services,
             certificate=self._certificate_view(survey.pod.key, each),
             steered_pods=steered_pods,
         )

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 from sidestep.config.annotations import CertificateSource, PortTls, resolve
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.pod import ContainerPort, PodKey, Transport
+from sidestep.policy.pod_ports import PodPorts, ResolvedPort, ports_of
 from sidestep.policy.protocol_choice import PortProtocol, Use, choose
-from sidestep.policy.workloads import ResolvedPort, describe_port
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
     from sidestep.model.inventory import Inventory
-    from sidestep.model.pod import Pod, Service
+    from sidestep.model.pod import Pod
 
 
 class Side(enum.StrEnum):
@@ -116,7 +116,7 @@ def survey(
     pod: Pod, inventory: Inventory, *, node_annotations: Mapping[str, str], extra_ports: Collection[ContainerPort] = ()
 ) -> PodSurvey:
     """Survey the declared ports of a pod and `extra_ports`, undeclared ones that somebody asked for. Never raises."""
-    services = inventory.services_of(pod)
+    named = ports_of(pod, inventory)
     declared = {(port.number, port.transport): port for port in reversed((*pod.ports, *extra_ports))}
     ports = [declared[key] for key in sorted(declared, key=lambda key: (key[0], key[1].value))]
     settings = resolve(
@@ -125,7 +125,7 @@ def survey(
         node_annotations=node_annotations,
         extra_ports=[port.number for port in extra_ports if port.transport is Transport.TCP],
     )
-    surveyed = tuple(_survey_port(port, pod, settings.ports, services=services) for port in ports)
+    surveyed = tuple(_survey_port(port, settings.ports, named) for port in ports)
     conditions = [problem.condition() for problem in settings.problems]
     for each in surveyed:
         if each.protocol.contradiction is not None:
@@ -134,10 +134,8 @@ def survey(
     return PodSurvey(pod, surveyed, tuple(conditions))
 
 
-def _survey_port(
-    port: ContainerPort, pod: Pod, settings: Mapping[int, PortTls], *, services: Iterable[Service]
-) -> PortSurvey:
-    resolved = describe_port(port, pod, services)
+def _survey_port(port: ContainerPort, settings: Mapping[int, PortTls], named: PodPorts) -> PortSurvey:
+    resolved = named.describe(port)
     tls = PortTls(port.number)
     if port.transport is Transport.TCP:
         tls = settings.get(port.number, tls)
