@@ -11,6 +11,7 @@ them per source.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,20 +44,27 @@ class Conditions:
     """The store. `on_change` is called after every change of the union."""
 
     def __init__(self, *, on_change: Callable[[], None] | None = None) -> None:
-        self._stated: dict[Source, tuple[Condition, ...]] = {}
+        self._stated: dict[PodKey | None, dict[Source, tuple[Condition, ...]]] = {}
+        self._union: tuple[Condition, ...] | None = ()
+        self._by_subject: dict[str, list[Condition]] | None = {}
         self._on_change = on_change
         self._log = get_logger("conditions")
 
     def state(self, source: Source, conditions: Iterable[Condition]) -> None:
         """Replace everything `source` stated before; nothing given takes it all back."""
-        before = self._stated.get(source, ())
-        after = tuple(dict.fromkeys(_bounded(condition) for condition in conditions))[:MAX_PER_SOURCE]
+        of_pod = self._stated.get(source.pod, {})
+        before = of_pod.get(source, ())
+        given = itertools.islice(dict.fromkeys(conditions), MAX_PER_SOURCE)
+        after = tuple(dict.fromkeys(_bounded(condition) for condition in given))
         if after == before:
             return
         if after:
-            self._stated[source] = after
+            self._stated.setdefault(source.pod, of_pod)[source] = after
         else:
-            del self._stated[source]
+            del of_pod[source]
+            if not of_pod:
+                del self._stated[source.pod]
+        self._union = self._by_subject = None
         for condition in after:
             if condition not in before:
                 self._log.warning(
@@ -72,17 +80,27 @@ class Conditions:
 
     def forget(self, pod: PodKey, *, check: str | None = None, port: int | None = None) -> None:
         """Take back everything stated about `pod`, what one check stated about it, or only about a port of it."""
-        for source in [held for held in self._stated if held.pod == pod and check in (None, held.check)]:
-            if port in (None, source.port):
+        for source in list(self._stated.get(pod, ())):
+            if check in (None, source.check) and port in (None, source.port):
                 self.state(source, ())
 
     def of(self, pod: PodKey) -> tuple[Condition, ...]:
         """Everything stated about one pod."""
-        return _union(stated for source, stated in self._stated.items() if source.pod == pod)
+        return _union(self._stated.get(pod, {}).values())
+
+    def about(self, subject: str) -> tuple[Condition, ...]:
+        """Everything stated with this subject."""
+        if self._by_subject is None:
+            self._by_subject = {}
+            for condition in self.all():
+                self._by_subject.setdefault(condition.subject, []).append(condition)
+        return tuple(self._by_subject.get(subject, ()))
 
     def all(self) -> tuple[Condition, ...]:
-        """Everything stated."""
-        return _union(self._stated.values())
+        """Everything stated. Put together once for all who ask between two changes."""
+        if self._union is None:
+            self._union = _union(stated for of_pod in self._stated.values() for stated in of_pod.values())
+        return self._union
 
 
 class Statements:

@@ -8,6 +8,7 @@ anything new, conditions, reconciler, sessions' events.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
@@ -26,14 +27,19 @@ from sidestep.node.certificates import Certificates
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.inventory import Reading
 from sidestep.node.located import locate, netns_path
+from sidestep.node.pace import Pace
 from sidestep.node.plan import Plan
 from sidestep.node.planner import plan
 from sidestep.node.survey import CertificateKey
 from sidestep.observability.logs import get_logger
-from sidestep.policy.workloads import resolve_port
+from sidestep.policy.pod_ports import ports_of
 
 LOCATIONS = 2.0
 """Seconds between two looks at the namespaces of pods that are no targets."""
+
+
+PLAN_PAUSE_MAX = 1.0
+"""Seconds in which changes are gathered at most before they are planned."""
 
 
 class PlanSink(Protocol):
@@ -68,6 +74,9 @@ class Controller:
         self._absent: set[PodKey] = set()
         self._planned: set[PodKey | None] = set()
         self._changed = asyncio.Event()
+        self._pace = Pace(least=0.0, most=PLAN_PAUSE_MAX)
+        self._planning = 0.0
+        """Seconds that the plans of this round took."""
         self._log = get_logger("controller")
 
     def connect(
@@ -107,14 +116,20 @@ class Controller:
         return self.inventory.node_annotations(self._node_name) or self.inventory.node_annotations()
 
     async def run(self, sink: PlanSink, refresh: Callable[[], None]) -> None:
-        """Plan at every change, until cancelled."""
+        """Plan when something has changed, until cancelled.
+
+        At once after a quiet time, else at the pace that the cost of the last plan sets.
+        """
         while True:
             await self._changed.wait()
             self._changed.clear()
             if self.stopping:
                 continue
+            self._planning = 0.0
             await self._round(sink)
             refresh()
+            self._pace.took(self._planning)
+            await asyncio.sleep(self._pace.pause)
 
     async def settle(self, sink: PlanSink) -> None:
         """Plan once, before anybody is let in."""
@@ -172,7 +187,7 @@ class Controller:
         """Look into the pod. Raises SidestepError when it cannot be entered, or has no such port at all."""
         located = locate(pod)
         with located.netns:
-            found = resolve_port(new.port, pod, self.inventory.services_of(pod), transport=new.transport)
+            found = ports_of(pod, self.inventory).resolve(new.port, transport=new.transport)
             if new.filter.is_global or any(each.declared for each in found):
                 return
             table = listening(located.netns)
@@ -225,7 +240,8 @@ class Controller:
             sink.apply(drafted, drain_timeout=self.settings.drain_timeout)
 
     def _plan(self, annotations: Mapping[str, str]) -> Plan:
-        return plan(
+        began = time.perf_counter()
+        drafted = plan(
             self.inventory,
             self._intercepts(),
             self.settings,
@@ -233,6 +249,8 @@ class Controller:
             node_annotations=annotations,
             node_addresses=self._addresses,
         )
+        self._planning += time.perf_counter() - began
+        return drafted
 
     def _state(self, drafted: Plan) -> None:
         for key in self._planned - drafted.conditions.keys():

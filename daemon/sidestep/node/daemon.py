@@ -22,6 +22,7 @@ import ctypes
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,6 +42,7 @@ from sidestep.node.inventory import InventorySource, ManifestDirectory, Reading
 from sidestep.node.local_api import LocalApi
 from sidestep.node.options import NodeOptions
 from sidestep.node.own_addresses import own_addresses
+from sidestep.node.pace import Pace
 from sidestep.node.reconciler import Reconciler
 from sidestep.node.sessions import Sessions
 from sidestep.node.status import NodeStatusView
@@ -58,7 +60,8 @@ OVERLAP = 2.0
 _PR_SET_DUMPABLE = 4
 
 REFRESH_PAUSE = 0.01
-"""Seconds in which changes are gathered before sessions are told."""
+REFRESH_PAUSE_MAX = 0.5
+"""Seconds in which changes are gathered before sessions are told; more while telling them costs more."""
 
 
 def run(options: NodeOptions) -> int:
@@ -110,6 +113,7 @@ class _Daemon:
         self._log = logs.get_logger("node")
         self._refreshing: asyncio.TimerHandle | None = None
         self._refresh: Callable[[], None] = lambda: None
+        self._refresh_pace = Pace(least=REFRESH_PAUSE, most=REFRESH_PAUSE_MAX)
 
     async def run(self) -> int:
         """Start, serve, drain. Returns the exit status."""
@@ -239,7 +243,7 @@ class _Daemon:
         undo.push_async_callback(tasks.aclose)
         await controller.settle(reconciler)
         reconciler.start()
-        tasks.start(controller.run(reconciler, self._refresh), name="controller")
+        tasks.start(controller.run(reconciler, self._shown_changed), name="controller")
         tasks.start(controller.watch_locations(), name="locations")
         tasks.start(self._source.watch(controller.take), name="inventory")
         tasks.start(certificates.poll(controller.certificates_in_use), name="certificates")
@@ -308,7 +312,7 @@ class _Daemon:
     def _shown_changed(self) -> None:
         """Something that is shown has changed: tell the sessions, once for what comes together."""
         if self._refreshing is None:
-            self._refreshing = asyncio.get_running_loop().call_later(REFRESH_PAUSE, self._refresh_now)
+            self._refreshing = asyncio.get_running_loop().call_later(self._refresh_pace.pause, self._refresh_now)
 
     def _refresher(self, sessions: Sessions, cluster: Cluster) -> Callable[[], None]:
         def refresh() -> None:
@@ -319,7 +323,9 @@ class _Daemon:
 
     def _refresh_now(self) -> None:
         self._refreshing = None
+        began = time.perf_counter()
         self._refresh()
+        self._refresh_pace.took(time.perf_counter() - began)
 
 
 def _leave_no_core() -> None:

@@ -51,19 +51,29 @@ class Sessions:
         self._node = node
         self._limits = limits
         self._sessions: dict[str, Session] = {}
+        self._ordered: tuple[Intercept, ...] | None = ()
+        self._names: dict[tuple[str, str], dict[str, Session]] = {}
+        """By namespace and name, then by uid: in a cluster an intercept and a wiretap may share a name."""
         self._local_refusal = local_refusal
         self._closing: str | None = None
 
     # --- for the daemon ---------------------------------------------------------------------------------------------
 
     def intercepts(self) -> tuple[Intercept, ...]:
-        """The intercepts of all sessions, oldest first."""
-        return tuple(sorted((each.intercept for each in self._sessions.values()), key=lambda each: each.order))
+        """The intercepts of all sessions, oldest first. Sorted once for all who ask between two changes."""
+        if self._ordered is None:
+            held = (each.intercept for each in self._sessions.values())
+            self._ordered = tuple(sorted(held, key=lambda each: each.order))
+        return self._ordered
+
+    def intercept(self, uid: str) -> Intercept | None:
+        """The intercept of one session."""
+        session = self._sessions.get(uid)
+        return session.intercept if session is not None else None
 
     def views(self) -> tuple[InterceptView, ...]:
         """The intercepts as `status` shows them, oldest first."""
-        ordered = sorted(self._sessions.values(), key=lambda each: each.intercept.order)
-        return tuple(self._view_of(session) for session in ordered)
+        return tuple(self._view_of(self._sessions[each.uid]) for each in self.intercepts())
 
     def refresh(self) -> None:
         """Tell every session what the node says about its pods, where that is news."""
@@ -133,6 +143,8 @@ class Sessions:
         self._closing = reason
         sessions = tuple(self._sessions.values())
         self._sessions.clear()
+        self._names.clear()
+        self._ordered = None
         if sessions:
             self.on_change()
         ended = Ended(reason=reason, failed=True)
@@ -154,7 +166,7 @@ class Sessions:
             raise RefusedError(f"that session is intercept {old.intercept.display}")
         self._view.check(intercept)
         session = Session(intercept=intercept, node=self._node, software=__version__, limits=self._limits)
-        self._sessions[intercept.uid] = session
+        self._hold(session)
         if old is not None:
             old.connection.close()  # broken without this end having noticed
         return session
@@ -180,7 +192,7 @@ class Sessions:
         if self._closing is not None:
             raise RefusedError(f"the node daemon takes no sessions now: {self._closing}")
         old = self._sessions.get(session.intercept.uid)
-        self._sessions[session.intercept.uid] = session
+        self._hold(session)
         try:
             self.on_change()
             if old is not None:
@@ -204,38 +216,54 @@ class Sessions:
 
     async def leave(self, namespace: str, name: str, *, by: str) -> bool:
         """End the session that holds an intercept; False when there is none of this name."""
-        for session in self._sessions.values():
-            if (session.intercept.namespace, session.intercept.name) == (namespace, name):
-                self._forget(session)
-                await session.end(Ended(reason=f"ended by {by}"))
-                return True
-        return False
+        session = next(iter(self._names.get((namespace, name), {}).values()), None)
+        if session is None:
+            return False
+        self._forget(session)
+        await session.end(Ended(reason=f"ended by {by}"))
+        return True
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
+    def _hold(self, session: Session) -> None:
+        """Count a session, in the place of an older one of the same intercept."""
+        intercept = session.intercept
+        self._sessions[intercept.uid] = session
+        self._names.setdefault((intercept.namespace, intercept.name), {})[intercept.uid] = session
+        self._ordered = None
+
     def _forget(self, session: Session) -> None:
-        if self._sessions.get(session.intercept.uid) is session:
-            del self._sessions[session.intercept.uid]
-            self.on_change()
+        intercept = session.intercept
+        if self._sessions.get(intercept.uid) is not session:
+            return
+        del self._sessions[intercept.uid]
+        named = self._names[intercept.namespace, intercept.name]
+        del named[intercept.uid]
+        if not named:
+            del self._names[intercept.namespace, intercept.name]
+        self._ordered = None
+        self.on_change()
 
     def _name(self, spec: SessionSpec) -> str:
         """The name asked for, or the first free one made of the workload's."""
-        others = [each for uid, each in self._sessions.items() if uid != spec.resume]
-        taken = {each.intercept.name: each.intercept for each in others}
-        taken = {name: each for name, each in taken.items() if each.namespace == spec.namespace}
         if spec.name:
-            if spec.name in taken:
-                other = taken[spec.name]
+            other = self._named(spec.namespace, spec.name, spec.resume)
+            if other is not None:
                 raise RefusedError(
                     f"{other.kind} {other.display} exists already, held by {other.owner or 'somebody'}; choose --name"
                 )
             return spec.name
         base = parse_workload(spec.workload).name
         number, name = 1, base
-        while name in taken:
+        while self._named(spec.namespace, name, spec.resume) is not None:
             number += 1
             name = f"{base}-{number}"
         return name
+
+    def _named(self, namespace: str, name: str, resuming: str) -> Intercept | None:
+        """Who has a name already, but for the one that comes back."""
+        found = self._names.get((namespace, name), {})
+        return next((each.intercept for uid, each in found.items() if uid != resuming), None)
 
     def _view_of(self, session: Session) -> InterceptView:
         intercept = session.intercept

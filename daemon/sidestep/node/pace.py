@@ -1,0 +1,30 @@
+"""How often work may be done again whose cost grows with the node: planning, telling sessions.
+
+Each change makes such work due, and it costs more the more there is; done once per change, a node with many sessions
+spends all its time on it while changes pile up. Changes are therefore gathered for a pause that grows with what the
+work cost the last time, so that it takes at most a set share of the event loop's time. Pure: the caller measures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SHARE = 0.2
+"""The part of the loop's time that one kind of work may take while there is always more of it."""
+
+
+@dataclass(slots=True)
+class Pace:
+    """`least` and `most` bound the pause, in seconds."""
+
+    least: float
+    most: float
+    pause: float = 0.0
+    """Seconds to wait before the work is done again."""
+
+    def __post_init__(self) -> None:
+        self.pause = self.least
+
+    def took(self, seconds: float) -> None:
+        """Note what the work cost this time."""
+        self.pause = min(max(self.least, seconds * (1 / SHARE - 1)), self.most)

@@ -1,0 +1,200 @@
+"""What a plan, an admission and a verdict cost as intercepts, pods, ports and services become many."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from sidestep.config.node_settings import NodeSettings
+from sidestep.model.intercept import Intercept, Kind, WorkloadRef
+from sidestep.model.inventory import Inventory
+from sidestep.model.pod import ContainerPort, Owner, Pod, PodKey, Service, ServicePort
+from sidestep.node.admission import admit
+from sidestep.node.conditions import Conditions, Source
+from sidestep.node.pace import Pace
+from sidestep.node.planner import plan
+from sidestep.node.survey import survey
+from sidestep.policy.conflicts import admit as admit_all
+from sidestep.policy.conflicts import claim_of
+from tests.harness.growth import cpu, grows_at_most
+from tests.unit.node.scenes import header
+
+TEN_TIMES = 12
+"""What ten times as much may cost (the acceptance of plans); a quadratic part would make it a hundred."""
+
+
+WEB = (ContainerPort(8080),)
+
+
+NOT_SQUARED = 30
+"""What ten times as much may cost where the input itself outgrows the processor's caches."""
+
+
+def pods(count, *, owner=None, ports=WEB, **fields):
+    found = {}
+    for number in range(count):
+        key = PodKey("shop", f"web-{number}")
+        owners = (Owner("deployment", owner),) if owner else ()
+        found[key] = Pod(key, f"uid-{number}", ports=ports, owners=owners, labels={"app": key.name}, **fields)
+    return found
+
+
+def intercepts(count, workload, *, port="8080"):
+    """Intercepts of as many headers; `workload` says whose the nth is."""
+    return [
+        Intercept(
+            f"uid-{number}",
+            "shop",
+            f"n-{number}",
+            Kind.INTERCEPT,
+            workload(number),
+            port,
+            filter=header(f"dev-{number}"),
+            created=float(number),
+        )
+        for number in range(count)
+    ]
+
+
+def planned(inventory, wanted):
+    """Plan; `afresh`: from an inventory that nobody has looked at yet."""
+    return lambda *, afresh=False: plan(
+        replace(inventory) if afresh else inventory, wanted, NodeSettings(), {}, node_annotations={}
+    )
+
+
+SHAPES = {
+    "a pod each": lambda count: planned(
+        Inventory(pods=pods(count)), intercepts(count, lambda number: WorkloadRef(f"web-{number}", "pod"))
+    ),
+    "all on one pod": lambda count: planned(
+        Inventory(pods=pods(1)), intercepts(count, lambda _: WorkloadRef("web-0", "pod"))
+    ),
+    "all on one deployment": lambda count: planned(
+        Inventory(pods=pods(20, owner="web")), intercepts(count, lambda _: WorkloadRef("web", "deployment"))
+    ),
+    "all refused": lambda count: planned(
+        Inventory(pods=pods(count)), intercepts(count, lambda number: WorkloadRef(f"none-{number}", "pod"))
+    ),
+    "a pod and a service each": lambda count: planned(
+        Inventory(
+            pods=pods(count),
+            services=tuple(
+                Service("shop", f"web-{number}", {"app": f"web-{number}"}, (ServicePort(80, 8080),))
+                for number in range(count)
+            ),
+        ),
+        intercepts(count, lambda number: WorkloadRef(f"web-{number}", "pod"), port="80"),
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_plan_of_2000_intercepts_costs_at_most_twelve_times_one_of_200(shape):
+    grows_at_most(TEN_TIMES, SHAPES[shape], small=200, large=2000)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_new_inventory_is_planned_in_linear_time(shape):
+    grows_at_most(NOT_SQUARED, lambda count: partial(SHAPES[shape](count), afresh=True), small=200, large=2000)
+
+
+@pytest.mark.parametrize("workload", [lambda number: f"web-{number}", lambda _number: "web-0"])
+def test_conflicts_are_decided_in_linear_time(workload):
+    def make(count):
+        inventory = Inventory(pods=pods(count))
+        wanted = intercepts(count, lambda number: WorkloadRef(workload(number), "pod"))
+        claims = [claim_of(each, inventory) for each in wanted]
+        return lambda: admit_all(claims)
+
+    grows_at_most(TEN_TIMES, make, small=200, large=2000)
+
+
+def test_the_two_hundredth_session_is_admitted_at_little_more_than_the_tenth():
+    """Admission looks at every standing claim, so what one costs must be next to nothing."""
+    inventory = Inventory(pods=pods(200))
+    wanted = intercepts(200, lambda number: WorkloadRef(f"web-{number}", "pod"))
+
+    def admitted(number):
+        return cpu(
+            lambda: admit(wanted[number], wanted[:number], inventory, NodeSettings(), {}, node_annotations={}), turns=21
+        )
+
+    admitted(199)  # the first look builds the index
+    assert admitted(199) < 0.01
+
+
+def service_ports(count):
+    return tuple(ServicePort(number + 1, number + 1, name=f"p-{number}") for number in range(count))
+
+
+def test_a_survey_is_linear_in_ports_and_service_ports():
+    def make(count):
+        ports = tuple(ContainerPort(number + 1, name=f"p-{number}", container="app") for number in range(count))
+        service = Service("shop", "all", {"app": "web-0"}, service_ports(count))
+        inventory = Inventory(pods=pods(1, ports=ports, containers=("app",)), services=(service,))
+        return lambda: survey(*one(replace(inventory)), node_annotations={})
+
+    grows_at_most(TEN_TIMES, make, small=200, large=2000)
+
+
+def one(inventory):
+    return next(iter(inventory.pods.values())), inventory
+
+
+def test_misspelt_annotations_cost_no_more_than_those_that_are_told():
+    """5,000 of them took 1.7 s at every plan."""
+
+    def make(count):
+        annotations = {f"telepresence.io/downstream-tls-pth-{number}.8080": "/tls" for number in range(count)}
+        inventory = Inventory(pods=pods(1, annotations=annotations))
+        return lambda: survey(*one(replace(inventory)), node_annotations={})
+
+    grows_at_most(20, make, small=100, large=5000)
+
+
+def test_ports_that_annotations_speak_of_are_read_in_linear_time():
+    def make(count):
+        ports = tuple(ContainerPort(number + 1) for number in range(count))
+        annotations = {f"telepresence.io/upstream-insecure-skip-verify.{each.number}": "enabled" for each in ports}
+        inventory = Inventory(pods=pods(1, ports=ports, annotations=annotations))
+        return lambda: survey(*one(replace(inventory)), node_annotations={})
+
+    grows_at_most(TEN_TIMES, make, small=200, large=2000)
+
+
+def test_many_services_on_one_port_are_looked_at_once():
+    def make(count):
+        services = tuple(
+            Service("shop", f"s-{number}", {"app": "web-0"}, (ServicePort(80, 8080, name="http"),))
+            for number in range(count)
+        )
+        inventory = Inventory(pods=pods(1), services=services)
+        return lambda: survey(*one(replace(inventory)), node_annotations={})
+
+    grows_at_most(TEN_TIMES, make, small=200, large=2000)
+
+
+def test_conditions_of_one_pod_are_found_without_those_of_others():
+    store = Conditions()
+    for key in pods(2000):
+        found = survey(Pod(key, "uid", ports=(ContainerPort(1),), annotations={"sidestep.dev/downstream-x": "1"}),
+                       Inventory(), node_annotations={})  # fmt: skip
+        store.state(Source("plan", key), found.conditions)
+    key = PodKey("shop", "web-7")
+    assert [each.subject for each in store.of(key)] == [f"pod {key}"]
+    assert store.about(f"pod {key}") == store.of(key)
+    assert cpu(lambda: [store.of(key) for _ in range(1000)]) < 0.5
+
+
+def test_a_pace_takes_a_set_share_of_the_loop():
+    pace = Pace(least=0.01, most=1.0)
+    assert pace.pause == 0.01
+    pace.took(0.001)
+    assert pace.pause == 0.01
+    pace.took(0.1)
+    assert pace.pause == pytest.approx(0.4)
+    pace.took(10.0)
+    assert pace.pause == 1.0
