@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from sidestep.aio.packets import ChannelClosed, Outbox, receive_packet
+from sidestep.aio.patience import patience
 from sidestep.model.errors import PeerError, SidestepError
 
 _BURST = 32
@@ -96,17 +97,20 @@ class AsyncChannel(Generic[In, Out]):
         """Whether the channel has ended."""
         return self._cause is not None
 
-    async def request(self, message: Out, fd: int | None = None, *, deadline: float) -> In:
+    async def request(self, message: Out, fd: int | None = None, *, deadline: float, process: int | None = None) -> In:
         """Send and return the answer. `fd` stays the caller's; a descriptor of the answer is closed.
 
-        Raises ChannelClosed, DeadlineError after `deadline` seconds, KernelError.
+        `deadline` is seconds that count (`aio.patience`), `process` the pid of who answers. Raises ChannelClosed,
+        DeadlineError, KernelError.
         """
-        answer, answer_fd = await self.exchange(message, fd, deadline=deadline)
+        answer, answer_fd = await self.exchange(message, fd, deadline=deadline, process=process)
         if answer_fd is not None:
             os.close(answer_fd)
         return answer
 
-    async def exchange(self, message: Out, fd: int | None = None, *, deadline: float) -> tuple[In, int | None]:
+    async def exchange(
+        self, message: Out, fd: int | None = None, *, deadline: float, process: int | None = None
+    ) -> tuple[In, int | None]:
         """Send and return the answer with its descriptor, now the caller's. Raises like `request`."""
         self._seq += 1
         message.seq = seq = self._seq
@@ -114,7 +118,7 @@ class AsyncChannel(Generic[In, Out]):
         self._waiting[seq] = answer
         try:
             self._send(message, fd)
-            async with asyncio.timeout(deadline):
+            async with patience(deadline, of=process):
                 return await answer
         except TimeoutError as error:
             _discard(answer)

@@ -18,12 +18,15 @@ from typing import cast
 import h11
 import msgspec
 
+from sidestep.laptop.retry import Retry
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
 from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.messages import UPGRADE
 
 TIMEOUT = 15.0
 """Seconds for one answer."""
+FIRST_PAUSE, LAST_PAUSE = 0.05, 0.5
+"""Seconds between two looks at a queue that is full; doubled each time."""
 MAX_BODY = 32 * 1024 * 1024
 """Bytes of one answer."""
 
@@ -100,13 +103,14 @@ class LocalClient:
     async def _enqueue(self, sock: socket.socket) -> None:
         """Connect; a daemon that hangs has a full queue, in which a unix socket cannot wait without blocking."""
         end = asyncio.get_running_loop().time() + TIMEOUT
+        retry = Retry(FIRST_PAUSE, LAST_PAUSE)
         while True:
             try:
                 sock.connect(str(self.path))
             except BlockingIOError as error:
                 if asyncio.get_running_loop().time() > end:
                     raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from error
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(retry.pause())
             else:
                 return
 

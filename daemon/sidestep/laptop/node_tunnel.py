@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import math
 import re
 import ssl
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from sidestep.kube.errors import ApiError
 from sidestep.kube.portforward import PortForward
 from sidestep.kube.resources import DaemonEntry, NodeEntry
 from sidestep.laptop.refusals import DAEMON_NAMESPACE, explain
+from sidestep.laptop.retry import Retry
 from sidestep.model.errors import ClusterError, PeerError, RefusedError, SidestepError
 from sidestep.tunnel.cli_end import CliEnd, Dial
 from sidestep.tunnel.messages import AnyEvent, Hello
@@ -32,7 +34,7 @@ from sidestep.tunnel.proof import sign
 
 HANDSHAKE_TIMEOUT = 10.0
 FIRST_PAUSE, LAST_PAUSE = 0.2, 5.0
-"""Seconds between two tries; doubled each time, and back to the first after a tunnel that was greeted."""
+"""Seconds between two tries; doubled each time, spread, and back to the first after a tunnel that lasted."""
 
 _POD = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
@@ -61,13 +63,13 @@ class NodeTunnel:
     on_refusal: Callable[[SidestepError], None]
     """Called with what the API server refuses, in words for a person."""
     wanted: bool = True
-    _greeted: bool = False
+    _greeted_at: float = math.inf
 
     async def run(self) -> None:
         """Keep a tunnel open."""
-        pause = FIRST_PAUSE
+        retry = Retry(FIRST_PAUSE, LAST_PAUSE)
         while self.wanted:
-            self._greeted = False
+            self._greeted_at = math.inf
             try:
                 reason = await self._once()
             except ApiError as error:
@@ -78,9 +80,8 @@ class NodeTunnel:
             except (ClusterError, PeerError, RefusedError) as error:
                 reason = str(error)
             self.on_end(reason)
-            pause = FIRST_PAUSE if self._greeted else pause
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LAST_PAUSE)
+            retry.succeeded(lived=asyncio.get_running_loop().time() - self._greeted_at)
+            await asyncio.sleep(retry.pause())
 
     async def _once(self) -> str:
         daemon = self.entry.daemon
@@ -96,7 +97,7 @@ class NodeTunnel:
             return sign(self.key, nonce=hello.nonce, certificate=certificate, uid=self.uid)
 
         def greeted(_hello: Hello) -> None:
-            self._greeted = True
+            self._greeted_at = asyncio.get_running_loop().time()
 
         end = CliEnd(dial=self.dial, on_hello=greeted, on_event=self.on_event, prove=prove, intercept=self.uid)
         try:

@@ -5,15 +5,19 @@ process. What there is to tell goes to a `Listener`; how it is told is the comma
 
 A tunnel that breaks - the daemon was killed, restarted, upgraded, or is draining - ends nothing: the session registers
 anew as soon as a daemon answers, with the name, the uid and the age it had, so that it is the same intercept for
-`status`, for `leave` and for the order among others. Meanwhile requests go to the app. What ends a session is `stop`,
-a `leave`, or a refusal: the place may have been taken meanwhile. A daemon that drains says so (`Moving`): then the old
-tunnel goes on serving the connections it has beside the new one.
+`status`, for `leave` and for the order among others. Meanwhile requests go to the app. Where no daemon is, the session
+asks about once a second; a daemon that is there and does not manage to serve is asked ever more rarely, because it has
+other sessions to serve.
+
+What ends a session is `stop`, a `leave`, or a refusal: the place may have been taken meanwhile. A daemon that drains
+says so (`Moving`): then the old tunnel goes on serving the connections it has beside the new one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import msgspec
@@ -21,15 +25,25 @@ import msgspec
 from sidestep.aio.tasks import Tasks
 from sidestep.laptop.handler import Handler
 from sidestep.laptop.local_client import LocalClient, UnreachableError
+from sidestep.laptop.retry import Retry
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
 from sidestep.tunnel.channel import Channel
 from sidestep.tunnel.cli_end import CliEnd
+from sidestep.tunnel.errors import TunnelSilentError
+from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.messages import VERSION, AnyEvent, Ended, Hello, Moving, SessionSpec, State, encode
 from sidestep.tunnel.opening import StreamOpening
 
 FIRST_PAUSE = 0.25
 LAST_PAUSE = 1.0
-"""Seconds before the first attempt to come back, doubling up to the last: an intercept resumes within two seconds."""
+"""Seconds before the first attempt to come back, doubling up to the last: an intercept resumes within two seconds of a
+daemon that is there. Asking where none is costs nobody anything."""
+LAST_BUSY_PAUSE = 15.0
+"""The last one for a daemon that is there and does not manage to serve: it has too much to do already."""
+SPREAD = 0.25
+"""Seconds over which sessions that are told to move at the same moment do so."""
+SILENT_INTERVALS_MAX = 30
+"""Keepalive intervals that a daemon may be silent at most, after it was silent for too long several times."""
 
 
 class Listener(Protocol):
@@ -65,6 +79,7 @@ class Session:
         self._handler = handler
         self._listener = listener
         self._current: _Tunnel | None = None
+        self._limits = DEFAULT_LIMITS
         self._stopped = asyncio.Event()
 
     def stop(self) -> None:
@@ -89,12 +104,17 @@ class Session:
             return Outcome() if keeping.cancelled() else keeping.result()
 
     async def _keep(self, tasks: Tasks) -> Outcome:
-        pause = FIRST_PAUSE
+        absent, busy = Retry(FIRST_PAUSE, LAST_PAUSE), Retry(FIRST_PAUSE, LAST_BUSY_PAUSE)
         while True:
+            retry = busy
             tunnel = self._current = _Tunnel(self)
             try:
                 await tunnel.connect(self._client, self._spec)
-            except (UnreachableError, PeerError):
+            except UnreachableError:
+                if not self._spec.resume:
+                    raise
+                retry = absent
+            except PeerError:
                 if not self._spec.resume:
                     raise
             else:
@@ -107,13 +127,27 @@ class Session:
                     if tunnel.ended is not None and not tunnel.ended.failed:
                         return Outcome(ended=tunnel.ended)
                 if tunnel.hello is not None:
-                    pause = FIRST_PAUSE
-                    self._spec = _resuming(self._spec, tunnel.hello)
-                    self._listener.interrupted(tunnel.reason)
+                    self._interrupted(tunnel, absent, busy)
                     if tunnel.moving is not None:
+                        await asyncio.sleep(random.uniform(0.0, SPREAD))  # noqa: S311 - jitter, no secret
                         continue
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LAST_PAUSE)
+            await asyncio.sleep(retry.pause())
+
+    def _interrupted(self, tunnel: _Tunnel, absent: Retry, busy: Retry) -> None:
+        """A tunnel that was greeted is left: remember what the intercept is, and be more patient after a silence."""
+        assert tunnel.hello is not None  # noqa: S101 - as it says
+        for each in (absent, busy):
+            each.succeeded(lived=tunnel.lived)
+        if tunnel.moving is None and tunnel.silent:
+            patient = min(2 * self._limits.silent_intervals, SILENT_INTERVALS_MAX)
+            self._limits = replace(self._limits, silent_intervals=patient)
+        self._spec = _resuming(self._spec, tunnel.hello)
+        self._listener.interrupted(tunnel.reason)
+
+    @property
+    def limits(self) -> TunnelLimits:
+        """Bounds of the next tunnel."""
+        return self._limits
 
     # --- what a tunnel says -----------------------------------------------------------------------------------------
 
@@ -145,12 +179,17 @@ class _Tunnel:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._end = CliEnd(dial=session.dial, on_hello=self._begin, on_event=self._hear)
+        self._end = CliEnd(dial=session.dial, on_hello=self._begin, on_event=self._hear, limits=session.limits)
+        self._greeted_at = 0.0
         self.hello: Hello | None = None
         self.ended: Ended | None = None
         self.moving: Moving | None = None
         self.refusal: SidestepError | None = None
         self.reason = "the node daemon is gone"
+        self.lived = 0.0
+        """Seconds from the hello until it was left."""
+        self.silent = False
+        """It was given up because the daemon said nothing for too long."""
         self.left = asyncio.Event()
 
     async def connect(self, client: LocalClient, spec: SessionSpec) -> None:
@@ -167,9 +206,10 @@ class _Tunnel:
             error = await self._end.run()
             if error is not None:
                 self.reason = str(error)
+            self.silent = isinstance(error, TunnelSilentError)
             return error
         finally:
-            self.left.set()
+            self._leave()
             await self._close()
 
     async def _close(self) -> None:
@@ -183,6 +223,7 @@ class _Tunnel:
             self._end.connection.close()
             return
         self.hello = hello
+        self._greeted_at = asyncio.get_running_loop().time()
         self._session.begun(hello)
 
     def _hear(self, event: AnyEvent) -> None:
@@ -194,7 +235,12 @@ class _Tunnel:
             case Moving():
                 self.moving = event
                 self.reason = event.reason
-                self.left.set()
+                self._leave()
+
+    def _leave(self) -> None:
+        if self.hello is not None and not self.left.is_set():
+            self.lived = asyncio.get_running_loop().time() - self._greeted_at
+        self.left.set()
 
 
 def _resuming(spec: SessionSpec, hello: Hello) -> SessionSpec:

@@ -29,6 +29,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sidestep import __version__
+from sidestep.aio.meter import MeteredLoop
 from sidestep.aio.tasks import Tasks
 from sidestep.config.node_settings import OWN_NAMESPACE
 from sidestep.model.errors import BugError, ConfigurationError
@@ -75,7 +76,8 @@ def run(options: NodeOptions) -> int:
     _raise_file_limit()
     _leave_no_core()
     try:
-        return asyncio.run(_Daemon(options).run())
+        with asyncio.Runner(loop_factory=MeteredLoop) as runner:
+            return runner.run(_Daemon(options).run())
     finally:
         logs.drain()
 
@@ -211,6 +213,7 @@ class _Daemon:
             certificates=certificates,
             conditions=conditions,
             now=loop.time,
+            meter=loop.meter if isinstance(loop, MeteredLoop) else None,
         )
         sessions = Sessions(
             view=view,

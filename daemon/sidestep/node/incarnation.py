@@ -16,6 +16,7 @@ from typing import Self
 
 from sidestep.aio.channel import AsyncChannel, DeadlineError
 from sidestep.aio.packets import ChannelClosed, control_pair
+from sidestep.aio.patience import MOST, run_delay
 from sidestep.aio.process import Process
 from sidestep.aio.pulse import Watched
 from sidestep.model.errors import PeerError, SidestepError
@@ -64,6 +65,8 @@ class Incarnation:
         self._on_message = on_message
         self._greeted = False
         self._quiet = 0.0
+        self._delayed: float | None = None
+        """What it had waited for a CPU when it was first suspected."""
         self._packets = 0
         self._ended: asyncio.Future[str] = self._loop.create_future()
         self._cause = ""
@@ -79,7 +82,15 @@ class Incarnation:
 
     @classmethod
     async def begin(cls, zygote: Zygote, abode: Abode, *, limits: ProxyLimits, on_message: OnMessage) -> Self:
-        """Fork a proxy and lock it up in its pod. Raises SidestepError, and then nothing is left of it."""
+        """Fork a proxy and lock it up in its pod. Raises SidestepError, and then nothing is left of it.
+
+        Few are born at the same time (`Zygote.births`): the deadlines begin when it is this one's turn.
+        """
+        async with zygote.births:
+            return await cls._born(zygote, abode, limits=limits, on_message=on_message)
+
+    @classmethod
+    async def _born(cls, zygote: Zygote, abode: Abode, *, limits: ProxyLimits, on_message: OnMessage) -> Self:
         with contextlib.ExitStack() as undo:
             pulse = Watched()
             undo.callback(pulse.close)
@@ -113,7 +124,7 @@ class Incarnation:
         killed, and DeadlineError raised.
         """
         try:
-            answer = await self._channel.request(message, fd, deadline=self._limits.answer)
+            answer = await self._channel.request(message, fd, deadline=self._limits.answer, process=self.process.pid)
         except DeadlineError as error:
             self.kill(str(error))
             raise
@@ -124,7 +135,7 @@ class Incarnation:
         """Look for a sign of life; to be called regularly. A heartbeat or any message since the last call is one.
 
         `elapsed` is the seconds since then, already bounded by the caller, so that time in which the daemon itself did
-        not run does not count against the proxy.
+        not run does not count against the proxy; nor does time in which it waited for a CPU.
         """
         if not self.alive:
             return
@@ -132,9 +143,17 @@ class Incarnation:
         if self._pulse.beats() or packets != self._packets:
             self._packets = packets
             self._quiet = 0.0
+            self._delayed = None
             return
         self._quiet += elapsed
-        if self._quiet >= self._limits.silence:
+        silence = self._limits.silence
+        if self._quiet < silence / 2:
+            return
+        # From here on it is suspected: what it waits for a CPU meanwhile is not held against it.
+        delayed = run_delay(self.process.pid)
+        if self._delayed is None:
+            self._delayed = delayed
+        if self._quiet - min(delayed - self._delayed, silence * (MOST - 1)) >= silence:
             self.kill(f"no heartbeat for {self._quiet:.1f} s")
 
     def kill(self, cause: str) -> None:

@@ -8,14 +8,16 @@ under `other`, so that one that was taken over cannot flood a time series databa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from sidestep.aio.meter import BOUNDS
 from sidestep.node.heard import counters
-from sidestep.node.view import StatusView
+from sidestep.node.view import LoopView, StatusView
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -40,6 +42,7 @@ class StatusCollector(Collector):
         for name, count in sorted(node.counters.items()):
             totals.add_metric((name,), count)
         yield totals
+        yield _turns(node.loop)
         conditions = GaugeMetricFamily("sidestep_conditions", "Conditions that hold now.", labels=("type",))
         kinds = [condition.type for condition in status.conditions]
         for kind in sorted(set(kinds)):
@@ -80,6 +83,18 @@ class StatusCollector(Collector):
             for word, count in sorted(counters(counts).items()):
                 events.add_metric((*names, word), count)
         yield from (connections, events)
+
+
+def _turns(loop: LoopView) -> Metric:
+    """Turns of the event loop: one that takes long is a stall, in which no session and no proxy is served."""
+    bounds = [*(f"{bound:g}" for bound in BOUNDS), "+Inf"]
+    buckets = list(zip(bounds, itertools.accumulate(loop.turns or (0,) * len(bounds)), strict=True))
+    return HistogramMetricFamily(
+        "sidestep_loop_stall_seconds",
+        "Turns of the daemon's event loop, in which nothing else is served.",
+        buckets=buckets,
+        sum_value=loop.seconds,
+    )
 
 
 def exposition(status: StatusView | None) -> bytes:

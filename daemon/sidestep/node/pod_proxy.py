@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from sidestep.aio.channel import DeadlineError
 from sidestep.aio.packets import ChannelClosed
+from sidestep.aio.patience import patience
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, SidestepError
 from sidestep.node.backoff import Backoff, CrashHistory
@@ -249,7 +250,7 @@ class PodProxy:
     async def _settle(self) -> Told:
         """Return when the present process, or the one after it, has been told the desired state."""
         try:
-            async with asyncio.timeout(self._settings.settle_deadline):
+            async with patience(self._settings.settle_deadline, of=lambda: self.pid):
                 while True:
                     life = await self._running()
                     try:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from sidestep import __version__
+from sidestep.aio.meter import LoopMeter
 from sidestep.config.annotations import CertificateSource, SourceKind
 from sidestep.model.condition import Condition
 from sidestep.model.intercept import Intercept
@@ -32,6 +33,7 @@ from sidestep.node.view import (
     CertificateView,
     ConditionView,
     InterceptView,
+    LoopView,
     NodeStatus,
     PodView,
     PortView,
@@ -70,6 +72,7 @@ class NodeStatusView:
         certificates: Certificates,
         conditions: Conditions,
         now: Callable[[], float],
+        meter: LoopMeter | None = None,
     ) -> None:
         self._node_name = node_name
         self._controller = controller
@@ -77,6 +80,7 @@ class NodeStatusView:
         self._conditions = conditions
         self._now = now
         self._began = now()
+        self._meter = meter or LoopMeter()
 
     def connect(
         self, *, sessions: SessionViews, reconciler: Reconciler, counters: Callable[[], dict[str, int]]
@@ -99,6 +103,7 @@ class NodeStatusView:
             pid=os.getpid(),
             uptime=round(self._now() - self._began, 3),
             counters={"target_pods": len(targets), **self._counters()},
+            loop=_loop_view(self._meter),
         )
         return StatusView(
             node=node,
@@ -290,6 +295,10 @@ def _protocols(target: Target, survey: PodSurvey | None) -> dict[str, str]:
             text, known = _protocol_and_source(each, target)
             found[f"{number}/tcp"] = f"{text} ({known})"
     return found
+
+
+def _loop_view(meter: LoopMeter) -> LoopView:
+    return LoopView(tuple(meter.counts), round(meter.seconds, 3), round(meter.longest, 4))
 
 
 def _condition_view(condition: Condition) -> ConditionView:

@@ -103,6 +103,16 @@ class PodView(msgspec.Struct, frozen=True):
     """By steered port (`8443/tcp`), what it speaks and how that is known: `https (port name https)`."""
 
 
+class LoopView(msgspec.Struct, frozen=True):
+    """The turns of the daemon's event loop, in each of which nothing else is served: how many there were by the bounds
+    of `aio.meter.BOUNDS` (not cumulative, one more for the rest), their sum and the longest, in seconds.
+    """
+
+    turns: tuple[int, ...] = ()
+    seconds: float = 0.0
+    longest: float = 0.0
+
+
 class NodeStatus(msgspec.Struct, frozen=True):
     """The daemon itself."""
 
@@ -112,6 +122,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     uptime: float
     """Seconds."""
     counters: dict[str, int]
+    loop: LoopView = LoopView()
 
 
 class StatusView(msgspec.Struct, frozen=True):

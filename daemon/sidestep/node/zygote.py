@@ -22,6 +22,7 @@ from typing import IO, Self
 
 from sidestep.aio.channel import AsyncChannel, DeadlineError
 from sidestep.aio.packets import ChannelClosed, control_pair
+from sidestep.aio.patience import patience
 from sidestep.aio.process import Process
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, KernelError, SidestepError
@@ -34,6 +35,10 @@ FromZygote = Hello | Spawned | Ack
 _KEPT_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 _LINE = 4096
 _LINES_PER_SECOND = 50
+
+
+BIRTHS = max(4, 2 * (os.cpu_count() or 1))
+"""Proxies that may be on their way into a pod at the same time; more would only wait for a CPU, and time out there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,8 @@ class Zygote:
         self._ending: set[_Instance] = set()
         self._closing = False
         self.restarts = 0
+        self.births = asyncio.Semaphore(BIRTHS)
+        """Held from the fork of a proxy until it has entered its pod."""
 
     @classmethod
     async def start(cls, *, on_output: Callable[[str], None], settings: ZygoteSettings | None = None) -> Self:
@@ -80,7 +87,10 @@ class Zygote:
         """Fork a pod proxy that holds a copy of `control`. Raises SidestepError (the zygote is gone, cannot fork)."""
         instance = await self._ready()
         answer, fd = await instance.channel.exchange(
-            Spawn(0, name), control.fileno(), deadline=self._settings.spawn_deadline
+            Spawn(0, name),
+            control.fileno(),
+            deadline=self._settings.spawn_deadline,
+            process=instance.process.pid,
         )
         if isinstance(answer, Spawned) and fd is not None:
             return Process(answer.pid, fd)
@@ -181,7 +191,7 @@ class _Instance:
             ours.close()
             raise KernelError("pidfd_open", error.errno or 0, doing="starting the zygote") from error
         try:
-            async with asyncio.timeout(settings.start_deadline):
+            async with patience(settings.start_deadline, of=popen.pid):
                 hello = await instance._hello
             if hello.version != VERSION:
                 raise ChannelClosed(f"the zygote speaks version {hello.version}, the daemon {VERSION}")

@@ -29,7 +29,7 @@ import h2.settings
 
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, PeerError, SidestepError
-from sidestep.tunnel.errors import StreamResetError, TunnelClosedError
+from sidestep.tunnel.errors import StreamResetError, TunnelClosedError, TunnelSilentError
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.stream import INTERNAL_ERROR, Headers, Stream
 from sidestep.tunnel.window import ReceiveWindow, WindowPool
@@ -327,7 +327,7 @@ class Connection(asyncio.Protocol):
         self._control_frames = 0
         if self._silent >= self._limits.silent_intervals:
             silence = self._limits.keepalive * self._limits.silent_intervals
-            self._finish(TunnelClosedError(f"the other end of the tunnel was silent for {silence:g} s"))
+            self._finish(TunnelSilentError(f"the other end of the tunnel was silent for {silence:g} s"))
             if self._transport is not None:
                 self._transport.abort()
             return

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from sidestep.aio.patience import patience
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
 from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.errors import TunnelClosedError
@@ -51,7 +52,7 @@ class DaemonEnd:
         Raises PeerError when the answer is late or unusable, RefusedError when it does not fit the hello.
         """
         try:
-            async with asyncio.timeout(self._limits.hello_timeout):
+            async with patience(self._limits.hello_timeout):
                 stream = self.connection.open(_post("/v1/hello"))
                 await stream.write(encode(hello))
                 await stream.write_eof()
@@ -104,7 +105,7 @@ class DaemonEnd:
         """Open a stream and wait for the handler's end to be connected. Raises RefusedError with the reason."""
         stream: Stream | None = None
         try:
-            async with asyncio.timeout(self._limits.open_timeout):
+            async with patience(self._limits.open_timeout):
                 stream = self.connection.open(opening.to_headers())
                 answer = await stream.response()
         except TimeoutError as error:

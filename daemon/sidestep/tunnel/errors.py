@@ -16,5 +16,9 @@ class TunnelClosedError(PeerError):
     """The tunnel is gone, and every stream with it."""
 
 
+class TunnelSilentError(TunnelClosedError):
+    """The tunnel was given up because its other end said nothing for too long."""
+
+
 class ChannelBrokenError(PeerError):
     """A socket at the end of a stream broke: reset by its peer, or TLS failed on it."""

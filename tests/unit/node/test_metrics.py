@@ -1,10 +1,15 @@
 """What a scrape shows."""
 
+import msgspec
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from sidestep.aio.meter import LoopMeter
 from sidestep.node.metrics import exposition
-from sidestep.node.view import ConditionView, InterceptView, NodeStatus, PodView, StatusView
+from sidestep.node.view import ConditionView, InterceptView, LoopView, NodeStatus, PodView, StatusView
 from sidestep.tunnel.messages import State
+
+STALL = "sidestep_loop_stall_seconds"
 
 
 def status(**pod) -> StatusView:
@@ -55,6 +60,20 @@ def test_a_scrape_shows_the_status():
     assert found["sidestep_proxy_anomalies_total", (*pod, ("reason", "not-http"))] == 2
     assert found["sidestep_session_connections", session] == 2
     assert found["sidestep_session_events_total", (("event", "diverted"), *session)] == 5
+
+
+def test_stalls_of_the_loop_are_a_cumulative_histogram():
+    meter = LoopMeter()
+    for seconds in (0.001, 0.002, 0.3, 70.0):
+        meter.turn(seconds)
+    view = status()
+    loop = LoopView(tuple(meter.counts), meter.seconds, meter.longest)
+    found = samples(msgspec.structs.replace(view, node=msgspec.structs.replace(view.node, loop=loop)))
+    buckets = {labels[0][1]: value for (name, labels), value in found.items() if name == f"{STALL}_bucket"}
+    assert (buckets["0.005"], buckets["0.25"], buckets["0.5"], buckets["+Inf"]) == (2, 2, 3, 4)
+    assert found[f"{STALL}_count", ()] == 4
+    assert found[f"{STALL}_sum", ()] == pytest.approx(70.303)
+    assert samples(view)[f"{STALL}_count", ()] == 0
 
 
 def test_before_there_is_a_status_there_is_nothing():

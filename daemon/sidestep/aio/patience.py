@@ -1,0 +1,86 @@
+"""Deadlines that count only time in which the answer could have come.
+
+A fixed deadline turns a busy machine into a failing one: the peer is given no CPU, or this loop does not get round to
+reading its answer; the peer is killed, another one is started, and the machine is busier than before. `patience` is
+`asyncio.timeout` that leaves such time out: that for which the loop was stalled (`meter`), and that for which a process
+was ready to run and waited for a CPU (`run_delay`). A process that is stopped or blocked does not wait for a CPU, so
+that it is found as early as ever. Whatever is left out, the end comes after `MOST` times the seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from sidestep.aio.meter import stalled
+
+MOST: Final = 6.0
+"""How many times as long as it says a deadline may become."""
+
+LEAST: Final = 0.01
+"""Seconds between two looks at what is left out."""
+
+
+def run_delay(pid: int) -> float:
+    """Seconds for which a process has been ready to run and had no CPU so far; 0 where the kernel does not tell.
+
+    The second field of /proc/PID/schedstat (kernel: Documentation/scheduler/sched-stats.rst), of its main thread.
+    """
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_bytes().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+class patience:  # noqa: N801 - used as `asyncio.timeout` is
+    """`async with patience(5.0, of=pid):` raises TimeoutError after five seconds that count.
+
+    `of` are the processes that are waited for; None: nobody on this machine.
+    """
+
+    def __init__(self, seconds: float, *, of: Callable[[], int | None] | int | None = None) -> None:
+        self.seconds = seconds
+        self._of = of
+        self._loop = asyncio.get_running_loop()
+        self._scope = asyncio.timeout(None)
+        self._timer: asyncio.TimerHandle | None = None
+        self._began = 0.0
+        self._stalled = 0.0
+        self._pid: int | None = None
+        self._delayed = 0.0
+
+    async def __aenter__(self) -> Self:
+        await self._scope.__aenter__()
+        self._began = self._loop.time()
+        self._stalled = stalled(self._loop)
+        self._pid = self._process()
+        self._delayed = run_delay(self._pid) if self._pid is not None else 0.0
+        self._timer = self._loop.call_later(self.seconds, self._due)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._scope.__aexit__(kind, error, trace)
+
+    def _process(self) -> int | None:
+        return self._of() if callable(self._of) else self._of
+
+    def _due(self) -> None:
+        """The seconds are over: unless some of them do not count."""
+        left_out = stalled(self._loop) - self._stalled
+        pid = self._process()
+        if pid is not None:
+            # Another process than at the begin has waited for a CPU only since then.
+            left_out += run_delay(pid) - (self._delayed if pid == self._pid else 0.0)
+        end = self._began + min(self.seconds + max(0.0, left_out), self.seconds * MOST)
+        if end - self._loop.time() > LEAST:
+            self._timer = self._loop.call_at(end, self._due)
+        else:
+            self._timer = None
+            self._scope.reschedule(self._loop.time())
