@@ -133,6 +133,20 @@ def test_an_upgrade_to_h2c(wide):
     assert wide.get("/", port=scene.PLAIN_PORT, options=["--http2"]).served_by == "app"
 
 
+def test_an_upgrade_to_h2c_is_not_a_handlers_to_grant(wide):
+    """All later streams of the connection would be the handler's. The request that offers it stays diverted."""
+    offer = ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAA"]
+    with intercepting(wide, "plain"):
+        answer = wide.get("/", scene.DEV, port=scene.PLAIN_PORT, options=["--http2"])
+        assert (answer.served_by, answer.info["http_version"]) == ("handler", "1.1"), answer.errors
+        with wide.client(port=scene.PLAIN_PORT) as client:
+            for header, side in ((scene.DEV, "handler"), ("x-other: 1", "app"), (scene.DEV, "handler")):
+                got = client.get("/", header, *(offer if side == "handler" else []))
+                assert (got.status, got.header("x-served-by")) == (200, side)
+            client.send(b"GET / HTTP/1.1\r\nHost: a\r\n" + "\r\n".join([*offer, "", ""]).encode())
+            assert client.reader.message(answers="GET").status == 101
+
+
 # --- load -------------------------------------------------------------------------------------------------------------
 
 

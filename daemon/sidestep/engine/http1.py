@@ -4,7 +4,8 @@ The client's side is in one of these states:
 
     READING    requests are read (`_requests`): a begun head is kept and must become a head, in time, or the connection
                becomes a wire; a body is forwarded as it comes to whoever has the request
-    HELD       `held` waits: for answers of another side, for the outcome of an upgrade, or to become a wire
+    HELD       `held` waits: for answers of another side, or to become a wire
+    SWITCHING  a request that may end HTTP here (Upgrade, CONNECT) awaits its answer; see below
     RAW        a wire (see `engine.wire`)
     DISCARD    the last answer is given; the rest of the request is read and dropped, so that the client can read it
     OVER       done
@@ -28,7 +29,13 @@ order), `_diversion.exchange` is what a handler has to answer. Invariants:
   * A body that turns out broken is raw too; only if a handler has been given its head, the client gets a 400 instead.
   * Whoever answers a request, its bytes go to the taps of its decision as well (`_taps`), soon afterwards; of a
     connection that is not understood any more nothing is copied, and a copy that had begun is truncated.
-  * Kept bytes: `held`, a begun head, and until a handler leg is open its request: each up to its limit and one read.
+  * While SWITCHING, what the client says goes ahead to the side that has the request: some servers read it before they
+    answer. The app gets it as without us. If the app does not switch, a copy (`_ahead`) tells what it was asked; where
+    that is not certain, or was more than `hold`, the connection is a wire. A handler gets only what cannot be a
+    request, and if it does not switch, its answer is the last one. All else is `held` until the answer; so is what
+    follows an offer of `h2c` alone, for the HTTP/2 engine or as the next request.
+  * Kept bytes: `held`, `_ahead`, a begun head, and until a handler leg is open its request: each up to its limit and
+    one read.
 
 Hot path: a head in one chunk, for the app, without a body, is one question (`Judging.passes`); an answer that is whole
 in one chunk, or goes on in it, likewise. Then `passes` says so, and the shell writes the very bytes it has read and
@@ -53,6 +60,7 @@ from sidestep.protocols import h2c_upgrade
 from sidestep.protocols import http1_requests as reading
 from sidestep.protocols import http1_responses as responses
 from sidestep.protocols.http1 import (
+    CONNECT,
     END_OF_HEAD,
     LIMITS,
     UPGRADE,
@@ -62,9 +70,10 @@ from sidestep.protocols.http1 import (
 )
 from sidestep.protocols.http1_requests import RequestReader
 from sidestep.protocols.http1_responses import ResponseReader, recall
+from sidestep.protocols.http1_upgrade import offers
 from sidestep.protocols.http2 import Http2Error
 
-_READING, _HELD, _RAW, _DISCARD, _OVER = range(5)
+_READING, _HELD, _SWITCHING, _RAW, _DISCARD, _OVER = range(6)
 
 _MEMO_HEAD: Final = LIMITS.memo_head
 """Bytes above which a head, or a chunk that may be one, is not looked up: no longer ones are remembered."""
@@ -74,6 +83,7 @@ class Http1Relay(Relay):
     """See the module. `tls` says whether the client came over TLS."""
 
     __slots__ = (
+        "_ahead",
         "_apart",
         "_discarded",
         "_diversion",
@@ -118,6 +128,8 @@ class Http1Relay(Relay):
         """Flags of the request being received."""
         self._switching = b""
         """Head of the last request that asked for another protocol."""
+        self._ahead = bytearray()
+        """What was sent ahead of the answer to it."""
         self.side: Leg | None = None
         self._pending: deque[int] = deque()
         self._apart = False
@@ -230,6 +242,7 @@ class Http1Relay(Relay):
         exchange = self._diversion.exchange
         if exchange is not None and exchange.leg is leg:
             self._diversion.give(exchange)
+            self._send_ahead()
         elif self._wire is not None and self._wire.peer is leg:
             self._wire.join()
 
@@ -297,15 +310,16 @@ class Http1Relay(Relay):
         if leg is not self.client:
             return self.client.queued < HIGH_WATER
         if self._state != _READING:
-            return len(self.held) < self._limits.hold
+            return len(self.held) < self._limits.hold and (self._state != _SWITCHING or self._takes(self.side))
         exchange = self._diversion.exchange
         if exchange is None:
-            app = self.app
-            return len(self._pending) < self._limits.pipelined and app.queued < (
-                HIGH_WATER if app.open else self._limits.hold
-            )
+            return len(self._pending) < self._limits.pipelined and self._takes(self.app)
         leg = exchange.leg
         return bool(leg.ending) or (leg.queued < HIGH_WATER and exchange.kept_size < self._limits.hold)
+
+    def _takes(self, leg: Leg | None) -> bool:
+        """Whether a leg has room for what the client says."""
+        return leg is None or bool(leg.ending) or leg.queued < (HIGH_WATER if leg.open else self._limits.hold)
 
     @property
     def idle(self) -> bool:
@@ -350,10 +364,11 @@ class Http1Relay(Relay):
         exchange = self._diversion.exchange
         if exchange is not None and exchange.leg.open:
             self._diversion.give(exchange)
+        self._send_ahead()
 
     def _read_otherwise(self, data: bytes) -> None:
         state = self._state
-        if state == _HELD:
+        if state in (_HELD, _SWITCHING):
             self.held += data
         elif self._wire is not None:
             self._wire.receive(self.client, data)
@@ -424,7 +439,67 @@ class Http1Relay(Relay):
                 self._diversion.finish(exchange)
                 return
         if self._sending & SWITCHES and (exchange is not None or self._pending):
-            self._state = _HELD
+            self._state = _SWITCHING
+
+    def _may_send_ahead(self) -> bool:
+        """Whether the app may have what follows the request before it has answered."""
+        return bool(self._sending & CONNECT) or offers(self._switching) != [h2c_upgrade.TOKEN]
+
+    def _send_ahead(self) -> None:
+        """Give what the client says, before it knows what protocol is spoken now, to the side that has its request."""
+        if self._state != _SWITCHING or not self.held or self._diversion.then_wire is not None:
+            return
+        data = bytes(self.held)
+        exchange = self._diversion.exchange
+        if exchange is not None:
+            if not exchange.give_ahead(data):
+                return
+            if self.client_ended:
+                exchange.leg.end(Ending.FINISH)
+        elif self._may_send_ahead():
+            self.app.write(data)
+        else:
+            return
+        self.held.clear()
+        self._ahead += data
+        if len(self._ahead) > self._limits.hold:
+            self._taps.cut()
+            self._ahead.clear()
+            if exchange is None:
+                self.become_wire("h1-early-bytes")
+
+    def _read_ahead(self) -> None:
+        """The app did not switch: what was sent ahead are requests, and it answers them."""
+        data = bytes(self._ahead)
+        self._ahead.clear()
+        self._taps.cut()
+        self._state = _READING
+        requests = self._requests
+        at = 0
+        while at < len(data):
+            start = at
+            at = requests.read(data, start)
+            if requests.event == reading.HEADED:
+                request = self._judging.judge(requests.head)
+                if isinstance(request, str) or request.flags & SWITCHES:
+                    self.become_wire("h1-early-bytes")
+                    return
+                self._sending = request.flags
+                self._pending.append(request.flags & ANSWERED_BY)
+                if request.decision.taps:
+                    self._taps.begin(request, requests.head)
+                requests.begin(request.body)
+                if not request.body:
+                    self._request_sent()
+            elif requests.event == reading.BROKEN or requests.state == reading.HEAD:
+                requests.take()
+                self.become_wire("h1-early-bytes")
+                return
+            else:
+                if self._taps.copying:
+                    self._taps.body(data[start:at])
+                if requests.event == reading.COMPLETE:
+                    self._request_sent()
 
     def _broken(self, anomaly: str, rest: bytes) -> None:
         """The client's bytes cannot be followed any more, in a head or in a body."""
@@ -455,7 +530,7 @@ class Http1Relay(Relay):
         exchange = self._diversion.exchange
         if self._requests.state == reading.HEAD:
             self._unparseable("h1-truncated-head", self._requests.take())
-        elif self._state == _HELD and (self.held or self._diversion.then_wire):
+        elif self._state in (_HELD, _SWITCHING) and (self.held or self._diversion.then_wire):
             return
         elif exchange is not None:
             if exchange.answered:
@@ -470,7 +545,7 @@ class Http1Relay(Relay):
     def proceed(self) -> None:
         """Earlier answers are complete: take up what was held."""
         if (
-            self._state == _HELD
+            self._state in (_HELD, _SWITCHING)
             and self._diversion.exchange is None
             and not (self._pending and self._pending[-1] & SWITCHES)
         ):
@@ -501,6 +576,10 @@ class Http1Relay(Relay):
                 if reader.response is None or reader.response.close:
                     self.become_wire(None)  # the app closes; the client knows
                     return
+                if self._ahead and not pending:
+                    self._read_ahead()
+                    if self._wire is not None:
+                        return
             elif event == responses.SWITCH:
                 if not self._hand_over(reader.response, data[at:]):
                     self.switch(self.app, reader.response)
@@ -511,7 +590,7 @@ class Http1Relay(Relay):
             elif reader.ends_with_connection:
                 self.become_wire(None)
                 return
-        if self._state == _HELD and not pending:
+        if self._state in (_HELD, _SWITCHING) and not pending:
             self.proceed()
 
     def _stray(self, leg: Leg, data: bytes) -> None:
@@ -559,6 +638,7 @@ class Http1Relay(Relay):
         self._pending.append(request.flags & ANSWERED_BY)
         for data in pieces:
             app.write(data)
+        self._send_ahead()
 
     def discard(self) -> None:
         """Nothing more is served: the rest of what the client says is read and dropped."""
@@ -580,7 +660,7 @@ class Http1Relay(Relay):
 
     def _hand_over(self, response: ResponseHead | None, rest: bytes) -> bool:
         """The app has answered 101: if it goes on in HTTP/2, so do we, in its engine. `rest` follows the answer."""
-        if response is None or response.upgrade != h2c_upgrade.TOKEN or self.tls:
+        if response is None or response.upgrade != h2c_upgrade.TOKEN or self.tls or self._ahead:
             return False
         request = parse_request(self._switching, self._limits)
         settings = None if isinstance(request, str) else h2c_upgrade.client_settings(request.fields)
@@ -622,7 +702,9 @@ class Http1Relay(Relay):
     def _join(self, peer: Leg, rest: bytes = b"", *, copies: tuple[Copy, ...] = ()) -> None:
         self._peers.end_all(Ending.CLOSE, but=peer)
         kept = bytes(self.held) + self._requests.take() + rest
+        ahead = bytes(self._ahead)
         self.held.clear()
+        self._ahead.clear()
         if kept:
             peer.write(kept)
         self._state = _RAW
@@ -631,8 +713,8 @@ class Http1Relay(Relay):
         self._pending.clear()
         self.deadline = None
         self._wire = Wire(self, peer, client_ended=self.client_ended, limits=self._limits, copies=copies)
-        if kept and copies:
-            self._wire.copy(kept)
+        if copies and (ahead or kept):
+            self._wire.copy(ahead + kept)
 
     def _wire_eof(self, leg: Leg) -> None:
         if self._wire is not None:

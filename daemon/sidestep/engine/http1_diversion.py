@@ -13,9 +13,9 @@ on (`proceed`), or, where the exchange's answer or its failure ends the connecti
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from sidestep.engine.http1_exchange import SWITCHES, Exchange, Judged, own_answer
+from sidestep.engine.http1_exchange import Exchange, Judged, own_answer
 from sidestep.engine.relay import Diverted, Ending, Leg
 from sidestep.protocols import http1_responses as responses
 from sidestep.protocols.http1 import HTTP_1_0, Http1Limits, ResponseHead
@@ -23,6 +23,10 @@ from sidestep.protocols.http1 import HTTP_1_0, Http1Limits, ResponseHead
 if TYPE_CHECKING:
     from sidestep.engine.http1_peers import Peers
     from sidestep.policy.route import Rule
+
+
+_UNSOLICITED: Final = "h1-response-unsolicited-switch"
+"""Why a connection becomes a wire after a handler answered with a switch that it may not choose."""
 
 
 class Host(Protocol):
@@ -114,19 +118,21 @@ class Diversion:
                     client.write(data[start:at])
                 self._answered(exchange, clean=at == len(data))
                 return
-            elif event == responses.SWITCH and flags & SWITCHES:
+            elif event == responses.SWITCH and exchange.may_switch():
                 client.write(reader.head)
                 if at < len(data):
                     client.write(data[at:])
                 self._host.switch(exchange.leg, reader.response)
                 return
             else:
-                self.then_wire = reader.anomaly or "h1-response-unsolicited-switch"
-                self.fail(exchange, b"502 Bad Gateway", self._what_is_wrong(reader))
+                self.then_wire = reader.anomaly or _UNSOLICITED
+                self.fail(exchange, b"502 Bad Gateway", self._what_is_wrong())
                 return
 
-    def _what_is_wrong(self, reader: responses.ResponseReader) -> str:
-        if reader.anomaly == responses.TOO_LARGE:
+    def _what_is_wrong(self) -> str:
+        if self.then_wire == _UNSOLICITED:
+            return "the handler switches to a protocol that it was not offered"
+        if self.then_wire == responses.TOO_LARGE:
             return f"the head of the handler's response is larger than {self._limits.head >> 10} KiB"
         return "the handler's response is not well-formed"
 
@@ -187,7 +193,7 @@ class Diversion:
         if exchange.begun and not exchange.answered:
             host.end(Ending.ABORT)
             return
-        if not exchange.sent or exchange.request.flags & HTTP_1_0:
+        if not exchange.sent or exchange.given_ahead or exchange.request.flags & HTTP_1_0:
             exchange.close = True
         if not exchange.answered:
             host.client.write(own_answer(exchange, status, reason))
@@ -200,6 +206,7 @@ def _answer_begins(exchange: Exchange) -> None:
     response = exchange.reader.response
     if response is not None and (
         response.close
+        or exchange.given_ahead
         or exchange.reader.ends_with_connection
         or (exchange.request.flags & HTTP_1_0 and not response.keeps)
     ):

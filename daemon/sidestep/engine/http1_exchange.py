@@ -7,6 +7,9 @@
     answered   the response is whole; the exchange is over once the request is (`sent`)
 
 While nothing of the body was given and nothing answered, another leg can take the request (`replayable`).
+
+A handler is not offered the protocols that carry requests of others (`protocols.http1_upgrade`): it gets `offer`, the
+app would get `head`.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ from sidestep.policy.redaction import redact
 from sidestep.policy.route import TO_APP, Decision, Fields, Rule
 from sidestep.protocols.http1 import CLOSE, CONNECT, HEAD, HTTP_1_0, UPGRADE, Http1Limits, RequestHead
 from sidestep.protocols.http1_responses import ResponseReader
+from sidestep.protocols.http1_upgrade import begins_like_request, may_switch, offers, without_shared
 
 SWITCHES: Final = CONNECT | UPGRADE
 """Flags of a request after whose answer the connection may speak another protocol."""
+SWITCHING_PROTOCOLS: Final = 101
 ANSWERED_BY: Final = HEAD | SWITCHES
 """Request flags that the reading of an answer depends on."""
 
@@ -56,10 +61,12 @@ class Exchange:
         "close",
         "consumed",
         "given",
+        "given_ahead",
         "head",
         "kept",
         "kept_size",
         "leg",
+        "offer",
         "reader",
         "request",
         "reused",
@@ -77,6 +84,8 @@ class Exchange:
         self.reader = ResponseReader(limits)
         self.request = request
         self.head = head
+        self.offer = without_shared(head) if request.flags & UPGRADE else head
+        """The head that the handler gets."""
         self.kept: list[bytes] = []
         """Bytes of the body not yet given to the handler."""
         self.kept_size = 0
@@ -84,6 +93,8 @@ class Exchange:
         """The head was written to the handler leg."""
         self.consumed = False
         """So was a part of the body."""
+        self.given_ahead = False
+        """So were bytes of the protocol that it asks for: if the handler declines, nobody can tell what they are."""
         self.answering = False
         """A byte of the response arrived."""
         self.begun = False
@@ -105,6 +116,28 @@ class Exchange:
         """Whether another leg can still take the request."""
         return not self.consumed and not self.answering
 
+    def may_switch(self) -> bool:
+        """Whether the answer just read, a 101 or a 2xx to CONNECT, is one to this request."""
+        response = self.reader.response
+        if response is None or response.status != SWITCHING_PROTOCOLS:
+            return bool(self.request.flags & CONNECT)
+        withheld = self.offer is not self.head
+        return bool(self.request.flags & UPGRADE) and may_switch(
+            offers(self.offer), response.upgrade, withheld=withheld
+        )
+
+    def give_ahead(self, data: bytes) -> bool:
+        """Give the handler bytes of the protocol that the request asks for; False when it is not to have them yet."""
+        if not self.given or self.leg.ending:
+            return False
+        if not self.given_ahead:
+            offers_switch = self.request.flags & CONNECT or offers(self.offer)
+            if not offers_switch or begins_like_request(data):
+                return False
+        self.given_ahead = self.consumed = True
+        self.leg.write(data)
+        return True
+
     def keep(self, data: bytes) -> None:
         """Keep bytes of the body until they can be given."""
         queue(self.kept, data)
@@ -115,7 +148,7 @@ class Exchange:
         leg = self.leg
         if not self.given:
             self.given = True
-            leg.write(self.head)
+            leg.write(self.offer)
         if self.kept:
             self.consumed = True
             for data in self.kept:

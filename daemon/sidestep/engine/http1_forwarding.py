@@ -9,6 +9,7 @@ What differs from `Http1Relay`, and why it stands apart: nothing of this is paid
   * No byte of a client reaches the app unread. Where the base becomes a wire because something cannot be read with
     certainty, or because the app is about to close, this relay closes. Only what the app itself agreed to (101, 2xx to
     CONNECT) is a wire, and not if it is HTTP/2: those requests would have to be rewritten too.
+  * For the same reason what follows an Upgrade or CONNECT waits for the answer; it may be the next request.
   * A slow head is not given to the app in pieces, so the client has longer for it before it is closed.
 """
 
@@ -115,6 +116,10 @@ class ForwardingHttp1Relay(Http1Relay):
             super().become_wire(None)  # the client has said all it will say, and it is forwarded
         elif not self._responses.ends_with_connection:
             self.end(Ending.CLOSE)
+
+    def _may_send_ahead(self) -> bool:
+        """Never: see the module."""
+        return False
 
     def _hand_over(self, response: ResponseHead | None, rest: bytes) -> bool:
         """Never: see `switch`."""
