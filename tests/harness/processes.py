@@ -142,3 +142,9 @@ def kill(pid: int, *, within: float = 5.0) -> float:
     os.kill(pid, signal.SIGKILL)
     until(lambda: not alive(pid), within=within, what=f"process {pid} to die")
     return when
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system CPU seconds of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

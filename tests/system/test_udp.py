@@ -242,3 +242,18 @@ def test_a_wiretap_beside_an_intercept_gets_what_the_handler_answers(tmp_path):
         until(lambda: len(tap.received) >= 20, within=5, what="the copies")
         assert sorted(tap.received) == sorted(handler.received)
         assert len(tap.received) == 20
+
+
+def test_a_socket_that_somebody_in_the_pod_ends_is_replaced_and_datagrams_flow_again(tmp_path):
+    with (
+        dns_pod(tmp_path) as (space, daemon),
+        Dns() as handler,
+        intercept(daemon, "dns", "--port", f"{handler.port}:{PORT}/UDP"),
+        client(space, space.ip) as sock,
+    ):
+        assert ask(sock, 9) == "203.0.113.9"
+        proxy = daemon.proxy(space.pod)
+        for kind in ("-u", "-w"):  # raw sockets are what answers leave by
+            space.pod.run("ss", "-K", "-a", kind, "src", "=", "[::ffff:127.0.0.1]" if kind == "-u" else "[::]")
+        until(lambda: ask(sock, 10, tries=1) == "203.0.113.10", within=10, what="the handler to answer again")
+        assert daemon.proxy(space.pod) == proxy

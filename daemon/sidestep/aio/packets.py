@@ -39,6 +39,14 @@ class ChannelClosed(SidestepError):  # noqa: N818 - the name of a state that eve
     """The other end of a control channel is gone; nothing more will arrive and nothing can be sent."""
 
 
+class DescriptorLostError(PeerError):
+    """A packet came without its descriptor, for which this process has no room; `data` is the rest of it."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        super().__init__("the descriptor of a control message could not be received: too many open files")
+
+
 class ChannelOverflow(ChannelClosed):
     """The other end does not read: the bound on queued packets is reached. The channel is as good as closed."""
 
@@ -68,7 +76,8 @@ def send_packet(sock: socket.socket, data: bytes, fd: int | None = None) -> bool
 def receive_packet(sock: socket.socket) -> tuple[bytes, int | None] | None:
     """Receive one packet and its descriptor (now the caller's to close); None when there is none yet.
 
-    Raises ChannelClosed at the end, PeerError for an oversized packet or more than one descriptor, KernelError.
+    Raises ChannelClosed at the end, PeerError for an oversized packet or more than one descriptor,
+    DescriptorLostError when this process cannot hold another one, KernelError.
     """
     try:
         data, ancillary, flags, _ = sock.recvmsg(MAX_PACKET, _ONE_DESCRIPTOR, _RECEIVE)
@@ -91,9 +100,9 @@ def receive_packet(sock: socket.socket) -> tuple[bytes, int | None] | None:
             raise ChannelClosed("the control channel is closed")
         if flags & _TOO_LONG:
             raise PeerError(f"a control message exceeds {MAX_PACKET} bytes")
-        raise PeerError(
-            "the descriptors of a control message could not be received: more than one, or too many open files"
-        )
+        if not fds:
+            raise DescriptorLostError(data)  # unix(7): those that do not fit are closed, here the only one
+        raise PeerError("a control message came with more than one descriptor")
     return data, (fds[0] if fds else None)
 
 

@@ -84,3 +84,29 @@ class patience:  # noqa: N801 - used as `asyncio.timeout` is
         else:
             self._timer = None
             self._scope.reschedule(self._loop.time())
+
+
+class Silence:
+    """For how long a process has given no sign of life, of the time that counts."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._delayed: float | None = None
+        """What the process had waited for a CPU when it was first suspected."""
+        self.seconds = 0.0
+
+    def broken(self) -> None:
+        """It gave one."""
+        self.seconds = 0.0
+        self._delayed = None
+
+    def lasts(self, elapsed: float, *, pid: int) -> bool:
+        """It gave none for `elapsed` more seconds; whether it is silent for longer than the limit."""
+        self.seconds += elapsed
+        if self.seconds < self._limit / 2:
+            return False
+        # From here on it is suspected: what it waits for a CPU meanwhile is not held against it.
+        delayed = run_delay(pid)
+        if self._delayed is None:
+            self._delayed = delayed
+        return self.seconds - min(delayed - self._delayed, self._limit * (MOST - 1)) >= self._limit

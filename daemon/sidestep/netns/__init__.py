@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from sidestep.netns.addresses import addresses
-from sidestep.netns.datagrams import udp_listener, udp_sender, udp_tap
+from sidestep.netns.datagrams import is_bound, udp_listener, udp_sender, udp_tap
 from sidestep.netns.established import Connection, destroy, established
-from sidestep.netns.listener import queue_length, queue_limit, tcp_listener
+from sidestep.netns.listener import accept_queue, cookie, queue_length, reset_waiting, tcp_listener
 from sidestep.netns.listening import ListenTable, listening
 from sidestep.netns.namespace import Netns, host_netns_id, netns_id
 from sidestep.netns.reader import AbsentFileError, FileReader
@@ -24,9 +24,12 @@ __all__ = [
     "udp_listener",
     "udp_sender",
     "udp_tap",
+    "is_bound",
     "tcp_listener",
+    "accept_queue",
     "queue_length",
-    "queue_limit",
+    "reset_waiting",
+    "cookie",
     "split_listener",
     "prefer",
     "FileReader",

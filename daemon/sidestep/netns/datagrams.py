@@ -59,6 +59,18 @@ def udp_tap(netns: Netns, family: Family, port: int) -> socket.socket | None:
     return netns.run(lambda: _raw(family, program, tap=True))
 
 
+def is_bound(sock: socket.socket) -> bool:
+    """Whether datagrams can still reach a socket made by `udp_listener`.
+
+    Whoever has CAP_NET_ADMIN in the pod can end it (SOCK_DESTROY, `ss -K`): it loses its port and receives nothing any
+    more. (Raw sockets stay as they are.)
+    """
+    try:
+        return bool(sock.getsockname()[1])
+    except OSError:
+        return False
+
+
 def _listener() -> socket.socket:
     try:
         return _bound(socket.AF_INET6, "::ffff:127.0.0.1")

@@ -1,9 +1,14 @@
-"""The listening sockets that steered connections arrive at, and how full their queues are.
+"""The listening sockets that steered connections arrive at: whether they listen, how full their queues are, and ending
+what waits in them.
 
 One dual-stack socket bound to `::ffff:127.0.0.1`: sk_lookup hands it connections of both families to any address of
 the pod, while by itself it is reachable from inside the pod only, over IPv4 loopback. (`::` would be reachable from
 outside, `::1` would refuse IPv4.) Without IPv6 in the kernel it is an IPv4 socket on 127.0.0.1. The port is the
 kernel's choice and means nothing; no SO_REUSEPORT, so that nobody in the pod can join it.
+
+A listener can die while its descriptors stay open: whoever has CAP_NET_ADMIN in the pod can end it (SOCK_DESTROY,
+`ss -K`), whoever holds a duplicate can shut it down. It never listens again. A socket map keeps it all the same, and
+the kernel then drops what is steered to it without an answer.
 """
 
 from __future__ import annotations
@@ -11,12 +16,17 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from dataclasses import dataclass
 from typing import Final
 
 from sidestep.model.errors import KernelError
 from sidestep.netns.namespace import Netns
 
-_TCP_INFO: Final = struct.Struct("=8xIIIIII")  # struct tcp_info up to tcpi_sacked
+_TCP_INFO: Final = struct.Struct("=B7x16xII")  # struct tcp_info: tcpi_state, tcpi_unacked, tcpi_sacked
+_TCP_LISTEN: Final = 10
+_SO_COOKIE: Final = 57
+_COOKIE: Final = struct.Struct("=Q")
+_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: close() sends a reset
 _NO_IPV6: Final = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL})
 
 
@@ -61,20 +71,55 @@ def _bound(family: socket.AddressFamily, address: str, backlog: int) -> socket.s
     return listener
 
 
-def queue_length(listener: socket.socket) -> int:
-    """Connections that wait to be accepted (tcp(7), TCP_INFO: tcpi_unacked of a listening socket)."""
-    return _queue(listener)[0]
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A listener's accept queue: connections that wait, and how many may (the backlog after the kernel limited it)."""
+
+    length: int
+    limit: int
 
 
-def queue_limit(listener: socket.socket) -> int:
-    """Connections that the queue takes: the backlog after the kernel limited it (tcpi_sacked)."""
-    return _queue(listener)[1]
+def accept_queue(listener: socket.socket) -> Queue | None:
+    """The queue of a listener; None when it does not listen any more. Raises KernelError.
 
-
-def _queue(listener: socket.socket) -> tuple[int, int]:
+    TCP_INFO (tcp(7)) tells of a listening socket: tcpi_unacked is the length, tcpi_sacked the limit.
+    """
     try:
         data = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
     except OSError as error:
         raise KernelError("getsockopt", error.errno or 0, doing="asking for the accept queue") from error
-    *_, length, limit = _TCP_INFO.unpack(data)
-    return int(length), int(limit)
+    state, length, limit = _TCP_INFO.unpack(data)
+    return Queue(int(length), int(limit)) if state == _TCP_LISTEN else None
+
+
+def queue_length(listener: socket.socket) -> int:
+    """Connections that wait to be accepted; 0 when it does not listen any more. Raises KernelError."""
+    queue = accept_queue(listener)
+    return queue.length if queue is not None else 0
+
+
+def reset_waiting(listener: socket.socket, *, most: int) -> int:
+    """Accept at most so many of the connections that wait and reset them; returns how many. Never waits or raises.
+
+    Their clients learn at once that nobody serves them here, and come again.
+    """
+    for count in range(most):
+        try:
+            waiting, _ = listener.accept()
+        except OSError:
+            return count
+        with waiting:
+            try:
+                waiting.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            except OSError:
+                pass  # an end without a reset is an end, too
+    return most
+
+
+def cookie(sock: socket.socket) -> int:
+    """The kernel's number of a socket, never used twice (SO_COOKIE, socket(7)). Raises KernelError."""
+    try:
+        data = sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, _COOKIE.size)
+    except OSError as error:
+        raise KernelError("getsockopt", error.errno or 0, doing="asking for a socket's cookie") from error
+    return int(_COOKIE.unpack(data)[0])

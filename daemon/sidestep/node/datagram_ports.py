@@ -3,6 +3,9 @@
 An intercept of a UDP port is always global, so it is steered whether or not an app listens. A wiretap steers nothing:
 the proxy gets raw sockets that receive copies. Sending sockets are made once per pod, when the first port is
 intercepted. The order is that of TCP: configured, given, steered; and back: unsteered, taken away.
+
+A socket that was ended from outside (`netns.is_bound`) is found by `look`, unsteered, and replaced by the next `apply`,
+later each time it happens again.
 """
 
 from __future__ import annotations
@@ -14,10 +17,14 @@ from dataclasses import dataclass, field
 
 from sidestep.model.errors import SidestepError
 from sidestep.model.pod import Family, Transport
-from sidestep.netns import Netns, udp_listener, udp_sender, udp_tap
+from sidestep.netns import Netns, cookie, is_bound, udp_listener, udp_sender, udp_tap
+from sidestep.node.deaths import Deaths
 from sidestep.node.plan import PortPlan
 from sidestep.node.supervisor import PodProxy
 from sidestep.steering import Steering
+
+Entry = tuple[int, Transport, Family]
+"""What a map holds: a port that is steered."""
 
 _SEND = {Family.IPV4: "udp-send-4", Family.IPV6: "udp-send-6"}
 _TAP = {Family.IPV4: "udp-tap-4", Family.IPV6: "udp-tap-6"}
@@ -28,6 +35,12 @@ class _Port:
     listener: socket.socket | None = None
     taps: dict[Family, socket.socket] = field(default_factory=dict)
     steered: set[Family] = field(default_factory=set)
+    deaths: Deaths = field(default_factory=Deaths)
+
+    @property
+    def is_deaf(self) -> bool:
+        """Whether its socket has died."""
+        return self.deaths.renew_at is not None
 
 
 class DatagramPorts:
@@ -65,6 +78,9 @@ class DatagramPorts:
                 sender = udp_sender(netns, family)
                 if sender is not None:
                     self._senders[family] = await _given(proxy, 0, _SEND[family], sender)
+        if port.is_deaf:
+            await self._drop_listener(number, port, proxy)
+            port.deaths.renewed()
         if port.listener is None:
             port.listener = await _given(proxy, number, "udp", udp_listener(netns))
         families = Family if port.listener.family == socket.AF_INET6 else (Family.IPV4,)
@@ -115,10 +131,34 @@ class DatagramPorts:
             with contextlib.suppress(SidestepError):
                 self._unsteer(number, port, steering)
 
+    def look(self, now: float) -> bool:
+        """See whether the sockets still receive; whether one has died."""
+        died = False
+        for port in self._ports.values():
+            if port.listener is not None and not port.is_deaf and not is_bound(port.listener):
+                port.deaths.died(now)
+                died = True
+        return died
+
+    def outdated(self, now: float) -> bool:
+        """Whether a socket is to be replaced now."""
+        return any(port.deaths.is_due(now) for port in self._ports.values())
+
+    def sockets(self) -> dict[Entry, int]:
+        """The kernel's number of the socket that each entry of the map should lead to. Raises KernelError."""
+        return {
+            (number, Transport.UDP, family): cookie(port.listener)
+            for number, port in self._ports.items()
+            if port.listener is not None
+            for family in port.steered
+        }
+
     def resume(self, steering: Steering) -> None:
-        """The proxy is back. Raises KernelError."""
+        """The proxy is there. Raises KernelError."""
         for number, port in self._ports.items():
-            if port.listener is not None and not port.steered:
+            if port.is_deaf:
+                self._unsteer(number, port, steering)
+            elif port.listener is not None and not port.steered:
                 families = Family if port.listener.family == socket.AF_INET6 else (Family.IPV4,)
                 for family in families:
                     steering.steer(number, Transport.UDP, family, port.listener.fileno())

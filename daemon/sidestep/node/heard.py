@@ -12,8 +12,20 @@ import re
 from collections.abc import Collection, Mapping
 
 import msgspec
+from msgspec.structs import replace
 
-from sidestep.proxy.messages import MAX_LINES, MAX_TEXT, DivertedRequest, Heartbeat, Probed, Requests
+from sidestep.model.pod import Family
+from sidestep.node.readiness import KINDS
+from sidestep.proxy.messages import (
+    MAX_LINES,
+    MAX_TEXT,
+    DivertedRequest,
+    Heartbeat,
+    Hindered,
+    Hindrance,
+    Probed,
+    Requests,
+)
 
 MAX_WORDS = 64
 """Different counters of one port, or reasons of anomalies; what is beyond is summed under `other`."""
@@ -24,6 +36,12 @@ MAX_ADDRESS = 64
 MAX_CERTIFICATE = 64 * 1024
 """Bytes of an app's certificate; a TLS record with several holds less."""
 
+MAX_HINDRANCES = 8192
+"""Hindrances of one proxy: several of each family of its ports, of which 1,024 can be steered."""
+
+_FAMILIES = frozenset({0, *(int(family) for family in Family)})
+_ERRORS = 4096
+"""Error numbers of Linux are smaller (include/linux/err.h, MAX_ERRNO)."""
 _WORD = re.compile(r"[a-z0-9_-]{1,48}")
 
 
@@ -53,6 +71,16 @@ def probed(message: Probed) -> Probed:
     """The finding, with a certificate that can be one."""
     certificate = message.certificate if len(message.certificate) <= MAX_CERTIFICATE else b""
     return msgspec.structs.replace(message, alpn=message.alpn[:MAX_ADDRESS], certificate=certificate)
+
+
+def hindrances(message: Hindered, *, ports: Collection[int]) -> tuple[Hindrance, ...]:
+    """The hindrances of a known kind, about these ports or all; at most one of each."""
+    told = {
+        (each.kind, each.port, each.family): each
+        for each in message.hindrances[:MAX_HINDRANCES]
+        if each.kind in KINDS and (each.port in ports or each.port == 0) and each.family in _FAMILIES
+    }
+    return tuple(each if 0 <= each.error < _ERRORS else replace(each, error=0) for each in told.values())
 
 
 def _line(line: DivertedRequest) -> DivertedRequest:

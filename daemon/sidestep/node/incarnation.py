@@ -16,7 +16,7 @@ from typing import Self
 
 from sidestep.aio.channel import AsyncChannel, DeadlineError
 from sidestep.aio.packets import ChannelClosed, control_pair
-from sidestep.aio.patience import MOST, run_delay
+from sidestep.aio.patience import Silence
 from sidestep.aio.process import Process
 from sidestep.aio.pulse import Watched
 from sidestep.model.errors import PeerError, SidestepError
@@ -64,9 +64,7 @@ class Incarnation:
         self._limits = limits
         self._on_message = on_message
         self._greeted = False
-        self._quiet = 0.0
-        self._delayed: float | None = None
-        """What it had waited for a CPU when it was first suspected."""
+        self._silence = Silence(limits.silence)
         self._packets = 0
         self._ended: asyncio.Future[str] = self._loop.create_future()
         self._cause = ""
@@ -142,19 +140,14 @@ class Incarnation:
         packets = self._channel.packets
         if self._pulse.beats() or packets != self._packets:
             self._packets = packets
-            self._quiet = 0.0
-            self._delayed = None
-            return
-        self._quiet += elapsed
-        silence = self._limits.silence
-        if self._quiet < silence / 2:
-            return
-        # From here on it is suspected: what it waits for a CPU meanwhile is not held against it.
-        delayed = run_delay(self.process.pid)
-        if self._delayed is None:
-            self._delayed = delayed
-        if self._quiet - min(delayed - self._delayed, silence * (MOST - 1)) >= silence:
-            self.kill(f"no heartbeat for {self._quiet:.1f} s")
+            self._silence.broken()
+        elif self._silence.lasts(elapsed, pid=self.process.pid):
+            self.kill(f"no heartbeat for {self.quiet:.1f} s")
+
+    @property
+    def quiet(self) -> float:
+        """Seconds since the last sign of life, of those that count."""
+        return self._silence.seconds
 
     def kill(self, cause: str) -> None:
         """Send SIGKILL, for this reason. The end is seen through `ended`."""

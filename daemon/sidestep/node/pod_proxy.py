@@ -87,6 +87,11 @@ class PodProxy:
         """The present process, for `status`."""
         return None if self._life is None else self._life.process.pid
 
+    @property
+    def quiet(self) -> float:
+        """Seconds since the last sign of life of the present process."""
+        return 0.0 if self._life is None else self._life.quiet
+
     async def start(self) -> None:
         """Start the first process; once. Raises SidestepError when it cannot be started, and nothing is left then."""
         if self._started:

@@ -7,7 +7,18 @@ import socket
 from collections.abc import Mapping
 from typing import Protocol
 
-from sidestep.proxy.messages import ForgetClient, Heartbeat, NameClient, NoApp, Open, Probed, Report, Requests, Reset
+from sidestep.proxy.messages import (
+    ForgetClient,
+    Heartbeat,
+    Hindrance,
+    NameClient,
+    NoApp,
+    Open,
+    Probed,
+    Report,
+    Requests,
+    Reset,
+)
 
 
 class ProxyState(enum.Enum):
@@ -45,6 +56,9 @@ class ProxyHandler(Protocol):
 
     def on_no_app(self, no_app: NoApp, /) -> None:
         """Learn that nothing listens behind a port."""
+
+    def on_hindered(self, hindrances: tuple[Hindrance, ...], /) -> None:
+        """Learn all that keeps the present process from serving."""
 
     def on_heartbeat(self, beat: Heartbeat, /) -> None:
         """Take the counters of the present process; they begin anew with each."""

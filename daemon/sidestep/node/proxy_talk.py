@@ -21,6 +21,7 @@ from sidestep.proxy.messages import (
     ForgetClient,
     FromProxy,
     Heartbeat,
+    Hindered,
     NameClient,
     NoApp,
     Open,
@@ -75,6 +76,8 @@ class ProxyTalk:
                 self._handler.on_probed(heard.probed(message))
             case NoApp():
                 self._handler.on_no_app(message)
+            case Hindered():
+                self._handler.on_hindered(heard.hindrances(message, ports=self._ports))
             case _:
                 raise PeerError(f"a pod proxy does not send {type(message).__name__}")
 

@@ -333,8 +333,12 @@ class Reconciler:
                     worker.wake.set()
                 else:
                     target.look()
-            for target in [each for each in self._draining if each.netns is not None and not each.alive()]:
-                await target.abandon()
+                    target.sweep()
+            for target in [each for each in self._draining if each.netns is not None]:
+                if target.alive():
+                    target.sweep()
+                else:
+                    await target.abandon()
 
 
 def _moved(target: Target, desired: PodPlan) -> bool:

@@ -156,7 +156,8 @@ class NodeStatusView:
         waiting = [port for port in ports if not target.takes(*port)]
         if len(waiting) == len(ports):
             no_app = [number for number, _ in waiting if target.waits_for_app(number)]
-            detail = f"nothing listens on port {no_app[0]}" if no_app else problem
+            left = next((why for port in waiting if (why := target.why_left(*port))), "")
+            detail = left or (f"nothing listens on port {no_app[0]}" if no_app else problem)
             return PodState(str(key), "pending", detail)
         return PodState(str(key), "active" if target.seen else "attached", problem)
 

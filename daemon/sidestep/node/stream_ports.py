@@ -1,9 +1,12 @@
 """TCP ports of one target pod: listeners made in its namespace, given to its proxy, steered, and given back.
 
-*Steered* is decided here, per port and family: a port is in the map while its plan wants it, the proxy runs, its queue
-is not overloaded, and - unless the plan takes the whole port - an app listens (asked of the kernel by `look`, told at
-once by the proxy when a dial is refused). A family whose dial was refused although something seems to listen is left
-alone for a while.
+What is steered is decided per port and family by `SteeredPort.left`, from what is gathered here: whether an app listens
+(asked of the kernel by `look`, told at once by the proxy when a dial is refused), how full the accept queue is and
+whether there still is one, whether the proxy is there and what it says that it cannot do. `look` comes twice a second,
+and at once when the proxy says something.
+
+Nobody waits in a queue that nobody empties: while the proxy is away, or cannot serve a port, what is still in its
+accept queue is reset (`sweep`), so that clients come again and find the app. A listener that died is replaced.
 
 The way back is the reverse: out of the map first, then the proxy stops listening (it goes on accepting what is queued).
 When the kernel will not take a port out of the map, the owner has to detach the whole program.
@@ -11,20 +14,30 @@ When the kernel will not take a port out of the map, the owner has to detach the
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Protocol
 
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import KernelError, RefusedError, SidestepError
-from sidestep.model.pod import Family, PodKey, Transport
-from sidestep.netns import Connection, Netns, destroy, established, listening, queue_length, queue_limit, tcp_listener
+from sidestep.model.pod import Family, PodKey
+from sidestep.netns import (
+    Connection,
+    Netns,
+    accept_queue,
+    cookie,
+    destroy,
+    established,
+    listening,
+    reset_waiting,
+    tcp_listener,
+)
 from sidestep.netns.fingerprint import Question, fingerprint
+from sidestep.node.datagram_ports import Entry
 from sidestep.node.proxy_uids import is_proxy
+from sidestep.node.readiness import Readiness
+from sidestep.node.steered_port import Left, Proxy, SteeredPort
 from sidestep.node.survey import port_subject
-from sidestep.node.valve import Valve
 from sidestep.observability.logs import get_logger
 
 if TYPE_CHECKING:
@@ -32,29 +45,27 @@ if TYPE_CHECKING:
     from sidestep.node.located import Address
     from sidestep.node.plan import PortPlan
     from sidestep.node.supervisor import PodProxy
-    from sidestep.proxy.messages import NoApp
+    from sidestep.proxy.messages import Hindrance, NoApp
     from sidestep.steering import Steering
 
 BACKLOG = 4096
 """Connections that may wait to be accepted (limited by the namespace's net.core.somaxconn)."""
 
-REFUSED_PAUSE = 0.5
-"""Seconds for which a port is left alone after a refused dial although something listens; doubles up to the next."""
-
-REFUSED_PAUSE_MAX = 30.0
+SWEEP_GRACE = 0.4
+"""Seconds for which a proxy that says it cannot serve a port may still empty its queue itself."""
 
 _LOOPBACK = IPv4Address("127.0.0.1")
 """Where our own listeners are found, whatever their family."""
-
-Entry = tuple[int, Transport, Family]
-"""What a map holds: a port that is steered."""
 
 
 class Owner(Protocol):
     """The target whose ports these are."""
 
-    def may_steer(self) -> bool:
-        """Whether the proxy takes connections now, or will in a moment."""
+    def absence(self) -> str:
+        """Why the proxy takes no connections now, nor will in a moment; empty: it does."""
+
+    def is_proxy_gone(self) -> bool:
+        """Whether no proxy is there that could take what waits, nor will be in a moment."""
 
     def detach(self) -> None:
         """Take everything out of the map at once."""
@@ -64,33 +75,6 @@ class Owner(Protocol):
 
     def changed(self) -> None:
         """Other ports are steered now."""
-
-
-@dataclass(slots=True)
-class _Port:
-    """A port that the proxy listens for."""
-
-    plan: PortPlan
-    listener: socket.socket
-    served: set[Family] = field(default_factory=set)
-    steered: set[Family] = field(default_factory=set)
-    refused_until: dict[Family, float] = field(default_factory=dict)
-    refused_pause: float = REFUSED_PAUSE
-    valve: Valve = field(default_factory=Valve)
-    leaving: bool = False
-    """It is being given up: whatever a look finds meanwhile, it is not steered again."""
-    reset_for: frozenset[str] = frozenset()
-    """The intercepts for which the connections that existed have been ended."""
-
-    @property
-    def families(self) -> tuple[Family, ...]:
-        """Families that the listener can take."""
-        return tuple(Family) if self.listener.family == socket.AF_INET6 else (Family.IPV4,)
-
-    @property
-    def waits_for_app(self) -> bool:
-        """Whether it is not steered only because no app listens."""
-        return self.plan.needs_app and not self.served and not self.steered
 
 
 class StreamPorts:
@@ -104,8 +88,12 @@ class StreamPorts:
         self._netns: Netns | None = None
         self._own: frozenset[Address] = frozenset()
         self._steering: Steering | None = None
-        self._ports: dict[int, _Port] = {}
-        self._ground: tuple[bytes | None, bool] | None = None
+        self._ports: dict[int, SteeredPort] = {}
+        self._given_up: list[SteeredPort] = []
+        """Unsteered; the proxy is being told to stop listening."""
+        self._readiness = Readiness()
+        self._hindered_since: dict[int, float] = {}
+        self._ground: tuple[bytes | None, str] | None = None
         """What the last look was based on; as long as it stands, there is nothing to do."""
         self._question: Question | None = None
         """About the sockets on which a look depends: the apps', and our own with their queues. None: about none."""
@@ -123,9 +111,10 @@ class StreamPorts:
 
     def close(self) -> None:
         """Close the listeners; the proxy is gone by then. Closing twice does nothing."""
-        for port in self._ports.values():
+        for port in (*self._ports.values(), *self._given_up):
             port.listener.close()
         self._ports.clear()
+        self._given_up.clear()
         self._netns = None
 
     # --- plans ------------------------------------------------------------------------------------------------------
@@ -137,7 +126,13 @@ class StreamPorts:
             self._ports[number].leaving = True
             self._unsteer(self._ports[number])
         for number in gone:
-            await self._unlisten(proxy, self._ports.pop(number))
+            port = self._ports.pop(number)
+            self._given_up.append(port)
+            try:
+                await self._unlisten(proxy, port)
+            finally:
+                self._given_up.remove(port)
+                port.listener.close()
 
     async def apply(self, plans: Mapping[int, PortPlan], *, proxy: PodProxy) -> None:
         """Make the plans real; the proxy has its configuration. Raises SidestepError; what could be done is done."""
@@ -146,6 +141,8 @@ class StreamPorts:
                 self._ports[number].plan = plan
                 self._ports[number].leaving = False
                 self._ask_anew()
+                if self._ports[number].deaths.is_due(self._now()):
+                    await self._renew(proxy, self._ports[number])
             else:
                 await self._listen(proxy, plan)
 
@@ -158,17 +155,39 @@ class StreamPorts:
         except BaseException:
             listener.close()
             raise
-        self._ports[plan.number] = _Port(plan, listener)
+        self._ports[plan.number] = SteeredPort(plan, listener)
         self._ask_anew()
 
-    async def _unlisten(self, proxy: PodProxy, port: _Port) -> None:
+    async def _unlisten(self, proxy: PodProxy, port: SteeredPort) -> None:
         number = port.plan.number
         try:
             await proxy.unlisten(number, port.plan.transport.value)
         finally:
-            port.listener.close()
             self._ask_anew()
             self._statements.forget(number)
+            self._hindered_since.pop(number, None)
+
+    async def _renew(self, proxy: PodProxy, port: SteeredPort) -> None:
+        """Put another listener in the place of one that died. Raises SidestepError: it is tried again."""
+        if self._netns is None:
+            raise RefusedError(f"pod {self._pod} is being released")
+        number, transport = port.plan.number, port.plan.transport.value
+        listener = tcp_listener(self._netns, backlog=BACKLOG)
+        try:
+            await proxy.unlisten(number, transport)
+            await proxy.listen(number, transport, listener)
+        except BaseException:
+            listener.close()
+            raise
+        port.renewed(listener)
+        self._log.info("listener replaced", port=number)
+        self._ask_anew()
+
+    @property
+    def outdated(self) -> bool:
+        """Whether something is to be made anew: `apply` does it."""
+        now = self._now()
+        return any(port.deaths.is_due(now) for port in self._ports.values())
 
     # --- what is there ----------------------------------------------------------------------------------------------
 
@@ -201,25 +220,77 @@ class StreamPorts:
             self._ground = None
         try:
             seen = fingerprint(self._netns, self._question) if self._question is not None else None
-            ground = (seen, self._owner.may_steer())
+            ground = (seen, self._owner.absence())
             self._look_at_queues(changed=seen is None or self._ground is None or seen != self._ground[0])
-            waiting = any(port.refused_until or port.valve.watching for port in self._ports.values())
-            if seen != b"" and ground == self._ground and not waiting:
+            if seen != b"" and ground == self._ground and not self._is_waiting():
                 return
             if seen is not None:
-                table = listening(self._netns)
-                for number, port in self._ports.items():
-                    had = bool(port.served)
-                    port.served = {family for family in Family if table.serves(number, family, self._own)}
-                    if had and not port.served:
-                        self._owner.app_gone(number)
+                self._look_for_apps(self._netns)
             for port in self._ports.values():
                 self._settle(port)
             self._ground = ground
         except SidestepError as error:
             # Without an answer nobody knows whether there is an app: be a wire.
-            self._log.warning("steering failed, the pod's ports are left to the app", reason=str(error))
+            text = f"the pod's ports are left to the app, because steering failed: {error}"
+            conditions = [Condition(ConditionType.STEERING_FAILED, f"pod {self._pod}", text)]
+            self._statements.state(None, "steering", conditions)
             self.unsteer()
+        else:
+            self._statements.state(None, "steering", ())
+        if self.outdated:
+            self._owner.changed()
+
+    def _is_waiting(self) -> bool:
+        """Whether the next look matters although nothing else has changed."""
+        ports = self._ports.values()
+        return self._readiness.is_watched() or any(
+            port.refused_until or port.valve.watching or port.is_deaf for port in ports
+        )
+
+    def _look_for_apps(self, netns: Netns) -> None:
+        table = listening(netns)
+        for number, port in self._ports.items():
+            had = bool(port.served)
+            port.served = {family for family in Family if table.serves(number, family, self._own)}
+            if had and not port.served:
+                self._owner.app_gone(number)
+
+    def hindered(self, hindrances: Collection[Hindrance]) -> None:
+        """The proxy says what keeps it from serving: all that there is."""
+        self._readiness.told(hindrances, self._now())
+        self._mark_hindered()
+        self.look(afresh=True)
+
+    def proxy_gone(self) -> None:
+        """The process of the proxy has ended; what it said does not hold any more."""
+        self._readiness.process_gone(self._now())
+        self._mark_hindered()
+
+    def _mark_hindered(self) -> None:
+        now = self._now()
+        self._hindered_since = {
+            number: self._hindered_since.get(number, now)
+            for number in self._ports
+            if self._readiness.is_hindered(number)
+        }
+
+    def sweep(self) -> None:
+        """Reset whoever waits to be accepted by a proxy that is not there or cannot. Never raises."""
+        if self._owner.is_proxy_gone():
+            for port in (*self._ports.values(), *self._given_up):
+                self._sweep(port)
+        elif self._hindered_since:
+            late = self._now() - SWEEP_GRACE
+            for number, since in self._hindered_since.items():
+                if since <= late and number in self._ports:
+                    self._sweep(self._ports[number])
+
+    def _sweep(self, port: SteeredPort) -> None:
+        if port.steered:
+            return
+        count = reset_waiting(port.listener, most=BACKLOG)
+        if count:
+            self._log.info("connections that nobody took were reset", port=port.plan.number, count=count)
 
     def _ask_anew(self) -> None:
         """Other ports matter now. What takes the whole port does not depend on an app."""
@@ -235,9 +306,7 @@ class StreamPorts:
         family = next((each for each in Family if each.value == no_app.family), None)
         if port is None or family is None or not port.plan.needs_app or family not in port.steered:
             return False
-        port.refused_until[family] = self._now() + port.refused_pause
-        port.refused_pause = min(2 * port.refused_pause, REFUSED_PAUSE_MAX)
-        port.served.discard(family)
+        port.refuse(family, self._now())
         if not port.served:
             self._owner.app_gone(no_app.port)
         try:
@@ -253,7 +322,7 @@ class StreamPorts:
         for port in self._ports.values():
             self._unsteer(port)
 
-    def _unsteer(self, port: _Port) -> None:
+    def _unsteer(self, port: SteeredPort) -> None:
         """Take a port out of the map; if the kernel will not, detach altogether."""
         try:
             if self._steering is not None:
@@ -274,19 +343,17 @@ class StreamPorts:
         """The kernel's map does not hold this port any more: the next look puts it back."""
         self._ports[number].steered.discard(family)
 
-    def _settle(self, port: _Port) -> None:
+    def _settle(self, port: SteeredPort) -> None:
         """Bring the map in line for one port. Raises SidestepError."""
         if self._steering is None:
             return
         plan, now = port.plan, self._now()
-        wanted: set[Family] = set()
-        port.refused_until = {family: until for family, until in port.refused_until.items() if until > now}
-        if self._owner.may_steer() and not port.valve.shut and not port.leaving:
-            wanted = {
-                family
-                for family in port.families
-                if not plan.needs_app or (family in port.served and family not in port.refused_until)
-            }
+        port.forget_refusals(now)
+        hindrance = {family: self._readiness.reason(plan.number, family, now) for family in port.families}
+        proxy = Proxy(self._owner.absence(), hindrance)
+        left = {family: port.left(family, proxy=proxy, now=now) for family in port.families}
+        wanted = {family for family, why in left.items() if why is None}
+        self._tell_left(port, set(left.values()), proxy)
         resets = plan.resets - port.reset_for if wanted else frozenset()
         existing = self._existing(port) if resets else ()
         if wanted == port.steered:
@@ -305,25 +372,56 @@ class StreamPorts:
         self._owner.changed()
 
     def _look_at_queues(self, *, changed: bool) -> None:
-        """Look how full the queues are: where something has `changed`, or was suspicious. Raises KernelError.
+        """Look whether the listeners listen, and how full their queues are: where something has `changed`, or was
+        suspicious. Raises KernelError.
 
         What the kernel answers about listening sockets tells their queues, too: when that is the same, so are they.
         """
         for number, port in self._ports.items():
-            if not changed and not port.valve.watching:
+            if port.is_deaf or not (changed or port.valve.watching):
                 continue
-            was_shut, length = port.valve.shut, queue_length(port.listener)
-            port.valve.look(length=length, limit=queue_limit(port.listener) if length else 1, now=self._now())
-            if port.valve.shut == was_shut:
+            queue = accept_queue(port.listener)
+            if queue is None:
+                self._log.warning("a listener was closed by somebody in the pod", port=number)
+                port.deaths.died(self._now())
+                self._ground = None
                 continue
-            conditions = []
-            if port.valve.shut:
-                text = "connections come faster than the pod proxy takes them; the port is left to the app for a while"
-                conditions.append(Condition(ConditionType.OVERLOADED, port_subject(self._pod, number), text))
-            self._statements.state(number, "overload", conditions)
-            self._ground = None
+            was_shut = port.valve.shut
+            port.valve.look(length=queue.length, limit=queue.limit, now=self._now())
+            if port.valve.shut != was_shut:
+                self._ground = None
 
-    def _tell_app(self, port: _Port) -> None:
+    def _tell_left(self, port: SteeredPort, reasons: Collection[Left | None], proxy: Proxy) -> None:
+        """State why a port is left to the app, as far as the proxy is the reason."""
+        subject = port_subject(self._pod, port.plan.number)
+        overload, others = [], []
+        if Left.OVERLOADED in reasons:
+            text = "connections come faster than the pod proxy takes them; the port is left to the app for a while"
+            overload.append(Condition(ConditionType.OVERLOADED, subject, text))
+        whys = [Left.DEAF.value] if Left.DEAF in reasons else []
+        if Left.HINDERED in reasons:
+            whys += [why for why in dict.fromkeys(proxy.hindrance.values()) if why]
+        for why in whys:
+            text = f"{why}; the app serves meanwhile, and it is tried again"
+            others.append(Condition(ConditionType.PROXY_NOT_READY, subject, text))
+        self._statements.state(port.plan.number, "overload", overload)
+        self._statements.state(port.plan.number, "readiness", others)
+
+    def why_left(self, number: int) -> str:
+        """Why no connection to a port reaches the proxy, as far as the proxy is the reason; empty otherwise."""
+        port, now = self._ports.get(number), self._now()
+        if port is None or port.steered:
+            return ""
+        if port.is_deaf:
+            return Left.DEAF.value
+        return self._owner.absence() or self._readiness.reason(number, Family.IPV4, now)
+
+    def sockets(self) -> dict[Entry, int]:
+        """The kernel's number of the socket that each entry of the map should lead to. Raises KernelError."""
+        numbers = {number: cookie(port.listener) for number, port in self._ports.items() if port.steered}
+        return {entry: numbers[entry[0]] for entry in self.expected()}
+
+    def _tell_app(self, port: SteeredPort) -> None:
         conditions = []
         if port.waits_for_app:
             subject = port_subject(self._pod, port.plan.number)
@@ -333,12 +431,12 @@ class StreamPorts:
 
     # --- connections that were there before -------------------------------------------------------------------------
 
-    def _existing(self, port: _Port) -> tuple[Connection, ...]:
+    def _existing(self, port: SteeredPort) -> tuple[Connection, ...]:
         """The connections of a port that are not the proxy's. Raises KernelError."""
         assert self._netns is not None  # noqa: S101 - `look` says so
         return tuple(each for each in established(self._netns, port.plan.number) if not is_proxy(each.uid))
 
-    def _reset(self, port: _Port, existing: tuple[Connection, ...]) -> None:
+    def _reset(self, port: SteeredPort, existing: tuple[Connection, ...]) -> None:
         """End what was there before the port was steered, for those who asked for it; once for each of them."""
         if self._netns is None or not port.steered or port.plan.resets <= port.reset_for:
             return

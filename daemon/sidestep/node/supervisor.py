@@ -67,6 +67,7 @@ class ProxySupervisor:
         elapsed = min(now - self._last, 2 * _TICK)
         self._last = now
         self._timer = self._loop.call_later(_TICK, self._tick)
+        self.zygote.watch(elapsed)
         for proxy in self._proxies:
             proxy.watch(elapsed)
 

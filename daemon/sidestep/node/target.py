@@ -12,6 +12,7 @@ finish. `abandon` is for a namespace that is gone: it must not be held open for 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Mapping
@@ -23,11 +24,11 @@ from sidestep.model.pod import Family, NetnsId, Pod, Transport
 from sidestep.netns import Netns
 from sidestep.node.client_addresses import ClientAddresses
 from sidestep.node.conditions import Statements
-from sidestep.node.datagram_ports import DatagramPorts
+from sidestep.node.datagram_ports import DatagramPorts, Entry
 from sidestep.node.located import Address, locate
 from sidestep.node.plan import PodPlan
 from sidestep.node.probed_apps import ProbedApps
-from sidestep.node.stream_ports import Entry, StreamPorts
+from sidestep.node.stream_ports import StreamPorts
 from sidestep.node.supervisor import PodProxy, ProxyState
 from sidestep.node.survey import port_subject
 from sidestep.node.toolbox import Toolbox
@@ -35,6 +36,7 @@ from sidestep.observability.logs import get_logger
 from sidestep.proxy.messages import (
     ForgetClient,
     Heartbeat,
+    Hindrance,
     NameClient,
     NoApp,
     Open,
@@ -48,8 +50,12 @@ from sidestep.steering import Steering
 if TYPE_CHECKING:
     import socket
 
-RESTART_PATIENCE = 1.0
-"""Seconds a proxy may be away before its ports are unsteered; its clients wait in the accept queue meanwhile."""
+RESTART_PATIENCE = 0.8
+"""Seconds a proxy may be away, while its clients wait in the accept queue, before its ports are left to the app and
+whoever still waits is reset; a new proxy takes 30 ms."""
+
+QUIET = 1.5
+"""Seconds without a sign of life after which a proxy gets no new connections; it is killed after twice as many."""
 
 REPORTED = frozenset(
     {
@@ -86,6 +92,7 @@ class Target:
         self._generation = 0
         self._proxy_state = ProxyState.STOPPED
         self._away_since: float | None = None
+        self._patience: asyncio.TimerHandle | None = None
         self._served: frozenset[str] = frozenset()
         self.counters: dict[int, dict[str, int]] = {}
         """By port, as the present proxy process last reported them."""
@@ -167,18 +174,20 @@ class Target:
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - it is the proxy's deadline, not ours
         """Let the proxy finish within `timeout` seconds, then give everything back. Never raises."""
         self.detach()
-        if self._proxy is not None:
+        if self._proxy is not None and self._proxy_state is ProxyState.RUNNING:
             try:
                 # The next request of a connection that is kept alive goes to the app.
                 await self._proxy.apply({}, generation=self._generation + 1, ports=(), drain_timeout=timeout)
             except SidestepError as error:
                 self._log.info("target could not be told to stop diverting", reason=str(error))
+        if self._proxy is not None:
             await self._proxy.drain(timeout)
         await self.abandon()
 
     async def abandon(self) -> None:
         """Give everything back now; connections through the proxy end. Never raises."""
         self.detach()
+        self._stop_patience()
         proxy, self._proxy = self._proxy, None
         if proxy is not None:
             await self._tools.supervisor.remove(proxy)
@@ -255,12 +264,40 @@ class Target:
 
     @property
     def outdated(self) -> bool:
-        """Whether the proxy should be configured anew although the plan is the same."""
-        return self._apps.outdated
+        """Whether `apply` has something to do although the plan is the same."""
+        return self._apps.outdated or self._streams.outdated or self._datagrams.outdated(self._tools.now())
+
+    def why_left(self, number: int, transport: Transport) -> str:
+        """Why no traffic of a port reaches the proxy, as far as the proxy is the reason; empty otherwise."""
+        return self.absence() if transport is Transport.UDP else self._streams.why_left(number)
 
     def look(self) -> None:
         """Ask which apps listen, and steer what should be steered, nothing else. Never raises."""
         self._streams.look()
+        self._look_at_datagrams()
+
+    def sweep(self) -> None:
+        """Reset whoever waits for a proxy that does not take connections. Never raises."""
+        self._streams.sweep()
+
+    def _look_at_datagrams(self) -> None:
+        if self._steering is None:
+            return
+        if self._datagrams.look(self._tools.now()):
+            self._log.warning("a UDP socket was closed by somebody in the pod")
+        if self.absence():
+            self._datagrams.pause(self._steering)
+        else:
+            try:
+                self._datagrams.resume(self._steering)
+            except SidestepError as error:
+                text = f"datagrams are left to the app, because steering failed: {error}"
+                failed = [Condition(ConditionType.STEERING_FAILED, f"pod {self.pod.key}", text)]
+                self._statements.state(None, "datagrams", failed)
+            else:
+                self._statements.state(None, "datagrams", ())
+        if self._datagrams.outdated(self._tools.now()):
+            self.changed()
 
     def expected(self) -> frozenset[Entry]:
         """What the kernel's map should hold."""
@@ -273,10 +310,13 @@ class Target:
             return []
         if not self._steering.attached():
             raise RefusedError("the steering program is no longer attached")
+        self.look()
         real, expected = self._steering.entries(), self.expected()
+        astray = {entry for entry, number in self._sockets().items() if self._steering.socket_of(*entry) != number}
         found = []
-        for number, transport, family in sorted(expected - real):
-            found.append(f"port {number}/{transport} ({family.name}) was not steered any more")
+        for number, transport, family in sorted(astray | (expected - real)):
+            how = "was steered to another socket" if (number, transport, family) in real else "was not steered any more"
+            found.append(f"port {number}/{transport} ({family.name}) {how}")
             if transport is Transport.UDP:
                 self._datagrams.pause(self._steering)
                 self._datagrams.resume(self._steering)
@@ -288,6 +328,10 @@ class Target:
         if found:
             self._streams.look(afresh=True)
         return found
+
+    def _sockets(self) -> dict[Entry, int]:
+        """The kernel's number of the socket that each entry of the map should lead to. Raises KernelError."""
+        return {**self._streams.sockets(), **self._datagrams.sockets()}
 
     # --- the proxy speaks (ProxyHandler) ----------------------------------------------------------------------------
 
@@ -331,6 +375,12 @@ class Target:
         if self._streams.refused(no_app):
             self.changed()
 
+    def on_hindered(self, hindrances: tuple[Hindrance, ...], /) -> None:
+        """The proxy cannot serve as it should, or can again: leave to the app what it cannot, at once."""
+        self._log.info("pod proxy hindered", by=[f"{each.kind} {each.port or ''}".strip() for each in hindrances])
+        self._streams.hindered(hindrances)
+        self.changed()
+
     def on_heartbeat(self, beat: Heartbeat, /) -> None:
         """Keep the counters of ports that there are."""
         self.connections = beat.connections
@@ -348,20 +398,38 @@ class Target:
         if state is not ProxyState.RUNNING:
             self.client_addresses.reset()
         self._log.info("pod proxy", state=state.value, reason=reason, pid=self.proxy_pid)
-        self._away_since = None if state is ProxyState.RUNNING else self._tools.now()
+        self._stop_patience()
+        if state is ProxyState.RUNNING:
+            self._away_since = None
+        elif self._away_since is None:
+            self._away_since = self._tools.now()
+            self._streams.proxy_gone()
         conditions = []
+        if state is ProxyState.RESTARTING:
+            self._patience = asyncio.get_running_loop().call_later(RESTART_PATIENCE, self._patience_over)
         if state is ProxyState.FAILED:
             self._streams.unsteer()
+            self._streams.sweep()
             self._datagrams.pause(self._steering)
             text = f"the pod proxy keeps ending ({reason}); its ports are left to the app, and it is tried again"
             conditions.append(Condition(ConditionType.PROXY_CRASH_LOOP, f"pod {self.pod.key}", text))
-        elif state is ProxyState.RUNNING and self._steering is not None:
-            try:
-                self._datagrams.resume(self._steering)
-            except SidestepError as error:
-                self._log.warning("steering datagrams failed", reason=str(error))
         self._statements.state(None, "state", conditions)
         self.changed()
+
+    def _patience_over(self) -> None:
+        """The proxy has been away for longer than its clients may wait."""
+        self._patience = None
+        text = f"{self.absence()}; its ports are left to the app until it is"
+        condition = Condition(ConditionType.PROXY_NOT_READY, f"pod {self.pod.key}", text)
+        self._statements.state(None, "state", [condition])
+        self.look()
+        self.sweep()
+        self.changed()
+
+    def _stop_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     def on_credentials(self, failures: Mapping[str, str], /) -> None:
         """Some credentials could not be used: those ports carry TLS end to end."""
@@ -376,11 +444,21 @@ class Target:
 
     # --- the ports ask (stream_ports.Owner) -------------------------------------------------------------------------
 
-    def may_steer(self) -> bool:
-        """Whether the proxy runs, or has not been away for too long to let its clients wait."""
-        if self._proxy_state not in (ProxyState.RUNNING, ProxyState.RESTARTING):
-            return False
-        return self._away_since is None or self._tools.now() - self._away_since <= RESTART_PATIENCE
+    def absence(self) -> str:
+        """Why the proxy takes no connections now, nor will in a moment; empty: it does."""
+        if self._proxy_state is ProxyState.FAILED:
+            return "the pod proxy keeps ending"
+        if self._proxy_state is ProxyState.STOPPED or self.is_proxy_gone():
+            return "the pod proxy has ended, and another one is not there yet"
+        if self._proxy is not None and self._proxy.quiet >= QUIET:
+            return "the pod proxy shows no sign of life"
+        return ""
+
+    def is_proxy_gone(self) -> bool:
+        """Whether no proxy is there that could take what waits, nor will be in a moment."""
+        if self._proxy_state is ProxyState.RESTARTING:
+            return self._away_since is not None and self._tools.now() - self._away_since >= RESTART_PATIENCE
+        return self._proxy_state is ProxyState.FAILED
 
     def app_gone(self, number: int) -> None:
         """Nothing listens behind a port any more; what comes next may speak another protocol."""

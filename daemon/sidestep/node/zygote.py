@@ -1,5 +1,8 @@
 """The daemon's hold on the zygote: started once, replaced when it dies, asked for pod proxies.
 
+A zygote that is asked for a proxy and says nothing at all for `silence` seconds hangs: it is killed, which is an end
+like any other. (A deadline on each question would also strike one that works off a long queue.)
+
 The zygote dying harms no proxy (they are held by pidfds of the daemon's own), it only delays the next one; so it is
 started again at once, in the background, with a backoff. It gets no environment but the two variables that say where
 the system's CAs are, no descriptor but its control socket and stdio, and a session of its own, so that a terminal's
@@ -22,7 +25,7 @@ from typing import IO, Self
 
 from sidestep.aio.channel import AsyncChannel, DeadlineError
 from sidestep.aio.packets import ChannelClosed, control_pair
-from sidestep.aio.patience import patience
+from sidestep.aio.patience import Silence, patience
 from sidestep.aio.process import Process
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, KernelError, SidestepError
@@ -51,7 +54,9 @@ class ZygoteSettings:
     worker: str | None = None
     path: str | None = None
     start_deadline: float = 20.0
-    spawn_deadline: float = 10.0
+    spawn_deadline: float = 60.0
+    silence: float = 3.0
+    """Without an answer while one is waited for."""
     backoff: Backoff = field(default_factory=Backoff)
 
 
@@ -86,15 +91,25 @@ class Zygote:
     async def spawn(self, name: str, control: socket.socket) -> Process:
         """Fork a pod proxy that holds a copy of `control`. Raises SidestepError (the zygote is gone, cannot fork)."""
         instance = await self._ready()
-        answer, fd = await instance.channel.exchange(
-            Spawn(0, name),
-            control.fileno(),
-            deadline=self._settings.spawn_deadline,
-            process=instance.process.pid,
-        )
+        instance.asked += 1
+        try:
+            answer, fd = await instance.channel.exchange(
+                Spawn(0, name),
+                control.fileno(),
+                deadline=self._settings.spawn_deadline,
+                process=instance.process.pid,
+            )
+        finally:
+            instance.asked -= 1
         if isinstance(answer, Spawned) and fd is not None:
             return Process(answer.pid, fd)
         raise ProxyError("start", answer.error if isinstance(answer, Ack) else "the zygote gave no answer of use")
+
+    def watch(self, elapsed: float) -> None:
+        """Look for a sign of life; called regularly. `elapsed` is the seconds since then that count."""
+        if self._instance is not None and self._instance.hangs(elapsed):
+            self._on_output(f"the zygote (process {self._instance.process.pid}) hangs and is replaced")
+            self._instance.process.kill()
 
     async def aclose(self) -> None:
         """End the zygote; proxies live on."""
@@ -142,13 +157,22 @@ class _Instance:
     """One zygote process."""
 
     def __init__(
-        self, popen: subprocess.Popen[bytes], ours: socket.socket, on_lost: Callable[[_Instance], None]
+        self,
+        popen: subprocess.Popen[bytes],
+        ours: socket.socket,
+        on_lost: Callable[[_Instance], None],
+        *,
+        silence: float,
     ) -> None:
         self._popen = popen
         self._on_lost = on_lost
         self._hello: asyncio.Future[Hello] = asyncio.get_running_loop().create_future()
         self._is_ready = False
+        self._silence = Silence(silence)
+        self._packets = 0
         self.started = asyncio.get_running_loop().time()
+        self.asked = 0
+        """Questions that wait for an answer."""
         self.process = Process(popen.pid, os.pidfd_open(popen.pid))
         self.channel: AsyncChannel[FromZygote, Message] = AsyncChannel(
             ours, codec=Codec[FromZygote](FromZygoteUnion), on_message=self._received, on_closed=self._closed
@@ -184,7 +208,7 @@ class _Instance:
             raise BugError("the zygote has no stderr")
         _Output(popen.stderr, on_output)
         try:
-            instance = cls(popen, ours, on_lost)
+            instance = cls(popen, ours, on_lost, silence=settings.silence)
         except OSError as error:
             popen.kill()
             popen.wait()
@@ -203,6 +227,15 @@ class _Instance:
             raise
         instance._is_ready = True
         return instance
+
+    def hangs(self, elapsed: float) -> bool:
+        """Whether nothing has come for too long although something is waited for."""
+        packets = self.channel.packets
+        if not self.asked or packets != self._packets:
+            self._packets = packets
+            self._silence.broken()
+            return False
+        return self._silence.lasts(elapsed, pid=self.process.pid)
 
     async def end(self) -> None:
         """End the process, reap it, give everything back."""

@@ -4,6 +4,11 @@ The listener belongs to the daemon, which keeps a duplicate: closing ours does n
 survives us. `retire` is the gentle end: accept for at least one more second and until the queue is empty, then close
 (closing at once reset 34 of 40 concurrent clients). Accepted connections that were not made to the port are dropped:
 the listener is bound to loopback, where anything inside the pod could reach it directly.
+
+An error of accept(2) is of one of three kinds: that of one connection, which was broken before it was accepted
+(ONE_CONNECTION); the want of a descriptor; that of the listener, which then fails every time (EINVAL: somebody has
+ended it). In the last two cases, and when a whole burst meets nothing but broken connections, the owner is told, and
+the next try comes after a pause that doubles up to LAST_PAUSE: a listener that cannot be accepted from costs nothing.
 """
 
 from __future__ import annotations
@@ -22,13 +27,35 @@ BURST: Final = 64
 GRACE: Final = 1.0
 """Seconds a retired listener is accepted on at least."""
 PAUSE: Final = 0.1
-"""Seconds to wait when descriptors or memory ran out."""
+LAST_PAUSE: Final = 2.0
+"""Seconds to wait when there is no room (always the first) or accepting failed (doubling up to the last)."""
 
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+ONE_CONNECTION: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EINTR,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ETIMEDOUT,
+    }
+)
+"""Errors of the connection that would have been accepted. EOPNOTSUPP, which accept(2) names as well, is what a socket
+answers that does not listen."""
 
 
 class Acceptor:
-    """One listener. `accepted(sock, endpoint)` is called for each connection; `has_room()` says whether to go on."""
+    """One listener.
+
+    `accepted(sock, endpoint)` is called for each connection; `has_room()` says whether to go on; `outcome(error)` is
+    called when accepting fails in a way that will not pass, and with 0 when it works again.
+    """
 
     def __init__(
         self,
@@ -38,14 +65,18 @@ class Acceptor:
         *,
         accepted: Callable[[socket.socket, Endpoint], None],
         has_room: Callable[[], bool],
+        outcome: Callable[[int], None],
     ) -> None:
         self._loop = loop
         self._listener = listener
         self._port = port
         self._accepted = accepted
         self._has_room = has_room
+        self._outcome = outcome
+        self._failures = 0
         self._paused = False
         self._closed = False
+        self._until = 0.0
         self._done: Callable[[], None] | None = None
         listener.setblocking(False)
         loop.add(listener.fileno(), self._ready, READ)
@@ -56,23 +87,39 @@ class Acceptor:
 
     def accept(self) -> bool:
         """Accept what is there, within BURST; tell whether the queue was found empty."""
+        error = 0
         for _ in range(BURST):
             if self._closed:
                 return True
             if not self._has_room():
-                self._pause()
+                self._pause(PAUSE)
                 return False
             try:
                 sock, address = self._listener.accept()
             except BlockingIOError:
+                self._works()
                 return True
-            except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    self._pause()
-                    return False
-                continue  # the connection was reset before it was accepted (accept(2))
+            except OSError as failure:
+                error = failure.errno or errno.EIO
+                if error not in ONE_CONNECTION:
+                    break
+                continue
+            error = 0
+            self._works()
             self._take(sock, address)
+        if error:
+            self._fails(error)
         return False
+
+    def _works(self) -> None:
+        if self._failures:
+            self._failures = 0
+            self._outcome(0)
+
+    def _fails(self, error: int) -> None:
+        self._failures += 1
+        self._pause(min(PAUSE * 2.0 ** min(self._failures - 1, 10), LAST_PAUSE))
+        self._outcome(error)
 
     def _take(self, sock: socket.socket, address: tuple[str, int]) -> None:
         try:
@@ -88,27 +135,35 @@ class Acceptor:
             return
         self._accepted(sock, Endpoint(plain_address(address[0]), address[1], plain_address(host), port))
 
-    def _pause(self) -> None:
+    def _pause(self, seconds: float) -> None:
         if not self._paused:
             self._paused = True
-            self._loop.modify(self._listener.fileno(), 0)
-            self._loop.later(PAUSE, self._resume)
+            # Not with an empty mask: epoll reports a hang-up, as of a dead listener, all the same.
+            self._loop.remove(self._listener.fileno())
+            self._loop.later(seconds, self._resume)
 
     def _resume(self) -> None:
         self._paused = False
         if not self._closed:
-            self._loop.modify(self._listener.fileno(), READ)
+            self._loop.add(self._listener.fileno(), self._ready, READ)
+            if self._failures:
+                self.accept()
 
     def retire(self, done: Callable[[], None]) -> None:
-        """Accept for a while yet, then close and call `done`. Nothing steers new connections here any more."""
+        """Accept for a while yet, then close and call `done`. Nothing steers new connections here any more.
+
+        What cannot be accepted is reset by the kernel when the last duplicate is closed: nobody waits for nothing.
+        """
         if self._done is None:
             self._done = done
+            self._until = self._loop.now + 2 * GRACE
             self._loop.later(GRACE, self._retire)
 
     def _retire(self) -> None:
         if self._closed:
             return
-        if self.accept():
+        stuck = self._loop.now > self._until and not self._has_room()
+        if self.accept() or self._failures or stuck:
             self.close()
             if self._done is not None:
                 self._done()

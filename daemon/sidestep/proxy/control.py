@@ -22,6 +22,7 @@ import msgspec
 from sidestep.aio.packets import (
     ChannelClosed,
     ChannelOverflow,
+    DescriptorLostError,
     Outbox,
     read_sealed_memfd,
     receive_packet,
@@ -89,6 +90,10 @@ class Codec(Generic[M]):
             raise
         os.close(fd)
         return content, None
+
+    def decode_alone(self, data: bytes) -> M:
+        """Return a message whose descriptor was lost on the way. Raises PeerError."""
+        return self._decode(data)
 
     def acknowledge(self, seq: int, error: str) -> messages.Ack:
         """Make the answer to the message with this `seq`."""
@@ -174,9 +179,13 @@ class ControlChannel(Generic[M]):
     def receive(self) -> tuple[M, int | None] | None:
         """Return the next message and its descriptor (the caller's to close); None when there is none yet.
 
-        Raises ChannelClosed at the end, PeerError for what cannot be decoded, KernelError.
+        A message comes without its descriptor when this process cannot hold another one. Raises ChannelClosed at the
+        end, PeerError for what cannot be decoded, KernelError.
         """
-        packet = receive_packet(self._sock)
+        try:
+            packet = receive_packet(self._sock)
+        except DescriptorLostError as lost:
+            return self._codec.decode_alone(lost.data), None
         return None if packet is None else self._codec.decode(*packet)
 
     def wait(self, seconds: float | None = None) -> bool:

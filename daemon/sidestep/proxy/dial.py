@@ -10,6 +10,8 @@ With one, the app will be told the client's own address for this connection, so 
 connects: bind, have it named, connect. IPv4 sources are random addresses of a loopback network, because the ports of a
 single one run out at a few hundred connections a second; the app never sees them, named or not (`steering.client_names`
 says how). IPv6 has one loopback address, the pod's own serves. When naming fails the dial goes on without.
+
+A dial has no deadline of its own: who begins it gives it up (`app_dials`, the timeout of a probe).
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def random_source(sources: IPv4Network) -> str:
 class Dial:
     """One connection attempt. Calls `done(sock, None)` or `done(None, error)` once, unless cancelled before."""
 
-    __slots__ = ("_cancel_naming", "_done", "_host", "_loop", "_port", "_sock")
+    __slots__ = ("_cancel_naming", "_done", "_host", "_loop", "_port", "_sock", "since")
 
     def __init__(self, loop: Loop, host: str, port: int, done: Done, *, naming: Naming | None = None) -> None:
         """Begin. `host` is the (unmapped) address the client used. An error at once is reported on the next turn."""
@@ -65,6 +67,8 @@ class Dial:
         self._port = port
         self._cancel_naming: Callable[[], None] | None = None
         self._sock: socket.socket | None = None
+        self.since: float | None = None
+        """When the connection was asked for, on the loop's clock; None before."""
         if naming is None or not self._begin_named(naming):
             self._begin_unnamed()
 
@@ -110,6 +114,7 @@ class Dial:
         sock = self._sock
         if sock is None:
             return
+        self.since = self._loop.now
         try:
             result = sock.connect_ex((self._host, self._port))
         except OSError as error:

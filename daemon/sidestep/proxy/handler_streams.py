@@ -58,6 +58,10 @@ class HandlerStreams:
             self._asked[seq] = stream
         return partial(self._questions.drop, stream)
 
+    def __len__(self) -> int:
+        """Streams that may arrive yet."""
+        return len(self._questions)
+
     def arrived(self, stream: int, sock: socket.socket | None) -> None:
         """Give a stream to who asked for it; None is a refusal."""
         done = self._questions.take(stream)

@@ -73,6 +73,10 @@ class Loop:
         self._callbacks[fd] = callback
         self._fresh.add(fd)
 
+    def __len__(self) -> int:
+        """Descriptors watched."""
+        return len(self._callbacks)
+
     def rebind(self, fd: int, callback: Callback, events: int) -> None:
         """Give a watched descriptor another callback and mask."""
         self._callbacks[fd] = callback

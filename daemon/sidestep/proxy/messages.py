@@ -299,6 +299,25 @@ class NoApp(Message):
     family: int
 
 
+class Hindrance(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """Something that keeps the proxy from serving.
+
+    `kind` is "no-room", "no-descriptors", "no-memory", "cannot-accept" or "cannot-dial"; `port` and `family` (AF_INET,
+    AF_INET6) say what cannot be served, 0 stands for all; `error` is the errno that was met, 0 if none was.
+    """
+
+    kind: str
+    port: int = 0
+    family: int = 0
+    error: int = 0
+
+
+class Hindered(Message):
+    """All that keeps the proxy from serving now; sent whenever something of it comes or goes. A new proxy is ready."""
+
+    hindrances: tuple[Hindrance, ...]
+
+
 class Large(Message):
     """Stands for a message of more than MAX_INLINE bytes. fd: a memfd with its encoding. `seq` repeats its seq."""
 
@@ -309,5 +328,17 @@ ToZygote = Spawn
 FromZygote = Spawned
 ToProxy = Enter | Pulse | Configure | Credential | Listen | Unlisten | Opened | Refused | Drain | Ack | Large
 FromProxy = (
-    Hello | Ack | Heartbeat | Open | Reset | Requests | Report | Probed | NameClient | ForgetClient | NoApp | Large
+    Hello
+    | Ack
+    | Heartbeat
+    | Open
+    | Reset
+    | Requests
+    | Report
+    | Probed
+    | NameClient
+    | ForgetClient
+    | NoApp
+    | Hindered
+    | Large
 )

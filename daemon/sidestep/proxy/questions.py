@@ -50,6 +50,9 @@ class Questions(Generic[Asker]):
         """End a question whose answer is not wanted any more."""
         self.take(number)
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     def numbers(self) -> list[int]:
         """Those of the open questions."""
         return list(self._open)

@@ -7,7 +7,8 @@ Per direction:
     finished  the source ended, the pipe is empty, the sink has been half-closed
 
 Invariants: at most one pipe per direction, held only while it has bytes (idle wires hold none); the pipe's capacity is
-the only buffer, so an app that never reads costs a pipe and two socket buffers; an end travels as an end (half-close),
+the only buffer, so an app that never reads costs a pipe and two socket buffers (without descriptors for a pipe, COPY
+bytes are held in memory instead); an end travels as an end (half-close),
 a reset as a reset, in both directions; when both directions are finished both sockets are closed.
 """
 
@@ -24,6 +25,8 @@ from sidestep.proxy.stream import PlainStream
 
 CHUNK: Final = 1024 * 1024
 """Bytes asked for in one splice, and the capacity asked for a pipe; the kernel may give less (pipe(7))."""
+COPY: Final = 64 * 1024
+"""Bytes read at once where no pipe can be had."""
 ROUNDS: Final = 8
 """Splices per event before other connections get a turn."""
 UNBOUNDED: Final = 1024
@@ -34,16 +37,25 @@ _FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
 class Pipes:
-    """Empty pipes, reused. One pool per process."""
+    """Empty pipes, reused. One pool per process. `may_open` says whether descriptors can be spared for another one."""
 
-    def __init__(self) -> None:
+    def __init__(self, may_open: Callable[[], bool] = lambda: True) -> None:
         self._free: list[tuple[int, int]] = []
+        self._may_open = may_open
+        self.open = 0
+        """Pipes that there are."""
 
-    def take(self) -> tuple[int, int]:
-        """Return an empty pipe (read end, write end). Raises OSError when there are no descriptors left."""
+    def take(self) -> tuple[int, int] | None:
+        """Return an empty pipe (read end, write end); None when there are no descriptors for one."""
         if self._free:
             return self._free.pop()
-        pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        if not self._may_open():
+            return None
+        try:
+            pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        self.open += 1
         try:
             fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, CHUNK)
         except OSError:
@@ -61,12 +73,13 @@ class Pipes:
         """Close a pipe and what is in it."""
         os.close(pipe[0])
         os.close(pipe[1])
+        self.open -= 1
 
 
 class _Direction:
     """Bytes from `source` to `sink`."""
 
-    __slots__ = ("_pipes", "ended", "filled", "finished", "moved", "pipe", "sink", "source")
+    __slots__ = ("_pipes", "ended", "filled", "finished", "held", "moved", "pipe", "sink", "source")
 
     def __init__(self, source: PlainStream, sink: PlainStream, pipes: Pipes, *, ended: bool, finished: bool) -> None:
         self.source = source
@@ -75,6 +88,8 @@ class _Direction:
         self.finished = finished
         self.pipe: tuple[int, int] | None = None
         self.filled = 0
+        self.held = b""
+        """What was read without a pipe and not taken by the sink."""
         self.moved = 0
         self._pipes = pipes
 
@@ -100,6 +115,8 @@ class _Direction:
     def _fill(self) -> bool:
         if self.pipe is None:
             self.pipe = self._pipes.take()
+            if self.pipe is None:
+                return self._copy()
         try:
             count = os.splice(self.source.fd, self.pipe[1], CHUNK, flags=_FLAGS)
         except BlockingIOError:
@@ -113,8 +130,32 @@ class _Direction:
         self.moved += count
         return True
 
+    def _copy(self) -> bool:
+        """Read as if into a pipe."""
+        try:
+            self.held = self.source.sock.recv(COPY)
+        except BlockingIOError:
+            return False
+        self.ended = not self.held
+        self.filled = len(self.held)
+        self.moved += self.filled
+        return bool(self.held)
+
+    def _push(self) -> bool:
+        """Push what is held into the sink; tell whether nothing is left."""
+        try:
+            while self.held:
+                self.held = self.held[self.sink.sock.send(self.held) :]
+        except BlockingIOError:
+            return False
+        finally:
+            self.filled = len(self.held)
+        return True
+
     def _empty(self) -> bool:
         """Push the pipe's bytes into the sink; tell whether the pipe is empty."""
+        if self.held:
+            return self._push()
         pipe = self.pipe
         while pipe is not None and self.filled:
             try:

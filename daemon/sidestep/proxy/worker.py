@@ -15,9 +15,9 @@ gets one; a failing callback ends its own connection only.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
-import resource
 import socket
 import ssl
 from collections import Counter
@@ -28,18 +28,19 @@ from typing import Final
 
 from sidestep.aio.pulse import Pulse
 from sidestep.engine.relay import Leg
-from sidestep.engine.taps import Ledger, TapLimits
+from sidestep.engine.taps import Ledger
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError, SidestepError
 from sidestep.proxy import messages
 from sidestep.proxy.acceptor import Acceptor
+from sidestep.proxy.app_dials import AppDials
 from sidestep.proxy.client_naming import ClientNaming
 from sidestep.proxy.conduit import About, Conduit, Endpoint
-from sidestep.proxy.control import ControlChannel
+from sidestep.proxy.control import CARRY_DESCRIPTOR, ControlChannel
 from sidestep.proxy.copying import Copyist
 from sidestep.proxy.credentials import Credentials
 from sidestep.proxy.datagrams import Datagrams, Key
-from sidestep.proxy.dial import Dial, Done, Naming
+from sidestep.proxy.dial import Done, Naming
 from sidestep.proxy.handler_streams import HandlerStreams
 from sidestep.proxy.handshake import asks_later
 from sidestep.proxy.judge import Judge
@@ -47,6 +48,7 @@ from sidestep.proxy.line import Line
 from sidestep.proxy.loop import Loop
 from sidestep.proxy.ports import LivePort
 from sidestep.proxy.prober import UNKNOWN, Finding, Probe
+from sidestep.proxy.readiness import EXHAUSTED, Readiness, Room
 from sidestep.proxy.request_log import RequestLog
 from sidestep.proxy.splice import Pipes
 from sidestep.proxy.stream import PlainStream
@@ -59,10 +61,7 @@ REPORT_PAUSE: Final = 1.0
 """Seconds in which a condition that holds is not worded anew."""
 MAX_TEXT: Final = 2048
 """Characters of a condition's text."""
-RESERVED_FDS: Final = 64
-"""Descriptors kept free of connections: listeners, credentials, the channel."""
-FDS_PER_CONNECTION: Final = 6
-"""Client, app, and two pipes while a wire is blocked both ways."""
+CANNOT_ACCEPT: Final = "cannot-accept"
 LEFT_IDLE: Final = 3600.0
 """Seconds an idle client is kept that has no connection to an app that would end it; Envoy's default."""
 SWEEP: Final = 60.0
@@ -95,14 +94,15 @@ class Worker:
         self._pulse: Pulse | None = None
         self._draining = False
         self._drain_timeout = 30.0
-        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FDS
-        self._capacity = max(1, (descriptors - TapLimits().process) // FDS_PER_CONNECTION)
+        self._readiness = Readiness(self._loop, self._line)
+        self._dials = AppDials(self._loop, self._readiness)
         self.credentials = Credentials(trust_store)
         self.detection_timeout = 1.0
-        self.pipes = Pipes()
+        self.pipes = Pipes(lambda: not self._room.is_short)
         self.copyist = Copyist(self._loop)
         self.lingering: set[object] = set()
         self.ledger = Ledger()
+        self._room = Room(self._readiness, self)
 
     def run(self) -> None:
         """Serve until drained."""
@@ -120,6 +120,8 @@ class Worker:
             self._handlers.acknowledged(message)
             return
         error = ""
+        if fd is None and type(message) in CARRY_DESCRIPTOR:
+            self._readiness.exhausted(errno.EMFILE)
         try:
             self._obey(message, fd)
         except (SidestepError, OSError, ValueError, KeyError) as failure:
@@ -142,7 +144,7 @@ class Worker:
                 else:
                     self._unlisten(message.port)
             case messages.Opened():
-                self._handlers.arrived(message.stream, socket.socket(fileno=_owned(fd)))
+                self._handlers.arrived(message.stream, None if fd is None else socket.socket(fileno=fd))
             case messages.Refused():
                 self._handlers.arrived(message.stream, None)
             case messages.Drain():
@@ -170,6 +172,8 @@ class Worker:
             self._ports.pop(number).retire()
         self._datagrams.configure({port.number: port for port in message.ports if port.transport == "udp"})
         self.credentials.keep(names)
+        self._readiness.keep_ports(self._ports)
+        self._dials.keep_ports(self._ports)
         self._client_sources = IPv4Network(message.client_sources) if message.client_sources else None
         self.detection_timeout = message.detection_timeout
         self._drain_timeout = message.drain_timeout
@@ -190,14 +194,28 @@ class Worker:
         def accepted(sock: socket.socket, endpoint: Endpoint) -> None:
             self._accepted(self._ports.get(message.port, port), sock, endpoint)
 
-        self._acceptors[message.port] = Acceptor(
-            self._loop, listener, message.port, accepted=accepted, has_room=self._has_room
+        def outcome(error: int) -> None:
+            if self._acceptors.get(message.port) is acceptor:
+                self._accepts(message.port, error)
+
+        acceptor = self._acceptors[message.port] = Acceptor(
+            self._loop, listener, message.port, accepted=accepted, has_room=self._room.is_left, outcome=outcome
         )
+
+    def _accepts(self, port: int, error: int) -> None:
+        """Accepting on a port works (0), or does not."""
+        if error in EXHAUSTED:
+            self._readiness.exhausted(error)
+        elif error:
+            self._readiness.hinder(messages.Hindrance(CANNOT_ACCEPT, port, error=error))
+        else:
+            self._readiness.clear(messages.Hindrance(CANNOT_ACCEPT, port))
 
     def _unlisten(self, port: int) -> None:
         acceptor = self._acceptors.pop(port, None)
         if acceptor is not None:
             self._retire(acceptor)
+            self._accepts(port, 0)
 
     def _retire(self, acceptor: Acceptor) -> None:
         self._retiring.add(acceptor)
@@ -210,8 +228,11 @@ class Worker:
 
     # --- connections ------------------------------------------------------------------------------------------------
 
-    def _has_room(self) -> bool:
-        return len(self._conduits) + len(self._judges) < self._capacity
+    def descriptors(self) -> int:
+        """Those in use, and those that what was accepted will need: an app for each client, handlers asked for."""
+        connections = len(self._conduits) + len(self._judges)
+        used = max(len(self._loop) + len(self._judges), 2 * connections)
+        return used + 2 * self.pipes.open + len(self._handlers)
 
     def _accepted(self, port: LivePort, sock: socket.socket, endpoint: Endpoint) -> None:
         port.counters["accepted"] += 1
@@ -279,7 +300,7 @@ class Worker:
                 naming = Naming(partial(self._name, endpoint), self._client_sources)
             else:
                 self._unnamed(endpoint)
-        return Dial(self._loop, endpoint.host, endpoint.port, done, naming=naming).cancel
+        return self._dials.dial(endpoint, done, naming=naming)
 
     def _name(self, endpoint: Endpoint, peer: str, peer_port: int, ready: Callable[[bool], None]) -> Callable[[], None]:
         def answered(named: bool) -> None:
@@ -340,6 +361,8 @@ class Worker:
 
     def open_stream(self, about: About, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
         """Ask the daemon for a connection to the handler of `leg.rule`."""
+        if self._room.is_short:
+            return self._refuse(done)
         endpoint = about.endpoint
         return self._handlers.ask(
             done,
@@ -351,7 +374,13 @@ class Worker:
             client=(endpoint.client, endpoint.client_port),
         )
 
+    def _refuse(self, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
+        """There is no descriptor to spare: what can go to the app does."""
+        return self._loop.later(0.0, lambda: done(None)).cancel
+
     def _open_flow(self, key: Key, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
+        if self._room.is_short:
+            return self._refuse(done)
         uid, port, client, client_port, _ = key
         return self._handlers.ask(done, uid=uid, port=port, protocol="udp", client=(client, client_port))
 
@@ -361,6 +390,7 @@ class Worker:
         self._loop.later(HEARTBEAT, self._beat)
         if self._pulse is not None:
             self._pulse.beat()
+        self._room.look()
         ports = {number: dict(port.counters) for number, port in self._ports.items()}
         if self._datagrams.counters:
             ports[0] = dict(self._datagrams.counters)
@@ -419,6 +449,8 @@ class Worker:
     def _crashed(self, owner: object, error: Exception) -> None:
         """A callback raised: count it, say so, end what it belonged to."""
         self._anomalies["internal-error"] += 1
+        if isinstance(error, MemoryError):
+            self._readiness.out_of_memory()
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next

@@ -84,8 +84,11 @@ class Zygote:
         if received is None:
             return
         spawn, fd = received
-        if fd is None or not isinstance(spawn, Spawn):
+        if not isinstance(spawn, Spawn):
             return  # The acknowledgement of our hello.
+        if fd is None:
+            self._channel.send(Ack(spawn.seq, "the zygote cannot hold another descriptor"))
+            return
         try:
             self._spawn(spawn, fd)
         except OSError as error:

@@ -7,7 +7,8 @@ descriptors go - `close()`, a crash, SIGKILL - the kernel removes link, program 
 Attaching is a transaction: maps, program, and the link last, which is the only step that the pod can notice; whatever
 fails closes what was made before it. The steps take well under a millisecond, and none of them sleeps, hence no async.
 
-The map itself is the state: `entries()` asks the kernel, which drops an entry on its own when its socket is closed.
+The map itself is the state: `entries()` asks the kernel, which drops an entry on its own when its socket is closed (but
+not when a socket that is still open has ceased to listen).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from sidestep.steering import bpf
 from sidestep.steering.layout import COUNTS, PORTS, PROGRAM, STEERED_MAX, SteeredPort, Verdict, pack_key, unpack_key
 from sidestep.steering.program import CompiledProgram
 
+_COOKIE: Final = struct.Struct("=Q")
 _KEY_SIZE: Final = len(pack_key(1, Transport.TCP, Family.IPV4))
 
 
@@ -112,6 +114,18 @@ class Steering:
             doing="listing the steered ports",
         )
         return frozenset(unpack_key(key) for key in keys)
+
+    def socket_of(self, port: int, transport: Transport, family: Family) -> int | None:
+        """The kernel's number (SO_COOKIE) of the socket that a port is steered to; None when it is not steered."""
+        doing = f"asking where {transport} port {port} is steered to"
+        key = pack_key(port, transport, family)
+        try:
+            value = bpf.map_lookup(self._open(self._ports), key, value_size=_COOKIE.size, doing=doing)
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+        return int(_COOKIE.unpack(value)[0])
 
     def counters(self) -> dict[str, int]:
         """Lookups since attachment by lower-case name of the verdict, summed over the CPUs."""

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from sidestep.model.errors import KernelError
-from sidestep.netns import Netns, queue_length, queue_limit, tcp_listener
+from sidestep.netns import Netns, accept_queue, queue_length, reset_waiting, tcp_listener
+from sidestep.netns.listener import Queue
 from tests.harness.namespaces import Netns as NamedNetns
 from tests.harness.namespaces import pod_namespace
 from tests.harness.waiting import until
@@ -119,7 +120,7 @@ def test_without_a_loopback_interface_it_is_the_kernels_error(tmp_path):
 
 def test_the_queue_is_told(pod, netns):
     with tcp_listener(netns, backlog=8) as listener:
-        assert (queue_length(listener), queue_limit(listener)) == (0, 8)
+        assert accept_queue(listener) == Queue(0, 8)
         port = listener.getsockname()[1]
         clients = [pod.pod.call(socket.socket) for _ in range(5)]
         try:
@@ -134,10 +135,36 @@ def test_the_queue_is_told(pod, netns):
                 client.close()
 
 
+def test_who_waits_can_be_reset(pod, netns):
+    with tcp_listener(netns, backlog=8) as listener:
+        clients = [pod.pod.call(socket.socket) for _ in range(5)]
+        try:
+            for client in clients:
+                client.connect(("127.0.0.1", listener.getsockname()[1]))
+            until(lambda: queue_length(listener) == 5, within=5, what="five connections to queue")
+            assert reset_waiting(listener, most=2) == 2
+            assert reset_waiting(listener, most=9) == 3
+            for client in clients:
+                client.settimeout(5)
+                with pytest.raises(ConnectionResetError):
+                    client.recv(1)
+        finally:
+            for client in clients:
+                client.close()
+
+
+def test_a_listener_that_was_ended_has_no_queue(pod, netns):
+    with tcp_listener(netns, backlog=8) as listener, tcp_listener(netns, backlog=8) as other:
+        pod.pod.run("ss", "-K", "-t", "-l", "sport", "=", f":{listener.getsockname()[1]}")
+        assert accept_queue(listener) is None
+        assert queue_length(listener) == reset_waiting(listener, most=9) == 0
+        assert accept_queue(other) == Queue(0, 8)
+
+
 def test_the_backlog_is_limited_by_the_namespace(pod, netns):
     pod.pod.run("sysctl", "-qw", "net.core.somaxconn=32")
     with tcp_listener(netns, backlog=4096) as listener:
-        assert queue_limit(listener) == 32
+        assert accept_queue(listener) == Queue(0, 32)
 
 
 def test_a_closed_listener_has_no_queue(netns):

@@ -1,7 +1,7 @@
 """What a taken-over proxy says is bounded before anything keeps, shows or sends it."""
 
 from sidestep.node import heard
-from sidestep.proxy.messages import DivertedRequest, Heartbeat, Probed, Requests
+from sidestep.proxy.messages import DivertedRequest, Heartbeat, Hindered, Hindrance, Probed, Requests
 
 HONEST = DivertedRequest("uid-1", 8443, "10.0.0.1", 999, "GET", "/cart", "a.test", False, "", (("accept", "*/*"),))
 
@@ -47,3 +47,16 @@ def test_request_lines_are_those_of_the_pods_rules_short_and_few():
 def test_a_certificate_is_one_or_none():
     found = heard.probed(Probed(1, 8443, "yes", "no", "h" * 1000, False, bytes(1_000_000)))
     assert (found.certificate, len(found.alpn)) == (b"", heard.MAX_ADDRESS)
+
+
+def test_hindrances_are_of_a_kind_about_the_pods_ports_and_few():
+    honest = (Hindrance("no-room"), Hindrance("cannot-dial", 80, 10, 110))
+    hostile = (
+        Hindrance("evil", 80),
+        Hindrance("no-room", 81),
+        Hindrance("no-room", 80, 3),
+        *(Hindrance("no-room", 80) for _ in range(100_000)),
+    )
+    assert heard.hindrances(Hindered(1, honest), ports={80}) == honest
+    assert heard.hindrances(Hindered(1, hostile), ports={80}) == (Hindrance("no-room", 80),)
+    assert heard.hindrances(Hindered(1, (Hindrance("no-room", error=1 << 40),)), ports={80}) == (Hindrance("no-room"),)

@@ -230,6 +230,7 @@ def every_message() -> list[messages.Message]:
         messages.Report(1, 80, "NoApp", "t"),
         messages.Reset(1, 3),
         messages.NoApp(1, 80, 2),
+        messages.Hindered(1, (messages.Hindrance("cannot-dial", 80, 2, 110),)),
         messages.NameClient(1, 80, "127.1.2.3", 4, "192.0.2.1", 5),
         messages.ForgetClient(1, 80, "127.1.2.3", 4),
         messages.Probed(1, 80, "yes", "no", "h2", asks_certificate=True, certificate=b"der"),

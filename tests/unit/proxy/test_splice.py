@@ -29,12 +29,12 @@ def tcp_pair():
 class Wire:
     """client <-> (near | far) <-> app, with a splicer between near and far in a thread of its own."""
 
-    def __init__(self, far_pair=tcp_pair):
+    def __init__(self, far_pair=tcp_pair, *, pipes=None):
         self.crashes = []
         self.client, near = tcp_pair()
         far, self.app = far_pair()
         self.loop = Loop(on_crash=lambda owner, error: self.crashes.append(error))
-        self.pipes = Pipes()
+        self.pipes = pipes or Pipes()
         streams = []
         for sock in (near, far):
             sock.setblocking(False)
@@ -55,9 +55,14 @@ class Wire:
         assert not self.crashes
 
 
-@pytest.fixture
-def wire():
-    made = Wire()
+def no_descriptors():
+    """Pipes of a process that has no descriptor to spare."""
+    return Pipes(lambda: False)
+
+
+@pytest.fixture(params=[Pipes, no_descriptors])
+def wire(request):
+    made = Wire(pipes=request.param())
     yield made
     for sock in (made.client, made.app):
         sock.close()

@@ -1,0 +1,35 @@
+"""When to replace a socket that somebody in the pod has ended: later each time. Pure: `now` is the caller's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FIRST_PAUSE = 0.1
+LAST_PAUSE = 30.0
+"""Seconds until a socket is replaced, doubling up to the last while its successors die, too."""
+
+CALM = 60.0
+"""Seconds after which a death is a first one again."""
+
+
+@dataclass(slots=True)
+class Deaths:
+    """Those of one socket and its successors."""
+
+    renew_at: float | None = None
+    """When the socket, which is dead, is to be replaced; None while it lives."""
+    _pause: float = FIRST_PAUSE
+    _last: float = float("-inf")
+
+    def died(self, now: float) -> None:
+        """The socket is dead."""
+        self._pause = FIRST_PAUSE if now - self._last > CALM else min(2 * self._pause, LAST_PAUSE)
+        self.renew_at, self._last = now + self._pause, now
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is to be replaced now."""
+        return self.renew_at is not None and now >= self.renew_at
+
+    def renewed(self) -> None:
+        """Another one has taken its place."""
+        self.renew_at = None
