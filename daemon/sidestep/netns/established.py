@@ -20,6 +20,7 @@ from sidestep.model.pod import Family
 from sidestep.netns.listening import NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, Address
 from sidestep.netns.namespace import Netns
 from sidestep.netns.netlink import command, dump
+from sidestep.netns.port_filter import port_filter
 
 _SOCK_DESTROY: Final = 21
 _ESTABLISHED: Final = 1
@@ -44,7 +45,7 @@ def established(netns: Netns, port: int) -> tuple[Connection, ...]:
     """Connections of clients outside the pod to `port`. Raises KernelError."""
     found: list[Connection] = []
     for family in Family:
-        request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 1 << _ESTABLISHED, bytes(48))
+        request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 1 << _ESTABLISHED, bytes(48)) + port_filter([port])
         try:
             diag = netns.netlink(NETLINK_SOCK_DIAG)
             doing = f"listing the connections of {netns.path}"

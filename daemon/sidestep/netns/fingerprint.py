@@ -4,8 +4,8 @@ little: the answers are compared as they are, without being understood.
 A `Question` names the sockets. The kernel looks each of them up as it would for a connection to that address (an exact
 inet_diag request, sock_diag(7)): 4 microseconds for one, 2.5 for each further one, whereas the list of all listening
 sockets (`netns.listening`) costs it 20, most of which go into walking a table that all namespaces share. A question
-about more than `MANY` sockets asks for that list all the same, for both families at once by a request of the older kind
-(TCPDIAG_GETSOCK).
+about more than `MANY` sockets asks for that list all the same, of the ports it is about, for both families at once by a
+request of the older kind (TCPDIAG_GETSOCK).
 
 Equal fingerprints mean equal sockets. The reverse does not hold: the answer also tells how long each accept queue is.
 """
@@ -21,6 +21,7 @@ from typing import Final, Self
 
 from sidestep.netns.listening import NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, TCP_LISTEN, Address
 from sidestep.netns.namespace import Netns
+from sidestep.netns.port_filter import port_filter
 
 MANY: Final = 6
 """Sockets above which one list is cheaper than looking each of them up."""
@@ -41,7 +42,6 @@ _CLIENTS: Final = {4: IPv4Address("127.0.0.1").packed, 6: IPv6Address("::1").pac
 
 _LIST: Final = struct.pack("=BBBB48xII", 0, 0, 0, 0, 1 << TCP_LISTEN, 0)  # struct inet_diag_req: any family
 _TCPDIAG_GETSOCK: Final = 18
-_LIST_REQUEST: Final = _HEADER.pack(_HEADER.size + len(_LIST), _TCPDIAG_GETSOCK, 0x301, _SEQUENCE, 0) + _LIST
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,13 @@ class Question:
         """The sockets that would take a connection to each of these addresses and ports."""
         asked = sorted(set(sockets), key=str)
         if len(asked) > MANY:
-            return cls(_LIST_REQUEST, 0)
+            return cls(_list({port for _, port in asked}), 0)
         return cls(b"".join(_exact(address, port) for address, port in asked), len(asked))
+
+
+def _list(ports: Iterable[int]) -> bytes:
+    request = _LIST + port_filter(ports)
+    return _HEADER.pack(_HEADER.size + len(request), _TCPDIAG_GETSOCK, 0x301, _SEQUENCE, 0) + request
 
 
 def _exact(address: Address, port: int) -> bytes:

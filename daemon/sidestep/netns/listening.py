@@ -20,6 +20,7 @@ from sidestep.model.errors import KernelError
 from sidestep.model.pod import Family
 from sidestep.netns.namespace import Netns
 from sidestep.netns.netlink import attributes, dump
+from sidestep.netns.port_filter import port_filter
 
 Address = IPv4Address | IPv6Address
 
@@ -49,11 +50,15 @@ class ListenTable:
         )
 
 
-def listening(netns: Netns) -> ListenTable:
-    """Ask which sockets listen in `netns`. A question costs about 30 microseconds. Raises KernelError."""
+def listening(netns: Netns, ports: Collection[int] = ()) -> ListenTable:
+    """Ask which sockets listen in `netns`, on these ports or on any. Raises KernelError.
+
+    A question costs about 30 microseconds; about all ports, five more for each socket that listens.
+    """
+    wanted = port_filter(ports)
     found: set[tuple[int, Family, Address | None]] = set()
     for family in Family:
-        request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 1 << TCP_LISTEN)
+        request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 1 << TCP_LISTEN) + wanted
         try:
             diag = netns.netlink(NETLINK_SOCK_DIAG)
             doing = f"listing the listening sockets of {netns.path}"

@@ -190,7 +190,7 @@ class Controller:
             found = ports_of(pod, self.inventory).resolve(new.port, transport=new.transport)
             if new.filter.is_global or any(each.declared for each in found):
                 return
-            table = listening(located.netns)
+            table = listening(located.netns, [each.port.number for each in found])
             for each in found:
                 if any(table.serves(each.port.number, family, located.addresses) for family in Family):
                     return

@@ -248,7 +248,7 @@ class StreamPorts:
         )
 
     def _look_for_apps(self, netns: Netns) -> None:
-        table = listening(netns)
+        table = listening(netns, self._ports)
         for number, port in self._ports.items():
             had = bool(port.served)
             port.served = {family for family in Family if table.serves(number, family, self._own)}

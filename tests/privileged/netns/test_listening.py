@@ -14,6 +14,9 @@ from sidestep.model.errors import KernelError
 from sidestep.model.pod import Family
 from sidestep.netns import Netns, listening, tcp_listener
 from sidestep.netns import netlink as netlink_module
+from sidestep.netns.fingerprint import Question, fingerprint
+from sidestep.netns.port_filter import MAX_RANGES
+from tests.harness.growth import cpu
 from tests.harness.namespaces import pod_namespace
 
 pytestmark = pytest.mark.privileged
@@ -105,6 +108,45 @@ def test_thousands_of_listeners_are_listed(pod, netns):
         table = listening(netns)
         assert len(table.listeners) == 2 * count
         assert table.serves(10_000 + count - 1, Family.IPV4, [ip_address(pod.ip)])
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {PORT},
+        {PORT, PORT + 2},
+        {PORT, PORT + 1, PORT + 2},
+        {PORT - 1, PORT + 3},
+        {1, PORT + 1, 65535},
+        set(range(2, 9000, 2)),
+    ],
+    ids=["one", "two", "a range", "beside", "far", "very many"],
+)
+def test_only_the_ports_asked_for_are_listed(netns, asked):
+    there = range(PORT, PORT + 3)
+    with contextlib.ExitStack() as stack:
+        for port in there:
+            stack.enter_context(bind(netns, "0.0.0.0", port=port))
+            stack.enter_context(bind(netns, "::", port=port, v6only=True))
+        table = listening(netns, asked)
+        listed = {number for number, _, _ in table.listeners}
+        assert listed & asked == asked & set(there)
+        assert listed == asked & set(there) or len(asked) > MAX_RANGES
+        assert len(table.listeners) == 2 * len(listed)
+
+
+def test_a_question_about_one_port_does_not_read_the_answers_about_thousands(pod, netns):
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count = min(4000, soft - 100)
+    ips = [ip_address(pod.ip)]
+    with contextlib.ExitStack() as stack:
+        for port in range(10_000, 10_000 + count):
+            stack.enter_context(bind(netns, "0.0.0.0", port=port))
+        assert listening(netns, [10_007]).serves(10_007, Family.IPV4, ips)
+        everything, one = cpu(lambda: listening(netns)), cpu(lambda: listening(netns, [10_007]))
+        assert one < everything / 5, (one, everything)
+        question = Question.about((ips[0], port) for port in range(10_000, 10_010))
+        assert len(fingerprint(netns, question)) < 10 * 400
 
 
 def test_too_many_answers_are_an_error_and_the_next_question_is_answered(netns, monkeypatch):
