@@ -6,7 +6,8 @@ the reason at once instead. A workload of which *some* pods can serve the interc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from sidestep.config.node_settings import NodeSettings
 from sidestep.model.errors import RefusedError
@@ -15,7 +16,8 @@ from sidestep.model.inventory import Inventory
 from sidestep.model.pod import Pod
 from sidestep.node.plan import CertificateFacts
 from sidestep.node.refusals import filter_refusal, refusal_of
-from sidestep.node.survey import CertificateKey, Side, survey
+from sidestep.node.survey import CertificateKey, PodSurvey, Side
+from sidestep.node.surveys import Surveys
 from sidestep.policy.conflicts import Claim, check, claim_of
 from sidestep.policy.matching import compile_filter
 from sidestep.policy.pod_ports import ports_of
@@ -30,17 +32,19 @@ def admit(
     certificates: Mapping[CertificateKey, CertificateFacts],
     *,
     node_annotations: Mapping[str, str],
+    surveys: Surveys | None = None,
 ) -> tuple[Pod, ...]:
     """Judge a new intercept beside the existing ones; returns the pods that would serve it.
 
     No pods: the workload has none now. Raises RefusedError (a rule says no) or ConfigurationError (a bad filter).
     """
     compile_filter(new.filter)
+    look = partial((surveys or Surveys()).of, inventory=inventory, node_annotations=node_annotations, keep=False)
     claim = claim_of(new, inventory)
     pods = pods_of(new, inventory)
     able, reasons = [], []
     for pod in pods:
-        reason = refusal_of(pod, settings) or _port_refusal(new, pod, inventory, certificates, node_annotations)
+        reason = refusal_of(pod, settings) or _port_refusal(new, pod, inventory, certificates, look)
         if reason:
             reasons.append(reason)
         else:
@@ -56,7 +60,7 @@ def _port_refusal(
     pod: Pod,
     inventory: Inventory,
     certificates: Mapping[CertificateKey, CertificateFacts],
-    node_annotations: Mapping[str, str],
+    look: Callable[..., PodSurvey],
 ) -> str:
     try:
         resolved = ports_of(pod, inventory).resolve(new.port, transport=new.transport)
@@ -65,7 +69,7 @@ def _port_refusal(
     if not new.reads_requests:
         return ""
     ports = [each.port for each in resolved]
-    found = survey(pod, inventory, node_annotations=node_annotations, extra_ports=ports)
+    found = look(pod, extra_ports=ports)
     for port in ports:
         surveyed = found.port(port.number, port.transport)
         if surveyed is None:

@@ -31,6 +31,7 @@ from sidestep.node.pace import Pace
 from sidestep.node.plan import Plan
 from sidestep.node.planner import plan
 from sidestep.node.survey import CertificateKey
+from sidestep.node.surveys import Surveys
 from sidestep.observability.logs import get_logger
 from sidestep.policy.pod_ports import ports_of
 
@@ -73,6 +74,7 @@ class Controller:
         self._certificates: Certificates | None = None
         self._absent: set[PodKey] = set()
         self._planned: set[PodKey | None] = set()
+        self._surveys = Surveys()
         self._changed = asyncio.Event()
         self._pace = Pace(least=0.0, most=PLAN_PAUSE_MAX)
         self._planning = 0.0
@@ -171,6 +173,7 @@ class Controller:
             self.settings,
             facts,
             node_annotations=self.node_annotations(),
+            surveys=self._surveys,
         )
         problem: SidestepError | None = None
         for pod in able:
@@ -202,7 +205,15 @@ class Controller:
             return "the node daemon is stopping"
         facts = self._certificates.facts() if self._certificates is not None else {}
         try:
-            admit(new, (), self.inventory, self.settings, facts, node_annotations=self.node_annotations())
+            admit(
+                new,
+                (),
+                self.inventory,
+                self.settings,
+                facts,
+                node_annotations=self.node_annotations(),
+                surveys=self._surveys,
+            )
         except (RefusedError, ConfigurationError) as error:
             return str(error)
         return ""
@@ -248,6 +259,7 @@ class Controller:
             self._certificates.facts() if self._certificates is not None else {},
             node_annotations=annotations,
             node_addresses=self._addresses,
+            surveys=self._surveys,
         )
         self._planning += time.perf_counter() - began
         return drafted

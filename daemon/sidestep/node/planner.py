@@ -27,7 +27,8 @@ from sidestep.model.pod import ContainerPort, PodKey, Transport
 from sidestep.node.plan import CertificateFacts, Plan, PodPlan, PortPlan
 from sidestep.node.port_plan import port_plan
 from sidestep.node.refusals import filter_refusal, refusal_of, refusal_type
-from sidestep.node.survey import CertificateKey, PodSurvey, Side, port_subject, survey
+from sidestep.node.survey import CertificateKey, PodSurvey, Side, port_subject
+from sidestep.node.surveys import Surveys
 from sidestep.policy.conflicts import Claim, admit, claim_of
 from sidestep.policy.pod_ports import ports_of
 from sidestep.policy.workloads import pods_of
@@ -73,37 +74,44 @@ def plan(
     *,
     node_annotations: Mapping[str, str],
     node_addresses: tuple[str, ...] = (),
+    surveys: Surveys | None = None,
 ) -> Plan:
-    """Decide what should be steered. `node_addresses` are the node's own, from which kubelet probes come."""
+    """Decide what should be steered. `node_addresses` are the node's own, from which kubelet probes come.
+
+    `surveys` are those of earlier plans, which change what a plan costs and never what it says.
+    """
+    surveys = Surveys() if surveys is None else surveys
     draft = _Draft()
     for claim in _admitted(intercepts, inventory, draft):
         _spread(claim.intercept, inventory, draft)
-    surveys = {
-        key: survey(pod, inventory, node_annotations=node_annotations, extra_ports=draft.undeclared.get(key, ()))
-        for key, pod in sorted(inventory.pods.items())
-        if not pod.ended
+    surveyed = {
+        pod.key: surveys.of(
+            pod, inventory, node_annotations=node_annotations, extra_ports=draft.undeclared.get(pod.key, ())
+        )
+        for pod in inventory.index.living
     }
+    surveys.keep_only(surveyed)
     targets = _within_bound(
         [key for key in draft.wanted if _may_be_target(inventory.pods[key], settings, draft)], settings, draft
     )
     pods: dict[PodKey, PodPlan] = {}
     waiting = set()
     for key in sorted(targets):
-        found = surveys[key]
+        found = surveyed[key]
         if any(wanted.key not in certificates for wanted in found.certificates()):
             waiting.add(key)
             continue
         ports = _ports(found, draft.wanted[key], certificates, node_addresses=node_addresses, draft=draft)
         if ports:
             pods[key] = PodPlan(found.pod, ports)
-    for key, found in surveys.items():
+    for key, found in surveyed.items():
         if found.conditions:
             draft.conditions.setdefault(key, []).extend(found.conditions)
     return Plan(
         pods=pods,
         waiting=frozenset(waiting),
         ended=frozenset(key for key, pod in inventory.pods.items() if pod.ended),
-        surveys=surveys,
+        surveys=surveyed,
         coverage=draft.coverage,
         refusals=draft.refusals,
         conditions={key: tuple(dict.fromkeys(stated)) for key, stated in draft.conditions.items()},

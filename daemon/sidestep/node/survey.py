@@ -7,7 +7,7 @@ another story than the one that is carried out.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sidestep.config.annotations import CertificateSource, PortTls, resolve
@@ -74,12 +74,15 @@ class PodSurvey:
     pod: Pod
     ports: tuple[PortSurvey, ...]
     conditions: tuple[Condition, ...] = ()
+    _by_port: Mapping[tuple[int, Transport], PortSurvey] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        by_port = {(each.port.number, each.port.transport): each for each in self.ports}
+        object.__setattr__(self, "_by_port", by_port)
 
     def port(self, number: int, transport: Transport) -> PortSurvey | None:
         """The survey of one port."""
-        return next(
-            (each for each in self.ports if (each.port.number, each.port.transport) == (number, transport)), None
-        )
+        return self._by_port.get((number, transport))
 
     def certificates(self) -> tuple[WantedCertificate, ...]:
         """The certificates that these ports use. A port that never speaks TLS uses none."""

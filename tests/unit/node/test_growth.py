@@ -10,12 +10,13 @@ import pytest
 from sidestep.config.node_settings import NodeSettings
 from sidestep.model.intercept import Intercept, Kind, WorkloadRef
 from sidestep.model.inventory import Inventory
-from sidestep.model.pod import ContainerPort, Owner, Pod, PodKey, Service, ServicePort
+from sidestep.model.pod import ContainerPort, Owner, Pod, PodKey, Service, ServicePort, Transport
 from sidestep.node.admission import admit
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.pace import Pace
 from sidestep.node.planner import plan
 from sidestep.node.survey import survey
+from sidestep.node.surveys import Surveys
 from sidestep.policy.conflicts import admit as admit_all
 from sidestep.policy.conflicts import claim_of
 from tests.harness.growth import cpu, grows_at_most
@@ -175,6 +176,41 @@ def test_many_services_on_one_port_are_looked_at_once():
         return lambda: survey(*one(replace(inventory)), node_annotations={})
 
     grows_at_most(TEN_TIMES, make, small=200, large=2000)
+
+
+def test_a_plan_takes_the_surveys_that_still_hold():
+    """A pod's author decides what its survey costs; a change of something else must not make it again."""
+    ports = tuple(ContainerPort(number + 1) for number in range(1500))
+    before = Inventory(pods=pods(3, ports=ports))
+    wanted = intercepts(1, lambda _: WorkloadRef("web-0", "pod"), port="7")
+    surveys = Surveys()
+
+    def surveyed(inventory):
+        return plan(inventory, wanted, NodeSettings(), {}, node_annotations={}, surveys=surveys).surveys
+
+    first = surveyed(before)
+    (zero, one, two) = first
+    changed = replace(before.pods[one], labels={"app": "other"})
+    service = Service("shop", "two", {"app": two.name}, (ServicePort(80, 7),))
+    second = surveyed(
+        Inventory(pods={zero: before.pods[zero], one: changed, two: before.pods[two]}, services=(service,))
+    )
+    assert second[zero] is first[zero]
+    assert second[one] is not first[one]
+    assert second[two].port(7, Transport.TCP).resolved.services == ("two:80",)
+    third = surveyed(Inventory(pods={zero: before.pods[zero]}))
+    assert list(third) == [zero]
+    assert third[zero] is first[zero]
+
+
+def test_what_is_surveyed_does_not_depend_on_what_is_kept():
+    surveys = Surveys()
+    inventory = Inventory(pods=pods(2))
+    pod = inventory.pods[PodKey("shop", "web-1")]
+    for extra in ((), (ContainerPort(9),), (ContainerPort(8080),), (ContainerPort(9), ContainerPort(10))):
+        for keep in (True, False):
+            found = surveys.of(pod, inventory, node_annotations={}, extra_ports=extra, keep=keep)
+            assert found == survey(pod, inventory, node_annotations={}, extra_ports=extra)
 
 
 def test_conditions_of_one_pod_are_found_without_those_of_others():
