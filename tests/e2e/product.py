@@ -28,6 +28,7 @@ NAMESPACE = "sidestep"
 DAEMON = "app.kubernetes.io/component=node"
 MANIFEST = REPOSITORY / "deploy" / "daemonset.yaml"
 PATCH = REPOSITORY / "deploy" / "patches" / "kubernetes-1.20.json"
+DEFINITIONS_PATCH = REPOSITORY / "deploy" / "patches" / "kubernetes-1.20-definitions.json"
 
 _numbers = itertools.count(1)
 
@@ -38,9 +39,24 @@ def documents() -> list[dict[str, Any]]:
 
 
 def documents_for_1_20() -> list[dict[str, Any]]:
-    """The same with the one documented patch."""
-    patch = json.loads(PATCH.read_text())
-    return [merge(one, patch) if one["kind"] == "DaemonSet" else one for one in documents()]
+    """The same with the documented patches."""
+    patch, removals = json.loads(PATCH.read_text()), json.loads(DEFINITIONS_PATCH.read_text())
+    found = documents()
+    for one in found:
+        if one["kind"] == "CustomResourceDefinition":
+            remove(one, removals)
+    return [merge(one, patch) if one["kind"] == "DaemonSet" else one for one in found]
+
+
+def remove(target: Any, operations: list[dict[str, str]]) -> None:
+    """A JSON patch (RFC 6902) of nothing but `remove`."""
+    for operation in operations:
+        assert operation["op"] == "remove"
+        *path, last = operation["path"].split("/")[1:]
+        parent = target
+        for name in path:
+            parent = parent[int(name)] if isinstance(parent, list) else parent[name]
+        del parent[last]
 
 
 def merge(target: Any, patch: Any) -> Any:

@@ -5,12 +5,20 @@ anybody whom RBAC lets.
 
     spec    what is wanted: workload, port, filter, and the session that renews it
     status  what the node daemons say: each writes its own entry of `nodes` by a merge patch, so that none meets another
+
+Reading has two steps. `sight` is what every event takes: identity, renewal, status, and the digest of the spec. `judge`
+looks at what is asked for, and compiles regexes, which takes up to 50 ms: it is done once for a spec. `read` does both.
+
+The digest is of what the spec means, without `renewTime`: fields that are absent and fields that state their default
+are the same, fields that we do not know do not count. So neither an API server that fills in defaults nor a newer
+definition changes it.
 """
 
 from __future__ import annotations
 
 import base64
 import datetime as dt
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +33,7 @@ from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
 from sidestep.model.intercept import Intercept, Kind
 from sidestep.model.pod import Transport
-from sidestep.policy.matching import compile_filter
+from sidestep.policy.matching import prove
 from sidestep.policy.workloads import parse_workload
 
 GROUP = "sidestep.dev"
@@ -148,8 +156,9 @@ class StatusCondition(Fields, frozen=True, omit_defaults=False):
 
 
 class StatusFields(Fields, frozen=True):
-    """`status`."""
+    """`status`. `spec_digest` is that of the spec which was accepted; the first daemon writes it, nobody changes it."""
 
+    spec_digest: str = ""
     state: str = ""
     message: str = ""
     filter: str = ""
@@ -176,16 +185,21 @@ class _Envelope(Fields, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Resource:
-    """A resource as it was read. `intercept` and `public_key` are there unless `problem` says why not."""
+class Sighting:
+    """A resource whose spec was not judged yet. `fields` is None where the spec has no shape, as `flaw` says."""
 
     kind: Kind
     metadata: MetadataFields
     status: StatusFields
     renewed: str
-    intercept: Intercept | None
-    public_key: str
-    problem: str = ""
+    digest: str
+    fields: SpecFields | None
+    flaw: str = ""
+
+    @property
+    def owner(self) -> str:
+        """Who says to hold it; "" for nobody and for what cannot be printed."""
+        return _owner(self.fields) if self.fields is not None else ""
 
     @property
     def display(self) -> str:
@@ -209,9 +223,36 @@ def resource_path(kind: Kind, namespace: str, name: str) -> str:
     return f"{collection_path(kind, namespace)}/{escape(name)}"
 
 
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A resource that was judged. `intercept` and `public_key` are there unless `problem` says why not."""
+
+    kind: Kind
+    metadata: MetadataFields
+    status: StatusFields
+    intercept: Intercept | None
+    public_key: str
+    problem: str = ""
+
+    @property
+    def display(self) -> str:
+        """`namespace/name`."""
+        return f"{self.metadata.namespace}/{self.metadata.name}"
+
+    @property
+    def path(self) -> str:
+        """Its path at the API server."""
+        return resource_path(self.kind, self.metadata.namespace, self.metadata.name)
+
+
 def read(kind: Kind, value: KubeObject) -> Resource:
     """Read and judge a resource; what is wrong with its spec is its `problem`. Raises ConfigurationError only when it
     has no identity."""
+    return judge(sight(kind, value))
+
+
+def sight(kind: Kind, value: KubeObject) -> Sighting:
+    """Read a resource without judging its spec. Raises ConfigurationError when it has no identity."""
     try:
         envelope = msgspec.convert(value, _Envelope)
     except msgspec.ValidationError as error:
@@ -219,20 +260,39 @@ def read(kind: Kind, value: KubeObject) -> Resource:
     metadata = envelope.metadata
     if not (metadata.name and metadata.namespace and _UID.fullmatch(metadata.uid)):
         raise ConfigurationError("has no name, namespace or uid", subject=KINDS[kind])
-    intercept, key, renewed, problem = None, "", "", ""
+    fields, flaw = None, ""
     try:
-        spec = msgspec.convert(envelope.spec, SpecFields)
-        renewed, key = spec.renew_time or "", spec.session.public_key
-        intercept = intercept_of(kind, metadata, spec)
+        fields = msgspec.convert(envelope.spec, SpecFields)
     except msgspec.ValidationError as error:
-        problem = f"spec: {str(error)[:300]}"
-    except (ConfigurationError, RefusedError) as error:
-        problem = str(error)
+        flaw = f"spec: {str(error)[:300]}"
     try:
         status = msgspec.convert(envelope.status or {}, StatusFields)
     except msgspec.ValidationError:
         status = StatusFields()
-    return Resource(kind, metadata, status, renewed, intercept, key, problem)
+    renewed = (fields.renew_time if fields is not None else "") or ""
+    return Sighting(kind, metadata, status, renewed, digest_of(fields, envelope.spec), fields, flaw)
+
+
+def digest_of(fields: SpecFields | None, spec: object) -> str:
+    """What stands in `status.specDigest` for a spec: SHA-256, hexadecimal. `spec` is as it was read, for one without
+    shape."""
+    if fields is not None:
+        meant: object = msgspec.structs.replace(fields, renew_time=None)
+    else:
+        meant = {name: value for name, value in spec.items() if name != "renewTime"} if isinstance(spec, dict) else spec
+    return hashlib.sha256(msgspec.json.encode(meant, order="deterministic")).hexdigest()
+
+
+def judge(seen: Sighting) -> Resource:
+    """What a spec asks for, or what is wrong with it. Compiles its regexes."""
+    intercept, key, problem = None, "", seen.flaw
+    if seen.fields is not None:
+        key = seen.fields.session.public_key
+        try:
+            intercept = intercept_of(seen.kind, seen.metadata, seen.fields)
+        except (ConfigurationError, RefusedError) as error:
+            problem = str(error)
+    return Resource(seen.kind, seen.metadata, seen.status, intercept, key, problem)
 
 
 def intercept_of(kind: Kind, metadata: MetadataFields, spec: SpecFields) -> Intercept:
@@ -256,13 +316,17 @@ def intercept_of(kind: Kind, metadata: MetadataFields, spec: SpecFields) -> Inte
         transport=transport,
         filter=wanted,
         created=parse_time(metadata.creation_timestamp),
-        owner=spec.owner if _PRINTABLE.fullmatch(spec.owner) else "",
+        owner=_owner(spec),
         pod=spec.pod or None,
         divert_probes=spec.divert_probes,
         plaintext=spec.handler.plaintext,
         reset_existing=spec.reset_existing,
         heads_only=spec.heads_only and kind is Kind.WIRETAP,
     )
+
+
+def _owner(spec: SpecFields) -> str:
+    return spec.owner if _PRINTABLE.fullmatch(spec.owner) else ""
 
 
 def _filter_of(fields: FilterFields) -> Filter:
@@ -281,7 +345,7 @@ def _filter_of(fields: FilterFields) -> Filter:
         paths=tuple(PathCondition(PathTest(each.match.lower()), each.value) for each in fields.paths),
     )
     check_limits(wanted)
-    compile_filter(wanted)
+    prove(wanted)
     return wanted
 
 

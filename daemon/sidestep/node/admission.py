@@ -19,7 +19,7 @@ from sidestep.node.refusals import filter_refusal, refusal_of
 from sidestep.node.survey import CertificateKey, PodSurvey, Side
 from sidestep.node.surveys import Surveys
 from sidestep.policy.conflicts import Claim, check, claim_of
-from sidestep.policy.matching import compile_filter
+from sidestep.policy.matching import prove
 from sidestep.policy.pod_ports import ports_of
 from sidestep.policy.workloads import pods_of
 
@@ -38,7 +38,7 @@ def admit(
 
     No pods: the workload has none now. Raises RefusedError (a rule says no) or ConfigurationError (a bad filter).
     """
-    compile_filter(new.filter)
+    prove(new.filter)
     look = partial((surveys or Surveys()).of, inventory=inventory, node_annotations=node_annotations, keep=False)
     claim = claim_of(new, inventory)
     pods = pods_of(new, inventory)

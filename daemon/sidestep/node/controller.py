@@ -199,6 +199,11 @@ class Controller:
                     return
         raise RefusedError(f"pod {pod.key} has no port {new.port}: it declares none, and nothing listens there")
 
+    def basis(self) -> object:
+        """What `refusal` depends on beside the intercept: while this is the same, so are its answers."""
+        facts = self._certificates.facts() if self._certificates is not None else {}
+        return (self.stopping, _Same(self.inventory), self.settings, facts)
+
     def refusal(self, new: Intercept) -> str:
         """Why no pod of this node can serve an intercept, conflicts with others left aside; empty when one can."""
         if self.stopping:
@@ -270,3 +275,16 @@ class Controller:
         for key, stated in drafted.conditions.items():
             self._conditions.state(Source("plan", key), stated)
         self._planned = set(drafted.conditions)
+
+
+class _Same:
+    """Equal to what wraps the very same object; comparing inventories takes long."""
+
+    __slots__ = ("_of",)
+    __hash__ = None  # type: ignore[assignment]  # compared, never looked up
+
+    def __init__(self, of: object) -> None:
+        self._of = of
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other._of is self._of

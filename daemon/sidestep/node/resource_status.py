@@ -15,7 +15,8 @@ import msgspec
 from sidestep.config.filters import describe_filter
 from sidestep.kube.resources import DaemonEntry, NodeEntry, StatusCondition, StatusFields
 from sidestep.model.text import harmless
-from sidestep.node.registry import CHANGED, Held, Verdict
+from sidestep.node.held import CHANGED, OVERRULED, Held
+from sidestep.node.registry import Verdict
 
 ACTIVE = frozenset({"active", "attached"})
 MAX_PODS = 300
@@ -42,9 +43,12 @@ def overall(
     accepted = ("True", "Accepted", "the daemons serve it")
     if verdict.stale:
         state, message = "Stale", "its session has not renewed it: it matches nothing"
+    elif verdict.waiting:
+        state, message = "Pending", "it is being read"
+        accepted = ("Unknown", "Pending", message)
     elif not verdict.standing:
         state, message = "Refused", verdict.refusal
-        accepted = ("False", "Refused", verdict.refusal)
+        accepted = ("False", "SpecChanged" if held.problem == OVERRULED else "Refused", verdict.refusal)
     elif active:
         state, message = "Active", ""
     elif there and len(refusals) == len(there):

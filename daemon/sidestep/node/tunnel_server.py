@@ -14,7 +14,8 @@ from collections.abc import Callable
 from sidestep import __version__
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import KernelError, PeerError, RefusedError, SidestepError
-from sidestep.node.registry import Held, Registry
+from sidestep.node.held import Held
+from sidestep.node.registry import Registry
 from sidestep.node.session import Session
 from sidestep.node.sessions import Sessions
 from sidestep.observability.logs import get_logger

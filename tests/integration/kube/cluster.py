@@ -38,6 +38,9 @@ class FakeController:
         self.changes = 0
         self.cluster = None
 
+    def basis(self):
+        return (self.reason, id(self.inventory))
+
     def refusal(self, _intercept):
         return self.reason
 

@@ -6,6 +6,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tests.e2e import product as products
+
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 SUPPORTED = ("1.28", "1.30", "1.32", "1.34", "1.36", "1.37")
 
@@ -23,6 +25,13 @@ def the(kind, name=None):
 def test_the_manifest_fits(version):
     for document in documents():
         kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_the_patches_for_1_20_take_away_what_it_does_not_know():
+    text = yaml.safe_dump_all(products.documents_for_1_20())
+    assert "x-kubernetes-validations" not in text
+    assert "maxSurge" not in text
+    assert text.count("specDigest") == 2
 
 
 def test_the_network_policy_selects_the_daemons_and_admits_only_to_the_metrics_port():

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from sidestep.kube import resources
-from sidestep.kube.resources import SessionFields, SpecFields, filter_fields, manifest, read
+from sidestep.kube.resources import SessionFields, SpecFields, filter_fields, manifest, read, sight
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
 from sidestep.model.intercept import Kind, WorkloadRef
@@ -58,7 +58,6 @@ def test_a_whole_resource():
     assert (intercept.owner, intercept.divert_probes, intercept.plaintext) == ("ada", True, True)
     assert intercept.created == dt.datetime(2025, 3, 1, 12, tzinfo=dt.UTC).timestamp()
     assert intercept.filter.headers[2] == HeaderCondition("x-r", HeaderTest.REGEX, "^a")
-    assert found.renewed == "2025-03-01T12:00:10.000000Z"
     assert found.path == "/apis/sidestep.dev/v1alpha1/namespaces/shop/intercepts/orders"
 
 
@@ -139,3 +138,68 @@ def test_patches_and_options():
         "nodes": {"n1": {"refusal": None, "pods": [{"name": "a"}]}, "n2": None},
     }
     assert json.loads(resources.deletion("u"))["preconditions"] == {"uid": "u"}
+
+
+def digest(changed):
+    return sight(Kind.INTERCEPT, changed).digest
+
+
+HEADER = {"name": "x-dev", "match": "Exact", "value": "ada"}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"renewTime": "2026-01-01T00:00:00Z"},
+        {"transport": "TCP", "divertProbes": False, "resetExisting": False, "handler": {"plaintext": False}},
+        {"filter": {}, "pod": "", "owner": ""},
+        {"filter": {"headers": [], "methods": [], "paths": []}},
+        {"field": "of a later version"},
+    ],
+    ids=["renewed", "defaults", "empty", "empty filter", "unknown field"],
+)
+def test_what_means_the_same_has_one_digest(spec):
+    assert digest(value(**spec)) == digest(value())
+
+
+def test_the_order_of_fields_and_a_stated_default_do_not_matter():
+    stated = value(filter={"headers": [HEADER]})
+    short = {"metadata": stated["metadata"], "spec": dict(reversed(stated["spec"].items()))}
+    short["spec"]["filter"] = {"headers": [{"value": "ada", "name": "x-dev"}]}
+    assert digest(short) == digest(stated)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"workload": "deploy/other"},
+        {"port": "8443"},
+        {"port": 8443},
+        {"session": {"publicKey": "B" * 43 + "="}},
+        {"transport": "UDP"},
+        {"pod": "orders-1"},
+        {"owner": "eve"},
+        {"divertProbes": True},
+        {"resetExisting": True},
+        {"headsOnly": True},
+        {"handler": {"plaintext": True}},
+        {"filter": {"headers": [HEADER]}},
+        {"filter": {"headers": [HEADER, HEADER]}},
+        {"filter": {"methods": ["GET"]}},
+        {"filter": {"paths": [{"match": "Equal", "value": "/"}]}},
+        {"workload": 3},
+        {"workload": 4},
+        {"session": None},
+    ],
+)
+def test_what_means_something_else_has_another_digest(spec):
+    others = [digest(value()), digest(value(port=8444)), digest(value(workload=5))]
+    assert digest(value(**spec)) not in others
+    assert digest(value(**spec)) == digest(value(**spec, renewTime="2026-01-01T00:00:00Z"))
+
+
+@pytest.mark.parametrize("spec", [None, [], "x", 3, {}])
+def test_a_spec_without_shape_has_a_digest_and_a_flaw(spec):
+    found = sight(Kind.INTERCEPT, value() | {"spec": spec})
+    assert found.flaw
+    assert len(found.digest) == 64

@@ -1,9 +1,12 @@
 """Resources as a node holds them: pinned, renewed, inert, in conflict, gone; and the status they get."""
 
+import time
+
 import pytest
 
-from sidestep.kube.resources import DaemonEntry, NodeEntry, PodEntry, StatusFields
+from sidestep.kube.resources import DaemonEntry, NodeEntry, PodEntry, StatusFields, sight
 from sidestep.model.intercept import Kind
+from sidestep.node.held import OVERRULED
 from sidestep.node.registry import Registry
 from sidestep.node.resource_status import differs, mine, overall, speaker
 from sidestep.tunnel.proof import generate, public_text
@@ -111,6 +114,7 @@ def test_the_older_one_wins_and_what_is_inert_is_in_nobodys_way(registry, clock)
 
 def test_spec_and_key_are_those_of_the_first_sight(registry):
     registry.apply(Kind.INTERCEPT, value("a"))
+    assert verdict(registry, "a").standing
     held = registry.find("uid-a")
     key = held.key
     other = public_text(generate())
@@ -146,6 +150,133 @@ def test_a_list_forgets_what_is_gone_of_its_kind_only(registry, gone):
     registry.remove(Kind.INTERCEPT, value("b"))
     assert gone == ["shop/a", "shop/b"]
     assert registry.all() == ()
+
+
+# --- many, and in a hurry --------------------------------------------------------------------------------------------
+
+REGEXES = [
+    {"name": "x-user", "match": "Regex", "value": f"{number}([a-z0-9]{{1,20}}|[^é]+)*é" * 20} for number in range(32)
+]
+
+
+def test_events_of_an_unchanged_or_changed_spec_compile_nothing(registry):
+    """Whatever is patched, and however often: only what was seen first is ever looked at."""
+    heavy = {"filter": {"headers": REGEXES}}
+    registry.apply(Kind.INTERCEPT, value("a", **heavy))
+    began = time.process_time()
+    assert verdict(registry, "a").standing
+    judging = time.process_time() - began
+    began = time.process_time()
+    for number in range(100):
+        registry.apply(Kind.INTERCEPT, value("a", renewed=str(number), **heavy))
+        registry.apply(Kind.INTERCEPT, value("a", renewed=str(number), workload=f"deploy/w{number}", **heavy))
+        verdict(registry, "a")
+    assert time.process_time() - began < 20 * judging
+    assert registry.find("uid-a").changed
+
+
+def test_renewals_are_no_news_and_everything_else_is(clock, gone):
+    news = []
+    registry = Registry(now=clock, on_change=news.append, on_gone=lambda held: gone.append(held.uid))
+    registry.apply(Kind.INTERCEPT, value("a"))
+    assert news == ["uid-a"]
+    for number in range(20):
+        registry.apply(Kind.INTERCEPT, value("a", renewed=f"r{number}"))
+    registry.replace(Kind.INTERCEPT, [value("a", renewed="again")])
+    assert news == ["uid-a"]
+    clock.now += 31
+    registry.apply(Kind.INTERCEPT, value("a", renewed="back"))
+    assert news == ["uid-a"] * 2, "it was inert"
+    registry.apply(Kind.INTERCEPT, value("a", renewed="back", port="1"))
+    registry.apply(Kind.INTERCEPT, value("a", renewed="back", port="1") | {"status": {"state": "Active"}})
+    registry.remove(Kind.INTERCEPT, value("a"))
+    assert news == ["uid-a"] * 5
+
+
+def test_an_answer_is_kept_until_something_changes(registry, clock):
+    there = inventory(pod())
+    for name in ("a", "b"):
+        registry.apply(Kind.INTERCEPT, value(name, header=name))
+    first = registry.verdicts(there)
+    registry.apply(Kind.INTERCEPT, value("a", header="a", renewed="2"))
+    assert registry.verdicts(there) is first
+    clock.now += 31
+    registry.apply(Kind.INTERCEPT, value("a", header="a", renewed="3"))
+    second = registry.verdicts(there)
+    assert second is not first
+    assert second["uid-b"].stale
+    assert registry.verdicts(inventory(pod())) is not second
+    registry.remove(Kind.INTERCEPT, value("b"))
+    assert set(registry.verdicts(there)) == {"uid-a"}
+
+
+def test_another_spec_than_all_nodes_know_is_refused(registry, gone):
+    accepted = value("a")
+    digest = sight(Kind.INTERCEPT, accepted).digest
+    registry.apply(Kind.INTERCEPT, accepted)
+    assert verdict(registry, "a").standing
+    assert not registry.find("uid-a").accepted
+    registry.apply(Kind.INTERCEPT, accepted | {"status": {"specDigest": digest}})
+    assert registry.find("uid-a").accepted
+    assert verdict(registry, "a").standing
+    registry.apply(Kind.INTERCEPT, accepted | {"status": {"specDigest": "0" * 64}})
+    found = verdict(registry, "a")
+    assert (found.standing, found.refusal) == (False, OVERRULED)
+    assert registry.find("uid-a").key == b""
+    assert gone == ["shop/a"], "its session ends"
+    registry.apply(Kind.INTERCEPT, accepted | {"status": {"specDigest": digest}})
+    assert not verdict(registry, "a").standing, "for good"
+
+
+def test_only_so_many_live_in_a_namespace_and_for_an_owner(registry, clock, monkeypatch):
+    monkeypatch.setattr("sidestep.node.held.MAX_IN_NAMESPACE", 5)
+    monkeypatch.setattr("sidestep.node.held.MAX_OF_OWNER", 3)
+
+    def put(name, owner, *, renewed="1", kind=Kind.INTERCEPT):
+        created = f"2025-01-01T00:00:{int(name[1:]):02}Z"
+        registry.apply(kind, value(name, owner=owner, header=name, created=created, renewed=renewed))
+
+    for number in range(5):
+        put(f"a{number}", "ada")
+    for number in range(5, 9):
+        put(f"b{number}", f"bob{number}", kind=Kind.WIRETAP)
+    found = registry.verdicts(inventory(pod()))
+    standing = {uid for uid, each in found.items() if each.standing}
+    assert standing == {"uid-a0", "uid-a1", "uid-a2", "uid-b5", "uid-b6"}, "the oldest, of both kinds"
+    assert "ada holds 3 living intercepts and wiretaps in namespace shop" in found["uid-a4"].refusal
+    assert "namespace shop has 5 living intercepts and wiretaps" in found["uid-b8"].refusal
+    registry.remove(Kind.INTERCEPT, value("a0"))
+    assert verdict(registry, "a3").standing, "one that ends makes room"
+    clock.now += 31
+    put("b8", "bob8", renewed="2", kind=Kind.WIRETAP)
+    assert verdict(registry, "b8").standing, "what is inert takes no room"
+
+
+def test_one_namespaces_flood_does_not_keep_another_waiting(gone):
+    """Looking at a spec may take 50 ms; a round does a little, and every namespace has its turn."""
+
+    class Slow(Clock):
+        def __call__(self):
+            self.now += 0.011  # a look at the clock for each resource judged
+            return self.now
+
+    registry = Registry(now=Slow(), inert_after=1e9)
+    for number in range(40):
+        flood = value(f"f{number:02}", header=f"h{number}", created="2025-01-01T00:00:00Z")
+        flood["metadata"]["namespace"] = "flood"
+        registry.apply(Kind.INTERCEPT, flood)
+    registry.apply(Kind.INTERCEPT, value("a", created="2025-01-02T00:00:00Z"))
+    rounds = 0
+    while verdict(registry, "a").waiting:
+        assert registry.waiting
+        rounds += 1
+        assert rounds < 5
+    assert verdict(registry, "a").standing
+    while registry.waiting:
+        verdict(registry, "a")
+        rounds += 1
+        assert rounds < 60
+    assert all(held.judged for held in registry.all())
 
 
 # --- the status -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,111 @@
+"""One resource as a node holds it, from the first sight to its end, and how many of them may live.
+
+    sighted    known: name, owner, digest of the spec. Stands for nothing
+    judged     its regexes were compiled, its key parsed. It is *pinned*: what it asked for at first sight is what
+               counts for its UID, so that nobody who may change a resource later takes over a session that runs
+    accepted   the status carries the digest of the pinned spec; only now is it served
+    refused    for good: the spec cannot be used, or the status carries another digest
+
+The digest makes the pin outlive the daemon, and holds for all nodes: the first one writes it, under the condition that
+the resource has not changed since it was read, and nobody writes it again. A spec that was changed before or after is
+then refused by whoever sees it, a restarted daemon included. Newer API servers refuse such a change themselves
+(deploy/daemonset.yaml).
+
+Of the living at most `MAX_IN_NAMESPACE` of a namespace count, and `MAX_OF_OWNER` of one owner there: the oldest. The
+owner is a claim; that limit is for mistakes, the namespace's for everybody.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sidestep.kube.resources import Sighting, judge
+from sidestep.model.errors import ConfigurationError, RefusedError
+from sidestep.model.intercept import Intercept
+from sidestep.tunnel.proof import parse_public
+
+CHANGED = "its spec was changed after it began, which is not followed: end it and create a new one"
+OVERRULED = "its spec was changed after it was accepted, which is refused: end it and create a new one"
+
+MAX_IN_NAMESPACE = 2048
+"""Living resources of a namespace, Intercepts and Wiretaps together; a node serves 1024 sessions."""
+MAX_OF_OWNER = 256
+"""Living resources of one claimed owner in a namespace."""
+
+
+@dataclass(slots=True)
+class Held:
+    """One resource. `latest` is what was read last; `digest`, `intercept` and `key` are pinned; `problem` is final."""
+
+    latest: Sighting
+    seen: float
+    """When it was last renewed, by our clock."""
+    digest: str
+    pinned: Sighting | None
+    """What is to be judged; None once it was."""
+    intercept: Intercept | None = None
+    key: bytes = b""
+    problem: str = ""
+
+    @property
+    def uid(self) -> str:
+        """The UID of the resource."""
+        return self.latest.metadata.uid
+
+    @property
+    def judged(self) -> bool:
+        """Whether it is known what it asks for, or that it cannot be served."""
+        return self.pinned is None or bool(self.problem)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether all nodes know which spec counts."""
+        return self.latest.status.spec_digest == self.digest
+
+    @property
+    def changed(self) -> bool:
+        """Whether the resource asks for something else than what was pinned."""
+        return self.latest.digest != self.digest and not self.problem
+
+    def judge(self) -> None:
+        """Look at what is asked for. Takes up to 50 ms, for 32 long regexes."""
+        if self.pinned is None:
+            return
+        found = judge(self.pinned)
+        self.pinned, self.intercept, self.problem = None, found.intercept, found.problem
+        if not self.problem:
+            try:
+                self.key = parse_public(found.public_key)
+            except (ConfigurationError, RefusedError) as error:
+                self.problem = str(error)
+
+    def overrule(self) -> None:
+        """The other nodes know another spec."""
+        self.problem, self.key = OVERRULED, b""
+
+
+def within_bounds(living: Iterable[Held]) -> tuple[list[Held], dict[str, str]]:
+    """Those that count, and why the others do not, by UID. Oldest first."""
+    counted: list[Held] = []
+    beyond: dict[str, str] = {}
+    of_namespace: Counter[str] = Counter()
+    of_owner: Counter[tuple[str, str]] = Counter()
+    for held in living:
+        namespace, owner = held.latest.metadata.namespace, held.latest.owner
+        if of_namespace[namespace] >= MAX_IN_NAMESPACE:
+            beyond[held.uid] = (
+                f"namespace {namespace} has {MAX_IN_NAMESPACE} living intercepts and wiretaps already, which is the "
+                f"most possible: end some"
+            )
+        elif of_owner[namespace, owner] >= MAX_OF_OWNER:
+            beyond[held.uid] = (
+                f"{owner or 'one owner'} holds {MAX_OF_OWNER} living intercepts and wiretaps in namespace {namespace} "
+                f"already, which is the most possible: end some"
+            )
+        else:
+            of_namespace[namespace] += 1
+            of_owner[namespace, owner] += 1
+            counted.append(held)
+    return counted, beyond
