@@ -120,6 +120,8 @@ _STRAY_SPACE = re.compile(
 """A field of a request's framing whose value holds a tab, follows more than one blank, or is followed by one."""
 _STRAY_TAB = re.compile(rb"\n(?:content-length|transfer-encoding|connection|upgrade):[^\r\t]*+\t")
 """The same of a (lower-case) response head. Blanks are trimmed by every client, also by those of sloppy servers."""
+_PLAIN_OPTIONS = frozenset((b"close", b"keep-alive"))
+"""Values of `Connection` that need no closer look."""
 _END_TO_END = frozenset((b"host", b"content-length", b"transfer-encoding"))
 """Fields that `Connection` may not name: a proxy behind us would remove them."""
 
@@ -218,12 +220,12 @@ def _ambiguity(known: dict[bytes, bytes], fields: list[Field]) -> str:
     """
     if b"content_length" in known or b"transfer_encoding" in known:
         return "h1-ambiguous-length"
-    if known.get(b"expect", b"100-continue").lower() != b"100-continue":
+    if b"expect" in known and known[b"expect"].lower() != b"100-continue":
         return "h1-expect"
-    if b"connection" in known and not _END_TO_END.isdisjoint(_connection_options(fields)):
-        return "h1-connection"
-    if len(known) == len(fields):
+    if len(known) == len(fields) and known.get(b"connection", b"close").lower() in _PLAIN_OPTIONS:
         return ""
+    if not _END_TO_END.isdisjoint(_connection_options(fields)):
+        return "h1-connection"
     names = [name for name, _ in fields]
     for name, anomaly in _ONCE.items():
         if names.count(name) > 1:
