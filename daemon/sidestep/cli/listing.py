@@ -68,7 +68,7 @@ def _text(workloads: list[WorkloadView]) -> Iterable[str]:
 
 def _port(port: PortView) -> tuple[str, str, str, str]:
     name = f" {port.name}" if port.name else ""
-    certificate = ""
+    certificate = port.certificate_state
     if port.certificate is not None:
         names = ", ".join(port.certificate.names) or "no name"
         certificate = f"{names} (until {port.certificate.expires[:10]}, {port.certificate.source})"

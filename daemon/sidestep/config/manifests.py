@@ -4,6 +4,9 @@ Every bad document gives one `ManifestError` that names file, document, line and
 Kinds that Sidestep does not read are passed over in silence, so that a directory of ordinary manifests works as it is.
 Files are taken in the order of their names; of two objects with the same identity the first stays and the second is an
 error that names both places.
+
+Each file is read by itself (`load_file`), in a child of the daemon, since a Secret's data may stand in it; `combine`
+joins what the files declare. What comes out holds no text of the files and no data of a Secret.
 """
 
 from __future__ import annotations
@@ -52,19 +55,97 @@ class ManifestError:
         return Condition(ConditionType.MANIFEST_INVALID, f"manifest {self.file}", str(self))
 
 
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """One object of a file and where it stands, in words (`place`) and as an error would name it (`at`)."""
+
+    subject: str
+    object: objects.Converted
+    place: str
+    at: ManifestError
+
+
+@dataclass(frozen=True, slots=True)
+class FileObjects:
+    """What one file declares. Holds no text of the file, and no data of a Secret."""
+
+    size: int = 0
+    """Bytes or characters of the file."""
+    declared: tuple[Declared, ...] = ()
+    errors: tuple[ManifestError, ...] = ()
+
+
 def load_directory_texts(files: Mapping[str, str | bytes]) -> tuple[Inventory, tuple[ManifestError, ...]]:
     """The inventory that the files (name to content) describe, and one error for each document that cannot be used."""
-    gathered = _Gathered()
+    return combine(load_files(files))
+
+
+def load_files(files: Mapping[str, str | bytes]) -> dict[str, FileObjects]:
+    """Read every file by itself, in the order of their names; those beyond the limits are not read."""
+    loaded: dict[str, FileObjects] = {}
     total = 0
     for count, name in enumerate(sorted(files)):
         total += len(files[name])
         if count == MAX_FILES or total > MAX_TOTAL:
-            reason = f"more than {MAX_FILES} files or {MAX_TOTAL // 2**20} MiB: this file and the rest are not read"
-            gathered.errors.append(ManifestError(name, 0, 0, "", "", reason))
+            loaded[name] = FileObjects(size=len(files[name]))
             break
-        _load_file(name, files[name], gathered)
-        gathered.tell_few(name)
-    return gathered.inventory(), tuple(gathered.errors)
+        loaded[name] = load_file(name, files[name])
+    return loaded
+
+
+def load_file(name: str, content: str | bytes) -> FileObjects:
+    """What one file declares."""
+    gathered = _Gathered()
+    try:
+        for document in yaml_documents.split(_text(content)):
+            _load_document(name, document, gathered)
+    except yaml_documents.YamlError as error:
+        gathered.errors.append(ManifestError(name, 0, error.line, "", "", error.reason))
+    return FileObjects(len(content), tuple(gathered.declared), tuple(gathered.errors))
+
+
+def secret_data(content: str | bytes, namespace: str, name: str) -> dict[str, bytes] | None:
+    """The data of a Secret of a file, for the one-shot reader; None when the file has no such Secret that is sound."""
+    for document in yaml_documents.split(_text(content)):
+        try:
+            value = yaml_documents.load(document)
+        except yaml_documents.YamlError:
+            continue
+        for item, _ in _items(value):
+            if not isinstance(item, dict) or (item.get("apiVersion"), item.get("kind")) != ("v1", "Secret"):
+                continue
+            try:
+                secret, data = objects.secret_and_data(item)
+            except FieldError:
+                continue
+            if (secret.namespace, secret.name) == (namespace, name):
+                return data
+    return None
+
+
+def combine(files: Mapping[str, FileObjects]) -> tuple[Inventory, tuple[ManifestError, ...]]:
+    """The inventory of all files together, and everything that is wrong."""
+    joined = _Joined()
+    total = 0
+    for count, name in enumerate(sorted(files)):
+        total += files[name].size
+        if count == MAX_FILES or total > MAX_TOTAL:
+            reason = f"more than {MAX_FILES} files or {MAX_TOTAL // 2**20} MiB: this file and the rest are not read"
+            joined.errors.append(ManifestError(name, 0, 0, "", "", reason))
+            break
+        errors = list(files[name].errors)
+        errors += [error for each in files[name].declared if (error := joined.add(each)) is not None]
+        joined.errors += _few(name, sorted(errors, key=lambda error: error.document))
+    return joined.inventory(), tuple(joined.errors)
+
+
+def _few(name: str, errors: list[ManifestError]) -> list[ManifestError]:
+    """All but the first MAX_ERRORS errors of a file replaced by their number."""
+    excess = errors[MAX_ERRORS:]
+    if not excess:
+        return errors
+    reason = f"{len(excess)} more errors in this file"
+    return [*errors[:MAX_ERRORS], ManifestError(name, 0, excess[0].line, "", "", reason)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +167,21 @@ class _Place:
 
 @dataclass(slots=True)
 class _Gathered:
-    """What has been read so far."""
+    """What has been read of a file so far."""
+
+    declared: list[Declared] = field(default_factory=list)
+    errors: list[ManifestError] = field(default_factory=list)
+
+    def add(self, subject: str, converted: objects.Converted, place: _Place) -> None:
+        """Keep an object."""
+        if isinstance(converted, Secret):
+            converted = replace(converted, file=place.file)
+        self.declared.append(Declared(subject, converted, str(place), place.error(subject, "", "")))
+
+
+@dataclass(slots=True)
+class _Joined:
+    """What all files declare."""
 
     pods: dict[PodKey, objects.PodObject] = field(default_factory=dict)
     services: list[Service] = field(default_factory=list)
@@ -94,24 +189,16 @@ class _Gathered:
     namespaces: dict[str, Mapping[str, str]] = field(default_factory=dict)
     nodes: dict[str, Mapping[str, str]] = field(default_factory=dict)
     workloads: dict[WorkloadKey, Workload] = field(default_factory=dict)
-    places: dict[str, _Place] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
     errors: list[ManifestError] = field(default_factory=list)
 
-    def tell_few(self, name: str) -> None:
-        """Replace all but the first MAX_ERRORS errors of the file just read by their number."""
-        begin = next((index for index, error in enumerate(self.errors) if error.file == name), len(self.errors))
-        excess = self.errors[begin + MAX_ERRORS :]
-        if excess:
-            reason = f"{len(excess)} more errors in this file"
-            self.errors[begin + MAX_ERRORS :] = [ManifestError(name, 0, excess[0].line, "", "", reason)]
-
-    def add(self, subject: str, converted: objects.Converted, place: _Place) -> None:
-        """Keep an object, unless one of the same identity came before."""
-        first = self.places.setdefault(subject, place)
-        if first is not place:
-            self.errors.append(place.error(subject, "", f"the same object stands in {first}, which is used"))
-            return
-        match converted:
+    def add(self, each: Declared) -> ManifestError | None:
+        """Take an object, unless one of the same identity came before: then that is the error."""
+        if each.subject in self.places:
+            reason = f"the same object stands in {self.places[each.subject]}, which is used"
+            return replace(each.at, reason=reason)
+        self.places[each.subject] = each.place
+        match converted := each.object:
             case objects.PodObject():
                 self.pods[converted.pod.key] = converted
             case Service():
@@ -124,20 +211,12 @@ class _Gathered:
                 self.nodes[converted.name] = converted.annotations
             case Workload():
                 self.workloads[converted.key] = converted
+        return None
 
     def inventory(self) -> Inventory:
         """The whole, with owners followed."""
         pods = {key: link_owners(each.pod, each.owners, self.workloads) for key, each in self.pods.items()}
         return Inventory(pods, tuple(self.services), self.secrets, self.namespaces, self.nodes, self.workloads)
-
-
-def _load_file(name: str, content: str | bytes, gathered: _Gathered) -> None:
-    try:
-        text = _text(content)
-        for document in yaml_documents.split(text):
-            _load_document(name, document, gathered)
-    except yaml_documents.YamlError as error:
-        gathered.errors.append(ManifestError(name, 0, error.line, "", "", error.reason))
 
 
 def _text(content: str | bytes) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, TypeVar
 
@@ -164,6 +165,16 @@ def _service(value: Mapping[str, object]) -> Service:
 
 
 def _secret(value: Mapping[str, object]) -> Secret:
+    """A Secret without its data, of which a digest remains: a key has enough entropy not to be found by it."""
+    secret, data = secret_and_data(value)
+    digest = hashlib.sha256()
+    for key in sorted(data):
+        digest.update(len(key).to_bytes(4, "big") + key.encode() + len(data[key]).to_bytes(4, "big") + data[key])
+    return replace(secret, version=digest.hexdigest()[:24])
+
+
+def secret_and_data(value: Mapping[str, object]) -> tuple[Secret, dict[str, bytes]]:
+    """A Secret and its decoded data, for the one-shot reader. Raises FieldError."""
     read = _typed(value, fields.SecretFields)
     namespace, name = _names(read.metadata)
     data: dict[str, bytes] = {}
@@ -179,7 +190,7 @@ def _secret(value: Mapping[str, object]) -> Secret:
             raise FieldError("data", f"{key[:64]!r} is not a key (letters, digits, '-', '_' and '.')")
     if sum(len(each) for each in data.values()) > MAX_SECRET:
         raise FieldError("data", f"more than {MAX_SECRET} bytes")
-    return Secret(namespace, name, data)
+    return Secret(namespace, name), data
 
 
 def _workload(kind: str) -> Callable[[Mapping[str, object]], Workload]:

@@ -34,6 +34,9 @@ class ClusterAccess:
     namespace: str = "default"
     user: str = ""
     authorization: Callable[[], str] = str
+    ca_file: str = ""
+    token_file: str = ""
+    """Where both can be read again, for a process that is not this one."""
 
     def __str__(self) -> str:
         shown = f"[{self.host}]" if ":" in self.host else self.host
@@ -66,6 +69,8 @@ def in_cluster(folder: Path = SERVICE_ACCOUNT) -> ClusterAccess:
         tls=context,
         namespace=namespace,
         authorization=lambda: _bearer(folder / "token"),
+        ca_file=str(folder / "ca.crt"),
+        token_file=str(folder / "token"),
     )
 
 

@@ -7,7 +7,7 @@ What is watched, and how little of it:
     workloads        their metadata only; other kinds are known by name, through ownerReferences
     namespaces       their metadata only
     node             this one only
-    secrets          one watch for each Secret that `want_secrets` names, nothing else, ever
+    secrets          never; that they change, for the namespaces of those that `want_secrets` names (`secret_names`)
 
 `conversion` says what is kept of them. An object that cannot be understood is left out and is a problem. No location is
 read from annotations, which users of the cluster write.
@@ -15,7 +15,6 @@ read from annotations, which users of the cluster write.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 from sidestep.aio.tasks import Tasks
 from sidestep.config.field_error import FieldError
 from sidestep.config.ownership import link_owners
-from sidestep.kube.api import Api, escape
+from sidestep.kube.api import Api
 from sidestep.kube.conversion import (
     ENDPOINT_SLICES,
     NAMESPACES,
@@ -34,18 +33,14 @@ from sidestep.kube.conversion import (
     WORKLOADS,
     Collection,
     SeenPod,
-    converted,
     trimmed,
 )
 from sidestep.kube.endpoints import EndpointSlice, with_slices
-from sidestep.kube.errors import ApiError
 from sidestep.kube.processes import Wanted
+from sidestep.kube.secret_names import SecretName, SecretNames
 from sidestep.kube.watch import KubeObject, Watch, WatchLimits
 from sidestep.model.inventory import Inventory, Secret, Workload, WorkloadKey
 from sidestep.model.pod import Location, Pod, PodKey, Service
-
-SecretName = tuple[str, str]
-"""(namespace, name)."""
 
 
 @dataclass(slots=True)
@@ -88,13 +83,6 @@ class _Collection:
             self.bad[identity] = f"{_named(value)}: {error.path}: {error}"
 
 
-@dataclass(slots=True)
-class _SecretWatch:
-    watch: Watch
-    sink: _Collection
-    task: asyncio.Task[None]
-
-
 class Mirror:
     """Watches for `node`. `on_change` is called, in the event loop, whenever `inventory` may be another."""
 
@@ -111,7 +99,7 @@ class Mirror:
         self._limits = limits or WatchLimits()
         self._on_change = on_change
         self._tasks = Tasks("mirror", on_crash=on_crash)
-        self._secrets: dict[SecretName, _SecretWatch] = {}
+        self._secrets = SecretNames(api, tasks=self._tasks, on_change=on_change, limits=self._limits)
         self._watches: dict[str, Watch] = {}
         self._sinks: dict[str, _Collection] = {}
         own_pods, own_node = {"fieldSelector": f"spec.nodeName={node}"}, {"fieldSelector": f"metadata.name={node}"}
@@ -180,10 +168,7 @@ class Mirror:
             self._sinks["services"].found.values(), key=lambda each: (each.namespace, each.name)
         )
         slices: Iterable[EndpointSlice] = self._sinks["endpointslices"].found.values()
-        secrets: dict[SecretName, Secret] = {}
-        for name, watched in self._secrets.items():
-            for secret in watched.sink.found.values():
-                secrets[name] = secret
+        secrets = {name: Secret(*name, version=version) for name, version in self._secrets.versions().items()}
         return Inventory(
             pods=pods,
             services=with_slices(services, slices, pods),
@@ -193,32 +178,9 @@ class Mirror:
             workloads=workloads,
         )
 
-    # --- secrets ----------------------------------------------------------------------------------------------------
-
     def want_secrets(self, names: frozenset[SecretName]) -> None:
-        """Watch these Secrets and no others."""
-        for name in self._secrets.keys() - names:
-            self._secrets.pop(name).task.cancel()
-        for name in names - self._secrets.keys():
-            sink = _Collection(converted("", "Secret"), self._on_change)
-            watch = Watch(
-                self._api,
-                (f"/api/v1/namespaces/{escape(name[0])}/secrets",),
-                sink,
-                query={"fieldSelector": f"metadata.name={name[1]}"},
-                on_state=self._on_change,
-                limits=self._limits,
-            )
-            task = self._tasks.start(watch.run(), name=f"secret {name[0]}/{name[1]}")
-            self._secrets[name] = _SecretWatch(watch, sink, task)
-
-    def secret_problems(self) -> dict[SecretName, ApiError | None]:
-        """The Secrets that are wanted and not there to be read: why, None while nobody has answered yet."""
-        return {
-            name: watched.watch.problem
-            for name, watched in self._secrets.items()
-            if not watched.sink.found and (watched.watch.problem is not None or not watched.watch.synced)
-        }
+        """Know the versions of these Secrets and no others."""
+        self._secrets.want(names)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from sidestep.model.errors import ClusterError
 from sidestep.observability.logs import get_logger
 
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+TABLE = "application/json;as=Table;g=meta.k8s.io;v=v1"
 METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
 KubeObject = Mapping[str, Any]
@@ -68,6 +69,8 @@ class _ListMeta(msgspec.Struct, rename="camel"):
 class _List(msgspec.Struct):
     metadata: _ListMeta
     items: list[dict[str, Any]] | None = None
+    rows: list[dict[str, Any]] | None = None
+    """Those of a Table."""
 
 
 class _Event(msgspec.Struct):
@@ -92,6 +95,9 @@ class Watch:
     sink: Sink
     query: Mapping[str, str] = field(default_factory=dict)
     metadata_only: bool = False
+    as_table: bool = False
+    """Cells only (`includeObject=None`): nothing of an object arrives but what `kubectl get` prints. The sink then gets
+    rows from a list, and a Table with one row from an event."""
     on_state: Callable[[], None] = lambda: None
     limits: WatchLimits = field(default_factory=WatchLimits)
     synced: bool = False
@@ -134,9 +140,9 @@ class Watch:
     async def _list(self) -> None:
         found: list[KubeObject] = []
         version, token = "", ""
-        accept = METADATA_LIST if self.metadata_only else JSON
+        accept = TABLE if self.as_table else METADATA_LIST if self.metadata_only else JSON
         while True:
-            query: dict[str, str | int] = {**self.query, "limit": self.limits.page}
+            query: dict[str, str | int] = {**self._query(), "limit": self.limits.page}
             if token:
                 query["continue"] = token
             try:
@@ -148,7 +154,7 @@ class Watch:
                     self._path += 1
                     continue
                 raise
-            found += page.items or ()
+            found += page.items or page.rows or ()
             version, token = page.metadata.resource_version, page.metadata.continue_
             if not token:
                 break
@@ -160,13 +166,13 @@ class Watch:
     async def _follow(self) -> None:
         duration = int(self.limits.duration * random.uniform(1.0, 1.5)) or 1  # noqa: S311 - jitter, no secret
         query: dict[str, str | int] = {
-            **self.query,
+            **self._query(),
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": self._version,
             "timeoutSeconds": duration,
         }
-        accept = METADATA if self.metadata_only else JSON
+        accept = TABLE if self.as_table else METADATA if self.metadata_only else JSON
         try:
             async with self.api.stream(self.paths[self._path], query, accept=accept) as lines:
                 self._state(connected=True, synced=True, problem=None)
@@ -177,6 +183,9 @@ class Watch:
             if error.gone:
                 raise _Expired from error
             raise
+
+    def _query(self) -> Mapping[str, str]:
+        return {**self.query, "includeObject": "None"} if self.as_table else self.query
 
     def _event(self, event: _Event) -> None:
         if event.type == "ERROR":

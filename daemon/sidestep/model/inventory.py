@@ -100,11 +100,15 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A Secret's decoded data. The data stays out of `repr`, so that no log line or traceback shows a key."""
+    """That a Secret exists. Its data is never here: whoever needs it has it read by a one-shot reader.
+
+    `version` changes with the data; `file` is the manifest that holds it, empty in a cluster.
+    """
 
     namespace: str
     name: str
-    data: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    version: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Network namespaces: identity, sockets inside, socket diagnosis, files under a container root."""
+"""Network namespaces: identity, sockets inside, socket diagnosis, files below a container's root (`below_root`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from sidestep.netns.established import Connection, destroy, established
 from sidestep.netns.listener import accept_queue, cookie, queue_length, reset_waiting, tcp_listener
 from sidestep.netns.listening import ListenTable, listening
 from sidestep.netns.namespace import Netns, host_netns_id, netns_id
-from sidestep.netns.reader import AbsentFileError, FileReader
 from sidestep.netns.split_listener import prefer, split_listener
 
 __all__ = [
@@ -32,6 +31,4 @@ __all__ = [
     "cookie",
     "split_listener",
     "prefer",
-    "FileReader",
-    "AbsentFileError",
 ]

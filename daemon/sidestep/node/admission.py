@@ -16,12 +16,15 @@ from sidestep.model.inventory import Inventory
 from sidestep.model.pod import Pod
 from sidestep.node.plan import CertificateFacts
 from sidestep.node.refusals import filter_refusal, refusal_of
-from sidestep.node.survey import CertificateKey, PodSurvey, Side
+from sidestep.node.survey import CertificateKey, PodSurvey, Side, WantedCertificate
 from sidestep.node.surveys import Surveys
 from sidestep.policy.conflicts import Claim, check, claim_of
 from sidestep.policy.matching import prove
 from sidestep.policy.pod_ports import ports_of
 from sidestep.policy.workloads import pods_of
+
+MAX_PREPARED = 8
+"""Pods whose certificates are read before an intercept is answered; the others' are read while it begins."""
 
 
 def admit(
@@ -55,6 +58,28 @@ def admit(
     return tuple(able)
 
 
+def certificates_of(
+    new: Intercept, inventory: Inventory, *, node_annotations: Mapping[str, str], surveys: Surveys
+) -> tuple[WantedCertificate, ...]:
+    """The certificates that an intercept would need; none where it cannot be served anyway."""
+    found: list[WantedCertificate] = []
+    try:
+        claim_of(new, inventory)
+        pods = pods_of(new, inventory)
+    except RefusedError:
+        return ()
+    for pod in pods[:MAX_PREPARED]:
+        try:
+            resolved = ports_of(pod, inventory).resolve(new.port, transport=new.transport)
+        except RefusedError:
+            continue
+        ports = [each.port for each in resolved]
+        numbers = {port.number for port in ports}
+        surveyed = surveys.of(pod, inventory, node_annotations=node_annotations, extra_ports=ports, keep=False)
+        found += [each for each in surveyed.certificates() if each.key.port in numbers]
+    return tuple(found)
+
+
 def _port_refusal(
     new: Intercept,
     pod: Pod,
@@ -75,7 +100,7 @@ def _port_refusal(
         if surveyed is None:
             continue
         key = CertificateKey(pod.key, port.number, Side.DOWNSTREAM)
-        # A certificate that has not been looked at yet (an undeclared port's) is given the benefit of the doubt.
+        # A certificate that has not been read yet is given the benefit of the doubt.
         unknown = surveyed.tls.downstream is not None and key not in certificates
         reason = surveyed.protocol.refusal if unknown else filter_refusal(surveyed, certificates.get(key))
         if reason:

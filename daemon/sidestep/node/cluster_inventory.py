@@ -13,13 +13,16 @@ import time
 from collections.abc import Callable
 
 from sidestep.kube.api import Api
-from sidestep.kube.errors import ApiError
-from sidestep.kube.mirror import Mirror, SecretName
+from sidestep.kube.mirror import Mirror
 from sidestep.kube.processes import Wanted, started, walk
+from sidestep.kube.secret_names import SecretName
 from sidestep.kube.watch import WatchLimits
 from sidestep.model.condition import Condition, ConditionType
+from sidestep.model.inventory import Secret
 from sidestep.model.pod import Location
 from sidestep.node.inventory import Reading
+from sidestep.node.reader import ReadError
+from sidestep.node.reading import ClusterSecret, Server, Source
 from sidestep.node.secret_advice import secret_advice
 from sidestep.observability.logs import get_logger
 
@@ -29,8 +32,6 @@ FIRST_LOOK, LAST_LOOK = 0.2, 15.0
 """Seconds between two walks through /proc while something is missing; doubled each time."""
 CHECK = 5.0
 """Seconds between two looks at the processes that were found."""
-
-_NOBODY_ANSWERED = "it has not been read yet"
 
 
 class ClusterInventory:
@@ -47,6 +48,13 @@ class ClusterInventory:
         limits: WatchLimits | None = None,
     ) -> None:
         self._node = node
+        self._server = Server(
+            host=api.access.host,
+            port=api.access.port,
+            base=api.access.base,
+            ca_file=api.access.ca_file,
+            token_file=api.access.token_file,
+        )
         self._service_account = service_account
         self._find = find
         self._news = asyncio.Event()
@@ -89,6 +97,11 @@ class ClusterInventory:
         """As InventorySource.want_secrets."""
         self._mirror.want_secrets(names)
 
+    def secret_source(self, secret: Secret | None, namespace: str, name: str) -> Source:
+        """As InventorySource.secret_source: the API server, which also tells whether there is one."""
+        del secret
+        return ClusterSecret(namespace, name, self._server)
+
     async def aclose(self) -> None:
         """Watch no more."""
         await self._mirror.aclose()
@@ -103,18 +116,16 @@ class ClusterInventory:
     def _reading(self) -> Reading:
         subject = f"node {self._node}"
         conditions = [Condition(ConditionType.CLUSTER_UNREADABLE, subject, text) for text in self._mirror.problems()]
-        problems = {
-            name: self._advice(name, error) if error is not None else _NOBODY_ANSWERED
-            for name, error in self._mirror.secret_problems().items()
-        }
         inventory = self._mirror.inventory(self._locations)
-        return Reading(inventory, conditions=tuple(conditions), secret_problems=problems)
+        return Reading(inventory, conditions=tuple(conditions))
 
-    def _advice(self, name: SecretName, error: ApiError) -> str:
-        namespace, secret = name
-        if not error.forbidden:
+    def explain(self, namespace: str, secret: str, error: ReadError) -> str:
+        """As InventorySource.explain: with the command that grants what is missing."""
+        if error.status not in {401, 403}:
             return f"Secret {namespace}/{secret} cannot be read: {error}"
-        return f"Secret {namespace}/{secret} may not be read; {secret_advice(name, self._service_account)}"
+        return (
+            f"Secret {namespace}/{secret} may not be read; {secret_advice((namespace, secret), self._service_account)}"
+        )
 
     def _patience(self) -> float:
         return max(0.05, min(CHECK, self._next_look - time.monotonic())) if self._missing() else CHECK

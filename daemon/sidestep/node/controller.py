@@ -1,8 +1,8 @@
 """From change to plan to pods: whatever changes sets one flag, and one task plans anew and hands the plan on.
 
 Sources of change: the inventory, the sessions, the certificates. Changes that come together are planned once. The order
-of a round is fixed: settings of the node, plan, certificates the plan's survey names, the plan again if they brought
-anything new, conditions, reconciler, sessions' events.
+of a round is fixed: settings of the node, plan, the certificates that the plan wants (whose reading takes its time, and
+is another change), conditions, reconciler, sessions' events.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sidestep.model.intercept import Intercept
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import Family, Pod, PodKey
 from sidestep.netns import listening, netns_id
-from sidestep.node.admission import admit
+from sidestep.node.admission import admit, certificates_of
 from sidestep.node.certificates import Certificates
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.inventory import Reading
@@ -30,13 +30,15 @@ from sidestep.node.located import locate, netns_path
 from sidestep.node.pace import Pace
 from sidestep.node.plan import Plan
 from sidestep.node.planner import plan
-from sidestep.node.survey import CertificateKey
 from sidestep.node.surveys import Surveys
 from sidestep.observability.logs import get_logger
 from sidestep.policy.pod_ports import ports_of
 
 LOCATIONS = 2.0
 """Seconds between two looks at the namespaces of pods that are no targets."""
+
+PREPARATION = 5.0
+"""Seconds for reading the certificates that a new intercept needs; what is read later becomes a condition."""
 
 
 PLAN_PAUSE_MAX = 1.0
@@ -70,7 +72,6 @@ class Controller:
         self._addresses = tuple(sorted(str(address) for address in node_addresses))
         self._intercepts: Callable[[], tuple[Intercept, ...]] = tuple
         self._want_secrets: Callable[[frozenset[tuple[str, str]]], None] = lambda _names: None
-        self._secret_problems: Mapping[tuple[str, str], str] = {}
         self._certificates: Certificates | None = None
         self._absent: set[PodKey] = set()
         self._planned: set[PodKey | None] = set()
@@ -100,18 +101,10 @@ class Controller:
     def take(self, reading: Reading) -> None:
         """A new inventory."""
         self.inventory = reading.inventory
-        self._secret_problems = reading.secret_problems
         stated = [*(error.condition() for error in reading.errors), *reading.conditions]
         self._conditions.state(Source("manifests"), stated)
         self._log.info("inventory read", pods=len(reading.inventory.pods), errors=len(reading.errors))
         self.changed()
-
-    def secret(self, namespace: str, name: str) -> Mapping[str, bytes] | None:
-        """Data of a Secret of the inventory. Raises ConfigurationError when it is known why it cannot be read."""
-        found = self.inventory.secret(namespace, name)
-        if found is None and (namespace, name) in self._secret_problems:
-            raise ConfigurationError(self._secret_problems[namespace, name])
-        return found.data if found is not None else None
 
     def node_annotations(self) -> Mapping[str, str]:
         """Annotations of this node."""
@@ -160,6 +153,18 @@ class Controller:
             condition = Condition(ConditionType.NETNS_UNAVAILABLE, f"pod {key}", text)
             self._conditions.state(Source("location", key), [condition])
         self._absent = set(absent)
+
+    async def prepare(self, new: Intercept) -> None:
+        """Have the certificates read that an intercept would need, so that `check` can judge them."""
+        if self._certificates is not None and new.reads_requests and not self.stopping:
+            wanted = certificates_of(
+                new, self.inventory, node_annotations=self.node_annotations(), surveys=self._surveys
+            )
+            try:
+                async with asyncio.timeout(PREPARATION):
+                    await self._certificates.prepare(wanted, self.inventory.pods)
+            except TimeoutError:
+                self._log.info("certificates not read in time", intercept=new.display)
 
     def check(self, new: Intercept) -> None:
         """Whether an intercept may begin. Raises RefusedError, ConfigurationError."""
@@ -223,33 +228,20 @@ class Controller:
             return str(error)
         return ""
 
-    def certificates_in_use(self) -> frozenset[CertificateKey]:
-        """The certificates of target pods."""
-        keys = set()
-        for key in self.plan.pods:
-            numbers = {port.number for port in self.plan.pods[key].ports}
-            wanted = self.plan.surveys[key].certificates()
-            keys |= {each.key for each in wanted if each.key.port in numbers}
-        return frozenset(keys)
-
     async def _round(self, sink: PlanSink) -> None:
         annotations = self.node_annotations()
         self.settings, problems = node_settings.resolve(annotations, previous=self.settings, node=self._node_name)
         self._conditions.state(Source("node"), [problem.condition() for problem in problems])
         drafted = self._plan(annotations)
         if self._certificates is not None:
-            before = self._certificates.facts()
-            wanted = [each for survey in drafted.surveys.values() for each in survey.certificates()]
             self._want_secrets(
                 frozenset(
                     (each.key.pod.namespace, each.source.value)
-                    for each in wanted
+                    for each in drafted.certificates
                     if each.source.kind is SourceKind.SECRET
                 )
             )
-            await self._certificates.want(wanted, self.inventory.pods)
-            if self._certificates.facts() != before or drafted.waiting:
-                drafted = self._plan(annotations)
+            self._certificates.want(drafted.certificates, self.inventory.pods)
         self.plan = drafted
         self._state(drafted)
         if not self.stopping:

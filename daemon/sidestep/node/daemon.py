@@ -34,8 +34,8 @@ from sidestep.aio.tasks import Tasks
 from sidestep.config.node_settings import OWN_NAMESPACE
 from sidestep.model.errors import BugError, ConfigurationError
 from sidestep.model.pod import PodKey
-from sidestep.netns import FileReader
 from sidestep.node.audit import Audit
+from sidestep.node.certificate_material import InventorySecrets
 from sidestep.node.certificates import Certificates
 from sidestep.node.conditions import Conditions
 from sidestep.node.controller import Controller
@@ -44,6 +44,7 @@ from sidestep.node.local_api import LocalApi
 from sidestep.node.options import NodeOptions
 from sidestep.node.own_addresses import own_addresses
 from sidestep.node.pace import Pace
+from sidestep.node.reader import Reader
 from sidestep.node.reconciler import Reconciler
 from sidestep.node.sessions import Sessions
 from sidestep.node.status import NodeStatusView
@@ -111,6 +112,7 @@ class _Daemon:
         self._options = options
         self._cluster: Cluster | None = None
         self._source: InventorySource
+        self._reader = Reader(manifests=options.manifests is not None)
         self._stop = _Stop()
         self._log = logs.get_logger("node")
         self._refreshing: asyncio.TimerHandle | None = None
@@ -125,8 +127,9 @@ class _Daemon:
             loop.add_signal_handler(number, self._signalled, number)
         self._log.info("starting", version=__version__, pid=os.getpid(), manifests=str(self._options.manifests))
         async with contextlib.AsyncExitStack() as undo:
+            undo.callback(self._reader.close)
             if self._options.manifests is not None:
-                self._source = ManifestDirectory(self._options.manifests)
+                self._source = ManifestDirectory(self._options.manifests, self._reader)
             else:
                 self._source = await self._join_cluster(undo)
             ground = await self._ground()
@@ -183,8 +186,6 @@ class _Daemon:
     async def _serve(self, ground: _Ground, undo: contextlib.AsyncExitStack) -> None:
         loop = asyncio.get_running_loop()
         conditions = Conditions(on_change=self._shown_changed)
-        files = FileReader()
-        undo.callback(files.close)
         controller = Controller(
             node_name=self._options.node_name,
             conditions=conditions,
@@ -192,8 +193,13 @@ class _Daemon:
             own_namespace=self._options.pod.namespace if self._options.pod is not None else OWN_NAMESPACE,
         )
         certificates = Certificates(
-            files=files, secret=controller.secret, conditions=conditions, on_change=controller.changed
+            reader=self._reader,
+            secrets=InventorySecrets(self._source, lambda: controller.inventory),
+            conditions=conditions,
+            on_change=controller.changed,
+            on_crash=self._crashed,
         )
+        undo.push_async_callback(certificates.aclose)
 
         def tools(on_change: Callable[[PodKey], None]) -> Toolbox:
             return Toolbox(
@@ -249,7 +255,7 @@ class _Daemon:
         tasks.start(controller.run(reconciler, self._shown_changed), name="controller")
         tasks.start(controller.watch_locations(), name="locations")
         tasks.start(self._source.watch(controller.take), name="inventory")
-        tasks.start(certificates.poll(controller.certificates_in_use), name="certificates")
+        tasks.start(certificates.poll(), name="certificates")
         auditing = tasks.start(audit.run(), name="audit")
         try:
             await api.start()

@@ -19,12 +19,20 @@ from typing import Protocol
 
 import msgspec
 
-from sidestep.aio.packets import sealed_memfd
 from sidestep.model.errors import SidestepError
 from sidestep.proxy.messages import Configure, Credential, Listen, Message, PortSnapshot, Unlisten
 
-CredentialSource = Callable[[], Awaitable[bytes]]
-"""Returns PEM: private key and chain for an identity, CA certificates for a trust. Raises SidestepError."""
+
+@dataclass(frozen=True, slots=True)
+class CredentialSource:
+    """Gives a sealed memfd with PEM, the caller's to close: key and chain of an identity, CA certificates of a trust.
+
+    `read` raises SidestepError. `about` names the annotation that it comes from, for people.
+    """
+
+    read: Callable[[], Awaitable[int]]
+    about: str = ""
+
 
 PortKey = tuple[int, str]
 """Port number and transport ("tcp", "udp")."""
@@ -103,21 +111,22 @@ async def _tell_credential(
         return "it is not known"
     try:
         async with asyncio.timeout(source_deadline):
-            pem = await source()
+            fd = await source.read()
     except TimeoutError:
-        return f"it could not be read within {source_deadline:g} s"
+        return _named(source, f"it could not be read within {source_deadline:g} s")
     except SidestepError as error:
-        return str(error)
-    if not pem:
-        return "it is empty"
-    fd = sealed_memfd("sidestep-credential", pem)
+        return _named(source, str(error))
     try:
         await proxy.tell(credential, fd, doing="load a credential")
     except ProxyError as error:
-        return error.reason
+        return _named(source, error.reason)
     finally:
         os.close(fd)
     return ""
+
+
+def _named(source: CredentialSource, reason: str) -> str:
+    return f"{source.about}: {reason}" if source.about else reason
 
 
 def rule_uids(ports: tuple[PortSnapshot, ...]) -> frozenset[str]:

@@ -2,8 +2,9 @@
 
 The folder is looked at (names, sizes, times; symbolic links followed, so that a `..data` swap is seen) when the kernel
 hints at a change, and every `POLL` seconds anyway. A change is read once two looks, `SETTLE` seconds apart, agree, so
-that a file that is being written is not read half. Reading and parsing happen in a thread: a large directory must not
-hold up the event loop.
+that a file that is being written is not read half. Reading and parsing happen in a one-shot child (`one_shot`): a large
+directory must not hold up the event loop, and the private keys of its Secrets must not be in this process. What comes
+back is what each file declares, without the data of any Secret.
 
 A file that cannot be read, or a folder that is gone, changes nothing: what was read last stays, and the problem is
 told. A file that *is* gone takes its objects with it. Hidden files and anything but `*.yaml`, `*.yml`, `*.json` are
@@ -13,22 +14,26 @@ passed over.
 from __future__ import annotations
 
 import asyncio
+import enum
+import io
 import os
+import pickle
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from sidestep.config.manifests import ManifestError, load_directory_texts
-from sidestep.config.yaml_documents import MAX_TEXT
-from sidestep.model.errors import ConfigurationError
-from sidestep.model.inventory import Inventory
+from sidestep.config.manifests import FileObjects, ManifestError, combine
+from sidestep.model.errors import ConfigurationError, PeerError, SidestepError
+from sidestep.model.inventory import Inventory, Secret
 from sidestep.node.inotify import Hint
+from sidestep.node.reading import ManifestSecret, Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from sidestep.model.condition import Condition
+    from sidestep.node.reader import ReadError
 
 POLL = 0.8
 """Seconds between two looks without a hint: links that lead elsewhere give none."""
@@ -42,8 +47,7 @@ PATIENCE = 1.0
 SUFFIXES = (".yaml", ".yml", ".json")
 """What counts as a manifest."""
 
-MAX_BYTES = 4 * MAX_TEXT
-"""Bytes read of one file; a file is then judged by its characters, of at most four bytes each."""
+_TRUSTED_MODULES = ("sidestep.model.", "sidestep.config.")
 
 Stamp = tuple[int, int, int, int]
 """(device, inode, size, modification time in ns) of a file."""
@@ -51,12 +55,11 @@ Stamp = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One reading of a source. `secret_problems` says why Secrets that are wanted could not be read."""
+    """One reading of a source."""
 
     inventory: Inventory = field(default_factory=Inventory)
     errors: tuple[ManifestError, ...] = ()
     conditions: tuple[Condition, ...] = ()
-    secret_problems: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
 
 class InventorySource(Protocol):
@@ -69,15 +72,29 @@ class InventorySource(Protocol):
         """Tell every new reading, until cancelled."""
 
     def want_secrets(self, names: frozenset[tuple[str, str]]) -> None:
-        """The Secrets, (namespace, name), that readings should hold from now on."""
+        """The Secrets, (namespace, name), of which readings should know from now on."""
+
+    def secret_source(self, secret: Secret | None, namespace: str, name: str) -> Source:
+        """Where to read a Secret; `secret` is what the inventory knows. Raises ConfigurationError."""
+
+    def explain(self, namespace: str, name: str, error: ReadError) -> str:
+        """Why a Secret could not be read, and what to do."""
+
+
+class Manifests(Protocol):
+    """What is needed of `Reader`."""
+
+    async def manifests(self, folder: str, names: tuple[str, ...]) -> bytes:
+        """The pickled result of reading manifests."""
 
 
 class ManifestDirectory:
     """Watches one folder. `on_reading` gets every new reading, in the event loop."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, reader: Manifests) -> None:
         self._folder = folder
-        self._contents: dict[str, bytes] = {}
+        self._reader = reader
+        self._files: dict[str, FileObjects] = {}
         self._read: dict[str, Stamp] | None = None
 
     async def load(self) -> Reading:
@@ -113,9 +130,33 @@ class ManifestDirectory:
     def want_secrets(self, names: frozenset[tuple[str, str]]) -> None:
         """As InventorySource.want_secrets: a directory is read whole."""
 
+    def secret_source(self, secret: Secret | None, namespace: str, name: str) -> Source:
+        """As InventorySource.secret_source: the file that declares it."""
+        if secret is None:
+            raise ConfigurationError(f"there is no Secret {namespace}/{name}")
+        return ManifestSecret(str(self._folder.absolute() / secret.file), namespace, name)
+
+    def explain(self, namespace: str, name: str, error: ReadError) -> str:
+        """As InventorySource.explain."""
+        return f"Secret {namespace}/{name} cannot be read: {error}"
+
     async def _reading(self, stamps: Mapping[str, Stamp]) -> Reading:
         self._read = dict(stamps)
-        return await asyncio.to_thread(self._parse, tuple(sorted(stamps)))
+        names = tuple(sorted(stamps))
+        try:
+            files, unreadable = _unpickled(await self._reader.manifests(str(self._folder.absolute()), names))
+        except SidestepError as error:
+            self._read = None
+            files, unreadable = {}, dict.fromkeys(names, str(error))
+        problems = []
+        for name, why in unreadable.items():
+            reason = f"cannot be read: {why}; what was read of it last stays"
+            problems.append(ManifestError(name, 0, 0, "", "", reason))
+            if name in self._files:
+                files[name] = self._files[name]
+        self._files = files
+        inventory, errors = combine(files)
+        return Reading(inventory, (*problems, *errors))
 
     def _look(self) -> dict[str, Stamp] | None:
         """The stamps of all manifest files; None when the folder cannot be listed."""
@@ -135,23 +176,29 @@ class ManifestDirectory:
                 found[name] = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         return found
 
-    def _parse(self, names: tuple[str, ...]) -> Reading:
-        unreadable = []
-        contents: dict[str, bytes] = {}
-        for name in names:
-            try:
-                contents[name] = self._content(name)
-            except OSError as error:
-                reason = f"cannot be read: {error.strerror or error}; what was read of it last stays"
-                unreadable.append(ManifestError(name, 0, 0, "", "", reason))
-                if name in self._contents:
-                    contents[name] = self._contents[name]
-        self._contents = contents
-        inventory, errors = load_directory_texts(contents)
-        return Reading(inventory, (*unreadable, *errors))
 
-    def _content(self, name: str) -> bytes:
-        # It may have become something else since it was looked at: never wait for a FIFO.
-        fd = os.open(self._folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as file:
-            return file.read(MAX_BYTES + 1)
+class _Unpickler(pickle.Unpickler):
+    """Makes values of the model and nothing else, whatever the child that parsed the manifests says."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member  # how members of an Enum are pickled
+        if module.startswith(_TRUSTED_MODULES) or module == "ipaddress":
+            found = super().find_class(module, name)
+            if isinstance(found, type) and (found.__module__, found.__qualname__) == (module, name):
+                return found
+        raise pickle.UnpicklingError(f"{module}.{name} is no value of the model")
+
+
+def _member(kind: type, name: str) -> enum.Enum:
+    if not issubclass(kind, enum.Enum):
+        raise pickle.UnpicklingError(f"{kind} is no Enum")
+    return kind[name]
+
+
+def _unpickled(data: bytes) -> tuple[dict[str, FileObjects], dict[str, str]]:
+    try:
+        files, unreadable = _Unpickler(io.BytesIO(data)).load()
+    except (pickle.UnpicklingError, ValueError, TypeError, AttributeError, LookupError, EOFError) as error:
+        raise PeerError("the reader's manifests cannot be decoded") from error
+    return files, unreadable

@@ -220,10 +220,17 @@ class _Conversation(asyncio.Protocol):
         assert self._request is not None  # noqa: S101 - as in `_dispatch`
         if dict(self._request.headers).get(b"upgrade", b"").decode("latin-1").lower() != UPGRADE:
             return _problem(400, f"a session needs Upgrade: {UPGRADE}")
-        if self._api.sessions.leaving:
-            return _problem(503, f"the node daemon takes no sessions now: {self._api.sessions.leaving}")
         spec = decode(bytes(self._body), SessionSpec, what="the session's spec")
-        session = self._api.sessions.register(spec, owner=self._owner(spec))
+        leaving = self._api.sessions.leaving
+        if not leaving:
+            try:
+                session = await self._api.sessions.register(spec, owner=self._owner(spec))
+            except RefusedError:
+                leaving = self._api.sessions.leaving  # since a moment ago
+                if not leaving:
+                    raise
+        if leaving:
+            return _problem(503, f"the node daemon takes no sessions now: {leaving}")
         transport, self._transport = self._transport, None
         if transport is None or transport.is_closing():
             self._api.sessions.withdraw(session)

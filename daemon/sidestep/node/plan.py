@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sidestep.model.condition import Condition
     from sidestep.model.pod import Pod, PodKey
-    from sidestep.node.survey import PodSurvey
+    from sidestep.node.survey import PodSurvey, WantedCertificate
     from sidestep.proxy.messages import PortSnapshot
 
 
@@ -81,3 +81,5 @@ class Plan:
     coverage: Mapping[str, tuple[PodKey, ...]] = field(default_factory=dict)
     refusals: Mapping[tuple[str, PodKey], str] = field(default_factory=dict)
     conditions: Mapping[PodKey | None, tuple[Condition, ...]] = field(default_factory=dict)
+    certificates: tuple[WantedCertificate, ...] = ()
+    """Those of the ports that somebody wants opened; no other is read."""

@@ -11,7 +11,8 @@ cannot be served is left out and is a condition: a bad port never disables a goo
   may come to mean the same port later, when a Service changes.
 - An HTTP filter needs HTTP to be seen: it is left out where the protocol rules it out, and where the port always speaks
   TLS and no certificate of it is usable. Steering such a port would only add a hop.
-- A pod whose certificates have not been looked at yet is in `waiting`: it keeps what it has.
+- A certificate is wanted if somebody wants requests of its port to be seen. A pod of which one has not been read yet is
+  in `waiting`: it keeps what it has.
 - `max-pods`: the pods of older intercepts come first, so that a new session never takes a target away from an old one.
 """
 
@@ -27,7 +28,7 @@ from sidestep.model.pod import ContainerPort, PodKey, Transport
 from sidestep.node.plan import CertificateFacts, Plan, PodPlan, PortPlan
 from sidestep.node.port_plan import port_plan
 from sidestep.node.refusals import filter_refusal, refusal_of, refusal_type
-from sidestep.node.survey import CertificateKey, PodSurvey, Side, port_subject
+from sidestep.node.survey import CertificateKey, PodSurvey, Side, WantedCertificate, port_subject
 from sidestep.node.surveys import Surveys
 from sidestep.policy.conflicts import Claim, admit, claim_of
 from sidestep.policy.pod_ports import ports_of
@@ -96,9 +97,13 @@ def plan(
     )
     pods: dict[PodKey, PodPlan] = {}
     waiting = set()
+    needed: list[WantedCertificate] = []
     for key in sorted(targets):
         found = surveyed[key]
-        if any(wanted.key not in certificates for wanted in found.certificates()):
+        opened = _opened(draft.wanted[key])
+        mine = [wanted for wanted in found.certificates() if wanted.key.port in opened]
+        needed += mine
+        if any(wanted.key not in certificates for wanted in mine):
             waiting.add(key)
             continue
         ports = _ports(found, draft.wanted[key], certificates, node_addresses=node_addresses, draft=draft)
@@ -115,6 +120,7 @@ def plan(
         coverage=draft.coverage,
         refusals=draft.refusals,
         conditions={key: tuple(dict.fromkeys(stated)) for key, stated in draft.conditions.items()},
+        certificates=tuple(needed),
     )
 
 
@@ -175,6 +181,15 @@ def _within_bound(keys: list[PodKey], settings: NodeSettings, draft: _Draft) -> 
             key, f"the node has its {settings.max_pods} target pods already (annotation sidestep.dev/max-pods)"
         )
     return ordered[: settings.max_pods]
+
+
+def _opened(wanted: Mapping[tuple[int, Transport], list[Intercept]]) -> frozenset[int]:
+    """The TCP ports whose requests somebody wants to see; what is carried unparsed needs no key."""
+    return frozenset(
+        number
+        for (number, transport), wanting in wanted.items()
+        if transport is Transport.TCP and any(each.reads_requests for each in wanting)
+    )
 
 
 # --- one port -------------------------------------------------------------------------------------------------------

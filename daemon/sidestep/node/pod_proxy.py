@@ -44,7 +44,7 @@ class SupervisorSettings:
     backoff: Backoff = field(default_factory=Backoff)
     open_deadline: float = 10.0
     """For a handler to be connected; below the proxy's own."""
-    source_deadline: float = 10.0
+    source_deadline: float = 15.0
     """For a credential source."""
     settle_deadline: float = 20.0
     """For `apply`, `listen`, `unlisten`, restarts of the process included."""

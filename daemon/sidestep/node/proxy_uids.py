@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 
 FIRST = 0x70000000
+READER = FIRST - 1
+"""The user that a one-shot reader becomes: no pod proxy's."""
 _BLOCK = 4096
 _BLOCKS = 4096
 

@@ -152,14 +152,12 @@ class Sessions:
 
     # --- for the local API ------------------------------------------------------------------------------------------
 
-    def register(self, spec: SessionSpec, *, owner: str) -> Session:
+    async def register(self, spec: SessionSpec, *, owner: str) -> Session:
         """Accept a session, or raise ConfigurationError or RefusedError. `serve` must follow."""
-        if self._local_refusal:
-            raise RefusedError(self._local_refusal)
-        if self._closing is not None:
-            raise RefusedError(f"the node daemon takes no sessions now: {self._closing}")
-        if len(self._sessions) >= MAX_SESSIONS:
-            raise RefusedError(f"the node already serves {MAX_SESSIONS} sessions")
+        self._may_begin()
+        await self._view.prepare(intercept_of(spec, name=self._name(spec), owner=owner))
+        self._may_begin()
+        # Others may have begun meanwhile: the name is chosen, and everything checked, now.
         intercept = intercept_of(spec, name=self._name(spec), owner=owner)
         old = self._sessions.get(intercept.uid)
         if old is not None and old.intercept.display != intercept.display:
@@ -243,6 +241,15 @@ class Sessions:
             del self._names[intercept.namespace, intercept.name]
         self._ordered = None
         self.on_change()
+
+    def _may_begin(self) -> None:
+        """Raises RefusedError when no session may begin now."""
+        if self._local_refusal:
+            raise RefusedError(self._local_refusal)
+        if self._closing is not None:
+            raise RefusedError(f"the node daemon takes no sessions now: {self._closing}")
+        if len(self._sessions) >= MAX_SESSIONS:
+            raise RefusedError(f"the node already serves {MAX_SESSIONS} sessions")
 
     def _name(self, spec: SessionSpec) -> str:
         """The name asked for, or the first free one made of the workload's."""

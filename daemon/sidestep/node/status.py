@@ -11,6 +11,7 @@ the certificates, the conditions. A pod of an intercept is
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 from collections.abc import Callable
 from typing import Protocol
@@ -89,6 +90,10 @@ class NodeStatusView:
         self._sessions = sessions
         self._reconciler = reconciler
         self._counters = counters
+
+    async def prepare(self, intercept: Intercept) -> None:
+        """Have the certificates of this intercept read."""
+        await self._controller.prepare(intercept)
 
     def check(self, intercept: Intercept) -> None:
         """Whether this intercept may begin. Raises RefusedError, ConfigurationError."""
@@ -204,6 +209,7 @@ class NodeStatusView:
             name=each.port.name,
             service_ports=each.resolved.services,
             certificate=self._certificate_view(survey.pod.key, each),
+            certificate_state=self._certificate_state(survey.pod.key, each),
             steered_pods=steered_pods,
         )
 
@@ -215,10 +221,18 @@ class NodeStatusView:
         identity = held.identity
         return CertificateView(
             names=identity.names,
-            expires=f"{identity.not_after:%Y-%m-%dT%H:%M:%SZ}",
+            expires=f"{dt.datetime.fromtimestamp(identity.not_after, dt.UTC):%Y-%m-%dT%H:%M:%SZ}",
             serial=identity.serial,
             source=_source_text(source, pod, each.tls.containers),
         )
+
+    def _certificate_state(self, pod: PodKey, each: PortSurvey) -> str:
+        if each.tls.downstream is None or each.protocol.tls is Use.NEVER:
+            return ""
+        held = self._certificates.held(CertificateKey(pod, each.port.number, Side.DOWNSTREAM))
+        if held is None:
+            return "not read yet"
+        return "" if held.identity is not None else "unusable"
 
 
 def _protocol_and_source(each: PortSurvey, target: Target | None) -> tuple[str, str]:

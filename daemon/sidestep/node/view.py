@@ -51,6 +51,8 @@ class PortView(msgspec.Struct, frozen=True):
     service_ports: tuple[str, ...] = ()
     """`service:port` of every Service port that leads here."""
     certificate: CertificateView | None = None
+    certificate_state: str = ""
+    """"not read yet" while nobody has wanted the port, "unusable" where a condition says why; empty otherwise."""
     steered_pods: int = 0
 
 
@@ -135,13 +137,16 @@ class StatusView(msgspec.Struct, frozen=True):
 
 
 class NodeView(Protocol):
-    """What sessions and the local API ask of the node. Every method returns at once."""
+    """What sessions and the local API ask of the node. Every method but `prepare` returns at once."""
 
     def status(self) -> StatusView:
         """Everything."""
 
     def workloads(self) -> tuple[WorkloadView, ...]:
         """All workloads of this node, in all namespaces."""
+
+    async def prepare(self, intercept: Intercept) -> None:
+        """Find out what `check` has to know: certificates are read now that somebody wants them."""
 
     def check(self, intercept: Intercept) -> None:
         """Whether this intercept may begin: workload and port exist, the filter compiles, nothing conflicts.

@@ -1,0 +1,144 @@
+"""That Secrets change, without their data: one watch for each namespace, of what `kubectl get secrets` prints.
+
+The rows of a Table hold name, type, number of keys and age. Not even the metadata of a Secret is asked for: the
+annotation kubectl.kubernetes.io/last-applied-configuration holds its data.
+
+States of a namespace:
+
+    unknown    nothing has been listed yet; Secrets have no version
+    watched    list and watch are granted: each Secret has a version that changes with it; one that is absent has none
+    polled     they are not: all Secrets have the same version, which changes every `POLL` seconds, so that one that may
+               be got by its name is got again
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from sidestep.aio.tasks import Tasks
+from sidestep.kube.api import Api, escape
+from sidestep.kube.watch import KubeObject, Watch, WatchLimits
+
+SecretName = tuple[str, str]
+"""(namespace, name)."""
+
+POLL: Final = 30.0
+"""Seconds between two versions of what cannot be watched."""
+MAX_NAMESPACES: Final = 256
+"""Namespaces that are watched; Secrets of others are polled."""
+_NAME: Final = 0
+"""The column of the name, the first of every table."""
+
+
+@dataclass(slots=True)
+class _Names:
+    """A `Sink` of rows: versions by name."""
+
+    on_change: Callable[[], None]
+    versions: dict[str, str] = field(default_factory=dict)
+    lists: int = 0
+
+    def replace(self, values: list[KubeObject], /) -> None:
+        """As Sink.replace."""
+        self.lists += 1
+        self.versions = {name: f"list {self.lists}" for row in values if (name := _name_of(row))}
+        self.on_change()
+
+    def apply(self, value: KubeObject, /) -> None:
+        """As Sink.apply."""
+        version = (value.get("metadata") or {}).get("resourceVersion")
+        for row in value.get("rows") or ():
+            if name := _name_of(row):
+                self.versions[name] = f"{version}"
+        self.on_change()
+
+    def remove(self, value: KubeObject, /) -> None:
+        """As Sink.remove."""
+        for row in value.get("rows") or ():
+            self.versions.pop(_name_of(row), None)
+        self.on_change()
+
+
+@dataclass(slots=True)
+class _Watched:
+    watch: Watch
+    names: _Names
+    task: asyncio.Task[None]
+
+
+class SecretNames:
+    """Versions of the Secrets that are wanted. `on_change` is called whenever one may have changed."""
+
+    def __init__(
+        self, api: Api, *, tasks: Tasks, on_change: Callable[[], None], limits: WatchLimits, poll: float = POLL
+    ) -> None:
+        self._api = api
+        self._tasks = tasks
+        self._on_change = on_change
+        self._limits = limits
+        self._poll = poll
+        self._wanted: frozenset[SecretName] = frozenset()
+        self._namespaces: dict[str, _Watched] = {}
+        self._polling: asyncio.Task[None] | None = None
+        self._turn = 0
+
+    def want(self, names: frozenset[SecretName]) -> None:
+        """These and no others."""
+        self._wanted = names
+        namespaces = {namespace for namespace, _ in names}
+        for gone in self._namespaces.keys() - namespaces:
+            self._namespaces.pop(gone).task.cancel()
+        for namespace in sorted(namespaces - self._namespaces.keys())[: MAX_NAMESPACES - len(self._namespaces)]:
+            self._namespaces[namespace] = self._watched(namespace)
+        if names and self._polling is None:
+            self._polling = self._tasks.start(self._turns(), name="secrets")
+        elif not names and self._polling is not None:
+            self._polling.cancel()
+            self._polling = None
+
+    def versions(self) -> dict[SecretName, str]:
+        """The Secrets that there are, or may be."""
+        found = {}
+        for namespace, name in self._wanted:
+            version = self._version(namespace, name)
+            if version:
+                found[namespace, name] = version
+        return found
+
+    def polled(self, namespace: str) -> bool:
+        """Whether the Secrets of a namespace cannot be watched."""
+        watched = self._namespaces.get(namespace)
+        return watched is None or watched.watch.problem is not None
+
+    def _version(self, namespace: str, name: str) -> str:
+        if self.polled(namespace):
+            return f"turn {self._turn}"
+        return self._namespaces[namespace].names.versions.get(name, "")
+
+    def _watched(self, namespace: str) -> _Watched:
+        names = _Names(self._on_change)
+        watch = Watch(
+            self._api,
+            (f"/api/v1/namespaces/{escape(namespace)}/secrets",),
+            names,
+            as_table=True,
+            on_state=self._on_change,
+            limits=self._limits,
+        )
+        return _Watched(watch, names, self._tasks.start(watch.run(), name=f"secrets of {namespace}"))
+
+    async def _turns(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll)
+            if any(self.polled(namespace) for namespace, _ in self._wanted):
+                self._turn += 1
+                self._on_change()
+
+
+def _name_of(row: KubeObject) -> str:
+    cells = row.get("cells")
+    name = cells[_NAME] if isinstance(cells, list) and cells else None
+    return name if isinstance(name, str) else ""

@@ -1,0 +1,131 @@
+"""What the daemon asks the reader, and what it is answered: one msgpack struct per packet, both ways.
+
+Nothing in these messages is secret: a private key leaves a one-shot child as a descriptor, never as bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+MAX_REQUEST: Final = 48 * 1024
+"""Bytes of a request, far below what a packet carries."""
+MAX_REASON: Final = 1000
+"""Characters of a reason."""
+
+
+class Folder(msgspec.Struct, tag=True, frozen=True):
+    """A folder below the roots of containers, in order: (root, start time of its process or None)."""
+
+    roots: tuple[tuple[str, int | None], ...]
+    folder: str
+
+
+class ManifestSecret(msgspec.Struct, tag=True, frozen=True):
+    """A Secret in a file of the folder of manifests."""
+
+    path: str
+    namespace: str
+    name: str
+
+
+class Server(msgspec.Struct, frozen=True):
+    """How to reach the API server. Without `ca_file` it is reached in clear; `base` is a path before every other."""
+
+    host: str
+    port: int
+    base: str = ""
+    ca_file: str = ""
+    token_file: str = ""
+
+
+class ClusterSecret(msgspec.Struct, tag=True, frozen=True):
+    """A Secret of the cluster, read with the daemon's own token."""
+
+    namespace: str
+    name: str
+    server: Server
+
+
+Source = Folder | ManifestSecret | ClusterSecret
+
+
+class Look(msgspec.Struct, tag=True, frozen=True):
+    """Stamp the files of a certificate; nothing is opened. Answered by `Stamped`."""
+
+    source: Folder
+
+
+class Read(msgspec.Struct, tag=True, frozen=True):
+    """Read and judge a certificate. Answered by `Summary`, with the memfd of the credential that `deliver` names."""
+
+    source: Source
+    ca_alone: bool
+    """Whether the source may hold nothing but a `ca.crt`."""
+    deliver: str = ""
+
+
+class ReadManifests(msgspec.Struct, tag=True, frozen=True):
+    """Read files of the folder of manifests. Answered by `Payload`, with a memfd that holds the pickled result."""
+
+    folder: str
+    names: tuple[str, ...]
+
+
+Request = Look | Read | ReadManifests
+
+
+class Begun(msgspec.Struct, tag=True, frozen=True):
+    """First word of a one-shot child. fd: its pidfd."""
+
+
+class Stamped(msgspec.Struct, tag=True, frozen=True):
+    """A digest over which files are there and which versions of them; empty when the next look should read anyway."""
+
+    stamp: str
+
+
+class IdentityFacts(msgspec.Struct, frozen=True):
+    """`pem.Identity`; times in seconds since the epoch."""
+
+    name: str
+    dns_name: str
+    names: tuple[str, ...]
+    not_before: float
+    not_after: float
+    serial: str
+
+
+class TrustFacts(msgspec.Struct, frozen=True):
+    """`pem.Trust`."""
+
+    name: str
+    subject: str
+
+
+class Summary(msgspec.Struct, tag=True, frozen=True):
+    """What a source holds. `problems` say which file, which block and why."""
+
+    identity: IdentityFacts | None = None
+    trust: TrustFacts | None = None
+    no_identity: bool = False
+    """The source holds no certificate, and need not."""
+    no_trust: bool = False
+    problems: tuple[str, ...] = ()
+
+
+class Payload(msgspec.Struct, tag=True, frozen=True):
+    """fd: a sealed memfd of this size."""
+
+    size: int
+
+
+class Failed(msgspec.Struct, tag=True, frozen=True):
+    """The source could not be read. `status` is the API server's, where it answered."""
+
+    reason: str
+    status: int = 0
+
+
+Answer = Begun | Stamped | Summary | Payload | Failed
