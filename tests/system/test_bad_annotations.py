@@ -109,7 +109,19 @@ def conditions(tmp_path_factory):
         ]
         shop.node.write("orders.yaml", *documents, *secrets(shop.authority))
         shop.node.start()
-        with shop.intercept():
+        with shop.intercept(), shop.intercept(port=9023, pods=None):
+            # Nothing is read before somebody wants the port; then he is told what is wrong.
+            before = sidestep("status", socket=shop.node.socket).stdout
+            assert not any(annotation in before for annotation, _, _ in SOURCES if "upstream" not in annotation)
+            assert "not read yet" in sidestep("list", socket=shop.node.socket).stdout
+            for annotation, _, reason in SOURCES:
+                if "upstream" not in annotation:
+                    port = annotation.rpartition(".")[2]
+                    words = ["intercept", "orders", "-n", "shop", "--port", f"1:{port}", "--http-header", "x-dev=ada"]
+                    told = sidestep(*words, socket=shop.node.socket)
+                    assert told.code == 1, told
+                    assert reason in told.stderr
+                    assert annotation in told.stderr
             # A good port beside them works as ever.
             assert shop.get("/", scene.DEV).served_by == "handler"
             assert shop.get("/").served_by == "app"

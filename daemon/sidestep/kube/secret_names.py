@@ -25,7 +25,7 @@ from sidestep.kube.watch import KubeObject, Watch, WatchLimits
 SecretName = tuple[str, str]
 """(namespace, name)."""
 
-POLL: Final = 30.0
+POLL = 30.0
 """Seconds between two versions of what cannot be watched."""
 MAX_NAMESPACES: Final = 256
 """Namespaces that are watched; Secrets of others are polled."""
@@ -72,14 +72,11 @@ class _Watched:
 class SecretNames:
     """Versions of the Secrets that are wanted. `on_change` is called whenever one may have changed."""
 
-    def __init__(
-        self, api: Api, *, tasks: Tasks, on_change: Callable[[], None], limits: WatchLimits, poll: float = POLL
-    ) -> None:
+    def __init__(self, api: Api, *, tasks: Tasks, on_change: Callable[[], None], limits: WatchLimits) -> None:
         self._api = api
         self._tasks = tasks
         self._on_change = on_change
         self._limits = limits
-        self._poll = poll
         self._wanted: frozenset[SecretName] = frozenset()
         self._namespaces: dict[str, _Watched] = {}
         self._polling: asyncio.Task[None] | None = None
@@ -132,7 +129,7 @@ class SecretNames:
 
     async def _turns(self) -> None:
         while True:
-            await asyncio.sleep(self._poll)
+            await asyncio.sleep(POLL)
             if any(self.polled(namespace) for namespace, _ in self._wanted):
                 self._turn += 1
                 self._on_change()

@@ -12,7 +12,7 @@ States of a certificate:
 
     wanted     nobody has read it; it has no facts, and its pod waits
     read       it has facts, good or bad; read again when its stamp (a folder) or version (a Secret) changes
-    forgotten  nobody wants it any more; its conditions go with it
+    forgotten  nobody wants it any more, nor was about to within `RETAIN` seconds; its conditions go with it
 
 Invariants:
 
@@ -50,6 +50,9 @@ from sidestep.node.survey import CertificateKey, Side, WantedCertificate
 
 POLL = 3.0
 """Seconds between two looks at the folders."""
+
+RETAIN = 60.0
+"""Seconds for which it is remembered what was found for an intercept that may not have come to be."""
 
 FIRST_RETRY, LAST_RETRY = 3.0, 60.0
 """Seconds before Secrets of a namespace that could not be read are tried again, doubling."""
@@ -95,8 +98,8 @@ class Held:
 class _Pause:
     """When Secrets of a namespace are tried again (loop time)."""
 
-    until: float = 0.0
-    seconds: float = FIRST_RETRY
+    until: float
+    seconds: float
 
 
 @dataclass(slots=True)
@@ -156,15 +159,11 @@ class Certificates:
         for each in found:
             expected[each.key] = expected.get(each.key, 0) + 1
             self._want(each)
-        try:
-            tasks = [self._all.reading[each.key] for each in found if each.key in self._all.reading]
-            if tasks:
-                await asyncio.wait(tasks)
-        finally:
-            for each in found:
-                expected[each.key] -= 1
-                if not expected[each.key]:
-                    del expected[each.key]
+        # An intercept that is refused for its certificate leaves the reason to be read in `status` for a while.
+        asyncio.get_running_loop().call_later(RETAIN, self._release, [each.key for each in found])
+        tasks = [self._all.reading[each.key] for each in found if each.key in self._all.reading]
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def poll(self) -> None:
         """Look at folders, and try again what could not be read, for as long as the daemon runs."""
@@ -199,6 +198,14 @@ class Certificates:
     async def aclose(self) -> None:
         """Read no more."""
         await self._tasks.aclose()
+
+    def _release(self, keys: Iterable[CertificateKey]) -> None:
+        """These are no longer expected to be wanted."""
+        for key in keys:
+            self._all.expected[key] -= 1
+            if not self._all.expected[key]:
+                del self._all.expected[key]
+        self._on_change()
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -272,7 +279,7 @@ class Certificates:
             self._all.pauses.pop(namespace, None)
             return
         now = asyncio.get_running_loop().time()
-        pause = self._all.pauses.setdefault(namespace, _Pause())
+        pause = self._all.pauses.setdefault(namespace, _Pause(0.0, FIRST_RETRY))
         if now >= pause.until:
             pause.until = now + pause.seconds
             pause.seconds = min(2 * pause.seconds, LAST_RETRY)

@@ -50,6 +50,9 @@ class FakeController:
             self.sessions.refresh()
             self.cluster.changed()
 
+    async def prepare(self, _intercept):
+        pass
+
     def check(self, _intercept):
         raise AssertionError("no session begins at the socket")
 

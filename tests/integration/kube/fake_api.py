@@ -178,7 +178,7 @@ class FakeApi:
             return False
         collection = self.objects.setdefault((group, plural), {})
         if verb == "watch":
-            await self._watch(writer, (group, plural), namespace, query, partial="PartialObject" in headers["accept"])
+            await self._watch(writer, (group, plural), namespace, query, shown=_form(headers, query))
             return False
         await self._act(writer, verb, (group, plural), collection, namespace, name, sub, query, headers, body)
         return True
@@ -190,7 +190,7 @@ class FakeApi:
             return
         match verb:
             case "list":
-                await self._list(writer, collection, namespace, query, partial="PartialObject" in headers["accept"])
+                await self._list(writer, collection, namespace, query, shown=_form(headers, query))
             case "get":
                 await self._json(writer, 200, found)
             case "create":
@@ -221,7 +221,7 @@ class FakeApi:
                 await self.remove(*key, namespace, name)
                 await self._json(writer, 200, {"kind": "Status", "status": "Success"})
 
-    async def _list(self, writer, collection, namespace, query, *, partial: bool) -> None:
+    async def _list(self, writer, collection, namespace, query, *, shown: str) -> None:
         begin = 0
         if "continue" in query:
             version, _, number = base64.b64decode(query["continue"]).decode().partition(":")
@@ -235,9 +235,14 @@ class FakeApi:
         metadata = {"resourceVersion": str(self.version)}
         if begin + limit < len(items):
             metadata["continue"] = base64.b64encode(f"{self.version}:{begin + limit}".encode()).decode()
-        await self._json(writer, 200, {"metadata": metadata, "items": [_shown(each, partial) for each in page]})
+        if shown == "table":
+            await self._json(
+                writer, 200, {"kind": "Table", "metadata": metadata, "rows": [_row(each) for each in page]}
+            )
+            return
+        await self._json(writer, 200, {"metadata": metadata, "items": [_shown(each, shown) for each in page]})
 
-    async def _watch(self, writer, key, namespace, query, *, partial: bool) -> None:
+    async def _watch(self, writer, key, namespace, query, *, shown: str) -> None:
         since = int(query["resourceVersion"])
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
         if since < self.oldest:
@@ -249,7 +254,7 @@ class FakeApi:
         while asyncio.get_running_loop().time() < deadline:
             for version, kind, collection, value in self.log:
                 if version > since and collection == key and _selected(value, namespace, query):
-                    await self._chunk(writer, {"type": kind, "object": _shown(value, partial)})
+                    await self._chunk(writer, {"type": kind, "object": _shown(value, shown)})
             since = self.version
             try:
                 async with asyncio.timeout(self.bookmarks), self._changed:
@@ -355,8 +360,23 @@ def _selected(value: dict[str, Any], namespace: str, query: dict[str, str]) -> b
             return True
 
 
-def _shown(value: dict[str, Any], partial: bool) -> dict[str, Any]:
-    return {"kind": "PartialObjectMetadata", "metadata": value["metadata"]} if partial else value
+def _form(headers: dict[str, str], query: dict[str, str]) -> str:
+    """What is asked for of an object: "whole", "metadata", or the cells of a "table"."""
+    if "as=Table" in headers["accept"]:
+        assert query["includeObject"] == "None"
+        return "table"
+    return "metadata" if "PartialObject" in headers["accept"] else "whole"
+
+
+def _row(value: dict[str, Any]) -> dict[str, Any]:
+    return {"cells": [value["metadata"]["name"], value.get("type", "Opaque"), len(value.get("data") or {}), "5d"]}
+
+
+def _shown(value: dict[str, Any], form: str) -> dict[str, Any]:
+    if form == "table":
+        version = {"resourceVersion": value["metadata"]["resourceVersion"]}
+        return {"kind": "Table", "metadata": version, "rows": [_row(value)]}
+    return {"kind": "PartialObjectMetadata", "metadata": value["metadata"]} if form == "metadata" else value
 
 
 def _frame(payload: bytes) -> bytes:

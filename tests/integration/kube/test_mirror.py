@@ -1,14 +1,19 @@
 """The mirror: an inventory like that of manifests, from watches; Secrets one by one; no location from annotations."""
 
 import asyncio
-import base64
 from contextlib import asynccontextmanager
 
+import pytest
+
+from sidestep.kube import secret_names
 from sidestep.kube.api import Api
 from sidestep.kube.processes import Wanted
 from sidestep.kube.watch import WatchLimits
 from sidestep.model.pod import Location, Owner, PodKey
 from sidestep.node.cluster_inventory import ClusterInventory
+from sidestep.node.reader import Reader, ReadError
+from sidestep.node.reading import Read
+from tests.harness.authority import Authority
 from tests.integration.kube.fake_api import FakeApi
 from tests.integration.kube.test_watch import until
 
@@ -174,27 +179,68 @@ def test_processes_are_looked_for_until_they_are_found_and_no_longer():
     run(test)
 
 
-def test_only_the_secrets_that_are_named_are_read():
+LEAF = Authority().issue("orders.shop")
+NAME = ("shop", "orders-tls")
+
+
+async def put_secret(api, name="orders-tls", issued=LEAF, **metadata):
+    value = {"metadata": {"name": name, "namespace": "shop", **metadata}, "data": issued.secret()}
+    await api.put(V1, "secrets", value)
+
+
+def test_secrets_are_known_by_name_and_version_and_never_read():
+    """One watch for each namespace, of cells alone: even a Secret's metadata may hold its data."""
+
     async def test(api):
         await populate(api)
-        for name in ("orders-tls", "not-ours"):
-            data = {"tls.crt": base64.b64encode(b"one").decode()}
-            await api.put(V1, "secrets", {"metadata": {"name": name, "namespace": "shop"}, "data": data})
+        copied = {"kubectl.kubernetes.io/last-applied-configuration": LEAF.secret()["tls.key"]}
+        await put_secret(api, annotations=copied)
+        await put_secret(api, "not-ours")
         async with scene(api) as found:
             assert not any("secrets" in request for request in api.requests)
-            name = ("shop", "orders-tls")
-            found.source.want_secrets(frozenset({name}))
-            await until(lambda: name in found.inventory.secrets)
-            assert found.inventory.secrets[name].data == {"tls.crt": b"one"}
+            wanted = frozenset({NAME, *(("shop", f"other-{number}") for number in range(1000))})
+            found.source.want_secrets(wanted)
+            await until(lambda: NAME in found.inventory.secrets)
+            assert list(found.inventory.secrets) == [NAME]
+            first = found.inventory.secrets[NAME]
+            await put_secret(api, annotations=copied)
+            await until(lambda: found.inventory.secrets[NAME] != first)
             asked = [request for request in api.requests if "secrets" in request]
-            assert asked
-            assert all("fieldSelector=metadata.name%3Dorders-tls" in request for request in asked)
-            data = {"tls.crt": base64.b64encode(b"two").decode()}
-            await api.put(V1, "secrets", {"metadata": {"name": "orders-tls", "namespace": "shop"}, "data": data})
-            await until(lambda: found.inventory.secrets[name].data == {"tls.crt": b"two"})
-            found.source.want_secrets(frozenset())
-            found.source._news.set()
+            assert {request.split("?")[0] for request in asked} == {"GET /api/v1/namespaces/shop/secrets"}
+            assert all("includeObject=None" in request for request in asked)
+            assert sum("watch=true" in request for request in asked) == 1
+            await api.remove(V1, "secrets", *NAME)
             await until(lambda: not found.inventory.secrets)
+            found.source.want_secrets(frozenset())
+
+    run(test)
+
+
+@pytest.mark.parametrize("granted", [{"get"}, {"list", "watch"}, {"get", "list", "watch"}])
+def test_a_secret_is_read_by_a_child_with_whatever_was_granted(granted, monkeypatch):
+    monkeypatch.setattr(secret_names, "POLL", 0.1)
+
+    async def test(api):
+        await populate(api)
+        await put_secret(api)
+        for verb in {"get", "list", "watch"} - granted:
+            api.forbid(verb, "secrets")
+        reader = Reader()
+        try:
+            async with scene(api) as found:
+                found.source.want_secrets(frozenset({NAME}))
+                await until(lambda: NAME in found.inventory.secrets)
+                source = found.source.secret_source(None, *NAME)
+                summary, _ = await reader.read(Read(source, ca_alone=False))
+                assert summary.identity.names == ("orders.shop",)
+                before = found.inventory.secrets[NAME].version
+                if granted == {"get"}:  # its version turns with time
+                    await until(lambda: found.inventory.secrets[NAME].version != before)
+                await api.remove(V1, "secrets", *NAME)
+                with pytest.raises(ReadError, match="there is no Secret shop/orders-tls"):
+                    await reader.read(Read(source, ca_alone=False))
+        finally:
+            reader.close()
 
     run(test)
 
@@ -202,23 +248,22 @@ def test_only_the_secrets_that_are_named_are_read():
 def test_a_forbidden_secret_says_which_binding_is_missing():
     async def test(api):
         await populate(api)
-        api.forbid("list", "secrets")
-        async with scene(api) as found:
-            name = ("shop", "orders-tls")
-            found.source.want_secrets(frozenset({name}))
-            await until(lambda: "may not be read" in found.readings[-1].secret_problems.get(name, ""))
-            told = found.readings[-1].secret_problems[name]
-            assert told.endswith(
-                "kubectl create rolebinding sidestep-secrets --clusterrole=sidestep-secrets "
-                "--serviceaccount=sidestep:sidestep-node -n shop"
-            )
-            assert (
-                "kubectl create role sidestep-secret-orders-tls --verb=get --resource=secrets "
-                "--resource-name=orders-tls -n shop && kubectl create rolebinding sidestep-secret-orders-tls "
-                "--role=sidestep-secret-orders-tls --serviceaccount=sidestep:sidestep-node -n shop "
-            ) in told
-            api.forbidden.clear()
-            await until(lambda: name not in found.readings[-1].secret_problems, within=20)
+        await put_secret(api)
+        api.forbid("*", "secrets")
+        reader = Reader()
+        try:
+            async with scene(api) as found:
+                found.source.want_secrets(frozenset({NAME}))
+                with pytest.raises(ReadError) as caught:
+                    await reader.read(Read(found.source.secret_source(None, *NAME), ca_alone=False))
+                assert caught.value.status == 403
+                text = found.source.explain(*NAME, caught.value)
+                assert "may not be read" in text
+                assert "kubectl create rolebinding sidestep-secrets" in text
+                assert "--serviceaccount=sidestep:sidestep-node -n shop" in text
+                assert "kubectl create role sidestep-secret-orders-tls --verb=get --resource=secrets " in text
+        finally:
+            reader.close()
 
     run(test)
 

@@ -79,6 +79,9 @@ class View:
             WorkloadView("other", "pod", "idle", (), ()),
         )
 
+    async def prepare(self, _intercept):
+        pass
+
     def check(self, intercept: Intercept) -> None:
         if self.refusal:
             raise RefusedError(self.refusal)

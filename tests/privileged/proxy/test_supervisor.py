@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from sidestep.aio.channel import DeadlineError
-from sidestep.aio.packets import ChannelClosed
+from sidestep.aio.packets import ChannelClosed, sealed_memfd
 from sidestep.model.errors import ConfigurationError, SidestepError
 from sidestep.node.backoff import Backoff
 from sidestep.node.supervisor import (
+    CredentialSource,
     ProxyError,
     ProxyLimits,
     ProxyState,
@@ -74,11 +75,11 @@ async def running_again(it: Scene, restarts: int = 1) -> None:
     )
 
 
-def replies(text: str) -> Callable[[], Coroutine[Any, Any, bytes]]:
-    async def source() -> bytes:
-        return text.encode()
+def replies(text: str) -> CredentialSource:
+    async def source() -> int:
+        return sealed_memfd("test", text.encode())
 
-    return source
+    return CredentialSource(source)
 
 
 @asynchronous
@@ -116,14 +117,14 @@ async def test_a_successor_is_told_everything_again():
     pem = identity.key + identity.chain
     reads = 0
 
-    async def source() -> bytes:
+    async def source() -> int:
         nonlocal reads
         reads += 1
-        return pem
+        return sealed_memfd("test", pem)
 
     async with scene() as it:
         ports = (port(identity="id-1", rules=(RULE,)),)
-        assert await it.proxy.apply({"id-1": source}, generation=7, ports=ports) == {}
+        assert await it.proxy.apply({"id-1": CredentialSource(source)}, generation=7, ports=ports) == {}
         os.kill(it.proxy.pid, signal.SIGKILL)
         code = (
             "result = [proxy.configuration.generation, proxy.configuration.ports[0].identity, list(proxy.credentials)]"
@@ -201,16 +202,21 @@ async def test_credentials_that_cannot_be_used_cost_their_port_the_interception_
     identity = Authority().issue("app.test")
     good = (identity.key + identity.chain).decode()
 
-    async def unreadable() -> bytes:
+    async def unreadable() -> int:
         raise ConfigurationError("no such file", subject="annotation x")
 
-    async def endless() -> bytes:
+    async def endless() -> int:
         await asyncio.Event().wait()
         raise AssertionError
 
     async with scene(settings=replace(SETTINGS, source_deadline=0.2)) as it:
         failures = await it.proxy.apply(
-            {"good": replies(good), "garbage": replies("no pem"), "unreadable": unreadable, "endless": endless},
+            {
+                "good": replies(good),
+                "garbage": replies("no pem"),
+                "unreadable": CredentialSource(unreadable),
+                "endless": CredentialSource(endless),
+            },
             generation=1,
             ports=(
                 port(1, identity="good"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidestep.config.manifests import MAX_ERRORS, MAX_FILES, MAX_TOTAL, load_directory_texts
+from sidestep.config.manifests import MAX_ERRORS, MAX_FILES, MAX_TOTAL, load_directory_texts, secret_data
 from sidestep.config.yaml_documents import MAX_TEXT
 from sidestep.model.condition import ConditionType
 from sidestep.model.inventory import LabelRequirement, LabelSelector, SelectorOperator, WorkloadKey
@@ -152,13 +152,18 @@ def test_service():
 def test_secret():
     encoded = base64.b64encode(b"\0key\xff" * 30).decode()
     folded = "\\n".join(encoded[i : i + 40] for i in range(0, len(encoded), 40))
-    inventory = good(
+    text = (
         "apiVersion: v1\nkind: Secret\nmetadata: {name: tls, namespace: shop}\ntype: kubernetes.io/tls\n"
         f'data: {{tls.key: "{folded}", both: "YQ==", empty: ""}}\nstringData: {{tls.crt: "-----BEGIN", both: b}}\n'
     )
+    inventory = good(text)
     secret = inventory.secret("shop", "tls")
-    assert secret.data == {"tls.key": b"\0key\xff" * 30, "tls.crt": b"-----BEGIN", "both": b"b", "empty": b""}
-    assert "key" not in repr(secret)
+    data = {"tls.key": b"\0key\xff" * 30, "tls.crt": b"-----BEGIN", "both": b"b", "empty": b""}
+    assert secret_data("--- {{{\n---\n" + text, "shop", "tls") == data
+    assert secret_data(text, "shop", "other") is None
+    assert secret.version != good(text.replace("both: b", "both: c")).secret("shop", "tls").version
+    assert "key" not in repr(inventory)
+    assert "BEGIN" not in repr(inventory)
     assert inventory.secret("shop", "other") is None
 
 

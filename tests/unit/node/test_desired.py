@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sidestep.aio.packets import ChannelClosed
+from sidestep.aio.packets import ChannelClosed, sealed_memfd
 from sidestep.model.errors import ConfigurationError
 from sidestep.node.desired import (
     CredentialSource,
@@ -50,10 +50,10 @@ class Proxy:
 
 
 def source(pem: bytes) -> CredentialSource:
-    async def read() -> bytes:
-        return pem
+    async def read() -> int:
+        return sealed_memfd("test", pem)
 
-    return read
+    return CredentialSource(read)
 
 
 def port(number: int, **fields: Any) -> messages.PortSnapshot:
@@ -108,36 +108,39 @@ def test_only_what_changed_is_told(sock):
 
 
 def test_a_failed_credential_costs_only_its_port(sock):
-    async def missing() -> bytes:
+    async def missing() -> int:
         raise ConfigurationError("no such file")
 
-    async def endless() -> bytes:
+    async def endless() -> int:
         await asyncio.Event().wait()
         raise AssertionError
 
     proxy, told = Proxy(), Told()
     proxy.refuse = {"bad"}
     desired = Desired(
-        {"bad": source(b"x"), "good": source(b"y"), "missing": missing, "endless": endless, "empty": source(b"")},
+        {
+            "bad": CredentialSource(source(b"x").read, about="annotation x"),
+            "good": source(b"y"),
+            "missing": CredentialSource(missing),
+            "endless": CredentialSource(endless),
+        },
         configure(
             port(1, identity="bad"),
             port(2, identity="good"),
             port(3, identity="good", upstream_identity="missing"),
             port(4, identity="endless"),
-            port(5, client_trust="empty", identity="good"),
             port(6, identity="unknown"),
         ),
         {(1, "tcp"): sock},
     )
     tell(proxy, desired, told)
     assert told.failures == {
-        "bad": "refused",
+        "bad": "annotation x: refused",
         "missing": "no such file",
         "endless": "it could not be read within 0.05 s",
-        "empty": "it is empty",
         "unknown": "it is not known",
     }
-    assert [(p.number, p.identity) for p in proxy.ports] == [(1, ""), (2, "good"), (3, ""), (4, ""), (5, ""), (6, "")]
+    assert [(p.number, p.identity) for p in proxy.ports] == [(1, ""), (2, "good"), (3, ""), (4, ""), (6, "")]
     assert proxy.told[-1] == "Listen 1"
 
 

@@ -114,9 +114,19 @@ def test_the_plan_does_not_depend_on_the_order_of_its_input():
 
 def test_an_unknown_certificate_makes_the_pod_wait_and_no_other():
     other = pod("orders-2", annotations={})
-    result = planned(inventory(pod(), other), [intercept(port="8080")], certificates={})
+    result = planned(inventory(pod(), other), [intercept(), intercept("u2", port="8080")], certificates={})
     assert result.waiting == {POD}
     assert list(result.pods) == [other.key]
+    assert [wanted.key for wanted in result.certificates] == [CertificateKey(POD, 8443, Side.DOWNSTREAM)]
+
+
+def test_only_the_certificates_of_ports_that_somebody_wants_opened_are_wanted():
+    stock = inventory(pod())
+    assert planned(stock, []).certificates == ()
+    assert planned(stock, [intercept(port="8080")], certificates={}).certificates == ()
+    whole = planned(stock, [intercept(filter=GLOBAL)], certificates={})
+    assert (whole.certificates, whole.waiting) == ((), frozenset())
+    assert planned(stock, [intercept()], certificates={}).waiting == {POD}
 
 
 def test_a_tls_port_without_usable_certificate_is_left_alone_and_says_so():

@@ -1,13 +1,15 @@
 import asyncio
 import os
+import pickle
 from contextlib import asynccontextmanager
 
 import pytest
 
 from sidestep.aio.tasks import Tasks
-from sidestep.model.errors import ConfigurationError
+from sidestep.model.errors import ConfigurationError, PeerError
 from sidestep.model.pod import PodKey
-from sidestep.node.inventory import POLL, SETTLE, ManifestDirectory
+from sidestep.node.inventory import POLL, SETTLE, ManifestDirectory, _unpickled
+from sidestep.node.reader import Reader
 
 POD = """
 apiVersion: v1
@@ -16,11 +18,31 @@ metadata: {name: NAME, namespace: shop, labels: {app: orders}, annotations: {sid
 spec: {containers: [{name: app, image: none, ports: [{containerPort: 8080}]}]}
 ---
 """
+SECRET = """
+apiVersion: v1
+kind: Secret
+metadata: {name: tls, namespace: shop}
+data: {tls.key: VALUE}
+"""
 WITHIN = 5.0
+
+
+pytestmark = pytest.mark.privileged
 
 
 def run(coroutine):
     return asyncio.run(coroutine)
+
+
+def load(folder):
+    async def story():
+        reader = Reader(manifests=True)
+        try:
+            return await ManifestDirectory(folder, reader).load()
+        finally:
+            reader.close()
+
+    return run(story())
 
 
 def keys(reading):
@@ -37,12 +59,16 @@ class Watched:
 
 @asynccontextmanager
 async def watching(folder):
-    directory = ManifestDirectory(folder)
-    await directory.load()
-    watched = Watched()
-    async with Tasks("test") as tasks:
-        tasks.start(directory.watch(watched.readings.put_nowait), name="watch")
-        yield watched
+    reader = Reader(manifests=True)
+    directory = ManifestDirectory(folder, reader)
+    try:
+        await directory.load()
+        watched = Watched()
+        async with Tasks("test") as tasks:
+            tasks.start(directory.watch(watched.readings.put_nowait), name="watch")
+            yield watched
+    finally:
+        reader.close()
 
 
 def write(folder, name, text):
@@ -55,21 +81,21 @@ def test_a_directory_is_read_whole(tmp_path):
     write(tmp_path, "a.yaml", POD.replace("NAME", "a") + POD.replace("NAME", "b"))
     write(tmp_path, "c.yml", POD.replace("NAME", "c"))
     write(tmp_path, "notes.txt", "no manifest")
-    reading = run(ManifestDirectory(tmp_path).load())
+    reading = load(tmp_path)
     assert sorted(keys(reading)) == ["a", "b", "c"]
     assert reading.errors == ()
 
 
 def test_a_bad_document_is_an_error_and_the_good_ones_stay(tmp_path):
     write(tmp_path, "a.yaml", POD.replace("NAME", "a") + "{{{\n---\n" + POD.replace("NAME", "b"))
-    reading = run(ManifestDirectory(tmp_path).load())
+    reading = load(tmp_path)
     assert keys(reading) == ["a", "b"]
     assert [str(error).partition(":")[0] for error in reading.errors] == ["a.yaml, document 2, line 7"]
 
 
 def test_a_missing_folder_is_an_error_of_the_option(tmp_path):
     with pytest.raises(ConfigurationError, match="--manifests"):
-        run(ManifestDirectory(tmp_path / "none").load())
+        load(tmp_path / "none")
 
 
 def test_changes_are_told_within_a_second(tmp_path):
@@ -153,5 +179,51 @@ def test_a_file_that_is_no_file_is_passed_over(tmp_path):
     (tmp_path / "b.yaml").mkdir()
     (tmp_path / "c.yaml").symlink_to(tmp_path / "nothing")
     write(tmp_path, "d.yaml", POD.replace("NAME", "d"))
-    reading = run(ManifestDirectory(tmp_path).load())
+    reading = load(tmp_path)
     assert list(reading.inventory.pods) == [PodKey("shop", "d")]
+
+
+def test_the_data_of_a_secret_does_not_come_back(tmp_path):
+    write(tmp_path, "a.yaml", SECRET.replace("VALUE", "aGVsbG8="))
+    first = load(tmp_path)
+    write(tmp_path, "a.yaml", SECRET.replace("VALUE", "d29ybGQ="))
+    second = load(tmp_path)
+    for reading in (first, second):
+        assert reading.inventory.secrets["shop", "tls"].file == "a.yaml"
+    assert first.inventory.secrets != second.inventory.secrets
+    assert "aGVsbG8" not in repr(first)
+
+
+def test_what_the_child_says_makes_values_of_the_model_only():
+    class Call:
+        def __reduce__(self):
+            return (os.getpid, ())
+
+    class Chain:
+        def __reduce__(self):
+            return (getattr, (PodKey, "__init__"))
+
+    for bad in (pickle.dumps(Call()), pickle.dumps(Chain()), b"rubbish", b"", pickle.dumps(1)):
+        with pytest.raises(PeerError):
+            _unpickled(bad)
+
+
+def test_a_file_that_cannot_be_parsed_any_more_keeps_its_objects_while_it_cannot_be_read(tmp_path):
+    class Unwilling:
+        async def manifests(self, folder, names):
+            raise PeerError("gone")
+
+    async def story():
+        reader = Reader(manifests=True)
+        directory = ManifestDirectory(tmp_path, reader)
+        try:
+            assert keys(await directory.load()) == ["a"]
+        finally:
+            reader.close()
+        directory._reader = Unwilling()
+        reading = await directory.load()
+        assert keys(reading) == ["a"]
+        assert "what was read of it last stays" in str(reading.errors[0])
+
+    write(tmp_path, "a.yaml", POD.replace("NAME", "a"))
+    run(story())

@@ -2,51 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
-import signal
 import socket
-import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from sidestep.model.errors import ConfigurationError, KernelError
-from sidestep.netns import AbsentFileError, FileReader
-from sidestep.netns.reader_child import MAX_FILE
-from tests.harness.processes import Process, alive, children, started
+from sidestep.netns.below_root import MAX_FILE, AbsentFileError, Root, open_regular, read_steady, stamp
+from tests.harness.processes import Process, started
 from tests.harness.waiting import until
 
 pytestmark = pytest.mark.privileged
 
-T = TypeVar("T")
 SECRET = b"outside of the root"
 
 
-def using(work: Callable[[FileReader], Awaitable[T]], **settings: float) -> T:
-    """Run `work` with a reader that is closed afterwards."""
-
-    async def main() -> T:
-        reader = FileReader(**settings)
-        try:
-            return await work(reader)
-        finally:
-            reader.close()
-
-    before = children(os.getpid())
+def read(root: Path, path: str, *, birth: int | None = None) -> bytes:
+    fd = open_regular(Root(str(root), birth), path)
     try:
-        return asyncio.run(main())
+        return read_steady(fd, path)
     finally:
-        assert children(os.getpid()) == before
-
-
-def read(root: Path, path: str) -> bytes:
-    return using(lambda reader: reader.read(str(root), path))
+        os.close(fd)
 
 
 @pytest.fixture
@@ -98,17 +78,14 @@ def test_a_process_is_told_from_a_later_one_of_the_same_id(root):
     outside = str(root.parent / "outside")
     pid, birth = os.getpid(), started(os.getpid())
 
-    async def work(reader):
-        assert await reader.read(f"/proc/{pid}/root", outside, birth=birth) == SECRET
-        for wrong in (birth + 1, 0, -1):
-            with pytest.raises(KernelError) as caught:
-                await reader.read(f"/proc/{pid}/root", outside, birth=wrong)
-            assert caught.value.errno == errno.ESRCH
+    assert read(Path(f"/proc/{pid}/root"), outside, birth=birth) == SECRET
+    for wrong in (birth + 1, 0, -1):
         with pytest.raises(KernelError) as caught:
-            await reader.read("/proc/4194303/root", outside, birth=birth)
-        assert caught.value.errno in {errno.ESRCH, errno.ENOENT}
-
-    using(work)
+            read(Path(f"/proc/{pid}/root"), outside, birth=wrong)
+        assert caught.value.errno == errno.ESRCH
+    with pytest.raises(KernelError) as caught:
+        read(Path("/proc/4194303/root"), outside, birth=birth)
+    assert caught.value.errno in {errno.ESRCH, errno.ENOENT}
 
 
 def test_an_absolute_link_stays_below_the_root(root):
@@ -212,13 +189,10 @@ def test_a_file_that_is_swapped_is_read_whole(root):
             (root / "next").write_bytes(versions[number % 4])
             (root / "next").rename(path)
 
-    async def work(reader: FileReader) -> set[bytes]:
-        return {await reader.read(str(root), "/file") for _ in range(200)}
-
     writer = threading.Thread(target=swap)
     writer.start()
     try:
-        seen = using(work)
+        seen = {read(root, "/file") for _ in range(200)}
     finally:
         done.set()
         writer.join()
@@ -228,6 +202,7 @@ def test_a_file_that_is_swapped_is_read_whole(root):
 def test_a_file_that_is_rewritten_in_place_is_read_whole_or_refused(root):
     path, done = root / "file", threading.Event()
     refusals: set[str] = set()
+    seen: set[bytes] = set()
     versions = [bytes([65 + number]) * 500_000 for number in range(4)]
     path.write_bytes(versions[0])
 
@@ -238,19 +213,14 @@ def test_a_file_that_is_rewritten_in_place_is_read_whole_or_refused(root):
             with open(path, "r+b", buffering=0) as file:
                 file.writelines(versions[number % 4][start : start + 50_000] for start in range(0, 500_000, 50_000))
 
-    async def work(reader: FileReader) -> set[bytes]:
-        seen = set()
-        for _ in range(100):
-            try:
-                seen.add(await reader.read(str(root), "/file"))
-            except ConfigurationError as error:
-                refusals.add(error.reason)
-        return seen
-
     writer = threading.Thread(target=rewrite)
     writer.start()
     try:
-        seen = using(work)
+        for _ in range(100):
+            try:
+                seen.add(read(root, "/file"))
+            except ConfigurationError as error:
+                refusals.add(error.reason)
     finally:
         done.set()
         writer.join()
@@ -273,96 +243,13 @@ def test_a_container_is_read_through_its_process(tmp_path):
             read(root, f"{place}/file")
 
 
-def test_a_helper_that_hangs_is_killed_and_replaced(root):
-    async def work(reader: FileReader) -> None:
-        assert await reader.read(str(root), "/etc/tls/tls.crt") == b"certificate"
-        first = reader.helper_pid
-        os.kill(first, signal.SIGSTOP)
-        start = time.monotonic()
-        with pytest.raises(KernelError) as caught:
-            await reader.read(str(root), "/etc/tls/tls.crt")
-        assert caught.value.errno == errno.ETIMEDOUT
-        assert 0.2 <= time.monotonic() - start < 2
-        assert await reader.read(str(root), "/etc/tls/tls.crt") == b"certificate"
-        assert reader.helper_pid != first
-        assert not alive(first)
-
-    using(work, deadline=0.3, penalty=0)
-
-
-def test_a_root_that_hung_is_refused_at_once_and_others_are_read(root, tmp_path):
-    (tmp_path / "file").write_bytes(b"other")
-
-    async def work(reader: FileReader) -> None:
-        await reader.read(str(root), "/etc/tls/tls.crt")
-        os.kill(reader.helper_pid, signal.SIGSTOP)
-        with pytest.raises(KernelError):
-            await reader.read(str(root), "/etc/tls/tls.crt")
-        start = time.monotonic()
-        with pytest.raises(KernelError, match="hung before"):
-            await reader.read(str(root), "/etc/tls/tls.crt")
-        assert time.monotonic() - start < 0.2
-        assert await reader.read(str(tmp_path), "/file") == b"other"
-
-    using(work, deadline=0.3, penalty=600)
-
-
-def test_a_killed_helper_is_replaced(root):
-    async def work(reader: FileReader) -> None:
-        await reader.read(str(root), "/etc/tls/tls.crt")
-        first = reader.helper_pid
-        os.kill(first, signal.SIGKILL)
-        await asyncio.to_thread(until, lambda: not alive(first), within=5, what="the helper to die")
-        assert await reader.read(str(root), "/etc/tls/tls.crt") == b"certificate"
-        os.kill(reader.helper_pid, signal.SIGSTOP)
-        pending = asyncio.ensure_future(reader.read(str(root), "/etc/tls/tls.crt"))
-        await asyncio.sleep(0)
-        os.kill(reader.helper_pid, signal.SIGKILL)
-        with pytest.raises(KernelError) as caught:
-            await pending
-        assert caught.value.errno == errno.EPIPE
-        assert await reader.read(str(root), "/etc/tls/tls.crt") == b"certificate"
-
-    using(work, penalty=0)
-
-
-def test_a_cancelled_read_does_not_answer_the_next(root):
-    (root / "second").write_bytes(b"second")
-
-    async def work(reader: FileReader) -> None:
-        await reader.read(str(root), "/second")
-        os.kill(reader.helper_pid, signal.SIGSTOP)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
-                await reader.read(str(root), "/etc/tls/tls.crt")
-        assert await reader.read(str(root), "/second") == b"second"
-
-    using(work)
-
-
-def test_concurrent_reads_get_their_own_answers(root):
-    for number in range(20):
-        (root / f"file{number}").write_bytes(b"%d" % number * 50_000)
-
-    async def work(reader: FileReader) -> list[bytes]:
-        return await asyncio.gather(*(reader.read(str(root), f"/file{number}") for number in range(20)))
-
-    assert using(work) == [b"%d" % number * 50_000 for number in range(20)]
-
-
-def test_the_helper_dies_with_the_daemon_even_when_it_hangs(root, tmp_path):
-    script = (
-        "import asyncio, os, signal, sys\n"
-        "from sidestep.netns import FileReader\n"
-        "reader = FileReader()\n"
-        "asyncio.run(reader.read(sys.argv[1], '/etc/tls/tls.crt'))\n"
-        "os.kill(reader.helper_pid, signal.SIGSTOP)\n"
-        "print(reader.helper_pid, flush=True)\n"
-        "signal.pause()\n"
-    )
-    with Process([sys.executable, "-c", script, root], log=tmp_path / "log", stdout=tmp_path / "out") as daemon:
-        until(lambda: daemon.output().endswith("\n") or not daemon.running, within=10, what="the helper")
-        helper = int(daemon.output())
-        assert alive(helper)
-        daemon.kill()
-        until(lambda: not alive(helper), within=5, what="the helper to die")
+def test_a_stamp_tells_one_version_from_the_next(root):
+    folder = Root(str(root))
+    first = stamp(folder, "/etc/tls/tls.crt")
+    assert first == stamp(folder, "/etc/tls/tls.crt")
+    assert stamp(folder, "/etc/tls/none") is None
+    (root / "etc/tls/next").write_bytes(b"certificate")
+    (root / "etc/tls/next").rename(root / "etc/tls/tls.crt")
+    assert stamp(folder, "/etc/tls/tls.crt") not in {first, None}
+    os.mkfifo(root / "pipe")
+    assert stamp(folder, "/pipe")
