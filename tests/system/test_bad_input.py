@@ -171,19 +171,20 @@ def test_a_bad_certificate_is_a_condition_and_the_port_is_not_opened(nginx_shop,
     documents[2]["metadata"]["annotations"][f"telepresence.io/downstream-tls-secret.{scene.TLS_PORT}"] = renamed
     if change != "absent":
         secret["metadata"]["name"] = renamed
-    try:
-        shop.node.write("orders.yaml", *documents)
-        until(
-            lambda: "CertificateInvalid" in shop.conditions(),
-            within=10,
-            what=lambda: f"CertificateInvalid in {shop.conditions()}",
-        )
-        text = shop.conditions()
-        assert f"telepresence.io/downstream-tls-secret.{scene.TLS_PORT}" in text
-        assert (renamed if change == "absent" else word) in text
-        with shop.intercept(port=scene.PLAIN_PORT, plaintext=True):  # a bad port never disables a good one
-            assert shop.get("/", scene.DEV, port=scene.PLAIN_PORT).served_by == "handler"
-            assert shop.get("/", scene.DEV).served_by == "app"
-    finally:
-        path.write_text(original)
-        until(lambda: "CertificateInvalid" not in shop.conditions(), within=10, what="the condition to go")
+    with shop.intercept():  # certificates are read for ports that somebody wants
+        try:
+            shop.node.write("orders.yaml", *documents)
+            until(
+                lambda: "CertificateInvalid" in shop.conditions(),
+                within=10,
+                what=lambda: f"CertificateInvalid in {shop.conditions()}",
+            )
+            text = shop.conditions()
+            assert f"telepresence.io/downstream-tls-secret.{scene.TLS_PORT}" in text
+            assert (renamed if change == "absent" else word) in text
+            with shop.intercept(port=scene.PLAIN_PORT, plaintext=True):  # a bad port never disables a good one
+                assert shop.get("/", scene.DEV, port=scene.PLAIN_PORT).served_by == "handler"
+                assert shop.get("/", scene.DEV).served_by == "app"
+        finally:
+            path.write_text(original)
+            until(lambda: "CertificateInvalid" not in shop.conditions(), within=10, what="the condition to go")

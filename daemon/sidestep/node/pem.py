@@ -70,6 +70,10 @@ UNREADABLE = (
 """What the library raises about certificates of strangers; it reads most of a certificate only when asked for it."""
 
 
+_OTHER_KIND: Final = frozenset({"KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
+"""How OpenSSL says that a key is of another kind than the certificate's."""
+
+
 class Part(enum.Enum):
     """Which of the three files is at fault."""
 
@@ -311,10 +315,9 @@ def _unproven(error: ssl.SSLError, certificates: list[_Certificate], key: Block)
         if other is not None:
             reason += f"; it belongs to {other.block.name}, which has to come first"
         return PemError(Part.KEY, reason)
-    if error.reason == "KEY_TYPE_MISMATCH" or error.reason == "UNKNOWN_CERTIFICATE_TYPE":
-        return PemError(
-            Part.KEY, f"{key.name}: the private key does not belong to the certificate, which is {leaf.name}"
-        )
+    if error.reason in _OTHER_KIND:
+        reason = f"{key.name}: the private key does not belong to the certificate, which is {leaf.name}"
+        return PemError(Part.KEY, reason)
     try:
         # A certificate without a key tells which of the two it is.
         prove(encode("CERTIFICATE", certificates[0].der))

@@ -156,9 +156,9 @@ class Credentials:
                 raise ValueError(f"credential {name} is larger than {MAX_PEM} bytes")
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             if kind == "identity":
-                context.load_cert_chain(f"/proc/self/fd/{fd}")
+                context.load_cert_chain(_path(fd))
             elif kind == "trust":
-                context.load_verify_locations(cadata=_text(fd))
+                context.load_verify_locations(cafile=_path(fd))
             else:
                 raise ValueError(f"unknown kind of credential {kind!r}")
         except BaseException:
@@ -188,12 +188,12 @@ class Credentials:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             _be_strict(context)
-            context.load_cert_chain(f"/proc/self/fd/{self._pems[port.identity].fd}")
+            context.load_cert_chain(_path(self._pems[port.identity].fd))
             if port.client_auth in ("require", "request"):
                 context.verify_mode = ssl.CERT_REQUIRED if port.client_auth == "require" else ssl.CERT_OPTIONAL
                 context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
                 if port.client_trust:
-                    context.load_verify_locations(cadata=_text(self._pems[port.client_trust].fd))
+                    context.load_verify_locations(cafile=_path(self._pems[port.client_trust].fd))
                 # Whoever resumes a session shows no certificate: one that has expired meanwhile would go unnoticed.
                 # (TLS 1.2 resumes by session ids as well, which `ssl` cannot forbid: see `handshake`.)
                 context.options |= ssl.OP_NO_TICKET
@@ -227,13 +227,13 @@ class Credentials:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         _be_strict(context)
         if identity:
-            context.load_cert_chain(f"/proc/self/fd/{self._pems[identity].fd}")
+            context.load_cert_chain(_path(self._pems[identity].fd))
         if not verify or port.skip_verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         elif port.upstream_trust:
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-            context.load_verify_locations(cadata=_text(self._pems[port.upstream_trust].fd))
+            context.load_verify_locations(cafile=_path(self._pems[port.upstream_trust].fd))
         else:
             context.load_verify_locations(cadata=b"".join(self._trust_store.get_ca_certs(binary_form=True)))
         return context
@@ -245,5 +245,6 @@ def _be_strict(context: ssl.SSLContext) -> None:
     context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
 
 
-def _text(fd: int) -> str:
-    return os.pread(fd, MAX_PEM, 0).decode("ascii", "replace")
+def _path(fd: int) -> str:
+    """A memfd as a file: only from a file does OpenSSL take certificates with trust settings."""
+    return f"/proc/self/fd/{fd}"
