@@ -26,7 +26,7 @@ from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.text import harmless
 from sidestep.node.view import WorkloadView
 from sidestep.policy.workloads import parse_workload
-from sidestep.tunnel.messages import AnyEvent, Dropped, Ended, Hello, Request, SessionSpec, State, decode
+from sidestep.tunnel.messages import AnyEvent, Dropped, Ended, Hello, Lost, Request, SessionSpec, State, decode
 from sidestep.tunnel.opening import StreamOpening
 
 
@@ -162,7 +162,7 @@ class FlowReport:
                     if line not in self._said:
                         self._said.add(line)
                         self._say(": ".join(line))
-            case Dropped():
+            case Lost() | Dropped():
                 self._say(f"{event.count} requests are not shown: they came faster than they could be told")
             case Ended():
                 self._say(f"Ended: {event.reason}.")

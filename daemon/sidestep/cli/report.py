@@ -1,6 +1,6 @@
 """What a running session tells: for people, or as JSON lines.
 
-JSON lines are the tunnel's events as they come (`state`, `request`, `dropped`, `ended`), and three of our own:
+JSON lines are the tunnel's events as they come (`state`, `request`, `lost`, `dropped`, `ended`), and three of our own:
 `registered` (the intercept's name), `refused` (a diverted connection found no handler) and `interrupted` (the tunnel
 broke; `registered` follows when it is back).
 """
@@ -12,12 +12,18 @@ import time
 
 from sidestep.cli.output import LineWriter, json_line
 from sidestep.model.text import harmless
-from sidestep.tunnel.messages import AnyEvent, Dropped, Ended, Hello, PodState, Request, State
+from sidestep.tunnel.messages import AnyEvent, Dropped, Ended, Hello, Lost, PodState, Request, State
 from sidestep.tunnel.opening import StreamOpening
 
 _ACTIVE = frozenset({"active", "attached"})
 LOST = {"dropped": " not at all (no room), of", "truncated": " in part (no room, or its original ended), of"}
 """How a copy that did not reach its handler whole is told."""
+HELD_BACK = {
+    "handler": "the handler refuses them; it is tried again, less and less often",
+    "room": "too many wait for the handler",
+    "budget": "copying takes its share of the pod proxy's time already",
+}
+"""Why copies are not made."""
 _REPEAT = 5.0
 """Seconds in which the same refusal is told once."""
 
@@ -34,6 +40,8 @@ class Report:
         self._pods: dict[str, PodState] = {}
         self._conditions: set[tuple[str, str, str]] = set()
         self._told: dict[str, float] = {}
+        self._lost: dict[tuple[str, str], tuple[int, float | None]] = {}
+        """Pod and reason -> copies not told of yet, and when the last number was told."""
         self._interrupted = False
         self.active = asyncio.Event()
 
@@ -48,6 +56,8 @@ class Report:
                 self._state(event)
             case Request():
                 self._request(event)
+            case Lost():
+                self._lose(event)
             case Dropped():
                 self._line(f"{event.count} request lines were dropped: they came faster than they could be told")
             case Ended():
@@ -74,6 +84,19 @@ class Report:
             self._told[reason] = now
             self._line(f"Not {self._verb}, from {opening.client}: {reason}")
 
+    def _lose(self, event: Lost) -> None:
+        """Told when it begins, and then every few seconds in one number."""
+        which = event.pod, event.reason
+        count, told = self._lost.pop(which, (0, None))
+        count += event.count
+        now = time.monotonic()
+        if told is None or now - told >= _REPEAT:
+            reason = HELD_BACK.get(event.reason, event.reason)
+            copies = "1 copy was" if count == 1 else f"{count} copies were"
+            self._line(f"{copies} not made of requests to pod {event.pod}: {reason}")
+            count, told = 0, now
+        self._lost[which] = count, told
+
     def _state(self, state: State) -> None:
         now = {pod.pod: pod for pod in state.pods}
         before = {name for name, pod in self._pods.items() if pod.state in _ACTIVE}
@@ -96,6 +119,7 @@ class Report:
         if not now and (self._pods or not self.active.is_set()):
             self._line(f"{self._noun} {self._name} waits: the workload has no pod here.")
         self._pods = now
+        self._lost = {which: lost for which, lost in self._lost.items() if which[0] in now}
         conditions = {(each.type, each.subject, each.text) for each in state.conditions}
         for kind, subject, text in sorted(conditions - self._conditions):
             self._line(f"{kind}: {subject}: {text}")

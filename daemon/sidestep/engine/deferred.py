@@ -23,12 +23,14 @@ FULL: Final = 64 * 1024
 class Deferred:
     """Calls that wait, of one client connection."""
 
-    __slots__ = ("_closed", "calls", "size")
+    __slots__ = ("_closed", "calls", "caught_up", "size")
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, Callable[..., object], tuple[Any, ...]]] = []
         self.size = 0
         """Bytes that they keep alive; an estimate."""
+        self.caught_up = 0
+        """Calls done by `catch_up`; whoever counts time sets it back."""
         self._closed = False
 
     @property
@@ -61,6 +63,7 @@ class Deferred:
 
     def catch_up(self) -> None:
         """Do all that waits, in the middle of serving a client."""
+        self.caught_up += len(self.calls)
         try:
             self.run()
         except Exception as error:  # noqa: BLE001 - the next `run` raises it, where no client is served

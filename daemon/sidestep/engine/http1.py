@@ -118,7 +118,7 @@ class Http1Relay(Relay):
         """Requests awaiting answers up to which the client is certainly read on: half of the bound."""
         self._peers = Peers(self)
         self._ledger = ledger or Ledger()
-        self._taps = Taps(self, self._ledger, self._peers.tap)
+        self._taps = Taps(self, self._ledger, self._peers.tap, port=port.number)
         self._judging = Judging(port, limits)
         self._diversion = Diversion(self, self._peers, limits)
         self._state = _READING

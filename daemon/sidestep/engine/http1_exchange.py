@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Final
 
 from sidestep.engine.relay import Leg, queue
+from sidestep.engine.tap_gate import Tally
 from sidestep.policy.redaction import redact
 from sidestep.policy.route import TO_APP, Decision, Fields, Rule
 from sidestep.protocols.http1 import CLOSE, CONNECT, HEAD, HTTP_1_0, UPGRADE, Http1Limits, RequestHead
@@ -33,7 +34,7 @@ ANSWERED_BY: Final = HEAD | SWITCHES
 class Judged:
     """What is remembered of a head: where the request goes and how it is framed; its texts only if somebody is told."""
 
-    __slots__ = ("authority", "body", "decision", "fields", "flags", "is_copied", "method", "passes", "target")
+    __slots__ = ("authority", "body", "decision", "fields", "flags", "method", "passes", "tally", "target")
 
     def __init__(self, decision: Decision, head: RequestHead) -> None:
         self.decision = decision
@@ -46,7 +47,8 @@ class Judged:
         self.fields: Fields = ()
         if any(tap.heads_only for tap in decision.taps):
             self.fields = redact(head.fields)
-        self.is_copied = not all(tap.heads_only for tap in decision.taps)
+        self.tally: Tally | None = None
+        """Where it is counted while all its wiretaps are held back (`TapGate`)."""
         self.passes = decision.intercept is None and not head.body and not head.flags & ANSWERED_BY
         """The head is the whole request, for the app, and how the answer ends does not depend on it."""
 

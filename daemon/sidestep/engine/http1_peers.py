@@ -89,9 +89,10 @@ class Peers:
         self._relay.opening.append(leg)
         return leg, False
 
-    def tap(self, rule: Rule) -> Leg:
+    def tap(self, rule: Rule) -> CopyLeg:
         """A new leg for one copy."""
-        leg = self._make(CopyLeg(rule, self._relay, self._relay.protocol))
+        leg = CopyLeg(rule, self._relay, self._relay.protocol)
+        self._make(leg)
         self._relay.opening.append(leg)
         return leg
 

@@ -73,7 +73,7 @@ class Connection:
         self.app_over = False
         """The app has finished sending, or is lost."""
         self.streams = Streams(limits.remembered)
-        self.taps = Http2Taps(relay, ledger, limits)
+        self.taps = Http2Taps(relay, ledger, limits, port=port.number)
         self.to_client = ToClient(relay.client, self.app_acknowledged)
         self.from_client = FromClient(self)
         self.from_app = FromApp(self)

@@ -59,10 +59,11 @@ class TapStream(Exchange):
 class Http2Taps:
     """See the module. It is the links' `Owner`."""
 
-    __slots__ = ("_alive", "_copies", "_leaving", "_ledger", "_limits", "_links", "_relay", "links", "streams")
+    __slots__ = ("_alive", "_copies", "_leaving", "_ledger", "_limits", "_links", "_port", "_relay", "links", "streams")
 
-    def __init__(self, relay: Relay, ledger: Ledger, limits: Http2Limits) -> None:
+    def __init__(self, relay: Relay, ledger: Ledger, limits: Http2Limits, *, port: int) -> None:
         self._relay = relay
+        self._port = port
         self._ledger = ledger
         self._limits = limits
         self._links: dict[str, Link] = {}
@@ -75,7 +76,10 @@ class Http2Taps:
     # --- from the client --------------------------------------------------------------------------------------------
 
     def begin(self, stream: int, head: Head, block: Block, rules: tuple[Rule, ...], *, ends: bool) -> None:
-        """A new stream that these wiretaps want; `ends` when it has no body."""
+        """A new stream that these wiretaps want, unless they are held back; `ends` when it has no body."""
+        rules = self._ledger.gate.choose(self._port, rules)
+        if not rules:
+            return
         if not ends and not all(rule.heads_only for rule in rules):
             self.streams.add(stream)
         self._relay.deferred.put(list_size(block.fields), self._begin, stream, head, block, rules, ends)
@@ -118,6 +122,8 @@ class Http2Taps:
     def _begin(self, stream: int, head: Head, block: Block, rules: tuple[Rule, ...], ends: bool) -> None:
         copies = []
         for rule in rules:
+            if not self._ledger.gate.still(self._port, rule):
+                continue
             lost = Lost.NOTHING
             if not rule.heads_only:
                 copy = self._open(stream, head, block, rule, ends=ends)
@@ -276,6 +282,8 @@ class Http2Taps:
             if self._links.get(rule.uid) is link:
                 del self._links[rule.uid]
         for copy in [each for each in self._alive if each.link is link]:
+            if isinstance(link.leg, CopyLeg) and link.leg.answered is None:
+                link.leg.answered = False
             if not copy.request_sent:
                 self._relay.diverted.append(truncated(copy.rule))
             self._over(copy)
@@ -289,6 +297,8 @@ class Http2Taps:
     def answered(self, exchange: Exchange) -> None:
         """Something of the response has come: nobody wants it."""
         if exchange.link is not None:
+            if isinstance(exchange.link.leg, CopyLeg):
+                exchange.link.leg.answered = True
             exchange.link.passed_on(exchange, exchange.drop_response())
 
     def peer_reset(self, exchange: Exchange, code: int) -> None:

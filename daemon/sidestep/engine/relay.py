@@ -133,15 +133,17 @@ class Leg:
 
 class CopyLeg(Leg):
     """A leg of role TAP. `owner` is the relay that knows it, also when another goes on with the connection; `protocol`
-    what its handler is spoken to in, if not what the shell began the connection with.
+    what its handler is spoken to in, if not what the shell began the connection with. `answered` tells whether the
+    handler has answered as its protocol demands: None while nothing is known, or nobody can tell.
     """
 
-    __slots__ = ("owner", "protocol")
+    __slots__ = ("answered", "owner", "protocol")
 
     def __init__(self, rule: Rule, owner: Relay, protocol: str | None) -> None:
         super().__init__(Role.TAP, rule)
         self.owner = owner
         self.protocol = protocol
+        self.answered: bool | None = None
 
 
 class Lost(enum.IntEnum):

@@ -34,7 +34,7 @@ def _inner(name: str) -> Any:
 class TappedRelay(Relay):
     """See the module. Make it before the first byte is given to `inner`."""
 
-    __slots__ = ("_began_as", "_copies", "_copying", "inner")
+    __slots__ = ("_began_as", "_copies", "_copying", "_port", "inner")
 
     anomaly = _inner("anomaly")
     app = _inner("app")
@@ -48,8 +48,9 @@ class TappedRelay(Relay):
     opening = _inner("opening")
     protocol = _inner("protocol")
 
-    def __init__(self, inner: Relay, rules: Iterable[Rule], ledger: Ledger) -> None:
+    def __init__(self, inner: Relay, rules: Iterable[Rule], ledger: Ledger, *, port: int = 0) -> None:
         self.inner = inner
+        self._port = port
         self.successor = None
         self._began_as = inner.protocol
         self._copies: dict[Leg, Copy] = {}
@@ -59,6 +60,8 @@ class TappedRelay(Relay):
 
     def _begin(self, rules: tuple[Rule, ...], ledger: Ledger) -> None:
         for rule in rules:
+            if not ledger.gate.still(self._port, rule):
+                continue
             copy = open_copy(rule, ledger, self._make, flags=None, size=0)
             if copy is not None:
                 self._copies[copy.leg] = copy
@@ -70,7 +73,7 @@ class TappedRelay(Relay):
         """See whether anything is still to be copied."""
         self._copying = any(copy.is_open for copy in self._copies.values())
 
-    def _make(self, rule: Rule) -> Leg:
+    def _make(self, rule: Rule) -> CopyLeg:
         leg = CopyLeg(rule, self, self._began_as)
         self.inner.legs.append(leg)
         self.inner.opening.append(leg)

@@ -13,7 +13,7 @@ Invariants: nothing of a tap enters `reads` of another leg, or `done`; a copy th
 first byte) or truncated, and said to be in `Relay.diverted`. Room is what `Ledger` gives: bytes of one copy, bytes and
 number of all copies of one wiretap, number of all copies of the process. One wiretap's hung handler takes no room from
 another's, and all hung handlers together not the memory that serves the app. What waits to be copied (`deferred`) takes
-no room yet.
+no room yet. Before anything is noted `Ledger.gate` is asked whether the copy is to be made at all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from sidestep.engine.http1_exchange import SWITCHES
-from sidestep.engine.relay import Diverted, Ending, Leg, Lost
+from sidestep.engine.relay import CopyLeg, Diverted, Ending, Leg, Lost
+from sidestep.engine.tap_gate import TapGate
 from sidestep.protocols import http1_responses as responses
 from sidestep.protocols.http1_responses import ResponseReader
 
@@ -64,10 +65,11 @@ class Ledger:
     up when the bound is reached.
     """
 
-    __slots__ = ("_bounds", "_count", "_holders", "limits")
+    __slots__ = ("_bounds", "_count", "_holders", "gate", "limits")
 
-    def __init__(self, limits: TapLimits | None = None) -> None:
+    def __init__(self, limits: TapLimits | None = None, gate: TapGate | None = None) -> None:
         self.limits = limits or TapLimits()
+        self.gate = gate or TapGate(0.0)
         self._holders: dict[str, dict[Holder, None]] = {}
         self._bounds: dict[str, int] = {}
         self._count = 0
@@ -80,9 +82,12 @@ class Ledger:
     def admits(self, uid: str, size: int) -> bool:
         """Whether this wiretap may have one holder more, with so many bytes."""
         limits = self.limits
-        if len(self._holders.get(uid, ())) >= limits.copies or self._count >= limits.process:
+        if size > limits.copy:
             return False
-        return size <= limits.copy and self._takes(uid, size)
+        if len(self._holders.get(uid, ())) < limits.copies and self._count < limits.process and self._takes(uid, size):
+            return True
+        self.gate.fill(uid)
+        return False
 
     def enter(self, uid: str, holder: Holder) -> None:
         """Take up a new holder of this wiretap."""
@@ -96,13 +101,14 @@ class Ledger:
             return
         del holders[holder]
         self._count -= 1
+        self.gate.empty(uid)
         if not holders:
             del self._holders[uid]
             self._bounds.pop(uid, None)
 
     def has_room(self, uid: str, holder: Holder, size: int) -> bool:
         """Whether `holder` may queue so many bytes more; then they count."""
-        return holder.queued + size <= self.limits.copy and self._takes(uid, size)
+        return not self.gate.cuts and holder.queued + size <= self.limits.copy and self._takes(uid, size)
 
     def _takes(self, uid: str, size: int) -> bool:
         most = self.limits.tap
@@ -126,7 +132,7 @@ class Copy:
 
     __slots__ = ("_answered", "_ledger", "_reader", "_state", "flags", "leg", "rule")
 
-    def __init__(self, leg: Leg, rule: Rule, ledger: Ledger, flags: int | None) -> None:
+    def __init__(self, leg: CopyLeg, rule: Rule, ledger: Ledger, flags: int | None) -> None:
         self.leg = leg
         self.rule = rule
         self.flags = flags
@@ -206,9 +212,11 @@ class Copy:
             at = reader.read(data, at, flags)
             event = reader.event
             if event in (responses.BROKEN, responses.SWITCH):
+                self.leg.answered = event == responses.SWITCH
                 self._reader = None
                 return
             if event == responses.COMPLETE:
+                self.leg.answered = True
                 self._reader = None
                 self._answered = True
                 if self._state is _State.SENT:
@@ -245,9 +253,11 @@ class Taps:
     __slots__ = (
         "_copies",
         "_current",
+        "_gate",
         "_ledger",
         "_made",
         "_make",
+        "_port",
         "_received",
         "_relay",
         "_undecided",
@@ -255,9 +265,11 @@ class Taps:
         "copying",
     )
 
-    def __init__(self, relay: Relay, ledger: Ledger, make: MakeLeg) -> None:
+    def __init__(self, relay: Relay, ledger: Ledger, make: MakeLeg, *, port: int) -> None:
         self._relay = relay
         self._ledger = ledger
+        self._gate = ledger.gate
+        self._port = port
         self._make = make
         self._undecided = False
         """The request was received whole and may yet switch to another protocol."""
@@ -276,20 +288,34 @@ class Taps:
     # --- the request ------------------------------------------------------------------------------------------------
 
     def begin(self, request: Judged, head: bytes) -> None:
-        """A request whose head has come is copied to the taps of its decision."""
-        self._received += 1
-        self.copying = request.is_copied
+        """A request whose head has come is copied to those taps of its decision that are not held back."""
+        rules = self._gate.choose(self._port, request.decision.taps)
+        self.copying = not all(rule.heads_only for rule in rules)
         self._undecided = self.copying and bool(request.flags & SWITCHES)
-        self._relay.deferred.put(len(head), self._begin, request, head)
+        if rules:
+            self._received += 1
+            self._relay.deferred.put(len(head), self._begin, request, head, rules)
 
     def whole(self, request: Judged, head: bytes) -> bool:
         """So is one that is its head and asks for no other protocol, if there is room to note that."""
+        gate = self._gate
+        rules = request.decision.taps
+        if gate.holds:
+            tally = request.tally
+            if tally is None or tally.version != gate.version:
+                tally = request.tally = gate.tally(self._port, rules)
+            if tally is not None:
+                tally.count += 1
+                return True
         deferred = self._relay.deferred
         if deferred.is_full:
             return False
+        rules = gate.choose(self._port, rules)
+        if not rules:
+            return True
         self._received += 1
         self._undecided = False
-        deferred.note(len(head), self._copy_whole, request, head)
+        deferred.note(len(head), self._copy_whole, request, head, rules)
         return True
 
     def body(self, data: bytes) -> None:
@@ -318,16 +344,18 @@ class Taps:
 
     # --- its copies, later ------------------------------------------------------------------------------------------
 
-    def _copy_whole(self, request: Judged, head: bytes) -> None:
-        self._begin(request, head)
+    def _copy_whole(self, request: Judged, head: bytes, rules: tuple[Rule, ...]) -> None:
+        self._begin(request, head, rules)
         self._sent()
 
-    def _begin(self, request: Judged, head: bytes) -> None:
+    def _begin(self, request: Judged, head: bytes, rules: tuple[Rule, ...]) -> None:
         self._cut()
         self._made += 1
         self._whole = False
         copies = []
-        for rule in request.decision.taps:
+        for rule in rules:
+            if not self._gate.still(self._port, rule):
+                continue
             lost = Lost.NOTHING
             if not rule.heads_only:
                 copy = self._open(rule, request.flags, len(head))
@@ -433,7 +461,7 @@ class Taps:
 class MakeLeg(Protocol):
     """Adds a leg to a relay and asks for its connection."""
 
-    def __call__(self, rule: Rule) -> Leg:
+    def __call__(self, rule: Rule) -> CopyLeg:
         """A new leg of role TAP."""
 
 

@@ -23,6 +23,7 @@ from sidestep.proxy.messages import (
     Heartbeat,
     Hindered,
     Hindrance,
+    LostCopies,
     Probed,
     Requests,
 )
@@ -33,6 +34,8 @@ MAX_FIELDS = 8192
 """Characters of all fields of one request together; a proxy sends half of it (policy.redaction)."""
 MAX_ADDRESS = 64
 """Characters of a client's address."""
+MAX_LOST = 1 << 32
+"""Copies lost at once; a proxy tells twice a second."""
 MAX_CERTIFICATE = 64 * 1024
 """Bytes of an app's certificate; a TLS record with several holds less."""
 
@@ -42,13 +45,14 @@ MAX_HINDRANCES = 8192
 _FAMILIES = frozenset({0, *(int(family) for family in Family)})
 _ERRORS = 4096
 """Error numbers of Linux are smaller (include/linux/err.h, MAX_ERRNO)."""
+_REASONS = frozenset({"handler", "room", "budget"})
 _WORD = re.compile(r"[a-z0-9_-]{1,48}")
 
 
 def heartbeat(beat: Heartbeat, *, ports: Collection[int]) -> Heartbeat:
     """Counters of these ports, and of 0, which stands for all UDP ports together."""
     counted = {number: counters(each) for number, each in beat.ports.items() if number in ports or number == 0}
-    return msgspec.structs.replace(beat, ports=counted, anomalies=counters(beat.anomalies))
+    return replace(beat, ports=counted, anomalies=counters(beat.anomalies))
 
 
 def counters(counts: Mapping[str, int]) -> dict[str, int]:
@@ -64,13 +68,14 @@ def counters(counts: Mapping[str, int]) -> dict[str, int]:
 def requests(message: Requests, *, uids: Collection[str]) -> Requests:
     """The lines about these rules."""
     lines = tuple(_line(line) for line in message.requests[:MAX_LINES] if line.uid in uids)
-    return msgspec.structs.replace(message, requests=lines)
+    losses = tuple(_loss(loss) for loss in message.losses[:MAX_LINES] if loss.uid in uids and 0 < loss.count < MAX_LOST)
+    return replace(message, requests=lines, losses=losses)
 
 
 def probed(message: Probed) -> Probed:
     """The finding, with a certificate that can be one."""
     certificate = message.certificate if len(message.certificate) <= MAX_CERTIFICATE else b""
-    return msgspec.structs.replace(message, alpn=message.alpn[:MAX_ADDRESS], certificate=certificate)
+    return replace(message, alpn=message.alpn[:MAX_ADDRESS], certificate=certificate)
 
 
 def hindrances(message: Hindered, *, ports: Collection[int]) -> tuple[Hindrance, ...]:
@@ -83,6 +88,10 @@ def hindrances(message: Hindered, *, ports: Collection[int]) -> tuple[Hindrance,
     return tuple(each if 0 <= each.error < _ERRORS else replace(each, error=0) for each in told.values())
 
 
+def _loss(loss: LostCopies) -> LostCopies:
+    return replace(loss, reason=loss.reason if loss.reason in _REASONS else "room")
+
+
 def _line(line: DivertedRequest) -> DivertedRequest:
     fields, room = [], MAX_FIELDS
     for name, value in line.fields:
@@ -90,7 +99,7 @@ def _line(line: DivertedRequest) -> DivertedRequest:
         if room < 0:
             break
         fields.append((name[:MAX_TEXT], value[:MAX_TEXT]))
-    return msgspec.structs.replace(
+    return replace(
         line,
         client=line.client[:MAX_ADDRESS],
         method=line.method[:MAX_TEXT],

@@ -19,7 +19,7 @@ from sidestep.tunnel.channel import SocketChannel
 from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.daemon_end import DaemonEnd
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
-from sidestep.tunnel.messages import VERSION, Ended, Hello, Moving, Request, State
+from sidestep.tunnel.messages import VERSION, Ended, Hello, Lost, Moving, Request, State
 from sidestep.tunnel.opening import StreamOpening
 from sidestep.tunnel.pump import pump
 
@@ -143,6 +143,11 @@ class Session:
             counters.copied += 1
         self._end.publish(request)
         self.counters.dropped = self._end.dropped
+
+    def lose(self, lost: Lost) -> None:
+        """Tell the session of copies that were held back in a pod."""
+        self.counters.copies_dropped += lost.count
+        self._end.publish(lost)
 
     async def open_stream(self, opening: StreamOpening, *, number: StreamNumber | None = None) -> socket.socket:
         """Connect one diverted connection to the handler; returns the pod proxy's end. Raises RefusedError.

@@ -24,9 +24,9 @@ from sidestep.node.session import Session
 from sidestep.node.session_intercept import intercept_of
 from sidestep.node.view import InterceptView, NodeView
 from sidestep.policy.workloads import parse_workload
-from sidestep.proxy.messages import DivertedRequest, Open
+from sidestep.proxy.messages import DivertedRequest, LostCopies, Open
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
-from sidestep.tunnel.messages import Ended, Request, SessionSpec
+from sidestep.tunnel.messages import Ended, Lost, Request, SessionSpec
 from sidestep.tunnel.opening import StreamOpening
 
 MAX_SESSIONS = 1024
@@ -125,6 +125,13 @@ class Sessions:
                         fields=each.fields,
                     )
                 )
+
+    def record_losses(self, losses: Iterable[LostCopies], *, pod: PodKey) -> None:
+        """Tell sessions of copies that a pod proxy held back; unknown uids are ignored."""
+        for each in losses:
+            session = self._sessions.get(each.uid)
+            if session is not None:
+                session.lose(Lost(pod=str(pod), port=each.port, count=each.count, reason=each.reason))
 
     def reset_stream(self, stream: int, *, proxy: int) -> None:
         """A pod proxy reset the connection that it asked for under this number: its handler sees a reset, too."""

@@ -346,6 +346,7 @@ class Target:
     def on_requests(self, requests: Requests, /) -> None:
         """Log diverted requests."""
         self._tools.handlers.record(requests.requests, pod=self.pod.key)
+        self._tools.handlers.record_losses(requests.losses, pod=self.pod.key)
 
     def on_report(self, report: Report, /) -> None:
         """Take a condition of a port that this proxy serves."""

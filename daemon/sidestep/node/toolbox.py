@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sidestep.model.pod import PodKey
     from sidestep.node.conditions import Conditions
     from sidestep.node.supervisor import CredentialSource, ProxySupervisor
-    from sidestep.proxy.messages import DivertedRequest, Open
+    from sidestep.proxy.messages import DivertedRequest, LostCopies, Open
     from sidestep.steering import CompiledProgram, PeernamePrograms
 
 
@@ -29,6 +29,9 @@ class Handlers(Protocol):
 
     def record(self, requests: tuple[DivertedRequest, ...], *, pod: PodKey) -> None:
         """Log diverted requests."""
+
+    def record_losses(self, losses: tuple[LostCopies, ...], *, pod: PodKey) -> None:
+        """Tell of copies that were held back."""
 
 
 @dataclass(frozen=True, slots=True)

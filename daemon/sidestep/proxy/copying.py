@@ -6,6 +6,10 @@ request. (LATE is not shorter because a timer that is due soon costs the request
 clock takes 60 us.) Then it is done SLICE seconds at a time, one connection after the other, with the events of all
 connections in between. A connection for which more than EAGER bytes wait is due at once.
 
+The time that all this takes is measured and counted against a budget (`engine.copy_budget`), with an estimate of what
+the node daemon spends on it; what came of copies decides whether their wiretap gets more (`engine.breaker`). The gate
+that joins both (`engine.tap_gate`) has no clock: the `Copyist` tells it the time, and calls it when it is due.
+
 States of a connection's copies (`Copying`):
 
     resting    nothing is deferred
@@ -17,10 +21,12 @@ States of a connection's copies (`Copying`):
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from time import monotonic
 from typing import Final
 
 from sidestep.engine.relay import CopyLeg, Ending
+from sidestep.engine.tap_gate import TapGate
 from sidestep.proxy.loop import Loop, Timer
 from sidestep.proxy.taps import Surroundings, TapLeg
 
@@ -34,15 +40,39 @@ SLICE: Final = 0.001
 """Seconds of copying between two looks at events, about."""
 STEP: Final = 8
 """Deferred calls of one connection between two looks at the clock."""
+OPENING: Final = 16
+"""Connections to the handler of one wiretap that are asked for at once: a handler that refuses is known to by then."""
+HASTY: Final = 0.00003
+"""Seconds that a deferred call takes, about, when it is made where time is not measured."""
+TOLD: Final = 0.00005
+"""Processor seconds that telling the daemon of one copy takes, there and here."""
 
 
 class Copyist:
     """Sees to the copies of all connections of a process, in the order in which they are due."""
 
-    __slots__ = ("_at_hand", "_due", "_is_pressed", "_loop", "_timer", "_waiting", "living")
+    __slots__ = (
+        "_at_hand",
+        "_due",
+        "_gate_timer",
+        "_is_pressed",
+        "_loop",
+        "_opening",
+        "_queued",
+        "_timer",
+        "_waiting",
+        "gate",
+        "living",
+    )
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, gate: TapGate | None = None) -> None:
         self._loop = loop
+        self.gate = gate or TapGate(loop.now)
+        self._gate_timer: Timer | None = None
+        self._opening: Counter[str] = Counter()
+        """Wiretap -> connections that have been asked for and are not there."""
+        self._queued: dict[str, deque[TapLeg]] = {}
+        """Wiretap -> those that wait to be asked for; the ledger bounds them."""
         self._waiting: dict[Copying, float] = {}
         """Those that are not due, with the time (of the loop's clock) when they are, the next one first."""
         self._due: dict[Copying, None] = {}
@@ -98,12 +128,76 @@ class Copyist:
             copying.advance()
             if monotonic() > now + SLICE:
                 break
+        self.spend(monotonic() - now)
         self._rest()
 
     def _rest(self) -> None:
         self._at_hand = None
         if self._due or self._waiting:
             self._arm()
+
+    def ask(self, leg: TapLeg, uid: str) -> None:
+        """As Keeper.ask."""
+        if self._opening[uid] < OPENING:
+            self._opening[uid] += 1
+            leg.ask()
+        else:
+            self._queued.setdefault(uid, deque()).append(leg)
+
+    def answered(self, uid: str) -> None:
+        """As Keeper.answered."""
+        self._opening[uid] -= 1
+        queued = self._queued.get(uid)
+        while queued:
+            leg = queued.popleft()
+            if leg in self.living:
+                self._opening[uid] += 1
+                leg.ask()
+                break
+        if not queued:
+            self._queued.pop(uid, None)
+        if not self._opening[uid]:
+            del self._opening[uid]
+
+    def opened(self, uid: str) -> None:
+        """As Keeper.opened."""
+        self.gate.opened(uid, monotonic())
+        self._watch_gate()
+
+    def failed(self, uid: str) -> None:
+        """As Keeper.failed."""
+        self.gate.failed(uid, monotonic())
+        self._watch_gate()
+        if not self.gate.is_closed(uid):
+            for leg in self._queued.pop(uid, ()):
+                leg.refuse()
+
+    def succeeded(self, uid: str) -> None:
+        """As Keeper.succeeded."""
+        self.gate.succeeded(uid, monotonic())
+
+    def told(self, lines: int) -> None:
+        """So many copies are told to the daemon."""
+        self.spend(lines * TOLD)
+
+    def spend(self, seconds: float) -> None:
+        """As Keeper.spend."""
+        self.gate.spend(seconds, monotonic())
+        if self.gate.holds:
+            self._watch_gate()
+
+    def _watch_gate(self) -> None:
+        due = self.gate.due
+        timer = self._gate_timer
+        if due is not None and (timer is None or timer.when > due):
+            if timer is not None:
+                timer.cancel()
+            self._gate_timer = self._loop.later(max(0.0, due - monotonic()), self._gate_due)
+
+    def _gate_due(self) -> None:
+        self._gate_timer = None
+        self.gate.expire(monotonic())
+        self._watch_gate()
 
     def abandon(self) -> None:
         """A bug was met in the copies at hand."""
@@ -130,7 +224,11 @@ class Copying:
 
     def glance(self) -> None:
         """Something is deferred: have it done."""
-        self._copyist.expect(self, eager=self._around.relay.deferred.size > EAGER)
+        deferred = self._around.relay.deferred
+        if deferred.caught_up:
+            self._copyist.spend(deferred.caught_up * HASTY)
+            deferred.caught_up = 0
+        self._copyist.expect(self, eager=deferred.size > EAGER)
 
     def advance(self) -> None:
         """Do some of what is deferred."""
@@ -147,7 +245,7 @@ class Copying:
 
     def open(self, leg: CopyLeg) -> None:
         """Have the handler's connection of a tap leg asked for."""
-        TapLeg(self._loop, leg, self._around, kin=self._legs, living=self._copyist.living).open()
+        TapLeg(self._loop, leg, self._around, kin=self._legs, keeper=self._copyist).open()
 
     def settle(self) -> None:
         """Bring the tap legs in line with their relays."""

@@ -9,7 +9,9 @@ A *flow* is one client address and port talking to one address of the pod. Its s
 Nothing is reliable here, on purpose: what does not fit into a bounded queue or a socket buffer is dropped and counted,
 as a network would. Answers leave through a raw socket of the daemon's making that can only send, from the address and
 port that the client wrote to. A tapped port has flows of its own whose answers are read and discarded; nothing about
-them can reach the app or its client. DTLS and QUIC are carried like everything else, never opened.
+them can reach the app or its client. Copies share breakers and the budget of time with those of connections
+(`engine.tap_gate`); while the budget is spent the copies' socket is not read, and the kernel drops what it has no room
+for. DTLS and QUIC are carried like everything else, never opened.
 """
 
 from __future__ import annotations
@@ -20,14 +22,17 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
+from time import monotonic
 from typing import Final
 
 from sidestep.model.errors import PeerError
 from sidestep.protocols import capsules, udp
+from sidestep.proxy.copying import Copyist
 from sidestep.proxy.dial import plain_address
 from sidestep.proxy.loop import READ, WRITE, Loop
 from sidestep.proxy.messages import PortSnapshot
 from sidestep.proxy.stream import PlainStream
+from sidestep.proxy.taps import OPENED, WRITTEN
 
 IDLE: Final = 60.0
 """Seconds without a datagram in either direction after which a flow ends (RFC 4787 asks NATs for at least 120; a flow
@@ -44,10 +49,15 @@ MAX_FLOWS: Final = 4096
 """Flows of one pod; the one that was silent for longest makes room."""
 BURST: Final = 64
 """Datagrams taken from a socket per event."""
+REST: Final = 0.02
+"""Seconds for which copies are not read when their budget is spent."""
 IP_PKTINFO: Final = 8
+SO_MEMINFO: Final = 55
 
 _PKTINFO4: Final = struct.Struct("=i4s4s")
 _PKTINFO6: Final = struct.Struct("=16si")
+_MEMINFO: Final = struct.Struct("=9I")
+"""The last one counts datagrams that the kernel dropped (SK_MEMINFO_DROPS)."""
 
 Key = tuple[str, int, str, int, str]
 """(rule uid, port, client address, client port, local address)."""
@@ -62,6 +72,8 @@ class _Socket:
     sock: socket.socket
     port: int
     role: str
+    dropped: int = 0
+    """Datagrams for which the kernel had no room, as far as counted."""
 
 
 class _Flow:
@@ -73,6 +85,8 @@ class _Flow:
         self.key = key
         self.seen = self._loop.now
         self._answers = answers
+        self._said = False
+        """Of a copy: what came of it has been said."""
         self._decoder = capsules.Decoder()
         self._out: list[bytes] = []
         self._queued = 0
@@ -90,8 +104,11 @@ class _Flow:
         self._datagrams.opening -= 1
         if stream is None:
             self._datagrams.counters["datagrams_refused"] += 1
-            self.end()
+            self._broken()
             return
+        if not self._answers:
+            self._datagrams.copyist.opened(self.key[0])
+            self._datagrams.copyist.spend(OPENED)
         self._stream = stream
         self._loop.add(stream.fd, self._ready, READ)
         self._flush()
@@ -115,13 +132,15 @@ class _Flow:
             return
         try:
             if self._out:
+                if not self._answers:
+                    self._datagrams.copyist.spend(WRITTEN)
                 data = b"".join(self._out)
                 taken = stream.write(data)
                 self._queued -= taken
                 self._datagrams.held -= taken
                 self._out = [data[taken:]] if taken < len(data) else []
         except OSError:
-            self.end()
+            self._broken()
             return
         mask = READ | (WRITE if self._out else 0)
         if mask != self._mask:
@@ -137,17 +156,31 @@ class _Flow:
                 data = stream.read()
                 payloads = self._decoder.feed(data) if data else []
             except (OSError, PeerError):
-                self.end()
+                self._broken()
                 return
             if data == b"":
-                self.end()
+                self._broken()
                 return
-            if payloads and self._answers:
-                self.seen = self._loop.now
-                for payload in payloads:
-                    self._datagrams.answer(self.key, payload)
+            if payloads:
+                self._answered(payloads)
         if mask & WRITE:
             self._flush()
+
+    def _answered(self, payloads: list[bytes]) -> None:
+        if self._answers:
+            self.seen = self._loop.now
+            for payload in payloads:
+                self._datagrams.answer(self.key, payload)
+        elif not self._said:
+            self._said = True
+            self._datagrams.copyist.succeeded(self.key[0])
+
+    def _broken(self) -> None:
+        """The handler refused the flow or left it."""
+        if not self._answers and not self._said:
+            self._said = True
+            self._datagrams.copyist.failed(self.key[0])
+        self.end()
 
     def end(self) -> None:
         """Close the stream and be forgotten. Ending twice is the same as once."""
@@ -172,8 +205,9 @@ class _Flow:
 class Datagrams:
     """All UDP of one pod."""
 
-    def __init__(self, loop: Loop, ask: Ask) -> None:
+    def __init__(self, loop: Loop, ask: Ask, copyist: Copyist | None = None) -> None:
         self.loop = loop
+        self.copyist = copyist or Copyist(loop)
         self.counters: Counter[str] = Counter()
         self.held = 0
         """Bytes that wait in all flows."""
@@ -246,6 +280,23 @@ class Datagrams:
 
     def _tapped(self, entry: _Socket) -> None:
         """Copies of datagrams to a tapped port."""
+        began = monotonic()
+        self._copy(entry)
+        self.copyist.spend(monotonic() - began)
+        if self.copyist.gate.is_spent:
+            self.loop.modify(entry.sock.fileno(), 0)
+            self.loop.later(REST, lambda: self._go_on(entry))
+
+    def _go_on(self, entry: _Socket) -> None:
+        """Read copies again, and count those that were missed."""
+        if self._sockets.get((entry.port, entry.role)) is not entry:
+            return
+        self.loop.modify(entry.sock.fileno(), READ)
+        dropped = _MEMINFO.unpack(entry.sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _MEMINFO.size))[-1]
+        self.counters["datagrams_dropped"] += (dropped - entry.dropped) & 0xFFFFFFFF
+        entry.dropped = dropped
+
+    def _copy(self, entry: _Socket) -> None:
         for _ in range(BURST):
             try:
                 data, ancillary, _, peer = entry.sock.recvmsg(udp.MAX_PAYLOAD + 128, 256)
@@ -261,8 +312,10 @@ class Datagrams:
             if number != entry.port or client == local or ip_address(client).is_loopback:
                 continue  # said inside the pod
             for uid in port.global_taps:
-                self.counters["datagrams_copied"] += 1
-                self._carry((uid, entry.port, client, client_port, local), payload, answers=False)
+                key = (uid, entry.port, client, client_port, local)
+                if self.copyist.gate.takes(entry.port, uid, begun=key in self._flows):
+                    self.counters["datagrams_copied"] += 1
+                    self._carry(key, payload, answers=False)
 
     def _carry(self, key: Key, payload: bytes, *, answers: bool) -> None:
         flow = self._flows.get(key)

@@ -243,11 +243,23 @@ class DivertedRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=Tru
     """Header fields for a rule that wants heads only; secrets are redacted before they get here."""
 
 
+class LostCopies(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """Copies that were held back in the proxy (of heads: nobody was told), and that have no line of their own."""
+
+    uid: str
+    port: int
+    reason: str
+    """"handler", "room" or "budget" (`engine.tap_gate.Why`)."""
+    count: int
+
+
 class Requests(Message):
     """A batch of log lines, at most MAX_LINES; what is beyond is dropped and counted."""
 
     requests: tuple[DivertedRequest, ...]
     dropped: int
+    losses: tuple[LostCopies, ...] = ()
+    """At most MAX_LINES, too."""
 
 
 class Report(Message):

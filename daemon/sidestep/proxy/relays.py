@@ -54,7 +54,9 @@ def tapped(relay: Relay, port: LivePort, ledger: Ledger) -> Relay:
     taps = port.snapshot.global_taps
     if not taps:
         return relay
-    return TappedRelay(relay, [Rule(uid, "", _never) for uid in taps], ledger)
+    number = port.steered.number
+    rules = ledger.gate.choose(number, tuple(Rule(uid, "", _never) for uid in taps))
+    return TappedRelay(relay, rules, ledger, port=number) if rules else relay
 
 
 def whole_rule(port: LivePort, client: str) -> Rule | None:

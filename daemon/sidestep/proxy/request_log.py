@@ -6,9 +6,13 @@ moment also keeps daemon and developer's machine from waking up just when the ap
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+from itertools import islice
 from typing import Final
 
 from sidestep.engine.relay import Diverted, Lost
+from sidestep.engine.tap_gate import Loss
 from sidestep.proxy import messages
 from sidestep.proxy.conduit import Conduit
 from sidestep.proxy.line import Line
@@ -26,7 +30,12 @@ class RequestLog:
         self._loop = loop
         self._line = line
         self._lines: list[messages.DivertedRequest] = []
+        self._losses: Counter[Loss] = Counter()
         self._dropped = 0
+
+    def lose(self, losses: Mapping[Loss, int]) -> None:
+        """Take the numbers of copies that were not made; they wait while the daemon is behind."""
+        self._losses.update(losses)
 
     def add(self, conduit: Conduit) -> None:
         """Take what a conduit's relay has diverted, and count it."""
@@ -56,12 +65,16 @@ class RequestLog:
 
     def flush(self) -> None:
         """Tell what there is."""
-        if not self._lines:
+        if not self._lines and not self._losses:
             return
         lines, self._lines = self._lines, []
-        message = messages.Requests(self._line.next_seq(), tuple(lines), self._dropped)
+        losses = dict(islice(self._losses.items(), messages.MAX_LINES))
+        lost = tuple(messages.LostCopies(loss.uid, loss.port, loss.why.value, losses[loss]) for loss in losses)
+        message = messages.Requests(self._line.next_seq(), tuple(lines), self._dropped, lost)
         if self._line.send(message, droppable=True):
             self._dropped = 0
+            for loss in losses:
+                del self._losses[loss]
         else:
             self._dropped += len(lines)
 

@@ -1,6 +1,7 @@
 """The shell's side of wiretaps: tap legs of a connection, apart from everything that serves its client.
 
-    opening   an `Open` message is under way; `leg.out` is kept (its bound is the ledger's)
+    queued    many others of its wiretap are being opened (`Keeper.ask`); `leg.out` is kept (its bound is the ledger's)
+    opening   an `Open` message is under way; likewise
     live      what the engine writes is sent as the socket takes it, what the handler says is read for the engine
     awaiting  the engine ended the leg (AWAIT, FINISH) and all is written: the handler has ANSWER seconds to end
     closing   the engine closed it (CLOSE) and not all is written: the handler has ANSWER seconds to take it
@@ -9,11 +10,15 @@
 A tap leg's socket is written from its own events once it has been full, so that a handler that does not read costs the
 app's events nothing but a glance. When the client's connection is over the legs go on by themselves: FAREWELL seconds
 to be connected and flushed, then reset. The engine is told of every end, so that the ledger's books are right.
+
+Each leg says once what came of it (`Keeper`): it failed when the handler refused, broke it off or did not answer as its
+protocol demands; an answer is a success, and so is an orderly end. An end that the client or we caused says nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Final, Protocol
 
 from sidestep.engine.relay import CopyLeg, Ending, Relay
@@ -31,6 +36,35 @@ READS: Final = 4
 """Reads of one handler's answer per event; then other connections get a turn."""
 MERGE: Final = 64
 """Chunks joined into one write."""
+OPENED: Final = 0.0007
+"""Processor seconds that the node daemon spends on a connection to a handler, about ..."""
+WRITTEN: Final = 0.0001
+"""... and on carrying one write to it. They count as time taken by copying."""
+
+
+class Keeper(Protocol):
+    """Keeps account of the copies of all connections."""
+
+    living: set[TapLeg]
+    """Tap legs that are not dead."""
+
+    def ask(self, leg: TapLeg, uid: str) -> None:
+        """Have `leg.ask` called, now or when fewer of its wiretap are being opened, or `leg.refuse`."""
+
+    def answered(self, uid: str) -> None:
+        """A leg that had asked is opened, refused or over."""
+
+    def opened(self, uid: str) -> None:
+        """A handler has taken the connection of a copy for this wiretap."""
+
+    def failed(self, uid: str) -> None:
+        """A copy has failed."""
+
+    def succeeded(self, uid: str) -> None:
+        """A copy has succeeded."""
+
+    def spend(self, seconds: float) -> None:
+        """Processor time has been spent on copies."""
 
 
 class Surroundings(Protocol):
@@ -53,29 +87,34 @@ class TapLeg:
 
     __slots__ = (
         "_around",
+        "_asking",
         "_blocked",
         "_cancel",
         "_ended",
         "_finished",
+        "_keeper",
         "_kin",
         "_leg",
-        "_living",
         "_loop",
         "_mask",
         "_relay",
+        "_said",
         "_stream",
         "_timer",
     )
 
     def __init__(
-        self, loop: Loop, leg: CopyLeg, around: Surroundings, *, kin: dict[TapLeg, None], living: set[TapLeg]
+        self, loop: Loop, leg: CopyLeg, around: Surroundings, *, kin: dict[TapLeg, None], keeper: Keeper
     ) -> None:
         self._loop = loop
         self._leg = leg
         self._around = around
         self._relay = leg.owner
         self._kin = kin
-        self._living = living
+        self._keeper = keeper
+        self._said = False
+        """What came of it has been said."""
+        self._asking = False
         self._blocked = False
         self._ended = False
         self._finished = False
@@ -84,24 +123,43 @@ class TapLeg:
         self._cancel: Callable[[], None] | None = None
         self._stream: PlainStream | None = None
         kin[self] = None
-        living.add(self)
+        keeper.living.add(self)
 
     def open(self) -> None:
         """Have the connection asked for, unless the copy is over already."""
         if self._leg.ending is Ending.ABORT:
             self._die(orderly=False)
         else:
-            self._cancel = self._around.ask_for_copy(self._leg, self._opened)
+            self._keeper.ask(self, self._uid)
+
+    def ask(self) -> None:
+        """Ask for the connection."""
+        self._asking = True
+        self._cancel = self._around.ask_for_copy(self._leg, self._opened)
+
+    def refuse(self) -> None:
+        """There is no point in asking: others of the same wiretap were refused meanwhile."""
+        if self in self._keeper.living:
+            self._lose()
+            self._around.tap_moved()
+
+    def _has_asked(self) -> None:
+        if self._asking:
+            self._asking = False
+            self._keeper.answered(self._uid)
 
     def _opened(self, stream: PlainStream | None) -> None:
         self._cancel = None
-        if self not in self._living:
+        began = monotonic()
+        self._has_asked()
+        if self not in self._keeper.living:
             if stream is not None:
                 stream.reset()
         elif stream is None:
             self._lose()
             self._around.tap_moved()
         else:
+            self._keeper.opened(self._uid)
             self._stream = stream
             self._leg.open = True
             self._mask = READ
@@ -109,12 +167,27 @@ class TapLeg:
             self._relay.opened(self._leg)
             self.settle()
             self._around.tap_moved()
+        self._keeper.spend(OPENED + monotonic() - began)
+
+    @property
+    def _uid(self) -> str:
+        rule = self._leg.rule
+        return rule.uid if rule is not None else ""
+
+    def _say(self, *, failed: bool) -> None:
+        if not self._said:
+            self._said = True
+            if failed or self._leg.answered is False:
+                self._keeper.failed(self._uid)
+            else:
+                self._keeper.succeeded(self._uid)
 
     def ready(self, mask: int) -> None:
         """Dispatch an event of the socket."""
         stream = self._stream
         if stream is None:
             return
+        began = monotonic()
         if mask & WRITE:
             self._blocked = False
         try:
@@ -126,6 +199,7 @@ class TapLeg:
             self._lose()
         self.settle()
         self._around.tap_moved()
+        self._keeper.spend(monotonic() - began)
 
     def _read(self, stream: PlainStream, *, hung_up: bool) -> None:
         relay = self._relay
@@ -136,6 +210,8 @@ class TapLeg:
             if not data:
                 break
             relay.receive(self._leg, data)
+            if self._leg.answered is not None:
+                self._say(failed=not self._leg.answered)
             if self._stream is None or not relay.reads(self._leg):
                 return
         else:
@@ -182,6 +258,7 @@ class TapLeg:
         leg = self._leg
         out = leg.out
         while out:
+            self._keeper.spend(WRITTEN)
             count = min(len(out), MERGE)
             data = out[0] if count == 1 else b"".join(out[:count])
             taken = stream.write(data)
@@ -202,26 +279,31 @@ class TapLeg:
 
     def _arm(self) -> None:
         if self._timer is None:
-            self._timer = self._loop.later(HURRY if len(self._living) > CROWD else ANSWER, self.give_up)
+            self._timer = self._loop.later(HURRY if len(self._keeper.living) > CROWD else ANSWER, self.give_up)
 
     def farewell(self) -> None:
         """The client's connection is over."""
         self.settle()
-        if self in self._living and self._timer is None:
+        if self in self._keeper.living and self._timer is None:
             self._timer = self._loop.later(FAREWELL, self.give_up)
 
     def give_up(self) -> None:
-        """Time is up: whatever is not delivered is lost."""
-        if self in self._living:
-            self._lose(orderly=self._stream is not None and not self._leg.out)
+        """Time is up: whatever is not delivered is lost. A handler that took everything need not answer."""
+        if self in self._keeper.living:
+            delivered = self._stream is not None and not self._leg.out
+            if delivered:
+                self._say(failed=False)
+            self._lose(orderly=delivered)
             self._around.tap_moved()
 
     def abandon(self) -> None:
         """A bug was met in a callback of this leg."""
-        if self in self._living:
+        if self in self._keeper.living:
+            self._said = True
             self._lose()
 
     def _lose(self, *, orderly: bool = False) -> None:
+        self._say(failed=True)
         try:
             self._relay.lost(self._leg)  # which looks whether anything was left to be written
         finally:
@@ -229,10 +311,13 @@ class TapLeg:
 
     def _die(self, *, orderly: bool) -> None:
         self._kin.pop(self, None)
-        self._living.discard(self)
+        self._keeper.living.discard(self)
+        if orderly:
+            self._say(failed=False)
         if self._cancel is not None:
             cancel, self._cancel = self._cancel, None
             cancel()
+            self._has_asked()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -28,6 +28,7 @@ from typing import Final
 
 from sidestep.aio.pulse import Pulse
 from sidestep.engine.relay import Leg
+from sidestep.engine.tap_gate import TapGate
 from sidestep.engine.taps import Ledger
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError, SidestepError
@@ -90,7 +91,6 @@ class Worker:
         self._anomalies: Counter[str] = Counter()
         self._told: tuple[int, dict[int, dict[str, int]], dict[str, int]] | None = None
         """What the last heartbeat said."""
-        self._datagrams = Datagrams(self._loop, self._open_flow)
         self._pulse: Pulse | None = None
         self._draining = False
         self._drain_timeout = 30.0
@@ -99,9 +99,10 @@ class Worker:
         self.credentials = Credentials(trust_store)
         self.detection_timeout = 1.0
         self.pipes = Pipes(lambda: not self._room.is_short)
-        self.copyist = Copyist(self._loop)
+        self.ledger = Ledger(gate=TapGate(self._loop.now))
+        self.copyist = Copyist(self._loop, self.ledger.gate)
+        self._datagrams = Datagrams(self._loop, self._open_flow, self.copyist)
         self.lingering: set[object] = set()
-        self.ledger = Ledger()
         self._room = Room(self._readiness, self)
 
     def run(self) -> None:
@@ -174,6 +175,9 @@ class Worker:
         self.credentials.keep(names)
         self._readiness.keep_ports(self._ports)
         self._dials.keep_ports(self._ports)
+        uids = {uid for port in message.ports for uid in (*port.global_taps, *(rule.uid for rule in port.rules))}
+        self._tell_losses()
+        self.ledger.gate.keep(uids)
         self._client_sources = IPv4Network(message.client_sources) if message.client_sources else None
         self.detection_timeout = message.detection_timeout
         self._drain_timeout = message.drain_timeout
@@ -357,6 +361,7 @@ class Worker:
 
     def log_requests(self, conduit: Conduit) -> None:
         """Queue a conduit's diverted requests for the session's log."""
+        self.copyist.told(sum(request.copied for request in conduit.relay.diverted))
         self._log.add(conduit)
 
     def open_stream(self, about: About, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
@@ -391,6 +396,7 @@ class Worker:
         if self._pulse is not None:
             self._pulse.beat()
         self._room.look()
+        self._tell_losses()
         ports = {number: dict(port.counters) for number, port in self._ports.items()}
         if self._datagrams.counters:
             ports[0] = dict(self._datagrams.counters)
@@ -400,6 +406,15 @@ class Worker:
             self._told = state
         if self._draining:
             self._close_idle()
+
+    def _tell_losses(self) -> None:
+        losses = self.ledger.gate.take_losses()
+        for loss, count in losses.items():
+            port = self._ports.get(loss.port)
+            counters = self._datagrams.counters if port is None else port.counters
+            counters["copies_dropped"] += count
+        self._log.lose(losses)
+        self._log.flush()
 
     def _orphaned(self) -> None:
         """The daemon is gone: its link and maps went with it, so the app gets every new connection already."""
@@ -430,7 +445,7 @@ class Worker:
     def _exit_when_drained(self) -> None:
         if not self._draining or self._conduits or self._judges or self._retiring:
             return
-        self._log.flush()
+        self._tell_losses()
         if self.lingering or not self.copyist.is_idle:
             self._loop.later(FLUSH, self._loop.stop)
         else:

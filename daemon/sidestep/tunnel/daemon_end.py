@@ -16,7 +16,19 @@ from sidestep.model.errors import PeerError, RefusedError, SidestepError
 from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.errors import TunnelClosedError
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
-from sidestep.tunnel.messages import VERSION, Dropped, Ended, Hello, HelloAnswer, Moving, Request, State, decode, encode
+from sidestep.tunnel.messages import (
+    VERSION,
+    Dropped,
+    Ended,
+    Hello,
+    HelloAnswer,
+    Lost,
+    Moving,
+    Request,
+    State,
+    decode,
+    encode,
+)
 from sidestep.tunnel.opening import REASON, StreamOpening, clean_reason
 from sidestep.tunnel.stream import CANCEL, Headers, Stream
 
@@ -37,7 +49,7 @@ class DaemonEnd:
     def __init__(self, connection: Connection, *, limits: TunnelLimits = DEFAULT_LIMITS) -> None:
         self.connection = connection
         self._limits = limits
-        self._requests: deque[Request] = deque()
+        self._requests: deque[Request | Lost] = deque()
         self._dropped = 0
         self.dropped = 0
         """Request lines dropped so far."""
@@ -68,7 +80,7 @@ class DaemonEnd:
         verify(hello, answer)
         return answer
 
-    def publish(self, event: State | Request | Moving) -> None:
+    def publish(self, event: State | Request | Lost | Moving) -> None:
         """Queue an event; never waits, never fails."""
         if isinstance(event, State):
             self._state = event
@@ -141,7 +153,7 @@ class DaemonEnd:
             self.connection.close(error)
 
     def _batch(self) -> bytes:
-        events: list[State | Request | Dropped | Moving] = []
+        events: list[State | Request | Lost | Dropped | Moving] = []
         if self._moving is not None:
             events.append(self._moving)
             self._moving = None

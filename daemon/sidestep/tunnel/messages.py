@@ -146,6 +146,18 @@ class Request(Event, frozen=True, tag="request"):
     """Header fields for a session of heads; secrets are redacted."""
 
 
+class Lost(Event, frozen=True, tag="lost"):
+    """`count` copies of a pod's requests or connections were not made, without a line for each; twice a second at most.
+
+    `reason`: "handler" (it refuses them), "room" (too many wait for it) or "budget" (copying takes its share of time).
+    """
+
+    pod: Text
+    port: int
+    count: int
+    reason: str
+
+
 class Dropped(Event, frozen=True, tag="dropped"):
     """`count` request lines were dropped because they came faster than the session took them."""
 
@@ -165,7 +177,7 @@ class Moving(Event, frozen=True, tag="moving"):
     reason: Text
 
 
-AnyEvent = State | Request | Dropped | Ended | Moving
+AnyEvent = State | Request | Lost | Dropped | Ended | Moving
 
 _M = TypeVar("_M")
 
@@ -191,6 +203,7 @@ _TAGS = msgspec.json.Decoder(_Tag)
 _EVENTS: dict[str, msgspec.json.Decoder[AnyEvent]] = {
     "state": msgspec.json.Decoder(State),
     "request": msgspec.json.Decoder(Request),
+    "lost": msgspec.json.Decoder(Lost),
     "dropped": msgspec.json.Decoder(Dropped),
     "ended": msgspec.json.Decoder(Ended),
     "moving": msgspec.json.Decoder(Moving),

@@ -42,6 +42,9 @@ class NoHandlers:
     def record(self, requests, *, pod):
         pass
 
+    def record_losses(self, losses, *, pod):
+        pass
+
 
 @dataclass
 class Rig:

@@ -1,0 +1,57 @@
+"""The share of time that copies may take: a token bucket of seconds.
+
+plenty      copies are made
+spent       the bucket is empty: no copy is begun until it holds `resume` seconds again
+overdrawn   copies that had begun went on to take `debt` seconds more: they are cut short, too
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetLimits:
+    """Shares are of one processor's time, the rest is seconds."""
+
+    share: float = 0.1
+    burst: float = 0.2
+    """What may be taken at once after a time without copies."""
+    resume: float = 0.005
+    debt: float = 0.1
+    """What copies that had begun may take beyond that; more than twice as much is forgiven."""
+
+
+class CopyBudget:
+    """See the module."""
+
+    __slots__ = ("_limits", "_seconds", "_when", "is_spent")
+
+    def __init__(self, limits: BudgetLimits, now: float) -> None:
+        self._limits = limits
+        self._seconds = limits.burst
+        self._when = now
+        self.is_spent = False
+
+    @property
+    def is_overdrawn(self) -> bool:
+        """See the module."""
+        return self.is_spent and self._seconds < -self._limits.debt
+
+    @property
+    def due(self) -> float | None:
+        """When copies may be begun again; None while they may."""
+        if not self.is_spent:
+            return None
+        return self._when + (self._limits.resume - self._seconds) / self._limits.share
+
+    def spend(self, seconds: float, now: float) -> None:
+        """Copying took so long, or nothing: time has passed."""
+        limits = self._limits
+        filled = self._seconds + max(0.0, now - self._when) * limits.share
+        self._seconds = max(min(limits.burst, filled) - seconds, -2 * limits.debt)
+        self._when = max(now, self._when)
+        if self._seconds <= 0:
+            self.is_spent = True
+        elif self._seconds >= limits.resume:
+            self.is_spent = False
