@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.bench import extras, growth, rows
+from tests.bench import extras, growth, rows, taps
 from tests.bench.arena import Arena, arena
 from tests.bench.figure import Figure
 from tests.bench.growth import Growth
@@ -110,6 +110,10 @@ class Bench:
             figures, rate = extras.throughput(ring, requests=4000)
             self.figures += figures
             self.figures += extras.latency(ring, rate=rate, requests=3000)
+        if self._wants("four live wiretaps"):
+            self.figures += taps.live(ring)
+        if self._wants("four dead wiretaps"):
+            self.figures += taps.dead(ring)
         if self._wants("memory after load"):
             private = extras.private_mib(ring.sidestep())
             self.figures.append(Figure("memory of a proxy's own, after all this load", private, "MiB"))

@@ -45,8 +45,10 @@ class Copied:
 class Recorder(Server):
     """See the module. `answers` false: requests are read and never answered."""
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None, answers: bool = True, record: bool = True) -> None:
-        super().__init__(_record, name="tap", tls=tls, record=record)
+    def __init__(
+        self, *, tls: ssl.SSLContext | None = None, answers: bool = True, record: bool = True, port: int = 0
+    ) -> None:
+        super().__init__(_record, name="tap", tls=tls, record=record, port=port)
         self.answers = answers
         self.copies: list[Copied] = []
         self.broken = 0

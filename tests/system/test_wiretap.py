@@ -355,3 +355,62 @@ def test_flows_as_text(shop):
         assert shop.get("/seen", port=scene.PLAIN_PORT).served_by == "app"
         until(lambda: "/seen" in flows.process.output(), within=10, what=flows.process.output)
         assert f"GET {scene.HOST}:{scene.PLAIN_PORT}/seen  from {shop.space.client_ip}" in flows.process.output()
+
+
+def counters(shop):
+    (found,) = (each["counters"] for each in shop.node.status()["intercepts"] if each["kind"] == "wiretap")
+    return found
+
+
+@pytest.mark.parametrize("kind", ["h1", "h2", "global"])
+def test_a_dead_handler_is_asked_rarely_told_of_and_found_again(shop, kind):
+    """Each copy would travel to the developer's machine, only to be refused there."""
+    port = scene.PLAIN_PORT
+    with Recorder() as recorder:
+        dead = recorder.port
+    options = () if kind == "global" else ("--http-path-prefix", "/", "--plaintext")
+    with wiretap(shop.node, f"{dead}:{port}", *options) as running:
+        if kind == "global":
+            for _ in range(200):
+                with talking(shop, port, "h1") as ask:
+                    assert ask("/x") == "app"
+        else:
+            with talking(shop, port, kind) as ask:
+                for _ in range(400):
+                    assert ask("/x") == "app"
+        until(lambda: counters(shop)["copies_dropped"] > 100, within=10, what=lambda: f"losses: {counters(shop)}")
+        assert counters(shop)["refused"] < 40
+        until(lambda: running.of("lost"), within=10, what="the session to be told")
+        assert running.of("lost")[0]["reason"] == "handler"
+        assert sum(event["count"] for event in running.of("lost")) > 100
+        with Recorder(port=dead) as recorder:
+
+            def copied():
+                with talking(shop, port, "h1" if kind == "global" else kind) as ask:
+                    assert ask("/again") == "app"
+                return len(recorder.copies) > 3  # the probe, and then every one
+
+            until(copied, within=30, what="copies to come again", every=0.1)
+
+
+def test_copies_of_a_busy_port_are_held_back_by_their_budget(shop):
+    """Told in numbers, not in lines, and the handler gets those that the budget allows."""
+    port = scene.PLAIN_PORT
+    with (
+        Recorder(record=False) as recorder,
+        wiretap(shop.node, f"{recorder.port}:{port}", "--http-path-prefix", "/", "--plaintext") as running,
+        shop.client(port=port, record=False) as client,
+    ):
+        request = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
+        for _ in range(100):
+            client.send(request * 50)
+            for _ in range(50):
+                assert client.reader.message(answers="GET").header("x-served-by") == "app"
+        until(lambda: running.of("lost"), within=10, what="the session to be told")
+        until(
+            lambda: counters(shop)["copied"] + counters(shop)["copies_dropped"] >= 5000, within=20, what="all counted"
+        )
+        lines = running.of("request")
+        assert len(lines) < 3000
+        assert {event["reason"] for event in running.of("lost")} <= {"budget", "room"}
+        assert len(recorder.copies) > 50

@@ -375,3 +375,71 @@ def test_a_connection_copied_whole_and_by_request_passes_or_is_received(padding)
     shell.copy()
     assert shell.to_app == request * 300
     assert shell.to(shell.taps[0]) == request * 300
+
+
+def spent_ledger() -> Ledger:
+    """No copy may be begun, for the time that copies may take is spent."""
+    ledger = Ledger()
+    ledger.gate.spend(0.25, 0.0)
+    return ledger
+
+
+@pytest.mark.parametrize("request_", [T, POST % 3 + b"abc", UPGRADE], ids=["head", "body", "upgrade"])
+def test_of_a_request_that_is_held_back_nothing_is_noted(request_):
+    """For copies and for flows alike, whichever way the request takes."""
+    ledger = spent_ledger()
+    flows = type(TAP)("uid-flows", "shop/flows", lambda method, path, fields: True, heads_only=True)
+    shell = http1(taps=(TAP, flows), ledger=ledger)
+    for _ in range(3):
+        shell.client(request_)
+        assert not shell.relay.deferred.calls
+        shell.app(OK)
+    assert shell.to_app == request_ * 3
+    assert shell.to_client == OK * 3
+    assert not shell.taps
+    assert not shell.relay.diverted
+    assert {(loss.uid, count) for loss, count in ledger.gate.take_losses().items()} == {
+        ("uid-tap", 3),
+        ("uid-flows", 3),
+    }
+    assert ledger.count == 0
+
+
+def test_copies_begin_again_in_the_middle_of_a_connection():
+    ledger = spent_ledger()
+    shell = http1(taps=(TAP,), ledger=ledger)
+    shell.client(T)
+    shell.app(OK)
+    ledger.gate.expire(60.0)
+    shell.client(CHUNKED + BODY)
+    shell.app(OK)
+    ledger.gate.spend(1.0, 60.0)
+    shell.client(T)
+    shell.app(OK)
+    assert copies(shell) == [CHUNKED + BODY]
+
+
+def test_a_body_is_cut_when_the_budget_is_overdrawn():
+    ledger = Ledger()
+    shell = http1(taps=(TAP,), ledger=ledger)
+    shell.client(POST % 10 + b"01234")
+    ledger.gate.spend(0.25, 0.0)
+    shell.client(b"5")
+    assert not lost(shell)
+    ledger.gate.spend(0.1, 0.0)
+    shell.client(b"6789")
+    shell.app(OK)
+    assert lost(shell) == [Lost.REST]
+    assert shell.to_app == POST % 10 + b"0123456789"
+    assert ledger.count == 0
+
+
+def test_what_was_noted_before_the_budget_was_spent_is_held_back_too():
+    ledger = Ledger()
+    shell = http1(taps=(TAP,), ledger=ledger)
+    shell.late = True
+    shell.client(T * 3)
+    ledger.gate.spend(0.25, 0.0)
+    shell.copy()
+    assert not shell.taps
+    assert sum(ledger.gate.take_losses().values()) == 3

@@ -196,3 +196,19 @@ def test_a_route_with_taps_changes_nothing_of_what_the_app_gets():
     relay = shell.relay
     assert shell.sent[relay.app] == shell.got[relay.client]
     assert shell.sent[relay.client] == shell.got[relay.app]
+
+
+def test_of_streams_that_are_held_back_nothing_is_noted():
+    ledger = Ledger()
+    ledger.gate.spend(0.25, 0.0)
+    client, _, shell = _scene(ledger=ledger)
+    for number in range(3):
+        client.send(request(b"/%d" % number, method=b"POST", body=b"abc"))
+    shell.run()
+    assert not shell.taps
+    assert not shell.relay.diverted
+    assert sum(ledger.gate.take_losses().values()) == 3
+    ledger.gate.expire(60.0)
+    client.send(request(b"/again"))
+    shell.run()
+    assert len(shell.taps) == 1

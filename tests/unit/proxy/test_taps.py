@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections import Counter
 
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
 
 from sidestep.engine.http1 import Http1Relay
 from sidestep.engine.http2 import Http2Relay
+from sidestep.engine.tap_gate import Loss, Why
 from sidestep.engine.tapped import TappedRelay
 from sidestep.engine.taps import Ledger, TapLimits
 from sidestep.policy.route import Route, Rule, SteeredPort
 from sidestep.proxy.conduit import Conduit, Endpoint
-from sidestep.proxy.copying import LATE, Copyist
+from sidestep.proxy.copying import LATE, OPENING, Copyist
 from sidestep.proxy.loop import Loop
 from sidestep.proxy.splice import Pipes
 from sidestep.proxy.stream import PlainStream
@@ -37,10 +41,12 @@ class Courier:
         self.copyist = Copyist(loop)
         self.lingering = set()
         self.asked = []
+        self.attempts = 0
         self.refuses = False
         self.lost = Counter()
 
     def open_stream(self, about, leg, done):
+        self.attempts += 1
         stream = None
         if not self.refuses:
             near, far = socket.socketpair()
@@ -66,15 +72,16 @@ class Courier:
 class Scene:
     """A tapped connection between two sockets, relayed by a real conduit on a real loop."""
 
-    def __init__(self, stack, limits=None, *, whole=False, refuses=False):
+    def __init__(self, stack, limits=None, *, whole=False, refuses=False, protocol="http/1.1"):
         self.crashes = []
         self.loop = Loop(on_crash=self._crashed)
         stack.callback(self.loop.close)
         self.courier = Courier(self.loop, stack)
         self.courier.refuses = refuses
-        self.ledger = Ledger(limits)
+        self.ledger = Ledger(limits, self.courier.copyist.gate)
         taps = () if whole else (EVERYTHING,)
-        relay = Http1Relay(SteeredPort(80, Route((), taps)), tls=False, ledger=self.ledger)
+        engine = Http2Relay if protocol == "h2" else Http1Relay
+        relay = engine(SteeredPort(80, Route((), taps)), tls=False, ledger=self.ledger)
         if whole:
             relay = TappedRelay(relay, [EVERYTHING], self.ledger)
         self.client, near = socket.socketpair()
@@ -84,7 +91,7 @@ class Scene:
         for each in (self.client, self.app):
             stack.enter_context(each)
         self.conduit = Conduit(
-            self.loop, relay, courier=self.courier, port=None, endpoint=Endpoint("a", 1, "b", 2), protocol="http/1.1"
+            self.loop, relay, courier=self.courier, port=None, endpoint=Endpoint("a", 1, "b", 2), protocol=protocol
         )
         self.conduit.attach(relay.client, PlainStream(near), watched=False)
         self.conduit.attach(relay.app, PlainStream(far), watched=False)
@@ -255,3 +262,101 @@ def test_a_bug_in_copying_is_not_the_clients(scene):
     assert shop.ledger.count == 0
     assert [str(error) for error in shop.crashes] == ["invalid literal for int() with base 10: 'a bug'"]
     shop.crashes.clear()
+
+
+def exchange(shop, count):
+    """So many requests, one after the other, all of which the app answers."""
+    for _ in range(count):
+        shop.client.send(GET)
+        shop.received(shop.app, GET)
+        shop.app.send(OK)
+        shop.received(shop.client, OK)
+
+
+def test_a_handler_that_refuses_is_asked_rarely_and_gets_copies_again_once_it_does_not(scene):
+    shop = scene(refuses=True)
+    exchange(shop, 50)
+    shop.until(lambda: not shop.ledger.gate.is_closed("uid-tap"))
+    shop.rest()
+    attempts = shop.courier.attempts
+    assert attempts <= 2 * OPENING
+    deferred = shop.conduit.relay.deferred
+    shop.client.send(GET)
+    shop.received(shop.app, GET)
+    assert not deferred.calls  # nothing at all is kept of it
+    shop.app.send(OK)
+    shop.received(shop.client, OK)
+    exchange(shop, 20)
+    assert shop.courier.attempts <= attempts + 1
+    told = shop.ledger.gate.take_losses()
+    assert [loss.why for loss in told] == [Why.HANDLER]
+    assert sum(told.values()) >= 20
+    shop.courier.refuses = False
+
+    deadline = time.monotonic() + DEADLINE
+    while not shop.courier.asked and time.monotonic() < deadline:
+        exchange(shop, 1)
+        shop.rest()
+    [(_, handler)] = shop.courier.asked[:1]
+    shop.received(handler, GET)
+    handler.send(OK)
+    shop.until(lambda: shop.ledger.gate.is_closed("uid-tap"))
+    exchange(shop, 1)
+    shop.until(lambda: len(shop.courier.asked) >= 2)
+    shop.rest()
+
+
+@pytest.mark.parametrize("answer", [b"\x15\x03\x03\0\2\2\x46", b"", None], ids=["TLS", "reset", "silence"])
+def test_what_a_handler_says_tells_whether_it_is_one(scene, answer):
+    """Silence is no failure: a handler that only listens is one."""
+    shop = scene()
+    for _ in range(7):
+        exchange(shop, 1)
+        shop.until(lambda: shop.courier.asked or not shop.ledger.gate.is_closed("uid-tap"))
+        while shop.courier.asked:
+            _, handler = shop.courier.asked.pop()
+            shop.received(handler, GET)
+            if answer:
+                handler.send(answer)
+            if answer is not None:
+                handler.close()
+            shop.rest()
+    assert shop.ledger.gate.is_closed("uid-tap") is (answer is None)
+
+
+def test_a_handler_that_answers_what_is_no_http2_is_dead(scene):
+    shop = scene(protocol="h2")
+    peer = H2Connection(H2Configuration(client_side=True))
+    peer.initiate_connection()
+    for stream in range(1, 15, 2):
+        peer.send_headers(stream, [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/")], True)
+        shop.client.send(peer.data_to_send())
+        shop.until(lambda: shop.courier.asked or not shop.ledger.gate.is_closed("uid-tap"))
+        while shop.courier.asked:
+            _, handler = shop.courier.asked.pop()
+            handler.send(b"\x15\x03\x03\0\2\2\x46")
+            handler.close()
+            shop.rest()
+    assert not shop.ledger.gate.is_closed("uid-tap")
+
+
+def test_not_more_is_asked_at_once_than_tells_whether_the_handler_is_there(scene):
+    shop = scene()
+    shop.client.send(GET * 60)
+    shop.received(shop.app, GET * 60)
+    shop.rest()
+    assert shop.courier.attempts == 60  # none is lost: what is queued is asked for as others are answered
+    assert not shop.courier.copyist._queued
+
+
+def test_copies_take_their_share_of_the_time(scene):
+    shop = scene()
+    shop.courier.copyist.spend(0.25)
+    exchange(shop, 50)
+    shop.rest()
+    assert shop.courier.attempts == 0
+    assert shop.ledger.gate.take_losses() == {Loss(80, "uid-tap", Why.BUDGET): 50}
+    shop.until(lambda: not shop.ledger.gate.holds)
+    exchange(shop, 1)
+    shop.until(lambda: shop.courier.asked)
+    shop.rest()

@@ -504,3 +504,19 @@ def test_connections_are_counted_while_their_clients_cannot_be_named(scene):
         assert dialled(scene)
         scene.stack.enter_context(scene.app.accept()[0])
         assert port.counters["clients_unnamed"] == count
+
+
+def test_flows_of_datagrams_to_a_handler_that_leaves_them_are_opened_rarely():
+    loop = Loop(on_crash=lambda owner, error: None)
+    asked = []
+    udp = Datagrams(loop, lambda key, done: asked.append(done) or (lambda: None))
+    gate = udp.copyist.gate
+    for number in range(1000):
+        key = ("u", 53, "10.0.0.1", number, "10.0.0.2")
+        if gate.takes(53, "u", begun=key in udp._flows):
+            udp._carry(key, b"x", answers=False)
+            asked[-1](None)
+    assert len(asked) < 10
+    assert sum(gate.take_losses().values()) == 1000 - len(asked)
+    udp.close()
+    loop.close()
