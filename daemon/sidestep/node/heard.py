@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-import msgspec
 from msgspec.structs import replace
 
 from sidestep.model.pod import Family
