@@ -54,6 +54,8 @@ class _Course:
     present: bool = True
     until: float = 0.0
     """The end of the pause, once it is not present."""
+    is_seen_over: bool = False
+    """The end of the pause has been noticed."""
 
     def blocks(self, now: float) -> bool:
         """Whether what it is about is left to the app."""
@@ -108,9 +110,15 @@ class Readiness:
         """Whether the proxy says now that it cannot serve a port, in whatever family."""
         return any(each.present for family in Family for each in self._about(number, family))
 
-    def is_watched(self) -> bool:
-        """Whether anything may change by itself: a hindrance is present, or was not long ago."""
-        return bool(self._courses)
+    def is_watched(self, now: float) -> bool:
+        """Whether something is going to change by itself, or just has: a pause goes on, or is over."""
+        watched = False
+        for courses in self._courses.values():
+            for course in courses.values():
+                if not (course.present or course.is_seen_over):
+                    watched = True
+                    course.is_seen_over = now >= course.until
+        return watched
 
     def _about(self, number: int, family: Family) -> Iterator[_Course]:
         if self._courses:

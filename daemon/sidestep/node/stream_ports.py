@@ -19,25 +19,16 @@ from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Protocol
 
 from sidestep.model.condition import Condition, ConditionType
-from sidestep.model.errors import KernelError, RefusedError, SidestepError
+from sidestep.model.errors import RefusedError, SidestepError
 from sidestep.model.pod import Family, PodKey
-from sidestep.netns import (
-    Connection,
-    Netns,
-    accept_queue,
-    cookie,
-    destroy,
-    established,
-    listening,
-    reset_waiting,
-    tcp_listener,
-)
+from sidestep.netns import Netns, accept_queue, cookie, listening, tcp_listener
 from sidestep.netns.fingerprint import Question, fingerprint
 from sidestep.node.datagram_ports import Entry
-from sidestep.node.proxy_uids import is_proxy
+from sidestep.node.existing_connections import ExistingConnections
+from sidestep.node.port_conditions import about_app, about_proxy
 from sidestep.node.readiness import Readiness
 from sidestep.node.steered_port import Left, Proxy, SteeredPort
-from sidestep.node.survey import port_subject
+from sidestep.node.sweeper import Sweeper
 from sidestep.observability.logs import get_logger
 
 if TYPE_CHECKING:
@@ -50,9 +41,6 @@ if TYPE_CHECKING:
 
 BACKLOG = 4096
 """Connections that may wait to be accepted (limited by the namespace's net.core.somaxconn)."""
-
-SWEEP_GRACE = 0.4
-"""Seconds for which a proxy that says it cannot serve a port may still empty its queue itself."""
 
 _LOOPBACK = IPv4Address("127.0.0.1")
 """Where our own listeners are found, whatever their family."""
@@ -92,7 +80,8 @@ class StreamPorts:
         self._given_up: list[SteeredPort] = []
         """Unsteered; the proxy is being told to stop listening."""
         self._readiness = Readiness()
-        self._hindered_since: dict[int, float] = {}
+        self._sweeper = Sweeper(pod, now=now)
+        self._existing = ExistingConnections(pod, statements)
         self._ground: tuple[bytes | None, str] | None = None
         """What the last look was based on; as long as it stands, there is nothing to do."""
         self._question: Question | None = None
@@ -165,7 +154,6 @@ class StreamPorts:
         finally:
             self._ask_anew()
             self._statements.forget(number)
-            self._hindered_since.pop(number, None)
 
     async def _renew(self, proxy: PodProxy, port: SteeredPort) -> None:
         """Put another listener in the place of one that died. Raises SidestepError: it is tried again."""
@@ -243,7 +231,7 @@ class StreamPorts:
     def _is_waiting(self) -> bool:
         """Whether the next look matters although nothing else has changed."""
         ports = self._ports.values()
-        return self._readiness.is_watched() or any(
+        return self._readiness.is_watched(self._now()) or any(
             port.refused_until or port.valve.watching or port.is_deaf for port in ports
         )
 
@@ -267,30 +255,14 @@ class StreamPorts:
         self._mark_hindered()
 
     def _mark_hindered(self) -> None:
-        now = self._now()
-        self._hindered_since = {
-            number: self._hindered_since.get(number, now)
-            for number in self._ports
-            if self._readiness.is_hindered(number)
-        }
+        self._sweeper.hindered([number for number in self._ports if self._readiness.is_hindered(number)])
 
     def sweep(self) -> None:
         """Reset whoever waits to be accepted by a proxy that is not there or cannot. Never raises."""
         if self._owner.is_proxy_gone():
-            for port in (*self._ports.values(), *self._given_up):
-                self._sweep(port)
-        elif self._hindered_since:
-            late = self._now() - SWEEP_GRACE
-            for number, since in self._hindered_since.items():
-                if since <= late and number in self._ports:
-                    self._sweep(self._ports[number])
-
-    def _sweep(self, port: SteeredPort) -> None:
-        if port.steered:
-            return
-        count = reset_waiting(port.listener, most=BACKLOG)
-        if count:
-            self._log.info("connections that nobody took were reset", port=port.plan.number, count=count)
+            self._sweeper.sweep_all((*self._ports.values(), *self._given_up))
+        else:
+            self._sweeper.sweep_hindered(self._ports)
 
     def _ask_anew(self) -> None:
         """Other ports matter now. What takes the whole port does not depend on an app."""
@@ -345,7 +317,7 @@ class StreamPorts:
 
     def _settle(self, port: SteeredPort) -> None:
         """Bring the map in line for one port. Raises SidestepError."""
-        if self._steering is None:
+        if self._steering is None or self._netns is None:
             return
         plan, now = port.plan, self._now()
         port.forget_refusals(now)
@@ -353,23 +325,22 @@ class StreamPorts:
         proxy = Proxy(self._owner.absence(), hindrance)
         left = {family: port.left(family, proxy=proxy, now=now) for family in port.families}
         wanted = {family for family, why in left.items() if why is None}
-        self._tell_left(port, set(left.values()), proxy)
-        resets = plan.resets - port.reset_for if wanted else frozenset()
-        existing = self._existing(port) if resets else ()
-        if wanted == port.steered:
-            self._tell_app(port)
-            self._reset(port, existing)
-            return
+        self._statements.state(
+            plan.number, "proxy", about_proxy(self._pod, plan.number, reasons=set(left.values()), proxy=proxy)
+        )
+        existing = self._existing.of(port, self._netns) if wanted else ()
+        changed = wanted != port.steered
         for family in sorted(port.steered - wanted):
             self._steering.unsteer(plan.number, plan.transport, family)
             port.steered.discard(family)
         for family in sorted(wanted - port.steered):
             self._steering.steer(plan.number, plan.transport, family, port.listener.fileno())
             port.steered.add(family)
-        self._reset(port, existing)
-        self._log.info("port steered" if wanted else "port unsteered", port=plan.number, families=sorted(wanted))
-        self._tell_app(port)
-        self._owner.changed()
+        self._existing.end(port, self._netns, existing)
+        self._statements.state(plan.number, "app", about_app(self._pod, port))
+        if changed:
+            self._log.info("port steered" if wanted else "port unsteered", port=plan.number, families=sorted(wanted))
+            self._owner.changed()
 
     def _look_at_queues(self, *, changed: bool) -> None:
         """Look whether the listeners listen, and how full their queues are: where something has `changed`, or was
@@ -391,22 +362,6 @@ class StreamPorts:
             if port.valve.shut != was_shut:
                 self._ground = None
 
-    def _tell_left(self, port: SteeredPort, reasons: Collection[Left | None], proxy: Proxy) -> None:
-        """State why a port is left to the app, as far as the proxy is the reason."""
-        subject = port_subject(self._pod, port.plan.number)
-        overload, others = [], []
-        if Left.OVERLOADED in reasons:
-            text = "connections come faster than the pod proxy takes them; the port is left to the app for a while"
-            overload.append(Condition(ConditionType.OVERLOADED, subject, text))
-        whys = [Left.DEAF.value] if Left.DEAF in reasons else []
-        if Left.HINDERED in reasons:
-            whys += [why for why in dict.fromkeys(proxy.hindrance.values()) if why]
-        for why in whys:
-            text = f"{why}; the app serves meanwhile, and it is tried again"
-            others.append(Condition(ConditionType.PROXY_NOT_READY, subject, text))
-        self._statements.state(port.plan.number, "overload", overload)
-        self._statements.state(port.plan.number, "readiness", others)
-
     def why_left(self, number: int) -> str:
         """Why no connection to a port reaches the proxy, as far as the proxy is the reason; empty otherwise."""
         port, now = self._ports.get(number), self._now()
@@ -420,32 +375,3 @@ class StreamPorts:
         """The kernel's number of the socket that each entry of the map should lead to. Raises KernelError."""
         numbers = {number: cookie(port.listener) for number, port in self._ports.items() if port.steered}
         return {entry: numbers[entry[0]] for entry in self.expected()}
-
-    def _tell_app(self, port: SteeredPort) -> None:
-        conditions = []
-        if port.waits_for_app:
-            subject = port_subject(self._pod, port.plan.number)
-            text = "nothing listens there, so nothing is steered; it will be as soon as an app does"
-            conditions.append(Condition(ConditionType.NO_APP, subject, text))
-        self._statements.state(port.plan.number, "app", conditions)
-
-    # --- connections that were there before -------------------------------------------------------------------------
-
-    def _existing(self, port: SteeredPort) -> tuple[Connection, ...]:
-        """The connections of a port that are not the proxy's. Raises KernelError."""
-        assert self._netns is not None  # noqa: S101 - `look` says so
-        return tuple(each for each in established(self._netns, port.plan.number) if not is_proxy(each.uid))
-
-    def _reset(self, port: SteeredPort, existing: tuple[Connection, ...]) -> None:
-        """End what was there before the port was steered, for those who asked for it; once for each of them."""
-        if self._netns is None or not port.steered or port.plan.resets <= port.reset_for:
-            return
-        port.reset_for = port.plan.resets
-        conditions = []
-        try:
-            ended = sum(destroy(self._netns, each) for each in existing)
-            self._log.info("existing connections ended", port=port.plan.number, count=ended)
-        except KernelError as error:
-            text = f"connections that existed stay with the app: {error}"
-            conditions.append(Condition(ConditionType.EXISTING_KEPT, port_subject(self._pod, port.plan.number), text))
-        self._statements.state(port.plan.number, "existing", conditions)

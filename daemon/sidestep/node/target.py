@@ -378,7 +378,6 @@ class Target:
 
     def on_hindered(self, hindrances: tuple[Hindrance, ...], /) -> None:
         """The proxy cannot serve as it should, or can again: leave to the app what it cannot, at once."""
-        self._log.info("pod proxy hindered", by=[f"{each.kind} {each.port or ''}".strip() for each in hindrances])
         self._streams.hindered(hindrances)
         self.changed()
 

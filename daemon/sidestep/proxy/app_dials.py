@@ -28,12 +28,18 @@ LAST_PATIENCE: Final = 10.0
 """Seconds for an app that answers others."""
 LOOK: Final = 0.25
 """Seconds between two looks at pending dials."""
+LEAD: Final = 0.1
+"""Seconds by which the daemon learns of an app that does not answer before the client does."""
 FIRST_TRY: Final = 1.0
 LAST_TRY: Final = 10.0
 """Seconds until an app that could not be reached is dialled again, doubling up to the last."""
 
 ANSWERS: Final = frozenset({0, errno.ECONNREFUSED, errno.ECONNRESET})
 """Outcomes that come from the app's side, or say that none is there: they are no hindrance."""
+ONE_DIAL: Final = frozenset({errno.EINVAL})
+"""Errors that say nothing about other dials: of an address that needs a zone."""
+PASSING: Final = frozenset({errno.EADDRNOTAVAIL})
+"""Errors that no dial to the same address will tell the end of: no port is free there, or the pod has lost it."""
 
 CANNOT_DIAL: Final = "cannot-dial"
 
@@ -122,14 +128,19 @@ class AppDials:
             self._give_up(pending)
 
     def _give_up(self, pending: _Pending) -> None:
-        if pending not in self._pending:
-            return  # given up by its own client, while another was told
-        self._pending.discard(pending)
+        """Tell the daemon, and a moment later the client: when it comes again it is to find the app."""
         if pending.dial is not None:
             pending.dial.cancel()
+            pending.dial = None
         error = OSError(errno.ETIMEDOUT, "connect")
         self._judge(pending, error)
-        pending.done(None, error)
+
+        def fail() -> None:
+            if pending in self._pending:  # not given up by its client meanwhile
+                self._pending.discard(pending)
+                pending.done(None, error)
+
+        self._loop.later(LEAD, fail)
 
     def _judge(self, pending: _Pending, error: OSError | None) -> None:
         """Take what a dial tells about readiness."""
@@ -141,7 +152,7 @@ class AppDials:
                 self._reached(self._unreachable[place])
         elif code in EXHAUSTED:
             self._readiness.exhausted(code)
-        elif place not in self._unreachable:
+        elif place not in self._unreachable and code not in ONE_DIAL:
             unreachable = self._unreachable[place] = _Unreachable(place, pending.host)
             self._readiness.hinder(Hindrance(CANNOT_DIAL, *place, code))
             self._try_later(unreachable)
@@ -163,7 +174,7 @@ class AppDials:
                 sock.close()
             if self._unreachable.get(unreachable.place) is not unreachable:
                 return
-            if error is None or error.errno in ANSWERS:
+            if error is None or error.errno in ANSWERS | PASSING:
                 self._reached(unreachable)
             else:
                 self._try_later(unreachable)

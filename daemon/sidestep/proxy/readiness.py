@@ -27,8 +27,8 @@ from sidestep.proxy.messages import Hindrance
 NO_ROOM: Final = Hindrance("no-room")
 NO_MEMORY: Final = Hindrance("no-memory")
 
-EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""Errors by which the kernel says that it is out of descriptors, files or memory for them."""
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC})
+"""Errors by which the kernel says that it is out of descriptors, files, memory for them, or watches (epoll(7))."""
 TRY: Final = 1.0
 """Seconds between two tries whether descriptors can be had again."""
 TRIED: Final = 4

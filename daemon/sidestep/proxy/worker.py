@@ -244,7 +244,9 @@ class Worker:
         self._judges.add(judge)
         try:
             judge.begin()
-        except OSError:
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                self._readiness.exhausted(error.errno)
             judge.abandon()
 
     def judged_away(self, judge: Judge) -> None:

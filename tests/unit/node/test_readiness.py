@@ -61,10 +61,20 @@ def test_the_pause_doubles_while_it_comes_back_and_is_forgotten():
     assert not readiness.reason(80, Family.IPV4, now + FIRST_PAUSE)
 
 
+def test_it_is_watched_until_the_end_of_the_pause_was_noticed():
+    readiness = Readiness()
+    assert not readiness.is_watched(0.0)
+    readiness.told((FULL, MUTE, DEAF), 0.0)
+    assert not readiness.is_watched(0.0)
+    readiness.told((), 0.0)
+    assert readiness.is_watched(FIRST_PAUSE - 0.1)
+    assert readiness.is_watched(FIRST_PAUSE)
+    assert not readiness.is_watched(FIRST_PAUSE)
+
+
 def test_what_is_over_is_forgotten():
     readiness = Readiness()
     readiness.told((FULL, MUTE, DEAF), 0.0)
     readiness.told((), 0.0)
-    assert readiness.is_watched()
     readiness.told((), FIRST_PAUSE + CALM + 1)
-    assert not readiness.is_watched()
+    assert readiness._courses == {}
