@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.harness import manifests
 from tests.harness.namespaces import Netns
-from tests.harness.processes import Process, alive, descendants
+from tests.harness.processes import Process, alive, children, descendants
 from tests.harness.waiting import until
 
 SIDESTEP = str(Path(sys.executable).parent / "sidestep")
@@ -121,6 +121,18 @@ class Node:
             return next((pid for pid in self.proxies(netns) if pid in named and pid != but), None)
 
         return until(look, within=within, what="a pod proxy")
+
+    def zygote(self) -> int:
+        """The pid of the zygote; proxies, its forks, are not the daemon's own children."""
+
+        def look() -> int | None:
+            for pid in children(self.pid):
+                with contextlib.suppress(OSError):
+                    if b"sidestep.proxy.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        return pid
+            return None
+
+        return until(look, within=10, what="the zygote")
 
     def kill(self) -> float:
         """SIGKILL the daemon alone; the monotonic time of it."""

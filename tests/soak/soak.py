@@ -1,7 +1,8 @@
 """The soak: traffic all the time, a fault every few seconds, an account at the end.
 
-First half: pod proxy, handler and command line are killed; the daemon lives, and must then be where it was: threads,
-descriptors, memory. Second half: the daemon, too, is killed, stopped, replaced. A fault opens a *window* that ends once
+First half: pod proxy, handler and command line are killed, the zygote hangs, our listeners are ended, the pod's
+firewall drops what the proxy says to the app; the daemon lives, and must then be where it was: threads, descriptors,
+memory. Second half: the daemon, too, is killed, stopped, replaced. A fault opens a *window* that ends once
 everything is seen to work again; what overlaps no window must be flawless: nothing lost, every answer the request's
 own, every match answered by the handler. A request that does not match must never reach the handler, window or not.
 """
@@ -30,8 +31,10 @@ CALM = 2.0
 """Seconds without a fault after each window."""
 PROXY_REST = 8.0
 """Seconds between kills of the pod proxy: five within thirty are a crash loop, after which the port rests, too."""
-RECOVERY = 30.0
-"""Seconds that a window may last."""
+RECOVERY = 75.0
+"""Seconds that a window may last: what keeps a proxy from serving is tried again after a minute at most."""
+WALL = 3.0
+"""Seconds for which the app cannot be reached from inside the pod."""
 SETTLING = 120.0
 """Seconds until levels are back: flows of UDP clients end after a minute of silence."""
 MEMORY = 16 << 20
@@ -77,7 +80,9 @@ class Account:
         shown = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         faults = ", ".join(f"{count} x {name}" for name, count in sorted(self.faults.items()))
         inside = sum(bool(each.problem) for each in self.outcomes if self.excused(each))
+        slowest = max((each.ended - each.began for each in self.outcomes), default=0.0)
         lines = [f"{len(self.outcomes)} requests ({shown})", f"{faults}; {inside} requests broke within their windows"]
+        lines.append(f"the slowest request took {slowest:.1f} s")
         lines += [f"{start:.2f}-{end:.2f} {name}" for start, end, name in self.windows] if self.wrong else []
         return "\n".join([*lines, *self.wrong[:50]])
 
@@ -100,7 +105,9 @@ class Soak:
         """All of it. Raises DeadlineError when something does not come back."""
         with self._stack:
             self._begin()
-            self._phase(seconds / 2, {"proxy": self._kill_proxy, "handler": self._kill_handler, "CLI": self._kill_cli})
+            ends = {"proxy": self._kill_proxy, "handler": self._kill_handler, "CLI": self._kill_cli}
+            hindered = {"zygote": self._hang_zygote, "listener": self._end_listeners, "wall": self._wall}
+            self._phase(seconds / 2, {**ends, **hindered})
             daemon = {"daemon": self._kill_daemon, "restart": self._restart, "upgrade": self._upgrade}
             self._phase(seconds / 2, {**daemon, "proxy": self._kill_proxy}, same_daemon=False)
         self.account.judge()
@@ -141,7 +148,7 @@ class Soak:
             until(lambda: self._levels().objects == before.objects, within=60, what="as many eBPF objects as before")
 
     def _fault(self, name: str, faults: dict[str, Callable[[], None]]) -> None:
-        if name == "proxy":
+        if name in {"proxy", "zygote"}:
             time.sleep(max(0.0, self._proxy_killed + PROXY_REST - time.monotonic()))  # as above
         start = time.monotonic()
         faults[name]()
@@ -222,6 +229,21 @@ class Soak:
         self._proxy_killed = time.monotonic()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.shop.proxy(), signal.SIGKILL)
+
+    def _hang_zygote(self) -> None:
+        """No proxy comes until it was replaced."""
+        os.kill(self.shop.node.zygote(), signal.SIGSTOP)
+        self._kill_proxy()
+
+    def _end_listeners(self) -> None:
+        self.shop.space.pod.run("ss", "-K", "-H", "-l", "-t", "src", "[::ffff:127.0.0.1]")
+
+    def _wall(self) -> None:
+        pod = self.shop.space.pod
+        pod.run("nft", "add table inet wall; add chain inet wall in { type filter hook input priority 0; }")
+        pod.run("nft", "add rule inet wall in iif lo drop")
+        time.sleep(WALL)  # how long it lasts, not a condition
+        pod.run("nft", "delete table inet wall")
 
     def _kill_handler(self) -> None:
         port = self._chance.choice((scene.TLS_PORT, scene.PLAIN_PORT))

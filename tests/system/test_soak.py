@@ -6,7 +6,7 @@ import pytest
 
 from tests.soak.soak import soaking
 
-SECONDS = 100.0
+SECONDS = 120.0
 """Of traffic with faults; beginning, end and recoveries make two minutes of it."""
 
 
@@ -17,5 +17,6 @@ def test_nothing_is_lost_and_nothing_is_left(tmp_path):
         account = soak.run(SECONDS)
     print(account.text())
     assert not account.wrong, account.text()
-    assert set(account.faults) == {"proxy", "handler", "CLI", "daemon", "restart", "upgrade"}
+    hindered = {"zygote", "listener", "wall"}
+    assert set(account.faults) == {"proxy", "handler", "CLI", "daemon", "restart", "upgrade"} | hindered
     assert len(account.outcomes) > 1000
