@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 
 import msgspec
@@ -49,6 +50,21 @@ def test_messages_and_a_descriptor_travel(ends):
     os.close(fd)
     proxy.acknowledge(message, "no")
     assert daemon.receive() == (messages.Ack(1, "no"), None)
+
+
+def test_a_message_whose_descriptor_finds_no_room_is_there_all_the_same(ends):
+    one, other = ends
+    one.send(messages.Opened(1, 7), other.fileno())
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        assert other.receive() == (messages.Opened(1, 7), None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    one.send(messages.Refused(2, 8, "r"))
+    assert other.receive() == (messages.Refused(2, 8, "r"), None)
 
 
 def test_what_exceeds_a_packet_travels_as_a_memfd(ends):

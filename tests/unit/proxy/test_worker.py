@@ -13,9 +13,10 @@ from ipaddress import IPv4Network
 import msgspec
 import pytest
 
+from sidestep.engine.relay import Leg, Role
 from sidestep.model.condition import ConditionType
 from sidestep.proxy import datagrams, messages
-from sidestep.proxy.conduit import Endpoint
+from sidestep.proxy.conduit import Endpoint, Raw
 from sidestep.proxy.control import ControlChannel
 from sidestep.proxy.datagrams import Datagrams
 from sidestep.proxy.loop import READ, Loop
@@ -49,8 +50,8 @@ class Scene:
         self.number = self.app.getsockname()[1]
         self.stack = stack
 
-    def port(self, *, tls="never", **fields):
-        return LivePort(PortSnapshot(self.number, "tcp", tls, "never", (), **fields))
+    def port(self, *, tls="never", rules=(), **fields):
+        return LivePort(PortSnapshot(self.number, "tcp", tls, "never", rules, **fields))
 
     def client(self, port, first=b""):
         """A client's end; `first` is there before the worker looks. Call `accept` to have it judged."""
@@ -520,3 +521,34 @@ def test_flows_of_datagrams_to_a_handler_that_leaves_them_are_opened_rarely():
     assert sum(gate.take_losses().values()) == 1000 - len(asked)
     udp.close()
     loop.close()
+
+
+def test_a_stream_whose_descriptor_was_lost_is_refused_and_the_daemon_is_told(scene):
+    streams = []
+    rule = RuleSnapshot("uid-1", "shop/orders", "intercept", (), divert_probes=False)
+    live = scene.port(rules=(rule,))
+    about = Raw(Endpoint("127.0.0.2", 999, "127.0.0.1", scene.number))
+    scene.worker.open_stream(about, Leg(Role.HANDLER, live.steered.route.intercepts[0]), streams.append)
+    scene.worker._dispatch(messages.Opened(1, 1), None)
+    assert streams == [None]
+    told = []
+    while (received := scene.daemon.receive()) is not None:
+        told.append(received[0])
+    assert any(isinstance(each, messages.Hindered) and each.hindrances[0].kind == "no-descriptors" for each in told)
+
+
+def test_without_descriptors_to_spare_no_handler_is_asked_and_the_app_is_there(scene):
+    streams = []
+    rule = RuleSnapshot("uid-1", "shop/orders", "intercept", (), divert_probes=False)
+    live = scene.port(rules=(rule,))
+    scene.worker._room._limit = 1
+    scene.worker._room.is_left()
+    about = Raw(Endpoint("127.0.0.2", 999, "127.0.0.1", scene.number))
+    scene.worker.open_stream(about, Leg(Role.HANDLER, live.steered.route.intercepts[0]), streams.append)
+    scene.run(lambda: streams)
+    assert streams == [None]
+    received = scene.daemon.receive()
+    assert received is not None
+    assert isinstance(received[0], messages.Hindered)
+    assert received[0].hindrances == (messages.Hindrance("no-room"),)
+    assert scene.daemon.receive() is None
