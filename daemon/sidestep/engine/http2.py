@@ -15,9 +15,10 @@ State and invariants (each part says more; `http2_connection` says how they fit 
   is raised to cover them.
 * **What is queued where**: `FromClient` an incomplete header block (<= `header_block`); `FromApp` an incomplete
   SETTINGS or frame header; `AppQueue` the app's DATA beyond the window (<= `app_queue`, then the app is not read and
-  the rest stays in the kernel); an `Exchange` what the link or the client has not taken (<= `stream_buffer`, else it is
-  reset; from half of it on the client is held up, see `http2_brake`); a leg's `out` what the shell has not written (<=
-  HIGH_WATER, then its sources are not read).
+  the rest stays in the kernel); an `Exchange` what the link or the client has not taken (<= the window of its sender,
+  and the connection's share of the `budget`; see `http2_brake`); a `Pool` requests that their handler cannot take yet;
+  a leg's `out` what the shell has not written (<= HIGH_WATER, then its sources are not read).
+* **Time.** The connection ticks (`expired`) while something ends with time: the brake, waiting in a pool, rates.
 
 A connection starts unmixed. As long as it is, anything that cannot be read with certainty - and an app that does not
 answer with SETTINGS - makes it a wire, with every byte so far handed on as it came. Once mixed that way is closed: the
@@ -36,6 +37,7 @@ from sidestep.model.errors import PeerError
 from sidestep.policy.route import SteeredPort
 from sidestep.protocols.http2 import (
     DEFAULT_LIMITS,
+    TICK,
     ErrorCode,
     Http2Error,
     Http2Limits,
@@ -173,8 +175,21 @@ class Http2Relay(Relay):
         self._settle()
 
     def expired(self, now: float) -> None:
-        """A handler that did not keep up has held its client up for some time."""
-        self.deadline = self._connection.diversion.brake.expired(now, self.deadline or 0.0)
+        """A tick. The engine has no clock: a deadline of 0 is due at once and only begins the first one."""
+        connection = self._connection
+        if self.deadline:
+            connection.from_client.tick()
+            connection.diversion.tick()
+        self.deadline = now + TICK if self._wants_time else None
+        self._settle()
+
+    @property
+    def _wants_time(self) -> bool:
+        """Whether something of a mixed connection ends with time."""
+        connection = self._connection
+        if not connection.mixed or self.done:
+            return False
+        return connection.from_client.wants_time or connection.diversion.wants_time
 
     def drained(self, leg: Leg) -> None:
         """Learn that `leg.out` was written after it had been congested."""
@@ -190,14 +205,16 @@ class Http2Relay(Relay):
         if self.wired is not None:
             return self._other(leg).queued <= HIGH_WATER
         if leg is self.client:
-            waits = self._connection.from_client.waits or bool(self._connection.diversion.brake)
-            owed = leg.queued + self._connection.to_client.waiting
+            connection = self._connection
+            waits = connection.from_client.waits or connection.app_owes or bool(connection.diversion.brake)
+            owed = leg.queued + connection.to_client.waiting
             return not waits and self.app.queued <= HIGH_WATER and owed <= CONTROL_SLACK * HIGH_WATER
         if self.client.queued > HIGH_WATER:
             return False
         if leg is self.app:
-            return self._connection.to_client.queue.size <= self._connection.limits.app_queue
-        return leg.queued <= HIGH_WATER
+            connection = self._connection
+            return connection.to_client.queue.size <= connection.limits.app_queue and not connection.client_owes
+        return leg.queued <= HIGH_WATER and self._connection.diversion.reads(leg)
 
     def take_leave(self) -> None:
         """End an idle connection from our side: the client learns which requests nobody has seen, to ask them anew."""
@@ -234,7 +251,7 @@ class Http2Relay(Relay):
             except PeerError as error:
                 self._fail(error)
                 return
-            if connection.diversion.brake and self.deadline is None:
+            if self.deadline is None and self._wants_time:
                 self.deadline = 0.0
         streams = connection.streams
         self.drain = len(streams.relayed) + len(streams.exchanges) > 1

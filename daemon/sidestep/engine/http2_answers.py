@@ -30,6 +30,11 @@ def answer(exchange: Exchange, reason: str) -> tuple[Block, bytes]:
     return block, b"" if exchange.head.method == b"HEAD" else body
 
 
+def too_large() -> Block:
+    """The answer to a request whose head is over the limit (RFC 6585 section 5)."""
+    return _block((b"431", b"text/plain; charset=utf-8"), (b"content-length", b"0"))
+
+
 def _block(status_and_type: tuple[bytes, bytes], *more: tuple[bytes, bytes]) -> Block:
     status, content_type = status_and_type
     return Block(((b":status", status), (b"content-type", content_type), *more), NONE, None, INITIAL)

@@ -13,7 +13,9 @@ original bytes and the connection can become a wire at any point; every entry of
 
 SETTINGS belong to their sender and hold from the other side's ACK on: `_client_settings` are those of the client that
 the app has not acknowledged yet (they bind what is injected), `_app_settings` those of the app (they bind the client's
-HPACK encoder, which is decoded here).
+HPACK encoder, which is decoded here, and the windows that it has of its streams). The app's INITIAL_WINDOW_SIZE counts
+for diverted streams from the moment at which the client may have read it if that gives it more, and from its ACK on if
+that gives it less.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from sidestep.engine.http2_streams import CLIENT_ENDED, Streams
 from sidestep.engine.http2_taps import Http2Taps
 from sidestep.engine.http2_to_client import ToClient
 from sidestep.protocols.hpack import Memo
-from sidestep.protocols.http2 import DEFAULT_LIMITS, ErrorCode, Http2Error, Setting
+from sidestep.protocols.http2 import DEFAULT_LIMITS, WINDOW, ErrorCode, Http2Error, Setting
 
 if TYPE_CHECKING:
     from sidestep.engine.relay import Relay
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 Entries = tuple[tuple[int, int], ...]
 
+INITIAL: Final = Setting.INITIAL_WINDOW_SIZE
 REQUESTS: Final = Memo(DEFAULT_LIMITS.memo)
 """Request blocks seen by any connection of this process: a pure cache, bounded in bytes."""
 
@@ -48,8 +51,10 @@ class Connection:
     __slots__ = (
         "_app_settings",
         "_client_settings",
+        "_initial",
         "app",
         "app_over",
+        "budget",
         "client",
         "diversion",
         "from_app",
@@ -58,7 +63,9 @@ class Connection:
         "memo",
         "mixed",
         "port",
+        "request_window",
         "streams",
+        "table_followed",
         "taps",
         "to_client",
     )
@@ -69,15 +76,22 @@ class Connection:
         self.memo = REQUESTS if limits is DEFAULT_LIMITS else Memo(limits.memo)
         self.client = relay.client
         self.app = relay.app
+        self.budget = ledger.budget
         self.mixed = False
+        self.table_followed = True
+        """The app has not allowed the client an HPACK table that is too large for us."""
+        self._initial = WINDOW
+        """The window of a new stream, as the app gave it and the client has acknowledged."""
+        self.request_window = WINDOW
+        """The window that the client may believe a new stream to have."""
         self.app_over = False
         """The app has finished sending, or is lost."""
         self.streams = Streams(limits.remembered)
         self.taps = Http2Taps(relay, ledger, limits, port=port.number)
         self.to_client = ToClient(relay.client, self.app_acknowledged)
+        self.diversion = Diversion(relay, self)
         self.from_client = FromClient(self)
         self.from_app = FromApp(self)
-        self.diversion = Diversion(relay, self)
         self._client_settings: deque[Entries] = deque()
         self._app_settings: deque[Entries] = deque()
 
@@ -93,7 +107,12 @@ class Connection:
         self.to_client.middle = middle
 
     def may_divert(self, stream: int) -> bool:
-        """Whether a response to this new stream can still be injected."""
+        """Whether a response to this new stream can still be injected.
+
+        Raises Http2Error when the client's HPACK table may be larger than we follow.
+        """
+        if not self.table_followed and not self.mixed:
+            raise Http2Error("h2-table")
         goaway = self.streams.goaway
         return not self.client.ending and not self.app_over and (goaway is None or stream <= goaway)
 
@@ -104,11 +123,33 @@ class Connection:
     def app_settings(self, entries: Entries) -> None:
         """SETTINGS of the app pass. Raises Http2Error when too many wait for their ACK."""
         self._remember(self._app_settings, entries)
+        for key, value in entries:
+            if key == Setting.HEADER_TABLE_SIZE:
+                self.table_followed = value <= self.limits.table
+        self._reckon_windows()
 
     def _remember(self, pending: deque[Entries], entries: Entries) -> None:
-        if len(pending) >= self.limits.pending_settings:
+        if not self.mixed and len(pending) >= self.limits.pending_settings:
             raise Http2Error("h2-settings", ErrorCode.ENHANCE_YOUR_CALM)
         pending.append(entries)
+
+    @property
+    def client_owes(self) -> bool:
+        """Whether too many SETTINGS of the app wait for the client's ACK."""
+        return len(self._app_settings) > self.limits.pending_settings
+
+    @property
+    def app_owes(self) -> bool:
+        """Whether too many SETTINGS of the client wait for the app's ACK."""
+        return len(self._client_settings) > self.limits.pending_settings
+
+    def _reckon_windows(self) -> None:
+        pending = [value for entries in self._app_settings for key, value in entries if key == INITIAL]
+        change = max(self._initial, *pending) - self.request_window if pending else self._initial - self.request_window
+        if change:
+            self.request_window += change
+            for exchange in self.streams.exchanges.values():
+                exchange.room += change
 
     def app_acknowledged(self) -> None:
         """The app's ACK of the client's oldest SETTINGS passes. Raises Http2Error on a window overflow."""
@@ -121,6 +162,9 @@ class Connection:
             for key, value in self._app_settings.popleft():
                 if key == Setting.HEADER_TABLE_SIZE:
                     self.from_client.allow(value)
+                elif key == Setting.INITIAL_WINDOW_SIZE:
+                    self._initial = value
+            self._reckon_windows()
 
     def upgraded(self, entries: Entries) -> None:
         """The connection began as HTTP/1.1: stream 1 is the app's, the client's SETTINGS came with its request."""

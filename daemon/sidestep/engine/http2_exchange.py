@@ -5,31 +5,42 @@ Two half-streams with a buffer each, between two connections:
     client --body--> Exchange --> link (the handler, or the app's second connection)
     client <-- Exchange <--response-- link
 
-The request side is bounded by the stream window that the app's SETTINGS give the client (it is credited only as the
-link takes the body) and by `stream_buffer`; the response side by the window that the link gives its peer. Until the
-first byte of the body has been taken, and unless a byte of response has come, the whole request is still here and can
-go to somebody else.
+The request side is bounded by the stream window that the client has (`room`: the app's SETTINGS, then what is credited
+as the link takes the body) and by the connection's share of the budget; the response side by the window that the link
+gives its peer. Who else can still answer the request:
+
+    `movable`     not a byte of the body has been taken and no byte of response has come: anybody
+    `replayable`  no byte of response has come and what was taken of the body is still kept (`kept`, up to `replay`
+                  bytes): anybody, if the link's peer guarantees that it has processed nothing (`rewind`)
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.relay import queue
 
 if TYPE_CHECKING:
+    from sidestep.engine.budget import Account
     from sidestep.engine.http2_head import Head
     from sidestep.engine.http2_link import Link
     from sidestep.policy.route import Rule
     from sidestep.protocols.hpack import Block
+
+OBJECTS: Final = 3 * 1024
+"""Bytes that an open exchange costs in objects, measured roughly, beyond its strings."""
 
 
 class Exchange:
     """A diverted stream. `stream` is its id with the client, `link_stream` its id on `link` (0: not sent yet)."""
 
     __slots__ = (
+        "_account",
+        "_charged",
+        "_fixed",
         "answered",
+        "attempts",
         "block",
         "body",
         "body_size",
@@ -37,10 +48,14 @@ class Exchange:
         "credit",
         "final",
         "head",
+        "kept",
+        "kept_size",
         "link",
         "link_room",
         "link_stream",
         "link_window",
+        "prepaid",
+        "replay",
         "request_ended",
         "request_sent",
         "reset_after",
@@ -48,8 +63,10 @@ class Exchange:
         "response_ended",
         "response_size",
         "response_started",
+        "room",
         "rule",
         "stream",
+        "to_app",
         "trailers",
         "window",
     )
@@ -63,12 +80,24 @@ class Exchange:
         self.body: deque[bytes] = deque()
         self.body_size = 0
         self.trailers: Block | None = None
+        self.room = 0
+        """What the client may still send by the window it has of this stream (bytes)."""
         self.request_ended = False
         """The client has sent END_STREAM."""
         self.request_sent = False
         """The link has been sent END_STREAM."""
         self.consumed = False
-        """Body bytes have gone to the link: the request cannot go to anybody else."""
+        """Body bytes have gone to the link."""
+        self.replay = 0
+        """Bytes of the body that may be kept after they have gone to the link; 0: none is kept."""
+        self.kept: deque[bytes] = deque()
+        self.kept_size = 0
+        self.prepaid = 0
+        """Bytes of the body that go to a link for a second time: the client has been given window for them."""
+        self.attempts = 0
+        """How often somebody refused it without having done anything else."""
+        self.to_app = False
+        """No handler will answer it; the app's second connection does."""
         # the response
         self.response: deque[Block | bytes] = deque()
         self.response_size = 0
@@ -93,11 +122,81 @@ class Exchange:
         """What the peer may still send by the window we gave it."""
         self.credit = 0
         """Response bytes passed on and not yet given back to the peer's window."""
+        # memory
+        self._account: Account | None = None
+        self._fixed = 0
+        self._charged = 0
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    def charge(self, account: Account) -> None:
+        """Count what this exchange holds there from now on."""
+        self._account = account
+        self._fixed = OBJECTS + len(self.block.literal)
+        self.reckon()
+
+    def reckon(self) -> None:
+        """Bring the account in line with what is held."""
+        if self._account is not None:
+            held = self._fixed + self.body_size + self.kept_size + self.response_size
+            if held != self._charged:
+                self._account.change(held - self._charged)
+                self._charged = held
+
+    def settle(self) -> None:
+        """The client is done with the stream: what is left goes to the link, or is thrown away."""
+        self._fixed = 0
+        self.forget_kept()
+
+    # --- the request ------------------------------------------------------------------------------------------------
 
     @property
     def movable(self) -> bool:
         """Whether somebody else can still answer the whole request."""
         return not self.consumed and not self.response_started
+
+    @property
+    def replayable(self) -> bool:
+        """Whether somebody else can, once the link's peer says that it has processed nothing."""
+        return self.movable or (self.replay > 0 and not self.response_started)
+
+    def add_body(self, data: bytes) -> None:
+        """Data of the request has come."""
+        queue(self.body, data)
+        self.body_size += len(data)
+
+    def sent(self, piece: bytes) -> None:
+        """A piece of the body, which `body` does not hold any more, has gone to the link."""
+        self.body_size -= len(piece)
+        self.consumed = True
+        if self.replay:
+            queue(self.kept, piece)
+            self.kept_size += len(piece)
+            if self.kept_size > self.replay:
+                self.forget_kept()
+
+    def forget_kept(self) -> None:
+        """Nobody else will have to answer this request, or can."""
+        self.replay = 0
+        self.kept.clear()
+        self.kept_size = 0
+        self.reckon()
+
+    def rewind(self) -> None:
+        """The peer has processed nothing (`replayable`): the request is as new."""
+        self.body.extendleft(reversed(self.kept))
+        self.body_size += self.kept_size
+        self.prepaid += self.kept_size
+        self.kept.clear()
+        self.kept_size = 0
+        self.consumed = False
+        self.detach()
+
+    def owed(self, size: int) -> int:
+        """How much of `size` bytes that went to the link the client is to be given window for."""
+        prepaid = min(size, self.prepaid)
+        self.prepaid -= prepaid
+        return size - prepaid
 
     def add_response(self, data: bytes) -> None:
         """Data of the response has come."""
@@ -114,10 +213,12 @@ class Exchange:
         """Throw away what is buffered of the request."""
         self.body.clear()
         self.body_size = 0
+        self.forget_kept()
 
     def drop_response(self) -> int:
         """Throw away what is buffered of the response; how many bytes that were."""
         size = self.response_size
         self.response.clear()
         self.response_size = 0
+        self.reckon()
         return size

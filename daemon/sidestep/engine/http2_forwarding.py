@@ -39,7 +39,9 @@ class _Rewriting(Memo):
         if block.never:
             kept = [position for position, (name, _) in enumerate(fields) if not is_forwarded(name)]
             never = frozenset(new for new, old in enumerate(kept) if old in block.never)
-        return Block(rewrite_fields(fields, value), never, block.updates, block.state)
+        rewritten = Block(rewrite_fields(fields, value), never, block.updates, block.state)
+        rewritten.large = block.large
+        return rewritten
 
     def with_allowed(self, state: State, allowed: int) -> State:
         """As `Memo.with_allowed`."""

@@ -6,6 +6,7 @@ much of the connection window is spent, and SETTINGS, their ACK and GOAWAY. A ch
 came in, except what must change:
 
     GOAWAY   once streams are diverted: the last stream id covers them; relayed streams in between are refused
+    SETTINGS once streams are diverted: an HPACK table that is larger than we follow is announced as large as we do
     DATA     that no longer fits the client's connection window, and what may not overtake it, goes to the queue
 
 Held back for want of bytes: an incomplete frame header; a SETTINGS until it is whole; the first eight bytes of GOAWAY.
@@ -33,8 +34,10 @@ from sidestep.protocols.http2 import (
     STREAM,
     ErrorCode,
     Http2Error,
+    Setting,
     read_settings,
     rst_stream,
+    settings_frame,
 )
 
 if TYPE_CHECKING:
@@ -199,7 +202,11 @@ class FromApp:
                 raise Http2Error("h2-settings", ErrorCode.FRAME_SIZE_ERROR)
             if stop > len(data):
                 return -1
-            connection.app_settings(read_settings(data[payload:stop]))
+            entries = read_settings(data[payload:stop])
+            if connection.mixed and (bounded := _bounded(entries, connection.limits.table)) != entries:
+                connection.to_client.leg.write(data[start:position] + settings_frame(bounded))
+                entries, start = bounded, stop
+            connection.app_settings(entries)
             self.is_http2 = True
             return start
         if kind == RST_STREAM:
@@ -237,3 +244,8 @@ class FromApp:
         leg.write(data[position:payload])
         leg.write(shown.to_bytes(4, "big"))
         return payload + 4
+
+
+def _bounded(entries: tuple[tuple[int, int], ...], table: int) -> tuple[tuple[int, int], ...]:
+    """SETTINGS with a HEADER_TABLE_SIZE of at most `table`."""
+    return tuple((key, min(value, table) if key == Setting.HEADER_TABLE_SIZE else value) for key, value in entries)

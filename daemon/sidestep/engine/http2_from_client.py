@@ -7,9 +7,14 @@ diversion on the app has missed blocks, so every block for it is written anew as
 no context. Size updates at the head of a block go with it; those of a block that the app does not get are owed to it
 (`_owed`) and begin the next one.
 
-    DATA of an exchange            credited on stream 0 at once, payload to the exchange as it comes, padding dropped
+    DATA of an exchange            credited on stream 0 at once, payload to the exchange as it comes, padding dropped;
+                                   beyond the stream's window the stream is reset with FLOW_CONTROL_ERROR
     WINDOW_UPDATE, RST_STREAM, PRIORITY of an exchange or of one that is over      kept from the app
     WINDOW_UPDATE on stream 0      pays the debt first (`ToClient`); the app gets the rest, nothing if that is 0
+    a new stream beyond a bound    refused or, when its head is too large, answered with 431 (RFC 6585)
+    PING                           is answered here, once diverted, when no stream is the app's or when it may be an
+                                   answer to bytes of ours: a gRPC server that sees PINGs and no calls ends the
+                                   connection ("too_many_pings")
     everything else                goes on as it is
 
 The first request that a rule wants waits until the app has proved that it speaks HTTP/2 (`waits`): up to then the
@@ -23,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 from sidestep.engine.http2_head import head_of
 from sidestep.engine.http2_streams import BOTH_ENDED, CLIENT_ENDED
 from sidestep.engine.relay import queue
-from sidestep.protocols.hpack import INITIAL, Block, State, size_updates
+from sidestep.protocols.hpack import INITIAL, Block, ListTooLargeError, State, size_updates
 from sidestep.protocols.http2 import (
     ACK,
     CONTINUATION,
@@ -48,6 +53,7 @@ from sidestep.protocols.http2 import (
     frame,
     header_frames,
     read_settings,
+    rst_stream,
     split_headers,
     window_update,
 )
@@ -55,6 +61,8 @@ from sidestep.protocols.http2 import (
 if TYPE_CHECKING:
     from sidestep.engine.http2_connection import Connection
     from sidestep.engine.http2_exchange import Exchange
+    from sidestep.engine.http2_head import Head
+    from sidestep.policy.route import Decision
 
 _unpack = HEADER.unpack_from
 _FRAGMENTED: Final = PADDED | WITH_PRIORITY
@@ -67,6 +75,7 @@ class FromClient:
     """The reading end of the client's connection."""
 
     __slots__ = (
+        "_charged",
         "_connection",
         "_credit",
         "_held",
@@ -100,6 +109,8 @@ class FromClient:
         self._held_size = 0
         self._need = 0
         """Bytes of `_held` below which nothing can be done."""
+        self._charged = 0
+        """What of a large header block the connection's account holds."""
         self._rest = 0
         """Payload bytes still to come of the DATA or unknown frame at hand ..."""
         self._through = True
@@ -128,6 +139,15 @@ class FromClient:
         """The client has acknowledged the app's SETTINGS_HEADER_TABLE_SIZE."""
         self._state = self._connection.memo.with_allowed(self._state, table)
 
+    @property
+    def wants_time(self) -> bool:
+        """Whether ticks are needed: idle frames are a rate."""
+        return self.idle * 4 > self._connection.limits.idle_frames
+
+    def tick(self) -> None:
+        """A tick has passed."""
+        self.idle = max(0, self.idle - self._connection.limits.idle_rate)
+
     def resume(self) -> None:
         """The app has proved to speak HTTP/2. Raises Http2Error, HpackError."""
         if self.waits:
@@ -144,6 +164,8 @@ class FromClient:
                 return
             data = b"".join(self._held)
             self._held = []
+            if self._charged:
+                self._charge(0)
         connection = self._connection
         start = position = 0
         end = len(data)
@@ -242,28 +264,29 @@ class FromClient:
         priority, fragment = b"", data[position + HEADER_SIZE : stop]
         if flags & _FRAGMENTED or not flags & END_HEADERS:
             priority, fragment = _join(data, position, stop)
-        block = connection.memo.decode(self._state, fragment, list_limit=limits.header_list, table_limit=limits.table)
         streams = connection.streams
         ends = flags & END_STREAM != 0
+        try:
+            block = connection.memo.decode(
+                self._state, fragment, list_limit=limits.passed_list, table_limit=limits.table
+            )
+        except ListTooLargeError as error:
+            return self._too_large(data[start:position], error, stream, ends=ends)
         if stream > streams.highest and stream & 1:
             head = head_of(block)
             decision = head.decide(connection.port.route)
-            rule = decision.intercept
-            if rule is not None and connection.may_divert(stream):
+            if decision.intercept is not None and connection.may_divert(stream):
                 if not connection.from_app.is_http2:
                     self.waits = True
                     self._need = _FOREVER
                     return -1
-                streams.highest = stream
                 self._divert_from_here(data, start, position, block)
-                if decision.taps:
-                    connection.taps.begin(stream, head, block, decision.taps, ends=ends)
-                connection.diversion.divert(stream, head, block, rule, ends=ends)
+                self._divert(stream, head, block, decision, ends=ends)
                 return stop
-            streams.highest = stream
             if len(streams.relayed) >= limits.open_streams:
-                raise Http2Error("h2-streams", ErrorCode.ENHANCE_YOUR_CALM)
-            streams.relayed[stream] = CLIENT_ENDED if ends else 0
+                return self._one_too_many(data[start:position], block, stream)
+            streams.highest = stream
+            streams.relayed[stream] = ends * CLIENT_ENDED
             if decision.taps:
                 connection.taps.begin(stream, head, block, decision.taps, ends=ends)
         elif connection.mixed and stream in streams.exchanges:
@@ -286,19 +309,30 @@ class FromClient:
         connection.to_app(self._rewrite(stream, block, ends=ends, priority=priority))
         return stop
 
+    def _divert(self, stream: int, head: Head, block: Block, decision: Decision, *, ends: bool) -> None:
+        """A new stream that a rule wants."""
+        connection = self._connection
+        connection.streams.highest = stream
+        if decision.taps:
+            connection.taps.begin(stream, head, block, decision.taps, ends=ends)
+        if decision.intercept is not None:
+            connection.diversion.divert(stream, head, block, decision.intercept, ends=ends)
+
     def _measure(self, data: bytes, position: int) -> int:
         """The end of a header block with its CONTINUATIONs, -1 when more bytes are needed. Raises Http2Error."""
         limits = self._connection.limits
+        most = limits.passed_block if self._connection.mixed else limits.header_block
         high, low, _, flags, stream = _unpack(data, position)
         stop: int = position + HEADER_SIZE + (high << 8 | low)
         count = 0
         while True:
-            if stop - position > limits.header_block or count > limits.continuations:
+            if stop - position > most or count > limits.continuations:
                 raise Http2Error("h2-header-size", ErrorCode.ENHANCE_YOUR_CALM)
             if flags & END_HEADERS:
                 break
             if len(data) - stop < HEADER_SIZE:
                 self._need = stop + HEADER_SIZE - position
+                self._charge(self._need)
                 return -1
             high, low, kind, flags, other = _unpack(data, stop)
             if kind != CONTINUATION or (other ^ stream) & STREAM:
@@ -307,8 +341,47 @@ class FromClient:
             count += 1
         if stop > len(data):
             self._need = stop - position
+            self._charge(self._need)
             return -1
         return stop
+
+    def _charge(self, need: int) -> None:
+        """Count a header block of so many bytes that has not come whole. Raises Http2Error when there is no room."""
+        account = self._connection.diversion.account
+        charged = max(0, need - self._connection.limits.header_block)
+        account.change(charged - self._charged)
+        self._charged = charged
+        if charged and account.budget.free < 0:
+            raise Http2Error("h2-header-size", ErrorCode.ENHANCE_YOUR_CALM)
+
+    def _one_too_many(self, before: bytes, block: Block, stream: int) -> int:
+        """A new stream that cannot be followed; `before` goes to the app. Returns where the block ends."""
+        connection = self._connection
+        if not connection.mixed:
+            raise Http2Error("h2-streams", ErrorCode.ENHANCE_YOUR_CALM)
+        self._divert_from_here(before, 0, len(before), block)
+        connection.diversion.decline(stream, ErrorCode.REFUSED_STREAM, ends=True)
+        return self._stop
+
+    def _too_large(self, before: bytes, error: ListTooLargeError, stream: int, *, ends: bool) -> int:
+        """A header block with a list that nobody gets; `before` goes to the app. Returns where the block ends."""
+        connection = self._connection
+        if not connection.mixed:
+            raise error
+        streams = connection.streams
+        connection.to_app(before)
+        self._state = error.state
+        self._owed = _merge(self._owed, error.updates)
+        if stream > streams.highest and stream & 1:
+            connection.diversion.decline(stream, ErrorCode.NO_ERROR, ends=ends)
+        elif stream in streams.exchanges:
+            connection.diversion.reset(streams.exchanges[stream], ErrorCode.ENHANCE_YOUR_CALM)
+        elif stream in streams.relayed:
+            connection.taps.cut(stream)
+            connection.to_app(rst_stream(stream, ErrorCode.CANCEL))
+            connection.to_client.control(rst_stream(stream, ErrorCode.ENHANCE_YOUR_CALM))
+            streams.ended(stream, BOTH_ENDED)
+        return self._stop
 
     def _divert_from_here(self, data: bytes, start: int, position: int, block: Block) -> None:
         """The app does not get this block: hand on what is before it, and remember what the app is owed."""
@@ -350,11 +423,17 @@ class FromClient:
         self._credit += stop - payload
         ends = flags & END_STREAM != 0
         exchange = connection.streams.exchanges.get(stream)
+        if exchange is not None:
+            exchange.room -= stop - payload
+            if exchange.room < 0:
+                connection.diversion.exceeded(exchange)
+                exchange = None
         if stop - payload > padding:
             self.idle = 0
         else:
             self._count_idle()
         if exchange is not None and padding and not ends:
+            exchange.room += padding
             connection.to_client.control(window_update(stream, padding))
         self._through = False
         self._sink = exchange
@@ -414,7 +493,7 @@ class FromClient:
         connection = self._connection
         payload = position + HEADER_SIZE
         if kind in _SIZES:
-            if stop - payload != _SIZES[kind]:
+            if stop - payload != _SIZES[kind] and not (kind == PRIORITY and stream):
                 raise Http2Error("h2-frame-size", ErrorCode.FRAME_SIZE_ERROR)
             if stop > len(data):
                 self._need = stop - position
@@ -436,11 +515,16 @@ class FromClient:
                 if connection.app_over:
                     connection.to_client.control(SETTINGS_ACK)
                     connection.app_acknowledged()
-        elif kind == PING and connection.app_over and not flags & ACK:
-            if stop > len(data) and stop - payload <= PING_SIZE:
-                self._need = stop - position
-                return -1
-            connection.to_client.control(frame(PING, ACK, 0, data[payload:stop]))
+        elif kind == PING and connection.mixed and not flags & ACK and stop - payload == PING_SIZE:
+            to_client = connection.to_client
+            if connection.app_over or to_client.injected or not connection.streams.relayed:
+                if stop > len(data):
+                    self._need = stop - position
+                    return -1
+                to_client.injected = False
+                connection.to_app(data[start:position])
+                to_client.control(frame(PING, ACK, 0, data[payload:stop]))
+                return stop
         return start
 
     def _of_stream(self, data: bytes, start: int, position: int, stop: int, kind: int, stream: int) -> int:

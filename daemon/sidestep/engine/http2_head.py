@@ -102,6 +102,8 @@ def head_of(block: Block) -> Head:
     head: Head | None = block.note
     if head is None:
         head = block.note = Head(block.fields)
+        if block.large:
+            head.readable = False  # section 4 of the design: a head over 64 KiB is the app's
     return head
 
 

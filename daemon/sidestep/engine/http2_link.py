@@ -3,8 +3,8 @@
 It has stream ids, SETTINGS, HPACK contexts and flow control of its own. Requests go out as literals without indexing,
 so there is no encoder state; responses are decoded, and re-encoded by `ToClient`.
 
-    waiting   exchanges that have no stream here yet: the leg is not connected, the peer's MAX_CONCURRENT_STREAMS is
-              reached, or an extended CONNECT waits for the peer's SETTINGS, which must allow it (RFC 8441 section 3)
+    waiting   exchanges that have no stream here yet: the leg is not connected, the peer has not sent its SETTINGS (its
+              MAX_CONCURRENT_STREAMS and whether it takes extended CONNECT are in there), or it takes no more at once
     streams   exchanges by stream id, until both sides have ended or one has reset
     ready     those of them that may have something to send
 
@@ -13,7 +13,8 @@ given back as the client takes the bytes (`passed_on`), half a window at a time.
 as the peer's windows and the leg allow; below that the exchange keeps it, where its own bound applies.
 
 What the link learns it tells its owner: `answered` (something for the client), `peer_reset`, `refused` (not
-processed: somebody else may answer). An error of the peer is an Http2Error; the owner then ends the link.
+processed, RFC 9113 sections 6.8 and 8.7: somebody else may answer; the exchange has been rewound). An error of the peer
+is an Http2Error; the owner then ends the link.
 """
 
 from __future__ import annotations
@@ -61,7 +62,13 @@ class Owner(Protocol):
         """The peer reset the stream."""
 
     def refused(self, exchange: Exchange, link: Link) -> None:
-        """The peer has not processed the request, or will not answer it."""
+        """The peer has not processed the request, and will not."""
+
+    def too_large(self, exchange: Exchange) -> None:
+        """The peer's header block for it is over the limit; the stream has been reset."""
+
+    def unwilling(self, exchange: Exchange, link: Link) -> None:
+        """The peer will not answer this request, of which no byte of the body was consumed."""
 
     def unable(self, exchange: Exchange) -> None:
         """The peer does not take this kind of request."""
@@ -76,6 +83,7 @@ class Link:
     __slots__ = (
         "_credit",
         "_initial",
+        "_limited",
         "_limits",
         "_maximum",
         "_may_connect",
@@ -86,11 +94,13 @@ class Link:
         "_room",
         "_table",
         "_window",
+        "age",
         "is_app",
         "leaving",
         "leg",
         "opened",
         "ready",
+        "served",
         "settled",
         "streams",
         "waiting",
@@ -105,13 +115,20 @@ class Link:
         self.streams: dict[int, Exchange] = {}
         self.waiting: dict[Exchange, None] = {}
         self.ready: dict[Exchange, None] = {}
+        self.age = 0
+        """For the owner: ticks for which it has waited for something."""
+        self.served = False
+        """The peer has processed a request."""
         self._owner = owner
         self._limits = limits
         self._next = 1
         # what the peer said
         self.settled = False
+        """SETTINGS have come."""
         self._initial = WINDOW
         self._maximum = STREAM
+        self._limited = STREAM
+        """How many streams were open when the peer refused one more."""
         self._may_connect = False
         self._window = WINDOW
         self._table = DEFAULT_CAPACITY
@@ -133,9 +150,19 @@ class Link:
         return not self.leaving and not self.leg.ending and self._next < STREAM
 
     @property
+    def vacancies(self) -> int:
+        """How many more streams the peer takes at once."""
+        return min(self._maximum, self._limited) - len(self.streams) - len(self.waiting)
+
+    @property
     def is_idle(self) -> bool:
         """Whether no exchange is on this link."""
         return not self.streams and not self.waiting
+
+    @property
+    def unread(self) -> int:
+        """Bytes of responses that the client has not taken yet."""
+        return self._limits.connection_window - self._room - self._credit
 
     def take(self, exchange: Exchange) -> None:
         """Answer this exchange here."""
@@ -144,12 +171,14 @@ class Link:
 
     def pump(self) -> None:
         """Give waiting exchanges their streams, and send what the windows and the leg take, a frame each in turn."""
-        if not self.opened or self.leg.ending:
+        if not self.settled or not self.opened or self.leg.ending:
             return
-        for exchange in [*self.waiting]:
-            if len(self.streams) >= self._maximum:
-                break
-            self._begin(exchange)
+        if self.waiting:
+            most = min(self._maximum, self._limited)
+            for exchange in [*self.waiting]:
+                if len(self.streams) >= most:
+                    break
+                self._begin(exchange)
         progress = bool(self.ready)
         while progress:
             progress = False
@@ -159,13 +188,11 @@ class Link:
                 progress |= self._send(exchange)
 
     def _begin(self, exchange: Exchange) -> None:
-        """Send the request head, unless it must wait for SETTINGS."""
-        if exchange.head.is_extended_connect and not self._may_connect:
-            if self.settled:
-                del self.waiting[exchange]
-                self._owner.unable(exchange)
-            return
+        """Send the request head."""
         del self.waiting[exchange]
+        if exchange.head.is_extended_connect and not self._may_connect:
+            self._owner.unable(exchange)
+            return
         stream = self._next
         self._next += 2
         self.streams[stream] = exchange
@@ -199,8 +226,7 @@ class Link:
             self.leg.write(frame(DATA, END_STREAM if ends else 0, exchange.link_stream, piece))
             self._window -= size
             exchange.link_window -= size
-            exchange.body_size -= size
-            exchange.consumed = True
+            exchange.sent(piece)
             self._owner.forwarded(exchange, size)
         else:
             ends = exchange.request_ended
@@ -319,12 +345,18 @@ class Link:
             self.cancel(exchange, ErrorCode.PROTOCOL_ERROR)
             self._owner.peer_reset(exchange, ErrorCode.INTERNAL_ERROR)
             return
-        exchange.response_started = True
+        self.served = exchange.response_started = True
+        exchange.forget_kept()
         exchange.final = exchange.final or status >= 200
         exchange.response.append(block)
         if ends:
             self._ended(exchange)
         self._owner.answered(exchange)
+
+    def on_large_block(self, exchange: Exchange) -> None:
+        """A header block of a response that decodes to more than the limit."""
+        self.cancel(exchange, ErrorCode.CANCEL)
+        self._owner.too_large(exchange)
 
     def _ended(self, exchange: Exchange) -> None:
         exchange.response_ended = True
@@ -374,8 +406,14 @@ class Link:
             return
         del self.streams[stream]
         self.ready.pop(exchange, None)
-        if code == ErrorCode.REFUSED_STREAM and exchange.movable:
+        if code == ErrorCode.REFUSED_STREAM and exchange.replayable:
+            if self.streams:
+                self._limited = len(self.streams)
+            exchange.attempts += 1
+            exchange.rewind()
             self._owner.refused(exchange, self)
+        elif code == ErrorCode.HTTP_1_1_REQUIRED and exchange.movable:
+            self._owner.unwilling(exchange, self)
         else:
             self._owner.peer_reset(exchange, code)
 
@@ -385,13 +423,17 @@ class Link:
             raise Http2Error("h2-handler-frame-size", ErrorCode.FRAME_SIZE_ERROR)
         last = int.from_bytes(payload[:4], "big") & STREAM
         self.leaving = True
+        self.served |= 0 < last < self._next
         left = [exchange for stream, exchange in self.streams.items() if stream > last]
         left += self.waiting
         self.waiting.clear()
         for exchange in left:
             self.streams.pop(exchange.link_stream, None)
             self.ready.pop(exchange, None)
-            if exchange.movable:
+            if exchange.replayable:
+                if exchange.link_stream and not self.served:
+                    exchange.attempts += 1
+                exchange.rewind()
                 self._owner.refused(exchange, self)
             else:
                 self._owner.peer_reset(exchange, ErrorCode.REFUSED_STREAM)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sidestep.protocols.hpack import INITIAL, Memo, State
+from sidestep.protocols.hpack import INITIAL, ListTooLargeError, Memo, State
 from sidestep.protocols.http2 import (
     ACK,
     CONTINUATION,
@@ -191,7 +191,7 @@ class LinkReader:
         self._block.append(fragment)
         self._block_size += len(fragment)
         self._block_frames += 1
-        if self._block_frames > limits.continuations or self._block_size > limits.header_block:
+        if self._block_frames > limits.continuations or self._block_size > limits.passed_block:
             raise Http2Error("h2-handler-header-size", ErrorCode.ENHANCE_YOUR_CALM)
         if not flags & END_HEADERS:
             self._block_stream = stream
@@ -200,8 +200,14 @@ class LinkReader:
         self._idle = 0
         data = b"".join(self._block)
         self._block = []
-        block = self._memo.decode(self._state, data, list_limit=limits.header_list, table_limit=limits.table)
-        self._state = block.state
         exchange = self._link.find(stream)
+        try:
+            block = self._memo.decode(self._state, data, list_limit=limits.passed_list, table_limit=limits.table)
+        except ListTooLargeError as error:
+            self._state = error.state
+            if exchange is not None:
+                self._link.on_large_block(exchange)
+            return
+        self._state = block.state
         if exchange is not None:
             self._link.on_block(exchange, block, ends=self._block_flags & END_STREAM != 0)

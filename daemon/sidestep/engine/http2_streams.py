@@ -63,6 +63,11 @@ class Streams:
         self.exchanges[exchange.stream] = exchange
         self.highest_diverted = exchange.stream
 
+    def decline(self, stream: int) -> None:
+        """A new stream is neither relayed nor diverted: it has been answered."""
+        self.highest = self.highest_diverted = stream
+        self.finish(stream)
+
     def finish(self, stream: int) -> None:
         """A diverted stream is over."""
         self.exchanges.pop(stream, None)

@@ -311,6 +311,15 @@ class Http2Taps:
         del link
         self._gone(exchange)
 
+    def unwilling(self, exchange: Exchange, link: Link) -> None:
+        """The handler will not take the request."""
+        del link
+        self._gone(exchange)
+
+    def too_large(self, exchange: Exchange) -> None:
+        """The head of an answer that nobody wants is over the limit."""
+        self._gone(exchange)
+
     def unable(self, exchange: Exchange) -> None:
         """The handler takes no extended CONNECT."""
         self._gone(exchange)

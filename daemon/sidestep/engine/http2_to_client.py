@@ -62,6 +62,7 @@ class ToClient:
         "_waiting",
         "answered",
         "debt",
+        "injected",
         "leg",
         "middle",
         "queue",
@@ -75,6 +76,8 @@ class ToClient:
         self._acknowledged = acknowledged
         self.window = WINDOW
         self.debt = 0
+        self.injected = False
+        """Something of a diverted response was written since a PING of the client was last answered."""
         self.middle = False
         self.queue = AppQueue()
         self.answered: list[Exchange] = []
@@ -188,6 +191,7 @@ class ToClient:
         An exchange stays among the ready ones while only the connection window holds it back.
         """
         items = exchange.response
+        self.injected = True
         if not items:
             del self._ready[exchange]
             if exchange.response_ended and not exchange.answered:
@@ -198,10 +202,7 @@ class ToClient:
         if isinstance(item, Block):
             items.popleft()
             ends = exchange.response_ended and not items
-            block = item.literal
-            if self._owed != NOTHING:
-                block = size_updates(self._owed, self._owed) + block
-            self.leg.write(header_frames(exchange.stream, block, end_stream=ends))
+            self.leg.write(header_frames(exchange.stream, self.owe(item.literal), end_stream=ends))
         else:
             size = min(self.window, exchange.window, FRAME)
             if size <= 0:
@@ -218,6 +219,7 @@ class ToClient:
             self.debt += size
             exchange.window -= size
             exchange.response_size -= size
+            exchange.reckon()
             ends = exchange.response_ended and not items
             self.leg.write(frame(DATA, END_STREAM if ends else 0, exchange.stream, item))
             if exchange.link is not None:
@@ -225,6 +227,10 @@ class ToClient:
         if ends:
             self._end(exchange)
         return True
+
+    def owe(self, block: bytes) -> bytes:
+        """A block of ours with the size update that the client is owed."""
+        return block if self._owed == NOTHING else size_updates(self._owed, self._owed) + block
 
     def _end(self, exchange: Exchange) -> None:
         exchange.answered = True

@@ -22,6 +22,7 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from sidestep.engine.budget import COPIES, Budget
 from sidestep.engine.http1_exchange import SWITCHES
 from sidestep.engine.relay import CopyLeg, Diverted, Ending, Leg, Lost
 from sidestep.engine.tap_gate import TapGate
@@ -42,6 +43,8 @@ class TapLimits:
     """Bytes waiting for the handler in one copy (design, section 4)."""
     tap: int = 4 * 1024 * 1024
     """Bytes waiting in all copies of one wiretap."""
+    together: int = COPIES
+    """The same of all wiretaps (`engine.budget`)."""
     copies: int = 256
     """Copies of one wiretap at once, those whose handler has yet to answer included."""
     per_connection: int = 64
@@ -62,14 +65,18 @@ class Ledger:
     """What all copies of a process hold. One per pod proxy.
 
     Queues are emptied by the shell, which tells nobody; so per wiretap an upper bound is kept, and the truth is summed
-    up when the bound is reached.
+    up when that leaves no room.
     """
 
-    __slots__ = ("_bounds", "_count", "_holders", "gate", "limits")
+    __slots__ = ("_bounds", "_count", "_holders", "budget", "gate", "limits")
 
-    def __init__(self, limits: TapLimits | None = None, gate: TapGate | None = None) -> None:
+    def __init__(
+        self, limits: TapLimits | None = None, gate: TapGate | None = None, budget: Budget | None = None
+    ) -> None:
         self.limits = limits or TapLimits()
         self.gate = gate or TapGate(0.0)
+        self.budget = budget or Budget()
+        """What diverted streams hold: it goes wherever the ledger goes."""
         self._holders: dict[str, dict[Holder, None]] = {}
         self._bounds: dict[str, int] = {}
         self._count = 0
@@ -111,14 +118,19 @@ class Ledger:
         return not self.gate.cuts and holder.queued + size <= self.limits.copy and self._takes(uid, size)
 
     def _takes(self, uid: str, size: int) -> bool:
-        most = self.limits.tap
-        bound = self._bounds.get(uid, 0) + size
-        if bound > most:
-            bound = sum(each.queued for each in self._holders.get(uid, ())) + size
-            if bound > most:
+        bounds = self._bounds
+        if not self._fits(uid, size):
+            for each in bounds:
+                bounds[each] = sum(holder.queued for holder in self._holders.get(each, ()))
+            if not self._fits(uid, size):
                 return False
-        self._bounds[uid] = bound
+        bounds[uid] = bounds.get(uid, 0) + size
         return True
+
+    def _fits(self, uid: str, size: int) -> bool:
+        """Whether this wiretap stays within its own bound, and within what all of them leave free."""
+        bound = self._bounds.get(uid, 0) + size
+        return bound <= self.limits.tap and bound <= self.limits.together - sum(self._bounds.values()) - size
 
 
 class _State(enum.IntEnum):

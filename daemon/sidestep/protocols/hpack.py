@@ -33,6 +33,10 @@ DEFAULT_CAPACITY: Final = 4096
 ENTRY: Final = 32
 """Bytes that a table entry or list field counts beyond its name and value (RFC 7541 section 4.1)."""
 COMPRESSION_ERROR: Final = 9
+LARGE: Final = 64 * 1024
+"""Bytes of a list (as SETTINGS_MAX_HEADER_LIST_SIZE counts) above which a block is marked: too much to be matched."""
+REMEMBERED: Final = 64 * 1024
+"""Bytes of the longest block that a memo keeps."""
 CONTINUATION_BYTES: Final = 5
 """Bytes of an integer after its prefix; enough for 32 bits, more is refused."""
 BLOCK_COST: Final = 512
@@ -64,6 +68,18 @@ class HpackError(PeerError):
         super().__init__(reason, code=COMPRESSION_ERROR)
 
 
+class ListTooLargeError(HpackError):
+    """A sound block whose list is over the limit. The stream cannot go on, the connection can: with `state`.
+
+    `updates` are the block's size updates, as in `Block`.
+    """
+
+    def __init__(self, state: State, updates: tuple[int, int] | None) -> None:
+        self.state = state
+        self.updates = updates
+        super().__init__("header list over the limit")
+
+
 class State:
     """A decoder between two blocks. `entries` oldest first; `floor` is the capacity that an update owes, or -1."""
 
@@ -93,7 +109,7 @@ INITIAL: Final = State((), 0, DEFAULT_CAPACITY, DEFAULT_CAPACITY, -1)
 class Block:
     """One decoded header block. `note` belongs to the caller; it lives and dies with what is remembered."""
 
-    __slots__ = ("_literal", "fields", "never", "note", "state", "updates")
+    __slots__ = ("_literal", "fields", "large", "never", "note", "state", "updates")
 
     def __init__(
         self, fields: tuple[Field, ...], never: frozenset[int], updates: tuple[int, int] | None, state: State
@@ -105,6 +121,8 @@ class Block:
         """(smallest, last) size update at the head of the block."""
         self.state = state
         """The state after this block."""
+        self.large = False
+        """Its list is over `LARGE`."""
         self.note: Any = None
         self._literal: bytes | None = None
 
@@ -120,7 +138,8 @@ def decode(state: State, block: bytes, *, list_limit: int, table_limit: int) -> 
     """Decode a whole header block.
 
     `list_limit` bounds the list (bytes, as SETTINGS_MAX_HEADER_LIST_SIZE counts), `table_limit` the capacity that a
-    size update may ask for whatever SETTINGS allow. Raises HpackError.
+    size update may ask for whatever SETTINGS allow. Raises HpackError; ListTooLargeError when only
+    the list is too long.
     """
     try:
         return _decode(state, block, list_limit, table_limit)
@@ -174,11 +193,21 @@ def _decode(state: State, block: bytes, list_limit: int, table_limit: int) -> Bl
         elif byte >= 0x10:
             never |= {len(fields)}
         append(field)
-    if _may_exceed(len(fields), max(capacity, state.capacity), end, list_limit) and list_size(fields) > list_limit:
-        raise HpackError("header list over the limit")
+    largest = max(capacity, state.capacity)
     if table is not state.entries or updates is not None:
         state = State(tuple(table[first:]), size, capacity, state.allowed, -1)
-    return Block(tuple(fields), never, updates, state)
+    result = Block(tuple(fields), never, updates, state)
+    if _may_exceed(len(fields), largest, end, min(LARGE, list_limit)):
+        _judge_size(result, list_limit)
+    return result
+
+
+def _judge_size(block: Block, limit: int) -> None:
+    """Mark a large block. Raises ListTooLargeError."""
+    size = list_size(block.fields)
+    if size > limit:
+        raise ListTooLargeError(block.state, block.updates)
+    block.large = size > LARGE
 
 
 def _may_exceed(count: int, capacity: int, size: int, limit: int) -> bool:
@@ -359,6 +388,8 @@ class Memo:
         if block is not None:
             return block
         block = decode(state, data, list_limit=list_limit, table_limit=table_limit)
+        if len(data) > REMEMBERED:
+            return block
         digest = hash(key)
         if digest in self._met:
             cost = BLOCK_COST + 3 * len(data)

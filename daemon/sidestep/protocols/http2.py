@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,6 +58,7 @@ class ErrorCode(enum.IntEnum):
     COMPRESSION_ERROR = 9
     CONNECT_ERROR = 10
     ENHANCE_YOUR_CALM = 11
+    HTTP_1_1_REQUIRED = 13
 
 
 class Setting(enum.IntEnum):
@@ -73,43 +75,83 @@ class Setting(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Http2Limits:
-    """Every bound of the HTTP/2 relay. Before a diversion a connection that exceeds one becomes a wire."""
+    """Every bound of the HTTP/2 relay, and what happens beyond it.
 
+    Before a diversion a connection that exceeds a bound becomes a wire, unless said otherwise. Afterwards it carries
+    other people's streams, so a bound concerns one stream (it is reset, or answered), or delays its sender (it is not
+    read); GOAWAY is for what breaks the protocol and for floods.
+    """
+
+    # Header blocks.
     header_block: int = 64 * 1024
-    """Bytes of one header block with the frame headers of its CONTINUATIONs (section 4 of the design: a head)."""
-    header_list: int = 64 * 1024
-    """Bytes of a decoded header list, as SETTINGS_MAX_HEADER_LIST_SIZE counts."""
-    continuations: int = 32
-    """CONTINUATION frames of one block (CVE-2024-27316 and its kin sent them without end)."""
+    """Bytes of one header block with the frame headers of its CONTINUATIONs (section 4 of the design: a head). A list
+    over `hpack.LARGE` is not matched. Once diverted, larger ones pass as well, up to:"""
+    passed_block: int = 1024 * 1024
+    """Bytes of one block; beyond it GOAWAY: without the whole block nobody knows the compression context."""
+    passed_list: int = 1024 * 1024
+    """Bytes of a decoded list, as SETTINGS_MAX_HEADER_LIST_SIZE counts; beyond it that request gets a 431."""
+    continuations: int = 256
+    """CONTINUATION frames of one block (CVE-2024-27316 and its kin sent them without end); beyond it GOAWAY."""
     table: int = 256 * 1024
-    """Bytes of an HPACK table that we follow; peers use 4 KiB, some 64 KiB."""
-    settings: int = 4096
-    """Bytes of one SETTINGS payload; eight entries are known, 48 bytes."""
-    pending_settings: int = 64
-    """SETTINGS sent by one side and not yet acknowledged by the other."""
+    """Bytes of an HPACK table that we follow; peers use 4 KiB, some 64 KiB. Once diverted, a larger one that the app
+    allows is announced to the client as this one."""
+    memo: int = 2 * 1024 * 1024
+    """Bytes of the memo of decoded header blocks, one per process."""
+
+    # Streams.
     open_streams: int = 16384
-    """Open streams that are followed on one connection; servers allow 100 to 1000."""
-    diverted_streams: int = 512
-    """Open diverted streams of one connection; beyond it REFUSED_STREAM."""
-    stream_buffer: int = 1024 * 1024
-    """Bytes buffered for one diverted stream; beyond it ENHANCE_YOUR_CALM."""
-    brake_seconds: float = 1.0
-    """Seconds for which a handler that takes nothing may hold up its client (`engine.http2_brake`)."""
-    app_queue: int = 64 * 1024
-    """Bytes of the app's DATA that wait for the client's window before the app is not read any more."""
-    resets: int = 1000
-    """Diverted streams that the client reset, less those that ended well (CVE-2023-44487, rapid reset)."""
-    idle_frames: int = 10_000
-    """Frames in a row without use (SETTINGS, PING, PRIORITY, empty DATA, unknown ones) to which nothing came back."""
+    """Open streams that are followed on one connection; servers allow 100 to 1000. Once diverted REFUSED_STREAM."""
+    diverted_streams: int = 16384
+    """Open diverted streams of one connection, if the budget allows as many; beyond it REFUSED_STREAM."""
     remembered: int = 4096
     """Ended diverted streams of which late frames are still told from those of relayed ones."""
+    small: int = 64 * 1024
+    """Bytes that a diverted stream may hold while anything of the budget is free (`engine.budget`); otherwise the
+    connection's share of it decides, beyond which the stream is reset with ENHANCE_YOUR_CALM."""
+    brake_ticks: int = 1
+    """Ticks for which a handler that takes nothing may hold up its client (`engine.http2_brake`)."""
+    app_queue: int = 64 * 1024
+    """Bytes of the app's DATA that wait for the client's window before the app is not read any more."""
+
+    # Control frames.
+    settings: int = 64 * 1024
+    """Bytes of one SETTINGS payload; eight entries are known, 48 bytes."""
+    pending_settings: int = 64
+    """SETTINGS sent by one side and not yet acknowledged by the other. Once diverted their sender is not read beyond
+    it."""
+    resets: int = 10_000
+    """Diverted streams that the client reset before anything was answered (CVE-2023-44487, rapid reset), less
+    `reset_rate` for each tick; beyond it GOAWAY."""
+    reset_rate: int = 1000
+    idle_frames: int = 10_000
+    """Frames in a row without use (SETTINGS, PING, PRIORITY, empty DATA, unknown ones) to which nothing came back, less
+    `idle_rate` for each tick; beyond it GOAWAY."""
+    idle_rate: int = 1000
+
+    # Links: connections on which the engine is the client.
+    links: int = 8
+    """Links of one client connection to one handler that take new streams."""
+    all_links: int = 64
+    """The same with those that only finish what they have."""
+    attempts: int = 3
+    """Times a request is given to a peer that refuses it without having processed any other."""
+    replay: int = 256 * 1024
+    """Bytes of a request's body that are kept until its answer begins, for a peer that says it has processed nothing.
+    Such a peer gives no window: most initial windows are 64 KiB."""
+    settle_ticks: int = 10
+    """Ticks for which the SETTINGS of a connected peer are waited for."""
+    wait_ticks: int = 60
+    """Ticks that requests wait for a peer that lets none of them begin; then the app answers."""
+    spare_ticks: int = 30
+    """Ticks after which a link that is not needed is closed, if there is another one."""
     stream_window: int = 256 * 1024
     """Window that the engine, as a client, gives a stream of a handler (bytes)."""
     connection_window: int = 4 * 1024 * 1024
     """Window that the engine, as a client, gives a whole connection (bytes): what it may have to buffer."""
-    memo: int = 2 * 1024 * 1024
-    """Bytes of the memo of decoded header blocks, one per process."""
 
+
+TICK: Final = 1.0
+"""Seconds between two ticks of a connection on which something ends with time."""
 
 DEFAULT_LIMITS: Final = Http2Limits()
 
@@ -145,7 +187,12 @@ def goaway(last: int, code: int, debug: bytes = b"") -> bytes:
 
 def settings(values: dict[Setting, int]) -> bytes:
     """A SETTINGS frame."""
-    return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", key, value) for key, value in values.items()))
+    return settings_frame(values.items())
+
+
+def settings_frame(entries: Iterable[tuple[int, int]]) -> bytes:
+    """A SETTINGS frame with these entries, in order."""
+    return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", key, value) for key, value in entries))
 
 
 SETTINGS_ACK: Final = frame(SETTINGS, ACK, 0)

@@ -25,6 +25,7 @@ from ipaddress import ip_address
 from time import monotonic
 from typing import Final
 
+from sidestep.engine.budget import DATAGRAMS
 from sidestep.model.errors import PeerError
 from sidestep.protocols import capsules, udp
 from sidestep.proxy.copying import Copyist
@@ -40,8 +41,8 @@ that returns is opened again at once, so less state is kept here)."""
 SWEEP: Final = 5.0
 HELD: Final = 256 * 1024
 """Bytes that may wait for a flow's stream."""
-HELD_TOGETHER: Final = 16 * 1024 * 1024
-"""Bytes that may wait for all streams; anybody can send from many addresses."""
+HELD_TOGETHER: Final = DATAGRAMS
+"""Bytes that may wait for all streams (`engine.budget`); anybody can send from many addresses."""
 MAX_OPENING: Final = 256
 """Flows whose stream was asked for and has not come yet. Beyond that it is a flood, not a crowd: its new flows are
 dropped, so that it neither drowns the daemon in questions nor pushes out the flows that live."""

@@ -25,6 +25,7 @@ NO_ERROR = 0x0
 PROTOCOL_ERROR = 0x1
 INTERNAL_ERROR = 0x2
 REFUSED_STREAM = 0x7
+HTTP_1_1_REQUIRED = 0xD
 CANCEL = 0x8
 
 Headers = tuple[tuple[str, str], ...]

@@ -134,11 +134,15 @@ class Scene:
         connection = self.shell.relay._connection
         total = 0
         for exchange in connection.streams.exchanges.values():
-            assert exchange.body_size == sum(map(len, exchange.body)) <= self.limits.stream_buffer
+            assert exchange.body_size == sum(map(len, exchange.body))
+            assert exchange.room >= 0
+            assert exchange.kept_size == sum(map(len, exchange.kept)) <= self.limits.replay
             size = sum(len(item) for item in exchange.response if isinstance(item, bytes))
             assert exchange.response_size == size <= self.limits.stream_window
             total += size
         assert total <= self.limits.connection_window
+        account = connection.diversion.account
+        assert account.held == connection.budget.held >= total
         to_client = connection.to_client
         assert to_client.debt >= 0
         assert len(connection.from_app.pending) <= 1 << 16
@@ -198,6 +202,7 @@ class Scene:
             assert answer.ended
             assert answer.reset is None
         assert not relay._connection.streams.exchanges
+        assert not relay._connection.budget.held
         assert relay.idle, relay._connection.streams.relayed
 
 

@@ -9,8 +9,10 @@ import hpack
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sidestep.engine.budget import Budget
 from sidestep.engine.http2 import Http2Relay
 from sidestep.engine.relay import Ending, Leg
+from sidestep.engine.taps import Ledger
 from sidestep.policy.route import Route, SteeredPort
 from sidestep.protocols.http2 import (
     DEFAULT_LIMITS,
@@ -27,8 +29,11 @@ from sidestep.protocols.http2 import settings as settings_frame
 from tests.effort import examples
 from tests.unit.engine.http2_peers import MATCH, request, rule
 
-LIMITS = replace(DEFAULT_LIMITS, stream_buffer=5000, header_block=4000, idle_frames=300, stream_window=3000)
+LIMITS = replace(DEFAULT_LIMITS, small=2000, header_block=4000, idle_frames=300, stream_window=3000, replay=1000)
+BUDGET = 120_000
 BOUND = 1 << 20
+LARGEST = 16_384
+"""What may be held beyond the budget: the last piece, and small streams of which each has one."""
 
 
 def tame(rng: random.Random, encoder: hpack.Encoder, *, answers: bool, next_stream: int) -> bytes:
@@ -76,7 +81,9 @@ def wild(rng: random.Random) -> bytes:
 class Chaos:
     def __init__(self, seed: int) -> None:
         self.rng = rng = random.Random(seed)
-        self.relay = Http2Relay(SteeredPort(80, Route((rule(),))), tls=False, limits=LIMITS)
+        self.budget = Budget(BUDGET)
+        ledger = Ledger(budget=self.budget)
+        self.relay = Http2Relay(SteeredPort(80, Route((rule(),))), tls=False, limits=LIMITS, ledger=ledger)
         self.encoders: dict[Leg, hpack.Encoder] = {}
         self.dead: set[Leg] = set()
         self.next_stream = 1
@@ -115,14 +122,19 @@ class Chaos:
 
     def measure(self) -> None:
         connection = self.relay._connection
+        held = 0
         for exchange in connection.streams.exchanges.values():
-            assert exchange.body_size <= LIMITS.stream_buffer
+            assert exchange.body_size <= exchange.body_size + exchange.room
+            assert exchange.kept_size <= LIMITS.replay
+            held += exchange.body_size + exchange.kept_size + exchange.response_size
             assert exchange.response_size <= LIMITS.stream_window
         assert len(connection.from_client.pending) < BOUND
         assert len(connection.from_app.pending) < BOUND
         assert connection.to_client.waiting < BOUND
         assert connection.memo.size <= LIMITS.memo
         assert connection.to_client.debt >= 0
+        assert held <= self.budget.held <= BUDGET + LARGEST
+        assert self.budget.held == connection.diversion.account.held
 
     def step(self) -> None:
         relay = self.relay

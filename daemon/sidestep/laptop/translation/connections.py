@@ -2,7 +2,7 @@
 
 A connection is kept only after an exchange that left nothing unread or unsent. A handler may close one that waits, and
 a request that was sent into that very moment is lost; so a kept connection is not used when it has anything to read,
-and not at all for a request with a body, which could not be sent twice.
+and not at all for a request that must not, or could not, be sent twice.
 """
 
 from __future__ import annotations

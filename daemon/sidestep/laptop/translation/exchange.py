@@ -24,7 +24,7 @@ from sidestep.laptop.translation.fields import Request, refusal, request_of, res
 from sidestep.model.errors import RefusedError
 from sidestep.tunnel.errors import ChannelBrokenError, StreamResetError
 from sidestep.tunnel.pump import see_ended
-from sidestep.tunnel.stream import INTERNAL_ERROR, NO_ERROR, PROTOCOL_ERROR, REFUSED_STREAM, Stream
+from sidestep.tunnel.stream import HTTP_1_1_REQUIRED, INTERNAL_ERROR, NO_ERROR, PROTOCOL_ERROR, Stream
 
 LINGER: Final = 5.0
 """Seconds that a handler may go on reading a request after it has answered it."""
@@ -91,14 +91,14 @@ class Exchange:
         if self._consumed:
             await self.refuse(reason)
         else:
-            self._stream.reset(REFUSED_STREAM)
+            self._stream.reset(HTTP_1_1_REQUIRED)  # REFUSED_STREAM would mean: processed by nobody, ask again
 
     async def _answer(self, request: Request) -> None:
-        connection = await self._connections.take(fresh=request.has_body)
+        connection = await self._connections.take(fresh=not request.repeatable)
         try:
             await self._attempt(request, connection)
         except _UnansweredError:
-            if not connection.used or request.has_body:
+            if not connection.used:
                 raise
             await self._attempt(request, await self._connections.take(fresh=True))
 

@@ -26,6 +26,7 @@ _WITH_BODY: Final = frozenset({b"POST", b"PUT", b"PATCH"})
 """Methods whose requests say that they have no body (RFC 9110 section 8.6)."""
 _TAKEN_FOR_FRAMING: Final = frozenset({b"content_length", b"transfer_encoding"})
 """Names that some servers (CGI, WSGI) take for fields of the framing. HTTP/2 needs none; HTTP/1.1 is framed by them."""
+_IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 _UNIMPLEMENTED: Final = "12"
 """grpc-status of what will not work by trying again."""
 
@@ -37,6 +38,11 @@ class Request:
     head: h11.Request
     chunked: bool
     has_body: bool
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it may be sent twice, as to a connection that its server has just closed (RFC 9110, 9.2.2)."""
+        return not self.has_body and self.head.method in _IDEMPOTENT
 
 
 def is_grpc(headers: Headers) -> bool:
