@@ -33,6 +33,7 @@ class ConditionType(enum.StrEnum):
     DRIFT_REPAIRED = "DriftRepaired"
     MANIFEST_INVALID = "ManifestInvalid"
     CLUSTER_UNREADABLE = "ClusterUnreadable"
+    SWAP_ENABLED = "SwapEnabled"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import SidestepError
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.reconciler import Reconciler
+from sidestep.node.swap import ADVICE, swap_devices
 from sidestep.observability.logs import get_logger
 
 PERIOD = 10.0
@@ -22,7 +23,8 @@ PERIOD = 10.0
 class Audit:
     """Compares all targets; `repaired` counts the differences found since the daemon began."""
 
-    def __init__(self, reconciler: Reconciler, conditions: Conditions) -> None:
+    def __init__(self, reconciler: Reconciler, conditions: Conditions, *, node: str) -> None:
+        self._node = node
         self._reconciler = reconciler
         self._conditions = conditions
         self._log = get_logger("audit")
@@ -31,8 +33,17 @@ class Audit:
     async def run(self) -> None:
         """Audit until cancelled."""
         while True:
+            self._look_for_swap()
             await asyncio.sleep(PERIOD)
             self.once()
+
+    def _look_for_swap(self) -> None:
+        devices = swap_devices()
+        stated = []
+        if devices:
+            text = f"the node has swap ({', '.join(devices[:4])}): {ADVICE}"
+            stated.append(Condition(ConditionType.SWAP_ENABLED, f"node {self._node}", text))
+        self._conditions.state(Source("swap"), stated)
 
     def once(self) -> None:
         """Compare everything now."""

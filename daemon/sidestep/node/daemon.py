@@ -229,7 +229,7 @@ class _Daemon:
         reconciler = Reconciler(
             tools=tools, conditions=conditions, on_change=self._shown_changed, on_crash=self._crashed
         )
-        audit = Audit(reconciler, conditions)
+        audit = Audit(reconciler, conditions, node=self._options.node_name)
         view.connect(
             sessions=sessions,
             reconciler=reconciler,

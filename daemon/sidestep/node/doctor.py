@@ -20,6 +20,7 @@ from sidestep.model.errors import KernelError, SidestepError
 from sidestep.model.pod import Family
 from sidestep.netns import Connection, Netns, destroy, listening, tcp_listener
 from sidestep.node.finding import Finding
+from sidestep.node.swap import ADVICE, swap_devices
 from sidestep.steering import ClientNames, CompiledProgram, PeernamePrograms, Steering
 from sidestep.steering import compile_peername as compile_for_getpeername
 from sidestep.steering import compile_program as compile_for_lookup
@@ -42,6 +43,7 @@ async def examine() -> list[Finding]:
     found.append(finding)
     found += await asyncio.to_thread(_in_a_namespace, program)
     found.append(_seccomp())
+    found.append(_swap(swap_devices()))
     found.append(await _client_addresses(program is not None))
     return found
 
@@ -151,6 +153,12 @@ def _seccomp() -> Finding:
     if actions.exists():
         return Finding("seccomp", "ok", True, "filters are available")
     return Finding("seccomp", "missing", True, f"{actions} is not there", "pod proxies do not start unconfined")
+
+
+def _swap(devices: tuple[str, ...]) -> Finding:
+    if not devices:
+        return Finding("swap", "ok", False, "none: private keys stay in memory")
+    return Finding("swap", "missing", False, f"the machine swaps to {', '.join(devices[:4])}", ADVICE)
 
 
 async def _client_addresses(compiling: bool) -> Finding:

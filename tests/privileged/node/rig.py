@@ -119,7 +119,7 @@ async def rig(program: CompiledProgram, *, settings: SupervisorSettings | None =
         on_change=lambda: None,
         on_crash=lambda task, error: crashes.append(error),
     )
-    made = Rig(reconciler, conditions, Audit(reconciler, conditions), supervisor, crashes=crashes)
+    made = Rig(reconciler, conditions, Audit(reconciler, conditions, node="n1"), supervisor, crashes=crashes)
     reconciler.start()
     try:
         yield made
