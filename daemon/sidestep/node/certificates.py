@@ -151,16 +151,24 @@ class Certificates:
         for gone in self._all.held.keys() - keys:
             self._forget(gone)
 
-    async def prepare(self, wanted: Iterable[WantedCertificate], pods: Mapping[PodKey, Pod]) -> None:
-        """Have certificates read that are about to be wanted; returns when there are facts about all of them."""
+    def expect(self, wanted: Iterable[WantedCertificate], pods: Mapping[PodKey, Pod]) -> None:
+        """Have certificates read that are about to be wanted, and remember what was found for `RETAIN` seconds.
+
+        So an intercept that is refused for its certificate leaves the reason to be read in `status`.
+        """
         self._all.pods = pods
-        found = tuple(wanted)
-        expected = self._all.expected
-        for each in found:
-            expected[each.key] = expected.get(each.key, 0) + 1
+        keys = []
+        for each in wanted:
+            self._all.expected[each.key] = self._all.expected.get(each.key, 0) + 1
             self._want(each)
-        # An intercept that is refused for its certificate leaves the reason to be read in `status` for a while.
-        asyncio.get_running_loop().call_later(RETAIN, self._release, [each.key for each in found])
+            keys.append(each.key)
+        if keys:
+            asyncio.get_running_loop().call_later(RETAIN, self._release, keys)
+
+    async def prepare(self, wanted: Iterable[WantedCertificate], pods: Mapping[PodKey, Pod]) -> None:
+        """As `expect`; returns when there are facts about all of them."""
+        found = tuple(wanted)
+        self.expect(found, pods)
         tasks = [self._all.reading[each.key] for each in found if each.key in self._all.reading]
         if tasks:
             await asyncio.wait(tasks)

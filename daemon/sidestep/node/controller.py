@@ -30,6 +30,7 @@ from sidestep.node.located import locate, netns_path
 from sidestep.node.pace import Pace
 from sidestep.node.plan import Plan
 from sidestep.node.planner import plan
+from sidestep.node.survey import WantedCertificate
 from sidestep.node.surveys import Surveys
 from sidestep.observability.logs import get_logger
 from sidestep.policy.pod_ports import ports_of
@@ -154,12 +155,13 @@ class Controller:
             self._conditions.state(Source("location", key), [condition])
         self._absent = set(absent)
 
+    def _certificates_of(self, new: Intercept) -> tuple[WantedCertificate, ...]:
+        return certificates_of(new, self.inventory, node_annotations=self.node_annotations(), surveys=self._surveys)
+
     async def prepare(self, new: Intercept) -> None:
         """Have the certificates read that an intercept would need, so that `check` can judge them."""
         if self._certificates is not None and new.reads_requests and not self.stopping:
-            wanted = certificates_of(
-                new, self.inventory, node_annotations=self.node_annotations(), surveys=self._surveys
-            )
+            wanted = self._certificates_of(new)
             try:
                 async with asyncio.timeout(PREPARATION):
                     await self._certificates.prepare(wanted, self.inventory.pods)
@@ -210,10 +212,18 @@ class Controller:
         return (self.stopping, _Same(self.inventory), self.settings, facts)
 
     def refusal(self, new: Intercept) -> str:
-        """Why no pod of this node can serve an intercept, conflicts with others left aside; empty when one can."""
+        """Why no pod of this node can serve an intercept, conflicts with others left aside; empty when one can.
+
+        The intercept stands: certificates that it needs are read, which is a change (`basis`) once it is done.
+        """
         if self.stopping:
             return "the node daemon is stopping"
-        facts = self._certificates.facts() if self._certificates is not None else {}
+        facts = {}
+        if self._certificates is not None:
+            facts = self._certificates.facts()
+            if new.reads_requests:
+                unread = [each for each in self._certificates_of(new) if each.key not in facts]
+                self._certificates.expect(unread, self.inventory.pods)
         try:
             admit(
                 new,
