@@ -158,7 +158,7 @@ class Session:
         opening.check()
         await self._greeted.wait()
         self._check_open()
-        if len(self._pumps) >= self._limits.streams:
+        if len(self._pumps) >= 2 * self._limits.streams:  # those whose streams are over deliver what had arrived
             raise RefusedError(f"the session already has {len(self._pumps)} connections open")
         try:
             stream = await self._end.open(opening)

@@ -17,6 +17,7 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -56,6 +57,8 @@ class Connection(asyncio.Protocol):
         self._streams: dict[int, Stream] = {}
         self._pool = WindowPool(limits.window_pool)
         self._waiting: dict[int, None] = {}
+        self._queue: deque[asyncio.Future[None]] = deque()
+        """Those who wait for a vacancy."""
         self._paused = False
         self._transport: asyncio.Transport | None = None
         self._serving = Tasks("tunnel", on_crash=self._crashed)
@@ -75,7 +78,7 @@ class Connection(asyncio.Protocol):
         """
         if self._transport is None or self.closed.done():
             raise TunnelClosedError("the tunnel is closed")
-        if self._h2.open_outbound_streams >= min(self._h2.remote_settings.max_concurrent_streams, self._limits.streams):
+        if not self._has_vacancy:
             raise PeerError(f"the session already has {self._h2.open_outbound_streams} connections open")
         try:
             stream_id = self._h2.get_next_available_stream_id()
@@ -85,6 +88,37 @@ class Connection(asyncio.Protocol):
         stream = self._add(stream_id, headers)
         self._flush()
         return stream
+
+    @property
+    def _has_vacancy(self) -> bool:
+        most = min(self._h2.remote_settings.max_concurrent_streams, self._limits.streams)
+        return self._h2.open_outbound_streams < most
+
+    async def vacancy(self) -> None:
+        """Wait until one stream more may be open, behind those who have waited longer. The caller sets a deadline.
+
+        Raises PeerError when too many wait.
+        """
+        if len(self._queue) >= self._limits.streams:
+            raise PeerError(f"the session already has {self._h2.open_outbound_streams} connections open, others wait")
+        behind = bool(self._queue)
+        while not self.closed.done() and (behind or not self._has_vacancy):
+            turn: asyncio.Future[None] = self._loop.create_future()
+            self._queue.append(turn)
+            behind = False
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.cancelled():
+                    self._queue.remove(turn)
+                else:
+                    self._next_turn()  # it has come in vain
+                raise
+
+    def _next_turn(self) -> None:
+        """A stream is over, or the connection: whoever waits for longest looks whether there is room."""
+        if self._queue:
+            self._queue.popleft().set_result(None)
 
     def close(self, error: SidestepError | None = None) -> None:
         """End the connection: GOAWAY, then what is queued, then the transport. Streams fail at once."""
@@ -222,6 +256,7 @@ class Connection(asyncio.Protocol):
             stream.release()
             self._h2.reset_stream(stream_id, code)
             self._flush()
+            self._next_turn()
 
     def credit(self, stream_id: int, size: int) -> None:
         """Widen a stream's receive window."""
@@ -242,6 +277,8 @@ class Connection(asyncio.Protocol):
                 table = min(self._h2.encoder.header_table_size, self._limits.header_table)
                 self._h2.encoder.header_table_size = table
                 self._wake_writers()
+                for _ in range(len(self._queue)):
+                    self._next_turn()
             case h2.events.ConnectionTerminated():
                 code = int(event.error_code or 0)
                 self.close(None if code == 0 else PeerError("the other end ended the tunnel", code=code))
@@ -264,6 +301,7 @@ class Connection(asyncio.Protocol):
                 del self._streams[stream.id]
                 stream.release()
                 stream.fail(StreamResetError(int(event.error_code or 0)))
+                self._next_turn()
             case h2.events.ResponseReceived():
                 stream.feed_response(_decoded(event.headers or []))
             case h2.events.WindowUpdated():
@@ -299,6 +337,7 @@ class Connection(asyncio.Protocol):
     def _forget_if_over(self, stream: Stream) -> None:
         if stream.over and self._streams.pop(stream.id, None) is not None:
             stream.release()
+            self._next_turn()
 
     def _wake_writers(self) -> None:
         waiting, self._waiting = self._waiting, {}
@@ -348,6 +387,8 @@ class Connection(asyncio.Protocol):
         for stream in streams.values():
             stream.release()
             stream.fail(gone)
+        while self._queue:
+            self._next_turn()
         self._serving.cancel()
 
 

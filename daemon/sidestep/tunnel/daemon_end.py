@@ -114,10 +114,14 @@ class DaemonEnd:
         self.connection.close()
 
     async def open(self, opening: StreamOpening) -> Stream:
-        """Open a stream and wait for the handler's end to be connected. Raises RefusedError with the reason."""
+        """Open a stream, when the session takes one more, and wait for the handler's end to be connected.
+
+        Raises RefusedError with the reason.
+        """
         stream: Stream | None = None
         try:
             async with patience(self._limits.open_timeout):
+                await self.connection.vacancy()
                 stream = self.connection.open(opening.to_headers())
                 answer = await stream.response()
         except TimeoutError as error:

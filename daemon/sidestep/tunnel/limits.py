@@ -15,7 +15,7 @@ class TunnelLimits:
     """
 
     streams: int = 1024
-    """Streams open at once (SETTINGS_MAX_CONCURRENT_STREAMS); one more is refused, not queued."""
+    """Streams open at once (SETTINGS_MAX_CONCURRENT_STREAMS). As many may wait, each for `open_timeout`."""
     stream_window: int = 64 * KIB
     """Receive window that every stream begins with and never loses (bytes)."""
     stream_window_max: int = 512 * KIB

@@ -222,3 +222,48 @@ async def test_an_event_line_without_end_breaks_the_stream_not_the_memory():
         with pytest.raises(PeerError):
             await stream.write(b"x" * 1_000_000)
         assert laptop.events == []
+
+
+async def _echo(sock):
+    loop = asyncio.get_running_loop()
+    while data := await loop.sock_recv(sock, 1000):
+        await loop.sock_sendall(sock, data)
+    sock.close()
+
+
+@asynchronous
+async def test_a_connection_beyond_what_the_session_takes_waits_its_turn():
+    limits = replace(LIMITS, streams=4)
+    async with session(Laptop(_echo), limits=limits) as daemon:
+        first = [await daemon.open(OPENING) for _ in range(4)]
+        late = [asyncio.create_task(daemon.open(OPENING)) for _ in range(4)]
+        await asyncio.sleep(0)
+        late.pop(1).cancel()
+        assert not any(task.done() for task in late)
+        for task in late:
+            first.pop().reset()
+            await task
+        assert daemon.connection.streams == 4
+
+
+@asynchronous
+async def test_a_turn_that_does_not_come_is_a_refusal():
+    limits = replace(LIMITS, streams=1, open_timeout=0.2)
+    async with session(Laptop(_echo), limits=limits) as daemon:
+        first = await daemon.open(OPENING)
+        results = await asyncio.gather(*(daemon.open(OPENING) for _ in range(3)), return_exceptions=True)
+        assert all(isinstance(each, RefusedError) for each in results)
+        assert "others wait" in str(results[2])
+        first.reset()
+        assert await daemon.open(OPENING)
+
+
+@asynchronous
+async def test_those_who_wait_learn_that_the_session_is_gone():
+    async with session(Laptop(_echo), limits=replace(LIMITS, streams=1)) as daemon:
+        await daemon.open(OPENING)
+        late = asyncio.create_task(daemon.open(OPENING))
+        await asyncio.sleep(0)
+        daemon.connection.close()
+        with pytest.raises(RefusedError, match="gone"):
+            await late
