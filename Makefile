@@ -43,7 +43,7 @@ test: setup ## Run every test, privileged ones included (needs root)
 	@$(BIN)/python -m pytest -q
 
 .PHONY: soak
-soak: setup ## Half an hour of traffic while everything of ours is killed in turn (needs root)
+soak: setup ## Half an hour of traffic at the limits of a port, and while everything of ours is killed in turn (needs root)
 	@$(BIN)/python -m tests.soak
 
 .PHONY: e2e

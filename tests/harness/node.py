@@ -35,6 +35,8 @@ class Node:
         self.manifests.mkdir(parents=True, exist_ok=True)
         self.socket.parent.mkdir(mode=0o700, exist_ok=True)
         self.process: Process | None = None
+        self.prefix: tuple[str, ...] = ()
+        """What the daemon is started by, such as `prlimit`."""
         self._family: set[int] = set()
         self._before: list[Process] = []
 
@@ -45,7 +47,7 @@ class Node:
 
     def start(self) -> None:
         """Start the daemon and wait until it answers."""
-        command = [SIDESTEP, "node", "--manifests", self.manifests, "--socket", self.socket]
+        command = [*self.prefix, SIDESTEP, "node", "--manifests", self.manifests, "--socket", self.socket]
         self.process = Process(command, log=self.folder / "node.log", patience=40)
         process = self.process
         until(

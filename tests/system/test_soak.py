@@ -1,9 +1,10 @@
-"""Two minutes of the soak; `make soak` runs half an hour of it."""
+"""Two minutes of the soak, and each limit once; `make soak` runs half an hour of it."""
 
 from __future__ import annotations
 
 import pytest
 
+from tests.soak.limits import at_limits
 from tests.soak.soak import soaking
 
 SECONDS = 120.0
@@ -20,3 +21,14 @@ def test_nothing_is_lost_and_nothing_is_left(tmp_path):
     hindered = {"zygote", "listener", "wall"}
     assert set(account.faults) == {"proxy", "handler", "CLI", "daemon", "restart", "upgrade"} | hindered
     assert len(account.outcomes) > 1000
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(400)
+def test_somebody_answers_every_client_of_a_port_at_its_limits(tmp_path):
+    with at_limits(tmp_path, seed=4, hold=2.5) as limits:
+        findings = limits.run(0.0)
+    print(findings.text())
+    assert not findings.wrong, findings.text()
+    assert {name for _, _, name in findings.faults} == set(limits.faults)
+    assert len(findings.answers) > 200
