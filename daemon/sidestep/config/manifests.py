@@ -106,21 +106,28 @@ def load_file(name: str, content: str | bytes) -> FileObjects:
 
 def secret_data(content: str | bytes, namespace: str, name: str) -> dict[str, bytes] | None:
     """The data of a Secret of a file, for the one-shot reader; None when the file has no such Secret that is sound."""
-    for document in yaml_documents.split(_text(content)):
+    documents = list(yaml_documents.split(_text(content)))
+    # Most documents of a large file need not be parsed; only escapes could hide what is looked for.
+    documents.sort(key=lambda document: name not in document.text or "Secret" not in document.text)
+    for document in documents:
         try:
             value = yaml_documents.load(document)
         except yaml_documents.YamlError:
             continue
         for item, _ in _items(value):
-            if not isinstance(item, dict) or (item.get("apiVersion"), item.get("kind")) != ("v1", "Secret"):
-                continue
-            try:
-                secret, data = objects.secret_and_data(item)
-            except FieldError:
-                continue
-            if (secret.namespace, secret.name) == (namespace, name):
-                return data
+            found = _secret_and_data(item)
+            if found is not None and (found[0].namespace, found[0].name) == (namespace, name):
+                return found[1]
     return None
+
+
+def _secret_and_data(value: object) -> tuple[Secret, dict[str, bytes]] | None:
+    if not isinstance(value, dict) or (value.get("apiVersion"), value.get("kind")) != ("v1", "Secret"):
+        return None
+    try:
+        return objects.secret_and_data(value)
+    except FieldError:
+        return None
 
 
 def combine(files: Mapping[str, FileObjects]) -> tuple[Inventory, tuple[ManifestError, ...]]:

@@ -157,6 +157,9 @@ class NodeStatusView:
         target = self._reconciler.target(key)
         problem = self._reconciler.problem(key)
         if target is None or not ports or not target.serves(uid):
+            if key in plan.waiting:
+                problem = problem or "its certificate has not been read yet"
+                return PodState(str(key), "pending", problem)
             return PodState(str(key), "failed" if problem else "pending", problem)
         waiting = [port for port in ports if not target.takes(*port)]
         if len(waiting) == len(ports):

@@ -241,3 +241,31 @@ def test_it_dies_with_the_daemon_even_when_it_hangs(tmp_path):
         assert alive(helper)
         daemon.kill()
         until(lambda: not alive(helper), within=5, what="the reader to die")
+
+
+def test_a_source_that_costs_its_child_is_refused_for_a_while():
+    """Whatever ends a child - its limit of processor time, of memory - ends it without a word."""
+
+    async def work(reader):
+        asked, over = asyncio.Event(), []
+
+        async def never(_read, write):
+            over.append(write)
+            asked.set()
+            await asyncio.Event().wait()
+
+        async with await asyncio.start_server(never, "127.0.0.1", 0) as server:
+            at = Server("127.0.0.1", server.sockets[0].getsockname()[1])
+            request = Read(ClusterSecret("shop", "tls", at), ca_alone=False)
+            reading = asyncio.ensure_future(reader.read(request))
+            async with asyncio.timeout(20):
+                await asked.wait()
+            os.kill(children(reader.pid)[0], signal.SIGXCPU)
+            with pytest.raises(ReadError, match="more than 2 s of processor time"):
+                await reading
+            with pytest.raises(ReadError, match="took too long before"):
+                await reader.read(request)
+            for each in over:
+                each.transport.abort()
+
+    using(work)
