@@ -236,6 +236,7 @@ class _Daemon:
             counters=lambda: {
                 "drift_repaired": audit.repaired,
                 "zygote_restarts": ground.supervisor.zygote.restarts,
+                "unread_streams_reset": sessions.budget.relieved,
             },
         )
         sessions.on_change = controller.changed

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, RefusedError, SidestepError
 from sidestep.model.intercept import Intercept
+from sidestep.tunnel.budget import Budget
 from sidestep.tunnel.channel import SocketChannel
 from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.daemon_end import DaemonEnd
@@ -67,6 +68,7 @@ class Session:
         node: str,
         software: str,
         limits: TunnelLimits = DEFAULT_LIMITS,
+        budget: Budget | None = None,
         greeted: DaemonEnd | None = None,
     ) -> None:
         self.intercept = intercept
@@ -74,7 +76,7 @@ class Session:
         self._over = False
         self._greeted = asyncio.Event()
         self._limits = limits
-        self._end = greeted or DaemonEnd(Connection(limits=limits), limits=limits)
+        self._end = greeted or DaemonEnd(Connection(limits=limits, budget=budget), limits=limits)
         self.connection = self._end.connection
         if greeted is not None:
             self._greeted.set()

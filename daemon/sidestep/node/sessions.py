@@ -25,6 +25,7 @@ from sidestep.node.session_intercept import intercept_of
 from sidestep.node.view import InterceptView, NodeView
 from sidestep.policy.workloads import parse_workload
 from sidestep.proxy.messages import DivertedRequest, LostCopies, Open
+from sidestep.tunnel.budget import Budget
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.messages import Ended, Lost, Request, SessionSpec
 from sidestep.tunnel.opening import StreamOpening
@@ -50,6 +51,8 @@ class Sessions:
         self._view = view
         self._node = node
         self._limits = limits
+        self.budget = Budget()
+        """What all tunnels together may hold unread."""
         self._sessions: dict[str, Session] = {}
         self._ordered: tuple[Intercept, ...] | None = ()
         self._names: dict[tuple[str, str], dict[str, Session]] = {}
@@ -170,7 +173,9 @@ class Sessions:
         if old is not None and old.intercept.display != intercept.display:
             raise RefusedError(f"that session is intercept {old.intercept.display}")
         self._view.check(intercept)
-        session = Session(intercept=intercept, node=self._node, software=__version__, limits=self._limits)
+        session = Session(
+            intercept=intercept, node=self._node, software=__version__, limits=self._limits, budget=self.budget
+        )
         self._hold(session)
         if old is not None:
             old.connection.close()  # broken without this end having noticed

@@ -2,13 +2,16 @@
 
 A connection proves nothing. The daemon asks with a nonce; the answer must name one intercept that this node knows and
 sign for it with the key that was pinned when the resource was first seen. Until then a connection costs a little
-memory, and there are few of them.
+memory (`Connection`, unproved), and there are at most `MAX_STRANGERS` of them, from the first byte of their TLS
+handshake on. When there are more, the oldest has to go, but not before it had `GRACE` seconds: whoever holds a key
+needs less, and nobody who does not keeps others out for longer. Until then newcomers wait in the kernel's queue.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 from collections.abc import Callable
 
 from sidestep import __version__
@@ -30,6 +33,12 @@ ADDRESSES = ("127.0.0.1", "::1")
 """Where a port-forward arrives, as the runtime chooses."""
 MAX_STRANGERS = 64
 """Connections at once whose hello has not been answered."""
+GRACE = 1.0
+"""Seconds that each has for its proof even if others wait."""
+BACKLOG = 128
+"""Connections that wait in the kernel."""
+BREATH = 0.5
+"""Seconds without accepting after the kernel refused to (no descriptors)."""
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds for TLS."""
 
@@ -55,42 +64,93 @@ class TunnelServer:
         self._sessions = sessions
         self._limits = limits
         self._tasks = Tasks("tunnels", on_crash=on_crash)
-        self._strangers = 0
-        self._servers: list[asyncio.Server] = []
+        self._loop = asyncio.get_running_loop()
+        self._strangers: dict[asyncio.Task[None], float] = {}
+        """Who has proved nothing, oldest first, and when each arrived."""
+        self._listeners: list[socket.socket] = []
+        self._resuming: asyncio.TimerHandle | None = None
         self._log = get_logger("tunnels")
 
     async def start(self) -> None:
         """Listen. Raises KernelError when not even IPv4's loopback can be listened on."""
-        loop = asyncio.get_running_loop()
         for address in ADDRESSES:
             try:
-                server = await loop.create_server(
-                    lambda: _Arrival(self, limits=self._limits),
-                    address,
-                    self.port,
-                    ssl=self._tls.context,
-                    ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
-                )
+                family = socket.AF_INET6 if ":" in address else socket.AF_INET
+                listener = socket.create_server((address, self.port), family=family, backlog=BACKLOG)
             except OSError as error:
                 if address == ADDRESSES[0]:
                     raise KernelError("bind", error.errno or 0, doing=f"listening on {address}:{self.port}") from error
                 continue  # a node without IPv6
-            self._servers.append(server)
-            self.port = self.port or server.sockets[0].getsockname()[1]
+            listener.setblocking(False)
+            self._listeners.append(listener)
+            self.port = self.port or listener.getsockname()[1]
+        self._resume()
 
     async def aclose(self) -> None:
         """Listen no more; end what has not become a session."""
-        for server in self._servers:
-            server.close()
+        self._pause(None)
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
         await self._tasks.aclose()
 
-    def arrived(self, connection: Connection) -> None:
-        """A connection has finished its TLS handshake."""
-        if self._strangers >= MAX_STRANGERS:
-            connection.close()
+    # --- arrivals ---------------------------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        self._resuming = None
+        for listener in self._listeners:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    def _pause(self, seconds: float | None) -> None:
+        """Accept nobody for so long, or from now on."""
+        if self._resuming is not None:
+            self._resuming.cancel()
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+        self._resuming = None if seconds is None else self._loop.call_later(seconds, self._resume)
+
+    def _accept(self, listener: socket.socket) -> None:
+        now = self._loop.time()
+        if len(self._strangers) >= MAX_STRANGERS:
+            oldest, arrived = next(iter(self._strangers.items()))
+            if now - arrived < GRACE:
+                self._pause(GRACE - (now - arrived))
+                return
+            del self._strangers[oldest]
+            oldest.cancel()
+        try:
+            sock, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
             return
-        self._strangers += 1
-        self._tasks.start(self._greet(connection), name="session")
+        except OSError:
+            self._pause(BREATH)
+            return
+        task = self._tasks.start(self._serve(sock), name="session")
+        self._strangers[task] = now
+        task.add_done_callback(self._known)
+
+    def _known(self, task: asyncio.Task[None]) -> None:
+        """It is no stranger any more: it has proved who it is, or is gone. That makes room."""
+        if self._strangers.pop(task, None) is not None and self._resuming is not None:
+            self._resuming.cancel()
+            self._resume()
+
+    async def _serve(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        connection = Connection(limits=self._limits, budget=self._sessions.budget, proved=False)
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: connection, sock, ssl=self._tls.context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT
+            )
+        except OSError:
+            return  # whoever it was has no interest; asyncio has closed the socket
+        except asyncio.CancelledError:
+            sock.close()
+            raise
+        try:
+            await self._greet(connection)
+        finally:
+            connection.close()
 
     async def _greet(self, connection: Connection) -> None:
         end = DaemonEnd(connection, limits=self._limits)
@@ -101,8 +161,10 @@ class TunnelServer:
             connection.close(error)
             await connection.wait_closed()
             return
-        finally:
-            self._strangers -= 1
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a coroutine
+        self._known(task)
+        connection.prove()
         intercept = held.intercept
         assert intercept is not None  # noqa: S101 - only what can be served has a key to prove
         session = Session(intercept=intercept, node=self._node, software=__version__, limits=self._limits, greeted=end)
@@ -138,16 +200,3 @@ class TunnelServer:
         )
         await end.hello(hello, verify=check)
         return found[0]
-
-
-class _Arrival(Connection):
-    """A tunnel that tells the server when it has its transport."""
-
-    def __init__(self, server: TunnelServer, *, limits: TunnelLimits) -> None:
-        super().__init__(limits=limits)
-        self._server = server
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """As Connection.connection_made; then the hello."""
-        super().connection_made(transport)
-        self._server.arrived(self)

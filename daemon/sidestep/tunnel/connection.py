@@ -11,6 +11,8 @@ Invariants
   * The peer is believed alive while bytes come. A PING goes out every `keepalive` seconds; after `silent_intervals` of
     them without a byte the tunnel is broken. (Counting intervals, not seconds, keeps a process that was stopped itself
     from blaming its peer.)
+  * A peer that has proved nothing yet may send `unproved_bytes` and `unproved_frames` in all, and is sent no PING.
+  * What streams hold unread counts for the node's `Budget`; above it the fullest stream is reset.
   * A protocol error, a flood or a bug ends the connection, and `closed` says why. A broken stream ends that stream.
 """
 
@@ -30,6 +32,7 @@ import h2.settings
 
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, PeerError, SidestepError
+from sidestep.tunnel.budget import Budget
 from sidestep.tunnel.errors import StreamResetError, TunnelClosedError, TunnelSilentError
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.stream import INTERNAL_ERROR, Headers, Stream
@@ -37,6 +40,9 @@ from sidestep.tunnel.window import ReceiveWindow, WindowPool
 
 Serve = Callable[[Stream], Awaitable[None]]
 """Serves one stream that the peer opened; when it returns, the stream is reset unless both directions have ended."""
+
+UNREAD = 60.0
+"""Seconds after the end of a tunnel in which what had arrived may still be read."""
 
 _CODES = h2.settings.SettingCodes
 
@@ -48,14 +54,28 @@ class Connection(asyncio.Protocol):
     otherwise; it never raises.
     """
 
-    def __init__(self, *, serve: Serve | None = None, limits: TunnelLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        *,
+        serve: Serve | None = None,
+        limits: TunnelLimits = DEFAULT_LIMITS,
+        budget: Budget | None = None,
+        proved: bool = True,
+    ) -> None:
+        """`budget` is that of all tunnels of the node; a peer that is not `proved` is let do little until `prove`."""
         self._serve = serve
+        self._budget = budget
+        self._proved = proved
+        self._unproved = 0
+        """Bytes taken from a peer that has proved nothing."""
+        self._holding: dict[Stream, int] = {}
+        """Bytes that nobody has read yet, by stream."""
         self._limits = limits
         self._h2 = h2.connection.H2Connection(
             h2.config.H2Configuration(client_side=serve is None, header_encoding=None)
         )
         self._streams: dict[int, Stream] = {}
-        self._pool = WindowPool(limits.window_pool)
+        self._pool = WindowPool(limits.window_pool) if budget is None else budget.windows(limits.window_pool)
         self._waiting: dict[int, None] = {}
         self._queue: deque[asyncio.Future[None]] = deque()
         """Those who wait for a vacancy."""
@@ -135,6 +155,11 @@ class Connection(asyncio.Protocol):
             self._transport.close()
             self._farewell = self._loop.call_later(self._limits.farewell, self._transport.abort)
 
+    def prove(self) -> None:
+        """The peer is who it should be: from now on the tunnel's limits count."""
+        self._proved = True
+        self._control_frames = 0
+
     async def wait_closed(self) -> SidestepError | None:
         """Wait for the end; returns what `closed` resolved to, after every stream's server has been cancelled."""
         error = await asyncio.shield(self.closed)
@@ -178,6 +203,11 @@ class Connection(asyncio.Protocol):
         if self.closed.done():
             return
         self._silent = 0
+        if not self._proved:
+            self._unproved += len(data)
+            if self._unproved > self._limits.unproved_bytes:
+                self.close(PeerError("the other end of the tunnel says much and proves nothing", code=0xB))
+                return
         try:
             events = self._h2.receive_data(data)
         except h2.exceptions.ProtocolError as error:
@@ -189,7 +219,8 @@ class Connection(asyncio.Protocol):
             self._handle(event)
             if self.closed.done():
                 return
-        if self._control_frames > self._limits.control_frames:
+        limits = self._limits
+        if self._control_frames > (limits.control_frames if self._proved else limits.unproved_frames):
             self.close(PeerError("the other end of the tunnel floods it with control frames", code=0xB))
             return
         self._credit_connection()
@@ -205,6 +236,8 @@ class Connection(asyncio.Protocol):
         self._transport = None
         if self._farewell is not None:
             self._farewell.cancel()
+        if self._holding:
+            self._loop.call_later(UNREAD, self._forget_unread)
 
     def pause_writing(self) -> None:
         """The transport has enough waiting."""
@@ -263,6 +296,29 @@ class Connection(asyncio.Protocol):
         if stream_id in self._streams:
             self._h2.increment_flow_control_window(size, stream_id)
             self._flush()
+
+    def holds(self, stream: Stream, change: int) -> None:
+        """Count what nobody has read yet."""
+        if self._budget is None:
+            return
+        size = self._holding.get(stream, 0) + change
+        if size:
+            self._holding[stream] = size
+        else:
+            self._holding.pop(stream, None)
+        if change > 0:
+            self._budget.take(self, change)
+        else:
+            self._budget.give(self, -change)
+
+    def _forget_unread(self) -> None:
+        for stream in tuple(self._holding):
+            stream.overrun()
+
+    def relieve(self) -> None:
+        """As Holder.relieve: reset the stream that holds most."""
+        if self._holding:
+            max(self._holding, key=self._holding.__getitem__).overrun()
 
     # --- events -----------------------------------------------------------------------------------------------------
 
@@ -363,6 +419,9 @@ class Connection(asyncio.Protocol):
                 transport.abort()
 
     def _tick(self) -> None:
+        if not self._proved:  # the hello has a deadline of its own
+            self._keepalive = self._loop.call_later(self._limits.keepalive, self._tick)
+            return
         self._control_frames = 0
         if self._silent >= self._limits.silent_intervals:
             silence = self._limits.keepalive * self._limits.silent_intervals

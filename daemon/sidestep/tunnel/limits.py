@@ -43,6 +43,10 @@ class TunnelLimits:
     """Keepalive intervals without a byte from the peer after which the tunnel is broken."""
     farewell: float = 2.0
     """Seconds that a closing tunnel may take to hand over what is queued."""
+    unproved_bytes: int = 128 * KIB
+    """Bytes taken in all from a peer that has not proved who it is: TLS aside, a hello's answer and some frames."""
+    unproved_frames: int = 64
+    """Frames other than DATA taken in all from such a peer: settings, their acknowledgement, a PING a second."""
     hello_timeout: float = 10.0
     """Seconds from the tunnel's start to an answered hello."""
     hello: int = 64 * KIB

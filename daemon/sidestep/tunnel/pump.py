@@ -54,6 +54,7 @@ async def pump(stream: Stream, channel: Channel, *, counts: Pumped | None = None
         finally:
             if not stream.over:
                 stream.reset(CANCEL)
+            stream.discard()
             if orderly:
                 channel.close()
             else:

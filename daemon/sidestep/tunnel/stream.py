@@ -1,7 +1,8 @@
 """One stream of the tunnel: bytes both ways, each direction with an end of its own.
 
 A stream has at most one reader and one writer at a time. Received bytes wait in `_inbox`, which the receive window
-bounds (`window.ReceiveWindow`); reading them gives the window back, so a reader that stalls stalls its own sender.
+bounds (`window.ReceiveWindow`); reading them gives the window back, so a reader that stalls stalls its own sender. The
+connection counts them, for the node's sum (`budget`).
 
 Ends: END_STREAM is the end of one direction. A reset ends both, but what arrived before it is still read, as it is from
 a TCP socket: a handler that answers early and closes with a body unread resets its connection *after* its answer. A
@@ -27,6 +28,10 @@ INTERNAL_ERROR = 0x2
 REFUSED_STREAM = 0x7
 HTTP_1_1_REQUIRED = 0xD
 CANCEL = 0x8
+ENHANCE_YOUR_CALM = 0xB
+
+SMALL, PIECE = 1024, 16 * 1024
+"""Bytes: received data up to the first is put together, to pieces of the second."""
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -52,6 +57,9 @@ class StreamPort(Protocol):
     def credit(self, stream_id: int, size: int) -> None:
         """Widen the receive window of the stream by `size` bytes."""
 
+    def holds(self, stream: Stream, change: int) -> None:
+        """The stream has so many bytes more, or less, that nobody has read."""
+
 
 class Stream:
     """One stream. `headers` are those of the request, on both ends."""
@@ -64,6 +72,7 @@ class Stream:
         "_port",
         "_readable",
         "_response",
+        "_unread",
         "_watchers",
         "_window",
         "_writable",
@@ -78,7 +87,8 @@ class Stream:
         self.trailers: Headers = ()
         """What the peer sent after its last byte; there to be read once `read` has returned b""."""
         self._port = port
-        self._inbox: deque[bytes] = deque()
+        self._inbox: deque[bytes | bytearray] = deque()
+        self._unread = 0
         self._window = window
         self._ended = False
         self._peer_ended = False
@@ -100,8 +110,9 @@ class Stream:
             self._readable = asyncio.get_running_loop().create_future()
             await self._readable
         data = self._inbox.popleft()
+        self._hold(-len(data))
         self._consume(len(data))
-        return data
+        return bytes(data)
 
     async def write(self, data: bytes) -> None:
         """Send bytes, waiting for window and transport. Raises StreamResetError or TunnelClosedError."""
@@ -158,11 +169,21 @@ class Stream:
         return self._error
 
     def reset(self, code: int = CANCEL) -> None:
-        """End both directions at once. Harmless on a stream that is over."""
+        """End both directions at once; what has arrived is not read any more. Harmless on a stream that is over."""
+        self.discard()
         if self._error is None:
             self._port.send_reset(self.id, code)
-            self._inbox.clear()
             self.fail(StreamResetError(code))
+
+    def discard(self) -> None:
+        """Nobody will read what has arrived."""
+        self._inbox.clear()
+        self._hold(-self._unread)
+
+    def overrun(self) -> None:
+        """Too much has arrived that nobody reads: it is thrown away, and who reads next is told so."""
+        self.reset(ENHANCE_YOUR_CALM)
+        self._peer_ended = False
 
     @property
     def at_end(self) -> bool:
@@ -179,8 +200,16 @@ class Stream:
     def feed(self, data: bytes, *, padding: int) -> None:
         """Take received bytes; `padding` bytes of window came with them and are given back at once."""
         if data:
-            self._inbox.append(data)
+            # Small frames are put together: each piece by itself takes some fifty bytes more.
+            last = self._inbox[-1] if self._inbox else b""
+            if len(data) > SMALL or not 0 < len(last) < PIECE:
+                self._inbox.append(data)
+            elif isinstance(last, bytearray):
+                last += data
+            else:
+                self._inbox[-1] = bytearray(last + data)
             _wake(self._readable)
+            self._hold(len(data))
         if padding:
             self._consume(padding)
 
@@ -221,6 +250,11 @@ class Stream:
         if self._response is None:
             self._response = asyncio.get_running_loop().create_future()
         return self._response
+
+    def _hold(self, change: int) -> None:
+        if change:
+            self._unread += change
+            self._port.holds(self, change)
 
     def _consume(self, size: int) -> None:
         increment = self._window.consumed(size)

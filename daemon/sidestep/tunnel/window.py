@@ -12,20 +12,26 @@ from __future__ import annotations
 class WindowPool:
     """Bytes of window that streams may have beyond their initial one."""
 
-    __slots__ = ("free",)
+    __slots__ = ("_parent", "free")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, parent: WindowPool | None = None) -> None:
+        """What is taken here is taken from `parent`, too."""
         self.free = size
+        self._parent = parent
 
     def take(self, size: int) -> int:
         """Take up to `size` bytes; returns how many there were."""
         taken = min(size, self.free)
+        if self._parent is not None:
+            taken = self._parent.take(taken)
         self.free -= taken
         return taken
 
     def give(self, size: int) -> None:
         """Return bytes taken before."""
         self.free += size
+        if self._parent is not None:
+            self._parent.give(size)
 
 
 class ReceiveWindow:
