@@ -25,6 +25,7 @@ from sidestep.model.inventory import Inventory
 from sidestep.model.pod import PodKey
 from sidestep.node.survey import PodSurvey, PortSurvey, protocol_text, survey
 from sidestep.node.view import ConditionView, PortView, WorkloadView
+from sidestep.policy.pod_ports import ports_of
 from sidestep.policy.workloads import pods_of
 
 
@@ -209,12 +210,14 @@ def _views(
         owner = (pod.owners[-1].kind, pod.owners[-1].name) if pod.owners else ("pod", pod.key.name)
         found = survey(pod, inventory, node_annotations={})
         surveys.setdefault((pod.key.namespace, *owner), []).append(found)
-    covering: dict[PodKey, list[str]] = {}
+    covering: dict[PodKey, list[Intercept]] = {}
     for resource in resources:
         if resource.intercept is not None:
             for key in _covered(resource.intercept, inventory):
-                covering.setdefault(key, []).append(resource.display)
-    return tuple(_view(name, found, covering, conditions) for name, found in sorted(surveys.items(), key=_first))
+                covering.setdefault(key, []).append(resource.intercept)
+    return tuple(
+        _view(name, found, inventory, covering, conditions) for name, found in sorted(surveys.items(), key=_first)
+    )
 
 
 def _first(item: tuple[tuple[str, str, str], object]) -> tuple[str, str, str]:
@@ -231,14 +234,19 @@ def _covered(intercept: Intercept, inventory: Inventory) -> list[PodKey]:
 def _view(
     name: tuple[str, str, str],
     surveys: list[PodSurvey],
-    covering: dict[PodKey, list[str]],
+    inventory: Inventory,
+    covering: dict[PodKey, list[Intercept]],
     conditions: dict[PodKey | None, list[ConditionView]],
 ) -> WorkloadView:
     ports: dict[tuple[int, str], PortView] = {}
     stated: dict[ConditionView, None] = {}
     intercepts: set[str] = set()
+    claimed: dict[tuple[int, str], set[str]] = {}
     for found in surveys:
-        intercepts.update(covering.get(found.pod.key, ()))
+        here = covering.get(found.pod.key, [])
+        intercepts.update(each.display for each in here)
+        for port, names in ports_of(found.pod, inventory).claimed(here).items():
+            claimed.setdefault((port[0], port[1].value), set()).update(names)
         stated.update(dict.fromkeys(conditions.get(found.pod.key, ())))
         for condition in found.conditions:
             stated[ConditionView(condition.type.value, condition.subject, condition.text)] = None
@@ -249,7 +257,10 @@ def _view(
         kind=name[1],
         name=name[2],
         pods=tuple(sorted(found.pod.key.name for found in surveys)),
-        ports=tuple(view for _, view in sorted(ports.items())),
+        ports=tuple(
+            msgspec.structs.replace(view, intercepts=tuple(sorted(claimed.get(key, ()))))
+            for key, view in sorted(ports.items())
+        ),
         intercepts=tuple(sorted(intercepts)),
         conditions=tuple(stated),
     )

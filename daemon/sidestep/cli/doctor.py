@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from sidestep.cli.command import Command
 from sidestep.cli.options import output_option
 from sidestep.cli.output import json_line
 from sidestep.cli.where import Where, where_options
@@ -24,7 +25,7 @@ DEADLINE = 10.0
 """Seconds for the API server to answer."""
 
 
-@click.command(short_help="Say what this machine lacks.")
+@click.command(cls=Command, short_help="Say what this machine lacks.")
 @output_option
 @partial(where_options, lenient=True)
 def doctor(where: Where | ConfigurationError, output: str) -> int:

@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
+from sidestep.cli.command import POD_NAME, Command, WorkloadType
 from sidestep.cli.filtering import filter_of, filter_options, filter_spec
 from sidestep.cli.foreground import claimed_owner, run
-from sidestep.cli.options import namespace_option, output_option
+from sidestep.cli.options import PortNameType, namespace_option, output_option
 from sidestep.cli.output import LineWriter, json_line
 from sidestep.cli.report import address, clock
 from sidestep.cli.where import Where, namespace_of, where_options
@@ -30,12 +31,19 @@ from sidestep.tunnel.messages import AnyEvent, Dropped, Ended, Hello, Lost, Requ
 from sidestep.tunnel.opening import StreamOpening
 
 
-@click.command(short_help="Show the requests of a workload as they come.")
-@click.argument("workload")
-@click.option("--port", "-p", default="", metavar="PORT", help="Only this port. [default: all that may speak HTTP]")
+@click.command(cls=Command, short_help="Show the requests of a workload as they come.")
+@click.argument("workload", type=WorkloadType())
+@click.option(
+    "--port",
+    "-p",
+    type=PortNameType(),
+    default="",
+    metavar="PORT",
+    help="Only this port. [default: all that may speak HTTP]",
+)
 @filter_options
 @namespace_option
-@click.option("--pod", default="", metavar="POD", help="Only this pod of the workload.")
+@click.option("--pod", type=POD_NAME, default="", metavar="POD", help="Only this pod of the workload.")
 @output_option
 @where_options
 def flows(workload: str, port: str, namespace: str | None, pod: str, output: str, where: Where, **filters: Any) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import click
 
+from sidestep.cli.command import Command
 from sidestep.cli.companion import Companion
 from sidestep.cli.output import LineWriter
 from sidestep.cli.where import Where, session
@@ -35,7 +36,7 @@ class Parts(Protocol):
         """The listener of one more session."""
 
 
-class DashedCommand(click.Command):
+class DashedCommand(Command):
     """Takes a command line only after `--`, so that a forgotten option is an error and is not run."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

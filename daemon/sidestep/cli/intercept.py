@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from sidestep.cli.command import POD_NAME, SESSION_NAME, FilePath, WorkloadType
 from sidestep.cli.filtering import filter_of, filter_options, filter_spec
 from sidestep.cli.foreground import DashedCommand, claimed_owner, run
 from sidestep.cli.options import PortMapping, PortType, namespace_option, output_option
@@ -26,7 +27,7 @@ def _session_options(command: F) -> F:
     """The arguments and options of both commands."""
     for option in reversed(
         (
-            click.argument("workload"),
+            click.argument("workload", type=WorkloadType()),
             click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD ...]"),
             click.option(
                 "--port", "-p", type=PortType(), required=True, help="Handler's port here, and the workload's port."
@@ -36,14 +37,20 @@ def _session_options(command: F) -> F:
                 "--plaintext", is_flag=True, help="Talk to the handler in clear, also when the client used TLS."
             ),
             namespace_option,
-            click.option("--name", default="", metavar="NAME", help="Name of the session. [default: the workload's]"),
-            click.option("--pod", default="", metavar="POD", help="Only this pod of the workload."),
+            click.option(
+                "--name",
+                type=SESSION_NAME,
+                default="",
+                metavar="NAME",
+                help="Name of the session. [default: the workload's]",
+            ),
+            click.option("--pod", type=POD_NAME, default="", metavar="POD", help="Only this pod of the workload."),
             click.option(
                 "--address", default="127.0.0.1", show_default=True, metavar="HOST", help="Where the handler listens."
             ),
             click.option(
                 "--handler-ca",
-                type=click.Path(path_type=Path),
+                type=FilePath(),
                 metavar="FILE",
                 help="Verify the handler's certificate against this CA (PEM). [default: not verified]",
             ),

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import click
 
 from sidestep.cli import cluster_view
+from sidestep.cli.command import Command
 from sidestep.cli.options import namespace_option, output_option
 from sidestep.cli.output import json_line
 from sidestep.cli.where import Where, namespace_of, where_options
@@ -19,7 +20,7 @@ from sidestep.model.text import harmless
 _NAME = re.compile(r"([^/]+/)?[^/]+")
 
 
-@click.command(short_help="End an intercept.")
+@click.command(cls=Command, short_help="End an intercept.")
 @click.argument("name")
 @namespace_option
 @output_option

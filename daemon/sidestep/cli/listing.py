@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import click
 
 from sidestep.cli import cluster_view
+from sidestep.cli.command import NAMESPACE, Command
 from sidestep.cli.options import output_option
 from sidestep.cli.output import json_line
 from sidestep.cli.table import table
@@ -21,8 +22,14 @@ from sidestep.tunnel.messages import decode
 _HEAD = ("NAMESPACE", "WORKLOAD", "PODS", "PORT", "PROTOCOL", "KNOWN BY", "CERTIFICATE", "INTERCEPTS")
 
 
-@click.command("list", short_help="Show workloads, ports, certificates, intercepts, problems.")
-@click.option("--namespace", "-n", metavar="NS", help="Only this namespace. [default: all; in a cluster the context's]")
+@click.command("list", cls=Command, short_help="Show workloads, ports, certificates, intercepts, problems.")
+@click.option(
+    "--namespace",
+    "-n",
+    type=NAMESPACE,
+    metavar="NS",
+    help="Only this namespace. [default: all; in a cluster the context's]",
+)
 @click.option("--all-namespaces", "-A", is_flag=True, help="All namespaces of a cluster.")
 @output_option
 @where_options
@@ -57,10 +64,11 @@ def _text(workloads: list[WorkloadView]) -> Iterable[str]:
     rows: list[tuple[str, ...]] = []
     for each in workloads:
         first = (each.namespace, f"{each.kind}/{each.name}", str(len(each.pods)))
-        ports = each.ports or (None,)
-        for index, port in enumerate(ports):
-            cells = ("", "", "", "") if port is None else _port(port)
-            rows.append((*(first if index == 0 else (" ", " ", " ")), *cells, ", ".join(each.intercepts)))
+        lines = [(*_port(port), ", ".join(port.intercepts)) for port in each.ports]
+        elsewhere = set(each.intercepts).difference(*(port.intercepts for port in each.ports))
+        if elsewhere or not lines:
+            lines.append(("", "", "", "", ", ".join(sorted(elsewhere))))  # of a port that no pod has
+        rows += [(*(first if index == 0 else (" ", " ", " ")), *line) for index, line in enumerate(lines)]
     if rows:
         yield from table(_HEAD, rows)
     yield from conditions(condition for each in workloads for condition in each.conditions)

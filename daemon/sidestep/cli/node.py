@@ -8,16 +8,17 @@ from pathlib import Path
 
 import click
 
+from sidestep.cli.command import Command, FilePath
 from sidestep.cli.options import socket_option
 from sidestep.config.node_settings import OWN_NAMESPACE
 from sidestep.model.errors import ConfigurationError
 from sidestep.node.options import NodeOptions, PodIdentity
 
 
-@click.command(short_help="Run the node daemon (as root).")
+@click.command(cls=Command, short_help="Run the node daemon (as root).")
 @click.option(
     "--manifests",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="DIR",
     help="Directory of Kubernetes manifests (YAML) to serve instead of a cluster; changes are followed live.",
 )

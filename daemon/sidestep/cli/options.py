@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from sidestep.cli.command import NAMESPACE, FilePath, fault
 from sidestep.node.options import DEFAULT_SOCKET
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,12 +47,25 @@ class PortType(click.ParamType[PortMapping]):
         return PortMapping(int(local), remote or local, transport.lower() or "tcp")
 
 
+class PortNameType(click.ParamType[str]):
+    """A service or container port, its name or number."""
+
+    name = "PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """As click.ParamType.convert."""
+        text = str(value)
+        if text and not fault(text) and not _PORT_NAME.fullmatch(text):
+            self.fail(f"{text!r}: PORT is a service or container port, its name or number", param, ctx)
+        return text
+
+
 def socket_option(command: F) -> F:
     """`--socket PATH`."""
     return click.option(
         "--socket",
         "socket_path",
-        type=click.Path(path_type=Path),
+        type=FilePath(),
         default=DEFAULT_SOCKET,
         show_default=True,
         metavar="PATH",
@@ -75,5 +88,9 @@ def output_option(command: F) -> F:
 def namespace_option(command: F) -> F:
     """`-n NAMESPACE`, None where it is not given: the default is that of the place the command talks to."""
     return click.option(
-        "--namespace", "-n", metavar="NS", help="Namespace of the workload. [default: the context's, else default]"
+        "--namespace",
+        "-n",
+        type=NAMESPACE,
+        metavar="NS",
+        help="Namespace of the workload. [default: the context's, else default]",
     )(command)

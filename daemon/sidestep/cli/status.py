@@ -11,6 +11,7 @@ import click
 
 from sidestep.cli import cluster_view
 from sidestep.cli.cluster_view import ClusterStatusView
+from sidestep.cli.command import NAMESPACE, Command
 from sidestep.cli.listing import conditions
 from sidestep.cli.options import output_option
 from sidestep.cli.output import json_line
@@ -26,8 +27,14 @@ _POD: Final = re.compile(r"pod [^/ ]+/")
 """How the subject of a condition begins that is about a pod."""
 
 
-@click.command(short_help="Show the node daemon, target pods, intercepts, problems.")
-@click.option("--namespace", "-n", metavar="NS", help="Only this namespace. [default: all; in a cluster the context's]")
+@click.command(cls=Command, short_help="Show the node daemon, target pods, intercepts, problems.")
+@click.option(
+    "--namespace",
+    "-n",
+    type=NAMESPACE,
+    metavar="NS",
+    help="Only this namespace. [default: all; in a cluster the context's]",
+)
 @click.option("--all-namespaces", "-A", is_flag=True, help="All namespaces of a cluster.")
 @output_option
 @where_options

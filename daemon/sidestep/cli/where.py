@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import click
 
+from sidestep.cli.command import FilePath
 from sidestep.kube import kubeconfig as kubeconfigs
 from sidestep.kube.access import ClusterAccess, in_cluster, is_in_cluster
 from sidestep.laptop.cluster_session import ClusterSession
@@ -61,13 +62,11 @@ def where_options(command: F, *, lenient: bool = False) -> F:
     choosing.__click_params__ = list(getattr(command, "__click_params__", ()))  # type: ignore[attr-defined]
     for option in (
         click.option("--context", metavar="NAME", help="Context of the kubeconfig. [default: the current one]"),
-        click.option(
-            "--kubeconfig", type=click.Path(path_type=Path), metavar="FILE", help="Kubeconfig of the cluster."
-        ),
+        click.option("--kubeconfig", type=FilePath(), metavar="FILE", help="Kubeconfig of the cluster."),
         click.option(
             "--socket",
             "socket_path",
-            type=click.Path(path_type=Path),
+            type=FilePath(),
             metavar="PATH",
             help=f"Unix socket of this machine's daemon, not a cluster. [default: {DEFAULT_SOCKET} if one answers]",
         ),

@@ -94,6 +94,8 @@ class PortTls:
 
     port: int
     downstream: CertificateSource | None = None
+    downstream_problem: str = ""
+    """Why the nearest annotation about the downstream certificate cannot be used, in one line."""
     upstream: CertificateSource | None = None
     skip_verify: bool = False
     probe_timeout: float = DEFAULT_PROBE_TIMEOUT
@@ -268,9 +270,12 @@ def _ports_spoken_of(sources: tuple[_Source, ...]) -> frozenset[int] | None:
 def _port(pod: Pod, plain: PortTls, sources: tuple[_Source, ...], problems: list[AnnotationProblem]) -> PortTls:
     """The settings of a port of which some annotation speaks; `plain` are those that it has without any."""
     reader = _Reader(pod, plain.port, sources, problems, {})
+    before = len(problems)
+    downstream = reader.certificate(names.DOWNSTREAM_PATH, names.DOWNSTREAM_SECRET)
     settings = replace(
         plain,
-        downstream=reader.certificate(names.DOWNSTREAM_PATH, names.DOWNSTREAM_SECRET),
+        downstream=downstream,
+        downstream_problem="; ".join(problem.text for problem in problems[before:]),
         upstream=reader.certificate(names.UPSTREAM_PATH, names.UPSTREAM_SECRET),
         skip_verify=reader.value(names.SKIP_VERIFY, parse_switch, default=False),
         probe_timeout=reader.value(names.PROBE_TIMEOUT, parse_probe_timeout, default=DEFAULT_PROBE_TIMEOUT),

@@ -15,6 +15,7 @@ import msgspec
 
 from sidestep.config.field_error import FieldError
 from sidestep.config.object_fields import MetadataFields
+from sidestep.config.schema_fault import fault_of
 from sidestep.kube.watch import KubeObject
 from sidestep.model.pod import Pod, PodKey, Service, ServicePort, Transport
 
@@ -60,7 +61,7 @@ def slice_of(value: KubeObject) -> EndpointSlice:
     try:
         read = msgspec.convert(value, _Slice)
     except msgspec.ValidationError as error:
-        raise FieldError("endpointslice", str(error)[:200]) from None
+        raise FieldError("endpointslice", fault_of(error)) from None
     labels: Mapping[str, Any] = read.metadata.labels or {}
     endpoints = read.endpoints or ()
     return EndpointSlice(

@@ -15,18 +15,27 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+import yaml
+
+from sidestep.aio.named_file import read_named
 from sidestep.kube.access import ClusterAccess
 from sidestep.model.errors import ConfigurationError
 
 DEFAULT = Path("~/.kube/config")
+MAX_KUBECONFIG = 8 * 1024 * 1024
+"""Bytes of one; those of people with a hundred clusters have some hundred KiB."""
+_FILES = (
+    ("clusters", "cluster", ("certificate-authority",)),
+    ("users", "user", ("client-certificate", "client-key", "tokenFile")),
+)
+"""What of a kubeconfig names other files (kubernetes.io/docs/reference/config-api/kubeconfig.v1)."""
 INSECURE = "SIDESTEP_INSECURE_HTTP"
 """Environment variable that allows API servers in clear when it is 1."""
 
 
 def exists() -> bool:
     """Whether kubectl would find a kubeconfig ($KUBECONFIG, else ~/.kube/config)."""
-    paths = [path for path in os.environ.get("KUBECONFIG", "").split(os.pathsep) if path]
-    return any(Path(path).expanduser().is_file() for path in paths or [str(DEFAULT)])
+    return any(path.exists() for path in _paths(None))
 
 
 def load(path: Path | None = None, context: str | None = None) -> ClusterAccess:
@@ -41,6 +50,9 @@ def load(path: Path | None = None, context: str | None = None) -> ClusterAccess:
         raise ConfigurationError(
             "a cluster needs the Python package kubernetes: pip install 'sidestep[cluster]'"
         ) from error
+    for each in _paths(path):
+        if each.exists():
+            _check_files(each)
     name = None if path is None else str(path)
     library: Any = config
     settings = client.Configuration()
@@ -56,6 +68,34 @@ def load(path: Path | None = None, context: str | None = None) -> ClusterAccess:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigurationError(reason[:500], subject=subject) from error
+
+
+def _paths(path: Path | None) -> list[Path]:
+    """The files that are a kubeconfig: the one named, else those of $KUBECONFIG, else kubectl's own."""
+    if path is not None:
+        return [path.expanduser()]
+    named = [each for each in os.environ.get("KUBECONFIG", "").split(os.pathsep) if each]
+    return [Path(each).expanduser() for each in named] or [DEFAULT.expanduser()]
+
+
+def _check_files(path: Path) -> None:
+    """Make sure that the library, which opens whatever it is told to, ends reading this kubeconfig and its files.
+
+    Raises ConfigurationError. What is no kubeconfig at all is left to the library to refuse.
+    """
+    text = read_named(path, subject="kubeconfig", limit=MAX_KUBECONFIG)
+    try:
+        found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return
+    for part, entry, keys in _FILES:
+        listed = found.get(part) if isinstance(found, dict) else None
+        for each in listed if isinstance(listed, list) else ():
+            fields = each.get(entry) if isinstance(each, dict) else None
+            for key in keys:
+                named = fields.get(key) if isinstance(fields, dict) else None
+                if isinstance(named, str) and named and (file := path.parent / named).exists():
+                    read_named(file, subject=f"{key} of kubeconfig {path}")
 
 
 def _access(settings: Any, context: dict[str, Any]) -> ClusterAccess:

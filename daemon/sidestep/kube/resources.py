@@ -27,6 +27,7 @@ from typing import Any, Literal
 import msgspec
 
 from sidestep.config.filters import check_limits, check_method, check_name, check_value
+from sidestep.config.schema_fault import fault_of
 from sidestep.kube.api import escape
 from sidestep.kube.watch import KubeObject
 from sidestep.model.errors import ConfigurationError, RefusedError
@@ -256,7 +257,7 @@ def sight(kind: Kind, value: KubeObject) -> Sighting:
     try:
         envelope = msgspec.convert(value, _Envelope)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(str(error)[:200], subject=KINDS[kind]) from error
+        raise ConfigurationError(fault_of(error), subject=KINDS[kind]) from error
     metadata = envelope.metadata
     if not (metadata.name and metadata.namespace and _UID.fullmatch(metadata.uid)):
         raise ConfigurationError("has no name, namespace or uid", subject=KINDS[kind])
@@ -264,7 +265,7 @@ def sight(kind: Kind, value: KubeObject) -> Sighting:
     try:
         fields = msgspec.convert(envelope.spec, SpecFields)
     except msgspec.ValidationError as error:
-        flaw = f"spec: {str(error)[:300]}"
+        flaw = f"spec: {fault_of(error)}"
     try:
         status = msgspec.convert(envelope.status or {}, StatusFields)
     except msgspec.ValidationError:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from sidestep.config.schema_fault import fault_of
 from sidestep.kube.api import JSON, Api
 from sidestep.kube.errors import ApiError, UnreachableClusterError
 from sidestep.model.errors import ClusterError
@@ -231,7 +232,7 @@ def _decoded(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UnreachableClusterError(f"the API server's answer cannot be read: {error}") from error
+        raise UnreachableClusterError(f"the API server's answer cannot be read: {fault_of(error)}") from error
 
 
 def decode(data: bytes, kind: type[Any]) -> Any:
@@ -239,4 +240,4 @@ def decode(data: bytes, kind: type[Any]) -> Any:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ClusterError(f"the API server's answer cannot be read: {error}") from error
+        raise ClusterError(f"the API server's answer cannot be read: {fault_of(error)}") from error

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 
+from sidestep.aio.named_file import read_named
 from sidestep.laptop.datagram_channel import DatagramChannel
 from sidestep.laptop.preface import probe
 from sidestep.laptop.tls_channel import TlsChannel, describe
@@ -32,8 +33,11 @@ from sidestep.tunnel.opening import StreamOpening
 
 DIAL_TIMEOUT = 8.0
 """Seconds for TCP and TLS together; less than the daemon waits for the answer."""
-_HOST = re.compile(r"[0-9A-Za-z._:%-]{1,253}")
-"""What a host name, an IPv4 or IPv6 address can be made of; whether a name resolves is seen when it is dialled."""
+_NAME = re.compile(
+    r"(?=.{1,254}\Z)[0-9A-Za-z_]([0-9A-Za-z_-]{0,62}(?<!-))?(\.[0-9A-Za-z_]([0-9A-Za-z_-]{0,62}(?<!-))?)*\.?"
+)
+"""A host name; whether it resolves is seen when it is dialled."""
+_NUMERIC = re.compile(r"[0-9.]+")
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
 """OpenSSL's reasons for an answer that is no TLS at all."""
 REMEMBERED = 10.0
@@ -59,7 +63,7 @@ class Handler:
     """Dials the handler of one session. Raises ConfigurationError when the address or the CA file cannot be used."""
 
     def __init__(self, settings: HandlerSettings) -> None:
-        if not _HOST.fullmatch(settings.address):
+        if not _is_host(settings.address):
             raise ConfigurationError("is no host name or address", subject="--address", value=settings.address[:100])
         self.settings = settings
         self.intercept = ""
@@ -180,11 +184,20 @@ class NoHandler(Handler):
         raise RefusedError("this session takes no connections")
 
 
+def _is_host(text: str) -> bool:
+    """Whether a handler may listen there: a host name, an IPv4 or an IPv6 address (with a zone)."""
+    if ":" in text or _NUMERIC.fullmatch(text):
+        try:
+            ip_address(text)
+        except ValueError:
+            return False
+        return text.isascii() and text.isprintable()
+    return _NAME.fullmatch(text) is not None
+
+
 def _read_trust(path: Path) -> str:
     try:
-        text = path.read_text()
-    except OSError as error:
-        raise _unusable(path, f"cannot be read: {os.strerror(error.errno or 0)}") from error
+        text = read_named(path, subject="--handler-ca").decode()
     except UnicodeDecodeError as error:
         raise _unusable(path, "is no PEM text") from error
     try:

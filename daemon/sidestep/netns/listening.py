@@ -1,4 +1,4 @@
-"""Which TCP ports of a network namespace an app serves, asked of the kernel with sock_diag(7).
+"""Which ports of a network namespace an app serves, asked of the kernel with sock_diag(7).
 
 A port without an app must not be steered: clients and probes should see the refusal that they would see without us. An
 app serves a port when a listening socket would take a connection to one of the pod's addresses: a wildcard, or exactly
@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 from sidestep.model.errors import KernelError
-from sidestep.model.pod import Family
+from sidestep.model.pod import Family, Transport
 from sidestep.netns.namespace import Netns
 from sidestep.netns.netlink import attributes, dump
 from sidestep.netns.port_filter import port_filter
@@ -27,6 +27,8 @@ Address = IPv4Address | IPv6Address
 NETLINK_SOCK_DIAG: Final = 4
 SOCK_DIAG_BY_FAMILY: Final = 20
 TCP_LISTEN: Final = 10
+_UNCONNECTED: Final = 7
+"""State of a UDP socket that takes datagrams from anybody (TCP_CLOSE)."""
 _REQUEST: Final = struct.Struct("=BBBxI48x")  # struct inet_diag_req_v2: family, protocol, extensions, states, any id
 _ANSWER: Final = struct.Struct("=BBBB2s2s16s16sI8s5I")  # struct inet_diag_msg
 _SKV6ONLY: Final = 11
@@ -50,33 +52,35 @@ class ListenTable:
         )
 
 
-def listening(netns: Netns, ports: Collection[int] = ()) -> ListenTable:
+def listening(netns: Netns, ports: Collection[int] = (), *, transport: Transport = Transport.TCP) -> ListenTable:
     """Ask which sockets listen in `netns`, on these ports or on any. Raises KernelError.
 
     A question costs about 30 microseconds; about all ports, five more for each socket that listens.
     """
     wanted = port_filter(ports)
     found: set[tuple[int, Family, Address | None]] = set()
+    udp = transport is Transport.UDP
+    protocol, state = (socket.IPPROTO_UDP, _UNCONNECTED) if udp else (socket.IPPROTO_TCP, TCP_LISTEN)
     for family in Family:
-        request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 1 << TCP_LISTEN) + wanted
+        request = _REQUEST.pack(family, protocol, 0, 1 << state) + wanted
         try:
             diag = netns.netlink(NETLINK_SOCK_DIAG)
             doing = f"listing the listening sockets of {netns.path}"
             for body in dump(diag, SOCK_DIAG_BY_FAMILY, request, doing=doing):
-                found.update(_entries(body))
+                found.update(_entries(body, state))
         except KernelError as error:
             netns.forget(NETLINK_SOCK_DIAG)
-            if family is Family.IPV6 and error.errno == errno.ENOENT:
-                continue  # a kernel without IPv6
+            if error.errno == errno.ENOENT and (udp or family is Family.IPV6):
+                continue  # a kernel without IPv6, or without udp_diag
             raise
     return ListenTable(listeners=frozenset(found))
 
 
-def _entries(body: bytes) -> list[tuple[int, Family, Address | None]]:
+def _entries(body: bytes, wanted: int) -> list[tuple[int, Family, Address | None]]:
     if len(body) < _ANSWER.size:
         return []
     family, state, _, _, port, _, source, _, interface, *_ = _ANSWER.unpack_from(body)
-    if state != TCP_LISTEN or interface == _LOOPBACK_INDEX:
+    if state != wanted or interface == _LOOPBACK_INDEX:
         return []
     number = int.from_bytes(port, "big")
     address: Address = ip_address(source[:4] if family == Family.IPV4 else source)

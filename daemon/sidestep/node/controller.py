@@ -34,6 +34,7 @@ from sidestep.node.survey import WantedCertificate
 from sidestep.node.surveys import Surveys
 from sidestep.observability.logs import get_logger
 from sidestep.policy.pod_ports import ports_of
+from sidestep.policy.workloads import pods_of
 
 LOCATIONS = 2.0
 """Seconds between two looks at the namespaces of pods that are no targets."""
@@ -67,6 +68,8 @@ class Controller:
         self.inventory = Inventory()
         self.settings = NodeSettings(own_namespace=own_namespace)
         self.plan = Plan()
+        self._found_ports: set[str] = set()
+        """uids of intercepts whose port some pod of this node was seen to have."""
         self.stopping = False
         self._node_name = node_name
         self._conditions = conditions
@@ -197,14 +200,32 @@ class Controller:
         """Look into the pod. Raises SidestepError when it cannot be entered, or has no such port at all."""
         located = locate(pod)
         with located.netns:
-            found = ports_of(pod, self.inventory).resolve(new.port, transport=new.transport)
-            if new.filter.is_global or any(each.declared for each in found):
+            ports = ports_of(pod, self.inventory)
+            found = ports.resolve(new.port, transport=new.transport)
+            if any(each.declared or each.service_ports for each in found):
                 return
-            table = listening(located.netns, [each.port.number for each in found])
+            table = listening(located.netns, [each.port.number for each in found], transport=new.transport)
             for each in found:
                 if any(table.serves(each.port.number, family, located.addresses) for family in Family):
                     return
-        raise RefusedError(f"pod {pod.key} has no port {new.port}: it declares none, and nothing listens there")
+        raise RefusedError(
+            f"pod {pod.key} has no {new.transport.upper()} port {new.port}: nothing declares it, and nothing listens "
+            f"there (ports there are: {ports.texts})"
+        )
+
+    def _unknown_port(self, new: Intercept) -> str:
+        """Why no pod of this node has the port that an intercept wants; empty when one has it, or it cannot be told."""
+        reason = ""
+        for pod in pods_of(new, self.inventory):
+            try:
+                self._enter(pod, new)
+            except RefusedError as error:
+                reason = str(error)
+            except SidestepError:
+                return ""
+            else:
+                return ""
+        return reason
 
     def basis(self) -> object:
         """What `refusal` depends on beside the intercept: while this is the same, so are its answers."""
@@ -236,7 +257,12 @@ class Controller:
             )
         except (RefusedError, ConfigurationError) as error:
             return str(error)
-        return ""
+        if new.uid in self._found_ports:
+            return ""  # that its app goes away later is no reason
+        reason = self._unknown_port(new)
+        if not reason:
+            self._found_ports = {each.uid for each in self._intercepts() if each.uid in self._found_ports} | {new.uid}
+        return reason
 
     async def _round(self, sink: PlanSink) -> None:
         annotations = self.node_annotations()

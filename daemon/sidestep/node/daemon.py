@@ -32,7 +32,7 @@ from sidestep import __version__
 from sidestep.aio.meter import MeteredLoop
 from sidestep.aio.tasks import Tasks
 from sidestep.config.node_settings import OWN_NAMESPACE
-from sidestep.model.errors import BugError, ConfigurationError
+from sidestep.model.errors import BugError
 from sidestep.model.pod import PodKey
 from sidestep.node.audit import Audit
 from sidestep.node.certificate_material import InventorySecrets
@@ -44,6 +44,7 @@ from sidestep.node.local_api import LocalApi
 from sidestep.node.options import NodeOptions
 from sidestep.node.own_addresses import own_addresses
 from sidestep.node.pace import Pace
+from sidestep.node.place import Place, find_place
 from sidestep.node.reader import Reader
 from sidestep.node.reconciler import Reconciler
 from sidestep.node.sessions import Sessions
@@ -71,16 +72,15 @@ def run(options: NodeOptions) -> int:
 
     Raises ConfigurationError or another SidestepError when it cannot start.
     """
-    logs.configure()
-    if os.geteuid() != 0:
-        raise ConfigurationError("the node daemon needs root: network namespaces and eBPF are the kernel's; use sudo")
-    _raise_file_limit()
-    _leave_no_core()
-    try:
-        with asyncio.Runner(loop_factory=MeteredLoop) as runner:
-            return runner.run(_Daemon(options).run())
-    finally:
-        logs.drain()
+    with find_place(options) as place:
+        logs.configure()
+        _raise_file_limit()
+        _leave_no_core()
+        try:
+            with asyncio.Runner(loop_factory=MeteredLoop) as runner:
+                return runner.run(_Daemon(options, place).run())
+        finally:
+            logs.drain()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,8 @@ class _Stop:
 class _Daemon:
     """One run of the daemon."""
 
-    def __init__(self, options: NodeOptions) -> None:
+    def __init__(self, options: NodeOptions, place: Place) -> None:
+        self._place = place
         self._peername_programs: PeernamePrograms | None = None
         self._peername_lock = asyncio.Lock()
         self._options = options
@@ -147,7 +148,7 @@ class _Daemon:
         from sidestep.node.cluster import Cluster
 
         self._cluster = Cluster(
-            in_cluster(),
+            self._place.access or in_cluster(),
             self._options,
             on_crash=self._crashed,
             now=asyncio.get_running_loop().time,
@@ -257,6 +258,8 @@ class _Daemon:
         tasks.start(controller.watch_locations(), name="locations")
         tasks.start(self._source.watch(controller.take), name="inventory")
         tasks.start(certificates.poll(), name="certificates")
+        if self._place.lock is not None:
+            tasks.start(self._place.lock.wait_for(), name="lock on the manifests")
         auditing = tasks.start(audit.run(), name="audit")
         try:
             await api.start()

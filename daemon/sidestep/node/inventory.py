@@ -8,7 +8,7 @@ back is what each file declares, without the data of any Secret.
 
 A file that cannot be read, or a folder that is gone, changes nothing: what was read last stays, and the problem is
 told. A file that *is* gone takes its objects with it. Hidden files and anything but `*.yaml`, `*.yml`, `*.json` are
-passed over.
+passed over. What has such a name and is no file (a FIFO, a folder, a link that leads to itself or to nothing) is told.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import enum
 import io
 import os
 import pickle
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sidestep.aio.named_file import other_kind
 from sidestep.config.manifests import FileObjects, ManifestError, combine
 from sidestep.model.errors import ConfigurationError, PeerError, SidestepError
 from sidestep.model.inventory import Inventory, Secret
@@ -95,7 +95,7 @@ class ManifestDirectory:
         self._folder = folder
         self._reader = reader
         self._files: dict[str, FileObjects] = {}
-        self._read: dict[str, Stamp] | None = None
+        self._read: dict[str, Stamp | str] | None = None
 
     async def load(self) -> Reading:
         """Read the directory now. Raises ConfigurationError when it is none."""
@@ -115,7 +115,7 @@ class ManifestDirectory:
                     hint.watch()
                 await hint.wait(POLL)
 
-    async def _settled(self) -> dict[str, Stamp] | None:
+    async def _settled(self) -> dict[str, Stamp | str] | None:
         """The stamps once they stand still; None when the folder cannot be listed."""
         stamps = self._look()
         for _ in range(round(PATIENCE / SETTLE)):
@@ -140,15 +140,15 @@ class ManifestDirectory:
         """As InventorySource.explain."""
         return f"Secret {namespace}/{name} cannot be read: {error}"
 
-    async def _reading(self, stamps: Mapping[str, Stamp]) -> Reading:
+    async def _reading(self, stamps: Mapping[str, Stamp | str]) -> Reading:
         self._read = dict(stamps)
-        names = tuple(sorted(stamps))
+        names = tuple(sorted(name for name, stamp in stamps.items() if not isinstance(stamp, str)))
         try:
             files, unreadable = _unpickled(await self._reader.manifests(str(self._folder.absolute()), names))
         except SidestepError as error:
             self._read = None
             files, unreadable = {}, dict.fromkeys(names, str(error))
-        problems = []
+        problems = [ManifestError(name, 0, 0, "", "", why) for name, why in stamps.items() if isinstance(why, str)]
         for name, why in unreadable.items():
             reason = f"cannot be read: {why}; what was read of it last stays"
             problems.append(ManifestError(name, 0, 0, "", "", reason))
@@ -158,9 +158,9 @@ class ManifestDirectory:
         inventory, errors = combine(files)
         return Reading(inventory, (*problems, *errors))
 
-    def _look(self) -> dict[str, Stamp] | None:
-        """The stamps of all manifest files; None when the folder cannot be listed."""
-        found: dict[str, Stamp] = {}
+    def _look(self) -> dict[str, Stamp | str] | None:
+        """The stamps of all manifest files, or why they are none; None when the folder cannot be listed."""
+        found: dict[str, Stamp | str] = {}
         try:
             names = os.listdir(self._folder)  # noqa: PTH208 - names only, no objects, five times a second
         except OSError:
@@ -170,10 +170,14 @@ class ManifestDirectory:
                 continue
             try:
                 status = os.stat(self._folder / name)  # noqa: PTH116 - as above
-            except OSError:
+            except OSError as error:
+                if os.path.lexists(self._folder / name):
+                    found[name] = f"cannot be read: {os.strerror(error.errno or 0)}"
                 continue
-            if stat.S_ISREG(status.st_mode):
-                found[name] = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            kind = other_kind(status.st_mode)
+            found[name] = (
+                f"is {kind}, not a file" if kind else (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            )
         return found
 
 

@@ -16,6 +16,8 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from sidestep import __version__
 from sidestep.aio.meter import LoopMeter
 from sidestep.config.annotations import CertificateSource, SourceKind
@@ -41,6 +43,7 @@ from sidestep.node.view import (
     StatusView,
     WorkloadView,
 )
+from sidestep.policy.pod_ports import ports_of
 from sidestep.policy.protocol_choice import Use
 from sidestep.proxy.messages import Probed
 from sidestep.tunnel.messages import ConditionText, PodState, State
@@ -125,10 +128,10 @@ class NodeStatusView:
         }
         for survey in plan.surveys.values():
             surveys.setdefault(_workload_of(survey), []).append(survey)
-        covering: dict[PodKey, list[str]] = {}
+        covering: dict[PodKey, list[Intercept]] = {}
         for intercept in self._sessions.intercepts():
             for key in plan.coverage.get(intercept.uid, ()):
-                covering.setdefault(key, []).append(intercept.display)
+                covering.setdefault(key, []).append(intercept)
         return tuple(self._workload_view(name, found, covering) for name, found in sorted(surveys.items()))
 
     def state(self, intercept_uid: str) -> State:
@@ -170,11 +173,12 @@ class NodeStatusView:
         return PodState(str(key), "active" if target.seen else "attached", problem)
 
     def _workload_view(
-        self, name: WorkloadName, surveys: list[PodSurvey], covering: dict[PodKey, list[str]]
+        self, name: WorkloadName, surveys: list[PodSurvey], covering: dict[PodKey, list[Intercept]]
     ) -> WorkloadView:
         ports: dict[tuple[int, Transport], PortView] = {}
         conditions: list[Condition] = []
         intercepts: set[str] = set()
+        claimed: dict[tuple[int, Transport], set[str]] = {}
         steered: dict[int, int] = {}
         for survey in surveys:
             target = self._reconciler.target(survey.pod.key)
@@ -182,7 +186,10 @@ class NodeStatusView:
                 steered[number] = steered.get(number, 0) + bool(families)
         for survey in surveys:
             conditions += self._conditions.of(survey.pod.key)
-            intercepts.update(covering.get(survey.pod.key, ()))
+            here = covering.get(survey.pod.key, [])
+            intercepts.update(each.display for each in here)
+            for port, names in ports_of(survey.pod, self._controller.inventory).claimed(here).items():
+                claimed.setdefault(port, set()).update(names)
             for each in survey.ports:
                 key = (each.port.number, each.port.transport)
                 if key not in ports:
@@ -193,7 +200,10 @@ class NodeStatusView:
             kind=name[1],
             name=name[2],
             pods=tuple(survey.pod.key.name for survey in surveys),
-            ports=tuple(view for _, view in sorted(ports.items())),
+            ports=tuple(
+                msgspec.structs.replace(view, intercepts=tuple(sorted(claimed.get(key, ()))))
+                for key, view in sorted(ports.items())
+            ),
             intercepts=tuple(sorted(intercepts)),
             conditions=tuple(_condition_view(each) for each in dict.fromkeys(conditions)),
         )

@@ -337,6 +337,7 @@ class Target:
 
     async def open_stream(self, request: Open, /) -> socket.socket:
         """Connect to a handler. Raises RefusedError."""
+        self._see()
         return await self._tools.handlers.open_stream(request, pod=self.pod.key, proxy=self.uid)
 
     def on_reset(self, message: Reset, /) -> None:
@@ -345,6 +346,7 @@ class Target:
 
     def on_requests(self, requests: Requests, /) -> None:
         """Log diverted requests."""
+        self._see()
         self._tools.handlers.record(requests.requests, pod=self.pod.key)
         self._tools.handlers.record_losses(requests.losses, pod=self.pod.key)
 
@@ -388,9 +390,8 @@ class Target:
         self.datagram_counters = beat.ports.get(0, {})
         self.counters = {number: counts for number, counts in beat.ports.items() if number in self._streams}
         arrived = any(counts.get("accepted", 0) > 0 for counts in self.counters.values())
-        if not self.seen and (arrived or self.datagram_counters.get("flows", 0) > 0):
-            self.seen = True
-            self.changed()
+        if arrived or self.datagram_counters.get("flows", 0) > 0:
+            self._see()
 
     def on_state(self, state: ProxyState, reason: str, /) -> None:
         """The proxy came, went, or is given up for now."""
@@ -470,6 +471,12 @@ class Target:
         self._tools.on_change(self.pod.key)
 
     # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _see(self) -> None:
+        """A connection has arrived, by whatever the proxy says first: it counts connections twice a second only."""
+        if not self.seen:
+            self.seen = True
+            self.changed()
 
     async def _attach_client_addresses(self) -> ClientAddresses:
         cgroup = self.pod.location.cgroup

@@ -54,6 +54,8 @@ class PortView(msgspec.Struct, frozen=True):
     certificate_state: str = ""
     """"not read yet" while nobody has wanted the port, "unusable" where a condition says why; empty otherwise."""
     steered_pods: int = 0
+    intercepts: tuple[str, ...] = ()
+    """`namespace/name` of those that mean this port."""
 
 
 class InterceptView(msgspec.Struct, frozen=True):
@@ -76,7 +78,7 @@ class InterceptView(msgspec.Struct, frozen=True):
 
 
 class WorkloadView(msgspec.Struct, frozen=True):
-    """One workload of this node. `intercepts` are `namespace/name`."""
+    """One workload of this node. `intercepts` are `namespace/name` of those that cover a pod of it, whatever port."""
 
     namespace: str
     kind: str

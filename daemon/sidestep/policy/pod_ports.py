@@ -12,6 +12,7 @@ from functools import cached_property
 
 from sidestep.config.annotations import PortTls
 from sidestep.model.errors import RefusedError
+from sidestep.model.intercept import Intercept
 from sidestep.model.inventory import Inventory
 from sidestep.model.inventory_index import Memo
 from sidestep.model.pod import ContainerPort, Pod, PodKey, Service, ServicePort, Transport
@@ -50,6 +51,7 @@ class ResolvedPort:
             numbers=frozenset({self.port.number, *(each.number for each in self.service_ports)}),
             certificate=settings.certificate_scope,
             certificate_annotation=settings.downstream.annotation if settings.downstream else "",
+            certificate_problem=settings.downstream_problem,
         )
 
 
@@ -93,7 +95,7 @@ class PodPorts:
             found = {int(port): ContainerPort(int(port), transport)}
         if not found:
             raise RefusedError(
-                f"pod {self._pod.key} has no {transport.upper()} port {port[:64]!r} (ports there are: {self._texts})"
+                f"pod {self._pod.key} has no {transport.upper()} port {port[:64]!r} (ports there are: {self.texts})"
             )
         return tuple(self.describe(each) for each in found.values())
 
@@ -107,6 +109,18 @@ class PodPorts:
             key in self._by_number,
             tuple(f"{name}:{each.number}" for name, each in leading),
         )
+
+    def claimed(self, intercepts: Iterable[Intercept]) -> dict[tuple[int, Transport], list[str]]:
+        """By container port, the names of those of these intercepts, which cover the pod, that mean this port."""
+        claimed: dict[tuple[int, Transport], list[str]] = {}
+        for intercept in intercepts:
+            try:
+                found = self.resolve(intercept.port, transport=intercept.transport)
+            except RefusedError:
+                continue  # a condition of its own says so
+            for each in found:
+                claimed.setdefault((each.port.number, each.port.transport), []).append(intercept.display)
+        return claimed
 
     def _enter(self, service: str, each: ServicePort) -> None:
         target = self._target(each)
@@ -124,7 +138,7 @@ class PodPorts:
         return found or ContainerPort(each.target, each.transport)
 
     @cached_property
-    def _texts(self) -> str:
+    def texts(self) -> str:
         """The ports there are, for an error."""
         ports = [
             f"{_port_text(each.number, each.name, each.transport)} of service {service.name}"

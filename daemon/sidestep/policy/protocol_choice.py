@@ -29,7 +29,8 @@ class PortFacts:
     """What is written about one container port.
 
     `names` and `numbers` are those of the container port and of every service port that leads to it;
-    `certificate_annotation` is the annotation that configures the downstream certificate, for the text of a condition.
+    `certificate_annotation` is the annotation that configures the downstream certificate, for the text of a condition;
+    `certificate_problem` says what is wrong with the one that was meant to.
     """
 
     number: int
@@ -39,6 +40,7 @@ class PortFacts:
     numbers: frozenset[int] = frozenset()
     certificate: CertificateScope = CertificateScope.NONE
     certificate_annotation: str = ""
+    certificate_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,11 @@ def _refusal(facts: PortFacts, row: _Row) -> str:
     if not row.http_filters:
         return f"appProtocol {facts.app_protocol.lower()} rules out HTTP filters: leave them out to take the whole port"
     if row.tls is Use.ALWAYS and facts.certificate is CertificateScope.NONE:
+        if facts.certificate_problem:
+            return (
+                f"port {facts.number} speaks TLS ({row.source(facts)}) and its certificate cannot be used: "
+                f"{facts.certificate_problem}"
+            )
         return (
             f"port {facts.number} speaks TLS ({row.source(facts)}) and no certificate is configured to open it: set "
             f"{DOWNSTREAM_PATH}.{facts.number} or {DOWNSTREAM_SECRET}.{facts.number}"

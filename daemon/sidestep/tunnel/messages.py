@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
+from sidestep.config.schema_fault import fault_of
 from sidestep.model.errors import PeerError
 
 VERSION = 1
@@ -192,7 +193,7 @@ def decode(data: bytes, kind: type[_M], *, what: str) -> _M:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PeerError(f"{what} cannot be read: {error}") from error
+        raise PeerError(f"{what} cannot be read: {fault_of(error)}") from error
 
 
 class _Tag(msgspec.Struct):
@@ -216,4 +217,4 @@ def decode_event(line: bytes) -> AnyEvent | None:
         decoder = _EVENTS.get(_TAGS.decode(line).event)
         return None if decoder is None else decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PeerError(f"an event of the daemon cannot be read: {error}") from error
+        raise PeerError(f"an event of the daemon cannot be read: {fault_of(error)}") from error

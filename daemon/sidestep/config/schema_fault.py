@@ -1,0 +1,59 @@
+"""What a decoder found wrong with a document, in words for people.
+
+msgspec says it in the terms of Python's types and has the path in its text only ("Expected `str` of length >= 1 - at
+`$.workload`"). Here the path comes first and the reason in words; a text that is not known becomes a general one.
+"""
+
+from __future__ import annotations
+
+import re
+
+_MAX = 200
+_AT = re.compile(r"(?P<reason>.*) - at `(?:key in )?\$\.?(?P<path>.*)`", re.DOTALL)
+_TYPES = {
+    "str": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "null": "null",
+}
+_WRONG_TYPE = re.compile(r"Expected `(?P<wanted>[^`]+)`, got `(?P<found>\w+)`")
+_BOUND = re.compile(r"Expected `(?P<type>\w+)`(?P<length> of length)? (?P<sign>[<>]=?) (?P<bound>-?[\d.]+)")
+_MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
+_VALUE = re.compile(r"Invalid (?:enum )?value (?P<value>.*)", re.DOTALL)
+_SIGNS = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}
+
+
+def fault_of(error: Exception) -> str:
+    """One line: the path of the field where it is known, and what is wrong there."""
+    text = str(error)
+    at = _AT.fullmatch(text)
+    path = at["path"] if at else ""
+    reason = _reason(at["reason"] if at else text)
+    line = f"{path}: {reason}" if path else reason
+    return line[:_MAX] if line.isprintable() else repr(line[:_MAX])
+
+
+def _reason(text: str) -> str:
+    if found := _WRONG_TYPE.fullmatch(text):
+        wanted = " or ".join(_TYPES.get(each, "another type") for each in found["wanted"].split(" | "))
+        return f"must be {wanted}, not {_TYPES.get(found['found'], 'another type')}"
+    if found := _BOUND.fullmatch(text):
+        return _bound(found)
+    if found := _MISSING.fullmatch(text):
+        return f"lacks {found['field']}"
+    if found := _VALUE.fullmatch(text):
+        return f"{found['value']} is none of the values that are possible"
+    return "is not JSON of the expected form"
+
+
+def _bound(found: re.Match[str]) -> str:
+    sign, bound = _SIGNS[found["sign"]], found["bound"]
+    if not found["length"]:
+        return f"must be {sign} {bound}"
+    if (found["sign"], bound) == (">=", "1"):
+        return "is empty"
+    unit = "characters" if found["type"] == "str" else "entries"
+    return f"must have {sign} {bound} {unit}"
