@@ -78,13 +78,16 @@ class Reader:
         self._process: subprocess.Popen[bytes] | None = None
         self._ended: list[subprocess.Popen[bytes]] = []
         self._kills = 0
+        self._started = False
+        """Whether the present reader has answered yet."""
 
     async def look(self, source: Folder) -> str:
         """A stamp that changes with the files of a certificate. Raises ConfigurationError, KernelError."""
         async with self._looking:
             self._refuse(source)
             try:
-                async with asyncio.timeout(self._look_deadline + START_DEADLINE * (self._process is None)):
+                starting = 0.0 if self._started and self.pid is not None else START_DEADLINE
+                async with asyncio.timeout(self._look_deadline + starting):
                     answer, _ = await self._ask(Look(source))
             except TimeoutError as error:
                 self._kill()
@@ -154,19 +157,22 @@ class Reader:
         packet = _REQUESTS.encode(request)
         if len(packet) > MAX_REQUEST:
             raise ReadError("its description is too long")
-        for attempt in range(2):
+        for _ in range(2):
+            channel = self._ready()
             ours, theirs = control_pair()
             with ours, theirs:
-                if not send_packet(self._ready(), packet, theirs.fileno()):
-                    raise KernelError("sendmsg", errno.EAGAIN, doing="asking the reader")
-                theirs.close()
                 try:
-                    return await _answer(ours)
-                except ChannelClosed as error:
+                    if not send_packet(channel, packet, theirs.fileno()):
+                        raise KernelError("sendmsg", errno.EAGAIN, doing="asking the reader")
+                    theirs.close()
+                    answer = await _answer(ours)
+                except ChannelClosed:
                     # It ended with the request in its queue: idle, or killed for the sake of another.
-                    self._kill()
-                    if attempt:
-                        raise KernelError("read", errno.EPIPE, doing="asking the reader") from error
+                    if self._channel is channel:
+                        self._kill()
+                else:
+                    self._started = True
+                    return answer
         raise KernelError("read", errno.EPIPE, doing="asking the reader")
 
     def _refuse(self, source: object) -> None:
@@ -209,6 +215,7 @@ class Reader:
                     raise KernelError("execve", error.errno or 0, doing="starting the reader") from error
             ours.setblocking(False)
             self._channel = ours
+            self._started = False
             self._on_start(self._process.pid)
         return self._channel
 
