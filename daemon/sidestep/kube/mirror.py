@@ -10,19 +10,16 @@ What is watched, and how little of it:
     secrets          never; that they change, for the namespaces of those that `want_secrets` names (`secret_names`)
 
 `conversion` says what is kept of them. An object that cannot be understood is left out and is a problem. No location is
-read from annotations, which users of the cluster write.
+read from annotations, which users of the cluster write. `collected` says when what is made anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from sidestep.aio.tasks import Tasks
-from sidestep.config.field_error import FieldError
-from sidestep.config.ownership import link_owners
 from sidestep.kube.api import Api
+from sidestep.kube.collected import Collected, Joined
 from sidestep.kube.conversion import (
     ENDPOINT_SLICES,
     NAMESPACES,
@@ -33,54 +30,12 @@ from sidestep.kube.conversion import (
     WORKLOADS,
     Collection,
     SeenPod,
-    trimmed,
 )
-from sidestep.kube.endpoints import EndpointSlice, with_slices
 from sidestep.kube.processes import Wanted
 from sidestep.kube.secret_names import SecretName, SecretNames
-from sidestep.kube.watch import KubeObject, Watch, WatchLimits
-from sidestep.model.inventory import Inventory, Secret, Workload, WorkloadKey
-from sidestep.model.pod import Location, Pod, PodKey, Service
-
-
-@dataclass(slots=True)
-class _Collection:
-    """A `Sink` that keeps what `convert` makes of each object, by UID."""
-
-    convert: Callable[[KubeObject], Any]
-    on_change: Callable[[], None]
-    found: dict[str, Any] = field(default_factory=dict)
-    bad: dict[str, str] = field(default_factory=dict)
-
-    def replace(self, values: list[KubeObject], /) -> None:
-        """As Sink.replace."""
-        self.found.clear()
-        self.bad.clear()
-        for value in values:
-            self._keep(value)
-        self.on_change()
-
-    def apply(self, value: KubeObject, /) -> None:
-        """As Sink.apply."""
-        before = self.found.get(_identity(value))
-        self._keep(value)
-        if self.found.get(_identity(value)) != before:
-            self.on_change()
-
-    def remove(self, value: KubeObject, /) -> None:
-        """As Sink.remove."""
-        self.bad.pop(_identity(value), None)
-        if self.found.pop(_identity(value), None) is not None:
-            self.on_change()
-
-    def _keep(self, value: KubeObject) -> None:
-        identity = _identity(value)
-        try:
-            self.found[identity] = self.convert(trimmed(value))
-            self.bad.pop(identity, None)
-        except FieldError as error:
-            self.found.pop(identity, None)
-            self.bad[identity] = f"{_named(value)}: {error.path}: {error}"
+from sidestep.kube.watch import Watch, WatchLimits
+from sidestep.model.inventory import Inventory
+from sidestep.model.pod import Location
 
 
 class Mirror:
@@ -101,7 +56,8 @@ class Mirror:
         self._tasks = Tasks("mirror", on_crash=on_crash)
         self._secrets = SecretNames(api, tasks=self._tasks, on_change=on_change, limits=self._limits)
         self._watches: dict[str, Watch] = {}
-        self._sinks: dict[str, _Collection] = {}
+        self._sinks: dict[str, Collected] = {}
+        self._joined = Joined(self._sinks)
         own_pods, own_node = {"fieldSelector": f"spec.nodeName={node}"}, {"fieldSelector": f"metadata.name={node}"}
         self._add(PODS, own_pods)
         self._add(SERVICES)
@@ -155,28 +111,7 @@ class Mirror:
 
     def inventory(self, locations: Mapping[str, Location]) -> Inventory:
         """Everything, with the locations that are known by pod UID."""
-        workloads: dict[WorkloadKey, Workload] = {
-            workload.key: workload
-            for collection in WORKLOADS
-            for workload in self._sinks[collection.name].found.values()
-        }
-        pods: dict[PodKey, Pod] = {}
-        for seen in self.pods():
-            pod = link_owners(seen.object.pod, seen.object.owners, workloads)
-            pods[pod.key] = replace(pod, location=replace(locations.get(pod.uid, Location()), searched=True))
-        services: list[Service] = sorted(
-            self._sinks["services"].found.values(), key=lambda each: (each.namespace, each.name)
-        )
-        slices: Iterable[EndpointSlice] = self._sinks["endpointslices"].found.values()
-        secrets = {name: Secret(*name, version=version) for name, version in self._secrets.versions().items()}
-        return Inventory(
-            pods=pods,
-            services=with_slices(services, slices, pods),
-            secrets=secrets,
-            namespaces={each.name: each.annotations for each in self._sinks["namespaces"].found.values()},
-            nodes={each.name: each.annotations for each in self._sinks["nodes"].found.values()},
-            workloads=workloads,
-        )
+        return self._joined.inventory(locations, self._secrets.versions())
 
     def want_secrets(self, names: frozenset[SecretName]) -> None:
         """Know the versions of these Secrets and no others."""
@@ -185,7 +120,7 @@ class Mirror:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _add(self, collection: Collection, query: Mapping[str, str] | None = None) -> None:
-        sink = self._sinks[collection.name] = _Collection(collection.convert, self._on_change)
+        sink = self._sinks[collection.name] = Collected(collection.convert, self._on_change)
         self._watches[collection.name] = Watch(
             self._api,
             collection.scoped(),
@@ -195,13 +130,3 @@ class Mirror:
             on_state=self._on_change,
             limits=self._limits,
         )
-
-
-def _identity(value: KubeObject) -> str:
-    metadata = value.get("metadata") or {}
-    return str(metadata.get("uid") or f"{metadata.get('namespace')}/{metadata.get('name')}")
-
-
-def _named(value: KubeObject) -> str:
-    metadata = value.get("metadata") or {}
-    return f"{value.get('kind') or 'object'} {metadata.get('namespace') or ''}/{metadata.get('name')}"

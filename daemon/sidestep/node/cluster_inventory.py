@@ -1,6 +1,6 @@
 """The cluster as a source of inventories: the mirror's objects, joined with where the pods live on this node.
 
-Changes that come together are read once, after `PAUSE`. The processes of pods are looked for when there is a pod, or a
+Changes that come together are read once (`gathering`). The processes of pods are looked for when there is a pod, or a
 container, whose process is not known: at once, then again with growing pauses, since the kubelet tells of a pod before
 its processes can be seen and some never appear (a sandboxed runtime). What was found is looked at every `CHECK`
 seconds: a process id that belongs to somebody else now is forgotten.
@@ -20,6 +20,7 @@ from sidestep.kube.watch import WatchLimits
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.inventory import Secret
 from sidestep.model.pod import Location
+from sidestep.node.gathering import Gathering
 from sidestep.node.inventory import Reading
 from sidestep.node.reader import ReadError
 from sidestep.node.reading import ClusterSecret, Server, Source
@@ -27,7 +28,9 @@ from sidestep.node.secret_advice import secret_advice
 from sidestep.observability.logs import get_logger
 
 PAUSE = 0.03
-"""Seconds in which changes are gathered."""
+"""Seconds in which changes are gathered after a quiet time."""
+READINGS, BURST = 2.0, 20.0
+"""Readings a second while changes keep coming, and at once after a quiet time."""
 FIRST_LOOK, LAST_LOOK = 0.2, 15.0
 """Seconds between two walks through /proc while something is missing; doubled each time."""
 CHECK = 5.0
@@ -59,6 +62,7 @@ class ClusterInventory:
         self._find = find
         self._news = asyncio.Event()
         self._mirror = Mirror(api, node=node, on_change=self._news.set, on_crash=on_crash, limits=limits)
+        self._gathering = Gathering(least=PAUSE, rate=READINGS, burst=BURST, now=time.monotonic())
         self._locations: dict[str, Location] = {}
         self._containers: dict[str, frozenset[str]] = {}
         self._next_look = 0.0
@@ -74,7 +78,8 @@ class ClusterInventory:
             await self._news.wait()
             self._news.clear()
         await self._locate()
-        return self._reading()
+        self._last = self._reading()
+        return self._last
 
     async def watch(self, on_reading: Callable[[Reading], None]) -> None:
         """As InventorySource.watch."""
@@ -85,10 +90,12 @@ class ClusterInventory:
             except TimeoutError:
                 pass
             else:
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(self._gathering.pause(time.monotonic()))
             self._news.clear()
             await self._locate()
+            began = time.thread_time()
             reading = self._reading()
+            self._gathering.took(time.thread_time() - began)
             if reading != self._last:
                 self._last = reading
                 on_reading(reading)

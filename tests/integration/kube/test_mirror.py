@@ -306,3 +306,54 @@ def test_a_service_without_selector_gets_its_pods_from_slices():
             assert [(port.number, port.target, port.app_protocol) for port in manual.ports] == [(80, 8443, "http2")]
 
     run(test)
+
+
+def service(name="orders", *, port=443):
+    return {
+        "metadata": {"name": name, "namespace": "shop", "uid": f"uid-{name}"},
+        "spec": {"selector": {"app": "orders"}, "ports": [{"port": port, "targetPort": 8443}]},
+    }
+
+
+def test_an_object_that_is_changed_all_the_time_is_read_now_and_then():
+    """20 patches a second of one Service by somebody; the newest is known in the end, and all else stays as it is."""
+
+    async def test(api):
+        await populate(api)
+        async with scene(api) as found:
+            first, before = found.inventory, len(found.readings)
+            began = asyncio.get_running_loop().time()
+            for number in range(300):
+                await api.put(V1, "services", service("flooded", port=number + 1))
+                await asyncio.sleep(0.01)
+            took = asyncio.get_running_loop().time() - began
+
+            def newest():
+                [flooded] = [each for each in found.inventory.services if each.name == "flooded"]
+                return flooded.ports[0].number == 300
+
+            await until(newest)
+            assert len(found.readings) - before <= 20 + 2 * (took + 5)
+            key = PodKey("shop", "orders-1")
+            assert found.inventory.pods[key] is first.pods[key]
+            assert found.inventory.workloads is first.workloads
+
+    run(test)
+
+
+def test_changes_that_mean_nothing_here_make_no_reading():
+    async def test(api):
+        await populate(api)
+        async with scene(api) as found:
+            before = len(found.readings)
+            for number in range(20):
+                beat = pod()
+                beat["status"]["conditions"] = [{"type": "Ready", "lastProbeTime": str(number)}]
+                beat["metadata"]["annotations"] = {"example.com/heartbeat": str(number)}
+                await api.put(V1, "pods", beat)
+                await asyncio.sleep(0.02)
+            await api.put(V1, "services", service("last"))
+            await until(lambda: any(each.name == "last" for each in found.inventory.services))
+            assert len(found.readings) == before + 1
+
+    run(test)

@@ -170,3 +170,30 @@ def test_definitions_that_drop_the_digest_are_told_of():
             assert not node.cluster.intercepts()
 
     run(test)
+
+
+def test_a_flood_of_changes_costs_few_writes_and_delays_nobody_for_long():
+    """Somebody patches a spec fifty times a second, back and forth; the status says what is so, now and then."""
+
+    async def test(api):
+        async with daemon(api) as node:
+            ada = Laptop(api)
+            await until(lambda: ada.ear.active == 1, what="active")
+            before = sum(each.startswith("PATCH") and "/orders-1/status" in each for each in api.requests)
+            began = asyncio.get_running_loop().time()
+            for number in range(150):
+                changed = copy.deepcopy(resource(api))
+                changed["spec"]["filter"] = {} if number % 2 else {"methods": ["GET"]}
+                changed["spec"]["owner"] = "eve" if number % 4 < 2 else "ada"
+                await api.put(GROUP, "intercepts", changed)
+                await asyncio.sleep(0.02)
+            took = asyncio.get_running_loop().time() - began
+            written = sum(each.startswith("PATCH") and "/orders-1/status" in each for each in api.requests) - before
+            assert written <= 8 + took + 1
+            bob = Laptop(api, user="bob", name="bobs")
+            await until(lambda: bob.ear.active == 1, what="another session")
+            assert len(node.cluster.intercepts()) == 2
+            await ada.end()
+            await bob.end()
+
+    run(test)
