@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.bench import extras, growth, rows, taps
+from tests.bench import crowd, extras, growth, rows, taps
 from tests.bench.arena import Arena, arena
 from tests.bench.figure import Figure
 from tests.bench.growth import Growth
@@ -128,6 +128,7 @@ class Bench:
             "intercept to first diverted": lambda folder: [extras.first_diverted(folder)],
             "attaching": lambda _: [extras.attaching()],
             "pods": extras.hundred_pods,
+            "crowd": crowd.figures,
         }
         for name, run in alone.items():
             if self._wants(name):

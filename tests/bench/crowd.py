@@ -98,6 +98,12 @@ class Crowd:
         """CPU seconds of the daemon and its living descendants so far."""
         return cpu_seconds([self.daemon.pid, *descendants(self.daemon.pid)])
 
+    def longest_stall(self) -> float:
+        """Seconds of the longest turn of the daemon's event loop so far."""
+        status = self.daemon.status()
+        assert status is not None
+        return float(status["node"]["loop"]["longest"])
+
     def _until_active(self, count: int) -> None:
         until(
             lambda: self.sessions.active() >= count,
@@ -155,6 +161,7 @@ def activations(scene: Crowd) -> list[Figure]:
         Figure(f"CPU of each of the first {STEP} activations", first, "ms"),
         Figure(f"CPU of each of the last {STEP} activations", last, "ms"),
         Figure("CPU of the last activations, to the first", last / first, "x", 1.5),
+        Figure("longest stall of the daemon meanwhile", scene.longest_stall() * 1000, "ms", 100),
     ]
 
 
@@ -166,6 +173,7 @@ def restarts(scene: Crowd, *, loaded: bool = True) -> list[Figure]:
         took, cpu = action()
         found.append(Figure(f"{scene.count} sessions back after {name}", took, "s", budget))
         found.append(Figure(f"CPU of daemon and proxies since {name}", cpu, "s"))
+        found.append(Figure(f"longest stall of the daemon since {name}", scene.longest_stall() * 1000, "ms"))
 
     measure("SIGKILL", 20, lambda: scene.restart(kill=True))
     measure("SIGTERM", 20, lambda: scene.restart(kill=False))
@@ -173,6 +181,12 @@ def restarts(scene: Crowd, *, loaded: bool = True) -> list[Figure]:
         with computing():
             measure("SIGKILL, beside load", None, lambda: scene.restart(kill=True))
     return found
+
+
+def figures(folder: Path, *, count: int = 200) -> list[Figure]:
+    """Activations and restarts."""
+    with crowd(folder, count) as scene:
+        return [*activations(scene), *restarts(scene)]
 
 
 def main() -> None:

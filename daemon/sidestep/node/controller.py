@@ -30,6 +30,7 @@ from sidestep.node.located import locate, netns_path
 from sidestep.node.pace import Pace
 from sidestep.node.plan import Plan
 from sidestep.node.planner import plan
+from sidestep.node.port_plan import PortPlans
 from sidestep.node.survey import WantedCertificate
 from sidestep.node.surveys import Surveys
 from sidestep.observability.logs import get_logger
@@ -80,6 +81,7 @@ class Controller:
         self._absent: set[PodKey] = set()
         self._planned: set[PodKey | None] = set()
         self._surveys = Surveys()
+        self._port_plans = PortPlans()
         self._changed = asyncio.Event()
         self._pace = Pace(least=0.0, most=PLAN_PAUSE_MAX)
         self._planning = 0.0
@@ -293,6 +295,7 @@ class Controller:
             node_annotations=annotations,
             node_addresses=self._addresses,
             surveys=self._surveys,
+            port_plans=self._port_plans,
         )
         self._planning += time.perf_counter() - began
         return drafted

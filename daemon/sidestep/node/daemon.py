@@ -5,7 +5,7 @@ the socket opens last, so that whoever gets an answer meets a daemon that works.
 asks for it.
 
 Upgrade: a daemon that starts on the socket of another one serves first and then asks the other to drain. The other one
-tells its sessions to register anew and keeps steering for `OVERLAP` seconds, in which the new one attaches beside it
+tells its sessions to register anew and keeps steering for a while (`OVERLAP`), in which the new one attaches beside it
 (the last attached wins); from the first moment on it attaches and repairs nothing any more.
 
 End, by SIGTERM, SIGINT or a successor: nothing new begins, the sessions are told, every port is unsteered at once
@@ -58,7 +58,11 @@ if TYPE_CHECKING:
     from sidestep.node.cluster import Cluster
 
 OVERLAP = 2.0
-"""Seconds for which a daemon that hands over goes on steering, while its sessions find the new one."""
+OVERLAP_PER_TARGET = 0.1
+OVERLAP_MAX = 20.0
+"""Seconds for which a daemon that hands over goes on steering, at most the last.
+
+Its sessions find the new one meanwhile, and that one attaches to the same pods."""
 
 _PR_SET_DUMPABLE = 4
 
@@ -275,7 +279,8 @@ class _Daemon:
             sessions.move("another node daemon takes over" if self._stop.succeeded else "the node daemon stops")
             try:
                 if self._stop.succeeded:
-                    await self._unless_hurried(asyncio.sleep(OVERLAP))
+                    overlap = OVERLAP + OVERLAP_PER_TARGET * len(reconciler.targets())
+                    await self._unless_hurried(asyncio.sleep(min(overlap, OVERLAP_MAX)))
             finally:
                 # From here on nothing is steered, whatever happens below.
                 reconciler.abandon()

@@ -58,6 +58,9 @@ class LocalApi:
         self.path = path
         self.view = view
         self.sessions = sessions
+        self.registering = asyncio.Lock()
+        """One session is taken in a turn of the event loop: all those of a predecessor may come at the same moment, and
+        what they cost together must not keep proxies and tunnels waiting."""
         self._tasks = Tasks("local API")
         self._log = get_logger("local API")
         self._server: asyncio.Server | None = None
@@ -221,6 +224,10 @@ class _Conversation(asyncio.Protocol):
         if dict(self._request.headers).get(b"upgrade", b"").decode("latin-1").lower() != UPGRADE:
             return _problem(400, f"a session needs Upgrade: {UPGRADE}")
         spec = decode(bytes(self._body), SessionSpec, what="the session's spec")
+        async with self._api.registering:
+            await asyncio.sleep(0)
+        if self._transport is not None and self._transport.is_closing():
+            return None  # it has given up
         leaving = self._api.sessions.leaving
         if not leaving:
             try:

@@ -26,7 +26,7 @@ from sidestep.model.errors import RefusedError
 from sidestep.model.intercept import Intercept, Kind
 from sidestep.model.pod import ContainerPort, PodKey, Transport
 from sidestep.node.plan import CertificateFacts, Plan, PodPlan, PortPlan
-from sidestep.node.port_plan import port_plan
+from sidestep.node.port_plan import PortPlans
 from sidestep.node.refusals import filter_refusal, refusal_of, refusal_type
 from sidestep.node.survey import CertificateKey, PodSurvey, Side, WantedCertificate, port_subject
 from sidestep.node.surveys import Surveys
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 class _Draft:
     """A plan in the making."""
 
+    port_plans: PortPlans
     wanted: dict[PodKey, dict[tuple[int, Transport], list[Intercept]]] = field(default_factory=dict)
     undeclared: dict[PodKey, set[ContainerPort]] = field(default_factory=dict)
     coverage: dict[str, tuple[PodKey, ...]] = field(default_factory=dict)
@@ -76,13 +77,15 @@ def plan(
     node_annotations: Mapping[str, str],
     node_addresses: tuple[str, ...] = (),
     surveys: Surveys | None = None,
+    port_plans: PortPlans | None = None,
 ) -> Plan:
     """Decide what should be steered. `node_addresses` are the node's own, from which kubelet probes come.
 
-    `surveys` are those of earlier plans, which change what a plan costs and never what it says.
+    `surveys` and `port_plans` are those of earlier plans, which change what a plan costs and never what it says.
     """
     surveys = Surveys() if surveys is None else surveys
-    draft = _Draft()
+    draft = _Draft(port_plans=PortPlans() if port_plans is None else port_plans)
+    draft.port_plans.begin()
     for claim in _admitted(intercepts, inventory, draft):
         _spread(claim.intercept, inventory, draft)
     surveyed = {
@@ -224,7 +227,7 @@ def _ports(
             whole = [each for each in served if each.kind is Kind.INTERCEPT and each.filter.is_global]
             if passing and whole and not whole[0].divert_probes:
                 _state_passing(found.pod.key, number, passing, draft)
-            ports.append(port_plan(surveyed, found.pod, served, facts, passing=passing))
+            ports.append(draft.port_plans.of(surveyed, found.pod, served, facts, passing=passing))
     return tuple(ports)
 
 

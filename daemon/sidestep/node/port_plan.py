@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sidestep.model.intercept import Intercept, Kind
+from sidestep.model.pod import PodKey, Transport
 from sidestep.node.plan import CertificateFacts, PortPlan
 from sidestep.node.survey import PortSurvey, Side
 from sidestep.policy.matching import to_rows
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sidestep.model.pod import Pod
+
+
+_PortKey = tuple[PodKey, int, Transport]
+_Origin = tuple[PortSurvey, "Pod", tuple[Intercept, ...], "Mapping[Side, CertificateFacts]", tuple[str, ...]]
+"""What a port's plan is made of: the arguments of `port_plan`."""
 
 
 def _process_of_app(pod: Pod) -> str:
@@ -64,6 +70,39 @@ def port_plan(
     )
     resets = frozenset(each.uid for each in wanting if each.reset_existing)
     return PortPlan(snapshot, needs_app=whole is None, resets=resets)
+
+
+class PortPlans:
+    """The plans of the last round, taken again for ports of which nothing is different.
+
+    They are then the same objects, so that comparing two rounds' plans costs next to nothing.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[_PortKey, tuple[_Origin, PortPlan]] = {}
+        self._now: dict[_PortKey, tuple[_Origin, PortPlan]] = {}
+
+    def begin(self) -> None:
+        """A new round: what is not asked for in it is forgotten after it."""
+        self._last, self._now = self._now, {}
+
+    def of(
+        self,
+        surveyed: PortSurvey,
+        pod: Pod,
+        wanting: list[Intercept],
+        facts: Mapping[Side, CertificateFacts],
+        *,
+        passing: tuple[str, ...],
+    ) -> PortPlan:
+        """As `port_plan`."""
+        key = (pod.key, surveyed.port.number, surveyed.port.transport)
+        origin = (surveyed, pod, tuple(wanting), facts, passing)
+        known = self._last.get(key)
+        if known is None or known[0] != origin:
+            known = (origin, port_plan(surveyed, pod, wanting, facts, passing=passing))
+        self._now[key] = known
+        return known[1]
 
 
 def _rule(intercept: Intercept) -> RuleSnapshot:

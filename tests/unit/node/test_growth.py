@@ -15,6 +15,7 @@ from sidestep.node.admission import admit
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.pace import Pace
 from sidestep.node.planner import plan
+from sidestep.node.port_plan import PortPlans
 from sidestep.node.survey import survey
 from sidestep.node.surveys import Surveys
 from sidestep.policy.conflicts import admit as admit_all
@@ -201,6 +202,24 @@ def test_a_plan_takes_the_surveys_that_still_hold():
     third = surveyed(Inventory(pods={zero: before.pods[zero]}))
     assert list(third) == [zero]
     assert third[zero] is first[zero]
+
+
+def test_a_plan_makes_only_the_ports_anew_of_which_something_is_different():
+    inventory = Inventory(pods=pods(3))
+    wanted = intercepts(3, lambda number: WorkloadRef(f"web-{number}", "pod"))
+    surveys, port_plans = Surveys(), PortPlans()
+
+    def planned_pods(some):
+        made = plan(inventory, some, NodeSettings(), {}, node_annotations={}, surveys=surveys, port_plans=port_plans)
+        assert made == plan(inventory, some, NodeSettings(), {}, node_annotations={})
+        return {key.name: each.ports for key, each in made.pods.items()}
+
+    first = planned_pods(wanted)
+    second = planned_pods([wanted[0], replace(wanted[1], filter=header("other")), wanted[2]])
+    assert second["web-0"][0] is first["web-0"][0]
+    assert second["web-1"] != first["web-1"]
+    assert planned_pods(wanted[:1]).keys() == {"web-0"}
+    assert planned_pods(wanted) == first
 
 
 def test_what_is_surveyed_does_not_depend_on_what_is_kept():
