@@ -1,7 +1,7 @@
 """grpcio as a process of its own, so that it can run inside a namespace.
 
     python -m tests.harness.grpc_peer serve NAME ADDRESS:PORT [--tls FOLDER]      prints the port
-    python -m tests.harness.grpc_peer call ADDRESS:PORT [--ca FILE]               a JSON list of calls on stdin
+    python -m tests.harness.grpc_peer call ADDRESS:PORT [--ca FILE] [--ping MS]   a JSON list of calls on stdin
 
 Messages are raw bytes. The methods of `shop.Orders`: Get (unary), Collect (client streaming), List (server streaming),
 Chat (both), Fail (an error without a message: trailers only), Slow (until the deadline). Answers begin with the name
@@ -82,9 +82,11 @@ def serve(name: str, address: str, tls: Path | None) -> None:
     server.wait_for_termination()
 
 
-def call(address: str, ca: Path | None) -> None:
-    """Make the calls of stdin one after the other; print what came of each."""
+def call(address: str, ca: Path | None, ping: int) -> None:
+    """Make the calls of stdin one after the other; print what came of each. `ping` is the pause between PINGs in ms."""
     options = (("grpc.ssl_target_name_override", HOST), ("grpc.default_authority", HOST), ("grpc.enable_retries", 0))
+    if ping:
+        options = (*options, ("grpc.keepalive_time_ms", ping), ("grpc.http2.max_pings_without_data", 0))
     if ca is None:
         channel = grpc.insecure_channel(address, options)
     else:
@@ -134,11 +136,12 @@ def main() -> None:
     parser.add_argument("words", nargs="+")
     parser.add_argument("--tls", type=Path)
     parser.add_argument("--ca", type=Path)
+    parser.add_argument("--ping", type=int, default=0)
     options = parser.parse_args()
     if options.what == "serve":
         serve(options.words[0], options.words[1], options.tls)
     else:
-        call(options.words[0], options.ca)
+        call(options.words[0], options.ca, options.ping)
 
 
 if __name__ == "__main__":

@@ -58,9 +58,10 @@ def intercepting(shop, port, *options):
         yield running
 
 
-def call(shop, port, *calls):
+def call(shop, port, *calls, ping=0):
     """Make calls on one connection from the client's namespace."""
     words = ["call", f"{shop.space.ip}:{port}", *(["--ca", str(shop.ca)] if port == scene.TLS_PORT else [])]
+    words += ["--ping", str(ping)]
     done = subprocess.run(
         shop.space.client.enter([*PEER, *words]),
         input=json.dumps(calls),
@@ -70,6 +71,7 @@ def call(shop, port, *calls):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert "too_many_pings" not in done.stderr
     return json.loads(done.stdout)
 
 
@@ -129,3 +131,14 @@ def test_without_a_handler_the_app_answers(wide):
     with wide.intercept(handler_port=1):
         (result,) = call(wide, scene.TLS_PORT, {"method": "Chat", "messages": ["a", "b"], "metadata": DEV})
     assert result["answers"] == ["app a", "app b"]
+
+
+def test_the_client_s_pings_do_not_annoy_an_app_that_sees_no_calls(wide):
+    port = scene.TLS_PORT
+    with intercepting(wide, port) as running:
+        slow = {"method": "Slow", "metadata": DEV, "timeout": 5}
+        get = {"method": "Get", "metadata": DEV, "messages": ["x" * 200_000]}
+        results = call(wide, port, slow, *[get] * 8, slow, {"method": "Get"}, ping=300)
+        until(lambda: len(running.of("request")) == 10, within=5, what="a line for each diverted call")
+    codes = [each["code"] for each in results]
+    assert codes == ["DEADLINE_EXCEEDED", *["OK"] * 8, "DEADLINE_EXCEEDED", "OK"], results
