@@ -305,6 +305,11 @@ class Http2Relay(Relay):
                 streams.goaway = last
                 to_client.control(goaway(last, ErrorCode.NO_ERROR))
             return
+        if connection.mixed and not streams.relayed and not to_client.middle:
+            # It only looked idle. What the client is sending now has been seen by nobody: tell it so.
+            if streams.goaway is None:
+                to_client.control(goaway(streams.highest, ErrorCode.NO_ERROR))
+            ending = Ending.FINISH
         connection.diversion.abandon()
         if ending is Ending.ABORT:
             self.client.end(Ending.ABORT)

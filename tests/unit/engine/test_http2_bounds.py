@@ -309,6 +309,22 @@ def test_an_app_that_closes_while_only_diverted_streams_are_open_does_not_end_th
     assert talk.relay.done
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_app_that_closes_a_connection_that_looks_idle_costs_no_request(lost: bool) -> None:
+    talk = Talk()
+    talk.divert(1)
+    talk.open_handler()
+    talk.from_handler(talk.respond(1))
+    if lost:
+        talk.shell.lose(talk.app)  # type: ignore[arg-type]
+    else:
+        talk.relay.receive_eof(talk.relay.app)
+    talk.shell._write()
+    assert talk.client.of(GOAWAY) == [(0, b"\0\0\0\x01\0\0\0\0")]
+    assert talk.relay.client.ending is Ending.CLOSE
+    assert talk.relay.done
+
+
 # --- windows, memory --------------------------------------------------------------------------------------------------
 
 
