@@ -61,9 +61,8 @@ def source_folder() -> Path:
 def compile_source(folder: Path, source: Source) -> CompilerOutput:
     """Compile one source of `folder` with the first kernel headers that serve."""
     release = os.uname().release
-    trees = candidates(environment=os.environ, release=release)[:_MAX_ATTEMPTS]
     view = HeaderView(release=release)
-    view.prepare(trees)
+    trees = view.prepare(candidates(environment=os.environ, release=release)[:_MAX_ATTEMPTS])
     drop_capabilities()
     bcc = _import_bcc()
     for headers in trees:

@@ -81,11 +81,20 @@ class HeaderView:
         self._folder = modules / release
         self._private = False
 
-    def prepare(self, trees: Iterable[Headers]) -> None:
-        """Mount what showing these takes; afterwards `show` takes no capability. Raises KernelError."""
-        if any(not self._in_place(headers) for headers in trees):
-            _mount_private_tmpfs(self._folder.parent)
+    def prepare(self, trees: Iterable[Headers]) -> tuple[Headers, ...]:
+        """Mount what showing these takes; afterwards `show` takes no capability. Returns those that can be shown: where
+        nothing can be mounted, the ones that are in place. Raises KernelError when that is none."""
+        wanted = tuple(trees)
+        in_place = tuple(headers for headers in wanted if self._in_place(headers))
+        if len(in_place) < len(wanted):
+            try:
+                _mount_private_tmpfs(self._folder.parent)
+            except KernelError:
+                if not in_place:
+                    raise
+                return in_place
             self._private = True
+        return wanted
 
     def show(self, headers: Headers) -> None:
         """Make `headers`, one of those that were prepared, what bcc finds."""
