@@ -32,6 +32,9 @@ LAST_PAUSE = 60.0
 CALM = 60.0
 """Seconds after which a hindrance that returns is a first one again."""
 
+ALL_PORTS = 0
+"""Stands for every port."""
+
 _TEXTS = {
     "no-room": "the pod proxy has no room for more connections",
     "no-descriptors": "the pod proxy cannot open more files",

@@ -26,7 +26,7 @@ from sidestep.netns.fingerprint import Question, fingerprint
 from sidestep.node.datagram_ports import Entry
 from sidestep.node.existing_connections import ExistingConnections
 from sidestep.node.port_conditions import about_app, about_proxy
-from sidestep.node.readiness import Readiness
+from sidestep.node.readiness import ALL_PORTS, Readiness
 from sidestep.node.steered_port import Left, Proxy, SteeredPort
 from sidestep.node.sweeper import Sweeper
 from sidestep.observability.logs import get_logger
@@ -370,6 +370,10 @@ class StreamPorts:
         if port.is_deaf:
             return Left.DEAF.value
         return self._owner.absence() or self._readiness.reason(number, Family.IPV4, now)
+
+    def why_all_left(self) -> str:
+        """Why the proxy says that it can serve no port whatever; empty otherwise."""
+        return self._readiness.reason(ALL_PORTS, Family.IPV4, self._now())
 
     def sockets(self) -> dict[Entry, int]:
         """The kernel's number of the socket that each entry of the map should lead to. Raises KernelError."""

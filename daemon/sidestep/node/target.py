@@ -269,7 +269,9 @@ class Target:
 
     def why_left(self, number: int, transport: Transport) -> str:
         """Why no traffic of a port reaches the proxy, as far as the proxy is the reason; empty otherwise."""
-        return self.absence() if transport is Transport.UDP else self._streams.why_left(number)
+        if transport is Transport.UDP:
+            return self.absence() or self._streams.why_all_left()
+        return self._streams.why_left(number)
 
     def look(self) -> None:
         """Ask which apps listen, and steer what should be steered, nothing else. Never raises."""
@@ -285,7 +287,7 @@ class Target:
             return
         if self._datagrams.look(self._tools.now()):
             self._log.warning("a UDP socket was closed by somebody in the pod")
-        if self.absence():
+        if self.absence() or self._streams.why_all_left():
             self._datagrams.pause(self._steering)
         else:
             try:
@@ -381,6 +383,7 @@ class Target:
     def on_hindered(self, hindrances: tuple[Hindrance, ...], /) -> None:
         """The proxy cannot serve as it should, or can again: leave to the app what it cannot, at once."""
         self._streams.hindered(hindrances)
+        self._look_at_datagrams()
         self.changed()
 
     def on_heartbeat(self, beat: Heartbeat, /) -> None:

@@ -3,7 +3,7 @@
 import errno
 
 from sidestep.model.pod import Family
-from sidestep.node.readiness import CALM, FIRST_PAUSE, LAST_PAUSE, Readiness
+from sidestep.node.readiness import ALL_PORTS, CALM, FIRST_PAUSE, LAST_PAUSE, Readiness
 from sidestep.proxy.messages import Hindrance
 
 FULL = Hindrance("no-room")
@@ -78,3 +78,11 @@ def test_what_is_over_is_forgotten():
     readiness.told((), 0.0)
     readiness.told((), FIRST_PAUSE + CALM + 1)
     assert readiness._courses == {}
+
+
+def test_what_is_about_all_ports_can_be_told_from_what_is_about_one():
+    readiness = Readiness()
+    readiness.told((DEAF, MUTE), 0.0)
+    assert readiness.reason(ALL_PORTS, Family.IPV4, 0.0) == ""
+    readiness.told((DEAF, FULL), 0.0)
+    assert readiness.reason(ALL_PORTS, Family.IPV4, 0.0) == "the pod proxy has no room for more connections"
