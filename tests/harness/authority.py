@@ -76,17 +76,22 @@ class Authority:
         expired: bool = False,
         lasts: float = 7 * 86400.0,
         ips: Iterable[str] = (),
+        common_name: str = "",
     ) -> Certificate:
-        """A leaf for DNS names and addresses; `client` adds the client-authentication usage. `lasts`: seconds."""
+        """A leaf for DNS names and addresses; `client` adds the client-authentication usage. `lasts`: seconds.
+
+        Its subject is the first name, or `common_name`; without names and addresses it has no alternative names.
+        """
         key = new_key(kind)
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name or names[0])])
         alternatives: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
         alternatives += [x509.IPAddress(ipaddress.ip_address(ip)) for ip in ips]
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, *([ExtendedKeyUsageOID.CLIENT_AUTH] if client else [])]
+        builder = _builder(subject, self.name, key, lasts=-86400.0 if expired else lasts)
+        if alternatives:
+            builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         certificate = (
-            _builder(subject, self.name, key, lasts=-86400.0 if expired else lasts)
-            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())

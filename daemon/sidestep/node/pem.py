@@ -25,6 +25,7 @@ import datetime as dt
 import enum
 import hashlib
 import os
+import re
 import ssl
 import warnings
 from collections.abc import Iterator
@@ -54,6 +55,9 @@ MAX_KEY_DER: Final = 16 * 1024
 
 MAX_NAMES: Final = 100
 """Names of a certificate that are told to people."""
+
+_HOST: Final = re.compile(r"(\*\.)?[0-9A-Za-z_-]{1,63}(\.[0-9A-Za-z_-]{1,63})+")
+"""A common name that is one of a host."""
 
 DIGEST: Final = 24
 """Hexadecimal digits of the digest in a credential's name: 96 bits."""
@@ -357,13 +361,18 @@ def _names(leaf: x509.Certificate) -> tuple[str, ...]:
 
 
 def _dns_name(leaf: x509.Certificate) -> str:
-    """The first DNS name that is not a wildcard, else the first: what the app is verified as without an SNI."""
+    """What the app is verified as without an SNI: the first DNS name that is not a wildcard, else the first one, else
+    the first address, else, in a certificate without either, the common name.
+    """
     try:
         held = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = held.get_values_for_type(x509.DNSName)
+        addresses = [str(address) for address in held.get_values_for_type(x509.IPAddress)]
     except (x509.ExtensionNotFound, ValueError):
-        return ""
-    names = held.get_values_for_type(x509.DNSName)
-    return next((name for name in names if not name.startswith("*")), names[0] if names else "")
+        names, addresses = [], []
+    common = [str(each.value) for each in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    found = [*(name for name in names if not name.startswith("*")), *names, *addresses]
+    return next(iter(found), next((name for name in common if _HOST.fullmatch(name)), ""))
 
 
 def _reason(error: Exception) -> str:

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from sidestep.proxy.app_names import openssl_compares
 from sidestep.proxy.messages import PortSnapshot
 from sidestep.proxy.rehearsal import Rehearsals
 from sidestep.proxy.stream import TlsStream
@@ -90,7 +91,7 @@ class Upstream:
             context.set_alpn_protocols(list(alpn))
             self._alpn = alpn
         if context.verify_mode != ssl.CERT_NONE:
-            context.check_hostname = server_name is not None
+            context.check_hostname = openssl_compares(server_name)
         session = self._sessions.get((alpn, server_name, verified_name))
         return TlsStream(sock, context, server_side=False, server_name=server_name, session=session)
 

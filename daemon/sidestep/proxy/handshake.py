@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sidestep.model.condition import ConditionType
+from sidestep.proxy.app_names import names_match, openssl_compares
 from sidestep.proxy.credentials import Credentials
 from sidestep.proxy.loop import READ, Loop
 from sidestep.proxy.messages import PortSnapshot
@@ -65,22 +66,6 @@ def asks_later(port: PortSnapshot) -> Failure:
         f"renegotiation): for clients that it can ask, {outcome(port)}; where it was not known yet, the connection was "
         f"ended unanswered (sidestep.dev/late-client-auth.{number}: enabled makes it known from the start)",
     )
-
-
-def names_match(certificate: Mapping[str, object], name: str) -> bool:
-    """Whether a certificate (`SSLSocket.getpeercert()`) names a DNS host; RFC 6125 6.4, wildcard in the first label."""
-    name = name.lower().rstrip(".")
-    entries = certificate.get("subjectAltName", ())
-    for kind, value in entries if isinstance(entries, tuple) else ():
-        if kind != "DNS":
-            continue
-        pattern = str(value).lower().rstrip(".")
-        if pattern == name:
-            return True
-        head, _, tail = name.partition(".")
-        if pattern.startswith("*.") and head and tail == pattern[2:] and "." in tail:
-            return True
-    return False
 
 
 def _has_expired(certificate: Mapping[str, object]) -> bool:
@@ -241,7 +226,7 @@ class UpstreamHandshake(_Handshake):
         where = f"port {self._port.number}"
         if stream.asked:
             return self._asked()
-        if self._server_name is None and not self._port.skip_verify:
+        if not (openssl_compares(self._server_name) or self._port.skip_verify):
             certificate = stream.state.getpeercert() or {}
             if not self._name:
                 return self._unverified("neither the client nor the certificate of this port says its name")

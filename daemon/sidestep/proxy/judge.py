@@ -30,7 +30,7 @@ from sidestep.protocols.detection import Detected, detect, is_greeting
 from sidestep.proxy.bridge import Bridge, Offer
 from sidestep.proxy.conduit import Conduit, Courier, Endpoint, Raw
 from sidestep.proxy.credentials import Credentials, presents
-from sidestep.proxy.handshake import Failure, asks_later
+from sidestep.proxy.handshake import Failure, asks_later, outcome
 from sidestep.proxy.loop import BROKEN, READ, Loop, Timer
 from sidestep.proxy.ports import LivePort
 from sidestep.proxy.relays import relay_for, tapped, whole_rule
@@ -210,7 +210,12 @@ class Judge:
         alpn = tuple(name.decode("latin-1") for name in hello.alpn)
         if hello.server_name is not None and not hello.server_name_reproducible:
             self._end_to_end(
-                Failure(ConditionType.SNI_UNSUPPORTED, "a client sent a server name that cannot be sent on")
+                Failure(
+                    ConditionType.SNI_UNSUPPORTED,
+                    f"a client sent {hello.server_name[:64].decode('latin-1')!r} as its server name, which is no host "
+                    "name (an address is none) and cannot be sent on: none of its requests is matched, "
+                    f"{outcome(snapshot)}",
+                )
             )
         elif hello.askable and self._asks_later():
             self._end_to_end(asks_later(snapshot))

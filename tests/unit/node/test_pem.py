@@ -55,6 +55,13 @@ def test_a_wildcard_is_the_name_to_verify_only_when_there_is_no_other(authority)
     only = authority.issue("*.shop")
     assert judge_identity(chain=both.chain, key=both.key).dns_name == "orders.shop"
     assert judge_identity(chain=only.chain, key=only.key).dns_name == "*.shop"
+    for issued, name in (
+        ({"ips": ["10.0.0.1"], "common_name": "orders.shop"}, "10.0.0.1"),
+        ({"common_name": "orders.shop"}, "orders.shop"),
+        ({"common_name": "The orders"}, ""),
+    ):
+        some = authority.issue(**issued)
+        assert judge_identity(chain=some.chain, key=some.key).dns_name == name
 
 
 @pytest.mark.parametrize(
