@@ -67,6 +67,8 @@ _FCNTL = (
 )
 _IOCTL = (0x5421, 0x541B, 0x5411, 0x5451, 0x5450, 0x5401)
 """FIONBIO, FIONREAD, TIOCOUTQ, FIOCLEX, FIONCLEX, TCGETS. Others would show the node's interfaces (control socket)."""
+_SOL_RAW = 255
+_IPV6_HDRINCL = 36
 _SOCKET_FILTERS = (26, 50, 51, 52)
 """SO_ATTACH_FILTER, _BPF, _REUSEPORT_CBPF, _REUSEPORT_EBPF."""
 
@@ -77,7 +79,13 @@ CONDITIONS: dict[str, tuple[Only | Except, ...]] = {
         Only(2, (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP)),
     ),
     "socketpair": (Only(0, (socket.AF_UNIX,)),),
-    "setsockopt": (Except(1, socket.SOL_SOCKET, _SOCKET_FILTERS),),
+    # A raw socket (datagrams' answers, netns.datagrams) may not write IP headers: it could say it is anybody.
+    "setsockopt": (
+        Except(1, socket.SOL_SOCKET, _SOCKET_FILTERS),
+        Except(1, socket.IPPROTO_IP, (socket.IP_HDRINCL,)),
+        Except(1, socket.IPPROTO_IPV6, (_IPV6_HDRINCL,)),
+        Except(1, _SOL_RAW, (_IPV6_HDRINCL,)),
+    ),
     "mmap": (Only(2, (0,), mask=_PROT_EXEC),),
     "mprotect": (Only(2, (0,), mask=_PROT_EXEC),),
     "openat": (Only(2, (0,), mask=os.O_ACCMODE | os.O_CREAT | os.O_TRUNC),),

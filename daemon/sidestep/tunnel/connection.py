@@ -189,8 +189,6 @@ class Connection(asyncio.Protocol):
                 _CODES.ENABLE_CONNECT_PROTOCOL: int(self._serve is not None),
             },
         )
-        if self._serve is not None:
-            del self._h2.local_settings[_CODES.ENABLE_PUSH]
         self._h2.max_inbound_frame_size = limits.frame_size
         self._h2.decoder.max_header_list_size = limits.header_list
         self._h2.initiate_connection()
@@ -325,7 +323,10 @@ class Connection(asyncio.Protocol):
     def _handle(self, event: h2.events.Event) -> None:
         match event:
             case h2.events.RequestReceived():
-                self._accept(self._add(event.stream_id or 0, _decoded(event.headers or [])))
+                if self._serve is None:  # h2 takes HEADERS of a server on a stream of its own for one
+                    self.close(PeerError("the other end of the tunnel sent a request to a client"))
+                else:
+                    self._accept(self._serve, self._add(event.stream_id or 0, _decoded(event.headers or [])))
             case h2.events.WindowUpdated(stream_id=0):
                 self._wake_writers()
             case h2.events.RemoteSettingsChanged():
@@ -365,9 +366,8 @@ class Connection(asyncio.Protocol):
             case _:
                 pass  # acknowledgements, priorities: h2 has answered what needs an answer
 
-    def _accept(self, stream: Stream) -> None:
-        assert self._serve is not None  # noqa: S101 - h2 refuses requests sent to a client
-        self._serving.start(self._serve_stream(self._serve, stream), name=f"stream {stream.id}")
+    def _accept(self, serve: Serve, stream: Stream) -> None:
+        self._serving.start(self._serve_stream(serve, stream), name=f"stream {stream.id}")
 
     async def _serve_stream(self, serve: Serve, stream: Stream) -> None:
         try:

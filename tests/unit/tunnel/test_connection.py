@@ -215,6 +215,7 @@ async def test_an_idle_tunnel_stays():
         PREFACE + SETTINGS + b"\0\0\1\0\0\0\0\0\1x",  # DATA on a stream never opened
         PREFACE + SETTINGS + b"\0\0\4\x08\0\0\0\0\0\0\0\0\0",  # WINDOW_UPDATE by 0
         PREFACE + SETTINGS + b"\0\0\3\1\4\0\0\0\1\xff\xff\xff",  # HPACK that is none
+        PREFACE + SETTINGS + b"\0\0\5\5\4\0\0\0\1\0\0\0\2\x82",  # PUSH_PROMISE of a client
         PREFACE + SETTINGS + b"\0\0\0\1\0\0\0\0\1" + b"\0\0\0\x09\0\0\0\0\1" * 100,  # CONTINUATION without end
     ],
 )
@@ -230,6 +231,18 @@ async def test_garbage_ends_the_tunnel_and_nothing_else(garbage):
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
         assert isinstance(error, PeerError)
+
+
+@asynchronous
+async def test_a_request_to_a_client_ends_the_tunnel():
+    left, right = socket.socketpair()
+    with right:
+        client = Connection()
+        await attach(left, client)
+        right.setblocking(False)
+        head = b"\x82\x86\x84\x41\x01a"
+        await asyncio.get_running_loop().sock_sendall(right, SETTINGS + b"\0\0\6\1\5\0\0\0\2" + head)
+        assert isinstance(await client.wait_closed(), PeerError)
 
 
 @asynchronous
