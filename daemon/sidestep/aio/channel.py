@@ -6,7 +6,7 @@ what the channel acknowledges; a `SidestepError` it raises is acknowledged as th
 its to close.
 
 The other end may be hostile. What cannot be decoded closes the channel. At most `_BURST` packets are taken per turn of
-the event loop, or one that comes with a descriptor (of which megabytes may be read), so that one talkative proxy cannot
+the event loop, or one that comes with a descriptor, so that one talkative proxy cannot
 starve the others; and while acknowledgements wait for a peer that does not read them, nothing more is read from it. The
 channel ends once, in whatever way, and says so through `on_closed` with the reason; every waiting request then raises
 `ChannelClosed`.

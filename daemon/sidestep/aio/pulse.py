@@ -70,3 +70,7 @@ class Pulse:
         """Count."""
         self._count += 1
         _COUNT.pack_into(self._page, 0, self._count)
+
+    def close(self) -> None:
+        """Release the page; nothing is counted any more."""
+        self._page.close()

@@ -31,6 +31,8 @@ MAX_WORDS = 64
 """Different counters of one port, or reasons of anomalies; what is beyond is summed under `other`."""
 MAX_FIELDS = 8192
 """Characters of all fields of one request together; a proxy sends half of it (policy.redaction)."""
+MAX_LINE_FIELDS = 256
+"""Fields of one request; as many as a relay reads (`Http1Limits.fields`)."""
 MAX_ADDRESS = 64
 """Characters of a client's address."""
 MAX_LOST = 1 << 32
@@ -93,7 +95,7 @@ def _loss(loss: LostCopies) -> LostCopies:
 
 def _line(line: DivertedRequest) -> DivertedRequest:
     fields, room = [], MAX_FIELDS
-    for name, value in line.fields:
+    for name, value in line.fields[:MAX_LINE_FIELDS]:
         room -= min(len(name), MAX_TEXT) + min(len(value), MAX_TEXT)
         if room < 0:
             break

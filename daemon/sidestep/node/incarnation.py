@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from sidestep.aio.channel import AsyncChannel, DeadlineError
-from sidestep.aio.packets import ChannelClosed, control_pair
+from sidestep.aio.packets import control_pair
 from sidestep.aio.patience import Silence
 from sidestep.aio.process import Process
 from sidestep.aio.pulse import Watched
@@ -103,12 +103,11 @@ class Incarnation:
             life = cls(process, ours, pulse, limits=limits, on_message=on_message)
             undo.pop_all()
         try:
+            await life.tell(Pulse(0), pulse.fd, doing="count its heartbeats")
             enter = Enter(0, uid=abode.uid, memory_limit=limits.memory, fd_limit=limits.descriptors)
             await life.tell(enter, abode.netns_fd, doing="enter the pod")
             if not life._greeted:
                 raise PeerError("the pod proxy did not say hello")
-            with contextlib.suppress(ChannelClosed):  # gone already: an end like any other, for `ended` to tell
-                await life.tell(Pulse(0), pulse.fd, doing="count its heartbeats")
         except BaseException:
             life.kill("it did not start")
             await life.ended()

@@ -390,8 +390,9 @@ class Target:
         """Keep the counters of ports that there are."""
         self.connections = beat.connections
         self.anomalies = beat.anomalies
-        self.datagram_counters = beat.ports.get(0, {})
-        self.counters = {number: counts for number, counts in beat.ports.items() if number in self._streams}
+        told = {0: self.datagram_counters, **self.counters, **beat.ports}
+        self.datagram_counters = told.pop(0)
+        self.counters = {number: counts for number, counts in told.items() if number in self._streams}
         arrived = any(counts.get("accepted", 0) > 0 for counts in self.counters.values())
         if arrived or self.datagram_counters.get("flows", 0) > 0:
             self._see()

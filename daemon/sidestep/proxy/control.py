@@ -1,8 +1,9 @@
 """The control channel as zygote and pod proxy hold it, and the codec that both ends share.
 
-One message is one packet; what exceeds `MAX_INLINE` goes into a sealed memfd and a `Large` stands for it, unseen by
-callers. Decoding is strict: an unknown message, field or type, a missing descriptor or one that does not belong there
-is a `PeerError`, and the channel is not used any further by whoever meets it.
+One message is one packet; what of the daemon's exceeds `MAX_INLINE` goes into a sealed memfd and a `Large` stands for
+it, unseen by callers. A proxy makes no memfd (its sandbox refuses it) and bounds what it says. Decoding is strict: an
+unknown message, field or type, a missing descriptor or one that does not belong there is a `PeerError`, and the channel
+is not used any further by whoever meets it.
 
 `ControlChannel` never blocks. The owner polls `fileno()` for reading, and for writing while `pending` is not 0, and
 then calls `flush()`. What the socket does not take at once waits in a bounded queue; when that is full the daemon has
@@ -59,9 +60,12 @@ FromZygoteUnion = messages.Hello | messages.Spawned | messages.Ack
 
 
 class Codec(Generic[M]):
-    """Translates between messages and packets. `receives` is the union of what the other end may send."""
+    """Translates between messages and packets. `receives` is the union of what the other end may send; `folds` whether
+    large messages of this end go into memfds.
+    """
 
-    def __init__(self, receives: Any) -> None:
+    def __init__(self, receives: Any, *, folds: bool = True) -> None:
+        self._folds = folds
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(receives)
 
@@ -72,8 +76,8 @@ class Codec(Generic[M]):
         data = self._encoder.encode(message)
         if len(data) <= messages.MAX_INLINE:
             return data, None
-        if fd is not None:
-            raise BugError(f"{type(message).__name__} is too large to travel with a descriptor")
+        if fd is not None or not self._folds:
+            raise BugError(f"{type(message).__name__} is too large to travel with a descriptor, or from a proxy")
         memfd = sealed_memfd("sidestep-message", data)
         return self._encoder.encode(messages.Large(message.seq, len(data))), memfd
 
@@ -132,7 +136,7 @@ class ControlChannel(Generic[M]):
     def __init__(self, sock: socket.socket, *, receives: Any = messages.ToProxy) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._codec: Codec[M] = Codec(receives)
+        self._codec: Codec[M] = Codec(receives, folds=False)
         self._outbox = Outbox(sock, max_packets=MAX_WAITING)
         self._seq = 0
         self.dropped = 0

@@ -2,7 +2,8 @@
 
 At most one file descriptor travels with a message; the docstring says which. Every message but `Ack` and `Heartbeat` is
 answered by one `Ack` with the same `seq`. State travels as snapshots (`Configure`): applying one twice changes nothing.
-A message whose encoding exceeds 64 KiB travels as a memfd (`Large`). The version stands in `Hello`.
+A message of the daemon whose encoding exceeds 64 KiB travels as a memfd (`Large`); proxies send none. The version
+stands in `Hello`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,12 @@ MAX_INLINE = 64 * 1024
 """Bytes of one packet above which the message travels as a memfd."""
 MAX_LINES = 256
 """Log lines of one `Requests`."""
+MAX_PORTS = 64
+"""Ports of one `Heartbeat`."""
+MAX_HINDRANCES = 2048
+"""Hindrances of one `Hindered`: each of 1,024 steered ports in both address families."""
+MAX_CERTIFICATE = 32 * 1024
+"""Bytes of the certificate in `Probed`; a larger one is left out."""
 MAX_TEXT = 2048
 """Characters of a method, path, authority, or of a field's name or value in a log line."""
 
@@ -43,7 +50,7 @@ class Spawned(Message):
 
 
 class Enter(Message):
-    """First message: enter the pod's network namespace and lock the sandbox. fd: the netns."""
+    """Second message: enter the pod's network namespace and lock the sandbox. fd: the netns."""
 
     uid: int
     memory_limit: int
@@ -52,7 +59,10 @@ class Enter(Message):
 
 
 class Pulse(Message):
-    """Count here every 500 ms, as a sign of life. fd: a page of memory (`aio.pulse`)."""
+    """First message: count here every 500 ms, as a sign of life. fd: a page of memory (`aio.pulse`).
+
+    It is mapped before the sandbox is locked, which lets no memory be shared any more.
+    """
 
 
 class Condition(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -191,7 +201,8 @@ class Ack(Message):
 class Heartbeat(Message):
     """Every 500 ms, unless nothing has changed since the last; not acknowledged. The `Pulse` is counted in any case.
 
-    Totals since the proxy began, per steered port (`ports[number]`).
+    Totals since the proxy began, per steered port (`ports[number]`), of at most MAX_PORTS ports: a proxy with more
+    sends several.
     """
 
     connections: int
@@ -340,17 +351,6 @@ ToZygote = Spawn
 FromZygote = Spawned
 ToProxy = Enter | Pulse | Configure | Credential | Listen | Unlisten | Opened | Refused | Drain | Ack | Large
 FromProxy = (
-    Hello
-    | Ack
-    | Heartbeat
-    | Open
-    | Reset
-    | Requests
-    | Report
-    | Probed
-    | NameClient
-    | ForgetClient
-    | NoApp
-    | Hindered
-    | Large
+    Hello | Ack | Heartbeat | Open | Reset | Requests | Report | Probed | NameClient | ForgetClient | NoApp | Hindered
 )
+"""No `Large`: what a proxy says is bounded by the size of a packet."""

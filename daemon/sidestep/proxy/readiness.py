@@ -108,7 +108,8 @@ class Readiness:
                 sock.close()
 
     def _tell(self) -> None:
-        self._line.send(messages.Hindered(self._line.next_seq(), tuple(self._hindrances.values())))
+        hindrances = tuple(self._hindrances.values())[: messages.MAX_HINDRANCES]
+        self._line.send(messages.Hindered(self._line.next_seq(), hindrances))
 
 
 class Room:

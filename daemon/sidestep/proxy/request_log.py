@@ -1,7 +1,8 @@
 """What sessions show of diverted and copied requests: collected for a moment, told in one message.
 
-Lossy and bounded: lines above `messages.MAX_LINES`, and all of them when the daemon is behind, are only counted. The
-moment also keeps daemon and developer's machine from waking up just when the app works at the request.
+A message holds what fits in a packet; more lines make more messages. Lossy and bounded: lines above
+`messages.MAX_LINES`, and all of them when the daemon is behind, are only counted. The moment also keeps daemon and
+developer's machine from waking up just when the app works at the request.
 """
 
 from __future__ import annotations
@@ -20,6 +21,16 @@ from sidestep.proxy.loop import Loop
 
 MOMENT: Final = 0.01
 """Seconds for which lines are collected."""
+ROOM: Final = messages.MAX_INLINE - 4096
+"""Bytes of the lines of one message."""
+_WORDS: Final = 256
+"""Bytes of a line beside its texts."""
+_LENGTHS: Final = 4
+"""Characters that stand for what a field takes beside its texts."""
+_WIDEST: Final = 4
+"""Bytes of a character in UTF-8 at most."""
+_LOSS: Final = 128
+"""Bytes of a `LostCopies`."""
 _LOST: Final = {Lost.NOTHING: "", Lost.ALL: "dropped", Lost.REST: "truncated"}
 
 
@@ -70,13 +81,21 @@ class RequestLog:
         lines, self._lines = self._lines, []
         losses = dict(islice(self._losses.items(), messages.MAX_LINES))
         lost = tuple(messages.LostCopies(loss.uid, loss.port, loss.why.value, losses[loss]) for loss in losses)
-        message = messages.Requests(self._line.next_seq(), tuple(lines), self._dropped, lost)
-        if self._line.send(message, droppable=True):
-            self._dropped = 0
-            for loss in losses:
-                del self._losses[loss]
-        else:
-            self._dropped += len(lines)
+        at, room = 0, ROOM - len(lost) * _LOSS
+        while at < len(lines) or lost:
+            end = at
+            while end < len(lines) and (room >= _size(lines[end]) or (end == at and not lost)):
+                room -= _size(lines[end])
+                end += 1
+            message = messages.Requests(self._line.next_seq(), tuple(lines[at:end]), self._dropped, lost)
+            if self._line.send(message, droppable=True):
+                self._dropped = 0
+                if lost:
+                    for loss in losses:
+                        del self._losses[loss]
+            else:
+                self._dropped += end - at
+            at, room, lost = end, ROOM, ()
 
 
 def _counter(request: Diverted) -> str:
@@ -85,6 +104,14 @@ def _counter(request: Diverted) -> str:
     if request.lost:
         return "copies_" + _LOST[request.lost]
     return "flows" if request.rule.heads_only else "copied"
+
+
+def _size(line: messages.DivertedRequest) -> int:
+    """Bytes of a line at most."""
+    texts = len(line.method) + len(line.path) + len(line.authority) + len(line.uid) + len(line.client)
+    for name, value in line.fields:
+        texts += len(name) + len(value) + _LENGTHS
+    return _WORDS + _WIDEST * texts
 
 
 def _text(value: bytes) -> str:

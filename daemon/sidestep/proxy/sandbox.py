@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from sidestep.aio.pulse import Pulse
 from sidestep.proxy import capabilities, limits, namespaces, seccomp
 
 
@@ -27,22 +28,27 @@ class Confinement:
     descriptors: int
 
 
-def lock(confinement: Confinement, *, netns_fd: int, control_fd: int, program: bytes) -> None:
-    """Confine this process. Takes `netns_fd`, keeps `control_fd` and stdio; all other descriptors are closed.
+def lock(confinement: Confinement, *, netns_fd: int, control_fd: int, pulse_fd: int, program: bytes) -> Pulse:
+    """Confine this process. Takes `netns_fd` and `pulse_fd`, keeps `control_fd` and stdio; all other descriptors are
+    closed. Returns the page of `pulse_fd`: it is mapped here, because no memory can be shared afterwards.
 
-    `program` is `seccomp.assemble()`, made before the fork. Raises KernelError, BugError: end the process then.
+    `program` is `seccomp.assemble()`, made before the fork. Raises KernelError, PeerError, BugError: end the process.
     """
     namespaces.enter_network(netns_fd)
     namespaces.empty_root()
-    close_all_but(control_fd)
+    close_all_but(control_fd, pulse_fd)
+    pulse = Pulse(pulse_fd)
     limits.apply(memory=confinement.memory, descriptors=confinement.descriptors)
     capabilities.become(confinement.uid)
     capabilities.forbid_new_privileges()
     seccomp.install(program)
+    return pulse
 
 
-def close_all_but(control_fd: int) -> None:
-    """Close every descriptor above stdio but this one."""
-    highest = 2**31 - 1
-    os.closerange(3, control_fd)
-    os.closerange(max(3, control_fd + 1), highest)
+def close_all_but(*kept: int) -> None:
+    """Close every descriptor above stdio but these."""
+    begin = 3
+    for fd in sorted(kept):
+        os.closerange(begin, fd)
+        begin = max(begin, fd + 1)
+    os.closerange(begin, 2**31 - 1)

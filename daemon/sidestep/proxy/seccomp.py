@@ -52,7 +52,8 @@ class Except:
     second: tuple[int, ...]
 
 
-_PROT_EXEC, _MFD_HUGETLB = 4, 4
+_PROT_EXEC = 4
+_MAP_TYPE, _MAP_PRIVATE = 0x0F, 2
 _FCNTL = (
     fcntl.F_DUPFD,
     fcntl.F_DUPFD_CLOEXEC,
@@ -86,12 +87,12 @@ CONDITIONS: dict[str, tuple[Only | Except, ...]] = {
         Except(1, socket.IPPROTO_IPV6, (_IPV6_HDRINCL,)),
         Except(1, _SOL_RAW, (_IPV6_HDRINCL,)),
     ),
-    "mmap": (Only(2, (0,), mask=_PROT_EXEC),),
+    # Shared memory is not bounded by RLIMIT_DATA, and belongs to nobody who could be made to give it back.
+    "mmap": (Only(2, (0,), mask=_PROT_EXEC), Only(3, (_MAP_PRIVATE,), mask=_MAP_TYPE)),
     "mprotect": (Only(2, (0,), mask=_PROT_EXEC),),
     "openat": (Only(2, (0,), mask=os.O_ACCMODE | os.O_CREAT | os.O_TRUNC),),
     "fcntl": (Only(1, _FCNTL),),
     "ioctl": (Only(1, _IOCTL),),
-    "memfd_create": (Only(1, (0,), mask=_MFD_HUGETLB),),
     "prlimit64": (Only(0, (0,)), Only(2, (0,)), Only(2, (0,), high=True)),
 }
 """What must hold for an allowed call besides its name; all of a row."""

@@ -76,7 +76,7 @@ Message = messages.ToProxy
 class Worker:
     """The process. Implements what judges and conduits ask of it (`Reception`)."""
 
-    def __init__(self, channel: ControlChannel[Message], trust_store: ssl.SSLContext) -> None:
+    def __init__(self, channel: ControlChannel[Message], trust_store: ssl.SSLContext, pulse: Pulse) -> None:
         self._loop = Loop(on_crash=self._crashed)
         self._line = Line(self._loop, channel, on_message=self._dispatch, on_gone=self._orphaned)
         self._handlers = HandlerStreams(self._loop, self._line, on_crash=self._crashed)
@@ -91,7 +91,7 @@ class Worker:
         self._anomalies: Counter[str] = Counter()
         self._told: tuple[int, dict[int, dict[str, int]], dict[str, int]] | None = None
         """What the last heartbeat said."""
-        self._pulse: Pulse | None = None
+        self._pulse = pulse
         self._draining = False
         self._drain_timeout = 30.0
         self._readiness = Readiness(self._loop, self._line)
@@ -131,8 +131,6 @@ class Worker:
 
     def _obey(self, message: Message, fd: int | None) -> None:
         match message:
-            case messages.Pulse():
-                self._pulse = Pulse(_owned(fd))
             case messages.Configure():
                 self._configure(message)
             case messages.Credential():
@@ -352,7 +350,8 @@ class Worker:
         if finding.definite or port.finding.definite:
             words = (_known(finding.tls), _known(finding.http2), finding.alpn, finding.asks_certificate)
             number = port.steered.number
-            self._line.advise(messages.Probed(self._line.next_seq(), number, *words, finding.certificate))
+            certificate = finding.certificate if len(finding.certificate) <= messages.MAX_CERTIFICATE else b""
+            self._line.advise(messages.Probed(self._line.next_seq(), number, *words, certificate))
         port.finding = finding
 
     def no_app(self, port: LivePort, host: str) -> None:
@@ -395,8 +394,7 @@ class Worker:
 
     def _beat(self) -> None:
         self._loop.later(HEARTBEAT, self._beat)
-        if self._pulse is not None:
-            self._pulse.beat()
+        self._pulse.beat()
         self._room.look()
         self._tell_losses()
         ports = {number: dict(port.counters) for number, port in self._ports.items()}
@@ -404,7 +402,7 @@ class Worker:
             ports[0] = dict(self._datagrams.counters)
         connections = len(self._conduits) + len(self._judges)
         state = connections, ports, dict(self._anomalies)
-        if state != self._told and self._line.send(messages.Heartbeat(self._line.next_seq(), *state), droppable=True):
+        if state != self._told and self._tell(*state):
             self._told = state
         if self._draining:
             self._close_idle()
@@ -417,6 +415,16 @@ class Worker:
             counters["copies_dropped"] += count
         self._log.lose(losses)
         self._log.flush()
+
+    def _tell(self, connections: int, ports: dict[int, dict[str, int]], anomalies: dict[str, int]) -> bool:
+        """Send a heartbeat, in several parts when there are many ports; whether all of it was sent."""
+        numbers = list(ports)
+        for at in range(0, max(1, len(numbers)), messages.MAX_PORTS):
+            part = {number: ports[number] for number in numbers[at : at + messages.MAX_PORTS]}
+            beat = messages.Heartbeat(self._line.next_seq(), connections, part, anomalies)
+            if not self._line.send(beat, droppable=True):
+                return False
+        return True
 
     def _orphaned(self) -> None:
         """The daemon is gone: its link and maps went with it, so the app gets every new connection already."""
@@ -493,6 +501,6 @@ def _known(answer: bool | None) -> str:
     return "unknown" if answer is None else "yes" if answer else "no"
 
 
-def run(channel: ControlChannel[Message], trust_store: ssl.SSLContext) -> None:
+def run(channel: ControlChannel[Message], trust_store: ssl.SSLContext, pulse: Pulse) -> None:
     """Entry of the forked, sandboxed child: serve until drained."""
-    Worker(channel, trust_store).run()
+    Worker(channel, trust_store, pulse).run()

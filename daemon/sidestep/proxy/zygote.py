@@ -7,9 +7,10 @@ context with the system's CAs, freezes the garbage collector so that collections
 an `Ack` that says why not. It is single-threaded, holds no key and no network namespace, and ends when its control
 socket closes; the proxies live on.
 
-A child waits for `Enter`, locks the sandbox, says `Hello`, acknowledges, and runs the worker until that returns. Its
-exit status is 0 then, 1 after an error, which stands on stderr as Python's traceback; the daemon reads that. The parent
-reaps its children by the same pidfds it hands out, and reports unclean ends on stderr: no signal handlers.
+A child waits for `Pulse` and `Enter`, locks the sandbox, says `Hello`, acknowledges, and runs the worker until that
+returns. Its exit status is 0 then, 1 after an error, which stands on stderr as Python's traceback; the daemon reads
+that. The parent reaps its children by the same pidfds it hands out, and reports unclean ends on stderr: no signal
+handlers.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from sidestep.aio.pulse import Pulse as PulsePage
 from sidestep.model.errors import SidestepError
 from sidestep.proxy import sandbox, seccomp
 from sidestep.proxy.control import ChannelClosed, ControlChannel
-from sidestep.proxy.messages import VERSION, Ack, Enter, Hello, Spawn, Spawned, ToProxy
+from sidestep.proxy.messages import VERSION, Ack, Enter, Hello, Pulse, Spawn, Spawned, ToProxy
 
 FromDaemon = Spawn | Ack
-Worker = Callable[[ControlChannel[ToProxy], ssl.SSLContext], None]
+Worker = Callable[[ControlChannel[ToProxy], ssl.SSLContext, PulsePage], None]
 
 WORKER = "sidestep.proxy.worker:run"
 ENTER_DEADLINE = 10.0
-"""Seconds a child waits for its first message before it gives up."""
+"""Seconds a child waits for each of its first messages before it gives up."""
 
 _PRELOADED = (
     "encodings.idna",
@@ -129,8 +131,9 @@ def _child(fd: int, worker: Worker, trust_store: ssl.SSLContext, program: bytes)
     try:
         sandbox.close_all_but(fd)
         channel: ControlChannel[ToProxy] = ControlChannel(socket.socket(fileno=fd))
-        if _enter(channel, program):
-            worker(channel, trust_store)
+        pulse = _enter(channel, program)
+        if pulse is not None:
+            worker(channel, trust_store, pulse)
         status = 0
     except ChannelClosed:
         status = 0
@@ -142,23 +145,34 @@ def _child(fd: int, worker: Worker, trust_store: ssl.SSLContext, program: bytes)
         os._exit(status)
 
 
-def _enter(channel: ControlChannel[ToProxy], program: bytes) -> bool:
-    """Wait for `Enter` and obey it; False: it did not come, or could not be obeyed, which the daemon has been told."""
-    received = channel.receive() if channel.wait(ENTER_DEADLINE) else None
-    if received is None:
-        return False
-    enter, netns_fd = received
+def _enter(channel: ControlChannel[ToProxy], program: bytes) -> PulsePage | None:
+    """Wait for `Pulse` and `Enter` and obey them.
+
+    None: they did not come, or could not be obeyed, which the daemon has been told.
+    """
+    pulse, pulse_fd = _first(channel)
+    if not isinstance(pulse, Pulse) or pulse_fd is None:
+        return None
+    channel.acknowledge(pulse)
+    enter, netns_fd = _first(channel)
     if not isinstance(enter, Enter) or netns_fd is None:
-        return False
+        return None
     confinement = sandbox.Confinement(uid=enter.uid, memory=enter.memory_limit, descriptors=enter.fd_limit)
+    control = channel.fileno()
     try:
-        sandbox.lock(confinement, netns_fd=netns_fd, control_fd=channel.fileno(), program=program)
+        page = sandbox.lock(confinement, netns_fd=netns_fd, control_fd=control, pulse_fd=pulse_fd, program=program)
     except SidestepError as error:
         channel.acknowledge(enter, str(error))
-        return False
+        return None
     channel.send(Hello(channel.next_seq(), VERSION, os.getpid()))
     channel.acknowledge(enter)
-    return True
+    return page
+
+
+def _first(channel: ControlChannel[ToProxy]) -> tuple[ToProxy | None, int | None]:
+    """The next message, waited for; None when it does not come."""
+    received = channel.receive() if channel.wait(ENTER_DEADLINE) else None
+    return (None, None) if received is None else received
 
 
 def _say(text: str) -> None:

@@ -24,6 +24,7 @@ from sidestep.tunnel.messages import (
     HelloAnswer,
     Lost,
     Moving,
+    PodState,
     Request,
     State,
     decode,
@@ -37,6 +38,10 @@ Verify = Callable[[Hello, HelloAnswer], None]
 
 _BATCH = 64
 """Request lines sent in one write."""
+_PODS = 256
+"""Pods of a state that is too long for a line."""
+_NAME = 512
+"""Characters of their names."""
 
 
 def accept_anyone(_hello: Hello, _answer: HelloAnswer) -> None:
@@ -168,7 +173,19 @@ class DaemonEnd:
             events.append(Dropped(self._dropped))
             self._dropped = 0
         events.extend(self._requests.popleft() for _ in range(min(_BATCH, len(self._requests))))
-        return b"".join(encode(event) + b"\n" for event in events)
+        return b"".join(filter(None, map(self._line, events)))
+
+    def _line(self, event: State | Request | Dropped | Lost | Moving) -> bytes:
+        """One event as a line that the other end takes: it breaks the tunnel over a longer one."""
+        line = encode(event) + b"\n"
+        if len(line) <= self._limits.event_line:
+            return line
+        if isinstance(event, State):
+            short = State(tuple(PodState(pod.pod[:_NAME], pod.state[:_NAME]) for pod in event.pods[:_PODS]))
+            return encode(short) + b"\n"
+        self._dropped += 1
+        self.dropped += 1
+        return b""
 
 
 def _post(path: str) -> Headers:

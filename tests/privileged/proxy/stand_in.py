@@ -42,7 +42,7 @@ def syscall(number: int, *arguments: Any) -> int:
 class StandIn:
     """The process."""
 
-    def __init__(self, channel: ControlChannel, trust_store: ssl.SSLContext) -> None:
+    def __init__(self, channel: ControlChannel, trust_store: ssl.SSLContext, pulse: Pulse) -> None:
         self.channel = channel
         self.trust_store = trust_store
         self.listeners: dict[tuple[int, str], socket.socket] = {}
@@ -52,7 +52,7 @@ class StandIn:
         self.acks: dict[int, str] = {}
         self.beating = True
         self.talking = True
-        self.pulse: Pulse | None = None
+        self.pulse = pulse
 
     def run(self) -> None:
         due = time.monotonic()
@@ -62,8 +62,7 @@ class StandIn:
                 poll.register(each, select.POLLIN)
             ready = {fd for fd, _ in poll.poll(max(0, int((due - time.monotonic()) * 1000)))}
             if self.beating and time.monotonic() >= due:
-                if self.pulse is not None:
-                    self.pulse.beat()
+                self.pulse.beat()
                 if self.talking:
                     self.send(messages.Heartbeat(0, 0, {}, {}), droppable=True)
                 due = time.monotonic() + HEARTBEAT
@@ -83,8 +82,6 @@ class StandIn:
             case messages.Ack():
                 self.acks[message.seq] = message.error
                 return
-            case messages.Pulse():
-                self.pulse = Pulse(fd)
             case messages.Configure():
                 if message.generation == MUTE:
                     return
@@ -146,14 +143,14 @@ class StandIn:
             client.sendall(json.dumps(reply).encode() + b"\n")
 
 
-def run(channel: ControlChannel, trust_store: ssl.SSLContext) -> None:
+def run(channel: ControlChannel, trust_store: ssl.SSLContext, pulse: Pulse) -> None:
     """Be the worker until the daemon is gone."""
     try:
-        StandIn(channel, trust_store).run()
+        StandIn(channel, trust_store, pulse).run()
     except ChannelClosed:
         return
 
 
-def run_broken(channel: ControlChannel, trust_store: ssl.SSLContext) -> None:
+def run_broken(channel: ControlChannel, trust_store: ssl.SSLContext, pulse: Pulse) -> None:
     """Be a worker that crashes at once."""
     raise ValueError("this worker is broken")

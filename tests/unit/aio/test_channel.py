@@ -202,18 +202,6 @@ async def test_a_peer_that_does_not_read_its_acknowledgements_is_not_read_either
 
 
 @asynchronous
-async def test_large_messages_are_taken_one_at_a_turn():
-    async with ends() as it:
-        line = messages.DivertedRequest("uid-1", 80, "10.0.0.1", 1, "GET", "/" + "x" * 100_000, "a", copied=False)
-        for number in range(5):
-            it.peer.send(messages.Requests(number + 1, (line,), 0))
-        while len(it.received) < 5:
-            before = len(it.received)
-            await asyncio.sleep(0)
-            assert len(it.received) - before <= 1
-
-
-@asynchronous
 async def test_requests_to_a_peer_that_does_not_read_are_bounded():
     async with ends() as it:
         before = len(os.listdir("/proc/self/fd"))

@@ -60,3 +60,10 @@ def test_hindrances_are_of_a_kind_about_the_pods_ports_and_few():
     assert heard.hindrances(Hindered(1, honest), ports={80}) == honest
     assert heard.hindrances(Hindered(1, hostile), ports={80}) == (Hindrance("no-room", 80),)
     assert heard.hindrances(Hindered(1, (Hindrance("no-room", error=1 << 40),)), ports={80}) == (Hindrance("no-room"),)
+
+
+def test_the_fields_of_a_line_are_few():
+    """An empty one costs its message three bytes, and a line of the session's events eight."""
+    line = DivertedRequest("u", 80, "10.0.0.1", 1, "GET", "/", "a", copied=False, fields=(("", ""),) * 20_000)
+    [kept] = heard.requests(Requests(1, (line,), 0), uids={"u"}).requests
+    assert kept.fields == (("", ""),) * heard.MAX_LINE_FIELDS

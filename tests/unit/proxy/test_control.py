@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidestep.aio.packets import MAX_PAYLOAD, sealed_memfd
+from sidestep.aio.packets import MAX_PAYLOAD, sealed_memfd, send_packet
 from sidestep.model.errors import BugError, PeerError
 from sidestep.proxy import messages
 from sidestep.proxy.control import ChannelClosed, ChannelOverflow, Codec, ControlChannel
@@ -23,6 +23,9 @@ BIG = messages.Requests(
         for _ in range(256)
     ),
     0,
+)
+SNAPSHOT = messages.Configure(
+    7, generation=1, ports=tuple(messages.PortSnapshot(n, "tcp", "probe", "probe", ()) for n in range(4000))
 )
 
 
@@ -70,8 +73,23 @@ def test_a_message_whose_descriptor_finds_no_room_is_there_all_the_same(ends):
 def test_what_exceeds_a_packet_travels_as_a_memfd(ends):
     daemon, proxy = ends
     before = descriptors()
-    proxy.send(BIG)
-    assert daemon.receive() == (BIG, None)
+    data, memfd = Codec(messages.FromProxy).encode(SNAPSHOT)
+    send_packet(daemon._sock, data, memfd)
+    os.close(memfd)
+    assert proxy.receive() == (SNAPSHOT, None)
+    assert descriptors() == before
+
+
+def test_a_proxy_says_nothing_that_exceeds_a_packet(ends):
+    daemon, proxy = ends
+    before = descriptors()
+    with pytest.raises(BugError):
+        proxy.send(BIG)
+    memfd = sealed_memfd("x", raw(["Ack", 1, "x" * 100]))
+    send_packet(proxy._sock, raw(["Large", 1, 109]), memfd)
+    os.close(memfd)
+    with pytest.raises(PeerError):
+        daemon.receive()
     assert descriptors() == before
 
 
@@ -170,7 +188,7 @@ def test_a_descriptor_out_of_place_is_an_error_and_is_closed():
 
 
 def test_a_large_message_that_lies_is_an_error_and_is_closed():
-    codec = Codec(messages.FromProxy)
+    codec = Codec(messages.ToProxy)
     before = descriptors()
     content = raw(["Ack", 1, "x" * 100])
     nested = raw(["Large", 1, 100])

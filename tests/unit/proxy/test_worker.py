@@ -13,6 +13,7 @@ from ipaddress import IPv4Network
 import msgspec
 import pytest
 
+from sidestep.aio.pulse import Pulse, Watched
 from sidestep.engine.relay import Leg, Role
 from sidestep.model.condition import ConditionType
 from sidestep.proxy import datagrams, messages
@@ -38,7 +39,9 @@ class Scene:
     def __init__(self, stack):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.daemon = stack.enter_context(contextlib.closing(ControlChannel(ours, receives=messages.FromProxy)))
-        self.worker = Worker(ControlChannel(theirs), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        watched = stack.enter_context(contextlib.closing(Watched()))
+        pulse = stack.enter_context(contextlib.closing(Pulse(os.dup(watched.fd))))
+        self.worker = Worker(ControlChannel(theirs), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), pulse)
         stack.callback(self.worker._loop.close)
         # What was closed in an orderly way lingers for a while; it is seen out.
         stack.callback(lambda: self.run(lambda: len(self.worker._loop._callbacks) <= 1, within=3.0))

@@ -43,7 +43,7 @@ def test_a_fork_that_fails_is_an_answer_and_leaves_no_descriptor(monkeypatch):
         daemon.send(messages.Spawn(1, "shop/orders"), proxys.fileno())
     ours.shutdown(socket.SHUT_WR)
     with pytest.raises(ChannelClosed):
-        zygote.Zygote(channel, lambda channel, store: None, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)).serve()
+        zygote.Zygote(channel, lambda channel, store, pulse: None, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)).serve()
     hello, _ = daemon.receive()
     assert (hello.version, hello.pid) == (messages.VERSION, os.getpid())
     answer, _ = daemon.receive()

@@ -6,6 +6,7 @@ import socket
 from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace as replace_struct
 
 from sidestep.model.errors import PeerError, RefusedError
 from sidestep.tunnel.channel import SocketChannel
@@ -267,3 +268,20 @@ async def test_those_who_wait_learn_that_the_session_is_gone():
         daemon.connection.close()
         with pytest.raises(RefusedError, match="gone"):
             await late
+
+
+@asynchronous
+async def test_no_event_is_longer_than_the_other_end_takes():
+    laptop = Laptop(limits=replace(LIMITS, event_line=100_000))
+    async with session(laptop, limits=replace(LIMITS, event_line=100_000)) as daemon:
+        running = asyncio.create_task(daemon.run())
+        pods = tuple(PodState(f"shop/orders-{number}", "active", "x" * 4000) for number in range(40))
+        daemon.publish(State(pods))
+        daemon.publish(replace_struct(request("/long"), path="x" * 200_000))
+        daemon.publish(request("/short"))
+        await eventually(lambda: len(laptop.events) == 3, what="what fits, and the count")
+        short = State(tuple(PodState(pod.pod, pod.state) for pod in pods))
+        assert laptop.events == [short, request("/short"), Dropped(1)]
+        assert daemon.dropped == 1
+        daemon.connection.close()
+        await running
