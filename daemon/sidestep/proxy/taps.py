@@ -36,7 +36,7 @@ READS: Final = 4
 """Reads of one handler's answer per event; then other connections get a turn."""
 MERGE: Final = 64
 """Chunks joined into one write."""
-OPENED: Final = 0.0007
+OPENED: Final = 0.001
 """Processor seconds that the node daemon spends on a connection to a handler, about ..."""
 WRITTEN: Final = 0.0001
 """... and on carrying one write to it. They count as time taken by copying."""

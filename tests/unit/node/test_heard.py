@@ -1,7 +1,7 @@
 """What a taken-over proxy says is bounded before anything keeps, shows or sends it."""
 
 from sidestep.node import heard
-from sidestep.proxy.messages import DivertedRequest, Heartbeat, Hindered, Hindrance, Probed, Requests
+from sidestep.proxy.messages import DivertedRequest, Heartbeat, Hindered, Hindrance, LostCopies, Probed, Requests
 
 HONEST = DivertedRequest("uid-1", 8443, "10.0.0.1", 999, "GET", "/cart", "a.test", False, "", (("accept", "*/*"),))
 
@@ -42,6 +42,18 @@ def test_request_lines_are_those_of_the_pods_rules_short_and_few():
     assert {len(text) for text in texts} == {heard.MAX_TEXT}
     assert found.requests[0].lost == ""
     assert heard.requests(Requests(1, (line,), 0), uids={"of another pod"}).requests == ()
+
+
+def test_numbers_of_lost_copies_are_those_of_the_pods_rules_few_and_possible():
+    good = LostCopies("uid-1", 80, "handler", 7)
+    evil = [LostCopies("uid-1", 80, "budget", count) for count in (0, -5, 1 << 60)]
+    evil.append(LostCopies("of another pod", 80, "budget", 1))
+    found = heard.requests(Requests(1, (), 0, (good, *evil)), uids={"uid-1"}).losses
+    assert found == (good,)
+    odd = LostCopies("uid-1", 80, "x" * 1_000_000, 1)
+    found = heard.requests(Requests(1, (), 0, (odd,) * 1000), uids={"uid-1"}).losses
+    assert len(found) == heard.MAX_LINES
+    assert found[0].reason == "room"
 
 
 def test_a_certificate_is_one_or_none():

@@ -8,6 +8,7 @@ from sidestep.tunnel.messages import (
     Dropped,
     Ended,
     HelloAnswer,
+    Lost,
     PodState,
     Request,
     SessionSpec,
@@ -23,6 +24,7 @@ EVENTS = [
     REQUEST,
     Dropped(3),
     Ended("ended by ada"),
+    Lost(pod="shop/orders-1", port=8080, count=7, reason="budget"),
 ]
 
 

@@ -1,0 +1,31 @@
+"""What a running session tells people."""
+
+from __future__ import annotations
+
+from sidestep.cli import report
+from sidestep.cli.report import Report
+from sidestep.tunnel.messages import Lost
+
+
+class Lines:
+    """A writer that keeps its lines."""
+
+    def __init__(self):
+        self.written = []
+
+    def line(self, text):
+        self.written.append(text)
+
+
+def test_copies_that_were_held_back_are_told_at_once_and_then_summed(monkeypatch):
+    lines = Lines()
+    told = Report(lines, description="all requests", noun="Wiretap")
+    for count in (3, 4, 5):
+        told.event(Lost(pod="shop/orders-1", port=8080, count=count, reason="handler"))
+    told.event(Lost(pod="shop/orders-1", port=8080, count=1, reason="budget"))
+    assert len(lines.written) == 2
+    assert lines.written[0].startswith("3 copies were not made of requests to pod shop/orders-1: the handler refuses")
+    assert lines.written[1].startswith("1 copy was not made")
+    monkeypatch.setattr(report, "_REPEAT", 0.0)
+    told.event(Lost(pod="shop/orders-1", port=8080, count=6, reason="handler"))
+    assert lines.written[2].startswith("15 copies were not made")
