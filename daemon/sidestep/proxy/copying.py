@@ -22,7 +22,7 @@ States of a connection's copies (`Copying`):
 from __future__ import annotations
 
 from collections import Counter, deque
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Final
 
 from sidestep.engine.relay import CopyLeg, Ending
@@ -116,6 +116,7 @@ class Copyist:
     def _work(self) -> None:
         self._timer = None
         now = monotonic()
+        began = thread_time()
         while self._waiting:
             copying, when = next(iter(self._waiting.items()))
             if when > now + GRAIN:
@@ -128,7 +129,7 @@ class Copyist:
             copying.advance()
             if monotonic() > now + SLICE:
                 break
-        self.spend(monotonic() - now)
+        self.spend(thread_time() - began)
         self._rest()
 
     def _rest(self) -> None:

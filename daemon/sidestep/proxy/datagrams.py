@@ -22,7 +22,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
-from time import monotonic
+from time import thread_time
 from typing import Final
 
 from sidestep.engine.budget import DATAGRAMS
@@ -98,6 +98,8 @@ class _Flow:
     def begin(self, ask: Ask) -> None:
         """Ask for the stream."""
         self._datagrams.opening += 1
+        if not self._answers:
+            self._datagrams.copyist.spend(OPENED)
         self._cancel = ask(self.key, self._opened)
 
     def _opened(self, stream: PlainStream | None) -> None:
@@ -109,7 +111,6 @@ class _Flow:
             return
         if not self._answers:
             self._datagrams.copyist.opened(self.key[0])
-            self._datagrams.copyist.spend(OPENED)
         self._stream = stream
         self._loop.add(stream.fd, self._ready, READ)
         self._flush()
@@ -281,9 +282,9 @@ class Datagrams:
 
     def _tapped(self, entry: _Socket) -> None:
         """Copies of datagrams to a tapped port."""
-        began = monotonic()
+        began = thread_time()
         self._copy(entry)
-        self.copyist.spend(monotonic() - began)
+        self.copyist.spend(thread_time() - began)
         if self.copyist.gate.is_spent:
             self.loop.modify(entry.sock.fileno(), 0)
             self.loop.later(REST, lambda: self._go_on(entry))

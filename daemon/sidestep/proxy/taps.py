@@ -18,7 +18,7 @@ protocol demands; an answer is a success, and so is an orderly end. An end that 
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
+from time import thread_time
 from typing import Final, Protocol
 
 from sidestep.engine.relay import CopyLeg, Ending, Relay
@@ -36,8 +36,8 @@ READS: Final = 4
 """Reads of one handler's answer per event; then other connections get a turn."""
 MERGE: Final = 64
 """Chunks joined into one write."""
-OPENED: Final = 0.001
-"""Processor seconds that the node daemon spends on a connection to a handler, about ..."""
+OPENED: Final = 0.0015
+"""Processor seconds that the node daemon and the session spend on a connection to a handler, about ..."""
 WRITTEN: Final = 0.0001
 """... and on carrying one write to it. They count as time taken by copying."""
 
@@ -130,6 +130,7 @@ class TapLeg:
         if self._leg.ending is Ending.ABORT:
             self._die(orderly=False)
         else:
+            self._keeper.spend(OPENED)  # now, not when it is spent: else many are begun before the first one counts
             self._keeper.ask(self, self._uid)
 
     def ask(self) -> None:
@@ -150,7 +151,7 @@ class TapLeg:
 
     def _opened(self, stream: PlainStream | None) -> None:
         self._cancel = None
-        began = monotonic()
+        began = thread_time()
         self._has_asked()
         if self not in self._keeper.living:
             if stream is not None:
@@ -167,7 +168,7 @@ class TapLeg:
             self._relay.opened(self._leg)
             self.settle()
             self._around.tap_moved()
-        self._keeper.spend(OPENED + monotonic() - began)
+        self._keeper.spend(thread_time() - began)
 
     @property
     def _uid(self) -> str:
@@ -187,7 +188,7 @@ class TapLeg:
         stream = self._stream
         if stream is None:
             return
-        began = monotonic()
+        began = thread_time()
         if mask & WRITE:
             self._blocked = False
         try:
@@ -199,7 +200,7 @@ class TapLeg:
             self._lose()
         self.settle()
         self._around.tap_moved()
-        self._keeper.spend(monotonic() - began)
+        self._keeper.spend(thread_time() - began)
 
     def _read(self, stream: PlainStream, *, hung_up: bool) -> None:
         relay = self._relay

@@ -200,3 +200,16 @@ def test_what_is_noted_later_waits_for_its_own_time(loop, copyist):
     run(loop, lambda: bool(second.done))
     assert first.done == [1]
     assert time.monotonic() - times["noted"] >= LATE - GRAIN
+
+
+def test_what_is_begun_counts_before_it_is_done(loop, copyist):
+    """Handlers take their time: copies may not be begun by the hundred until the first of them is there."""
+    around = Around(loop, copyist)
+    for _ in range(256):
+        around.copying.open(CopyLeg(Rule("uid", "shop/tap", lambda *_: True), around.relay, None))
+    assert around.relay.told.count("asked") < 256
+    assert copyist.gate.is_spent
+    for leg in [*copyist.living]:
+        leg.abandon()
+    assert copyist.is_idle
+    assert not copyist._opening
