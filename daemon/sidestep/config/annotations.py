@@ -154,8 +154,9 @@ def resolve(
     declared = {port.number for port in pod.ports if port.transport is Transport.TCP}
     ports = sorted(declared | set(extra_ports))
     problems: list[AnnotationProblem] = []
+    hints = _Hints()
     for source in sources:
-        problems += _misaddressed(pod, source, frozenset(ports), before=len(problems))
+        problems += _misaddressed(pod, source, frozenset(ports), hints, before=len(problems))
     containers = _declaring(pod)
     spoken_of = _ports_spoken_of(sources)
     resolved = {}
@@ -180,7 +181,23 @@ def _sources(pod: Pod, namespace: Mapping[str, str], node: Mapping[str, str]) ->
 # --- annotations that reach no port ---------------------------------------------------------------------------------
 
 
-def _misaddressed(pod: Pod, source: _Source, ports: frozenset[int], *, before: int) -> list[AnnotationProblem]:
+@dataclass(slots=True)
+class _Hints:
+    """Guesses at what misspelt names mean; one pod gets MAX_HINTS of them, whatever else is wrong with it."""
+
+    left: int = MAX_HINTS
+
+    def take(self, base: str) -> str:
+        """The name that `base` is most like; "" if there is none or the pod has had its guesses."""
+        if not self.left:
+            return ""
+        self.left -= 1
+        return _closest(base[:100])
+
+
+def _misaddressed(
+    pod: Pod, source: _Source, ports: frozenset[int], hints: _Hints, *, before: int
+) -> list[AnnotationProblem]:
     """Problems with the names of this source's annotations: misspelt, without port, with a port that cannot be.
 
     `before` is how many problems the pod has already: what is beyond MAX_PROBLEMS is not looked for.
@@ -189,17 +206,16 @@ def _misaddressed(pod: Pod, source: _Source, ports: frozenset[int], *, before: i
     for annotation, value in source.annotations.items():
         if before + len(problems) >= MAX_PROBLEMS:
             break
-        guess = before + len(problems) < MAX_HINTS
-        reason = _naming_fault(pod, annotation, source, ports, guess=guess)
+        reason = _naming_fault(pod, annotation, source, ports, hints)
         if reason:
             problems.append(AnnotationProblem(annotation, value, reason, f"pod {pod.key}", source.origin))
     return problems
 
 
-def _naming_fault(pod: Pod, annotation: str, source: _Source, ports: frozenset[int], *, guess: bool) -> str:
+def _naming_fault(pod: Pod, annotation: str, source: _Source, ports: frozenset[int], hints: _Hints) -> str:
     base, dot, suffix = _split(annotation)
     if base not in names.PER_PORT:
-        return _spelling_fault(annotation, guess=guess)
+        return _spelling_fault(annotation, hints)
     if not dot:
         return "" if source.any_port else f"has no port: write {base}.PORT with the number of a container port"
     if not _PORT.fullmatch(suffix) or int(suffix) > 65535:
@@ -220,10 +236,10 @@ def _split(annotation: str) -> tuple[str, str, str]:
     return domain + slash + base, dot, suffix
 
 
-def _spelling_fault(annotation: str, *, guess: bool) -> str:
+def _spelling_fault(annotation: str, hints: _Hints) -> str:
     if not annotation.startswith(names.LOOKALIKES):
         return ""
-    close = _closest(_split(annotation)[0][:100]) if guess else ""
+    close = hints.take(_split(annotation)[0])
     hint = f": did you mean {close}.PORT?" if close else ""
     return f"is not an annotation that Sidestep knows{hint}"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sidestep.config.annotations import MAX_PROBLEMS, CertificateScope, ClientAuth, SourceKind, resolve
+from sidestep.config.annotations import MAX_HINTS, MAX_PROBLEMS, CertificateScope, ClientAuth, SourceKind, resolve
 from sidestep.model.condition import ConditionType
 from sidestep.model.pod import ContainerPort, Owner, Pod, PodKey, Transport
 
@@ -303,3 +303,15 @@ def test_hostile_annotation_names_and_masses():
     found = settle(hostile)
     assert len(found.problems) == MAX_PROBLEMS
     assert all(problem.text.isprintable() and len(problem.text) < 1000 for problem in found.problems)
+
+
+def test_other_problems_do_not_use_up_the_guesses_at_misspelt_names():
+    wrong = {f"{PATH}.{7000 + each}": "/tls" for each in range(MAX_HINTS + 2)}
+    texts = [problem.text for problem in settle({**wrong, f"{T}downstream-tls-pth.8443": "/tls"}).problems]
+    assert f"did you mean {PATH}.PORT?" in texts[-1]
+
+
+def test_guesses_at_misspelt_names_are_limited():
+    misspelt = {f"{T}downstream-tls-pth{each}.8443": "/tls" for each in range(MAX_HINTS + 2)}
+    texts = [problem.text for problem in settle(misspelt).problems]
+    assert ["did you mean" in text for text in texts] == [True] * MAX_HINTS + [False] * 2
