@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from sidestep.aio.packets import sealed_memfd
+from sidestep.node.desired import CredentialSource
 from sidestep.proxy.syscalls import ALLOWED, ARCHITECTURES, FATAL
 from tests.harness.authority import Authority
 from tests.privileged.proxy.scene import (
@@ -269,8 +271,10 @@ def test_keys_load_from_memfds_and_only_ones_own_can_be_seen(tmp_path):
     identity = Authority().issue("app.test")
     secret = identity.key + identity.chain
 
-    async def source() -> bytes:
-        return secret
+    async def read() -> int:
+        return sealed_memfd("identity", secret)
+
+    source = CredentialSource(read)
 
     async def look() -> None:
         async with scene() as it, scene() as other:
