@@ -54,8 +54,10 @@ class Connection:
         "_initial",
         "app",
         "app_over",
+        "app_owes",
         "budget",
         "client",
+        "client_owes",
         "diversion",
         "from_app",
         "from_client",
@@ -86,6 +88,10 @@ class Connection:
         """The window that the client may believe a new stream to have."""
         self.app_over = False
         """The app has finished sending, or is lost."""
+        self.app_owes = False
+        """Too many SETTINGS of the client wait for the app's ACK."""
+        self.client_owes = False
+        """Too many SETTINGS of the app wait for the client's ACK."""
         self.streams = Streams(limits.remembered)
         self.taps = Http2Taps(relay, ledger, limits, port=port.number)
         self.to_client = ToClient(relay.client, self.app_acknowledged)
@@ -132,16 +138,12 @@ class Connection:
         if not self.mixed and len(pending) >= self.limits.pending_settings:
             raise Http2Error("h2-settings", ErrorCode.ENHANCE_YOUR_CALM)
         pending.append(entries)
+        self._reckon_debts()
 
-    @property
-    def client_owes(self) -> bool:
-        """Whether too many SETTINGS of the app wait for the client's ACK."""
-        return len(self._app_settings) > self.limits.pending_settings
-
-    @property
-    def app_owes(self) -> bool:
-        """Whether too many SETTINGS of the client wait for the app's ACK."""
-        return len(self._client_settings) > self.limits.pending_settings
+    def _reckon_debts(self) -> None:
+        most = self.limits.pending_settings
+        self.app_owes = len(self._client_settings) > most
+        self.client_owes = len(self._app_settings) > most
 
     def _reckon_windows(self) -> None:
         pending = [value for entries in self._app_settings for key, value in entries if key == INITIAL]
@@ -155,6 +157,7 @@ class Connection:
         """The app's ACK of the client's oldest SETTINGS passes. Raises Http2Error on a window overflow."""
         if self._client_settings:
             self.to_client.apply(self._client_settings.popleft(), self.streams.exchanges)
+            self._reckon_debts()
 
     def client_acknowledged(self) -> None:
         """The client's ACK of the app's oldest SETTINGS passes."""
@@ -165,6 +168,7 @@ class Connection:
                 elif key == Setting.INITIAL_WINDOW_SIZE:
                     self._initial = value
             self._reckon_windows()
+            self._reckon_debts()
 
     def upgraded(self, entries: Entries) -> None:
         """The connection began as HTTP/1.1: stream 1 is the app's, the client's SETTINGS came with its request."""

@@ -197,7 +197,7 @@ def _decode(state: State, block: bytes, list_limit: int, table_limit: int) -> Bl
     if table is not state.entries or updates is not None:
         state = State(tuple(table[first:]), size, capacity, state.allowed, -1)
     result = Block(tuple(fields), never, updates, state)
-    if _may_exceed(len(fields), largest, end, min(LARGE, list_limit)):
+    if _may_exceed(len(fields), largest, end, min(list_limit, LARGE)):
         _judge_size(result, list_limit)
     return result
 

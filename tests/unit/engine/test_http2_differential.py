@@ -135,7 +135,6 @@ class Scene:
         total = 0
         for exchange in connection.streams.exchanges.values():
             assert exchange.body_size == sum(map(len, exchange.body))
-            assert exchange.room >= 0
             assert exchange.kept_size == sum(map(len, exchange.kept)) <= self.limits.replay
             size = sum(len(item) for item in exchange.response if isinstance(item, bytes))
             assert exchange.response_size == size <= self.limits.stream_window
