@@ -23,7 +23,7 @@ def about_proxy(pod: PodKey, number: int, *, reasons: Collection[Left | None], p
     conditions = []
     if Left.OVERLOADED in reasons:
         conditions.append(Condition(ConditionType.OVERLOADED, subject, _OVERLOADED))
-    whys = [Left.DEAF.value] if Left.DEAF in reasons else []
+    whys = [why.value for why in (Left.DEAF, Left.REFUSED) if why in reasons]
     if Left.HINDERED in reasons:
         whys += [why for why in dict.fromkeys(proxy.hindrance.values()) if why]
     for why in whys:

@@ -8,7 +8,8 @@ leave it to the app. The reasons, the first that holds is told:
     DEAF        its listener does not listen any more; another one is made
     OVERLOADED  connections come faster than the proxy takes them (`valve`)
     HINDERED    the proxy says that it cannot serve it (`readiness`)
-    NO_APP      no app listens there, or it has just refused a connection; not asked when the plan takes the whole port
+    NO_APP      no app listens there; not asked when the plan takes the whole port
+    REFUSED     one listens, and has refused a connection all the same; not asked either
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ REFUSED_PAUSE = 0.5
 
 REFUSED_PAUSE_MAX = 30.0
 
+REFUSED_CALM = 60.0
+"""Seconds without a refusal after which the next one is a first one again."""
+
 
 class Left(enum.Enum):
     """Why a family of a port is left to the app."""
@@ -40,6 +44,7 @@ class Left(enum.Enum):
     OVERLOADED = "overloaded"
     HINDERED = "hindered"
     NO_APP = "no app"
+    REFUSED = "the app refuses connections from inside the pod, although it listens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ class SteeredPort:
     steered: set[Family] = field(default_factory=set)
     refused_until: dict[Family, float] = field(default_factory=dict)
     refused_pause: float = REFUSED_PAUSE
+    refused_at: float = 0.0
     valve: Valve = field(default_factory=Valve)
     leaving: bool = False
     """It is being given up: whatever a look finds meanwhile, it is not steered again."""
@@ -95,13 +101,24 @@ class SteeredPort:
             return Left.OVERLOADED
         if proxy.hindrance.get(family):
             return Left.HINDERED
-        refused = self.refused_until.get(family, now) > now
-        if self.plan.needs_app and (family not in self.served or refused):
+        if self.plan.needs_app and family not in self.served:
             return Left.NO_APP
+        if self.plan.needs_app and self.refused_until.get(family, now) > now:
+            return Left.REFUSED
         return None
+
+    def found(self, served: set[Family]) -> None:
+        """The kernel lists an app for these families. One that has ended and starts again begins without a pause."""
+        self.served = served
+        for family in [family for family in self.refused_until if family not in served]:
+            del self.refused_until[family]
+            self.refused_pause = REFUSED_PAUSE
 
     def refuse(self, family: Family, now: float) -> None:
         """The app has refused a connection: leave the family alone for a while."""
+        if now - self.refused_at > REFUSED_CALM:
+            self.refused_pause = REFUSED_PAUSE
+        self.refused_at = now
         self.refused_until[family] = now + self.refused_pause
         self.refused_pause = min(2 * self.refused_pause, REFUSED_PAUSE_MAX)
         self.served.discard(family)

@@ -239,7 +239,7 @@ class StreamPorts:
         table = listening(netns, self._ports)
         for number, port in self._ports.items():
             had = bool(port.served)
-            port.served = {family for family in Family if table.serves(number, family, self._own)}
+            port.found({family for family in Family if table.serves(number, family, self._own)})
             if had and not port.served:
                 self._owner.app_gone(number)
 
@@ -369,6 +369,8 @@ class StreamPorts:
             return ""
         if port.is_deaf:
             return Left.DEAF.value
+        if port.served and port.refused_until:
+            return Left.REFUSED.value
         return self._owner.absence() or self._readiness.reason(number, Family.IPV4, now)
 
     def why_all_left(self) -> str:

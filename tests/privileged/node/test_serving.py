@@ -165,6 +165,23 @@ def test_an_app_that_cannot_be_reached_from_inside_is_left_to_its_clients(progra
     asyncio.run(story())
 
 
+def test_an_app_that_refuses_although_it_listens_is_left_to_its_clients_and_the_condition_says_so(program):
+    """So a firewall that rejects with a reset looks."""
+
+    async def story():
+        async with steered(program) as (space, some, target):
+            space.pod.run("nft", WALL.format("iif lo tcp dport 8080 reject with tcp reset"))
+            async with asyncio.timeout(20):
+                while "although it listens" not in some.texts():
+                    assert await answered(space) < HANG
+            assert not target.steered()[PORT]
+            assert target.why_left(PORT, Transport.TCP).startswith("the app refuses connections")
+            space.pod.run("nft", "delete table inet wall")
+            await comes_back(some, target, within=20.0)
+
+    asyncio.run(story())
+
+
 # --- listeners and sockets that die -----------------------------------------------------------------------------------
 
 

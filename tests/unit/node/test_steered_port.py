@@ -7,7 +7,7 @@ import pytest
 from sidestep.model.pod import Family
 from sidestep.node.deaths import CALM, FIRST_PAUSE, LAST_PAUSE, Deaths
 from sidestep.node.plan import PortPlan
-from sidestep.node.steered_port import Left, Proxy, SteeredPort
+from sidestep.node.steered_port import REFUSED_CALM, REFUSED_PAUSE, REFUSED_PAUSE_MAX, Left, Proxy, SteeredPort
 from sidestep.node.valve import PATIENCE
 from sidestep.proxy.messages import PortSnapshot
 
@@ -39,7 +39,7 @@ STATES = {
     "hindered in another family": (lambda port: None, Proxy("", {Family.IPV6: "no room"}), None),
     "without an app": (lambda port: port.served.clear(), READY, Left.NO_APP),
     "refused a moment ago": (lambda port: (port.refuse(Family.IPV4, NOW), port.served.add(Family.IPV4)), READY,
-                             Left.NO_APP),
+                             Left.REFUSED),
     "refused a while ago": (lambda port: (port.refuse(Family.IPV4, NOW - 60), port.served.add(Family.IPV4)), READY,
                             None),
 }  # fmt: skip
@@ -57,6 +57,29 @@ def test_a_port_that_is_taken_whole_needs_no_app(port):
     port.served.clear()
     assert port.left(Family.IPV6, proxy=READY, now=NOW) is None
     assert port.left(Family.IPV6, proxy=Proxy("gone"), now=NOW) is Left.NO_PROXY
+
+
+def test_an_app_that_starts_again_is_steered_at_once_however_often_it_did(port):
+    for _ in range(9):
+        port.refuse(Family.IPV4, NOW)
+        assert port.left(Family.IPV4, proxy=READY, now=NOW) is Left.NO_APP
+        port.found(set())
+        port.found({Family.IPV4})
+        assert port.left(Family.IPV4, proxy=READY, now=NOW) is None
+
+
+def test_an_app_that_listens_and_refuses_is_left_alone_for_longer_each_time(port):
+    now, pauses = NOW, []
+    for _ in range(9):
+        port.refuse(Family.IPV4, now)
+        port.found({Family.IPV4})
+        pauses.append(port.refused_until[Family.IPV4] - now)
+        now = port.refused_until[Family.IPV4]
+        port.forget_refusals(now)
+    assert pauses[:3] == pytest.approx([REFUSED_PAUSE, 2 * REFUSED_PAUSE, 4 * REFUSED_PAUSE])
+    assert pauses[-1] == REFUSED_PAUSE_MAX
+    port.refuse(Family.IPV4, now + REFUSED_CALM)
+    assert port.refused_until[Family.IPV4] == now + REFUSED_CALM + REFUSED_PAUSE
 
 
 def test_a_socket_that_dies_is_replaced_later_each_time():
