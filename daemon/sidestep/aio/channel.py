@@ -6,10 +6,11 @@ what the channel acknowledges; a `SidestepError` it raises is acknowledged as th
 its to close.
 
 The other end may be hostile. What cannot be decoded closes the channel. At most `_BURST` packets are taken per turn of
-the event loop, or one that comes with a descriptor, so that one talkative proxy cannot
-starve the others; and while acknowledgements wait for a peer that does not read them, nothing more is read from it. The
-channel ends once, in whatever way, and says so through `on_closed` with the reason; every waiting request then raises
-`ChannelClosed`.
+the event loop, or as many as `_TURN` seconds suffice for, or one that comes with a descriptor, so that one talkative
+proxy cannot starve the others. A peer that has a `Share` and has used it up is not read for a moment, and after its
+patience the channel ends. While acknowledgements wait for a peer that does not read them, nothing more is read from it.
+The channel ends once, in whatever way, and says so through `on_closed` with the reason; every waiting request then
+raises `ChannelClosed`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from sidestep.aio.packets import ChannelClosed, Outbox, receive_packet
 from sidestep.aio.patience import patience
+from sidestep.aio.share import Share
 from sidestep.model.errors import PeerError, SidestepError
 
 _BURST = 32
+_TURN = 0.002
+"""Seconds of processor time after which a burst ends."""
 
 
 class Sequenced(Protocol):
@@ -75,7 +80,9 @@ class AsyncChannel(Generic[In, Out]):
         codec: MessageCodec[In, Out],
         on_message: Callable[[In, int | None], None],
         on_closed: Callable[[SidestepError], None],
+        share: Share | None = None,
     ) -> None:
+        """`share` is what the peer may cost of the loop's time (None: it is trusted)."""
         sock.setblocking(False)
         self._loop = asyncio.get_running_loop()
         self._sock = sock
@@ -85,6 +92,9 @@ class AsyncChannel(Generic[In, Out]):
         self._outbox = Outbox(sock)
         self._seq = 0
         self._waiting: dict[int, asyncio.Future[tuple[In, int | None]]] = {}
+        self._share = share
+        self._pause: asyncio.TimerHandle | None = None
+        """Until then the peer is not listened to."""
         self._reading = False
         self._writing = False
         self._cause: SidestepError | None = None
@@ -134,6 +144,8 @@ class AsyncChannel(Generic[In, Out]):
         if self._cause is not None:
             return
         self._cause = cause = cause or ChannelClosed("the control channel was closed")
+        if self._pause is not None:
+            self._pause.cancel()
         self._watch()
         self._outbox.close()
         self._sock.close()
@@ -159,9 +171,9 @@ class AsyncChannel(Generic[In, Out]):
         self._watch()
 
     def _watch(self) -> None:
-        """Poll for what is wanted now: writing while packets wait, reading while none do."""
+        """Poll for what is wanted now: writing while packets wait, reading while none do and no pause is made."""
         writing = self._cause is None and self._outbox.pending > 0
-        reading = self._cause is None and not writing
+        reading = self._cause is None and not writing and self._pause is None
         if reading is not self._reading:
             self._reading = reading
             if reading:
@@ -184,6 +196,28 @@ class AsyncChannel(Generic[In, Out]):
             self._watch()
 
     def _readable(self) -> None:
+        began = time.thread_time()
+        try:
+            self._burst(began + _TURN)
+        finally:
+            if self._share is not None and self._cause is None:
+                self._charge(self._share, time.thread_time() - began)
+
+    def _charge(self, share: Share, seconds: float) -> None:
+        """Note what the peer has cost; listen no more for a while, or at all, when that was too much."""
+        now = self._loop.time()
+        share.spend(seconds, now)
+        if share.is_exhausted(now):
+            self.close(PeerError("it sends more than anybody could listen to"))
+        elif pause := share.wait():
+            self._pause = self._loop.call_later(pause, self._resume)
+            self._watch()
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._watch()
+
+    def _burst(self, until: float) -> None:
         for _ in range(_BURST):
             try:
                 packet = receive_packet(self._sock)
@@ -201,6 +235,8 @@ class AsyncChannel(Generic[In, Out]):
                 raise
             # What wants no answer (a heartbeat) seldom has company; the loop calls again if it does.
             if not self._reading or not self._codec.wants_answer(message) or carried is not None:
+                return
+            if time.thread_time() >= until:
                 return
 
     def _dispatch(self, message: In, fd: int | None) -> None:

@@ -19,6 +19,7 @@ from sidestep.aio.packets import control_pair
 from sidestep.aio.patience import Silence
 from sidestep.aio.process import Process
 from sidestep.aio.pulse import Watched
+from sidestep.aio.share import Share, ShareLimits
 from sidestep.model.errors import PeerError, SidestepError
 from sidestep.node.desired import ProxyError, Told
 from sidestep.node.zygote import Zygote
@@ -29,6 +30,10 @@ OnMessage = Callable[["Incarnation", FromProxy], None]
 
 KILL_PATIENCE = 5.0
 """Seconds after SIGKILL until a process that the kernel does not end is left behind."""
+
+
+TALK = ShareLimits(burst=0.5, share=0.2, patience=5.0)
+"""What listening to a proxy may cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,7 @@ class ProxyLimits:
     """For an acknowledgement."""
     silence: float = 3.0
     """Without any message before the process is taken for hung (design section 3)."""
+    talk: ShareLimits = TALK
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,11 @@ class Incarnation:
         self._patience: asyncio.TimerHandle | None = None
         self._call_off = process.watch(self._process_ended)
         self._channel: AsyncChannel[FromProxy, Message] = AsyncChannel(
-            sock, codec=Codec[FromProxy](FromProxy), on_message=self._received, on_closed=self._channel_closed
+            sock,
+            codec=Codec[FromProxy](FromProxy),
+            on_message=self._received,
+            on_closed=self._channel_closed,
+            share=Share(limits.talk, now=self._loop.time()),
         )
         self._pulse = pulse
         self.process = process

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import wraps
@@ -15,6 +16,7 @@ import pytest
 
 from sidestep.aio.channel import AsyncChannel, DeadlineError
 from sidestep.aio.packets import ChannelClosed, ChannelOverflow
+from sidestep.aio.share import Share, ShareLimits
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
 from sidestep.proxy import messages
 from sidestep.proxy.control import Codec, ControlChannel
@@ -52,7 +54,7 @@ class Ends:
 
 
 @contextlib.asynccontextmanager
-async def ends(receives: Any = messages.FromProxy) -> AsyncIterator[Ends]:
+async def ends(receives: Any = messages.FromProxy, *, share: ShareLimits | None = None) -> AsyncIterator[Ends]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     made: Ends
     closed: list[SidestepError] = []
@@ -65,7 +67,11 @@ async def ends(receives: Any = messages.FromProxy) -> AsyncIterator[Ends]:
             raise made.refuse
 
     channel: AsyncChannel[Any, Any] = AsyncChannel(
-        ours, codec=Codec(receives), on_message=on_message, on_closed=closed.append
+        ours,
+        codec=Codec(receives),
+        on_message=on_message,
+        on_closed=closed.append,
+        share=None if share is None else Share(share, now=asyncio.get_running_loop().time()),
     )
     made = Ends(channel, ControlChannel(theirs), closed=closed)
     try:
@@ -221,3 +227,40 @@ async def test_a_cancelled_request_leaves_nothing():
         with pytest.raises(asyncio.CancelledError):
             await task
         assert it.channel._waiting == {}
+
+
+# --- talkative peers -------------------------------------------------------------------------------------------------
+
+
+async def flood(it: Ends, *, until: Callable[[], bool], within: float = 20.0) -> float:
+    """Send heartbeats as fast as they are taken; the processor time that this process spent per second of it."""
+    beat = messages.Heartbeat(1, 0, {}, {f"word-{number}": number for number in range(2000)})
+    began, spent = time.monotonic(), time.thread_time()
+    while not until():
+        assert time.monotonic() < began + within
+        try:
+            it.peer.send(beat, droppable=True)
+            it.peer.flush()
+        except ChannelClosed:
+            break
+        await asyncio.sleep(0.001)
+    return (time.thread_time() - spent) / (time.monotonic() - began)
+
+
+@asynchronous
+async def test_a_peer_that_never_stops_is_ended():
+    async with ends(share=ShareLimits(burst=0.02, share=0.05, patience=0.3)) as it:
+        await flood(it, until=lambda: bool(it.closed))
+        assert isinstance(await it.until_closed(), PeerError)
+
+
+@asynchronous
+async def test_a_peer_that_stops_in_time_is_listened_to_again():
+    async with ends(share=ShareLimits(burst=0.02, share=0.5, patience=30)) as it:
+        await flood(it, until=lambda: len(it.received) > 200)
+        it.peer.send(messages.NoApp(it.peer.next_seq(), 1, 2))
+        async with asyncio.timeout(10):
+            while not isinstance(it.received[-1], messages.NoApp):
+                it.peer.flush()
+                await asyncio.sleep(0.001)
+        assert not it.closed
