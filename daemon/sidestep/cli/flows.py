@@ -30,6 +30,9 @@ from sidestep.policy.workloads import parse_workload
 from sidestep.tunnel.messages import AnyEvent, Dropped, Ended, Hello, Lost, Request, SessionSpec, State, decode
 from sidestep.tunnel.opening import StreamOpening
 
+NOT_READ = "not read yet"
+"""As `PortView.certificate_state`: the certificate is read once somebody wants the port."""
+
 
 @click.command(cls=Command, short_help="Show the requests of a workload as they come.")
 @click.argument("workload", type=WorkloadType())
@@ -93,7 +96,7 @@ def _ports(where: Where, namespace: str, workload: str) -> list[str]:
                 for port in each.ports
                 if port.transport == "tcp"
                 and port.protocol != "tcp"
-                and (port.tls != "always" or port.certificate is not None)
+                and (port.tls != "always" or port.certificate is not None or port.certificate_state == NOT_READ)
             ]
             if found:
                 return found
