@@ -82,7 +82,7 @@ def main() -> int:
     """Run the reader; returns its exit status."""
     parser = argparse.ArgumentParser(prog="sidestep-reader")
     parser.add_argument("fd", type=int, help="the socket for requests")
-    parser.add_argument("--manifests", action="store_true", help="import what reads manifests")
+    parser.add_argument("--manifests", action="store_true", help="import what reads manifests, not Secrets")
     options = parser.parse_args()
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -91,8 +91,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a Ctrl-C in the daemon's terminal is for the daemon
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are not waited for
-    if options.manifests:
-        importlib.import_module("sidestep.config.manifests")
+    importlib.import_module("sidestep.config.manifests" if options.manifests else "sidestep.kube.secret_fetch")
     try:
         serve(socket.socket(fileno=options.fd))
     except ChannelClosed:
