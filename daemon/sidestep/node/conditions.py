@@ -3,7 +3,8 @@
 A source (a check of one pod, the manifests, one port of one proxy) states its conditions whole and thereby takes back
 what it stated before; nobody clears another's. A pod that leaves takes its sources with it. Readers get the union,
 sorted and without repetition, so that two reads of the same state are equal. Appearing and disappearing is logged once
-each, not at every restatement.
+each, not at every restatement; of what comes and goes all the time about one pod, `LOGGED_BURST` changes are logged and
+then `LOGGED_RATE` a second, and the next line says how many were not.
 
 Texts may stem from a pod proxy, which a client could have taken over: one line, bounded, at most `MAX_PER_SOURCE` of
 them per source.
@@ -12,9 +13,11 @@ them per source.
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sidestep.aio.allowance import Allowances
 from sidestep.model.condition import Condition
 from sidestep.observability.logs import get_logger
 
@@ -28,6 +31,11 @@ MAX_PER_SOURCE = 128
 
 MAX_TEXT = 500
 """Characters of one condition's text."""
+
+LOGGED_BURST, LOGGED_RATE = 256.0, 1.0
+"""Changes about one pod that are logged at once, and a second after that."""
+LOGGED_PODS = 1024
+"""Pods that are told apart there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +51,16 @@ class Source:
 class Conditions:
     """The store. `on_change` is called after every change of the union."""
 
-    def __init__(self, *, on_change: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, *, on_change: Callable[[], None] | None = None, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._stated: dict[PodKey | None, dict[Source, tuple[Condition, ...]]] = {}
         self._union: tuple[Condition, ...] | None = ()
         self._by_subject: dict[str, list[Condition]] | None = {}
         self._on_change = on_change
+        self._now = now
+        self._logged = Allowances(rate=LOGGED_RATE, burst=LOGGED_BURST, size=LOGGED_PODS)
+        self._unlogged = 0
         self._log = get_logger("conditions")
 
     def state(self, source: Source, conditions: Iterable[Condition]) -> None:
@@ -65,18 +78,21 @@ class Conditions:
             if not of_pod:
                 del self._stated[source.pod]
         self._union = self._by_subject = None
-        for condition in after:
-            if condition not in before:
-                self._log.warning(
-                    "condition", type=condition.type.value, subject=condition.subject, text=condition.text
-                )
-        for condition in before:
-            if condition not in after:
-                self._log.info(
-                    "condition cleared", type=condition.type.value, subject=condition.subject, text=condition.text
-                )
+        known, now = frozenset(before), frozenset(after)
+        self._tell(source.pod, "condition", (each for each in after if each not in known))
+        self._tell(source.pod, "condition cleared", (each for each in before if each not in now))
         if self._on_change is not None:
             self._on_change()
+
+    def _tell(self, pod: PodKey | None, event: str, conditions: Iterable[Condition]) -> None:
+        for each in conditions:
+            if not self._logged.take(pod, self._now()):
+                self._unlogged += 1
+                continue
+            log = self._log.bind(unlogged=self._unlogged) if self._unlogged else self._log
+            self._unlogged = 0
+            write = log.warning if event == "condition" else log.info
+            write(event, type=each.type.value, subject=each.subject, text=each.text)
 
     def forget(self, pod: PodKey, *, check: str | None = None, port: int | None = None) -> None:
         """Take back everything stated about `pod`, what one check stated about it, or only about a port of it."""

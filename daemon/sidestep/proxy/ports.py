@@ -55,6 +55,8 @@ class LivePort:
         self.conditions: dict[ConditionType, str] = {}
         self.reported: dict[ConditionType, float] = {}
         """When a condition was last told, on the loop's clock."""
+        self.clearing: set[ConditionType] = set()
+        """Conditions that will be taken back unless a connection meets them before."""
         self.finding = UNKNOWN
         """What a probe found; UNKNOWN until one was definite."""
         self.probe: Probe | None = None

@@ -59,7 +59,7 @@ HEARTBEAT: Final = 0.5
 IDLE_GRACE: Final = 5.0
 """Seconds for which a draining proxy leaves an idle connection alone."""
 REPORT_PAUSE: Final = 1.0
-"""Seconds in which a condition that holds is not worded anew."""
+"""Seconds in which a condition that holds is neither worded anew nor taken back."""
 MAX_TEXT: Final = 2048
 """Characters of a condition's text."""
 CANNOT_ACCEPT: Final = "cannot-accept"
@@ -271,8 +271,14 @@ class Worker:
         """Tell the daemon about a condition, when it changes. What clients said may be in the text."""
         text = "".join(letter if letter.isprintable() else "?" for letter in text[:MAX_TEXT])
         known = port.conditions.get(kind, "")
-        if known and text and self._loop.now - port.reported.get(kind, -REPORT_PAUSE) < REPORT_PAUSE:
-            return  # another wording of what was just said; hostile clients could make thousands a second
+        if text:
+            port.clearing.discard(kind)
+        if known != text and known and self._loop.now - port.reported.get(kind, -REPORT_PAUSE) < REPORT_PAUSE:
+            # Clients choose which connections meet it: they could make it come and go a thousand times a second.
+            if not text and kind not in port.clearing:
+                port.clearing.add(kind)
+                self._loop.later(REPORT_PAUSE, partial(self._clear, port, kind))
+            return
         if known != text:
             port.reported[kind] = self._loop.now
             if not self._line.advise(messages.Report(self._line.next_seq(), port.steered.number, kind.value, text)):
@@ -281,6 +287,12 @@ class Worker:
                 port.conditions[kind] = text
             else:
                 port.conditions.pop(kind, None)
+
+    def _clear(self, port: LivePort, kind: ConditionType) -> None:
+        """Take a condition back that no connection has met since."""
+        if kind in port.clearing:
+            port.clearing.discard(kind)
+            self.report(port, kind, "")
 
     def asked_later(self, port: LivePort) -> None:
         """The app asks clients for certificates after the handshake. Those it can ask come back to be carried."""

@@ -1,6 +1,8 @@
+from structlog.testing import capture_logs
+
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.pod import PodKey
-from sidestep.node.conditions import MAX_PER_SOURCE, MAX_TEXT, Conditions, Source
+from sidestep.node.conditions import LOGGED_BURST, MAX_PER_SOURCE, MAX_TEXT, Conditions, Source
 
 POD = PodKey("shop", "orders-1")
 OTHER = PodKey("shop", "orders-2")
@@ -62,3 +64,19 @@ def test_names_that_are_no_utf_8_can_be_shown():
     (held,) = store.all()
     assert (held.subject, held.text) == ("manifest \\udcff.yaml", "\\udcff.yaml: bad")
     held.text.encode()
+
+
+def test_what_comes_and_goes_all_the_time_is_logged_now_and_then():
+    clock = [0.0]
+    with capture_logs() as logged:
+        store = Conditions(now=lambda: clock[0])
+        for number in range(10_000):
+            text = Condition(ConditionType.UPSTREAM_UNVERIFIED, "pod shop/orders-1 port 8443", f"{number}")
+            store.state(Source("proxy", POD, 8443), [text])
+        assert len(logged) == LOGGED_BURST
+        store.state(Source("proxy", OTHER, 8443), [NO_APP])
+        assert logged[-1]["text"] == NO_APP.text
+        assert logged[-1]["unlogged"] > 10_000
+        clock[0] += 1.0
+        store.state(Source("proxy", POD, 8443), [])
+        assert logged[-1]["event"] == "condition cleared"

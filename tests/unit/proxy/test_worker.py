@@ -204,6 +204,30 @@ def test_what_clients_said_is_made_printable(scene):
     assert len(received[0].text) <= 2048
 
 
+def test_clients_cannot_make_a_condition_come_and_go_all_the_time(scene):
+    port, kind = scene.port(), ConditionType.UPSTREAM_UNVERIFIED
+    for _ in range(100):
+        scene.worker.report(port, kind, "not verified")
+        scene.worker.report(port, kind, "")
+    told = []
+
+    def cleared():
+        while (received := scene.daemon.receive()) is not None:
+            told.append(received[0].text)
+        return told and not told[-1]
+
+    scene.run(cleared, within=5)
+    assert told == ["not verified", ""]
+
+
+def test_a_condition_that_is_met_again_is_not_taken_back(scene):
+    port, kind = scene.port(), ConditionType.UPSTREAM_UNVERIFIED
+    for text in ("not verified", "", "not verified"):
+        scene.worker.report(port, kind, text)
+    assert not port.clearing
+    assert list(port.conditions) == [kind]
+
+
 def test_a_bug_in_an_owner_s_end_does_not_end_the_others(scene, capfd):
     class Broken:
         def abandon(self):
