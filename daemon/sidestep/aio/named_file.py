@@ -65,7 +65,9 @@ def _read(path: Path, subject: str, limit: int) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
         _check(os.fstat(fd).st_mode, path, subject)
-        content = file.read(limit + 1)
+        content: bytes | None = file.read(limit + 1)
+    if content is None:  # some files of /proc wait for what happens next
+        raise _unusable(subject, path, "has no content now")
     if len(content) > limit:
         raise _unusable(subject, path, f"is larger than {limit // 1024} KiB")
     return content

@@ -8,16 +8,18 @@ this machine it is what `kubectl proxy` offers, and harmless.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import ssl
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-import yaml
-
 from sidestep.aio.named_file import read_named
+from sidestep.config import yaml_documents
 from sidestep.kube.access import ClusterAccess
 from sidestep.model.errors import ConfigurationError
 
@@ -57,7 +59,10 @@ def load(path: Path | None = None, context: str | None = None) -> ClusterAccess:
     library: Any = config
     settings = client.Configuration()
     try:
-        library.load_kube_config(config_file=name, context=context, client_configuration=settings)
+        with _complaints() as said:
+            library.load_kube_config(config_file=name, context=context, client_configuration=settings)
+        if said:
+            raise ConfigurationError(f"cannot log in: {said[0]}", subject=subject)
         contexts, current = library.list_kube_config_contexts(config_file=name)
         chosen = next(each for each in contexts if each["name"] == context) if context else current
         return _access(settings, chosen["context"])
@@ -68,6 +73,23 @@ def load(path: Path | None = None, context: str | None = None) -> ClusterAccess:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigurationError(reason[:500], subject=subject) from error
+
+
+@contextlib.contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """What the library logs as an error meanwhile, such as a login plugin that failed; it goes on without a login."""
+    said: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(" ".join(record.getMessage().split())[:500])
+
+    handler, root = Handler(logging.ERROR), logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield said
+    finally:
+        root.removeHandler(handler)
 
 
 def _paths(path: Path | None) -> list[Path]:
@@ -81,13 +103,14 @@ def _paths(path: Path | None) -> list[Path]:
 def _check_files(path: Path) -> None:
     """Make sure that the library, which opens whatever it is told to, ends reading this kubeconfig and its files.
 
-    Raises ConfigurationError. What is no kubeconfig at all is left to the library to refuse.
+    Raises ConfigurationError. YAML that is no kubeconfig is left to the library to refuse.
     """
-    text = read_named(path, subject="kubeconfig", limit=MAX_KUBECONFIG)
+    content = read_named(path, subject="kubeconfig", limit=MAX_KUBECONFIG)
     try:
-        found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
-    except (yaml.YAMLError, RecursionError, ValueError):
-        return
+        found = next(map(yaml_documents.load, yaml_documents.split(content.decode())), None)
+    except (ConfigurationError, ValueError) as error:
+        # The library's reader has no bounds: nested brackets keep it busy for hours, or end the process.
+        raise ConfigurationError(" ".join(str(error).split())[:500], subject=f"kubeconfig {path}") from error
     for part, entry, keys in _FILES:
         listed = found.get(part) if isinstance(found, dict) else None
         for each in listed if isinstance(listed, list) else ():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sidestep.aio import named_file
 from sidestep.aio.named_file import read_named
 from sidestep.model.errors import ConfigurationError
 
@@ -50,6 +51,7 @@ def loop(folder):
         (lambda folder: folder / "missing", "cannot be read: No such file or directory"),
         (lambda folder: folder / ("x" * 300), "cannot be read: File name too long"),
         (lambda folder: folder / "a\0b", "is no path"),
+        (lambda _: Path("/proc/self/mem"), "cannot be read: "),
     ],
 )
 def test_anything_else_is_an_error(tmp_path, make, reason):
@@ -57,3 +59,16 @@ def test_anything_else_is_an_error(tmp_path, make, reason):
         read_named(make(tmp_path), subject="--file")
     assert reason in str(caught.value)
     assert str(caught.value).startswith("--file ")
+
+
+def test_a_file_that_has_nothing_to_read_yet_is_an_error(tmp_path, monkeypatch):
+    # Some regular files of /proc wait for what happens next; a socket stands in for one, which only root may read.
+    path = tmp_path / "file"
+    path.touch()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        monkeypatch.setattr(os, "open", lambda *_: os.dup(ours.fileno()))
+        monkeypatch.setattr(named_file, "other_kind", lambda _: "")
+        with pytest.raises(ConfigurationError, match="has no content now"):
+            read_named(path, subject="--file")
