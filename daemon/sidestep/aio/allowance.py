@@ -17,13 +17,13 @@ class Allowance:
         self._tokens = burst
         self._filled = now
 
-    def take(self, now: float) -> bool:
-        """Whether one more is allowed; it is then taken."""
+    def take(self, now: float, amount: float = 1.0) -> bool:
+        """Whether one more, or `amount`, is allowed; it is then taken."""
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._filled) * self._rate)
         self._filled = now
-        if self._tokens < 1.0:
+        if self._tokens < amount:
             return False
-        self._tokens -= 1.0
+        self._tokens -= amount
         return True
 
     def wait(self) -> float:

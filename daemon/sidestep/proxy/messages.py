@@ -8,6 +8,8 @@ stands in `Hello`.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 VERSION = 1
@@ -23,6 +25,13 @@ MAX_CERTIFICATE = 32 * 1024
 """Bytes of the certificate in `Probed`; a larger one is left out."""
 MAX_TEXT = 2048
 """Characters of a method, path, authority, or of a field's name or value in a log line."""
+MAX_FIELDS = 4096
+"""Fields of a log line that can be decoded; texts of a line have no more characters together (policy.redaction)."""
+MAX_COUNTERS = 512
+"""Counters of one kind that can be decoded; there are some sixty."""
+
+# What a proxy sends is bounded where it is decoded: one that is taken over costs the daemon no more than an honest one.
+Counters = Annotated[dict[str, int], msgspec.Meta(max_length=MAX_COUNTERS)]
 
 
 class Message(msgspec.Struct, tag=True, tag_field="message", array_like=True, forbid_unknown_fields=True):
@@ -207,9 +216,9 @@ class Heartbeat(Message):
 
     connections: int
     """Open client connections now."""
-    ports: dict[int, dict[str, int]]
+    ports: Annotated[dict[int, Counters], msgspec.Meta(max_length=MAX_PORTS)]
     """Counter name to total: accepted, wired, diverted, copied, app_requests, no_app, tls_passed …"""
-    anomalies: dict[str, int]
+    anomalies: Counters
     """Reason (Relay.anomaly) to total."""
 
 
@@ -250,7 +259,7 @@ class DivertedRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=Tru
     copied: bool
     lost: str = ""
     """"dropped" or "truncated" when the copy did not, or not whole, reach its handler."""
-    fields: tuple[tuple[str, str], ...] = ()
+    fields: Annotated[tuple[tuple[str, str], ...], msgspec.Meta(max_length=MAX_FIELDS)] = ()
     """Header fields for a rule that wants heads only; secrets are redacted before they get here."""
 
 
@@ -267,9 +276,9 @@ class LostCopies(msgspec.Struct, array_like=True, forbid_unknown_fields=True, fr
 class Requests(Message):
     """A batch of log lines, at most MAX_LINES; what is beyond is dropped and counted."""
 
-    requests: tuple[DivertedRequest, ...]
+    requests: Annotated[tuple[DivertedRequest, ...], msgspec.Meta(max_length=MAX_LINES)]
     dropped: int
-    losses: tuple[LostCopies, ...] = ()
+    losses: Annotated[tuple[LostCopies, ...], msgspec.Meta(max_length=MAX_LINES)] = ()
     """At most MAX_LINES, too."""
 
 
@@ -338,7 +347,7 @@ class Hindrance(msgspec.Struct, array_like=True, forbid_unknown_fields=True, fro
 class Hindered(Message):
     """All that keeps the proxy from serving now; sent whenever something of it comes or goes. A new proxy is ready."""
 
-    hindrances: tuple[Hindrance, ...]
+    hindrances: Annotated[tuple[Hindrance, ...], msgspec.Meta(max_length=MAX_HINDRANCES)]
 
 
 class Large(Message):

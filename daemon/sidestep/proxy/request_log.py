@@ -1,8 +1,8 @@
 """What sessions show of diverted and copied requests: collected for a moment, told in one message.
 
 A message holds what fits in a packet; more lines make more messages. Lossy and bounded: lines above
-`messages.MAX_LINES`, and all of them when the daemon is behind, are only counted. The moment also keeps daemon and
-developer's machine from waking up just when the app works at the request.
+`messages.MAX_LINES` or RATE, and all of them when the daemon is behind, are only counted. The moment also keeps daemon
+and developer's machine from waking up just when the app works at the request.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Final
 
+from sidestep.aio.allowance import Allowance
 from sidestep.engine.relay import Diverted, Lost
 from sidestep.engine.tap_gate import Loss
 from sidestep.proxy import messages
@@ -23,10 +24,14 @@ MOMENT: Final = 0.01
 """Seconds for which lines are collected."""
 ROOM: Final = messages.MAX_INLINE - 4096
 """Bytes of the lines of one message."""
-_WORDS: Final = 256
+RATE: Final = 2 * 1024 * 1024
+"""Bytes of lines a second: part of what the daemon lets a proxy cost it (`node.incarnation.TALK`)."""
+BURST: Final = 1024 * 1024
+"""Bytes of lines at once."""
+_WORDS: Final = 64
 """Bytes of a line beside its texts."""
-_LENGTHS: Final = 4
-"""Characters that stand for what a field takes beside its texts."""
+_LENGTHS: Final = 16
+"""Bytes of a field beside its texts."""
 _WIDEST: Final = 4
 """Bytes of a character in UTF-8 at most."""
 _LOSS: Final = 128
@@ -43,6 +48,7 @@ class RequestLog:
         self._lines: list[messages.DivertedRequest] = []
         self._losses: Counter[Loss] = Counter()
         self._dropped = 0
+        self._allowance = Allowance(rate=RATE, burst=BURST, now=0.0)
 
     def lose(self, losses: Mapping[Loss, int]) -> None:
         """Take the numbers of copies that were not made; they wait while the daemon is behind."""
@@ -58,20 +64,22 @@ class RequestLog:
             if len(self._lines) >= messages.MAX_LINES:
                 self._dropped += 1
                 continue
-            self._lines.append(
-                messages.DivertedRequest(
-                    request.rule.uid,
-                    conduit.port.steered.number,
-                    endpoint.client,
-                    endpoint.client_port,
-                    _text(request.method),
-                    _text(request.path),
-                    _text(request.authority),
-                    request.copied,
-                    _LOST[request.lost],
-                    tuple((_text(name), _text(value)) for name, value in request.fields),
-                )
+            line = messages.DivertedRequest(
+                request.rule.uid,
+                conduit.port.steered.number,
+                endpoint.client,
+                endpoint.client_port,
+                _text(request.method),
+                _text(request.path),
+                _text(request.authority),
+                request.copied,
+                _LOST[request.lost],
+                tuple((_text(name), _text(value)) for name, value in request.fields),
             )
+            if self._allowance.take(self._loop.now, _size(line)):
+                self._lines.append(line)
+            else:
+                self._dropped += 1
         conduit.relay.diverted.clear()
 
     def flush(self) -> None:
@@ -108,10 +116,14 @@ def _counter(request: Diverted) -> str:
 
 def _size(line: messages.DivertedRequest) -> int:
     """Bytes of a line at most."""
-    texts = len(line.method) + len(line.path) + len(line.authority) + len(line.uid) + len(line.client)
+    size = _WORDS + len(line.uid) + len(line.client) + _width(line.method) + _width(line.path) + _width(line.authority)
     for name, value in line.fields:
-        texts += len(name) + len(value) + _LENGTHS
-    return _WORDS + _WIDEST * texts
+        size += _width(name) + _width(value) + _LENGTHS
+    return size
+
+
+def _width(text: str) -> int:
+    return len(text) if text.isascii() else _WIDEST * len(text)
 
 
 def _text(value: bytes) -> str:

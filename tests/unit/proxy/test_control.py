@@ -277,3 +277,24 @@ def test_every_message_survives_the_trip():
     assert kinds == set(messages.Message.__subclasses__())
     for message in every_message():
         assert msgspec.msgpack.decode(raw(message), type=type(message)) == message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        messages.Heartbeat(1, 0, {number: {} for number in range(messages.MAX_PORTS + 1)}, {}),
+        messages.Heartbeat(1, 0, {80: {f"w{n}": 1 for n in range(messages.MAX_COUNTERS + 1)}}, {}),
+        messages.Heartbeat(1, 0, {}, {f"w{n}": 1 for n in range(messages.MAX_COUNTERS + 1)}),
+        messages.Requests(1, (), 0, (messages.LostCopies("u", 1, "room", 1),) * (messages.MAX_LINES + 1)),
+        messages.Requests(
+            1, (messages.DivertedRequest("u", 1, "c", 1, "G", "/", "a", False),) * (messages.MAX_LINES + 1), 0
+        ),
+        messages.Requests(1, (messages.DivertedRequest("u", 1, "c", 1, "", "", "", False, "", (("", ""),) * 5000),), 0),
+        messages.Hindered(1, (messages.Hindrance("no-room"),) * (messages.MAX_HINDRANCES + 1)),
+    ],
+)
+def test_a_collection_that_no_proxy_sends_is_not_decoded(message):
+    codec = Codec(messages.FromProxy)
+    data, _ = codec.encode(message)
+    with pytest.raises(PeerError, match="length"):
+        codec.decode(data, None)

@@ -1,8 +1,12 @@
 """Log lines of requests: what one message holds, and what is only counted."""
 
+from collections import Counter
+from types import SimpleNamespace
+
 import pytest
 
-from sidestep.proxy import messages
+from sidestep.engine.relay import Lost
+from sidestep.proxy import messages, request_log
 from sidestep.proxy.control import Codec
 from sidestep.proxy.request_log import RequestLog
 
@@ -28,6 +32,15 @@ class Line:
             return False
         self.sent.append(message)
         return True
+
+
+class Clock:
+    """Stands for the loop."""
+
+    now = 1.0
+
+    def later(self, delay, call):
+        """Nobody waits."""
 
 
 def line(number, text, fields=()):
@@ -60,3 +73,31 @@ def test_lines_that_are_not_told_are_counted_in_the_next_message():
     log._lines = [line(0, "x")]
     log.flush()
     assert out.sent[-1].dropped == 40 - len(out.sent[0].requests)
+
+
+def test_more_bytes_than_the_daemon_takes_in_a_second_are_only_counted():
+    out, clock = Line(), Clock()
+    log = RequestLog(clock, out)
+    request = SimpleNamespace(
+        rule=SimpleNamespace(uid="u" * 36, heads_only=False),
+        method=b"GET",
+        path=b"/" + b"\xff" * 2000,
+        authority=b"a",
+        copied=False,
+        lost=Lost.NOTHING,
+        fields=(),
+    )
+    conduit = SimpleNamespace(
+        relay=SimpleNamespace(diverted=[]),
+        port=SimpleNamespace(counters=Counter(), steered=SimpleNamespace(number=80)),
+        endpoint=SimpleNamespace(client="::1", client_port=1),
+    )
+    for _ in range(300):
+        conduit.relay.diverted = [request] * 100
+        log.add(conduit)
+        log.flush()
+        clock.now += 0.01
+    size = sum(len(CODEC.encode(message)[0]) for message in out.sent)
+    assert 0.5 * 3 * request_log.RATE < size <= 3 * request_log.RATE + request_log.BURST
+    told = sum(len(message.requests) + message.dropped for message in out.sent)
+    assert told + log._dropped == 30_000
