@@ -40,7 +40,8 @@ demo: setup ## Tell the story once: a real nginx, a real handler, every promise 
 
 .PHONY: test
 test: setup ## Run every test, privileged ones included (needs root)
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile tests/unit
+	@$(BIN)/python -m pytest -q tests/privileged tests/integration tests/system
 
 .PHONY: soak
 soak: setup ## Half an hour of traffic at the limits of a port, and while everything of ours is killed in turn (needs root)
