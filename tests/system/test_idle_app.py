@@ -12,7 +12,9 @@ import pytest
 
 from tests.harness import scene
 from tests.harness.http1 import Message
-from tests.harness.peers import Server, answer
+from tests.harness.http2 import Http2Client, any_app
+from tests.harness.nginx import nginx
+from tests.harness.peers import Server, answer, server_context
 
 PATIENCE = 0.3
 """Seconds after which the app ends an idle connection, also one on which nothing was asked yet."""
@@ -79,3 +81,36 @@ def test_without_a_diverted_request_the_client_is_told_as_without_us(shop, port)
     ):
         assert client.get("/").header("x-served-by") == "app"
         assert client.reader.rest() == b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n"
+
+
+# --- HTTP/2 -----------------------------------------------------------------------------------------------------------
+
+DEV = tuple(scene.DEV.split(": "))
+
+
+def test_an_http2_client_keeps_its_connection_while_handlers_answer(shop, tmp_path):
+    """nginx says GOAWAY and closes when it has been asked nothing for a second."""
+    tls = server_context(shop.app_certificate, alpn=("h2", "http/1.1"))
+    with (
+        nginx(
+            shop.space.pod,
+            tmp_path / "nginx",
+            listen=[f"{shop.space.ip}:{scene.TLS_PORT}"],
+            certificate=shop.app_certificate,
+            http2=True,
+            extra="keepalive_timeout 1s;",
+        ) as app,
+        Server(any_app, name="handler", tls=tls, record=False) as handler,
+        shop.intercept(handler_port=handler.port),
+        shop.client(alpn=("h2",)) as raw,
+    ):
+        client = Http2Client(raw.sock)
+        for turn in range(3):
+            until = time.monotonic() + 1.5
+            while time.monotonic() < until:
+                assert client.request("/", DEV).served_by == "handler"
+            got = client.request("/echo", body=b"%d" % turn)
+            assert (got.served_by, bytes(got.body)) == ("app", b"%d" % turn)
+        assert [each["uri"] for each in app.requests()] == ["/echo"] * 3
+        assert len({each["connection"] for each in app.requests()}) == 3
+        assert "internal-error" not in shop.conditions()

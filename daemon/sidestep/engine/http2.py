@@ -168,8 +168,8 @@ class Http2Relay(Relay):
             self.app.end(Ending.ABORT)
             self.done = True
         elif leg is self.app:
-            self.app.end(Ending.ABORT)
             self._app_over(Ending.ABORT)
+            self.app.end(Ending.ABORT)
         else:
             self._link_over(leg, Ending.ABORT)
         self._settle()
@@ -219,7 +219,7 @@ class Http2Relay(Relay):
     def take_leave(self) -> None:
         """End an idle connection from our side: the client learns which requests nobody has seen, to ask them anew."""
         connection = self._connection
-        if connection.from_app.is_http2 and not connection.app_over:
+        if connection.from_app.is_http2 and (connection.retired or not connection.app_over):
             connection.to_client.control(goaway(connection.streams.highest, ErrorCode.NO_ERROR))
         super().take_leave()
 
@@ -232,6 +232,11 @@ class Http2Relay(Relay):
         """Whether no stream is open."""
         streams = self._connection.streams
         return self.wired is None and not streams.relayed and not streams.exchanges
+
+    @property
+    def left(self) -> bool:
+        """Whether the connection is idle and the app, whose timeouts end idle ones, has no part in it."""
+        return self._connection.retired and self.idle
 
     # --- endings ----------------------------------------------------------------------------------------------------
 
@@ -257,7 +262,7 @@ class Http2Relay(Relay):
         self.drain = len(streams.relayed) + len(streams.exchanges) > 1
         if self._client_ended and not connection.from_client.waits:
             self._finish_app()
-        if not connection.app_over:
+        if not connection.app_over or (connection.retired and (streams.exchanges or not self._client_ended)):
             return
         if streams.exchanges and not self._client_ended and not self.client.ending:
             return
@@ -285,6 +290,9 @@ class Http2Relay(Relay):
         connection = self._connection
         if connection.app_over:
             return
+        if connection.only_looks_idle:
+            self._retire_app()
+            return
         connection.app_over = True
         to_client = connection.to_client
         if not connection.mixed:
@@ -306,7 +314,7 @@ class Http2Relay(Relay):
                 to_client.control(goaway(last, ErrorCode.NO_ERROR))
             return
         if connection.mixed and not streams.relayed and not to_client.middle:
-            # It only looked idle. What the client is sending now has been seen by nobody: tell it so.
+            # What the client is sending now has been seen by nobody: tell it so.
             if streams.goaway is None:
                 to_client.control(goaway(streams.highest, ErrorCode.NO_ERROR))
             ending = Ending.FINISH
@@ -314,6 +322,13 @@ class Http2Relay(Relay):
         if ending is Ending.ABORT:
             self.client.end(Ending.ABORT)
             self.done = True
+
+    def _retire_app(self) -> None:
+        """The app has ended a connection that only looks idle: the client is not told."""
+        try:
+            self._connection.retire_app()
+        except PeerError as error:
+            self._fail(error)
 
     # --- links ------------------------------------------------------------------------------------------------------
 

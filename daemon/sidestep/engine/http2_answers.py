@@ -21,7 +21,8 @@ UNAVAILABLE = b"14"
 
 def answer(exchange: Exchange, reason: str) -> tuple[Block, bytes]:
     """The header block and the body of the answer; an empty body ends with the block."""
-    text = f"sidestep: intercept {exchange.rule.display}: {reason}"
+    name = "" if exchange.rule is None else f" intercept {exchange.rule.display}:"
+    text = f"sidestep:{name} {reason}"
     if exchange.head.is_grpc:
         message = quote(text, safe=" :/().,'").encode()
         return _block((b"200", b"application/grpc"), (b"grpc-status", UNAVAILABLE), (b"grpc-message", message)), b""

@@ -16,6 +16,17 @@ the app has not acknowledged yet (they bind what is injected), `_app_settings` t
 HPACK encoder, which is decoded here, and the windows that it has of its streams). The app's INITIAL_WINDOW_SIZE counts
 for diverted streams from the moment at which the client may have read it if that gives it more, and from its ACK on if
 that gives it less.
+
+The relayed app connection has three states:
+
+    open      frames pass
+    retired   the app ended it while it was idle only because handlers answer the client (`only_looks_idle`). The client
+              is not told: PINGs and SETTINGS are answered here, requests for the app go to its second connection
+    over      the app ended it in any other case, or is not there any more when a request is for it: the client has been
+              told with GOAWAY, and its connection ends with the last diverted stream
+
+    open -- ends while it only looks idle --> retired -- second connection cannot be opened --> over
+      '-- ends in any other case ----------------------------------------------------------^
 """
 
 from __future__ import annotations
@@ -29,8 +40,17 @@ from sidestep.engine.http2_from_client import FromClient
 from sidestep.engine.http2_streams import CLIENT_ENDED, Streams
 from sidestep.engine.http2_taps import Http2Taps
 from sidestep.engine.http2_to_client import ToClient
+from sidestep.engine.relay import Ending
 from sidestep.protocols.hpack import Memo
-from sidestep.protocols.http2 import DEFAULT_LIMITS, WINDOW, ErrorCode, Http2Error, Setting
+from sidestep.protocols.http2 import (
+    DEFAULT_LIMITS,
+    SETTINGS_ACK,
+    WINDOW,
+    ErrorCode,
+    Http2Error,
+    Setting,
+    goaway,
+)
 
 if TYPE_CHECKING:
     from sidestep.engine.relay import Relay
@@ -66,6 +86,7 @@ class Connection:
         "mixed",
         "port",
         "request_window",
+        "retired",
         "streams",
         "table_followed",
         "taps",
@@ -87,7 +108,8 @@ class Connection:
         self.request_window = WINDOW
         """The window that the client may believe a new stream to have."""
         self.app_over = False
-        """The app has finished sending, or is lost."""
+        """The app has finished sending, or is lost. Also true while `retired`."""
+        self.retired = False
         self.app_owes = False
         """Too many SETTINGS of the client wait for the app's ACK."""
         self.client_owes = False
@@ -119,8 +141,42 @@ class Connection:
         """
         if not self.table_followed and not self.mixed:
             raise Http2Error("h2-table")
-        goaway = self.streams.goaway
-        return not self.client.ending and not self.app_over and (goaway is None or stream <= goaway)
+        last = self.streams.goaway
+        is_over = self.app_over and not self.retired
+        return not self.client.ending and not is_over and (last is None or stream <= last)
+
+    # --- an app that ends its connection ----------------------------------------------------------------------------
+
+    @property
+    def only_looks_idle(self) -> bool:
+        """Whether nothing is asked of the app because handlers answer its client: the last new stream was diverted."""
+        streams = self.streams
+        return (
+            self.mixed
+            and self.from_app.is_http2
+            and not (self.app_over or self.app.ending or self.client.ending)
+            and not (streams.relayed or self.to_client.middle or self.to_client.queue)
+            and 0 < streams.highest == streams.highest_diverted
+            and streams.goaway is None
+        )
+
+    def retire_app(self) -> None:
+        """The app ends a connection that only looks idle. Raises Http2Error as `app_acknowledged`."""
+        self.app_over = self.retired = True
+        self.app.end(Ending.CLOSE)
+        while self._client_settings:
+            self.to_client.control(SETTINGS_ACK)
+            self.app_acknowledged()
+
+    def app_is_gone(self) -> None:
+        """The app's second connection cannot be opened: when there is no other, tell the client to go elsewhere."""
+        if self.retired:
+            self.retired = False
+            if self.streams.goaway is None:
+                self.streams.goaway = self.streams.highest
+                self.to_client.control(goaway(self.streams.highest, ErrorCode.NO_ERROR))
+
+    # --- SETTINGS ---------------------------------------------------------------------------------------------------
 
     def client_settings(self, entries: Entries) -> None:
         """SETTINGS of the client pass. Raises Http2Error when too many wait for their ACK."""

@@ -72,10 +72,11 @@ class Diversion:
 
     # --- from the client --------------------------------------------------------------------------------------------
 
-    def divert(self, stream: int, head: Head, block: Block, rule: Rule, *, ends: bool) -> None:
-        """A new stream that `rule` wants; `ends` when it has no body."""
+    def divert(self, stream: int, head: Head, block: Block, rule: Rule | None, *, ends: bool) -> None:
+        """A new stream that `rule` wants (None: the app's second connection); `ends` when it has no body."""
         connection = self._connection
         exchange = Exchange(stream, head, block, rule, window=connection.to_client.initial_window)
+        exchange.to_app = rule is None
         exchange.request_ended = ends
         exchange.room = connection.request_window
         exchange.replay = connection.limits.replay
@@ -85,7 +86,8 @@ class Diversion:
         if len(streams.exchanges) > connection.limits.diverted_streams or connection.budget.free < 0:
             self.reset(exchange, ErrorCode.REFUSED_STREAM)
             return
-        self._relay.diverted.append(Diverted(rule, head.method, head.path, head.authority, copied=False))
+        if rule is not None:
+            self._relay.diverted.append(Diverted(rule, head.method, head.path, head.authority, copied=False))
         self._pool(exchange).take(exchange)
 
     def decline(self, stream: int, code: int, *, ends: bool) -> None:
@@ -199,7 +201,7 @@ class Diversion:
 
     def too_large(self, exchange: Exchange) -> None:
         """The head of the answer is over the limit."""
-        if exchange.response_started:
+        if exchange.response_started or exchange.to_app:
             self.reset(exchange, ErrorCode.INTERNAL_ERROR)
         else:
             size = self._connection.limits.passed_list >> 10
@@ -221,6 +223,7 @@ class Diversion:
                 self._second = Pool(lambda: self._open(Role.APP, None), self._connection.limits)
             return self._second
         rule = exchange.rule
+        assert rule is not None  # noqa: S101 - without one it is the app's
         pool = self._handlers.get(rule.uid)
         if pool is None:
             pool = self._handlers[rule.uid] = Pool(lambda: self._open(Role.HANDLER, rule), self._connection.limits)
@@ -316,6 +319,8 @@ class Diversion:
         pool.waiting.clear()
         for exchange in waiting:
             self._ask_another(exchange, from_app=from_app)
+        if from_app:
+            self._connection.app_is_gone()
 
     # --- upkeep -----------------------------------------------------------------------------------------------------
 

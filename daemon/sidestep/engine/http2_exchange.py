@@ -71,11 +71,12 @@ class Exchange:
         "window",
     )
 
-    def __init__(self, stream: int, head: Head, block: Block, rule: Rule, *, window: int) -> None:
+    def __init__(self, stream: int, head: Head, block: Block, rule: Rule | None, *, window: int) -> None:
         self.stream = stream
         self.head = head
         self.block = block
         self.rule = rule
+        """None: no rule wants it, it is for the app's second connection (`to_app`)."""
         # the request
         self.body: deque[bytes] = deque()
         self.body_size = 0

@@ -5,7 +5,8 @@ injected between them leaves the client's HPACK table alone. What is read is whe
 much of the connection window is spent, and SETTINGS, their ACK and GOAWAY. A chunk is handed on as the one object it
 came in, except what must change:
 
-    GOAWAY   once streams are diverted: the last stream id covers them; relayed streams in between are refused
+    GOAWAY   once streams are diverted: the last stream id covers them; relayed streams in between are refused. Dropped
+             when the app ends a connection that only looks idle
     SETTINGS once streams are diverted: an HPACK table that is larger than we follow is announced as large as we do
     DATA     that no longer fits the client's connection window, and what may not overtake it, goes to the queue
 
@@ -44,6 +45,11 @@ if TYPE_CHECKING:
     from sidestep.engine.http2_connection import Connection
 
 _unpack = HEADER.unpack_from
+_LEAVING: Final = frozenset(
+    (ErrorCode.NO_ERROR, ErrorCode.INTERNAL_ERROR, ErrorCode.CANCEL, ErrorCode.ENHANCE_YOUR_CALM)
+)
+"""Codes with which apps end connections that they find idle (gRPC: INTERNAL_ERROR), and that blame no frame of the
+client's."""
 _BLOCKS: Final = frozenset((HEADERS, CONTINUATION, PUSH_PROMISE))
 
 
@@ -220,6 +226,10 @@ class FromApp:
                 raise Http2Error("h2-goaway", ErrorCode.FRAME_SIZE_ERROR)
             if len(data) < payload + 8:
                 return -1
+            code = int.from_bytes(data[payload + 4 : payload + 8], "big")
+            if code in _LEAVING and connection.only_looks_idle:
+                connection.retire_app()
+                return -1  # what follows is not read any more
             return self._goaway(data, start, position)
         return start
 

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from sidestep.engine.http2_connection import Connection
     from sidestep.engine.http2_exchange import Exchange
     from sidestep.engine.http2_head import Head
-    from sidestep.policy.route import Decision
+    from sidestep.policy.route import Rule
 
 _unpack = HEADER.unpack_from
 _FRAGMENTED: Final = PADDED | WITH_PRIORITY
@@ -281,10 +281,10 @@ class FromClient:
                     self._need = _FOREVER
                     return -1
                 self._divert_from_here(data, start, position, block)
-                self._divert(stream, head, block, decision, ends=ends)
+                self._divert(stream, head, block, decision.intercept, decision.taps, ends=ends)
                 return stop
-            if len(streams.relayed) >= limits.open_streams:
-                return self._one_too_many(data[start:position], block, stream)
+            if connection.retired or len(streams.relayed) >= limits.open_streams:
+                return self._not_relayed(data[start:position], stream, head, block, decision.taps, ends=ends)
             streams.highest = stream
             streams.relayed[stream] = ends * CLIENT_ENDED
             if decision.taps:
@@ -309,14 +309,15 @@ class FromClient:
         connection.to_app(self._rewrite(stream, block, ends=ends, priority=priority))
         return stop
 
-    def _divert(self, stream: int, head: Head, block: Block, decision: Decision, *, ends: bool) -> None:
-        """A new stream that a rule wants."""
+    def _divert(
+        self, stream: int, head: Head, block: Block, rule: Rule | None, taps: tuple[Rule, ...], *, ends: bool
+    ) -> None:
+        """A new stream that `rule` wants; None: that is for an app whose connection is retired."""
         connection = self._connection
         connection.streams.highest = stream
-        if decision.taps:
-            connection.taps.begin(stream, head, block, decision.taps, ends=ends)
-        if decision.intercept is not None:
-            connection.diversion.divert(stream, head, block, decision.intercept, ends=ends)
+        if taps:
+            connection.taps.begin(stream, head, block, taps, ends=ends)
+        connection.diversion.divert(stream, head, block, rule, ends=ends)
 
     def _measure(self, data: bytes, position: int) -> int:
         """The end of a header block with its CONTINUATIONs, -1 when more bytes are needed. Raises Http2Error."""
@@ -354,13 +355,21 @@ class FromClient:
         if charged and account.budget.free < 0:
             raise Http2Error("h2-header-size", ErrorCode.ENHANCE_YOUR_CALM)
 
-    def _one_too_many(self, before: bytes, block: Block, stream: int) -> int:
-        """A new stream that cannot be followed; `before` goes to the app. Returns where the block ends."""
+    def _not_relayed(
+        self, before: bytes, stream: int, head: Head, block: Block, taps: tuple[Rule, ...], *, ends: bool
+    ) -> int:
+        """A new stream for an app whose connection is retired, or one too many to be followed.
+
+        `before` goes to the app. Returns where the block ends.
+        """
         connection = self._connection
         if not connection.mixed:
             raise Http2Error("h2-streams", ErrorCode.ENHANCE_YOUR_CALM)
         self._divert_from_here(before, 0, len(before), block)
-        connection.diversion.decline(stream, ErrorCode.REFUSED_STREAM, ends=True)
+        if connection.retired:
+            self._divert(stream, head, block, None, taps, ends=ends)
+        else:
+            connection.diversion.decline(stream, ErrorCode.REFUSED_STREAM, ends=True)
         return self._stop
 
     def _too_large(self, before: bytes, error: ListTooLargeError, stream: int, *, ends: bool) -> int:

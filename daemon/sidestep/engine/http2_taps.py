@@ -46,6 +46,8 @@ class TapStream(Exchange):
 
     __slots__ = ("queued_head",)
 
+    rule: Rule
+
     def __init__(self, stream: int, head: Head, block: Block, rule: Rule) -> None:
         super().__init__(stream, head, block, rule, window=0)
         self.queued_head = len(block.literal)
