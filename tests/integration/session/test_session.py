@@ -320,18 +320,22 @@ def test_a_session_that_is_interrupted_can_be_ended(node):
         node.restart()
 
 
+NO_NAMESPACE = "sidestep intercept: Invalid value for '--namespace' / '-n': 'Shop' is no namespace"
+NO_NAME = "sidestep intercept: Invalid value for '--name': 'a/b' is no name of a session"
+
+
 @pytest.mark.parametrize(
-    ("words", "error"),
+    ("words", "status", "error"),
     [
-        (["--port", "9:1"], "sidestep: intercept shop/first of ada takes the whole port already\n"),
-        (["--port", "9:2"], "sidestep: --port '2': no such port\n"),
-        (["--port", "9", "-n", "Shop"], "sidestep: namespace 'Shop': is no Kubernetes name"),
-        (["--port", "9", "--name", "a/b"], "sidestep: --name 'a/b': is no Kubernetes name"),
+        (["--port", "9:1"], 1, "sidestep: intercept shop/first of ada takes the whole port already\n"),
+        (["--port", "9:2"], 1, "sidestep: --port '2': no such port\n"),
+        (["--port", "9", "-n", "Shop"], 2, NO_NAMESPACE),
+        (["--port", "9", "--name", "a/b"], 2, NO_NAME),
     ],
 )
-def test_a_refusal_is_one_line(node, words, error):
+def test_a_refusal_is_one_line(node, words, status, error):
     done = sidestep("intercept", "orders", *words, node=node)
-    assert done.returncode == 1
+    assert done.returncode == status
     assert done.stderr.startswith(error)
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
