@@ -234,7 +234,7 @@ async def test_a_cancelled_request_leaves_nothing():
 
 async def flood(it: Ends, *, until: Callable[[], bool], within: float = 20.0) -> float:
     """Send heartbeats as fast as they are taken; the processor time that this process spent per second of it."""
-    beat = messages.Heartbeat(1, 0, {}, {f"word-{number}": number for number in range(2000)})
+    beat = messages.Heartbeat(1, 0, {port: {f"word-{number}": 1 for number in range(250)} for port in range(8)}, {})
     began, spent = time.monotonic(), time.thread_time()
     while not until():
         assert time.monotonic() < began + within
