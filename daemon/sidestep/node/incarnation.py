@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ from sidestep.aio.pulse import Watched
 from sidestep.aio.share import Share, ShareLimits
 from sidestep.model.errors import PeerError, SidestepError
 from sidestep.node.desired import ProxyError, Told
+from sidestep.node.output import Output, pipe
 from sidestep.node.zygote import Zygote
 from sidestep.proxy.control import Codec
-from sidestep.proxy.messages import VERSION, Ack, Enter, FromProxy, Hello, Message, Pulse
+from sidestep.proxy.messages import VERSION, Ack, Enter, FromProxy, Hello, Message, Pulse, Stderr
 
 OnMessage = Callable[["Incarnation", FromProxy], None]
 
@@ -65,7 +67,14 @@ class Incarnation:
     """A running pod proxy. Make it with `await Incarnation.begin(...)`."""
 
     def __init__(
-        self, process: Process, sock: socket.socket, pulse: Watched, *, limits: ProxyLimits, on_message: OnMessage
+        self,
+        process: Process,
+        sock: socket.socket,
+        pulse: Watched,
+        output: Output,
+        *,
+        limits: ProxyLimits,
+        on_message: OnMessage,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._limits = limits
@@ -85,6 +94,7 @@ class Incarnation:
             share=Share(limits.talk, now=self._loop.time()),
         )
         self._pulse = pulse
+        self._output = output
         self.process = process
         self.began = self._loop.time()
         self.told = Told()
@@ -103,6 +113,10 @@ class Incarnation:
         with contextlib.ExitStack() as undo:
             pulse = Watched()
             undo.callback(pulse.close)
+            reading, writing = pipe()
+            undo.callback(os.close, writing)
+            output = Output(reading, zygote.on_output, label=abode.name)
+            undo.callback(output.close)
             ours, theirs = control_pair()
             undo.callback(ours.close)
             try:
@@ -111,9 +125,13 @@ class Incarnation:
                 theirs.close()
             undo.callback(process.close)
             undo.callback(process.kill)
-            life = cls(process, ours, pulse, limits=limits, on_message=on_message)
+            life = cls(process, ours, pulse, output, limits=limits, on_message=on_message)
             undo.pop_all()
         try:
+            try:
+                await life.tell(Stderr(0), writing, doing="take a pipe for errors")
+            finally:
+                os.close(writing)
             await life.tell(Pulse(0), pulse.fd, doing="count its heartbeats")
             enter = Enter(0, uid=abode.uid, memory_limit=limits.memory, fd_limit=limits.descriptors)
             await life.tell(enter, abode.netns_fd, doing="enter the pod")
@@ -184,6 +202,7 @@ class Incarnation:
             self._patience.cancel()
         self._channel.close()
         self._pulse.close()
+        self._output.close()
         self.process.close()
 
     def _channel_closed(self, cause: SidestepError) -> None:

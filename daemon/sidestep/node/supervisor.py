@@ -38,7 +38,7 @@ class ProxySupervisor:
         zygote: ZygoteSettings | None = None,
         settings: SupervisorSettings | None = None,
     ) -> Self:
-        """Start the zygote. `on_output` gets what zygote and proxies write to stderr, by line. Raises SidestepError."""
+        """Start the zygote. `on_output` gets lines of what zygote and proxies write to stderr. Raises SidestepError."""
         return cls(await Zygote.start(on_output=on_output, settings=zygote), settings or SupervisorSettings())
 
     def proxy(self, name: str, *, netns_fd: int, uid: int, handler: ProxyHandler) -> PodProxy:

@@ -8,8 +8,7 @@ started again at once, in the background, with a backoff. It gets no environment
 the system's CAs are, no descriptor but its control socket and stdio, and a session of its own, so that a terminal's
 Ctrl-C reaches only the daemon.
 
-Its stderr, which all its proxies share, is a pipe read here line by line, bounded in length and rate: what a proxy
-writes there is not to be trusted, and is handed to `on_output` for the log.
+What it writes to its stderr is handed to `on_output` for the log, line by line. Its proxies have pipes of their own.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import IO, Self
+from typing import Self
 
 from sidestep.aio.channel import AsyncChannel, DeadlineError
 from sidestep.aio.packets import ChannelClosed, control_pair
@@ -31,14 +30,12 @@ from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, KernelError, SidestepError
 from sidestep.node.backoff import Backoff, CrashHistory
 from sidestep.node.desired import ProxyError
+from sidestep.node.output import Output
 from sidestep.proxy.control import Codec, FromZygoteUnion
 from sidestep.proxy.messages import VERSION, Ack, Hello, Message, Spawn, Spawned
 
 FromZygote = Hello | Spawned | Ack
 _KEPT_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
-_LINE = 4096
-_LINES_PER_SECOND = 50
-
 
 BIRTHS = max(4, 2 * (os.cpu_count() or 1))
 """Proxies that may be on their way into a pod at the same time; more would only wait for a CPU, and time out there."""
@@ -65,7 +62,8 @@ class Zygote:
 
     def __init__(self, settings: ZygoteSettings, on_output: Callable[[str], None]) -> None:
         self._settings = settings
-        self._on_output = on_output
+        self.on_output = on_output
+        """Gets lines for the log: of the zygote's, and those of the proxies."""
         self._history = CrashHistory(settings.backoff)
         self._tasks = Tasks("zygote")
         self._starting = asyncio.Lock()
@@ -108,7 +106,7 @@ class Zygote:
     def watch(self, elapsed: float) -> None:
         """Look for a sign of life; called regularly. `elapsed` is the seconds since then that count."""
         if self._instance is not None and self._instance.hangs(elapsed):
-            self._on_output(f"the zygote (process {self._instance.process.pid}) hangs and is replaced")
+            self.on_output(f"the zygote (process {self._instance.process.pid}) hangs and is replaced")
             self._instance.process.kill()
 
     async def aclose(self) -> None:
@@ -126,7 +124,7 @@ class Zygote:
             if self._closing:
                 raise ChannelClosed("the zygote was stopped")
             if self._instance is None:
-                self._instance = await _Instance.start(self._settings, self._on_output, self._lost)
+                self._instance = await _Instance.start(self._settings, self.on_output, self._lost)
             return self._instance
 
     def _lost(self, instance: _Instance) -> None:
@@ -148,7 +146,7 @@ class Zygote:
             try:
                 await self._ready()
             except SidestepError as error:
-                self._on_output(f"the zygote cannot be started again: {error}")
+                self.on_output(f"the zygote cannot be started again: {error}")
             else:
                 return
 
@@ -206,7 +204,8 @@ class _Instance:
             theirs.close()
         if popen.stderr is None:
             raise BugError("the zygote has no stderr")
-        _Output(popen.stderr, on_output)
+        with popen.stderr as errors:
+            Output(os.dup(errors.fileno()), on_output)
         try:
             instance = cls(popen, ours, on_lost, silence=settings.silence)
         except OSError as error:
@@ -259,44 +258,3 @@ class _Instance:
             self._hello.exception()
         elif self._is_ready:
             self._on_lost(self)
-
-
-class _Output:
-    """The stderr of a zygote and all its proxies: read until the last of them has ended."""
-
-    def __init__(self, pipe: IO[bytes], on_line: Callable[[str], None]) -> None:
-        self._pipe = pipe
-        self._on_line = on_line
-        self._rest = b""
-        self._loop = asyncio.get_running_loop()
-        self._second = 0
-        self._lines = 0
-        os.set_blocking(pipe.fileno(), False)
-        self._loop.add_reader(pipe.fileno(), self._readable)
-
-    def _readable(self) -> None:
-        try:
-            data = os.read(self._pipe.fileno(), 65536)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > _LINE or (not data and self._rest):
-            lines.append(self._rest)
-            self._rest = b""
-        for line in lines:
-            self._emit(line[:_LINE])
-        if not data:
-            self._loop.remove_reader(self._pipe.fileno())
-            self._pipe.close()
-
-    def _emit(self, line: bytes) -> None:
-        second = int(self._loop.time())
-        if second != self._second:
-            self._second, self._lines = second, 0
-        self._lines += 1
-        if self._lines <= _LINES_PER_SECOND:
-            self._on_line(line.decode(errors="replace"))
-        elif self._lines == _LINES_PER_SECOND + 1:
-            self._on_line("(more lines of this second were dropped)")

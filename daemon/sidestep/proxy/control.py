@@ -42,8 +42,9 @@ CARRY_DESCRIPTOR = frozenset(
     {
         messages.Spawn,
         messages.Spawned,
-        messages.Enter,
+        messages.Stderr,
         messages.Pulse,
+        messages.Enter,
         messages.Credential,
         messages.Listen,
         messages.Opened,

@@ -58,8 +58,12 @@ class Spawned(Message):
 # --- daemon to proxy ------------------------------------------------------------------------------------------------
 
 
+class Stderr(Message):
+    """First message: write errors here. fd: the end of a pipe of the proxy's own."""
+
+
 class Enter(Message):
-    """Second message: enter the pod's network namespace and lock the sandbox. fd: the netns."""
+    """Third message: enter the pod's network namespace and lock the sandbox. fd: the netns."""
 
     uid: int
     memory_limit: int
@@ -68,7 +72,7 @@ class Enter(Message):
 
 
 class Pulse(Message):
-    """First message: count here every 500 ms, as a sign of life. fd: a page of memory (`aio.pulse`).
+    """Second message: count here every 500 ms, as a sign of life. fd: a page of memory (`aio.pulse`).
 
     It is mapped before the sandbox is locked, which lets no memory be shared any more.
     """
@@ -358,7 +362,7 @@ class Large(Message):
 
 ToZygote = Spawn
 FromZygote = Spawned
-ToProxy = Enter | Pulse | Configure | Credential | Listen | Unlisten | Opened | Refused | Drain | Ack | Large
+ToProxy = Stderr | Pulse | Enter | Configure | Credential | Listen | Unlisten | Opened | Refused | Drain | Ack | Large
 FromProxy = (
     Hello | Ack | Heartbeat | Open | Reset | Requests | Report | Probed | NameClient | ForgetClient | NoApp | Hindered
 )

@@ -7,10 +7,10 @@ context with the system's CAs, freezes the garbage collector so that collections
 an `Ack` that says why not. It is single-threaded, holds no key and no network namespace, and ends when its control
 socket closes; the proxies live on.
 
-A child waits for `Pulse` and `Enter`, locks the sandbox, says `Hello`, acknowledges, and runs the worker until that
-returns. Its exit status is 0 then, 1 after an error, which stands on stderr as Python's traceback; the daemon reads
-that. The parent reaps its children by the same pidfds it hands out, and reports unclean ends on stderr: no signal
-handlers.
+A child waits for `Stderr`, `Pulse` and `Enter`, locks the sandbox, says `Hello`, acknowledges, and runs the worker
+until that returns. Its exit status is 0 then, 1 after an error, which stands on its stderr as Python's traceback; the
+daemon reads that. The parent reaps its children by the same pidfds it hands out, and reports unclean ends on stderr: no
+signal handlers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sidestep.aio.pulse import Pulse as PulsePage
 from sidestep.model.errors import SidestepError
 from sidestep.proxy import sandbox, seccomp
 from sidestep.proxy.control import ChannelClosed, ControlChannel
-from sidestep.proxy.messages import VERSION, Ack, Enter, Hello, Pulse, Spawn, Spawned, ToProxy
+from sidestep.proxy.messages import VERSION, Ack, Enter, Hello, Pulse, Spawn, Spawned, Stderr, ToProxy
 
 FromDaemon = Spawn | Ack
 Worker = Callable[[ControlChannel[ToProxy], ssl.SSLContext, PulsePage], None]
@@ -146,10 +146,16 @@ def _child(fd: int, worker: Worker, trust_store: ssl.SSLContext, program: bytes)
 
 
 def _enter(channel: ControlChannel[ToProxy], program: bytes) -> PulsePage | None:
-    """Wait for `Pulse` and `Enter` and obey them.
+    """Wait for `Stderr`, `Pulse` and `Enter` and obey them.
 
     None: they did not come, or could not be obeyed, which the daemon has been told.
     """
+    stderr, stderr_fd = _first(channel)
+    if not isinstance(stderr, Stderr) or stderr_fd is None:
+        return None
+    os.dup2(stderr_fd, 2)
+    os.close(stderr_fd)
+    channel.acknowledge(stderr)
     pulse, pulse_fd = _first(channel)
     if not isinstance(pulse, Pulse) or pulse_fd is None:
         return None

@@ -373,6 +373,36 @@ async def test_nonsense_on_the_control_channel_ends_the_proxy_and_nothing_else(c
 
 
 @asynchronous
+async def test_what_a_proxy_writes_carries_its_pods_name_and_takes_nothing_from_the_others():
+    async with scene() as it:
+        with fresh_netns() as netns_fd, contextlib.closing(unix_listener()) as listener:
+            other = it.supervisor.proxy("shop/other", netns_fd=netns_fd, uid=0x7D000002, handler=Recorder())
+            await other.start()
+            await other.listen(8443, "tcp", listener)
+            used = time.thread_time()
+            wrote = await it.run("""
+end, result = time.monotonic() + 2, 0
+while time.monotonic() < end:
+    proxy.pulse.beat()
+    try:
+        result += os.write(2, b'\\n' * 65536)
+    except BlockingIOError:
+        time.sleep(0.001)
+""")
+            used = time.thread_time() - used
+            assert used < 0.5
+            assert wrote > 65536
+            assert len(it.output) < 150
+            assert all(line.startswith("shop/orders: ") for line in it.output)
+            await ask(listener, "os.write(2, b'evil \\x1b[31m\\r\\x00\\n')")
+            told = r"shop/other: evil \x1b[31m\r\x00"
+            await until(lambda: told in it.output, within=5, what="the other's line")
+            os.kill(it.proxy.pid, signal.SIGKILL)
+            await running_again(it)
+            assert any("lines were dropped" in line for line in it.output)
+
+
+@asynchronous
 async def test_a_drained_proxy_ends_and_is_not_replaced():
     async with scene() as it:
         pid = it.proxy.pid

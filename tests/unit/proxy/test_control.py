@@ -245,6 +245,7 @@ def test_no_bytes_raise_anything_else(data):
 
 def every_message() -> list[messages.Message]:
     return [
+        messages.Stderr(9),
         messages.Spawn(1, "x"),
         messages.Spawned(1, 2),
         messages.Enter(1, 2, 3, 4),
