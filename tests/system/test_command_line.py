@@ -178,6 +178,7 @@ def test_a_daemon_that_cannot_start_says_so_in_one_line(tmp_path):
     for words, said in (
         ([], "this is no pod of a cluster"),
         (["--manifests", tmp_path / "missing"], "missing"),
+        (["--manifests", "x" * 5000], "is not a directory"),
         (["--manifests", tmp_path, "--socket", long], "is too long"),
         (["--manifests", tmp_path, "--socket", tmp_path / "open" / "node.sock"], "others may write there"),
     ):

@@ -34,6 +34,16 @@ def other_kind(mode: int) -> str:
     return next((text for applies, text in _KINDS if applies(mode)), "no file")
 
 
+def mode_of(path: Path) -> int:
+    """The mode of what a path leads to; 0 when that cannot be told. `Path.exists` and its kin raise OSError for names
+    that are too long and folders that may not be entered.
+    """
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):
+        return 0
+
+
 def read_named(path: Path, *, subject: str, limit: int = LIMIT) -> bytes:
     """The content of a regular file. `subject` is the option or setting that names it.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import stat
 from pathlib import Path
 
 import click
 
+from sidestep.aio.named_file import mode_of
 from sidestep.cli.command import Command, FilePath
 from sidestep.cli.options import socket_option
 from sidestep.config.node_settings import OWN_NAMESPACE
@@ -39,8 +41,8 @@ def node(manifests: Path | None, node_name: str, socket_path: Path) -> int:
     \b
       sidestep node --manifests ./manifests
     """
-    if manifests is not None and not manifests.is_dir():
-        raise ConfigurationError("is not a directory", subject="--manifests", value=str(manifests))
+    if manifests is not None and not stat.S_ISDIR(mode_of(manifests)):
+        raise ConfigurationError("is not a directory", subject="--manifests", value=str(manifests)[:200])
     from sidestep.node.daemon import run
 
     pod = None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from sidestep.aio.named_file import read_named
+from sidestep.aio.named_file import mode_of, read_named
 from sidestep.config import yaml_documents
 from sidestep.kube.access import ClusterAccess
 from sidestep.model.errors import ConfigurationError
@@ -37,7 +37,7 @@ INSECURE = "SIDESTEP_INSECURE_HTTP"
 
 def exists() -> bool:
     """Whether kubectl would find a kubeconfig ($KUBECONFIG, else ~/.kube/config)."""
-    return any(path.exists() for path in _paths(None))
+    return any(mode_of(path) for path in _paths(None))
 
 
 def load(path: Path | None = None, context: str | None = None) -> ClusterAccess:
@@ -53,7 +53,7 @@ def load(path: Path | None = None, context: str | None = None) -> ClusterAccess:
             "a cluster needs the Python package kubernetes: pip install 'sidestep[cluster]'"
         ) from error
     for each in _paths(path):
-        if each.exists():
+        if mode_of(each):
             _check_files(each)
     name = None if path is None else str(path)
     library: Any = config
@@ -117,7 +117,7 @@ def _check_files(path: Path) -> None:
             fields = each.get(entry) if isinstance(each, dict) else None
             for key in keys:
                 named = fields.get(key) if isinstance(fields, dict) else None
-                if isinstance(named, str) and named and (file := path.parent / named).exists():
+                if isinstance(named, str) and named and mode_of(file := path.parent / named):
                     read_named(file, subject=f"{key} of kubeconfig {path}")
 
 

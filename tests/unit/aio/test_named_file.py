@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidestep.aio import named_file
-from sidestep.aio.named_file import read_named
+from sidestep.aio.named_file import mode_of, read_named
 from sidestep.model.errors import ConfigurationError
 
 
@@ -72,3 +72,10 @@ def test_a_file_that_has_nothing_to_read_yet_is_an_error(tmp_path, monkeypatch):
         monkeypatch.setattr(named_file, "other_kind", lambda _: "")
         with pytest.raises(ConfigurationError, match="has no content now"):
             read_named(path, subject="--file")
+
+
+def test_a_path_that_cannot_be_looked_at_is_not_there(tmp_path):
+    (tmp_path / "file").touch()
+    for name in ("x" * 300, "missing", "file/below", "a\0b", "x/" * 5000):
+        assert mode_of(tmp_path / name) == 0
+    assert mode_of(tmp_path / "file")

@@ -1,0 +1,160 @@
+"""A pod proxy that was taken over: the worker of `hostile_node`, in the real sandbox, with the daemon's real channel.
+
+The mode is an address of the pod's loopback device, 10.66.66.N: N is that of the attack in `ATTACKS`. In a pod without
+such an address it is the real proxy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sidestep.aio.pulse import Pulse
+from sidestep.proxy import messages, worker
+from sidestep.proxy.control import ChannelClosed, ControlChannel
+from sidestep.proxy.messages import Message
+
+BASE = "10.66.66."
+TEXT = "x" * messages.MAX_TEXT
+
+
+class Taken:
+    """The process. It obeys the daemon, counts heartbeats, and attacks as fast as the socket takes it."""
+
+    def __init__(self, channel: ControlChannel[Any], pulse: Pulse) -> None:
+        self.channel = channel
+        self.pulse = pulse
+        self.kept: list[int] = []
+        self.uids: list[str] = []
+        self.ports: list[int] = []
+
+    def obey(self) -> None:
+        """Do as an honest proxy would, for as long as the daemon says something."""
+        while (received := self.channel.receive()) is not None:
+            message, fd = received
+            if fd is not None:
+                self.kept.append(fd)
+                if isinstance(message, messages.Opened):
+                    os.close(self.kept.pop())
+            if isinstance(message, messages.Configure):
+                self.ports = [port.number for port in message.ports] or self.ports
+                self.uids = [rule.uid for port in message.ports for rule in port.rules] or self.uids
+            if not isinstance(message, messages.Ack):
+                self.channel.acknowledge(message)
+
+    def attack(self, flood: Iterator[Message]) -> None:
+        """Send the flood for ever."""
+        beaten = 0.0
+        while True:
+            if time.monotonic() - beaten > 0.1:
+                self.pulse.beat()
+                beaten = time.monotonic()
+            poll = select.poll()
+            writes = bool(self.ports) and not self.channel.pending
+            poll.register(self.channel, select.POLLIN | (select.POLLOUT if writes or self.channel.pending else 0))
+            poll.poll(50)
+            self.obey()
+            if self.channel.flush() and writes:
+                for message in itertools.islice(flood, 64):
+                    message.seq = self.channel.next_seq()
+                    self.channel.send(message)
+                    if self.channel.pending:
+                        break
+
+
+def heartbeats(it: Taken) -> Iterator[Message]:
+    words = [f"w{number}" for number in range(2000)]
+    for number in itertools.count():
+        counts = dict.fromkeys(words, number)
+        yield messages.Heartbeat(0, number, {it.ports[0]: counts}, counts)
+
+
+def lines(it: Taken) -> Iterator[Message]:
+    while True:
+        one = messages.DivertedRequest(
+            it.uids[0], it.ports[0], TEXT, 1 << 60, TEXT, TEXT, TEXT, copied=False, fields=((TEXT, TEXT),)
+        )
+        yield messages.Requests(0, (one,) * 4, 1 << 60)
+
+
+def many_lines(it: Taken) -> Iterator[Message]:
+    while True:
+        one = messages.DivertedRequest(it.uids[0], it.ports[0], "1.2.3.4", 1, "GET", "/", "a", copied=False)
+        yield messages.Requests(0, (one,) * 256, 0, (messages.LostCopies(it.uids[0], 1, "room", 5),) * 256)
+
+
+def flapping(it: Taken) -> Iterator[Message]:
+    for number in itertools.count():
+        port = it.ports[0]
+        yield messages.Hindered(0, (messages.Hindrance("cannot-dial", port),))
+        yield messages.Hindered(0, ())
+        yield messages.NoApp(0, port, socket.AF_INET)
+        yield messages.Report(0, port, "UpstreamTlsFailed", f"{number} {TEXT}")
+        yield messages.Report(0, port, "UpstreamTlsFailed", "")
+
+
+def findings(it: Taken) -> Iterator[Message]:
+    for number in itertools.count():
+        certificate = number.to_bytes(8, "big") * 4000
+        yield messages.Probed(0, it.ports[0], "yes", "yes" if number % 2 else "no", TEXT, True, certificate)
+
+
+def opens(it: Taken) -> Iterator[Message]:
+    for number in itertools.count():
+        yield messages.Open(0, number, it.uids[0], it.ports[0], "http/1.1", False, TEXT, "1.2.3.4", 1 << 50)
+        yield messages.Reset(0, number)
+
+
+def names(it: Taken) -> Iterator[Message]:
+    for number in itertools.count():
+        yield messages.NameClient(0, it.ports[0], "127.0.0.1", number, "8.8.8.8", 1 << 40)
+        yield messages.ForgetClient(0, it.ports[0], "127.0.0.1", number)
+
+
+def acknowledgements(it: Taken) -> Iterator[Message]:
+    del it
+    while True:
+        yield messages.Ack(0, "")
+
+
+def words(it: Taken) -> Iterator[Message]:
+    """Floods the log."""
+    while True:
+        os.write(2, b"\n" * 60_000 + TEXT.encode())
+        yield messages.Heartbeat(0, 0, {it.ports[0]: {}}, {})
+
+
+ATTACKS: dict[int, Callable[[Taken], Iterator[Message]]] = dict(
+    enumerate((heartbeats, lines, many_lines, flapping, findings, opens, names, acknowledgements, words), 1)
+)
+
+
+def mode() -> int:
+    """The attack of this pod; 0: none."""
+    for number in ATTACKS:
+        with socket.socket() as sock:
+            try:
+                sock.bind((f"{BASE}{number}", 0))
+            except OSError:
+                continue
+            return number
+    return 0
+
+
+def run(channel: ControlChannel[Any], trust_store: ssl.SSLContext, pulse: Pulse) -> None:
+    """Be the worker until the daemon is gone."""
+    number = mode()
+    if not number:
+        worker.run(channel, trust_store, pulse)
+        return
+    taken = Taken(channel, pulse)
+    try:
+        taken.attack(ATTACKS[number](taken))
+    except ChannelClosed:
+        return
