@@ -12,9 +12,11 @@ import secrets
 import socket
 from dataclasses import dataclass
 
+from sidestep.aio.patience import patience
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, RefusedError, SidestepError
 from sidestep.model.intercept import Intercept
+from sidestep.node.stream_shares import StreamShares
 from sidestep.tunnel.budget import Budget
 from sidestep.tunnel.channel import SocketChannel
 from sidestep.tunnel.connection import Connection
@@ -23,6 +25,7 @@ from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.messages import VERSION, Ended, Hello, Lost, Moving, Request, State
 from sidestep.tunnel.opening import StreamOpening
 from sidestep.tunnel.pump import pump
+from sidestep.tunnel.stream import Stream
 
 StreamNumber = tuple[int, int]
 """A connection as a pod proxy numbers it."""
@@ -81,6 +84,7 @@ class Session:
         if greeted is not None:
             self._greeted.set()
         self._pumps = Tasks(f"session {intercept.display}", on_crash=self._crashed)
+        self._shares = StreamShares(limits.streams)
         self._numbered: dict[StreamNumber, asyncio.Task[None]] = {}
         self._state: State | None = None
         self._crash: BugError | None = None
@@ -163,6 +167,29 @@ class Session:
         if len(self._pumps) >= 2 * self._limits.streams:  # those whose streams are over deliver what had arrived
             raise RefusedError(f"the session already has {len(self._pumps)} connections open")
         try:
+            async with patience(self._limits.open_timeout):
+                await self._shares.take(opening.pod)
+        except TimeoutError as error:
+            self.counters.refused += 1
+            raise RefusedError("the pod has its share of the session's connections open") from error
+        try:
+            stream, ours, theirs = await self._connect(opening)
+        except BaseException:
+            self._shares.give(opening.pod)
+            raise
+        self.counters.connections += 1
+        self.counters.open += 1
+        channel = SocketChannel(ours)
+        task = self._pumps.start(pump(stream, channel), name=f"stream {stream.id}")
+        if number is not None:
+            self._numbered[number] = task
+        task.add_done_callback(lambda done: self._pumped(channel, number, done))
+        task.add_done_callback(lambda _: self._shares.give(opening.pod))
+        return theirs
+
+    async def _connect(self, opening: StreamOpening) -> tuple[Stream, socket.socket, socket.socket]:
+        """A stream that the handler has taken, and a socketpair for it. Raises RefusedError."""
+        try:
             stream = await self._end.open(opening)
         except RefusedError:
             self.counters.refused += 1
@@ -175,14 +202,7 @@ class Session:
             if isinstance(error, OSError):
                 raise RefusedError(f"the node daemon cannot take another connection: {error.strerror}") from error
             raise
-        self.counters.connections += 1
-        self.counters.open += 1
-        channel = SocketChannel(ours)
-        task = self._pumps.start(pump(stream, channel), name=f"stream {stream.id}")
-        if number is not None:
-            self._numbered[number] = task
-        task.add_done_callback(lambda done: self._pumped(channel, number, done))
-        return theirs
+        return stream, ours, theirs
 
     def reset_stream(self, number: StreamNumber) -> bool:
         """Break a connection in both directions; False when it is none of this session's."""

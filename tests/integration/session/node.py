@@ -6,6 +6,7 @@ It runs an event loop in a thread, so that tests read top to bottom and command 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import signal
@@ -184,7 +185,11 @@ class FakeNode:
         (intercept,) = self.intercepts()
         return intercept
 
-    def open(
+    def open(self, **words: Any) -> socket.socket:
+        """The pod proxy's end of a new diverted connection, with a timeout of 20 s; words as for `begin_to_open`."""
+        return self.begin_to_open(**words).result(30)
+
+    def begin_to_open(
         self,
         *,
         tls: bool = False,
@@ -192,8 +197,9 @@ class FakeNode:
         uid: str | None = None,
         server_name: str = "orders.shop",
         proxy: int = 1,
-    ) -> socket.socket:
-        """The pod proxy's end of a new diverted connection, with a timeout of 20 s."""
+        pod: PodKey = POD,
+    ) -> concurrent.futures.Future[socket.socket]:
+        """Ask for a connection, and do not wait for it."""
         message = Open(
             seq=1,
             stream=1,
@@ -205,9 +211,13 @@ class FakeNode:
             client="10.0.0.7",
             client_port=53012,
         )
-        sock = self.run(self.sessions.open_stream(message, pod=POD, proxy=proxy))
-        sock.settimeout(20)
-        return sock
+
+        async def opening() -> socket.socket:
+            sock = await self.sessions.open_stream(message, pod=pod, proxy=proxy)
+            sock.settimeout(20)
+            return sock
+
+        return asyncio.run_coroutine_threadsafe(opening(), self._loop)
 
     def record(self, *paths: str) -> None:
         uid = self.only().uid

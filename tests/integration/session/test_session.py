@@ -1,5 +1,6 @@
 """A session from its beginning to each of its ends, with the real command line."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -11,6 +12,8 @@ import pytest
 
 from sidestep.model.errors import PeerError, RefusedError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest
+from sidestep.model.pod import PodKey
+from sidestep.node.stream_shares import StreamShares
 from sidestep.tunnel.messages import ConditionText, PodState, State
 from tests.harness.authority import Authority
 from tests.harness.waiting import until
@@ -54,6 +57,21 @@ def test_bytes_reach_a_handler_in_clear_and_come_back(node):
                 sock.setblocking(False)
                 received = _exchange(sock, payload)
             assert received == payload
+
+
+def test_a_pod_that_wants_every_stream_leaves_some_to_the_others(node):
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as handler, contextlib.ExitStack() as stack:
+        stack.enter_context(intercepting(node, "orders", "--port", f"{handler.getsockname()[1]}:http"))
+        session = node.sessions._sessions[node.only().uid]
+        node.call(lambda: setattr(session, "_shares", StreamShares(16)))
+        greedy = [stack.enter_context(node.open()) for _ in range(12)]
+        one_more = node.begin_to_open()
+        node.open(pod=PodKey("shop", "orders-2")).close()
+        assert not one_more.done()
+        greedy[0].close()
+        stack.enter_context(one_more.result(20))
+        assert session._shares._used >= 12
+    until(lambda: session._shares._used == 0, within=10, what="the streams to be given back")
 
 
 def test_bytes_reach_a_handler_over_tls_and_come_back(node, tmp_path):
