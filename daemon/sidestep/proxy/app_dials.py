@@ -6,6 +6,8 @@ LAST_PATIENCE. A dial that was given up, or failed in any other way than by the 
 port and family: the daemon leaves them to the app. From then on the app is dialled now and then, with growing pauses,
 until it answers, so that no client has to find out.
 
+A connection to the app that is cut after it was opened (`cut_off`) is such a hindrance, too.
+
 Pending dials are looked at together by one timer that runs only while there are any: most are answered at once.
 """
 
@@ -84,8 +86,7 @@ class AppDials:
 
     def dial(self, endpoint: Endpoint, done: Done, *, naming: Naming | None = None) -> Callable[[], None]:
         """Connect to the app on behalf of a client; returns a function that gives the dial up."""
-        family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
-        pending = _Pending((endpoint.port, int(family)), endpoint.host, done)
+        pending = _Pending(_place(endpoint), endpoint.host, done)
         self._pending.add(pending)
 
         def over(sock: socket.socket | None, error: OSError | None) -> None:
@@ -152,8 +153,16 @@ class AppDials:
                 self._reached(self._unreachable[place])
         elif code in EXHAUSTED:
             self._readiness.exhausted(code)
-        elif place not in self._unreachable and code not in ONE_DIAL:
-            unreachable = self._unreachable[place] = _Unreachable(place, pending.host)
+        elif code not in ONE_DIAL:
+            self._hinder(place, pending.host, code)
+
+    def cut_off(self, endpoint: Endpoint) -> None:
+        """Nothing that an open connection to the app says is acknowledged any more."""
+        self._hinder(_place(endpoint), endpoint.host, errno.ETIMEDOUT)
+
+    def _hinder(self, place: Place, host: str, code: int) -> None:
+        if place not in self._unreachable:
+            unreachable = self._unreachable[place] = _Unreachable(place, host)
             self._readiness.hinder(Hindrance(CANNOT_DIAL, *place, code))
             self._try_later(unreachable)
 
@@ -192,3 +201,7 @@ class AppDials:
         if unreachable.dial is not None:
             unreachable.dial.cancel()
         self._readiness.clear(Hindrance(CANNOT_DIAL, *unreachable.place))
+
+
+def _place(endpoint: Endpoint) -> Place:
+    return endpoint.port, int(socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET)

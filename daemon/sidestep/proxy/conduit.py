@@ -25,7 +25,7 @@ from typing import Final, Protocol
 
 from sidestep.engine.relay import CopyLeg, Ending, Leg, Relay, Role
 from sidestep.proxy.copying import Copying, Copyist
-from sidestep.proxy.dial import Done
+from sidestep.proxy.dial import Done, is_unacknowledged
 from sidestep.proxy.loop import BROKEN, HANG_UP, READ, WRITE, Loop, Timer
 from sidestep.proxy.ports import LivePort
 from sidestep.proxy.splice import Pipes, Splicer
@@ -242,6 +242,15 @@ class Conduit:
         """Whether the app could still ask for the client's certificate on this connection."""
         pipe: _Pipe | None = self.relay.app.io
         return pipe is not None and isinstance(pipe.stream, TlsStream) and pipe.stream.asked_later is not None
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the app's kernel does not acknowledge any more what the client said last, though ours repeats it."""
+        return any(
+            pipe.leg.role is Role.APP and pipe.leg.active < self.active and is_unacknowledged(pipe.stream.sock)
+            for pipe in self._pipes
+            if pipe.stream is not None
+        )
 
     def attach(self, leg: Leg, stream: Stream, *, watched: bool) -> None:
         """Give a leg its connected stream. `watched`: its descriptor is registered with the loop already."""

@@ -34,7 +34,7 @@ from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError, SidestepError
 from sidestep.proxy import messages
 from sidestep.proxy.acceptor import Acceptor
-from sidestep.proxy.app_dials import AppDials
+from sidestep.proxy.app_dials import LEAD, AppDials
 from sidestep.proxy.client_naming import ClientNaming
 from sidestep.proxy.conduit import About, Conduit, Endpoint
 from sidestep.proxy.control import CARRY_DESCRIPTOR, ControlChannel
@@ -408,6 +408,7 @@ class Worker:
         self._loop.later(HEARTBEAT, self._beat)
         self._pulse.beat()
         self._room.look()
+        self._end_cut_off()
         self._tell_losses()
         ports = {number: dict(port.counters) for number, port in self._ports.items()}
         if self._datagrams.counters:
@@ -418,6 +419,12 @@ class Worker:
             self._told = state
         if self._draining:
             self._close_idle()
+
+    def _end_cut_off(self) -> None:
+        """End connections whose app a firewall has cut off: their clients come again, and are to find the app."""
+        for conduit in [conduit for conduit in self._conduits if conduit.is_cut_off]:
+            self._dials.cut_off(conduit.endpoint)
+            self._loop.later(LEAD, conduit.abandon)
 
     def _tell_losses(self) -> None:
         losses = self.ledger.gate.take_losses()

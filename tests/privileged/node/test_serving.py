@@ -165,6 +165,26 @@ def test_an_app_that_cannot_be_reached_from_inside_is_left_to_its_clients(progra
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("rule", ["iif lo drop", "iif lo tcp flags & psh == psh drop"])
+def test_connections_that_are_cut_off_from_their_app_are_ended(program, rule):
+    """Those that are open when the firewall comes, and those that it lets be opened."""
+
+    async def story():
+        async with steered(program) as (space, some, target):
+            with Client(space.ip, PORT, netns=space.client, within=HANG) as kept:
+                assert kept.get().status == 200
+                space.pod.run("nft", WALL.format(rule))
+                with pytest.raises(ConnectionError):
+                    await asyncio.to_thread(kept.get)
+            assert await answered(space) < HANG
+            assert "the app cannot be reached from inside the pod over IPv4" in some.texts()
+            assert not target.steered()[PORT]
+            space.pod.run("nft", "delete table inet wall")
+            await comes_back(some, target)
+
+    asyncio.run(story())
+
+
 def test_an_app_that_refuses_although_it_listens_is_left_to_its_clients_and_the_condition_says_so(program):
     """So a firewall that rejects with a reset looks."""
 

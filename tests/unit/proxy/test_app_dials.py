@@ -9,6 +9,7 @@ import pytest
 from sidestep.proxy import app_dials
 from sidestep.proxy.app_dials import AppDials
 from sidestep.proxy.conduit import Endpoint
+from sidestep.proxy.dial import is_unacknowledged
 from sidestep.proxy.loop import Loop
 from sidestep.proxy.messages import Hindrance
 
@@ -139,6 +140,32 @@ def test_any_other_failure_is_a_hindrance_of_the_port_and_family(scene, code):
     scene.dials.keep_ports(())
     scene.run(within=0.5)
     assert not scene.dials._unreachable
+
+
+def test_a_connection_that_is_cut_off_is_told_and_the_app_tried_until_it_answers(scene):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        endpoint = Endpoint("192.0.2.1", 9, *listener.getsockname())
+        scene.dials.cut_off(endpoint)
+        scene.dials.cut_off(endpoint)
+        assert scene.told.hindrances == [Hindrance("cannot-dial", endpoint.port, socket.AF_INET, errno.ETIMEDOUT)]
+        scene.run(lambda: not scene.told.hindrances)
+        assert not scene.told.hindrances
+
+
+def test_who_does_not_read_is_not_taken_for_cut_off():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as sock,
+        listener.accept()[0],
+    ):
+        sock.setblocking(False)
+        deadline = time.monotonic() + 1.5
+        while time.monotonic() < deadline:
+            try:
+                sock.send(bytes(1 << 16))
+            except BlockingIOError:
+                time.sleep(0.05)
+            assert not is_unacknowledged(sock)
 
 
 def test_an_address_that_cannot_be_dialled_from_is_left_alone_for_the_daemons_pause_only(scene):
