@@ -73,6 +73,7 @@ def run(request: Read | ReadManifests, answers: socket.socket) -> NoReturn:
     """Carry out one request and end the process. Called in a fresh fork of the reader."""
     status = 1
     try:
+        _die_with_the_reader()  # a file system may hang before there is any other limit
         _close_all_but(answers.fileno())
         _say_who(answers)
         answer, fd = _manifests(request) if isinstance(request, ReadManifests) else _certificate(request)
@@ -298,6 +299,10 @@ def _whole(path: str) -> bytes:
 # --- the process ----------------------------------------------------------------------------------------------------
 
 
+def _die_with_the_reader() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def _close_all_but(fd: int) -> None:
     os.closerange(3, fd)
     os.closerange(max(3, fd + 1), 2**31 - 1)
@@ -316,8 +321,7 @@ def _give_up_everything(*, cpu: int, wall: int) -> None:
     limits.apply(memory=MEMORY, descriptors=_DESCRIPTORS)
     capabilities.become(READER)
     capabilities.forbid_new_privileges()
-    # The kernel forgets this when the user changes.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _die_with_the_reader()  # the kernel forgets it when the user changes
 
 
 def _last_word(answers: socket.socket, answer: Failed) -> None:

@@ -43,7 +43,7 @@ from sidestep.node.reading import (
 )
 
 LOOK_DEADLINE: Final = 2.0
-"""Seconds for one look; an ordinary one takes 0.2 ms."""
+"""Seconds for one look, once the reader has started; an ordinary one takes 0.2 ms."""
 START_DEADLINE: Final = 20.0
 """Seconds for a reader to start and its child to say its first word; 0.2 s on a quiet machine."""
 PENALTY: Final = 30.0
@@ -51,6 +51,8 @@ PENALTY: Final = 30.0
 PARALLEL: Final = 4
 """Children at once."""
 
+_NOTHING: Final = Look(Folder((), ""))
+"""A look at no file: answered as soon as the reader has started."""
 _ANSWERS: Final = msgspec.msgpack.Decoder(Answer)
 _REQUESTS: Final = msgspec.msgpack.Encoder()
 
@@ -85,9 +87,9 @@ class Reader:
         """A stamp that changes with the files of a certificate. Raises ConfigurationError, KernelError."""
         async with self._looking:
             self._refuse(source)
+            await self._start()
             try:
-                starting = 0.0 if self._started and self.pid is not None else START_DEADLINE
-                async with asyncio.timeout(self._look_deadline + starting):
+                async with asyncio.timeout(self._look_deadline):
                     answer, _ = await self._ask(Look(source))
             except TimeoutError as error:
                 self._kill()
@@ -134,6 +136,17 @@ class Reader:
         self._reap()
 
     # --- asking -----------------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        """Wait until the reader has started, so that no source is blamed for that. Raises KernelError, PeerError."""
+        if self._started and self.pid is not None:
+            return
+        try:
+            async with asyncio.timeout(START_DEADLINE):
+                await self._ask(_NOTHING)
+        except TimeoutError as error:
+            self._kill()
+            raise KernelError("read", errno.ETIMEDOUT, doing="starting the reader") from error
 
     async def _by_child(self, request: Request, source: object, *, deadline: float) -> tuple[Answer, int | None]:
         self._refuse(source)

@@ -17,6 +17,7 @@ from sidestep.node.reader import Reader, ReadError
 from sidestep.node.reading import ClusterSecret, Folder, ManifestSecret, Read, Server
 from tests.harness import manifests, memory
 from tests.harness.authority import Authority
+from tests.harness.hanging import hanging
 from tests.harness.processes import Process, alive, children
 from tests.harness.waiting import until
 
@@ -181,6 +182,23 @@ def test_a_reader_that_hangs_is_killed_and_others_are_read(tmp_path):
     using(work, look_deadline=0.3, penalty=600)
 
 
+def test_every_folder_that_hangs_costs_one_deadline(tmp_path):
+    """The time that a new reader has to start is not given to the look that it is started for."""
+    LEAF.write(tmp_path / "tls")
+
+    async def work(reader):
+        await reader.look(folder(tmp_path))
+        began = time.monotonic()
+        for number in range(4):
+            with pytest.raises(KernelError, match="timed out"):
+                await reader.look(folder(tmp_path, f"hangs/{number}"))
+        assert time.monotonic() - began < 20
+        assert await reader.look(folder(tmp_path))
+
+    with hanging(tmp_path / "hangs"):
+        using(work, look_deadline=0.3)
+
+
 def test_a_killed_reader_is_replaced(tmp_path):
     LEAF.write(tmp_path / "tls")
 
@@ -241,6 +259,31 @@ def test_it_dies_with_the_daemon_even_when_it_hangs(tmp_path):
         assert alive(helper)
         daemon.kill()
         until(lambda: not alive(helper), within=5, what="the reader to die")
+
+
+def test_a_child_that_hangs_while_it_opens_dies_with_the_daemon(tmp_path):
+    script = (
+        "import asyncio, sys\n"
+        "from sidestep.node.reader import Reader\n"
+        "from sidestep.node.reading import Folder, Read\n"
+        "reader = Reader(on_start=lambda pid: print(pid, flush=True))\n"
+        "asyncio.run(reader.read(Read(Folder(((sys.argv[1], None),), '/hangs'), ca_alone=False)))\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with (
+        hanging(tmp_path / "hangs"),
+        Process(command, log=tmp_path / "log", stdout=tmp_path / "out") as daemon,
+    ):
+        until(lambda: daemon.output().endswith("\n") or not daemon.running, within=20, what="the reader")
+        reader = int(daemon.output())
+        until(lambda: children(reader), within=20, what="the child")
+        [child] = children(reader)
+        daemon.kill()
+        try:
+            until(lambda: not alive(reader) and not alive(child), within=5, what="reader and child to die")
+        finally:
+            if alive(child):
+                os.kill(child, signal.SIGKILL)
 
 
 def test_a_source_that_costs_its_child_is_refused_for_a_while():
