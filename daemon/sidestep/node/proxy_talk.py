@@ -91,21 +91,18 @@ class ProxyTalk:
 
     async def _answer_open(self, life: Incarnation, request: Open) -> None:
         sock: socket.socket | None = None
-        reason = ""
         try:
             if request.uid not in self._uids[0]:
                 raise RefusedError("the intercept is not on this pod any more")
             async with asyncio.timeout(self._open_deadline):
                 sock = await self._handler.open_stream(request)
-        except TimeoutError:
-            reason = f"the handler did not answer within {self._open_deadline:g} s"
-        except SidestepError as error:
-            reason = str(error)
+        except (TimeoutError, SidestepError):
+            pass  # The app is asked instead.
         finally:
             self._opening -= 1
         try:
             if sock is None:
-                await life.tell(messages.Refused(0, request.stream, reason), doing="take a refusal")
+                await life.tell(messages.Refused(0, request.stream), doing="take a refusal")
             else:
                 await life.tell(messages.Opened(0, request.stream), sock.fileno(), doing="take a stream")
         except SidestepError:

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
@@ -36,6 +38,9 @@ from sidestep.proxy.messages import VERSION, Ack, Hello, Message, Spawn, Spawned
 
 FromZygote = Hello | Spawned | Ack
 _KEPT_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+_PROCESS = re.compile(r"the proxy \(process (\d{1,10})\)")
+_NAMES = 4096
+"""Processes whose pods are remembered, for the log."""
 
 BIRTHS = max(4, 2 * (os.cpu_count() or 1))
 """Proxies that may be on their way into a pod at the same time; more would only wait for a CPU, and time out there."""
@@ -71,6 +76,7 @@ class Zygote:
         self._ending: set[_Instance] = set()
         self._closing = False
         self.restarts = 0
+        self._names: OrderedDict[int, str] = OrderedDict()
         self.births = asyncio.Semaphore(BIRTHS)
         """Held from the fork of a proxy until it has entered its pod."""
 
@@ -92,7 +98,7 @@ class Zygote:
         instance.asked += 1
         try:
             answer, fd = await instance.channel.exchange(
-                Spawn(0, name),
+                Spawn(0),
                 control.fileno(),
                 deadline=self._settings.spawn_deadline,
                 process=instance.process.pid,
@@ -100,6 +106,10 @@ class Zygote:
         finally:
             instance.asked -= 1
         if isinstance(answer, Spawned) and fd is not None:
+            self._names[answer.pid] = name
+            self._names.move_to_end(answer.pid)
+            if len(self._names) > _NAMES:
+                self._names.popitem(last=False)
             return Process(answer.pid, fd)
         raise ProxyError("start", answer.error if isinstance(answer, Ack) else "the zygote gave no answer of use")
 
@@ -124,8 +134,14 @@ class Zygote:
             if self._closing:
                 raise ChannelClosed("the zygote was stopped")
             if self._instance is None:
-                self._instance = await _Instance.start(self._settings, self.on_output, self._lost)
+                self._instance = await _Instance.start(self._settings, self._say, self._lost)
             return self._instance
+
+    def _say(self, line: str) -> None:
+        """Log a line of the zygote's, which knows proxies by their processes only."""
+        found = _PROCESS.search(line)
+        name = self._names.get(int(found[1])) if found is not None else None
+        self.on_output(line if name is None else f"{name}: {line}")
 
     def _lost(self, instance: _Instance) -> None:
         if instance is self._instance:

@@ -44,9 +44,10 @@ class Message(msgspec.Struct, tag=True, tag_field="message", array_like=True, fo
 
 
 class Spawn(Message):
-    """Fork a pod proxy. fd: the proxy's end of its control socketpair. Answered by `Spawned`."""
+    """Fork a pod proxy. fd: the proxy's end of its control socketpair. Answered by `Spawned`.
 
-    name: str
+    It does not say which pod's: every proxy has a copy of the zygote's memory.
+    """
 
 
 class Spawned(Message):
@@ -183,10 +184,9 @@ class Opened(Message):
 
 
 class Refused(Message):
-    """The stream asked for by `Open` cannot be had (session gone, handler refused)."""
+    """The stream asked for by `Open` cannot be had (session gone, handler refused). Why is not the proxy's to know."""
 
     stream: int
-    reason: str
 
 
 class Drain(Message):

@@ -5,7 +5,8 @@ imports what a proxy will ever need (after the sandbox is locked there is no fil
 context with the system's CAs, freezes the garbage collector so that collections do not write to shared pages, says
 `Hello`, and then answers each `Spawn` (with the proxy's end of its control socketpair) by `Spawned` and a pidfd, or by
 an `Ack` that says why not. It is single-threaded, holds no key and no network namespace, and ends when its control
-socket closes; the proxies live on.
+socket closes; the proxies live on. Nor does it know whose they are: a child that is taken over reads in its memory what
+stood in the zygote's.
 
 A child waits for `Stderr`, `Pulse` and `Enter`, locks the sandbox, says `Hello`, acknowledges, and runs the worker
 until that returns. Its exit status is 0 then, 1 after an error, which stands on its stderr as Python's traceback; the
@@ -63,7 +64,7 @@ class Zygote:
         self._worker = worker
         self._trust_store = trust_store
         self._program = seccomp.assemble(os.uname().machine)
-        self._children: dict[int, tuple[int, str]] = {}
+        self._children: dict[int, int] = {}
         self._poll = select.poll()
 
     def serve(self) -> None:
@@ -109,20 +110,20 @@ class Zygote:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             raise
-        self._children[pidfd] = (pid, spawn.name)
+        self._children[pidfd] = pid
         self._poll.register(pidfd, select.POLLIN)
         self._channel.send(Spawned(spawn.seq, pid), pidfd)
 
     def _reap(self, pidfd: int) -> None:
-        pid, name = self._children.pop(pidfd)
+        pid = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
         _, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)
         if code < 0 and -code != signal.SIGKILL:
-            _say(f"the proxy of {name} (process {pid}) was ended by {signal.Signals(-code).name}")
+            _say(f"the proxy (process {pid}) was ended by {signal.Signals(-code).name}")
         elif code > 0:
-            _say(f"the proxy of {name} (process {pid}) ended with status {code}")
+            _say(f"the proxy (process {pid}) ended with status {code}")
 
 
 def _child(fd: int, worker: Worker, trust_store: ssl.SSLContext, program: bytes) -> NoReturn:

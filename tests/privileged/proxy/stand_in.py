@@ -108,7 +108,7 @@ class StandIn:
             case messages.Opened():
                 self.streams[message.stream] = socket.socket(fileno=fd)
             case messages.Refused():
-                self.streams[message.stream] = message.reason
+                self.streams[message.stream] = "refused"
             case messages.Drain():
                 self.channel.acknowledge(message)
                 os._exit(0)

@@ -249,7 +249,7 @@ def test_what_ends_the_process(call: str):
             old = it.proxy.pid
             with pytest.raises(OSError, match=r"closed|reset"):
                 await it.run(f"syscall({number(call)}, 0, 0, 0, 0, 0)")
-            report = f"the proxy of shop/orders (process {old}) was ended by SIGSYS"
+            report = f"shop/orders: the proxy (process {old}) was ended by SIGSYS"
             await until(lambda: report in it.output, within=5, what=report)
             assert await it.run("result = os.getpid()") != old
 

@@ -57,6 +57,19 @@ pytestmark = pytest.mark.privileged
 RULE = messages.RuleSnapshot("uid-1", "shop/orders", "intercept", (), divert_probes=False)
 
 
+def memory_of(pid: int) -> bytes:
+    """All that a process could read of its own."""
+    parts = []
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in text_of(f"/proc/{pid}/maps").splitlines():
+            words = line.split()
+            if words[1].startswith("rw") and words[-1] not in ("[vvar]", "[vsyscall]"):
+                begin, end = (int(word, 16) for word in words[0].split("-"))
+                with contextlib.suppress(OSError):
+                    parts.append(os.pread(memory.fileno(), end - begin, begin))
+    return b"".join(parts)
+
+
 def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     """Run a test on an event loop of its own."""
 
@@ -323,10 +336,11 @@ async def test_a_stream_is_opened_refused_and_given_up():
                         return reason
 
         it.handler.refuse = "the session is gone"
-        assert await answer(2, "uid-1") == "the session is gone"
-        assert await answer(3, "of another pod") == "the intercept is not on this pod any more"
+        assert await answer(2, "uid-1") == "refused"
+        it.handler.refuse = ""
+        assert await answer(3, "of another pod") == "refused"
         it.handler.stall = True
-        assert await answer(4, "uid-1") == "the handler did not answer within 0.3 s"
+        assert await answer(4, "uid-1") == "refused"
 
 
 @asynchronous
@@ -370,6 +384,22 @@ async def test_nonsense_on_the_control_channel_ends_the_proxy_and_nothing_else(c
             await it.run(code + "\ntime.sleep(10)")
         await running_again(it)
         assert await it.run("result = os.getpid()") == it.proxy.pid
+
+
+@asynchronous
+async def test_no_other_pods_name_is_in_the_memory_of_a_proxy():
+    names = [f"secret-namespace-{number}/secret-pod-{number}" for number in range(3)]
+    async with scene() as it, contextlib.AsyncExitStack() as stack:
+        for number, name in enumerate(names):
+            netns_fd = stack.enter_context(fresh_netns())
+            other = it.supervisor.proxy(name, netns_fd=netns_fd, uid=0x7D000100 + number, handler=Recorder())
+            await other.start()
+        os.kill(it.proxy.pid, signal.SIGKILL)
+        await running_again(it)  # forked by a zygote that has forked all of them
+        for pid in (it.proxy.pid, it.supervisor.zygote.pid):
+            memory = memory_of(pid)
+            assert b"sidestep" in memory
+            assert b"secret-pod" not in memory
 
 
 @asynchronous

@@ -66,8 +66,8 @@ def test_a_message_whose_descriptor_finds_no_room_is_there_all_the_same(ends):
         assert other.receive() == (messages.Opened(1, 7), None)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    one.send(messages.Refused(2, 8, "r"))
-    assert other.receive() == (messages.Refused(2, 8, "r"), None)
+    one.send(messages.Refused(2, 8))
+    assert other.receive() == (messages.Refused(2, 8), None)
 
 
 def test_what_exceeds_a_packet_travels_as_a_memfd(ends):
@@ -246,7 +246,7 @@ def test_no_bytes_raise_anything_else(data):
 def every_message() -> list[messages.Message]:
     return [
         messages.Stderr(9),
-        messages.Spawn(1, "x"),
+        messages.Spawn(1),
         messages.Spawned(1, 2),
         messages.Enter(1, 2, 3, 4),
         messages.Pulse(1),
@@ -255,7 +255,7 @@ def every_message() -> list[messages.Message]:
         messages.Listen(1, 80, "tcp"),
         messages.Unlisten(1, 80, "tcp"),
         messages.Opened(1, 2),
-        messages.Refused(1, 2, "r"),
+        messages.Refused(1, 2),
         messages.Drain(1, 2.5),
         messages.Hello(1, 1, 2),
         messages.Ack(1, "e"),

@@ -40,7 +40,7 @@ def test_a_fork_that_fails_is_an_answer_and_leaves_no_descriptor(monkeypatch):
     control, proxys = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with control, proxys:
         daemon.send(messages.Ack(1))
-        daemon.send(messages.Spawn(1, "shop/orders"), proxys.fileno())
+        daemon.send(messages.Spawn(1), proxys.fileno())
     ours.shutdown(socket.SHUT_WR)
     with pytest.raises(ChannelClosed):
         zygote.Zygote(channel, lambda channel, store, pulse: None, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)).serve()
