@@ -13,9 +13,9 @@ from sidestep.config.node_settings import NodeSettings
 from sidestep.model.errors import RefusedError
 from sidestep.model.intercept import Intercept
 from sidestep.model.inventory import Inventory
-from sidestep.model.pod import Pod
+from sidestep.model.pod import Pod, Transport
 from sidestep.node.plan import CertificateFacts
-from sidestep.node.refusals import filter_refusal, refusal_of
+from sidestep.node.refusals import opening_refusal, refusal_of
 from sidestep.node.survey import CertificateKey, PodSurvey, Side, WantedCertificate
 from sidestep.node.surveys import Surveys
 from sidestep.policy.conflicts import Claim, check, claim_of
@@ -63,6 +63,8 @@ def certificates_of(
 ) -> tuple[WantedCertificate, ...]:
     """The certificates that an intercept would need; none where it cannot be served anyway."""
     found: list[WantedCertificate] = []
+    if new.transport is not Transport.TCP:
+        return ()
     try:
         claim_of(new, inventory)
         pods = pods_of(new, inventory)
@@ -76,6 +78,8 @@ def certificates_of(
         ports = [each.port for each in resolved]
         numbers = {port.number for port in ports}
         surveyed = surveys.of(pod, inventory, node_annotations=node_annotations, extra_ports=ports, keep=False)
+        if not new.reads_requests:
+            numbers &= {each.port.number for each in surveyed.ports if each.must_be_opened}
         found += [each for each in surveyed.certificates() if each.key.port in numbers]
     return tuple(found)
 
@@ -91,18 +95,16 @@ def _port_refusal(
         resolved = ports_of(pod, inventory).resolve(new.port, transport=new.transport)
     except RefusedError as error:
         return str(error)
-    if not new.reads_requests:
-        return ""
     ports = [each.port for each in resolved]
     found = look(pod, extra_ports=ports)
     for port in ports:
         surveyed = found.port(port.number, port.transport)
-        if surveyed is None:
+        if surveyed is None or not (new.reads_requests or surveyed.must_be_opened):
             continue
         key = CertificateKey(pod.key, port.number, Side.DOWNSTREAM)
         # A certificate that has not been read yet is given the benefit of the doubt.
         unknown = surveyed.tls.downstream is not None and key not in certificates
-        reason = surveyed.protocol.refusal if unknown else filter_refusal(surveyed, certificates.get(key))
+        reason = surveyed.protocol.refusal if unknown else opening_refusal(surveyed, certificates.get(key))
         if reason:
             return reason
     return ""

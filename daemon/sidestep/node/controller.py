@@ -165,8 +165,10 @@ class Controller:
 
     async def prepare(self, new: Intercept) -> None:
         """Have the certificates read that an intercept would need, so that `check` can judge them."""
-        if self._certificates is not None and new.reads_requests and not self.stopping:
+        if self._certificates is not None and not self.stopping:
             wanted = self._certificates_of(new)
+            if not wanted:
+                return
             try:
                 async with asyncio.timeout(PREPARATION):
                     await self._certificates.prepare(wanted, self.inventory.pods)
@@ -244,9 +246,8 @@ class Controller:
         facts = {}
         if self._certificates is not None:
             facts = self._certificates.facts()
-            if new.reads_requests:
-                unread = [each for each in self._certificates_of(new) if each.key not in facts]
-                self._certificates.expect(unread, self.inventory.pods)
+            unread = [each for each in self._certificates_of(new) if each.key not in facts]
+            self._certificates.expect(unread, self.inventory.pods)
         try:
             admit(
                 new,

@@ -11,8 +11,10 @@ cannot be served is left out and is a condition: a bad port never disables a goo
   may come to mean the same port later, when a Service changes.
 - An HTTP filter needs HTTP to be seen: it is left out where the protocol rules it out, and where the port always speaks
   TLS and no certificate of it is usable. Steering such a port would only add a hop.
-- A certificate is wanted if somebody wants requests of its port to be seen. A pod of which one has not been read yet is
-  in `waiting`: it keeps what it has.
+- A port whose app is told who its clients are (`forward-client-cert`) is opened for whoever steers it. Where it cannot
+  be opened, nobody steers it, and clients reach the app directly.
+- A certificate is wanted if somebody wants requests of its port to be seen, or the port must be opened. A pod of which
+  one has not been read yet is in `waiting`: it keeps what it has.
 - `max-pods`: the pods of older intercepts come first, so that a new session never takes a target away from an old one.
 """
 
@@ -27,7 +29,7 @@ from sidestep.model.intercept import Intercept, Kind
 from sidestep.model.pod import ContainerPort, PodKey, Transport
 from sidestep.node.plan import CertificateFacts, Plan, PodPlan, PortPlan
 from sidestep.node.port_plan import PortPlans
-from sidestep.node.refusals import filter_refusal, refusal_of, refusal_type
+from sidestep.node.refusals import opening_refusal, refusal_of, refusal_type
 from sidestep.node.survey import CertificateKey, PodSurvey, Side, WantedCertificate, port_subject
 from sidestep.node.surveys import Surveys
 from sidestep.policy.conflicts import Claim, admit, claim_of
@@ -103,7 +105,7 @@ def plan(
     needed: list[WantedCertificate] = []
     for key in sorted(targets):
         found = surveyed[key]
-        opened = _opened(draft.wanted[key])
+        opened = _opened(found, draft.wanted[key])
         mine = [wanted for wanted in found.certificates() if wanted.key.port in opened]
         needed += mine
         if any(wanted.key not in certificates for wanted in mine):
@@ -186,13 +188,19 @@ def _within_bound(keys: list[PodKey], settings: NodeSettings, draft: _Draft) -> 
     return ordered[: settings.max_pods]
 
 
-def _opened(wanted: Mapping[tuple[int, Transport], list[Intercept]]) -> frozenset[int]:
-    """The TCP ports whose requests somebody wants to see; what is carried unparsed needs no key."""
+def _opened(found: PodSurvey, wanted: Mapping[tuple[int, Transport], list[Intercept]]) -> frozenset[int]:
+    """The TCP ports whose requests are read; what is carried unparsed needs no key."""
     return frozenset(
         number
         for (number, transport), wanting in wanted.items()
-        if transport is Transport.TCP and any(each.reads_requests for each in wanting)
+        if transport is Transport.TCP
+        and (any(each.reads_requests for each in wanting) or _must_be_opened(found, number))
     )
+
+
+def _must_be_opened(found: PodSurvey, number: int) -> bool:
+    surveyed = found.port(number, Transport.TCP)
+    return surveyed is not None and surveyed.must_be_opened
 
 
 # --- one port -------------------------------------------------------------------------------------------------------
@@ -215,10 +223,10 @@ def _ports(
             side: certificates.get(CertificateKey(found.pod.key, number, side), CertificateFacts()) for side in Side
         }
         served = list(wanting)
-        reason = filter_refusal(surveyed, facts[Side.DOWNSTREAM])
+        reason = opening_refusal(surveyed, facts[Side.DOWNSTREAM])
         if reason:
-            served = [intercept for intercept in wanting if not intercept.reads_requests]
-            left_out = [intercept for intercept in wanting if intercept.reads_requests]
+            left_out = [each for each in wanting if each.reads_requests or surveyed.must_be_opened]
+            served = [each for each in wanting if each not in left_out]
             if left_out:
                 subject = port_subject(found.pod.key, number)
                 draft.refuse(left_out, found.pod.key, Condition(refusal_type(surveyed), subject, reason))

@@ -38,11 +38,14 @@ def port_plan(
 ) -> PortPlan:
     """Put the plan together. `wanting` is not empty, admitted, oldest first; `passing` are the node's own addresses."""
     whole = next((each for each in wanting if each.kind is Kind.INTERCEPT and each.filter.is_global), None)
-    rules = tuple(_rule(each) for each in wanting if each.reads_requests)
-    whole_taps = (each.uid for each in wanting if each.kind is Kind.WIRETAP and not each.reads_requests)
+    opened = surveyed.must_be_opened
+    # Where every request is rewritten, a wiretap of whole connections gets every request, as the app does.
+    reading = [each for each in wanting if each.reads_requests or (opened and each.kind is Kind.WIRETAP)]
+    rules = tuple(_rule(each) for each in reading)
+    whole_taps = (each.uid for each in wanting if each.kind is Kind.WIRETAP and each not in reading)
     # What is carried unparsed is not opened: no key travels for it.
     none = CertificateFacts()
-    downstream, upstream = (facts[Side.DOWNSTREAM], facts[Side.UPSTREAM]) if rules else (none, none)
+    downstream, upstream = (facts[Side.DOWNSTREAM], facts[Side.UPSTREAM]) if rules or opened else (none, none)
     # A trust of the upstream side verifies the app; without one the CA of the downstream certificate is the best guess.
     trust = upstream.trust or downstream.trust
     tls = surveyed.tls

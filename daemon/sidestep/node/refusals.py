@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sidestep.config.annotation_names import CLIENT_AUTH
+from sidestep.config.annotation_names import CLIENT_AUTH, DOWNSTREAM_PATH, DOWNSTREAM_SECRET, FORWARD_CLIENT_CERT
 from sidestep.config.annotations import ClientAuth
 from sidestep.model.condition import ConditionType
 from sidestep.policy.protocol_choice import Use
@@ -33,19 +33,32 @@ def refusal_of(pod: Pod, settings: NodeSettings) -> str:
     return ""
 
 
-def filter_refusal(surveyed: PortSurvey, downstream: CertificateFacts | None) -> str:
-    """Why an HTTP filter cannot be served on this port; empty when it can."""
+def opening_refusal(surveyed: PortSurvey, downstream: CertificateFacts | None) -> str:
+    """Why requests of this port cannot be read; empty when they can.
+
+    It concerns who wants requests to be read. On a port that must be opened it concerns everybody.
+    """
     if surveyed.protocol.refusal:
         return surveyed.protocol.refusal
     unverifiable = _cannot_verify_clients(surveyed, downstream)
     if unverifiable:
         return unverifiable
-    if surveyed.protocol.tls is Use.ALWAYS and not (downstream and downstream.identity):
-        source = surveyed.tls.downstream
-        named = f" ({source.annotation} {source.value!r})" if source is not None else ""
-        reason = (downstream and downstream.problem) or "it has not been read yet"
-        return f"port {surveyed.port.number} speaks TLS and its certificate{named} cannot be used: {reason}"
-    return ""
+    tls = surveyed.protocol.tls
+    if (downstream and downstream.identity) or not (
+        tls is Use.ALWAYS or (tls is Use.PROBE and surveyed.must_be_opened)
+    ):
+        return ""
+    number = surveyed.port.number
+    source = surveyed.tls.downstream
+    speaks = "speaks" if tls is Use.ALWAYS else "may speak"
+    if source is None and not surveyed.tls.downstream_problem:
+        return (
+            f"port {number} {speaks} TLS, no certificate is configured to open it, and {FORWARD_CLIENT_CERT}.{number} "
+            f"closes what cannot be opened: set {DOWNSTREAM_PATH}.{number} or {DOWNSTREAM_SECRET}.{number}"
+        )
+    named = f" ({source.annotation} {source.value!r})" if source is not None else ""
+    reason = surveyed.tls.downstream_problem or (downstream and downstream.problem) or "it has not been read yet"
+    return f"port {number} {speaks} TLS and its certificate{named} cannot be used: {reason}"
 
 
 def _cannot_verify_clients(surveyed: PortSurvey, downstream: CertificateFacts | None) -> str:
@@ -65,7 +78,7 @@ def _cannot_verify_clients(surveyed: PortSurvey, downstream: CertificateFacts | 
 
 
 def refusal_type(surveyed: PortSurvey) -> ConditionType:
-    """What kind of condition `filter_refusal` is."""
+    """What kind of condition `opening_refusal` is."""
     if surveyed.protocol.tls is not Use.NEVER:
         return ConditionType.NO_CERTIFICATE
     return ConditionType.PROTOCOL_CONTRADICTION

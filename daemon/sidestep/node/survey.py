@@ -66,6 +66,12 @@ class PortSurvey:
         """The container port itself."""
         return self.resolved.port
 
+    @property
+    def must_be_opened(self) -> bool:
+        """Whether every connection has to be read, whoever steers the port: its app is told who the client is
+        (`sidestep.dev/forward-client-cert`), and believes it."""
+        return self.tls.forward_client_cert
+
 
 @dataclass(frozen=True, slots=True)
 class PodSurvey:

@@ -10,8 +10,8 @@
       anything that we cannot reproduce, and any upstream failure: TLS end to end on a fresh dial
 
 Until the downstream handshake begins not a byte of the client has been consumed, so every way out of here can still be
-a wire - or, on a port that forwards the client's identity (`sidestep.dev/forward-client-cert`), an end. A global
-intercept is never parsed: it goes to the handler at once (its kubelet probes excepted).
+a wire - or, on a port that forwards the client's identity (`sidestep.dev/forward-client-cert`), an end. On any other
+port a global intercept is not parsed: it goes to the handler at once (its kubelet probes excepted).
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ GREETING: Final = 16
 """Bytes of an app's first words that tell whether it greets."""
 HELLO_TIMEOUT: Final = 10.0
 """Seconds for the rest of a first message that began; then the connection is a wire."""
+
+SILENCE_TIMEOUT: Final = 60.0
+"""Seconds for the first byte of a client that has nobody else to wait for: what servers commonly give
+(nginx: client_header_timeout 60s)."""
 
 
 class Reception(Courier, Protocol):
@@ -95,7 +99,8 @@ class Judge:
         """Look at what is there, and wait for more if need be."""
         self._loop.add(self._fd, self._client_ready, READ)
         snapshot = self._port.snapshot
-        if not snapshot.rules and (self.whole is not None or snapshot.global_taps):
+        reads = snapshot.rules or snapshot.forward_client_cert
+        if not reads and (self.whole is not None or snapshot.global_taps):
             self._relay(WireRelay(self.whole, at_once=True), "tcp")
             return
         waits = self.whole is not None or not self._port.server_first
@@ -171,9 +176,15 @@ class Judge:
         self._silent = True
         self._timer = None
         if self.whole is not None:
-            self._wire(None)  # the handler may, and nothing is lost by not reading what this client will say
+            if self._port.snapshot.forward_client_cert:  # what it will say has to be read
+                self._timer = self._loop.later(SILENCE_TIMEOUT, self._silent_for_long)
+            else:
+                self._wire(None)  # the handler may, and nothing is lost by not reading what this client will say
             return
         self._dial(self._app_dialled)
+
+    def _silent_for_long(self) -> None:
+        self._wire("silent-client")
 
     def _app_dialled(self, app: socket.socket) -> None:
         self._app = app

@@ -1,12 +1,17 @@
+from dataclasses import replace
+
 import pytest
 
+from sidestep.config import annotation_names as names
 from sidestep.config.node_settings import NodeSettings
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest
+from sidestep.model.intercept import Kind
 from sidestep.model.pod import PodKey, ServicePort, Transport
-from sidestep.node.admission import admit
+from sidestep.node.admission import admit, certificates_of
 from sidestep.node.plan import CertificateFacts
 from sidestep.node.survey import CertificateKey, Side
+from sidestep.node.surveys import Surveys
 from tests.unit.node.scenes import CERTIFIED, header, intercept, inventory, pod, service
 
 POD = PodKey("shop", "orders-1")
@@ -94,3 +99,21 @@ def test_conflicts_are_refused():
 
 def test_what_lost_its_workload_is_no_obstacle():
     assert judged(intercept("new", filter=Filter()), existing=[intercept("old", workload="gone")])
+
+
+FORWARDING = {**CERTIFIED, f"{names.FORWARD_CLIENT_CERT}.8443": "enabled"}
+
+
+def test_a_port_that_must_be_opened_is_judged_as_such_whoever_wants_it():
+    stock = inventory(pod(annotations=FORWARDING))
+    whole = intercept(filter=Filter())
+    assert judged(whole, stock=stock)
+    assert judged(whole, stock=stock, certificates={})
+    for kind in Kind:
+        with pytest.raises(RefusedError, match="cannot be used: it expired"):
+            judged(replace(whole, kind=kind), stock=stock, certificates={KEY: CertificateFacts(problem="it expired")})
+    wanted = certificates_of(whole, stock, node_annotations={}, surveys=Surveys())
+    assert [each.key for each in wanted] == [KEY]
+    assert not certificates_of(whole, inventory(), node_annotations={}, surveys=Surveys())
+    udp = intercept(port="dns", transport=Transport.UDP, filter=Filter())
+    assert not certificates_of(udp, stock, node_annotations={}, surveys=Surveys())

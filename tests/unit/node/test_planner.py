@@ -310,3 +310,49 @@ def test_a_container_that_starts_anew_is_another_app():
         for pids in ({"app": 1, "side": 2}, {"side": 2, "app": 1}, {"app": 3, "side": 2})
     ]
     assert plans[0] == plans[1] != plans[2]
+
+
+FORWARDING = {**CERTIFIED, f"{names.FORWARD_CLIENT_CERT}.8443": "enabled"}
+WHOLE = intercept(filter=GLOBAL)
+
+
+@pytest.mark.parametrize("wanting", [WHOLE, replace(WHOLE, kind=Kind.WIRETAP)], ids=lambda each: each.kind)
+def test_a_port_whose_app_is_told_who_its_clients_are_is_opened_for_everybody(wanting):
+    stock = inventory(pod(annotations=FORWARDING))
+    assert planned(stock, [wanting], certificates={}).waiting == {POD}
+    (port,) = planned(stock, [wanting]).pods[POD].ports
+    assert (port.snapshot.identity, port.snapshot.client_trust) == ("identity:a", "trust:a")
+    assert port.snapshot.forward_client_cert
+    assert port.snapshot.global_taps == ()
+    assert [rule.uid for rule in port.snapshot.rules] == ([] if wanting is WHOLE else [wanting.uid])
+    assert port.snapshot.global_uid == (wanting.uid if wanting is WHOLE else "")
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize(
+    ("annotations", "protocol", "certificates", "text"),
+    [
+        (FORWARDING, "https", {}, "it is broken"),
+        ({f"{names.FORWARD_CLIENT_CERT}.8443": "enabled"}, "https", {}, "no certificate is configured"),
+        ({f"{names.FORWARD_CLIENT_CERT}.8443": "enabled"}, "", {}, "no certificate is configured"),
+        (FORWARDING, "tcp", GOOD, "rules out HTTP"),
+    ],
+)
+def test_where_it_cannot_be_opened_nobody_steers_it(kind, annotations, protocol, certificates, text):
+    declared = replace(HTTPS, name="x") if not protocol else HTTPS
+    services = (service(ServicePort(8443, 8443, app_protocol=protocol)),)
+    stock = inventory(pod(annotations=annotations, ports=(declared,)), services=services)
+    broken = {CertificateKey(POD, 8443, Side.DOWNSTREAM): CertificateFacts(problem="it is broken")}
+    result = planned(stock, [intercept(filter=GLOBAL, kind=kind, port="8443")], certificates=certificates or broken)
+    assert result.pods == {}
+    assert text in result.refusals["u1", POD]
+    unread = planned(stock, [intercept(port="8443")], certificates=certificates or broken)
+    assert unread.pods == {}
+
+
+def test_datagrams_of_the_same_number_are_not_concerned():
+    annotations = {f"{names.FORWARD_CLIENT_CERT}.8443": "enabled"}
+    udp = replace(HTTPS, transport=Transport.UDP, name="quic")
+    stock = inventory(pod(annotations=annotations, ports=(HTTPS, udp)))
+    result = planned(stock, [intercept(filter=GLOBAL, port="8443", transport=Transport.UDP)])
+    assert [port.snapshot.transport for port in result.pods[POD].ports] == ["udp"]
