@@ -34,6 +34,12 @@ order), `_diversion.exchange` is what a handler has to answer. Invariants:
     that is not certain, or was more than `hold`, the connection is a wire. A handler gets only what cannot be a
     request, and if it does not switch, its answer is the last one. All else is `held` until the answer; so is what
     follows an offer of `h2c` alone, for the HTTP/2 engine or as the next request.
+  * Where the unreadable is closed (`OnUnreadable.CLOSE`), RAW is entered only by what the app itself agreed to (101,
+    2xx to CONNECT), unless that is HTTP/2, and when the client has ended and all it said is forwarded. So an app that
+    ends ends the connection, and what follows an Upgrade or CONNECT waits for the answer: it may be the next request.
+    A slow head is not given to the app in pieces, so the client has longer for it (CLOSING_LIMITS).
+  * With a rewriter (`engine.rewriting`) every head is rewritten before it is judged, and so are the trailers of a
+    chunked request; no chunk of the client `passes`.
   * Kept bytes: `held`, `_ahead`, a begun head, and until a handler leg is open its request: each up to its limit and
     one read.
 
@@ -45,6 +51,7 @@ asks nothing (measured: 3.8 µs less per request and answer, of 6.6 in Python, t
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import Final
 
 from sidestep.engine.http1_diversion import Diversion
@@ -52,7 +59,8 @@ from sidestep.engine.http1_exchange import ANSWERED_BY, SWITCHES, Judged
 from sidestep.engine.http1_judging import PLAIN, Judging
 from sidestep.engine.http1_peers import Peers
 from sidestep.engine.http2 import Http2Relay
-from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Relay, Role
+from sidestep.engine.relay import HIGH_WATER, Ending, Leg, OnUnreadable, Relay, Role
+from sidestep.engine.rewriting import Rewriter, TrailerFilter
 from sidestep.engine.taps import Copy, Ledger, Taps
 from sidestep.engine.wire import Wire
 from sidestep.policy.route import SteeredPort
@@ -63,6 +71,7 @@ from sidestep.protocols.http1 import (
     CONNECT,
     END_OF_HEAD,
     LIMITS,
+    REQUEST,
     UPGRADE,
     Http1Limits,
     ResponseHead,
@@ -78,28 +87,35 @@ _READING, _HELD, _SWITCHING, _RAW, _DISCARD, _OVER = range(6)
 _MEMO_HEAD: Final = LIMITS.memo_head
 """Bytes above which a head, or a chunk that may be one, is not looked up: no longer ones are remembered."""
 
+CLOSING_LIMITS: Final = replace(LIMITS, head_seconds=60.0)
+"""Where the unreadable is closed: seconds for a head as servers commonly give (nginx: client_header_timeout 60s)."""
+
 
 class Http1Relay(Relay):
-    """See the module. `tls` says whether the client came over TLS."""
+    """See the module. `tls`: the client came over TLS. Without `limits` they follow from `on_unreadable`."""
 
     __slots__ = (
         "_ahead",
         "_apart",
+        "_closes",
         "_discarded",
         "_diversion",
         "_few",
         "_judging",
         "_ledger",
         "_limits",
+        "_passable",
         "_peers",
         "_pending",
         "_port",
         "_requests",
         "_responses",
+        "_rewriter",
         "_sending",
         "_state",
         "_switching",
         "_taps",
+        "_trailers",
         "_wire",
         "client_ended",
         "held",
@@ -108,9 +124,23 @@ class Http1Relay(Relay):
     )
 
     def __init__(
-        self, port: SteeredPort, *, tls: bool, limits: Http1Limits = LIMITS, ledger: Ledger | None = None
+        self,
+        port: SteeredPort,
+        *,
+        tls: bool,
+        limits: Http1Limits | None = None,
+        ledger: Ledger | None = None,
+        on_unreadable: OnUnreadable = OnUnreadable.PASS,
+        rewriter: Rewriter | None = None,
     ) -> None:
         super().__init__()
+        self._closes = on_unreadable is OnUnreadable.CLOSE
+        if limits is None:
+            limits = CLOSING_LIMITS if self._closes else LIMITS
+        self._rewriter = rewriter
+        self._trailers: TrailerFilter | None = None
+        self._passable = _MEMO_HEAD if rewriter is None else -1
+        """Bytes of a chunk of the client that may pass as it is."""
         self.tls = tls
         self._port = port
         self._limits = limits
@@ -152,7 +182,7 @@ class Http1Relay(Relay):
                 self.side is app
                 and app.open
                 and self._requests.state == reading.FRESH
-                and len(data) <= _MEMO_HEAD
+                and len(data) <= self._passable
                 and (request := self._judging.passes(data)) is not None
             ):
                 if request is not PLAIN and not self._taps.whole(request, data):
@@ -230,6 +260,8 @@ class Http1Relay(Relay):
             return
         elif self._apart:
             self._retire_app()
+        elif self._closes:
+            self.end(Ending.CLOSE)
         else:
             self.become_wire(None)
             self._wire_eof(leg)
@@ -350,7 +382,8 @@ class Http1Relay(Relay):
             at = requests.read(data, start)
             event = requests.event
             if event == reading.HEADED:
-                at = self._headed(requests.head, data, at)
+                headed = self._headed if self._rewriter is None else self._rewritten
+                at = headed(requests.head, data, at)
             elif event == reading.BROKEN:
                 self._broken(requests.anomaly, data[at:])
                 break
@@ -417,8 +450,22 @@ class Http1Relay(Relay):
             self._request_sent()
         return end
 
+    def _rewritten(self, head: bytes, data: bytes, end: int) -> int:
+        """As `_headed`, after the head was rewritten."""
+        rewriter = self._rewriter
+        if rewriter is None or REQUEST.fullmatch(head) is None:
+            return self._headed(head, data, end)  # which finds that it cannot be read
+        head = rewriter.head(head)
+        reached = self._headed(head, head + data[end:], len(head))
+        self._trailers = TrailerFilter(rewriter, self._limits) if self._requests.state == reading.CHUNKS else None
+        return reached - len(head) + end
+
     def _forward(self, body: bytes) -> None:
         """Pass on a piece of the body of the request being received."""
+        if self._trailers is not None:
+            body = self._trailers.take(body)
+            if not body:
+                return
         if self._taps.copying:
             self._taps.body(body)
         exchange = self._diversion.exchange
@@ -443,6 +490,8 @@ class Http1Relay(Relay):
 
     def _may_send_ahead(self) -> bool:
         """Whether the app may have what follows the request before it has answered."""
+        if self._closes:
+            return False
         return bool(self._sending & CONNECT) or offers(self._switching) != [h2c_upgrade.TOKEN]
 
     def _send_ahead(self) -> None:
@@ -653,6 +702,10 @@ class Http1Relay(Relay):
 
     def switch(self, leg: Leg, response: ResponseHead | None) -> None:
         """101, or 2xx to CONNECT: client and `leg` speak another protocol now."""
+        if self._closes and response is not None and b"h2c" in response.upgrade:
+            self.anomaly = "h1-h2c-upgrade"  # requests that would have to be read
+            self.end(Ending.CLOSE)
+            return
         if response is not None and response.upgrade == b"h2c":
             self.anomaly = "h1-h2c-upgrade"
         self._diversion.exchange = None
@@ -660,7 +713,7 @@ class Http1Relay(Relay):
 
     def _hand_over(self, response: ResponseHead | None, rest: bytes) -> bool:
         """The app has answered 101: if it goes on in HTTP/2, so do we, in its engine. `rest` follows the answer."""
-        if response is None or response.upgrade != h2c_upgrade.TOKEN or self.tls or self._ahead:
+        if self._closes or response is None or response.upgrade != h2c_upgrade.TOKEN or self.tls or self._ahead:
             return False
         request = parse_request(self._switching, self._limits)
         settings = None if isinstance(request, str) else h2c_upgrade.client_settings(request.fields)
@@ -693,9 +746,16 @@ class Http1Relay(Relay):
         return True
 
     def become_wire(self, anomaly: str | None, rest: bytes = b"") -> None:
-        """Join client and app; `rest` are the client's bytes after those that are kept."""
+        """Join client and app; `rest` are the client's bytes after those that are kept.
+
+        Where the unreadable is closed this closes instead, unless nothing unread can follow.
+        """
         if anomaly is not None:
             self.anomaly = anomaly
+        if self._closes and (anomaly is not None or not self.client_ended or self.held or rest):
+            if anomaly is not None or not self._responses.ends_with_connection:
+                self.end(Ending.CLOSE)
+            return
         self._taps.cut()
         self._join(self._ask_app(), rest)
 

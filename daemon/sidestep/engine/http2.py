@@ -24,6 +24,9 @@ A connection starts unmixed. As long as it is, anything that cannot be read with
 answer with SETTINGS - makes it a wire, with every byte so far handed on as it came. Once mixed that way is closed: the
 peers' contexts differ. Then an error is a connection error, told with GOAWAY (RFC 9113 section 5.4.1).
 
+Where the unreadable is closed (`OnUnreadable.CLOSE`) no connection becomes a wire. With a rewriter (`engine.rewriting`)
+every header block for the app is written anew: the connection is mixed from the client's preface on.
+
 Wiretaps neither make it mixed nor hold anything back: copies are made of what passes (`Http2Taps`), and end where the
 connection cannot be read any more.
 """
@@ -31,7 +34,8 @@ connection cannot be read any more.
 from __future__ import annotations
 
 from sidestep.engine.http2_connection import Connection
-from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Relay, Role
+from sidestep.engine.relay import HIGH_WATER, Ending, Leg, OnUnreadable, Relay, Role
+from sidestep.engine.rewriting import Rewriter
 from sidestep.engine.taps import Ledger
 from sidestep.model.errors import PeerError
 from sidestep.policy.route import SteeredPort
@@ -58,7 +62,7 @@ class Http2Relay(Relay):
     `predecessor` is the relay of that request. Raises Http2Error when the settings are out of range.
     """
 
-    __slots__ = ("_app_asked", "_client_ended", "_connection", "tls")
+    __slots__ = ("_app_asked", "_client_ended", "_closes", "_connection", "tls")
 
     def __init__(
         self,
@@ -69,6 +73,8 @@ class Http2Relay(Relay):
         upgrade_settings: bytes | None = None,
         predecessor: Relay | None = None,
         ledger: Ledger | None = None,
+        on_unreadable: OnUnreadable = OnUnreadable.PASS,
+        rewriter: Rewriter | None = None,
     ) -> None:
         upgraded = None if upgrade_settings is None else read_settings(upgrade_settings)
         super().__init__()
@@ -78,7 +84,8 @@ class Http2Relay(Relay):
         self.tls = tls
         self._app_asked = False
         self._client_ended = False
-        self._connection = Connection(self, port, limits, ledger or Ledger())
+        self._closes = on_unreadable is OnUnreadable.CLOSE
+        self._connection = Connection(self, port, limits, ledger or Ledger(), rewriter)
         if upgraded is not None:
             self._connection.upgraded(upgraded)
 
@@ -368,9 +375,15 @@ class Http2Relay(Relay):
         self.done = True
 
     def _wire(self, reason: str) -> None:
-        """Join client and app for good."""
+        """Join client and app for good, or close."""
         connection = self._connection
         self.anomaly = reason
+        if self._closes:
+            connection.diversion.abandon()
+            self.client.end(Ending.CLOSE)
+            self.app.end(Ending.CLOSE)
+            self.done = True
+            return
         self.drain = False
         connection.taps.cut_all()
         connection.to_app(connection.from_client.pending)

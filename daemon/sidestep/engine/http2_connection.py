@@ -7,7 +7,8 @@
     Http2Taps   copies of requests, on connections of their own
     Streams     whose each stream id is
 
-`mixed` is false until the first stream is diverted, and true ever after. While it is false both directions carry the
+`mixed` is false until the first stream is diverted, and true ever after; with a rewriter it is true from the client's
+preface on. While it is false both directions carry the
 original bytes and the connection can become a wire at any point; every entry of the parts' own docstrings that says
 "once diverted" means `mixed`.
 
@@ -41,6 +42,7 @@ from sidestep.engine.http2_streams import CLIENT_ENDED, Streams
 from sidestep.engine.http2_taps import Http2Taps
 from sidestep.engine.http2_to_client import ToClient
 from sidestep.engine.relay import Ending
+from sidestep.engine.rewriting import RewritingMemo
 from sidestep.protocols.hpack import Memo
 from sidestep.protocols.http2 import (
     DEFAULT_LIMITS,
@@ -54,6 +56,7 @@ from sidestep.protocols.http2 import (
 
 if TYPE_CHECKING:
     from sidestep.engine.relay import Relay
+    from sidestep.engine.rewriting import Rewriter
     from sidestep.engine.taps import Ledger
     from sidestep.policy.route import SteeredPort
     from sidestep.protocols.http2 import Http2Limits
@@ -87,16 +90,21 @@ class Connection:
         "port",
         "request_window",
         "retired",
+        "rewrites",
         "streams",
         "table_followed",
         "taps",
         "to_client",
     )
 
-    def __init__(self, relay: Relay, port: SteeredPort, limits: Http2Limits, ledger: Ledger) -> None:
+    def __init__(
+        self, relay: Relay, port: SteeredPort, limits: Http2Limits, ledger: Ledger, rewriter: Rewriter | None = None
+    ) -> None:
         self.port = port
         self.limits = limits
-        self.memo = REQUESTS if limits is DEFAULT_LIMITS else Memo(limits.memo)
+        memo = REQUESTS if limits is DEFAULT_LIMITS else Memo(limits.memo)
+        self.memo = memo if rewriter is None else RewritingMemo(memo, rewriter)
+        self.rewrites = rewriter is not None
         self.client = relay.client
         self.app = relay.app
         self.budget = ledger.budget

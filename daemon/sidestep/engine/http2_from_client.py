@@ -225,6 +225,9 @@ class FromClient:
             self._need = len(PREFACE)
             return False
         self._started = True
+        if self._connection.rewrites:
+            self._connection.mixed = True
+            self._held = []
         return True
 
     def _hand_on(self, data: bytes, start: int, position: int) -> None:

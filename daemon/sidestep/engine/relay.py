@@ -94,6 +94,19 @@ class Ending(enum.IntEnum):
     """Drop what is queued and reset, so that the peer cannot take a truncated message for a whole one."""
 
 
+class OnUnreadable(enum.Enum):
+    """What becomes of a connection that cannot be read with certainty.
+
+    The one switch for everything that must not be bypassed. A relay is given it when it is made; `classification`
+    decides by it what happens to a connection before there is a relay.
+    """
+
+    PASS = enum.auto()
+    """It is passed through, raw, to whoever would get it: nobody is harmed."""
+    CLOSE = enum.auto()
+    """It is closed: not a byte of the client reaches the app unread."""
+
+
 class Leg:
     """One end of a connection. `io` and `active` belong to the shell; everything else is written by the engine only,
     except `queued`, from which the shell subtracts what it wrote, and `out`, which it empties.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from sidestep.engine.relay import OnUnreadable
 from sidestep.model.condition import ConditionType
 from sidestep.model.intercept import Kind
 from sidestep.policy.matching import compile_filter, from_rows, needle_of
@@ -64,6 +65,14 @@ class LivePort:
         """The app began to speak on the last connection whose client did not: the next silent client is not waited
         for. Forgotten when a client begins with HTTP or TLS, when the snapshot changes and when the app restarts."""
         self._asked_later = False
+
+    @property
+    def on_unreadable(self) -> OnUnreadable:
+        """What becomes of connections to this port that cannot be read.
+
+        An app that is told who its clients are believes what a request says about them: nothing reaches it unread.
+        """
+        return OnUnreadable.CLOSE if self.snapshot.forward_client_cert else OnUnreadable.PASS
 
     @property
     def asks_later(self) -> bool:

@@ -1,4 +1,4 @@
-"""Which engine relays a connection: by protocol, by whether its port tells the app who the client is, by who copies it.
+"""Which engine relays a connection, and by which policies: what it does with the unreadable, who rewrites heads.
 
 A port with global wiretaps has its connections copied whole, whatever else becomes of them. Filtered ones see requests,
 and so does whoever wants to be told of heads: for their sake connections are read even where a global intercept takes
@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import Final
 
 from sidestep.engine.http1 import Http1Relay
-from sidestep.engine.http1_forwarding import ForwardingHttp1Relay
 from sidestep.engine.http2 import Http2Relay
-from sidestep.engine.http2_forwarding import ForwardingHttp2Relay
 from sidestep.engine.relay import Relay
+from sidestep.engine.rewriting import ClientCertificate
 from sidestep.engine.tapped import TappedRelay
 from sidestep.engine.taps import Ledger
 from sidestep.policy.route import Rule
@@ -38,15 +37,13 @@ def relay_for(
 
 
 def _engine(protocol: str, port: LivePort, ledger: Ledger, client: TlsStream | None) -> Relay:
-    tls = client is not None
+    engine = Http2Relay if protocol == H2 else Http1Relay
+    rewriter = None
     if port.snapshot.forward_client_cert:
-        value = proved_by(client) if client is not None else None
-        if protocol == H2:
-            return ForwardingHttp2Relay(port.steered, tls=tls, value=value, ledger=ledger)
-        return ForwardingHttp1Relay(port.steered, tls=tls, value=value, ledger=ledger)
-    if protocol == H2:
-        return Http2Relay(port.steered, tls=tls, ledger=ledger)
-    return Http1Relay(port.steered, tls=tls, ledger=ledger)
+        rewriter = ClientCertificate(proved_by(client) if client is not None else None)
+    return engine(
+        port.steered, tls=client is not None, ledger=ledger, on_unreadable=port.on_unreadable, rewriter=rewriter
+    )
 
 
 def tapped(relay: Relay, port: LivePort, ledger: Ledger) -> Relay:

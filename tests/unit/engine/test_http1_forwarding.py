@@ -2,8 +2,9 @@
 
 import pytest
 
-from sidestep.engine.http1_forwarding import ForwardingHttp1Relay
-from sidestep.engine.relay import Ending
+from sidestep.engine.http1 import Http1Relay
+from sidestep.engine.relay import Ending, OnUnreadable
+from sidestep.engine.rewriting import ClientCertificate
 from sidestep.policy.route import Route, SteeredPort
 from tests.unit.engine.hostile_heads import HOSTILE_BODIES, HOSTILE_HEADS
 from tests.unit.engine.shell import Shell, rule
@@ -16,7 +17,14 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 def relay(*rules, value=b"Hash=1", tls=True):
-    return Shell(ForwardingHttp1Relay(SteeredPort(8443, Route(rules or (rule(),))), tls=tls, value=value))
+    return Shell(
+        Http1Relay(
+            SteeredPort(8443, Route(rules or (rule(),))),
+            tls=tls,
+            on_unreadable=OnUnreadable.CLOSE,
+            rewriter=ClientCertificate(value),
+        )
+    )
 
 
 def in_pieces(data, size):

@@ -4,9 +4,9 @@ import hpack
 import pytest
 
 from sidestep.engine.http1 import Http1Relay
-from sidestep.engine.http1_forwarding import ForwardingHttp1Relay
 from sidestep.engine.http2 import Http2Relay
-from sidestep.engine.relay import Ending, Role
+from sidestep.engine.relay import Ending, OnUnreadable, Role
+from sidestep.engine.rewriting import ClientCertificate
 from sidestep.engine.tapped import TappedRelay
 from sidestep.engine.taps import Ledger
 from sidestep.policy.route import Route, Rule, SteeredPort
@@ -19,8 +19,8 @@ SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade:
 FROM_APP = settings({}) + header_frames(1, b"\x88", end_stream=True)
 
 
-def begun(asked=ASKED, *, tls=False, relay_type=Http1Relay, **options):
-    relay = relay_type(SteeredPort(80, Route((rule(),))), tls=tls, **options)
+def begun(asked=ASKED, *, tls=False, **options):
+    relay = Http1Relay(SteeredPort(80, Route((rule(),))), tls=tls, **options)
     relay.app.open = True
     relay.receive(relay.client, asked)
     assert b"".join(relay.app.out) == asked
@@ -115,7 +115,7 @@ def test_a_refused_upgrade_goes_on_in_http1():
 
 
 def test_where_heads_are_rewritten_it_is_closed():
-    relay = begun(relay_type=ForwardingHttp1Relay, value=None)
+    relay = begun(on_unreadable=OnUnreadable.CLOSE, rewriter=ClientCertificate(None))
     relay.receive(relay.app, SWITCHED + FROM_APP)
     assert relay.successor is None
     assert relay.done

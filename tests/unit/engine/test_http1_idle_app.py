@@ -4,8 +4,9 @@ client's, and the next request for the app never meets an app that is about to c
 
 import pytest
 
-from sidestep.engine.http1_forwarding import ForwardingHttp1Relay
-from sidestep.engine.relay import Ending
+from sidestep.engine.http1 import Http1Relay
+from sidestep.engine.relay import Ending, OnUnreadable
+from sidestep.engine.rewriting import ClientCertificate
 from sidestep.policy.route import Route, SteeredPort
 from tests.unit.engine.shell import Shell, http1, rule
 
@@ -70,7 +71,15 @@ def test_nor_inside_a_head_or_behind_what_is_held(end):
 
 
 def test_nor_where_heads_are_rewritten():
-    shell = Shell(ForwardingHttp1Relay(SteeredPort(80, Route((rule(),))), tls=True, value=None), app_open=True)
+    shell = Shell(
+        Http1Relay(
+            SteeredPort(80, Route((rule(),))),
+            tls=True,
+            on_unreadable=OnUnreadable.CLOSE,
+            rewriter=ClientCertificate(None),
+        ),
+        app_open=True,
+    )
     shell.client(B)
     shell.handler(OK_B)
     shell.eof(shell.relay.app)

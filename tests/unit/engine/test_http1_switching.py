@@ -2,8 +2,9 @@
 
 import pytest
 
-from sidestep.engine.http1_forwarding import ForwardingHttp1Relay
-from sidestep.engine.relay import HIGH_WATER, Ending
+from sidestep.engine.http1 import Http1Relay
+from sidestep.engine.relay import HIGH_WATER, Ending, OnUnreadable
+from sidestep.engine.rewriting import ClientCertificate
 from sidestep.policy.route import Route, SteeredPort
 from tests.unit.engine.shell import Shell, http1, rule
 
@@ -327,7 +328,15 @@ def test_copies_of_early_requests():
 
 
 def test_where_heads_are_rewritten_nothing_goes_ahead_to_the_app():
-    shell = Shell(ForwardingHttp1Relay(SteeredPort(80, Route((rule(),))), tls=True, value=None), app_open=True)
+    shell = Shell(
+        Http1Relay(
+            SteeredPort(80, Route((rule(),))),
+            tls=True,
+            on_unreadable=OnUnreadable.CLOSE,
+            rewriter=ClientCertificate(None),
+        ),
+        app_open=True,
+    )
     spoof = A[:-2] + b"X-Forwarded-Client-Cert: me\r\n\r\n"
     shell.client(upgrade(A) + spoof)
     assert shell.to_app == upgrade(A)

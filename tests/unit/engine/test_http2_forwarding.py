@@ -2,8 +2,9 @@
 
 import pytest
 
-from sidestep.engine.http2_forwarding import ForwardingHttp2Relay
-from sidestep.engine.relay import Ending
+from sidestep.engine.http2 import Http2Relay
+from sidestep.engine.relay import Ending, OnUnreadable
+from sidestep.engine.rewriting import ClientCertificate
 from sidestep.protocols.http2 import PREFACE
 from tests.unit.engine.http2_peers import MATCH, Endpoint, Message, Shell
 
@@ -22,7 +23,7 @@ def answer(fields):
 def forwarding(client, app, *, value=b"Hash=1", **options):
     shell = Shell(client, app, **options)
     old = shell.relay
-    shell.relay = ForwardingHttp2Relay(shell.port, tls=True, value=value)
+    shell.relay = Http2Relay(shell.port, tls=True, on_unreadable=OnUnreadable.CLOSE, rewriter=ClientCertificate(value))
     shell.ends = {shell.relay.client: shell.ends[old.client]}
     return shell
 
