@@ -15,23 +15,21 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 
+from sidestep.engine.classification import Close, Http, Offer, Pass, Wait, classify_decrypted, unreadable
 from sidestep.engine.relay import Relay
 from sidestep.engine.taps import Ledger
 from sidestep.engine.wire import WireRelay
 from sidestep.model.condition import ConditionType
 from sidestep.policy.route import Rule
-from sidestep.protocols.detection import Detected, detect
 from sidestep.proxy.credentials import Credentials
 from sidestep.proxy.handshake import DownstreamHandshake, Failure, UpstreamHandshake, asks_later, outcome
 from sidestep.proxy.loop import READ, Loop
 from sidestep.proxy.messages import PortSnapshot
 from sidestep.proxy.ports import LivePort
-from sidestep.proxy.rehearsal import Shape
 from sidestep.proxy.relays import relay_for
 from sidestep.proxy.stream import Stream, TlsStream
 
@@ -76,19 +74,6 @@ class Judged(Protocol):
 
     def abandon(self) -> None:
         """End it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What a client began with: its ClientHello as it came, what of it decides whether a certificate will do (see
-    `client_hello`), its server name, its ALPN list, and whether servers may ask for its certificate later.
-    """
-
-    hello: bytes
-    shape: Shape
-    server_name: str | None
-    alpn: tuple[str, ...]
-    askable: bool
 
 
 class Bridge:
@@ -267,7 +252,7 @@ class FirstWords:
         self._loop.rebind(self._client.fd, self._client_ready, READ)
         self._loop.add(self._app.fd, self._app_ready, READ)
         if self._app.early:
-            self._wire("tls-server-first")
+            self._app_first()
         else:
             self._client_ready(READ)
 
@@ -281,15 +266,13 @@ class FirstWords:
         if data is None:
             return
         self._words += data
-        detected = detect(self._words)
-        if detected is Detected.MORE and data:
-            return
-        if detected in (Detected.HTTP1, Detected.HTTP2):
-            protocol = "h2" if detected is Detected.HTTP2 else "http/1.1"
-            whole = self._judge.whole
-            self._run(relay_for(protocol, self._bridge.port, self._bridge.ledger, self._client, whole=whole), protocol)
-        else:
-            self._wire("tls-not-http")
+        port = self._bridge.port
+        verdict = classify_decrypted(port.on_unreadable, self._words, ended=not data)
+        if isinstance(verdict, Http):
+            relay = relay_for(verdict.protocol, port, self._bridge.ledger, self._client, whole=self._judge.whole)
+            self._run(relay, verdict.protocol)
+        elif not isinstance(verdict, Wait):
+            self._leave_unread(verdict)
 
     def _app_ready(self, mask: int) -> None:
         """The app's descriptor is readable after every TLS 1.3 handshake: session tickets are no words of the app."""
@@ -301,16 +284,19 @@ class FirstWords:
             return
         if data is not None:
             self._app.early = data
-            self._wire("tls-server-first")
+            self._app_first()
 
-    def _wire(self, anomaly: str) -> None:
-        """Go on as a wire. An end that was read here is found again there, after the words."""
-        if self._bridge.port.snapshot.forward_client_cert:
+    def _app_first(self) -> None:
+        self._leave_unread(unreadable(self._bridge.port.on_unreadable, "tls-server-first", tls=True))
+
+    def _leave_unread(self, verdict: Pass | Close) -> None:
+        """Pass the connection through or close it. The relay sees an end that was read here after the words."""
+        if isinstance(verdict, Close):
             self._bridge.port.counters["closed_unread"] += 1
             self.abandon()
             return
         relay = WireRelay()
-        relay.anomaly = anomaly
+        relay.anomaly = verdict.reason
         self._run(relay, "tcp")
 
     def _run(self, relay: Relay, protocol: str) -> None:

@@ -1,17 +1,14 @@
-"""The first bytes of an accepted connection, peeked and not consumed, decide what it is (design 4.1, 4.2).
+"""Carries out what `engine.classification` decides about an accepted connection (design 4.1, 4.2).
 
-    WAITING     for the client's first bytes; the detection timeout runs
-      bytes  -> TLS with a certificate for the port: HELLO; HTTP/2 preface, HTTP/1 request line: relay; else: wire
-      silent -> SILENT: the app is dialled; if it speaks first, wire; the client's first bytes are still judged.
-                Once the app of a port has greeted a silent client, the next ones are not waited for
-                (`LivePort.server_first`): SILENT begins at once, and bytes of the client still come first
-    HELLO       a ClientHello, possibly incomplete (SO_RCVLOWAT waits for more without spinning)
-      whole  -> DIALLING the app, then the upstream handshake, then the downstream one, then relay by ALPN
-      anything that we cannot reproduce, and any upstream failure: TLS end to end on a fresh dial
+    WAITING     for the client's first bytes, peeked and not consumed; the detection timeout runs
+    SILENT      it is over, and the app was asked: if it speaks first the connection cannot be read; what the client
+                says first is still classified. Once the app of a port has greeted a silent client, the next ones are
+                not waited for (`LivePort.server_first`): SILENT begins at once
+    HELLO       a first message that began, usually a ClientHello (SO_RCVLOWAT waits for more without spinning)
+    OPENING     `Bridge` finishes the handshake with the app first, then the one with the client
 
-Until the downstream handshake begins not a byte of the client has been consumed, so every way out of here can still be
-a wire - or, on a port that forwards the client's identity (`sidestep.dev/forward-client-cert`), an end. On any other
-port a global intercept is not parsed: it goes to the handler at once (its kubelet probes excepted).
+Until the downstream handshake begins not a byte of the client has been consumed, so until then every verdict can still
+be to pass the connection through, untouched. How each way out is taken stands under "verdicts".
 """
 
 from __future__ import annotations
@@ -20,14 +17,28 @@ import socket
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from sidestep.engine.classification import (
+    PEEK,
+    AskApp,
+    Close,
+    Event,
+    Http,
+    OpenTls,
+    Pass,
+    PortFacts,
+    Unparsed,
+    Verdict,
+    Wait,
+    classify,
+    unreadable,
+)
 from sidestep.engine.relay import Leg, Relay, Role
 from sidestep.engine.taps import Ledger
 from sidestep.engine.wire import WireRelay
 from sidestep.model.condition import ConditionType
 from sidestep.policy.route import Rule
-from sidestep.protocols import client_hello
-from sidestep.protocols.detection import Detected, detect, is_greeting
-from sidestep.proxy.bridge import Bridge, Offer
+from sidestep.protocols.detection import is_greeting
+from sidestep.proxy.bridge import Bridge
 from sidestep.proxy.conduit import Conduit, Courier, Endpoint, Raw
 from sidestep.proxy.credentials import Credentials, presents
 from sidestep.proxy.handshake import Failure, asks_later, outcome
@@ -36,16 +47,8 @@ from sidestep.proxy.ports import LivePort
 from sidestep.proxy.relays import relay_for, tapped, whole_rule
 from sidestep.proxy.stream import PlainStream, TlsStream, reset
 
-PEEK: Final = 64 * 1024
-"""Bytes of a connection looked at before it is judged; a ClientHello is far smaller."""
 GREETING: Final = 16
 """Bytes of an app's first words that tell whether it greets."""
-HELLO_TIMEOUT: Final = 10.0
-"""Seconds for the rest of a first message that began; then the connection is a wire."""
-
-SILENCE_TIMEOUT: Final = 60.0
-"""Seconds for the first byte of a client that has nobody else to wait for: what servers commonly give
-(nginx: client_header_timeout 60s)."""
 
 
 class Reception(Courier, Protocol):
@@ -98,16 +101,31 @@ class Judge:
     def begin(self) -> None:
         """Look at what is there, and wait for more if need be."""
         self._loop.add(self._fd, self._client_ready, READ)
-        snapshot = self._port.snapshot
-        reads = snapshot.rules or snapshot.forward_client_cert
-        if not reads and (self.whole is not None or snapshot.global_taps):
-            self._relay(WireRelay(self.whole, at_once=True), "tcp")
-            return
-        waits = self.whole is not None or not self._port.server_first
-        self._timer = self._loop.later(self._reception.detection_timeout if waits else 0.0, self._client_silent)
-        self._client_ready(READ)
+        verdict = classify(self._facts(), Event.ACCEPTED)
+        if isinstance(verdict, Wait):
+            self._timer = self._loop.later(verdict.seconds, self._client_silent)
+            self._client_ready(READ)
+        else:
+            self._carry_out(verdict)
 
-    # --- first bytes ------------------------------------------------------------------------------------------------
+    def _facts(self) -> PortFacts:
+        port, snapshot, whole = self._port, self._port.snapshot, self.whole is not None
+        return PortFacts(
+            tls=snapshot.tls,
+            certificate=bool(snapshot.identity),
+            reads=bool(snapshot.rules),
+            whole=whole,
+            copied=bool(snapshot.global_taps),
+            on_unreadable=port.on_unreadable,
+            asks_later=port.asks_later and not whole and not presents(snapshot),
+            greets=port.server_first,
+            detection_seconds=self._reception.detection_timeout,
+        )
+
+    def _happens(self, event: Event) -> None:
+        self._carry_out(classify(self._facts(), event))
+
+    # --- what happens -----------------------------------------------------------------------------------------------
 
     def _client_ready(self, mask: int) -> None:
         sock = self._sock
@@ -125,46 +143,31 @@ class Judge:
             self.abandon()
             return
         if not data:
-            self._wire("silent-client")
+            self._happens(Event.ENDED)
             return
-        detected = detect(data)
-        if detected is Detected.MORE:
-            self._wait_for(len(data), 1)
-        elif detected is Detected.TLS:
+        verdict = classify(self._facts(), Event.SAID, data)
+        if verdict.tls is not None:
             self._port.server_first = False
-            self._reception.seen(self._port, self._endpoint, tls=True)
-            self._hello(data)
-        elif detected in (Detected.HTTP1, Detected.HTTP2):
-            self._clear("h2" if detected is Detected.HTTP2 else "http/1.1")
+            self._reception.seen(self._port, self._endpoint, tls=verdict.tls)
+        if isinstance(verdict, Wait):
+            self._wait_for(len(data), verdict)
         else:
-            self._wire("not-http")
+            self._carry_out(verdict)
 
-    def _clear(self, protocol: str) -> None:
-        """HTTP without TLS."""
-        self._port.server_first = False
-        self._reception.seen(self._port, self._endpoint, tls=False)
-        if self._port.snapshot.tls == "always":
-            self._wire("clear-on-tls-port")
-        else:
-            self._relay(relay_for(protocol, self._port, self._reception.ledger, whole=self.whole), protocol)
-
-    def _wait_for(self, have: int, more: int) -> None:
-        """Wait for `more` bytes; the end of the stream wakes as well (socket(7), SO_RCVLOWAT), and is an answer."""
+    def _wait_for(self, have: int, wait: Wait) -> None:
+        """Wait for more bytes; the end of the stream wakes as well (socket(7), SO_RCVLOWAT), and is an answer."""
         if self._sock is None:
             return
         if have < self._lowat and self._lowat > 1:
             self._incomplete()  # woken with less than was waited for: no more comes, and epoll would say so without end
             return
-        if have >= PEEK:
-            self._wire("unjudged")  # more than any first message holds
-            return
         if self._lowat == 1:
-            self._restart_timer(HELLO_TIMEOUT, self._incomplete)
-        self._lowat = have + more
+            self._restart_timer(wait.seconds, self._incomplete)
+        self._lowat = have + wait.more
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, self._lowat)
 
     def _incomplete(self) -> None:
-        self._wire("incomplete-first-message")
+        self._happens(Event.INCOMPLETE)
 
     def _restart_timer(self, delay: float, call: Callable[[], None]) -> None:
         if self._timer is not None:
@@ -172,75 +175,82 @@ class Judge:
         self._timer = self._loop.later(delay, call)
 
     def _client_silent(self) -> None:
-        """Perhaps the app speaks first: dial it and watch both."""
-        self._silent = True
         self._timer = None
-        if self.whole is not None:
-            if self._port.snapshot.forward_client_cert:  # what it will say has to be read
-                self._timer = self._loop.later(SILENCE_TIMEOUT, self._silent_for_long)
-            else:
-                self._wire(None)  # the handler may, and nothing is lost by not reading what this client will say
-            return
-        self._dial(self._app_dialled)
+        verdict = classify(self._facts(), Event.SILENT)
+        if isinstance(verdict, Wait):
+            self._timer = self._loop.later(verdict.seconds, self._still_silent)
+        else:
+            self._carry_out(verdict)
 
-    def _silent_for_long(self) -> None:
-        self._wire("silent-client")
+    def _still_silent(self) -> None:
+        self._happens(Event.STILL_SILENT)
 
     def _app_dialled(self, app: socket.socket) -> None:
         self._app = app
         self._loop.add(app.fileno(), self._app_ready, READ)
 
     def _app_ready(self, mask: int) -> None:
-        """The app speaks, or ends, before the client: a wire, unless the client has spoken in this very moment."""
+        """The app speaks, or ends, before the client, unless the client has spoken in this very moment."""
         del mask
         if self._lowat == 1 and _first_words(self._sock):
             self._client_ready(READ)
             return
         if self._lowat == 1 and is_greeting(_first_words(self._app)):
             self._port.server_first = True
-        self._wire("server-first")
+        self._happens(Event.APP_FIRST)
 
-    # --- TLS --------------------------------------------------------------------------------------------------------
+    # --- verdicts ---------------------------------------------------------------------------------------------------
 
-    def _hello(self, data: bytes) -> None:
+    def _carry_out(self, verdict: Verdict) -> None:
+        match verdict:
+            case AskApp():
+                self._dial(self._app_dialled)
+            case Unparsed():
+                self._relay(WireRelay(self.whole, at_once=True), "tcp")
+            case Http():
+                relay = relay_for(verdict.protocol, self._port, self._reception.ledger, whole=self.whole)
+                self._relay(relay, verdict.protocol)
+            case OpenTls():
+                self._stop_waiting()
+                self._bridge = Bridge(self, self._loop, self._port, self._reception, verdict.offer)
+                self._bridge.begin()
+            case Pass() | Close():
+                self._leave_unread(verdict, self._failure(verdict))
+            case Wait():
+                pass  # something is waited for already
+
+    def _failure(self, verdict: Pass | Close) -> Failure | None:
+        """What an operator is told about TLS that cannot be opened."""
+        if verdict.condition is None:
+            return None
         snapshot = self._port.snapshot
-        if snapshot.tls == "never":
-            self._wire("tls-on-clear-port")
-            return
-        if not snapshot.identity:
-            self._wire("tls-without-certificate")
-            return
-        hello = client_hello.parse(data)
-        if isinstance(hello, client_hello.Incomplete):
-            self._wait_for(len(data), max(1, hello.needed))
-            return
-        if isinstance(hello, client_hello.NotTls):
-            self._wire("not-a-client-hello")
-            return
-        self._stop_waiting()
-        alpn = tuple(name.decode("latin-1") for name in hello.alpn)
-        if hello.server_name is not None and not hello.server_name_reproducible:
-            self._end_to_end(
-                Failure(
-                    ConditionType.SNI_UNSUPPORTED,
-                    f"a client sent {hello.server_name[:64].decode('latin-1')!r} as its server name, which is no host "
-                    "name (an address is none) and cannot be sent on: none of its requests is matched, "
-                    f"{outcome(snapshot)}",
-                )
-            )
-        elif hello.askable and self._asks_later():
-            self._end_to_end(asks_later(snapshot))
-        elif not hello.modern or not all(0 < len(name) < 256 and name.isascii() for name in alpn):
-            self._wire("tls-version" if not hello.modern else "alpn-not-ascii")
-        else:
-            name = hello.server_name.decode("ascii") if hello.server_name is not None else None
-            offer = Offer(data[: hello.size], hello.shape, name, alpn, hello.askable)
-            self._bridge = Bridge(self, self._loop, self._port, self._reception, offer)
-            self._bridge.begin()
+        if verdict.condition is ConditionType.CLIENT_CERTIFICATE_REQUESTED_LATER:
+            return asks_later(snapshot)
+        return Failure(
+            verdict.condition,
+            f"a client sent {verdict.server_name[:64].decode('latin-1')!r} as its server name, which is no host "
+            "name (an address is none) and cannot be sent on: none of its requests is matched, "
+            f"{outcome(snapshot)}",
+        )
 
-    def _asks_later(self) -> bool:
-        """Whether the app would ask this client for a certificate that only the client has."""
-        return self._port.asks_later and self.whole is None and not presents(self._port.snapshot)
+    def end_to_end(self, failure: Failure) -> None:
+        """TLS that is not opened; say why. What was dialled for the handshake is closed."""
+        self._reception.gone(self._endpoint)
+        verdict = unreadable(self._port.on_unreadable, "not-opened", condition=failure.type, tls=True)
+        self._leave_unread(verdict, failure)
+
+    def _leave_unread(self, verdict: Pass | Close, failure: Failure | None) -> None:
+        """Pass the connection through or close it."""
+        if failure is not None:
+            self._reception.report(self._port, failure.type, failure.text)
+            self._port.counters["tls_passed"] += 1
+        if isinstance(verdict, Close):
+            self._port.counters["closed_unread"] += 1
+            self.abandon()
+            return
+        relay = WireRelay(self.whole)
+        relay.anomaly = verdict.reason if failure is None else None
+        self._relay(relay, "tcp")
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:
@@ -296,26 +306,6 @@ class Judge:
             self.abandon()
 
         self._cancel = self._reception.dial_app(self._endpoint, finished)
-
-    def end_to_end(self, failure: Failure) -> None:
-        """TLS between client and app, untouched; say why. What was dialled for the handshake is closed."""
-        self._reception.gone(self._endpoint)
-        self._end_to_end(failure)
-
-    def _end_to_end(self, failure: Failure) -> None:
-        self._reception.report(self._port, failure.type, failure.text)
-        self._port.counters["tls_passed"] += 1
-        self._wire(None)
-
-    def _wire(self, anomaly: str | None) -> None:
-        if self._port.snapshot.forward_client_cert:
-            # The app believes what a request says about its client: nothing reaches it that was not looked at.
-            self._port.counters["closed_unread"] += 1
-            self.abandon()
-            return
-        relay = WireRelay(self.whole)
-        relay.anomaly = anomaly
-        self._relay(relay, "tcp")
 
     def _relay(self, relay: Relay, protocol: str) -> None:
         sock, self._sock = self._sock, None
