@@ -6,6 +6,7 @@ An unfiltered wiretap and a global intercept do not ask for requests to be read.
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 
 import pytest
@@ -30,9 +31,10 @@ RAW = f"GET /raw HTTP/1.1\r\nHost: a\r\n{SPOOF}\r\n\r\n".encode()
 
 
 @contextlib.contextmanager
-def shop_of(folder, *, certificate=True):
+def shop_of(folder, *, certificate=True, client_auth="request", wanted=False):
     """A scene whose app (`shop.records`) believes what it is told, with a kubelet probe on its port."""
-    with scene.shop(folder, annotations=ENABLED, start=False) as shop:
+    annotations = ENABLED | {f"sidestep.dev/downstream-client-auth.{PORT}": client_auth}
+    with scene.shop(folder, annotations=annotations, start=False) as shop:
         documents = list(yaml.safe_load_all((shop.node.manifests / "orders.yaml").read_text()))
         for document in documents:
             if document["kind"] == "Pod":
@@ -47,7 +49,7 @@ def shop_of(folder, *, certificate=True):
         shop.space.pod.run("ip", "route", "add", f"{node_address()}/32", "via", shop.space.client_ip)
         shop.node.start()
         shop.records = ClientRecords()
-        tls = shop.app_tls()
+        tls = shop.app_tls(clients=shop.authority.pem if wanted else None)
         with Server(shop.records.app, netns=shop.space.pod, address=shop.space.ip, port=PORT, tls=tls, name="app"):
             yield shop
 
@@ -56,6 +58,12 @@ def shop_of(folder, *, certificate=True):
 def shop(tmp_path):
     with shop_of(tmp_path) as shop:
         yield shop
+
+
+def dead_port():
+    """Where no handler listens."""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        return reserved.getsockname()[1]
 
 
 def served(shop, *fields, certificate=None):
@@ -99,9 +107,7 @@ def test_beside_an_unfiltered_wiretap_alone(shop):
 
 
 def test_beside_a_global_intercept_that_is_refused(shop):
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        dead = reserved.getsockname()[1]
-    with shop.intercept("--name", "whole", handler_port=dead):
+    with shop.intercept("--name", "whole", handler_port=dead_port()):
         only_what_is_proved_reaches_the_app(shop)
 
 
@@ -116,22 +122,70 @@ def test_the_handler_of_a_global_intercept_sees_what_the_app_would(shop):
     assert not shop.records.heads
 
 
-def test_a_probe_of_the_kubelet_is_answered_by_the_app(shop):
-    source = node_address(), 0
+def probe(shop, certificate=None):
+    """What the app says to a client from the node's own address."""
+    request = f"GET /healthz HTTP/1.1\r\nHost: a\r\nUser-Agent: kube-probe/1.28\r\n{SPOOF}\r\n\r\n".encode()
+    context = client_tls(shop.authority.pem, certificate=certificate)
 
-    def probe():
+    def ask():
         with (
-            socket.create_connection((shop.space.ip, PORT), 10, source_address=source) as sock,
-            client_tls(shop.authority.pem).wrap_socket(sock, server_hostname=scene.HOST) as tls,
+            socket.create_connection((shop.space.ip, PORT), 10, source_address=(node_address(), 0)) as sock,
+            context.wrap_socket(sock, server_hostname=scene.HOST) as tls,
         ):
-            tls.sendall(f"GET /healthz HTTP/1.1\r\nHost: a\r\nUser-Agent: kube-probe/1.28\r\n{SPOOF}\r\n\r\n".encode())
+            tls.sendall(request)
             return tls.recv(1000)
 
-    with shop.intercept("--name", "whole"):
-        assert served(shop) == "handler"
-        answer = shop.space.client.call(probe)
+    return shop.space.client.call(ask)
+
+
+@pytest.mark.parametrize("client_auth", ["request", "require", "auto"])
+def test_a_probe_of_the_kubelet_is_answered_by_the_app(tmp_path, client_auth):
+    with shop_of(tmp_path, client_auth=client_auth) as shop, shop.intercept("--name", "whole"):
+        assert served(shop, certificate=shop.ada) == "handler"
+        answer = probe(shop)
         assert answer.startswith(b"HTTP/1.1 200 OK\r\nX-Served-By: app"), answer
         assert b"orwarded" not in shop.records.heads[-1]
+
+
+def test_a_client_from_the_node_has_to_prove_itself_where_the_app_asks_for_it(tmp_path):
+    with shop_of(tmp_path, client_auth="require", wanted=True) as shop, shop.intercept("--name", "whole"):
+        assert probe(shop, shop.ada).startswith(b"HTTP/1.1 200 OK\r\nX-Served-By: app")
+        assert b'Subject="CN=ada.test"' in shop.records.heads[-1]
+        with contextlib.suppress(OSError):
+            assert not probe(shop)
+        assert len(shop.records.heads) == 1
+
+
+@pytest.mark.parametrize("kind", ["wiretap", "global intercept"])
+def test_requests_in_clear(tmp_path, kind):
+    """No certificate is needed where the port never speaks TLS. HTTP/1 and HTTP/2, and what is neither."""
+    port = scene.PLAIN_PORT
+    with (
+        scene.shop(tmp_path, annotations={f"sidestep.dev/forward-client-cert.{port}": "enabled"}) as shop,
+        Server(any_app, netns=shop.space.pod, address=shop.space.ip, port=port, name="app") as app,
+    ):
+        handler = dead_port()
+        steering = (
+            wiretap(shop.node, f"{handler}:{port}", "--plaintext")
+            if kind == "wiretap"
+            else shop.intercept("--name", "whole", port=port, handler_port=handler, plaintext=True)
+        )
+        with steering:
+            for version in ("--http1.1", "--http2-prior-knowledge"):
+                answer = shop.get("/", SPOOF, port=port, options=[version])
+                assert answer.served_by == "app", answer.errors
+            for words in (b"SSH-2.0-x\r\n", RAW.replace(b"Host: a", b"Host : a")):
+                with Client(shop.space.ip, port, netns=shop.space.client) as client:
+                    client.send(words)
+                    with contextlib.suppress(OSError):
+                        assert client.sock.recv(100) == b""
+            # a client that says nothing for longer than the detection timeout is served all the same
+            with Client(shop.space.ip, port, netns=shop.space.client) as client:
+                assert not select.select([client.sock], [], [], 1.5)[0]
+                assert client.get("/", SPOOF).header("x-served-by") == "app"
+        said = [bytes(each.received) for each in app.connections if each.received]
+        assert len(said) == 3, said
+        assert not any(b"spoof" in each for each in said)
 
 
 @pytest.mark.parametrize("command", ["wiretap", "intercept"])

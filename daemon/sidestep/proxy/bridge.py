@@ -86,7 +86,10 @@ class Bridge:
         port: LivePort,
         reception: Answers,
         offer: Offer,
+        *,
+        probes: bool = False,
     ) -> None:
+        """`probes`: the client is one that a global intercept leaves to the app (`PortSnapshot.pass_sources`)."""
         self._judge = judge
         self._loop = loop
         self.port = port
@@ -95,6 +98,9 @@ class Bridge:
         self.server_name = offer.server_name
         self._alpn = offer.alpn
         self._askable = offer.askable
+        self._unproved = probes and port.snapshot.client_auth == "require"
+        """The client need not prove who it is, and the app is shown no certificate for it: a probe of the kubelet is
+        answered as without us. Until the app asks for a certificate: then the port's own settings hold."""
         self._offer: Offer | None = offer
         """Kept until the client is answered."""
         self._upstream: UpstreamHandshake | None = None
@@ -133,12 +139,22 @@ class Bridge:
 
     def _expected(self) -> PortSnapshot:
         """What the other end has to prove: the app as the port says, a developer's handler nothing."""
-        snapshot = self.port.snapshot
+        snapshot = self._settings()
         if self._judge.whole is None:
             return snapshot
         return msgspec.structs.replace(snapshot, skip_verify=True, upstream_identity="")
 
+    def _settings(self) -> PortSnapshot:
+        snapshot = self.port.snapshot
+        if self._unproved:
+            return msgspec.structs.replace(snapshot, client_auth="request", upstream_identity="")
+        return snapshot
+
     def _upstream_done(self, stream: TlsStream | None, chosen: str | None, failure: Failure | None) -> None:
+        if self._unproved and failure is not None and failure.type is ConditionType.CLIENT_CERTIFICATE_REQUESTED:
+            self._unproved = False
+            self.begin()
+            return
         if stream is None:
             self._judge.end_to_end(failure or Failure(ConditionType.UPSTREAM_TLS_FAILED, "unknown"))
             return
@@ -154,7 +170,7 @@ class Bridge:
         ):
             self._reception.report(self.port, kind, "")
         try:
-            context = self._reception.credentials.downstream(self.port.snapshot, chosen)
+            context = self._reception.credentials.downstream(self._settings(), chosen)
         except (ssl.SSLError, OSError, KeyError) as error:
             stream.close()
             self._judge.end_to_end(

@@ -93,7 +93,6 @@ class Judge:
         self._cancel: Callable[[], None] | None = None
         self._timer: Timer | None = None
         self._lowat = 1
-        self._silent = False
         self._bridge: Bridge | None = None
         self.whole = whole_rule(port, endpoint.client)
         """A global intercept: its handler stands where the app would."""
@@ -212,7 +211,8 @@ class Judge:
                 self._relay(relay, verdict.protocol)
             case OpenTls():
                 self._stop_waiting()
-                self._bridge = Bridge(self, self._loop, self._port, self._reception, verdict.offer)
+                probes = self._endpoint.client in self._port.snapshot.pass_sources
+                self._bridge = Bridge(self, self._loop, self._port, self._reception, verdict.offer, probes=probes)
                 self._bridge.begin()
             case Pass() | Close():
                 self._leave_unread(verdict, self._failure(verdict))
