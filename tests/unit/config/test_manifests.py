@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidestep.config.manifests import MAX_ERRORS, MAX_FILES, MAX_TOTAL, load_directory_texts, secret_data
+from sidestep.config.objects import MAX_PORTS, converter
 from sidestep.config.yaml_documents import MAX_TEXT
 from sidestep.model.condition import ConditionType
 from sidestep.model.inventory import LabelRequirement, LabelSelector, SelectorOperator, WorkloadKey
@@ -514,3 +515,13 @@ def test_objects_of_any_shape_end_in_an_error_or_an_object(kind, metadata, spec,
 def test_bytes_of_any_kind_end_in_errors(data):
     _, errors = load_directory_texts({"x.yaml": data})
     assert all(str(error).isprintable() for error in errors)
+
+
+def test_so_many_ports_of_a_pod_are_known_and_no_more():
+    containers = [
+        {"name": f"c{each}", "ports": [{"containerPort": 1 + number, "name": f"p{number}"} for number in range(700)]}
+        for each in range(20)
+    ]
+    read = converter("", "Pod")({"metadata": {"name": "many"}, "spec": {"containers": containers}}).pod
+    assert len(read.ports) == MAX_PORTS
+    assert read.ports[0] == ContainerPort(1, name="p0", container="c0")
