@@ -129,16 +129,22 @@ class Connection(asyncio.Protocol):
             try:
                 await turn
             except asyncio.CancelledError:
-                if turn.cancelled():
-                    self._queue.remove(turn)
-                else:
+                if not turn.cancelled():
                     self._next_turn()  # it has come in vain
+                elif turn in self._queue:
+                    self._queue.remove(turn)
                 raise
 
     def _next_turn(self) -> None:
-        """A stream is over, or the connection: whoever waits for longest looks whether there is room."""
-        if self._queue:
-            self._queue.popleft().set_result(None)
+        """A stream is over, or the connection: whoever waits for longest looks whether there is room.
+
+        A turn may be cancelled already and still be queued: its task runs a moment later.
+        """
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
 
     def close(self, error: SidestepError | None = None) -> None:
         """End the connection: GOAWAY, then what is queued, then the transport. Streams fail at once."""

@@ -260,6 +260,19 @@ async def test_a_turn_that_does_not_come_is_a_refusal():
 
 
 @asynchronous
+async def test_a_turn_that_comes_in_the_moment_of_a_cancellation_goes_to_the_next():
+    async with session(Laptop(_echo), limits=replace(LIMITS, streams=2)) as daemon:
+        first, _ = await daemon.open(OPENING), await daemon.open(OPENING)
+        gone, late = (asyncio.create_task(daemon.open(OPENING)) for _ in range(2))
+        await asyncio.sleep(0)
+        gone.cancel()
+        first.reset()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        assert await late
+
+
+@asynchronous
 async def test_those_who_wait_learn_that_the_session_is_gone():
     async with session(Laptop(_echo), limits=replace(LIMITS, streams=1)) as daemon:
         await daemon.open(OPENING)
