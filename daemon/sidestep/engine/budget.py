@@ -1,19 +1,24 @@
-"""Memory that diverted and copied traffic may hold in one pod proxy, all connections together.
+"""Memory that waiting bytes may take in one pod proxy, all connections together.
 
-A handler may pause for minutes (a breakpoint) and a client may not read, so bytes of diverted requests and responses
-wait in the proxy, and so do copies and datagrams. 64 MiB may wait in all:
+A handler may pause for minutes (a breakpoint) and a client may not read, so bytes wait in the proxy. Each kind has a
+part of its own, and none takes another's: a hung wiretap costs no intercept.
 
-    DIVERTED    requests and responses of diverted HTTP/2 streams: one `Budget` per process, an `Account` of it for each
-                connection
+    DIVERTED    64 MiB, with the next two: requests and responses of diverted HTTP/2 streams; one `Budget` per process,
+                an `Account` of it for each connection
     COPIES      copies for wiretaps (`engine.taps.Ledger`)
     DATAGRAMS   datagrams for handlers (`proxy.datagrams`)
+    BACKLOG     bytes queued towards clients, apps and handlers that do not read (`proxy.conduit`)
 
-Nobody takes another part's room: a hung wiretap costs no intercept. Within a part a holder may hold as many bytes as
-are still free (a dynamic threshold, Choudhury and Hahne 1998): one alone gets half of it, n equal ones get 1/(n+1) of
-it each, and some always stays free for the next. No holder needs to know of another.
+DIVERTED: a holder may hold as many bytes as are still free (a dynamic threshold, Choudhury and Hahne 1998): one alone
+gets half of it, n equal ones get 1/(n+1) of it each, and some always stays free for the next. No holder needs to know
+of another.
 
-The app's own traffic, and wires to a handler, are not counted: their buffers are bounded per connection, and drained by
-back-pressure.
+BACKLOG: the peers of a leg are not read while more than `high_water` is queued towards it. That is 256 KiB while little
+waits in all, and falls with what is free: 3,000 slow readers get some 56 KiB each. When nothing is free, a connection
+reads again only once its queue is written to the end, so that it holds one read at most (64 KiB; TLS 16 KiB).
+
+Not counted: heads and bodies that an HTTP/1 connection keeps until their side is known or open (64 KiB and one read per
+connection), and the kernel's pipes of spliced wires.
 """
 
 from __future__ import annotations
@@ -22,14 +27,17 @@ from typing import Final
 
 MIB: Final = 1024 * 1024
 TOTAL: Final = 64 * MIB
-"""Bytes; a pod proxy may have 1 GiB in all (`node.incarnation`), most of which is for the app's connections."""
+"""Bytes of diverted and copied traffic; a pod proxy may have 1 GiB in all (`node.incarnation`)."""
 COPIES: Final = 16 * MIB
 DATAGRAMS: Final = 8 * MIB
 DIVERTED: Final = TOTAL - COPIES - DATAGRAMS
+BACKLOG: Final = 192 * MIB
+_SHARE: Final = 512
+"""Part of the free backlog (one 512th) that may be queued towards one leg."""
 
 
 class Budget:
-    """One per process. `held` is what all accounts hold (bytes)."""
+    """One per process and part. `held` is what all connections hold (bytes)."""
 
     __slots__ = ("held", "total")
 
@@ -41,6 +49,11 @@ class Budget:
     def free(self) -> int:
         """Bytes that nobody holds; negative when more is held than there should be."""
         return self.total - self.held
+
+
+def high_water(backlog: Budget) -> int:
+    """Bytes queued towards one leg above which its sources are not read, never negative."""
+    return max(0, backlog.free // _SHARE)
 
 
 class Account:

@@ -12,8 +12,9 @@ States of a leg's stream (a `_Pipe`):
 Invariants: a descriptor is registered exactly while its pipe is live, finished or lingering; every pipe that ever
 opened is dead or lingering when the conduit is closed; taps are moved apart (`proxy.taps`), may outlive it by a
 bounded time, and nothing here waits for one; after every call into the relay `settle` brings sockets, masks
-and endings in line with what the relay says. Hot path: bytes that pass as they are (`Relay.passes`) are written at once
-and need no `settle`; where it is needed and nothing is queued, opening or ending, it is one pass over two legs.
+and endings in line with what the relay says, and the courier's `backlog` with what is queued. Hot path: bytes that pass
+as they are (`Relay.passes`) are written at once and need no `settle`; where it is needed and nothing is queued, opening
+or ending, it is one pass over two legs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final, Protocol
 
-from sidestep.engine.relay import CopyLeg, Ending, Leg, Relay, Role
+from sidestep.engine.budget import Budget, high_water
+from sidestep.engine.relay import HIGH_WATER, CopyLeg, Ending, Leg, Relay, Role
 from sidestep.proxy.copying import Copying, Copyist
 from sidestep.proxy.dial import Done, is_unacknowledged
 from sidestep.proxy.loop import BROKEN, HANG_UP, READ, WRITE, Loop, Timer
@@ -105,6 +107,8 @@ class Courier(Protocol):
 
     pipes: Pipes
     copyist: Copyist
+    backlog: Budget
+    """What all conduits have queued for peers that do not read (bytes)."""
     lingering: set[object]
     """Streams of all conduits that are closed and still read for a moment."""
 
@@ -183,6 +187,7 @@ class Conduit:
         "_closed",
         "_copying",
         "_courier",
+        "_held",
         "_loop",
         "_notify",
         "_pipes",
@@ -215,6 +220,8 @@ class Conduit:
         self._loop = loop
         self._courier = courier
         self._closed = False
+        self._held = 0
+        """Its part of the courier's `backlog`."""
         self._notify = True
         self._slow = True
         self._timer: Timer | None = None
@@ -357,7 +364,7 @@ class Conduit:
     def _pull_more(self, relay: Relay, leg: Leg, stream: Stream) -> None:
         end = monotonic() + DRAIN_SECONDS
         for _ in range(DRAIN_READS):
-            if not relay.reads(leg) or relay.done or relay.wired is not None:
+            if not relay.reads(leg) or relay.done or relay.wired is not None or self._is_behind(relay, leg):
                 self._slow = True
                 return
             data = stream.read()
@@ -469,6 +476,7 @@ class Conduit:
         if relay.diverted:
             self._courier.log_requests(self)
         congested = False
+        self._count(sum(pipe.leg.queued for pipe in self._pipes if pipe.stream is not None or not pipe.leg.ending))
         for pipe in [*self._pipes]:
             leg = pipe.leg
             if leg.ending and not (leg.out and leg.ending != Ending.ABORT):
@@ -517,16 +525,39 @@ class Conduit:
     def _spliced(self) -> None:
         if not self._closed:
             self._closed = True
+            self._count(0)
             self._courier.closed(self)
 
     def _watch(self, relay: Relay, leg: Leg, pipe: _Pipe) -> bool:
         """Set the mask that the relay wants; tell whether anything is held back."""
-        reads = relay.reads(leg) and not pipe.ended
+        reads = relay.reads(leg) and not pipe.ended and not self._is_behind(relay, leg)
         mask = (READ if reads else 0) | (WRITE if leg.out or (leg.ending and not pipe.finished) else 0)
         if mask != pipe.mask and pipe.stream is not None:
             pipe.mask = mask
             self._loop.modify(pipe.stream.fd, mask)
         return mask != READ
+
+    def _count(self, queued: int) -> None:
+        """Tell the backlog how many bytes wait here: none once the conduit is closed."""
+        if self._closed:
+            queued = 0
+        if queued != self._held:
+            self._courier.backlog.held += queued - self._held
+            self._held = queued
+
+    def _is_behind(self, relay: Relay, leg: Leg) -> bool:
+        """Whether more waits for those who get the bytes of this leg than the backlog of all connections leaves room
+        for. Handlers of an HTTP/2 connection never hold up its client, whose other streams go elsewhere.
+        """
+        most = high_water(self._courier.backlog)
+        if most >= HIGH_WATER:
+            return False  # the relay's own bound is the lower one
+        client = relay.client
+        if leg is not client:
+            return client.queued > most
+        if self.spoken == "h2":
+            return relay.app.queued > most
+        return any(other.queued > most for other in relay.legs if other.role in (Role.APP, Role.HANDLER))
 
     def _arm(self, relay: Relay) -> None:
         if relay.deadline is not None and self._timer is None and not self._closed:
@@ -705,6 +736,7 @@ class Conduit:
             self._splicer.abandon()
             return
         self._closed = True
+        self._count(0)
         if self._timer is not None:
             self._timer.cancel()
         for pipe in self._pipes:
@@ -731,6 +763,7 @@ class Conduit:
             self._kill(pipe, orderly=False)
         if not self._closed:
             self._closed = True
+            self._count(0)
             if self._timer is not None:
                 self._timer.cancel()
             self._leave_taps()

@@ -27,6 +27,7 @@ from ipaddress import IPv4Network
 from typing import Final
 
 from sidestep.aio.pulse import Pulse
+from sidestep.engine.budget import BACKLOG, Budget
 from sidestep.engine.relay import Leg
 from sidestep.engine.tap_gate import TapGate
 from sidestep.engine.taps import Ledger
@@ -101,6 +102,7 @@ class Worker:
         self.pipes = Pipes(lambda: not self._room.is_short)
         self.ledger = Ledger(gate=TapGate(self._loop.now))
         self.copyist = Copyist(self._loop, self.ledger.gate)
+        self.backlog = Budget(BACKLOG)
         self._datagrams = Datagrams(self._loop, self._open_flow, self.copyist)
         self.lingering: set[object] = set()
         self._room = Room(self._readiness, self)

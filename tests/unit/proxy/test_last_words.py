@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sidestep.engine.budget import BACKLOG, Budget
 from sidestep.engine.http1 import Http1Relay
 from sidestep.engine.wire import WireRelay
 from sidestep.policy.route import Route, SteeredPort
@@ -25,6 +26,7 @@ class Courier:
         self.loop = loop
         self.pipes = Pipes()
         self.copyist = Copyist(loop)
+        self.backlog = Budget(BACKLOG)
         self.lingering = set()
 
     def closed(self, conduit):

@@ -11,6 +11,7 @@ import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 
+from sidestep.engine.budget import BACKLOG, Budget
 from sidestep.engine.http1 import Http1Relay
 from sidestep.engine.http2 import Http2Relay
 from sidestep.engine.tap_gate import Loss, Why
@@ -40,6 +41,7 @@ class Courier:
         self.pipes = Pipes()
         self.copyist = Copyist(loop)
         self.lingering = set()
+        self.backlog = Budget(BACKLOG)
         self.asked = []
         self.attempts = 0
         self.refuses = False
