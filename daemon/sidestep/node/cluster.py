@@ -63,6 +63,10 @@ SPREAD = 10.0
 """Seconds over which the nodes spread what any of them could do."""
 ROUNDS, BURST = 4.0, 20.0
 """Rounds a second while changes keep coming, and at once after a quiet time."""
+REFUSED = frozenset({400, 413, 422})
+"""What the API server answers when it refuses one object, as it does with one that newer definitions do not allow."""
+REFUSED_AGAIN = 10.0
+"""Seconds after which the status of such an object is tried again."""
 FAREWELL = 3.0
 """Seconds for taking back entries at the end."""
 
@@ -187,9 +191,17 @@ class Cluster:
         try:
             async with asyncio.timeout(FAREWELL):
                 for held in self.registry.all():
-                    await self._publisher.take_back(held)
+                    await self._take_back(held)
         except (TimeoutError, ClusterError, ConfigurationError) as error:
             self._log.info("statuses not taken back", reason=str(error))
+
+    async def _take_back(self, held: Held) -> None:
+        try:
+            await self._publisher.take_back(held)
+        except ApiError as error:
+            if error.status not in REFUSED:
+                raise
+            self._log.info("status not taken back", resource=held.latest.display, reason=str(error))
 
     async def aclose(self) -> None:
         """End everything."""
@@ -225,7 +237,7 @@ class Cluster:
                 held = waiting[0]
                 memory = self._memory[held.uid]
                 memory.verdict, memory.due = verdicts.get(held.uid, _NO_VERDICT), math.inf
-                await self._publisher.publish(held, memory.verdict, memory)
+                await self._publish(held, memory.verdict, memory)
                 waiting.popleft()
             for held in self.registry.expired():
                 await self._delete(held)
@@ -233,6 +245,16 @@ class Cluster:
             self._log.warning("status not written", reason=str(error))
             self._dirty.update(held.uid for held in waiting)
             await asyncio.sleep(TICK)
+
+    async def _publish(self, held: Held, verdict: Verdict, memory: Memory) -> None:
+        """Write what is different. Raises ClusterError when it is not about this resource alone."""
+        try:
+            await self._publisher.publish(held, verdict, memory)
+        except ApiError as error:
+            if error.status not in REFUSED:
+                raise
+            self._log.warning("status refused", resource=held.latest.display, reason=str(error))
+            memory.look_again(self._now() + REFUSED_AGAIN)
 
     def _look(self) -> None:
         """Note whether what refusals depend on is another than at the last round."""

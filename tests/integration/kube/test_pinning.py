@@ -6,6 +6,7 @@ The API server of these tests is an old one: it lets a spec be changed.
 import asyncio
 import copy
 
+from sidestep.kube.errors import ApiError
 from sidestep.kube.resources import sight
 from sidestep.model.intercept import Kind
 from sidestep.tunnel.proof import generate, public_text
@@ -193,6 +194,32 @@ def test_a_flood_of_changes_costs_few_writes_and_delays_nobody_for_long():
             bob = Laptop(api, user="bob", name="bobs")
             await until(lambda: bob.ear.active == 1, what="another session")
             assert len(node.cluster.intercepts()) == 2
+            await ada.end()
+            await bob.end()
+
+    run(test)
+
+
+def test_a_resource_whose_status_cannot_be_written_is_in_nobodys_way():
+    """The API server refuses one object, as it does when an older one does not meet newer definitions."""
+
+    async def test(api):
+        async with daemon(api) as node:
+            patch, refused = node.cluster._api.patch, []
+
+            async def refusing(path, body, **more):
+                if "/orders-1/" in path:
+                    refused.append(path)
+                    raise ApiError(422, "Invalid", "spec.port: Invalid value")
+                return await patch(path, body, **more)
+
+            node.cluster._api.patch = refusing
+            ada = Laptop(api)
+            await until(lambda: len(refused) > 1, what="two refusals")
+            bob = Laptop(api, user="bob", name="bobs")
+            await until(lambda: bob.ear.active == 1, what="another session")
+            node.cluster._api.patch = patch
+            await until(lambda: ada.ear.active == 1, what="the first session")
             await ada.end()
             await bob.end()
 
