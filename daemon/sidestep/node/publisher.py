@@ -34,6 +34,7 @@ from sidestep.kube.resources import (
     status_patch,
 )
 from sidestep.kube.watch import decode
+from sidestep.model.errors import ClusterError, ConfigurationError
 from sidestep.model.intercept import Intercept
 from sidestep.model.text import harmless
 from sidestep.node.held import Held
@@ -205,12 +206,15 @@ class Publisher:
 
     @staticmethod
     def _sight(held: Held, answer: bytes) -> Sighting:
-        return sight(held.latest.kind, decode(answer, dict))
+        try:
+            return sight(held.latest.kind, decode(answer, dict))
+        except ConfigurationError as error:
+            raise ClusterError(f"the API server's answer cannot be read: {error}") from error
 
     async def take_back(self, held: Held) -> None:
         """Take away our own entry, and no other: another daemon of this node may have written its own meanwhile.
 
-        Raises ClusterError, ConfigurationError.
+        Raises ClusterError.
         """
         body: Mapping[str, Any] = {"nodes": {self._node: None}}
         latest = held.latest

@@ -224,3 +224,25 @@ def test_a_resource_whose_status_cannot_be_written_is_in_nobodys_way():
             await bob.end()
 
     run(test)
+
+
+def test_an_answer_to_a_write_that_is_no_resource_ends_nothing():
+    async def test(api):
+        async with daemon(api) as node:
+            patch, answered = node.cluster._api.patch, []
+
+            async def emptied(path, body, **more):
+                answered.append(await patch(path, body, **more))
+                return b"{}"
+
+            node.cluster._api.patch = emptied
+            laptop = Laptop(api)
+            await until(lambda: answered, what="an answer")
+            node.cluster._api.patch = patch
+            await until(lambda: laptop.ear.active == 1, what="active")
+            bob = Laptop(api, user="bob", name="bobs")
+            await until(lambda: bob.ear.active == 1, what="another session")
+            await laptop.end()
+            await bob.end()
+
+    run(test)
