@@ -136,6 +136,7 @@ class _Exchange(asyncio.Protocol):
         self._status = 0
         self._parts: list[bytes] = []
         self._size = 0
+        self._heard = False
         self._transport: asyncio.Transport | None = None
         self.answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
 
@@ -150,11 +151,13 @@ class _Exchange(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of the answer."""
+        self._heard = True
         self._take(data)
 
     def eof_received(self) -> bool:
-        """The daemon closed."""
-        self._take(b"")
+        """The daemon closed. One that ends meanwhile has said nothing: that is no answer, not a bad one."""
+        if self._heard:
+            self._take(b"")
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:

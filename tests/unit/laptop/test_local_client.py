@@ -92,6 +92,11 @@ def test_what_is_no_answer_is_an_error(serve, bad):
         get(serve(bad))
 
 
+def test_a_daemon_that_ends_before_it_answers_is_named_as_such(serve):
+    with pytest.raises(PeerError, match="closed the connection without an answer"):
+        get(serve(b""))
+
+
 def test_an_answer_without_end_is_bounded(serve, monkeypatch):
     monkeypatch.setattr(local_client, "MAX_BODY", 1000)
     with pytest.raises(PeerError, match="too long"):
