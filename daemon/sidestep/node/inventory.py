@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sidestep.aio.named_file import other_kind
-from sidestep.config.manifests import FileObjects, ManifestError, combine
+from sidestep.config.manifests import MAX_FILES, FileObjects, ManifestError, combine
 from sidestep.model.errors import ConfigurationError, PeerError, SidestepError
 from sidestep.model.inventory import Inventory, Secret
 from sidestep.node.inotify import Hint
-from sidestep.node.reading import ManifestSecret, Source
+from sidestep.node.reading import MAX_REQUEST, ManifestSecret, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from sidestep.model.condition import Condition
     from sidestep.node.reader import ReadError
@@ -46,6 +46,11 @@ PATIENCE = 1.0
 
 SUFFIXES = (".yaml", ".yml", ".json")
 """What counts as a manifest."""
+
+_MAX_NAMES = MAX_REQUEST // 2
+"""Bytes of names in one request; the rest is for the path of the folder."""
+_NAME_OVERHEAD = 5
+"""Bytes that msgpack adds to a string at most."""
 
 _TRUSTED_MODULES = ("sidestep.model.", "sidestep.config.")
 
@@ -142,12 +147,16 @@ class ManifestDirectory:
 
     async def _reading(self, stamps: Mapping[str, Stamp | str]) -> Reading:
         self._read = dict(stamps)
-        names = tuple(sorted(name for name, stamp in stamps.items() if not isinstance(stamp, str)))
-        try:
-            files, unreadable = _unpickled(await self._reader.manifests(str(self._folder.absolute()), names))
-        except SidestepError as error:
-            self._read = None
-            files, unreadable = {}, dict.fromkeys(names, str(error))
+        files: dict[str, FileObjects] = {}
+        unreadable: dict[str, str] = {}
+        for names in _batches(name for name, stamp in stamps.items() if not isinstance(stamp, str)):
+            try:
+                read, why_not = _unpickled(await self._reader.manifests(str(self._folder.absolute()), names))
+            except SidestepError as error:
+                self._read = None
+                read, why_not = {}, dict.fromkeys(names, str(error))
+            files |= read
+            unreadable |= why_not
         problems = [ManifestError(name, 0, 0, "", "", why) for name, why in stamps.items() if isinstance(why, str)]
         for name, why in unreadable.items():
             reason = f"cannot be read: {why}; what was read of it last stays"
@@ -168,6 +177,10 @@ class ManifestDirectory:
         for name in names:
             if name.startswith(".") or not name.endswith(SUFFIXES):
                 continue
+            shown = os.fsencode(name).decode(errors="backslashreplace")
+            if shown != name:
+                found[shown] = "has a name that is not UTF-8"
+                continue
             try:
                 status = os.stat(self._folder / name)  # noqa: PTH116 - as above
             except OSError as error:
@@ -179,6 +192,21 @@ class ManifestDirectory:
                 f"is {kind}, not a file" if kind else (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
             )
         return found
+
+
+def _batches(names: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """The names of files in order, as many at a time as one request to the reader takes."""
+    batch: list[str] = []
+    size = 0
+    for name in sorted(names)[: MAX_FILES + 1]:
+        length = len(os.fsencode(name)) + _NAME_OVERHEAD
+        if size + length > _MAX_NAMES:
+            yield tuple(batch)
+            batch, size = [], 0
+        batch.append(name)
+        size += length
+    if batch:
+        yield tuple(batch)
 
 
 class _Unpickler(pickle.Unpickler):

@@ -167,7 +167,10 @@ class Reader:
 
     async def _ask(self, request: Request) -> tuple[Answer, int | None]:
         """Send a request; the answer and its descriptor. Raises _ChildLostError, KernelError, PeerError."""
-        packet = _REQUESTS.encode(request)
+        try:
+            packet = _REQUESTS.encode(request)
+        except UnicodeEncodeError as error:
+            raise ReadError("its path is no text") from error
         if len(packet) > MAX_REQUEST:
             raise ReadError("its description is too long")
         for _ in range(2):

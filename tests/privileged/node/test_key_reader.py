@@ -199,6 +199,20 @@ def test_every_folder_that_hangs_costs_one_deadline(tmp_path):
         using(work, look_deadline=0.3)
 
 
+def test_a_path_that_is_no_text_is_a_reason(tmp_path):
+    """YAML can spell a surrogate; UTF-8 cannot."""
+
+    async def work(reader):
+        for asking in (
+            reader.look(folder(tmp_path, "\ud800")),
+            reader.read(Read(folder(tmp_path, "\ud800"), ca_alone=False)),
+        ):
+            with pytest.raises(ReadError, match="is no text"):
+                await asking
+
+    using(work)
+
+
 def test_a_killed_reader_is_replaced(tmp_path):
     LEAF.write(tmp_path / "tls")
 

@@ -227,3 +227,33 @@ def test_a_file_that_cannot_be_parsed_any_more_keeps_its_objects_while_it_cannot
 
     write(tmp_path, "a.yaml", POD.replace("NAME", "a"))
     run(story())
+
+
+def test_a_folder_of_very_many_files_with_long_names_is_read(tmp_path):
+    """Their names together are longer than one request to the reader may be."""
+    for number in range(600):
+        name = f"pod-{number:04}"
+        (tmp_path / f"{name}-{'x' * 120}.yaml").write_text(POD.replace("NAME", name))
+    reading = load(tmp_path)
+    assert reading.errors == ()
+    assert keys(reading) == [f"pod-{number:04}" for number in range(600)]
+
+
+def test_of_more_files_than_are_read_the_first_are(tmp_path):
+    for number in range(1500):
+        (tmp_path / f"{number:04}-{'x' * 30}.yaml").write_text("{}")
+    (tmp_path / "0000-pod.yaml").write_text(POD.replace("NAME", "first"))
+    reading = load(tmp_path)
+    assert keys(reading) == ["first"]
+    assert any("more than 1000 files" in error.reason for error in reading.errors)
+
+
+def test_a_name_that_is_no_text_is_reported(tmp_path):
+    (tmp_path / "good.yaml").write_text(POD.replace("NAME", "good"))
+    with open(os.fsencode(tmp_path) + b"/bad\xff.yaml", "w") as file:
+        file.write(POD.replace("NAME", "bad"))
+    reading = load(tmp_path)
+    assert keys(reading) == ["good"]
+    assert [(error.file, error.reason) for error in reading.errors] == [
+        ("bad\\xff.yaml", "has a name that is not UTF-8")
+    ]
