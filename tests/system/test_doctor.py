@@ -23,6 +23,7 @@ CHECKS = [
     "SOCK_DESTROY",
     "seccomp",
     "swap",
+    "memory cgroups",
     "client addresses",
     "node daemon",
     "Kubernetes API",

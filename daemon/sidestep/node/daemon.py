@@ -32,7 +32,7 @@ from sidestep import __version__
 from sidestep.aio.meter import MeteredLoop
 from sidestep.aio.tasks import Tasks
 from sidestep.config.node_settings import OWN_NAMESPACE
-from sidestep.model.errors import BugError
+from sidestep.model.errors import BugError, ConfigurationError
 from sidestep.model.pod import PodKey
 from sidestep.node.audit import Audit
 from sidestep.node.certificate_material import InventorySecrets
@@ -41,6 +41,7 @@ from sidestep.node.conditions import Conditions
 from sidestep.node.controller import Controller
 from sidestep.node.inventory import InventorySource, ManifestDirectory, Reading
 from sidestep.node.local_api import LocalApi
+from sidestep.node.memory_cgroups import MemoryCgroups
 from sidestep.node.options import NodeOptions
 from sidestep.node.own_addresses import own_addresses
 from sidestep.node.pace import Pace
@@ -49,7 +50,7 @@ from sidestep.node.reader import Reader
 from sidestep.node.reconciler import Reconciler
 from sidestep.node.sessions import Sessions
 from sidestep.node.status import NodeStatusView
-from sidestep.node.supervisor import ProxySupervisor
+from sidestep.node.supervisor import ProxySupervisor, SupervisorSettings
 from sidestep.node.toolbox import Toolbox
 from sidestep.observability import logs
 from sidestep.steering import CompiledProgram, PeernamePrograms, compile_peername, compile_program
@@ -173,13 +174,26 @@ class _Daemon:
                 return None
             reading = loading.result()
             compiling = tasks.start(compile_program(), name="compile the program")
-            supervisor = await ProxySupervisor.start(on_output=self._proxy_output)
+            settings = SupervisorSettings(cgroups=self._memory_cgroups())
+            supervisor = await ProxySupervisor.start(on_output=self._proxy_output, settings=settings)
             try:
                 program = await compiling
             except BaseException:
                 await supervisor.aclose()
                 raise
         return _Ground(program, supervisor, reading)
+
+    def _memory_cgroups(self) -> MemoryCgroups | None:
+        """Where proxies get memory cgroups: in local mode only, a container's are its runtime's."""
+        if self._options.manifests is None:
+            return None
+        try:
+            cgroups = MemoryCgroups.find()
+        except ConfigurationError as error:
+            self._log.warning("proxies have no memory cgroups of their own", reason=str(error))
+            return None
+        cgroups.begin()
+        return cgroups
 
     async def _peernames(self) -> PeernamePrograms:
         """The programs that let apps see their clients, compiled once, when the first pod can use them."""

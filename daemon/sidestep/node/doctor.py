@@ -20,6 +20,7 @@ from sidestep.model.errors import KernelError, SidestepError
 from sidestep.model.pod import Family
 from sidestep.netns import Connection, Netns, destroy, listening, tcp_listener
 from sidestep.node.finding import Finding
+from sidestep.node.memory_cgroups import MemoryCgroups
 from sidestep.node.swap import ADVICE, swap_devices
 from sidestep.steering import ClientNames, CompiledProgram, PeernamePrograms, Steering
 from sidestep.steering import compile_peername as compile_for_getpeername
@@ -44,6 +45,7 @@ async def examine() -> list[Finding]:
     found += await asyncio.to_thread(_in_a_namespace, program)
     found.append(_seccomp())
     found.append(_swap(swap_devices()))
+    found.append(_memory())
     found.append(await _client_addresses(program is not None))
     return found
 
@@ -159,6 +161,22 @@ def _swap(devices: tuple[str, ...]) -> Finding:
     if not devices:
         return Finding("swap", "ok", False, "none: private keys stay in memory")
     return Finding("swap", "missing", False, f"the machine swaps to {', '.join(devices[:4])}", ADVICE)
+
+
+def _memory() -> Finding:
+    """Whether proxies in local mode get memory cgroups."""
+
+    def make() -> str:
+        cgroups = MemoryCgroups.find()
+        cgroups.prepare()
+        group = cgroups.group(0)
+        group.mkdir()
+        group.rmdir()
+        cgroups.remove_folder()
+        return f"in local mode every proxy gets a cgroup (v{cgroups.version}, {cgroups.folder})"
+
+    cost = "a proxy's own memory is limited, what the kernel holds for it is not"
+    return _try("memory cgroups", make, essential=False, cost=cost)
 
 
 async def _client_addresses(compiling: bool) -> Finding:

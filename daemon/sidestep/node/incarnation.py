@@ -23,6 +23,7 @@ from sidestep.aio.pulse import Watched
 from sidestep.aio.share import Share, ShareLimits
 from sidestep.model.errors import PeerError, SidestepError
 from sidestep.node.desired import ProxyError, Told
+from sidestep.node.memory_cgroups import MemoryCgroups
 from sidestep.node.output import Output, pipe
 from sidestep.node.zygote import Zygote
 from sidestep.proxy.control import Codec
@@ -75,6 +76,7 @@ class Incarnation:
         *,
         limits: ProxyLimits,
         on_message: OnMessage,
+        cgroups: MemoryCgroups | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._limits = limits
@@ -95,21 +97,40 @@ class Incarnation:
         )
         self._pulse = pulse
         self._output = output
+        self._cgroups = cgroups
+        if cgroups is not None:
+            cgroups.enter(process, limits.memory + limits.memory // 2)
         self.process = process
         self.began = self._loop.time()
         self.told = Told()
 
     @classmethod
-    async def begin(cls, zygote: Zygote, abode: Abode, *, limits: ProxyLimits, on_message: OnMessage) -> Self:
+    async def begin(
+        cls,
+        zygote: Zygote,
+        abode: Abode,
+        *,
+        limits: ProxyLimits,
+        on_message: OnMessage,
+        cgroups: MemoryCgroups | None = None,
+    ) -> Self:
         """Fork a proxy and lock it up in its pod. Raises SidestepError, and then nothing is left of it.
 
         Few are born at the same time (`Zygote.births`): the deadlines begin when it is this one's turn.
         """
         async with zygote.births:
-            return await cls._born(zygote, abode, limits=limits, on_message=on_message)
+            return await cls._born(zygote, abode, limits=limits, on_message=on_message, cgroups=cgroups)
 
     @classmethod
-    async def _born(cls, zygote: Zygote, abode: Abode, *, limits: ProxyLimits, on_message: OnMessage) -> Self:
+    async def _born(
+        cls,
+        zygote: Zygote,
+        abode: Abode,
+        *,
+        limits: ProxyLimits,
+        on_message: OnMessage,
+        cgroups: MemoryCgroups | None,
+    ) -> Self:
         with contextlib.ExitStack() as undo:
             pulse = Watched()
             undo.callback(pulse.close)
@@ -125,7 +146,7 @@ class Incarnation:
                 theirs.close()
             undo.callback(process.close)
             undo.callback(process.kill)
-            life = cls(process, ours, pulse, output, limits=limits, on_message=on_message)
+            life = cls(process, ours, pulse, output, limits=limits, on_message=on_message, cgroups=cgroups)
             undo.pop_all()
         try:
             try:
@@ -203,6 +224,8 @@ class Incarnation:
         self._channel.close()
         self._pulse.close()
         self._output.close()
+        if self._cgroups is not None:
+            self._cgroups.leave(self.process.pid)
         self.process.close()
 
     def _channel_closed(self, cause: SidestepError) -> None:

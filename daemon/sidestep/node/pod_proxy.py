@@ -26,6 +26,7 @@ from sidestep.model.errors import BugError, SidestepError
 from sidestep.node.backoff import Backoff, CrashHistory
 from sidestep.node.desired import CredentialSource, Desired, Told, tell_difference
 from sidestep.node.incarnation import Abode, Incarnation, ProxyLimits
+from sidestep.node.memory_cgroups import MemoryCgroups
 from sidestep.node.proxy_handler import ProxyHandler, ProxyState
 from sidestep.node.proxy_talk import ProxyTalk
 from sidestep.node.zygote import Zygote
@@ -48,6 +49,8 @@ class SupervisorSettings:
     """For a credential source."""
     settle_deadline: float = 20.0
     """For `apply`, `listen`, `unlisten`, restarts of the process included."""
+    cgroups: MemoryCgroups | None = None
+    """Where processes get memory cgroups; the supervisor's to close."""
 
 
 class PodProxy:
@@ -195,7 +198,11 @@ class PodProxy:
 
     async def _begin(self) -> Incarnation:
         return await Incarnation.begin(
-            self._zygote, self._abode, limits=self._settings.limits, on_message=self._talk.received
+            self._zygote,
+            self._abode,
+            limits=self._settings.limits,
+            on_message=self._talk.received,
+            cgroups=self._settings.cgroups,
         )
 
     async def _keep_alive(self, life: Incarnation) -> None:

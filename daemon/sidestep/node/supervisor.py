@@ -60,6 +60,8 @@ class ProxySupervisor:
         for proxy in list(self._proxies):
             await self.remove(proxy)
         await self.zygote.aclose()
+        if self._settings.cgroups is not None:
+            await self._settings.cgroups.aclose()
 
     def _tick(self) -> None:
         """Watch all heartbeats with one timer: a hundred of them would cost a measurable part of an idle node."""

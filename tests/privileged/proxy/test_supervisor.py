@@ -20,6 +20,7 @@ from sidestep.aio.channel import DeadlineError
 from sidestep.aio.packets import ChannelClosed, sealed_memfd
 from sidestep.model.errors import ConfigurationError, SidestepError
 from sidestep.node.backoff import Backoff
+from sidestep.node.memory_cgroups import MemoryCgroups
 from sidestep.node.supervisor import (
     CredentialSource,
     ProxyError,
@@ -383,6 +384,43 @@ async def test_nonsense_on_the_control_channel_ends_the_proxy_and_nothing_else(c
         with pytest.raises(OSError, match="closed"):
             await it.run(code + "\ntime.sleep(10)")
         await running_again(it)
+        assert await it.run("result = os.getpid()") == it.proxy.pid
+
+
+async def in_its_group(it: Scene, cgroups: MemoryCgroups) -> Path:
+    """The group of the proxy, once it is in there."""
+    group = cgroups.group(it.proxy.pid)
+
+    def inside() -> bool:
+        procs = group / "cgroup.procs"
+        return procs.exists() and str(it.proxy.pid) in procs.read_text().split()
+
+    await until(inside, within=5, what="the proxy to be in its group")
+    return group
+
+
+@asynchronous
+async def test_each_process_has_a_memory_cgroup_that_goes_with_it():
+    cgroups = MemoryCgroups.find()
+    left = cgroups.folder / "4194305-1"  # of a daemon that was killed: no process has such a number
+    left.mkdir(parents=True)
+    async with scene(settings=replace(SETTINGS, cgroups=cgroups)) as it:
+        group = await in_its_group(it, cgroups)
+        assert not left.exists()
+        limit = group / ("memory.limit_in_bytes" if cgroups.version == 1 else "memory.max")
+        assert int(limit.read_text()) == (1 << 30) + (1 << 29)
+        os.kill(it.proxy.pid, signal.SIGKILL)
+        await running_again(it)
+        assert await in_its_group(it, cgroups) != group
+        await until(lambda: not group.exists(), within=5, what="the group to be removed")
+    assert not cgroups.folder.exists()
+
+
+@asynchronous
+async def test_a_group_that_cannot_be_made_costs_the_proxy_nothing(tmp_path):
+    (tmp_path / "file").touch()
+    cgroups = MemoryCgroups(tmp_path / "file", tmp_path, 1)
+    async with scene(settings=replace(SETTINGS, cgroups=cgroups)) as it:
         assert await it.run("result = os.getpid()") == it.proxy.pid
 
 

@@ -1,0 +1,163 @@
+"""A memory cgroup for each pod proxy, where the daemon may make one: what RLIMIT_DATA does not count is bounded, too.
+
+Version 1 (alone or beside version 2): below the daemon's own group. Version 2: beside it, because a group that has
+processes has no groups of its own with controllers; at the root, below it. All are in one folder, `sidestep-proxies`,
+and are called PID-PID by daemon and proxy. A group goes with its proxy, the folder with the last one. What a daemon
+leaves that was killed, the next one removes: groups of daemons that do not run any more, at its start and whenever a
+proxy begins.
+
+Nothing here delays or fails a proxy: the kernel may take 20 ms to move a process, so a thread does all of it, in order.
+What fails is logged once, and proxies then have their limits alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+from sidestep.aio.process import Process
+from sidestep.model.errors import ConfigurationError
+from sidestep.observability.logs import get_logger
+
+FOLDER = "sidestep-proxies"
+MAX_TEXT = 1 << 20
+"""Bytes of a file of /proc that are looked at."""
+
+
+class MemoryCgroups:
+    """Those of one daemon. Make it with `find`; `version` is that of the memory controller, `home` its own group."""
+
+    def __init__(self, parent: Path, home: Path, version: int, *, proc: Path = Path("/proc")) -> None:
+        self.folder = parent / FOLDER
+        self.version = version
+        self._home = home
+        self._proc = proc
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cgroups")
+        self._failed = False
+        self._log = get_logger("memory-cgroups")
+
+    @classmethod
+    def find(cls, proc: Path = Path("/proc")) -> Self:
+        """Where this process may make them. Raises ConfigurationError that says why it may not."""
+        mounts = [line.split() for line in _text(proc / "self/mountinfo").splitlines()]
+        own = [line.split(":", 2) for line in _text(proc / "self/cgroup").splitlines()]
+        for _, controllers, path in own:
+            if "memory" in controllers.split(","):
+                home = _place(mounts, "cgroup", path, option="memory")
+                return cls(home, home, 1, proc=proc)
+        for number, _, path in own:
+            if number == "0":
+                home = _place(mounts, "cgroup2", path)
+                is_root = not (home / "cgroup.type").exists()  # which the root alone does not have
+                parent = home if is_root else home.parent
+                if "memory" in _text(parent / "cgroup.subtree_control").split():
+                    return cls(parent, home, 2, proc=proc)
+        raise ConfigurationError("no memory controller for this process", subject="cgroups")
+
+    def enter(self, process: Process, limit: int) -> None:
+        """Move a proxy into a group of its own, some time soon."""
+        self._thread.submit(self._do, lambda: self._enter(process, limit))
+
+    def leave(self, pid: int) -> None:
+        """The proxy has ended: remove its group."""
+        self._thread.submit(self._do, lambda: self._remove(pid))
+
+    def begin(self) -> None:
+        """Remove what a daemon left that was killed, some time soon."""
+        self._thread.submit(self._do, self.remove_folder)
+
+    def prepare(self) -> None:
+        """Make the folder and remove what others left. Raises OSError."""
+        self.folder.mkdir(exist_ok=True)
+        if self.version == 2:
+            _write(self.folder / "cgroup.subtree_control", "+memory")
+        self._sweep()
+
+    async def aclose(self) -> None:
+        """Remove the folder, if nobody uses it. All proxies have ended."""
+        await asyncio.wrap_future(self._thread.submit(self.remove_folder))
+        self._thread.shutdown(wait=False)
+
+    def remove_folder(self) -> None:
+        """Remove what is empty."""
+        with contextlib.suppress(OSError):
+            self._sweep()
+            self.folder.rmdir()
+
+    def group(self, pid: int) -> Path:
+        """The group of a proxy of this daemon."""
+        return self.folder / f"{os.getpid()}-{pid}"
+
+    def _do(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except (OSError, ConfigurationError) as error:
+            if not self._failed:
+                self._failed = True
+                self._log.warning("proxies have no memory cgroups of their own", reason=str(error))
+
+    def _enter(self, process: Process, limit: int) -> None:
+        self.prepare()
+        group = self.group(process.pid)
+        group.mkdir()
+        if self.version == 2:
+            _write(group / "memory.max", str(limit))
+        else:
+            _write(group / "memory.limit_in_bytes", str(limit))
+        if _has_ended(process):
+            return
+        with contextlib.suppress(ProcessLookupError):
+            _write(group / "cgroup.procs", str(process.pid))
+        if _has_ended(process):  # its number could be somebody else's by now
+            for pid in _text(group / "cgroup.procs").split():
+                with contextlib.suppress(ProcessLookupError):
+                    _write(self._home / "cgroup.procs", pid)
+
+    def _remove(self, pid: int) -> None:
+        with contextlib.suppress(OSError):  # it is not there, or is removed with what is left over
+            self.group(pid).rmdir()
+
+    def _sweep(self) -> None:
+        for group in list(self.folder.iterdir()):
+            daemon, _, proxy = group.name.partition("-")
+            if not group.is_dir() or (self._lives(daemon) and (daemon != str(os.getpid()) or self._lives(proxy))):
+                continue
+            with contextlib.suppress(OSError):  # a proxy of it that ends later than we begin
+                group.rmdir()
+
+    def _lives(self, pid: str) -> bool:
+        return pid.isdecimal() and (self._proc / pid).exists()
+
+
+def _has_ended(process: Process) -> bool:
+    return not process.alive
+
+
+def _place(mounts: list[list[str]], kind: str, path: str, *, option: str = "") -> Path:
+    """Where the group `path` of a hierarchy is mounted."""
+    for words in mounts:
+        end = words.index("-") if "-" in words else len(words)
+        if len(words) < end + 4 or words[end + 1] != kind or (option and option not in words[end + 3].split(",")):
+            continue
+        root, point = words[3].rstrip("/"), words[4]
+        if path == root or path.startswith(root + "/"):
+            return Path(point + path[len(root) :])
+    raise ConfigurationError("the memory controller is not mounted", subject="cgroups")
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_TEXT).decode(errors="replace")
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}", subject="cgroups") from error
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
