@@ -89,7 +89,9 @@ class Bridge:
         *,
         probes: bool = False,
     ) -> None:
-        """`probes`: the client is one that a global intercept leaves to the app (`PortSnapshot.pass_sources`)."""
+        """`probes`: the client is one that a global intercept leaves to the app (`PortSnapshot.pass_sources`), on a
+        port where what cannot be opened is closed.
+        """
         self._judge = judge
         self._loop = loop
         self.port = port

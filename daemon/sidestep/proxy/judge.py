@@ -32,7 +32,7 @@ from sidestep.engine.classification import (
     classify,
     unreadable,
 )
-from sidestep.engine.relay import Leg, Relay, Role
+from sidestep.engine.relay import Leg, OnUnreadable, Relay, Role
 from sidestep.engine.taps import Ledger
 from sidestep.engine.wire import WireRelay
 from sidestep.model.condition import ConditionType
@@ -211,7 +211,8 @@ class Judge:
                 self._relay(relay, verdict.protocol)
             case OpenTls():
                 self._stop_waiting()
-                probes = self._endpoint.client in self._port.snapshot.pass_sources
+                closes = self._port.on_unreadable is OnUnreadable.CLOSE
+                probes = closes and self._endpoint.client in self._port.snapshot.pass_sources
                 self._bridge = Bridge(self, self._loop, self._port, self._reception, verdict.offer, probes=probes)
                 self._bridge.begin()
             case Pass() | Close():
