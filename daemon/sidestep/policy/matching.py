@@ -29,6 +29,12 @@ MAX_REGEX_MEMORY = 256 * 1024
 """Bytes of one compiled regex with its caches; 64 intercepts of 32 conditions stay below half a gigabyte."""
 MAX_REGEX_LENGTH = 1024
 """UTF-8 bytes of a regex."""
+MAX_STEPS = 8 * 1024 * 1024
+"""Steps of all regexes of a filter over one request: instructions of the program times bytes that it reads, which is
+what RE2 needs where its automaton does not fit. 9 nanoseconds each; usual regexes have less than 128 instructions and
+are never short of them."""
+MAX_VALUE = 64 * 1024
+"""Bytes of a head, of which values and paths are a part."""
 
 COMMON_HEADERS = frozenset(
     {"host", "user-agent", "accept", "cookie", "authorization", "content-type", "accept-language"}
@@ -53,12 +59,12 @@ def compile_filter(wanted: Filter) -> Matches:
     filters.check_limits(wanted)
     if wanted.is_global:
         return _everything
-    headers = _HeaderTests(wanted.headers)
-    on_headers = headers.closure()
+    steps = MAX_STEPS // max(1, _regexes(wanted))
+    on_headers = _HeaderTests(wanted.headers, steps).closure()
     if not wanted.methods and not wanted.paths:
         return on_headers
     methods = frozenset(_bytes(method, "method") for method in wanted.methods)
-    on_path = _path_closure(wanted.paths)
+    on_path = _path_closure(wanted.paths, steps)
     if not wanted.headers:
         return _method_and_path(methods, on_path)
     return _all_three(methods, on_path, on_headers)
@@ -131,10 +137,12 @@ def normal_form(wanted: Filter) -> frozenset[ConditionRow]:
 class _HeaderTests:
     """The header conditions sorted by test, as bytes."""
 
-    def __init__(self, conditions: Iterable[HeaderCondition]) -> None:
+    def __init__(self, conditions: Iterable[HeaderCondition], steps: int) -> None:
         self.exact: list[tuple[bytes, bytes]] = []
         self.present: list[bytes] = []
         self.regexes: list[tuple[bytes, Search]] = []
+        self.rooms: list[int] = []
+        """Bytes that each regex may read of one request."""
         for condition in conditions:
             name = _bytes(condition.name, "header name")
             subject = f"header {condition.name}"
@@ -144,10 +152,15 @@ class _HeaderTests:
                 case HeaderTest.PRESENT:
                     self.present.append(name)
                 case HeaderTest.REGEX:
-                    self.regexes.append((name, _regex(condition.value, subject)))
+                    search, room = _regex(condition.value, subject, steps)
+                    self.regexes.append((name, search))
+                    self.rooms.append(room)
 
     def closure(self) -> Matches:
         """The cheapest closure for these conditions."""
+        if any(room < MAX_VALUE for room in self.rooms):
+            plain = _mixed_headers(tuple(self.exact), frozenset(self.present), ())
+            return _short_of_steps(plain, tuple(zip(self.regexes, self.rooms, strict=True)))
         if not self.present and not self.regexes:
             return _one_exact(self.exact[0]) if len(self.exact) == 1 else _all_exact(tuple(self.exact))
         if not self.exact and not self.present and len(self.regexes) == 1:
@@ -218,13 +231,33 @@ def _mixed_headers(
     return matches
 
 
-def _path_closure(conditions: tuple[PathCondition, ...]) -> Callable[[bytes], bool] | None:
+def _short_of_steps(plain: Matches, regexes: tuple[tuple[tuple[bytes, Search], int], ...]) -> Matches:
+    """Each regex reads the values of its header in order, as long as there is room for them."""
+
+    def found(wanted: bytes, search: Search, room: int, fields: Fields) -> bool:
+        for name, value in fields:
+            if name == wanted:
+                room -= len(value)
+                if room < 0:
+                    return False
+                if search(value) is not None:
+                    return True
+        return False
+
+    def matches(method: bytes, path: bytes, fields: Fields) -> bool:
+        return plain(method, path, fields) and all(found(*regex, room, fields) for regex, room in regexes)
+
+    return matches
+
+
+def _path_closure(conditions: tuple[PathCondition, ...], steps: int) -> Callable[[bytes], bool] | None:
     """A closure that is true when one of the path conditions holds; None when there is none."""
     if not conditions:
         return None
     equal = frozenset(_bytes(each.value, "path") for each in conditions if each.test is PathTest.EQUAL)
     prefixes = tuple(_bytes(each.value, "path") for each in conditions if each.test is PathTest.PREFIX)
-    searches = tuple(_regex(each.value, "path") for each in conditions if each.test is PathTest.REGEX)
+    compiled = [_regex(each.value, "path", steps) for each in conditions if each.test is PathTest.REGEX]
+    searches = tuple(search if room >= MAX_VALUE else _limited(search, room) for search, room in compiled)
     if not searches:
 
         def plain(path: bytes) -> bool:
@@ -282,8 +315,20 @@ def _bytes(text: str, subject: str) -> bytes:
         raise ConfigurationError("not valid UTF-8", subject=subject, value=text) from None
 
 
-def _regex(pattern: str, subject: str) -> Search:
-    """The search method of an RE2 regex. Raises ConfigurationError with RE2's reason."""
+def _regexes(wanted: Filter) -> int:
+    headers = sum(each.test is HeaderTest.REGEX for each in wanted.headers)
+    return headers + sum(each.test is PathTest.REGEX for each in wanted.paths)
+
+
+def _limited(search: Search, room: int) -> Search:
+    return lambda value: search(value) if len(value) <= room else None
+
+
+def _regex(pattern: str, subject: str, steps: int) -> tuple[Search, int]:
+    """The search method of an RE2 regex, and the bytes for which `steps` suffice.
+
+    Raises ConfigurationError with RE2's reason.
+    """
     encoded = _bytes(pattern, subject)
     if len(encoded) > MAX_REGEX_LENGTH:
         reason = f"regex of {len(encoded)} bytes, at most {MAX_REGEX_LENGTH} are possible"
@@ -301,5 +346,4 @@ def _regex(pattern: str, subject: str) -> Search:
     finally:
         # The module's cache would keep the regexes of ended intercepts alive.
         re2.purge()
-    search: Search = compiled.search
-    return search
+    return compiled.search, steps // max(1, compiled.programsize)
