@@ -1,11 +1,11 @@
-"""What is of no consequence for client and app, done a moment after they have been served.
+"""Deferred mirroring work: runs a moment after the bytes that client and app see are written.
 
 Copying a request costs more than relaying it: on a quiet machine requests took 1.5 times as long when they were copied
-before they were written to the app. So copies are only noted where requests are read, in order; the shell has them made
-(`run`) a bounded time later. What is noted is bounded, too: a client that says more than the shell gets round to copy
-(FULL bytes) has its copies made before it is served, as if nothing were deferred.
+before they were written to the app. So the engine only queues calls, in the order of the requests; the shell runs them
+(`run`) a bounded time later. The queue is bounded: above FULL bytes copying is synchronous.
 
-A bug met while a client is being served must not be that client's: `catch_up` leaves it to the next `run` to raise it.
+`catch_up` runs while a client is served. An exception there does not end that client's connection: the next `run`
+raises it.
 """
 
 from __future__ import annotations

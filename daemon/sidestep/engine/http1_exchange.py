@@ -96,7 +96,10 @@ class Exchange:
         self.consumed = False
         """So was a part of the body."""
         self.given_ahead = False
-        """So were bytes of the protocol that it asks for: if the handler declines, nobody can tell what they are."""
+        """Bytes of the protocol that the request asks for were written to the handler leg.
+
+        If the handler declines, they cannot be parsed as requests.
+        """
         self.answering = False
         """A byte of the response arrived."""
         self.begun = False

@@ -177,7 +177,7 @@ class Exchange:
                 self.forget_kept()
 
     def forget_kept(self) -> None:
-        """Nobody else will have to answer this request, or can."""
+        """Drop the kept part of the body: the request is not sent to anybody else any more."""
         self.replay = 0
         self.kept.clear()
         self.kept_size = 0

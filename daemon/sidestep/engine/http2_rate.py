@@ -1,4 +1,4 @@
-"""A leaky bucket: what is normal once, and abuse a thousand times a second.
+"""A leaky bucket for frames that are normal once and a flood at a thousand a second.
 
 The engine has no clock. The connection's ticks (`http2.Http2Relay.expired`) let the bucket leak, and are only asked for
 while it is more than a quarter full, so that a connection that lives for days costs none for a PING every ten seconds.

@@ -184,6 +184,7 @@ class Conduit:
     """Drives one relay. Create it, `attach` what is connected already, then `begin`."""
 
     __slots__ = (
+        "_backlog",
         "_closed",
         "_copying",
         "_courier",
@@ -219,9 +220,10 @@ class Conduit:
     ) -> None:
         self._loop = loop
         self._courier = courier
+        self._backlog = courier.backlog
         self._closed = False
         self._held = 0
-        """Its part of the courier's `backlog`."""
+        """Its part of `_backlog`."""
         self._notify = True
         self._slow = True
         self._timer: Timer | None = None
@@ -364,7 +366,10 @@ class Conduit:
     def _pull_more(self, relay: Relay, leg: Leg, stream: Stream) -> None:
         end = monotonic() + DRAIN_SECONDS
         for _ in range(DRAIN_READS):
-            if not relay.reads(leg) or relay.done or relay.wired is not None or self._is_behind(relay, leg):
+            if not relay.reads(leg) or relay.done or relay.wired is not None:
+                self._slow = True
+                return
+            if self._backlog.held and self._is_behind(relay, leg):
                 self._slow = True
                 return
             data = stream.read()
@@ -530,7 +535,7 @@ class Conduit:
 
     def _watch(self, relay: Relay, leg: Leg, pipe: _Pipe) -> bool:
         """Set the mask that the relay wants; tell whether anything is held back."""
-        reads = relay.reads(leg) and not pipe.ended and not self._is_behind(relay, leg)
+        reads = relay.reads(leg) and not pipe.ended and not (self._backlog.held and self._is_behind(relay, leg))
         mask = (READ if reads else 0) | (WRITE if leg.out or (leg.ending and not pipe.finished) else 0)
         if mask != pipe.mask and pipe.stream is not None:
             pipe.mask = mask
@@ -542,14 +547,14 @@ class Conduit:
         if self._closed:
             queued = 0
         if queued != self._held:
-            self._courier.backlog.held += queued - self._held
+            self._backlog.held += queued - self._held
             self._held = queued
 
     def _is_behind(self, relay: Relay, leg: Leg) -> bool:
         """Whether more waits for those who get the bytes of this leg than the backlog of all connections leaves room
         for. Handlers of an HTTP/2 connection never hold up its client, whose other streams go elsewhere.
         """
-        most = high_water(self._courier.backlog)
+        most = high_water(self._backlog)
         if most >= HIGH_WATER:
             return False  # the relay's own bound is the lower one
         client = relay.client

@@ -63,17 +63,17 @@ class DaemonBreaker:
             timer.cancel()
 
     def heard(self) -> None:
-        """A message of the daemon has come."""
+        """A message of the daemon was received."""
         if self._state is _State.SILENT:
             self._state = _State.TRIAL
 
     def acknowledged(self, seq: int) -> None:
-        """So has the acknowledgement of the message with this `seq`."""
+        """The daemon acknowledged the message with this `seq`."""
         if self._expected.pop(seq, None) is not None:
             self._state = _State.ANSWERING
 
     def _look(self) -> None:
-        """The question that was the oldest when the timer was set is overdue, or answered."""
+        """Timer callback: fall silent if the oldest question is overdue, else wait for it."""
         self._timer = None
         oldest = next(iter(self._expected.values()), None)
         if oldest is None:

@@ -360,8 +360,6 @@ class Large(Message):
     size: int
 
 
-ToZygote = Spawn
-FromZygote = Spawned
 ToProxy = Stderr | Pulse | Enter | Configure | Credential | Listen | Unlisten | Opened | Refused | Drain | Ack | Large
 FromProxy = (
     Hello | Ack | Heartbeat | Open | Reset | Requests | Report | Probed | NameClient | ForgetClient | NoApp | Hindered

@@ -80,7 +80,7 @@ class LivePort:
         return self._asked_later or self.snapshot.asks_later
 
     def asked_later(self) -> None:
-        """It was seen to."""
+        """Remember that the app asked a client for its certificate after the handshake."""
         self._asked_later = True
 
     def replace(self, snapshot: PortSnapshot) -> None:

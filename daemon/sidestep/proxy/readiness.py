@@ -66,7 +66,7 @@ class Readiness:
             self._tell()
 
     def clear(self, hindrance: Hindrance) -> None:
-        """It does not any more."""
+        """The hindrance is gone."""
         if self._hindrances.pop((hindrance.kind, hindrance.port, hindrance.family), None) is not None:
             self._tell()
 
