@@ -2,7 +2,7 @@
 
 One turn of the loop runs every callback that is ready; nothing else is served meanwhile. A turn is measured from the
 return of select() to its next call, on the wall clock, so that time in which the process was given no CPU counts as
-well. What is not measured by a timer needs none: an idle loop stays idle, and a turn costs two clock readings.
+well. There is no timer: an idle loop stays idle, and a turn costs two clock readings.
 
 `stalled` is the time beyond `NOTICED` that turns have taken so far. A peer that did not answer within ten seconds, of
 which the loop itself was away for eight, had two seconds; see `patience`.
@@ -47,7 +47,7 @@ class LoopMeter:
 
 
 class _MeteredSelector(selectors.EpollSelector):
-    """epoll that tells the meter how long nobody asked it."""
+    """epoll that reports to the meter the time between two calls of select()."""
 
     def __init__(self, meter: LoopMeter) -> None:
         super().__init__()

@@ -72,7 +72,7 @@ class patience:  # noqa: N801 - used as `asyncio.timeout` is
         return self._of() if callable(self._of) else self._of
 
     def _due(self) -> None:
-        """The seconds are over: unless some of them do not count."""
+        """Expire, or wait on for the time that does not count."""
         left_out = stalled(self._loop) - self._stalled
         pid = self._process()
         if pid is not None:
@@ -87,7 +87,7 @@ class patience:  # noqa: N801 - used as `asyncio.timeout` is
 
 
 class Silence:
-    """For how long a process has given no sign of life, of the time that counts."""
+    """Measures how long a process has given no sign of life, without time that does not count."""
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -96,12 +96,12 @@ class Silence:
         self.seconds = 0.0
 
     def broken(self) -> None:
-        """It gave one."""
+        """The process gave a sign of life."""
         self.seconds = 0.0
         self._delayed = None
 
     def lasts(self, elapsed: float, *, pid: int) -> bool:
-        """It gave none for `elapsed` more seconds; whether it is silent for longer than the limit."""
+        """Add `elapsed` seconds of silence; returns whether the silence exceeds the limit."""
         self.seconds += elapsed
         if self.seconds < self._limit / 2:
             return False

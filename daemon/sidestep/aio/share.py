@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ShareLimits:
-    """How much, and for how long."""
+    """Limits of a share; times in seconds."""
 
     burst: float
     """Seconds of processor time at once."""
@@ -26,7 +26,7 @@ class ShareLimits:
 
 
 class Share:
-    """That of one peer. `now` is the caller's clock, in seconds."""
+    """The share of one peer. `now` is the caller's clock, in seconds."""
 
     __slots__ = ("_balance", "_filled", "_limits", "_since")
 

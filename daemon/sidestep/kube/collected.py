@@ -36,13 +36,13 @@ class Collected:
 
     @property
     def found(self) -> dict[str, Any]:
-        """What can be understood."""
+        """The converted objects, by UID."""
         self._look()
         return self._found
 
     @property
     def bad(self) -> dict[str, str]:
-        """What cannot, and why."""
+        """Why objects cannot be converted, by UID."""
         self._look()
         return self._bad
 

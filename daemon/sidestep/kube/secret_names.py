@@ -1,4 +1,4 @@
-"""That Secrets change, without their data: one watch for each namespace, of what `kubectl get secrets` prints.
+"""Versions of Secrets without their data: one watch for each namespace, of what `kubectl get secrets` prints.
 
 The rows of a Table hold name, type, number of keys and age. Not even the metadata of a Secret is asked for: the
 annotation kubectl.kubernetes.io/last-applied-configuration holds its data.
@@ -83,7 +83,7 @@ class SecretNames:
         self._turn = 0
 
     def want(self, names: frozenset[SecretName]) -> None:
-        """These and no others."""
+        """Set the Secrets that are wanted, and watch their namespaces only."""
         self._wanted = names
         namespaces = {namespace for namespace, _ in names}
         for gone in self._namespaces.keys() - namespaces:
@@ -97,7 +97,7 @@ class SecretNames:
             self._polling = None
 
     def versions(self) -> dict[SecretName, str]:
-        """The Secrets that there are, or may be."""
+        """Versions of the wanted Secrets; a Secret known to be absent has none."""
         found = {}
         for namespace, name in self._wanted:
             version = self._version(namespace, name)

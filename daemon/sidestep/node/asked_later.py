@@ -1,7 +1,7 @@
 """Ports whose app was seen to ask clients for certificates after the handshake.
 
-A pod proxy finds it out at the expense of one connection (`proxy.worker`), so it is remembered for as long as the pod
-and the daemon live, beyond any intercept. A pod that a proxy speaks for falsely loses interception, nothing else.
+A pod proxy learns it by losing one connection (`proxy.worker`), so the daemon remembers it until the pod or the daemon
+ends, across intercepts. A hostile proxy can report it falsely; its own pod then loses interception and nothing else.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ MAX_PODS = 4096
 
 
 class AskedLater:
-    """By pod, the numbers of those ports."""
+    """Remembers, for each pod, the ports whose app asks for client certificates after the handshake."""
 
     def __init__(self) -> None:
         self._ports: OrderedDict[tuple[str, str], set[int]] = OrderedDict()
 
     def add(self, pod: Pod, number: int) -> None:
-        """The app behind this port asks later."""
+        """Remember that the app behind this port asks after the handshake."""
         key = _key(pod)
         self._ports.setdefault(key, set()).add(number)
         self._ports.move_to_end(key)
@@ -34,12 +34,12 @@ class AskedLater:
             self._ports.popitem(last=False)
 
     def snapshot(self, pod: Pod, port: PortSnapshot) -> PortSnapshot:
-        """What the proxy is told of a port: with what is remembered."""
+        """The port's snapshot with `asks_later` set where the port is remembered."""
         if port.number not in self._ports.get(_key(pod), ()):
             return port
         return msgspec.structs.replace(port, asks_later=True)
 
 
 def _key(pod: Pod) -> tuple[str, str]:
-    """A pod of the same name that is created anew is another one."""
+    """Name and UID: a pod that is created again under the same name starts with nothing remembered."""
     return str(pod.key), pod.uid

@@ -14,7 +14,7 @@ CALM = 60.0
 
 @dataclass(slots=True)
 class Deaths:
-    """Those of one socket and its successors."""
+    """Schedules the replacement of one socket and of the sockets that replace it."""
 
     renew_at: float | None = None
     """When the socket, which is dead, is to be replaced; None while it lives."""
@@ -31,5 +31,5 @@ class Deaths:
         return self.renew_at is not None and now >= self.renew_at
 
     def renewed(self) -> None:
-        """Another one has taken its place."""
+        """A new socket is in use."""
         self.renew_at = None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ExistingConnections:
-    """Those of the ports of one pod."""
+    """Lists and ends the connections that the ports of one pod had before they were steered."""
 
     def __init__(self, pod: PodKey, statements: Statements) -> None:
         self._pod = pod

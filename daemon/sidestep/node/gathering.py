@@ -16,7 +16,7 @@ MOST = 2.0
 
 
 class Gathering:
-    """Ask for the `pause` at each change that begins a look, and say what the work of that look took."""
+    """Debounces changes: ask for `pause` at the first change, report with `took` what processing them cost."""
 
     def __init__(self, *, least: float, rate: float, burst: float, now: float) -> None:
         self._least = least
@@ -24,11 +24,11 @@ class Gathering:
         self._rest = 0.0
 
     def took(self, seconds: float) -> None:
-        """The work of the last look took this much of the loop's time."""
+        """Note how many seconds of the loop's time the last processing took."""
         self._rest = seconds * (1 / SHARE - 1)
 
     def pause(self, now: float) -> float:
-        """Seconds to gather."""
+        """Seconds to wait before the changes are processed."""
         wait = 0.0
         if not self._looks.take(now):
             wait = self._looks.wait()

@@ -74,12 +74,12 @@ class Gate:
         self._resuming: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
-        """Begin to accept."""
+        """Start accepting."""
         self._resuming = None
         self._loop.add_reader(self._listener, self._accept)
 
     def close(self) -> None:
-        """Accept no more, and end what is open."""
+        """Stop accepting and close all open connections."""
         if self._resuming is not None:
             self._resuming.cancel()
         self._loop.remove_reader(self._listener)
@@ -121,7 +121,7 @@ class Gate:
 
 
 class _Visitor:
-    """One connection: a head is read, an answer written, and that is all. No task: a flood of these is cheap."""
+    """One connection: reads a request head, writes an answer, closes. Uses callbacks, which cost less than a task."""
 
     __slots__ = ("_answer", "_deadline", "_head", "_loop", "_on_end", "_rest", "_sock")
 
@@ -184,7 +184,7 @@ class _Visitor:
 
 
 def _reset(sock: socket.socket) -> None:
-    """Close so that nothing of it stays in the kernel either (TIME_WAIT)."""
+    """Close with a reset, so that the kernel keeps no TIME_WAIT entry."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     except OSError:

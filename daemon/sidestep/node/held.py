@@ -56,21 +56,21 @@ class Held:
 
     @property
     def judged(self) -> bool:
-        """Whether it is known what it asks for, or that it cannot be served."""
+        """Whether the spec has been judged: it is usable, or `problem` says why it is not."""
         return self.pinned is None or bool(self.problem)
 
     @property
     def accepted(self) -> bool:
-        """Whether all nodes know which spec counts."""
+        """Whether the status carries the digest of the pinned spec."""
         return self.latest.status.spec_digest == self.digest
 
     @property
     def changed(self) -> bool:
-        """Whether the resource asks for something else than what was pinned."""
+        """Whether the spec as read last differs from the pinned one."""
         return self.latest.digest != self.digest and not self.problem
 
     def judge(self) -> None:
-        """Look at what is asked for. Takes up to 50 ms, for 32 long regexes."""
+        """Parse the pinned spec and its key. Takes up to 50 ms, for 32 long regexes."""
         if self.pinned is None:
             return
         found = judge(self.pinned)
@@ -82,8 +82,8 @@ class Held:
                 self.problem = str(error)
 
     def overrule(self) -> None:
-        """The other nodes know another spec."""
-        self.problem, self.key = OVERRULED, b""
+        """Refuse it: the status carries the digest of another spec."""
+        self.pinned, self.problem, self.key = None, OVERRULED, b""
 
 
 def within_bounds(living: Iterable[Held]) -> tuple[list[Held], dict[str, str]]:

@@ -57,12 +57,12 @@ class ManifestsLock:
             time.sleep(RETRY)
 
     async def wait_for(self) -> None:
-        """Take it once the predecessor has ended, if it is not taken yet."""
+        """Take the lock as soon as the predecessor releases it; returns at once when it is held already."""
         while not self._try():  # noqa: ASYNC110 - nobody is told when a flock is given back
             await asyncio.sleep(RETRY)
 
     def close(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         os.close(self._fd)
 
     def _try(self) -> bool:

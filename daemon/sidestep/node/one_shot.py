@@ -315,7 +315,7 @@ def _say_who(answers: socket.socket) -> None:
 
 
 def _give_up_everything(*, cpu: int, wall: int) -> None:
-    """Become nobody under limits, for good. Raises KernelError, BugError."""
+    """Set limits and drop user, groups and capabilities for good. Raises KernelError, BugError."""
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
     signal.setitimer(signal.ITIMER_REAL, wall)  # nobody handles SIGALRM: it ends the process
     limits.apply(memory=MEMORY, descriptors=_DESCRIPTORS)

@@ -26,5 +26,5 @@ class Pace:
         self.pause = self.least
 
     def took(self, seconds: float) -> None:
-        """Note what the work cost this time."""
+        """Note how many seconds the work took; sets the next pause."""
         self.pause = min(max(self.least, seconds * (1 / SHARE - 1)), self.most)

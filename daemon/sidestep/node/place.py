@@ -1,4 +1,4 @@
-"""Where a node daemon is to serve, found out before anything is logged: who cannot start says so in one line."""
+"""Checks, before anything is logged, that the daemon can serve where it was told to: a failure is one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person is told about a port that is left to the app. Pure."""
+"""Conditions about ports that are left to the app. Pure."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ OUTDATED = (
 
 @dataclass(slots=True)
 class Memory:
-    """What is remembered about one resource between two rounds."""
+    """State of one resource that lasts from round to round."""
 
     refusal: str = ""
     refused_since: float = 0.0
@@ -75,7 +75,7 @@ class Memory:
     """The picture of the node for which the refusal was found out."""
 
     def look_again(self, when: float) -> None:
-        """Not later than this."""
+        """Look at the resource again at `when` or earlier."""
         self.due = min(self.due, when)
 
 

@@ -1,4 +1,4 @@
-"""The daemon's hold on the reader: asks it to look and to read, under deadlines; never touches what was read.
+"""The daemon's side of the reader: sends requests under deadlines, and never opens or maps what was read.
 
 A reader or a child that misses a deadline is killed; the next request starts another reader. So that one pod with a
 filesystem that never answers, or a file that costs all the time there is, cannot starve the others:
@@ -258,7 +258,7 @@ class ReadError(ConfigurationError):
 
 
 class _ChildLostError(Exception):
-    """A child has ended without an answer."""
+    """A one-shot child ended without an answer."""
 
 
 def _error(answer: Answer) -> ReadError | PeerError:

@@ -66,14 +66,14 @@ class _Course:
 
 
 class Readiness:
-    """That of one pod's proxy, whichever process it is."""
+    """The hindrances of one pod's proxy, across restarts of its process."""
 
     def __init__(self) -> None:
         self._courses: dict[tuple[int, int], dict[str, _Course]] = {}
         """By what they are about (port, family), and by kind."""
 
     def told(self, hindrances: Collection[Hindrance], now: float) -> None:
-        """Take all hindrances that there are now."""
+        """Replace the hindrances by those that the proxy reports now."""
         named = {(each.port, each.family, each.kind) for each in hindrances}
         for about, courses in list(self._courses.items()):
             for kind, course in list(courses.items()):
@@ -88,7 +88,7 @@ class Readiness:
             courses[hindrance.kind] = self._course(hindrance, courses.get(hindrance.kind), now)
 
     def process_gone(self, now: float) -> None:
-        """The process that told is gone."""
+        """The proxy's process has ended: every hindrance it reported is taken back."""
         self.told((), now)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What the daemon asks the reader, and what it is answered: one msgpack struct per packet, both ways.
+"""Requests of the daemon to the reader, and the answers: one msgpack struct per packet, both ways.
 
 Nothing in these messages is secret: a private key leaves a one-shot child as a descriptor, never as bytes.
 """

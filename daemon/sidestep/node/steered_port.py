@@ -49,7 +49,7 @@ class Left(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """What matters of the proxy: why it does not serve at all, and why not a certain family (empty: it does)."""
+    """Why the proxy serves nothing (`absence`), and why it does not serve a family (`hindrance`). Empty: it does."""
 
     absence: str
     hindrance: dict[Family, str] = field(default_factory=dict)

@@ -31,7 +31,7 @@ class _Origin:
 
 
 class Surveys:
-    """At most one survey of each pod."""
+    """A cache with at most one survey for each pod."""
 
     def __init__(self) -> None:
         self._known: dict[PodKey, tuple[_Origin, PodSurvey]] = {}

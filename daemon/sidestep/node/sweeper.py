@@ -1,4 +1,4 @@
-"""Nobody waits in an accept queue that nobody empties: whoever does is reset, so that it comes again and finds the app.
+"""Resets connections in accept queues that no proxy empties, so that their clients connect again and reach the app.
 
 Swept are ports that are left to the app, so that their queues do not fill again: all of them while no proxy is there,
 and those that the proxy says it cannot serve, GRACE seconds after it said so - it may empty the queue itself. A proxy
@@ -25,7 +25,7 @@ MOST = 4096
 
 
 class Sweeper:
-    """That of the ports of one pod."""
+    """Resets waiting connections in the accept queues of one pod's ports."""
 
     def __init__(self, pod: PodKey, *, now: Callable[[], float]) -> None:
         self._now = now
@@ -33,17 +33,17 @@ class Sweeper:
         self._log = get_logger("target").bind(pod=str(pod))
 
     def hindered(self, numbers: Collection[int]) -> None:
-        """These are the ports that the proxy cannot serve now."""
+        """Set which ports the proxy cannot serve now."""
         now = self._now()
         self._hindered_since = {number: self._hindered_since.get(number, now) for number in numbers}
 
     def sweep_all(self, ports: Iterable[SteeredPort]) -> None:
-        """No proxy is there."""
+        """Reset what waits at all ports: there is no proxy."""
         for port in ports:
             self._sweep(port)
 
     def sweep_hindered(self, ports: Mapping[int, SteeredPort]) -> None:
-        """A proxy is there, which cannot serve some of its ports."""
+        """Reset what waits at ports that the proxy has been unable to serve for GRACE seconds."""
         if self._hindered_since:
             late = self._now() - GRACE
             for number, since in self._hindered_since.items():

@@ -210,6 +210,16 @@ def test_an_answer_is_kept_until_something_changes(registry, clock):
     assert set(registry.verdicts(there)) == {"uid-a"}
 
 
+def test_renewals_of_a_resource_that_was_refused_unjudged_decide_nothing(registry):
+    """A daemon that starts finds the digest of another spec in the status: the spec is never judged."""
+    there, overruled = inventory(pod()), {"status": {"specDigest": "0" * 64}}
+    registry.apply(Kind.INTERCEPT, value("a") | overruled)
+    first = registry.verdicts(there)
+    assert first["uid-a"].refusal == OVERRULED
+    registry.apply(Kind.INTERCEPT, value("a", renewed="2") | overruled)
+    assert registry.verdicts(there) is first
+
+
 def test_another_spec_than_all_nodes_know_is_refused(registry, gone):
     accepted = value("a")
     digest = sight(Kind.INTERCEPT, accepted).digest
