@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from sidestep.model.pod import Family
 from sidestep.node.readiness import KINDS
 from sidestep.proxy.messages import (
+    MAX_CERTIFICATE,
     MAX_LINES,
     MAX_TEXT,
     DivertedRequest,
@@ -37,8 +38,6 @@ MAX_ADDRESS = 64
 """Characters of a client's address."""
 MAX_LOST = 1 << 32
 """Copies lost at once; a proxy tells twice a second."""
-MAX_CERTIFICATE = 64 * 1024
-"""Bytes of an app's certificate; a TLS record with several holds less."""
 
 MAX_HINDRANCES = 8192
 """Hindrances of one proxy: several of each family of its ports, of which 1,024 can be steered."""

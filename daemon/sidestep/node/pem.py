@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import enum
+import functools
 import hashlib
 import os
 import re
@@ -55,6 +56,9 @@ MAX_KEY_DER: Final = 16 * 1024
 
 MAX_NAMES: Final = 100
 """Names of a certificate that are told to people."""
+
+REMEMBERED_NAMES: Final = 256
+"""Certificates of apps whose names are remembered, of 16 KiB each at most (`proxy.messages.MAX_CERTIFICATE`)."""
 
 _HOST: Final = re.compile(r"(\*\.)?[0-9A-Za-z_-]{1,63}(\.[0-9A-Za-z_-]{1,63})+")
 """A common name that is one of a host."""
@@ -174,8 +178,13 @@ def judge_trust(pem: bytes) -> TrustCredential:
     return TrustCredential(Trust(name=f"trust:{digest}", subject=subject[:1000]), text)
 
 
+@functools.lru_cache(maxsize=REMEMBERED_NAMES)
 def names_in(der: bytes) -> tuple[str, ...]:
-    """The names in a certificate that a stranger showed; none when it cannot be read."""
+    """The names in a certificate that a stranger showed; none when it cannot be read.
+
+    Asked by the daemon itself whenever somebody lists the ports: remembered, for one with thousands of names costs it
+    several milliseconds.
+    """
     try:
         return _names(_parsed(der)) if der else ()
     except UNREADABLE:

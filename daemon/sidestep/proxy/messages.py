@@ -21,7 +21,7 @@ MAX_PORTS = 64
 """Ports of one `Heartbeat`."""
 MAX_HINDRANCES = 2048
 """Hindrances of one `Hindered`: each of 1,024 steered ports in both address families."""
-MAX_CERTIFICATE = 32 * 1024
+MAX_CERTIFICATE = 16 * 1024
 """Bytes of the certificate in `Probed`; a larger one is left out."""
 MAX_TEXT = 2048
 """Characters of a method, path, authority, or of a field's name or value in a log line."""

@@ -212,3 +212,13 @@ def test_damaged_der_raises_nothing_but_a_configuration_error(data, leaf):
             judge()
         except ConfigurationError:
             pass
+
+
+def test_names_of_an_app_s_certificate_are_read_once():
+    """`list` asks for them on the daemon's loop, for every port."""
+    large = Authority().issue(*(f"h{number}.test" for number in range(800)))
+    der = next(blocks(large.chain, limit=4)).der
+    began = time.process_time()
+    for _ in range(500):
+        assert len(names_in(der)) == pem.MAX_NAMES
+    assert time.process_time() - began < 0.2
