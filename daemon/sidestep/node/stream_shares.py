@@ -22,7 +22,7 @@ EAGERNESS: Final = 3
 
 
 class StreamShares:
-    """Those of one session, which has so many `streams`."""
+    """Shares the `streams` of one session among its pods."""
 
     def __init__(self, streams: int) -> None:
         self._streams = streams
@@ -49,11 +49,9 @@ class StreamShares:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                waiting.remove(turn)
-                if not waiting:
-                    del self._waiting[pod]
+                self._withdraw(pod, turn)
             else:
-                self.give(pod)  # it has come in vain
+                self.give(pod)  # the stream was granted, and nobody takes it
             raise
 
     def give(self, pod: str) -> None:
@@ -76,6 +74,14 @@ class StreamShares:
         if not turn.done():
             self._book(pod)
             turn.set_result(None)
+
+    def _withdraw(self, pod: str, turn: asyncio.Future[None]) -> None:
+        """Remove a turn that was cancelled. `give` may have removed it since: the task that waits runs later."""
+        waiting = self._waiting.get(pod)
+        if waiting is not None and turn in waiting:
+            waiting.remove(turn)
+            if not waiting:
+                del self._waiting[pod]
 
     def _may(self, pod: str) -> bool:
         return self._taken[pod] < EAGERNESS * (self._streams - self._used)

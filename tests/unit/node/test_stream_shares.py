@@ -113,3 +113,19 @@ def test_nothing_is_lost_whoever_gives_up_whenever():
 
     for seed in range(50):
         asyncio.run(run(seed))
+
+
+def test_a_turn_that_is_cancelled_just_before_it_comes_ends_as_cancelled():
+    async def run() -> None:
+        shares = StreamShares(1)
+        await shares.take("a")
+        waiting = asyncio.ensure_future(shares.take("a"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        shares.give("a")  # before the one who waited runs
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        async with asyncio.timeout(5):
+            await shares.take("b")
+
+    asyncio.run(run())
