@@ -84,6 +84,8 @@ class ProxyTalk:
     def _open(self, life: Incarnation, request: Open) -> None:
         if self.closed:
             raise RefusedError("the pod proxy is being stopped")
+        if request.uid not in self._uids[0]:
+            raise RefusedError("the intercept is not on this pod any more")
         if self._opening >= _MAX_OPENING:
             raise RefusedError("too many connections are waiting for their handlers")
         self._opening += 1
@@ -92,8 +94,6 @@ class ProxyTalk:
     async def _answer_open(self, life: Incarnation, request: Open) -> None:
         sock: socket.socket | None = None
         try:
-            if request.uid not in self._uids[0]:
-                raise RefusedError("the intercept is not on this pod any more")
             async with asyncio.timeout(self._open_deadline):
                 sock = await self._handler.open_stream(request)
         except (TimeoutError, SidestepError):

@@ -339,7 +339,11 @@ async def test_a_stream_is_opened_refused_and_given_up():
         it.handler.refuse = "the session is gone"
         assert await answer(2, "uid-1") == "refused"
         it.handler.refuse = ""
-        assert await answer(3, "of another pod") == "refused"
+        await it.run(ask_open.format(3, "of another pod"))
+        acks = {}
+        while "the intercept is not on this pod any more" not in acks.values():
+            acks = await it.run("result = proxy.acks")
+        assert await it.run("result = 3 in proxy.streams") is False
         it.handler.stall = True
         assert await answer(4, "uid-1") == "refused"
 
