@@ -257,9 +257,9 @@ class Copy:
 class Taps:
     """The copies of the requests of one HTTP/1 connection.
 
-    What becomes of a request is noted (`Relay.deferred`) and done to its copies later, in order; at once is known only
-    whether its bytes are wanted (`copying`). The first half of the attributes is of the time at which a request is
-    received, the second of the time at which what was noted is done.
+    The engine queues what happens to a request (`Relay.deferred`), and its copies are written later, in the same order.
+    Only `copying` is decided at once: whether the bytes of the request are wanted. Attributes: first the producer's
+    state (`_undecided` to `_received`), then the consumer's (`_copies` to `_whole`).
     """
 
     __slots__ = (
@@ -309,7 +309,7 @@ class Taps:
             self._relay.deferred.put(len(head), self._begin, request, head, rules)
 
     def whole(self, request: Judged, head: bytes) -> bool:
-        """So is one that is its head and asks for no other protocol, if there is room to note that."""
+        """As `begin`, for a request that is its head and asks for no other protocol. False: no room to queue it."""
         gate = self._gate
         rules = request.decision.taps
         if gate.holds:
