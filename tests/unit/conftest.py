@@ -22,3 +22,9 @@ settings.load_profile("ordinary" if FACTOR == 1 else "steady")
 def _unconfigured_logs():
     yield
     structlog.reset_defaults()
+
+
+@pytest.hookimpl
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name long bytes after their argument: a ClientHello is random, and processes must agree on names of tests."""
+    return argname if isinstance(val, bytes) and len(val) > 16 else None
