@@ -3,8 +3,8 @@
 Version 1 (alone or beside version 2): below the daemon's own group. Version 2: beside it, because a group that has
 processes has no groups of its own with controllers; at the root, below it. All are in one folder, `sidestep-proxies`,
 and are called PID-PID by daemon and proxy. A group goes with its proxy, the folder with the last one. What a daemon
-leaves that was killed, the next one removes: groups of daemons that do not run any more, at its start and whenever a
-proxy begins.
+leaves that was killed, the next one removes: groups of daemons that do not run any more, at its start and, while
+proxies begin, every `SWEEP` seconds (looking at all groups for each proxy would cost the square of their number).
 
 Nothing here delays or fails a proxy: the kernel may take 20 ms to move a process, so a thread does all of it, in order.
 What fails is logged once, and proxies then have their limits alone.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,8 @@ from sidestep.model.errors import ConfigurationError
 from sidestep.observability.logs import get_logger
 
 FOLDER = "sidestep-proxies"
+SWEEP = 10.0
+"""Seconds between two looks for groups that others left."""
 MAX_TEXT = 1 << 20
 """Bytes of a file of /proc that are looked at."""
 
@@ -39,6 +42,8 @@ class MemoryCgroups:
         self._proc = proc
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cgroups")
         self._failed = False
+        self._swept: float | None = None
+        """When groups that others left were last looked for."""
         self._log = get_logger("memory-cgroups")
 
     @classmethod
@@ -72,11 +77,14 @@ class MemoryCgroups:
         self._thread.submit(self._do, self.remove_folder)
 
     def prepare(self) -> None:
-        """Make the folder and remove what others left. Raises OSError."""
+        """Make the folder and remove what others left, unless that was done just now. Raises OSError."""
         self.folder.mkdir(exist_ok=True)
         if self.version == 2:
             _write(self.folder / "cgroup.subtree_control", "+memory")
-        self._sweep()
+        now = time.monotonic()
+        if self._swept is None or now - self._swept >= SWEEP:
+            self._swept = now
+            self._sweep()
 
     async def aclose(self) -> None:
         """Remove the folder, if nobody uses it. All proxies have ended."""
