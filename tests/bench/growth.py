@@ -20,7 +20,7 @@ INTERCEPTS = (1, 10, 100)
 PER_PORT = 64
 """Intercepts that one port takes; what is beyond stands on the pod's other port."""
 DESCRIPTORS = 6
-"""Descriptors that a pod proxy reckons with for each connection (`proxy.worker`), and RESERVED in all."""
+"""Descriptors that a pod proxy reckons with for each connection (`proxy.runtime.worker`), and RESERVED in all."""
 RESERVED = 2000
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from sidestep.cli import main
 from sidestep.cli.output import open_standard_streams
-from sidestep.node.health import HealthServer
-from sidestep.node.supervisor import ProxySupervisor, ZygoteSettings
+from sidestep.node.api.health import HealthServer
+from sidestep.node.proxies.supervisor import ProxySupervisor, ZygoteSettings
 
 ROOT = str(Path(__file__).parents[2])
 WORKER = "tests.harness.hostile_proxy:run"

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from sidestep.aio.pulse import Pulse
-from sidestep.proxy import messages, worker
-from sidestep.proxy.control import ChannelClosed, ControlChannel
-from sidestep.proxy.messages import Message
+from sidestep.proxy.control import messages
+from sidestep.proxy.control.channel import ChannelClosed, ControlChannel
+from sidestep.proxy.control.messages import Message
+from sidestep.proxy.runtime import worker
 
 BASE = "10.66.66."
 TEXT = "x" * messages.MAX_TEXT

@@ -130,7 +130,7 @@ class Node:
         def look() -> int | None:
             for pid in children(self.pid):
                 with contextlib.suppress(OSError):
-                    if b"sidestep.proxy.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    if b"sidestep.proxy.runtime.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes():
                         return pid
             return None
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sidestep.node.swap import swap_devices
+from sidestep.node.certificates.swap import swap_devices
 from tests.harness import cgroups, kernel
 from tests.harness.cli import sidestep
 from tests.harness.node import SIDESTEP, node

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sidestep.node.memory_cgroups import MemoryCgroups
+from sidestep.node.proxies.memory_cgroups import MemoryCgroups
 from tests.harness.node import node
 from tests.harness.waiting import until
 

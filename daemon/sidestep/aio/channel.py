@@ -46,7 +46,7 @@ class MessageCodec(Protocol[In, Out]):
     """What the channel must know about the messages it carries."""
 
     def encode(self, message: Out, fd: int | None = None, /) -> tuple[bytes, int | None]:
-        """Return packet and memfd; see `proxy.control.Codec`, which implements all of these."""
+        """Return packet and memfd; see `proxy.control.channel.Codec`, which implements all of these."""
 
     def decode(self, data: bytes, fd: int | None, /) -> tuple[In, int | None]:
         """Return message and descriptor, or raise PeerError."""

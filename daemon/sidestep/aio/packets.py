@@ -1,9 +1,9 @@
 """Packets of a SOCK_SEQPACKET socket: bytes with at most one file descriptor, never blocking.
 
 This is the ground both ends of a control channel stand on: the daemon's asyncio end (`aio.channel`) and the pod proxy's
-polled end (`proxy.control`), which is why nothing here imports asyncio. The peer may be hostile (a proxy that was taken
-over): a packet is bounded in size, a second descriptor is closed by the kernel and reported, a descriptor is never
-inherited by a program that is executed later, and a large payload is read from a memfd only after the kernel has
+polled end (`proxy.control.channel`), which is why nothing here imports asyncio. The peer may be hostile (a proxy that
+was taken over): a packet is bounded in size, a second descriptor is closed by the kernel and reported, a descriptor is
+never inherited by a program that is executed later, and a large payload is read from a memfd only after the kernel has
 confirmed that it is one and that nobody can change it any more (so that reading can neither block nor fault).
 
 An empty packet is indistinguishable from the end of the stream and is treated as it.

@@ -25,7 +25,7 @@ from sidestep.laptop.handler import NoHandler
 from sidestep.laptop.local_client import LocalClient
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.text import harmless
-from sidestep.node.view import WorkloadView
+from sidestep.node.api.view import WorkloadView
 from sidestep.policy.workloads import parse_workload
 from sidestep.tunnel.messages import AnyEvent, Dropped, Ended, Hello, Lost, Request, SessionSpec, State, decode
 from sidestep.tunnel.opening import StreamOpening

@@ -20,7 +20,7 @@ from sidestep.cli.where import Where, namespace_of, where_options
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
 from sidestep.model.text import harmless
-from sidestep.node.view import InterceptView, StatusView
+from sidestep.node.api.view import InterceptView, StatusView
 from sidestep.tunnel.messages import PodState, decode
 
 _POD: Final = re.compile(r"pod [^/ ]+/")

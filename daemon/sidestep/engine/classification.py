@@ -1,7 +1,7 @@
 """What becomes of a new connection: decided here, from its first bytes and what is known of its port. Pure.
 
 `classify` takes what is known (`PortFacts`), what has just happened (`Event`) and the client's first bytes, peeked and
-not consumed, and returns a verdict, a value that `proxy/judge.py` carries out:
+not consumed, and returns a verdict, a value that `proxy/connection/classification.py` carries out:
 
     Wait         look again when more bytes are there, or after some seconds
     AskApp       the client is silent: connect to the app and see who speaks first

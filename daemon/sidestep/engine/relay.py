@@ -44,7 +44,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any
 
-from sidestep.engine.deferred import Deferred
+from sidestep.engine.mirror.deferred import Deferred
 
 if TYPE_CHECKING:
     from collections.abc import MutableSequence

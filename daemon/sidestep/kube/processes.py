@@ -3,8 +3,8 @@
 The node daemon sees every process (hostPID). Of each pod the oldest process gives the network namespace - the
 sandbox's, which outlives the containers - and of each container the oldest gives the root folder: what `kubectl exec`
 started is younger. A process id is only a hint: before anything is attached the namespace must prove to be the pod's by
-its addresses (`node.located`), and before a file is read the process must prove to be the one that was found, by the
-time of its start (`netns.reader_child`).
+its addresses (`node.pods.pod_netns`), and before a file is read the process must prove to be the one that was found, by
+the time of its start (`netns.reader_child`).
 """
 
 from __future__ import annotations

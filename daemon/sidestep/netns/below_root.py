@@ -1,9 +1,9 @@
 """Files below a container's root: found, looked at, opened - by a process that may hang without harm.
 
 A path inside a container can lead to a FIFO, a device, or a filesystem that never answers; every function here may
-block, so only the reader (`node.reader_child`) and its children call them. They have the daemon's rights, so the kernel
-resolves the path with the container's root as the limit (openat2(2), RESOLVE_IN_ROOT), to a handle that cannot be read
-from (O_PATH); only when that handle is seen to be a regular file of a modest size is it opened.
+block, so only the reader (`node.certificates.reader_child`) and its children call them. They have the daemon's rights,
+so the kernel resolves the path with the container's root as the limit (openat2(2), RESOLVE_IN_ROOT), to a handle that
+cannot be read from (O_PATH); only when that handle is seen to be a regular file of a modest size is it opened.
 
 A root of the form /proc/PID/root comes with the time at which that process was started (proc_pid_stat(5), field 22):
 process ids are used again, and another process's root may be the node's own. The folder /proc/PID is opened first; from

@@ -34,29 +34,29 @@ from sidestep.aio.tasks import Tasks
 from sidestep.config.node_settings import OWN_NAMESPACE
 from sidestep.model.errors import BugError, ConfigurationError
 from sidestep.model.pod import PodKey
-from sidestep.node.audit import Audit
-from sidestep.node.certificate_material import InventorySecrets
-from sidestep.node.certificates import Certificates
-from sidestep.node.conditions import Conditions
+from sidestep.node.api.local_api import LocalApi
+from sidestep.node.api.status import NodeStatusView
+from sidestep.node.certificates.material import InventorySecrets
+from sidestep.node.certificates.reader import Reader
+from sidestep.node.certificates.store import Certificates
 from sidestep.node.controller import Controller
-from sidestep.node.inventory import InventorySource, ManifestDirectory, Reading
-from sidestep.node.local_api import LocalApi
-from sidestep.node.memory_cgroups import MemoryCgroups
+from sidestep.node.manifests import InventorySource, ManifestDirectory, Reading
 from sidestep.node.options import NodeOptions
 from sidestep.node.own_addresses import own_addresses
-from sidestep.node.pace import Pace
-from sidestep.node.place import Place, find_place
-from sidestep.node.reader import Reader
-from sidestep.node.reconciler import Reconciler
-from sidestep.node.sessions import Sessions
-from sidestep.node.status import NodeStatusView
-from sidestep.node.supervisor import ProxySupervisor, SupervisorSettings
-from sidestep.node.toolbox import Toolbox
+from sidestep.node.planning.conditions import Conditions
+from sidestep.node.planning.pace import Pace
+from sidestep.node.pods.audit import Audit
+from sidestep.node.pods.reconciler import Reconciler
+from sidestep.node.pods.toolbox import Toolbox
+from sidestep.node.proxies.memory_cgroups import MemoryCgroups
+from sidestep.node.proxies.supervisor import ProxySupervisor, SupervisorSettings
+from sidestep.node.sessions.registry import Sessions
+from sidestep.node.startup_checks import Place, find_place
 from sidestep.observability import logs
 from sidestep.steering import CompiledProgram, PeernamePrograms, compile_peername, compile_program
 
 if TYPE_CHECKING:
-    from sidestep.node.cluster import Cluster
+    from sidestep.node.cluster.service import Cluster
 
 OVERLAP = 2.0
 OVERLAP_PER_TARGET = 0.1
@@ -150,7 +150,7 @@ class _Daemon:
 
     async def _join_cluster(self, undo: contextlib.AsyncExitStack) -> InventorySource:
         from sidestep.kube.access import in_cluster
-        from sidestep.node.cluster import Cluster
+        from sidestep.node.cluster.service import Cluster
 
         self._cluster = Cluster(
             self._place.access or in_cluster(),

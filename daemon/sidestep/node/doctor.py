@@ -19,9 +19,9 @@ from pathlib import Path
 from sidestep.model.errors import KernelError, SidestepError
 from sidestep.model.pod import Family
 from sidestep.netns import Connection, Netns, destroy, listening, tcp_listener
+from sidestep.node.certificates.swap import ADVICE, swap_devices
 from sidestep.node.finding import Finding
-from sidestep.node.memory_cgroups import MemoryCgroups
-from sidestep.node.swap import ADVICE, swap_devices
+from sidestep.node.proxies.memory_cgroups import MemoryCgroups
 from sidestep.steering import ClientNames, CompiledProgram, PeernamePrograms, Steering
 from sidestep.steering import compile_peername as compile_for_getpeername
 from sidestep.steering import compile_program as compile_for_lookup

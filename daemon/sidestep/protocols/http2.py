@@ -106,10 +106,11 @@ class Http2Limits:
     remembered: int = 4096
     """Ended diverted streams of which late frames are still told from those of relayed ones."""
     small: int = 64 * 1024
-    """Bytes that a diverted stream may hold while anything of the budget is free (`engine.budget`); otherwise the
+    """Bytes that a diverted stream may hold while anything of the budget is free (`engine.memory_budget`); otherwise
+    the
     connection's share of it decides, beyond which the stream is reset with ENHANCE_YOUR_CALM."""
     brake_ticks: int = 1
-    """Ticks for which a handler that takes nothing may hold up its client (`engine.http2_brake`)."""
+    """Ticks for which a handler that takes nothing may hold up its client (`engine.http2.backpressure`)."""
     app_queue: int = 64 * 1024
     """Bytes of the app's DATA that wait for the client's window before the app is not read any more."""
 

@@ -7,12 +7,12 @@ from sidestep.kube.resources import KINDS
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.intercept import Kind
 from sidestep.model.pod import PodKey
-from sidestep.node.announcer import BURST, Announcer
-from sidestep.node.conditions import Conditions, Source
-from sidestep.node.registry import Registry
+from sidestep.node.cluster.announcer import BURST, Announcer
+from sidestep.node.planning.conditions import Conditions, Source
+from sidestep.node.sessions.resources import Registry
 from tests.integration.kube.fake_api import FakeApi
 from tests.unit.node.scenes import inventory, pod
-from tests.unit.node.test_registry import value
+from tests.unit.node.sessions.test_resources import value
 
 BAD = Condition(ConditionType.CERTIFICATE_INVALID, "pod shop/orders-1 port 8443", "tls.key does not match")
 

@@ -11,7 +11,7 @@ from tests.harness.cli import SIDESTEP
 from tests.integration.kube.cluster import GROUP
 from tests.integration.kube.fake_api import FakeApi
 from tests.integration.kube.test_mirror import pod, populate
-from tests.unit.node.test_registry import value
+from tests.unit.node.sessions.test_resources import value
 
 KUBECONFIG = """
 apiVersion: v1

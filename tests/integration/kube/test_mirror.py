@@ -10,9 +10,9 @@ from sidestep.kube.api import Api
 from sidestep.kube.processes import Wanted
 from sidestep.kube.watch import WatchLimits
 from sidestep.model.pod import Location, Owner, PodKey
-from sidestep.node.cluster_inventory import ClusterInventory
-from sidestep.node.reader import Reader, ReadError
-from sidestep.node.reading import Read
+from sidestep.node.certificates.reader import Reader, ReadError
+from sidestep.node.certificates.requests import Read
+from sidestep.node.cluster.inventory import ClusterInventory
 from tests.harness.authority import Authority
 from tests.integration.kube.fake_api import FakeApi
 from tests.integration.kube.test_watch import until

@@ -10,7 +10,7 @@ from sidestep.kube.api import Api
 from sidestep.kube.portforward import PortForward
 from sidestep.model.errors import RefusedError
 from sidestep.model.pod import PodKey
-from sidestep.proxy.messages import Open
+from sidestep.proxy.control.messages import Open
 from sidestep.tunnel.cli_end import CliEnd
 from sidestep.tunnel.messages import Ended
 from sidestep.tunnel.node_tls import make_node_tls, pinned_context
@@ -179,7 +179,7 @@ def test_an_api_server_that_is_away_and_comes_back(monkeypatch):
 
 
 def test_a_killed_cli_ends_at_once_and_its_resource_is_inert_then_deleted(monkeypatch):
-    monkeypatch.setattr("sidestep.node.cluster.SPREAD", 0.1)
+    monkeypatch.setattr("sidestep.node.cluster.service.SPREAD", 0.1)
 
     async def test(api):
         async with daemon(api) as node:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import ssl
 
-from sidestep.node import tunnel_server
+from sidestep.node.cluster import tunnel_server
 from tests.integration.kube.cluster import Laptop, daemon, until
 from tests.integration.kube.test_sessions import run
 

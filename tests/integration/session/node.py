@@ -21,9 +21,8 @@ from typing import Any, TypeVar
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.intercept import Intercept
 from sidestep.model.pod import PodKey
-from sidestep.node.local_api import LocalApi
-from sidestep.node.sessions import Sessions
-from sidestep.node.view import (
+from sidestep.node.api.local_api import LocalApi
+from sidestep.node.api.view import (
     CertificateView,
     ConditionView,
     InterceptView,
@@ -33,7 +32,8 @@ from sidestep.node.view import (
     StatusView,
     WorkloadView,
 )
-from sidestep.proxy.messages import DivertedRequest, Open
+from sidestep.node.sessions.registry import Sessions
+from sidestep.proxy.control.messages import DivertedRequest, Open
 from sidestep.tunnel.messages import PodState, State
 from tests.harness.waiting import until
 

@@ -10,7 +10,7 @@ import stat
 import pytest
 
 from sidestep.model.errors import ConfigurationError
-from sidestep.node.local_api import LocalApi
+from sidestep.node.api.local_api import LocalApi
 from tests.integration.session.node import FakeNode, intercepting, sidestep
 
 UPGRADE = b"POST /v1/sessions HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: sidestep-tunnel\r\n"
@@ -65,7 +65,7 @@ def test_a_second_daemon_takes_the_path_and_asks_the_first_to_drain(node):
 
 
 def test_a_second_daemon_starts_although_the_first_hangs(node, monkeypatch):
-    monkeypatch.setattr("sidestep.node.local_socket.HANDOVER_TIMEOUT", 0.2)
+    monkeypatch.setattr("sidestep.node.api.local_socket.HANDOVER_TIMEOUT", 0.2)
     with socket.socket(socket.AF_UNIX) as hanging:
         path = node.path.with_name("hanging.sock")
         hanging.bind(str(path))
@@ -92,7 +92,7 @@ def test_a_second_daemon_starts_although_the_queue_of_the_first_is_full(node):
 
 
 def test_who_does_not_read_the_answer_is_left_after_a_while(node, monkeypatch):
-    monkeypatch.setattr("sidestep.node.local_api.REQUEST_TIMEOUT", 0.3)
+    monkeypatch.setattr("sidestep.node.api.local_api.REQUEST_TIMEOUT", 0.3)
     monkeypatch.setattr(node.view, "workloads", lambda: ("x" * 1000,) * 10_000)
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(15)
@@ -167,7 +167,7 @@ def test_requests_and_their_answers(node, request_, status):
 
 
 def test_a_client_that_says_nothing_more_is_left(node, monkeypatch):
-    monkeypatch.setattr("sidestep.node.local_api.REQUEST_TIMEOUT", 0.1)
+    monkeypatch.setattr("sidestep.node.api.local_api.REQUEST_TIMEOUT", 0.1)
     assert ask(node, b"GET /v1/sta") == b""
 
 

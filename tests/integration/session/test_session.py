@@ -13,7 +13,7 @@ import pytest
 from sidestep.model.errors import PeerError, RefusedError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest
 from sidestep.model.pod import PodKey
-from sidestep.node.stream_shares import StreamShares
+from sidestep.node.sessions.stream_shares import StreamShares
 from sidestep.tunnel.messages import ConditionText, PodState, State
 from tests.harness.authority import Authority
 from tests.harness.waiting import until

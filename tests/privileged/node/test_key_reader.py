@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from sidestep.model.errors import KernelError
-from sidestep.node.proxy_uids import READER
-from sidestep.node.reader import Reader, ReadError
-from sidestep.node.reading import ClusterSecret, Folder, ManifestSecret, Read, Server
+from sidestep.node.certificates.reader import Reader, ReadError
+from sidestep.node.certificates.requests import ClusterSecret, Folder, ManifestSecret, Read, Server
+from sidestep.node.planning.proxy_uids import READER
 from tests.harness import manifests, memory
 from tests.harness.authority import Authority
 from tests.harness.hanging import hanging
@@ -258,8 +258,8 @@ def test_it_dies_with_the_daemon_even_when_it_hangs(tmp_path):
     LEAF.write(tmp_path / "tls")
     script = (
         "import asyncio, os, signal, sys\n"
-        "from sidestep.node.reader import Reader\n"
-        "from sidestep.node.reading import Folder\n"
+        "from sidestep.node.certificates.reader import Reader\n"
+        "from sidestep.node.certificates.requests import Folder\n"
         "reader = Reader()\n"
         "asyncio.run(reader.look(Folder(((sys.argv[1], None),), '/tls')))\n"
         "os.kill(reader.pid, signal.SIGSTOP)\n"
@@ -278,8 +278,8 @@ def test_it_dies_with_the_daemon_even_when_it_hangs(tmp_path):
 def test_a_child_that_hangs_while_it_opens_dies_with_the_daemon(tmp_path):
     script = (
         "import asyncio, sys\n"
-        "from sidestep.node.reader import Reader\n"
-        "from sidestep.node.reading import Folder, Read\n"
+        "from sidestep.node.certificates.reader import Reader\n"
+        "from sidestep.node.certificates.requests import Folder, Read\n"
         "reader = Reader(on_start=lambda pid: print(pid, flush=True))\n"
         "asyncio.run(reader.read(Read(Folder(((sys.argv[1], None),), '/hangs'), ca_alone=False)))\n"
     )

@@ -8,8 +8,8 @@ import pytest
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import ConfigurationError, PeerError
 from sidestep.model.pod import PodKey
-from sidestep.node.inventory import POLL, SETTLE, ManifestDirectory, _unpickled
-from sidestep.node.reader import Reader
+from sidestep.node.certificates.reader import Reader
+from sidestep.node.manifests import POLL, SETTLE, ManifestDirectory, _unpickled
 
 POD = """
 apiVersion: v1

@@ -20,11 +20,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
-from sidestep.node.reader import Reader
-from sidestep.node.reading import Folder, Read
+from sidestep.node.certificates.reader import Reader
+from sidestep.node.certificates.requests import Folder, Read
 from sidestep.protocols.pem import blocks
-from sidestep.proxy.credentials import Credentials
-from sidestep.proxy.messages import PortSnapshot
+from sidestep.proxy.control.messages import PortSnapshot
+from sidestep.proxy.tls.credentials import Credentials
 from tests.harness.authority import Authority
 from tests.harness.processes import Process
 from tests.harness.waiting import until

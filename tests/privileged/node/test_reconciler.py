@@ -15,8 +15,8 @@ import pytest
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import KernelError
 from sidestep.model.pod import Family, Location, Transport
-from sidestep.node import reconciler
-from sidestep.node.supervisor import ProxyState
+from sidestep.node.pods import reconciler
+from sidestep.node.proxies.supervisor import ProxyState
 from sidestep.steering import CompiledProgram
 from tests.harness import kernel
 from tests.harness.namespaces import pod_namespace, run
@@ -341,14 +341,14 @@ def test_the_second_pod_of_a_namespace_costs_no_proxy_and_takes_over_when_the_fi
 @pytest.mark.parametrize(
     "step",
     [
-        "sidestep.node.target.Steering.attach",
-        "sidestep.node.target.Target._attach_client_addresses",
-        "sidestep.node.pod_proxy.PodProxy.start",
-        "sidestep.node.pod_proxy.PodProxy.apply",
-        "sidestep.node.stream_ports.tcp_listener",
-        "sidestep.node.pod_proxy.PodProxy.listen",
-        "sidestep.node.stream_ports.StreamPorts.apply",
-        "sidestep.node.target.DatagramPorts.apply",
+        "sidestep.node.pods.target.Steering.attach",
+        "sidestep.node.pods.target.Target._attach_client_addresses",
+        "sidestep.node.proxies.pod_proxy.PodProxy.start",
+        "sidestep.node.proxies.pod_proxy.PodProxy.apply",
+        "sidestep.node.pods.stream_ports.tcp_listener",
+        "sidestep.node.proxies.pod_proxy.PodProxy.listen",
+        "sidestep.node.pods.stream_ports.StreamPorts.apply",
+        "sidestep.node.pods.target.DatagramPorts.apply",
     ],
 )
 def test_whatever_step_fails_is_tried_again_with_growing_pauses(program, monkeypatch, step):
@@ -440,7 +440,7 @@ def test_a_bug_in_the_keeping_of_a_proxy_costs_its_pod_a_moment(program, monkeyp
         raise ZeroDivisionError
 
     async def story():
-        monkeypatch.setattr("sidestep.node.reconciler.LAST_RETRY", 0.3)
+        monkeypatch.setattr("sidestep.node.pods.reconciler.LAST_RETRY", 0.3)
         reported = []
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context["exception"]))
         async with steered(program) as (space, some, key):

@@ -12,7 +12,7 @@ import pytest
 from sidestep.model.condition import ConditionType
 from sidestep.model.pod import Family, Transport
 from sidestep.netns import Netns, accept_queue, cookie, tcp_listener
-from sidestep.node.supervisor import ProxyLimits, ProxyState, SupervisorSettings
+from sidestep.node.proxies.supervisor import ProxyLimits, ProxyState, SupervisorSettings
 from tests.harness.namespaces import pod_namespace
 from tests.harness.peers import Client, Server, http_app
 from tests.harness.processes import cpu_seconds

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from sidestep.model.errors import RefusedError
-from sidestep.node.supervisor import (
+from sidestep.node.proxies.supervisor import (
     PodProxy,
     ProxyState,
     ProxySupervisor,
     SupervisorSettings,
     ZygoteSettings,
 )
-from sidestep.proxy import messages
+from sidestep.proxy.control import messages
 
 ROOT = str(Path(__file__).parents[3])
 WORKER = "tests.privileged.proxy.stand_in:run"

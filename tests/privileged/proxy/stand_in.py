@@ -17,8 +17,8 @@ import time
 from typing import Any
 
 from sidestep.aio.pulse import Pulse
-from sidestep.proxy import messages
-from sidestep.proxy.control import ChannelClosed, ControlChannel
+from sidestep.proxy.control import messages
+from sidestep.proxy.control.channel import ChannelClosed, ControlChannel
 
 HEARTBEAT = 0.1
 MUTE = 666

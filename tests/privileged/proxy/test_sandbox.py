@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 
 from sidestep.aio.packets import sealed_memfd
-from sidestep.node.desired import CredentialSource
-from sidestep.proxy.syscalls import ALLOWED, ARCHITECTURES, FATAL
+from sidestep.node.planning.desired import CredentialSource
+from sidestep.proxy.runtime.syscalls import ALLOWED, ARCHITECTURES, FATAL
 from tests.harness.authority import Authority
 from tests.privileged.proxy.scene import (
     Scene,
@@ -407,8 +407,8 @@ def _holders(inode: int) -> list[str]:
 
 def test_a_child_that_is_never_told_to_enter_ends(monkeypatch):
     """The daemon may die between the fork and the first message."""
-    from sidestep.proxy import messages
-    from sidestep.proxy.control import ControlChannel, FromZygoteUnion
+    from sidestep.proxy.control import messages
+    from sidestep.proxy.control.channel import ControlChannel, FromZygoteUnion
 
     async def look() -> None:
         async with scene() as it:

@@ -19,9 +19,9 @@ import pytest
 from sidestep.aio.channel import DeadlineError
 from sidestep.aio.packets import ChannelClosed, sealed_memfd
 from sidestep.model.errors import ConfigurationError, SidestepError
-from sidestep.node.backoff import Backoff
-from sidestep.node.memory_cgroups import MemoryCgroups
-from sidestep.node.supervisor import (
+from sidestep.node.planning.backoff import Backoff
+from sidestep.node.proxies.memory_cgroups import MemoryCgroups
+from sidestep.node.proxies.supervisor import (
     CredentialSource,
     ProxyError,
     ProxyLimits,
@@ -30,7 +30,7 @@ from sidestep.node.supervisor import (
     SupervisorSettings,
     ZygoteSettings,
 )
-from sidestep.proxy import messages
+from sidestep.proxy.control import messages
 from tests.harness.authority import Authority
 from tests.privileged.proxy import stand_in
 from tests.privileged.proxy.scene import (

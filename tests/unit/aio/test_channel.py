@@ -18,8 +18,8 @@ from sidestep.aio.channel import AsyncChannel, DeadlineError
 from sidestep.aio.packets import ChannelClosed, ChannelOverflow
 from sidestep.aio.share import Share, ShareLimits
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
-from sidestep.proxy import messages
-from sidestep.proxy.control import Codec, ControlChannel
+from sidestep.proxy.control import messages
+from sidestep.proxy.control.channel import Codec, ControlChannel
 
 
 def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

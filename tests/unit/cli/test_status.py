@@ -1,7 +1,7 @@
 """What `sidestep status` prints for people."""
 
 from sidestep.cli.status import _text, _within
-from sidestep.node.view import ConditionView, InterceptView, NodeStatus, PodView, StatusView
+from sidestep.node.api.view import ConditionView, InterceptView, NodeStatus, PodView, StatusView
 from sidestep.tunnel.messages import PodState, State
 
 

@@ -17,9 +17,9 @@ import h2.events
 import h2.exceptions
 from hyperframe.frame import SettingsFrame
 
-from sidestep.engine.http2 import Http2Relay
+from sidestep.engine.http2.relay import Http2Relay
+from sidestep.engine.mirror.copies import Ledger
 from sidestep.engine.relay import Ending, Leg, Role
-from sidestep.engine.taps import Ledger
 from sidestep.policy.route import Route, Rule, SteeredPort
 from sidestep.protocols.http2 import DEFAULT_LIMITS, HEADER, PREFACE, Http2Limits
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sidestep.engine.http1 import Http1Relay
+from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Relay, Role
 from sidestep.policy.route import Route, Rule, SteeredPort
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sidestep.engine.http1 import Http1Relay
-from sidestep.engine.http2 import Http2Relay
+from sidestep.engine.http1.relay import Http1Relay
+from sidestep.engine.http2.relay import Http2Relay
 from sidestep.engine.relay import OnUnreadable
 from sidestep.policy.route import Route, SteeredPort
 from sidestep.protocols.http2 import PREFACE

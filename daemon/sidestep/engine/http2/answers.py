@@ -1,0 +1,41 @@
+"""The answer to a diverted request that nobody can answer any more.
+
+An HTTP client gets a 502 whose body begins with `sidestep:` and names the intercept. A gRPC client reads no bodies: it
+gets the trailers-only response with status UNAVAILABLE that its libraries make of a lost connection (gRPC over HTTP/2,
+"Responses"), so that it retries where it would.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from sidestep.protocols.hpack import INITIAL, NONE, Block
+
+if TYPE_CHECKING:
+    from sidestep.engine.http2.exchange import Exchange
+
+UNAVAILABLE = b"14"
+"""grpc-status of a service that cannot be reached now."""
+
+
+def answer(exchange: Exchange, reason: str) -> tuple[Block, bytes]:
+    """The header block and the body of the answer; an empty body ends with the block."""
+    name = "" if exchange.rule is None else f" intercept {exchange.rule.display}:"
+    text = f"sidestep:{name} {reason}"
+    if exchange.head.is_grpc:
+        message = quote(text, safe=" :/().,'").encode()
+        return _block((b"200", b"application/grpc"), (b"grpc-status", UNAVAILABLE), (b"grpc-message", message)), b""
+    body = text.encode() + b"\n"
+    block = _block((b"502", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body)))
+    return block, b"" if exchange.head.method == b"HEAD" else body
+
+
+def too_large() -> Block:
+    """The answer to a request whose head is over the limit (RFC 6585 section 5)."""
+    return _block((b"431", b"text/plain; charset=utf-8"), (b"content-length", b"0"))
+
+
+def _block(status_and_type: tuple[bytes, bytes], *more: tuple[bytes, bytes]) -> Block:
+    status, content_type = status_and_type
+    return Block(((b":status", status), (b"content-type", content_type), *more), NONE, None, INITIAL)

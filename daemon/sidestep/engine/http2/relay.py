@@ -1,0 +1,402 @@
+"""The HTTP/2 relay: frames of client and app pass, requests that a rule wants go to its handler.
+
+State and invariants (each part says more; `http2_connection` says how they fit together):
+
+* **Two HPACK contexts.** Client to app: the client's encoder is decoded (`FromClient`); until the first diversion the
+  app's decoder sees the same bytes, afterwards it gets literals only and its table is never named again. App to client:
+  never decoded; blocks injected between the app's are literals without indexing, so the client's table stays as the
+  app believes it.
+* **Owed size updates.** Towards the app: those of blocks that the app did not get. Towards the client: the smallest
+  HEADER_TABLE_SIZE that the app acknowledged since its last block. Each begins the next block of ours in that
+  direction.
+* **The client's true connection window, and the debt** (`ToClient`): window = what the app thinks + what of the app's
+  DATA waits - debt. Injected DATA makes debt, credits pay it before they reach the app.
+* **Ids the app has seen**: all but the diverted ones (`Streams`); no frame on a diverted id ever reaches it. Its GOAWAY
+  is raised to cover them.
+* **What is queued where**: `FromClient` an incomplete header block (<= `header_block`); `FromApp` an incomplete
+  SETTINGS or frame header; `AppQueue` the app's DATA beyond the window (<= `app_queue`, then the app is not read and
+  the rest stays in the kernel); an `Exchange` what the link or the client has not taken (<= the window of its sender,
+  and the connection's share of the `budget`; see `http2_brake`); a `Pool` requests that their handler cannot take yet;
+  a leg's `out` what the shell has not written (<= HIGH_WATER, then its sources are not read).
+* **Time.** The connection ticks (`expired`) while something ends with time: the brake, waiting in a pool, rates.
+
+A connection starts unmixed. As long as it is, anything that cannot be read with certainty - and an app that does not
+answer with SETTINGS - makes it a wire, with every byte so far handed on as it came. Once mixed that way is closed: the
+peers' contexts differ. Then an error is a connection error, told with GOAWAY (RFC 9113 section 5.4.1).
+
+Where the unreadable is closed (`OnUnreadable.CLOSE`) no connection becomes a wire. With a rewriter (`engine.rewriting`)
+every header block for the app is written anew: the connection is mixed from the client's preface on.
+
+Wiretaps neither make it mixed nor hold anything back: copies are made of what passes (`Http2Taps`), and end where the
+connection cannot be read any more.
+"""
+
+from __future__ import annotations
+
+from sidestep.engine.http2.connection import Connection
+from sidestep.engine.mirror.copies import Ledger
+from sidestep.engine.relay import HIGH_WATER, Ending, Leg, OnUnreadable, Relay, Role
+from sidestep.engine.rewriting import Rewriter
+from sidestep.model.errors import PeerError
+from sidestep.policy.route import SteeredPort
+from sidestep.protocols.http2 import (
+    DEFAULT_LIMITS,
+    TICK,
+    ErrorCode,
+    Http2Error,
+    Http2Limits,
+    goaway,
+    read_settings,
+    rst_stream,
+)
+
+CONTROL_SLACK = 4
+"""Times HIGH_WATER that may wait for a client before it is not read any more: our frames answer frames of its own."""
+
+
+class Http2Relay(Relay):
+    """One HTTP/2 connection; the surface is `Relay`'s.
+
+    `tls` is whether the client's bytes were decrypted. `upgrade_settings` is the decoded HTTP2-Settings of a request
+    that was answered with 101 (RFC 7540 section 3.2): stream 1 is open, half-closed by the client, and the app's;
+    `predecessor` is the relay of that request. Raises Http2Error when the settings are out of range.
+    """
+
+    __slots__ = ("_app_asked", "_client_ended", "_closes", "_connection", "tls")
+
+    def __init__(
+        self,
+        port: SteeredPort,
+        *,
+        tls: bool,
+        limits: Http2Limits = DEFAULT_LIMITS,
+        upgrade_settings: bytes | None = None,
+        predecessor: Relay | None = None,
+        ledger: Ledger | None = None,
+        on_unreadable: OnUnreadable = OnUnreadable.PASS,
+        rewriter: Rewriter | None = None,
+    ) -> None:
+        upgraded = None if upgrade_settings is None else read_settings(upgrade_settings)
+        super().__init__()
+        if predecessor is not None:
+            self.succeed(predecessor)
+            self.protocol = "h2"
+        self.tls = tls
+        self._app_asked = False
+        self._client_ended = False
+        self._closes = on_unreadable is OnUnreadable.CLOSE
+        self._connection = Connection(self, port, limits, ledger or Ledger(), rewriter)
+        if upgraded is not None:
+            self._connection.upgraded(upgraded)
+
+    # --- what the shell calls ---------------------------------------------------------------------------------------
+
+    def receive(self, leg: Leg, data: bytes) -> None:
+        """Take bytes from a leg."""
+        if leg.role is Role.TAP:
+            self._connection.taps.receive(leg, data)
+            return
+        if self.wired is not None:
+            self._other(leg).write(data)
+            return
+        if self.done or leg.ending > Ending.FINISH:
+            return
+        connection = self._connection
+        try:
+            if leg is self.client:
+                if not self._app_asked:
+                    self._ask_for_app()
+                connection.from_client.receive(data)
+            elif leg is self.app:
+                connection.from_client.idle = 0
+                connection.from_app.receive(data)
+                if connection.from_client.waits:
+                    connection.from_client.resume()
+            else:
+                self._receive_from_link(leg, data)
+        except PeerError as error:
+            self._fail(error)
+        if connection.mixed:
+            self._settle()
+        else:
+            self.drain = len(connection.streams.relayed) > 1
+
+    def receive_eof(self, leg: Leg) -> None:
+        """Take the end of a leg's bytes."""
+        if leg.role is Role.TAP:
+            self._connection.taps.lost(leg, Ending.CLOSE)
+            return
+        if self.wired is not None:
+            self._wire_eof(leg)
+        elif self.done:
+            return
+        elif leg is self.client:
+            self._client_ended = True
+            if not self._app_asked:
+                self._ask_for_app()
+            if not self._connection.from_client.waits:
+                self._finish_app()
+        elif leg is self.app:
+            self._app_over(Ending.FINISH)
+        else:
+            self._link_over(leg, Ending.CLOSE)
+        self._settle()
+
+    def opened(self, leg: Leg) -> None:
+        """Learn that a leg is connected."""
+        leg.open = True
+        if leg.role is Role.TAP:
+            self._connection.taps.opened(leg)
+            return
+        link = self._connection.diversion.links.get(leg)
+        if link is not None:
+            link.opened = True
+            self._settle()
+
+    def refused(self, leg: Leg) -> None:
+        """Learn that a leg could not be connected."""
+        if not self.app_after_all(leg):
+            self.lost(leg)
+
+    def lost(self, leg: Leg) -> None:
+        """Learn that a leg broke."""
+        if leg.role is Role.TAP:
+            self._connection.taps.lost(leg, Ending.ABORT)
+            return
+        if self.wired is not None:
+            for each in self.wired:
+                each.end(Ending.ABORT)
+            self.done = True
+        elif self.done:
+            return
+        elif leg is self.client:
+            self._connection.diversion.abandon()
+            self.client.end(Ending.ABORT)
+            self.app.end(Ending.ABORT)
+            self.done = True
+        elif leg is self.app:
+            self._app_over(Ending.ABORT)
+            self.app.end(Ending.ABORT)
+        else:
+            self._link_over(leg, Ending.ABORT)
+        self._settle()
+
+    def expired(self, now: float) -> None:
+        """A tick. The engine has no clock: a deadline of 0 is due at once and only begins the first one."""
+        connection = self._connection
+        if self.deadline:
+            connection.from_client.tick()
+            connection.diversion.tick()
+        self.deadline = now + TICK if self._wants_time else None
+        self._settle()
+
+    @property
+    def _wants_time(self) -> bool:
+        """Whether something of a mixed connection ends with time."""
+        connection = self._connection
+        if not connection.mixed or self.done:
+            return False
+        return connection.from_client.wants_time or connection.diversion.wants_time
+
+    def drained(self, leg: Leg) -> None:
+        """Learn that `leg.out` was written after it had been congested."""
+        if leg.role is Role.TAP:
+            self._connection.taps.drained(leg)
+        elif self._connection.mixed and leg not in (self.client, self.app):
+            self._settle()
+
+    def reads(self, leg: Leg) -> bool:
+        """Whether the shell should read from this leg now."""
+        if leg.role is Role.TAP:
+            return leg.queued <= HIGH_WATER
+        if self.wired is not None:
+            return self._other(leg).queued <= HIGH_WATER
+        if leg is self.client:
+            connection = self._connection
+            waits = connection.from_client.waits or connection.app_owes or bool(connection.diversion.brake)
+            owed = leg.queued + connection.to_client.waiting
+            return not waits and self.app.queued <= HIGH_WATER and owed <= CONTROL_SLACK * HIGH_WATER
+        if self.client.queued > HIGH_WATER:
+            return False
+        if leg is self.app:
+            connection = self._connection
+            return connection.to_client.queue.size <= connection.limits.app_queue and not connection.client_owes
+        return leg.queued <= HIGH_WATER and self._connection.diversion.reads(leg)
+
+    def take_leave(self) -> None:
+        """End an idle connection from our side: the client learns which requests nobody has seen, to ask them anew."""
+        connection = self._connection
+        if connection.from_app.is_http2 and (connection.retired or not connection.app_over):
+            connection.to_client.control(goaway(connection.streams.highest, ErrorCode.NO_ERROR))
+        super().take_leave()
+
+    def farewell(self) -> None:
+        """Learn that only taps are left."""
+        self._connection.taps.farewell()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no stream is open."""
+        streams = self._connection.streams
+        return self.wired is None and not streams.relayed and not streams.exchanges
+
+    @property
+    def left(self) -> bool:
+        """Whether the connection is idle and the app, whose timeouts end idle ones, has no part in it."""
+        return self._connection.retired and self.idle
+
+    # --- endings ----------------------------------------------------------------------------------------------------
+
+    def _ask_for_app(self) -> None:
+        self._app_asked = True
+        if not self.app.open:
+            self.opening.append(self.app)
+
+    def _settle(self) -> None:
+        """After every event of a mixed connection: move what can move, and end what is over."""
+        connection = self._connection
+        if self.done or self.wired is not None:
+            return
+        if connection.mixed:
+            try:
+                connection.diversion.pump()
+            except PeerError as error:
+                self._fail(error)
+                return
+            if self.deadline is None and self._wants_time:
+                self.deadline = 0.0
+        streams = connection.streams
+        self.drain = len(streams.relayed) + len(streams.exchanges) > 1
+        if self._client_ended and not connection.from_client.waits:
+            self._finish_app()
+        if not connection.app_over or (connection.retired and (streams.exchanges or not self._client_ended)):
+            return
+        if streams.exchanges and not self._client_ended and not self.client.ending:
+            return
+        if connection.to_client.queue and not self._client_ended:
+            return
+        connection.diversion.abandon()
+        if connection.mixed:
+            self.client.end(Ending.CLOSE)
+            self.app.end(Ending.CLOSE)
+            self.done = True
+        else:
+            self.client.end(Ending.FINISH)
+            self.done = self._client_ended
+
+    def _finish_app(self) -> None:
+        """The client has finished sending: so do we."""
+        connection = self._connection
+        if not self.app.ending:
+            if not connection.mixed:
+                connection.to_app(connection.from_client.pending)
+            self.app.end(Ending.FINISH)
+
+    def _app_over(self, ending: Ending) -> None:
+        """The app has finished sending (FINISH) or is lost (ABORT)."""
+        connection = self._connection
+        if connection.app_over:
+            return
+        if connection.only_looks_idle:
+            self._retire_app()
+            return
+        connection.app_over = True
+        to_client = connection.to_client
+        if not connection.mixed:
+            connection.write_to_client(connection.from_app.pending, middle=False)
+        if connection.from_client.waits and ending is Ending.FINISH:
+            self._wire("h2-app-not-http2")
+            self._wire_eof(self.app)
+            return
+        streams = connection.streams
+        if streams.exchanges and not to_client.middle:
+            # The diverted streams go on; the client learns that all others are over, and opens no new ones.
+            last = max(streams.highest_diverted, 0)
+            for stream in streams.relayed:
+                if streams.goaway is None or stream <= streams.goaway:
+                    to_client.control(rst_stream(stream, ErrorCode.INTERNAL_ERROR))
+            streams.relayed.clear()
+            if streams.goaway is None or streams.goaway > last:
+                streams.goaway = last
+                to_client.control(goaway(last, ErrorCode.NO_ERROR))
+            return
+        if connection.mixed and not streams.relayed and not to_client.middle:
+            # What the client is sending now has been seen by nobody: tell it so.
+            if streams.goaway is None:
+                to_client.control(goaway(streams.highest, ErrorCode.NO_ERROR))
+            ending = Ending.FINISH
+        connection.diversion.abandon()
+        if ending is Ending.ABORT:
+            self.client.end(Ending.ABORT)
+            self.done = True
+
+    def _retire_app(self) -> None:
+        """The app has ended a connection that only looks idle: the client is not told."""
+        try:
+            self._connection.retire_app()
+        except PeerError as error:
+            self._fail(error)
+
+    # --- links ------------------------------------------------------------------------------------------------------
+
+    def _receive_from_link(self, leg: Leg, data: bytes) -> None:
+        diversion = self._connection.diversion
+        link = diversion.links.get(leg)
+        if link is None:
+            return
+        try:
+            link.receive(data)
+        except PeerError as error:
+            link.write(goaway(0, error.code or ErrorCode.PROTOCOL_ERROR))
+            diversion.link_over(link, Ending.CLOSE)
+
+    def _link_over(self, leg: Leg, ending: Ending) -> None:
+        link = self._connection.diversion.links.get(leg)
+        if link is not None:
+            self._connection.diversion.link_over(link, ending)
+
+    # --- errors and wires -------------------------------------------------------------------------------------------
+
+    def _fail(self, error: PeerError) -> None:
+        """Something cannot be read with certainty."""
+        connection = self._connection
+        self.anomaly = error.label if isinstance(error, Http2Error) else "h2-hpack"
+        if not connection.mixed:
+            self._wire(self.anomaly)
+            return
+        if connection.to_client.middle:
+            self.client.end(Ending.ABORT)
+        else:
+            code = error.code or ErrorCode.PROTOCOL_ERROR
+            connection.to_client.control(goaway(connection.streams.highest, code, self.anomaly.encode()))
+            self.client.end(Ending.CLOSE)
+        connection.diversion.abandon()
+        self.app.end(Ending.CLOSE)
+        self.done = True
+
+    def _wire(self, reason: str) -> None:
+        """Join client and app for good, or close."""
+        connection = self._connection
+        self.anomaly = reason
+        if self._closes:
+            connection.diversion.abandon()
+            self.client.end(Ending.CLOSE)
+            self.app.end(Ending.CLOSE)
+            self.done = True
+            return
+        self.drain = False
+        connection.taps.cut_all()
+        connection.to_app(connection.from_client.pending)
+        connection.write_to_client(connection.from_app.pending, middle=False)
+        self.wired = (self.client, self.app)
+        if self._client_ended:
+            self._wire_eof(self.client)
+
+    def _other(self, leg: Leg) -> Leg:
+        return self.app if leg is self.client else self.client
+
+    def _wire_eof(self, leg: Leg) -> None:
+        """One side of a wire has finished sending."""
+        other = self._other(leg)
+        other.end(Ending.FINISH)
+        self.done = leg.ending != Ending.NONE and other.ending != Ending.NONE

@@ -1,0 +1,238 @@
+"""What is written to the client once streams are diverted: the app's frames, and ours between them.
+
+*Boundaries.* The app's bytes are cut through, so the client may be in the middle of one of the app's frames, or between
+its HEADERS and a CONTINUATION (`middle`). Nothing of ours may stand there: control frames and responses wait for the
+next boundary.
+
+*The connection window.* The app counts a window for the client; we spend it too. Two numbers follow it:
+
+    window  what the client really still takes: 65,535, less every byte of DATA written, plus every credit
+    debt    bytes of ours that no credit has made good yet
+
+    invariant: window = (the window in the app's eyes) + (the app's DATA that waits in the queue) - debt
+
+A credit of the client first pays the debt; only the rest goes on to the app. So the app's view falls behind by what we
+spent, and never ahead. Until it has learnt that, it may send more than the client takes: that waits in `queue`.
+
+*The HPACK context.* Responses of ours are literals without indexing and leave the client's table as the app believes
+it. After the app acknowledged a lower SETTINGS_HEADER_TABLE_SIZE the client insists that the next block begins with a
+size update (RFC 7541 section 4.2). If that next block is ours, it carries the update (`owed`), and so do ours after it,
+until a block of the app's own has begun. The smallest value owed is enough: the client's table may only be smaller than
+the app thinks until the app's own update, which it owes by the same rule, puts it right; and an app that owes none uses
+no more than that value already.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sidestep.engine.http2.app_queue import AppQueue
+from sidestep.protocols.hpack import DEFAULT_CAPACITY, Block, size_updates
+from sidestep.protocols.http2 import (
+    DATA,
+    END_STREAM,
+    FRAME,
+    STREAM,
+    WINDOW,
+    ErrorCode,
+    Http2Error,
+    Setting,
+    frame,
+    header_frames,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sidestep.engine.http2.exchange import Exchange
+    from sidestep.engine.relay import Leg
+
+NOTHING: Final = -1
+
+
+class ToClient:
+    """The writing end towards the client."""
+
+    __slots__ = (
+        "_acknowledged",
+        "_initial",
+        "_owed",
+        "_ready",
+        "_table",
+        "_waiting",
+        "answered",
+        "debt",
+        "injected",
+        "leg",
+        "middle",
+        "queue",
+        "waiting",
+        "window",
+    )
+
+    def __init__(self, leg: Leg, acknowledged: Callable[[], None]) -> None:
+        """`acknowledged` is called when an ACK of the app that had to wait has been written; it calls `apply`."""
+        self.leg = leg
+        self._acknowledged = acknowledged
+        self.window = WINDOW
+        self.debt = 0
+        self.injected = False
+        """Something of a diverted response was written since a PING of the client was last answered."""
+        self.middle = False
+        self.queue = AppQueue()
+        self.answered: list[Exchange] = []
+        """Exchanges that have been answered to the end since the owner last looked."""
+        self._initial = WINDOW
+        self._owed = NOTHING
+        self._table = DEFAULT_CAPACITY
+        self._waiting: list[bytes] = []
+        self.waiting = 0
+        """Bytes of control frames that wait for a boundary."""
+        self._ready: dict[Exchange, None] = {}
+
+    # --- the client's settings, credits ---------------------------------------------------------------------------
+
+    @property
+    def initial_window(self) -> int:
+        """The client's window of a new stream."""
+        return self._initial
+
+    def apply(self, entries: tuple[tuple[int, int], ...], exchanges: dict[int, Exchange]) -> None:
+        """The app has acknowledged SETTINGS of the client: they hold for us too. Raises Http2Error on an overflow."""
+        for key, value in entries:
+            if key == Setting.INITIAL_WINDOW_SIZE:
+                change = value - self._initial
+                self._initial = value
+                for exchange in exchanges.values():
+                    self._widen(exchange, change)
+            elif key == Setting.HEADER_TABLE_SIZE:
+                if value < self._table:
+                    self._owed = value if self._owed == NOTHING else min(self._owed, value)
+                self._table = value
+
+    def block_begins(self) -> None:
+        """A header block of the app's own is on its way to the client; it carries what was owed."""
+        self._owed = NOTHING
+
+    def credit(self, increment: int) -> int:
+        """The client gives connection window; what of it goes on to the app."""
+        self.window += increment
+        paid = min(increment, self.debt)
+        self.debt -= paid
+        return increment - paid
+
+    def credit_stream(self, exchange: Exchange, increment: int) -> None:
+        """The client gives window to a diverted stream. Raises Http2Error on an overflow."""
+        self._widen(exchange, increment)
+
+    def _widen(self, exchange: Exchange, change: int) -> None:
+        exchange.window += change
+        if exchange.window > STREAM:
+            raise Http2Error("h2-window", ErrorCode.FLOW_CONTROL_ERROR)
+        if exchange.response or exchange.response_ended:
+            self._ready[exchange] = None
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    def control(self, data: bytes) -> None:
+        """Write a control frame at the next boundary."""
+        if self.leg.ending:
+            return
+        if self.middle:
+            self._waiting.append(data)
+            self.waiting += len(data)
+        else:
+            self.leg.write(data)
+
+    def ready(self, exchange: Exchange) -> None:
+        """The exchange has something for the client."""
+        self._ready[exchange] = None
+
+    def forget(self, exchange: Exchange) -> None:
+        """The exchange has nothing for the client any more."""
+        self._ready.pop(exchange, None)
+
+    @property
+    def wants_boundary(self) -> bool:
+        """Whether something of ours waits for a boundary."""
+        return bool(self._waiting or self._ready)
+
+    def pump(self) -> None:
+        """At a boundary: write control frames, then the app's queue, then diverted responses, a frame each in turn."""
+        if self.middle or self.leg.ending:
+            return
+        for data in self._waiting:
+            self.leg.write(data)
+        self._waiting.clear()
+        self.waiting = 0
+        self._flush()
+        progress = bool(self._ready)
+        while progress:
+            progress = False
+            for exchange in [*self._ready]:
+                progress |= self._inject(exchange)
+
+    def _flush(self) -> None:
+        queue = self.queue
+        while queue:
+            out: list[bytes] = []
+            self.window = queue.flush(self.window, out)
+            for data in out:
+                self.leg.write(data)
+            if queue.passed_block:
+                self._owed = NOTHING
+            if not queue.passed_ack:
+                break
+            self._acknowledged()
+
+    def _inject(self, exchange: Exchange) -> bool:
+        """Write one frame of a response; False when there is nothing that may be written now.
+
+        An exchange stays among the ready ones while only the connection window holds it back.
+        """
+        items = exchange.response
+        self.injected = True
+        if not items:
+            del self._ready[exchange]
+            if exchange.response_ended and not exchange.answered:
+                self.leg.write(frame(DATA, END_STREAM, exchange.stream))
+                self._end(exchange)
+            return False
+        item = items[0]
+        if isinstance(item, Block):
+            items.popleft()
+            ends = exchange.response_ended and not items
+            self.leg.write(header_frames(exchange.stream, self.owe(item.literal), end_stream=ends))
+        else:
+            size = min(self.window, exchange.window, FRAME)
+            if size <= 0:
+                if exchange.window <= 0:
+                    del self._ready[exchange]
+                return False
+            if len(item) <= size:
+                items.popleft()
+                size = len(item)
+            else:
+                items[0] = item[size:]
+                item = item[:size]
+            self.window -= size
+            self.debt += size
+            exchange.window -= size
+            exchange.response_size -= size
+            exchange.reckon()
+            ends = exchange.response_ended and not items
+            self.leg.write(frame(DATA, END_STREAM if ends else 0, exchange.stream, item))
+            if exchange.link is not None:
+                exchange.link.passed_on(exchange, size)
+        if ends:
+            self._end(exchange)
+        return True
+
+    def owe(self, block: bytes) -> bytes:
+        """A block of ours with the size update that the client is owed."""
+        return block if self._owed == NOTHING else size_updates(self._owed, self._owed) + block
+
+    def _end(self, exchange: Exchange) -> None:
+        exchange.answered = True
+        self._ready.pop(exchange, None)
+        self.answered.append(exchange)

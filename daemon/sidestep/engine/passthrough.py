@@ -1,0 +1,191 @@
+"""Wires: two legs joined for good, every byte, every end and every break passed on.
+
+    one peer finishes (FIN)  -> the other is half-closed; bytes go on the other way
+    both finished            -> both are closed, done
+    one breaks (reset)       -> the other is reset, done
+    one breaks after its FIN -> the other gets everything it said, then is closed, done
+
+The last row is how most servers leave: they close, and answer what still comes with a reset. Over TLS something always
+comes, for OpenSSL says in an alert that a stream ended without close_notify; the bytes before that end are whole.
+
+Invariants: nothing is written to a leg after it was ended; the end of one side is passed on only once the other is
+open, for an end given to a leg that is still being opened would cancel the opening. `joined` tells the shell (through
+`Relay.wired`) once both are open and neither has finished, so that it may move the bytes itself.
+
+`WireRelay` is a connection that is a wire from its first byte: to the app, or for a global intercept to the handler,
+and to the app after all when the handler is refused: the client's bytes wait for one of them, at most `hold` and one
+read more. The app is asked for at the client's first byte, or at once where nobody waits to see who speaks first.
+"""
+
+from __future__ import annotations
+
+from sidestep.engine.mirror.copies import Copy, truncated
+from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Relay, Role
+from sidestep.policy.route import Rule
+from sidestep.protocols.http1 import LIMITS, Http1Limits
+
+
+class Wire:
+    """The client leg and the one that answers it, joined; what the client says goes to `copies` as well."""
+
+    __slots__ = ("_client_ended", "_copies", "_hold", "_peer_ended", "_relay", "peer")
+
+    def __init__(
+        self,
+        relay: Relay,
+        peer: Leg,
+        *,
+        client_ended: bool = False,
+        limits: Http1Limits = LIMITS,
+        copies: tuple[Copy, ...] = (),
+    ) -> None:
+        self._relay = relay
+        self._copies = copies
+        self._hold = limits.hold
+        self._client_ended = client_ended
+        self._peer_ended = False
+        self.peer = peer
+        self.join()
+
+    def join(self) -> None:
+        """Bring endings and `wired` in line; called when the peer is open."""
+        relay = self._relay
+        peer = self.peer
+        if not peer.open or relay.done:
+            return
+        if self._client_ended:
+            peer.end(Ending.FINISH)
+        elif not self._peer_ended and not any(copy.is_open for copy in self._copies):
+            relay.wired = (relay.client, peer)
+
+    def receive(self, leg: Leg, data: bytes) -> None:
+        """Pass bytes on."""
+        client = self._relay.client
+        if leg is client:
+            if not self.peer.ending:
+                self.peer.write(data)
+            if self._copies:
+                self._relay.deferred.put(len(data), self.copy, data)
+        elif leg is self.peer and not client.ending:
+            client.write(data)
+
+    def copy(self, data: bytes) -> None:
+        """Give bytes of the client to the taps."""
+        for copy in self._copies:
+            if not copy.write(data):
+                self._relay.diverted.append(truncated(copy.rule))
+                self.join()
+
+    def receive_eof(self, leg: Leg) -> None:
+        """Pass an end on."""
+        relay = self._relay
+        if leg is relay.client:
+            self._client_ended = True
+            if self._copies:
+                relay.deferred.put(0, self._finish_copies)
+            self.join()
+        elif leg is self.peer:
+            self._peer_ended = True
+            relay.client.end(Ending.FINISH)
+        if self._client_ended and self._peer_ended:
+            relay.client.end(Ending.CLOSE)
+            self.peer.end(Ending.CLOSE)
+            relay.done = True
+
+    def lost(self, leg: Leg) -> None:
+        """Pass a break on."""
+        relay = self._relay
+        if leg is relay.client or leg is self.peer:
+            ending = Ending.CLOSE if self._has_ended(leg) else Ending.ABORT
+            if self._copies and not self._client_ended:  # else the copies are whole
+                relay.deferred.put(0, self._abort_copies)
+            relay.client.end(ending)
+            self.peer.end(ending)
+            relay.done = True
+
+    def _finish_copies(self) -> None:
+        for copy in self._copies:
+            copy.finish()
+
+    def _abort_copies(self) -> None:
+        for copy in self._copies:
+            if copy.is_cut_short:
+                self._relay.diverted.append(truncated(copy.rule))
+            copy.close(Ending.ABORT)
+
+    def _has_ended(self, leg: Leg) -> bool:
+        return self._client_ended if leg is self._relay.client else self._peer_ended
+
+    def reads(self, leg: Leg) -> bool:
+        """Whether what this leg's bytes go to has room."""
+        if leg is self._relay.client:
+            return self.peer.queued < (HIGH_WATER if self.peer.open else self._hold)
+        return self._relay.client.queued < HIGH_WATER
+
+
+class WireRelay(Relay):
+    """A connection that is never parsed. With a `rule` (a global intercept) it goes to that rule's handler."""
+
+    __slots__ = ("_asked", "_limits", "_wire")
+
+    def __init__(self, rule: Rule | None = None, *, at_once: bool = False, limits: Http1Limits = LIMITS) -> None:
+        super().__init__()
+        self._limits = limits
+        self._asked = rule is not None
+        peer = self.app
+        if rule is not None:
+            peer = Leg(Role.HANDLER, rule)
+            self.legs.append(peer)
+            self.opening.append(peer)
+        self._wire = Wire(self, peer, limits=limits)
+        if at_once and not self._asked:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Ask for the app, unless the shell brought it along."""
+        self._asked = True
+        if self.app.open:
+            self._wire.join()
+        else:
+            self.opening.append(self.app)
+
+    def receive(self, leg: Leg, data: bytes) -> None:
+        """Pass bytes on; before the peer is open they wait in its `out`."""
+        if not self._asked:
+            self._begin()
+        self._wire.receive(leg, data)
+
+    def receive_eof(self, leg: Leg) -> None:
+        """Pass an end on."""
+        if not self._asked:
+            self._begin()
+        self._wire.receive_eof(leg)
+
+    def opened(self, leg: Leg) -> None:
+        """Join."""
+        leg.open = True
+        if leg is self._wire.peer:
+            self._wire.join()
+
+    def refused(self, leg: Leg) -> None:
+        """Without a handler the app takes the connection; without the app there is nobody to take it."""
+        wire = self._wire
+        if leg is not wire.peer:
+            return
+        if leg.role is not Role.HANDLER:
+            wire.lost(leg)
+            return
+        waiting, leg.out, leg.queued = leg.out, [], 0
+        leg.end(Ending.ABORT)
+        wire.peer = self.app
+        for data in waiting:
+            self.app.write(data)
+        self._begin()
+
+    def lost(self, leg: Leg) -> None:
+        """Pass a break on."""
+        self._wire.lost(leg)
+
+    def reads(self, leg: Leg) -> bool:
+        """Whether what this leg's bytes go to has room."""
+        return self._wire.reads(leg)

@@ -1,0 +1,1 @@
+"""What the node daemon shows: the unix socket of command lines, health, metrics."""

@@ -1,0 +1,323 @@
+"""The unix socket on which CLIs of this machine talk to the node daemon: HTTP/1.1 by h11, one request per connection.
+
+    GET    /v1/status                     StatusView
+    GET    /v1/workloads                  list of WorkloadView
+    POST   /v1/sessions                   SessionSpec, `Upgrade: sidestep-tunnel` -> 101, then the tunnel on this socket
+    DELETE /v1/intercepts/NAMESPACE/NAME  ends a session
+    POST   /v1/drain                      another daemon has taken the socket's path: drain and end
+    GET    /healthz, /readyz, /metrics    for monitoring, in plain text
+
+A refusal is `{"error": "one line"}` with 400 (cannot be used), 403, 404, 409 (a rule says no), 500, or 503
+(the daemon is draining: try again soon).
+
+Who may connect: root and the daemon's own user, by SO_PEERCRED, whatever the permissions of the file. How a daemon gets
+to its socket, also in the place of another one: `local_socket`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import h11
+import msgspec
+
+from sidestep.aio.tasks import Tasks
+from sidestep.model.errors import ConfigurationError, KernelError, PeerError, RefusedError, SidestepError
+from sidestep.node.api.local_socket import BACKLOG, ask_to_drain, listen, predecessor_at, prepare_folder
+from sidestep.node.api.metrics import CONTENT_TYPE, exposition
+from sidestep.node.api.view import NodeView
+from sidestep.node.sessions.registry import Sessions
+from sidestep.observability.logs import get_logger
+from sidestep.tunnel.messages import UPGRADE, SessionSpec, decode
+
+MAX_BODY = 256 * 1024
+"""Bytes of one request's body."""
+MAX_CONNECTIONS = 2048
+"""Connections at once, tunnels included."""
+REQUEST_TIMEOUT = 10.0
+"""Seconds for a request to arrive whole and its answer to be taken."""
+
+
+class LocalApi:
+    """Serves the socket. `start` once, then `aclose`."""
+
+    def __init__(
+        self, *, path: Path, view: NodeView, sessions: Sessions, on_drain: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_drain` is called when another daemon has taken the path over."""
+        self.on_drain = on_drain
+        self.path = path
+        self.view = view
+        self.sessions = sessions
+        self.registering = asyncio.Lock()
+        """One session is taken in a turn of the event loop: all those of a predecessor may come at the same moment, and
+        what they cost together must not keep proxies and tunnels waiting."""
+        self._tasks = Tasks("local API")
+        self._log = get_logger("local API")
+        self._server: asyncio.Server | None = None
+        self._identity: tuple[int, int] | None = None
+
+    async def start(self) -> None:
+        """Listen. Raises ConfigurationError when the folder is unsafe or a stranger answers, KernelError."""
+        try:
+            prepare_folder(self.path.parent)
+            predecessor = predecessor_at(self.path)
+            listener = listen(self.path)
+            status = self.path.stat()
+            self._identity = (status.st_dev, status.st_ino)
+        except OSError as error:
+            raise KernelError("socket", error.errno or 0, doing=f"listening on {self.path}") from error
+        self._server = await asyncio.get_running_loop().create_unix_server(
+            lambda: _Conversation(self), sock=listener, backlog=BACKLOG
+        )
+        if predecessor is not None:
+            problem = await ask_to_drain(predecessor)
+            self._log.info("took over from another daemon", path=str(self.path), problem=problem)
+
+    async def aclose(self) -> None:
+        """Stop listening, remove the socket file if it is still ours, end what runs."""
+        if self._server is not None:
+            self._server.close()
+        with contextlib.suppress(OSError):
+            status = self.path.stat()
+            if (status.st_dev, status.st_ino) == self._identity:
+                self.path.unlink()
+        await self._tasks.aclose()
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many connections as there may be."""
+        return len(self._tasks) >= MAX_CONNECTIONS
+
+    def serve(self, conversation: _Conversation) -> None:
+        """Run one connection."""
+        self._tasks.start(conversation.run(), name=f"connection of {conversation.user}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A status and a body."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+
+
+class _Conversation(asyncio.Protocol):
+    """One connection: collects a request, answers it, or hands the transport to a tunnel."""
+
+    def __init__(self, api: LocalApi) -> None:
+        self._api = api
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=32 * 1024)
+        self._transport: asyncio.Transport | None = None
+        self._request: h11.Request | None = None
+        self._body = bytearray()
+        self._whole: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._uid = -1
+        self._farewell: asyncio.TimerHandle | None = None
+        self.user = "unknown"
+
+    # --- asyncio.Protocol -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Somebody connected: check who."""
+        self._transport = cast("asyncio.Transport", transport)
+        sock = transport.get_extra_info("socket")
+        _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        self.user = _user_name(uid)
+        self._uid = uid
+        if uid not in {0, os.geteuid()} or self._api.full:
+            self._transport.abort()
+            return
+        self._api.serve(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the request."""
+        try:
+            self._http.receive_data(data)
+            while not self._whole.done() and self._next():
+                pass
+        except h11.RemoteProtocolError as error:
+            self._stop(PeerError(f"bad HTTP: {error}", code=error.error_status_hint))
+
+    def eof_received(self) -> bool:
+        """The client finished sending; it may still want its answer."""
+        if not self._whole.done():
+            self._stop(PeerError("the client left"))
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        if self._farewell is not None:
+            self._farewell.cancel()
+        self._stop(PeerError(f"the client left ({exc})"))
+
+    # --- the request ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Wait for the request, answer it, and serve the tunnel if it became one."""
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT):
+                await self._whole
+            answer = await self._dispatch()
+            if answer is not None:
+                self._send(answer)
+        except TimeoutError:
+            pass
+        except PeerError as error:
+            if error.code is not None:
+                self._send(_problem(error.code, str(error)))
+        except Exception as error:  # noqa: BLE001 - a bug costs this connection; the other sessions are not its owner
+            self._send(_problem(500, f"internal error of the node daemon: {type(error).__name__}; its log says more"))
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"a connection of {self.user} to the local API failed", "exception": error}
+            )
+        finally:
+            self._finish()
+
+    async def _dispatch(self) -> _Answer | None:
+        """Returns the answer, None when the connection became a tunnel that has ended."""
+        assert self._request is not None  # noqa: S101 - `_whole` says so
+        method, target = self._request.method.decode("ascii"), self._request.target.decode("ascii", "replace")
+        path = target.partition("?")[0]
+        try:
+            match method, path.split("/")[1:]:
+                case "GET", ["v1", "status"]:
+                    return _Answer(200, msgspec.json.encode(self._api.view.status()))
+                case "GET", ["healthz" | "readyz"]:
+                    return _Answer(200, b"ok\n", CONTENT_TYPE)
+                case "GET", ["metrics"]:
+                    return _Answer(200, exposition(self._api.view.status()), CONTENT_TYPE)
+                case "GET", ["v1", "workloads"]:
+                    return _Answer(200, msgspec.json.encode(self._api.view.workloads()))
+                case "POST", ["v1", "sessions"]:
+                    return await self._open_session()
+                case "POST", ["v1", "drain"]:
+                    self._api.on_drain()
+                    return _Answer(200, b"{}")
+                case "DELETE", ["v1", "intercepts", namespace, name]:
+                    return await self._leave(namespace, name)
+                case _:
+                    return _problem(
+                        404, "the node daemon does not know this request; is the CLI newer than the daemon?"
+                    )
+        except ConfigurationError as error:
+            return _problem(400, str(error))
+        except RefusedError as error:
+            return _problem(409, str(error))
+        except PeerError as error:
+            return _problem(400, str(error))
+        except SidestepError as error:
+            return _problem(500, str(error))
+
+    async def _open_session(self) -> _Answer | None:
+        assert self._request is not None  # noqa: S101 - as in `_dispatch`
+        if dict(self._request.headers).get(b"upgrade", b"").decode("latin-1").lower() != UPGRADE:
+            return _problem(400, f"a session needs Upgrade: {UPGRADE}")
+        spec = decode(bytes(self._body), SessionSpec, what="the session's spec")
+        async with self._api.registering:
+            await asyncio.sleep(0)
+        if self._transport is not None and self._transport.is_closing():
+            return None  # it has given up
+        leaving = self._api.sessions.leaving
+        if not leaving:
+            try:
+                session = await self._api.sessions.register(spec, owner=self._owner(spec))
+            except RefusedError:
+                leaving = self._api.sessions.leaving  # since a moment ago
+                if not leaving:
+                    raise
+        if leaving:
+            return _problem(503, f"the node daemon takes no sessions now: {leaving}")
+        transport, self._transport = self._transport, None
+        if transport is None or transport.is_closing():
+            self._api.sessions.withdraw(session)
+            return None
+        switching = h11.InformationalResponse(
+            status_code=101, headers=[("connection", "upgrade"), ("upgrade", UPGRADE)], reason=b"Switching Protocols"
+        )
+        transport.write(self._http.send(switching) or b"")
+        trailing, _closed = self._http.trailing_data
+        transport.set_protocol(session.connection)
+        session.connection.connection_made(transport)
+        if trailing:
+            session.connection.data_received(trailing)
+        await self._api.sessions.serve(session)
+        return None
+
+    async def _leave(self, namespace: str, name: str) -> _Answer:
+        if not await self._api.sessions.leave(namespace, name, by=self.user):
+            return _problem(404, f"there is no intercept {namespace}/{name} here; sidestep list shows those there are")
+        return _Answer(200, b"{}")
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _owner(self, spec: SessionSpec) -> str:
+        """The user by the kernel's word; root may claim to act for somebody."""
+        return spec.claimed_owner if self._uid == 0 and spec.claimed_owner else self.user
+
+    def _next(self) -> bool:
+        event = self._http.next_event()
+        match event:
+            case h11.Request():
+                self._request = event
+            case h11.Data():
+                self._body += event.data
+                if len(self._body) > MAX_BODY:
+                    self._stop(PeerError(f"the request has more than {MAX_BODY} bytes", code=413))
+            case h11.EndOfMessage():
+                self._whole.set_result(None)
+            case _:
+                return False
+        return True
+
+    def _finish(self) -> None:
+        """Close once the answer is taken, at the latest after the timeout."""
+        transport = self._transport
+        if transport is not None:
+            transport.close()
+            self._farewell = asyncio.get_running_loop().call_later(REQUEST_TIMEOUT, transport.abort)
+
+    def _stop(self, error: PeerError) -> None:
+        if not self._whole.done():
+            self._whole.set_exception(error)
+
+    def _send(self, answer: _Answer) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        reason = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 409: b"Conflict", 413: b"Content Too Large"}
+        response = h11.Response(
+            status_code=answer.status,
+            reason=reason.get(answer.status, b"Service Unavailable" if answer.status == 503 else b"Error"),
+            headers=[
+                ("content-type", answer.content_type),
+                ("content-length", str(len(answer.body))),
+                ("connection", "close"),
+            ],
+        )
+        try:
+            for event in (response, h11.Data(data=answer.body), h11.EndOfMessage()):
+                transport.write(self._http.send(event) or b"")
+        except h11.LocalProtocolError:
+            transport.abort()  # the request was so broken that h11 allows no answer
+
+
+def _problem(status: int, text: str) -> _Answer:
+    return _Answer(status, msgspec.json.encode({"error": text}))
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"

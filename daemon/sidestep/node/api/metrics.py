@@ -1,0 +1,105 @@
+"""The node's numbers for Prometheus, made from what `sidestep status` shows; docs/metrics.md lists them.
+
+Nothing is counted here: every scrape is put together from the status of that moment. Counters of a pod begin anew with
+its proxy, which is a reset as Prometheus knows it. Label values are bounded: pods and intercepts are those of this node
+(`sidestep.dev/max-pods`), events and anomalies are words of ours; what a proxy says beyond a number of them is put
+under `other`, so that one that was taken over cannot flood a time series database. No label names a client or a path.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sidestep.aio.meter import BOUNDS
+from sidestep.node.api.view import LoopView, StatusView
+from sidestep.node.proxies.sanitising import counters
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class StatusCollector(Collector):
+    """The families of one status."""
+
+    def __init__(self, status: StatusView) -> None:
+        self._status = status
+
+    def collect(self) -> Iterable[Metric]:
+        """All metric families, as `CollectorRegistry` asks for them."""
+        status = self._status
+        node = status.node
+        info = GaugeMetricFamily("sidestep_info", "The daemon; always 1.", labels=("version", "node"))
+        info.add_metric((node.version, node.name), 1)
+        yield info
+        yield GaugeMetricFamily("sidestep_uptime_seconds", "Seconds since the daemon started.", value=node.uptime)
+        yield GaugeMetricFamily("sidestep_target_pods", "Pods that are or may be steered.", value=len(status.pods))
+        yield GaugeMetricFamily("sidestep_intercepts", "Intercepts and wiretaps.", value=len(status.intercepts))
+        totals = CounterMetricFamily("sidestep_node", "What happened on the node.", labels=("what",))
+        for name, count in sorted(node.counters.items()):
+            totals.add_metric((name,), count)
+        yield totals
+        yield _turns(node.loop)
+        conditions = GaugeMetricFamily("sidestep_conditions", "Conditions that hold now.", labels=("type",))
+        kinds = [condition.type for condition in status.conditions]
+        for kind in sorted(set(kinds)):
+            conditions.add_metric((kind,), kinds.count(kind))
+        yield conditions
+        yield from self._pods()
+        yield from self._intercepts()
+
+    def _pods(self) -> Iterator[Metric]:
+        labels = ("namespace", "pod")
+        up = GaugeMetricFamily("sidestep_proxy_up", "Whether the pod's proxy runs.", labels=labels)
+        connections = GaugeMetricFamily("sidestep_proxy_connections", "Client connections open now.", labels=labels)
+        steered = GaugeMetricFamily("sidestep_steered_ports", "Ports steered now.", labels=labels)
+        events = CounterMetricFamily("sidestep_proxy_events", "What the proxy did.", labels=(*labels, "event"))
+        anomalies = CounterMetricFamily(
+            "sidestep_proxy_anomalies", "Connections that became a wire, by reason.", labels=(*labels, "reason")
+        )
+        for pod in self._status.pods:
+            names = (pod.namespace, pod.name)
+            up.add_metric(names, pod.proxy == "running")
+            steered.add_metric(names, len(pod.steered))
+            counts = dict(pod.counters)
+            connections.add_metric(names, counts.pop("connections", 0))
+            for word, count in sorted(counters(counts).items()):
+                events.add_metric((*names, word), count)
+            for word, count in sorted(counters(pod.anomalies).items()):
+                anomalies.add_metric((*names, word), count)
+        yield from (up, connections, steered, events, anomalies)
+
+    def _intercepts(self) -> Iterator[Metric]:
+        labels = ("namespace", "name", "kind")
+        connections = GaugeMetricFamily("sidestep_session_connections", "Handler connections open now.", labels=labels)
+        events = CounterMetricFamily("sidestep_session_events", "What a session carried.", labels=(*labels, "event"))
+        for intercept in self._status.intercepts:
+            names = (intercept.namespace, intercept.name, intercept.kind)
+            counts = dict(intercept.counters)
+            connections.add_metric(names, counts.pop("open", 0))
+            for word, count in sorted(counters(counts).items()):
+                events.add_metric((*names, word), count)
+        yield from (connections, events)
+
+
+def _turns(loop: LoopView) -> Metric:
+    """Turns of the event loop: one that takes long is a stall, in which no session and no proxy is served."""
+    bounds = [*(f"{bound:g}" for bound in BOUNDS), "+Inf"]
+    buckets = list(zip(bounds, itertools.accumulate(loop.turns or (0,) * len(bounds)), strict=True))
+    return HistogramMetricFamily(
+        "sidestep_loop_stall_seconds",
+        "Turns of the daemon's event loop, in which nothing else is served.",
+        buckets=buckets,
+        sum_value=loop.seconds,
+    )
+
+
+def exposition(status: StatusView | None) -> bytes:
+    """The text format (https://prometheus.io/docs/instrumenting/exposition_formats/); empty without a status."""
+    registry = CollectorRegistry(auto_describe=False)
+    if status is not None:
+        registry.register(StatusCollector(status))
+    return generate_latest(registry)

@@ -1,0 +1,333 @@
+"""What the node shows: the `NodeView` that sessions and the local API ask.
+
+Nothing is kept here. Every answer is put together from what there is: the plan (what should be), the targets (what is),
+the certificates, the conditions. A pod of an intercept is
+
+    active     a port of it is steered, and connections have been seen there
+    attached   a port of it is steered, nothing has come by yet - or nothing ever reaches the hook
+    pending    it will be steered: the proxy starts, no app listens, or what failed is tried again
+    failed     a rule or the pod's own configuration keeps it from being steered
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from sidestep import __version__
+from sidestep.aio.meter import LoopMeter
+from sidestep.config.annotations import CertificateSource, SourceKind
+from sidestep.model.condition import Condition
+from sidestep.model.intercept import Intercept
+from sidestep.model.pod import PodKey, Transport
+from sidestep.node.api.view import (
+    CertificateView,
+    ConditionView,
+    InterceptView,
+    LoopView,
+    NodeStatus,
+    PodView,
+    PortView,
+    StatusView,
+    WorkloadView,
+)
+from sidestep.node.certificates import pem
+from sidestep.node.certificates.store import Certificates
+from sidestep.node.controller import Controller
+from sidestep.node.planning.conditions import Conditions
+from sidestep.node.planning.plan import PodPlan
+from sidestep.node.planning.survey import CertificateKey, PodSurvey, PortSurvey, Side, protocol_text
+from sidestep.node.pods.reconciler import Reconciler
+from sidestep.node.pods.target import Target
+from sidestep.policy.pod_ports import ports_of
+from sidestep.policy.protocol_choice import Use
+from sidestep.proxy.control.messages import Probed
+from sidestep.tunnel.messages import ConditionText, PodState, State
+
+WorkloadName = tuple[str, str, str]
+"""(namespace, kind, name)."""
+
+
+class SessionViews(Protocol):
+    """What is needed of `Sessions`."""
+
+    def views(self) -> tuple[InterceptView, ...]:
+        """All intercepts as shown."""
+
+    def intercepts(self) -> tuple[Intercept, ...]:
+        """All intercepts."""
+
+    def intercept(self, uid: str) -> Intercept | None:
+        """One of them."""
+
+
+class NodeStatusView:
+    """Implements `NodeView`. `connect` says what it needs that in turn needs a `NodeView`."""
+
+    def __init__(
+        self,
+        *,
+        node_name: str,
+        controller: Controller,
+        certificates: Certificates,
+        conditions: Conditions,
+        now: Callable[[], float],
+        meter: LoopMeter | None = None,
+    ) -> None:
+        self._node_name = node_name
+        self._controller = controller
+        self._certificates = certificates
+        self._conditions = conditions
+        self._now = now
+        self._began = now()
+        self._meter = meter or LoopMeter()
+
+    def connect(
+        self, *, sessions: SessionViews, reconciler: Reconciler, counters: Callable[[], dict[str, int]]
+    ) -> None:
+        """Once, before anybody asks."""
+        self._sessions = sessions
+        self._reconciler = reconciler
+        self._counters = counters
+
+    async def prepare(self, intercept: Intercept) -> None:
+        """Have the certificates of this intercept read."""
+        await self._controller.prepare(intercept)
+
+    def check(self, intercept: Intercept) -> None:
+        """Whether this intercept may begin. Raises RefusedError, ConfigurationError."""
+        self._controller.check(intercept)
+
+    def status(self) -> StatusView:
+        """Everything."""
+        targets = self._reconciler.targets()
+        node = NodeStatus(
+            name=self._node_name,
+            version=__version__,
+            pid=os.getpid(),
+            uptime=round(self._now() - self._began, 3),
+            counters={"target_pods": len(targets), **self._counters()},
+            loop=_loop_view(self._meter),
+        )
+        return StatusView(
+            node=node,
+            pods=tuple(_pod_view(target, self._controller.plan.surveys.get(target.pod.key)) for target in targets),
+            intercepts=self._sessions.views(),
+            conditions=tuple(_condition_view(condition) for condition in self._conditions.all()),
+        )
+
+    def workloads(self) -> tuple[WorkloadView, ...]:
+        """All workloads of this node."""
+        plan, inventory = self._controller.plan, self._controller.inventory
+        surveys: dict[WorkloadName, list[PodSurvey]] = {
+            (key.namespace, key.kind, key.name): [] for key, each in inventory.workloads.items() if not each.owners
+        }
+        for survey in plan.surveys.values():
+            surveys.setdefault(_workload_of(survey), []).append(survey)
+        covering: dict[PodKey, list[Intercept]] = {}
+        for intercept in self._sessions.intercepts():
+            for key in plan.coverage.get(intercept.uid, ()):
+                covering.setdefault(key, []).append(intercept)
+        return tuple(self._workload_view(name, found, covering) for name, found in sorted(surveys.items()))
+
+    def state(self, intercept_uid: str) -> State:
+        """The pods of an intercept, and the conditions that concern it."""
+        plan = self._controller.plan
+        pods = plan.coverage.get(intercept_uid, ())
+        intercept = self._sessions.intercept(intercept_uid)
+        conditions: list[Condition] = []
+        if intercept is not None:
+            conditions += self._conditions.about(f"{intercept.kind} {intercept.display}")
+        for key in pods:
+            conditions += self._conditions.of(key)
+        return State(
+            pods=tuple(self._pod_state(intercept_uid, key) for key in pods),
+            conditions=tuple(ConditionText(each.type.value, each.subject, each.text) for each in conditions),
+        )
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _pod_state(self, uid: str, key: PodKey) -> PodState:
+        plan = self._controller.plan
+        if (uid, key) in plan.refusals:
+            return PodState(str(key), "failed", plan.refusals[uid, key])
+        planned = plan.pods.get(key)
+        ports = _ports_of(planned, uid) if planned is not None else []
+        target = self._reconciler.target(key)
+        problem = self._reconciler.problem(key)
+        if target is None or not ports or not target.serves(uid):
+            if key in plan.waiting:
+                problem = problem or "its certificate has not been read yet"
+                return PodState(str(key), "pending", problem)
+            return PodState(str(key), "failed" if problem else "pending", problem)
+        waiting = [port for port in ports if not target.takes(*port)]
+        if len(waiting) == len(ports):
+            no_app = [number for number, _ in waiting if target.waits_for_app(number)]
+            left = next((why for port in waiting if (why := target.why_left(*port))), "")
+            detail = left or (f"nothing listens on port {no_app[0]}" if no_app else problem)
+            return PodState(str(key), "pending", detail)
+        return PodState(str(key), "active" if target.seen else "attached", problem)
+
+    def _workload_view(
+        self, name: WorkloadName, surveys: list[PodSurvey], covering: dict[PodKey, list[Intercept]]
+    ) -> WorkloadView:
+        ports: dict[tuple[int, Transport], PortView] = {}
+        conditions: list[Condition] = []
+        intercepts: set[str] = set()
+        claimed: dict[tuple[int, Transport], set[str]] = {}
+        steered: dict[int, int] = {}
+        for survey in surveys:
+            target = self._reconciler.target(survey.pod.key)
+            for number, families in (target.steered() if target is not None else {}).items():
+                steered[number] = steered.get(number, 0) + bool(families)
+        for survey in surveys:
+            conditions += self._conditions.of(survey.pod.key)
+            here = covering.get(survey.pod.key, [])
+            intercepts.update(each.display for each in here)
+            for port, names in ports_of(survey.pod, self._controller.inventory).claimed(here).items():
+                claimed.setdefault(port, set()).update(names)
+            for each in survey.ports:
+                key = (each.port.number, each.port.transport)
+                if key not in ports:
+                    count = steered.get(each.port.number, 0) if each.port.transport is Transport.TCP else 0
+                    ports[key] = self._port_view(survey, each, steered_pods=count)
+        return WorkloadView(
+            namespace=name[0],
+            kind=name[1],
+            name=name[2],
+            pods=tuple(survey.pod.key.name for survey in surveys),
+            ports=tuple(
+                msgspec.structs.replace(view, intercepts=tuple(sorted(claimed.get(key, ()))))
+                for key, view in sorted(ports.items())
+            ),
+            intercepts=tuple(sorted(intercepts)),
+            conditions=tuple(_condition_view(each) for each in dict.fromkeys(conditions)),
+        )
+
+    def _port_view(self, survey: PodSurvey, each: PortSurvey, *, steered_pods: int) -> PortView:
+        protocol = each.protocol
+        target = self._reconciler.target(survey.pod.key)
+        text, known = _protocol_and_source(each, target)
+        return PortView(
+            number=each.port.number,
+            transport=each.port.transport.value,
+            protocol=text,
+            tls=protocol.tls.value,
+            http2=protocol.http2.value,
+            known=known,
+            name=each.port.name,
+            service_ports=each.resolved.services,
+            certificate=self._certificate_view(survey.pod.key, each),
+            certificate_state=self._certificate_state(survey.pod.key, each),
+            steered_pods=steered_pods,
+        )
+
+    def _certificate_view(self, pod: PodKey, each: PortSurvey) -> CertificateView | None:
+        source = each.tls.downstream
+        held = self._certificates.held(CertificateKey(pod, each.port.number, Side.DOWNSTREAM))
+        if source is None or held is None or held.identity is None:
+            return None
+        identity = held.identity
+        return CertificateView(
+            names=identity.names,
+            expires=f"{dt.datetime.fromtimestamp(identity.not_after, dt.UTC):%Y-%m-%dT%H:%M:%SZ}",
+            serial=identity.serial,
+            source=_source_text(source, pod, each.tls.containers),
+        )
+
+    def _certificate_state(self, pod: PodKey, each: PortSurvey) -> str:
+        if each.tls.downstream is None or each.protocol.tls is Use.NEVER:
+            return ""
+        held = self._certificates.held(CertificateKey(pod, each.port.number, Side.DOWNSTREAM))
+        if held is None:
+            return "not read yet"
+        return "" if held.identity is not None else "unusable"
+
+
+def _protocol_and_source(each: PortSurvey, target: Target | None) -> tuple[str, str]:
+    """What a port speaks, and how that is known."""
+    protocol = each.protocol
+    text, known = protocol_text(protocol, each.port.transport), protocol.source
+    if known == "probing":
+        known = "not known yet"
+    probed = target.probed(each.port.number) if target is not None else None
+    if probed is not None and protocol.tls is Use.PROBE:
+        text = "https" if probed.tls == "yes" else ("h2c" if probed.http2 == "yes" else "http")
+        known = _probed_text(probed)
+    elif probed is not None and protocol.tls is Use.ALWAYS and probed.tls == "yes":
+        known += f", {_probed_text(probed)}"
+    return text, known
+
+
+def _probed_text(probed: Probed) -> str:
+    """What else the probe learnt, in a few words."""
+    learnt = [f"ALPN {probed.alpn[:32]}"] if probed.alpn else []
+    if probed.asks_certificate:
+        learnt.append("asks for client certificates")
+    names = pem.names_in(probed.certificate)
+    if names:
+        learnt.append(f"certificate of {', '.join(name[:64] for name in names[:3])}")
+    return "probed" + (f" ({'; '.join(learnt)})" if learnt else "")
+
+
+def _source_text(source: CertificateSource, pod: PodKey, containers: tuple[str, ...]) -> str:
+    if source.kind is SourceKind.SECRET:
+        return f"secret {pod.namespace}/{source.value}"
+    return f"path {source.value} of container {containers[0]}" if containers else f"path {source.value}"
+
+
+def _workload_of(survey: PodSurvey) -> WorkloadName:
+    """The outermost controller of a pod, else the pod itself."""
+    pod = survey.pod
+    if pod.owners:
+        return (pod.key.namespace, pod.owners[-1].kind, pod.owners[-1].name)
+    return (pod.key.namespace, "pod", pod.key.name)
+
+
+def _ports_of(planned: PodPlan, uid: str) -> list[tuple[int, Transport]]:
+    return [(port.number, port.transport) for port in planned.ports if uid in port.uids]
+
+
+def _pod_view(target: Target, survey: PodSurvey | None) -> PodView:
+    counters: dict[str, int] = {"connections": target.connections}
+    for counts in target.counters.values():
+        for name, total in counts.items():
+            counters[name] = counters.get(name, 0) + total
+    for name, total in target.datagram_counters.items():
+        counters[name] = counters.get(name, 0) + total
+    return PodView(
+        namespace=target.pod.key.namespace,
+        name=target.pod.key.name,
+        proxy=target.proxy_state.value if target.proxy_pid is not None or target.attached else "none",
+        proxy_pid=target.proxy_pid or 0,
+        steered=(
+            *(f"{number}/tcp" for number, families in target.steered().items() if families),
+            *(f"{number}/udp" for number, families in target.steered_datagrams().items() if families),
+        ),
+        counters=counters,
+        client_addresses=target.client_addresses.status,
+        anomalies=dict(target.anomalies),
+        protocols=_protocols(target, survey),
+    )
+
+
+def _protocols(target: Target, survey: PodSurvey | None) -> dict[str, str]:
+    found = {}
+    for number in target.steered():
+        each = survey.port(number, Transport.TCP) if survey is not None else None
+        if each is not None:
+            text, known = _protocol_and_source(each, target)
+            found[f"{number}/tcp"] = f"{text} ({known})"
+    return found
+
+
+def _loop_view(meter: LoopMeter) -> LoopView:
+    return LoopView(tuple(meter.counts), round(meter.seconds, 3), round(meter.longest, 4))
+
+
+def _condition_view(condition: Condition) -> ConditionView:
+    return ConditionView(condition.type.value, condition.subject, condition.text)

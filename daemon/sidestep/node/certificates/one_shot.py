@@ -1,0 +1,332 @@
+"""The one-shot child of the reader: opens a source, gives up every privilege, judges, hands over, ends.
+
+    1  as root      says its pidfd, so that the daemon can kill it; opens the files (or the token for the API server)
+    2  never again  becomes a user without any right, under limits of processor time, wall time, memory and file size
+    3               reads, parses, judges what strangers wrote
+    4               answers with a summary; a credential goes into a sealed memfd, whose descriptor goes with it
+    5               ends, whatever happened; the kernel takes its memory
+
+So of all processes only this one and the pod's own proxy ever hold a private key, and the daemon between them holds a
+descriptor that it neither reads nor maps. The privileged part, up to step 2, looks at no byte of a file.
+
+Both spellings of the names of files are known; within one folder or Secret they are not mixed. A certificate file that
+holds its private key as well needs no other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import pickle
+import resource
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+import msgspec
+
+from sidestep.aio.packets import sealed_memfd, send_packet
+from sidestep.model.errors import ConfigurationError, KernelError, SidestepError
+from sidestep.netns.below_root import MAX_FILE, AbsentFileError, Root, open_regular, read_steady, stamp
+from sidestep.node.certificates import pem
+from sidestep.node.certificates.requests import (
+    MAX_REASON,
+    Begun,
+    ClusterSecret,
+    Failed,
+    Folder,
+    IdentityFacts,
+    ManifestSecret,
+    Payload,
+    Read,
+    ReadManifests,
+    Summary,
+    TrustFacts,
+)
+from sidestep.node.planning.proxy_uids import READER
+from sidestep.protocols.pem import KEYS, blocks
+from sidestep.proxy.runtime import capabilities
+from sidestep.proxy.runtime import rlimits as limits
+
+SPELLINGS: Final = (("tls.crt", "tls.key", "ca.crt"), ("cert-chain.pem", "key.pem", "root-cert.pem"))
+"""(certificate, key, CA) as kubernetes.io/tls Secrets and as Istio name them."""
+
+CPU: Final = 2
+"""Seconds of processor time for a certificate; one of 30 KiB takes a few milliseconds."""
+WALL: Final = 10
+"""Seconds of wall time, those of an API server included."""
+MANIFESTS_CPU: Final = 120
+"""Seconds for all manifests: a folder may hold 32 MiB."""
+MEMORY: Final = 256 * 1024 * 1024
+"""Bytes of private memory."""
+_DESCRIPTORS: Final = 64
+_RACY: Final = 0.1
+"""Seconds within which a file may change twice without its times showing it."""
+_MAX_MANIFEST: Final = 4 * MAX_FILE
+_PR_SET_PDEATHSIG = 1
+
+
+def run(request: Read | ReadManifests, answers: socket.socket) -> NoReturn:
+    """Carry out one request and end the process. Called in a fresh fork of the reader."""
+    status = 1
+    try:
+        _die_with_the_reader()  # a file system may hang before there is any other limit
+        _close_all_but(answers.fileno())
+        _say_who(answers)
+        answer, fd = _manifests(request) if isinstance(request, ReadManifests) else _certificate(request)
+        send_packet(answers, msgspec.msgpack.encode(answer), fd)
+        status = 0
+    except SidestepError as error:
+        _last_word(answers, failed(error))
+    except MemoryError:
+        _last_word(answers, Failed("reading it takes too much memory"))
+    finally:
+        os._exit(status)
+
+
+def failed(error: SidestepError) -> Failed:
+    """An error as an answer."""
+    reason = f"cannot be read: {error}" if isinstance(error, KernelError) else str(error)
+    return Failed(reason[:MAX_REASON], getattr(error, "status", 0))
+
+
+def stamp_of(source: Folder) -> str:
+    """A digest over the versions of a certificate's files. Raises SidestepError."""
+    digest = hashlib.blake2b(digest_size=16)
+    newest = 0
+    for path, birth in source.roots:
+        for spelling in SPELLINGS:
+            for name in spelling:
+                found = stamp(Root(path, birth), f"{source.folder.rstrip('/')}/{name}")
+                digest.update(repr(found).encode())
+                newest = max(newest, *found[3:]) if found is not None else newest
+    # A file that has just been written may be written again without a change of its times.
+    return "" if abs(time.time() - newest / 1e9) < _RACY else digest.hexdigest()
+
+
+# --- what is read ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Material:
+    """Bytes as read; None where there is none."""
+
+    chain: bytes | None
+    key: bytes | None
+    ca: bytes | None
+    spelling: tuple[str, str, str]
+    place: str
+
+    def file(self, part: pem.Part) -> str:
+        """Name of the file that holds a part."""
+        return self.spelling[(pem.Part.CHAIN, pem.Part.KEY, pem.Part.CA).index(part)]
+
+
+def _certificate(request: Read) -> tuple[Summary, int | None]:
+    source = request.source
+    match source:
+        case Folder():
+            opened = _open_folder(source, ca_alone=request.ca_alone)
+            _give_up_everything(cpu=CPU, wall=WALL)
+            material = _read_folder(opened)
+        case ManifestSecret():
+            fd = open_regular(Root("/"), source.path)
+            _give_up_everything(cpu=WALL, wall=WALL)  # whoever writes manifests owns the machine
+            material = _from_secret(source, _manifest_data(fd, source))
+        case ClusterSecret():
+            material = _from_secret(source, _cluster_data(source))
+    summary, credentials = _judge(material, ca_alone=request.ca_alone)
+    if not request.deliver:
+        return summary, None
+    if request.deliver not in credentials:
+        raise ConfigurationError(
+            "; ".join(summary.problems) or "the certificate changed while it was being handed over"
+        )
+    return summary, sealed_memfd("sidestep-credential", credentials[request.deliver])
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """Descriptors of one folder's files, by the order of the spelling."""
+
+    fds: tuple[int | None, int | None, int | None]
+    spelling: tuple[str, str, str]
+
+
+def _open_folder(source: Folder, *, ca_alone: bool) -> _Opened:
+    for path, birth in source.roots:
+        for spelling in SPELLINGS:
+            certificate, key, ca = (
+                _optional(Root(path, birth), f"{source.folder.rstrip('/')}/{name}") for name in spelling
+            )
+            if certificate is not None or (ca_alone and ca is not None):
+                return _Opened((certificate, key, ca), spelling)
+    raise ConfigurationError("the folder holds neither tls.crt nor cert-chain.pem")
+
+
+def _optional(root: Root, path: str) -> int | None:
+    try:
+        return open_regular(root, path)
+    except AbsentFileError:
+        return None
+
+
+def _read_folder(opened: _Opened) -> _Material:
+    chain, key, ca = (
+        None if fd is None else read_steady(fd, name) for fd, name in zip(opened.fds, opened.spelling, strict=True)
+    )
+    return _Material(chain, key if chain is not None else None, ca, opened.spelling, "the folder")
+
+
+def _manifest_data(fd: int, source: ManifestSecret) -> Mapping[str, bytes] | None:
+    from sidestep.config.manifests import secret_data
+
+    return secret_data(read_steady(fd, source.path), source.namespace, source.name)
+
+
+def _cluster_data(source: ClusterSecret) -> Mapping[str, bytes] | None:
+    from sidestep.kube import secret_fetch
+
+    server = source.server
+    access = secret_fetch.prepare(
+        server.host, server.port, base=server.base, ca_file=server.ca_file, token_file=server.token_file
+    )
+    _give_up_everything(cpu=CPU, wall=WALL)
+    return secret_fetch.fetch(access, source.namespace, source.name)
+
+
+def _from_secret(source: ManifestSecret | ClusterSecret, data: Mapping[str, bytes] | None) -> _Material:
+    if data is None:
+        raise ConfigurationError(f"there is no Secret {source.namespace}/{source.name}")
+    for spelling in SPELLINGS:
+        chain, key, ca = spelling
+        if chain in data or ca in data:
+            return _Material(data.get(chain), data.get(key), data.get(ca), spelling, "the Secret")
+    raise ConfigurationError("the Secret holds neither tls.crt nor cert-chain.pem")
+
+
+# --- judging --------------------------------------------------------------------------------------------------------
+
+
+def _judge(material: _Material, *, ca_alone: bool) -> tuple[Summary, dict[str, bytes]]:
+    problems: list[str] = []
+    credentials: dict[str, bytes] = {}
+    identity: IdentityFacts | None = None
+    trust: TrustFacts | None = None
+    if material.chain is None and ca_alone:
+        pass
+    elif material.chain is None:
+        problems.append(f"{material.place} holds no {material.spelling[0]}")
+    else:
+        try:
+            judged = pem.judge_identity(chain=material.chain, key=_key_of(material))
+        except pem.PemError as error:
+            problems.append(f"{material.file(error.part)}: {error}")
+        except ConfigurationError as error:
+            problems.append(str(error))
+        else:
+            identity = _identity_facts(judged.identity)
+            credentials[identity.name] = judged.pem
+    if material.ca is not None:
+        try:
+            trusted = pem.judge_trust(material.ca)
+        except pem.PemError as error:
+            problems.append(f"{material.file(error.part)}: {error}")
+        else:
+            trust = TrustFacts(trusted.trust.name, trusted.trust.subject)
+            credentials[trust.name] = trusted.pem
+    summary = Summary(
+        identity=identity,
+        trust=trust,
+        no_identity=material.chain is None and ca_alone,
+        no_trust=material.ca is None,
+        problems=tuple(problem[:MAX_REASON] for problem in problems),
+    )
+    return summary, credentials
+
+
+def _key_of(material: _Material) -> bytes:
+    """The text that holds the private key: its own file, else that of the certificate."""
+    chain = material.chain or b""
+    if material.key is not None:
+        return material.key
+    if any(block.label in KEYS for block in blocks(chain, limit=pem.MAX_CHAIN_BLOCKS)):
+        return chain
+    certificate, key, _ = material.spelling
+    raise ConfigurationError(f"{material.place} holds {certificate} but no {key}")
+
+
+def _identity_facts(identity: pem.Identity) -> IdentityFacts:
+    return IdentityFacts(
+        name=identity.name,
+        dns_name=identity.dns_name,
+        names=identity.names,
+        not_before=identity.not_before.timestamp(),
+        not_after=identity.not_after.timestamp(),
+        serial=identity.serial,
+    )
+
+
+# --- manifests ------------------------------------------------------------------------------------------------------
+
+
+def _manifests(request: ReadManifests) -> tuple[Payload, int]:
+    """Every file that can be read, and why the others cannot."""
+    from sidestep.config.manifests import load_files
+
+    contents: dict[str, bytes] = {}
+    unreadable: dict[str, str] = {}
+    for name in request.names:
+        try:
+            contents[name] = _whole(os.path.join(request.folder, name))  # noqa: PTH118 - a string is what open takes
+        except OSError as error:
+            unreadable[name] = error.strerror or str(error)
+    _give_up_everything(cpu=MANIFESTS_CPU, wall=MANIFESTS_CPU)
+    data = pickle.dumps((load_files(contents), unreadable))
+    return Payload(len(data)), sealed_memfd("sidestep-manifests", data)
+
+
+def _whole(path: str) -> bytes:
+    # It may have become something else since it was looked at: never wait for a FIFO.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        return file.read(_MAX_MANIFEST + 1)
+
+
+# --- the process ----------------------------------------------------------------------------------------------------
+
+
+def _die_with_the_reader() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _close_all_but(fd: int) -> None:
+    os.closerange(3, fd)
+    os.closerange(max(3, fd + 1), 2**31 - 1)
+
+
+def _say_who(answers: socket.socket) -> None:
+    pidfd = os.pidfd_open(os.getpid())
+    send_packet(answers, msgspec.msgpack.encode(Begun()), pidfd)
+    os.close(pidfd)
+
+
+def _give_up_everything(*, cpu: int, wall: int) -> None:
+    """Set limits and drop user, groups and capabilities for good. Raises KernelError, BugError."""
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
+    signal.setitimer(signal.ITIMER_REAL, wall)  # nobody handles SIGALRM: it ends the process
+    limits.apply(memory=MEMORY, descriptors=_DESCRIPTORS)
+    capabilities.become(READER)
+    capabilities.forbid_new_privileges()
+    _die_with_the_reader()  # the kernel forgets it when the user changes
+
+
+def _last_word(answers: socket.socket, answer: Failed) -> None:
+    try:
+        send_packet(answers, msgspec.msgpack.encode(answer))
+    except SidestepError:
+        pass  # whoever asked has given up

@@ -1,0 +1,324 @@
+"""The daemon's side of the reader: sends requests under deadlines, and never opens or maps what was read.
+
+A reader or a child that misses a deadline is killed; the next request starts another reader. So that one pod with a
+filesystem that never answers, or a file that costs all the time there is, cannot starve the others:
+
+- at most `PARALLEL` children work at the same time, and a look waits for nothing but other looks;
+- a source that cost a deadline, or its child's life, is refused at once for `penalty` seconds.
+
+A key arrives as a descriptor. It is forwarded and closed: neither read nor mapped nor kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from sidestep.aio.packets import ChannelClosed, control_pair, read_sealed_memfd, receive_packet, send_packet
+from sidestep.model.errors import ConfigurationError, KernelError, PeerError
+from sidestep.node.certificates.one_shot import CPU, MANIFESTS_CPU, WALL
+from sidestep.node.certificates.requests import (
+    MAX_REQUEST,
+    Answer,
+    Begun,
+    Failed,
+    Folder,
+    Look,
+    Payload,
+    Read,
+    ReadManifests,
+    Request,
+    Stamped,
+    Summary,
+)
+
+LOOK_DEADLINE: Final = 2.0
+"""Seconds for one look, once the reader has started; an ordinary one takes 0.2 ms."""
+START_DEADLINE: Final = 20.0
+"""Seconds for a reader to start and its child to say its first word; 0.2 s on a quiet machine."""
+PENALTY: Final = 30.0
+"""Seconds during which a source that cost a deadline or a child is refused."""
+PARALLEL: Final = 4
+"""Children at once."""
+
+_NOTHING: Final = Look(Folder((), ""))
+"""A look at no file: answered as soon as the reader has started."""
+_ANSWERS: Final = msgspec.msgpack.Decoder(Answer)
+_REQUESTS: Final = msgspec.msgpack.Encoder()
+
+
+class Reader:
+    """Owns the reader. One per daemon. `manifests`: it will read manifests as well."""
+
+    def __init__(
+        self,
+        *,
+        manifests: bool = False,
+        look_deadline: float = LOOK_DEADLINE,
+        penalty: float = PENALTY,
+        on_start: Callable[[int], None] = lambda _pid: None,
+    ) -> None:
+        """The reader starts with the first request. Seconds; `on_start` gets the process id of each reader."""
+        self._arguments = ["--manifests"] if manifests else []
+        self._look_deadline = look_deadline
+        self._penalty = penalty
+        self._on_start = on_start
+        self._looking = asyncio.Lock()
+        self._children = asyncio.Semaphore(PARALLEL)
+        self._refused_until: dict[object, float] = {}
+        self._channel: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended: list[subprocess.Popen[bytes]] = []
+        self._kills = 0
+        self._started = False
+        """Whether the present reader has answered yet."""
+
+    async def look(self, source: Folder) -> str:
+        """A stamp that changes with the files of a certificate. Raises ConfigurationError, KernelError."""
+        async with self._looking:
+            self._refuse(source)
+            await self._start()
+            try:
+                async with asyncio.timeout(self._look_deadline):
+                    answer, _ = await self._ask(Look(source))
+            except TimeoutError as error:
+                self._kill()
+                self._punish(source)
+                raise KernelError("read", errno.ETIMEDOUT, doing=f"looking at {source.folder}") from error
+        if isinstance(answer, Stamped):
+            return answer.stamp
+        raise _error(answer)
+
+    async def read(self, request: Read) -> tuple[Summary, int | None]:
+        """What a source holds, and the credential that `request.deliver` names: a sealed memfd, the caller's to close.
+
+        Raises ReadError, KernelError.
+        """
+        answer, fd = await self._by_child(request, request.source, deadline=WALL + 2.0)
+        if isinstance(answer, Summary) and (fd is not None) is bool(request.deliver):
+            return answer, fd
+        if fd is not None:
+            os.close(fd)
+        raise _error(answer)
+
+    async def manifests(self, folder: str, names: tuple[str, ...]) -> bytes:
+        """The pickled result of reading manifests. Raises ReadError, KernelError, PeerError."""
+        answer, fd = await self._by_child(ReadManifests(folder, names), folder, deadline=MANIFESTS_CPU + 30.0)
+        try:
+            if isinstance(answer, Payload) and fd is not None:
+                return read_sealed_memfd(fd, answer.size)
+        finally:
+            if fd is not None:
+                os.close(fd)
+        raise _error(answer)
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the reader, while there is one."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def close(self) -> None:
+        """End the reader. Another request would start a new one."""
+        self._kill()
+        for process in self._ended:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=1.0)  # only a process that the kernel cannot end yet takes longer
+        self._reap()
+
+    # --- asking -----------------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        """Wait until the reader has started, so that no source is blamed for that. Raises KernelError, PeerError."""
+        if self._started and self.pid is not None:
+            return
+        try:
+            async with asyncio.timeout(START_DEADLINE):
+                await self._ask(_NOTHING)
+        except TimeoutError as error:
+            self._kill()
+            raise KernelError("read", errno.ETIMEDOUT, doing="starting the reader") from error
+
+    async def _by_child(self, request: Request, source: object, *, deadline: float) -> tuple[Answer, int | None]:
+        self._refuse(source)
+        async with self._children:
+            kills = self._kills
+            try:
+                async with asyncio.timeout(deadline + START_DEADLINE):
+                    return await self._ask(request)
+            except TimeoutError as error:
+                self._punish(source)
+                raise KernelError("read", errno.ETIMEDOUT, doing="reading a certificate") from error
+            except _ChildLostError as error:
+                if self._kills != kills:  # it has gone with a reader that was killed for the sake of another
+                    raise KernelError("read", errno.EPIPE, doing="reading a certificate") from error
+                self._punish(source)
+                reason = f"reading it takes more than {CPU} s of processor time, or too much memory"
+                raise ReadError(reason) from error
+
+    async def _ask(self, request: Request) -> tuple[Answer, int | None]:
+        """Send a request; the answer and its descriptor. Raises _ChildLostError, KernelError, PeerError."""
+        try:
+            packet = _REQUESTS.encode(request)
+        except UnicodeEncodeError as error:
+            raise ReadError("its path is no text") from error
+        if len(packet) > MAX_REQUEST:
+            raise ReadError("its description is too long")
+        for _ in range(2):
+            channel = self._ready()
+            ours, theirs = control_pair()
+            with ours, theirs:
+                try:
+                    if not send_packet(channel, packet, theirs.fileno()):
+                        raise KernelError("sendmsg", errno.EAGAIN, doing="asking the reader")
+                    theirs.close()
+                    answer = await _answer(ours)
+                except ChannelClosed:
+                    # It ended with the request in its queue: idle, or killed for the sake of another.
+                    if self._channel is channel:
+                        self._kill()
+                else:
+                    self._started = True
+                    return answer
+        raise KernelError("read", errno.EPIPE, doing="asking the reader")
+
+    def _refuse(self, source: object) -> None:
+        now = asyncio.get_running_loop().time()
+        self._refused_until = {each: until for each, until in self._refused_until.items() if until > now}
+        if source in self._refused_until:
+            raise ReadError("it took too long before, and is tried again later")
+
+    def _punish(self, source: object) -> None:
+        self._refused_until[source] = asyncio.get_running_loop().time() + self._penalty
+
+    # --- the process ------------------------------------------------------------------------------------------------
+
+    def _ready(self) -> socket.socket:
+        self._reap()
+        if self._process is not None and self._process.poll() is not None:
+            self._kill()
+        if self._channel is None:
+            ours, theirs = control_pair()
+            with theirs:
+                try:
+                    self._process = subprocess.Popen(
+                        [
+                            sys.executable,
+                            "-I",
+                            "-m",
+                            "sidestep.node.certificates.reader_child",
+                            str(theirs.fileno()),
+                            *self._arguments,
+                        ],
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL,
+                        pass_fds=(theirs.fileno(),),
+                        cwd="/",
+                        env={},
+                    )
+                except OSError as error:
+                    ours.close()
+                    raise KernelError("execve", error.errno or 0, doing="starting the reader") from error
+            ours.setblocking(False)
+            self._channel = ours
+            self._started = False
+            self._on_start(self._process.pid)
+        return self._channel
+
+    def _kill(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._process is not None:
+            self._kills += 1
+            self._process.kill()
+            self._ended.append(self._process)
+            self._process = None
+
+    def _reap(self) -> None:
+        self._ended = [each for each in self._ended if each.poll() is None]
+
+
+class ReadError(ConfigurationError):
+    """A source cannot be read, for a reason that a person can put right. `status` is the API server's, or 0."""
+
+    def __init__(self, reason: str, *, status: int = 0) -> None:
+        self.status = status
+        super().__init__(reason)
+
+
+class _ChildLostError(Exception):
+    """A one-shot child ended without an answer."""
+
+
+def _error(answer: Answer) -> ReadError | PeerError:
+    if isinstance(answer, Failed):
+        return ReadError(answer.reason, status=answer.status)
+    return PeerError(f"the reader answers with {type(answer).__name__}")
+
+
+async def _answer(sock: socket.socket) -> tuple[Answer, int | None]:
+    """The answer to a request; the child that makes it is killed if nobody waits any more."""
+    sock.setblocking(False)
+    pidfd = -1
+    try:
+        while True:
+            try:
+                packet = await _packet(sock)
+            except ChannelClosed as error:
+                if pidfd >= 0:
+                    raise _ChildLostError from error
+                raise
+            answer, fd = _decoded(*packet)
+            if not isinstance(answer, Begun):
+                return answer, fd
+            if fd is None or pidfd >= 0:
+                raise PeerError("a one-shot reader does not say who it is")
+            pidfd = fd
+    except BaseException:
+        if pidfd >= 0:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        raise
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
+
+
+def _decoded(data: bytes, fd: int | None) -> tuple[Answer, int | None]:
+    try:
+        return _ANSWERS.decode(data), fd
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        if fd is not None:
+            os.close(fd)
+        raise PeerError("the reader's answer cannot be decoded") from error
+
+
+async def _packet(sock: socket.socket) -> tuple[bytes, int | None]:
+    """The next packet and its descriptor. Raises ChannelClosed at the end."""
+    loop = asyncio.get_running_loop()
+    while True:
+        received = receive_packet(sock)
+        if received is not None:
+            return received
+        ready = loop.create_future()
+        loop.add_reader(sock, _set, ready)
+        try:
+            await ready
+        finally:
+            loop.remove_reader(sock)
+
+
+def _set(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

@@ -1,0 +1,103 @@
+"""The reader, `python -I -m sidestep.node.certificates.reader_child FD`: forks a one-shot child for each request.
+
+The daemon executes it when something has to be read for the first time, with one end of a SOCK_SEQPACKET socketpair and
+stdio as its only descriptors. It has imported what its children need. Each request comes with a socket of its own, on
+which it is answered:
+
+    Look                   answered here: files are stamped by fstat(2), none is opened, nothing is forked
+    Read, ReadManifests    answered by a child (`one_shot`), which ends with the answer
+
+So this process never holds a byte of a file, and a key is in no process that lives on. A look can hang in a filesystem
+that never answers; then the daemon kills this process and starts another. It ends after `IDLE` seconds without a
+request, and when the daemon closes the socket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import importlib
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from typing import Final
+
+import msgspec
+
+from sidestep.aio.packets import ChannelClosed, receive_packet, send_packet
+from sidestep.model.errors import SidestepError
+from sidestep.node.certificates import one_shot
+from sidestep.node.certificates.requests import Failed, Look, Request, Stamped
+
+IDLE: Final = 30.0
+"""Seconds without a request after which the reader ends."""
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
+
+
+def serve(channel: socket.socket) -> None:
+    """Serve until the daemon is gone, or nothing was asked for a while. Raises SidestepError."""
+    requests = msgspec.msgpack.Decoder(Request)
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    gc.collect()
+    gc.freeze()
+    while poll.poll(IDLE * 1000):
+        received = receive_packet(channel)
+        if received is None:
+            continue
+        packet, fd = received
+        if fd is None:
+            continue
+        with socket.socket(fileno=fd) as answers:
+            _take(requests.decode(packet), answers)
+
+
+def _take(request: Request, answers: socket.socket) -> None:
+    if isinstance(request, Look):
+        try:
+            answer: Stamped | Failed = Stamped(one_shot.stamp_of(request.source))
+        except SidestepError as error:
+            answer = one_shot.failed(error)
+        try:
+            send_packet(answers, msgspec.msgpack.encode(answer))
+        except SidestepError:
+            pass  # whoever asked has given up
+        return
+    try:
+        pid = os.fork()
+    except OSError as error:
+        reason = f"the reader cannot fork: {os.strerror(error.errno or 0)}"
+        send_packet(answers, msgspec.msgpack.encode(Failed(reason)))
+        return
+    if pid == 0:
+        one_shot.run(request, answers)
+
+
+def main() -> int:
+    """Run the reader; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="sidestep-reader")
+    parser.add_argument("fd", type=int, help="the socket for requests")
+    parser.add_argument("--manifests", action="store_true", help="import what reads manifests, not Secrets")
+    options = parser.parse_args()
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a Ctrl-C in the daemon's terminal is for the daemon
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are not waited for
+    importlib.import_module("sidestep.config.manifests" if options.manifests else "sidestep.kube.secret_fetch")
+    try:
+        serve(socket.socket(fileno=options.fd))
+    except ChannelClosed:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(importlib.import_module("sidestep.node.certificates.reader_child").main())

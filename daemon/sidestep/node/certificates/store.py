@@ -1,0 +1,373 @@
+"""The certificates of ports that somebody wants opened: read on demand, judged elsewhere, watched; keys never here.
+
+In: what the plan wants (one side of one port of one pod, by path or by Secret). Out: `facts`, the names of usable
+credentials for the planner; `held`, what `list` shows; conditions; and a `credential` per name, which has its source
+*read again* by a one-shot child whenever a pod proxy needs it.
+
+Who holds a private key when: the one-shot child (`one_shot`), from reading the file to writing the memfd; the kernel,
+as the memfd, while its descriptor passes through this process; the pod's proxy, as long as a port needs it. This
+process gets public facts and descriptors, and neither reads nor maps the latter.
+
+States of a certificate:
+
+    wanted     nobody has read it; it has no facts, and its pod waits
+    read       it has facts, good or bad; read again when its stamp (a folder) or version (a Secret) changes
+    forgotten  nobody wants it any more, nor was about to within `RETAIN` seconds; its conditions go with it
+
+Invariants:
+
+- Nothing is read unless an intercept, wiretap or policy wants its port, or is about to (`prepare`).
+- Reading never holds up the plan: `want` returns at once, and `on_change` tells that facts have changed.
+- Whatever is wrong is one condition that names annotation, value and reason. The last good certificate stays in use:
+  facts change only when something good replaces it, or when its source can no longer deliver it to a new proxy.
+- A folder is stamped every `POLL` seconds without being opened (a rotation is served within 5 s). Secrets that could
+  not be read are tried again with one growing pause for each namespace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import msgspec
+
+from sidestep.aio.tasks import Tasks
+from sidestep.config.annotation_problem import AnnotationProblem
+from sidestep.config.annotations import SourceKind
+from sidestep.model.condition import Condition, ConditionType
+from sidestep.model.errors import BugError, ConfigurationError, KernelError, SidestepError
+from sidestep.model.pod import Pod, PodKey
+from sidestep.node.certificates.material import SecretSources, source_of
+from sidestep.node.certificates.reader import ReadError
+from sidestep.node.certificates.requests import Folder, IdentityFacts, Read, Summary, TrustFacts
+from sidestep.node.planning.conditions import Conditions, Source
+from sidestep.node.planning.desired import CredentialSource
+from sidestep.node.planning.plan import CertificateFacts
+from sidestep.node.planning.survey import CertificateKey, Side, WantedCertificate
+
+POLL = 3.0
+"""Seconds between two looks at the folders."""
+
+RETAIN = 60.0
+"""Seconds for which it is remembered what was found for an intercept that may not have come to be."""
+
+FIRST_RETRY, LAST_RETRY = 3.0, 60.0
+"""Seconds before Secrets of a namespace that could not be read are tried again, doubling."""
+
+
+class Reading(Protocol):
+    """What is needed of `Reader`."""
+
+    async def look(self, source: Folder) -> str:
+        """A stamp that changes with the files."""
+
+    async def read(self, request: Read) -> tuple[Summary, int | None]:
+        """What a source holds; the memfd of the credential that is to be delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is known about one certificate. `identity` and `trust` are the last good ones."""
+
+    wanted: WantedCertificate
+    pod_uid: str
+    read: bool = False
+    stamp: str = ""
+    version: str = ""
+    identity: IdentityFacts | None = None
+    trust: TrustFacts | None = None
+    problems: tuple[str, ...] = ()
+    unread: bool = False
+    """The last reading brought nothing, so another may bring more."""
+
+    @property
+    def facts(self) -> CertificateFacts:
+        """What the planner wants to know."""
+        return CertificateFacts(
+            identity=self.identity.name if self.identity is not None else "",
+            trust=self.trust.name if self.trust is not None else "",
+            dns_name=self.identity.dns_name if self.identity is not None else "",
+            problem="; ".join(self.problems),
+        )
+
+
+@dataclass(slots=True)
+class _Pause:
+    """When Secrets of a namespace are tried again (loop time)."""
+
+    until: float
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """Everything that is held, who reads what, and what is about to be wanted."""
+
+    held: dict[CertificateKey, Held] = field(default_factory=dict)
+    reading: dict[CertificateKey, asyncio.Task[None]] = field(default_factory=dict)
+    expected: dict[CertificateKey, int] = field(default_factory=dict)
+    pods: Mapping[PodKey, Pod] = field(default_factory=dict)
+    pauses: dict[str, _Pause] = field(default_factory=dict)
+
+
+class Certificates:
+    """The store. `on_change` is called whenever facts change; `aclose` ends what is being read."""
+
+    def __init__(
+        self,
+        *,
+        reader: Reading,
+        secrets: SecretSources,
+        conditions: Conditions,
+        on_change: Callable[[], None],
+        on_crash: Callable[[str, BaseException], None] | None = None,
+    ) -> None:
+        self._reader = reader
+        self._secrets = secrets
+        self._conditions = conditions
+        self._on_change = on_change
+        self._tasks = Tasks("certificates", on_crash=on_crash)
+        self._all = _Wanted()
+
+    def facts(self) -> dict[CertificateKey, CertificateFacts]:
+        """The facts about every certificate that has been read, good or bad."""
+        return {key: held.facts for key, held in self._all.held.items() if held.read}
+
+    def held(self, key: CertificateKey) -> Held | None:
+        """What is known about one certificate; None while it has not been read."""
+        held = self._all.held.get(key)
+        return held if held is not None and held.read else None
+
+    def want(self, wanted: Iterable[WantedCertificate], pods: Mapping[PodKey, Pod]) -> None:
+        """These are wanted, and no others: have those read that are new or have changed."""
+        self._all.pods = pods
+        keys = set(self._all.expected)
+        for each in wanted:
+            keys.add(each.key)
+            self._want(each)
+        for gone in self._all.held.keys() - keys:
+            self._forget(gone)
+
+    def expect(self, wanted: Iterable[WantedCertificate], pods: Mapping[PodKey, Pod]) -> None:
+        """Have certificates read that are about to be wanted, and remember what was found for `RETAIN` seconds.
+
+        So an intercept that is refused for its certificate leaves the reason to be read in `status`.
+        """
+        self._all.pods = pods
+        keys = []
+        for each in wanted:
+            self._all.expected[each.key] = self._all.expected.get(each.key, 0) + 1
+            self._want(each)
+            keys.append(each.key)
+        if keys:
+            asyncio.get_running_loop().call_later(RETAIN, self._release, keys)
+
+    async def prepare(self, wanted: Iterable[WantedCertificate], pods: Mapping[PodKey, Pod]) -> None:
+        """As `expect`; returns when there are facts about all of them."""
+        found = tuple(wanted)
+        self.expect(found, pods)
+        tasks = [self._all.reading[each.key] for each in found if each.key in self._all.reading]
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def poll(self) -> None:
+        """Look at folders, and try again what could not be read, for as long as the daemon runs."""
+        while True:
+            await asyncio.sleep(POLL)
+            for key, held in list(self._all.held.items()):
+                if key in self._all.reading or not held.read:
+                    continue
+                if await self._due(held) and self._all.held.get(key) is held:
+                    self._start(key)
+                else:
+                    self._state(held)
+
+    def credential(self, pod: PodKey, name: str) -> CredentialSource:
+        """How a pod proxy of this pod gets the credential. What it raises also takes the certificate out of use."""
+
+        async def read() -> int:
+            for key, held in self._all.held.items():
+                if key.pod == pod and held.identity is not None and held.identity.name == name:
+                    return await self._deliver(held, name, lost=replace(held, identity=None, stamp=""))
+                if key.pod == pod and held.trust is not None and held.trust.name == name:
+                    return await self._deliver(held, name, lost=replace(held, trust=None, stamp=""))
+            raise ConfigurationError("is no longer wanted", subject="certificate", value=name)
+
+        about = [
+            _problem(held.wanted, "").text.rstrip(": ")
+            for key, held in self._all.held.items()
+            if key.pod == pod and name in (held.facts.identity, held.facts.trust)
+        ]
+        return CredentialSource(read, about=about[0] if about else "")
+
+    async def aclose(self) -> None:
+        """Read no more."""
+        await self._tasks.aclose()
+
+    def _release(self, keys: Iterable[CertificateKey]) -> None:
+        """These are no longer expected to be wanted."""
+        for key in keys:
+            self._all.expected[key] -= 1
+            if not self._all.expected[key]:
+                del self._all.expected[key]
+        self._on_change()
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def _want(self, wanted: WantedCertificate) -> None:
+        key = wanted.key
+        pod = self._all.pods.get(key.pod)
+        uid = pod.uid if pod is not None else ""
+        old = self._all.held.get(key)
+        if old is not None and (old.pod_uid, _place(old.wanted)) != (uid, _place(wanted)):
+            self._forget(key)
+            old = None
+        if old is None:
+            self._all.held[key] = Held(wanted, uid)
+            self._start(key)
+        elif old.wanted != wanted or (old.read and old.version != self._version(wanted)):
+            self._all.held[key] = replace(old, wanted=wanted)
+            self._start(key)
+
+    def _start(self, key: CertificateKey) -> None:
+        before = self._all.reading.get(key)
+        if before is not None:
+            before.cancel()
+        self._all.reading[key] = self._tasks.start(self._look(key), name=f"read {key.subject} {key.side}")
+
+    def _forget(self, key: CertificateKey) -> None:
+        del self._all.held[key]
+        task = self._all.reading.pop(key, None)
+        if task is not None:
+            task.cancel()
+        self._conditions.state(_source(key), ())
+
+    async def _look(self, key: CertificateKey) -> None:
+        """Have a source read and take what it says. What is good replaces what was, what is bad is a problem beside."""
+        held = self._all.held[key]
+        version, stamp = self._version(held.wanted), ""
+        try:
+            request = self._request(held.wanted)
+            if isinstance(request.source, Folder):
+                stamp = await self._reader.look(request.source)
+            summary, _ = await self._reader.read(request)
+        except SidestepError as error:
+            new = replace(held, problems=(self._reason(held.wanted, error),), unread=True)
+        else:
+            new = _judged(held, summary, dt.datetime.now(dt.UTC).timestamp())
+        new = replace(new, read=True, version=version, stamp=stamp)
+        self._all.reading.pop(key, None)
+        self._all.held[key] = new
+        self._pause(new)
+        self._state(new)
+        if not held.read or new.facts != held.facts:
+            self._on_change()
+
+    async def _due(self, held: Held) -> bool:
+        """Whether a certificate is to be read again."""
+        if held.wanted.source.kind is SourceKind.SECRET:
+            pause = self._all.pauses.get(held.wanted.key.pod.namespace)
+            return held.unread and (pause is None or asyncio.get_running_loop().time() >= pause.until)
+        try:
+            source = source_of(held.wanted, self._all.pods.get(held.wanted.key.pod), self._secrets)
+            stamp = await self._reader.look(source) if isinstance(source, Folder) else ""
+        except SidestepError as error:
+            # What was read before stays known; another reason is another problem.
+            return (self._reason(held.wanted, error),) != held.problems
+        return not stamp or stamp != held.stamp
+
+    def _pause(self, held: Held) -> None:
+        if held.wanted.source.kind is not SourceKind.SECRET:
+            return
+        namespace = held.wanted.key.pod.namespace
+        if not held.unread:
+            self._all.pauses.pop(namespace, None)
+            return
+        now = asyncio.get_running_loop().time()
+        pause = self._all.pauses.setdefault(namespace, _Pause(0.0, FIRST_RETRY))
+        if now >= pause.until:
+            pause.until = now + pause.seconds
+            pause.seconds = min(2 * pause.seconds, LAST_RETRY)
+
+    async def _deliver(self, held: Held, name: str, *, lost: Held) -> int:
+        key = held.wanted.key
+        try:
+            _, fd = await self._reader.read(msgspec.structs.replace(self._request(held.wanted), deliver=name))
+        except SidestepError as error:
+            if self._all.held.get(key) is held:
+                self._all.held[key] = lost
+                self._start(key)
+                self._on_change()
+            raise ConfigurationError(self._reason(held.wanted, error)) from error
+        if fd is None:
+            raise BugError("the reader does not hand over a credential")
+        return fd
+
+    def _request(self, wanted: WantedCertificate) -> Read:
+        source = source_of(wanted, self._all.pods.get(wanted.key.pod), self._secrets)
+        return Read(source, ca_alone=wanted.key.side is Side.UPSTREAM)
+
+    def _version(self, wanted: WantedCertificate) -> str:
+        if wanted.source.kind is not SourceKind.SECRET:
+            return ""
+        return self._secrets.version(wanted.key.pod.namespace, wanted.source.value)
+
+    def _reason(self, wanted: WantedCertificate, error: SidestepError) -> str:
+        if isinstance(error, ReadError) and error.status and wanted.source.kind is SourceKind.SECRET:
+            return self._secrets.explain(wanted.key.pod.namespace, wanted.source.value, error)
+        return f"cannot be read: {error}" if isinstance(error, KernelError) else str(error)
+
+    def _state(self, held: Held) -> None:
+        problems = list(held.problems)
+        if held.identity is not None and not problems and _past(held.identity.not_after):
+            problems.append(f"the certificate expired on {_date(held.identity.not_after)}; it is still used")
+        conditions = [
+            Condition(ConditionType.CERTIFICATE_INVALID, held.wanted.key.subject, _problem(held.wanted, text).text)
+            for text in problems
+        ]
+        self._conditions.state(_source(held.wanted.key), conditions)
+
+
+def _judged(held: Held, summary: Summary, now: float) -> Held:
+    problems = list(summary.problems)
+    identity, trust = held.identity, held.trust
+    if summary.no_identity:
+        identity = None
+    elif summary.identity is not None:
+        found = summary.identity
+        if found.not_after <= now:
+            problems.append(f"the certificate expired on {_date(found.not_after)}")
+        elif found.not_before > now:
+            problems.append(f"the certificate is not valid before {_date(found.not_before)}")
+        else:
+            identity = found
+    if summary.trust is not None:
+        trust = summary.trust
+    elif summary.no_trust and not problems:
+        trust = None
+    return replace(held, identity=identity, trust=trust, problems=tuple(problems), unread=False)
+
+
+def _past(seconds: float) -> bool:
+    return seconds <= dt.datetime.now(dt.UTC).timestamp()
+
+
+def _date(seconds: float) -> str:
+    return f"{dt.datetime.fromtimestamp(seconds, dt.UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _place(wanted: WantedCertificate) -> tuple[SourceKind, str]:
+    """Another place is another certificate: nothing is inherited from the last one."""
+    return wanted.source.kind, wanted.source.value
+
+
+def _source(key: CertificateKey) -> Source:
+    return Source("certificate", key.pod, key.port, key.side.value)
+
+
+def _problem(wanted: WantedCertificate, reason: str) -> AnnotationProblem:
+    source = wanted.source
+    return AnnotationProblem(source.annotation, source.value, reason, f"pod {wanted.key.pod}", source.origin)

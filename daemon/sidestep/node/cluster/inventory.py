@@ -1,0 +1,171 @@
+"""The cluster as a source of inventories: the mirror's objects, joined with where the pods live on this node.
+
+Changes that come together are read once (`gathering`). The processes of pods are looked for when there is a pod, or a
+container, whose process is not known: at once, then again with growing pauses, since the kubelet tells of a pod before
+its processes can be seen and some never appear (a sandboxed runtime). What was found is looked at every `CHECK`
+seconds: a process id that belongs to somebody else now is forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from sidestep.kube.api import Api
+from sidestep.kube.mirror import Mirror
+from sidestep.kube.processes import Wanted, started, walk
+from sidestep.kube.secret_names import SecretName
+from sidestep.kube.watch import WatchLimits
+from sidestep.model.condition import Condition, ConditionType
+from sidestep.model.inventory import Secret
+from sidestep.model.pod import Location
+from sidestep.node.certificates.reader import ReadError
+from sidestep.node.certificates.requests import ClusterSecret, Server, Source
+from sidestep.node.certificates.secret_advice import secret_advice
+from sidestep.node.manifests import Reading
+from sidestep.node.planning.gathering import Gathering
+from sidestep.observability.logs import get_logger
+
+PAUSE = 0.03
+"""Seconds in which changes are gathered after a quiet time."""
+READINGS, BURST = 2.0, 20.0
+"""Readings a second while changes keep coming, and at once after a quiet time."""
+FIRST_LOOK, LAST_LOOK = 0.2, 15.0
+"""Seconds between two walks through /proc while something is missing; doubled each time."""
+CHECK = 5.0
+"""Seconds between two looks at the processes that were found."""
+
+
+class ClusterInventory:
+    """An `InventorySource`. `service_account` is `namespace:name`, for the advice about Secrets."""
+
+    def __init__(
+        self,
+        api: Api,
+        *,
+        node: str,
+        service_account: str,
+        on_crash: Callable[[str, BaseException], None],
+        find: Callable[[dict[str, Wanted]], dict[str, Location]] = walk,
+        limits: WatchLimits | None = None,
+    ) -> None:
+        self._node = node
+        self._server = Server(
+            host=api.access.host,
+            port=api.access.port,
+            base=api.access.base,
+            ca_file=api.access.ca_file,
+            token_file=api.access.token_file,
+        )
+        self._service_account = service_account
+        self._find = find
+        self._news = asyncio.Event()
+        self._mirror = Mirror(api, node=node, on_change=self._news.set, on_crash=on_crash, limits=limits)
+        self._gathering = Gathering(least=PAUSE, rate=READINGS, burst=BURST, now=time.monotonic())
+        self._locations: dict[str, Location] = {}
+        self._containers: dict[str, frozenset[str]] = {}
+        self._next_look = 0.0
+        self._next_check = 0.0
+        self._look_pause = FIRST_LOOK
+        self._last: Reading | None = None
+        self._log = get_logger("cluster")
+
+    async def load(self) -> Reading:
+        """As InventorySource.load: wait until everything has been listed once."""
+        self._mirror.start()
+        while not self._mirror.synced:
+            await self._news.wait()
+            self._news.clear()
+        await self._locate()
+        self._last = self._reading()
+        return self._last
+
+    async def watch(self, on_reading: Callable[[Reading], None]) -> None:
+        """As InventorySource.watch."""
+        while True:
+            try:
+                async with asyncio.timeout(self._patience()):
+                    await self._news.wait()
+            except TimeoutError:
+                pass
+            else:
+                await asyncio.sleep(self._gathering.pause(time.monotonic()))
+            self._news.clear()
+            await self._locate()
+            began = time.thread_time()
+            reading = self._reading()
+            self._gathering.took(time.thread_time() - began)
+            if reading != self._last:
+                self._last = reading
+                on_reading(reading)
+
+    def want_secrets(self, names: frozenset[SecretName]) -> None:
+        """As InventorySource.want_secrets."""
+        self._mirror.want_secrets(names)
+
+    def secret_source(self, secret: Secret | None, namespace: str, name: str) -> Source:
+        """As InventorySource.secret_source: the API server, which also tells whether there is one."""
+        del secret
+        return ClusterSecret(namespace, name, self._server)
+
+    async def aclose(self) -> None:
+        """Watch no more."""
+        await self._mirror.aclose()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the API server's changes are being followed."""
+        return self._mirror.connected
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _reading(self) -> Reading:
+        subject = f"node {self._node}"
+        conditions = [Condition(ConditionType.CLUSTER_UNREADABLE, subject, text) for text in self._mirror.problems()]
+        inventory = self._mirror.inventory(self._locations)
+        return Reading(inventory, conditions=tuple(conditions))
+
+    def explain(self, namespace: str, secret: str, error: ReadError) -> str:
+        """As InventorySource.explain: with the command that grants what is missing."""
+        if error.status not in {401, 403}:
+            return f"Secret {namespace}/{secret} cannot be read: {error}"
+        return (
+            f"Secret {namespace}/{secret} may not be read; {secret_advice((namespace, secret), self._service_account)}"
+        )
+
+    def _patience(self) -> float:
+        return max(0.05, min(CHECK, self._next_look - time.monotonic())) if self._missing() else CHECK
+
+    def _missing(self) -> bool:
+        wanted = self._mirror.wanted()
+        return any(not self._complete(each) for each in wanted.values())
+
+    def _complete(self, wanted: Wanted) -> bool:
+        location = self._locations.get(wanted.uid)
+        return location is not None and set(wanted.containers.values()) <= location.pids.keys()
+
+    async def _locate(self) -> None:
+        """Find the processes of pods that are new or have changed."""
+        wanted = self._mirror.wanted()
+        for uid in self._locations.keys() - wanted.keys():
+            del self._locations[uid]
+        for uid in self._containers.keys() - wanted.keys():
+            del self._containers[uid]
+        now = time.monotonic()
+        if now >= self._next_check:
+            self._next_check = now + CHECK
+            for uid, location in list(self._locations.items()):
+                if any(started(pid) != birth for pid, birth in location.births.items()):
+                    del self._locations[uid]
+                    self._next_look = 0.0
+        containers = {uid: frozenset(each.containers) for uid, each in wanted.items()}
+        if any(self._containers.get(uid) != ids for uid, ids in containers.items()):
+            self._containers = containers
+            self._next_look, self._look_pause = 0.0, FIRST_LOOK
+        if not self._missing() or now < self._next_look:
+            return
+        found = await asyncio.to_thread(self._find, wanted)
+        self._locations.update(found)
+        self._next_look = time.monotonic() + self._look_pause
+        self._look_pause = min(2 * self._look_pause, LAST_LOOK)

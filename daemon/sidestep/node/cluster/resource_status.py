@@ -1,0 +1,100 @@
+"""The status of an Intercept or Wiretap, put together from what the nodes say. Pure.
+
+Each node writes its own entry of `status.nodes`. What is said about the whole - state, message, number of active pods,
+conditions - is computed from all entries by the same function on every node, and written by one: the first by name of
+those that have an entry, or, while none has, whoever notices first. It does not matter who, they all write the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from sidestep.config.filters import describe_filter
+from sidestep.kube.resources import DaemonEntry, NodeEntry, StatusCondition, StatusFields
+from sidestep.model.text import harmless
+from sidestep.node.sessions.resource import CHANGED, OVERRULED, Held
+from sidestep.node.sessions.resources import Verdict
+
+ACTIVE = frozenset({"active", "attached"})
+MAX_PODS = 300
+"""Pods of one node in a status; kubelets run fewer."""
+
+
+def mine(entry: NodeEntry | None, own: DaemonEntry) -> bool:
+    """Whether the entry of this node is ours to write: absent, our own, or that of a daemon that began before us."""
+    return entry is None or entry.daemon == own or (entry.daemon.started, entry.daemon.pod) < (own.started, own.pod)
+
+
+def speaker(nodes: Mapping[str, NodeEntry | None]) -> str:
+    """The node that speaks for all; "" while none has an entry."""
+    return min((name for name, entry in nodes.items() if entry is not None), default="")
+
+
+def overall(
+    held: Held, verdict: Verdict, nodes: Mapping[str, NodeEntry | None], *, before: StatusFields, now: str
+) -> dict[str, Any]:
+    """The fields of the status beside `nodes`; `now` is RFC 3339. A condition that has not changed keeps its time."""
+    there = [entry for _, entry in sorted(nodes.items()) if entry is not None]
+    active = sum(pod.state in ACTIVE for entry in there for pod in entry.pods)
+    refusals = [entry.refusal for entry in there if entry.refusal]
+    accepted = ("True", "Accepted", "the daemons serve it")
+    if verdict.stale:
+        state, message = "Stale", "its session has not renewed it: it matches nothing"
+    elif verdict.waiting:
+        state, message = "Pending", "it is being read"
+        accepted = ("Unknown", "Pending", message)
+    elif not verdict.standing:
+        state, message = "Refused", verdict.refusal
+        accepted = ("False", "SpecChanged" if held.problem == OVERRULED else "Refused", verdict.refusal)
+    elif active:
+        state, message = "Active", ""
+    elif there and len(refusals) == len(there):
+        state, message = "Refused", refusals[0]
+        accepted = ("False", "Refused", refusals[0])
+    elif there:
+        details = [pod.detail for entry in there for pod in entry.pods if pod.detail]
+        state, message = "Pending", details[0] if details else "waits for its session"
+    else:
+        state, message = "Pending", "the workload has no pod that a node daemon serves"
+    if held.changed:
+        message = f"{message}; {CHANGED}" if message else CHANGED
+    filter_text = describe_filter(held.intercept.filter) if held.intercept is not None else ""
+    conditions = [
+        _condition("Accepted", *accepted, before=before, now=now),
+        _condition(
+            "Active",
+            "True" if active else "False",
+            state,
+            message or f"active on {active} {'pod' if active == 1 else 'pods'}",
+            before=before,
+            now=now,
+        ),
+    ]
+    return {
+        "state": state,
+        "message": harmless(message),
+        "filter": harmless(filter_text),
+        "activePods": active,
+        "conditions": msgspec.to_builtins(conditions),
+    }
+
+
+def differs(wanted: Mapping[str, Any], status: StatusFields) -> bool:
+    """Whether the fields of `overall` are not what the status says."""
+    return wanted != {
+        "state": status.state,
+        "message": status.message,
+        "filter": status.filter,
+        "activePods": status.active_pods,
+        "conditions": msgspec.to_builtins(list(status.conditions)),
+    }
+
+
+def _condition(kind: str, status: str, reason: str, message: str, *, before: StatusFields, now: str) -> StatusCondition:
+    old = next((each for each in before.conditions if each.type == kind), None)
+    changed = old is None or old.status != status
+    message = harmless(message)
+    return StatusCondition(kind, status, reason, message, now if changed or old is None else old.last_transition_time)

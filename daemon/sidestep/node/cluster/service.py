@@ -1,0 +1,313 @@
+"""What the node daemon does in a cluster beside what it does everywhere: resources, tunnels, statuses, Events.
+
+    source          the inventory, from the API server (`cluster_inventory`)
+    registry        Intercepts and Wiretaps: which live, which stand (`registry`)
+    tunnels         sessions that prove to belong to one of them (`tunnel_server`)
+    publishing      this node's entry in the status of each resource whose pods it has
+
+A resource alone steers nothing: an intercept is served while it stands, its spec is accepted (`held`) *and* its session
+has a tunnel to this node. The status tells the CLI which daemons to connect to and which certificate to expect there.
+
+Changes are gathered, and a round looks only at the resources that may need it: those that changed, whose verdict
+changed, or whose time has come; all of them when the node's picture changed. What one resource's status costs is
+bounded, too: a few writes at once, then one a second.
+
+Two daemons of one node meet during an upgrade: the one that began later writes the node's entry, the other keeps quiet.
+At the end the entries that are still ours are taken back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from sidestep.aio.tasks import Tasks
+from sidestep.kube.access import ClusterAccess
+from sidestep.kube.api import Api
+from sidestep.kube.errors import ApiError
+from sidestep.kube.resources import (
+    DaemonEntry,
+    collection_path,
+    deletion,
+    micro_time,
+)
+from sidestep.kube.watch import Watch
+from sidestep.model.errors import ClusterError, ConfigurationError
+from sidestep.model.intercept import Intercept, Kind
+from sidestep.node.api.health import Addresses, HealthServer
+from sidestep.node.api.view import NodeView
+from sidestep.node.cluster.announcer import Announcer
+from sidestep.node.cluster.inventory import ClusterInventory
+from sidestep.node.cluster.publisher import Memory, Publisher
+from sidestep.node.cluster.tunnel_server import TunnelServer
+from sidestep.node.controller import Controller
+from sidestep.node.options import NodeOptions, PodIdentity
+from sidestep.node.planning.conditions import Conditions
+from sidestep.node.planning.gathering import Gathering
+from sidestep.node.sessions.registry import Sessions
+from sidestep.node.sessions.resource import Held
+from sidestep.node.sessions.resources import Registry, Verdict
+from sidestep.observability.logs import get_logger
+from sidestep.tunnel.node_tls import NodeTls, make_node_tls
+
+PAUSE = 0.05
+"""Seconds in which changes are gathered before statuses are written."""
+TICK = 1.0
+"""Seconds between two looks at what only time changes."""
+SPREAD = 10.0
+"""Seconds over which the nodes spread what any of them could do."""
+ROUNDS, BURST = 4.0, 20.0
+"""Rounds a second while changes keep coming, and at once after a quiet time."""
+REFUSED = frozenset({400, 413, 422})
+"""What the API server answers when it refuses one object, as it does with one that newer definitions do not allow."""
+REFUSED_AGAIN = 10.0
+"""Seconds after which the status of such an object is tried again."""
+FAREWELL = 3.0
+"""Seconds for taking back entries at the end."""
+
+
+_NO_VERDICT = Verdict(standing=False)
+
+
+class Cluster:
+    """Make it, `start` it, `connect` it, run `run`; at the end `withdraw`, then `aclose`."""
+
+    def __init__(
+        self,
+        access: ClusterAccess,
+        options: NodeOptions,
+        *,
+        on_crash: Callable[[str, BaseException], None],
+        now: Callable[[], float],
+        node_addresses: Addresses = tuple,
+    ) -> None:
+        pod = options.pod or PodIdentity(access.namespace, options.node_name)
+        self._api = Api(access)
+        self._node = options.node_name
+        self._now = now
+        self._on_crash = on_crash
+        self._tls: NodeTls = make_node_tls()
+        self._news = asyncio.Event()
+        self._gathering = Gathering(least=PAUSE, rate=ROUNDS, burst=BURST, now=now())
+        self._dirty: set[str] = set()
+        self._all_dirty = True
+        self._basis: object = None
+        self._tasks = Tasks("cluster", on_crash=on_crash)
+        self._memory: dict[str, Memory] = {}
+        self._standing: frozenset[str] = frozenset()
+        self._watches: dict[Kind, Watch] = {}
+        self._stopping = False
+        self._log = get_logger("cluster")
+        self.source = ClusterInventory(
+            self._api,
+            node=self._node,
+            service_account=f"{pod.namespace}:{pod.service_account}",
+            on_crash=on_crash,
+        )
+        self.registry = Registry(now=now, on_change=self._resource_changed, on_gone=self._gone)
+        self.health = HealthServer(port=options.health_port, on_crash=on_crash, node_addresses=node_addresses)
+        self._pod = pod
+        self._tunnel_port = options.tunnel_port
+
+    async def start(self) -> None:
+        """Answer probes. Raises KernelError."""
+        await self.health.start()
+
+    def connect(self, *, controller: Controller, sessions: Sessions, view: NodeView, conditions: Conditions) -> None:
+        """Say whom to ask; once, before `run`."""
+        self._controller, self._sessions = controller, sessions
+        self._tunnels = TunnelServer(
+            tls=self._tls,
+            port=self._tunnel_port,
+            node=self._node,
+            registry=self.registry,
+            sessions=sessions,
+            on_crash=self._on_crash,
+        )
+        self._publisher = Publisher(
+            self._api,
+            node=self._node,
+            own=DaemonEntry(
+                self._pod.namespace, self._pod.name, self._tunnel_port, micro_time(dt.datetime.now(dt.UTC))
+            ),
+            certificate=self._tls.certificate,
+            refusal=controller.refusal,
+            state=view.state,
+            now=self._now,
+        )
+        self._announcer = Announcer(
+            self._api,
+            node=self._node,
+            conditions=conditions,
+            inventory=lambda: controller.inventory,
+            registry=self.registry,
+            now=self._now,
+        )
+
+    def changed(self) -> None:
+        """Something that any status shows may be different."""
+        self._all_dirty = True
+        self._news.set()
+
+    def intercepts(self) -> tuple[Intercept, ...]:
+        """What is to be served: intercepts that stand, were accepted, and whose session has a tunnel to this node."""
+        verdicts = self.registry.verdicts(self._controller.inventory)
+        return tuple(each for each in self._sessions.intercepts() if self._served(each.uid, verdicts))
+
+    def _served(self, uid: str, verdicts: Mapping[str, Verdict]) -> bool:
+        held, verdict = self.registry.find(uid), verdicts.get(uid)
+        return held is not None and held.accepted and verdict is not None and verdict.standing
+
+    async def run(self) -> None:
+        """Follow the resources, take sessions, write statuses, until cancelled."""
+        for kind in Kind:
+            watch = Watch(self._api, (collection_path(kind),), self.registry.sink(kind))
+            watch.on_state = self._follower(kind, watch)
+            self._watches[kind] = watch
+            self._tasks.start(watch.run(), name=f"{kind}s")
+        await self._tunnels.start()
+        own = self._publisher.own
+        self._publisher.own = DaemonEntry(own.namespace, own.pod, self._tunnels.port, own.started)
+        self._tasks.start(self._announcer.run(), name="events")
+        while True:
+            try:
+                async with asyncio.timeout(TICK):
+                    await self._news.wait()
+                await asyncio.sleep(self._gathering.pause(self._now()))
+            except TimeoutError:
+                pass
+            self._news.clear()
+            await self._round()
+
+    async def withdraw(self) -> None:
+        """Take back what the statuses say about this daemon. Never raises."""
+        self._stopping = True
+        self.health.status = None
+        try:
+            async with asyncio.timeout(FAREWELL):
+                for held in self.registry.all():
+                    await self._take_back(held)
+        except (TimeoutError, ClusterError, ConfigurationError) as error:
+            self._log.info("statuses not taken back", reason=str(error))
+
+    async def _take_back(self, held: Held) -> None:
+        try:
+            await self._publisher.take_back(held)
+        except ApiError as error:
+            if error.status not in REFUSED:
+                raise
+            self._log.info("status not taken back", resource=held.latest.display, reason=str(error))
+
+    async def aclose(self) -> None:
+        """End everything."""
+        await self._tasks.aclose()
+        if hasattr(self, "_tunnels"):
+            await self._tunnels.aclose()
+        await self.source.aclose()
+        await self.health.aclose()
+        self._api.close()
+
+    # --- a round ----------------------------------------------------------------------------------------------------
+
+    async def _round(self) -> None:
+        began = time.thread_time()
+        verdicts = self.registry.verdicts(self._controller.inventory)
+        self._look()
+        waiting = self._due(verdicts)
+        self._gathering.took(time.thread_time() - began)
+        if self.registry.waiting:
+            self._news.set()
+        standing = frozenset(
+            uid for uid, verdict in verdicts.items() if verdict.standing and self._served(uid, verdicts)
+        )
+        if standing != self._standing:
+            self._standing = standing
+            self._controller.changed()
+        for uid in self._memory.keys() - verdicts.keys():
+            del self._memory[uid]
+        try:
+            while waiting:
+                if self._stopping:
+                    return
+                held = waiting[0]
+                memory = self._memory[held.uid]
+                memory.verdict, memory.due = verdicts.get(held.uid, _NO_VERDICT), math.inf
+                await self._publish(held, memory.verdict, memory)
+                waiting.popleft()
+            for held in self.registry.expired():
+                await self._delete(held)
+        except ClusterError as error:
+            self._log.warning("status not written", reason=str(error))
+            self._dirty.update(held.uid for held in waiting)
+            await asyncio.sleep(TICK)
+
+    async def _publish(self, held: Held, verdict: Verdict, memory: Memory) -> None:
+        """Write what is different. Raises ClusterError when it is not about this resource alone."""
+        try:
+            await self._publisher.publish(held, verdict, memory)
+        except ApiError as error:
+            if error.status not in REFUSED:
+                raise
+            self._log.warning("status refused", resource=held.latest.display, reason=str(error))
+            memory.look_again(self._now() + REFUSED_AGAIN)
+
+    def _look(self) -> None:
+        """Note whether what refusals depend on is another than at the last round."""
+        basis = self._controller.basis()
+        if basis != self._basis:
+            self._basis = basis
+            self._publisher.picture += 1
+
+    def _due(self, verdicts: Mapping[str, Verdict]) -> deque[Held]:
+        """The resources to look at now, oldest first."""
+        now, found = self._now(), deque[Held]()
+        for held in self.registry.all():
+            memory = self._memory.get(held.uid)
+            if memory is None:
+                memory = self._memory[held.uid] = Memory()
+            if (
+                self._all_dirty
+                or held.uid in self._dirty
+                or memory.due <= now
+                or memory.verdict != verdicts.get(held.uid)
+            ):
+                found.append(held)
+        self._dirty.clear()
+        self._all_dirty = False
+        return found
+
+    async def _delete(self, held: Held) -> None:
+        """Delete what nobody renews any more, unless it was renewed in between or another node was first."""
+        memory = self._memory.setdefault(held.uid, Memory())
+        if not memory.expired_since:
+            memory.expired_since = self._now() + random.uniform(0.0, SPREAD)  # noqa: S311 - spreads the nodes
+        if self._now() < memory.expired_since:
+            return
+        body = deletion(held.uid, resource_version=held.latest.metadata.resource_version)
+        try:
+            await self._api.delete(held.latest.path, body)
+        except ApiError as error:
+            if error.status not in {404, 409}:
+                raise
+        else:
+            self._log.info("deleted, not renewed", resource=held.latest.display)
+
+    # --- what the registry says -------------------------------------------------------------------------------------
+
+    def _follower(self, kind: Kind, watch: Watch) -> Callable[[], None]:
+        return lambda: self.registry.connected(kind, watch.connected)
+
+    def _gone(self, held: Held) -> None:
+        if not self._stopping:
+            reason = held.problem or "ended: its resource was deleted"
+            self._tasks.start(self._sessions.end(held.uid, reason=reason), name="end")
+            self._controller.changed()
+
+    def _resource_changed(self, uid: str) -> None:
+        self._dirty.add(uid)
+        self._news.set()

@@ -1,0 +1,120 @@
+"""Whether an intercept may begin, asked before anything is changed for it. Pure; the answer is None or a raised reason.
+
+The planner would leave out what cannot be served and state a condition; a person who is waiting at a command line gets
+the reason at once instead. A workload of which *some* pods can serve the intercept is accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from sidestep.config.node_settings import NodeSettings
+from sidestep.model.errors import RefusedError
+from sidestep.model.intercept import Intercept
+from sidestep.model.inventory import Inventory
+from sidestep.model.pod import Pod, Transport
+from sidestep.node.planning.plan import CertificateFacts
+from sidestep.node.planning.refusals import opening_refusal, refusal_of
+from sidestep.node.planning.survey import CertificateKey, PodSurvey, Side, WantedCertificate
+from sidestep.node.planning.surveys import Surveys
+from sidestep.policy.conflicts import Claim, check, claim_of
+from sidestep.policy.matching import prove
+from sidestep.policy.pod_ports import ports_of
+from sidestep.policy.workloads import pods_of
+
+MAX_PREPARED = 8
+"""Pods whose certificates are read before an intercept is answered; the others' are read while it begins."""
+
+
+def admit(
+    new: Intercept,
+    existing: Iterable[Intercept],
+    inventory: Inventory,
+    settings: NodeSettings,
+    certificates: Mapping[CertificateKey, CertificateFacts],
+    *,
+    node_annotations: Mapping[str, str],
+    surveys: Surveys | None = None,
+) -> tuple[Pod, ...]:
+    """Judge a new intercept beside the existing ones; returns the pods that would serve it.
+
+    No pods: the workload has none now. Raises RefusedError (a rule says no) or ConfigurationError (a bad filter).
+    """
+    prove(new.filter)
+    look = partial((surveys or Surveys()).of, inventory=inventory, node_annotations=node_annotations, keep=False)
+    claim = claim_of(new, inventory)
+    pods = pods_of(new, inventory)
+    able, reasons = [], []
+    for pod in pods:
+        reason = refusal_of(pod, settings) or _port_refusal(new, pod, inventory, certificates, look)
+        if reason:
+            reasons.append(reason)
+        else:
+            able.append(pod)
+    if reasons and not able:
+        raise RefusedError(reasons[0])
+    check(claim, _claims(existing, inventory))
+    return tuple(able)
+
+
+def certificates_of(
+    new: Intercept, inventory: Inventory, *, node_annotations: Mapping[str, str], surveys: Surveys
+) -> tuple[WantedCertificate, ...]:
+    """The certificates that an intercept would need; none where it cannot be served anyway."""
+    found: list[WantedCertificate] = []
+    if new.transport is not Transport.TCP:
+        return ()
+    try:
+        claim_of(new, inventory)
+        pods = pods_of(new, inventory)
+    except RefusedError:
+        return ()
+    for pod in pods[:MAX_PREPARED]:
+        try:
+            resolved = ports_of(pod, inventory).resolve(new.port, transport=new.transport)
+        except RefusedError:
+            continue
+        ports = [each.port for each in resolved]
+        numbers = {port.number for port in ports}
+        surveyed = surveys.of(pod, inventory, node_annotations=node_annotations, extra_ports=ports, keep=False)
+        if not new.reads_requests:
+            numbers &= {each.port.number for each in surveyed.ports if each.must_be_opened}
+        found += [each for each in surveyed.certificates() if each.key.port in numbers]
+    return tuple(found)
+
+
+def _port_refusal(
+    new: Intercept,
+    pod: Pod,
+    inventory: Inventory,
+    certificates: Mapping[CertificateKey, CertificateFacts],
+    look: Callable[..., PodSurvey],
+) -> str:
+    try:
+        resolved = ports_of(pod, inventory).resolve(new.port, transport=new.transport)
+    except RefusedError as error:
+        return str(error)
+    ports = [each.port for each in resolved]
+    found = look(pod, extra_ports=ports)
+    for port in ports:
+        surveyed = found.port(port.number, port.transport)
+        if surveyed is None or not (new.reads_requests or surveyed.must_be_opened):
+            continue
+        key = CertificateKey(pod.key, port.number, Side.DOWNSTREAM)
+        # A certificate that has not been read yet is given the benefit of the doubt.
+        unknown = surveyed.tls.downstream is not None and key not in certificates
+        reason = surveyed.protocol.refusal if unknown else opening_refusal(surveyed, certificates.get(key))
+        if reason:
+            return reason
+    return ""
+
+
+def _claims(existing: Iterable[Intercept], inventory: Inventory) -> list[Claim]:
+    claims = []
+    for intercept in existing:
+        try:
+            claims.append(claim_of(intercept, inventory))
+        except RefusedError:
+            continue  # its workload is gone: it takes nothing now
+    return claims

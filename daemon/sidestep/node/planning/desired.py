@@ -1,0 +1,154 @@
+"""What one pod proxy should know, what its present process has been told, and telling it the difference.
+
+The same code serves a change and the replay to a new process: a fresh `Told` makes everything a difference. The order
+is credentials, then the configuration that names them, then listeners, so that nothing is accepted before it is
+understood.
+
+A credential that cannot be had or does not load costs its ports their interception, never their service: they are
+configured without any, which makes the proxy carry TLS end to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from sidestep.model.errors import SidestepError
+from sidestep.proxy.control.messages import Configure, Credential, Listen, Message, PortSnapshot, Unlisten
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialSource:
+    """Gives a sealed memfd with PEM, the caller's to close: key and chain of an identity, CA certificates of a trust.
+
+    `read` raises SidestepError. `about` names the annotation that it comes from, for people.
+    """
+
+    read: Callable[[], Awaitable[int]]
+    about: str = ""
+
+
+PortKey = tuple[int, str]
+"""Port number and transport ("tcp", "udp")."""
+
+
+class ProxyError(SidestepError):
+    """The pod proxy answered that it could not do what it was told."""
+
+    def __init__(self, doing: str, reason: str) -> None:
+        self.doing = doing
+        self.reason = reason
+        super().__init__(f"the pod proxy could not {doing}: {reason}")
+
+
+class Listening(Protocol):
+    """Who is told."""
+
+    async def tell(self, message: Message, fd: int | None = None, *, doing: str) -> None:
+        """Send a message and wait until it has been carried out. Raises ProxyError when it could not."""
+
+
+@dataclass(slots=True)
+class Desired:
+    """What the reconciler wants. The listeners are the daemon's own sockets."""
+
+    credentials: Mapping[str, CredentialSource] = field(default_factory=dict)
+    configuration: Configure | None = None
+    listeners: dict[PortKey, socket.socket] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Told:
+    """What one process has acknowledged; `failures` says why credentials could not be used."""
+
+    credentials: set[str] = field(default_factory=set)
+    failures: dict[str, str] = field(default_factory=dict)
+    configuration: Configure | None = None
+    listeners: dict[PortKey, socket.socket] = field(default_factory=dict)
+
+
+async def tell_difference(proxy: Listening, desired: Desired, told: Told, *, source_deadline: float) -> None:
+    """Bring `told` to `desired`. Raises what `proxy.tell` raises; what was acknowledged until then stays told.
+
+    `source_deadline` is seconds for one credential source.
+    """
+    wanted = desired.configuration
+    if wanted is not None and wanted is not told.configuration:
+        failures: dict[str, str] = {}
+        for name, kind in credential_kinds(wanted.ports).items():
+            if name not in told.credentials:
+                source = desired.credentials.get(name)
+                problem = await _tell_credential(proxy, Credential(0, name, kind), source, source_deadline)
+                if problem:
+                    failures[name] = problem
+                else:
+                    told.credentials.add(name)
+        ports = tuple(without_failed(port, failures) for port in wanted.ports)
+        await proxy.tell(msgspec.structs.replace(wanted, ports=ports), doing="apply its configuration")
+        told.credentials &= set(credential_kinds(ports))
+        told.failures = failures
+        told.configuration = wanted
+    for key in [key for key, sock in told.listeners.items() if desired.listeners.get(key) is not sock]:
+        await proxy.tell(Unlisten(0, *key), doing=f"stop listening for port {key[0]}")
+        del told.listeners[key]
+    for key, sock in list(desired.listeners.items()):
+        if key not in told.listeners:
+            await proxy.tell(Listen(0, *key), sock.fileno(), doing=f"listen for port {key[0]}")
+            told.listeners[key] = sock
+
+
+async def _tell_credential(
+    proxy: Listening, credential: Credential, source: CredentialSource | None, source_deadline: float
+) -> str:
+    """Send one credential; returns why it cannot be used ("" if it can)."""
+    if source is None:
+        return "it is not known"
+    try:
+        async with asyncio.timeout(source_deadline):
+            fd = await source.read()
+    except TimeoutError:
+        return _named(source, f"it could not be read within {source_deadline:g} s")
+    except SidestepError as error:
+        return _named(source, str(error))
+    try:
+        await proxy.tell(credential, fd, doing="load a credential")
+    except ProxyError as error:
+        return _named(source, error.reason)
+    finally:
+        os.close(fd)
+    return ""
+
+
+def _named(source: CredentialSource, reason: str) -> str:
+    return f"{source.about}: {reason}" if source.about else reason
+
+
+def rule_uids(ports: tuple[PortSnapshot, ...]) -> frozenset[str]:
+    """Return the uids of all rules of these ports."""
+    uids = {rule.uid for port in ports for rule in port.rules}
+    for port in ports:
+        uids.update((port.global_uid, *port.global_taps))
+    return frozenset(uids - {""})
+
+
+def credential_kinds(ports: tuple[PortSnapshot, ...]) -> dict[str, str]:
+    """Return the credentials that ports name, with their kinds."""
+    kinds: dict[str, str] = {}
+    for port in ports:
+        kinds.update(dict.fromkeys((port.identity, port.upstream_identity), "identity"))
+        kinds.update(dict.fromkeys((port.client_trust, port.upstream_trust), "trust"))
+    kinds.pop("", None)
+    return kinds
+
+
+def without_failed(port: PortSnapshot, failures: Mapping[str, str]) -> PortSnapshot:
+    """Return the port as it is served when some of its credentials cannot be used: TLS end to end."""
+    if failures.keys().isdisjoint(credential_kinds((port,))):
+        return port
+    return msgspec.structs.replace(port, identity="", upstream_identity="", client_trust="", upstream_trust="")

@@ -1,0 +1,85 @@
+"""A plan as a value: what should be steered on this node, port by port. `planner` makes it, the reconciler obeys it.
+
+Frozen and comparable: an equal plan means that nothing has to be done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sidestep.model.pod import Transport
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sidestep.model.condition import Condition
+    from sidestep.model.pod import Pod, PodKey
+    from sidestep.node.planning.survey import PodSurvey, WantedCertificate
+    from sidestep.proxy.control.messages import PortSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFacts:
+    """What is known about a certificate that was looked at: names of credentials, empty where there is none."""
+
+    identity: str = ""
+    trust: str = ""
+    dns_name: str = ""
+    problem: str = ""
+    """What is wrong with it, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortPlan:
+    """A port that is to be steered. `needs_app`: only while an app listens on it (it is filtered).
+
+    `resets` are the uids of those for whose sake connections that exist are ended.
+    """
+
+    snapshot: PortSnapshot
+    needs_app: bool
+    resets: frozenset[str] = frozenset()
+
+    @property
+    def number(self) -> int:
+        """The container port."""
+        return self.snapshot.number
+
+    @property
+    def transport(self) -> Transport:
+        """Its transport."""
+        return Transport(self.snapshot.transport)
+
+    @property
+    def uids(self) -> frozenset[str]:
+        """The intercepts and wiretaps that want it."""
+        snapshot = self.snapshot
+        return frozenset({snapshot.global_uid, *snapshot.global_taps, *(rule.uid for rule in snapshot.rules)} - {""})
+
+
+@dataclass(frozen=True, slots=True)
+class PodPlan:
+    """A target pod and its ports, sorted."""
+
+    pod: Pod
+    ports: tuple[PortPlan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The desired state of the node.
+
+    `coverage` maps the uid of each intercept to the pods it covers, whether or not they can be targets; `refusals` maps
+    (uid, pod) to the reason why the pod does not serve it; `conditions` are by pod (None: about no pod in particular).
+    """
+
+    pods: Mapping[PodKey, PodPlan] = field(default_factory=dict)
+    waiting: frozenset[PodKey] = frozenset()
+    ended: frozenset[PodKey] = frozenset()
+    surveys: Mapping[PodKey, PodSurvey] = field(default_factory=dict)
+    coverage: Mapping[str, tuple[PodKey, ...]] = field(default_factory=dict)
+    refusals: Mapping[tuple[str, PodKey], str] = field(default_factory=dict)
+    conditions: Mapping[PodKey | None, tuple[Condition, ...]] = field(default_factory=dict)
+    certificates: tuple[WantedCertificate, ...] = ()
+    """Those of the ports that somebody wants opened; no other is read."""

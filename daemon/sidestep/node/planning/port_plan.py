@@ -1,0 +1,119 @@
+"""The plan of one port: what its pod proxy is told, from those who want it and what is known about it. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sidestep.model.intercept import Intercept, Kind
+from sidestep.model.pod import PodKey, Transport
+from sidestep.node.planning.plan import CertificateFacts, PortPlan
+from sidestep.node.planning.survey import PortSurvey, Side
+from sidestep.policy.matching import to_rows
+from sidestep.proxy.control.messages import Condition as ConditionSnapshot
+from sidestep.proxy.control.messages import PortSnapshot, RuleSnapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sidestep.model.pod import Pod
+
+
+_PortKey = tuple[PodKey, int, Transport]
+_Origin = tuple[PortSurvey, "Pod", tuple[Intercept, ...], "Mapping[Side, CertificateFacts]", tuple[str, ...]]
+"""What a port's plan is made of: the arguments of `port_plan`."""
+
+
+def _process_of_app(pod: Pod) -> str:
+    """Changes when a container of the pod is started anew."""
+    return " ".join(f"{name}={pid}" for name, pid in sorted(pod.location.pids.items()))
+
+
+def port_plan(
+    surveyed: PortSurvey,
+    pod: Pod,
+    wanting: list[Intercept],
+    facts: Mapping[Side, CertificateFacts],
+    *,
+    passing: tuple[str, ...],
+) -> PortPlan:
+    """Put the plan together. `wanting` is not empty, admitted, oldest first; `passing` are the node's own addresses."""
+    whole = next((each for each in wanting if each.kind is Kind.INTERCEPT and each.filter.is_global), None)
+    opened = surveyed.must_be_opened
+    # Where every request is rewritten, a wiretap of whole connections gets every request, as the app does.
+    reading = [each for each in wanting if each.reads_requests or (opened and each.kind is Kind.WIRETAP)]
+    rules = tuple(_rule(each) for each in reading)
+    whole_taps = (each.uid for each in wanting if each.kind is Kind.WIRETAP and each not in reading)
+    # What is carried unparsed is not opened: no key travels for it.
+    none = CertificateFacts()
+    downstream, upstream = (facts[Side.DOWNSTREAM], facts[Side.UPSTREAM]) if rules or opened else (none, none)
+    # A trust of the upstream side verifies the app; without one the CA of the downstream certificate is the best guess.
+    trust = upstream.trust or downstream.trust
+    tls = surveyed.tls
+    snapshot = PortSnapshot(
+        number=surveyed.port.number,
+        transport=surveyed.port.transport.value,
+        tls=surveyed.protocol.tls.value,
+        http2=surveyed.protocol.http2.value,
+        rules=rules,
+        global_uid=whole.uid if whole is not None else "",
+        global_display=whole.display if whole is not None else "",
+        global_taps=tuple(sorted(whole_taps)),
+        pass_sources=passing if whole is not None and not whole.divert_probes else (),
+        identity=downstream.identity,
+        client_trust=downstream.trust if downstream.identity else "",
+        client_auth=tls.client_auth.value,
+        upstream_identity=upstream.identity,
+        upstream_trust=trust,
+        upstream_name=downstream.dns_name,
+        skip_verify=tls.skip_verify,
+        forward_client_cert=tls.forward_client_cert,
+        asks_later=tls.late_client_auth,
+        probe_timeout=tls.probe_timeout,
+        app=_process_of_app(pod),
+    )
+    resets = frozenset(each.uid for each in wanting if each.reset_existing)
+    return PortPlan(snapshot, needs_app=whole is None, resets=resets)
+
+
+class PortPlans:
+    """The plans of the last round, taken again for ports of which nothing is different.
+
+    They are then the same objects, so that comparing two rounds' plans costs next to nothing.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[_PortKey, tuple[_Origin, PortPlan]] = {}
+        self._now: dict[_PortKey, tuple[_Origin, PortPlan]] = {}
+
+    def begin(self) -> None:
+        """A new round: what is not asked for in it is forgotten after it."""
+        self._last, self._now = self._now, {}
+
+    def of(
+        self,
+        surveyed: PortSurvey,
+        pod: Pod,
+        wanting: list[Intercept],
+        facts: Mapping[Side, CertificateFacts],
+        *,
+        passing: tuple[str, ...],
+    ) -> PortPlan:
+        """As `port_plan`."""
+        key = (pod.key, surveyed.port.number, surveyed.port.transport)
+        origin = (surveyed, pod, tuple(wanting), facts, passing)
+        known = self._last.get(key)
+        if known is None or known[0] != origin:
+            known = (origin, port_plan(surveyed, pod, wanting, facts, passing=passing))
+        self._now[key] = known
+        return known[1]
+
+
+def _rule(intercept: Intercept) -> RuleSnapshot:
+    return RuleSnapshot(
+        uid=intercept.uid,
+        display=intercept.display,
+        kind=intercept.kind.value,
+        conditions=tuple(ConditionSnapshot(*row) for row in to_rows(intercept.filter)),
+        divert_probes=intercept.divert_probes,
+        heads_only=intercept.heads_only,
+    )

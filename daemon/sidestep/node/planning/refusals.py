@@ -1,0 +1,84 @@
+"""Why something cannot be steered, in one line for people; empty when it can. Pure.
+
+The planner leaves out what is refused here and states a condition; admission tells whoever waits at a command line.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sidestep.config.annotation_names import CLIENT_AUTH, DOWNSTREAM_PATH, DOWNSTREAM_SECRET, FORWARD_CLIENT_CERT
+from sidestep.config.annotations import ClientAuth
+from sidestep.model.condition import ConditionType
+from sidestep.policy.protocol_choice import Use
+
+if TYPE_CHECKING:
+    from sidestep.config.node_settings import NodeSettings
+    from sidestep.model.pod import Pod
+    from sidestep.node.planning.plan import CertificateFacts
+    from sidestep.node.planning.survey import PortSurvey
+
+
+def refusal_of(pod: Pod, settings: NodeSettings) -> str:
+    """Why nothing of this pod may be steered on this node; empty when it may."""
+    if not settings.enabled:
+        return "steering is switched off on this node by its annotation sidestep.dev/enabled"
+    if pod.host_network:
+        return "the pod uses the host's network; Sidestep steers pods with a network namespace of their own only"
+    if not settings.allows(pod.key.namespace):
+        return (
+            f"namespace {pod.key.namespace} may not be steered on this node "
+            f"(annotation sidestep.dev/namespaces: {', '.join(settings.namespaces)})"
+        )
+    return ""
+
+
+def opening_refusal(surveyed: PortSurvey, downstream: CertificateFacts | None) -> str:
+    """Why requests of this port cannot be read; empty when they can.
+
+    It concerns who wants requests to be read. On a port that must be opened it concerns everybody.
+    """
+    if surveyed.protocol.refusal:
+        return surveyed.protocol.refusal
+    unverifiable = _cannot_verify_clients(surveyed, downstream)
+    if unverifiable:
+        return unverifiable
+    tls = surveyed.protocol.tls
+    if (downstream and downstream.identity) or not (
+        tls is Use.ALWAYS or (tls is Use.PROBE and surveyed.must_be_opened)
+    ):
+        return ""
+    number = surveyed.port.number
+    source = surveyed.tls.downstream
+    speaks = "speaks" if tls is Use.ALWAYS else "may speak"
+    if source is None and not surveyed.tls.downstream_problem:
+        return (
+            f"port {number} {speaks} TLS, no certificate is configured to open it, and {FORWARD_CLIENT_CERT}.{number} "
+            f"closes what cannot be opened: set {DOWNSTREAM_PATH}.{number} or {DOWNSTREAM_SECRET}.{number}"
+        )
+    named = f" ({source.annotation} {source.value!r})" if source is not None else ""
+    reason = surveyed.tls.downstream_problem or (downstream and downstream.problem) or "it has not been read yet"
+    return f"port {number} {speaks} TLS and its certificate{named} cannot be used: {reason}"
+
+
+def _cannot_verify_clients(surveyed: PortSurvey, downstream: CertificateFacts | None) -> str:
+    """Why clients cannot be verified although somebody asked for it: then nothing may be opened."""
+    tls = surveyed.tls
+    if tls.client_auth not in (ClientAuth.REQUIRE, ClientAuth.REQUEST):
+        return ""
+    if downstream is None or not downstream.identity or downstream.trust:
+        return ""
+    number = surveyed.port.number
+    source = tls.downstream
+    named = f" ({source.annotation} {source.value!r})" if source is not None else ""
+    return (
+        f"{CLIENT_AUTH}.{number} {tls.client_auth.value!r} wants clients to be verified, and the downstream "
+        f"certificate of port {number}{named} comes with no ca.crt to verify them against"
+    )
+
+
+def refusal_type(surveyed: PortSurvey) -> ConditionType:
+    """What kind of condition `opening_refusal` is."""
+    if surveyed.protocol.tls is not Use.NEVER:
+        return ConditionType.NO_CERTIFICATE
+    return ConditionType.PROTOCOL_CONTRADICTION

@@ -1,0 +1,50 @@
+"""Connections that a port had before it was steered: they go on with the app, unless an intercept asks for their end.
+
+They are listed before the port is steered and ended after, each named by the kernel's cookie (`netns.established`), so
+that none of those which the proxy accepts meanwhile can be meant.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sidestep.model.condition import Condition, ConditionType
+from sidestep.model.errors import KernelError
+from sidestep.netns import Connection, Netns, destroy, established
+from sidestep.node.planning.proxy_uids import is_proxy
+from sidestep.node.planning.survey import port_subject
+from sidestep.observability.logs import get_logger
+
+if TYPE_CHECKING:
+    from sidestep.model.pod import PodKey
+    from sidestep.node.planning.conditions import Statements
+    from sidestep.node.planning.steered_port import SteeredPort
+
+
+class ExistingConnections:
+    """Lists and ends the connections that the ports of one pod had before they were steered."""
+
+    def __init__(self, pod: PodKey, statements: Statements) -> None:
+        self._pod = pod
+        self._statements = statements
+        self._log = get_logger("target").bind(pod=str(pod))
+
+    def of(self, port: SteeredPort, netns: Netns) -> tuple[Connection, ...]:
+        """The connections of a port that are not the proxy's, if somebody asks for their end. Raises KernelError."""
+        if port.plan.resets <= port.reset_for:
+            return ()
+        return tuple(each for each in established(netns, port.plan.number) if not is_proxy(each.uid))
+
+    def end(self, port: SteeredPort, netns: Netns, existing: tuple[Connection, ...]) -> None:
+        """End them, now that the port is steered, for those who asked for it; once for each of them."""
+        if not port.steered or port.plan.resets <= port.reset_for:
+            return
+        port.reset_for = port.plan.resets
+        conditions = []
+        try:
+            ended = sum(destroy(netns, each) for each in existing)
+            self._log.info("existing connections ended", port=port.plan.number, count=ended)
+        except KernelError as error:
+            text = f"connections that existed stay with the app: {error}"
+            conditions.append(Condition(ConditionType.EXISTING_KEPT, port_subject(self._pod, port.plan.number), text))
+        self._statements.state(port.plan.number, "existing", conditions)

@@ -1,0 +1,383 @@
+"""TCP ports of one target pod: listeners made in its namespace, given to its proxy, steered, and given back.
+
+What is steered is decided per port and family by `SteeredPort.left`, from what is gathered here: whether an app listens
+(asked of the kernel by `look`, told at once by the proxy when a dial is refused), how full the accept queue is and
+whether there still is one, whether the proxy is there and what it says that it cannot do. `look` comes twice a second,
+and at once when the proxy says something.
+
+Nobody waits in a queue that nobody empties: while the proxy is away, or cannot serve a port, what is still in its
+accept queue is reset (`sweep`), so that clients come again and find the app. A listener that died is replaced.
+
+The way back is the reverse: out of the map first, then the proxy stops listening (it goes on accepting what is queued).
+When the kernel will not take a port out of the map, the owner has to detach the whole program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Protocol
+
+from sidestep.model.condition import Condition, ConditionType
+from sidestep.model.errors import RefusedError, SidestepError
+from sidestep.model.pod import Family, PodKey
+from sidestep.netns import Netns, accept_queue, cookie, listening, tcp_listener
+from sidestep.netns.fingerprint import Question, fingerprint
+from sidestep.node.planning.port_conditions import about_app, about_proxy
+from sidestep.node.planning.readiness import ALL_PORTS, Readiness
+from sidestep.node.planning.steered_port import Left, Proxy, SteeredPort
+from sidestep.node.pods.datagram_ports import Entry
+from sidestep.node.pods.existing_connections import ExistingConnections
+from sidestep.node.pods.sweeper import Sweeper
+from sidestep.observability.logs import get_logger
+
+if TYPE_CHECKING:
+    from sidestep.node.planning.conditions import Statements
+    from sidestep.node.planning.plan import PortPlan
+    from sidestep.node.pods.pod_netns import Address
+    from sidestep.node.proxies.supervisor import PodProxy
+    from sidestep.proxy.control.messages import Hindrance, NoApp
+    from sidestep.steering import Steering
+
+BACKLOG = 4096
+"""Connections that may wait to be accepted (limited by the namespace's net.core.somaxconn)."""
+
+_LOOPBACK = IPv4Address("127.0.0.1")
+"""Where our own listeners are found, whatever their family."""
+
+
+class Owner(Protocol):
+    """The target whose ports these are."""
+
+    def absence(self) -> str:
+        """Why the proxy takes no connections now, nor will in a moment; empty: it does."""
+
+    def is_proxy_gone(self) -> bool:
+        """Whether no proxy is there that could take what waits, nor will be in a moment."""
+
+    def detach(self) -> None:
+        """Take everything out of the map at once."""
+
+    def app_gone(self, number: int) -> None:
+        """Nothing listens behind a port any more."""
+
+    def changed(self) -> None:
+        """Other ports are steered now."""
+
+
+class StreamPorts:
+    """Those of one pod, in a namespace that is entered and given back by the owner."""
+
+    def __init__(self, pod: PodKey, *, owner: Owner, statements: Statements, now: Callable[[], float]) -> None:
+        self._pod = pod
+        self._owner = owner
+        self._statements = statements
+        self._now = now
+        self._netns: Netns | None = None
+        self._own: frozenset[Address] = frozenset()
+        self._steering: Steering | None = None
+        self._ports: dict[int, SteeredPort] = {}
+        self._given_up: list[SteeredPort] = []
+        """Unsteered; the proxy is being told to stop listening."""
+        self._readiness = Readiness()
+        self._sweeper = Sweeper(pod, now=now)
+        self._existing = ExistingConnections(pod, statements)
+        self._ground: tuple[bytes | None, str] | None = None
+        """What the last look was based on; as long as it stands, there is nothing to do."""
+        self._question: Question | None = None
+        """About the sockets on which a look depends: the apps', and our own with their queues. None: about none."""
+        self._log = get_logger("target").bind(pod=str(pod))
+
+    def enter(self, netns: Netns, *, own: frozenset[Address], steering: Steering) -> None:
+        """From now on ports may be steered here; `own` are the pod's addresses."""
+        self._netns, self._own, self._steering = netns, own, steering
+
+    def detached(self) -> None:
+        """The program is gone: nothing is steered any more."""
+        self._steering = None
+        for port in self._ports.values():
+            port.steered.clear()
+
+    def close(self) -> None:
+        """Close the listeners; the proxy is gone by then. Closing twice does nothing."""
+        for port in (*self._ports.values(), *self._given_up):
+            port.listener.close()
+        self._ports.clear()
+        self._given_up.clear()
+        self._netns = None
+
+    # --- plans ------------------------------------------------------------------------------------------------------
+
+    async def leave_gone(self, plans: Mapping[int, PortPlan], *, proxy: PodProxy) -> None:
+        """Before the proxy is told: give up the ports that it will not know any more. Raises SidestepError."""
+        gone = [number for number in self._ports if number not in plans]
+        for number in gone:
+            self._ports[number].leaving = True
+            self._unsteer(self._ports[number])
+        for number in gone:
+            port = self._ports.pop(number)
+            self._given_up.append(port)
+            try:
+                await self._unlisten(proxy, port)
+            finally:
+                self._given_up.remove(port)
+                port.listener.close()
+
+    async def apply(self, plans: Mapping[int, PortPlan], *, proxy: PodProxy) -> None:
+        """Make the plans real; the proxy has its configuration. Raises SidestepError; what could be done is done."""
+        for number, plan in sorted(plans.items()):
+            if number in self._ports:
+                self._ports[number].plan = plan
+                self._ports[number].leaving = False
+                self._ask_anew()
+                if self._ports[number].deaths.is_due(self._now()):
+                    await self._renew(proxy, self._ports[number])
+            else:
+                await self._listen(proxy, plan)
+
+    async def _listen(self, proxy: PodProxy, plan: PortPlan) -> None:
+        if self._netns is None:
+            raise RefusedError(f"pod {self._pod} is being released")
+        listener = tcp_listener(self._netns, backlog=BACKLOG)
+        try:
+            await proxy.listen(plan.number, plan.transport.value, listener)
+        except BaseException:
+            listener.close()
+            raise
+        self._ports[plan.number] = SteeredPort(plan, listener)
+        self._ask_anew()
+
+    async def _unlisten(self, proxy: PodProxy, port: SteeredPort) -> None:
+        number = port.plan.number
+        try:
+            await proxy.unlisten(number, port.plan.transport.value)
+        finally:
+            self._ask_anew()
+            self._statements.forget(number)
+
+    async def _renew(self, proxy: PodProxy, port: SteeredPort) -> None:
+        """Put another listener in the place of one that died. Raises SidestepError: it is tried again."""
+        if self._netns is None:
+            raise RefusedError(f"pod {self._pod} is being released")
+        number, transport = port.plan.number, port.plan.transport.value
+        listener = tcp_listener(self._netns, backlog=BACKLOG)
+        try:
+            await proxy.unlisten(number, transport)
+            await proxy.listen(number, transport, listener)
+        except BaseException:
+            listener.close()
+            raise
+        port.renewed(listener)
+        self._log.info("listener replaced", port=number)
+        self._ask_anew()
+
+    @property
+    def outdated(self) -> bool:
+        """Whether something is to be made anew: `apply` does it."""
+        now = self._now()
+        return any(port.deaths.is_due(now) for port in self._ports.values())
+
+    # --- what is there ----------------------------------------------------------------------------------------------
+
+    def __contains__(self, number: object) -> bool:
+        return number in self._ports
+
+    def plans(self) -> dict[int, PortPlan]:
+        """The plans of the ports that the proxy listens for."""
+        return {number: port.plan for number, port in self._ports.items()}
+
+    def steered(self) -> dict[int, frozenset[Family]]:
+        """The families steered now, by port; ports that wait for an app or a proxy have none."""
+        return {number: frozenset(port.steered) for number, port in sorted(self._ports.items())}
+
+    def waits_for_app(self, number: int) -> bool:
+        """Whether a port is not steered only because no app listens on it."""
+        port = self._ports.get(number)
+        return port is not None and port.waits_for_app
+
+    # --- what reality says ------------------------------------------------------------------------------------------
+
+    def look(self, *, afresh: bool = False) -> None:
+        """Ask which apps listen, and steer what should be steered, nothing else. Never raises.
+
+        `afresh`: do so although nothing seems to have changed.
+        """
+        if self._netns is None or self._steering is None:
+            return
+        if afresh:
+            self._ground = None
+        try:
+            seen = fingerprint(self._netns, self._question) if self._question is not None else None
+            ground = (seen, self._owner.absence())
+            self._look_at_queues(changed=seen is None or self._ground is None or seen != self._ground[0])
+            if seen != b"" and ground == self._ground and not self._is_waiting():
+                return
+            if seen is not None:
+                self._look_for_apps(self._netns)
+            for port in self._ports.values():
+                self._settle(port)
+            self._ground = ground
+        except SidestepError as error:
+            # Without an answer nobody knows whether there is an app: be a wire.
+            text = f"the pod's ports are left to the app, because steering failed: {error}"
+            conditions = [Condition(ConditionType.STEERING_FAILED, f"pod {self._pod}", text)]
+            self._statements.state(None, "steering", conditions)
+            self.unsteer()
+        else:
+            self._statements.state(None, "steering", ())
+        if self.outdated:
+            self._owner.changed()
+
+    def _is_waiting(self) -> bool:
+        """Whether the next look matters although nothing else has changed."""
+        ports = self._ports.values()
+        return self._readiness.is_watched(self._now()) or any(
+            port.refused_until or port.valve.watching or port.is_deaf for port in ports
+        )
+
+    def _look_for_apps(self, netns: Netns) -> None:
+        table = listening(netns, self._ports)
+        for number, port in self._ports.items():
+            had = bool(port.served)
+            port.found({family for family in Family if table.serves(number, family, self._own)})
+            if had and not port.served:
+                self._owner.app_gone(number)
+
+    def hindered(self, hindrances: Collection[Hindrance]) -> None:
+        """The proxy says what keeps it from serving: all that there is."""
+        self._readiness.told(hindrances, self._now())
+        self._mark_hindered()
+        self.look(afresh=True)
+
+    def proxy_gone(self) -> None:
+        """The process of the proxy has ended; what it said does not hold any more."""
+        self._readiness.process_gone(self._now())
+        self._mark_hindered()
+
+    def _mark_hindered(self) -> None:
+        self._sweeper.hindered([number for number in self._ports if self._readiness.is_hindered(number)])
+
+    def sweep(self) -> None:
+        """Reset whoever waits to be accepted by a proxy that is not there or cannot. Never raises."""
+        if self._owner.is_proxy_gone():
+            self._sweeper.sweep_all((*self._ports.values(), *self._given_up))
+        else:
+            self._sweeper.sweep_hindered(self._ports)
+
+    def _ask_anew(self) -> None:
+        """Other ports matter now. What takes the whole port does not depend on an app."""
+        self._ground = self._question = None
+        if any(port.plan.needs_app for port in self._ports.values()):
+            apps = ((each, number) for number in self._ports for each in self._own if not each.is_loopback)
+            ours = ((_LOOPBACK, port.listener.getsockname()[1]) for port in self._ports.values())
+            self._question = Question.about((*apps, *ours))
+
+    def refused(self, no_app: NoApp) -> bool:
+        """A dial was refused: leave the port to itself at once. Whether that changed anything."""
+        port = self._ports.get(no_app.port)
+        family = next((each for each in Family if each.value == no_app.family), None)
+        if port is None or family is None or not port.plan.needs_app or family not in port.steered:
+            return False
+        port.refuse(family, self._now())
+        if not port.served:
+            self._owner.app_gone(no_app.port)
+        try:
+            self._settle(port)
+        except SidestepError as error:
+            self._log.warning("unsteering failed", port=no_app.port, reason=str(error))
+            self._owner.detach()
+        return True
+
+    def unsteer(self) -> None:
+        """Leave all ports to the app until the next look. Never raises."""
+        self._ground = None
+        for port in self._ports.values():
+            self._unsteer(port)
+
+    def _unsteer(self, port: SteeredPort) -> None:
+        """Take a port out of the map; if the kernel will not, detach altogether."""
+        try:
+            if self._steering is not None:
+                for family in sorted(port.steered):
+                    self._steering.unsteer(port.plan.number, port.plan.transport, family)
+            port.steered.clear()
+        except SidestepError as error:
+            self._log.warning("unsteering failed, the program is detached", reason=str(error))
+            self._owner.detach()
+
+    def expected(self) -> frozenset[Entry]:
+        """What the kernel's map should hold of them."""
+        return frozenset(
+            (number, port.plan.transport, family) for number, port in self._ports.items() for family in port.steered
+        )
+
+    def lost(self, number: int, family: Family) -> None:
+        """The kernel's map does not hold this port any more: the next look puts it back."""
+        self._ports[number].steered.discard(family)
+
+    def _settle(self, port: SteeredPort) -> None:
+        """Bring the map in line for one port. Raises SidestepError."""
+        if self._steering is None or self._netns is None:
+            return
+        plan, now = port.plan, self._now()
+        port.forget_refusals(now)
+        hindrance = {family: self._readiness.reason(plan.number, family, now) for family in port.families}
+        proxy = Proxy(self._owner.absence(), hindrance)
+        left = {family: port.left(family, proxy=proxy, now=now) for family in port.families}
+        wanted = {family for family, why in left.items() if why is None}
+        self._statements.state(
+            plan.number, "proxy", about_proxy(self._pod, plan.number, reasons=set(left.values()), proxy=proxy)
+        )
+        existing = self._existing.of(port, self._netns) if wanted else ()
+        changed = wanted != port.steered
+        for family in sorted(port.steered - wanted):
+            self._steering.unsteer(plan.number, plan.transport, family)
+            port.steered.discard(family)
+        for family in sorted(wanted - port.steered):
+            self._steering.steer(plan.number, plan.transport, family, port.listener.fileno())
+            port.steered.add(family)
+        self._existing.end(port, self._netns, existing)
+        self._statements.state(plan.number, "app", about_app(self._pod, port))
+        if changed:
+            self._log.info("port steered" if wanted else "port unsteered", port=plan.number, families=sorted(wanted))
+            self._owner.changed()
+
+    def _look_at_queues(self, *, changed: bool) -> None:
+        """Look whether the listeners listen, and how full their queues are: where something has `changed`, or was
+        suspicious. Raises KernelError.
+
+        What the kernel answers about listening sockets tells their queues, too: when that is the same, so are they.
+        """
+        for number, port in self._ports.items():
+            if port.is_deaf or not (changed or port.valve.watching):
+                continue
+            queue = accept_queue(port.listener)
+            if queue is None:
+                self._log.warning("a listener was closed by somebody in the pod", port=number)
+                port.deaths.died(self._now())
+                self._ground = None
+                continue
+            was_shut = port.valve.shut
+            port.valve.look(length=queue.length, limit=queue.limit, now=self._now())
+            if port.valve.shut != was_shut:
+                self._ground = None
+
+    def why_left(self, number: int) -> str:
+        """Why no connection to a port reaches the proxy, as far as the proxy is the reason; empty otherwise."""
+        port, now = self._ports.get(number), self._now()
+        if port is None or port.steered:
+            return ""
+        if port.is_deaf:
+            return Left.DEAF.value
+        if port.served and port.refused_until:
+            return Left.REFUSED.value
+        return self._owner.absence() or self._readiness.reason(number, Family.IPV4, now)
+
+    def why_all_left(self) -> str:
+        """Why the proxy says that it can serve no port whatever; empty otherwise."""
+        return self._readiness.reason(ALL_PORTS, Family.IPV4, self._now())
+
+    def sockets(self) -> dict[Entry, int]:
+        """The kernel's number of the socket that each entry of the map should lead to. Raises KernelError."""
+        numbers = {number: cookie(port.listener) for number, port in self._ports.items() if port.steered}
+        return {entry: numbers[entry[0]] for entry in self.expected()}

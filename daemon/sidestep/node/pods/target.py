@@ -1,0 +1,505 @@
+"""One target pod: its namespace, its steering, its listeners, its proxy - made, changed and given back together.
+
+Built aside, attached last: the namespace is opened and verified, the link attached with an empty map (which changes
+nothing for anybody), the proxy started. Then, per port: the proxy is configured, gets the listener, and only when it
+has acknowledged both does the port go into the map. The way back is the reverse: out of the map first, then the proxy
+stops listening (it goes on accepting what is queued), then its configuration. So no connection ever arrives at a proxy
+that does not know what to do with it, and no failure leaves a port steered at nobody.
+
+A release resets nobody: `detach` takes everything out of the map at once, without waiting; `drain` lets the proxy
+finish. `abandon` is for a namespace that is gone: it must not be held open for a moment longer than necessary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from sidestep.model.condition import Condition, ConditionType
+from sidestep.model.errors import RefusedError, SidestepError
+from sidestep.model.pod import Family, NetnsId, Pod, Transport
+from sidestep.netns import Netns
+from sidestep.node.planning.conditions import Statements
+from sidestep.node.planning.plan import PodPlan
+from sidestep.node.planning.survey import port_subject
+from sidestep.node.pods.client_addresses import ClientAddresses
+from sidestep.node.pods.datagram_ports import DatagramPorts, Entry
+from sidestep.node.pods.pod_netns import Address, locate
+from sidestep.node.pods.probed_apps import ProbedApps
+from sidestep.node.pods.stream_ports import StreamPorts
+from sidestep.node.pods.toolbox import Toolbox
+from sidestep.node.proxies.supervisor import PodProxy, ProxyState
+from sidestep.observability.logs import get_logger
+from sidestep.proxy.control.messages import (
+    ForgetClient,
+    Heartbeat,
+    Hindrance,
+    NameClient,
+    NoApp,
+    Open,
+    Probed,
+    Report,
+    Requests,
+    Reset,
+)
+from sidestep.steering import Steering
+
+if TYPE_CHECKING:
+    import socket
+
+RESTART_PATIENCE = 0.8
+"""Seconds a proxy may be away, while its clients wait in the accept queue, before its ports are left to the app and
+whoever still waits is reset; a new proxy takes 30 ms."""
+
+QUIET = 1.5
+"""Seconds without a sign of life after which a proxy gets no new connections; it is killed after twice as many."""
+
+REPORTED = frozenset(
+    {
+        ConditionType.UPSTREAM_UNVERIFIED,
+        ConditionType.UPSTREAM_TLS_FAILED,
+        ConditionType.CLIENT_CERTIFICATE_REQUESTED,
+        ConditionType.CLIENT_CERTIFICATE_REQUESTED_LATER,
+        ConditionType.ALPN_UNSUPPORTED,
+        ConditionType.SNI_UNSUPPORTED,
+        ConditionType.CLIENT_TLS_UNSUPPORTED,
+        ConditionType.NO_CERTIFICATE,
+        ConditionType.PROTOCOL_CONTRADICTION,
+    }
+)
+"""Conditions that a pod proxy may state about its ports; it is not trusted with any other."""
+
+
+class Target:
+    """A target pod. `await open()`, then `apply` as often as needed, then `detach` and one of `drain` and `abandon`."""
+
+    def __init__(self, pod: Pod, uid: int, tools: Toolbox) -> None:
+        self.pod = pod
+        self.uid = uid
+        self._tools = tools
+        self._log = get_logger("target").bind(pod=str(pod.key))
+        self._netns: Netns | None = None
+        self._addresses: frozenset[Address] = frozenset()
+        self._steering: Steering | None = None
+        self._proxy: PodProxy | None = None
+        self._statements = Statements(tools.conditions, pod.key)
+        self._streams = StreamPorts(pod.key, owner=self, statements=self._statements, now=tools.now)
+        self._datagrams = DatagramPorts()
+        self._apps = ProbedApps()
+        self._generation = 0
+        self._proxy_state = ProxyState.STOPPED
+        self._away_since: float | None = None
+        self._patience: asyncio.TimerHandle | None = None
+        self._served: frozenset[str] = frozenset()
+        self.counters: dict[int, dict[str, int]] = {}
+        """By port, as the present proxy process last reported them."""
+        self.datagram_counters: dict[str, int] = {}
+        """Of all UDP ports together."""
+        self.anomalies: dict[str, int] = {}
+        """Connections that became a wire, by reason."""
+        self.client_addresses = ClientAddresses.off()
+        self.connections = 0
+        self.seen = False
+        """Whether any connection has ever arrived: proof that the pod's traffic reaches the hook."""
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def open(self, *, claim: Callable[[NetnsId], None]) -> None:
+        """Enter the pod; nothing is steered yet. Raises SidestepError, and then nothing is left behind.
+
+        `claim` is called before anything is made; it raises SidestepError when the namespace is another target's.
+        """
+        async with contextlib.AsyncExitStack() as undo:
+            located = locate(self.pod)
+            undo.callback(located.netns.close)
+            claim(located.netns.id)
+            steering = Steering.attach(self._tools.program, located.netns.fd)
+            undo.callback(steering.close)
+            client_addresses = await self._attach_client_addresses()
+            undo.callback(client_addresses.close)
+            proxy = self._tools.supervisor.proxy(
+                str(self.pod.key), netns_fd=located.netns.fd, uid=self.uid, handler=self
+            )
+            undo.push_async_callback(self._tools.supervisor.remove, proxy)
+            await proxy.start()
+            undo.pop_all()
+        self._netns, self._addresses = located.netns, located.addresses
+        self._steering, self._proxy = steering, proxy
+        self.client_addresses = client_addresses
+        self._streams.enter(located.netns, own=located.addresses, steering=steering)
+        self._statements.begin()
+        self._log.info("target opened", netns=located.netns.path, proxy_pid=proxy.pid, uid=self.uid)
+
+    async def apply(self, plan: PodPlan, *, drain_timeout: float) -> None:
+        """Make this plan real. Raises SidestepError when something must be tried again; what could be done is done."""
+        proxy = self._running()
+        self.pod = plan.pod
+        wanted = {port.number: port for port in plan.ports if port.transport is Transport.TCP}
+        datagrams = {port.number: port for port in plan.ports if port.transport is Transport.UDP}
+        self._datagrams.unsteer_gone(datagrams, self._steering)
+        await self._streams.leave_gone(wanted, proxy=proxy)
+        self._generation += 1
+        self._apps.outdated = False
+        known = self._streams.plans()
+        for number, port in wanted.items():
+            if number not in known or known[number].snapshot.app != port.snapshot.app:
+                self._apps.forget(number)
+        failures = await proxy.apply(
+            {name: self._tools.credential(self.pod.key, name) for name in _credentials(plan)},
+            generation=self._generation,
+            ports=tuple(self._tools.asked_later.snapshot(self.pod, self._apps.snapshot(port)) for port in plan.ports),
+            drain_timeout=drain_timeout,
+            client_sources=self.client_addresses.sources,
+        )
+        self._served = frozenset().union(*(port.uids for port in plan.ports))
+        self.on_credentials(failures)
+        await self._streams.apply(wanted, proxy=proxy)
+        if self._netns is not None and self._steering is not None:
+            await self._datagrams.apply(datagrams, netns=self._netns, proxy=proxy, steering=self._steering)
+        self._streams.look(afresh=True)
+        self._log.info("target configured", ports=sorted(wanted), generation=self._generation)
+
+    def detach(self) -> None:
+        """Steer nothing any more, now; connections that have arrived go on. Never raises."""
+        self._streams.detached()
+        self._datagrams.forget_steering()
+        if self._steering is not None:
+            self._steering.close()
+            self._steering = None
+        self._statements.end()
+
+    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - it is the proxy's deadline, not ours
+        """Let the proxy finish within `timeout` seconds, then give everything back. Never raises."""
+        self.detach()
+        if self._proxy is not None and self._proxy_state is ProxyState.RUNNING:
+            try:
+                # The next request of a connection that is kept alive goes to the app.
+                await self._proxy.apply({}, generation=self._generation + 1, ports=(), drain_timeout=timeout)
+            except SidestepError as error:
+                self._log.info("target could not be told to stop diverting", reason=str(error))
+        if self._proxy is not None:
+            await self._proxy.drain(timeout)
+        await self.abandon()
+
+    async def abandon(self) -> None:
+        """Give everything back now; connections through the proxy end. Never raises."""
+        self.detach()
+        self._stop_patience()
+        proxy, self._proxy = self._proxy, None
+        if proxy is not None:
+            await self._tools.supervisor.remove(proxy)
+            self._log.info("target released")
+        self.client_addresses.close()
+        self._streams.close()
+        self._datagrams.close()
+        if self._netns is not None:
+            self._netns.close()
+            self._netns = None
+
+    # --- what reality says ------------------------------------------------------------------------------------------
+
+    @property
+    def netns(self) -> Netns | None:
+        """The namespace, while it is held."""
+        return self._netns
+
+    @property
+    def proxy_state(self) -> ProxyState:
+        """State of the pod proxy."""
+        return self._proxy_state
+
+    @property
+    def proxy_pid(self) -> int | None:
+        """Its present process."""
+        return self._proxy.pid if self._proxy is not None else None
+
+    @property
+    def attached(self) -> bool:
+        """Whether it steers or may steer; not before `open`, nor after `detach`."""
+        return self._steering is not None
+
+    @property
+    def broken(self) -> bool:
+        """Whether it must be made anew, because of a bug."""
+        return self._proxy is not None and self._proxy.broken
+
+    def alive(self) -> bool:
+        """Whether the namespace that is held is still the pod's. Asked often: a bare stat is all it costs."""
+        if self._netns is None:
+            return False
+        try:
+            status = os.stat(self._netns.path)  # noqa: PTH116 - a sixth of the cost of a Path's
+        except (OSError, ValueError):
+            return False
+        return (status.st_dev, status.st_ino) == (self._netns.id.device, self._netns.id.inode)
+
+    def steered(self) -> dict[int, frozenset[Family]]:
+        """The families steered now, by port; ports that wait for an app or a proxy have none."""
+        return self._streams.steered()
+
+    def steered_datagrams(self) -> dict[int, frozenset[Family]]:
+        """The same for UDP ports."""
+        return self._datagrams.steered()
+
+    def takes(self, number: int, transport: Transport) -> bool:
+        """Whether traffic of a port reaches the proxy now: steered to it, or copied."""
+        if transport is Transport.UDP:
+            return bool(self._datagrams.steered().get(number)) or number in self._datagrams.tapped()
+        return bool(self.steered().get(number))
+
+    def serves(self, uid: str) -> bool:
+        """Whether the proxy has been told of this intercept or wiretap."""
+        return uid in self._served
+
+    def waits_for_app(self, number: int) -> bool:
+        """Whether a port is not steered only because no app listens on it."""
+        return self._streams.waits_for_app(number)
+
+    def probed(self, number: int) -> Probed | None:
+        """What the last probe of the app behind a port found, as long as it holds."""
+        return self._apps.get(number)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether `apply` has something to do although the plan is the same."""
+        return self._apps.outdated or self._streams.outdated or self._datagrams.outdated(self._tools.now())
+
+    def why_left(self, number: int, transport: Transport) -> str:
+        """Why no traffic of a port reaches the proxy, as far as the proxy is the reason; empty otherwise."""
+        if transport is Transport.UDP:
+            return self.absence() or self._streams.why_all_left()
+        return self._streams.why_left(number)
+
+    def look(self) -> None:
+        """Ask which apps listen, and steer what should be steered, nothing else. Never raises."""
+        self._streams.look()
+        self._look_at_datagrams()
+
+    def sweep(self) -> None:
+        """Reset whoever waits for a proxy that does not take connections. Never raises."""
+        self._streams.sweep()
+
+    def _look_at_datagrams(self) -> None:
+        if self._steering is None:
+            return
+        if self._datagrams.look(self._tools.now()):
+            self._log.warning("a UDP socket was closed by somebody in the pod")
+        if self.absence() or self._streams.why_all_left():
+            self._datagrams.pause(self._steering)
+        else:
+            try:
+                self._datagrams.resume(self._steering)
+            except SidestepError as error:
+                text = f"datagrams are left to the app, because steering failed: {error}"
+                failed = [Condition(ConditionType.STEERING_FAILED, f"pod {self.pod.key}", text)]
+                self._statements.state(None, "datagrams", failed)
+            else:
+                self._statements.state(None, "datagrams", ())
+        if self._datagrams.outdated(self._tools.now()):
+            self.changed()
+
+    def expected(self) -> frozenset[Entry]:
+        """What the kernel's map should hold."""
+        udp = ((number, Transport.UDP, each) for number, all_ in self._datagrams.steered().items() for each in all_)
+        return self._streams.expected() | frozenset(udp)
+
+    def drift(self) -> list[str]:
+        """Compare with the kernel, repair what can be repaired here; one text per difference. Raises SidestepError."""
+        if self._steering is None:
+            return []
+        if not self._steering.attached():
+            raise RefusedError("the steering program is no longer attached")
+        self.look()
+        real, expected = self._steering.entries(), self.expected()
+        astray = {entry for entry, number in self._sockets().items() if self._steering.socket_of(*entry) != number}
+        found = []
+        for number, transport, family in sorted(astray | (expected - real)):
+            how = "was steered to another socket" if (number, transport, family) in real else "was not steered any more"
+            found.append(f"port {number}/{transport} ({family.name}) {how}")
+            if transport is Transport.UDP:
+                self._datagrams.pause(self._steering)
+                self._datagrams.resume(self._steering)
+            else:
+                self._streams.lost(number, family)
+        for number, transport, family in sorted(real - expected):
+            found.append(f"port {number}/{transport} ({family.name}) was steered without a reason")
+            self._steering.unsteer(number, transport, family)
+        if found:
+            self._streams.look(afresh=True)
+        return found
+
+    def _sockets(self) -> dict[Entry, int]:
+        """The kernel's number of the socket that each entry of the map should lead to. Raises KernelError."""
+        return {**self._streams.sockets(), **self._datagrams.sockets()}
+
+    # --- the proxy speaks (ProxyHandler) ----------------------------------------------------------------------------
+
+    async def open_stream(self, request: Open, /) -> socket.socket:
+        """Connect to a handler. Raises RefusedError."""
+        self._see()
+        return await self._tools.handlers.open_stream(request, pod=self.pod.key, proxy=self.uid)
+
+    def on_reset(self, message: Reset, /) -> None:
+        """Break a connection to a handler."""
+        self._tools.handlers.reset_stream(message.stream, proxy=self.uid)
+
+    def on_requests(self, requests: Requests, /) -> None:
+        """Log diverted requests."""
+        self._see()
+        self._tools.handlers.record(requests.requests, pod=self.pod.key)
+        self._tools.handlers.record_losses(requests.losses, pod=self.pod.key)
+
+    def on_report(self, report: Report, /) -> None:
+        """Take a condition of a port that this proxy serves."""
+        kind = next((each for each in REPORTED if each.value == report.type), None)
+        if kind is None or report.port not in self._streams:
+            return
+        if kind is ConditionType.CLIENT_CERTIFICATE_REQUESTED_LATER and report.text:
+            self._tools.asked_later.add(self.pod, report.port)
+        subject = port_subject(self.pod.key, report.port)
+        conditions = [Condition(kind, subject, report.text)] if report.text else []
+        self._statements.state(report.port, kind.value, conditions)
+
+    def on_name_client(self, message: NameClient, /) -> None:
+        """Have the app see a client's own address. Raises SidestepError."""
+        self.client_addresses.name(message, ports=self._streams, own=self._addresses)
+
+    def on_forget_client(self, message: ForgetClient, /) -> None:
+        """A named connection is over. Raises SidestepError."""
+        self.client_addresses.forget(message)
+
+    def on_probed(self, probed: Probed, /) -> None:
+        """Take what a probe of the app found."""
+        self._apps.learn(probed, ports=self._streams)
+
+    def on_no_app(self, no_app: NoApp, /) -> None:
+        """A dial was refused: leave the port to itself at once."""
+        if self._streams.refused(no_app):
+            self.changed()
+
+    def on_hindered(self, hindrances: tuple[Hindrance, ...], /) -> None:
+        """The proxy cannot serve as it should, or can again: leave to the app what it cannot, at once."""
+        self._streams.hindered(hindrances)
+        self._look_at_datagrams()
+        self.changed()
+
+    def on_heartbeat(self, beat: Heartbeat, /) -> None:
+        """Keep the counters of ports that there are."""
+        self.connections = beat.connections
+        self.anomalies = beat.anomalies
+        told = {0: self.datagram_counters, **self.counters, **beat.ports}
+        self.datagram_counters = told.pop(0)
+        self.counters = {number: counts for number, counts in told.items() if number in self._streams}
+        arrived = any(counts.get("accepted", 0) > 0 for counts in self.counters.values())
+        if arrived or self.datagram_counters.get("flows", 0) > 0:
+            self._see()
+
+    def on_state(self, state: ProxyState, reason: str, /) -> None:
+        """The proxy came, went, or is given up for now."""
+        self._proxy_state = state
+        if state is not ProxyState.RUNNING:
+            self.client_addresses.reset()
+        self._log.info("pod proxy", state=state.value, reason=reason, pid=self.proxy_pid)
+        self._stop_patience()
+        if state is ProxyState.RUNNING:
+            self._away_since = None
+        elif self._away_since is None:
+            self._away_since = self._tools.now()
+            self._streams.proxy_gone()
+        conditions = []
+        if state is ProxyState.RESTARTING:
+            self._patience = asyncio.get_running_loop().call_later(RESTART_PATIENCE, self._patience_over)
+        if state is ProxyState.FAILED:
+            self._streams.unsteer()
+            self._streams.sweep()
+            self._datagrams.pause(self._steering)
+            text = f"the pod proxy keeps ending ({reason}); its ports are left to the app, and it is tried again"
+            conditions.append(Condition(ConditionType.PROXY_CRASH_LOOP, f"pod {self.pod.key}", text))
+        self._statements.state(None, "state", conditions)
+        self.changed()
+
+    def _patience_over(self) -> None:
+        """The proxy has been away for longer than its clients may wait."""
+        self._patience = None
+        text = f"{self.absence()}; its ports are left to the app until it is"
+        condition = Condition(ConditionType.PROXY_NOT_READY, f"pod {self.pod.key}", text)
+        self._statements.state(None, "state", [condition])
+        self.look()
+        self.sweep()
+        self.changed()
+
+    def _stop_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def on_credentials(self, failures: Mapping[str, str], /) -> None:
+        """Some credentials could not be used: those ports carry TLS end to end."""
+        for number, plan in self._streams.plans().items():
+            snapshot = plan.snapshot
+            named = (snapshot.identity, snapshot.upstream_identity, snapshot.client_trust, snapshot.upstream_trust)
+            reasons = sorted({failures[name] for name in named if name in failures})
+            subject = port_subject(self.pod.key, number)
+            texts = [f"the pod proxy cannot use the certificate, TLS is carried end to end: {each}" for each in reasons]
+            conditions = [Condition(ConditionType.CERTIFICATE_INVALID, subject, text) for text in texts]
+            self._statements.state(number, "credentials", conditions)
+
+    # --- the ports ask (stream_ports.Owner) -------------------------------------------------------------------------
+
+    def absence(self) -> str:
+        """Why the proxy takes no connections now, nor will in a moment; empty: it does."""
+        if self._proxy_state is ProxyState.FAILED:
+            return "the pod proxy keeps ending"
+        if self._proxy_state is ProxyState.STOPPED or self.is_proxy_gone():
+            return "the pod proxy has ended, and another one is not there yet"
+        if self._proxy is not None and self._proxy.quiet >= QUIET:
+            return "the pod proxy shows no sign of life"
+        return ""
+
+    def is_proxy_gone(self) -> bool:
+        """Whether no proxy is there that could take what waits, nor will be in a moment."""
+        if self._proxy_state is ProxyState.RESTARTING:
+            return self._away_since is not None and self._tools.now() - self._away_since >= RESTART_PATIENCE
+        return self._proxy_state is ProxyState.FAILED
+
+    def app_gone(self, number: int) -> None:
+        """Nothing listens behind a port any more; what comes next may speak another protocol."""
+        if self._apps.gone(number):
+            self.changed()
+
+    def changed(self) -> None:
+        """What the target does has changed by itself."""
+        self._tools.on_change(self.pod.key)
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _see(self) -> None:
+        """A connection has arrived, by whatever the proxy says first: it counts connections twice a second only."""
+        if not self.seen:
+            self.seen = True
+            self.changed()
+
+    async def _attach_client_addresses(self) -> ClientAddresses:
+        cgroup = self.pod.location.cgroup
+        if cgroup is None:
+            return ClientAddresses.off()
+        try:
+            return ClientAddresses.attach(await self._tools.peernames(), cgroup)
+        except SidestepError as error:
+            return ClientAddresses.off(f"off: {error}")
+
+    def _running(self) -> PodProxy:
+        if self._proxy is None or self._steering is None or self._netns is None:
+            raise RefusedError(f"pod {self.pod.key} is being released")
+        return self._proxy
+
+
+def _credentials(plan: PodPlan) -> frozenset[str]:
+    names = set()
+    for port in plan.ports:
+        snapshot = port.snapshot
+        names |= {snapshot.identity, snapshot.client_trust, snapshot.upstream_identity, snapshot.upstream_trust}
+    return frozenset(names - {""})

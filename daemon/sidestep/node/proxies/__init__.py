@@ -1,0 +1,1 @@
+"""The pod proxies of a node, as processes: forked, told, heard, replaced."""

@@ -1,0 +1,70 @@
+"""What a pod proxy's owner hears of it: the contract between `pod_proxy` and `target`."""
+
+from __future__ import annotations
+
+import enum
+import socket
+from collections.abc import Mapping
+from typing import Protocol
+
+from sidestep.proxy.control.messages import (
+    ForgetClient,
+    Heartbeat,
+    Hindrance,
+    NameClient,
+    NoApp,
+    Open,
+    Probed,
+    Report,
+    Requests,
+    Reset,
+)
+
+
+class ProxyState(enum.Enum):
+    """What `on_state` reports."""
+
+    RUNNING = "running"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class ProxyHandler(Protocol):
+    """The pod's owner, called in the event loop. The `on_` functions return at once and do not raise."""
+
+    async def open_stream(self, request: Open, /) -> socket.socket:
+        """Return one end of a stream socketpair to the handler; RefusedError (or any SidestepError) says why not."""
+
+    def on_reset(self, message: Reset, /) -> None:
+        """The connection of an earlier `open_stream` is to break for its handler."""
+
+    def on_requests(self, requests: Requests, /) -> None:
+        """Take log lines."""
+
+    def on_report(self, report: Report, /) -> None:
+        """Take a condition."""
+
+    def on_name_client(self, message: NameClient, /) -> None:
+        """Name a connection that the proxy is about to make. May raise SidestepError: the proxy is told."""
+
+    def on_forget_client(self, message: ForgetClient, /) -> None:
+        """A named connection is over. May raise SidestepError."""
+
+    def on_probed(self, probed: Probed, /) -> None:
+        """Learn what a probe of the app found."""
+
+    def on_no_app(self, no_app: NoApp, /) -> None:
+        """Learn that nothing listens behind a port."""
+
+    def on_hindered(self, hindrances: tuple[Hindrance, ...], /) -> None:
+        """Learn all that keeps the present process from serving."""
+
+    def on_heartbeat(self, beat: Heartbeat, /) -> None:
+        """Take the counters of the present process; they begin anew with each."""
+
+    def on_state(self, state: ProxyState, reason: str, /) -> None:
+        """Learn that the state has changed."""
+
+    def on_credentials(self, failures: Mapping[str, str], /) -> None:
+        """Learn which credentials a *replay* could not use, and why (`apply` returns its own)."""

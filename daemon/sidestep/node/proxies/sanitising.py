@@ -1,0 +1,110 @@
+"""What a pod proxy says, cut down to what is believed.
+
+A client could have taken the proxy over. Then its messages are well formed (the codec sees to that) and say anything,
+at any length. What is kept, shown or passed on is bounded here, where it comes in: so nobody behind - the status, the
+metrics, a session's event stream - has to think of it, and one pod cannot fill the daemon's memory or make `sidestep
+status` useless for all the others. An honest proxy stays far below these bounds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+from msgspec.structs import replace
+
+from sidestep.model.pod import Family
+from sidestep.node.planning.readiness import KINDS
+from sidestep.proxy.control.messages import (
+    MAX_CERTIFICATE,
+    MAX_LINES,
+    MAX_TEXT,
+    DivertedRequest,
+    Heartbeat,
+    Hindered,
+    Hindrance,
+    LostCopies,
+    Probed,
+    Requests,
+)
+
+MAX_WORDS = 64
+"""Different counters of one port, or reasons of anomalies; what is beyond is summed under `other`."""
+MAX_FIELDS = 8192
+"""Characters of all fields of one request together; a proxy sends half of it (policy.redaction)."""
+MAX_LINE_FIELDS = 256
+"""Fields of one request; as many as a relay reads (`Http1Limits.fields`)."""
+MAX_ADDRESS = 64
+"""Characters of a client's address."""
+MAX_LOST = 1 << 32
+"""Copies lost at once; a proxy tells twice a second."""
+
+MAX_HINDRANCES = 8192
+"""Hindrances of one proxy: several of each family of its ports, of which 1,024 can be steered."""
+
+_FAMILIES = frozenset({0, *(int(family) for family in Family)})
+_ERRORS = 4096
+"""Error numbers of Linux are smaller (include/linux/err.h, MAX_ERRNO)."""
+_REASONS = frozenset({"handler", "room", "budget"})
+_WORD = re.compile(r"[a-z0-9_-]{1,48}")
+
+
+def heartbeat(beat: Heartbeat, *, ports: Collection[int]) -> Heartbeat:
+    """Counters of these ports, and of 0, which stands for all UDP ports together."""
+    counted = {number: counters(each) for number, each in beat.ports.items() if number in ports or number == 0}
+    return replace(beat, ports=counted, anomalies=counters(beat.anomalies))
+
+
+def counters(counts: Mapping[str, int]) -> dict[str, int]:
+    """At most MAX_WORDS words; everything else, and what is no word of ours, summed under `other`."""
+    words = [word for word in counts if _WORD.fullmatch(word) and word != "other"]
+    if len(words) > MAX_WORDS:
+        words = sorted(words)[:MAX_WORDS]
+    kept = {word: counts[word] for word in words}
+    rest = sum(counts.values()) - sum(kept.values())
+    return kept | ({"other": rest} if rest else {})
+
+
+def requests(message: Requests, *, uids: Collection[str]) -> Requests:
+    """The lines about these rules."""
+    lines = tuple(_line(line) for line in message.requests[:MAX_LINES] if line.uid in uids)
+    losses = tuple(_loss(loss) for loss in message.losses[:MAX_LINES] if loss.uid in uids and 0 < loss.count < MAX_LOST)
+    return replace(message, requests=lines, losses=losses)
+
+
+def probed(message: Probed) -> Probed:
+    """The finding, with a certificate that can be one."""
+    certificate = message.certificate if len(message.certificate) <= MAX_CERTIFICATE else b""
+    return replace(message, alpn=message.alpn[:MAX_ADDRESS], certificate=certificate)
+
+
+def hindrances(message: Hindered, *, ports: Collection[int]) -> tuple[Hindrance, ...]:
+    """The hindrances of a known kind, about these ports or all; at most one of each."""
+    told = {
+        (each.kind, each.port, each.family): each
+        for each in message.hindrances[:MAX_HINDRANCES]
+        if each.kind in KINDS and (each.port in ports or each.port == 0) and each.family in _FAMILIES
+    }
+    return tuple(each if 0 <= each.error < _ERRORS else replace(each, error=0) for each in told.values())
+
+
+def _loss(loss: LostCopies) -> LostCopies:
+    return replace(loss, reason=loss.reason if loss.reason in _REASONS else "room")
+
+
+def _line(line: DivertedRequest) -> DivertedRequest:
+    fields, room = [], MAX_FIELDS
+    for name, value in line.fields[:MAX_LINE_FIELDS]:
+        room -= min(len(name), MAX_TEXT) + min(len(value), MAX_TEXT)
+        if room < 0:
+            break
+        fields.append((name[:MAX_TEXT], value[:MAX_TEXT]))
+    return replace(
+        line,
+        client=line.client[:MAX_ADDRESS],
+        method=line.method[:MAX_TEXT],
+        path=line.path[:MAX_TEXT],
+        authority=line.authority[:MAX_TEXT],
+        lost=line.lost if line.lost in {"dropped", "truncated"} else "",
+        fields=tuple(fields),
+    )

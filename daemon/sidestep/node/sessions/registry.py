@@ -1,0 +1,301 @@
+"""The registry of sessions: which intercepts there are, and the way from a pod proxy to the handler of each.
+
+A session is accepted (`register`: spec checked, name and uid given, the node asked whether it conflicts), served as
+long as its tunnel lives, and forgotten the moment the tunnel ends or somebody ends it: first it leaves `intercepts()`
+and `on_change` is called, so that the next request goes to the app, then its connections are ended.
+
+The daemon learns of nothing by polling: it sets `on_change`, and calls `refresh()` when what `NodeView.state` says may
+have changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Iterable
+
+from sidestep import __version__
+from sidestep.config.filters import describe_filter
+from sidestep.model.errors import PeerError, RefusedError, SidestepError
+from sidestep.model.intercept import Intercept
+from sidestep.model.pod import PodKey
+from sidestep.node.api.view import InterceptView, NodeView
+from sidestep.node.sessions.intercept import intercept_of
+from sidestep.node.sessions.session import Session
+from sidestep.policy.workloads import parse_workload
+from sidestep.proxy.control.messages import DivertedRequest, LostCopies, Open
+from sidestep.tunnel.budget import Budget
+from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
+from sidestep.tunnel.messages import Ended, Lost, Request, SessionSpec
+from sidestep.tunnel.opening import StreamOpening
+
+MAX_SESSIONS = 1024
+"""Sessions of one node at once."""
+
+
+def _nothing() -> None:
+    """The `on_change` of nobody."""
+
+
+class Sessions:
+    """All sessions of this node. One event loop, no locks."""
+
+    def __init__(
+        self, *, view: NodeView, node: str, limits: TunnelLimits = DEFAULT_LIMITS, local_refusal: str = ""
+    ) -> None:
+        """`local_refusal` is why no session may begin at the unix socket; empty where it may."""
+        self.on_change: Callable[[], None] = _nothing
+        self.leaving = ""
+        """Why no session may begin now although it could soon, at this daemon's successor; empty while all is well."""
+        self._view = view
+        self._node = node
+        self._limits = limits
+        self.budget = Budget()
+        """What all tunnels together may hold unread."""
+        self._sessions: dict[str, Session] = {}
+        self._ordered: tuple[Intercept, ...] | None = ()
+        self._names: dict[tuple[str, str], dict[str, Session]] = {}
+        """By namespace and name, then by uid: in a cluster an intercept and a wiretap may share a name."""
+        self._local_refusal = local_refusal
+        self._closing: str | None = None
+
+    # --- for the daemon ---------------------------------------------------------------------------------------------
+
+    def intercepts(self) -> tuple[Intercept, ...]:
+        """The intercepts of all sessions, oldest first. Sorted once for all who ask between two changes."""
+        if self._ordered is None:
+            held = (each.intercept for each in self._sessions.values())
+            self._ordered = tuple(sorted(held, key=lambda each: each.order))
+        return self._ordered
+
+    def intercept(self, uid: str) -> Intercept | None:
+        """The intercept of one session."""
+        session = self._sessions.get(uid)
+        return session.intercept if session is not None else None
+
+    def views(self) -> tuple[InterceptView, ...]:
+        """The intercepts as `status` shows them, oldest first."""
+        return tuple(self._view_of(self._sessions[each.uid]) for each in self.intercepts())
+
+    def refresh(self) -> None:
+        """Tell every session what the node says about its pods, where that is news."""
+        for uid, session in self._sessions.items():
+            session.publish(self._view.state(uid))
+
+    async def open_stream(self, opening: Open, *, pod: PodKey, proxy: int) -> socket.socket:
+        """Connect one diverted connection to the handler of `opening.uid`; returns the end that is the pod proxy's.
+
+        A stream socket of AF_UNIX. FIN is half-close both ways; both directions closed at once (POLLHUP) means that the
+        handler's connection broke or the session ended. Raises RefusedError within `TunnelLimits.open_timeout`.
+        `proxy` is the uid of the pod proxy, which no other has at the time: a pod may have two, one of which drains.
+        """
+        session = self._sessions.get(opening.uid)
+        if session is None:
+            raise RefusedError("the session is gone")
+        return await session.open_stream(
+            StreamOpening(
+                intercept=opening.uid,
+                pod=str(pod),
+                port=opening.port,
+                client=opening.client,
+                client_port=opening.client_port,
+                protocol=opening.protocol,
+                tls=opening.tls,
+                server_name=opening.server_name,
+            ),
+            number=(proxy, opening.stream),
+        )
+
+    def record(self, requests: Iterable[DivertedRequest], *, pod: PodKey) -> None:
+        """Tell sessions about requests that a pod proxy diverted or copied to them; unknown uids are ignored."""
+        now = time.time()
+        for each in requests:
+            session = self._sessions.get(each.uid)
+            if session is not None:
+                session.record(
+                    Request(
+                        time=now,
+                        pod=str(pod),
+                        port=each.port,
+                        client=each.client,
+                        client_port=each.client_port,
+                        method=each.method,
+                        path=each.path,
+                        authority=each.authority,
+                        copied=each.copied,
+                        lost=each.lost,
+                        fields=each.fields,
+                    )
+                )
+
+    def record_losses(self, losses: Iterable[LostCopies], *, pod: PodKey) -> None:
+        """Tell sessions of copies that a pod proxy held back; unknown uids are ignored."""
+        for each in losses:
+            session = self._sessions.get(each.uid)
+            if session is not None:
+                session.lose(Lost(pod=str(pod), port=each.port, count=each.count, reason=each.reason))
+
+    def reset_stream(self, stream: int, *, proxy: int) -> None:
+        """A pod proxy reset the connection that it asked for under this number: its handler sees a reset, too."""
+        for session in self._sessions.values():
+            if session.reset_stream((proxy, stream)):
+                return
+
+    def move(self, reason: str) -> None:
+        """Have every session look for another daemon, and accept no new one. What runs through a tunnel goes on."""
+        self.leaving = reason
+        for session in self._sessions.values():
+            session.move(reason)
+
+    async def close(self, reason: str) -> None:
+        """End all sessions, telling each why, and accept no new one."""
+        self._closing = reason
+        sessions = tuple(self._sessions.values())
+        self._sessions.clear()
+        self._names.clear()
+        self._ordered = None
+        if sessions:
+            self.on_change()
+        ended = Ended(reason=reason, failed=True)
+        await asyncio.gather(*(session.end(ended) for session in sessions))
+
+    # --- for the local API ------------------------------------------------------------------------------------------
+
+    async def register(self, spec: SessionSpec, *, owner: str) -> Session:
+        """Accept a session, or raise ConfigurationError or RefusedError. `serve` must follow."""
+        self._may_begin()
+        await self._view.prepare(intercept_of(spec, name=self._name(spec), owner=owner))
+        self._may_begin()
+        # Others may have begun meanwhile: the name is chosen, and everything checked, now.
+        intercept = intercept_of(spec, name=self._name(spec), owner=owner)
+        old = self._sessions.get(intercept.uid)
+        if old is not None and old.intercept.display != intercept.display:
+            raise RefusedError(f"that session is intercept {old.intercept.display}")
+        self._view.check(intercept)
+        session = Session(
+            intercept=intercept, node=self._node, software=__version__, limits=self._limits, budget=self.budget
+        )
+        self._hold(session)
+        if old is not None:
+            old.connection.close()  # broken without this end having noticed
+        return session
+
+    async def serve(self, session: Session) -> SidestepError | None:
+        """Run a registered session, whose connection has its transport, to its end. Returns what ended it, if an error.
+
+        Whatever happens, the intercept is gone when this returns.
+        """
+        try:
+            self.on_change()
+            await session.begin()
+            session.publish(self._view.state(session.intercept.uid))
+            return await session.run()
+        except (PeerError, RefusedError) as error:
+            return error
+        finally:
+            self._forget(session)
+            await session.aclose()
+
+    async def join(self, session: Session) -> SidestepError | None:
+        """Run a session whose hello has been answered, in place of an older one of the same intercept, to its end."""
+        if self._closing is not None:
+            raise RefusedError(f"the node daemon takes no sessions now: {self._closing}")
+        old = self._sessions.get(session.intercept.uid)
+        self._hold(session)
+        try:
+            self.on_change()
+            if old is not None:
+                await old.end(Ended(reason="the session was opened anew"))
+            session.publish(self._view.state(session.intercept.uid))
+            return await session.run()
+        finally:
+            self._forget(session)
+            await session.aclose()
+
+    async def end(self, uid: str, *, reason: str) -> None:
+        """End the session of an intercept, if there is one."""
+        session = self._sessions.get(uid)
+        if session is not None:
+            self._forget(session)
+            await session.end(Ended(reason=reason))
+
+    def withdraw(self, session: Session) -> None:
+        """Forget a registered session that never got its transport."""
+        self._forget(session)
+
+    async def leave(self, namespace: str, name: str, *, by: str) -> bool:
+        """End the session that holds an intercept; False when there is none of this name."""
+        session = next(iter(self._names.get((namespace, name), {}).values()), None)
+        if session is None:
+            return False
+        self._forget(session)
+        await session.end(Ended(reason=f"ended by {by}"))
+        return True
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _hold(self, session: Session) -> None:
+        """Count a session, in the place of an older one of the same intercept."""
+        intercept = session.intercept
+        self._sessions[intercept.uid] = session
+        self._names.setdefault((intercept.namespace, intercept.name), {})[intercept.uid] = session
+        self._ordered = None
+
+    def _forget(self, session: Session) -> None:
+        intercept = session.intercept
+        if self._sessions.get(intercept.uid) is not session:
+            return
+        del self._sessions[intercept.uid]
+        named = self._names[intercept.namespace, intercept.name]
+        del named[intercept.uid]
+        if not named:
+            del self._names[intercept.namespace, intercept.name]
+        self._ordered = None
+        self.on_change()
+
+    def _may_begin(self) -> None:
+        """Raises RefusedError when no session may begin now."""
+        if self._local_refusal:
+            raise RefusedError(self._local_refusal)
+        if self._closing is not None:
+            raise RefusedError(f"the node daemon takes no sessions now: {self._closing}")
+        if len(self._sessions) >= MAX_SESSIONS:
+            raise RefusedError(f"the node already serves {MAX_SESSIONS} sessions")
+
+    def _name(self, spec: SessionSpec) -> str:
+        """The name asked for, or the first free one made of the workload's."""
+        if spec.name:
+            other = self._named(spec.namespace, spec.name, spec.resume)
+            if other is not None:
+                raise RefusedError(
+                    f"{other.kind} {other.display} exists already, held by {other.owner or 'somebody'}; choose --name"
+                )
+            return spec.name
+        base = parse_workload(spec.workload).name
+        number, name = 1, base
+        while self._named(spec.namespace, name, spec.resume) is not None:
+            number += 1
+            name = f"{base}-{number}"
+        return name
+
+    def _named(self, namespace: str, name: str, resuming: str) -> Intercept | None:
+        """Who has a name already, but for the one that comes back."""
+        found = self._names.get((namespace, name), {})
+        return next((each.intercept for uid, each in found.items() if uid != resuming), None)
+
+    def _view_of(self, session: Session) -> InterceptView:
+        intercept = session.intercept
+        return InterceptView(
+            namespace=intercept.namespace,
+            name=intercept.name,
+            kind=intercept.kind.value,
+            owner=intercept.owner,
+            workload=str(intercept.workload),
+            port=intercept.port,
+            transport=intercept.transport.value,
+            filter=describe_filter(intercept.filter),
+            created=intercept.created,
+            state=self._view.state(intercept.uid),
+            counters=session.counters.as_dict(),
+        )

@@ -1,0 +1,1 @@
+"""One client connection: accepted, classified, established, relayed."""

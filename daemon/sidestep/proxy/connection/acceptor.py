@@ -1,0 +1,181 @@
+"""Accepting on a steered port's listener.
+
+The listener belongs to the daemon, which keeps a duplicate: closing ours does not close the port, and the accept queue
+survives us. `retire` is the gentle end: accept for at least one more second and until the queue is empty, then close
+(closing at once reset 34 of 40 concurrent clients). Accepted connections that were not made to the port are dropped:
+the listener is bound to loopback, where anything inside the pod could reach it directly.
+
+An error of accept(2) is of one of three kinds: that of one connection, which was broken before it was accepted
+(ONE_CONNECTION); the want of a descriptor; that of the listener, which then fails every time (EINVAL: somebody has
+ended it). In the last two cases, and when a whole burst meets nothing but broken connections, the owner is told, and
+the next try comes after a pause that doubles up to LAST_PAUSE: a listener that cannot be accepted from costs nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from sidestep.proxy.connection.conductor import Endpoint
+from sidestep.proxy.connection.dial import plain_address
+from sidestep.proxy.io.loop import READ, Loop
+
+BURST: Final = 64
+"""Connections accepted per event before other descriptors get a turn."""
+GRACE: Final = 1.0
+"""Seconds a retired listener is accepted on at least."""
+PAUSE: Final = 0.1
+LAST_PAUSE: Final = 2.0
+"""Seconds to wait when there is no room (always the first) or accepting failed (doubling up to the last)."""
+
+ONE_CONNECTION: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EINTR,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ETIMEDOUT,
+    }
+)
+"""Errors of the connection that would have been accepted. EOPNOTSUPP, which accept(2) names as well, is what a socket
+answers that does not listen."""
+
+
+class Acceptor:
+    """One listener.
+
+    `accepted(sock, endpoint)` is called for each connection; `has_room()` says whether to go on; `outcome(error)` is
+    called when accepting fails in a way that will not pass, and with 0 when it works again.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        listener: socket.socket,
+        port: int,
+        *,
+        accepted: Callable[[socket.socket, Endpoint], None],
+        has_room: Callable[[], bool],
+        outcome: Callable[[int], None],
+    ) -> None:
+        self._loop = loop
+        self._listener = listener
+        self._port = port
+        self._accepted = accepted
+        self._has_room = has_room
+        self._outcome = outcome
+        self._failures = 0
+        self._paused = False
+        self._closed = False
+        self._until = 0.0
+        self._done: Callable[[], None] | None = None
+        listener.setblocking(False)
+        loop.add(listener.fileno(), self._ready, READ)
+
+    def _ready(self, mask: int) -> None:
+        del mask
+        self.accept()
+
+    def accept(self) -> bool:
+        """Accept what is there, within BURST; tell whether the queue was found empty."""
+        error = 0
+        for _ in range(BURST):
+            if self._closed:
+                return True
+            if not self._has_room():
+                self._pause(PAUSE)
+                return False
+            try:
+                sock, address = self._listener.accept()
+            except BlockingIOError:
+                self._works()
+                return True
+            except OSError as failure:
+                error = failure.errno or errno.EIO
+                if error not in ONE_CONNECTION:
+                    break
+                continue
+            error = 0
+            self._works()
+            self._take(sock, address)
+        if error:
+            self._fails(error)
+        return False
+
+    def _works(self) -> None:
+        if self._failures:
+            self._failures = 0
+            self._outcome(0)
+
+    def _fails(self, error: int) -> None:
+        self._failures += 1
+        self._pause(min(PAUSE * 2.0 ** min(self._failures - 1, 10), LAST_PAUSE))
+        self._outcome(error)
+
+    def _take(self, sock: socket.socket, address: tuple[str, int]) -> None:
+        try:
+            host, port = sock.getsockname()[:2]
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        except OSError:
+            sock.close()
+            return
+        if port != self._port:
+            sock.close()
+            return
+        self._accepted(sock, Endpoint(plain_address(address[0]), address[1], plain_address(host), port))
+
+    def _pause(self, seconds: float) -> None:
+        if not self._paused:
+            self._paused = True
+            # Not with an empty mask: epoll reports a hang-up, as of a dead listener, all the same.
+            self._loop.remove(self._listener.fileno())
+            self._loop.later(seconds, self._resume)
+
+    def _resume(self) -> None:
+        self._paused = False
+        if not self._closed:
+            self._loop.add(self._listener.fileno(), self._ready, READ)
+            if self._failures:
+                self.accept()
+
+    def retire(self, done: Callable[[], None]) -> None:
+        """Accept for a while yet, then close and call `done`. Nothing steers new connections here any more.
+
+        What cannot be accepted is reset by the kernel when the last duplicate is closed: nobody waits for nothing.
+        """
+        if self._done is None:
+            self._done = done
+            self._until = self._loop.now + 2 * GRACE
+            self._loop.later(GRACE, self._retire)
+
+    def _retire(self) -> None:
+        if self._closed:
+            return
+        stuck = self._loop.now > self._until and not self._has_room()
+        if self.accept() or self._failures or stuck:
+            self.close()
+            if self._done is not None:
+                self._done()
+        else:
+            self._loop.later(PAUSE, self._retire)
+
+    def close(self) -> None:
+        """Close our duplicate of the listener."""
+        if not self._closed:
+            self._closed = True
+            self._loop.remove(self._listener.fileno())
+            self._listener.close()
+
+    def abandon(self) -> None:
+        """A bug was met while accepting: go on with the next connection."""

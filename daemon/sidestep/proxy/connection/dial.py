@@ -1,0 +1,184 @@
+"""Dialling the app: the address the client used.
+
+sk_lookup sees the proxy's own dial too; the program lets it pass when its source is loopback or equals the destination.
+
+Without `naming` the socket is bound to the destination address before it connects - never to a loopback address, which
+apps trust. IP_BIND_ADDRESS_NO_PORT leaves the choice of the port to connect(), where only the four-tuple must be unique
+(ip(7)).
+
+With one, the app will be told the client's own address for this connection, so the source must be known before it
+connects: bind, have it named, connect. IPv4 sources are random addresses of a loopback network, because the ports of a
+single one run out at a few hundred connections a second; the app never sees them, named or not (`steering.client_names`
+says how). IPv6 has one loopback address, the pod's own serves. When naming fails the dial goes on without.
+
+A dial has no deadline of its own: who begins it gives it up (`app_dials`, the timeout of a probe).
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from typing import Final
+
+from sidestep.proxy.io.loop import BROKEN, WRITE, Loop
+
+IP_BIND_ADDRESS_NO_PORT: Final = 24
+MAPPED: Final = "::ffff:"
+ESTABLISHED: Final = 1
+"""tcpi_state of a connection that is open on both sides."""
+REPEATED: Final = 2
+"""Repetitions after which a connection inside one pod is taken for cut: 0.6 s, at its timeout of 0.2 s, doubling."""
+
+Done = Callable[[socket.socket | None, OSError | None], None]
+Namer = Callable[[str, int, Callable[[bool], None]], Callable[[], None]]
+"""(source address, source port, ready) -> cancel: calls `ready(True)` once the connection from there is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How connections are named, and whence they come over IPv4."""
+
+    namer: Namer
+    sources: IPv4Network
+
+
+def plain_address(host: str) -> str:
+    """An IPv4-mapped IPv6 address as IPv4; any other as it is, without a zone."""
+    if host.startswith(MAPPED) and "." in host:
+        return host[len(MAPPED) :]
+    return host
+
+
+def random_source(sources: IPv4Network) -> str:
+    """One of the addresses, neither the first nor the last."""
+    return str(sources[random.randrange(1, sources.num_addresses - 1)])  # noqa: S311 - no secret
+
+
+def is_unacknowledged(sock: socket.socket) -> bool:
+    """Whether the kernel has repeated what it sent over a TCP connection, REPEATED times or more, and got no answer.
+
+    A peer that is slow, or whose process is stopped, acknowledges all the same, and a window of 0 is probed instead.
+    """
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)
+    except OSError:
+        return False
+    return len(info) == 8 and info[0] == ESTABLISHED and info[2] >= REPEATED  # tcpi_state, tcpi_retransmits (tcp(7))
+
+
+class Dial:
+    """One connection attempt. Calls `done(sock, None)` or `done(None, error)` once, unless cancelled before."""
+
+    __slots__ = ("_cancel_naming", "_done", "_host", "_loop", "_port", "_sock", "since")
+
+    def __init__(self, loop: Loop, host: str, port: int, done: Done, *, naming: Naming | None = None) -> None:
+        """Begin. `host` is the (unmapped) address the client used. An error at once is reported on the next turn."""
+        self._loop = loop
+        self._done = done
+        self._host = host
+        self._port = port
+        self._cancel_naming: Callable[[], None] | None = None
+        self._sock: socket.socket | None = None
+        self.since: float | None = None
+        """When the connection was asked for, on the loop's clock; None before."""
+        if naming is None or not self._begin_named(naming):
+            self._begin_unnamed()
+
+    def _new_socket(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        sock = self._sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def _begin_named(self, naming: Naming) -> bool:
+        sock = None
+        try:
+            sock = self._new_socket()
+            sock.bind((self._host if ":" in self._host else random_source(naming.sources), 0))
+            source = sock.getsockname()
+        except OSError:
+            if sock is not None:
+                sock.close()
+            return False
+        self._cancel_naming = naming.namer(source[0], source[1], self._named)
+        return True
+
+    def _named(self, ready: bool) -> None:
+        self._cancel_naming = None
+        if ready:
+            self._connect()
+        else:
+            if self._sock is not None:
+                self._sock.close()
+            self._begin_unnamed()
+
+    def _begin_unnamed(self) -> None:
+        try:
+            sock = self._new_socket()
+            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((self._host, 0))
+        except OSError as error:
+            self._fail(error)
+        else:
+            self._connect()
+
+    def _connect(self) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        self.since = self._loop.now
+        try:
+            result = sock.connect_ex((self._host, self._port))
+        except OSError as error:
+            self._fail(error)
+            return
+        if result in (0, errno.EINPROGRESS):
+            self._loop.add(sock.fileno(), self._ready, WRITE)
+        else:
+            self._fail(OSError(result, "connect"))
+
+    def _fail(self, error: OSError) -> None:
+        sock, self._sock = self._sock, None
+
+        def report() -> None:
+            if sock is not None:
+                sock.close()
+            self._done(None, error)
+
+        self._loop.later(0.0, report)
+
+    def _ready(self, mask: int) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not code and not mask & (WRITE | BROKEN):
+            return
+        self._sock = None
+        self._loop.remove(sock.fileno())
+        if code:
+            sock.close()
+            self._done(None, OSError(code, "connect"))
+        else:
+            self._done(sock, None)
+
+    def cancel(self) -> None:
+        """Give up; `done` is not called any more."""
+        if self._cancel_naming is not None:
+            self._cancel_naming()
+            self._cancel_naming = None
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self._loop.remove(sock.fileno())
+            sock.close()
+        self._done = _ignore
+
+
+def _ignore(sock: socket.socket | None, error: OSError | None) -> None:
+    del error
+    if sock is not None:
+        sock.close()

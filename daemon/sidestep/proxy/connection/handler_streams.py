@@ -1,0 +1,93 @@
+"""Connections to handlers: asked of the daemon by `Open`, answered by `Opened` (one end of a socketpair) or `Refused`.
+
+Every question is answered exactly once: by the daemon, by a deadline, or at once when nobody can be asked. That is so
+without a daemon and while it is silent: the first question that it does not even acknowledge (`daemon_breaker`) is a
+refusal after that deadline, for all that wait, and the next ones are refused unasked until it answers again. A stream
+that arrives after its asker gave up is closed, which its handler sees as the end.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from sidestep.proxy.control import messages
+from sidestep.proxy.control.daemon_link import Line
+from sidestep.proxy.control.pending_calls import Questions
+from sidestep.proxy.io.loop import Loop
+from sidestep.proxy.io.stream import HandlerStream, PlainStream
+
+OPEN_TIMEOUT: Final = 15.0
+"""Seconds to wait for the daemon's answer to `Open`; the daemon's own deadline is shorter."""
+
+Arrived = Callable[[PlainStream | None], None]
+"""Called once with the stream, or with None when the handler was refused."""
+
+
+class HandlerStreams:
+    """The questions that are open."""
+
+    def __init__(self, loop: Loop, line: Line, *, on_crash: Callable[[object, Exception], None]) -> None:
+        self._line = line
+        self._on_crash = on_crash
+        self._questions: Questions[Arrived] = Questions(
+            loop, line, patience=OPEN_TIMEOUT, unanswered=lambda stream: self.arrived(stream, None)
+        )
+        self._asked: dict[int, int] = {}
+        self._last = 0
+
+    def ask(
+        self,
+        done: Arrived,
+        *,
+        uid: str,
+        port: int,
+        protocol: str,
+        client: tuple[str, int],
+        tls: bool = False,
+        server_name: str = "",
+    ) -> Callable[[], None]:
+        """Ask for a stream to the handler of the rule `uid`; returns a function that gives the question up."""
+        self._last += 1
+        stream = self._last
+        seq = self._line.next_seq()
+        question = messages.Open(seq, stream, uid, port, protocol, tls, server_name, *client)
+        if self._questions.ask(stream, question, done):
+            self._asked[seq] = stream
+        return partial(self._questions.drop, stream)
+
+    def __len__(self) -> int:
+        """Streams that may arrive yet."""
+        return len(self._questions)
+
+    def arrived(self, stream: int, sock: socket.socket | None) -> None:
+        """Give a stream to who asked for it; None is a refusal."""
+        done = self._questions.take(stream)
+        if done is None:
+            if sock is not None:
+                sock.close()
+            return
+        opened = None
+        if sock is not None:
+            sock.setblocking(False)
+            opened = HandlerStream(sock, lambda: self._reset(stream))
+        try:
+            done(opened)
+        except Exception as error:  # noqa: BLE001 - it ended its own connection; the daemon's message was all right
+            self._on_crash(None, error)
+
+    def acknowledged(self, ack: messages.Ack) -> None:
+        """The daemon has taken a question, or could not."""
+        stream = self._asked.pop(ack.seq, None)
+        if stream is not None and ack.error:
+            self.arrived(stream, None)
+
+    def refuse_all(self) -> None:
+        """The daemon is gone."""
+        for stream in self._questions.numbers():
+            self.arrived(stream, None)
+
+    def _reset(self, stream: int) -> None:
+        self._line.send(messages.Reset(self._line.next_seq(), stream))

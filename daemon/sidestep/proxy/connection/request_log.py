@@ -1,0 +1,130 @@
+"""What sessions show of diverted and copied requests: collected for a moment, told in one message.
+
+A message holds what fits in a packet; more lines make more messages. Lossy and bounded: lines above
+`messages.MAX_LINES` or RATE, and all of them when the daemon is behind, are only counted. The moment also keeps daemon
+and developer's machine from waking up just when the app works at the request.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import islice
+from typing import Final
+
+from sidestep.aio.allowance import Allowance
+from sidestep.engine.mirror.gate import Loss
+from sidestep.engine.relay import Diverted, Lost
+from sidestep.proxy.connection.conductor import Conduit
+from sidestep.proxy.control import messages
+from sidestep.proxy.control.daemon_link import Line
+from sidestep.proxy.io.loop import Loop
+
+MOMENT: Final = 0.01
+"""Seconds for which lines are collected."""
+ROOM: Final = messages.MAX_INLINE - 4096
+"""Bytes of the lines of one message."""
+RATE: Final = 2 * 1024 * 1024
+"""Bytes of lines a second: part of what the daemon lets a proxy cost it (`node.proxies.incarnation.TALK`)."""
+BURST: Final = 1024 * 1024
+"""Bytes of lines at once."""
+_WORDS: Final = 64
+"""Bytes of a line beside its texts."""
+_LENGTHS: Final = 16
+"""Bytes of a field beside its texts."""
+_WIDEST: Final = 4
+"""Bytes of a character in UTF-8 at most."""
+_LOSS: Final = 128
+"""Bytes of a `LostCopies`."""
+_LOST: Final = {Lost.NOTHING: "", Lost.ALL: "dropped", Lost.REST: "truncated"}
+
+
+class RequestLog:
+    """The lines that wait."""
+
+    def __init__(self, loop: Loop, line: Line) -> None:
+        self._loop = loop
+        self._line = line
+        self._lines: list[messages.DivertedRequest] = []
+        self._losses: Counter[Loss] = Counter()
+        self._dropped = 0
+        self._allowance = Allowance(rate=RATE, burst=BURST, now=0.0)
+
+    def lose(self, losses: Mapping[Loss, int]) -> None:
+        """Take the numbers of copies that were not made; they wait while the daemon is behind."""
+        self._losses.update(losses)
+
+    def add(self, conduit: Conduit) -> None:
+        """Take what a conduit's relay has diverted, and count it."""
+        if not self._lines:
+            self._loop.later(MOMENT, self.flush)
+        endpoint = conduit.endpoint
+        for request in conduit.relay.diverted:
+            conduit.port.counters[_counter(request)] += 1
+            if len(self._lines) >= messages.MAX_LINES:
+                self._dropped += 1
+                continue
+            line = messages.DivertedRequest(
+                request.rule.uid,
+                conduit.port.steered.number,
+                endpoint.client,
+                endpoint.client_port,
+                _text(request.method),
+                _text(request.path),
+                _text(request.authority),
+                request.copied,
+                _LOST[request.lost],
+                tuple((_text(name), _text(value)) for name, value in request.fields),
+            )
+            if self._allowance.take(self._loop.now, _size(line)):
+                self._lines.append(line)
+            else:
+                self._dropped += 1
+        conduit.relay.diverted.clear()
+
+    def flush(self) -> None:
+        """Tell what there is."""
+        if not self._lines and not self._losses:
+            return
+        lines, self._lines = self._lines, []
+        losses = dict(islice(self._losses.items(), messages.MAX_LINES))
+        lost = tuple(messages.LostCopies(loss.uid, loss.port, loss.why.value, losses[loss]) for loss in losses)
+        at, room = 0, ROOM - len(lost) * _LOSS
+        while at < len(lines) or lost:
+            end = at
+            while end < len(lines) and (room >= _size(lines[end]) or (end == at and not lost)):
+                room -= _size(lines[end])
+                end += 1
+            message = messages.Requests(self._line.next_seq(), tuple(lines[at:end]), self._dropped, lost)
+            if self._line.send(message, droppable=True):
+                self._dropped = 0
+                if lost:
+                    for loss in losses:
+                        del self._losses[loss]
+            else:
+                self._dropped += end - at
+            at, room, lost = end, ROOM, ()
+
+
+def _counter(request: Diverted) -> str:
+    if not request.copied:
+        return "diverted"
+    if request.lost:
+        return "copies_" + _LOST[request.lost]
+    return "flows" if request.rule.heads_only else "copied"
+
+
+def _size(line: messages.DivertedRequest) -> int:
+    """Bytes of a line at most."""
+    size = _WORDS + len(line.uid) + len(line.client) + _width(line.method) + _width(line.path) + _width(line.authority)
+    for name, value in line.fields:
+        size += _width(name) + _width(value) + _LENGTHS
+    return size
+
+
+def _width(text: str) -> int:
+    return len(text) if text.isascii() else _WIDEST * len(text)
+
+
+def _text(value: bytes) -> str:
+    return value[: messages.MAX_TEXT].decode("utf-8", "replace")

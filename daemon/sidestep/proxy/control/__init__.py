@@ -1,0 +1,1 @@
+"""The control channel between node daemon, zygote and pod proxy."""

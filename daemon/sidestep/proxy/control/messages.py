@@ -1,0 +1,367 @@
+"""The control messages between node daemon, zygote and pod proxy: one msgpack-encoded struct per SEQPACKET packet.
+
+At most one file descriptor travels with a message; the docstring says which. Every message but `Ack` and `Heartbeat` is
+answered by one `Ack` with the same `seq`. State travels as snapshots (`Configure`): applying one twice changes nothing.
+A message of the daemon whose encoding exceeds 64 KiB travels as a memfd (`Large`); proxies send none. The version
+stands in `Hello`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+VERSION = 1
+MAX_INLINE = 64 * 1024
+"""Bytes of one packet above which the message travels as a memfd."""
+MAX_LINES = 256
+"""Log lines of one `Requests`."""
+MAX_PORTS = 64
+"""Ports of one `Heartbeat`."""
+MAX_HINDRANCES = 2048
+"""Hindrances of one `Hindered`: each of 1,024 steered ports in both address families."""
+MAX_CERTIFICATE = 16 * 1024
+"""Bytes of the certificate in `Probed`; a larger one is left out."""
+MAX_TEXT = 2048
+"""Characters of a method, path, authority, or of a field's name or value in a log line."""
+MAX_FIELDS = 4096
+"""Fields of a log line that can be decoded; texts of a line have no more characters together (policy.redaction)."""
+MAX_COUNTERS = 512
+"""Counters of one kind that can be decoded; there are some sixty."""
+
+# What a proxy sends is bounded where it is decoded: one that is taken over costs the daemon no more than an honest one.
+Counters = Annotated[dict[str, int], msgspec.Meta(max_length=MAX_COUNTERS)]
+
+
+class Message(msgspec.Struct, tag=True, tag_field="message", array_like=True, forbid_unknown_fields=True):
+    """Base of all messages. `seq` is the sender's counter, from 1."""
+
+    seq: int
+
+
+# --- daemon to zygote -----------------------------------------------------------------------------------------------
+
+
+class Spawn(Message):
+    """Fork a pod proxy. fd: the proxy's end of its control socketpair. Answered by `Spawned`.
+
+    It does not say which pod's: every proxy has a copy of the zygote's memory.
+    """
+
+
+class Spawned(Message):
+    """fd: a pidfd of the new proxy. `seq` repeats that of `Spawn`."""
+
+    pid: int
+
+
+# --- daemon to proxy ------------------------------------------------------------------------------------------------
+
+
+class Stderr(Message):
+    """First message: write errors here. fd: the end of a pipe of the proxy's own."""
+
+
+class Enter(Message):
+    """Third message: enter the pod's network namespace and lock the sandbox. fd: the netns."""
+
+    uid: int
+    memory_limit: int
+    """RLIMIT_AS-like bound in bytes (0: none)."""
+    fd_limit: int
+
+
+class Pulse(Message):
+    """Second message: count here every 500 ms, as a sign of life. fd: a page of memory (`aio.pulse`).
+
+    It is mapped before the sandbox is locked, which lets no memory be shared any more.
+    """
+
+
+class Condition(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """One header, method or path condition: `part` header|method|path, `test` exact|regex|present|equal|prefix."""
+
+    part: str
+    test: str
+    name: str
+    value: str
+
+
+class RuleSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """One intercept or wiretap on a port, oldest first in its list."""
+
+    uid: str
+    display: str
+    kind: str
+    """"intercept" or "wiretap"."""
+    conditions: tuple[Condition, ...]
+    divert_probes: bool
+    heads_only: bool = False
+    """A wiretap that is told of requests and gets no copies."""
+
+
+class PortSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """All the proxy must know about one steered port."""
+
+    number: int
+    transport: str
+    """"tcp" or "udp"."""
+    tls: str
+    """"never", "always" or "probe" (section 5)."""
+    http2: str
+    """"never", "always" or "probe"."""
+    rules: tuple[RuleSnapshot, ...]
+    global_uid: str = ""
+    """uid of a global intercept; the whole port is carried unparsed."""
+    global_display: str = ""
+    global_taps: tuple[str, ...] = ()
+    """uids of global wiretaps."""
+    pass_sources: tuple[str, ...] = ()
+    """Client addresses that a global intercept leaves to the app (kubelet probes)."""
+    identity: str = ""
+    """Name of the downstream `Credential` (certificate and key); empty: TLS is carried end to end."""
+    client_trust: str = ""
+    """Name of the downstream `ca.crt` credential."""
+    client_auth: str = "auto"
+    """"auto", "require", "request" or "none"."""
+    upstream_identity: str = ""
+    upstream_trust: str = ""
+    """Name of the credential that verifies the app; empty: the system store."""
+    upstream_name: str = ""
+    """Name to verify when the client sent no SNI: first DNS name of the downstream certificate."""
+    skip_verify: bool = False
+    forward_client_cert: bool = False
+    probe_timeout: float = 2.0
+    app: str = ""
+    """Tells one process of the app from the next: when it changes, what a probe found does not hold any more."""
+    asks_later: bool = False
+    """The app asks for client certificates after the handshake: clients that it can ask are carried end to end."""
+
+
+class Configure(Message):
+    """The desired state, whole. Ports not listed keep their accepted connections, which drain."""
+
+    generation: int
+    ports: tuple[PortSnapshot, ...]
+    client_sources: str = ""
+    """If connections to the app are to be named (`NameClient`), so that it sees the client's own address: the network
+    from whose addresses they come over IPv4. Empty: they are not named."""
+    detection_timeout: float = 1.0
+    """Seconds a silent client is waited for before the app is dialled."""
+    drain_timeout: float = 30.0
+
+
+class Credential(Message):
+    """Key material. fd: a memfd with PEM. Sent before the `Configure` that names it; the Ack proves that it loads.
+
+    `kind` "identity": private key and certificate chain; "trust": CA certificates. `name` holds a digest, so that a new
+    certificate is a new name; the proxy drops credentials that no port names any more.
+    """
+
+    name: str
+    kind: str
+
+
+class Listen(Message):
+    """Accept on this listener for a port. fd: the listening socket (the daemon keeps a duplicate)."""
+
+    port: int
+    transport: str
+
+
+class Unlisten(Message):
+    """The port is no longer steered: accept for at least 1 s more and until the queue is empty, then close."""
+
+    port: int
+    transport: str
+
+
+class Opened(Message):
+    """The stream asked for by `Open` is connected to the handler. fd: one end of a stream socketpair."""
+
+    stream: int
+
+
+class Refused(Message):
+    """The stream asked for by `Open` cannot be had (session gone, handler refused). Why is not the proxy's to know."""
+
+    stream: int
+
+
+class Drain(Message):
+    """Stop: finish what is in flight within `timeout` seconds, then exit."""
+
+    timeout: float
+
+
+# --- proxy to daemon ------------------------------------------------------------------------------------------------
+
+
+class Hello(Message):
+    """Sent once the sandbox is locked."""
+
+    version: int
+    pid: int
+
+
+class Ack(Message):
+    """Answer to the message with this `seq`. `error` is empty when it was carried out."""
+
+    error: str = ""
+
+
+class Heartbeat(Message):
+    """Every 500 ms, unless nothing has changed since the last; not acknowledged. The `Pulse` is counted in any case.
+
+    Totals since the proxy began, per steered port (`ports[number]`), of at most MAX_PORTS ports: a proxy with more
+    sends several.
+    """
+
+    connections: int
+    """Open client connections now."""
+    ports: Annotated[dict[int, Counters], msgspec.Meta(max_length=MAX_PORTS)]
+    """Counter name to total: accepted, wired, diverted, copied, app_requests, no_app, tls_passed …"""
+    anomalies: Counters
+    """Reason (Relay.anomaly) to total."""
+
+
+class Open(Message):
+    """Ask for a connection to the handler of rule `uid`. Answered by `Opened` or `Refused`, besides the Ack."""
+
+    stream: int
+    uid: str
+    port: int
+    protocol: str
+    """"http/1.1", "h2", "tcp" or "udp"."""
+    tls: bool
+    server_name: str
+    client: str
+    """Client address, textual."""
+    client_port: int
+
+
+class Reset(Message):
+    """We reset the stream of `Opened`: its handler is to see a broken connection, not a finished one.
+
+    AF_UNIX knows no reset; this message takes its place.
+    """
+
+    stream: int
+
+
+class DivertedRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """One diverted or copied request, for the session's log."""
+
+    uid: str
+    port: int
+    client: str
+    client_port: int
+    method: str
+    path: str
+    authority: str
+    copied: bool
+    lost: str = ""
+    """"dropped" or "truncated" when the copy did not, or not whole, reach its handler."""
+    fields: Annotated[tuple[tuple[str, str], ...], msgspec.Meta(max_length=MAX_FIELDS)] = ()
+    """Header fields for a rule that wants heads only; secrets are redacted before they get here."""
+
+
+class LostCopies(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """Copies that were held back in the proxy (of heads: nobody was told), and that have no line of their own."""
+
+    uid: str
+    port: int
+    reason: str
+    """"handler", "room" or "budget" (`engine.mirror.gate.Why`)."""
+    count: int
+
+
+class Requests(Message):
+    """A batch of log lines, at most MAX_LINES; what is beyond is dropped and counted."""
+
+    requests: Annotated[tuple[DivertedRequest, ...], msgspec.Meta(max_length=MAX_LINES)]
+    dropped: int
+    losses: Annotated[tuple[LostCopies, ...], msgspec.Meta(max_length=MAX_LINES)] = ()
+    """At most MAX_LINES, too."""
+
+
+class Report(Message):
+    """A condition that connections of this port met. An empty `text` takes it back."""
+
+    port: int
+    type: str
+    """A `ConditionType` value."""
+    text: str
+
+
+class Probed(Message):
+    """What a probe of the app found (section 5). `tls` and `http2` are "yes", "no" or "unknown".
+
+    With `tls` "unknown": what was found before does not hold any more.
+    """
+
+    port: int
+    tls: str
+    http2: str
+    alpn: str
+    asks_certificate: bool
+    certificate: bytes
+    """The app's certificate, DER; empty when none was seen."""
+
+
+class NameClient(Message):
+    """Have the app see `client` behind the connection from `peer` to `port`. Sent between bind and connect."""
+
+    port: int
+    peer: str
+    peer_port: int
+    client: str
+    client_port: int
+
+
+class ForgetClient(Message):
+    """The named connection is over."""
+
+    port: int
+    peer: str
+    peer_port: int
+
+
+class NoApp(Message):
+    """A dial to the app was refused: nothing listens for this port and address family."""
+
+    port: int
+    family: int
+
+
+class Hindrance(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """Something that keeps the proxy from serving.
+
+    `kind` is "no-room", "no-descriptors", "no-memory", "cannot-accept" or "cannot-dial"; `port` and `family` (AF_INET,
+    AF_INET6) say what cannot be served, 0 stands for all; `error` is the errno that was met, 0 if none was.
+    """
+
+    kind: str
+    port: int = 0
+    family: int = 0
+    error: int = 0
+
+
+class Hindered(Message):
+    """All that keeps the proxy from serving now; sent whenever something of it comes or goes. A new proxy is ready."""
+
+    hindrances: Annotated[tuple[Hindrance, ...], msgspec.Meta(max_length=MAX_HINDRANCES)]
+
+
+class Large(Message):
+    """Stands for a message of more than MAX_INLINE bytes. fd: a memfd with its encoding. `seq` repeats its seq."""
+
+    size: int
+
+
+ToProxy = Stderr | Pulse | Enter | Configure | Credential | Listen | Unlisten | Opened | Refused | Drain | Ack | Large
+FromProxy = (
+    Hello | Ack | Heartbeat | Open | Reset | Requests | Report | Probed | NameClient | ForgetClient | NoApp | Hindered
+)
+"""No `Large`: what a proxy says is bounded by the size of a packet."""

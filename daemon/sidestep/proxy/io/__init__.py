@@ -1,0 +1,1 @@
+"""Bytes in and out of sockets: the event loop, plain and TLS streams, splice(2)."""

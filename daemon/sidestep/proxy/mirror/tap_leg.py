@@ -1,0 +1,335 @@
+"""The shell's side of wiretaps: tap legs of a connection, apart from everything that serves its client.
+
+    queued    many others of its wiretap are being opened (`Keeper.ask`); `leg.out` is kept (its bound is the ledger's)
+    opening   an `Open` message is under way; likewise
+    live      what the engine writes is sent as the socket takes it, what the handler says is read for the engine
+    awaiting  the engine ended the leg (AWAIT, FINISH) and all is written: the handler has ANSWER seconds to end
+    closing   the engine closed it (CLOSE) and not all is written: the handler has ANSWER seconds to take it
+    dead      closed
+
+A tap leg's socket is written from its own events once it has been full, so that a handler that does not read costs the
+app's events nothing but a glance. When the client's connection is over the legs go on by themselves: FAREWELL seconds
+to be connected and flushed, then reset. The engine is told of every end, so that the ledger's books are right.
+
+Each leg says once what came of it (`Keeper`): it failed when the handler refused, broke it off or did not answer as its
+protocol demands; an answer is a success, and so is an orderly end. An end that the client or we caused says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import thread_time
+from typing import Final, Protocol
+
+from sidestep.engine.relay import CopyLeg, Ending, Relay
+from sidestep.proxy.io.loop import HANG_UP, READ, WRITE, Loop, Timer
+from sidestep.proxy.io.stream import PlainStream
+
+ANSWER: Final = 10.0
+"""Seconds for a handler to answer a request that was copied whole, or to end after the client did."""
+HURRY: Final = 1.0
+"""The same while more than CROWD of them are awaited: a handler that never answers is no reason to drop copies."""
+CROWD: Final = 32
+FAREWELL: Final = 10.0
+"""Seconds for copies to be delivered after the end of the client's connection."""
+READS: Final = 4
+"""Reads of one handler's answer per event; then other connections get a turn."""
+MERGE: Final = 64
+"""Chunks joined into one write."""
+OPENED: Final = 0.0015
+"""Processor seconds that the node daemon and the session spend on a connection to a handler, about ..."""
+WRITTEN: Final = 0.0001
+"""... and on carrying one write to it. They count as time taken by copying."""
+
+
+class Keeper(Protocol):
+    """Keeps account of the copies of all connections."""
+
+    living: set[TapLeg]
+    """Tap legs that are not dead."""
+
+    def ask(self, leg: TapLeg, uid: str) -> None:
+        """Have `leg.ask` called, now or when fewer of its wiretap are being opened, or `leg.refuse`."""
+
+    def answered(self, uid: str) -> None:
+        """A leg that had asked is opened, refused or over."""
+
+    def opened(self, uid: str) -> None:
+        """A handler has taken the connection of a copy for this wiretap."""
+
+    def failed(self, uid: str) -> None:
+        """A copy has failed."""
+
+    def succeeded(self, uid: str) -> None:
+        """A copy has succeeded."""
+
+    def spend(self, seconds: float) -> None:
+        """Processor time has been spent on copies."""
+
+
+class Surroundings(Protocol):
+    """The conduit around it."""
+
+    relay: Relay
+
+    def ask_for_copy(self, leg: CopyLeg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
+        """Ask for a connection to the handler of a tap leg; returns a function that cancels."""
+
+    def tap_moved(self) -> None:
+        """The engine was told something about a tap."""
+
+    def copied(self) -> None:
+        """Some of what was deferred is done; the connection goes on."""
+
+
+class TapLeg:
+    """One tap leg. It is among those of its connection (`kin`) and of all (`living`) until it is dead."""
+
+    __slots__ = (
+        "_around",
+        "_asking",
+        "_blocked",
+        "_cancel",
+        "_ended",
+        "_finished",
+        "_keeper",
+        "_kin",
+        "_leg",
+        "_loop",
+        "_mask",
+        "_relay",
+        "_said",
+        "_stream",
+        "_timer",
+    )
+
+    def __init__(
+        self, loop: Loop, leg: CopyLeg, around: Surroundings, *, kin: dict[TapLeg, None], keeper: Keeper
+    ) -> None:
+        self._loop = loop
+        self._leg = leg
+        self._around = around
+        self._relay = leg.owner
+        self._kin = kin
+        self._keeper = keeper
+        self._said = False
+        """What came of it has been said."""
+        self._asking = False
+        self._blocked = False
+        self._ended = False
+        self._finished = False
+        self._mask = 0
+        self._timer: Timer | None = None
+        self._cancel: Callable[[], None] | None = None
+        self._stream: PlainStream | None = None
+        kin[self] = None
+        keeper.living.add(self)
+
+    def open(self) -> None:
+        """Have the connection asked for, unless the copy is over already."""
+        if self._leg.ending is Ending.ABORT:
+            self._die(orderly=False)
+        else:
+            self._keeper.spend(OPENED)  # now, not when it is spent: else many are begun before the first one counts
+            self._keeper.ask(self, self._uid)
+
+    def ask(self) -> None:
+        """Ask for the connection."""
+        self._asking = True
+        self._cancel = self._around.ask_for_copy(self._leg, self._opened)
+
+    def refuse(self) -> None:
+        """There is no point in asking: others of the same wiretap were refused meanwhile."""
+        if self in self._keeper.living:
+            self._lose()
+            self._around.tap_moved()
+
+    def _has_asked(self) -> None:
+        if self._asking:
+            self._asking = False
+            self._keeper.answered(self._uid)
+
+    def _opened(self, stream: PlainStream | None) -> None:
+        self._cancel = None
+        began = thread_time()
+        self._has_asked()
+        if self not in self._keeper.living:
+            if stream is not None:
+                stream.reset()
+        elif stream is None:
+            self._lose()
+            self._around.tap_moved()
+        else:
+            self._keeper.opened(self._uid)
+            self._stream = stream
+            self._leg.open = True
+            self._mask = READ
+            self._loop.add(stream.fd, self.ready, READ)
+            self._relay.opened(self._leg)
+            self.settle()
+            self._around.tap_moved()
+        self._keeper.spend(thread_time() - began)
+
+    @property
+    def _uid(self) -> str:
+        rule = self._leg.rule
+        return rule.uid if rule is not None else ""
+
+    def _say(self, *, failed: bool) -> None:
+        if not self._said:
+            self._said = True
+            if failed or self._leg.answered is False:
+                self._keeper.failed(self._uid)
+            else:
+                self._keeper.succeeded(self._uid)
+
+    def ready(self, mask: int) -> None:
+        """Dispatch an event of the socket."""
+        stream = self._stream
+        if stream is None:
+            return
+        began = thread_time()
+        if mask & WRITE:
+            self._blocked = False
+        try:
+            if mask & ~WRITE and not self._ended:
+                self._read(stream, hung_up=bool(mask & HANG_UP))
+            elif mask & HANG_UP and self._ended:
+                self._lose()
+        except OSError:
+            self._lose()
+        self.settle()
+        self._around.tap_moved()
+        self._keeper.spend(thread_time() - began)
+
+    def _read(self, stream: PlainStream, *, hung_up: bool) -> None:
+        relay = self._relay
+        for _ in range(READS):
+            data = stream.read()
+            if data is None:
+                return
+            if not data:
+                break
+            relay.receive(self._leg, data)
+            if self._leg.answered is not None:
+                self._say(failed=not self._leg.answered)
+            if self._stream is None or not relay.reads(self._leg):
+                return
+        else:
+            return
+        self._ended = True
+        if hung_up and not self._finished:
+            self._lose()
+        else:
+            relay.receive_eof(self._leg)
+
+    def settle(self) -> None:
+        """Write what the socket takes, and carry out the ending."""
+        leg = self._leg
+        stream = self._stream
+        if leg.ending is Ending.ABORT:
+            self._die(orderly=False)
+            return
+        if stream is None:
+            return
+        try:
+            if leg.out and not self._blocked and not self._write(stream):
+                self._blocked = True
+        except OSError:
+            self._lose()
+            return
+        if not leg.out:
+            if leg.ending is Ending.CLOSE:
+                self._die(orderly=True)
+                return
+            if leg.ending:
+                self._await(stream)
+        elif leg.ending is Ending.CLOSE:
+            self._arm()
+        self._watch(stream)
+
+    def _watch(self, stream: PlainStream) -> None:
+        reads = not self._ended and self._relay.reads(self._leg)
+        mask = (READ if reads else 0) | (WRITE if self._blocked else 0)
+        if mask != self._mask:
+            self._mask = mask
+            self._loop.modify(stream.fd, mask)
+
+    def _write(self, stream: PlainStream) -> bool:
+        leg = self._leg
+        out = leg.out
+        while out:
+            self._keeper.spend(WRITTEN)
+            count = min(len(out), MERGE)
+            data = out[0] if count == 1 else b"".join(out[:count])
+            taken = stream.write(data)
+            leg.queued -= taken
+            if taken != len(data):
+                out[:count] = [data[taken:]]
+                return False
+            del out[:count]
+            if not out:
+                self._relay.drained(leg)
+        return True
+
+    def _await(self, stream: PlainStream) -> None:
+        if self._leg.ending is Ending.FINISH and not self._finished:
+            self._finished = True
+            stream.finish(notify=True)
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.later(HURRY if len(self._keeper.living) > CROWD else ANSWER, self.give_up)
+
+    def farewell(self) -> None:
+        """The client's connection is over."""
+        self.settle()
+        if self in self._keeper.living and self._timer is None:
+            self._timer = self._loop.later(FAREWELL, self.give_up)
+
+    def give_up(self) -> None:
+        """Time is up: whatever is not delivered is lost. A handler that took everything need not answer."""
+        if self in self._keeper.living:
+            delivered = self._stream is not None and not self._leg.out
+            if delivered:
+                self._say(failed=False)
+            self._lose(orderly=delivered)
+            self._around.tap_moved()
+
+    def abandon(self) -> None:
+        """A bug was met in a callback of this leg."""
+        if self in self._keeper.living:
+            self._said = True
+            self._lose()
+
+    def _lose(self, *, orderly: bool = False) -> None:
+        self._say(failed=True)
+        try:
+            self._relay.lost(self._leg)  # which looks whether anything was left to be written
+        finally:
+            self._die(orderly=orderly)
+
+    def _die(self, *, orderly: bool) -> None:
+        self._kin.pop(self, None)
+        self._keeper.living.discard(self)
+        if orderly:
+            self._say(failed=False)
+        if self._cancel is not None:
+            cancel, self._cancel = self._cancel, None
+            cancel()
+            self._has_asked()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        leg = self._leg
+        stream, self._stream = self._stream, None
+        leg.open = False
+        leg.out.clear()
+        leg.queued = 0
+        if stream is not None:
+            self._loop.remove(stream.fd)
+            if orderly:
+                stream.close()
+            else:
+                stream.reset()

@@ -1,0 +1,1 @@
+"""The processes of the pod side: zygote, sandbox, and the worker that joins everything."""

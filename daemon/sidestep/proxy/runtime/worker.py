@@ -1,0 +1,527 @@
+"""The pod proxy: accepts, judges and relays the connections of one pod's steered ports.
+
+States, all driven by the control channel:
+
+    serving    `Configure` replaces the desired state, `Credential` adds key material, `Listen`/`Unlisten` open and
+               close the tap, `Opened`/`Refused` answer our `Open`
+    draining   after `Drain`, or once the channel is closed (the daemon is gone): listeners are retired, idle
+               connections are closed, the others have until the timeout; then the process exits
+
+Invariants: applying a snapshot twice changes nothing; a connection runs on under the cell of its port even when
+the port is no longer configured (everything then goes to the app); every message of the daemon that asks for an answer
+gets one; a failing callback ends its own connection only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from ipaddress import IPv4Network
+from typing import Final
+
+from sidestep.aio.pulse import Pulse
+from sidestep.engine.memory_budget import BACKLOG, Budget
+from sidestep.engine.mirror.copies import Ledger
+from sidestep.engine.mirror.gate import TapGate
+from sidestep.engine.relay import Leg
+from sidestep.model.condition import ConditionType
+from sidestep.model.errors import PeerError, SidestepError
+from sidestep.proxy.connection.acceptor import Acceptor
+from sidestep.proxy.connection.app_dials import LEAD, AppDials
+from sidestep.proxy.connection.classification import Judge
+from sidestep.proxy.connection.client_naming import ClientNaming
+from sidestep.proxy.connection.conductor import About, Conduit, Endpoint
+from sidestep.proxy.connection.datagrams import Datagrams, Key
+from sidestep.proxy.connection.dial import Done, Naming
+from sidestep.proxy.connection.handler_streams import HandlerStreams
+from sidestep.proxy.connection.live_ports import LivePort
+from sidestep.proxy.connection.protocol_probe import UNKNOWN, Finding, Probe
+from sidestep.proxy.connection.request_log import RequestLog
+from sidestep.proxy.control import messages
+from sidestep.proxy.control.channel import CARRY_DESCRIPTOR, ControlChannel
+from sidestep.proxy.control.daemon_link import Line
+from sidestep.proxy.control.readiness import EXHAUSTED, Readiness, Room
+from sidestep.proxy.io.loop import Loop
+from sidestep.proxy.io.splice import Pipes
+from sidestep.proxy.io.stream import PlainStream
+from sidestep.proxy.mirror.scheduler import Copyist
+from sidestep.proxy.tls.credentials import Credentials
+from sidestep.proxy.tls.handshake import asks_later
+
+HEARTBEAT: Final = 0.5
+"""Seconds between heartbeats."""
+IDLE_GRACE: Final = 5.0
+"""Seconds for which a draining proxy leaves an idle connection alone."""
+REPORT_PAUSE: Final = 1.0
+"""Seconds in which a condition that holds is neither worded anew nor taken back."""
+MAX_TEXT: Final = 2048
+"""Characters of a condition's text."""
+CANNOT_ACCEPT: Final = "cannot-accept"
+LEFT_IDLE: Final = 3600.0
+"""Seconds an idle client is kept that has no connection to an app that would end it; Envoy's default."""
+SWEEP: Final = 60.0
+"""Seconds between two looks for such clients."""
+FLUSH: Final = 1.0
+"""Seconds for the last copies, and for the last words to clients, once nothing else is left to drain."""
+
+Message = messages.ToProxy
+
+
+class Worker:
+    """The process. Implements what judges and conduits ask of it (`Reception`)."""
+
+    def __init__(self, channel: ControlChannel[Message], trust_store: ssl.SSLContext, pulse: Pulse) -> None:
+        self._loop = Loop(on_crash=self._crashed)
+        self._line = Line(self._loop, channel, on_message=self._dispatch, on_gone=self._orphaned)
+        self._handlers = HandlerStreams(self._loop, self._line, on_crash=self._crashed)
+        self._naming = ClientNaming(self._loop, self._line)
+        self._log = RequestLog(self._loop, self._line)
+        self._ports: dict[int, LivePort] = {}
+        self._acceptors: dict[int, Acceptor] = {}
+        self._retiring: set[Acceptor] = set()
+        self._conduits: set[Conduit] = set()
+        self._judges: set[Judge] = set()
+        self._client_sources: IPv4Network | None = None
+        self._anomalies: Counter[str] = Counter()
+        self._told: tuple[int, dict[int, dict[str, int]], dict[str, int]] | None = None
+        """What the last heartbeat said."""
+        self._pulse = pulse
+        self._draining = False
+        self._drain_timeout = 30.0
+        self._readiness = Readiness(self._loop, self._line)
+        self._dials = AppDials(self._loop, self._readiness)
+        self.credentials = Credentials(trust_store)
+        self.detection_timeout = 1.0
+        self.pipes = Pipes(lambda: not self._room.is_short)
+        self.ledger = Ledger(gate=TapGate(self._loop.now))
+        self.copyist = Copyist(self._loop, self.ledger.gate)
+        self.backlog = Budget(BACKLOG)
+        self._datagrams = Datagrams(self._loop, self._open_flow, self.copyist)
+        self.lingering: set[object] = set()
+        self._room = Room(self._readiness, self)
+
+    def run(self) -> None:
+        """Serve until drained."""
+        gc.set_threshold(20_000, 20, 50)
+        self._line.watch()
+        self._beat()
+        self._loop.later(SWEEP, self._sweep)
+        self._loop.run()
+
+    # --- control channel --------------------------------------------------------------------------------------------
+
+    def _dispatch(self, message: Message, fd: int | None) -> None:
+        if isinstance(message, messages.Ack):
+            self._naming.acknowledged(message)
+            self._handlers.acknowledged(message)
+            return
+        error = ""
+        if fd is None and type(message) in CARRY_DESCRIPTOR:
+            self._readiness.exhausted(errno.EMFILE)
+        try:
+            self._obey(message, fd)
+        except (SidestepError, OSError, ValueError, KeyError) as failure:
+            error = str(failure) or type(failure).__name__
+        self._line.acknowledge(message, error)
+
+    def _obey(self, message: Message, fd: int | None) -> None:
+        match message:
+            case messages.Configure():
+                self._configure(message)
+            case messages.Credential():
+                self.credentials.add(message.name, message.kind, _owned(fd))
+            case messages.Listen():
+                self._listen(message, _owned(fd))
+            case messages.Unlisten():
+                if message.transport.startswith("udp"):
+                    self._datagrams.unlisten(message.port, message.transport)
+                else:
+                    self._unlisten(message.port)
+            case messages.Opened():
+                self._handlers.arrived(message.stream, None if fd is None else socket.socket(fileno=fd))
+            case messages.Refused():
+                self._handlers.arrived(message.stream, None)
+            case messages.Drain():
+                self._drain(message.timeout)
+            case _:
+                raise PeerError(f"{type(message).__name__} is not expected here")
+
+    def _configure(self, message: messages.Configure) -> None:
+        wanted = {port.number: port for port in message.ports if port.transport == "tcp"}
+        names = {
+            name
+            for port in wanted.values()
+            for name in (port.identity, port.client_trust, port.upstream_identity, port.upstream_trust)
+            if name
+        }
+        for name in names:
+            if name not in self.credentials:
+                raise PeerError(f"the credential {name} was not sent")
+        compiled = {number: LivePort(port) for number, port in wanted.items() if number not in self._ports}
+        for number, port in wanted.items():
+            if number in self._ports:
+                self._ports[number].replace(port)
+        self._ports.update(compiled)
+        for number in [number for number in self._ports if number not in wanted]:
+            self._ports.pop(number).retire()
+        self._datagrams.configure({port.number: port for port in message.ports if port.transport == "udp"})
+        self.credentials.keep(names)
+        self._readiness.keep_ports(self._ports)
+        self._dials.keep_ports(self._ports)
+        uids = {uid for port in message.ports for uid in (*port.global_taps, *(rule.uid for rule in port.rules))}
+        self._tell_losses()
+        self.ledger.gate.keep(uids)
+        self._client_sources = IPv4Network(message.client_sources) if message.client_sources else None
+        self.detection_timeout = message.detection_timeout
+        self._drain_timeout = message.drain_timeout
+
+    def _listen(self, message: messages.Listen, fd: int) -> None:
+        listener = socket.socket(fileno=fd)
+        if message.transport.startswith("udp"):
+            self._datagrams.listen(message.port, message.transport, listener)
+            return
+        port = self._ports.get(message.port)
+        if port is None or message.transport != "tcp":
+            listener.close()
+            raise PeerError(f"port {message.port}/{message.transport} is not configured")
+        old = self._acceptors.pop(message.port, None)
+        if old is not None:
+            self._retire(old)
+
+        def accepted(sock: socket.socket, endpoint: Endpoint) -> None:
+            self._accepted(self._ports.get(message.port, port), sock, endpoint)
+
+        def outcome(error: int) -> None:
+            if self._acceptors.get(message.port) is acceptor:
+                self._accepts(message.port, error)
+
+        acceptor = self._acceptors[message.port] = Acceptor(
+            self._loop, listener, message.port, accepted=accepted, has_room=self._room.is_left, outcome=outcome
+        )
+
+    def _accepts(self, port: int, error: int) -> None:
+        """Accepting on a port works (0), or does not."""
+        if error in EXHAUSTED:
+            self._readiness.exhausted(error)
+        elif error:
+            self._readiness.hinder(messages.Hindrance(CANNOT_ACCEPT, port, error=error))
+        else:
+            self._readiness.clear(messages.Hindrance(CANNOT_ACCEPT, port))
+
+    def _unlisten(self, port: int) -> None:
+        acceptor = self._acceptors.pop(port, None)
+        if acceptor is not None:
+            self._retire(acceptor)
+            self._accepts(port, 0)
+
+    def _retire(self, acceptor: Acceptor) -> None:
+        self._retiring.add(acceptor)
+
+        def done() -> None:
+            self._retiring.discard(acceptor)
+            self._exit_when_drained()
+
+        acceptor.retire(done)
+
+    # --- connections ------------------------------------------------------------------------------------------------
+
+    def descriptors(self) -> int:
+        """Those in use, and those that what was accepted will need: an app for each client, handlers asked for."""
+        connections = len(self._conduits) + len(self._judges)
+        used = max(len(self._loop) + len(self._judges), 2 * connections)
+        return used + 2 * self.pipes.open + len(self._handlers)
+
+    def _accepted(self, port: LivePort, sock: socket.socket, endpoint: Endpoint) -> None:
+        port.counters["accepted"] += 1
+        judge = Judge(self._loop, sock, port=port, endpoint=endpoint, reception=self)
+        self._judges.add(judge)
+        try:
+            judge.begin()
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                self._readiness.exhausted(error.errno)
+            judge.abandon()
+
+    def judged_away(self, judge: Judge) -> None:
+        """A judge is over."""
+        self._judges.discard(judge)
+        self._exit_when_drained()
+
+    def opened(self, conduit: Conduit) -> None:
+        """A connection runs."""
+        self._conduits.add(conduit)
+
+    def closed(self, conduit: Conduit) -> None:
+        """A connection is over."""
+        self._conduits.discard(conduit)
+        if conduit.endpoint.names:
+            self.gone(conduit.endpoint)
+        anomaly = conduit.relay.anomaly
+        if anomaly:
+            self._anomalies[anomaly] += 1
+            conduit.port.counters["wired"] += 1
+        self._exit_when_drained()
+
+    def report(self, port: LivePort, kind: ConditionType, text: str) -> None:
+        """Tell the daemon about a condition, when it changes. What clients said may be in the text."""
+        text = "".join(letter if letter.isprintable() else "?" for letter in text[:MAX_TEXT])
+        known = port.conditions.get(kind, "")
+        if text:
+            port.clearing.discard(kind)
+        if known != text and known and self._loop.now - port.reported.get(kind, -REPORT_PAUSE) < REPORT_PAUSE:
+            # Clients choose which connections meet it: they could make it come and go a thousand times a second.
+            if not text and kind not in port.clearing:
+                port.clearing.add(kind)
+                self._loop.later(REPORT_PAUSE, partial(self._clear, port, kind))
+            return
+        if known != text:
+            port.reported[kind] = self._loop.now
+            if not self._line.advise(messages.Report(self._line.next_seq(), port.steered.number, kind.value, text)):
+                return  # the next connection that meets it says so again
+            if text:
+                port.conditions[kind] = text
+            else:
+                port.conditions.pop(kind, None)
+
+    def _clear(self, port: LivePort, kind: ConditionType) -> None:
+        """Take a condition back that no connection has met since."""
+        if kind in port.clearing:
+            port.clearing.discard(kind)
+            self.report(port, kind, "")
+
+    def asked_later(self, port: LivePort) -> None:
+        """The app asks clients for certificates after the handshake. Those it can ask come back to be carried."""
+        if port.asks_later:
+            return
+        port.asked_later()
+        failure = asks_later(port.snapshot)
+        self.report(port, failure.type, failure.text)
+        self._loop.later(0.0, lambda: self._send_back(port))
+
+    def _send_back(self, port: LivePort) -> None:
+        for conduit in [each for each in self._conduits if each.port is port and each.app_tls is not None]:
+            if conduit.relay.idle and conduit.askable:
+                conduit.retire()
+
+    def dial_app(self, endpoint: Endpoint, done: Done) -> Callable[[], None]:
+        """Connect to the app, named after the client if the app can be told."""
+        naming = None
+        if self._client_sources is not None:
+            if self._naming.is_possible:
+                naming = Naming(partial(self._name, endpoint), self._client_sources)
+            else:
+                self._unnamed(endpoint)
+        return self._dials.dial(endpoint, done, naming=naming)
+
+    def _name(self, endpoint: Endpoint, peer: str, peer_port: int, ready: Callable[[bool], None]) -> Callable[[], None]:
+        def answered(named: bool) -> None:
+            if not named:
+                self._unnamed(endpoint)
+            ready(named)
+
+        return self._naming.name(endpoint, peer, peer_port, answered)
+
+    def _unnamed(self, endpoint: Endpoint) -> None:
+        """The app will see the pod's own address in the place of this client's."""
+        port = self._ports.get(endpoint.port)
+        if port is not None:
+            port.counters["clients_unnamed"] += 1
+
+    def left(self, endpoint: Endpoint, app: socket.socket) -> None:
+        """A connection to the app is about to be closed, before its client's is."""
+        self._naming.left(endpoint, app)
+
+    def gone(self, endpoint: Endpoint) -> None:
+        """A client's connection is over."""
+        self._naming.gone(endpoint)
+
+    def seen(self, port: LivePort, endpoint: Endpoint, *, tls: bool) -> None:
+        """Probe the app of a port whose protocol nobody stated, unless what is known holds."""
+        snapshot = port.snapshot
+        known = port.finding.tls
+        if known is None and port.probe is None and "probe" in (snapshot.tls, snapshot.http2):
+            port.probe = Probe(
+                self._loop,
+                endpoint.host,
+                endpoint.port,
+                tls=tls,
+                server_name=snapshot.upstream_name or None,
+                timeout=snapshot.probe_timeout,
+                done=lambda finding: self._probed(port, finding),
+            )
+        elif known is not None and known is not tls:
+            self._probed(port, UNKNOWN)  # contradicted: the next connection probes again
+
+    def _probed(self, port: LivePort, finding: Finding) -> None:
+        port.probe = None
+        if finding.definite or port.finding.definite:
+            words = (_known(finding.tls), _known(finding.http2), finding.alpn, finding.asks_certificate)
+            number = port.steered.number
+            certificate = finding.certificate if len(finding.certificate) <= messages.MAX_CERTIFICATE else b""
+            self._line.advise(messages.Probed(self._line.next_seq(), number, *words, certificate))
+        port.finding = finding
+
+    def no_app(self, port: LivePort, host: str) -> None:
+        """Tell the daemon that a dial to the app was refused."""
+        port.counters["no_app"] += 1
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._line.advise(messages.NoApp(self._line.next_seq(), port.steered.number, int(family)))
+
+    def log_requests(self, conduit: Conduit) -> None:
+        """Queue a conduit's diverted requests for the session's log."""
+        self.copyist.told(sum(request.copied for request in conduit.relay.diverted))
+        self._log.add(conduit)
+
+    def open_stream(self, about: About, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
+        """Ask the daemon for a connection to the handler of `leg.rule`."""
+        if self._room.is_short:
+            return self._refuse(done)
+        endpoint = about.endpoint
+        return self._handlers.ask(
+            done,
+            uid=leg.rule.uid if leg.rule is not None else "",
+            port=endpoint.port,
+            protocol=about.spoken,
+            tls=about.tls,
+            server_name=about.server_name,
+            client=(endpoint.client, endpoint.client_port),
+        )
+
+    def _refuse(self, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
+        """There is no descriptor to spare: what can go to the app does."""
+        return self._loop.later(0.0, lambda: done(None)).cancel
+
+    def _open_flow(self, key: Key, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
+        if self._room.is_short:
+            return self._refuse(done)
+        uid, port, client, client_port, _ = key
+        return self._handlers.ask(done, uid=uid, port=port, protocol="udp", client=(client, client_port))
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        self._loop.later(HEARTBEAT, self._beat)
+        self._pulse.beat()
+        self._room.look()
+        self._end_cut_off()
+        self._tell_losses()
+        ports = {number: dict(port.counters) for number, port in self._ports.items()}
+        if self._datagrams.counters:
+            ports[0] = dict(self._datagrams.counters)
+        connections = len(self._conduits) + len(self._judges)
+        state = connections, ports, dict(self._anomalies)
+        if state != self._told and self._tell(*state):
+            self._told = state
+        if self._draining:
+            self._close_idle()
+
+    def _end_cut_off(self) -> None:
+        """End connections whose app a firewall has cut off: their clients come again, and are to find the app."""
+        for conduit in [conduit for conduit in self._conduits if conduit.is_cut_off]:
+            self._dials.cut_off(conduit.endpoint)
+            self._loop.later(LEAD, conduit.abandon)
+
+    def _tell_losses(self) -> None:
+        losses = self.ledger.gate.take_losses()
+        for loss, count in losses.items():
+            port = self._ports.get(loss.port)
+            counters = self._datagrams.counters if port is None else port.counters
+            counters["copies_dropped"] += count
+        self._log.lose(losses)
+        self._log.flush()
+
+    def _tell(self, connections: int, ports: dict[int, dict[str, int]], anomalies: dict[str, int]) -> bool:
+        """Send a heartbeat, in several parts when there are many ports; whether all of it was sent."""
+        numbers = list(ports)
+        for at in range(0, max(1, len(numbers)), messages.MAX_PORTS):
+            part = {number: ports[number] for number in numbers[at : at + messages.MAX_PORTS]}
+            beat = messages.Heartbeat(self._line.next_seq(), connections, part, anomalies)
+            if not self._line.send(beat, droppable=True):
+                return False
+        return True
+
+    def _orphaned(self) -> None:
+        """The daemon is gone: its link and maps went with it, so the app gets every new connection already."""
+        self._handlers.refuse_all()
+        self._drain(self._drain_timeout)
+
+    def _drain(self, timeout: float) -> None:
+        if self._draining:
+            return
+        self._draining = True
+        for port in list(self._acceptors):
+            self._unlisten(port)
+        self._loop.later(timeout, self._drain_over)
+        self._exit_when_drained()
+
+    def _close_idle(self, *, grace: float = IDLE_GRACE) -> None:
+        """End connections that have been idle for a while: a busy client is idle between any two of its requests."""
+        latest = self._loop.now - grace
+        for conduit in [conduit for conduit in self._conduits if conduit.relay.idle and conduit.active <= latest]:
+            conduit.retire()
+
+    def _sweep(self) -> None:
+        self._loop.later(SWEEP, self._sweep)
+        latest = self._loop.now - LEFT_IDLE
+        for conduit in [conduit for conduit in self._conduits if conduit.active <= latest and conduit.relay.left]:
+            conduit.retire()
+
+    def _exit_when_drained(self) -> None:
+        if not self._draining or self._conduits or self._judges or self._retiring:
+            return
+        self._tell_losses()
+        if self.lingering or not self.copyist.is_idle:
+            self._loop.later(FLUSH, self._loop.stop)
+        else:
+            self._loop.stop()
+
+    def _drain_over(self) -> None:
+        for judge in list(self._judges):
+            judge.abandon()
+        for conduit in list(self._conduits):
+            conduit.abandon()
+        for acceptor in list(self._retiring):
+            acceptor.close()
+        self._datagrams.close()
+        self._loop.stop()
+
+    def _crashed(self, owner: object, error: Exception) -> None:
+        """A callback raised: count it, say so, end what it belonged to."""
+        self._anomalies["internal-error"] += 1
+        if isinstance(error, MemoryError):
+            self._readiness.out_of_memory()
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "?"
+        line = f"sidestep proxy: internal error at {where}: {type(error).__name__}: {error}\n"
+        with contextlib.suppress(OSError):  # the log may be gone, with the daemon
+            os.write(2, line.encode("utf-8", "replace"))
+        abandon = getattr(owner, "abandon", None)
+        if abandon is not None:
+            try:
+                abandon()
+            except Exception:  # noqa: BLE001 - the last fence: what is half torn down must not end the others
+                self._anomalies["internal-error"] += 1
+
+
+def _owned(fd: int | None) -> int:
+    if fd is None:
+        raise PeerError("a descriptor is missing")
+    return fd
+
+
+def _known(answer: bool | None) -> str:
+    return "unknown" if answer is None else "yes" if answer else "no"
+
+
+def run(channel: ControlChannel[Message], trust_store: ssl.SSLContext, pulse: Pulse) -> None:
+    """Entry of the forked, sandboxed child: serve until drained."""
+    Worker(channel, trust_store, pulse).run()

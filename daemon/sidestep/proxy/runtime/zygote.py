@@ -1,0 +1,240 @@
+"""The zygote, `python -I -m sidestep.proxy.runtime.zygote FD`: has everything imported and forks pod proxies.
+
+The daemon executes it once, with one end of a SOCK_SEQPACKET socketpair (FD) and stdio as its only descriptors. It
+imports what a proxy will ever need (after the sandbox is locked there is no file left to import from), builds the one
+context with the system's CAs, freezes the garbage collector so that collections do not write to shared pages, says
+`Hello`, and then answers each `Spawn` (with the proxy's end of its control socketpair) by `Spawned` and a pidfd, or by
+an `Ack` that says why not. It is single-threaded, holds no key and no network namespace, and ends when its control
+socket closes; the proxies live on. Nor does it know whose they are: a child that is taken over reads in its memory what
+stood in the zygote's.
+
+A child waits for `Stderr`, `Pulse` and `Enter`, locks the sandbox, says `Hello`, acknowledges, and runs the worker
+until that returns. Its exit status is 0 then, 1 after an error, which stands on its stderr as Python's traceback; the
+daemon reads that. The parent reaps its children by the same pidfds it hands out, and reports unclean ends on stderr: no
+signal handlers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import os
+import pkgutil
+import select
+import signal
+import socket
+import ssl
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from sidestep.aio.pulse import Pulse as PulsePage
+from sidestep.model.errors import SidestepError
+from sidestep.proxy.control.channel import ChannelClosed, ControlChannel
+from sidestep.proxy.control.messages import VERSION, Ack, Enter, Hello, Pulse, Spawn, Spawned, Stderr, ToProxy
+from sidestep.proxy.runtime import sandbox, seccomp
+
+FromDaemon = Spawn | Ack
+Worker = Callable[[ControlChannel[ToProxy], ssl.SSLContext, PulsePage], None]
+
+WORKER = "sidestep.proxy.runtime.worker:run"
+ENTER_DEADLINE = 10.0
+"""Seconds a child waits for each of its first messages before it gives up."""
+
+_PRELOADED = (
+    "encodings.idna",
+    "encodings.ascii",
+    "encodings.latin_1",
+    "encodings.punycode",
+    "stringprep",
+    "re2",
+    "errno",
+)
+"""Modules that Python or a library would otherwise import at first use, when it is too late."""
+_PRELOADED_PACKAGES = ("sidestep.model", "sidestep.policy", "sidestep.protocols", "sidestep.engine")
+
+
+class Zygote:
+    """The parent: forks, hands out pidfds, reaps."""
+
+    def __init__(self, channel: ControlChannel[FromDaemon], worker: Worker, trust_store: ssl.SSLContext) -> None:
+        self._channel = channel
+        self._worker = worker
+        self._trust_store = trust_store
+        self._program = seccomp.assemble(os.uname().machine)
+        self._children: dict[int, int] = {}
+        self._poll = select.poll()
+
+    def serve(self) -> None:
+        """Serve until the daemon is gone. Raises SidestepError for a daemon that does not speak our language."""
+        self._poll.register(self._channel, select.POLLIN)
+        self._channel.send(Hello(self._channel.next_seq(), VERSION, os.getpid()))
+        gc.collect()
+        gc.freeze()
+        while True:
+            self._poll.modify(self._channel, select.POLLIN | (select.POLLOUT if self._channel.pending else 0))
+            for fd, _ in self._poll.poll():
+                if fd in self._children:
+                    self._reap(fd)
+                else:
+                    self._receive()
+
+    def _receive(self) -> None:
+        self._channel.flush()
+        received = self._channel.receive()
+        if received is None:
+            return
+        spawn, fd = received
+        if not isinstance(spawn, Spawn):
+            return  # The acknowledgement of our hello.
+        if fd is None:
+            self._channel.send(Ack(spawn.seq, "the zygote cannot hold another descriptor"))
+            return
+        try:
+            self._spawn(spawn, fd)
+        except OSError as error:
+            self._channel.send(Ack(spawn.seq, f"the zygote cannot fork: {error.strerror}"))
+        finally:
+            os.close(fd)
+
+    def _spawn(self, spawn: Spawn, fd: int) -> None:
+        pid = os.fork()
+        if pid == 0:
+            _child(fd, self._worker, self._trust_store, self._program)
+        # Not reaped yet, whatever became of it: the number is still its own.
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+        self._children[pidfd] = pid
+        self._poll.register(pidfd, select.POLLIN)
+        self._channel.send(Spawned(spawn.seq, pid), pidfd)
+
+    def _reap(self, pidfd: int) -> None:
+        pid = self._children.pop(pidfd)
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if code < 0 and -code != signal.SIGKILL:
+            _say(f"the proxy (process {pid}) was ended by {signal.Signals(-code).name}")
+        elif code > 0:
+            _say(f"the proxy (process {pid}) ended with status {code}")
+
+
+def _child(fd: int, worker: Worker, trust_store: ssl.SSLContext, program: bytes) -> NoReturn:
+    """Be a pod proxy until the end of this process; nothing returns to the zygote's frames."""
+    status = 1
+    try:
+        sandbox.close_all_but(fd)
+        channel: ControlChannel[ToProxy] = ControlChannel(socket.socket(fileno=fd))
+        pulse = _enter(channel, program)
+        if pulse is not None:
+            worker(channel, trust_store, pulse)
+        status = 0
+    except ChannelClosed:
+        status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+    except BaseException:  # noqa: BLE001 - whatever it was, the process ends here and the daemon learns of it
+        _say(traceback.format_exc(limit=-12))
+    finally:
+        os._exit(status)
+
+
+def _enter(channel: ControlChannel[ToProxy], program: bytes) -> PulsePage | None:
+    """Wait for `Stderr`, `Pulse` and `Enter` and obey them.
+
+    None: they did not come, or could not be obeyed, which the daemon has been told.
+    """
+    stderr, stderr_fd = _first(channel)
+    if not isinstance(stderr, Stderr) or stderr_fd is None:
+        return None
+    os.dup2(stderr_fd, 2)
+    os.close(stderr_fd)
+    channel.acknowledge(stderr)
+    pulse, pulse_fd = _first(channel)
+    if not isinstance(pulse, Pulse) or pulse_fd is None:
+        return None
+    channel.acknowledge(pulse)
+    enter, netns_fd = _first(channel)
+    if not isinstance(enter, Enter) or netns_fd is None:
+        return None
+    confinement = sandbox.Confinement(uid=enter.uid, memory=enter.memory_limit, descriptors=enter.fd_limit)
+    control = channel.fileno()
+    try:
+        page = sandbox.lock(confinement, netns_fd=netns_fd, control_fd=control, pulse_fd=pulse_fd, program=program)
+    except SidestepError as error:
+        channel.acknowledge(enter, str(error))
+        return None
+    channel.send(Hello(channel.next_seq(), VERSION, os.getpid()))
+    channel.acknowledge(enter)
+    return page
+
+
+def _first(channel: ControlChannel[ToProxy]) -> tuple[ToProxy | None, int | None]:
+    """The next message, waited for; None when it does not come."""
+    received = channel.receive() if channel.wait(ENTER_DEADLINE) else None
+    return (None, None) if received is None else received
+
+
+def _say(text: str) -> None:
+    """Write to stderr, in one piece, and never fail for it."""
+    try:
+        os.write(2, text.encode(errors="replace")[:4000].rstrip() + b"\n")
+    except OSError:
+        pass
+
+
+def _import_everything(worker: str) -> Worker:
+    """Import what proxies need; returns the worker. Raises ImportError, AttributeError."""
+    module, _, function = worker.partition(":")
+    entry: Worker = getattr(importlib.import_module(module), function)
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    for package_name in _PRELOADED_PACKAGES:
+        package = importlib.import_module(package_name)
+        for found in pkgutil.walk_packages(package.__path__, package_name + "."):
+            try:
+                importlib.import_module(found.name)
+            except ImportError as error:
+                # The worker has what it imports by itself; this is for what it would import late.
+                _say(f"the zygote cannot load {found.name}: {error}")
+    return entry
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the zygote; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="sidestep-zygote")
+    parser.add_argument("fd", type=int, help="the control socket")
+    parser.add_argument("--worker", default=WORKER, metavar="MODULE:FUNCTION")
+    parser.add_argument("--path", default=None, help="a folder to import the worker from")
+    options = parser.parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # A Ctrl-C in the daemon's terminal is for the daemon, which drains.
+    if options.path is not None:
+        sys.path.insert(0, options.path)
+    try:
+        worker = _import_everything(options.worker)
+    except (ImportError, AttributeError) as error:
+        _say(f"the zygote cannot load {options.worker}: {error}")
+        return 1
+    trust_store = ssl.create_default_context()
+    os.umask(0o022)  # The folders of the empty root must be passable for the proxy's user.
+    channel: ControlChannel[FromDaemon] = ControlChannel(socket.socket(fileno=options.fd), receives=FromDaemon)
+    try:
+        Zygote(channel, worker, trust_store).serve()
+    except ChannelClosed:
+        return 0
+    except SidestepError as error:
+        _say(f"the zygote ends: {error}")
+    return 1
+
+
+if __name__ == "__main__":
+    # Imported again under its own name, so that a worker that imports this module does not load a second one.
+    sys.exit(importlib.import_module("sidestep.proxy.runtime.zygote").main())

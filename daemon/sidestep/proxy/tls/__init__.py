@@ -1,0 +1,1 @@
+"""TLS in the pod proxy: handshakes, credentials, and whether both sides suit each other."""

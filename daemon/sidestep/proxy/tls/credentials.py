@@ -1,0 +1,251 @@
+"""Key material of this pod: named memfds, and the SSLContexts built from them.
+
+The daemon sends a credential as a memfd and names it by digest; `add` proves that it loads. Contexts are always built
+fresh - loading into a live one mixes old and new, and a failed load breaks it - and handed out by what they depend on:
+
+downstream   (identity, client trust, client_auth, ALPN): OpenSSL's server side reads its ALPN list from the context
+             while the handshake runs, so there is one context per protocol that an app chose (two or three)
+upstream     (identity, trust, verification): the client side copies the ALPN list when the connection object is made,
+             so one context serves every list; `Upstream.wrap` sets it right before
+
+A CertificateRequest of the app is seen through the context's message callback (private, and the only way: `ssl` shows
+no such event; a test pins it). The callback costs per TLS record (1 microsecond), so an established connection is moved
+to a twin context without one. Those whose client an app could ask for a certificate after the handshake keep it:
+OpenSSL would answer in our name.
+
+Sessions for resumption are kept per (context, ALPN list, SNI, verified name): a resumed handshake skips the name check,
+so a session must never be offered under another name (measured: one of `app.test` was accepted for `evil.test`).
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sidestep.proxy.control.messages import PortSnapshot
+from sidestep.proxy.io.stream import TlsStream
+from sidestep.proxy.tls.app_names import openssl_compares
+from sidestep.proxy.tls.compatibility import Rehearsals
+
+MAX_PEM: Final = 1024 * 1024
+"""Bytes of one credential."""
+MAX_SESSIONS: Final = 256
+"""Upstream sessions kept per context; the oldest goes first."""
+MAX_DOWNSTREAM: Final = 32
+"""Downstream contexts kept; an app chooses among a handful of protocols."""
+_HANDSHAKE: Final = 22
+_CERTIFICATE_REQUEST: Final = 13
+
+_Session = tuple[tuple[str, ...], str | None, str]
+
+
+def watch_certificate_requests(context: ssl.SSLContext, tell: Callable[[Any], None]) -> None:
+    """Call `tell(owner)` when the server of a connection of this context sends a CertificateRequest.
+
+    The owner is the `TlsStream` (or `ssl.SSLSocket`) to which the connection belongs. Sets OpenSSL's message callback
+    past the Python wrapper, which converts every argument to an enum.
+    """
+
+    def on_message(owner: Any, direction: str, version: int, content: int, message: int, data: bytes) -> None:
+        del version, data
+        if message == _CERTIFICATE_REQUEST and content == _HANDSHAKE and direction == "read" and owner is not None:
+            tell(owner)
+
+    ssl.SSLContext.__mro__[1]._msg_callback.__set__(context, on_message)  # type: ignore[attr-defined] # noqa: SLF001
+
+
+def presents(port: PortSnapshot) -> bool:
+    """Whether the app sees a certificate of ours in the place of its clients', because somebody chose that."""
+    return port.client_auth in ("require", "request") and bool(port.upstream_identity)
+
+
+class Upstream:
+    """Client contexts towards the app for one set of settings."""
+
+    def __init__(self, context: ssl.SSLContext, quiet: ssl.SSLContext, *, watches_requests: bool) -> None:
+        self._context = context
+        self._quiet = quiet
+        self._alpn: tuple[str, ...] = ()
+        self._sessions: OrderedDict[_Session, ssl.SSLSession] = OrderedDict()
+        self.presents = not watches_requests
+        """A certificate of ours answers whenever the app asks for one."""
+        self.confirms = self.presents
+        """A certificate is shown, and the app is expected to say something once it has judged it (TLS 1.3)."""
+        if watches_requests:
+            watch_certificate_requests(context, TlsStream.certificate_requested)
+
+    def wrap(
+        self, sock: Any, *, alpn: tuple[str, ...], server_name: str | None, verified_name: str, askable: bool = False
+    ) -> TlsStream:
+        """Begin a client handshake. `askable`: a server could ask the client for a certificate after the handshake.
+
+        Raises OSError or ValueError (a name that `ssl` cannot send).
+        """
+        context = self._context
+        context.post_handshake_auth = askable or self.presents
+        if alpn != self._alpn:
+            context.set_alpn_protocols(list(alpn))
+            self._alpn = alpn
+        if context.verify_mode != ssl.CERT_NONE:
+            context.check_hostname = openssl_compares(server_name)
+        session = self._sessions.get((alpn, server_name, verified_name))
+        return TlsStream(sock, context, server_side=False, server_name=server_name, session=session)
+
+    def settle(
+        self, stream: TlsStream, *, askable: bool = False, asked_later: Callable[[], None] | None = None
+    ) -> None:
+        """Handshake done: stop watching its messages, unless the app may ask for the client's certificate in TLS 1.3.
+
+        (In TLS 1.2 that is a renegotiation, which OpenSSL refuses; the app then ends the connection by an alert.)
+        """
+        if stream.state.version() != "TLSv1.3":
+            stream.asked_later, stream.renegotiable = asked_later, True
+        elif askable and not self.presents:
+            stream.asked_later = asked_later
+            return
+        if self._quiet is not self._context:
+            stream.state.context = self._quiet
+
+    def remember(
+        self, stream: TlsStream, *, alpn: tuple[str, ...], server_name: str | None, verified_name: str
+    ) -> None:
+        """Keep the session of a connection that was judged good, unless it was itself resumed from the kept one."""
+        key = (alpn, server_name, verified_name)
+        sessions = self._sessions
+        try:
+            if key in sessions and stream.state.session_reused:
+                return
+            if self._quiet is not self._context:
+                stream.state.context = self._context
+            session = stream.state.session
+            if self._quiet is not self._context:
+                stream.state.context = self._quiet
+        except (OSError, ValueError):
+            return
+        if session is not None and session.has_ticket:
+            sessions[key] = session
+            sessions.move_to_end(key)
+            if len(sessions) > MAX_SESSIONS:
+                sessions.popitem(last=False)
+
+
+@dataclass(slots=True)
+class _Pem:
+    kind: str
+    fd: int
+
+
+class Credentials:
+    """The store. `trust_store` is the context with the system's certificate authorities, made in the zygote."""
+
+    def __init__(self, trust_store: ssl.SSLContext) -> None:
+        self._trust_store = trust_store
+        self._pems: dict[str, _Pem] = {}
+        self._downstream: OrderedDict[tuple[object, ...], ssl.SSLContext] = OrderedDict()
+        self._upstream: dict[tuple[object, ...], Upstream] = {}
+        self.suits = Rehearsals().suits
+        """Whether a downstream context can answer a ClientHello."""
+
+    def add(self, name: str, kind: str, fd: int) -> None:
+        """Take a memfd. Raises ssl.SSLError, OSError or ValueError when it does not load; the fd is closed then."""
+        try:
+            if os.fstat(fd).st_size > MAX_PEM:
+                raise ValueError(f"credential {name} is larger than {MAX_PEM} bytes")
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            if kind == "identity":
+                context.load_cert_chain(_path(fd))
+            elif kind == "trust":
+                context.load_verify_locations(cafile=_path(fd))
+            else:
+                raise ValueError(f"unknown kind of credential {kind!r}")
+        except BaseException:
+            os.close(fd)
+            raise
+        old = self._pems.get(name)
+        self._pems[name] = _Pem(kind, fd)
+        if old is not None:
+            os.close(old.fd)
+
+    def keep(self, names: set[str]) -> None:
+        """Forget every credential, and every context built from one, that is not in `names`."""
+        for name in [name for name in self._pems if name not in names]:
+            os.close(self._pems.pop(name).fd)
+        for cache in (self._downstream, self._upstream):
+            for key in [key for key in cache if any(part and part not in names for part in key[:2])]:
+                del cache[key]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._pems
+
+    def downstream(self, port: PortSnapshot, alpn: str | None) -> ssl.SSLContext:
+        """The server context for one ALPN protocol (None: the extension is not answered). Raises OSError."""
+        key = (port.identity, port.client_trust, port.client_auth, alpn)
+        context = self._downstream.get(key)
+        if context is None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            _be_strict(context)
+            context.load_cert_chain(_path(self._pems[port.identity].fd))
+            if port.client_auth in ("require", "request"):
+                context.verify_mode = ssl.CERT_REQUIRED if port.client_auth == "require" else ssl.CERT_OPTIONAL
+                context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+                if port.client_trust:
+                    context.load_verify_locations(cafile=_path(self._pems[port.client_trust].fd))
+                # Whoever resumes a session shows no certificate: one that has expired meanwhile would go unnoticed.
+                # (TLS 1.2 resumes by session ids as well, which `ssl` cannot forbid: see `handshake`.)
+                context.options |= ssl.OP_NO_TICKET
+                context.num_tickets = 0
+            if alpn is not None:
+                context.set_alpn_protocols([alpn])
+            self._downstream[key] = context
+            if len(self._downstream) > MAX_DOWNSTREAM:
+                self._downstream.popitem(last=False)
+        return context
+
+    def upstream(self, port: PortSnapshot) -> Upstream:
+        """The client contexts for a port. Raises OSError."""
+        shows = presents(port)
+        identity = port.upstream_identity if shows else ""
+        key = (identity, port.upstream_trust, port.skip_verify)
+        upstream = self._upstream.get(key)
+        if upstream is None:
+            context = self._client_context(identity, port)
+            quiet = context if shows else self._client_context(identity, port, verify=False)
+            upstream = self._upstream[key] = Upstream(context, quiet, watches_requests=not shows)
+        return upstream
+
+    def _client_context(self, identity: str, port: PortSnapshot, *, verify: bool = True) -> ssl.SSLContext:
+        if verify and not port.skip_verify and not port.upstream_trust and not identity:
+            context = self._trust_store
+            _be_strict(context)
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+            return context
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        _be_strict(context)
+        if identity:
+            context.load_cert_chain(_path(self._pems[identity].fd))
+        if not verify or port.skip_verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        elif port.upstream_trust:
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+            context.load_verify_locations(cafile=_path(self._pems[port.upstream_trust].fd))
+        else:
+            context.load_verify_locations(cadata=b"".join(self._trust_store.get_ca_certs(binary_form=True)))
+        return context
+
+
+def _be_strict(context: ssl.SSLContext) -> None:
+    """No renegotiation; an end without close_notify is an error to be told apart (`ssl` hides it by default)."""
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
+
+
+def _path(fd: int) -> str:
+    """A memfd as a file: only from a file does OpenSSL take certificates with trust settings."""
+    return f"/proc/self/fd/{fd}"

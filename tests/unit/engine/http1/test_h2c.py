@@ -1,0 +1,141 @@
+"""`Upgrade: h2c`: the connection goes on in the HTTP/2 engine, whatever arrived together with the 101."""
+
+import hpack
+import pytest
+
+from sidestep.engine.http1.relay import Http1Relay
+from sidestep.engine.http2.relay import Http2Relay
+from sidestep.engine.mirror.copies import Ledger
+from sidestep.engine.mirror.whole_connection import TappedRelay
+from sidestep.engine.relay import Ending, OnUnreadable, Role
+from sidestep.engine.rewriting import ClientCertificate
+from sidestep.policy.route import Route, Rule, SteeredPort
+from sidestep.protocols.http2 import PREFACE, SETTINGS_ACK, header_frames, settings
+from tests.unit.engine.http2_peers import MATCH, request, rule
+
+ASK = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: %b\r\n\r\n"
+ASKED = ASK % b"AAMAAABkAARAAAAA"
+SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+FROM_APP = settings({}) + header_frames(1, b"\x88", end_stream=True)
+
+
+def begun(asked=ASKED, *, tls=False, **options):
+    relay = Http1Relay(SteeredPort(80, Route((rule(),))), tls=tls, **options)
+    relay.app.open = True
+    relay.receive(relay.client, asked)
+    assert b"".join(relay.app.out) == asked
+    relay.app.out.clear()
+    return relay
+
+
+def written(leg):
+    data = b"".join(leg.out)
+    assert leg.queued == len(data)
+    return data
+
+
+@pytest.mark.parametrize("cut", [0, 5, len(FROM_APP)])
+def test_the_http2_engine_goes_on(cut):
+    relay = begun()
+    relay.receive(relay.app, SWITCHED + FROM_APP[:cut])
+    successor = relay.successor
+    assert isinstance(successor, Http2Relay)
+    assert (successor.client, successor.app, successor.protocol) == (relay.client, relay.app, "h2")
+    assert not relay.reads(relay.client)
+    assert not relay.reads(relay.app)
+    if cut < len(FROM_APP):
+        successor.receive(successor.app, FROM_APP[cut:])
+    assert written(successor.client) == SWITCHED + FROM_APP
+    assert successor.idle
+    hello = PREFACE + settings({}) + SETTINGS_ACK
+    successor.receive(successor.client, hello)
+    assert b"".join(successor.app.out) == hello
+    block = hpack.Encoder().encode(request(b"/", MATCH).head)
+    successor.receive(successor.client, header_frames(3, block, end_stream=True))
+    [leg] = successor.opening
+    assert leg.role is Role.HANDLER
+    assert b"".join(successor.app.out) == hello
+
+
+def test_what_the_client_said_meanwhile_is_read_as_http2():
+    relay = begun()
+    hello = PREFACE + settings({})
+    relay.receive(relay.client, hello)  # too early, but the app may not mind
+    assert not relay.app.out
+    relay.receive(relay.app, SWITCHED)
+    assert b"".join(relay.successor.app.out) == hello
+
+
+def test_a_client_that_has_finished_gets_a_wire():
+    relay = begun()
+    relay.receive_eof(relay.client)
+    relay.receive(relay.app, SWITCHED + FROM_APP)
+    assert relay.successor is None
+    assert written(relay.client) == SWITCHED + FROM_APP
+    assert relay.app.ending is Ending.FINISH
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ASKED.replace(b"HTTP2-Settings: AAMAAABkAARAAAAA\r\n", b""),
+        ASKED.replace(b"\r\n\r\n", b"\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"),
+        ASK % b"AAMAAAB",
+        ASK % b"AAT_____",  # INITIAL_WINDOW_SIZE of 2**32 - 1
+    ],
+    ids=["none", "two", "cut", "out of range"],
+)
+def test_without_proper_settings_it_is_a_wire(asked):
+    relay = begun(asked)
+    relay.receive(relay.app, SWITCHED + FROM_APP)
+    assert relay.successor is None
+    assert relay.wired == (relay.client, relay.app)
+    assert written(relay.client) == SWITCHED + FROM_APP
+
+
+def test_over_tls_it_is_a_wire():
+    relay = begun(tls=True)
+    relay.receive(relay.app, SWITCHED + FROM_APP)
+    assert relay.successor is None
+    assert relay.wired is not None
+
+
+def test_another_protocol_is_a_wire():
+    relay = begun()
+    relay.receive(relay.app, SWITCHED.replace(b"h2c", b"websocket"))
+    assert relay.successor is None
+    assert relay.wired is not None
+
+
+def test_a_refused_upgrade_goes_on_in_http1():
+    relay = begun()
+    relay.receive(relay.app, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert relay.successor is None
+    assert relay.idle
+
+
+def test_where_heads_are_rewritten_it_is_closed():
+    relay = begun(on_unreadable=OnUnreadable.CLOSE, rewriter=ClientCertificate(None))
+    relay.receive(relay.app, SWITCHED + FROM_APP)
+    assert relay.successor is None
+    assert relay.done
+
+
+def test_a_tapped_connection_goes_on_tapped():
+    inner = Http1Relay(SteeredPort(80, Route((rule(),))), tls=False)
+    inner.app.open = True
+    relay = TappedRelay(inner, [Rule("tap", "shop/tap", lambda *_: False)], Ledger())
+    relay.deferred.run()
+    [tap] = relay.opening
+    relay.opening.clear()
+    relay.opened(tap)
+    relay.receive(relay.client, ASKED)
+    relay.receive(relay.app, SWITCHED + FROM_APP)
+    assert isinstance(relay.inner, Http2Relay)
+    assert (relay.successor, relay.protocol) == (None, "h2")
+    hello = PREFACE + settings({})
+    relay.receive(relay.client, hello)
+    relay.deferred.run()
+    assert b"".join(relay.app.out) == ASKED + hello
+    assert b"".join(tap.out) == ASKED + hello
+    assert tap in relay.legs

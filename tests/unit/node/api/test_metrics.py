@@ -1,0 +1,80 @@
+"""What a scrape shows."""
+
+import msgspec
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sidestep.aio.meter import LoopMeter
+from sidestep.node.api.metrics import exposition
+from sidestep.node.api.view import ConditionView, InterceptView, LoopView, NodeStatus, PodView, StatusView
+from sidestep.tunnel.messages import State
+
+STALL = "sidestep_loop_stall_seconds"
+
+
+def status(**pod) -> StatusView:
+    fields = {
+        "proxy": "running",
+        "proxy_pid": 7,
+        "steered": ("8443/tcp",),
+        "counters": {"connections": 3, "accepted": 9},
+    }
+    view = PodView(namespace="shop", name="orders-1", **{**fields, **pod})
+    intercept = InterceptView(
+        namespace="shop",
+        name="mine",
+        kind="intercept",
+        owner="ada",
+        workload="orders",
+        port="https",
+        transport="tcp",
+        filter="x-dev=ada",
+        created=1.0,
+        state=State(pods=()),
+        counters={"diverted": 5, "open": 2},
+    )
+    return StatusView(
+        node=NodeStatus(name="n1", version="0.1.0", pid=1, uptime=2.5, counters={"restarts": 4}),
+        pods=(view,),
+        intercepts=(intercept,),
+        conditions=(ConditionView("NoApp", "pod shop/orders-1 port 1", "text"),) * 2,
+    )
+
+
+def samples(view):
+    families = text_string_to_metric_families(exposition(view).decode())
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+
+
+def test_a_scrape_shows_the_status():
+    found = samples(status(anomalies={"not-http": 2}))
+    pod = (("namespace", "shop"), ("pod", "orders-1"))
+    session = (("kind", "intercept"), ("name", "mine"), ("namespace", "shop"))
+    assert found["sidestep_info", (("node", "n1"), ("version", "0.1.0"))] == 1
+    assert found["sidestep_uptime_seconds", ()] == 2.5
+    assert found["sidestep_target_pods", ()] == found["sidestep_intercepts", ()] == 1
+    assert found["sidestep_conditions", (("type", "NoApp"),)] == 2
+    assert found["sidestep_proxy_up", pod] == 1
+    assert found["sidestep_proxy_connections", pod] == 3
+    assert found["sidestep_proxy_events_total", (("event", "accepted"), *pod)] == 9
+    assert found["sidestep_proxy_anomalies_total", (*pod, ("reason", "not-http"))] == 2
+    assert found["sidestep_session_connections", session] == 2
+    assert found["sidestep_session_events_total", (("event", "diverted"), *session)] == 5
+
+
+def test_stalls_of_the_loop_are_a_cumulative_histogram():
+    meter = LoopMeter()
+    for seconds in (0.001, 0.002, 0.3, 70.0):
+        meter.turn(seconds)
+    view = status()
+    loop = LoopView(tuple(meter.counts), meter.seconds, meter.longest)
+    found = samples(msgspec.structs.replace(view, node=msgspec.structs.replace(view.node, loop=loop)))
+    buckets = {labels[0][1]: value for (name, labels), value in found.items() if name == f"{STALL}_bucket"}
+    assert (buckets["0.005"], buckets["0.25"], buckets["0.5"], buckets["+Inf"]) == (2, 2, 3, 4)
+    assert found[f"{STALL}_count", ()] == 4
+    assert found[f"{STALL}_sum", ()] == pytest.approx(70.303)
+    assert samples(view)[f"{STALL}_count", ()] == 0
+
+
+def test_before_there_is_a_status_there_is_nothing():
+    assert exposition(None) == b""

@@ -1,0 +1,119 @@
+from dataclasses import replace
+
+import pytest
+
+from sidestep.config import annotation_names as names
+from sidestep.config.node_settings import NodeSettings
+from sidestep.model.errors import ConfigurationError, RefusedError
+from sidestep.model.filter import Filter, HeaderCondition, HeaderTest
+from sidestep.model.intercept import Kind
+from sidestep.model.pod import PodKey, ServicePort, Transport
+from sidestep.node.planning.admission import admit, certificates_of
+from sidestep.node.planning.plan import CertificateFacts
+from sidestep.node.planning.survey import CertificateKey, Side
+from sidestep.node.planning.surveys import Surveys
+from tests.unit.node.scenes import CERTIFIED, header, intercept, inventory, pod, service
+
+POD = PodKey("shop", "orders-1")
+KEY = CertificateKey(POD, 8443, Side.DOWNSTREAM)
+GOOD = {KEY: CertificateFacts("identity:a")}
+
+
+def judged(new, *, stock=None, existing=(), settings=None, certificates=GOOD):
+    stock = stock or inventory()
+    return admit(new, existing, stock, settings or NodeSettings(), certificates, node_annotations={})
+
+
+def test_a_good_intercept_is_accepted_and_its_pods_named():
+    assert [each.key for each in judged(intercept())] == [POD]
+
+
+@pytest.mark.parametrize(
+    ("new", "reason"),
+    [
+        (intercept(workload="nothing"), "no workload deployment/nothing in namespace shop"),
+        (intercept(port="metrics"), "no TCP port 'metrics'"),
+        (intercept(pod="orders-9"), "no pod orders-9"),
+        (intercept(port="dns", transport=Transport.UDP), "HTTP filters do not apply to UDP"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_reason(new, reason):
+    with pytest.raises(RefusedError, match=reason):
+        judged(new)
+
+
+def test_a_bad_regex_is_refused():
+    bad = Filter(headers=(HeaderCondition("x", HeaderTest.REGEX, "("),))
+    with pytest.raises(ConfigurationError):
+        judged(intercept(filter=bad))
+
+
+def test_a_tls_port_without_certificate_names_both_annotations():
+    with pytest.raises(RefusedError, match=r"downstream-tls-path\.8443 or telepresence.io/downstream-tls-secret\.8443"):
+        judged(intercept(), stock=inventory(pod(annotations={})))
+    assert judged(intercept(filter=Filter()), stock=inventory(pod(annotations={})))
+
+
+def test_a_bad_certificate_is_named_with_what_is_wrong():
+    bad = {KEY: CertificateFacts(problem="the private key does not belong to the certificate")}
+    with pytest.raises(RefusedError, match=r"'orders-tls'\) cannot be used: the private key does not belong"):
+        judged(intercept(), certificates=bad)
+
+
+def test_a_certificate_not_looked_at_yet_is_no_reason_to_refuse():
+    assert judged(intercept(), certificates={})
+
+
+def test_app_protocol_tcp_refuses_a_filter():
+    stock = inventory(services=(service(ServicePort(80, "web", app_protocol="tcp")),))
+    with pytest.raises(RefusedError, match="appProtocol tcp rules out HTTP filters"):
+        judged(intercept(port="80"), stock=stock)
+
+
+@pytest.mark.parametrize(
+    ("some", "settings", "reason"),
+    [
+        (pod(host_network=True), NodeSettings(), "host's network"),
+        (pod(), NodeSettings(enabled=False), "sidestep.dev/enabled"),
+        (pod(), NodeSettings(namespaces=("prod",)), "may not be steered"),
+    ],
+)
+def test_a_pod_that_may_not_be_steered_is_refused(some, settings, reason):
+    with pytest.raises(RefusedError, match=reason):
+        judged(intercept(), stock=inventory(some), settings=settings)
+
+
+def test_one_able_pod_is_enough():
+    stock = inventory(pod(annotations={}), pod("orders-2", annotations=CERTIFIED))
+    assert [each.key.name for each in judged(intercept(), stock=stock)] == ["orders-2"]
+
+
+def test_conflicts_are_refused():
+    existing = [intercept("old")]
+    with pytest.raises(RefusedError, match="claimed owner ann"):
+        judged(intercept("new", filter=Filter()), existing=existing)
+    with pytest.raises(RefusedError, match="same filter"):
+        judged(intercept("new"), existing=existing)
+    assert judged(intercept("new", filter=header("other")), existing=existing)
+
+
+def test_what_lost_its_workload_is_no_obstacle():
+    assert judged(intercept("new", filter=Filter()), existing=[intercept("old", workload="gone")])
+
+
+FORWARDING = {**CERTIFIED, f"{names.FORWARD_CLIENT_CERT}.8443": "enabled"}
+
+
+def test_a_port_that_must_be_opened_is_judged_as_such_whoever_wants_it():
+    stock = inventory(pod(annotations=FORWARDING))
+    whole = intercept(filter=Filter())
+    assert judged(whole, stock=stock)
+    assert judged(whole, stock=stock, certificates={})
+    for kind in Kind:
+        with pytest.raises(RefusedError, match="cannot be used: it expired"):
+            judged(replace(whole, kind=kind), stock=stock, certificates={KEY: CertificateFacts(problem="it expired")})
+    wanted = certificates_of(whole, stock, node_annotations={}, surveys=Surveys())
+    assert [each.key for each in wanted] == [KEY]
+    assert not certificates_of(whole, inventory(), node_annotations={}, surveys=Surveys())
+    udp = intercept(port="dns", transport=Transport.UDP, filter=Filter())
+    assert not certificates_of(udp, stock, node_annotations={}, surveys=Surveys())

@@ -1,0 +1,142 @@
+"""Accepting when it does not work: which errors are of one connection, and what the others cost."""
+
+import contextlib
+import errno
+import os
+import resource
+import socket
+import time
+
+import pytest
+
+from sidestep.proxy.connection import acceptor
+from sidestep.proxy.connection.acceptor import ONE_CONNECTION, Acceptor
+from sidestep.proxy.io.loop import Loop
+
+
+class Scene:
+    """An acceptor on a real listener."""
+
+    def __init__(self, listener, *, room=lambda: True):
+        self.crashes, self.accepted, self.outcomes, self.retired = [], [], [], False
+        self.loop = Loop(on_crash=lambda owner, error: self.crashes.append(error))
+        self.listener = listener
+        self.acceptor = Acceptor(
+            self.loop,
+            listener.dup(),
+            listener.getsockname()[1],
+            accepted=lambda sock, endpoint: self.accepted.append(sock),
+            has_room=room,
+            outcome=self.outcomes.append,
+        )
+
+    def run(self, until=lambda: False, within=5.0):
+        """Step the loop; returns the CPU seconds it took."""
+        deadline, began = time.monotonic() + within, time.process_time()
+        while not until() and time.monotonic() < deadline:
+            self.loop.later(0.02, self.loop.stop)
+            self.loop.run()
+        assert not self.crashes
+        return time.process_time() - began
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        yield made
+
+
+@pytest.fixture
+def scene(listener):
+    made = Scene(listener)
+    yield made
+    made.acceptor.close()
+    made.loop.close()
+    for sock in made.accepted:
+        sock.close()
+
+
+def client(listener):
+    return socket.create_connection(listener.getsockname())
+
+
+def test_a_listener_that_was_shut_down_is_told_and_costs_nothing(scene):
+    scene.listener.shutdown(socket.SHUT_RDWR)
+    scene.run(lambda: scene.outcomes)
+    assert scene.outcomes[0] == errno.EINVAL
+    assert scene.run(within=1.0) < 0.3
+    assert set(scene.outcomes) == {errno.EINVAL}
+    assert len(scene.outcomes) < 6
+
+
+def test_want_of_descriptors_is_told_and_over_when_it_is(scene):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with client(scene.listener):
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        try:
+            scene.run(lambda: scene.outcomes)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert scene.outcomes[0] == errno.EMFILE
+        scene.run(lambda: scene.accepted)
+        assert scene.outcomes[-1] == 0
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_who_retires_ends_whether_or_not_it_can_accept(listener, room):
+    scene = Scene(listener, room=lambda: room)
+    retired = []
+    with client(listener) as waiting:
+        scene.acceptor.retire(lambda: retired.append(1))
+        scene.run(lambda: retired, within=10.0)
+        assert retired
+        assert len(scene.accepted) == room
+        listener.close()
+        waiting.settimeout(5)
+        with contextlib.suppress(ConnectionError):
+            if not room:
+                assert waiting.recv(1) == b""
+    scene.loop.close()
+    for sock in scene.accepted:
+        sock.close()
+
+
+class Failing:
+    """A listener whose accept fails with an error of the test's."""
+
+    def __init__(self, listener, errors):
+        self._listener = listener
+        self.errors = errors
+        self.tries = 0
+
+    def accept(self):
+        self.tries += 1
+        if self.errors:
+            raise OSError(self.errors.pop(0), "accept")
+        return self._listener.accept()
+
+    def __getattr__(self, name):
+        return getattr(self._listener, name)
+
+
+@pytest.mark.parametrize("error", sorted(ONE_CONNECTION))
+def test_an_error_of_one_connection_costs_that_connection_only(scene, error):
+    failing = scene.acceptor._listener = Failing(scene.acceptor._listener, [error, error])
+    with client(scene.listener):
+        scene.run(lambda: scene.accepted)
+    assert (failing.tries, scene.outcomes) == (4, [])  # twice in vain, once not, and the queue was empty
+
+
+@pytest.mark.parametrize("error", sorted({errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ECONNABORTED}))
+def test_what_goes_on_failing_is_told_and_tried_ever_more_rarely(scene, error):
+    failing = scene.acceptor._listener = Failing(scene.acceptor._listener, [error] * 100_000)
+    with client(scene.listener):
+        scene.run(within=1.0)
+        assert set(scene.outcomes) == {error}
+        assert len(scene.outcomes) <= 5
+        assert failing.tries <= 5 * acceptor.BURST
+        failing.errors.clear()
+        scene.run(lambda: scene.accepted)
+        assert scene.outcomes[-1] == 0

@@ -1,0 +1,73 @@
+"""What a peer said before it broke off is passed on: a server that refuses an upload answers and closes."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidestep.engine.http1.relay import Http1Relay
+from sidestep.engine.memory_budget import BACKLOG, Budget
+from sidestep.engine.passthrough import WireRelay
+from sidestep.policy.route import Route, SteeredPort
+from sidestep.proxy.connection.conductor import Conduit, Endpoint
+from sidestep.proxy.io.loop import Loop
+from sidestep.proxy.io.splice import Pipes
+from sidestep.proxy.io.stream import PlainStream, reset
+from sidestep.proxy.mirror.scheduler import Copyist
+from tests.unit.proxy.io.test_splice import DEADLINE, tcp_pair
+
+HEAD = b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n"
+ANSWER = b"HTTP/1.1 413 Payload Too Large\r\nContent-Length: 20000\r\n\r\n" + bytes(20000)
+
+
+class Courier:
+    """A worker that has only pipes; the loop ends with its connection."""
+
+    def __init__(self, loop):
+        self.loop = loop
+        self.pipes = Pipes()
+        self.copyist = Copyist(loop)
+        self.backlog = Budget(BACKLOG)
+        self.lingering = set()
+
+    def closed(self, conduit):
+        self.loop.stop()
+
+
+def http1():
+    return Http1Relay(SteeredPort(80, Route(())), tls=False)
+
+
+@pytest.mark.parametrize("make", [http1, WireRelay])
+def test_the_answer_of_an_app_that_resets_during_an_upload_arrives(make):
+    client, near = tcp_pair()
+    far, app = tcp_pair()
+    crashes = []
+    loop = Loop(on_crash=lambda owner, error: crashes.append(error))
+    for sock in (near, far):
+        sock.setblocking(False)
+    relay = make()
+    port = None  # only a dial would need it
+    conduit = Conduit(
+        loop, relay, courier=Courier(loop), port=port, endpoint=Endpoint("a", 1, "b", 2), protocol="http1"
+    )
+    conduit.attach(relay.client, PlainStream(near), watched=False)
+    conduit.attach(relay.app, PlainStream(far), watched=False)
+    client.sendall(HEAD)
+    conduit.begin()
+    assert app.recv(1000) == HEAD
+    client.sendall(bytes(50000))  # ready before the app's answer is, so that it is written to a socket that broke
+    app.sendall(ANSWER)
+    reset(app)
+    guard = loop.later(DEADLINE, loop.stop)
+    loop.run()
+    assert guard.call is not None
+    assert not crashes
+    with client, pytest.raises(ConnectionResetError):
+        received = bytearray()
+        while data := client.recv(65536):
+            received += data
+            assert ANSWER.startswith(received)
+            if len(received) == len(ANSWER):
+                client.recv(1)
+    loop.close()
+    assert bytes(received) == ANSWER

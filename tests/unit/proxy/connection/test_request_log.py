@@ -1,0 +1,104 @@
+"""Log lines of requests: what one message holds, and what is only counted."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+from sidestep.engine.relay import Lost
+from sidestep.proxy.connection import request_log
+from sidestep.proxy.connection.request_log import RequestLog
+from sidestep.proxy.control import messages
+from sidestep.proxy.control.channel import Codec
+
+CODEC = Codec(messages.FromProxy, folds=False)
+
+
+class Line:
+    """Takes what a proxy could send; `behind`: nothing more after so many."""
+
+    def __init__(self, behind=1 << 30):
+        self.behind = behind
+        self.sent = []
+
+    def next_seq(self):
+        return 1
+
+    def send(self, message, *, droppable):
+        assert droppable
+        data, memfd = CODEC.encode(message)
+        assert len(data) <= messages.MAX_INLINE
+        assert memfd is None
+        if len(self.sent) >= self.behind:
+            return False
+        self.sent.append(message)
+        return True
+
+
+class Clock:
+    """Stands for the loop."""
+
+    now = 1.0
+
+    def later(self, delay, call):
+        """Nobody waits."""
+
+
+def line(number, text, fields=()):
+    return messages.DivertedRequest("u" * 36, 80, "::1", number, text, text, text, copied=True, fields=fields)
+
+
+def told(lines, **options):
+    line = Line(**options)
+    log = RequestLog(None, line)
+    log._lines = list(lines)
+    log.flush()
+    return line, log
+
+
+@pytest.mark.parametrize("text", ["x", "x" * messages.MAX_TEXT, "\ufffd" * messages.MAX_TEXT, "\U0001f600" * 512])
+@pytest.mark.parametrize("fields", [(), (("n", "v"),) * 256, (("\ufffd" * 512, "\ufffd" * 512),) * 4])
+def test_every_line_is_told_once_in_messages_that_fit(text, fields):
+    lines = [line(number, text, fields) for number in range(messages.MAX_LINES)]
+    out, _ = told(lines)
+    assert [each for message in out.sent for each in message.requests] == lines
+    if len(text) == 1 and not fields:
+        assert len(out.sent) == 2 or len(out.sent) == 1
+
+
+def test_lines_that_are_not_told_are_counted_in_the_next_message():
+    lines = [line(number, "x" * 2000) for number in range(40)]
+    out, log = told(lines, behind=1)
+    assert log._dropped == 40 - len(out.sent[0].requests) > 0
+    out.behind = 2
+    log._lines = [line(0, "x")]
+    log.flush()
+    assert out.sent[-1].dropped == 40 - len(out.sent[0].requests)
+
+
+def test_more_bytes_than_the_daemon_takes_in_a_second_are_only_counted():
+    out, clock = Line(), Clock()
+    log = RequestLog(clock, out)
+    request = SimpleNamespace(
+        rule=SimpleNamespace(uid="u" * 36, heads_only=False),
+        method=b"GET",
+        path=b"/" + b"\xff" * 2000,
+        authority=b"a",
+        copied=False,
+        lost=Lost.NOTHING,
+        fields=(),
+    )
+    conduit = SimpleNamespace(
+        relay=SimpleNamespace(diverted=[]),
+        port=SimpleNamespace(counters=Counter(), steered=SimpleNamespace(number=80)),
+        endpoint=SimpleNamespace(client="::1", client_port=1),
+    )
+    for _ in range(300):
+        conduit.relay.diverted = [request] * 100
+        log.add(conduit)
+        log.flush()
+        clock.now += 0.01
+    size = sum(len(CODEC.encode(message)[0]) for message in out.sent)
+    assert 0.5 * 3 * request_log.RATE < size <= 3 * request_log.RATE + request_log.BURST
+    told = sum(len(message.requests) + message.dropped for message in out.sent)
+    assert told + log._dropped == 30_000
