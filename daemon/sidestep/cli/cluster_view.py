@@ -23,10 +23,10 @@ from sidestep.model.errors import ClusterError, ConfigurationError, RefusedError
 from sidestep.model.intercept import Intercept, Kind
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import PodKey
-from sidestep.node.api.view import ConditionView, PortView, WorkloadView
-from sidestep.node.planning.survey import PodSurvey, PortSurvey, protocol_text, survey
 from sidestep.policy.pod_ports import ports_of
+from sidestep.policy.survey import PodSurvey, PortSurvey, protocol_text, survey
 from sidestep.policy.workloads import pods_of
+from sidestep.tunnel.views import ConditionView, PortView, WorkloadView
 
 
 class DaemonView(msgspec.Struct, frozen=True):

@@ -12,14 +12,14 @@ from sidestep.cli.command import Command
 from sidestep.cli.options import output_option
 from sidestep.cli.output import json_line
 from sidestep.cli.where import Where, where_options
+from sidestep.config.node_options import DEFAULT_SOCKET
 from sidestep.kube import kubeconfig as kubeconfigs
 from sidestep.kube.access import ClusterAccess, in_cluster, is_in_cluster
 from sidestep.kube.api import Api
 from sidestep.laptop.local_client import LocalClient
 from sidestep.model.errors import ConfigurationError, SidestepError
+from sidestep.model.finding import Finding
 from sidestep.model.text import harmless
-from sidestep.node.finding import Finding
-from sidestep.node.options import DEFAULT_SOCKET
 
 DEADLINE = 10.0
 """Seconds for the API server to answer."""

@@ -25,10 +25,10 @@ from sidestep.laptop.handler import NoHandler
 from sidestep.laptop.local_client import LocalClient
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.text import harmless
-from sidestep.node.api.view import WorkloadView
 from sidestep.policy.workloads import parse_workload
 from sidestep.tunnel.messages import AnyEvent, Dropped, Ended, Hello, Lost, Request, SessionSpec, State, decode
 from sidestep.tunnel.opening import StreamOpening
+from sidestep.tunnel.views import WorkloadView
 
 NOT_READ = "not read yet"
 """As `PortView.certificate_state`: the certificate is read once somebody wants the port."""

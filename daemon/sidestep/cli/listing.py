@@ -16,8 +16,8 @@ from sidestep.cli.where import Where, namespace_of, where_options
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
 from sidestep.model.text import harmless
-from sidestep.node.api.view import ConditionView, PortView, WorkloadView
 from sidestep.tunnel.messages import decode
+from sidestep.tunnel.views import ConditionView, PortView, WorkloadView
 
 _HEAD = ("NAMESPACE", "WORKLOAD", "PODS", "PORT", "PROTOCOL", "KNOWN BY", "CERTIFICATE", "INTERCEPTS")
 

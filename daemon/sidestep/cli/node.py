@@ -12,9 +12,9 @@ import click
 from sidestep.aio.named_file import mode_of
 from sidestep.cli.command import Command, FilePath
 from sidestep.cli.options import socket_option
+from sidestep.config.node_options import NodeOptions, PodIdentity
 from sidestep.config.node_settings import OWN_NAMESPACE
 from sidestep.model.errors import ConfigurationError
-from sidestep.node.options import NodeOptions, PodIdentity
 
 
 @click.command(cls=Command, short_help="Run the node daemon (as root).")

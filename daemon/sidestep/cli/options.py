@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from sidestep.cli.command import NAMESPACE, FilePath, fault
-from sidestep.node.options import DEFAULT_SOCKET
+from sidestep.config.node_options import DEFAULT_SOCKET
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -20,8 +20,8 @@ from sidestep.cli.where import Where, namespace_of, where_options
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
 from sidestep.model.text import harmless
-from sidestep.node.api.view import InterceptView, StatusView
 from sidestep.tunnel.messages import PodState, decode
+from sidestep.tunnel.views import InterceptView, StatusView
 
 _POD: Final = re.compile(r"pod [^/ ]+/")
 """How the subject of a condition begins that is about a pod."""

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import click
 
 from sidestep.cli.command import FilePath
+from sidestep.config.node_options import DEFAULT_SOCKET
 from sidestep.kube import kubeconfig as kubeconfigs
 from sidestep.kube.access import ClusterAccess, in_cluster, is_in_cluster
 from sidestep.laptop.cluster_session import ClusterSession
@@ -27,7 +28,6 @@ from sidestep.laptop.handler import Handler
 from sidestep.laptop.local_client import LocalClient
 from sidestep.laptop.session import Listener, Session
 from sidestep.model.errors import ConfigurationError
-from sidestep.node.options import DEFAULT_SOCKET
 from sidestep.tunnel.messages import SessionSpec
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -23,18 +23,18 @@ from sidestep.model.inventory import Inventory
 from sidestep.model.pod import Family, Pod, PodKey
 from sidestep.netns import listening, netns_id
 from sidestep.node.certificates.store import Certificates
+from sidestep.node.conditions import Conditions, Source
 from sidestep.node.manifests import Reading
 from sidestep.node.planning.admission import admit, certificates_of
-from sidestep.node.planning.conditions import Conditions, Source
 from sidestep.node.planning.pace import Pace
 from sidestep.node.planning.plan import Plan
 from sidestep.node.planning.planner import plan
 from sidestep.node.planning.port_plan import PortPlans
-from sidestep.node.planning.survey import WantedCertificate
 from sidestep.node.planning.surveys import Surveys
 from sidestep.node.pods.pod_netns import locate, netns_path
 from sidestep.observability.logs import get_logger
 from sidestep.policy.pod_ports import ports_of
+from sidestep.policy.survey import WantedCertificate
 from sidestep.policy.workloads import pods_of
 
 LOCATIONS = 2.0

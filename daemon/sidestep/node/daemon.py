@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from sidestep import __version__
 from sidestep.aio.meter import MeteredLoop
 from sidestep.aio.tasks import Tasks
+from sidestep.config.node_options import NodeOptions
 from sidestep.config.node_settings import OWN_NAMESPACE
 from sidestep.model.errors import BugError, ConfigurationError
 from sidestep.model.pod import PodKey
@@ -39,11 +40,10 @@ from sidestep.node.api.status import NodeStatusView
 from sidestep.node.certificates.material import InventorySecrets
 from sidestep.node.certificates.reader import Reader
 from sidestep.node.certificates.store import Certificates
+from sidestep.node.conditions import Conditions
 from sidestep.node.controller import Controller
 from sidestep.node.manifests import InventorySource, ManifestDirectory, Reading
-from sidestep.node.options import NodeOptions
 from sidestep.node.own_addresses import own_addresses
-from sidestep.node.planning.conditions import Conditions
 from sidestep.node.planning.pace import Pace
 from sidestep.node.pods.audit import Audit
 from sidestep.node.pods.reconciler import Reconciler

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sidestep.model.errors import KernelError, SidestepError
+from sidestep.model.finding import Finding
 from sidestep.model.pod import Family
 from sidestep.netns import Connection, Netns, destroy, listening, tcp_listener
 from sidestep.node.certificates.swap import ADVICE, swap_devices
-from sidestep.node.finding import Finding
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups
 from sidestep.steering import ClientNames, CompiledProgram, PeernamePrograms, Steering
 from sidestep.steering import compile_peername as compile_for_getpeername

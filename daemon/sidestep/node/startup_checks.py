@@ -18,7 +18,7 @@ from sidestep.node.manifests_lock import ManifestsLock
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sidestep.node.options import NodeOptions
+    from sidestep.config.node_options import NodeOptions
 
 MAX_SOCKET = 107 - len(".") - len(".4194304")
 """Bytes of a socket's path: what unix(7) allows, less what the name under which it is made adds (`local_socket`)."""

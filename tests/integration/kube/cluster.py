@@ -6,13 +6,13 @@ import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+from sidestep.config.node_options import NodeOptions, PodIdentity
 from sidestep.laptop.cluster_session import ClusterSession
 from sidestep.laptop.handler import Handler, HandlerSettings
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import ContainerPort, Pod, PodKey
 from sidestep.node.cluster.service import Cluster
-from sidestep.node.options import NodeOptions, PodIdentity
-from sidestep.node.planning.conditions import Conditions
+from sidestep.node.conditions import Conditions
 from sidestep.node.sessions.registry import Sessions
 from sidestep.policy.workloads import pods_of
 from sidestep.tunnel.messages import HeaderSpec, PodState, SessionSpec, State

@@ -8,7 +8,7 @@ from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.intercept import Kind
 from sidestep.model.pod import PodKey
 from sidestep.node.cluster.announcer import BURST, Announcer
-from sidestep.node.planning.conditions import Conditions, Source
+from sidestep.node.conditions import Conditions, Source
 from sidestep.node.sessions.resources import Registry
 from tests.integration.kube.fake_api import FakeApi
 from tests.unit.node.scenes import inventory, pod

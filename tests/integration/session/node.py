@@ -22,7 +22,10 @@ from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.intercept import Intercept
 from sidestep.model.pod import PodKey
 from sidestep.node.api.local_api import LocalApi
-from sidestep.node.api.view import (
+from sidestep.node.sessions.registry import Sessions
+from sidestep.proxy.control.messages import DivertedRequest, Open
+from sidestep.tunnel.messages import PodState, State
+from sidestep.tunnel.views import (
     CertificateView,
     ConditionView,
     InterceptView,
@@ -32,9 +35,6 @@ from sidestep.node.api.view import (
     StatusView,
     WorkloadView,
 )
-from sidestep.node.sessions.registry import Sessions
-from sidestep.proxy.control.messages import DivertedRequest, Open
-from sidestep.tunnel.messages import PodState, State
 from tests.harness.waiting import until
 
 T = TypeVar("T")

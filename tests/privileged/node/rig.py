@@ -15,14 +15,14 @@ from sidestep.model.filter import Filter, HeaderCondition, HeaderTest
 from sidestep.model.intercept import Intercept, Kind, WorkloadRef
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import ContainerPort, Location, Pod, PodKey, Service, ServicePort
-from sidestep.node.planning.backoff import Backoff
-from sidestep.node.planning.conditions import Conditions
+from sidestep.node.conditions import Conditions
 from sidestep.node.planning.plan import Plan
 from sidestep.node.planning.planner import plan
 from sidestep.node.pods.audit import Audit
 from sidestep.node.pods.reconciler import Reconciler
 from sidestep.node.pods.target import Target
 from sidestep.node.pods.toolbox import Toolbox
+from sidestep.node.proxies.backoff import Backoff
 from sidestep.node.proxies.supervisor import ProxySupervisor, SupervisorSettings
 from sidestep.steering import CompiledProgram, compile_peername
 from tests.harness.namespaces import PodNamespace

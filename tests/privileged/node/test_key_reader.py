@@ -14,7 +14,7 @@ import pytest
 from sidestep.model.errors import KernelError
 from sidestep.node.certificates.reader import Reader, ReadError
 from sidestep.node.certificates.requests import ClusterSecret, Folder, ManifestSecret, Read, Server
-from sidestep.node.planning.proxy_uids import READER
+from sidestep.node.proxy_uids import READER
 from tests.harness import manifests, memory
 from tests.harness.authority import Authority
 from tests.harness.hanging import hanging

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from sidestep.aio.packets import sealed_memfd
-from sidestep.node.planning.desired import CredentialSource
+from sidestep.node.proxies.desired import CredentialSource
 from sidestep.proxy.runtime.syscalls import ALLOWED, ARCHITECTURES, FATAL
 from tests.harness.authority import Authority
 from tests.privileged.proxy.scene import (

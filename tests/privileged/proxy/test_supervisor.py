@@ -19,7 +19,7 @@ import pytest
 from sidestep.aio.channel import DeadlineError
 from sidestep.aio.packets import ChannelClosed, sealed_memfd
 from sidestep.model.errors import ConfigurationError, SidestepError
-from sidestep.node.planning.backoff import Backoff
+from sidestep.node.proxies.backoff import Backoff
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups
 from sidestep.node.proxies.supervisor import (
     CredentialSource,

@@ -1,8 +1,8 @@
 """What `sidestep status` prints for people."""
 
 from sidestep.cli.status import _text, _within
-from sidestep.node.api.view import ConditionView, InterceptView, NodeStatus, PodView, StatusView
 from sidestep.tunnel.messages import PodState, State
+from sidestep.tunnel.views import ConditionView, InterceptView, NodeStatus, PodView, StatusView
 
 
 def lines(*pods, counters=None):

@@ -11,15 +11,15 @@ from sidestep.config.node_settings import NodeSettings
 from sidestep.model.intercept import Intercept, Kind, WorkloadRef
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import ContainerPort, Owner, Pod, PodKey, Service, ServicePort, Transport
+from sidestep.node.conditions import Conditions, Source
 from sidestep.node.planning.admission import admit
-from sidestep.node.planning.conditions import Conditions, Source
 from sidestep.node.planning.pace import Pace
 from sidestep.node.planning.planner import plan
 from sidestep.node.planning.port_plan import PortPlans
-from sidestep.node.planning.survey import survey
 from sidestep.node.planning.surveys import Surveys
 from sidestep.policy.conflicts import admit as admit_all
 from sidestep.policy.conflicts import claim_of
+from sidestep.policy.survey import survey
 from tests.harness.growth import cpu, grows_at_most
 from tests.unit.node.scenes import header
 

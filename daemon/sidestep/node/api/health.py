@@ -22,8 +22,8 @@ from sidestep.model.errors import ConfigurationError, KernelError
 from sidestep.netns import prefer, split_listener
 from sidestep.node.api.health_gate import NODE, OTHERS, Gate
 from sidestep.node.api.metrics import CONTENT_TYPE, exposition
-from sidestep.node.api.view import StatusView
 from sidestep.observability.logs import get_logger
+from sidestep.tunnel.views import StatusView
 
 REFRESH = 30.0
 """Seconds between two looks at the node's addresses."""

@@ -34,7 +34,7 @@ from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import ConfigurationError, KernelError, PeerError, RefusedError, SidestepError
 from sidestep.node.api.local_socket import BACKLOG, ask_to_drain, listen, predecessor_at, prepare_folder
 from sidestep.node.api.metrics import CONTENT_TYPE, exposition
-from sidestep.node.api.view import NodeView
+from sidestep.node.sessions.node_view import NodeView
 from sidestep.node.sessions.registry import Sessions
 from sidestep.observability.logs import get_logger
 from sidestep.tunnel.messages import UPGRADE, SessionSpec, decode

@@ -16,8 +16,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from sidestep.aio.meter import BOUNDS
-from sidestep.node.api.view import LoopView, StatusView
 from sidestep.node.proxies.sanitising import counters
+from sidestep.tunnel.views import LoopView, StatusView
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -24,7 +24,19 @@ from sidestep.config.annotations import CertificateSource, SourceKind
 from sidestep.model.condition import Condition
 from sidestep.model.intercept import Intercept
 from sidestep.model.pod import PodKey, Transport
-from sidestep.node.api.view import (
+from sidestep.node.certificates import pem
+from sidestep.node.certificates.store import Certificates
+from sidestep.node.conditions import Conditions
+from sidestep.node.controller import Controller
+from sidestep.node.planning.plan import PodPlan
+from sidestep.node.pods.reconciler import Reconciler
+from sidestep.node.pods.target import Target
+from sidestep.policy.pod_ports import ports_of
+from sidestep.policy.protocol_choice import Use
+from sidestep.policy.survey import CertificateKey, PodSurvey, PortSurvey, Side, protocol_text
+from sidestep.proxy.control.messages import Probed
+from sidestep.tunnel.messages import ConditionText, PodState, State
+from sidestep.tunnel.views import (
     CertificateView,
     ConditionView,
     InterceptView,
@@ -35,18 +47,6 @@ from sidestep.node.api.view import (
     StatusView,
     WorkloadView,
 )
-from sidestep.node.certificates import pem
-from sidestep.node.certificates.store import Certificates
-from sidestep.node.controller import Controller
-from sidestep.node.planning.conditions import Conditions
-from sidestep.node.planning.plan import PodPlan
-from sidestep.node.planning.survey import CertificateKey, PodSurvey, PortSurvey, Side, protocol_text
-from sidestep.node.pods.reconciler import Reconciler
-from sidestep.node.pods.target import Target
-from sidestep.policy.pod_ports import ports_of
-from sidestep.policy.protocol_choice import Use
-from sidestep.proxy.control.messages import Probed
-from sidestep.tunnel.messages import ConditionText, PodState, State
 
 WorkloadName = tuple[str, str, str]
 """(namespace, kind, name)."""

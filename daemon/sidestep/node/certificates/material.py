@@ -15,11 +15,10 @@ from sidestep.node.certificates.requests import Folder, Source
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sidestep.model.inventory import Inventory
+    from sidestep.model.inventory import Inventory, Secret
     from sidestep.model.pod import Pod
     from sidestep.node.certificates.reader import ReadError
-    from sidestep.node.manifests import InventorySource
-    from sidestep.node.planning.survey import WantedCertificate
+    from sidestep.policy.survey import WantedCertificate
 
 
 class SecretSources(Protocol):
@@ -35,10 +34,20 @@ class SecretSources(Protocol):
         """Why it could not be read, and what to do, for people."""
 
 
+class SecretLocator(Protocol):
+    """What is needed of an `InventorySource`."""
+
+    def secret_source(self, secret: Secret | None, namespace: str, name: str) -> Source:
+        """Where to read a Secret; `secret` is what the inventory knows. Raises ConfigurationError."""
+
+    def explain(self, namespace: str, name: str, error: ReadError) -> str:
+        """Why a Secret could not be read, and what to do."""
+
+
 class InventorySecrets:
     """Secrets as the present inventory and its source know them. `inventory` gives the present one."""
 
-    def __init__(self, source: InventorySource, inventory: Callable[[], Inventory]) -> None:
+    def __init__(self, source: SecretLocator, inventory: Callable[[], Inventory]) -> None:
         self._source = source
         self._inventory = inventory
 

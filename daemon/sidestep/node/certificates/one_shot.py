@@ -47,7 +47,7 @@ from sidestep.node.certificates.requests import (
     Summary,
     TrustFacts,
 )
-from sidestep.node.planning.proxy_uids import READER
+from sidestep.node.proxy_uids import READER
 from sidestep.protocols.pem import KEYS, blocks
 from sidestep.proxy.runtime import capabilities
 from sidestep.proxy.runtime import rlimits as limits

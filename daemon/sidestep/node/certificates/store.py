@@ -43,10 +43,10 @@ from sidestep.model.pod import Pod, PodKey
 from sidestep.node.certificates.material import SecretSources, source_of
 from sidestep.node.certificates.reader import ReadError
 from sidestep.node.certificates.requests import Folder, IdentityFacts, Read, Summary, TrustFacts
-from sidestep.node.planning.conditions import Conditions, Source
-from sidestep.node.planning.desired import CredentialSource
+from sidestep.node.conditions import Conditions, Source
 from sidestep.node.planning.plan import CertificateFacts
-from sidestep.node.planning.survey import CertificateKey, Side, WantedCertificate
+from sidestep.node.proxies.desired import CredentialSource
+from sidestep.policy.survey import CertificateKey, Side, WantedCertificate
 
 POLL = 3.0
 """Seconds between two looks at the folders."""

@@ -20,7 +20,7 @@ from sidestep.model.intercept import Kind
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import PodKey
 from sidestep.model.text import harmless
-from sidestep.node.planning.conditions import Conditions
+from sidestep.node.conditions import Conditions
 from sidestep.node.sessions.resources import Registry
 from sidestep.observability.logs import get_logger
 

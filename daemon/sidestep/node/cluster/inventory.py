@@ -23,8 +23,8 @@ from sidestep.model.pod import Location
 from sidestep.node.certificates.reader import ReadError
 from sidestep.node.certificates.requests import ClusterSecret, Server, Source
 from sidestep.node.certificates.secret_advice import secret_advice
+from sidestep.node.cluster.gathering import Gathering
 from sidestep.node.manifests import Reading
-from sidestep.node.planning.gathering import Gathering
 from sidestep.observability.logs import get_logger
 
 PAUSE = 0.03

@@ -27,6 +27,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from sidestep.aio.tasks import Tasks
+from sidestep.config.node_options import NodeOptions, PodIdentity
 from sidestep.kube.access import ClusterAccess
 from sidestep.kube.api import Api
 from sidestep.kube.errors import ApiError
@@ -40,15 +41,14 @@ from sidestep.kube.watch import Watch
 from sidestep.model.errors import ClusterError, ConfigurationError
 from sidestep.model.intercept import Intercept, Kind
 from sidestep.node.api.health import Addresses, HealthServer
-from sidestep.node.api.view import NodeView
 from sidestep.node.cluster.announcer import Announcer
+from sidestep.node.cluster.gathering import Gathering
 from sidestep.node.cluster.inventory import ClusterInventory
 from sidestep.node.cluster.publisher import Memory, Publisher
 from sidestep.node.cluster.tunnel_server import TunnelServer
+from sidestep.node.conditions import Conditions
 from sidestep.node.controller import Controller
-from sidestep.node.options import NodeOptions, PodIdentity
-from sidestep.node.planning.conditions import Conditions
-from sidestep.node.planning.gathering import Gathering
+from sidestep.node.sessions.node_view import NodeView
 from sidestep.node.sessions.registry import Sessions
 from sidestep.node.sessions.resource import Held
 from sidestep.node.sessions.resources import Registry, Verdict

@@ -16,11 +16,11 @@ from sidestep.model.inventory import Inventory
 from sidestep.model.pod import Pod, Transport
 from sidestep.node.planning.plan import CertificateFacts
 from sidestep.node.planning.refusals import opening_refusal, refusal_of
-from sidestep.node.planning.survey import CertificateKey, PodSurvey, Side, WantedCertificate
 from sidestep.node.planning.surveys import Surveys
 from sidestep.policy.conflicts import Claim, check, claim_of
 from sidestep.policy.matching import prove
 from sidestep.policy.pod_ports import ports_of
+from sidestep.policy.survey import CertificateKey, PodSurvey, Side, WantedCertificate
 from sidestep.policy.workloads import pods_of
 
 MAX_PREPARED = 8

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sidestep.model.condition import Condition
     from sidestep.model.pod import Pod, PodKey
-    from sidestep.node.planning.survey import PodSurvey, WantedCertificate
+    from sidestep.policy.survey import PodSurvey, WantedCertificate
     from sidestep.proxy.control.messages import PortSnapshot
 
 

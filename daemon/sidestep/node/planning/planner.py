@@ -30,10 +30,10 @@ from sidestep.model.pod import ContainerPort, PodKey, Transport
 from sidestep.node.planning.plan import CertificateFacts, Plan, PodPlan, PortPlan
 from sidestep.node.planning.port_plan import PortPlans
 from sidestep.node.planning.refusals import opening_refusal, refusal_of, refusal_type
-from sidestep.node.planning.survey import CertificateKey, PodSurvey, Side, WantedCertificate, port_subject
 from sidestep.node.planning.surveys import Surveys
 from sidestep.policy.conflicts import Claim, admit, claim_of
 from sidestep.policy.pod_ports import ports_of
+from sidestep.policy.survey import CertificateKey, PodSurvey, Side, WantedCertificate, port_subject
 from sidestep.policy.workloads import pods_of
 
 if TYPE_CHECKING:

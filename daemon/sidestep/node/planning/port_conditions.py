@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.node.planning.steered_port import Left, Proxy
-from sidestep.node.planning.survey import port_subject
+from sidestep.policy.survey import port_subject
 
 if TYPE_CHECKING:
     from sidestep.model.pod import PodKey

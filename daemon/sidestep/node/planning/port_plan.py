@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from sidestep.model.intercept import Intercept, Kind
 from sidestep.model.pod import PodKey, Transport
 from sidestep.node.planning.plan import CertificateFacts, PortPlan
-from sidestep.node.planning.survey import PortSurvey, Side
 from sidestep.policy.matching import to_rows
+from sidestep.policy.survey import PortSurvey, Side
 from sidestep.proxy.control.messages import Condition as ConditionSnapshot
 from sidestep.proxy.control.messages import PortSnapshot, RuleSnapshot
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sidestep.config.node_settings import NodeSettings
     from sidestep.model.pod import Pod
     from sidestep.node.planning.plan import CertificateFacts
-    from sidestep.node.planning.survey import PortSurvey
+    from sidestep.policy.survey import PortSurvey
 
 
 def refusal_of(pod: Pod, settings: NodeSettings) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sidestep.node.planning.survey import PodSurvey, survey
+from sidestep.policy.survey import PodSurvey, survey
 
 if TYPE_CHECKING:
     from sidestep.model.inventory import Inventory

@@ -12,7 +12,7 @@ import asyncio
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import SidestepError
 from sidestep.node.certificates.swap import ADVICE, swap_devices
-from sidestep.node.planning.conditions import Conditions, Source
+from sidestep.node.conditions import Conditions, Source
 from sidestep.node.pods.reconciler import Reconciler
 from sidestep.observability.logs import get_logger
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import KernelError
 from sidestep.netns import Connection, Netns, destroy, established
-from sidestep.node.planning.proxy_uids import is_proxy
-from sidestep.node.planning.survey import port_subject
+from sidestep.node.proxy_uids import is_proxy
 from sidestep.observability.logs import get_logger
+from sidestep.policy.survey import port_subject
 
 if TYPE_CHECKING:
     from sidestep.model.pod import PodKey
-    from sidestep.node.planning.conditions import Statements
+    from sidestep.node.conditions import Statements
     from sidestep.node.planning.steered_port import SteeredPort
 
 

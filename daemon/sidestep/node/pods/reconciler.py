@@ -25,12 +25,12 @@ from sidestep.aio.tasks import Tasks
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import BugError, ConfigurationError, KernelError, RefusedError, SidestepError
 from sidestep.model.pod import NetnsId, PodKey
-from sidestep.node.planning.conditions import Conditions, Source
+from sidestep.node.conditions import Conditions, Source
 from sidestep.node.planning.plan import Plan, PodPlan
-from sidestep.node.planning.proxy_uids import ProxyUids
 from sidestep.node.pods.pod_netns import AbsentError, netns_path
 from sidestep.node.pods.target import Target
 from sidestep.node.pods.toolbox import Toolbox
+from sidestep.node.proxy_uids import ProxyUids
 from sidestep.observability.logs import get_logger
 
 TICK = 0.5

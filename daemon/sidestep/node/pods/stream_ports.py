@@ -32,7 +32,7 @@ from sidestep.node.pods.sweeper import Sweeper
 from sidestep.observability.logs import get_logger
 
 if TYPE_CHECKING:
-    from sidestep.node.planning.conditions import Statements
+    from sidestep.node.conditions import Statements
     from sidestep.node.planning.plan import PortPlan
     from sidestep.node.pods.pod_netns import Address
     from sidestep.node.proxies.supervisor import PodProxy

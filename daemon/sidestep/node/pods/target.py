@@ -22,9 +22,8 @@ from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import RefusedError, SidestepError
 from sidestep.model.pod import Family, NetnsId, Pod, Transport
 from sidestep.netns import Netns
-from sidestep.node.planning.conditions import Statements
+from sidestep.node.conditions import Statements
 from sidestep.node.planning.plan import PodPlan
-from sidestep.node.planning.survey import port_subject
 from sidestep.node.pods.client_addresses import ClientAddresses
 from sidestep.node.pods.datagram_ports import DatagramPorts, Entry
 from sidestep.node.pods.pod_netns import Address, locate
@@ -33,6 +32,7 @@ from sidestep.node.pods.stream_ports import StreamPorts
 from sidestep.node.pods.toolbox import Toolbox
 from sidestep.node.proxies.supervisor import PodProxy, ProxyState
 from sidestep.observability.logs import get_logger
+from sidestep.policy.survey import port_subject
 from sidestep.proxy.control.messages import (
     ForgetClient,
     Heartbeat,

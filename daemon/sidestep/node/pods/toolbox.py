@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import socket
 
     from sidestep.model.pod import PodKey
-    from sidestep.node.planning.conditions import Conditions
+    from sidestep.node.conditions import Conditions
     from sidestep.node.proxies.supervisor import CredentialSource, ProxySupervisor
     from sidestep.proxy.control.messages import DivertedRequest, LostCopies, Open
     from sidestep.steering import CompiledProgram, PeernamePrograms

@@ -22,7 +22,7 @@ from sidestep.aio.process import Process
 from sidestep.aio.pulse import Watched
 from sidestep.aio.share import Share, ShareLimits
 from sidestep.model.errors import PeerError, SidestepError
-from sidestep.node.planning.desired import ProxyError, Told
+from sidestep.node.proxies.desired import ProxyError, Told
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups
 from sidestep.node.proxies.output import Output, pipe
 from sidestep.node.proxies.zygote import Zygote

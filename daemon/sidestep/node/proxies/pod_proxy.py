@@ -23,8 +23,8 @@ from sidestep.aio.packets import ChannelClosed
 from sidestep.aio.patience import patience
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, SidestepError
-from sidestep.node.planning.backoff import Backoff, CrashHistory
-from sidestep.node.planning.desired import CredentialSource, Desired, Told, tell_difference
+from sidestep.node.proxies.backoff import Backoff, CrashHistory
+from sidestep.node.proxies.desired import CredentialSource, Desired, Told, tell_difference
 from sidestep.node.proxies.incarnation import Abode, Incarnation, ProxyLimits
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups
 from sidestep.node.proxies.proxy_handler import ProxyHandler, ProxyState

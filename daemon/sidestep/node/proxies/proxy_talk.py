@@ -12,8 +12,8 @@ import socket
 
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
-from sidestep.node.planning.desired import rule_uids
 from sidestep.node.proxies import sanitising as heard
+from sidestep.node.proxies.desired import rule_uids
 from sidestep.node.proxies.incarnation import Incarnation
 from sidestep.node.proxies.proxy_handler import ProxyHandler
 from sidestep.proxy.control import messages

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Self
 
-from sidestep.node.planning.desired import CredentialSource, ProxyError
+from sidestep.node.proxies.desired import CredentialSource, ProxyError
 from sidestep.node.proxies.incarnation import Abode, ProxyLimits
 from sidestep.node.proxies.pod_proxy import PodProxy, SupervisorSettings
 from sidestep.node.proxies.proxy_handler import ProxyHandler, ProxyState

@@ -30,8 +30,8 @@ from sidestep.aio.patience import Silence, patience
 from sidestep.aio.process import Process
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, KernelError, SidestepError
-from sidestep.node.planning.backoff import Backoff, CrashHistory
-from sidestep.node.planning.desired import ProxyError
+from sidestep.node.proxies.backoff import Backoff, CrashHistory
+from sidestep.node.proxies.desired import ProxyError
 from sidestep.node.proxies.output import Output
 from sidestep.proxy.control.channel import Codec, FromZygoteUnion
 from sidestep.proxy.control.messages import VERSION, Ack, Hello, Message, Spawn, Spawned

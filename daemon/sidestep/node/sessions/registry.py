@@ -20,8 +20,8 @@ from sidestep.config.filters import describe_filter
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
 from sidestep.model.intercept import Intercept
 from sidestep.model.pod import PodKey
-from sidestep.node.api.view import InterceptView, NodeView
 from sidestep.node.sessions.intercept import intercept_of
+from sidestep.node.sessions.node_view import NodeView
 from sidestep.node.sessions.session import Session
 from sidestep.policy.workloads import parse_workload
 from sidestep.proxy.control.messages import DivertedRequest, LostCopies, Open
@@ -29,6 +29,7 @@ from sidestep.tunnel.budget import Budget
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.messages import Ended, Lost, Request, SessionSpec
 from sidestep.tunnel.opening import StreamOpening
+from sidestep.tunnel.views import InterceptView
 
 MAX_SESSIONS = 1024
 """Sessions of one node at once."""

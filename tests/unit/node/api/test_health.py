@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sidestep.node.api import health, health_gate
 from sidestep.node.api.health import HealthServer
-from sidestep.node.api.view import NodeStatus, StatusView
+from sidestep.tunnel.views import NodeStatus, StatusView
 from tests.unit.tunnel.ends import asynchronous
 
 

@@ -6,8 +6,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sidestep.aio.meter import LoopMeter
 from sidestep.node.api.metrics import exposition
-from sidestep.node.api.view import ConditionView, InterceptView, LoopView, NodeStatus, PodView, StatusView
 from sidestep.tunnel.messages import State
+from sidestep.tunnel.views import ConditionView, InterceptView, LoopView, NodeStatus, PodView, StatusView
 
 STALL = "sidestep_loop_stall_seconds"
 

@@ -18,8 +18,8 @@ from sidestep.node.certificates.one_shot import SPELLINGS
 from sidestep.node.certificates.reader import ReadError
 from sidestep.node.certificates.requests import ManifestSecret
 from sidestep.node.certificates.store import Certificates
-from sidestep.node.planning.conditions import Conditions
-from sidestep.node.planning.survey import CertificateKey, Side, survey
+from sidestep.node.conditions import Conditions
+from sidestep.policy.survey import CertificateKey, Side, survey
 from tests.harness.authority import Authority
 from tests.unit.node.scenes import pod
 

@@ -10,8 +10,8 @@ from sidestep.model.intercept import Kind
 from sidestep.model.pod import PodKey, ServicePort, Transport
 from sidestep.node.planning.admission import admit, certificates_of
 from sidestep.node.planning.plan import CertificateFacts
-from sidestep.node.planning.survey import CertificateKey, Side
 from sidestep.node.planning.surveys import Surveys
+from sidestep.policy.survey import CertificateKey, Side
 from tests.unit.node.scenes import CERTIFIED, header, intercept, inventory, pod, service
 
 POD = PodKey("shop", "orders-1")

@@ -11,7 +11,7 @@ from sidestep.model.intercept import Kind
 from sidestep.model.pod import Location, PodKey, ServicePort, Transport
 from sidestep.node.planning.plan import CertificateFacts
 from sidestep.node.planning.planner import plan
-from sidestep.node.planning.survey import CertificateKey, Side
+from sidestep.policy.survey import CertificateKey, Side
 from tests.unit.node.scenes import CERTIFIED, HTTPS, header, intercept, inventory, pod, service
 
 POD = PodKey("shop", "orders-1")

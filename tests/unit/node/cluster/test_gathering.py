@@ -1,4 +1,4 @@
-from sidestep.node.planning.gathering import MOST, SHARE, Gathering
+from sidestep.node.cluster.gathering import MOST, SHARE, Gathering
 
 
 def test_after_a_quiet_time_changes_are_looked_at_soon_and_in_a_flood_at_a_rate():

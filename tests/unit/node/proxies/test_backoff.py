@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidestep.node.planning.backoff import Backoff, CrashHistory
+from sidestep.node.proxies.backoff import Backoff, CrashHistory
 
 
 def test_the_pause_doubles_and_the_fifth_crash_is_a_loop():

@@ -2,7 +2,7 @@ from structlog.testing import capture_logs
 
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.pod import PodKey
-from sidestep.node.planning.conditions import LOGGED_BURST, MAX_PER_SOURCE, MAX_TEXT, Conditions, Source
+from sidestep.node.conditions import LOGGED_BURST, MAX_PER_SOURCE, MAX_TEXT, Conditions, Source
 
 POD = PodKey("shop", "orders-1")
 OTHER = PodKey("shop", "orders-2")

@@ -1,17 +1,14 @@
-"""What the node daemon lets a CLI see, as JSON structs, and the `NodeView` that answers.
+"""What the node daemon shows to a command line, as JSON structs.
 
-`GET /v1/status` is a `StatusView`, `GET /v1/workloads` a list of `WorkloadView`; `sidestep status --output json` and
-`sidestep list --output json` print them unchanged, so field names are part of the product's interface: add, do not
-rename. Nothing here imports the daemon: the command line decodes with the same structs.
+`GET /v1/status` answers a `StatusView`, `GET /v1/workloads` a list of `WorkloadView`. The daemon encodes these structs,
+the command line decodes them, and `sidestep status --output json` and `sidestep list --output json` print them
+unchanged: field names are a public interface. Add fields, do not rename them.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import msgspec
 
-from sidestep.model.intercept import Intercept
 from sidestep.tunnel.messages import State
 
 
@@ -136,25 +133,3 @@ class StatusView(msgspec.Struct, frozen=True):
     pods: tuple[PodView, ...] = ()
     intercepts: tuple[InterceptView, ...] = ()
     conditions: tuple[ConditionView, ...] = ()
-
-
-class NodeView(Protocol):
-    """What sessions and the local API ask of the node. Every method but `prepare` returns at once."""
-
-    def status(self) -> StatusView:
-        """Everything."""
-
-    def workloads(self) -> tuple[WorkloadView, ...]:
-        """All workloads of this node, in all namespaces."""
-
-    async def prepare(self, intercept: Intercept) -> None:
-        """Find out what `check` has to know: certificates are read now that somebody wants them."""
-
-    def check(self, intercept: Intercept) -> None:
-        """Whether this intercept may begin: workload and port exist, the filter compiles, nothing conflicts.
-
-        Raises RefusedError or ConfigurationError. Called before the intercept is among `Sessions.intercepts()`.
-        """
-
-    def state(self, intercept_uid: str) -> State:
-        """The pods of an intercept and the conditions that concern it."""

@@ -11,7 +11,7 @@ import pytest
 
 from sidestep.aio.packets import ChannelClosed, sealed_memfd
 from sidestep.model.errors import ConfigurationError
-from sidestep.node.planning.desired import (
+from sidestep.node.proxies.desired import (
     CredentialSource,
     Desired,
     ProxyError,
