@@ -149,26 +149,30 @@ class WireRelay(Relay):
         else:
             self.opening.append(self.app)
 
-    def receive(self, leg: Leg, data: bytes) -> None:
+    def receive(self, leg: Leg, data: bytes, now: float) -> None:
         """Pass bytes on; before the peer is open they wait in its `out`."""
+        del now
         if not self._asked:
             self._begin()
         self._wire.receive(leg, data)
 
-    def receive_eof(self, leg: Leg) -> None:
+    def receive_eof(self, leg: Leg, now: float) -> None:
         """Pass an end on."""
+        del now
         if not self._asked:
             self._begin()
         self._wire.receive_eof(leg)
 
-    def opened(self, leg: Leg) -> None:
+    def opened(self, leg: Leg, now: float) -> None:
         """Join."""
+        del now
         leg.open = True
         if leg is self._wire.peer:
             self._wire.join()
 
-    def refused(self, leg: Leg) -> None:
+    def refused(self, leg: Leg, now: float) -> None:
         """Without a handler the app takes the connection; without the app there is nobody to take it."""
+        del now
         wire = self._wire
         if leg is not wire.peer:
             return
@@ -182,8 +186,9 @@ class WireRelay(Relay):
             self.app.write(data)
         self._begin()
 
-    def lost(self, leg: Leg) -> None:
+    def lost(self, leg: Leg, now: float) -> None:
         """Pass a break on."""
+        del now
         self._wire.lost(leg)
 
     def reads(self, leg: Leg) -> bool:

@@ -5,13 +5,18 @@ handler leg per intercept that a request matched, one tap leg per copied request
 second app leg for streams that fall back. The engine decides, the shell (`sidestep.proxy`) does the I/O. No sockets, no
 clock, no log.
 
-What the shell does
-    receive(leg, data)   bytes arrived (never empty)
-    receive_eof(leg)     the peer finished sending (FIN, close_notify); it may still read
-    opened(leg)          a leg from `opening` is connected (a handler leg: the handler's end too)
-    refused(leg)         a leg from `opening` could not be connected; the leg is dead
-    drained(leg)         `leg.out`, which could not be written at once, is written to the end (of a tap leg: every time)
-    lost(leg)            the leg broke (reset, TLS error, timeout); nothing more goes in or out of it
+What the shell does (`now` is the time of the input, in monotonic seconds; it never goes backwards)
+    passes(leg, data)    bytes arrived (never empty). The shell asks once for each chunk. If the answer is a leg, the
+                         bytes are that leg's as they are: writing them (what is not taken: by `leg.write`) is all that
+                         there is to do
+    receive(leg, data, now)
+                         the answer was None (or nobody asked: `passes` is faster, never necessary)
+    receive_eof(leg, now)
+                         the peer finished sending (FIN, close_notify); it may still read
+    opened(leg, now)     a leg from `opening` is connected (a handler leg: the handler's end too)
+    refused(leg, now)    a leg from `opening` could not be connected; the leg is dead
+    drained(leg, now)    `leg.out`, which could not be written at once, is written to the end (of a tap leg: every time)
+    lost(leg, now)       the leg broke (reset, TLS error, timeout); nothing more goes in or out of it
     expired(now)         `deadline` has passed
     take_leave()         the connection, which is `idle`, is about to be ended for reasons of ours
     farewell()           all legs but taps are closed, or moved by the shell itself; taps get a bounded time to flush
@@ -19,8 +24,6 @@ What the shell does
   and after each call: opens every leg it finds in `opening` (and empties that list), writes `leg.out` of every leg in
   `legs`, carries out `leg.ending`, and closes everything once `done` is true and the client leg is flushed.
       (What a tap leg has to say is said to its `owner`, even if another relay has succeeded that one.)
-    passes(leg, data)    may be asked before `receive`: if the answer is a leg, the bytes are that leg's as they are,
-                         and writing them (what is not taken: by `leg.write`) is all that there is to do
 
 What the engine promises
   * It never raises for bytes of a peer. What it cannot parse becomes a wire or ends the connection as section 4 says.
@@ -210,6 +213,7 @@ class Relay:
         "done",
         "drain",
         "legs",
+        "now",
         "opening",
         "protocol",
         "successor",
@@ -223,6 +227,8 @@ class Relay:
         self.opening: list[Leg] = []
         self.diverted: list[Diverted] = []
         self.deferred = Deferred()
+        self.now = 0.0
+        """The time of the input at hand (monotonic seconds), where the engine needs it."""
         self.wired: tuple[Leg, Leg] | None = None
         self.drain = False
         self.done = False
@@ -256,10 +262,11 @@ class Relay:
         """Go on where another relay ends: with its legs and what it has for the shell."""
         self.client, self.app, self.legs = other.client, other.app, other.legs
         self.opening, self.diverted, self.deferred = other.opening, other.diverted, other.deferred
+        self.now = other.now
         other.successor = self
 
-    def receive(self, leg: Leg, data: bytes) -> None:
-        """Take bytes from a leg."""
+    def receive(self, leg: Leg, data: bytes, now: float) -> None:
+        """Take bytes from a leg that do not pass as they are (see `passes`)."""
         raise NotImplementedError
 
     def passes(self, leg: Leg, data: bytes) -> Leg | None:
@@ -271,19 +278,19 @@ class Relay:
         del leg, data
         return None
 
-    def receive_eof(self, leg: Leg) -> None:
+    def receive_eof(self, leg: Leg, now: float) -> None:
         """Take the end of a leg's bytes."""
         raise NotImplementedError
 
-    def opened(self, leg: Leg) -> None:
+    def opened(self, leg: Leg, now: float) -> None:
         """Learn that a leg is connected."""
         raise NotImplementedError
 
-    def refused(self, leg: Leg) -> None:
+    def refused(self, leg: Leg, now: float) -> None:
         """Learn that a leg could not be connected."""
         raise NotImplementedError
 
-    def lost(self, leg: Leg) -> None:
+    def lost(self, leg: Leg, now: float) -> None:
         """Learn that a leg broke."""
         raise NotImplementedError
 
@@ -298,7 +305,7 @@ class Relay:
     def farewell(self) -> None:
         """Learn that only taps are left: nothing more will come to be copied."""
 
-    def drained(self, leg: Leg) -> None:
+    def drained(self, leg: Leg, now: float) -> None:
         """Learn that everything queued towards a leg was written after it had been held up."""
 
     def reads(self, leg: Leg) -> bool:

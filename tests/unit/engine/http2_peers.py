@@ -291,10 +291,10 @@ class Shell:
                 if end is not None:
                     (self.taps if leg.role is Role.TAP else self.handlers).append(end)
             if end is None:
-                relay.refused(leg)
+                relay.refused(leg, 0.0)
             else:
                 self.ends[leg] = end
-                relay.opened(leg)
+                relay.opened(leg, 0.0)
         return bool(opening)
 
     def step(self) -> bool:
@@ -311,7 +311,7 @@ class Shell:
             if incoming and relay.reads(leg) and not relay.done:
                 data = self._cut(incoming)
                 self.got.setdefault(leg, bytearray()).extend(data)
-                relay.receive(leg, data)
+                relay.receive(leg, data, 0.0)
                 moved = True
             if relay.deferred.calls:
                 moved = True
@@ -360,7 +360,7 @@ class Shell:
         leg = self.leg(end)
         end.dead = True
         self.to_relay[leg] = bytearray()
-        self.relay.lost(leg)
+        self.relay.lost(leg, 0.0)
         self._open()
         self._write()
 

@@ -59,7 +59,7 @@ class Shell:
         to = self.relay.passes(leg, data)
         assert self._seen() == before, "`passes` changed what the shell looks at"
         if to is None:
-            self.relay.receive(leg, data)
+            self.relay.receive(leg, data, self.now)
         else:
             assert to.open
             to.write(data)
@@ -73,26 +73,26 @@ class Shell:
         return legs, [*relay.opening], [*relay.diverted], rest
 
     def eof(self, leg: Leg) -> None:
-        self.relay.receive_eof(leg)
+        self.relay.receive_eof(leg, self.now)
         self._settle()
 
     def lose(self, leg: Leg) -> None:
         leg.open = False
         leg.out.clear()
         leg.queued = 0
-        self.relay.lost(leg)
+        self.relay.lost(leg, self.now)
         self._settle()
 
     def open(self, leg: Leg) -> None:
         self.waiting.remove(leg)
         leg.open = True
         leg.active = self.now
-        self.relay.opened(leg)
+        self.relay.opened(leg, self.now)
         self._settle()
 
     def refuse(self, leg: Leg) -> None:
         self.waiting.remove(leg)
-        self.relay.refused(leg)
+        self.relay.refused(leg, self.now)
         self._settle()
 
     # --- outputs
@@ -152,7 +152,7 @@ class Shell:
                         self.waiting.remove(leg)
                         leg.open = True
                         leg.active = self.now
-                        relay.opened(leg)
+                        relay.opened(leg, self.now)
         for leg in relay.legs:
             if leg not in self.legs:
                 self.legs.append(leg)
@@ -182,7 +182,7 @@ class Shell:
             leg.out.clear()
             leg.queued = 0
             if leg.role is Role.TAP:
-                leg.owner.drained(leg)
+                leg.owner.drained(leg, self.now)
         if leg.ending and not leg.out:
             if leg.ending is Ending.AWAIT:
                 assert leg.role is Role.TAP

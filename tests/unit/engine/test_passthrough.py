@@ -94,15 +94,15 @@ def test_a_refused_app_resets_the_client():
 
 def test_back_pressure():
     relay = WireRelay()
-    relay.receive(relay.client, b"x" * 70_000)
+    relay.receive(relay.client, b"x" * 70_000, 0.0)
     assert not relay.reads(relay.client)
     relay.app.open = True
-    relay.opened(relay.app)
+    relay.opened(relay.app, 0.0)
     assert relay.reads(relay.client)
-    relay.receive(relay.client, b"x" * HIGH_WATER)
+    relay.receive(relay.client, b"x" * HIGH_WATER, 0.0)
     assert not relay.reads(relay.client)
     assert relay.reads(relay.app)
-    relay.receive(relay.app, b"x" * HIGH_WATER)
+    relay.receive(relay.app, b"x" * HIGH_WATER, 0.0)
     assert not relay.reads(relay.app)
 
 

@@ -215,12 +215,10 @@ class Http1Relay(Relay):
                             return self.client
         return None
 
-    def receive(self, leg: Leg, data: bytes) -> None:
+    def receive(self, leg: Leg, data: bytes, now: float) -> None:
         """Take bytes from a leg."""
-        to = self.passes(leg, data)
-        if to is not None:
-            to.write(data)
-        elif leg is self.client:
+        self.now = now
+        if leg is self.client:
             self._read_client(data)
         elif leg is self.side:
             exchange = self._diversion.exchange
@@ -235,8 +233,9 @@ class Http1Relay(Relay):
         else:
             self._stray(leg, data)
 
-    def receive_eof(self, leg: Leg) -> None:
+    def receive_eof(self, leg: Leg, now: float) -> None:
         """Take the end of a leg's bytes."""
+        self.now = now
         if leg.role is Role.TAP:
             self._taps.receive_eof(leg)
             return
@@ -266,8 +265,9 @@ class Http1Relay(Relay):
             self.become_wire(None)
             self._wire_eof(leg)
 
-    def opened(self, leg: Leg) -> None:
+    def opened(self, leg: Leg, now: float) -> None:
         """Learn that a leg is connected."""
+        self.now = now
         leg.open = True
         if leg is self.app:
             self._peers.drop_spare()
@@ -278,8 +278,9 @@ class Http1Relay(Relay):
         elif self._wire is not None and self._wire.peer is leg:
             self._wire.join()
 
-    def refused(self, leg: Leg) -> None:
+    def refused(self, leg: Leg, now: float) -> None:
         """Learn that a leg could not be connected: what a handler will not take goes to the app."""
+        self.now = now
         if self.app_after_all(leg):
             return
         if leg is self.app and self._peers.take_spare():
@@ -289,10 +290,11 @@ class Http1Relay(Relay):
                 self._wire.peer = self.app
                 self._wire.join()
         else:
-            self.lost(leg)
+            self.lost(leg, now)
 
-    def drained(self, leg: Leg) -> None:
+    def drained(self, leg: Leg, now: float) -> None:
         """Learn that everything queued towards a leg was written."""
+        self.now = now
         if leg.role is Role.TAP:
             self._taps.drained(leg)
 
@@ -300,8 +302,9 @@ class Http1Relay(Relay):
         """Learn that only taps are left."""
         self._taps.cut()
 
-    def lost(self, leg: Leg) -> None:
+    def lost(self, leg: Leg, now: float) -> None:
         """Learn that a leg broke."""
+        self.now = now
         if leg.role is Role.TAP:
             self._taps.lost(leg)
             if self._wire is not None:
@@ -738,11 +741,11 @@ class Http1Relay(Relay):
         self.deadline = None
         self._state = _OVER
         if rest:
-            successor.receive(self.app, rest)
+            successor.receive(self.app, rest, self.now)
         if kept:
-            successor.receive(client, kept)
+            successor.receive(client, kept, self.now)
         if self.client_ended:
-            successor.receive_eof(client)
+            successor.receive_eof(client, self.now)
         return True
 
     def become_wire(self, anomaly: str | None, rest: bytes = b"") -> None:

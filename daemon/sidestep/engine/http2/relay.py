@@ -91,8 +91,9 @@ class Http2Relay(Relay):
 
     # --- what the shell calls ---------------------------------------------------------------------------------------
 
-    def receive(self, leg: Leg, data: bytes) -> None:
+    def receive(self, leg: Leg, data: bytes, now: float) -> None:
         """Take bytes from a leg."""
+        self.now = now
         if leg.role is Role.TAP:
             self._connection.taps.receive(leg, data)
             return
@@ -121,8 +122,9 @@ class Http2Relay(Relay):
         else:
             self.drain = len(connection.streams.relayed) > 1
 
-    def receive_eof(self, leg: Leg) -> None:
+    def receive_eof(self, leg: Leg, now: float) -> None:
         """Take the end of a leg's bytes."""
+        self.now = now
         if leg.role is Role.TAP:
             self._connection.taps.lost(leg, Ending.CLOSE)
             return
@@ -142,8 +144,9 @@ class Http2Relay(Relay):
             self._link_over(leg, Ending.CLOSE)
         self._settle()
 
-    def opened(self, leg: Leg) -> None:
+    def opened(self, leg: Leg, now: float) -> None:
         """Learn that a leg is connected."""
+        self.now = now
         leg.open = True
         if leg.role is Role.TAP:
             self._connection.taps.opened(leg)
@@ -153,13 +156,15 @@ class Http2Relay(Relay):
             link.opened = True
             self._settle()
 
-    def refused(self, leg: Leg) -> None:
+    def refused(self, leg: Leg, now: float) -> None:
         """Learn that a leg could not be connected."""
+        self.now = now
         if not self.app_after_all(leg):
-            self.lost(leg)
+            self.lost(leg, now)
 
-    def lost(self, leg: Leg) -> None:
+    def lost(self, leg: Leg, now: float) -> None:
         """Learn that a leg broke."""
+        self.now = now
         if leg.role is Role.TAP:
             self._connection.taps.lost(leg, Ending.ABORT)
             return
@@ -198,8 +203,9 @@ class Http2Relay(Relay):
             return False
         return connection.from_client.wants_time or connection.diversion.wants_time
 
-    def drained(self, leg: Leg) -> None:
+    def drained(self, leg: Leg, now: float) -> None:
         """Learn that `leg.out` was written after it had been congested."""
+        self.now = now
         if leg.role is Role.TAP:
             self._connection.taps.drained(leg)
         elif self._connection.mixed and leg not in (self.client, self.app):

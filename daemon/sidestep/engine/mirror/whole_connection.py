@@ -109,18 +109,18 @@ class TappedRelay(Relay):
             inner.deferred.note(len(data), self._copy, data)
         return to
 
-    def receive(self, leg: Leg, data: bytes) -> None:
+    def receive(self, leg: Leg, data: bytes, now: float) -> None:
         """Take bytes from a leg."""
         if leg is self.inner.client:
             if self._copying:
                 self.inner.deferred.put(len(data), self._copy, data)
         elif leg in self._copies:
             return  # what a handler says to a copy is discarded
-        self.inner.receive(leg, data)
+        self.inner.receive(leg, data, now)
         if self.inner.successor is not None:
             self.inner = self.inner.successor
 
-    def receive_eof(self, leg: Leg) -> None:
+    def receive_eof(self, leg: Leg, now: float) -> None:
         """Take the end of a leg's bytes."""
         copy = self._copies.get(leg)
         if copy is not None:
@@ -128,23 +128,23 @@ class TappedRelay(Relay):
             return
         if leg is self.inner.client:
             self.inner.deferred.put(0, self._finish)
-        self.inner.receive_eof(leg)
+        self.inner.receive_eof(leg, now)
 
-    def opened(self, leg: Leg) -> None:
+    def opened(self, leg: Leg, now: float) -> None:
         """Learn that a leg is connected."""
         if leg in self._copies:
             leg.open = True
         else:
-            self.inner.opened(leg)
+            self.inner.opened(leg, now)
 
-    def refused(self, leg: Leg) -> None:
+    def refused(self, leg: Leg, now: float) -> None:
         """Learn that a leg could not be connected."""
         if leg in self._copies:
-            self.lost(leg)
+            self.lost(leg, now)
         else:
-            self.inner.refused(leg)
+            self.inner.refused(leg, now)
 
-    def lost(self, leg: Leg) -> None:
+    def lost(self, leg: Leg, now: float) -> None:
         """Learn that a leg broke."""
         copy = self._copies.get(leg)
         if copy is not None:
@@ -155,19 +155,19 @@ class TappedRelay(Relay):
             return
         if leg is self.inner.client:
             self.inner.deferred.put(0, self._abort)
-        self.inner.lost(leg)
+        self.inner.lost(leg, now)
 
     def expired(self, now: float) -> None:
         """Learn that `deadline` has passed."""
         self.inner.expired(now)
 
-    def drained(self, leg: Leg) -> None:
+    def drained(self, leg: Leg, now: float) -> None:
         """Learn that everything queued towards a leg was written."""
         copy = self._copies.get(leg)
         if copy is not None:
             copy.drained()
         else:
-            self.inner.drained(leg)
+            self.inner.drained(leg, now)
 
     def take_leave(self) -> None:
         """End an idle connection from our side."""

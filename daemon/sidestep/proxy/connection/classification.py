@@ -383,9 +383,9 @@ class Judge:
         conduit.attach(relay.client, client, watched=True)
         early = app.take_early()
         if early:
-            relay.receive(relay.app, early)
+            relay.receive(relay.app, early, self._loop.now)
         if words:
-            relay.receive(relay.client, words)
+            relay.receive(relay.client, words, self._loop.now)
         self._start(conduit)
 
     def abandon(self) -> None:

@@ -299,16 +299,13 @@ class Conduit:
         try:
             data = stream.read()
             if data:
-                if self._slow:
-                    relay.receive(leg, data)
-                else:
-                    to = relay.passes(leg, data)
-                    if to is None:
-                        relay.receive(leg, data)
-                    elif self._passed_on(to, data) and len(data) != stream.full:
-                        if relay.deferred.calls:
-                            self._copy_later()
-                        return
+                to = relay.passes(leg, data)
+                if to is None:
+                    relay.receive(leg, data, leg.active)
+                elif self._passed_on(to, data) and not self._slow and len(data) != stream.full:
+                    if relay.deferred.calls:
+                        self._copy_later()
+                    return
                 if len(data) == stream.full or relay.drain:
                     self._pull_more(relay, leg, stream)
                 if not relay.reads(leg):
@@ -322,7 +319,7 @@ class Conduit:
                     self._notify = False
                 pipe.ended = True
                 self._slow = True
-                relay.receive_eof(leg)
+                relay.receive_eof(leg, self._loop.now)
         except OSError:
             self._lose(pipe)
         self.settle()
@@ -334,7 +331,7 @@ class Conduit:
             return
         try:
             while relay.reads(leg) and not relay.done and (data := stream.read()):
-                relay.receive(leg, data)
+                relay.receive(leg, data, self._loop.now)
         except OSError:
             pass
 
@@ -375,7 +372,11 @@ class Conduit:
             data = stream.read()
             if not data:
                 return  # would block, or an end that the next event reports again
-            relay.receive(leg, data)
+            to = relay.passes(leg, data)
+            if to is None:
+                relay.receive(leg, data, leg.active)
+            else:
+                to.write(data)
             if (len(data) < stream.full and not relay.drain) or monotonic() > end:
                 return
         stream.widen()
@@ -388,7 +389,7 @@ class Conduit:
         pipe.leg.out.clear()
         pipe.leg.queued = 0
         self._kill(pipe, orderly=False)
-        self.relay.lost(pipe.leg)
+        self.relay.lost(pipe.leg, self._loop.now)
 
     def settle(self) -> None:
         """Bring streams, masks and endings in line with the relay."""
@@ -419,7 +420,7 @@ class Conduit:
             for pipe in broken or ():
                 self._lose(pipe)
             for leg in drained or ():
-                relay.drained(leg)
+                relay.drained(leg, self._loop.now)
             self.settle()
             return
         if self._slow or self._pressing(relay):
@@ -649,15 +650,15 @@ class Conduit:
     def _join(self, pipe: _Pipe, stream: Stream | None) -> None:
         self._slow = True
         if stream is None:
-            self.relay.refused(pipe.leg)
+            self.relay.refused(pipe.leg, self._loop.now)
         elif self._closed or pipe.leg.ending is Ending.ABORT:
             stream.reset()
         else:
             self.attach(pipe.leg, stream, watched=False)
-            self.relay.opened(pipe.leg)
+            self.relay.opened(pipe.leg, self._loop.now)
             early = stream.take_early() if isinstance(stream, TlsStream) else b""
             if early:
-                self.relay.receive(pipe.leg, early)
+                self.relay.receive(pipe.leg, early, self._loop.now)
         if not self._closed:
             self.settle()
 

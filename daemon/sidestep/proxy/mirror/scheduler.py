@@ -284,7 +284,7 @@ class Copying:
         self._around.relay.deferred.close()
         for leg in self._take_opening():
             leg.end(Ending.ABORT)
-            leg.owner.lost(leg)
+            leg.owner.lost(leg, self._loop.now)
         for each in [*self._legs]:
             each.abandon()
         self._around.tap_moved()

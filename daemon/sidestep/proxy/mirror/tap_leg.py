@@ -165,7 +165,7 @@ class TapLeg:
             self._leg.open = True
             self._mask = READ
             self._loop.add(stream.fd, self.ready, READ)
-            self._relay.opened(self._leg)
+            self._relay.opened(self._leg, self._loop.now)
             self.settle()
             self._around.tap_moved()
         self._keeper.spend(thread_time() - began)
@@ -210,7 +210,7 @@ class TapLeg:
                 return
             if not data:
                 break
-            relay.receive(self._leg, data)
+            relay.receive(self._leg, data, self._loop.now)
             if self._leg.answered is not None:
                 self._say(failed=not self._leg.answered)
             if self._stream is None or not relay.reads(self._leg):
@@ -221,7 +221,7 @@ class TapLeg:
         if hung_up and not self._finished:
             self._lose()
         else:
-            relay.receive_eof(self._leg)
+            relay.receive_eof(self._leg, self._loop.now)
 
     def settle(self) -> None:
         """Write what the socket takes, and carry out the ending."""
@@ -269,7 +269,7 @@ class TapLeg:
                 return False
             del out[:count]
             if not out:
-                self._relay.drained(leg)
+                self._relay.drained(leg, self._loop.now)
         return True
 
     def _await(self, stream: PlainStream) -> None:
@@ -306,7 +306,7 @@ class TapLeg:
     def _lose(self, *, orderly: bool = False) -> None:
         self._say(failed=True)
         try:
-            self._relay.lost(self._leg)  # which looks whether anything was left to be written
+            self._relay.lost(self._leg, self._loop.now)  # which looks whether anything was left to be written
         finally:
             self._die(orderly=orderly)
 

@@ -32,14 +32,14 @@ def post(body: bytes, *, matching: bool, chunked: bool = False) -> bytes:
 def test_a_request_that_does_not_match_goes_to_the_app_as_the_same_object():
     shell = http1(rule(), auto=False)
     relay = shell.relay
-    relay.receive(relay.client, A)
+    relay.receive(relay.client, A, 0.0)
     assert relay.app.out[0] is A
     assert relay.opening == [relay.app]
     relay.app.out.clear()
     again = bytes(bytearray(A))
-    relay.receive(relay.client, again)
+    relay.receive(relay.client, again, 0.0)
     assert relay.app.out[0] is again
-    relay.receive(relay.app, OK_A)
+    relay.receive(relay.app, OK_A, 0.0)
     assert relay.client.out[0] is OK_A
 
 
@@ -99,7 +99,7 @@ def test_nothing_passes_while_a_handler_answers_or_a_request_is_held():
 def test_a_small_body_leaves_with_its_head_as_the_same_object():
     shell = http1(rule(), auto=False)
     data = post(b"hello", matching=False)
-    shell.relay.receive(shell.relay.client, data)
+    shell.relay.receive(shell.relay.client, data, 0.0)
     assert shell.relay.app.out[0] is data
 
 

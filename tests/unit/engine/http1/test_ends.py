@@ -394,14 +394,14 @@ def test_tiny_pieces_are_kept_in_few_objects():
     for header in (b"", b"X-Dev: me\r\n"):
         shell = http1(rule(), auto=False)
         relay = shell.relay
-        relay.receive(relay.client, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 50000\r\n%b\r\n" % header)
+        relay.receive(relay.client, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 50000\r\n%b\r\n" % header, 0.0)
         for at in range(0, len(body), 2):
-            relay.receive(relay.client, body[at : at + 2])
+            relay.receive(relay.client, body[at : at + 2], 0.0)
         (leg,) = relay.opening
         kept = leg.out or relay._diversion.exchange.kept
         assert b"".join(kept).endswith(body)
         assert len(kept) < 100
-        relay.opened(leg)
+        relay.opened(leg, 0.0)
         assert b"".join(leg.out).endswith(b"\r\n\r\n" + body)
         assert len(leg.out) < 100
         assert leg.queued == sum(map(len, leg.out))
@@ -417,18 +417,18 @@ def test_a_client_is_not_read_beyond_the_hold_while_the_app_opens():
 def test_back_pressure_of_app_handler_and_client():
     shell = http1(rule())
     relay = shell.relay
-    relay.receive(relay.client, A)
-    relay.receive(relay.client, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n")
+    relay.receive(relay.client, A, 0.0)
+    relay.receive(relay.client, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n", 0.0)
     taken = 0
     while relay.reads(relay.client):
-        relay.receive(relay.client, b"x" * 65536)
+        relay.receive(relay.client, b"x" * 65536, 0.0)
         taken += 65536
     assert taken <= HIGH_WATER + 65536
     shell._settle()
     assert relay.reads(relay.client)
-    relay.receive(relay.app, b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
+    relay.receive(relay.app, b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n", 0.0)
     while relay.reads(relay.app):
-        relay.receive(relay.app, b"x" * 65536)
+        relay.receive(relay.app, b"x" * 65536, 0.0)
     assert relay.client.queued <= HIGH_WATER + 2 * 65536
     shell._settle()
     assert relay.reads(relay.app)
@@ -461,14 +461,14 @@ def test_big_transfers_pass_without_being_kept():
     shell.client(B.replace(b"\r\n\r\n", b"\r\nContent-Length: 33554432\r\n\r\n"))
     piece = b"x" * 65536
     for _ in range(512):
-        shell.relay.receive(shell.relay.client, piece)
+        shell.relay.receive(shell.relay.client, piece, 0.0)
         assert shell.handlers[0].queued <= 65536 * 2
         for leg in shell.handlers:
             leg.out.clear()
             leg.queued = 0
     shell.handler(b"HTTP/1.1 200 OK\r\nContent-Length: 33554432\r\n\r\n")
     for _ in range(512):
-        shell.relay.receive(shell.handlers[0], piece)
+        shell.relay.receive(shell.handlers[0], piece, 0.0)
         assert shell.relay.client.queued <= 65536 * 2
         shell.relay.client.out.clear()
         shell.relay.client.queued = 0

@@ -421,17 +421,17 @@ def test_a_closed_leg_stays_until_what_it_still_has_is_written():
 
     def open_all():
         while relay.opening:
-            relay.opened(relay.opening.pop())
+            relay.opened(relay.opening.pop(), 0.0)
 
     def an_app_that_answers_unread_and_leaves():
         app = relay.app
-        relay.receive(relay.client, POST.replace(b"X-Dev: me\r\n", b"") + b"0123456789")
+        relay.receive(relay.client, POST.replace(b"X-Dev: me\r\n", b"") + b"0123456789", 0.0)
         open_all()
-        relay.receive(app, OK_A)
-        relay.receive(relay.client, B)
+        relay.receive(app, OK_A, 0.0)
+        relay.receive(relay.client, B, 0.0)
         open_all()
-        relay.receive_eof(app)
-        relay.receive(relay.side, OK_B)
+        relay.receive_eof(app, 0.0)
+        relay.receive(relay.side, OK_B, 0.0)
         assert app.ending is Ending.CLOSE
         return app
 

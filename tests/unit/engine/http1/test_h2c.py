@@ -22,7 +22,7 @@ FROM_APP = settings({}) + header_frames(1, b"\x88", end_stream=True)
 def begun(asked=ASKED, *, tls=False, **options):
     relay = Http1Relay(SteeredPort(80, Route((rule(),))), tls=tls, **options)
     relay.app.open = True
-    relay.receive(relay.client, asked)
+    relay.receive(relay.client, asked, 0.0)
     assert b"".join(relay.app.out) == asked
     relay.app.out.clear()
     return relay
@@ -37,21 +37,21 @@ def written(leg):
 @pytest.mark.parametrize("cut", [0, 5, len(FROM_APP)])
 def test_the_http2_engine_goes_on(cut):
     relay = begun()
-    relay.receive(relay.app, SWITCHED + FROM_APP[:cut])
+    relay.receive(relay.app, SWITCHED + FROM_APP[:cut], 0.0)
     successor = relay.successor
     assert isinstance(successor, Http2Relay)
     assert (successor.client, successor.app, successor.protocol) == (relay.client, relay.app, "h2")
     assert not relay.reads(relay.client)
     assert not relay.reads(relay.app)
     if cut < len(FROM_APP):
-        successor.receive(successor.app, FROM_APP[cut:])
+        successor.receive(successor.app, FROM_APP[cut:], 0.0)
     assert written(successor.client) == SWITCHED + FROM_APP
     assert successor.idle
     hello = PREFACE + settings({}) + SETTINGS_ACK
-    successor.receive(successor.client, hello)
+    successor.receive(successor.client, hello, 0.0)
     assert b"".join(successor.app.out) == hello
     block = hpack.Encoder().encode(request(b"/", MATCH).head)
-    successor.receive(successor.client, header_frames(3, block, end_stream=True))
+    successor.receive(successor.client, header_frames(3, block, end_stream=True), 0.0)
     [leg] = successor.opening
     assert leg.role is Role.HANDLER
     assert b"".join(successor.app.out) == hello
@@ -60,16 +60,16 @@ def test_the_http2_engine_goes_on(cut):
 def test_what_the_client_said_meanwhile_is_read_as_http2():
     relay = begun()
     hello = PREFACE + settings({})
-    relay.receive(relay.client, hello)  # too early, but the app may not mind
+    relay.receive(relay.client, hello, 0.0)  # too early, but the app may not mind
     assert not relay.app.out
-    relay.receive(relay.app, SWITCHED)
+    relay.receive(relay.app, SWITCHED, 0.0)
     assert b"".join(relay.successor.app.out) == hello
 
 
 def test_a_client_that_has_finished_gets_a_wire():
     relay = begun()
-    relay.receive_eof(relay.client)
-    relay.receive(relay.app, SWITCHED + FROM_APP)
+    relay.receive_eof(relay.client, 0.0)
+    relay.receive(relay.app, SWITCHED + FROM_APP, 0.0)
     assert relay.successor is None
     assert written(relay.client) == SWITCHED + FROM_APP
     assert relay.app.ending is Ending.FINISH
@@ -87,7 +87,7 @@ def test_a_client_that_has_finished_gets_a_wire():
 )
 def test_without_proper_settings_it_is_a_wire(asked):
     relay = begun(asked)
-    relay.receive(relay.app, SWITCHED + FROM_APP)
+    relay.receive(relay.app, SWITCHED + FROM_APP, 0.0)
     assert relay.successor is None
     assert relay.wired == (relay.client, relay.app)
     assert written(relay.client) == SWITCHED + FROM_APP
@@ -95,28 +95,28 @@ def test_without_proper_settings_it_is_a_wire(asked):
 
 def test_over_tls_it_is_a_wire():
     relay = begun(tls=True)
-    relay.receive(relay.app, SWITCHED + FROM_APP)
+    relay.receive(relay.app, SWITCHED + FROM_APP, 0.0)
     assert relay.successor is None
     assert relay.wired is not None
 
 
 def test_another_protocol_is_a_wire():
     relay = begun()
-    relay.receive(relay.app, SWITCHED.replace(b"h2c", b"websocket"))
+    relay.receive(relay.app, SWITCHED.replace(b"h2c", b"websocket"), 0.0)
     assert relay.successor is None
     assert relay.wired is not None
 
 
 def test_a_refused_upgrade_goes_on_in_http1():
     relay = begun()
-    relay.receive(relay.app, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    relay.receive(relay.app, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 0.0)
     assert relay.successor is None
     assert relay.idle
 
 
 def test_where_heads_are_rewritten_it_is_closed():
     relay = begun(on_unreadable=OnUnreadable.CLOSE, rewriter=ClientCertificate(None))
-    relay.receive(relay.app, SWITCHED + FROM_APP)
+    relay.receive(relay.app, SWITCHED + FROM_APP, 0.0)
     assert relay.successor is None
     assert relay.done
 
@@ -128,13 +128,13 @@ def test_a_tapped_connection_goes_on_tapped():
     relay.deferred.run()
     [tap] = relay.opening
     relay.opening.clear()
-    relay.opened(tap)
-    relay.receive(relay.client, ASKED)
-    relay.receive(relay.app, SWITCHED + FROM_APP)
+    relay.opened(tap, 0.0)
+    relay.receive(relay.client, ASKED, 0.0)
+    relay.receive(relay.app, SWITCHED + FROM_APP, 0.0)
     assert isinstance(relay.inner, Http2Relay)
     assert (relay.successor, relay.protocol) == (None, "h2")
     hello = PREFACE + settings({})
-    relay.receive(relay.client, hello)
+    relay.receive(relay.client, hello, 0.0)
     relay.deferred.run()
     assert b"".join(relay.app.out) == ASKED + hello
     assert b"".join(tap.out) == ASKED + hello

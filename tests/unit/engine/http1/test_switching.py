@@ -89,7 +89,7 @@ def test_the_app_gets_the_offer_that_no_handler_takes_and_may_agree():
     shell.refuse(shell.handlers[0])
     shell.open(shell.relay.app)
     assert shell.to_app == upgrade(B, b"h2c")
-    shell.relay.receive(shell.relay.app, SWITCHED % b"h2c")
+    shell.relay.receive(shell.relay.app, SWITCHED % b"h2c", 0.0)
     assert shell.relay.successor is not None
 
 
@@ -304,7 +304,7 @@ def test_a_handler_that_reads_nothing_holds_the_client_up():
     shell.client(upgrade(B))
     taken = 0
     while relay.reads(relay.client):
-        relay.receive(relay.client, b"\x81" * 65536)
+        relay.receive(relay.client, b"\x81" * 65536, 0.0)
         taken += 65536
     assert HIGH_WATER <= taken <= HIGH_WATER + 65536
 

@@ -303,7 +303,7 @@ def leave(talk: Talk, how: str, data: bytes = b"") -> None:
     if how == "lost":
         talk.shell.lose(talk.app)  # type: ignore[arg-type]
     elif how == "closed":
-        talk.relay.receive_eof(app)
+        talk.relay.receive_eof(app, 0.0)
     talk.shell.run()
 
 
@@ -409,7 +409,7 @@ def test_a_handler_at_a_breakpoint_gets_all_of_an_upload() -> None:
     talk.from_handler(window_update(1, 1 << 24))
     talk.from_handler(window_update(0, 1 << 24))
     for _ in range(32):
-        talk.relay.drained(talk.shell.leg(talk.handlers[0]))  # type: ignore[arg-type]
+        talk.relay.drained(talk.shell.leg(talk.handlers[0]), 0.0)  # type: ignore[arg-type]
         talk.shell.run()
     sent = talk.handlers[0].of(DATA, 1, skip=24)
     assert sum(len(piece) for _, piece in sent) == 512 * len(PIECE)
@@ -527,7 +527,7 @@ def test_a_client_that_is_held_up_and_resets_is_read_again() -> None:
     talk.shell.stands = True
     talk.send(frame(DATA, 0, 1, PIECE) * 25)
     assert not talk.relay.reads(talk.relay.client)
-    talk.relay.receive(talk.relay.client, rst_stream(1, 8))
+    talk.relay.receive(talk.relay.client, rst_stream(1, 8), 0.0)
     assert talk.relay.reads(talk.relay.client)
 
 

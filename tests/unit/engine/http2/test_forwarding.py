@@ -65,7 +65,7 @@ def test_without_a_verified_client_only_the_spoof_goes():
 def test_what_cannot_be_read_is_closed(data):
     shell = forwarding(Endpoint(), Endpoint(answer=answer))
     relay = shell.relay
-    relay.receive(relay.client, data)
+    relay.receive(relay.client, data, 0.0)
     assert relay.done
     assert relay.wired is None
     assert b"GET" not in b"".join(relay.app.out)
@@ -80,11 +80,11 @@ def test_an_app_that_does_not_speak_http2_gets_no_wire():
         client = shell.client
         client.send(Message(head=head(b"/", MATCH, (NAME, b"Hash=2")), ended=True))
         client.work()
-        relay.receive(relay.client, client.take())
+        relay.receive(relay.client, client.take(), 0.0)
         if ends:
-            relay.receive_eof(relay.app)
+            relay.receive_eof(relay.app, 0.0)
         else:
-            relay.receive(relay.app, b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            relay.receive(relay.app, b"HTTP/1.1 400 Bad Request\r\n\r\n", 0.0)
         assert relay.done
         assert relay.wired is None
         assert relay.client.ending is Ending.CLOSE

@@ -97,7 +97,7 @@ class Chaos:
             size = self.rng.choice([1, 9, 50, len(data)])
             if leg in self.dead or leg.ending is Ending.ABORT:
                 return
-            self.relay.receive(leg, data[:size])
+            self.relay.receive(leg, data[:size], 0.0)
             data = data[size:]
             self.shell()
 
@@ -106,12 +106,12 @@ class Chaos:
         opening, relay.opening = relay.opening, []
         for leg in opening:
             if self.rng.random() < 0.8:
-                relay.opened(leg)
+                relay.opened(leg, 0.0)
                 if leg is not relay.app:
                     self.give(leg, settings_frame({Setting.ENABLE_CONNECT_PROTOCOL: 1}))
             else:
                 self.dead.add(leg)
-                relay.refused(leg)
+                relay.refused(leg, 0.0)
         for leg in relay.legs:
             assert sum(map(len, leg.out)) == leg.queued
             if leg.open or leg is relay.client:
@@ -144,10 +144,10 @@ class Chaos:
         dice = self.rng.random()
         if dice < 0.002 or (dice < 0.02 and leg not in (relay.client, relay.app)):
             self.dead.add(leg)
-            relay.lost(leg)
+            relay.lost(leg, 0.0)
         elif dice < 0.004:
             self.dead.add(leg)
-            relay.receive_eof(leg)
+            relay.receive_eof(leg, 0.0)
         elif self.rng.random() < self.wildness:
             self.give(leg, wild(self.rng))
         else:
@@ -181,7 +181,7 @@ def test_any_bytes_are_a_wire_or_a_connection(pieces: list[tuple[str, bytes]]) -
     sent = {"client": b"", "app": b""}
     for name, data in pieces:
         sent[name] += data
-        relay.receive(getattr(relay, name), data)
+        relay.receive(getattr(relay, name), data, 0.0)
     if relay.wired is not None:
         assert b"".join(relay.app.out) == sent["client"]
         assert b"".join(relay.client.out) == sent["app"]

@@ -239,12 +239,12 @@ def test_a_handler_that_closes_in_the_moment_of_a_request_is_asked_on_a_new_conn
     talk.from_handler(talk.respond(1))
     talk.divert(3)
     assert asked(talk.handlers[0]) == [1, 3]
-    talk.relay.receive_eof(talk.shell.leg(talk.handlers[0]))  # type: ignore[arg-type]
+    talk.relay.receive_eof(talk.shell.leg(talk.handlers[0]), 0.0)  # type: ignore[arg-type]
     talk.shell.run()
     talk.open_handler()
     assert asked(talk.handlers[1]) == [1]
     assert not talk.seconds
-    talk.relay.receive_eof(talk.shell.leg(talk.handlers[1]))  # type: ignore[arg-type]
+    talk.relay.receive_eof(talk.shell.leg(talk.handlers[1]), 0.0)  # type: ignore[arg-type]
     talk.shell.run()
     assert len(talk.seconds) == 1
 

@@ -210,7 +210,7 @@ def test_a_waiting_match_goes_to_an_app_that_is_no_http2_server(ending: str) -> 
     if ending == "other bytes":
         talk.from_app(b"HTTP/1.1 505 No\r\n\r\n")
     else:
-        talk.relay.receive_eof(talk.relay.app)
+        talk.relay.receive_eof(talk.relay.app, 0.0)
         talk.shell._write()
         assert talk.relay.client.ending is Ending.FINISH
     assert talk.app.data == data
@@ -354,7 +354,7 @@ def test_a_handler_that_goes_before_it_answers_leaves_an_unconsumed_request_to_t
     if how == "lost":
         talk.shell.lose(handler)  # type: ignore[arg-type]
     elif how == "end of file":
-        talk.relay.receive_eof(leg)
+        talk.relay.receive_eof(leg, 0.0)
     elif how == "garbage":
         talk.from_handler(b"HTTP/1.1 400 Bad Request\r\n\r\n")
     elif how == "GOAWAY":
@@ -598,7 +598,7 @@ def test_goaway_of_the_app_is_raised_to_the_diverted_streams() -> None:
     assert len(talk.shell.diverted) == 1
     assert talk.heads(talk.app, 9)  # above the last id: nobody's, so the app's
     talk.from_app(talk.respond(1))
-    talk.relay.receive_eof(talk.relay.app)
+    talk.relay.receive_eof(talk.relay.app, 0.0)
     talk.shell.run()
     assert not talk.relay.done
     assert talk.relay.client.ending is Ending.NONE
@@ -617,7 +617,7 @@ def test_an_app_that_ends_without_goaway_lets_diverted_streams_finish() -> None:
         if lost:
             talk.shell.lose(talk.app)  # type: ignore[arg-type]
         else:
-            talk.relay.receive_eof(talk.relay.app)
+            talk.relay.receive_eof(talk.relay.app, 0.0)
         talk.shell.run()
         assert talk.client.of(RST_STREAM, 1) == [(0, b"\0\0\0\x02")]
         assert talk.client.of(GOAWAY) == [(0, b"\0\0\0\x03\0\0\0\0")]
@@ -640,12 +640,12 @@ def test_an_app_that_ends_in_mid_frame_cannot_be_completed() -> None:
 
 def test_ends_pass_while_nothing_is_diverted() -> None:
     talk = Talk()
-    talk.relay.receive_eof(talk.relay.client)
+    talk.relay.receive_eof(talk.relay.client, 0.0)
     assert talk.relay.app.ending is Ending.FINISH
     assert not talk.relay.done
     talk.from_app(frame(PING, 0, 0, b"8 bytes."))
     assert talk.client.of(PING)
-    talk.relay.receive_eof(talk.relay.app)
+    talk.relay.receive_eof(talk.relay.app, 0.0)
     assert talk.relay.client.ending is Ending.FINISH
     assert talk.relay.done
 
@@ -655,7 +655,7 @@ def test_an_incomplete_head_reaches_the_app_before_the_end() -> None:
     data = talk.head(1, request(b"/"))[:-2]
     talk.send(data)
     assert talk.app.data == b""
-    talk.relay.receive_eof(talk.relay.client)
+    talk.relay.receive_eof(talk.relay.client, 0.0)
     talk.shell._write()
     assert talk.app.data == data
 
@@ -924,7 +924,7 @@ def test_a_body_in_tiny_pieces_is_kept_in_few_objects() -> None:
     talk.open_handler({Setting.INITIAL_WINDOW_SIZE: 0})
     relay = talk.relay
     body = bytes(range(250)) * 400
-    relay.receive(relay.client, b"".join(frame(DATA, 0, 1, body[at : at + 2]) for at in range(0, len(body), 2)))
+    relay.receive(relay.client, b"".join(frame(DATA, 0, 1, body[at : at + 2]) for at in range(0, len(body), 2)), 0.0)
     exchange = relay._connection.streams.exchanges[1]
     assert b"".join(exchange.body) == body
     assert len(exchange.body) < 100
@@ -938,7 +938,7 @@ def test_a_header_block_in_tiny_pieces_is_kept_in_few_objects() -> None:
     head = talk.head(1, request(b"/" + b"a" * 30_000))
     pieces = [head[at : at + 2] for at in range(0, len(head), 2)]
     for piece in pieces[:-1]:
-        talk.relay.receive(talk.relay.client, piece)
+        talk.relay.receive(talk.relay.client, piece, 0.0)
     assert len(talk.relay._connection.from_client._held) < 50
     talk.send(pieces[-1])
     assert bytes(talk.app.data) == head
@@ -970,12 +970,12 @@ def test_a_congested_handler_leg_gets_no_more_than_the_high_water_mark() -> None
     leg = talk.shell.leg(talk.handlers[0])  # type: ignore[arg-type]
     relay = talk.relay
     for _ in range(40):
-        relay.receive(relay.client, frame(DATA, 0, 1, b"x" * 16_384))
+        relay.receive(relay.client, frame(DATA, 0, 1, b"x" * 16_384), 0.0)
     assert HIGH_WATER < leg.queued < HIGH_WATER + 20_000
     assert relay.reads(relay.client)  # other streams go on
     leg.out.clear()
     leg.queued = 0
-    relay.drained(leg)
+    relay.drained(leg, 0.0)
     assert leg.queued > HIGH_WATER
 
 
@@ -1036,7 +1036,7 @@ def test_answers_to_pings_of_the_handler_are_bounded_by_their_queue() -> None:
     pings = frame(PING, 0, 0, b"8 bytes.") * 1000
     rounds = 0
     while talk.relay.reads(leg):
-        talk.relay.receive(leg, pings)
+        talk.relay.receive(leg, pings, 0.0)
         rounds += 1
     assert rounds < 20
     assert leg.queued < HIGH_WATER + 2 * len(pings)
@@ -1100,31 +1100,31 @@ def test_an_upgraded_connection_begins_with_stream_1_at_the_app() -> None:
     values = struct.pack(">HI", Setting.INITIAL_WINDOW_SIZE, 3)
     relay = Http2Relay(port, tls=False, upgrade_settings=values)
     relay.app.open = True
-    relay.receive(relay.app, settings({}) + header_frames(1, b"\x88", end_stream=True))
+    relay.receive(relay.app, settings({}) + header_frames(1, b"\x88", end_stream=True), 0.0)
     assert relay.idle
-    relay.receive(relay.client, PREFACE + settings({}) + SETTINGS_ACK)
+    relay.receive(relay.client, PREFACE + settings({}) + SETTINGS_ACK, 0.0)
     block = hpack.Encoder().encode(request(b"/", MATCH).head)
-    relay.receive(relay.client, header_frames(3, block, end_stream=True))
+    relay.receive(relay.client, header_frames(3, block, end_stream=True), 0.0)
     [leg] = relay.opening
     assert leg.role is Role.HANDLER
-    relay.opened(leg)
-    relay.receive(leg, settings({}))
+    relay.opened(leg, 0.0)
+    relay.receive(leg, settings({}), 0.0)
     answer = header_frames(1, b"\x88", end_stream=False) + frame(DATA, 0, 1, b"12345")
-    relay.receive(leg, answer)
+    relay.receive(leg, answer, 0.0)
     assert frame(DATA, 0, 3, b"123") in b"".join(relay.client.out)
 
 
 def test_the_app_leg_is_opened_with_the_first_bytes_unless_it_is_open() -> None:
     port = SteeredPort(80)
     relay = Http2Relay(port, tls=False)
-    relay.receive(relay.client, PREFACE[:3])
+    relay.receive(relay.client, PREFACE[:3], 0.0)
     assert relay.opening == [relay.app]
     relay.opening.clear()
-    relay.receive(relay.client, PREFACE[3:])
+    relay.receive(relay.client, PREFACE[3:], 0.0)
     assert not relay.opening
     relay = Http2Relay(port, tls=True)
     relay.app.open = True
-    relay.receive(relay.client, PREFACE)
+    relay.receive(relay.client, PREFACE, 0.0)
     assert not relay.opening
 
 

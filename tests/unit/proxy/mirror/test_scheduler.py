@@ -27,7 +27,7 @@ class Quiet(Relay):
         super().__init__()
         self.told = []
 
-    def lost(self, leg):
+    def lost(self, leg, now):
         self.told.append(("lost", leg.ending))
 
     def farewell(self):
