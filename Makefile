@@ -114,6 +114,7 @@ lock: ## Pin the dependencies of pyproject.toml again (needs uv)
 		--group dev pyproject.toml -o requirements.lock
 	@echo hatchling | $(COMPILE) - -o deploy/build.lock
 	@$(COMPILE) pyproject.toml -o deploy/runtime.lock
+	@$(COMPILE) --group release -o deploy/release.lock
 
 .PHONY: setup
 setup: supported packages $(VENV)/.stamp ## Install everything a run needs
