@@ -18,7 +18,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from sidestep.proxy.connection.conductor import Endpoint
+from sidestep.proxy.connection.conductor import Endpoints
 from sidestep.proxy.connection.dial import plain_address
 from sidestep.proxy.io.loop import READ, Loop
 
@@ -53,7 +53,7 @@ answers that does not listen."""
 class Acceptor:
     """One listener.
 
-    `accepted(sock, endpoint)` is called for each connection; `has_room()` says whether to go on; `outcome(error)` is
+    `accepted(sock, endpoints)` is called for each connection; `has_room()` says whether to go on; `outcome(error)` is
     called when accepting fails in a way that will not pass, and with 0 when it works again.
     """
 
@@ -63,7 +63,7 @@ class Acceptor:
         listener: socket.socket,
         port: int,
         *,
-        accepted: Callable[[socket.socket, Endpoint], None],
+        accepted: Callable[[socket.socket, Endpoints], None],
         has_room: Callable[[], bool],
         outcome: Callable[[int], None],
     ) -> None:
@@ -133,7 +133,7 @@ class Acceptor:
         if port != self._port:
             sock.close()
             return
-        self._accepted(sock, Endpoint(plain_address(address[0]), address[1], plain_address(host), port))
+        self._accepted(sock, Endpoints(plain_address(address[0]), address[1], plain_address(host), port))
 
     def _pause(self, seconds: float) -> None:
         if not self._paused:

@@ -18,7 +18,7 @@ import socket
 from collections.abc import Callable, Container
 from typing import Final
 
-from sidestep.proxy.connection.conductor import Endpoint
+from sidestep.proxy.connection.conductor import Endpoints
 from sidestep.proxy.connection.dial import Dial, Done, Naming
 from sidestep.proxy.control.messages import Hindrance
 from sidestep.proxy.control.readiness import EXHAUSTED, Readiness
@@ -84,9 +84,9 @@ class AppDials:
         self._unreachable: dict[Place, _Unreachable] = {}
         self._looking = False
 
-    def dial(self, endpoint: Endpoint, done: Done, *, naming: Naming | None = None) -> Callable[[], None]:
+    def dial(self, endpoints: Endpoints, done: Done, *, naming: Naming | None = None) -> Callable[[], None]:
         """Connect to the app on behalf of a client; returns a function that gives the dial up."""
-        pending = _Pending(_place(endpoint), endpoint.host, done)
+        pending = _Pending(_place(endpoints), endpoints.host, done)
         self._pending.add(pending)
 
         def over(sock: socket.socket | None, error: OSError | None) -> None:
@@ -99,7 +99,7 @@ class AppDials:
             if pending.dial is not None:
                 pending.dial.cancel()
 
-        pending.dial = Dial(self._loop, endpoint.host, endpoint.port, over, naming=naming)
+        pending.dial = Dial(self._loop, endpoints.host, endpoints.port, over, naming=naming)
         if not self._looking:
             self._looking = True
             self._loop.later(LOOK, self._look)
@@ -156,9 +156,9 @@ class AppDials:
         elif code not in ONE_DIAL:
             self._hinder(place, pending.host, code)
 
-    def cut_off(self, endpoint: Endpoint) -> None:
+    def cut_off(self, endpoints: Endpoints) -> None:
         """Nothing that an open connection to the app says is acknowledged any more."""
-        self._hinder(_place(endpoint), endpoint.host, errno.ETIMEDOUT)
+        self._hinder(_place(endpoints), endpoints.host, errno.ETIMEDOUT)
 
     def _hinder(self, place: Place, host: str, code: int) -> None:
         if place not in self._unreachable:
@@ -203,5 +203,5 @@ class AppDials:
         self._readiness.clear(Hindrance(CANNOT_DIAL, *unreachable.place))
 
 
-def _place(endpoint: Endpoint) -> Place:
-    return endpoint.port, int(socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET)
+def _place(endpoints: Endpoints) -> Place:
+    return endpoints.port, int(socket.AF_INET6 if ":" in endpoints.host else socket.AF_INET)

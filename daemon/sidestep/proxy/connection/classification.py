@@ -38,7 +38,7 @@ from sidestep.engine.relay import Leg, OnUnreadable, Relay, Role
 from sidestep.model.condition import ConditionType
 from sidestep.policy.route import Rule
 from sidestep.protocols.detection import is_greeting
-from sidestep.proxy.connection.conductor import Conduit, Courier, Endpoint, Raw
+from sidestep.proxy.connection.conductor import Conductor, ConnectionHost, Endpoints, Raw
 from sidestep.proxy.connection.establishment import Bridge
 from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.connection.relay_choice import relay_for, tapped, whole_rule
@@ -51,21 +51,21 @@ GREETING: Final = 16
 """Bytes of an app's first words that tell whether it greets."""
 
 
-class Reception(Courier, Protocol):
-    """What a judge asks of the worker, besides what a conduit asks."""
+class Reception(ConnectionHost, Protocol):
+    """What a judge asks of the worker, besides what a conductor asks."""
 
     credentials: Credentials
     detection_timeout: float
     ledger: Ledger
 
-    def opened(self, conduit: Conduit) -> None:
+    def opened(self, conductor: Conductor) -> None:
         """A connection has been judged and runs."""
 
     def judged_away(self, judge: Judge) -> None:
         """A judge is over, whatever came of it."""
 
-    def gone(self, endpoint: Endpoint) -> None:
-        """A connection ended before it was a conduit."""
+    def gone(self, endpoints: Endpoints) -> None:
+        """A connection ended before it was a conductor."""
 
     def report(self, port: LivePort, kind: ConditionType, text: str) -> None:
         """A condition met (or, with an empty text, no longer met) by connections of this port."""
@@ -73,28 +73,28 @@ class Reception(Courier, Protocol):
     def asked_later(self, port: LivePort) -> None:
         """The app has asked for a client's certificate after the handshake."""
 
-    def seen(self, port: LivePort, endpoint: Endpoint, *, tls: bool) -> None:
+    def seen(self, port: LivePort, endpoints: Endpoints, *, tls: bool) -> None:
         """A connection began with a ClientHello, or with HTTP in clear."""
 
 
 class Judge:
-    """One accepted connection until it is a conduit."""
+    """One accepted connection until it is a conductor."""
 
     def __init__(
-        self, loop: Loop, sock: socket.socket, *, port: LivePort, endpoint: Endpoint, reception: Reception
+        self, loop: Loop, sock: socket.socket, *, port: LivePort, endpoints: Endpoints, reception: Reception
     ) -> None:
         self._loop = loop
         self._sock: socket.socket | None = sock
         self._fd = sock.fileno()
         self._port = port
-        self._endpoint = endpoint
+        self._endpoints = endpoints
         self._reception = reception
         self._app: socket.socket | None = None
         self._cancel: Callable[[], None] | None = None
         self._timer: Timer | None = None
         self._lowat = 1
         self._bridge: Bridge | None = None
-        self.whole = whole_rule(port, endpoint.client)
+        self.whole = whole_rule(port, endpoints.client)
         """A global intercept: its handler stands where the app would."""
 
     def begin(self) -> None:
@@ -147,7 +147,7 @@ class Judge:
         verdict = classify(self._facts(), Event.SAID, data)
         if verdict.tls is not None:
             self._port.server_first = False
-            self._reception.seen(self._port, self._endpoint, tls=verdict.tls)
+            self._reception.seen(self._port, self._endpoints, tls=verdict.tls)
         if isinstance(verdict, Wait):
             self._wait_for(len(data), verdict)
         else:
@@ -212,7 +212,7 @@ class Judge:
             case OpenTls():
                 self._stop_waiting()
                 closes = self._port.on_unreadable is OnUnreadable.CLOSE
-                probes = closes and self._endpoint.client in self._port.snapshot.pass_sources
+                probes = closes and self._endpoints.client in self._port.snapshot.pass_sources
                 self._bridge = Bridge(self, self._loop, self._port, self._reception, verdict.offer, probes=probes)
                 self._bridge.begin()
             case Pass() | Close():
@@ -236,7 +236,7 @@ class Judge:
 
     def end_to_end(self, failure: Failure) -> None:
         """TLS that is not opened; say why. What was dialled for the handshake is closed."""
-        self._reception.gone(self._endpoint)
+        self._reception.gone(self._endpoints)
         verdict = unreadable(self._port.on_unreadable, "not-opened", condition=failure.type, tls=True)
         self._leave_unread(verdict, failure)
 
@@ -290,7 +290,7 @@ class Judge:
                 self.whole = None
                 self._dial(done)
 
-        self._cancel = self._reception.open_stream(Raw(self._endpoint), Leg(Role.HANDLER, whole), finished)
+        self._cancel = self._reception.open_stream(Raw(self._endpoints), Leg(Role.HANDLER, whole), finished)
 
     def _dial(self, done: Callable[[socket.socket], None]) -> None:
         def finished(sock: socket.socket | None, error: OSError | None) -> None:
@@ -303,10 +303,10 @@ class Judge:
                     raise
                 return
             if isinstance(error, ConnectionRefusedError):
-                self._reception.no_app(self._port, self._endpoint.host)
+                self._reception.no_app(self._port, self._endpoints.host)
             self.abandon()
 
-        self._cancel = self._reception.dial_app(self._endpoint, finished)
+        self._cancel = self._reception.dial_app(self._endpoints, finished)
 
     def _relay(self, relay: Relay, protocol: str) -> None:
         sock, self._sock = self._sock, None
@@ -314,13 +314,13 @@ class Judge:
             return
         self._finish_judging(sock)
         relay = tapped(relay, self._port, self._reception.ledger)
-        conduit = self._conduit(relay, protocol)
-        conduit.attach(relay.client, PlainStream(sock), watched=True)
+        conductor = self._conductor(relay, protocol)
+        conductor.attach(relay.client, PlainStream(sock), watched=True)
         app, self._app = self._app, None
         if app is not None:
             self._loop.remove(app.fileno())
-            conduit.attach(relay.app, PlainStream(app), watched=False)
-        self._start(conduit)
+            conductor.attach(relay.app, PlainStream(app), watched=False)
+        self._start(conductor)
 
     def _finish_judging(self, sock: socket.socket) -> None:
         if self._timer is not None:
@@ -331,23 +331,23 @@ class Judge:
         if self._lowat != 1:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
-    def _conduit(self, relay: Relay, protocol: str) -> Conduit:
-        return Conduit(
+    def _conductor(self, relay: Relay, protocol: str) -> Conductor:
+        return Conductor(
             self._loop,
             relay,
-            courier=self._reception,
+            host=self._reception,
             port=self._port,
-            endpoint=self._endpoint,
+            endpoints=self._endpoints,
             protocol=protocol,
         )
 
-    def _start(self, conduit: Conduit) -> None:
+    def _start(self, conductor: Conductor) -> None:
         self._reception.judged_away(self)
-        self._reception.opened(conduit)
+        self._reception.opened(conductor)
         try:
-            conduit.begin()
+            conductor.begin()
         except Exception:
-            conduit.abandon()  # the caller is not the conduit, and could not end it
+            conductor.abandon()  # the caller is not the conductor, and could not end it
             raise
 
     def take(self) -> socket.socket | None:
@@ -367,26 +367,26 @@ class Judge:
     ) -> None:
         """Both handshakes are done: relay. `words` have been read from the client already."""
         relay = tapped(relay, self._port, self._reception.ledger)
-        conduit = Conduit(
+        conductor = Conductor(
             self._loop,
             relay,
-            courier=self._reception,
+            host=self._reception,
             port=self._port,
-            endpoint=self._endpoint,
+            endpoints=self._endpoints,
             protocol=protocol,
             tls=True,
             server_name=bridge.server_name or "",
             app_tls=bridge.redial,
         )
         app.before_close = lambda: bridge.remember(app)
-        conduit.attach(relay.app, app, watched=False)
-        conduit.attach(relay.client, client, watched=True)
+        conductor.attach(relay.app, app, watched=False)
+        conductor.attach(relay.client, client, watched=True)
         early = app.take_early()
         if early:
             relay.receive(relay.app, early, self._loop.now)
         if words:
             relay.receive(relay.client, words, self._loop.now)
-        self._start(conduit)
+        self._start(conductor)
 
     def abandon(self) -> None:
         """Reset the client: the app refused, the client broke, or an error of ours."""
@@ -402,7 +402,7 @@ class Judge:
                 self._loop.remove(sock.fileno())
                 reset(sock)
         self._sock = self._app = None
-        self._reception.gone(self._endpoint)
+        self._reception.gone(self._endpoints)
         self._reception.judged_away(self)
 
 

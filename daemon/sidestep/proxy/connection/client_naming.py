@@ -2,7 +2,7 @@
 
 A dial waits for the daemon's acknowledgement, or for `NAME_TIMEOUT`; without a name the app sees the proxy's address.
 While the daemon is silent (`daemon_breaker`) nothing is named and no dial waits.
-`Endpoint.names` lists what a client's connection has named; every name is taken back, at the latest when the client's
+`Endpoints.names` lists what a client's connection has named; every name is taken back, at the latest when the client's
 connection is over.
 """
 
@@ -13,10 +13,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from sidestep.proxy.connection.conductor import Endpoint
+from sidestep.proxy.connection.conductor import Endpoints
 from sidestep.proxy.control import messages
-from sidestep.proxy.control.daemon_link import Line
-from sidestep.proxy.control.pending_calls import Questions
+from sidestep.proxy.control.daemon_link import DaemonLink
+from sidestep.proxy.control.pending_calls import PendingCalls
 from sidestep.proxy.io.loop import Loop
 
 NAME_TIMEOUT: Final = 1.0
@@ -26,49 +26,51 @@ NAME_TIMEOUT: Final = 1.0
 class ClientNaming:
     """The names that are being given."""
 
-    def __init__(self, loop: Loop, line: Line) -> None:
-        self._line = line
-        self._questions: Questions[Callable[[bool], None]] = Questions(
-            loop, line, patience=NAME_TIMEOUT, unanswered=lambda seq: self._named(seq, given=False)
+    def __init__(self, loop: Loop, link: DaemonLink) -> None:
+        self._link = link
+        self._calls: PendingCalls[Callable[[bool], None]] = PendingCalls(
+            loop, link, patience=NAME_TIMEOUT, unanswered=lambda seq: self._named(seq, given=False)
         )
 
     @property
     def is_possible(self) -> bool:
         """Whether asking for a name makes sense now."""
-        return not self._line.breaker.is_silent
+        return not self._link.breaker.is_silent
 
-    def name(self, endpoint: Endpoint, peer: str, peer_port: int, ready: Callable[[bool], None]) -> Callable[[], None]:
+    def name(
+        self, endpoints: Endpoints, peer: str, peer_port: int, ready: Callable[[bool], None]
+    ) -> Callable[[], None]:
         """Name the dial from (peer, peer_port), then call `ready(named)`; returns a function that cancels."""
-        seq = self._line.next_seq()
-        client = (endpoint.client, endpoint.client_port)
-        if self._questions.ask(seq, messages.NameClient(seq, endpoint.port, peer, peer_port, *client), ready):
-            endpoint.names.append((peer, peer_port))
-        return partial(self._questions.drop, seq)
+        seq = self._link.next_seq()
+        client = (endpoints.client, endpoints.client_port)
+        if self._calls.ask(seq, messages.NameClient(seq, endpoints.port, peer, peer_port, *client), ready):
+            endpoints.names.append((peer, peer_port))
+        return partial(self._calls.drop, seq)
 
     def acknowledged(self, ack: messages.Ack) -> None:
         """The daemon has written a name, or could not."""
         self._named(ack.seq, given=not ack.error)
 
     def _named(self, seq: int, *, given: bool) -> None:
-        ready = self._questions.take(seq)
+        ready = self._calls.take(seq)
         if ready is not None:
             ready(given)
 
-    def left(self, endpoint: Endpoint, app: socket.socket) -> None:
+    def left(self, endpoints: Endpoints, app: socket.socket) -> None:
         """Take back the name of a connection to the app that is about to be closed, before its client's is."""
         try:
             name = app.getsockname()[:2]
         except OSError:
             return  # `gone` sees to it
-        if name in endpoint.names:
-            endpoint.names.remove(name)
-            self._forget(endpoint, name)
+        if name in endpoints.names:
+            endpoints.names.remove(name)
+            self._forget(endpoints, name)
 
-    def gone(self, endpoint: Endpoint) -> None:
+    def gone(self, endpoints: Endpoints) -> None:
         """Take back the names of a client's connection that is over."""
-        for name in endpoint.names:
-            self._forget(endpoint, name)
-        endpoint.names.clear()
+        for name in endpoints.names:
+            self._forget(endpoints, name)
+        endpoints.names.clear()
 
-    def _forget(self, endpoint: Endpoint, name: tuple[str, int]) -> None:
-        self._line.send(messages.ForgetClient(self._line.next_seq(), endpoint.port, *name))
+    def _forget(self, endpoints: Endpoints, name: tuple[str, int]) -> None:
+        self._link.send(messages.ForgetClient(self._link.next_seq(), endpoints.port, *name))

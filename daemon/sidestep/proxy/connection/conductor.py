@@ -10,9 +10,9 @@ States of a leg's stream (a `_Pipe`):
     dead      closed
 
 Invariants: a descriptor is registered exactly while its pipe is live, finished or lingering; every pipe that ever
-opened is dead or lingering when the conduit is closed; taps are moved apart (`proxy.mirror.tap_leg`), may outlive it by
+opened is dead or lingering when the conductor is closed; taps move apart (`proxy.mirror.tap_leg`), may outlive it by
 a bounded time, and nothing here waits for one; after every call into the relay `settle` brings sockets, masks and
-endings in line with what the relay says, and the courier's `backlog` with what is queued. Hot path: bytes that pass as
+endings in line with what the relay says, and the host's `backlog` with what is queued. Hot path: bytes that pass as
 they are (`Relay.passes`) are written at once and need no `settle`; where it is needed and nothing is queued, opening or
 ending, it is one pass over two legs.
 """
@@ -45,7 +45,7 @@ MERGE: Final = 64
 """Chunks of `leg.out` joined into one write."""
 
 
-class Endpoint:
+class Endpoints:
     """Who is connected to whom: the client's address and the address it dialled, unmapped.
 
     `names` are the sources (address, port) of connections to the app that are named after this client, and live.
@@ -65,7 +65,7 @@ class About(Protocol):
     """What a handler's side is told of a connection."""
 
     @property
-    def endpoint(self) -> Endpoint:
+    def endpoints(self) -> Endpoints:
         """Its ends."""
 
     @property
@@ -88,46 +88,46 @@ class Raw:
     server_name = ""
     spoken = "tcp"
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
+    def __init__(self, endpoints: Endpoints) -> None:
+        self.endpoints = endpoints
 
 
 class Copied:
     """A connection of which a handler gets copies; meanwhile it may have gone on in another protocol."""
 
-    def __init__(self, conduit: Conduit, spoken: str) -> None:
-        self.endpoint = conduit.endpoint
-        self.tls = conduit.tls
-        self.server_name = conduit.server_name
+    def __init__(self, conductor: Conductor, spoken: str) -> None:
+        self.endpoints = conductor.endpoints
+        self.tls = conductor.tls
+        self.server_name = conductor.server_name
         self.spoken = spoken
 
 
-class Courier(Protocol):
-    """What a conduit asks of the worker around it."""
+class ConnectionHost(Protocol):
+    """What a conductor asks of the worker around it."""
 
     pipes: Pipes
     copyist: Copyist
     backlog: Budget
-    """What all conduits have queued for peers that do not read (bytes)."""
+    """What all conductors have queued for peers that do not read (bytes)."""
     lingering: set[object]
-    """Streams of all conduits that are closed and still read for a moment."""
+    """Streams of all conductors that are closed and still read for a moment."""
 
     def open_stream(self, about: About, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
         """Ask the daemon for a connection to the handler of `leg.rule`; returns a function that cancels."""
 
-    def dial_app(self, endpoint: Endpoint, done: Done) -> Callable[[], None]:
+    def dial_app(self, endpoints: Endpoints, done: Done) -> Callable[[], None]:
         """Connect to the app on behalf of a client; returns a function that cancels."""
 
-    def left(self, endpoint: Endpoint, app: socket.socket) -> None:
+    def left(self, endpoints: Endpoints, app: socket.socket) -> None:
         """A connection to the app is about to be closed."""
 
     def no_app(self, port: LivePort, host: str) -> None:
         """A dial to the app was refused."""
 
-    def closed(self, conduit: Conduit) -> None:
-        """The conduit is over."""
+    def closed(self, conductor: Conductor) -> None:
+        """The conductor is over."""
 
-    def log_requests(self, conduit: Conduit) -> None:
+    def log_requests(self, conductor: Conductor) -> None:
         """Take `relay.diverted`."""
 
 
@@ -138,10 +138,10 @@ AppTls = Callable[[socket.socket, Callable[[Stream | None], None]], Callable[[],
 class _Pipe:
     """The shell's side of one leg."""
 
-    __slots__ = ("cancel", "conduit", "congested", "ended", "finished", "leg", "lingering", "mask", "stream")
+    __slots__ = ("cancel", "conductor", "congested", "ended", "finished", "leg", "lingering", "mask", "stream")
 
-    def __init__(self, conduit: Conduit, leg: Leg) -> None:
-        self.conduit = conduit
+    def __init__(self, conductor: Conductor, leg: Leg) -> None:
+        self.conductor = conductor
         self.leg = leg
         self.stream: Stream | None = None
         self.mask = 0
@@ -160,15 +160,15 @@ class _Pipe:
         if stream is None:
             return
         if mask == READ and not self.ended and self.lingering is None:
-            self.conduit.pull(self, stream)
+            self.conductor.pull(self, stream)
         elif self.lingering is not None:
-            self.conduit.discard(self)
+            self.conductor.discard(self)
         elif self.ended and mask & BROKEN:
-            self.conduit.hung_up(self)
+            self.conductor.hung_up(self)
         elif mask & ~WRITE and not self.ended:
-            self.conduit.pull(self, stream, hung_up=bool(mask & HANG_UP))
+            self.conductor.pull(self, stream, hung_up=bool(mask & HANG_UP))
         else:
-            self.conduit.settle()
+            self.conductor.settle()
 
     def dear(self) -> None:
         """Its last event cost much time: take smaller bites, so that other connections get their turn."""
@@ -177,18 +177,18 @@ class _Pipe:
 
     def abandon(self) -> None:
         """A bug was met in a callback of this pipe."""
-        self.conduit.abandon()
+        self.conductor.abandon()
 
 
-class Conduit:
+class Conductor:
     """Drives one relay. Create it, `attach` what is connected already, then `begin`."""
 
     __slots__ = (
         "_backlog",
         "_closed",
         "_copying",
-        "_courier",
         "_held",
+        "_host",
         "_loop",
         "_notify",
         "_pipes",
@@ -197,7 +197,7 @@ class Conduit:
         "_timer",
         "active",
         "app_tls",
-        "endpoint",
+        "endpoints",
         "port",
         "protocol",
         "relay",
@@ -210,17 +210,17 @@ class Conduit:
         loop: Loop,
         relay: Relay,
         *,
-        courier: Courier,
+        host: ConnectionHost,
         port: LivePort,
-        endpoint: Endpoint,
+        endpoints: Endpoints,
         protocol: str,
         tls: bool = False,
         server_name: str = "",
         app_tls: AppTls | None = None,
     ) -> None:
         self._loop = loop
-        self._courier = courier
-        self._backlog = courier.backlog
+        self._host = host
+        self._backlog = host.backlog
         self._closed = False
         self._held = 0
         """Its part of `_backlog`."""
@@ -235,7 +235,7 @@ class Conduit:
         """When bytes last came, on the loop's clock."""
         self.relay = relay
         self.port = port
-        self.endpoint = endpoint
+        self.endpoints = endpoints
         self.protocol = protocol
         self.tls = tls
         self.server_name = server_name
@@ -462,7 +462,7 @@ class Conduit:
 
     def _copies(self) -> Copying:
         if self._copying is None:
-            self._copying = Copying(self._loop, self, self._courier.copyist)
+            self._copying = Copying(self._loop, self, self._host.copyist)
         return self._copying
 
     def copied(self) -> None:
@@ -480,7 +480,7 @@ class Conduit:
         if self._copying is not None:
             self._copying.settle()
         if relay.diverted:
-            self._courier.log_requests(self)
+            self._host.log_requests(self)
         congested = False
         self._count(sum(pipe.leg.queued for pipe in self._pipes if pipe.stream is not None or not pipe.leg.ending))
         for pipe in [*self._pipes]:
@@ -518,7 +518,7 @@ class Conduit:
                 self._kill(pipe, orderly=True)
         self._splicer = Splicer(
             self._loop,
-            self._courier.pipes,
+            self._host.pipes,
             one.stream,
             other.stream,
             ended=(one.ended, other.ended),
@@ -532,7 +532,7 @@ class Conduit:
         if not self._closed:
             self._closed = True
             self._count(0)
-            self._courier.closed(self)
+            self._host.closed(self)
 
     def _watch(self, relay: Relay, leg: Leg, pipe: _Pipe) -> bool:
         """Set the mask that the relay wants; tell whether anything is held back."""
@@ -544,7 +544,7 @@ class Conduit:
         return mask != READ
 
     def _count(self, queued: int) -> None:
-        """Tell the backlog how many bytes wait here: none once the conduit is closed."""
+        """Tell the backlog how many bytes wait here: none once the conductor is closed."""
         if self._closed:
             queued = 0
         if queued != self._held:
@@ -601,18 +601,18 @@ class Conduit:
 
     def ask_for_copy(self, leg: CopyLeg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
         """Ask for a connection to the handler of a tap leg; returns a function that cancels."""
-        return self._courier.open_stream(Copied(self, leg.protocol or self.protocol), leg, done)
+        return self._host.open_stream(Copied(self, leg.protocol or self.protocol), leg, done)
 
     def _ask(self, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
         """Ask for a connection to the handler of a leg; returns a function that cancels."""
-        about = Raw(self.endpoint) if leg is self.relay.app else self
-        return self._courier.open_stream(about, leg, done)
+        about = Raw(self.endpoints) if leg is self.relay.app else self
+        return self._host.open_stream(about, leg, done)
 
     def tap_moved(self) -> None:
         """The relay was told something about a tap: tell the log, and see whether a wire is free of copies now."""
         if self._closed or self._splicer is not None:
             if self.relay.diverted:
-                self._courier.log_requests(self)
+                self._host.log_requests(self)
         elif self.relay.wired is not None or self.relay.diverted:
             self._slow = True
             self.settle()
@@ -631,14 +631,14 @@ class Conduit:
             pipe.cancel = None
             if sock is None:
                 if isinstance(error, ConnectionRefusedError):
-                    self._courier.no_app(self.port, self.endpoint.host)
+                    self._host.no_app(self.port, self.endpoints.host)
                 self._opened(pipe, None)
             elif self.app_tls is not None:
                 pipe.cancel = self.app_tls(sock, secured)
             else:
                 self._opened(pipe, PlainStream(sock))
 
-        pipe.cancel = self._courier.dial_app(self.endpoint, connected)
+        pipe.cancel = self._host.dial_app(self.endpoints, connected)
 
     def _opened(self, pipe: _Pipe, stream: Stream | None) -> None:
         try:
@@ -680,7 +680,7 @@ class Conduit:
         def give_up() -> None:
             self._kill(pipe, orderly=True)
 
-        self._courier.lingering.add(pipe)
+        self._host.lingering.add(pipe)
         pipe.lingering = self._loop.later(LINGER, give_up)
         pipe.mask = READ if pipe.finished else READ | WRITE
         self._loop.modify(stream.fd, pipe.mask)
@@ -715,13 +715,13 @@ class Conduit:
         if pipe.lingering is not None:
             pipe.lingering.cancel()
             pipe.lingering = None
-            self._courier.lingering.discard(pipe)
+            self._host.lingering.discard(pipe)
         stream, pipe.stream = pipe.stream, None
         pipe.leg.open = False
         if stream is not None:
             self._loop.remove(stream.fd)
-            if self.endpoint.names and pipe.leg.role is Role.APP:
-                self._courier.left(self.endpoint, stream.sock)
+            if self.endpoints.names and pipe.leg.role is Role.APP:
+                self._host.left(self.endpoints, stream.sock)
             if orderly:
                 stream.close()
             else:
@@ -753,7 +753,7 @@ class Conduit:
                 else:
                     self._kill(pipe, orderly=True)
         self._leave_taps()
-        self._courier.closed(self)
+        self._host.closed(self)
 
     def _linger_closed(self, pipe: _Pipe, stream: Stream) -> None:
         if not pipe.finished:
@@ -773,4 +773,4 @@ class Conduit:
             if self._timer is not None:
                 self._timer.cancel()
             self._leave_taps()
-            self._courier.closed(self)
+            self._host.closed(self)

@@ -14,8 +14,8 @@ from functools import partial
 from typing import Final
 
 from sidestep.proxy.control import messages
-from sidestep.proxy.control.daemon_link import Line
-from sidestep.proxy.control.pending_calls import Questions
+from sidestep.proxy.control.daemon_link import DaemonLink
+from sidestep.proxy.control.pending_calls import PendingCalls
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.stream import HandlerStream, PlainStream
 
@@ -29,11 +29,11 @@ Arrived = Callable[[PlainStream | None], None]
 class HandlerStreams:
     """The questions that are open."""
 
-    def __init__(self, loop: Loop, line: Line, *, on_crash: Callable[[object, Exception], None]) -> None:
-        self._line = line
+    def __init__(self, loop: Loop, link: DaemonLink, *, on_crash: Callable[[object, Exception], None]) -> None:
+        self._link = link
         self._on_crash = on_crash
-        self._questions: Questions[Arrived] = Questions(
-            loop, line, patience=OPEN_TIMEOUT, unanswered=lambda stream: self.arrived(stream, None)
+        self._calls: PendingCalls[Arrived] = PendingCalls(
+            loop, link, patience=OPEN_TIMEOUT, unanswered=lambda stream: self.arrived(stream, None)
         )
         self._asked: dict[int, int] = {}
         self._last = 0
@@ -52,19 +52,19 @@ class HandlerStreams:
         """Ask for a stream to the handler of the rule `uid`; returns a function that gives the question up."""
         self._last += 1
         stream = self._last
-        seq = self._line.next_seq()
+        seq = self._link.next_seq()
         question = messages.Open(seq, stream, uid, port, protocol, tls, server_name, *client)
-        if self._questions.ask(stream, question, done):
+        if self._calls.ask(stream, question, done):
             self._asked[seq] = stream
-        return partial(self._questions.drop, stream)
+        return partial(self._calls.drop, stream)
 
     def __len__(self) -> int:
         """Streams that may arrive yet."""
-        return len(self._questions)
+        return len(self._calls)
 
     def arrived(self, stream: int, sock: socket.socket | None) -> None:
         """Give a stream to who asked for it; None is a refusal."""
-        done = self._questions.take(stream)
+        done = self._calls.take(stream)
         if done is None:
             if sock is not None:
                 sock.close()
@@ -86,8 +86,8 @@ class HandlerStreams:
 
     def refuse_all(self) -> None:
         """The daemon is gone."""
-        for stream in self._questions.numbers():
+        for stream in self._calls.numbers():
             self.arrived(stream, None)
 
     def _reset(self, stream: int) -> None:
-        self._line.send(messages.Reset(self._line.next_seq(), stream))
+        self._link.send(messages.Reset(self._link.next_seq(), stream))

@@ -15,9 +15,9 @@ from typing import Final
 from sidestep.aio.allowance import Allowance
 from sidestep.engine.mirror.gate import Loss
 from sidestep.engine.relay import Diverted, Lost
-from sidestep.proxy.connection.conductor import Conduit
+from sidestep.proxy.connection.conductor import Conductor
 from sidestep.proxy.control import messages
-from sidestep.proxy.control.daemon_link import Line
+from sidestep.proxy.control.daemon_link import DaemonLink
 from sidestep.proxy.io.loop import Loop
 
 MOMENT: Final = 0.01
@@ -42,9 +42,9 @@ _LOST: Final = {Lost.NOTHING: "", Lost.ALL: "dropped", Lost.REST: "truncated"}
 class RequestLog:
     """The lines that wait."""
 
-    def __init__(self, loop: Loop, line: Line) -> None:
+    def __init__(self, loop: Loop, link: DaemonLink) -> None:
         self._loop = loop
-        self._line = line
+        self._link = link
         self._lines: list[messages.DivertedRequest] = []
         self._losses: Counter[Loss] = Counter()
         self._dropped = 0
@@ -54,21 +54,21 @@ class RequestLog:
         """Take the numbers of copies that were not made; they wait while the daemon is behind."""
         self._losses.update(losses)
 
-    def add(self, conduit: Conduit) -> None:
-        """Take what a conduit's relay has diverted, and count it."""
+    def add(self, conductor: Conductor) -> None:
+        """Take what a conductor's relay has diverted, and count it."""
         if not self._lines:
             self._loop.later(MOMENT, self.flush)
-        endpoint = conduit.endpoint
-        for request in conduit.relay.diverted:
-            conduit.port.counters[_counter(request)] += 1
+        endpoints = conductor.endpoints
+        for request in conductor.relay.diverted:
+            conductor.port.counters[_counter(request)] += 1
             if len(self._lines) >= messages.MAX_LINES:
                 self._dropped += 1
                 continue
             line = messages.DivertedRequest(
                 request.rule.uid,
-                conduit.port.steered.number,
-                endpoint.client,
-                endpoint.client_port,
+                conductor.port.steered.number,
+                endpoints.client,
+                endpoints.client_port,
                 _text(request.method),
                 _text(request.path),
                 _text(request.authority),
@@ -80,7 +80,7 @@ class RequestLog:
                 self._lines.append(line)
             else:
                 self._dropped += 1
-        conduit.relay.diverted.clear()
+        conductor.relay.diverted.clear()
 
     def flush(self) -> None:
         """Tell what there is."""
@@ -95,8 +95,8 @@ class RequestLog:
             while end < len(lines) and (room >= _size(lines[end]) or (end == at and not lost)):
                 room -= _size(lines[end])
                 end += 1
-            message = messages.Requests(self._line.next_seq(), tuple(lines[at:end]), self._dropped, lost)
-            if self._line.send(message, droppable=True):
+            message = messages.Requests(self._link.next_seq(), tuple(lines[at:end]), self._dropped, lost)
+            if self._link.send(message, droppable=True):
                 self._dropped = 0
                 if lost:
                     for loss in losses:

@@ -19,7 +19,7 @@ BACKLOG: Final = 256
 """Messages that wait for a slow daemon above which it is asked nothing on behalf of clients."""
 
 
-class Line:
+class DaemonLink:
     """The daemon, as a worker reaches it."""
 
     def __init__(

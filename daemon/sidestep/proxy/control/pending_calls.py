@@ -10,31 +10,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from sidestep.proxy.control.daemon_link import Line
+from sidestep.proxy.control.daemon_link import DaemonLink
 from sidestep.proxy.control.messages import Message
 from sidestep.proxy.io.loop import Loop, Timer
 
 Asker = TypeVar("Asker")
 
 
-class Questions(Generic[Asker]):
+class PendingCalls(Generic[Asker]):
     """The open questions of one kind, by a number of the owner's; with each, whom its answer is for."""
 
-    def __init__(self, loop: Loop, line: Line, *, patience: float, unanswered: Callable[[int], None]) -> None:
+    def __init__(self, loop: Loop, link: DaemonLink, *, patience: float, unanswered: Callable[[int], None]) -> None:
         self._loop = loop
-        self._line = line
+        self._link = link
         self._patience = patience
         self._unanswered = unanswered
         self._open: dict[int, tuple[Asker, Timer]] = {}
-        line.breaker.call_on_silence(self._give_up)
+        link.breaker.call_on_silence(self._give_up)
 
     def ask(self, number: int, message: Message, asker: Asker) -> bool:
         """Open a question; tell whether the daemon was asked."""
         self._open[number] = asker, self._loop.later(self._patience, lambda: self._unanswered(number))
-        line = self._line
-        asked = not line.breaker.is_silent and not line.is_backlogged and line.send(message)
+        link = self._link
+        asked = not link.breaker.is_silent and not link.is_backlogged and link.send(message)
         if asked:
-            line.breaker.asked(message.seq)
+            link.breaker.asked(message.seq)
         else:
             self._loop.later(0.0, lambda: self._unanswered(number))  # nobody will answer
         return asked

@@ -20,7 +20,7 @@ from collections.abc import Container
 from typing import Final, Protocol
 
 from sidestep.proxy.control import messages
-from sidestep.proxy.control.daemon_link import Line
+from sidestep.proxy.control.daemon_link import DaemonLink
 from sidestep.proxy.control.messages import Hindrance
 from sidestep.proxy.io.loop import Loop
 
@@ -52,9 +52,9 @@ class Usage(Protocol):
 class Readiness:
     """All hindrances of the process."""
 
-    def __init__(self, loop: Loop, line: Line) -> None:
+    def __init__(self, loop: Loop, link: DaemonLink) -> None:
         self._loop = loop
-        self._line = line
+        self._link = link
         self._hindrances: dict[tuple[str, int, int], Hindrance] = {}
         self._memory_asked = 0
 
@@ -109,7 +109,7 @@ class Readiness:
 
     def _tell(self) -> None:
         hindrances = tuple(self._hindrances.values())[: messages.MAX_HINDRANCES]
-        self._line.send(messages.Hindered(self._line.next_seq(), hindrances))
+        self._link.send(messages.Hindered(self._link.next_seq(), hindrances))
 
 
 class Room:

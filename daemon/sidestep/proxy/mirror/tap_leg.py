@@ -68,7 +68,7 @@ class Keeper(Protocol):
 
 
 class Surroundings(Protocol):
-    """The conduit around it."""
+    """The conductor around it."""
 
     relay: Relay
 

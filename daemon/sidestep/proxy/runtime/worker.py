@@ -37,7 +37,7 @@ from sidestep.proxy.connection.acceptor import Acceptor
 from sidestep.proxy.connection.app_dials import LEAD, AppDials
 from sidestep.proxy.connection.classification import Judge
 from sidestep.proxy.connection.client_naming import ClientNaming
-from sidestep.proxy.connection.conductor import About, Conduit, Endpoint
+from sidestep.proxy.connection.conductor import About, Conductor, Endpoints
 from sidestep.proxy.connection.datagrams import Datagrams, Key
 from sidestep.proxy.connection.dial import Done, Naming
 from sidestep.proxy.connection.handler_streams import HandlerStreams
@@ -46,7 +46,7 @@ from sidestep.proxy.connection.protocol_probe import UNKNOWN, Finding, Probe
 from sidestep.proxy.connection.request_log import RequestLog
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.channel import CARRY_DESCRIPTOR, ControlChannel
-from sidestep.proxy.control.daemon_link import Line
+from sidestep.proxy.control.daemon_link import DaemonLink
 from sidestep.proxy.control.readiness import EXHAUSTED, Readiness, Room
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.splice import Pipes
@@ -75,18 +75,18 @@ Message = messages.ToProxy
 
 
 class Worker:
-    """The process. Implements what judges and conduits ask of it (`Reception`)."""
+    """The process. Implements what judges and conductors ask of it (`Reception`)."""
 
     def __init__(self, channel: ControlChannel[Message], trust_store: ssl.SSLContext, pulse: Pulse) -> None:
         self._loop = Loop(on_crash=self._crashed)
-        self._line = Line(self._loop, channel, on_message=self._dispatch, on_gone=self._orphaned)
-        self._handlers = HandlerStreams(self._loop, self._line, on_crash=self._crashed)
-        self._naming = ClientNaming(self._loop, self._line)
-        self._log = RequestLog(self._loop, self._line)
+        self._link = DaemonLink(self._loop, channel, on_message=self._dispatch, on_gone=self._orphaned)
+        self._handlers = HandlerStreams(self._loop, self._link, on_crash=self._crashed)
+        self._naming = ClientNaming(self._loop, self._link)
+        self._log = RequestLog(self._loop, self._link)
         self._ports: dict[int, LivePort] = {}
         self._acceptors: dict[int, Acceptor] = {}
         self._retiring: set[Acceptor] = set()
-        self._conduits: set[Conduit] = set()
+        self._conductors: set[Conductor] = set()
         self._judges: set[Judge] = set()
         self._client_sources: IPv4Network | None = None
         self._anomalies: Counter[str] = Counter()
@@ -95,7 +95,7 @@ class Worker:
         self._pulse = pulse
         self._draining = False
         self._drain_timeout = 30.0
-        self._readiness = Readiness(self._loop, self._line)
+        self._readiness = Readiness(self._loop, self._link)
         self._dials = AppDials(self._loop, self._readiness)
         self.credentials = Credentials(trust_store)
         self.detection_timeout = 1.0
@@ -110,7 +110,7 @@ class Worker:
     def run(self) -> None:
         """Serve until drained."""
         gc.set_threshold(20_000, 20, 50)
-        self._line.watch()
+        self._link.watch()
         self._beat()
         self._loop.later(SWEEP, self._sweep)
         self._loop.run()
@@ -129,7 +129,7 @@ class Worker:
             self._obey(message, fd)
         except (SidestepError, OSError, ValueError, KeyError) as failure:
             error = str(failure) or type(failure).__name__
-        self._line.acknowledge(message, error)
+        self._link.acknowledge(message, error)
 
     def _obey(self, message: Message, fd: int | None) -> None:
         match message:
@@ -195,8 +195,8 @@ class Worker:
         if old is not None:
             self._retire(old)
 
-        def accepted(sock: socket.socket, endpoint: Endpoint) -> None:
-            self._accepted(self._ports.get(message.port, port), sock, endpoint)
+        def accepted(sock: socket.socket, endpoints: Endpoints) -> None:
+            self._accepted(self._ports.get(message.port, port), sock, endpoints)
 
         def outcome(error: int) -> None:
             if self._acceptors.get(message.port) is acceptor:
@@ -234,13 +234,13 @@ class Worker:
 
     def descriptors(self) -> int:
         """Those in use, and those that what was accepted will need: an app for each client, handlers asked for."""
-        connections = len(self._conduits) + len(self._judges)
+        connections = len(self._conductors) + len(self._judges)
         used = max(len(self._loop) + len(self._judges), 2 * connections)
         return used + 2 * self.pipes.open + len(self._handlers)
 
-    def _accepted(self, port: LivePort, sock: socket.socket, endpoint: Endpoint) -> None:
+    def _accepted(self, port: LivePort, sock: socket.socket, endpoints: Endpoints) -> None:
         port.counters["accepted"] += 1
-        judge = Judge(self._loop, sock, port=port, endpoint=endpoint, reception=self)
+        judge = Judge(self._loop, sock, port=port, endpoints=endpoints, reception=self)
         self._judges.add(judge)
         try:
             judge.begin()
@@ -254,19 +254,19 @@ class Worker:
         self._judges.discard(judge)
         self._exit_when_drained()
 
-    def opened(self, conduit: Conduit) -> None:
+    def opened(self, conductor: Conductor) -> None:
         """A connection runs."""
-        self._conduits.add(conduit)
+        self._conductors.add(conductor)
 
-    def closed(self, conduit: Conduit) -> None:
+    def closed(self, conductor: Conductor) -> None:
         """A connection is over."""
-        self._conduits.discard(conduit)
-        if conduit.endpoint.names:
-            self.gone(conduit.endpoint)
-        anomaly = conduit.relay.anomaly
+        self._conductors.discard(conductor)
+        if conductor.endpoints.names:
+            self.gone(conductor.endpoints)
+        anomaly = conductor.relay.anomaly
         if anomaly:
             self._anomalies[anomaly] += 1
-            conduit.port.counters["wired"] += 1
+            conductor.port.counters["wired"] += 1
         self._exit_when_drained()
 
     def report(self, port: LivePort, kind: ConditionType, text: str) -> None:
@@ -283,7 +283,7 @@ class Worker:
             return
         if known != text:
             port.reported[kind] = self._loop.now
-            if not self._line.advise(messages.Report(self._line.next_seq(), port.steered.number, kind.value, text)):
+            if not self._link.advise(messages.Report(self._link.next_seq(), port.steered.number, kind.value, text)):
                 return  # the next connection that meets it says so again
             if text:
                 port.conditions[kind] = text
@@ -306,51 +306,53 @@ class Worker:
         self._loop.later(0.0, lambda: self._send_back(port))
 
     def _send_back(self, port: LivePort) -> None:
-        for conduit in [each for each in self._conduits if each.port is port and each.app_tls is not None]:
-            if conduit.relay.idle and conduit.askable:
-                conduit.retire()
+        for conductor in [each for each in self._conductors if each.port is port and each.app_tls is not None]:
+            if conductor.relay.idle and conductor.askable:
+                conductor.retire()
 
-    def dial_app(self, endpoint: Endpoint, done: Done) -> Callable[[], None]:
+    def dial_app(self, endpoints: Endpoints, done: Done) -> Callable[[], None]:
         """Connect to the app, named after the client if the app can be told."""
         naming = None
         if self._client_sources is not None:
             if self._naming.is_possible:
-                naming = Naming(partial(self._name, endpoint), self._client_sources)
+                naming = Naming(partial(self._name, endpoints), self._client_sources)
             else:
-                self._unnamed(endpoint)
-        return self._dials.dial(endpoint, done, naming=naming)
+                self._unnamed(endpoints)
+        return self._dials.dial(endpoints, done, naming=naming)
 
-    def _name(self, endpoint: Endpoint, peer: str, peer_port: int, ready: Callable[[bool], None]) -> Callable[[], None]:
+    def _name(
+        self, endpoints: Endpoints, peer: str, peer_port: int, ready: Callable[[bool], None]
+    ) -> Callable[[], None]:
         def answered(named: bool) -> None:
             if not named:
-                self._unnamed(endpoint)
+                self._unnamed(endpoints)
             ready(named)
 
-        return self._naming.name(endpoint, peer, peer_port, answered)
+        return self._naming.name(endpoints, peer, peer_port, answered)
 
-    def _unnamed(self, endpoint: Endpoint) -> None:
+    def _unnamed(self, endpoints: Endpoints) -> None:
         """The app will see the pod's own address in the place of this client's."""
-        port = self._ports.get(endpoint.port)
+        port = self._ports.get(endpoints.port)
         if port is not None:
             port.counters["clients_unnamed"] += 1
 
-    def left(self, endpoint: Endpoint, app: socket.socket) -> None:
+    def left(self, endpoints: Endpoints, app: socket.socket) -> None:
         """A connection to the app is about to be closed, before its client's is."""
-        self._naming.left(endpoint, app)
+        self._naming.left(endpoints, app)
 
-    def gone(self, endpoint: Endpoint) -> None:
+    def gone(self, endpoints: Endpoints) -> None:
         """A client's connection is over."""
-        self._naming.gone(endpoint)
+        self._naming.gone(endpoints)
 
-    def seen(self, port: LivePort, endpoint: Endpoint, *, tls: bool) -> None:
+    def seen(self, port: LivePort, endpoints: Endpoints, *, tls: bool) -> None:
         """Probe the app of a port whose protocol nobody stated, unless what is known holds."""
         snapshot = port.snapshot
         known = port.finding.tls
         if known is None and port.probe is None and "probe" in (snapshot.tls, snapshot.http2):
             port.probe = Probe(
                 self._loop,
-                endpoint.host,
-                endpoint.port,
+                endpoints.host,
+                endpoints.port,
                 tls=tls,
                 server_name=snapshot.upstream_name or None,
                 timeout=snapshot.probe_timeout,
@@ -365,33 +367,33 @@ class Worker:
             words = (_known(finding.tls), _known(finding.http2), finding.alpn, finding.asks_certificate)
             number = port.steered.number
             certificate = finding.certificate if len(finding.certificate) <= messages.MAX_CERTIFICATE else b""
-            self._line.advise(messages.Probed(self._line.next_seq(), number, *words, certificate))
+            self._link.advise(messages.Probed(self._link.next_seq(), number, *words, certificate))
         port.finding = finding
 
     def no_app(self, port: LivePort, host: str) -> None:
         """Tell the daemon that a dial to the app was refused."""
         port.counters["no_app"] += 1
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._line.advise(messages.NoApp(self._line.next_seq(), port.steered.number, int(family)))
+        self._link.advise(messages.NoApp(self._link.next_seq(), port.steered.number, int(family)))
 
-    def log_requests(self, conduit: Conduit) -> None:
-        """Queue a conduit's diverted requests for the session's log."""
-        self.copyist.told(sum(request.copied for request in conduit.relay.diverted))
-        self._log.add(conduit)
+    def log_requests(self, conductor: Conductor) -> None:
+        """Queue a conductor's diverted requests for the session's log."""
+        self.copyist.told(sum(request.copied for request in conductor.relay.diverted))
+        self._log.add(conductor)
 
     def open_stream(self, about: About, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
         """Ask the daemon for a connection to the handler of `leg.rule`."""
         if self._room.is_short:
             return self._refuse(done)
-        endpoint = about.endpoint
+        endpoints = about.endpoints
         return self._handlers.ask(
             done,
             uid=leg.rule.uid if leg.rule is not None else "",
-            port=endpoint.port,
+            port=endpoints.port,
             protocol=about.spoken,
             tls=about.tls,
             server_name=about.server_name,
-            client=(endpoint.client, endpoint.client_port),
+            client=(endpoints.client, endpoints.client_port),
         )
 
     def _refuse(self, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
@@ -415,7 +417,7 @@ class Worker:
         ports = {number: dict(port.counters) for number, port in self._ports.items()}
         if self._datagrams.counters:
             ports[0] = dict(self._datagrams.counters)
-        connections = len(self._conduits) + len(self._judges)
+        connections = len(self._conductors) + len(self._judges)
         state = connections, ports, dict(self._anomalies)
         if state != self._told and self._tell(*state):
             self._told = state
@@ -424,9 +426,9 @@ class Worker:
 
     def _end_cut_off(self) -> None:
         """End connections whose app a firewall has cut off: their clients come again, and are to find the app."""
-        for conduit in [conduit for conduit in self._conduits if conduit.is_cut_off]:
-            self._dials.cut_off(conduit.endpoint)
-            self._loop.later(LEAD, conduit.abandon)
+        for conductor in [conductor for conductor in self._conductors if conductor.is_cut_off]:
+            self._dials.cut_off(conductor.endpoints)
+            self._loop.later(LEAD, conductor.abandon)
 
     def _tell_losses(self) -> None:
         losses = self.ledger.gate.take_losses()
@@ -442,8 +444,8 @@ class Worker:
         numbers = list(ports)
         for at in range(0, max(1, len(numbers)), messages.MAX_PORTS):
             part = {number: ports[number] for number in numbers[at : at + messages.MAX_PORTS]}
-            beat = messages.Heartbeat(self._line.next_seq(), connections, part, anomalies)
-            if not self._line.send(beat, droppable=True):
+            beat = messages.Heartbeat(self._link.next_seq(), connections, part, anomalies)
+            if not self._link.send(beat, droppable=True):
                 return False
         return True
 
@@ -464,17 +466,21 @@ class Worker:
     def _close_idle(self, *, grace: float = IDLE_GRACE) -> None:
         """End connections that have been idle for a while: a busy client is idle between any two of its requests."""
         latest = self._loop.now - grace
-        for conduit in [conduit for conduit in self._conduits if conduit.relay.idle and conduit.active <= latest]:
-            conduit.retire()
+        for conductor in [
+            conductor for conductor in self._conductors if conductor.relay.idle and conductor.active <= latest
+        ]:
+            conductor.retire()
 
     def _sweep(self) -> None:
         self._loop.later(SWEEP, self._sweep)
         latest = self._loop.now - LEFT_IDLE
-        for conduit in [conduit for conduit in self._conduits if conduit.active <= latest and conduit.relay.left]:
-            conduit.retire()
+        for conductor in [
+            conductor for conductor in self._conductors if conductor.active <= latest and conductor.relay.left
+        ]:
+            conductor.retire()
 
     def _exit_when_drained(self) -> None:
-        if not self._draining or self._conduits or self._judges or self._retiring:
+        if not self._draining or self._conductors or self._judges or self._retiring:
             return
         self._tell_losses()
         if self.lingering or not self.copyist.is_idle:
@@ -485,8 +491,8 @@ class Worker:
     def _drain_over(self) -> None:
         for judge in list(self._judges):
             judge.abandon()
-        for conduit in list(self._conduits):
-            conduit.abandon()
+        for conductor in list(self._conductors):
+            conductor.abandon()
         for acceptor in list(self._retiring):
             acceptor.close()
         self._datagrams.close()

@@ -25,7 +25,7 @@ class Scene:
             self.loop,
             listener.dup(),
             listener.getsockname()[1],
-            accepted=lambda sock, endpoint: self.accepted.append(sock),
+            accepted=lambda sock, endpoints: self.accepted.append(sock),
             has_room=room,
             outcome=self.outcomes.append,
         )

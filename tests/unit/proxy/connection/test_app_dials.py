@@ -8,7 +8,7 @@ import pytest
 
 from sidestep.proxy.connection import app_dials
 from sidestep.proxy.connection.app_dials import AppDials
-from sidestep.proxy.connection.conductor import Endpoint
+from sidestep.proxy.connection.conductor import Endpoints
 from sidestep.proxy.connection.dial import is_unacknowledged
 from sidestep.proxy.control.messages import Hindrance
 from sidestep.proxy.io.loop import Loop
@@ -40,7 +40,7 @@ class Scene:
         self.dials = AppDials(self.loop, self.told)
 
     def dial(self, port):
-        return self.dials.dial(Endpoint("192.0.2.1", 9, "127.0.0.1", port), lambda *words: self.results.append(words))
+        return self.dials.dial(Endpoints("192.0.2.1", 9, "127.0.0.1", port), lambda *words: self.results.append(words))
 
     def run(self, until=lambda: False, within=5.0):
         deadline = time.monotonic() + within
@@ -144,10 +144,10 @@ def test_any_other_failure_is_a_hindrance_of_the_port_and_family(scene, code):
 
 def test_a_connection_that_is_cut_off_is_told_and_the_app_tried_until_it_answers(scene):
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        endpoint = Endpoint("192.0.2.1", 9, *listener.getsockname())
-        scene.dials.cut_off(endpoint)
-        scene.dials.cut_off(endpoint)
-        assert scene.told.hindrances == [Hindrance("cannot-dial", endpoint.port, socket.AF_INET, errno.ETIMEDOUT)]
+        endpoints = Endpoints("192.0.2.1", 9, *listener.getsockname())
+        scene.dials.cut_off(endpoints)
+        scene.dials.cut_off(endpoints)
+        assert scene.told.hindrances == [Hindrance("cannot-dial", endpoints.port, socket.AF_INET, errno.ETIMEDOUT)]
         scene.run(lambda: not scene.told.hindrances)
         assert not scene.told.hindrances
 

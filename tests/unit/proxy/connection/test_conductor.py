@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from sidestep.proxy.connection.conductor import Endpoint
+from sidestep.proxy.connection.conductor import Endpoints
 from tests.harness.peers import server_context
 from tests.unit.proxy.io.test_stream import unread
 from tests.unit.proxy.runtime.test_worker import APP, Scene
@@ -39,7 +39,7 @@ def test_a_slow_reader_of_a_whole_answer_is_told_that_it_was_whole(scene, versio
     scene.stack.enter_context(client)
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-    scene.worker._accepted(tls_port(scene), sock, Endpoint("127.0.0.1", 1, "127.0.0.1", scene.number))
+    scene.worker._accepted(tls_port(scene), sock, Endpoints("127.0.0.1", 1, "127.0.0.1", scene.number))
     body = bytes(150_000)
     end_now, read_now, results = threading.Event(), threading.Event(), []
 
@@ -74,9 +74,9 @@ def test_a_slow_reader_of_a_whole_answer_is_told_that_it_was_whole(scene, versio
     threads = [threading.Thread(target=function) for function in (serve, ask)]
     for thread in threads:
         thread.start()
-    scene.run(lambda: scene.worker._conduits, within=10)
-    (conduit,) = scene.worker._conduits
-    leg = conduit.relay.client
+    scene.run(lambda: scene.worker._conductors, within=10)
+    (conductor,) = scene.worker._conductors
+    leg = conductor.relay.client
     sock = leg.io.stream.sock
     scene.run(lambda: unread(sock) > 100_000 and not leg.out, within=10)
     assert unread(sock) > 100_000
@@ -90,5 +90,5 @@ def test_a_slow_reader_of_a_whole_answer_is_told_that_it_was_whole(scene, versio
         thread.join(10)
     assert results[-1] == b"the end"
     assert b"".join(results[:-1]).endswith(b"\r\n\r\n" + body)
-    scene.run(lambda: not scene.worker._conduits, within=5)
-    assert not scene.worker._conduits
+    scene.run(lambda: not scene.worker._conductors, within=5)
+    assert not scene.worker._conductors

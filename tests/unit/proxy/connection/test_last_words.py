@@ -8,7 +8,7 @@ from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.memory_budget import BACKLOG, Budget
 from sidestep.engine.passthrough import WireRelay
 from sidestep.policy.route import Route, SteeredPort
-from sidestep.proxy.connection.conductor import Conduit, Endpoint
+from sidestep.proxy.connection.conductor import Conductor, Endpoints
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.splice import Pipes
 from sidestep.proxy.io.stream import PlainStream, reset
@@ -19,7 +19,7 @@ HEAD = b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n"
 ANSWER = b"HTTP/1.1 413 Payload Too Large\r\nContent-Length: 20000\r\n\r\n" + bytes(20000)
 
 
-class Courier:
+class ConnectionHost:
     """A worker that has only pipes; the loop ends with its connection."""
 
     def __init__(self, loop):
@@ -29,7 +29,7 @@ class Courier:
         self.backlog = Budget(BACKLOG)
         self.lingering = set()
 
-    def closed(self, conduit):
+    def closed(self, conductor):
         self.loop.stop()
 
 
@@ -47,13 +47,13 @@ def test_the_answer_of_an_app_that_resets_during_an_upload_arrives(make):
         sock.setblocking(False)
     relay = make()
     port = None  # only a dial would need it
-    conduit = Conduit(
-        loop, relay, courier=Courier(loop), port=port, endpoint=Endpoint("a", 1, "b", 2), protocol="http1"
+    conductor = Conductor(
+        loop, relay, host=ConnectionHost(loop), port=port, endpoints=Endpoints("a", 1, "b", 2), protocol="http1"
     )
-    conduit.attach(relay.client, PlainStream(near), watched=False)
-    conduit.attach(relay.app, PlainStream(far), watched=False)
+    conductor.attach(relay.client, PlainStream(near), watched=False)
+    conductor.attach(relay.app, PlainStream(far), watched=False)
     client.sendall(HEAD)
-    conduit.begin()
+    conductor.begin()
     assert app.recv(1000) == HEAD
     client.sendall(bytes(50000))  # ready before the app's answer is, so that it is written to a socket that broke
     app.sendall(ANSWER)

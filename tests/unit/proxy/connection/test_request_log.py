@@ -14,7 +14,7 @@ from sidestep.proxy.control.channel import Codec
 CODEC = Codec(messages.FromProxy, folds=False)
 
 
-class Line:
+class DaemonLink:
     """Takes what a proxy could send; `behind`: nothing more after so many."""
 
     def __init__(self, behind=1 << 30):
@@ -49,7 +49,7 @@ def line(number, text, fields=()):
 
 
 def told(lines, **options):
-    line = Line(**options)
+    line = DaemonLink(**options)
     log = RequestLog(None, line)
     log._lines = list(lines)
     log.flush()
@@ -77,7 +77,7 @@ def test_lines_that_are_not_told_are_counted_in_the_next_message():
 
 
 def test_more_bytes_than_the_daemon_takes_in_a_second_are_only_counted():
-    out, clock = Line(), Clock()
+    out, clock = DaemonLink(), Clock()
     log = RequestLog(clock, out)
     request = SimpleNamespace(
         rule=SimpleNamespace(uid="u" * 36, heads_only=False),
@@ -88,14 +88,14 @@ def test_more_bytes_than_the_daemon_takes_in_a_second_are_only_counted():
         lost=Lost.NOTHING,
         fields=(),
     )
-    conduit = SimpleNamespace(
+    conductor = SimpleNamespace(
         relay=SimpleNamespace(diverted=[]),
         port=SimpleNamespace(counters=Counter(), steered=SimpleNamespace(number=80)),
-        endpoint=SimpleNamespace(client="::1", client_port=1),
+        endpoints=SimpleNamespace(client="::1", client_port=1),
     )
     for _ in range(300):
-        conduit.relay.diverted = [request] * 100
-        log.add(conduit)
+        conductor.relay.diverted = [request] * 100
+        log.add(conductor)
         log.flush()
         clock.now += 0.01
     size = sum(len(CODEC.encode(message)[0]) for message in out.sent)

@@ -12,7 +12,7 @@ from sidestep.proxy.control.readiness import EASED, FULL, NO_MEMORY, NO_ROOM, Re
 from sidestep.proxy.io.loop import Loop
 
 
-class Line:
+class DaemonLink:
     """A daemon that listens."""
 
     def __init__(self):
@@ -37,7 +37,7 @@ class Usage:
 def scene(monkeypatch):
     monkeypatch.setattr(readiness, "TRY", 0.05)
     monkeypatch.setattr(readiness, "MEMORY_PAUSE", 0.05)
-    loop, line = Loop(on_crash=lambda owner, error: None), Line()
+    loop, line = Loop(on_crash=lambda owner, error: None), DaemonLink()
     yield loop, line, Readiness(loop, line)
     loop.close()
 

@@ -35,7 +35,7 @@ class Quiet(Relay):
 
 
 class Around:
-    """A conduit, as far as copies know it: after some calls it looks whether there are more."""
+    """A conductor, as far as copies know it: after some calls it looks whether there are more."""
 
     def __init__(self, loop, copyist):
         self.relay = Quiet()

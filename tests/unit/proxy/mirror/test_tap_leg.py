@@ -18,7 +18,7 @@ from sidestep.engine.mirror.copies import Ledger, TapLimits
 from sidestep.engine.mirror.gate import Loss, Why
 from sidestep.engine.mirror.whole_connection import TappedRelay
 from sidestep.policy.route import Route, Rule, SteeredPort
-from sidestep.proxy.connection.conductor import Conduit, Endpoint
+from sidestep.proxy.connection.conductor import Conductor, Endpoints
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.splice import Pipes
 from sidestep.proxy.io.stream import PlainStream
@@ -32,7 +32,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 EVERYTHING = Rule("uid-tap", "shop/tap", lambda *_: True)
 
 
-class Courier:
+class ConnectionHost:
     """A worker whose handlers are socket pairs: `asked` holds what each was to be spoken to in, and its other end."""
 
     def __init__(self, loop, stack):
@@ -60,11 +60,11 @@ class Courier:
         self.loop.later(0, lambda: done(stream))
         return lambda: None
 
-    def log_requests(self, conduit):
-        self.lost.update(each.lost.name for each in conduit.relay.diverted)
-        conduit.relay.diverted.clear()
+    def log_requests(self, conductor):
+        self.lost.update(each.lost.name for each in conductor.relay.diverted)
+        conductor.relay.diverted.clear()
 
-    def closed(self, conduit):
+    def closed(self, conductor):
         pass
 
     def left(self, *_):
@@ -72,15 +72,15 @@ class Courier:
 
 
 class Scene:
-    """A tapped connection between two sockets, relayed by a real conduit on a real loop."""
+    """A tapped connection between two sockets, relayed by a real conductor on a real loop."""
 
     def __init__(self, stack, limits=None, *, whole=False, refuses=False, protocol="http/1.1"):
         self.crashes = []
         self.loop = Loop(on_crash=self._crashed)
         stack.callback(self.loop.close)
-        self.courier = Courier(self.loop, stack)
-        self.courier.refuses = refuses
-        self.ledger = Ledger(limits, self.courier.copyist.gate)
+        self.host = ConnectionHost(self.loop, stack)
+        self.host.refuses = refuses
+        self.ledger = Ledger(limits, self.host.copyist.gate)
         taps = () if whole else (EVERYTHING,)
         engine = Http2Relay if protocol == "h2" else Http1Relay
         relay = engine(SteeredPort(80, Route((), taps)), tls=False, ledger=self.ledger)
@@ -92,17 +92,17 @@ class Scene:
             each.setblocking(False)
         for each in (self.client, self.app):
             stack.enter_context(each)
-        self.conduit = Conduit(
-            self.loop, relay, courier=self.courier, port=None, endpoint=Endpoint("a", 1, "b", 2), protocol=protocol
+        self.conductor = Conductor(
+            self.loop, relay, host=self.host, port=None, endpoints=Endpoints("a", 1, "b", 2), protocol=protocol
         )
-        self.conduit.attach(relay.client, PlainStream(near), watched=False)
-        self.conduit.attach(relay.app, PlainStream(far), watched=False)
-        self.conduit.begin()
+        self.conductor.attach(relay.client, PlainStream(near), watched=False)
+        self.conductor.attach(relay.app, PlainStream(far), watched=False)
+        self.conductor.begin()
         stack.callback(self._end)
 
     def _end(self):
-        self.conduit.abandon()
-        for leg in [*self.courier.copyist.living]:
+        self.conductor.abandon()
+        for leg in [*self.host.copyist.living]:
             leg.abandon()
 
     def _crashed(self, owner, error):
@@ -165,16 +165,16 @@ def test_an_upgrade_to_http2_leaves_the_copy_of_the_request_alone(scene, late):
     shop.client.send(ASKED)
     shop.received(shop.app, ASKED)
     if late:
-        shop.until(lambda: shop.courier.asked)
+        shop.until(lambda: shop.host.asked)
     shop.app.send(SWITCHED + FROM_APP)
     shop.received(shop.client, SWITCHED + FROM_APP)
-    assert isinstance(shop.conduit.relay, Http2Relay)
-    shop.until(lambda: shop.courier.asked)
-    [(spoken, handler)] = shop.courier.asked
+    assert isinstance(shop.conductor.relay, Http2Relay)
+    shop.until(lambda: shop.host.asked)
+    [(spoken, handler)] = shop.host.asked
     assert spoken == "http/1.1"
     shop.received(handler, ASKED)
     handler.send(OK)
-    shop.until(lambda: not shop.courier.copyist.living)
+    shop.until(lambda: not shop.host.copyist.living)
     assert shop.ledger.count == 0
 
 
@@ -184,8 +184,8 @@ def test_a_connection_copied_whole_is_spoken_of_as_it_began(scene):
     shop.received(shop.app, ASKED)
     shop.app.send(SWITCHED + FROM_APP)
     shop.received(shop.client, SWITCHED + FROM_APP)
-    shop.until(lambda: shop.courier.asked)
-    [(spoken, handler)] = shop.courier.asked
+    shop.until(lambda: shop.host.asked)
+    [(spoken, handler)] = shop.host.asked
     assert spoken == "http/1.1"
     shop.received(handler, ASKED)
 
@@ -195,22 +195,22 @@ def test_a_truncated_copy_is_reset_even_if_others_follow_at_once(scene):
     size = 400_000
     shop.client.send(POST % size)
     shop.received(shop.app, POST % size)
-    shop.until(lambda: shop.courier.asked and not shop.courier.copyist._waiting)
-    [(_, handler)] = shop.courier.asked
+    shop.until(lambda: shop.host.asked and not shop.host.copyist._waiting)
+    [(_, handler)] = shop.host.asked
     shop.received(handler, POST % size)
     sent = bytes(size) + GET + GET
     shop.client.setblocking(True)
     shop.client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     shop.client.send(sent)
     shop.received(shop.app, sent)
-    shop.until(lambda: shop.courier.lost["REST"])
-    shop.until(lambda: len(shop.courier.asked) == 3)
-    shop.until(lambda: len(shop.courier.copyist.living) == 2)
+    shop.until(lambda: shop.host.lost["REST"])
+    shop.until(lambda: len(shop.host.asked) == 3)
+    shop.until(lambda: len(shop.host.copyist.living) == 2)
     with pytest.raises(BlockingIOError):
         shop.client.setblocking(False)
         shop.client.recv(1)
     assert handler.recv(1 << 20) == b""
-    for _, other in shop.courier.asked[1:]:
+    for _, other in shop.host.asked[1:]:
         shop.received(other, GET)
 
 
@@ -218,8 +218,8 @@ def test_what_a_refusing_handler_did_not_get_is_counted(scene):
     shop = scene(refuses=True)
     shop.client.send(GET)
     shop.received(shop.app, GET)
-    shop.until(lambda: shop.courier.lost["REST"])
-    assert shop.courier.lost == {"NOTHING": 1, "REST": 1}
+    shop.until(lambda: shop.host.lost["REST"])
+    assert shop.host.lost == {"NOTHING": 1, "REST": 1}
     assert shop.ledger.count == 0
 
 
@@ -227,31 +227,31 @@ def test_copies_outlive_a_client_that_leaves_at_once(scene):
     shop = scene()
     shop.client.send(GET * 20)
     shop.received(shop.app, GET * 20)
-    shop.conduit.close()
-    assert not shop.courier.copyist.is_idle
-    shop.until(lambda: len(shop.courier.asked) == 20)
-    for _, handler in shop.courier.asked:
+    shop.conductor.close()
+    assert not shop.host.copyist.is_idle
+    shop.until(lambda: len(shop.host.asked) == 20)
+    for _, handler in shop.host.asked:
         shop.received(handler, GET)
         handler.send(OK)
-    shop.until(lambda: shop.courier.copyist.is_idle)
+    shop.until(lambda: shop.host.copyist.is_idle)
     assert shop.ledger.count == 0
-    assert not shop.courier.lost["REST"]
+    assert not shop.host.lost["REST"]
 
 
 def test_nothing_is_paid_for_copies_that_are_over(scene):
     shop = scene(whole=True, refuses=True)
-    shop.until(lambda: shop.courier.lost["REST"])
+    shop.until(lambda: shop.host.lost["REST"])
     for _ in range(3):
         shop.client.send(GET)
         shop.received(shop.app, GET)
         shop.app.send(OK)
         shop.received(shop.client, OK)
-        assert shop.courier.copyist.is_idle
+        assert shop.host.copyist.is_idle
 
 
 def test_a_bug_in_copying_is_not_the_clients(scene):
     shop = scene()
-    shop.conduit.relay.deferred.put(0, int, "a bug")
+    shop.conductor.relay.deferred.put(0, int, "a bug")
     shop.client.send(GET)
     shop.received(shop.app, GET)
     shop.until(lambda: shop.crashes)
@@ -260,7 +260,7 @@ def test_a_bug_in_copying_is_not_the_clients(scene):
     shop.client.send(GET)
     shop.received(shop.app, GET)
     shop.rest()
-    assert not shop.courier.asked
+    assert not shop.host.asked
     assert shop.ledger.count == 0
     assert [str(error) for error in shop.crashes] == ["invalid literal for int() with base 10: 'a bug'"]
     shop.crashes.clear()
@@ -280,31 +280,31 @@ def test_a_handler_that_refuses_is_asked_rarely_and_gets_copies_again_once_it_do
     exchange(shop, 50)
     shop.until(lambda: not shop.ledger.gate.is_closed("uid-tap"))
     shop.rest()
-    attempts = shop.courier.attempts
+    attempts = shop.host.attempts
     assert attempts <= 2 * OPENING
-    deferred = shop.conduit.relay.deferred
+    deferred = shop.conductor.relay.deferred
     shop.client.send(GET)
     shop.received(shop.app, GET)
     assert not deferred.calls  # nothing at all is kept of it
     shop.app.send(OK)
     shop.received(shop.client, OK)
     exchange(shop, 20)
-    assert shop.courier.attempts <= attempts + 1
+    assert shop.host.attempts <= attempts + 1
     told = shop.ledger.gate.take_losses()
     assert [loss.why for loss in told] == [Why.HANDLER]
     assert sum(told.values()) >= 20
-    shop.courier.refuses = False
+    shop.host.refuses = False
 
     deadline = time.monotonic() + DEADLINE
-    while not shop.courier.asked and time.monotonic() < deadline:
+    while not shop.host.asked and time.monotonic() < deadline:
         exchange(shop, 1)
         shop.rest()
-    [(_, handler)] = shop.courier.asked[:1]
+    [(_, handler)] = shop.host.asked[:1]
     shop.received(handler, GET)
     handler.send(OK)
     shop.until(lambda: shop.ledger.gate.is_closed("uid-tap"))
     exchange(shop, 1)
-    shop.until(lambda: len(shop.courier.asked) >= 2)
+    shop.until(lambda: len(shop.host.asked) >= 2)
     shop.rest()
 
 
@@ -314,9 +314,9 @@ def test_what_a_handler_says_tells_whether_it_is_one(scene, answer):
     shop = scene()
     for _ in range(7):
         exchange(shop, 1)
-        shop.until(lambda: shop.courier.asked or not shop.ledger.gate.is_closed("uid-tap"))
-        while shop.courier.asked:
-            _, handler = shop.courier.asked.pop()
+        shop.until(lambda: shop.host.asked or not shop.ledger.gate.is_closed("uid-tap"))
+        while shop.host.asked:
+            _, handler = shop.host.asked.pop()
             shop.received(handler, GET)
             if answer:
                 handler.send(answer)
@@ -333,9 +333,9 @@ def test_a_handler_that_answers_what_is_no_http2_is_dead(scene):
     for stream in range(1, 15, 2):
         peer.send_headers(stream, [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/")], True)
         shop.client.send(peer.data_to_send())
-        shop.until(lambda: shop.courier.asked or not shop.ledger.gate.is_closed("uid-tap"))
-        while shop.courier.asked:
-            _, handler = shop.courier.asked.pop()
+        shop.until(lambda: shop.host.asked or not shop.ledger.gate.is_closed("uid-tap"))
+        while shop.host.asked:
+            _, handler = shop.host.asked.pop()
             handler.send(b"\x15\x03\x03\0\2\2\x46")
             handler.close()
             shop.rest()
@@ -347,18 +347,18 @@ def test_not_more_is_asked_at_once_than_tells_whether_the_handler_is_there(scene
     shop.client.send(GET * 60)
     shop.received(shop.app, GET * 60)
     shop.rest()
-    assert shop.courier.attempts == 60  # none is lost: what is queued is asked for as others are answered
-    assert not shop.courier.copyist._queued
+    assert shop.host.attempts == 60  # none is lost: what is queued is asked for as others are answered
+    assert not shop.host.copyist._queued
 
 
 def test_copies_take_their_share_of_the_time(scene):
     shop = scene()
-    shop.courier.copyist.spend(0.25)
+    shop.host.copyist.spend(0.25)
     exchange(shop, 50)
     shop.rest()
-    assert shop.courier.attempts == 0
+    assert shop.host.attempts == 0
     assert shop.ledger.gate.take_losses() == {Loss(80, "uid-tap", Why.BUDGET): 50}
     shop.until(lambda: not shop.ledger.gate.holds)
     exchange(shop, 1)
-    shop.until(lambda: shop.courier.asked)
+    shop.until(lambda: shop.host.asked)
     shop.rest()

@@ -17,7 +17,7 @@ from sidestep.aio.pulse import Pulse, Watched
 from sidestep.engine.relay import Leg, Role
 from sidestep.model.condition import ConditionType
 from sidestep.proxy.connection import datagrams
-from sidestep.proxy.connection.conductor import Endpoint, Raw
+from sidestep.proxy.connection.conductor import Endpoints, Raw
 from sidestep.proxy.connection.datagrams import Datagrams
 from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.connection.protocol_probe import Finding
@@ -47,8 +47,8 @@ class Scene:
         # What was closed in an orderly way lingers for a while; it is seen out.
         stack.callback(lambda: self.run(lambda: len(self.worker._loop._callbacks) <= 1, within=3.0))
         stack.callback(self.worker._drain_over)
-        self.worker._line.watch()
-        stack.callback(self.worker._line._channel.close)
+        self.worker._link.watch()
+        stack.callback(self.worker._link._channel.close)
         self.app = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         self.app.settimeout(5)
         self.number = self.app.getsockname()[1]
@@ -67,7 +67,7 @@ class Scene:
         client.sendall(first)
         if first:
             select.select([sock], [], [], 5)
-        self.accept = lambda: self.worker._accepted(port, sock, Endpoint(*address, "127.0.0.1", self.number))
+        self.accept = lambda: self.worker._accepted(port, sock, Endpoints(*address, "127.0.0.1", self.number))
         return client
 
     def run(self, until=lambda: False, within=1.0):
@@ -102,7 +102,7 @@ def test_a_client_that_ends_within_its_first_message_costs_nothing_and_is_a_wire
     client = scene.client(scene.port(), first)
     scene.accept()
     client.shutdown(socket.SHUT_WR)
-    scene.run(lambda: scene.worker._conduits)
+    scene.run(lambda: scene.worker._conductors)
     app, _ = scene.app.accept()
     with app:
         assert scene.run(within=0.5) < 0.25
@@ -143,9 +143,9 @@ def test_a_first_message_with_much_behind_it_is_still_judged(scene):
         while sent < len(head + body):
             sent += client.send((head + body)[sent:])
     scene.accept()
-    scene.run(lambda: scene.worker._conduits)
-    (conduit,) = scene.worker._conduits
-    assert conduit.relay.anomaly is None
+    scene.run(lambda: scene.worker._conductors)
+    (conductor,) = scene.worker._conductors
+    assert conductor.relay.anomaly is None
 
 
 def test_without_the_daemon_a_request_for_a_handler_goes_to_the_app_at_once(scene):
@@ -318,7 +318,7 @@ def test_words_before_a_quick_end_inside_tls_reach_the_app(scene):
     for thread in threads:
         thread.join(10)
     assert found == [b"GET", b""]
-    scene.run(lambda: not scene.worker._conduits, within=3)
+    scene.run(lambda: not scene.worker._conductors, within=3)
     scene.worker.credentials.keep(set())
 
 
@@ -456,7 +456,7 @@ def ask(scene, kind, answers):
     """One question of a kind; its outcome is appended to `answers`."""
     worker = scene.worker
     if kind is messages.NameClient:
-        worker._naming.name(Endpoint("10.0.0.1", 1, "10.0.0.2", scene.number), "127.0.0.2", 2, answers.append)
+        worker._naming.name(Endpoints("10.0.0.1", 1, "10.0.0.2", scene.number), "127.0.0.2", 2, answers.append)
     else:
         worker._handlers.ask(answers.append, uid="u", port=1, protocol="http/1.1", client=("10.0.0.1", 1))
 
@@ -479,7 +479,7 @@ def test_after_one_unanswered_question_none_waits_until_the_daemon_answers_again
     daemon.read(answer=False)
     assert len(daemon.questions(kind)) == 20  # the others were not asked
     scene.daemon.acknowledge(daemon.asked[0])
-    scene.run(lambda: not scene.worker._line.breaker.is_silent, within=5)
+    scene.run(lambda: not scene.worker._link.breaker.is_silent, within=5)
     ask(scene, kind, answers)
     scene.run(lambda: daemon.read() or len(daemon.questions(kind)) == 21, within=5)
     assert len(daemon.questions(kind)) == 21
@@ -491,14 +491,14 @@ def test_a_daemon_that_answers_late_again_is_waited_for_only_a_moment(scene):
     ask(scene, messages.NameClient, answers)
     scene.run(lambda: answers, within=5)
     daemon.read()
-    scene.run(lambda: not scene.worker._line.breaker.is_silent, within=5)
+    scene.run(lambda: not scene.worker._link.breaker.is_silent, within=5)
     began = time.monotonic()
     ask(scene, messages.NameClient, answers)
     scene.run(lambda: len(answers) == 2, within=5)
     assert time.monotonic() - began < 0.8
-    assert scene.worker._line.breaker.is_silent
+    assert scene.worker._link.breaker.is_silent
     daemon.read()
-    scene.run(lambda: not scene.worker._line.breaker.is_silent, within=5)
+    scene.run(lambda: not scene.worker._link.breaker.is_silent, within=5)
     ask(scene, messages.NameClient, answers)
     scene.run(lambda: daemon.read() or len(answers) == 3, within=5)
     assert answers == [False, False, True]
@@ -510,7 +510,7 @@ def test_a_handler_that_is_slow_is_waited_for_while_the_daemon_answers(scene):
     ask(scene, messages.Open, answers)
     scene.run(daemon.read, within=1.5)
     assert not answers
-    assert not scene.worker._line.breaker.is_silent
+    assert not scene.worker._link.breaker.is_silent
 
 
 def test_what_is_told_to_a_daemon_that_hangs_does_not_end_the_proxy(scene):
@@ -521,7 +521,7 @@ def test_what_is_told_to_a_daemon_that_hangs_does_not_end_the_proxy(scene):
         scene.worker.report(port, ConditionType.ALPN_UNSUPPORTED, text)
         scene.worker._probed(port, Finding(number % 2 == 0))
     assert not scene.worker._draining
-    assert scene.worker._line.is_backlogged
+    assert scene.worker._link.is_backlogged
 
 
 def test_connections_are_counted_while_their_clients_cannot_be_named(scene):
@@ -555,7 +555,7 @@ def test_a_stream_whose_descriptor_was_lost_is_refused_and_the_daemon_is_told(sc
     streams = []
     rule = RuleSnapshot("uid-1", "shop/orders", "intercept", (), divert_probes=False)
     live = scene.port(rules=(rule,))
-    about = Raw(Endpoint("127.0.0.2", 999, "127.0.0.1", scene.number))
+    about = Raw(Endpoints("127.0.0.2", 999, "127.0.0.1", scene.number))
     scene.worker.open_stream(about, Leg(Role.HANDLER, live.steered.route.intercepts[0]), streams.append)
     scene.worker._dispatch(messages.Opened(1, 1), None)
     assert streams == [None]
@@ -571,7 +571,7 @@ def test_without_descriptors_to_spare_no_handler_is_asked_and_the_app_is_there(s
     live = scene.port(rules=(rule,))
     scene.worker._room._limit = 1
     scene.worker._room.is_left()
-    about = Raw(Endpoint("127.0.0.2", 999, "127.0.0.1", scene.number))
+    about = Raw(Endpoints("127.0.0.2", 999, "127.0.0.1", scene.number))
     scene.worker.open_stream(about, Leg(Role.HANDLER, live.steered.route.intercepts[0]), streams.append)
     scene.run(lambda: streams)
     assert streams == [None]
