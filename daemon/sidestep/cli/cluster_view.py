@@ -18,7 +18,7 @@ from sidestep.kube.events import COMPONENT
 from sidestep.kube.resources import GROUP, PLURALS, Resource, collection_path, deletion, read, resource_path
 from sidestep.kube.snapshot import list_all, read_inventory
 from sidestep.kube.watch import decode
-from sidestep.laptop.refusals import DAEMON_NAMESPACE, explain
+from sidestep.laptop.api_refusals import DAEMON_NAMESPACE, explain
 from sidestep.model.errors import ClusterError, ConfigurationError, RefusedError
 from sidestep.model.intercept import Intercept, Kind
 from sidestep.model.inventory import Inventory

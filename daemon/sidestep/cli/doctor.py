@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
+from sidestep.cli.backend import Backend, backend_options
 from sidestep.cli.command import Command
 from sidestep.cli.options import output_option
 from sidestep.cli.output import json_line
-from sidestep.cli.where import Where, where_options
 from sidestep.config.node_options import DEFAULT_SOCKET
 from sidestep.kube import kubeconfig as kubeconfigs
 from sidestep.kube.access import ClusterAccess, in_cluster, is_in_cluster
@@ -27,8 +27,8 @@ DEADLINE = 10.0
 
 @click.command(cls=Command, short_help="Say what this machine lacks.")
 @output_option
-@partial(where_options, lenient=True)
-def doctor(where: Where | ConfigurationError, output: str) -> int:
+@partial(backend_options, lenient=True)
+def doctor(backend: Backend | ConfigurationError, output: str) -> int:
     """Try what the node daemon needs on this machine, and say what is missing and what that costs.
 
     The exit code is 0 only if everything essential is there. Run it as root on a node; on a laptop it tells whether the
@@ -38,23 +38,23 @@ def doctor(where: Where | ConfigurationError, output: str) -> int:
       sudo sidestep doctor
       sidestep doctor --output json
     """
-    findings = asyncio.run(_everything(where))
+    findings = asyncio.run(_everything(backend))
     for finding in findings:
         click.echo(json_line(finding) if output == "json" else _line(finding))
     return int(any(finding.bad for finding in findings))
 
 
-async def _everything(where: Where | ConfigurationError) -> list[Finding]:
+async def _everything(backend: Backend | ConfigurationError) -> list[Finding]:
     from sidestep.node.doctor import examine  # brings the eBPF loader, which no other command needs
 
-    return [*await examine(), await _daemon(where), await _cluster(where)]
+    return [*await examine(), await _daemon(backend), await _cluster(backend)]
 
 
-async def _daemon(where: Where | ConfigurationError) -> Finding:
+async def _daemon(backend: Backend | ConfigurationError) -> Finding:
     check = "node daemon"
-    if isinstance(where, ClusterAccess):
+    if isinstance(backend, ClusterAccess):
         return Finding(check, "skipped", False, "those of the cluster: sidestep status shows them")
-    path = where if isinstance(where, Path) else DEFAULT_SOCKET
+    path = backend if isinstance(backend, Path) else DEFAULT_SOCKET
     try:
         await LocalClient(path).get("/v1/workloads")
     except SidestepError as error:
@@ -62,19 +62,19 @@ async def _daemon(where: Where | ConfigurationError) -> Finding:
     return Finding(check, "ok", False, f"answers on {path}")
 
 
-async def _cluster(where: Where | ConfigurationError) -> Finding:
+async def _cluster(backend: Backend | ConfigurationError) -> Finding:
     check, cost = "Kubernetes API", "workloads of that cluster cannot be intercepted"
-    if isinstance(where, ConfigurationError):
-        return Finding(check, "missing", True, str(where), cost)
+    if isinstance(backend, ConfigurationError):
+        return Finding(check, "missing", True, str(backend), cost)
     try:
-        access = where if isinstance(where, ClusterAccess) else _access()
+        access = backend if isinstance(backend, ClusterAccess) else _access()
     except SidestepError as error:
         return Finding(check, "missing", False, str(error), cost)
     if access is None:
         return Finding(check, "skipped", False, "no kubeconfig and no service account: local mode only")
     api = Api(access)
     # Who asked for a cluster cannot do without it.
-    essential = isinstance(where, ClusterAccess)
+    essential = isinstance(backend, ClusterAccess)
     try:
         async with asyncio.timeout(DEADLINE):
             await api.get("/version")

@@ -12,13 +12,13 @@ from typing import Any
 
 import click
 
+from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.command import POD_NAME, Command, WorkloadType
 from sidestep.cli.filtering import filter_of, filter_options, filter_spec
 from sidestep.cli.foreground import claimed_owner, run
 from sidestep.cli.options import PortNameType, namespace_option, output_option
 from sidestep.cli.output import LineWriter, json_line
 from sidestep.cli.report import address, clock
-from sidestep.cli.where import Where, namespace_of, where_options
 from sidestep.config.filters import describe_filter
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.handler import NoHandler
@@ -48,8 +48,10 @@ NOT_READ = "not read yet"
 @namespace_option
 @click.option("--pod", type=POD_NAME, default="", metavar="POD", help="Only this pod of the workload.")
 @output_option
-@where_options
-def flows(workload: str, port: str, namespace: str | None, pod: str, output: str, where: Where, **filters: Any) -> int:
+@backend_options
+def flows(
+    workload: str, port: str, namespace: str | None, pod: str, output: str, backend: Backend, **filters: Any
+) -> int:
     """Show the requests of WORKLOAD (`name` or `kind/name`) as they come, until Ctrl-C.
 
     One line for each request that matches: time, method, host and path, client, pod. With `--output json` the header
@@ -63,8 +65,8 @@ def flows(workload: str, port: str, namespace: str | None, pod: str, output: str
         wanted = filter_of(filters)
     except (ConfigurationError, RefusedError) as error:
         raise click.UsageError(str(error)) from error
-    namespace = namespace_of(where, namespace)
-    ports = [port] if port else _ports(where, namespace, workload)
+    namespace = namespace_for(backend, namespace)
+    ports = [port] if port else _ports(backend, namespace, workload)
     specs = [
         SessionSpec(
             namespace=namespace,
@@ -80,14 +82,16 @@ def flows(workload: str, port: str, namespace: str | None, pod: str, output: str
         for each in ports
     ]
     text = f"Requests ({describe_filter(wanted)}) of {workload}, port {', '.join(ports)}. Ctrl-C ends it."
-    return run(specs, where=where, handler=NoHandler(), report=lambda writer: FlowReport(writer, text, output=output))
+    return run(
+        specs, backend=backend, handler=NoHandler(), report=lambda writer: FlowReport(writer, text, output=output)
+    )
 
 
-def _ports(where: Where, namespace: str, workload: str) -> list[str]:
+def _ports(backend: Backend, namespace: str, workload: str) -> list[str]:
     """The workload's ports that may speak HTTP and can be read. Raises RefusedError."""
-    if isinstance(where, ClusterAccess):
+    if isinstance(backend, ClusterAccess):
         raise RefusedError("say which port with --port PORT")
-    body = asyncio.run(LocalClient(where).get("/v1/workloads"))
+    body = asyncio.run(LocalClient(backend).get("/v1/workloads"))
     wanted = parse_workload(workload)
     for each in decode(body, tuple[WorkloadView, ...], what="the daemon's answer"):
         if each.namespace == namespace and each.name == wanted.name and wanted.kind in {None, each.kind}:
@@ -104,7 +108,7 @@ def _ports(where: Where, namespace: str, workload: str) -> list[str]:
     raise RefusedError(f"there is no workload {workload} in namespace {namespace}; sidestep list shows those there are")
 
 
-class _Port:
+class _PortObserver:
     """A `laptop.session.Listener` of one port's session."""
 
     def __init__(self, report: FlowReport) -> None:
@@ -140,10 +144,10 @@ class FlowReport:
         self._waiting = 0
         self.active = asyncio.Event()
 
-    def part(self) -> _Port:
+    def observer(self) -> _PortObserver:
         """The listener of one session."""
         self._waiting += 1
-        return _Port(self)
+        return _PortObserver(self)
 
     def joined(self) -> None:
         """One more session is active."""
@@ -182,8 +186,8 @@ class FlowReport:
         if self._json:
             self._writer.line(json_line(event))
         else:
-            where = f"{event.authority}{event.path}" if event.path.startswith("/") else event.path
-            self._say(f"{clock(event.time)}  {event.method} {where}  from {address(event)}  pod {event.pod}")
+            target = f"{event.authority}{event.path}" if event.path.startswith("/") else event.path
+            self._say(f"{clock(event.time)}  {event.method} {target}  from {address(event)}  pod {event.pod}")
 
     def _say(self, text: str) -> None:
         if self._json:

@@ -12,27 +12,27 @@ from typing import Any, Protocol, runtime_checkable
 
 import click
 
+from sidestep.cli.backend import Backend, session
+from sidestep.cli.child_command import ChildCommand
 from sidestep.cli.command import Command
-from sidestep.cli.companion import Companion
 from sidestep.cli.output import LineWriter
-from sidestep.cli.where import Where, session
 from sidestep.laptop.handler import Handler
-from sidestep.laptop.session import Listener, Outcome
+from sidestep.laptop.session import Outcome, SessionObserver
 from sidestep.model.errors import RefusedError
 from sidestep.tunnel.messages import SessionSpec
 
 
-class Reporter(Listener, Protocol):
+class Reporter(SessionObserver, Protocol):
     """Tells people or programs; `active` is set once a pod's connections reach the session."""
 
     active: asyncio.Event
 
 
 @runtime_checkable
-class Parts(Protocol):
+class SplitReporter(Protocol):
     """A reporter of several sessions that wants to tell them apart."""
 
-    def part(self) -> Listener:
+    def observer(self) -> SessionObserver:
         """The listener of one more session."""
 
 
@@ -56,18 +56,18 @@ def claimed_owner() -> str:
 def run(
     specs: Sequence[SessionSpec],
     *,
-    where: Where,
+    backend: Backend,
     handler: Handler,
     report: Callable[[LineWriter], Reporter],
     command: tuple[str, ...] = (),
 ) -> int:
     """Hold these sessions; returns the exit code. Raises SidestepError when one cannot begin, or was ended."""
-    return asyncio.run(_run(specs, where, handler, report, command))
+    return asyncio.run(_run(specs, backend, handler, report, command))
 
 
 async def _run(
     specs: Sequence[SessionSpec],
-    where: Where,
+    backend: Backend,
     handler: Handler,
     make_report: Callable[[LineWriter], Reporter],
     command: tuple[str, ...],
@@ -82,21 +82,26 @@ async def _run(
     writer = LineWriter(sys.stdout, on_closed=nobody_reads)
     report = make_report(writer)
     sessions = [
-        session(where, spec=spec, handler=handler, listener=report.part() if isinstance(report, Parts) else report)
+        session(
+            backend,
+            spec=spec,
+            handler=handler,
+            observer=report.observer() if isinstance(report, SplitReporter) else report,
+        )
         for spec in specs
     ]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, interrupted.set)
-    companion = Companion(command) if command else None
+    child = ChildCommand(command) if command else None
     running = [asyncio.create_task(each.run(), name="session") for each in sessions]
     waiting = asyncio.create_task(interrupted.wait(), name="interrupted")
     tasks: set[asyncio.Task[Any]] = {*running, waiting}
-    if companion is not None:
-        tasks.add(asyncio.create_task(companion.run(report.active), name="command"))
+    if child is not None:
+        tasks.add(asyncio.create_task(child.run(report.active), name="command"))
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if companion is not None:
-            await companion.end()
+        if child is not None:
+            await child.end()
         for each in sessions:
             each.stop()
         first = next((task for task in running if task in done), running[0])
@@ -104,7 +109,7 @@ async def _run(
         await asyncio.gather(*running)
         for task in done - set(running):
             task.result()
-        return _exit_code(outcome, companion, interrupted=interrupted.is_set())
+        return _exit_code(outcome, child, interrupted=interrupted.is_set())
     finally:
         for task in tasks:
             task.cancel()
@@ -112,11 +117,11 @@ async def _run(
         writer.close()
 
 
-def _exit_code(outcome: Outcome, companion: Companion | None, *, interrupted: bool) -> int:
+def _exit_code(outcome: Outcome, child: ChildCommand | None, *, interrupted: bool) -> int:
     if interrupted:
         return 0
-    if companion is not None and companion.code is not None:
-        return companion.code
+    if child is not None and child.code is not None:
+        return child.code
     if outcome.error is not None:
         raise outcome.error
     if outcome.ended is None:

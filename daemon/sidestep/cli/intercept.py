@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import click
 
+from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.command import POD_NAME, SESSION_NAME, FilePath, WorkloadType
 from sidestep.cli.filtering import filter_of, filter_options, filter_spec
 from sidestep.cli.foreground import DashedCommand, claimed_owner, run
 from sidestep.cli.options import PortMapping, PortType, namespace_option, output_option
 from sidestep.cli.report import JsonReport, Report
-from sidestep.cli.where import Where, namespace_of, where_options
 from sidestep.config.filters import describe_filter
 from sidestep.laptop.handler import Handler, HandlerSettings
 from sidestep.model.errors import ConfigurationError, RefusedError
@@ -55,7 +55,7 @@ def _session_options(command: F) -> F:
                 help="Verify the handler's certificate against this CA (PEM). [default: not verified]",
             ),
             output_option,
-            where_options,
+            backend_options,
         )
     ):
         command = option(command)
@@ -91,7 +91,7 @@ def intercept(**words: Any) -> int:
     Everything, for as long as the tests run:
       sidestep intercept orders --port 8080:http -- pytest tests/contract
     """
-    return _hold(Kind.INTERCEPT, **words)
+    return _run_session(Kind.INTERCEPT, **words)
 
 
 @click.command(cls=DashedCommand, short_help="Copy matching requests to a handler on this machine.")
@@ -111,17 +111,17 @@ def wiretap(**words: Any) -> int:
     What the shop writes, to a recorder in clear on port 9000:
       sidestep wiretap orders -n shop --port 9000:https --http-method POST --plaintext
     """
-    return _hold(Kind.WIRETAP, divert_probes=False, reset_existing=False, **words)
+    return _run_session(Kind.WIRETAP, divert_probes=False, reset_existing=False, **words)
 
 
-def _hold(
+def _run_session(
     kind: Kind,
     *,
     workload: str,
     command: tuple[str, ...],
     port: PortMapping,
     namespace: str | None,
-    where: Where,
+    backend: Backend,
     output: str,
     address: str,
     handler_ca: Path | None,
@@ -135,7 +135,7 @@ def _hold(
     except (ConfigurationError, RefusedError) as error:
         raise click.UsageError(str(error)) from error
     spec = SessionSpec(
-        namespace=namespace_of(where, namespace),
+        namespace=namespace_for(backend, namespace),
         workload=workload,
         port=port.remote,
         kind=kind.value,
@@ -153,7 +153,7 @@ def _hold(
     description += " in clear" if plaintext else ""
     return run(
         [spec],
-        where=where,
+        backend=backend,
         handler=handler,
         report=lambda writer: (
             JsonReport(writer)

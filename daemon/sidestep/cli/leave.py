@@ -9,10 +9,10 @@ from urllib.parse import quote
 import click
 
 from sidestep.cli import cluster_view
+from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.command import Command
 from sidestep.cli.options import namespace_option, output_option
 from sidestep.cli.output import json_line
-from sidestep.cli.where import Where, namespace_of, where_options
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
 from sidestep.model.text import harmless
@@ -24,8 +24,8 @@ _NAME = re.compile(r"([^/]+/)?[^/]+")
 @click.argument("name")
 @namespace_option
 @output_option
-@where_options
-def leave(name: str, namespace: str | None, where: Where, output: str) -> None:
+@backend_options
+def leave(name: str, namespace: str | None, backend: Backend, output: str) -> None:
     """End the intercept NAME (as `sidestep list` shows it; NS/NAME works too).
 
     The next request goes to the workload. The session that held it is told who ended it, and exits.
@@ -36,12 +36,12 @@ def leave(name: str, namespace: str | None, where: Where, output: str) -> None:
     if not _NAME.fullmatch(name):
         raise click.UsageError(f"{name!r} is no intercept's name: write NAME or NS/NAME, as sidestep list shows it")
     before, slash, after = name.partition("/")
-    namespace, name = (before, after) if slash else (namespace_of(where, namespace), name)
-    if isinstance(where, ClusterAccess):
-        asyncio.run(cluster_view.leave(where, namespace, name))
+    namespace, name = (before, after) if slash else (namespace_for(backend, namespace), name)
+    if isinstance(backend, ClusterAccess):
+        asyncio.run(cluster_view.leave(backend, namespace, name))
     else:
         target = f"/v1/intercepts/{quote(namespace, safe='')}/{quote(name, safe='')}"
-        asyncio.run(LocalClient(where).delete(target))
+        asyncio.run(LocalClient(backend).delete(target))
     if output == "text":
         click.echo(harmless(f"Ended {namespace}/{name}."))
     else:

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import click
 
 from sidestep.cli import cluster_view
+from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.command import NAMESPACE, Command
 from sidestep.cli.options import output_option
 from sidestep.cli.output import json_line
 from sidestep.cli.table import table
-from sidestep.cli.where import Where, namespace_of, where_options
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
 from sidestep.model.text import harmless
@@ -32,19 +32,19 @@ _HEAD = ("NAMESPACE", "WORKLOAD", "PODS", "PORT", "PROTOCOL", "KNOWN BY", "CERTI
 )
 @click.option("--all-namespaces", "-A", is_flag=True, help="All namespaces of a cluster.")
 @output_option
-@where_options
-def list_command(namespace: str | None, all_namespaces: bool, where: Where, output: str) -> None:
+@backend_options
+def list_command(namespace: str | None, all_namespaces: bool, backend: Backend, output: str) -> None:
     """Show workloads, their ports, certificates and intercepts, and what is wrong with them.
 
     \b
       sidestep list
       sidestep list -n shop --output json
     """
-    if isinstance(where, ClusterAccess):
-        scope = "" if all_namespaces else namespace_of(where, namespace)
-        workloads, namespace = list(asyncio.run(cluster_view.workloads(where, scope))), scope or None
+    if isinstance(backend, ClusterAccess):
+        scope = "" if all_namespaces else namespace_for(backend, namespace)
+        workloads, namespace = list(asyncio.run(cluster_view.workloads(backend, scope))), scope or None
     else:
-        body = asyncio.run(LocalClient(where).get("/v1/workloads"))
+        body = asyncio.run(LocalClient(backend).get("/v1/workloads"))
         workloads = [
             each
             for each in decode(body, tuple[WorkloadView, ...], what="the daemon's answer")
@@ -71,7 +71,7 @@ def _text(workloads: list[WorkloadView]) -> Iterable[str]:
         rows += [(*(first if index == 0 else (" ", " ", " ")), *line) for index, line in enumerate(lines)]
     if rows:
         yield from table(_HEAD, rows)
-    yield from conditions(condition for each in workloads for condition in each.conditions)
+    yield from condition_lines(condition for each in workloads for condition in each.conditions)
 
 
 def _port(port: PortView) -> tuple[str, str, str, str]:
@@ -83,7 +83,7 @@ def _port(port: PortView) -> tuple[str, str, str, str]:
     return f"{port.number}/{port.transport}{name}", port.protocol, port.known, certificate
 
 
-def conditions(found: Iterable[ConditionView]) -> Iterable[str]:
+def condition_lines(found: Iterable[ConditionView]) -> Iterable[str]:
     """Conditions as lines, after an empty one."""
     unique = list(dict.fromkeys((each.type, each.subject, each.text) for each in found))
     if unique:

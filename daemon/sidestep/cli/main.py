@@ -63,32 +63,32 @@ def run(arguments: Sequence[str]) -> int:
         result = sidestep.main(args=list(arguments), prog_name="sidestep", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
-        complain(error.format_message())
+        print_error(error.format_message())
         return USAGE
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx is not None else "sidestep"
-        complain(f"{where}: {_one_line(error.format_message())} (try {where} --help)")
+        print_error(f"{where}: {_one_line(error.format_message())} (try {where} --help)")
         return USAGE
     except click.ClickException as error:
-        complain(f"sidestep: {_one_line(error.format_message())}")
+        print_error(f"sidestep: {_one_line(error.format_message())}")
         return FAILED
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except SidestepError as error:
-        complain(f"sidestep: {_one_line(str(error))}")
+        print_error(f"sidestep: {_one_line(str(error))}")
         _debug()
         return FAILED
     except (BrokenPipeError, SystemExit):  # click exits where standard output was closed under it
         silence_stdout()
         return DONE
     except UnicodeEncodeError as error:
-        complain(f"sidestep: {_one_line(repr(error.object))[:200]} is not valid UTF-8 (try sidestep --help)")
+        print_error(f"sidestep: {_one_line(repr(error.object))[:200]} is not valid UTF-8 (try sidestep --help)")
         return USAGE
     except OSError as error:
         if error.errno not in _UNWRITABLE or error.filename is not None:
             return _bug(error)
         silence_stdout()
-        complain(f"sidestep: cannot write to standard output: {error.strerror}")
+        print_error(f"sidestep: cannot write to standard output: {error.strerror}")
         return FAILED
     except Exception as error:  # noqa: BLE001 - the edge: a user never sees a traceback unasked
         return _bug(error)
@@ -101,7 +101,7 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def complain(line: str) -> None:
+def print_error(line: str) -> None:
     """One line on standard error, if somebody still reads it."""
     try:
         sys.stderr.write(line + "\n")
@@ -111,7 +111,7 @@ def complain(line: str) -> None:
 
 
 def _bug(error: Exception) -> int:
-    complain(f"sidestep: internal error, please report it: {_one_line(repr(error))} (SIDESTEP_DEBUG=1 says more)")
+    print_error(f"sidestep: internal error, please report it: {_one_line(repr(error))} (SIDESTEP_DEBUG=1 says more)")
     _debug()
     return FAILED
 

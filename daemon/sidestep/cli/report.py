@@ -57,7 +57,7 @@ class Report:
             case Request():
                 self._request(event)
             case Lost():
-                self._lose(event)
+                self._report_lost(event)
             case Dropped():
                 self._line(f"{event.count} request lines were dropped: they came faster than they could be told")
             case Ended():
@@ -84,7 +84,7 @@ class Report:
             self._told[reason] = now
             self._line(f"Not {self._verb}, from {opening.client}: {reason}")
 
-    def _lose(self, event: Lost) -> None:
+    def _report_lost(self, event: Lost) -> None:
         """Told when it begins, and then every few seconds in one number."""
         which = event.pod, event.reason
         count, told = self._lost.pop(which, (0, None))

@@ -10,13 +10,13 @@ from typing import Final
 import click
 
 from sidestep.cli import cluster_view
+from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.cluster_view import ClusterStatusView
 from sidestep.cli.command import NAMESPACE, Command
-from sidestep.cli.listing import conditions
+from sidestep.cli.listing import condition_lines
 from sidestep.cli.options import output_option
 from sidestep.cli.output import json_line
 from sidestep.cli.table import table
-from sidestep.cli.where import Where, namespace_of, where_options
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
 from sidestep.model.text import harmless
@@ -37,30 +37,30 @@ _POD: Final = re.compile(r"pod [^/ ]+/")
 )
 @click.option("--all-namespaces", "-A", is_flag=True, help="All namespaces of a cluster.")
 @output_option
-@where_options
-def status(namespace: str | None, all_namespaces: bool, where: Where, output: str) -> None:
+@backend_options
+def status(namespace: str | None, all_namespaces: bool, backend: Backend, output: str) -> None:
     """Show the node daemon (of a cluster: the daemons), target pods, intercepts, and every problem that is known.
 
     \b
       sidestep status
       sidestep status --output json
     """
-    if isinstance(where, ClusterAccess):
-        scope = "" if all_namespaces else namespace_of(where, namespace)
-        found = asyncio.run(cluster_view.status(where, scope))
+    if isinstance(backend, ClusterAccess):
+        scope = "" if all_namespaces else namespace_for(backend, namespace)
+        found = asyncio.run(cluster_view.status(backend, scope))
         lines = [json_line(found)] if output == "json" else _cluster_text(found)
         for line in lines:
             click.echo(line)
         return
-    body = asyncio.run(LocalClient(where).get("/v1/status"))
+    body = asyncio.run(LocalClient(backend).get("/v1/status"))
     view = decode(body, StatusView, what="the daemon's answer")
     if namespace is not None and not all_namespaces:
-        view = _within(view, namespace)
+        view = _in_namespace(view, namespace)
     for line in [json_line(view)] if output == "json" else _text(view):
         click.echo(line)
 
 
-def _within(view: StatusView, namespace: str) -> StatusView:
+def _in_namespace(view: StatusView, namespace: str) -> StatusView:
     """What is of one namespace, or of no single one."""
     return StatusView(
         node=view.node,
@@ -108,7 +108,7 @@ def _text(view: StatusView) -> Iterable[str]:
                     yield harmless(f"  {each.namespace}/{each.name}: pod {covered.pod} is {_pod_state(covered)}")
     else:
         yield "No intercepts."
-    yield from conditions(view.conditions)
+    yield from condition_lines(view.conditions)
 
 
 def _cluster_text(view: ClusterStatusView) -> Iterable[str]:
@@ -145,7 +145,7 @@ def _cluster_text(view: ClusterStatusView) -> Iterable[str]:
         )
     else:
         yield "No intercepts."
-    yield from conditions(view.conditions)
+    yield from condition_lines(view.conditions)
 
 
 def _intercept(each: InterceptView) -> tuple[str, ...]:

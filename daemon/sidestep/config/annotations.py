@@ -187,7 +187,7 @@ class _Hints:
 
     left: int = MAX_HINTS
 
-    def take(self, base: str) -> str:
+    def closest_name(self, base: str) -> str:
         """The name that `base` is most like; "" if there is none or the pod has had its guesses."""
         if not self.left:
             return ""
@@ -239,7 +239,7 @@ def _split(annotation: str) -> tuple[str, str, str]:
 def _spelling_fault(annotation: str, hints: _Hints) -> str:
     if not annotation.startswith(names.LOOKALIKES):
         return ""
-    close = hints.take(_split(annotation)[0])
+    close = hints.closest_name(_split(annotation)[0])
     hint = f": did you mean {close}.PORT?" if close else ""
     return f"is not an annotation that Sidestep knows{hint}"
 

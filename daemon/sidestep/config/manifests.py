@@ -95,7 +95,7 @@ def load_files(files: Mapping[str, str | bytes]) -> dict[str, FileObjects]:
 
 def load_file(name: str, content: str | bytes) -> FileObjects:
     """What one file declares."""
-    gathered = _Gathered()
+    gathered = _FileResult()
     try:
         for document in yaml_documents.split(_text(content)):
             _load_document(name, document, gathered)
@@ -132,7 +132,7 @@ def _secret_and_data(value: object) -> tuple[Secret, dict[str, bytes]] | None:
 
 def combine(files: Mapping[str, FileObjects]) -> tuple[Inventory, tuple[ManifestError, ...]]:
     """The inventory of all files together, and everything that is wrong."""
-    joined = _Joined()
+    joined = _InventoryBuilder()
     total = 0
     for count, name in enumerate(sorted(files)):
         total += files[name].size
@@ -142,11 +142,11 @@ def combine(files: Mapping[str, FileObjects]) -> tuple[Inventory, tuple[Manifest
             break
         errors = list(files[name].errors)
         errors += [error for each in files[name].declared if (error := joined.add(each)) is not None]
-        joined.errors += _few(name, sorted(errors, key=lambda error: error.document))
+        joined.errors += _limit_errors(name, sorted(errors, key=lambda error: error.document))
     return joined.inventory(), tuple(joined.errors)
 
 
-def _few(name: str, errors: list[ManifestError]) -> list[ManifestError]:
+def _limit_errors(name: str, errors: list[ManifestError]) -> list[ManifestError]:
     """All but the first MAX_ERRORS errors of a file replaced by their number."""
     excess = errors[MAX_ERRORS:]
     if not excess:
@@ -156,7 +156,7 @@ def _few(name: str, errors: list[ManifestError]) -> list[ManifestError]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Position:
     """Where an object was written. `prefix` is the path of an item within a List."""
 
     file: str
@@ -173,13 +173,13 @@ class _Place:
 
 
 @dataclass(slots=True)
-class _Gathered:
+class _FileResult:
     """What has been read of a file so far."""
 
     declared: list[Declared] = field(default_factory=list)
     errors: list[ManifestError] = field(default_factory=list)
 
-    def add(self, subject: str, converted: objects.Converted, place: _Place) -> None:
+    def add(self, subject: str, converted: objects.Converted, place: _Position) -> None:
         """Keep an object."""
         if isinstance(converted, Secret):
             converted = replace(converted, file=place.file)
@@ -187,7 +187,7 @@ class _Gathered:
 
 
 @dataclass(slots=True)
-class _Joined:
+class _InventoryBuilder:
     """What all files declare."""
 
     pods: dict[PodKey, objects.PodObject] = field(default_factory=dict)
@@ -238,8 +238,8 @@ def _text(content: str | bytes) -> str:
         raise yaml_documents.YamlError("not UTF-8 text", line) from None
 
 
-def _load_document(name: str, document: yaml_documents.Document, gathered: _Gathered) -> None:
-    place = _Place(name, yaml_documents.LineIndex(document))
+def _load_document(name: str, document: yaml_documents.Document, gathered: _FileResult) -> None:
+    place = _Position(name, yaml_documents.LineIndex(document))
     try:
         value = yaml_documents.load(document)
     except yaml_documents.YamlError as error:
@@ -261,7 +261,7 @@ def _items(value: object) -> Iterator[tuple[object, str]]:
     yield value, ""
 
 
-def _load_object(value: object, place: _Place, gathered: _Gathered) -> None:
+def _load_object(value: object, place: _Position, gathered: _FileResult) -> None:
     if not isinstance(value, dict):
         gathered.errors.append(place.error("", "", "not a Kubernetes object: a mapping with apiVersion and kind"))
         return

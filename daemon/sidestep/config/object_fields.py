@@ -18,11 +18,11 @@ PortName = Annotated[str, msgspec.Meta(max_length=63)]
 Text = Annotated[str, msgspec.Meta(max_length=253)]
 
 
-class Fields(msgspec.Struct, rename="camel", frozen=True):
+class ObjectFields(msgspec.Struct, rename="camel", frozen=True):
     """Base: camelCase names, immutable."""
 
 
-class OwnerReferenceFields(Fields, frozen=True):
+class OwnerReferenceFields(ObjectFields, frozen=True):
     """metav1 OwnerReference."""
 
     kind: Text
@@ -30,7 +30,7 @@ class OwnerReferenceFields(Fields, frozen=True):
     controller: bool | None = None
 
 
-class MetadataFields(Fields, frozen=True):
+class MetadataFields(ObjectFields, frozen=True):
     """metav1 ObjectMeta."""
 
     name: str
@@ -41,7 +41,7 @@ class MetadataFields(Fields, frozen=True):
     owner_references: list[OwnerReferenceFields] | None = None
 
 
-class PortFields(Fields, frozen=True):
+class PortFields(ObjectFields, frozen=True):
     """core/v1 ContainerPort."""
 
     container_port: PortNumber
@@ -49,13 +49,13 @@ class PortFields(Fields, frozen=True):
     protocol: str | None = None
 
 
-class ProbeTargetFields(Fields, frozen=True):
+class ProbeTargetFields(ObjectFields, frozen=True):
     """The action of a probe; `exec` has no port."""
 
     port: int | str | None = None
 
 
-class ProbeFields(Fields, frozen=True):
+class ProbeFields(ObjectFields, frozen=True):
     """core/v1 Probe."""
 
     http_get: ProbeTargetFields | None = None
@@ -63,7 +63,7 @@ class ProbeFields(Fields, frozen=True):
     grpc: ProbeTargetFields | None = None
 
 
-class ContainerFields(Fields, frozen=True):
+class ContainerFields(ObjectFields, frozen=True):
     """core/v1 Container."""
 
     name: Text
@@ -74,7 +74,7 @@ class ContainerFields(Fields, frozen=True):
     restart_policy: str | None = None
 
 
-class PodSpecFields(Fields, frozen=True):
+class PodSpecFields(ObjectFields, frozen=True):
     """core/v1 PodSpec."""
 
     containers: list[ContainerFields]
@@ -82,13 +82,13 @@ class PodSpecFields(Fields, frozen=True):
     host_network: bool | None = None
 
 
-class PodIpFields(Fields, frozen=True):
+class PodIpFields(ObjectFields, frozen=True):
     """core/v1 PodIP."""
 
     ip: str
 
 
-class PodStatusFields(Fields, frozen=True):
+class PodStatusFields(ObjectFields, frozen=True):
     """core/v1 PodStatus."""
 
     phase: str | None = None
@@ -96,7 +96,7 @@ class PodStatusFields(Fields, frozen=True):
     pod_ips: list[PodIpFields] | None = msgspec.field(default=None, name="podIPs")
 
 
-class PodFields(Fields, frozen=True):
+class PodFields(ObjectFields, frozen=True):
     """core/v1 Pod."""
 
     metadata: MetadataFields
@@ -104,7 +104,7 @@ class PodFields(Fields, frozen=True):
     status: PodStatusFields | None = None
 
 
-class ServicePortFields(Fields, frozen=True):
+class ServicePortFields(ObjectFields, frozen=True):
     """core/v1 ServicePort."""
 
     port: PortNumber
@@ -114,21 +114,21 @@ class ServicePortFields(Fields, frozen=True):
     protocol: str | None = None
 
 
-class ServiceSpecFields(Fields, frozen=True):
+class ServiceSpecFields(ObjectFields, frozen=True):
     """core/v1 ServiceSpec."""
 
     selector: dict[str, Any] | None = None
     ports: list[ServicePortFields] | None = None
 
 
-class ServiceFields(Fields, frozen=True):
+class ServiceFields(ObjectFields, frozen=True):
     """core/v1 Service."""
 
     metadata: MetadataFields
     spec: ServiceSpecFields
 
 
-class SecretFields(Fields, frozen=True):
+class SecretFields(ObjectFields, frozen=True):
     """core/v1 Secret."""
 
     metadata: MetadataFields
@@ -136,7 +136,7 @@ class SecretFields(Fields, frozen=True):
     string_data: dict[str, Any] | None = None
 
 
-class RequirementFields(Fields, frozen=True):
+class RequirementFields(ObjectFields, frozen=True):
     """metav1 LabelSelectorRequirement."""
 
     key: str
@@ -144,27 +144,27 @@ class RequirementFields(Fields, frozen=True):
     values: list[str] | None = None
 
 
-class SelectorFields(Fields, frozen=True):
+class SelectorFields(ObjectFields, frozen=True):
     """metav1 LabelSelector."""
 
     match_labels: dict[str, Any] | None = None
     match_expressions: list[RequirementFields] | None = None
 
 
-class WorkloadSpecFields(Fields, frozen=True):
+class WorkloadSpecFields(ObjectFields, frozen=True):
     """What the specs of all workloads have in common."""
 
     selector: SelectorFields | None = None
 
 
-class WorkloadFields(Fields, frozen=True):
+class WorkloadFields(ObjectFields, frozen=True):
     """A Deployment, StatefulSet, DaemonSet, ReplicaSet (apps/v1) or Job (batch/v1)."""
 
     metadata: MetadataFields
     spec: WorkloadSpecFields | None = None
 
 
-class PlainFields(Fields, frozen=True):
+class PlainFields(ObjectFields, frozen=True):
     """A Namespace or Node: its metadata is all we read."""
 
     metadata: MetadataFields

@@ -123,7 +123,7 @@ def _build(document: Document, lines: dict[str, int] | None) -> Value:
     builder = _Builder(document, lines)
     try:
         for event in yaml.parse(document.text, Loader=_LOADER):
-            builder.take(event)
+            builder.feed(event)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise YamlError(error.problem or "not YAML", document.line + (mark.line if mark else 0)) from None
@@ -155,7 +155,7 @@ class _Builder:
         self._documents = 0
         self._line = document.line
 
-    def take(self, event: yaml.Event) -> None:
+    def feed(self, event: yaml.Event) -> None:
         """One event of `yaml.parse`, in order."""
         if event.start_mark is not None:
             self._line = self._document.line + event.start_mark.line

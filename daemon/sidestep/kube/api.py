@@ -21,7 +21,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from sidestep.kube.access import ClusterAccess
-from sidestep.kube.connection import Head, HttpConnection
+from sidestep.kube.connection import HttpConnection, ResponseHead
 from sidestep.kube.errors import ApiError, UnreachableClusterError
 
 TIMEOUT = 30.0
@@ -167,7 +167,7 @@ def _target(path: str, query: Query | None) -> str:
     return f"{path}?{urlencode(query)}" if query else path
 
 
-async def _failure(head: Head, connection: HttpConnection) -> ApiError:
+async def _failure(head: ResponseHead, connection: HttpConnection) -> ApiError:
     body = await connection.body(MAX_ERROR)
     try:
         status = msgspec.json.decode(body, type=_Status)

@@ -27,7 +27,7 @@ MAX_TEXT = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PodCgroup:
     """A pod's UID (with dashes) and a container id, "" for a process beside the containers. `path` is the pod's cgroup
     below the root of version 2, "" when only version 1 names it."""
 
@@ -36,9 +36,9 @@ class Place:
     path: str = ""
 
 
-def places(text: str) -> tuple[Place, ...]:
+def pod_cgroups(text: str) -> tuple[PodCgroup, ...]:
     """All pods that the file names, from the outside in, without repetition."""
-    found: dict[tuple[str, str], Place] = {}
+    found: dict[tuple[str, str], PodCgroup] = {}
     # Version 2 first: its path is worth knowing.
     for line in sorted(text[:MAX_TEXT].splitlines(), key=lambda line: not line.startswith("0::")):
         number, _, rest = line.partition(":")
@@ -48,7 +48,7 @@ def places(text: str) -> tuple[Place, ...]:
     return tuple(found.values())
 
 
-def _in_path(path: str, *, unified: bool) -> list[Place]:
+def _in_path(path: str, *, unified: bool) -> list[PodCgroup]:
     segments = path.removesuffix(" (deleted)").split("/")
     found = []
     for index, segment in enumerate(segments):
@@ -62,5 +62,5 @@ def _in_path(path: str, *, unified: bool) -> list[Place]:
         if not container and (match := _CONTAINER.fullmatch(inner)):
             container = match.group(1)
         folder = "/".join(segments[: index + 1]) if unified and not pod.group(2) else ""
-        found.append(Place(pod.group(1).replace("_", "-"), container, folder))
+        found.append(PodCgroup(pod.group(1).replace("_", "-"), container, folder))
     return found

@@ -30,7 +30,7 @@ Headers = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ResponseHead:
     """The head of an answer."""
 
     status: int
@@ -74,7 +74,7 @@ class HttpConnection:
         """Whether another request may follow."""
         return self._http.our_state is h11.IDLE and self._http.their_state is h11.IDLE and not self._reader.at_eof()
 
-    async def send(self, method: str, target: str, *, headers: Headers = (), body: bytes = b"") -> Head:
+    async def send(self, method: str, target: str, *, headers: Headers = (), body: bytes = b"") -> ResponseHead:
         """Send a request, return the answer's head. Raises UnreachableClusterError."""
         fields = [("host", self._access.host), ("user-agent", "sidestep"), *headers]
         authorization = self._access.authorization()
@@ -96,7 +96,7 @@ class HttpConnection:
                     if isinstance(event, h11.InformationalResponse) and event.status_code != 101:
                         continue
                     found = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
-                    return Head(event.status_code, found)
+                    return ResponseHead(event.status_code, found)
 
     async def parts(self) -> AsyncGenerator[bytes]:
         """The answer's body, as it arrives."""

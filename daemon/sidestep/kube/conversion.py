@@ -20,7 +20,7 @@ KEPT_ANNOTATIONS = ("telepresence.io/", "sidestep.dev/")
 
 
 @dataclass(frozen=True, slots=True)
-class SeenPod:
+class ObservedPod:
     """A pod as the API server shows it. `containers` maps container ids, without the runtime's prefix, to names."""
 
     object: objects.PodObject
@@ -71,12 +71,12 @@ def workload(group: str, kind: str) -> Callable[[KubeObject], objects.Converted]
     return without_copies
 
 
-def pod(value: KubeObject) -> SeenPod:
+def pod(value: KubeObject) -> ObservedPod:
     """A pod with the ids of its running containers. Raises FieldError."""
     found = converted("", "Pod")(value)
     assert isinstance(found, objects.PodObject)  # noqa: S101 - the converter of pods
     leaving = bool((value.get("metadata") or {}).get("deletionTimestamp"))
-    return SeenPod(replace(found, pod=replace(found.pod, leaving=leaving)), container_ids(value))
+    return ObservedPod(replace(found, pod=replace(found.pod, leaving=leaving)), container_ids(value))
 
 
 def container_ids(value: KubeObject) -> dict[str, str]:

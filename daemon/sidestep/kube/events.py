@@ -16,7 +16,7 @@ MAX_MESSAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class EventSubject:
     """The object that an Event is about. A cluster-wide one has no namespace; its Events lie in `default`."""
 
     api_version: str
@@ -26,7 +26,7 @@ class Subject:
     uid: str
 
 
-async def post(api: Api, subject: Subject, *, reason: str, message: str, node: str, warning: bool) -> None:
+async def post(api: Api, subject: EventSubject, *, reason: str, message: str, node: str, warning: bool) -> None:
     """Create one Event. Raises ApiError, UnreachableClusterError."""
     namespace = subject.namespace or "default"
     now = f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sidestep.kube.cgroups import places
+from sidestep.kube.cgroups import pod_cgroups
 from sidestep.model.pod import Location
 
 PROC = "/proc"
@@ -24,7 +24,7 @@ MAX_DEPTH = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class PodToLocate:
     """A pod to look for: `containers` maps container ids, without the runtime's prefix, to names."""
 
     uid: str
@@ -46,8 +46,8 @@ class _Found:
     path: str = ""
 
 
-def walk(
-    wanted: Mapping[str, Wanted], *, proc: str = PROC, cgroup_roots: tuple[str, ...] = CGROUP_ROOTS
+def locate_pods(
+    wanted: Mapping[str, PodToLocate], *, proc: str = PROC, cgroup_roots: tuple[str, ...] = CGROUP_ROOTS
 ) -> dict[str, Location]:
     """The locations of the pods, by UID; pods without a process here are left out. Blocks for about 20 µs a process."""
     found: dict[str, _Found] = {}
@@ -57,7 +57,7 @@ def walk(
         text = _read(f"{proc}/{entry}/cgroup")
         if "pod" not in text:
             continue
-        place = next((each for each in places(text) if each.uid in wanted), None)
+        place = next((each for each in pod_cgroups(text) if each.uid in wanted), None)
         if place is None:
             continue
         process = Process(int(entry), started(int(entry), proc=proc))
@@ -71,7 +71,7 @@ def walk(
             known = pod.containers.get(place.container)
             if known is None or _order(process) < _order(known):
                 pod.containers[place.container] = process
-    folders = _Folders(cgroup_roots)
+    folders = _CgroupFolders(cgroup_roots)
     return {uid: _location(pod, wanted[uid], proc, folders) for uid, pod in found.items()}
 
 
@@ -85,7 +85,7 @@ def _order(process: Process) -> tuple[int, int]:
     return (process.started, process.pid)
 
 
-class _Folders:
+class _CgroupFolders:
     """Turns paths as cgroup files show them into folders. What a cgroup namespace hides is found by trying."""
 
     def __init__(self, roots: tuple[str, ...]) -> None:
@@ -116,7 +116,7 @@ def _below(folder: str, depth: int) -> list[str]:
     return found + [deeper for each in found if depth > 1 for deeper in _below(each, depth - 1)]
 
 
-def _location(found: _Found, wanted: Wanted, proc: str, folders: _Folders) -> Location:
+def _location(found: _Found, wanted: PodToLocate, proc: str, folders: _CgroupFolders) -> Location:
     processes = {
         wanted.containers[container]: process
         for container, process in sorted(found.containers.items())

@@ -55,11 +55,11 @@ _UID = re.compile(r"[0-9A-Za-z-]{1,64}")
 _PRINTABLE = re.compile(r"[ -~]{0,128}")
 
 
-class Fields(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
+class ResourceFields(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
     """Base: camelCase names; defaults are not written."""
 
 
-class HeaderFields(Fields, frozen=True):
+class HeaderFields(ResourceFields, frozen=True):
     """`spec.filter.headers[]`."""
 
     name: str
@@ -67,14 +67,14 @@ class HeaderFields(Fields, frozen=True):
     value: str = ""
 
 
-class PathFields(Fields, frozen=True):
+class PathFields(ResourceFields, frozen=True):
     """`spec.filter.paths[]`."""
 
     match: Literal["Equal", "Prefix", "Regex"]
     value: str
 
 
-class FilterFields(Fields, frozen=True):
+class FilterFields(ResourceFields, frozen=True):
     """`spec.filter`: headers AND methods AND (paths OR-ed)."""
 
     headers: list[HeaderFields] = []
@@ -82,19 +82,19 @@ class FilterFields(Fields, frozen=True):
     paths: list[PathFields] = []
 
 
-class SessionFields(Fields, frozen=True, omit_defaults=False):
+class SessionFields(ResourceFields, frozen=True, omit_defaults=False):
     """`spec.session`: who may open the tunnel."""
 
     public_key: str
 
 
-class HandlerFields(Fields, frozen=True):
+class HandlerFields(ResourceFields, frozen=True):
     """`spec.handler`: where the requests go, for people to read."""
 
     plaintext: bool = False
 
 
-class SpecFields(Fields, frozen=True):
+class SpecFields(ResourceFields, frozen=True):
     """`spec`."""
 
     workload: str
@@ -111,7 +111,7 @@ class SpecFields(Fields, frozen=True):
     renew_time: str | None = None
 
 
-class PodEntry(Fields, frozen=True):
+class PodEntry(ResourceFields, frozen=True):
     """`status.nodes.NODE.pods[]`."""
 
     name: str
@@ -119,7 +119,7 @@ class PodEntry(Fields, frozen=True):
     detail: str = ""
 
 
-class DaemonEntry(Fields, frozen=True, omit_defaults=False):
+class DaemonEntry(ResourceFields, frozen=True, omit_defaults=False):
     """`status.nodes.NODE.daemon`: the pod to forward to. `started` orders two daemons of one node."""
 
     namespace: str
@@ -128,7 +128,7 @@ class DaemonEntry(Fields, frozen=True, omit_defaults=False):
     started: str
 
 
-class ConditionEntry(Fields, frozen=True, omit_defaults=False):
+class ConditionEntry(ResourceFields, frozen=True, omit_defaults=False):
     """`status.nodes.NODE.conditions[]`: `model.condition.Condition`."""
 
     type: str
@@ -136,7 +136,7 @@ class ConditionEntry(Fields, frozen=True, omit_defaults=False):
     text: str
 
 
-class NodeEntry(Fields, frozen=True, omit_defaults=False):
+class NodeEntry(ResourceFields, frozen=True, omit_defaults=False):
     """`status.nodes.NODE`. `refusal` is why this node serves none of its pods, "" when it does or will."""
 
     daemon: DaemonEntry
@@ -146,7 +146,7 @@ class NodeEntry(Fields, frozen=True, omit_defaults=False):
     conditions: tuple[ConditionEntry, ...] = ()
 
 
-class StatusCondition(Fields, frozen=True, omit_defaults=False):
+class StatusCondition(ResourceFields, frozen=True, omit_defaults=False):
     """`status.conditions[]` (meta/v1 Condition)."""
 
     type: str
@@ -156,7 +156,7 @@ class StatusCondition(Fields, frozen=True, omit_defaults=False):
     last_transition_time: str
 
 
-class StatusFields(Fields, frozen=True):
+class StatusFields(ResourceFields, frozen=True):
     """`status`. `spec_digest` is that of the spec which was accepted; the first daemon writes it, nobody changes it."""
 
     spec_digest: str = ""
@@ -168,7 +168,7 @@ class StatusFields(Fields, frozen=True):
     conditions: tuple[StatusCondition, ...] = ()
 
 
-class MetadataFields(Fields, frozen=True):
+class MetadataFields(ResourceFields, frozen=True):
     """meta/v1 ObjectMeta, the part that is read."""
 
     name: str = ""
@@ -179,14 +179,14 @@ class MetadataFields(Fields, frozen=True):
     deletion_timestamp: str | None = None
 
 
-class _Envelope(Fields, frozen=True):
+class _Envelope(ResourceFields, frozen=True):
     metadata: MetadataFields
     spec: Any = None
     status: Any = None
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class ObservedResource:
     """A resource whose spec was not judged yet. `fields` is None where the spec has no shape, as `flaw` says."""
 
     kind: Kind
@@ -249,10 +249,10 @@ class Resource:
 def read(kind: Kind, value: KubeObject) -> Resource:
     """Read and judge a resource; what is wrong with its spec is its `problem`. Raises ConfigurationError only when it
     has no identity."""
-    return judge(sight(kind, value))
+    return validate(observe(kind, value))
 
 
-def sight(kind: Kind, value: KubeObject) -> Sighting:
+def observe(kind: Kind, value: KubeObject) -> ObservedResource:
     """Read a resource without judging its spec. Raises ConfigurationError when it has no identity."""
     try:
         envelope = msgspec.convert(value, _Envelope)
@@ -271,7 +271,7 @@ def sight(kind: Kind, value: KubeObject) -> Sighting:
     except msgspec.ValidationError:
         status = StatusFields()
     renewed = (fields.renew_time if fields is not None else "") or ""
-    return Sighting(kind, metadata, status, renewed, digest_of(fields, envelope.spec), fields, flaw)
+    return ObservedResource(kind, metadata, status, renewed, digest_of(fields, envelope.spec), fields, flaw)
 
 
 def digest_of(fields: SpecFields | None, spec: object) -> str:
@@ -284,7 +284,7 @@ def digest_of(fields: SpecFields | None, spec: object) -> str:
     return hashlib.sha256(msgspec.json.encode(meant, order="deterministic")).hexdigest()
 
 
-def judge(seen: Sighting) -> Resource:
+def validate(seen: ObservedResource) -> Resource:
     """What a spec asks for, or what is wrong with it. Compiles its regexes."""
     intercept, key, problem = None, "", seen.flaw
     if seen.fields is not None:

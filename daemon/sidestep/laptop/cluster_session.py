@@ -42,10 +42,10 @@ from sidestep.kube.resources import (
     renewal,
 )
 from sidestep.kube.watch import KubeObject, Watch, decode
+from sidestep.laptop.api_refusals import explain
 from sidestep.laptop.handler import Handler
 from sidestep.laptop.node_tunnel import NodeTunnel, TunnelKey, key_of
-from sidestep.laptop.refusals import explain
-from sidestep.laptop.session import Listener, Outcome
+from sidestep.laptop.session import Outcome, SessionObserver
 from sidestep.model.errors import ClusterError, RefusedError, SidestepError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
 from sidestep.model.intercept import Kind
@@ -79,7 +79,7 @@ _NAME = re.compile(r"[^a-z0-9.-]")
 
 
 @dataclass(slots=True)
-class _Open:
+class _OpenTunnel:
     tunnel: NodeTunnel
     state: State | None = None
 
@@ -87,18 +87,20 @@ class _Open:
 class ClusterSession:
     """One session. `stop` may be called at any time, from the same event loop."""
 
-    def __init__(self, *, access: ClusterAccess, spec: SessionSpec, handler: Handler, listener: Listener) -> None:
+    def __init__(
+        self, *, access: ClusterAccess, spec: SessionSpec, handler: Handler, observer: SessionObserver
+    ) -> None:
         self._api = Api(access)
         self._spec = spec
         self._kind = Kind(spec.kind)
         self._handler = handler
-        self._listener = listener
+        self._observer = observer
         self._key = generate()
         self._over: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._tasks = Tasks("session", on_crash=self._crashed)
-        self._tunnels: dict[TunnelKey, _Open] = {}
+        self._tunnels: dict[TunnelKey, _OpenTunnel] = {}
         self._latest: Resource | None = None
-        self._told: State | None = None
+        self._published: State | None = None
         self._was_active = False
         self._interrupted = False
         self._refused_since: float | None = None
@@ -156,13 +158,13 @@ class ClusterSession:
         metadata = created.metadata
         self._hello = Hello(VERSION, __version__, "", "", metadata.uid, metadata.namespace, metadata.name)
         self._handler.intercept = f"{metadata.namespace}/{metadata.name}"
-        self._listener.registered(self._hello)
+        self._observer.registered(self._hello)
         query = {"fieldSelector": f"metadata.name={metadata.name}"}
         watch = Watch(self._api, (collection_path(self._kind, metadata.namespace),), self, query=query)
         watch.on_state = lambda: self._watch_state(watch)
         self._tasks.start(watch.run(), name="watch")
         self._tasks.start(self._renew(created), name="renewal")
-        self._tasks.start(self._nobody(), name="patience")
+        self._tasks.start(self._report_no_node(), name="patience")
 
     async def _renew(self, created: Resource) -> None:
         while True:
@@ -216,7 +218,7 @@ class ClusterSession:
                 self._tasks.start(self._tunnel(key, node, entry), name=f"tunnel to {node}")
         if status.state == "Refused" and not self._was_active:
             self._finish(Outcome(error=RefusedError(status.message)))
-        self._tell()
+        self._publish_state()
 
     def remove(self, value: KubeObject, /) -> None:
         """As Sink.remove."""
@@ -235,7 +237,7 @@ class ClusterSession:
         if self._over.done():
             return
         ended = Ended(reason="was ended: somebody deleted it")
-        self._listener.event(ended)
+        self._observer.event(ended)
         self._finish(Outcome(ended=ended))
 
     # --- tunnels ----------------------------------------------------------------------------------------------------
@@ -249,40 +251,40 @@ class ClusterSession:
             uid=self._latest.metadata.uid,
             key=self._key,
             dial=self._dial,
-            on_event=lambda event: self._hear(key, event),
-            on_end=lambda reason: self._broken(key, reason),
+            on_event=lambda event: self._on_event(key, event),
+            on_end=lambda reason: self._on_tunnel_end(key, reason),
             on_refusal=self._refused,
         )
-        self._tunnels[key] = _Open(tunnel)
+        self._tunnels[key] = _OpenTunnel(tunnel)
         try:
             await tunnel.run()
         finally:
             del self._tunnels[key]
-            self._tell()
+            self._publish_state()
 
-    def _hear(self, key: TunnelKey, event: AnyEvent) -> None:
+    def _on_event(self, key: TunnelKey, event: AnyEvent) -> None:
         match event:
             case State():
                 self._tunnels[key].state = event
-                self._tell()
+                self._publish_state()
             case Ended() | Moving():
                 pass  # this daemon ends; the resource says whether the session does, and who follows
             case _:
-                self._listener.event(event)
+                self._observer.event(event)
 
-    def _broken(self, key: TunnelKey, reason: str) -> None:
+    def _on_tunnel_end(self, key: TunnelKey, reason: str) -> None:
         open_ = self._tunnels[key]
         open_.state = None
         if self._over.done():
             return
         reason = reason or "the node daemon is gone"
         if any(each.state is not None for each in self._tunnels.values()):
-            self._tell(extra=(ConditionText("TunnelBroken", f"node {key[0]}", reason),))
+            self._publish_state(extra=(ConditionText("TunnelBroken", f"node {key[0]}", reason),))
         else:
-            self._told, self._interrupted = None, True
-            self._listener.interrupted(reason)
+            self._published, self._interrupted = None, True
+            self._observer.interrupted(reason)
 
-    def _tell(self, *, extra: tuple[ConditionText, ...] = ()) -> None:
+    def _publish_state(self, *, extra: tuple[ConditionText, ...] = ()) -> None:
         """Tell the listener about the whole, when it is news."""
         pods: dict[str, PodState] = {}
         conditions: dict[ConditionText, None] = dict.fromkeys(extra)
@@ -296,28 +298,28 @@ class ClusterSession:
             return
         if self._interrupted:
             self._interrupted = False
-            self._listener.registered(self._hello)
+            self._observer.registered(self._hello)
         if self._latest is not None and self._latest.status.state in {"Refused", "Stale"} and self._was_active:
             status = self._latest.status
             subject = f"{self._kind} {self._latest.display}"
             conditions[ConditionText(status.state, subject, status.message)] = None
         told = State(tuple(pods[name] for name in sorted(pods)), tuple(conditions))
         self._was_active = self._was_active or told.active > 0
-        if told != self._told and not self._over.done():
-            self._told = told
-            self._listener.event(told)
+        if told != self._published and not self._over.done():
+            self._published = told
+            self._observer.event(told)
 
-    async def _nobody(self) -> None:
+    async def _report_no_node(self) -> None:
         await asyncio.sleep(NO_NODE)
-        if not self._tunnels and self._told is None and self._latest is not None:
-            self._told = State(())
-            self._listener.event(self._told)
+        if not self._tunnels and self._published is None and self._latest is not None:
+            self._published = State(())
+            self._observer.event(self._published)
 
     async def _dial(self, opening: StreamOpening) -> Channel:
         try:
             return await self._handler.dial(opening)
         except RefusedError as error:
-            self._listener.handler_refused(opening, str(error))
+            self._observer.handler_refused(opening, str(error))
             raise
 
     def _refused(self, error: SidestepError) -> None:

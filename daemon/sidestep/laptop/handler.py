@@ -22,10 +22,10 @@ from pathlib import Path
 
 from sidestep.aio.named_file import read_named
 from sidestep.laptop.datagram_channel import DatagramChannel
-from sidestep.laptop.preface import probe
+from sidestep.laptop.preface_probe import probe
 from sidestep.laptop.tls_channel import TlsChannel, describe
 from sidestep.laptop.translation.channel import TranslatingChannel
-from sidestep.laptop.translation.connections import Connections, HandlerChannel
+from sidestep.laptop.translation.connection_pool import ConnectionPool, HandlerChannel
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.tunnel.channel import Channel, SocketChannel
 from sidestep.tunnel.errors import ChannelBrokenError
@@ -93,7 +93,7 @@ class Handler:
             first = await self._dial(opening)
             if isinstance(first, TlsChannel) and first.alpn == "h2":
                 return first
-        connections = Connections(lambda: self._dial(in_http1), first)
+        connections = ConnectionPool(lambda: self._dial(in_http1), first)
         return TranslatingChannel(
             connections, intercept=self.intercept or opening.intercept, handler=str(self.settings)
         )

@@ -60,7 +60,7 @@ class LocalClient:
     async def _exchange(self, method: str, target: str, body: bytes = b"", upgrade: Connection | None = None) -> bytes:
         sock = await self._connect()
         loop = asyncio.get_running_loop()
-        exchange = _Exchange(_request(method, target, body, upgrade=upgrade is not None), body, upgrade)
+        exchange = _ApiRequest(_request(method, target, body, upgrade=upgrade is not None), body, upgrade)
         try:
             await loop.create_unix_connection(lambda: exchange, sock=sock)
         except BaseException:
@@ -125,7 +125,7 @@ class LocalClient:
             )
 
 
-class _Exchange(asyncio.Protocol):
+class _ApiRequest(asyncio.Protocol):
     """One request and its answer. `answer` is (status, body)."""
 
     def __init__(self, request: h11.Request, body: bytes, upgrade: Connection | None) -> None:

@@ -24,7 +24,7 @@ from sidestep.kube.api import Api
 from sidestep.kube.errors import ApiError
 from sidestep.kube.portforward import PortForward
 from sidestep.kube.resources import DaemonEntry, NodeEntry
-from sidestep.laptop.refusals import DAEMON_NAMESPACE, explain
+from sidestep.laptop.api_refusals import DAEMON_NAMESPACE, explain
 from sidestep.laptop.retry import Retry
 from sidestep.model.errors import ClusterError, PeerError, RefusedError, SidestepError
 from sidestep.tunnel.cli_end import CliEnd, Dial

@@ -46,7 +46,7 @@ SILENT_INTERVALS_MAX = 30
 """Keepalive intervals that a daemon may be silent at most, after it was silent for too long several times."""
 
 
-class Listener(Protocol):
+class SessionObserver(Protocol):
     """Hears what happens in a session; must not raise."""
 
     def registered(self, hello: Hello) -> None:
@@ -73,11 +73,11 @@ class Outcome:
 class Session:
     """One session. `stop` may be called at any time, from the same event loop."""
 
-    def __init__(self, *, client: LocalClient, spec: SessionSpec, handler: Handler, listener: Listener) -> None:
+    def __init__(self, *, client: LocalClient, spec: SessionSpec, handler: Handler, observer: SessionObserver) -> None:
         self._client = client
         self._spec = spec
         self._handler = handler
-        self._listener = listener
+        self._observer = observer
         self._current: _Tunnel | None = None
         self._limits = DEFAULT_LIMITS
         self._stopped = asyncio.Event()
@@ -142,7 +142,7 @@ class Session:
             patient = min(2 * self._limits.silent_intervals, SILENT_INTERVALS_MAX)
             self._limits = replace(self._limits, silent_intervals=patient)
         self._spec = _resuming(self._spec, tunnel.hello)
-        self._listener.interrupted(tunnel.reason)
+        self._observer.interrupted(tunnel.reason)
 
     @property
     def limits(self) -> TunnelLimits:
@@ -151,26 +151,26 @@ class Session:
 
     # --- what a tunnel says -----------------------------------------------------------------------------------------
 
-    def begun(self, hello: Hello) -> None:
+    def on_hello(self, hello: Hello) -> None:
         """A tunnel was greeted."""
         if hello.name:
             self._handler.intercept = f"{hello.namespace}/{hello.name}"
-        self._listener.registered(hello)
+        self._observer.registered(hello)
 
-    def heard(self, tunnel: _Tunnel, event: AnyEvent) -> None:
+    def on_event(self, tunnel: _Tunnel, event: AnyEvent) -> None:
         """An event came; what a tunnel that is left says of its pods is of no interest any more."""
         if isinstance(event, Moving) or (tunnel is not self._current and isinstance(event, State | Ended)):
             return
         if isinstance(event, Ended) and event.failed:
             return
-        self._listener.event(event)
+        self._observer.event(event)
 
     async def dial(self, opening: StreamOpening) -> Channel:
         """Connect to the handler. Raises RefusedError."""
         try:
             return await self._handler.dial(opening)
         except RefusedError as error:
-            self._listener.handler_refused(opening, str(error))
+            self._observer.handler_refused(opening, str(error))
             raise
 
 
@@ -179,7 +179,7 @@ class _Tunnel:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._end = CliEnd(dial=session.dial, on_hello=self._begin, on_event=self._hear, limits=session.limits)
+        self._end = CliEnd(dial=session.dial, on_hello=self._on_hello, on_event=self._on_event, limits=session.limits)
         self._greeted_at = 0.0
         self.hello: Hello | None = None
         self.ended: Ended | None = None
@@ -216,7 +216,7 @@ class _Tunnel:
         self._end.connection.close()
         await self._end.connection.wait_closed()
 
-    def _begin(self, hello: Hello) -> None:
+    def _on_hello(self, hello: Hello) -> None:
         if hello.version != VERSION:
             text = f"the node daemon speaks version {hello.version} of the tunnel, this command {VERSION}"
             self.refusal = RefusedError(f"{text}; use the sidestep command that belongs to the daemon")
@@ -224,10 +224,10 @@ class _Tunnel:
             return
         self.hello = hello
         self._greeted_at = asyncio.get_running_loop().time()
-        self._session.begun(hello)
+        self._session.on_hello(hello)
 
-    def _hear(self, event: AnyEvent) -> None:
-        self._session.heard(self, event)
+    def _on_event(self, event: AnyEvent) -> None:
+        self._session.on_event(self, event)
         match event:
             case Ended():
                 self.ended = event

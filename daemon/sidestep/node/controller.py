@@ -22,7 +22,7 @@ from sidestep.model.intercept import Intercept
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import Family, Pod, PodKey
 from sidestep.netns import listening, netns_id
-from sidestep.node.certificates.store import Certificates
+from sidestep.node.certificates.store import CertificateStore
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.manifests import Reading
 from sidestep.node.planning.admission import admit, certificates_of
@@ -77,7 +77,7 @@ class Controller:
         self._addresses = tuple(sorted(str(address) for address in node_addresses))
         self._intercepts: Callable[[], tuple[Intercept, ...]] = tuple
         self._want_secrets: Callable[[frozenset[tuple[str, str]]], None] = lambda _names: None
-        self._certificates: Certificates | None = None
+        self._certificates: CertificateStore | None = None
         self._absent: set[PodKey] = set()
         self._planned: set[PodKey | None] = set()
         self._surveys = Surveys()
@@ -91,7 +91,7 @@ class Controller:
     def connect(
         self,
         *,
-        certificates: Certificates,
+        certificates: CertificateStore,
         intercepts: Callable[[], tuple[Intercept, ...]],
         want_secrets: Callable[[frozenset[tuple[str, str]]], None] = lambda _names: None,
     ) -> None:

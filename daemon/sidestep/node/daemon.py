@@ -39,7 +39,7 @@ from sidestep.node.api.local_api import LocalApi
 from sidestep.node.api.status import NodeStatusView
 from sidestep.node.certificates.material import InventorySecrets
 from sidestep.node.certificates.reader import Reader
-from sidestep.node.certificates.store import Certificates
+from sidestep.node.certificates.store import CertificateStore
 from sidestep.node.conditions import Conditions
 from sidestep.node.controller import Controller
 from sidestep.node.manifests import InventorySource, ManifestDirectory, Reading
@@ -50,13 +50,13 @@ from sidestep.node.pods.reconciler import Reconciler
 from sidestep.node.pods.toolbox import Toolbox
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups
 from sidestep.node.proxies.supervisor import ProxySupervisor, SupervisorSettings
-from sidestep.node.sessions.registry import Sessions
+from sidestep.node.sessions.registry import SessionRegistry
 from sidestep.node.startup_checks import Place, find_place
 from sidestep.observability import logs
 from sidestep.steering import CompiledProgram, PeernamePrograms, compile_peername, compile_program
 
 if TYPE_CHECKING:
-    from sidestep.node.cluster.service import Cluster
+    from sidestep.node.cluster.service import ClusterService
 
 OVERLAP = 2.0
 OVERLAP_PER_TARGET = 0.1
@@ -116,7 +116,7 @@ class _Daemon:
         self._peername_programs: PeernamePrograms | None = None
         self._peername_lock = asyncio.Lock()
         self._options = options
-        self._cluster: Cluster | None = None
+        self._cluster: ClusterService | None = None
         self._source: InventorySource
         self._reader = Reader(manifests=options.manifests is not None)
         self._stop = _Stop()
@@ -150,9 +150,9 @@ class _Daemon:
 
     async def _join_cluster(self, undo: contextlib.AsyncExitStack) -> InventorySource:
         from sidestep.kube.access import in_cluster
-        from sidestep.node.cluster.service import Cluster
+        from sidestep.node.cluster.service import ClusterService
 
-        self._cluster = Cluster(
+        self._cluster = ClusterService(
             self._place.access or in_cluster(),
             self._options,
             on_crash=self._crashed,
@@ -211,7 +211,7 @@ class _Daemon:
             node_addresses=own_addresses(in_pod=self._cluster is not None),
             own_namespace=self._options.pod.namespace if self._options.pod is not None else OWN_NAMESPACE,
         )
-        certificates = Certificates(
+        certificates = CertificateStore(
             reader=self._reader,
             secrets=InventorySecrets(self._source, lambda: controller.inventory),
             conditions=conditions,
@@ -240,7 +240,7 @@ class _Daemon:
             now=loop.time,
             meter=loop.meter if isinstance(loop, MeteredLoop) else None,
         )
-        sessions = Sessions(
+        sessions = SessionRegistry(
             view=view,
             node=self._options.node_name,
             local_refusal="" if self._cluster is None else "this node belongs to a cluster: intercept through its API",
@@ -255,7 +255,7 @@ class _Daemon:
             counters=lambda: {
                 "drift_repaired": audit.repaired,
                 "zygote_restarts": ground.supervisor.zygote.restarts,
-                "unread_streams_reset": sessions.budget.relieved,
+                "unread_streams_reset": sessions.budget.shed_count,
             },
         )
         sessions.on_change = controller.changed
@@ -346,7 +346,7 @@ class _Daemon:
         if self._refreshing is None:
             self._refreshing = asyncio.get_running_loop().call_later(self._refresh_pace.pause, self._refresh_now)
 
-    def _refresher(self, sessions: Sessions, cluster: Cluster) -> Callable[[], None]:
+    def _refresher(self, sessions: SessionRegistry, cluster: ClusterService) -> Callable[[], None]:
         def refresh() -> None:
             sessions.refresh()
             cluster.changed()

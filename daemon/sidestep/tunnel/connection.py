@@ -32,10 +32,10 @@ import h2.settings
 
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, PeerError, SidestepError
-from sidestep.tunnel.budget import Budget
 from sidestep.tunnel.errors import StreamResetError, TunnelClosedError, TunnelSilentError
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.stream import INTERNAL_ERROR, Headers, Stream
+from sidestep.tunnel.unread_budget import UnreadBudget
 from sidestep.tunnel.window import ReceiveWindow, WindowPool
 
 Serve = Callable[[Stream], Awaitable[None]]
@@ -59,10 +59,10 @@ class Connection(asyncio.Protocol):
         *,
         serve: Serve | None = None,
         limits: TunnelLimits = DEFAULT_LIMITS,
-        budget: Budget | None = None,
+        budget: UnreadBudget | None = None,
         proved: bool = True,
     ) -> None:
-        """`budget` is that of all tunnels of the node; a peer that is not `proved` is let do little until `prove`."""
+        """Create a connection. `budget` is shared by all tunnels of the node; see `mark_proved` for `proved`."""
         self._serve = serve
         self._budget = budget
         self._proved = proved
@@ -98,7 +98,7 @@ class Connection(asyncio.Protocol):
         """
         if self._transport is None or self.closed.done():
             raise TunnelClosedError("the tunnel is closed")
-        if not self._has_vacancy:
+        if not self._has_free_stream:
             raise PeerError(f"the session already has {self._h2.open_outbound_streams} connections open")
         try:
             stream_id = self._h2.get_next_available_stream_id()
@@ -110,11 +110,11 @@ class Connection(asyncio.Protocol):
         return stream
 
     @property
-    def _has_vacancy(self) -> bool:
+    def _has_free_stream(self) -> bool:
         most = min(self._h2.remote_settings.max_concurrent_streams, self._limits.streams)
         return self._h2.open_outbound_streams < most
 
-    async def vacancy(self) -> None:
+    async def wait_for_free_stream(self) -> None:
         """Wait until one stream more may be open, behind those who have waited longer. The caller sets a deadline.
 
         Raises PeerError when too many wait.
@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
         if len(self._queue) >= self._limits.streams:
             raise PeerError(f"the session already has {self._h2.open_outbound_streams} connections open, others wait")
         behind = bool(self._queue)
-        while not self.closed.done() and (behind or not self._has_vacancy):
+        while not self.closed.done() and (behind or not self._has_free_stream):
             turn: asyncio.Future[None] = self._loop.create_future()
             self._queue.append(turn)
             behind = False
@@ -130,12 +130,12 @@ class Connection(asyncio.Protocol):
                 await turn
             except asyncio.CancelledError:
                 if not turn.cancelled():
-                    self._next_turn()  # it has come in vain
+                    self._wake_next_waiter()  # it has come in vain
                 elif turn in self._queue:
                     self._queue.remove(turn)
                 raise
 
-    def _next_turn(self) -> None:
+    def _wake_next_waiter(self) -> None:
         """A stream is over, or the connection: whoever waits for longest looks whether there is room.
 
         A turn may be cancelled already and still be queued: its task runs a moment later.
@@ -161,7 +161,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
             self._farewell = self._loop.call_later(self._limits.farewell, self._transport.abort)
 
-    def prove(self) -> None:
+    def mark_proved(self) -> None:
         """The peer is who it should be: from now on the tunnel's limits count."""
         self._proved = True
         self._control_frames = 0
@@ -293,7 +293,7 @@ class Connection(asyncio.Protocol):
             stream.release()
             self._h2.reset_stream(stream_id, code)
             self._flush()
-            self._next_turn()
+            self._wake_next_waiter()
 
     def credit(self, stream_id: int, size: int) -> None:
         """Widen a stream's receive window."""
@@ -301,7 +301,7 @@ class Connection(asyncio.Protocol):
             self._h2.increment_flow_control_window(size, stream_id)
             self._flush()
 
-    def holds(self, stream: Stream, change: int) -> None:
+    def unread_changed(self, stream: Stream, change: int) -> None:
         """Count what nobody has read yet."""
         if self._budget is None:
             return
@@ -311,15 +311,15 @@ class Connection(asyncio.Protocol):
         else:
             self._holding.pop(stream, None)
         if change > 0:
-            self._budget.take(self, change)
+            self._budget.add(self, change)
         else:
-            self._budget.give(self, -change)
+            self._budget.subtract(self, -change)
 
     def _forget_unread(self) -> None:
         for stream in tuple(self._holding):
             stream.overrun()
 
-    def relieve(self) -> None:
+    def shed(self) -> None:
         """As Holder.relieve: reset the stream that holds most."""
         if self._holding:
             max(self._holding, key=self._holding.__getitem__).overrun()
@@ -341,7 +341,7 @@ class Connection(asyncio.Protocol):
                 self._h2.encoder.header_table_size = table
                 self._wake_writers()
                 for _ in range(len(self._queue)):
-                    self._next_turn()
+                    self._wake_next_waiter()
             case h2.events.ConnectionTerminated():
                 code = int(event.error_code or 0)
                 self.close(None if code == 0 else PeerError("the other end ended the tunnel", code=code))
@@ -364,7 +364,7 @@ class Connection(asyncio.Protocol):
                 del self._streams[stream.id]
                 stream.release()
                 stream.fail(StreamResetError(int(event.error_code or 0)))
-                self._next_turn()
+                self._wake_next_waiter()
             case h2.events.ResponseReceived():
                 stream.feed_response(_decoded(event.headers or []))
             case h2.events.WindowUpdated():
@@ -399,7 +399,7 @@ class Connection(asyncio.Protocol):
     def _forget_if_over(self, stream: Stream) -> None:
         if stream.over and self._streams.pop(stream.id, None) is not None:
             stream.release()
-            self._next_turn()
+            self._wake_next_waiter()
 
     def _wake_writers(self) -> None:
         waiting, self._waiting = self._waiting, {}
@@ -453,7 +453,7 @@ class Connection(asyncio.Protocol):
             stream.release()
             stream.fail(gone)
         while self._queue:
-            self._next_turn()
+            self._wake_next_waiter()
         self._serving.cancel()
 
 

@@ -126,7 +126,7 @@ class DaemonEnd:
         stream: Stream | None = None
         try:
             async with patience(self._limits.open_timeout):
-                await self.connection.vacancy()
+                await self.connection.wait_for_free_stream()
                 stream = self.connection.open(opening.to_headers())
                 answer = await stream.response()
         except TimeoutError as error:

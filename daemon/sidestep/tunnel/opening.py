@@ -71,7 +71,7 @@ class StreamOpening:
     @classmethod
     def from_headers(cls, headers: Headers) -> StreamOpening:
         """Parse request headers. Raises PeerError naming the first field that is missing or wrong."""
-        fields = _Fields(headers)
+        fields = _HeaderFields(headers)
         return cls(
             intercept=fields.text("sidestep-intercept", _UID),
             pod=fields.text("sidestep-pod", _POD),
@@ -84,7 +84,7 @@ class StreamOpening:
         )
 
 
-class _Fields:
+class _HeaderFields:
     """Header fields that may each stand once."""
 
     def __init__(self, headers: Headers) -> None:

@@ -28,19 +28,19 @@ LINGER = 30.0
 
 
 @dataclass(slots=True)
-class Pumped:
+class PumpCounts:
     """Bytes moved so far."""
 
     to_channel: int = 0
     to_stream: int = 0
 
 
-async def pump(stream: Stream, channel: Channel, *, counts: Pumped | None = None) -> None:
+async def pump(stream: Stream, channel: Channel, *, counts: PumpCounts | None = None) -> None:
     """Run until both directions have ended, or the stream or channel broke; then both are over. Owns both.
 
     Never raises for what peers do. Cancelling resets the stream and aborts the channel.
     """
-    counts = Pumped() if counts is None else counts
+    counts = PumpCounts() if counts is None else counts
     inward = asyncio.create_task(_inward(stream, channel, counts), name=f"pump-inward-{stream.id}")
     outward = asyncio.create_task(_outward(stream, channel, counts), name=f"pump-outward-{stream.id}")
     broken = asyncio.create_task(stream.until_broken(), name=f"pump-watch-{stream.id}")
@@ -50,7 +50,7 @@ async def pump(stream: Stream, channel: Channel, *, counts: Pumped | None = None
         orderly = await _outcome(stream, inward, outward, broken)
     finally:
         try:
-            await see_ended(*tasks)
+            await cancel_and_wait(*tasks)
         finally:
             if not stream.over:
                 stream.reset(CANCEL)
@@ -61,7 +61,7 @@ async def pump(stream: Stream, channel: Channel, *, counts: Pumped | None = None
                 channel.abort()
 
 
-async def see_ended(*tasks: asyncio.Task[Any]) -> None:
+async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks and see them end, even when cancelled again meanwhile: they use a socket about to be closed, whose
     number the loop must not still be watching when the kernel gives it to another.
     """
@@ -115,7 +115,7 @@ async def _after_reset(error: PeerError, inward: asyncio.Task[None]) -> bool:
     return error.code == NO_ERROR and inward.done() and inward.exception() is None
 
 
-async def _inward(stream: Stream, channel: Channel, counts: Pumped) -> None:
+async def _inward(stream: Stream, channel: Channel, counts: PumpCounts) -> None:
     while data := await stream.read():
         await channel.write(data)
         counts.to_channel += len(data)
@@ -123,7 +123,7 @@ async def _inward(stream: Stream, channel: Channel, counts: Pumped) -> None:
     await channel.write_eof()
 
 
-async def _outward(stream: Stream, channel: Channel, counts: Pumped) -> bool:
+async def _outward(stream: Stream, channel: Channel, counts: PumpCounts) -> bool:
     """Returns whether the channel's peer closed both directions."""
     while data := await channel.read():
         await stream.write(data)

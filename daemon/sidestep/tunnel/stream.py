@@ -36,7 +36,7 @@ SMALL, PIECE = 1024, 16 * 1024
 Headers = tuple[tuple[str, str], ...]
 
 
-class StreamPort(Protocol):
+class StreamHost(Protocol):
     """What a stream needs of its connection."""
 
     def send_window(self, stream_id: int) -> int:
@@ -57,7 +57,7 @@ class StreamPort(Protocol):
     def credit(self, stream_id: int, size: int) -> None:
         """Widen the receive window of the stream by `size` bytes."""
 
-    def holds(self, stream: Stream, change: int) -> None:
+    def unread_changed(self, stream: Stream, change: int) -> None:
         """The stream has so many bytes more, or less, that nobody has read."""
 
 
@@ -81,7 +81,7 @@ class Stream:
         "trailers",
     )
 
-    def __init__(self, port: StreamPort, stream_id: int, headers: Headers, window: ReceiveWindow) -> None:
+    def __init__(self, port: StreamHost, stream_id: int, headers: Headers, window: ReceiveWindow) -> None:
         self.id = stream_id
         self.headers = headers
         self.trailers: Headers = ()
@@ -254,7 +254,7 @@ class Stream:
     def _hold(self, change: int) -> None:
         if change:
             self._unread += change
-            self._port.holds(self, change)
+            self._port.unread_changed(self, change)
 
     def _consume(self, size: int) -> None:
         increment = self._window.consumed(size)

@@ -19,19 +19,19 @@ class WindowPool:
         self.free = size
         self._parent = parent
 
-    def take(self, size: int) -> int:
+    def borrow(self, size: int) -> int:
         """Take up to `size` bytes; returns how many there were."""
         taken = min(size, self.free)
         if self._parent is not None:
-            taken = self._parent.take(taken)
+            taken = self._parent.borrow(taken)
         self.free -= taken
         return taken
 
-    def give(self, size: int) -> None:
+    def give_back(self, size: int) -> None:
         """Return bytes taken before."""
         self.free += size
         if self._parent is not None:
-            self._parent.give(size)
+            self._parent.give_back(size)
 
 
 class ReceiveWindow:
@@ -51,7 +51,7 @@ class ReceiveWindow:
         self._owed += size
         if self._owed * 2 < self.size:
             return 0
-        grown = self._pool.take(min(self.size, self._maximum - self.size))
+        grown = self._pool.borrow(min(self.size, self._maximum - self.size))
         increment = self._owed + grown
         self.size += grown
         self._owed = 0
@@ -59,5 +59,5 @@ class ReceiveWindow:
 
     def release(self) -> None:
         """The stream is over: return what it grew by."""
-        self._pool.give(self.size - self._initial)
+        self._pool.give_back(self.size - self._initial)
         self.size = self._initial

@@ -11,9 +11,9 @@ from sidestep.laptop.cluster_session import ClusterSession
 from sidestep.laptop.handler import Handler, HandlerSettings
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import ContainerPort, Pod, PodKey
-from sidestep.node.cluster.service import Cluster
+from sidestep.node.cluster.service import ClusterService
 from sidestep.node.conditions import Conditions
-from sidestep.node.sessions.registry import Sessions
+from sidestep.node.sessions.registry import SessionRegistry
 from sidestep.policy.workloads import pods_of
 from sidestep.tunnel.messages import HeaderSpec, PodState, SessionSpec, State
 
@@ -72,7 +72,7 @@ class Daemon:
         self.node = node
         self.controller = FakeController([a_pod(name) for name in pods])
         self.crashes = []
-        self.cluster = Cluster(
+        self.cluster = ClusterService(
             api.access(),
             NodeOptions(
                 manifests=None,
@@ -84,7 +84,7 @@ class Daemon:
             on_crash=lambda task, error: self.crashes.append((task, error)),
             now=asyncio.get_running_loop().time,
         )
-        self.sessions = Sessions(view=self.controller, node=node, local_refusal="not here")
+        self.sessions = SessionRegistry(view=self.controller, node=node, local_refusal="not here")
         self.controller.cluster, self.controller.sessions = self.cluster, self.sessions
         self.conditions = Conditions()
 

@@ -9,7 +9,7 @@ from sidestep.model.intercept import Kind
 from sidestep.model.pod import PodKey
 from sidestep.node.cluster.announcer import BURST, Announcer
 from sidestep.node.conditions import Conditions, Source
-from sidestep.node.sessions.resources import Registry
+from sidestep.node.sessions.resources import SessionResources
 from tests.integration.kube.fake_api import FakeApi
 from tests.unit.node.scenes import inventory, pod
 from tests.unit.node.sessions.test_resources import value
@@ -23,13 +23,13 @@ class Scene:
         self.api = api
         self.client = Api(api.access())
         self.conditions = Conditions()
-        self.registry = Registry(now=lambda: self.now)
+        self.resources = SessionResources(now=lambda: self.now)
         self.announcer = Announcer(
             self.client,
             node="n1",
             conditions=self.conditions,
             inventory=lambda: inventory(pod()),
-            registry=self.registry,
+            resources=self.resources,
             now=lambda: self.now,
         )
 
@@ -107,7 +107,7 @@ def test_what_flaps_is_told_once():
 
 def test_nodes_and_resources_have_events_too():
     async def test(scene):
-        scene.registry.apply(Kind.INTERCEPT, value("a"))
+        scene.resources.apply(Kind.INTERCEPT, value("a"))
         scene.conditions.state(Source("node"), [Condition(ConditionType.ANNOTATION_INVALID, "node n1", "bad glob")])
         found = Condition(ConditionType.PORT_UNKNOWN, "intercept shop/a", "no such port")
         scene.conditions.state(Source("plan"), [found])

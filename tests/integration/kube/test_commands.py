@@ -10,7 +10,7 @@ import yaml
 from tests.harness.cli import SIDESTEP
 from tests.integration.kube.cluster import GROUP
 from tests.integration.kube.fake_api import FakeApi
-from tests.integration.kube.test_mirror import pod, populate
+from tests.integration.kube.test_cluster_cache import pod, populate
 from tests.unit.node.sessions.test_resources import value
 
 KUBECONFIG = """

@@ -7,7 +7,7 @@ import asyncio
 import copy
 
 from sidestep.kube.errors import ApiError
-from sidestep.kube.resources import sight
+from sidestep.kube.resources import observe
 from sidestep.model.intercept import Kind
 from sidestep.tunnel.proof import generate, public_text
 from tests.integration.kube.cluster import GROUP, Laptop, daemon, resource, status, until
@@ -15,7 +15,7 @@ from tests.integration.kube.test_sessions import knock, run
 
 
 def digest(found):
-    return sight(Kind.INTERCEPT, found).digest
+    return observe(Kind.INTERCEPT, found).digest
 
 
 async def stolen(api, thief, *, name="orders-1"):
@@ -41,7 +41,7 @@ def test_a_restarted_daemon_refuses_a_spec_that_was_changed_meanwhile():
             assert (accepted["status"], accepted["reason"]) == ("False", "SpecChanged")
             assert not node.cluster.intercepts()
             assert not status(api).get("nodes")
-            held = node.cluster.registry.find(found["metadata"]["uid"])
+            held = node.cluster.resources.find(found["metadata"]["uid"])
             assert not held.key
             # The rightful owner's spec again is still another than was seen here first, and still nobody's takeover.
             await api.put(GROUP, "intercepts", found | {"spec": found["spec"] | {"renewTime": "2027-01-01T00:00:00Z"}})
@@ -72,9 +72,9 @@ def test_a_node_that_sees_the_resource_later_follows_the_first():
             await stolen(api, thief)
             async with daemon(api, node="n2") as second:
                 uid = resource(api)["metadata"]["uid"]
-                await until(lambda: second.cluster.registry.find(uid) is not None, what="n2 to see it")
+                await until(lambda: second.cluster.resources.find(uid) is not None, what="n2 to see it")
                 await until(lambda: "not followed" in status(api).get("message", ""), what="the message of n1")
-                assert second.cluster.registry.find(uid).problem
+                assert second.cluster.resources.find(uid).problem
                 assert not second.cluster.intercepts()
                 assert "n2" not in status(api)["nodes"]
                 assert await knock(api, first, uid=uid, key=thief) is not None
@@ -100,16 +100,16 @@ def test_of_two_nodes_that_saw_different_specs_the_later_writer_gives_in():
             laptop = Laptop(api)
             await until(lambda: resource(api) is not None, what="the resource")
             uid = resource(api)["metadata"]["uid"]
-            await until(lambda: first.cluster.registry.find(uid) is not None, what="n1 to see it")
-            await until(lambda: first.cluster.registry.find(uid).judged, what="n1 to judge it")
+            await until(lambda: first.cluster.resources.find(uid) is not None, what="n1 to see it")
+            await until(lambda: first.cluster.resources.find(uid).validated, what="n1 to judge it")
             stole = await stolen(api, thief)
             async with daemon(api, node="n2") as second:
                 await until(lambda: status(api).get("specDigest") == digest(stole), what="n2's digest")
                 late.set()
-                await until(lambda: first.cluster.registry.find(uid).problem, what="n1 to give in")
+                await until(lambda: first.cluster.resources.find(uid).problem, what="n1 to give in")
                 assert status(api)["specDigest"] == digest(stole)
                 assert not first.cluster.intercepts()
-                assert second.cluster.registry.find(uid).accepted
+                assert second.cluster.resources.find(uid).accepted
                 await laptop.end()
 
     run(test)

@@ -183,7 +183,7 @@ def test_a_killed_cli_ends_at_once_and_its_resource_is_inert_then_deleted(monkey
 
     async def test(api):
         async with daemon(api) as node:
-            node.cluster.registry.inert_after, node.cluster.registry.deleted_after = 1.0, 4.0
+            node.cluster.resources.inert_after, node.cluster.resources.deleted_after = 1.0, 4.0
             laptop = Laptop(api)
             await until(lambda: laptop.ear.active == 1, what="active")
             await laptop.kill()

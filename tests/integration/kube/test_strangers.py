@@ -31,11 +31,11 @@ def beside(*, tls):
         async with daemon(api) as node:
             await until(lambda: node.cluster._tunnels.port, what="the port")
             port = node.cluster._tunnels.port
-            strangers = await crowd(port, tunnel_server.MAX_STRANGERS, tls=tls)
+            strangers = await crowd(port, tunnel_server.MAX_UNPROVED, tls=tls)
             strangers += await crowd(port, 20, tls=False)
             laptop = Laptop(api)
             await until(lambda: laptop.ear.active == 1, what="active beside strangers")
-            assert len(node.cluster._tunnels._strangers) <= tunnel_server.MAX_STRANGERS
+            assert len(node.cluster._tunnels._unproved) <= tunnel_server.MAX_UNPROVED
             with contextlib.suppress(ConnectionResetError):
                 async with asyncio.timeout(10):
                     while await strangers[0][0].read(65536):

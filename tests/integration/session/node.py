@@ -22,7 +22,7 @@ from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.intercept import Intercept
 from sidestep.model.pod import PodKey
 from sidestep.node.api.local_api import LocalApi
-from sidestep.node.sessions.registry import Sessions
+from sidestep.node.sessions.registry import SessionRegistry
 from sidestep.proxy.control.messages import DivertedRequest, Open
 from sidestep.tunnel.messages import PodState, State
 from sidestep.tunnel.views import (
@@ -46,7 +46,7 @@ class View:
     """A `NodeView`: one workload with one pod; port 1 conflicts, port 2 cannot be used."""
 
     def __init__(self) -> None:
-        self.sessions: Sessions | None = None
+        self.sessions: SessionRegistry | None = None
         self.checked: list[Intercept] = []
         self.refusal = ""
         self.states = State((PodState(str(POD), "active"),))
@@ -111,7 +111,7 @@ class FakeNode:
         self.run(self._start())
 
     async def _start(self) -> None:
-        self.sessions = Sessions(view=self.view, node="n1")
+        self.sessions = SessionRegistry(view=self.view, node="n1")
         self.view.sessions = self.sessions
         self.sessions.on_change = self._changed
         self.api = LocalApi(path=self.path, view=self.view, sessions=self.sessions)

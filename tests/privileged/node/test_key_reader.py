@@ -13,7 +13,7 @@ import pytest
 
 from sidestep.model.errors import KernelError
 from sidestep.node.certificates.reader import Reader, ReadError
-from sidestep.node.certificates.requests import ClusterSecret, Folder, ManifestSecret, Read, Server
+from sidestep.node.certificates.requests import ApiServer, ClusterSecret, Folder, ManifestSecret, ReadRequest
 from sidestep.node.proxy_uids import READER
 from tests.harness import manifests, memory
 from tests.harness.authority import Authority
@@ -51,7 +51,7 @@ def folder(root, name="tls"):
 
 
 async def delivered(reader, source, name):
-    _, fd = await reader.read(Read(source, ca_alone=False, deliver=name))
+    _, fd = await reader.read(ReadRequest(source, ca_alone=False, deliver=name))
     try:
         return os.pread(fd, 1 << 20, 0), os.readlink(f"/proc/self/fd/{fd}")
     finally:
@@ -70,7 +70,7 @@ def test_a_folder_is_judged_and_its_key_delivered_as_a_sealed_memfd(tmp_path):
 
     async def work(reader):
         source = folder(tmp_path)
-        summary, fd = await reader.read(Read(source, ca_alone=False))
+        summary, fd = await reader.read(ReadRequest(source, ca_alone=False))
         assert fd is None
         assert summary.identity.names == ("orders.shop",)
         assert summary.problems == ()
@@ -79,8 +79,8 @@ def test_a_folder_is_judged_and_its_key_delivered_as_a_sealed_memfd(tmp_path):
         assert link.startswith("/memfd:")
         assert (await delivered(reader, source, summary.trust.name))[0] == LEAF.ca
         with pytest.raises(ReadError, match="changed while"):
-            await reader.read(Read(source, ca_alone=False, deliver="identity:other"))
-        assert await reader.look(source) == await reader.look(source)
+            await reader.read(ReadRequest(source, ca_alone=False, deliver="identity:other"))
+        assert await reader.stamp(source) == await reader.stamp(source)
 
     using(work)
 
@@ -93,10 +93,10 @@ def test_a_secret_among_manifests_is_read(tmp_path):
 
     async def work(reader):
         source = ManifestSecret(str(path), "shop", "orders-tls")
-        summary, _ = await reader.read(Read(source, ca_alone=False))
+        summary, _ = await reader.read(ReadRequest(source, ca_alone=False))
         assert (await delivered(reader, source, summary.identity.name))[0] == LEAF.key + LEAF.chain
         with pytest.raises(ReadError, match="there is no Secret shop/other"):
-            await reader.read(Read(ManifestSecret(str(path), "shop", "other"), ca_alone=False))
+            await reader.read(ReadRequest(ManifestSecret(str(path), "shop", "other"), ca_alone=False))
 
     using(work, manifests=True)
 
@@ -118,7 +118,7 @@ def test_what_is_wrong_is_a_reason_within_a_moment(tmp_path, spoil, reason):
 
     async def work(reader):
         try:
-            summary, _ = await reader.read(Read(folder(tmp_path), ca_alone=False))
+            summary, _ = await reader.read(ReadRequest(folder(tmp_path), ca_alone=False))
         except ReadError as error:
             return str(error)
         return "; ".join(summary.problems)
@@ -139,8 +139,8 @@ def test_a_child_is_nobody_when_it_meets_what_strangers_wrote(tmp_path):
 
         server = await asyncio.start_server(never, "127.0.0.1", 0)
         async with server:
-            at = Server("127.0.0.1", server.sockets[0].getsockname()[1])
-            reading = asyncio.ensure_future(reader.read(Read(ClusterSecret("shop", "tls", at), ca_alone=False)))
+            at = ApiServer("127.0.0.1", server.sockets[0].getsockname()[1])
+            reading = asyncio.ensure_future(reader.read(ReadRequest(ClusterSecret("shop", "tls", at), ca_alone=False)))
             async with asyncio.timeout(20):
                 await asked.wait()
             (child,) = children(reader.pid)
@@ -166,16 +166,16 @@ def test_a_reader_that_hangs_is_killed_and_others_are_read(tmp_path):
     LEAF.write(tmp_path / "other")
 
     async def work(reader):
-        await reader.look(folder(tmp_path))
+        await reader.stamp(folder(tmp_path))
         first = reader.pid
         os.kill(first, signal.SIGSTOP)
         began = time.monotonic()
         with pytest.raises(KernelError, match="timed out"):
-            await reader.look(folder(tmp_path))
+            await reader.stamp(folder(tmp_path))
         assert time.monotonic() - began < 10
         with pytest.raises(ReadError, match="took too long before"):
-            await reader.look(folder(tmp_path))
-        assert await reader.look(folder(tmp_path, "other"))
+            await reader.stamp(folder(tmp_path))
+        assert await reader.stamp(folder(tmp_path, "other"))
         assert reader.pid != first
         await asyncio.to_thread(until, lambda: not alive(first), within=5, what="the first reader to end")
 
@@ -187,13 +187,13 @@ def test_every_folder_that_hangs_costs_one_deadline(tmp_path):
     LEAF.write(tmp_path / "tls")
 
     async def work(reader):
-        await reader.look(folder(tmp_path))
+        await reader.stamp(folder(tmp_path))
         began = time.monotonic()
         for number in range(4):
             with pytest.raises(KernelError, match="timed out"):
-                await reader.look(folder(tmp_path, f"hangs/{number}"))
+                await reader.stamp(folder(tmp_path, f"hangs/{number}"))
         assert time.monotonic() - began < 20
-        assert await reader.look(folder(tmp_path))
+        assert await reader.stamp(folder(tmp_path))
 
     with hanging(tmp_path / "hangs"):
         using(work, look_deadline=0.3)
@@ -204,8 +204,8 @@ def test_a_path_that_is_no_text_is_a_reason(tmp_path):
 
     async def work(reader):
         for asking in (
-            reader.look(folder(tmp_path, "\ud800")),
-            reader.read(Read(folder(tmp_path, "\ud800"), ca_alone=False)),
+            reader.stamp(folder(tmp_path, "\ud800")),
+            reader.read(ReadRequest(folder(tmp_path, "\ud800"), ca_alone=False)),
         ):
             with pytest.raises(ReadError, match="is no text"):
                 await asking
@@ -218,7 +218,7 @@ def test_a_killed_reader_is_replaced(tmp_path):
 
     async def work(reader):
         for _ in range(3):
-            summary, _ = await reader.read(Read(folder(tmp_path), ca_alone=False))
+            summary, _ = await reader.read(ReadRequest(folder(tmp_path), ca_alone=False))
             assert summary.identity
             os.kill(reader.pid, signal.SIGKILL)
 
@@ -231,7 +231,7 @@ def test_many_are_read_at_once(tmp_path):
 
     async def work(reader):
         return await asyncio.gather(
-            *(reader.read(Read(folder(tmp_path, f"f{number}"), ca_alone=False)) for number in range(12))
+            *(reader.read(ReadRequest(folder(tmp_path, f"f{number}"), ca_alone=False)) for number in range(12))
         )
 
     assert [summary.identity.dns_name for summary, _ in using(work)] == [f"n{number}.shop" for number in range(12)]
@@ -245,8 +245,8 @@ def test_a_reader_that_has_read_keys_holds_none(tmp_path):
     async def work(reader):
         for name in ("tls", "rsa"):
             source = folder(tmp_path, name)
-            summary, _ = await reader.read(Read(source, ca_alone=False))
-            _, fd = await reader.read(Read(source, ca_alone=False, deliver=summary.identity.name))
+            summary, _ = await reader.read(ReadRequest(source, ca_alone=False))
+            _, fd = await reader.read(ReadRequest(source, ca_alone=False, deliver=summary.identity.name))
             os.close(fd)
         return {key: memory.search(reader.pid, memory.forms(issued.key)) for key, issued in issues.items()}
 
@@ -312,8 +312,8 @@ def test_a_source_that_costs_its_child_is_refused_for_a_while():
             await asyncio.Event().wait()
 
         async with await asyncio.start_server(never, "127.0.0.1", 0) as server:
-            at = Server("127.0.0.1", server.sockets[0].getsockname()[1])
-            request = Read(ClusterSecret("shop", "tls", at), ca_alone=False)
+            at = ApiServer("127.0.0.1", server.sockets[0].getsockname()[1])
+            request = ReadRequest(ClusterSecret("shop", "tls", at), ca_alone=False)
             reading = asyncio.ensure_future(reader.read(request))
             async with asyncio.timeout(20):
                 await asked.wait()

@@ -21,7 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from sidestep.node.certificates.reader import Reader
-from sidestep.node.certificates.requests import Folder, Read
+from sidestep.node.certificates.requests import Folder, ReadRequest
 from sidestep.protocols.pem import blocks
 from sidestep.proxy.control.messages import PortSnapshot
 from sidestep.proxy.tls.credentials import Credentials
@@ -179,10 +179,10 @@ def by_us(folder):
         reader = Reader()
         try:
             source = Folder(((str(folder), None),), "/")
-            summary, _ = await reader.read(Read(source, ca_alone=False))
+            summary, _ = await reader.read(ReadRequest(source, ca_alone=False))
             if summary.identity is None:
                 return summary, None
-            return await reader.read(Read(source, ca_alone=False, deliver=summary.identity.name))
+            return await reader.read(ReadRequest(source, ca_alone=False, deliver=summary.identity.name))
         finally:
             reader.close()
 
@@ -266,9 +266,9 @@ def test_bundles_of_authorities_are_loaded_whole_and_once(tmp_path, name):
         reader = Reader()
         try:
             source = Folder(((str(tmp_path), None),), "/")
-            summary, _ = await reader.read(Read(source, ca_alone=False))
+            summary, _ = await reader.read(ReadRequest(source, ca_alone=False))
             assert summary.problems == ()
-            return await reader.read(Read(source, ca_alone=False, deliver=summary.trust.name))
+            return await reader.read(ReadRequest(source, ca_alone=False, deliver=summary.trust.name))
         finally:
             reader.close()
 

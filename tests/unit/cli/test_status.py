@@ -1,6 +1,6 @@
 """What `sidestep status` prints for people."""
 
-from sidestep.cli.status import _text, _within
+from sidestep.cli.status import _in_namespace, _text
 from sidestep.tunnel.messages import PodState, State
 from sidestep.tunnel.views import ConditionView, InterceptView, NodeStatus, PodView, StatusView
 
@@ -47,6 +47,6 @@ def test_one_namespace_is_shown_with_what_concerns_the_node():
     pods = tuple(PodView(namespace, "orders-1", "running", 7, (), {}) for namespace in ("shop", "shopping"))
     subjects = ("pod shop/orders-1 port 8443", "pod shopping/orders-1", "node n1", "manifest a/b.yaml")
     conditions = tuple(ConditionView("NoApp", subject, "text") for subject in subjects)
-    view = _within(StatusView(node, pods, (), conditions), "shop")
+    view = _in_namespace(StatusView(node, pods, (), conditions), "shop")
     assert [each.namespace for each in view.pods] == ["shop"]
     assert [each.subject for each in view.conditions] == [subjects[0], *subjects[2:]]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidestep.kube.cgroups import Place, places
+from sidestep.kube.cgroups import PodCgroup, pod_cgroups
 
 UID = "0a1b2c3d-1111-2222-3333-444455556666"
 OTHER = "ffffffff-1111-2222-3333-444455556666"
@@ -86,32 +86,32 @@ NONE = {
 @pytest.mark.parametrize("name", ROWS)
 def test_the_pod_and_container_of_a_process(name):
     text, expected = ROWS[name]
-    found = places(text)
+    found = pod_cgroups(text)
     assert [(each.uid, each.container) for each in found] == [expected]
 
 
 @pytest.mark.parametrize("name", NONE)
 def test_processes_of_no_pod(name):
-    assert places(NONE[name]) == ()
+    assert pod_cgroups(NONE[name]) == ()
 
 
 def test_a_pod_inside_a_pod_gives_both_from_the_outside_in():
     text = f"0::/kubepods/pod{UID}/{CID}/docker/{OTHER_CID}/kubelet/kubepods/burstable/pod{OTHER}/{OTHER_CID}\n"
-    assert [(each.uid, each.container) for each in places(text)] == [(UID, CID), (OTHER, OTHER_CID)]
+    assert [(each.uid, each.container) for each in pod_cgroups(text)] == [(UID, CID), (OTHER, OTHER_CID)]
 
 
 def test_a_name_further_in_never_comes_first():
     text = f"0::/kubepods/besteffort/pod{UID}/{CID}/kubepods/pod{OTHER}/{OTHER_CID}\n"
-    assert places(text)[0].uid == UID
+    assert pod_cgroups(text)[0].uid == UID
 
 
 def test_the_path_is_that_of_version_2():
     both = f"5:memory:/kubepods/burstable/pod{UID}/{CID}\n0::/kubepods/burstable/pod{UID}/{CID}\n"
-    assert places(both) == (Place(UID, CID, f"/kubepods/burstable/pod{UID}"),)
-    assert places(f"5:memory:/kubepods/burstable/pod{UID}/{CID}\n")[0].path == ""
+    assert pod_cgroups(both) == (PodCgroup(UID, CID, f"/kubepods/burstable/pod{UID}"),)
+    assert pod_cgroups(f"5:memory:/kubepods/burstable/pod{UID}/{CID}\n")[0].path == ""
 
 
 @given(st.text(max_size=400))
 def test_any_text_is_survived(text):
-    for place in places(text + f"\n0::/pod{UID}/{CID}\n"):
+    for place in pod_cgroups(text + f"\n0::/pod{UID}/{CID}\n"):
         assert len(place.uid) == 36

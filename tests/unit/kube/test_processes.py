@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from sidestep.kube.processes import Wanted, started, walk
+from sidestep.kube.processes import PodToLocate, locate_pods, started
 
 UID = "0a1b2c3d-1111-2222-3333-444455556666"
 OTHER = "ffffffff-1111-2222-3333-444455556666"
@@ -40,7 +40,7 @@ def test_the_sandbox_gives_the_namespace_and_each_container_its_first_process(pr
     proc(499, cgroup(UID, PAUSE), began=1000)
     proc(501, cgroup(UID, SIDE), began=1300)
     proc(1, "0::/init.scope\n", began=1)
-    found = walk({UID: Wanted(UID, {APP: "app", SIDE: "side"})}, proc=proc.root, cgroup_roots=())
+    found = locate_pods({UID: PodToLocate(UID, {APP: "app", SIDE: "side"})}, proc=proc.root, cgroup_roots=())
     assert list(found) == [UID]
     assert found[UID].netns == f"{proc.root}/499/ns/net"
     assert found[UID].pids == {"app": 500, "side": 501}
@@ -51,15 +51,15 @@ def test_the_sandbox_gives_the_namespace_and_each_container_its_first_process(pr
 def test_one_walk_serves_all_pods_and_none_that_is_not_wanted(proc):
     proc(10, cgroup(UID, PAUSE), began=1)
     proc(20, cgroup(OTHER, APP), began=1)
-    found = walk({OTHER: Wanted(OTHER, {APP: "app"})}, proc=proc.root, cgroup_roots=())
+    found = locate_pods({OTHER: PodToLocate(OTHER, {APP: "app"})}, proc=proc.root, cgroup_roots=())
     assert {uid: location.pids for uid, location in found.items()} == {OTHER: {"app": 20}}
 
 
 def test_a_cgroup_with_the_name_of_another_pod_inside_a_container_changes_nothing(proc):
     proc(10, cgroup(UID, PAUSE), began=100)
     proc(11, f"0::/kubepods/burstable/pod{OTHER}/{SIDE}/kubepods/pod{UID}/{APP}\n", began=1)
-    both = {UID: Wanted(UID, {APP: "app"}), OTHER: Wanted(OTHER, {SIDE: "side"})}
-    found = walk(both, proc=proc.root, cgroup_roots=())
+    both = {UID: PodToLocate(UID, {APP: "app"}), OTHER: PodToLocate(OTHER, {SIDE: "side"})}
+    found = locate_pods(both, proc=proc.root, cgroup_roots=())
     assert found[UID].netns == f"{proc.root}/10/ns/net"
     assert found[UID].pids == {}
     assert found[OTHER].pids == {"side": 11}
@@ -68,7 +68,7 @@ def test_a_cgroup_with_the_name_of_another_pod_inside_a_container_changes_nothin
 def test_processes_that_end_during_the_walk_are_passed_over(proc):
     proc(10, cgroup(UID, PAUSE), began=100)
     os.unlink(f"{proc.root}/10/stat")
-    assert walk({UID: Wanted(UID)}, proc=proc.root, cgroup_roots=()) == {}
+    assert locate_pods({UID: PodToLocate(UID)}, proc=proc.root, cgroup_roots=()) == {}
     assert started(10, proc=proc.root) == -1
     assert started(4711, proc=proc.root) == -1
 
@@ -81,10 +81,10 @@ def test_the_cgroup_folder_is_found_also_where_a_namespace_hides_its_beginning(p
     (root / f"kubelet/kubepods/burstable/pod{UID}").mkdir()
     proc(10, f"0::/../../pod{UID}/{PAUSE}\n", began=100)
     roots = (str(tmp_path / "nothing"), str(root))
-    found = walk({UID: Wanted(UID)}, proc=proc.root, cgroup_roots=roots)
+    found = locate_pods({UID: PodToLocate(UID)}, proc=proc.root, cgroup_roots=roots)
     assert found[UID].cgroup == f"{root}/kubelet/kubepods/burstable/pod{UID}"
 
 
 def test_the_real_proc_is_walked():
-    assert walk({UID: Wanted(UID)}) == {}
+    assert locate_pods({UID: PodToLocate(UID)}) == {}
     assert started(os.getpid()) > 0

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from sidestep.kube import resources
-from sidestep.kube.resources import SessionFields, SpecFields, filter_fields, manifest, read, sight
+from sidestep.kube.resources import SessionFields, SpecFields, filter_fields, manifest, observe, read
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
 from sidestep.model.intercept import Kind, WorkloadRef
@@ -141,7 +141,7 @@ def test_patches_and_options():
 
 
 def digest(changed):
-    return sight(Kind.INTERCEPT, changed).digest
+    return observe(Kind.INTERCEPT, changed).digest
 
 
 HEADER = {"name": "x-dev", "match": "Exact", "value": "ada"}
@@ -200,6 +200,6 @@ def test_what_means_something_else_has_another_digest(spec):
 
 @pytest.mark.parametrize("spec", [None, [], "x", 3, {}])
 def test_a_spec_without_shape_has_a_digest_and_a_flaw(spec):
-    found = sight(Kind.INTERCEPT, value() | {"spec": spec})
+    found = observe(Kind.INTERCEPT, value() | {"spec": spec})
     assert found.flaw
     assert len(found.digest) == 64

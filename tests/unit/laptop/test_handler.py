@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from sidestep.laptop.handler import Handler, HandlerSettings
-from sidestep.laptop.preface import PrefacedChannel
+from sidestep.laptop.preface_probe import PrefacedChannel
 from sidestep.laptop.tls_channel import TlsChannel
 from sidestep.laptop.translation.channel import TranslatingChannel
 from sidestep.model.errors import ConfigurationError, RefusedError

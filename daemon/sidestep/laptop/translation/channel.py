@@ -16,8 +16,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-from sidestep.laptop.translation.connections import Connections
-from sidestep.laptop.translation.exchange import Exchange
+from sidestep.laptop.translation.connection_pool import ConnectionPool
+from sidestep.laptop.translation.exchange import TranslatedExchange
 from sidestep.laptop.translation.fields import is_grpc
 from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.errors import ChannelBrokenError
@@ -45,27 +45,27 @@ of life and the pod proxy counts frames, so neither is done again here."""
 class TranslatingChannel:
     """A `tunnel.channel.Channel`. `intercept` and `handler` are names for the developer."""
 
-    def __init__(self, connections: Connections, *, intercept: str, handler: str) -> None:
+    def __init__(self, connections: ConnectionPool, *, intercept: str, handler: str) -> None:
         self._connections = connections
         self._intercept = intercept
         self._handler = handler
-        self._outbox = _Outbox()
+        self._output = _OutputBuffer()
         self._server = Connection(serve=self._serve, limits=LIMITS)
-        self._outbox.protocol = self._server
+        self._output.protocol = self._server
         self._serving = 0
         self._client_finished = False
-        self._server.connection_made(self._outbox)
+        self._server.connection_made(self._output)
 
     async def read(self) -> bytes:
         """As Channel.read."""
-        return await self._outbox.take()
+        return await self._output.read_all()
 
     async def write(self, data: bytes) -> None:
         """As Channel.write."""
-        if self._outbox.is_closing():
+        if self._output.is_closing():
             raise ChannelBrokenError("the translation to HTTP/1.1 has ended")
         self._server.data_received(data)
-        await self._outbox.room()
+        await self._output.wait_writable()
 
     async def write_eof(self) -> None:
         """As Channel.write_eof: what was asked is answered, then the server ends."""
@@ -74,7 +74,7 @@ class TranslatingChannel:
 
     def hung_up(self) -> bool:
         """As Channel.hung_up."""
-        return self._outbox.is_closing()
+        return self._output.is_closing()
 
     def close(self) -> None:
         """As Channel.close."""
@@ -94,7 +94,7 @@ class TranslatingChannel:
             self._end_if_done()
 
     async def _exchange(self, stream: Stream) -> None:
-        exchange = Exchange(stream, self._connections, intercept=self._intercept, handler=self._handler)
+        exchange = TranslatedExchange(stream, self._connections, intercept=self._intercept, handler=self._handler)
         headers = stream.headers
         if (":method", "CONNECT") in headers:
             await exchange.refuse(f"the handler at {self._handler} speaks HTTP/1.1 only: no CONNECT over HTTP/2")
@@ -108,7 +108,7 @@ class TranslatingChannel:
             self._server.close()
 
 
-class _Outbox(asyncio.Transport):
+class _OutputBuffer(asyncio.Transport):
     """The server's transport: what it writes is there to be taken."""
 
     def __init__(self) -> None:
@@ -122,7 +122,7 @@ class _Outbox(asyncio.Transport):
         self._broken = False
         self._waiters: set[asyncio.Future[None]] = set()
 
-    async def take(self) -> bytes:
+    async def read_all(self) -> bytes:
         """All that was written; b"" at the end. Raises ChannelBrokenError when the server gave up."""
         while not self._parts:
             if self._broken:
@@ -139,7 +139,7 @@ class _Outbox(asyncio.Transport):
         self._wake()
         return data
 
-    async def room(self) -> None:
+    async def wait_writable(self) -> None:
         """Wait while too much is there to be taken."""
         while self._size > self._high and not self._closing:
             await self._change()

@@ -19,11 +19,11 @@ from typing import Final
 
 import h11
 
-from sidestep.laptop.translation.connections import MAX_HEAD, Connections, HandlerConnection
+from sidestep.laptop.translation.connection_pool import MAX_HEAD, ConnectionPool, HandlerConnection
 from sidestep.laptop.translation.fields import Request, refusal, request_of, response_of, trailers_of
 from sidestep.model.errors import RefusedError
 from sidestep.tunnel.errors import ChannelBrokenError, StreamResetError
-from sidestep.tunnel.pump import see_ended
+from sidestep.tunnel.pump import cancel_and_wait
 from sidestep.tunnel.stream import HTTP_1_1_REQUIRED, INTERNAL_ERROR, NO_ERROR, PROTOCOL_ERROR, Stream
 
 LINGER: Final = 5.0
@@ -43,10 +43,10 @@ class _TooLargeError(Exception):
     """The handler's answer has a head that is larger than what is read."""
 
 
-class Exchange:
+class TranslatedExchange:
     """See the module. `intercept` names whose request it is, `handler` who should answer, for the developer."""
 
-    def __init__(self, stream: Stream, connections: Connections, *, intercept: str, handler: str) -> None:
+    def __init__(self, stream: Stream, connections: ConnectionPool, *, intercept: str, handler: str) -> None:
         self._stream = stream
         self._connections = connections
         self._intercept = intercept
@@ -94,13 +94,13 @@ class Exchange:
             self._stream.reset(HTTP_1_1_REQUIRED)  # REFUSED_STREAM would mean: processed by nobody, ask again
 
     async def _answer(self, request: Request) -> None:
-        connection = await self._connections.take(fresh=not request.repeatable)
+        connection = await self._connections.acquire(fresh=not request.repeatable)
         try:
             await self._attempt(request, connection)
         except _UnansweredError:
             if not connection.used:
                 raise
-            await self._attempt(request, await self._connections.take(fresh=True))
+            await self._attempt(request, await self._connections.acquire(fresh=True))
 
     async def _attempt(self, request: Request, connection: HandlerConnection) -> None:
         """Raises _UnansweredError, _TooLargeError, StreamResetError."""
@@ -116,9 +116,9 @@ class Exchange:
                 sound = sending.done() and sending.exception() is None
         finally:
             try:
-                await see_ended(sending, receiving, broken)
+                await cancel_and_wait(sending, receiving, broken)
             finally:
-                self._connections.give_back(connection, sound=sound)
+                self._connections.release(connection, sound=sound)
         if not stream.over:
             stream.reset(NO_ERROR)
 

@@ -20,7 +20,7 @@ from ipaddress import IPv4Address, IPv6Address
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import ConfigurationError, KernelError
 from sidestep.netns import prefer, split_listener
-from sidestep.node.api.health_gate import NODE, OTHERS, Gate
+from sidestep.node.api.health_gate import NODE, OTHERS, HealthGate
 from sidestep.node.api.metrics import CONTENT_TYPE, exposition
 from sidestep.observability.logs import get_logger
 from sidestep.tunnel.views import StatusView
@@ -49,7 +49,7 @@ class HealthServer:
         self.status: Callable[[], StatusView] | None = None
         self._node_addresses = node_addresses
         self._tasks = Tasks("health", on_crash=on_crash)
-        self._gates: tuple[Gate, ...] = ()
+        self._gates: tuple[HealthGate, ...] = ()
         self._metrics: tuple[float, bytes] | None = None
         self._log = get_logger("health")
 
@@ -61,7 +61,7 @@ class HealthServer:
         known = frozenset(self._node_addresses())
         first, second = split_listener(self.port, backlogs=(NODE.backlog, OTHERS.backlog))
         self.port = first.getsockname()[1]
-        self._gates = (Gate(first, NODE, answer=self._answer), Gate(second, OTHERS, answer=self._answer))
+        self._gates = (HealthGate(first, NODE, answer=self._answer), HealthGate(second, OTHERS, answer=self._answer))
         prefer(first, known)
         for gate in self._gates:
             gate.open()

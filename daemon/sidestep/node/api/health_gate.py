@@ -57,7 +57,7 @@ Answer = Callable[[str], bytes]
 """The whole answer to a GET of this target."""
 
 
-class Gate:
+class HealthGate:
     """Serves a listener from `open` to `close`. The listener is the gate's."""
 
     def __init__(self, listener: socket.socket, limits: GateLimits, *, answer: Answer) -> None:
@@ -69,7 +69,7 @@ class Gate:
         self._accepts = Allowance(rate=limits.accept_rate, burst=limits.accept_rate / 10, now=now)
         self._served = Allowance(rate=limits.serve_rate, burst=2 * limits.serve_rate, now=now)
         self._sources = Allowances(rate=limits.source_rate, burst=4 * limits.source_rate, size=SOURCES)
-        self._visitors: dict[_Visitor, None] = {}
+        self._connections: dict[_HealthConnection, None] = {}
         """Oldest first."""
         self._resuming: asyncio.TimerHandle | None = None
 
@@ -84,7 +84,7 @@ class Gate:
             self._resuming.cancel()
         self._loop.remove_reader(self._listener)
         self._listener.close()
-        for visitor in tuple(self._visitors):
+        for visitor in tuple(self._connections):
             visitor.close()
 
     def _accept(self) -> None:
@@ -110,22 +110,22 @@ class Gate:
         self._resuming = self._loop.call_later(seconds, self.open)
 
     def _serve(self, sock: socket.socket) -> None:
-        if len(self._visitors) >= self._limits.connections:
-            next(iter(self._visitors)).close()
-        visitor = _Visitor(sock, self._answer, self._gone)
-        self._visitors[visitor] = None
+        if len(self._connections) >= self._limits.connections:
+            next(iter(self._connections)).close()
+        visitor = _HealthConnection(sock, self._answer, self._gone)
+        self._connections[visitor] = None
         visitor.begin()
 
-    def _gone(self, visitor: _Visitor) -> None:
-        self._visitors.pop(visitor, None)
+    def _gone(self, visitor: _HealthConnection) -> None:
+        self._connections.pop(visitor, None)
 
 
-class _Visitor:
+class _HealthConnection:
     """One connection: reads a request head, writes an answer, closes. Uses callbacks, which cost less than a task."""
 
     __slots__ = ("_answer", "_deadline", "_head", "_loop", "_on_end", "_rest", "_sock")
 
-    def __init__(self, sock: socket.socket, answer: Answer, on_end: Callable[[_Visitor], None]) -> None:
+    def __init__(self, sock: socket.socket, answer: Answer, on_end: Callable[[_HealthConnection], None]) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._answer = answer

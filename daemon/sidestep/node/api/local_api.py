@@ -35,7 +35,7 @@ from sidestep.model.errors import ConfigurationError, KernelError, PeerError, Re
 from sidestep.node.api.local_socket import BACKLOG, ask_to_drain, listen, predecessor_at, prepare_folder
 from sidestep.node.api.metrics import CONTENT_TYPE, exposition
 from sidestep.node.sessions.node_view import NodeView
-from sidestep.node.sessions.registry import Sessions
+from sidestep.node.sessions.registry import SessionRegistry
 from sidestep.observability.logs import get_logger
 from sidestep.tunnel.messages import UPGRADE, SessionSpec, decode
 
@@ -51,7 +51,7 @@ class LocalApi:
     """Serves the socket. `start` once, then `aclose`."""
 
     def __init__(
-        self, *, path: Path, view: NodeView, sessions: Sessions, on_drain: Callable[[], None] = lambda: None
+        self, *, path: Path, view: NodeView, sessions: SessionRegistry, on_drain: Callable[[], None] = lambda: None
     ) -> None:
         """`on_drain` is called when another daemon has taken the path over."""
         self.on_drain = on_drain
@@ -77,7 +77,7 @@ class LocalApi:
         except OSError as error:
             raise KernelError("socket", error.errno or 0, doing=f"listening on {self.path}") from error
         self._server = await asyncio.get_running_loop().create_unix_server(
-            lambda: _Conversation(self), sock=listener, backlog=BACKLOG
+            lambda: _LocalConnection(self), sock=listener, backlog=BACKLOG
         )
         if predecessor is not None:
             problem = await ask_to_drain(predecessor)
@@ -98,9 +98,9 @@ class LocalApi:
         """Whether there are as many connections as there may be."""
         return len(self._tasks) >= MAX_CONNECTIONS
 
-    def serve(self, conversation: _Conversation) -> None:
+    def serve(self, connection: _LocalConnection) -> None:
         """Run one connection."""
-        self._tasks.start(conversation.run(), name=f"connection of {conversation.user}")
+        self._tasks.start(connection.run(), name=f"connection of {connection.user}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class _Answer:
     content_type: str = "application/json"
 
 
-class _Conversation(asyncio.Protocol):
+class _LocalConnection(asyncio.Protocol):
     """One connection: collects a request, answers it, or hands the transport to a tunnel."""
 
     def __init__(self, api: LocalApi) -> None:

@@ -25,7 +25,7 @@ from sidestep.model.condition import Condition
 from sidestep.model.intercept import Intercept
 from sidestep.model.pod import PodKey, Transport
 from sidestep.node.certificates import pem
-from sidestep.node.certificates.store import Certificates
+from sidestep.node.certificates.store import CertificateStore
 from sidestep.node.conditions import Conditions
 from sidestep.node.controller import Controller
 from sidestep.node.planning.plan import PodPlan
@@ -73,7 +73,7 @@ class NodeStatusView:
         *,
         node_name: str,
         controller: Controller,
-        certificates: Certificates,
+        certificates: CertificateStore,
         conditions: Conditions,
         now: Callable[[], float],
         meter: LoopMeter | None = None,
@@ -228,10 +228,10 @@ class NodeStatusView:
 
     def _certificate_view(self, pod: PodKey, each: PortSurvey) -> CertificateView | None:
         source = each.tls.downstream
-        held = self._certificates.held(CertificateKey(pod, each.port.number, Side.DOWNSTREAM))
-        if source is None or held is None or held.identity is None:
+        entry = self._certificates.entry(CertificateKey(pod, each.port.number, Side.DOWNSTREAM))
+        if source is None or entry is None or entry.identity is None:
             return None
-        identity = held.identity
+        identity = entry.identity
         return CertificateView(
             names=identity.names,
             expires=f"{dt.datetime.fromtimestamp(identity.not_after, dt.UTC):%Y-%m-%dT%H:%M:%SZ}",
@@ -242,10 +242,10 @@ class NodeStatusView:
     def _certificate_state(self, pod: PodKey, each: PortSurvey) -> str:
         if each.tls.downstream is None or each.protocol.tls is Use.NEVER:
             return ""
-        held = self._certificates.held(CertificateKey(pod, each.port.number, Side.DOWNSTREAM))
-        if held is None:
+        entry = self._certificates.entry(CertificateKey(pod, each.port.number, Side.DOWNSTREAM))
+        if entry is None:
             return "not read yet"
-        return "" if held.identity is not None else "unusable"
+        return "" if entry.identity is not None else "unusable"
 
 
 def _protocol_and_source(each: PortSurvey, target: Target | None) -> tuple[str, str]:

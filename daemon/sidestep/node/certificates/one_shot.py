@@ -35,15 +35,15 @@ from sidestep.netns.below_root import MAX_FILE, AbsentFileError, Root, open_regu
 from sidestep.node.certificates import pem
 from sidestep.node.certificates.requests import (
     MAX_REASON,
-    Begun,
     ClusterSecret,
     Failed,
     Folder,
     IdentityFacts,
     ManifestSecret,
+    ManifestsRequest,
     Payload,
-    Read,
-    ReadManifests,
+    ReadRequest,
+    Started,
     Summary,
     TrustFacts,
 )
@@ -70,20 +70,20 @@ _MAX_MANIFEST: Final = 4 * MAX_FILE
 _PR_SET_PDEATHSIG = 1
 
 
-def run(request: Read | ReadManifests, answers: socket.socket) -> NoReturn:
+def run(request: ReadRequest | ManifestsRequest, answers: socket.socket) -> NoReturn:
     """Carry out one request and end the process. Called in a fresh fork of the reader."""
     status = 1
     try:
-        _die_with_the_reader()  # a file system may hang before there is any other limit
+        _set_parent_death_signal()  # a file system may hang before there is any other limit
         _close_all_but(answers.fileno())
-        _say_who(answers)
-        answer, fd = _manifests(request) if isinstance(request, ReadManifests) else _certificate(request)
+        _send_pidfd(answers)
+        answer, fd = _manifests(request) if isinstance(request, ManifestsRequest) else _certificate(request)
         send_packet(answers, msgspec.msgpack.encode(answer), fd)
         status = 0
     except SidestepError as error:
-        _last_word(answers, failed(error))
+        _answer_and_exit(answers, failed(error))
     except MemoryError:
-        _last_word(answers, Failed("reading it takes too much memory"))
+        _answer_and_exit(answers, Failed("reading it takes too much memory"))
     finally:
         os._exit(status)
 
@@ -126,20 +126,20 @@ class _Material:
         return self.spelling[(pem.Part.CHAIN, pem.Part.KEY, pem.Part.CA).index(part)]
 
 
-def _certificate(request: Read) -> tuple[Summary, int | None]:
+def _certificate(request: ReadRequest) -> tuple[Summary, int | None]:
     source = request.source
     match source:
         case Folder():
             opened = _open_folder(source, ca_alone=request.ca_alone)
-            _give_up_everything(cpu=CPU, wall=WALL)
+            _drop_privileges(cpu=CPU, wall=WALL)
             material = _read_folder(opened)
         case ManifestSecret():
             fd = open_regular(Root("/"), source.path)
-            _give_up_everything(cpu=WALL, wall=WALL)  # whoever writes manifests owns the machine
+            _drop_privileges(cpu=WALL, wall=WALL)  # whoever writes manifests owns the machine
             material = _from_secret(source, _manifest_data(fd, source))
         case ClusterSecret():
             material = _from_secret(source, _cluster_data(source))
-    summary, credentials = _judge(material, ca_alone=request.ca_alone)
+    summary, credentials = _validate(material, ca_alone=request.ca_alone)
     if not request.deliver:
         return summary, None
     if request.deliver not in credentials:
@@ -150,21 +150,21 @@ def _certificate(request: Read) -> tuple[Summary, int | None]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
+class _OpenFiles:
     """Descriptors of one folder's files, by the order of the spelling."""
 
     fds: tuple[int | None, int | None, int | None]
     spelling: tuple[str, str, str]
 
 
-def _open_folder(source: Folder, *, ca_alone: bool) -> _Opened:
+def _open_folder(source: Folder, *, ca_alone: bool) -> _OpenFiles:
     for path, birth in source.roots:
         for spelling in SPELLINGS:
             certificate, key, ca = (
                 _optional(Root(path, birth), f"{source.folder.rstrip('/')}/{name}") for name in spelling
             )
             if certificate is not None or (ca_alone and ca is not None):
-                return _Opened((certificate, key, ca), spelling)
+                return _OpenFiles((certificate, key, ca), spelling)
     raise ConfigurationError("the folder holds neither tls.crt nor cert-chain.pem")
 
 
@@ -175,7 +175,7 @@ def _optional(root: Root, path: str) -> int | None:
         return None
 
 
-def _read_folder(opened: _Opened) -> _Material:
+def _read_folder(opened: _OpenFiles) -> _Material:
     chain, key, ca = (
         None if fd is None else read_steady(fd, name) for fd, name in zip(opened.fds, opened.spelling, strict=True)
     )
@@ -195,7 +195,7 @@ def _cluster_data(source: ClusterSecret) -> Mapping[str, bytes] | None:
     access = secret_fetch.prepare(
         server.host, server.port, base=server.base, ca_file=server.ca_file, token_file=server.token_file
     )
-    _give_up_everything(cpu=CPU, wall=WALL)
+    _drop_privileges(cpu=CPU, wall=WALL)
     return secret_fetch.fetch(access, source.namespace, source.name)
 
 
@@ -212,7 +212,7 @@ def _from_secret(source: ManifestSecret | ClusterSecret, data: Mapping[str, byte
 # --- judging --------------------------------------------------------------------------------------------------------
 
 
-def _judge(material: _Material, *, ca_alone: bool) -> tuple[Summary, dict[str, bytes]]:
+def _validate(material: _Material, *, ca_alone: bool) -> tuple[Summary, dict[str, bytes]]:
     problems: list[str] = []
     credentials: dict[str, bytes] = {}
     identity: IdentityFacts | None = None
@@ -223,7 +223,7 @@ def _judge(material: _Material, *, ca_alone: bool) -> tuple[Summary, dict[str, b
         problems.append(f"{material.place} holds no {material.spelling[0]}")
     else:
         try:
-            judged = pem.judge_identity(chain=material.chain, key=_key_of(material))
+            judged = pem.validate_identity(chain=material.chain, key=_key_of(material))
         except pem.PemError as error:
             problems.append(f"{material.file(error.part)}: {error}")
         except ConfigurationError as error:
@@ -233,7 +233,7 @@ def _judge(material: _Material, *, ca_alone: bool) -> tuple[Summary, dict[str, b
             credentials[identity.name] = judged.pem
     if material.ca is not None:
         try:
-            trusted = pem.judge_trust(material.ca)
+            trusted = pem.validate_trust(material.ca)
         except pem.PemError as error:
             problems.append(f"{material.file(error.part)}: {error}")
         else:
@@ -274,7 +274,7 @@ def _identity_facts(identity: pem.Identity) -> IdentityFacts:
 # --- manifests ------------------------------------------------------------------------------------------------------
 
 
-def _manifests(request: ReadManifests) -> tuple[Payload, int]:
+def _manifests(request: ManifestsRequest) -> tuple[Payload, int]:
     """Every file that can be read, and why the others cannot."""
     from sidestep.config.manifests import load_files
 
@@ -282,15 +282,15 @@ def _manifests(request: ReadManifests) -> tuple[Payload, int]:
     unreadable: dict[str, str] = {}
     for name in request.names:
         try:
-            contents[name] = _whole(os.path.join(request.folder, name))  # noqa: PTH118 - a string is what open takes
+            contents[name] = _read_file(os.path.join(request.folder, name))  # noqa: PTH118 - a string is what open takes
         except OSError as error:
             unreadable[name] = error.strerror or str(error)
-    _give_up_everything(cpu=MANIFESTS_CPU, wall=MANIFESTS_CPU)
+    _drop_privileges(cpu=MANIFESTS_CPU, wall=MANIFESTS_CPU)
     data = pickle.dumps((load_files(contents), unreadable))
     return Payload(len(data)), sealed_memfd("sidestep-manifests", data)
 
 
-def _whole(path: str) -> bytes:
+def _read_file(path: str) -> bytes:
     # It may have become something else since it was looked at: never wait for a FIFO.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
@@ -300,7 +300,7 @@ def _whole(path: str) -> bytes:
 # --- the process ----------------------------------------------------------------------------------------------------
 
 
-def _die_with_the_reader() -> None:
+def _set_parent_death_signal() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
@@ -309,23 +309,23 @@ def _close_all_but(fd: int) -> None:
     os.closerange(max(3, fd + 1), 2**31 - 1)
 
 
-def _say_who(answers: socket.socket) -> None:
+def _send_pidfd(answers: socket.socket) -> None:
     pidfd = os.pidfd_open(os.getpid())
-    send_packet(answers, msgspec.msgpack.encode(Begun()), pidfd)
+    send_packet(answers, msgspec.msgpack.encode(Started()), pidfd)
     os.close(pidfd)
 
 
-def _give_up_everything(*, cpu: int, wall: int) -> None:
+def _drop_privileges(*, cpu: int, wall: int) -> None:
     """Set limits and drop user, groups and capabilities for good. Raises KernelError, BugError."""
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
     signal.setitimer(signal.ITIMER_REAL, wall)  # nobody handles SIGALRM: it ends the process
     limits.apply(memory=MEMORY, descriptors=_DESCRIPTORS)
     capabilities.become(READER)
     capabilities.forbid_new_privileges()
-    _die_with_the_reader()  # the kernel forgets it when the user changes
+    _set_parent_death_signal()  # the kernel forgets it when the user changes
 
 
-def _last_word(answers: socket.socket, answer: Failed) -> None:
+def _answer_and_exit(answers: socket.socket, answer: Failed) -> None:
     try:
         send_packet(answers, msgspec.msgpack.encode(answer))
     except SidestepError:

@@ -145,7 +145,7 @@ class _Certificate:
     """The certificate without trust settings."""
 
 
-def judge_identity(*, chain: bytes, key: bytes) -> IdentityCredential:
+def validate_identity(*, chain: bytes, key: bytes) -> IdentityCredential:
     """Judge a certificate chain and its private key, whatever the date. Raises PemError."""
     certificates = _chain(chain)
     private = _private_key(key)
@@ -158,7 +158,7 @@ def judge_identity(*, chain: bytes, key: bytes) -> IdentityCredential:
     return IdentityCredential(identity, text)
 
 
-def judge_trust(pem: bytes) -> TrustCredential:
+def validate_trust(pem: bytes) -> TrustCredential:
     """Judge CA certificates. Raises PemError."""
     found = _read(pem, Part.CA, CERTIFICATES | {TRUSTED})
     text = b"".join(encode(each.block.label, each.block.der) for each in found)

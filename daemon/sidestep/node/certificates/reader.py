@@ -30,19 +30,19 @@ from sidestep.node.certificates.one_shot import CPU, MANIFESTS_CPU, WALL
 from sidestep.node.certificates.requests import (
     MAX_REQUEST,
     Answer,
-    Begun,
     Failed,
     Folder,
-    Look,
+    ManifestsRequest,
     Payload,
-    Read,
-    ReadManifests,
+    ReadRequest,
     Request,
     Stamped,
+    StampRequest,
+    Started,
     Summary,
 )
 
-LOOK_DEADLINE: Final = 2.0
+STAMP_DEADLINE: Final = 2.0
 """Seconds for one look, once the reader has started; an ordinary one takes 0.2 ms."""
 START_DEADLINE: Final = 20.0
 """Seconds for a reader to start and its child to say its first word; 0.2 s on a quiet machine."""
@@ -51,7 +51,7 @@ PENALTY: Final = 30.0
 PARALLEL: Final = 4
 """Children at once."""
 
-_NOTHING: Final = Look(Folder((), ""))
+_NOTHING: Final = StampRequest(Folder((), ""))
 """A look at no file: answered as soon as the reader has started."""
 _ANSWERS: Final = msgspec.msgpack.Decoder(Answer)
 _REQUESTS: Final = msgspec.msgpack.Encoder()
@@ -64,7 +64,7 @@ class Reader:
         self,
         *,
         manifests: bool = False,
-        look_deadline: float = LOOK_DEADLINE,
+        look_deadline: float = STAMP_DEADLINE,
         penalty: float = PENALTY,
         on_start: Callable[[int], None] = lambda _pid: None,
     ) -> None:
@@ -83,14 +83,14 @@ class Reader:
         self._started = False
         """Whether the present reader has answered yet."""
 
-    async def look(self, source: Folder) -> str:
+    async def stamp(self, source: Folder) -> str:
         """A stamp that changes with the files of a certificate. Raises ConfigurationError, KernelError."""
         async with self._looking:
             self._refuse(source)
             await self._start()
             try:
                 async with asyncio.timeout(self._look_deadline):
-                    answer, _ = await self._ask(Look(source))
+                    answer, _ = await self._ask(StampRequest(source))
             except TimeoutError as error:
                 self._kill()
                 self._punish(source)
@@ -99,7 +99,7 @@ class Reader:
             return answer.stamp
         raise _error(answer)
 
-    async def read(self, request: Read) -> tuple[Summary, int | None]:
+    async def read(self, request: ReadRequest) -> tuple[Summary, int | None]:
         """What a source holds, and the credential that `request.deliver` names: a sealed memfd, the caller's to close.
 
         Raises ReadError, KernelError.
@@ -113,7 +113,7 @@ class Reader:
 
     async def manifests(self, folder: str, names: tuple[str, ...]) -> bytes:
         """The pickled result of reading manifests. Raises ReadError, KernelError, PeerError."""
-        answer, fd = await self._by_child(ReadManifests(folder, names), folder, deadline=MANIFESTS_CPU + 30.0)
+        answer, fd = await self._by_child(ManifestsRequest(folder, names), folder, deadline=MANIFESTS_CPU + 30.0)
         try:
             if isinstance(answer, Payload) and fd is not None:
                 return read_sealed_memfd(fd, answer.size)
@@ -280,7 +280,7 @@ async def _answer(sock: socket.socket) -> tuple[Answer, int | None]:
                     raise _ChildLostError from error
                 raise
             answer, fd = _decoded(*packet)
-            if not isinstance(answer, Begun):
+            if not isinstance(answer, Started):
                 return answer, fd
             if fd is None or pidfd >= 0:
                 raise PeerError("a one-shot reader does not say who it is")

@@ -31,7 +31,7 @@ import msgspec
 from sidestep.aio.packets import ChannelClosed, receive_packet, send_packet
 from sidestep.model.errors import SidestepError
 from sidestep.node.certificates import one_shot
-from sidestep.node.certificates.requests import Failed, Look, Request, Stamped
+from sidestep.node.certificates.requests import Failed, Request, Stamped, StampRequest
 
 IDLE: Final = 30.0
 """Seconds without a request after which the reader ends."""
@@ -58,7 +58,7 @@ def serve(channel: socket.socket) -> None:
 
 
 def _take(request: Request, answers: socket.socket) -> None:
-    if isinstance(request, Look):
+    if isinstance(request, StampRequest):
         try:
             answer: Stamped | Failed = Stamped(one_shot.stamp_of(request.source))
         except SidestepError as error:

@@ -30,7 +30,7 @@ class ManifestSecret(msgspec.Struct, tag=True, frozen=True):
     name: str
 
 
-class Server(msgspec.Struct, frozen=True):
+class ApiServer(msgspec.Struct, frozen=True):
     """How to reach the API server. Without `ca_file` it is reached in clear; `base` is a path before every other."""
 
     host: str
@@ -45,19 +45,19 @@ class ClusterSecret(msgspec.Struct, tag=True, frozen=True):
 
     namespace: str
     name: str
-    server: Server
+    server: ApiServer
 
 
 Source = Folder | ManifestSecret | ClusterSecret
 
 
-class Look(msgspec.Struct, tag=True, frozen=True):
+class StampRequest(msgspec.Struct, tag=True, frozen=True):
     """Stamp the files of a certificate; nothing is opened. Answered by `Stamped`."""
 
     source: Folder
 
 
-class Read(msgspec.Struct, tag=True, frozen=True):
+class ReadRequest(msgspec.Struct, tag=True, frozen=True):
     """Read and judge a certificate. Answered by `Summary`, with the memfd of the credential that `deliver` names."""
 
     source: Source
@@ -66,17 +66,17 @@ class Read(msgspec.Struct, tag=True, frozen=True):
     deliver: str = ""
 
 
-class ReadManifests(msgspec.Struct, tag=True, frozen=True):
+class ManifestsRequest(msgspec.Struct, tag=True, frozen=True):
     """Read files of the folder of manifests. Answered by `Payload`, with a memfd that holds the pickled result."""
 
     folder: str
     names: tuple[str, ...]
 
 
-Request = Look | Read | ReadManifests
+Request = StampRequest | ReadRequest | ManifestsRequest
 
 
-class Begun(msgspec.Struct, tag=True, frozen=True):
+class Started(msgspec.Struct, tag=True, frozen=True):
     """First word of a one-shot child. fd: its pidfd."""
 
 
@@ -128,4 +128,4 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     status: int = 0
 
 
-Answer = Begun | Stamped | Summary | Payload | Failed
+Answer = Started | Stamped | Summary | Payload | Failed

@@ -42,7 +42,7 @@ from sidestep.model.errors import BugError, ConfigurationError, KernelError, Sid
 from sidestep.model.pod import Pod, PodKey
 from sidestep.node.certificates.material import SecretSources, source_of
 from sidestep.node.certificates.reader import ReadError
-from sidestep.node.certificates.requests import Folder, IdentityFacts, Read, Summary, TrustFacts
+from sidestep.node.certificates.requests import Folder, IdentityFacts, ReadRequest, Summary, TrustFacts
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.planning.plan import CertificateFacts
 from sidestep.node.proxies.desired import CredentialSource
@@ -58,18 +58,18 @@ FIRST_RETRY, LAST_RETRY = 3.0, 60.0
 """Seconds before Secrets of a namespace that could not be read are tried again, doubling."""
 
 
-class Reading(Protocol):
+class CertificateReader(Protocol):
     """What is needed of `Reader`."""
 
-    async def look(self, source: Folder) -> str:
+    async def stamp(self, source: Folder) -> str:
         """A stamp that changes with the files."""
 
-    async def read(self, request: Read) -> tuple[Summary, int | None]:
+    async def read(self, request: ReadRequest) -> tuple[Summary, int | None]:
         """What a source holds; the memfd of the credential that is to be delivered."""
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class CertificateEntry:
     """What is known about one certificate. `identity` and `trust` are the last good ones."""
 
     wanted: WantedCertificate
@@ -103,23 +103,23 @@ class _Pause:
 
 
 @dataclass(slots=True)
-class _Wanted:
+class _Contents:
     """Everything that is held, who reads what, and what is about to be wanted."""
 
-    held: dict[CertificateKey, Held] = field(default_factory=dict)
+    entries: dict[CertificateKey, CertificateEntry] = field(default_factory=dict)
     reading: dict[CertificateKey, asyncio.Task[None]] = field(default_factory=dict)
     expected: dict[CertificateKey, int] = field(default_factory=dict)
     pods: Mapping[PodKey, Pod] = field(default_factory=dict)
     pauses: dict[str, _Pause] = field(default_factory=dict)
 
 
-class Certificates:
+class CertificateStore:
     """The store. `on_change` is called whenever facts change; `aclose` ends what is being read."""
 
     def __init__(
         self,
         *,
-        reader: Reading,
+        reader: CertificateReader,
         secrets: SecretSources,
         conditions: Conditions,
         on_change: Callable[[], None],
@@ -130,16 +130,16 @@ class Certificates:
         self._conditions = conditions
         self._on_change = on_change
         self._tasks = Tasks("certificates", on_crash=on_crash)
-        self._all = _Wanted()
+        self._all = _Contents()
 
     def facts(self) -> dict[CertificateKey, CertificateFacts]:
         """The facts about every certificate that has been read, good or bad."""
-        return {key: held.facts for key, held in self._all.held.items() if held.read}
+        return {key: entry.facts for key, entry in self._all.entries.items() if entry.read}
 
-    def held(self, key: CertificateKey) -> Held | None:
+    def entry(self, key: CertificateKey) -> CertificateEntry | None:
         """What is known about one certificate; None while it has not been read."""
-        held = self._all.held.get(key)
-        return held if held is not None and held.read else None
+        entry = self._all.entries.get(key)
+        return entry if entry is not None and entry.read else None
 
     def want(self, wanted: Iterable[WantedCertificate], pods: Mapping[PodKey, Pod]) -> None:
         """These are wanted, and no others: have those read that are new or have changed."""
@@ -148,7 +148,7 @@ class Certificates:
         for each in wanted:
             keys.add(each.key)
             self._want(each)
-        for gone in self._all.held.keys() - keys:
+        for gone in self._all.entries.keys() - keys:
             self._forget(gone)
 
     def expect(self, wanted: Iterable[WantedCertificate], pods: Mapping[PodKey, Pod]) -> None:
@@ -177,29 +177,29 @@ class Certificates:
         """Look at folders, and try again what could not be read, for as long as the daemon runs."""
         while True:
             await asyncio.sleep(POLL)
-            for key, held in list(self._all.held.items()):
-                if key in self._all.reading or not held.read:
+            for key, entry in list(self._all.entries.items()):
+                if key in self._all.reading or not entry.read:
                     continue
-                if await self._due(held) and self._all.held.get(key) is held:
+                if await self._due(entry) and self._all.entries.get(key) is entry:
                     self._start(key)
                 else:
-                    self._state(held)
+                    self._state(entry)
 
     def credential(self, pod: PodKey, name: str) -> CredentialSource:
         """How a pod proxy of this pod gets the credential. What it raises also takes the certificate out of use."""
 
         async def read() -> int:
-            for key, held in self._all.held.items():
-                if key.pod == pod and held.identity is not None and held.identity.name == name:
-                    return await self._deliver(held, name, lost=replace(held, identity=None, stamp=""))
-                if key.pod == pod and held.trust is not None and held.trust.name == name:
-                    return await self._deliver(held, name, lost=replace(held, trust=None, stamp=""))
+            for key, entry in self._all.entries.items():
+                if key.pod == pod and entry.identity is not None and entry.identity.name == name:
+                    return await self._deliver(entry, name, lost=replace(entry, identity=None, stamp=""))
+                if key.pod == pod and entry.trust is not None and entry.trust.name == name:
+                    return await self._deliver(entry, name, lost=replace(entry, trust=None, stamp=""))
             raise ConfigurationError("is no longer wanted", subject="certificate", value=name)
 
         about = [
-            _problem(held.wanted, "").text.rstrip(": ")
-            for key, held in self._all.held.items()
-            if key.pod == pod and name in (held.facts.identity, held.facts.trust)
+            _problem(entry.wanted, "").text.rstrip(": ")
+            for key, entry in self._all.entries.items()
+            if key.pod == pod and name in (entry.facts.identity, entry.facts.trust)
         ]
         return CredentialSource(read, about=about[0] if about else "")
 
@@ -221,69 +221,69 @@ class Certificates:
         key = wanted.key
         pod = self._all.pods.get(key.pod)
         uid = pod.uid if pod is not None else ""
-        old = self._all.held.get(key)
-        if old is not None and (old.pod_uid, _place(old.wanted)) != (uid, _place(wanted)):
+        old = self._all.entries.get(key)
+        if old is not None and (old.pod_uid, _location(old.wanted)) != (uid, _location(wanted)):
             self._forget(key)
             old = None
         if old is None:
-            self._all.held[key] = Held(wanted, uid)
+            self._all.entries[key] = CertificateEntry(wanted, uid)
             self._start(key)
         elif old.wanted != wanted or (old.read and old.version != self._version(wanted)):
-            self._all.held[key] = replace(old, wanted=wanted)
+            self._all.entries[key] = replace(old, wanted=wanted)
             self._start(key)
 
     def _start(self, key: CertificateKey) -> None:
         before = self._all.reading.get(key)
         if before is not None:
             before.cancel()
-        self._all.reading[key] = self._tasks.start(self._look(key), name=f"read {key.subject} {key.side}")
+        self._all.reading[key] = self._tasks.start(self._read_source(key), name=f"read {key.subject} {key.side}")
 
     def _forget(self, key: CertificateKey) -> None:
-        del self._all.held[key]
+        del self._all.entries[key]
         task = self._all.reading.pop(key, None)
         if task is not None:
             task.cancel()
         self._conditions.state(_source(key), ())
 
-    async def _look(self, key: CertificateKey) -> None:
+    async def _read_source(self, key: CertificateKey) -> None:
         """Have a source read and take what it says. What is good replaces what was, what is bad is a problem beside."""
-        held = self._all.held[key]
-        version, stamp = self._version(held.wanted), ""
+        entry = self._all.entries[key]
+        version, stamp = self._version(entry.wanted), ""
         try:
-            request = self._request(held.wanted)
+            request = self._request(entry.wanted)
             if isinstance(request.source, Folder):
-                stamp = await self._reader.look(request.source)
+                stamp = await self._reader.stamp(request.source)
             summary, _ = await self._reader.read(request)
         except SidestepError as error:
-            new = replace(held, problems=(self._reason(held.wanted, error),), unread=True)
+            new = replace(entry, problems=(self._reason(entry.wanted, error),), unread=True)
         else:
-            new = _judged(held, summary, dt.datetime.now(dt.UTC).timestamp())
+            new = _with_summary(entry, summary, dt.datetime.now(dt.UTC).timestamp())
         new = replace(new, read=True, version=version, stamp=stamp)
         self._all.reading.pop(key, None)
-        self._all.held[key] = new
+        self._all.entries[key] = new
         self._pause(new)
         self._state(new)
-        if not held.read or new.facts != held.facts:
+        if not entry.read or new.facts != entry.facts:
             self._on_change()
 
-    async def _due(self, held: Held) -> bool:
+    async def _due(self, entry: CertificateEntry) -> bool:
         """Whether a certificate is to be read again."""
-        if held.wanted.source.kind is SourceKind.SECRET:
-            pause = self._all.pauses.get(held.wanted.key.pod.namespace)
-            return held.unread and (pause is None or asyncio.get_running_loop().time() >= pause.until)
+        if entry.wanted.source.kind is SourceKind.SECRET:
+            pause = self._all.pauses.get(entry.wanted.key.pod.namespace)
+            return entry.unread and (pause is None or asyncio.get_running_loop().time() >= pause.until)
         try:
-            source = source_of(held.wanted, self._all.pods.get(held.wanted.key.pod), self._secrets)
-            stamp = await self._reader.look(source) if isinstance(source, Folder) else ""
+            source = source_of(entry.wanted, self._all.pods.get(entry.wanted.key.pod), self._secrets)
+            stamp = await self._reader.stamp(source) if isinstance(source, Folder) else ""
         except SidestepError as error:
             # What was read before stays known; another reason is another problem.
-            return (self._reason(held.wanted, error),) != held.problems
-        return not stamp or stamp != held.stamp
+            return (self._reason(entry.wanted, error),) != entry.problems
+        return not stamp or stamp != entry.stamp
 
-    def _pause(self, held: Held) -> None:
-        if held.wanted.source.kind is not SourceKind.SECRET:
+    def _pause(self, entry: CertificateEntry) -> None:
+        if entry.wanted.source.kind is not SourceKind.SECRET:
             return
-        namespace = held.wanted.key.pod.namespace
-        if not held.unread:
+        namespace = entry.wanted.key.pod.namespace
+        if not entry.unread:
             self._all.pauses.pop(namespace, None)
             return
         now = asyncio.get_running_loop().time()
@@ -292,23 +292,23 @@ class Certificates:
             pause.until = now + pause.seconds
             pause.seconds = min(2 * pause.seconds, LAST_RETRY)
 
-    async def _deliver(self, held: Held, name: str, *, lost: Held) -> int:
-        key = held.wanted.key
+    async def _deliver(self, entry: CertificateEntry, name: str, *, lost: CertificateEntry) -> int:
+        key = entry.wanted.key
         try:
-            _, fd = await self._reader.read(msgspec.structs.replace(self._request(held.wanted), deliver=name))
+            _, fd = await self._reader.read(msgspec.structs.replace(self._request(entry.wanted), deliver=name))
         except SidestepError as error:
-            if self._all.held.get(key) is held:
-                self._all.held[key] = lost
+            if self._all.entries.get(key) is entry:
+                self._all.entries[key] = lost
                 self._start(key)
                 self._on_change()
-            raise ConfigurationError(self._reason(held.wanted, error)) from error
+            raise ConfigurationError(self._reason(entry.wanted, error)) from error
         if fd is None:
             raise BugError("the reader does not hand over a credential")
         return fd
 
-    def _request(self, wanted: WantedCertificate) -> Read:
+    def _request(self, wanted: WantedCertificate) -> ReadRequest:
         source = source_of(wanted, self._all.pods.get(wanted.key.pod), self._secrets)
-        return Read(source, ca_alone=wanted.key.side is Side.UPSTREAM)
+        return ReadRequest(source, ca_alone=wanted.key.side is Side.UPSTREAM)
 
     def _version(self, wanted: WantedCertificate) -> str:
         if wanted.source.kind is not SourceKind.SECRET:
@@ -320,20 +320,20 @@ class Certificates:
             return self._secrets.explain(wanted.key.pod.namespace, wanted.source.value, error)
         return f"cannot be read: {error}" if isinstance(error, KernelError) else str(error)
 
-    def _state(self, held: Held) -> None:
-        problems = list(held.problems)
-        if held.identity is not None and not problems and _past(held.identity.not_after):
-            problems.append(f"the certificate expired on {_date(held.identity.not_after)}; it is still used")
+    def _state(self, entry: CertificateEntry) -> None:
+        problems = list(entry.problems)
+        if entry.identity is not None and not problems and _past(entry.identity.not_after):
+            problems.append(f"the certificate expired on {_date(entry.identity.not_after)}; it is still used")
         conditions = [
-            Condition(ConditionType.CERTIFICATE_INVALID, held.wanted.key.subject, _problem(held.wanted, text).text)
+            Condition(ConditionType.CERTIFICATE_INVALID, entry.wanted.key.subject, _problem(entry.wanted, text).text)
             for text in problems
         ]
-        self._conditions.state(_source(held.wanted.key), conditions)
+        self._conditions.state(_source(entry.wanted.key), conditions)
 
 
-def _judged(held: Held, summary: Summary, now: float) -> Held:
+def _with_summary(entry: CertificateEntry, summary: Summary, now: float) -> CertificateEntry:
     problems = list(summary.problems)
-    identity, trust = held.identity, held.trust
+    identity, trust = entry.identity, entry.trust
     if summary.no_identity:
         identity = None
     elif summary.identity is not None:
@@ -348,7 +348,7 @@ def _judged(held: Held, summary: Summary, now: float) -> Held:
         trust = summary.trust
     elif summary.no_trust and not problems:
         trust = None
-    return replace(held, identity=identity, trust=trust, problems=tuple(problems), unread=False)
+    return replace(entry, identity=identity, trust=trust, problems=tuple(problems), unread=False)
 
 
 def _past(seconds: float) -> bool:
@@ -359,7 +359,7 @@ def _date(seconds: float) -> str:
     return f"{dt.datetime.fromtimestamp(seconds, dt.UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _place(wanted: WantedCertificate) -> tuple[SourceKind, str]:
+def _location(wanted: WantedCertificate) -> tuple[SourceKind, str]:
     """Another place is another certificate: nothing is inherited from the last one."""
     return wanted.source.kind, wanted.source.value
 

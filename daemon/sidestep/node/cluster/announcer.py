@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 
 from sidestep.kube.api import Api
-from sidestep.kube.events import Subject, post
+from sidestep.kube.events import EventSubject, post
 from sidestep.kube.resources import GROUP, KINDS, VERSION
 from sidestep.model.condition import Condition
 from sidestep.model.errors import ClusterError
@@ -21,7 +21,7 @@ from sidestep.model.inventory import Inventory
 from sidestep.model.pod import PodKey
 from sidestep.model.text import harmless
 from sidestep.node.conditions import Conditions
-from sidestep.node.sessions.resources import Registry
+from sidestep.node.sessions.resources import SessionResources
 from sidestep.observability.logs import get_logger
 
 SETTLED = 2.0
@@ -44,14 +44,14 @@ class Announcer:
         node: str,
         conditions: Conditions,
         inventory: Callable[[], Inventory],
-        registry: Registry,
+        resources: SessionResources,
         now: Callable[[], float],
     ) -> None:
         self._api = api
         self._node = node
         self._conditions = conditions
         self._inventory = inventory
-        self._registry = registry
+        self._resources = resources
         self._now = now
         self._since: dict[Condition, float] = {}
         self._told: dict[Condition, float] = {}
@@ -108,17 +108,17 @@ class Announcer:
             self._log.warning("event not written", subject=condition.subject, reason=str(error))
         return True
 
-    def _subject(self, condition: Condition) -> Subject | None:
+    def _subject(self, condition: Condition) -> EventSubject | None:
         match = _SUBJECT.fullmatch(condition.subject)
         if match is None:
             # A Node's Events carry its name as UID: that is what `kubectl describe node` asks for.
-            return Subject("v1", "Node", "", self._node, self._node)
+            return EventSubject("v1", "Node", "", self._node, self._node)
         kind, namespace, name = match.groups()
         if kind == "pod":
             pod = self._inventory().pods.get(PodKey(namespace, name))
-            return Subject("v1", "Pod", namespace, name, pod.uid) if pod is not None else None
-        for held in self._registry.all():
-            metadata = held.latest.metadata
-            if (held.latest.kind, metadata.namespace, metadata.name) == (Kind(kind), namespace, name):
-                return Subject(f"{GROUP}/{VERSION}", KINDS[held.latest.kind], namespace, name, held.uid)
+            return EventSubject("v1", "Pod", namespace, name, pod.uid) if pod is not None else None
+        for resource in self._resources.all():
+            metadata = resource.latest.metadata
+            if (resource.latest.kind, metadata.namespace, metadata.name) == (Kind(kind), namespace, name):
+                return EventSubject(f"{GROUP}/{VERSION}", KINDS[resource.latest.kind], namespace, name, resource.uid)
         return None

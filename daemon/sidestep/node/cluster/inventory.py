@@ -13,15 +13,15 @@ import time
 from collections.abc import Callable
 
 from sidestep.kube.api import Api
-from sidestep.kube.mirror import Mirror
-from sidestep.kube.processes import Wanted, started, walk
+from sidestep.kube.cluster_cache import ClusterCache
+from sidestep.kube.processes import PodToLocate, locate_pods, started
 from sidestep.kube.secret_names import SecretName
 from sidestep.kube.watch import WatchLimits
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.inventory import Secret
 from sidestep.model.pod import Location
 from sidestep.node.certificates.reader import ReadError
-from sidestep.node.certificates.requests import ClusterSecret, Server, Source
+from sidestep.node.certificates.requests import ApiServer, ClusterSecret, Source
 from sidestep.node.certificates.secret_advice import secret_advice
 from sidestep.node.cluster.gathering import Gathering
 from sidestep.node.manifests import Reading
@@ -47,11 +47,11 @@ class ClusterInventory:
         node: str,
         service_account: str,
         on_crash: Callable[[str, BaseException], None],
-        find: Callable[[dict[str, Wanted]], dict[str, Location]] = walk,
+        find: Callable[[dict[str, PodToLocate]], dict[str, Location]] = locate_pods,
         limits: WatchLimits | None = None,
     ) -> None:
         self._node = node
-        self._server = Server(
+        self._server = ApiServer(
             host=api.access.host,
             port=api.access.port,
             base=api.access.base,
@@ -61,7 +61,7 @@ class ClusterInventory:
         self._service_account = service_account
         self._find = find
         self._news = asyncio.Event()
-        self._mirror = Mirror(api, node=node, on_change=self._news.set, on_crash=on_crash, limits=limits)
+        self._cache = ClusterCache(api, node=node, on_change=self._news.set, on_crash=on_crash, limits=limits)
         self._gathering = Gathering(least=PAUSE, rate=READINGS, burst=BURST, now=time.monotonic())
         self._locations: dict[str, Location] = {}
         self._containers: dict[str, frozenset[str]] = {}
@@ -73,8 +73,8 @@ class ClusterInventory:
 
     async def load(self) -> Reading:
         """As InventorySource.load: wait until everything has been listed once."""
-        self._mirror.start()
-        while not self._mirror.synced:
+        self._cache.start()
+        while not self._cache.synced:
             await self._news.wait()
             self._news.clear()
         await self._locate()
@@ -102,7 +102,7 @@ class ClusterInventory:
 
     def want_secrets(self, names: frozenset[SecretName]) -> None:
         """As InventorySource.want_secrets."""
-        self._mirror.want_secrets(names)
+        self._cache.want_secrets(names)
 
     def secret_source(self, secret: Secret | None, namespace: str, name: str) -> Source:
         """As InventorySource.secret_source: the API server, which also tells whether there is one."""
@@ -111,19 +111,19 @@ class ClusterInventory:
 
     async def aclose(self) -> None:
         """Watch no more."""
-        await self._mirror.aclose()
+        await self._cache.aclose()
 
     @property
     def connected(self) -> bool:
         """Whether the API server's changes are being followed."""
-        return self._mirror.connected
+        return self._cache.connected
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _reading(self) -> Reading:
         subject = f"node {self._node}"
-        conditions = [Condition(ConditionType.CLUSTER_UNREADABLE, subject, text) for text in self._mirror.problems()]
-        inventory = self._mirror.inventory(self._locations)
+        conditions = [Condition(ConditionType.CLUSTER_UNREADABLE, subject, text) for text in self._cache.problems()]
+        inventory = self._cache.inventory(self._locations)
         return Reading(inventory, conditions=tuple(conditions))
 
     def explain(self, namespace: str, secret: str, error: ReadError) -> str:
@@ -138,16 +138,16 @@ class ClusterInventory:
         return max(0.05, min(CHECK, self._next_look - time.monotonic())) if self._missing() else CHECK
 
     def _missing(self) -> bool:
-        wanted = self._mirror.wanted()
+        wanted = self._cache.pods_to_locate()
         return any(not self._complete(each) for each in wanted.values())
 
-    def _complete(self, wanted: Wanted) -> bool:
+    def _complete(self, wanted: PodToLocate) -> bool:
         location = self._locations.get(wanted.uid)
         return location is not None and set(wanted.containers.values()) <= location.pids.keys()
 
     async def _locate(self) -> None:
         """Find the processes of pods that are new or have changed."""
-        wanted = self._mirror.wanted()
+        wanted = self._cache.pods_to_locate()
         for uid in self._locations.keys() - wanted.keys():
             del self._locations[uid]
         for uid in self._containers.keys() - wanted.keys():

@@ -26,20 +26,20 @@ from sidestep.kube.resources import (
     ConditionEntry,
     DaemonEntry,
     NodeEntry,
+    ObservedResource,
     PodEntry,
-    Sighting,
     encode_certificate,
     micro_time,
-    sight,
+    observe,
     status_patch,
 )
 from sidestep.kube.watch import decode
 from sidestep.model.errors import ClusterError, ConfigurationError
 from sidestep.model.intercept import Intercept
 from sidestep.model.text import harmless
-from sidestep.node.cluster.resource_status import MAX_PODS, differs, mine, overall, speaker
-from sidestep.node.sessions.resource import Held
-from sidestep.node.sessions.resources import Verdict
+from sidestep.node.cluster.resource_status import MAX_PODS, aggregate, differs, is_ours, reporting_node
+from sidestep.node.sessions.resource import SessionResource
+from sidestep.node.sessions.resources import ResourceVerdict
 from sidestep.tunnel.messages import State
 
 SAME_AGAIN = 3.0
@@ -58,7 +58,7 @@ OUTDATED = (
 
 
 @dataclass(slots=True)
-class Memory:
+class PublishState:
     """State of one resource that lasts from round to round."""
 
     refusal: str = ""
@@ -67,7 +67,7 @@ class Memory:
     sent: bytes = b""
     sent_at: float = 0.0
     expired_since: float = 0.0
-    verdict: Verdict | None = None
+    verdict: ResourceVerdict | None = None
     due: float = math.inf
     """When it is to be looked at again although nothing has changed."""
     writes: Allowance | None = None
@@ -105,27 +105,27 @@ class Publisher:
         self._outdated = False
         """Whether the API server drops the digest, which its definitions do not know."""
 
-    async def publish(self, held: Held, verdict: Verdict, memory: Memory) -> None:
+    async def publish(self, resource: SessionResource, verdict: ResourceVerdict, memory: PublishState) -> None:
         """Write what is different, if it is this node's to write. Raises ClusterError."""
-        status = held.latest.status
-        entry = self._entry(held, verdict, memory)
+        status = resource.latest.status
+        entry = self._entry(resource, verdict, memory)
         present = status.nodes.get(self._node)
         fields: dict[str, Any] = {}
         nodes: dict[str, NodeEntry | None] = dict(status.nodes)
-        if mine(present, self.own):
+        if is_ours(present, self.own):
             nodes[self._node] = entry
             if entry != present:
                 fields["nodes"] = {self._node: msgspec.to_builtins(entry)}
         elif present is not None:
             return  # a newer daemon of this node speaks
-        whole = overall(held, verdict, nodes, before=status, now=micro_time(dt.datetime.now(dt.UTC))[:19] + "Z")
+        whole = aggregate(resource, verdict, nodes, before=status, now=micro_time(dt.datetime.now(dt.UTC))[:19] + "Z")
         if differs(whole, status) and self._speaks(nodes, memory):
             fields |= whole
         if fields or (entry is not None and not status.spec_digest):
-            await self._patch(held, fields, memory)
+            await self._patch(resource, fields, memory)
 
-    def _speaks(self, nodes: Mapping[str, NodeEntry | None], memory: Memory) -> bool:
-        there = speaker(nodes)
+    def _speaks(self, nodes: Mapping[str, NodeEntry | None], memory: PublishState) -> bool:
+        there = reporting_node(nodes)
         if there:
             memory.unspoken_since = 0.0
             return there == self._node
@@ -134,8 +134,8 @@ class Publisher:
         memory.look_again(memory.unspoken_since)
         return self._now() >= memory.unspoken_since
 
-    def _entry(self, held: Held, verdict: Verdict, memory: Memory) -> NodeEntry | None:
-        intercept = held.intercept
+    def _entry(self, resource: SessionResource, verdict: ResourceVerdict, memory: PublishState) -> NodeEntry | None:
+        intercept = resource.intercept
         if not verdict.standing or not verdict.pods or intercept is None:
             return None
         if memory.asked != self.picture:
@@ -147,7 +147,7 @@ class Publisher:
         settled = refusal and self._now() - memory.refused_since >= SETTLED
         if refusal and not settled:
             memory.look_again(memory.refused_since + SETTLED)
-        state = self._state(held.uid)
+        state = self._state(resource.uid)
         known = {each.pod: each for each in state.pods}
         pods = []
         for key in verdict.pods[:MAX_PODS]:
@@ -164,7 +164,7 @@ class Publisher:
             ),
         )
 
-    async def _patch(self, held: Held, fields: Mapping[str, Any], memory: Memory) -> None:
+    async def _patch(self, resource: SessionResource, fields: Mapping[str, Any], memory: PublishState) -> None:
         now = self._now()
         if memory.writes is None:
             memory.writes = Allowance(rate=WRITES, burst=WRITE_BURST, now=now)
@@ -177,47 +177,47 @@ class Publisher:
             return
         memory.sent, memory.sent_at = body, now
         memory.look_again(now + SAME_AGAIN)
-        await self._write(held, fields)
+        await self._write(resource, fields)
 
-    async def _write(self, held: Held, fields: Mapping[str, Any]) -> None:
+    async def _write(self, resource: SessionResource, fields: Mapping[str, Any]) -> None:
         """Write to a status; with it the digest of the spec, while it has none: then only if nobody wrote meanwhile."""
-        latest = held.latest
+        latest = resource.latest
         for _ in range(ATTEMPTS):
-            if latest.status.spec_digest or not held.judged:
+            if latest.status.spec_digest or not resource.validated:
                 body = status_patch(fields)
             else:
                 version = latest.metadata.resource_version
-                body = status_patch({**fields, "specDigest": held.digest}, resource_version=version)
+                body = status_patch({**fields, "specDigest": resource.digest}, resource_version=version)
             try:
                 answer = await self._api.patch(f"{latest.path}/status", body)
             except ApiError as error:
                 if error.status == 409:
-                    latest = await self._read(held)
+                    latest = await self._read(resource)
                     continue
                 if error.status != 404:
                     raise
             else:
-                if held.judged:
-                    self._outdated = not self._sight(held, answer).status.spec_digest
+                if resource.validated:
+                    self._outdated = not self._sight(resource, answer).status.spec_digest
             return
 
-    async def _read(self, held: Held) -> Sighting:
-        return self._sight(held, await self._api.get(held.latest.path))
+    async def _read(self, resource: SessionResource) -> ObservedResource:
+        return self._sight(resource, await self._api.get(resource.latest.path))
 
     @staticmethod
-    def _sight(held: Held, answer: bytes) -> Sighting:
+    def _sight(resource: SessionResource, answer: bytes) -> ObservedResource:
         try:
-            return sight(held.latest.kind, decode(answer, dict))
+            return observe(resource.latest.kind, decode(answer, dict))
         except ConfigurationError as error:
             raise ClusterError(f"the API server's answer cannot be read: {error}") from error
 
-    async def take_back(self, held: Held) -> None:
+    async def withdraw(self, resource: SessionResource) -> None:
         """Take away our own entry, and no other: another daemon of this node may have written its own meanwhile.
 
         Raises ClusterError.
         """
         body: Mapping[str, Any] = {"nodes": {self._node: None}}
-        latest = held.latest
+        latest = resource.latest
         for _ in range(ATTEMPTS):
             present = latest.status.nodes.get(self._node)
             if present is None or present.daemon != self.own:
@@ -228,6 +228,6 @@ class Publisher:
             except ApiError as error:
                 if error.status != 409:
                     raise
-                latest = await self._read(held)
+                latest = await self._read(resource)
             else:
                 return

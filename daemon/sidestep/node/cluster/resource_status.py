@@ -15,26 +15,31 @@ import msgspec
 from sidestep.config.filters import describe_filter
 from sidestep.kube.resources import DaemonEntry, NodeEntry, StatusCondition, StatusFields
 from sidestep.model.text import harmless
-from sidestep.node.sessions.resource import CHANGED, OVERRULED, Held
-from sidestep.node.sessions.resources import Verdict
+from sidestep.node.sessions.resource import CHANGED, OVERRULED, SessionResource
+from sidestep.node.sessions.resources import ResourceVerdict
 
 ACTIVE = frozenset({"active", "attached"})
 MAX_PODS = 300
 """Pods of one node in a status; kubelets run fewer."""
 
 
-def mine(entry: NodeEntry | None, own: DaemonEntry) -> bool:
+def is_ours(entry: NodeEntry | None, own: DaemonEntry) -> bool:
     """Whether the entry of this node is ours to write: absent, our own, or that of a daemon that began before us."""
     return entry is None or entry.daemon == own or (entry.daemon.started, entry.daemon.pod) < (own.started, own.pod)
 
 
-def speaker(nodes: Mapping[str, NodeEntry | None]) -> str:
+def reporting_node(nodes: Mapping[str, NodeEntry | None]) -> str:
     """The node that speaks for all; "" while none has an entry."""
     return min((name for name, entry in nodes.items() if entry is not None), default="")
 
 
-def overall(
-    held: Held, verdict: Verdict, nodes: Mapping[str, NodeEntry | None], *, before: StatusFields, now: str
+def aggregate(
+    resource: SessionResource,
+    verdict: ResourceVerdict,
+    nodes: Mapping[str, NodeEntry | None],
+    *,
+    before: StatusFields,
+    now: str,
 ) -> dict[str, Any]:
     """The fields of the status beside `nodes`; `now` is RFC 3339. A condition that has not changed keeps its time."""
     there = [entry for _, entry in sorted(nodes.items()) if entry is not None]
@@ -48,7 +53,7 @@ def overall(
         accepted = ("Unknown", "Pending", message)
     elif not verdict.standing:
         state, message = "Refused", verdict.refusal
-        accepted = ("False", "SpecChanged" if held.problem == OVERRULED else "Refused", verdict.refusal)
+        accepted = ("False", "SpecChanged" if resource.problem == OVERRULED else "Refused", verdict.refusal)
     elif active:
         state, message = "Active", ""
     elif there and len(refusals) == len(there):
@@ -59,9 +64,9 @@ def overall(
         state, message = "Pending", details[0] if details else "waits for its session"
     else:
         state, message = "Pending", "the workload has no pod that a node daemon serves"
-    if held.changed:
+    if resource.changed:
         message = f"{message}; {CHANGED}" if message else CHANGED
-    filter_text = describe_filter(held.intercept.filter) if held.intercept is not None else ""
+    filter_text = describe_filter(resource.intercept.filter) if resource.intercept is not None else ""
     conditions = [
         _condition("Accepted", *accepted, before=before, now=now),
         _condition(

@@ -44,14 +44,14 @@ from sidestep.node.api.health import Addresses, HealthServer
 from sidestep.node.cluster.announcer import Announcer
 from sidestep.node.cluster.gathering import Gathering
 from sidestep.node.cluster.inventory import ClusterInventory
-from sidestep.node.cluster.publisher import Memory, Publisher
+from sidestep.node.cluster.publisher import Publisher, PublishState
 from sidestep.node.cluster.tunnel_server import TunnelServer
 from sidestep.node.conditions import Conditions
 from sidestep.node.controller import Controller
 from sidestep.node.sessions.node_view import NodeView
-from sidestep.node.sessions.registry import Sessions
-from sidestep.node.sessions.resource import Held
-from sidestep.node.sessions.resources import Registry, Verdict
+from sidestep.node.sessions.registry import SessionRegistry
+from sidestep.node.sessions.resource import SessionResource
+from sidestep.node.sessions.resources import ResourceVerdict, SessionResources
 from sidestep.observability.logs import get_logger
 from sidestep.tunnel.node_tls import NodeTls, make_node_tls
 
@@ -71,10 +71,10 @@ FAREWELL = 3.0
 """Seconds for taking back entries at the end."""
 
 
-_NO_VERDICT = Verdict(standing=False)
+_NO_VERDICT = ResourceVerdict(standing=False)
 
 
-class Cluster:
+class ClusterService:
     """Make it, `start` it, `connect` it, run `run`; at the end `withdraw`, then `aclose`."""
 
     def __init__(
@@ -98,7 +98,7 @@ class Cluster:
         self._all_dirty = True
         self._basis: object = None
         self._tasks = Tasks("cluster", on_crash=on_crash)
-        self._memory: dict[str, Memory] = {}
+        self._memory: dict[str, PublishState] = {}
         self._standing: frozenset[str] = frozenset()
         self._watches: dict[Kind, Watch] = {}
         self._stopping = False
@@ -109,7 +109,7 @@ class Cluster:
             service_account=f"{pod.namespace}:{pod.service_account}",
             on_crash=on_crash,
         )
-        self.registry = Registry(now=now, on_change=self._resource_changed, on_gone=self._gone)
+        self.resources = SessionResources(now=now, on_change=self._resource_changed, on_gone=self._gone)
         self.health = HealthServer(port=options.health_port, on_crash=on_crash, node_addresses=node_addresses)
         self._pod = pod
         self._tunnel_port = options.tunnel_port
@@ -118,14 +118,16 @@ class Cluster:
         """Answer probes. Raises KernelError."""
         await self.health.start()
 
-    def connect(self, *, controller: Controller, sessions: Sessions, view: NodeView, conditions: Conditions) -> None:
+    def connect(
+        self, *, controller: Controller, sessions: SessionRegistry, view: NodeView, conditions: Conditions
+    ) -> None:
         """Say whom to ask; once, before `run`."""
         self._controller, self._sessions = controller, sessions
         self._tunnels = TunnelServer(
             tls=self._tls,
             port=self._tunnel_port,
             node=self._node,
-            registry=self.registry,
+            resources=self.resources,
             sessions=sessions,
             on_crash=self._on_crash,
         )
@@ -145,7 +147,7 @@ class Cluster:
             node=self._node,
             conditions=conditions,
             inventory=lambda: controller.inventory,
-            registry=self.registry,
+            resources=self.resources,
             now=self._now,
         )
 
@@ -156,17 +158,17 @@ class Cluster:
 
     def intercepts(self) -> tuple[Intercept, ...]:
         """What is to be served: intercepts that stand, were accepted, and whose session has a tunnel to this node."""
-        verdicts = self.registry.verdicts(self._controller.inventory)
+        verdicts = self.resources.verdicts(self._controller.inventory)
         return tuple(each for each in self._sessions.intercepts() if self._served(each.uid, verdicts))
 
-    def _served(self, uid: str, verdicts: Mapping[str, Verdict]) -> bool:
-        held, verdict = self.registry.find(uid), verdicts.get(uid)
-        return held is not None and held.accepted and verdict is not None and verdict.standing
+    def _served(self, uid: str, verdicts: Mapping[str, ResourceVerdict]) -> bool:
+        resource, verdict = self.resources.find(uid), verdicts.get(uid)
+        return resource is not None and resource.accepted and verdict is not None and verdict.standing
 
     async def run(self) -> None:
         """Follow the resources, take sessions, write statuses, until cancelled."""
         for kind in Kind:
-            watch = Watch(self._api, (collection_path(kind),), self.registry.sink(kind))
+            watch = Watch(self._api, (collection_path(kind),), self.resources.sink(kind))
             watch.on_state = self._follower(kind, watch)
             self._watches[kind] = watch
             self._tasks.start(watch.run(), name=f"{kind}s")
@@ -190,18 +192,18 @@ class Cluster:
         self.health.status = None
         try:
             async with asyncio.timeout(FAREWELL):
-                for held in self.registry.all():
-                    await self._take_back(held)
+                for resource in self.resources.all():
+                    await self._withdraw_entry(resource)
         except (TimeoutError, ClusterError, ConfigurationError) as error:
             self._log.info("statuses not taken back", reason=str(error))
 
-    async def _take_back(self, held: Held) -> None:
+    async def _withdraw_entry(self, resource: SessionResource) -> None:
         try:
-            await self._publisher.take_back(held)
+            await self._publisher.withdraw(resource)
         except ApiError as error:
             if error.status not in REFUSED:
                 raise
-            self._log.info("status not taken back", resource=held.latest.display, reason=str(error))
+            self._log.info("status not taken back", resource=resource.latest.display, reason=str(error))
 
     async def aclose(self) -> None:
         """End everything."""
@@ -216,11 +218,11 @@ class Cluster:
 
     async def _round(self) -> None:
         began = time.thread_time()
-        verdicts = self.registry.verdicts(self._controller.inventory)
-        self._look()
+        verdicts = self.resources.verdicts(self._controller.inventory)
+        self._note_changes()
         waiting = self._due(verdicts)
         self._gathering.took(time.thread_time() - began)
-        if self.registry.waiting:
+        if self.resources.waiting:
             self._news.set()
         standing = frozenset(
             uid for uid, verdict in verdicts.items() if verdict.standing and self._served(uid, verdicts)
@@ -234,78 +236,78 @@ class Cluster:
             while waiting:
                 if self._stopping:
                     return
-                held = waiting[0]
-                memory = self._memory[held.uid]
-                memory.verdict, memory.due = verdicts.get(held.uid, _NO_VERDICT), math.inf
-                await self._publish(held, memory.verdict, memory)
+                resource = waiting[0]
+                memory = self._memory[resource.uid]
+                memory.verdict, memory.due = verdicts.get(resource.uid, _NO_VERDICT), math.inf
+                await self._publish(resource, memory.verdict, memory)
                 waiting.popleft()
-            for held in self.registry.expired():
-                await self._delete(held)
+            for resource in self.resources.expired():
+                await self._delete(resource)
         except ClusterError as error:
             self._log.warning("status not written", reason=str(error))
-            self._dirty.update(held.uid for held in waiting)
+            self._dirty.update(resource.uid for resource in waiting)
             await asyncio.sleep(TICK)
 
-    async def _publish(self, held: Held, verdict: Verdict, memory: Memory) -> None:
+    async def _publish(self, resource: SessionResource, verdict: ResourceVerdict, memory: PublishState) -> None:
         """Write what is different. Raises ClusterError when it is not about this resource alone."""
         try:
-            await self._publisher.publish(held, verdict, memory)
+            await self._publisher.publish(resource, verdict, memory)
         except ApiError as error:
             if error.status not in REFUSED:
                 raise
-            self._log.warning("status refused", resource=held.latest.display, reason=str(error))
+            self._log.warning("status refused", resource=resource.latest.display, reason=str(error))
             memory.look_again(self._now() + REFUSED_AGAIN)
 
-    def _look(self) -> None:
+    def _note_changes(self) -> None:
         """Note whether what refusals depend on is another than at the last round."""
         basis = self._controller.basis()
         if basis != self._basis:
             self._basis = basis
             self._publisher.picture += 1
 
-    def _due(self, verdicts: Mapping[str, Verdict]) -> deque[Held]:
+    def _due(self, verdicts: Mapping[str, ResourceVerdict]) -> deque[SessionResource]:
         """The resources to look at now, oldest first."""
-        now, found = self._now(), deque[Held]()
-        for held in self.registry.all():
-            memory = self._memory.get(held.uid)
+        now, found = self._now(), deque[SessionResource]()
+        for resource in self.resources.all():
+            memory = self._memory.get(resource.uid)
             if memory is None:
-                memory = self._memory[held.uid] = Memory()
+                memory = self._memory[resource.uid] = PublishState()
             if (
                 self._all_dirty
-                or held.uid in self._dirty
+                or resource.uid in self._dirty
                 or memory.due <= now
-                or memory.verdict != verdicts.get(held.uid)
+                or memory.verdict != verdicts.get(resource.uid)
             ):
-                found.append(held)
+                found.append(resource)
         self._dirty.clear()
         self._all_dirty = False
         return found
 
-    async def _delete(self, held: Held) -> None:
+    async def _delete(self, resource: SessionResource) -> None:
         """Delete what nobody renews any more, unless it was renewed in between or another node was first."""
-        memory = self._memory.setdefault(held.uid, Memory())
+        memory = self._memory.setdefault(resource.uid, PublishState())
         if not memory.expired_since:
             memory.expired_since = self._now() + random.uniform(0.0, SPREAD)  # noqa: S311 - spreads the nodes
         if self._now() < memory.expired_since:
             return
-        body = deletion(held.uid, resource_version=held.latest.metadata.resource_version)
+        body = deletion(resource.uid, resource_version=resource.latest.metadata.resource_version)
         try:
-            await self._api.delete(held.latest.path, body)
+            await self._api.delete(resource.latest.path, body)
         except ApiError as error:
             if error.status not in {404, 409}:
                 raise
         else:
-            self._log.info("deleted, not renewed", resource=held.latest.display)
+            self._log.info("deleted, not renewed", resource=resource.latest.display)
 
     # --- what the registry says -------------------------------------------------------------------------------------
 
     def _follower(self, kind: Kind, watch: Watch) -> Callable[[], None]:
-        return lambda: self.registry.connected(kind, watch.connected)
+        return lambda: self.resources.connected(kind, watch.connected)
 
-    def _gone(self, held: Held) -> None:
+    def _gone(self, resource: SessionResource) -> None:
         if not self._stopping:
-            reason = held.problem or "ended: its resource was deleted"
-            self._tasks.start(self._sessions.end(held.uid, reason=reason), name="end")
+            reason = resource.problem or "ended: its resource was deleted"
+            self._tasks.start(self._sessions.end(resource.uid, reason=reason), name="end")
             self._controller.changed()
 
     def _resource_changed(self, uid: str) -> None:

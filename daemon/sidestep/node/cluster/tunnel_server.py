@@ -17,9 +17,9 @@ from collections.abc import Callable
 from sidestep import __version__
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import KernelError, PeerError, RefusedError, SidestepError
-from sidestep.node.sessions.registry import Sessions
-from sidestep.node.sessions.resource import Held
-from sidestep.node.sessions.resources import Registry
+from sidestep.node.sessions.registry import SessionRegistry
+from sidestep.node.sessions.resource import SessionResource
+from sidestep.node.sessions.resources import SessionResources
 from sidestep.node.sessions.session import Session
 from sidestep.observability.logs import get_logger
 from sidestep.tunnel.connection import Connection
@@ -31,7 +31,7 @@ from sidestep.tunnel.proof import verify
 
 ADDRESSES = ("127.0.0.1", "::1")
 """Where a port-forward arrives, as the runtime chooses."""
-MAX_STRANGERS = 64
+MAX_UNPROVED = 64
 """Connections at once whose hello has not been answered."""
 GRACE = 1.0
 """Seconds that each has for its proof even if others wait."""
@@ -52,20 +52,20 @@ class TunnelServer:
         tls: NodeTls,
         port: int,
         node: str,
-        registry: Registry,
-        sessions: Sessions,
+        resources: SessionResources,
+        sessions: SessionRegistry,
         on_crash: Callable[[str, BaseException], None],
         limits: TunnelLimits = DEFAULT_LIMITS,
     ) -> None:
         self._tls = tls
         self.port = port
         self._node = node
-        self._registry = registry
+        self._resources = resources
         self._sessions = sessions
         self._limits = limits
         self._tasks = Tasks("tunnels", on_crash=on_crash)
         self._loop = asyncio.get_running_loop()
-        self._strangers: dict[asyncio.Task[None], float] = {}
+        self._unproved: dict[asyncio.Task[None], float] = {}
         """Who has proved nothing, oldest first, and when each arrived."""
         self._listeners: list[socket.socket] = []
         self._resuming: asyncio.TimerHandle | None = None
@@ -111,12 +111,12 @@ class TunnelServer:
 
     def _accept(self, listener: socket.socket) -> None:
         now = self._loop.time()
-        if len(self._strangers) >= MAX_STRANGERS:
-            oldest, arrived = next(iter(self._strangers.items()))
+        if len(self._unproved) >= MAX_UNPROVED:
+            oldest, arrived = next(iter(self._unproved.items()))
             if now - arrived < GRACE:
                 self._pause(GRACE - (now - arrived))
                 return
-            del self._strangers[oldest]
+            del self._unproved[oldest]
             oldest.cancel()
         try:
             sock, _ = listener.accept()
@@ -126,12 +126,12 @@ class TunnelServer:
             self._pause(BREATH)
             return
         task = self._tasks.start(self._serve(sock), name="session")
-        self._strangers[task] = now
-        task.add_done_callback(self._known)
+        self._unproved[task] = now
+        task.add_done_callback(self._no_longer_unproved)
 
-    def _known(self, task: asyncio.Task[None]) -> None:
+    def _no_longer_unproved(self, task: asyncio.Task[None]) -> None:
         """It is no stranger any more: it has proved who it is, or is gone. That makes room."""
-        if self._strangers.pop(task, None) is not None and self._resuming is not None:
+        if self._unproved.pop(task, None) is not None and self._resuming is not None:
             self._resuming.cancel()
             self._resume()
 
@@ -155,7 +155,7 @@ class TunnelServer:
     async def _greet(self, connection: Connection) -> None:
         end = DaemonEnd(connection, limits=self._limits)
         try:
-            held = await self._hello(end)
+            resource = await self._hello(end)
         except (PeerError, RefusedError) as error:
             self._log.warning("session refused", reason=str(error))
             connection.close(error)
@@ -163,9 +163,9 @@ class TunnelServer:
             return
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - this is a coroutine
-        self._known(task)
-        connection.prove()
-        intercept = held.intercept
+        self._no_longer_unproved(task)
+        connection.mark_proved()
+        intercept = resource.intercept
         assert intercept is not None  # noqa: S101 - only what can be served has a key to prove
         session = Session(intercept=intercept, node=self._node, software=__version__, limits=self._limits, greeted=end)
         self._log.info("session", intercept=intercept.display, owner=intercept.owner)
@@ -177,17 +177,19 @@ class TunnelServer:
             ended = refused
         self._log.info("session ended", intercept=intercept.display, reason=str(ended) if ended else "closed")
 
-    async def _hello(self, end: DaemonEnd) -> Held:
-        found: list[Held] = []
+    async def _hello(self, end: DaemonEnd) -> SessionResource:
+        found: list[SessionResource] = []
 
         def check(hello: Hello, answer: HelloAnswer) -> None:
             if len(answer.serves) != 1:
                 raise RefusedError("a session serves one intercept")
-            held = self._registry.find(answer.serves[0])
-            if held is None or not held.key:
+            resource = self._resources.find(answer.serves[0])
+            if resource is None or not resource.key:
                 raise RefusedError("the session claims an intercept that this node does not know")
-            verify(held.key, answer.proof, nonce=hello.nonce, certificate=self._tls.certificate, uid=answer.serves[0])
-            found.append(held)
+            verify(
+                resource.key, answer.proof, nonce=hello.nonce, certificate=self._tls.certificate, uid=answer.serves[0]
+            )
+            found.append(resource)
 
         hello = Hello(
             version=VERSION,

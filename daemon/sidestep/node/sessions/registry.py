@@ -25,10 +25,10 @@ from sidestep.node.sessions.node_view import NodeView
 from sidestep.node.sessions.session import Session
 from sidestep.policy.workloads import parse_workload
 from sidestep.proxy.control.messages import DivertedRequest, LostCopies, Open
-from sidestep.tunnel.budget import Budget
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.messages import Ended, Lost, Request, SessionSpec
 from sidestep.tunnel.opening import StreamOpening
+from sidestep.tunnel.unread_budget import UnreadBudget
 from sidestep.tunnel.views import InterceptView
 
 MAX_SESSIONS = 1024
@@ -39,7 +39,7 @@ def _nothing() -> None:
     """The `on_change` of nobody."""
 
 
-class Sessions:
+class SessionRegistry:
     """All sessions of this node. One event loop, no locks."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Sessions:
         self._view = view
         self._node = node
         self._limits = limits
-        self.budget = Budget()
+        self.budget = UnreadBudget()
         """What all tunnels together may hold unread."""
         self._sessions: dict[str, Session] = {}
         self._ordered: tuple[Intercept, ...] | None = ()
@@ -135,7 +135,7 @@ class Sessions:
         for each in losses:
             session = self._sessions.get(each.uid)
             if session is not None:
-                session.lose(Lost(pod=str(pod), port=each.port, count=each.count, reason=each.reason))
+                session.record_loss(Lost(pod=str(pod), port=each.port, count=each.count, reason=each.reason))
 
     def reset_stream(self, stream: int, *, proxy: int) -> None:
         """A pod proxy reset the connection that it asked for under this number: its handler sees a reset, too."""
@@ -177,7 +177,7 @@ class Sessions:
         session = Session(
             intercept=intercept, node=self._node, software=__version__, limits=self._limits, budget=self.budget
         )
-        self._hold(session)
+        self._add(session)
         if old is not None:
             old.connection.close()  # broken without this end having noticed
         return session
@@ -203,7 +203,7 @@ class Sessions:
         if self._closing is not None:
             raise RefusedError(f"the node daemon takes no sessions now: {self._closing}")
         old = self._sessions.get(session.intercept.uid)
-        self._hold(session)
+        self._add(session)
         try:
             self.on_change()
             if old is not None:
@@ -236,7 +236,7 @@ class Sessions:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _hold(self, session: Session) -> None:
+    def _add(self, session: Session) -> None:
         """Count a session, in the place of an older one of the same intercept."""
         intercept = session.intercept
         self._sessions[intercept.uid] = session

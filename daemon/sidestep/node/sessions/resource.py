@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sidestep.kube.resources import Sighting, judge
+from sidestep.kube.resources import ObservedResource, validate
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.intercept import Intercept
 from sidestep.tunnel.proof import parse_public
@@ -36,14 +36,14 @@ MAX_OF_OWNER = 256
 
 
 @dataclass(slots=True)
-class Held:
+class SessionResource:
     """One resource. `latest` is what was read last; `digest`, `intercept` and `key` are pinned; `problem` is final."""
 
-    latest: Sighting
+    latest: ObservedResource
     seen: float
     """When it was last renewed, by our clock."""
     digest: str
-    pinned: Sighting | None
+    pinned: ObservedResource | None
     """What is to be judged; None once it was."""
     intercept: Intercept | None = None
     key: bytes = b""
@@ -55,7 +55,7 @@ class Held:
         return self.latest.metadata.uid
 
     @property
-    def judged(self) -> bool:
+    def validated(self) -> bool:
         """Whether the spec has been judged: it is usable, or `problem` says why it is not."""
         return self.pinned is None or bool(self.problem)
 
@@ -69,11 +69,11 @@ class Held:
         """Whether the spec as read last differs from the pinned one."""
         return self.latest.digest != self.digest and not self.problem
 
-    def judge(self) -> None:
+    def validate(self) -> None:
         """Parse the pinned spec and its key. Takes up to 50 ms, for 32 long regexes."""
         if self.pinned is None:
             return
-        found = judge(self.pinned)
+        found = validate(self.pinned)
         self.pinned, self.intercept, self.problem = None, found.intercept, found.problem
         if not self.problem:
             try:
@@ -86,26 +86,26 @@ class Held:
         self.pinned, self.problem, self.key = None, OVERRULED, b""
 
 
-def within_bounds(living: Iterable[Held]) -> tuple[list[Held], dict[str, str]]:
+def within_bounds(living: Iterable[SessionResource]) -> tuple[list[SessionResource], dict[str, str]]:
     """Those that count, and why the others do not, by UID. Oldest first."""
-    counted: list[Held] = []
+    counted: list[SessionResource] = []
     beyond: dict[str, str] = {}
     of_namespace: Counter[str] = Counter()
     of_owner: Counter[tuple[str, str]] = Counter()
-    for held in living:
-        namespace, owner = held.latest.metadata.namespace, held.latest.owner
+    for resource in living:
+        namespace, owner = resource.latest.metadata.namespace, resource.latest.owner
         if of_namespace[namespace] >= MAX_IN_NAMESPACE:
-            beyond[held.uid] = (
+            beyond[resource.uid] = (
                 f"namespace {namespace} has {MAX_IN_NAMESPACE} living intercepts and wiretaps already, which is the "
                 f"most possible: end some"
             )
         elif of_owner[namespace, owner] >= MAX_OF_OWNER:
-            beyond[held.uid] = (
+            beyond[resource.uid] = (
                 f"{owner or 'one owner'} holds {MAX_OF_OWNER} living intercepts and wiretaps in namespace {namespace} "
                 f"already, which is the most possible: end some"
             )
         else:
             of_namespace[namespace] += 1
             of_owner[namespace, owner] += 1
-            counted.append(held)
+            counted.append(resource)
     return counted, beyond

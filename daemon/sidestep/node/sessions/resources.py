@@ -21,22 +21,22 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from sidestep.kube.resources import DELETED_AFTER, INERT_AFTER, sight
+from sidestep.kube.resources import DELETED_AFTER, INERT_AFTER, observe
 from sidestep.kube.watch import KubeObject
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.intercept import Intercept, Kind
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import PodKey
-from sidestep.node.sessions.resource import Held, within_bounds
+from sidestep.node.sessions.resource import SessionResource, within_bounds
 from sidestep.policy.conflicts import Claim, admit, claim_of
 from sidestep.policy.workloads import pods_of
 
-JUDGING = 0.02
+VALIDATION_TIME = 0.02
 """Seconds that one call of `verdicts` may begin to judge resources in; what is left waits for the next."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ResourceVerdict:
     """What a resource is worth now: `standing`, or why not. `pods` are those of this node that it covers; one that is
     `waiting` was not judged yet."""
 
@@ -52,19 +52,19 @@ def _nobody(_uid: str) -> None:
 
 
 @dataclass(slots=True)
-class Registry:
+class SessionResources:
     """All resources. `on_change` is called with the UID of one that came, went or changed in a way that matters to its
     status - not when one is merely renewed, unless it was inert; `on_gone` with what went, or was overruled."""
 
     now: Callable[[], float]
     on_change: Callable[[str], None] = _nobody
-    on_gone: Callable[[Held], None] = lambda _held: None
+    on_gone: Callable[[SessionResource], None] = lambda _by_uid: None
     inert_after: float = INERT_AFTER
     deleted_after: float = DELETED_AFTER
     waiting: bool = False
     """Whether the last call of `verdicts` left something to be judged."""
-    _held: dict[str, Held] = field(default_factory=dict)
-    _ordered: tuple[Held, ...] | None = None
+    _by_uid: dict[str, SessionResource] = field(default_factory=dict)
+    _ordered: tuple[SessionResource, ...] | None = None
     _verdicts: _Verdicts | None = None
     _connected: dict[Kind, bool] = field(default_factory=dict)
 
@@ -75,98 +75,103 @@ class Registry:
     def connected(self, kind: Kind, connected: bool) -> None:
         """Whether changes are being followed; after a break everybody gets the full time again."""
         if connected and not self._connected.get(kind, True):
-            for held in self._held.values():
-                if held.latest.kind is kind:
-                    held.seen = self.now()
+            for resource in self._by_uid.values():
+                if resource.latest.kind is kind:
+                    resource.seen = self.now()
         self._connected[kind] = connected
 
-    def find(self, uid: str) -> Held | None:
+    def find(self, uid: str) -> SessionResource | None:
         """The resource of this UID."""
-        return self._held.get(uid)
+        return self._by_uid.get(uid)
 
-    def all(self) -> tuple[Held, ...]:
+    def all(self) -> tuple[SessionResource, ...]:
         """All resources, oldest first."""
         if self._ordered is None:
-            ages = ((held.latest.metadata.creation_timestamp, held.uid, held) for held in self._held.values())
-            self._ordered = tuple(held for *_, held in sorted(ages, key=lambda each: each[:2]))
+            ages = (
+                (resource.latest.metadata.creation_timestamp, resource.uid, resource)
+                for resource in self._by_uid.values()
+            )
+            self._ordered = tuple(resource for *_, resource in sorted(ages, key=lambda each: each[:2]))
         return self._ordered
 
-    def stale(self, held: Held) -> bool:
+    def stale(self, resource: SessionResource) -> bool:
         """Whether it has not been renewed for so long that it counts for nothing."""
-        return self._idle(held) > self.inert_after
+        return self._idle(resource) > self.inert_after
 
-    def expired(self) -> tuple[Held, ...]:
+    def expired(self) -> tuple[SessionResource, ...]:
         """Those that nobody has renewed for so long that they are to be deleted."""
-        return tuple(held for held in self._held.values() if self._idle(held) > self.deleted_after)
+        return tuple(resource for resource in self._by_uid.values() if self._idle(resource) > self.deleted_after)
 
-    def verdicts(self, inventory: Inventory) -> dict[str, Verdict]:
+    def verdicts(self, inventory: Inventory) -> dict[str, ResourceVerdict]:
         """What each resource is worth, by UID. Judges what was not judged yet, in part."""
-        stale = frozenset(held.uid for held in self._held.values() if self.stale(held))
+        stale = frozenset(resource.uid for resource in self._by_uid.values() if self.stale(resource))
         known = self._verdicts
         if known is None or known.inventory is not inventory or known.stale != stale or self.waiting:
             known = self._verdicts = _Verdicts(inventory, stale, self._decide(inventory, stale))
         return known.found
 
-    def _decide(self, inventory: Inventory, stale: frozenset[str]) -> dict[str, Verdict]:
-        found: dict[str, Verdict] = {}
-        living: list[Held] = []
-        for held in self.all():
-            if held.problem:
-                found[held.uid] = Verdict(standing=False, refusal=held.problem)
-            elif held.uid in stale:
-                found[held.uid] = Verdict(standing=False, stale=True)
+    def _decide(self, inventory: Inventory, stale: frozenset[str]) -> dict[str, ResourceVerdict]:
+        found: dict[str, ResourceVerdict] = {}
+        living: list[SessionResource] = []
+        for resource in self.all():
+            if resource.problem:
+                found[resource.uid] = ResourceVerdict(standing=False, refusal=resource.problem)
+            elif resource.uid in stale:
+                found[resource.uid] = ResourceVerdict(standing=False, stale=True)
             else:
-                living.append(held)
+                living.append(resource)
         counted, beyond = within_bounds(living)
-        found |= {uid: Verdict(standing=False, refusal=refusal) for uid, refusal in beyond.items()}
-        self._judge(held for held in counted if not held.judged)
+        found |= {uid: ResourceVerdict(standing=False, refusal=refusal) for uid, refusal in beyond.items()}
+        self._validate(resource for resource in counted if not resource.validated)
         self.waiting = False
         claims: list[Claim] = []
-        for held in counted:
-            if held.problem:
-                found[held.uid] = Verdict(standing=False, refusal=held.problem)
-            elif held.intercept is None:
-                found[held.uid] = Verdict(standing=False, waiting=True)
+        for resource in counted:
+            if resource.problem:
+                found[resource.uid] = ResourceVerdict(standing=False, refusal=resource.problem)
+            elif resource.intercept is None:
+                found[resource.uid] = ResourceVerdict(standing=False, waiting=True)
                 self.waiting = True
             else:
                 try:
-                    claims.append(claim_of(held.intercept, inventory))
+                    claims.append(claim_of(resource.intercept, inventory))
                 except RefusedError as error:
-                    pods = _pods(held.intercept, inventory)
-                    found[held.uid] = Verdict(standing=False, refusal=str(error), pods=pods)
+                    pods = _pods(resource.intercept, inventory)
+                    found[resource.uid] = ResourceVerdict(standing=False, refusal=str(error), pods=pods)
         standing, refused = admit(claims)
         for claim in standing:
-            found[claim.intercept.uid] = Verdict(standing=True, pods=_pods(claim.intercept, inventory))
+            found[claim.intercept.uid] = ResourceVerdict(standing=True, pods=_pods(claim.intercept, inventory))
         for claim, refusal in refused:
             pods = _pods(claim.intercept, inventory)
-            found[claim.intercept.uid] = Verdict(standing=False, refusal=str(refusal), pods=pods)
+            found[claim.intercept.uid] = ResourceVerdict(standing=False, refusal=str(refusal), pods=pods)
         return found
 
-    def _judge(self, candidates: Iterable[Held]) -> None:
+    def _validate(self, candidates: Iterable[SessionResource]) -> None:
         """Judge for `JUDGING` seconds, at least one, a namespace after the other: none waits for another's flood."""
-        queues: dict[str, deque[Held]] = {}
-        for held in candidates:
-            queues.setdefault(held.latest.metadata.namespace, deque()).append(held)
-        until = self.now() + JUDGING
+        queues: dict[str, deque[SessionResource]] = {}
+        for resource in candidates:
+            queues.setdefault(resource.latest.metadata.namespace, deque()).append(resource)
+        until = self.now() + VALIDATION_TIME
         while queues:
             for namespace in tuple(queues):
-                queues[namespace].popleft().judge()
+                queues[namespace].popleft().validate()
                 if not queues[namespace]:
                     del queues[namespace]
                 if self.now() >= until:
                     return
 
-    def _idle(self, held: Held) -> float:
+    def _idle(self, resource: SessionResource) -> float:
         """Seconds without renewal, as far as renewals can be seen."""
-        return self.now() - held.seen if self._connected.get(held.latest.kind, True) else 0.0
+        return self.now() - resource.seen if self._connected.get(resource.latest.kind, True) else 0.0
 
     # --- what the watches say ---------------------------------------------------------------------------------------
 
     def replace(self, kind: Kind, values: Iterable[KubeObject]) -> None:
         """These are all resources of a kind."""
-        there = {held.uid for value in values if (held := self._take(kind, value)) is not None}
-        for held in [held for held in self._held.values() if held.latest.kind is kind and held.uid not in there]:
-            self._forget(held)
+        there = {resource.uid for value in values if (resource := self._take(kind, value)) is not None}
+        for resource in [
+            resource for resource in self._by_uid.values() if resource.latest.kind is kind and resource.uid not in there
+        ]:
+            self._forget(resource)
 
     def apply(self, kind: Kind, value: KubeObject) -> None:
         """One is new or has changed."""
@@ -174,41 +179,41 @@ class Registry:
 
     def remove(self, kind: Kind, value: KubeObject) -> None:
         """One is gone."""
-        held = self._held.get(str((value.get("metadata") or {}).get("uid")))
-        if held is not None and held.latest.kind is kind:
-            self._forget(held)
+        resource = self._by_uid.get(str((value.get("metadata") or {}).get("uid")))
+        if resource is not None and resource.latest.kind is kind:
+            self._forget(resource)
 
-    def _take(self, kind: Kind, value: KubeObject) -> Held | None:
+    def _take(self, kind: Kind, value: KubeObject) -> SessionResource | None:
         try:
-            latest = sight(kind, value)
+            latest = observe(kind, value)
         except ConfigurationError:
             return None  # without a name and a uid there is nothing to say it to
-        held = self._held.get(latest.metadata.uid)
-        if held is None:
-            held = self._held[latest.metadata.uid] = Held(latest, self.now(), latest.digest, latest)
+        resource = self._by_uid.get(latest.metadata.uid)
+        if resource is None:
+            resource = self._by_uid[latest.metadata.uid] = SessionResource(latest, self.now(), latest.digest, latest)
             self._ordered = None
             matters = True
         else:
-            before, held.latest = held.latest, latest
+            before, resource.latest = resource.latest, latest
             matters = (latest.status, latest.digest) != (before.status, before.digest)
             if latest.renewed != before.renewed:
-                matters |= self.stale(held)
-                held.seen = self.now()
-        if not held.problem and latest.status.spec_digest not in {"", held.digest}:
-            held.overrule()
+                matters |= self.stale(resource)
+                resource.seen = self.now()
+        if not resource.problem and latest.status.spec_digest not in {"", resource.digest}:
+            resource.overrule()
             self._verdicts = None
-            self.on_gone(held)
-        if held.pinned is not None:
+            self.on_gone(resource)
+        if resource.pinned is not None:
             self._verdicts = None
         if matters:
-            self.on_change(held.uid)
-        return held
+            self.on_change(resource.uid)
+        return resource
 
-    def _forget(self, held: Held) -> None:
-        del self._held[held.uid]
+    def _forget(self, resource: SessionResource) -> None:
+        del self._by_uid[resource.uid]
         self._ordered = self._verdicts = None
-        self.on_gone(held)
-        self.on_change(held.uid)
+        self.on_gone(resource)
+        self.on_change(resource.uid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,27 +222,27 @@ class _Verdicts:
 
     inventory: Inventory
     stale: frozenset[str]
-    found: dict[str, Verdict]
+    found: dict[str, ResourceVerdict]
 
 
 @dataclass(frozen=True, slots=True)
 class KindSink:
     """A `kube.watch.Sink` that knows its kind."""
 
-    registry: Registry
+    resources: SessionResources
     kind: Kind
 
     def replace(self, values: list[KubeObject], /) -> None:
         """As Sink.replace."""
-        self.registry.replace(self.kind, values)
+        self.resources.replace(self.kind, values)
 
     def apply(self, value: KubeObject, /) -> None:
         """As Sink.apply."""
-        self.registry.apply(self.kind, value)
+        self.resources.apply(self.kind, value)
 
     def remove(self, value: KubeObject, /) -> None:
         """As Sink.remove."""
-        self.registry.remove(self.kind, value)
+        self.resources.remove(self.kind, value)
 
 
 def _pods(intercept: Intercept, inventory: Inventory) -> tuple[PodKey, ...]:

@@ -17,7 +17,6 @@ from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, RefusedError, SidestepError
 from sidestep.model.intercept import Intercept
 from sidestep.node.sessions.stream_shares import StreamShares
-from sidestep.tunnel.budget import Budget
 from sidestep.tunnel.channel import SocketChannel
 from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.daemon_end import DaemonEnd
@@ -26,6 +25,7 @@ from sidestep.tunnel.messages import VERSION, Ended, Hello, Lost, Moving, Reques
 from sidestep.tunnel.opening import StreamOpening
 from sidestep.tunnel.pump import pump
 from sidestep.tunnel.stream import Stream
+from sidestep.tunnel.unread_budget import UnreadBudget
 
 StreamNumber = tuple[int, int]
 """A connection as a pod proxy numbers it."""
@@ -71,7 +71,7 @@ class Session:
         node: str,
         software: str,
         limits: TunnelLimits = DEFAULT_LIMITS,
-        budget: Budget | None = None,
+        budget: UnreadBudget | None = None,
         greeted: DaemonEnd | None = None,
     ) -> None:
         self.intercept = intercept
@@ -150,7 +150,7 @@ class Session:
         self._end.publish(request)
         self.counters.dropped = self._end.dropped
 
-    def lose(self, lost: Lost) -> None:
+    def record_loss(self, lost: Lost) -> None:
         """Tell the session of copies that were held back in a pod."""
         self.counters.copies_dropped += lost.count
         self._end.publish(lost)
@@ -168,14 +168,14 @@ class Session:
             raise RefusedError(f"the session already has {len(self._pumps)} connections open")
         try:
             async with patience(self._limits.open_timeout):
-                await self._shares.take(opening.pod)
+                await self._shares.acquire(opening.pod)
         except TimeoutError as error:
             self.counters.refused += 1
             raise RefusedError("the pod has its share of the session's connections open") from error
         try:
             stream, ours, theirs = await self._connect(opening)
         except BaseException:
-            self._shares.give(opening.pod)
+            self._shares.release(opening.pod)
             raise
         self.counters.connections += 1
         self.counters.open += 1
@@ -184,7 +184,7 @@ class Session:
         if number is not None:
             self._numbered[number] = task
         task.add_done_callback(lambda done: self._pumped(channel, number, done))
-        task.add_done_callback(lambda _: self._shares.give(opening.pod))
+        task.add_done_callback(lambda _: self._shares.release(opening.pod))
         return theirs
 
     async def _connect(self, opening: StreamOpening) -> tuple[Stream, socket.socket, socket.socket]:

@@ -30,7 +30,7 @@ class StreamShares:
         self._used = 0
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
-    async def take(self, pod: str) -> None:
+    async def acquire(self, pod: str) -> None:
         """Take a stream for a pod, as soon as it may have one. The caller sets a deadline, and gives it back.
 
         Raises RefusedError when too many of this pod wait.
@@ -51,10 +51,10 @@ class StreamShares:
             if turn.cancelled():
                 self._withdraw(pod, turn)
             else:
-                self.give(pod)  # the stream was granted, and nobody takes it
+                self.release(pod)  # the stream was granted, and nobody takes it
             raise
 
-    def give(self, pod: str) -> None:
+    def release(self, pod: str) -> None:
         """A stream that was taken for a pod is over."""
         self._used -= 1
         self._taken[pod] -= 1

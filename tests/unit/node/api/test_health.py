@@ -142,7 +142,7 @@ async def test_a_flood_of_connections_reaches_neither_the_kubelet_nor_the_loop()
             assert stalls.longest() < 2
             assert resident() - before < 30 * 1024 * 1024
             assert made < 20
-            assert sum(len(gate._visitors) for gate in server._gates) <= health_gate.OTHERS.connections + 1
+            assert sum(len(gate._connections) for gate in server._gates) <= health_gate.OTHERS.connections + 1
         finally:
             flood.kill()
             await flood.communicate()
@@ -194,7 +194,7 @@ async def test_addresses_that_change_are_noticed(monkeypatch):
         async def preferred():
             _, writer = await connected(server, STRANGER)
             await asyncio.sleep(0.02)
-            found = bool(gate._visitors)
+            found = bool(gate._connections)
             writer.close()
             return found
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sidestep.model.errors import ConfigurationError
 from sidestep.node.certificates import pem
-from sidestep.node.certificates.pem import PemError, judge_trust, names_in
+from sidestep.node.certificates.pem import PemError, names_in, validate_trust
 from sidestep.protocols.pem import blocks, encode
 from tests.harness.authority import Authority, Certificate
 
@@ -18,7 +18,7 @@ NOW = dt.datetime.now(dt.UTC)
 
 
 def judge_identity(*, chain, key):
-    return pem.judge_identity(chain=chain, key=key).identity
+    return pem.validate_identity(chain=chain, key=key).identity
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_a_credential_is_named_by_its_public_content(authority, leaf):
     other = authority.issue("orders.shop")
     assert once.name == commented.name
     assert once.name != judge_identity(chain=other.chain, key=other.key).name
-    assert judge_trust(leaf.ca).trust.name != once.name
+    assert validate_trust(leaf.ca).trust.name != once.name
 
 
 def test_a_wildcard_is_the_name_to_verify_only_when_there_is_no_other(authority):
@@ -138,19 +138,19 @@ def _length(size):
 
 def test_an_identity_is_canonical_and_holds_nothing_twice(authority, leaf):
     combined = b"text\n" + leaf.key + leaf.chain + leaf.ca + leaf.chain + leaf.ca
-    found = pem.judge_identity(chain=combined, key=combined)
+    found = pem.validate_identity(chain=combined, key=combined)
     assert [block.label for block in blocks(found.pem, limit=9)] == ["PRIVATE KEY", "CERTIFICATE", "CERTIFICATE"]
     assert found.identity == judge_identity(chain=leaf.chain + leaf.ca, key=leaf.key)
 
 
 def test_trust_keeps_certificates_only(leaf):
     mixed = b"some text\n" + leaf.ca + b"more text\n" + leaf.key + leaf.chain + leaf.ca
-    trust = judge_trust(mixed)
+    trust = validate_trust(mixed)
     assert trust.trust.subject == "CN=Orders CA"
     assert trust.pem == leaf.ca + leaf.chain
     for bad in (b"", b"junk", leaf.key, leaf.ca + b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
         with pytest.raises(ConfigurationError, match="CA certificate"):
-            judge_trust(bad)
+            validate_trust(bad)
 
 
 @settings(max_examples=60, deadline=None)
@@ -189,7 +189,7 @@ def test_a_malformed_certificate_is_refused_and_costs_nobody_else_anything(leaf,
     broken = der.replace(old, new)
     for judge in (
         lambda: judge_identity(chain=pem_from(broken), key=leaf.key),
-        lambda: judge_trust(pem_from(broken)),
+        lambda: validate_trust(pem_from(broken)),
     ):
         with contextlib.suppress(ConfigurationError):
             judge()
@@ -205,7 +205,7 @@ def test_damaged_der_raises_nothing_but_a_configuration_error(data, leaf):
     damaged = bytes(der)
     for judge in (
         lambda: judge_identity(chain=pem_from(damaged), key=leaf.key),
-        lambda: judge_trust(pem_from(damaged)),
+        lambda: validate_trust(pem_from(damaged)),
         lambda: names_in(damaged),
     ):
         try:

@@ -17,7 +17,7 @@ from sidestep.node.certificates import store as module
 from sidestep.node.certificates.one_shot import SPELLINGS
 from sidestep.node.certificates.reader import ReadError
 from sidestep.node.certificates.requests import ManifestSecret
-from sidestep.node.certificates.store import Certificates
+from sidestep.node.certificates.store import CertificateStore
 from sidestep.node.conditions import Conditions
 from sidestep.policy.survey import CertificateKey, Side, survey
 from tests.harness.authority import Authority
@@ -52,7 +52,7 @@ class Folders:
         for name, content in zip(spelling, (issued.chain, issued.key, issued.ca), strict=True):
             self.files[root, f"{folder}/{name}"] = content
 
-    async def look(self, source):
+    async def stamp(self, source):
         self.looks += 1
         await asyncio.sleep(0)
         return str(hash(frozenset((key, str(value)) for key, value in self.files.items())))
@@ -69,7 +69,7 @@ class Folders:
                 material = one_shot._from_secret(request.source, data)
             else:
                 material = self._material(request)
-            summary, credentials = one_shot._judge(material, ca_alone=request.ca_alone)
+            summary, credentials = one_shot._validate(material, ca_alone=request.ca_alone)
             if not request.deliver:
                 return summary, None
             if request.deliver not in credentials:
@@ -120,7 +120,7 @@ class Node:
         self.secrets = Secrets()
         self.conditions = Conditions()
         self.changes = 0
-        self.store = Certificates(
+        self.store = CertificateStore(
             reader=self.folder, secrets=self.secrets, conditions=self.conditions, on_change=self.changed
         )
 
@@ -338,7 +338,7 @@ def test_nothing_is_read_that_nobody_wants(authority, monkeypatch):
         async with polling(some, monkeypatch):
             await asyncio.sleep(0.05)
         assert (some.folder.reads, some.folder.looks) == (0, 0)
-        assert some.store.held(DOWN) is None
+        assert some.store.entry(DOWN) is None
         assert some.store.facts() == {}
 
     run(story())
@@ -410,9 +410,9 @@ def test_an_expired_certificate_is_refused_at_first_and_used_on_when_it_expires_
         some.folder.put(authority.issue("orders.shop"))
         async with polling(some, monkeypatch):
             await until(lambda: some.facts.identity)
-            held = some.store.held(DOWN)
-            past = msgspec.structs.replace(held.identity, not_after=1e9)
-            some.store._all.held[DOWN] = replace(held, identity=past)
+            entry = some.store.entry(DOWN)
+            past = msgspec.structs.replace(entry.identity, not_after=1e9)
+            some.store._all.entries[DOWN] = replace(entry, identity=past)
             await until(lambda: some.problems)
             assert "is still used" in some.problems[0]
             assert some.facts.identity

@@ -12,7 +12,7 @@ from sidestep.node.sessions.stream_shares import StreamShares
 
 async def grab(shares: StreamShares, pod: str, count: int) -> tuple[int, list[asyncio.Task[None]]]:
     """Ask for so many; how many are had at once, and those that wait."""
-    tasks = [asyncio.ensure_future(shares.take(pod)) for _ in range(count)]
+    tasks = [asyncio.ensure_future(shares.acquire(pod)) for _ in range(count)]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     return sum(task.done() for task in tasks), [task for task in tasks if not task.done()]
@@ -57,12 +57,12 @@ def test_a_stream_that_becomes_free_goes_to_the_pod_with_the_fewest():
         _, greedy = await grab(shares, "a", 4)
         had, poor = await grab(shares, "b", 2)
         assert (len(greedy), had, len(poor)) == (1, 1, 1)
-        shares.give("a")
+        shares.release("a")
         await asyncio.sleep(0)
         assert poor[0].done()
         assert not greedy[0].done()
         for _ in range(2):
-            shares.give("b")
+            shares.release("b")
         await asyncio.sleep(0)
         assert greedy[0].done()
 
@@ -75,7 +75,7 @@ def test_more_than_can_be_are_refused():
         await grab(shares, "a", 2)
         _, waiting = await grab(shares, "a", 2)
         with pytest.raises(RefusedError, match="wait"):
-            await shares.take("a")
+            await shares.acquire("a")
         await give_up(waiting)
 
     asyncio.run(run())
@@ -87,7 +87,7 @@ def test_nothing_is_lost_whoever_gives_up_whenever():
         shares, taken, waiting = StreamShares(8), [], []
 
         async def one(pod: str) -> None:
-            await shares.take(pod)
+            await shares.acquire(pod)
             taken.append(pod)
 
         for _ in range(400):
@@ -95,7 +95,7 @@ def test_nothing_is_lost_whoever_gives_up_whenever():
             if step < 0.5:
                 waiting.append(asyncio.ensure_future(one(chance.choice("abc"))))
             elif step < 0.7 and taken:
-                shares.give(taken.pop(chance.randrange(len(taken))))
+                shares.release(taken.pop(chance.randrange(len(taken))))
             elif waiting:
                 waiting.pop(chance.randrange(len(waiting))).cancel()
             if chance.random() < 0.5:
@@ -108,7 +108,7 @@ def test_nothing_is_lost_whoever_gives_up_whenever():
         await asyncio.sleep(0)
         assert shares._used == len(taken)
         while taken:
-            shares.give(taken.pop())
+            shares.release(taken.pop())
         assert (shares._used, dict(shares._taken), shares._waiting) == (0, {}, {})
 
     for seed in range(50):
@@ -118,14 +118,14 @@ def test_nothing_is_lost_whoever_gives_up_whenever():
 def test_a_turn_that_is_cancelled_just_before_it_comes_ends_as_cancelled():
     async def run() -> None:
         shares = StreamShares(1)
-        await shares.take("a")
-        waiting = asyncio.ensure_future(shares.take("a"))
+        await shares.acquire("a")
+        waiting = asyncio.ensure_future(shares.acquire("a"))
         await asyncio.sleep(0)
         waiting.cancel()
-        shares.give("a")  # before the one who waited runs
+        shares.release("a")  # before the one who waited runs
         with pytest.raises(asyncio.CancelledError):
             await waiting
         async with asyncio.timeout(5):
-            await shares.take("b")
+            await shares.acquire("b")
 
     asyncio.run(run())

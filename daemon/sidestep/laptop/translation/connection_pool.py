@@ -60,7 +60,7 @@ class HandlerConnection:
         return True
 
 
-class Connections:
+class ConnectionPool:
     """Those of one client connection. `first`: a channel that stands already."""
 
     def __init__(self, dial: Dial, first: HandlerChannel | None = None) -> None:
@@ -68,7 +68,7 @@ class Connections:
         self._kept = [] if first is None else [HandlerConnection(first)]
         self._closed = False
 
-    async def take(self, *, fresh: bool) -> HandlerConnection:
+    async def acquire(self, *, fresh: bool) -> HandlerConnection:
         """A connection for one exchange; `fresh`: one that has served none. Raises RefusedError."""
         for connection in reversed(self._kept):
             if fresh and connection.used:
@@ -79,7 +79,7 @@ class Connections:
             connection.channel.close()
         return HandlerConnection(await self._dial())
 
-    def give_back(self, connection: HandlerConnection, *, sound: bool) -> None:
+    def release(self, connection: HandlerConnection, *, sound: bool) -> None:
         """Keep a connection after a sound exchange, or close it."""
         if not sound:
             connection.channel.abort()

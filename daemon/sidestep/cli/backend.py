@@ -26,19 +26,19 @@ from sidestep.kube.access import ClusterAccess, in_cluster, is_in_cluster
 from sidestep.laptop.cluster_session import ClusterSession
 from sidestep.laptop.handler import Handler
 from sidestep.laptop.local_client import LocalClient
-from sidestep.laptop.session import Listener, Session
+from sidestep.laptop.session import Session, SessionObserver
 from sidestep.model.errors import ConfigurationError
 from sidestep.tunnel.messages import SessionSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-Where = Path | ClusterAccess
+Backend = Path | ClusterAccess
 """The socket of this machine's daemon, or an API server."""
 
 LOCAL_NAMESPACE = "default"
 
 
-def where_options(command: F, *, lenient: bool = False) -> F:
+def backend_options(command: F, *, lenient: bool = False) -> F:
     """`--socket`, `--kubeconfig`, `--context`; the command gets one `where`.
 
     A `lenient` command is given the ConfigurationError of a kubeconfig that cannot be used, in the place of one.
@@ -49,14 +49,14 @@ def where_options(command: F, *, lenient: bool = False) -> F:
     ) -> Any:
         if socket_path is not None and (kubeconfig is not None or context is not None):
             raise click.UsageError("--socket is the daemon of this machine, --kubeconfig and --context are a cluster's")
-        where: Where | ConfigurationError
+        backend: Backend | ConfigurationError
         try:
-            where = choose(socket_path, kubeconfig, context)
+            backend = choose_backend(socket_path, kubeconfig, context)
         except ConfigurationError as error:
             if not lenient:
                 raise
-            where = error
-        return command(*arguments, where=where, **rest)
+            backend = error
+        return command(*arguments, backend=backend, **rest)
 
     choosing.__name__, choosing.__doc__ = command.__name__, command.__doc__
     choosing.__click_params__ = list(getattr(command, "__click_params__", ()))  # type: ignore[attr-defined]
@@ -75,32 +75,34 @@ def where_options(command: F, *, lenient: bool = False) -> F:
     return choosing  # type: ignore[return-value]  # the same function but for the options it takes
 
 
-def choose(socket_path: Path | None, kubeconfig: Path | None, context: str | None) -> Where:
+def choose_backend(socket_path: Path | None, kubeconfig: Path | None, context: str | None) -> Backend:
     """Decide. Raises ConfigurationError when a kubeconfig cannot be used."""
     if socket_path is not None:
         return socket_path
     if kubeconfig is not None or context is not None:
         return kubeconfigs.load(kubeconfig, context)
-    if _answers(DEFAULT_SOCKET):
+    if _daemon_answers(DEFAULT_SOCKET):
         return DEFAULT_SOCKET
     if kubeconfigs.exists():
         return kubeconfigs.load()
     return in_cluster() if is_in_cluster() else DEFAULT_SOCKET
 
 
-def namespace_of(where: Where, namespace: str | None) -> str:
+def namespace_for(backend: Backend, namespace: str | None) -> str:
     """The namespace given, else the context's, else that of local mode."""
-    return namespace or (where.namespace if isinstance(where, ClusterAccess) else LOCAL_NAMESPACE)
+    return namespace or (backend.namespace if isinstance(backend, ClusterAccess) else LOCAL_NAMESPACE)
 
 
-def session(where: Where, *, spec: SessionSpec, handler: Handler, listener: Listener) -> Session | ClusterSession:
+def session(
+    backend: Backend, *, spec: SessionSpec, handler: Handler, observer: SessionObserver
+) -> Session | ClusterSession:
     """A session there; not begun yet."""
-    if isinstance(where, ClusterAccess):
-        return ClusterSession(access=where, spec=spec, handler=handler, listener=listener)
-    return Session(client=LocalClient(where), spec=spec, handler=handler, listener=listener)
+    if isinstance(backend, ClusterAccess):
+        return ClusterSession(access=backend, spec=spec, handler=handler, observer=observer)
+    return Session(client=LocalClient(backend), spec=spec, handler=handler, observer=observer)
 
 
-def _answers(path: Path) -> bool:
+def _daemon_answers(path: Path) -> bool:
     """Whether a daemon is behind the socket; one that hangs or that we may not ask counts: the refusal will say so."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)

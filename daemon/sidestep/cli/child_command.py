@@ -19,7 +19,7 @@ GRACE = 5.0
 """Seconds from SIGTERM to SIGKILL."""
 
 
-class Companion:
+class ChildCommand:
     """One command. `code` is its exit code as a shell gives it, None while it has not ended by itself."""
 
     def __init__(self, command: Sequence[str]) -> None:

@@ -7,11 +7,11 @@ import pytest
 
 from sidestep.kube import secret_names
 from sidestep.kube.api import Api
-from sidestep.kube.processes import Wanted
+from sidestep.kube.processes import PodToLocate
 from sidestep.kube.watch import WatchLimits
 from sidestep.model.pod import Location, Owner, PodKey
 from sidestep.node.certificates.reader import Reader, ReadError
-from sidestep.node.certificates.requests import Read
+from sidestep.node.certificates.requests import ReadRequest
 from sidestep.node.cluster.inventory import ClusterInventory
 from tests.harness.authority import Authority
 from tests.integration.kube.fake_api import FakeApi
@@ -46,7 +46,7 @@ class Scene:
             limits=FAST,
         )
 
-    def find(self, wanted: dict[str, Wanted]):
+    def find(self, wanted: dict[str, PodToLocate]):
         self.asked.append(wanted)
         return {uid: self.locations[uid] for uid in wanted if uid in self.locations}
 
@@ -231,14 +231,14 @@ def test_a_secret_is_read_by_a_child_with_whatever_was_granted(granted, monkeypa
                 found.source.want_secrets(frozenset({NAME}))
                 await until(lambda: NAME in found.inventory.secrets)
                 source = found.source.secret_source(None, *NAME)
-                summary, _ = await reader.read(Read(source, ca_alone=False))
+                summary, _ = await reader.read(ReadRequest(source, ca_alone=False))
                 assert summary.identity.names == ("orders.shop",)
                 before = found.inventory.secrets[NAME].version
                 if granted == {"get"}:  # its version turns with time
                     await until(lambda: found.inventory.secrets[NAME].version != before)
                 await api.remove(V1, "secrets", *NAME)
                 with pytest.raises(ReadError, match="there is no Secret shop/orders-tls"):
-                    await reader.read(Read(source, ca_alone=False))
+                    await reader.read(ReadRequest(source, ca_alone=False))
         finally:
             reader.close()
 
@@ -255,7 +255,7 @@ def test_a_forbidden_secret_says_which_binding_is_missing():
             async with scene(api) as found:
                 found.source.want_secrets(frozenset({NAME}))
                 with pytest.raises(ReadError) as caught:
-                    await reader.read(Read(found.source.secret_source(None, *NAME), ca_alone=False))
+                    await reader.read(ReadRequest(found.source.secret_source(None, *NAME), ca_alone=False))
                 assert caught.value.status == 403
                 text = found.source.explain(*NAME, caught.value)
                 assert "may not be read" in text

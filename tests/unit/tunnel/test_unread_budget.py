@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from sidestep.tunnel.budget import Budget
 from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.errors import StreamResetError
 from sidestep.tunnel.limits import TunnelLimits
 from sidestep.tunnel.stream import ENHANCE_YOUR_CALM
+from sidestep.tunnel.unread_budget import UnreadBudget
 from tests.unit.tunnel.ends import LIMITS, POST, asynchronous, attach, eventually
 
 KIB = 1024
@@ -53,14 +53,14 @@ def ask(connection, kib):
 
 @asynchronous
 async def test_beyond_the_budget_the_fullest_stream_of_the_fullest_tunnel_is_reset_and_no_other():
-    budget = Budget(200 * KIB)
+    budget = UnreadBudget(200 * KIB)
     async with tunnels(2, budget) as (modest, greedy):
         small = [ask(modest, 8) for _ in range(4)]
         some = ask(greedy, 30)
-        await eventually(lambda: budget.held == 62 * KIB, what="what is modest")
+        await eventually(lambda: budget.total == 62 * KIB, what="what is modest")
         large = [ask(greedy, 1000) for _ in range(3)]
-        await eventually(lambda: budget.relieved > 0, what="the budget to be used up")
-        assert budget.held <= 200 * KIB
+        await eventually(lambda: budget.shed_count > 0, what="the budget to be used up")
+        assert budget.total <= 200 * KIB
         for stream, size in [*((each, 8) for each in small), (some, 30)]:
             got = b""
             while data := await stream.read():
@@ -77,12 +77,12 @@ async def test_beyond_the_budget_the_fullest_stream_of_the_fullest_tunnel_is_res
             else:
                 assert got == 1000 * KIB
         assert failed == 1
-        assert budget.held == 0
+        assert budget.total == 0
 
 
 @asynchronous
 async def test_what_is_read_costs_nothing_and_what_is_given_up_is_given_back():
-    budget = Budget(4000 * KIB)
+    budget = UnreadBudget(4000 * KIB)
     async with tunnels(1, budget) as [connection]:
         for _ in range(3):
             stream = ask(connection, 2000)
@@ -90,26 +90,26 @@ async def test_what_is_read_costs_nothing_and_what_is_given_up_is_given_back():
             while data := await stream.read():
                 got += len(data)
             assert got == 2000 * KIB
-        assert (budget.held, budget.relieved) == (0, 0)
+        assert (budget.total, budget.shed_count) == (0, 0)
         stalled = ask(connection, 50)
-        await eventually(lambda: budget.held == 50 * KIB, what="50 KiB")
+        await eventually(lambda: budget.total == 50 * KIB, what="50 KiB")
         stalled.reset()
-        assert budget.held == 0
+        assert budget.total == 0
         ended = ask(connection, 40)
-        await eventually(lambda: budget.held == 40 * KIB, what="40 KiB")
+        await eventually(lambda: budget.total == 40 * KIB, what="40 KiB")
         ended.discard()
-        assert budget.held == 0
+        assert budget.total == 0
 
 
 @asynchronous
 async def test_a_finished_stream_that_is_reset_does_not_end_as_if_it_were_whole():
-    budget = Budget(60 * KIB)
+    budget = UnreadBudget(60 * KIB)
     async with tunnels(1, budget) as [connection]:
         first = ask(connection, 40)
         await first.write_eof()
-        await eventually(lambda: first.over and budget.held == 40 * KIB, what="a whole answer, unread")
+        await eventually(lambda: first.over and budget.total == 40 * KIB, what="a whole answer, unread")
         second = ask(connection, 30)
-        await eventually(lambda: budget.relieved == 1, what="too much")
+        await eventually(lambda: budget.shed_count == 1, what="too much")
         with pytest.raises(StreamResetError):
             while await first.read():
                 pass
@@ -125,10 +125,10 @@ async def drop_by_drop(stream):
 
 @asynchronous
 async def test_bytes_in_small_frames_take_no_more_memory_than_in_large_ones():
-    budget = Budget()
+    budget = UnreadBudget()
     async with tunnels(1, budget, serve=drop_by_drop) as [connection]:
         stream = connection.open(POST)
-        await eventually(lambda: budget.held == 3_000, what="3,000 frames", within=40)
+        await eventually(lambda: budget.total == 3_000, what="3,000 frames", within=40)
         assert sum(map(sys.getsizeof, stream._inbox)) < 2 * 3_000
         got = b""
         while data := await stream.read():
@@ -193,7 +193,7 @@ async def test_a_stranger_is_sent_no_ping_until_it_has_proved_who_it_is():
         await asyncio.get_running_loop().sock_sendall(sock, SETTINGS)
         await asyncio.sleep(0.3)
         assert not connection.closed.done()
-        connection.prove()
+        connection.mark_proved()
         await eventually(connection.closed.done, what="the silent end to be noticed")
         heard = await hear(sock)
         pings = heard.count(b"\0\0\x08\6\0\0\0\0\0sidestep")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 
 from sidestep.aio.tasks import Tasks
 from sidestep.kube.api import Api
-from sidestep.kube.collected import Collected, Joined
+from sidestep.kube.collection_cache import CollectionCache, InventoryBuilder
 from sidestep.kube.conversion import (
     ENDPOINT_SLICES,
     NAMESPACES,
@@ -29,16 +29,16 @@ from sidestep.kube.conversion import (
     SERVICES,
     WORKLOADS,
     Collection,
-    SeenPod,
+    ObservedPod,
 )
-from sidestep.kube.processes import Wanted
+from sidestep.kube.processes import PodToLocate
 from sidestep.kube.secret_names import SecretName, SecretNames
 from sidestep.kube.watch import Watch, WatchLimits
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import Location
 
 
-class Mirror:
+class ClusterCache:
     """Watches for `node`. `on_change` is called, in the event loop, whenever `inventory` may be another."""
 
     def __init__(
@@ -56,8 +56,8 @@ class Mirror:
         self._tasks = Tasks("mirror", on_crash=on_crash)
         self._secrets = SecretNames(api, tasks=self._tasks, on_change=on_change, limits=self._limits)
         self._watches: dict[str, Watch] = {}
-        self._sinks: dict[str, Collected] = {}
-        self._joined = Joined(self._sinks)
+        self._sinks: dict[str, CollectionCache] = {}
+        self._joined = InventoryBuilder(self._sinks)
         own_pods, own_node = {"fieldSelector": f"spec.nodeName={node}"}, {"fieldSelector": f"metadata.name={node}"}
         self._add(PODS, own_pods)
         self._add(SERVICES)
@@ -97,14 +97,14 @@ class Mirror:
             found += sink.bad.values()
         return tuple(sorted(found))
 
-    def pods(self) -> tuple[SeenPod, ...]:
+    def pods(self) -> tuple[ObservedPod, ...]:
         """The pods of this node."""
         return tuple(self._sinks["pods"].found.values())
 
-    def wanted(self) -> dict[str, Wanted]:
+    def pods_to_locate(self) -> dict[str, PodToLocate]:
         """The pods whose processes are to be looked for, by UID: those that run here in a network of their own."""
         return {
-            seen.object.pod.uid: Wanted(seen.object.pod.uid, seen.containers)
+            seen.object.pod.uid: PodToLocate(seen.object.pod.uid, seen.containers)
             for seen in self.pods()
             if not seen.object.pod.ended and not seen.object.pod.host_network and seen.object.pod.ips
         }
@@ -120,7 +120,7 @@ class Mirror:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _add(self, collection: Collection, query: Mapping[str, str] | None = None) -> None:
-        sink = self._sinks[collection.name] = Collected(collection.convert, self._on_change)
+        sink = self._sinks[collection.name] = CollectionCache(collection.convert, self._on_change)
         self._watches[collection.name] = Watch(
             self._api,
             collection.scoped(),

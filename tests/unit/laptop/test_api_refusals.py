@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sidestep.kube.errors import ApiError, UnreachableClusterError
-from sidestep.laptop.refusals import explain
+from sidestep.laptop.api_refusals import explain
 from sidestep.model.errors import RefusedError
 
 

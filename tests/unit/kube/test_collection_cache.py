@@ -3,7 +3,7 @@
 import pytest
 
 from sidestep.config.field_error import FieldError
-from sidestep.kube.collected import Collected, Joined
+from sidestep.kube.collection_cache import CollectionCache, InventoryBuilder
 from sidestep.kube.conversion import ENDPOINT_SLICES, NAMESPACES, NODES, PODS, SERVICES, WORKLOADS
 from sidestep.model.pod import Location, PodKey
 
@@ -32,7 +32,7 @@ def convert():
 
 @pytest.fixture
 def collected(convert):
-    return Collected(convert, lambda: None)
+    return CollectionCache(convert, lambda: None)
 
 
 def test_many_events_of_one_object_are_converted_once(collected, convert):
@@ -84,10 +84,10 @@ def deployment(name, **annotations):
 
 def test_an_inventory_is_made_anew_in_parts():
     collections = {
-        each.name: Collected(each.convert, lambda: None)
+        each.name: CollectionCache(each.convert, lambda: None)
         for each in (PODS, SERVICES, ENDPOINT_SLICES, NAMESPACES, NODES, *WORKLOADS)
     }
-    joined = Joined(collections)
+    joined = InventoryBuilder(collections)
     collections["pods"].replace([pod("a"), pod("b")])
     first = joined.inventory({}, {})
     collections["pods"].apply(pod("a", annotations={"example.com/x": "1"}))

@@ -16,45 +16,45 @@ LIMIT = 64 * 1024 * 1024
 """Bytes; the daemon itself takes about 60 MiB."""
 
 
-class Holder(Protocol):
+class UnreadHolder(Protocol):
     """What holds unread bytes."""
 
-    def relieve(self) -> None:
+    def shed(self) -> None:
         """Give up some: call `Budget.give` for at least one byte."""
 
 
-class Budget:
+class UnreadBudget:
     """One for all tunnels of a node."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
-        self._held: dict[Holder, int] = {}
+        self._unread_by_holder: dict[UnreadHolder, int] = {}
         self._windows = WindowPool(limit // 2)
-        self.held = 0
+        self.total = 0
         """Bytes held now, by all."""
-        self.relieved = 0
+        self.shed_count = 0
         """How often a holder had to give something up."""
 
     def windows(self, most: int) -> WindowPool:
         """What the windows of one tunnel may grow by, at most `most` bytes."""
         return WindowPool(min(most, self._limit // 8), parent=self._windows)
 
-    def take(self, holder: Holder, size: int) -> None:
+    def add(self, holder: UnreadHolder, size: int) -> None:
         """`holder` holds `size` bytes more; maybe somebody, itself too, has to give up some at once."""
-        self._held[holder] = self._held.get(holder, 0) + size
-        self.held += size
-        while self.held > self._limit:
-            before = self.held
-            self.relieved += 1
-            max(self._held, key=self._held.__getitem__).relieve()
-            if self.held >= before:
+        self._unread_by_holder[holder] = self._unread_by_holder.get(holder, 0) + size
+        self.total += size
+        while self.total > self._limit:
+            before = self.total
+            self.shed_count += 1
+            max(self._unread_by_holder, key=self._unread_by_holder.__getitem__).shed()
+            if self.total >= before:
                 break
 
-    def give(self, holder: Holder, size: int) -> None:
+    def subtract(self, holder: UnreadHolder, size: int) -> None:
         """`holder` holds `size` bytes less."""
-        left = self._held.get(holder, 0) - size
-        self.held -= size
+        left = self._unread_by_holder.get(holder, 0) - size
+        self.total -= size
         if left > 0:
-            self._held[holder] = left
+            self._unread_by_holder[holder] = left
         else:
-            self._held.pop(holder, None)
+            self._unread_by_holder.pop(holder, None)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from sidestep.config.field_error import FieldError
 from sidestep.config.ownership import link_owners
-from sidestep.kube.conversion import WORKLOADS, SeenPod, trimmed
+from sidestep.kube.conversion import WORKLOADS, ObservedPod, trimmed
 from sidestep.kube.endpoints import EndpointSlice, with_slices
 from sidestep.kube.watch import KubeObject
 from sidestep.model.inventory import Inventory, Secret, Workload, WorkloadKey
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Collected:
+class CollectionCache:
     """A `Sink` that keeps what `convert` makes of each object, by UID. `revision` counts what looks have found."""
 
     convert: Callable[[KubeObject], Any]
@@ -37,13 +37,13 @@ class Collected:
     @property
     def found(self) -> dict[str, Any]:
         """The converted objects, by UID."""
-        self._look()
+        self._convert_noted()
         return self._found
 
     @property
     def bad(self) -> dict[str, str]:
         """Why objects cannot be converted, by UID."""
-        self._look()
+        self._convert_noted()
         return self._bad
 
     def replace(self, values: list[KubeObject], /) -> None:
@@ -52,7 +52,7 @@ class Collected:
         for identity in (self._found.keys() | self._bad.keys()) - there.keys():
             self._drop(identity)
         self._noted = there
-        self._look()  # lists are long: their raw objects are not kept
+        self._convert_noted()  # lists are long: their raw objects are not kept
         self.on_change()
 
     def apply(self, value: KubeObject, /) -> None:
@@ -67,7 +67,7 @@ class Collected:
         self._drop(identity)
         self.on_change()
 
-    def _look(self) -> None:
+    def _convert_noted(self) -> None:
         noted, self._noted = self._noted, {}
         for identity, value in noted.items():
             try:
@@ -87,13 +87,13 @@ class Collected:
             self.revision += 1
 
 
-class Joined:
+class InventoryBuilder:
     """Makes inventories of collections, by name. The same objects make the same inventory."""
 
-    def __init__(self, collections: Mapping[str, Collected]) -> None:
+    def __init__(self, collections: Mapping[str, CollectionCache]) -> None:
         self._collections = collections
         self._made: dict[str, tuple[Hashable, Any]] = {}
-        self._pods: dict[str, tuple[SeenPod, Location | None, int, Pod]] = {}
+        self._pods: dict[str, tuple[ObservedPod, Location | None, int, Pod]] = {}
         self._pods_revision = 0
 
     def inventory(self, locations: Mapping[str, Location], secrets: Mapping[tuple[str, str], str]) -> Inventory:
