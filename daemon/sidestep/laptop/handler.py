@@ -21,9 +21,9 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from sidestep.aio.named_file import read_named
-from sidestep.laptop.datagram_channel import DatagramChannel
-from sidestep.laptop.preface_probe import probe
-from sidestep.laptop.tls_channel import TlsChannel, describe
+from sidestep.laptop.channels.datagram_channel import DatagramChannel
+from sidestep.laptop.channels.preface_probe import probe
+from sidestep.laptop.channels.tls_channel import TlsChannel, describe
 from sidestep.laptop.translation.channel import TranslatingChannel
 from sidestep.laptop.translation.connection_pool import ConnectionPool, HandlerChannel
 from sidestep.model.errors import ConfigurationError, RefusedError

@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 
+from sidestep.laptop.channels.preface_probe import PrefacedChannel
+from sidestep.laptop.channels.tls_channel import TlsChannel
 from sidestep.laptop.handler import Handler, HandlerSettings
-from sidestep.laptop.preface_probe import PrefacedChannel
-from sidestep.laptop.tls_channel import TlsChannel
 from sidestep.laptop.translation.channel import TranslatingChannel
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.protocols.http2 import PREFACE

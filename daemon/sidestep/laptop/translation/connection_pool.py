@@ -12,7 +12,7 @@ from typing import Final
 
 import h11
 
-from sidestep.laptop.tls_channel import TlsChannel
+from sidestep.laptop.channels.tls_channel import TlsChannel
 from sidestep.tunnel.channel import SocketChannel
 
 HandlerChannel = SocketChannel | TlsChannel

@@ -5,7 +5,7 @@ import ssl
 
 import pytest
 
-from sidestep.laptop.tls_channel import TlsChannel
+from sidestep.laptop.channels.tls_channel import TlsChannel
 from sidestep.tunnel.channel import SocketChannel
 from sidestep.tunnel.errors import ChannelBrokenError
 from tests.harness.authority import Authority
