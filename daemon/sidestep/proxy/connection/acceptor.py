@@ -18,8 +18,8 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from sidestep.proxy.connection.conductor import Endpoints
 from sidestep.proxy.connection.dial import plain_address
+from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.io.loop import READ, Loop
 
 BURST: Final = 64

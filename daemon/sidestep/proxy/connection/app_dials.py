@@ -18,8 +18,8 @@ import socket
 from collections.abc import Callable, Container
 from typing import Final
 
-from sidestep.proxy.connection.conductor import Endpoints
 from sidestep.proxy.connection.dial import Dial, Done, Naming
+from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.control.messages import Hindrance
 from sidestep.proxy.control.readiness import EXHAUSTED, Readiness
 from sidestep.proxy.io.loop import Loop

@@ -38,8 +38,10 @@ from sidestep.engine.relay import Leg, OnUnreadable, Relay, Role
 from sidestep.model.condition import ConditionType
 from sidestep.policy.route import Rule
 from sidestep.protocols.detection import is_greeting
-from sidestep.proxy.connection.conductor import Conductor, ConnectionHost, Endpoints, Raw
+from sidestep.proxy.connection.conductor import Conductor
+from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.establishment import Bridge
+from sidestep.proxy.connection.host import ConnectionHost, RelayedConnection
 from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.connection.relay_choice import relay_for, tapped, whole_rule
 from sidestep.proxy.io.loop import BROKEN, READ, Loop, Timer
@@ -58,7 +60,7 @@ class Reception(ConnectionHost, Protocol):
     detection_timeout: float
     ledger: Ledger
 
-    def opened(self, conductor: Conductor) -> None:
+    def opened(self, connection: RelayedConnection) -> None:
         """A connection has been judged and runs."""
 
     def judged_away(self, judge: Judge) -> None:
@@ -290,7 +292,7 @@ class Judge:
                 self.whole = None
                 self._dial(done)
 
-        self._cancel = self._reception.open_stream(Raw(self._endpoints), Leg(Role.HANDLER, whole), finished)
+        self._cancel = self._reception.open_stream(ConnectionInfo(self._endpoints), Leg(Role.HANDLER, whole), finished)
 
     def _dial(self, done: Callable[[socket.socket], None]) -> None:
         def finished(sock: socket.socket | None, error: OSError | None) -> None:

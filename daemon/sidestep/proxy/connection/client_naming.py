@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from sidestep.proxy.connection.conductor import Endpoints
+from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.daemon_link import DaemonLink
 from sidestep.proxy.control.pending_calls import PendingCalls

@@ -15,7 +15,7 @@ from typing import Final
 from sidestep.aio.allowance import Allowance
 from sidestep.engine.mirror.gate import Loss
 from sidestep.engine.relay import Diverted, Lost
-from sidestep.proxy.connection.conductor import Conductor
+from sidestep.proxy.connection.host import RelayedConnection
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.daemon_link import DaemonLink
 from sidestep.proxy.io.loop import Loop
@@ -54,19 +54,19 @@ class RequestLog:
         """Take the numbers of copies that were not made; they wait while the daemon is behind."""
         self._losses.update(losses)
 
-    def add(self, conductor: Conductor) -> None:
-        """Take what a conductor's relay has diverted, and count it."""
+    def add(self, connection: RelayedConnection) -> None:
+        """Take what a connection's relay has diverted, and count it."""
         if not self._lines:
             self._loop.later(MOMENT, self.flush)
-        endpoints = conductor.endpoints
-        for request in conductor.relay.diverted:
-            conductor.port.counters[_counter(request)] += 1
+        endpoints = connection.endpoints
+        for request in connection.relay.diverted:
+            connection.port.counters[_counter(request)] += 1
             if len(self._lines) >= messages.MAX_LINES:
                 self._dropped += 1
                 continue
             line = messages.DivertedRequest(
                 request.rule.uid,
-                conductor.port.steered.number,
+                connection.port.steered.number,
                 endpoints.client,
                 endpoints.client_port,
                 _text(request.method),
@@ -80,7 +80,7 @@ class RequestLog:
                 self._lines.append(line)
             else:
                 self._dropped += 1
-        conductor.relay.diverted.clear()
+        connection.relay.diverted.clear()
 
     def flush(self) -> None:
         """Tell what there is."""

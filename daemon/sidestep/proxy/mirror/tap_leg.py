@@ -22,8 +22,9 @@ from time import thread_time
 from typing import Final, Protocol
 
 from sidestep.engine.relay import CopyLeg, Ending, Relay
+from sidestep.proxy.io.leg_io import MERGE, LegIO
 from sidestep.proxy.io.loop import HANG_UP, READ, WRITE, Loop, Timer
-from sidestep.proxy.io.stream import PlainStream
+from sidestep.proxy.io.stream import PlainStream, Stream
 
 ANSWER: Final = 10.0
 """Seconds for a handler to answer a request that was copied whole, or to end after the client did."""
@@ -34,8 +35,6 @@ FAREWELL: Final = 10.0
 """Seconds for copies to be delivered after the end of the client's connection."""
 READS: Final = 4
 """Reads of one handler's answer per event; then other connections get a turn."""
-MERGE: Final = 64
-"""Chunks joined into one write."""
 OPENED: Final = 0.0015
 """Processor seconds that the node daemon and the session spend on a connection to a handler, about ..."""
 WRITTEN: Final = 0.0001
@@ -82,32 +81,25 @@ class Surroundings(Protocol):
         """Some of what was deferred is done; the connection goes on."""
 
 
-class TapLeg:
+class TapLeg(LegIO):
     """One tap leg. It is among those of its connection (`kin`) and of all (`living`) until it is dead."""
 
     __slots__ = (
         "_around",
         "_asking",
-        "_blocked",
-        "_cancel",
-        "_ended",
-        "_finished",
+        "_copy",
         "_keeper",
         "_kin",
-        "_leg",
-        "_loop",
-        "_mask",
         "_relay",
         "_said",
-        "_stream",
         "_timer",
     )
 
     def __init__(
         self, loop: Loop, leg: CopyLeg, around: Surroundings, *, kin: dict[TapLeg, None], keeper: Keeper
     ) -> None:
-        self._loop = loop
-        self._leg = leg
+        super().__init__(loop, leg)
+        self._copy = leg
         self._around = around
         self._relay = leg.owner
         self._kin = kin
@@ -115,19 +107,13 @@ class TapLeg:
         self._said = False
         """What came of it has been said."""
         self._asking = False
-        self._blocked = False
-        self._ended = False
-        self._finished = False
-        self._mask = 0
         self._timer: Timer | None = None
-        self._cancel: Callable[[], None] | None = None
-        self._stream: PlainStream | None = None
         kin[self] = None
         keeper.living.add(self)
 
     def open(self) -> None:
         """Have the connection asked for, unless the copy is over already."""
-        if self._leg.ending is Ending.ABORT:
+        if self.leg.ending is Ending.ABORT:
             self._die(orderly=False)
         else:
             self._keeper.spend(OPENED)  # now, not when it is spent: else many are begun before the first one counts
@@ -136,7 +122,7 @@ class TapLeg:
     def ask(self) -> None:
         """Ask for the connection."""
         self._asking = True
-        self._cancel = self._around.ask_for_copy(self._leg, self._opened)
+        self.cancel = self._around.ask_for_copy(self._copy, self._opened)
 
     def refuse(self) -> None:
         """There is no point in asking: others of the same wiretap were refused meanwhile."""
@@ -150,7 +136,7 @@ class TapLeg:
             self._keeper.answered(self._uid)
 
     def _opened(self, stream: PlainStream | None) -> None:
-        self._cancel = None
+        self.cancel = None
         began = thread_time()
         self._has_asked()
         if self not in self._keeper.living:
@@ -161,40 +147,37 @@ class TapLeg:
             self._around.tap_moved()
         else:
             self._keeper.opened(self._uid)
-            self._stream = stream
-            self._leg.open = True
-            self._mask = READ
-            self._loop.add(stream.fd, self.ready, READ)
-            self._relay.opened(self._leg, self._loop.now)
+            self.attach(stream)
+            self._relay.opened(self.leg, self.loop.now)
             self.settle()
             self._around.tap_moved()
         self._keeper.spend(thread_time() - began)
 
     @property
     def _uid(self) -> str:
-        rule = self._leg.rule
+        rule = self.leg.rule
         return rule.uid if rule is not None else ""
 
     def _say(self, *, failed: bool) -> None:
         if not self._said:
             self._said = True
-            if failed or self._leg.answered is False:
+            if failed or self._copy.answered is False:
                 self._keeper.failed(self._uid)
             else:
                 self._keeper.succeeded(self._uid)
 
     def ready(self, mask: int) -> None:
         """Dispatch an event of the socket."""
-        stream = self._stream
+        stream = self.stream
         if stream is None:
             return
         began = thread_time()
         if mask & WRITE:
-            self._blocked = False
+            self.congested = False
         try:
-            if mask & ~WRITE and not self._ended:
+            if mask & ~WRITE and not self.ended:
                 self._read(stream, hung_up=bool(mask & HANG_UP))
-            elif mask & HANG_UP and self._ended:
+            elif mask & HANG_UP and self.ended:
                 self._lose()
         except OSError:
             self._lose()
@@ -202,7 +185,7 @@ class TapLeg:
         self._around.tap_moved()
         self._keeper.spend(thread_time() - began)
 
-    def _read(self, stream: PlainStream, *, hung_up: bool) -> None:
+    def _read(self, stream: Stream, *, hung_up: bool) -> None:
         relay = self._relay
         for _ in range(READS):
             data = stream.read()
@@ -210,31 +193,31 @@ class TapLeg:
                 return
             if not data:
                 break
-            relay.receive(self._leg, data, self._loop.now)
-            if self._leg.answered is not None:
-                self._say(failed=not self._leg.answered)
-            if self._stream is None or not relay.reads(self._leg):
+            relay.receive(self.leg, data, self.loop.now)
+            if self._copy.answered is not None:
+                self._say(failed=not self._copy.answered)
+            if self.stream is None or not relay.reads(self.leg):
                 return
         else:
             return
-        self._ended = True
-        if hung_up and not self._finished:
+        self.ended = True
+        if hung_up and not self.finished:
             self._lose()
         else:
-            relay.receive_eof(self._leg, self._loop.now)
+            relay.receive_eof(self.leg, self.loop.now)
 
     def settle(self) -> None:
         """Write what the socket takes, and carry out the ending."""
-        leg = self._leg
-        stream = self._stream
+        leg = self.leg
+        stream = self.stream
         if leg.ending is Ending.ABORT:
             self._die(orderly=False)
             return
         if stream is None:
             return
         try:
-            if leg.out and not self._blocked and not self._write(stream):
-                self._blocked = True
+            if leg.out and not self.congested and not self._write_all(stream):
+                self.congested = True
         except OSError:
             self._lose()
             return
@@ -243,55 +226,44 @@ class TapLeg:
                 self._die(orderly=True)
                 return
             if leg.ending:
-                self._await(stream)
+                self._await()
         elif leg.ending is Ending.CLOSE:
             self._arm()
-        self._watch(stream)
+        self._watch()
 
-    def _watch(self, stream: PlainStream) -> None:
-        reads = not self._ended and self._relay.reads(self._leg)
-        mask = (READ if reads else 0) | (WRITE if self._blocked else 0)
-        if mask != self._mask:
-            self._mask = mask
-            self._loop.modify(stream.fd, mask)
+    def _watch(self) -> None:
+        reads = not self.ended and self._relay.reads(self.leg)
+        self.watch((READ if reads else 0) | (WRITE if self.congested else 0))
 
-    def _write(self, stream: PlainStream) -> bool:
-        leg = self._leg
-        out = leg.out
-        while out:
-            self._keeper.spend(WRITTEN)
-            count = min(len(out), MERGE)
-            data = out[0] if count == 1 else b"".join(out[:count])
-            taken = stream.write(data)
-            leg.queued -= taken
-            if taken != len(data):
-                out[:count] = [data[taken:]]
+    def _write_all(self, stream: Stream) -> bool:
+        """Write what there is, and what the relay adds when it hears that all was taken; return whether that was so."""
+        leg = self.leg
+        while leg.out:
+            self._keeper.spend(WRITTEN * -(-len(leg.out) // MERGE))
+            if not self.write(stream):
                 return False
-            del out[:count]
-            if not out:
-                self._relay.drained(leg, self._loop.now)
+            self._relay.drained(leg, self.loop.now)
         return True
 
-    def _await(self, stream: PlainStream) -> None:
-        if self._leg.ending is Ending.FINISH and not self._finished:
-            self._finished = True
-            stream.finish(notify=True)
+    def _await(self) -> None:
+        if self.leg.ending is Ending.FINISH:
+            self.finish(notify=True)
         self._arm()
 
     def _arm(self) -> None:
         if self._timer is None:
-            self._timer = self._loop.later(HURRY if len(self._keeper.living) > CROWD else ANSWER, self.give_up)
+            self._timer = self.loop.later(HURRY if len(self._keeper.living) > CROWD else ANSWER, self.give_up)
 
     def farewell(self) -> None:
         """The client's connection is over."""
         self.settle()
         if self in self._keeper.living and self._timer is None:
-            self._timer = self._loop.later(FAREWELL, self.give_up)
+            self._timer = self.loop.later(FAREWELL, self.give_up)
 
     def give_up(self) -> None:
         """Time is up: whatever is not delivered is lost. A handler that took everything need not answer."""
         if self in self._keeper.living:
-            delivered = self._stream is not None and not self._leg.out
+            delivered = self.stream is not None and not self.leg.out
             if delivered:
                 self._say(failed=False)
             self._lose(orderly=delivered)
@@ -306,7 +278,7 @@ class TapLeg:
     def _lose(self, *, orderly: bool = False) -> None:
         self._say(failed=True)
         try:
-            self._relay.lost(self._leg, self._loop.now)  # which looks whether anything was left to be written
+            self._relay.lost(self.leg, self.loop.now)  # which looks whether anything was left to be written
         finally:
             self._die(orderly=orderly)
 
@@ -315,21 +287,12 @@ class TapLeg:
         self._keeper.living.discard(self)
         if orderly:
             self._say(failed=False)
-        if self._cancel is not None:
-            cancel, self._cancel = self._cancel, None
-            cancel()
+        if self.cancel is not None:
+            self.give_up_waiting()
             self._has_asked()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        leg = self._leg
-        stream, self._stream = self._stream, None
-        leg.open = False
-        leg.out.clear()
-        leg.queued = 0
-        if stream is not None:
-            self._loop.remove(stream.fd)
-            if orderly:
-                stream.close()
-            else:
-                stream.reset()
+        self.close(orderly=orderly)
+        self.leg.out.clear()
+        self.leg.queued = 0

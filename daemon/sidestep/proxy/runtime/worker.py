@@ -37,10 +37,11 @@ from sidestep.proxy.connection.acceptor import Acceptor
 from sidestep.proxy.connection.app_dials import LEAD, AppDials
 from sidestep.proxy.connection.classification import Judge
 from sidestep.proxy.connection.client_naming import ClientNaming
-from sidestep.proxy.connection.conductor import About, Conductor, Endpoints
 from sidestep.proxy.connection.datagrams import Datagrams, Key
 from sidestep.proxy.connection.dial import Done, Naming
+from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.handler_streams import HandlerStreams
+from sidestep.proxy.connection.host import RelayedConnection
 from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.connection.protocol_probe import UNKNOWN, Finding, Probe
 from sidestep.proxy.connection.request_log import RequestLog
@@ -86,7 +87,7 @@ class Worker:
         self._ports: dict[int, LivePort] = {}
         self._acceptors: dict[int, Acceptor] = {}
         self._retiring: set[Acceptor] = set()
-        self._conductors: set[Conductor] = set()
+        self._connections: set[RelayedConnection] = set()
         self._judges: set[Judge] = set()
         self._client_sources: IPv4Network | None = None
         self._anomalies: Counter[str] = Counter()
@@ -234,7 +235,7 @@ class Worker:
 
     def descriptors(self) -> int:
         """Those in use, and those that what was accepted will need: an app for each client, handlers asked for."""
-        connections = len(self._conductors) + len(self._judges)
+        connections = len(self._connections) + len(self._judges)
         used = max(len(self._loop) + len(self._judges), 2 * connections)
         return used + 2 * self.pipes.open + len(self._handlers)
 
@@ -254,19 +255,19 @@ class Worker:
         self._judges.discard(judge)
         self._exit_when_drained()
 
-    def opened(self, conductor: Conductor) -> None:
+    def opened(self, connection: RelayedConnection) -> None:
         """A connection runs."""
-        self._conductors.add(conductor)
+        self._connections.add(connection)
 
-    def closed(self, conductor: Conductor) -> None:
+    def closed(self, connection: RelayedConnection) -> None:
         """A connection is over."""
-        self._conductors.discard(conductor)
-        if conductor.endpoints.names:
-            self.gone(conductor.endpoints)
-        anomaly = conductor.relay.anomaly
+        self._connections.discard(connection)
+        if connection.endpoints.names:
+            self.gone(connection.endpoints)
+        anomaly = connection.relay.anomaly
         if anomaly:
             self._anomalies[anomaly] += 1
-            conductor.port.counters["wired"] += 1
+            connection.port.counters["wired"] += 1
         self._exit_when_drained()
 
     def report(self, port: LivePort, kind: ConditionType, text: str) -> None:
@@ -306,9 +307,9 @@ class Worker:
         self._loop.later(0.0, lambda: self._send_back(port))
 
     def _send_back(self, port: LivePort) -> None:
-        for conductor in [each for each in self._conductors if each.port is port and each.app_tls is not None]:
-            if conductor.relay.idle and conductor.askable:
-                conductor.retire()
+        for connection in [each for each in self._connections if each.port is port and each.app_tls is not None]:
+            if connection.relay.idle and connection.askable:
+                connection.retire()
 
     def dial_app(self, endpoints: Endpoints, done: Done) -> Callable[[], None]:
         """Connect to the app, named after the client if the app can be told."""
@@ -376,23 +377,25 @@ class Worker:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._link.advise(messages.NoApp(self._link.next_seq(), port.steered.number, int(family)))
 
-    def log_requests(self, conductor: Conductor) -> None:
-        """Queue a conductor's diverted requests for the session's log."""
-        self.copyist.told(sum(request.copied for request in conductor.relay.diverted))
-        self._log.add(conductor)
+    def log_requests(self, connection: RelayedConnection) -> None:
+        """Queue a connection's diverted requests for the session's log."""
+        self.copyist.told(sum(request.copied for request in connection.relay.diverted))
+        self._log.add(connection)
 
-    def open_stream(self, about: About, leg: Leg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
+    def open_stream(
+        self, info: ConnectionInfo, leg: Leg, done: Callable[[PlainStream | None], None]
+    ) -> Callable[[], None]:
         """Ask the daemon for a connection to the handler of `leg.rule`."""
         if self._room.is_short:
             return self._refuse(done)
-        endpoints = about.endpoints
+        endpoints = info.endpoints
         return self._handlers.ask(
             done,
             uid=leg.rule.uid if leg.rule is not None else "",
             port=endpoints.port,
-            protocol=about.spoken,
-            tls=about.tls,
-            server_name=about.server_name,
+            protocol=info.protocol,
+            tls=info.tls,
+            server_name=info.server_name,
             client=(endpoints.client, endpoints.client_port),
         )
 
@@ -417,7 +420,7 @@ class Worker:
         ports = {number: dict(port.counters) for number, port in self._ports.items()}
         if self._datagrams.counters:
             ports[0] = dict(self._datagrams.counters)
-        connections = len(self._conductors) + len(self._judges)
+        connections = len(self._connections) + len(self._judges)
         state = connections, ports, dict(self._anomalies)
         if state != self._told and self._tell(*state):
             self._told = state
@@ -426,9 +429,9 @@ class Worker:
 
     def _end_cut_off(self) -> None:
         """End connections whose app a firewall has cut off: their clients come again, and are to find the app."""
-        for conductor in [conductor for conductor in self._conductors if conductor.is_cut_off]:
-            self._dials.cut_off(conductor.endpoints)
-            self._loop.later(LEAD, conductor.abandon)
+        for connection in [connection for connection in self._connections if connection.is_cut_off]:
+            self._dials.cut_off(connection.endpoints)
+            self._loop.later(LEAD, connection.abandon)
 
     def _tell_losses(self) -> None:
         losses = self.ledger.gate.take_losses()
@@ -466,21 +469,21 @@ class Worker:
     def _close_idle(self, *, grace: float = IDLE_GRACE) -> None:
         """End connections that have been idle for a while: a busy client is idle between any two of its requests."""
         latest = self._loop.now - grace
-        for conductor in [
-            conductor for conductor in self._conductors if conductor.relay.idle and conductor.active <= latest
+        for connection in [
+            connection for connection in self._connections if connection.relay.idle and connection.active <= latest
         ]:
-            conductor.retire()
+            connection.retire()
 
     def _sweep(self) -> None:
         self._loop.later(SWEEP, self._sweep)
         latest = self._loop.now - LEFT_IDLE
-        for conductor in [
-            conductor for conductor in self._conductors if conductor.active <= latest and conductor.relay.left
+        for connection in [
+            connection for connection in self._connections if connection.active <= latest and connection.relay.left
         ]:
-            conductor.retire()
+            connection.retire()
 
     def _exit_when_drained(self) -> None:
-        if not self._draining or self._conductors or self._judges or self._retiring:
+        if not self._draining or self._connections or self._judges or self._retiring:
             return
         self._tell_losses()
         if self.lingering or not self.copyist.is_idle:
@@ -491,8 +494,8 @@ class Worker:
     def _drain_over(self) -> None:
         for judge in list(self._judges):
             judge.abandon()
-        for conductor in list(self._conductors):
-            conductor.abandon()
+        for connection in list(self._connections):
+            connection.abandon()
         for acceptor in list(self._retiring):
             acceptor.close()
         self._datagrams.close()

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from sidestep.proxy.connection.conductor import Endpoints
+from sidestep.proxy.connection.endpoints import Endpoints
 from tests.harness.peers import server_context
 from tests.unit.proxy.io.test_stream import unread
 from tests.unit.proxy.runtime.test_worker import APP, Scene
@@ -74,8 +74,8 @@ def test_a_slow_reader_of_a_whole_answer_is_told_that_it_was_whole(scene, versio
     threads = [threading.Thread(target=function) for function in (serve, ask)]
     for thread in threads:
         thread.start()
-    scene.run(lambda: scene.worker._conductors, within=10)
-    (conductor,) = scene.worker._conductors
+    scene.run(lambda: scene.worker._connections, within=10)
+    (conductor,) = scene.worker._connections
     leg = conductor.relay.client
     sock = leg.io.stream.sock
     scene.run(lambda: unread(sock) > 100_000 and not leg.out, within=10)
@@ -90,5 +90,5 @@ def test_a_slow_reader_of_a_whole_answer_is_told_that_it_was_whole(scene, versio
         thread.join(10)
     assert results[-1] == b"the end"
     assert b"".join(results[:-1]).endswith(b"\r\n\r\n" + body)
-    scene.run(lambda: not scene.worker._conductors, within=5)
-    assert not scene.worker._conductors
+    scene.run(lambda: not scene.worker._connections, within=5)
+    assert not scene.worker._connections

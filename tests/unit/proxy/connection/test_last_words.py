@@ -8,7 +8,8 @@ from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.memory_budget import BACKLOG, Budget
 from sidestep.engine.passthrough import WireRelay
 from sidestep.policy.route import Route, SteeredPort
-from sidestep.proxy.connection.conductor import Conductor, Endpoints
+from sidestep.proxy.connection.conductor import Conductor
+from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.splice import Pipes
 from sidestep.proxy.io.stream import PlainStream, reset

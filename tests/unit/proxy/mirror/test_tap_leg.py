@@ -18,7 +18,8 @@ from sidestep.engine.mirror.copies import Ledger, TapLimits
 from sidestep.engine.mirror.gate import Loss, Why
 from sidestep.engine.mirror.whole_connection import TappedRelay
 from sidestep.policy.route import Route, Rule, SteeredPort
-from sidestep.proxy.connection.conductor import Conductor, Endpoints
+from sidestep.proxy.connection.conductor import Conductor
+from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.splice import Pipes
 from sidestep.proxy.io.stream import PlainStream
@@ -47,7 +48,7 @@ class ConnectionHost:
         self.refuses = False
         self.lost = Counter()
 
-    def open_stream(self, about, leg, done):
+    def open_stream(self, info, leg, done):
         self.attempts += 1
         stream = None
         if not self.refuses:
@@ -55,7 +56,7 @@ class ConnectionHost:
             for each in (near, far):
                 each.setblocking(False)
             self._stack.enter_context(far)
-            self.asked.append((about.spoken, far))
+            self.asked.append((info.protocol, far))
             stream = PlainStream(near)
         self.loop.later(0, lambda: done(stream))
         return lambda: None

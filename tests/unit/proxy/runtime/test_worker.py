@@ -17,8 +17,8 @@ from sidestep.aio.pulse import Pulse, Watched
 from sidestep.engine.relay import Leg, Role
 from sidestep.model.condition import ConditionType
 from sidestep.proxy.connection import datagrams
-from sidestep.proxy.connection.conductor import Endpoints, Raw
 from sidestep.proxy.connection.datagrams import Datagrams
+from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.connection.protocol_probe import Finding
 from sidestep.proxy.control import messages
@@ -102,7 +102,7 @@ def test_a_client_that_ends_within_its_first_message_costs_nothing_and_is_a_wire
     client = scene.client(scene.port(), first)
     scene.accept()
     client.shutdown(socket.SHUT_WR)
-    scene.run(lambda: scene.worker._conductors)
+    scene.run(lambda: scene.worker._connections)
     app, _ = scene.app.accept()
     with app:
         assert scene.run(within=0.5) < 0.25
@@ -143,8 +143,8 @@ def test_a_first_message_with_much_behind_it_is_still_judged(scene):
         while sent < len(head + body):
             sent += client.send((head + body)[sent:])
     scene.accept()
-    scene.run(lambda: scene.worker._conductors)
-    (conductor,) = scene.worker._conductors
+    scene.run(lambda: scene.worker._connections)
+    (conductor,) = scene.worker._connections
     assert conductor.relay.anomaly is None
 
 
@@ -318,7 +318,7 @@ def test_words_before_a_quick_end_inside_tls_reach_the_app(scene):
     for thread in threads:
         thread.join(10)
     assert found == [b"GET", b""]
-    scene.run(lambda: not scene.worker._conductors, within=3)
+    scene.run(lambda: not scene.worker._connections, within=3)
     scene.worker.credentials.keep(set())
 
 
@@ -555,8 +555,8 @@ def test_a_stream_whose_descriptor_was_lost_is_refused_and_the_daemon_is_told(sc
     streams = []
     rule = RuleSnapshot("uid-1", "shop/orders", "intercept", (), divert_probes=False)
     live = scene.port(rules=(rule,))
-    about = Raw(Endpoints("127.0.0.2", 999, "127.0.0.1", scene.number))
-    scene.worker.open_stream(about, Leg(Role.HANDLER, live.steered.route.intercepts[0]), streams.append)
+    info = ConnectionInfo(Endpoints("127.0.0.2", 999, "127.0.0.1", scene.number))
+    scene.worker.open_stream(info, Leg(Role.HANDLER, live.steered.route.intercepts[0]), streams.append)
     scene.worker._dispatch(messages.Opened(1, 1), None)
     assert streams == [None]
     told = []
@@ -571,8 +571,8 @@ def test_without_descriptors_to_spare_no_handler_is_asked_and_the_app_is_there(s
     live = scene.port(rules=(rule,))
     scene.worker._room._limit = 1
     scene.worker._room.is_left()
-    about = Raw(Endpoints("127.0.0.2", 999, "127.0.0.1", scene.number))
-    scene.worker.open_stream(about, Leg(Role.HANDLER, live.steered.route.intercepts[0]), streams.append)
+    info = ConnectionInfo(Endpoints("127.0.0.2", 999, "127.0.0.1", scene.number))
+    scene.worker.open_stream(info, Leg(Role.HANDLER, live.steered.route.intercepts[0]), streams.append)
     scene.run(lambda: streams)
     assert streams == [None]
     received = scene.daemon.receive()
