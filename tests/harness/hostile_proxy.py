@@ -20,6 +20,7 @@ from sidestep.proxy.control import messages
 from sidestep.proxy.control.channel import ChannelClosed, ControlChannel
 from sidestep.proxy.control.messages import Message
 from sidestep.proxy.runtime import worker
+from sidestep.snapshots.hindrance import Hindrance
 
 BASE = "10.66.66."
 TEXT = "x" * messages.MAX_TEXT
@@ -93,7 +94,7 @@ def many_lines(it: Taken) -> Iterator[Message]:
 def flapping(it: Taken) -> Iterator[Message]:
     for number in itertools.count():
         port = it.ports[0]
-        yield messages.Hindered(0, (messages.Hindrance("cannot-dial", port),))
+        yield messages.Hindered(0, (Hindrance("cannot-dial", port),))
         yield messages.Hindered(0, ())
         yield messages.NoApp(0, port, socket.AF_INET)
         yield messages.Report(0, port, "UpstreamTlsFailed", f"{number} {TEXT}")

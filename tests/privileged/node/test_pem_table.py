@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from sidestep.node.certificates.reader import Reader
 from sidestep.node.certificates.requests import Folder, ReadRequest
 from sidestep.protocols.pem import blocks
-from sidestep.proxy.control.messages import PortSnapshot
 from sidestep.proxy.tls.credentials import Credentials
+from sidestep.snapshots.ports import PortSnapshot
 from tests.harness.authority import Authority
 from tests.harness.processes import Process
 from tests.harness.waiting import until

@@ -24,6 +24,7 @@ from sidestep.node.proxies.supervisor import (
     ZygoteSettings,
 )
 from sidestep.proxy.control import messages
+from sidestep.snapshots.ports import PortSnapshot
 
 ROOT = str(Path(__file__).parents[3])
 WORKER = "tests.privileged.proxy.stand_in:run"
@@ -200,9 +201,9 @@ async def until(condition: Callable[[], object], *, within: float, what: str) ->
         raise AssertionError(f"waited {within:g} s for {what}") from error
 
 
-def port(number: int = 8443, **fields: Any) -> messages.PortSnapshot:
+def port(number: int = 8443, **fields: Any) -> PortSnapshot:
     """A steered port."""
-    return messages.PortSnapshot(number, "tcp", tls="probe", http2="probe", rules=fields.pop("rules", ()), **fields)
+    return PortSnapshot(number, "tcp", tls="probe", http2="probe", rules=fields.pop("rules", ()), **fields)
 
 
 def text_of(path: str) -> str:

@@ -408,14 +408,14 @@ def _holders(inode: int) -> list[str]:
 def test_a_child_that_is_never_told_to_enter_ends(monkeypatch):
     """The daemon may die between the fork and the first message."""
     from sidestep.proxy.control import messages
-    from sidestep.proxy.control.channel import ControlChannel, FromZygoteUnion
+    from sidestep.proxy.control.channel import ControlChannel
 
     async def look() -> None:
         async with scene() as it:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             process = await it.supervisor.zygote.spawn("orphan", theirs)
             theirs.close()
-            ControlChannel(ours, receives=FromZygoteUnion).send(messages.Hello(1, 1, 1))  # not an Enter
+            ControlChannel(ours, receives=messages.FromZygote).send(messages.Hello(1, 1, 1))  # not an Enter
             ours.close()
             assert await process.wait(deadline=5)
             process.close()

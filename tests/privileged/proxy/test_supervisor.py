@@ -30,7 +30,7 @@ from sidestep.node.proxies.supervisor import (
     SupervisorSettings,
     ZygoteSettings,
 )
-from sidestep.proxy.control import messages
+from sidestep.snapshots.ports import RuleSnapshot
 from tests.harness.authority import Authority
 from tests.privileged.proxy import stand_in
 from tests.privileged.proxy.scene import (
@@ -55,7 +55,7 @@ from tests.privileged.proxy.scene import (
 
 pytestmark = pytest.mark.privileged
 
-RULE = messages.RuleSnapshot("uid-1", "shop/orders", "intercept", (), divert_probes=False)
+RULE = RuleSnapshot("uid-1", "shop/orders", "intercept", (), divert_probes=False)
 
 
 def memory_of(pid: int) -> bytes:

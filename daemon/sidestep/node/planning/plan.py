@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sidestep.model.condition import Condition
     from sidestep.model.pod import Pod, PodKey
     from sidestep.policy.survey import PodSurvey, WantedCertificate
-    from sidestep.proxy.control.messages import PortSnapshot
+    from sidestep.snapshots.ports import PortSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,8 @@ class PortPlan:
 
     @property
     def uids(self) -> frozenset[str]:
-        """The intercepts and wiretaps that want it."""
-        snapshot = self.snapshot
-        return frozenset({snapshot.global_uid, *snapshot.global_taps, *(rule.uid for rule in snapshot.rules)} - {""})
+        """The uids of the intercepts and wiretaps that want it."""
+        return self.snapshot.uids
 
 
 @dataclass(frozen=True, slots=True)

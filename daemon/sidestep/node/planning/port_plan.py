@@ -9,8 +9,7 @@ from sidestep.model.pod import PodKey, Transport
 from sidestep.node.planning.plan import CertificateFacts, PortPlan
 from sidestep.policy.matching import to_rows
 from sidestep.policy.survey import PortSurvey, Side
-from sidestep.proxy.control.messages import Condition as ConditionSnapshot
-from sidestep.proxy.control.messages import PortSnapshot, RuleSnapshot
+from sidestep.snapshots.ports import FilterRow, PortSnapshot, RuleSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,7 +112,7 @@ def _rule(intercept: Intercept) -> RuleSnapshot:
         uid=intercept.uid,
         display=intercept.display,
         kind=intercept.kind.value,
-        conditions=tuple(ConditionSnapshot(*row) for row in to_rows(intercept.filter)),
+        conditions=tuple(FilterRow(*row) for row in to_rows(intercept.filter)),
         divert_probes=intercept.divert_probes,
         heads_only=intercept.heads_only,
     )

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sidestep.model.pod import Family
-from sidestep.proxy.control.messages import Hindrance
+from sidestep.snapshots.hindrance import Hindrance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

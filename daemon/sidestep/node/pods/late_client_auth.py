@@ -14,7 +14,7 @@ import msgspec
 
 if TYPE_CHECKING:
     from sidestep.model.pod import Pod
-    from sidestep.proxy.control.messages import PortSnapshot
+    from sidestep.snapshots.ports import PortSnapshot
 
 MAX_PODS = 4096
 """Pods remembered; the one that was seen longest ago is forgotten first."""

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
     from sidestep.node.planning.plan import PortPlan
-    from sidestep.proxy.control.messages import PortSnapshot, Probed
+    from sidestep.proxy.control.messages import Probed
+    from sidestep.snapshots.ports import PortSnapshot
 
 
 class ProbedApps:

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from sidestep.node.planning.plan import PortPlan
     from sidestep.node.pods.pod_netns import Address
     from sidestep.node.proxies.supervisor import PodProxy
-    from sidestep.proxy.control.messages import Hindrance, NoApp
+    from sidestep.proxy.control.messages import NoApp
+    from sidestep.snapshots.hindrance import Hindrance
     from sidestep.steering import Steering
 
 BACKLOG = 4096

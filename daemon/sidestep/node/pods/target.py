@@ -36,7 +36,6 @@ from sidestep.policy.survey import port_subject
 from sidestep.proxy.control.messages import (
     ForgetClient,
     Heartbeat,
-    Hindrance,
     NameClient,
     NoApp,
     Open,
@@ -45,6 +44,7 @@ from sidestep.proxy.control.messages import (
     Requests,
     Reset,
 )
+from sidestep.snapshots.hindrance import Hindrance
 from sidestep.steering import Steering
 
 if TYPE_CHECKING:
@@ -148,7 +148,11 @@ class Target:
             if number not in known or known[number].snapshot.app != port.snapshot.app:
                 self._apps.forget(number)
         failures = await proxy.apply(
-            {name: self._tools.credential(self.pod.key, name) for name in _credentials(plan)},
+            {
+                name: self._tools.credential(self.pod.key, name)
+                for port in plan.ports
+                for name in port.snapshot.credentials
+            },
             generation=self._generation,
             ports=tuple(self._tools.asked_later.snapshot(self.pod, self._apps.snapshot(port)) for port in plan.ports),
             drain_timeout=drain_timeout,
@@ -439,9 +443,7 @@ class Target:
     def on_credentials(self, failures: Mapping[str, str], /) -> None:
         """Some credentials could not be used: those ports carry TLS end to end."""
         for number, plan in self._streams.plans().items():
-            snapshot = plan.snapshot
-            named = (snapshot.identity, snapshot.upstream_identity, snapshot.client_trust, snapshot.upstream_trust)
-            reasons = sorted({failures[name] for name in named if name in failures})
+            reasons = sorted({failures[name] for name in plan.snapshot.credentials if name in failures})
             subject = port_subject(self.pod.key, number)
             texts = [f"the pod proxy cannot use the certificate, TLS is carried end to end: {each}" for each in reasons]
             conditions = [Condition(ConditionType.CERTIFICATE_INVALID, subject, text) for text in texts]
@@ -495,11 +497,3 @@ class Target:
         if self._proxy is None or self._steering is None or self._netns is None:
             raise RefusedError(f"pod {self.pod.key} is being released")
         return self._proxy
-
-
-def _credentials(plan: PodPlan) -> frozenset[str]:
-    names = set()
-    for port in plan.ports:
-        snapshot = port.snapshot
-        names |= {snapshot.identity, snapshot.client_trust, snapshot.upstream_identity, snapshot.upstream_trust}
-    return frozenset(names - {""})

@@ -20,7 +20,8 @@ from typing import Protocol
 import msgspec
 
 from sidestep.model.errors import SidestepError
-from sidestep.proxy.control.messages import Configure, Credential, Listen, Message, PortSnapshot, Unlisten
+from sidestep.proxy.control.messages import Configure, Credential, Listen, Message, Unlisten
+from sidestep.snapshots.ports import PortSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ async def tell_difference(proxy: Listening, desired: Desired, told: Told, *, sou
     wanted = desired.configuration
     if wanted is not None and wanted is not told.configuration:
         failures: dict[str, str] = {}
-        for name, kind in credential_kinds(wanted.ports).items():
+        for name, kind in _credentials(wanted.ports).items():
             if name not in told.credentials:
                 source = desired.credentials.get(name)
                 problem = await _tell_credential(proxy, Credential(0, name, kind), source, source_deadline)
@@ -89,9 +90,12 @@ async def tell_difference(proxy: Listening, desired: Desired, told: Told, *, sou
                     failures[name] = problem
                 else:
                     told.credentials.add(name)
-        ports = tuple(without_failed(port, failures) for port in wanted.ports)
+        failed = failures.keys()
+        ports = tuple(
+            port if failed.isdisjoint(port.credentials) else port.without_credentials() for port in wanted.ports
+        )
         await proxy.tell(msgspec.structs.replace(wanted, ports=ports), doing="apply its configuration")
-        told.credentials &= set(credential_kinds(ports))
+        told.credentials &= _credentials(ports).keys()
         told.failures = failures
         told.configuration = wanted
     for key in [key for key, sock in told.listeners.items() if desired.listeners.get(key) is not sock]:
@@ -129,26 +133,6 @@ def _named(source: CredentialSource, reason: str) -> str:
     return f"{source.about}: {reason}" if source.about else reason
 
 
-def rule_uids(ports: tuple[PortSnapshot, ...]) -> frozenset[str]:
-    """Return the uids of all rules of these ports."""
-    uids = {rule.uid for port in ports for rule in port.rules}
-    for port in ports:
-        uids.update((port.global_uid, *port.global_taps))
-    return frozenset(uids - {""})
-
-
-def credential_kinds(ports: tuple[PortSnapshot, ...]) -> dict[str, str]:
-    """Return the credentials that ports name, with their kinds."""
-    kinds: dict[str, str] = {}
-    for port in ports:
-        kinds.update(dict.fromkeys((port.identity, port.upstream_identity), "identity"))
-        kinds.update(dict.fromkeys((port.client_trust, port.upstream_trust), "trust"))
-    kinds.pop("", None)
-    return kinds
-
-
-def without_failed(port: PortSnapshot, failures: Mapping[str, str]) -> PortSnapshot:
-    """Return the port as it is served when some of its credentials cannot be used: TLS end to end."""
-    if failures.keys().isdisjoint(credential_kinds((port,))):
-        return port
-    return msgspec.structs.replace(port, identity="", upstream_identity="", client_trust="", upstream_trust="")
+def _credentials(ports: tuple[PortSnapshot, ...]) -> dict[str, str]:
+    """The credentials of all ports with their kinds."""
+    return {name: kind for port in ports for name, kind in port.credentials.items()}

@@ -31,10 +31,8 @@ from sidestep.node.proxies.proxy_handler import ProxyHandler, ProxyState
 from sidestep.node.proxies.proxy_talk import ProxyTalk
 from sidestep.node.proxies.zygote import Zygote
 from sidestep.proxy.control import messages
-from sidestep.proxy.control.messages import (
-    Configure,
-    PortSnapshot,
-)
+from sidestep.proxy.control.messages import Configure
+from sidestep.snapshots.ports import PortSnapshot
 
 
 @dataclass(frozen=True, slots=True)

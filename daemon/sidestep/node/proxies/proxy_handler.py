@@ -10,7 +10,6 @@ from typing import Protocol
 from sidestep.proxy.control.messages import (
     ForgetClient,
     Heartbeat,
-    Hindrance,
     NameClient,
     NoApp,
     Open,
@@ -19,6 +18,7 @@ from sidestep.proxy.control.messages import (
     Requests,
     Reset,
 )
+from sidestep.snapshots.hindrance import Hindrance
 
 
 class ProxyState(enum.Enum):

@@ -13,7 +13,6 @@ import socket
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
 from sidestep.node.proxies import sanitising as heard
-from sidestep.node.proxies.desired import rule_uids
 from sidestep.node.proxies.incarnation import Incarnation
 from sidestep.node.proxies.proxy_handler import ProxyHandler
 from sidestep.proxy.control import messages
@@ -25,12 +24,12 @@ from sidestep.proxy.control.messages import (
     NameClient,
     NoApp,
     Open,
-    PortSnapshot,
     Probed,
     Report,
     Requests,
     Reset,
 )
+from sidestep.snapshots.ports import PortSnapshot
 
 _MAX_OPENING = 1024
 """Streams of one proxy that may be waiting for their handler at once."""
@@ -52,7 +51,7 @@ class ProxyTalk:
 
     def about(self, ports: tuple[PortSnapshot, ...]) -> None:
         """From now on the proxy may talk about these ports and their rules."""
-        self._uids = (rule_uids(ports), self._uids[0])
+        self._uids = (frozenset().union(*(port.uids for port in ports)), self._uids[0])
         self._ports = frozenset(port.number for port in ports)
 
     def received(self, life: Incarnation, message: FromProxy) -> None:

@@ -22,11 +22,11 @@ from sidestep.proxy.control.messages import (
     DivertedRequest,
     Heartbeat,
     Hindered,
-    Hindrance,
     LostCopies,
     Probed,
     Requests,
 )
+from sidestep.snapshots.hindrance import Hindrance
 
 MAX_WORDS = 64
 """Different counters of one port, or reasons of anomalies; what is beyond is summed under `other`."""

@@ -33,10 +33,9 @@ from sidestep.model.errors import BugError, KernelError, SidestepError
 from sidestep.node.proxies.backoff import Backoff, CrashHistory
 from sidestep.node.proxies.desired import ProxyError
 from sidestep.node.proxies.output import Output
-from sidestep.proxy.control.channel import Codec, FromZygoteUnion
-from sidestep.proxy.control.messages import VERSION, Ack, Hello, Message, Spawn, Spawned
+from sidestep.proxy.control.channel import Codec
+from sidestep.proxy.control.messages import VERSION, Ack, FromZygote, Hello, Message, Spawn, Spawned
 
-FromZygote = Hello | Spawned | Ack
 _KEPT_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 _PROCESS = re.compile(r"the proxy \(process (\d{1,10})\)")
 _NAMES = 4096
@@ -189,7 +188,7 @@ class _Instance:
         """Questions that wait for an answer."""
         self.process = Process(popen.pid, os.pidfd_open(popen.pid))
         self.channel: AsyncChannel[FromZygote, Message] = AsyncChannel(
-            ours, codec=Codec[FromZygote](FromZygoteUnion), on_message=self._received, on_closed=self._closed
+            ours, codec=Codec[FromZygote](FromZygote), on_message=self._received, on_closed=self._closed
         )
 
     @classmethod

@@ -20,9 +20,9 @@ from typing import Final
 
 from sidestep.proxy.connection.dial import Dial, Done, Naming
 from sidestep.proxy.connection.endpoints import Endpoints
-from sidestep.proxy.control.messages import Hindrance
 from sidestep.proxy.control.readiness import EXHAUSTED, Readiness
 from sidestep.proxy.io.loop import Loop
+from sidestep.snapshots.hindrance import Hindrance
 
 PATIENCE: Final = 1.5
 """Seconds for an app to answer; the kernel repeats its SYN after one (RFC 6298 section 2)."""

@@ -29,11 +29,11 @@ from sidestep.engine.memory_budget import DATAGRAMS
 from sidestep.model.errors import PeerError
 from sidestep.protocols import capsules, udp
 from sidestep.proxy.connection.dial import plain_address
-from sidestep.proxy.control.messages import PortSnapshot
 from sidestep.proxy.io.loop import READ, WRITE, Loop
 from sidestep.proxy.io.stream import PlainStream
 from sidestep.proxy.mirror.scheduler import Copyist
 from sidestep.proxy.mirror.tap_leg import OPENED, WRITTEN
+from sidestep.snapshots.ports import PortSnapshot
 
 IDLE: Final = 60.0
 """Seconds without a datagram in either direction after which a flow ends (RFC 4787 asks NATs for at least 120; a flow

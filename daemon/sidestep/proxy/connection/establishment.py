@@ -27,11 +27,11 @@ from sidestep.model.condition import ConditionType
 from sidestep.policy.route import Rule
 from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.connection.relay_choice import relay_for
-from sidestep.proxy.control.messages import PortSnapshot
 from sidestep.proxy.io.loop import READ, Loop
 from sidestep.proxy.io.stream import Stream, TlsStream
 from sidestep.proxy.tls.credentials import Credentials
 from sidestep.proxy.tls.handshake import DownstreamHandshake, Failure, UpstreamHandshake, asks_later, outcome
+from sidestep.snapshots.ports import PortSnapshot
 
 
 class Answers(Protocol):

@@ -11,7 +11,7 @@ from sidestep.model.intercept import Kind
 from sidestep.policy.matching import compile_filter, from_rows, needle_of
 from sidestep.policy.route import Decision, Fields, Route, Rule, SteeredPort
 from sidestep.proxy.connection.protocol_probe import UNKNOWN, Probe
-from sidestep.proxy.control.messages import PortSnapshot, RuleSnapshot
+from sidestep.snapshots.ports import PortSnapshot, RuleSnapshot
 
 __all__ = ["LivePort", "Decision", "Fields", "compile_rule"]
 

@@ -56,9 +56,6 @@ CARRY_DESCRIPTOR = frozenset(
 UNANSWERED = frozenset({messages.Ack, messages.Spawned, messages.Heartbeat})
 """The messages that are not acknowledged."""
 
-FromZygoteUnion = messages.Hello | messages.Spawned | messages.Ack
-"""`Hello` once everything is imported; `Ack` with an error when a fork failed."""
-
 
 class Codec(Generic[M]):
     """Translates between messages and packets. `receives` is the union of what the other end may send; `folds` whether
@@ -205,4 +202,4 @@ class ControlChannel(Generic[M]):
         self._sock.close()
 
 
-__all__ = ["ChannelClosed", "ChannelOverflow", "Codec", "ControlChannel", "FromZygoteUnion"]
+__all__ = ["ChannelClosed", "ChannelOverflow", "Codec", "ControlChannel"]

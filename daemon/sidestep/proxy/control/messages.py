@@ -12,6 +12,9 @@ from typing import Annotated
 
 import msgspec
 
+from sidestep.snapshots.hindrance import Hindrance
+from sidestep.snapshots.ports import PortSnapshot
+
 VERSION = 1
 MAX_INLINE = 64 * 1024
 """Bytes of one packet above which the message travels as a memfd."""
@@ -77,66 +80,6 @@ class Pulse(Message):
 
     It is mapped before the sandbox is locked, which lets no memory be shared any more.
     """
-
-
-class Condition(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """One header, method or path condition: `part` header|method|path, `test` exact|regex|present|equal|prefix."""
-
-    part: str
-    test: str
-    name: str
-    value: str
-
-
-class RuleSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """One intercept or wiretap on a port, oldest first in its list."""
-
-    uid: str
-    display: str
-    kind: str
-    """"intercept" or "wiretap"."""
-    conditions: tuple[Condition, ...]
-    divert_probes: bool
-    heads_only: bool = False
-    """A wiretap that is told of requests and gets no copies."""
-
-
-class PortSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """All the proxy must know about one steered port."""
-
-    number: int
-    transport: str
-    """"tcp" or "udp"."""
-    tls: str
-    """"never", "always" or "probe" (section 5)."""
-    http2: str
-    """"never", "always" or "probe"."""
-    rules: tuple[RuleSnapshot, ...]
-    global_uid: str = ""
-    """uid of a global intercept; the whole port is carried unparsed."""
-    global_display: str = ""
-    global_taps: tuple[str, ...] = ()
-    """uids of global wiretaps."""
-    pass_sources: tuple[str, ...] = ()
-    """Client addresses that a global intercept leaves to the app (kubelet probes)."""
-    identity: str = ""
-    """Name of the downstream `Credential` (certificate and key); empty: TLS is carried end to end."""
-    client_trust: str = ""
-    """Name of the downstream `ca.crt` credential."""
-    client_auth: str = "auto"
-    """"auto", "require", "request" or "none"."""
-    upstream_identity: str = ""
-    upstream_trust: str = ""
-    """Name of the credential that verifies the app; empty: the system store."""
-    upstream_name: str = ""
-    """Name to verify when the client sent no SNI: first DNS name of the downstream certificate."""
-    skip_verify: bool = False
-    forward_client_cert: bool = False
-    probe_timeout: float = 2.0
-    app: str = ""
-    """Tells one process of the app from the next: when it changes, what a probe found does not hold any more."""
-    asks_later: bool = False
-    """The app asks for client certificates after the handshake: clients that it can ask are carried end to end."""
 
 
 class Configure(Message):
@@ -335,19 +278,6 @@ class NoApp(Message):
     family: int
 
 
-class Hindrance(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """Something that keeps the proxy from serving.
-
-    `kind` is "no-room", "no-descriptors", "no-memory", "cannot-accept" or "cannot-dial"; `port` and `family` (AF_INET,
-    AF_INET6) say what cannot be served, 0 stands for all; `error` is the errno that was met, 0 if none was.
-    """
-
-    kind: str
-    port: int = 0
-    family: int = 0
-    error: int = 0
-
-
 class Hindered(Message):
     """All that keeps the proxy from serving now; sent whenever something of it comes or goes. A new proxy is ready."""
 
@@ -359,6 +289,10 @@ class Large(Message):
 
     size: int
 
+
+ToZygote = Spawn | Ack
+FromZygote = Hello | Spawned | Ack
+"""`Hello` once everything is imported; `Ack` with an error when a fork failed."""
 
 ToProxy = Stderr | Pulse | Enter | Configure | Credential | Listen | Unlisten | Opened | Refused | Drain | Ack | Large
 FromProxy = (

@@ -21,8 +21,8 @@ from typing import Final, Protocol
 
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.daemon_link import DaemonLink
-from sidestep.proxy.control.messages import Hindrance
 from sidestep.proxy.io.loop import Loop
+from sidestep.snapshots.hindrance import Hindrance
 
 NO_ROOM: Final = Hindrance("no-room")
 NO_MEMORY: Final = Hindrance("no-memory")

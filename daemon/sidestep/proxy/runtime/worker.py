@@ -55,6 +55,7 @@ from sidestep.proxy.io.stream import PlainStream
 from sidestep.proxy.mirror.scheduler import Copyist
 from sidestep.proxy.tls.credentials import Credentials
 from sidestep.proxy.tls.handshake import asks_later
+from sidestep.snapshots.hindrance import Hindrance
 
 HEARTBEAT: Final = 0.5
 """Seconds between heartbeats."""
@@ -156,12 +157,7 @@ class Worker:
 
     def _configure(self, message: messages.Configure) -> None:
         wanted = {port.number: port for port in message.ports if port.transport == "tcp"}
-        names = {
-            name
-            for port in wanted.values()
-            for name in (port.identity, port.client_trust, port.upstream_identity, port.upstream_trust)
-            if name
-        }
+        names = {name for port in wanted.values() for name in port.credentials}
         for name in names:
             if name not in self.credentials:
                 raise PeerError(f"the credential {name} was not sent")
@@ -176,9 +172,8 @@ class Worker:
         self.credentials.keep(names)
         self._readiness.keep_ports(self._ports)
         self._dials.keep_ports(self._ports)
-        uids = {uid for port in message.ports for uid in (*port.global_taps, *(rule.uid for rule in port.rules))}
         self._tell_losses()
-        self.ledger.gate.keep(uids)
+        self.ledger.gate.keep({uid for port in message.ports for uid in port.uids})
         self._client_sources = IPv4Network(message.client_sources) if message.client_sources else None
         self.detection_timeout = message.detection_timeout
         self._drain_timeout = message.drain_timeout
@@ -212,9 +207,9 @@ class Worker:
         if error in EXHAUSTED:
             self._readiness.exhausted(error)
         elif error:
-            self._readiness.hinder(messages.Hindrance(CANNOT_ACCEPT, port, error=error))
+            self._readiness.hinder(Hindrance(CANNOT_ACCEPT, port, error=error))
         else:
-            self._readiness.clear(messages.Hindrance(CANNOT_ACCEPT, port))
+            self._readiness.clear(Hindrance(CANNOT_ACCEPT, port))
 
     def _unlisten(self, port: int) -> None:
         acceptor = self._acceptors.pop(port, None)

@@ -33,10 +33,9 @@ from typing import NoReturn
 from sidestep.aio.pulse import Pulse as PulsePage
 from sidestep.model.errors import SidestepError
 from sidestep.proxy.control.channel import ChannelClosed, ControlChannel
-from sidestep.proxy.control.messages import VERSION, Ack, Enter, Hello, Pulse, Spawn, Spawned, Stderr, ToProxy
+from sidestep.proxy.control.messages import VERSION, Ack, Enter, Hello, Pulse, Spawn, Spawned, Stderr, ToProxy, ToZygote
 from sidestep.proxy.runtime import sandbox, seccomp
 
-FromDaemon = Spawn | Ack
 Worker = Callable[[ControlChannel[ToProxy], ssl.SSLContext, PulsePage], None]
 
 WORKER = "sidestep.proxy.runtime.worker:run"
@@ -53,13 +52,19 @@ _PRELOADED = (
     "errno",
 )
 """Modules that Python or a library would otherwise import at first use, when it is too late."""
-_PRELOADED_PACKAGES = ("sidestep.model", "sidestep.policy", "sidestep.protocols", "sidestep.engine")
+_PRELOADED_PACKAGES = (
+    "sidestep.model",
+    "sidestep.snapshots",
+    "sidestep.policy",
+    "sidestep.protocols",
+    "sidestep.engine",
+)
 
 
 class Zygote:
     """The parent: forks, hands out pidfds, reaps."""
 
-    def __init__(self, channel: ControlChannel[FromDaemon], worker: Worker, trust_store: ssl.SSLContext) -> None:
+    def __init__(self, channel: ControlChannel[ToZygote], worker: Worker, trust_store: ssl.SSLContext) -> None:
         self._channel = channel
         self._worker = worker
         self._trust_store = trust_store
@@ -225,7 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     trust_store = ssl.create_default_context()
     os.umask(0o022)  # The folders of the empty root must be passable for the proxy's user.
-    channel: ControlChannel[FromDaemon] = ControlChannel(socket.socket(fileno=options.fd), receives=FromDaemon)
+    channel: ControlChannel[ToZygote] = ControlChannel(socket.socket(fileno=options.fd), receives=ToZygote)
     try:
         Zygote(channel, worker, trust_store).serve()
     except ChannelClosed:

@@ -26,10 +26,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sidestep.proxy.control.messages import PortSnapshot
 from sidestep.proxy.io.stream import TlsStream
 from sidestep.proxy.tls.app_names import openssl_compares
 from sidestep.proxy.tls.compatibility import Rehearsals
+from sidestep.snapshots.ports import PortSnapshot
 
 MAX_PEM: Final = 1024 * 1024
 """Bytes of one credential."""

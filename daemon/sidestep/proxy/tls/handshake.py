@@ -26,11 +26,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from sidestep.model.condition import ConditionType
-from sidestep.proxy.control.messages import PortSnapshot
 from sidestep.proxy.io.loop import READ, Loop
 from sidestep.proxy.io.stream import TlsStream, is_ragged_end
 from sidestep.proxy.tls.app_names import names_match, openssl_compares
 from sidestep.proxy.tls.credentials import Credentials
+from sidestep.snapshots.ports import PortSnapshot
 
 TIMEOUT: Final = 10.0
 """Seconds a handshake may take."""

@@ -4,7 +4,7 @@ import errno
 
 from sidestep.model.pod import Family
 from sidestep.node.planning.readiness import ALL_PORTS, CALM, FIRST_PAUSE, LAST_PAUSE, Readiness
-from sidestep.proxy.control.messages import Hindrance
+from sidestep.snapshots.hindrance import Hindrance
 
 FULL = Hindrance("no-room")
 DEAF = Hindrance("cannot-accept", 80, 0, errno.EINVAL)

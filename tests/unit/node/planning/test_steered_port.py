@@ -9,7 +9,7 @@ from sidestep.node.planning.listener_backoff import CALM, FIRST_PAUSE, LAST_PAUS
 from sidestep.node.planning.plan import PortPlan
 from sidestep.node.planning.steered_port import REFUSED_CALM, REFUSED_PAUSE, REFUSED_PAUSE_MAX, Left, Proxy, SteeredPort
 from sidestep.node.planning.valve import PATIENCE
-from sidestep.proxy.control.messages import PortSnapshot
+from sidestep.snapshots.ports import PortSnapshot
 
 READY = Proxy("")
 NOW = 100.0

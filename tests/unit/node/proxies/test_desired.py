@@ -16,12 +16,10 @@ from sidestep.node.proxies.desired import (
     Desired,
     ProxyError,
     Told,
-    credential_kinds,
-    rule_uids,
     tell_difference,
-    without_failed,
 )
 from sidestep.proxy.control import messages
+from sidestep.snapshots.ports import PortSnapshot
 
 
 class Proxy:
@@ -30,7 +28,7 @@ class Proxy:
     def __init__(self) -> None:
         self.told: list[str] = []
         self.pems: dict[str, bytes] = {}
-        self.ports: tuple[messages.PortSnapshot, ...] = ()
+        self.ports: tuple[PortSnapshot, ...] = ()
         self.refuse: set[str] = set()
         self.gone_at: str | None = None
 
@@ -56,11 +54,11 @@ def source(pem: bytes) -> CredentialSource:
     return CredentialSource(read)
 
 
-def port(number: int, **fields: Any) -> messages.PortSnapshot:
-    return messages.PortSnapshot(number, "tcp", "probe", "probe", fields.pop("rules", ()), **fields)
+def port(number: int, **fields: Any) -> PortSnapshot:
+    return PortSnapshot(number, "tcp", "probe", "probe", fields.pop("rules", ()), **fields)
 
 
-def configure(*ports: messages.PortSnapshot) -> messages.Configure:
+def configure(*ports: PortSnapshot) -> messages.Configure:
     return messages.Configure(0, 1, ports)
 
 
@@ -157,13 +155,16 @@ def test_what_was_told_before_the_end_stays_told(sock):
     assert proxy.told == ["Credential id", "Configure", "Listen 1"]
 
 
-def test_what_ports_name():
-    rule = messages.RuleSnapshot("r", "d", "intercept", (), divert_probes=False)
+def test_a_failed_credential_costs_only_the_ports_that_name_it():
+    proxy, told = Proxy(), Told()
     ports = (
-        port(1, identity="i", client_trust="ct", upstream_identity="ui", upstream_trust="ut", rules=(rule,)),
+        port(1, identity="i", client_trust="ct", upstream_identity="ui", upstream_trust="ut"),
         port(2, global_uid="g", global_taps=("t",)),
+        port(3, identity="i"),
     )
-    assert credential_kinds(ports) == {"i": "identity", "ui": "identity", "ct": "trust", "ut": "trust"}
-    assert rule_uids(ports) == {"r", "g", "t"}
-    assert without_failed(ports[1], {"i": "x"}) is ports[1]
-    assert credential_kinds((without_failed(ports[0], {"ut": "x"}),)) == {}
+    sources = {name: source(b"pem") for name in ("i", "ct", "ui")}
+    tell(proxy, Desired(sources, configure(*ports)), told)
+    assert told.failures == {"ut": "it is not known"}
+    assert proxy.ports[0].credentials == {}
+    assert proxy.ports[1:] == ports[1:]
+    assert told.credentials == {"i"}

@@ -1,15 +1,8 @@
 """What a taken-over proxy says is bounded before anything keeps, shows or sends it."""
 
 from sidestep.node.proxies import sanitising as heard
-from sidestep.proxy.control.messages import (
-    DivertedRequest,
-    Heartbeat,
-    Hindered,
-    Hindrance,
-    LostCopies,
-    Probed,
-    Requests,
-)
+from sidestep.proxy.control.messages import DivertedRequest, Heartbeat, Hindered, LostCopies, Probed, Requests
+from sidestep.snapshots.hindrance import Hindrance
 
 HONEST = DivertedRequest("uid-1", 8443, "10.0.0.1", 999, "GET", "/cart", "a.test", False, "", (("accept", "*/*"),))
 

@@ -10,8 +10,8 @@ from sidestep.proxy.connection import app_dials
 from sidestep.proxy.connection.app_dials import AppDials
 from sidestep.proxy.connection.dial import is_unacknowledged
 from sidestep.proxy.connection.endpoints import Endpoints
-from sidestep.proxy.control.messages import Hindrance
 from sidestep.proxy.io.loop import Loop
+from sidestep.snapshots.hindrance import Hindrance
 
 
 class Told:

@@ -8,9 +8,9 @@ import pytest
 
 from sidestep.proxy.connection import datagrams
 from sidestep.proxy.connection.datagrams import Datagrams
-from sidestep.proxy.control.messages import PortSnapshot
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.stream import PlainStream
+from sidestep.snapshots.ports import PortSnapshot
 
 KEY = ("u", 53, "10.0.0.1", 1000, "10.0.0.2")
 OTHER = ("u", 53, "10.0.0.9", 1000, "10.0.0.2")

@@ -1,11 +1,11 @@
 """A port's rules are compiled once, whatever snapshots come after."""
 
 from sidestep.proxy.connection.live_ports import LivePort
-from sidestep.proxy.control.messages import Condition, PortSnapshot, RuleSnapshot
+from sidestep.snapshots.ports import FilterRow, PortSnapshot, RuleSnapshot
 
 
 def rule(uid, pattern="a"):
-    conditions = (Condition("header", "regex", "x-dev", pattern),)
+    conditions = (FilterRow("header", "regex", "x-dev", pattern),)
     return RuleSnapshot(uid=uid, display=f"shop/{uid}", kind="intercept", conditions=conditions, divert_probes=False)
 
 

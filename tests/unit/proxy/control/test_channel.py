@@ -15,6 +15,8 @@ from sidestep.aio.packets import MAX_PAYLOAD, sealed_memfd, send_packet
 from sidestep.model.errors import BugError, PeerError
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.channel import ChannelClosed, ChannelOverflow, Codec, ControlChannel
+from sidestep.snapshots.hindrance import Hindrance
+from sidestep.snapshots.ports import PortSnapshot
 
 BIG = messages.Requests(
     7,
@@ -25,7 +27,7 @@ BIG = messages.Requests(
     0,
 )
 SNAPSHOT = messages.Configure(
-    7, generation=1, ports=tuple(messages.PortSnapshot(n, "tcp", "probe", "probe", ()) for n in range(4000))
+    7, generation=1, ports=tuple(PortSnapshot(n, "tcp", "probe", "probe", ()) for n in range(4000))
 )
 
 
@@ -250,7 +252,7 @@ def every_message() -> list[messages.Message]:
         messages.Spawned(1, 2),
         messages.Enter(1, 2, 3, 4),
         messages.Pulse(1),
-        messages.Configure(1, 2, (messages.PortSnapshot(80, "tcp", "probe", "probe", ()),)),
+        messages.Configure(1, 2, (PortSnapshot(80, "tcp", "probe", "probe", ()),)),
         messages.Credential(1, "n", "identity"),
         messages.Listen(1, 80, "tcp"),
         messages.Unlisten(1, 80, "tcp"),
@@ -265,7 +267,7 @@ def every_message() -> list[messages.Message]:
         messages.Report(1, 80, "NoApp", "t"),
         messages.Reset(1, 3),
         messages.NoApp(1, 80, 2),
-        messages.Hindered(1, (messages.Hindrance("cannot-dial", 80, 2, 110),)),
+        messages.Hindered(1, (Hindrance("cannot-dial", 80, 2, 110),)),
         messages.NameClient(1, 80, "127.1.2.3", 4, "192.0.2.1", 5),
         messages.ForgetClient(1, 80, "127.1.2.3", 4),
         messages.Probed(1, 80, "yes", "no", "h2", asks_certificate=True, certificate=b"der"),
@@ -291,7 +293,7 @@ def test_every_message_survives_the_trip():
             1, (messages.DivertedRequest("u", 1, "c", 1, "G", "/", "a", False),) * (messages.MAX_LINES + 1), 0
         ),
         messages.Requests(1, (messages.DivertedRequest("u", 1, "c", 1, "", "", "", False, "", (("", ""),) * 5000),), 0),
-        messages.Hindered(1, (messages.Hindrance("no-room"),) * (messages.MAX_HINDRANCES + 1)),
+        messages.Hindered(1, (Hindrance("no-room"),) * (messages.MAX_HINDRANCES + 1)),
     ],
 )
 def test_a_collection_that_no_proxy_sends_is_not_decoded(message):

@@ -7,9 +7,9 @@ import resource
 import pytest
 
 from sidestep.proxy.control import readiness
-from sidestep.proxy.control.messages import Hindrance
 from sidestep.proxy.control.readiness import EASED, FULL, NO_MEMORY, NO_ROOM, Readiness, Room
 from sidestep.proxy.io.loop import Loop
+from sidestep.snapshots.hindrance import Hindrance
 
 
 class DaemonLink:

@@ -11,9 +11,9 @@ import termios
 
 import pytest
 
-from sidestep.proxy.control.messages import PortSnapshot
 from sidestep.proxy.io.stream import TlsStream
 from sidestep.proxy.tls.credentials import Credentials
+from sidestep.snapshots.ports import PortSnapshot
 from tests.harness.authority import Authority
 from tests.harness.tls_peers import VERSIONS
 from tests.harness.waiting import until

@@ -23,9 +23,10 @@ from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.connection.protocol_probe import Finding
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.channel import ControlChannel
-from sidestep.proxy.control.messages import Condition, PortSnapshot, RuleSnapshot
 from sidestep.proxy.io.loop import READ, Loop
 from sidestep.proxy.runtime.worker import Worker
+from sidestep.snapshots.hindrance import Hindrance
+from sidestep.snapshots.ports import FilterRow, PortSnapshot, RuleSnapshot
 from tests.harness.authority import Authority
 from tests.harness.peers import server_context
 
@@ -352,7 +353,7 @@ def test_without_a_server_name_the_app_is_verified_by_the_port_s_or_not_at_all(s
     scene.worker.credentials.keep(set())
 
 
-DEV = RuleSnapshot("u", "shop/dev", "intercept", (Condition("header", "exact", "x-dev", "ada"),), divert_probes=False)
+DEV = RuleSnapshot("u", "shop/dev", "intercept", (FilterRow("header", "exact", "x-dev", "ada"),), divert_probes=False)
 MATCH = b"GET / HTTP/1.1\r\nHost: a\r\nx-dev: ada\r\n\r\n"
 
 
@@ -578,5 +579,5 @@ def test_without_descriptors_to_spare_no_handler_is_asked_and_the_app_is_there(s
     received = scene.daemon.receive()
     assert received is not None
     assert isinstance(received[0], messages.Hindered)
-    assert received[0].hindrances == (messages.Hindrance("no-room"),)
+    assert received[0].hindrances == (Hindrance("no-room"),)
     assert scene.daemon.receive() is None

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from sidestep.proxy.control import messages
-from sidestep.proxy.control.channel import ChannelClosed, ControlChannel, FromZygoteUnion
+from sidestep.proxy.control.channel import ChannelClosed, ControlChannel
 from sidestep.proxy.runtime import zygote
 
 
@@ -35,8 +35,8 @@ def test_a_fork_that_fails_is_an_answer_and_leaves_no_descriptor(monkeypatch):
 
     monkeypatch.setattr(os, "fork", refuse)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    daemon = ControlChannel(ours, receives=FromZygoteUnion)
-    channel = ControlChannel(theirs, receives=zygote.FromDaemon)
+    daemon = ControlChannel(ours, receives=messages.FromZygote)
+    channel = ControlChannel(theirs, receives=messages.ToZygote)
     before = len(os.listdir("/proc/self/fd"))
     control, proxys = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with control, proxys:

@@ -10,8 +10,8 @@ import threading
 
 import pytest
 
-from sidestep.proxy.control.messages import PortSnapshot
 from sidestep.proxy.tls.credentials import Credentials, watch_certificate_requests
+from sidestep.snapshots.ports import PortSnapshot
 from tests.harness.authority import Authority
 from tests.harness.peers import server_context
 from tests.harness.tls_peers import VERSIONS, client_tls

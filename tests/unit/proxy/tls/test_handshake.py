@@ -11,11 +11,11 @@ import time
 
 import pytest
 
-from sidestep.proxy.control.messages import PortSnapshot
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.tls import handshake
 from sidestep.proxy.tls.credentials import Credentials
 from sidestep.proxy.tls.handshake import DownstreamHandshake
+from sidestep.snapshots.ports import PortSnapshot
 from tests.harness.authority import Authority
 from tests.harness.tls_peers import client_tls
 
