@@ -20,8 +20,9 @@ from sidestep.config.locations import parse_location
 from sidestep.config.ownership import link_owners
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import ConfigurationError
-from sidestep.model.inventory import DEFAULT_NAMESPACE, Inventory, Secret, Workload, WorkloadKey
+from sidestep.model.inventory import DEFAULT_NAMESPACE, Inventory, Secret
 from sidestep.model.pod import PodKey, Service
+from sidestep.model.workload import Workload, WorkloadKey
 
 MAX_FILES = 1000
 """Manifest files of a directory."""

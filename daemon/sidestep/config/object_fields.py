@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from sidestep.model.inventory import SelectorOperator
+from sidestep.model.workload import SelectorOperator
 
 PortNumber = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 PortName = Annotated[str, msgspec.Meta(max_length=63)]

@@ -21,16 +21,9 @@ import msgspec
 
 from sidestep.config import object_fields as fields
 from sidestep.config.field_error import FieldError
-from sidestep.model.inventory import (
-    DEFAULT_NAMESPACE,
-    LabelRequirement,
-    LabelSelector,
-    OwnerReference,
-    Secret,
-    Workload,
-    WorkloadKey,
-)
+from sidestep.model.inventory import DEFAULT_NAMESPACE, Secret
 from sidestep.model.pod import ContainerPort, Pod, PodKey, Service, ServicePort, Transport
+from sidestep.model.workload import LabelRequirement, LabelSelector, OwnerReference, Workload, WorkloadKey
 
 MAX_SECRET = 1024 * 1024
 """Bytes of a Secret's data (core/v1 MaxSecretSize)."""

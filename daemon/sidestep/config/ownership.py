@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from sidestep.model.inventory import OwnerReference, Workload, WorkloadKey
 from sidestep.model.pod import Owner, Pod
+from sidestep.model.workload import OwnerReference, Workload, WorkloadKey
 
 MAX_OWNERS = 8
 """Length of a chain of owners; Kubernetes' own have two. It also ends references that go round in a circle."""

@@ -16,8 +16,9 @@ from sidestep.config.ownership import link_owners
 from sidestep.kube.conversion import WORKLOADS, ObservedPod, trimmed
 from sidestep.kube.endpoints import EndpointSlice, with_slices
 from sidestep.kube.watch import KubeObject
-from sidestep.model.inventory import Inventory, Secret, Workload, WorkloadKey
+from sidestep.model.inventory import Inventory, Secret
 from sidestep.model.pod import Location, Pod, PodKey, Service
+from sidestep.model.workload import Workload, WorkloadKey
 
 T = TypeVar("T")
 

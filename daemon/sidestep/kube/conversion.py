@@ -13,7 +13,7 @@ from typing import Any
 from sidestep.config import objects
 from sidestep.kube.endpoints import slice_of
 from sidestep.kube.watch import KubeObject
-from sidestep.model.inventory import Workload
+from sidestep.model.workload import Workload
 
 KEPT_ANNOTATIONS = ("telepresence.io/", "sidestep.dev/")
 """Prefixes of the annotations that mean something to us; others can be large."""

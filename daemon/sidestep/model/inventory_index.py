@@ -14,8 +14,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from sidestep.model.inventory import Workload, WorkloadKey
     from sidestep.model.pod import Pod, PodKey, Service
+    from sidestep.model.workload import Workload, WorkloadKey
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

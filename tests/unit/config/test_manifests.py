@@ -12,8 +12,8 @@ from sidestep.config.manifests import MAX_ERRORS, MAX_FILES, MAX_TOTAL, load_dir
 from sidestep.config.objects import MAX_PORTS, converter
 from sidestep.config.yaml_documents import MAX_TEXT
 from sidestep.model.condition import ConditionType
-from sidestep.model.inventory import LabelRequirement, LabelSelector, SelectorOperator, WorkloadKey
 from sidestep.model.pod import ContainerPort, Location, PodKey, ServicePort, Transport
+from sidestep.model.workload import LabelRequirement, LabelSelector, SelectorOperator, WorkloadKey
 
 POD = """\
 apiVersion: v1

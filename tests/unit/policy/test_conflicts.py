@@ -4,8 +4,9 @@ from sidestep.config.filters import parse_filter
 from sidestep.model.errors import RefusedError
 from sidestep.model.filter import Filter
 from sidestep.model.intercept import Intercept, Kind
-from sidestep.model.inventory import Inventory, Workload, WorkloadKey
+from sidestep.model.inventory import Inventory
 from sidestep.model.pod import ContainerPort, Owner, Pod, PodKey, Transport
+from sidestep.model.workload import Workload, WorkloadKey
 from sidestep.policy.conflicts import MAX_INTERCEPTS, Target, admit, check, claim_of
 from sidestep.policy.workloads import parse_workload
 

@@ -2,8 +2,9 @@ import pytest
 
 from sidestep.model.errors import RefusedError
 from sidestep.model.intercept import Intercept, Kind, WorkloadRef
-from sidestep.model.inventory import Inventory, LabelSelector, Workload, WorkloadKey
+from sidestep.model.inventory import Inventory
 from sidestep.model.pod import ContainerPort, Owner, Pod, PodKey, Service, ServicePort, Transport
+from sidestep.model.workload import LabelSelector, Workload, WorkloadKey
 from sidestep.policy.workloads import describe_port, find_workload, parse_workload, pods_of, resolve_port
 
 
