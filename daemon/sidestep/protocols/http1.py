@@ -36,6 +36,11 @@ CLOSE = 8
 HTTP_1_0 = 16
 """Request flag: the client speaks HTTP/1.0."""
 
+SWITCHES = CONNECT | UPGRADE
+"""Flags of a request after whose answer the connection may speak another protocol."""
+ANSWER_FLAGS = HEAD | SWITCHES
+"""Flags of a request that the reading of its answer depends on."""
+
 CHUNKED = -1
 """`body` of a head whose content is chunked."""
 UNTIL_CLOSE = -2

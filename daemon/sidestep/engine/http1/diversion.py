@@ -1,27 +1,31 @@
-"""The diverted exchange of one HTTP/1 connection: given to its handler, answered by it or by somebody else.
+"""The diverted request of one HTTP/1 connection: given to its handler, answered by it or by somebody else.
 
     the handler        while it does
     a second leg       to the same handler, when the first had served before and was closed in this very moment
-    the app            nothing of the body was given and nothing answered (`Exchange.replayable`)
+    the app            nothing of the body was given and nothing answered (`DivertedRequest.replayable`)
     an answer of ours  502 (400 for a body that is not well-formed) when no final head has gone to the client
     a reset            a final head has
 
 What a handler says goes to the client once its head is understood, so that until then there is a choice of what to say
-instead. At most one exchange at a time, and while there is one `Host.side` is its leg. After the exchange the host goes
-on (`proceed`), or, where the exchange's answer or its failure ends the connection, only discards.
+instead. There is at most one diverted request at a time, and its leg is then `ConnectionState.answering_leg`. After it
+the client's requests are read on (`Host.proceed`), or, where its answer or its failure ends the connection, discarded.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sidestep.engine.http1.exchange import Exchange, Judged, own_answer
+from sidestep.engine.http1.diverted_request import DivertedRequest, own_answer
 from sidestep.engine.relay import Diverted, Ending, Leg
 from sidestep.protocols import http1_responses as responses
-from sidestep.protocols.http1 import HTTP_1_0, Http1Limits, ResponseHead
+from sidestep.protocols.http1 import ANSWER_FLAGS, HTTP_1_0, Http1Limits
 
 if TYPE_CHECKING:
-    from sidestep.engine.http1.legs import Peers
+    from sidestep.engine.http1.conclusion import Conclusion
+    from sidestep.engine.http1.early_data import EarlyData
+    from sidestep.engine.http1.peers import Peers
+    from sidestep.engine.http1.routing import RoutedRequest
+    from sidestep.engine.http1.state import ConnectionState
     from sidestep.policy.route import Rule
 
 
@@ -34,72 +38,62 @@ class Host(Protocol):
 
     client: Leg
     diverted: list[Diverted]
-    side: Leg | None
-    client_ended: bool
-    held: bytearray
 
     def proceed(self) -> None:
-        """Earlier answers are complete: take up what was held."""
-
-    def fall_back(self, request: Judged, pieces: list[bytes]) -> None:
-        """The app answers this request."""
-
-    def switch(self, leg: Leg, response: ResponseHead | None) -> None:
-        """The connection speaks another protocol now, with this leg."""
-
-    def become_wire(self, anomaly: str | None, rest: bytes = b"") -> None:
-        """The rest of the connection is the app's, unread."""
-
-    def discard(self) -> None:
-        """Nothing more is served: close, once the client has been read for a while."""
-
-    def end(self, ending: Ending) -> None:
-        """Nothing more will be said."""
+        """Earlier answers are complete: read what was kept of the client."""
 
 
 class Diversion:
-    """See the module. `exchange` is None when no handler has anything to answer."""
+    """See the module."""
 
-    __slots__ = ("_host", "_limits", "_peers", "exchange", "then_wire")
+    __slots__ = ("_conclusion", "_early", "_host", "_limits", "_peers", "_state")
 
-    def __init__(self, host: Host, peers: Peers, limits: Http1Limits) -> None:
+    def __init__(
+        self,
+        host: Host,
+        state: ConnectionState,
+        peers: Peers,
+        early: EarlyData,
+        conclusion: Conclusion,
+        *,
+        limits: Http1Limits,
+    ) -> None:
         self._host = host
+        self._state = state
         self._peers = peers
+        self._early = early
+        self._conclusion = conclusion
         self._limits = limits
-        self.exchange: Exchange | None = None
-        self.then_wire: str | None = None
-        """The connection becomes a wire for this reason once the exchange is over."""
 
-    def begin(self, rule: Rule, request: Judged, head: bytes) -> None:
+    def begin(self, rule: Rule, request: RoutedRequest, head: bytes) -> None:
         """Divert a request whose head has come."""
         leg, reused = self._peers.handler(rule)
-        self._host.side = leg
-        self.exchange = Exchange(rule, leg, request, head, self._limits, reused=reused)
+        self._state.answering_leg = leg
+        self._state.diverted = DivertedRequest(rule, leg, request, head, self._limits, reused=reused)
 
-    def give(self, exchange: Exchange) -> None:
+    def give(self, diverted: DivertedRequest) -> None:
         """Write what is kept of the request to its (open) leg."""
-        leg = exchange.leg
+        leg = diverted.leg
         if leg.ending:
             return
-        host = self._host
-        if not exchange.given:
-            request = exchange.request
-            host.diverted.append(
-                Diverted(exchange.rule, request.method, request.target, request.authority, copied=False)
+        if not diverted.given:
+            request = diverted.request
+            self._host.diverted.append(
+                Diverted(diverted.rule, request.method, request.target, request.authority, copied=False)
             )
-        exchange.give()
-        if host.client_ended and not host.held:
+        diverted.give()
+        if self._state.client_ended and not self._state.unread:
             leg.end(Ending.FINISH)
 
-    def read(self, exchange: Exchange, data: bytes) -> None:
+    def read(self, diverted: DivertedRequest, data: bytes) -> None:
         """Forward a handler's answer as far as it is understood."""
-        if exchange.answered:
-            self._peers.drop_handler(exchange.leg, Ending.ABORT)
+        if diverted.answered:
+            self._peers.drop_handler(diverted.leg, Ending.ABORT)
             return
-        exchange.answering = True
+        diverted.answering = True
         client = self._host.client
-        reader = exchange.reader
-        flags = exchange.request.flags
+        reader = diverted.reader
+        flags = diverted.request.flags
         at = 0
         while at < len(data) or reader.event == responses.FINAL:
             start = at
@@ -112,102 +106,107 @@ class Diversion:
                 client.write(reader.head)
             elif event == responses.FINAL:
                 client.write(reader.head)
-                _answer_begins(exchange)
+                _answer_begins(diverted)
             elif event == responses.COMPLETE:
                 if at > start:
                     client.write(data[start:at])
-                self._answered(exchange, clean=at == len(data))
+                self._answered(diverted, clean=at == len(data))
                 return
-            elif event == responses.SWITCH and exchange.may_switch():
+            elif event == responses.SWITCH and diverted.may_switch():
                 client.write(reader.head)
                 if at < len(data):
                     client.write(data[at:])
-                self._host.switch(exchange.leg, reader.response)
+                self._conclusion.switch(diverted.leg, reader.response)
                 return
             else:
-                self.then_wire = reader.anomaly or _UNSOLICITED
-                self.fail(exchange, b"502 Bad Gateway", self._what_is_wrong())
+                self._state.then_wire = reader.anomaly or _UNSOLICITED
+                self.fail(diverted, b"502 Bad Gateway", self._what_is_wrong())
                 return
 
     def _what_is_wrong(self) -> str:
-        if self.then_wire == _UNSOLICITED:
+        if self._state.then_wire == _UNSOLICITED:
             return "the handler switches to a protocol that it was not offered"
-        if self.then_wire == responses.TOO_LARGE:
+        if self._state.then_wire == responses.TOO_LARGE:
             return f"the head of the handler's response is larger than {self._limits.head >> 10} KiB"
         return "the handler's response is not well-formed"
 
-    def _answered(self, exchange: Exchange, *, clean: bool) -> None:
+    def _answered(self, diverted: DivertedRequest, *, clean: bool) -> None:
         """The handler's response is whole."""
-        exchange.answered = True
-        if not clean or exchange.close:
-            self._peers.drop_handler(exchange.leg, Ending.CLOSE if clean else Ending.ABORT)
-        if exchange.sent or exchange.close or self._host.client_ended:
-            self.finish(exchange)
+        diverted.answered = True
+        if not clean or diverted.close:
+            self._peers.drop_handler(diverted.leg, Ending.CLOSE if clean else Ending.ABORT)
+        if diverted.sent or diverted.close or self._state.client_ended:
+            self.finish(diverted)
             self._host.proceed()
 
-    def finish(self, exchange: Exchange) -> None:
-        """The exchange is over on both sides, or as far as it will go."""
-        self.exchange = None
-        self._host.side = None
-        if exchange.close or not exchange.sent:
-            self._farewell(exchange)
-        elif self.then_wire is not None:
-            self._host.become_wire(self.then_wire)
+    def finish(self, diverted: DivertedRequest) -> None:
+        """The request is answered on both sides, or as far as it will go."""
+        state = self._state
+        state.diverted = None
+        state.answering_leg = None
+        if diverted.close or not diverted.sent:
+            self._farewell(diverted)
+        elif state.then_wire is not None:
+            self._conclusion.become_wire(state.then_wire)
 
-    def _farewell(self, exchange: Exchange) -> None:
+    def _farewell(self, diverted: DivertedRequest) -> None:
         """Nothing more is served on this connection."""
-        host = self._host
-        if host.client_ended or (exchange.sent and not host.held):
-            host.end(Ending.CLOSE)
+        state = self._state
+        if state.client_ended or (diverted.sent and not state.unread):
+            self._conclusion.end(Ending.CLOSE)
         else:
-            host.discard()
+            self._conclusion.discard()
 
     def leg_gone(self, leg: Leg, *, orderly: bool) -> None:
         """A handler leg ended, broke or never came to be."""
         self._peers.drop_handler(leg, Ending.CLOSE if orderly else Ending.ABORT)
-        exchange = self.exchange
-        if exchange is None or exchange.leg is not leg or exchange.answered:
+        diverted = self._state.diverted
+        if diverted is None or diverted.leg is not leg or diverted.answered:
             return
-        if orderly and exchange.reader.ends_with_connection:
-            self._answered(exchange, clean=True)
-        elif not exchange.replayable:
-            self.fail(exchange, b"502 Bad Gateway", "the handler went away before it had answered")
-        elif exchange.reused:
-            exchange.move(self._peers.handler(exchange.rule)[0])
-            self._host.side = exchange.leg
+        if orderly and diverted.reader.ends_with_connection:
+            self._answered(diverted, clean=True)
+        elif not diverted.replayable:
+            self.fail(diverted, b"502 Bad Gateway", "the handler went away before it had answered")
+        elif diverted.reused:
+            diverted.move(self._peers.handler(diverted.rule)[0])
+            self._state.answering_leg = diverted.leg
         else:
-            self.fall_back(exchange)
+            self.fall_back(diverted)
             self._host.proceed()
 
-    def fall_back(self, exchange: Exchange) -> None:
+    def fall_back(self, diverted: DivertedRequest) -> None:
         """The app answers what no handler will."""
-        self.exchange = None
-        self._host.fall_back(exchange.request, [exchange.head, *exchange.kept])
-        if self.then_wire is not None:
-            self._host.become_wire(self.then_wire)
+        state = self._state
+        state.diverted = None
+        app = state.answering_leg = self._peers.ask_app()
+        state.awaited.append(diverted.request.flags & ANSWER_FLAGS)
+        for data in (diverted.head, *diverted.kept):
+            app.write(data)
+        self._early.send()
+        if state.then_wire is not None:
+            self._conclusion.become_wire(state.then_wire)
 
-    def fail(self, exchange: Exchange, status: bytes, reason: str) -> None:
+    def fail(self, diverted: DivertedRequest, status: bytes, reason: str) -> None:
         """The handler cannot answer any more and neither can the app: say so, or break what has begun."""
-        host = self._host
-        self._peers.drop_handler(exchange.leg, Ending.ABORT)
-        if exchange.begun and not exchange.answered:
-            host.end(Ending.ABORT)
+        self._peers.drop_handler(diverted.leg, Ending.ABORT)
+        if diverted.begun and not diverted.answered:
+            self._conclusion.end(Ending.ABORT)
             return
-        if not exchange.sent or exchange.given_ahead or exchange.request.flags & HTTP_1_0:
-            exchange.close = True
-        if not exchange.answered:
-            host.client.write(own_answer(exchange, status, reason))
-        self.finish(exchange)
-        host.proceed()
+        if not diverted.sent or diverted.given_early or diverted.request.flags & HTTP_1_0:
+            diverted.close = True
+        if not diverted.answered:
+            self._host.client.write(own_answer(diverted, status, reason))
+        self.finish(diverted)
+        self._host.proceed()
 
 
-def _answer_begins(exchange: Exchange) -> None:
-    exchange.begun = True
-    response = exchange.reader.response
+def _answer_begins(diverted: DivertedRequest) -> None:
+    diverted.begun = True
+    response = diverted.reader.response
     if response is not None and (
         response.close
-        or exchange.given_ahead
-        or exchange.reader.ends_with_connection
-        or (exchange.request.flags & HTTP_1_0 and not response.keeps)
+        or diverted.given_early
+        or diverted.reader.ends_with_connection
+        or (diverted.request.flags & HTTP_1_0 and not response.keeps)
     ):
-        exchange.close = True
+        diverted.close = True

@@ -22,15 +22,15 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from sidestep.engine.http1.exchange import SWITCHES
 from sidestep.engine.memory_budget import COPIES, Budget
 from sidestep.engine.mirror.gate import TapGate
 from sidestep.engine.relay import CopyLeg, Diverted, Ending, Leg, Lost
 from sidestep.protocols import http1_responses as responses
+from sidestep.protocols.http1 import SWITCHES
 from sidestep.protocols.http1_responses import ResponseReader
 
 if TYPE_CHECKING:
-    from sidestep.engine.http1.exchange import Judged
+    from sidestep.engine.http1.routing import RoutedRequest
     from sidestep.engine.relay import Relay
     from sidestep.policy.route import Rule
 
@@ -299,7 +299,7 @@ class Taps:
 
     # --- the request ------------------------------------------------------------------------------------------------
 
-    def begin(self, request: Judged, head: bytes) -> None:
+    def begin(self, request: RoutedRequest, head: bytes) -> None:
         """A request whose head has come is copied to those taps of its decision that are not held back."""
         rules = self._gate.choose(self._port, request.decision.taps)
         self.copying = not all(rule.heads_only for rule in rules)
@@ -308,7 +308,7 @@ class Taps:
             self._received += 1
             self._relay.deferred.put(len(head), self._begin, request, head, rules)
 
-    def whole(self, request: Judged, head: bytes) -> bool:
+    def whole(self, request: RoutedRequest, head: bytes) -> bool:
         """As `begin`, for a request that is its head and asks for no other protocol. False: no room to queue it."""
         gate = self._gate
         rules = request.decision.taps
@@ -356,11 +356,11 @@ class Taps:
 
     # --- its copies, later ------------------------------------------------------------------------------------------
 
-    def _copy_whole(self, request: Judged, head: bytes, rules: tuple[Rule, ...]) -> None:
+    def _copy_whole(self, request: RoutedRequest, head: bytes, rules: tuple[Rule, ...]) -> None:
         self._begin(request, head, rules)
         self._sent()
 
-    def _begin(self, request: Judged, head: bytes, rules: tuple[Rule, ...]) -> None:
+    def _begin(self, request: RoutedRequest, head: bytes, rules: tuple[Rule, ...]) -> None:
         self._cut()
         self._made += 1
         self._whole = False
@@ -456,7 +456,7 @@ class Taps:
             self._copies[copy.leg] = copy
         return copy
 
-    def _tell(self, rule: Rule, request: Judged, lost: Lost) -> None:
+    def _tell(self, rule: Rule, request: RoutedRequest, lost: Lost) -> None:
         self._relay.diverted.append(
             Diverted(
                 rule,

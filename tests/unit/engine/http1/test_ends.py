@@ -2,9 +2,11 @@
 
 import pytest
 
+from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.relay import HIGH_WATER, Ending
+from sidestep.policy.route import Route, SteeredPort
 from sidestep.protocols.http1 import Http1Limits
-from tests.unit.engine.shell import http1, rule
+from tests.unit.engine.shell import Shell, http1, rule
 
 A = b"GET /a HTTP/1.1\r\nHost: app.test\r\n\r\n"
 B = b"GET /b HTTP/1.1\r\nHost: app.test\r\nX-Dev: me\r\n\r\n"
@@ -221,33 +223,36 @@ def test_an_idle_timeout_notice_of_the_app_reaches_an_idle_client():
 def test_a_slow_head_is_given_to_the_app():
     shell = http1(rule())
     relay = shell.relay
+    shell.now = 100.0
     shell.client(B[:30])
-    assert relay.deadline == 0.0
-    relay.expired(100.0)
     assert relay.deadline == 105.0
+    shell.now = 103.0
+    shell.client(B[30:31])
+    assert relay.deadline == 105.0, "each byte gave it more time"
     relay.expired(104.0)
     assert shell.to_app == b""
     relay.expired(105.0)
     shell._settle()
-    assert shell.to_app == B[:30]
+    assert shell.to_app == B[:31]
     assert relay.anomaly == "h1-slow-head"
     assert relay.deadline is None
-    shell.client(B[30:])
+    shell.client(B[31:])
     assert shell.to_app == B
 
 
 def test_a_head_that_arrives_in_time_stops_the_clock():
     shell = http1(rule())
     relay = shell.relay
+    shell.now = 100.0
     shell.client(B[:30])
-    relay.expired(100.0)
+    assert relay.deadline == 105.0
     shell.client(B[30:])
     assert relay.deadline is None
     relay.expired(105.0)
     assert shell.to_handler == B
     shell.handler(OK_B)
+    shell.now = 106.0
     shell.client(A[:5])
-    relay.expired(106.0)
     assert relay.deadline == 111.0
 
 
@@ -398,7 +403,7 @@ def test_tiny_pieces_are_kept_in_few_objects():
         for at in range(0, len(body), 2):
             relay.receive(relay.client, body[at : at + 2], 0.0)
         (leg,) = relay.opening
-        kept = leg.out or relay._diversion.exchange.kept
+        kept = leg.out or relay._state.diverted.kept
         assert b"".join(kept).endswith(body)
         assert len(kept) < 100
         relay.opened(leg, 0.0)
@@ -443,8 +448,9 @@ def test_unanswered_requests_are_bounded():
 
 def test_the_memo_is_bounded_in_entries_and_bytes():
     limits = Http1Limits(memo_entries=16, memo_head=200)
-    shell = http1(rule(), limits=limits)
-    memo = shell.relay._port.route.memo
+    port = SteeredPort(8080, Route((rule(),)))
+    shell = Shell(Http1Relay(port, tls=False, limits=limits))
+    memo = port.route.memo
     for number in range(100):
         for _ in range(2):  # a head that was skimmed is remembered when it comes again
             shell.client(A.replace(b"/a", b"/%d" % number))

@@ -3,7 +3,7 @@
 import h11
 import pytest
 
-from sidestep.engine.relay import Ending
+from sidestep.engine.relay import Ending, Role
 from tests.unit.engine.shell import http1, rule
 
 A = b"GET /a HTTP/1.1\r\nHost: app.test\r\n\r\n"
@@ -431,7 +431,8 @@ def test_a_closed_leg_stays_until_what_it_still_has_is_written():
         relay.receive(relay.client, B, 0.0)
         open_all()
         relay.receive_eof(app, 0.0)
-        relay.receive(relay.side, OK_B, 0.0)
+        handler = next(leg for leg in relay.legs if leg.role is Role.HANDLER and not leg.ending)
+        relay.receive(handler, OK_B, 0.0)
         assert app.ending is Ending.CLOSE
         return app
 

@@ -2,7 +2,9 @@
 
 import pytest
 
+from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.relay import Ending
+from sidestep.policy.route import Route, SteeredPort
 from tests.unit.engine.hostile_heads import (
     HOSTILE,
     HOSTILE_BODIES,
@@ -12,7 +14,7 @@ from tests.unit.engine.hostile_heads import (
     SMUGGLED,
     request,
 )
-from tests.unit.engine.shell import everything, http1
+from tests.unit.engine.shell import Shell, everything, http1
 
 GET = request(line=b"GET /orders HTTP/1.1")
 PLAIN = b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n"
@@ -101,10 +103,10 @@ def test_bodies_are_refused_once_a_handler_has_their_head(data):
 @pytest.mark.parametrize("data", values(HOSTILE_RESPONSES), ids=ids(HOSTILE_RESPONSES))
 @pytest.mark.parametrize("step", [1, 7, 100_000])
 def test_responses_of_the_app_pass_and_end_diversion(data, step):
-    shell = http1(everything())
-    shell.relay._port.route = type(shell.relay._port.route)()
+    port = SteeredPort(8080)
+    shell = Shell(Http1Relay(port, tls=False))
     shell.client(PLAIN)
-    shell.relay._port.route = http1(everything()).relay._port.route
+    port.route = Route((everything(),))
     for at in range(0, len(data), step):
         shell.app(data[at : at + step])
     assert shell.to_client == data

@@ -1,32 +1,43 @@
 """The legs that answer one HTTP/1 client: the app's, which may be closed idle and opened anew, and the handlers'; and
 those of copies.
 
-An app closes connections that are idle, and the app's may be idle while handlers keep the client's busy. So the leg is
-replaced before a request meets an app that is about to close it (`renew_app`). The old leg is `spare` until the new one
-is open, and in its place again when that is refused: an app that shuts down takes no connections, but serves those it
-has.
+An app closes connections that are idle, and the app's leg may be idle while handlers keep the client's busy. So the leg
+is replaced before a request meets an app that is about to close it (`_renew_app`). The old leg is `spare` until the new
+one is open, and takes its place again when that is refused: an app that shuts down takes no connections, but serves
+those it has.
 
-Invariants: `relay.app` is the only app leg that is used; at most one handler leg per intercept uid; a leg that was
-ended stays in `relay.legs` at least until the shell has seen its ending and written what waits, and is forgotten when
-a later leg is made, so that the list does not grow with the number of requests.
+Invariants: `relay.app` is the only app leg that is used, and `responses` reads what it says; at most one handler leg
+per intercept uid; a leg that was ended stays in `relay.legs` at least until the shell has seen its ending and written
+what waits, and is forgotten when a later leg is made, so that the list does not grow with the number of requests.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sidestep.engine.relay import CopyLeg, Ending, Leg, Relay, Role
-from sidestep.policy.route import Rule
+from sidestep.protocols.http1_responses import ResponseReader
+
+if TYPE_CHECKING:
+    from sidestep.engine.http1.state import ConnectionState
+    from sidestep.policy.route import Rule
+    from sidestep.protocols.http1 import Http1Limits
 
 
 class Peers:
     """Makes and ends the legs beside the client's."""
 
-    __slots__ = ("_asked", "_ended", "_handlers", "_relay", "spare")
+    __slots__ = ("_asked", "_ended", "_handlers", "_limits", "_relay", "_state", "responses", "spare")
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Relay, state: ConnectionState, limits: Http1Limits) -> None:
         self._relay = relay
+        self._state = state
+        self._limits = limits
         self._asked = False
         self._handlers: dict[str, Leg] = {}
         self._ended: list[Leg] = []
+        self.responses = ResponseReader(limits)
+        """Follows what the app leg says."""
         self.spare: Leg | None = None
         """The app leg before this one, while this one is being opened."""
 
@@ -35,9 +46,18 @@ class Peers:
         """Whether the app was dialled, by us or by the shell."""
         return self._asked or self._relay.app.open
 
-    def need_app(self) -> Leg:
-        """The app leg, asked for if need be."""
+    def ask_app(self) -> Leg:
+        """The app leg, for what the app is to be told now; asked for if need be.
+
+        After diverted requests a leg on which the app has been silent for `fresh_seconds` is replaced.
+        """
         relay = self._relay
+        state = self._state
+        if state.app_bypassed:
+            state.app_bypassed = False
+            app = relay.app
+            if app.open and relay.now - app.active > self._limits.fresh_seconds:
+                self._renew_app()
         if not self._asked:
             self._asked = True
             if not relay.app.open:
@@ -49,7 +69,7 @@ class Peers:
         self._relay.app.end(Ending.CLOSE)
         self._replace_app()
 
-    def renew_app(self) -> None:
+    def _renew_app(self) -> None:
         """The next request for the app takes a new connection, and this one if none can be had."""
         self.drop_spare()
         self.spare = self._relay.app
@@ -59,6 +79,7 @@ class Peers:
         old = self._relay.app
         self._relay.app = self._make(Leg(old.role, old.rule))
         self._asked = False
+        self.responses = ResponseReader(self._limits)
 
     def drop_spare(self) -> None:
         """The app leg before this one is not needed any more."""
@@ -78,6 +99,8 @@ class Peers:
         refused.queued = 0
         refused.end(Ending.ABORT)
         self._relay.app = spare
+        if self._state.answering_leg is refused:
+            self._state.answering_leg = spare
         return True
 
     def handler(self, rule: Rule) -> tuple[Leg, bool]:

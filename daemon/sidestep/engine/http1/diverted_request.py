@@ -16,44 +16,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from sidestep.engine.mirror.gate import Tally
+from sidestep.engine.http1.routing import RoutedRequest
 from sidestep.engine.relay import Leg, queue
-from sidestep.policy.redaction import redact
-from sidestep.policy.route import TO_APP, Decision, Fields, Rule
-from sidestep.protocols.http1 import CLOSE, CONNECT, HEAD, HTTP_1_0, UPGRADE, Http1Limits, RequestHead
+from sidestep.policy.route import Rule
+from sidestep.protocols.http1 import CLOSE, CONNECT, HEAD, HTTP_1_0, UPGRADE, Http1Limits
 from sidestep.protocols.http1_responses import ResponseReader
 from sidestep.protocols.http1_upgrade import begins_like_request, may_switch, offers, without_shared
 
-SWITCHES: Final = CONNECT | UPGRADE
-"""Flags of a request after whose answer the connection may speak another protocol."""
 SWITCHING_PROTOCOLS: Final = 101
-ANSWERED_BY: Final = HEAD | SWITCHES
-"""Request flags that the reading of an answer depends on."""
 
 
-class Judged:
-    """What is remembered of a head: where the request goes and how it is framed; its texts only if somebody is told."""
-
-    __slots__ = ("authority", "body", "decision", "fields", "flags", "method", "passes", "tally", "target")
-
-    def __init__(self, decision: Decision, head: RequestHead) -> None:
-        self.decision = decision
-        self.body = head.body
-        self.flags = head.flags
-        told = decision is not TO_APP
-        self.method = head.method if told else b""
-        self.target = head.target if told else b""
-        self.authority = head.authority if told else b""
-        self.fields: Fields = ()
-        if any(tap.heads_only for tap in decision.taps):
-            self.fields = redact(head.fields)
-        self.tally: Tally | None = None
-        """Where it is counted while all its wiretaps are held back (`TapGate`)."""
-        self.passes = decision.intercept is None and not head.body and not head.flags & ANSWERED_BY
-        """The head is the whole request, for the app, and how the answer ends does not depend on it."""
-
-
-class Exchange:
+class DivertedRequest:
     """A request on its way to a handler and back."""
 
     __slots__ = (
@@ -63,7 +36,7 @@ class Exchange:
         "close",
         "consumed",
         "given",
-        "given_ahead",
+        "given_early",
         "head",
         "kept",
         "kept_size",
@@ -77,7 +50,7 @@ class Exchange:
     )
 
     def __init__(
-        self, rule: Rule, leg: Leg, request: Judged, head: bytes, limits: Http1Limits, *, reused: bool
+        self, rule: Rule, leg: Leg, request: RoutedRequest, head: bytes, limits: Http1Limits, *, reused: bool
     ) -> None:
         self.rule = rule
         self.leg = leg
@@ -95,7 +68,7 @@ class Exchange:
         """The head was written to the handler leg."""
         self.consumed = False
         """So was a part of the body."""
-        self.given_ahead = False
+        self.given_early = False
         """Bytes of the protocol that the request asks for were written to the handler leg.
 
         If the handler declines, they cannot be parsed as requests.
@@ -131,15 +104,15 @@ class Exchange:
             offers(self.offer), response.upgrade, withheld=withheld
         )
 
-    def give_ahead(self, data: bytes) -> bool:
+    def give_early(self, data: bytes) -> bool:
         """Give the handler bytes of the protocol that the request asks for; False when it is not to have them yet."""
         if not self.given or self.leg.ending:
             return False
-        if not self.given_ahead:
+        if not self.given_early:
             offers_switch = self.request.flags & CONNECT or offers(self.offer)
             if not offers_switch or begins_like_request(data):
                 return False
-        self.given_ahead = self.consumed = True
+        self.given_early = self.consumed = True
         self.leg.write(data)
         return True
 
@@ -162,16 +135,16 @@ class Exchange:
             self.kept_size = 0
 
 
-def own_answer(exchange: Exchange, status: bytes, reason: str) -> bytes:
+def own_answer(diverted: DivertedRequest, status: bytes, reason: str) -> bytes:
     """A complete response of ours, framed for this request: `status` like b"502 Bad Gateway"."""
-    body = f"sidestep: intercept {exchange.rule.display}: {reason}\n".encode()
-    flags = exchange.request.flags
+    body = f"sidestep: intercept {diverted.rule.display}: {reason}\n".encode()
+    flags = diverted.request.flags
     return b"".join(
         (
             b"HTTP/1.1 " + status + b"\r\n",
             b"Content-Type: text/plain; charset=utf-8\r\n",
             b"Content-Length: %d\r\n" % len(body),
-            b"Connection: close\r\n" if exchange.close or flags & HTTP_1_0 else b"",
+            b"Connection: close\r\n" if diverted.close or flags & HTTP_1_0 else b"",
             b"\r\n",
             b"" if flags & HEAD else body,
         )

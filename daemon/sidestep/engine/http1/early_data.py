@@ -1,0 +1,125 @@
+"""Bytes that a client sends after a request to switch protocols (Upgrade, CONNECT), before it knows the answer.
+
+Some servers read such bytes before they answer, so while SWITCHING they go ahead to the side that has the request:
+
+    to the app      as they would without us. If the app does not switch, they are requests that it answers, and `early`
+                    is read to learn which; where that is not certain, or they are more than `hold`, the connection is a
+                    wire
+    to a handler    only when they cannot be the beginning of a request. If the handler does not switch, its answer is
+                    the last one
+
+What follows an offer of `h2c` alone is not sent ahead: it is for the HTTP/2 relay, or the next request. Where the
+unreadable is closed nothing is sent ahead to the app, because it may be the next request.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sidestep.engine.http1.state import SWITCHING, Event
+from sidestep.engine.relay import Ending
+from sidestep.protocols import h2c_upgrade
+from sidestep.protocols import http1_requests as reading
+from sidestep.protocols.http1 import ANSWER_FLAGS, CONNECT, SWITCHES, Http1Limits
+from sidestep.protocols.http1_upgrade import offers
+
+if TYPE_CHECKING:
+    from sidestep.engine.http1.conclusion import Conclusion
+    from sidestep.engine.http1.routing import RequestRouter
+    from sidestep.engine.http1.state import ConnectionState
+    from sidestep.engine.mirror.copies import Taps
+    from sidestep.engine.relay import Relay
+    from sidestep.protocols.http1_requests import RequestReader
+
+_ANOMALY = "h1-early-bytes"
+
+
+class EarlyData:
+    """See the module. `closes`: the unreadable is closed."""
+
+    __slots__ = ("_closes", "_conclusion", "_limits", "_relay", "_requests", "_router", "_state", "_taps")
+
+    def __init__(
+        self,
+        relay: Relay,
+        state: ConnectionState,
+        requests: RequestReader,
+        router: RequestRouter,
+        taps: Taps,
+        conclusion: Conclusion,
+        *,
+        limits: Http1Limits,
+        closes: bool,
+    ) -> None:
+        self._relay = relay
+        self._state = state
+        self._requests = requests
+        self._router = router
+        self._taps = taps
+        self._conclusion = conclusion
+        self._limits = limits
+        self._closes = closes
+
+    def send(self) -> None:
+        """Give what the client says, before it knows what protocol is spoken now, to the side that has its request."""
+        state = self._state
+        if state.client is not SWITCHING or not state.unread or state.then_wire is not None:
+            return
+        data = bytes(state.unread)
+        diverted = state.diverted
+        if diverted is not None:
+            if not diverted.give_early(data):
+                return
+            if state.client_ended:
+                diverted.leg.end(Ending.FINISH)
+        elif self._may_go_to_app():
+            self._relay.app.write(data)
+        else:
+            return
+        state.unread.clear()
+        state.early += data
+        if len(state.early) > self._limits.hold:
+            self._taps.cut()
+            state.early.clear()
+            if diverted is None:
+                self._conclusion.become_wire(_ANOMALY)
+
+    def _may_go_to_app(self) -> bool:
+        """Whether the app may have what follows the request before it has answered."""
+        state = self._state
+        if self._closes:
+            return False
+        return bool(state.request_flags & CONNECT) or offers(state.upgrade_head) != [h2c_upgrade.TOKEN]
+
+    def read_as_requests(self) -> None:
+        """The app did not switch: what was sent early are requests, and the app answers them."""
+        state, requests, taps = self._state, self._requests, self._taps
+        data = bytes(state.early)
+        state.early.clear()
+        taps.cut()
+        state.on(Event.ANSWERED)
+        at = 0
+        while at < len(data):
+            start = at
+            at = requests.read(data, start)
+            if requests.event == reading.HEADED:
+                head = requests.head
+                request = self._router.route(head)
+                if isinstance(request, str) or request.flags & SWITCHES:
+                    self._conclusion.become_wire(_ANOMALY)
+                    return
+                state.request_flags = request.flags
+                state.awaited.append(request.flags & ANSWER_FLAGS)
+                if request.decision.taps:
+                    taps.begin(request, head)
+                requests.begin(request.body)
+                if not request.body and taps.copying:
+                    taps.sent()
+            elif requests.event == reading.BROKEN or requests.state == reading.HEAD:
+                requests.take()
+                self._conclusion.become_wire(_ANOMALY)
+                return
+            elif taps.copying:
+                taps.body(data[start:at])
+                if requests.event == reading.COMPLETE and taps.copying:
+                    taps.sent()

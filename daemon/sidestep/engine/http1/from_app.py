@@ -1,0 +1,88 @@
+"""The app's half of the relay: what it says is forwarded before it is understood, then watched message by message.
+
+Reading it tells which requests are answered, so that later ones may go elsewhere. What cannot be read, answers nothing,
+or ends with the connection makes the connection a wire: the client has the bytes already.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sidestep.engine.http1.state import HELD_BACK, SERVED
+from sidestep.protocols import http1_responses as responses
+
+if TYPE_CHECKING:
+    from sidestep.engine.http1.conclusion import Conclusion
+    from sidestep.engine.http1.early_data import EarlyData
+    from sidestep.engine.http1.from_client import FromClient
+    from sidestep.engine.http1.peers import Peers
+    from sidestep.engine.http1.state import ConnectionState
+    from sidestep.engine.relay import Relay
+
+
+class FromApp:
+    """See the module."""
+
+    __slots__ = ("_conclusion", "_early", "_from_client", "_peers", "_relay", "_state")
+
+    def __init__(
+        self,
+        relay: Relay,
+        state: ConnectionState,
+        peers: Peers,
+        early: EarlyData,
+        from_client: FromClient,
+        conclusion: Conclusion,
+    ) -> None:
+        self._relay = relay
+        self._state = state
+        self._peers = peers
+        self._early = early
+        self._from_client = from_client
+        self._conclusion = conclusion
+
+    def read(self, data: bytes) -> None:
+        """Take bytes that answer requests."""
+        self._relay.client.write(data)
+        state = self._state
+        reader = self._peers.responses
+        awaited = state.awaited
+        at = 0
+        while at < len(data) or reader.event == responses.FINAL:
+            if not awaited:
+                self._conclusion.become_wire("h1-unsolicited-response")
+                return
+            at = reader.read(data, at, awaited[0])
+            event = reader.event
+            if event == responses.COMPLETE:
+                awaited.popleft()
+                if reader.response is None or reader.response.close:
+                    self._conclusion.become_wire(None)  # the app closes; the client knows
+                    return
+                if state.early and not awaited:
+                    self._early.read_as_requests()
+                    if state.client not in SERVED:
+                        return
+            elif event == responses.SWITCH:
+                if not self._conclusion.hand_over(reader.response, data[at:]):
+                    self._conclusion.switch(self._relay.app, reader.response)
+                return
+            elif event == responses.BROKEN:
+                self._conclusion.become_wire(reader.anomaly)
+                return
+            elif reader.ends_with_connection:
+                self._conclusion.become_wire(None)
+                return
+        if state.client in HELD_BACK and not awaited:
+            self._from_client.proceed()
+
+    def read_unasked(self, data: bytes) -> None:
+        """Take bytes that answer no request."""
+        state = self._state
+        if state.client not in SERVED:
+            return
+        if state.app_bypassed:
+            self._peers.retire_app()
+        else:
+            self._relay.client.write(data)
+            self._conclusion.become_wire("h1-unsolicited-response")
