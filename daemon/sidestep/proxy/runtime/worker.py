@@ -21,7 +21,7 @@ import os
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from ipaddress import IPv4Network
 from typing import Final
@@ -33,7 +33,6 @@ from sidestep.engine.mirror.gate import TapGate
 from sidestep.engine.relay import Leg
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError, SidestepError
-from sidestep.proxy.connection.acceptor import Acceptor
 from sidestep.proxy.connection.app_dials import LEAD, AppDials
 from sidestep.proxy.connection.classification import Judge
 from sidestep.proxy.connection.client_naming import ClientNaming
@@ -53,19 +52,16 @@ from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.splice import Pipes
 from sidestep.proxy.io.stream import PlainStream
 from sidestep.proxy.mirror.scheduler import Copyist
+from sidestep.proxy.runtime.condition_reports import ConditionReports
+from sidestep.proxy.runtime.heartbeat import Heartbeat
+from sidestep.proxy.runtime.listeners import Listeners
 from sidestep.proxy.tls.credentials import Credentials
 from sidestep.proxy.tls.handshake import asks_later
-from sidestep.snapshots.hindrance import Hindrance
 
 HEARTBEAT: Final = 0.5
 """Seconds between heartbeats."""
 IDLE_GRACE: Final = 5.0
 """Seconds for which a draining proxy leaves an idle connection alone."""
-REPORT_PAUSE: Final = 1.0
-"""Seconds in which a condition that holds is neither worded anew nor taken back."""
-MAX_TEXT: Final = 2048
-"""Characters of a condition's text."""
-CANNOT_ACCEPT: Final = "cannot-accept"
 LEFT_IDLE: Final = 3600.0
 """Seconds an idle client is kept that has no connection to an app that would end it; Envoy's default."""
 SWEEP: Final = 60.0
@@ -86,18 +82,16 @@ class Worker:
         self._naming = ClientNaming(self._loop, self._link)
         self._log = RequestLog(self._loop, self._link)
         self._ports: dict[int, LivePort] = {}
-        self._acceptors: dict[int, Acceptor] = {}
-        self._retiring: set[Acceptor] = set()
         self._connections: set[RelayedConnection] = set()
         self._judges: set[Judge] = set()
         self._client_sources: IPv4Network | None = None
         self._anomalies: Counter[str] = Counter()
-        self._told: tuple[int, dict[int, dict[str, int]], dict[str, int]] | None = None
-        """What the last heartbeat said."""
         self._pulse = pulse
         self._draining = False
         self._drain_timeout = 30.0
         self._readiness = Readiness(self._loop, self._link)
+        self._reports = ConditionReports(self._loop, self._link)
+        self._heartbeat = Heartbeat(self._link)
         self._dials = AppDials(self._loop, self._readiness)
         self.credentials = Credentials(trust_store)
         self.detection_timeout = 1.0
@@ -108,6 +102,9 @@ class Worker:
         self._datagrams = Datagrams(self._loop, self._open_flow, self.copyist)
         self.lingering: set[object] = set()
         self._room = Room(self._readiness, self)
+        self._listeners = Listeners(
+            self._loop, self._readiness, has_room=self._room.is_left, retired=self._exit_when_drained
+        )
 
     def run(self) -> None:
         """Serve until drained."""
@@ -145,7 +142,7 @@ class Worker:
                 if message.transport.startswith("udp"):
                     self._datagrams.unlisten(message.port, message.transport)
                 else:
-                    self._unlisten(message.port)
+                    self._listeners.unlisten(message.port)
             case messages.Opened():
                 self._handlers.arrived(message.stream, None if fd is None else socket.socket(fileno=fd))
             case messages.Refused():
@@ -187,44 +184,11 @@ class Worker:
         if port is None or message.transport != "tcp":
             listener.close()
             raise PeerError(f"port {message.port}/{message.transport} is not configured")
-        old = self._acceptors.pop(message.port, None)
-        if old is not None:
-            self._retire(old)
 
         def accepted(sock: socket.socket, endpoints: Endpoints) -> None:
             self._accepted(self._ports.get(message.port, port), sock, endpoints)
 
-        def outcome(error: int) -> None:
-            if self._acceptors.get(message.port) is acceptor:
-                self._accepts(message.port, error)
-
-        acceptor = self._acceptors[message.port] = Acceptor(
-            self._loop, listener, message.port, accepted=accepted, has_room=self._room.is_left, outcome=outcome
-        )
-
-    def _accepts(self, port: int, error: int) -> None:
-        """Accepting on a port works (0), or does not."""
-        if error in EXHAUSTED:
-            self._readiness.exhausted(error)
-        elif error:
-            self._readiness.hinder(Hindrance(CANNOT_ACCEPT, port, error=error))
-        else:
-            self._readiness.clear(Hindrance(CANNOT_ACCEPT, port))
-
-    def _unlisten(self, port: int) -> None:
-        acceptor = self._acceptors.pop(port, None)
-        if acceptor is not None:
-            self._retire(acceptor)
-            self._accepts(port, 0)
-
-    def _retire(self, acceptor: Acceptor) -> None:
-        self._retiring.add(acceptor)
-
-        def done() -> None:
-            self._retiring.discard(acceptor)
-            self._exit_when_drained()
-
-        acceptor.retire(done)
+        self._listeners.listen(message.port, listener, accepted)
 
     # --- connections ------------------------------------------------------------------------------------------------
 
@@ -266,31 +230,8 @@ class Worker:
         self._exit_when_drained()
 
     def report(self, port: LivePort, kind: ConditionType, text: str) -> None:
-        """Tell the daemon about a condition, when it changes. What clients said may be in the text."""
-        text = "".join(letter if letter.isprintable() else "?" for letter in text[:MAX_TEXT])
-        known = port.conditions.get(kind, "")
-        if text:
-            port.clearing.discard(kind)
-        if known != text and known and self._loop.now - port.reported.get(kind, -REPORT_PAUSE) < REPORT_PAUSE:
-            # Clients choose which connections meet it: they could make it come and go a thousand times a second.
-            if not text and kind not in port.clearing:
-                port.clearing.add(kind)
-                self._loop.later(REPORT_PAUSE, partial(self._clear, port, kind))
-            return
-        if known != text:
-            port.reported[kind] = self._loop.now
-            if not self._link.advise(messages.Report(self._link.next_seq(), port.steered.number, kind.value, text)):
-                return  # the next connection that meets it says so again
-            if text:
-                port.conditions[kind] = text
-            else:
-                port.conditions.pop(kind, None)
-
-    def _clear(self, port: LivePort, kind: ConditionType) -> None:
-        """Take a condition back that no connection has met since."""
-        if kind in port.clearing:
-            port.clearing.discard(kind)
-            self.report(port, kind, "")
+        """Tell the daemon about a condition, when it changes (`ConditionReports`)."""
+        self._reports.report(port, kind, text)
 
     def asked_later(self, port: LivePort) -> None:
         """The app asks clients for certificates after the handshake. Those it can ask come back to be carried."""
@@ -412,13 +353,10 @@ class Worker:
         self._room.look()
         self._end_cut_off()
         self._tell_losses()
-        ports = {number: dict(port.counters) for number, port in self._ports.items()}
+        ports: dict[int, Mapping[str, int]] = {number: port.counters for number, port in self._ports.items()}
         if self._datagrams.counters:
-            ports[0] = dict(self._datagrams.counters)
-        connections = len(self._connections) + len(self._judges)
-        state = connections, ports, dict(self._anomalies)
-        if state != self._told and self._tell(*state):
-            self._told = state
+            ports[0] = self._datagrams.counters
+        self._heartbeat.beat(len(self._connections) + len(self._judges), ports, self._anomalies)
         if self._draining:
             self._close_idle()
 
@@ -437,16 +375,6 @@ class Worker:
         self._log.lose(losses)
         self._log.flush()
 
-    def _tell(self, connections: int, ports: dict[int, dict[str, int]], anomalies: dict[str, int]) -> bool:
-        """Send a heartbeat, in several parts when there are many ports; whether all of it was sent."""
-        numbers = list(ports)
-        for at in range(0, max(1, len(numbers)), messages.MAX_PORTS):
-            part = {number: ports[number] for number in numbers[at : at + messages.MAX_PORTS]}
-            beat = messages.Heartbeat(self._link.next_seq(), connections, part, anomalies)
-            if not self._link.send(beat, droppable=True):
-                return False
-        return True
-
     def _orphaned(self) -> None:
         """The daemon is gone: its link and maps went with it, so the app gets every new connection already."""
         self._handlers.refuse_all()
@@ -456,8 +384,7 @@ class Worker:
         if self._draining:
             return
         self._draining = True
-        for port in list(self._acceptors):
-            self._unlisten(port)
+        self._listeners.unlisten_all()
         self._loop.later(timeout, self._drain_over)
         self._exit_when_drained()
 
@@ -478,7 +405,7 @@ class Worker:
             connection.retire()
 
     def _exit_when_drained(self) -> None:
-        if not self._draining or self._connections or self._judges or self._retiring:
+        if not self._draining or self._connections or self._judges or self._listeners.are_retiring:
             return
         self._tell_losses()
         if self.lingering or not self.copyist.is_idle:
@@ -491,8 +418,7 @@ class Worker:
             judge.abandon()
         for connection in list(self._connections):
             connection.abandon()
-        for acceptor in list(self._retiring):
-            acceptor.close()
+        self._listeners.close_retired()
         self._datagrams.close()
         self._loop.stop()
 
