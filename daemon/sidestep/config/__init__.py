@@ -1,1 +1,1 @@
-"""Parsing of what people write: manifests, annotations, filters, durations."""
+"""Parsers for what people write: manifests, annotations, filters, locations, durations and node settings. No I/O."""

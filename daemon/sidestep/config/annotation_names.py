@@ -1,4 +1,4 @@
-"""The annotations Sidestep reads, each name in one place (design, sections 6 and 8)."""
+"""Names of the annotations that Sidestep reads. docs/tls.md and docs/install.md describe them for users."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PER_PORT = (
     FORWARD_CLIENT_CERT,
     LATE_CLIENT_AUTH,
 )
-"""Annotations that carry `.<port>`."""
+"""Annotations whose name ends with `.<port>`."""
 
 LOOKALIKES = (
     "telepresence.io/downstream-tls",
@@ -35,7 +35,8 @@ LOOKALIKES = (
     "sidestep.dev/forward",
     "sidestep.dev/late",
 )
-"""What begins like this and is none of PER_PORT is a misspelling worth a condition."""
+"""Prefixes of misspelt names: an annotation that starts with one of them and is not in PER_PORT is reported as a
+problem."""
 
 NETNS = "sidestep.dev/netns"
 PID = "sidestep.dev/pid"

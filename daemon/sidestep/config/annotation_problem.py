@@ -1,4 +1,4 @@
-"""A problem with one annotation, as a value: the reader goes on with the next annotation, a person gets one line."""
+"""A problem with one annotation, as a value. The parser collects problems and continues; each is shown as one line."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from sidestep.model.condition import Condition, ConditionType
 
 MAX_SHOWN = 120
-"""Characters of a name or value that a text repeats; the rest is replaced by an ellipsis."""
+"""Characters of a name or value that an error text shows; a longer one is cut and ends with an ellipsis."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnnotationProblem:
-    """`subject` is what the annotation is wrong for ("pod shop/orders-1", "node n1"); `origin` is the object that it
-    stands on, when that is another one ("deployment shop/orders"). `value` is as written, of any length and content."""
+    """One annotation that cannot be used.
+
+    `subject` is the object that is affected ("pod shop/orders-1", "node n1"). `origin` is the object that carries the
+    annotation when it is another one ("deployment shop/orders"). `value` is the value as written, of any length and
+    content.
+    """
 
     annotation: str
     value: str
@@ -23,13 +27,13 @@ class AnnotationProblem:
 
     @property
     def text(self) -> str:
-        """One line naming annotation, value, subject and reason; control characters escaped, long values cut."""
+        """One line with annotation, value, subject and reason. Escapes control characters and cuts long values."""
         inherited = f" (set on {self.origin})" if self.origin and self.origin != self.subject else ""
         name = self.annotation if self.annotation.isprintable() else repr(self.annotation)
         return f"annotation {_cut(name)} {_cut(self.value)!r} of {self.subject}{inherited}: {self.reason}"
 
     def condition(self) -> Condition:
-        """The condition that `status` and Events show."""
+        """The condition that `sidestep status` and Events show for this problem."""
         return Condition(ConditionType.ANNOTATION_INVALID, self.subject, self.text)
 
 

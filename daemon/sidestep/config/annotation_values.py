@@ -1,4 +1,4 @@
-"""The values of section 6's annotations, one parser each; the reasons in their errors follow the name of the pod."""
+"""One parser for each kind of annotation value. An error text is a predicate that follows the annotation's name."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from sidestep.config.durations import parse_duration
 from sidestep.model.errors import ConfigurationError
 
 MIN_PROBE_TIMEOUT = 0.01
-"""Seconds; less than that is no handshake."""
+"""Seconds. No TLS handshake completes in less."""
 MAX_PROBE_TIMEOUT = 600.0
-"""Seconds; clients have long gone by then."""
+"""Seconds. No client waits longer for a connection."""
 MAX_PATH = 4095
 """Bytes: PATH_MAX of Linux less the terminating NUL (limits.h)."""
 
@@ -19,7 +19,7 @@ _SECRET_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-
 
 
 def parse_folder(value: str) -> str:
-    """An absolute path of a folder in a container. Raises ConfigurationError with the reason."""
+    """Parse the absolute path of a folder in a container. Raises ConfigurationError with the reason."""
     if not value.startswith("/"):
         raise ConfigurationError("must be an absolute path in the container, like /etc/tls")
     if ".." in value.split("/"):
@@ -36,7 +36,7 @@ def parse_folder(value: str) -> str:
 
 
 def parse_secret_name(value: str) -> str:
-    """The name of a Secret. Raises ConfigurationError with the reason."""
+    """Parse the name of a Secret in the pod's namespace. Raises ConfigurationError with the reason."""
     if "/" in value:
         raise ConfigurationError("must be the name of a Secret in the pod's namespace, without any '/'")
     if not _SECRET_NAME.fullmatch(value):
@@ -45,12 +45,12 @@ def parse_secret_name(value: str) -> str:
 
 
 def parse_switch(value: str) -> bool:
-    """`enabled` or `disabled`. Raises ConfigurationError with the reason."""
+    """Parse `enabled` or `disabled`. Raises ConfigurationError with the reason."""
     if value not in {"enabled", "disabled"}:
         raise ConfigurationError("must be enabled or disabled")
     return value == "enabled"
 
 
 def parse_probe_timeout(value: str) -> float:
-    """Seconds. Raises ConfigurationError with the reason."""
+    """Parse a probe timeout; returns seconds. Raises ConfigurationError with the reason."""
     return parse_duration(value, minimum=MIN_PROBE_TIMEOUT, maximum=MAX_PROBE_TIMEOUT)

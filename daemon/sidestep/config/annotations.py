@@ -1,21 +1,21 @@
-"""TLS settings of a pod's ports, from annotations on pod, owners, namespace and node (design, section 6).
+"""TLS settings of a pod's ports, from the annotations of pod, owners, namespace and node (docs/tls.md).
 
-In: a pod with its owners' annotations, the namespace's and the node's. Out: `PortTls` for every TCP port, and one
-`AnnotationProblem` for each annotation that cannot be used. Invariants:
+In: a pod with the annotations of its owners, those of its namespace and those of its node. Out: one `PortTls` for every
+TCP port, and one `AnnotationProblem` for every annotation that cannot be used. Invariants:
 
-- Nearest first (pod, owners in their order, namespace, node), per annotation and port. The nearest one decides even
-  when it is bad: a typo never brings up a certificate from farther away that nobody meant for this pod.
-- `…-tls-path` and `…-tls-secret` are two ways to say one thing. Both on the *same* object is a problem and neither is
-  used; on different objects the nearer one wins, so that a pod can leave its namespace's default.
-- Only the node may leave out `.<port>`; such a value is the default for all ports of its pods. It opens TLS where TLS
-  is spoken but does not make a port a TLS port (`CertificateScope.DEFAULT`).
-- A pod or its owner naming a port that the pod lacks is a problem. Namespace and node speak for many pods, most of
-  which lack some port: there it is not.
-- A problem affects its own annotation and port, nothing else.
-- A pod's author chooses how many ports and annotations there are: the work is linear in both, and what is dear (a guess
-  at what a misspelt name means) is done for the first few and remembered.
+- The nearest annotation decides, per key and port; the order is pod, owners, namespace, node. It decides even when it
+  is invalid, so that a typo never activates a certificate of a more distant object.
+- `…-tls-path` and `…-tls-secret` are two forms of one setting. Both on the *same* object is a problem and neither is
+  used. On different objects the nearer one wins, so that a pod can override the default of its namespace.
+- Only the node may omit `.<port>`; the value is then the default for all ports of its pods. Such a certificate is used
+  where a connection speaks TLS, but does not make the port a TLS port (`CertificateScope.DEFAULT`).
+- An annotation of a pod or an owner for a port that the pod does not declare is a problem. On a namespace or node it is
+  not, because these apply to many pods with different ports.
+- A problem affects its own annotation and port only.
+- The author of a pod chooses the number of ports and annotations: the work is linear in both. The expensive step
+  (suggesting the correct spelling of a misspelt name) runs for the first MAX_HINTS names and is cached.
 
-Whether the certificate can be read and is any good is found out later, by whoever reads it.
+The certificate store checks later whether a certificate can be read and is valid.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from sidestep.model.errors import ConfigurationError
 from sidestep.model.pod import Pod, Transport
 
 DEFAULT_PROBE_TIMEOUT = 2.0
-"""Seconds (design, section 5)."""
+"""Seconds."""
 MAX_PROBLEMS = 64
-"""Problems reported for one pod; annotations are written by many hands and may be many."""
+"""Problems reported for one pod; the rest are dropped."""
 
 MAX_HINTS = 8
-"""Misspelt names of one pod for which the right one is guessed; a guess costs 300 microseconds."""
+"""Misspelt names of one pod that get a suggestion. A suggestion costs 300 µs."""
 REMEMBERED_HINTS = 256
-"""Guesses that are remembered: a namespace's mistake is that of all its pods."""
+"""Suggestions in the cache. The pods of a namespace usually share their mistakes."""
 
 _T = TypeVar("_T")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 
 
 class SourceKind(enum.StrEnum):
-    """Where certificate files come from."""
+    """Kind of place that certificate files come from."""
 
     PATH = "path"
     SECRET = "secret"  # noqa: S105 - a kind of source, not a secret
 
 
 class CertificateScope(enum.StrEnum):
-    """Whether a downstream certificate is configured: not at all, for this port, or by a node's default for all."""
+    """Scope of the downstream certificate: none, this port, or a node-wide default."""
 
     NONE = "none"
     PORT = "port"
@@ -64,7 +64,7 @@ class CertificateScope(enum.StrEnum):
 
 
 class ClientAuth(enum.StrEnum):
-    """`sidestep.dev/downstream-client-auth` (design, section 6)."""
+    """Values of `sidestep.dev/downstream-client-auth` (docs/tls.md)."""
 
     AUTO = "auto"
     REQUIRE = "require"
@@ -74,7 +74,10 @@ class ClientAuth(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CertificateSource:
-    """A folder in a container, or a Secret in the pod's namespace. `annotation` and `origin` say who asked for it."""
+    """A folder in a container, or a Secret in the pod's namespace.
+
+    `annotation` and `origin` name the annotation that requests it and the object that carries the annotation.
+    """
 
     kind: SourceKind
     value: str
@@ -87,15 +90,15 @@ class CertificateSource:
 class PortTls:
     """TLS settings of one TCP port.
 
-    `containers` are the containers whose files a path may mean: those that declare the port, else all in spec order, of
-    which the first that has the folder is right. `probe_timeout` is in seconds. `origins` maps the annotation (as
-    written) behind each setting to the object it stands on; a setting without one is a default.
+    `containers` lists the containers in which a path is looked up: those that declare the port, otherwise all in spec
+    order; the first that has the folder is used. `probe_timeout` is in seconds. `origins` maps the annotation (as
+    written) behind each setting to the object that carries it; a setting without an entry has its default.
     """
 
     port: int
     downstream: CertificateSource | None = None
     downstream_problem: str = ""
-    """Why the nearest annotation about the downstream certificate cannot be used, in one line."""
+    """Why the nearest annotation for the downstream certificate cannot be used, in one line; empty otherwise."""
     upstream: CertificateSource | None = None
     skip_verify: bool = False
     probe_timeout: float = DEFAULT_PROBE_TIMEOUT
@@ -107,13 +110,13 @@ class PortTls:
 
     @property
     def certificate_scope(self) -> CertificateScope:
-        """What `policy.protocol_choice` wants to know about the downstream certificate."""
+        """Scope of the downstream certificate, as `policy.protocol_choice` needs it."""
         return self.downstream.scope if self.downstream else CertificateScope.NONE
 
 
 @dataclass(frozen=True, slots=True)
 class PodTls:
-    """Settings by container port, and what was wrong."""
+    """TLS settings by container port, and the problems found."""
 
     ports: Mapping[int, PortTls]
     problems: tuple[AnnotationProblem, ...] = ()
@@ -121,7 +124,7 @@ class PodTls:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """One object that carries annotations. `specific`: it is about this pod, so that an unknown port is a mistake."""
+    """One object that carries annotations. `specific`: it applies to this pod only, so an unknown port is a mistake."""
 
     origin: str
     annotations: Mapping[str, str]
@@ -131,7 +134,7 @@ class _Source:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The annotation that decides one key for one port."""
+    """The annotation that decides one key of one port."""
 
     annotation: str
     value: str
@@ -146,9 +149,9 @@ def resolve(
     node_annotations: Mapping[str, str],
     extra_ports: Collection[int] = (),
 ) -> PodTls:
-    """Settings of all TCP ports that the pod declares, and of `extra_ports` (undeclared ones that somebody asked for).
+    """Return the settings of all TCP ports that the pod declares, and of `extra_ports` (undeclared ports in use).
 
-    Never raises: what is wrong stands in `problems`, at most MAX_PROBLEMS of them.
+    Never raises: problems are returned in `problems`, at most MAX_PROBLEMS of them.
     """
     sources = _sources(pod, namespace_annotations, node_annotations)
     declared = {port.number for port in pod.ports if port.transport is Transport.TCP}
@@ -164,7 +167,7 @@ def resolve(
         plain = PortTls(port=number, containers=containers.get(number, pod.containers))
         spoken = spoken_of is None or number in spoken_of
         resolved[number] = _port(pod, plain, sources, problems) if spoken else plain
-    # One bad default is one problem, however many ports it was read for.
+    # One invalid default yields one problem, although it was parsed for every port.
     return PodTls(resolved, tuple(dict.fromkeys(problems))[:MAX_PROBLEMS])
 
 
@@ -178,17 +181,17 @@ def _sources(pod: Pod, namespace: Mapping[str, str], node: Mapping[str, str]) ->
     )
 
 
-# --- annotations that reach no port ---------------------------------------------------------------------------------
+# --- annotations that apply to no port ------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class _Hints:
-    """Guesses at what misspelt names mean; one pod gets MAX_HINTS of them, whatever else is wrong with it."""
+    """Suggests the correct spelling of misspelt names, at most MAX_HINTS times per pod."""
 
     left: int = MAX_HINTS
 
     def closest_name(self, base: str) -> str:
-        """The name that `base` is most like; "" if there is none or the pod has had its guesses."""
+        """Return the known name closest to `base`; "" when there is none or the pod has used up its suggestions."""
         if not self.left:
             return ""
         self.left -= 1
@@ -198,9 +201,9 @@ class _Hints:
 def _misaddressed(
     pod: Pod, source: _Source, ports: frozenset[int], hints: _Hints, *, before: int
 ) -> list[AnnotationProblem]:
-    """Problems with the names of this source's annotations: misspelt, without port, with a port that cannot be.
+    """Return problems with annotation names of this source: misspelt, without a port, or with an invalid port.
 
-    `before` is how many problems the pod has already: what is beyond MAX_PROBLEMS is not looked for.
+    `before` is the number of problems the pod already has; the search stops at MAX_PROBLEMS in all.
     """
     problems: list[AnnotationProblem] = []
     for annotation, value in source.annotations.items():
@@ -230,7 +233,7 @@ def _naming_fault(pod: Pod, annotation: str, source: _Source, ports: frozenset[i
 
 
 def _split(annotation: str) -> tuple[str, str, str]:
-    """(base, "." or "", suffix). The domain holds a dot too, so that only what follows the slash is looked at."""
+    """Split into (base, "." or "", suffix). Searches after the slash only, because the domain contains a dot."""
     domain, slash, rest = annotation.partition("/")
     base, dot, suffix = rest.partition(".")
     return domain + slash + base, dot, suffix
@@ -260,7 +263,7 @@ def _suffix_fault(pod: Pod, base: str, suffix: str) -> str:
 
 
 def _declaring(pod: Pod) -> dict[int, tuple[str, ...]]:
-    """The containers that declare each TCP port."""
+    """Map each TCP port to the containers that declare it."""
     found: dict[int, dict[str, None]] = {}
     for port in pod.ports:
         if port.transport is Transport.TCP and port.container:
@@ -269,7 +272,7 @@ def _declaring(pod: Pod) -> dict[int, tuple[str, ...]]:
 
 
 def _ports_spoken_of(sources: tuple[_Source, ...]) -> frozenset[int] | None:
-    """The ports that an annotation names; None: one is about all of them."""
+    """Return the ports that annotations name; None when one of them applies to all ports."""
     found = set()
     for source in sources:
         for annotation in source.annotations:
@@ -284,7 +287,7 @@ def _ports_spoken_of(sources: tuple[_Source, ...]) -> frozenset[int] | None:
 
 
 def _port(pod: Pod, plain: PortTls, sources: tuple[_Source, ...], problems: list[AnnotationProblem]) -> PortTls:
-    """The settings of a port of which some annotation speaks; `plain` are those that it has without any."""
+    """Return the settings of a port that at least one annotation names; `plain` holds its defaults."""
     reader = _Reader(pod, plain.port, sources, problems, {})
     before = len(problems)
     downstream = reader.certificate(names.DOWNSTREAM_PATH, names.DOWNSTREAM_SECRET)
@@ -304,7 +307,7 @@ def _port(pod: Pod, plain: PortTls, sources: tuple[_Source, ...], problems: list
 
 @dataclass(slots=True)
 class _Reader:
-    """Reads the keys of one port and notes what was wrong and where each value came from."""
+    """Reads the keys of one port; records problems and the origin of each value."""
 
     pod: Pod
     number: int
@@ -313,7 +316,7 @@ class _Reader:
     origins: dict[str, str]
 
     def value(self, base: str, parse: Callable[[str], _T], *, default: _T) -> _T:
-        """The nearest value of a key, or `default` when there is none or it is bad."""
+        """Return the nearest value of a key, or `default` when there is none or it is invalid."""
         for source in self.sources:
             found = self._on(source, base)
             if found:
@@ -321,13 +324,13 @@ class _Reader:
         return default
 
     def certificate(self, path_base: str, secret_base: str) -> CertificateSource | None:
-        """The nearest certificate source, given by path or by Secret."""
+        """Return the nearest certificate source, whether given by path or by Secret."""
         for source in self.sources:
             path, secret = self._on(source, path_base), self._on(source, secret_base)
             if path and secret and path.scope is secret.scope:
                 self._problem(path, f"{secret.annotation} is set as well: keep one of the two")
                 return None
-            # On the node, what names the port beats the default for all ports.
+            # On the node, an annotation for this port takes precedence over the default for all ports.
             found = min((each for each in (path, secret) if each), key=lambda each: each.scope != "port", default=None)
             if found and found is path:
                 return self._certificate(found, SourceKind.PATH, parse_folder)

@@ -1,8 +1,7 @@
-"""Durations as people write them: `10s`, `500ms`, `1m30s`, `1.5h`.
+"""Durations as users write them: `10s`, `500ms`, `1m30s`, `1.5h`.
 
-Every number carries a unit, so that nobody has to guess whether `30` means seconds. Units are h, m, s and ms, each at
-most once, the largest first. The result is seconds; bounds belong to the setting, not to the syntax, hence the required
-`minimum` and `maximum`.
+Every number has a unit, so `30` is an error. Units are h, m, s and ms, each at most once, largest first. Results are in
+seconds. Bounds belong to the individual setting, hence the required arguments `minimum` and `maximum`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import re
 from sidestep.model.errors import ConfigurationError
 
 MAX_LENGTH = 32
-"""Characters of a duration; no sensible one is longer."""
+"""Characters of a duration."""
 
 _NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
 _SYNTAX = re.compile(
@@ -22,9 +21,9 @@ _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 def parse_duration(text: str, *, minimum: float, maximum: float, subject: str = "") -> float:
-    """Seconds meant by `text`, between `minimum` and `maximum` seconds (inclusive).
+    """Parse a duration; returns seconds, between `minimum` and `maximum` seconds (inclusive).
 
-    Raises ConfigurationError with `subject` and the text when it is no duration or out of bounds.
+    Raises ConfigurationError with `subject` and the text when it is not a duration or out of bounds.
     """
     matched = _SYNTAX.fullmatch(text) if len(text) <= MAX_LENGTH else None
     if matched is None:
@@ -38,7 +37,9 @@ def parse_duration(text: str, *, minimum: float, maximum: float, subject: str = 
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest text that `parse_duration` reads back as these seconds, to the millisecond: `1m30s`, `500ms`."""
+    """Return the shortest text that `parse_duration` parses to these seconds, with millisecond precision: `1m30s`,
+    `500ms`.
+    """
     milliseconds = round(seconds * 1000)
     hours, rest = divmod(milliseconds, 3_600_000)
     minutes, rest = divmod(rest, 60_000)

@@ -1,12 +1,12 @@
-"""Filters as people write them on a command line, turned into a `Filter`, and back into text for lists and errors.
+"""Filter options of the command line, parsed into a `Filter`, and formatted as text for lists and errors.
 
-`--http-header NAME=VALUE` compares exactly, `NAME=~REGEX` searches, `NAME` asks for presence; the first `=` separates,
-so comma, colon and further `=` are part of the value. Methods are case-sensitive tokens (RFC 9110, 9.1). Paths are
-compared without query, as sent on the wire.
+`--http-header NAME=VALUE` compares exactly, `NAME=~REGEX` searches, `NAME` requires presence. The first `=` separates
+name and value, so a value may contain commas, colons and further `=`. Methods are case-sensitive tokens (RFC 9110,
+9.1). Paths are compared without query, as sent on the wire.
 
-What could never match is refused here instead of being accepted and silently idle: names that are no RFC 9110 token,
-values with CR, LF, NUL or surrounding white space (parsers strip it, RFC 9110, 5.5), paths with a query, `get` for
-`GET`. Regexes are proved by `policy.matching.compile_filter`, which owns the regex engine.
+Filters that could never match are rejected: names that are not RFC 9110 tokens, values with CR, LF, NUL or surrounding
+white space (which HTTP parsers strip, RFC 9110, 5.5), paths with a query, `get` for `GET`. Regexes are compiled by
+`policy.matching.compile_filter`, which owns the regex engine.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from sidestep.model.errors import ConfigurationError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
 
 MAX_CONDITIONS = 32
-"""Conditions of one intercept (design, section 7)."""
+"""Conditions of one intercept."""
 MAX_VALUE = 4096
-"""UTF-8 bytes of one value, path or regex; servers take heads of 8 to 16 KiB, so a longer one could hardly match."""
+"""UTF-8 bytes of one value, path or regex. Servers limit heads to 8 to 16 KiB, so a longer value could hardly match."""
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")
-"""RFC 9110, 5.6.2; the length is ours."""
+"""A token (RFC 9110, 5.6.2) of at most 256 characters."""
 _WELL_KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 _UNSENDABLE = re.compile(r"[\x00\r\n]")
 _NOT_IN_A_PATH = re.compile(r"[\x00-\x20\x7f]")
@@ -37,9 +37,9 @@ def parse_filter(
     path_prefix: Iterable[str] = (),
     path_regex: Iterable[str] = (),
 ) -> Filter:
-    """The filter that these option values describe; the same condition given twice counts once.
+    """Build the filter that these option values describe; drops repeated conditions.
 
-    Raises ConfigurationError naming the option and the value; regexes are not looked into.
+    Raises ConfigurationError with the option and the value. Does not compile regexes.
     """
     paths = [parse_path(PathTest.EQUAL, text) for text in path_equal]
     paths += [parse_path(PathTest.PREFIX, text) for text in path_prefix]
@@ -54,7 +54,7 @@ def parse_filter(
 
 
 def parse_header(text: str) -> HeaderCondition:
-    """One `--http-header` value. Raises ConfigurationError."""
+    """Parse one `--http-header` value. Raises ConfigurationError."""
     option = "--http-header"
     name, equals, value = text.partition("=")
     if not _TOKEN.fullmatch(name):
@@ -76,7 +76,7 @@ def parse_header(text: str) -> HeaderCondition:
 
 
 def parse_method(text: str) -> str:
-    """One `--http-method` value. Raises ConfigurationError."""
+    """Parse one `--http-method` value. Raises ConfigurationError."""
     option = "--http-method"
     if not _TOKEN.fullmatch(text):
         reason = "not a method: write one token like GET, and repeat the option for more"
@@ -87,7 +87,7 @@ def parse_method(text: str) -> str:
 
 
 def parse_path(test: PathTest, text: str) -> PathCondition:
-    """One `--http-path-equal|-prefix|-regex` value. Raises ConfigurationError."""
+    """Parse one `--http-path-equal|-prefix|-regex` value. Raises ConfigurationError."""
     option = f"--http-path-{test}"
     _sized(option, text)
     if test is PathTest.REGEX:
@@ -104,7 +104,7 @@ def parse_path(test: PathTest, text: str) -> PathCondition:
 
 
 def check_limits(parsed: Filter) -> None:
-    """Raise ConfigurationError when a filter, from wherever it came, has too many conditions."""
+    """Raise ConfigurationError when a filter has more than MAX_CONDITIONS conditions."""
     if parsed.conditions > MAX_CONDITIONS:
         raise ConfigurationError(f"{parsed.conditions} filter conditions, at most {MAX_CONDITIONS} are possible")
 
@@ -127,7 +127,8 @@ def check_value(value: str, *, subject: str) -> None:
 
 
 def describe_filter(wanted: Filter) -> str:
-    """One line for lists and errors: `header x-user=alice, method GET, path prefix /api`; `everything` when global."""
+    """Format a filter as one line: `header x-user=alice, method GET, path prefix /api`; `everything` when it is
+    global."""
     parts = [f"header {_header_text(condition)}" for condition in wanted.headers]
     if wanted.methods:
         parts.append("method " + " or ".join(wanted.methods))

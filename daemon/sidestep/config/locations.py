@@ -1,7 +1,7 @@
-"""Where a pod of a manifest lives on this machine, as its annotations say (design, section 8, local mode).
+"""Location of a pod on this machine, from the annotations of its manifest. Local mode only.
 
-Local mode only: the files are the operator's own. Annotations of pods in a cluster are written by their users, who must
-not be able to point the node daemon at a namespace or a folder of their choice.
+In local mode the operator writes the manifests. In a cluster, users write annotations and must not be able to direct
+the node daemon to a namespace or folder of their choice; the daemon then locates pods by their processes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_PID = 4_194_304
 
 
 def parse_location(annotations: Mapping[str, str], *, ended: bool = False) -> Location:
-    """Where a pod of a manifest lives on this machine. Raises FieldError; a pod that has ended needs no place."""
+    """Parse the location of a pod from its annotations. Raises FieldError; a pod that has `ended` needs no location."""
     paths: dict[str, str | None] = {}
     for annotation in (names.NETNS, names.ROOT, names.CGROUP):
         path = annotations.get(annotation)

@@ -1,12 +1,12 @@
-"""A directory of Kubernetes manifests (its texts, already read) turned into an `Inventory`.
+"""Converts a directory of Kubernetes manifests (file contents, already read) into an `Inventory`.
 
-Every bad document gives one `ManifestError` that names file, document, line and field, and never stops the good ones.
-Kinds that Sidestep does not read are passed over in silence, so that a directory of ordinary manifests works as it is.
-Files are taken in the order of their names; of two objects with the same identity the first stays and the second is an
-error that names both places.
+Every invalid document yields one `ManifestError` with file, document, line and field, and does not affect valid ones.
+Kinds that Sidestep does not read are ignored, so that a directory of ordinary manifests works unchanged. Files are
+processed in the order of their names. Of two objects with the same identity the first is kept; the second yields an
+error that names both positions.
 
-Each file is read by itself (`load_file`), in a child of the daemon, since a Secret's data may stand in it; `combine`
-joins what the files declare. What comes out holds no text of the files and no data of a Secret.
+Each file is read separately (`load_file`), in a child of the daemon, because it may contain the data of a Secret.
+`combine` joins the objects of all files. Its result contains no file text and no Secret data.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ MAX_FILES = 1000
 MAX_TOTAL = 32 * 1024 * 1024
 """Characters of all files together."""
 MAX_ERRORS = 50
-"""Errors told one by one for one file; the rest are counted."""
+"""Errors reported individually for one file; further ones are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestError:
-    """What is wrong with one document. `document` and `line` are 1-based; 0 where the whole file is meant. `subject` is
-    the object ("Pod shop/orders") as far as it is known, `field` the path of the field, else empty."""
+    """An error in one document.
+
+    `document` and `line` are 1-based; 0 when the error concerns the whole file. `subject` is the object ("Pod
+    shop/orders") as far as it is known, `field` the path of the field; both may be empty.
+    """
 
     file: str
     document: int
@@ -52,13 +55,13 @@ class ManifestError:
         return f"{', '.join(where)}: {what}"
 
     def condition(self) -> Condition:
-        """The condition that `status` shows."""
+        """The condition that `sidestep status` shows for this error."""
         return Condition(ConditionType.MANIFEST_INVALID, f"manifest {self.file}", str(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """One object of a file and where it stands, in words (`place`) and as an error would name it (`at`)."""
+    """One object of a file. `place` describes its position in words, `at` is the position for an error."""
 
     subject: str
     object: objects.Converted
@@ -68,21 +71,21 @@ class Declared:
 
 @dataclass(frozen=True, slots=True)
 class FileObjects:
-    """What one file declares. Holds no text of the file, and no data of a Secret."""
+    """The objects that one file declares. Contains no file text and no Secret data."""
 
     size: int = 0
-    """Bytes or characters of the file."""
+    """Size of the file: bytes when it was read as bytes, otherwise characters."""
     declared: tuple[Declared, ...] = ()
     errors: tuple[ManifestError, ...] = ()
 
 
 def load_directory_texts(files: Mapping[str, str | bytes]) -> tuple[Inventory, tuple[ManifestError, ...]]:
-    """The inventory that the files (name to content) describe, and one error for each document that cannot be used."""
+    """Return the inventory that the files (name to content) describe, and one error for each invalid document."""
     return combine(load_files(files))
 
 
 def load_files(files: Mapping[str, str | bytes]) -> dict[str, FileObjects]:
-    """Read every file by itself, in the order of their names; those beyond the limits are not read."""
+    """Read each file separately, in the order of their names. Files beyond MAX_FILES or MAX_TOTAL are not read."""
     loaded: dict[str, FileObjects] = {}
     total = 0
     for count, name in enumerate(sorted(files)):
@@ -95,7 +98,7 @@ def load_files(files: Mapping[str, str | bytes]) -> dict[str, FileObjects]:
 
 
 def load_file(name: str, content: str | bytes) -> FileObjects:
-    """What one file declares."""
+    """Return the objects that one file declares. Never raises: errors are part of the result."""
     gathered = _FileResult()
     try:
         for document in yaml_documents.split(_text(content)):
@@ -106,9 +109,9 @@ def load_file(name: str, content: str | bytes) -> FileObjects:
 
 
 def secret_data(content: str | bytes, namespace: str, name: str) -> dict[str, bytes] | None:
-    """The data of a Secret of a file, for the one-shot reader; None when the file has no such Secret that is sound."""
+    """Return the data of a Secret of a file, for the one-shot reader; None when the file has no such valid Secret."""
     documents = list(yaml_documents.split(_text(content)))
-    # Most documents of a large file need not be parsed; only escapes could hide what is looked for.
+    # Documents that contain the name come first. The rest follow, because escapes can hide it.
     documents.sort(key=lambda document: name not in document.text or "Secret" not in document.text)
     for document in documents:
         try:
@@ -132,7 +135,7 @@ def _secret_and_data(value: object) -> tuple[Secret, dict[str, bytes]] | None:
 
 
 def combine(files: Mapping[str, FileObjects]) -> tuple[Inventory, tuple[ManifestError, ...]]:
-    """The inventory of all files together, and everything that is wrong."""
+    """Return the inventory of all files together, and all errors."""
     joined = _InventoryBuilder()
     total = 0
     for count, name in enumerate(sorted(files)):
@@ -148,7 +151,7 @@ def combine(files: Mapping[str, FileObjects]) -> tuple[Inventory, tuple[Manifest
 
 
 def _limit_errors(name: str, errors: list[ManifestError]) -> list[ManifestError]:
-    """All but the first MAX_ERRORS errors of a file replaced by their number."""
+    """Keep the first MAX_ERRORS errors of a file and replace the rest by their number."""
     excess = errors[MAX_ERRORS:]
     if not excess:
         return errors
@@ -158,7 +161,7 @@ def _limit_errors(name: str, errors: list[ManifestError]) -> list[ManifestError]
 
 @dataclass(frozen=True, slots=True)
 class _Position:
-    """Where an object was written. `prefix` is the path of an item within a List."""
+    """Position of an object in a file. `prefix` is the path of an item within a List."""
 
     file: str
     lines: yaml_documents.LineIndex
@@ -175,13 +178,13 @@ class _Position:
 
 @dataclass(slots=True)
 class _FileResult:
-    """What has been read of a file so far."""
+    """Objects and errors read from a file so far."""
 
     declared: list[Declared] = field(default_factory=list)
     errors: list[ManifestError] = field(default_factory=list)
 
     def add(self, subject: str, converted: objects.Converted, place: _Position) -> None:
-        """Keep an object."""
+        """Add an object."""
         if isinstance(converted, Secret):
             converted = replace(converted, file=place.file)
         self.declared.append(Declared(subject, converted, str(place), place.error(subject, "", "")))
@@ -189,7 +192,7 @@ class _FileResult:
 
 @dataclass(slots=True)
 class _InventoryBuilder:
-    """What all files declare."""
+    """Joins the objects of all files into an inventory."""
 
     pods: dict[PodKey, objects.PodObject] = field(default_factory=dict)
     services: list[Service] = field(default_factory=list)
@@ -201,7 +204,7 @@ class _InventoryBuilder:
     errors: list[ManifestError] = field(default_factory=list)
 
     def add(self, each: Declared) -> ManifestError | None:
-        """Take an object, unless one of the same identity came before: then that is the error."""
+        """Add an object. Returns an error when an object of the same identity was added before."""
         if each.subject in self.places:
             reason = f"the same object stands in {self.places[each.subject]}, which is used"
             return replace(each.at, reason=reason)
@@ -222,7 +225,7 @@ class _InventoryBuilder:
         return None
 
     def inventory(self) -> Inventory:
-        """The whole, with owners followed."""
+        """Return the inventory, with the owners of pods linked."""
         pods = {key: link_owners(each.pod, each.owners, self.workloads) for key, each in self.pods.items()}
         return Inventory(pods, tuple(self.services), self.secrets, self.namespaces, self.nodes, self.workloads)
 
@@ -253,7 +256,7 @@ def _load_document(name: str, document: yaml_documents.Document, gathered: _File
 
 
 def _items(value: object) -> Iterator[tuple[object, str]]:
-    """The object itself, or the items of a List (kubectl get -o yaml writes one) with their paths."""
+    """Yield the object itself, or the items of a List (as `kubectl get -o yaml` writes) with their paths."""
     if isinstance(value, dict) and value.get("apiVersion") == "v1" and value.get("kind") == "List":
         items = value.get("items")
         if isinstance(items, list):
@@ -291,7 +294,7 @@ def _load_object(value: object, place: _Position, gathered: _FileResult) -> None
 
 
 def _subject(kind: str, value: Mapping[str, object]) -> str:
-    """`Pod shop/orders`, as far as it can be read from an object that may be anything."""
+    """Return `Pod shop/orders`, as far as it can be read from an unvalidated object."""
     metadata = value.get("metadata")
     name, namespace = (metadata.get("name"), metadata.get("namespace")) if isinstance(metadata, dict) else (None, None)
     if not isinstance(name, str) or not name.isprintable() or len(name) > 253:

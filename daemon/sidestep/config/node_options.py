@@ -1,4 +1,4 @@
-"""What the command line tells the node daemon."""
+"""Options of the node daemon, as the command line passes them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DEFAULT_SOCKET = Path("/run/sidestep/node.sock")
-"""Where CLIs of this machine find the daemon."""
+"""Default path of the unix socket on which the daemon serves command lines of this machine."""
 
 
 DEFAULT_TUNNEL_PORT = 7443
@@ -17,7 +17,7 @@ DEFAULT_HEALTH_PORT = 9464
 
 @dataclass(frozen=True, slots=True)
 class PodIdentity:
-    """The pod that a daemon of a cluster runs in, as the downward API tells it."""
+    """The pod in which a daemon of a cluster runs, from the downward API."""
 
     namespace: str
     name: str
@@ -26,9 +26,10 @@ class PodIdentity:
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
-    """`manifests` is the directory of local mode, None for the node of a cluster; `node_name` names this node.
+    """Options of the node daemon.
 
-    What follows `socket` is for a cluster only.
+    `manifests` is the directory of local mode, None in a cluster; `node_name` is the name of this node. The fields
+    after `socket` apply to a cluster only.
     """
 
     manifests: Path | None

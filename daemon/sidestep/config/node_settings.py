@@ -1,10 +1,10 @@
-"""What an operator sets for a node by annotations on the Node (design, section 8).
+"""Settings of a node, from annotations on the Node object (docs/install.md).
 
-An absent annotation means the default, a bad one is a problem and leaves the previous value in place, so that a typo
-never starts or stops anything.
+An absent annotation means the default. An invalid one is a problem and keeps the previous value, so that a typo neither
+starts nor stops anything.
 
-Globs know `*` and `?`. `kube-system` and Sidestep's own namespace are steered only when a glob without wildcards names
-them: an operator who writes `*` means the workloads of the users.
+Globs support `*` and `?`. `kube-system` and Sidestep's own namespace are steered only when a glob without wildcards
+names them: `*` means the namespaces of users.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ OWN_NAMESPACE = "sidestep"
 """Namespace that `deploy/daemonset.yaml` creates."""
 SYSTEM_NAMESPACES = frozenset({"kube-system"})
 DEFAULT_DRAIN_TIMEOUT = 30.0
-"""Seconds; Kubernetes gives a pod as much to terminate."""
+"""Seconds; the default grace period of Kubernetes."""
 MAX_DRAIN_TIMEOUT = 3600.0
 """Seconds."""
 MAX_GLOBS = 256
 MAX_PODS_LIMIT = 10_000
-"""Upper bound of `max-pods`; kubelets stop at a few hundred pods."""
+"""Upper bound of `max-pods`; a kubelet runs a few hundred pods at most."""
 
 _T = TypeVar("_T")
 _GLOB = re.compile(r"[a-z0-9*?]([-a-z0-9*?]{0,61}[a-z0-9*?])?")
@@ -38,7 +38,7 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
-    """`namespaces` are globs; `max_pods` None means no bound; `drain_timeout` is in seconds."""
+    """Settings of one node. `namespaces` are globs; `max_pods` is None for no limit; `drain_timeout` is in seconds."""
 
     enabled: bool = True
     namespaces: tuple[str, ...] = ("*",)
@@ -56,7 +56,10 @@ class NodeSettings:
 def resolve(
     annotations: Mapping[str, str], *, previous: NodeSettings | None = None, node: str = ""
 ) -> tuple[NodeSettings, tuple[AnnotationProblem, ...]]:
-    """Settings that the annotations of the Node ask for; where one is bad, the value of `previous`, and a problem."""
+    """Return the settings that the annotations of the Node describe, and problems.
+
+    An invalid annotation keeps the value that `previous` has.
+    """
     before = previous or NodeSettings()
     default = NodeSettings(own_namespace=before.own_namespace)
     problems: list[AnnotationProblem] = []

@@ -1,8 +1,8 @@
-"""The fields of Kubernetes objects that Sidestep reads, as strict structs; everything else is ignored.
+"""Strict structs for the fields of Kubernetes objects that Sidestep reads; other fields are ignored.
 
 Names and meanings follow the Kubernetes API reference (core/v1, apps/v1, batch/v1). null means absent, as in that API.
-String maps are read as they come (`Any`), because the path of an error could not name the key otherwise; `objects`
-checks their values.
+String maps are decoded as `Any`, because the decoder's error path could not name the key otherwise; `objects` checks
+their values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Text = Annotated[str, msgspec.Meta(max_length=253)]
 
 
 class ObjectFields(msgspec.Struct, rename="camel", frozen=True):
-    """Base: camelCase names, immutable."""
+    """Base struct: camelCase names, immutable."""
 
 
 class OwnerReferenceFields(ObjectFields, frozen=True):
@@ -152,7 +152,7 @@ class SelectorFields(ObjectFields, frozen=True):
 
 
 class WorkloadSpecFields(ObjectFields, frozen=True):
-    """What the specs of all workloads have in common."""
+    """Fields that the specs of all workloads have in common."""
 
     selector: SelectorFields | None = None
 
@@ -165,6 +165,6 @@ class WorkloadFields(ObjectFields, frozen=True):
 
 
 class PlainFields(ObjectFields, frozen=True):
-    """A Namespace or Node: its metadata is all we read."""
+    """A Namespace or Node, of which only the metadata is read."""
 
     metadata: MetadataFields

@@ -1,8 +1,8 @@
-"""Kubernetes objects as decoded from YAML or JSON, turned into model objects.
+"""Converts Kubernetes objects, decoded from YAML or JSON, into model objects.
 
-`converter` gives the function for an API group and kind; it takes one object and gives one model object, or raises
-`FieldError` with the path of the field. What an object alone cannot tell is left empty and filled in by the caller: the
-annotations of a pod's owners, and its location - in a cluster no annotation may say where a pod lives.
+`converter` returns the function for an API group and kind. It converts one object, or raises `FieldError` with the path
+of the field. Properties that need other objects are left empty and filled in by the caller: the annotations of a pod's
+owners, and its location (in a cluster no annotation may determine it).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ MAX_SECRET = 1024 * 1024
 """Bytes of a Secret's data (core/v1 MaxSecretSize)."""
 
 MAX_PORTS = 1024
-"""Declared ports of one pod that are known; more cannot be steered (`steering.layout`). What is beyond counts as
-undeclared, which takes nothing from it but its name: each costs a survey 40 microseconds."""
+"""Declared ports read per pod; no more can be steered (`steering.layout`). Further ports count as undeclared and lose
+only their names. Each port costs 40 µs in a survey."""
 
 _NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _LABEL_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -58,7 +58,7 @@ class NodeObject:
 
 @dataclass(frozen=True, slots=True)
 class PodObject:
-    """A pod and the references to its owners, still to be followed."""
+    """A pod and the references to its owners, which are not linked yet."""
 
     pod: Pod
     owners: tuple[OwnerReference, ...]
@@ -68,7 +68,7 @@ Converted = PodObject | Service | Secret | NamespaceObject | NodeObject | Worklo
 
 
 def converter(group: str, kind: str) -> Callable[[Mapping[str, object]], Converted] | None:
-    """The function that converts objects of this API group ("" for core) and kind, or None when Sidestep reads none."""
+    """Return the converter for this API group ("" for core) and kind, or None when Sidestep does not read the kind."""
     return _CONVERTERS.get((group, kind))
 
 
@@ -76,7 +76,7 @@ def _typed(value: object, wanted: type[_T]) -> _T:
     try:
         return msgspec.convert(value, wanted)
     except msgspec.ValidationError as error:
-        # msgspec offers the path in its text only: "Expected `int`, got `str` - at `$.spec.ports[0].port`".
+        # msgspec gives the path only in its text: "Expected `int`, got `str` - at `$.spec.ports[0].port`".
         reason, found, where = str(error).rpartition(" - at `$")
         path = where.rstrip("`").removeprefix(".") if found else ""
         reason = (reason or where)[:200]
@@ -89,7 +89,7 @@ def _pod(value: Mapping[str, object]) -> PodObject:
     annotations = _texts(read.metadata.annotations, "metadata.annotations")
     phase = read.status.phase if read.status else None
     ended = phase in {"Succeeded", "Failed"}
-    # A native sidecar is an init container that stays (restartPolicy Always); other init containers are gone.
+    # A native sidecar is an init container with restartPolicy Always; other init containers have ended.
     sidecars = [each for each in read.spec.init_containers or () if each.restart_policy == "Always"]
     containers = [*read.spec.containers, *sidecars]
     pod = Pod(
@@ -108,7 +108,7 @@ def _pod(value: Mapping[str, object]) -> PodObject:
 
 
 def _container_ports(containers: list[fields.ContainerFields]) -> Iterator[ContainerPort]:
-    """Declared TCP and UDP ports; SCTP is not ours."""
+    """Yield declared TCP and UDP ports; SCTP is not supported."""
     return (
         ContainerPort(port.container_port, _TRANSPORTS[protocol], port.name or "", container.name)
         for container in containers
@@ -118,7 +118,9 @@ def _container_ports(containers: list[fields.ContainerFields]) -> Iterator[Conta
 
 
 def _probe_ports(container: fields.ContainerFields) -> list[int]:
-    """Ports that the kubelet probes; a name is one of the container's ports, else a number written as text."""
+    """Return the ports that the kubelet probes. A name refers to a port of the container, otherwise it is a number as
+    text.
+    """
     found = []
     for probe in (container.liveness_probe, container.readiness_probe, container.startup_probe):
         for target in (probe.http_get, probe.tcp_socket, probe.grpc) if probe else ():
@@ -163,7 +165,7 @@ def _service(value: Mapping[str, object]) -> Service:
 
 
 def _secret(value: Mapping[str, object]) -> Secret:
-    """A Secret without its data, of which a digest remains: a key has enough entropy not to be found by it."""
+    """Return a Secret with a digest in place of its data. The entropy of a key prevents finding it from the digest."""
     secret, data = secret_and_data(value)
     digest = hashlib.sha256()
     for key in sorted(data):
@@ -172,7 +174,7 @@ def _secret(value: Mapping[str, object]) -> Secret:
 
 
 def secret_and_data(value: Mapping[str, object]) -> tuple[Secret, dict[str, bytes]]:
-    """A Secret and its decoded data, for the one-shot reader. Raises FieldError."""
+    """Return a Secret and its decoded data, for the one-shot reader. Raises FieldError."""
     read = _typed(value, fields.SecretFields)
     namespace, name = _names(read.metadata)
     data: dict[str, bytes] = {}
@@ -197,7 +199,7 @@ def _workload(kind: str) -> Callable[[Mapping[str, object]], Workload]:
         namespace, name = _names(read.metadata)
         selector = _selector(read.spec.selector if read.spec else None)
         if kind == "job" and not selector.labels and not selector.expressions:
-            # The API server adds a selector of its own to a Job; the label that it gives the pods serves as well.
+            # The API server adds a selector to a Job; without one, the label that the Job gives its pods is used.
             selector = LabelSelector({"job-name": name})
         annotations = _texts(read.metadata.annotations, "metadata.annotations")
         return Workload(WorkloadKey(kind, namespace, name), annotations, selector, _owners(read.metadata))
@@ -230,7 +232,7 @@ def _cluster_scoped(value: Mapping[str, object], pattern: re.Pattern[str]) -> tu
 
 
 def _names(metadata: fields.MetadataFields) -> tuple[str, str]:
-    """Namespace and name, checked, so that neither can smuggle anything into a path, a log line or an error."""
+    """Return namespace and name, validated for use in paths, log lines and error texts."""
     namespace = metadata.namespace or DEFAULT_NAMESPACE
     _check_name(namespace, "metadata.namespace", _LABEL_NAME)
     _check_name(metadata.name, "metadata.name", _NAME)
@@ -250,13 +252,13 @@ def _uid(metadata: fields.MetadataFields, default: str) -> str:
 
 
 def _owners(metadata: fields.MetadataFields) -> tuple[OwnerReference, ...]:
-    """The controller first; it is the one that matters."""
+    """Return the owner references with the controller first, which decides."""
     references = sorted(metadata.owner_references or (), key=lambda each: not each.controller)
     return tuple(OwnerReference(each.kind.lower(), each.name) for each in references)
 
 
 def _texts(values: Mapping[str, Any] | None, path: str) -> dict[str, str]:
-    """A mapping whose values must be texts. YAML reads `8443` and `true` as something else, hence the advice."""
+    """Check that all values are strings. YAML parses `8443` and `true` as other types; the error says to quote them."""
     for key, value in (values or {}).items():
         if not isinstance(value, str):
             reason = f"Expected `str`, got `{type(value).__name__}`: put the value in quotes"

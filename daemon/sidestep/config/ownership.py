@@ -1,8 +1,8 @@
-"""Who owns a pod: the chain whose annotations it inherits and by whose names it can be intercepted.
+"""Owners of a pod: the chain whose annotations it inherits and by whose names it can be intercepted.
 
-A pod's ownerReferences are followed through the known workloads. Where they are absent (as in most hand-written Pods)
-or end at a ReplicaSet that nobody described, the workloads whose selector matches the pod's labels own it. Only one
-workload of a kind can own a pod, so the first by name is taken.
+The ownerReferences of a pod are followed through the known workloads. Where they are absent (as in most hand-written
+Pods), or end at a ReplicaSet that is not known, workloads whose selector matches the pod's labels own it. One workload
+per kind can own a pod; the first by name is taken.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from sidestep.model.pod import Owner, Pod
 from sidestep.model.workload import OwnerReference, Workload, WorkloadKey
 
 MAX_OWNERS = 8
-"""Length of a chain of owners; Kubernetes' own have two. It also ends references that go round in a circle."""
+"""Length of a chain of owners; those of Kubernetes have two. The limit also ends circular references."""
 
 _NEAREST_FIRST = ("replicaset", "job", "deployment", "statefulset", "daemonset")
-"""Order of owners found by selector: what stands between a pod and its Deployment comes first."""
+"""Order of owners found by selector: a ReplicaSet comes before its Deployment."""
 
 
 def link_owners(pod: Pod, references: Sequence[OwnerReference], workloads: Mapping[WorkloadKey, Workload]) -> Pod:
-    """The pod with its owners, nearest first. An owner that `workloads` lacks stays, without annotations."""
+    """Return the pod with its owners, nearest first. An owner that is not in `workloads` is kept without
+    annotations."""
     owners = _followed(pod.key.namespace, references, workloads)
     kinds = {owner.kind for owner in owners}
     if not owners or kinds == {"replicaset"}:

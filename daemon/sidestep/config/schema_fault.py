@@ -1,7 +1,7 @@
-"""What a decoder found wrong with a document, in words for people.
+"""Translates decoding errors of msgspec into text for users.
 
-msgspec says it in the terms of Python's types and has the path in its text only ("Expected `str` of length >= 1 - at
-`$.workload`"). Here the path comes first and the reason in words; a text that is not known becomes a general one.
+msgspec describes an error in terms of Python types, with the path at the end ("Expected `str` of length >= 1 - at
+`$.workload`"). Here the path comes first and the reason follows in words. An unknown text becomes a general reason.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SIGNS = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}
 
 
 def fault_of(error: Exception) -> str:
-    """One line: the path of the field where it is known, and what is wrong there."""
+    """Return one line: the path of the field where it is known, and the reason."""
     text = str(error)
     at = _AT.fullmatch(text)
     path = at["path"] if at else ""

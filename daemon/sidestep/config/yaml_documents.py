@@ -1,13 +1,13 @@
-"""YAML text to plain values, one document at a time, bounded against hostile input.
+"""Parses YAML text into plain values, one document at a time, with bounds against hostile input.
 
-The text is cut at lines that begin with `---`, as kubectl does, so that a syntax error costs its own document only.
-Each document is built here from the parser's *events* instead of by a YAML loader. That keeps three promises no stock
-loader makes: nesting stops at MAX_DEPTH before libyaml's cost explodes (100,000 open brackets take it 40 s), aliases
-and merge keys are counted with what they stand for (no "billion laughs"), and nothing but str, int, float, bool, None,
-list and dict can come out, whatever tag is written.
+The text is split at lines that begin with `---`, as kubectl does, so that a syntax error affects its own document only.
+Values are built from the *events* of the YAML parser instead of by a YAML loader, for three guarantees that no stock
+loader gives: nesting stops at MAX_DEPTH before the cost of libyaml explodes (100,000 open brackets take it 40 s);
+aliases and merge keys count with the size of what they refer to (no "billion laughs"); and the result contains only
+str, int, float, bool, None, list and dict, whatever tags are written.
 
 Plain scalars follow YAML 1.1 as Kubernetes tools read it (`yes` is a boolean, `0755` is octal), except that dates stay
-text. Mapping keys are always taken as text. A key that stands twice in one mapping is an error.
+text. Mapping keys are text. A repeated key in one mapping is an error.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import yaml
 from sidestep.model.errors import ConfigurationError
 
 MAX_TEXT = 1024 * 1024
-"""Characters of one file; a Kubernetes object is at most 1.5 MiB in etcd, manifests of pods are a few KiB."""
+"""Characters of one file. A Kubernetes object has at most 1.5 MiB in etcd; pod manifests have a few KiB."""
 MAX_DOCUMENTS = 1000
 """Documents of one file."""
 MAX_DEPTH = 64
-"""Nested collections; a Deployment with everything in it has 20."""
+"""Nested collections. A Deployment with all fields has 20."""
 MAX_WEIGHT = 100_000
-"""Values of one document, aliases counted as often as they are used; long texts weigh one more per 64 characters."""
+"""Values of one document. Aliases count each time they are used; a long text adds one per 64 characters."""
 
 _SEPARATOR = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
 _IDLE = re.compile(r"(?>[ \t\r]*+(?:[#%][^\n]*+|\.\.\.[ \t\r]*+)?(?:\n|\Z))*+")
-"""Blank lines, comments, directives and end marks: nothing that makes a document. Atomic: nothing backtracks."""
+"""Text without a document: blank lines, comments, directives and end marks. Atomic groups prevent backtracking."""
 
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _TRUE = frozenset({"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"})
@@ -43,14 +43,14 @@ _FLOAT = re.compile(r"[-+]?(?:[0-9]{1,32}\.[0-9]{0,32}|\.[0-9]{1,32}|[0-9]{1,32}
 _TAG = "tag:yaml.org,2002:"
 _TEXT_TAGS = frozenset({f"{_TAG}str", "!"})
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Used for its parser alone; the C one where PyYAML was built with it."""
+"""Only its parser is used; the C version where PyYAML was built with it."""
 
 Value = object
-"""str, int, float, bool, None, list of Value or dict of str to Value."""
+"""A str, int, float, bool, None, list of Value, or dict of str to Value."""
 
 
 class YamlError(ConfigurationError):
-    """A document that cannot be read. `line` is 1-based within the file."""
+    """A document that cannot be parsed. `line` is 1-based within the file."""
 
     def __init__(self, reason: str, line: int) -> None:
         self.line = line
@@ -59,7 +59,9 @@ class YamlError(ConfigurationError):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """`number` counts the documents of a file that hold something, from 1; `line` is the file's line of its first."""
+    """One document. `number` counts the non-empty documents of a file from 1; `line` is the file's line of its first
+    line.
+    """
 
     number: int
     line: int
@@ -67,13 +69,13 @@ class Document:
 
 
 def split(text: str) -> Iterator[Document]:
-    """The documents of a file, in order, at most MAX_DOCUMENTS of them. Raises YamlError beyond that."""
+    """Yield the documents of a file in order. Raises YamlError when there are more than MAX_DOCUMENTS."""
     text = text.removeprefix("\ufeff")
     starts = [0, *(match.start() for match in _SEPARATOR.finditer(text))]
     number, line = 0, 1
     for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
         chunk = text[start:end]
-        # The mark gives way to blanks, so that columns of what may follow it on the line stay right.
+        # Replaces the mark by blanks, which keeps the columns of text after it on the same line.
         body = "   " + chunk[3:] if _SEPARATOR.match(chunk) else chunk
         if not _IDLE.fullmatch(body):
             number += 1
@@ -84,19 +86,19 @@ def split(text: str) -> Iterator[Document]:
 
 
 def load(document: Document) -> Value:
-    """The value of a document. Raises YamlError with the line and the reason."""
+    """Return the value of a document. Raises YamlError with the line and the reason."""
     return _build(document, None)
 
 
 class LineIndex:
-    """Tells on which line of the file a value of a document begins; reads the document again when first asked."""
+    """Maps a path in a document to its line in the file. Parses the document again on first use."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
         self._lines: dict[str, int] | None = None
 
     def of(self, path: str) -> int:
-        """The line of the value at `path` (`spec.containers[0].name`), or of its nearest parent that is there."""
+        """Return the line of the value at `path` (`spec.containers[0].name`), or of its nearest existing parent."""
         if self._lines is None:
             self._lines = {}
             _build(self.document, self._lines)
@@ -107,8 +109,9 @@ class LineIndex:
 
 @dataclass(slots=True)
 class _Frame:
-    """A collection that is being filled. `base` is the weight counted when it began; a mapping waits for a value while
-    `key` is set; `merged` collects what merge keys bring in."""
+    """A collection under construction. `base` is the weight counted when it began. A mapping expects a value while
+    `key` is set. `merged` collects the entries of merge keys.
+    """
 
     value: list[Value] | dict[str, Value]
     path: str
@@ -143,7 +146,7 @@ def _bad_line(text: str) -> int:
 
 
 class _Builder:
-    """Turns parser events into one value, with every bound checked as it grows."""
+    """Builds one value from parser events and checks every bound meanwhile."""
 
     def __init__(self, document: Document, lines: dict[str, int] | None) -> None:
         self.root: Value = None
@@ -156,7 +159,7 @@ class _Builder:
         self._line = document.line
 
     def feed(self, event: yaml.Event) -> None:
-        """One event of `yaml.parse`, in order."""
+        """Process one event of `yaml.parse`, in order. Raises YamlError."""
         if event.start_mark is not None:
             self._line = self._document.line + event.start_mark.line
         match event:
@@ -255,7 +258,7 @@ class _Builder:
         self._add(value, None, before)
 
     def _add(self, value: Value, anchor: str | None, before: int) -> None:
-        """Put a finished value where it belongs."""
+        """Add a finished value to the open collection."""
         if anchor is not None:
             self._anchors[anchor] = (value, self._weight - before)
         if not self._stack:
@@ -276,7 +279,7 @@ class _Builder:
             frame.key = None
 
     def _path(self) -> str:
-        """Where the value that comes next stands."""
+        """Return the path of the next value."""
         if not self._stack:
             return ""
         frame = self._stack[-1]
@@ -304,7 +307,7 @@ def _merge_sources(source: Value) -> Iterator[tuple[str, Value]]:
 
 
 def _plain(text: str) -> Value:
-    """A plain scalar by YAML 1.1's rules, less dates, sexagesimals and underscores."""
+    """Convert a plain scalar by the rules of YAML 1.1, without dates, sexagesimals and underscores."""
     if text in _NULL:
         return None
     if text in _TRUE:
