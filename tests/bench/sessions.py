@@ -17,25 +17,25 @@ from tests.harness.waiting import until
 
 
 class _Heard:
-    """A listener that knows on how many pods its session is active."""
+    """An observer that knows on how many pods its session is active."""
 
     def __init__(self) -> None:
         self.active = 0
 
     def registered(self, hello: Hello) -> None:
-        """As Listener.registered."""
+        """As SessionObserver.registered."""
 
     def event(self, event: AnyEvent) -> None:
-        """As Listener.event."""
+        """As SessionObserver.event."""
         if isinstance(event, State):
             self.active = event.active
 
     def interrupted(self, reason: str) -> None:
-        """As Listener.interrupted."""
+        """As SessionObserver.interrupted."""
         self.active = 0
 
     def handler_refused(self, opening: StreamOpening, reason: str) -> None:
-        """As Listener.handler_refused."""
+        """As SessionObserver.handler_refused."""
 
 
 def spec(port: int, name: str, value: str) -> SessionSpec:
@@ -89,8 +89,8 @@ class Held:
         self._loop.close()
 
     def _begin(self, wanted: Sequence[tuple[SessionSpec, _Heard]]) -> None:
-        for each, listener in wanted:
-            session = Session(client=self._client, spec=each, handler=Handler(self._settings), listener=listener)
+        for each, observer in wanted:
+            session = Session(client=self._client, spec=each, handler=Handler(self._settings), observer=observer)
             self._held.append(session)
             task: asyncio.Task[object] = self._loop.create_task(session.run())
             task.add_done_callback(lambda _task: self._ended.set())

@@ -109,24 +109,24 @@ def _ports(backend: Backend, namespace: str, workload: str) -> list[str]:
 
 
 class _PortObserver:
-    """A `laptop.session.Listener` of one port's session."""
+    """A `laptop.session.SessionObserver` of one port's session."""
 
     def __init__(self, report: FlowReport) -> None:
         self._report = report
         self._active = False
 
     def registered(self, hello: Hello) -> None:
-        """As Listener.registered."""
+        """As SessionObserver.registered."""
 
     def interrupted(self, reason: str) -> None:
-        """As Listener.interrupted."""
+        """As SessionObserver.interrupted."""
         self._report.interrupted(reason)
 
     def handler_refused(self, opening: StreamOpening, reason: str) -> None:
-        """As Listener.handler_refused."""
+        """As SessionObserver.handler_refused."""
 
     def event(self, event: AnyEvent) -> None:
-        """As Listener.event."""
+        """As SessionObserver.event."""
         self._report.event(event)
         if isinstance(event, State) and event.active and not self._active:
             self._active = True
@@ -157,17 +157,17 @@ class FlowReport:
             self._say(self._text)
 
     def registered(self, hello: Hello) -> None:
-        """As Listener.registered."""
+        """As SessionObserver.registered."""
 
     def interrupted(self, reason: str) -> None:
-        """As Listener.interrupted."""
+        """As SessionObserver.interrupted."""
         self._say(f"Interrupted: {reason}.")
 
     def handler_refused(self, opening: StreamOpening, reason: str) -> None:
-        """As Listener.handler_refused."""
+        """As SessionObserver.handler_refused."""
 
     def event(self, event: AnyEvent) -> None:
-        """As Listener.event."""
+        """As SessionObserver.event."""
         match event:
             case Request():
                 self._request(event)

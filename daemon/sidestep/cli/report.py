@@ -29,7 +29,7 @@ _REPEAT = 5.0
 
 
 class Report:
-    """A `laptop.session.Listener` that prints. `description` says what is diverted where."""
+    """A `laptop.session.SessionObserver` that prints. `description` says what is diverted where."""
 
     def __init__(self, writer: LineWriter, *, description: str, noun: str = "Intercept") -> None:
         self._writer = writer
@@ -46,11 +46,11 @@ class Report:
         self.active = asyncio.Event()
 
     def registered(self, hello: Hello) -> None:
-        """As Listener.registered."""
+        """As SessionObserver.registered."""
         self._name = f"{hello.namespace}/{hello.name}"
 
     def event(self, event: AnyEvent) -> None:
-        """As Listener.event."""
+        """As SessionObserver.event."""
         match event:
             case State():
                 self._state(event)
@@ -64,7 +64,7 @@ class Report:
                 self._line(f"{self._noun} {self._name} {event.reason}.")
 
     def interrupted(self, reason: str) -> None:
-        """As Listener.interrupted."""
+        """As SessionObserver.interrupted."""
         if self._interrupted:
             return
         self._interrupted = True
@@ -77,7 +77,7 @@ class Report:
         self._line(f"{clock(event.time)}  {request}  {verb} {address(event)}  pod {event.pod}")
 
     def handler_refused(self, opening: StreamOpening, reason: str) -> None:
-        """As Listener.handler_refused."""
+        """As SessionObserver.handler_refused."""
         now = time.monotonic()
         if now - self._told.get(reason, now - _REPEAT) >= _REPEAT:
             self._told = {text: when for text, when in self._told.items() if now - when < _REPEAT}
@@ -130,28 +130,28 @@ class Report:
 
 
 class JsonReport:
-    """A `laptop.session.Listener` that prints JSON lines."""
+    """A `laptop.session.SessionObserver` that prints JSON lines."""
 
     def __init__(self, writer: LineWriter) -> None:
         self._writer = writer
         self.active = asyncio.Event()
 
     def registered(self, hello: Hello) -> None:
-        """As Listener.registered."""
+        """As SessionObserver.registered."""
         self._put({"event": "registered", "namespace": hello.namespace, "name": hello.name, "node": hello.node})
 
     def event(self, event: AnyEvent) -> None:
-        """As Listener.event."""
+        """As SessionObserver.event."""
         if isinstance(event, State) and event.active:
             self.active.set()
         self._put(event)
 
     def interrupted(self, reason: str) -> None:
-        """As Listener.interrupted."""
+        """As SessionObserver.interrupted."""
         self._put({"event": "interrupted", "reason": reason})
 
     def handler_refused(self, opening: StreamOpening, reason: str) -> None:
-        """As Listener.handler_refused."""
+        """As SessionObserver.handler_refused."""
         self._put({"event": "refused", "pod": opening.pod, "client": opening.client, "reason": reason})
 
     def _put(self, value: object) -> None:

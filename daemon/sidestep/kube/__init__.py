@@ -1,1 +1,3 @@
-"""Kubernetes: access, requests, watches, port-forwards, and where pods live on a node. Nobody else knows its API."""
+"""Kubernetes API: access, requests, watches, port-forwards, and locating pods on a node. Only this package knows the
+API.
+"""

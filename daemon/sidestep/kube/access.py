@@ -1,8 +1,8 @@
-"""How to reach an API server and as whom; what a pod of the cluster finds in its file system.
+"""Access to an API server: address, TLS and identity, and the service account that a pod finds in its file system.
 
-https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/ says where the files are. The token is rotated by
-the kubelet, so it is read again before each request. A kubeconfig is read by `kubeconfig`, which needs the `kubernetes`
-library; the node daemon does without it (35 MiB of generated classes).
+https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/ documents the files. The kubelet rotates the
+token, so it is read before each request. `kubeconfig` reads kubeconfigs with the `kubernetes` library; the node daemon
+does without the library, whose generated classes take 35 MiB.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 @dataclass(frozen=True, slots=True)
 class ClusterAccess:
-    """An API server. `authorization` gives the header's value at each request, "" for none; no `tls` means in clear.
+    """Access to one API server.
 
-    `base` is a path before every other (Rancher has one); `server_name` is verified in place of the host where there is
-    one; `user` is who the kubeconfig says we are: a claim.
+    `authorization` returns the header's value for each request, "" for none. Without `tls` the server is reached in
+    clear text. `base` is a path prefix of every request (Rancher uses one). `server_name` is verified instead of the
+    host where it is set. `user` is the user name in the kubeconfig; it is not verified.
     """
 
     host: str
@@ -36,7 +37,7 @@ class ClusterAccess:
     authorization: Callable[[], str] = str
     ca_file: str = ""
     token_file: str = ""
-    """Where both can be read again, for a process that is not this one."""
+    """Paths of the token and the CA, for a process that reads them itself."""
 
     def __str__(self) -> str:
         shown = f"[{self.host}]" if ":" in self.host else self.host
@@ -44,12 +45,12 @@ class ClusterAccess:
 
 
 def is_in_cluster(folder: Path = SERVICE_ACCOUNT) -> bool:
-    """Whether this process runs in a pod that has a service account."""
+    """Whether this process runs in a pod with a service account."""
     return bool(os.environ.get("KUBERNETES_SERVICE_HOST")) and (folder / "token").is_file()
 
 
 def in_cluster(folder: Path = SERVICE_ACCOUNT) -> ClusterAccess:
-    """The access of this pod's service account. Raises ConfigurationError outside of a pod."""
+    """Return the access of this pod's service account. Raises ConfigurationError outside of a pod."""
     host = os.environ.get("KUBERNETES_SERVICE_HOST", "")
     port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
     if not host:

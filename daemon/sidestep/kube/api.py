@@ -1,12 +1,12 @@
-"""Requests to an API server, as paths and JSON: no generated classes, nothing kept but a few idle connections.
+"""Requests to an API server, as paths and JSON. Keeps a few idle connections and no other state.
 
     await api.get(path)                        one object or list, bytes
-    await api.create / replace / patch / delete
+    await api.create / patch / delete
     async with api.stream(path) as lines       a watch
-    await api.upgrade(path, protocol)          a WebSocket's streams
+    await api.upgrade(path, protocol)          the streams of a WebSocket
 
-An answer that is no success is an `ApiError` with the server's own message. A request that finds its kept connection
-closed is sent again on a new one, once, if it changes nothing when it arrives twice.
+An unsuccessful answer raises `ApiError` with the server's message. When an idle connection turns out to be closed, the
+request is sent once more on a new connection, provided that it may safely be repeated.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from sidestep.kube.connection import HttpConnection, ResponseHead
 from sidestep.kube.errors import ApiError, UnreachableClusterError
 
 TIMEOUT = 30.0
-"""Seconds for one request and its answer; an API server gives up after 60."""
+"""Seconds for one request and its answer. An API server gives up after 60 s."""
 MAX_BODY = 64 * 1024 * 1024
-"""Bytes of an answer; lists come in pages of some megabytes."""
+"""Bytes of an answer. Lists are read in pages of a few MiB."""
 MAX_ERROR = 64 * 1024
 MAX_LINE = 8 * 1024 * 1024
-"""Bytes of one watch event; etcd stores objects of at most 1.5 MiB."""
+"""Bytes of one watch event. etcd stores objects of at most 1.5 MiB."""
 MAX_IDLE = 4
-"""Connections kept for the next request."""
+"""Idle connections kept for later requests."""
 
 MERGE_PATCH = "application/merge-patch+json"
 JSON = "application/json"
@@ -41,38 +41,41 @@ Query = Mapping[str, str | int]
 
 
 class _Status(msgspec.Struct):
-    """meta/v1 Status, as far as errors go."""
+    """meta/v1 Status: the fields that describe an error."""
 
     message: str = ""
     reason: str = ""
 
 
 class Api:
-    """Talks to one API server, in one event loop."""
+    """Client of one API server, for one event loop."""
 
     def __init__(self, access: ClusterAccess) -> None:
         self.access = access
         self._idle: list[HttpConnection] = []
 
     async def get(self, path: str, query: Query | None = None, *, accept: str = JSON) -> bytes:
-        """GET. Raises ApiError, UnreachableClusterError."""
+        """Send GET; returns the body. Raises ApiError, UnreachableClusterError."""
         return await self._exchange("GET", _target(path, query), accept=accept)
 
     async def create(self, path: str, body: bytes, query: Query | None = None) -> bytes:
-        """POST. Raises ApiError, UnreachableClusterError."""
+        """Send POST; returns the body. Raises ApiError, UnreachableClusterError."""
         return await self._exchange("POST", _target(path, query), body)
 
     async def patch(self, path: str, body: bytes, *, kind: str = MERGE_PATCH) -> bytes:
-        """PATCH (RFC 7386). Raises ApiError, UnreachableClusterError."""
+        """Send PATCH (RFC 7386 unless `kind` says otherwise); returns the body. Raises ApiError,
+        UnreachableClusterError.
+        """
         return await self._exchange("PATCH", path, body, content_type=kind)
 
     async def delete(self, path: str, body: bytes = b"") -> bytes:
-        """DELETE, with DeleteOptions as the body. Raises ApiError, UnreachableClusterError."""
+        """Send DELETE with DeleteOptions as the body; returns the body. Raises ApiError, UnreachableClusterError."""
         return await self._exchange("DELETE", path, body)
 
     @contextlib.asynccontextmanager
     async def stream(self, path: str, query: Query, *, accept: str = JSON) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The lines of a watch. Raises ApiError, UnreachableClusterError; the end of the lines is the watch's end."""
+        """Open a watch and yield its lines; they end when the server ends it. Raises ApiError,
+        UnreachableClusterError."""
         connection = await HttpConnection.open(self.access)
         try:
             async with asyncio.timeout(TIMEOUT):
@@ -113,7 +116,7 @@ class Api:
         return connection.take_over()
 
     def close(self) -> None:
-        """Close what is kept."""
+        """Close the idle connections."""
         while self._idle:
             self._idle.pop().close()
 
@@ -159,7 +162,7 @@ class Api:
 
 
 def escape(name: str) -> str:
-    """A name as one segment of a path."""
+    """Escape a name for use as one segment of a path."""
     return quote(name, safe="")
 
 

@@ -1,16 +1,16 @@
-"""Which pod and container a process belongs to, by the text of its /proc/<pid>/cgroup (cgroups(7)). Pure.
+"""Finds the pod and container of a process from the text of its /proc/<pid>/cgroup (cgroups(7)). Pure.
 
-The kubelet gives each pod a cgroup and the runtime each container one inside. Spellings:
+The kubelet creates a cgroup for each pod, and the runtime one for each container inside it. Formats:
 
     cgroupfs driver      /kubepods/burstable/pod<uid>/<cid>            CRI-O: crio-<cid>
     systemd driver       /kubepods.slice/…-pod<u_i_d>.slice/cri-containerd-<cid>.scope     CRI-O: crio-<cid>.scope
     drivers that differ  /system.slice/containerd.service/…-pod<u_i_d>.slice:cri-containerd:<cid>
     kind                 /kubelet.slice/kubelet-kubepods.slice/…, and with a cgroup namespace /../../pod<uid>/<cid>
 
-Version 1 and hybrid have a line per hierarchy (the one of version 2 may say nothing), version 2 has one. A container
-can make cgroups below its own and give them any name, so all places are returned from the outside in and the caller
-takes the first pod that it knows: nobody can pass for another pod by a name further in. `crio-conmon-<cid>` is CRI-O's
-own process in the host's namespaces, not the container.
+Version 1 and hybrid setups have one line per hierarchy (that of version 2 may be empty), version 2 has one line. A
+container can create cgroups below its own with any name. Therefore all matches are returned from the outside in, and
+the caller uses the first pod that it knows: a nested name cannot impersonate another pod. `crio-conmon-<cid>` is a
+process of CRI-O in the host's namespaces, not the container.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ _POD = re.compile(rf"(?:.*-)?pod({_UID})(?:\.slice)?(?::[a-z-]+:([0-9a-f]{{12,64
 _CONTAINER = re.compile(r"(?:(?:cri-containerd|crio|docker|libpod)-)?([0-9a-f]{12,64})(?:\.scope)?")
 _CONMON = re.compile(r"(?:crio|libpod)-conmon-.*")
 MAX_TEXT = 64 * 1024
-"""Characters of a cgroup file that are looked at."""
+"""Characters of a cgroup file that are parsed."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodCgroup:
-    """A pod's UID (with dashes) and a container id, "" for a process beside the containers. `path` is the pod's cgroup
-    below the root of version 2, "" when only version 1 names it."""
+    """The pod's UID (with dashes) and the container id; "" for a process outside of the containers.
+
+    `path` is the pod's cgroup below the root of version 2; "" when only version 1 names it.
+    """
 
     uid: str
     container: str
@@ -37,9 +39,9 @@ class PodCgroup:
 
 
 def pod_cgroups(text: str) -> tuple[PodCgroup, ...]:
-    """All pods that the file names, from the outside in, without repetition."""
+    """Return all pods that the file names, from the outside in, without duplicates."""
     found: dict[tuple[str, str], PodCgroup] = {}
-    # Version 2 first: its path is worth knowing.
+    # Version 2 first, because its path is used.
     for line in sorted(text[:MAX_TEXT].splitlines(), key=lambda line: not line.startswith("0::")):
         number, _, rest = line.partition(":")
         path = rest.partition(":")[2]

@@ -1,16 +1,17 @@
-"""A mirror of what the node daemon needs to know of the cluster, kept by watches, as one `Inventory`.
+"""Cache of the cluster state that one node daemon needs, kept current by watches, as one `Inventory`.
 
-What is watched, and how little of it:
+What is watched:
 
-    pods             of this node only (field selector), whole: ports, probes, addresses, container ids
-    services         whole; EndpointSlices only those that no selector made (a selector's repeat what the Service says)
-    workloads        their metadata only; other kinds are known by name, through ownerReferences
-    namespaces       their metadata only
+    pods             those of this node (field selector), complete: ports, probes, addresses, container ids
+    services         complete; of EndpointSlices those without selector (the others repeat what the Service defines)
+    workloads        metadata only; other kinds are known by name, through ownerReferences
+    namespaces       metadata only
     node             this one only
-    secrets          never; that they change, for the namespaces of those that `want_secrets` names (`secret_names`)
+    secrets          no data; only that they change, in the namespaces given to `want_secrets` (`secret_names`)
 
-`conversion` says what is kept of them. An object that cannot be understood is left out and is a problem. No location is
-read from annotations, which users of the cluster write. `collected` says when what is made anew.
+`conversion` defines which parts are kept. An object that cannot be converted is left out and reported as a problem.
+Locations are never read from annotations, which users of the cluster write. `collection_cache` decides when a value is
+rebuilt.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ from sidestep.model.pod import Location
 
 
 class ClusterCache:
-    """Watches for `node`. `on_change` is called, in the event loop, whenever `inventory` may be another."""
+    """Watches the objects relevant to `node`. Calls `on_change`, in the event loop, whenever `inventory` may have
+    changed.
+    """
 
     def __init__(
         self,
@@ -68,26 +71,26 @@ class ClusterCache:
             self._add(collection)
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start watching."""
         for name, watch in self._watches.items():
             self._tasks.start(watch.run(), name=name)
 
     async def aclose(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         await self._tasks.aclose()
 
     @property
     def synced(self) -> bool:
-        """Whether everything but Secrets has been read once."""
+        """Whether everything except Secrets has been listed once."""
         return all(watch.synced for watch in self._watches.values())
 
     @property
     def connected(self) -> bool:
-        """Whether changes of pods are being followed now."""
+        """Whether the watch of pods is connected."""
         return self._watches["pods"].connected
 
     def problems(self) -> tuple[str, ...]:
-        """What cannot be read and why, sorted; Secrets not among them."""
+        """Return what cannot be read and why, sorted; without Secrets."""
         found = [
             f"{name} cannot be watched: {watch.problem}"
             for name, watch in self._watches.items()
@@ -98,11 +101,11 @@ class ClusterCache:
         return tuple(sorted(found))
 
     def pods(self) -> tuple[ObservedPod, ...]:
-        """The pods of this node."""
+        """Return the pods of this node."""
         return tuple(self._sinks["pods"].found.values())
 
     def pods_to_locate(self) -> dict[str, PodToLocate]:
-        """The pods whose processes are to be looked for, by UID: those that run here in a network of their own."""
+        """Return the pods whose processes must be found, by UID: those running in a network namespace of their own."""
         return {
             seen.object.pod.uid: PodToLocate(seen.object.pod.uid, seen.containers)
             for seen in self.pods()
@@ -110,11 +113,11 @@ class ClusterCache:
         }
 
     def inventory(self, locations: Mapping[str, Location]) -> Inventory:
-        """Everything, with the locations that are known by pod UID."""
+        """Return the current inventory, with the given locations by pod UID."""
         return self._joined.inventory(locations, self._secrets.versions())
 
     def want_secrets(self, names: frozenset[SecretName]) -> None:
-        """Know the versions of these Secrets and no others."""
+        """Watch the versions of exactly these Secrets."""
         self._secrets.want(names)
 
     # --- inside -----------------------------------------------------------------------------------------------------

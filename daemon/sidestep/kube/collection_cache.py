@@ -1,8 +1,9 @@
-"""The objects of one collection as a watch tells of them, and all collections joined to an `Inventory`.
+"""Caches the objects of watched collections, and builds an `Inventory` from all of them.
 
-Users of the cluster may change objects as often as the API server takes it, and every node hears of it. So an event is
-only noted; objects are converted when somebody looks, once however many events came; one that means the same as before
-stays the same Python object; and what is made of several is made anew only when one of them is another.
+Users of the cluster can change objects as often as the API server accepts, and every node receives each change. Work is
+therefore deferred and shared: an event is only stored; objects are converted on the next read, once for any number of
+events; a conversion with an equal result keeps the previous Python object; and a derived value is rebuilt only when one
+of its inputs has changed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class CollectionCache:
-    """A `Sink` that keeps what `convert` makes of each object, by UID. `revision` counts what looks have found."""
+    """A `Sink` that keeps the result of `convert` for each object, by UID. `revision` counts changed results."""
 
     convert: Callable[[KubeObject], Any]
     on_change: Callable[[], None]
@@ -33,17 +34,17 @@ class CollectionCache:
     _found: dict[str, Any] = field(default_factory=dict)
     _bad: dict[str, str] = field(default_factory=dict)
     _noted: dict[str, KubeObject] = field(default_factory=dict)
-    """The newest of what came since the last look."""
+    """The newest version of each object received since the last conversion."""
 
     @property
     def found(self) -> dict[str, Any]:
-        """The converted objects, by UID."""
+        """Converted objects, by UID."""
         self._convert_noted()
         return self._found
 
     @property
     def bad(self) -> dict[str, str]:
-        """Why objects cannot be converted, by UID."""
+        """Reasons why objects cannot be converted, by UID."""
         self._convert_noted()
         return self._bad
 
@@ -53,7 +54,7 @@ class CollectionCache:
         for identity in (self._found.keys() | self._bad.keys()) - there.keys():
             self._drop(identity)
         self._noted = there
-        self._convert_noted()  # lists are long: their raw objects are not kept
+        self._convert_noted()  # converts at once, because raw lists are large
         self.on_change()
 
     def apply(self, value: KubeObject, /) -> None:
@@ -89,7 +90,7 @@ class CollectionCache:
 
 
 class InventoryBuilder:
-    """Makes inventories of collections, by name. The same objects make the same inventory."""
+    """Builds inventories from collections, given by name. Unchanged objects yield the same inventory object."""
 
     def __init__(self, collections: Mapping[str, CollectionCache]) -> None:
         self._collections = collections
@@ -98,7 +99,7 @@ class InventoryBuilder:
         self._pods_revision = 0
 
     def inventory(self, locations: Mapping[str, Location], secrets: Mapping[tuple[str, str], str]) -> Inventory:
-        """Everything, with the locations that are known by pod UID and the versions of Secrets."""
+        """Return the inventory, with the locations (by pod UID) and versions of Secrets given."""
         pods = self._linked(locations)
         key = (self._pods_revision, *self._revisions(*self._collections), tuple(sorted(secrets.items())))
         return self._once("inventory", key, lambda: self._whole(pods, secrets))
@@ -153,11 +154,11 @@ class InventoryBuilder:
 
     def _revisions(self, *names: str) -> tuple[int, ...]:
         for name in names:
-            self._collections[name].found  # noqa: B018 - looks, so that the revision is of now
+            self._collections[name].found  # noqa: B018 - converts, which updates the revision
         return tuple(self._collections[name].revision for name in names)
 
     def _once(self, what: str, key: Hashable, make: Callable[[], T]) -> T:
-        """What was made last, while what it was made of is the same."""
+        """Return the cached value of `what` while `key` is unchanged; otherwise call `make`."""
         known = self._made.get(what)
         if known is None or known[0] != key:
             known = self._made[what] = (key, make())

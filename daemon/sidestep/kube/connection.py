@@ -1,7 +1,7 @@
-"""One HTTP/1.1 connection to an API server: a request, an answer, again; or a stream; or a WebSocket's beginning.
+"""One HTTP/1.1 connection to an API server: successive requests, a stream, or the start of a WebSocket.
 
-h11 parses. Every foreign exception becomes `UnreachableClusterError` here. Keepalive probes of TCP find a server whose
-machine is gone within half a minute, also on a watch that has nothing to say for minutes.
+h11 parses. Foreign exceptions become `UnreachableClusterError` here. TCP keepalive detects an unreachable machine
+within half a minute, also on a watch that is silent for minutes.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ CONNECT_TIMEOUT = 10.0
 """Seconds for TCP and TLS."""
 READ_SIZE = 64 * 1024
 MAX_HEAD = 64 * 1024
-"""Bytes of an answer's head."""
+"""Bytes of a response head."""
 
 Headers = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """The head of an answer."""
+    """The head of a response."""
 
     status: int
     headers: dict[str, str]
 
 
 class HttpConnection:
-    """Made by `open`. Not to be shared: one exchange at a time."""
+    """One connection, created by `open`. Carries one exchange at a time."""
 
     def __init__(self, access: ClusterAccess, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._access = access
@@ -48,7 +48,7 @@ class HttpConnection:
 
     @classmethod
     async def open(cls, access: ClusterAccess) -> Self:
-        """Connect. Raises UnreachableClusterError."""
+        """Connect to the API server. Raises UnreachableClusterError."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 name = (access.server_name or access.host) if access.tls is not None else None
@@ -63,7 +63,7 @@ class HttpConnection:
                 reason = error.verify_message
             raise UnreachableClusterError(f"TLS with the API server {access} failed: {reason}") from error
         except OSError as error:
-            # asyncio puts its own words into strerror; several addresses give one error without a number.
+            # asyncio puts a text of its own into strerror; a failure of several addresses has no errno.
             reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
             raise UnreachableClusterError(f"the API server {access} cannot be reached: {reason}") from error
         _keep_alive(writer.get_extra_info("socket"))
@@ -71,11 +71,11 @@ class HttpConnection:
 
     @property
     def reusable(self) -> bool:
-        """Whether another request may follow."""
+        """Whether the connection can carry another request."""
         return self._http.our_state is h11.IDLE and self._http.their_state is h11.IDLE and not self._reader.at_eof()
 
     async def send(self, method: str, target: str, *, headers: Headers = (), body: bytes = b"") -> ResponseHead:
-        """Send a request, return the answer's head. Raises UnreachableClusterError."""
+        """Send a request; returns the response head. Raises UnreachableClusterError."""
         fields = [("host", self._access.host), ("user-agent", "sidestep"), *headers]
         authorization = self._access.authorization()
         if authorization:
@@ -99,7 +99,7 @@ class HttpConnection:
                     return ResponseHead(event.status_code, found)
 
     async def parts(self) -> AsyncGenerator[bytes]:
-        """The answer's body, as it arrives."""
+        """Yield the response body as it arrives. Raises UnreachableClusterError."""
         with self._mapped():
             while True:
                 event = await self._next()
@@ -113,7 +113,7 @@ class HttpConnection:
                     raise UnreachableClusterError(f"the API server {self._access} broke off")
 
     async def body(self, limit: int) -> bytes:
-        """The whole body. Raises UnreachableClusterError when it has more than `limit` bytes."""
+        """Return the whole response body. Raises UnreachableClusterError when it is longer than `limit` bytes."""
         found, size = [], 0
         async with contextlib.aclosing(self.parts()) as parts:
             async for part in parts:
@@ -126,12 +126,12 @@ class HttpConnection:
         return b"".join(found)
 
     def take_over(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
-        """After a 101: the streams, and what arrived behind the head."""
+        """After a 101: return the streams, and the bytes that arrived after the head."""
         trailing, _closed = self._http.trailing_data
         return self._reader, self._writer, bytes(trailing)
 
     def close(self) -> None:
-        """Close at once."""
+        """Close immediately."""
         transport = self._writer.transport
         transport.abort()
 

@@ -1,7 +1,8 @@
-"""Objects as an API server shows them, made model objects by the converters of manifests, with less in them.
+"""Converts objects of the API server into model objects, with the converters used for manifests, and drops unused
+parts.
 
-Of annotations only those that Sidestep reads are kept. A ReplicaSet that a Deployment owns loses its own: the
-Deployment controller copies annotations there and never takes them away again.
+Of annotations only those that Sidestep reads are kept. Annotations of a ReplicaSet owned by a Deployment are dropped:
+the Deployment controller copies them there and never removes them.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from sidestep.kube.watch import KubeObject
 from sidestep.model.workload import Workload
 
 KEPT_ANNOTATIONS = ("telepresence.io/", "sidestep.dev/")
-"""Prefixes of the annotations that mean something to us; others can be large."""
+"""Prefixes of the annotations that are kept; others can be large."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedPod:
-    """A pod as the API server shows it. `containers` maps container ids, without the runtime's prefix, to names."""
+    """A pod as received from the API server. `containers` maps container ids, without the runtime's prefix, to
+    names."""
 
     object: objects.PodObject
     containers: Mapping[str, str]
@@ -29,7 +31,7 @@ class ObservedPod:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """A collection of the API. `paths` are below /apis or /api with {} for the scope; newest version first."""
+    """A collection of the API. `paths` are relative to /apis or /api, with {} for the scope; newest version first."""
 
     name: str
     paths: tuple[str, ...]
@@ -37,13 +39,13 @@ class Collection:
     metadata_only: bool = False
 
     def scoped(self, namespace: str = "") -> tuple[str, ...]:
-        """The paths for one namespace, or for all."""
+        """Return the paths for one namespace, or for all namespaces."""
         scope = f"namespaces/{namespace}/" if namespace else ""
         return tuple(path.format(scope) for path in self.paths)
 
 
 def trimmed(value: KubeObject) -> dict[str, Any]:
-    """The object without what we never read."""
+    """Return the object without the fields that are never read."""
     metadata = dict(value.get("metadata") or {})
     metadata.pop("managedFields", None)
     annotations = metadata.get("annotations") or {}
@@ -52,14 +54,15 @@ def trimmed(value: KubeObject) -> dict[str, Any]:
 
 
 def converted(group: str, kind: str) -> Callable[[KubeObject], objects.Converted]:
-    """The converter of a kind that is known. It raises FieldError."""
+    """Return the converter of a known kind. The converter raises FieldError."""
     found = objects.converter(group, kind)
     assert found is not None, kind  # noqa: S101 - the kinds above are all known
     return found
 
 
 def workload(group: str, kind: str) -> Callable[[KubeObject], objects.Converted]:
-    """The converter of a workload, which drops a ReplicaSet's copies of annotations. It raises FieldError."""
+    """Return a workload converter that drops the annotations a ReplicaSet has copied. The converter raises
+    FieldError."""
     convert = converted(group, kind)
 
     def without_copies(value: KubeObject) -> objects.Converted:
@@ -72,7 +75,7 @@ def workload(group: str, kind: str) -> Callable[[KubeObject], objects.Converted]
 
 
 def pod(value: KubeObject) -> ObservedPod:
-    """A pod with the ids of its running containers. Raises FieldError."""
+    """Convert a pod, with the ids of its running containers. Raises FieldError."""
     found = converted("", "Pod")(value)
     assert isinstance(found, objects.PodObject)  # noqa: S101 - the converter of pods
     leaving = bool((value.get("metadata") or {}).get("deletionTimestamp"))
@@ -80,7 +83,7 @@ def pod(value: KubeObject) -> ObservedPod:
 
 
 def container_ids(value: KubeObject) -> dict[str, str]:
-    """Ids of a pod's running containers ("containerd://<id>" in its status), without the runtime's prefix, to names."""
+    """Map the ids of a pod's running containers ("containerd://<id>" in its status), without prefix, to names."""
     status = value.get("status") or {}
     found = {}
     for kind in ("initContainerStatuses", "ephemeralContainerStatuses", "containerStatuses"):
@@ -113,6 +116,6 @@ WORKLOADS = tuple(
         ("batch", "Job"),
     )
 )
-"""The workloads whose own metadata is read."""
+"""Workload kinds whose metadata is read."""
 NOT_BY_SELECTOR = "endpointslice.kubernetes.io/managed-by!=endpointslice-controller.k8s.io"
-"""Label selector of the EndpointSlices that do not repeat what a Service's selector says."""
+"""Label selector that excludes EndpointSlices which the endpoint controller derives from a Service's selector."""

@@ -1,8 +1,8 @@
-"""EndpointSlices that no selector made (discovery.k8s.io/v1 and v1beta1): they tie pods to a Service without selector.
+"""EndpointSlices without selector (discovery.k8s.io/v1 and v1beta1), which assign pods to a Service without selector.
 
-Such a Service has its endpoints written by hand or by some controller; those that target pods of this node make these
-pods the Service's, with the ports and appProtocols of the slice. What the Service itself states about a port of the
-same name comes first, its number above all: that is the number clients know.
+The endpoints of such a Service are written by hand or by a controller. Pods of this node that are endpoints become pods
+of the Service, with the ports and appProtocols of the slice. Where the Service defines a port of the same name, its
+definition takes precedence, in particular its port number, which clients use.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class EndpointSlice:
 
 
 def slice_of(value: KubeObject) -> EndpointSlice:
-    """The slice of an object. Raises FieldError."""
+    """Convert an EndpointSlice object. Raises FieldError."""
     try:
         read = msgspec.convert(value, _Slice)
     except msgspec.ValidationError as error:
@@ -82,7 +82,7 @@ def slice_of(value: KubeObject) -> EndpointSlice:
 def with_slices(
     services: Iterable[Service], slices: Iterable[EndpointSlice], pods: Mapping[PodKey, Pod]
 ) -> tuple[Service, ...]:
-    """The services, those without selector completed by their slices."""
+    """Return the services, with those without selector completed by their slices."""
     by_service: dict[tuple[str, str], list[EndpointSlice]] = {}
     for each in slices:
         if each.service:

@@ -1,4 +1,4 @@
-"""What can go wrong with a cluster, split by what helps: nothing answers, or the API server says no."""
+"""Errors of a cluster: the API server is unreachable, or it answers with a failure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sidestep.model.errors import ClusterError
 
 
 class UnreachableClusterError(ClusterError):
-    """Nothing answers, or what answers breaks off: try again later."""
+    """The server does not answer, or breaks off its answer. A later attempt may succeed."""
 
 
 class ApiError(ClusterError):
@@ -19,10 +19,10 @@ class ApiError(ClusterError):
 
     @property
     def forbidden(self) -> bool:
-        """Whether RBAC (or a missing login) is what stands in the way."""
+        """Whether authorization or authentication failed (401, 403)."""
         return self.status in {401, 403}
 
     @property
     def gone(self) -> bool:
-        """Whether a resourceVersion or continue token is too old (410)."""
+        """Whether a resourceVersion or continue token has expired (410)."""
         return self.status == 410

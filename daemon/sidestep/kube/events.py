@@ -1,4 +1,4 @@
-"""Kubernetes Events (core/v1): what `kubectl describe` shows below a Pod, a Node or an Intercept."""
+"""Creates Kubernetes Events (core/v1), which `kubectl describe` shows for a Pod, a Node or an Intercept."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sidestep.kube.api import Api, escape
 
 COMPONENT = "sidestep"
 MAX_MESSAGE = 1000
-"""Characters; the API server takes 1,024."""
+"""Characters. The API server accepts 1,024."""
 
 
 @dataclass(frozen=True, slots=True)
 class EventSubject:
-    """The object that an Event is about. A cluster-wide one has no namespace; its Events lie in `default`."""
+    """The object of an Event. Events of a cluster-wide object are created in namespace `default`."""
 
     api_version: str
     kind: str

@@ -1,9 +1,9 @@
-"""A kubeconfig as `ClusterAccess`, read by the `kubernetes` library: contexts, client certificates, tokens, and the
-exec and OIDC plugins that cloud clusters log in with. Only the command line needs this, and imports it when it does.
+"""Reads a kubeconfig into a `ClusterAccess` with the `kubernetes` library: contexts, client certificates, tokens, and
+the exec and OIDC plugins of cloud clusters. Only the command line imports this module, on demand.
 
-A server at http:// is spoken to in clear: whoever is on the way reads a token and answers in the server's place, the
-pinned certificates of the node daemons included. That is refused unless INSECURE says so. Without credentials and on
-this machine it is what `kubectl proxy` offers, and harmless.
+A server with an http:// address is reached in clear text: anybody on the path can read a token and answer in place of
+the server, including the certificates of node daemons that are pinned. It is refused unless INSECURE is set. Exception:
+without credentials on this machine, as `kubectl proxy` offers it.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from sidestep.model.errors import ConfigurationError
 
 DEFAULT = Path("~/.kube/config")
 MAX_KUBECONFIG = 8 * 1024 * 1024
-"""Bytes of one; those of people with a hundred clusters have some hundred KiB."""
+"""Bytes of one kubeconfig. One with a hundred clusters has a few hundred KiB."""
 _FILES = (
     ("clusters", "cluster", ("certificate-authority",)),
     ("users", "user", ("client-certificate", "client-key", "tokenFile")),
 )
-"""What of a kubeconfig names other files (kubernetes.io/docs/reference/config-api/kubeconfig.v1)."""
+"""Fields of a kubeconfig that name other files (kubernetes.io/docs/reference/config-api/kubeconfig.v1)."""
 INSECURE = "SIDESTEP_INSECURE_HTTP"
-"""Environment variable that allows API servers in clear when it is 1."""
+"""Environment variable that permits API servers in clear text when it is 1."""
 
 
 def exists() -> bool:
-    """Whether kubectl would find a kubeconfig ($KUBECONFIG, else ~/.kube/config)."""
+    """Whether kubectl would find a kubeconfig ($KUBECONFIG, otherwise ~/.kube/config)."""
     return any(mode_of(path) for path in _paths(None))
 
 
 def load(path: Path | None = None, context: str | None = None) -> ClusterAccess:
     """Read a kubeconfig (None: where kubectl finds it) and one of its contexts (None: the current one).
 
-    Raises ConfigurationError naming the file and what is wrong with it.
+    Raises ConfigurationError with the file and the fault.
     """
     subject = f"kubeconfig {path or os.environ.get('KUBECONFIG') or DEFAULT}"
     try:
@@ -77,7 +77,9 @@ def load(path: Path | None = None, context: str | None = None) -> ClusterAccess:
 
 @contextlib.contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """What the library logs as an error meanwhile, such as a login plugin that failed; it goes on without a login."""
+    """Collect what the library logs as errors, such as a failed login plugin. The library then continues without a
+    login.
+    """
     said: list[str] = []
 
     class Handler(logging.Handler):
@@ -93,7 +95,7 @@ def _complaints() -> Iterator[list[str]]:
 
 
 def _paths(path: Path | None) -> list[Path]:
-    """The files that are a kubeconfig: the one named, else those of $KUBECONFIG, else kubectl's own."""
+    """Return the files of a kubeconfig: the one given, otherwise those of $KUBECONFIG, otherwise kubectl's default."""
     if path is not None:
         return [path.expanduser()]
     named = [each for each in os.environ.get("KUBECONFIG", "").split(os.pathsep) if each]
@@ -101,15 +103,15 @@ def _paths(path: Path | None) -> list[Path]:
 
 
 def _check_files(path: Path) -> None:
-    """Make sure that the library, which opens whatever it is told to, ends reading this kubeconfig and its files.
+    """Check that the library can read this kubeconfig and the files it names in bounded time.
 
-    Raises ConfigurationError. YAML that is no kubeconfig is left to the library to refuse.
+    Raises ConfigurationError. YAML that is not a kubeconfig is left for the library to reject.
     """
     content = read_named(path, subject="kubeconfig", limit=MAX_KUBECONFIG)
     try:
         found = next(map(yaml_documents.load, yaml_documents.split(content.decode())), None)
     except (ConfigurationError, ValueError) as error:
-        # The library's reader has no bounds: nested brackets keep it busy for hours, or end the process.
+        # The library's YAML parser has no limits: nested brackets keep it busy for hours or crash the process.
         raise ConfigurationError(" ".join(str(error).split())[:500], subject=f"kubeconfig {path}") from error
     for part, entry, keys in _FILES:
         listed = found.get(part) if isinstance(found, dict) else None
@@ -140,7 +142,7 @@ def _access(settings: Any, context: dict[str, Any]) -> ClusterAccess:
 
 
 def _allow_clear(url: SplitResult, settings: Any) -> None:
-    """Raise ConfigurationError unless this server may be spoken to without TLS."""
+    """Raise ConfigurationError unless this server may be reached without TLS."""
     shown = f"{url.scheme}://{url.netloc}"[:200]
     if url.scheme != "http":
         raise ConfigurationError("is no https:// address of an API server", value=shown)
@@ -174,7 +176,7 @@ def _tls(settings: Any) -> ssl.SSLContext:
 
 
 def _authorization(settings: Any) -> str:
-    """The header's value; the library renews an expired login here."""
+    """Return the header's value. The library renews an expired login here."""
     key = settings.get_api_key_with_prefix("authorization", alias="BearerToken")
     if key:
         return str(key)

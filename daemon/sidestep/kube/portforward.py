@@ -1,10 +1,10 @@
-"""A port-forward to a pod: a WebSocket to the API server, a plain socket towards us.
+"""A port-forward to a pod: a WebSocket to the API server on one side, a plain socket on ours.
 
     GET /api/v1/namespaces/NS/pods/POD/portforward?ports=N     subprotocol v4.channel.k8s.io
 
-Each message begins with a channel: 0 carries data, 1 the error text; the first message of each repeats the port, two
-bytes, little-endian (k8s.io/kubernetes pkg/kubelet/cri/streaming/portforward/websocket.go). The protocol knows no
-half-close, so a forward ends as a whole. Kernel buffers are the back-pressure, on both sides.
+Each message starts with a channel number: 0 carries data, 1 an error text. The first message of each channel repeats
+the port, two bytes, little-endian (k8s.io/kubernetes pkg/kubelet/cri/streaming/portforward/websocket.go). The protocol
+has no half-close, so a forward ends in both directions at once. Kernel buffers provide back-pressure on both sides.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ READ_SIZE = 64 * 1024
 
 
 class PortForward:
-    """One forwarded connection. `socket` is ours to use, and to be closed by whoever takes it."""
+    """One forwarded connection. The caller uses `socket` and closes it."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, trailing: bytes) -> None:
         self.socket, self._inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -32,24 +32,24 @@ class PortForward:
         self._reader, self._writer, self._trailing = reader, writer, trailing
         self._tasks = Tasks("port-forward", on_crash=self._crashed)
         self.error = ""
-        """What the node said about a connection that could not be made or broke."""
+        """Error text of the node, when the connection could not be established or broke."""
         self._tasks.start(self._inward(), name="inward")
         self._tasks.start(self._outward(), name="outward")
 
     @classmethod
     async def open(cls, api: Api, *, namespace: str, pod: str, port: int) -> Self:
-        """Ask for a port-forward. Raises ApiError, UnreachableClusterError."""
+        """Request a port-forward. Raises ApiError, UnreachableClusterError."""
         path = f"/api/v1/namespaces/{escape(namespace)}/pods/{escape(pod)}/portforward"
         return cls(*await api.upgrade(path, {"ports": port}, protocol=PROTOCOL))
 
     async def aclose(self) -> None:
-        """End the forward; the socket sees its end."""
+        """Close the forward; the peer of `socket` sees the end."""
         await self._tasks.aclose()
         self._hang_up()
         self._inner.close()
 
     async def _inward(self) -> None:
-        """From the pod to us."""
+        """Copy from the pod to the socket."""
         loop = asyncio.get_running_loop()
         frames = FrameReader()
         seen: set[int] = set()
@@ -61,7 +61,7 @@ class PortForward:
                         case opcode if opcode in {BINARY, TEXT} and message.payload:
                             channel, payload = message.payload[0], message.payload[1:]
                             if channel not in seen:
-                                seen.add(channel)  # the port, which we know
+                                seen.add(channel)  # the port, which is already known
                             elif channel == 0:
                                 await loop.sock_sendall(self._inner, payload)
                             elif channel == 1:
@@ -79,7 +79,7 @@ class PortForward:
             self._hang_up()
 
     async def _outward(self) -> None:
-        """From us to the pod."""
+        """Copy from the socket to the pod."""
         loop = asyncio.get_running_loop()
         try:
             while data := await loop.sock_recv(self._inner, READ_SIZE):
@@ -97,7 +97,7 @@ class PortForward:
         try:
             self._inner.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass  # it has ended before
+            pass  # already closed
         self._tasks.cancel()
 
     def _crashed(self, task: str, error: BaseException) -> None:

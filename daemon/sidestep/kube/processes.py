@@ -1,10 +1,10 @@
-"""Where pods live on this node: one walk through /proc serves all of them.
+"""Locates the pods of this node: one walk through /proc serves all of them.
 
-The node daemon sees every process (hostPID). Of each pod the oldest process gives the network namespace - the
-sandbox's, which outlives the containers - and of each container the oldest gives the root folder: what `kubectl exec`
-started is younger. A process id is only a hint: before anything is attached the namespace must prove to be the pod's by
-its addresses (`node.pods.pod_netns`), and before a file is read the process must prove to be the one that was found, by
-the time of its start (`netns.reader_child`).
+The node daemon sees every process (hostPID). The oldest process of a pod provides the network namespace; it belongs to
+the sandbox, which outlives the containers. The oldest process of a container provides its root folder; processes of
+`kubectl exec` are younger. A process id can be reused, so it is verified before use: the namespace must have the pod's
+addresses before anything is attached (`node.pods.pod_netns`), and the start time of the process must match before a
+file is read (`node.certificates.one_shot`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from sidestep.model.pod import Location
 
 PROC = "/proc"
 CGROUP_ROOTS = ("/host/sys/fs/cgroup/unified", "/host/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup")
-"""Where version 2 may be mounted: the node's own mount, given to the daemon's container, comes first."""
+"""Mount points of cgroup version 2. The node's own mount, made available to the daemon's container, comes first."""
 MAX_DEPTH = 3
-"""Folders between the root of version 2 and the part of a path that a cgroup namespace shows."""
+"""Folder levels between the root of version 2 and the part of a path that a cgroup namespace shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodToLocate:
-    """A pod to look for: `containers` maps container ids, without the runtime's prefix, to names."""
+    """A pod to locate. `containers` maps container ids, without the runtime's prefix, to names."""
 
     uid: str
     containers: Mapping[str, str] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class PodToLocate:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process: `started` is in clock ticks since boot, and with `pid` identifies it."""
+    """A process, identified by `pid` and `started` (clock ticks since boot)."""
 
     pid: int
     started: int
@@ -49,7 +49,10 @@ class _Found:
 def locate_pods(
     wanted: Mapping[str, PodToLocate], *, proc: str = PROC, cgroup_roots: tuple[str, ...] = CGROUP_ROOTS
 ) -> dict[str, Location]:
-    """The locations of the pods, by UID; pods without a process here are left out. Blocks for about 20 µs a process."""
+    """Return the locations of the pods, by UID, without pods that have no process here.
+
+    Blocks for about 20 µs per process of the node.
+    """
     found: dict[str, _Found] = {}
     for entry in os.listdir(proc):  # noqa: PTH208 - names only
         if not entry.isdecimal():
@@ -76,7 +79,8 @@ def locate_pods(
 
 
 def started(pid: int, *, proc: str = PROC) -> int:
-    """When a process was started, in clock ticks since boot (proc_pid_stat(5), field 22); -1 when it is gone."""
+    """Return the start time of a process in clock ticks since boot (proc_pid_stat(5), field 22); -1 when it has
+    ended."""
     fields = _read(f"{proc}/{pid}/stat").rpartition(")")[2].split()
     return int(fields[19]) if len(fields) > 19 else -1
 
@@ -86,14 +90,14 @@ def _order(process: Process) -> tuple[int, int]:
 
 
 class _CgroupFolders:
-    """Turns paths as cgroup files show them into folders. What a cgroup namespace hides is found by trying."""
+    """Maps paths of cgroup files to folders. Searches for the part that a cgroup namespace hides."""
 
     def __init__(self, roots: tuple[str, ...]) -> None:
         self._roots = [root for root in roots if os.path.isfile(f"{root}/cgroup.controllers")]  # noqa: PTH113
         self._bases: list[str] = []
 
     def of(self, path: str) -> str | None:
-        """The folder, None when there is none."""
+        """Return the folder; None when there is none."""
         tail = "/".join(segment for segment in path.split("/") if segment not in {"", ".", ".."})
         if not tail or not self._roots:
             return None

@@ -1,17 +1,17 @@
-"""Intercepts and Wiretaps as resources (sidestep.dev/v1alpha1): read, judged, written.
+"""Intercepts and Wiretaps as resources (sidestep.dev/v1alpha1): read, validated, written.
 
-`deploy/daemonset.yaml` has their schema; what a schema cannot say is checked here, because a resource can be written by
-anybody whom RBAC lets.
+`deploy/daemonset.yaml` contains their schema. Rules that a schema cannot express are checked here, because anybody with
+the RBAC permission can write a resource.
 
-    spec    what is wanted: workload, port, filter, and the session that renews it
-    status  what the node daemons say: each writes its own entry of `nodes` by a merge patch, so that none meets another
+    spec    what is requested: workload, port, filter, and the session that renews it
+    status  what the node daemons report: each patches its own entry of `nodes`, so writes do not conflict
 
-Reading has two steps. `sight` is what every event takes: identity, renewal, status, and the digest of the spec. `judge`
-looks at what is asked for, and compiles regexes, which takes up to 50 ms: it is done once for a spec. `read` does both.
+Reading has two steps. `observe` runs for every event: identity, renewal, status, and the digest of the spec. `validate`
+interprets the spec and compiles its regexes, which takes up to 50 ms, and runs once per spec. `read` does both.
 
-The digest is of what the spec means, without `renewTime`: fields that are absent and fields that state their default
-are the same, fields that we do not know do not count. So neither an API server that fills in defaults nor a newer
-definition changes it.
+The digest covers the meaning of the spec without `renewTime`: an absent field and a field with its default value are
+equal, and unknown fields do not count. Neither defaults filled in by an API server nor a newer resource definition
+change it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ KINDS = {Kind.INTERCEPT: "Intercept", Kind.WIRETAP: "Wiretap"}
 RENEWAL = 10.0
 """Seconds between two renewals by the CLI."""
 INERT_AFTER = 30.0
-"""Seconds without renewal after which a resource neither matches nor conflicts."""
+"""Seconds without renewal after which a resource neither matches traffic nor conflicts with others."""
 DELETED_AFTER = 600.0
 """Seconds without renewal after which a daemon deletes it."""
 
@@ -56,7 +56,7 @@ _PRINTABLE = re.compile(r"[ -~]{0,128}")
 
 
 class ResourceFields(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
-    """Base: camelCase names; defaults are not written."""
+    """Base struct: camelCase names; default values are not written."""
 
 
 class HeaderFields(ResourceFields, frozen=True):
@@ -83,13 +83,13 @@ class FilterFields(ResourceFields, frozen=True):
 
 
 class SessionFields(ResourceFields, frozen=True, omit_defaults=False):
-    """`spec.session`: who may open the tunnel."""
+    """`spec.session`: the public key of the session that may open the tunnel."""
 
     public_key: str
 
 
 class HandlerFields(ResourceFields, frozen=True):
-    """`spec.handler`: where the requests go, for people to read."""
+    """`spec.handler`: the handler's address, for display only."""
 
     plaintext: bool = False
 
@@ -120,7 +120,7 @@ class PodEntry(ResourceFields, frozen=True):
 
 
 class DaemonEntry(ResourceFields, frozen=True, omit_defaults=False):
-    """`status.nodes.NODE.daemon`: the pod to forward to. `started` orders two daemons of one node."""
+    """`status.nodes.NODE.daemon`: the pod for port-forwards. `started` orders two daemons of one node."""
 
     namespace: str
     pod: str
@@ -137,7 +137,7 @@ class ConditionEntry(ResourceFields, frozen=True, omit_defaults=False):
 
 
 class NodeEntry(ResourceFields, frozen=True, omit_defaults=False):
-    """`status.nodes.NODE`. `refusal` is why this node serves none of its pods, "" when it does or will."""
+    """`status.nodes.NODE`. `refusal` is the reason why this node serves none of its pods; otherwise empty."""
 
     daemon: DaemonEntry
     certificate: str
@@ -157,7 +157,7 @@ class StatusCondition(ResourceFields, frozen=True, omit_defaults=False):
 
 
 class StatusFields(ResourceFields, frozen=True):
-    """`status`. `spec_digest` is that of the spec which was accepted; the first daemon writes it, nobody changes it."""
+    """`status`. `spec_digest` is the digest of the accepted spec; the first daemon writes it and it never changes."""
 
     spec_digest: str = ""
     state: str = ""
@@ -169,7 +169,7 @@ class StatusFields(ResourceFields, frozen=True):
 
 
 class MetadataFields(ResourceFields, frozen=True):
-    """meta/v1 ObjectMeta, the part that is read."""
+    """meta/v1 ObjectMeta: the fields that are read."""
 
     name: str = ""
     namespace: str = ""
@@ -187,7 +187,8 @@ class _Envelope(ResourceFields, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ObservedResource:
-    """A resource whose spec was not judged yet. `fields` is None where the spec has no shape, as `flaw` says."""
+    """A resource whose spec is not validated. `fields` is None when the spec has the wrong types; `flaw` is the
+    reason."""
 
     kind: Kind
     metadata: MetadataFields
@@ -199,7 +200,7 @@ class ObservedResource:
 
     @property
     def owner(self) -> str:
-        """Who says to hold it; "" for nobody and for what cannot be printed."""
+        """The claimed owner; "" when absent or not printable."""
         return _owner(self.fields) if self.fields is not None else ""
 
     @property
@@ -209,24 +210,24 @@ class ObservedResource:
 
     @property
     def path(self) -> str:
-        """Its path at the API server."""
+        """Path of the resource at the API server."""
         return resource_path(self.kind, self.metadata.namespace, self.metadata.name)
 
 
 def collection_path(kind: Kind, namespace: str = "") -> str:
-    """The path of all resources of a kind, of one namespace or of all."""
+    """Return the path of all resources of a kind, in one namespace or in all."""
     scope = f"/namespaces/{escape(namespace)}" if namespace else ""
     return f"/apis/{GROUP}/{VERSION}{scope}/{PLURALS[kind]}"
 
 
 def resource_path(kind: Kind, namespace: str, name: str) -> str:
-    """The path of one resource."""
+    """Return the path of one resource."""
     return f"{collection_path(kind, namespace)}/{escape(name)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A resource that was judged. `intercept` and `public_key` are there unless `problem` says why not."""
+    """A validated resource. `intercept` and `public_key` are set unless `problem` is."""
 
     kind: Kind
     metadata: MetadataFields
@@ -242,18 +243,20 @@ class Resource:
 
     @property
     def path(self) -> str:
-        """Its path at the API server."""
+        """Path of the resource at the API server."""
         return resource_path(self.kind, self.metadata.namespace, self.metadata.name)
 
 
 def read(kind: Kind, value: KubeObject) -> Resource:
-    """Read and judge a resource; what is wrong with its spec is its `problem`. Raises ConfigurationError only when it
-    has no identity."""
+    """Read and validate a resource; a fault of its spec becomes its `problem`.
+
+    Raises ConfigurationError when it has no identity.
+    """
     return validate(observe(kind, value))
 
 
 def observe(kind: Kind, value: KubeObject) -> ObservedResource:
-    """Read a resource without judging its spec. Raises ConfigurationError when it has no identity."""
+    """Read a resource without validating its spec. Raises ConfigurationError when it has no identity."""
     try:
         envelope = msgspec.convert(value, _Envelope)
     except msgspec.ValidationError as error:
@@ -275,8 +278,10 @@ def observe(kind: Kind, value: KubeObject) -> ObservedResource:
 
 
 def digest_of(fields: SpecFields | None, spec: object) -> str:
-    """What stands in `status.specDigest` for a spec: SHA-256, hexadecimal. `spec` is as it was read, for one without
-    shape."""
+    """Return the digest of a spec for `status.specDigest`: SHA-256, hexadecimal.
+
+    `spec` is the raw value; it is used when `fields` is None.
+    """
     if fields is not None:
         meant: object = msgspec.structs.replace(fields, renew_time=None)
     else:
@@ -285,7 +290,7 @@ def digest_of(fields: SpecFields | None, spec: object) -> str:
 
 
 def validate(seen: ObservedResource) -> Resource:
-    """What a spec asks for, or what is wrong with it. Compiles its regexes."""
+    """Interpret a spec; a fault becomes the `problem` of the result. Compiles regexes, which takes up to 50 ms."""
     intercept, key, problem = None, "", seen.flaw
     if seen.fields is not None:
         key = seen.fields.session.public_key
@@ -297,7 +302,7 @@ def validate(seen: ObservedResource) -> Resource:
 
 
 def intercept_of(kind: Kind, metadata: MetadataFields, spec: SpecFields) -> Intercept:
-    """The intercept that a spec asks for. Raises ConfigurationError or RefusedError naming what cannot be used."""
+    """Return the intercept that a spec requests. Raises ConfigurationError or RefusedError with the invalid field."""
     if spec.pod and not _POD.fullmatch(spec.pod):
         raise ConfigurationError("is no pod's name", subject="spec.pod", value=spec.pod[:100])
     port = str(spec.port)
@@ -351,7 +356,7 @@ def _filter_of(fields: FilterFields) -> Filter:
 
 
 def filter_fields(wanted: Filter) -> FilterFields:
-    """The filter as a spec has it."""
+    """Convert a filter to the form that a spec contains."""
     headers = [(each.name, each.test.value.capitalize(), each.value) for each in wanted.headers]
     paths = [(each.test.value.capitalize(), each.value) for each in wanted.paths]
     value = {
@@ -363,7 +368,7 @@ def filter_fields(wanted: Filter) -> FilterFields:
 
 
 def manifest(kind: Kind, namespace: str, name: str, spec: SpecFields) -> bytes:
-    """The resource to create, JSON."""
+    """Return the resource to create, as JSON."""
     value: Mapping[str, object] = {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": KINDS[kind],
@@ -374,15 +379,16 @@ def manifest(kind: Kind, namespace: str, name: str, spec: SpecFields) -> bytes:
 
 
 def renewal(now: dt.datetime) -> bytes:
-    """The merge patch of a renewal."""
+    """Return the merge patch of a renewal."""
     return msgspec.json.encode({"spec": {"renewTime": micro_time(now)}})
 
 
 def status_patch(fields: Mapping[str, object], *, resource_version: str = "") -> bytes:
-    """A merge patch of the status; with a `resource_version` it applies to no other version (409).
+    """Return a merge patch of the status. With `resource_version` the server applies it to that version only (else
+    409).
 
-    Empty texts are taken away instead of written: API servers built with some Go versions take "" for null and refuse
-    it (go-openapi/validate compares with reflect.Zero, whose address became that of every empty string).
+    Empty strings are removed instead of written: API servers built with some Go versions treat "" as null and reject it
+    (go-openapi/validate compares with reflect.Zero, whose address became that of every empty string).
     """
     value: dict[str, object] = {"status": _without_empty_texts(fields)}
     if resource_version:
@@ -399,25 +405,25 @@ def _without_empty_texts(value: object) -> object:
 
 
 def _without_nulls(value: object) -> object:
-    """In a list null would be written, not taken away."""
+    """Drop null from lists, where a merge patch would write it."""
     if isinstance(value, Mapping):
         return {name: each for name, each in value.items() if each is not None}
     return value
 
 
 def deletion(uid: str, *, resource_version: str = "") -> bytes:
-    """DeleteOptions that delete this very object, and no later version of it."""
+    """Return DeleteOptions that delete exactly this object, and with `resource_version` exactly this version."""
     preconditions = {"uid": uid} | ({"resourceVersion": resource_version} if resource_version else {})
     return msgspec.json.encode({"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions})
 
 
 def micro_time(now: dt.datetime) -> str:
-    """meta/v1 MicroTime: RFC 3339 in UTC with microseconds."""
+    """Format a time as meta/v1 MicroTime: RFC 3339 in UTC with microseconds."""
     return f"{now.astimezone(dt.UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
 def parse_time(text: str) -> float:
-    """Seconds since the epoch of an RFC 3339 time; 0.0 for what is none."""
+    """Parse an RFC 3339 time; returns seconds since the epoch, 0.0 when it is invalid."""
     try:
         return dt.datetime.fromisoformat(text).timestamp()
     except ValueError:
@@ -425,5 +431,5 @@ def parse_time(text: str) -> float:
 
 
 def encode_certificate(certificate: bytes) -> str:
-    """DER as `status.nodes.NODE.certificate` has it."""
+    """Encode a certificate (DER) for `status.nodes.NODE.certificate`."""
     return base64.b64encode(certificate).decode()

@@ -1,6 +1,7 @@
-"""One Secret from the API server, by blocking calls: for the one-shot reader, so that its data is never in the daemon.
+"""Reads one Secret from the API server with blocking calls. Runs in the one-shot reader, so the daemon never holds its
+data.
 
-`prepare` reads the daemon's token, which takes its rights; `fetch` needs none.
+`prepare` reads the daemon's token, which needs the daemon's privileges; `fetch` needs none.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from sidestep.kube.errors import ApiError, UnreachableClusterError
 from sidestep.model.errors import ConfigurationError
 
 TIMEOUT: Final = 5.0
-"""Seconds for each wait; the whole is bounded by the one-shot reader's wall time."""
+"""Seconds for each wait. The one-shot reader's wall time bounds the total."""
 MAX_ANSWER: Final = 4 * 1024 * 1024
-"""Bytes of an answer; a Secret has at most 1 MiB before base64."""
+"""Bytes of an answer. A Secret has at most 1 MiB before base64."""
 _CHUNK: Final = 64 * 1024
 
 
@@ -64,7 +65,9 @@ def prepare(host: str, port: int, *, base: str, ca_file: str, token_file: str) -
 
 
 def fetch(access: SecretAccess, namespace: str, name: str) -> Mapping[str, bytes] | None:
-    """The Secret's data; None when there is none. Raises ApiError, UnreachableClusterError, ConfigurationError."""
+    """Return the Secret's data; None when it does not exist. Raises ApiError, UnreachableClusterError,
+    ConfigurationError.
+    """
     collection = f"{access.base}/api/v1/namespaces/{escape(namespace)}/secrets"
     status, body = _exchange(access, f"{collection}/{escape(name)}")
     if status == 404:
@@ -92,7 +95,7 @@ def _data(body: bytes, kind: type[_Secret | _Secrets], namespace: str, name: str
             return None
         return {key: base64.b64decode(value, validate=True) for key, value in (secret.data or {}).items()}
     except (msgspec.DecodeError, UnicodeDecodeError, binascii.Error) as error:
-        # The text of the error may quote what it read; it is not repeated.
+        # The text of the error may quote secret data, so it is not used.
         raise ConfigurationError(f"Secret {namespace}/{name} cannot be decoded") from error
 
 

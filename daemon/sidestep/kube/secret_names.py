@@ -1,14 +1,14 @@
-"""Versions of Secrets without their data: one watch for each namespace, of what `kubectl get secrets` prints.
+"""Versions of Secrets without their data: one watch per namespace, of the columns that `kubectl get secrets` prints.
 
-The rows of a Table hold name, type, number of keys and age. Not even the metadata of a Secret is asked for: the
-annotation kubectl.kubernetes.io/last-applied-configuration holds its data.
+The rows of a Table contain name, type, number of keys and age. The metadata of a Secret is not requested, because the
+annotation kubectl.kubernetes.io/last-applied-configuration contains its data.
 
 States of a namespace:
 
-    unknown    nothing has been listed yet; Secrets have no version
-    watched    list and watch are granted: each Secret has a version that changes with it; one that is absent has none
-    polled     they are not: all Secrets have the same version, which changes every `POLL` seconds, so that one that may
-               be got by its name is got again
+    unknown    not listed yet; Secrets have no version
+    watched    list and watch are granted: each Secret has a version that changes with it; an absent one has none
+    polled     list or watch is not granted: all Secrets share a version that changes every `POLL` seconds, so that a
+               Secret which may be read by name is read again
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ SecretName = tuple[str, str]
 """(namespace, name)."""
 
 POLL = 30.0
-"""Seconds between two versions of what cannot be watched."""
+"""Seconds between two versions of Secrets that cannot be watched."""
 MAX_NAMESPACES: Final = 256
-"""Namespaces that are watched; Secrets of others are polled."""
+"""Watched namespaces. Secrets of further ones are polled."""
 _NAME: Final = 0
-"""The column of the name, the first of every table."""
+"""Column of the name, the first of every table."""
 
 
 @dataclass(slots=True)
 class _Names:
-    """A `Sink` of rows: versions by name."""
+    """A `Sink` of table rows; keeps a version for each name."""
 
     on_change: Callable[[], None]
     versions: dict[str, str] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class _Watched:
 
 
 class SecretNames:
-    """Versions of the Secrets that are wanted. `on_change` is called whenever one may have changed."""
+    """Versions of the wanted Secrets. Calls `on_change` whenever one may have changed."""
 
     def __init__(self, api: Api, *, tasks: Tasks, on_change: Callable[[], None], limits: WatchLimits) -> None:
         self._api = api
@@ -83,7 +83,7 @@ class SecretNames:
         self._turn = 0
 
     def want(self, names: frozenset[SecretName]) -> None:
-        """Set the Secrets that are wanted, and watch their namespaces only."""
+        """Set the wanted Secrets; watches exactly their namespaces."""
         self._wanted = names
         namespaces = {namespace for namespace, _ in names}
         for gone in self._namespaces.keys() - namespaces:
@@ -97,7 +97,7 @@ class SecretNames:
             self._polling = None
 
     def versions(self) -> dict[SecretName, str]:
-        """Versions of the wanted Secrets; a Secret known to be absent has none."""
+        """Return the versions of the wanted Secrets. A Secret known to be absent has none."""
         found = {}
         for namespace, name in self._wanted:
             version = self._version(namespace, name)
@@ -106,7 +106,7 @@ class SecretNames:
         return found
 
     def polled(self, namespace: str) -> bool:
-        """Whether the Secrets of a namespace cannot be watched."""
+        """Whether Secrets of a namespace are polled because they cannot be watched."""
         watched = self._namespaces.get(namespace)
         return watched is None or watched.watch.problem is not None
 

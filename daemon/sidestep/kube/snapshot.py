@@ -1,6 +1,6 @@
-"""One reading of the cluster, without watching: what the command line needs for `list` and for a first look.
+"""Reads the cluster once, without watches, for the command line's `list` and first checks.
 
-What the caller may not read is left out: it has a smaller picture, not an error. Only pods are a must.
+Collections that the caller may not read are left out; only pods are required.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _List(msgspec.Struct):
 async def list_all(
     api: Api, path: str, *, accept: str = JSON, query: dict[str, str] | None = None
 ) -> list[dict[str, Any]]:
-    """All objects of a collection. Raises ApiError, UnreachableClusterError."""
+    """Return all objects of a collection. Raises ApiError, UnreachableClusterError."""
     found: list[dict[str, Any]] = []
     token = ""
     while True:
@@ -47,7 +47,7 @@ async def list_all(
 
 
 async def read_inventory(api: Api, namespace: str = "") -> Inventory:
-    """Pods, services and workloads of a namespace, or of all. Raises ApiError, UnreachableClusterError."""
+    """Return pods, services and workloads of one namespace or of all. Raises ApiError, UnreachableClusterError."""
     pods = await _converted(api, PODS, namespace, must=True)
     services = await _converted(api, SERVICES, namespace)
     workloads = {each.key: each for collection in WORKLOADS for each in await _converted(api, collection, namespace)}
@@ -68,5 +68,5 @@ async def _converted(api: Api, collection: Collection, namespace: str, *, must: 
         try:
             found.append(collection.convert(trimmed(value)))
         except FieldError:
-            continue  # the daemon of its node says what is wrong with it
+            continue  # the daemon of its node reports the fault
     return found

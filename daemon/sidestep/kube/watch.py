@@ -1,13 +1,12 @@
-"""A watch: list, then follow, for ever (https://kubernetes.io/docs/reference/using-api/api-concepts/, "Efficient
-detection of changes").
+"""A watch: list, then follow changes, without end (https://kubernetes.io/docs/reference/using-api/api-concepts/,
+"Efficient detection of changes").
 
-A `Sink` gets one `replace` per list (everything there is; what is not in it is gone) and one `apply` or `remove` per
-change after it. The resourceVersion moves on with every event and bookmark, so that a broken watch resumes where it
-was; 410 Gone means listing anew. While the API server cannot be reached nothing is told: what was known stays.
+A `Sink` receives one `replace` per list (all objects; others are gone) and one `apply` or `remove` per later change.
+The resourceVersion advances with every event and bookmark, so that a broken watch resumes where it ended; 410 Gone
+starts a new list. While the API server is unreachable the sink keeps its objects.
 
-`paths` are alternatives, newest version first: a path that answers 404 makes room for the next. A resource that is
-forbidden, or that no path has, is stated as a problem and tried again slowly; the sink is then told that there is
-nothing, once, unless it had something.
+`paths` are alternatives, newest version first: after a 404 the next one is used. When access is forbidden, or no path
+exists, `problem` is set and attempts continue slowly; a sink that has received nothing yet gets an empty `replace`.
 """
 
 from __future__ import annotations
@@ -35,31 +34,32 @@ KubeObject = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class WatchLimits:
-    """The numbers of a watch, in seconds unless said otherwise."""
+    """Parameters of a watch, in seconds unless noted otherwise."""
 
     page: int = 500
-    """Objects of one page of a list."""
+    """Objects per page of a list."""
     duration: float = 300.0
-    """After this long (and up to half of it more) the server is asked to end a watch; another resumes it."""
+    """The server ends a watch after this time, extended by up to half of it; the next watch resumes it."""
     first_pause: float = 0.2
     last_pause: float = 10.0
-    """Between tries while the server cannot be reached; doubled each time, with jitter."""
+    """Longest pause between attempts while the server is unreachable; pauses double, with jitter."""
     first_refused_pause: float = 1.0
     refused_pause: float = 15.0
-    """Between tries of what is forbidden or not there: a right may be granted, a definition be on its way."""
+    """Longest pause between attempts while access is forbidden or the resource does not exist. Both can change
+    later."""
 
 
 class Sink(Protocol):
-    """Whoever wants to know. Must not raise."""
+    """Receives the objects of a watch. Must not raise."""
 
     def replace(self, objects: list[KubeObject], /) -> None:
-        """These are all there are."""
+        """Replace everything by these objects."""
 
     def apply(self, value: KubeObject, /) -> None:
-        """This one is new or has changed."""
+        """Add or update an object."""
 
     def remove(self, value: KubeObject, /) -> None:
-        """This one is gone."""
+        """Remove an object."""
 
 
 class _ListMeta(msgspec.Struct, rename="camel"):
@@ -71,7 +71,7 @@ class _List(msgspec.Struct):
     metadata: _ListMeta
     items: list[dict[str, Any]] | None = None
     rows: list[dict[str, Any]] | None = None
-    """Those of a Table."""
+    """Rows of a Table."""
 
 
 class _Event(msgspec.Struct):
@@ -80,7 +80,7 @@ class _Event(msgspec.Struct):
 
 
 class _Expired(Exception):  # noqa: N818 - a step of the algorithm, not an error of anybody
-    """The resourceVersion is too old."""
+    """The resourceVersion has expired."""
 
 
 _LISTS = msgspec.json.Decoder(_List)
@@ -89,7 +89,7 @@ _EVENTS = msgspec.json.Decoder(_Event)
 
 @dataclass(slots=True)
 class Watch:
-    """One watched collection. `run` never ends; `on_state` tells that `synced`, `connected` or `problem` changed."""
+    """A watch of one collection. `run` never ends; calls `on_state` when `synced`, `connected` or `problem` changes."""
 
     api: Api
     paths: tuple[str, ...]
@@ -97,23 +97,23 @@ class Watch:
     query: Mapping[str, str] = field(default_factory=dict)
     metadata_only: bool = False
     as_table: bool = False
-    """Cells only (`includeObject=None`): nothing of an object arrives but what `kubectl get` prints. The sink then gets
-    rows from a list, and a Table with one row from an event."""
+    """Request a Table without objects (`includeObject=None`), which contains only what `kubectl get` prints. The sink
+    receives rows from a list, and a Table with one row from an event."""
     on_state: Callable[[], None] = lambda: None
     limits: WatchLimits = field(default_factory=WatchLimits)
     synced: bool = False
-    """Whether the sink has been told what there is (or that nothing can be read)."""
+    """Whether the sink has received a list, or an empty one because nothing can be read."""
     connected: bool = False
-    """Whether changes are being followed now."""
+    """Whether changes are being received."""
     problem: ApiError | None = None
-    """Why nothing can be read, as the API server puts it."""
+    """The API server's refusal when nothing can be read."""
     _version: str = ""
     _path: int = 0
     _pause: float = 0.0
     _refused_pause: float = 0.0
 
     async def run(self) -> None:
-        """List and follow, until cancelled."""
+        """List and follow until cancelled."""
         log = get_logger("watch").bind(path=self.paths[self._path], **self.query)
         self._pause = self.limits.first_pause
         while True:
@@ -132,7 +132,7 @@ class Watch:
                 if self.connected or not self.synced:
                     log.warning("watch broken", reason=str(error))
             else:
-                continue  # the server ended the watch as it was asked to
+                continue  # the server ended the watch after the requested time
             self._state(connected=False)
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
 
@@ -202,7 +202,7 @@ class Watch:
             case "DELETED":
                 self.sink.remove(event.object)
             case _:
-                pass  # a bookmark: its version is all it says
+                pass  # a bookmark contains only a version
         if isinstance(version, str) and version:
             self._version = version
 
@@ -236,7 +236,7 @@ def _decoded(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:
 
 
 def decode(data: bytes, kind: type[Any]) -> Any:
-    """JSON of the API server as a struct. Raises ClusterError."""
+    """Decode JSON of the API server into a struct. Raises ClusterError."""
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

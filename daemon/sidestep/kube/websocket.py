@@ -1,6 +1,6 @@
-"""Frames of a WebSocket, client side (RFC 6455). Sans-IO: bytes in, messages out; and the bytes of a frame to send.
+"""WebSocket frames, client side (RFC 6455). Sans-IO: received bytes to messages, messages to bytes to send.
 
-Only what an API server's streams use: binary messages, ping, close. Text is taken as binary. No extensions.
+Supports what streams of an API server use: binary messages, ping, close. Text counts as binary. No extensions.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from sidestep.model.errors import PeerError
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 MAX_MESSAGE = 4 * 1024 * 1024
-"""Bytes of one message; API servers send at most some 32 KiB."""
+"""Bytes of one message. API servers send at most about 32 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A whole message, or a control frame."""
+    """A complete message, or a control frame."""
 
     opcode: int
     payload: bytes
@@ -26,7 +26,7 @@ class Message:
 
 @dataclass(slots=True)
 class FrameReader:
-    """Puts messages together."""
+    """Assembles messages from frames."""
 
     _buffer: bytearray = field(default_factory=bytearray)
     _parts: list[bytes] = field(default_factory=list)
@@ -34,7 +34,7 @@ class FrameReader:
     _size: int = 0
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Take bytes, give the messages that are whole now. Raises PeerError."""
+        """Process received bytes; yields completed messages. Raises PeerError."""
         self._buffer += data
         while (frame := self._frame()) is not None:
             final, opcode, payload = frame
@@ -83,7 +83,7 @@ class FrameReader:
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
-    """One final, masked frame."""
+    """Encode one final, masked frame."""
     size = len(payload)
     if size < 126:
         head = bytes((0x80 | opcode, 0x80 | size))
@@ -92,7 +92,7 @@ def frame(opcode: int, payload: bytes) -> bytes:
     else:
         head = bytes((0x80 | opcode, 0x80 | 127)) + size.to_bytes(8, "big")
     key = os.urandom(4)
-    # One long XOR instead of one for each byte: a laptop moves gigabytes through here.
+    # One XOR over the whole payload, because a session can transfer gigabytes through port-forwards.
     mask = (key * (size // 4 + 1))[:size]
     masked = (int.from_bytes(payload, "big") ^ int.from_bytes(mask, "big")).to_bytes(size, "big")
     return head + key + masked

@@ -107,7 +107,7 @@ class Daemon:
 
 
 class Ear:
-    """A `Listener` that remembers."""
+    """A `SessionObserver` that records."""
 
     def __init__(self):
         self.hello = None
@@ -148,7 +148,7 @@ class Laptop:
             access=api.access(user=user),
             spec=SessionSpec(**{**values, **spec}),
             handler=Handler(HandlerSettings(port=handler_port, plaintext=True)),
-            listener=self.ear,
+            observer=self.ear,
         )
         self.task = asyncio.create_task(self.session.run())
 
