@@ -1,4 +1,7 @@
-"""When to replace a socket that somebody in the pod has ended: later each time. Pure: `now` is the caller's."""
+"""When to replace a socket of ours that somebody in the pod has ended: later each time.
+
+Pure: `now` is an argument, in seconds of a monotonic clock.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ from dataclasses import dataclass
 
 FIRST_PAUSE = 0.1
 LAST_PAUSE = 30.0
-"""Seconds until a socket is replaced, doubling up to the last while its successors die, too."""
+"""Seconds until a socket is replaced: first, doubling up to the last while its successors die too."""
 
 CALM = 60.0
-"""Seconds after which a death is a first one again."""
+"""Seconds without a death after which the pause starts again at FIRST_PAUSE."""
 
 
 @dataclass(slots=True)
-class Deaths:
+class ListenerBackoff:
     """Schedules the replacement of one socket and of the sockets that replace it."""
 
     renew_at: float | None = None
@@ -27,7 +30,7 @@ class Deaths:
         self.renew_at, self._last = now + self._pause, now
 
     def is_due(self, now: float) -> bool:
-        """Whether it is to be replaced now."""
+        """Whether the socket is to be replaced now."""
         return self.renew_at is not None and now >= self.renew_at
 
     def renewed(self) -> None:

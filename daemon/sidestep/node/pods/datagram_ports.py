@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from sidestep.model.errors import SidestepError
 from sidestep.model.pod import Family, Transport
 from sidestep.netns import Netns, cookie, is_bound, udp_listener, udp_sender, udp_tap
-from sidestep.node.planning.listener_backoff import Deaths
+from sidestep.node.planning.listener_backoff import ListenerBackoff
 from sidestep.node.planning.plan import PortPlan
+from sidestep.node.pods.listening_port import families_of
 from sidestep.node.proxies.supervisor import PodProxy
 from sidestep.steering import Steering
 
@@ -35,12 +36,13 @@ class _Port:
     listener: socket.socket | None = None
     taps: dict[Family, socket.socket] = field(default_factory=dict)
     steered: set[Family] = field(default_factory=set)
-    deaths: Deaths = field(default_factory=Deaths)
+    replacement: ListenerBackoff = field(default_factory=ListenerBackoff)
+    """When the listener is replaced, once it has died."""
 
     @property
-    def is_deaf(self) -> bool:
-        """Whether its socket has died."""
-        return self.deaths.renew_at is not None
+    def listener_dead(self) -> bool:
+        """Whether the listener has died and is not replaced yet."""
+        return self.replacement.renew_at is not None
 
 
 class DatagramPorts:
@@ -78,13 +80,12 @@ class DatagramPorts:
                 sender = udp_sender(netns, family)
                 if sender is not None:
                     self._senders[family] = await _given(proxy, 0, _SEND[family], sender)
-        if port.is_deaf:
+        if port.listener_dead:
             await self._drop_listener(number, port, proxy)
-            port.deaths.renewed()
+            port.replacement.renewed()
         if port.listener is None:
             port.listener = await _given(proxy, number, "udp", udp_listener(netns))
-        families = Family if port.listener.family == socket.AF_INET6 else (Family.IPV4,)
-        for family in families:
+        for family in families_of(port.listener):
             if family not in port.steered:
                 steering.steer(number, Transport.UDP, family, port.listener.fileno())
                 port.steered.add(family)
@@ -135,14 +136,14 @@ class DatagramPorts:
         """See whether the sockets still receive; whether one has died."""
         died = False
         for port in self._ports.values():
-            if port.listener is not None and not port.is_deaf and not is_bound(port.listener):
-                port.deaths.died(now)
+            if port.listener is not None and not port.listener_dead and not is_bound(port.listener):
+                port.replacement.died(now)
                 died = True
         return died
 
     def outdated(self, now: float) -> bool:
         """Whether a socket is to be replaced now."""
-        return any(port.deaths.is_due(now) for port in self._ports.values())
+        return any(port.replacement.is_due(now) for port in self._ports.values())
 
     def sockets(self) -> dict[Entry, int]:
         """The kernel's number of the socket that each entry of the map should lead to. Raises KernelError."""
@@ -156,11 +157,10 @@ class DatagramPorts:
     def resume(self, steering: Steering) -> None:
         """The proxy is there. Raises KernelError."""
         for number, port in self._ports.items():
-            if port.is_deaf:
+            if port.listener_dead:
                 self._unsteer(number, port, steering)
             elif port.listener is not None and not port.steered:
-                families = Family if port.listener.family == socket.AF_INET6 else (Family.IPV4,)
-                for family in families:
+                for family in families_of(port.listener):
                     steering.steer(number, Transport.UDP, family, port.listener.fileno())
                     port.steered.add(family)
 

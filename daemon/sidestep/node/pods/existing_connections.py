@@ -18,7 +18,7 @@ from sidestep.policy.survey import port_subject
 if TYPE_CHECKING:
     from sidestep.model.pod import PodKey
     from sidestep.node.conditions import Statements
-    from sidestep.node.planning.steered_port import SteeredPort
+    from sidestep.node.pods.listening_port import ListeningPort
 
 
 class ExistingConnections:
@@ -29,13 +29,13 @@ class ExistingConnections:
         self._statements = statements
         self._log = get_logger("target").bind(pod=str(pod))
 
-    def of(self, port: SteeredPort, netns: Netns) -> tuple[Connection, ...]:
+    def of(self, port: ListeningPort, netns: Netns) -> tuple[Connection, ...]:
         """The connections of a port that are not the proxy's, if somebody asks for their end. Raises KernelError."""
         if port.plan.resets <= port.reset_for:
             return ()
         return tuple(each for each in established(netns, port.plan.number) if not is_proxy(each.uid))
 
-    def end(self, port: SteeredPort, netns: Netns, existing: tuple[Connection, ...]) -> None:
+    def end(self, port: ListeningPort, netns: Netns, existing: tuple[Connection, ...]) -> None:
         """End them, now that the port is steered, for those who asked for it; once for each of them."""
         if not port.steered or port.plan.resets <= port.reset_for:
             return

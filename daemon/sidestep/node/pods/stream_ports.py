@@ -1,15 +1,15 @@
-"""TCP ports of one target pod: listeners made in its namespace, given to its proxy, steered, and given back.
+"""TCP ports of one target pod: makes their listeners, hands them to the proxy, steers them and takes them back.
 
-What is steered is decided per port and family by `SteeredPort.left`, from what is gathered here: whether an app listens
-(asked of the kernel by `look`, told at once by the proxy when a dial is refused), how full the accept queue is and
-whether there still is one, whether the proxy is there and what it says that it cannot do. `look` comes twice a second,
-and at once when the proxy says something.
+`PortState.unsteered` decides, for each port and family, from what this module collects: whether an app listens (`look`
+asks the kernel; the proxy reports a refused dial at once), how full the accept queue is, whether the listener still
+listens, whether the proxy is there and what it reports that it cannot do. `look` runs twice a second, and at once when
+the proxy reports something.
 
-Nobody waits in a queue that nobody empties: while the proxy is away, or cannot serve a port, what is still in its
-accept queue is reset (`sweep`), so that clients come again and find the app. A listener that died is replaced.
+While the proxy is away, or cannot serve a port, `sweep` resets what is still in the accept queue, so that clients
+connect again and reach the app. A listener that has died is replaced.
 
-The way back is the reverse: out of the map first, then the proxy stops listening (it goes on accepting what is queued).
-When the kernel will not take a port out of the map, the owner has to detach the whole program.
+Undoing goes the other way round: the port leaves the map first, then the proxy stops listening (it still accepts what
+is queued). When the kernel refuses to take a port out of the map, the owner detaches the whole program.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from sidestep.model.pod import Family, PodKey
 from sidestep.netns import Netns, accept_queue, cookie, listening, tcp_listener
 from sidestep.netns.fingerprint import Question, fingerprint
 from sidestep.node.planning.port_conditions import about_app, about_proxy
+from sidestep.node.planning.port_state import Availability, Unsteered
 from sidestep.node.planning.readiness import ALL_PORTS, Readiness
-from sidestep.node.planning.steered_port import Left, Proxy, SteeredPort
 from sidestep.node.pods.datagram_ports import Entry
 from sidestep.node.pods.existing_connections import ExistingConnections
+from sidestep.node.pods.listening_port import ListeningPort
 from sidestep.node.pods.sweeper import Sweeper
 from sidestep.observability.logs import get_logger
 
@@ -77,8 +78,8 @@ class StreamPorts:
         self._netns: Netns | None = None
         self._own: frozenset[Address] = frozenset()
         self._steering: Steering | None = None
-        self._ports: dict[int, SteeredPort] = {}
-        self._given_up: list[SteeredPort] = []
+        self._ports: dict[int, ListeningPort] = {}
+        self._given_up: list[ListeningPort] = []
         """Unsteered; the proxy is being told to stop listening."""
         self._readiness = Readiness()
         self._sweeper = Sweeper(pod, now=now)
@@ -131,7 +132,7 @@ class StreamPorts:
                 self._ports[number].plan = plan
                 self._ports[number].leaving = False
                 self._ask_anew()
-                if self._ports[number].deaths.is_due(self._now()):
+                if self._ports[number].replacement.is_due(self._now()):
                     await self._renew(proxy, self._ports[number])
             else:
                 await self._listen(proxy, plan)
@@ -145,10 +146,10 @@ class StreamPorts:
         except BaseException:
             listener.close()
             raise
-        self._ports[plan.number] = SteeredPort(plan, listener)
+        self._ports[plan.number] = ListeningPort(plan=plan, listener=listener)
         self._ask_anew()
 
-    async def _unlisten(self, proxy: PodProxy, port: SteeredPort) -> None:
+    async def _unlisten(self, proxy: PodProxy, port: ListeningPort) -> None:
         number = port.plan.number
         try:
             await proxy.unlisten(number, port.plan.transport.value)
@@ -156,7 +157,7 @@ class StreamPorts:
             self._ask_anew()
             self._statements.forget(number)
 
-    async def _renew(self, proxy: PodProxy, port: SteeredPort) -> None:
+    async def _renew(self, proxy: PodProxy, port: ListeningPort) -> None:
         """Put another listener in the place of one that died. Raises SidestepError: it is tried again."""
         if self._netns is None:
             raise RefusedError(f"pod {self._pod} is being released")
@@ -168,7 +169,7 @@ class StreamPorts:
         except BaseException:
             listener.close()
             raise
-        port.renewed(listener)
+        port.replace_listener(listener)
         self._log.info("listener replaced", port=number)
         self._ask_anew()
 
@@ -176,7 +177,7 @@ class StreamPorts:
     def outdated(self) -> bool:
         """Whether something is to be made anew: `apply` does it."""
         now = self._now()
-        return any(port.deaths.is_due(now) for port in self._ports.values())
+        return any(port.replacement.is_due(now) for port in self._ports.values())
 
     # --- what is there ----------------------------------------------------------------------------------------------
 
@@ -233,7 +234,7 @@ class StreamPorts:
         """Whether the next look matters although nothing else has changed."""
         ports = self._ports.values()
         return self._readiness.is_watched(self._now()) or any(
-            port.refused_until or port.valve.watching or port.is_deaf for port in ports
+            port.refused_until or port.valve.watching or port.listener_dead for port in ports
         )
 
     def _look_for_apps(self, netns: Netns) -> None:
@@ -295,7 +296,7 @@ class StreamPorts:
         for port in self._ports.values():
             self._unsteer(port)
 
-    def _unsteer(self, port: SteeredPort) -> None:
+    def _unsteer(self, port: ListeningPort) -> None:
         """Take a port out of the map; if the kernel will not, detach altogether."""
         try:
             if self._steering is not None:
@@ -316,18 +317,18 @@ class StreamPorts:
         """The kernel's map does not hold this port any more: the next look puts it back."""
         self._ports[number].steered.discard(family)
 
-    def _settle(self, port: SteeredPort) -> None:
+    def _settle(self, port: ListeningPort) -> None:
         """Bring the map in line for one port. Raises SidestepError."""
         if self._steering is None or self._netns is None:
             return
         plan, now = port.plan, self._now()
         port.forget_refusals(now)
         hindrance = {family: self._readiness.reason(plan.number, family, now) for family in port.families}
-        proxy = Proxy(self._owner.absence(), hindrance)
-        left = {family: port.left(family, proxy=proxy, now=now) for family in port.families}
-        wanted = {family for family, why in left.items() if why is None}
+        proxy = Availability(self._owner.absence(), hindrance)
+        unsteered = {family: port.unsteered(family, proxy=proxy, now=now) for family in port.families}
+        wanted = {family for family, why in unsteered.items() if why is None}
         self._statements.state(
-            plan.number, "proxy", about_proxy(self._pod, plan.number, reasons=set(left.values()), proxy=proxy)
+            plan.number, "proxy", about_proxy(self._pod, plan.number, reasons=set(unsteered.values()), proxy=proxy)
         )
         existing = self._existing.of(port, self._netns) if wanted else ()
         changed = wanted != port.steered
@@ -350,12 +351,12 @@ class StreamPorts:
         What the kernel answers about listening sockets tells their queues, too: when that is the same, so are they.
         """
         for number, port in self._ports.items():
-            if port.is_deaf or not (changed or port.valve.watching):
+            if port.listener_dead or not (changed or port.valve.watching):
                 continue
             queue = accept_queue(port.listener)
             if queue is None:
                 self._log.warning("a listener was closed by somebody in the pod", port=number)
-                port.deaths.died(self._now())
+                port.replacement.died(self._now())
                 self._ground = None
                 continue
             was_shut = port.valve.shut
@@ -368,10 +369,10 @@ class StreamPorts:
         port, now = self._ports.get(number), self._now()
         if port is None or port.steered:
             return ""
-        if port.is_deaf:
-            return Left.DEAF.value
+        if port.listener_dead:
+            return Unsteered.LISTENER_DEAD.value
         if port.served and port.refused_until:
-            return Left.REFUSED.value
+            return Unsteered.REFUSED.value
         return self._owner.absence() or self._readiness.reason(number, Family.IPV4, now)
 
     def why_all_left(self) -> str:

@@ -15,7 +15,7 @@ from sidestep.observability.logs import get_logger
 
 if TYPE_CHECKING:
     from sidestep.model.pod import PodKey
-    from sidestep.node.planning.steered_port import SteeredPort
+    from sidestep.node.pods.listening_port import ListeningPort
 
 GRACE = 0.4
 """Seconds for which a proxy that says it cannot serve a port may still empty its queue."""
@@ -37,12 +37,12 @@ class Sweeper:
         now = self._now()
         self._hindered_since = {number: self._hindered_since.get(number, now) for number in numbers}
 
-    def sweep_all(self, ports: Iterable[SteeredPort]) -> None:
+    def sweep_all(self, ports: Iterable[ListeningPort]) -> None:
         """Reset what waits at all ports: there is no proxy."""
         for port in ports:
             self._sweep(port)
 
-    def sweep_hindered(self, ports: Mapping[int, SteeredPort]) -> None:
+    def sweep_hindered(self, ports: Mapping[int, ListeningPort]) -> None:
         """Reset what waits at ports that the proxy has been unable to serve for GRACE seconds."""
         if self._hindered_since:
             late = self._now() - GRACE
@@ -50,7 +50,7 @@ class Sweeper:
                 if since <= late and number in ports:
                     self._sweep(ports[number])
 
-    def _sweep(self, port: SteeredPort) -> None:
+    def _sweep(self, port: ListeningPort) -> None:
         if port.steered:
             return
         count = reset_waiting(port.listener, most=MOST)

@@ -1,27 +1,29 @@
 """The one decision: whether a family of a port is steered."""
 
-import socket
-
 import pytest
 
 from sidestep.model.pod import Family
-from sidestep.node.planning.listener_backoff import CALM, FIRST_PAUSE, LAST_PAUSE, Deaths
+from sidestep.node.planning.listener_backoff import CALM, FIRST_PAUSE, LAST_PAUSE, ListenerBackoff
 from sidestep.node.planning.plan import PortPlan
-from sidestep.node.planning.steered_port import REFUSED_CALM, REFUSED_PAUSE, REFUSED_PAUSE_MAX, Left, Proxy, SteeredPort
+from sidestep.node.planning.port_state import (
+    REFUSED_CALM,
+    REFUSED_PAUSE,
+    REFUSED_PAUSE_MAX,
+    Availability,
+    PortState,
+    Unsteered,
+)
 from sidestep.node.planning.valve import PATIENCE
 from sidestep.snapshots.ports import PortSnapshot
 
-READY = Proxy("")
+READY = Availability("")
 NOW = 100.0
 
 
 @pytest.fixture
 def port():
-    with socket.socket() as listener:
-        snapshot = PortSnapshot(80, "tcp", "never", "never", ())
-        made = SteeredPort(PortPlan(snapshot, needs_app=True, resets=frozenset()), listener)
-        made.served = {Family.IPV4}
-        yield made
+    snapshot = PortSnapshot(80, "tcp", "never", "never", ())
+    return PortState(PortPlan(snapshot, needs_app=True, resets=frozenset()), served={Family.IPV4})
 
 
 def shut(port):
@@ -31,15 +33,15 @@ def shut(port):
 
 STATES = {
     "serving": (lambda port: None, READY, None),
-    "leaving": (lambda port: setattr(port, "leaving", True), READY, Left.LEAVING),
-    "without a proxy": (lambda port: None, Proxy("it is gone"), Left.NO_PROXY),
-    "with a dead listener": (lambda port: port.deaths.died(NOW), READY, Left.DEAF),
-    "overloaded": (shut, READY, Left.OVERLOADED),
-    "hindered": (lambda port: None, Proxy("", {Family.IPV4: "no room"}), Left.HINDERED),
-    "hindered in another family": (lambda port: None, Proxy("", {Family.IPV6: "no room"}), None),
-    "without an app": (lambda port: port.served.clear(), READY, Left.NO_APP),
+    "leaving": (lambda port: setattr(port, "leaving", True), READY, Unsteered.LEAVING),
+    "without a proxy": (lambda port: None, Availability("it is gone"), Unsteered.NO_PROXY),
+    "with a dead listener": (lambda port: port.replacement.died(NOW), READY, Unsteered.LISTENER_DEAD),
+    "overloaded": (shut, READY, Unsteered.OVERLOADED),
+    "hindered": (lambda port: None, Availability("", {Family.IPV4: "no room"}), Unsteered.HINDERED),
+    "hindered in another family": (lambda port: None, Availability("", {Family.IPV6: "no room"}), None),
+    "without an app": (lambda port: port.served.clear(), READY, Unsteered.NO_APP),
     "refused a moment ago": (lambda port: (port.refuse(Family.IPV4, NOW), port.served.add(Family.IPV4)), READY,
-                             Left.REFUSED),
+                             Unsteered.REFUSED),
     "refused a while ago": (lambda port: (port.refuse(Family.IPV4, NOW - 60), port.served.add(Family.IPV4)), READY,
                             None),
 }  # fmt: skip
@@ -47,25 +49,25 @@ STATES = {
 
 @pytest.mark.parametrize("state", STATES)
 def test_a_port_is_steered_while_nothing_speaks_against_it(port, state):
-    come_about, proxy, left = STATES[state]
+    come_about, proxy, reason = STATES[state]
     come_about(port)
-    assert port.left(Family.IPV4, proxy=proxy, now=NOW) is left
+    assert port.unsteered(Family.IPV4, proxy=proxy, now=NOW) is reason
 
 
 def test_a_port_that_is_taken_whole_needs_no_app(port):
     port.plan = PortPlan(port.plan.snapshot, needs_app=False, resets=frozenset())
     port.served.clear()
-    assert port.left(Family.IPV6, proxy=READY, now=NOW) is None
-    assert port.left(Family.IPV6, proxy=Proxy("gone"), now=NOW) is Left.NO_PROXY
+    assert port.unsteered(Family.IPV6, proxy=READY, now=NOW) is None
+    assert port.unsteered(Family.IPV6, proxy=Availability("gone"), now=NOW) is Unsteered.NO_PROXY
 
 
 def test_an_app_that_starts_again_is_steered_at_once_however_often_it_did(port):
     for _ in range(9):
         port.refuse(Family.IPV4, NOW)
-        assert port.left(Family.IPV4, proxy=READY, now=NOW) is Left.NO_APP
+        assert port.unsteered(Family.IPV4, proxy=READY, now=NOW) is Unsteered.NO_APP
         port.found(set())
         port.found({Family.IPV4})
-        assert port.left(Family.IPV4, proxy=READY, now=NOW) is None
+        assert port.unsteered(Family.IPV4, proxy=READY, now=NOW) is None
 
 
 def test_an_app_that_listens_and_refuses_is_left_alone_for_longer_each_time(port):
@@ -83,7 +85,7 @@ def test_an_app_that_listens_and_refuses_is_left_alone_for_longer_each_time(port
 
 
 def test_a_socket_that_dies_is_replaced_later_each_time():
-    deaths, now, pauses = Deaths(), 0.0, []
+    deaths, now, pauses = ListenerBackoff(), 0.0, []
     for _ in range(11):
         deaths.died(now)
         assert not deaths.is_due(now)
