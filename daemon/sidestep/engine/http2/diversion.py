@@ -43,8 +43,13 @@ from sidestep.protocols.http2 import (
 )
 
 if TYPE_CHECKING:
-    from sidestep.engine.http2.connection import Connection
+    from sidestep.engine.http2.app_connection import AppConnection
     from sidestep.engine.http2.head import Head
+    from sidestep.engine.http2.pending_settings import PendingSettings
+    from sidestep.engine.http2.state import ConnectionState
+    from sidestep.engine.http2.to_client import ToClient
+    from sidestep.engine.memory_budget import Budget
+    from sidestep.engine.mirror.http2_copies import Http2Taps
     from sidestep.engine.relay import Relay
     from sidestep.policy.route import Rule
     from sidestep.protocols.hpack import Block
@@ -56,17 +61,45 @@ RESPONSES: Final = Memo(DEFAULT_LIMITS.memo)
 class Diversion:
     """The exchanges of one connection and the links that answer them. It is the links' `Owner`."""
 
-    __slots__ = ("_connection", "_handlers", "_memo", "_relay", "_resets", "_second", "account", "brake", "links")
+    __slots__ = (
+        "_app",
+        "_handlers",
+        "_memo",
+        "_relay",
+        "_resets",
+        "_second",
+        "_settings",
+        "_state",
+        "_taps",
+        "_to_client",
+        "account",
+        "brake",
+        "links",
+    )
 
-    def __init__(self, relay: Relay, connection: Connection) -> None:
-        limits = connection.limits
+    def __init__(
+        self,
+        relay: Relay,
+        state: ConnectionState,
+        budget: Budget,
+        *,
+        app: AppConnection,
+        settings: PendingSettings,
+        to_client: ToClient,
+        taps: Http2Taps,
+    ) -> None:
+        limits = state.limits
         self._relay = relay
-        self._connection = connection
+        self._state = state
+        self._app = app
+        self._settings = settings
+        self._to_client = to_client
+        self._taps = taps
         self._memo = RESPONSES if limits is DEFAULT_LIMITS else Memo(limits.memo)
         self._handlers: dict[str, Pool] = {}
         self._second: Pool | None = None
         self._resets = Rate(limits.resets, limits.reset_rate)
-        self.account = Account(connection.budget)
+        self.account = Account(budget)
         self.brake = Brake(limits, self.account)
         self.links: dict[Leg, Link] = {}
 
@@ -74,16 +107,16 @@ class Diversion:
 
     def divert(self, stream: int, head: Head, block: Block, rule: Rule | None, *, ends: bool) -> None:
         """A new stream that `rule` wants (None: the app's second connection); `ends` when it has no body."""
-        connection = self._connection
-        exchange = Exchange(stream, head, block, rule, window=connection.to_client.initial_window)
+        state = self._state
+        exchange = Exchange(stream, head, block, rule, window=self._to_client.initial_window)
         exchange.to_app = rule is None
         exchange.request_ended = ends
-        exchange.room = connection.request_window
-        exchange.replay = connection.limits.replay
+        exchange.room = self._settings.request_window
+        exchange.replay = state.limits.replay
         exchange.charge(self.account)
-        streams = connection.streams
+        streams = state.streams
         streams.divert(exchange)
-        if len(streams.exchanges) > connection.limits.diverted_streams or connection.budget.free < 0:
+        if len(streams.exchanges) > state.limits.diverted_streams or self.account.budget.free < 0:
             self.reset(exchange, ErrorCode.REFUSED_STREAM)
             return
         if rule is not None:
@@ -92,9 +125,8 @@ class Diversion:
 
     def decline(self, stream: int, code: int, *, ends: bool) -> None:
         """A new stream of a mixed connection that nobody gets: reset, or answered when its head is too large."""
-        connection = self._connection
-        connection.streams.decline(stream)
-        to_client = connection.to_client
+        self._state.streams.decline(stream)
+        to_client = self._to_client
         if code != ErrorCode.NO_ERROR:
             to_client.control(rst_stream(stream, code))
             return
@@ -123,14 +155,14 @@ class Diversion:
 
     def _is_too_much(self, exchange: Exchange) -> bool:
         held = exchange.body_size + exchange.kept_size
-        return self.account.is_over and (held > self._connection.limits.small or self.account.budget.free < 0)
+        return self.account.is_over and (held > self._state.limits.small or self.account.budget.free < 0)
 
     def _pump_first(self, exchange: Exchange) -> None:
         """There is no room: reset the stream unless the link takes some of it right now."""
         exchange.forget_kept()
         if exchange.link is not None:
             exchange.link.pump()
-        if exchange.stream in self._connection.streams.exchanges and self._is_too_much(exchange):
+        if exchange.stream in self._state.streams.exchanges and self._is_too_much(exchange):
             self.reset(exchange, ErrorCode.ENHANCE_YOUR_CALM)
 
     def trailers(self, exchange: Exchange, block: Block, *, ends: bool) -> None:
@@ -160,7 +192,7 @@ class Diversion:
     def answered(self, exchange: Exchange) -> None:
         """Something of the response has come."""
         exchange.reckon()
-        self._connection.to_client.ready(exchange)
+        self._to_client.ready(exchange)
 
     def forwarded(self, exchange: Exchange, size: int) -> None:
         """So many bytes of the body have gone to the link: the client may send as many."""
@@ -170,7 +202,7 @@ class Diversion:
             size = exchange.owed(size)
             if size:
                 exchange.room += size
-                self._connection.to_client.control(window_update(exchange.stream, size))
+                self._to_client.control(window_update(exchange.stream, size))
 
     def peer_reset(self, exchange: Exchange, code: int) -> None:
         """The peer has reset the stream; a complete response is delivered first (RFC 9113 section 8.1)."""
@@ -184,13 +216,13 @@ class Diversion:
 
     def reset(self, exchange: Exchange, code: int) -> None:
         """Reset the stream on both sides."""
-        if exchange.stream in self._connection.streams.exchanges:
-            self._connection.to_client.control(rst_stream(exchange.stream, code))
+        if exchange.stream in self._state.streams.exchanges:
+            self._to_client.control(rst_stream(exchange.stream, code))
         self._finish(exchange, cancel=ErrorCode.CANCEL)
 
     def refused(self, exchange: Exchange, link: Link) -> None:
         """The link's peer has not processed the request: ask it again, on this or another link, or somebody else."""
-        if exchange.attempts < self._connection.limits.attempts:
+        if exchange.attempts < self._state.limits.attempts:
             self._pool_of(link).take_back(exchange)
         else:
             self._ask_another(exchange, from_app=link.is_app)
@@ -204,7 +236,7 @@ class Diversion:
         if exchange.response_started or exchange.to_app:
             self.reset(exchange, ErrorCode.INTERNAL_ERROR)
         else:
-            size = self._connection.limits.passed_list >> 10
+            size = self._state.limits.passed_list >> 10
             self._answer(exchange, f"the head of its handler's answer is larger than {size} KiB")
 
     def unable(self, exchange: Exchange) -> None:
@@ -220,13 +252,13 @@ class Diversion:
         """The links to whoever is to answer."""
         if exchange.to_app:
             if self._second is None:
-                self._second = Pool(lambda: self._open(Role.APP, None), self._connection.limits)
+                self._second = Pool(lambda: self._open(Role.APP, None), self._state.limits)
             return self._second
         rule = exchange.rule
         assert rule is not None  # noqa: S101 - without one it is the app's
         pool = self._handlers.get(rule.uid)
         if pool is None:
-            pool = self._handlers[rule.uid] = Pool(lambda: self._open(Role.HANDLER, rule), self._connection.limits)
+            pool = self._handlers[rule.uid] = Pool(lambda: self._open(Role.HANDLER, rule), self._state.limits)
         return pool
 
     def _pool_of(self, link: Link) -> Pool:
@@ -247,14 +279,14 @@ class Diversion:
         leg = Leg(role, rule)
         relay.legs.append(leg)
         relay.opening.append(leg)
-        link = Link(leg, self, self._memo, self._connection.limits, is_app=role is Role.APP)
+        link = Link(leg, self, self._memo, self._state.limits, is_app=role is Role.APP)
         self.links[leg] = link
         return link
 
     def _redirect(self, exchange: Exchange, link: Link) -> None:
         """A link let this exchange down."""
         if exchange.response_ended:
-            if exchange.stream in self._connection.streams.exchanges:
+            if exchange.stream in self._state.streams.exchanges:
                 self.peer_reset(exchange, ErrorCode.NO_ERROR)  # the answer is complete, the request is not
             else:
                 exchange.drop_body()
@@ -287,7 +319,7 @@ class Diversion:
         exchange.response_started = exchange.final = exchange.response_ended = True
         exchange.reset_after = ErrorCode.NO_ERROR
         exchange.reckon()
-        self._connection.to_client.ready(exchange)
+        self._to_client.ready(exchange)
 
     def link_over(self, link: Link, ending: Ending) -> None:
         """The link cannot be opened, was lost, or broke the protocol."""
@@ -320,13 +352,13 @@ class Diversion:
         for exchange in waiting:
             self._ask_another(exchange, from_app=from_app)
         if from_app:
-            self._connection.app_is_gone()
+            self._app.second_is_unreachable()
 
     # --- upkeep -----------------------------------------------------------------------------------------------------
 
     def pump(self) -> None:
         """Let links send, and take note of exchanges that were answered to the end."""
-        to_client = self._connection.to_client
+        to_client = self._to_client
         for pool in self._handlers.values():
             pool.pump()
         if self._second is not None:
@@ -374,11 +406,10 @@ class Diversion:
 
     def _finish(self, exchange: Exchange, *, cancel: int | None = None) -> None:
         """The client is done with the stream; `cancel` when the link is not to go on with it either."""
-        connection = self._connection
-        connection.streams.finish(exchange.stream)
+        self._state.streams.finish(exchange.stream)
         self.brake.forget(exchange)
-        connection.taps.cut(exchange.stream)
-        connection.to_client.forget(exchange)
+        self._taps.cut(exchange.stream)
+        self._to_client.forget(exchange)
         exchange.settle()
         link = exchange.link
         if cancel is not None:
@@ -392,7 +423,7 @@ class Diversion:
 
     def abandon(self) -> None:
         """The client is gone: nobody wants any answer."""
-        for exchange in [*self._connection.streams.exchanges.values()]:
+        for exchange in [*self._state.streams.exchanges.values()]:
             self._finish(exchange, cancel=ErrorCode.CANCEL)
         for link in [*self.links.values()]:
             self._part(link)

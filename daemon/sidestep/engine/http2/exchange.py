@@ -17,19 +17,40 @@ gives its peer. Who else can still answer the request:
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from sidestep.engine.relay import queue
 
 if TYPE_CHECKING:
     from sidestep.engine.http2.head import Head
-    from sidestep.engine.http2.link import Link
     from sidestep.engine.memory_budget import Account
+    from sidestep.engine.relay import Leg
     from sidestep.policy.route import Rule
     from sidestep.protocols.hpack import Block
 
 OBJECTS: Final = 3 * 1024
 """Bytes that an open exchange costs in objects, measured roughly, beyond its strings."""
+
+
+class ExchangeLink(Protocol):
+    """The connection that carries an exchange (`link.Link`), as its users see it."""
+
+    leg: Leg
+
+    def pump(self) -> None:
+        """Send what may be sent now."""
+
+    def wake(self, exchange: Exchange) -> None:
+        """Learn that the exchange has more to send."""
+
+    def cancel(self, exchange: Exchange, code: int) -> None:
+        """Reset the exchange's stream with this error code: nobody wants the answer any more."""
+
+    def passed_on(self, exchange: Exchange, size: int) -> None:
+        """Learn that `size` bytes of the response have gone to the client."""
+
+    def discarded(self, size: int) -> None:
+        """Learn that `size` bytes of DATA are not in memory any more."""
 
 
 class Exchange:
@@ -115,7 +136,7 @@ class Exchange:
         self.window = window
         """The client's window of this stream: what may be sent to it (bytes; SETTINGS can make it negative)."""
         # the other end
-        self.link: Link | None = None
+        self.link: ExchangeLink | None = None
         self.link_stream = 0
         self.link_window = 0
         """The link's peer's window of this stream: what may be sent to it."""

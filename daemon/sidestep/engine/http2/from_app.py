@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from sidestep.engine.http2.app_connection import AppConnection, AppEvent, AppState
 from sidestep.engine.http2.streams import APP_ENDED, BOTH_ENDED
 from sidestep.protocols.http2 import (
     ACK,
@@ -42,9 +43,13 @@ from sidestep.protocols.http2 import (
 )
 
 if TYPE_CHECKING:
-    from sidestep.engine.http2.connection import Connection
+    from sidestep.engine.http2.pending_settings import PendingSettings
+    from sidestep.engine.http2.state import ConnectionState
+    from sidestep.engine.http2.to_client import ToClient
+    from sidestep.engine.mirror.http2_copies import Http2Taps
 
 _unpack = HEADER.unpack_from
+_UNPROVEN: Final = AppState.UNPROVEN
 _LEAVING: Final = frozenset(
     (ErrorCode.NO_ERROR, ErrorCode.INTERNAL_ERROR, ErrorCode.CANCEL, ErrorCode.ENHANCE_YOUR_CALM)
 )
@@ -56,18 +61,28 @@ _BLOCKS: Final = frozenset((HEADERS, CONTINUATION, PUSH_PROMISE))
 class FromApp:
     """The reading end of the app's connection; `pending` is what was taken and not handed on yet."""
 
-    __slots__ = ("_block", "_connection", "_queued", "_rest", "is_http2", "pending")
+    __slots__ = ("_app", "_block", "_queued", "_rest", "_settings", "_state", "_taps", "_to_client", "pending")
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(
+        self,
+        state: ConnectionState,
+        *,
+        app: AppConnection,
+        settings: PendingSettings,
+        to_client: ToClient,
+        taps: Http2Taps,
+    ) -> None:
+        self._state = state
+        self._app = app
+        self._settings = settings
+        self._to_client = to_client
+        self._taps = taps
         self._rest = 0
         """Payload bytes still to come of a frame whose beginning was handed on."""
         self._queued = False
         """They go to the queue."""
         self._block = 0
         """The stream whose header block is being continued."""
-        self.is_http2 = False
-        """The app has begun with SETTINGS."""
         self.pending = b""
 
     def receive(self, data: bytes) -> None:  # noqa: C901 - hot path: one loop, no call per frame
@@ -86,12 +101,12 @@ class FromApp:
                 self._continue(data[:position], position)
                 start = position
             self._rest = 0
-        connection = self._connection
-        if not connection.mixed:
+        state = self._state
+        if not state.mixed:
             self.pending = data  # nothing is handed on before the loop is through
-        to_client = connection.to_client
+        to_client = self._to_client
         boundary = position
-        if not self.is_http2 and end >= HEADER_SIZE and (data[3] != SETTINGS or data[4] & ACK):
+        if self._app.state is _UNPROVEN and end >= HEADER_SIZE and (data[3] != SETTINGS or data[4] & ACK):
             raise Http2Error("h2-app-not-http2")
         while end - position >= HEADER_SIZE:
             high, low, kind, flags, stream = _unpack(data, position)
@@ -102,19 +117,19 @@ class FromApp:
             if (self._block or kind == CONTINUATION) and (kind != CONTINUATION or stream != self._block):
                 raise Http2Error("h2-continuation")
             if kind == DATA:
-                if connection.mixed and self._waits(length, stream):
+                if state.mixed and self._waits(length, stream):
                     to_client.leg.write(data[start:position])
                     start = self._enqueue(data, position, kind, flags, stream, length)
                 else:
                     to_client.window -= length
                 if flags & END_STREAM:
-                    connection.streams.ended(stream, APP_ENDED)
+                    state.streams.ended(stream, APP_ENDED)
             elif kind in _BLOCKS:
                 if self._block_waits(kind, flags, stream):
                     to_client.leg.write(data[start:position])
                     start = self._enqueue(data, position, kind, flags, stream, length)
                 if flags & END_STREAM and kind == HEADERS:
-                    connection.streams.ended(stream, APP_ENDED)
+                    state.streams.ended(stream, APP_ENDED)
             else:
                 taken = self._other(data, start, position, stop, kind, flags, stream)
                 if taken < 0:
@@ -125,56 +140,53 @@ class FromApp:
 
     def _hand_on(self, data: bytes, start: int, position: int, boundary: int) -> None:
         """Write what the loop passed over; keep what it could not read."""
-        connection = self._connection
+        state = self._state
         end = len(data)
         if position > end:
             self._rest = position - end
-            if connection.mixed and start <= boundary and not self._block and connection.to_client.wants_boundary:
+            if state.mixed and start <= boundary and not self._block and self._to_client.wants_boundary:
                 # A long download ends each chunk in the middle of a frame: use the last boundary before it.
-                connection.write_to_client(data[start:boundary], middle=False)
-                connection.to_client.pump()
+                self._to_client.pass_on(data[start:boundary], middle=False)
+                self._to_client.pump()
                 start = boundary
             self.pending = b""
-            connection.write_to_client(data[start:] if start else data, middle=not self._queued)
+            self._to_client.pass_on(data[start:] if start else data, middle=not self._queued)
             return
         self._queued = False
         self.pending = data[position:]
-        connection.write_to_client(
-            data if start == 0 and position == end else data[start:position], middle=self._inside
-        )
+        self._to_client.pass_on(data if start == 0 and position == end else data[start:position], middle=self._inside)
 
     @property
     def _inside(self) -> bool:
         """Whether the client has the beginning of a header block and not its end."""
-        return self._block != 0 and not self._connection.to_client.queue.is_open
+        return self._block != 0 and not self._to_client.queue.is_open
 
     def _continue(self, data: bytes, size: int) -> None:
         """Payload of the frame at hand, no more."""
         self._rest -= size
-        connection = self._connection
         if self._queued:
-            connection.to_client.queue.feed(data)
+            self._to_client.queue.feed(data)
             if not self._rest:
                 self._queued = False
         else:
-            connection.write_to_client(data, middle=self._rest > 0 or self._inside)
+            self._to_client.pass_on(data, middle=self._rest > 0 or self._inside)
 
     # --- the queue --------------------------------------------------------------------------------------------------
 
     def _waits(self, length: int, stream: int) -> bool:
-        to_client = self._connection.to_client
+        to_client = self._to_client
         if length > to_client.window or to_client.queue:
             return length > 0 or to_client.queue.takes(DATA, stream)
         return False
 
     def _block_waits(self, kind: int, flags: int, stream: int) -> bool:
         """Keep track of an open header block; tell whether this frame of it goes to the queue."""
-        to_client = self._connection.to_client
+        to_client = self._to_client
         begins = not self._block
         self._block = 0 if flags & END_HEADERS else stream
         if not begins:
             return to_client.queue.is_open
-        if stream in self._connection.streams.exchanges:
+        if stream in self._state.streams.exchanges:
             raise Http2Error("h2-app-stream")  # it has never seen this id
         if to_client.queue and to_client.queue.takes(kind, stream):
             return True
@@ -183,7 +195,7 @@ class FromApp:
 
     def _enqueue(self, data: bytes, position: int, kind: int, flags: int, stream: int, length: int) -> int:
         """Put a frame, or the part of it that is here, into the queue; the position after that part."""
-        queue = self._connection.to_client.queue
+        queue = self._to_client.queue
         queue.begin(kind, flags, stream, length)
         begin = position + HEADER_SIZE
         stop = begin + length
@@ -195,31 +207,31 @@ class FromApp:
 
     def _other(self, data: bytes, start: int, position: int, stop: int, kind: int, flags: int, stream: int) -> int:
         """A frame that is neither DATA nor part of a header block: where the bytes to hand on begin, -1 to wait."""
-        connection = self._connection
+        state = self._state
         payload = position + HEADER_SIZE
         if kind == SETTINGS:
             if flags & ACK:
-                if connection.to_client.queue:
-                    connection.to_client.leg.write(data[start:position])
+                if self._to_client.queue:
+                    self._to_client.leg.write(data[start:position])
                     return self._enqueue(data, position, kind, flags, stream, stop - payload)
-                connection.app_acknowledged()
+                self._to_client.app_acknowledged()
                 return start
-            if stop - payload > connection.limits.settings or stream:
+            if stop - payload > state.limits.settings or stream:
                 raise Http2Error("h2-settings", ErrorCode.FRAME_SIZE_ERROR)
             if stop > len(data):
                 return -1
             entries = read_settings(data[payload:stop])
-            if connection.mixed and (bounded := _bounded(entries, connection.limits.table)) != entries:
-                connection.to_client.leg.write(data[start:position] + settings_frame(bounded))
+            if state.mixed and (bounded := _bounded(entries, state.limits.table)) != entries:
+                self._to_client.leg.write(data[start:position] + settings_frame(bounded))
                 entries, start = bounded, stop
-            connection.app_settings(entries)
-            self.is_http2 = True
+            self._settings.app_sent(entries)
+            self._app.on(AppEvent.SETTINGS)
             return start
         if kind == RST_STREAM:
-            connection.streams.ended(stream, BOTH_ENDED)
-            connection.taps.cut(stream)
-            if connection.to_client.queue.takes(kind, stream):
-                connection.to_client.leg.write(data[start:position])
+            state.streams.ended(stream, BOTH_ENDED)
+            self._taps.cut(stream)
+            if self._to_client.queue.takes(kind, stream):
+                self._to_client.leg.write(data[start:position])
                 return self._enqueue(data, position, kind, flags, stream, stop - payload)
         elif kind == GOAWAY:
             if stop - payload < 8:
@@ -227,16 +239,16 @@ class FromApp:
             if len(data) < payload + 8:
                 return -1
             code = int.from_bytes(data[payload + 4 : payload + 8], "big")
-            if code in _LEAVING and connection.only_looks_idle:
-                connection.retire_app()
+            if code in _LEAVING and self._app.only_looks_idle:
+                self._app.retire()
                 return -1  # what follows is not read any more
             return self._goaway(data, start, position)
         return start
 
     def _goaway(self, data: bytes, start: int, position: int) -> int:
         """Rewrite the last stream id when streams are diverted (section 4 of the design)."""
-        connection = self._connection
-        streams = connection.streams
+        state = self._state
+        streams = state.streams
         payload = position + HEADER_SIZE
         last = int.from_bytes(data[payload : payload + 4], "big") & STREAM
         shown = max(last, streams.highest_diverted)
@@ -245,11 +257,11 @@ class FromApp:
         streams.goaway = shown
         if shown == last:
             return start
-        leg = connection.to_client.leg
+        leg = self._to_client.leg
         leg.write(data[start:position])
         for stream in [each for each in streams.relayed if last < each <= shown]:
             del streams.relayed[stream]
-            connection.taps.cut(stream)
+            self._taps.cut(stream)
             leg.write(rst_stream(stream, ErrorCode.REFUSED_STREAM))
         leg.write(data[position:payload])
         leg.write(shown.to_bytes(4, "big"))

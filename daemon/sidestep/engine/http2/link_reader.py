@@ -6,7 +6,7 @@ may exceed 16 KiB, the size that our SETTINGS leave at its default. Anything a s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from sidestep.protocols.hpack import INITIAL, ListTooLargeError, Memo, State
 from sidestep.protocols.http2 import (
@@ -37,11 +37,48 @@ from sidestep.protocols.http2 import (
 
 if TYPE_CHECKING:
     from sidestep.engine.http2.exchange import Exchange
-    from sidestep.engine.http2.link import Link
+    from sidestep.protocols.hpack import Block
 
 _unpack = HEADER.unpack_from
 _USEFUL: Final = frozenset((WINDOW_UPDATE, PING))
 """Frames that a long upload or a quiet connection brings; PINGs are bounded by the queue of their answers."""
+
+
+class FrameHandler(Protocol):
+    """Whoever acts on the frames (`link.Link`). Every method may raise Http2Error."""
+
+    settled: bool
+    """The peer's first SETTINGS have come."""
+
+    def find(self, stream: int) -> Exchange | None:
+        """The exchange of a stream; None when it is over."""
+
+    def write(self, data: bytes) -> None:
+        """Write a control frame."""
+
+    def on_data(self, exchange: Exchange | None, length: int, padding: int) -> None:
+        """Take a DATA frame with `length` bytes of payload, `padding` of them padding, off the windows."""
+
+    def on_piece(self, exchange: Exchange | None, piece: bytes, *, ends: bool) -> None:
+        """Take data of a response, possibly empty; `ends` with END_STREAM."""
+
+    def on_block(self, exchange: Exchange, block: Block, *, ends: bool) -> None:
+        """Take a header block of a response; `ends` with END_STREAM."""
+
+    def on_large_block(self, exchange: Exchange) -> None:
+        """Deal with a header block of a response that decodes to more than the limit."""
+
+    def on_settings(self, entries: tuple[tuple[int, int], ...]) -> None:
+        """Take SETTINGS."""
+
+    def on_window_update(self, stream: int, payload: bytes) -> None:
+        """Take a WINDOW_UPDATE."""
+
+    def on_reset(self, stream: int, code: int) -> None:
+        """Take a RST_STREAM."""
+
+    def on_goaway(self, payload: bytes) -> None:
+        """Take a GOAWAY."""
 
 
 class LinkReader:
@@ -65,7 +102,7 @@ class LinkReader:
         "_state",
     )
 
-    def __init__(self, link: Link, memo: Memo, limits: Http2Limits) -> None:
+    def __init__(self, link: FrameHandler, memo: Memo, limits: Http2Limits) -> None:
         self._link = link
         self._memo = memo
         self._limits = limits

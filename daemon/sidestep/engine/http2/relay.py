@@ -33,6 +33,7 @@ connection cannot be read any more.
 
 from __future__ import annotations
 
+from sidestep.engine.http2.app_connection import AppEvent, AppState
 from sidestep.engine.http2.connection import Connection
 from sidestep.engine.mirror.copies import Ledger
 from sidestep.engine.relay import HIGH_WATER, Ending, Leg, OnUnreadable, Relay, Role
@@ -109,7 +110,7 @@ class Http2Relay(Relay):
                     self._ask_for_app()
                 connection.from_client.receive(data)
             elif leg is self.app:
-                connection.from_client.idle = 0
+                connection.from_client.idle.level = 0
                 connection.from_app.receive(data)
                 if connection.from_client.waits:
                     connection.from_client.resume()
@@ -117,10 +118,10 @@ class Http2Relay(Relay):
                 self._receive_from_link(leg, data)
         except PeerError as error:
             self._fail(error)
-        if connection.mixed:
+        if connection.state.mixed:
             self._settle()
         else:
-            self.drain = len(connection.streams.relayed) > 1
+            self.drain = len(connection.state.streams.relayed) > 1
 
     def receive_eof(self, leg: Leg, now: float) -> None:
         """Take the end of a leg's bytes."""
@@ -190,7 +191,7 @@ class Http2Relay(Relay):
         """A tick. The engine has no clock: a deadline of 0 is due at once and only begins the first one."""
         connection = self._connection
         if self.deadline:
-            connection.from_client.tick()
+            connection.from_client.idle.tick()
             connection.diversion.tick()
         self.deadline = now + TICK if self._wants_time else None
         self._settle()
@@ -199,16 +200,16 @@ class Http2Relay(Relay):
     def _wants_time(self) -> bool:
         """Whether something of a mixed connection ends with time."""
         connection = self._connection
-        if not connection.mixed or self.done:
+        if not connection.state.mixed or self.done:
             return False
-        return connection.from_client.wants_time or connection.diversion.wants_time
+        return connection.from_client.idle.wants_time or connection.diversion.wants_time
 
     def drained(self, leg: Leg, now: float) -> None:
         """Learn that `leg.out` was written after it had been congested."""
         self.now = now
         if leg.role is Role.TAP:
             self._connection.taps.drained(leg)
-        elif self._connection.mixed and leg not in (self.client, self.app):
+        elif self._connection.state.mixed and leg not in (self.client, self.app):
             self._settle()
 
     def reads(self, leg: Leg) -> bool:
@@ -219,21 +220,24 @@ class Http2Relay(Relay):
             return self._other(leg).queued <= HIGH_WATER
         if leg is self.client:
             connection = self._connection
-            waits = connection.from_client.waits or connection.app_owes or bool(connection.diversion.brake)
+            waits = connection.from_client.waits or connection.settings.app_owes or bool(connection.diversion.brake)
             owed = leg.queued + connection.to_client.waiting
             return not waits and self.app.queued <= HIGH_WATER and owed <= CONTROL_SLACK * HIGH_WATER
         if self.client.queued > HIGH_WATER:
             return False
         if leg is self.app:
             connection = self._connection
-            return connection.to_client.queue.size <= connection.limits.app_queue and not connection.client_owes
+            return (
+                connection.to_client.queue.size <= connection.state.limits.app_queue
+                and not connection.settings.client_owes
+            )
         return leg.queued <= HIGH_WATER and self._connection.diversion.reads(leg)
 
     def take_leave(self) -> None:
         """End an idle connection from our side: the client learns which requests nobody has seen, to ask them anew."""
         connection = self._connection
-        if connection.from_app.is_http2 and (connection.retired or not connection.app_over):
-            connection.to_client.control(goaway(connection.streams.highest, ErrorCode.NO_ERROR))
+        if connection.app.state in (AppState.OPEN, AppState.RETIRED):
+            connection.to_client.control(goaway(connection.state.streams.highest, ErrorCode.NO_ERROR))
         super().take_leave()
 
     def farewell(self) -> None:
@@ -243,13 +247,13 @@ class Http2Relay(Relay):
     @property
     def idle(self) -> bool:
         """Whether no stream is open."""
-        streams = self._connection.streams
+        streams = self._connection.state.streams
         return self.wired is None and not streams.relayed and not streams.exchanges
 
     @property
     def left(self) -> bool:
         """Whether the connection is idle and the app, whose timeouts end idle ones, has no part in it."""
-        return self._connection.retired and self.idle
+        return self._connection.app.state is AppState.RETIRED and self.idle
 
     # --- endings ----------------------------------------------------------------------------------------------------
 
@@ -263,7 +267,7 @@ class Http2Relay(Relay):
         connection = self._connection
         if self.done or self.wired is not None:
             return
-        if connection.mixed:
+        if connection.state.mixed:
             try:
                 connection.diversion.pump()
             except PeerError as error:
@@ -271,18 +275,20 @@ class Http2Relay(Relay):
                 return
             if self.deadline is None and self._wants_time:
                 self.deadline = 0.0
-        streams = connection.streams
+        streams = connection.state.streams
         self.drain = len(streams.relayed) + len(streams.exchanges) > 1
         if self._client_ended and not connection.from_client.waits:
             self._finish_app()
-        if not connection.app_over or (connection.retired and (streams.exchanges or not self._client_ended)):
+        app = connection.app
+        is_retired = app.state is AppState.RETIRED
+        if not app.has_ended or (is_retired and (streams.exchanges or not self._client_ended)):
             return
         if streams.exchanges and not self._client_ended and not self.client.ending:
             return
         if connection.to_client.queue and not self._client_ended:
             return
         connection.diversion.abandon()
-        if connection.mixed:
+        if connection.state.mixed:
             self.client.end(Ending.CLOSE)
             self.app.end(Ending.CLOSE)
             self.done = True
@@ -294,27 +300,27 @@ class Http2Relay(Relay):
         """The client has finished sending: so do we."""
         connection = self._connection
         if not self.app.ending:
-            if not connection.mixed:
-                connection.to_app(connection.from_client.pending)
+            if not connection.state.mixed:
+                connection.to_app.write(connection.from_client.pending)
             self.app.end(Ending.FINISH)
 
     def _app_over(self, ending: Ending) -> None:
         """The app has finished sending (FINISH) or is lost (ABORT)."""
         connection = self._connection
-        if connection.app_over:
+        if connection.app.has_ended:
             return
-        if connection.only_looks_idle:
+        if connection.app.only_looks_idle:
             self._retire_app()
             return
-        connection.app_over = True
+        connection.app.on(AppEvent.ENDED)
         to_client = connection.to_client
-        if not connection.mixed:
-            connection.write_to_client(connection.from_app.pending, middle=False)
+        if not connection.state.mixed:
+            connection.to_client.pass_on(connection.from_app.pending, middle=False)
         if connection.from_client.waits and ending is Ending.FINISH:
             self._wire("h2-app-not-http2")
             self._wire_eof(self.app)
             return
-        streams = connection.streams
+        streams = connection.state.streams
         if streams.exchanges and not to_client.middle:
             # The diverted streams go on; the client learns that all others are over, and opens no new ones.
             last = max(streams.highest_diverted, 0)
@@ -326,7 +332,7 @@ class Http2Relay(Relay):
                 streams.goaway = last
                 to_client.control(goaway(last, ErrorCode.NO_ERROR))
             return
-        if connection.mixed and not streams.relayed and not to_client.middle:
+        if connection.state.mixed and not streams.relayed and not to_client.middle:
             # What the client is sending now has been seen by nobody: tell it so.
             if streams.goaway is None:
                 to_client.control(goaway(streams.highest, ErrorCode.NO_ERROR))
@@ -339,7 +345,7 @@ class Http2Relay(Relay):
     def _retire_app(self) -> None:
         """The app has ended a connection that only looks idle: the client is not told."""
         try:
-            self._connection.retire_app()
+            self._connection.app.retire()
         except PeerError as error:
             self._fail(error)
 
@@ -367,14 +373,14 @@ class Http2Relay(Relay):
         """Something cannot be read with certainty."""
         connection = self._connection
         self.anomaly = error.label if isinstance(error, Http2Error) else "h2-hpack"
-        if not connection.mixed:
+        if not connection.state.mixed:
             self._wire(self.anomaly)
             return
         if connection.to_client.middle:
             self.client.end(Ending.ABORT)
         else:
             code = error.code or ErrorCode.PROTOCOL_ERROR
-            connection.to_client.control(goaway(connection.streams.highest, code, self.anomaly.encode()))
+            connection.to_client.control(goaway(connection.state.streams.highest, code, self.anomaly.encode()))
             self.client.end(Ending.CLOSE)
         connection.diversion.abandon()
         self.app.end(Ending.CLOSE)
@@ -392,8 +398,8 @@ class Http2Relay(Relay):
             return
         self.drain = False
         connection.taps.cut_all()
-        connection.to_app(connection.from_client.pending)
-        connection.write_to_client(connection.from_app.pending, middle=False)
+        connection.to_app.write(connection.from_client.pending)
+        connection.to_client.pass_on(connection.from_app.pending, middle=False)
         self.wired = (self.client, self.app)
         if self._client_ended:
             self._wire_eof(self.client)

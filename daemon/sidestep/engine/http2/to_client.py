@@ -42,9 +42,9 @@ from sidestep.protocols.http2 import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sidestep.engine.http2.exchange import Exchange
+    from sidestep.engine.http2.pending_settings import Entries, PendingSettings
+    from sidestep.engine.http2.state import ConnectionState
     from sidestep.engine.relay import Leg
 
 NOTHING: Final = -1
@@ -54,10 +54,11 @@ class ToClient:
     """The writing end towards the client."""
 
     __slots__ = (
-        "_acknowledged",
         "_initial",
         "_owed",
         "_ready",
+        "_settings",
+        "_state",
         "_table",
         "_waiting",
         "answered",
@@ -70,10 +71,10 @@ class ToClient:
         "window",
     )
 
-    def __init__(self, leg: Leg, acknowledged: Callable[[], None]) -> None:
-        """`acknowledged` is called when an ACK of the app that had to wait has been written; it calls `apply`."""
+    def __init__(self, leg: Leg, state: ConnectionState, settings: PendingSettings) -> None:
         self.leg = leg
-        self._acknowledged = acknowledged
+        self._state = state
+        self._settings = settings
         self.window = WINDOW
         self.debt = 0
         self.injected = False
@@ -97,13 +98,17 @@ class ToClient:
         """The client's window of a new stream."""
         return self._initial
 
-    def apply(self, entries: tuple[tuple[int, int], ...], exchanges: dict[int, Exchange]) -> None:
-        """The app has acknowledged SETTINGS of the client: they hold for us too. Raises Http2Error on an overflow."""
+    def app_acknowledged(self) -> None:
+        """Apply the client's oldest SETTINGS, whose ACK passes. Raises Http2Error on a window overflow."""
+        self.apply(self._settings.acknowledged_by_app())
+
+    def apply(self, entries: Entries) -> None:
+        """Let SETTINGS of the client bind what is written here. Raises Http2Error on a window overflow."""
         for key, value in entries:
             if key == Setting.INITIAL_WINDOW_SIZE:
                 change = value - self._initial
                 self._initial = value
-                for exchange in exchanges.values():
+                for exchange in self._state.streams.exchanges.values():
                     self._widen(exchange, change)
             elif key == Setting.HEADER_TABLE_SIZE:
                 if value < self._table:
@@ -133,6 +138,12 @@ class ToClient:
             self._ready[exchange] = None
 
     # --- writing ----------------------------------------------------------------------------------------------------
+
+    def pass_on(self, data: bytes, *, middle: bool) -> None:
+        """Write bytes of the app; `middle` when they end inside a frame or a header block."""
+        if data:
+            self.leg.write(data)
+        self.middle = middle
 
     def control(self, data: bytes) -> None:
         """Write a control frame at the next boundary."""
@@ -183,7 +194,7 @@ class ToClient:
                 self._owed = NOTHING
             if not queue.passed_ack:
                 break
-            self._acknowledged()
+            self.app_acknowledged()
 
     def _inject(self, exchange: Exchange) -> bool:
         """Write one frame of a response; False when there is nothing that may be written now.

@@ -47,6 +47,7 @@ class TapStream(Exchange):
     __slots__ = ("queued_head",)
 
     rule: Rule
+    link: Link | None
 
     def __init__(self, stream: int, head: Head, block: Block, rule: Rule) -> None:
         super().__init__(stream, head, block, rule, window=0)

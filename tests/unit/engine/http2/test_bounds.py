@@ -125,7 +125,6 @@ def test_a_flood_of_continuations_is_an_attack() -> None:
 def test_large_heads_in_the_making_count() -> None:
     ledger = Ledger(budget=Budget(100_000))
     talk = Talk()
-    talk.relay._connection.budget = ledger.budget
     talk.relay._connection.diversion.account = Account(ledger.budget)
     talk.divert(1)
     talk.send(frame(HEADERS, 0, 3, b"\x00\x01x\x7f" + b"l" * 10_000) + frame(CONTINUATION, 0, 3, PIECE) * 13)
@@ -452,7 +451,7 @@ def test_windows_of_the_app_hold_as_the_client_learns_of_them() -> None:
     talk.send(frame(DATA, 0, 5, b"x" * 501))
     assert talk.client.of(RST_STREAM, 5) == [(0, b"\0\0\0\x03")]
     talk.from_handler(window_update(1, 1 << 20))
-    assert talk.relay._connection.streams.exchanges[1].room == 500
+    assert talk.relay._connection.state.streams.exchanges[1].room == 500
 
 
 def test_memory_of_all_connections_is_bounded_and_no_one_takes_all_of_it() -> None:

@@ -133,7 +133,7 @@ class Scene:
     def check(self) -> None:
         connection = self.shell.relay._connection
         total = 0
-        for exchange in connection.streams.exchanges.values():
+        for exchange in connection.state.streams.exchanges.values():
             assert exchange.body_size == sum(map(len, exchange.body))
             assert exchange.kept_size == sum(map(len, exchange.kept)) <= self.limits.replay
             size = sum(len(item) for item in exchange.response if isinstance(item, bytes))
@@ -200,9 +200,9 @@ class Scene:
             assert answer.trailers == plan.response.trailers
             assert answer.ended
             assert answer.reset is None
-        assert not relay._connection.streams.exchanges
+        assert not relay._connection.state.streams.exchanges
         assert not relay._connection.budget.held
-        assert relay.idle, relay._connection.streams.relayed
+        assert relay.idle, relay._connection.state.streams.relayed
 
 
 quick = settings(

@@ -123,14 +123,14 @@ class Chaos:
     def measure(self) -> None:
         connection = self.relay._connection
         held = 0
-        for exchange in connection.streams.exchanges.values():
+        for exchange in connection.state.streams.exchanges.values():
             assert exchange.kept_size <= LIMITS.replay
             held += exchange.body_size + exchange.kept_size + exchange.response_size
             assert exchange.response_size <= LIMITS.stream_window
         assert len(connection.from_client.pending) < BOUND
         assert len(connection.from_app.pending) < BOUND
         assert connection.to_client.waiting < BOUND
-        assert connection.memo.size <= LIMITS.memo
+        assert connection.decoder.memo.size <= LIMITS.memo
         assert connection.to_client.debt >= 0
         assert held <= self.budget.held <= BUDGET + LARGEST
         assert self.budget.held == connection.diversion.account.held

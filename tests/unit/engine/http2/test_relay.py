@@ -785,7 +785,7 @@ def test_an_ack_does_not_overtake_data_sent_under_the_old_settings() -> None:
     talk.from_app(talk.respond(3, ends=False) + frame(DATA, 0, 3, b"x" * 300))
     talk.send(settings({Setting.INITIAL_WINDOW_SIZE: 0, Setting.HEADER_TABLE_SIZE: 0}))
     talk.from_app(SETTINGS_ACK + header_frames(5, b"\x20\x88", end_stream=True))
-    exchange = talk.relay._connection.streams.exchanges[7]
+    exchange = talk.relay._connection.state.streams.exchanges[7]
     window = exchange.window
     assert not talk.client.of(SETTINGS)
     assert not talk.client.of(HEADERS, 5)
@@ -925,7 +925,7 @@ def test_a_body_in_tiny_pieces_is_kept_in_few_objects() -> None:
     relay = talk.relay
     body = bytes(range(250)) * 400
     relay.receive(relay.client, b"".join(frame(DATA, 0, 1, body[at : at + 2]) for at in range(0, len(body), 2)), 0.0)
-    exchange = relay._connection.streams.exchanges[1]
+    exchange = relay._connection.state.streams.exchanges[1]
     assert b"".join(exchange.body) == body
     assert len(exchange.body) < 100
     talk.from_handler(window_update(1, len(body)))

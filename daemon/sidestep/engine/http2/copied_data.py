@@ -1,0 +1,56 @@
+"""DATA that goes to the app and is copied for wiretaps on its way.
+
+The relay hands the bytes on unchanged; this only finds out which of them are data and which padding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sidestep.protocols.http2 import END_STREAM, HEADER_SIZE, PADDED
+
+if TYPE_CHECKING:
+    from sidestep.engine.mirror.http2_copies import Http2Taps
+
+
+class CopiedData:
+    """The DATA frame at hand. `stream` is its stream, 0 when there is no such frame."""
+
+    __slots__ = ("_data", "_ends", "_taps", "stream")
+
+    def __init__(self, taps: Http2Taps) -> None:
+        self._taps = taps
+        self.stream = 0
+        self._data = 0
+        """Bytes of data still to come; padding follows."""
+        self._ends = False
+
+    def begin(self, data: bytes, position: int, stop: int, flags: int, stream: int) -> bool:
+        """Copy what is here of a frame; False when the length of its padding has not come yet.
+
+        A frame whose padding is longer than its payload ends the copy: the app answers it with an error.
+        """
+        payload = position + HEADER_SIZE
+        padding = 0
+        if flags & PADDED:
+            if stop > payload == len(data):
+                return False
+            padding = 1 + data[payload] if stop > payload else 1
+        if padding > stop - payload:
+            self._taps.cut(stream)
+            return True
+        self.stream = stream
+        self._data = stop - payload - padding
+        self._ends = flags & END_STREAM != 0
+        self.feed(data[payload + (padding > 0) : stop], whole=stop <= len(data))
+        return True
+
+    def feed(self, data: bytes, *, whole: bool) -> None:
+        """Copy payload of that frame, what exceeds its data being padding; `whole` when the frame ends here."""
+        stream = self.stream
+        size = min(len(data), self._data)
+        self._data -= size
+        if whole:
+            self.stream = 0
+        if stream in self._taps.streams:
+            self._taps.body(stream, data[:size], ends=whole and self._ends)

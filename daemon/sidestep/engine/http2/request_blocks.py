@@ -1,0 +1,276 @@
+"""Header blocks of the client: read whole, decoded, and sent to whoever gets the request.
+
+A block is decoded in the context of the client's encoder before its request goes anywhere. What happens to it:
+
+    new stream                  diverted if a rule wants it; otherwise the app's, unless the app's connection is retired
+                                (then the app's second one) or too many streams are open (REFUSED_STREAM)
+    open diverted stream        trailers of its request
+    diverted stream that ended  dropped
+    any other                   trailers for the app, or what the app will refuse
+    a list over `passed_list`   nobody's: 431 (RFC 6585) for a request, a reset for trailers
+
+On a transparent connection a block for the app passes as the bytes that came; on a mixed one `ToApp` encodes it anew.
+
+The first request that a rule wants waits until the app has proved that it speaks HTTP/2: up to then the connection can
+still become a wire.
+
+Bounds: `header_block` (transparent) or `passed_block` (mixed) bytes and `continuations` frames for one block. What a
+block that has not come whole holds above `header_block` is charged to the connection's account.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sidestep.engine.http2.app_connection import AppConnection, AppState
+from sidestep.engine.http2.head import head_of
+from sidestep.engine.http2.streams import BOTH_ENDED, CLIENT_ENDED
+from sidestep.protocols.hpack import ListTooLargeError
+from sidestep.protocols.http2 import (
+    CONTINUATION,
+    END_HEADERS,
+    END_STREAM,
+    HEADER,
+    HEADER_SIZE,
+    PADDED,
+    STREAM,
+    WITH_PRIORITY,
+    ErrorCode,
+    Http2Error,
+    rst_stream,
+    split_headers,
+)
+
+if TYPE_CHECKING:
+    from sidestep.engine.http2.diversion import Diversion
+    from sidestep.engine.http2.head import Head
+    from sidestep.engine.http2.pending_settings import PendingSettings
+    from sidestep.engine.http2.rate import Rate
+    from sidestep.engine.http2.request_decoder import RequestDecoder
+    from sidestep.engine.http2.state import ConnectionState
+    from sidestep.engine.http2.to_app import ToApp
+    from sidestep.engine.http2.to_client import ToClient
+    from sidestep.engine.mirror.http2_copies import Http2Taps
+    from sidestep.policy.route import Rule, SteeredPort
+    from sidestep.protocols.hpack import Block
+
+_unpack = HEADER.unpack_from
+_FRAGMENTED: Final = PADDED | WITH_PRIORITY
+_RETIRED: Final = AppState.RETIRED
+UNTIL_APP: Final = 1 << 62
+"""Stands for the bytes that are missing while a block waits for the app's first frame."""
+
+
+class RequestBlocks:
+    """See the module. `stop` is where the block that `receive` was given last ends."""
+
+    __slots__ = (
+        "_app",
+        "_decoder",
+        "_diversion",
+        "_idle",
+        "_port",
+        "_settings",
+        "_state",
+        "_taps",
+        "_to_app",
+        "_to_client",
+        "charged",
+        "stop",
+    )
+
+    def __init__(
+        self,
+        port: SteeredPort,
+        state: ConnectionState,
+        decoder: RequestDecoder,
+        idle: Rate,
+        *,
+        app: AppConnection,
+        settings: PendingSettings,
+        diversion: Diversion,
+        to_app: ToApp,
+        to_client: ToClient,
+        taps: Http2Taps,
+    ) -> None:
+        self._port = port
+        self._state = state
+        self._decoder = decoder
+        self._idle = idle
+        self._app = app
+        self._settings = settings
+        self._diversion = diversion
+        self._to_app = to_app
+        self._to_client = to_client
+        self._taps = taps
+        self.charged = 0
+        """Bytes of a large block in the making that the connection's account holds."""
+        self.stop = 0
+
+    def receive(self, data: bytes, start: int, position: int, stop: int, flags: int, stream: int) -> int:
+        """Take the block that begins at `position`; bytes from `start` on have not been handed on yet.
+
+        Returns where the bytes to hand on begin, or minus the number of bytes from `position` on that are needed.
+        Raises Http2Error, HpackError.
+        """
+        state = self._state
+        if stop > len(data) or not flags & END_HEADERS or stop - position > state.limits.header_block:
+            stop = self._measure(data, position)
+            if stop < 0:
+                return stop
+        self.stop = stop
+        priority, fragment = b"", data[position + HEADER_SIZE : stop]
+        if flags & _FRAGMENTED or not flags & END_HEADERS:
+            priority, fragment = _join(data, position, stop)
+        ends = flags & END_STREAM != 0
+        try:
+            block = self._decoder.decode(fragment)
+        except ListTooLargeError as error:
+            self._too_large(data[start:position], error, stream, ends=ends)
+            return stop
+        streams = state.streams
+        if stream > streams.highest and stream & 1:
+            head = head_of(block)
+            decision = head.decide(self._port.route)
+            if decision.intercept is not None and self._may_divert(stream):
+                if self._app.state is AppState.UNPROVEN:
+                    return -UNTIL_APP
+                self._withhold(data[start:position], block)
+                self._divert(stream, head, block, decision.intercept, decision.taps, ends=ends)
+                return stop
+            if self._app.state is _RETIRED or len(streams.relayed) >= state.limits.open_streams:
+                self._not_relayed(data[start:position], stream, head, block, decision.taps, ends=ends)
+                return stop
+            streams.highest = stream
+            streams.relayed[stream] = ends * CLIENT_ENDED
+            if decision.taps:
+                self._taps.begin(stream, head, block, decision.taps, ends=ends)
+        else:
+            self._taps.trailers(stream, block, ends=ends)
+            if state.mixed and (stream in streams.exchanges or streams.is_gone(stream)):
+                self._withhold(data[start:position], block)
+                exchange = streams.exchanges.get(stream)
+                if exchange is not None:
+                    self._diversion.trailers(exchange, block, ends=ends)
+                return stop
+            if ends:
+                streams.ended(stream, CLIENT_ENDED)
+        self._decoder.state = block.state
+        self._idle.level = 0
+        if not state.mixed:
+            return start
+        self._to_app.write(data[start:position])
+        self._to_app.write_block(stream, block, ends=ends, priority=priority)
+        return stop
+
+    def _may_divert(self, stream: int) -> bool:
+        """Whether a response to this new stream can still be written to the client.
+
+        Raises Http2Error when the client's HPACK table may be larger than we follow.
+        """
+        if not self._settings.table_followed and not self._state.mixed:
+            raise Http2Error("h2-table")
+        last = self._state.streams.goaway
+        is_over = self._app.state is AppState.OVER
+        return not self._to_client.leg.ending and not is_over and (last is None or stream <= last)
+
+    # --- a block that the app does not get --------------------------------------------------------------------------
+
+    def _withhold(self, before: bytes, block: Block) -> None:
+        """Hand on what is before the block, and remember what the app is owed for it."""
+        self._state.mixed = True
+        self._to_app.write(before)
+        self._to_app.withhold(block.updates)
+        self._decoder.state = block.state
+        self._idle.level = 0
+
+    def _divert(
+        self, stream: int, head: Head, block: Block, rule: Rule | None, taps: tuple[Rule, ...], *, ends: bool
+    ) -> None:
+        """Divert a new stream to the handler of `rule`, or to the app's second connection if that is None."""
+        self._state.streams.highest = stream
+        if taps:
+            self._taps.begin(stream, head, block, taps, ends=ends)
+        self._diversion.divert(stream, head, block, rule, ends=ends)
+
+    def _not_relayed(
+        self, before: bytes, stream: int, head: Head, block: Block, taps: tuple[Rule, ...], *, ends: bool
+    ) -> None:
+        """Deal with a new stream for an app whose connection is retired, or with one too many to be followed."""
+        if not self._state.mixed:
+            raise Http2Error("h2-streams", ErrorCode.ENHANCE_YOUR_CALM)
+        self._withhold(before, block)
+        if self._app.state is _RETIRED:
+            self._divert(stream, head, block, None, taps, ends=ends)
+        else:
+            self._diversion.decline(stream, ErrorCode.REFUSED_STREAM, ends=True)
+
+    def _too_large(self, before: bytes, error: ListTooLargeError, stream: int, *, ends: bool) -> None:
+        """Deal with a list that nobody gets; `before` goes to the app. Raises `error` on a transparent connection."""
+        state = self._state
+        if not state.mixed:
+            raise error
+        streams = state.streams
+        self._to_app.write(before)
+        self._to_app.withhold(error.updates)
+        self._decoder.state = error.state
+        if stream > streams.highest and stream & 1:
+            self._diversion.decline(stream, ErrorCode.NO_ERROR, ends=ends)
+        elif stream in streams.exchanges:
+            self._diversion.reset(streams.exchanges[stream], ErrorCode.ENHANCE_YOUR_CALM)
+        elif stream in streams.relayed:
+            self._taps.cut(stream)
+            self._to_app.write(rst_stream(stream, ErrorCode.CANCEL))
+            self._to_client.control(rst_stream(stream, ErrorCode.ENHANCE_YOUR_CALM))
+            streams.ended(stream, BOTH_ENDED)
+
+    # --- a block that has not come whole ----------------------------------------------------------------------------
+
+    def _measure(self, data: bytes, position: int) -> int:
+        """The end of a block with its CONTINUATIONs, or minus the number of bytes needed. Raises Http2Error."""
+        limits = self._state.limits
+        most = limits.passed_block if self._state.mixed else limits.header_block
+        high, low, _, flags, stream = _unpack(data, position)
+        stop: int = position + HEADER_SIZE + (high << 8 | low)
+        count = 0
+        while True:
+            if stop - position > most or count > limits.continuations:
+                raise Http2Error("h2-header-size", ErrorCode.ENHANCE_YOUR_CALM)
+            if flags & END_HEADERS:
+                break
+            if len(data) - stop < HEADER_SIZE:
+                return self._missing(stop + HEADER_SIZE - position)
+            high, low, kind, flags, other = _unpack(data, stop)
+            if kind != CONTINUATION or (other ^ stream) & STREAM:
+                raise Http2Error("h2-continuation")
+            stop += HEADER_SIZE + (high << 8 | low)
+            count += 1
+        return self._missing(stop - position) if stop > len(data) else stop
+
+    def _missing(self, need: int) -> int:
+        self.charge(need)
+        return -need
+
+    def charge(self, need: int) -> None:
+        """Account for a block of `need` bytes that has not come whole. Raises Http2Error when there is no room."""
+        account = self._diversion.account
+        charged = max(0, need - self._state.limits.header_block)
+        account.change(charged - self.charged)
+        self.charged = charged
+        if charged and account.budget.free < 0:
+            raise Http2Error("h2-header-size", ErrorCode.ENHANCE_YOUR_CALM)
+
+
+def _join(data: bytes, position: int, stop: int) -> tuple[bytes, bytes]:
+    """(priority, block) of a header block that is padded, prioritised or continued. Raises Http2Error."""
+    high, low, _, flags, _ = _unpack(data, position)
+    position += HEADER_SIZE
+    end = position + (high << 8 | low)
+    priority, fragment = split_headers(data[position:end], flags)
+    fragments = [fragment]
+    while end < stop:
+        high, low, _, _, _ = _unpack(data, end)
+        position = end + HEADER_SIZE
+        end = position + (high << 8 | low)
+        fragments.append(data[position:end])
+    return priority, b"".join(fragments)
