@@ -1,9 +1,11 @@
-"""Names for dials to the app: the daemon is told, between bind and connect, on behalf of which client a dial is made.
+"""Names connections to the app after their clients, so that the app sees the client's address.
 
-A dial waits for the daemon's acknowledgement, or for `NAME_TIMEOUT`; without a name the app sees the proxy's address.
-While the daemon is silent (`daemon_breaker`) nothing is named and no dial waits.
-`Endpoints.names` lists what a client's connection has named; every name is taken back, at the latest when the client's
-connection is over.
+Between bind and connect the daemon is told (`NameClient`) for which client a dial is made. The dial waits for the
+acknowledgement, at most NAME_TIMEOUT; without one the app sees the proxy's address. While the daemon is silent
+(`daemon_breaker`) nothing is named, and no dial waits.
+
+Invariant: `Endpoints.names` lists the names that a client's connection has. Each is taken back (`ForgetClient`) before
+its socket is closed, at the latest when the client's connection is over.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ from sidestep.proxy.control.pending_calls import PendingCalls
 from sidestep.proxy.io.loop import Loop
 
 NAME_TIMEOUT: Final = 1.0
-"""Seconds to wait until the app can be told a client's address; then it sees ours."""
+"""Seconds to wait for the name of a dial; then it goes on without."""
 
 
 class ClientNaming:
-    """The names that are being given."""
+    """The dials that wait for their names."""
 
     def __init__(self, loop: Loop, link: DaemonLink) -> None:
         self._link = link
@@ -34,7 +36,7 @@ class ClientNaming:
 
     @property
     def is_possible(self) -> bool:
-        """Whether asking for a name makes sense now."""
+        """Whether the daemon can be asked for a name now."""
         return not self._link.breaker.is_silent
 
     def name(
@@ -43,16 +45,16 @@ class ClientNaming:
         """Name the dial from (peer, peer_port), then call `ready(named)`; returns a function that cancels."""
         seq = self._link.next_seq()
         client = (endpoints.client, endpoints.client_port)
-        if self._calls.ask(seq, messages.NameClient(seq, endpoints.port, peer, peer_port, *client), ready):
+        if self._calls.call(seq, messages.NameClient(seq, endpoints.port, peer, peer_port, *client), ready):
             endpoints.names.append((peer, peer_port))
-        return partial(self._calls.drop, seq)
+        return partial(self._calls.cancel, seq)
 
     def acknowledged(self, ack: messages.Ack) -> None:
-        """The daemon has written a name, or could not."""
+        """The daemon has named a dial, or (with an error) could not."""
         self._named(ack.seq, given=not ack.error)
 
     def _named(self, seq: int, *, given: bool) -> None:
-        ready = self._calls.take(seq)
+        ready = self._calls.finish(seq)
         if ready is not None:
             ready(given)
 
@@ -61,7 +63,7 @@ class ClientNaming:
         try:
             name = app.getsockname()[:2]
         except OSError:
-            return  # `gone` sees to it
+            return  # `gone` takes it back
         if name in endpoints.names:
             endpoints.names.remove(name)
             self._forget(endpoints, name)

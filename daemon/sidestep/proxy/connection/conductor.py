@@ -214,7 +214,7 @@ class Conductor:
                 to.write(data)
             if (len(data) < stream.full and not relay.drain) or monotonic() > end:
                 return
-        stream.widen()
+        stream.grow()
 
     def _read_last(self, io: ConnectionLeg) -> None:
         """Read what arrived before a reset: a server that refuses an upload answers, and closes without reading it."""

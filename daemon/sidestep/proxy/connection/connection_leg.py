@@ -90,10 +90,10 @@ class ConnectionLeg(LegIO):
             owner.host.left(owner.endpoints, self.stream.sock)
         self.close(orderly=orderly)
 
-    def dear(self) -> None:
+    def slow(self) -> None:
         """Read less at a time: the last event took long, and other connections wait for their turn."""
         if self.stream is not None:
-            self.stream.narrow()
+            self.stream.shrink()
 
     def abandon(self) -> None:
         """End the connection: a callback of this leg raised."""

@@ -1,9 +1,8 @@
-"""Connections to handlers: asked of the daemon by `Open`, answered by `Opened` (one end of a socketpair) or `Refused`.
+"""Streams to handlers: a call `Open` to the daemon, answered by `Opened` (one end of a socketpair) or `Refused`.
 
-Every question is answered exactly once: by the daemon, by a deadline, or at once when nobody can be asked. That is so
-without a daemon and while it is silent: the first question that it does not even acknowledge (`daemon_breaker`) is a
-refusal after that deadline, for all that wait, and the next ones are refused unasked until it answers again. A stream
-that arrives after its asker gave up is closed, which its handler sees as the end.
+Each call ends exactly once (`PendingCalls`): with the daemon's answer, by its deadline, or at once while the daemon is
+gone or silent (`daemon_breaker`). All but the first count as a refusal. A stream that arrives after its caller has
+cancelled is closed; its handler sees the end.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Arrived = Callable[[PlainStream | None], None]
 
 
 class HandlerStreams:
-    """The questions that are open."""
+    """The streams that were asked for and have not come."""
 
     def __init__(self, loop: Loop, link: DaemonLink, *, on_crash: Callable[[object, Exception], None]) -> None:
         self._link = link
@@ -49,22 +48,22 @@ class HandlerStreams:
         tls: bool = False,
         server_name: str = "",
     ) -> Callable[[], None]:
-        """Ask for a stream to the handler of the rule `uid`; returns a function that gives the question up."""
+        """Ask for a stream to the handler of the rule `uid`; returns a function that cancels."""
         self._last += 1
         stream = self._last
         seq = self._link.next_seq()
-        question = messages.Open(seq, stream, uid, port, protocol, tls, server_name, *client)
-        if self._calls.ask(stream, question, done):
+        call = messages.Open(seq, stream, uid, port, protocol, tls, server_name, *client)
+        if self._calls.call(stream, call, done):
             self._asked[seq] = stream
-        return partial(self._calls.drop, stream)
+        return partial(self._calls.cancel, stream)
 
     def __len__(self) -> int:
-        """Streams that may arrive yet."""
+        """The number of streams that may still arrive."""
         return len(self._calls)
 
     def arrived(self, stream: int, sock: socket.socket | None) -> None:
-        """Give a stream to who asked for it; None is a refusal."""
-        done = self._calls.take(stream)
+        """Give a stream to its caller; None is a refusal."""
+        done = self._calls.finish(stream)
         if done is None:
             if sock is not None:
                 sock.close()
@@ -75,11 +74,11 @@ class HandlerStreams:
             opened = HandlerStream(sock, lambda: self._reset(stream))
         try:
             done(opened)
-        except Exception as error:  # noqa: BLE001 - it ended its own connection; the daemon's message was all right
+        except Exception as error:  # noqa: BLE001 - it ended its own connection; the daemon's message was sound
             self._on_crash(None, error)
 
     def acknowledged(self, ack: messages.Ack) -> None:
-        """The daemon has taken a question, or could not."""
+        """The daemon has read a call; an error is a refusal."""
         stream = self._asked.pop(ack.seq, None)
         if stream is not None and ack.error:
             self.arrived(stream, None)

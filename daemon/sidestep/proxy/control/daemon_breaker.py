@@ -1,15 +1,18 @@
-"""Circuit breaker of the questions to the daemon: one that stays unanswered is the last for which a client waits.
+"""Circuit breaker of calls to the daemon: clients wait once for a daemon that hangs, and not for every call.
 
-The daemon acknowledges every question as soon as it has read it, whatever the answer is and however long that takes.
+The daemon acknowledges each call as soon as it has read it, however long the answer takes. The breaker measures that.
 
-    answering   questions are asked; one must be acknowledged within PATIENCE seconds
-    silent      one was not. All open questions fail now, new ones fail without being asked
-    trial       the daemon has said something since: questions are asked, and must be acknowledged within TRIAL seconds
+States
 
-    answering -- no acknowledgement --> silent -- any message --> trial -- a question is acknowledged --> answering
+    answering   calls are made; each must be acknowledged within PATIENCE seconds
+    silent      one was not: all pending calls fail at once, and new ones fail without being made
+    trial       the daemon has sent a message since: calls are made, and must be acknowledged within TRIAL seconds
+
+    answering -- no acknowledgement --> silent -- any message --> trial -- an acknowledgement --> answering
                                           ^------ no acknowledgement --'
 
-So a daemon that hangs costs clients PATIENCE seconds once, and one that is busy TRIAL seconds per answer.
+A daemon that hangs costs clients PATIENCE seconds once; one that is busy costs them at most TRIAL seconds per call
+until it acknowledges one in time.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Final
 from sidestep.proxy.io.loop import Loop, Timer
 
 PATIENCE: Final = 1.0
-"""Seconds for the acknowledgement of a question."""
+"""Seconds for the acknowledgement of a call."""
 TRIAL: Final = 0.1
 """Seconds for the first one after a silence."""
 
@@ -39,21 +42,21 @@ class DaemonBreaker:
         self._loop = loop
         self._state = _State.ANSWERING
         self._expected: dict[int, float] = {}
-        """Questions without an acknowledgement, oldest first: `seq` -> when it is overdue, on the loop's clock."""
+        """Calls without an acknowledgement, oldest first: `seq` -> when it is overdue (monotonic seconds)."""
         self._timer: Timer | None = None
         self._on_silence: list[Callable[[], None]] = []
 
     @property
     def is_silent(self) -> bool:
-        """Whether nothing is to be asked."""
+        """Whether no call is to be made."""
         return self._state is _State.SILENT
 
     def call_on_silence(self, give_up: Callable[[], None]) -> None:
-        """Have `give_up` called each time the daemon falls silent."""
+        """Call `give_up` each time the daemon becomes silent."""
         self._on_silence.append(give_up)
 
-    def asked(self, seq: int) -> None:
-        """A question was sent."""
+    def called(self, seq: int) -> None:
+        """Note that a call was sent."""
         delay = PATIENCE if self._state is _State.ANSWERING else TRIAL
         timer = self._loop.later(delay, self._look)
         self._expected[seq] = timer.when
@@ -62,18 +65,18 @@ class DaemonBreaker:
         else:
             timer.cancel()
 
-    def heard(self) -> None:
-        """A message of the daemon was received."""
+    def received(self) -> None:
+        """Note that any message of the daemon was received."""
         if self._state is _State.SILENT:
             self._state = _State.TRIAL
 
     def acknowledged(self, seq: int) -> None:
-        """The daemon acknowledged the message with this `seq`."""
+        """Note that the daemon acknowledged the message with this `seq`."""
         if self._expected.pop(seq, None) is not None:
             self._state = _State.ANSWERING
 
     def _look(self) -> None:
-        """Timer callback: fall silent if the oldest question is overdue, else wait for it."""
+        """Timer callback: become silent if the oldest call is overdue, else wait for it."""
         self._timer = None
         oldest = next(iter(self._expected.values()), None)
         if oldest is None:

@@ -1,7 +1,8 @@
-"""The control channel on the event loop: every message of the daemon handed on, every message of ours sent or queued.
+"""The control channel on the event loop: receives the daemon's messages, sends or queues ours.
 
-`on_message(message, fd)` is called in the order of arrival; it may raise PeerError, as a channel does that closes or
-carries nonsense: either is the end of the line, told once by `on_gone`. After that nothing is sent and nobody is asked.
+`on_message(message, fd)` is called for each message, in the order of arrival. When the channel closes, or something
+that cannot be decoded arrives, or `on_message` raises PeerError, the link ends: `on_gone` is called once, and nothing
+is sent from then on.
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from sidestep.aio.packets import ChannelClosed
 from sidestep.model.errors import PeerError
 from sidestep.proxy.control import messages
-from sidestep.proxy.control.channel import ChannelClosed, ControlChannel
+from sidestep.proxy.control.channel import ControlChannel
 from sidestep.proxy.control.daemon_breaker import DaemonBreaker
 from sidestep.proxy.io.loop import READ, WRITE, Loop
 
 BACKLOG: Final = 256
-"""Messages that wait for a slow daemon above which it is asked nothing on behalf of clients."""
+"""Queued messages above which no call is made on behalf of clients: the daemon is far behind."""
 
 
 class DaemonLink:
-    """The daemon, as a worker reaches it."""
+    """The worker's connection to the daemon."""
 
     def __init__(
         self,
@@ -38,31 +40,31 @@ class DaemonLink:
         self.breaker = DaemonBreaker(loop)
 
     def watch(self) -> None:
-        """Begin to receive."""
+        """Begin to receive. During long batches of events messages are received, too (`Loop.urgent`)."""
         self._loop.add(self._channel.fileno(), self._ready, READ)
-        self._loop.urgent = self.glance  # a daemon that is not answered in time kills the process
+        self._loop.urgent = self.receive_now  # the daemon kills a proxy that does not answer in time
 
-    def glance(self) -> None:
-        """Receive what is there."""
+    def receive_now(self) -> None:
+        """Receive the messages that have arrived."""
         if self.is_open:
             self._ready(READ)
 
     @property
     def is_open(self) -> bool:
-        """Whether the daemon can still be spoken to."""
+        """Whether the channel is open."""
         return self._channel.fileno() >= 0
 
     @property
     def is_backlogged(self) -> bool:
-        """Whether the daemon is so far behind that it should not be asked for more: its queue is bounded."""
+        """Whether so much waits for the daemon that no call should be added to it; the queue is bounded."""
         return self._channel.pending >= BACKLOG
 
     def advise(self, message: messages.Message) -> bool:
-        """Send a message that may be lost when the daemon is far behind; tell whether it was sent."""
+        """Send a message that is dropped while the daemon is far behind; return whether it was sent."""
         return self.send(message, droppable=self.is_backlogged)
 
     def send(self, message: messages.Message, *, droppable: bool = False) -> bool:
-        """Send or queue a message; False when it was not: dropped, or nobody is there."""
+        """Send or queue a message; False if it was dropped or the channel is closed."""
         if not self.is_open:
             return False
         try:
@@ -75,7 +77,7 @@ class DaemonLink:
         return sent
 
     def acknowledge(self, message: messages.Message, error: str) -> None:
-        """Answer a message. Raises ChannelClosed, which `on_message` lets through."""
+        """Answer a message. Raises ChannelClosed, which `on_message` should let through."""
         self._channel.acknowledge(message, error)
 
     def _ready(self, mask: int) -> None:
@@ -91,7 +93,7 @@ class DaemonLink:
             self._rewatch()
 
     def _received(self, message: messages.ToProxy, fd: int | None) -> None:
-        self.breaker.heard()
+        self.breaker.received()
         if isinstance(message, messages.Ack):
             self.breaker.acknowledged(message.seq)
         self._on_message(message, fd)

@@ -1,14 +1,16 @@
-"""What keeps this process from serving, and telling the daemon of it at once, so that the app serves meanwhile.
+"""Tells the daemon at once what keeps this process from serving; the daemon unsteers the ports, and the app serves.
 
-Level-triggered: the daemon is told all *hindrances* there are, whenever one comes or goes, and decides what is left to
-the app and for how long. Here are those that concern the whole process:
+Whenever a hindrance comes or goes, the daemon is sent all that there are. It decides which ports it unsteers, and for
+how long. Three hindrances concern the whole process:
 
-    room         descriptors are reckoned as they are used (`Room`); above FULL of them the daemon is told, below EASED
-                 it is told that there is room again; up to the limit whoever is in a queue is still served
-    descriptors  the kernel refused one (EMFILE, ENFILE, ENOMEM …): told until, tried once a second, it gives some again
-    memory       an allocation failed: told for MEMORY_PAUSE seconds
+    no-room          the descriptors in use exceed FULL of the limit (`Room`), until they are below EASED of it. Up to
+    the
+                     limit, connections that are in a queue are still accepted
+    no-descriptors   the kernel refused one (EMFILE, ENFILE, ENOMEM …), until a try, once a second, succeeds
+    no-memory        an allocation failed in the last MEMORY_PAUSE seconds
 
-The limit is asked for again now and then: it can be lowered from outside (prlimit(2)).
+Others come from dials (`app_dials`) and listeners (`runtime.listeners`). The limit of descriptors is read again now and
+then: it can be lowered from outside (prlimit(2)).
 """
 
 from __future__ import annotations
@@ -28,11 +30,11 @@ NO_ROOM: Final = Hindrance("no-room")
 NO_MEMORY: Final = Hindrance("no-memory")
 
 EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC})
-"""Errors by which the kernel says that it is out of descriptors, files, memory for them, or watches (epoll(7))."""
+"""Errors of the kernel that mean: no descriptors, files, memory for them, or epoll watches (epoll(7)) are left."""
 TRY: Final = 1.0
-"""Seconds between two tries whether descriptors can be had again."""
+"""Seconds between two tries to get descriptors."""
 TRIED: Final = 4
-"""Descriptors that have to be had at once."""
+"""Descriptors that a try has to get at once."""
 MEMORY_PAUSE: Final = 5.0
 
 RESERVED: Final = 64
@@ -43,10 +45,10 @@ EASED: Final = 0.75
 
 
 class Usage(Protocol):
-    """What tells how many descriptors are used."""
+    """Counts descriptors."""
 
     def descriptors(self) -> int:
-        """Those that are used now or will be for what has been accepted."""
+        """Descriptors that are in use, or will be needed for connections that were accepted."""
 
 
 class Readiness:
@@ -59,30 +61,30 @@ class Readiness:
         self._memory_asked = 0
 
     def hinder(self, hindrance: Hindrance) -> None:
-        """Something keeps the process from serving."""
+        """Note that something keeps the process from serving."""
         key = hindrance.kind, hindrance.port, hindrance.family
         if key not in self._hindrances:
             self._hindrances[key] = hindrance
             self._tell()
 
     def clear(self, hindrance: Hindrance) -> None:
-        """The hindrance is gone."""
+        """Note that a hindrance is gone."""
         if self._hindrances.pop((hindrance.kind, hindrance.port, hindrance.family), None) is not None:
             self._tell()
 
     def keep_ports(self, ports: Container[int]) -> None:
-        """Forget what was about other ports; the daemon knows that they are gone."""
+        """Forget hindrances of other ports, which the daemon has removed."""
         for key in [key for key in self._hindrances if key[1] and key[1] not in ports]:
             del self._hindrances[key]
 
     def exhausted(self, error: int) -> None:
-        """The kernel gave no descriptor."""
+        """Note that the kernel refused a descriptor. `error` is its errno."""
         if ("no-descriptors", 0, 0) not in self._hindrances:
             self.hinder(Hindrance("no-descriptors", error=error))
             self._loop.later(TRY, self._try)
 
     def out_of_memory(self) -> None:
-        """An allocation failed."""
+        """Note that an allocation failed."""
         self._memory_asked += 1
         asked = self._memory_asked
         self.hinder(NO_MEMORY)
@@ -94,7 +96,7 @@ class Readiness:
         self._loop.later(MEMORY_PAUSE, over)
 
     def _try(self) -> None:
-        """See whether descriptors can be had again."""
+        """Try to get descriptors; clear the hindrance if that works, else try again later."""
         had: list[socket.socket] = []
         try:
             for _ in range(TRIED):
@@ -113,7 +115,7 @@ class Readiness:
 
 
 class Room:
-    """How many connections can be taken yet, reckoned in descriptors."""
+    """Whether there are descriptors for more connections."""
 
     def __init__(self, readiness: Readiness, usage: Usage) -> None:
         self._readiness = readiness
@@ -123,23 +125,23 @@ class Room:
         self.look()
 
     def look(self) -> None:
-        """Ask for the limit, and see whether there is room again."""
+        """Read the limit, and see whether there is room again."""
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._limit = max(1, files - min(RESERVED, files // 4))
-        self._judge(self._usage.descriptors())
+        self._compare(self._usage.descriptors())
 
     def is_left(self) -> bool:
-        """Whether another connection can be taken. The daemon is told before there is no room at all."""
+        """Whether another connection can be accepted. The daemon is told before there is no room at all."""
         used = self._usage.descriptors()
-        self._judge(used)
+        self._compare(used)
         return used < self._limit
 
     @property
     def is_short(self) -> bool:
-        """Whether descriptors are kept for those who are served: nothing is opened that can be done without."""
+        """Whether the last descriptors are reserved for connections that are served: nothing optional is opened."""
         return self._full and self._usage.descriptors() >= self._limit
 
-    def _judge(self, used: int) -> None:
+    def _compare(self, used: int) -> None:
         if not self._full and used >= FULL * self._limit:
             self._full = True
             self._readiness.hinder(NO_ROOM)

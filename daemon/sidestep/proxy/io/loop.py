@@ -1,12 +1,17 @@
 """The event loop of the pod proxy: level-triggered epoll, one callback per file descriptor, a heap of timers.
 
-Bare on purpose: an asyncio or uvloop protocol relay measured 25 % more CPU per request than this loop. A callback gets
-the event mask and must tolerate being called when there is nothing to do. A descriptor number may be reused within one
-batch of events: what is added during a batch gets no event of it. A callback that raises takes down its own connection
-only: the loop hands the exception to `on_crash` together with the callback and goes on.
+An asyncio or uvloop relay used 25 % more CPU per request than this loop (measured).
 
-Clients can send what is dear to read (chunks of a byte each). A batch of such events keeps neither timers nor whoever
-is `urgent` waiting until its end, and the owner of a dear event is told (`dear`), so that it takes smaller bites.
+Rules
+
+  * A callback gets the event mask. It may be called when there is nothing to do.
+  * A descriptor number may be reused within one batch of events. A descriptor that is added during a batch gets no
+    event of that batch.
+  * When a callback raises, the loop calls `on_crash(owner, error)` and goes on. `owner` is the object whose bound
+    method the callback is (None for a plain function); it should end its own connection only.
+  * Some input takes long to read, for instance a body in chunks of one byte. A callback that takes longer than SLOW
+    makes the loop call `slow()` of its owner, if it has that method, so that it reads less at a time. After TURN
+    seconds of one batch the timers that are due, and `urgent`, are called before the batch goes on.
 """
 
 from __future__ import annotations
@@ -27,9 +32,9 @@ Callback = Callable[[int], None]
 BATCH = 128
 """Events taken from the kernel at once."""
 TURN: Final = 0.05
-"""Seconds after which timers and `urgent` get a turn, in the middle of a batch if need be."""
-DEAR: Final = 0.005
-"""Seconds of an event that are too many."""
+"""Seconds of a batch after which timers and `urgent` are called, in the middle of the batch if need be."""
+SLOW: Final = 0.005
+"""Seconds of a callback above which its owner is told."""
 
 
 class Timer:
@@ -56,25 +61,26 @@ class Loop:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callback] = {}
         self._masks: dict[int, int] = {}
-        """What the kernel has been told, so that it is not told again (measured: 5 of 18 calls per TLS connection)."""
+        """The masks that the kernel knows, so that no call repeats one (measured: 5 of 18 calls per TLS connection)."""
         self._fresh: set[int] = set()
-        """Descriptors added since the last poll: events in hand that bear their numbers were meant for others."""
+        """Descriptors added since the last poll. Events of the current batch with these numbers belong to others."""
         self._timers: list[Timer] = []
         self._on_crash = on_crash
         self._running = False
         self.now = time.monotonic()
+        """When the current batch began (monotonic seconds)."""
         self.urgent: Callable[[], None] | None = None
-        """Called now and then while events are many: who must not wait for their end."""
+        """Called every TURN seconds of a long batch: for what must not wait until its end."""
 
     def add(self, fd: int, callback: Callback, events: int) -> None:
-        """Watch a descriptor. `events` 0 still reports errors and hang-ups."""
+        """Watch a descriptor. With `events` 0 errors and hang-ups are still reported. Raises OSError (epoll_ctl(2))."""
         self._epoll.register(fd, events)
         self._masks[fd] = events
         self._callbacks[fd] = callback
         self._fresh.add(fd)
 
     def __len__(self) -> int:
-        """Descriptors watched."""
+        """The number of watched descriptors."""
         return len(self._callbacks)
 
     def rebind(self, fd: int, callback: Callback, events: int) -> None:
@@ -89,7 +95,7 @@ class Loop:
             self._masks[fd] = events
 
     def remove(self, fd: int) -> None:
-        """Stop watching; a descriptor that is not watched is not an error."""
+        """Stop watching. Does nothing for a descriptor that is not watched."""
         self._masks.pop(fd, None)
         if self._callbacks.pop(fd, None) is not None:
             try:
@@ -98,7 +104,7 @@ class Loop:
                 pass
 
     def later(self, delay: float, call: Callable[[], None]) -> Timer:
-        """Call after `delay` seconds."""
+        """Call `call` once, `delay` seconds from now at the earliest."""
         timer = Timer(time.monotonic() + delay, call)
         heapq.heappush(self._timers, timer)
         return timer
@@ -130,8 +136,8 @@ class Loop:
                     except Exception as error:  # noqa: BLE001 - the one fence: a bug ends one connection, not the pod's
                         self._on_crash(getattr(callback, "__self__", None), error)
                 after = monotonic()
-                if after - before > DEAR:
-                    self._tell(callback)
+                if after - before > SLOW:
+                    self._tell_slow(callback)
                     if after - turn > TURN:
                         self._take_turn()
                         after = turn = self.now
@@ -139,14 +145,14 @@ class Loop:
             if self._timers:
                 self._fire()
 
-    def _tell(self, callback: Callback | None) -> None:
-        """Let the owner of a callback know that it was dear."""
-        dear = getattr(getattr(callback, "__self__", None), "dear", None)
-        if dear is not None:
-            dear()
+    def _tell_slow(self, callback: Callback | None) -> None:
+        """Call `slow` of the owner of a callback, if it has that method."""
+        slow = getattr(getattr(callback, "__self__", None), "slow", None)
+        if slow is not None:
+            slow()
 
     def _take_turn(self) -> None:
-        """In the middle of a batch: timers, and who is urgent."""
+        """Call timers that are due, and `urgent`, in the middle of a batch."""
         self.now = time.monotonic()
         self._fire()
         if self.urgent is not None:
@@ -168,7 +174,7 @@ class Loop:
                 self._guard(call)
 
     def _guard(self, call: Callable[[], None]) -> None:
-        """Call behind the same fence as `run` does."""
+        """Call, and handle an exception as `run` does."""
         try:
             call()
         except Exception as error:  # noqa: BLE001 - as in `run`

@@ -1,4 +1,4 @@
-"""A wire between two plaintext sockets: bytes go through a kernel pipe by splice(2) and are never copied to us.
+"""Moves bytes between two plaintext sockets through kernel pipes (splice(2)), without copying them to this process.
 
 Per direction:
 
@@ -6,10 +6,13 @@ Per direction:
     blocked   the pipe holds bytes that the sink does not take; the source is not read, the sink is watched for room
     finished  the source ended, the pipe is empty, the sink has been half-closed
 
-Invariants: at most one pipe per direction, held only while it has bytes (idle wires hold none); the pipe's capacity is
-the only buffer, so an app that never reads costs a pipe and two socket buffers (without descriptors for a pipe, COPY
-bytes are held in memory instead); an end travels as an end (half-close),
-a reset as a reset, in both directions; when both directions are finished both sockets are closed.
+Invariants
+
+  * A direction has at most one pipe, and only while it has bytes: idle connections have none.
+  * The pipe's capacity is the only buffer, so an app that never reads costs a pipe and two socket buffers. Without
+    descriptors for a pipe, COPY bytes are held in memory instead.
+  * An end is passed on as an end (half-close), a reset as a reset, in both directions.
+  * When both directions are finished, both sockets are closed.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ class Pipes:
         self._free: list[tuple[int, int]] = []
         self._may_open = may_open
         self.open = 0
-        """Pipes that there are."""
+        """Pipes that exist, free ones included."""
 
     def take(self) -> tuple[int, int] | None:
         """Return an empty pipe (read end, write end); None when there are no descriptors for one."""
@@ -89,15 +92,15 @@ class _Direction:
         self.pipe: tuple[int, int] | None = None
         self.filled = 0
         self.held = b""
-        """What was read without a pipe and not taken by the sink."""
+        """Bytes that were read without a pipe and that the sink has not taken."""
         self.moved = 0
         self._pipes = pipes
 
     def move(self, rounds: int, *, whole: bool) -> None:
         """Move what can be moved now, in at most so many rounds. Raises OSError when either socket broke.
 
-        `whole`: we have not half-closed the source, so its peer breaks off if it closes both directions. A unix
-        socket, on which handlers are reached, knows no other reset.
+        `whole`: we have not half-closed the source. Then a peer that closes both directions has broken off: handlers
+        are reached through unix sockets, which have no other reset.
         """
         self.move_bytes(rounds)
         if self.ended and not self.filled and not self.finished:
@@ -225,8 +228,8 @@ class Splicer:
                 self.abandon()  # reset by this peer while its bytes are not being read
                 return
             if inward.finished and not self._hung_up[index]:
-                # Both ends of this socket are shut; what it still holds is drained as the other takes it. epoll would
-                # report the hang-up without end.
+                # Both directions of this socket are shut. What it still holds is moved as the other socket takes it.
+                # Level-triggered epoll would report the hang-up without end, so it is not watched any more.
                 self._hung_up[index] = True
                 self._loop.remove(self._streams[index].fd)
         self._move()
@@ -246,7 +249,7 @@ class Splicer:
         self._watch()
 
     def _move_last(self) -> None:
-        """One socket broke: what arrived on it before the reset is still to be passed on."""
+        """One socket broke: pass on what arrived on it before the reset."""
         for direction in self._directions:
             try:
                 direction.move_bytes(UNBOUNDED)

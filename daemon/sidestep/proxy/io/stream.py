@@ -1,20 +1,27 @@
 """Byte streams over non-blocking sockets: plain and TLS, with one surface.
 
-`read()` gives bytes, `b""` at an orderly end, None when it would block; `write(data)` gives the number of bytes taken,
-0 when it would block. Both raise OSError (ssl.SSLError is one) when the stream is broken. `finish()` half-closes, and
-tells whether that is done; False: there was no room for what it says, call again when there is.
+The surface
 
-TLS calls go to the `_ssl` object that an SSLSocket would wrap: the wrapper's own checks cost as much as the system
-call, and making one costs eight more. A read takes at most one record (16 KiB), so nothing is left inside OpenSSL that
-epoll would not report, except what `pending()` shows: the caller reads on while a read came back full.
+    read()               bytes; b"" at an orderly end; None when it would block
+    write(data)          the number of bytes taken, 0 when it would block
+    finish(notify=...)   half-closes: sends FIN, over TLS after close_notify; False when the socket had no room for it:
+                         call again when it has
+    close(), reset()     close the descriptor; the peer of `reset` sees a reset
+    shrink(), grow()     read less, or more, at a time
 
-A TLS half-close says close_notify and goes on reading. `ssl` knows only the whole shutdown, which waits for the peer's
-close_notify and fails for good at data that comes instead (SSL_shutdown(3)), so it is performed against a socket of our
-own in the place of the descriptor: what it says is sent on, and it finds nothing to read. After the peer's close_notify
-nothing is read anyway.
+`read` and `write` raise OSError (ssl.SSLError is one) when the stream is broken.
 
-An end of a TLS stream without close_notify is reported like an orderly end, and noted in `ragged`: the relay then ends
-the other side without close_notify too, so that neither side is told that a truncated stream was whole.
+TLS calls go to the `_ssl` object inside an SSLSocket: the wrapper's own checks cost as much as the system call, and
+making a wrapper costs eight system calls (measured). A read takes at most one record (16 KiB). A record that is longer
+than the read stays inside OpenSSL, where epoll does not see it: the caller reads on while a read comes back full.
+
+A TLS half-close sends close_notify and goes on reading. `ssl` offers only the complete shutdown, which waits for the
+peer's close_notify and fails for good when data comes instead (SSL_shutdown(3)). So `_close_notify` puts a socketpair
+in place of the descriptor (dup2), runs SSL_shutdown, and forwards the close_notify that it wrote. After the peer's own
+close_notify the complete shutdown reads nothing, and is used as it is.
+
+An end of a TLS stream without close_notify is reported like an orderly end, and noted in `ragged`. The conductor then
+ends the other side without close_notify as well, so that neither peer takes a truncated stream for a complete one.
 """
 
 from __future__ import annotations
@@ -28,19 +35,21 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 PLAIN_READ: Final = 65536
+"""Bytes of a read of a plain stream at most."""
 LEAST_READ: Final = 2048
-"""Bytes of a read where what is read is dear."""
+"""Bytes of a read at least, when reads take long (`shrink`)."""
 TLS_READ: Final = 16384
+"""Bytes of a read of a TLS stream: one record (RFC 8446 section 5.1)."""
 _RESET: Final = struct.pack("ii", 1, 0)
 RENEGOTIATION_REFUSED: Final = "SSLV3_ALERT_HANDSHAKE_FAILURE"
 """OpenSSL's reason when a TLS 1.2 server ends a connection because we do not renegotiate (RFC 5246 section 7.4.1.1)."""
 
 
-_mirrors: Final[list[tuple[int, int]]] = []
-"""The socket pair, once it was needed, in which what OpenSSL says is caught; nothing is in it between two uses."""
+_spare_pairs: Final[list[tuple[int, int]]] = []
+"""Socketpairs for `TlsStream._close_notify`, empty and ready to be used again."""
 
 
-def _mirror() -> tuple[int, int]:
+def _pair() -> tuple[int, int]:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     theirs.setblocking(False)
@@ -80,12 +89,12 @@ class PlainStream:
         except BlockingIOError:
             return 0
 
-    def narrow(self) -> None:
-        """Read less at a time: it is dear."""
+    def shrink(self) -> None:
+        """Read a quarter at a time, at least LEAST_READ bytes."""
         self.full = max(LEAST_READ, self.full // 4)
 
-    def widen(self) -> None:
-        """Read more at a time again: it is cheap."""
+    def grow(self) -> None:
+        """Read twice as much at a time, at most PLAIN_READ bytes."""
         self.full = min(PLAIN_READ, self.full * 2)
 
     def finish(self, *, notify: bool) -> bool:
@@ -107,7 +116,7 @@ class PlainStream:
 
 
 class HandlerStream(PlainStream):
-    """A unix socket on which a handler is reached; a reset of it is told by `tell`, for the socket cannot."""
+    """A unix socket on which a handler is reached. Unix sockets have no reset: `tell` is called instead."""
 
     __slots__ = ("_tell",)
 
@@ -129,7 +138,7 @@ class TlsStream:
 
     __slots__ = (
         "__weakref__",
-        "_goodbye",
+        "_notify_left",
         "_over",
         "_read",
         "_write",
@@ -161,8 +170,8 @@ class TlsStream:
         self.fd = sock.fileno()
         self.full = TLS_READ
         self.ragged = False
-        # What SSLContext.wrap_socket does in the end (measured: together with `_mirrors` and `Loop._masks` 31 of 108
-        # system calls per relayed connection, and a fifth of its CPU).
+        # What SSLContext.wrap_socket does in the end (measured: together with `_spare_pairs` and `Loop._masks` 31 of
+        # 108 system calls per relayed connection, and a fifth of its CPU).
         self.state: Any = context._wrap_socket(  # type: ignore[attr-defined] # noqa: SLF001 - see the module
             sock, server_side, server_name, owner=self, session=session
         )
@@ -173,13 +182,13 @@ class TlsStream:
         self.renegotiable = False
         """It does so by a renegotiation, which OpenSSL refuses."""
         self.early = b""
-        """What the peer said while its handshake was still being confirmed; whoever goes on reading takes it first."""
+        """What the peer sent while its handshake was still being confirmed; to be read first (`take_early`)."""
         self.before_close: Callable[[], None] | None = None
         """Called once, while the connection can still be asked for its session."""
-        self._goodbye: bytes | None = None
-        """What is left to be sent of close_notify, once it was made."""
+        self._notify_left: bytes | None = None
+        """What is still to be sent of our close_notify; None until it was made."""
         self._over = False
-        """The peer has said close_notify."""
+        """The peer has sent close_notify."""
         self._read = self.state.read
         self._write = self.state.write
 
@@ -229,8 +238,8 @@ class TlsStream:
     def certificate_requested(self) -> None:
         """A CertificateRequest has arrived, and OpenSSL is about to answer it.
 
-        After the handshake the answer would be that there is no certificate, which an app may take for the client's
-        word. So nothing is sent any more, and the read that met the request fails.
+        After the handshake OpenSSL would answer that there is no certificate, and an app may take that for the client's
+        answer. So nothing is sent any more, and the read that met the request fails.
         """
         self.asked = True
         if self.asked_later is not None:
@@ -245,21 +254,21 @@ class TlsStream:
         if call is not None:
             call()
 
-    def narrow(self) -> None:
-        """A record is read whole; see the module."""
+    def shrink(self) -> None:
+        """Do nothing: a record is decrypted whole, and reading less of it saves nothing."""
 
-    def widen(self) -> None:
-        """The same."""
+    def grow(self) -> None:
+        """Do nothing, as `shrink`."""
 
     def take_early(self) -> bytes:
-        """Give out `early`, once."""
+        """Return `early` and forget it."""
         early, self.early = self.early, b""
         return early
 
     def finish(self, *, notify: bool) -> bool:
         """Half-close: close_notify (unless the other side ended without one), then FIN; see the module."""
         try:
-            if notify and not self._say_goodbye():
+            if notify and not self._send_close_notify():
                 return False
         except OSError:
             pass
@@ -269,27 +278,27 @@ class TlsStream:
             pass
         return True
 
-    def _say_goodbye(self) -> bool:
+    def _send_close_notify(self) -> bool:
         """Send close_notify; False when the socket has not taken all of it. Raises OSError."""
-        if self._over and self._goodbye is None:
+        if self._over and self._notify_left is None:
             try:
                 self.state.shutdown()
             except ssl.SSLWantWriteError:
                 return False
             return True
-        if self._goodbye is None:
-            self._goodbye = b""
-            self._goodbye = self._make_goodbye()
+        if self._notify_left is None:
+            self._notify_left = b""
+            self._notify_left = self._close_notify()
         try:
-            while self._goodbye:
-                self._goodbye = self._goodbye[self.sock.send(self._goodbye) :]
+            while self._notify_left:
+                self._notify_left = self._notify_left[self.sock.send(self._notify_left) :]
         except BlockingIOError:
             return False
         return True
 
-    def _make_goodbye(self) -> bytes:
-        """The record that says close_notify; nothing is read for it (see the module). Raises OSError."""
-        ours, theirs = _mirrors.pop() if _mirrors else _mirror()
+    def _close_notify(self) -> bytes:
+        """The encrypted close_notify alert; nothing is read from the peer (see the module). Raises OSError."""
+        ours, theirs = _spare_pairs.pop() if _spare_pairs else _pair()
         try:
             kept = os.dup(self.fd)
             try:
@@ -297,18 +306,18 @@ class TlsStream:
                 try:
                     self.state.shutdown()
                 except ssl.SSLWantReadError:
-                    pass  # as meant: nothing was there to read
+                    pass  # expected: the socketpair has nothing to read
                 finally:
                     os.dup2(kept, self.fd, inheritable=False)
             finally:
                 os.close(kept)
-            said = os.read(ours, PLAIN_READ)
+            alert = os.read(ours, PLAIN_READ)
         except BaseException:
             os.close(ours)
             os.close(theirs)
             raise
-        _mirrors.append((ours, theirs))  # it is empty again (measured: 17 system calls less, each time)
-        return said
+        _spare_pairs.append((ours, theirs))  # it is empty again (measured: 17 system calls less, each time)
+        return alert
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -324,7 +333,7 @@ class TlsStream:
         call, self.before_close = self.before_close, None
         if call is not None:
             call()
-        # Who closes a stream may be part of a cycle that is collected much later; OpenSSL's share is given back now.
+        # The owner may be part of a reference cycle that is collected much later; OpenSSL's memory is freed now.
         self.state = self.asked_later = None
         self._read = self._write = _is_closed
 

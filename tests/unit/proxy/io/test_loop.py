@@ -1,4 +1,4 @@
-"""The loop when its events are dear."""
+"""The loop when its events are slow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_timers_do_not_wait_for_the_end_of_a_dear_batch(loop):
     with contextlib.ExitStack() as stack:
         called, due = [], []
 
-        def dear(sock):
+        def slow(sock):
             called.append(sock.recv(1))
             end = time.monotonic() + BUSY
             while time.monotonic() < end:
@@ -44,7 +44,7 @@ def test_timers_do_not_wait_for_the_end_of_a_dear_batch(loop):
             stack.enter_context(ours)
             stack.enter_context(theirs)
             theirs.send(b"x")
-            loop.add(ours.fileno(), lambda mask, sock=ours: dear(sock), READ)
+            loop.add(ours.fileno(), lambda mask, sock=ours: slow(sock), READ)
         loop.later(BUSY, beat)
         loop.run()
         assert len(called) == EVENTS  # one batch
