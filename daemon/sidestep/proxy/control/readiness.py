@@ -4,8 +4,7 @@ Whenever a hindrance comes or goes, the daemon is sent all that there are. It de
 how long. Three hindrances concern the whole process:
 
     no-room          the descriptors in use exceed FULL of the limit (`Room`), until they are below EASED of it. Up to
-    the
-                     limit, connections that are in a queue are still accepted
+                     the limit, connections that are in a queue are still accepted
     no-descriptors   the kernel refused one (EMFILE, ENFILE, ENOMEM …), until a try, once a second, succeeds
     no-memory        an allocation failed in the last MEMORY_PAUSE seconds
 
