@@ -79,7 +79,7 @@ def heartbeats(it: Taken) -> Iterator[Message]:
 
 def lines(it: Taken) -> Iterator[Message]:
     while True:
-        one = messages.DivertedRequest(
+        one = messages.LoggedRequest(
             it.uids[0], it.ports[0], TEXT, 1 << 60, TEXT, TEXT, TEXT, copied=False, fields=((TEXT, TEXT),)
         )
         yield messages.Requests(0, (one,) * 4, 1 << 60)
@@ -87,7 +87,7 @@ def lines(it: Taken) -> Iterator[Message]:
 
 def many_lines(it: Taken) -> Iterator[Message]:
     while True:
-        one = messages.DivertedRequest(it.uids[0], it.ports[0], "1.2.3.4", 1, "GET", "/", "a", copied=False)
+        one = messages.LoggedRequest(it.uids[0], it.ports[0], "1.2.3.4", 1, "GET", "/", "a", copied=False)
         yield messages.Requests(0, (one,) * 256, 0, (messages.LostCopies(it.uids[0], 1, "room", 5),) * 256)
 
 

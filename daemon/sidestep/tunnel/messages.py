@@ -127,8 +127,8 @@ class State(Event, frozen=True, tag="state"):
 
 
 class Request(Event, frozen=True, tag="request"):
-    """One diverted or copied request. Method, path and authority are text as received, latin-1; `time` is seconds
-    since the epoch at the daemon.
+    """One diverted or copied request. Its texts are those of `proxy.control.messages.LoggedRequest`: UTF-8, what is not
+    UTF-8 replaced. `time` is seconds since the epoch at the daemon.
     """
 
     time: float

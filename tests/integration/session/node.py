@@ -23,7 +23,7 @@ from sidestep.model.intercept import Intercept
 from sidestep.model.pod import PodKey
 from sidestep.node.api.local_api import LocalApi
 from sidestep.node.sessions.registry import SessionRegistry
-from sidestep.proxy.control.messages import DivertedRequest, Open
+from sidestep.proxy.control.messages import LoggedRequest, Open
 from sidestep.tunnel.messages import PodState, State
 from sidestep.tunnel.views import (
     CertificateView,
@@ -221,7 +221,7 @@ class FakeNode:
 
     def record(self, *paths: str) -> None:
         uid = self.only().uid
-        requests = [DivertedRequest(uid, 8443, "10.0.0.7", 53012, "GET", path, "orders.shop", False) for path in paths]
+        requests = [LoggedRequest(uid, 8443, "10.0.0.7", 53012, "GET", path, "orders.shop", False) for path in paths]
         self.call(lambda: self.sessions.record(requests, pod=POD))
 
 

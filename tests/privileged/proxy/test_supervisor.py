@@ -353,7 +353,7 @@ async def test_what_a_proxy_says_reaches_the_handler_but_not_about_other_pods():
     async with scene() as it:
         await it.proxy.apply({}, generation=1, ports=(port(rules=(RULE,)),))
         await it.run("""
-line = lambda uid: messages.DivertedRequest(uid, 8443, '10.0.0.1', 1, 'GET', '/' + 'x' * 20_000, 'a', copied=False)
+line = lambda uid: messages.LoggedRequest(uid, 8443, '10.0.0.1', 1, 'GET', '/' + 'x' * 20_000, 'a', copied=False)
 proxy.send(messages.Requests(0, (line('uid-1'), line('of another pod')), 3))
 proxy.send(messages.Report(0, 8443, 'NoApp', 'text'))
 proxy.send(messages.Probed(0, 8443, 'yes', 'no', '', False, b''))

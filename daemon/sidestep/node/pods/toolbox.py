@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sidestep.model.pod import PodKey
     from sidestep.node.conditions import Conditions
     from sidestep.node.proxies.supervisor import CredentialSource, ProxySupervisor
-    from sidestep.proxy.control.messages import DivertedRequest, LostCopies, Open
+    from sidestep.proxy.control.messages import LoggedRequest, LostCopies, Open
     from sidestep.steering import CompiledProgram, PeernamePrograms
 
 
@@ -27,7 +27,7 @@ class Handlers(Protocol):
     def reset_stream(self, stream: int, *, proxy: int) -> None:
         """Break a connection to a handler."""
 
-    def record(self, requests: tuple[DivertedRequest, ...], *, pod: PodKey) -> None:
+    def record(self, requests: tuple[LoggedRequest, ...], *, pod: PodKey) -> None:
         """Log diverted requests."""
 
     def record_losses(self, losses: tuple[LostCopies, ...], *, pod: PodKey) -> None:

@@ -113,7 +113,6 @@ class PodProxy:
         *,
         generation: int,
         ports: tuple[PortSnapshot, ...],
-        detection_timeout: float = 1.0,
         drain_timeout: float = 30.0,
         client_sources: str = "",
     ) -> Mapping[str, str]:
@@ -126,7 +125,6 @@ class PodProxy:
             0,
             generation=generation,
             ports=ports,
-            detection_timeout=detection_timeout,
             drain_timeout=drain_timeout,
             client_sources=client_sources,
         )

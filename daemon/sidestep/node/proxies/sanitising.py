@@ -19,9 +19,9 @@ from sidestep.proxy.control.messages import (
     MAX_CERTIFICATE,
     MAX_LINES,
     MAX_TEXT,
-    DivertedRequest,
     Heartbeat,
     Hindered,
+    LoggedRequest,
     LostCopies,
     Probed,
     Requests,
@@ -92,7 +92,7 @@ def _loss(loss: LostCopies) -> LostCopies:
     return replace(loss, reason=loss.reason if loss.reason in _REASONS else "room")
 
 
-def _line(line: DivertedRequest) -> DivertedRequest:
+def _line(line: LoggedRequest) -> LoggedRequest:
     fields, room = [], MAX_FIELDS
     for name, value in line.fields[:MAX_LINE_FIELDS]:
         room -= min(len(name), MAX_TEXT) + min(len(value), MAX_TEXT)

@@ -24,7 +24,7 @@ from sidestep.node.sessions.intercept import intercept_of
 from sidestep.node.sessions.node_view import NodeView
 from sidestep.node.sessions.session import Session
 from sidestep.policy.workloads import parse_workload
-from sidestep.proxy.control.messages import DivertedRequest, LostCopies, Open
+from sidestep.proxy.control.messages import LoggedRequest, LostCopies, Open
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.messages import Ended, Lost, Request, SessionSpec
 from sidestep.tunnel.opening import StreamOpening
@@ -108,7 +108,7 @@ class SessionRegistry:
             number=(proxy, opening.stream),
         )
 
-    def record(self, requests: Iterable[DivertedRequest], *, pod: PodKey) -> None:
+    def record(self, requests: Iterable[LoggedRequest], *, pod: PodKey) -> None:
         """Tell sessions about requests that a pod proxy diverted or copied to them; unknown uids are ignored."""
         now = time.time()
         for each in requests:

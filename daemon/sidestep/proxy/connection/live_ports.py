@@ -9,11 +9,9 @@ from sidestep.engine.relay import OnUnreadable
 from sidestep.model.condition import ConditionType
 from sidestep.model.intercept import Kind
 from sidestep.policy.matching import compile_filter, from_rows, needle_of
-from sidestep.policy.route import Decision, Fields, Route, Rule, SteeredPort
+from sidestep.policy.route import Route, Rule, SteeredPort
 from sidestep.proxy.connection.protocol_probe import UNKNOWN, Probe
 from sidestep.snapshots.ports import PortSnapshot, RuleSnapshot
-
-__all__ = ["LivePort", "Decision", "Fields", "compile_rule"]
 
 
 def compile_rule(rule: RuleSnapshot) -> Rule:

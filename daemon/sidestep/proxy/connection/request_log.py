@@ -1,8 +1,11 @@
-"""What sessions show of diverted and copied requests: collected for a moment, told in one message.
+"""The log lines of diverted and copied requests, which sessions show: collected for a moment, then sent to the daemon.
 
-A message holds what fits in a packet; more lines make more messages. Lossy and bounded: lines above
-`messages.MAX_LINES` or RATE, and all of them when the daemon is behind, are only counted. The moment also keeps daemon
-and developer's machine from waking up just when the app works at the request.
+A message holds what fits in a packet; more lines make more messages. The log is lossy and bounded: lines above
+`messages.MAX_LINES` or RATE, and all of them while the daemon is behind, are only counted. The wait of MOMENT seconds
+also keeps the daemon and the developer's machine from waking up while the app works on the request.
+
+Invariant: each line is sent once, or counted in `Requests.dropped`; each lost copy is counted once in
+`Requests.losses`.
 """
 
 from __future__ import annotations
@@ -29,29 +32,29 @@ RATE: Final = 2 * 1024 * 1024
 BURST: Final = 1024 * 1024
 """Bytes of lines at once."""
 _WORDS: Final = 64
-"""Bytes of a line beside its texts."""
+"""Bytes of an encoded line without its texts, at most."""
 _LENGTHS: Final = 16
-"""Bytes of a field beside its texts."""
+"""Bytes of an encoded field without its texts, at most."""
 _WIDEST: Final = 4
 """Bytes of a character in UTF-8 at most."""
 _LOSS: Final = 128
-"""Bytes of a `LostCopies`."""
+"""Bytes of an encoded `LostCopies`, at most."""
 _LOST: Final = {Lost.NOTHING: "", Lost.ALL: "dropped", Lost.REST: "truncated"}
 
 
 class RequestLog:
-    """The lines that wait."""
+    """The lines and losses that wait to be sent."""
 
     def __init__(self, loop: Loop, link: DaemonLink) -> None:
         self._loop = loop
         self._link = link
-        self._lines: list[messages.DivertedRequest] = []
+        self._lines: list[messages.LoggedRequest] = []
         self._losses: Counter[Loss] = Counter()
         self._dropped = 0
         self._allowance = Allowance(rate=RATE, burst=BURST, now=0.0)
 
     def lose(self, losses: Mapping[Loss, int]) -> None:
-        """Take the numbers of copies that were not made; they wait while the daemon is behind."""
+        """Add numbers of copies that were not made; they wait while the daemon is behind."""
         self._losses.update(losses)
 
     def add(self, connection: RelayedConnection) -> None:
@@ -64,7 +67,7 @@ class RequestLog:
             if len(self._lines) >= messages.MAX_LINES:
                 self._dropped += 1
                 continue
-            line = messages.DivertedRequest(
+            line = messages.LoggedRequest(
                 request.rule.uid,
                 connection.port.steered.number,
                 endpoints.client,
@@ -83,7 +86,7 @@ class RequestLog:
         connection.relay.diverted.clear()
 
     def flush(self) -> None:
-        """Tell what there is."""
+        """Send what there is."""
         if not self._lines and not self._losses:
             return
         lines, self._lines = self._lines, []
@@ -114,8 +117,8 @@ def _counter(request: Diverted) -> str:
     return "flows" if request.rule.heads_only else "copied"
 
 
-def _size(line: messages.DivertedRequest) -> int:
-    """Bytes of a line at most."""
+def _size(line: messages.LoggedRequest) -> int:
+    """Bytes of an encoded line, at most."""
     size = _WORDS + len(line.uid) + len(line.client) + _width(line.method) + _width(line.path) + _width(line.authority)
     for name, value in line.fields:
         size += _width(name) + _width(value) + _LENGTHS
@@ -127,4 +130,5 @@ def _width(text: str) -> int:
 
 
 def _text(value: bytes) -> str:
+    """Text for people; see `messages.LoggedRequest`."""
     return value[: messages.MAX_TEXT].decode("utf-8", "replace")

@@ -90,8 +90,6 @@ class Configure(Message):
     client_sources: str = ""
     """If connections to the app are to be named (`NameClient`), so that it sees the client's own address: the network
     from whose addresses they come over IPv4. Empty: they are not named."""
-    detection_timeout: float = 1.0
-    """Seconds a silent client is waited for before the app is dialled."""
     drain_timeout: float = 30.0
 
 
@@ -193,8 +191,13 @@ class Reset(Message):
     stream: int
 
 
-class DivertedRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """One diverted or copied request, for the session's log."""
+class LoggedRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """One diverted or copied request, for the session's log.
+
+    Method, path, authority and fields are bytes on the wire, and HTTP gives them no encoding (RFC 9110 section 5.5). In
+    the log they are text for people, from here to the command line: decoded as UTF-8, each byte that is not UTF-8 as
+    U+FFFD, cut after MAX_TEXT bytes. Whoever needs the bytes takes them from the diverted or copied connection itself.
+    """
 
     uid: str
     port: int
@@ -223,7 +226,7 @@ class LostCopies(msgspec.Struct, array_like=True, forbid_unknown_fields=True, fr
 class Requests(Message):
     """A batch of log lines, at most MAX_LINES; what is beyond is dropped and counted."""
 
-    requests: Annotated[tuple[DivertedRequest, ...], msgspec.Meta(max_length=MAX_LINES)]
+    requests: Annotated[tuple[LoggedRequest, ...], msgspec.Meta(max_length=MAX_LINES)]
     dropped: int
     losses: Annotated[tuple[LostCopies, ...], msgspec.Meta(max_length=MAX_LINES)] = ()
     """At most MAX_LINES, too."""

@@ -58,6 +58,8 @@ from sidestep.proxy.runtime.listeners import Listeners
 from sidestep.proxy.tls.credentials import Credentials
 from sidestep.proxy.tls.handshake import asks_later
 
+DETECTION_TIMEOUT: Final = 1.0
+"""Seconds a silent client is waited for before the app is dialled."""
 HEARTBEAT: Final = 0.5
 """Seconds between heartbeats."""
 IDLE_GRACE: Final = 5.0
@@ -94,7 +96,7 @@ class Worker:
         self._heartbeat = Heartbeat(self._link)
         self._dials = AppDials(self._loop, self._readiness)
         self.credentials = Credentials(trust_store)
-        self.detection_timeout = 1.0
+        self.detection_timeout = DETECTION_TIMEOUT
         self.pipes = Pipes(lambda: not self._room.is_short)
         self.ledger = Ledger(gate=TapGate(self._loop.now))
         self.copyist = Copyist(self._loop, self.ledger.gate)
@@ -172,7 +174,6 @@ class Worker:
         self._tell_losses()
         self.ledger.gate.keep({uid for port in message.ports for uid in port.uids})
         self._client_sources = IPv4Network(message.client_sources) if message.client_sources else None
-        self.detection_timeout = message.detection_timeout
         self._drain_timeout = message.drain_timeout
 
     def _listen(self, message: messages.Listen, fd: int) -> None:

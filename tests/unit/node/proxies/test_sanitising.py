@@ -1,10 +1,10 @@
 """What a taken-over proxy says is bounded before anything keeps, shows or sends it."""
 
 from sidestep.node.proxies import sanitising as heard
-from sidestep.proxy.control.messages import DivertedRequest, Heartbeat, Hindered, LostCopies, Probed, Requests
+from sidestep.proxy.control.messages import Heartbeat, Hindered, LoggedRequest, LostCopies, Probed, Requests
 from sidestep.snapshots.hindrance import Hindrance
 
-HONEST = DivertedRequest("uid-1", 8443, "10.0.0.1", 999, "GET", "/cart", "a.test", False, "", (("accept", "*/*"),))
+HONEST = LoggedRequest("uid-1", 8443, "10.0.0.1", 999, "GET", "/cart", "a.test", False, "", (("accept", "*/*"),))
 
 
 def test_what_is_honest_stays_as_it_is():
@@ -34,7 +34,7 @@ def test_a_heartbeat_counts_ports_of_the_pod_only():
 
 def test_request_lines_are_those_of_the_pods_rules_short_and_few():
     long = "x" * 1_000_000
-    line = DivertedRequest("uid-1", 1, long, 1, long, long, long, True, long, tuple((long, long) for _ in range(20)))
+    line = LoggedRequest("uid-1", 1, long, 1, long, long, long, True, long, tuple((long, long) for _ in range(20)))
     found = heard.requests(Requests(1, (line, HONEST) * 400, 0), uids={"uid-1"})
     assert len(found.requests) == heard.MAX_LINES
     size = sum(len(text) for name, value in found.requests[0].fields for text in (name, value))
@@ -77,6 +77,6 @@ def test_hindrances_are_of_a_kind_about_the_pods_ports_and_few():
 
 def test_the_fields_of_a_line_are_few():
     """An empty one costs its message three bytes, and a line of the session's events eight."""
-    line = DivertedRequest("u", 80, "10.0.0.1", 1, "GET", "/", "a", copied=False, fields=(("", ""),) * 20_000)
+    line = LoggedRequest("u", 80, "10.0.0.1", 1, "GET", "/", "a", copied=False, fields=(("", ""),) * 20_000)
     [kept] = heard.requests(Requests(1, (line,), 0), uids={"u"}).requests
     assert kept.fields == (("", ""),) * heard.MAX_LINE_FIELDS

@@ -45,7 +45,7 @@ class Clock:
 
 
 def line(number, text, fields=()):
-    return messages.DivertedRequest("u" * 36, 80, "::1", number, text, text, text, copied=True, fields=fields)
+    return messages.LoggedRequest("u" * 36, 80, "::1", number, text, text, text, copied=True, fields=fields)
 
 
 def told(lines, **options):
@@ -102,3 +102,40 @@ def test_more_bytes_than_the_daemon_takes_in_a_second_are_only_counted():
     assert 0.5 * 3 * request_log.RATE < size <= 3 * request_log.RATE + request_log.BURST
     told = sum(len(message.requests) + message.dropped for message in out.sent)
     assert told + log._dropped == 30_000
+
+
+@pytest.mark.parametrize(
+    ("received", "shown"),
+    [
+        (b"/plain?q=%C3%A9", "/plain?q=%C3%A9"),
+        (b"/caf\xc3\xa9", "/café"),
+        (b"/caf\xe9", "/caf\ufffd"),
+        (b"/\xff\xfe\x00", "/\ufffd\ufffd\x00"),
+        (b"/" + b"x" * 3000, "/" + "x" * (messages.MAX_TEXT - 1)),
+        (b"x" * (messages.MAX_TEXT - 1) + b"\xc3\xa9", "x" * (messages.MAX_TEXT - 1) + "\ufffd"),
+    ],
+)
+def test_bytes_of_a_head_are_shown_as_utf_8_and_what_is_not_is_replaced(received, shown):
+    out = DaemonLink()
+    log = RequestLog(Clock(), out)
+    rule = SimpleNamespace(uid="uid", heads_only=True)
+    request = SimpleNamespace(
+        rule=rule,
+        method=b"GET",
+        path=received,
+        authority=received,
+        copied=True,
+        lost=Lost.NOTHING,
+        fields=((b"x-a", received),),
+    )
+    connection = SimpleNamespace(
+        relay=SimpleNamespace(diverted=[request]),
+        port=SimpleNamespace(counters=Counter(), steered=SimpleNamespace(number=80)),
+        endpoints=SimpleNamespace(client="::1", client_port=1),
+    )
+    log.add(connection)
+    log.flush()
+    (told,) = out.sent[0].requests
+    assert (told.path, told.authority, told.fields) == (shown, shown, (("x-a", shown),))
+    assert CODEC.decode(CODEC.encode(out.sent[0])[0], None)[0] == out.sent[0]
+    assert connection.port.counters == {"flows": 1}

@@ -21,7 +21,7 @@ from sidestep.snapshots.ports import PortSnapshot
 BIG = messages.Requests(
     7,
     tuple(
-        messages.DivertedRequest("uid", 80, "10.0.0.1", 1, "GET", "/" + "x" * 1000, "a.test", copied=False)
+        messages.LoggedRequest("uid", 80, "10.0.0.1", 1, "GET", "/" + "x" * 1000, "a.test", copied=False)
         for _ in range(256)
     ),
     0,
@@ -290,9 +290,9 @@ def test_every_message_survives_the_trip():
         messages.Heartbeat(1, 0, {}, {f"w{n}": 1 for n in range(messages.MAX_COUNTERS + 1)}),
         messages.Requests(1, (), 0, (messages.LostCopies("u", 1, "room", 1),) * (messages.MAX_LINES + 1)),
         messages.Requests(
-            1, (messages.DivertedRequest("u", 1, "c", 1, "G", "/", "a", False),) * (messages.MAX_LINES + 1), 0
+            1, (messages.LoggedRequest("u", 1, "c", 1, "G", "/", "a", False),) * (messages.MAX_LINES + 1), 0
         ),
-        messages.Requests(1, (messages.DivertedRequest("u", 1, "c", 1, "", "", "", False, "", (("", ""),) * 5000),), 0),
+        messages.Requests(1, (messages.LoggedRequest("u", 1, "c", 1, "", "", "", False, "", (("", ""),) * 5000),), 0),
         messages.Hindered(1, (Hindrance("no-room"),) * (messages.MAX_HINDRANCES + 1)),
     ],
 )
