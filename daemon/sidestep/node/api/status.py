@@ -294,10 +294,10 @@ def _ports_of(planned: PodPlan, uid: str) -> list[tuple[int, Transport]]:
 
 def _pod_view(target: Target, survey: PodSurvey | None) -> PodView:
     counters: dict[str, int] = {"connections": target.connections}
-    for counts in target.counters.values():
+    for counts in target.counters.ports.values():
         for name, total in counts.items():
             counters[name] = counters.get(name, 0) + total
-    for name, total in target.datagram_counters.items():
+    for name, total in target.counters.datagrams.items():
         counters[name] = counters.get(name, 0) + total
     return PodView(
         namespace=target.pod.key.namespace,
@@ -310,7 +310,7 @@ def _pod_view(target: Target, survey: PodSurvey | None) -> PodView:
         ),
         counters=counters,
         client_addresses=target.client_addresses.status,
-        anomalies=dict(target.anomalies),
+        anomalies=dict(target.counters.anomalies),
         protocols=_protocols(target, survey),
     )
 

@@ -1,21 +1,22 @@
-"""One target pod: its namespace, its steering, its listeners, its proxy - made, changed and given back together.
+"""One target pod: opens, changes and releases its namespace, steering, listeners and proxy together.
 
-Built aside, attached last: the namespace is opened and verified, the link attached with an empty map (which changes
-nothing for anybody), the proxy started. Then, per port: the proxy is configured, gets the listener, and only when it
-has acknowledged both does the port go into the map. The way back is the reverse: out of the map first, then the proxy
-stops listening (it goes on accepting what is queued), then its configuration. So no connection ever arrives at a proxy
-that does not know what to do with it, and no failure leaves a port steered at nobody.
+`open` is a transaction: it verifies the namespace, attaches the program with an empty map (which steers nothing) and
+starts the proxy; if any step fails, the steps before it are undone. `apply` then brings the ports in line with a plan:
+the proxy gets its configuration and a listener, acknowledges both, and only then the port goes into the kernel's map.
+Undoing runs in reverse: the port leaves the map, the proxy stops listening (it still accepts what is queued), and the
+configuration is taken away last. A connection therefore never arrives at a proxy that has no configuration for it.
 
-A release resets nobody: `detach` takes everything out of the map at once, without waiting; `drain` lets the proxy
-finish. `abandon` is for a namespace that is gone: it must not be held open for a moment longer than necessary.
+Releasing resets no connection. `detach` empties the map at once; `drain` lets the proxy finish; `abandon` gives
+everything back immediately, for a namespace that is gone and would keep the pod's veth alive.
+
+What the proxy reports arrives through `proxy_reports`; `proxy_presence` says whether the proxy is there.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sidestep.model.condition import Condition, ConditionType
@@ -26,51 +27,20 @@ from sidestep.node.conditions import Statements
 from sidestep.node.planning.plan import PodPlan
 from sidestep.node.pods.client_addresses import ClientAddresses
 from sidestep.node.pods.datagram_ports import DatagramPorts, Entry
+from sidestep.node.pods.pod_counters import PodCounters
 from sidestep.node.pods.pod_netns import Address, locate
 from sidestep.node.pods.probed_apps import ProbedApps
+from sidestep.node.pods.proxy_presence import ProxyPresence
+from sidestep.node.pods.proxy_reports import ProxyReports
 from sidestep.node.pods.stream_ports import StreamPorts
 from sidestep.node.pods.toolbox import Toolbox
 from sidestep.node.proxies.supervisor import PodProxy, ProxyState
 from sidestep.observability.logs import get_logger
-from sidestep.policy.survey import port_subject
-from sidestep.proxy.control.messages import (
-    ForgetClient,
-    Heartbeat,
-    NameClient,
-    NoApp,
-    Open,
-    Probed,
-    Report,
-    Requests,
-    Reset,
-)
-from sidestep.snapshots.hindrance import Hindrance
 from sidestep.steering import Steering
 
 if TYPE_CHECKING:
-    import socket
-
-RESTART_PATIENCE = 0.8
-"""Seconds a proxy may be away, while its clients wait in the accept queue, before its ports are left to the app and
-whoever still waits is reset; a new proxy takes 30 ms."""
-
-QUIET = 1.5
-"""Seconds without a sign of life after which a proxy gets no new connections; it is killed after twice as many."""
-
-REPORTED = frozenset(
-    {
-        ConditionType.UPSTREAM_UNVERIFIED,
-        ConditionType.UPSTREAM_TLS_FAILED,
-        ConditionType.CLIENT_CERTIFICATE_REQUESTED,
-        ConditionType.CLIENT_CERTIFICATE_REQUESTED_LATER,
-        ConditionType.ALPN_UNSUPPORTED,
-        ConditionType.SNI_UNSUPPORTED,
-        ConditionType.CLIENT_TLS_UNSUPPORTED,
-        ConditionType.NO_CERTIFICATE,
-        ConditionType.PROTOCOL_CONTRADICTION,
-    }
-)
-"""Conditions that a pod proxy may state about its ports; it is not trusted with any other."""
+    from sidestep.proxy.control.messages import Probed
+    from sidestep.snapshots.hindrance import Hindrance
 
 
 class Target:
@@ -90,20 +60,12 @@ class Target:
         self._datagrams = DatagramPorts()
         self._apps = ProbedApps()
         self._generation = 0
-        self._proxy_state = ProxyState.STOPPED
-        self._away_since: float | None = None
-        self._patience: asyncio.TimerHandle | None = None
+        self._presence = ProxyPresence(now=tools.now, on_gone=self._proxy_gone)
         self._served: frozenset[str] = frozenset()
-        self.counters: dict[int, dict[str, int]] = {}
-        """By port, as the present proxy process last reported them."""
-        self.datagram_counters: dict[str, int] = {}
-        """Of all UDP ports together."""
-        self.anomalies: dict[str, int] = {}
-        """Connections that became a wire, by reason."""
         self.client_addresses = ClientAddresses.off()
-        self.connections = 0
-        self.seen = False
-        """Whether any connection has ever arrived: proof that the pod's traffic reaches the hook."""
+        self._reports = ProxyReports(
+            self, tools=tools, statements=self._statements, streams=self._streams, apps=self._apps
+        )
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -121,7 +83,7 @@ class Target:
             client_addresses = await self._attach_client_addresses()
             undo.callback(client_addresses.close)
             proxy = self._tools.supervisor.proxy(
-                str(self.pod.key), netns_fd=located.netns.fd, uid=self.uid, handler=self
+                str(self.pod.key), netns_fd=located.netns.fd, uid=self.uid, handler=self._reports
             )
             undo.push_async_callback(self._tools.supervisor.remove, proxy)
             await proxy.start()
@@ -159,7 +121,7 @@ class Target:
             client_sources=self.client_addresses.sources,
         )
         self._served = frozenset().union(*(port.uids for port in plan.ports))
-        self.on_credentials(failures)
+        self._reports.on_credentials(failures)
         await self._streams.apply(wanted, proxy=proxy)
         if self._netns is not None and self._steering is not None:
             await self._datagrams.apply(datagrams, netns=self._netns, proxy=proxy, steering=self._steering)
@@ -178,7 +140,7 @@ class Target:
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - it is the proxy's deadline, not ours
         """Let the proxy finish within `timeout` seconds, then give everything back. Never raises."""
         self.detach()
-        if self._proxy is not None and self._proxy_state is ProxyState.RUNNING:
+        if self._proxy is not None and self._presence.state is ProxyState.RUNNING:
             try:
                 # The next request of a connection that is kept alive goes to the app.
                 await self._proxy.apply({}, generation=self._generation + 1, ports=(), drain_timeout=timeout)
@@ -191,7 +153,7 @@ class Target:
     async def abandon(self) -> None:
         """Give everything back now; connections through the proxy end. Never raises."""
         self.detach()
-        self._stop_patience()
+        self._presence.stop()
         proxy, self._proxy = self._proxy, None
         if proxy is not None:
             await self._tools.supervisor.remove(proxy)
@@ -213,7 +175,22 @@ class Target:
     @property
     def proxy_state(self) -> ProxyState:
         """State of the pod proxy."""
-        return self._proxy_state
+        return self._presence.state
+
+    @property
+    def counters(self) -> PodCounters:
+        """What the present proxy process has counted."""
+        return self._reports.counters
+
+    @property
+    def connections(self) -> int:
+        """Open client connections."""
+        return self._reports.counters.connections
+
+    @property
+    def seen(self) -> bool:
+        """Whether any connection has ever arrived: proof that the pod's traffic reaches the hook."""
+        return self._reports.seen
 
     @property
     def proxy_pid(self) -> int | None:
@@ -339,83 +316,28 @@ class Target:
         """The kernel's number of the socket that each entry of the map should lead to. Raises KernelError."""
         return {**self._streams.sockets(), **self._datagrams.sockets()}
 
-    # --- the proxy speaks (ProxyHandler) ----------------------------------------------------------------------------
+    # --- the proxy reports (proxy_reports.ReportsOwner) ---------------------------------------------------------------
 
-    async def open_stream(self, request: Open, /) -> socket.socket:
-        """Connect to a handler. Raises RefusedError."""
-        self._see()
-        return await self._tools.handlers.open_stream(request, pod=self.pod.key, proxy=self.uid)
+    @property
+    def own_addresses(self) -> frozenset[Address]:
+        """The pod's addresses."""
+        return self._addresses
 
-    def on_reset(self, message: Reset, /) -> None:
-        """Break a connection to a handler."""
-        self._tools.handlers.reset_stream(message.stream, proxy=self.uid)
-
-    def on_requests(self, requests: Requests, /) -> None:
-        """Log diverted requests."""
-        self._see()
-        self._tools.handlers.record(requests.requests, pod=self.pod.key)
-        self._tools.handlers.record_losses(requests.losses, pod=self.pod.key)
-
-    def on_report(self, report: Report, /) -> None:
-        """Take a condition of a port that this proxy serves."""
-        kind = next((each for each in REPORTED if each.value == report.type), None)
-        if kind is None or report.port not in self._streams:
-            return
-        if kind is ConditionType.CLIENT_CERTIFICATE_REQUESTED_LATER and report.text:
-            self._tools.asked_later.add(self.pod, report.port)
-        subject = port_subject(self.pod.key, report.port)
-        conditions = [Condition(kind, subject, report.text)] if report.text else []
-        self._statements.state(report.port, kind.value, conditions)
-
-    def on_name_client(self, message: NameClient, /) -> None:
-        """Have the app see a client's own address. Raises SidestepError."""
-        self.client_addresses.name(message, ports=self._streams, own=self._addresses)
-
-    def on_forget_client(self, message: ForgetClient, /) -> None:
-        """A named connection is over. Raises SidestepError."""
-        self.client_addresses.forget(message)
-
-    def on_probed(self, probed: Probed, /) -> None:
-        """Take what a probe of the app found."""
-        self._apps.learn(probed, ports=self._streams)
-
-    def on_no_app(self, no_app: NoApp, /) -> None:
-        """A dial was refused: leave the port to itself at once."""
-        if self._streams.refused(no_app):
-            self.changed()
-
-    def on_hindered(self, hindrances: tuple[Hindrance, ...], /) -> None:
-        """The proxy cannot serve as it should, or can again: leave to the app what it cannot, at once."""
+    def hindered(self, hindrances: tuple[Hindrance, ...]) -> None:
+        """The proxy cannot serve as it should, or can again: unsteer what it cannot serve, at once."""
         self._streams.hindered(hindrances)
         self._look_at_datagrams()
         self.changed()
 
-    def on_heartbeat(self, beat: Heartbeat, /) -> None:
-        """Keep the counters of ports that there are."""
-        self.connections = beat.connections
-        self.anomalies = beat.anomalies
-        told = {0: self.datagram_counters, **self.counters, **beat.ports}
-        self.datagram_counters = told.pop(0)
-        self.counters = {number: counts for number, counts in told.items() if number in self._streams}
-        arrived = any(counts.get("accepted", 0) > 0 for counts in self.counters.values())
-        if arrived or self.datagram_counters.get("flows", 0) > 0:
-            self._see()
-
-    def on_state(self, state: ProxyState, reason: str, /) -> None:
+    def proxy_changed(self, state: ProxyState, reason: str) -> None:
         """The proxy came, went, or is given up for now."""
-        self._proxy_state = state
+        was_there = self._presence.changed(state)
         if state is not ProxyState.RUNNING:
             self.client_addresses.reset()
         self._log.info("pod proxy", state=state.value, reason=reason, pid=self.proxy_pid)
-        self._stop_patience()
-        if state is ProxyState.RUNNING:
-            self._away_since = None
-        elif self._away_since is None:
-            self._away_since = self._tools.now()
+        if was_there:
             self._streams.proxy_gone()
         conditions = []
-        if state is ProxyState.RESTARTING:
-            self._patience = asyncio.get_running_loop().call_later(RESTART_PATIENCE, self._patience_over)
         if state is ProxyState.FAILED:
             self._streams.unsteer()
             self._streams.sweep()
@@ -425,9 +347,8 @@ class Target:
         self._statements.state(None, "state", conditions)
         self.changed()
 
-    def _patience_over(self) -> None:
+    def _proxy_gone(self) -> None:
         """The proxy has been away for longer than its clients may wait."""
-        self._patience = None
         text = f"{self.absence()}; its ports are left to the app until it is"
         condition = Condition(ConditionType.PROXY_NOT_READY, f"pod {self.pod.key}", text)
         self._statements.state(None, "state", [condition])
@@ -435,37 +356,15 @@ class Target:
         self.sweep()
         self.changed()
 
-    def _stop_patience(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
-
-    def on_credentials(self, failures: Mapping[str, str], /) -> None:
-        """Some credentials could not be used: those ports carry TLS end to end."""
-        for number, plan in self._streams.plans().items():
-            reasons = sorted({failures[name] for name in plan.snapshot.credentials if name in failures})
-            subject = port_subject(self.pod.key, number)
-            texts = [f"the pod proxy cannot use the certificate, TLS is carried end to end: {each}" for each in reasons]
-            conditions = [Condition(ConditionType.CERTIFICATE_INVALID, subject, text) for text in texts]
-            self._statements.state(number, "credentials", conditions)
-
     # --- the ports ask (stream_ports.Owner) -------------------------------------------------------------------------
 
     def absence(self) -> str:
         """Why the proxy takes no connections now, nor will in a moment; empty: it does."""
-        if self._proxy_state is ProxyState.FAILED:
-            return "the pod proxy keeps ending"
-        if self._proxy_state is ProxyState.STOPPED or self.is_proxy_gone():
-            return "the pod proxy has ended, and another one is not there yet"
-        if self._proxy is not None and self._proxy.quiet >= QUIET:
-            return "the pod proxy shows no sign of life"
-        return ""
+        return self._presence.absence(quiet=self._proxy.quiet if self._proxy is not None else 0.0)
 
     def is_proxy_gone(self) -> bool:
         """Whether no proxy is there that could take what waits, nor will be in a moment."""
-        if self._proxy_state is ProxyState.RESTARTING:
-            return self._away_since is not None and self._tools.now() - self._away_since >= RESTART_PATIENCE
-        return self._proxy_state is ProxyState.FAILED
+        return self._presence.is_gone
 
     def app_gone(self, number: int) -> None:
         """Nothing listens behind a port any more; what comes next may speak another protocol."""
@@ -477,12 +376,6 @@ class Target:
         self._tools.on_change(self.pod.key)
 
     # --- inside -----------------------------------------------------------------------------------------------------
-
-    def _see(self) -> None:
-        """A connection has arrived, by whatever the proxy says first: it counts connections twice a second only."""
-        if not self.seen:
-            self.seen = True
-            self.changed()
 
     async def _attach_client_addresses(self) -> ClientAddresses:
         cgroup = self.pod.location.cgroup
