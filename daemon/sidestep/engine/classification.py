@@ -1,20 +1,21 @@
-"""What becomes of a new connection: decided here, from its first bytes and what is known of its port. Pure.
+"""Decides what becomes of a new connection, from its first bytes and what is known of its port. Pure.
 
 `classify` takes what is known (`PortFacts`), what has just happened (`Event`) and the client's first bytes, peeked and
-not consumed, and returns a verdict, a value that `proxy/connection/classification.py` carries out:
+not consumed, and returns a verdict. `proxy/connection/setup.py` carries the verdict out:
 
     Wait         look again when more bytes are there, or after some seconds
     AskApp       the client is silent: connect to the app and see who speaks first
-    Unparsed     nobody wants requests of this port to be read: carry the connection for those who want it whole
+    Unparsed     nobody wants requests of this port to be read: relay bytes to those who want whole connections
     Http         relay requests, in clear
-    OpenTls      finish the handshake with the app, then with the client, and relay by the protocol the app chose
+    OpenTls      finish the handshake with the app, then with the client, and relay by the protocol that the app chose
     Pass, Close  it cannot be read: pass it through to whoever would get it, or close it, with the reason
 
-Whether something unreadable is passed or closed is decided by `unreadable` alone, also for what is found out later: by
-the handshakes, and by the first decrypted bytes (`classify_decrypted`).
+`classify_decrypted` does the same for the first bytes inside TLS. `unreadable` alone decides between Pass and Close,
+also for what the handshakes find out later.
 
 Invariants: the verdict for a prefix of the first message is Wait or the verdict for the whole, so it does not matter
-how the bytes arrive; on a port with `OnUnreadable.CLOSE` neither Pass nor Unparsed is ever a verdict.
+how the bytes arrive; on a port with `OnUnreadable.CLOSE` neither Pass nor Unparsed is ever a verdict; each wait has a
+deadline, and what happens then is a verdict that ends the waiting.
 """
 
 from __future__ import annotations
@@ -30,12 +31,15 @@ from sidestep.protocols.client_hello import ClientHello
 from sidestep.protocols.detection import Detected, detect
 
 PEEK: Final = 64 * 1024
-"""Bytes of a connection looked at before it is judged; a ClientHello is far smaller."""
+"""Bytes of a connection that are looked at; a ClientHello is far smaller."""
 REST_SECONDS: Final = 10.0
 """Seconds for the rest of a first message that began."""
 SILENCE_SECONDS: Final = 60.0
 """Seconds for the first byte where neither app nor handler can be asked to speak first: what servers commonly give
 (nginx: client_header_timeout 60s)."""
+IDLE_SECONDS: Final = 3600.0
+"""Seconds for the first byte while the app is connected. Until then the app decides how long it waits for its client;
+the value is Envoy's default idle timeout."""
 
 Protocol = Literal["http/1.1", "h2"]
 _HTTP: Final[dict[Detected, Protocol]] = {Detected.HTTP1: "http/1.1", Detected.HTTP2: "h2"}
@@ -45,59 +49,69 @@ class Event(enum.Enum):
     """What has just happened to a connection."""
 
     ACCEPTED = enum.auto()
-    """It was accepted. Nothing was read."""
-    SAID = enum.auto()
-    """The client has said something; the bytes are at hand."""
+    """It was accepted, or its handshakes are done. Nothing was read."""
+    DATA = enum.auto()
+    """The client has sent something; the bytes are at hand."""
     SILENT = enum.auto()
     """The time to wait for its first byte is over."""
     STILL_SILENT = enum.auto()
-    """So is the second, longer one."""
-    ENDED = enum.auto()
-    """It has ended and said nothing."""
+    """The second, longer time is over as well."""
+    EOF = enum.auto()
+    """The client has ended its side and sent nothing (more)."""
     INCOMPLETE = enum.auto()
-    """Its first message began and does not go on."""
-    APP_FIRST = enum.auto()
-    """The app, which was asked, spoke or ended before it."""
+    """The first message began, and the time for the rest is over or no more can come."""
+    SERVER_FIRST = enum.auto()
+    """The app, which is connected, sent something or ended its side before the client began."""
 
 
 @dataclass(frozen=True, slots=True)
 class PortFacts:
     """What is known of the port that a connection came to, and of the client.
 
-    `tls` is "never", "always" or "probe"; `certificate` whether there is one to open TLS with; `reads` whether somebody
-    wants requests to be read; `whole` whether a global intercept takes this client's connections; `copied` whether a
-    wiretap wants whole connections; `asks_later` whether the app would ask a client after the handshake for a
-    certificate that only the client has; `greets` whether the app spoke first the last time that a client was silent.
+    tls                "never", "always" or "probe"
+    has_certificate    there is a certificate to open TLS with
+    reads_requests     a rule wants requests to be read
+    global_intercept   a global intercept takes the connections of this client
+    global_wiretap     a wiretap wants whole connections
+    on_unreadable      what becomes of what cannot be read
+    late_client_auth   the app would ask this client, after the handshake, for a certificate that only the client has
+    server_first       the app spoke first the last time that a client was silent
+    detection_seconds  how long a silent client is waited for before the app is dialled
     """
 
     tls: str
-    certificate: bool
-    reads: bool
-    whole: bool
-    copied: bool
+    has_certificate: bool
+    reads_requests: bool
+    global_intercept: bool
+    global_wiretap: bool
     on_unreadable: OnUnreadable
-    asks_later: bool
-    greets: bool
+    late_client_auth: bool
+    server_first: bool
     detection_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a client began with: its ClientHello as it came, what of it decides whether a certificate will do (see
-    `client_hello`), its server name, its ALPN list, and whether servers may ask for its certificate later.
+    """What a client began with.
+
+    hello            its ClientHello, as the records it came in
+    shape            what of the ClientHello decides whether a certificate suits it (see `client_hello`)
+    server_name      its SNI, None without one
+    alpn             its ALPN list, in its order
+    late_auth        servers may ask this client for a certificate after the handshake
     """
 
     hello: bytes
     shape: tuple[bytes, ...]
     server_name: str | None
     alpn: tuple[str, ...]
-    askable: bool
+    late_auth: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Base:
     tls: bool | None = None
-    """Whether the client speaks TLS; None: its bytes do not tell, or tell of neither TLS nor HTTP."""
+    """Whether the client speaks TLS; None: its bytes do not tell, or are neither TLS nor HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,24 +124,26 @@ class Wait(_Base):
 
 @dataclass(frozen=True, slots=True)
 class AskApp(_Base):
-    """See the module."""
+    """Connect to the app and see who speaks first; after `seconds` the time is over."""
+
+    seconds: float = IDLE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
 class Unparsed(_Base):
-    """See the module."""
+    """Relay bytes, unread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Http(_Base):
-    """See the module."""
+    """Relay requests of this protocol."""
 
     protocol: Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class OpenTls(_Base):
-    """See the module."""
+    """Finish both handshakes, the app's first."""
 
     offer: Offer
 
@@ -165,18 +181,18 @@ def unreadable(
     server_name: bytes = b"",
     tls: bool | None = None,
 ) -> Pass | Close:
-    """The verdict on what cannot be read: passed through, or closed."""
+    """Return the verdict on what cannot be read: passed through, or closed."""
     if policy is OnUnreadable.CLOSE:
         return Close(reason, condition, server_name, tls=tls)
     return Pass(reason, condition, server_name, tls=tls)
 
 
 def classify(port: PortFacts, event: Event, data: bytes = b"") -> Verdict:
-    """Decide what becomes of a connection. `data` are the client's first bytes, at most PEEK, for SAID."""
+    """Decide what becomes of a connection. `data` are the client's first bytes, at most PEEK, for DATA."""
     if event is Event.ACCEPTED:
         return _accepted(port)
-    if event is Event.SAID:
-        return _said(port, data)
+    if event is Event.DATA:
+        return _first_bytes(port, data)
     if event is Event.SILENT:
         return _silent(port)
     return unreadable(port.on_unreadable, _NOTHING_TO_READ[event])
@@ -184,27 +200,28 @@ def classify(port: PortFacts, event: Event, data: bytes = b"") -> Verdict:
 
 _NOTHING_TO_READ: Final = {
     Event.STILL_SILENT: "silent-client",
-    Event.ENDED: "silent-client",
+    Event.EOF: "silent-client",
     Event.INCOMPLETE: "incomplete-first-message",
-    Event.APP_FIRST: "server-first",
+    Event.SERVER_FIRST: "server-first",
 }
 
 
 def _accepted(port: PortFacts) -> Verdict:
-    if port.on_unreadable is OnUnreadable.PASS and not port.reads and (port.whole or port.copied):
+    whole = port.global_intercept or port.global_wiretap
+    if port.on_unreadable is OnUnreadable.PASS and not port.reads_requests and whole:
         return Unparsed()
-    return Wait(1, 0.0 if port.greets and not port.whole else port.detection_seconds)
+    return Wait(1, 0.0 if port.server_first and not port.global_intercept else port.detection_seconds)
 
 
 def _silent(port: PortFacts) -> Verdict:
-    if not port.whole:
+    if not port.global_intercept:
         return AskApp()
     if port.on_unreadable is OnUnreadable.CLOSE:
         return Wait(1, SILENCE_SECONDS)
-    return Unparsed()  # the handler may speak first; a client that was silent is one of no HTTP
+    return Unparsed()  # the handler may speak first; HTTP clients do not wait
 
 
-def _said(port: PortFacts, data: bytes) -> Verdict:
+def _first_bytes(port: PortFacts, data: bytes) -> Verdict:
     detected = detect(data)
     protocol = _HTTP.get(detected)
     if protocol is not None:
@@ -228,7 +245,7 @@ def _hello(port: PortFacts, data: bytes) -> Verdict:
     reason = ""
     if port.tls == "never":
         reason = "tls-on-clear-port"
-    elif not port.certificate:
+    elif not port.has_certificate:
         reason = "tls-without-certificate"
     else:
         hello = client_hello.parse(data)
@@ -246,7 +263,7 @@ def _open(port: PortFacts, hello: ClientHello, data: bytes) -> Verdict:
     if hello.server_name is not None and not hello.server_name_reproducible:
         condition = ConditionType.SNI_UNSUPPORTED
         return unreadable(policy, "server-name", condition=condition, server_name=hello.server_name, tls=True)
-    if hello.askable and port.asks_later:
+    if hello.askable and port.late_client_auth:
         condition = ConditionType.CLIENT_CERTIFICATE_REQUESTED_LATER
         return unreadable(policy, "asks-later", condition=condition, tls=True)
     if not hello.modern:
@@ -258,12 +275,18 @@ def _open(port: PortFacts, hello: ClientHello, data: bytes) -> Verdict:
     return OpenTls(Offer(data[: hello.size], hello.shape, name, alpn, hello.askable), tls=True)
 
 
-def classify_decrypted(policy: OnUnreadable, words: bytes, *, ended: bool) -> Wait | Http | Pass | Close:
-    """Decide what a client speaks inside TLS whose app chose no protocol. `ended`: no more comes."""
-    detected = detect(words)
+def classify_decrypted(policy: OnUnreadable, event: Event, data: bytes = b"") -> Wait | Http | Pass | Close:
+    """Decide what a client speaks inside TLS whose app chose no protocol. `data`: all that the client has sent."""
+    if event is Event.ACCEPTED:
+        return Wait(1, IDLE_SECONDS, tls=True)
+    if event is Event.SERVER_FIRST:
+        return unreadable(policy, "tls-server-first", tls=True)
+    if event is Event.SILENT:
+        return unreadable(policy, "tls-silent-client", tls=True)
+    detected = detect(data)
     protocol = _HTTP.get(detected)
     if protocol is not None:
         return Http(protocol, tls=True)
-    if detected is Detected.MORE and not ended:
+    if detected is Detected.MORE and event is Event.DATA:
         return Wait(1, REST_SECONDS, tls=True)
     return unreadable(policy, "tls-not-http", tls=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sidestep.engine.classification import (
+    IDLE_SECONDS,
     PEEK,
     REST_SECONDS,
     SILENCE_SECONDS,
@@ -29,13 +30,13 @@ from sidestep.model.condition import ConditionType
 
 PORT = PortFacts(
     tls="probe",
-    certificate=True,
-    reads=True,
-    whole=False,
-    copied=False,
+    has_certificate=True,
+    reads_requests=True,
+    global_intercept=False,
+    global_wiretap=False,
     on_unreadable=OnUnreadable.PASS,
-    asks_later=False,
-    greets=False,
+    late_client_auth=False,
+    server_first=False,
     detection_seconds=1.0,
 )
 CLOSING = replace(PORT, on_unreadable=OnUnreadable.CLOSE)
@@ -73,18 +74,22 @@ def port(**known):
 
 BEFORE_A_BYTE = [
     (port(), Event.ACCEPTED, Wait(1, 1.0)),
-    (port(greets=True), Event.ACCEPTED, Wait(1, 0.0)),
-    (port(greets=True, whole=True), Event.ACCEPTED, Wait(1, 1.0)),
-    (port(reads=False), Event.ACCEPTED, Wait(1, 1.0)),  # a probe's source, which the global intercept leaves to the app
-    (port(reads=False, whole=True), Event.ACCEPTED, Unparsed()),
-    (port(reads=False, copied=True), Event.ACCEPTED, Unparsed()),
-    (port(whole=True, copied=True), Event.ACCEPTED, Wait(1, 1.0)),  # somebody reads requests
+    (port(server_first=True), Event.ACCEPTED, Wait(1, 0.0)),
+    (port(server_first=True, global_intercept=True), Event.ACCEPTED, Wait(1, 1.0)),
+    (
+        port(reads_requests=False),
+        Event.ACCEPTED,
+        Wait(1, 1.0),
+    ),  # a probe's source, which the global intercept leaves to the app
+    (port(reads_requests=False, global_intercept=True), Event.ACCEPTED, Unparsed()),
+    (port(reads_requests=False, global_wiretap=True), Event.ACCEPTED, Unparsed()),
+    (port(global_intercept=True, global_wiretap=True), Event.ACCEPTED, Wait(1, 1.0)),  # somebody reads requests
     (port(), Event.SILENT, AskApp()),
-    (port(whole=True), Event.SILENT, Unparsed()),
-    (port(), Event.ENDED, Pass("silent-client")),
+    (port(global_intercept=True), Event.SILENT, Unparsed()),
+    (port(), Event.EOF, Pass("silent-client")),
     (port(), Event.STILL_SILENT, Pass("silent-client")),
     (port(), Event.INCOMPLETE, Pass("incomplete-first-message")),
-    (port(), Event.APP_FIRST, Pass("server-first")),
+    (port(), Event.SERVER_FIRST, Pass("server-first")),
 ]
 
 
@@ -96,7 +101,7 @@ def test_before_the_first_byte(known, event, verdict):
 FIRST_BYTES = [
     (port(), GET, Http("http/1.1", tls=False)),
     (port(tls="never"), PREFACE, Http("h2", tls=False)),
-    (port(whole=True), GET, Http("http/1.1", tls=False)),
+    (port(global_intercept=True), GET, Http("http/1.1", tls=False)),
     (port(tls="always"), GET, Pass("clear-on-tls-port", tls=False)),
     (port(tls="always"), PREFACE, Pass("clear-on-tls-port", tls=False)),
     (port(), SSH, Pass("not-http")),
@@ -105,11 +110,11 @@ FIRST_BYTES = [
     (port(), b"\x16\x03\x01", Wait(1, REST_SECONDS)),
     (port(), HELLO[:50], Wait(len(HELLO) - 50, REST_SECONDS, tls=True)),
     (port(tls="never"), HELLO, Pass("tls-on-clear-port", tls=True)),
-    (port(certificate=False), HELLO, Pass("tls-without-certificate", tls=True)),
-    (port(certificate=False), HELLO[:50], Pass("tls-without-certificate", tls=True)),
+    (port(has_certificate=False), HELLO, Pass("tls-without-certificate", tls=True)),
+    (port(has_certificate=False), HELLO[:50], Pass("tls-without-certificate", tls=True)),
     (port(), HELLO[:5] + b"\x01" + bytes(len(HELLO) - 6), Pass("not-a-client-hello", tls=True)),
     (port(), ADDRESS, Pass("server-name", SNI, b"10.0.0.1", tls=True)),
-    (port(asks_later=True), ASKABLE, Pass("asks-later", LATER, tls=True)),
+    (port(late_client_auth=True), ASKABLE, Pass("asks-later", LATER, tls=True)),
     (port(), OLD_HELLO, Pass("tls-version", tls=True)),
     (port(), NON_ASCII, Pass("alpn-not-ascii", tls=True)),
 ]
@@ -117,7 +122,7 @@ FIRST_BYTES = [
 
 @pytest.mark.parametrize(("known", "data", "verdict"), FIRST_BYTES)
 def test_first_bytes(known, data, verdict):
-    assert classify(known, Event.SAID, data) == verdict
+    assert classify(known, Event.DATA, data) == verdict
 
 
 @pytest.mark.parametrize(
@@ -130,29 +135,29 @@ def test_first_bytes(known, data, verdict):
 )
 def test_tls_that_is_opened(data, name, alpn, askable):
     for behind in (b"", b"more"):
-        verdict = classify(PORT, Event.SAID, data + behind)
+        verdict = classify(PORT, Event.DATA, data + behind)
         assert isinstance(verdict, OpenTls)
         assert verdict == OpenTls(Offer(data, verdict.offer.shape, name, alpn, askable), tls=True)
     if not askable:
-        assert isinstance(classify(port(asks_later=True), Event.SAID, data), OpenTls)
+        assert isinstance(classify(port(late_client_auth=True), Event.DATA, data), OpenTls)
 
 
 @pytest.mark.parametrize(("known", "data", "verdict"), FIRST_BYTES)
 def test_how_the_bytes_arrive_does_not_matter(known, data, verdict):
     for end in range(1, len(data)):
-        early = classify(known, Event.SAID, data[:end])
+        early = classify(known, Event.DATA, data[:end])
         assert isinstance(early, Wait) or early == verdict
 
 
 def test_what_is_waited_for_is_bounded():
     record = b"\x16\x03\x01\x40\x00\x01\xff\xff\xff"
-    verdict = classify(PORT, Event.SAID, record + bytes(PEEK - len(record)))
+    verdict = classify(PORT, Event.DATA, record + bytes(PEEK - len(record)))
     assert not isinstance(verdict, Wait)
 
 
 @pytest.mark.parametrize(("known", "data", "verdict"), FIRST_BYTES)
 def test_what_would_be_passed_is_closed_where_nothing_may_be_bypassed(known, data, verdict):
-    closing = classify(replace(known, on_unreadable=OnUnreadable.CLOSE), Event.SAID, data)
+    closing = classify(replace(known, on_unreadable=OnUnreadable.CLOSE), Event.DATA, data)
     if isinstance(verdict, Pass):
         assert closing == Close(verdict.reason, verdict.condition, verdict.server_name, tls=verdict.tls)
     else:
@@ -166,24 +171,40 @@ def test_nothing_is_carried_unread_where_nothing_may_be_bypassed():
         ("never", "always", "probe"), switches
     ):
         known = PortFacts(tls, certificate, reads, whole, copied, OnUnreadable.CLOSE, asks_later, greets, 1.0)
-        for event in set(Event) - {Event.SAID}:
+        for event in set(Event) - {Event.DATA}:
             assert isinstance(classify(known, event), Wait | AskApp | Close)
         for _, data, _ in FIRST_BYTES:
-            assert isinstance(classify(known, Event.SAID, data), Wait | Http | OpenTls | Close)
+            assert isinstance(classify(known, Event.DATA, data), Wait | Http | OpenTls | Close)
 
 
 def test_a_silent_client_is_waited_for_where_its_words_have_to_be_read():
-    assert classify(replace(CLOSING, whole=True), Event.SILENT) == Wait(1, SILENCE_SECONDS)
-    assert classify(replace(CLOSING, whole=True), Event.STILL_SILENT) == Close("silent-client")
+    assert classify(replace(CLOSING, global_intercept=True), Event.SILENT) == Wait(1, SILENCE_SECONDS)
+    assert classify(replace(CLOSING, global_intercept=True), Event.STILL_SILENT) == Close("silent-client")
     assert classify(CLOSING, Event.SILENT) == AskApp()
 
 
 @pytest.mark.parametrize("policy", list(OnUnreadable))
 def test_inside_tls(policy):
-    assert classify_decrypted(policy, GET, ended=False) == Http("http/1.1", tls=True)
-    assert classify_decrypted(policy, PREFACE, ended=True) == Http("h2", tls=True)
-    assert isinstance(classify_decrypted(policy, b"GE", ended=False), Wait)
+    assert classify_decrypted(policy, Event.DATA, GET) == Http("http/1.1", tls=True)
+    assert classify_decrypted(policy, Event.EOF, PREFACE) == Http("h2", tls=True)
+    assert isinstance(classify_decrypted(policy, Event.DATA, b"GE"), Wait)
     for words in (b"", b"GE", SSH):
-        left = classify_decrypted(policy, words, ended=True)
+        left = classify_decrypted(policy, Event.EOF, words)
         assert left == unreadable(policy, "tls-not-http", tls=True)
         assert isinstance(left, Close if policy is OnUnreadable.CLOSE else Pass)
+
+
+@pytest.mark.parametrize("policy", list(OnUnreadable))
+@pytest.mark.parametrize(
+    ("event", "data", "reason"),
+    [
+        (Event.SILENT, b"", "tls-silent-client"),
+        (Event.INCOMPLETE, b"GE", "tls-not-http"),
+        (Event.SERVER_FIRST, b"", "tls-server-first"),
+        (Event.SERVER_FIRST, b"GE", "tls-server-first"),
+    ],
+)
+def test_inside_tls_each_wait_ends_in_a_verdict(policy, event, data, reason):
+    assert classify_decrypted(policy, Event.ACCEPTED) == Wait(1, IDLE_SECONDS, tls=True)
+    assert classify_decrypted(policy, Event.DATA, b"GE") == Wait(1, REST_SECONDS, tls=True)
+    assert classify_decrypted(policy, event, data) == unreadable(policy, reason, tls=True)

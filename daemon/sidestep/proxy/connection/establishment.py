@@ -1,13 +1,24 @@
-"""From a ClientHello to two TLS streams: upstream first, then the client (design 4.2).
+"""Establishes TLS on both sides of one connection: from a ClientHello to two streams, the app's first.
 
-    DIALLING     the app, on the client's behalf
-    UPSTREAM     a handshake with the client's SNI and ALPN list; a failure gives the connection back, untouched, and so
-                 does a certificate of the port's that does not suit the client
-    DOWNSTREAM   the client is answered with the protocol that the app chose; a failure ends the connection
-    WORDS        the app chose no protocol: the client's first decrypted bytes tell, or the app speaks first
+`TlsEstablishment.run` is one coroutine in three steps (docs/design.md, "TLS"):
 
-After that the judge is told to run the relay. A `Bridge` lives on as the maker of further streams to the app like the
-first one, for exchanges that come when the app has closed it.
+    upstream     connect to the app (or to the handler of a global intercept) and shake hands, with the client's SNI and
+                 ALPN list; make sure that the port's certificate suits the client
+    downstream   answer the client, with the protocol that the app chose
+    protocol     if the app chose none, classify the first decrypted bytes
+
+It returns a value. `Established` holds what the relay needs; the verdict in it says how to go on. `TlsFailure` says why
+TLS was not opened. A client or an app that breaks, and a client that fails its handshake, raise PeerError.
+
+Invariants
+  * Until `downstream` begins, no byte of the client is consumed. A TlsFailure is returned in `upstream` only, so the
+    connection can still be passed through untouched.
+  * Each descriptor has one owner: `Ends`, or the handshake that runs on it. Whoever cancels the coroutine closes what
+    the handshake holds, and then resets what `Ends` holds.
+  * Each step has a deadline: that of the dial (`app_dials`) or of the handler (`handler_streams`), that of a handshake,
+    and those of `engine.classification.classify_decrypted`.
+
+The object lives on in the relay, to make further TLS streams to the app when the app has closed the first one.
 """
 
 from __future__ import annotations
@@ -15,321 +26,224 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 import msgspec
 
-from sidestep.engine.classification import Close, Http, Offer, Pass, Wait, classify_decrypted, unreadable
-from sidestep.engine.mirror.copies import Ledger
-from sidestep.engine.passthrough import WireRelay
-from sidestep.engine.relay import Relay
+from sidestep.engine.classification import Close, Event, Http, Offer, Pass, Wait, classify_decrypted
+from sidestep.engine.relay import Leg, OnUnreadable, Role
 from sidestep.model.condition import ConditionType
+from sidestep.model.errors import PeerError
 from sidestep.policy.route import Rule
+from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
+from sidestep.proxy.connection.ends import Ends
+from sidestep.proxy.connection.first_bytes import DecryptedBytes
 from sidestep.proxy.connection.live_ports import LivePort
-from sidestep.proxy.connection.relay_choice import relay_for
-from sidestep.proxy.io.loop import READ, Loop
-from sidestep.proxy.io.stream import Stream, TlsStream
-from sidestep.proxy.tls.credentials import Credentials
-from sidestep.proxy.tls.handshake import DownstreamHandshake, Failure, UpstreamHandshake, asks_later, outcome
+from sidestep.proxy.connection.setup_host import SetupHost, dial_app
+from sidestep.proxy.io.loop import Loop
+from sidestep.proxy.io.stream import PlainStream, Stream, TlsStream
+from sidestep.proxy.io.task import Cancel, Operation, Task
+from sidestep.proxy.tls import failures
+from sidestep.proxy.tls.failures import TlsFailure
+from sidestep.proxy.tls.handshake import UpstreamHandshake, answer_client
 from sidestep.snapshots.ports import PortSnapshot
 
-
-class Answers(Protocol):
-    """What a bridge asks of the worker."""
-
-    @property
-    def credentials(self) -> Credentials:
-        """Key material and contexts."""
-
-    @property
-    def ledger(self) -> Ledger:
-        """The accounts of copies."""
-
-    def report(self, port: LivePort, kind: ConditionType, text: str) -> None:
-        """A condition met (or, with an empty text, no longer met) by connections of this port."""
-
-    def asked_later(self, port: LivePort) -> None:
-        """The app has asked for a client's certificate after the handshake."""
+CLEARED_BY_SUCCESS: Final = (
+    ConditionType.UPSTREAM_UNVERIFIED,
+    ConditionType.UPSTREAM_TLS_FAILED,
+    ConditionType.CLIENT_CERTIFICATE_REQUESTED,
+)
+"""Conditions that do not hold any more once a handshake with the app has succeeded."""
 
 
-class Judged(Protocol):
-    """The connection that is being judged."""
+@dataclass(frozen=True, slots=True)
+class Established:
+    """Both handshakes are done; the streams are in `Ends`.
 
-    whole: Rule | None
-    """A global intercept whose handler stands where the app would."""
+    `verdict` says how to go on with what is inside, and `alpn` what the app chose. `first_bytes` were read from the
+    client already.
+    """
 
-    def dial(self, done: Callable[[socket.socket], None]) -> None:
-        """Connect to the app."""
-
-    def end_to_end(self, failure: Failure) -> None:
-        """TLS between client and app, untouched; say why."""
-
-    def take(self) -> socket.socket | None:
-        """The client's (still watched) socket."""
-
-    def run_tls(
-        self, relay: Relay, client: TlsStream, app: TlsStream, bridge: Bridge, *, protocol: str, words: bytes = b""
-    ) -> None:
-        """Both handshakes are done: relay. `words` have been read from the client already."""
-
-    def abandon(self) -> None:
-        """End it."""
+    verdict: Http | Pass | Close
+    alpn: str | None
+    first_bytes: bytes = b""
 
 
-class Bridge:
-    """The two handshakes of one TLS connection, upstream first, and fresh upstream streams like the first one."""
+class TlsEstablishment:
+    """The handshakes of one connection."""
 
     def __init__(
         self,
-        judge: Judged,
         loop: Loop,
-        port: LivePort,
-        reception: Answers,
         offer: Offer,
         *,
-        probes: bool = False,
+        port: LivePort,
+        endpoints: Endpoints,
+        host: SetupHost,
+        global_rule: Rule | None,
     ) -> None:
-        """`probes`: the client is one that a global intercept leaves to the app (`PortSnapshot.pass_sources`), on a
-        port where what cannot be opened is closed.
-        """
-        self._judge = judge
+        """`global_rule`: the global intercept whose handler stands where the app would."""
         self._loop = loop
-        self.port = port
-        self._reception = reception
-        self.ledger = reception.ledger
         self.server_name = offer.server_name
         self._alpn = offer.alpn
-        self._askable = offer.askable
-        self._unproved = probes and port.snapshot.client_auth == "require"
-        """The client need not prove who it is, and the app is shown no certificate for it: a probe of the kubelet is
-        answered as without us. Until the app asks for a certificate: then the port's own settings hold."""
+        self._late_auth = offer.late_auth
         self._offer: Offer | None = offer
-        """Kept until the client is answered."""
-        self._upstream: UpstreamHandshake | None = None
+        """Until the client is answered: a ClientHello is not kept for the life of its connection."""
+        self._port = port
+        self._endpoints = endpoints
+        self._host = host
+        self.global_rule = global_rule
+        """None once the handler has been refused and the app was dialled in its place."""
+        closes = port.on_unreadable is OnUnreadable.CLOSE
+        exempt = closes and endpoints.client in port.snapshot.pass_sources
+        self._exempt = exempt and port.snapshot.client_auth == "require"
+        """A probe of the kubelet, which a global intercept leaves to the app (`PortSnapshot.pass_sources`), on a port
+        that may not be passed through: it is answered without a proof of who it is, and the app is shown no certificate
+        for it. Until the app asks for one: then the port's own settings hold."""
+        self._handshake: UpstreamHandshake | None = None
         self._chosen: str | None = None
-        self._give_up: Callable[[], None] | None = None
-        """Ends what follows the upstream handshake, while it goes on."""
 
-    def begin(self) -> None:
-        """Dial the app and shake hands with it."""
-        self._judge.dial(self._dialled)
+    async def run(self, ends: Ends) -> Established | TlsFailure:
+        """Establish TLS; see the module. Raises PeerError."""
+        context = await self._upstream(ends)
+        if isinstance(context, TlsFailure):
+            return context
+        app = ends.app
+        try:
+            client = ends.client = await answer_client(self._loop, ends.take_client_socket(), context)
+        except OSError as error:
+            self._port.counters["downstream_handshake_failed"] += 1
+            ends.close_app()
+            raise PeerError(f"the handshake with the client failed: {error}") from error
+        if not isinstance(app, TlsStream) or self._handshake is None:
+            raise PeerError("the app is gone")
+        app.before_close = partial(self._handshake.remember, app)
+        if self._chosen is not None:
+            return Established(Http("h2" if self._chosen == "h2" else "http/1.1", tls=True), self._chosen)
+        return await self._classify_decrypted(client, app)
 
-    def _dialled(self, app: socket.socket) -> None:
-        self._upstream = self._shake(app, self._alpn, self._upstream_done)
+    # --- upstream ---------------------------------------------------------------------------------------------------
 
-    def _shake(
-        self,
-        app: socket.socket,
-        alpn: tuple[str, ...],
-        done: Callable[[TlsStream | None, str | None, Failure | None], None],
-    ) -> UpstreamHandshake:
+    async def _upstream(self, ends: Ends) -> ssl.SSLContext | TlsFailure:
+        """Shake hands with the app; return the context to answer the client with."""
+        self._handshake = self._new_handshake()
+        made = await self._handshake.run(ends.take_app_socket() or await self._connect())
+        if self._exempt and isinstance(made, TlsFailure) and made.type is ConditionType.CLIENT_CERTIFICATE_REQUESTED:
+            self._exempt = False
+            self._handshake = self._new_handshake()
+            made = await self._handshake.run(await self._connect())
+        if isinstance(made, TlsFailure):
+            return made
+        context = self._accept_app(made)
+        if isinstance(context, TlsFailure):
+            made.close()
+        else:
+            ends.app = made
+        return context
+
+    def _accept_app(self, app: TlsStream) -> ssl.SSLContext | TlsFailure:
+        """Check that what the app has agreed to can be offered to the client."""
+        if self._port.asks_later and app.state.version() == "TLSv1.2":
+            return failures.late_client_auth(self._port.snapshot)
+        self._chosen = app.state.selected_alpn_protocol()
+        for kind in CLEARED_BY_SUCCESS:
+            self._host.report(self._port, kind, "")
+        return self._downstream_context()
+
+    async def _connect(self) -> socket.socket:
+        """Connect to the handler of a global intercept, or to the app. Raises PeerError."""
+        rule = self.global_rule
+        if rule is not None:
+            handler: PlainStream | None = await Operation(
+                partial(self._host.open_stream, ConnectionInfo(self._endpoints), Leg(Role.HANDLER, rule))
+            )
+            if handler is not None:
+                return handler.sock
+            self.global_rule = None
+        return await dial_app(self._host, self._port, self._endpoints)
+
+    def _new_handshake(self) -> UpstreamHandshake:
         return UpstreamHandshake(
             self._loop,
-            app,
             port=self._expected(),
-            credentials=self._reception.credentials,
+            credentials=self._host.credentials,
             server_name=self.server_name,
-            alpn=alpn,
-            askable=self._askable,
-            asked_later=self._asked_later,
-            done=done,
+            alpn=self._alpn,
+            late_auth=self._late_auth,
+            on_late_auth=self._late_auth_requested,
         )
 
-    def _asked_later(self) -> None:
-        if self._judge.whole is None:
-            self._reception.asked_later(self.port)
+    def _late_auth_requested(self) -> None:
+        if self.global_rule is None:
+            self._host.asked_later(self._port)
 
     def _expected(self) -> PortSnapshot:
-        """What the other end has to prove: the app as the port says, a developer's handler nothing."""
+        """What the other end has to prove: the app what the port says, a developer's handler nothing."""
         snapshot = self._settings()
-        if self._judge.whole is None:
+        if self.global_rule is None:
             return snapshot
         return msgspec.structs.replace(snapshot, skip_verify=True, upstream_identity="")
 
     def _settings(self) -> PortSnapshot:
-        snapshot = self.port.snapshot
-        if self._unproved:
+        snapshot = self._port.snapshot
+        if self._exempt:
             return msgspec.structs.replace(snapshot, client_auth="request", upstream_identity="")
         return snapshot
 
-    def _upstream_done(self, stream: TlsStream | None, chosen: str | None, failure: Failure | None) -> None:
-        if self._unproved and failure is not None and failure.type is ConditionType.CLIENT_CERTIFICATE_REQUESTED:
-            self._unproved = False
-            self.begin()
-            return
-        if stream is None:
-            self._judge.end_to_end(failure or Failure(ConditionType.UPSTREAM_TLS_FAILED, "unknown"))
-            return
-        if self.port.asks_later and stream.state.version() == "TLSv1.2":
-            stream.close()
-            self._judge.end_to_end(asks_later(self.port.snapshot))
-            return
-        self._chosen = chosen
-        for kind in (
-            ConditionType.UPSTREAM_UNVERIFIED,
-            ConditionType.UPSTREAM_TLS_FAILED,
-            ConditionType.CLIENT_CERTIFICATE_REQUESTED,
-        ):
-            self._reception.report(self.port, kind, "")
-        try:
-            context = self._reception.credentials.downstream(self._settings(), chosen)
-        except (ssl.SSLError, OSError, KeyError) as error:
-            stream.close()
-            self._judge.end_to_end(
-                Failure(
-                    ConditionType.CERTIFICATE_INVALID, f"the certificate of port {self.port.steered.number}: {error}"
-                )
-            )
-            return
+    def _downstream_context(self) -> ssl.SSLContext | TlsFailure:
+        """Return the context to answer the client with, once it was made sure that it suits the client."""
+        credentials, snapshot = self._host.credentials, self._port.snapshot
         offer, self._offer = self._offer, None
-        if offer is None or not self._reception.credentials.suits(context, offer.hello, offer.shape):
-            stream.close()
-            number = self.port.steered.number
-            self._judge.end_to_end(
-                Failure(
-                    ConditionType.CLIENT_TLS_UNSUPPORTED,
-                    f"a client knows no cipher or signature that goes with the certificate of port {number}; "
-                    f"{outcome(self.port.snapshot)}",
-                )
-            )
-            return
-        client = self._judge.take()
-        if client is None:
-            stream.close()
-            return
-        self._greet(client, context, stream, chosen)
-
-    def cancel(self) -> None:
-        """The connection is over: give up whatever goes on. `end_to_end` is not called."""
-        if self._upstream is not None:
-            self._upstream.cancel()
-        give_up, self._give_up = self._give_up, None
-        if give_up is not None:
-            give_up()
-
-    def _greet(self, client: socket.socket, context: ssl.SSLContext, app: TlsStream, chosen: str | None) -> None:
-        def done(downstream: TlsStream | None) -> None:
-            self._give_up = None
-            if downstream is None:
-                self.port.counters["downstream_handshake_failed"] += 1
-                app.close()
-                self._judge.abandon()
-                return
-            if chosen is None:
-                words = FirstWords(self._judge, self._loop, self, downstream, app)
-                self._give_up = words.close
-                words.begin()
-                return
-            relay = relay_for(chosen, self.port, self._reception.ledger, downstream, whole=self._judge.whole)
-            self._judge.run_tls(relay, downstream, app, self, protocol=chosen)
-
-        greeting = DownstreamHandshake(self._loop, client, context, done=done)
-        if greeting.running:
-
-            def give_up() -> None:
-                greeting.cancel()
-                app.close()
-
-            self._give_up = give_up
-
-    def settled(self) -> None:
-        """The relay has both streams: they are its own from now on."""
-        self._give_up = None
-
-    def redial(self, sock: socket.socket, done: Callable[[Stream | None], None]) -> Callable[[], None]:
-        """A fresh TLS stream to the app, with the same name, for the same protocol."""
-
-        def finished(stream: TlsStream | None, chosen: str | None, failure: Failure | None) -> None:
-            del failure
-            if stream is not None and chosen != self._chosen:
-                stream.close()
-                stream = None
-            done(stream)
-
-        return self._shake(sock, self._alpn, finished).cancel
-
-    def remember(self, app: TlsStream) -> None:
-        """Keep the session of the first upstream connection."""
-        if self._upstream is not None:
-            self._upstream.remember(app)
-
-
-class FirstWords:
-    """A TLS connection whose app chose no protocol: the client's first decrypted bytes tell, or an app that begins."""
-
-    def __init__(self, judge: Judged, loop: Loop, bridge: Bridge, client: TlsStream, app: TlsStream) -> None:
-        self._judge = judge
-        self._loop = loop
-        self._bridge = bridge
-        self._client = client
-        self._app = app
-        self._words = b""
-
-    def begin(self) -> None:
-        """Watch both sides."""
-        self._loop.rebind(self._client.fd, self._client_ready, READ)
-        self._loop.add(self._app.fd, self._app_ready, READ)
-        if self._app.early:
-            self._app_first()
-        else:
-            self._client_ready(READ)
-
-    def _client_ready(self, mask: int) -> None:
-        del mask
         try:
-            data = self._client.read()
-        except OSError:
-            self.abandon()
-            return
-        if data is None:
-            return
-        self._words += data
-        port = self._bridge.port
-        verdict = classify_decrypted(port.on_unreadable, self._words, ended=not data)
-        if isinstance(verdict, Http):
-            relay = relay_for(verdict.protocol, port, self._bridge.ledger, self._client, whole=self._judge.whole)
-            self._run(relay, verdict.protocol)
-        elif not isinstance(verdict, Wait):
-            self._leave_unread(verdict)
+            context = credentials.downstream(self._settings(), self._chosen)
+        except (ssl.SSLError, OSError, KeyError) as error:
+            return failures.certificate_invalid(snapshot, error)
+        if offer is None or not credentials.is_compatible(context, offer.hello, offer.shape):
+            return failures.client_unsupported(snapshot)
+        return context
 
-    def _app_ready(self, mask: int) -> None:
-        """The app's descriptor is readable after every TLS 1.3 handshake: session tickets are no words of the app."""
-        del mask
+    # --- what is inside ---------------------------------------------------------------------------------------------
+
+    async def _classify_decrypted(self, client: TlsStream, app: TlsStream) -> Established:
+        first = DecryptedBytes(self._loop, client, app)
         try:
-            data = self._app.read()
-        except OSError:
-            self.abandon()
-            return
-        if data is not None:
-            self._app.early = data
-            self._app_first()
+            verdict = classify_decrypted(self._port.on_unreadable, Event.ACCEPTED)
+            while isinstance(verdict, Wait):
+                event, data = await first.next(verdict)
+                verdict = classify_decrypted(self._port.on_unreadable, event, data)
+        finally:
+            first.close()
+        return Established(verdict, None, first.data)
 
-    def _app_first(self) -> None:
-        self._leave_unread(unreadable(self._bridge.port.on_unreadable, "tls-server-first", tls=True))
+    # --- later ------------------------------------------------------------------------------------------------------
 
-    def _leave_unread(self, verdict: Pass | Close) -> None:
-        """Pass the connection through or close it. The relay sees an end that was read here after the words."""
-        if isinstance(verdict, Close):
-            self._bridge.port.counters["closed_unread"] += 1
-            self.abandon()
-            return
-        relay = WireRelay()
-        relay.anomaly = verdict.reason
-        self._run(relay, "tcp")
+    def connect_again(self, sock: socket.socket, done: Callable[[Stream | None], None]) -> Cancel:
+        """Make another TLS stream to the app like the first one, over a connected socket.
 
-    def _run(self, relay: Relay, protocol: str) -> None:
-        self._loop.remove(self._app.fd)
-        self._bridge.settled()
-        self._judge.run_tls(relay, self._client, self._app, self._bridge, protocol=protocol, words=self._words)
+        Calls `done(stream)`, or `done(None)` when the handshake fails or the app chooses another protocol this time.
+        Never before this returns. The returned function cancels.
+        """
+        task = Task(self._connect_again(sock, done))
+        self._loop.later(0.0, task.start)
 
-    def abandon(self) -> None:
-        """The client broke, or an error of ours."""
-        self._bridge.settled()
-        self.close()
-        self._judge.abandon()
+        def cancel() -> None:
+            task.cancel()
+            sock.close()
 
-    def close(self) -> None:
-        """Reset both sides; once."""
-        for stream in (self._client, self._app):
-            self._loop.remove(stream.fd)
-            stream.reset()
+        return cancel
+
+    async def _connect_again(self, sock: socket.socket, done: Callable[[Stream | None], None]) -> None:
+        stream: TlsStream | None = None
+        try:
+            made = await self._new_handshake().run(sock)
+            if isinstance(made, TlsStream):
+                stream = made
+                if made.state.selected_alpn_protocol() != self._chosen:
+                    made.close()
+                    stream = None
+        except Exception:
+            done(None)
+            raise
+        done(stream)

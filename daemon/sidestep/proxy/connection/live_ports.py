@@ -10,7 +10,7 @@ from sidestep.model.condition import ConditionType
 from sidestep.model.intercept import Kind
 from sidestep.policy.matching import compile_filter, from_rows, needle_of
 from sidestep.policy.route import Route, Rule, SteeredPort
-from sidestep.proxy.connection.protocol_probe import UNKNOWN, Probe
+from sidestep.proxy.connection.protocol_probe import UNKNOWN, ProtocolProbe
 from sidestep.snapshots.ports import PortSnapshot, RuleSnapshot
 
 
@@ -56,9 +56,9 @@ class LivePort:
         """When a condition was last told, on the loop's clock."""
         self.clearing: set[ConditionType] = set()
         """Conditions that will be taken back unless a connection meets them before."""
-        self.finding = UNKNOWN
+        self.probe_result = UNKNOWN
         """What a probe found; UNKNOWN until one was definite."""
-        self.probe: Probe | None = None
+        self.probe: ProtocolProbe | None = None
         self.server_first = False
         """The app began to speak on the last connection whose client did not: the next silent client is not waited
         for. Forgotten when a client begins with HTTP or TLS, when the snapshot changes and when the app restarts."""
@@ -94,7 +94,7 @@ class LivePort:
 
     def forget_app(self) -> None:
         """The app is another process now: what was found out about it does not hold any more."""
-        self.finding = UNKNOWN
+        self.probe_result = UNKNOWN
         self.server_first = False
         if self.probe is not None:
             self.probe.cancel()

@@ -1,4 +1,4 @@
-"""Finding out what an app speaks, when neither annotation nor appProtocol says it (design section 5).
+"""Finds out what an app speaks, when neither an annotation nor appProtocol says it (docs/design.md, "TLS").
 
 One probe is one connection to the app, made when a first connection arrives for a port whose protocol is to be probed:
 
@@ -9,14 +9,14 @@ One probe is one connection to the app, made when a first connection arrives for
                    answered by bytes that are no TLS record                     -> not TLS
     clear preface  answered by a SETTINGS frame                                 -> not TLS, HTTP/2
                    answered by a TLS alert record                               -> TLS
-                   answered by anything else, or closed without a word          -> not TLS, no HTTP/2
+                   answered by anything else, or closed without an answer       -> not TLS, no HTTP/2
     refused, timed out, reset, closed in mid-handshake                          -> unknown
 
-An app that answered is left with a FIN and read to its end: a reset for its session tickets would be in its log.
+An app that answered gets a FIN and is read to its end: a reset for its session tickets would be in its log.
 
-A definite answer is kept for the life of this object (a container restart or a contradiction makes a new one); unknown
-is never kept, the next connection probes again. Nothing waits for a probe: each connection is judged by its own bytes,
-the answer is for `list`, `status`, refusals and handlers.
+A definite result is kept for the life of a port's app (a container restart or a contradiction drops it). Unknown is
+never kept: the next connection probes again. Nothing waits for a probe: each connection is classified by its own bytes,
+and the result is for `list`, `status`, refusals and handlers.
 """
 
 from __future__ import annotations
@@ -28,21 +28,25 @@ from dataclasses import dataclass
 from typing import Final
 
 from sidestep.proxy.connection.dial import Dial
-from sidestep.proxy.io.loop import READ, Loop, Timer
+from sidestep.proxy.io.loop import READ, Loop
 from sidestep.proxy.io.stream import TlsStream
+from sidestep.proxy.io.task import Cancel, Operation, Task, Watch
 from sidestep.proxy.tls.credentials import watch_certificate_requests
-from sidestep.proxy.tls.handshake import Farewell
+from sidestep.proxy.tls.handshake import LingeringClose, complete
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-GOODBYE: Final = b"\x00\x00\x08\x07\x00\x00\x00\x00\x00" + bytes(8)
-"""GOAWAY, NO_ERROR: the polite end of the probe's connection."""
+GOAWAY: Final = b"\x00\x00\x08\x07\x00\x00\x00\x00\x00" + bytes(8)
+"""GOAWAY with NO_ERROR: the orderly end of the probe's connection."""
 NOT_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"})
 """OpenSSL's reasons for an answer that is no TLS record."""
-UNTOLD: Final = frozenset({"UNEXPECTED_EOF_WHILE_READING"})
+NO_ANSWER: Final = frozenset({"UNEXPECTED_EOF_WHILE_READING"})
+"""OpenSSL's reasons for an end without an alert."""
+TELLING: Final = 4
+"""Bytes of an answer to the clear preface that tell what it is: the type of an HTTP/2 frame is the fourth."""
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ProbeResult:
     """What a probe learnt; None: unknown. `certificate` is the app's own, DER, empty when none was seen."""
 
     tls: bool | None
@@ -57,11 +61,11 @@ class Finding:
         return self.tls is not None
 
 
-UNKNOWN: Final = Finding(None)
+UNKNOWN: Final = ProbeResult(None)
 
 
-class Probe:
-    """One probe. Calls `done(finding)` once, within `timeout` seconds, unless cancelled."""
+class ProtocolProbe:
+    """One probe. Calls `done(result)` once, within `timeout` seconds, unless cancelled."""
 
     def __init__(
         self,
@@ -72,130 +76,111 @@ class Probe:
         tls: bool,
         server_name: str | None,
         timeout: float,
-        done: Callable[[Finding], None],
+        done: Callable[[ProbeResult], None],
     ) -> None:
         self._loop = loop
         self._tls = tls
         self._server_name = server_name
-        self._done: Callable[[Finding], None] | None = done
-        self._sock: socket.socket | None = None
-        self._stream: TlsStream | None = None
-        self._answer = b""
-        self._timer: Timer = loop.later(timeout, self._give_up)
-        self._dial: Dial | None = Dial(loop, host, port, self._connected)
+        self._timeout = timeout
+        self._done = done
+        self._timer = loop.later(timeout, self._expire)
+        self._task = Task(self._run(host, port))
+        self._task.start()
 
-    def _give_up(self) -> None:
-        self._finish(UNKNOWN)
+    def _expire(self) -> None:
+        self._task.cancel()
+        self._done(UNKNOWN)
 
     def cancel(self) -> None:
         """Close the connection; nothing is reported."""
-        self._done = None
-        self._finish(UNKNOWN)
+        self._timer.cancel()
+        self._task.cancel()
 
-    def abandon(self) -> None:
-        """A bug was met here."""
-        self._finish(UNKNOWN)
-
-    def _connected(self, sock: socket.socket | None, error: OSError | None) -> None:
-        del error
-        self._dial = None
-        if sock is None:
-            self._finish(UNKNOWN)
-            return
-        self._sock = sock
+    async def _run(self, host: str, port: int) -> None:
+        result = UNKNOWN
         try:
-            if self._tls:
-                self._begin_handshake(sock)
-            else:
-                sock.send(PREFACE)
-                self._loop.add(sock.fileno(), self._clear_ready, READ)
+            sock = await _connect(self._loop, host, port)
+            if sock is not None:
+                result = await self._probe(sock)
+        except Exception:
+            self._done(UNKNOWN)  # a bug of ours: the next connection probes again
+            raise
+        finally:
+            self._timer.cancel()
+        self._done(result)
+
+    async def _probe(self, sock: socket.socket) -> ProbeResult:
+        """Talk to the app over a connected socket, which is closed in the end."""
+        result = UNKNOWN
+        watch = Watch(self._loop, sock.fileno(), seconds=self._timeout)
+        try:
+            result = await (self._shake(sock, watch) if self._tls else _send_preface(sock, watch))
         except (OSError, ValueError):
-            self._finish(UNKNOWN)
+            pass  # no answer, or a name that cannot be sent
+        finally:
+            if result.definite:
+                watch.release()
+                LingeringClose(self._loop, sock)
+            else:
+                watch.close()
+                sock.close()
+        return result
 
-    # --- TLS --------------------------------------------------------------------------------------------------------
-
-    def _begin_handshake(self, sock: socket.socket) -> None:
+    async def _shake(self, sock: socket.socket, watch: Watch) -> ProbeResult:
+        """Shake hands. Raises OSError when there is no answer."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         context.set_alpn_protocols(["h2", "http/1.1"])
         watch_certificate_requests(context, TlsStream.certificate_requested)
-        self._stream = stream = TlsStream(sock, context, server_side=False, server_name=self._server_name)
-        self._sock = stream.sock
-        self._loop.add(stream.fd, self._tls_ready, READ)
-        self._tls_ready(0)
-
-    def _tls_ready(self, mask: int) -> None:
-        del mask
-        stream = self._stream
-        if stream is None:
-            return
+        stream = TlsStream(sock, context, server_side=False, server_name=self._server_name)
         try:
-            wants = stream.handshake()
+            await complete(watch, stream)
         except ssl.SSLError as error:
-            self._finish(self._judge_failure(error))
-            return
-        except OSError:
-            self._finish(UNKNOWN)
-            return
-        if wants:
-            self._loop.modify(stream.fd, wants)
-        else:
-            self._finish(self._succeeded(stream))
-
-    def _succeeded(self, stream: TlsStream) -> Finding:
+            return _explain(error, asked=stream.asked)
         chosen = stream.state.selected_alpn_protocol() or ""
         certificate = stream.state.getpeercert(True) or b""
-        asked = stream.asked
         stream.finish(notify=True)
-        return Finding(True, http2=chosen == "h2", alpn=chosen, asks_certificate=asked, certificate=certificate)
+        return ProbeResult(
+            True, http2=chosen == "h2", alpn=chosen, asks_certificate=stream.asked, certificate=certificate
+        )
 
-    def _judge_failure(self, error: ssl.SSLError) -> Finding:
-        reason = error.reason or ""
-        if not reason or reason in UNTOLD:
-            return UNKNOWN  # the app closed without an alert
-        if reason in NOT_TLS:
-            return Finding(False)
-        asked = self._stream is not None and self._stream.asked
-        return Finding(True, asks_certificate=asked)
 
-    # --- clear text -------------------------------------------------------------------------------------------------
+async def _connect(loop: Loop, host: str, port: int) -> socket.socket | None:
+    def start(done: Callable[[socket.socket | None], None]) -> Cancel:
+        return Dial(loop, host, port, lambda sock, error: done(sock)).cancel  # noqa: ARG005 - whatever the error is
 
-    def _clear_ready(self, mask: int) -> None:
-        del mask
-        sock = self._sock
-        if sock is None:
-            return
+    return await Operation(start)
+
+
+def _explain(error: ssl.SSLError, *, asked: bool) -> ProbeResult:
+    """Tell what a failed handshake says about the app."""
+    reason = error.reason or ""
+    if not reason or reason in NO_ANSWER:
+        return UNKNOWN
+    if reason in NOT_TLS:
+        return ProbeResult(False)
+    return ProbeResult(True, asks_certificate=asked)
+
+
+async def _send_preface(sock: socket.socket, watch: Watch) -> ProbeResult:
+    """Begin HTTP/2 in clear. Raises OSError when there is no answer."""
+    sock.send(PREFACE)
+    answer = b""
+    while True:
+        await watch.event(READ)
         try:
             data = sock.recv(64)
         except BlockingIOError:
-            return
-        except OSError:
-            self._finish(UNKNOWN)
-            return
-        self._answer += data
-        if self._answer[:1] in (b"\x15", b"\x16"):
-            self._finish(Finding(True))
-        elif self._answer[3:4] == b"\x04" and self._answer[:1] == b"\x00":
+            continue
+        answer += data
+        if answer[:1] in (b"\x15", b"\x16"):
+            return ProbeResult(True)
+        if answer[3:4] == b"\x04" and answer[:1] == b"\x00":
             try:
-                sock.send(GOODBYE)
+                sock.send(GOAWAY)
             except OSError:
                 pass
-            self._finish(Finding(False, http2=True))
-        elif not data or len(self._answer) >= 4:
-            self._finish(Finding(False, http2=False))
-
-    def _finish(self, finding: Finding) -> None:
-        self._timer.cancel()
-        if self._dial is not None:
-            self._dial.cancel()
-            self._dial = None
-        sock, self._sock, self._stream = self._sock, None, None
-        if sock is not None and finding.definite:
-            Farewell(self._loop, sock)
-        elif sock is not None:
-            self._loop.remove(sock.fileno())
-            sock.close()
-        done, self._done = self._done, None
-        if done is not None:
-            done(finding)
+            return ProbeResult(False, http2=True)
+        if not data or len(answer) >= TELLING:
+            return ProbeResult(False, http2=False)

@@ -24,15 +24,15 @@ H2: Final = "h2"
 
 
 def relay_for(
-    protocol: str, port: LivePort, ledger: Ledger, client: TlsStream | None = None, *, whole: Rule | None = None
+    protocol: str, port: LivePort, ledger: Ledger, client: TlsStream | None = None, *, global_rule: Rule | None = None
 ) -> Relay:
     """The engine for `protocol` (an ALPN name).
 
-    `client` is the stream of a client that came over TLS, `whole` a global intercept that takes every request.
+    `client` is the stream of a client that came over TLS, `global_rule` a global intercept that takes every request.
     """
     relay = _engine(protocol, port, ledger, client)
-    if whole is not None:
-        relay.put_in_place_of_app(whole)
+    if global_rule is not None:
+        relay.put_in_place_of_app(global_rule)
     return relay
 
 
@@ -40,13 +40,13 @@ def _engine(protocol: str, port: LivePort, ledger: Ledger, client: TlsStream | N
     engine = Http2Relay if protocol == H2 else Http1Relay
     rewriter = None
     if port.snapshot.forward_client_cert:
-        rewriter = ClientCertificate(proved_by(client) if client is not None else None)
+        rewriter = ClientCertificate(verified_certificate(client) if client is not None else None)
     return engine(
         port.steered, tls=client is not None, ledger=ledger, on_unreadable=port.on_unreadable, rewriter=rewriter
     )
 
 
-def tapped(relay: Relay, port: LivePort, ledger: Ledger) -> Relay:
+def with_global_wiretaps(relay: Relay, port: LivePort, ledger: Ledger) -> Relay:
     """The relay as the port's global wiretaps want it. No byte may have been given to it yet."""
     taps = port.snapshot.global_taps
     if not taps:
@@ -56,7 +56,7 @@ def tapped(relay: Relay, port: LivePort, ledger: Ledger) -> Relay:
     return TappedRelay(relay, rules, ledger, port=number) if rules else relay
 
 
-def whole_rule(port: LivePort, client: str) -> Rule | None:
+def global_rule(port: LivePort, client: str) -> Rule | None:
     """The global intercept that takes the connections of this client address, if there is one."""
     snapshot = port.snapshot
     if not snapshot.global_uid or client in snapshot.pass_sources:
@@ -69,7 +69,7 @@ def _never(method: bytes, path: bytes, fields: object) -> bool:
     return False
 
 
-def proved_by(client: TlsStream) -> bytes | None:
+def verified_certificate(client: TlsStream) -> bytes | None:
     """What the client's verified certificate says (see `client_certificate`); None when it showed none."""
     certificate = client.state.getpeercert()
     der = client.state.getpeercert(True)

@@ -34,7 +34,6 @@ from sidestep.engine.relay import Leg
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError, SidestepError
 from sidestep.proxy.connection.app_dials import LEAD, AppDials
-from sidestep.proxy.connection.classification import Judge
 from sidestep.proxy.connection.client_naming import ClientNaming
 from sidestep.proxy.connection.datagrams import Datagrams, Key
 from sidestep.proxy.connection.dial import Done, Naming
@@ -42,8 +41,9 @@ from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.handler_streams import HandlerStreams
 from sidestep.proxy.connection.host import RelayedConnection
 from sidestep.proxy.connection.live_ports import LivePort
-from sidestep.proxy.connection.protocol_probe import UNKNOWN, Finding, Probe
+from sidestep.proxy.connection.protocol_probe import UNKNOWN, ProbeResult, ProtocolProbe
 from sidestep.proxy.connection.request_log import RequestLog
+from sidestep.proxy.connection.setup import ConnectionSetup
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.channel import CARRY_DESCRIPTOR, ControlChannel
 from sidestep.proxy.control.daemon_link import DaemonLink
@@ -56,7 +56,7 @@ from sidestep.proxy.runtime.condition_reports import ConditionReports
 from sidestep.proxy.runtime.heartbeat import Heartbeat
 from sidestep.proxy.runtime.listeners import Listeners
 from sidestep.proxy.tls.credentials import Credentials
-from sidestep.proxy.tls.handshake import asks_later
+from sidestep.proxy.tls.failures import late_client_auth
 
 DETECTION_TIMEOUT: Final = 1.0
 """Seconds a silent client is waited for before the app is dialled."""
@@ -75,7 +75,7 @@ Message = messages.ToProxy
 
 
 class Worker:
-    """The process. Implements what judges and conductors ask of it (`Reception`)."""
+    """The process. Implements what setups and conductors ask of it (`SetupHost`)."""
 
     def __init__(self, channel: ControlChannel[Message], trust_store: ssl.SSLContext, pulse: Pulse) -> None:
         self._loop = Loop(on_crash=self._crashed)
@@ -85,7 +85,7 @@ class Worker:
         self._log = RequestLog(self._loop, self._link)
         self._ports: dict[int, LivePort] = {}
         self._connections: set[RelayedConnection] = set()
-        self._judges: set[Judge] = set()
+        self._setups: set[ConnectionSetup] = set()
         self._client_sources: IPv4Network | None = None
         self._anomalies: Counter[str] = Counter()
         self._pulse = pulse
@@ -195,24 +195,24 @@ class Worker:
 
     def descriptors(self) -> int:
         """Those in use, and those that what was accepted will need: an app for each client, handlers asked for."""
-        connections = len(self._connections) + len(self._judges)
-        used = max(len(self._loop) + len(self._judges), 2 * connections)
+        connections = len(self._connections) + len(self._setups)
+        used = max(len(self._loop) + len(self._setups), 2 * connections)
         return used + 2 * self.pipes.open + len(self._handlers)
 
     def _accepted(self, port: LivePort, sock: socket.socket, endpoints: Endpoints) -> None:
         port.counters["accepted"] += 1
-        judge = Judge(self._loop, sock, port=port, endpoints=endpoints, reception=self)
-        self._judges.add(judge)
+        setup = ConnectionSetup(self._loop, sock, port=port, endpoints=endpoints, host=self)
+        self._setups.add(setup)
         try:
-            judge.begin()
+            setup.begin()
         except OSError as error:
             if error.errno in EXHAUSTED:
                 self._readiness.exhausted(error.errno)
-            judge.abandon()
+            setup.abandon()
 
-    def judged_away(self, judge: Judge) -> None:
-        """A judge is over."""
-        self._judges.discard(judge)
+    def setup_over(self, setup: ConnectionSetup) -> None:
+        """A setup is over."""
+        self._setups.discard(setup)
         self._exit_when_drained()
 
     def opened(self, connection: RelayedConnection) -> None:
@@ -239,7 +239,7 @@ class Worker:
         if port.asks_later:
             return
         port.asked_later()
-        failure = asks_later(port.snapshot)
+        failure = late_client_auth(port.snapshot)
         self.report(port, failure.type, failure.text)
         self._loop.later(0.0, lambda: self._send_back(port))
 
@@ -285,28 +285,28 @@ class Worker:
     def seen(self, port: LivePort, endpoints: Endpoints, *, tls: bool) -> None:
         """Probe the app of a port whose protocol nobody stated, unless what is known holds."""
         snapshot = port.snapshot
-        known = port.finding.tls
+        known = port.probe_result.tls
         if known is None and port.probe is None and "probe" in (snapshot.tls, snapshot.http2):
-            port.probe = Probe(
+            port.probe = ProtocolProbe(
                 self._loop,
                 endpoints.host,
                 endpoints.port,
                 tls=tls,
                 server_name=snapshot.upstream_name or None,
                 timeout=snapshot.probe_timeout,
-                done=lambda finding: self._probed(port, finding),
+                done=lambda result: self._probed(port, result),
             )
         elif known is not None and known is not tls:
             self._probed(port, UNKNOWN)  # contradicted: the next connection probes again
 
-    def _probed(self, port: LivePort, finding: Finding) -> None:
+    def _probed(self, port: LivePort, result: ProbeResult) -> None:
         port.probe = None
-        if finding.definite or port.finding.definite:
-            words = (_known(finding.tls), _known(finding.http2), finding.alpn, finding.asks_certificate)
+        if result.definite or port.probe_result.definite:
+            words = (_known(result.tls), _known(result.http2), result.alpn, result.asks_certificate)
             number = port.steered.number
-            certificate = finding.certificate if len(finding.certificate) <= messages.MAX_CERTIFICATE else b""
+            certificate = result.certificate if len(result.certificate) <= messages.MAX_CERTIFICATE else b""
             self._link.advise(messages.Probed(self._link.next_seq(), number, *words, certificate))
-        port.finding = finding
+        port.probe_result = result
 
     def no_app(self, port: LivePort, host: str) -> None:
         """Tell the daemon that a dial to the app was refused."""
@@ -357,7 +357,7 @@ class Worker:
         ports: dict[int, Mapping[str, int]] = {number: port.counters for number, port in self._ports.items()}
         if self._datagrams.counters:
             ports[0] = self._datagrams.counters
-        self._heartbeat.beat(len(self._connections) + len(self._judges), ports, self._anomalies)
+        self._heartbeat.beat(len(self._connections) + len(self._setups), ports, self._anomalies)
         if self._draining:
             self._close_idle()
 
@@ -406,7 +406,7 @@ class Worker:
             connection.retire()
 
     def _exit_when_drained(self) -> None:
-        if not self._draining or self._connections or self._judges or self._listeners.are_retiring:
+        if not self._draining or self._connections or self._setups or self._listeners.are_retiring:
             return
         self._tell_losses()
         if self.lingering or not self.copyist.is_idle:
@@ -415,8 +415,8 @@ class Worker:
             self._loop.stop()
 
     def _drain_over(self) -> None:
-        for judge in list(self._judges):
-            judge.abandon()
+        for setup in list(self._setups):
+            setup.abandon()
         for connection in list(self._connections):
             connection.abandon()
         self._listeners.close_retired()

@@ -21,13 +21,13 @@ Shape = tuple[bytes, ...]
 """What of a ClientHello decides; see `ClientHello.shape`."""
 
 
-class Rehearsals:
+class CompatibilityCheck:
     """What was found out, per server context, and gone with it."""
 
     def __init__(self) -> None:
         self._suited: WeakKeyDictionary[ssl.SSLContext, set[Shape]] = WeakKeyDictionary()
 
-    def suits(self, context: ssl.SSLContext, hello: bytes, shape: Shape) -> bool:
+    def is_compatible(self, context: ssl.SSLContext, hello: bytes, shape: Shape) -> bool:
         """Whether `context` can answer a whole ClientHello, given as the records it came in. Never raises."""
         suited = self._suited.setdefault(context, set())
         if shape in suited:

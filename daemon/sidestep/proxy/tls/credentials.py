@@ -28,7 +28,7 @@ from typing import Any, Final
 
 from sidestep.proxy.io.stream import TlsStream
 from sidestep.proxy.tls.app_names import openssl_compares
-from sidestep.proxy.tls.compatibility import Rehearsals
+from sidestep.proxy.tls.compatibility import CompatibilityCheck
 from sidestep.snapshots.ports import PortSnapshot
 
 MAX_PEM: Final = 1024 * 1024
@@ -58,12 +58,12 @@ def watch_certificate_requests(context: ssl.SSLContext, tell: Callable[[Any], No
     ssl.SSLContext.__mro__[1]._msg_callback.__set__(context, on_message)  # type: ignore[attr-defined] # noqa: SLF001
 
 
-def presents(port: PortSnapshot) -> bool:
+def presents_certificate(port: PortSnapshot) -> bool:
     """Whether the app sees a certificate of ours in the place of its clients', because somebody chose that."""
     return port.client_auth in ("require", "request") and bool(port.upstream_identity)
 
 
-class Upstream:
+class UpstreamContexts:
     """Client contexts towards the app for one set of settings."""
 
     def __init__(self, context: ssl.SSLContext, quiet: ssl.SSLContext, *, watches_requests: bool) -> None:
@@ -79,14 +79,14 @@ class Upstream:
             watch_certificate_requests(context, TlsStream.certificate_requested)
 
     def wrap(
-        self, sock: Any, *, alpn: tuple[str, ...], server_name: str | None, verified_name: str, askable: bool = False
+        self, sock: Any, *, alpn: tuple[str, ...], server_name: str | None, verified_name: str, late_auth: bool = False
     ) -> TlsStream:
-        """Begin a client handshake. `askable`: a server could ask the client for a certificate after the handshake.
+        """Begin a client handshake. `late_auth`: a server could ask the client for a certificate after the handshake.
 
         Raises OSError or ValueError (a name that `ssl` cannot send).
         """
         context = self._context
-        context.post_handshake_auth = askable or self.presents
+        context.post_handshake_auth = late_auth or self.presents
         if alpn != self._alpn:
             context.set_alpn_protocols(list(alpn))
             self._alpn = alpn
@@ -95,17 +95,17 @@ class Upstream:
         session = self._sessions.get((alpn, server_name, verified_name))
         return TlsStream(sock, context, server_side=False, server_name=server_name, session=session)
 
-    def settle(
-        self, stream: TlsStream, *, askable: bool = False, asked_later: Callable[[], None] | None = None
+    def handshake_done(
+        self, stream: TlsStream, *, late_auth: bool = False, on_late_auth: Callable[[], None] | None = None
     ) -> None:
         """Handshake done: stop watching its messages, unless the app may ask for the client's certificate in TLS 1.3.
 
         (In TLS 1.2 that is a renegotiation, which OpenSSL refuses; the app then ends the connection by an alert.)
         """
         if stream.state.version() != "TLSv1.3":
-            stream.asked_later, stream.renegotiable = asked_later, True
-        elif askable and not self.presents:
-            stream.asked_later = asked_later
+            stream.asked_later, stream.renegotiable = on_late_auth, True
+        elif late_auth and not self.presents:
+            stream.asked_later = on_late_auth
             return
         if self._quiet is not self._context:
             stream.state.context = self._quiet
@@ -146,8 +146,8 @@ class Credentials:
         self._trust_store = trust_store
         self._pems: dict[str, _Pem] = {}
         self._downstream: OrderedDict[tuple[object, ...], ssl.SSLContext] = OrderedDict()
-        self._upstream: dict[tuple[object, ...], Upstream] = {}
-        self.suits = Rehearsals().suits
+        self._upstream: dict[tuple[object, ...], UpstreamContexts] = {}
+        self.is_compatible = CompatibilityCheck().is_compatible
         """Whether a downstream context can answer a ClientHello."""
 
     def add(self, name: str, kind: str, fd: int) -> None:
@@ -206,16 +206,16 @@ class Credentials:
                 self._downstream.popitem(last=False)
         return context
 
-    def upstream(self, port: PortSnapshot) -> Upstream:
+    def upstream(self, port: PortSnapshot) -> UpstreamContexts:
         """The client contexts for a port. Raises OSError."""
-        shows = presents(port)
+        shows = presents_certificate(port)
         identity = port.upstream_identity if shows else ""
         key = (identity, port.upstream_trust, port.skip_verify)
         upstream = self._upstream.get(key)
         if upstream is None:
             context = self._client_context(identity, port)
             quiet = context if shows else self._client_context(identity, port, verify=False)
-            upstream = self._upstream[key] = Upstream(context, quiet, watches_requests=not shows)
+            upstream = self._upstream[key] = UpstreamContexts(context, quiet, watches_requests=not shows)
         return upstream
 
     def _client_context(self, identity: str, port: PortSnapshot, *, verify: bool = True) -> ssl.SSLContext:

@@ -1,19 +1,24 @@
 """TLS handshakes of the proxy: the client side towards the app, the server side towards the client.
 
-Upstream first (design 4.2): `UpstreamHandshake` runs on a connected socket with the client's SNI and ALPN list and ends
-with a stream, or with a `Failure` that names what is missing; the caller then relays the untouched ClientHello on a new
-connection. What counts as a failure: a TLS error (alert, verification), the peer closing, the deadline, a
-CertificateRequest that nobody opted in to answer, a certificate for another name when the client sent no SNI, an ALPN
-choice that this proxy cannot parse.
+All of them are `complete`, which drives one stream through its handshake: `UpstreamHandshake`, `answer_client`, and the
+probe of an app (`proxy.connection.protocol_probe`). They differ in what they do with the outcome.
 
-In TLS 1.3 an app judges our certificate after our side of the handshake is over, and says so by an alert at our first
-read. So a handshake in which we show one is *confirmed* first: a session ticket or data mean yes. An app that sends
-neither is waited for once, for `CONFIRMATION` seconds.
+The handshake with the app comes first (docs/design.md, "TLS"). `UpstreamHandshake` runs on a connected socket with the
+client's SNI and ALPN list and returns a stream, or a `TlsFailure` that names what is missing; the caller then passes
+the untouched ClientHello on over a new connection. Failures are a TLS error (alert, verification), the peer closing,
+the deadline, a CertificateRequest that nobody has agreed to answer, a certificate for another name when the client
+sent no SNI, and an ALPN choice that this proxy cannot parse.
 
-`DownstreamHandshake` runs the server side once the app's choice is known. It ends only after a client's certificate has
-been verified, if one is asked for, and nothing is relayed before it ends. In a session that TLS 1.2 resumes by its id
-nothing is verified again, so there it is asked whether the certificate still holds. A client that is refused is told by
-an alert; its socket is read for a moment, since closing it with bytes unread would reset the connection and lose it.
+In TLS 1.3 an app verifies our certificate after our side of the handshake is over, and refuses it by an alert at our
+first read. So a handshake in which we show a certificate is *confirmed*: a session ticket or data mean that it was
+accepted. An app that sends neither is waited for once, for CONFIRMATION seconds.
+
+`answer_client` runs the server side once the app's choice of protocol is known. It ends after a client's certificate
+has been verified, if one is asked for; nothing is relayed before. In a session that TLS 1.2 resumes by its id no
+certificate is verified again, so the one of the session must not have expired. A client that is refused gets an alert,
+and its socket is read for a moment: closing it with bytes unread would reset the connection and lose the alert.
+
+Who cancels a handshake closes its socket by that.
 """
 
 from __future__ import annotations
@@ -22,50 +27,185 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
-from sidestep.model.condition import ConditionType
 from sidestep.proxy.io.loop import READ, Loop
 from sidestep.proxy.io.stream import TlsStream, is_ragged_end
+from sidestep.proxy.io.task import Watch
 from sidestep.proxy.tls.app_names import names_match, openssl_compares
-from sidestep.proxy.tls.credentials import Credentials
+from sidestep.proxy.tls.credentials import Credentials, UpstreamContexts
+from sidestep.proxy.tls.failures import (
+    TlsFailure,
+    alpn_unsupported,
+    certificate_requested,
+    handshake_failed,
+    no_common_alpn,
+    unverified,
+)
 from sidestep.snapshots.ports import PortSnapshot
 
 TIMEOUT: Final = 10.0
 """Seconds a handshake may take."""
 CONFIRMATION: Final = 0.5
-"""Seconds for an app to judge our certificate in TLS 1.3."""
-FAREWELL: Final = 2.0
-"""Seconds for a peer to read the last words, and to end."""
+"""Seconds for an app to verify our certificate in TLS 1.3."""
+LINGER: Final = 2.0
+"""Seconds for a peer to read the last bytes, and to end."""
 PARSEABLE: Final = frozenset({None, "http/1.1", "http/1.0", "h2"})
 """ALPN choices whose content this proxy can parse; None: the app did not choose."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a connection is carried end to end."""
-
-    type: ConditionType
-    text: str
+async def complete(watch: Watch, stream: TlsStream) -> None:
+    """Drive a handshake to its end. Raises ssl.SSLError, OSError, and TimeoutError at the deadline of `watch`."""
+    while wants := stream.handshake():
+        await watch.event(wants)
 
 
-def outcome(port: PortSnapshot) -> str:
-    """What becomes of a connection that cannot be opened, for the text of a condition."""
-    if port.forward_client_cert:
-        return f"the connection is closed, because sidestep.dev/forward-client-cert.{port.number} is enabled"
-    return "TLS is carried end to end"
+class UpstreamHandshake:
+    """One handshake with an app, as a client."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        port: PortSnapshot,
+        credentials: Credentials,
+        server_name: str | None,
+        alpn: tuple[str, ...],
+        late_auth: bool,
+        on_late_auth: Callable[[], None],
+    ) -> None:
+        """`late_auth`: the app could ask this client for a certificate after the handshake (`ClientHello.askable`).
+        `on_late_auth` is called if it does.
+        """
+        self._loop = loop
+        self._port = port
+        self._credentials = credentials
+        self._server_name = server_name
+        self._alpn = alpn
+        self._verified_name = server_name or port.upstream_name
+        self._late_auth = late_auth
+        self._on_late_auth = on_late_auth
+        self._contexts: UpstreamContexts | None = None
+
+    async def run(self, sock: socket.socket) -> TlsStream | TlsFailure:
+        """Shake hands over a connected socket, which is closed unless a stream is returned.
+
+        The stream's descriptor is not registered with the loop. Never raises.
+        """
+        try:
+            contexts = self._contexts = self._credentials.upstream(self._port)
+            stream = contexts.wrap(
+                sock,
+                alpn=self._alpn,
+                server_name=self._server_name,
+                verified_name=self._verified_name,
+                late_auth=self._late_auth,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            sock.close()
+            return self._explain(error if isinstance(error, OSError) else OSError(str(error)), requested=False)
+        try:
+            failure = await self._shake(contexts, stream)
+        except BaseException:
+            stream.close()
+            raise
+        if failure is not None:
+            stream.close()
+            return failure
+        contexts.handshake_done(stream, late_auth=self._late_auth, on_late_auth=self._on_late_auth)
+        return stream
+
+    async def _shake(self, contexts: UpstreamContexts, stream: TlsStream) -> TlsFailure | None:
+        watch = Watch(self._loop, stream.fd, seconds=TIMEOUT)
+        try:
+            await complete(watch, stream)
+            if contexts.confirms and stream.state.version() == "TLSv1.3" and not stream.state.session_reused:
+                await self._confirm(watch, contexts, stream)
+        except OSError as error:
+            return self._explain(error, requested=stream.asked)
+        finally:
+            watch.close()
+        return self._verify(stream)
+
+    async def _confirm(self, watch: Watch, contexts: UpstreamContexts, stream: TlsStream) -> None:
+        """Wait until the app has accepted our certificate. Raises OSError when it has not."""
+        watch.restart(CONFIRMATION)
+        while True:
+            early = stream.read()
+            if early == b"":
+                raise ConnectionResetError("the app closed the connection after it had seen our certificate")
+            if early or (stream.state.session is not None and stream.state.session.has_ticket):
+                stream.early = early or b""
+                return
+            try:
+                await watch.event(READ)
+            except TimeoutError:
+                contexts.confirms = False
+                return
+
+    def _verify(self, stream: TlsStream) -> TlsFailure | None:
+        """Check what OpenSSL does not."""
+        if stream.asked:
+            return certificate_requested(self._port)
+        if not (openssl_compares(self._server_name) or self._port.skip_verify):
+            certificate = stream.state.getpeercert() or {}
+            if not self._verified_name:
+                why = "neither the client nor the certificate of this port says its name"
+                return unverified(self._port, self._verified_name, why)
+            if not names_match(certificate, self._verified_name):
+                why = f"its certificate is not for {self._verified_name}"
+                return unverified(self._port, self._verified_name, why)
+        chosen = stream.state.selected_alpn_protocol()
+        return None if chosen in PARSEABLE else alpn_unsupported(self._port, chosen)
+
+    def _explain(self, error: OSError, *, requested: bool) -> TlsFailure:
+        if requested:
+            return certificate_requested(self._port)
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return unverified(self._port, self._verified_name, error.verify_message)
+        if isinstance(error, ssl.SSLError) and error.reason and "NO_APPLICATION_PROTOCOL" in error.reason:
+            return no_common_alpn(self._port, self._alpn)
+        reason = str(error)
+        if isinstance(error, ssl.SSLError):
+            reason = "the app closed the connection" if is_ragged_end(error) else error.reason or reason
+        return handshake_failed(self._port, reason)
+
+    def remember(self, stream: TlsStream) -> None:
+        """Keep the session of a good connection for resumption."""
+        if self._contexts is not None:
+            self._contexts.remember(
+                stream, alpn=self._alpn, server_name=self._server_name, verified_name=self._verified_name
+            )
 
 
-def asks_later(port: PortSnapshot) -> Failure:
-    """The app asks for client certificates after the handshake, which only its client can answer."""
-    number = port.number
-    return Failure(
-        ConditionType.CLIENT_CERTIFICATE_REQUESTED_LATER,
-        f"the app on port {number} asks clients for a certificate after the handshake (post-handshake authentication, "
-        f"renegotiation): for clients that it can ask, {outcome(port)}; where it was not known yet, the connection was "
-        f"ended unanswered (sidestep.dev/late-client-auth.{number}: enabled makes it known from the start)",
-    )
+async def answer_client(loop: Loop, sock: socket.socket, context: ssl.SSLContext) -> TlsStream:
+    """Shake hands with a client, as a server, over a socket that is registered with the loop.
+
+    Returns a stream whose descriptor is still registered. Raises OSError; the socket is then closed, or about to be.
+    """
+    fd = sock.fileno()
+    try:
+        stream = TlsStream(sock, context, server_side=True)
+    except OSError:
+        loop.remove(fd)
+        sock.close()
+        raise
+    try:
+        watch = Watch(loop, fd, seconds=TIMEOUT, registered=True)
+        try:
+            await complete(watch, stream)
+        finally:
+            watch.close()
+        if stream.state.session_reused and _has_expired(stream.state.getpeercert() or {}):
+            raise ssl.SSLError("the client's certificate has expired since its session began")
+    except OSError:
+        LingeringClose(loop, sock)
+        raise
+    except BaseException:
+        loop.remove(fd)
+        stream.close()
+        raise
+    return stream
 
 
 def _has_expired(certificate: Mapping[str, object]) -> bool:
@@ -73,272 +213,16 @@ def _has_expired(certificate: Mapping[str, object]) -> bool:
     return isinstance(end, str) and ssl.cert_time_to_seconds(end) < time.time()
 
 
-class _Handshake:
-    """A TLS handshake driven by the loop, with a deadline. Subclasses say what success means."""
+class LingeringClose:
+    """Half-closes a (registered) socket that is not wanted any more and reads it to its end, within LINGER seconds.
 
-    def __init__(self, loop: Loop, *, timeout: float) -> None:
-        self._loop = loop
-        self._stream: TlsStream | None = None
-        self._timer = loop.later(timeout, self._time_out)
-
-    def _start(self, stream: TlsStream, *, watched: bool) -> None:
-        self._stream = stream
-        if watched:
-            self._loop.rebind(stream.fd, self._ready, READ)
-        else:
-            self._loop.add(stream.fd, self._ready, READ)
-        self._ready(0)
-
-    def _ready(self, mask: int) -> None:
-        del mask
-        stream = self._stream
-        if stream is None:
-            return
-        try:
-            wants = stream.handshake()
-        except OSError as error:
-            self._fail(error)
-            return
-        if wants:
-            self._loop.modify(stream.fd, wants)
-        else:
-            self._timer.cancel()
-            self._stream = None
-            self._finish(stream)
-
-    def _time_out(self) -> None:
-        self._fail(TimeoutError("the handshake took too long"))
-
-    def _fail(self, error: OSError) -> None:
-        self.cancel()
-        self._finish_failed(error)
-
-    @property
-    def running(self) -> bool:
-        """Whether it goes on."""
-        return self._stream is not None
-
-    def cancel(self) -> None:
-        """Give up and close the socket; nothing is reported."""
-        self._timer.cancel()
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            self._loop.remove(stream.fd)
-            stream.close()
-
-    def abandon(self) -> None:
-        """A bug was met here: report it as a failed handshake."""
-        self._fail(OSError("internal error"))
-
-    def _finish(self, stream: TlsStream) -> None:
-        raise NotImplementedError
-
-    def _finish_failed(self, error: OSError) -> None:
-        raise NotImplementedError
-
-
-class UpstreamHandshake(_Handshake):
-    """The client side. `done(stream, alpn, None)` (its descriptor no longer watched) or `done(None, None, failure)`."""
-
-    def __init__(
-        self,
-        loop: Loop,
-        sock: socket.socket,
-        *,
-        port: PortSnapshot,
-        credentials: Credentials,
-        server_name: str | None,
-        alpn: tuple[str, ...],
-        askable: bool,
-        asked_later: Callable[[], None],
-        done: Callable[[TlsStream | None, str | None, Failure | None], None],
-    ) -> None:
-        """`askable`: see `ClientHello`; `asked_later` is called if the app asks for a certificate later."""
-        super().__init__(loop, timeout=TIMEOUT)
-        self._port = port
-        self._done = done
-        self._server_name = server_name
-        self._alpn = alpn
-        self._name = server_name or port.upstream_name
-        self._askable = askable
-        self._asked_later = asked_later
-        self._tried: TlsStream | None = None
-        try:
-            self._upstream = credentials.upstream(port)
-            stream = self._upstream.wrap(
-                sock, alpn=alpn, server_name=server_name, verified_name=self._name, askable=askable
-            )
-        except (OSError, ValueError, KeyError) as error:
-            sock.close()
-            failure = error if isinstance(error, OSError) else OSError(str(error))
-            loop.later(0.0, lambda: self._fail(failure))
-            return
-        self._tried = stream
-        self._start(stream, watched=False)
-
-    def _finish(self, stream: TlsStream) -> None:
-        if self._upstream.confirms and stream.state.version() == "TLSv1.3" and not stream.state.session_reused:
-            self._stream = stream
-            self._timer = self._loop.later(CONFIRMATION, self._untold)
-            self._loop.rebind(stream.fd, self._confirm, READ)
-            self._confirm(0)
-        else:
-            self._settle(stream)
-
-    def _confirm(self, mask: int) -> None:
-        del mask
-        stream = self._stream
-        if stream is None:
-            return
-        try:
-            early = stream.read()
-        except OSError as error:
-            self._fail(error)
-            return
-        if early == b"":
-            self._fail(ConnectionResetError("the app closed the connection after it had seen our certificate"))
-        elif early or (stream.state.session is not None and stream.state.session.has_ticket):
-            stream.early = early or b""
-            self._confirmed(stream)
-
-    def _untold(self) -> None:
-        stream = self._stream
-        if stream is not None:
-            self._upstream.confirms = False
-            self._confirmed(stream)
-
-    def _confirmed(self, stream: TlsStream) -> None:
-        self._timer.cancel()
-        self._stream = None
-        self._settle(stream)
-
-    def _settle(self, stream: TlsStream) -> None:
-        self._loop.remove(stream.fd)
-        failure = self._judge(stream)
-        if failure is None:
-            self._upstream.settle(stream, askable=self._askable, asked_later=self._asked_later)
-            self._done(stream, stream.state.selected_alpn_protocol(), None)
-        else:
-            stream.close()
-            self._done(None, None, failure)
-
-    def _judge(self, stream: TlsStream) -> Failure | None:
-        where = f"port {self._port.number}"
-        if stream.asked:
-            return self._asked()
-        if not (openssl_compares(self._server_name) or self._port.skip_verify):
-            certificate = stream.state.getpeercert() or {}
-            if not self._name:
-                return self._unverified("neither the client nor the certificate of this port says its name")
-            if not names_match(certificate, self._name):
-                return self._unverified(f"its certificate is not for {self._name}")
-        chosen = stream.state.selected_alpn_protocol()
-        if chosen not in PARSEABLE:
-            return Failure(
-                ConditionType.ALPN_UNSUPPORTED,
-                f"the app on {where} chose the protocol {chosen!r}, which cannot be filtered; {outcome(self._port)}",
-            )
-        return None
-
-    def _asked(self) -> Failure:
-        number = self._port.number
-        return Failure(
-            ConditionType.CLIENT_CERTIFICATE_REQUESTED,
-            f"the app on port {number} asks clients for a certificate; {outcome(self._port)} unless "
-            f"telepresence.io/upstream-tls-secret.{number} (or -path) and "
-            f"sidestep.dev/downstream-client-auth.{number}: require (or request) are set",
-        )
-
-    def _unverified(self, why: str) -> Failure:
-        port = self._port
-        authority = "its configured ca.crt" if port.upstream_trust else "the system's certificate authorities"
-        return Failure(
-            ConditionType.UPSTREAM_UNVERIFIED,
-            f"the app on port {port.number} could not be verified as {self._name or '(no name)'} against {authority}: "
-            f"{why}; {outcome(port)} (add a ca.crt, or set "
-            f"telepresence.io/upstream-insecure-skip-verify.{port.number}: enabled)",
-        )
-
-    def _finish_failed(self, error: OSError) -> None:
-        if self._tried is not None and self._tried.asked:
-            failure = self._asked()
-        elif isinstance(error, ssl.SSLCertVerificationError):
-            failure = self._unverified(error.verify_message)
-        elif isinstance(error, ssl.SSLError) and error.reason and "NO_APPLICATION_PROTOCOL" in error.reason:
-            offered = ", ".join(self._alpn)
-            failure = Failure(
-                ConditionType.ALPN_UNSUPPORTED,
-                f"the app on port {self._port.number} knows none of the protocols the client offered ({offered}); "
-                f"{outcome(self._port)}",
-            )
-        else:
-            reason = str(error)
-            if isinstance(error, ssl.SSLError):
-                reason = "the app closed the connection" if is_ragged_end(error) else error.reason or reason
-            failure = Failure(
-                ConditionType.UPSTREAM_TLS_FAILED,
-                f"the TLS handshake with the app on port {self._port.number} failed: {reason}; {outcome(self._port)}",
-            )
-        self._done(None, None, failure)
-
-    def remember(self, stream: TlsStream) -> None:
-        """Keep the session of a good connection for resumption."""
-        self._upstream.remember(stream, alpn=self._alpn, server_name=self._server_name, verified_name=self._name)
-
-
-class DownstreamHandshake(_Handshake):
-    """The server side on a watched socket. `done(stream)` (still watched) or `done(None)`."""
-
-    def __init__(
-        self,
-        loop: Loop,
-        sock: socket.socket,
-        context: ssl.SSLContext,
-        *,
-        done: Callable[[TlsStream | None], None],
-    ) -> None:
-        super().__init__(loop, timeout=TIMEOUT)
-        self._done = done
-        fd = sock.fileno()
-        try:
-            stream = TlsStream(sock, context, server_side=True)
-        except OSError as error:
-            loop.remove(fd)
-            sock.close()
-            failure = error
-            loop.later(0.0, lambda: self._fail(failure))
-            return
-        self._start(stream, watched=True)
-
-    def _finish(self, stream: TlsStream) -> None:
-        if stream.state.session_reused and _has_expired(stream.state.getpeercert() or {}):
-            self._stream = stream
-            self._fail(ssl.SSLError("the client's certificate has expired since its session began"))
-        else:
-            self._done(stream)
-
-    def _fail(self, error: OSError) -> None:
-        stream, self._stream = self._stream, None
-        self.cancel()
-        if stream is not None:
-            Farewell(self._loop, stream.sock)
-        self._finish_failed(error)
-
-    def _finish_failed(self, error: OSError) -> None:
-        del error
-        self._done(None)
-
-
-class Farewell:
-    """Half-closes a (watched) socket that is wanted no more and reads it to its end, for a bounded time.
-
-    To close it with bytes unread would reset the connection, and lose what its peer is still to read.
+    Closing it with bytes unread would reset the connection, and lose what its peer has yet to read.
     """
 
     def __init__(self, loop: Loop, sock: socket.socket) -> None:
         self._loop = loop
         self._sock = sock
-        self._timer = loop.later(FAREWELL, self.abandon)
+        self._timer = loop.later(LINGER, self.abandon)
         try:
             sock.shutdown(socket.SHUT_WR)
         except OSError:

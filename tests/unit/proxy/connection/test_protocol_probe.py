@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from sidestep.proxy.connection.protocol_probe import Finding, Probe
+from sidestep.proxy.connection.protocol_probe import ProbeResult, ProtocolProbe
 from sidestep.proxy.io.loop import Loop
 from tests.harness.authority import Authority
 from tests.harness.peers import server_context
@@ -30,7 +30,7 @@ def probe(port, *, tls, timeout=2.0):
         else:
             loop.stop()
 
-    Probe(loop, "127.0.0.1", port, tls=tls, server_name=None, timeout=timeout, done=found.append)
+    ProtocolProbe(loop, "127.0.0.1", port, tls=tls, server_name=None, timeout=timeout, done=found.append)
     loop.later(0.0, over)
     loop.later(10.0, loop.stop)
     loop.run()
@@ -89,9 +89,9 @@ def say(answer, *, read=24):
 
 def test_tls_handshake_tells_the_protocol_and_the_certificate():
     with server(tls_script(alpn=("h2", "http/1.1"))) as (port, seen):
-        finding = probe(port, tls=True)
-    assert (finding.tls, finding.http2, finding.alpn) == (True, True, "h2")
-    assert ssl.DER_cert_to_PEM_cert(finding.certificate).encode() == CERTIFICATE.chain
+        result = probe(port, tls=True)
+    assert (result.tls, result.http2, result.alpn) == (True, True, "h2")
+    assert ssl.DER_cert_to_PEM_cert(result.certificate).encode() == CERTIFICATE.chain
     assert len(seen) == 1
 
 
@@ -116,17 +116,17 @@ def test_an_app_sees_its_probe_end_in_order(version):
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_certificate_request_is_tls(version):
     with server(tls_script(alpn=("http/1.1",), clients=AUTHORITY.pem, minimum=version, maximum=version)) as (port, _):
-        finding = probe(port, tls=True)
-    assert finding.tls is True
-    assert finding.asks_certificate
+        result = probe(port, tls=True)
+    assert result.tls is True
+    assert result.asks_certificate
 
 
 @pytest.mark.parametrize(
     ("answer", "wanted"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", Finding(False)),
-        (b"\x15\x03\x03\x00\x02\x02\x28", Finding(True)),
-        (b"+PONG\r\n", Finding(False)),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", ProbeResult(False)),
+        (b"\x15\x03\x03\x00\x02\x02\x28", ProbeResult(True)),
+        (b"+PONG\r\n", ProbeResult(False)),
     ],
 )
 def test_answers_to_a_client_hello(answer, wanted):
@@ -137,12 +137,12 @@ def test_answers_to_a_client_hello(answer, wanted):
 @pytest.mark.parametrize(
     ("answer", "wanted"),
     [
-        (b"\x00\x00\x00\x04\x00\x00\x00\x00\x00", Finding(False, http2=True)),
-        (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00" + bytes(18), Finding(False, http2=True)),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", Finding(False, http2=False)),
-        (b"-ERR unknown command\r\n", Finding(False, http2=False)),
-        (b"\x15\x03\x01\x00\x02\x02\x16", Finding(True)),
-        (b"", Finding(False, http2=False)),
+        (b"\x00\x00\x00\x04\x00\x00\x00\x00\x00", ProbeResult(False, http2=True)),
+        (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00" + bytes(18), ProbeResult(False, http2=True)),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", ProbeResult(False, http2=False)),
+        (b"-ERR unknown command\r\n", ProbeResult(False, http2=False)),
+        (b"\x15\x03\x01\x00\x02\x02\x16", ProbeResult(True)),
+        (b"", ProbeResult(False, http2=False)),
     ],
 )
 def test_answers_to_a_clear_preface(answer, wanted):
@@ -157,16 +157,16 @@ def test_answers_to_a_clear_preface(answer, wanted):
 @pytest.mark.parametrize("tls", [True, False])
 def test_a_silent_app_is_unknown_when_the_time_is_over(tls):
     with server(lambda sock: sock.recv(10_000) and sock.recv(10_000)) as (port, _):
-        assert probe(port, tls=tls, timeout=0.3) == Finding(None)
+        assert probe(port, tls=tls, timeout=0.3) == ProbeResult(None)
 
 
 @pytest.mark.parametrize("tls", [True, False])
 def test_a_refused_dial_is_unknown(tls):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    assert probe(port, tls=tls) == Finding(None)
+    assert probe(port, tls=tls) == ProbeResult(None)
 
 
 def test_a_close_in_mid_handshake_is_unknown():
     with server(lambda sock: sock.recv(10_000)) as (port, _):
-        assert probe(port, tls=True) == Finding(None)
+        assert probe(port, tls=True) == ProbeResult(None)

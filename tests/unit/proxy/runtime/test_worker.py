@@ -20,7 +20,7 @@ from sidestep.proxy.connection import datagrams
 from sidestep.proxy.connection.datagrams import Datagrams
 from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.live_ports import LivePort
-from sidestep.proxy.connection.protocol_probe import Finding
+from sidestep.proxy.connection.protocol_probe import ProbeResult
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.channel import ControlChannel
 from sidestep.proxy.io.loop import READ, Loop
@@ -125,7 +125,7 @@ def test_a_client_that_breaks_during_the_handshake_with_the_app_is_gone(scene):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         client.close()
         assert scene.run(within=0.5) < 0.25
-        assert not scene.worker._judges
+        assert not scene.worker._setups
         app.settimeout(5)
         with contextlib.suppress(ConnectionResetError):
             while app.recv(4096):
@@ -343,7 +343,8 @@ def test_without_a_server_name_the_app_is_verified_by_the_port_s_or_not_at_all(s
     thread = threading.Thread(target=serve)
     thread.start()
     scene.run(
-        lambda: port.conditions or (scene.worker._judges and not next(iter(scene.worker._judges))._sock), within=3
+        lambda: port.conditions or (scene.worker._setups and not next(iter(scene.worker._setups))._ends.client),
+        within=3,
     )
     assert list(port.conditions) == ([] if name == "app.test" else [ConditionType.UPSTREAM_UNVERIFIED])
     ended.set()
@@ -520,7 +521,7 @@ def test_what_is_told_to_a_daemon_that_hangs_does_not_end_the_proxy(scene):
         scene.worker.no_app(port, "10.0.0.2")
         text = "" if number % 2 else "something"
         scene.worker.report(port, ConditionType.ALPN_UNSUPPORTED, text)
-        scene.worker._probed(port, Finding(number % 2 == 0))
+        scene.worker._probed(port, ProbeResult(number % 2 == 0))
     assert not scene.worker._draining
     assert scene.worker._link.is_backlogged
 

@@ -165,10 +165,10 @@ def test_an_app_that_asks_after_the_handshake_gets_no_answer(store):
     thread.start()
     upstream = store.upstream(port())
     ours.settimeout(5)
-    stream = upstream.wrap(ours, alpn=(), server_name="app.test", verified_name="app.test", askable=True)
+    stream = upstream.wrap(ours, alpn=(), server_name="app.test", verified_name="app.test", late_auth=True)
     while stream.handshake():
         pass
-    upstream.settle(stream, askable=True, asked_later=lambda: asked.append(True))
+    upstream.handshake_done(stream, late_auth=True, on_late_auth=lambda: asked.append(True))
     stream.write(b"x")
     with pytest.raises(ssl.SSLError):
         while stream.read() is None:
@@ -200,7 +200,7 @@ def visit(upstream, context, name):
     """One connection; whether it was resumed."""
     talk = Talk(context)
     stream = shake(upstream, talk, name)
-    upstream.settle(stream)
+    upstream.handshake_done(stream)
     assert exchange(stream) == b"x"
     reused = stream.state.session_reused
     upstream.remember(stream, alpn=(), server_name=name, verified_name=name)

@@ -12,9 +12,10 @@ import time
 import pytest
 
 from sidestep.proxy.io.loop import Loop
+from sidestep.proxy.io.task import Task
 from sidestep.proxy.tls import handshake
 from sidestep.proxy.tls.credentials import Credentials
-from sidestep.proxy.tls.handshake import DownstreamHandshake
+from sidestep.proxy.tls.handshake import answer_client
 from sidestep.snapshots.ports import PortSnapshot
 from tests.harness.authority import Authority
 from tests.harness.tls_peers import client_tls
@@ -56,6 +57,12 @@ def shake(context, tls, session=None):
             stream.finish(notify=True)
             words.append(stream)
 
+    async def answer():
+        try:
+            done(await answer_client(loop, ours, context))
+        except OSError:
+            done(None)
+
     def talk():
         try:
             with tls.wrap_socket(theirs, server_hostname="app.test", session=session) as sock:
@@ -66,7 +73,7 @@ def shake(context, tls, session=None):
             theirs.close()
 
     loop.add(ours.fileno(), lambda mask: None, 0)
-    DownstreamHandshake(loop, ours, context, done=done)
+    Task(answer()).start()
     thread = threading.Thread(target=talk)
     thread.start()
     deadline = time.monotonic() + 5

@@ -1,0 +1,240 @@
+"""Sets up an accepted connection: one linear path from accept to relay.
+
+    accept     `acceptor` hands the socket over
+    classify   peek at the client's first bytes and ask `engine.classification`, until its verdict is not to wait
+    establish  if the verdict is to open TLS: `establishment` finishes both handshakes and classifies what is inside
+    relay      carry the verdict out: relay requests, relay bytes, pass the connection through, or close it
+
+Whether a connection is passed through is decided in `engine.classification`; `_not_opened` asks it again when TLS could
+not be established. Nothing here decides that.
+
+States
+
+    state         what can happen                                      next
+    CLASSIFYING   first bytes, an end, a deadline, the app's data      RELAYED, ESTABLISHING, CLOSED
+    ESTABLISHING  handshakes (see `establishment`)                     RELAYED, CLOSED
+    RELAYED       the conductor owns both ends
+    CLOSED        the client is reset, and the app
+
+Invariants
+  * No byte of the client is consumed before its TLS handshake begins or a relay owns it. Until then every verdict can
+    still be to pass the connection through, untouched.
+  * The client's socket is registered with the loop in every state. While the handshake with the app goes on, a break of
+    the client ends the setup; its bytes are not looked at a second time.
+  * Each wait has a deadline (`first_bytes`, `establishment`).
+  * `host.setup_over` is called exactly once, after the setup has given away or reset both ends.
+"""
+
+from __future__ import annotations
+
+import socket
+from functools import partial
+
+from sidestep.engine.classification import (
+    AskApp,
+    Close,
+    Event,
+    Http,
+    OpenTls,
+    Pass,
+    PortFacts,
+    Unparsed,
+    Verdict,
+    Wait,
+    classify,
+    unreadable,
+)
+from sidestep.engine.passthrough import WireRelay
+from sidestep.engine.relay import Relay
+from sidestep.model.condition import ConditionType
+from sidestep.model.errors import PeerError
+from sidestep.proxy.connection.conductor import Conductor
+from sidestep.proxy.connection.endpoints import Endpoints
+from sidestep.proxy.connection.ends import Ends
+from sidestep.proxy.connection.establishment import Established, TlsEstablishment
+from sidestep.proxy.connection.first_bytes import PeekedBytes
+from sidestep.proxy.connection.live_ports import LivePort
+from sidestep.proxy.connection.relay_choice import global_rule, relay_for, with_global_wiretaps
+from sidestep.proxy.connection.setup_host import SetupHost, begin_dial
+from sidestep.proxy.io.loop import BROKEN, Loop
+from sidestep.proxy.io.stream import TlsStream
+from sidestep.proxy.io.task import Task
+from sidestep.proxy.tls import failures
+from sidestep.proxy.tls.credentials import presents_certificate
+from sidestep.proxy.tls.failures import TlsFailure
+
+
+class ConnectionSetup:
+    """One accepted connection until it is relayed or closed."""
+
+    def __init__(
+        self, loop: Loop, sock: socket.socket, *, port: LivePort, endpoints: Endpoints, host: SetupHost
+    ) -> None:
+        self._loop = loop
+        self._port = port
+        self._endpoints = endpoints
+        self._host = host
+        self._ends = Ends(loop, sock)
+        self._rule = global_rule(port, endpoints.client)
+        """A global intercept: its handler stands where the app would."""
+        self._tls: TlsEstablishment | None = None
+        self._established: Established | None = None
+        self._failure: TlsFailure | None = None
+        self._task = Task(self._run(sock))
+
+    def begin(self) -> None:
+        """Begin. Raises OSError when the loop cannot take the socket; the setup is over then."""
+        self._task.start()
+
+    def abandon(self) -> None:
+        """End it where it stands: reset the client, and the app. Does nothing when it is over."""
+        self._task.cancel()
+
+    async def _run(self, sock: socket.socket) -> None:
+        relayed = False
+        try:
+            verdict = await self._classify(sock)
+            if isinstance(verdict, OpenTls):
+                verdict = await self._establish(sock, verdict)
+            relayed = self._carry_out(verdict)
+        except PeerError:
+            pass  # the client or the app is gone: nobody is left to be told
+        finally:
+            self._ends.reset()
+            if not relayed:
+                self._host.gone(self._endpoints)
+            self._host.setup_over(self)
+
+    # --- classify ---------------------------------------------------------------------------------------------------
+
+    async def _classify(self, sock: socket.socket) -> Verdict:
+        """Wait for first bytes until they tell. Raises PeerError when the client breaks or the app is out of reach."""
+        first = PeekedBytes(self._loop, sock, partial(begin_dial, self._host, self._port, self._endpoints))
+        try:
+            verdict = classify(self._facts(), Event.ACCEPTED)
+            data = b""
+            while isinstance(verdict, Wait | AskApp):
+                event, data = await first.next(verdict, len(data))
+                verdict = classify(self._facts(), event, data)
+                if verdict.tls is not None:
+                    self._port.server_first = False
+                    self._host.seen(self._port, self._endpoints, tls=verdict.tls)
+                if first.greeted:
+                    self._port.server_first = True
+            self._ends.app = first.take_app()
+        finally:
+            first.close()
+        return verdict
+
+    def _facts(self) -> PortFacts:
+        port, snapshot, intercepted = self._port, self._port.snapshot, self._rule is not None
+        return PortFacts(
+            tls=snapshot.tls,
+            has_certificate=bool(snapshot.identity),
+            reads_requests=bool(snapshot.rules),
+            global_intercept=intercepted,
+            global_wiretap=bool(snapshot.global_taps),
+            on_unreadable=port.on_unreadable,
+            late_client_auth=port.asks_later and not intercepted and not presents_certificate(snapshot),
+            server_first=port.server_first,
+            detection_seconds=self._host.detection_timeout,
+        )
+
+    # --- establish --------------------------------------------------------------------------------------------------
+
+    async def _establish(self, sock: socket.socket, verdict: OpenTls) -> Http | Pass | Close:
+        """Establish TLS; the verdict on what is inside it, or on TLS that was not opened. Raises PeerError."""
+        self._loop.rebind(sock.fileno(), self._client_broke, 0)
+        self._tls = TlsEstablishment(
+            self._loop,
+            verdict.offer,
+            port=self._port,
+            endpoints=self._endpoints,
+            host=self._host,
+            global_rule=self._rule,
+        )
+        outcome = await self._tls.run(self._ends)
+        self._rule = self._tls.global_rule
+        if isinstance(outcome, TlsFailure):
+            self._host.gone(self._endpoints)  # the name of the dial that was closed
+            self._failure = outcome
+            return unreadable(self._port.on_unreadable, "not-opened", condition=outcome.type, tls=True)
+        self._established = outcome
+        return outcome.verdict
+
+    def _client_broke(self, mask: int) -> None:
+        if mask & BROKEN:
+            self.abandon()
+
+    # --- carry out --------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, verdict: Verdict) -> bool:
+        """Relay, pass through or close; return whether the connection is relayed."""
+        match verdict:
+            case Http():
+                self._relay(self._http(verdict), self._alpn or verdict.protocol)
+            case Unparsed():
+                self._relay(WireRelay(self._rule, at_once=True), "tcp")
+            case Pass():
+                self._report(verdict)
+                relay = WireRelay(self._rule if self._established is None else None)
+                relay.anomaly = verdict.reason if verdict.condition is None else None
+                self._relay(relay, "tcp")
+            case _:
+                if isinstance(verdict, Close):
+                    self._report(verdict)
+                self._port.counters["closed_unread"] += 1
+                return False
+        return True
+
+    @property
+    def _alpn(self) -> str | None:
+        return self._established.alpn if self._established is not None else None
+
+    def _http(self, verdict: Http) -> Relay:
+        client = self._ends.client
+        stream = client if isinstance(client, TlsStream) else None
+        return relay_for(verdict.protocol, self._port, self._host.ledger, stream, global_rule=self._rule)
+
+    def _report(self, verdict: Pass | Close) -> None:
+        """Tell an operator about TLS that could otherwise be opened."""
+        if verdict.condition is None:
+            return
+        failure = self._failure
+        if verdict.condition is ConditionType.CLIENT_CERTIFICATE_REQUESTED_LATER and failure is None:
+            failure = failures.late_client_auth(self._port.snapshot)
+        elif failure is None:
+            failure = failures.server_name_unsupported(self._port.snapshot, verdict.server_name)
+        self._host.report(self._port, failure.type, failure.text)
+        self._port.counters["tls_passed"] += 1
+
+    def _relay(self, relay: Relay, protocol: str) -> None:
+        """Hand both ends to a conductor, and begin."""
+        relay = with_global_wiretaps(relay, self._port, self._host.ledger)
+        tls = self._tls if self._established is not None else None
+        conductor = Conductor(
+            self._loop,
+            relay,
+            host=self._host,
+            port=self._port,
+            endpoints=self._endpoints,
+            protocol=protocol,
+            tls=tls is not None,
+            server_name=(tls.server_name or "") if tls is not None else "",
+            app_tls=tls.connect_again if tls is not None else None,
+        )
+        client, app = self._ends.take_streams()
+        self._host.opened(conductor)
+        try:
+            if client is not None:
+                conductor.attach(relay.client, client, watched=True)
+            if app is not None:
+                conductor.attach(relay.app, app, watched=False)
+            if isinstance(app, TlsStream) and (early := app.take_early()):
+                relay.receive(relay.app, early, self._loop.now)
+            if self._established is not None and self._established.first_bytes:
+                relay.receive(relay.client, self._established.first_bytes, self._loop.now)
+            conductor.begin()
+        except Exception:
+            conductor.abandon()  # nobody else could end it
+            raise
