@@ -15,7 +15,6 @@ reader, whose window then stops the sender at the far end.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 from sidestep.model.errors import PeerError
@@ -27,22 +26,13 @@ LINGER = 30.0
 """Seconds that a channel may take for what arrived before its stream was reset."""
 
 
-@dataclass(slots=True)
-class PumpCounts:
-    """Bytes moved so far."""
-
-    to_channel: int = 0
-    to_stream: int = 0
-
-
-async def pump(stream: Stream, channel: Channel, *, counts: PumpCounts | None = None) -> None:
+async def pump(stream: Stream, channel: Channel) -> None:
     """Run until both directions have ended, or the stream or channel broke; then both are over. Owns both.
 
     Never raises for what peers do. Cancelling resets the stream and aborts the channel.
     """
-    counts = PumpCounts() if counts is None else counts
-    inward = asyncio.create_task(_inward(stream, channel, counts), name=f"pump-inward-{stream.id}")
-    outward = asyncio.create_task(_outward(stream, channel, counts), name=f"pump-outward-{stream.id}")
+    inward = asyncio.create_task(_inward(stream, channel), name=f"pump-inward-{stream.id}")
+    outward = asyncio.create_task(_outward(stream, channel), name=f"pump-outward-{stream.id}")
     broken = asyncio.create_task(stream.until_broken(), name=f"pump-watch-{stream.id}")
     tasks = (inward, outward, broken)
     orderly = False
@@ -115,19 +105,17 @@ async def _after_reset(error: PeerError, inward: asyncio.Task[None]) -> bool:
     return error.code == NO_ERROR and inward.done() and inward.exception() is None
 
 
-async def _inward(stream: Stream, channel: Channel, counts: PumpCounts) -> None:
+async def _inward(stream: Stream, channel: Channel) -> None:
     while data := await stream.read():
         await channel.write(data)
-        counts.to_channel += len(data)
         await asyncio.sleep(0)  # sock_sendall does not yield while the kernel takes everything
     await channel.write_eof()
 
 
-async def _outward(stream: Stream, channel: Channel, counts: PumpCounts) -> bool:
+async def _outward(stream: Stream, channel: Channel) -> bool:
     """Returns whether the channel's peer closed both directions."""
     while data := await channel.read():
         await stream.write(data)
-        counts.to_stream += len(data)
         await asyncio.sleep(0)  # nor does sock_recv while there is something to read
     await stream.write_eof()
     return channel.hung_up()

@@ -261,7 +261,7 @@ def test_it_dies_with_the_daemon_even_when_it_hangs(tmp_path):
         "from sidestep.node.certificates.reader import Reader\n"
         "from sidestep.node.certificates.requests import Folder\n"
         "reader = Reader()\n"
-        "asyncio.run(reader.look(Folder(((sys.argv[1], None),), '/tls')))\n"
+        "asyncio.run(reader.stamp(Folder(((sys.argv[1], None),), '/tls')))\n"
         "os.kill(reader.pid, signal.SIGSTOP)\n"
         "print(reader.pid, flush=True)\n"
         "signal.pause()\n"
@@ -279,9 +279,9 @@ def test_a_child_that_hangs_while_it_opens_dies_with_the_daemon(tmp_path):
     script = (
         "import asyncio, sys\n"
         "from sidestep.node.certificates.reader import Reader\n"
-        "from sidestep.node.certificates.requests import Folder, Read\n"
+        "from sidestep.node.certificates.requests import Folder, ReadRequest\n"
         "reader = Reader(on_start=lambda pid: print(pid, flush=True))\n"
-        "asyncio.run(reader.read(Read(Folder(((sys.argv[1], None),), '/hangs'), ca_alone=False)))\n"
+        "asyncio.run(reader.read(ReadRequest(Folder(((sys.argv[1], None),), '/hangs'), ca_alone=False)))\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
     with (

@@ -51,7 +51,7 @@ class Far:
         return b"".join(parts)
 
 
-class Pumped:
+class PumpedPair:
     """A tunnel whose server end is pumped to one end of a socket pair; `stream` and `far` are the two free ends."""
 
     def __init__(self, pair):
@@ -80,7 +80,7 @@ class Pumped:
 @asynchronous
 async def test_bytes_both_ways(pair):
     up, down = os.urandom(2_000_000), os.urandom(2_000_000)
-    async with Pumped(pair) as ends:
+    async with PumpedPair(pair) as ends:
 
         async def write_up():
             await ends.stream.write(up)
@@ -105,7 +105,7 @@ async def test_bytes_both_ways(pair):
 @pairs()
 @asynchronous
 async def test_the_stream_finishes_first(pair):
-    async with Pumped(pair) as ends:
+    async with PumpedPair(pair) as ends:
         await ends.stream.write(b"request")
         await ends.stream.write_eof()
         assert await ends.far.drain() == b"request"
@@ -119,7 +119,7 @@ async def test_the_stream_finishes_first(pair):
 @pairs()
 @asynchronous
 async def test_the_channel_finishes_first(pair):
-    async with Pumped(pair) as ends:
+    async with PumpedPair(pair) as ends:
         await ends.far.send(b"hello")
         ends.far.sock.shutdown(socket.SHUT_WR)
         assert await ends.stream.read() == b"hello"
@@ -132,7 +132,7 @@ async def test_the_channel_finishes_first(pair):
 
 @asynchronous
 async def test_a_reset_stream_is_a_tcp_reset():
-    async with Pumped(tcp_pair) as ends:
+    async with PumpedPair(tcp_pair) as ends:
         await ends.stream.write(b"x")
         assert await ends.far.recv(1) == b"x"
         ends.stream.reset(CANCEL)
@@ -142,7 +142,7 @@ async def test_a_reset_stream_is_a_tcp_reset():
 
 @asynchronous
 async def test_a_reset_stream_closes_both_directions_of_a_unix_socket():
-    async with Pumped(socket.socketpair) as ends:
+    async with PumpedPair(socket.socketpair) as ends:
         await ends.stream.write(b"x")
         assert await ends.far.recv(1) == b"x"
         ends.stream.reset(CANCEL)
@@ -153,7 +153,7 @@ async def test_a_reset_stream_closes_both_directions_of_a_unix_socket():
 
 @asynchronous
 async def test_a_tcp_reset_is_a_reset_stream():
-    async with Pumped(tcp_pair) as ends:
+    async with PumpedPair(tcp_pair) as ends:
         await ends.stream.write(b"x")
         assert await ends.far.recv(1) == b"x"
         ends.far.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -166,7 +166,7 @@ async def test_a_tcp_reset_is_a_reset_stream():
 @asynchronous
 async def test_an_answer_before_a_tcp_reset_arrives():
     """A handler answers early and closes with the request's body unread: the kernel resets, after the answer."""
-    async with Pumped(tcp_pair) as ends:
+    async with PumpedPair(tcp_pair) as ends:
         await ends.stream.write(b"a body that nobody reads")
         await eventually(lambda: readable(ends.far.sock), what="the body")
         await ends.far.send(b"413")
@@ -178,7 +178,7 @@ async def test_an_answer_before_a_tcp_reset_arrives():
 @asynchronous
 async def test_an_answer_before_the_end_of_an_upload_arrives(pair):
     """The same while the request is still being written, so that writing fails before the answer is read."""
-    async with Pumped(pair) as ends:
+    async with PumpedPair(pair) as ends:
 
         async def upload():
             while True:
@@ -199,7 +199,7 @@ async def test_an_answer_before_the_end_of_an_upload_arrives(pair):
 
 @asynchronous
 async def test_closing_a_unix_socket_whole_is_an_orderly_end():
-    async with Pumped(socket.socketpair) as ends:
+    async with PumpedPair(socket.socketpair) as ends:
         await ends.far.send(b"last words")
         ends.far.sock.close()
         assert await ends.stream.read() == b"last words"
@@ -211,7 +211,7 @@ async def test_closing_a_unix_socket_whole_is_an_orderly_end():
 @asynchronous
 async def test_an_orderly_end_after_the_other_direction_finished_is_seen():
     """The client has half-closed and then goes away: whoever still computes an answer is told."""
-    async with Pumped(socket.socketpair) as ends:
+    async with PumpedPair(socket.socketpair) as ends:
         await ends.stream.write_eof()
         assert await ends.far.recv() == b""
         ends.stream.reset(NO_ERROR)
@@ -222,7 +222,7 @@ async def test_an_orderly_end_after_the_other_direction_finished_is_seen():
 
 @asynchronous
 async def test_a_channel_that_is_not_read_blocks_the_writer():
-    async with Pumped(socket.socketpair) as ends:
+    async with PumpedPair(socket.socketpair) as ends:
         sent = 0
 
         async def push():
@@ -246,7 +246,7 @@ async def test_a_channel_that_is_not_read_blocks_the_writer():
 
 @asynchronous
 async def test_the_end_of_the_tunnel_delivers_and_then_closes():
-    async with Pumped(socket.socketpair) as ends:
+    async with PumpedPair(socket.socketpair) as ends:
         await ends.stream.write(b"on its way")
         assert await ends.far.recv() == b"on its way"
         ends.client.close()
