@@ -1,1 +1,1 @@
-"""HTTP/2 with the roles turned round, between node daemon and CLI."""
+"""The tunnel between node daemon and CLI: HTTP/2 in which the daemon is the client (docs/design.md, "Sessions")."""

@@ -1,8 +1,8 @@
-"""The other end of a stream: a socket, as the pump wants to see it.
+"""A channel: the socket at the end of a stream, with the operations that the pump needs.
 
-`SocketChannel` works on a plain non-blocking socket through the loop's `sock_*` calls, because the pump needs what
-asyncio's stream classes hide: half-close on every kind of socket, RST on purpose, and whether a peer that finished has
-closed both directions (`hung_up`).
+`SocketChannel` uses a plain non-blocking socket and the loop's `sock_*` calls, because asyncio's stream classes hide
+three things that the pump needs: half-close on every kind of socket, deliberate RST, and whether a peer that finished
+sending has closed both directions (`hung_up`).
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from typing import Protocol
 from sidestep.tunnel.errors import ChannelBrokenError
 
 READ_SIZE = 256 * 1024
-"""Bytes asked for in one read; a frame of the tunnel."""
+"""Bytes requested by one read: the size of a tunnel frame."""
 
 
 class Channel(Protocol):
-    """Bytes both ways with half-close and abort. One reader and one writer at a time.
+    """Bytes in both directions with half-close and abort. One reader and one writer at a time.
 
-    Cancel and await whoever reads or writes before `close` or `abort`.
+    Cancel and await the reader and the writer before `close` or `abort`.
     """
 
     async def read(self) -> bytes:
-        """Return the next bytes, b"" once the peer finished. Raises ChannelBrokenError."""
+        """Return the next bytes; b"" once the peer has finished. Raises ChannelBrokenError."""
 
     async def write(self, data: bytes) -> None:
-        """Write all of it. Raises ChannelBrokenError."""
+        """Write all bytes. Raises ChannelBrokenError."""
 
     async def write_eof(self) -> None:
-        """Finish this direction; reading goes on. Raises ChannelBrokenError."""
+        """Finish this direction; reading continues. Raises ChannelBrokenError."""
 
     def hung_up(self) -> bool:
-        """Whether the peer has closed both directions, so that nobody will read what is written."""
+        """Whether the peer has closed both directions, so that written bytes are lost."""
 
     def close(self) -> None:
-        """Close in an orderly way."""
+        """Close so that the peer sees an orderly end."""
 
     def abort(self) -> None:
-        """Close so that the peer sees a broken connection, not a finished one."""
+        """Close so that the peer sees a broken connection."""
 
 
 class SocketChannel:
@@ -75,13 +75,13 @@ class SocketChannel:
             raise ChannelBrokenError(_reason(error)) from error
 
     def hung_up(self) -> bool:
-        """As Channel.hung_up: POLLHUP, which AF_UNIX raises at once and TCP when both directions have ended."""
+        """As Channel.hung_up, by POLLHUP: AF_UNIX reports it at once, TCP when both directions have ended."""
         poll = select.poll()
         poll.register(self._sock, 0)
         return any(mask & select.POLLHUP for _fd, mask in poll.poll(0))
 
     def has_input(self) -> bool:
-        """Whether there is anything to read: bytes, an end, an error."""
+        """Whether a read would return: bytes, an end or an error."""
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         return bool(poll.poll(0))
@@ -91,15 +91,16 @@ class SocketChannel:
         self._sock.close()
 
     def abort(self) -> None:
-        """As Channel.abort: RST over TCP (SO_LINGER of 0 s, socket(7)).
+        """As Channel.abort: sends RST over TCP (SO_LINGER of 0 s, socket(7)).
 
-        AF_UNIX knows no RST: closing both directions at once is the sign, POLLHUP where a finished peer gives none.
+        AF_UNIX has no RST. There, closing both directions at once marks a broken connection: the peer gets POLLHUP,
+        which an orderly end does not cause.
         """
         if self._sock.fileno() >= 0 and self._sock.family != socket.AF_UNIX:
             try:
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             except OSError:
-                pass  # the connection is gone already
+                pass  # the connection is already gone
         self._sock.close()
 
 

@@ -1,7 +1,7 @@
-"""The CLI's end of a tunnel: answers the hello, hears events, serves the streams of diverted connections.
+"""The CLI's end of a tunnel: answers the hello, receives events, serves streams of diverted connections.
 
-What a stream leads to is none of this file's business: `dial` connects to the handler and returns a channel, or raises
-RefusedError, which becomes a 502 with its text in `sidestep-reason`.
+`dial` connects a stream to the handler and returns a channel, or raises RefusedError, which is answered as 502 with its
+text in `sidestep-reason`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from sidestep.tunnel.pump import pump
 from sidestep.tunnel.stream import CANCEL, Stream
 
 Dial = Callable[[StreamOpening], Awaitable[Channel]]
-"""Connects to the handler, TLS handshake included. Raises RefusedError."""
+"""Connects to the handler, including the TLS handshake. Raises RefusedError."""
 Prove = Callable[[Hello], str]
-"""Makes the proof for a hello; "" in local mode."""
+"""Creates the proof for a hello; "" in local mode."""
 
 
 def prove_nothing(_hello: Hello) -> str:
@@ -30,9 +30,9 @@ def prove_nothing(_hello: Hello) -> str:
 
 
 class CliEnd:
-    """Serves one tunnel. `connection` is the server-side connection to hand to a transport.
+    """Serves one tunnel. The caller hands `connection`, the server side, to a transport.
 
-    `intercept` is the uid to answer a hello with that names none.
+    `intercept` is the uid for the answer to a hello that names none.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class CliEnd:
         self.connection = Connection(serve=self._serve, limits=limits)
 
     async def run(self) -> SidestepError | None:
-        """Wait until the tunnel ends. Returns what `Connection.closed` says."""
+        """Wait until the tunnel ends. Returns the result of `Connection.closed`."""
         return await self.connection.wait_closed()
 
     async def _serve(self, stream: Stream) -> None:

@@ -1,19 +1,18 @@
-"""The tunnel's connection: an asyncio shell around `h2`, for either role.
+"""An HTTP/2 connection of the tunnel: an asyncio shell around `h2`, for both roles.
 
-In: bytes of a transport. Out: streams. The node daemon is the HTTP/2 client and opens streams, the CLI is the server
-and serves them; nothing else differs, so both ends share this file and name their role with `serve`.
+In: bytes of a transport. Out: streams. The node daemon is the HTTP/2 client and opens streams; the CLI is the server
+and serves them. The argument `serve` selects the role; everything else is common.
 
 Invariants
-  * Reading the transport never pauses. What may arrive is bounded by the windows of the streams; the connection's
-    window is credited on arrival.
-  * Writing pauses. A stream writes only while the transport has less than `send_buffer` bytes waiting, and streams that
-    wait are woken in the order in which they began to wait, one frame each, so that none starves.
-  * The peer is believed alive while bytes come. A PING goes out every `keepalive` seconds; after `silent_intervals` of
-    them without a byte the tunnel is broken. (Counting intervals, not seconds, keeps a process that was stopped itself
-    from blaming its peer.)
-  * A peer that has proved nothing yet may send `unproved_bytes` and `unproved_frames` in all, and is sent no PING.
-  * What streams hold unread counts for the node's `Budget`; above it the fullest stream is reset.
-  * A protocol error, a flood or a bug ends the connection, and `closed` says why. A broken stream ends that stream.
+  * Reading the transport never pauses. The windows of the streams bound what arrives; the window of the connection is
+    credited on arrival.
+  * Writing pauses. A stream writes only while fewer than `send_buffer` bytes wait in the transport. Waiting streams
+    are woken in order, one frame each, so that none starves.
+  * A PING is sent every `keepalive` seconds. After `silent_intervals` intervals without a byte from the peer the tunnel
+    counts as broken. (Counting intervals instead of seconds avoids blaming the peer after this process was stopped.)
+  * Until `mark_proved`, a peer may send `unproved_bytes` and `unproved_frames` in total, and receives no PING.
+  * Unread bytes of streams count for the node's `UnreadBudget`; above its limit the fullest stream is reset.
+  * A protocol error, a flood or a bug ends the connection; `closed` has the reason. A broken stream ends alone.
 """
 
 from __future__ import annotations
@@ -39,16 +38,16 @@ from sidestep.tunnel.unread_budget import UnreadBudget
 from sidestep.tunnel.window import ReceiveWindow, WindowPool
 
 Serve = Callable[[Stream], Awaitable[None]]
-"""Serves one stream that the peer opened; when it returns, the stream is reset unless both directions have ended."""
+"""Serves one stream that the peer opened. When it returns, the stream is reset unless both directions have ended."""
 
 UNREAD = 60.0
-"""Seconds after the end of a tunnel in which what had arrived may still be read."""
+"""Seconds after the end of a tunnel during which received bytes can still be read."""
 
 _CODES = h2.settings.SettingCodes
 
 
 class Connection(asyncio.Protocol):
-    """One HTTP/2 connection. With `serve` it is the server, without it the client.
+    """One HTTP/2 connection: the server with `serve`, otherwise the client.
 
     `closed` resolves to None after an orderly end (`close`, GOAWAY, end of bytes between frames) and to the error
     otherwise; it never raises.
@@ -62,14 +61,14 @@ class Connection(asyncio.Protocol):
         budget: UnreadBudget | None = None,
         proved: bool = True,
     ) -> None:
-        """Create a connection. `budget` is shared by all tunnels of the node; see `mark_proved` for `proved`."""
+        """Create a connection. `budget` is shared by all tunnels of the node. See `mark_proved` for `proved`."""
         self._serve = serve
         self._budget = budget
         self._proved = proved
         self._unproved = 0
-        """Bytes taken from a peer that has proved nothing."""
+        """Bytes received from the peer before it proved its identity."""
         self._holding: dict[Stream, int] = {}
-        """Bytes that nobody has read yet, by stream."""
+        """Unread bytes, by stream."""
         self._limits = limits
         self._h2 = h2.connection.H2Connection(
             h2.config.H2Configuration(client_side=serve is None, header_encoding=None)
@@ -78,7 +77,7 @@ class Connection(asyncio.Protocol):
         self._pool = WindowPool(limits.window_pool) if budget is None else budget.windows(limits.window_pool)
         self._waiting: dict[int, None] = {}
         self._queue: deque[asyncio.Future[None]] = deque()
-        """Those who wait for a vacancy."""
+        """Callers of `wait_for_free_stream`, in order."""
         self._paused = False
         self._transport: asyncio.Transport | None = None
         self._serving = Tasks("tunnel", on_crash=self._crashed)
@@ -89,12 +88,13 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[SidestepError | None] = self._loop.create_future()
 
-    # --- for its user -----------------------------------------------------------------------------------------------
+    # --- for the owner of the connection
+    # --------------------------------------------------------------------------------
 
     def open(self, headers: Headers, *, end_stream: bool = False) -> Stream:
         """Open a stream with a request (client only).
 
-        Raises TunnelClosedError when the tunnel is gone, PeerError when the peer takes no more streams.
+        Raises TunnelClosedError when the tunnel is closed, PeerError when the limit of streams is reached.
         """
         if self._transport is None or self.closed.done():
             raise TunnelClosedError("the tunnel is closed")
@@ -115,9 +115,9 @@ class Connection(asyncio.Protocol):
         return self._h2.open_outbound_streams < most
 
     async def wait_for_free_stream(self) -> None:
-        """Wait until one stream more may be open, behind those who have waited longer. The caller sets a deadline.
+        """Wait until another stream may be opened, in order of arrival. The caller sets a deadline.
 
-        Raises PeerError when too many wait.
+        Raises PeerError when too many callers wait.
         """
         if len(self._queue) >= self._limits.streams:
             raise PeerError(f"the session already has {self._h2.open_outbound_streams} connections open, others wait")
@@ -130,15 +130,15 @@ class Connection(asyncio.Protocol):
                 await turn
             except asyncio.CancelledError:
                 if not turn.cancelled():
-                    self._wake_next_waiter()  # it has come in vain
+                    self._wake_next_waiter()  # this caller does not use the free stream
                 elif turn in self._queue:
                     self._queue.remove(turn)
                 raise
 
     def _wake_next_waiter(self) -> None:
-        """A stream is over, or the connection: whoever waits for longest looks whether there is room.
+        """Wake the caller that has waited longest, after a stream or the connection has ended.
 
-        A turn may be cancelled already and still be queued: its task runs a moment later.
+        A cancelled future can still be in the queue, because its task runs later.
         """
         while self._queue:
             turn = self._queue.popleft()
@@ -147,7 +147,7 @@ class Connection(asyncio.Protocol):
                 return
 
     def close(self, error: SidestepError | None = None) -> None:
-        """End the connection: GOAWAY, then what is queued, then the transport. Streams fail at once."""
+        """End the connection: GOAWAY, then queued bytes, then the transport. Streams fail immediately."""
         if self.closed.done():
             return
         self._finish(error)
@@ -156,31 +156,31 @@ class Connection(asyncio.Protocol):
             try:
                 self._h2.close_connection(code)
             except h2.exceptions.H2Error:
-                pass  # already terminated by h2 itself, which has queued its own GOAWAY
+                pass  # h2 has terminated already and queued its own GOAWAY
             self._transport.write(self._h2.data_to_send())
             self._transport.close()
             self._farewell = self._loop.call_later(self._limits.farewell, self._transport.abort)
 
     def mark_proved(self) -> None:
-        """The peer is who it should be: from now on the tunnel's limits count."""
+        """Record that the peer has proved its identity: from now on the normal limits apply."""
         self._proved = True
         self._control_frames = 0
 
     async def wait_closed(self) -> SidestepError | None:
-        """Wait for the end; returns what `closed` resolved to, after every stream's server has been cancelled."""
+        """Wait for the end and for the cancellation of every stream's server. Returns the result of `closed`."""
         error = await asyncio.shield(self.closed)
         await self._serving.aclose()
         return error
 
     @property
     def streams(self) -> int:
-        """Streams open now."""
+        """Number of open streams."""
         return len(self._streams)
 
     # --- asyncio.Protocol -------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin: preface and settings. Also called by hand when a transport is taken over after an upgrade."""
+        """Send preface and settings. Also called directly when a transport is taken over after an upgrade."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=self._limits.send_buffer)
         limits = self._limits
@@ -203,7 +203,7 @@ class Connection(asyncio.Protocol):
         self._keepalive = self._loop.call_later(limits.keepalive, self._tick)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of the peer."""
+        """Process bytes of the peer."""
         if self.closed.done():
             return
         self._silent = 0
@@ -231,11 +231,11 @@ class Connection(asyncio.Protocol):
         self._flush()
 
     def eof_received(self) -> bool:
-        """The peer closed its side; HTTP/2 has no half-closed connections."""
+        """The peer has closed its side; HTTP/2 has no half-closed connections."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The transport is gone."""
+        """The transport has ended."""
         self._finish(None if exc is None else TunnelClosedError(f"the tunnel broke: {exc}"))
         self._transport = None
         if self._farewell is not None:
@@ -244,18 +244,21 @@ class Connection(asyncio.Protocol):
             self._loop.call_later(UNREAD, self._forget_unread)
 
     def pause_writing(self) -> None:
-        """The transport has enough waiting."""
+        """The transport's buffer is above `send_buffer`."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """The transport has room again."""
+        """The transport's buffer has drained."""
         self._paused = False
         self._wake_writers()
 
-    # --- StreamPort -------------------------------------------------------------------------------------------------
+    # --- StreamHost
+    # -----------------------------------------------------------------------------------------------------
 
     def send_window(self, stream_id: int) -> int:
-        """Bytes the stream may send now: one frame at most. A stream that gets 0 is woken when that may change."""
+        """Return the bytes that the stream may send now, at most one frame. After 0 the stream is woken when that may
+        change.
+        """
         if stream_id not in self._streams:
             return 0
         if not self._paused:
@@ -296,13 +299,13 @@ class Connection(asyncio.Protocol):
             self._wake_next_waiter()
 
     def credit(self, stream_id: int, size: int) -> None:
-        """Widen a stream's receive window."""
+        """Enlarge the receive window of a stream by `size` bytes."""
         if stream_id in self._streams:
             self._h2.increment_flow_control_window(size, stream_id)
             self._flush()
 
     def unread_changed(self, stream: Stream, change: int) -> None:
-        """Count what nobody has read yet."""
+        """Count `change` more (or fewer) unread bytes of a stream."""
         if self._budget is None:
             return
         size = self._holding.get(stream, 0) + change
@@ -320,7 +323,7 @@ class Connection(asyncio.Protocol):
             stream.overrun()
 
     def shed(self) -> None:
-        """As Holder.relieve: reset the stream that holds most."""
+        """As UnreadHolder.shed: reset the stream with the most unread bytes."""
         if self._holding:
             max(self._holding, key=self._holding.__getitem__).overrun()
 
@@ -329,14 +332,14 @@ class Connection(asyncio.Protocol):
     def _handle(self, event: h2.events.Event) -> None:
         match event:
             case h2.events.RequestReceived():
-                if self._serve is None:  # h2 takes HEADERS of a server on a stream of its own for one
+                if self._serve is None:  # h2 accepts HEADERS of a server on a server-initiated stream as a request
                     self.close(PeerError("the other end of the tunnel sent a request to a client"))
                 else:
                     self._accept(self._serve, self._add(event.stream_id or 0, _decoded(event.headers or [])))
             case h2.events.WindowUpdated(stream_id=0):
                 self._wake_writers()
             case h2.events.RemoteSettingsChanged():
-                # The peer may offer us a table of 4 GiB, which would fill up here, stream by stream.
+                # The peer may announce a table of up to 4 GiB, which h2 would fill stream by stream.
                 table = min(self._h2.encoder.header_table_size, self._limits.header_table)
                 self._h2.encoder.header_table_size = table
                 self._wake_writers()
@@ -370,7 +373,7 @@ class Connection(asyncio.Protocol):
             case h2.events.WindowUpdated():
                 stream.wake_writer()
             case _:
-                pass  # acknowledgements, priorities: h2 has answered what needs an answer
+                pass  # acknowledgements and priorities need no action; h2 answers where required
 
     def _accept(self, serve: Serve, stream: Stream) -> None:
         self._serving.start(self._serve_stream(serve, stream), name=f"stream {stream.id}")
@@ -441,7 +444,7 @@ class Connection(asyncio.Protocol):
         self._keepalive = self._loop.call_later(self._limits.keepalive, self._tick)
 
     def _finish(self, error: SidestepError | None) -> None:
-        """The end, once: `closed`, keepalive, streams, servers."""
+        """End once: resolve `closed`, stop the keepalive, fail streams, cancel their servers."""
         if self.closed.done():
             return
         self.closed.set_result(error)

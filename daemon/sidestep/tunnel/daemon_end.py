@@ -1,7 +1,7 @@
-"""The daemon's end of a tunnel: says hello, publishes events, opens streams for diverted connections.
+"""The daemon's end of a tunnel: sends the hello, publishes events, opens streams for diverted connections.
 
-Events never hold anybody up. Request lines wait in a bounded queue and the oldest falls out, counted; a `State`
-replaces the one before it that is still waiting, so the session always ends up knowing the newest.
+Publishing never waits. Request events go into a bounded queue; when it is full the oldest is dropped and counted. A
+newer `State` replaces a queued one, so that the session always receives the latest.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ from sidestep.tunnel.opening import REASON, StreamOpening, clean_reason
 from sidestep.tunnel.stream import CANCEL, Headers, Stream
 
 Verify = Callable[[Hello, HelloAnswer], None]
-"""Checks the proof of an answer; raises RefusedError. In local mode peer credentials were the proof."""
+"""Checks the proof of an answer; raises RefusedError. In local mode the peer credentials of the socket are the
+proof."""
 
 _BATCH = 64
-"""Request lines sent in one write."""
+"""Request lines sent by one write."""
 _PODS = 256
-"""Pods of a state that is too long for a line."""
+"""Pods that are kept of a state which exceeds the length of a line."""
 _NAME = 512
-"""Characters of their names."""
+"""Characters that are kept of their names."""
 
 
 def accept_anyone(_hello: Hello, _answer: HelloAnswer) -> None:
@@ -49,7 +50,7 @@ def accept_anyone(_hello: Hello, _answer: HelloAnswer) -> None:
 
 
 class DaemonEnd:
-    """Owns the client-side `Connection` of one session."""
+    """The daemon's end: owns the client-side `Connection` of one session."""
 
     def __init__(self, connection: Connection, *, limits: TunnelLimits = DEFAULT_LIMITS) -> None:
         self.connection = connection
@@ -57,16 +58,16 @@ class DaemonEnd:
         self._requests: deque[Request | Lost] = deque()
         self._dropped = 0
         self.dropped = 0
-        """Request lines dropped so far."""
+        """Number of request lines dropped."""
         self._state: State | None = None
         self._ended: Ended | None = None
         self._moving: Moving | None = None
         self._news = asyncio.Event()
 
     async def hello(self, hello: Hello, *, verify: Verify = accept_anyone) -> HelloAnswer:
-        """Introduce the node and hear what the session serves.
+        """Send the hello; returns the session's answer.
 
-        Raises PeerError when the answer is late or unusable, RefusedError when it does not fit the hello.
+        Raises PeerError when the answer is late or malformed, RefusedError when it does not match the hello.
         """
         try:
             async with patience(self._limits.hello_timeout):
@@ -86,7 +87,7 @@ class DaemonEnd:
         return answer
 
     def publish(self, event: State | Request | Lost | Moving) -> None:
-        """Queue an event; never waits, never fails."""
+        """Queue an event. Never waits, never raises."""
         if isinstance(event, State):
             self._state = event
         elif isinstance(event, Moving):
@@ -100,7 +101,7 @@ class DaemonEnd:
         self._news.set()
 
     async def run(self) -> SidestepError | None:
-        """Send events until the tunnel ends. Returns what `Connection.closed` says."""
+        """Send events until the tunnel ends. Returns the result of `Connection.closed`."""
         sending = asyncio.create_task(self._send_events(), name="tunnel-events")
         try:
             ends: set[asyncio.Future[Any]] = {sending, self.connection.closed}
@@ -112,14 +113,14 @@ class DaemonEnd:
         return await self.connection.wait_closed()
 
     async def end(self, ended: Ended) -> None:
-        """Tell the session that it is over, then close the tunnel. Does not outlast the `farewell` limit."""
+        """Send the last event, then close the tunnel. Takes at most the `farewell` limit, in seconds."""
         self._ended = ended
         self._news.set()
         await asyncio.wait({self.connection.closed}, timeout=self._limits.farewell)
         self.connection.close()
 
     async def open(self, opening: StreamOpening) -> Stream:
-        """Open a stream, when the session takes one more, and wait for the handler's end to be connected.
+        """Open a stream, waiting for a free one, and wait until the CLI has connected to the handler.
 
         Raises RefusedError with the reason.
         """
@@ -155,7 +156,7 @@ class DaemonEnd:
                 if self._ended is not None:
                     await stream.write(encode(self._ended) + b"\n")
                     await stream.write_eof()
-                    while await stream.read():  # the other end finishes its side once it has heard everything
+                    while await stream.read():  # the other end finishes its side after it has received everything
                         pass
                     return
         except PeerError as error:
@@ -176,7 +177,7 @@ class DaemonEnd:
         return b"".join(filter(None, map(self._line, events)))
 
     def _line(self, event: State | Request | Dropped | Lost | Moving) -> bytes:
-        """One event as a line that the other end takes: it breaks the tunnel over a longer one."""
+        """Encode one event as a line within the limit; the other end breaks the tunnel over a longer one."""
         line = encode(event) + b"\n"
         if len(line) <= self._limits.event_line:
             return line
@@ -199,7 +200,7 @@ def _post(path: str) -> Headers:
 
 
 async def read_all(stream: Stream, limit: int) -> bytes:
-    """Read a body whole. Raises PeerError when it is longer than `limit` bytes."""
+    """Read a whole body. Raises PeerError when it is longer than `limit` bytes."""
     parts, size = [], 0
     while data := await stream.read():
         size += len(data)

@@ -1,4 +1,4 @@
-"""Every bound of the tunnel in one place."""
+"""All limits of the tunnel."""
 
 from __future__ import annotations
 
@@ -10,53 +10,56 @@ MIB = 1024 * KIB
 
 @dataclass(frozen=True, slots=True)
 class TunnelLimits:
-    """Bounds of one tunnel connection. Memory held for received bytes is at most `streams * stream_window +
-    window_pool`; what is queued for sending is at most `send_buffer` plus one frame, or the tunnel is cut.
+    """Limits of one tunnel connection.
+
+    Received bytes take at most `streams * stream_window + window_pool` bytes of memory. Bytes queued for sending take
+    at most `send_buffer` plus one frame; beyond `send_buffer_hard` the tunnel is cut.
     """
 
     streams: int = 1024
-    """Streams open at once (SETTINGS_MAX_CONCURRENT_STREAMS). As many may wait, each for `open_timeout`."""
+    """Open streams (SETTINGS_MAX_CONCURRENT_STREAMS). As many callers may wait for one, each for `open_timeout`."""
     stream_window: int = 64 * KIB
-    """Receive window that every stream begins with and never loses (bytes)."""
+    """Initial receive window of a stream (bytes), which it always keeps."""
     stream_window_max: int = 512 * KIB
-    """Receive window a stream may grow to while the pool lasts (bytes)."""
+    """Bytes to which a stream's receive window may grow while the pool has room."""
     window_pool: int = 48 * MIB
-    """Window bytes that the streams of a connection may have beyond `stream_window`, all together."""
+    """Bytes of window growth beyond `stream_window`, of all streams of a connection together."""
     connection_window: int = 1024 * MIB
-    """Connection receive window (bytes). It is credited on arrival: the windows of the streams bound the memory, so
-    that one stalled stream never takes the connection's credit from another."""
+    """Receive window of the connection (bytes). It is credited on arrival, because the windows of the streams bound the
+    memory; so a stalled stream takes no credit from others."""
     frame_size: int = 256 * KIB
-    """SETTINGS_MAX_FRAME_SIZE (bytes): fewer, larger frames are what makes bulk transfers fast in Python."""
+    """SETTINGS_MAX_FRAME_SIZE (bytes). Fewer, larger frames make bulk transfers fast in Python."""
     header_list: int = 16 * KIB
     """SETTINGS_MAX_HEADER_LIST_SIZE (bytes)."""
     header_table: int = 4 * KIB
-    """Bytes of HPACK state kept for sending, whatever the peer allows."""
+    """Bytes of the HPACK table for sending, whatever the peer allows."""
     send_buffer: int = 512 * KIB
-    """Bytes waiting for the transport above which no stream may write."""
+    """Bytes waiting in the transport above which streams do not write."""
     send_buffer_hard: int = 8 * MIB
-    """Bytes waiting for the transport above which the peer is not reading its own answers: the tunnel is cut."""
+    """Bytes waiting in the transport above which the tunnel is cut, because the peer does not read."""
     control_frames: int = 20_000
-    """Frames other than DATA accepted in one keepalive interval (rapid reset, PING and SETTINGS floods)."""
+    """Frames other than DATA accepted in one keepalive interval (bounds rapid reset, PING and SETTINGS floods)."""
     keepalive: float = 1.0
     """Seconds between PINGs."""
     silent_intervals: int = 5
-    """Keepalive intervals without a byte from the peer after which the tunnel is broken."""
+    """Keepalive intervals without a byte from the peer after which the tunnel counts as broken."""
     farewell: float = 2.0
-    """Seconds that a closing tunnel may take to hand over what is queued."""
+    """Seconds for delivering queued bytes when a tunnel closes."""
     unproved_bytes: int = 128 * KIB
-    """Bytes taken in all from a peer that has not proved who it is: TLS aside, a hello's answer and some frames."""
+    """Bytes accepted in total from a peer that has not proved its identity: the answer to the hello and a few
+    frames."""
     unproved_frames: int = 64
-    """Frames other than DATA taken in all from such a peer: settings, their acknowledgement, a PING a second."""
+    """Frames other than DATA accepted in total from such a peer: settings, their acknowledgement, a PING per second."""
     hello_timeout: float = 10.0
-    """Seconds from the tunnel's start to an answered hello."""
+    """Seconds from the start of the tunnel to the answer to the hello."""
     hello: int = 64 * KIB
-    """Bytes of a hello or its answer."""
+    """Bytes of a hello or of its answer."""
     event_line: int = 256 * KIB
     """Bytes of one line of the event stream."""
     event_queue: int = 1024
-    """Events waiting for the session; the oldest is dropped and counted when it is full."""
+    """Queued events. When the queue is full the oldest is dropped and counted."""
     open_timeout: float = 10.0
-    """Seconds from asking for a handler connection to its answer."""
+    """Seconds from requesting a handler connection to the answer."""
 
 
 DEFAULT_LIMITS = TunnelLimits()

@@ -1,7 +1,8 @@
-"""What the tunnel carries besides diverted bytes: the session's wish, the hello, the events. JSON, strict, versioned.
+"""Messages of the tunnel other than diverted bytes: the session's request, the hello, the events. Strict JSON,
+versioned.
 
-Structs that come from a peer accept unknown fields (a newer peer may say more) but no wrong types; sizes are bounded by
-whoever reads them off the wire, counts and lengths by `Meta` here.
+Structs from a peer accept unknown fields, because a newer peer may send more, but no wrong types. Readers bound the
+size of a message; `Meta` bounds counts and lengths.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from sidestep.config.schema_fault import fault_of
 from sidestep.model.errors import PeerError
 
 VERSION = 1
-"""Version of everything in this file and of the tunnel's streams."""
+"""Version of the messages in this file and of the tunnel's streams."""
 UPGRADE = "sidestep-tunnel"
 """Token of the HTTP/1.1 Upgrade that turns the unix socket into a tunnel."""
 
@@ -24,7 +25,7 @@ Text = Annotated[str, msgspec.Meta(max_length=4096)]
 
 
 class HeaderSpec(msgspec.Struct, frozen=True):
-    """A header condition; the fields are those of `model.filter.HeaderCondition`."""
+    """A header condition; fields as in `model.filter.HeaderCondition`."""
 
     name: Name
     test: Literal["exact", "regex", "present"]
@@ -32,17 +33,18 @@ class HeaderSpec(msgspec.Struct, frozen=True):
 
 
 class PathSpec(msgspec.Struct, frozen=True):
-    """A path condition; the fields are those of `model.filter.PathCondition`."""
+    """A path condition; fields as in `model.filter.PathCondition`."""
 
     test: Literal["equal", "prefix", "regex"]
     value: Text
 
 
 class SessionSpec(msgspec.Struct, frozen=True):
-    """Body of `POST /v1/sessions`: what this session wants. An empty `name` lets the daemon choose one.
+    """Body of `POST /v1/sessions`: the intercept that a session requests. With an empty `name` the daemon chooses one.
 
-    `claimed_owner` is shown when the peer is root (a person behind sudo), never trusted. A session that comes back
-    after its tunnel broke says with `resume` and `created` which intercept it is (`Hello.intercept`, `Hello.created`).
+    `claimed_owner` is displayed when the peer is root (a person behind sudo); it is never trusted. A session that
+    returns after its tunnel broke identifies its intercept with `resume` and `created` (`Hello.intercept`,
+    `Hello.created`).
     """
 
     namespace: Name
@@ -52,7 +54,7 @@ class SessionSpec(msgspec.Struct, frozen=True):
     name: Annotated[str, msgspec.Meta(max_length=253)] = ""
     kind: Literal["intercept", "wiretap"] = "intercept"
     heads_only: bool = False
-    """A wiretap that wants to be told of requests and gets no copies."""
+    """For a wiretap: receive events about requests, but no copies."""
     transport: Literal["tcp", "udp"] = "tcp"
     headers: Annotated[tuple[HeaderSpec, ...], msgspec.Meta(max_length=64)] = ()
     methods: Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)] = ()
@@ -67,9 +69,9 @@ class SessionSpec(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """Body of `POST /v1/hello`, from the daemon. `nonce` is what a proof has to sign (hex).
+    """Body of `POST /v1/hello`, from the daemon. `nonce` is the value that a proof must sign (hex).
 
-    Over the unix socket the daemon names the intercept; in a cluster it names none, the answer does.
+    Over the unix socket the daemon names the intercept; in a cluster the answer names it.
     """
 
     version: int
@@ -77,16 +79,16 @@ class Hello(msgspec.Struct, frozen=True):
     node: Text
     nonce: Annotated[str, msgspec.Meta(max_length=128)]
     intercept: OptionalName
-    """uid of the intercept this session holds, "" when the answer has to name it."""
+    """uid of the session's intercept; "" when the answer must name it."""
     namespace: OptionalName
     name: OptionalName
     created: float = 0.0
-    """When the intercept began, seconds since the epoch."""
+    """Start of the intercept in seconds since the epoch."""
 
 
 class HelloAnswer(msgspec.Struct, frozen=True):
-    """The CLI's answer. `serves` are uids; `proof` is empty in local mode, where the unix socket's peer credentials are
-    the proof.
+    """The CLI's answer. `serves` are uids. `proof` is empty in local mode, where the peer credentials of the unix
+    socket are the proof.
     """
 
     version: int
@@ -115,7 +117,7 @@ class Event(msgspec.Struct, frozen=True, tag_field="event"):
 
 
 class State(Event, frozen=True, tag="state"):
-    """Snapshot of what the session has; a newer one replaces it. Sending one twice changes nothing."""
+    """Snapshot of the session's pods and conditions. A newer one replaces it; repeating one changes nothing."""
 
     pods: tuple[PodState, ...]
     conditions: tuple[ConditionText, ...] = ()
@@ -127,8 +129,10 @@ class State(Event, frozen=True, tag="state"):
 
 
 class Request(Event, frozen=True, tag="request"):
-    """One diverted or copied request. Its texts are those of `proxy.control.messages.LoggedRequest`: UTF-8, what is not
-    UTF-8 replaced. `time` is seconds since the epoch at the daemon.
+    """One diverted or copied request.
+
+    Method, path and authority are the received bytes as UTF-8, with invalid bytes replaced. `time` is in seconds since
+    the epoch, by the daemon's clock.
     """
 
     time: float
@@ -141,16 +145,18 @@ class Request(Event, frozen=True, tag="request"):
     authority: str
     copied: bool = False
     lost: str = ""
-    """"dropped" or "truncated": what of the copy did not reach the handler. A truncation is told once more, when it
-    happens, without the texts."""
+    """"dropped" or "truncated": the part of the copy that did not reach the handler. A truncation is reported by a
+    second event when it happens, without the texts."""
     fields: tuple[tuple[str, str], ...] = ()
-    """Header fields for a session of heads; secrets are redacted."""
+    """Header fields, for a session of heads only; secrets are redacted."""
 
 
 class Lost(Event, frozen=True, tag="lost"):
-    """`count` copies of a pod's requests or connections were not made, without a line for each; twice a second at most.
+    """`count` copies of a pod's requests or connections were not made and have no `Request` event. Sent at most twice a
+    second.
 
-    `reason`: "handler" (it refuses them), "room" (too many wait for it) or "budget" (copying takes its share of time).
+    `reason`: "handler" (it refuses copies), "room" (too many are queued) or "budget" (copying has used its share of
+    time).
     """
 
     pod: Text
@@ -160,20 +166,20 @@ class Lost(Event, frozen=True, tag="lost"):
 
 
 class Dropped(Event, frozen=True, tag="dropped"):
-    """`count` request lines were dropped because they came faster than the session took them."""
+    """`count` request events were dropped because they arrived faster than the session read them."""
 
     count: int
 
 
 class Ended(Event, frozen=True, tag="ended"):
-    """The last event: the daemon ends the session. `failed` tells a shutdown or an error from a `leave`."""
+    """The last event: the daemon ends the session. `failed` is True for a shutdown or an error, False for a `leave`."""
 
     reason: Text
     failed: bool = False
 
 
 class Moving(Event, frozen=True, tag="moving"):
-    """The daemon drains: the session should register anew; this tunnel serves what it has until it is closed."""
+    """The daemon drains: the session should register again. This tunnel serves its connections until it is closed."""
 
     reason: Text
 
@@ -189,7 +195,7 @@ def encode(message: msgspec.Struct) -> bytes:
 
 
 def decode(data: bytes, kind: type[_M], *, what: str) -> _M:
-    """Decode JSON from a peer. Raises PeerError naming `what` and the field."""
+    """Decode JSON from a peer. Raises PeerError with `what` and the invalid field."""
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -212,7 +218,7 @@ _EVENTS: dict[str, msgspec.json.Decoder[AnyEvent]] = {
 
 
 def decode_event(line: bytes) -> AnyEvent | None:
-    """Decode one event line; None for a kind of event that this version does not know. Raises PeerError."""
+    """Decode one event line; None for an event type that this version does not know. Raises PeerError."""
     try:
         decoder = _EVENTS.get(_TAGS.decode(line).event)
         return None if decoder is None else decoder.decode(line)

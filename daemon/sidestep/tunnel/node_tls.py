@@ -1,7 +1,8 @@
-"""TLS of the tunnel in a cluster: 1.3, a certificate the node makes for itself, pinned by the CLI.
+"""TLS of the tunnel in a cluster: TLS 1.3 with a self-signed certificate of the node, pinned by the CLI.
 
-There is no authority to ask: the node writes its certificate into the status of each resource that it serves, under its
-own RBAC, and the CLI accepts that certificate and no other. The key exists in memory only and changes with every start.
+There is no certificate authority. The node writes its certificate into the status of each resource that it serves, with
+its own RBAC permissions; the CLI accepts exactly that certificate. The key is generated at each start and exists in
+memory only.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from sidestep.model.errors import PeerError
 
 NAME = "sidestep-node"
 LIFETIME = dt.timedelta(days=3650)
-"""Longer than any daemon runs: what is pinned needs no expiry."""
+"""Longer than any daemon runs; a pinned certificate needs no expiry."""
 LEEWAY = dt.timedelta(days=1)
-"""For laptops whose clocks are behind."""
+"""Tolerance for clocks of laptops that are slow."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeTls:
-    """`certificate` is DER; `context` serves with it."""
+    """`certificate` is DER; `context` serves it."""
 
     certificate: bytes
     context: ssl.SSLContext
 
 
 def make_node_tls() -> NodeTls:
-    """A fresh key and certificate."""
+    """Generate a key and a certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
     now = dt.datetime.now(dt.UTC)
@@ -65,7 +66,7 @@ def make_node_tls() -> NodeTls:
 
 
 def pinned_context(certificate: bytes) -> ssl.SSLContext:
-    """A client context that accepts this certificate (DER) and no other. Raises PeerError when it is none."""
+    """Return a client context that accepts only this certificate (DER). Raises PeerError when it cannot be parsed."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False

@@ -1,7 +1,7 @@
-"""What the daemon says about one diverted connection when it opens a stream for it (extended CONNECT, RFC 8441).
+"""Description of one diverted connection, sent by the daemon when it opens a stream (extended CONNECT, RFC 8441).
 
-The same fields travel as request headers and come out of a strict parser: every one present once, bounded, and of its
-type. What a peer sends besides is ignored, so that later versions may say more.
+The fields travel as request headers. A strict parser reads them: each field present once, bounded, and of its type.
+Unknown fields are ignored, so that later versions may add some.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from sidestep.tunnel.stream import Headers
 PROTOCOL = "sidestep-tcp"
 """`:protocol` of a diverted connection."""
 PROTOCOL_UDP = "connect-udp"
-"""`:protocol` of one client's datagrams, as capsules (RFC 9298)."""
+"""`:protocol` of the datagrams of one client, as capsules (RFC 9298)."""
 REASON = "sidestep-reason"
-"""Response header that says in one line why a handler connection could not be had."""
+"""Response header with the reason, in one line, why there is no handler connection."""
 MAX_REASON = 300
 """Characters of a reason."""
 
@@ -31,10 +31,11 @@ _APPLICATION = frozenset({"http/1.1", "h2", "tcp", "udp"})
 
 @dataclass(frozen=True, slots=True)
 class StreamOpening:
-    """One diverted connection. `protocol` is what the client speaks: "http/1.1", "h2", "tcp" or "udp".
+    """One diverted connection.
 
-    `tls` tells whether the client's connection was decrypted; `server_name` is its SNI, "" without one; `client` is
-    its textual address; `pod` is `namespace/name`, `port` the container port.
+    `protocol` is what the client speaks: "http/1.1", "h2", "tcp" or "udp". `tls` tells whether the client's connection
+    was decrypted. `server_name` is its SNI, "" without one. `client` is its address as text. `pod` is `namespace/name`,
+    `port` the container port.
     """
 
     intercept: str
@@ -65,12 +66,12 @@ class StreamOpening:
         )
 
     def check(self) -> None:
-        """Raise PeerError unless the other end could parse it."""
+        """Raise PeerError unless the other end accepts these fields."""
         self.from_headers(self.to_headers())
 
     @classmethod
     def from_headers(cls, headers: Headers) -> StreamOpening:
-        """Parse request headers. Raises PeerError naming the first field that is missing or wrong."""
+        """Parse request headers. Raises PeerError with the first missing or invalid field."""
         fields = _HeaderFields(headers)
         return cls(
             intercept=fields.text("sidestep-intercept", _UID),
@@ -85,7 +86,7 @@ class StreamOpening:
 
 
 class _HeaderFields:
-    """Header fields that may each stand once."""
+    """Header fields, each at most once."""
 
     def __init__(self, headers: Headers) -> None:
         self._values: dict[str, list[str]] = {}
@@ -120,5 +121,5 @@ class _HeaderFields:
 
 
 def clean_reason(text: str) -> str:
-    """Make one bounded line of printable ASCII, fit for a header, a log and a terminal."""
+    """Return one bounded line of printable ASCII, suitable for a header, a log and a terminal."""
     return "".join(character if " " <= character <= "~" else "?" for character in text[:MAX_REASON])

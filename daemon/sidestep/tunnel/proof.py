@@ -1,9 +1,9 @@
-"""Who a session is, proved without sending a secret (design, section 8).
+"""Proof of a session's identity without sending a secret (docs/design.md, "Sessions").
 
-The CLI makes an Ed25519 key for each intercept and writes the public half into the resource, where only those may write
-whom the cluster's RBAC lets. In the hello it signs the daemon's nonce, the hash of the certificate that it sees at the
-other end of TLS, and the UID of the resource: the signature serves for this node, this connection's nonce and this
-intercept only. Whoever stands in between has another certificate.
+The CLI generates an Ed25519 key per intercept and writes the public key into the resource, which RBAC protects. In the
+hello it signs the daemon's nonce, the hash of the certificate that it sees in TLS, and the UID of the resource. The
+signature is therefore valid only for this node, this connection and this intercept; a man in the middle has another
+certificate.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _CONTEXT = b"sidestep hello v1"
 
 
 def generate() -> Ed25519PrivateKey:
-    """A key for one intercept; it never leaves this process."""
+    """Generate the key of one intercept. It never leaves this process."""
     return Ed25519PrivateKey.generate()
 
 
 def public_text(key: Ed25519PrivateKey) -> str:
-    """The public half as `spec.session.publicKey` has it: the 32 bytes of RFC 8032 in base64."""
+    """Encode the public key for `spec.session.publicKey`: the 32 bytes of RFC 8032 in base64."""
     return base64.b64encode(key.public_key().public_bytes_raw()).decode()
 
 
 def parse_public(text: str) -> bytes:
-    """The 32 bytes of a public key. Raises ConfigurationError."""
+    """Decode a public key to its 32 bytes. Raises ConfigurationError."""
     try:
         raw = base64.b64decode(text, validate=True)
         Ed25519PublicKey.from_public_bytes(raw)
@@ -43,12 +43,12 @@ def parse_public(text: str) -> bytes:
 
 
 def sign(key: Ed25519PrivateKey, *, nonce: str, certificate: bytes, uid: str) -> str:
-    """The proof for a hello; `certificate` is the node's, DER."""
+    """Sign a hello; returns the proof. `certificate` is the node's, DER."""
     return base64.b64encode(key.sign(_message(nonce, certificate, uid))).decode()
 
 
 def verify(public: bytes, proof: str, *, nonce: str, certificate: bytes, uid: str) -> None:
-    """Raise RefusedError unless the proof was made with the key, for this nonce, certificate and UID."""
+    """Raise RefusedError unless the proof was made with this key for this nonce, certificate and UID."""
     try:
         signature = base64.b64decode(proof, validate=True)
         Ed25519PublicKey.from_public_bytes(public).verify(signature, _message(nonce, certificate, uid))
@@ -57,6 +57,6 @@ def verify(public: bytes, proof: str, *, nonce: str, certificate: bytes, uid: st
 
 
 def _message(nonce: str, certificate: bytes, uid: str) -> bytes:
-    """Parts of fixed meaning, each with its length, so that no two triples give one message."""
+    """Concatenate the parts, each with its length, so that no two triples give the same message."""
     parts = (_CONTEXT, nonce.encode(), hashlib.sha256(certificate).digest(), uid.encode())
     return b"".join(len(part).to_bytes(4, "big") + part for part in parts)

@@ -1,4 +1,4 @@
-"""Bytes between a stream of the tunnel and a channel, both ways, until both directions have ended.
+"""Copies bytes between a stream of the tunnel and a channel in both directions until both have ended.
 
     stream: END_STREAM            -> channel: half-closed
             reset                 ->          aborted
@@ -7,9 +7,9 @@
              broken               ->         RST_STREAM(CANCEL)
              closed both ways     ->         END_STREAM, RST_STREAM(NO_ERROR)
 
-The last rows are what close(2) means for a socket: all that was written arrives, nothing more is taken. One chunk at a
-time is in flight in each direction, so back-pressure passes through: a channel that is not read stops the stream's
-reader, whose window then stops the sender at the far end.
+The last row of each half corresponds to close(2) on a socket: all written bytes are delivered and no more are accepted.
+Each direction has one chunk in flight, which propagates back-pressure: a channel that is not read stops the reader of
+the stream, and the window of the stream stops the sender at the far end.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from sidestep.tunnel.errors import ChannelBrokenError, StreamResetError
 from sidestep.tunnel.stream import CANCEL, NO_ERROR, Stream
 
 LINGER = 30.0
-"""Seconds that a channel may take for what arrived before its stream was reset."""
+"""Seconds for delivering, to the channel, bytes that arrived before the stream was reset."""
 
 
 async def pump(stream: Stream, channel: Channel) -> None:
-    """Run until both directions have ended, or the stream or channel broke; then both are over. Owns both.
+    """Run until both directions have ended, or the stream or channel broke; then both are closed. Owns both.
 
-    Never raises for what peers do. Cancelling resets the stream and aborts the channel.
+    Does not raise errors of peers. Cancelling resets the stream and aborts the channel.
     """
     inward = asyncio.create_task(_inward(stream, channel), name=f"pump-inward-{stream.id}")
     outward = asyncio.create_task(_outward(stream, channel), name=f"pump-outward-{stream.id}")
@@ -52,8 +52,9 @@ async def pump(stream: Stream, channel: Channel) -> None:
 
 
 async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks and see them end, even when cancelled again meanwhile: they use a socket about to be closed, whose
-    number the loop must not still be watching when the kernel gives it to another.
+    """Cancel tasks and wait for their end, even when cancelled meanwhile.
+
+    They use a socket that is about to be closed. The loop must not watch its number any more when the kernel reuses it.
     """
     again: asyncio.CancelledError | None = None
     for task in tasks:
@@ -65,7 +66,7 @@ async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
             again = error
     for task in tasks:
         if not task.cancelled():
-            task.exception()  # seen: whoever had to know has looked already
+            task.exception()  # retrieved; errors that matter were handled before
     if again is not None:
         raise again
 
@@ -73,7 +74,7 @@ async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
 async def _outcome(
     stream: Stream, inward: asyncio.Task[None], outward: asyncio.Task[bool], broken: asyncio.Task[PeerError]
 ) -> bool:
-    """Wait for the end; returns whether it is an orderly one."""
+    """Wait for the end; returns whether it is orderly."""
     running: set[asyncio.Task[None] | asyncio.Task[bool]] = {inward, outward}
     while running:
         done, _ = await asyncio.wait({*running, broken}, return_when=asyncio.FIRST_COMPLETED)
@@ -82,7 +83,7 @@ async def _outcome(
         for task in running & done:
             error = task.exception()
             if isinstance(error, ChannelBrokenError):
-                if task is inward:  # it takes no more, but may have answered: a refused upload, typically
+                if task is inward:  # the channel accepts no more, but may have answered, such as a refused upload
                     await asyncio.wait({outward, broken}, timeout=LINGER, return_when=asyncio.FIRST_COMPLETED)
                 stream.reset(CANCEL)
                 return False
@@ -100,7 +101,7 @@ async def _outcome(
 
 
 async def _after_reset(error: PeerError, inward: asyncio.Task[None]) -> bool:
-    """The stream was reset: what had arrived before is delivered. With NO_ERROR its sender had finished in order."""
+    """After a reset, deliver what had arrived before. With NO_ERROR its sender had finished in order."""
     await asyncio.wait({inward}, timeout=LINGER)
     return error.code == NO_ERROR and inward.done() and inward.exception() is None
 
@@ -108,14 +109,14 @@ async def _after_reset(error: PeerError, inward: asyncio.Task[None]) -> bool:
 async def _inward(stream: Stream, channel: Channel) -> None:
     while data := await stream.read():
         await channel.write(data)
-        await asyncio.sleep(0)  # sock_sendall does not yield while the kernel takes everything
+        await asyncio.sleep(0)  # sock_sendall does not yield while the kernel accepts everything
     await channel.write_eof()
 
 
 async def _outward(stream: Stream, channel: Channel) -> bool:
-    """Returns whether the channel's peer closed both directions."""
+    """Copy from the channel to the stream; returns whether the channel's peer closed both directions."""
     while data := await channel.read():
         await stream.write(data)
-        await asyncio.sleep(0)  # nor does sock_recv while there is something to read
+        await asyncio.sleep(0)  # sock_recv does not yield while bytes are available
     await stream.write_eof()
     return channel.hung_up()

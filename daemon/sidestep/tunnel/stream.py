@@ -1,12 +1,12 @@
-"""One stream of the tunnel: bytes both ways, each direction with an end of its own.
+"""One stream of the tunnel: bytes in both directions, each of which ends by itself.
 
-A stream has at most one reader and one writer at a time. Received bytes wait in `_inbox`, which the receive window
-bounds (`window.ReceiveWindow`); reading them gives the window back, so a reader that stalls stalls its own sender. The
-connection counts them, for the node's sum (`budget`).
+A stream has at most one reader and one writer at a time. Received bytes wait in `_inbox`, bounded by the receive window
+(`window.ReceiveWindow`). Reading returns window to the peer, so a stalled reader stalls its own sender. The connection
+counts unread bytes for the node's sum (`unread_budget`).
 
-Ends: END_STREAM is the end of one direction. A reset ends both, but what arrived before it is still read, as it is from
-a TCP socket: a handler that answers early and closes with a body unread resets its connection *after* its answer. A
-reset with NO_ERROR that follows END_STREAM (RFC 9113 section 8.1) is an orderly end: its sender takes no more.
+Ends: END_STREAM ends one direction. A reset ends both, but bytes that arrived before it can still be read, as with a
+TCP socket: a handler that answers early and closes without reading the body resets its connection *after* its answer. A
+reset with NO_ERROR after END_STREAM (RFC 9113 section 8.1) is an orderly end: its sender accepts no more.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ CANCEL = 0x8
 ENHANCE_YOUR_CALM = 0xB
 
 SMALL, PIECE = 1024, 16 * 1024
-"""Bytes: received data up to the first is put together, to pieces of the second."""
+"""Bytes. Received data of up to SMALL bytes is joined to pieces of up to PIECE bytes."""
 
 Headers = tuple[tuple[str, str], ...]
 
 
 class StreamHost(Protocol):
-    """What a stream needs of its connection."""
+    """The operations that a stream needs of its connection."""
 
     def send_window(self, stream_id: int) -> int:
-        """Bytes that may be sent on the stream now; 0 when it has to wait."""
+        """Return the bytes that may be sent on the stream now; 0 when it has to wait."""
 
     def send_data(self, stream_id: int, data: bytes | memoryview) -> None:
-        """Send at most `send_window` bytes."""
+        """Send data of at most `send_window` bytes."""
 
     def send_end(self, stream_id: int) -> None:
         """Send END_STREAM."""
@@ -55,14 +55,14 @@ class StreamHost(Protocol):
         """Send RST_STREAM and forget the stream."""
 
     def credit(self, stream_id: int, size: int) -> None:
-        """Widen the receive window of the stream by `size` bytes."""
+        """Enlarge the receive window of the stream by `size` bytes."""
 
     def unread_changed(self, stream: Stream, change: int) -> None:
-        """The stream has so many bytes more, or less, that nobody has read."""
+        """Record that the stream has `change` more (or fewer) unread bytes."""
 
 
 class Stream:
-    """One stream. `headers` are those of the request, on both ends."""
+    """One stream. `headers` are those of the request, at both ends."""
 
     __slots__ = (
         "_ended",
@@ -85,7 +85,7 @@ class Stream:
         self.id = stream_id
         self.headers = headers
         self.trailers: Headers = ()
-        """What the peer sent after its last byte; there to be read once `read` has returned b""."""
+        """Trailers of the peer; valid once `read` has returned b""."""
         self._port = port
         self._inbox: deque[bytes | bytearray] = deque()
         self._unread = 0
@@ -98,10 +98,14 @@ class Stream:
         self._watchers: list[asyncio.Future[None]] = []
         self._response: asyncio.Future[Headers] | None = None
 
-    # --- for its user -----------------------------------------------------------------------------------------------
+    # --- for the user of the stream
+    # -------------------------------------------------------------------------------------
 
     async def read(self) -> bytes:
-        """Return the next bytes, b"" once the peer finished. After them raises StreamResetError, TunnelClosedError."""
+        """Return the next bytes; b"" once the peer has finished.
+
+        Raises StreamResetError or TunnelClosedError after the received bytes have been returned.
+        """
         while not self._inbox:
             if self._peer_ended:
                 return b""
@@ -115,7 +119,7 @@ class Stream:
         return bytes(data)
 
     async def write(self, data: bytes) -> None:
-        """Send bytes, waiting for window and transport. Raises StreamResetError or TunnelClosedError."""
+        """Send bytes; waits for window and transport. Raises StreamResetError or TunnelClosedError."""
         if self._ended:
             raise BugError(f"stream {self.id} was written to after its end")
         sent, size = 0, len(data)
@@ -133,7 +137,7 @@ class Stream:
             sent += room
 
     async def write_eof(self) -> None:
-        """Finish this direction; the other goes on. Raises as `write` does; doing it twice is harmless."""
+        """Finish this direction; the other continues. Raises as `write` does; repeating it has no effect."""
         if self._error is not None:
             raise self._error
         if not self._ended:
@@ -141,23 +145,23 @@ class Stream:
             self._port.send_end(self.id)
 
     def finish_with(self, trailers: Headers) -> None:
-        """Finish this direction with a header block."""
+        """Finish this direction with trailers."""
         if self._error is None and not self._ended:
             self._ended = True
             self._port.send_headers(self.id, trailers, end_stream=True)
 
     def respond(self, status: int, headers: Headers = (), *, end_stream: bool = False) -> None:
-        """Answer the request (the CLI's end), after any number of 1xx. A stream that is gone takes none, silently."""
+        """Answer the request (CLI's end), after any number of 1xx. Has no effect on a stream that has failed."""
         if self._error is None:
             self._ended = self._ended or end_stream
             self._port.send_headers(self.id, ((":status", str(status)), *headers), end_stream=end_stream)
 
     async def response(self) -> Headers:
-        """Wait for the answer's header block (the daemon's end). Raises as `read` does."""
+        """Wait for the headers of the answer (daemon's end). Raises as `read` does."""
         return await asyncio.shield(self._response_future())
 
     async def until_broken(self) -> PeerError:
-        """Wait until the stream is reset or the tunnel is gone."""
+        """Wait until the stream is reset or the tunnel ends; returns the error."""
         if self._error is None:
             watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._watchers.append(watcher)
@@ -165,42 +169,44 @@ class Stream:
                 await watcher
             finally:
                 self._watchers.remove(watcher)
-        assert self._error is not None  # noqa: S101 - told so by the watcher
+        assert self._error is not None  # noqa: S101 - set before the watcher wakes
         return self._error
 
     def reset(self, code: int = CANCEL) -> None:
-        """End both directions at once; what has arrived is not read any more. Harmless on a stream that is over."""
+        """End both directions immediately and drop received bytes. Has no effect on the peer when the stream is
+        over."""
         self.discard()
         if self._error is None:
             self._port.send_reset(self.id, code)
             self.fail(StreamResetError(code))
 
     def discard(self) -> None:
-        """Nobody will read what has arrived."""
+        """Drop received bytes."""
         self._inbox.clear()
         self._hold(-self._unread)
 
     def overrun(self) -> None:
-        """Too much has arrived that nobody reads: it is thrown away, and who reads next is told so."""
+        """Drop unread bytes and reset the stream; the next read raises StreamResetError."""
         self.reset(ENHANCE_YOUR_CALM)
         self._peer_ended = False
 
     @property
     def at_end(self) -> bool:
-        """Whether the peer has finished its direction and all of it was read."""
+        """Whether the peer has finished and everything was read."""
         return self._peer_ended and not self._inbox
 
     @property
     def over(self) -> bool:
-        """Whether both directions have ended, or the stream broke."""
+        """Whether both directions have ended, or the stream failed."""
         return self._error is not None or (self._ended and self._peer_ended)
 
-    # --- for its connection -----------------------------------------------------------------------------------------
+    # --- for the connection
+    # ---------------------------------------------------------------------------------------------
 
     def feed(self, data: bytes, *, padding: int) -> None:
-        """Take received bytes; `padding` bytes of window came with them and are given back at once."""
+        """Add received bytes. `padding` bytes of window are returned to the peer at once."""
         if data:
-            # Small frames are put together: each piece by itself takes some fifty bytes more.
+            # Small frames are joined: a separate bytes object costs about fifty bytes more.
             last = self._inbox[-1] if self._inbox else b""
             if len(data) > SMALL or not 0 < len(last) < PIECE:
                 self._inbox.append(data)
@@ -214,34 +220,34 @@ class Stream:
             self._consume(padding)
 
     def feed_eof(self) -> None:
-        """Take END_STREAM."""
+        """Record END_STREAM."""
         self._peer_ended = True
         _wake(self._readable)
 
     def feed_response(self, headers: Headers) -> None:
-        """Take the answer's header block."""
+        """Record the headers of the answer."""
         future = self._response_future()
         if not future.done():
             future.set_result(headers)
 
     def fail(self, error: PeerError) -> None:
-        """The stream is over, with this error for whoever reads or writes from now on."""
+        """End the stream with an error, which later reads and writes raise."""
         if self._error is not None:
             return
         self._error = error
         future = self._response_future()
         if not future.done():
             future.set_exception(error)
-            future.exception()  # retrieved: nobody has to be waiting for it
+            future.exception()  # retrieved, because there may be no waiter
         for waiter in (self._readable, self._writable, *self._watchers):
             _wake(waiter)
 
     def wake_writer(self) -> None:
-        """There may be room to write again."""
+        """Wake the writer, because it may have room again."""
         _wake(self._writable)
 
     def release(self) -> None:
-        """The connection has forgotten the stream; its share of the window pool is free again."""
+        """Return this stream's share of the window pool, after the connection has removed the stream."""
         self._window.release()
 
     # --- inside -----------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-"""How many bytes all tunnels of a node may hold that nobody has read yet. Pure accounting.
+"""Bounds the unread bytes of all tunnels of a node together. Pure accounting.
 
-The windows bound what one tunnel may hold, 112 MiB with every stream stalled. A node has a thousand tunnels, so their
-sum is bounded here: above `limit` the holder that holds most gives up what it has, which is its business (a connection
-resets its fullest stream). Who reads what arrives holds next to nothing, and is never asked. What windows
-grow by comes out of half of the limit, for all tunnels, and of an eighth for one.
+Receive windows bound a single tunnel, to 112 MiB with every stream stalled. A node can have a thousand tunnels, so
+their sum has a limit as well: above it, the holder with the most unread bytes must `shed` some (a connection resets its
+fullest stream). A tunnel whose data is read holds almost nothing and is never affected. Window growth takes at most
+half of the limit for all tunnels, and an eighth for one.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from typing import Protocol
 from sidestep.tunnel.window import WindowPool
 
 LIMIT = 64 * 1024 * 1024
-"""Bytes; the daemon itself takes about 60 MiB."""
+"""Bytes. The daemon itself takes about 60 MiB."""
 
 
 class UnreadHolder(Protocol):
-    """What holds unread bytes."""
+    """An owner of unread bytes."""
 
     def shed(self) -> None:
-        """Give up some: call `Budget.give` for at least one byte."""
+        """Release some: call `UnreadBudget.subtract` for at least one byte."""
 
 
 class UnreadBudget:
-    """One for all tunnels of a node."""
+    """The budget shared by all tunnels of a node."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
         self._unread_by_holder: dict[UnreadHolder, int] = {}
         self._windows = WindowPool(limit // 2)
         self.total = 0
-        """Bytes held now, by all."""
+        """Unread bytes of all holders."""
         self.shed_count = 0
-        """How often a holder had to give something up."""
+        """Number of times that a holder had to release bytes."""
 
     def windows(self, most: int) -> WindowPool:
-        """What the windows of one tunnel may grow by, at most `most` bytes."""
+        """Return the pool for window growth of one tunnel, at most `most` bytes."""
         return WindowPool(min(most, self._limit // 8), parent=self._windows)
 
     def add(self, holder: UnreadHolder, size: int) -> None:
-        """`holder` holds `size` bytes more; maybe somebody, itself too, has to give up some at once."""
+        """Count `size` more unread bytes of `holder`. Above the limit, makes the largest holder shed at once."""
         self._unread_by_holder[holder] = self._unread_by_holder.get(holder, 0) + size
         self.total += size
         while self.total > self._limit:
@@ -51,7 +51,7 @@ class UnreadBudget:
                 break
 
     def subtract(self, holder: UnreadHolder, size: int) -> None:
-        """`holder` holds `size` bytes less."""
+        """Count `size` fewer unread bytes of `holder`."""
         left = self._unread_by_holder.get(holder, 0) - size
         self.total -= size
         if left > 0:

@@ -46,19 +46,22 @@ class PortView(msgspec.Struct, frozen=True):
     known: str
     name: str = ""
     service_ports: tuple[str, ...] = ()
-    """`service:port` of every Service port that leads here."""
+    """`service:port` of every Service port that targets this port."""
     certificate: CertificateView | None = None
     certificate_state: str = ""
-    """"not read yet" while nobody has wanted the port, "unusable" where a condition says why; empty otherwise."""
+    """"not read yet" while nothing has needed the certificate, "unusable" when a condition gives the reason; otherwise
+    empty."""
     steered_pods: int = 0
     intercepts: tuple[str, ...] = ()
-    """`namespace/name` of those that mean this port."""
+    """`namespace/name` of the intercepts of this port."""
 
 
 class InterceptView(msgspec.Struct, frozen=True):
-    """One intercept or wiretap. `filter` is text ("header x-user=alice", "everything"); `created` seconds since the
-    epoch; `counters`: diverted (requests), connections (diverted connections so far), open (now), refused (by the
-    session or its handler), dropped (request lines).
+    """One intercept or wiretap.
+
+    `filter` is text ("header x-user=alice", "everything"). `created` is in seconds since the epoch. `counters`:
+    diverted (requests), connections (diverted connections so far), open (now), refused (by the session or its handler),
+    dropped (request events).
     """
 
     namespace: str
@@ -75,7 +78,7 @@ class InterceptView(msgspec.Struct, frozen=True):
 
 
 class WorkloadView(msgspec.Struct, frozen=True):
-    """One workload of this node. `intercepts` are `namespace/name` of those that cover a pod of it, whatever port."""
+    """One workload of this node. `intercepts` are the `namespace/name` of those that cover a pod of it, on any port."""
 
     namespace: str
     kind: str
@@ -97,16 +100,17 @@ class PodView(msgspec.Struct, frozen=True):
     """`8443/tcp` …"""
     counters: dict[str, int]
     client_addresses: str = ""
-    """Whether apps see their clients' own addresses: `on`, or `off: reason`."""
+    """Whether apps see the addresses of their clients: `on`, or `off: reason`."""
     anomalies: dict[str, int] = {}
-    """Connections that became a wire, by reason."""
+    """Connections that were passed through unparsed, by reason."""
     protocols: dict[str, str] = {}
-    """By steered port (`8443/tcp`), what it speaks and how that is known: `https (port name https)`."""
+    """By steered port (`8443/tcp`): the protocol and how it is known, `https (port name https)`."""
 
 
 class LoopView(msgspec.Struct, frozen=True):
-    """The turns of the daemon's event loop, in each of which nothing else is served: how many there were by the bounds
-    of `aio.meter.BOUNDS` (not cumulative, one more for the rest), their sum and the longest, in seconds.
+    """Statistics of the daemon's event loop: number of turns by the bounds of `aio.meter.BOUNDS` (not cumulative, one
+    more entry for longer ones), their sum and the longest turn, in seconds. A long turn delays everything the daemon
+    does.
     """
 
     turns: tuple[int, ...] = ()

@@ -1,26 +1,25 @@
-"""Receive windows: how much a peer may send before somebody has read it. Pure accounting.
+"""Receive windows: how much a peer may send before it is read. Pure accounting.
 
-Every stream begins with a small window that it never loses. A reader that keeps up earns a larger one, out of a pool
-that all streams of the connection share; when the pool is empty, streams go on with what they have. So bulk transfers
-are fast, a thousand stalled streams cost `streams * initial + pool` bytes and not a byte more, and a stream that stalls
-takes nothing from another.
+Every stream starts with a small window, which it always keeps. A reader that keeps up earns a larger one from a pool
+shared by all streams of the connection; when the pool is empty, windows do not grow. Thus bulk transfers are fast, a
+thousand stalled streams cost at most `streams * initial + pool` bytes, and a stalled stream takes nothing from others.
 """
 
 from __future__ import annotations
 
 
 class WindowPool:
-    """Bytes of window that streams may have beyond their initial one."""
+    """Bytes by which windows of streams may grow beyond their initial size."""
 
     __slots__ = ("_parent", "free")
 
     def __init__(self, size: int, *, parent: WindowPool | None = None) -> None:
-        """What is taken here is taken from `parent`, too."""
+        """Create a pool of `size` bytes. Borrowed bytes are borrowed from `parent` as well."""
         self.free = size
         self._parent = parent
 
     def borrow(self, size: int) -> int:
-        """Take up to `size` bytes; returns how many there were."""
+        """Borrow up to `size` bytes; returns the number of bytes borrowed."""
         taken = min(size, self.free)
         if self._parent is not None:
             taken = self._parent.borrow(taken)
@@ -28,14 +27,14 @@ class WindowPool:
         return taken
 
     def give_back(self, size: int) -> None:
-        """Return bytes taken before."""
+        """Return borrowed bytes."""
         self.free += size
         if self._parent is not None:
             self._parent.give_back(size)
 
 
 class ReceiveWindow:
-    """The window of one stream. `size` is what may be received and unread at once (bytes)."""
+    """The window of one stream. `size` is the number of bytes that may be received and unread at once."""
 
     __slots__ = ("_initial", "_maximum", "_owed", "_pool", "size")
 
@@ -47,7 +46,8 @@ class ReceiveWindow:
         self.size = initial
 
     def consumed(self, size: int) -> int:
-        """Somebody read `size` bytes. Returns the WINDOW_UPDATE increment to send now, 0 while it is not worth one."""
+        """Record that `size` bytes were read. Returns the WINDOW_UPDATE increment to send now; 0 while it is too
+        small."""
         self._owed += size
         if self._owed * 2 < self.size:
             return 0
@@ -58,6 +58,6 @@ class ReceiveWindow:
         return increment
 
     def release(self) -> None:
-        """The stream is over: return what it grew by."""
+        """Return the growth to the pool when the stream is over."""
         self._pool.give_back(self.size - self._initial)
         self.size = self._initial
