@@ -263,7 +263,7 @@ def _open(port: PortFacts, hello: ClientHello, data: bytes) -> Verdict:
     if hello.server_name is not None and not hello.server_name_reproducible:
         condition = ConditionType.SNI_UNSUPPORTED
         return unreadable(policy, "server-name", condition=condition, server_name=hello.server_name, tls=True)
-    if hello.askable and port.late_client_auth:
+    if hello.allows_late_auth and port.late_client_auth:
         condition = ConditionType.CLIENT_CERTIFICATE_REQUESTED_LATER
         return unreadable(policy, "asks-later", condition=condition, tls=True)
     if not hello.modern:
@@ -272,7 +272,7 @@ def _open(port: PortFacts, hello: ClientHello, data: bytes) -> Verdict:
         return unreadable(policy, "alpn-not-ascii", tls=True)
     name = hello.server_name.decode("ascii") if hello.server_name is not None else None
     alpn = tuple(each.decode("ascii") for each in hello.alpn)
-    return OpenTls(Offer(data[: hello.size], hello.shape, name, alpn, hello.askable), tls=True)
+    return OpenTls(Offer(data[: hello.size], hello.shape, name, alpn, hello.allows_late_auth), tls=True)
 
 
 def classify_decrypted(policy: OnUnreadable, event: Event, data: bytes = b"") -> Wait | Http | Pass | Close:

@@ -76,7 +76,7 @@ class ClientHello:
         return TLS_1_2 in self.versions or TLS_1_3 in self.versions
 
     @property
-    def askable(self) -> bool:
+    def allows_late_auth(self) -> bool:
         """Whether a server can ask for the client's certificate after the handshake: where TLS 1.3 is offered by
         post-handshake authentication, else by a renegotiation.
         """

@@ -73,7 +73,7 @@ class PortSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, 
     """Seconds that a probe of the app may take."""
     app: str = ""
     """Tells one process of the app from the next: when it changes, what a probe found does not hold any more."""
-    asks_later: bool = False
+    late_client_auth: bool = False
     """The app asks for client certificates after the handshake: clients that it can ask are carried end to end."""
 
     @property

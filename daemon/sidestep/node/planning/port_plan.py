@@ -66,7 +66,7 @@ def port_plan(
         upstream_name=downstream.dns_name,
         skip_verify=tls.skip_verify,
         forward_client_cert=tls.forward_client_cert,
-        asks_later=tls.late_client_auth,
+        late_client_auth=tls.late_client_auth,
         probe_timeout=tls.probe_timeout,
         app=_process_of_app(pod),
     )

@@ -35,10 +35,10 @@ class AskedLater:
             self._ports.popitem(last=False)
 
     def snapshot(self, pod: Pod, port: PortSnapshot) -> PortSnapshot:
-        """The port's snapshot with `asks_later` set where the port is remembered."""
+        """The port's snapshot with `late_client_auth` set where the port is remembered."""
         if port.number not in self._ports.get(_key(pod), ()):
             return port
-        return msgspec.structs.replace(port, asks_later=True)
+        return msgspec.structs.replace(port, late_client_auth=True)
 
 
 def _key(pod: Pod) -> tuple[str, str]:

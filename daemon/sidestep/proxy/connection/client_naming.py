@@ -58,17 +58,17 @@ class ClientNaming:
         if ready is not None:
             ready(given)
 
-    def left(self, endpoints: Endpoints, app: socket.socket) -> None:
+    def release_name(self, endpoints: Endpoints, app: socket.socket) -> None:
         """Take back the name of a connection to the app that is about to be closed, before its client's is."""
         try:
             name = app.getsockname()[:2]
         except OSError:
-            return  # `gone` takes it back
+            return  # `release_names` takes it back
         if name in endpoints.names:
             endpoints.names.remove(name)
             self._forget(endpoints, name)
 
-    def gone(self, endpoints: Endpoints) -> None:
+    def release_names(self, endpoints: Endpoints) -> None:
         """Take back the names of a client's connection that is over."""
         for name in endpoints.names:
             self._forget(endpoints, name)

@@ -117,10 +117,10 @@ class Conductor:
         return self.relay.protocol or self.protocol
 
     @property
-    def askable(self) -> bool:
+    def allows_late_auth(self) -> bool:
         """Whether the app could still ask for the client's certificate on this connection."""
         io: ConnectionLeg | None = self.relay.app.io
-        return io is not None and isinstance(io.stream, TlsStream) and io.stream.asked_later is not None
+        return io is not None and isinstance(io.stream, TlsStream) and io.stream.on_late_auth is not None
 
     @property
     def is_cut_off(self) -> bool:

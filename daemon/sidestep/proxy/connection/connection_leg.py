@@ -87,7 +87,7 @@ class ConnectionLeg(LegIO):
         if self.lingering is not None:
             owner.host.lingering.discard(self)
         if self.stream is not None and self.leg.role is Role.APP and owner.endpoints.names:
-            owner.host.left(owner.endpoints, self.stream.sock)
+            owner.host.release_name(owner.endpoints, self.stream.sock)
         self.close(orderly=orderly)
 
     def slow(self) -> None:

@@ -145,7 +145,7 @@ class TlsEstablishment:
 
     def _accept_app(self, app: TlsStream) -> ssl.SSLContext | TlsFailure:
         """Check that what the app has agreed to can be offered to the client."""
-        if self._port.asks_later and app.state.version() == "TLSv1.2":
+        if self._port.late_client_auth and app.state.version() == "TLSv1.2":
             return failures.late_client_auth(self._port.snapshot)
         self._chosen = app.state.selected_alpn_protocol()
         for kind in CLEARED_BY_SUCCESS:
@@ -177,7 +177,7 @@ class TlsEstablishment:
 
     def _late_auth_requested(self) -> None:
         if self.global_rule is None:
-            self._host.asked_later(self._port)
+            self._host.late_client_auth_seen(self._port)
 
     def _expected(self) -> PortSnapshot:
         """What the other end has to prove: the app what the port says, a developer's handler nothing."""

@@ -46,7 +46,7 @@ class RelayedConnection(Protocol):
         """When bytes last came (monotonic seconds)."""
 
     @property
-    def askable(self) -> bool:
+    def allows_late_auth(self) -> bool:
         """Whether the app could still ask for the client's certificate on this connection."""
 
     @property
@@ -78,7 +78,7 @@ class ConnectionHost(Protocol):
     def dial_app(self, endpoints: Endpoints, done: Done) -> Callable[[], None]:
         """Connect to the app on behalf of a client; returns a function that cancels."""
 
-    def left(self, endpoints: Endpoints, app: socket.socket) -> None:
+    def release_name(self, endpoints: Endpoints, app: socket.socket) -> None:
         """Note that a connection to the app is about to be closed, before its client's is."""
 
     def no_app(self, port: LivePort, host: str) -> None:

@@ -62,7 +62,7 @@ class LivePort:
         self.server_first = False
         """The app began to speak on the last connection whose client did not: the next silent client is not waited
         for. Forgotten when a client begins with HTTP or TLS, when the snapshot changes and when the app restarts."""
-        self._asked_later = False
+        self._late_client_auth = False
 
     @property
     def on_unreadable(self) -> OnUnreadable:
@@ -73,13 +73,13 @@ class LivePort:
         return OnUnreadable.CLOSE if self.snapshot.forward_client_cert else OnUnreadable.PASS
 
     @property
-    def asks_later(self) -> bool:
+    def late_client_auth(self) -> bool:
         """Whether the app asks clients for certificates after the handshake: by the daemon's word, or seen here."""
-        return self._asked_later or self.snapshot.asks_later
+        return self._late_client_auth or self.snapshot.late_client_auth
 
-    def asked_later(self) -> None:
+    def learn_late_client_auth(self) -> None:
         """Remember that the app asked a client for its certificate after the handshake."""
-        self._asked_later = True
+        self._late_client_auth = True
 
     def replace(self, snapshot: PortSnapshot) -> None:
         """Apply a newer snapshot; running connections see its route from their next request on."""

@@ -102,7 +102,7 @@ class ConnectionSetup:
         finally:
             self._ends.reset()
             if not relayed:
-                self._host.gone(self._endpoints)
+                self._host.release_names(self._endpoints)
             self._host.setup_over(self)
 
     # --- classify ---------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ class ConnectionSetup:
                 verdict = classify(self._facts(), event, data)
                 if verdict.tls is not None:
                     self._port.server_first = False
-                    self._host.seen(self._port, self._endpoints, tls=verdict.tls)
+                    self._host.observe_protocol(self._port, self._endpoints, tls=verdict.tls)
                 if first.greeted:
                     self._port.server_first = True
             self._ends.app = first.take_app()
@@ -135,7 +135,7 @@ class ConnectionSetup:
             global_intercept=intercepted,
             global_wiretap=bool(snapshot.global_taps),
             on_unreadable=port.on_unreadable,
-            late_client_auth=port.asks_later and not intercepted and not presents_certificate(snapshot),
+            late_client_auth=port.late_client_auth and not intercepted and not presents_certificate(snapshot),
             server_first=port.server_first,
             detection_seconds=self._host.detection_timeout,
         )
@@ -156,7 +156,7 @@ class ConnectionSetup:
         outcome = await self._tls.run(self._ends)
         self._rule = self._tls.global_rule
         if isinstance(outcome, TlsFailure):
-            self._host.gone(self._endpoints)  # the name of the dial that was closed
+            self._host.release_names(self._endpoints)  # the name of the dial that was closed
             self._failure = outcome
             return unreadable(self._port.on_unreadable, "not-opened", condition=outcome.type, tls=True)
         self._established = outcome

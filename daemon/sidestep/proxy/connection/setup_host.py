@@ -33,16 +33,16 @@ class SetupHost(ConnectionHost, Protocol):
     def setup_over(self, setup: ConnectionSetup) -> None:
         """A setup is over, whatever came of it."""
 
-    def gone(self, endpoints: Endpoints) -> None:
+    def release_names(self, endpoints: Endpoints) -> None:
         """A connection ended, or its dial to the app did, before it was relayed."""
 
     def report(self, port: LivePort, kind: ConditionType, text: str) -> None:
         """A connection of this port met a condition or, with an empty text, found that it does not hold any more."""
 
-    def asked_later(self, port: LivePort) -> None:
+    def late_client_auth_seen(self, port: LivePort) -> None:
         """The app has asked for a client's certificate after the handshake."""
 
-    def seen(self, port: LivePort, endpoints: Endpoints, *, tls: bool) -> None:
+    def observe_protocol(self, port: LivePort, endpoints: Endpoints, *, tls: bool) -> None:
         """A connection began with a ClientHello, or with HTTP in clear."""
 
 

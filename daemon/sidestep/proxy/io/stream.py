@@ -143,11 +143,11 @@ class TlsStream:
         "_read",
         "_write",
         "asked",
-        "asked_later",
         "before_close",
         "early",
         "fd",
         "full",
+        "on_late_auth",
         "ragged",
         "renegotiable",
         "sock",
@@ -177,7 +177,7 @@ class TlsStream:
         )
         self.asked = False
         """The server has asked for a certificate; known where `credentials.watch_certificate_requests` watches."""
-        self.asked_later: Callable[[], None] | None = None
+        self.on_late_auth: Callable[[], None] | None = None
         """Called once, when the server asks for a certificate after the handshake."""
         self.renegotiable = False
         """It does so by a renegotiation, which OpenSSL refuses."""
@@ -216,7 +216,7 @@ class TlsStream:
         except ssl.SSLError as error:
             if self.asked or not (self.ragged or is_ragged_end(error)):
                 if error.reason == RENEGOTIATION_REFUSED and self.renegotiable:
-                    self._ask_later()
+                    self._tell_late_auth()
                 raise
             self.ragged = True
             data = b""
@@ -242,15 +242,15 @@ class TlsStream:
         answer. So nothing is sent any more, and the read that met the request fails.
         """
         self.asked = True
-        if self.asked_later is not None:
+        if self.on_late_auth is not None:
             try:
                 self.sock.shutdown(socket.SHUT_WR)
             except OSError:
                 pass
-            self._ask_later()
+            self._tell_late_auth()
 
-    def _ask_later(self) -> None:
-        call, self.asked_later = self.asked_later, None
+    def _tell_late_auth(self) -> None:
+        call, self.on_late_auth = self.on_late_auth, None
         if call is not None:
             call()
 
@@ -334,7 +334,7 @@ class TlsStream:
         if call is not None:
             call()
         # The owner may be part of a reference cycle that is collected much later; OpenSSL's memory is freed now.
-        self.state = self.asked_later = None
+        self.state = self.on_late_auth = None
         self._read = self._write = _is_closed
 
 

@@ -223,7 +223,7 @@ class Worker:
         """A connection is over."""
         self._connections.discard(connection)
         if connection.endpoints.names:
-            self.gone(connection.endpoints)
+            self.release_names(connection.endpoints)
         anomaly = connection.relay.anomaly
         if anomaly:
             self._anomalies[anomaly] += 1
@@ -234,18 +234,18 @@ class Worker:
         """Tell the daemon about a condition, when it changes (`ConditionReports`)."""
         self._reports.report(port, kind, text)
 
-    def asked_later(self, port: LivePort) -> None:
+    def late_client_auth_seen(self, port: LivePort) -> None:
         """The app asks clients for certificates after the handshake. Those it can ask come back to be carried."""
-        if port.asks_later:
+        if port.late_client_auth:
             return
-        port.asked_later()
+        port.learn_late_client_auth()
         failure = late_client_auth(port.snapshot)
         self.report(port, failure.type, failure.text)
         self._loop.later(0.0, lambda: self._send_back(port))
 
     def _send_back(self, port: LivePort) -> None:
         for connection in [each for each in self._connections if each.port is port and each.app_tls is not None]:
-            if connection.relay.idle and connection.askable:
+            if connection.relay.idle and connection.allows_late_auth:
                 connection.retire()
 
     def dial_app(self, endpoints: Endpoints, done: Done) -> Callable[[], None]:
@@ -274,15 +274,15 @@ class Worker:
         if port is not None:
             port.counters["clients_unnamed"] += 1
 
-    def left(self, endpoints: Endpoints, app: socket.socket) -> None:
+    def release_name(self, endpoints: Endpoints, app: socket.socket) -> None:
         """A connection to the app is about to be closed, before its client's is."""
-        self._naming.left(endpoints, app)
+        self._naming.release_name(endpoints, app)
 
-    def gone(self, endpoints: Endpoints) -> None:
+    def release_names(self, endpoints: Endpoints) -> None:
         """A client's connection is over."""
-        self._naming.gone(endpoints)
+        self._naming.release_names(endpoints)
 
-    def seen(self, port: LivePort, endpoints: Endpoints, *, tls: bool) -> None:
+    def observe_protocol(self, port: LivePort, endpoints: Endpoints, *, tls: bool) -> None:
         """Probe the app of a port whose protocol nobody stated, unless what is known holds."""
         snapshot = port.snapshot
         known = port.probe_result.tls

@@ -103,9 +103,9 @@ class UpstreamContexts:
         (In TLS 1.2 that is a renegotiation, which OpenSSL refuses; the app then ends the connection by an alert.)
         """
         if stream.state.version() != "TLSv1.3":
-            stream.asked_later, stream.renegotiable = on_late_auth, True
+            stream.on_late_auth, stream.renegotiable = on_late_auth, True
         elif late_auth and not self.presents:
-            stream.asked_later = on_late_auth
+            stream.on_late_auth = on_late_auth
             return
         if self._quiet is not self._context:
             stream.state.context = self._quiet

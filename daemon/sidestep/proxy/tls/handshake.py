@@ -74,7 +74,7 @@ class UpstreamHandshake:
         late_auth: bool,
         on_late_auth: Callable[[], None],
     ) -> None:
-        """`late_auth`: the app could ask this client for a certificate after the handshake (`ClientHello.askable`).
+        """`late_auth`: the app could ask this client for a certificate later (`ClientHello.allows_late_auth`).
         `on_late_auth` is called if it does.
         """
         self._loop = loop

@@ -67,9 +67,9 @@ def pod(name: str, uid: str = "1") -> Pod:
 def test_a_port_that_asks_later_is_remembered_for_this_pod_only():
     asked = AskedLater()
     asked.add(pod("orders"), 8443)
-    assert asked.snapshot(pod("orders"), SNAPSHOT).asks_later
-    assert not asked.snapshot(pod("orders", uid="2"), SNAPSHOT).asks_later
-    assert not asked.snapshot(pod("carts"), SNAPSHOT).asks_later
+    assert asked.snapshot(pod("orders"), SNAPSHOT).late_client_auth
+    assert not asked.snapshot(pod("orders", uid="2"), SNAPSHOT).late_client_auth
+    assert not asked.snapshot(pod("carts"), SNAPSHOT).late_client_auth
 
 
 def test_the_pod_that_was_seen_longest_ago_is_forgotten_first(monkeypatch):
@@ -77,4 +77,4 @@ def test_the_pod_that_was_seen_longest_ago_is_forgotten_first(monkeypatch):
     asked = AskedLater()
     for name in ("a", "b", "a", "c"):
         asked.add(pod(name), 8443)
-    assert [asked.snapshot(pod(name), SNAPSHOT).asks_later for name in "abc"] == [True, False, True]
+    assert [asked.snapshot(pod(name), SNAPSHOT).late_client_auth for name in "abc"] == [True, False, True]

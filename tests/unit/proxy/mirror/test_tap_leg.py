@@ -68,7 +68,7 @@ class ConnectionHost:
     def closed(self, conductor):
         pass
 
-    def left(self, *_):
+    def release_name(self, *_):
         pass
 
 
