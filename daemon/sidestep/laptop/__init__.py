@@ -1,1 +1,1 @@
-"""The developer's side of a session: tunnel server and handler dials."""
+"""The developer's side of a session: registration, the CLI's end of tunnels, and connections to the handler."""

@@ -1,4 +1,4 @@
-"""What the API server refuses, as one line that says what to ask an administrator for."""
+"""Explains a refusal of the API server in one line, with the permission to request from an administrator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SERVICE_ACCOUNT = re.compile(r"system:serviceaccount:([^:]+):([^:]+)")
 
 
 def explain(error: ClusterError, *, verb: str, resource: str, namespace: str) -> SidestepError:
-    """The error a person should see for a request with this verb on this resource."""
+    """Return the error to show for a request with this verb on this resource."""
     if not isinstance(error, ApiError):
         return error
     if error.status == 401:
@@ -33,7 +33,7 @@ def explain(error: ClusterError, *, verb: str, resource: str, namespace: str) ->
 
 
 def _subject(match: re.Match[str] | None) -> tuple[str, str]:
-    """A name for the binding, not that of another user's, and whom it binds; both as a shell takes them."""
+    """Return a name for the role binding that no other user's has, and its subject; both quoted for a shell."""
     user = match.group(1) if match else "USER"
     account = _SERVICE_ACCOUNT.fullmatch(user)
     subject = f"--user={user}" if account is None else f"--serviceaccount={account.group(1)}:{account.group(2)}"

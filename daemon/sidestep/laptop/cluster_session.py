@@ -1,13 +1,13 @@
-"""A session in a cluster: a resource that says what is wanted, and a tunnel to each node that has pods of it.
+"""A session in a cluster: a resource that states the request, and a tunnel to each node with pods of the workload.
 
     create    an Intercept or Wiretap in the workload's namespace; RBAC decides
     renew     every ten seconds
-    follow    its status names the daemons that have pods of the workload, and their certificates
-    tunnel    to each of them (`node_tunnel`)
-    delete    at the end, which ends it everywhere
+    follow    its status, which names the daemons with pods of the workload, and their certificates
+    tunnel    to each of these daemons (`node_tunnel`)
+    delete    at the end, which ends the session on every node
 
-The API server, or a node, may be away for a while: renewals and tunnels go on when they are back. The session ends when
-it is told to, when somebody deletes the resource, or when every node refuses it before it was ever active.
+While the API server or a node is unreachable, renewals and tunnels are retried. The session ends by `stop`, when
+somebody deletes the resource, or when every node refuses it before it was ever active.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ from sidestep.tunnel.opening import StreamOpening
 from sidestep.tunnel.proof import generate, public_text
 
 MAX_NAMES = 20
-"""Names tried when none was asked for: orders, orders-2, …"""
+"""Names tried when none was given: orders, orders-2, …"""
 FAREWELL = 5.0
 """Seconds for deleting the resource at the end."""
 PATIENCE = 60.0
-"""Seconds for which refusals are borne by a session that was active."""
+"""Seconds for which a session that was active tolerates refusals of the API server."""
 NO_NODE = 2.0
-"""Seconds without any node before that is told."""
+"""Seconds without a node before the observer is told."""
 
 _ACTIVE = frozenset({"active", "attached"})
 _NAME = re.compile(r"[^a-z0-9.-]")
@@ -85,7 +85,7 @@ class _OpenTunnel:
 
 
 class ClusterSession:
-    """One session. `stop` may be called at any time, from the same event loop."""
+    """One session in a cluster. `stop` may be called at any time, from the same event loop."""
 
     def __init__(
         self, *, access: ClusterAccess, spec: SessionSpec, handler: Handler, observer: SessionObserver
@@ -106,11 +106,14 @@ class ClusterSession:
         self._refused_since: float | None = None
 
     def stop(self) -> None:
-        """End the session in an orderly way; `run` then returns."""
+        """End the session in order; `run` then returns."""
         self._finish(Outcome())
 
     async def run(self) -> Outcome:
-        """Create, serve, delete; return how it ended. Raises RefusedError or ClusterError when it could not begin."""
+        """Create the resource, serve, delete the resource; returns how the session ended.
+
+        Raises RefusedError or ClusterError when it could not begin.
+        """
         created: Resource | None = None
         try:
             creating = self._tasks.start(self._create(), name="create")
@@ -122,13 +125,13 @@ class ClusterSession:
             self._serve(created)
             return await self._over
         finally:
-            # What matches nothing any more cuts nobody off: first the resource, then the tunnels.
+            # The resource is deleted before the tunnels close: first nothing matches it any more, then connections end.
             await self._delete(created)
             await self._tasks.aclose()
             self._api.close()
             self._over.cancel()
             if not self._over.cancelled():
-                self._over.exception()  # told already, or overtaken by another end
+                self._over.exception()  # reported before, or the session ended otherwise
 
     # --- the resource -----------------------------------------------------------------------------------------------
 
@@ -188,13 +191,14 @@ class ClusterSession:
             async with asyncio.timeout(FAREWELL):
                 await self._api.delete(created.path, deletion(created.metadata.uid))
         except (TimeoutError, ClusterError):
-            pass  # unrenewed it matches nothing soon, and is deleted later
+            pass  # without renewals it stops matching and is deleted later
 
     def _explained(self, error: ApiError, verb: str) -> SidestepError:
         resource = f"{PLURALS[self._kind]}.{GROUP}"
         return explain(error, verb=verb, resource=resource, namespace=self._spec.namespace)
 
-    # --- what the watch says (Sink) ---------------------------------------------------------------------------------
+    # --- events of the watch (Sink)
+    # -------------------------------------------------------------------------------------
 
     def replace(self, values: list[KubeObject], /) -> None:
         """As Sink.replace."""
@@ -205,7 +209,7 @@ class ClusterSession:
             self._deleted()
 
     def apply(self, value: KubeObject, /) -> None:
-        """As Sink.apply: the status may name other daemons."""
+        """As Sink.apply. The status may name other daemons."""
         if not self._is_mine(value):
             return
         self._latest = read(self._kind, value)
@@ -243,7 +247,7 @@ class ClusterSession:
     # --- tunnels ----------------------------------------------------------------------------------------------------
 
     async def _tunnel(self, key: TunnelKey, node: str, entry: NodeEntry) -> None:
-        assert self._latest is not None  # noqa: S101 - nothing is followed before it was created
+        assert self._latest is not None  # noqa: S101 - tunnels start after the resource was created
         tunnel = NodeTunnel(
             api=self._api,
             node=node,
@@ -268,7 +272,7 @@ class ClusterSession:
                 self._tunnels[key].state = event
                 self._publish_state()
             case Ended() | Moving():
-                pass  # this daemon ends; the resource says whether the session does, and who follows
+                pass  # this daemon ends; the resource tells whether the session does, and which daemon follows
             case _:
                 self._observer.event(event)
 
@@ -285,7 +289,7 @@ class ClusterSession:
             self._observer.interrupted(reason)
 
     def _publish_state(self, *, extra: tuple[ConditionText, ...] = ()) -> None:
-        """Tell the listener about the whole, when it is news."""
+        """Send the observer the state of all tunnels together, when it has changed."""
         pods: dict[str, PodState] = {}
         conditions: dict[ConditionText, None] = dict.fromkeys(extra)
         states = [open_.state for open_ in self._tunnels.values() if open_.state is not None]
@@ -323,8 +327,11 @@ class ClusterSession:
             raise
 
     def _refused(self, error: SidestepError) -> None:
-        """What we may not do ends a session that never worked. One that did bears with it for a while: an API server
-        that has just started refuses everybody until it has read who may do what."""
+        """Handle a refusal of the API server. It ends a session that was never active.
+
+        An active session tolerates refusals for `PATIENCE` seconds: an API server that has just started refuses every
+        request until it has loaded its roles.
+        """
         now = asyncio.get_running_loop().time()
         if self._refused_since is None:
             self._refused_since = now

@@ -1,12 +1,12 @@
-"""Connecting to the handler: one dial per diverted connection, in the protocol that the client used.
+"""Connects to the handler: one dial per diverted connection, in the protocol of the client.
 
-TLS when the client used TLS, with the client's SNI and its application protocol as the ALPN offer, unverified unless a
-CA is given: the handler is the developer's own process, mostly with a self-made certificate. In clear with `plaintext`,
-or when the client's connection was in clear. A dial is tried once: the answer decides at once whether the request goes
-to the app instead.
+TLS is used when the client used TLS, with the client's SNI, and its application protocol as the ALPN offer. The
+handler's certificate is not verified unless a CA is given, since most handlers are development processes with a
+self-signed certificate. With `plaintext`, or when the client's connection was in clear text, the handler is reached in
+clear text. A dial is attempted once, because a failure sends the request to the app instead.
 
-For a client that speaks HTTP/2 the offer is HTTP/2 and HTTP/1.1, or in clear a probe (`laptop.preface`): a handler that
-does not take HTTP/2 is spoken to in HTTP/1.1 (`laptop.translation`).
+For a client that speaks HTTP/2 the offer is HTTP/2 and HTTP/1.1, or in clear text a probe (`channels.preface_probe`). A
+handler without HTTP/2 is reached with HTTP/1.1 (`translation`).
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from sidestep.tunnel.errors import ChannelBrokenError
 from sidestep.tunnel.opening import StreamOpening
 
 DIAL_TIMEOUT = 8.0
-"""Seconds for TCP and TLS together; less than the daemon waits for the answer."""
+"""Seconds for TCP and TLS together; shorter than the daemon waits for the answer."""
 _NAME = re.compile(
     r"(?=.{1,254}\Z)[0-9A-Za-z_]([0-9A-Za-z_-]{0,62}(?<!-))?(\.[0-9A-Za-z_]([0-9A-Za-z_-]{0,62}(?<!-))?)*\.?"
 )
-"""A host name; whether it resolves is seen when it is dialled."""
+"""A host name. Dialling finds out whether it resolves."""
 _NUMERIC = re.compile(r"[0-9.]+")
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
-"""OpenSSL's reasons for an answer that is no TLS at all."""
+"""OpenSSL's error reasons for an answer that is not TLS."""
 REMEMBERED = 10.0
-"""Seconds for which a handler in clear that did not take HTTP/2 is not asked again."""
+"""Seconds for which a clear-text handler that did not accept HTTP/2 is not probed again."""
 _OFFERS = {"h2": ["h2", "http/1.1"], "http/1.1": ["http/1.1"]}
-"""ALPN protocols (RFC 7301) by what the client speaks."""
+"""ALPN offers (RFC 7301) by the client's protocol."""
 
 
 @dataclass(frozen=True, slots=True)
 class HandlerSettings:
-    """Where the handler listens and how to talk to it. `ca` is a PEM file that verifies it."""
+    """Address of the handler and how to reach it. `ca` is a PEM file for verifying its certificate."""
 
     port: int
     address: str = "127.0.0.1"
@@ -67,13 +67,13 @@ class Handler:
             raise ConfigurationError("is no host name or address", subject="--address", value=settings.address[:100])
         self.settings = settings
         self.intercept = ""
-        """Name of the intercept, for what is answered in the handler's place; the session sets it."""
+        """Name of the intercept, for answers generated in place of the handler; the session sets it."""
         self._http1_until = 0.0
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._trust = None if settings.ca is None else _read_trust(settings.ca)
 
     async def dial(self, opening: StreamOpening) -> Channel:
-        """Connect for one diverted connection. Raises RefusedError in words for the developer."""
+        """Connect for one diverted connection. Raises RefusedError with a text for the developer."""
         if opening.protocol == "udp":
             return await DatagramChannel.connect(self.settings.address, self.settings.port)
         if opening.protocol != "h2":
@@ -115,7 +115,7 @@ class Handler:
         except TimeoutError as error:
             raise RefusedError(f"the handler at {self.settings} did not answer within {DIAL_TIMEOUT:g} s") from error
         except RefusedError:
-            self._http1_until = 0.0  # another one may come in its place
+            self._http1_until = 0.0  # another handler may be started in its place
             raise
 
     async def _connect(self) -> socket.socket:
@@ -157,7 +157,7 @@ class Handler:
         return tls
 
     def _context(self, protocol: str) -> ssl.SSLContext:
-        """A context offers one ALPN list; there are as many contexts as protocols, three at most."""
+        """Return the TLS context for a protocol. A context has one ALPN list, so there are at most three."""
         context = self._contexts.get(protocol)
         if context is None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -173,19 +173,19 @@ class Handler:
 
 
 class NoHandler(Handler):
-    """Stands for the handler of a session that only wants to be told."""
+    """Placeholder for the handler of a session that receives events only."""
 
     def __init__(self) -> None:
         super().__init__(HandlerSettings(port=0))
 
     async def dial(self, opening: StreamOpening) -> Channel:
-        """Refuse."""
+        """Raise RefusedError."""
         del opening
         raise RefusedError("this session takes no connections")
 
 
 def _is_host(text: str) -> bool:
-    """Whether a handler may listen there: a host name, an IPv4 or an IPv6 address (with a zone)."""
+    """Whether the text is a valid host: a host name, an IPv4 or an IPv6 address (with a zone)."""
     if ":" in text or _NUMERIC.fullmatch(text):
         try:
             ip_address(text)
@@ -212,7 +212,7 @@ def _unusable(path: Path, reason: str) -> ConfigurationError:
 
 
 def _sendable(name: str | None) -> str | None:
-    """A name that `ssl` takes as SNI or, for verification, as an IP address; None for what it would refuse."""
+    """Return a name that `ssl` accepts as SNI or, for verification, as an IP address; None when it would reject it."""
     if not name:
         return None
     try:

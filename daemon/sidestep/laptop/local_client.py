@@ -1,7 +1,7 @@
-"""HTTP/1.1 to the node daemon over its unix socket: one request per connection, or an upgrade to a tunnel.
+"""HTTP/1.1 client of the node daemon's unix socket: one request per connection, or an upgrade to a tunnel.
 
-The socket is trusted when the process behind it is root or the caller's own user (SO_PEERCRED, unix(7)); anybody else
-could have put a socket there to collect the traffic of whoever connects.
+The socket is trusted when its peer process runs as root or as the caller's user (SO_PEERCRED, unix(7)). Any other user
+could have created a socket there to receive traffic.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from sidestep.tunnel.messages import UPGRADE
 TIMEOUT = 15.0
 """Seconds for one answer."""
 FIRST_PAUSE, LAST_PAUSE = 0.05, 0.5
-"""Seconds between two looks at a queue that is full; doubled each time."""
+"""Seconds between attempts to connect while the accept queue is full; doubled each time."""
 MAX_BODY = 32 * 1024 * 1024
 """Bytes of one answer."""
 
 
 class UnreachableError(SidestepError):
-    """Nothing that can be trusted answers on the daemon's socket, or what answers is about to end."""
+    """No trustworthy daemon answers on the socket, or the daemon is about to end."""
 
 
 class _Problem(msgspec.Struct):
@@ -40,21 +40,21 @@ class _Problem(msgspec.Struct):
 
 
 class LocalClient:
-    """Talks to the daemon whose socket is `path`. Every method raises UnreachableError, RefusedError or PeerError."""
+    """Client of the daemon at the socket `path`. Every method raises UnreachableError, RefusedError or PeerError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     async def get(self, target: str) -> bytes:
-        """GET; returns the body of a 200."""
+        """Send GET; returns the body of a 200."""
         return await self._exchange("GET", target)
 
     async def delete(self, target: str) -> bytes:
-        """DELETE; returns the body of a 200."""
+        """Send DELETE; returns the body of a 200."""
         return await self._exchange("DELETE", target)
 
     async def upgrade(self, target: str, body: bytes, connection: Connection) -> None:
-        """POST with `Upgrade`; on 101 the connection takes the socket over."""
+        """Send POST with `Upgrade`; after 101 the connection takes over the socket."""
         await self._exchange("POST", target, body, connection)
 
     async def _exchange(self, method: str, target: str, body: bytes = b"", upgrade: Connection | None = None) -> bytes:
@@ -101,7 +101,7 @@ class LocalClient:
         return sock
 
     async def _enqueue(self, sock: socket.socket) -> None:
-        """Connect; a daemon that hangs has a full queue, in which a unix socket cannot wait without blocking."""
+        """Connect. The accept queue of a hanging daemon is full, and connecting to a full unix socket would block."""
         end = asyncio.get_running_loop().time() + TIMEOUT
         retry = Retry(FIRST_PAUSE, LAST_PAUSE)
         while True:
@@ -118,7 +118,7 @@ class LocalClient:
         try:
             mode = self.path.parent.stat().st_mode
         except OSError:
-            return  # connecting says why
+            return  # connecting reports the reason
         if mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise UnreachableError(
                 f"{self.path} is not used: others may write to its folder; run: chmod go-w {self.path.parent}"
@@ -126,7 +126,7 @@ class LocalClient:
 
 
 class _ApiRequest(asyncio.Protocol):
-    """One request and its answer. `answer` is (status, body)."""
+    """One request and its answer. `answer` resolves to (status, body)."""
 
     def __init__(self, request: h11.Request, body: bytes, upgrade: Connection | None) -> None:
         self._http = h11.Connection(h11.CLIENT)
@@ -150,18 +150,19 @@ class _ApiRequest(asyncio.Protocol):
         self._transport.write(b"".join(self._http.send(event) or b"" for event in events))
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of the answer."""
+        """Process bytes of the answer."""
         self._heard = True
         self._take(data)
 
     def eof_received(self) -> bool:
-        """The daemon closed. One that ends meanwhile has said nothing: that is no answer, not a bad one."""
+        """The daemon has closed. A close before any answer means that the daemon ended; it is not a malformed
+        answer."""
         if self._heard:
             self._take(b"")
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """The connection has ended."""
         reason = "" if exc is None else f" ({exc})"
         self._fail(f"the node daemon closed the connection without an answer{reason}")
 

@@ -1,10 +1,10 @@
-"""One tunnel of a cluster session: a port-forward to the daemon of one node, TLS pinned to its certificate, the proof.
+"""One tunnel of a cluster session: a port-forward to the daemon of one node, TLS with a pinned certificate, the proof.
 
-A tunnel that breaks is opened again, with growing pauses, for as long as the resource's status names that daemon. What
-the API server refuses (no right to forward ports) is told apart: the session decides how long it bears with that.
+A broken tunnel is opened again, with growing pauses, while the status of the resource names that daemon. Refusals of
+the API server (no permission for port-forwards) are reported separately; the session decides how long to tolerate them.
 
-A status says which pod to forward to, but not any: whoever may write one must not have developers knock, under their
-own rights, at a pod of its choosing. Only pods of Sidestep's namespace are daemons.
+The status names the pod of the port-forward. Whoever may write a status must not make developers connect, with their
+own permissions, to an arbitrary pod; therefore only pods in Sidestep's namespace are accepted.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from sidestep.tunnel.proof import sign
 
 HANDSHAKE_TIMEOUT = 10.0
 FIRST_PAUSE, LAST_PAUSE = 0.2, 5.0
-"""Seconds between two tries; doubled each time, spread, and back to the first after a tunnel that lasted."""
+"""Seconds between attempts; doubled each time, with jitter, and reset after a tunnel that lasted."""
 
 _POD = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 TunnelKey = tuple[str, str, str]
-"""(node, daemon pod, certificate): one daemon's life."""
+"""(node, daemon pod, certificate): identifies one run of a daemon."""
 
 
 def key_of(node: str, entry: NodeEntry) -> TunnelKey:
-    """What tells one daemon's life from another."""
+    """Return the key of the daemon that a status entry describes."""
     return (node, entry.daemon.pod, entry.certificate)
 
 
 @dataclass(slots=True)
 class NodeTunnel:
-    """`run` until cancelled or `wanted` is unset while no tunnel is open."""
+    """Keeps one tunnel open until `run` is cancelled, or `wanted` is unset while no tunnel is open."""
 
     api: Api
     node: str
@@ -61,12 +61,12 @@ class NodeTunnel:
     on_end: Callable[[str], None]
     """Called with the reason whenever a tunnel ended or could not be opened."""
     on_refusal: Callable[[SidestepError], None]
-    """Called with what the API server refuses, in words for a person."""
+    """Called with each refusal of the API server, as an error with a text for the user."""
     wanted: bool = True
     _greeted_at: float = math.inf
 
     async def run(self) -> None:
-        """Keep a tunnel open."""
+        """Open the tunnel, and again after it breaks."""
         retry = Retry(FIRST_PAUSE, LAST_PAUSE)
         while self.wanted:
             self._greeted_at = math.inf
@@ -131,7 +131,7 @@ class NodeTunnel:
 
 
 def _check(daemon: DaemonEntry) -> None:
-    """Raise RefusedError unless this can be a daemon's pod and port."""
+    """Raise RefusedError unless the entry can be a daemon's pod and port."""
     if daemon.namespace != DAEMON_NAMESPACE:
         raise RefusedError(
             f"the resource's status names a pod of namespace {daemon.namespace[:100]!r} as a node daemon; they run in "

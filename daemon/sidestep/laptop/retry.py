@@ -1,8 +1,8 @@
-"""When to try again what failed, so that many who fail at the same moment do not come back at the same moment.
+"""Pauses between attempts, with jitter, so that clients which fail together do not retry together.
 
-A pause doubles with each failure up to the last, and is drawn from its upper half: clients that lost one daemon
-together spread over a time as long as what they already waited. Success makes the next pause the first one again, but
-only once it has lasted (`LASTING`): a daemon that greets and then breaks off is as busy as one that does not greet.
+A pause doubles with each failure up to a maximum, and is drawn from its upper half. Success resets the pause only after
+it has lasted for `LASTING` seconds: a daemon that greets and then breaks off is as overloaded as one that does not
+greet.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 LASTING = 5.0
-"""Seconds that a tunnel must live for its end to be a new failure."""
+"""Seconds after which the end of a tunnel counts as a new failure."""
 
 
 @dataclass(slots=True)
 class Retry:
-    """`first` and `last` are seconds; `uniform` draws between two of them."""
+    """Computes pauses between `first` and `last` seconds; `uniform` draws a number between two bounds."""
 
     first: float
     last: float
@@ -25,12 +25,12 @@ class Retry:
     _pause: float = 0.0
 
     def pause(self) -> float:
-        """Seconds to wait now, after another failure."""
+        """Record a failure; returns the seconds to wait now."""
         pause = self._pause or self.first
         self._pause = min(2 * pause, self.last)
         return self.uniform(pause / 2, pause)
 
     def succeeded(self, *, lived: float) -> None:
-        """Something worked for so many seconds."""
+        """Record a success that lasted for `lived` seconds."""
         if lived >= LASTING:
             self._pause = 0.0

@@ -1,16 +1,16 @@
-"""A session on the developer's machine: asks the daemon for an intercept, then serves its tunnel until it is ended.
+"""A session in local mode: requests an intercept from the daemon, then serves its tunnel until the session ends.
 
-The session owns nothing but its connection to the daemon: closing that ends the intercept, whatever happens to this
-process. What there is to tell goes to a `Listener`; how it is told is the command line's business.
+The session consists of its connection to the daemon: closing it ends the intercept, whatever happens to this process.
+Events go to a `SessionObserver`; the command line presents them.
 
-A tunnel that breaks - the daemon was killed, restarted, upgraded, or is draining - ends nothing: the session registers
-anew as soon as a daemon answers, with the name, the uid and the age it had, so that it is the same intercept for
-`status`, for `leave` and for the order among others. Meanwhile requests go to the app. Where no daemon is, the session
-asks about once a second; a daemon that is there and does not manage to serve is asked ever more rarely, because it has
-other sessions to serve.
+A broken tunnel (the daemon was killed, restarted, upgraded, or drains) does not end the session. It registers again as
+soon as a daemon answers, with its previous name, uid and start time, and thus continues the same intercept for
+`status`, for `leave` and in the order of intercepts. Meanwhile requests go to the app. Where no daemon runs, the
+session retries about once a second. A daemon that runs but fails to serve is retried at growing intervals, because it
+is overloaded.
 
-What ends a session is `stop`, a `leave`, or a refusal: the place may have been taken meanwhile. A daemon that drains
-says so (`Moving`): then the old tunnel goes on serving the connections it has beside the new one.
+A session ends by `stop`, by a `leave`, or by a refusal, as when its name was taken meanwhile. A draining daemon sends
+`Moving`; the old tunnel then serves its remaining connections beside the new one.
 """
 
 from __future__ import annotations
@@ -36,42 +36,42 @@ from sidestep.tunnel.opening import StreamOpening
 
 FIRST_PAUSE = 0.25
 LAST_PAUSE = 1.0
-"""Seconds before the first attempt to come back, doubling up to the last: an intercept resumes within two seconds of a
-daemon that is there. Asking where none is costs nobody anything."""
+"""Seconds. The pause before registering again starts at FIRST_PAUSE and doubles up to LAST_PAUSE: an intercept resumes
+within two seconds of the start of a daemon."""
 LAST_BUSY_PAUSE = 15.0
-"""The last one for a daemon that is there and does not manage to serve: it has too much to do already."""
+"""Seconds. Maximum for a daemon that runs but fails to serve, because it is overloaded."""
 SPREAD = 0.25
-"""Seconds over which sessions that are told to move at the same moment do so."""
+"""Jitter, in seconds, for sessions that are told to move at the same moment."""
 SILENT_INTERVALS_MAX = 30
-"""Keepalive intervals that a daemon may be silent at most, after it was silent for too long several times."""
+"""Upper bound of the keepalive intervals that a daemon may be silent; the number grows after each silence."""
 
 
 class SessionObserver(Protocol):
-    """Hears what happens in a session; must not raise."""
+    """Receives the events of a session. Must not raise."""
 
     def registered(self, hello: Hello) -> None:
-        """The daemon has taken the intercept under this name; again after each interruption."""
+        """The daemon has accepted the intercept under this name. Called again after each interruption."""
 
     def event(self, event: AnyEvent) -> None:
-        """The daemon says what it sees."""
+        """The daemon has sent an event."""
 
     def interrupted(self, reason: str) -> None:
-        """The tunnel is gone; the session tries to come back."""
+        """The tunnel has ended; the session tries to register again."""
 
     def handler_refused(self, opening: StreamOpening, reason: str) -> None:
-        """A diverted connection found no handler; the daemon has been told."""
+        """A diverted connection found no handler; the daemon was told."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a session ended: stopped here (both None), ended by the daemon, or by an error of the tunnel."""
+    """How a session ended: by `stop` (both None), by the daemon, or by an error of the tunnel."""
 
     ended: Ended | None = None
     error: SidestepError | None = None
 
 
 class Session:
-    """One session. `stop` may be called at any time, from the same event loop."""
+    """One session in local mode. `stop` may be called at any time, from the same event loop."""
 
     def __init__(self, *, client: LocalClient, spec: SessionSpec, handler: Handler, observer: SessionObserver) -> None:
         self._client = client
@@ -83,14 +83,14 @@ class Session:
         self._stopped = asyncio.Event()
 
     def stop(self) -> None:
-        """End the session in an orderly way; `run` then returns."""
+        """End the session in order; `run` then returns."""
         self._stopped.set()
 
     async def run(self) -> Outcome:
-        """Register, serve, come back after interruptions; return how it ended.
+        """Register, serve, register again after interruptions; returns how the session ended.
 
         Raises UnreachableError, RefusedError or PeerError when the session could not begin, RefusedError also when it
-        could not come back.
+        could not resume.
         """
         async with Tasks("session") as tasks:
             stopping = tasks.start(self._stopped.wait(), name="stop")
@@ -134,8 +134,8 @@ class Session:
             await asyncio.sleep(retry.pause())
 
     def _interrupted(self, tunnel: _Tunnel, absent: Retry, busy: Retry) -> None:
-        """A tunnel that was greeted is left: remember what the intercept is, and be more patient after a silence."""
-        assert tunnel.hello is not None  # noqa: S101 - as it says
+        """Leave a tunnel that was greeted: keep the intercept's identity, and allow longer silences after a silence."""
+        assert tunnel.hello is not None  # noqa: S101 - a greeted tunnel has a hello
         for each in (absent, busy):
             each.succeeded(lived=tunnel.lived)
         if tunnel.moving is None and tunnel.silent:
@@ -146,10 +146,11 @@ class Session:
 
     @property
     def limits(self) -> TunnelLimits:
-        """Bounds of the next tunnel."""
+        """Limits for the next tunnel."""
         return self._limits
 
-    # --- what a tunnel says -----------------------------------------------------------------------------------------
+    # --- events of a tunnel
+    # ---------------------------------------------------------------------------------------------
 
     def on_hello(self, hello: Hello) -> None:
         """A tunnel was greeted."""
@@ -158,7 +159,7 @@ class Session:
         self._observer.registered(hello)
 
     def on_event(self, tunnel: _Tunnel, event: AnyEvent) -> None:
-        """An event came; what a tunnel that is left says of its pods is of no interest any more."""
+        """An event has arrived. Pod states of an abandoned tunnel are ignored."""
         if isinstance(event, Moving) or (tunnel is not self._current and isinstance(event, State | Ended)):
             return
         if isinstance(event, Ended) and event.failed:
@@ -175,7 +176,7 @@ class Session:
 
 
 class _Tunnel:
-    """One connection to a daemon. `left` is set once the session should look for another."""
+    """One connection to a daemon. `left` is set when the session should look for another."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -187,13 +188,13 @@ class _Tunnel:
         self.refusal: SidestepError | None = None
         self.reason = "the node daemon is gone"
         self.lived = 0.0
-        """Seconds from the hello until it was left."""
+        """Seconds from the hello until the tunnel was left."""
         self.silent = False
-        """It was given up because the daemon said nothing for too long."""
+        """Whether the tunnel was given up because the daemon was silent."""
         self.left = asyncio.Event()
 
     async def connect(self, client: LocalClient, spec: SessionSpec) -> None:
-        """Register. Raises UnreachableError, RefusedError, PeerError."""
+        """Register with the daemon. Raises UnreachableError, RefusedError, PeerError."""
         try:
             await client.upgrade("/v1/sessions", encode(spec), self._end.connection)
         except BaseException:
@@ -244,5 +245,5 @@ class _Tunnel:
 
 
 def _resuming(spec: SessionSpec, hello: Hello) -> SessionSpec:
-    """The same wish, for the intercept that it has become."""
+    """Return the spec that resumes the intercept of this hello."""
     return msgspec.structs.replace(spec, name=hello.name, resume=hello.intercept, created=hello.created)

@@ -1,8 +1,8 @@
-"""The handler of a UDP intercept: one connected UDP socket per client flow, seen by the pump as a channel of capsules.
+"""The handler of a UDP intercept: one connected UDP socket per client flow, used by the pump as a channel of capsules.
 
-Datagrams keep their boundaries; what the handler's socket does not take is dropped, as a network would. A handler that
-is not there (ICMP port unreachable, seen as a refused read or write) ends nothing: it may come yet. The channel never
-finishes by itself; the stream's end closes it.
+Datagrams keep their boundaries. Datagrams that the handler's socket does not accept are dropped, as by a network. A
+missing handler (ICMP port unreachable, reported as a refused read or write) does not end the channel, because it may
+start later. The channel never ends by itself; the end of the stream closes it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sidestep.tunnel.errors import ChannelBrokenError
 
 
 class DatagramChannel:
-    """A connected UDP socket; takes ownership of it. Implements `tunnel.channel.Channel`."""
+    """A connected UDP socket, which the channel owns. Implements `tunnel.channel.Channel`."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -28,7 +28,7 @@ class DatagramChannel:
 
     @classmethod
     async def connect(cls, address: str, port: int) -> DatagramChannel:
-        """A socket towards the handler. Raises RefusedError when the address cannot be used."""
+        """Create a socket connected to the handler. Raises RefusedError when the address is unusable."""
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(address, port, type=socket.SOCK_DGRAM)
@@ -40,12 +40,12 @@ class DatagramChannel:
                 sock.close()
                 raise
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()  # a resolver's errors have numbers of their own
+            reason = (error.strerror or str(error)).lower()  # a resolver's errors have error numbers of their own
             raise RefusedError(f"the handler's address {address} cannot be used: {reason}") from error
         return cls(sock)
 
     async def read(self) -> bytes:
-        """The handler's next datagram as a capsule."""
+        """Return the handler's next datagram as a capsule. Raises ChannelBrokenError."""
         while True:
             try:
                 return capsules.encode(await self._loop.sock_recv(self._sock, capsules.MAX_PAYLOAD))
@@ -55,7 +55,7 @@ class DatagramChannel:
                 raise ChannelBrokenError(f"the handler's socket: {os.strerror(error.errno or 0)}") from error
 
     async def write(self, data: bytes) -> None:
-        """Send the datagrams of these bytes."""
+        """Send the datagrams contained in these bytes. Raises ChannelBrokenError."""
         try:
             payloads = self._decoder.feed(data)
         except PeerError as error:
@@ -64,21 +64,21 @@ class DatagramChannel:
             try:
                 self._sock.send(payload)
             except OSError:
-                pass  # dropped: no room, too long for the handler's network, or nobody there yet
+                pass  # dropped: no room, too long for the network, or no handler yet
 
     async def write_eof(self) -> None:
-        """Datagrams have no end."""
+        """Does nothing: a flow of datagrams has no end."""
 
     def hung_up(self) -> bool:
-        """A datagram socket has no other end that closes."""
+        """Return False: a datagram socket has no peer that closes."""
         return self._closed
 
     def close(self) -> None:
-        """Close."""
+        """Close the socket."""
         if not self._closed:
             self._closed = True
             self._sock.close()
 
     def abort(self) -> None:
-        """Close; there is nothing to reset."""
+        """Close the socket; there is no connection to reset."""
         self.close()

@@ -1,10 +1,9 @@
-"""Does a handler in clear speak HTTP/2? Ask it, with the beginning of an HTTP/2 connection (RFC 9113 section 3.4).
+"""Probes whether a clear-text handler speaks HTTP/2, by sending a connection preface (RFC 9113 section 3.4).
 
-A server that does answers with SETTINGS, unasked; any other answers in HTTP/1.1, closes, or waits for more. The
-connection that asked goes on as the client's: our preface stood for the client's own, which is taken off, and its first
-SETTINGS simply become the second ones. (The acknowledgement of ours reaches a client that ignores it: the pod proxy.)
-Nothing of the client's is sent before the answer: after a preface that it does not understand, a lenient HTTP/1.1
-server might take it for requests.
+An HTTP/2 server answers with SETTINGS; any other answers in HTTP/1.1, closes, or waits. The probed connection is then
+used for the client: our preface replaces the client's, which is removed, and the client's first SETTINGS become the
+second ones. (The acknowledgement of our SETTINGS reaches the pod proxy, which ignores it.) Nothing of the client is
+sent before the answer, because a lenient HTTP/1.1 server might take bytes after an unknown preface for requests.
 """
 
 from __future__ import annotations
@@ -17,11 +16,14 @@ from sidestep.tunnel.channel import SocketChannel
 from sidestep.tunnel.errors import ChannelBrokenError
 
 PATIENCE: Final = 1.0
-"""Seconds of silence after which a handler is taken to speak HTTP/1.1."""
+"""Seconds of silence after which a handler is assumed to speak HTTP/1.1."""
 
 
 async def probe(channel: SocketChannel) -> PrefacedChannel | None:
-    """The channel as an HTTP/2 connection; None, and closed, when its server is none. Raises nothing of the peer's."""
+    """Return the channel as an HTTP/2 connection; None, after closing it, when the server does not speak HTTP/2.
+
+    Does not raise errors of the peer.
+    """
     seen = b""
     try:
         async with asyncio.timeout(PATIENCE):
@@ -43,7 +45,7 @@ async def probe(channel: SocketChannel) -> PrefacedChannel | None:
 
 
 def _may_be_settings(seen: bytes) -> bool:
-    """Whether bytes begin like SETTINGS, as far as there are any."""
+    """Whether the bytes received so far can be the start of a SETTINGS frame."""
     if len(seen) < HEADER_SIZE:
         return len(seen) < 4 or seen[3] == SETTINGS
     _, _, kind, flags, stream = HEADER.unpack_from(seen)
@@ -51,7 +53,7 @@ def _may_be_settings(seen: bytes) -> bool:
 
 
 class PrefacedChannel:
-    """A `tunnel.channel.Channel` whose preface was sent, and whose first bytes were read, before its user came."""
+    """A `tunnel.channel.Channel` whose preface has been sent and whose first bytes have been read by the probe."""
 
     def __init__(self, channel: SocketChannel, seen: bytes) -> None:
         self._channel = channel
@@ -66,7 +68,7 @@ class PrefacedChannel:
         return await self._channel.read()
 
     async def write(self, data: bytes) -> None:
-        """As Channel.write. Raises ChannelBrokenError for bytes that do not begin with a preface."""
+        """As Channel.write. Raises ChannelBrokenError for bytes that do not start with a preface."""
         if self._to_drop:
             size = min(len(data), len(self._to_drop))
             if data[:size] != self._to_drop[:size]:

@@ -1,12 +1,11 @@
-"""TLS towards the handler, with the half-close that asyncio's TLS transport lacks.
+"""TLS connection to the handler, with half-close, which asyncio's TLS transport lacks.
 
-The `ssl` object works between two memory BIOs over a `SocketChannel`. `read` decrypts everything it fed before it
-returns, so that the incoming BIO holds at most a partial record whenever somebody else touches the object: only
-then may `write_eof` send close_notify (OpenSSL's shutdown would choke on application data it finds there) while reading
-goes on.
+An `ssl` object works between two memory BIOs over a `SocketChannel`. `read` decrypts everything it has fed before it
+returns, so between reads the incoming BIO contains at most a partial record. This allows `write_eof` to send
+close_notify while reading continues; OpenSSL's shutdown fails when it finds application data there.
 
-A handler that closes TCP without close_notify is taken to have finished: development servers do it all the time, and
-HTTP's own framing tells the client what was cut short.
+A handler that closes TCP without close_notify counts as finished. Development servers do so routinely, and HTTP framing
+tells the client about truncation.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from sidestep.tunnel.errors import ChannelBrokenError
 
 
 class TlsChannel:
-    """A `tunnel.channel.Channel` over TLS, client side. Make one with `connect`."""
+    """A `tunnel.channel.Channel` over TLS, client side, created by `connect`."""
 
     def __init__(self, channel: SocketChannel, context: ssl.SSLContext, server_name: str | None) -> None:
         self._channel = channel
@@ -31,7 +30,9 @@ class TlsChannel:
 
     @classmethod
     async def connect(cls, channel: SocketChannel, context: ssl.SSLContext, server_name: str | None) -> TlsChannel:
-        """Shake hands over a connected channel. Raises ssl.SSLError or ChannelBrokenError; the channel stays open."""
+        """Perform the handshake over a connected channel. Raises ssl.SSLError or ChannelBrokenError; the channel stays
+        open.
+        """
         tls = cls(channel, context, server_name)
         while True:
             try:
@@ -43,7 +44,7 @@ class TlsChannel:
                     raise ChannelBrokenError("it closed the connection during the TLS handshake") from None
                 tls._incoming.write(data)
             except ssl.SSLError:
-                await tls._flush()  # the alert
+                await tls._flush()  # sends the alert
                 raise
             else:
                 await tls._flush()
@@ -51,7 +52,7 @@ class TlsChannel:
 
     @property
     def alpn(self) -> str | None:
-        """The protocol the handler chose (RFC 7301), None when it chose none."""
+        """The protocol that the handler selected (RFC 7301); None when it selected none."""
         return self._tls.selected_alpn_protocol()
 
     async def read(self) -> bytes:
@@ -79,13 +80,13 @@ class TlsChannel:
         await self._flush()
 
     async def write_eof(self) -> None:
-        """As Channel.write_eof: close_notify."""
+        """As Channel.write_eof; sends close_notify."""
         if not self._said_goodbye:
             self._said_goodbye = True
             try:
                 self._tls.unwrap()
             except ssl.SSLError:
-                pass  # it wants the peer's close_notify, which `read` will meet
+                pass  # it expects the peer's close_notify, which `read` receives later
             await self._flush()
 
     def hung_up(self) -> bool:
@@ -93,7 +94,7 @@ class TlsChannel:
         return self._channel.hung_up()
 
     def has_input(self) -> bool:
-        """Whether there is anything to read, a TLS record without content included."""
+        """Whether there is anything to read, including a TLS record without content."""
         return self._channel.has_input()
 
     def close(self) -> None:
@@ -105,7 +106,7 @@ class TlsChannel:
         self._channel.abort()
 
     def _decrypt(self) -> tuple[bytes, bool]:
-        """Return all plain text there is, and whether the handler has finished."""
+        """Return all available plain text, and whether the handler has finished."""
         parts: list[bytes] = []
         try:
             while data := self._tls.read(64 * 1024):
@@ -127,7 +128,7 @@ class TlsChannel:
 
 
 def describe(error: ssl.SSLError) -> str:
-    """OpenSSL's reason in words: "certificate verify failed"."""
+    """Return OpenSSL's reason in words: "certificate verify failed"."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate cannot be verified: {error.verify_message}"
     return (error.reason or "TLS error").replace("_", " ").lower()

@@ -1,14 +1,14 @@
 """An HTTP/2 server between the tunnel's pump and a handler that speaks HTTP/1.1 only.
 
-To the pump this is a channel like a socket: it writes what the pod proxy (an HTTP/2 client) sends and reads what the
-server answers. Inside is the tunnel's own HTTP/2 `Connection` with limits for this job, over a transport that is a
-buffer in memory (`_Outbox`); each of its streams is an `Exchange`.
+The pump uses it as a channel: it writes the bytes of the pod proxy (an HTTP/2 client) and reads those of the server.
+Inside is the tunnel's HTTP/2 `Connection` with limits for this purpose, over an in-memory transport (`_OutputBuffer`);
+each of its streams is a `TranslatedExchange`.
 
-Memory: received bodies are bounded by the windows (`LIMITS`), answers by `send_buffer`; a pump that does not read stops
-the streams' writers, and `write` waits while the server's own frames (acknowledgements) pile up.
+Memory: the windows bound received bodies (`LIMITS`), `send_buffer` bounds answers. A pump that does not read stops the
+streams' writers, and `write` waits while the server's own frames (acknowledgements) accumulate.
 
-gRPC cannot be said in HTTP/1.1, nor can an extended CONNECT (RFC 8441) be: both are answered with what is missing. The
-server announces that it takes extended CONNECT so that it is asked at all.
+HTTP/1.1 can carry neither gRPC nor extended CONNECT (RFC 8441): both are answered with an explanation. The server
+announces extended CONNECT so that clients send it and receive that answer.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ LIMITS: Final = TunnelLimits(
     keepalive=float(1 << 20),
     silent_intervals=_NEVER,
 )
-"""One client connection. `streams` is also how many handler connections there may be. The tunnel below asks for signs
-of life and the pod proxy counts frames, so neither is done again here."""
+"""Limits of one client connection. `streams` also bounds the connections to the handler. The tunnel has a keepalive and
+the pod proxy counts frames, so both are disabled here."""
 
 
 class TranslatingChannel:
-    """A `tunnel.channel.Channel`. `intercept` and `handler` are names for the developer."""
+    """A `tunnel.channel.Channel`. `intercept` and `handler` are names used in error texts."""
 
     def __init__(self, connections: ConnectionPool, *, intercept: str, handler: str) -> None:
         self._connections = connections
@@ -68,7 +68,7 @@ class TranslatingChannel:
         await self._output.wait_writable()
 
     async def write_eof(self) -> None:
-        """As Channel.write_eof: what was asked is answered, then the server ends."""
+        """As Channel.write_eof. Outstanding requests are answered, then the server ends."""
         self._client_finished = True
         self._end_if_done()
 
@@ -109,7 +109,7 @@ class TranslatingChannel:
 
 
 class _OutputBuffer(asyncio.Transport):
-    """The server's transport: what it writes is there to be taken."""
+    """The server's transport: a buffer of the bytes it has written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class _OutputBuffer(asyncio.Transport):
         self._waiters: set[asyncio.Future[None]] = set()
 
     async def read_all(self) -> bytes:
-        """All that was written; b"" at the end. Raises ChannelBrokenError when the server gave up."""
+        """Return all bytes written; b"" at the end. Raises ChannelBrokenError when the server aborted."""
         while not self._parts:
             if self._broken:
                 raise ChannelBrokenError("the translation to HTTP/1.1 broke")
@@ -140,7 +140,7 @@ class _OutputBuffer(asyncio.Transport):
         return data
 
     async def wait_writable(self) -> None:
-        """Wait while too much is there to be taken."""
+        """Wait while the buffer is full."""
         while self._size > self._high and not self._closing:
             await self._change()
 
@@ -167,7 +167,7 @@ class _OutputBuffer(asyncio.Transport):
         return self._closing
 
     def close(self) -> None:
-        """As asyncio.BaseTransport.close: what is there can still be taken."""
+        """As asyncio.BaseTransport.close. Buffered bytes can still be read."""
         if not self._closing:
             self._closing = True
             if self.protocol is not None:

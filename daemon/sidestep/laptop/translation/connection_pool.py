@@ -1,8 +1,9 @@
-"""HTTP/1.1 connections to the handler: one request at a time on each, kept for the next one while the handler lets us.
+"""HTTP/1.1 connections to the handler: one request at a time each, kept for further requests where the handler allows
+it.
 
-A connection is kept only after an exchange that left nothing unread or unsent. A handler may close one that waits, and
-a request that was sent into that very moment is lost; so a kept connection is not used when it has anything to read,
-and not at all for a request that must not, or could not, be sent twice.
+A connection is kept only after an exchange that left nothing unread or unsent. A handler may close an idle connection
+at any time, which loses a request sent at that moment. Therefore an idle connection with pending input is not used, and
+requests that must not or cannot be sent twice use new connections only.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ Dial = Callable[[], Awaitable[HandlerChannel]]
 """Connects to the handler. Raises RefusedError."""
 
 KEPT: Final = 8
-"""Connections that wait for a next request; more are closed."""
+"""Idle connections that are kept; further ones are closed."""
 MAX_HEAD: Final = 64 * 1024
-"""Bytes of a handler's response head or chunk header; as many as the pod proxy reads of one that comes in HTTP/1.1."""
+"""Bytes of a handler's response head or chunk header; the same limit as that of the pod proxy for HTTP/1.1."""
 
 
 class HandlerConnection:
-    """One connection. `used`: it has served an exchange before."""
+    """One connection to the handler. `used`: it has completed an exchange."""
 
     def __init__(self, channel: HandlerChannel) -> None:
         self.channel = channel
@@ -40,7 +41,7 @@ class HandlerConnection:
             await self.channel.write(data)
 
     async def receive(self) -> h11.Event:
-        """The next part of the answer. Raises ChannelBrokenError, h11.RemoteProtocolError."""
+        """Return the next part of the answer. Raises ChannelBrokenError, h11.RemoteProtocolError."""
         while True:
             event = self._http.next_event()
             if isinstance(event, h11.Event):
@@ -50,7 +51,7 @@ class HandlerConnection:
             self._http.receive_data(await self.channel.read())
 
     def rewind(self) -> bool:
-        """After an exchange: be ready for the next one; False when there cannot be one."""
+        """Prepare for the next exchange; returns False when the connection cannot carry another."""
         self.used = True
         if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
             return False
@@ -61,7 +62,7 @@ class HandlerConnection:
 
 
 class ConnectionPool:
-    """Those of one client connection. `first`: a channel that stands already."""
+    """The handler connections of one client connection. `first` is a channel that is already connected."""
 
     def __init__(self, dial: Dial, first: HandlerChannel | None = None) -> None:
         self._dial = dial
@@ -69,7 +70,7 @@ class ConnectionPool:
         self._closed = False
 
     async def acquire(self, *, fresh: bool) -> HandlerConnection:
-        """A connection for one exchange; `fresh`: one that has served none. Raises RefusedError."""
+        """Return a connection for one exchange; with `fresh` one that has not been used. Raises RefusedError."""
         for connection in reversed(self._kept):
             if fresh and connection.used:
                 continue
@@ -80,7 +81,7 @@ class ConnectionPool:
         return HandlerConnection(await self._dial())
 
     def release(self, connection: HandlerConnection, *, sound: bool) -> None:
-        """Keep a connection after a sound exchange, or close it."""
+        """Keep a connection after a `sound` exchange, otherwise close it."""
         if not sound:
             connection.channel.abort()
         elif self._closed or len(self._kept) >= KEPT or not connection.rewind():
@@ -89,7 +90,7 @@ class ConnectionPool:
             self._kept.append(connection)
 
     def close(self) -> None:
-        """Close what waits; what is in use is closed when it is given back."""
+        """Close idle connections. Connections in use close when they are released."""
         self._closed = True
         for connection in self._kept:
             connection.channel.close()

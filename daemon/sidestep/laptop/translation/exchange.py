@@ -1,14 +1,14 @@
-"""One request from a stream of the tunnel's HTTP/2 to the handler's HTTP/1.1, and its answer back.
+"""Carries one request from a stream of the tunnel's HTTP/2 to the handler's HTTP/1.1, and its answer back.
 
-Body and answer run at the same time, each a chunk at a time, so back-pressure passes through in both directions: a
-handler that does not read stops the stream's reader, whose window stops the client.
+Body and answer are transferred concurrently, one chunk at a time, which propagates back-pressure in both directions: a
+handler that does not read stops the reader of the stream, and the window of the stream stops the client.
 
-    the handler answers whole, the request is sent whole     the connection is kept
-    it answers whole and reads no further                    RST_STREAM(NO_ERROR) after `LINGER`, connection closed
-    it breaks inside its answer                              RST_STREAM(INTERNAL_ERROR): never a whole-looking half
-    it breaks before its answer, on a kept connection        once more on a fresh one
-    it breaks before its answer, or speaks no HTTP           a 502, or to the app if no byte of a body was consumed
-    its answer's head is larger than `MAX_HEAD`              a 502 that says so
+    the answer is complete, the request is sent completely   the connection is kept
+    the answer is complete, the handler stops reading        RST_STREAM(NO_ERROR) after `LINGER`, connection closed
+    the handler breaks off inside its answer                 RST_STREAM(INTERNAL_ERROR), so it never looks complete
+    it breaks off before its answer, on a kept connection    once more on a fresh one
+    it breaks off before its answer, or speaks no HTTP       a 502, or to the app if no byte of a body was consumed
+    its answer's head is larger than `MAX_HEAD`              a 502 with that reason
     the client resets the stream                             the connection is closed with a reset
 """
 
@@ -27,24 +27,24 @@ from sidestep.tunnel.pump import cancel_and_wait
 from sidestep.tunnel.stream import HTTP_1_1_REQUIRED, INTERNAL_ERROR, NO_ERROR, PROTOCOL_ERROR, Stream
 
 LINGER: Final = 5.0
-"""Seconds that a handler may go on reading a request after it has answered it."""
+"""Seconds for which a handler may continue reading a request after its answer is complete."""
 _HEAD_TOO_LARGE: Final = 431
 """h11's `error_status_hint` for a head above its `max_incomplete_event_size`."""
 _FIELD: Final = 32
-"""Bytes that HTTP/2 counts for a field beside its name and value (RFC 9113, SETTINGS_MAX_HEADER_LIST_SIZE)."""
+"""Bytes that HTTP/2 adds per field to the length of name and value (RFC 9113, SETTINGS_MAX_HEADER_LIST_SIZE)."""
 _BODILESS: Final = frozenset({204, 304})
 
 
 class _UnansweredError(Exception):
-    """The handler went away, or spoke no HTTP, before its answer began."""
+    """The handler closed, or sent something other than HTTP, before its answer began."""
 
 
 class _TooLargeError(Exception):
-    """The handler's answer has a head that is larger than what is read."""
+    """The head of the handler's answer exceeds the limit."""
 
 
 class TranslatedExchange:
-    """See the module. `intercept` names whose request it is, `handler` who should answer, for the developer."""
+    """One exchange. `intercept` and `handler` are names used in error texts."""
 
     def __init__(self, stream: Stream, connections: ConnectionPool, *, intercept: str, handler: str) -> None:
         self._stream = stream
@@ -52,10 +52,10 @@ class TranslatedExchange:
         self._intercept = intercept
         self._handler = handler
         self._consumed = False
-        """A byte of the body was taken from the stream."""
+        """Whether a byte of the body was read from the stream."""
 
     async def refuse(self, reason: str) -> None:
-        """Answer ourselves."""
+        """Answer with an error that gives the reason."""
         stream = self._stream
         status, fields, body = refusal(stream.headers, reason, intercept=self._intercept)
         stream.respond(status, fields, end_stream=not body)
@@ -87,11 +87,11 @@ class TranslatedExchange:
             await self.refuse(f"the handler at {self._handler} answered with a head of more than {MAX_HEAD >> 10} KiB")
 
     async def _give_up(self, reason: str) -> None:
-        """Nobody has answered: the app will, if it still can."""
+        """There is no answer of the handler: let the app answer if possible, otherwise answer 502."""
         if self._consumed:
             await self.refuse(reason)
         else:
-            self._stream.reset(HTTP_1_1_REQUIRED)  # REFUSED_STREAM would mean: processed by nobody, ask again
+            self._stream.reset(HTTP_1_1_REQUIRED)  # REFUSED_STREAM would invite the client to repeat the request
 
     async def _answer(self, request: Request) -> None:
         connection = await self._connections.acquire(fresh=not request.repeatable)
@@ -103,7 +103,7 @@ class TranslatedExchange:
             await self._attempt(request, await self._connections.acquire(fresh=True))
 
     async def _attempt(self, request: Request, connection: HandlerConnection) -> None:
-        """Raises _UnansweredError, _TooLargeError, StreamResetError."""
+        """Perform the exchange on this connection. Raises _UnansweredError, _TooLargeError, StreamResetError."""
         stream = self._stream
         sending = asyncio.create_task(self._send(request, connection), name=f"translate-request-{stream.id}")
         receiving = asyncio.create_task(self._receive(request, connection), name=f"translate-answer-{stream.id}")
@@ -123,7 +123,7 @@ class TranslatedExchange:
             stream.reset(NO_ERROR)
 
     async def _send(self, request: Request, connection: HandlerConnection) -> None:
-        """Raises ChannelBrokenError (the answer decides then), PeerError of the stream."""
+        """Send the request. Raises ChannelBrokenError (the answer then decides), and PeerError of the stream."""
         stream = self._stream
         try:
             await connection.send(request.head)
@@ -131,14 +131,14 @@ class TranslatedExchange:
                 while data := await stream.read():
                     self._consumed = True
                     await connection.send(h11.Data(data=data))
-                    await asyncio.sleep(0)  # neither call yields while there is data and room
+                    await asyncio.sleep(0)  # neither call yields while data and room are available
             trailers = trailers_of(stream.trailers) if request.chunked else []
             await connection.send(h11.EndOfMessage(headers=trailers))
-        except h11.LocalProtocolError:  # a body that is not as long as it says, trailers that are none
+        except h11.LocalProtocolError:  # a body of another length than announced, or invalid trailers
             stream.reset(PROTOCOL_ERROR)
 
     async def _receive(self, request: Request, connection: HandlerConnection) -> bool:
-        """Pass the answer on; whether it was whole. Raises as `_attempt`, and PeerError of the stream."""
+        """Forward the answer; returns whether it was complete. Raises as `_attempt`, and PeerError of the stream."""
         stream = self._stream
         try:
             head = await self._head(connection)

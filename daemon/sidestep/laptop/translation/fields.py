@@ -1,8 +1,8 @@
-"""Header blocks of HTTP/2 as those of HTTP/1.1, and back (RFC 9113 section 8, RFC 9112 section 6). Pure.
+"""Converts header blocks between HTTP/2 and HTTP/1.1 (RFC 9113 section 8, RFC 9112 section 6). Pure.
 
-Fields keep their order and spelling (lower case, as HTTP/2 has them; names are case-insensitive). What belongs to one
-connection stays there: `connection` and what it names, `keep-alive`, `proxy-connection`, `te`, `transfer-encoding`,
-`upgrade`. Values are latin-1 text in HTTP/2 headers of the tunnel's streams, bytes in HTTP/1.1.
+Fields keep their order and spelling (lower case, as in HTTP/2; names are case-insensitive). Connection-specific fields
+are removed: `connection` and the fields it names, `keep-alive`, `proxy-connection`, `te`, `transfer-encoding`,
+`upgrade`. Values are latin-1 text in headers of the tunnel's streams, bytes in HTTP/1.1.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ _OF_A_CONNECTION: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"}
 )
 _WITH_BODY: Final = frozenset({b"POST", b"PUT", b"PATCH"})
-"""Methods whose requests say that they have no body (RFC 9110 section 8.6)."""
+"""Methods whose requests state a length of 0 when they have no body (RFC 9110 section 8.6)."""
 _TAKEN_FOR_FRAMING: Final = frozenset({b"content_length", b"transfer_encoding"})
-"""Names that some servers (CGI, WSGI) take for fields of the framing. HTTP/2 needs none; HTTP/1.1 is framed by them."""
+"""Names that some servers (CGI, WSGI) mistake for framing fields. HTTP/1.1 depends on framing fields, HTTP/2 does
+not."""
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 _UNIMPLEMENTED: Final = "12"
-"""grpc-status of what will not work by trying again."""
+"""grpc-status for a failure that retrying does not fix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request head for HTTP/1.1. `chunked` when its body has no length of its own; only then may trailers follow."""
+    """A request head for HTTP/1.1. `chunked`: the body has no length of its own; only then trailers can follow."""
 
     head: h11.Request
     chunked: bool
@@ -41,7 +42,8 @@ class Request:
 
     @property
     def repeatable(self) -> bool:
-        """Whether it may be sent twice, as to a connection that its server has just closed (RFC 9110, 9.2.2)."""
+        """Whether the request may be sent twice, as after its server has just closed the connection (RFC 9110,
+        9.2.2)."""
         return not self.has_body and self.head.method in _IDEMPOTENT
 
 
@@ -51,9 +53,9 @@ def is_grpc(headers: Headers) -> bool:
 
 
 def request_of(headers: Headers, *, has_body: bool) -> Request:
-    """The request of an HTTP/2 header block. Raises h11.LocalProtocolError for what HTTP/1.1 cannot say.
+    """Convert an HTTP/2 header block to a request. Raises h11.LocalProtocolError for what HTTP/1.1 cannot express.
 
-    Cookie crumbs have been joined already, as section 8.2.3 of RFC 9113 asks.
+    Cookie fields must have been joined already (RFC 9113 section 8.2.3).
     """
     pseudo = {name: value for name, value in headers if name.startswith(":")}
     method = _bytes(pseudo.get(":method", ""))
@@ -84,7 +86,7 @@ def request_of(headers: Headers, *, has_body: bool) -> Request:
 
 
 def response_of(fields: Iterable[Field]) -> Headers:
-    """The regular fields of an HTTP/1.1 head, informational and final ones, for HTTP/2."""
+    """Convert the regular fields of an HTTP/1.1 head, informational or final, to HTTP/2."""
     kept = [(name.lower(), value) for name, value in fields]
     named = {token.strip().lower() for name, value in kept if name == b"connection" for token in value.split(b",")}
     dropped = (_OF_A_CONNECTION | named) - {b"content-length"}
@@ -92,14 +94,14 @@ def response_of(fields: Iterable[Field]) -> Headers:
 
 
 def trailers_of(trailers: Headers) -> list[Field]:
-    """Trailers of a request for HTTP/1.1."""
+    """Convert trailers of a request to HTTP/1.1."""
     return [(_bytes(name), _bytes(value)) for name, value in trailers if not name.startswith(":")]
 
 
 def refusal(headers: Headers, reason: str, *, intercept: str) -> tuple[int, Headers, bytes]:
-    """(status, fields, body) that say why a request is not answered by the handler.
+    """Return (status, fields, body) that explain why the handler does not answer a request.
 
-    An empty body ends with the head: for gRPC, whose clients read no bodies, and for HEAD.
+    The body is empty for gRPC, whose clients do not read bodies, and for HEAD.
     """
     text = f"sidestep: intercept {intercept}: {reason}"
     if is_grpc(headers):
