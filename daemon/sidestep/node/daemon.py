@@ -97,6 +97,20 @@ class _Ground:
     reading: Reading
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the daemon consists of while it serves."""
+
+    conditions: Conditions
+    controller: Controller
+    certificates: CertificateStore
+    view: NodeStatusView
+    sessions: SessionRegistry
+    reconciler: Reconciler
+    audit: Audit
+    api: LocalApi
+
+
 @dataclass(slots=True)
 class _Stop:
     """Why and how the daemon ends."""
@@ -202,7 +216,8 @@ class _Daemon:
                 self._peername_programs = await compile_peername()
             return self._peername_programs
 
-    async def _serve(self, ground: _Ground, undo: contextlib.AsyncExitStack) -> None:
+    def _build(self, ground: _Ground, undo: contextlib.AsyncExitStack) -> _Parts:
+        """Make the parts and connect them; nothing runs yet. Raises SidestepError."""
         loop = asyncio.get_running_loop()
         conditions = Conditions(on_change=self._shown_changed)
         controller = Controller(
@@ -219,19 +234,6 @@ class _Daemon:
             on_crash=self._crashed,
         )
         undo.push_async_callback(certificates.aclose)
-
-        def tools(on_change: Callable[[PodKey], None]) -> Toolbox:
-            return Toolbox(
-                program=ground.program,
-                supervisor=ground.supervisor,
-                handlers=sessions,
-                credential=certificates.credential,
-                conditions=conditions,
-                now=loop.time,
-                peernames=self._peernames,
-                on_change=on_change,
-            )
-
         view = NodeStatusView(
             node_name=self._options.node_name,
             controller=controller,
@@ -245,13 +247,39 @@ class _Daemon:
             node=self._options.node_name,
             local_refusal="" if self._cluster is None else "this node belongs to a cluster: intercept through its API",
         )
+
+        def tools(on_change: Callable[[PodKey], None]) -> Toolbox:
+            return Toolbox(
+                program=ground.program,
+                supervisor=ground.supervisor,
+                handlers=sessions,
+                credential=certificates.credential,
+                conditions=conditions,
+                now=loop.time,
+                peernames=self._peernames,
+                on_change=on_change,
+            )
+
         reconciler = Reconciler(
             tools=tools, conditions=conditions, on_change=self._shown_changed, on_crash=self._crashed
         )
-        audit = Audit(reconciler, conditions, node=self._options.node_name)
-        view.connect(
+        return _Parts(
+            conditions=conditions,
+            controller=controller,
+            certificates=certificates,
+            view=view,
             sessions=sessions,
             reconciler=reconciler,
+            audit=Audit(reconciler, conditions, node=self._options.node_name),
+            api=LocalApi(path=self._options.socket, view=view, sessions=sessions, on_drain=self._succeeded),
+        )
+
+    def _connect(self, parts: _Parts, ground: _Ground) -> None:
+        """Tell each part which others it works with, and the controller what there is."""
+        sessions, controller, audit = parts.sessions, parts.controller, parts.audit
+        parts.view.connect(
+            sessions=sessions,
+            reconciler=parts.reconciler,
             counters=lambda: {
                 "drift_repaired": audit.repaired,
                 "zygote_restarts": ground.supervisor.zygote.restarts,
@@ -262,12 +290,20 @@ class _Daemon:
         self._refresh = sessions.refresh if self._cluster is None else self._refresher(sessions, self._cluster)
         intercepts = sessions.intercepts
         if self._cluster is not None:
-            self._cluster.connect(controller=controller, sessions=sessions, view=view, conditions=conditions)
+            self._cluster.connect(
+                controller=controller, sessions=sessions, view=parts.view, conditions=parts.conditions
+            )
             intercepts = self._cluster.intercepts
-        controller.connect(certificates=certificates, intercepts=intercepts, want_secrets=self._source.want_secrets)
+        controller.connect(
+            certificates=parts.certificates, intercepts=intercepts, want_secrets=self._source.want_secrets
+        )
         controller.take(ground.reading)
-        api = LocalApi(path=self._options.socket, view=view, sessions=sessions, on_drain=self._succeeded)
 
+    async def _serve(self, ground: _Ground, undo: contextlib.AsyncExitStack) -> None:
+        """Serve until told to stop, then drain."""
+        parts = self._build(ground, undo)
+        self._connect(parts, ground)
+        controller, reconciler = parts.controller, parts.reconciler
         tasks = Tasks("node", on_crash=self._crashed)
         undo.push_async_callback(tasks.aclose)
         await controller.settle(reconciler)
@@ -275,35 +311,43 @@ class _Daemon:
         tasks.start(controller.run(reconciler, self._shown_changed), name="controller")
         tasks.start(controller.watch_locations(), name="locations")
         tasks.start(self._source.watch(controller.take), name="inventory")
-        tasks.start(certificates.poll(), name="certificates")
+        tasks.start(parts.certificates.poll(), name="certificates")
         if self._place.lock is not None:
             tasks.start(self._place.lock.wait_for(), name="lock on the manifests")
-        auditing = tasks.start(audit.run(), name="audit")
+        auditing = tasks.start(parts.audit.run(), name="audit")
         try:
-            await api.start()
+            await parts.api.start()
             if self._cluster is not None:
                 tasks.start(self._cluster.run(), name="cluster")
-                self._cluster.health.status = view.status
+                self._cluster.health.status = parts.view.status
             self._log.info("ready", socket=str(self._options.socket), pods=len(controller.inventory.pods))
             await self._stop.asked.wait()
         finally:
             controller.stopping = True
             auditing.cancel()
             reconciler.freeze()
-            sessions.move("another node daemon takes over" if self._stop.succeeded else "the node daemon stops")
-            try:
-                if self._stop.succeeded:
-                    overlap = OVERLAP + OVERLAP_PER_TARGET * len(reconciler.targets())
-                    await self._unless_hurried(asyncio.sleep(min(overlap, OVERLAP_MAX)))
-            finally:
-                # From here on nothing is steered, whatever happens below.
-                reconciler.abandon()
-            self._log.info("draining", targets=len(reconciler.targets()), timeout=controller.settings.drain_timeout)
-            if self._cluster is not None:
-                await self._cluster.withdraw()
-            await self._unless_hurried(reconciler.close())
-            await sessions.close("the node daemon stops")
-            await api.aclose()
+            await self._hand_over(parts)
+            await self._drain(parts)
+
+    async def _hand_over(self, parts: _Parts) -> None:
+        """Send the sessions away; while a successor attaches, go on steering. Nothing is steered when this ends."""
+        parts.sessions.move("another node daemon takes over" if self._stop.succeeded else "the node daemon stops")
+        try:
+            if self._stop.succeeded:
+                overlap = OVERLAP + OVERLAP_PER_TARGET * len(parts.reconciler.targets())
+                await self._unless_hurried(asyncio.sleep(min(overlap, OVERLAP_MAX)))
+        finally:
+            parts.reconciler.abandon()
+
+    async def _drain(self, parts: _Parts) -> None:
+        """Let the proxies finish what they have, then close what others connect to."""
+        timeout = parts.controller.settings.drain_timeout
+        self._log.info("draining", targets=len(parts.reconciler.targets()), timeout=timeout)
+        if self._cluster is not None:
+            await self._cluster.withdraw()
+        await self._unless_hurried(parts.reconciler.close())
+        await parts.sessions.close("the node daemon stops")
+        await parts.api.aclose()
 
     async def _unless_hurried(self, closing: Any) -> None:
         """Wait for the drain, but no longer once a second signal comes or something has crashed."""
