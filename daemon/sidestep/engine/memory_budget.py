@@ -27,7 +27,7 @@ from typing import Final
 
 MIB: Final = 1024 * 1024
 TOTAL: Final = 64 * MIB
-"""Bytes of diverted and copied traffic; a pod proxy may have 1 GiB in all (`node.proxies.incarnation`)."""
+"""Bytes of diverted and copied traffic; a pod proxy may have 1 GiB in all (`node.proxies.proxy_process`)."""
 COPIES: Final = 16 * MIB
 DATAGRAMS: Final = 8 * MIB
 DIVERTED: Final = TOTAL - COPIES - DATAGRAMS

@@ -31,7 +31,7 @@ from sidestep.node.planning.plan import Plan
 from sidestep.node.planning.planner import plan
 from sidestep.node.planning.port_plan import PortPlans
 from sidestep.node.planning.surveys import Surveys
-from sidestep.node.pods.pod_netns import locate, netns_path
+from sidestep.node.pods.pod_netns import netns_path, open_pod_netns
 from sidestep.observability.logs import get_logger
 from sidestep.policy.pod_ports import ports_of
 from sidestep.policy.survey import WantedCertificate
@@ -104,7 +104,7 @@ class Controller:
         """Something is different: plan anew, soon."""
         self._changed.set()
 
-    def take(self, reading: Reading) -> None:
+    def replace_inventory(self, reading: Reading) -> None:
         """A new inventory."""
         self.inventory = reading.inventory
         stated = [*(error.condition() for error in reading.errors), *reading.conditions]
@@ -132,7 +132,7 @@ class Controller:
             self._pace.took(self._planning)
             await asyncio.sleep(self._pace.pause)
 
-    async def settle(self, sink: PlanSink) -> None:
+    async def plan_once(self, sink: PlanSink) -> None:
         """Plan once, before anybody is let in."""
         self._changed.clear()
         await self._round(sink)
@@ -202,15 +202,15 @@ class Controller:
 
     def _enter(self, pod: Pod, new: Intercept) -> None:
         """Look into the pod. Raises SidestepError when it cannot be entered, or has no such port at all."""
-        located = locate(pod)
-        with located.netns:
+        pod_netns = open_pod_netns(pod)
+        with pod_netns.netns:
             ports = ports_of(pod, self.inventory)
             found = ports.resolve(new.port, transport=new.transport)
             if any(each.declared or each.service_ports for each in found):
                 return
-            table = listening(located.netns, [each.port.number for each in found], transport=new.transport)
+            table = listening(pod_netns.netns, [each.port.number for each in found], transport=new.transport)
             for each in found:
-                if any(table.serves(each.port.number, family, located.addresses) for family in Family):
+                if any(table.serves(each.port.number, family, pod_netns.addresses) for family in Family):
                     return
         raise RefusedError(
             f"pod {pod.key} has no {new.transport.upper()} port {new.port}: nothing declares it, and nothing listens "

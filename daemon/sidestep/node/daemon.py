@@ -297,7 +297,7 @@ class _Daemon:
         controller.connect(
             certificates=parts.certificates, intercepts=intercepts, want_secrets=self._source.want_secrets
         )
-        controller.take(ground.reading)
+        controller.replace_inventory(ground.reading)
 
     async def _serve(self, ground: _Ground, undo: contextlib.AsyncExitStack) -> None:
         """Serve until told to stop, then drain."""
@@ -306,11 +306,11 @@ class _Daemon:
         controller, reconciler = parts.controller, parts.reconciler
         tasks = Tasks("node", on_crash=self._crashed)
         undo.push_async_callback(tasks.aclose)
-        await controller.settle(reconciler)
+        await controller.plan_once(reconciler)
         reconciler.start()
         tasks.start(controller.run(reconciler, self._shown_changed), name="controller")
         tasks.start(controller.watch_locations(), name="locations")
-        tasks.start(self._source.watch(controller.take), name="inventory")
+        tasks.start(self._source.watch(controller.replace_inventory), name="inventory")
         tasks.start(parts.certificates.poll(), name="certificates")
         if self._place.lock is not None:
             tasks.start(self._place.lock.wait_for(), name="lock on the manifests")

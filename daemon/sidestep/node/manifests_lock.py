@@ -25,7 +25,7 @@ _TAKEN = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 
 
 class ManifestsLock:
-    """The lock on one folder. `take`, then, beside the work, `wait_for`; `close` at the end."""
+    """The lock on one folder. `acquire`, then, beside the work, `wait_for`; `close` at the end."""
 
     def __init__(self, folder: Path) -> None:
         """Raises ConfigurationError when the folder cannot be opened."""
@@ -36,7 +36,7 @@ class ManifestsLock:
             reason = f"cannot be opened: {os.strerror(error.errno or 0)}"
             raise ConfigurationError(reason, subject="--manifests", value=str(folder)) from error
 
-    def take(self, *, after: int = 0) -> None:
+    def acquire(self, *, after: int = 0) -> None:
         """Take it, unless process `after` holds it, whose place is taken over.
 
         One that has just ended its work is waited for. Raises ConfigurationError naming the daemon that holds it.

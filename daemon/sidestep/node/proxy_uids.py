@@ -1,8 +1,7 @@
-"""User ids of pod proxies: one of its own for each.
+"""User ids of pod proxies: each proxy gets its own.
 
-They are far above what anybody assigns, and below the 2^31 that some tools cannot read.
-
-Two daemons run side by side during an upgrade, so each has a block of its own, chosen by its pid.
+The range starts at 0x70000000, above what anybody assigns and below 2^31, which some tools cannot read. Two daemons run
+side by side during an upgrade; each uses a block of its own, which its pid selects.
 """
 
 from __future__ import annotations
@@ -11,25 +10,25 @@ import os
 
 FIRST = 0x70000000
 READER = FIRST - 1
-"""The user that a one-shot reader becomes: no pod proxy's."""
+"""The user id of one-shot readers of keys."""
 _BLOCK = 4096
 _BLOCKS = 4096
 
 
 def is_proxy(uid: int) -> bool:
-    """Whether a user id is one of those given to pod proxies, by whatever daemon."""
+    """Whether a user id belongs to a pod proxy of any daemon."""
     return FIRST <= uid < FIRST + _BLOCKS * _BLOCK
 
 
 class ProxyUids:
-    """The user ids of one daemon's proxies."""
+    """Allocates the user ids of one daemon's proxies."""
 
     def __init__(self) -> None:
         self._first = FIRST + os.getpid() % _BLOCKS * _BLOCK
         self._taken: set[int] = set()
 
-    def take(self) -> int:
-        """The lowest one that is free."""
+    def allocate(self) -> int:
+        """Return the lowest free user id; it is used until it is released."""
         uid = self._first
         while uid in self._taken:
             uid += 1
@@ -37,9 +36,9 @@ class ProxyUids:
         return uid
 
     def __len__(self) -> int:
-        """How many are taken."""
+        """The number of user ids in use."""
         return len(self._taken)
 
-    def give_back(self, uid: int) -> None:
-        """No process has it any more."""
+    def release(self, uid: int) -> None:
+        """No process has this user id any more."""
         self._taken.discard(uid)

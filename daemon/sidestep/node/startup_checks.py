@@ -44,7 +44,7 @@ def find_place(options: NodeOptions) -> Iterator[Place]:
         yield Place(access=in_cluster())
         return
     with contextlib.closing(ManifestsLock(options.manifests)) as lock:
-        lock.take(after=_pid_at(options.socket))
+        lock.acquire(after=_pid_at(options.socket))
         yield Place(lock=lock)
 
 

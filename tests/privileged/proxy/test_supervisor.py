@@ -173,7 +173,7 @@ async def test_a_proxy_that_has_nothing_to_say_is_alive_as_long_as_it_counts():
 
 @asynchronous
 async def test_a_proxy_that_lives_but_does_not_acknowledge_is_replaced():
-    settings = replace(SETTINGS, limits=ProxyLimits(answer=0.5), settle_deadline=0.8)
+    settings = replace(SETTINGS, limits=ProxyLimits(answer=0.5), apply_deadline=0.8)
     async with scene(settings=settings) as it:
         with pytest.raises(DeadlineError):
             await it.proxy.apply({}, generation=stand_in.MUTE, ports=())
@@ -488,7 +488,7 @@ async def test_a_drained_proxy_ends_and_is_not_replaced():
 
 @asynchronous
 async def test_a_listener_that_could_not_be_given_is_forgotten_and_another_one_is_taken():
-    settings = replace(SETTINGS, limits=ProxyLimits(silence=60), settle_deadline=0.5)
+    settings = replace(SETTINGS, limits=ProxyLimits(silence=60), apply_deadline=0.5)
     async with scene(settings=settings) as it:
         os.kill(it.proxy.pid, signal.SIGSTOP)
         with contextlib.closing(unix_listener()) as lost, pytest.raises(DeadlineError):

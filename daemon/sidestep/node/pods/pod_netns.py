@@ -27,7 +27,7 @@ class AbsentError(ConfigurationError):
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
+class PodNetns:
     """A verified namespace, the caller's to close, and the pod's addresses."""
 
     netns: Netns
@@ -42,7 +42,7 @@ def netns_path(location: Location) -> str:
     return "" if pid is None else f"/proc/{pid}/ns/net"
 
 
-def locate(pod: Pod) -> Located:
+def open_pod_netns(pod: Pod) -> PodNetns:
     """Open and verify. Raises ConfigurationError (nothing there; AbsentError where that may pass), RefusedError (not
     this pod's), KernelError."""
     path = netns_path(pod.location)
@@ -72,7 +72,7 @@ def locate(pod: Pod) -> Located:
     except BaseException:
         netns.close()
         raise
-    return Located(netns, stated or frozenset(address for address in found if not address.is_link_local))
+    return PodNetns(netns, stated or frozenset(address for address in found if not address.is_link_local))
 
 
 def _listed(some: frozenset[Address]) -> str:

@@ -235,14 +235,14 @@ class Reconciler:
             target.look()
 
     async def _opened(self, worker: _Worker, desired: PodPlan) -> Target:
-        target = Target(desired.pod, self._uids.take(), self._tools)
+        target = Target(desired.pod, self._uids.allocate(), self._tools)
         try:
             async with self._opening:
                 await target.open(claim=partial(self._claim, worker))
         except BaseException:
             await target.abandon()
             worker.claimed = None
-            self._uids.give_back(target.uid)
+            self._uids.release(target.uid)
             raise
         worker.target = target
         return target
@@ -267,7 +267,7 @@ class Reconciler:
         finally:
             if target.netns is None:
                 self._draining.discard(target)
-                self._uids.give_back(target.uid)
+                self._uids.release(target.uid)
 
     def _failed(self, worker: _Worker, error: SidestepError) -> None:
         worker.again = True

@@ -217,7 +217,7 @@ class StreamPorts:
             if seen is not None:
                 self._look_for_apps(self._netns)
             for port in self._ports.values():
-                self._settle(port)
+                self._update_map(port)
             self._ground = ground
         except SidestepError as error:
             # Without an answer nobody knows whether there is an app: be a wire.
@@ -284,7 +284,7 @@ class StreamPorts:
         if not port.served:
             self._owner.app_gone(no_app.port)
         try:
-            self._settle(port)
+            self._update_map(port)
         except SidestepError as error:
             self._log.warning("unsteering failed", port=no_app.port, reason=str(error))
             self._owner.detach()
@@ -317,7 +317,7 @@ class StreamPorts:
         """The kernel's map does not hold this port any more: the next look puts it back."""
         self._ports[number].steered.discard(family)
 
-    def _settle(self, port: ListeningPort) -> None:
+    def _update_map(self, port: ListeningPort) -> None:
         """Bring the map in line for one port. Raises SidestepError."""
         if self._steering is None or self._netns is None:
             return

@@ -28,7 +28,7 @@ from sidestep.node.planning.plan import PodPlan
 from sidestep.node.pods.client_addresses import ClientAddresses
 from sidestep.node.pods.datagram_ports import DatagramPorts, Entry
 from sidestep.node.pods.pod_counters import PodCounters
-from sidestep.node.pods.pod_netns import Address, locate
+from sidestep.node.pods.pod_netns import Address, open_pod_netns
 from sidestep.node.pods.probed_apps import ProbedApps
 from sidestep.node.pods.proxy_presence import ProxyPresence
 from sidestep.node.pods.proxy_reports import ProxyReports
@@ -75,25 +75,25 @@ class Target:
         `claim` is called before anything is made; it raises SidestepError when the namespace is another target's.
         """
         async with contextlib.AsyncExitStack() as undo:
-            located = locate(self.pod)
-            undo.callback(located.netns.close)
-            claim(located.netns.id)
-            steering = Steering.attach(self._tools.program, located.netns.fd)
+            pod_netns = open_pod_netns(self.pod)
+            undo.callback(pod_netns.netns.close)
+            claim(pod_netns.netns.id)
+            steering = Steering.attach(self._tools.program, pod_netns.netns.fd)
             undo.callback(steering.close)
             client_addresses = await self._attach_client_addresses()
             undo.callback(client_addresses.close)
             proxy = self._tools.supervisor.proxy(
-                str(self.pod.key), netns_fd=located.netns.fd, uid=self.uid, handler=self._reports
+                str(self.pod.key), netns_fd=pod_netns.netns.fd, uid=self.uid, handler=self._reports
             )
             undo.push_async_callback(self._tools.supervisor.remove, proxy)
             await proxy.start()
             undo.pop_all()
-        self._netns, self._addresses = located.netns, located.addresses
+        self._netns, self._addresses = pod_netns.netns, pod_netns.addresses
         self._steering, self._proxy = steering, proxy
         self.client_addresses = client_addresses
-        self._streams.enter(located.netns, own=located.addresses, steering=steering)
+        self._streams.enter(pod_netns.netns, own=pod_netns.addresses, steering=steering)
         self._statements.begin()
-        self._log.info("target opened", netns=located.netns.path, proxy_pid=proxy.pid, uid=self.uid)
+        self._log.info("target opened", netns=pod_netns.netns.path, proxy_pid=proxy.pid, uid=self.uid)
 
     async def apply(self, plan: PodPlan, *, drain_timeout: float) -> None:
         """Make this plan real. Raises SidestepError when something must be tried again; what could be done is done."""

@@ -1,8 +1,8 @@
-"""When to start a crashed process again, and when to stop believing in it. Pure: `now` is the caller's.
+"""When to start a crashed process again, and when its crashes are a loop. Pure: `now` is an argument.
 
-The first restart comes after milliseconds, since one crash is an accident and the accept queue is waiting. The pause
-doubles while crashes follow each other. `crashes` of them within `window` are a *loop*: the owner is told (it unsteers,
-so that the app is served), and tries come rarely. A loop is over when a life has lasted longer than `window`.
+The first restart comes after milliseconds, because clients wait in the accept queue and most crashes are single. The
+pause doubles with every crash that follows. `crashes` of them within `window` seconds are a *loop*: the owner unsteers,
+so that the app serves, and starts are tried rarely. A loop ends when a process has lived longer than `window`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """The numbers, in seconds; design section 3 and the issue's acceptance."""
+    """The pauses, in seconds, and the number of crashes that make a loop (docs/design.md, "Failure")."""
 
     first: float = 0.010
     longest: float = 5.0
@@ -25,7 +25,7 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Try again after `pause` seconds; `looping`: it is a crash loop."""
+    """Start again after `pause` seconds; `looping` says whether it is a crash loop."""
 
     pause: float
     looping: bool

@@ -1,11 +1,11 @@
-"""What one pod proxy should know, what its present process has been told, and telling it the difference.
+"""Brings what one proxy process has acknowledged to what is desired of its pod.
 
-The same code serves a change and the replay to a new process: a fresh `Told` makes everything a difference. The order
-is credentials, then the configuration that names them, then listeners, so that nothing is accepted before it is
-understood.
+The same code serves a change of the configuration and the replay to a new process, for which nothing is acknowledged
+yet. The order is fixed: credentials, then the configuration that names them, then listeners, so that the proxy accepts
+no connection before it can serve it.
 
-A credential that cannot be had or does not load costs its ports their interception, never their service: they are
-configured without any, which makes the proxy carry TLS end to end.
+A credential that cannot be read, or that the proxy cannot load, does not stop the service of a port: the port is
+configured without credentials, and the proxy carries its TLS end to end.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from sidestep.snapshots.ports import PortSnapshot
 
 @dataclass(frozen=True, slots=True)
 class CredentialSource:
-    """Gives a sealed memfd with PEM, the caller's to close: key and chain of an identity, CA certificates of a trust.
+    """Where a credential is read from.
 
-    `read` raises SidestepError. `about` names the annotation that it comes from, for people.
+    `read` returns a sealed memfd with PEM, which the caller closes: key and chain of an identity, CA certificates of a
+    trust. It raises SidestepError. `about` names the annotation that the credential comes from, for people.
     """
 
     read: Callable[[], Awaitable[int]]
@@ -48,8 +49,8 @@ class ProxyError(SidestepError):
         super().__init__(f"the pod proxy could not {doing}: {reason}")
 
 
-class Listening(Protocol):
-    """Who is told."""
+class Receiver(Protocol):
+    """The proxy process that is told."""
 
     async def tell(self, message: Message, fd: int | None = None, *, doing: str) -> None:
         """Send a message and wait until it has been carried out. Raises ProxyError when it could not."""
@@ -65,8 +66,8 @@ class Desired:
 
 
 @dataclass(slots=True)
-class Told:
-    """What one process has acknowledged; `failures` says why credentials could not be used."""
+class Acknowledged:
+    """What one process has carried out; `failures` says, by name, why credentials could not be used."""
 
     credentials: set[str] = field(default_factory=set)
     failures: dict[str, str] = field(default_factory=dict)
@@ -74,7 +75,7 @@ class Told:
     listeners: dict[PortKey, socket.socket] = field(default_factory=dict)
 
 
-async def tell_difference(proxy: Listening, desired: Desired, told: Told, *, source_deadline: float) -> None:
+async def tell_difference(proxy: Receiver, desired: Desired, told: Acknowledged, *, source_deadline: float) -> None:
     """Bring `told` to `desired`. Raises what `proxy.tell` raises; what was acknowledged until then stays told.
 
     `source_deadline` is seconds for one credential source.
@@ -108,7 +109,7 @@ async def tell_difference(proxy: Listening, desired: Desired, told: Told, *, sou
 
 
 async def _tell_credential(
-    proxy: Listening, credential: Credential, source: CredentialSource | None, source_deadline: float
+    proxy: Receiver, credential: Credential, source: CredentialSource | None, source_deadline: float
 ) -> str:
     """Send one credential; returns why it cannot be used ("" if it can)."""
     if source is None:

@@ -1,14 +1,14 @@
-"""One pod proxy kept alive: its desired state, and an incarnation that has been told of it.
+"""Keeps one pod proxy alive: holds its desired state and the process that has been told of it.
 
 Methods change the *desired* state and return once a living process has acknowledged it. When the process crashes, hangs
-or stops answering, the next one is started within milliseconds and told the whole desired state again; the listeners
-are the daemon's, so clients wait in their accept queues meanwhile. Keys are not kept: a `CredentialSource` is asked
-each time.
+or stops answering, the next one is started within milliseconds and told the whole desired state; the listeners belong
+to the daemon, so clients wait in their accept queues meanwhile. No key is kept here: a `CredentialSource` is read each
+time.
 
-A crash loop makes the state FAILED: `on_state` lets the reconciler unsteer. Tries go on rarely; the next success makes
-the state RUNNING again.
+A crash loop makes the state FAILED, and the target unsteers its ports. Starts are then tried rarely; the first that
+succeeds makes the state RUNNING again.
 
-What a proxy says goes through `ProxyTalk`, which trusts it with nothing but its own pod.
+`ProxyDispatcher` handles what the proxy sends.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from sidestep.aio.patience import patience
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import BugError, SidestepError
 from sidestep.node.proxies.backoff import Backoff, CrashHistory
-from sidestep.node.proxies.desired import CredentialSource, Desired, Told, tell_difference
-from sidestep.node.proxies.incarnation import Abode, Incarnation, ProxyLimits
+from sidestep.node.proxies.desired import Acknowledged, CredentialSource, Desired, tell_difference
+from sidestep.node.proxies.dispatcher import ProxyDispatcher
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups
 from sidestep.node.proxies.proxy_handler import ProxyHandler, ProxyState
-from sidestep.node.proxies.proxy_talk import ProxyTalk
+from sidestep.node.proxies.proxy_process import Placement, ProxyLimits, ProxyProcess
 from sidestep.node.proxies.zygote import Zygote
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.messages import Configure
@@ -45,7 +45,7 @@ class SupervisorSettings:
     """For a handler to be connected; below the proxy's own."""
     source_deadline: float = 15.0
     """For a credential source."""
-    settle_deadline: float = 20.0
+    apply_deadline: float = 20.0
     """For `apply`, `listen`, `unlisten`, restarts of the process included."""
     cgroups: MemoryCgroups | None = None
     """Where processes get memory cgroups; the supervisor's to close."""
@@ -54,19 +54,21 @@ class SupervisorSettings:
 class PodProxy:
     """The proxy of one target pod. Make it with `ProxySupervisor.proxy`, then `await start()`; end it with `aclose`."""
 
-    def __init__(self, zygote: Zygote, abode: Abode, handler: ProxyHandler, settings: SupervisorSettings) -> None:
+    def __init__(
+        self, zygote: Zygote, placement: Placement, handler: ProxyHandler, settings: SupervisorSettings
+    ) -> None:
         self._zygote = zygote
-        self._abode = abode
+        self._placement = placement
         self._handler = handler
         self._settings = settings
         self._history = CrashHistory(settings.backoff)
-        self._tasks = Tasks(f"pod proxy {abode.name}", on_crash=self._broken)
+        self._tasks = Tasks(f"pod proxy {placement.name}", on_crash=self._broken)
         self._desired = Desired()
         self._telling = asyncio.Lock()
-        self._life: Incarnation | None = None
+        self._process: ProxyProcess | None = None
         self._state = ProxyState.STOPPED
         self._turn = asyncio.Event()
-        self._talk = ProxyTalk(handler, tasks=self._tasks, open_deadline=settings.open_deadline)
+        self._dispatcher = ProxyDispatcher(handler, tasks=self._tasks, open_deadline=settings.open_deadline)
         self._started = False
         self._stopping = False
         self.broken = False
@@ -76,7 +78,7 @@ class PodProxy:
     @property
     def name(self) -> str:
         """The pod's name, as given."""
-        return self._abode.name
+        return self._placement.name
 
     @property
     def state(self) -> ProxyState:
@@ -86,26 +88,26 @@ class PodProxy:
     @property
     def pid(self) -> int | None:
         """The present process, for `status`."""
-        return None if self._life is None else self._life.process.pid
+        return None if self._process is None else self._process.process.pid
 
     @property
     def quiet(self) -> float:
         """Seconds since the last sign of life of the present process."""
-        return 0.0 if self._life is None else self._life.quiet
+        return 0.0 if self._process is None else self._process.quiet
 
     async def start(self) -> None:
         """Start the first process; once. Raises SidestepError when it cannot be started, and nothing is left then."""
         if self._started:
             raise BugError(f"the pod proxy {self.name} was started twice")
         self._started = True
-        life = await self._begin()
+        process = await self._begin()
         if self._stopping:
-            life.kill("it was stopped")
-            await life.ended()
+            process.kill("it was stopped")
+            await process.ended()
             raise ChannelClosed(f"the pod proxy {self.name} was stopped")
-        self._life = life
+        self._process = process
         self._set_state(ProxyState.RUNNING, "started")
-        self._tasks.start(self._keep_alive(life), name="keep alive")
+        self._tasks.start(self._keep_alive(process), name="keep alive")
 
     async def apply(
         self,
@@ -128,24 +130,24 @@ class PodProxy:
             drain_timeout=drain_timeout,
             client_sources=client_sources,
         )
-        self._talk.about(ports)
+        self._dispatcher.allow(ports)
         self._desired.credentials = dict(credentials)
         self._desired.configuration = configuration
-        told = await self._settle()
+        told = await self._tell_current()
         return dict(told.failures)
 
     async def listen(self, port: int, transport: str, sock: socket.socket) -> None:
         """Accept on this listener for a port. It stays the caller's and stays open until `unlisten` or the end.
 
         Raises SidestepError like `apply`. Then it is as if it had not been asked, for the caller closes the listener,
-        and a closed one could be told to no process: the next would not come to life.
+        and a closed one could be told to no process: the next would not come to process.
         """
         key = (port, transport)
         if self._desired.listeners.get(key, sock) is not sock:
             raise BugError(f"port {port}/{transport} of {self.name} has another listener")
         self._desired.listeners[key] = sock
         try:
-            await self._settle()
+            await self._tell_current()
         except BaseException:
             self._desired.listeners.pop(key, None)
             raise
@@ -153,62 +155,62 @@ class PodProxy:
     async def unlisten(self, port: int, transport: str) -> None:
         """Stop accepting for a port, after the queue is empty. Raises SidestepError like `apply`."""
         if self._desired.listeners.pop((port, transport), None) is not None:
-            await self._settle()
+            await self._tell_current()
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - part of the protocol: the proxy gets it, too
         """Stop accepting, let what is in flight finish within `timeout` seconds, and end. Returns when it is gone."""
-        self._stopping = self._talk.closed = True
-        life = self._life
-        if life is not None:
+        self._stopping = self._dispatcher.closed = True
+        process = self._process
+        if process is not None:
             try:
-                await life.tell(messages.Drain(0, timeout), doing="drain")
+                await process.tell(messages.Drain(0, timeout), doing="drain")
                 async with asyncio.timeout(timeout + 1.0):
-                    await life.ended()
+                    await process.ended()
             except (TimeoutError, SidestepError):
                 pass  # It is killed below.
         await self.aclose()
 
     def kill(self) -> None:
         """End the process now, for good; `aclose` waits for that."""
-        self._stopping = self._talk.closed = True
-        if self._life is not None:
-            self._life.kill("it was stopped")
+        self._stopping = self._dispatcher.closed = True
+        if self._process is not None:
+            self._process.kill("it was stopped")
         self._tasks.cancel()
 
     async def aclose(self) -> None:
         """End the process now and wait until it is gone. Closing twice is the same as once."""
         self.kill()
         await self._tasks.aclose()
-        if self._life is not None:
-            await self._life.ended()
-            self._life = None
+        if self._process is not None:
+            await self._process.ended()
+            self._process = None
         self._desired = Desired()
         self._set_state(ProxyState.STOPPED, "stopped")
 
     def watch(self, elapsed: float) -> None:
         """Look for the heartbeat; called by the supervisor."""
-        if self._life is not None:
-            self._life.watch(elapsed)
+        if self._process is not None:
+            self._process.watch(elapsed)
 
-    # --- lives ---
+    # --- processes ---
 
-    async def _begin(self) -> Incarnation:
-        return await Incarnation.begin(
+    async def _begin(self) -> ProxyProcess:
+        return await ProxyProcess.begin(
             self._zygote,
-            self._abode,
+            self._placement,
             limits=self._settings.limits,
-            on_message=self._talk.received,
+            on_message=self._dispatcher.received,
             cgroups=self._settings.cgroups,
         )
 
-    async def _keep_alive(self, life: Incarnation) -> None:
+    async def _keep_alive(self, process: ProxyProcess) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            reason = await life.ended()
-            self._life = None
+            reason = await process.ended()
+            self._process = None
             if self._stopping:
                 return
-            lived = loop.time() - life.began
+            lived = loop.time() - process.began
             while True:
                 verdict = self._history.crashed(loop.time(), lived=lived)
                 state = ProxyState.FAILED if verdict.looping else ProxyState.RESTARTING
@@ -216,26 +218,26 @@ class PodProxy:
                 await asyncio.sleep(verdict.pause)
                 lived = 0.0
                 try:
-                    life = await self._resume()
+                    process = await self._resume()
                     break
                 except SidestepError as error:
                     reason = str(error)
             self.restarts += 1
-            self._life = life
+            self._process = process
             self._set_state(ProxyState.RUNNING, f"restarted ({reason})")
 
-    async def _resume(self) -> Incarnation:
+    async def _resume(self) -> ProxyProcess:
         """Start a process and tell it everything."""
-        life = await self._begin()
+        process = await self._begin()
         try:
-            await self._tell(life)
+            await self._tell(process)
         except BaseException:
-            life.kill("it could not be told its state")
-            await life.ended()
+            process.kill("it could not be told its state")
+            await process.ended()
             raise
-        if life.told.failures:
-            self._handler.on_credentials(dict(life.told.failures))
-        return life
+        if process.told.failures:
+            self._handler.on_credentials(dict(process.told.failures))
+        return process
 
     def _set_state(self, state: ProxyState, reason: str) -> None:
         if state is not self._state:
@@ -247,37 +249,37 @@ class PodProxy:
     def _broken(self, task: str, error: BaseException) -> None:
         """One of our own tasks crashed: the owner makes another one; let the event loop report the bug."""
         self.broken = True
-        self._stopping = self._talk.closed = True
-        if self._life is not None:
-            self._life.kill(f"the daemon's {task} crashed")
+        self._stopping = self._dispatcher.closed = True
+        if self._process is not None:
+            self._process.kill(f"the daemon's {task} crashed")
         self._set_state(ProxyState.FAILED, f"a bug: {error!r}")
         asyncio.get_running_loop().call_exception_handler({"message": f"{task} crashed", "exception": error})
 
     # --- desired and told ---
 
-    async def _settle(self) -> Told:
+    async def _tell_current(self) -> Acknowledged:
         """Return when the present process, or the one after it, has been told the desired state."""
         try:
-            async with patience(self._settings.settle_deadline, of=lambda: self.pid):
+            async with patience(self._settings.apply_deadline, of=lambda: self.pid):
                 while True:
-                    life = await self._running()
+                    process = await self._running()
                     try:
-                        await self._tell(life)
+                        await self._tell(process)
                     except (ChannelClosed, DeadlineError):
-                        await life.ended()
+                        await process.ended()
                         await asyncio.sleep(0)  # Let `_keep_alive` see it first.
                     else:
-                        return life.told
+                        return process.told
         except TimeoutError as error:
-            raise DeadlineError(f"telling the pod proxy {self.name}", self._settings.settle_deadline) from error
+            raise DeadlineError(f"telling the pod proxy {self.name}", self._settings.apply_deadline) from error
 
-    async def _running(self) -> Incarnation:
-        while self._life is None or self._state is not ProxyState.RUNNING:
+    async def _running(self) -> ProxyProcess:
+        while self._process is None or self._state is not ProxyState.RUNNING:
             if self._stopping or self._state in (ProxyState.FAILED, ProxyState.STOPPED):
                 raise ChannelClosed(f"the pod proxy {self.name} is {self._state.value}")
             await self._turn.wait()
-        return self._life
+        return self._process
 
-    async def _tell(self, life: Incarnation) -> None:
+    async def _tell(self, process: ProxyProcess) -> None:
         async with self._telling:
-            await tell_difference(life, self._desired, life.told, source_deadline=self._settings.source_deadline)
+            await tell_difference(process, self._desired, process.told, source_deadline=self._settings.source_deadline)

@@ -1,4 +1,4 @@
-"""What a pod proxy's owner hears of it: the contract between `pod_proxy` and `target`."""
+"""What a `PodProxy` tells its owner, which is the target of the pod."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What a pod proxy says, cut down to what is believed.
+"""Sanitises messages from a pod proxy, which is not trusted.
 
-A client could have taken the proxy over. Then its messages are well formed (the codec sees to that) and say anything,
-at any length. What is kept, shown or passed on is bounded here, where it comes in: so nobody behind - the status, the
-metrics, a session's event stream - has to think of it, and one pod cannot fill the daemon's memory or make `sidestep
-status` useless for all the others. An honest proxy stays far below these bounds.
+Whoever took a proxy over sends messages that are well formed (the codec checks that) and otherwise arbitrary. What is
+kept, shown or passed on is bounded here, on arrival: no later reader (status, metrics, events of a session) has to
+check it, and one pod can neither fill the daemon's memory nor make `sidestep status` useless for the others. An honest
+proxy stays far below these bounds.
 """
 
 from __future__ import annotations

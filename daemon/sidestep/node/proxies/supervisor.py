@@ -1,6 +1,6 @@
-"""The pod proxies of a node, over one zygote, with one timer that watches all their heartbeats.
+"""All pod proxies of a node over one zygote, with one timer that watches every heartbeat.
 
-`PodProxy` says what keeping one alive means; the zygote is looked after by itself.
+`PodProxy` keeps one proxy alive; `Zygote` keeps the zygote alive.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Self
 
 from sidestep.node.proxies.desired import CredentialSource, ProxyError
-from sidestep.node.proxies.incarnation import Abode, ProxyLimits
 from sidestep.node.proxies.pod_proxy import PodProxy, SupervisorSettings
 from sidestep.node.proxies.proxy_handler import ProxyHandler, ProxyState
+from sidestep.node.proxies.proxy_process import Placement, ProxyLimits
 from sidestep.node.proxies.zygote import Zygote, ZygoteSettings
 
 _TICK = 0.5
@@ -43,7 +43,7 @@ class ProxySupervisor:
 
     def proxy(self, name: str, *, netns_fd: int, uid: int, handler: ProxyHandler) -> PodProxy:
         """Make the proxy of a pod, not started yet. `netns_fd` stays the caller's, and open while the proxy is used."""
-        proxy = PodProxy(self.zygote, Abode(name, netns_fd, uid), handler, self._settings)
+        proxy = PodProxy(self.zygote, Placement(name, netns_fd, uid), handler, self._settings)
         self._proxies.add(proxy)
         return proxy
 

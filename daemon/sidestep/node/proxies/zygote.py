@@ -1,14 +1,14 @@
-"""The daemon's hold on the zygote: started once, replaced when it dies, asked for pod proxies.
+"""The daemon's end of the zygote: starts it, replaces it when it ends, and asks it for pod proxies.
 
-A zygote that is asked for a proxy and says nothing at all for `silence` seconds hangs: it is killed, which is an end
-like any other. (A deadline on each question would also strike one that works off a long queue.)
+A zygote that owes an answer and sends nothing at all for `silence` seconds is killed and replaced. (A deadline for each
+request would also kill a zygote that works through a long queue.)
 
-The zygote dying harms no proxy (they are held by pidfds of the daemon's own), it only delays the next one; so it is
-started again at once, in the background, with a backoff. It gets no environment but the two variables that say where
-the system's CAs are, no descriptor but its control socket and stdio, and a session of its own, so that a terminal's
-Ctrl-C reaches only the daemon.
+The end of the zygote harms no proxy, since the daemon holds a pidfd of each; it only delays the next one. The zygote is
+therefore started again in the background, with a backoff. It gets two environment variables, which say where the
+system's CAs are, no descriptor but its control socket and stdio, and a session of its own, so that Ctrl-C at a terminal
+reaches only the daemon.
 
-What it writes to its stderr is handed to `on_output` for the log, line by line. Its proxies have pipes of their own.
+Lines that it writes to stderr go to `on_output` for the log. Its proxies have pipes of their own.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _PROCESS = re.compile(r"the proxy \(process (\d{1,10})\)")
 _NAMES = 4096
 """Processes whose pods are remembered, for the log."""
 
-BIRTHS = max(4, 2 * (os.cpu_count() or 1))
-"""Proxies that may be on their way into a pod at the same time; more would only wait for a CPU, and time out there."""
+STARTING = max(4, 2 * (os.cpu_count() or 1))
+"""Proxies that may start at the same time; more would wait for a CPU until their deadlines pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +70,13 @@ class Zygote:
         """Gets lines for the log: of the zygote's, and those of the proxies."""
         self._history = CrashHistory(settings.backoff)
         self._tasks = Tasks("zygote")
-        self._starting = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._instance: _Instance | None = None
         self._ending: set[_Instance] = set()
         self._closing = False
         self.restarts = 0
         self._names: OrderedDict[int, str] = OrderedDict()
-        self.births = asyncio.Semaphore(BIRTHS)
+        self.starting = asyncio.Semaphore(STARTING)
         """Held from the fork of a proxy until it has entered its pod."""
 
     @classmethod
@@ -129,7 +129,7 @@ class Zygote:
             await instance.end()
 
     async def _ready(self) -> _Instance:
-        async with self._starting:
+        async with self._lock:
             if self._closing:
                 raise ChannelClosed("the zygote was stopped")
             if self._instance is None:
@@ -185,7 +185,7 @@ class _Instance:
         self._packets = 0
         self.started = asyncio.get_running_loop().time()
         self.asked = 0
-        """Questions that wait for an answer."""
+        """Requests that wait for an answer."""
         self.process = Process(popen.pid, os.pidfd_open(popen.pid))
         self.channel: AsyncChannel[FromZygote, Message] = AsyncChannel(
             ours, codec=Codec[FromZygote](FromZygote), on_message=self._received, on_closed=self._closed

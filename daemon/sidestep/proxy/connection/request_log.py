@@ -28,7 +28,7 @@ MOMENT: Final = 0.01
 ROOM: Final = messages.MAX_INLINE - 4096
 """Bytes of the lines of one message."""
 RATE: Final = 2 * 1024 * 1024
-"""Bytes of lines a second: part of what the daemon lets a proxy cost it (`node.proxies.incarnation.TALK`)."""
+"""Bytes of lines a second: part of what the daemon lets a proxy cost it (`node.proxies.proxy_process.TALK`)."""
 BURST: Final = 1024 * 1024
 """Bytes of lines at once."""
 _WORDS: Final = 64

@@ -6,7 +6,7 @@ import pytest
 
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.pod import Location, Pod, PodKey
-from sidestep.node.pods.pod_netns import AbsentError, locate
+from sidestep.node.pods.pod_netns import AbsentError, open_pod_netns
 
 NOWHERE = "/run/netns/no-such-namespace"
 
@@ -18,11 +18,11 @@ def pod(**location):
 @pytest.mark.parametrize("location", [{}, {"netns": NOWHERE}, {"pids": {"web": 0}}])
 def test_what_a_manifest_states_wrongly_is_an_error(location):
     with pytest.raises(ConfigurationError) as caught:
-        locate(pod(**location))
+        open_pod_netns(pod(**location))
     assert not isinstance(caught.value, AbsentError)
 
 
 @pytest.mark.parametrize("location", [{}, {"netns": NOWHERE}, {"pids": {"web": 0}}])
 def test_what_is_looked_for_is_only_absent(location):
     with pytest.raises(AbsentError, match="none of its processes is found on this node"):
-        locate(pod(**location, searched=True))
+        open_pod_netns(pod(**location, searched=True))

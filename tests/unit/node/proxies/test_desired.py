@@ -12,10 +12,10 @@ import pytest
 from sidestep.aio.packets import ChannelClosed, sealed_memfd
 from sidestep.model.errors import ConfigurationError
 from sidestep.node.proxies.desired import (
+    Acknowledged,
     CredentialSource,
     Desired,
     ProxyError,
-    Told,
     tell_difference,
 )
 from sidestep.proxy.control import messages
@@ -62,7 +62,7 @@ def configure(*ports: PortSnapshot) -> messages.Configure:
     return messages.Configure(0, 1, ports)
 
 
-def tell(proxy: Proxy, desired: Desired, told: Told) -> None:
+def tell(proxy: Proxy, desired: Desired, told: Acknowledged) -> None:
     asyncio.run(tell_difference(proxy, desired, told, source_deadline=0.05))
 
 
@@ -73,7 +73,7 @@ def sock():
 
 
 def test_everything_in_order_and_then_nothing(sock):
-    proxy, told = Proxy(), Told()
+    proxy, told = Proxy(), Acknowledged()
     desired = Desired(
         {"id": source(b"pem"), "ca": source(b"ca"), "unnamed": source(b"x")},
         configure(port(443, identity="id", upstream_trust="ca")),
@@ -87,7 +87,7 @@ def test_everything_in_order_and_then_nothing(sock):
 
 
 def test_only_what_changed_is_told(sock):
-    proxy, told = Proxy(), Told()
+    proxy, told = Proxy(), Acknowledged()
     desired = Desired({"id": source(b"1")}, configure(port(1, identity="id")), {(1, "tcp"): sock})
     tell(proxy, desired, told)
     proxy.told.clear()
@@ -113,7 +113,7 @@ def test_a_failed_credential_costs_only_its_port(sock):
         await asyncio.Event().wait()
         raise AssertionError
 
-    proxy, told = Proxy(), Told()
+    proxy, told = Proxy(), Acknowledged()
     proxy.refuse = {"bad"}
     desired = Desired(
         {
@@ -143,7 +143,7 @@ def test_a_failed_credential_costs_only_its_port(sock):
 
 
 def test_what_was_told_before_the_end_stays_told(sock):
-    proxy, told = Proxy(), Told()
+    proxy, told = Proxy(), Acknowledged()
     desired = Desired({"id": source(b"1")}, configure(port(1, identity="id")), {(1, "tcp"): sock})
     proxy.gone_at = "Configure"
     with pytest.raises(ChannelClosed):
@@ -156,7 +156,7 @@ def test_what_was_told_before_the_end_stays_told(sock):
 
 
 def test_a_failed_credential_costs_only_the_ports_that_name_it():
-    proxy, told = Proxy(), Told()
+    proxy, told = Proxy(), Acknowledged()
     ports = (
         port(1, identity="i", client_trust="ct", upstream_identity="ui", upstream_trust="ut"),
         port(2, global_uid="g", global_taps=("t",)),

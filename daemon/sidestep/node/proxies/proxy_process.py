@@ -1,8 +1,8 @@
-"""One process of a pod proxy, from its fork to its end, and what it has been told so far.
+"""One process of a pod proxy, from its fork to its end, and what it has acknowledged so far.
 
-The daemon keeps exactly one incarnation per target pod. It ends in one way only: its process is gone. Whatever else
-goes wrong (the channel closes or carries nonsense, it is silent for too long, a deadline passes) is answered by
-SIGKILL, which also ends a stopped process.
+A target pod has at most one. Its end is the end of the process and nothing else: when the channel closes or carries
+nonsense, when no sign of life comes, or when a deadline passes, the process is killed with SIGKILL, which also ends a
+stopped process.
 """
 
 from __future__ import annotations
@@ -22,22 +22,25 @@ from sidestep.aio.process import Process
 from sidestep.aio.pulse import Watched
 from sidestep.aio.share import Share, ShareLimits
 from sidestep.model.errors import PeerError, SidestepError
-from sidestep.node.proxies.desired import ProxyError, Told
+from sidestep.node.proxies.desired import Acknowledged, ProxyError
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups
 from sidestep.node.proxies.output import Output, pipe
 from sidestep.node.proxies.zygote import Zygote
 from sidestep.proxy.control.channel import Codec
 from sidestep.proxy.control.messages import VERSION, Ack, Enter, FromProxy, Hello, Message, Pulse, Stderr
 
-OnMessage = Callable[["Incarnation", FromProxy], None]
+OnMessage = Callable[["ProxyProcess", FromProxy], None]
 
 KILL_PATIENCE = 5.0
 """Seconds after SIGKILL until a process that the kernel does not end is left behind."""
 
 
 TALK = ShareLimits(burst=0.5, share=0.35, patience=5.0)
-"""What listening to a proxy may cost. One that names and diverts 2,000 connections a second, and logs as much as it may
-(`proxy.connection.request_log.RATE`), costs some 0.3."""
+"""The share of the event loop that one proxy's messages may take.
+
+A proxy that names and diverts 2,000 connections a second, and logs as much as it may
+(`proxy.connection.request_log.RATE`), takes some 0.3.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +54,21 @@ class ProxyLimits:
     answer: float = 5.0
     """For an acknowledgement."""
     silence: float = 3.0
-    """Without any message before the process is taken for hung (design section 3)."""
+    """Without any sign of life before the process is killed."""
     talk: ShareLimits = TALK
 
 
 @dataclass(frozen=True, slots=True)
-class Abode:
-    """Where an incarnation lives: `netns_fd` stays the caller's; `uid` is this pod's own."""
+class Placement:
+    """Where a proxy process runs: `netns_fd` stays the caller's; `uid` is this pod's own user id."""
 
     name: str
     netns_fd: int
     uid: int
 
 
-class Incarnation:
-    """A running pod proxy. Make it with `await Incarnation.begin(...)`."""
+class ProxyProcess:
+    """A running proxy process. Make it with `await ProxyProcess.begin(...)`."""
 
     def __init__(
         self,
@@ -102,30 +105,30 @@ class Incarnation:
             cgroups.enter(process, limits.memory + limits.memory // 2)
         self.process = process
         self.began = self._loop.time()
-        self.told = Told()
+        self.told = Acknowledged()
 
     @classmethod
     async def begin(
         cls,
         zygote: Zygote,
-        abode: Abode,
+        placement: Placement,
         *,
         limits: ProxyLimits,
         on_message: OnMessage,
         cgroups: MemoryCgroups | None = None,
     ) -> Self:
-        """Fork a proxy and lock it up in its pod. Raises SidestepError, and then nothing is left of it.
+        """Fork a proxy and have it enter its pod and lock its sandbox. Raises SidestepError; nothing is left then.
 
-        Few are born at the same time (`Zygote.births`): the deadlines begin when it is this one's turn.
+        Few processes start at the same time (`Zygote.starting`): the deadlines begin when it is this one's turn.
         """
-        async with zygote.births:
-            return await cls._born(zygote, abode, limits=limits, on_message=on_message, cgroups=cgroups)
+        async with zygote.starting:
+            return await cls._start(zygote, placement, limits=limits, on_message=on_message, cgroups=cgroups)
 
     @classmethod
-    async def _born(
+    async def _start(
         cls,
         zygote: Zygote,
-        abode: Abode,
+        placement: Placement,
         *,
         limits: ProxyLimits,
         on_message: OnMessage,
@@ -136,12 +139,12 @@ class Incarnation:
             undo.callback(pulse.close)
             reading, writing = pipe()
             undo.callback(os.close, writing)
-            output = Output(reading, zygote.on_output, label=abode.name)
+            output = Output(reading, zygote.on_output, label=placement.name)
             undo.callback(output.close)
             ours, theirs = control_pair()
             undo.callback(ours.close)
             try:
-                process = await zygote.spawn(abode.name, theirs)
+                process = await zygote.spawn(placement.name, theirs)
             finally:
                 theirs.close()
             undo.callback(process.close)
@@ -154,8 +157,8 @@ class Incarnation:
             finally:
                 os.close(writing)
             await life.tell(Pulse(0), pulse.fd, doing="count its heartbeats")
-            enter = Enter(0, uid=abode.uid, memory_limit=limits.memory, fd_limit=limits.descriptors)
-            await life.tell(enter, abode.netns_fd, doing="enter the pod")
+            enter = Enter(0, uid=placement.uid, memory_limit=limits.memory, fd_limit=limits.descriptors)
+            await life.tell(enter, placement.netns_fd, doing="enter the pod")
             if not life._greeted:
                 raise PeerError("the pod proxy did not say hello")
         except BaseException:

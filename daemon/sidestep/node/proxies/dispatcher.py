@@ -1,8 +1,8 @@
-"""What one pod proxy says and asks: bounded, checked against its configuration, and passed on to the pod's owner.
+"""Dispatches the messages of one pod's proxy to the pod's owner.
 
-What a proxy says is not trusted beyond its own pod: it may ask for streams of, and report requests for, the rules of
-its own configuration only, and `heard` bounds what it says. Requests for streams are answered by tasks, a bounded
-number at a time; everything else at once.
+A proxy may only ask for streams of, and report requests for, the rules of its own configuration; `sanitising` bounds
+everything else that it sends. Tasks answer requests for streams, at most _MAX_OPENING at a time; all other messages are
+handled at once.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import socket
 
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
-from sidestep.node.proxies import sanitising as heard
-from sidestep.node.proxies.incarnation import Incarnation
+from sidestep.node.proxies import sanitising
 from sidestep.node.proxies.proxy_handler import ProxyHandler
+from sidestep.node.proxies.proxy_process import ProxyProcess
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.messages import (
     ForgetClient,
@@ -35,8 +35,8 @@ _MAX_OPENING = 1024
 """Streams of one proxy that may be waiting for their handler at once."""
 
 
-class ProxyTalk:
-    """That of one pod's proxy, whichever process it is. `tasks` are the owner's; `open_deadline` is in seconds."""
+class ProxyDispatcher:
+    """Serves one pod's proxy across restarts of its process. `tasks` are the owner's; `open_deadline` is in seconds."""
 
     def __init__(self, handler: ProxyHandler, *, tasks: Tasks, open_deadline: float) -> None:
         self._handler = handler
@@ -44,27 +44,27 @@ class ProxyTalk:
         self._open_deadline = open_deadline
         self._opening = 0
         self._uids: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
-        """Of the rules now, and of those before: lines about their last requests may still come."""
+        """The uids of the present rules and of the last ones, whose last log lines may still come."""
         self._ports: frozenset[int] = frozenset()
         self.closed = False
-        """No stream is opened any more."""
+        """Requests for streams are refused."""
 
-    def about(self, ports: tuple[PortSnapshot, ...]) -> None:
-        """From now on the proxy may talk about these ports and their rules."""
+    def allow(self, ports: tuple[PortSnapshot, ...]) -> None:
+        """Accept messages about these ports and their rules from now on."""
         self._uids = (frozenset().union(*(port.uids for port in ports)), self._uids[0])
         self._ports = frozenset(port.number for port in ports)
 
-    def received(self, life: Incarnation, message: FromProxy) -> None:
-        """Take a message of the process `life`. Raises SidestepError: it is told that it may not, or ended."""
+    def received(self, process: ProxyProcess, message: FromProxy) -> None:
+        """Handle a message of `process`. Raises PeerError for one that it may not send, SidestepError for a refusal."""
         match message:
             case Heartbeat():
-                self._handler.on_heartbeat(heard.heartbeat(message, ports=self._ports))
+                self._handler.on_heartbeat(sanitising.heartbeat(message, ports=self._ports))
             case Open():
-                self._open(life, message)
+                self._open(process, message)
             case Reset():
                 self._handler.on_reset(message)
             case Requests():
-                self._handler.on_requests(heard.requests(message, uids=self._uids[0] | self._uids[1]))
+                self._handler.on_requests(sanitising.requests(message, uids=self._uids[0] | self._uids[1]))
             case Report():
                 self._handler.on_report(message)
             case NameClient():
@@ -72,15 +72,15 @@ class ProxyTalk:
             case ForgetClient():
                 self._handler.on_forget_client(message)
             case Probed():
-                self._handler.on_probed(heard.probed(message))
+                self._handler.on_probed(sanitising.probed(message))
             case NoApp():
                 self._handler.on_no_app(message)
             case Hindered():
-                self._handler.on_hindered(heard.hindrances(message, ports=self._ports))
+                self._handler.on_hindered(sanitising.hindrances(message, ports=self._ports))
             case _:
                 raise PeerError(f"a pod proxy does not send {type(message).__name__}")
 
-    def _open(self, life: Incarnation, request: Open) -> None:
+    def _open(self, process: ProxyProcess, request: Open) -> None:
         if self.closed:
             raise RefusedError("the pod proxy is being stopped")
         if request.uid not in self._uids[0]:
@@ -88,9 +88,9 @@ class ProxyTalk:
         if self._opening >= _MAX_OPENING:
             raise RefusedError("too many connections are waiting for their handlers")
         self._opening += 1
-        self._tasks.start(self._answer_open(life, request), name=f"open {request.stream}")
+        self._tasks.start(self._answer_open(process, request), name=f"open {request.stream}")
 
-    async def _answer_open(self, life: Incarnation, request: Open) -> None:
+    async def _answer_open(self, process: ProxyProcess, request: Open) -> None:
         sock: socket.socket | None = None
         try:
             async with asyncio.timeout(self._open_deadline):
@@ -101,9 +101,9 @@ class ProxyTalk:
             self._opening -= 1
         try:
             if sock is None:
-                await life.tell(messages.Refused(0, request.stream), doing="take a refusal")
+                await process.tell(messages.Refused(0, request.stream), doing="take a refusal")
             else:
-                await life.tell(messages.Opened(0, request.stream), sock.fileno(), doing="take a stream")
+                await process.tell(messages.Opened(0, request.stream), sock.fileno(), doing="take a stream")
         except SidestepError:
             pass  # The process is gone, or has given the stream up; closing our end tells the handler.
         finally:
