@@ -1,4 +1,4 @@
-"""Which daemon a command talks to: that of this machine by its unix socket, or those of a cluster through its API.
+"""Selects the backend of a command: this machine's daemon by its unix socket, or a cluster by its API.
 
 In this order:
 
@@ -7,7 +7,7 @@ In this order:
     a daemon answers on the default socket     this machine
     kubectl would find a kubeconfig            the cluster, in the current context
     this is a pod with a service account       the cluster it belongs to
-    nothing of all that                        this machine, whose refusal says what to do
+    none of these                              this machine; the error then says what to do
 """
 
 from __future__ import annotations
@@ -39,16 +39,18 @@ LOCAL_NAMESPACE = "default"
 
 
 def backend_options(command: F, *, lenient: bool = False) -> F:
-    """`--socket`, `--kubeconfig`, `--context`; the command gets one `where`.
+    """Add `--socket`, `--kubeconfig`, `--context`; the command receives one `backend`.
 
-    A `lenient` command is given the ConfigurationError of a kubeconfig that cannot be used, in the place of one.
+    With `lenient` the command receives the ConfigurationError of an unusable kubeconfig instead.
     """
 
     def choosing(
         *arguments: Any, socket_path: Path | None, kubeconfig: Path | None, context: str | None, **rest: Any
     ) -> Any:
         if socket_path is not None and (kubeconfig is not None or context is not None):
-            raise click.UsageError("--socket is the daemon of this machine, --kubeconfig and --context are a cluster's")
+            raise click.UsageError(
+                "--socket selects this machine's daemon, --kubeconfig and --context a cluster; use one of them"
+            )
         backend: Backend | ConfigurationError
         try:
             backend = choose_backend(socket_path, kubeconfig, context)
@@ -76,7 +78,7 @@ def backend_options(command: F, *, lenient: bool = False) -> F:
 
 
 def choose_backend(socket_path: Path | None, kubeconfig: Path | None, context: str | None) -> Backend:
-    """Decide. Raises ConfigurationError when a kubeconfig cannot be used."""
+    """Select a backend. Raises ConfigurationError when a kubeconfig cannot be used."""
     if socket_path is not None:
         return socket_path
     if kubeconfig is not None or context is not None:
@@ -89,21 +91,21 @@ def choose_backend(socket_path: Path | None, kubeconfig: Path | None, context: s
 
 
 def namespace_for(backend: Backend, namespace: str | None) -> str:
-    """The namespace given, else the context's, else that of local mode."""
+    """Return the namespace given, otherwise that of the context, otherwise that of local mode."""
     return namespace or (backend.namespace if isinstance(backend, ClusterAccess) else LOCAL_NAMESPACE)
 
 
 def session(
     backend: Backend, *, spec: SessionSpec, handler: Handler, observer: SessionObserver
 ) -> Session | ClusterSession:
-    """A session there; not begun yet."""
+    """Create a session for the backend; it has not begun yet."""
     if isinstance(backend, ClusterAccess):
         return ClusterSession(access=backend, spec=spec, handler=handler, observer=observer)
     return Session(client=LocalClient(backend), spec=spec, handler=handler, observer=observer)
 
 
 def _daemon_answers(path: Path) -> bool:
-    """Whether a daemon is behind the socket; one that hangs or that we may not ask counts: the refusal will say so."""
+    """Whether a daemon listens on the socket. One that hangs or denies access counts; its error is then reported."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:

@@ -1,8 +1,8 @@
-"""The `-- CMD …` of an intercept: a process that lives with the session.
+"""The child command of an intercept (`-- CMD …`): a process that runs during the session.
 
-It is started when the intercept is active, so that a test runner finds it working (and after START_ANYWAY seconds in
-any case: the command may be the handler, or what creates the pods). When it ends the session ends; when the session
-ends it gets SIGTERM, and SIGKILL after GRACE seconds.
+It starts when the intercept is active, so that a test runner finds it working, and after START_ANYWAY seconds in any
+case, because the command may itself be the handler or create the pods. The session ends when the command ends. When the
+session ends first, the command gets SIGTERM, and SIGKILL after GRACE seconds.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from sidestep.model.errors import ConfigurationError
 
 START_ANYWAY = 5.0
-"""Seconds until the command is started although no pod is active."""
+"""Seconds after which the command starts although no pod is active."""
 GRACE = 5.0
 """Seconds from SIGTERM to SIGKILL."""
 
 
 class ChildCommand:
-    """One command. `code` is its exit code as a shell gives it, None while it has not ended by itself."""
+    """One child command. `code` is its exit code as a shell reports it; None until it has ended by itself."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = tuple(command)
@@ -29,7 +29,10 @@ class ChildCommand:
         self.code: int | None = None
 
     async def run(self, active: asyncio.Event) -> int:
-        """Wait until the intercept is active, run the command to its end. Raises ConfigurationError."""
+        """Wait until the intercept is active, then run the command to its end; returns its exit code.
+
+        Raises ConfigurationError when the command cannot be started.
+        """
         try:
             async with asyncio.timeout(START_ANYWAY):
                 await active.wait()
@@ -49,7 +52,7 @@ class ChildCommand:
         return code
 
     async def end(self) -> None:
-        """End the command if it runs."""
+        """Terminate the command if it runs."""
         self._ending = True
         process = self._process
         if process is None or process.returncode is not None:

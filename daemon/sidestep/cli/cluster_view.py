@@ -1,7 +1,7 @@
-"""`list`, `status` and `leave` in a cluster: read from, and written to, its API; no daemon is asked.
+"""`list`, `status` and `leave` in a cluster: they read and write its API and contact no daemon.
 
-Ports and protocols come from the same survey as the daemons'; what only a daemon knows (certificates, probed protocols)
-is in the resources' status and in Events.
+Ports and protocols come from the same survey that daemons use. Data that only a daemon has (certificates, probed
+protocols) is shown where the status of a resource or an Event contains it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sidestep.tunnel.views import ConditionView, PortView, WorkloadView
 
 
 class DaemonView(msgspec.Struct, frozen=True):
-    """A node daemon, as its pod shows it."""
+    """A node daemon, from its pod."""
 
     pod: str
     node: str
@@ -56,7 +56,7 @@ class ResourceView(msgspec.Struct, frozen=True):
 
 
 class ClusterStatusView(msgspec.Struct, frozen=True):
-    """Everything `sidestep status` shows of a cluster."""
+    """Everything that `sidestep status` shows of a cluster."""
 
     server: str
     namespace: str
@@ -66,7 +66,7 @@ class ClusterStatusView(msgspec.Struct, frozen=True):
 
 
 async def workloads(access: ClusterAccess, namespace: str) -> tuple[WorkloadView, ...]:
-    """The workloads of a namespace. Raises RefusedError, ClusterError."""
+    """Return the workloads of a namespace. Raises RefusedError, ClusterError."""
     api = Api(access)
     try:
         try:
@@ -81,7 +81,7 @@ async def workloads(access: ClusterAccess, namespace: str) -> tuple[WorkloadView
 
 
 async def status(access: ClusterAccess, namespace: str) -> ClusterStatusView:
-    """Daemons, and the resources and problems of a namespace. Raises RefusedError, ClusterError."""
+    """Return the daemons, and the resources and problems of a namespace. Raises RefusedError, ClusterError."""
     api = Api(access)
     try:
         resources = await _resources(api, namespace)
@@ -103,7 +103,7 @@ async def status(access: ClusterAccess, namespace: str) -> ClusterStatusView:
 
 
 async def leave(access: ClusterAccess, namespace: str, name: str) -> None:
-    """Delete an Intercept, or a Wiretap if there is no such Intercept. Raises RefusedError, ClusterError."""
+    """Delete an Intercept, or a Wiretap when there is no such Intercept. Raises RefusedError, ClusterError."""
     api = Api(access)
     try:
         for kind in Kind:
@@ -137,12 +137,12 @@ async def _resources(api: Api, namespace: str) -> list[Resource]:
             try:
                 found.append(read(kind, value))
             except ConfigurationError:
-                continue  # it has no name to be shown by
+                continue  # a resource without a name cannot be shown
     return sorted(found, key=lambda each: (each.metadata.creation_timestamp, each.display))
 
 
 async def _daemons(api: Api) -> tuple[DaemonView, ...]:
-    """The daemons' pods; nothing for somebody who may not see them."""
+    """Return the daemons' pods; nothing when the user may not read them."""
     try:
         values = await list_all(
             api,
@@ -169,7 +169,7 @@ def _daemon(value: dict[str, Any]) -> DaemonView:
 
 
 async def _events(api: Api, namespace: str) -> dict[PodKey | None, list[ConditionView]]:
-    """What daemons have reported, by pod, without what they have reported as over; None for other objects."""
+    """Return the current conditions that daemons have reported as Events, by pod; key None for other objects."""
     scope = f"namespaces/{escape(namespace)}/" if namespace else ""
     try:
         values = await list_all(api, f"/api/v1/{scope}events", query={"fieldSelector": f"source={COMPONENT}"})

@@ -1,8 +1,8 @@
-"""What every command makes sure of about the words it is given, before it does anything.
+"""Checks that apply to the values of every command before it runs.
 
-No value is empty, none holds control characters, all are valid Unicode: such a value is a mistake of a script or a
-shell, and would be shown, stored or sent elsewhere. What an option says beyond that is checked by its type. The words
-of a companion command (after `--`) are not looked into, they are passed on.
+No value may be empty, contain control characters or be invalid Unicode: such a value is a mistake of a script or a
+shell, and would be displayed, stored or sent. The type of an option checks everything else. The words of a child
+command (after `--`) are passed on unchecked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _GIVEN = frozenset({ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT})
 
 
 class Command(click.Command):
-    """A command whose values are checked."""
+    """A click command that checks its values."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click.Command.parse_args."""
@@ -45,7 +45,7 @@ def _check(parameter: click.Parameter, value: object, ctx: click.Context) -> Non
 
 
 def fault(text: str, *, path: bool = False) -> str:
-    """Why no option takes this value; empty when it may. Names of files may hold bytes that are not UTF-8."""
+    """Return why no option accepts this value; empty when it is acceptable. File names may contain non-UTF-8 bytes."""
     if not text:
         return "is empty"
     if any(unicodedata.category(character) == "Cc" and character != "\t" for character in text):
@@ -56,7 +56,7 @@ def fault(text: str, *, path: bool = False) -> str:
 
 
 class FilePath(click.Path):
-    """A path as `click.Path` gives it; the empty one, which would mean the working directory, is refused."""
+    """A path as in `click.Path`, but not the empty one, which would mean the working directory."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -69,7 +69,7 @@ class FilePath(click.Path):
 
 
 class Name(click.ParamType[str]):
-    """A text that a rule accepts; `what` says what it is for."""
+    """A text that a rule accepts; `what` describes its purpose in errors."""
 
     name = "text"
 

@@ -1,4 +1,4 @@
-"""`sidestep doctor`: what this machine, and its access to a cluster, lack - a line each."""
+"""`sidestep doctor`: checks this machine and its access to a cluster, and prints one line per finding."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ DEADLINE = 10.0
 """Seconds for the API server to answer."""
 
 
-@click.command(cls=Command, short_help="Say what this machine lacks.")
+@click.command(cls=Command, short_help="Check this machine and its access to a cluster.")
 @output_option
 @partial(backend_options, lenient=True)
 def doctor(backend: Backend | ConfigurationError, output: str) -> int:
-    """Try what the node daemon needs on this machine, and say what is missing and what that costs.
+    """Check what the node daemon needs on this machine; report what is missing and its consequences.
 
     The exit code is 0 only if everything essential is there. Run it as root on a node; on a laptop it tells whether the
     cluster can be reached.
@@ -45,7 +45,7 @@ def doctor(backend: Backend | ConfigurationError, output: str) -> int:
 
 
 async def _everything(backend: Backend | ConfigurationError) -> list[Finding]:
-    from sidestep.node.doctor import examine  # brings the eBPF loader, which no other command needs
+    from sidestep.node.doctor import examine  # imports the eBPF loader, which no other command needs
 
     return [*await examine(), await _daemon(backend), await _cluster(backend)]
 
@@ -53,7 +53,7 @@ async def _everything(backend: Backend | ConfigurationError) -> list[Finding]:
 async def _daemon(backend: Backend | ConfigurationError) -> Finding:
     check = "node daemon"
     if isinstance(backend, ClusterAccess):
-        return Finding(check, "skipped", False, "those of the cluster: sidestep status shows them")
+        return Finding(check, "skipped", False, "a cluster has its own; sidestep status shows them")
     path = backend if isinstance(backend, Path) else DEFAULT_SOCKET
     try:
         await LocalClient(path).get("/v1/workloads")
@@ -73,7 +73,7 @@ async def _cluster(backend: Backend | ConfigurationError) -> Finding:
     if access is None:
         return Finding(check, "skipped", False, "no kubeconfig and no service account: local mode only")
     api = Api(access)
-    # Who asked for a cluster cannot do without it.
+    # A cluster that was asked for explicitly is essential.
     essential = isinstance(backend, ClusterAccess)
     try:
         async with asyncio.timeout(DEADLINE):

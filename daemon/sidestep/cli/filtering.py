@@ -1,4 +1,4 @@
-"""The options that say which requests: the same for every command that sees requests."""
+"""Filter options shared by all commands that select requests."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _OPTIONS = (
 
 
 def filter_options(command: F) -> F:
-    """`--http-…`; the command gets `headers`, `methods`, `path_equal`, `path_prefix` and `path_regex`."""
+    """Add `--http-…`; the command receives `headers`, `methods`, `path_equal`, `path_prefix` and `path_regex`."""
     for option, name, metavar, text in reversed(_OPTIONS):
         command = click.option(option, name, multiple=True, metavar=metavar, help=text)(command)
     return command
 
 
 def filter_of(values: dict[str, Any]) -> Filter:
-    """The filter that the options describe. Raises ConfigurationError."""
+    """Return the filter that the options describe. Raises ConfigurationError, RefusedError."""
     wanted = parse_filter(
         headers=values["headers"],
         methods=values["methods"],
@@ -39,12 +39,12 @@ def filter_of(values: dict[str, Any]) -> Filter:
         path_prefix=values["path_prefix"],
         path_regex=values["path_regex"],
     )
-    compile_filter(wanted)  # a regex that does not compile is best told here
+    compile_filter(wanted)  # reports a regex that does not compile
     return wanted
 
 
 def filter_spec(wanted: Filter) -> dict[str, Any]:
-    """The filter as fields of a `SessionSpec`."""
+    """Return the filter as fields of a `SessionSpec`."""
     return {
         "headers": tuple(HeaderSpec(each.name, each.test.value, each.value) for each in wanted.headers),
         "methods": wanted.methods,

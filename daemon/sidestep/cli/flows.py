@@ -1,8 +1,8 @@
 """`sidestep flows`: a live log of the requests of a workload, heads only.
 
-A session without a handler: a wiretap of heads, of which no body ever leaves the pod, for each port of the workload
-that may speak HTTP. Values of `authorization`, `cookie`, `set-cookie` and `proxy-authorization` are redacted in the
-pod, before anything is sent.
+It runs a session without handler for each port of the workload that may speak HTTP: a wiretap of heads, for which no
+body leaves the pod. Values of `authorization`, `cookie`, `set-cookie` and `proxy-authorization` are redacted in the pod
+before anything is sent.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sidestep.tunnel.opening import StreamOpening
 from sidestep.tunnel.views import WorkloadView
 
 NOT_READ = "not read yet"
-"""As `PortView.certificate_state`: the certificate is read once somebody wants the port."""
+"""Value of `PortView.certificate_state` for a certificate that is read only when the port is needed."""
 
 
 @click.command(cls=Command, short_help="Show the requests of a workload as they come.")
@@ -54,8 +54,8 @@ def flows(
 ) -> int:
     """Show the requests of WORKLOAD (`name` or `kind/name`) as they come, until Ctrl-C.
 
-    One line for each request that matches: time, method, host and path, client, pod. With `--output json` the header
-    fields, too; the values of authorization, cookie and proxy-authorization are never shown, and bodies never.
+    One line for each request that matches: time, method, host and path, client, pod. `--output json` adds the header
+    fields. The values of authorization, cookie and proxy-authorization are never shown, and bodies never.
 
     \b
       sidestep flows orders -n shop
@@ -88,9 +88,9 @@ def flows(
 
 
 def _ports(backend: Backend, namespace: str, workload: str) -> list[str]:
-    """The workload's ports that may speak HTTP and can be read. Raises RefusedError."""
+    """Return the workload's ports that may speak HTTP and can be read. Raises RefusedError."""
     if isinstance(backend, ClusterAccess):
-        raise RefusedError("say which port with --port PORT")
+        raise RefusedError("in a cluster, give the port with --port PORT")
     body = asyncio.run(LocalClient(backend).get("/v1/workloads"))
     wanted = parse_workload(workload)
     for each in decode(body, tuple[WorkloadView, ...], what="the daemon's answer"):
@@ -109,7 +109,7 @@ def _ports(backend: Backend, namespace: str, workload: str) -> list[str]:
 
 
 class _PortObserver:
-    """A `laptop.session.SessionObserver` of one port's session."""
+    """The `laptop.session.SessionObserver` of one port's session."""
 
     def __init__(self, report: FlowReport) -> None:
         self._report = report
@@ -134,7 +134,7 @@ class _PortObserver:
 
 
 class FlowReport:
-    """A `foreground.Reporter` that prints requests. `text` is said once all its sessions are active."""
+    """A `foreground.Reporter` that prints requests. `text` is printed once all sessions are active."""
 
     def __init__(self, writer: LineWriter, text: str, *, output: str) -> None:
         self._writer = writer
@@ -145,12 +145,12 @@ class FlowReport:
         self.active = asyncio.Event()
 
     def observer(self) -> _PortObserver:
-        """The listener of one session."""
+        """Return the observer of one session."""
         self._waiting += 1
         return _PortObserver(self)
 
     def joined(self) -> None:
-        """One more session is active."""
+        """Record that one more session is active."""
         self._waiting -= 1
         if not self._waiting:
             self.active.set()
@@ -178,7 +178,7 @@ class FlowReport:
                         self._said.add(line)
                         self._say(": ".join(line))
             case Lost() | Dropped():
-                self._say(f"{event.count} requests are not shown: they came faster than they could be told")
+                self._say(f"{event.count} requests are not shown: they came faster than they could be printed")
             case Ended():
                 self._say(f"Ended: {event.reason}.")
 

@@ -1,4 +1,4 @@
-"""Sessions in the foreground of a terminal: until Ctrl-C, until the daemon ends one, or until a command ends."""
+"""Runs sessions in the foreground until Ctrl-C, until the daemon ends one, or until a child command ends."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from sidestep.tunnel.messages import SessionSpec
 
 
 class Reporter(SessionObserver, Protocol):
-    """Tells people or programs; `active` is set once a pod's connections reach the session."""
+    """Presents the events of sessions. `active` is set once connections of a pod reach the session."""
 
     active: asyncio.Event
 
 
 @runtime_checkable
 class SplitReporter(Protocol):
-    """A reporter of several sessions that wants to tell them apart."""
+    """A reporter that uses a separate observer for each session."""
 
     def observer(self) -> SessionObserver:
-        """The listener of one more session."""
+        """Return the observer of one more session."""
 
 
 class DashedCommand(Command):
-    """Takes a command line only after `--`, so that a forgotten option is an error and is not run."""
+    """Accepts a command line only after `--`, so that a misplaced word is an error instead of being run."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click.Command.parse_args."""
@@ -49,7 +49,7 @@ class DashedCommand(Command):
 
 
 def claimed_owner() -> str:
-    """The person behind sudo, if there is one."""
+    """Return the user behind sudo; "" without one."""
     return os.environ.get("SUDO_USER", "")[:64]
 
 
@@ -61,7 +61,7 @@ def run(
     report: Callable[[LineWriter], Reporter],
     command: tuple[str, ...] = (),
 ) -> int:
-    """Hold these sessions; returns the exit code. Raises SidestepError when one cannot begin, or was ended."""
+    """Run these sessions; returns the exit code. Raises SidestepError when a session cannot begin or was ended."""
     return asyncio.run(_run(specs, backend, handler, report, command))
 
 
@@ -76,7 +76,7 @@ async def _run(
     interrupted = asyncio.Event()
 
     def nobody_reads() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+        with contextlib.suppress(RuntimeError):  # the loop has already ended
             loop.call_soon_threadsafe(interrupted.set)
 
     writer = LineWriter(sys.stdout, on_closed=nobody_reads)

@@ -24,7 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _session_options(command: F) -> F:
-    """The arguments and options of both commands."""
+    """Add the arguments and options that both commands share."""
     for option in reversed(
         (
             click.argument("workload", type=WorkloadType()),
@@ -34,7 +34,7 @@ def _session_options(command: F) -> F:
             ),
             filter_options,
             click.option(
-                "--plaintext", is_flag=True, help="Talk to the handler in clear, also when the client used TLS."
+                "--plaintext", is_flag=True, help="Reach the handler in clear text, even when the client used TLS."
             ),
             namespace_option,
             click.option(
@@ -66,27 +66,28 @@ def _session_options(command: F) -> F:
 @click.option(
     "--reset-existing",
     is_flag=True,
-    help="End connections that exist, so that their clients come back; else they stay.",
+    help="Close existing connections, so that their clients connect again.",
 )
-@click.option("--divert-probes", is_flag=True, help="Divert kubelet probes too, which otherwise never match.")
+@click.option("--divert-probes", is_flag=True, help="Divert probes of the kubelet too; by default they never match.")
 @_session_options
 def intercept(**words: Any) -> int:
     """Divert matching requests of WORKLOAD (`name` or `kind/name`) to a handler on this machine, until Ctrl-C.
 
-    A request is diverted when all headers match, and the method is one of those given, and the path fits one of those
-    given. Without any filter the whole port is diverted. All other requests are answered by the workload. PORT is a
-    service or container port, name or number; it defaults to LOCAL. The handler is spoken to as the client spoke: over
-    TLS with the client's server name, or in clear.
+    A request is diverted when all headers match, the method is one of those given, and the path matches one of those
+    given. Without a filter the whole port is diverted. The workload answers all other requests. PORT is a service or
+    container port, name or number; it defaults to LOCAL. The handler is reached as the client connected: over TLS with
+    the client's server name, or in clear text.
 
-    With `-- CMD …` the command runs once the intercept is active and ends it; its exit code becomes this one's.
+    With `-- CMD …` the command starts once the intercept is active. The intercept ends with the command, and the exit
+    code is that of the command.
 
     \b
     Your own requests, marked by a header, to a TLS server on port 9443:
       sidestep intercept orders -n shop --port 9443:https --http-header x-dev=ada
     The same to a server without TLS:
       sidestep intercept orders -n shop --port 8080:https --http-header x-dev=ada --plaintext
-    Two ways to write to one part of the API:
-      sidestep intercept deploy/orders --port 9443:8443 --http-method POST --http-method PUT \\
+    Two methods on one part of the API:
+      sidestep intercept deploy/orders --port 9443:8443 --http-method POST --http-method PUT \
           --http-path-prefix /api/v2/
     Everything, for as long as the tests run:
       sidestep intercept orders --port 8080:http -- pytest tests/contract
@@ -99,16 +100,17 @@ def intercept(**words: Any) -> int:
 def wiretap(**words: Any) -> int:
     """Copy matching requests of WORKLOAD (`name` or `kind/name`) to a handler on this machine, until Ctrl-C.
 
-    The workload (or an intercept's handler) still answers every request; what this handler answers is read and thrown
-    away. A copy has a connection (HTTP/2: a stream) of its own, head and body as received. Without any filter the whole
-    port is copied: what each client sends, byte for byte, TLS not opened. The filters, PORT and the ways to reach the
-    handler are those of `sidestep intercept`; any number of wiretaps may stand beside it and each other.
+    The workload (or an intercept's handler) still answers every request; answers of this handler are read and
+    discarded. Each copy has a connection (HTTP/2: a stream) of its own, with head and body as received. Without a
+    filter the whole port is copied: the bytes of each client, with TLS not decrypted. The filters, PORT and the
+    handler's options are those of `sidestep intercept`. Any number of wiretaps can run beside an intercept and beside
+    each other.
 
-    Copies never hold up the workload: those for which there is no room (a slow handler) are dropped or cut off, counted
-    by `sidestep status`, and told here. A copy that was cut off ends with a reset.
+    Copies never delay the workload. When there is no room for them (a slow handler) they are dropped or cut off,
+    reported here, and counted in `sidestep status`. A copy that was cut off ends with a reset.
 
     \b
-    What the shop writes, to a recorder in clear on port 9000:
+    What clients write, to a recorder in clear text on port 9000:
       sidestep wiretap orders -n shop --port 9000:https --http-method POST --plaintext
     """
     return _run_session(Kind.WIRETAP, divert_probes=False, reset_existing=False, **words)

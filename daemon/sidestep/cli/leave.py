@@ -1,4 +1,4 @@
-"""`sidestep leave`: end an intercept, whoever holds it."""
+"""`sidestep leave`: ends an intercept of any session."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ _NAME = re.compile(r"([^/]+/)?[^/]+")
 def leave(name: str, namespace: str | None, backend: Backend, output: str) -> None:
     """End the intercept NAME (as `sidestep list` shows it; NS/NAME works too).
 
-    The next request goes to the workload. The session that held it is told who ended it, and exits.
+    The next request goes to the workload. The session is told who ended it, and exits.
 
     \b
       sidestep leave orders -n shop
     """
     if not _NAME.fullmatch(name):
-        raise click.UsageError(f"{name!r} is no intercept's name: write NAME or NS/NAME, as sidestep list shows it")
+        raise click.UsageError(
+            f"{name!r} is not the name of an intercept: write NAME or NS/NAME, as sidestep list shows it"
+        )
     before, slash, after = name.partition("/")
     namespace, name = (before, after) if slash else (namespace_for(backend, namespace), name)
     if isinstance(backend, ClusterAccess):

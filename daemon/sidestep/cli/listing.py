@@ -1,4 +1,4 @@
-"""`sidestep list`: workloads, their ports, how their protocol is known, certificates, intercepts, problems."""
+"""`sidestep list`: workloads with their ports, protocols, certificates, intercepts and problems."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _text(workloads: list[WorkloadView]) -> Iterable[str]:
         lines = [(*_port(port), ", ".join(port.intercepts)) for port in each.ports]
         elsewhere = set(each.intercepts).difference(*(port.intercepts for port in each.ports))
         if elsewhere or not lines:
-            lines.append(("", "", "", "", ", ".join(sorted(elsewhere))))  # of a port that no pod has
+            lines.append(("", "", "", "", ", ".join(sorted(elsewhere))))  # intercepts of a port that no pod has
         rows += [(*(first if index == 0 else (" ", " ", " ")), *line) for index, line in enumerate(lines)]
     if rows:
         yield from table(_HEAD, rows)
@@ -84,7 +84,7 @@ def _port(port: PortView) -> tuple[str, str, str, str]:
 
 
 def condition_lines(found: Iterable[ConditionView]) -> Iterable[str]:
-    """Conditions as lines, after an empty one."""
+    """Format conditions as lines, after an empty one."""
     unique = list(dict.fromkeys((each.type, each.subject, each.text) for each in found))
     if unique:
         yield ""

@@ -1,7 +1,7 @@
-"""The command line's entry: the commands, and the one place where errors become a line and an exit code.
+"""Entry point of the command line: the commands, and the place where errors become one line and an exit code.
 
-0 done, 1 refused or failed, 2 usage. Whoever raises a `SidestepError` has written the line; anything else that arrives
-here is a bug of ours and is called one. `SIDESTEP_DEBUG=1` adds the traceback.
+Exit codes: 0 done, 1 refused or failed, 2 usage. The text of a `SidestepError` is printed as it is. Any other exception
+that arrives here is reported as a bug. `SIDESTEP_DEBUG=1` adds the traceback.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ for _command in (node, intercept, wiretap, flows, list_command, status, leave, d
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; returns its exit code. Nothing is raised."""
+    """Run one command; returns its exit code. Never raises."""
     try:
         result = sidestep.main(args=list(arguments), prog_name="sidestep", standalone_mode=False)
         sys.stdout.flush()
@@ -78,7 +78,7 @@ def run(arguments: Sequence[str]) -> int:
         print_error(f"sidestep: {_one_line(str(error))}")
         _debug()
         return FAILED
-    except (BrokenPipeError, SystemExit):  # click exits where standard output was closed under it
+    except (BrokenPipeError, SystemExit):  # click exits when standard output was closed by its reader
         silence_stdout()
         return DONE
     except UnicodeEncodeError as error:
@@ -90,19 +90,19 @@ def run(arguments: Sequence[str]) -> int:
         silence_stdout()
         print_error(f"sidestep: cannot write to standard output: {error.strerror}")
         return FAILED
-    except Exception as error:  # noqa: BLE001 - the edge: a user never sees a traceback unasked
+    except Exception as error:  # noqa: BLE001 - last resort: users see a traceback only with SIDESTEP_DEBUG
         return _bug(error)
     return result if isinstance(result, int) else DONE
 
 
 def main() -> None:
-    """The console script."""
+    """Entry point of the console script."""
     open_standard_streams()
     sys.exit(run(sys.argv[1:]))
 
 
 def print_error(line: str) -> None:
-    """One line on standard error, if somebody still reads it."""
+    """Print one line to standard error, if it is still open."""
     try:
         sys.stderr.write(line + "\n")
         sys.stderr.flush()

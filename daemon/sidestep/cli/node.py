@@ -22,7 +22,7 @@ from sidestep.model.errors import ConfigurationError
     "--manifests",
     type=FilePath(),
     metavar="DIR",
-    help="Directory of Kubernetes manifests (YAML) to serve instead of a cluster; changes are followed live.",
+    help="Directory of Kubernetes manifests (YAML) to serve instead of a cluster; changes take effect at once.",
 )
 @click.option(
     "--name",

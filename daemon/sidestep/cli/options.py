@@ -1,4 +1,4 @@
-"""Options that several commands share, and the form of `--port`."""
+"""Options shared by several commands, and the syntax of `--port`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sidestep.config.node_options import DEFAULT_SOCKET
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PORT_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-"""A port's name or number; Kubernetes allows names of 15 characters (IANA_SVC_NAME) and Services longer ones."""
+"""Name or number of a port. Container port names have at most 15 characters (IANA_SVC_NAME), those of Services more."""
 
 
 @dataclass(frozen=True, slots=True)
 class PortMapping:
-    """`LOCAL[:PORT[/UDP]]`: the handler's port, and the workload's as written."""
+    """`LOCAL[:PORT[/UDP]]`: the handler's port, and the workload's port as written."""
 
     local: int
     remote: str
@@ -48,7 +48,7 @@ class PortType(click.ParamType[PortMapping]):
 
 
 class PortNameType(click.ParamType[str]):
-    """A service or container port, its name or number."""
+    """A service or container port, by name or number."""
 
     name = "PORT"
 
@@ -86,7 +86,7 @@ def output_option(command: F) -> F:
 
 
 def namespace_option(command: F) -> F:
-    """`-n NAMESPACE`, None where it is not given: the default is that of the place the command talks to."""
+    """`-n NAMESPACE`. The command receives None without it; the default depends on the backend."""
     return click.option(
         "--namespace",
         "-n",

@@ -1,9 +1,9 @@
-"""Printing that cannot stall a tunnel.
+"""Printing that never blocks the event loop.
 
-A session prints while it carries other people's requests. If standard output is a pipe that nobody reads (a pager, a
-stopped script), a plain `print` would block the event loop, and with it every diverted connection. So lines go through
-a bounded queue to a thread; lines that find it full are dropped and counted. Text from the network is made harmless for
-a terminal first.
+A session prints while it carries traffic. When nobody reads standard output (a pager, a stopped script), a plain
+`print` would block the event loop and every diverted connection. Lines therefore go through a bounded queue to a
+thread; when the queue is full they are dropped and counted. Control characters in text from the network are escaped
+first.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ import msgspec
 from sidestep.model.text import harmless_json
 
 QUEUE = 4096
-"""Lines waiting for standard output."""
+"""Lines queued for standard output."""
 FLUSH = 1.0
-"""Seconds at the end for what is still waiting."""
+"""Seconds for printing queued lines at the end."""
 
 
 class LineWriter:
-    """Writes lines to a stream from a thread of its own. `on_closed` is called, in that thread, when nobody reads."""
+    """Writes lines to a stream from a separate thread. Calls `on_closed`, in that thread, when the stream has no
+    reader.
+    """
 
     def __init__(self, stream: TextIO, *, on_closed: Callable[[], None]) -> None:
         self._stream = stream
@@ -39,14 +41,14 @@ class LineWriter:
         self.dropped = 0
 
     def line(self, text: str) -> None:
-        """Print a line, some time; never waits."""
+        """Queue a line for printing. Never waits."""
         try:
             self._lines.put_nowait(text)
         except queue.Full:
             self.dropped += 1
 
     def close(self) -> None:
-        """Print what is waiting, within FLUSH seconds."""
+        """Print queued lines, within FLUSH seconds."""
         with contextlib.suppress(queue.Full):
             self._lines.put(None, timeout=FLUSH)
         self._thread.join(FLUSH)
@@ -64,15 +66,14 @@ class LineWriter:
 
 
 def json_line(value: object) -> str:
-    """A value as one line of JSON, fit for a terminal."""
+    """Encode a value as one line of JSON without control characters."""
     return harmless_json(msgspec.json.encode(value).decode())
 
 
 def open_standard_streams() -> None:
-    """Make sure that descriptors 0 to 2 are open and that whatever is printed can be encoded.
+    """Ensure that descriptors 0 to 2 are open and that all text can be encoded.
 
-    Where one of them was closed by whoever started us, the next socket or file would take its number, and what is
-    printed would go there.
+    When the parent has closed one of them, the next socket or file would get its number and receive printed text.
     """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
@@ -86,6 +87,7 @@ def open_standard_streams() -> None:
 
 
 def silence_stdout() -> None:
-    """Nobody reads standard output any more: let the interpreter's last flush go nowhere instead of failing."""
+    """Redirect standard output to /dev/null after its reader has gone, so that the interpreter's last flush
+    succeeds."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,8 +1,8 @@
-"""What a running session tells: for people, or as JSON lines.
+"""Output of a running session: text, or JSON lines.
 
-JSON lines are the tunnel's events as they come (`state`, `request`, `lost`, `dropped`, `ended`), and three of our own:
-`registered` (the intercept's name), `refused` (a diverted connection found no handler) and `interrupted` (the tunnel
-broke; `registered` follows when it is back).
+JSON lines are the tunnel's events (`state`, `request`, `lost`, `dropped`, `ended`) and three more: `registered` (the
+intercept's name), `refused` (a diverted connection found no handler) and `interrupted` (the tunnel broke; `registered`
+follows when it is back).
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from sidestep.tunnel.opening import StreamOpening
 
 _ACTIVE = frozenset({"active", "attached"})
 LOST = {"dropped": " not at all (no room), of", "truncated": " in part (no room, or its original ended), of"}
-"""How a copy that did not reach its handler whole is told."""
+"""Text for a copy that reached its handler in part or not at all."""
 HELD_BACK = {
-    "handler": "the handler refuses them; it is tried again, less and less often",
+    "handler": "the handler refuses them; it is retried at growing intervals",
     "room": "too many wait for the handler",
-    "budget": "copying takes its share of the pod proxy's time already",
+    "budget": "copying has used its share of the pod proxy's time",
 }
-"""Why copies are not made."""
+"""Text for the reason why copies are not made."""
 _REPEAT = 5.0
-"""Seconds in which the same refusal is told once."""
+"""Seconds during which an identical message is printed once."""
 
 
 class Report:
-    """A `laptop.session.SessionObserver` that prints. `description` says what is diverted where."""
+    """A `laptop.session.SessionObserver` that prints text. `description` says what is diverted and where to."""
 
     def __init__(self, writer: LineWriter, *, description: str, noun: str = "Intercept") -> None:
         self._writer = writer
@@ -41,7 +41,7 @@ class Report:
         self._conditions: set[tuple[str, str, str]] = set()
         self._told: dict[str, float] = {}
         self._lost: dict[tuple[str, str], tuple[int, float | None]] = {}
-        """Pod and reason -> copies not told of yet, and when the last number was told."""
+        """(pod, reason) to the number of lost copies not printed yet, and the time of the last message."""
         self._interrupted = False
         self.active = asyncio.Event()
 
@@ -59,7 +59,7 @@ class Report:
             case Lost():
                 self._report_lost(event)
             case Dropped():
-                self._line(f"{event.count} request lines were dropped: they came faster than they could be told")
+                self._line(f"{event.count} request lines were dropped: they came faster than they could be printed")
             case Ended():
                 self._line(f"{self._noun} {self._name} {event.reason}.")
 
@@ -85,7 +85,7 @@ class Report:
             self._line(f"Not {self._verb}, from {opening.client}: {reason}")
 
     def _report_lost(self, event: Lost) -> None:
-        """Told when it begins, and then every few seconds in one number."""
+        """Print lost copies when they begin, then their number every few seconds."""
         which = event.pod, event.reason
         count, told = self._lost.pop(which, (0, None))
         count += event.count
@@ -159,10 +159,10 @@ class JsonReport:
 
 
 def clock(seconds: float) -> str:
-    """Time of day, for a line."""
+    """Format the time of day; `seconds` since the epoch."""
     return time.strftime("%H:%M:%S", time.localtime(seconds))
 
 
 def address(event: Request) -> str:
-    """The client's address and port."""
+    """Format the client's address and port."""
     return f"[{event.client}]:{event.client_port}" if ":" in event.client else f"{event.client}:{event.client_port}"

@@ -24,7 +24,7 @@ from sidestep.tunnel.messages import PodState, decode
 from sidestep.tunnel.views import InterceptView, StatusView
 
 _POD: Final = re.compile(r"pod [^/ ]+/")
-"""How the subject of a condition begins that is about a pod."""
+"""Prefix of the subject of a condition about a pod."""
 
 
 @click.command(cls=Command, short_help="Show the node daemon, target pods, intercepts, problems.")
@@ -39,7 +39,7 @@ _POD: Final = re.compile(r"pod [^/ ]+/")
 @output_option
 @backend_options
 def status(namespace: str | None, all_namespaces: bool, backend: Backend, output: str) -> None:
-    """Show the node daemon (of a cluster: the daemons), target pods, intercepts, and every problem that is known.
+    """Show the node daemon (of a cluster: the daemons), target pods, intercepts, and every known problem.
 
     \b
       sidestep status
@@ -61,7 +61,7 @@ def status(namespace: str | None, all_namespaces: bool, backend: Backend, output
 
 
 def _in_namespace(view: StatusView, namespace: str) -> StatusView:
-    """What is of one namespace, or of no single one."""
+    """Return the parts of one namespace, and those that belong to none."""
     return StatusView(
         node=view.node,
         pods=tuple(each for each in view.pods if each.namespace == namespace),
@@ -161,7 +161,7 @@ def _intercept(each: InterceptView) -> tuple[str, ...]:
 
 
 def _pod_state(pod: PodState) -> str:
-    """In words. What is attached and idle cannot be told from what never meets the traffic."""
+    """Describe a pod's state. An attached pod without traffic and one whose traffic bypasses the hook look alike."""
     state = "attached, no connection seen" if pod.state == "attached" else pod.state
     return f"{state}: {pod.detail}" if pod.detail else state
 

@@ -64,7 +64,7 @@ class Handler:
 
     def __init__(self, settings: HandlerSettings) -> None:
         if not _is_host(settings.address):
-            raise ConfigurationError("is no host name or address", subject="--address", value=settings.address[:100])
+            raise ConfigurationError("is not a host name or address", subject="--address", value=settings.address[:100])
         self.settings = settings
         self.intercept = ""
         """Name of the intercept, for answers generated in place of the handler; the session sets it."""
@@ -149,7 +149,7 @@ class Handler:
             except ssl.SSLError as error:
                 if error.reason in _NOT_TLS:
                     raise RefusedError(
-                        f"the handler at {self.settings} does not speak TLS; --plaintext talks to it in clear"
+                        f"the handler at {self.settings} does not speak TLS; --plaintext reaches it in clear text"
                     ) from error
                 raise RefusedError(f"TLS with the handler at {self.settings} failed: {describe(error)}") from error
         except ChannelBrokenError as error:

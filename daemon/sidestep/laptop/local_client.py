@@ -78,7 +78,7 @@ class LocalClient:
         if status not in {101, 200}:
             raise RefusedError(_problem(status, answer))
         if upgrade is not None and status != 101:
-            raise PeerError("the node daemon did not upgrade the connection; is it of another version?")
+            raise PeerError("the node daemon did not upgrade the connection; does it have another version?")
         return answer
 
     async def _connect(self) -> socket.socket:
