@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidestep.protocols import http1_requests, http1_responses
+from sidestep.protocols import http1_messages, http1_responses
 from sidestep.protocols.chunked import BROKEN, MORE, ChunkedBody
 from sidestep.protocols.http1 import CONNECT, HEAD, Http1Limits, parse_request
 from sidestep.protocols.http1_requests import RequestReader
@@ -95,17 +95,17 @@ def requests_of(data: bytes, sizes, limits=None):
         while at < len(piece):
             start = at
             at = reader.read(piece, at)
-            if reader.event == http1_requests.BROKEN:
+            if reader.event == http1_messages.BROKEN:
                 return seen, reader.anomaly
-            if reader.event == http1_requests.HEADED:
+            if reader.event == http1_messages.HEADED:
                 parsed = parse_request(reader.head)
                 assert not isinstance(parsed, str)
                 reader.begin(parsed.body)
                 seen.append(reader.head)
                 body = b""
-            elif reader.state != http1_requests.HEAD:
+            elif reader.state != http1_messages.HEAD:
                 body += piece[start:at]
-                if reader.event == http1_requests.COMPLETE:
+                if reader.event == http1_messages.COMPLETE:
                     seen.append(body)
     return seen, reader.state
 
@@ -119,7 +119,7 @@ STREAM = HEADS[0] + HEADS[1] + b"hello" + HEADS[2] + GOOD_BODIES[2] + HEADS[0]
 def test_requests_are_found_however_they_arrive(sizes):
     seen, state = requests_of(STREAM, sizes)
     assert seen == [HEADS[0], HEADS[1], b"hello", HEADS[2], GOOD_BODIES[2], HEADS[0]]
-    assert state == http1_requests.FRESH
+    assert state == http1_messages.FRESH
 
 
 @given(pieces, st.integers(0, len(STREAM) - 1), st.sampled_from([b"\0", b"\n", b"\r", b" ", b"G"]))
@@ -139,7 +139,7 @@ def test_what_was_kept_of_a_broken_head_is_handed_out():
     reader = RequestReader()
     assert reader.read(b"GET / HT", 0) == 8
     assert reader.read(b"TP/1.1\r\nA\0", 0) == 0
-    assert reader.event == http1_requests.BROKEN
+    assert reader.event == http1_messages.BROKEN
     assert reader.take() == b"GET / HT"
 
 
@@ -150,20 +150,20 @@ def responses_of(data: bytes, sizes, flags=0):
     body = 0
     for piece in cut(data, sizes):
         at = 0
-        while at < len(piece) or reader.event == http1_responses.FINAL:
+        while at < len(piece) or reader.event == http1_messages.FINAL:
             start = at
             at = reader.read(piece, at, flags)
             event = reader.event
-            if event == http1_responses.BROKEN:
+            if event == http1_messages.BROKEN:
                 return [*seen, reader.anomaly]
-            if event in (http1_responses.INTERIM, http1_responses.FINAL, http1_responses.SWITCH):
+            if event in (http1_messages.INTERIM, http1_messages.FINAL, http1_messages.SWITCH):
                 seen.append(reader.head)
                 body = 0
-                if event == http1_responses.SWITCH:
+                if event == http1_messages.SWITCH:
                     return seen
             elif not reader.in_head:
                 body += at - start
-                if event == http1_responses.COMPLETE:
+                if event == http1_messages.COMPLETE:
                     seen.append(body)
     return seen
 
@@ -197,9 +197,9 @@ def test_a_body_until_the_end_has_no_end():
     reader = ResponseReader()
     head = b"HTTP/1.1 200 OK\r\n\r\n"
     assert reader.read(head + b"x", 0, 0) == len(head)
-    assert reader.event == http1_responses.FINAL
+    assert reader.event == http1_messages.FINAL
     assert reader.read(head + b"x", len(head), 0) == len(head) + 1
-    assert reader.event == http1_responses.MORE
+    assert reader.event == http1_messages.MORE
     assert reader.ends_with_connection
 
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from sidestep.engine.http1.diverted_request import DivertedRequest, own_answer
 from sidestep.engine.relay import Diverted, Ending, Leg
-from sidestep.protocols import http1_responses as responses
+from sidestep.protocols import http1_messages as messages
 from sidestep.protocols.http1 import ANSWER_FLAGS, HTTP_1_0, Http1Limits
+from sidestep.protocols.http1_responses import TOO_LARGE
 
 if TYPE_CHECKING:
     from sidestep.engine.http1.conclusion import Conclusion
@@ -95,24 +96,24 @@ class Diversion:
         reader = diverted.reader
         flags = diverted.request.flags
         at = 0
-        while at < len(data) or reader.event == responses.FINAL:
+        while at < len(data) or reader.event == messages.FINAL:
             start = at
             at = reader.read(data, at, flags)
             event = reader.event
-            if event == responses.MORE:
+            if event == messages.MORE:
                 if not reader.in_head and start < len(data):
                     client.write(data[start:])
-            elif event == responses.INTERIM:
+            elif event == messages.INTERIM:
                 client.write(reader.head)
-            elif event == responses.FINAL:
+            elif event == messages.FINAL:
                 client.write(reader.head)
                 _answer_begins(diverted)
-            elif event == responses.COMPLETE:
+            elif event == messages.COMPLETE:
                 if at > start:
                     client.write(data[start:at])
                 self._answered(diverted, clean=at == len(data))
                 return
-            elif event == responses.SWITCH and diverted.may_switch():
+            elif event == messages.SWITCH and diverted.may_switch():
                 client.write(reader.head)
                 if at < len(data):
                     client.write(data[at:])
@@ -126,7 +127,7 @@ class Diversion:
     def _what_is_wrong(self) -> str:
         if self._state.then_wire == _UNSOLICITED:
             return "the handler switches to a protocol that it was not offered"
-        if self._state.then_wire == responses.TOO_LARGE:
+        if self._state.then_wire == TOO_LARGE:
             return f"the head of the handler's response is larger than {self._limits.head >> 10} KiB"
         return "the handler's response is not well-formed"
 

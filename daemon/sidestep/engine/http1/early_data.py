@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from sidestep.engine.http1.state import SWITCHING, Event
 from sidestep.engine.relay import Ending
 from sidestep.protocols import h2c_upgrade
-from sidestep.protocols import http1_requests as reading
+from sidestep.protocols import http1_messages as messages
 from sidestep.protocols.http1 import ANSWER_FLAGS, CONNECT, SWITCHES, Http1Limits
 from sidestep.protocols.http1_upgrade import offers
 
@@ -102,7 +102,7 @@ class EarlyData:
         while at < len(data):
             start = at
             at = requests.read(data, start)
-            if requests.event == reading.HEADED:
+            if requests.event == messages.HEADED:
                 head = requests.head
                 request = self._router.route(head)
                 if isinstance(request, str) or request.flags & SWITCHES:
@@ -115,11 +115,11 @@ class EarlyData:
                 requests.begin(request.body)
                 if not request.body and taps.copying:
                     taps.sent()
-            elif requests.event == reading.BROKEN or requests.state == reading.HEAD:
+            elif requests.event == messages.BROKEN or requests.state == messages.HEAD:
                 requests.take()
                 self._conclusion.become_wire(_ANOMALY)
                 return
             elif taps.copying:
                 taps.body(data[start:at])
-                if requests.event == reading.COMPLETE and taps.copying:
+                if requests.event == messages.COMPLETE and taps.copying:
                     taps.sent()

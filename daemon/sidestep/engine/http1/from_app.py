@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sidestep.engine.http1.state import HELD_BACK, SERVED
-from sidestep.protocols import http1_responses as responses
+from sidestep.protocols import http1_messages as messages
 
 if TYPE_CHECKING:
     from sidestep.engine.http1.conclusion import Conclusion
@@ -48,13 +48,13 @@ class FromApp:
         reader = self._peers.responses
         awaited = state.awaited
         at = 0
-        while at < len(data) or reader.event == responses.FINAL:
+        while at < len(data) or reader.event == messages.FINAL:
             if not awaited:
                 self._conclusion.become_wire("h1-unsolicited-response")
                 return
             at = reader.read(data, at, awaited[0])
             event = reader.event
-            if event == responses.COMPLETE:
+            if event == messages.COMPLETE:
                 awaited.popleft()
                 if reader.response is None or reader.response.close:
                     self._conclusion.become_wire(None)  # the app closes; the client knows
@@ -63,11 +63,11 @@ class FromApp:
                     self._early.read_as_requests()
                     if state.client not in SERVED:
                         return
-            elif event == responses.SWITCH:
+            elif event == messages.SWITCH:
                 if not self._conclusion.hand_over(reader.response, data[at:]):
                     self._conclusion.switch(self._relay.app, reader.response)
                 return
-            elif event == responses.BROKEN:
+            elif event == messages.BROKEN:
                 self._conclusion.become_wire(reader.anomaly)
                 return
             elif reader.ends_with_connection:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from sidestep.engine.http1.state import DISCARDING, HELD_BACK, READING, SERVED, WIRE, Event
 from sidestep.engine.relay import Ending
 from sidestep.engine.rewriting import Rewriter, TrailerFilter
-from sidestep.protocols import http1_requests as reading
+from sidestep.protocols import http1_messages as messages
 from sidestep.protocols.http1 import ANSWER_FLAGS, REQUEST, SWITCHES, UPGRADE, Http1Limits
 
 if TYPE_CHECKING:
@@ -96,23 +96,24 @@ class FromClient:
             start = at
             at = requests.read(data, start)
             event = requests.event
-            if event == reading.HEADED:
+            if event == messages.HEADED:
                 headed = self._headed if self._rewriter is None else self._rewritten
                 at = headed(requests.head, data, at)
-            elif event == reading.BROKEN:
+            elif event == messages.BROKEN:
                 self._broken(requests.anomaly, data[at:])
                 break
-            elif requests.state == reading.HEAD:
+            elif requests.state == messages.HEAD:
                 if self._relay.deadline is None:
                     self._relay.deadline = self._relay.now + self._limits.head_seconds
             else:
                 self._forward(data[start:at])
-                if event == reading.COMPLETE:
+                if event == messages.COMPLETE:
                     self._request_sent()
         diverted = state.diverted
         if diverted is not None and diverted.leg.open:
             self._diversion.give(diverted)
-        self._early.send()
+        if state.unread:
+            self._early.send()
 
     def _read_otherwise(self, data: bytes) -> None:
         client = self._state.client
@@ -134,7 +135,7 @@ class FromClient:
             return len(data)
         state = self._state
         rule = request.decision.intercept
-        if state.must_wait(for_handler=rule is not None):
+        if (state.awaited or state.diverted is not None) and state.must_wait(for_handler=rule is not None):
             state.on(Event.HELD)
             state.unread += head
             state.unread += data[end:]
@@ -171,7 +172,7 @@ class FromClient:
             return self._headed(head, data, end)  # which finds that it cannot be read
         head = rewriter.head(head)
         reached = self._headed(head, head + data[end:], len(head))
-        self._trailers = TrailerFilter(rewriter, self._limits) if self._requests.state == reading.CHUNKS else None
+        self._trailers = TrailerFilter(rewriter, self._limits) if self._requests.state == messages.CHUNKS else None
         return reached - len(head) + end
 
     def _forward(self, body: bytes) -> None:
@@ -207,7 +208,7 @@ class FromClient:
         """The client's bytes cannot be followed any more, in a head or in a body."""
         self._taps.cut()
         diverted = self._state.diverted
-        if self._requests.state != reading.CHUNKS or diverted is None:
+        if self._requests.state != messages.CHUNKS or diverted is None:
             self._unparseable(anomaly, self._requests.take() + rest)
         elif not diverted.given:
             self._diversion.fall_back(diverted)
@@ -231,7 +232,7 @@ class FromClient:
     def expired(self, now: float) -> None:
         """Look whether a begun head took too long."""
         relay = self._relay
-        if self._requests.state != reading.HEAD or relay.deadline is None:
+        if self._requests.state != messages.HEAD or relay.deadline is None:
             relay.deadline = None
         elif now >= relay.deadline:
             self._unparseable("h1-slow-head", self._requests.take())
@@ -240,7 +241,7 @@ class FromClient:
         """The client has finished and (but for `unread`) everything it said is forwarded: pass that on."""
         state = self._state
         diverted = state.diverted
-        if self._requests.state == reading.HEAD:
+        if self._requests.state == messages.HEAD:
             self._unparseable("h1-truncated-head", self._requests.take())
         elif state.client in HELD_BACK and (state.unread or state.then_wire):
             return

@@ -48,8 +48,7 @@ from sidestep.engine.mirror.copies import Ledger, Taps
 from sidestep.engine.relay import HIGH_WATER, Ending, Leg, OnUnreadable, Relay, Role
 from sidestep.engine.rewriting import Rewriter
 from sidestep.policy.route import SteeredPort
-from sidestep.protocols import http1_requests as reading
-from sidestep.protocols import http1_responses as responses
+from sidestep.protocols import http1_messages as messages
 from sidestep.protocols.http1 import END_OF_HEAD, LIMITS, Http1Limits
 from sidestep.protocols.http1_requests import RequestReader
 from sidestep.protocols.http1_responses import recall
@@ -131,7 +130,7 @@ class Http1Relay(Relay):
             if (
                 state.answering_leg is app
                 and app.open
-                and self._requests.state == reading.FRESH
+                and self._requests.state == messages.FRESH
                 and len(data) <= self._passable
                 and (request := self._router.plain_request(data)) is not None
             ):
@@ -141,17 +140,17 @@ class Http1Relay(Relay):
                 return app
         elif leg is state.answering_leg:
             reader = self._peers.responses
-            if reader.state == responses.LENGTH:
+            if reader.state == messages.LENGTH:
                 left = reader.left - len(data)
                 if left > 0:
                     reader.left = left
                     return self.client
                 if not left and reader.response is not None and not reader.response.close:
                     reader.left = 0
-                    reader.state = responses.FRESH
+                    reader.state = messages.FRESH
                     awaited.popleft()
                     return self.client
-            elif reader.state == responses.FRESH and awaited and not awaited[0]:
+            elif reader.state == messages.FRESH and awaited and not awaited[0]:
                 end = data.find(END_OF_HEAD) + 4
                 if 4 <= end <= _MEMO_HEAD:
                     response = recall(data[:end])
@@ -168,7 +167,6 @@ class Http1Relay(Relay):
     def receive(self, leg: Leg, data: bytes, now: float) -> None:
         """Take bytes from a leg."""
         self.now = now
-        wire = self._conclusion.wire
         if leg is self.client:
             self._from_client.read(data)
         elif leg is self._state.answering_leg:
@@ -179,7 +177,7 @@ class Http1Relay(Relay):
                 self._diversion.read(diverted, data)
         elif leg.role is Role.TAP:
             self._taps.receive(leg, data)
-        elif wire is not None and leg is not self._peers.spare:
+        elif (wire := self._conclusion.wire) is not None and leg is not self._peers.spare:
             wire.receive(leg, data)
         elif leg is self.app:
             self._from_app.read_unasked(data)
@@ -337,7 +335,7 @@ class Http1Relay(Relay):
     @property
     def idle(self) -> bool:
         """Whether no exchange is in flight."""
-        return self._state.is_idle and self._requests.state == reading.FRESH
+        return self._state.is_idle and self._requests.state == messages.FRESH
 
     @property
     def left(self) -> bool:

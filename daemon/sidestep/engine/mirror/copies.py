@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Protocol
 from sidestep.engine.memory_budget import COPIES, Budget
 from sidestep.engine.mirror.gate import TapGate
 from sidestep.engine.relay import CopyLeg, Diverted, Ending, Leg, Lost
-from sidestep.protocols import http1_responses as responses
+from sidestep.protocols import http1_messages as messages
 from sidestep.protocols.http1 import SWITCHES
 from sidestep.protocols.http1_responses import ResponseReader
 
@@ -220,14 +220,14 @@ class Copy:
         if reader is None or flags is None or self._state is _State.OVER:
             return
         at = 0
-        while at < len(data) or reader.event == responses.FINAL:
+        while at < len(data) or reader.event == messages.FINAL:
             at = reader.read(data, at, flags)
             event = reader.event
-            if event in (responses.BROKEN, responses.SWITCH):
-                self.leg.answered = event == responses.SWITCH
+            if event in (messages.BROKEN, messages.SWITCH):
+                self.leg.answered = event == messages.SWITCH
                 self._reader = None
                 return
-            if event == responses.COMPLETE:
+            if event == messages.COMPLETE:
                 self.leg.answered = True
                 self._reader = None
                 self._answered = True
