@@ -87,7 +87,7 @@ def intercept(**words: Any) -> int:
     The same to a server without TLS:
       sidestep intercept orders -n shop --port 8080:https --http-header x-dev=ada --plaintext
     Two methods on one part of the API:
-      sidestep intercept deploy/orders --port 9443:8443 --http-method POST --http-method PUT \
+      sidestep intercept deploy/orders --port 9443:8443 --http-method POST --http-method PUT \\
           --http-path-prefix /api/v2/
     Everything, for as long as the tests run:
       sidestep intercept orders --port 8080:http -- pytest tests/contract

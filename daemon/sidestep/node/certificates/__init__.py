@@ -1,1 +1,1 @@
-"""Certificates and keys: read by children, judged there; the daemon holds facts only."""
+"""Certificates and keys: child processes read and validate them; the daemon holds public facts only."""

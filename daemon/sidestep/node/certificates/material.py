@@ -1,7 +1,8 @@
-"""Where a certificate is to be read, as the reader is asked: a folder of a container, a manifest, the cluster.
+"""Determines where a certificate is read: from a folder of a container, a manifest, or the cluster.
 
-- A path belongs to the containers that the survey lists, in order; the first that has the folder's certificate is it.
-- A Secret is where the source of inventories keeps it (`SecretSources`).
+- A path is looked up in the containers that the survey lists, in order; the first with the folder's certificate is
+  used.
+- The location of a Secret depends on the source of inventories (`SecretSources`).
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ if TYPE_CHECKING:
 
 
 class SecretSources(Protocol):
-    """Where Secrets are, without their data."""
+    """Locations and versions of Secrets, without their data."""
 
     def source(self, namespace: str, name: str) -> Source:
-        """Where to read a Secret. Raises ConfigurationError when it is known that there is none."""
+        """Return the location of a Secret. Raises ConfigurationError when it is known not to exist."""
 
     def version(self, namespace: str, name: str) -> str:
-        """What changes with its data; empty while nothing is known."""
+        """Return a version that changes with the Secret's data; empty while unknown."""
 
     def explain(self, namespace: str, name: str, error: ReadError) -> str:
-        """Why it could not be read, and what to do, for people."""
+        """Explain why a Secret could not be read, and the remedy, as text for the user."""
 
 
 class SecretLocator(Protocol):
-    """What is needed of an `InventorySource`."""
+    """Secrets of the current inventory and its source. `inventory` returns the current one."""
 
     def secret_source(self, secret: Secret | None, namespace: str, name: str) -> Source:
         """Where to read a Secret; `secret` is what the inventory knows. Raises ConfigurationError."""
@@ -52,16 +53,16 @@ class InventorySecrets:
         self._inventory = inventory
 
     def source(self, namespace: str, name: str) -> Source:
-        """As SecretSources.source."""
+        """Return the location to read. Raises ConfigurationError."""
         return self._source.secret_source(self._inventory().secret(namespace, name), namespace, name)
 
     def version(self, namespace: str, name: str) -> str:
-        """As SecretSources.version."""
+        """Return the root folders to search for a path, in order, with the start times of their processes."""
         secret = self._inventory().secret(namespace, name)
         return secret.version if secret is not None else ""
 
     def explain(self, namespace: str, name: str, error: ReadError) -> str:
-        """As SecretSources.explain."""
+        """A root given by annotation comes first: it applies to containers without a process on this machine."""
         return self._source.explain(namespace, name, error)
 
 

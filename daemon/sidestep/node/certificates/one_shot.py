@@ -1,16 +1,16 @@
-"""The one-shot child of the reader: opens a source, gives up every privilege, judges, hands over, ends.
+"""The one-shot child of the reader: opens a source, drops all privileges, validates, answers, ends.
 
-    1  as root      says its pidfd, so that the daemon can kill it; opens the files (or the token for the API server)
-    2  never again  becomes a user without any right, under limits of processor time, wall time, memory and file size
-    3               reads, parses, judges what strangers wrote
-    4               answers with a summary; a credential goes into a sealed memfd, whose descriptor goes with it
-    5               ends, whatever happened; the kernel takes its memory
+    1  as root      sends its pidfd, so that the daemon can kill it; opens the files (or the token for the API server)
+    2               becomes a user without privileges, with limits for CPU time, wall time, memory and file size
+    3               reads, parses and validates the content, which is untrusted
+    4               answers with a summary; a credential goes into a sealed memfd, whose descriptor is attached
+    5               ends in any case; the kernel frees its memory
 
-So of all processes only this one and the pod's own proxy ever hold a private key, and the daemon between them holds a
-descriptor that it neither reads nor maps. The privileged part, up to step 2, looks at no byte of a file.
+Thus a private key is held by this process and by the pod's proxy only. The daemon between them holds a descriptor,
+which it neither reads nor maps. The privileged steps 1 and 2 read no content of certificate files.
 
-Both spellings of the names of files are known; within one folder or Secret they are not mixed. A certificate file that
-holds its private key as well needs no other.
+Both naming schemes of the files are supported, but not mixed within one folder or Secret. A certificate file that
+contains its private key needs no key file.
 """
 
 from __future__ import annotations
@@ -53,28 +53,28 @@ from sidestep.proxy.runtime import capabilities
 from sidestep.proxy.runtime import rlimits as limits
 
 SPELLINGS: Final = (("tls.crt", "tls.key", "ca.crt"), ("cert-chain.pem", "key.pem", "root-cert.pem"))
-"""(certificate, key, CA) as kubernetes.io/tls Secrets and as Istio name them."""
+"""Names of (certificate, key, CA), as in kubernetes.io/tls Secrets and as in Istio."""
 
 CPU: Final = 2
-"""Seconds of processor time for a certificate; one of 30 KiB takes a few milliseconds."""
+"""Seconds of CPU time for one certificate. A file of 30 KiB takes a few milliseconds."""
 WALL: Final = 10
-"""Seconds of wall time, those of an API server included."""
+"""Seconds of wall time, including the answer of an API server."""
 MANIFESTS_CPU: Final = 120
-"""Seconds for all manifests: a folder may hold 32 MiB."""
+"""Seconds for all manifests together; a folder may contain 32 MiB."""
 MEMORY: Final = 256 * 1024 * 1024
 """Bytes of private memory."""
 _DESCRIPTORS: Final = 64
 _RACY: Final = 0.1
-"""Seconds within which a file may change twice without its times showing it."""
+"""Seconds within which a file can change twice with unchanged times."""
 _MAX_MANIFEST: Final = 4 * MAX_FILE
 _PR_SET_PDEATHSIG = 1
 
 
 def run(request: ReadRequest | ManifestsRequest, answers: socket.socket) -> NoReturn:
-    """Carry out one request and end the process. Called in a fresh fork of the reader."""
+    """Carry out one request and end the process. Runs in a fresh fork of the reader."""
     status = 1
     try:
-        _set_parent_death_signal()  # a file system may hang before there is any other limit
+        _set_parent_death_signal()  # a file system may hang before the other limits apply
         _close_all_but(answers.fileno())
         _send_pidfd(answers)
         answer, fd = _manifests(request) if isinstance(request, ManifestsRequest) else _certificate(request)
@@ -89,13 +89,16 @@ def run(request: ReadRequest | ManifestsRequest, answers: socket.socket) -> NoRe
 
 
 def failed(error: SidestepError) -> Failed:
-    """An error as an answer."""
+    """Return the answer for an error."""
     reason = f"cannot be read: {error}" if isinstance(error, KernelError) else str(error)
     return Failed(reason[:MAX_REASON], getattr(error, "status", 0))
 
 
 def stamp_of(source: Folder) -> str:
-    """A digest over the versions of a certificate's files. Raises SidestepError."""
+    """Return a digest of the versions of a certificate's files; "" when they were written too recently to tell.
+
+    Raises SidestepError.
+    """
     digest = hashlib.blake2b(digest_size=16)
     newest = 0
     for path, birth in source.roots:
@@ -104,16 +107,16 @@ def stamp_of(source: Folder) -> str:
                 found = stamp(Root(path, birth), f"{source.folder.rstrip('/')}/{name}")
                 digest.update(repr(found).encode())
                 newest = max(newest, *found[3:]) if found is not None else newest
-    # A file that has just been written may be written again without a change of its times.
+    # A file written just now can be written again without a change of its times.
     return "" if abs(time.time() - newest / 1e9) < _RACY else digest.hexdigest()
 
 
-# --- what is read ---------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Material:
-    """Bytes as read; None where there is none."""
+    """File contents; None for a missing file."""
 
     chain: bytes | None
     key: bytes | None
@@ -122,7 +125,7 @@ class _Material:
     place: str
 
     def file(self, part: pem.Part) -> str:
-        """Name of the file that holds a part."""
+        """Return the name of the file that contains a part."""
         return self.spelling[(pem.Part.CHAIN, pem.Part.KEY, pem.Part.CA).index(part)]
 
 
@@ -135,7 +138,7 @@ def _certificate(request: ReadRequest) -> tuple[Summary, int | None]:
             material = _read_folder(opened)
         case ManifestSecret():
             fd = open_regular(Root("/"), source.path)
-            _drop_privileges(cpu=WALL, wall=WALL)  # whoever writes manifests owns the machine
+            _drop_privileges(cpu=WALL, wall=WALL)  # manifests are written by the operator
             material = _from_secret(source, _manifest_data(fd, source))
         case ClusterSecret():
             material = _from_secret(source, _cluster_data(source))
@@ -151,7 +154,7 @@ def _certificate(request: ReadRequest) -> tuple[Summary, int | None]:
 
 @dataclass(frozen=True, slots=True)
 class _OpenFiles:
-    """Descriptors of one folder's files, by the order of the spelling."""
+    """Open descriptors of a folder's files, in the order of `spelling`."""
 
     fds: tuple[int | None, int | None, int | None]
     spelling: tuple[str, str, str]
@@ -209,7 +212,7 @@ def _from_secret(source: ManifestSecret | ClusterSecret, data: Mapping[str, byte
     raise ConfigurationError("the Secret holds neither tls.crt nor cert-chain.pem")
 
 
-# --- judging --------------------------------------------------------------------------------------------------------
+# --- validating -----------------------------------------------------------------------------------------------------
 
 
 def _validate(material: _Material, *, ca_alone: bool) -> tuple[Summary, dict[str, bytes]]:
@@ -250,7 +253,7 @@ def _validate(material: _Material, *, ca_alone: bool) -> tuple[Summary, dict[str
 
 
 def _key_of(material: _Material) -> bytes:
-    """The text that holds the private key: its own file, else that of the certificate."""
+    """Return the text with the private key: the key file, otherwise the certificate file. Raises ConfigurationError."""
     chain = material.chain or b""
     if material.key is not None:
         return material.key
@@ -275,14 +278,14 @@ def _identity_facts(identity: pem.Identity) -> IdentityFacts:
 
 
 def _manifests(request: ManifestsRequest) -> tuple[Payload, int]:
-    """Every file that can be read, and why the others cannot."""
+    """Return the parsed content of every readable file, and the reasons for the others."""
     from sidestep.config.manifests import load_files
 
     contents: dict[str, bytes] = {}
     unreadable: dict[str, str] = {}
     for name in request.names:
         try:
-            contents[name] = _read_file(os.path.join(request.folder, name))  # noqa: PTH118 - a string is what open takes
+            contents[name] = _read_file(os.path.join(request.folder, name))  # noqa: PTH118 - open takes a string
         except OSError as error:
             unreadable[name] = error.strerror or str(error)
     _drop_privileges(cpu=MANIFESTS_CPU, wall=MANIFESTS_CPU)
@@ -291,7 +294,7 @@ def _manifests(request: ManifestsRequest) -> tuple[Payload, int]:
 
 
 def _read_file(path: str) -> bytes:
-    # It may have become something else since it was looked at: never wait for a FIFO.
+    # The path may have become a FIFO since it was listed; O_NONBLOCK prevents waiting for a writer.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
         return file.read(_MAX_MANIFEST + 1)
@@ -316,17 +319,17 @@ def _send_pidfd(answers: socket.socket) -> None:
 
 
 def _drop_privileges(*, cpu: int, wall: int) -> None:
-    """Set limits and drop user, groups and capabilities for good. Raises KernelError, BugError."""
+    """Set limits and permanently drop user, groups and capabilities. Raises KernelError, BugError."""
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
-    signal.setitimer(signal.ITIMER_REAL, wall)  # nobody handles SIGALRM: it ends the process
+    signal.setitimer(signal.ITIMER_REAL, wall)  # SIGALRM has no handler and ends the process
     limits.apply(memory=MEMORY, descriptors=_DESCRIPTORS)
     capabilities.become(READER)
     capabilities.forbid_new_privileges()
-    _set_parent_death_signal()  # the kernel forgets it when the user changes
+    _set_parent_death_signal()  # the kernel clears it when the user changes
 
 
 def _answer_and_exit(answers: socket.socket, answer: Failed) -> None:
     try:
         send_packet(answers, msgspec.msgpack.encode(answer))
     except SidestepError:
-        pass  # whoever asked has given up
+        pass  # the requester has given up

@@ -1,21 +1,21 @@
-"""Judging certificates before a pod proxy is asked to use them: PEM text in; public facts and a credential out.
+"""Validates certificates before a pod proxy uses them: PEM text in; public facts and a credential out.
 
-Runs in the one-shot child (`one_shot`), never in the daemon: what is judged here was written by strangers, and a
-crafted key or certificate may cost all the processor time that it is given.
+Runs in the one-shot child (`one_shot`), never in the daemon: the content is untrusted, and a crafted key or certificate
+can consume all CPU time available to the process.
 
-OpenSSL decides what a file means (`protocols.pem`); what nginx loads is loaded, in its order:
+OpenSSL defines the meaning of a file (`protocols.pem`). A file that nginx loads is accepted, by the same rules:
 
-    certificate    The first certificate is the leaf, plain or with trust settings. The plain ones behind it are the
-                   chain. A certificate that stands there twice is sent once. One broken block breaks the file.
-    key            The first private key. Broken blocks in front of it are passed over.
-    CA             Every certificate; trust settings are kept. CRLs and keys are passed over. One broken block, or a
-                   certificate that cannot be read, breaks the file.
+    certificate    The first certificate is the leaf, plain or with trust settings. Plain certificates after it form the
+                   chain. A certificate that occurs twice is sent once. One malformed block invalidates the file.
+    key            The first private key. Malformed blocks before it are skipped.
+    CA             Every certificate; trust settings are kept. CRLs and keys are skipped. One malformed block, or a
+                   certificate that cannot be parsed, invalidates the file.
 
-A credential is canonical PEM text of exactly these. Its identity is proven the way it will be used, by loading it into
-an SSLContext from a memfd: OpenSSL compares key and certificate there, and refuses some keys that parse. No arithmetic
-is done on a private key here: deciding whether the primes of a crafted one are primes takes 14 s.
+A credential is canonical PEM text of exactly these parts. An identity is tested by loading it into an SSLContext from a
+memfd, as the pod proxy does: OpenSSL then compares key and certificate, and rejects some keys that parse. No arithmetic
+is done on a private key here: checking the primes of a crafted key takes 14 s.
 
-A reason names the block that is at fault; the caller knows the name of the file.
+An error names the faulty block; the caller adds the name of the file.
 """
 
 from __future__ import annotations
@@ -44,25 +44,24 @@ from sidestep.protocols.pem import CERTIFICATES, KEYS, TRUSTED, Block, blocks, e
 MAX_KEY: Final = 128 * 1024
 MAX_CHAIN: Final = 512 * 1024
 MAX_CA: Final = 1024 * 1024
-"""Bytes of the three files. Text and certificates may stand beside a key; a key alone has at most 13 KiB."""
+"""Bytes of the three files. Text and certificates may accompany a key; a key alone has at most 13 KiB."""
 
 MAX_KEY_BLOCKS: Final = 64
 MAX_CHAIN_BLOCKS: Final = 128
 MAX_CA_BLOCKS: Final = 1024
-"""Blocks of the three files. Clients take chains of 100 KiB; a full system store has about 150 certificates."""
+"""Blocks of the three files. Clients accept chains of 100 KiB; a full system store has about 150 certificates."""
 
 MAX_KEY_DER: Final = 16 * 1024
-"""Bytes of one private key: RSA with 16,384 bits, OpenSSL's largest, has 9.3 KiB."""
+"""Bytes of one private key. RSA with 16,384 bits, the largest of OpenSSL, has 9.3 KiB."""
 
 MAX_NAMES: Final = 100
-"""Names of a certificate that are told to people."""
+"""Names of a certificate that are displayed."""
 
 REMEMBERED_NAMES: Final = 256
-"""Certificates of apps whose names are remembered, of 16 KiB each at most
-(`proxy.control.messages.MAX_CERTIFICATE`)."""
+"""Certificates of apps whose names are cached; each has at most 16 KiB (`proxy.control.messages.MAX_CERTIFICATE`)."""
 
 _HOST: Final = re.compile(r"(\*\.)?[0-9A-Za-z_-]{1,63}(\.[0-9A-Za-z_-]{1,63})+")
-"""A common name that is one of a host."""
+"""A common name that has the form of a host name."""
 
 DIGEST: Final = 24
 """Hexadecimal digits of the digest in a credential's name: 96 bits."""
@@ -76,15 +75,15 @@ UNREADABLE = (
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
 )
-"""What the library raises about certificates of strangers; it reads most of a certificate only when asked for it."""
+"""Exceptions of the library for malformed certificates. It parses most parts on first access."""
 
 
 _OTHER_KIND: Final = frozenset({"KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
-"""How OpenSSL says that a key is of another kind than the certificate's."""
+"""OpenSSL's reasons for a key of another type than the certificate's."""
 
 
 class Part(enum.Enum):
-    """Which of the three files is at fault."""
+    """Which of the three files is faulty."""
 
     CHAIN = "certificate"
     KEY = "private key"
@@ -92,7 +91,7 @@ class Part(enum.Enum):
 
 
 class PemError(ConfigurationError):
-    """A file that cannot be used; the caller knows its name."""
+    """A file that cannot be used; the caller adds its name."""
 
     def __init__(self, part: Part, reason: str) -> None:
         self.part = part
@@ -101,9 +100,10 @@ class PemError(ConfigurationError):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A usable certificate with its key, as public facts.
+    """Public facts of a usable certificate with its key.
 
-    `name` is the credential's; `dns_name` is what the app is verified as and may be empty; `serial` is lower-case hex.
+    `name` is the credential's. `dns_name` is the name for verifying the app, and may be empty. `serial` is lower-case
+    hex.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Usable CA certificates. `name` is the credential's; `subject` names the first for people."""
+    """Public facts of usable CA certificates. `name` is the credential's; `subject` is the name of the first."""
 
     name: str
     subject: str
@@ -146,7 +146,7 @@ class _Certificate:
 
 
 def validate_identity(*, chain: bytes, key: bytes) -> IdentityCredential:
-    """Judge a certificate chain and its private key, whatever the date. Raises PemError."""
+    """Validate a certificate chain and its private key; validity dates are not checked. Raises PemError."""
     certificates = _chain(chain)
     private = _private_key(key)
     identity = _identity(certificates)
@@ -159,7 +159,7 @@ def validate_identity(*, chain: bytes, key: bytes) -> IdentityCredential:
 
 
 def validate_trust(pem: bytes) -> TrustCredential:
-    """Judge CA certificates. Raises PemError."""
+    """Validate CA certificates. Raises PemError."""
     found = _read(pem, Part.CA, CERTIFICATES | {TRUSTED})
     text = b"".join(encode(each.block.label, each.block.der) for each in found)
     fd = sealed_memfd("sidestep-trust", text)
@@ -174,17 +174,17 @@ def validate_trust(pem: bytes) -> TrustCredential:
         subject = _parsed(first.der).subject.rfc4514_string()
     except UNREADABLE as error:
         raise _malformed(first, Part.CA) from error
-    # The settings of a trusted certificate are part of what it is.
+    # Trust settings are part of a trusted certificate's identity.
     digest = _digest(each.block.der for each in found)
     return TrustCredential(Trust(name=f"trust:{digest}", subject=subject[:1000]), text)
 
 
 @functools.lru_cache(maxsize=REMEMBERED_NAMES)
 def names_in(der: bytes) -> tuple[str, ...]:
-    """The names in a certificate that a stranger showed; none when it cannot be read.
+    """Return the names in a certificate received from an app; empty when it cannot be parsed.
 
-    Asked by the daemon itself whenever somebody lists the ports: remembered, for one with thousands of names costs it
-    several milliseconds.
+    The daemon calls this whenever ports are listed. Results are cached, because a certificate with thousands of names
+    takes several milliseconds.
     """
     try:
         return _names(_parsed(der)) if der else ()
@@ -193,10 +193,10 @@ def names_in(der: bytes) -> tuple[str, ...]:
 
 
 def prove(pem: bytes) -> None:
-    """Load an identity into a fresh server context through a memfd, as a pod proxy does. Raises ssl.SSLError."""
+    """Load an identity into a new server context through a memfd, as a pod proxy does. Raises ssl.SSLError."""
     fd = sealed_memfd("sidestep-identity", pem)
     try:
-        # The callback keeps OpenSSL from asking a terminal for a passphrase.
+        # The callback prevents OpenSSL from asking a terminal for a passphrase.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(f"/proc/self/fd/{fd}", password=lambda: b"")
     finally:
         os.close(fd)
@@ -206,14 +206,16 @@ def prove(pem: bytes) -> None:
 
 
 def _chain(text: bytes) -> list[_Certificate]:
-    """Leaf first. Raises PemError."""
+    """Return the certificates, leaf first. Raises PemError."""
     return _read(text, Part.CHAIN, CERTIFICATES, first=CERTIFICATES | {TRUSTED})
 
 
 def _read(
     text: bytes, part: Part, labels: frozenset[str], *, first: frozenset[str] | None = None
 ) -> list[_Certificate]:
-    """The certificates with these labels, each once. Raises PemError unless all blocks are sound and there is one."""
+    """Return the certificates with these labels, without duplicates. Raises PemError for a malformed block or none at
+    all.
+    """
     size, count = (MAX_CHAIN, MAX_CHAIN_BLOCKS) if part is Part.CHAIN else (MAX_CA, MAX_CA_BLOCKS)
     found: dict[bytes, _Certificate] = {}
     for block in _blocks(text, part, size=size, count=count):
@@ -233,7 +235,7 @@ def _read(
 
 
 def _private_key(text: bytes) -> Block:
-    """The first private key that can be read. Raises PemError."""
+    """Return the first private key that can be parsed. Raises PemError."""
     broken = None
     for block in _blocks(text, Part.KEY, size=MAX_KEY, count=MAX_KEY_BLOCKS):
         if block.label not in KEYS:
@@ -273,7 +275,7 @@ def _nothing(text: bytes, part: Part) -> str:
 
 
 def _first_element(der: bytes) -> bytes:
-    """The first DER element: a trusted certificate has its settings behind it, and OpenSSL ignores what follows."""
+    """Return the first DER element. Trust settings follow a trusted certificate; OpenSSL ignores anything after it."""
     if len(der) < 2 or der[1] == 0x80:
         return der
     size, length = 2, der[1]
@@ -288,7 +290,7 @@ def _first_element(der: bytes) -> bytes:
 
 @contextlib.contextmanager
 def _as_of_today() -> Iterator[None]:
-    """What a later version of the library will refuse is, today, for OpenSSL to judge."""
+    """Suppress deprecation warnings for what later versions of the library will reject; OpenSSL decides."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -321,7 +323,7 @@ def _malformed(certificate: _Certificate, part: Part) -> PemError:
 
 
 def _unproven(error: ssl.SSLError, certificates: list[_Certificate], key: Block) -> PemError:
-    """Why OpenSSL does not load what could be read."""
+    """Return the reason why OpenSSL does not load material that could be parsed."""
     leaf = certificates[0].block
     if error.reason == "KEY_VALUES_MISMATCH":
         reason = f"{key.name}: the private key does not belong to the certificate, which is {leaf.name}"
@@ -333,7 +335,7 @@ def _unproven(error: ssl.SSLError, certificates: list[_Certificate], key: Block)
         reason = f"{key.name}: the private key does not belong to the certificate, which is {leaf.name}"
         return PemError(Part.KEY, reason)
     try:
-        # A certificate without a key tells which of the two it is.
+        # Loading the certificate without a key shows which of the two is at fault.
         prove(encode("CERTIFICATE", certificates[0].der))
     except ssl.SSLError as alone:
         if _reason(alone) == _reason(error) and error.reason not in (None, "PEM_LIB"):
@@ -358,7 +360,7 @@ def _digest(ders: Iterator[bytes]) -> str:
 
 @_as_of_today()
 def _names(leaf: x509.Certificate) -> tuple[str, ...]:
-    """Names of the subject alternatives, DNS names first; the common name when there are none (RFC 6125, 6.4.4)."""
+    """Return the subject alternative names, DNS names first; the common name when there are none (RFC 6125, 6.4.4)."""
     try:
         held = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -371,8 +373,10 @@ def _names(leaf: x509.Certificate) -> tuple[str, ...]:
 
 
 def _dns_name(leaf: x509.Certificate) -> str:
-    """What the app is verified as without an SNI: the first DNS name that is not a wildcard, else the first one, else
-    the first address, else, in a certificate without either, the common name.
+    """Return the name for verifying the app when there is no SNI.
+
+    The first DNS name that is not a wildcard, otherwise the first DNS name, otherwise the first address, otherwise,
+    without either, the common name.
     """
     try:
         held = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

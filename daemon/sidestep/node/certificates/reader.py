@@ -1,12 +1,12 @@
-"""The daemon's side of the reader: sends requests under deadlines, and never opens or maps what was read.
+"""The daemon's side of the reader: sends requests with deadlines; never opens or maps the material itself.
 
-A reader or a child that misses a deadline is killed; the next request starts another reader. So that one pod with a
-filesystem that never answers, or a file that costs all the time there is, cannot starve the others:
+A reader or child that misses a deadline is killed; the next request starts a new reader. One pod with a hanging file
+system, or a file that consumes all CPU time, must not starve the others:
 
-- at most `PARALLEL` children work at the same time, and a look waits for nothing but other looks;
-- a source that cost a deadline, or its child's life, is refused at once for `penalty` seconds.
+- at most `PARALLEL` children run at the same time, and a stamp request waits only for other stamp requests;
+- a source that caused a missed deadline, or the death of its child, is refused for `penalty` seconds.
 
-A key arrives as a descriptor. It is forwarded and closed: neither read nor mapped nor kept.
+A key arrives as a descriptor, which is forwarded and closed; it is neither read, mapped nor kept.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ from sidestep.node.certificates.requests import (
 )
 
 STAMP_DEADLINE: Final = 2.0
-"""Seconds for one look, once the reader has started; an ordinary one takes 0.2 ms."""
+"""Seconds for one stamp request after the reader has started; normally 0.2 ms."""
 START_DEADLINE: Final = 20.0
-"""Seconds for a reader to start and its child to say its first word; 0.2 s on a quiet machine."""
+"""Seconds for a reader to start, and for a child to send its first message; 0.2 s on an idle machine."""
 PENALTY: Final = 30.0
-"""Seconds during which a source that cost a deadline or a child is refused."""
+"""Seconds during which a source is refused after it caused a missed deadline or the death of a child."""
 PARALLEL: Final = 4
-"""Children at once."""
+"""Children running at the same time."""
 
 _NOTHING: Final = StampRequest(Folder((), ""))
-"""A look at no file: answered as soon as the reader has started."""
+"""A stamp request without files, which is answered as soon as the reader has started."""
 _ANSWERS: Final = msgspec.msgpack.Decoder(Answer)
 _REQUESTS: Final = msgspec.msgpack.Encoder()
 
 
 class Reader:
-    """Owns the reader. One per daemon. `manifests`: it will read manifests as well."""
+    """Owns the reader process; one per daemon. With `manifests` it reads manifests as well."""
 
     def __init__(
         self,
@@ -68,7 +68,10 @@ class Reader:
         penalty: float = PENALTY,
         on_start: Callable[[int], None] = lambda _pid: None,
     ) -> None:
-        """The reader starts with the first request. Seconds; `on_start` gets the process id of each reader."""
+        """Create a reader; its process starts with the first request.
+
+        Deadlines and the penalty are in seconds. `on_start` receives the process id of each reader.
+        """
         self._arguments = ["--manifests"] if manifests else []
         self._look_deadline = look_deadline
         self._penalty = penalty
@@ -81,10 +84,10 @@ class Reader:
         self._ended: list[subprocess.Popen[bytes]] = []
         self._kills = 0
         self._started = False
-        """Whether the present reader has answered yet."""
+        """Whether the current reader has answered yet."""
 
     async def stamp(self, source: Folder) -> str:
-        """A stamp that changes with the files of a certificate. Raises ConfigurationError, KernelError."""
+        """Return a stamp that changes with the files of a certificate. Raises ConfigurationError, KernelError."""
         async with self._looking:
             self._refuse(source)
             await self._start()
@@ -100,9 +103,9 @@ class Reader:
         raise _error(answer)
 
     async def read(self, request: ReadRequest) -> tuple[Summary, int | None]:
-        """What a source holds, and the credential that `request.deliver` names: a sealed memfd, the caller's to close.
+        """Read a source; returns its summary, and the credential named by `request.deliver`: a sealed memfd.
 
-        Raises ReadError, KernelError.
+        The caller closes the descriptor. Raises ReadError, KernelError.
         """
         answer, fd = await self._by_child(request, request.source, deadline=WALL + 2.0)
         if isinstance(answer, Summary) and (fd is not None) is bool(request.deliver):
@@ -112,7 +115,7 @@ class Reader:
         raise _error(answer)
 
     async def manifests(self, folder: str, names: tuple[str, ...]) -> bytes:
-        """The pickled result of reading manifests. Raises ReadError, KernelError, PeerError."""
+        """Return the pickled result of reading manifests. Raises ReadError, KernelError, PeerError."""
         answer, fd = await self._by_child(ManifestsRequest(folder, names), folder, deadline=MANIFESTS_CPU + 30.0)
         try:
             if isinstance(answer, Payload) and fd is not None:
@@ -124,21 +127,24 @@ class Reader:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the reader, while there is one."""
+        """Process id of the reader; None while it does not run."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def close(self) -> None:
-        """End the reader. Another request would start a new one."""
+        """End the reader. A further request starts a new one."""
         self._kill()
         for process in self._ended:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=1.0)  # only a process that the kernel cannot end yet takes longer
+                process.wait(timeout=1.0)  # longer only for a process in an uninterruptible system call
         self._reap()
 
-    # --- asking -----------------------------------------------------------------------------------------------------
+    # --- requests
+    # -------------------------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
-        """Wait until the reader has started, so that no source is blamed for that. Raises KernelError, PeerError."""
+        """Wait until the reader has started, so that its start does not count for a source. Raises KernelError,
+        PeerError.
+        """
         if self._started and self.pid is not None:
             return
         try:
@@ -159,14 +165,14 @@ class Reader:
                 self._punish(source)
                 raise KernelError("read", errno.ETIMEDOUT, doing="reading a certificate") from error
             except _ChildLostError as error:
-                if self._kills != kills:  # it has gone with a reader that was killed for the sake of another
+                if self._kills != kills:  # the reader was killed because of another source
                     raise KernelError("read", errno.EPIPE, doing="reading a certificate") from error
                 self._punish(source)
                 reason = f"reading it takes more than {CPU} s of processor time, or too much memory"
                 raise ReadError(reason) from error
 
     async def _ask(self, request: Request) -> tuple[Answer, int | None]:
-        """Send a request; the answer and its descriptor. Raises _ChildLostError, KernelError, PeerError."""
+        """Send a request; returns the answer and its descriptor. Raises _ChildLostError, KernelError, PeerError."""
         try:
             packet = _REQUESTS.encode(request)
         except UnicodeEncodeError as error:
@@ -183,7 +189,7 @@ class Reader:
                     theirs.close()
                     answer = await _answer(ours)
                 except ChannelClosed:
-                    # It ended with the request in its queue: idle, or killed for the sake of another.
+                    # The reader ended with the request in its queue: it was idle, or killed because of another source.
                     if self._channel is channel:
                         self._kill()
                 else:
@@ -250,7 +256,7 @@ class Reader:
 
 
 class ReadError(ConfigurationError):
-    """A source cannot be read, for a reason that a person can put right. `status` is the API server's, or 0."""
+    """A source cannot be read, for a reason that the user can correct. `status` is the API server's, or 0."""
 
     def __init__(self, reason: str, *, status: int = 0) -> None:
         self.status = status
@@ -268,7 +274,7 @@ def _error(answer: Answer) -> ReadError | PeerError:
 
 
 async def _answer(sock: socket.socket) -> tuple[Answer, int | None]:
-    """The answer to a request; the child that makes it is killed if nobody waits any more."""
+    """Receive the answer to a request. When this is cancelled, the child that works on it is killed."""
     sock.setblocking(False)
     pidfd = -1
     try:
@@ -305,7 +311,7 @@ def _decoded(data: bytes, fd: int | None) -> tuple[Answer, int | None]:
 
 
 async def _packet(sock: socket.socket) -> tuple[bytes, int | None]:
-    """The next packet and its descriptor. Raises ChannelClosed at the end."""
+    """Receive the next packet and its descriptor. Raises ChannelClosed at the end."""
     loop = asyncio.get_running_loop()
     while True:
         received = receive_packet(sock)

@@ -1,15 +1,14 @@
 """The reader, `python -I -m sidestep.node.certificates.reader_child FD`: forks a one-shot child for each request.
 
-The daemon executes it when something has to be read for the first time, with one end of a SOCK_SEQPACKET socketpair and
-stdio as its only descriptors. It has imported what its children need. Each request comes with a socket of its own, on
-which it is answered:
+The daemon starts it with the first request, with one end of a SOCK_SEQPACKET socketpair and stdio as its only
+descriptors. It has imported the modules that its children need. Each request arrives with a socket for its answer:
 
-    Look                   answered here: files are stamped by fstat(2), none is opened, nothing is forked
-    Read, ReadManifests    answered by a child (`one_shot`), which ends with the answer
+    StampRequest                     answered here: files are stamped by fstat(2); none is opened, nothing is forked
+    ReadRequest, ManifestsRequest    answered by a child (`one_shot`), which then ends
 
-So this process never holds a byte of a file, and a key is in no process that lives on. A look can hang in a filesystem
-that never answers; then the daemon kills this process and starts another. It ends after `IDLE` seconds without a
-request, and when the daemon closes the socket.
+Thus this process never holds content of a file, and no long-lived process holds a key. A stamp request can hang in a
+file system; the daemon then kills this process and starts another. It ends after `IDLE` seconds without a request, and
+when the daemon closes the socket.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 
 
 def serve(channel: socket.socket) -> None:
-    """Serve until the daemon is gone, or nothing was asked for a while. Raises SidestepError."""
+    """Serve requests until the daemon closes the socket, or for `IDLE` seconds without one. Raises SidestepError."""
     requests = msgspec.msgpack.Decoder(Request)
     poll = select.poll()
     poll.register(channel, select.POLLIN)
@@ -66,7 +65,7 @@ def _take(request: Request, answers: socket.socket) -> None:
         try:
             send_packet(answers, msgspec.msgpack.encode(answer))
         except SidestepError:
-            pass  # whoever asked has given up
+            pass  # the requester has given up
         return
     try:
         pid = os.fork()
@@ -89,8 +88,8 @@ def main() -> int:
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # a Ctrl-C in the daemon's terminal is for the daemon
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are not waited for
+        signal.signal(number, signal.SIG_IGN)  # Ctrl-C in the daemon's terminal must not end the reader
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps children
     importlib.import_module("sidestep.config.manifests" if options.manifests else "sidestep.kube.secret_fetch")
     try:
         serve(socket.socket(fileno=options.fd))

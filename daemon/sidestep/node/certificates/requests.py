@@ -1,6 +1,6 @@
-"""Requests of the daemon to the reader, and the answers: one msgpack struct per packet, both ways.
+"""Requests of the daemon to the reader, and their answers: one msgpack struct per packet in both directions.
 
-Nothing in these messages is secret: a private key leaves a one-shot child as a descriptor, never as bytes.
+These messages contain no secret: a private key leaves a one-shot child as a descriptor, never as bytes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 MAX_REQUEST: Final = 48 * 1024
-"""Bytes of a request, far below what a packet carries."""
+"""Bytes of a request, far below the size limit of a packet."""
 MAX_REASON: Final = 1000
 """Characters of a reason."""
 
@@ -23,7 +23,7 @@ class Folder(msgspec.Struct, tag=True, frozen=True):
 
 
 class ManifestSecret(msgspec.Struct, tag=True, frozen=True):
-    """A Secret in a file of the folder of manifests."""
+    """A Secret in a file of the manifest directory."""
 
     path: str
     namespace: str
@@ -31,7 +31,7 @@ class ManifestSecret(msgspec.Struct, tag=True, frozen=True):
 
 
 class ApiServer(msgspec.Struct, frozen=True):
-    """How to reach the API server. Without `ca_file` it is reached in clear; `base` is a path before every other."""
+    """Address of the API server. Without `ca_file` it is reached in clear text; `base` is a prefix of every path."""
 
     host: str
     port: int
@@ -52,22 +52,22 @@ Source = Folder | ManifestSecret | ClusterSecret
 
 
 class StampRequest(msgspec.Struct, tag=True, frozen=True):
-    """Stamp the files of a certificate; nothing is opened. Answered by `Stamped`."""
+    """Stamp the files of a certificate without opening them. Answered by `Stamped`."""
 
     source: Folder
 
 
 class ReadRequest(msgspec.Struct, tag=True, frozen=True):
-    """Read and judge a certificate. Answered by `Summary`, with the memfd of the credential that `deliver` names."""
+    """Read and validate a certificate. Answered by `Summary`, with the memfd of the credential named by `deliver`."""
 
     source: Source
     ca_alone: bool
-    """Whether the source may hold nothing but a `ca.crt`."""
+    """Whether the source may consist of a `ca.crt` alone."""
     deliver: str = ""
 
 
 class ManifestsRequest(msgspec.Struct, tag=True, frozen=True):
-    """Read files of the folder of manifests. Answered by `Payload`, with a memfd that holds the pickled result."""
+    """Read files of the manifest directory. Answered by `Payload`, with a memfd of the pickled result."""
 
     folder: str
     names: tuple[str, ...]
@@ -77,11 +77,11 @@ Request = StampRequest | ReadRequest | ManifestsRequest
 
 
 class Started(msgspec.Struct, tag=True, frozen=True):
-    """First word of a one-shot child. fd: its pidfd."""
+    """First message of a one-shot child. fd: its pidfd."""
 
 
 class Stamped(msgspec.Struct, tag=True, frozen=True):
-    """A digest over which files are there and which versions of them; empty when the next look should read anyway."""
+    """Digest of the existing files and their versions; empty when the next poll should read the source in any case."""
 
     stamp: str
 
@@ -105,12 +105,12 @@ class TrustFacts(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, tag=True, frozen=True):
-    """What a source holds. `problems` say which file, which block and why."""
+    """Content of a source. `problems` name file, block and reason."""
 
     identity: IdentityFacts | None = None
     trust: TrustFacts | None = None
     no_identity: bool = False
-    """The source holds no certificate, and need not."""
+    """The source contains no certificate and does not need one."""
     no_trust: bool = False
     problems: tuple[str, ...] = ()
 
@@ -122,7 +122,7 @@ class Payload(msgspec.Struct, tag=True, frozen=True):
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):
-    """The source could not be read. `status` is the API server's, where it answered."""
+    """The source could not be read. `status` is the HTTP status of the API server, where it answered."""
 
     reason: str
     status: int = 0

@@ -1,27 +1,27 @@
-"""The certificates of ports that somebody wants opened: read on demand, judged elsewhere, watched; keys never here.
+"""The certificates of ports that are to be opened: read on demand, watched for changes. Keys never enter this process.
 
 In: what the plan wants (one side of one port of one pod, by path or by Secret). Out: `facts`, the names of usable
-credentials for the planner; `held`, what `list` shows; conditions; and a `credential` per name, which has its source
-*read again* by a one-shot child whenever a pod proxy needs it.
+credentials for the planner; `entry`, for `sidestep list`; conditions; and a `credential` per name, whose source a
+one-shot child *reads again* whenever a pod proxy needs it.
 
-Who holds a private key when: the one-shot child (`one_shot`), from reading the file to writing the memfd; the kernel,
-as the memfd, while its descriptor passes through this process; the pod's proxy, as long as a port needs it. This
-process gets public facts and descriptors, and neither reads nor maps the latter.
+Holders of a private key: the one-shot child (`one_shot`), from reading the file to writing the memfd; the kernel, as
+the memfd, while its descriptor passes through this process; the pod's proxy, while a port needs the key. This process
+receives public facts and descriptors; it neither reads nor maps the latter (docs/design.md, "Keys").
 
 States of a certificate:
 
-    wanted     nobody has read it; it has no facts, and its pod waits
-    read       it has facts, good or bad; read again when its stamp (a folder) or version (a Secret) changes
-    forgotten  nobody wants it any more, nor was about to within `RETAIN` seconds; its conditions go with it
+    wanted     not read yet; it has no facts, and its pod waits
+    read       it has facts, usable or not; read again when its stamp (a folder) or version (a Secret) changes
+    forgotten  neither wanted nor expected for `RETAIN` seconds; its conditions are removed
 
 Invariants:
 
-- Nothing is read unless an intercept, wiretap or policy wants its port, or is about to (`prepare`).
-- Reading never holds up the plan: `want` returns at once, and `on_change` tells that facts have changed.
-- Whatever is wrong is one condition that names annotation, value and reason. The last good certificate stays in use:
-  facts change only when something good replaces it, or when its source can no longer deliver it to a new proxy.
+- A source is read only when an intercept, wiretap or policy wants its port, or is about to (`prepare`).
+- Reading never delays the plan: `want` returns at once, and `on_change` reports changed facts.
+- Every problem is one condition with annotation, value and reason. The last usable certificate stays in use: facts
+  change only when a usable one replaces it, or when its source can no longer deliver it to a new proxy.
 - A folder is stamped every `POLL` seconds without being opened (a rotation is served within 5 s). Secrets that could
-  not be read are tried again with one growing pause for each namespace.
+  not be read are retried with one growing pause per namespace.
 """
 
 from __future__ import annotations
@@ -49,28 +49,28 @@ from sidestep.node.proxies.desired import CredentialSource
 from sidestep.policy.survey import CertificateKey, Side, WantedCertificate
 
 POLL = 3.0
-"""Seconds between two looks at the folders."""
+"""Seconds between two polls of the folders."""
 
 RETAIN = 60.0
-"""Seconds for which it is remembered what was found for an intercept that may not have come to be."""
+"""Seconds for which results are kept for an intercept that may never begin."""
 
 FIRST_RETRY, LAST_RETRY = 3.0, 60.0
-"""Seconds before Secrets of a namespace that could not be read are tried again, doubling."""
+"""Seconds before unreadable Secrets of a namespace are retried; doubled from the first to the last."""
 
 
 class CertificateReader(Protocol):
-    """What is needed of `Reader`."""
+    """The operations of `Reader` that the store uses."""
 
     async def stamp(self, source: Folder) -> str:
-        """A stamp that changes with the files."""
+        """Return a stamp that changes with the files. Raises ConfigurationError, KernelError."""
 
     async def read(self, request: ReadRequest) -> tuple[Summary, int | None]:
-        """What a source holds; the memfd of the credential that is to be delivered."""
+        """Return a summary of a source, and the memfd of the requested credential. Raises ReadError, KernelError."""
 
 
 @dataclass(frozen=True, slots=True)
 class CertificateEntry:
-    """What is known about one certificate. `identity` and `trust` are the last good ones."""
+    """What is known about one certificate. `identity` and `trust` are the last usable ones."""
 
     wanted: WantedCertificate
     pod_uid: str
@@ -81,11 +81,11 @@ class CertificateEntry:
     trust: TrustFacts | None = None
     problems: tuple[str, ...] = ()
     unread: bool = False
-    """The last reading brought nothing, so another may bring more."""
+    """Whether the last attempt to read failed, so that another may succeed."""
 
     @property
     def facts(self) -> CertificateFacts:
-        """What the planner wants to know."""
+        """The facts that the planner uses."""
         return CertificateFacts(
             identity=self.identity.name if self.identity is not None else "",
             trust=self.trust.name if self.trust is not None else "",
@@ -96,7 +96,7 @@ class CertificateEntry:
 
 @dataclass(slots=True)
 class _Pause:
-    """When Secrets of a namespace are tried again (loop time)."""
+    """Time of the next attempt for Secrets of a namespace (loop time), and the current pause in seconds."""
 
     until: float
     seconds: float
@@ -104,7 +104,7 @@ class _Pause:
 
 @dataclass(slots=True)
 class _Contents:
-    """Everything that is held, who reads what, and what is about to be wanted."""
+    """Entries, running reads, and certificates that are expected to be wanted."""
 
     entries: dict[CertificateKey, CertificateEntry] = field(default_factory=dict)
     reading: dict[CertificateKey, asyncio.Task[None]] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class _Contents:
 
 
 class CertificateStore:
-    """The store. `on_change` is called whenever facts change; `aclose` ends what is being read."""
+    """The store. Calls `on_change` whenever facts change; `aclose` cancels running reads."""
 
     def __init__(
         self,
@@ -133,16 +133,16 @@ class CertificateStore:
         self._all = _Contents()
 
     def facts(self) -> dict[CertificateKey, CertificateFacts]:
-        """The facts about every certificate that has been read, good or bad."""
+        """Return the facts of every certificate that has been read, usable or not."""
         return {key: entry.facts for key, entry in self._all.entries.items() if entry.read}
 
     def entry(self, key: CertificateKey) -> CertificateEntry | None:
-        """What is known about one certificate; None while it has not been read."""
+        """Return what is known about one certificate; None until it has been read."""
         entry = self._all.entries.get(key)
         return entry if entry is not None and entry.read else None
 
     def want(self, wanted: Iterable[WantedCertificate], pods: Mapping[PodKey, Pod]) -> None:
-        """These are wanted, and no others: have those read that are new or have changed."""
+        """Set the wanted certificates. Starts reading those that are new or changed; forgets all others."""
         self._all.pods = pods
         keys = set(self._all.expected)
         for each in wanted:
@@ -152,9 +152,9 @@ class CertificateStore:
             self._forget(gone)
 
     def expect(self, wanted: Iterable[WantedCertificate], pods: Mapping[PodKey, Pod]) -> None:
-        """Have certificates read that are about to be wanted, and remember what was found for `RETAIN` seconds.
+        """Read certificates that are about to be wanted, and keep the results for `RETAIN` seconds.
 
-        So an intercept that is refused for its certificate leaves the reason to be read in `status`.
+        An intercept refused for its certificate thus leaves the reason in `sidestep status`.
         """
         self._all.pods = pods
         keys = []
@@ -166,7 +166,7 @@ class CertificateStore:
             asyncio.get_running_loop().call_later(RETAIN, self._release, keys)
 
     async def prepare(self, wanted: Iterable[WantedCertificate], pods: Mapping[PodKey, Pod]) -> None:
-        """As `expect`; returns when there are facts about all of them."""
+        """As `expect`; returns when all of them have facts."""
         found = tuple(wanted)
         self.expect(found, pods)
         tasks = [self._all.reading[each.key] for each in found if each.key in self._all.reading]
@@ -174,7 +174,7 @@ class CertificateStore:
             await asyncio.wait(tasks)
 
     async def poll(self) -> None:
-        """Look at folders, and try again what could not be read, for as long as the daemon runs."""
+        """Poll folders and retry unreadable sources until cancelled."""
         while True:
             await asyncio.sleep(POLL)
             for key, entry in list(self._all.entries.items()):
@@ -186,7 +186,10 @@ class CertificateStore:
                     self._state(entry)
 
     def credential(self, pod: PodKey, name: str) -> CredentialSource:
-        """How a pod proxy of this pod gets the credential. What it raises also takes the certificate out of use."""
+        """Return the source from which a pod proxy of this pod gets the credential.
+
+        When it raises, the certificate is no longer used.
+        """
 
         async def read() -> int:
             for key, entry in self._all.entries.items():
@@ -204,11 +207,11 @@ class CertificateStore:
         return CredentialSource(read, about=about[0] if about else "")
 
     async def aclose(self) -> None:
-        """Read no more."""
+        """Cancel all reads."""
         await self._tasks.aclose()
 
     def _release(self, keys: Iterable[CertificateKey]) -> None:
-        """These are no longer expected to be wanted."""
+        """Undo one `expect` of these certificates."""
         for key in keys:
             self._all.expected[key] -= 1
             if not self._all.expected[key]:
@@ -246,7 +249,8 @@ class CertificateStore:
         self._conditions.state(_source(key), ())
 
     async def _read_source(self, key: CertificateKey) -> None:
-        """Have a source read and take what it says. What is good replaces what was, what is bad is a problem beside."""
+        """Read a source and record the result. A usable part replaces the previous one; a fault is added as a
+        problem."""
         entry = self._all.entries[key]
         version, stamp = self._version(entry.wanted), ""
         try:
@@ -267,7 +271,7 @@ class CertificateStore:
             self._on_change()
 
     async def _due(self, entry: CertificateEntry) -> bool:
-        """Whether a certificate is to be read again."""
+        """Whether a certificate should be read again."""
         if entry.wanted.source.kind is SourceKind.SECRET:
             pause = self._all.pauses.get(entry.wanted.key.pod.namespace)
             return entry.unread and (pause is None or asyncio.get_running_loop().time() >= pause.until)
@@ -275,7 +279,7 @@ class CertificateStore:
             source = source_of(entry.wanted, self._all.pods.get(entry.wanted.key.pod), self._secrets)
             stamp = await self._reader.stamp(source) if isinstance(source, Folder) else ""
         except SidestepError as error:
-            # What was read before stays known; another reason is another problem.
+            # The previous result stays; a different reason is a new problem to report.
             return (self._reason(entry.wanted, error),) != entry.problems
         return not stamp or stamp != entry.stamp
 
@@ -360,7 +364,7 @@ def _date(seconds: float) -> str:
 
 
 def _location(wanted: WantedCertificate) -> tuple[SourceKind, str]:
-    """Another place is another certificate: nothing is inherited from the last one."""
+    """Return what identifies the source. After a change of source nothing of the previous one is kept."""
     return wanted.source.kind, wanted.source.value
 
 
