@@ -35,7 +35,8 @@ from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError, SidestepError
 from sidestep.proxy.connection.app_dials import LEAD, AppDials
 from sidestep.proxy.connection.client_naming import ClientNaming
-from sidestep.proxy.connection.datagrams import Datagrams, Key
+from sidestep.proxy.connection.datagram_flow import Key
+from sidestep.proxy.connection.datagrams import Datagrams
 from sidestep.proxy.connection.dial import Done, Naming
 from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.handler_streams import HandlerStreams

@@ -16,7 +16,7 @@ import pytest
 from sidestep.aio.pulse import Pulse, Watched
 from sidestep.engine.relay import Leg, Role
 from sidestep.model.condition import ConditionType
-from sidestep.proxy.connection import datagrams
+from sidestep.proxy.connection import datagram_flow, datagrams
 from sidestep.proxy.connection.datagrams import Datagrams
 from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.live_ports import LivePort
@@ -277,10 +277,10 @@ def test_a_flood_of_datagrams_from_many_sources_asks_for_a_bounded_number_of_str
     for done in asked[1:]:
         done(None)
     assert udp.opening == 1
-    for number in range(datagrams.HELD_TOGETHER // datagrams.HELD * 2):
+    for number in range(datagram_flow.HELD_TOGETHER // datagram_flow.HELD * 2):
         for _ in range(6):
             udp._carry(("u", 53, "10.0.0.3", number, "10.0.0.2"), bytes(60_000), answers=True)
-    assert udp.held <= datagrams.HELD_TOGETHER + 65_536
+    assert udp.held <= datagram_flow.HELD_TOGETHER + 65_536
     udp.close()
     assert (udp.held, udp.opening, udp.flows) == (0, 0, 0)
     loop.close()
