@@ -126,7 +126,7 @@ class Wait(_Base):
 class AskApp(_Base):
     """Connect to the app and see who speaks first; after `seconds` the time is over."""
 
-    seconds: float = IDLE_SECONDS
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +215,7 @@ def _accepted(port: PortFacts) -> Verdict:
 
 def _silent(port: PortFacts) -> Verdict:
     if not port.global_intercept:
-        return AskApp()
+        return AskApp(IDLE_SECONDS)
     if port.on_unreadable is OnUnreadable.CLOSE:
         return Wait(1, SILENCE_SECONDS)
     return Unparsed()  # the handler may speak first; HTTP clients do not wait

@@ -84,7 +84,7 @@ BEFORE_A_BYTE = [
     (port(reads_requests=False, global_intercept=True), Event.ACCEPTED, Unparsed()),
     (port(reads_requests=False, global_wiretap=True), Event.ACCEPTED, Unparsed()),
     (port(global_intercept=True, global_wiretap=True), Event.ACCEPTED, Wait(1, 1.0)),  # somebody reads requests
-    (port(), Event.SILENT, AskApp()),
+    (port(), Event.SILENT, AskApp(IDLE_SECONDS)),
     (port(global_intercept=True), Event.SILENT, Unparsed()),
     (port(), Event.EOF, Pass("silent-client")),
     (port(), Event.STILL_SILENT, Pass("silent-client")),
@@ -180,7 +180,7 @@ def test_nothing_is_carried_unread_where_nothing_may_be_bypassed():
 def test_a_silent_client_is_waited_for_where_its_words_have_to_be_read():
     assert classify(replace(CLOSING, global_intercept=True), Event.SILENT) == Wait(1, SILENCE_SECONDS)
     assert classify(replace(CLOSING, global_intercept=True), Event.STILL_SILENT) == Close("silent-client")
-    assert classify(CLOSING, Event.SILENT) == AskApp()
+    assert classify(CLOSING, Event.SILENT) == AskApp(IDLE_SECONDS)
 
 
 @pytest.mark.parametrize("policy", list(OnUnreadable))
