@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 
+from sidestep.model.errors import SidestepError
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.task import Task
 
@@ -24,7 +25,7 @@ class Running:
     async def _run(self, coroutine):
         try:
             self.result = await coroutine
-        except Exception as error:
+        except (SidestepError, OSError) as error:
             self.error = error
         finally:
             self.over = True
