@@ -8,11 +8,11 @@ from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest
 from sidestep.model.intercept import Kind
 from sidestep.model.pod import PodKey, ServicePort, Transport
-from sidestep.node.planning.admission import admit, certificates_of
+from sidestep.node.planning.admission import MAX_PREPARED, admit, certificates_of
 from sidestep.node.planning.plan import CertificateFacts
 from sidestep.node.planning.surveys import Surveys
 from sidestep.policy.survey import CertificateKey, Side
-from tests.unit.node.scenes import CERTIFIED, header, intercept, inventory, pod, service
+from tests.unit.node.scenes import CERTIFIED, PLAIN, header, intercept, inventory, pod, service
 
 POD = PodKey("shop", "orders-1")
 KEY = CertificateKey(POD, 8443, Side.DOWNSTREAM)
@@ -117,3 +117,42 @@ def test_a_port_that_must_be_opened_is_judged_as_such_whoever_wants_it():
     assert not certificates_of(whole, inventory(), node_annotations={}, surveys=Surveys())
     udp = intercept(port="dns", transport=Transport.UDP, filter=Filter())
     assert not certificates_of(udp, stock, node_annotations={}, surveys=Surveys())
+
+
+WANTED = {
+    # what is asked for, of which inventory: the ports whose certificates are read
+    "a filter": (intercept(), inventory(), [8443]),
+    "through a service": (intercept(port="443"), inventory(services=(service(),)), [8443]),
+    "the whole port is not opened": (intercept(filter=Filter()), inventory(), []),
+    "unless it must be": (
+        intercept(filter=Filter()),
+        inventory(pod(annotations={**CERTIFIED, f"{names.FORWARD_CLIENT_CERT}.8443": "enabled"})),
+        [8443],
+    ),
+    "UDP has none": (intercept(port="53", transport=Transport.UDP, filter=Filter()), inventory(), []),
+    "no such workload": (intercept(workload="carts"), inventory(), []),
+    "no such port in any pod": (intercept(port="metrics"), inventory(), []),
+    "no such port in one pod": (
+        intercept(port="https"), inventory(pod("a", ports=(PLAIN,)), pod("b")), [8443],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WANTED)
+def test_the_certificates_that_an_intercept_needs(case):
+    new, stock, ports = WANTED[case]
+    found = certificates_of(new, stock, node_annotations={}, surveys=Surveys())
+    assert [each.key.port for each in found] == ports
+
+
+def test_the_certificates_of_few_pods_are_read_before_an_answer():
+    pods = [pod(f"orders-{number}") for number in range(MAX_PREPARED + 2)]
+    found = certificates_of(intercept(), inventory(*pods), node_annotations={}, surveys=Surveys())
+    assert len(found) == MAX_PREPARED
+
+
+def test_a_pod_without_the_port_is_no_reason_while_another_has_it():
+    stock = inventory(pod("a", ports=(PLAIN,)), pod("b"))
+    key = CertificateKey(PodKey("shop", "b"), 8443, Side.DOWNSTREAM)
+    able = judged(intercept(port="https"), stock=stock, certificates={key: CertificateFacts("identity:a")})
+    assert [each.key.name for each in able] == ["b"]

@@ -12,7 +12,7 @@ from sidestep.model.pod import Location, PodKey, ServicePort, Transport
 from sidestep.node.planning.plan import CertificateFacts
 from sidestep.node.planning.planner import plan
 from sidestep.policy.survey import CertificateKey, Side
-from tests.unit.node.scenes import CERTIFIED, HTTPS, header, intercept, inventory, pod, service
+from tests.unit.node.scenes import CERTIFIED, HTTPS, PLAIN, header, intercept, inventory, pod, service
 
 POD = PodKey("shop", "orders-1")
 GOOD = {CertificateKey(POD, 8443, Side.DOWNSTREAM): CertificateFacts("identity:a", "trust:a", "orders.shop")}
@@ -356,3 +356,12 @@ def test_datagrams_of_the_same_number_are_not_concerned():
     stock = inventory(pod(annotations=annotations, ports=(HTTPS, udp)))
     result = planned(stock, [intercept(filter=GLOBAL, port="8443", transport=Transport.UDP)])
     assert [port.snapshot.transport for port in result.pods[POD].ports] == ["udp"]
+
+
+def test_a_pod_that_lacks_the_port_refuses_it_and_the_other_serves():
+    other = PodKey("shop", "orders-2")
+    stock = inventory(pod(), pod("orders-2", ports=(PLAIN,), annotations={}))
+    result = planned(stock, [intercept(port="https")])
+    assert list(result.pods) == [POD]
+    assert reasons(result, other) == [(ConditionType.PORT_UNKNOWN, f"pod {other}")]
+    assert "https" in result.refusals["u1", other]
