@@ -1,1 +1,1 @@
-"""What the node daemon does in a Kubernetes cluster beside what it does everywhere."""
+"""Parts of the node daemon that run only in a Kubernetes cluster."""

@@ -1,8 +1,8 @@
-"""Conditions as Kubernetes Events: each is told once when it has stood for a moment, and once when it is over.
+"""Posts conditions as Kubernetes Events: once after a condition has existed for a moment, and once when it has ended.
 
-The moment keeps out what comes and goes while a pod starts. An Event that cannot be written is lost: the condition is
-still in `status`, in the resource and in the log. At most `BURST` Events at once and one every `PERIOD` seconds after
-that, so that a thousand bad annotations do not become a load on the API server.
+The delay filters out conditions that come and go while a pod starts. An Event that cannot be posted is lost; the
+condition remains in `sidestep status`, in the resource and in the log. At most `BURST` Events are posted at once, then
+one every `PERIOD` seconds, so that a thousand invalid annotations do not load the API server.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from sidestep.node.conditions import Conditions
 from sidestep.node.sessions.resources import SessionResources
 from sidestep.observability.logs import get_logger
 
-SETTLED = 2.0
-"""Seconds that a condition must have stood."""
+STABLE_FOR = 2.0
+"""Seconds for which a condition must exist before it is posted."""
 AGAIN = 600.0
-"""Seconds after which a condition that comes back is told again."""
+"""Seconds after which a condition that returns is posted again."""
 BURST = 40
 PERIOD = 5.0
 
@@ -35,7 +35,7 @@ _SUBJECT = re.compile(r"(pod|intercept|wiretap) ([^ /]+)/([^ ]+)(?: .*)?")
 
 
 class Announcer:
-    """Posts Events about what `conditions` holds. `inventory` is asked for the UIDs of pods."""
+    """Posts Events about the conditions in `conditions`. `inventory` provides the UIDs of pods."""
 
     def __init__(
         self,
@@ -61,13 +61,13 @@ class Announcer:
         self._log = get_logger("events")
 
     async def run(self) -> None:
-        """Tell what there is to tell, until cancelled."""
+        """Post Events until cancelled."""
         while True:
             await asyncio.sleep(1.0)
             await self.once()
 
     async def once(self) -> None:
-        """Look at the conditions now."""
+        """Compare the current conditions with those posted, and post the differences."""
         now = self._now()
         standing = set(self._conditions.all())
         self._told = {each: when for each, when in self._told.items() if each in standing or now - when < AGAIN}
@@ -78,12 +78,12 @@ class Announcer:
                 await self._post(condition, over=True)
         for condition in sorted(standing, key=lambda each: (each.subject, each.type.value, each.text)):
             began = self._since.setdefault(condition, now)
-            if now - began >= SETTLED and condition not in self._told and await self._post(condition, over=False):
+            if now - began >= STABLE_FOR and condition not in self._told and await self._post(condition, over=False):
                 self._told[condition] = now
                 self._open.add(condition)
 
     async def _post(self, condition: Condition, *, over: bool) -> bool:
-        """False when it must wait for its turn."""
+        """Post one Event; returns False when the rate limit delays it."""
         now = self._now()
         self._allowance = min(float(BURST), self._allowance + (now - self._filled) / PERIOD)
         self._filled = now
@@ -111,7 +111,7 @@ class Announcer:
     def _subject(self, condition: Condition) -> EventSubject | None:
         match = _SUBJECT.fullmatch(condition.subject)
         if match is None:
-            # A Node's Events carry its name as UID: that is what `kubectl describe node` asks for.
+            # Events of a Node have its name as UID, which `kubectl describe node` looks for.
             return EventSubject("v1", "Node", "", self._node, self._node)
         kind, namespace, name = match.groups()
         if kind == "pod":

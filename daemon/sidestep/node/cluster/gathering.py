@@ -1,8 +1,8 @@
-"""How long changes are gathered before they are looked at together. Pure; the caller says what time it is.
+"""Debounce interval for changes that are processed together. Pure; the caller passes the time.
 
-After a quiet time a change is looked at `least` seconds after it came. `burst` looks may follow each other like that;
-while changes keep coming there are `rate` a second, and never so many that the work takes more than `SHARE` of the
-event loop's time. So one who changes objects all the time delays others' changes by a second, and saturates nothing.
+After a quiet period a change is processed `least` seconds after it arrived, up to `burst` times in a row. While changes
+keep arriving, they are processed `rate` times a second, and no more often than `SHARE` of the event loop's time
+permits. A user who changes objects continuously thus delays the changes of others by a second and saturates nothing.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 from sidestep.aio.allowance import Allowance
 
 SHARE = 0.2
-"""The part of the event loop's time that the work may take."""
+"""Fraction of the event loop's time that the processing may take."""
 MOST = 2.0
-"""Seconds that gathering takes at most."""
+"""Seconds; upper bound of the interval."""
 
 
 class Gathering:
@@ -24,7 +24,7 @@ class Gathering:
         self._rest = 0.0
 
     def took(self, seconds: float) -> None:
-        """Note how many seconds of the loop's time the last processing took."""
+        """Record the seconds of the loop's time that the last processing took."""
         self._rest = seconds * (1 / SHARE - 1)
 
     def pause(self, now: float) -> float:

@@ -1,9 +1,9 @@
-"""The cluster as a source of inventories: the mirror's objects, joined with where the pods live on this node.
+"""Inventories from the cluster: the cached objects, joined with the locations of the pods on this node.
 
-Changes that come together are read once (`gathering`). The processes of pods are looked for when there is a pod, or a
-container, whose process is not known: at once, then again with growing pauses, since the kubelet tells of a pod before
-its processes can be seen and some never appear (a sandboxed runtime). What was found is looked at every `CHECK`
-seconds: a process id that belongs to somebody else now is forgotten.
+Changes that arrive together are read once (`gathering`). Processes of pods are searched when a pod or container has no
+known process: at once, then with growing pauses, since the kubelet reports a pod before its processes exist, and some
+never appear (a sandboxed runtime). Known processes are verified every `CHECK` seconds; a process id that belongs to
+another process is dropped.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from sidestep.node.manifests import Reading
 from sidestep.observability.logs import get_logger
 
 PAUSE = 0.03
-"""Seconds in which changes are gathered after a quiet time."""
+"""Seconds for which changes are gathered after a quiet period."""
 READINGS, BURST = 2.0, 20.0
-"""Readings a second while changes keep coming, and at once after a quiet time."""
+"""Readings per second while changes keep arriving, and readings at once after a quiet period."""
 FIRST_LOOK, LAST_LOOK = 0.2, 15.0
-"""Seconds between two walks through /proc while something is missing; doubled each time."""
+"""Seconds between two walks through /proc while a process is missing; doubled each time."""
 CHECK = 5.0
-"""Seconds between two looks at the processes that were found."""
+"""Seconds between two verifications of known processes."""
 
 
 class ClusterInventory:
-    """An `InventorySource`. `service_account` is `namespace:name`, for the advice about Secrets."""
+    """An `InventorySource`. `service_account` is `namespace:name`, for error texts about Secrets."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class ClusterInventory:
         self._log = get_logger("cluster")
 
     async def load(self) -> Reading:
-        """As InventorySource.load: wait until everything has been listed once."""
+        """As InventorySource.load. Waits until everything has been listed once."""
         self._cache.start()
         while not self._cache.synced:
             await self._news.wait()
@@ -105,17 +105,17 @@ class ClusterInventory:
         self._cache.want_secrets(names)
 
     def secret_source(self, secret: Secret | None, namespace: str, name: str) -> Source:
-        """As InventorySource.secret_source: the API server, which also tells whether there is one."""
+        """As InventorySource.secret_source: the API server, which also knows whether the Secret exists."""
         del secret
         return ClusterSecret(namespace, name, self._server)
 
     async def aclose(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         await self._cache.aclose()
 
     @property
     def connected(self) -> bool:
-        """Whether the API server's changes are being followed."""
+        """Whether changes of the API server are being received."""
         return self._cache.connected
 
     # --- inside -----------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class ClusterInventory:
         return Reading(inventory, conditions=tuple(conditions))
 
     def explain(self, namespace: str, secret: str, error: ReadError) -> str:
-        """As InventorySource.explain: with the command that grants what is missing."""
+        """As InventorySource.explain, with the command that grants the missing permission."""
         if error.status not in {401, 403}:
             return f"Secret {namespace}/{secret} cannot be read: {error}"
         return (

@@ -1,11 +1,12 @@
-"""The status of each resource as this node has it to say: its own entry, the digest of the spec, and the whole.
+"""Writes this node's part of the status of each resource: its own entry, the digest of the spec, and the aggregate.
 
-A node writes its entry by a merge patch, so that none meets another, and the whole only where it speaks for all
-(`resource_status`). The digest is part of the first write to a status that has none; that write says which version of
-the resource it is about, so that of two nodes which saw different specs one is too late, and learns of the other's.
+A node writes its entry by a merge patch, which does not conflict with those of other nodes. It writes the aggregate
+only when it is the reporting node (`resource_status`). The first write to a status without digest includes the digest,
+conditional on the resource's version: of two nodes that saw different specs, the second write fails and that node
+learns the accepted digest.
 
-What one resource costs is bounded: the same is not written again for `SAME_AGAIN` seconds, which the watch may take to
-show it, and there are `WRITE_BURST` writes at once and `WRITES` a second after that.
+The cost of one resource is bounded: an identical patch is repeated after `SAME_AGAIN` seconds at the earliest, since
+the watch needs time to show it; `WRITE_BURST` writes may follow each other, then `WRITES` per second.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ from sidestep.node.sessions.resources import ResourceVerdict
 from sidestep.tunnel.messages import State
 
 SAME_AGAIN = 3.0
-"""Seconds before the same patch is sent again: the watch may not have shown the first one yet."""
-SETTLED = 1.0
-"""Seconds that a refusal must have stood before it is told: certificates and processes are still being read."""
+"""Seconds before an identical patch is sent again, because the watch may not have shown the first one yet."""
+REFUSAL_DELAY = 1.0
+"""Seconds for which a refusal must exist before it is published; certificates and processes may still be read."""
 MAX_CONDITIONS = 20
 WRITES, WRITE_BURST = 1.0, 8.0
-"""The same for the writes of one resource's status."""
+"""Writes of one resource's status: per second, and at once."""
 ATTEMPTS = 3
-"""Tries to write what may only be written if nobody else has written meanwhile."""
+"""Attempts at a write that is conditional on the resource's version."""
 OUTDATED = (
     "the cluster's resource definitions are older than its node daemons, and a session cannot be pinned: kubectl apply "
     "-f deploy/daemonset.yaml"
@@ -59,20 +60,20 @@ OUTDATED = (
 
 @dataclass(slots=True)
 class PublishState:
-    """State of one resource that lasts from round to round."""
+    """Publishing state of one resource across rounds."""
 
     refusal: str = ""
     refused_since: float = 0.0
-    unspoken_since: float = 0.0
+    unreported_since: float = 0.0
     sent: bytes = b""
     sent_at: float = 0.0
     expired_since: float = 0.0
     verdict: ResourceVerdict | None = None
     due: float = math.inf
-    """When it is to be looked at again although nothing has changed."""
+    """Time of the next look at the resource without a change."""
     writes: Allowance | None = None
-    asked: int = -1
-    """The picture of the node for which the refusal was found out."""
+    checked_revision: int = -1
+    """Revision of the node for which the refusal was computed."""
 
     def look_again(self, when: float) -> None:
         """Look at the resource again at `when` or earlier."""
@@ -80,8 +81,10 @@ class PublishState:
 
 
 class Publisher:
-    """Writes statuses. `own` is this daemon's entry; `picture` counts what refusals depend on: while it is the same, so
-    are they."""
+    """Writes statuses. `own` is this daemon's entry.
+
+    `node_revision` counts changes of what refusals depend on; refusals are computed again when it changes.
+    """
 
     def __init__(
         self,
@@ -95,7 +98,7 @@ class Publisher:
         now: Callable[[], float],
     ) -> None:
         self.own = own
-        self.picture = 0
+        self.node_revision = 0
         self._api = api
         self._node = node
         self._certificate = certificate
@@ -103,12 +106,12 @@ class Publisher:
         self._state = state
         self._now = now
         self._outdated = False
-        """Whether the API server drops the digest, which its definitions do not know."""
+        """Whether the API server drops the digest because its resource definitions are too old."""
 
-    async def publish(self, resource: SessionResource, verdict: ResourceVerdict, memory: PublishState) -> None:
-        """Write what is different, if it is this node's to write. Raises ClusterError."""
+    async def publish(self, resource: SessionResource, verdict: ResourceVerdict, progress: PublishState) -> None:
+        """Write the parts that differ and are this node's to write. Raises ClusterError."""
         status = resource.latest.status
-        entry = self._entry(resource, verdict, memory)
+        entry = self._entry(resource, verdict, progress)
         present = status.nodes.get(self._node)
         fields: dict[str, Any] = {}
         nodes: dict[str, NodeEntry | None] = dict(status.nodes)
@@ -117,36 +120,36 @@ class Publisher:
             if entry != present:
                 fields["nodes"] = {self._node: msgspec.to_builtins(entry)}
         elif present is not None:
-            return  # a newer daemon of this node speaks
+            return  # a newer daemon of this node writes the entry
         whole = aggregate(resource, verdict, nodes, before=status, now=micro_time(dt.datetime.now(dt.UTC))[:19] + "Z")
-        if differs(whole, status) and self._speaks(nodes, memory):
+        if differs(whole, status) and self._reports(nodes, progress):
             fields |= whole
         if fields or (entry is not None and not status.spec_digest):
-            await self._patch(resource, fields, memory)
+            await self._patch(resource, fields, progress)
 
-    def _speaks(self, nodes: Mapping[str, NodeEntry | None], memory: PublishState) -> bool:
+    def _reports(self, nodes: Mapping[str, NodeEntry | None], progress: PublishState) -> bool:
         there = reporting_node(nodes)
         if there:
-            memory.unspoken_since = 0.0
+            progress.unreported_since = 0.0
             return there == self._node
-        if not memory.unspoken_since:
-            memory.unspoken_since = self._now() + random.uniform(0.2, 1.5)  # noqa: S311 - spreads the nodes
-        memory.look_again(memory.unspoken_since)
-        return self._now() >= memory.unspoken_since
+        if not progress.unreported_since:
+            progress.unreported_since = self._now() + random.uniform(0.2, 1.5)  # noqa: S311 - spreads the nodes
+        progress.look_again(progress.unreported_since)
+        return self._now() >= progress.unreported_since
 
-    def _entry(self, resource: SessionResource, verdict: ResourceVerdict, memory: PublishState) -> NodeEntry | None:
+    def _entry(self, resource: SessionResource, verdict: ResourceVerdict, progress: PublishState) -> NodeEntry | None:
         intercept = resource.intercept
         if not verdict.standing or not verdict.pods or intercept is None:
             return None
-        if memory.asked != self.picture:
-            memory.asked = self.picture
+        if progress.checked_revision != self.node_revision:
+            progress.checked_revision = self.node_revision
             refusal = self._refusal(intercept)
-            if refusal != memory.refusal:
-                memory.refusal, memory.refused_since = refusal, self._now()
-        refusal = OUTDATED if self._outdated else memory.refusal
-        settled = refusal and self._now() - memory.refused_since >= SETTLED
-        if refusal and not settled:
-            memory.look_again(memory.refused_since + SETTLED)
+            if refusal != progress.refusal:
+                progress.refusal, progress.refused_since = refusal, self._now()
+        refusal = OUTDATED if self._outdated else progress.refusal
+        stable = refusal and self._now() - progress.refused_since >= REFUSAL_DELAY
+        if refusal and not stable:
+            progress.look_again(progress.refused_since + REFUSAL_DELAY)
         state = self._state(resource.uid)
         known = {each.pod: each for each in state.pods}
         pods = []
@@ -157,30 +160,30 @@ class Publisher:
             daemon=self.own,
             certificate=encode_certificate(self._certificate),
             pods=tuple(pods),
-            refusal=harmless(refusal) if settled else "",
+            refusal=harmless(refusal) if stable else "",
             conditions=tuple(
                 ConditionEntry(each.type, harmless(each.subject), harmless(each.text))
                 for each in state.conditions[:MAX_CONDITIONS]
             ),
         )
 
-    async def _patch(self, resource: SessionResource, fields: Mapping[str, Any], memory: PublishState) -> None:
+    async def _patch(self, resource: SessionResource, fields: Mapping[str, Any], progress: PublishState) -> None:
         now = self._now()
-        if memory.writes is None:
-            memory.writes = Allowance(rate=WRITES, burst=WRITE_BURST, now=now)
+        if progress.writes is None:
+            progress.writes = Allowance(rate=WRITES, burst=WRITE_BURST, now=now)
         body = status_patch(fields)
-        if body == memory.sent and now - memory.sent_at < SAME_AGAIN:
-            memory.look_again(memory.sent_at + SAME_AGAIN)
+        if body == progress.sent and now - progress.sent_at < SAME_AGAIN:
+            progress.look_again(progress.sent_at + SAME_AGAIN)
             return
-        if not memory.writes.take(now):
-            memory.look_again(now + memory.writes.wait())
+        if not progress.writes.take(now):
+            progress.look_again(now + progress.writes.wait())
             return
-        memory.sent, memory.sent_at = body, now
-        memory.look_again(now + SAME_AGAIN)
+        progress.sent, progress.sent_at = body, now
+        progress.look_again(now + SAME_AGAIN)
         await self._write(resource, fields)
 
     async def _write(self, resource: SessionResource, fields: Mapping[str, Any]) -> None:
-        """Write to a status; with it the digest of the spec, while it has none: then only if nobody wrote meanwhile."""
+        """Write to a status. While it has no digest, add it, conditional on the resource's version."""
         latest = resource.latest
         for _ in range(ATTEMPTS):
             if latest.status.spec_digest or not resource.validated:
@@ -198,24 +201,21 @@ class Publisher:
                     raise
             else:
                 if resource.validated:
-                    self._outdated = not self._sight(resource, answer).status.spec_digest
+                    self._outdated = not self._observe(resource, answer).status.spec_digest
             return
 
     async def _read(self, resource: SessionResource) -> ObservedResource:
-        return self._sight(resource, await self._api.get(resource.latest.path))
+        return self._observe(resource, await self._api.get(resource.latest.path))
 
     @staticmethod
-    def _sight(resource: SessionResource, answer: bytes) -> ObservedResource:
+    def _observe(resource: SessionResource, answer: bytes) -> ObservedResource:
         try:
             return observe(resource.latest.kind, decode(answer, dict))
         except ConfigurationError as error:
             raise ClusterError(f"the API server's answer cannot be read: {error}") from error
 
     async def withdraw(self, resource: SessionResource) -> None:
-        """Take away our own entry, and no other: another daemon of this node may have written its own meanwhile.
-
-        Raises ClusterError.
-        """
+        """Remove this daemon's entry, unless another daemon of this node has replaced it. Raises ClusterError."""
         body: Mapping[str, Any] = {"nodes": {self._node: None}}
         latest = resource.latest
         for _ in range(ATTEMPTS):

@@ -1,8 +1,8 @@
-"""The status of an Intercept or Wiretap, put together from what the nodes say. Pure.
+"""Status of an Intercept or Wiretap, aggregated from the entries of the nodes. Pure.
 
-Each node writes its own entry of `status.nodes`. What is said about the whole - state, message, number of active pods,
-conditions - is computed from all entries by the same function on every node, and written by one: the first by name of
-those that have an entry, or, while none has, whoever notices first. It does not matter who, they all write the same.
+Each node writes its own entry of `status.nodes`. The fields for the whole resource (state, message, number of active
+pods, conditions) are a function of all entries, identical on every node. One node writes them: the first by name of
+those with an entry, or, while there is none, the first that notices. Any node would write the same.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from sidestep.node.sessions.resources import ResourceVerdict
 
 ACTIVE = frozenset({"active", "attached"})
 MAX_PODS = 300
-"""Pods of one node in a status; kubelets run fewer."""
+"""Pods of one node in a status. Kubelets run fewer."""
 
 
 def is_ours(entry: NodeEntry | None, own: DaemonEntry) -> bool:
-    """Whether the entry of this node is ours to write: absent, our own, or that of a daemon that began before us."""
+    """Whether this daemon may write the node's entry: it is absent, our own, or that of a daemon that started
+    earlier."""
     return entry is None or entry.daemon == own or (entry.daemon.started, entry.daemon.pod) < (own.started, own.pod)
 
 
 def reporting_node(nodes: Mapping[str, NodeEntry | None]) -> str:
-    """The node that speaks for all; "" while none has an entry."""
+    """Return the node that writes the aggregate; "" while no node has an entry."""
     return min((name for name, entry in nodes.items() if entry is not None), default="")
 
 
@@ -41,7 +42,7 @@ def aggregate(
     before: StatusFields,
     now: str,
 ) -> dict[str, Any]:
-    """The fields of the status beside `nodes`; `now` is RFC 3339. A condition that has not changed keeps its time."""
+    """Return the fields of the status other than `nodes`. `now` is RFC 3339; unchanged conditions keep their time."""
     there = [entry for _, entry in sorted(nodes.items()) if entry is not None]
     active = sum(pod.state in ACTIVE for entry in there for pod in entry.pods)
     refusals = [entry.refusal for entry in there if entry.refusal]
@@ -88,7 +89,7 @@ def aggregate(
 
 
 def differs(wanted: Mapping[str, Any], status: StatusFields) -> bool:
-    """Whether the fields of `overall` are not what the status says."""
+    """Whether the fields of `aggregate` differ from those of the status."""
     return wanted != {
         "state": status.state,
         "message": status.message,

@@ -1,19 +1,19 @@
-"""What the node daemon does in a cluster beside what it does everywhere: resources, tunnels, statuses, Events.
+"""The cluster part of the node daemon: resources, tunnels, statuses, Events.
 
-    source          the inventory, from the API server (`cluster_inventory`)
-    registry        Intercepts and Wiretaps: which live, which stand (`registry`)
+    source          the inventory, from the API server (`cluster.inventory`)
+    resources       Intercepts and Wiretaps: which live, which stand (`sessions.resources`)
     tunnels         sessions that prove to belong to one of them (`tunnel_server`)
-    publishing      this node's entry in the status of each resource whose pods it has
+    publishing      this node's entry in the status of each resource whose pods it has (`publisher`)
 
-A resource alone steers nothing: an intercept is served while it stands, its spec is accepted (`held`) *and* its session
-has a tunnel to this node. The status tells the CLI which daemons to connect to and which certificate to expect there.
+A resource alone steers nothing: an intercept is served while it stands, its spec is accepted (`sessions.resource`)
+*and* its session has a tunnel to this node. The status tells the CLI which daemons to connect to and which certificate
+to expect.
 
-Changes are gathered, and a round looks only at the resources that may need it: those that changed, whose verdict
-changed, or whose time has come; all of them when the node's picture changed. What one resource's status costs is
-bounded, too: a few writes at once, then one a second.
+Changes are gathered. A round looks only at resources that may need it: those that changed, whose verdict changed, or
+that are due; all of them after a change of the node. Writes of one resource's status are limited as well.
 
-Two daemons of one node meet during an upgrade: the one that began later writes the node's entry, the other keeps quiet.
-At the end the entries that are still ours are taken back.
+During an upgrade two daemons run on a node: the one started later writes the node's entry. At the end a daemon removes
+the entries that are still its own.
 """
 
 from __future__ import annotations
@@ -56,26 +56,26 @@ from sidestep.observability.logs import get_logger
 from sidestep.tunnel.node_tls import NodeTls, make_node_tls
 
 PAUSE = 0.05
-"""Seconds in which changes are gathered before statuses are written."""
+"""Seconds for which changes are gathered before statuses are written."""
 TICK = 1.0
-"""Seconds between two looks at what only time changes."""
+"""Seconds between two checks of what depends on time only."""
 SPREAD = 10.0
-"""Seconds over which the nodes spread what any of them could do."""
+"""Jitter, in seconds, for work that any one node may do."""
 ROUNDS, BURST = 4.0, 20.0
-"""Rounds a second while changes keep coming, and at once after a quiet time."""
+"""Rounds per second while changes keep arriving, and rounds at once after a quiet period."""
 REFUSED = frozenset({400, 413, 422})
-"""What the API server answers when it refuses one object, as it does with one that newer definitions do not allow."""
+"""HTTP statuses with which the API server rejects one object, such as one that newer definitions do not permit."""
 REFUSED_AGAIN = 10.0
-"""Seconds after which the status of such an object is tried again."""
+"""Seconds before the status of such an object is written again."""
 FAREWELL = 3.0
-"""Seconds for taking back entries at the end."""
+"""Seconds for removing entries at the end."""
 
 
 _NO_VERDICT = ResourceVerdict(standing=False)
 
 
 class ClusterService:
-    """Make it, `start` it, `connect` it, run `run`; at the end `withdraw`, then `aclose`."""
+    """Lifecycle: create, `start`, `connect`, `run`; at the end `withdraw`, then `aclose`."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class ClusterService:
         self._all_dirty = True
         self._basis: object = None
         self._tasks = Tasks("cluster", on_crash=on_crash)
-        self._memory: dict[str, PublishState] = {}
+        self._progress: dict[str, PublishState] = {}
         self._standing: frozenset[str] = frozenset()
         self._watches: dict[Kind, Watch] = {}
         self._stopping = False
@@ -115,13 +115,13 @@ class ClusterService:
         self._tunnel_port = options.tunnel_port
 
     async def start(self) -> None:
-        """Answer probes. Raises KernelError."""
+        """Start answering probes. Raises KernelError, ConfigurationError."""
         await self.health.start()
 
     def connect(
         self, *, controller: Controller, sessions: SessionRegistry, view: NodeView, conditions: Conditions
     ) -> None:
-        """Say whom to ask; once, before `run`."""
+        """Set the objects that this one uses; once, before `run`."""
         self._controller, self._sessions = controller, sessions
         self._tunnels = TunnelServer(
             tls=self._tls,
@@ -152,12 +152,13 @@ class ClusterService:
         )
 
     def changed(self) -> None:
-        """Something that any status shows may be different."""
+        """Note that anything shown in a status may have changed."""
         self._all_dirty = True
         self._news.set()
 
     def intercepts(self) -> tuple[Intercept, ...]:
-        """What is to be served: intercepts that stand, were accepted, and whose session has a tunnel to this node."""
+        """Return the intercepts to serve: those that stand, were accepted, and whose session has a tunnel to this
+        node."""
         verdicts = self.resources.verdicts(self._controller.inventory)
         return tuple(each for each in self._sessions.intercepts() if self._served(each.uid, verdicts))
 
@@ -166,7 +167,7 @@ class ClusterService:
         return resource is not None and resource.accepted and verdict is not None and verdict.standing
 
     async def run(self) -> None:
-        """Follow the resources, take sessions, write statuses, until cancelled."""
+        """Follow the resources, accept sessions and write statuses until cancelled."""
         for kind in Kind:
             watch = Watch(self._api, (collection_path(kind),), self.resources.sink(kind))
             watch.on_state = self._follower(kind, watch)
@@ -187,7 +188,7 @@ class ClusterService:
             await self._round()
 
     async def withdraw(self) -> None:
-        """Take back what the statuses say about this daemon. Never raises."""
+        """Remove this daemon's entries from the statuses. Never raises."""
         self._stopping = True
         self.health.status = None
         try:
@@ -206,7 +207,7 @@ class ClusterService:
             self._log.info("status not taken back", resource=resource.latest.display, reason=str(error))
 
     async def aclose(self) -> None:
-        """End everything."""
+        """Stop everything."""
         await self._tasks.aclose()
         if hasattr(self, "_tunnels"):
             await self._tunnels.aclose()
@@ -230,16 +231,16 @@ class ClusterService:
         if standing != self._standing:
             self._standing = standing
             self._controller.changed()
-        for uid in self._memory.keys() - verdicts.keys():
-            del self._memory[uid]
+        for uid in self._progress.keys() - verdicts.keys():
+            del self._progress[uid]
         try:
             while waiting:
                 if self._stopping:
                     return
                 resource = waiting[0]
-                memory = self._memory[resource.uid]
-                memory.verdict, memory.due = verdicts.get(resource.uid, _NO_VERDICT), math.inf
-                await self._publish(resource, memory.verdict, memory)
+                progress = self._progress[resource.uid]
+                progress.verdict, progress.due = verdicts.get(resource.uid, _NO_VERDICT), math.inf
+                await self._publish(resource, progress.verdict, progress)
                 waiting.popleft()
             for resource in self.resources.expired():
                 await self._delete(resource)
@@ -248,35 +249,35 @@ class ClusterService:
             self._dirty.update(resource.uid for resource in waiting)
             await asyncio.sleep(TICK)
 
-    async def _publish(self, resource: SessionResource, verdict: ResourceVerdict, memory: PublishState) -> None:
-        """Write what is different. Raises ClusterError when it is not about this resource alone."""
+    async def _publish(self, resource: SessionResource, verdict: ResourceVerdict, progress: PublishState) -> None:
+        """Publish one resource. Raises ClusterError when the failure is not limited to this resource."""
         try:
-            await self._publisher.publish(resource, verdict, memory)
+            await self._publisher.publish(resource, verdict, progress)
         except ApiError as error:
             if error.status not in REFUSED:
                 raise
             self._log.warning("status refused", resource=resource.latest.display, reason=str(error))
-            memory.look_again(self._now() + REFUSED_AGAIN)
+            progress.look_again(self._now() + REFUSED_AGAIN)
 
     def _note_changes(self) -> None:
-        """Note whether what refusals depend on is another than at the last round."""
+        """Record whether anything that refusals depend on has changed since the last round."""
         basis = self._controller.basis()
         if basis != self._basis:
             self._basis = basis
-            self._publisher.picture += 1
+            self._publisher.node_revision += 1
 
     def _due(self, verdicts: Mapping[str, ResourceVerdict]) -> deque[SessionResource]:
-        """The resources to look at now, oldest first."""
+        """Return the resources to look at now, oldest first."""
         now, found = self._now(), deque[SessionResource]()
         for resource in self.resources.all():
-            memory = self._memory.get(resource.uid)
-            if memory is None:
-                memory = self._memory[resource.uid] = PublishState()
+            progress = self._progress.get(resource.uid)
+            if progress is None:
+                progress = self._progress[resource.uid] = PublishState()
             if (
                 self._all_dirty
                 or resource.uid in self._dirty
-                or memory.due <= now
-                or memory.verdict != verdicts.get(resource.uid)
+                or progress.due <= now
+                or progress.verdict != verdicts.get(resource.uid)
             ):
                 found.append(resource)
         self._dirty.clear()
@@ -284,11 +285,12 @@ class ClusterService:
         return found
 
     async def _delete(self, resource: SessionResource) -> None:
-        """Delete what nobody renews any more, unless it was renewed in between or another node was first."""
-        memory = self._memory.setdefault(resource.uid, PublishState())
-        if not memory.expired_since:
-            memory.expired_since = self._now() + random.uniform(0.0, SPREAD)  # noqa: S311 - spreads the nodes
-        if self._now() < memory.expired_since:
+        """Delete a resource that is no longer renewed, unless it was renewed meanwhile or another node has deleted
+        it."""
+        progress = self._progress.setdefault(resource.uid, PublishState())
+        if not progress.expired_since:
+            progress.expired_since = self._now() + random.uniform(0.0, SPREAD)  # noqa: S311 - spreads the nodes
+        if self._now() < progress.expired_since:
             return
         body = deletion(resource.uid, resource_version=resource.latest.metadata.resource_version)
         try:
@@ -299,7 +301,8 @@ class ClusterService:
         else:
             self._log.info("deleted, not renewed", resource=resource.latest.display)
 
-    # --- what the registry says -------------------------------------------------------------------------------------
+    # --- events of the resources
+    # ----------------------------------------------------------------------------------------
 
     def _follower(self, kind: Kind, watch: Watch) -> Callable[[], None]:
         return lambda: self.resources.connected(kind, watch.connected)

@@ -1,10 +1,10 @@
-"""Sessions of a cluster: TLS 1.3 on the daemon pod's loopback, where only port-forwards arrive, and the hello.
+"""Accepts sessions of a cluster: TLS 1.3 on the daemon pod's loopback, where only port-forwards arrive, and the hello.
 
-A connection proves nothing. The daemon asks with a nonce; the answer must name one intercept that this node knows and
-sign for it with the key that was pinned when the resource was first seen. Until then a connection costs a little
-memory (`Connection`, unproved), and there are at most `MAX_STRANGERS` of them, from the first byte of their TLS
-handshake on. When there are more, the oldest has to go, but not before it had `GRACE` seconds: whoever holds a key
-needs less, and nobody who does not keeps others out for longer. Until then newcomers wait in the kernel's queue.
+A connection proves nothing by itself. The daemon sends a nonce; the answer must name one intercept that this node knows
+and carry a signature by the key that was pinned when the resource was first observed. Until then a connection costs
+little memory (`Connection`, unproved), and at most `MAX_UNPROVED` exist, counted from the first byte of the TLS
+handshake. Above that the oldest is closed, but not before it had `GRACE` seconds: the owner of a key needs less, and
+nobody else can keep others out for longer. Meanwhile newcomers wait in the kernel's queue.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from sidestep.tunnel.node_tls import NodeTls
 from sidestep.tunnel.proof import verify
 
 ADDRESSES = ("127.0.0.1", "::1")
-"""Where a port-forward arrives, as the runtime chooses."""
+"""Addresses at which a port-forward arrives, depending on the runtime."""
 MAX_UNPROVED = 64
-"""Connections at once whose hello has not been answered."""
+"""Connections whose hello has not been answered."""
 GRACE = 1.0
-"""Seconds that each has for its proof even if others wait."""
+"""Seconds that each connection has for its proof even if others wait."""
 BACKLOG = 128
 """Connections that wait in the kernel."""
 BREATH = 0.5
 """Seconds without accepting after the kernel refused to (no descriptors)."""
 HANDSHAKE_TIMEOUT = 10.0
-"""Seconds for TLS."""
+"""Seconds for the TLS handshake."""
 
 
 class TunnelServer:
-    """Listens once `start`ed; each proved connection becomes a session."""
+    """Listens after `start`. Each proved connection becomes a session."""
 
     def __init__(
         self,
@@ -66,13 +66,13 @@ class TunnelServer:
         self._tasks = Tasks("tunnels", on_crash=on_crash)
         self._loop = asyncio.get_running_loop()
         self._unproved: dict[asyncio.Task[None], float] = {}
-        """Who has proved nothing, oldest first, and when each arrived."""
+        """Tasks of connections without proof, oldest first, with their arrival times."""
         self._listeners: list[socket.socket] = []
         self._resuming: asyncio.TimerHandle | None = None
         self._log = get_logger("tunnels")
 
     async def start(self) -> None:
-        """Listen. Raises KernelError when not even IPv4's loopback can be listened on."""
+        """Start listening. Raises KernelError when IPv4's loopback is not available."""
         for address in ADDRESSES:
             try:
                 family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -87,14 +87,15 @@ class TunnelServer:
         self._resume()
 
     async def aclose(self) -> None:
-        """Listen no more; end what has not become a session."""
+        """Stop listening, and end connections that have not become a session."""
         self._pause(None)
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
         await self._tasks.aclose()
 
-    # --- arrivals ---------------------------------------------------------------------------------------------------
+    # --- accepting
+    # ------------------------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
         self._resuming = None
@@ -102,7 +103,7 @@ class TunnelServer:
             self._loop.add_reader(listener, self._accept, listener)
 
     def _pause(self, seconds: float | None) -> None:
-        """Accept nobody for so long, or from now on."""
+        """Stop accepting for so many seconds; None: permanently."""
         if self._resuming is not None:
             self._resuming.cancel()
         for listener in self._listeners:
@@ -130,7 +131,7 @@ class TunnelServer:
         task.add_done_callback(self._no_longer_unproved)
 
     def _no_longer_unproved(self, task: asyncio.Task[None]) -> None:
-        """It is no stranger any more: it has proved who it is, or is gone. That makes room."""
+        """Remove a connection from the unproved ones, after its proof or end, which makes room for another."""
         if self._unproved.pop(task, None) is not None and self._resuming is not None:
             self._resuming.cancel()
             self._resume()
@@ -143,7 +144,7 @@ class TunnelServer:
                 lambda: connection, sock, ssl=self._tls.context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT
             )
         except OSError:
-            return  # whoever it was has no interest; asyncio has closed the socket
+            return  # the handshake failed; asyncio has closed the socket
         except asyncio.CancelledError:
             sock.close()
             raise
@@ -162,11 +163,11 @@ class TunnelServer:
             await connection.wait_closed()
             return
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - this is a coroutine
+        assert task is not None  # noqa: S101 - runs in a task
         self._no_longer_unproved(task)
         connection.mark_proved()
         intercept = resource.intercept
-        assert intercept is not None  # noqa: S101 - only what can be served has a key to prove
+        assert intercept is not None  # noqa: S101 - a resource with a key has an intercept
         session = Session(intercept=intercept, node=self._node, software=__version__, limits=self._limits, greeted=end)
         self._log.info("session", intercept=intercept.display, owner=intercept.owner)
         ended: SidestepError | None

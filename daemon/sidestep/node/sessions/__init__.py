@@ -1,1 +1,1 @@
-"""Sessions and resources: who wants which requests, and the way to the handler of each."""
+"""Sessions and their resources: who requests which traffic, and the way to each handler."""

@@ -1,4 +1,4 @@
-"""The intercept that a session at the unix socket asks for, from its spec: checked, named, numbered."""
+"""Builds the intercept that a session at the unix socket requests: validated, named, numbered."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _PRINTABLE = re.compile(r"[ -~]{0,64}")
 
 
 def intercept_of(spec: SessionSpec, *, name: str, owner: str) -> Intercept:
-    """The intercept that a spec asks for: a new one, or one that comes back, which keeps its uid and its age.
+    """Return the intercept that a spec requests: a new one, or a resumed one, which keeps its uid and start time.
 
-    Who may connect here may end any intercept, so a false uid or age gains nobody anything. Raises ConfigurationError
-    or RefusedError.
+    Whoever may connect here may end any intercept, so a forged uid or time gains nothing. Raises ConfigurationError or
+    RefusedError.
     """
     now = time.time()
     if spec.resume and not _UID.fullmatch(spec.resume):

@@ -1,4 +1,4 @@
-"""What sessions and the local API ask of the node; `node.api.status` answers."""
+"""The interface of the node for sessions and the local API; `node.api.status` implements it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
 
 
 class NodeView(Protocol):
-    """The node as its readers see it. Every method but `prepare` returns at once."""
+    """Read access to the node. Every method except `prepare` returns at once."""
 
     def status(self) -> StatusView:
-        """Everything."""
+        """Return everything that `sidestep status` shows."""
 
     def workloads(self) -> tuple[WorkloadView, ...]:
-        """All workloads of this node, in all namespaces."""
+        """Return all workloads of this node, in all namespaces."""
 
     async def prepare(self, intercept: Intercept) -> None:
-        """Find out what `check` has to know: certificates are read now that somebody wants them."""
+        """Obtain what `check` needs: reads the certificates of this intercept."""
 
     def check(self, intercept: Intercept) -> None:
-        """Whether this intercept may begin: workload and port exist, the filter compiles, nothing conflicts.
+        """Check whether this intercept may begin: workload and port exist, the filter compiles, nothing conflicts.
 
-        Raises RefusedError or ConfigurationError. Called before the intercept is among `Sessions.intercepts()`.
+        Raises RefusedError or ConfigurationError. Called before `SessionRegistry.intercepts` contains the intercept.
         """
 
     def state(self, intercept_uid: str) -> State:
-        """The pods of an intercept and the conditions that concern it."""
+        """Return the pods of an intercept and the conditions that concern it."""

@@ -1,11 +1,11 @@
-"""The registry of sessions: which intercepts there are, and the way from a pod proxy to the handler of each.
+"""The registry of sessions: the existing intercepts, and the way from a pod proxy to the handler of each.
 
-A session is accepted (`register`: spec checked, name and uid given, the node asked whether it conflicts), served as
-long as its tunnel lives, and forgotten the moment the tunnel ends or somebody ends it: first it leaves `intercepts()`
-and `on_change` is called, so that the next request goes to the app, then its connections are ended.
+`register` accepts a session: it validates the spec, assigns name and uid, and asks the node about conflicts. The
+session is served while its tunnel lives. When the tunnel ends or somebody ends the session, it first leaves
+`intercepts()` and `on_change` is called, so that the next request goes to the app; then its connections end.
 
-The daemon learns of nothing by polling: it sets `on_change`, and calls `refresh()` when what `NodeView.state` says may
-have changed.
+The daemon does not poll: it sets `on_change`, and calls `refresh()` when the result of `NodeView.state` may have
+changed.
 """
 
 from __future__ import annotations
@@ -32,64 +32,68 @@ from sidestep.tunnel.unread_budget import UnreadBudget
 from sidestep.tunnel.views import InterceptView
 
 MAX_SESSIONS = 1024
-"""Sessions of one node at once."""
+"""Sessions of one node."""
 
 
 def _nothing() -> None:
-    """The `on_change` of nobody."""
+    """Default of `on_change`."""
 
 
 class SessionRegistry:
-    """All sessions of this node. One event loop, no locks."""
+    """All sessions of this node. For one event loop, without locks."""
 
     def __init__(
         self, *, view: NodeView, node: str, limits: TunnelLimits = DEFAULT_LIMITS, local_refusal: str = ""
     ) -> None:
-        """`local_refusal` is why no session may begin at the unix socket; empty where it may."""
+        """Create an empty registry.
+
+        `local_refusal` is the reason why no session may begin at the unix socket; empty where it may.
+        """
         self.on_change: Callable[[], None] = _nothing
         self.leaving = ""
-        """Why no session may begin now although it could soon, at this daemon's successor; empty while all is well."""
+        """Reason why no session may begin now, although it soon could at this daemon's successor; empty otherwise."""
         self._view = view
         self._node = node
         self._limits = limits
         self.budget = UnreadBudget()
-        """What all tunnels together may hold unread."""
+        """Limit of unread bytes of all tunnels together."""
         self._sessions: dict[str, Session] = {}
         self._ordered: tuple[Intercept, ...] | None = ()
         self._names: dict[tuple[str, str], dict[str, Session]] = {}
-        """By namespace and name, then by uid: in a cluster an intercept and a wiretap may share a name."""
+        """Sessions by (namespace, name), then uid: in a cluster an intercept and a wiretap may share a name."""
         self._local_refusal = local_refusal
         self._closing: str | None = None
 
     # --- for the daemon ---------------------------------------------------------------------------------------------
 
     def intercepts(self) -> tuple[Intercept, ...]:
-        """The intercepts of all sessions, oldest first. Sorted once for all who ask between two changes."""
+        """Return the intercepts of all sessions, oldest first. Sorted once after each change."""
         if self._ordered is None:
             held = (each.intercept for each in self._sessions.values())
             self._ordered = tuple(sorted(held, key=lambda each: each.order))
         return self._ordered
 
     def intercept(self, uid: str) -> Intercept | None:
-        """The intercept of one session."""
+        """Return the intercept of one session; None when there is none."""
         session = self._sessions.get(uid)
         return session.intercept if session is not None else None
 
     def views(self) -> tuple[InterceptView, ...]:
-        """The intercepts as `status` shows them, oldest first."""
+        """Return the intercepts as `sidestep status` shows them, oldest first."""
         return tuple(self._view_of(self._sessions[each.uid]) for each in self.intercepts())
 
     def refresh(self) -> None:
-        """Tell every session what the node says about its pods, where that is news."""
+        """Send every session the state of its pods, where it has changed."""
         for uid, session in self._sessions.items():
             session.publish(self._view.state(uid))
 
     async def open_stream(self, opening: Open, *, pod: PodKey, proxy: int) -> socket.socket:
-        """Connect one diverted connection to the handler of `opening.uid`; returns the end that is the pod proxy's.
+        """Connect one diverted connection to the handler of `opening.uid`; returns the pod proxy's end of a socketpair.
 
-        A stream socket of AF_UNIX. FIN is half-close both ways; both directions closed at once (POLLHUP) means that the
-        handler's connection broke or the session ended. Raises RefusedError within `TunnelLimits.open_timeout`.
-        `proxy` is the uid of the pod proxy, which no other has at the time: a pod may have two, one of which drains.
+        The socket is an AF_UNIX stream. FIN is half-close in both directions. Both directions closed at once (POLLHUP)
+        means that the handler's connection broke or the session ended. `proxy` is the uid of the pod proxy's user,
+        which is unique at any time; a pod may have two proxies, one of which drains. Raises RefusedError within
+        `TunnelLimits.open_timeout` seconds.
         """
         session = self._sessions.get(opening.uid)
         if session is None:
@@ -109,7 +113,7 @@ class SessionRegistry:
         )
 
     def record(self, requests: Iterable[LoggedRequest], *, pod: PodKey) -> None:
-        """Tell sessions about requests that a pod proxy diverted or copied to them; unknown uids are ignored."""
+        """Send sessions the requests that a pod proxy diverted or copied to them. Unknown uids are ignored."""
         now = time.time()
         for each in requests:
             session = self._sessions.get(each.uid)
@@ -131,26 +135,26 @@ class SessionRegistry:
                 )
 
     def record_losses(self, losses: Iterable[LostCopies], *, pod: PodKey) -> None:
-        """Tell sessions of copies that a pod proxy held back; unknown uids are ignored."""
+        """Send sessions the number of copies that a pod proxy did not make. Unknown uids are ignored."""
         for each in losses:
             session = self._sessions.get(each.uid)
             if session is not None:
                 session.record_loss(Lost(pod=str(pod), port=each.port, count=each.count, reason=each.reason))
 
     def reset_stream(self, stream: int, *, proxy: int) -> None:
-        """A pod proxy reset the connection that it asked for under this number: its handler sees a reset, too."""
+        """Reset the connection to the handler after the pod proxy reset its end, identified by the proxy's number."""
         for session in self._sessions.values():
             if session.reset_stream((proxy, stream)):
                 return
 
     def move(self, reason: str) -> None:
-        """Have every session look for another daemon, and accept no new one. What runs through a tunnel goes on."""
+        """Tell every session to register with another daemon; accept no new one. Existing connections continue."""
         self.leaving = reason
         for session in self._sessions.values():
             session.move(reason)
 
     async def close(self, reason: str) -> None:
-        """End all sessions, telling each why, and accept no new one."""
+        """End all sessions with a reason; accept no new one."""
         self._closing = reason
         sessions = tuple(self._sessions.values())
         self._sessions.clear()
@@ -164,11 +168,11 @@ class SessionRegistry:
     # --- for the local API ------------------------------------------------------------------------------------------
 
     async def register(self, spec: SessionSpec, *, owner: str) -> Session:
-        """Accept a session, or raise ConfigurationError or RefusedError. `serve` must follow."""
+        """Accept a session. Raises ConfigurationError or RefusedError. `serve` must follow."""
         self._may_begin()
         await self._view.prepare(intercept_of(spec, name=self._name(spec), owner=owner))
         self._may_begin()
-        # Others may have begun meanwhile: the name is chosen, and everything checked, now.
+        # Other sessions may have begun meanwhile, so the name is chosen and everything is checked at this point.
         intercept = intercept_of(spec, name=self._name(spec), owner=owner)
         old = self._sessions.get(intercept.uid)
         if old is not None and old.intercept.display != intercept.display:
@@ -179,13 +183,14 @@ class SessionRegistry:
         )
         self._add(session)
         if old is not None:
-            old.connection.close()  # broken without this end having noticed
+            old.connection.close()  # it broke, and this end has not noticed yet
         return session
 
     async def serve(self, session: Session) -> SidestepError | None:
-        """Run a registered session, whose connection has its transport, to its end. Returns what ended it, if an error.
+        """Run a registered session, whose connection has its transport, to its end. Returns the error that ended it, if
+        any.
 
-        Whatever happens, the intercept is gone when this returns.
+        The intercept is always gone when this returns.
         """
         try:
             self.on_change()
@@ -199,7 +204,7 @@ class SessionRegistry:
             await session.aclose()
 
     async def join(self, session: Session) -> SidestepError | None:
-        """Run a session whose hello has been answered, in place of an older one of the same intercept, to its end."""
+        """Run a session whose hello has been answered, replacing an older one of the same intercept, to its end."""
         if self._closing is not None:
             raise RefusedError(f"the node daemon takes no sessions now: {self._closing}")
         old = self._sessions.get(session.intercept.uid)
@@ -222,11 +227,11 @@ class SessionRegistry:
             await session.end(Ended(reason=reason))
 
     def withdraw(self, session: Session) -> None:
-        """Forget a registered session that never got its transport."""
+        """Remove a registered session that never got its transport."""
         self._forget(session)
 
     async def leave(self, namespace: str, name: str, *, by: str) -> bool:
-        """End the session that holds an intercept; False when there is none of this name."""
+        """End the session of an intercept; returns False when there is none of this name."""
         session = next(iter(self._names.get((namespace, name), {}).values()), None)
         if session is None:
             return False
@@ -237,7 +242,7 @@ class SessionRegistry:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _add(self, session: Session) -> None:
-        """Count a session, in the place of an older one of the same intercept."""
+        """Add a session, replacing an older one of the same intercept."""
         intercept = session.intercept
         self._sessions[intercept.uid] = session
         self._names.setdefault((intercept.namespace, intercept.name), {})[intercept.uid] = session
@@ -256,7 +261,7 @@ class SessionRegistry:
         self.on_change()
 
     def _may_begin(self) -> None:
-        """Raises RefusedError when no session may begin now."""
+        """Raise RefusedError when no session may begin now."""
         if self._local_refusal:
             raise RefusedError(self._local_refusal)
         if self._closing is not None:
@@ -265,7 +270,7 @@ class SessionRegistry:
             raise RefusedError(f"the node already serves {MAX_SESSIONS} sessions")
 
     def _name(self, spec: SessionSpec) -> str:
-        """The name asked for, or the first free one made of the workload's."""
+        """Return the requested name, or the first free name derived from the workload's."""
         if spec.name:
             other = self._named(spec.namespace, spec.name, spec.resume)
             if other is not None:
@@ -281,7 +286,7 @@ class SessionRegistry:
         return name
 
     def _named(self, namespace: str, name: str, resuming: str) -> Intercept | None:
-        """Who has a name already, but for the one that comes back."""
+        """Return the intercept that has a name already, other than the one that is being resumed."""
         found = self._names.get((namespace, name), {})
         return next((each.intercept for uid, each in found.items() if uid != resuming), None)
 

@@ -1,18 +1,18 @@
-"""One resource as a node holds it, from the first sight to its end, and how many of them may live.
+"""One Intercept or Wiretap as a node knows it, from its first observation to its end; and limits on their number.
 
-    sighted    known: name, owner, digest of the spec. Stands for nothing
-    judged     its regexes were compiled, its key parsed. It is *pinned*: what it asked for at first sight is what
-               counts for its UID, so that nobody who may change a resource later takes over a session that runs
-    accepted   the status carries the digest of the pinned spec; only now is it served
-    refused    for good: the spec cannot be used, or the status carries another digest
+    observed   known: name, owner, digest of the spec. Has no effect
+    validated  its regexes are compiled, its key is parsed. It is *pinned*: the spec first observed is decisive for its
+               UID, so that nobody who may change a resource later can take over a running session
+    accepted   the status carries the digest of the pinned spec; only now it is served
+    refused    final: the spec cannot be used, or the status carries another digest
 
-The digest makes the pin outlive the daemon, and holds for all nodes: the first one writes it, under the condition that
-the resource has not changed since it was read, and nobody writes it again. A spec that was changed before or after is
-then refused by whoever sees it, a restarted daemon included. Newer API servers refuse such a change themselves
+The digest makes the pin outlive the daemon and valid for all nodes: the first node writes it, conditional on the
+resource being unchanged since it was read, and nobody writes it again. A spec changed before or after is refused by
+every node that observes it, including a restarted daemon. Newer API servers reject such a change themselves
 (deploy/daemonset.yaml).
 
-Of the living at most `MAX_IN_NAMESPACE` of a namespace count, and `MAX_OF_OWNER` of one owner there: the oldest. The
-owner is a claim; that limit is for mistakes, the namespace's for everybody.
+Of the living resources at most `MAX_IN_NAMESPACE` per namespace count, and `MAX_OF_OWNER` per owner in it: the oldest.
+The owner is a claim, so that limit protects against mistakes only.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ CHANGED = "its spec was changed after it began, which is not followed: end it an
 OVERRULED = "its spec was changed after it was accepted, which is refused: end it and create a new one"
 
 MAX_IN_NAMESPACE = 2048
-"""Living resources of a namespace, Intercepts and Wiretaps together; a node serves 1024 sessions."""
+"""Living resources of a namespace, Intercepts and Wiretaps together. A node serves 1024 sessions."""
 MAX_OF_OWNER = 256
 """Living resources of one claimed owner in a namespace."""
 
 
 @dataclass(slots=True)
 class SessionResource:
-    """One resource. `latest` is what was read last; `digest`, `intercept` and `key` are pinned; `problem` is final."""
+    """One resource. `latest` is its newest version; `digest`, `intercept` and `key` are pinned; `problem` is final."""
 
     latest: ObservedResource
     seen: float
-    """When it was last renewed, by our clock."""
+    """Time of the last renewal, by this node's clock."""
     digest: str
     pinned: ObservedResource | None
-    """What is to be judged; None once it was."""
+    """The version to validate; None afterwards."""
     intercept: Intercept | None = None
     key: bytes = b""
     problem: str = ""
@@ -56,7 +56,7 @@ class SessionResource:
 
     @property
     def validated(self) -> bool:
-        """Whether the spec has been judged: it is usable, or `problem` says why it is not."""
+        """Whether the spec has been validated: it is usable, or `problem` has the reason."""
         return self.pinned is None or bool(self.problem)
 
     @property
@@ -66,7 +66,7 @@ class SessionResource:
 
     @property
     def changed(self) -> bool:
-        """Whether the spec as read last differs from the pinned one."""
+        """Whether the newest spec differs from the pinned one."""
         return self.latest.digest != self.digest and not self.problem
 
     def validate(self) -> None:
@@ -82,12 +82,12 @@ class SessionResource:
                 self.problem = str(error)
 
     def overrule(self) -> None:
-        """Refuse it: the status carries the digest of another spec."""
+        """Refuse the resource, because the status carries the digest of another spec."""
         self.pinned, self.problem, self.key = None, OVERRULED, b""
 
 
 def within_bounds(living: Iterable[SessionResource]) -> tuple[list[SessionResource], dict[str, str]]:
-    """Those that count, and why the others do not, by UID. Oldest first."""
+    """Return the resources within the limits, and the reasons for the others, by UID. `living` is oldest first."""
     counted: list[SessionResource] = []
     beyond: dict[str, str] = {}
     of_namespace: Counter[str] = Counter()

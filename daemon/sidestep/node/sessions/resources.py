@@ -1,18 +1,17 @@
-"""The Intercepts and Wiretaps of the cluster, as this node holds them: what was asked for, whether it lives, who wins.
+"""The Intercepts and Wiretaps of the cluster as this node knows them: their specs, whether they live, which ones win.
 
-Anybody whom a namespace's RBAC lets may create resources and change them as often as the API server takes it. So an
-event costs what reading the object costs; what a spec asks for is looked at once, in shares (`held` has the states):
+Anybody with RBAC permissions in a namespace can create and change resources as often as the API server accepts. So an
+event costs no more than reading the object, and each spec is validated once, in shares (`resource` has the states):
 
-    sighted -> judged            at the next `verdicts`, `JUDGING` seconds at a time, the namespaces in turn
-    any     -> refused           the spec cannot be used; or the digest in the status is not that of the pinned spec
-    judged  -> accepted          the digest was written, by us or by another node
+    observed  -> validated       at the next `verdicts`, `VALIDATION_TIME` seconds at a time, namespaces in turn
+    any       -> refused         the spec cannot be used; or the digest in the status is not that of the pinned spec
+    validated -> accepted        the digest was written, by this node or another
 
-A resource *lives* while its `renewTime` keeps changing. The time is measured here, from one change to the next, so that
-no clock but ours matters; it stands still while the API server cannot be reached, since then nobody's renewals are
-seen.
+A resource *lives* while its `renewTime` keeps changing. Time is measured by this node's clock from one change to the
+next, so clocks of others do not matter. It stops while the API server is unreachable, because renewals cannot be seen.
 
-Conflicts are decided among the living, oldest first, by the resources alone: every node comes to the same answer. It is
-kept until a resource or the inventory changes.
+Conflicts are decided among living resources, oldest first, from the resources alone: every node gets the same result.
+It is cached until a resource or the inventory changes.
 """
 
 from __future__ import annotations
@@ -32,13 +31,15 @@ from sidestep.policy.conflicts import Claim, admit, claim_of
 from sidestep.policy.workloads import pods_of
 
 VALIDATION_TIME = 0.02
-"""Seconds that one call of `verdicts` may begin to judge resources in; what is left waits for the next."""
+"""Seconds within which one call of `verdicts` may start validations; the rest waits for the next call."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResourceVerdict:
-    """What a resource is worth now: `standing`, or why not. `pods` are those of this node that it covers; one that is
-    `waiting` was not judged yet."""
+    """Decision about one resource: `standing`, or the reason why not.
+
+    `pods` are the covered pods of this node. `waiting`: the resource has not been validated yet.
+    """
 
     standing: bool
     refusal: str = ""
@@ -48,13 +49,17 @@ class ResourceVerdict:
 
 
 def _nobody(_uid: str) -> None:
-    """The `on_change` of nobody."""
+    """Default of `on_change`."""
 
 
 @dataclass(slots=True)
 class SessionResources:
-    """All resources. `on_change` is called with the UID of one that came, went or changed in a way that matters to its
-    status - not when one is merely renewed, unless it was inert; `on_gone` with what went, or was overruled."""
+    """All resources of the cluster.
+
+    Calls `on_change` with the UID of a resource that appeared, disappeared, or changed in a way that affects its
+    status; a renewal does so only when the resource was stale. Calls `on_gone` with a resource that disappeared or was
+    refused after a change of its spec.
+    """
 
     now: Callable[[], float]
     on_change: Callable[[str], None] = _nobody
@@ -62,18 +67,18 @@ class SessionResources:
     inert_after: float = INERT_AFTER
     deleted_after: float = DELETED_AFTER
     waiting: bool = False
-    """Whether the last call of `verdicts` left something to be judged."""
+    """Whether the last call of `verdicts` left resources to validate."""
     _by_uid: dict[str, SessionResource] = field(default_factory=dict)
     _ordered: tuple[SessionResource, ...] | None = None
     _verdicts: _Verdicts | None = None
     _connected: dict[Kind, bool] = field(default_factory=dict)
 
     def sink(self, kind: Kind) -> KindSink:
-        """The `Sink` for the watch of one kind."""
+        """Return the `Sink` for the watch of one kind."""
         return KindSink(self, kind)
 
     def connected(self, kind: Kind, connected: bool) -> None:
-        """Whether changes are being followed; after a break everybody gets the full time again."""
+        """Record whether changes are received. After an interruption every resource gets its full time again."""
         if connected and not self._connected.get(kind, True):
             for resource in self._by_uid.values():
                 if resource.latest.kind is kind:
@@ -81,11 +86,11 @@ class SessionResources:
         self._connected[kind] = connected
 
     def find(self, uid: str) -> SessionResource | None:
-        """The resource of this UID."""
+        """Return the resource with this UID; None when there is none."""
         return self._by_uid.get(uid)
 
     def all(self) -> tuple[SessionResource, ...]:
-        """All resources, oldest first."""
+        """Return all resources, oldest first."""
         if self._ordered is None:
             ages = (
                 (resource.latest.metadata.creation_timestamp, resource.uid, resource)
@@ -95,15 +100,15 @@ class SessionResources:
         return self._ordered
 
     def stale(self, resource: SessionResource) -> bool:
-        """Whether it has not been renewed for so long that it counts for nothing."""
+        """Whether the resource has not been renewed for so long that it has no effect."""
         return self._idle(resource) > self.inert_after
 
     def expired(self) -> tuple[SessionResource, ...]:
-        """Those that nobody has renewed for so long that they are to be deleted."""
+        """Return the resources that have not been renewed for so long that they should be deleted."""
         return tuple(resource for resource in self._by_uid.values() if self._idle(resource) > self.deleted_after)
 
     def verdicts(self, inventory: Inventory) -> dict[str, ResourceVerdict]:
-        """What each resource is worth, by UID. Judges what was not judged yet, in part."""
+        """Return the verdict on each resource, by UID. Validates a share of those not validated yet."""
         stale = frozenset(resource.uid for resource in self._by_uid.values() if self.stale(resource))
         known = self._verdicts
         if known is None or known.inventory is not inventory or known.stale != stale or self.waiting:
@@ -146,7 +151,9 @@ class SessionResources:
         return found
 
     def _validate(self, candidates: Iterable[SessionResource]) -> None:
-        """Judge for `JUDGING` seconds, at least one, a namespace after the other: none waits for another's flood."""
+        """Validate for `VALIDATION_TIME` seconds, at least one, namespaces in turn: a flood in one does not delay
+        others.
+        """
         queues: dict[str, deque[SessionResource]] = {}
         for resource in candidates:
             queues.setdefault(resource.latest.metadata.namespace, deque()).append(resource)
@@ -160,13 +167,14 @@ class SessionResources:
                     return
 
     def _idle(self, resource: SessionResource) -> float:
-        """Seconds without renewal, as far as renewals can be seen."""
+        """Return the seconds without renewal, not counting times without connection."""
         return self.now() - resource.seen if self._connected.get(resource.latest.kind, True) else 0.0
 
-    # --- what the watches say ---------------------------------------------------------------------------------------
+    # --- events of the watches
+    # ------------------------------------------------------------------------------------------
 
     def replace(self, kind: Kind, values: Iterable[KubeObject]) -> None:
-        """These are all resources of a kind."""
+        """Set all resources of a kind."""
         there = {resource.uid for value in values if (resource := self._take(kind, value)) is not None}
         for resource in [
             resource for resource in self._by_uid.values() if resource.latest.kind is kind and resource.uid not in there
@@ -174,11 +182,11 @@ class SessionResources:
             self._forget(resource)
 
     def apply(self, kind: Kind, value: KubeObject) -> None:
-        """One is new or has changed."""
+        """Add or update a resource."""
         self._take(kind, value)
 
     def remove(self, kind: Kind, value: KubeObject) -> None:
-        """One is gone."""
+        """Remove a resource."""
         resource = self._by_uid.get(str((value.get("metadata") or {}).get("uid")))
         if resource is not None and resource.latest.kind is kind:
             self._forget(resource)
@@ -187,7 +195,7 @@ class SessionResources:
         try:
             latest = observe(kind, value)
         except ConfigurationError:
-            return None  # without a name and a uid there is nothing to say it to
+            return None  # without name and uid no status can be written
         resource = self._by_uid.get(latest.metadata.uid)
         if resource is None:
             resource = self._by_uid[latest.metadata.uid] = SessionResource(latest, self.now(), latest.digest, latest)
@@ -218,7 +226,7 @@ class SessionResources:
 
 @dataclass(frozen=True, slots=True)
 class _Verdicts:
-    """Verdicts, and what they were made from."""
+    """Verdicts and their inputs."""
 
     inventory: Inventory
     stale: frozenset[str]
@@ -227,7 +235,7 @@ class _Verdicts:
 
 @dataclass(frozen=True, slots=True)
 class KindSink:
-    """A `kube.watch.Sink` that knows its kind."""
+    """A `kube.watch.Sink` for one kind."""
 
     resources: SessionResources
     kind: Kind

@@ -1,8 +1,8 @@
-"""One session at the daemon: its intercept, its tunnel, the connections that are diverted into it.
+"""One session at the daemon: its intercept, its tunnel, the connections diverted into it.
 
 A diverted connection is a stream of the tunnel joined to one end of a socketpair; the other end goes to the pod proxy.
-Each has a task of its own, and nothing is shared but the tunnel's transport, whose windows keep a stalled stream to
-itself. When the session ends every stream fails, and the pumps close their sockets: the proxy sees its handler gone.
+Each has a task of its own. They share only the tunnel's transport, whose windows isolate a stalled stream. When the
+session ends every stream fails, and the pumps close their sockets: the proxy sees that its handler is gone.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from sidestep.tunnel.stream import Stream
 from sidestep.tunnel.unread_budget import UnreadBudget
 
 StreamNumber = tuple[int, int]
-"""A connection as a pod proxy numbers it."""
+"""Number that a pod proxy assigned to a connection."""
 
 
 @dataclass(slots=True)
 class SessionCounters:
-    """Totals since the session began; `open` is now."""
+    """Totals since the session began; `open` is the current number."""
 
     diverted: int = 0
     copied: int = 0
@@ -45,7 +45,7 @@ class SessionCounters:
     dropped: int = 0
 
     def as_dict(self) -> dict[str, int]:
-        """For views and metrics."""
+        """Return the counters for views and metrics."""
         return {
             "diverted": self.diverted,
             "copied": self.copied,
@@ -59,9 +59,9 @@ class SessionCounters:
 
 
 class Session:
-    """A session whose spec was accepted. Nothing is diverted into it before the hello was answered.
+    """A session whose spec was accepted. Nothing is diverted into it before its hello is answered.
 
-    `greeted` is a tunnel whose hello has been answered already: `begin` is then not called.
+    `greeted` is a tunnel whose hello has been answered; `begin` is then not called.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Session:
         )
 
     async def begin(self) -> None:
-        """Say hello over the connection, which has its transport now. Raises PeerError or RefusedError."""
+        """Send the hello over the connection, which has its transport. Raises PeerError or RefusedError."""
         await self._end.hello(self._hello)
         self._greeted.set()
 
@@ -110,12 +110,12 @@ class Session:
         return self._crash or error
 
     async def end(self, ended: Ended) -> None:
-        """Tell the session why it ends, then close it."""
+        """Send the reason for the end, then close the session."""
         self._stop()
         await self._end.end(ended)
 
     async def aclose(self) -> None:
-        """Close the tunnel; give the pumps a moment to deliver what had arrived, then end them."""
+        """Close the tunnel. The pumps get a moment to deliver received bytes, then they end."""
         self._stop()
         self.connection.close()
         try:
@@ -127,17 +127,17 @@ class Session:
             await self._pumps.aclose()
 
     def publish(self, state: State) -> None:
-        """Tell the session about its pods and conditions, when that is news."""
+        """Send the state of pods and conditions, if it has changed."""
         if state != self._state:
             self._state = state
             self._end.publish(state)
 
     def move(self, reason: str) -> None:
-        """Tell the session to register anew; what runs through this tunnel goes on."""
+        """Tell the session to register again; connections in this tunnel continue."""
         self._end.publish(Moving(reason))
 
     def record(self, request: Request) -> None:
-        """Tell the session about a request that was diverted or copied to it, or about a copy that was lost."""
+        """Send an event about a request that was diverted or copied, or about a lost copy."""
         counters = self.counters
         if not request.copied:
             counters.diverted += 1
@@ -151,20 +151,21 @@ class Session:
         self.counters.dropped = self._end.dropped
 
     def record_loss(self, lost: Lost) -> None:
-        """Tell the session of copies that were held back in a pod."""
+        """Send the number of copies that a pod proxy did not make."""
         self.counters.copies_dropped += lost.count
         self._end.publish(lost)
 
     async def open_stream(self, opening: StreamOpening, *, number: StreamNumber | None = None) -> socket.socket:
-        """Connect one diverted connection to the handler; returns the pod proxy's end. Raises RefusedError.
+        """Connect one diverted connection to the handler; returns the pod proxy's end of a socketpair.
 
-        `number` is what the proxy calls it, for `reset_stream`. What a proxy says about the connection is looked at
-        before it is sent: the session's other pods must not lose their tunnel over it. Raises PeerError for nonsense.
+        `number` identifies the connection for `reset_stream`. `opening` comes from a pod proxy and is checked before it
+        is sent: an invalid value must not end the tunnel of the session's other pods. Raises RefusedError, and
+        PeerError for an invalid `opening`.
         """
         opening.check()
         await self._greeted.wait()
         self._check_open()
-        if len(self._pumps) >= 2 * self._limits.streams:  # those whose streams are over deliver what had arrived
+        if len(self._pumps) >= 2 * self._limits.streams:  # pumps of ended streams still deliver received bytes
             raise RefusedError(f"the session already has {len(self._pumps)} connections open")
         try:
             async with patience(self._limits.open_timeout):
@@ -188,7 +189,7 @@ class Session:
         return theirs
 
     async def _connect(self, opening: StreamOpening) -> tuple[Stream, socket.socket, socket.socket]:
-        """A stream that the handler has taken, and a socketpair for it. Raises RefusedError."""
+        """Open a stream that the handler has accepted, and a socketpair for it. Raises RefusedError."""
         try:
             stream = await self._end.open(opening)
         except RefusedError:
@@ -205,7 +206,7 @@ class Session:
         return stream, ours, theirs
 
     def reset_stream(self, number: StreamNumber) -> bool:
-        """Break a connection in both directions; False when it is none of this session's."""
+        """Break a connection in both directions; returns False when it does not belong to this session."""
         task = self._numbered.pop(number, None)
         if task is None:
             return False
@@ -213,7 +214,7 @@ class Session:
         return True
 
     def _stop(self) -> None:
-        """No stream is opened from now on."""
+        """Open no more streams."""
         self._over = True
         self._greeted.set()
 
@@ -225,7 +226,7 @@ class Session:
         self.counters.open -= 1
         if number is not None and self._numbered.get(number) is task:
             del self._numbered[number]
-        channel.close()  # again, if the pump ran; a task that is cancelled before its first step closes nothing
+        channel.close()  # the pump closes it too, but not when its task is cancelled before its first step
 
     def _crashed(self, task: str, error: BaseException) -> None:
         self._crash = BugError(f"{task} failed: {error!r}")

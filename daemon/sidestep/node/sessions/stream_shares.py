@@ -1,12 +1,12 @@
-"""Who of a session's pods takes how many of the streams of its tunnel.
+"""Shares the streams of one tunnel among the pods of its session.
 
-A pod whose proxy was taken over may ask for as many as there are. So a pod may take another one only while it has fewer
-than EAGERNESS times those that are free: alone it takes three quarters, two that want everything three sevenths each,
-and however many do, some are free for a pod that has none. Who may not yet waits, behind those of the same pod; when
-one becomes free the pod with the fewest goes first.
+A compromised pod proxy may request all streams. Therefore a pod may acquire another stream only while it has fewer than
+EAGERNESS times the number of free ones: alone it gets three quarters, two pods with unlimited demand get three sevenths
+each, and for any number of pods some streams stay free for a pod that has none. Others wait, in order within a pod; a
+freed stream goes to the pod with the fewest.
 
-Invariants: the streams taken are those of all pods together, never more than `streams`; a pod with none waiting and
-none taken is not remembered; whoever waits could not take one when anything last changed.
+Invariants: the acquired streams are the sum over all pods and never more than `streams`; a pod without acquired streams
+and without waiters is not stored; a waiter could not acquire a stream at the last change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final
 from sidestep.model.errors import RefusedError
 
 EAGERNESS: Final = 3
-"""What a pod may have, in streams that are free."""
+"""Streams that a pod may have, as a multiple of the free ones."""
 
 
 class StreamShares:
@@ -31,9 +31,9 @@ class StreamShares:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     async def acquire(self, pod: str) -> None:
-        """Take a stream for a pod, as soon as it may have one. The caller sets a deadline, and gives it back.
+        """Acquire a stream for a pod, waiting until it may have one. The caller sets a deadline and calls `release`.
 
-        Raises RefusedError when too many of this pod wait.
+        Raises RefusedError when too many callers of this pod wait.
         """
         waiting = self._waiting.get(pod)
         if waiting is None and self._may(pod):
@@ -51,11 +51,11 @@ class StreamShares:
             if turn.cancelled():
                 self._withdraw(pod, turn)
             else:
-                self.release(pod)  # the stream was granted, and nobody takes it
+                self.release(pod)  # the stream was granted to a cancelled caller
             raise
 
     def release(self, pod: str) -> None:
-        """A stream that was taken for a pod is over."""
+        """Return a stream of a pod."""
         self._used -= 1
         self._taken[pod] -= 1
         if not self._taken[pod]:
@@ -76,7 +76,7 @@ class StreamShares:
             turn.set_result(None)
 
     def _withdraw(self, pod: str, turn: asyncio.Future[None]) -> None:
-        """Remove a turn that was cancelled. `give` may have removed it since: the task that waits runs later."""
+        """Remove a cancelled waiter. `release` may have removed it already, because the waiting task runs later."""
         waiting = self._waiting.get(pod)
         if waiting is not None and turn in waiting:
             waiting.remove(turn)
