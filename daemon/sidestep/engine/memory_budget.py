@@ -5,7 +5,7 @@ part of its own, and none takes another's: a hung wiretap costs no intercept.
 
     DIVERTED    64 MiB, with the next two: requests and responses of diverted HTTP/2 streams; one `Budget` per process,
                 an `Account` of it for each connection
-    COPIES      copies for wiretaps (`engine.mirror.copies.Ledger`)
+    COPIES      copies for wiretaps (`engine.mirror.ledger.Ledger`)
     DATAGRAMS   datagrams for handlers (`proxy.connection.datagrams`)
     BACKLOG     bytes queued towards clients, apps and handlers that do not read (`proxy.connection.conductor`)
 

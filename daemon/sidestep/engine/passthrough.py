@@ -9,8 +9,8 @@ The last row is how most servers leave: they close, and answer what still comes 
 comes, for OpenSSL says in an alert that a stream ended without close_notify; the bytes before that end are whole.
 
 Invariants: nothing is written to a leg after it was ended; the end of one side is passed on only once the other is
-open, for an end given to a leg that is still being opened would cancel the opening. `joined` tells the shell (through
-`Relay.wired`) once both are open and neither has finished, so that it may move the bytes itself.
+open, for an end given to a leg that is still being opened would cancel the opening. `Relay.joined` tells the shell once
+both are open and neither has finished, so that it may move the bytes itself.
 
 `WireRelay` is a connection that is a wire from its first byte: to the app, or for a global intercept to the handler,
 and to the app after all when the handler is refused: the client's bytes wait for one of them, at most `hold` and one
@@ -19,16 +19,19 @@ read more. The app is asked for at the client's first byte, or at once where nob
 
 from __future__ import annotations
 
-from sidestep.engine.mirror.copies import Copy, truncated
+from sidestep.engine.mirror.producer import Mirror
 from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Relay, Role
 from sidestep.policy.route import Rule
 from sidestep.protocols.http1 import LIMITS, Http1Limits
 
 
 class Wire:
-    """The client leg and the one that answers it, joined; what the client says goes to `copies` as well."""
+    """The client leg and the one that answers it, joined.
 
-    __slots__ = ("_client_ended", "_copies", "_hold", "_peer_ended", "_relay", "peer")
+    `exchange` is what the mirror knows it as when it began as a request that somebody listens to; else 0.
+    """
+
+    __slots__ = ("_client_ended", "_exchange", "_hold", "_mirror", "_peer_ended", "_relay", "peer")
 
     def __init__(
         self,
@@ -37,10 +40,11 @@ class Wire:
         *,
         client_ended: bool = False,
         limits: Http1Limits = LIMITS,
-        copies: tuple[Copy, ...] = (),
+        exchange: int = 0,
     ) -> None:
         self._relay = relay
-        self._copies = copies
+        self._mirror = relay.mirror
+        self._exchange = exchange
         self._hold = limits.hold
         self._client_ended = client_ended
         self._peer_ended = False
@@ -48,15 +52,15 @@ class Wire:
         self.join()
 
     def join(self) -> None:
-        """Bring endings and `wired` in line; called when the peer is open."""
+        """Bring endings and `joined` in line; called when the peer is open."""
         relay = self._relay
         peer = self.peer
         if not peer.open or relay.done:
             return
         if self._client_ended:
             peer.end(Ending.FINISH)
-        elif not self._peer_ended and not any(copy.is_open for copy in self._copies):
-            relay.wired = (relay.client, peer)
+        elif not self._peer_ended:
+            relay.joined = (relay.client, peer)
 
     def receive(self, leg: Leg, data: bytes) -> None:
         """Pass bytes on."""
@@ -64,28 +68,30 @@ class Wire:
         if leg is client:
             if not self.peer.ending:
                 self.peer.write(data)
-            if self._copies:
-                self._relay.deferred.put(len(data), self.copy, data)
+            if self._exchange:
+                self.mirror_client(data)
         elif leg is self.peer and not client.ending:
             client.write(data)
+            if self._exchange and self._mirror.responses:
+                self._mirror.response_data(self._exchange, data)
 
-    def copy(self, data: bytes) -> None:
-        """Give bytes of the client to the taps."""
-        for copy in self._copies:
-            if not copy.write(data):
-                self._relay.diverted.append(truncated(copy.rule))
-                self.join()
+    def mirror_client(self, data: bytes) -> None:
+        """Tell the mirror what the client has said."""
+        if self._exchange in self._mirror.requests:
+            self._mirror.request_data(self._exchange, data)
 
     def receive_eof(self, leg: Leg) -> None:
         """Pass an end on."""
         relay = self._relay
         if leg is relay.client:
             self._client_ended = True
-            if self._copies:
-                relay.deferred.put(0, self._finish_copies)
+            if self._exchange in self._mirror.requests:
+                self._mirror.request_end(self._exchange)
             self.join()
         elif leg is self.peer:
             self._peer_ended = True
+            if self._exchange in self._mirror.responses:
+                self._mirror.response_end(self._exchange)
             relay.client.end(Ending.FINISH)
         if self._client_ended and self._peer_ended:
             relay.client.end(Ending.CLOSE)
@@ -97,21 +103,11 @@ class Wire:
         relay = self._relay
         if leg is relay.client or leg is self.peer:
             ending = Ending.CLOSE if self._has_ended(leg) else Ending.ABORT
-            if self._copies and not self._client_ended:  # else the copies are whole
-                relay.deferred.put(0, self._abort_copies)
+            if self._exchange:
+                self._mirror.cut(self._exchange)  # what its side has finished is whole already
             relay.client.end(ending)
             self.peer.end(ending)
             relay.done = True
-
-    def _finish_copies(self) -> None:
-        for copy in self._copies:
-            copy.finish()
-
-    def _abort_copies(self) -> None:
-        for copy in self._copies:
-            if copy.is_cut_short:
-                self._relay.diverted.append(truncated(copy.rule))
-            copy.close(Ending.ABORT)
 
     def _has_ended(self, leg: Leg) -> bool:
         return self._client_ended if leg is self._relay.client else self._peer_ended
@@ -128,8 +124,15 @@ class WireRelay(Relay):
 
     __slots__ = ("_asked", "_limits", "_wire")
 
-    def __init__(self, rule: Rule | None = None, *, at_once: bool = False, limits: Http1Limits = LIMITS) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        rule: Rule | None = None,
+        *,
+        at_once: bool = False,
+        limits: Http1Limits = LIMITS,
+        mirror: Mirror | None = None,
+    ) -> None:
+        super().__init__(mirror)
         self._limits = limits
         self._asked = rule is not None
         peer = self.app

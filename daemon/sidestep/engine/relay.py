@@ -1,9 +1,9 @@
 """The surface of every relay engine: bytes between legs, nothing else.
 
 One accepted client connection is one `Relay`. Its ends are *legs*: the client, the app (opened when first needed), one
-handler leg per intercept that a request matched, one tap leg per copied request (HTTP/2: per wiretap), and for HTTP/2 a
-second app leg for streams that fall back. The engine decides, the shell (`sidestep.proxy`) does the I/O. No sockets, no
-clock, no log.
+handler leg per intercept that a request matched, and for HTTP/2 a second app leg for streams that fall back. The engine
+decides, the shell (`sidestep.proxy`) does the I/O. No sockets, no clock, no log. What others want to know of the
+connection is told to its `mirror` (`engine.mirror`), while somebody listens.
 
 What the shell does (`now` is the time of the input, in monotonic seconds; it never goes backwards)
     passes(leg, data)    bytes arrived (never empty). The shell asks once for each chunk. If the answer is a leg, the
@@ -15,15 +15,14 @@ What the shell does (`now` is the time of the input, in monotonic seconds; it ne
                          the peer finished sending (FIN, close_notify); it may still read
     opened(leg, now)     a leg from `opening` is connected (a handler leg: the handler's end too)
     refused(leg, now)    a leg from `opening` could not be connected; the leg is dead
-    drained(leg, now)    `leg.out`, which could not be written at once, is written to the end (of a tap leg: every time)
+    drained(leg, now)    `leg.out`, which could not be written at once, is written to the end
     lost(leg, now)       the leg broke (reset, TLS error, timeout); nothing more goes in or out of it
     expired(now)         `deadline` has passed
     take_leave()         the connection, which is `idle`, is about to be ended for reasons of ours
-    farewell()           all legs but taps are closed, or moved by the shell itself; taps get a bounded time to flush
-    deferred.run()       a bounded time after something was put there, at once when it is much
+    farewell()           all legs are closed, or moved by the shell itself
+    mirror.run()         a bounded time after something was queued there, at once when it is much
   and after each call: opens every leg it finds in `opening` (and empties that list), writes `leg.out` of every leg in
   `legs`, carries out `leg.ending`, and closes everything once `done` is true and the client leg is flushed.
-      (What a tap leg has to say is said to its `owner`, even if another relay has succeeded that one.)
 
 What the engine promises
   * It never raises for bytes of a peer. What it cannot parse becomes a wire or ends the connection as section 4 says.
@@ -34,12 +33,11 @@ What the engine promises
   * `drain` is true while more than one HTTP/2 stream is open: the shell then reads a socket until it would block before
     it writes, and merges the writes (measured 0.86 against 1.43 of haproxy's CPU); otherwise it writes after each read.
   * `wired` is set once two legs are joined for good and every byte before is in their `out`: the shell may then move
-    bytes itself (os.splice) and calls the engine no more, except for taps. Legs other than these two are already ended,
-    but for taps.
+    bytes itself (os.splice) and calls the engine no more. Legs other than these two are already ended. It is None
+    while the mirror listens to these bytes.
   * `successor` is set at the end of a `receive`, when another engine goes on; then `reads` is false for every leg.
-  * A tap leg influences nothing: not `reads` of any other leg, not `done`, not `wired`'s bytes or their time.
-  * Whatever is done for a copy goes through `deferred`, so that no request waits for its copies to be made. Only a
-    tap leg's own events change tap legs otherwise.
+  * The mirror influences nothing: not `reads` of any leg, not `done`, not the bytes or their time. Events are queued,
+    so that no request waits for those who listen.
 """
 
 from __future__ import annotations
@@ -47,12 +45,12 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any
 
-from sidestep.engine.mirror.deferred import Deferred
+from sidestep.engine.mirror.producer import Mirror
 
 if TYPE_CHECKING:
     from collections.abc import MutableSequence
 
-    from sidestep.policy.route import Fields, Rule
+    from sidestep.policy.route import Rule
 
 HIGH_WATER = 256 * 1024
 """Bytes queued towards a leg above which its sources are not read (bytes)."""
@@ -80,7 +78,6 @@ class Role(enum.IntEnum):
     CLIENT = 0
     APP = 1
     HANDLER = 2
-    TAP = 3
 
 
 class Ending(enum.IntEnum):
@@ -88,9 +85,9 @@ class Ending(enum.IntEnum):
 
     NONE = 0
     AWAIT = 1
-    """Only for taps: write what is queued, then read for a bounded time; after that as CLOSE."""
+    """Only for copies: write what is queued, then read for a bounded time; after that as CLOSE."""
     FINISH = 2
-    """Half-close: write what is queued, then FIN or close_notify; go on reading (from a tap for a bounded time)."""
+    """Half-close: write what is queued, then FIN or close_notify; go on reading (a copy for a bounded time)."""
     CLOSE = 3
     """Write what is queued, then close in an orderly way."""
     ABORT = 4
@@ -147,59 +144,6 @@ class Leg:
         return self.ending is Ending.ABORT or (self.ending is not Ending.NONE and not self.out)
 
 
-class CopyLeg(Leg):
-    """A leg of role TAP. `owner` is the relay that knows it, also when another goes on with the connection; `protocol`
-    what its handler is spoken to in, if not what the shell began the connection with. `answered` tells whether the
-    handler has answered as its protocol demands: None while nothing is known, or nobody can tell.
-    """
-
-    __slots__ = ("answered", "owner", "protocol")
-
-    def __init__(self, rule: Rule, owner: Relay, protocol: str | None) -> None:
-        super().__init__(Role.TAP, rule)
-        self.owner = owner
-        self.protocol = protocol
-        self.answered: bool | None = None
-
-
-class Lost(enum.IntEnum):
-    """What of a copy did not reach its handler."""
-
-    NOTHING = 0
-    ALL = 1
-    """It was dropped: there was no room."""
-    REST = 2
-    """It was truncated, and its connection or stream reset. Told once more when it happens, without the texts."""
-
-
-class Diverted:
-    """One diverted or copied request, for the session's log line. Values are bytes as received; `path` with query.
-
-    `fields` are for a rule that wants heads only: header fields, secrets redacted.
-    """
-
-    __slots__ = ("authority", "copied", "fields", "lost", "method", "path", "rule")
-
-    def __init__(
-        self,
-        rule: Rule,
-        method: bytes,
-        path: bytes,
-        authority: bytes,
-        *,
-        copied: bool,
-        lost: Lost = Lost.NOTHING,
-        fields: Fields = (),
-    ) -> None:
-        self.rule = rule
-        self.method = method
-        self.path = path
-        self.authority = authority
-        self.copied = copied
-        self.lost = lost
-        self.fields = fields
-
-
 class Relay:
     """Base of the engines. Subclasses override the inputs; the attributes are read by the shell after each call."""
 
@@ -208,28 +152,28 @@ class Relay:
         "app",
         "client",
         "deadline",
-        "deferred",
-        "diverted",
         "done",
         "drain",
+        "joined",
         "legs",
+        "mirror",
         "now",
         "opening",
         "protocol",
         "successor",
-        "wired",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, mirror: Mirror | None = None) -> None:
         self.client = Leg(Role.CLIENT, is_open=True)
         self.app = Leg(Role.APP)
         self.legs: list[Leg] = [self.client, self.app]
         self.opening: list[Leg] = []
-        self.diverted: list[Diverted] = []
-        self.deferred = Deferred()
+        self.mirror = mirror or Mirror()
+        """Whoever listens to this connection; nobody by default."""
         self.now = 0.0
         """The time of the input at hand (monotonic seconds), where the engine needs it."""
-        self.wired: tuple[Leg, Leg] | None = None
+        self.joined: tuple[Leg, Leg] | None = None
+        """See `wired`."""
         self.drain = False
         self.done = False
         self.deadline: float | None = None
@@ -261,7 +205,7 @@ class Relay:
     def succeed(self, other: Relay) -> None:
         """Go on where another relay ends: with its legs and what it has for the shell."""
         self.client, self.app, self.legs = other.client, other.app, other.legs
-        self.opening, self.diverted, self.deferred = other.opening, other.diverted, other.deferred
+        self.opening, self.mirror = other.opening, other.mirror
         self.now = other.now
         other.successor = self
 
@@ -272,7 +216,7 @@ class Relay:
     def passes(self, leg: Leg, data: bytes) -> Leg | None:
         """The (open) leg that gets these bytes as they are; None: nothing has happened, `receive` them.
 
-        An answer promises that nothing the shell looks at has changed, but `deferred`: no leg, no ending, no `reads`,
+        An answer promises that nothing the shell looks at has changed, but `mirror`: no leg, no ending, no `reads`,
         no deadline.
         """
         del leg, data
@@ -303,7 +247,8 @@ class Relay:
         self.app.end(Ending.CLOSE)
 
     def farewell(self) -> None:
-        """Learn that only taps are left: nothing more will come to be copied."""
+        """Learn that the connection is over, or moved by the shell itself: the mirror is told nothing more."""
+        self.mirror.end()
 
     def drained(self, leg: Leg, now: float) -> None:
         """Learn that everything queued towards a leg was written after it had been held up."""
@@ -311,6 +256,11 @@ class Relay:
     def reads(self, leg: Leg) -> bool:
         """Whether the shell should read from this leg now."""
         raise NotImplementedError
+
+    @property
+    def wired(self) -> tuple[Leg, Leg] | None:
+        """The two legs that are `joined` for good; None while the mirror listens to what passes between them."""
+        return self.joined if not self.mirror.is_listening else None
 
     @property
     def idle(self) -> bool:

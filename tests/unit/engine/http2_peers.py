@@ -18,7 +18,9 @@ import h2.exceptions
 from hyperframe.frame import SettingsFrame
 
 from sidestep.engine.http2.relay import Http2Relay
-from sidestep.engine.mirror.copies import Ledger
+from sidestep.engine.mirror.copy_leg import CopyLeg
+from sidestep.engine.mirror.ledger import Ledger
+from sidestep.engine.mirror.wiretaps import wiretap_mirror
 from sidestep.engine.relay import Ending, Leg, Role
 from sidestep.policy.route import Route, Rule, SteeredPort
 from sidestep.protocols.http2 import DEFAULT_LIMITS, HEADER, PREFACE, Http2Limits
@@ -250,7 +252,9 @@ class Shell:
         self.rng = rng or random.Random(0)
         self.chunk = chunk
         self.port = SteeredPort(80, Route(rules, taps))
-        self.relay = Http2Relay(self.port, tls=False, limits=limits, ledger=ledger)
+        ledger = ledger or Ledger()
+        self.mirror = wiretap_mirror(ledger, port=80)
+        self.relay = Http2Relay(self.port, tls=False, limits=limits, mirror=self.mirror, budget=ledger.budget)
         self.limits = limits
         self.client = client
         self.app = app
@@ -259,6 +263,7 @@ class Shell:
         self.handlers: list[Endpoint] = []
         self.seconds: list[Endpoint] = []
         self.taps: list[Endpoint] = []
+        self.copy_legs: list[CopyLeg] = []
         self.to_relay: dict[Leg, bytearray] = {}
         self.ends: dict[Leg, Endpoint] = {self.relay.client: client}
         self.sent: dict[Leg, bytearray] = {}
@@ -278,7 +283,8 @@ class Shell:
 
     def _open(self) -> bool:
         relay = self.relay
-        opening, relay.opening = relay.opening, []
+        opening, relay.opening = relay.opening + self.mirror.opening, []
+        self.mirror.opening.clear()
         for leg in opening:
             if leg is relay.app:
                 end = self.app
@@ -289,8 +295,16 @@ class Shell:
             else:
                 end = self.handler(leg.rule)
                 if end is not None:
-                    (self.taps if leg.role is Role.TAP else self.handlers).append(end)
-            if end is None:
+                    (self.taps if isinstance(leg, CopyLeg) else self.handlers).append(end)
+            if isinstance(leg, CopyLeg):
+                self.copy_legs.append(leg)
+                if end is None:
+                    leg.owner.lost(leg)
+                else:
+                    self.ends[leg] = end
+                    leg.open = True
+                    leg.owner.opened(leg)
+            elif end is None:
                 relay.refused(leg, 0.0)
             else:
                 self.ends[leg] = end
@@ -308,24 +322,28 @@ class Shell:
             moved |= not end.dead and end.work()
             incoming = self.to_relay.setdefault(leg, bytearray())
             incoming += end.take()
-            if incoming and relay.reads(leg) and not relay.done:
+            reads = leg.owner.reads(leg) if isinstance(leg, CopyLeg) else relay.reads(leg)
+            if incoming and reads and not relay.done:
                 data = self._cut(incoming)
                 self.got.setdefault(leg, bytearray()).extend(data)
-                relay.receive(leg, data, 0.0)
+                if isinstance(leg, CopyLeg):
+                    leg.owner.receive(leg, data)
+                else:
+                    relay.receive(leg, data, 0.0)
                 moved = True
-            if relay.deferred.calls:
+            if self.mirror.events:
                 moved = True
                 if self.rng.random() < 0.5:
-                    relay.deferred.run()
+                    self.mirror.run()
             moved |= self._open()
             self._write()
             self.check()
-        self.diverted += [each.path for each in relay.diverted]
-        relay.diverted.clear()
+        self.diverted += [each.path for each in self.mirror.notes]
+        self.mirror.notes.clear()
         return moved
 
     def _write(self) -> None:
-        for leg in self.relay.legs:
+        for leg in [*self.relay.legs, *self.copy_legs]:
             end = self.ends.get(leg)
             if end is None or not leg.out:
                 continue
@@ -347,7 +365,7 @@ class Shell:
                     self.now = max(self.now, self.relay.deadline)
                     self.relay.expired(self.now)
             if self.relay.done:
-                self.relay.deferred.run()
+                self.mirror.run()
                 self._write()
                 return
         raise AssertionError("the connection does not come to rest")
@@ -360,14 +378,17 @@ class Shell:
         leg = self.leg(end)
         end.dead = True
         self.to_relay[leg] = bytearray()
-        self.relay.lost(leg, 0.0)
+        if isinstance(leg, CopyLeg):
+            leg.owner.lost(leg)
+        else:
+            self.relay.lost(leg, 0.0)
         self._open()
         self._write()
 
     def farewell(self) -> None:
         """Only taps are left."""
         self.relay.farewell()
-        self.relay.deferred.run()
+        self.mirror.run()
         self._open()
         self._write()
 

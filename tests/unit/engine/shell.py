@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from sidestep.engine.http1.relay import Http1Relay
+from sidestep.engine.mirror.copy_leg import CopyLeg
+from sidestep.engine.mirror.ledger import Ledger
+from sidestep.engine.mirror.notes import Note
+from sidestep.engine.mirror.wiretaps import wiretap_mirror
 from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Relay, Role
 from sidestep.policy.route import Route, Rule, SteeredPort
 
@@ -27,6 +31,7 @@ class Shell:
 
     def __init__(self, relay: Relay, *, auto: bool = True, app_open: bool = False) -> None:
         self.relay = relay
+        self.mirror = relay.mirror
         self.auto = auto
         self.sent: dict[int, bytearray] = {}
         self.legs: list[Leg] = []
@@ -35,9 +40,9 @@ class Shell:
         self.largest = 0
         self.now = 0.0
         self.late = False
-        """What is deferred waits for `copy`; otherwise it is done after each call."""
+        """Events of the mirror wait for `copy`; otherwise they are consumed after each call."""
         self.stuck: set[int] = set()
-        """Taps that take nothing (`id` of the leg)."""
+        """Copies that take nothing (`id` of the leg)."""
         relay.app.open = app_open
         self._settle()
 
@@ -55,6 +60,12 @@ class Shell:
     def receive(self, leg: Leg, data: bytes) -> None:
         assert data
         leg.active = self.now
+        if isinstance(leg, CopyLeg):
+            leg.owner.receive(leg, data)
+            self._settle()
+            return
+        if leg is self.relay.client:
+            self.mirror.client_data(data)
         before = self._seen()
         to = self.relay.passes(leg, data)
         assert self._seen() == before, "`passes` changed what the shell looks at"
@@ -70,36 +81,55 @@ class Shell:
         relay = self.relay
         legs = [(id(leg), leg.open, leg.ending, leg.queued, [*leg.out], relay.reads(leg)) for leg in relay.legs]
         rest = (relay.done, relay.drain, relay.deadline, relay.wired, relay.successor, relay.anomaly)
-        return legs, [*relay.opening], [*relay.diverted], rest
+        return legs, [*relay.opening], [*self.notes], rest
 
     def eof(self, leg: Leg) -> None:
-        self.relay.receive_eof(leg, self.now)
+        if isinstance(leg, CopyLeg):
+            leg.owner.receive_eof(leg)
+        else:
+            if leg is self.relay.client:
+                self.mirror.client_end()
+            self.relay.receive_eof(leg, self.now)
         self._settle()
 
     def lose(self, leg: Leg) -> None:
         leg.open = False
         leg.out.clear()
         leg.queued = 0
-        self.relay.lost(leg, self.now)
+        if isinstance(leg, CopyLeg):
+            leg.owner.lost(leg)
+        else:
+            if leg is self.relay.client:
+                self.mirror.client_lost()
+            self.relay.lost(leg, self.now)
         self._settle()
 
     def open(self, leg: Leg) -> None:
         self.waiting.remove(leg)
         leg.open = True
-        leg.active = self.now
-        self.relay.opened(leg, self.now)
+        self._opened(leg)
         self._settle()
+
+    def _opened(self, leg: Leg) -> None:
+        leg.active = self.now
+        if isinstance(leg, CopyLeg):
+            leg.owner.opened(leg)
+        else:
+            self.relay.opened(leg, self.now)
 
     def refuse(self, leg: Leg) -> None:
         self.waiting.remove(leg)
-        self.relay.refused(leg, self.now)
+        if isinstance(leg, CopyLeg):
+            leg.owner.lost(leg)
+        else:
+            self.relay.refused(leg, self.now)
         self._settle()
 
     # --- outputs
 
     @property
     def handlers(self) -> list[Leg]:
-        return [leg for leg in self.legs if leg.role is Role.HANDLER]
+        return [leg for leg in self.legs if leg.role is Role.HANDLER and not isinstance(leg, CopyLeg)]
 
     @property
     def apps(self) -> list[Leg]:
@@ -107,7 +137,12 @@ class Shell:
 
     @property
     def taps(self) -> list[Leg]:
-        return [leg for leg in self.legs if leg.role is Role.TAP]
+        return [leg for leg in self.legs if isinstance(leg, CopyLeg)]
+
+    @property
+    def notes(self) -> list[Note]:
+        """What sessions are told of."""
+        return self.mirror.notes
 
     def to(self, leg: Leg) -> bytes:
         return bytes(self.sent.get(id(leg), b""))
@@ -129,30 +164,33 @@ class Shell:
         return len(self.handlers)
 
     def _settle(self) -> None:
-        if not self.late:
-            self.relay.deferred.run()
         self._advance()
+        while self.mirror.events and not self.late:
+            self.mirror.run()
+            self._advance()
 
     def copy(self) -> None:
-        """Do what the relay deferred."""
-        self.relay.deferred.run()
+        """Have events consumed."""
+        self.mirror.run()
         self._advance()
 
     def _advance(self) -> None:
         relay = self.relay
-        while relay.opening:
-            asked, relay.opening = relay.opening, []
+        while relay.opening or self.mirror.opening:
+            asked = relay.opening + self.mirror.opening
+            relay.opening = []
+            self.legs += self.mirror.opening
+            self.mirror.opening.clear()
             for leg in asked:
                 assert not leg.open
                 assert leg not in self.waiting
                 self.waiting.append(leg)
             if self.auto:
                 for leg in [*self.waiting]:
-                    if not leg.ending or (leg.role is Role.TAP and leg.out):
+                    if not leg.ending or (isinstance(leg, CopyLeg) and leg.out):
                         self.waiting.remove(leg)
                         leg.open = True
-                        leg.active = self.now
-                        relay.opened(leg, self.now)
+                        self._opened(leg)
         for leg in relay.legs:
             if leg not in self.legs:
                 self.legs.append(leg)
@@ -160,17 +198,17 @@ class Shell:
             self._flush(leg)
         if relay.wired is not None:
             assert relay.wired[0] is relay.client
-            others = [leg for leg in relay.legs if leg.open and leg.role is not Role.TAP]
+            others = [leg for leg in relay.legs if leg.open]
             assert all(leg.ending >= Ending.CLOSE or leg in relay.wired for leg in others)
         if relay.done:
             assert relay.client.ending >= Ending.CLOSE
 
     def _flush(self, leg: Leg) -> None:
-        if leg.role is not Role.TAP and leg.queued > self.largest:
+        if not isinstance(leg, CopyLeg) and leg.queued > self.largest:
             self.largest = leg.queued
         assert leg.queued == sum(map(len, leg.out))
         assert all(leg.out), "empty writes"
-        if leg.role is Role.TAP and id(leg) in self.stuck:
+        if isinstance(leg, CopyLeg) and id(leg) in self.stuck:
             return
         if leg.out:
             assert id(leg) not in self.shut, "bytes after an ending"
@@ -181,11 +219,11 @@ class Shell:
             self.sent.setdefault(id(leg), bytearray()).extend(b"".join(leg.out))
             leg.out.clear()
             leg.queued = 0
-            if leg.role is Role.TAP:
-                leg.owner.drained(leg, self.now)
+            if isinstance(leg, CopyLeg):
+                leg.owner.drained(leg)
         if leg.ending and not leg.out:
             if leg.ending is Ending.AWAIT:
-                assert leg.role is Role.TAP
+                assert isinstance(leg, CopyLeg)
             if leg.ending is Ending.FINISH and not leg.open:
                 raise AssertionError("an end for a leg that is not open")
             self.shut[id(leg)] = leg.ending
@@ -196,7 +234,8 @@ def http1(
 ) -> Shell:
     port = SteeredPort(8080, Route(rules, taps))
     bounds = {} if limits is None else {"limits": limits}
-    return Shell(Http1Relay(port, tls=False, ledger=ledger, **bounds), auto=auto, app_open=app_open)
+    mirror = wiretap_mirror(ledger or Ledger(), port=8080)
+    return Shell(Http1Relay(port, tls=False, mirror=mirror, **bounds), auto=auto, app_open=app_open)
 
 
 __all__ = ["HIGH_WATER", "Shell", "everything", "http1", "matches_dev", "rule"]

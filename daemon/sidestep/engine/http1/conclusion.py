@@ -24,9 +24,10 @@ from sidestep.protocols.http1 import Http1Limits, ResponseHead, parse_request
 from sidestep.protocols.http2 import Http2Error
 
 if TYPE_CHECKING:
+    from sidestep.engine.http1.feed import Http1Feed
     from sidestep.engine.http1.peers import Peers
     from sidestep.engine.http1.state import ConnectionState
-    from sidestep.engine.mirror.copies import Copy, Ledger, Taps
+    from sidestep.engine.memory_budget import Budget
     from sidestep.engine.relay import Leg, Relay
     from sidestep.policy.route import SteeredPort
     from sidestep.protocols.http1_requests import RequestReader
@@ -36,15 +37,16 @@ class Conclusion:
     """See the module. `closes`: the unreadable is closed; `tls`: the client came over TLS."""
 
     __slots__ = (
+        "_budget",
+        "_budget",
         "_closes",
-        "_ledger",
+        "_feed",
         "_limits",
         "_peers",
         "_port",
         "_relay",
         "_requests",
         "_state",
-        "_taps",
         "_tls",
         "wire",
     )
@@ -55,10 +57,10 @@ class Conclusion:
         state: ConnectionState,
         peers: Peers,
         requests: RequestReader,
-        taps: Taps,
+        feed: Http1Feed,
         *,
         port: SteeredPort,
-        ledger: Ledger,
+        budget: Budget,
         limits: Http1Limits,
         closes: bool,
         tls: bool,
@@ -67,29 +69,31 @@ class Conclusion:
         self._state = state
         self._peers = peers
         self._requests = requests
-        self._taps = taps
+        self._feed = feed
         self._port = port
-        self._ledger = ledger
+        self._budget = budget
         self._limits = limits
         self._closes = closes
         self._tls = tls
         self.wire: Wire | None = None
         """What joins the client and one leg, while the state is WIRE."""
 
-    def become_wire(self, anomaly: str | None, rest: bytes = b"") -> None:
+    def become_wire(self, anomaly: str | None, rest: bytes = b"", *, listened: int = 0) -> None:
         """Join client and app; `rest` are the client's bytes after those that are kept.
 
-        Where the unreadable is closed this closes instead, unless nothing unread can follow.
+        `listened` is an exchange whose response goes on, to the end of the connection. Where the unreadable is closed
+        this closes instead, unless nothing unread can follow.
         """
         state = self._state
         if anomaly is not None:
             self._relay.anomaly = anomaly
+            self._feed.anomaly(anomaly)
         if self._closes and (anomaly is not None or not state.client_ended or state.unread or rest):
             if anomaly is not None or not self._peers.responses.ends_with_connection:
                 self.end(Ending.CLOSE)
             return
-        self._taps.cut()
-        self._join(self._peers.ask_app(), rest)
+        self._feed.cut_all(but=listened)
+        self._join(self._peers.ask_app(), rest, exchange=listened)
 
     def switch(self, leg: Leg, response: ResponseHead | None) -> None:
         """Join the client with `leg`, which agreed to another protocol."""
@@ -101,9 +105,9 @@ class Conclusion:
         if upgrade == b"h2c":
             self._relay.anomaly = "h1-h2c-upgrade"
         self._state.diverted = None
-        self._join(leg, copies=self._taps.switched())
+        self._join(leg, exchange=self._feed.switched(upgrade))
 
-    def _join(self, peer: Leg, rest: bytes = b"", *, copies: tuple[Copy, ...] = ()) -> None:
+    def _join(self, peer: Leg, rest: bytes = b"", *, exchange: int = 0) -> None:
         state = self._state
         self._peers.end_all(Ending.CLOSE, but=peer)
         kept = bytes(state.unread) + self._requests.take() + rest
@@ -117,9 +121,9 @@ class Conclusion:
         state.then_wire = None
         state.awaited.clear()
         self._relay.deadline = None
-        self.wire = Wire(self._relay, peer, client_ended=state.client_ended, limits=self._limits, copies=copies)
-        if copies and (early or kept):
-            self.wire.copy(early + kept)
+        self.wire = Wire(self._relay, peer, client_ended=state.client_ended, limits=self._limits, exchange=exchange)
+        if exchange and (early or kept):
+            self.wire.mirror_client(early + kept)
 
     def hand_over(self, response: ResponseHead | None, rest: bytes) -> bool:
         """The app has answered 101: if it goes on in HTTP/2, hand its connection to the HTTP/2 relay.
@@ -133,10 +137,9 @@ class Conclusion:
         settings = None if isinstance(request, str) else h2c_upgrade.client_settings(request.fields)
         if settings is None:
             return False
-        relay.deferred.catch_up()  # legs that are made later would be missing in those that the successor takes over
         try:
             successor = Http2Relay(
-                self._port, tls=False, upgrade_settings=settings, predecessor=relay, ledger=self._ledger
+                self._port, tls=False, upgrade_settings=settings, predecessor=relay, budget=self._budget
             )
         except Http2Error:
             relay.successor = None
@@ -145,7 +148,7 @@ class Conclusion:
         if rest:  # it was forwarded already, but has not been written
             client.out[-1] = client.out[-1][: -len(rest)]
             client.queued -= len(rest)
-        self._taps.cut()
+        self._feed.cut_all()
         self._peers.end_all(Ending.CLOSE, but=relay.app)
         kept = bytes(state.unread) + self._requests.take()
         state.unread.clear()
@@ -161,7 +164,7 @@ class Conclusion:
 
     def discard(self) -> None:
         """Nothing more is served: the rest of what the client says is read and dropped."""
-        self._taps.cut()
+        self._feed.cut_all()
         self._peers.end_all(Ending.CLOSE)
         self._state.unread.clear()
         self._relay.deadline = None
@@ -171,7 +174,7 @@ class Conclusion:
     def end(self, ending: Ending) -> None:
         """Nothing more will be said."""
         state, relay = self._state, self._relay
-        self._taps.cut()
+        self._feed.cut_all()
         relay.client.end(ending)
         self._peers.end_all(ending)
         state.unread.clear()

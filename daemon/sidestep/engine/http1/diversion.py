@@ -16,7 +16,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sidestep.engine.http1.diverted_request import DivertedRequest, own_answer
-from sidestep.engine.relay import Diverted, Ending, Leg
+from sidestep.engine.mirror.events import Answerer
+from sidestep.engine.relay import Ending, Leg
 from sidestep.protocols import http1_messages as messages
 from sidestep.protocols.http1 import ANSWER_FLAGS, HTTP_1_0, Http1Limits
 from sidestep.protocols.http1_responses import TOO_LARGE
@@ -24,9 +25,11 @@ from sidestep.protocols.http1_responses import TOO_LARGE
 if TYPE_CHECKING:
     from sidestep.engine.http1.conclusion import Conclusion
     from sidestep.engine.http1.early_data import EarlyData
+    from sidestep.engine.http1.feed import Http1Feed
     from sidestep.engine.http1.peers import Peers
     from sidestep.engine.http1.routing import RoutedRequest
     from sidestep.engine.http1.state import ConnectionState
+    from sidestep.engine.mirror.producer import Mirror
     from sidestep.policy.route import Rule
 
 
@@ -38,7 +41,8 @@ class Host(Protocol):
     """The relay around it."""
 
     client: Leg
-    diverted: list[Diverted]
+    mirror: Mirror
+    now: float
 
     def proceed(self) -> None:
         """Earlier answers are complete: read what was kept of the client."""
@@ -47,13 +51,14 @@ class Host(Protocol):
 class Diversion:
     """See the module."""
 
-    __slots__ = ("_conclusion", "_early", "_host", "_limits", "_peers", "_state")
+    __slots__ = ("_conclusion", "_early", "_feed", "_host", "_limits", "_peers", "_state")
 
     def __init__(
         self,
         host: Host,
         state: ConnectionState,
         peers: Peers,
+        feed: Http1Feed,
         early: EarlyData,
         conclusion: Conclusion,
         *,
@@ -62,6 +67,7 @@ class Diversion:
         self._host = host
         self._state = state
         self._peers = peers
+        self._feed = feed
         self._early = early
         self._conclusion = conclusion
         self._limits = limits
@@ -70,7 +76,8 @@ class Diversion:
         """Divert a request whose head has come."""
         leg, reused = self._peers.handler(rule)
         self._state.answering_leg = leg
-        self._state.diverted = DivertedRequest(rule, leg, request, head, self._limits, reused=reused)
+        diverted = self._state.diverted = DivertedRequest(rule, leg, request, head, self._limits, reused=reused)
+        diverted.mirrored = self._feed.current
 
     def give(self, diverted: DivertedRequest) -> None:
         """Write what is kept of the request to its (open) leg."""
@@ -79,8 +86,8 @@ class Diversion:
             return
         if not diverted.given:
             request = diverted.request
-            self._host.diverted.append(
-                Diverted(diverted.rule, request.method, request.target, request.authority, copied=False)
+            self._host.mirror.diverted(
+                diverted.mirrored, diverted.rule, request.method, request.target, request.authority
             )
         diverted.give()
         if self._state.client_ended and not self._state.unread:
@@ -100,6 +107,8 @@ class Diversion:
             start = at
             at = reader.read(data, at, flags)
             event = reader.event
+            if diverted.mirrored:
+                self._feed.read(diverted.mirrored, Answerer.HANDLER, reader, data[start:at], self._host.now)
             if event == messages.MORE:
                 if not reader.in_head and start < len(data):
                     client.write(data[start:])
@@ -134,6 +143,7 @@ class Diversion:
     def _answered(self, diverted: DivertedRequest, *, clean: bool) -> None:
         """The handler's response is whole."""
         diverted.answered = True
+        self._feed.answered(diverted.mirrored)
         if not clean or diverted.close:
             self._peers.drop_handler(diverted.leg, Ending.CLOSE if clean else Ending.ABORT)
         if diverted.sent or diverted.close or self._state.client_ended:
@@ -180,7 +190,7 @@ class Diversion:
         state = self._state
         state.diverted = None
         app = state.answering_leg = self._peers.ask_app()
-        state.awaited.append(diverted.request.flags & ANSWER_FLAGS)
+        state.awaited.append(diverted.request.flags & ANSWER_FLAGS | self._feed.expect(diverted.mirrored))
         for data in (diverted.head, *diverted.kept):
             app.write(data)
         self._early.send()
@@ -196,7 +206,9 @@ class Diversion:
         if not diverted.sent or diverted.given_early or diverted.request.flags & HTTP_1_0:
             diverted.close = True
         if not diverted.answered:
-            self._host.client.write(own_answer(diverted, status, reason))
+            answer = own_answer(diverted, status, reason)
+            self._host.client.write(answer)
+            self._feed.own_answer(diverted.mirrored, answer, self._host.now)
         self.finish(diverted)
         self._host.proceed()
 

@@ -41,6 +41,7 @@ class DivertedRequest:
         "kept",
         "kept_size",
         "leg",
+        "mirrored",
         "offer",
         "reader",
         "request",
@@ -61,6 +62,8 @@ class DivertedRequest:
         self.head = head
         self.offer = without_shared(head) if request.flags & UPGRADE else head
         """The head that the handler gets."""
+        self.mirrored = 0
+        """The exchange that the mirror knows it as; 0: nobody listens."""
         self.kept: list[bytes] = []
         """Bytes of the body not yet given to the handler."""
         self.kept_size = 0

@@ -25,9 +25,9 @@ from sidestep.protocols.http1_upgrade import offers
 
 if TYPE_CHECKING:
     from sidestep.engine.http1.conclusion import Conclusion
+    from sidestep.engine.http1.feed import Http1Feed
     from sidestep.engine.http1.routing import RequestRouter
     from sidestep.engine.http1.state import ConnectionState
-    from sidestep.engine.mirror.copies import Taps
     from sidestep.engine.relay import Relay
     from sidestep.protocols.http1_requests import RequestReader
 
@@ -37,7 +37,7 @@ _ANOMALY = "h1-early-bytes"
 class EarlyData:
     """See the module. `closes`: the unreadable is closed."""
 
-    __slots__ = ("_closes", "_conclusion", "_limits", "_relay", "_requests", "_router", "_state", "_taps")
+    __slots__ = ("_closes", "_conclusion", "_feed", "_limits", "_relay", "_requests", "_router", "_state")
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class EarlyData:
         state: ConnectionState,
         requests: RequestReader,
         router: RequestRouter,
-        taps: Taps,
+        feed: Http1Feed,
         conclusion: Conclusion,
         *,
         limits: Http1Limits,
@@ -55,7 +55,7 @@ class EarlyData:
         self._state = state
         self._requests = requests
         self._router = router
-        self._taps = taps
+        self._feed = feed
         self._conclusion = conclusion
         self._limits = limits
         self._closes = closes
@@ -79,7 +79,7 @@ class EarlyData:
         state.unread.clear()
         state.early += data
         if len(state.early) > self._limits.hold:
-            self._taps.cut()
+            self._feed.cut()
             state.early.clear()
             if diverted is None:
                 self._conclusion.become_wire(_ANOMALY)
@@ -93,10 +93,10 @@ class EarlyData:
 
     def read_as_requests(self) -> None:
         """The app did not switch: what was sent early are requests, and the app answers them."""
-        state, requests, taps = self._state, self._requests, self._taps
+        state, requests, feed = self._state, self._requests, self._feed
         data = bytes(state.early)
         state.early.clear()
-        taps.cut()
+        feed.cut()
         state.on(Event.ANSWERED)
         at = 0
         while at < len(data):
@@ -109,17 +109,17 @@ class EarlyData:
                     self._conclusion.become_wire(_ANOMALY)
                     return
                 state.request_flags = request.flags
-                state.awaited.append(request.flags & ANSWER_FLAGS)
                 if request.decision.taps:
-                    taps.begin(request, head)
+                    feed.begin(request, head, self._relay.now)
+                state.awaited.append(request.flags & ANSWER_FLAGS | feed.expect(feed.current))
                 requests.begin(request.body)
-                if not request.body and taps.copying:
-                    taps.sent()
+                if not request.body and feed.current:
+                    feed.sent(request.flags)
             elif requests.event == messages.BROKEN or requests.state == messages.HEAD:
                 requests.take()
                 self._conclusion.become_wire(_ANOMALY)
                 return
-            elif taps.copying:
-                taps.body(data[start:at])
-                if requests.event == messages.COMPLETE and taps.copying:
-                    taps.sent()
+            elif feed.current:
+                feed.body(data[start:at])
+                if requests.event == messages.COMPLETE:
+                    feed.sent(state.request_flags)

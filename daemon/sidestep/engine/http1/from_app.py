@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sidestep.engine.http1.feed import LISTENED_TO, Http1Feed
 from sidestep.engine.http1.state import HELD_BACK, SERVED
+from sidestep.engine.mirror.events import Answerer
 from sidestep.protocols import http1_messages as messages
 
 if TYPE_CHECKING:
@@ -23,13 +25,14 @@ if TYPE_CHECKING:
 class FromApp:
     """See the module."""
 
-    __slots__ = ("_conclusion", "_early", "_from_client", "_peers", "_relay", "_state")
+    __slots__ = ("_conclusion", "_early", "_feed", "_from_client", "_peers", "_relay", "_state")
 
     def __init__(
         self,
         relay: Relay,
         state: ConnectionState,
         peers: Peers,
+        feed: Http1Feed,
         early: EarlyData,
         from_client: FromClient,
         conclusion: Conclusion,
@@ -37,6 +40,7 @@ class FromApp:
         self._relay = relay
         self._state = state
         self._peers = peers
+        self._feed = feed
         self._early = early
         self._from_client = from_client
         self._conclusion = conclusion
@@ -52,10 +56,14 @@ class FromApp:
             if not awaited:
                 self._conclusion.become_wire("h1-unsolicited-response")
                 return
-            at = reader.read(data, at, awaited[0])
+            flags, start = awaited[0], at
+            at = reader.read(data, start, flags)
             event = reader.event
+            if flags & LISTENED_TO:
+                self._feed.read(self._feed.answering, Answerer.APP, reader, data[start:at], self._relay.now)
             if event == messages.COMPLETE:
-                awaited.popleft()
+                if awaited.popleft() & LISTENED_TO:
+                    self._feed.answered(self._feed.answering)
                 if reader.response is None or reader.response.close:
                     self._conclusion.become_wire(None)  # the app closes; the client knows
                     return
@@ -71,7 +79,7 @@ class FromApp:
                 self._conclusion.become_wire(reader.anomaly)
                 return
             elif reader.ends_with_connection:
-                self._conclusion.become_wire(None)
+                self._conclusion.become_wire(None, listened=self._feed.answering if flags & LISTENED_TO else 0)
                 return
         if state.client in HELD_BACK and not awaited:
             self._from_client.proceed()

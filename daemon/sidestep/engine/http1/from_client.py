@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from sidestep.engine.http1.conclusion import Conclusion
     from sidestep.engine.http1.diversion import Diversion
     from sidestep.engine.http1.early_data import EarlyData
+    from sidestep.engine.http1.feed import Http1Feed
     from sidestep.engine.http1.peers import Peers
     from sidestep.engine.http1.routing import RequestRouter
     from sidestep.engine.http1.state import ConnectionState
-    from sidestep.engine.mirror.copies import Taps
     from sidestep.engine.relay import Relay
     from sidestep.protocols.http1_requests import RequestReader
 
@@ -43,6 +43,7 @@ class FromClient:
         "_discarded",
         "_diversion",
         "_early",
+        "_feed",
         "_limits",
         "_peers",
         "_relay",
@@ -50,7 +51,6 @@ class FromClient:
         "_rewriter",
         "_router",
         "_state",
-        "_taps",
         "_trailers",
     )
 
@@ -61,7 +61,7 @@ class FromClient:
         requests: RequestReader,
         router: RequestRouter,
         peers: Peers,
-        taps: Taps,
+        feed: Http1Feed,
         diversion: Diversion,
         early: EarlyData,
         conclusion: Conclusion,
@@ -74,7 +74,7 @@ class FromClient:
         self._requests = requests
         self._router = router
         self._peers = peers
-        self._taps = taps
+        self._feed = feed
         self._diversion = diversion
         self._early = early
         self._conclusion = conclusion
@@ -145,17 +145,17 @@ class FromClient:
             state.upgrade_head = head
         body = request.body
         if request.decision.taps:
-            self._taps.begin(request, head)
+            self._feed.begin(request, head, self._relay.now)
         if rule is not None:
             state.app_bypassed = True
             self._diversion.begin(rule, request, head)
         else:
             app = state.answering_leg = self._peers.ask_app()
-            state.awaited.append(request.flags & ANSWER_FLAGS)
+            state.awaited.append(request.flags & ANSWER_FLAGS | self._feed.expect(self._feed.current))
             if 0 < body <= len(data) - end:
                 # The body is here too: both leave in one piece, which is `data` itself if that is all of it.
-                if self._taps.copying:
-                    self._taps.body(data[end : end + body])
+                if self._feed.current:
+                    self._feed.body(data[end : end + body])
                 start, end, body = end - len(head), end + body, 0
                 app.write(data[start:end] if start >= 0 else head + data[start + len(head) : end])
             else:
@@ -181,8 +181,8 @@ class FromClient:
             body = self._trailers.take(body)
             if not body:
                 return
-        if self._taps.copying:
-            self._taps.body(body)
+        if self._feed.current:
+            self._feed.body(body)
         diverted = self._state.diverted
         if diverted is None:
             self._relay.app.write(body)
@@ -191,9 +191,9 @@ class FromClient:
 
     def _request_sent(self) -> None:
         """The request being received is here, whole."""
-        if self._taps.copying:
-            self._taps.sent()
         state = self._state
+        if self._feed.current:
+            self._feed.sent(state.request_flags)
         diverted = state.diverted
         if diverted is not None:
             diverted.sent = True
@@ -206,7 +206,7 @@ class FromClient:
 
     def _broken(self, anomaly: str, rest: bytes) -> None:
         """The client's bytes cannot be followed any more, in a head or in a body."""
-        self._taps.cut()
+        self._feed.cut()
         diverted = self._state.diverted
         if self._requests.state != messages.CHUNKS or diverted is None:
             self._unparseable(anomaly, self._requests.take() + rest)
@@ -261,7 +261,7 @@ class FromClient:
         if state.may_resume:
             data = bytes(state.unread)
             state.unread.clear()
-            self._taps.cut()
+            self._feed.cut()
             state.on(Event.ANSWERED)
             self.read(data)
         if state.client_ended and state.client in SERVED:

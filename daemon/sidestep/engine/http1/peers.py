@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sidestep.engine.relay import CopyLeg, Ending, Leg, Relay, Role
+from sidestep.engine.relay import Ending, Leg, Relay, Role
 from sidestep.protocols.http1_responses import ResponseReader
 
 if TYPE_CHECKING:
@@ -111,13 +111,6 @@ class Peers:
         leg = self._handlers[rule.uid] = self._make(Leg(Role.HANDLER, rule))
         self._relay.opening.append(leg)
         return leg, False
-
-    def tap(self, rule: Rule) -> CopyLeg:
-        """A new leg for one copy."""
-        leg = CopyLeg(rule, self._relay, self._relay.protocol)
-        self._make(leg)
-        self._relay.opening.append(leg)
-        return leg
 
     def drop_handler(self, leg: Leg, ending: Ending) -> None:
         """End a handler leg; the next match opens another."""

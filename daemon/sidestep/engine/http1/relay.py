@@ -19,8 +19,8 @@ Invariants of the whole:
     retired, and the next request for the app opens another one. So does one that finds the leg silent for a while,
     because the app may be about to close it, and a request is never sent twice. As long as nothing was diverted in
     between, all that is passed on, as without us. An idle client without an app leg is `left`.
-  * Whoever answers a request, its bytes go to the taps of its decision as well (`_taps`), soon afterwards; of a
-    connection that is not understood any more nothing is copied, and a copy that had begun is truncated.
+  * Requests that somebody listens to, and their answers, are told to the mirror (`Http1Feed`), whoever answers; of a
+    connection that cannot be read any more nothing is told, and an exchange that had begun is cut.
   * Where the unreadable is closed (`OnUnreadable.CLOSE`) a slow head is not given to the app in pieces, so the client
     has longer for it (CLOSING_LIMITS).
   * Kept bytes: `unread`, `early`, a begun head, and until a handler leg is open its request: each up to its limit and
@@ -39,13 +39,15 @@ from typing import Final
 from sidestep.engine.http1.conclusion import Conclusion
 from sidestep.engine.http1.diversion import Diversion
 from sidestep.engine.http1.early_data import EarlyData
+from sidestep.engine.http1.feed import FULL, LISTENED_TO, Http1Feed
 from sidestep.engine.http1.from_app import FromApp
 from sidestep.engine.http1.from_client import FromClient
 from sidestep.engine.http1.peers import Peers
 from sidestep.engine.http1.routing import PLAIN, RequestRouter
 from sidestep.engine.http1.state import DISCARDING, OVER, READING, SWITCHING, ConnectionState
-from sidestep.engine.mirror.copies import Ledger, Taps
-from sidestep.engine.relay import HIGH_WATER, Ending, Leg, OnUnreadable, Relay, Role
+from sidestep.engine.memory_budget import Budget
+from sidestep.engine.mirror.producer import Mirror
+from sidestep.engine.relay import HIGH_WATER, Ending, Leg, OnUnreadable, Relay
 from sidestep.engine.rewriting import Rewriter
 from sidestep.policy.route import SteeredPort
 from sidestep.protocols import http1_messages as messages
@@ -68,6 +70,7 @@ class Http1Relay(Relay):
         "_conclusion",
         "_diversion",
         "_early",
+        "_feed",
         "_few",
         "_from_app",
         "_from_client",
@@ -77,7 +80,6 @@ class Http1Relay(Relay):
         "_requests",
         "_router",
         "_state",
-        "_taps",
         "tls",
     )
 
@@ -87,15 +89,15 @@ class Http1Relay(Relay):
         *,
         tls: bool,
         limits: Http1Limits | None = None,
-        ledger: Ledger | None = None,
+        mirror: Mirror | None = None,
+        budget: Budget | None = None,
         on_unreadable: OnUnreadable = OnUnreadable.PASS,
         rewriter: Rewriter | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(mirror)
         closes = self._closes = on_unreadable is OnUnreadable.CLOSE
         if limits is None:
             limits = CLOSING_LIMITS if closes else LIMITS
-        ledger = ledger or Ledger()
         self.tls = tls
         self._limits = limits
         self._passable = _MEMO_HEAD if rewriter is None else -1
@@ -106,16 +108,25 @@ class Http1Relay(Relay):
         requests = self._requests = RequestReader(limits)
         router = self._router = RequestRouter(port, limits)
         peers = self._peers = Peers(self, state, limits)
-        taps = self._taps = Taps(self, ledger, peers.tap, port=port.number)
+        feed = self._feed = Http1Feed(self.mirror)
         conclusion = self._conclusion = Conclusion(
-            self, state, peers, requests, taps, port=port, ledger=ledger, limits=limits, closes=closes, tls=tls
+            self,
+            state,
+            peers,
+            requests,
+            feed,
+            port=port,
+            budget=budget or Budget(),
+            limits=limits,
+            closes=closes,
+            tls=tls,
         )
-        early = self._early = EarlyData(self, state, requests, router, taps, conclusion, limits=limits, closes=closes)
-        diversion = self._diversion = Diversion(self, state, peers, early, conclusion, limits=limits)
+        early = self._early = EarlyData(self, state, requests, router, feed, conclusion, limits=limits, closes=closes)
+        diversion = self._diversion = Diversion(self, state, peers, feed, early, conclusion, limits=limits)
         from_client = self._from_client = FromClient(
-            self, state, requests, router, peers, taps, diversion, early, conclusion, limits=limits, rewriter=rewriter
+            self, state, requests, router, peers, feed, diversion, early, conclusion, limits=limits, rewriter=rewriter
         )
-        self._from_app = FromApp(self, state, peers, early, from_client, conclusion)
+        self._from_app = FromApp(self, state, peers, feed, early, from_client, conclusion)
 
     # --- inputs -----------------------------------------------------------------------------------------------------
 
@@ -134,13 +145,14 @@ class Http1Relay(Relay):
                 and len(data) <= self._passable
                 and (request := self._router.plain_request(data)) is not None
             ):
-                if request is not PLAIN and not self._taps.whole(request, data):
+                listened = 0 if request is PLAIN else self._feed.whole(request, data, leg.active)
+                if listened == FULL:
                     return None
-                awaited.append(0)
+                awaited.append(listened)
                 return app
         elif leg is state.answering_leg:
             reader = self._peers.responses
-            if reader.state == messages.LENGTH:
+            if reader.state == messages.LENGTH and not awaited[0] & LISTENED_TO:
                 left = reader.left - len(data)
                 if left > 0:
                     reader.left = left
@@ -175,8 +187,6 @@ class Http1Relay(Relay):
                 self._from_app.read(data)
             else:
                 self._diversion.read(diverted, data)
-        elif leg.role is Role.TAP:
-            self._taps.receive(leg, data)
         elif (wire := self._conclusion.wire) is not None and leg is not self._peers.spare:
             wire.receive(leg, data)
         elif leg is self.app:
@@ -187,9 +197,6 @@ class Http1Relay(Relay):
     def receive_eof(self, leg: Leg, now: float) -> None:
         """Take the end of a leg's bytes."""
         self.now = now
-        if leg.role is Role.TAP:
-            self._taps.receive_eof(leg)
-            return
         state = self._state
         if state.client is OVER:
             return
@@ -197,7 +204,7 @@ class Http1Relay(Relay):
         if leg is self.client:
             state.client_ended = True
             if conclusion.wire is None:
-                self._taps.cut()
+                self._feed.cut()
             if state.client is DISCARDING:
                 conclusion.end(Ending.CLOSE)
             elif conclusion.wire is not None:
@@ -249,25 +256,16 @@ class Http1Relay(Relay):
         else:
             self.lost(leg, now)
 
-    def drained(self, leg: Leg, now: float) -> None:
-        """Learn that everything queued towards a leg was written."""
-        self.now = now
-        if leg.role is Role.TAP:
-            self._taps.drained(leg)
-
     def farewell(self) -> None:
-        """Learn that only taps are left."""
-        self._taps.cut()
+        """Learn that the connection is over, or moved by the shell itself."""
+        if self._conclusion.wire is None:
+            self._feed.cut_all()
+        super().farewell()
 
     def lost(self, leg: Leg, now: float) -> None:
         """Learn that a leg broke."""
         self.now = now
         conclusion = self._conclusion
-        if leg.role is Role.TAP:
-            self._taps.lost(leg)
-            if conclusion.wire is not None:
-                conclusion.wire.join()
-            return
         state = self._state
         if state.client is OVER:
             return
@@ -309,8 +307,6 @@ class Http1Relay(Relay):
 
     def reads(self, leg: Leg) -> bool:
         """Whether the shell should read from this leg now."""
-        if leg.role is Role.TAP:
-            return True
         if self.successor is not None:
             return False
         if self._conclusion.wire is not None:

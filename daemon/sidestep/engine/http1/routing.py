@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sidestep.policy.redaction import redact
 from sidestep.policy.route import TO_APP, Decision, Fields, Route, SteeredPort
 from sidestep.protocols.http1 import ANSWER_FLAGS, END_OF_HEAD, Http1Limits, RequestHead, parse_request
 from sidestep.protocols.http1_skim import Skimmer
@@ -36,7 +35,7 @@ class RoutedRequest:
         self.authority = head.authority if told else b""
         self.fields: Fields = ()
         if any(tap.heads_only for tap in decision.taps):
-            self.fields = redact(head.fields)
+            self.fields = head.fields
         self.tally: Tally | None = None
         """Where it is counted while all its wiretaps are held back (`TapGate`)."""
         self.is_plain = decision.intercept is None and not head.body and not head.flags & ANSWER_FLAGS

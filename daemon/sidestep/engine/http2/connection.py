@@ -8,7 +8,7 @@
     ToApp             writes the app
     ToClient          writes the client: the app's frames, ours at their boundaries, the connection window
     Diversion         diverted streams and the HTTP/2 connections to handlers (`Link`) on which they are answered
-    Http2Taps         copies of requests, on connections of their own
+    Http2Feed         what the mirror is told
 
 Each part is given the ones it uses, and nothing else: writers and states know no readers, no part knows `Connection`.
 
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from sidestep.engine.http2.app_connection import AppConnection
 from sidestep.engine.http2.diversion import Diversion
+from sidestep.engine.http2.feed import Http2Feed
 from sidestep.engine.http2.from_app import FromApp
 from sidestep.engine.http2.from_client import FromClient
 from sidestep.engine.http2.pending_settings import PendingSettings
@@ -31,11 +32,10 @@ from sidestep.engine.http2.state import ConnectionState
 from sidestep.engine.http2.streams import CLIENT_ENDED
 from sidestep.engine.http2.to_app import ToApp
 from sidestep.engine.http2.to_client import ToClient
-from sidestep.engine.mirror.http2_copies import Http2Taps
 
 if TYPE_CHECKING:
     from sidestep.engine.http2.pending_settings import Entries
-    from sidestep.engine.mirror.copies import Ledger
+    from sidestep.engine.memory_budget import Budget
     from sidestep.engine.relay import Relay
     from sidestep.engine.rewriting import Rewriter
     from sidestep.policy.route import SteeredPort
@@ -50,30 +50,30 @@ class Connection:
         "budget",
         "decoder",
         "diversion",
+        "feed",
         "from_app",
         "from_client",
         "settings",
         "state",
-        "taps",
         "to_app",
         "to_client",
     )
 
     def __init__(
-        self, relay: Relay, port: SteeredPort, limits: Http2Limits, ledger: Ledger, rewriter: Rewriter | None = None
+        self, relay: Relay, port: SteeredPort, limits: Http2Limits, budget: Budget, rewriter: Rewriter | None = None
     ) -> None:
-        self.budget = ledger.budget
+        self.budget = budget
         self.state = state = ConnectionState(limits)
         self.decoder = decoder = RequestDecoder(limits, rewriter)
         self.settings = settings = PendingSettings(state, decoder)
-        self.taps = taps = Http2Taps(relay, ledger, limits, port=port.number)
+        self.feed = feed = Http2Feed(relay)
         self.to_app = to_app = ToApp(relay.app)
         self.to_client = to_client = ToClient(relay.client, state, settings)
         self.app = app = AppConnection(relay.app, state, settings, to_client)
         self.diversion = diversion = Diversion(
-            relay, state, ledger.budget, app=app, settings=settings, to_client=to_client, taps=taps
+            relay, state, budget, app=app, settings=settings, to_client=to_client, feed=feed
         )
-        self.from_app = FromApp(state, app=app, settings=settings, to_client=to_client, taps=taps)
+        self.from_app = FromApp(state, app=app, settings=settings, to_client=to_client, feed=feed)
         self.from_client = FromClient(
             port,
             state,
@@ -83,7 +83,7 @@ class Connection:
             diversion=diversion,
             to_app=to_app,
             to_client=to_client,
-            taps=taps,
+            feed=feed,
             rewrites=rewriter is not None,
         )
 

@@ -30,7 +30,7 @@ from sidestep.engine.http2.link import Link
 from sidestep.engine.http2.link_pool import Pool
 from sidestep.engine.http2.rate import Rate
 from sidestep.engine.memory_budget import Account
-from sidestep.engine.relay import Diverted, Ending, Leg, Role
+from sidestep.engine.relay import Ending, Leg, Role
 from sidestep.protocols.hpack import Memo
 from sidestep.protocols.http2 import (
     DEFAULT_LIMITS,
@@ -44,12 +44,12 @@ from sidestep.protocols.http2 import (
 
 if TYPE_CHECKING:
     from sidestep.engine.http2.app_connection import AppConnection
+    from sidestep.engine.http2.feed import Http2Feed
     from sidestep.engine.http2.head import Head
     from sidestep.engine.http2.pending_settings import PendingSettings
     from sidestep.engine.http2.state import ConnectionState
     from sidestep.engine.http2.to_client import ToClient
     from sidestep.engine.memory_budget import Budget
-    from sidestep.engine.mirror.http2_copies import Http2Taps
     from sidestep.engine.relay import Relay
     from sidestep.policy.route import Rule
     from sidestep.protocols.hpack import Block
@@ -63,6 +63,7 @@ class Diversion:
 
     __slots__ = (
         "_app",
+        "_feed",
         "_handlers",
         "_memo",
         "_relay",
@@ -70,7 +71,6 @@ class Diversion:
         "_second",
         "_settings",
         "_state",
-        "_taps",
         "_to_client",
         "account",
         "brake",
@@ -86,7 +86,7 @@ class Diversion:
         app: AppConnection,
         settings: PendingSettings,
         to_client: ToClient,
-        taps: Http2Taps,
+        feed: Http2Feed,
     ) -> None:
         limits = state.limits
         self._relay = relay
@@ -94,7 +94,7 @@ class Diversion:
         self._app = app
         self._settings = settings
         self._to_client = to_client
-        self._taps = taps
+        self._feed = feed
         self._memo = RESPONSES if limits is DEFAULT_LIMITS else Memo(limits.memo)
         self._handlers: dict[str, Pool] = {}
         self._second: Pool | None = None
@@ -120,7 +120,7 @@ class Diversion:
             self.reset(exchange, ErrorCode.REFUSED_STREAM)
             return
         if rule is not None:
-            self._relay.diverted.append(Diverted(rule, head.method, head.path, head.authority, copied=False))
+            self._relay.mirror.diverted(stream, rule, head.method, head.path, head.authority)
         self._pool(exchange).take(exchange)
 
     def decline(self, stream: int, code: int, *, ends: bool) -> None:
@@ -408,7 +408,7 @@ class Diversion:
         """The client is done with the stream; `cancel` when the link is not to go on with it either."""
         self._state.streams.finish(exchange.stream)
         self.brake.forget(exchange)
-        self._taps.cut(exchange.stream)
+        self._feed.cut(exchange.stream)
         self._to_client.forget(exchange)
         exchange.settle()
         link = exchange.link

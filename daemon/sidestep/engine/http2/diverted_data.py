@@ -19,21 +19,21 @@ from sidestep.protocols.http2 import END_STREAM, HEADER_SIZE, PADDED, ErrorCode,
 if TYPE_CHECKING:
     from sidestep.engine.http2.diversion import Diversion
     from sidestep.engine.http2.exchange import Exchange
+    from sidestep.engine.http2.feed import Http2Feed
     from sidestep.engine.http2.state import ConnectionState
     from sidestep.engine.http2.to_client import ToClient
-    from sidestep.engine.mirror.http2_copies import Http2Taps
 
 
 class DivertedData:
     """The DATA frame at hand, and the credit that is due."""
 
-    __slots__ = ("_credit", "_data", "_diversion", "_ends", "_exchange", "_state", "_taps", "_to_client")
+    __slots__ = ("_credit", "_data", "_diversion", "_ends", "_exchange", "_feed", "_state", "_to_client")
 
-    def __init__(self, state: ConnectionState, diversion: Diversion, to_client: ToClient, taps: Http2Taps) -> None:
+    def __init__(self, state: ConnectionState, diversion: Diversion, to_client: ToClient, feed: Http2Feed) -> None:
         self._state = state
         self._diversion = diversion
         self._to_client = to_client
-        self._taps = taps
+        self._feed = feed
         self._credit = 0
         self._exchange: Exchange | None = None
         """Gets the payload; None: nobody does."""
@@ -81,8 +81,8 @@ class DivertedData:
         exchange = self._exchange
         if exchange is not None and exchange.stream in self._state.streams.exchanges:
             ends = whole and self._ends
-            if exchange.stream in self._taps.streams:
-                self._taps.body(exchange.stream, data[:size], ends=ends)
+            if exchange.stream in self._feed.requests:
+                self._feed.body(exchange.stream, data[:size], ends=ends)
             self._diversion.body(exchange, data[:size], ends=ends)
 
     def flush_credit(self) -> None:

@@ -43,10 +43,10 @@ from sidestep.protocols.http2 import (
 )
 
 if TYPE_CHECKING:
+    from sidestep.engine.http2.feed import Http2Feed
     from sidestep.engine.http2.pending_settings import PendingSettings
     from sidestep.engine.http2.state import ConnectionState
     from sidestep.engine.http2.to_client import ToClient
-    from sidestep.engine.mirror.http2_copies import Http2Taps
 
 _unpack = HEADER.unpack_from
 _UNPROVEN: Final = AppState.UNPROVEN
@@ -61,7 +61,7 @@ _BLOCKS: Final = frozenset((HEADERS, CONTINUATION, PUSH_PROMISE))
 class FromApp:
     """The reading end of the app's connection; `pending` is what was taken and not handed on yet."""
 
-    __slots__ = ("_app", "_block", "_queued", "_rest", "_settings", "_state", "_taps", "_to_client", "pending")
+    __slots__ = ("_app", "_block", "_feed", "_queued", "_rest", "_settings", "_state", "_to_client", "pending")
 
     def __init__(
         self,
@@ -70,13 +70,13 @@ class FromApp:
         app: AppConnection,
         settings: PendingSettings,
         to_client: ToClient,
-        taps: Http2Taps,
+        feed: Http2Feed,
     ) -> None:
         self._state = state
         self._app = app
         self._settings = settings
         self._to_client = to_client
-        self._taps = taps
+        self._feed = feed
         self._rest = 0
         """Payload bytes still to come of a frame whose beginning was handed on."""
         self._queued = False
@@ -229,7 +229,7 @@ class FromApp:
             return start
         if kind == RST_STREAM:
             state.streams.ended(stream, BOTH_ENDED)
-            self._taps.cut(stream)
+            self._feed.cut(stream)
             if self._to_client.queue.takes(kind, stream):
                 self._to_client.leg.write(data[start:position])
                 return self._enqueue(data, position, kind, flags, stream, stop - payload)
@@ -261,7 +261,7 @@ class FromApp:
         leg.write(data[start:position])
         for stream in [each for each in streams.relayed if last < each <= shown]:
             del streams.relayed[stream]
-            self._taps.cut(stream)
+            self._feed.cut(stream)
             leg.write(rst_stream(stream, ErrorCode.REFUSED_STREAM))
         leg.write(data[position:payload])
         leg.write(shown.to_bytes(4, "big"))

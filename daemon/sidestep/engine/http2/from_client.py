@@ -1,7 +1,7 @@
 """The client's bytes on their way to the app, or to a diverted stream.
 
 `FromClient` finds the frames of a chunk and deals with those that carry neither header block nor DATA; `RequestBlocks`
-deals with header blocks, `DivertedData` with DATA of diverted streams, `CopiedData` with DATA that is copied. On a
+deals with header blocks, `DivertedData` with DATA of diverted streams, `MirroredData` with DATA that is mirrored. On a
 transparent connection a chunk is handed on as the one object it came in; on a mixed one these frames are kept from the
 app or changed:
 
@@ -15,7 +15,7 @@ app or changed:
                                    ends the connection ("too_many_pings")
 
 Held back for want of bytes: the preface, a frame header, a header block, a whole SETTINGS, PRIORITY, RST_STREAM,
-WINDOW_UPDATE and (mixed) PING, the padding length of DATA that is diverted or copied. All other payloads are cut
+WINDOW_UPDATE and (mixed) PING, the padding length of DATA that is diverted or mirrored. All other payloads are cut
 through.
 """
 
@@ -23,8 +23,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sidestep.engine.http2.copied_data import CopiedData
 from sidestep.engine.http2.diverted_data import DivertedData
+from sidestep.engine.http2.mirrored_data import MirroredData
 from sidestep.engine.http2.rate import Rate
 from sidestep.engine.http2.request_blocks import UNTIL_APP, RequestBlocks
 from sidestep.engine.http2.streams import BOTH_ENDED, CLIENT_ENDED
@@ -55,12 +55,12 @@ if TYPE_CHECKING:
     from sidestep.engine.http2.app_connection import AppConnection
     from sidestep.engine.http2.diversion import Diversion
     from sidestep.engine.http2.exchange import Exchange
+    from sidestep.engine.http2.feed import Http2Feed
     from sidestep.engine.http2.pending_settings import PendingSettings
     from sidestep.engine.http2.request_decoder import RequestDecoder
     from sidestep.engine.http2.state import ConnectionState
     from sidestep.engine.http2.to_app import ToApp
     from sidestep.engine.http2.to_client import ToClient
-    from sidestep.engine.mirror.http2_copies import Http2Taps
     from sidestep.policy.route import SteeredPort
 
 _unpack = HEADER.unpack_from
@@ -74,19 +74,19 @@ class FromClient:
     __slots__ = (
         "_app",
         "_blocks",
-        "_copied",
         "_diversion",
         "_diverted",
+        "_feed",
         "_held",
         "_held_size",
         "_is_diverted",
+        "_mirrored",
         "_need",
         "_rest",
         "_rewrites",
         "_settings",
         "_started",
         "_state",
-        "_taps",
         "_to_app",
         "_to_client",
         "idle",
@@ -104,7 +104,7 @@ class FromClient:
         diversion: Diversion,
         to_app: ToApp,
         to_client: ToClient,
-        taps: Http2Taps,
+        feed: Http2Feed,
         rewrites: bool,
     ) -> None:
         self._state = state
@@ -113,7 +113,7 @@ class FromClient:
         self._diversion = diversion
         self._to_app = to_app
         self._to_client = to_client
-        self._taps = taps
+        self._feed = feed
         self._rewrites = rewrites
         self.idle = Rate(state.limits.idle_frames, state.limits.idle_rate)
         """Frames without use since the client's last useful one or the app's last bytes."""
@@ -127,10 +127,10 @@ class FromClient:
             diversion=diversion,
             to_app=to_app,
             to_client=to_client,
-            taps=taps,
+            feed=feed,
         )
-        self._diverted = DivertedData(state, diversion, to_client, taps)
-        self._copied = CopiedData(taps)
+        self._diverted = DivertedData(state, diversion, to_client, feed)
+        self._mirrored = MirroredData(feed)
         self._started = False
         """The preface has come."""
         self.waits = False
@@ -189,8 +189,8 @@ class FromClient:
         if self._is_diverted:
             self._diverted.feed(data[:size], whole=not self._rest)
             return size, size
-        if self._copied.stream:
-            self._copied.feed(data[:size], whole=not self._rest)
+        if self._mirrored.stream:
+            self._mirrored.feed(data[:size], whole=not self._rest)
         return 0, size
 
     def _frames(self, data: bytes, start: int, position: int) -> None:
@@ -198,7 +198,7 @@ class FromClient:
         state = self._state
         streams = state.streams
         exchanges = streams.exchanges
-        copied = self._taps.streams
+        mirrored = self._feed.requests
         self._need = HEADER_SIZE
         end = len(data)
         while end - position >= HEADER_SIZE:
@@ -212,7 +212,7 @@ class FromClient:
                 taken = self._other(data, start, position, stop, kind, flags, stream)
             elif state.mixed and (stream in exchanges or streams.is_gone(stream)):
                 taken = self._diverted_data(data, start, position, stop, flags, stream)
-            elif copied and stream in copied and not self._copied.begin(data, position, stop, flags, stream):
+            elif mirrored and stream in mirrored and not self._mirrored.begin(data, position, stop, flags, stream):
                 taken = -HEADER_SIZE - 1
             else:
                 taken = start
@@ -329,7 +329,7 @@ class FromClient:
         if kind == WINDOW_UPDATE and not stream:
             return self._on_credit(data, start, position, stop)
         if kind == RST_STREAM:
-            self._taps.cut(stream)
+            self._feed.cut(stream)
         if self._state.mixed:
             exchange = streams.exchanges.get(stream)
             if exchange is not None or streams.is_gone(stream):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from sidestep.engine.mirror.gate import Tally
 from sidestep.policy.route import TO_APP, Decision, Fields, Route
 from sidestep.protocols.grpc import is_grpc
 from sidestep.protocols.hpack import Block
@@ -29,7 +30,18 @@ NONE: Final = -1
 class Head:
     """Method, path, authority and fields of a request, and what the newest route made of it."""
 
-    __slots__ = ("_decision", "_route", "authority", "fields", "method", "path", "pseudo", "readable", "regular")
+    __slots__ = (
+        "_route",
+        "authority",
+        "decision",
+        "fields",
+        "method",
+        "path",
+        "pseudo",
+        "readable",
+        "regular",
+        "tally",
+    )
 
     def __init__(self, fields: tuple[tuple[bytes, bytes], ...]) -> None:
         pseudo: dict[bytes, bytes] = {}
@@ -56,14 +68,18 @@ class Head:
             fields = (*fields, (b"host", self.authority))
         self.fields: Fields = fields
         self._route: Route | None = None
-        self._decision = TO_APP
+        self.tally: Tally | None = None
+        """Where it is counted while all its wiretaps are held back (`TapGate`)."""
+        self.decision = TO_APP
+        """What `decide` returned last."""
 
     def decide(self, route: Route) -> Decision:
         """What the route does with this request; remembered until the route is another."""
         if self._route is not route:
-            self._decision = self._ask(route)
+            self.decision = self._ask(route)
             self._route = route
-        return self._decision
+            self.tally = None
+        return self.decision
 
     def _ask(self, route: Route) -> Decision:
         if not self.readable:

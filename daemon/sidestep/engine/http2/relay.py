@@ -27,16 +27,17 @@ peers' contexts differ. Then an error is a connection error, told with GOAWAY (R
 Where the unreadable is closed (`OnUnreadable.CLOSE`) no connection becomes a wire. With a rewriter (`engine.rewriting`)
 every header block for the app is written anew: the connection is mixed from the client's preface on.
 
-Wiretaps neither make it mixed nor hold anything back: copies are made of what passes (`Http2Taps`), and end where the
-connection cannot be read any more.
+The mirror neither makes it mixed nor holds anything back: it is told what passes (`Http2Feed`), as long as the
+connection can be read.
 """
 
 from __future__ import annotations
 
 from sidestep.engine.http2.app_connection import AppEvent, AppState
 from sidestep.engine.http2.connection import Connection
-from sidestep.engine.mirror.copies import Ledger
-from sidestep.engine.relay import HIGH_WATER, Ending, Leg, OnUnreadable, Relay, Role
+from sidestep.engine.memory_budget import Budget
+from sidestep.engine.mirror.producer import Mirror
+from sidestep.engine.relay import HIGH_WATER, Ending, Leg, OnUnreadable, Relay
 from sidestep.engine.rewriting import Rewriter
 from sidestep.model.errors import PeerError
 from sidestep.policy.route import SteeredPort
@@ -73,12 +74,13 @@ class Http2Relay(Relay):
         limits: Http2Limits = DEFAULT_LIMITS,
         upgrade_settings: bytes | None = None,
         predecessor: Relay | None = None,
-        ledger: Ledger | None = None,
+        mirror: Mirror | None = None,
+        budget: Budget | None = None,
         on_unreadable: OnUnreadable = OnUnreadable.PASS,
         rewriter: Rewriter | None = None,
     ) -> None:
         upgraded = None if upgrade_settings is None else read_settings(upgrade_settings)
-        super().__init__()
+        super().__init__(mirror)
         if predecessor is not None:
             self.succeed(predecessor)
             self.protocol = "h2"
@@ -86,7 +88,7 @@ class Http2Relay(Relay):
         self._app_asked = False
         self._client_ended = False
         self._closes = on_unreadable is OnUnreadable.CLOSE
-        self._connection = Connection(self, port, limits, ledger or Ledger(), rewriter)
+        self._connection = Connection(self, port, limits, budget or Budget(), rewriter)
         if upgraded is not None:
             self._connection.upgraded(upgraded)
 
@@ -95,10 +97,7 @@ class Http2Relay(Relay):
     def receive(self, leg: Leg, data: bytes, now: float) -> None:
         """Take bytes from a leg."""
         self.now = now
-        if leg.role is Role.TAP:
-            self._connection.taps.receive(leg, data)
-            return
-        if self.wired is not None:
+        if self.joined is not None:
             self._other(leg).write(data)
             return
         if self.done or leg.ending > Ending.FINISH:
@@ -126,10 +125,7 @@ class Http2Relay(Relay):
     def receive_eof(self, leg: Leg, now: float) -> None:
         """Take the end of a leg's bytes."""
         self.now = now
-        if leg.role is Role.TAP:
-            self._connection.taps.lost(leg, Ending.CLOSE)
-            return
-        if self.wired is not None:
+        if self.joined is not None:
             self._wire_eof(leg)
         elif self.done:
             return
@@ -149,9 +145,6 @@ class Http2Relay(Relay):
         """Learn that a leg is connected."""
         self.now = now
         leg.open = True
-        if leg.role is Role.TAP:
-            self._connection.taps.opened(leg)
-            return
         link = self._connection.diversion.links.get(leg)
         if link is not None:
             link.opened = True
@@ -166,11 +159,8 @@ class Http2Relay(Relay):
     def lost(self, leg: Leg, now: float) -> None:
         """Learn that a leg broke."""
         self.now = now
-        if leg.role is Role.TAP:
-            self._connection.taps.lost(leg, Ending.ABORT)
-            return
-        if self.wired is not None:
-            for each in self.wired:
+        if self.joined is not None:
+            for each in self.joined:
                 each.end(Ending.ABORT)
             self.done = True
         elif self.done:
@@ -207,16 +197,12 @@ class Http2Relay(Relay):
     def drained(self, leg: Leg, now: float) -> None:
         """Learn that `leg.out` was written after it had been congested."""
         self.now = now
-        if leg.role is Role.TAP:
-            self._connection.taps.drained(leg)
-        elif self._connection.state.mixed and leg not in (self.client, self.app):
+        if self._connection.state.mixed and leg not in (self.client, self.app):
             self._settle()
 
     def reads(self, leg: Leg) -> bool:
         """Whether the shell should read from this leg now."""
-        if leg.role is Role.TAP:
-            return leg.queued <= HIGH_WATER
-        if self.wired is not None:
+        if self.joined is not None:
             return self._other(leg).queued <= HIGH_WATER
         if leg is self.client:
             connection = self._connection
@@ -241,14 +227,15 @@ class Http2Relay(Relay):
         super().take_leave()
 
     def farewell(self) -> None:
-        """Learn that only taps are left."""
-        self._connection.taps.farewell()
+        """Learn that the connection is over, or moved by the shell itself."""
+        self._connection.feed.cut_all()
+        super().farewell()
 
     @property
     def idle(self) -> bool:
         """Whether no stream is open."""
         streams = self._connection.state.streams
-        return self.wired is None and not streams.relayed and not streams.exchanges
+        return self.joined is None and not streams.relayed and not streams.exchanges
 
     @property
     def left(self) -> bool:
@@ -265,7 +252,7 @@ class Http2Relay(Relay):
     def _settle(self) -> None:
         """After every event of a mixed connection: move what can move, and end what is over."""
         connection = self._connection
-        if self.done or self.wired is not None:
+        if self.done or self.joined is not None:
             return
         if connection.state.mixed:
             try:
@@ -397,10 +384,10 @@ class Http2Relay(Relay):
             self.done = True
             return
         self.drain = False
-        connection.taps.cut_all()
+        connection.feed.cut_all()
         connection.to_app.write(connection.from_client.pending)
         connection.to_client.pass_on(connection.from_app.pending, middle=False)
-        self.wired = (self.client, self.app)
+        self.joined = (self.client, self.app)
         if self._client_ended:
             self._wire_eof(self.client)
 

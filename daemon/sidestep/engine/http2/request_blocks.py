@@ -43,6 +43,7 @@ from sidestep.protocols.http2 import (
 
 if TYPE_CHECKING:
     from sidestep.engine.http2.diversion import Diversion
+    from sidestep.engine.http2.feed import Http2Feed
     from sidestep.engine.http2.head import Head
     from sidestep.engine.http2.pending_settings import PendingSettings
     from sidestep.engine.http2.rate import Rate
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from sidestep.engine.http2.state import ConnectionState
     from sidestep.engine.http2.to_app import ToApp
     from sidestep.engine.http2.to_client import ToClient
-    from sidestep.engine.mirror.http2_copies import Http2Taps
     from sidestep.policy.route import Rule, SteeredPort
     from sidestep.protocols.hpack import Block
 
@@ -68,11 +68,11 @@ class RequestBlocks:
         "_app",
         "_decoder",
         "_diversion",
+        "_feed",
         "_idle",
         "_port",
         "_settings",
         "_state",
-        "_taps",
         "_to_app",
         "_to_client",
         "charged",
@@ -91,7 +91,7 @@ class RequestBlocks:
         diversion: Diversion,
         to_app: ToApp,
         to_client: ToClient,
-        taps: Http2Taps,
+        feed: Http2Feed,
     ) -> None:
         self._port = port
         self._state = state
@@ -102,7 +102,7 @@ class RequestBlocks:
         self._diversion = diversion
         self._to_app = to_app
         self._to_client = to_client
-        self._taps = taps
+        self._feed = feed
         self.charged = 0
         """Bytes of a large block in the making that the connection's account holds."""
         self.stop = 0
@@ -136,17 +136,17 @@ class RequestBlocks:
                 if self._app.state is AppState.UNPROVEN:
                     return -UNTIL_APP
                 self._withhold(data[start:position], block)
-                self._divert(stream, head, block, decision.intercept, decision.taps, ends=ends)
+                self._divert(stream, head, block, decision.intercept, ends=ends)
                 return stop
             if self._app.state is _RETIRED or len(streams.relayed) >= state.limits.open_streams:
-                self._not_relayed(data[start:position], stream, head, block, decision.taps, ends=ends)
+                self._not_relayed(data[start:position], stream, head, block, ends=ends)
                 return stop
             streams.highest = stream
             streams.relayed[stream] = ends * CLIENT_ENDED
             if decision.taps:
-                self._taps.begin(stream, head, block, decision.taps, ends=ends)
+                self._feed.begin(stream, head, block, ends=ends)
         else:
-            self._taps.trailers(stream, block, ends=ends)
+            self._feed.trailers(stream, block, ends=ends)
             if state.mixed and (stream in streams.exchanges or streams.is_gone(stream)):
                 self._withhold(data[start:position], block)
                 exchange = streams.exchanges.get(stream)
@@ -184,24 +184,20 @@ class RequestBlocks:
         self._decoder.state = block.state
         self._idle.level = 0
 
-    def _divert(
-        self, stream: int, head: Head, block: Block, rule: Rule | None, taps: tuple[Rule, ...], *, ends: bool
-    ) -> None:
+    def _divert(self, stream: int, head: Head, block: Block, rule: Rule | None, *, ends: bool) -> None:
         """Divert a new stream to the handler of `rule`, or to the app's second connection if that is None."""
         self._state.streams.highest = stream
-        if taps:
-            self._taps.begin(stream, head, block, taps, ends=ends)
+        if head.decision.taps:
+            self._feed.begin(stream, head, block, ends=ends)
         self._diversion.divert(stream, head, block, rule, ends=ends)
 
-    def _not_relayed(
-        self, before: bytes, stream: int, head: Head, block: Block, taps: tuple[Rule, ...], *, ends: bool
-    ) -> None:
+    def _not_relayed(self, before: bytes, stream: int, head: Head, block: Block, *, ends: bool) -> None:
         """Deal with a new stream for an app whose connection is retired, or with one too many to be followed."""
         if not self._state.mixed:
             raise Http2Error("h2-streams", ErrorCode.ENHANCE_YOUR_CALM)
         self._withhold(before, block)
         if self._app.state is _RETIRED:
-            self._divert(stream, head, block, None, taps, ends=ends)
+            self._divert(stream, head, block, None, ends=ends)
         else:
             self._diversion.decline(stream, ErrorCode.REFUSED_STREAM, ends=True)
 
@@ -219,7 +215,7 @@ class RequestBlocks:
         elif stream in streams.exchanges:
             self._diversion.reset(streams.exchanges[stream], ErrorCode.ENHANCE_YOUR_CALM)
         elif stream in streams.relayed:
-            self._taps.cut(stream)
+            self._feed.cut(stream)
             self._to_app.write(rst_stream(stream, ErrorCode.CANCEL))
             self._to_client.control(rst_stream(stream, ErrorCode.ENHANCE_YOUR_CALM))
             streams.ended(stream, BOTH_ENDED)

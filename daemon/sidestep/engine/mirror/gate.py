@@ -1,7 +1,7 @@
 """Which copies are made at all: wiretaps whose handlers are dead get none, and all together get a share of time.
 
 A copy is *held back* - dropped before anything is spent on it - while its wiretap's breaker is not closed
-(`breaker`), while its wiretap has no room (`Ledger`), or while the budget of all is spent (`copy_budget`). What is held
+(`breaker`), while its wiretap has no room (`Ledger`), or while the budget of all is spent (`budget`). What is held
 back is counted by port, wiretap and reason, and told now and then (`take_losses`), not request by request.
 
 Hot path: while nothing is held back `holds` is false and nobody asks further. While it is, a head that was met before
@@ -127,6 +127,10 @@ class TapGate:
         if why is not None:
             self._losses[Loss(port, rule.uid, why)] += 1
         return why is None
+
+    def lose(self, port: int, uid: str, why: Why) -> None:
+        """A copy that was chosen is not made for another reason."""
+        self._losses[Loss(port, uid, why)] += 1
 
     def takes(self, port: int, uid: str, *, begun: bool) -> bool:
         """Whether something of a flow of datagrams is copied; else it is counted. `begun`: its connection stands."""

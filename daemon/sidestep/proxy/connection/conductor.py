@@ -10,7 +10,7 @@ States of a conductor
 
     relaying   events go to the relay
     spliced    the relay has joined two plaintext legs for good: the kernel moves the bytes (`proxy.io.splice`), and the
-               relay is called no more, except for copies
+               relay is called no more
     closed     every leg that was ever open is closed, or lingers
 
 Invariants
@@ -18,8 +18,8 @@ Invariants
   * After every call into the relay, `apply` brings streams, event masks and endings in line with what it decided, and
     `host.backlog` with what is queued.
   * `_dirty` is set whenever something other than bytes may have to be moved: an opening, an ending, a mask, a deadline.
-  * Tap legs move by themselves (`proxy.mirror`): they may outlive the conductor by a bounded time, and nothing here
-    waits for one.
+  * What is mirrored moves by itself (`proxy.mirror`): copies may outlive the conductor by a bounded time, and nothing
+    here waits for one.
   * An exception in a callback ends this connection only (`abandon`).
 
 Hot path: bytes that pass as they are (`Relay.passes`) are written at once and need no `apply`; where it is needed and
@@ -32,7 +32,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from sidestep.engine.relay import CopyLeg, Ending, Leg, Relay, Role
+from sidestep.engine.mirror.copy_leg import CopyLeg
+from sidestep.engine.relay import Ending, Leg, Relay, Role
 from sidestep.proxy.connection.backlog import BacklogShare
 from sidestep.proxy.connection.connection_leg import ConnectionLeg
 from sidestep.proxy.connection.connection_legs import ConnectionLegs
@@ -43,7 +44,8 @@ from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.io.loop import READ, WRITE, Loop, Timer
 from sidestep.proxy.io.splice import Splicer
 from sidestep.proxy.io.stream import PlainStream, Stream, TlsStream
-from sidestep.proxy.mirror.scheduler import Copying
+from sidestep.proxy.mirror.scheduler import ConnectionMirror
+from sidestep.proxy.mirror.whole_feed import WholeFeed
 
 DRAIN_READS: Final = 16
 """Reads of one stream per event while the relay drains or reads come back full; then the other streams get a turn."""
@@ -57,12 +59,13 @@ class Conductor:
     __slots__ = (
         "_backlog",
         "_closed",
-        "_copying",
         "_dirty",
         "_legs",
         "_loop",
+        "_mirror",
         "_splicer",
         "_timer",
+        "_whole",
         "active",
         "app_tls",
         "endpoints",
@@ -99,8 +102,9 @@ class Conductor:
         """For `relay.deadline`."""
         self._legs = ConnectionLegs(loop, self)
         self._splicer: Splicer | None = None
-        self._copying: Copying | None = None
-        """Once something is to be copied."""
+        self._mirror: ConnectionMirror | None = None
+        """Once something is mirrored."""
+        self._whole = WholeFeed(relay.mirror, relay.client) if relay.mirror.whole else None
         self.active = loop.now
         """When bytes last came (monotonic seconds)."""
         self.relay = relay
@@ -153,12 +157,15 @@ class Conductor:
         try:
             data = stream.read()
             if data:
+                if self._whole is not None:
+                    self._whole.read(leg, data)
                 to = relay.passes(leg, data)
                 if to is None:
                     relay.receive(leg, data, now)
                 elif self._pass_on(to, data) and not self._dirty and len(data) != stream.full:
-                    if relay.deferred.calls:
-                        self._copy_later()
+                    queue = relay.mirror.queue
+                    if queue is not None and queue.events:
+                        self._mirror_later()
                     return
                 if len(data) == stream.full or relay.drain:
                     self._read_more(relay, leg, stream)
@@ -173,6 +180,8 @@ class Conductor:
                     self.notify = False
                 io.ended = True
                 self._dirty = True
+                if self._whole is not None:
+                    self._whole.ended(leg)
                 relay.receive_eof(leg, now)
         except OSError:
             self._lose(io)
@@ -189,10 +198,11 @@ class Conductor:
         except OSError:
             self._lose(io)
             return False
-        if taken == len(data):
-            return True
-        to.write(data[taken:])
-        return False
+        if taken != len(data):
+            to.write(data[taken:])
+        if self._whole is not None:
+            self._whole.passed_on(to, data)
+        return taken == len(data)
 
     def _read_more(self, relay: Relay, leg: Leg, stream: Stream) -> None:
         """Read on before anything is written: writes are merged, and large bodies need fewer events."""
@@ -207,6 +217,8 @@ class Conductor:
             data = stream.read()
             if not data:
                 return  # would block, or an end that the next event reports again
+            if self._whole is not None:
+                self._whole.read(leg, data)
             to = relay.passes(leg, data)
             if to is None:
                 relay.receive(leg, data, leg.active)
@@ -223,6 +235,8 @@ class Conductor:
             return
         try:
             while relay.reads(leg) and not relay.done and (data := stream.read()):
+                if self._whole is not None:
+                    self._whole.read(leg, data)
                 relay.receive(leg, data, self._loop.now)
         except OSError:
             pass
@@ -244,6 +258,8 @@ class Conductor:
         io.leg.out.clear()
         io.leg.queued = 0
         io.release(orderly=False)
+        if self._whole is not None:
+            self._whole.lost(io.leg)
         self.relay.lost(io.leg, self._loop.now)
 
     def _expire(self) -> None:
@@ -262,8 +278,6 @@ class Conductor:
         drained: list[Leg] | None = None
         for leg in relay.legs:
             out = leg.out
-            if leg.role is Role.TAP:
-                continue
             if leg.ending and not self._dirty:
                 self._dirty = self._is_ending(leg)
             if out:
@@ -271,8 +285,9 @@ class Conductor:
                 if io is None or io.stream is None:
                     self._dirty = True
                     continue
+                whole = self._whole
                 try:
-                    if not io.write(io.stream):
+                    if not (io.write(io.stream) if whole is None else whole.write(io, io.stream)):
                         io.congested = self._dirty = True
                     elif io.congested:
                         io.congested = False
@@ -288,13 +303,14 @@ class Conductor:
             return
         if self._dirty or self._wants_more(relay):
             self._apply_all(relay)
-        if relay.deferred.calls:
-            self._copy_later()
+        queue = relay.mirror.queue
+        if queue is not None and queue.events:
+            self._mirror_later()
 
     def _wants_more(self, relay: Relay) -> bool:
         """Whether the relay wants more than bytes to be moved."""
         return bool(
-            relay.done or relay.opening or relay.diverted or (relay.deadline is not None and self._timer is None)
+            relay.done or relay.opening or relay.mirror.notes or (relay.deadline is not None and self._timer is None)
         )
 
     @staticmethod
@@ -306,9 +322,9 @@ class Conductor:
     def _apply_all(self, relay: Relay) -> None:
         while relay.opening:
             self._open(relay.opening.pop(0))
-        if self._copying is not None:
-            self._copying.settle()
-        if relay.diverted:
+        if self._mirror is not None:
+            self._mirror.settle()
+        if relay.mirror.notes:
             self.host.log_requests(self)
         held_back = False
         self._count()
@@ -316,6 +332,8 @@ class Conductor:
             leg = io.leg
             if leg.ending and not (leg.out and leg.ending != Ending.ABORT):
                 io.end(leg.ending)
+                if self._whole is not None and io.finished:
+                    self._whole.finished(leg)
             if io.stream is None or io.lingering is not None:
                 continue
             held_back |= self._watch(relay, leg, io)
@@ -364,7 +382,7 @@ class Conductor:
             finished=(one.finished, other.finished),
             done=self._spliced,
         )
-        self._leave_copies()
+        self._leave_mirror()
         return True
 
     def _spliced(self) -> None:
@@ -376,9 +394,7 @@ class Conductor:
     # --- opening legs -----------------------------------------------------------------------------------------------
 
     def _open(self, leg: Leg) -> None:
-        if isinstance(leg, CopyLeg):
-            self._copies().open(leg)
-        elif leg.role is Role.APP:
+        if leg.role is Role.APP:
             open_app(self._legs.of(leg), self.host, self.port, self.endpoints, tls=self.app_tls, done=self._opened)
         elif leg is self.relay.app:
             info = ConnectionInfo(self.endpoints)
@@ -412,18 +428,18 @@ class Conductor:
         if not self._closed:
             self.apply()
 
-    # --- copies -----------------------------------------------------------------------------------------------------
+    # --- the mirror -------------------------------------------------------------------------------------------------
 
-    def _copy_later(self) -> None:
-        self._copies().glance()
+    def _mirror_later(self) -> None:
+        self._mirroring().glance()
 
-    def _copies(self) -> Copying:
-        if self._copying is None:
-            self._copying = Copying(self._loop, self, self.host.copyist)
-        return self._copying
+    def _mirroring(self) -> ConnectionMirror:
+        if self._mirror is None:
+            self._mirror = ConnectionMirror(self._loop, self, self.host.mirror_scheduler)
+        return self._mirror
 
-    def copied(self) -> None:
-        """Some of what was deferred is done: bring the tap legs in line."""
+    def mirrored(self) -> None:
+        """Some events were consumed: bring copies in line, and see whether the connection can be spliced now."""
         self._dirty = True
         try:
             self.apply()
@@ -432,22 +448,23 @@ class Conductor:
             raise
 
     def ask_for_copy(self, leg: CopyLeg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
-        """Ask for a connection to the handler of a tap leg; returns a function that cancels."""
+        """Ask for a connection to the handler of a copy; returns a function that cancels."""
         return self.host.open_stream(self._info(leg.protocol or self.protocol), leg, done)
 
     def tap_moved(self) -> None:
-        """The relay was told something about a tap: log it, and see whether the connection can be spliced now."""
+        """A sink was told something about one of its legs: log it, and see whether the connection can be spliced."""
+        notes = self.relay.mirror.notes
         if self._closed or self._splicer is not None:
-            if self.relay.diverted:
+            if notes:
                 self.host.log_requests(self)
-        elif self.relay.wired is not None or self.relay.diverted:
+        elif notes or self.relay.wired is not None:
             self._dirty = True
             self.apply()
 
-    def _leave_copies(self) -> None:
+    def _leave_mirror(self) -> None:
         """The client's connection is over, or is spliced: copies have a bounded time to be delivered."""
-        if self._copying is not None or self.relay.deferred.calls:
-            self._copies().leave()
+        if self._mirror is not None or self.relay.mirror.events:
+            self._mirroring().leave()
 
     # --- endings ----------------------------------------------------------------------------------------------------
 
@@ -467,7 +484,7 @@ class Conductor:
             return
         self._set_closed()
         self._legs.close()
-        self._leave_copies()
+        self._leave_mirror()
         self.host.closed(self)
 
     def abandon(self) -> None:
@@ -478,7 +495,7 @@ class Conductor:
         self._legs.reset()
         if not self._closed:
             self._set_closed()
-            self._leave_copies()
+            self._leave_mirror()
             self.host.closed(self)
 
     def _set_closed(self) -> None:

@@ -27,7 +27,7 @@ from sidestep.model.errors import PeerError
 from sidestep.protocols import capsules
 from sidestep.proxy.io.loop import READ, WRITE, Loop
 from sidestep.proxy.io.stream import PlainStream
-from sidestep.proxy.mirror.scheduler import Copyist
+from sidestep.proxy.mirror.scheduler import MirrorScheduler
 from sidestep.proxy.mirror.tap_leg import OPENED, WRITTEN
 
 HELD: Final = 256 * 1024
@@ -45,7 +45,7 @@ class FlowOwner(Protocol):
     """What all flows share."""
 
     loop: Loop
-    copyist: Copyist
+    mirror_scheduler: MirrorScheduler
     counters: Counter[str]
     held: int
     """Bytes that wait in all flows."""
@@ -96,7 +96,7 @@ class Flow:
         """Ask for the stream."""
         self._owner.opening += 1
         if not self._answers:
-            self._owner.copyist.spend(OPENED)
+            self._owner.mirror_scheduler.spend(OPENED)
         self._cancel = ask(self.key, self._opened)
 
     def _opened(self, stream: PlainStream | None) -> None:
@@ -107,7 +107,7 @@ class Flow:
             self._broken()
             return
         if not self._answers:
-            self._owner.copyist.opened(self.key[0])
+            self._owner.mirror_scheduler.opened(self.key[0])
         self._stream = stream
         self._loop.add(stream.fd, self._ready, READ)
         self._flush()
@@ -132,7 +132,7 @@ class Flow:
         try:
             if self._out:
                 if not self._answers:
-                    self._owner.copyist.spend(WRITTEN)
+                    self._owner.mirror_scheduler.spend(WRITTEN)
                 data = b"".join(self._out)
                 taken = stream.write(data)
                 self._queued -= taken
@@ -172,13 +172,13 @@ class Flow:
                 self._owner.answer(self.key, payload)
         elif not self._reported:
             self._reported = True
-            self._owner.copyist.succeeded(self.key[0])
+            self._owner.mirror_scheduler.succeeded(self.key[0])
 
     def _broken(self) -> None:
         """The handler refused the flow, or has left it."""
         if not self._answers and not self._reported:
             self._reported = True
-            self._owner.copyist.failed(self.key[0])
+            self._owner.mirror_scheduler.failed(self.key[0])
         self.end()
 
     def end(self) -> None:

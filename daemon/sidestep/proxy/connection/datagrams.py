@@ -29,7 +29,7 @@ from sidestep.proxy.connection.datagram_addresses import copied4, copied6, local
 from sidestep.proxy.connection.datagram_flow import Ask, Flow, Key
 from sidestep.proxy.connection.dial import plain_address
 from sidestep.proxy.io.loop import READ, Loop
-from sidestep.proxy.mirror.scheduler import Copyist
+from sidestep.proxy.mirror.scheduler import MirrorScheduler
 from sidestep.snapshots.ports import PortSnapshot
 
 IDLE: Final = 60.0
@@ -65,9 +65,9 @@ class _Socket:
 class Datagrams:
     """All UDP of one pod."""
 
-    def __init__(self, loop: Loop, ask: Ask, copyist: Copyist | None = None) -> None:
+    def __init__(self, loop: Loop, ask: Ask, mirror_scheduler: MirrorScheduler | None = None) -> None:
         self.loop = loop
-        self.copyist = copyist or Copyist(loop)
+        self.mirror_scheduler = mirror_scheduler or MirrorScheduler(loop)
         self.counters: Counter[str] = Counter()
         self.held = 0
         """Bytes that wait in all flows."""
@@ -142,8 +142,8 @@ class Datagrams:
         """Receive copies of datagrams of a tapped port; count the time."""
         began = thread_time()
         self._copy(entry)
-        self.copyist.spend(thread_time() - began)
-        if self.copyist.gate.is_spent:
+        self.mirror_scheduler.spend(thread_time() - began)
+        if self.mirror_scheduler.gate.is_spent:
             self.loop.modify(entry.sock.fileno(), 0)
             self.loop.later(PAUSE, lambda: self._resume(entry))
 
@@ -173,7 +173,7 @@ class Datagrams:
                 continue  # sent inside the pod
             for uid in port.global_taps:
                 key = (uid, entry.port, client, client_port, local)
-                if self.copyist.gate.takes(entry.port, uid, begun=key in self._flows):
+                if self.mirror_scheduler.gate.takes(entry.port, uid, begun=key in self._flows):
                     self.counters["datagrams_copied"] += 1
                     self._carry(key, payload, answers=False)
 

@@ -16,7 +16,7 @@ from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.io.splice import Pipes
 from sidestep.proxy.io.stream import PlainStream, Stream
-from sidestep.proxy.mirror.scheduler import Copyist
+from sidestep.proxy.mirror.scheduler import MirrorScheduler
 
 AppTls = Callable[[socket.socket, Callable[[Stream | None], None]], Callable[[], None]]
 """Make a TLS stream to the app on a connected socket; returns a function that cancels."""
@@ -61,10 +61,10 @@ class RelayedConnection(Protocol):
 
 
 class ConnectionHost(Protocol):
-    """The process, as a connection sees it. `pipes`, `copyist`, `backlog` and `lingering` are shared by all of them."""
+    """The process, as a connection sees it. All connections share its attributes."""
 
     pipes: Pipes
-    copyist: Copyist
+    mirror_scheduler: MirrorScheduler
     backlog: Budget
     """Bytes that all connections have queued for peers that do not read."""
     lingering: set[object]
@@ -88,4 +88,4 @@ class ConnectionHost(Protocol):
         """Note that a connection is over."""
 
     def log_requests(self, connection: RelayedConnection) -> None:
-        """Take what is in `connection.relay.diverted`, and empty it."""
+        """Take what is in `connection.relay.mirror.notes`, and empty it."""

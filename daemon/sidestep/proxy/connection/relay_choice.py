@@ -11,8 +11,9 @@ from typing import Final
 
 from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.http2.relay import Http2Relay
-from sidestep.engine.mirror.copies import Ledger
-from sidestep.engine.mirror.whole_connection import TappedRelay
+from sidestep.engine.mirror.ledger import Ledger
+from sidestep.engine.mirror.whole_connection import copy_whole
+from sidestep.engine.mirror.wiretaps import wiretap_mirror
 from sidestep.engine.relay import Relay
 from sidestep.engine.rewriting import ClientCertificate
 from sidestep.policy.route import Rule
@@ -42,18 +43,23 @@ def _engine(protocol: str, port: LivePort, ledger: Ledger, client: TlsStream | N
     if port.snapshot.forward_client_cert:
         rewriter = ClientCertificate(verified_certificate(client) if client is not None else None)
     return engine(
-        port.steered, tls=client is not None, ledger=ledger, on_unreadable=port.on_unreadable, rewriter=rewriter
+        port.steered,
+        tls=client is not None,
+        mirror=wiretap_mirror(ledger, port=port.steered.number),
+        budget=ledger.budget,
+        on_unreadable=port.on_unreadable,
+        rewriter=rewriter,
     )
 
 
-def with_global_wiretaps(relay: Relay, port: LivePort, ledger: Ledger) -> Relay:
-    """The relay as the port's global wiretaps want it. No byte may have been given to it yet."""
+def mirror_whole(relay: Relay, port: LivePort, ledger: Ledger) -> None:
+    """Have the connection copied as it is to the port's global wiretaps. No byte may have been given to it yet."""
     taps = port.snapshot.global_taps
-    if not taps:
-        return relay
-    number = port.steered.number
-    rules = ledger.gate.choose(number, tuple(Rule(uid, "", _never) for uid in taps))
-    return TappedRelay(relay, rules, ledger, port=number) if rules else relay
+    if taps:
+        number = port.steered.number
+        rules = ledger.gate.choose(number, tuple(Rule(uid, "", _never) for uid in taps))
+        if rules:
+            copy_whole(relay.mirror, rules, ledger, port=number)
 
 
 def global_rule(port: LivePort, client: str) -> Rule | None:

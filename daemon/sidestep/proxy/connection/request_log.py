@@ -17,7 +17,7 @@ from typing import Final
 
 from sidestep.aio.allowance import Allowance
 from sidestep.engine.mirror.gate import Loss
-from sidestep.engine.relay import Diverted, Lost
+from sidestep.engine.mirror.notes import Lost, Note
 from sidestep.proxy.connection.host import RelayedConnection
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.daemon_link import DaemonLink
@@ -58,11 +58,11 @@ class RequestLog:
         self._losses.update(losses)
 
     def add(self, connection: RelayedConnection) -> None:
-        """Take what a connection's relay has diverted, and count it."""
+        """Take the notes of a connection's mirror, and count them."""
         if not self._lines:
             self._loop.later(MOMENT, self.flush)
         endpoints = connection.endpoints
-        for request in connection.relay.diverted:
+        for request in connection.relay.mirror.notes:
             connection.port.counters[_counter(request)] += 1
             if len(self._lines) >= messages.MAX_LINES:
                 self._dropped += 1
@@ -83,7 +83,7 @@ class RequestLog:
                 self._lines.append(line)
             else:
                 self._dropped += 1
-        connection.relay.diverted.clear()
+        connection.relay.mirror.notes.clear()
 
     def flush(self) -> None:
         """Send what there is."""
@@ -109,7 +109,7 @@ class RequestLog:
             at, room, lost = end, ROOM, ()
 
 
-def _counter(request: Diverted) -> str:
+def _counter(request: Note) -> str:
     if not request.copied:
         return "diverted"
     if request.lost:

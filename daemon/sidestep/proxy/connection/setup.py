@@ -54,7 +54,7 @@ from sidestep.proxy.connection.ends import Ends
 from sidestep.proxy.connection.establishment import Established, TlsEstablishment
 from sidestep.proxy.connection.first_bytes import PeekedBytes
 from sidestep.proxy.connection.live_ports import LivePort
-from sidestep.proxy.connection.relay_choice import global_rule, relay_for, with_global_wiretaps
+from sidestep.proxy.connection.relay_choice import global_rule, mirror_whole, relay_for
 from sidestep.proxy.connection.setup_host import SetupHost, begin_dial
 from sidestep.proxy.io.loop import BROKEN, Loop
 from sidestep.proxy.io.stream import TlsStream
@@ -210,7 +210,7 @@ class ConnectionSetup:
 
     def _relay(self, relay: Relay, protocol: str) -> None:
         """Hand both ends to a conductor, and begin."""
-        relay = with_global_wiretaps(relay, self._port, self._host.ledger)
+        mirror_whole(relay, self._port, self._host.ledger)
         tls = self._tls if self._established is not None else None
         conductor = Conductor(
             self._loop,
@@ -233,6 +233,7 @@ class ConnectionSetup:
             if isinstance(app, TlsStream) and (early := app.take_early()):
                 relay.receive(relay.app, early, self._loop.now)
             if self._established is not None and self._established.first_bytes:
+                relay.mirror.client_data(self._established.first_bytes)
                 relay.receive(relay.client, self._established.first_bytes, self._loop.now)
             conductor.begin()
         except Exception:

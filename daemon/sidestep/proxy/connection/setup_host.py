@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from sidestep.engine.mirror.copies import Ledger
+from sidestep.engine.mirror.ledger import Ledger
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError
 from sidestep.proxy.connection.dial import Done

@@ -1,22 +1,23 @@
-"""Copies for wiretaps are made late and little by little, so that no client's request waits for them.
+"""When the mirror's events are consumed: late and little by little, so that no client's request waits for it.
 
-What the engines defer (`Relay.deferred`) is done about LATE seconds after the first of it: making copies, and telling
-the daemon and the developer's machine of them, should not happen in the very moment in which the app works at the
-request. (LATE is not shorter because a timer that is due soon costs the request, too: on a virtual machine setting the
-clock takes 60 us.) Then it is done SLICE seconds at a time, one connection after the other, with the events of all
-connections in between. A connection for which more than EAGER bytes wait is due at once.
+What relays tell their mirrors (`engine.mirror`) is consumed about LATE seconds after the first of it: making copies,
+and telling the daemon and the developer's machine of them, would otherwise happen in the very moment in which the app
+works at the request. (LATE is not shorter because a timer that is due soon costs the request, too: on a virtual machine
+setting the clock takes 60 us.) Then it is consumed SLICE seconds at a time, one connection after the other, with the
+events of all sockets in between. A connection for which more than EAGER bytes wait is due at once.
 
-The time that all this takes is measured and counted against a budget (`engine.mirror.budget`), with an estimate of what
-the node daemon spends on it; what came of copies decides whether their wiretap gets more (`engine.mirror.breaker`). The
-gate that joins both (`engine.mirror.gate`) has no clock: the `Copyist` tells it the time, and calls it when it is due.
+The processor time that all this takes is measured and counted against a budget (`engine.mirror.budget`), with an
+estimate of what the node daemon spends on it; what came of copies decides whether their wiretap gets more
+(`engine.mirror.breaker`). The gate that joins both (`engine.mirror.gate`) has no clock: the `MirrorScheduler` tells it
+the time, and calls it when it is due.
 
-States of a connection's copies (`Copying`):
+States of a connection's mirror (`ConnectionMirror`):
 
-    resting    nothing is deferred
-    waiting    something is; it is not due
+    resting    no event waits
+    waiting    some do; they are not due
     due        it is among those whose turn comes next
-    left       the client's connection is over, or moves without us: once nothing is deferred any more, the tap legs
-               have a bounded time to be connected and flushed
+    left       the client's connection is over, or is spliced: once no event waits any more, the legs of its copies have
+               a bounded time to be connected and flushed
 """
 
 from __future__ import annotations
@@ -25,34 +26,35 @@ from collections import Counter, deque
 from time import monotonic, thread_time
 from typing import Final
 
+from sidestep.engine.mirror.copy_leg import CopyLeg
 from sidestep.engine.mirror.gate import TapGate
-from sidestep.engine.relay import CopyLeg, Ending
+from sidestep.engine.relay import Ending
 from sidestep.proxy.io.loop import Loop, Timer
 from sidestep.proxy.mirror.tap_leg import Surroundings, TapLeg
 
 LATE: Final = 0.03
-"""Seconds that copies wait to be made ..."""
+"""Seconds that events wait to be consumed ..."""
 GRAIN: Final = 0.01
-"""... or so much less, if others are made then."""
+"""... or so much less, if others are consumed then."""
 EAGER: Final = 8 * 1024
-"""Bytes to be copied that do not wait; far less than a copy may hold, or a connection defer."""
+"""Bytes of events that do not wait; far less than a copy, or a queue, may hold."""
 SLICE: Final = 0.001
-"""Seconds of copying between two looks at events, about."""
+"""Seconds of consuming between two looks at sockets, about."""
 STEP: Final = 8
-"""Deferred calls of one connection between two looks at the clock."""
+"""Events of one connection between two looks at the clock."""
 OPENING: Final = 16
 """Connections to the handler of one wiretap that are asked for at once: a handler that refuses is known to by then."""
-HASTY: Final = 0.00003
-"""Seconds that a deferred call takes, about, when it is made where time is not measured."""
+CAUGHT_UP: Final = 0.00003
+"""Seconds that consuming an event takes, about, where that is not measured (`EventQueue.catch_up`)."""
 TOLD: Final = 0.00005
 """Processor seconds that telling the daemon of one copy takes, there and here."""
 
 
-class Copyist:
-    """Sees to the copies of all connections of a process, in the order in which they are due."""
+class MirrorScheduler:
+    """Drives the mirrors of all connections of a process, in the order in which they are due."""
 
     __slots__ = (
-        "_at_hand",
+        "_current",
         "_due",
         "_gate_timer",
         "_is_pressed",
@@ -73,10 +75,10 @@ class Copyist:
         """Wiretap -> connections that have been asked for and are not there."""
         self._queued: dict[str, deque[TapLeg]] = {}
         """Wiretap -> those that wait to be asked for; the ledger bounds them."""
-        self._waiting: dict[Copying, float] = {}
+        self._waiting: dict[ConnectionMirror, float] = {}
         """Those that are not due, with the time (of the loop's clock) when they are, the next one first."""
-        self._due: dict[Copying, None] = {}
-        self._at_hand: Copying | None = None
+        self._due: dict[ConnectionMirror, None] = {}
+        self._current: ConnectionMirror | None = None
         self._timer: Timer | None = None
         self._is_pressed = False
         """The timer is for those that are due."""
@@ -85,21 +87,21 @@ class Copyist:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no copy is to be made, and none under way."""
+        """Whether no event waits, and no copy is under way."""
         return not self._waiting and not self._due and not self.living
 
-    def expect(self, copying: Copying, *, eager: bool) -> None:
-        """See to these copies in time, or without waiting if `eager`."""
-        if copying in self._due:
+    def expect(self, mirror: ConnectionMirror, *, eager: bool) -> None:
+        """Have the events of a connection consumed in time, or without waiting if `eager`."""
+        if mirror in self._due:
             return
-        if eager or copying is self._at_hand:
-            self._waiting.pop(copying, None)
-            self._due[copying] = None
-        elif copying not in self._waiting:
-            self._waiting[copying] = self._loop.now + LATE
+        if eager or mirror is self._current:
+            self._waiting.pop(mirror, None)
+            self._due[mirror] = None
+        elif mirror not in self._waiting:
+            self._waiting[mirror] = self._loop.now + LATE
         else:
             return
-        if self._at_hand is None:
+        if self._current is None:
             self._arm()
 
     def _arm(self) -> None:
@@ -118,22 +120,22 @@ class Copyist:
         now = monotonic()
         began = thread_time()
         while self._waiting:
-            copying, when = next(iter(self._waiting.items()))
+            mirror, when = next(iter(self._waiting.items()))
             if when > now + GRAIN:
                 break
-            del self._waiting[copying]
-            self._due[copying] = None
+            del self._waiting[mirror]
+            self._due[mirror] = None
         while self._due:
-            self._at_hand = copying = next(iter(self._due))
-            del self._due[copying]
-            copying.advance()
+            self._current = mirror = next(iter(self._due))
+            del self._due[mirror]
+            mirror.advance()
             if monotonic() > now + SLICE:
                 break
         self.spend(thread_time() - began)
         self._rest()
 
     def _rest(self) -> None:
-        self._at_hand = None
+        self._current = None
         if self._due or self._waiting:
             self._arm()
 
@@ -201,63 +203,61 @@ class Copyist:
         self._watch_gate()
 
     def abandon(self) -> None:
-        """A bug was met in the copies at hand."""
-        copying = self._at_hand
+        """A bug was met in the mirror at hand."""
+        mirror = self._current
         try:
-            if copying is not None:
-                copying.abandon()
+            if mirror is not None:
+                mirror.abandon()
         finally:
             self._rest()
 
 
-class Copying:
-    """The copies of one connection; see the module."""
+class ConnectionMirror:
+    """The mirror of one connection, and the legs of its copies; see the module."""
 
-    __slots__ = ("_around", "_copyist", "_has_left", "_legs", "_loop")
+    __slots__ = ("_around", "_has_left", "_legs", "_loop", "_scheduler")
 
-    def __init__(self, loop: Loop, around: Surroundings, copyist: Copyist) -> None:
+    def __init__(self, loop: Loop, around: Surroundings, scheduler: MirrorScheduler) -> None:
         self._loop = loop
         self._around = around
-        self._copyist = copyist
+        self._scheduler = scheduler
         self._has_left = False
         self._legs: dict[TapLeg, None] = {}
-        """Those that live, whatever the relay still knows of them."""
+        """Those that live, whatever their sinks still know of them."""
 
     def glance(self) -> None:
-        """Something is deferred: have it done."""
-        deferred = self._around.relay.deferred
-        if deferred.caught_up:
-            self._copyist.spend(deferred.caught_up * HASTY)
-            deferred.caught_up = 0
-        self._copyist.expect(self, eager=deferred.size > EAGER)
+        """Events wait: have them consumed."""
+        queue = self._around.relay.mirror.queue
+        if queue is None:
+            return
+        if queue.caught_up:
+            self._scheduler.spend(queue.caught_up * CAUGHT_UP)
+            queue.caught_up = 0
+        self._scheduler.expect(self, eager=queue.size > EAGER)
 
     def advance(self) -> None:
-        """Do some of what is deferred."""
-        deferred = self._around.relay.deferred
-        deferred.run(STEP)
+        """Have some events consumed."""
+        mirror = self._around.relay.mirror
+        mirror.run(STEP)
         if not self._has_left:
-            self._around.copied()
-        elif deferred.calls:
-            self._open_all()
+            self._around.mirrored()
+        elif mirror.events:
             self.settle()
             self.glance()
         else:
             self._part()
 
-    def open(self, leg: CopyLeg) -> None:
-        """Have the handler's connection of a tap leg asked for."""
-        TapLeg(self._loop, leg, self._around, kin=self._legs, keeper=self._copyist).open()
-
     def settle(self) -> None:
-        """Bring the tap legs in line with their relays."""
+        """Have new legs connected, and bring all of them in line with their sinks."""
+        self._open_all()
         for leg in [*self._legs]:
             leg.settle()
 
     def leave(self) -> None:
-        """The client's connection is over, or moves without us."""
+        """The client's connection is over, or is spliced."""
         self._has_left = True
         self._around.relay.farewell()
-        if self._around.relay.deferred.calls:
+        if self._around.relay.mirror.events:
             self.glance()
         else:
             self._part()
@@ -269,22 +269,22 @@ class Copying:
         self._around.tap_moved()
 
     def _open_all(self) -> None:
-        for leg in self._take_opening():
-            self.open(leg)
+        opening = self._around.relay.mirror.opening
+        while opening:
+            self.open(opening.pop(0))
 
-    def _take_opening(self) -> list[CopyLeg]:
-        opening = self._around.relay.opening
-        legs = [leg for leg in opening if isinstance(leg, CopyLeg)]
-        for leg in legs:
-            opening.remove(leg)
-        return legs
+    def open(self, leg: CopyLeg) -> None:
+        """Have the handler's connection of a leg asked for."""
+        TapLeg(self._loop, leg, self._around, kin=self._legs, keeper=self._scheduler).open()
 
     def abandon(self) -> None:
-        """A bug was met: nothing more is copied of this connection, and its client notices nothing."""
-        self._around.relay.deferred.close()
-        for leg in self._take_opening():
+        """A bug was met: nothing more is mirrored of this connection, and its client notices nothing."""
+        mirror = self._around.relay.mirror
+        mirror.close()
+        while mirror.opening:
+            leg = mirror.opening.pop(0)
             leg.end(Ending.ABORT)
-            leg.owner.lost(leg, self._loop.now)
+            leg.owner.lost(leg)
         for each in [*self._legs]:
             each.abandon()
         self._around.tap_moved()

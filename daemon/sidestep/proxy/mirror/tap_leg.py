@@ -21,7 +21,8 @@ from collections.abc import Callable
 from time import thread_time
 from typing import Final, Protocol
 
-from sidestep.engine.relay import CopyLeg, Ending, Relay
+from sidestep.engine.mirror.copy_leg import CopyLeg
+from sidestep.engine.relay import Ending, Relay
 from sidestep.proxy.io.leg_io import MERGE, LegIO
 from sidestep.proxy.io.loop import HANG_UP, READ, WRITE, Loop, Timer
 from sidestep.proxy.io.stream import PlainStream, Stream
@@ -75,10 +76,10 @@ class Surroundings(Protocol):
         """Ask for a connection to the handler of a tap leg; returns a function that cancels."""
 
     def tap_moved(self) -> None:
-        """The engine was told something about a tap."""
+        """A sink was told something about one of its legs."""
 
-    def copied(self) -> None:
-        """Some of what was deferred is done; the connection goes on."""
+    def mirrored(self) -> None:
+        """Some events were consumed; the connection goes on."""
 
 
 class TapLeg(LegIO):
@@ -90,7 +91,7 @@ class TapLeg(LegIO):
         "_copy",
         "_keeper",
         "_kin",
-        "_relay",
+        "_owner",
         "_said",
         "_timer",
     )
@@ -101,7 +102,7 @@ class TapLeg(LegIO):
         super().__init__(loop, leg)
         self._copy = leg
         self._around = around
-        self._relay = leg.owner
+        self._owner = leg.owner
         self._kin = kin
         self._keeper = keeper
         self._said = False
@@ -148,15 +149,14 @@ class TapLeg(LegIO):
         else:
             self._keeper.opened(self._uid)
             self.attach(stream)
-            self._relay.opened(self.leg, self.loop.now)
+            self._owner.opened(self._copy)
             self.settle()
             self._around.tap_moved()
         self._keeper.spend(thread_time() - began)
 
     @property
     def _uid(self) -> str:
-        rule = self.leg.rule
-        return rule.uid if rule is not None else ""
+        return self._copy.uid
 
     def _say(self, *, failed: bool) -> None:
         if not self._said:
@@ -186,17 +186,17 @@ class TapLeg(LegIO):
         self._keeper.spend(thread_time() - began)
 
     def _read(self, stream: Stream, *, hung_up: bool) -> None:
-        relay = self._relay
+        owner = self._owner
         for _ in range(READS):
             data = stream.read()
             if data is None:
                 return
             if not data:
                 break
-            relay.receive(self.leg, data, self.loop.now)
+            owner.receive(self._copy, data)
             if self._copy.answered is not None:
                 self._say(failed=not self._copy.answered)
-            if self.stream is None or not relay.reads(self.leg):
+            if self.stream is None or not owner.reads(self._copy):
                 return
         else:
             return
@@ -204,7 +204,7 @@ class TapLeg(LegIO):
         if hung_up and not self.finished:
             self._lose()
         else:
-            relay.receive_eof(self.leg, self.loop.now)
+            owner.receive_eof(self._copy)
 
     def settle(self) -> None:
         """Write what the socket takes, and carry out the ending."""
@@ -232,17 +232,17 @@ class TapLeg(LegIO):
         self._watch()
 
     def _watch(self) -> None:
-        reads = not self.ended and self._relay.reads(self.leg)
+        reads = not self.ended and self._owner.reads(self._copy)
         self.watch((READ if reads else 0) | (WRITE if self.congested else 0))
 
     def _write_all(self, stream: Stream) -> bool:
-        """Write what there is, and what the relay adds when it hears that all was taken; return whether that was so."""
+        """Write what there is, and what the owner adds when it hears that all was taken; return whether that was so."""
         leg = self.leg
         while leg.out:
             self._keeper.spend(WRITTEN * -(-len(leg.out) // MERGE))
             if not self.write(stream):
                 return False
-            self._relay.drained(leg, self.loop.now)
+            self._owner.drained(self._copy)
         return True
 
     def _await(self) -> None:
@@ -278,7 +278,7 @@ class TapLeg(LegIO):
     def _lose(self, *, orderly: bool = False) -> None:
         self._say(failed=True)
         try:
-            self._relay.lost(self.leg, self.loop.now)  # which looks whether anything was left to be written
+            self._owner.lost(self._copy)  # which looks whether anything was left to be written
         finally:
             self._die(orderly=orderly)
 

@@ -28,8 +28,8 @@ from typing import Final
 
 from sidestep.aio.pulse import Pulse
 from sidestep.engine.memory_budget import BACKLOG, Budget
-from sidestep.engine.mirror.copies import Ledger
 from sidestep.engine.mirror.gate import TapGate
+from sidestep.engine.mirror.ledger import Ledger
 from sidestep.engine.relay import Leg
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError, SidestepError
@@ -52,7 +52,7 @@ from sidestep.proxy.control.readiness import EXHAUSTED, Readiness, Room
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.splice import Pipes
 from sidestep.proxy.io.stream import PlainStream
-from sidestep.proxy.mirror.scheduler import Copyist
+from sidestep.proxy.mirror.scheduler import MirrorScheduler
 from sidestep.proxy.runtime.condition_reports import ConditionReports
 from sidestep.proxy.runtime.heartbeat import Heartbeat
 from sidestep.proxy.runtime.listeners import Listeners
@@ -100,9 +100,9 @@ class Worker:
         self.detection_timeout = DETECTION_TIMEOUT
         self.pipes = Pipes(lambda: not self._room.is_short)
         self.ledger = Ledger(gate=TapGate(self._loop.now))
-        self.copyist = Copyist(self._loop, self.ledger.gate)
+        self.mirror_scheduler = MirrorScheduler(self._loop, self.ledger.gate)
         self.backlog = Budget(BACKLOG)
-        self._datagrams = Datagrams(self._loop, self._open_flow, self.copyist)
+        self._datagrams = Datagrams(self._loop, self._open_flow, self.mirror_scheduler)
         self.lingering: set[object] = set()
         self._room = Room(self._readiness, self)
         self._listeners = Listeners(
@@ -317,7 +317,7 @@ class Worker:
 
     def log_requests(self, connection: RelayedConnection) -> None:
         """Queue a connection's diverted requests for the session's log."""
-        self.copyist.told(sum(request.copied for request in connection.relay.diverted))
+        self.mirror_scheduler.told(sum(request.copied for request in connection.relay.mirror.notes))
         self._log.add(connection)
 
     def open_stream(
@@ -410,7 +410,7 @@ class Worker:
         if not self._draining or self._connections or self._setups or self._listeners.are_retiring:
             return
         self._tell_losses()
-        if self.lingering or not self.copyist.is_idle:
+        if self.lingering or not self.mirror_scheduler.is_idle:
             self._loop.later(FLUSH, self._loop.stop)
         else:
             self._loop.stop()

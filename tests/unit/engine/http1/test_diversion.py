@@ -149,7 +149,7 @@ def test_each_intercept_has_a_handler_leg_of_its_own():
 def test_diverted_requests_are_noted():
     shell = http1(rule())
     shell.client(B.replace(b"/b", b"/b?q=1"))
-    (noted,) = shell.relay.diverted
+    (noted,) = shell.notes
     assert (noted.method, noted.path, noted.authority, noted.copied) == (b"GET", b"/b?q=1", b"app.test", False)
     assert noted.rule.display == "shop/dev"
 

@@ -35,7 +35,7 @@ def test_a_refused_handler_leaves_the_request_to_the_app():
     assert shell.waiting == [shell.relay.app]
     shell.open(shell.relay.app)
     assert shell.to_app == B
-    assert not shell.relay.diverted
+    assert not shell.notes
     shell.app(OK_A)
     assert shell.to_client == OK_A
     shell.client(B)

@@ -5,13 +5,15 @@ import pytest
 
 from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.http2.relay import Http2Relay
-from sidestep.engine.mirror.copies import Ledger
-from sidestep.engine.mirror.whole_connection import TappedRelay
+from sidestep.engine.mirror.ledger import Ledger
+from sidestep.engine.mirror.producer import Mirror
+from sidestep.engine.mirror.whole_connection import copy_whole
 from sidestep.engine.relay import Ending, OnUnreadable, Role
 from sidestep.engine.rewriting import ClientCertificate
 from sidestep.policy.route import Route, Rule, SteeredPort
 from sidestep.protocols.http2 import PREFACE, SETTINGS_ACK, header_frames, settings
 from tests.unit.engine.http2_peers import MATCH, request, rule
+from tests.unit.engine.shell import Shell
 
 ASK = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: %b\r\n\r\n"
 ASKED = ASK % b"AAMAAABkAARAAAAA"
@@ -122,20 +124,23 @@ def test_where_heads_are_rewritten_it_is_closed():
 
 
 def test_a_tapped_connection_goes_on_tapped():
-    inner = Http1Relay(SteeredPort(80, Route((rule(),))), tls=False)
-    inner.app.open = True
-    relay = TappedRelay(inner, [Rule("tap", "shop/tap", lambda *_: False)], Ledger())
-    relay.deferred.run()
-    [tap] = relay.opening
-    relay.opening.clear()
-    relay.opened(tap, 0.0)
-    relay.receive(relay.client, ASKED, 0.0)
-    relay.receive(relay.app, SWITCHED + FROM_APP, 0.0)
-    assert isinstance(relay.inner, Http2Relay)
+    mirror = Mirror()
+    copy_whole(mirror, [Rule("tap", "shop/tap", lambda *_: False)], Ledger())
+    first = Http1Relay(SteeredPort(80, Route((rule(),))), tls=False, mirror=mirror)
+    shell = Shell(first, app_open=True, auto=False)
+    shell.late = True
+    shell.copy()
+    [tap] = shell.taps
+    shell.open(tap)
+    shell.client(ASKED)
+    shell.app(SWITCHED + FROM_APP)
+    assert isinstance(first.successor, Http2Relay)
+    shell.relay = relay = first.successor
     assert (relay.successor, relay.protocol) == (None, "h2")
+    assert relay.mirror is mirror
     hello = PREFACE + settings({})
-    relay.receive(relay.client, hello, 0.0)
-    relay.deferred.run()
-    assert b"".join(relay.app.out) == ASKED + hello
-    assert b"".join(tap.out) == ASKED + hello
-    assert tap in relay.legs
+    shell.client(hello)
+    shell.copy()
+    assert shell.to_app == ASKED + hello
+    assert shell.to(tap) == ASKED + hello
+    assert tap in shell.taps

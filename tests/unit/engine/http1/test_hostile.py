@@ -33,7 +33,7 @@ def assert_wire(shell, data):
     relay = shell.relay
     assert shell.to_app == data
     assert shell.opened_handlers == 0
-    assert not relay.diverted
+    assert not relay.mirror.notes
     assert relay.wired == (relay.client, relay.app)
     assert relay.anomaly is not None
     assert relay.anomaly.startswith("h1-")

@@ -9,7 +9,7 @@ import hpack
 import pytest
 
 from sidestep.engine.memory_budget import Account, Budget
-from sidestep.engine.mirror.copies import Ledger, TapLimits
+from sidestep.engine.mirror.ledger import Ledger, TapLimits
 from sidestep.engine.relay import Ending
 from sidestep.protocols.http2 import (
     ACK,

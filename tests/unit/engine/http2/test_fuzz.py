@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from sidestep.engine.http2.relay import Http2Relay
 from sidestep.engine.memory_budget import Budget
-from sidestep.engine.mirror.copies import Ledger
 from sidestep.engine.relay import Ending, Leg
 from sidestep.policy.route import Route, SteeredPort
 from sidestep.protocols.http2 import (
@@ -82,8 +81,7 @@ class Chaos:
     def __init__(self, seed: int) -> None:
         self.rng = rng = random.Random(seed)
         self.budget = Budget(BUDGET)
-        ledger = Ledger(budget=self.budget)
-        self.relay = Http2Relay(SteeredPort(80, Route((rule(),))), tls=False, limits=LIMITS, ledger=ledger)
+        self.relay = Http2Relay(SteeredPort(80, Route((rule(),))), tls=False, limits=LIMITS, budget=self.budget)
         self.encoders: dict[Leg, hpack.Encoder] = {}
         self.dead: set[Leg] = set()
         self.next_stream = 1
@@ -117,7 +115,7 @@ class Chaos:
             if leg.open or leg is relay.client:
                 leg.out.clear()
                 leg.queued = 0
-        relay.diverted.clear()
+        relay.mirror.notes.clear()
         self.measure()
 
     def measure(self) -> None:

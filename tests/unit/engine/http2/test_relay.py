@@ -9,7 +9,7 @@ import hpack
 import pytest
 
 from sidestep.engine.http2.relay import Http2Relay
-from sidestep.engine.mirror.copies import Ledger
+from sidestep.engine.mirror.ledger import Ledger
 from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Role
 from sidestep.policy.route import Route, Rule, SteeredPort
 from sidestep.protocols.http2 import (

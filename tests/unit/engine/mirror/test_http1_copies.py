@@ -5,9 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidestep.engine.http1.relay import Http1Relay
-from sidestep.engine.mirror.copies import Ledger, TapLimits
-from sidestep.engine.mirror.whole_connection import TappedRelay
-from sidestep.engine.relay import HIGH_WATER, Ending, Lost
+from sidestep.engine.mirror.ledger import Ledger, TapLimits
+from sidestep.engine.mirror.notes import Lost
+from sidestep.engine.mirror.whole_connection import copy_whole
+from sidestep.engine.mirror.wiretaps import wiretap_mirror
+from sidestep.engine.relay import HIGH_WATER, Ending
 from sidestep.policy.route import Route, SteeredPort
 from tests.effort import examples
 from tests.unit.engine.shell import Shell, everything, http1, rule
@@ -29,7 +31,7 @@ def copies(shell: Shell) -> list[bytes]:
 
 
 def lost(shell: Shell) -> list[Lost]:
-    return [each.lost for each in shell.relay.diverted if each.lost]
+    return [each.lost for each in shell.notes if each.lost]
 
 
 def test_matching_requests_are_copied_and_the_app_answers_all():
@@ -40,8 +42,8 @@ def test_matching_requests_are_copied_and_the_app_answers_all():
     assert shell.to_app == A + T + A + T
     assert shell.to_client == OK * 4
     assert copies(shell) == [T, T]
-    assert [each.path for each in shell.relay.diverted] == [b"/t", b"/t"]
-    assert all(each.copied and not each.lost for each in shell.relay.diverted)
+    assert [each.path for each in shell.notes] == [b"/t", b"/t"]
+    assert all(each.copied and not each.lost for each in shell.notes)
 
 
 def test_beside_an_intercept_each_gets_its_own():
@@ -94,10 +96,10 @@ def test_a_request_and_its_answer_pass_before_anything_is_done_for_a_copy():
     assert shell.relay.passes(shell.relay.app, OK) is shell.relay.client
     assert (shell.to_app, shell.to_client) == (T, OK)
     assert not shell.taps
-    assert not shell.relay.diverted
+    assert not shell.notes
     shell.copy()
     assert copies(shell) == [T, T]
-    assert len(shell.relay.diverted) == 2
+    assert len(shell.notes) == 2
 
 
 @pytest.mark.parametrize("how", ["lost", "eof", "wire"])
@@ -204,7 +206,7 @@ def test_all_copies_of_a_tap_share_a_bound_and_do_not_take_from_another():
     ledger = Ledger(TapLimits(copy=10_000, tap=2 * len(T) + 10))
     shell = http1(taps=(TAP, everything("all")), ledger=ledger, auto=False)
     shell.client(T * 3)
-    assert [(each.rule.uid, each.lost) for each in shell.relay.diverted if each.lost] == [
+    assert [(each.rule.uid, each.lost) for each in shell.notes if each.lost] == [
         ("uid-tap", Lost.ALL),
         ("uid-all", Lost.ALL),
     ]
@@ -323,7 +325,7 @@ def test_a_rule_for_heads_only_copies_nothing_and_shows_no_secret():
         b"GET /t?q HTTP/1.1\r\nHost: app.test\r\nAuthorization: Bearer s3cret\r\nCOOKIE: s3cret\r\nX-A: 1\r\n\r\n"
     )
     assert not shell.taps
-    (told,) = shell.relay.diverted
+    (told,) = shell.notes
     assert (told.method, told.path, told.authority) == (b"GET", b"/t?q", b"app.test")
     assert told.fields == (
         (b"host", b"app.test"),
@@ -365,8 +367,9 @@ def test_a_copy_that_was_truncated_is_told_of_once():
 
 @pytest.mark.parametrize("padding", [1, 100, 500])
 def test_a_connection_copied_whole_and_by_request_passes_or_is_received(padding):
-    inner = Http1Relay(SteeredPort(80, Route((), (TAP,))), tls=False)
-    shell = Shell(TappedRelay(inner, [everything("all")], Ledger()), app_open=True)
+    mirror = wiretap_mirror(Ledger(), port=80)
+    copy_whole(mirror, [everything("all")], Ledger())
+    shell = Shell(Http1Relay(SteeredPort(80, Route((), (TAP,))), tls=False, mirror=mirror), app_open=True)
     shell.late = True  # which checks that what passes changes nothing
     request = T[:-2] + b"X-Padding: %s\r\n\r\n" % (b"p" * padding)
     for _ in range(300):
@@ -392,12 +395,12 @@ def test_of_a_request_that_is_held_back_nothing_is_noted(request_):
     shell = http1(taps=(TAP, flows), ledger=ledger)
     for _ in range(3):
         shell.client(request_)
-        assert not shell.relay.deferred.calls
+        assert not shell.mirror.events
         shell.app(OK)
     assert shell.to_app == request_ * 3
     assert shell.to_client == OK * 3
     assert not shell.taps
-    assert not shell.relay.diverted
+    assert not shell.notes
     assert {(loss.uid, count) for loss, count in ledger.gate.take_losses().items()} == {
         ("uid-tap", 3),
         ("uid-flows", 3),

@@ -7,8 +7,9 @@ import random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sidestep.engine.mirror.copies import Ledger, TapLimits
-from sidestep.engine.relay import Ending, Lost
+from sidestep.engine.mirror.ledger import Ledger, TapLimits
+from sidestep.engine.mirror.notes import Lost
+from sidestep.engine.relay import Ending
 from sidestep.policy.route import Route, Rule
 from sidestep.protocols.http2 import DEFAULT_LIMITS
 from tests.effort import examples
@@ -166,7 +167,7 @@ def test_heads_only_tells_and_copies_nothing():
     flows = Rule("f", "shop/f", lambda method, path, fields: True, heads_only=True)
     client, _, shell = _scene(taps=(flows,))
     told = []
-    shell.check = lambda: told.extend(shell.relay.diverted)
+    shell.check = lambda: told.extend(shell.mirror.notes)
     client.send(request(b"/x?y", (b"authorization", b"Bearer s3cret"), (b"x-a", b"1")))
     shell.run()
     assert not shell.taps
@@ -180,7 +181,7 @@ def test_the_connection_to_the_handler_ends_after_the_client():
     client, _, shell = _scene()
     client.send(request(b"/x"))
     shell.run()
-    (leg,) = [leg for leg in shell.relay.legs if leg.rule is not None]
+    (leg,) = shell.copy_legs
     shell.lose(client)
     assert shell.relay.done
     shell.farewell()
@@ -206,7 +207,7 @@ def test_of_streams_that_are_held_back_nothing_is_noted():
         client.send(request(b"/%d" % number, method=b"POST", body=b"abc"))
     shell.run()
     assert not shell.taps
-    assert not shell.relay.diverted
+    assert not shell.mirror.notes
     assert sum(ledger.gate.take_losses().values()) == 3
     ledger.gate.expire(60.0)
     client.send(request(b"/again"))

@@ -41,7 +41,7 @@ class Owner:
     def __init__(self, stack):
         self.loop = Loop(on_crash=lambda owner, error: pytest.fail(f"{owner}: {error}"))
         stack.callback(self.loop.close)
-        self.copyist = Mirror()
+        self.mirror_scheduler = Mirror()
         self.counters = Counter()
         self.held = self.opening = self.cancelled = 0
         self.answers, self.over = [], []
@@ -123,7 +123,7 @@ def test_a_refused_flow_ends(owner, answers):
     assert owner.over == [flow]
     assert owner.counters == {"datagrams_refused": 1}
     assert (owner.held, owner.opening, owner.cancelled) == (0, 0, 0)
-    assert owner.copyist.told == ([] if answers else ["failed"])
+    assert owner.mirror_scheduler.told == ([] if answers else ["failed"])
 
 
 @pytest.mark.parametrize("said", [b"", b"\xff" * 64])
@@ -163,7 +163,7 @@ def test_the_mirror_is_told_once_what_came_of_a_flow_of_copies(owner):
         flow._ready(READ)
     owner.handler.close()
     flow._ready(READ | HANG_UP)
-    assert owner.copyist.told == ["opened", "succeeded"]
+    assert owner.mirror_scheduler.told == ["opened", "succeeded"]
     assert not owner.answers
     assert owner.over == [flow]
 

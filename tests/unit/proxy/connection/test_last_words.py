@@ -13,7 +13,7 @@ from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.splice import Pipes
 from sidestep.proxy.io.stream import PlainStream, reset
-from sidestep.proxy.mirror.scheduler import Copyist
+from sidestep.proxy.mirror.scheduler import MirrorScheduler
 from tests.unit.proxy.io.test_splice import DEADLINE, tcp_pair
 
 HEAD = b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n"
@@ -26,7 +26,7 @@ class ConnectionHost:
     def __init__(self, loop):
         self.loop = loop
         self.pipes = Pipes()
-        self.copyist = Copyist(loop)
+        self.mirror_scheduler = MirrorScheduler(loop)
         self.backlog = Budget(BACKLOG)
         self.lingering = set()
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sidestep.engine.relay import Lost
+from sidestep.engine.mirror.notes import Lost
 from sidestep.proxy.connection import request_log
 from sidestep.proxy.connection.request_log import RequestLog
 from sidestep.proxy.control import messages
@@ -89,12 +89,12 @@ def test_more_bytes_than_the_daemon_takes_in_a_second_are_only_counted():
         fields=(),
     )
     conductor = SimpleNamespace(
-        relay=SimpleNamespace(diverted=[]),
+        relay=SimpleNamespace(mirror=SimpleNamespace(notes=[])),
         port=SimpleNamespace(counters=Counter(), steered=SimpleNamespace(number=80)),
         endpoints=SimpleNamespace(client="::1", client_port=1),
     )
     for _ in range(300):
-        conductor.relay.diverted = [request] * 100
+        conductor.relay.mirror.notes = [request] * 100
         log.add(conductor)
         log.flush()
         clock.now += 0.01

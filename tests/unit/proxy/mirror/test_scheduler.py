@@ -8,66 +8,74 @@ import time
 
 import pytest
 
-from sidestep.engine.relay import CopyLeg, Ending, Relay
+from sidestep.engine.mirror.copy_leg import CopyLeg
+from sidestep.engine.mirror.events import ConnectionEnd, RequestDiverted
+from sidestep.engine.mirror.producer import Mirror
+from sidestep.engine.relay import Ending, Relay
 from sidestep.policy.route import Rule
 from sidestep.proxy.io.loop import READ, Loop
-from sidestep.proxy.mirror.scheduler import EAGER, GRAIN, LATE, Copying, Copyist
+from sidestep.proxy.mirror.scheduler import EAGER, GRAIN, LATE, ConnectionMirror, MirrorScheduler
 
+TAP = Rule("uid", "shop/tap", lambda *_: True)
 BUSY = 0.0005
-"""Seconds that a deferred call costs."""
+"""Seconds that consuming an event costs."""
 DEADLINE = 30.0
 ROUNDING = 1e-6
 """Seconds that sums of times are off at most."""
 
 
-class Quiet(Relay):
-    """A relay that is told of its tap legs."""
-
-    def __init__(self):
-        super().__init__()
-        self.told = []
-
-    def lost(self, leg, now):
-        self.told.append(("lost", leg.ending))
-
-    def farewell(self):
-        self.deferred.put(0, self.told.append, "last call")
-
-
 class Around:
-    """A conductor, as far as copies know it: after some calls it looks whether there are more."""
+    """A conductor, as far as the scheduler knows it, whose mirror has one sink: itself. Events are anything."""
 
-    def __init__(self, loop, copyist):
-        self.relay = Quiet()
+    def __init__(self, loop, scheduler):
+        self.relay = Relay(Mirror(lambda mirror: (self,)))
+        self.source = self.relay.mirror
+        self.source.diverted(0, TAP, b"", b"", b"")  # which makes the sink
+        self.source.run()
         self.done = []
-        self.copying = Copying(loop, self, copyist)
+        self.told = []
+        self.mirror = ConnectionMirror(loop, self, scheduler)
+
+    # --- the conductor
+
+    def mirrored(self):
+        if self.source.events:
+            self.mirror.glance()
+
+    def tap_moved(self):
+        self.told.append("moved")
+
+    def ask_for_copy(self, leg, done):
+        self.told.append("asked")
+        return lambda: self.told.append("cancelled")
 
     def defer(self, what, size=0):
-        self.relay.deferred.put(size, self._do, what)
-        self.copying.glance()
+        self.source.tell(what, 0, size)
+        self.mirror.glance()
 
-    def _do(self, what):
-        if isinstance(what, Exception):
-            raise what
-        self.done.append(what)
+    # --- the sink
+
+    def consume(self, event):
+        if isinstance(event, Exception):
+            raise event
+        if isinstance(event, RequestDiverted):
+            return
+        if isinstance(event, ConnectionEnd):
+            self.told.append("last call")
+            return
+        if event == "leg":
+            self.source.opening.append(self.make_leg())
+            return
+        self.done.append(event)
         end = time.monotonic() + BUSY
         while time.monotonic() < end:
             pass
 
-    def copied(self):
-        if self.relay.deferred.calls:
-            self.copying.glance()
-
-    def tap_moved(self):
-        self.relay.told.append("moved")
-
-    def ask_for_copy(self, leg, done):
-        self.relay.told.append("asked")
-        return lambda: self.relay.told.append("cancelled")
-
     def make_leg(self):
-        """A deferred call that asks for a tap leg."""
-        self.relay.opening.append(CopyLeg(Rule("uid", "shop/tap", lambda *_: True), self.relay, None))
+        return CopyLeg(TAP, self, None)
+
+    def lost(self, leg):
+        self.told.append(("lost", leg.ending))
 
 
 @pytest.fixture
@@ -87,8 +95,8 @@ def loop(crashes):
 
 
 @pytest.fixture
-def copyist(loop):
-    return Copyist(loop)
+def scheduler(loop):
+    return MirrorScheduler(loop)
 
 
 @contextlib.contextmanager
@@ -106,7 +114,7 @@ def readable(loop, called):
 
 
 def run(loop, until):
-    """Let the loop turn until the copyist has nothing to do."""
+    """Let the loop turn until the scheduler has nothing to do."""
     guard = loop.later(DEADLINE, loop.stop)
 
     def look():
@@ -121,19 +129,19 @@ def run(loop, until):
     assert until()
 
 
-def test_copies_are_made_late(loop, copyist):
-    around = Around(loop, copyist)
+def test_copies_are_made_late(loop, scheduler):
+    around = Around(loop, scheduler)
     began = loop.now
     around.defer(1)
     around.defer(2)
-    assert not copyist.is_idle
-    run(loop, lambda: copyist.is_idle)
+    assert not scheduler.is_idle
+    run(loop, lambda: scheduler.is_idle)
     assert around.done == [1, 2]
     assert loop.now - began >= LATE - ROUNDING
 
 
-def test_many_bytes_do_not_wait(loop, copyist):
-    around = Around(loop, copyist)
+def test_many_bytes_do_not_wait(loop, scheduler):
+    around = Around(loop, scheduler)
     around.defer(1)
     around.defer(2, size=EAGER)
     seen = []
@@ -142,60 +150,60 @@ def test_many_bytes_do_not_wait(loop, copyist):
     assert seen == [1, 2]
 
 
-def test_clients_get_their_turn_between_copies(loop, copyist):
-    several = [Around(loop, copyist) for _ in range(5)]
+def test_clients_get_their_turn_between_copies(loop, scheduler):
+    several = [Around(loop, scheduler) for _ in range(5)]
     for number in range(100):
         for around in several:
             around.defer(number)
     turns = []
     with readable(loop, lambda: turns.append(sum(len(around.done) for around in several))):
-        run(loop, lambda: copyist.is_idle)
+        run(loop, lambda: scheduler.is_idle)
     assert all(around.done == list(range(100)) for around in several)
     under_way = [turn for turn in [*turns, 500] if turn > 0]
     assert max(after - before for before, after in zip([0, *under_way], under_way, strict=False)) <= 20
     assert len(set(under_way)) >= 500 // 20
 
 
-def test_a_bug_ends_the_copies_of_one_connection_only(loop, copyist, crashes):
-    broken, other = Around(loop, copyist), Around(loop, copyist)
+def test_a_bug_ends_the_copies_of_one_connection_only(loop, scheduler, crashes):
+    broken, other = Around(loop, scheduler), Around(loop, scheduler)
     for number in range(3):
         broken.defer(number)
     broken.defer(RuntimeError("a bug"))
     broken.defer("never")
     other.defer("done")
-    run(loop, lambda: copyist.is_idle)
+    run(loop, lambda: scheduler.is_idle)
     assert [str(error) for error in crashes] == ["a bug"]
     assert (broken.done, other.done) == ([0, 1, 2], ["done"])
-    broken.relay.deferred.put(0, broken.done.append, "never")  # nothing is copied of it any more
-    assert not broken.relay.deferred.calls
+    broken.source.tell("never", 0)  # nothing is copied of it any more
+    assert not broken.source.events
 
 
-def test_after_a_bug_no_leg_is_left(loop, copyist, crashes):
-    broken = Around(loop, copyist)
-    broken.copying.open(CopyLeg(Rule("uid", "shop/tap", lambda *_: True), broken.relay, None))
-    broken.relay.deferred.put(0, broken.make_leg)
+def test_after_a_bug_no_leg_is_left(loop, scheduler, crashes):
+    broken = Around(loop, scheduler)
+    broken.mirror.open(broken.make_leg())
+    broken.source.tell("leg", 0)
     broken.defer(RuntimeError("a bug"))
     run(loop, lambda: bool(crashes))
-    assert broken.relay.told == ["asked", ("lost", Ending.ABORT), ("lost", Ending.NONE), "cancelled", "moved"]
-    assert not broken.relay.opening
-    assert copyist.is_idle
+    assert broken.told == ["asked", ("lost", Ending.ABORT), ("lost", Ending.NONE), "cancelled", "moved"]
+    assert not broken.source.opening
+    assert scheduler.is_idle
 
 
-def test_those_that_left_are_copied_to_the_end_and_then_taken_leave_of(loop, copyist):
-    around = Around(loop, copyist)
-    around.relay.deferred.put(0, around.make_leg)
+def test_those_that_left_are_copied_to_the_end_and_then_taken_leave_of(loop, scheduler):
+    around = Around(loop, scheduler)
+    around.source.tell("leg", 0)
     for number in range(20):
         around.defer(number)
-    around.copying.leave()
-    assert not around.relay.told
-    run(loop, lambda: "moved" in around.relay.told)
+    around.mirror.leave()
+    assert not around.told
+    run(loop, lambda: "moved" in around.told)
     assert len(around.done) == 20
-    assert around.relay.told == ["asked", "last call", "moved"]
-    assert [leg for leg in copyist.living if leg._timer is not None] == [*copyist.living]
+    assert around.told == ["asked", "last call", "moved"]
+    assert [leg for leg in scheduler.living if leg._timer is not None] == [*scheduler.living]
 
 
-def test_what_is_noted_later_waits_for_its_own_time(loop, copyist):
-    first, second = Around(loop, copyist), Around(loop, copyist)
+def test_what_is_noted_later_waits_for_its_own_time(loop, scheduler):
+    first, second = Around(loop, scheduler), Around(loop, scheduler)
     times = {}
     first.defer(1)
     loop.later(LATE * 0.9, lambda: (times.update(noted=time.monotonic()), second.defer(2)))
@@ -204,14 +212,14 @@ def test_what_is_noted_later_waits_for_its_own_time(loop, copyist):
     assert time.monotonic() - times["noted"] >= LATE - GRAIN
 
 
-def test_what_is_begun_counts_before_it_is_done(loop, copyist):
+def test_what_is_begun_counts_before_it_is_done(loop, scheduler):
     """Handlers take their time: copies may not be begun by the hundred until the first of them is there."""
-    around = Around(loop, copyist)
+    around = Around(loop, scheduler)
     for _ in range(256):
-        around.copying.open(CopyLeg(Rule("uid", "shop/tap", lambda *_: True), around.relay, None))
-    assert around.relay.told.count("asked") < 256
-    assert copyist.gate.is_spent
-    for leg in [*copyist.living]:
+        around.mirror.open(around.make_leg())
+    assert around.told.count("asked") < 256
+    assert scheduler.gate.is_spent
+    for leg in [*scheduler.living]:
         leg.abandon()
-    assert copyist.is_idle
-    assert not copyist._opening
+    assert scheduler.is_idle
+    assert not scheduler._opening

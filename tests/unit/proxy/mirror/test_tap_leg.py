@@ -14,16 +14,17 @@ from h2.connection import H2Connection
 from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.http2.relay import Http2Relay
 from sidestep.engine.memory_budget import BACKLOG, Budget
-from sidestep.engine.mirror.copies import Ledger, TapLimits
 from sidestep.engine.mirror.gate import Loss, Why
-from sidestep.engine.mirror.whole_connection import TappedRelay
+from sidestep.engine.mirror.ledger import Ledger, TapLimits
+from sidestep.engine.mirror.whole_connection import copy_whole
+from sidestep.engine.mirror.wiretaps import wiretap_mirror
 from sidestep.policy.route import Route, Rule, SteeredPort
 from sidestep.proxy.connection.conductor import Conductor
 from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.splice import Pipes
 from sidestep.proxy.io.stream import PlainStream
-from sidestep.proxy.mirror.scheduler import LATE, OPENING, Copyist
+from sidestep.proxy.mirror.scheduler import LATE, OPENING, MirrorScheduler
 from tests.unit.engine.http1.test_h2c import ASKED, FROM_APP, SWITCHED
 
 DEADLINE = 30.0
@@ -40,7 +41,7 @@ class ConnectionHost:
         self._stack = stack
         self.loop = loop
         self.pipes = Pipes()
-        self.copyist = Copyist(loop)
+        self.mirror_scheduler = MirrorScheduler(loop)
         self.lingering = set()
         self.backlog = Budget(BACKLOG)
         self.asked = []
@@ -62,8 +63,8 @@ class ConnectionHost:
         return lambda: None
 
     def log_requests(self, conductor):
-        self.lost.update(each.lost.name for each in conductor.relay.diverted)
-        conductor.relay.diverted.clear()
+        self.lost.update(each.lost.name for each in conductor.relay.mirror.notes)
+        conductor.relay.mirror.notes.clear()
 
     def closed(self, conductor):
         pass
@@ -81,12 +82,13 @@ class Scene:
         stack.callback(self.loop.close)
         self.host = ConnectionHost(self.loop, stack)
         self.host.refuses = refuses
-        self.ledger = Ledger(limits, self.host.copyist.gate)
+        self.ledger = Ledger(limits, self.host.mirror_scheduler.gate)
         taps = () if whole else (EVERYTHING,)
         engine = Http2Relay if protocol == "h2" else Http1Relay
-        relay = engine(SteeredPort(80, Route((), taps)), tls=False, ledger=self.ledger)
+        mirror = wiretap_mirror(self.ledger, port=80)
+        relay = engine(SteeredPort(80, Route((), taps)), tls=False, mirror=mirror)
         if whole:
-            relay = TappedRelay(relay, [EVERYTHING], self.ledger)
+            copy_whole(mirror, [EVERYTHING], self.ledger)
         self.client, near = socket.socketpair()
         far, self.app = socket.socketpair()
         for each in (self.client, near, far, self.app):
@@ -103,7 +105,7 @@ class Scene:
 
     def _end(self):
         self.conductor.abandon()
-        for leg in [*self.host.copyist.living]:
+        for leg in [*self.host.mirror_scheduler.living]:
             leg.abandon()
 
     def _crashed(self, owner, error):
@@ -175,7 +177,7 @@ def test_an_upgrade_to_http2_leaves_the_copy_of_the_request_alone(scene, late):
     assert spoken == "http/1.1"
     shop.received(handler, ASKED)
     handler.send(OK)
-    shop.until(lambda: not shop.host.copyist.living)
+    shop.until(lambda: not shop.host.mirror_scheduler.living)
     assert shop.ledger.count == 0
 
 
@@ -196,7 +198,7 @@ def test_a_truncated_copy_is_reset_even_if_others_follow_at_once(scene):
     size = 400_000
     shop.client.send(POST % size)
     shop.received(shop.app, POST % size)
-    shop.until(lambda: shop.host.asked and not shop.host.copyist._waiting)
+    shop.until(lambda: shop.host.asked and not shop.host.mirror_scheduler._waiting)
     [(_, handler)] = shop.host.asked
     shop.received(handler, POST % size)
     sent = bytes(size) + GET + GET
@@ -206,7 +208,7 @@ def test_a_truncated_copy_is_reset_even_if_others_follow_at_once(scene):
     shop.received(shop.app, sent)
     shop.until(lambda: shop.host.lost["REST"])
     shop.until(lambda: len(shop.host.asked) == 3)
-    shop.until(lambda: len(shop.host.copyist.living) == 2)
+    shop.until(lambda: len(shop.host.mirror_scheduler.living) == 2)
     with pytest.raises(BlockingIOError):
         shop.client.setblocking(False)
         shop.client.recv(1)
@@ -229,12 +231,12 @@ def test_copies_outlive_a_client_that_leaves_at_once(scene):
     shop.client.send(GET * 20)
     shop.received(shop.app, GET * 20)
     shop.conductor.close()
-    assert not shop.host.copyist.is_idle
+    assert not shop.host.mirror_scheduler.is_idle
     shop.until(lambda: len(shop.host.asked) == 20)
     for _, handler in shop.host.asked:
         shop.received(handler, GET)
         handler.send(OK)
-    shop.until(lambda: shop.host.copyist.is_idle)
+    shop.until(lambda: shop.host.mirror_scheduler.is_idle)
     assert shop.ledger.count == 0
     assert not shop.host.lost["REST"]
 
@@ -247,12 +249,12 @@ def test_nothing_is_paid_for_copies_that_are_over(scene):
         shop.received(shop.app, GET)
         shop.app.send(OK)
         shop.received(shop.client, OK)
-        assert shop.host.copyist.is_idle
+        assert shop.host.mirror_scheduler.is_idle
 
 
 def test_a_bug_in_copying_is_not_the_clients(scene):
     shop = scene()
-    shop.conductor.relay.deferred.put(0, int, "a bug")
+    shop.conductor.relay.mirror.add(Broken(), 0)
     shop.client.send(GET)
     shop.received(shop.app, GET)
     shop.until(lambda: shop.crashes)
@@ -265,6 +267,19 @@ def test_a_bug_in_copying_is_not_the_clients(scene):
     assert shop.ledger.count == 0
     assert [str(error) for error in shop.crashes] == ["invalid literal for int() with base 10: 'a bug'"]
     shop.crashes.clear()
+
+
+class Broken:
+    """A sink with a bug."""
+
+    def wants(self, exchange, offer):
+        return 0
+
+    def holds(self, exchange):
+        return 0
+
+    def consume(self, event):
+        int("a bug")
 
 
 def exchange(shop, count):
@@ -283,10 +298,9 @@ def test_a_handler_that_refuses_is_asked_rarely_and_gets_copies_again_once_it_do
     shop.rest()
     attempts = shop.host.attempts
     assert attempts <= 2 * OPENING
-    deferred = shop.conductor.relay.deferred
     shop.client.send(GET)
     shop.received(shop.app, GET)
-    assert not deferred.calls  # nothing at all is kept of it
+    assert not shop.conductor.relay.mirror.events  # nothing at all is kept of it
     shop.app.send(OK)
     shop.received(shop.client, OK)
     exchange(shop, 20)
@@ -349,12 +363,12 @@ def test_not_more_is_asked_at_once_than_tells_whether_the_handler_is_there(scene
     shop.received(shop.app, GET * 60)
     shop.rest()
     assert shop.host.attempts == 60  # none is lost: what is queued is asked for as others are answered
-    assert not shop.host.copyist._queued
+    assert not shop.host.mirror_scheduler._queued
 
 
 def test_copies_take_their_share_of_the_time(scene):
     shop = scene()
-    shop.host.copyist.spend(0.25)
+    shop.host.mirror_scheduler.spend(0.25)
     exchange(shop, 50)
     shop.rest()
     assert shop.host.attempts == 0

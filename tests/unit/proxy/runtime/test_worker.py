@@ -541,7 +541,7 @@ def test_flows_of_datagrams_to_a_handler_that_leaves_them_are_opened_rarely():
     loop = Loop(on_crash=lambda owner, error: None)
     asked = []
     udp = Datagrams(loop, lambda key, done: asked.append(done) or (lambda: None))
-    gate = udp.copyist.gate
+    gate = udp.mirror_scheduler.gate
     for number in range(1000):
         key = ("u", 53, "10.0.0.1", number, "10.0.0.2")
         if gate.takes(53, "u", begun=key in udp._flows):

@@ -1,16 +1,13 @@
 """Copies of HTTP/2 requests: one stream each, on one connection per wiretap and client connection.
 
 The stream is an `Exchange` on a `Link`, as for a diverted request, but nobody waits for it: fields, data and trailers
-go to it as they go to the app or the handler, its body waits in the exchange until the link's windows take it, what is
-answered is thrown away. The client's windows, the app's and those of other taps have no part in this.
+go to it in the order of the events, its body waits in the exchange until the link's windows take it, what is answered
+is thrown away. The client's windows, the app's and those of other wiretaps have no part in this.
 
-    streams    the client's streams of which more is to be copied
-    _copies    client's stream id -> its copies that are not whole yet
-    a copy     is dropped when `Ledger` has no room for it, and truncated (RST_STREAM) when it has none for its body, or
-               when the original ends before its END_STREAM: reset by either side, connection over or unreadable
-
-What becomes of a request is noted (`Relay.deferred`) and done to its copies later, in order; at once is known only in
-which streams more is wanted.
+    _open      client's stream id -> its copies that are not whole yet
+    _alive     copies whose stream is not over
+    a copy     is dropped when the `Ledger` has no room for it, and truncated (RST_STREAM) when that has none for its
+               body, or when the original ends before its END_STREAM: reset by either side, or not readable any more
 
 The connection to the handler stays for the next request while the client's lasts; afterwards it ends with GOAWAY as
 soon as it is idle (the shell bounds the time).
@@ -21,27 +18,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sidestep.engine.http2.exchange import Exchange
+from sidestep.engine.http2.head import head_of
 from sidestep.engine.http2.link import Link
-from sidestep.engine.mirror.copies import truncated
-from sidestep.engine.relay import CopyLeg, Diverted, Ending, Leg, Lost, queue
+from sidestep.engine.mirror.copy_leg import CopyLeg
+from sidestep.engine.mirror.events import H2
+from sidestep.engine.mirror.notes import truncated
+from sidestep.engine.relay import HIGH_WATER, Ending, Leg, queue
 from sidestep.model.errors import PeerError
-from sidestep.policy.redaction import redact
-from sidestep.protocols.hpack import Memo, list_size
+from sidestep.protocols.hpack import Memo
 from sidestep.protocols.http2 import DEFAULT_LIMITS, ErrorCode, goaway
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sidestep.engine.http2.head import Head
-    from sidestep.engine.mirror.copies import Ledger
-    from sidestep.engine.relay import Relay
+    from sidestep.engine.mirror.events import RequestHead
+    from sidestep.engine.mirror.ledger import Ledger
+    from sidestep.engine.mirror.sink import Source
     from sidestep.policy.route import Rule
     from sidestep.protocols.hpack import Block
-    from sidestep.protocols.http2 import Http2Limits
 
 _RESPONSES = Memo(DEFAULT_LIMITS.memo)
-"""Response blocks seen by any tap of this process: a pure cache, bounded in bytes, apart from that of diversions."""
+"""Response blocks seen by any copy of this process: a pure cache, bounded in bytes, apart from that of diversions."""
 
 
-class TapStream(Exchange):
+class CopyStream(Exchange):
     """One copy, as the ledger's `Holder`."""
 
     __slots__ = ("queued_head",)
@@ -59,128 +60,84 @@ class TapStream(Exchange):
         return self.body_size + (0 if self.link_stream else self.queued_head)
 
 
-class Http2Taps:
-    """See the module. It is the links' `Owner`."""
+class StreamCopies:
+    """The copies of one HTTP/2 connection. It is the `Owner` of the links and of their legs."""
 
-    __slots__ = ("_alive", "_copies", "_leaving", "_ledger", "_limits", "_links", "_port", "_relay", "links", "streams")
+    __slots__ = ("_alive", "_leaving", "_ledger", "_links", "_open", "_source", "links")
 
-    def __init__(self, relay: Relay, ledger: Ledger, limits: Http2Limits, *, port: int) -> None:
-        self._relay = relay
-        self._port = port
+    def __init__(self, source: Source, ledger: Ledger) -> None:
+        self._source = source
         self._ledger = ledger
-        self._limits = limits
         self._links: dict[str, Link] = {}
-        self._alive: dict[TapStream, None] = {}
-        self._leaving = False
-        self._copies: dict[int, tuple[TapStream, ...]] = {}
+        """Wiretap -> the connection that takes its next copy."""
         self.links: dict[Leg, Link] = {}
-        self.streams: set[int] = set()
+        self._alive: dict[CopyStream, None] = {}
+        self._leaving = False
+        self._open: dict[int, tuple[CopyStream, ...]] = {}
 
-    # --- from the client --------------------------------------------------------------------------------------------
+    # --- events -----------------------------------------------------------------------------------------------------
 
-    def begin(self, stream: int, head: Head, block: Block, rules: tuple[Rule, ...], *, ends: bool) -> None:
-        """A new stream that these wiretaps want, unless they are held back; `ends` when it has no body."""
-        rules = self._ledger.gate.choose(self._port, rules)
-        if not rules:
-            return
-        if not ends and not all(rule.heads_only for rule in rules):
-            self.streams.add(stream)
-        self._relay.deferred.put(list_size(block.fields), self._begin, stream, head, block, rules, ends)
-
-    def body(self, stream: int, data: bytes, *, ends: bool) -> None:
-        """Data of a request that is copied, possibly empty."""
-        if ends:
-            self.streams.discard(stream)
-        self._relay.deferred.put(len(data), self._body, stream, data, ends)
-
-    def trailers(self, stream: int, block: Block, *, ends: bool) -> None:
-        """A second header block of a stream; if it does not end the request the app will refuse that."""
-        if stream in self.streams:
-            self.streams.discard(stream)
-            if ends:
-                self._relay.deferred.put(list_size(block.fields), self._trailers, stream, block)
-            else:
-                self._relay.deferred.put(0, self._cut, stream)
-
-    def cut(self, stream: int) -> None:
-        """Nothing more of this stream will come."""
-        if stream in self.streams:
-            self.streams.discard(stream)
-            self._relay.deferred.put(0, self._cut, stream)
-
-    def cut_all(self) -> None:
-        """Nothing more of any stream will come."""
-        for stream in [*self.streams]:
-            self.cut(stream)
-
-    def farewell(self) -> None:
-        """Only taps are left."""
-        self.cut_all()
-        deferred = self._relay.deferred
-        if self.links or deferred.calls:
-            deferred.put(0, self._farewell)
-
-    # --- its copies, later ------------------------------------------------------------------------------------------
-
-    def _begin(self, stream: int, head: Head, block: Block, rules: tuple[Rule, ...], ends: bool) -> None:
-        copies = []
+    def begin(self, head: RequestHead, rules: Sequence[Rule]) -> list[Rule]:
+        """Copy a request to these wiretaps; those for which there was no room are returned."""
+        copies, left_out = [], []
+        block = head.block
+        assert block is not None  # noqa: S101 - heads of HTTP/2 have one
         for rule in rules:
-            if not self._ledger.gate.still(self._port, rule):
-                continue
-            lost = Lost.NOTHING
-            if not rule.heads_only:
-                copy = self._open(stream, head, block, rule, ends=ends)
-                if copy is None:
-                    lost = Lost.ALL
-                else:
-                    copies.append(copy)
-            fields = redact((*head.pseudo.items(), *head.regular)) if rule.heads_only else ()
-            self._relay.diverted.append(
-                Diverted(rule, head.method, head.path, head.authority, copied=True, lost=lost, fields=fields)
-            )
-        if copies and not ends:
-            self._copies[stream] = tuple(copies)
-        elif not copies:
-            self.streams.discard(stream)
+            copy = self._make(head.exchange, block, rule, ends=head.ends)
+            if copy is None:
+                left_out.append(rule)
+            else:
+                copies.append(copy)
+        if copies and not head.ends:
+            self._open[head.exchange] = tuple(copies)
+        return left_out
 
-    def _body(self, stream: int, data: bytes, ends: bool) -> None:
-        for copy in self._copies.get(stream, ()):
+    def holds(self, exchange: int) -> bool:
+        """Whether a copy of this stream wants more."""
+        return exchange in self._open
+
+    def data(self, exchange: int, data: bytes) -> None:
+        """Payload of DATA."""
+        copies = self._open.get(exchange)
+        if copies is None:
+            return
+        for copy in copies:
             if copy not in self._alive:
                 continue
-            if data and not self._ledger.has_room(copy.rule.uid, copy, len(data)):
+            if not self._ledger.has_room(copy.rule.uid, copy, len(data)):
                 self._truncate(copy)
                 continue
-            if data:
-                queue(copy.body, data)
-                copy.body_size += len(data)
-            copy.request_ended = ends
+            queue(copy.body, data)
+            copy.body_size += len(data)
             self._push(copy)
-        if ends:
-            self._copies.pop(stream, None)
-        elif not any(copy in self._alive for copy in self._copies.get(stream, ())):
-            self._copies.pop(stream, None)
-            self.streams.discard(stream)
+        if not any(copy in self._alive for copy in copies):
+            del self._open[exchange]
+            self._source.release(exchange)
 
-    def _trailers(self, stream: int, block: Block) -> None:
-        for copy in self._copies.pop(stream, ()):
+    def end(self, exchange: int, trailers: Block | None) -> None:
+        """The request is whole."""
+        for copy in self._open.pop(exchange, ()):
             if copy in self._alive:
-                copy.trailers = block
+                copy.trailers = trailers
                 copy.request_ended = True
                 self._push(copy)
 
-    def _cut(self, stream: int) -> None:
-        for copy in self._copies.pop(stream, ()):
+    def cut(self, exchange: int, *, lost: bool) -> None:
+        """Nothing more of this stream will come; whether any of it was `lost` makes no difference."""
+        del lost
+        for copy in self._open.pop(exchange, ()):
             if copy in self._alive:
                 self._truncate(copy)
 
-    def _farewell(self) -> None:
+    def over(self) -> None:
+        """The client's connection is over: links end as soon as they are idle."""
         self._leaving = True
         for link in [*self.links.values()]:
             self._settle(link)
 
     # --- copies -----------------------------------------------------------------------------------------------------
 
-    def _open(self, stream: int, head: Head, block: Block, rule: Rule, *, ends: bool) -> TapStream | None:
+    def _make(self, stream: int, block: Block, rule: Rule, *, ends: bool) -> CopyStream | None:
         if len(self._alive) >= self._ledger.limits.per_connection and not self._make_room(rule):
             return None
         if not self._ledger.admits(rule.uid, len(block.literal)):
@@ -188,7 +145,7 @@ class Http2Taps:
         link = self._links.get(rule.uid)
         if link is None or not link.takes_more:
             link = self._links[rule.uid] = self._connect(rule)
-        copy = TapStream(stream, head, block, rule)
+        copy = CopyStream(stream, head_of(block), block, rule)
         copy.request_ended = ends
         self._ledger.enter(rule.uid, copy)
         self._alive[copy] = None
@@ -207,30 +164,26 @@ class Http2Taps:
         return False
 
     def _connect(self, rule: Rule) -> Link:
-        relay = self._relay
-        relay.forget_legs()
-        leg = CopyLeg(rule, relay, relay.protocol)
-        relay.legs.append(leg)
-        relay.opening.append(leg)
-        memo = _RESPONSES if self._limits is DEFAULT_LIMITS else Memo(self._limits.memo)
-        link = self.links[leg] = Link(leg, self, memo, self._limits, is_app=False)
+        leg = CopyLeg(rule, self, H2)
+        self._source.opening.append(leg)
+        link = self.links[leg] = Link(leg, self, _RESPONSES, DEFAULT_LIMITS, is_app=False)
         self._ledger.enter(rule.uid, leg)
         return link
 
-    def _push(self, copy: TapStream) -> None:
+    def _push(self, copy: CopyStream) -> None:
         link = copy.link
         if link is not None:
             link.wake(copy)
             self._settle(link)
 
-    def _truncate(self, copy: TapStream) -> None:
+    def _truncate(self, copy: CopyStream) -> None:
         copy.drop_body()
         if copy.link is not None:
             copy.link.cancel(copy, ErrorCode.CANCEL)
-        self._relay.diverted.append(truncated(copy.rule))
+        self._source.notes.append(truncated(copy.rule))
         self._over(copy)
 
-    def _over(self, copy: TapStream) -> None:
+    def _over(self, copy: CopyStream) -> None:
         self._alive.pop(copy, None)
         self._ledger.leave(copy.rule.uid, copy)
 
@@ -245,20 +198,28 @@ class Http2Taps:
 
     # --- from the handlers ------------------------------------------------------------------------------------------
 
-    def opened(self, leg: Leg) -> None:
+    def opened(self, leg: CopyLeg) -> None:
         """A handler is connected."""
         link = self.links.get(leg)
         if link is not None:
             link.opened = True
             self._settle(link)
 
-    def drained(self, leg: Leg) -> None:
+    def reads(self, leg: CopyLeg) -> bool:
+        """A handler is not read while it does not take what answers it."""
+        return leg.queued <= HIGH_WATER
+
+    def receive_eof(self, leg: CopyLeg) -> None:
+        """A handler has finished: an HTTP/2 connection is over then."""
+        self._lost(leg, Ending.CLOSE)
+
+    def drained(self, leg: CopyLeg) -> None:
         """A handler takes bytes again."""
         link = self.links.get(leg)
         if link is not None:
             self._settle(link)
 
-    def receive(self, leg: Leg, data: bytes) -> None:
+    def receive(self, leg: CopyLeg, data: bytes) -> None:
         """Take bytes of a handler."""
         link = self.links.get(leg)
         if link is None:
@@ -271,8 +232,11 @@ class Http2Taps:
         else:
             self._settle(link)
 
-    def lost(self, leg: Leg, ending: Ending) -> None:
-        """A handler refused, left or broke."""
+    def lost(self, leg: CopyLeg) -> None:
+        """A handler refused, or broke."""
+        self._lost(leg, Ending.ABORT)
+
+    def _lost(self, leg: CopyLeg, ending: Ending) -> None:
         link = self.links.get(leg)
         if link is not None:
             self._link_over(link, ending)
@@ -288,7 +252,7 @@ class Http2Taps:
             if isinstance(link.leg, CopyLeg) and link.leg.answered is None:
                 link.leg.answered = False
             if not copy.request_sent:
-                self._relay.diverted.append(truncated(copy.rule))
+                self._source.notes.append(truncated(copy.rule))
             self._over(copy)
         link.streams.clear()
         link.waiting.clear()
@@ -334,7 +298,7 @@ class Http2Taps:
         for copy in self._alive:
             if copy is exchange:
                 if not copy.request_sent:
-                    self._relay.diverted.append(truncated(copy.rule))
+                    self._source.notes.append(truncated(copy.rule))
                 copy.drop_body()
                 self._over(copy)
                 return

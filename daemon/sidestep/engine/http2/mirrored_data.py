@@ -1,4 +1,4 @@
-"""DATA that goes to the app and is copied for wiretaps on its way.
+"""DATA that goes to the app and is told to the mirror on its way.
 
 The relay hands the bytes on unchanged; this only finds out which of them are data and which padding.
 """
@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING
 from sidestep.protocols.http2 import END_STREAM, HEADER_SIZE, PADDED
 
 if TYPE_CHECKING:
-    from sidestep.engine.mirror.http2_copies import Http2Taps
+    from sidestep.engine.http2.feed import Http2Feed
 
 
-class CopiedData:
+class MirroredData:
     """The DATA frame at hand. `stream` is its stream, 0 when there is no such frame."""
 
-    __slots__ = ("_data", "_ends", "_taps", "stream")
+    __slots__ = ("_data", "_ends", "_feed", "stream")
 
-    def __init__(self, taps: Http2Taps) -> None:
-        self._taps = taps
+    def __init__(self, feed: Http2Feed) -> None:
+        self._feed = feed
         self.stream = 0
         self._data = 0
         """Bytes of data still to come; padding follows."""
         self._ends = False
 
     def begin(self, data: bytes, position: int, stop: int, flags: int, stream: int) -> bool:
-        """Copy what is here of a frame; False when the length of its padding has not come yet.
+        """Tell what is here of a frame; False when the length of its padding has not come yet.
 
-        A frame whose padding is longer than its payload ends the copy: the app answers it with an error.
+        A frame whose padding is longer than its payload cuts the exchange: the app answers it with an error.
         """
         payload = position + HEADER_SIZE
         padding = 0
@@ -37,7 +37,7 @@ class CopiedData:
                 return False
             padding = 1 + data[payload] if stop > payload else 1
         if padding > stop - payload:
-            self._taps.cut(stream)
+            self._feed.cut(stream)
             return True
         self.stream = stream
         self._data = stop - payload - padding
@@ -46,11 +46,11 @@ class CopiedData:
         return True
 
     def feed(self, data: bytes, *, whole: bool) -> None:
-        """Copy payload of that frame, what exceeds its data being padding; `whole` when the frame ends here."""
+        """Tell payload of that frame, what exceeds its data being padding; `whole` when the frame ends here."""
         stream = self.stream
         size = min(len(data), self._data)
         self._data -= size
         if whole:
             self.stream = 0
-        if stream in self._taps.streams:
-            self._taps.body(stream, data[:size], ends=whole and self._ends)
+        if stream in self._feed.requests:
+            self._feed.body(stream, data[:size], ends=whole and self._ends)

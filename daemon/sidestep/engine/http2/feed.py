@@ -1,0 +1,62 @@
+"""What an HTTP/2 relay tells its mirror: requests by stream, whoever answers them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sidestep.engine.mirror.events import H2, RequestHead
+from sidestep.protocols.hpack import list_size
+
+if TYPE_CHECKING:
+    from sidestep.engine.http2.head import Head
+    from sidestep.engine.mirror.producer import Mirror
+    from sidestep.engine.relay import Relay
+    from sidestep.protocols.hpack import Block
+
+
+class Http2Feed:
+    """One per HTTP/2 relay. `requests` are the streams whose body somebody wants."""
+
+    __slots__ = ("_mirror", "_relay", "requests")
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._mirror: Mirror = relay.mirror
+        self.requests = relay.mirror.requests
+
+    def begin(self, stream: int, head: Head, block: Block, *, ends: bool) -> None:
+        """A new stream that somebody may want; `ends` when it has no body."""
+        mirror = self._mirror
+        interest = mirror.offer(stream, head)
+        if not interest:
+            return
+        fields = (*head.pseudo.items(), *head.regular)
+        event = RequestHead(
+            stream, H2, head.method, head.path, head.authority, fields, b"", block, 0, ends, self._relay.now
+        )
+        mirror.begin(event, stream, interest, size=list_size(block.fields), ends=ends)
+
+    def body(self, stream: int, data: bytes, *, ends: bool) -> None:
+        """Data of a request that is wanted, possibly empty."""
+        if data:
+            self._mirror.request_data(stream, data)
+        if ends and stream in self.requests:
+            self._mirror.request_end(stream)
+
+    def trailers(self, stream: int, block: Block, *, ends: bool) -> None:
+        """A second header block of a stream; if it does not end the request the app will refuse that."""
+        if stream in self.requests:
+            if ends:
+                self._mirror.request_end(stream, block, list_size(block.fields))
+            else:
+                self._mirror.cut(stream)
+
+    def cut(self, stream: int) -> None:
+        """Nothing more of this stream will come."""
+        if stream in self.requests or stream in self._mirror.responses:
+            self._mirror.cut(stream)
+
+    def cut_all(self) -> None:
+        """Nothing more of any stream will come."""
+        for stream in [*self.requests, *self._mirror.responses]:
+            self._mirror.cut(stream)

@@ -1,0 +1,112 @@
+"""What all copies of a process hold, and whether there is room for more.
+
+Room is: bytes of one copy, bytes and number of all copies of one wiretap, number of all copies of the process. One
+wiretap's hung handler takes no room from another's, and all hung handlers together not the memory that serves the app.
+Events that wait to be consumed (`queue`) take no room here yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from sidestep.engine.memory_budget import COPIES, Budget
+from sidestep.engine.mirror.gate import TapGate
+
+
+@dataclass(frozen=True, slots=True)
+class TapLimits:
+    """Bounds of wiretaps in one pod proxy."""
+
+    copy: int = 1024 * 1024
+    """Bytes waiting for the handler in one copy (design, section 4)."""
+    tap: int = 4 * 1024 * 1024
+    """Bytes waiting in all copies of one wiretap."""
+    together: int = COPIES
+    """The same of all wiretaps (`engine.memory_budget`)."""
+    copies: int = 256
+    """Copies of one wiretap at once, those whose handler has yet to answer included."""
+    per_connection: int = 64
+    """The same of one client connection, of all its wiretaps."""
+    process: int = 1024
+    """Copies of all wiretaps at once: each may hold a descriptor."""
+
+
+class Holder(Protocol):
+    """Something in which bytes wait for a tap's handler: a leg, a stream."""
+
+    @property
+    def queued(self) -> int:
+        """How many bytes."""
+
+
+class Ledger:
+    """What all copies of a process hold. One per pod proxy.
+
+    Queues are emptied by the shell, which tells nobody; so per wiretap an upper bound is kept, and the truth is summed
+    up when that leaves no room.
+    """
+
+    __slots__ = ("_bounds", "_count", "_holders", "budget", "gate", "limits")
+
+    def __init__(
+        self, limits: TapLimits | None = None, gate: TapGate | None = None, budget: Budget | None = None
+    ) -> None:
+        self.limits = limits or TapLimits()
+        self.gate = gate or TapGate(0.0)
+        self.budget = budget or Budget()
+        """What diverted streams hold: it goes wherever the ledger goes."""
+        self._holders: dict[str, dict[Holder, None]] = {}
+        self._bounds: dict[str, int] = {}
+        self._count = 0
+
+    @property
+    def count(self) -> int:
+        """Copies at present."""
+        return self._count
+
+    def admits(self, uid: str, size: int) -> bool:
+        """Whether this wiretap may have one holder more, with so many bytes."""
+        limits = self.limits
+        if size > limits.copy:
+            return False
+        if len(self._holders.get(uid, ())) < limits.copies and self._count < limits.process and self._takes(uid, size):
+            return True
+        self.gate.fill(uid)
+        return False
+
+    def enter(self, uid: str, holder: Holder) -> None:
+        """Take up a new holder of this wiretap."""
+        self._holders.setdefault(uid, {})[holder] = None
+        self._count += 1
+
+    def leave(self, uid: str, holder: Holder) -> None:
+        """A holder is over; leaving twice is the same as once."""
+        holders = self._holders.get(uid)
+        if holders is None or holder not in holders:
+            return
+        del holders[holder]
+        self._count -= 1
+        self.gate.empty(uid)
+        if not holders:
+            del self._holders[uid]
+            self._bounds.pop(uid, None)
+
+    def has_room(self, uid: str, holder: Holder, size: int) -> bool:
+        """Whether `holder` may queue so many bytes more; then they count."""
+        return not self.gate.cuts and holder.queued + size <= self.limits.copy and self._takes(uid, size)
+
+    def _takes(self, uid: str, size: int) -> bool:
+        bounds = self._bounds
+        if not self._fits(uid, size):
+            for each in bounds:
+                bounds[each] = sum(holder.queued for holder in self._holders.get(each, ()))
+            if not self._fits(uid, size):
+                return False
+        bounds[uid] = bounds.get(uid, 0) + size
+        return True
+
+    def _fits(self, uid: str, size: int) -> bool:
+        """Whether this wiretap stays within its own bound, and within what all of them leave free."""
+        bound = self._bounds.get(uid, 0) + size
+        return bound <= self.limits.tap and bound <= self.limits.together - sum(self._bounds.values()) - size

@@ -1,0 +1,269 @@
+"""The producer's side of the mirror: what a relay and the shell call, and all that they know of it.
+
+One `Mirror` per client connection. It asks the sinks at each head what they want, remembers that for the exchange, and
+queues events. Sinks and queue are made when they are first needed, so a connection that nobody listens to has neither.
+
+A relay tests one attribute before it does anything for the mirror:
+
+    requests    exchanges whose body is wanted (BODY)
+    responses   exchanges whose response is wanted -> RESPONSE_HEAD, RESPONSE_BODY
+    whole       what is wanted of the connection as it is, whatever it carries (BODY, RESPONSE_BODY)
+
+An exchange leaves them when its direction is whole, when it is cut, when it falls into a gap, and when no sink holds it
+any more (`release`), so that a relay does not go on queueing what nobody takes.
+
+HTTP/1 (`Http1Feed`) and HTTP/2 (`Http2Feed`) relays tell their mirror through the methods here; the bytes of a whole
+connection are told by the shell, which sees what was really read from and written to the client.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sidestep.engine.mirror.events import (
+    BODY,
+    NOTHING,
+    RESPONSE,
+    RESPONSE_BODY,
+    WHOLE,
+    ConnectionEnd,
+    ConnectionStart,
+    ExchangeCut,
+    RequestData,
+    RequestDiverted,
+    RequestEnd,
+    ResponseData,
+    ResponseEnd,
+)
+from sidestep.engine.mirror.queue import EventQueue
+
+if TYPE_CHECKING:
+    from sidestep.engine.mirror.copy_leg import CopyLeg
+    from sidestep.engine.mirror.events import Event
+    from sidestep.engine.mirror.notes import Note
+    from sidestep.engine.mirror.sink import Offer, Sink
+    from sidestep.policy.route import Rule
+    from sidestep.protocols.hpack import Block
+
+MakeSinks = Callable[["Mirror"], "tuple[Sink, ...]"]
+"""Makes the sinks of a connection, when something is first offered to them."""
+
+
+def _no_sinks(mirror: Mirror) -> tuple[Sink, ...]:
+    del mirror
+    return ()
+
+
+def _always() -> bool:
+    return True
+
+
+class Mirror:
+    """See the module. `may_catch_up`: whether sinks may consume while a client waits (see `queue`)."""
+
+    __slots__ = (
+        "_has_ended",
+        "_is_made",
+        "_make",
+        "_may_catch_up",
+        "_sinks",
+        "notes",
+        "opening",
+        "queue",
+        "requests",
+        "responses",
+        "whole",
+    )
+
+    def __init__(self, make: MakeSinks = _no_sinks, may_catch_up: Callable[[], bool] = _always) -> None:
+        self._make = make
+        self._may_catch_up = may_catch_up
+        self._is_made = False
+        self._has_ended = False
+        self._sinks: tuple[Sink, ...] = ()
+        self.queue: EventQueue | None = None
+        """What waits to be consumed; None until the first event."""
+        self.requests: dict[int, None] = {}
+        self.responses: dict[int, int] = {}
+        self.whole = NOTHING
+        self.opening: list[CopyLeg] = []
+        self.notes: list[Note] = []
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether bytes of the connection are still wanted, so that the shell may not move them past us."""
+        return bool(self.whole or self.requests or self.responses)
+
+    # --- sinks ------------------------------------------------------------------------------------------------------
+
+    def add(self, sink: Sink, interest: int) -> None:
+        """Add a sink that wants the whole connection (BODY, RESPONSE_BODY), before its first byte."""
+        self._make_sinks()
+        self._sinks = (*self._sinks, sink)
+        self.whole |= interest
+        self._put(ConnectionStart())
+
+    def offer(self, exchange: int, offer: Offer) -> int:
+        """What the sinks want of a new exchange. When it is anything, `begin` follows."""
+        interest = NOTHING
+        for sink in self._sinks if self._is_made else self._make_sinks():
+            interest |= sink.wants(exchange, offer)
+        return interest
+
+    def release(self, exchange: int) -> None:
+        """A sink wants no more of an exchange, or less: see whether another does."""
+        interest = NOTHING
+        for sink in self._sinks:
+            interest |= sink.holds(exchange)
+        if exchange == WHOLE:
+            self.whole &= interest
+            return
+        if not interest & BODY:
+            self.requests.pop(exchange, None)
+        if exchange in self.responses:
+            if interest & RESPONSE:
+                self.responses[exchange] &= interest
+            else:
+                del self.responses[exchange]
+
+    def _make_sinks(self) -> tuple[Sink, ...]:
+        if not self._is_made:
+            self._is_made = True
+            self._sinks = (*self._make(self), *self._sinks)
+        return self._sinks
+
+    # --- the queue --------------------------------------------------------------------------------------------------
+
+    @property
+    def events(self) -> bool:
+        """Whether events wait to be consumed."""
+        return self.queue is not None and bool(self.queue.events)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next event has no room yet."""
+        return self.queue is not None and self.queue.is_full
+
+    def run(self, most: int = sys.maxsize) -> None:
+        """Have at most so many events consumed. Raises what a sink raises."""
+        if self.queue is not None:
+            self.queue.run(most)
+
+    def close(self) -> None:
+        """Mirror nothing more of this connection."""
+        self._has_ended = True
+        self.requests.clear()
+        self.responses.clear()
+        self.whole = NOTHING
+        self._make_queue().close()
+
+    def _make_queue(self) -> EventQueue:
+        if self.queue is None:
+            self.queue = EventQueue(self._consume, self._may_catch_up)
+        return self.queue
+
+    def _consume(self, event: Event) -> None:
+        for sink in self._sinks:
+            sink.consume(event)
+
+    def _put(self, event: Event, size: int = 0, exchange: int = 0) -> bool:
+        queue = self.queue
+        if queue is None:
+            queue = self._make_queue()
+        return queue.put(event, size, exchange)
+
+    def tell(self, event: Event, exchange: int, size: int = 0) -> None:
+        """Queue an event of an exchange that is wanted. One that finds no room ends the exchange for all sinks."""
+        if not self._put(event, size, exchange):
+            self._forget(exchange)
+
+    def _forget(self, exchange: int) -> None:
+        self.requests.pop(exchange, None)
+        self.responses.pop(exchange, None)
+        if exchange == WHOLE:
+            self.whole = NOTHING
+
+    # --- what relays tell -------------------------------------------------------------------------------------------
+
+    def begin(self, event: Event, exchange: int, interest: int, *, size: int, ends: bool) -> None:
+        """The head of an exchange that is wanted; `size` are its bytes, `ends`: it has no body."""
+        if not self._put(event, size, exchange):
+            for sink in self._sinks:
+                sink.missed(exchange)
+            return
+        if interest & BODY and not ends:
+            self.requests[exchange] = None
+        if interest & RESPONSE:
+            self.responses[exchange] = interest & RESPONSE
+
+    def request_data(self, exchange: int, data: bytes) -> None:
+        """Bytes of a body that is wanted."""
+        self.tell(RequestData(exchange, data), exchange, len(data))
+
+    def request_end(self, exchange: int, trailers: Block | None = None, size: int = 0) -> None:
+        """The body that is wanted is whole; `size` are the bytes of the trailers."""
+        self.requests.pop(exchange, None)
+        self.tell(RequestEnd(exchange, trailers), exchange, size)
+
+    def response_data(self, exchange: int, data: bytes) -> None:
+        """Bytes of a response, told if they are wanted."""
+        if self.responses.get(exchange, NOTHING) & RESPONSE_BODY:
+            self.tell(ResponseData(exchange, data), exchange, len(data))
+
+    def response_end(self, exchange: int, trailers: Block | None = None, size: int = 0) -> None:
+        """A response is whole, told if it is wanted; `size` are the bytes of the trailers."""
+        if self.responses.pop(exchange, NOTHING):
+            self.tell(ResponseEnd(exchange, trailers), exchange, size)
+
+    def cut(self, exchange: int) -> None:
+        """Nothing more of this exchange will come. Nothing is told when it was whole."""
+        if exchange in self.requests or exchange in self.responses:
+            self._forget(exchange)
+            self.tell(ExchangeCut(exchange), exchange)
+
+    def diverted(self, exchange: int, rule: Rule, method: bytes, target: bytes, authority: bytes) -> None:
+        """A request is given to a handler: sessions are always told of that."""
+        if self._sinks or self._make_sinks():
+            event = RequestDiverted(exchange, rule, method, target, authority)
+            self._put(event, len(method) + len(target) + len(authority), exchange)
+
+    def end(self) -> None:
+        """The connection is over for the mirror. Called twice is the same as once."""
+        self.requests.clear()
+        self.responses.clear()
+        self.whole = NOTHING
+        if self._sinks and not self._has_ended:
+            self._has_ended = True
+            self._put(ConnectionEnd())
+
+    # --- the whole connection ---------------------------------------------------------------------------------------
+
+    def client_data(self, data: bytes) -> None:
+        """The client has said something."""
+        if self.whole & BODY:
+            self.tell(RequestData(WHOLE, data), WHOLE, len(data))
+
+    def client_end(self) -> None:
+        """The client has finished."""
+        if self.whole & BODY:
+            self.whole &= ~BODY
+            self.tell(RequestEnd(WHOLE), WHOLE)
+
+    def server_data(self, data: bytes) -> None:
+        """The client was sent something."""
+        if self.whole & RESPONSE_BODY:
+            self.tell(ResponseData(WHOLE, data), WHOLE, len(data))
+
+    def server_end(self) -> None:
+        """The client was sent the end."""
+        if self.whole & RESPONSE_BODY:
+            self.whole &= ~RESPONSE_BODY
+            self.tell(ResponseEnd(WHOLE), WHOLE)
+
+    def client_lost(self) -> None:
+        """The client's connection broke."""
+        if self.whole:
+            self._forget(WHOLE)
+            self.tell(ExchangeCut(WHOLE), WHOLE)

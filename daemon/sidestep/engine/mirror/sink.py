@@ -1,0 +1,73 @@
+"""The interface of those who consume a connection's mirror events: sinks.
+
+A sink of a connection is asked twice:
+
+    wants(exchange, offer)   synchronously, while the client waits, when the head of a request has come: what of this
+                             exchange it wants (constants of `events`: head, body, response head, response body). It
+                             must be cheap, and keep to itself what it decided
+    consume(event)           later, in order, driven by the shell's scheduler within the budget of time. A sink gets all
+                             events that any sink of the connection wants, and ignores what is not its own
+
+What a sink can rely on:
+
+    * What it did not ask for costs the relay nothing: a request that nobody wants leaves no event.
+    * `offer.decision` is what the route decided for the head. It is remembered with it, and so is `offer.tally`.
+    * An event that found no room is counted in a `Gap`, which names the exchanges that end there. A head that found no
+      room is told by `missed`, at once, in place of `consume`.
+    * A sink that wants no more of an exchange calls `Source.release`; once no sink holds it the relay queues no more.
+    * An exception ends the mirroring of this connection, and nothing else.
+
+Whole connections. A sink that is added to the mirror with an interest in the exchange WHOLE gets all bytes of the
+connection, whatever is read in them.
+
+A sink has no socket. What it sends goes to `CopyLeg`s, which the shell connects, writes and reads.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from sidestep.engine.mirror.copy_leg import CopyLeg
+    from sidestep.engine.mirror.events import Event
+    from sidestep.engine.mirror.notes import Note
+    from sidestep.policy.route import Decision
+
+
+class Offer(Protocol):
+    """A head that sinks may want."""
+
+    @property
+    def decision(self) -> Decision:
+        """What the route decided for it."""
+
+    tally: Any
+    """Belongs to the wiretaps: where the head is counted while none of them gets a copy (`gate.Tally`)."""
+
+
+class Sink(Protocol):
+    """See the module."""
+
+    def wants(self, exchange: int, offer: Offer) -> int:
+        """What is wanted of a new exchange."""
+
+    def holds(self, exchange: int) -> int:
+        """What is still wanted of an exchange."""
+
+    def missed(self, exchange: int) -> None:
+        """There was no room for the head of an exchange that was wanted."""
+
+    def consume(self, event: Event) -> None:
+        """Take an event."""
+
+
+class Source(Protocol):
+    """What a sink sees of the mirror that feeds it."""
+
+    opening: list[CopyLeg]
+    """Legs for which the shell is to get a connection; it takes them out."""
+    notes: list[Note]
+    """What sessions are told of; the shell takes them out."""
+
+    def release(self, exchange: int) -> None:
+        """The sink wants no more of an exchange, or less."""

@@ -1,0 +1,154 @@
+"""The sink of a port's filtered wiretaps: which requests are copied, and what their sessions are told.
+
+At the head, `wants` asks the gate (`TapGate`) which of the wiretaps that match get a copy at all: those with a dead
+handler, without room, or without budget do not, and are counted there. While all of them are held back a head that was
+met before finds its `Tally`, and costs a comparison and an addition.
+
+Later, a `RequestHead` makes the copies (HTTP/1: `RequestCopies`, HTTP/2: `StreamCopies`) and a note for each wiretap;
+one that wants heads only (flows) gets the note alone. So does a request that an intercept's handler is given.
+After a connection switched from HTTP/1 to HTTP/2 both kinds of copies may live side by side.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sidestep.engine.mirror.events import (
+    BODY,
+    H2,
+    HEAD,
+    NOTHING,
+    ConnectionEnd,
+    ExchangeCut,
+    Gap,
+    ProtocolSwitched,
+    RequestData,
+    RequestDiverted,
+    RequestEnd,
+    RequestHead,
+)
+from sidestep.engine.mirror.gate import Why
+from sidestep.engine.mirror.notes import Lost, Note
+from sidestep.engine.mirror.producer import Mirror
+from sidestep.engine.mirror.request_copies import RequestCopies
+from sidestep.engine.mirror.stream_copies import StreamCopies
+from sidestep.policy.redaction import redact
+
+if TYPE_CHECKING:
+    from sidestep.engine.mirror.events import Event
+    from sidestep.engine.mirror.ledger import Ledger
+    from sidestep.engine.mirror.sink import Offer, Source
+    from sidestep.policy.route import Rule
+
+
+def wiretap_mirror(ledger: Ledger, *, port: int) -> Mirror:
+    """The mirror of a connection to a port (its number): what it has to tell goes to the port's wiretaps."""
+    gate = ledger.gate
+    return Mirror(lambda mirror: (Wiretaps(mirror, ledger, port=port),), lambda: not gate.cuts)
+
+
+class Wiretaps:
+    """See the module."""
+
+    __slots__ = ("_chosen", "_gate", "_ledger", "_parts", "_port", "_requests", "_source", "_streams")
+
+    def __init__(self, source: Source, ledger: Ledger, *, port: int) -> None:
+        self._source = source
+        self._ledger = ledger
+        self._gate = ledger.gate
+        self._port = port
+        self._chosen: dict[int, tuple[Rule, ...]] = {}
+        """Exchange -> the wiretaps that get it, until its head is consumed."""
+        self._requests: RequestCopies | None = None
+        self._streams: StreamCopies | None = None
+        self._parts: tuple[RequestCopies | StreamCopies, ...] = ()
+
+    # --- at the head ------------------------------------------------------------------------------------------------
+
+    def wants(self, exchange: int, offer: Offer) -> int:
+        """Hot path: see the module."""
+        rules = offer.decision.taps
+        gate = self._gate
+        if gate.holds:
+            tally = offer.tally
+            if tally is None or tally.version != gate.version:
+                tally = offer.tally = gate.tally(self._port, rules)
+            if tally is not None:
+                tally.count += 1
+                return NOTHING
+            rules = gate.choose(self._port, rules)
+        if not rules:
+            return NOTHING
+        self._chosen[exchange] = rules
+        return HEAD if all(rule.heads_only for rule in rules) else HEAD | BODY
+
+    def missed(self, exchange: int) -> None:
+        """No room in the queue: that is the budget's doing (`wiretap_mirror`)."""
+        for rule in self._chosen.pop(exchange, ()):
+            self._gate.lose(self._port, rule.uid, Why.BUDGET)
+
+    def holds(self, exchange: int) -> int:
+        """The body, while a copy takes more of it, or is yet to be made."""
+        if exchange in self._chosen or any(part.holds(exchange) for part in self._parts):
+            return BODY
+        return NOTHING
+
+    # --- later ------------------------------------------------------------------------------------------------------
+
+    def consume(self, event: Event) -> None:
+        """Take an event."""
+        kind = type(event)
+        if kind is RequestHead:
+            self._begin(event)  # type: ignore[arg-type]
+        elif kind is RequestData:
+            for part in self._parts:
+                part.data(event.exchange, event.data)  # type: ignore[union-attr]
+        elif kind is RequestEnd:
+            for part in self._parts:
+                part.end(event.exchange, event.trailers)  # type: ignore[union-attr]
+        else:
+            self._consume_rarer(event)
+
+    def _consume_rarer(self, event: Event) -> None:
+        match event:
+            case RequestDiverted():
+                self._source.notes.append(Note(event.rule, event.method, event.target, event.authority, copied=False))
+            case ExchangeCut():
+                for part in self._parts:
+                    part.cut(event.exchange, lost=False)
+            case ProtocolSwitched():
+                if self._requests is not None:
+                    self._requests.switched(event.exchange)
+            case Gap():
+                for part in self._parts:
+                    for exchange in event.exchanges:
+                        part.cut(exchange, lost=True)
+            case ConnectionEnd():
+                for part in self._parts:
+                    part.over()
+            case _:
+                pass
+
+    def _begin(self, head: RequestHead) -> None:
+        rules = [rule for rule in self._chosen.pop(head.exchange, ()) if self._gate.still(self._port, rule)]
+        copied = [rule for rule in rules if not rule.heads_only]
+        left_out = self._part(head.protocol).begin(head, copied) if copied else []
+        for rule in rules:
+            fields = redact(head.fields) if rule.heads_only else ()
+            lost = Lost.ALL if rule in left_out else Lost.NOTHING
+            self._source.notes.append(
+                Note(rule, head.method, head.target, head.authority, copied=True, lost=lost, fields=fields)
+            )
+        if not head.ends and len(left_out) == len(copied):
+            self._source.release(head.exchange)
+
+    def _part(self, protocol: str) -> RequestCopies | StreamCopies:
+        if protocol == H2:
+            if self._streams is None:
+                self._streams = StreamCopies(self._source, self._ledger)
+                self._parts = (*self._parts, self._streams)
+            return self._streams
+        if self._requests is None:
+            self._requests = RequestCopies(self._source, self._ledger)
+            self._parts = (*self._parts, self._requests)
+        return self._requests
