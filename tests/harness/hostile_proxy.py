@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from sidestep.aio.packets import ChannelClosed
 from sidestep.aio.pulse import Pulse
 from sidestep.proxy.control import messages
-from sidestep.proxy.control.channel import ChannelClosed, ControlChannel
+from sidestep.proxy.control.channel import ControlChannel
 from sidestep.proxy.control.messages import Message
 from sidestep.proxy.runtime import worker
 from sidestep.snapshots.hindrance import Hindrance

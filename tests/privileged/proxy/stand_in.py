@@ -16,9 +16,10 @@ import ssl
 import time
 from typing import Any
 
+from sidestep.aio.packets import ChannelClosed
 from sidestep.aio.pulse import Pulse
 from sidestep.proxy.control import messages
-from sidestep.proxy.control.channel import ChannelClosed, ControlChannel
+from sidestep.proxy.control.channel import ControlChannel
 
 HEARTBEAT = 0.1
 MUTE = 666

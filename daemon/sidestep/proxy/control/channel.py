@@ -1,14 +1,16 @@
-"""The control channel as zygote and pod proxy hold it, and the codec that both ends share.
+"""The control channel as zygote and pod proxy use it, and the codec that both ends share.
 
-One message is one packet; what of the daemon's exceeds `MAX_INLINE` goes into a sealed memfd and a `Large` stands for
-it, unseen by callers. A proxy makes no memfd (its sandbox refuses it) and bounds what it says. Decoding is strict: an
-unknown message, field or type, a missing descriptor or one that does not belong there is a `PeerError`, and the channel
-is not used any further by whoever meets it.
+One message is one packet. A message of the daemon that exceeds `MAX_INLINE` goes into a sealed memfd, and a `Large`
+goes in its place; callers do not see that. A proxy cannot make a memfd (its sandbox refuses it), and bounds what it
+sends.
+
+Decoding is strict. An unknown message, field or type, and a descriptor that is missing or does not belong there, raise
+PeerError; the receiver then closes the channel.
 
 `ControlChannel` never blocks. The owner polls `fileno()` for reading, and for writing while `pending` is not 0, and
-then calls `flush()`. What the socket does not take at once waits in a bounded queue; when that is full the daemon has
-not read for so long that `ChannelOverflow` (a `ChannelClosed`) is raised. Messages whose loss is harmless (heartbeats,
-log lines) are sent with `droppable=True` and given up as soon as anything waits.
+then calls `flush()`. What the socket does not take at once waits in a queue of at most MAX_WAITING messages. When the
+queue is full, the daemon has not read for a long time, and `ChannelOverflow` (a `ChannelClosed`) is raised. Messages
+whose loss is harmless (heartbeats, log lines) are sent with `droppable=True`, and are dropped while anything waits.
 """
 
 from __future__ import annotations
@@ -21,8 +23,6 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from sidestep.aio.packets import (
-    ChannelClosed,
-    ChannelOverflow,
     DescriptorLostError,
     Outbox,
     read_sealed_memfd,
@@ -36,7 +36,7 @@ from sidestep.proxy.control.messages import Message
 M = TypeVar("M", bound=Message)
 
 MAX_WAITING = 8192
-"""Messages that wait for a daemon which does not read: more than a proxy has connections whose ends it must tell of."""
+"""Messages that may wait for the daemon: more than a proxy has connections whose ends it must report."""
 
 CARRY_DESCRIPTOR = frozenset(
     {
@@ -200,6 +200,3 @@ class ControlChannel(Generic[M]):
         """Close the socket; the other end sees the end of the stream."""
         self._outbox.close()
         self._sock.close()
-
-
-__all__ = ["ChannelClosed", "ChannelOverflow", "Codec", "ControlChannel"]

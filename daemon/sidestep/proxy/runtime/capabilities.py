@@ -1,7 +1,7 @@
-"""Giving up every privilege: capabilities of all five sets, the user, and the ways to get either back.
+"""Drops every privilege: the five capability sets, the user, and the ways to regain either (capabilities(7)).
 
-The order is forced by the kernel: the bounding set and the securebits need CAP_SETPCAP, so they come before the change
-of user; the sets of the thread come last, and what is left is read back rather than assumed (capabilities(7)).
+The kernel forces the order: the bounding set and the securebits need CAP_SETPCAP, so they change before the user does.
+The thread's own sets come last; then sets and ids are read back and compared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _NOTHING = bytes(24)
 
 
 def become(uid: int) -> None:
-    """Become an unprivileged user with no group but its own, for good. `uid` is user and group id; root is refused."""
+    """Become user `uid`, in group `uid` only, without any capability, for good.
+
+    Raises BugError for root and for privileges that are left, KernelError for a call that fails.
+    """
     if uid <= 0:
         raise BugError(f"a pod proxy cannot run as user {uid}")
     _empty_bounding_set()
@@ -39,7 +42,8 @@ def become(uid: int) -> None:
 
 
 def forbid_new_privileges() -> None:
-    """Set no_new_privs, and make the process undumpable: no core, no ptrace, its /proc files belong to root."""
+    """Set no_new_privs, and make the process undumpable: no core, no ptrace, /proc files of root. Raises
+    KernelError."""
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, doing="setting no_new_privs")
     libc.prctl(_PR_SET_DUMPABLE, 0, doing="becoming undumpable")
 

@@ -1,6 +1,6 @@
 """The system calls of the sandbox that Python's `os` does not offer (until 3.12), through the C library.
 
-Each function is what section 2 of the manual says of its name; it raises `KernelError` with the name of the call.
+Each function does what section 2 of the manual says of its name. It raises KernelError with the name of the call.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Resource limits of a pod proxy: what a leak or a hostile peer can take from the node at most (setrlimit(2))."""
+"""Resource limits of a pod proxy: they bound what a leak or a hostile peer takes from the node (setrlimit(2))."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from sidestep.model.errors import KernelError
 
 
 def apply(*, memory: int, descriptors: int) -> None:
-    """Bound this process for good. Raises KernelError.
+    """Set soft and hard limits of this process. Raises KernelError.
 
-    `memory` is bytes of private writable memory (RLIMIT_DATA: address space that only maps libraries is not counted;
-    0: no bound); `descriptors` is the number of open files, lowered to the hard limit where that is less. A file can
-    only be a memfd: MAX_PAYLOAD bytes each. Threads and processes, core files and locked memory: none.
+    memory        bytes of private writable memory (RLIMIT_DATA, which does not count mapped libraries); 0: no bound
+    descriptors   open files, at most the hard limit that there is
+
+    Files are memfds only, of MAX_PAYLOAD bytes each. Threads, processes, core files, message queues and locked memory
+    are forbidden.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = descriptors if hard == resource.RLIM_INFINITY else min(descriptors, hard)

@@ -1,13 +1,18 @@
-"""From a root child of the zygote to a process that can talk to one pod's network and to its daemon, and nothing else.
+"""Locks a root child of the zygote into a sandbox, from which it reaches one pod's network and its daemon only.
 
-`lock` is called once, in a single-threaded process, and cannot be undone. The order matters: namespaces need
-privileges, so they come first; then every descriptor but the control socket is closed; then limits, user and
-capabilities, the ways to regain them; and last the system calls, since every step before needs some that the filter
-refuses. Whatever fails raises, and the caller must end the process: there is no half-locked proxy.
+`lock` is called once, in a single-threaded process, and cannot be undone. The order is forced:
 
-What remains reachable from inside, if the proxy is taken over: the pod's own network, descriptors the daemon handed to
-it (this pod's listeners, keys, streams), its memory, the control channel. The address-space layout is the zygote's, as
-for every forked process; the filter therefore forbids executable mappings, and nothing beyond the pod is gained.
+    1. namespaces         entering them needs privileges
+    2. descriptors        all are closed but stdio, the control socket and the page of the pulse, which is mapped
+    3. resource limits
+    4. user and capabilities, then no_new_privs
+    5. system calls       every step before needs some that the filter refuses
+
+When a step fails it raises, and the caller must end the process: there is no half-locked proxy.
+
+A proxy that is taken over reaches the pod's own network, the descriptors that the daemon handed to it (listeners, keys
+and streams of this pod), its own memory, and the control channel. Its address-space layout is the zygote's, as in every
+forked process; therefore the filter forbids executable mappings.
 """
 
 from __future__ import annotations
@@ -16,13 +21,13 @@ import os
 from dataclasses import dataclass
 
 from sidestep.aio.pulse import Pulse
-from sidestep.proxy.runtime import capabilities, namespaces, seccomp
-from sidestep.proxy.runtime import rlimits as limits
+from sidestep.proxy.runtime import capabilities, namespaces, rlimits, seccomp
 
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """What one proxy is confined to. `uid` is its own; `memory` in bytes (0: no bound), `descriptors` a count."""
+    """What one proxy is confined to: its user and group id, `memory` in bytes (0: no bound), `descriptors` (a
+    number)."""
 
     uid: int
     memory: int
@@ -30,16 +35,17 @@ class Confinement:
 
 
 def lock(confinement: Confinement, *, netns_fd: int, control_fd: int, pulse_fd: int, program: bytes) -> Pulse:
-    """Confine this process. Takes `netns_fd` and `pulse_fd`, keeps `control_fd` and stdio; all other descriptors are
-    closed. Returns the page of `pulse_fd`: it is mapped here, because no memory can be shared afterwards.
+    """Confine this process; returns the page of the pulse. Consumes `netns_fd` and `pulse_fd`.
 
-    `program` is `seccomp.assemble()`, made before the fork. Raises KernelError, PeerError, BugError: end the process.
+    The page is mapped here because no memory can be shared once the filter is installed. `program` is the result of
+    `seccomp.assemble()`, made before the fork. Raises KernelError, PeerError, BugError; the caller ends the process
+    then.
     """
     namespaces.enter_network(netns_fd)
     namespaces.empty_root()
     close_all_but(control_fd, pulse_fd)
     pulse = Pulse(pulse_fd)
-    limits.apply(memory=confinement.memory, descriptors=confinement.descriptors)
+    rlimits.apply(memory=confinement.memory, descriptors=confinement.descriptors)
     capabilities.become(confinement.uid)
     capabilities.forbid_new_privileges()
     seccomp.install(program)
@@ -47,7 +53,7 @@ def lock(confinement: Confinement, *, netns_fd: int, control_fd: int, pulse_fd: 
 
 
 def close_all_but(*kept: int) -> None:
-    """Close every descriptor above stdio but these."""
+    """Close every descriptor above stdio except these."""
     begin = 3
     for fd in sorted(kept):
         os.closerange(begin, fd)

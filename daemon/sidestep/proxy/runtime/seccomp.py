@@ -1,10 +1,10 @@
 """The seccomp filter of a pod proxy: an allow-list, assembled here as classic BPF (seccomp(2), linux/filter.h).
 
-One block per system call: `if nr == N` then tests of arguments, each refusing with EPERM what is outside, then ALLOW.
-The kernel (5.11 and later) keeps a bitmap of the calls whose verdict does not depend on arguments and does not run the
-filter for them, so a linear program costs nothing where it matters; older kernels meet the hottest calls first.
+The program has one block per system call: `if nr == N`, tests of arguments that refuse with EPERM, then ALLOW. Kernels
+from 5.11 on keep a bitmap of the calls whose verdict does not depend on arguments, and do not run the filter for them.
+Older kernels run the linear program, which has the most frequent calls first.
 
-Arguments of type `int` are compared by their low 32 bits, as the kernel takes them.
+Arguments of type `int` are compared by their low 32 bits, because the kernel reads no more.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ALL = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Only:
-    """An argument must have one of these values (after the mask). `high` looks at the upper 32 bits instead."""
+    """An argument must have one of these values after the mask; with `high` the upper 32 bits are compared instead."""
 
     argument: int
     values: tuple[int, ...]
@@ -67,7 +67,8 @@ _FCNTL = (
     1032,  # F_GETPIPE_SZ
 )
 _IOCTL = (0x5421, 0x541B, 0x5411, 0x5451, 0x5450, 0x5401)
-"""FIONBIO, FIONREAD, TIOCOUTQ, FIOCLEX, FIONCLEX, TCGETS. Others would show the node's interfaces (control socket)."""
+"""FIONBIO, FIONREAD, TIOCOUTQ, FIOCLEX, FIONCLEX, TCGETS. Others would show the node's interfaces through the control
+socket, which belongs to the node's network namespace."""
 _SOL_RAW = 255
 _IPV6_HDRINCL = 36
 _SOCKET_FILTERS = (26, 50, 51, 52)
@@ -80,14 +81,14 @@ CONDITIONS: dict[str, tuple[Only | Except, ...]] = {
         Only(2, (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP)),
     ),
     "socketpair": (Only(0, (socket.AF_UNIX,)),),
-    # A raw socket (datagrams' answers, netns.datagrams) may not write IP headers: it could say it is anybody.
+    # A raw socket (for answers to datagrams, `netns.datagrams`) must not write IP headers: it could forge any source.
     "setsockopt": (
         Except(1, socket.SOL_SOCKET, _SOCKET_FILTERS),
         Except(1, socket.IPPROTO_IP, (socket.IP_HDRINCL,)),
         Except(1, socket.IPPROTO_IPV6, (_IPV6_HDRINCL,)),
         Except(1, _SOL_RAW, (_IPV6_HDRINCL,)),
     ),
-    # Shared memory is not bounded by RLIMIT_DATA, and belongs to nobody who could be made to give it back.
+    # RLIMIT_DATA does not bound shared memory.
     "mmap": (Only(2, (0,), mask=_PROT_EXEC), Only(3, (_MAP_PRIVATE,), mask=_MAP_TYPE)),
     "mprotect": (Only(2, (0,), mask=_PROT_EXEC),),
     "openat": (Only(2, (0,), mask=os.O_ACCMODE | os.O_CREAT | os.O_TRUNC),),
@@ -95,7 +96,7 @@ CONDITIONS: dict[str, tuple[Only | Except, ...]] = {
     "ioctl": (Only(1, _IOCTL),),
     "prlimit64": (Only(0, (0,)), Only(2, (0,)), Only(2, (0,), high=True)),
 }
-"""What must hold for an allowed call besides its name; all of a row."""
+"""What the arguments of an allowed call must satisfy: every condition of its row."""
 
 
 def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
@@ -109,7 +110,7 @@ def _load(argument: int, *, high: bool = False) -> bytes:
 
 
 def _test(condition: Only | Except) -> bytes:
-    """Return a test that refuses or falls through."""
+    """Return instructions that refuse, or continue after themselves."""
     refuse = _instruction(_RETURN, REFUSE)
     if isinstance(condition, Only):
         code = _load(condition.argument, high=condition.high)
@@ -162,10 +163,10 @@ class _Program(ctypes.Structure):
 
 
 def install(program: bytes) -> None:
-    """Put the filter into force for this process, for good; no_new_privs must be set. Raises KernelError.
+    """Install the filter for this process, for good; no_new_privs must be set. Raises KernelError.
 
-    SPEC_ALLOW: before 5.16 the kernel would otherwise switch speculation mitigations on that cost every branch; the
-    process holds one pod's secrets only, and runs no code of that pod.
+    With SPEC_ALLOW kernels before 5.16 do not switch on the speculation mitigations that make every branch slower. They
+    are not needed: the process holds one pod's secrets only, and runs no code of that pod.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     index, _ = ARCHITECTURES[os.uname().machine]

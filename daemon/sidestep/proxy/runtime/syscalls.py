@@ -1,10 +1,11 @@
 """Which system calls a locked pod proxy may make, with their numbers on x86_64 and aarch64.
 
-Three verdicts. ALLOWED: what an epoll proxy in Python with `ssl` uses, hottest first. FATAL: calls that only an
-attacker would make here; they end the process, the daemon sees it and starts a clean one. Everything else is refused
-with EPERM, threads, processes and signals to others among it. Conditions on arguments are `seccomp.CONDITIONS`.
+    ALLOWED   what an epoll proxy in Python with `ssl` uses, most frequent first; conditions on arguments stand in
+              `seccomp.CONDITIONS`
+    FATAL     calls that only an attacker would make here: they end the process, and the daemon starts a clean one
+    others    refused with EPERM, among them those that make threads and processes, or signal others
 
-Numbers are asm/unistd_64.h of x86 and asm-generic/unistd.h; None: the architecture does not have the call.
+The numbers are those of asm/unistd_64.h of x86 and of asm-generic/unistd.h. None: the architecture lacks the call.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ ALLOWED: dict[str, Numbers] = {
     "readlinkat": (267, 78),
     "getdents64": (217, 61),
     "getcwd": (79, 17),
-    # memory, time, chance
+    # memory, time, random numbers
     "mmap": (9, 222),
     "munmap": (11, 215),
     "mremap": (25, 216),

@@ -1,17 +1,24 @@
 """The zygote, `python -I -m sidestep.proxy.runtime.zygote FD`: has everything imported and forks pod proxies.
 
-The daemon executes it once, with one end of a SOCK_SEQPACKET socketpair (FD) and stdio as its only descriptors. It
-imports what a proxy will ever need (after the sandbox is locked there is no file left to import from), builds the one
-context with the system's CAs, freezes the garbage collector so that collections do not write to shared pages, says
-`Hello`, and then answers each `Spawn` (with the proxy's end of its control socketpair) by `Spawned` and a pidfd, or by
-an `Ack` that says why not. It is single-threaded, holds no key and no network namespace, and ends when its control
-socket closes; the proxies live on. Nor does it know whose they are: a child that is taken over reads in its memory what
-stood in the zygote's.
+The daemon starts one zygote. Its only descriptors are one end of a SOCK_SEQPACKET socketpair (FD) and stdio.
 
-A child waits for `Stderr`, `Pulse` and `Enter`, locks the sandbox, says `Hello`, acknowledges, and runs the worker
-until that returns. Its exit status is 0 then, 1 after an error, which stands on its stderr as Python's traceback; the
-daemon reads that. The parent reaps its children by the same pidfds it hands out, and reports unclean ends on stderr: no
-signal handlers.
+Start
+
+  1. Import everything that a proxy will need: once the sandbox is locked there is no file left to import from.
+  2. Build the one TLS context with the system's CAs.
+  3. Freeze the garbage collector, so that collections do not write to pages that are shared with the children.
+  4. Send `Hello`.
+
+Then it answers each `Spawn`, which brings the proxy's end of its control socketpair, with `Spawned` and a pidfd, or
+with an `Ack` that says why not. It reaps its children through the same pidfds and reports unclean ends on stderr; it
+has no signal handlers. It ends when its control socket closes; the proxies live on.
+
+Child: it waits for `Stderr`, `Pulse` and `Enter`, locks the sandbox, sends `Hello`, acknowledges, and runs the worker
+until that returns. Its exit status is 0 then, and 1 after an error, whose traceback it writes to its stderr for the
+daemon.
+
+Invariants: the zygote is single-threaded. It holds no key, no network namespace, and not even the names of the pods: a
+child that is taken over can read everything that was in the zygote's memory.
 """
 
 from __future__ import annotations
@@ -30,9 +37,10 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from sidestep.aio.packets import ChannelClosed
 from sidestep.aio.pulse import Pulse as PulsePage
 from sidestep.model.errors import SidestepError
-from sidestep.proxy.control.channel import ChannelClosed, ControlChannel
+from sidestep.proxy.control.channel import ControlChannel
 from sidestep.proxy.control.messages import VERSION, Ack, Enter, Hello, Pulse, Spawn, Spawned, Stderr, ToProxy, ToZygote
 from sidestep.proxy.runtime import sandbox, seccomp
 
@@ -51,7 +59,7 @@ _PRELOADED = (
     "re2",
     "errno",
 )
-"""Modules that Python or a library would otherwise import at first use, when it is too late."""
+"""Modules that Python or a library would otherwise import at first use, when there are no files any more."""
 _PRELOADED_PACKAGES = (
     "sidestep.model",
     "sidestep.snapshots",
@@ -73,7 +81,8 @@ class Zygote:
         self._poll = select.poll()
 
     def serve(self) -> None:
-        """Serve until the daemon is gone. Raises SidestepError for a daemon that does not speak our language."""
+        """Serve until the daemon closes the channel (ChannelClosed). Raises SidestepError for messages it cannot
+        decode."""
         self._poll.register(self._channel, select.POLLIN)
         self._channel.send(Hello(self._channel.next_seq(), VERSION, os.getpid()))
         gc.collect()
@@ -108,7 +117,7 @@ class Zygote:
         pid = os.fork()
         if pid == 0:
             _child(fd, self._worker, self._trust_store, self._program)
-        # Not reaped yet, whatever became of it: the number is still its own.
+        # The child is not reaped yet, even if it has ended, so the number is not reused.
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
@@ -132,7 +141,7 @@ class Zygote:
 
 
 def _child(fd: int, worker: Worker, trust_store: ssl.SSLContext, program: bytes) -> NoReturn:
-    """Be a pod proxy until the end of this process; nothing returns to the zygote's frames."""
+    """Run a pod proxy until this process ends; never returns to the zygote's frames."""
     status = 1
     try:
         sandbox.close_all_but(fd)
@@ -145,16 +154,16 @@ def _child(fd: int, worker: Worker, trust_store: ssl.SSLContext, program: bytes)
         status = 0
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
-    except BaseException:  # noqa: BLE001 - whatever it was, the process ends here and the daemon learns of it
+    except BaseException:  # noqa: BLE001 - the process ends here, and the daemon reads the traceback
         _say(traceback.format_exc(limit=-12))
     finally:
         os._exit(status)
 
 
 def _enter(channel: ControlChannel[ToProxy], program: bytes) -> PulsePage | None:
-    """Wait for `Stderr`, `Pulse` and `Enter` and obey them.
+    """Wait for `Stderr`, `Pulse` and `Enter`, and carry them out.
 
-    None: they did not come, or could not be obeyed, which the daemon has been told.
+    Returns None if they did not come, or if the sandbox could not be locked, which the daemon is told.
     """
     stderr, stderr_fd = _first(channel)
     if not isinstance(stderr, Stderr) or stderr_fd is None:
@@ -182,13 +191,13 @@ def _enter(channel: ControlChannel[ToProxy], program: bytes) -> PulsePage | None
 
 
 def _first(channel: ControlChannel[ToProxy]) -> tuple[ToProxy | None, int | None]:
-    """The next message, waited for; None when it does not come."""
+    """Wait ENTER_DEADLINE seconds for the next message; None if it does not come."""
     received = channel.receive() if channel.wait(ENTER_DEADLINE) else None
     return (None, None) if received is None else received
 
 
 def _say(text: str) -> None:
-    """Write to stderr, in one piece, and never fail for it."""
+    """Write a line to stderr, in one write; an error is ignored, because nobody could be told."""
     try:
         os.write(2, text.encode(errors="replace")[:4000].rstrip() + b"\n")
     except OSError:
@@ -207,7 +216,7 @@ def _import_everything(worker: str) -> Worker:
             try:
                 importlib.import_module(found.name)
             except ImportError as error:
-                # The worker has what it imports by itself; this is for what it would import late.
+                # The worker has imported what it needs at the start; this is what it would import later.
                 _say(f"the zygote cannot load {found.name}: {error}")
     return entry
 
@@ -219,8 +228,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--worker", default=WORKER, metavar="MODULE:FUNCTION")
     parser.add_argument("--path", default=None, help="a folder to import the worker from")
     options = parser.parse_args(arguments)
+    # Ctrl-C in the daemon's terminal reaches the zygote, too. The daemon handles it, and drains.
     for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # A Ctrl-C in the daemon's terminal is for the daemon, which drains.
+        signal.signal(number, signal.SIG_IGN)
     if options.path is not None:
         sys.path.insert(0, options.path)
     try:
@@ -229,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
         _say(f"the zygote cannot load {options.worker}: {error}")
         return 1
     trust_store = ssl.create_default_context()
-    os.umask(0o022)  # The folders of the empty root must be passable for the proxy's user.
+    os.umask(0o022)  # The proxy's user has to traverse the folders of the empty root.
     channel: ControlChannel[ToZygote] = ControlChannel(socket.socket(fileno=options.fd), receives=ToZygote)
     try:
         Zygote(channel, worker, trust_store).serve()
@@ -241,5 +251,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Imported again under its own name, so that a worker that imports this module does not load a second one.
+    # Imported under its own name: a worker that imports this module would load a second copy of `__main__` otherwise.
     sys.exit(importlib.import_module("sidestep.proxy.runtime.zygote").main())

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidestep.aio.packets import MAX_PAYLOAD, sealed_memfd, send_packet
+from sidestep.aio.packets import MAX_PAYLOAD, ChannelClosed, ChannelOverflow, sealed_memfd, send_packet
 from sidestep.model.errors import BugError, PeerError
 from sidestep.proxy.control import messages
-from sidestep.proxy.control.channel import ChannelClosed, ChannelOverflow, Codec, ControlChannel
+from sidestep.proxy.control.channel import Codec, ControlChannel
 from sidestep.snapshots.hindrance import Hindrance
 from sidestep.snapshots.ports import PortSnapshot
 

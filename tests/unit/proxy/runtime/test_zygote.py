@@ -12,8 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from sidestep.aio.packets import ChannelClosed
 from sidestep.proxy.control import messages
-from sidestep.proxy.control.channel import ChannelClosed, ControlChannel
+from sidestep.proxy.control.channel import ControlChannel
 from sidestep.proxy.runtime import zygote
 
 
