@@ -163,7 +163,7 @@ class UpstreamHandshake:
             return certificate_requested(self._port)
         if isinstance(error, ssl.SSLCertVerificationError):
             return unverified(self._port, self._verified_name, error.verify_message)
-        if isinstance(error, ssl.SSLError) and error.reason and "NO_APPLICATION_PROTOCOL" in error.reason:
+        if isinstance(error, ssl.SSLError) and _is_no_application_protocol(error):
             return no_common_alpn(self._port, self._alpn)
         reason = str(error)
         if isinstance(error, ssl.SSLError):
@@ -206,6 +206,14 @@ async def answer_client(loop: Loop, sock: socket.socket, context: ssl.SSLContext
         stream.close()
         raise
     return stream
+
+
+def _is_no_application_protocol(error: ssl.SSLError) -> bool:
+    """Whether a server's alert said that it knows no protocol of the client's list (RFC 7301 section 3.2).
+
+    Python 3.11 has no `reason` for this alert; only OpenSSL's own text names it.
+    """
+    return "NO_APPLICATION_PROTOCOL" in (error.reason or str(error).upper().replace(" ", "_"))
 
 
 def _has_expired(certificate: Mapping[str, object]) -> bool:

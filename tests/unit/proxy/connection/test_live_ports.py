@@ -1,6 +1,11 @@
 """A port's rules are compiled once, whatever snapshots come after."""
 
+import msgspec
+import pytest
+
+from sidestep.engine.relay import OnUnreadable
 from sidestep.proxy.connection.live_ports import LivePort
+from sidestep.proxy.connection.protocol_probe import UNKNOWN, ProbeResult
 from sidestep.snapshots.ports import FilterRow, PortSnapshot, RuleSnapshot
 
 
@@ -29,3 +34,59 @@ def test_a_rule_that_changes_is():
     [after] = port.steered.route.intercepts
     assert not before.matches(b"GET", b"/", ((b"x-dev", b"b"),))
     assert after.matches(b"GET", b"/", ((b"x-dev", b"b"),))
+
+
+class Probing:
+    """A probe that is under way."""
+
+    cancelled = False
+
+    def cancel(self):
+        self.cancelled = True
+
+
+@pytest.fixture
+def learnt():
+    """A port about whose app something was found out, while a probe is under way."""
+    port = LivePort(snapshot(rule("a")))
+    port.probe_result = ProbeResult(True, http2=True)
+    port.probe = Probing()
+    port.server_first = True
+    return port
+
+
+def test_what_was_found_out_about_an_app_is_forgotten_with_its_process(learnt):
+    probe = learnt.probe
+    learnt.replace(msgspec.structs.replace(learnt.snapshot, app="another"))
+    assert (learnt.probe_result, learnt.probe, learnt.server_first) == (UNKNOWN, None, False)
+    assert probe.cancelled
+
+
+def test_another_snapshot_of_the_same_app_keeps_the_result_of_the_probe(learnt):
+    learnt.replace(snapshot(rule("b")))
+    assert learnt.probe_result == ProbeResult(True, http2=True)
+    assert learnt.probe is not None
+    assert not learnt.server_first
+
+
+def test_a_retired_port_matches_nothing_and_leaves_no_probe(learnt):
+    probe, steered = learnt.probe, learnt.steered
+    learnt.retire()
+    assert not steered.route.intercepts
+    assert probe.cancelled
+
+
+def test_late_client_authentication_is_known_from_the_daemon_or_seen_here():
+    assert LivePort(msgspec.structs.replace(snapshot(), late_client_auth=True)).late_client_auth
+    port = LivePort(snapshot())
+    assert not port.late_client_auth
+    port.learn_late_client_auth()
+    port.replace(snapshot(rule("a")))
+    assert port.late_client_auth
+
+
+def test_a_port_closes_what_it_cannot_read_where_clients_are_told_to_the_app():
+    port = LivePort(snapshot())
+    assert port.on_unreadable is OnUnreadable.PASS
+    port.replace(msgspec.structs.replace(snapshot(), forward_client_cert=True))
+    assert port.on_unreadable is OnUnreadable.CLOSE

@@ -1,0 +1,120 @@
+"""Which engine relays a connection, by which policies, and who stands where the app would."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl
+
+import pytest
+
+from sidestep.engine.http1.relay import Http1Relay
+from sidestep.engine.http2.relay import Http2Relay
+from sidestep.engine.mirror.whole_connection import TappedRelay
+from sidestep.engine.relay import Role
+from sidestep.proxy.connection.live_ports import LivePort
+from sidestep.proxy.connection.relay_choice import global_rule, relay_for, verified_certificate, with_global_wiretaps
+from sidestep.proxy.io.stream import TlsStream
+from sidestep.proxy.tls.credentials import Credentials
+from sidestep.snapshots.ports import PortSnapshot
+from tests.harness.authority import Authority
+from tests.harness.tls_peers import client_tls
+from tests.unit.proxy.runtime.test_worker import Scene
+
+AUTHORITY = Authority()
+APP = AUTHORITY.issue("app.test")
+ADA = AUTHORITY.issue("ada.test", client=True)
+
+
+@pytest.fixture
+def ledger():
+    with contextlib.ExitStack() as stack:
+        yield Scene(stack).worker.ledger
+
+
+def port(**fields):
+    return LivePort(PortSnapshot(8443, "tcp", "probe", "probe", (), **fields))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "engine"), [("h2", Http2Relay), ("http/1.1", Http1Relay), ("http/1.0", Http1Relay)]
+)
+def test_the_protocol_chooses_the_engine(ledger, protocol, engine):
+    assert type(relay_for(protocol, port(), ledger)) is engine
+
+
+def sent_to_app(relay, *received):
+    """What the app gets of what a client sends."""
+    for data in received:
+        relay.receive(relay.client, data, 0.0)
+        if relay.app in relay.opening:
+            relay.opening.remove(relay.app)
+            relay.app.open = True
+            relay.opened(relay.app, 0.0)
+    return b"".join(relay.app.out)
+
+
+SPOOF = b"X-Forwarded-Client-Cert: Hash=spoof\r\n"
+
+
+@pytest.mark.parametrize("forwards", [True, False])
+def test_a_port_that_tells_who_its_clients_are_closes_the_unreadable_and_rewrites_heads(ledger, forwards):
+    live = port(forward_client_cert=forwards)
+    head = b"GET / HTTP/1.1\r\nHost: a\r\n" + SPOOF + b"\r\n"
+    assert (SPOOF in sent_to_app(relay_for("http/1.1", live, ledger), head)) is not forwards
+    unreadable = head.replace(b"Host:", b"Host :")
+    assert (SPOOF in sent_to_app(relay_for("http/1.1", live, ledger), unreadable)) is not forwards
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04" + bytes(5)
+    headers = b"\0\0\x01\x01\x05\0\0\0\x01\x80"  # index 0, which HPACK does not have
+    assert (headers in sent_to_app(relay_for("h2", live, ledger), preface, headers)) is not forwards
+
+
+def test_the_handler_of_a_global_intercept_stands_where_the_app_would(ledger):
+    live = port(global_uid="u", global_display="shop/whole", pass_sources=("10.0.0.9",))
+    rule = global_rule(live, "10.0.0.1")
+    assert rule.uid == "u"
+    relay = relay_for("http/1.1", live, ledger, global_rule=rule)
+    assert (relay.app.role, relay.app.rule) == (Role.HANDLER, rule)
+    assert relay_for("http/1.1", live, ledger).app.role is Role.APP
+
+
+def test_a_global_intercept_leaves_the_sources_that_pass_to_the_app():
+    live = port(global_uid="u", pass_sources=("10.0.0.9",))
+    assert global_rule(live, "10.0.0.9") is None
+    assert global_rule(port(), "10.0.0.1") is None
+
+
+def test_global_wiretaps_get_whole_connections(ledger):
+    relay = relay_for("http/1.1", port(), ledger)
+    assert with_global_wiretaps(relay, port(), ledger) is relay
+    assert isinstance(with_global_wiretaps(relay, port(global_taps=("t",)), ledger), TappedRelay)
+
+
+def memfd(data):
+    fd = os.memfd_create("test")
+    os.write(fd, data)
+    return fd
+
+
+@pytest.mark.parametrize("certificate", [ADA, None])
+def test_what_a_client_has_proved_is_told_and_nothing_else(certificate):
+    store = Credentials(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    store.add("identity", "identity", memfd(APP.key + APP.chain))
+    store.add("trust", "trust", memfd(AUTHORITY.pem))
+    named = {"identity": "identity", "client_trust": "trust", "client_auth": "request"}
+    context = store.downstream(PortSnapshot(443, "tcp", "always", "probe", (), **named), None)
+    ours, theirs = socket.socketpair()
+    for sock in (ours, theirs):
+        sock.setblocking(False)
+    near = TlsStream(ours, context, server_side=True)
+    tls = client_tls(AUTHORITY.pem, certificate=certificate)
+    tls.check_hostname = False
+    far = TlsStream(theirs, tls, server_side=False)
+    while any([near.handshake(), far.handshake()]):
+        pass
+    told = verified_certificate(near)
+    assert (told is None) if certificate is None else (b'Subject="CN=ada.test"' in told)
+    near.close()
+    far.close()
+    store.keep(set())
