@@ -1,4 +1,4 @@
-"""A condition: something a person should know about a pod's port, an intercept or the node."""
+"""A condition: what a person should know about a port of a pod, an intercept or the node."""
 
 from __future__ import annotations
 

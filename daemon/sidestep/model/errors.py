@@ -1,8 +1,8 @@
-"""The one error root, split by whose fault it is.
+"""The one error root, with a subclass for each party that can be at fault.
 
 Every error carries data (a pod, an annotation, a wire code); `str(error)` is one line that says what is wrong and,
-where there is something to do, what to do. Other libraries' exceptions are mapped to these once, at the adapter that
-calls the library; text is made only at the edge.
+where the reader can act, what to do. The adapter that calls another library maps its exceptions to these once; text is
+made only at the edge.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a request must look like to be diverted or copied (design: headers AND methods AND (paths OR-ed))."""
+"""What a request must look like to be diverted or copied: all headers AND one of the methods AND one of the paths."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ class Filter:
 
     @property
     def conditions(self) -> int:
-        """Number of conditions, for the limit of section 7 of the design."""
+        """The number of conditions, for the limit on one filter (`config.filters`)."""
         return len(self.headers) + len(self.methods) + len(self.paths)

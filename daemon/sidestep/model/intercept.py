@@ -65,5 +65,5 @@ class Intercept:
 
     @property
     def order(self) -> tuple[float, str, str]:
-        """Sort key of section 7: creation time, then namespace/name."""
+        """Sort key: creation time, then namespace/name. The oldest match wins."""
         return (self.created, self.namespace, self.name)

@@ -1,8 +1,8 @@
-"""Everything the node daemon knows about the cluster (or the manifests that stand for one), as one immutable value.
+"""Everything the node daemon knows about the cluster, or the manifests that stand for one, as one immutable value.
 
-Local mode builds an `Inventory` from texts, the cluster adapter from watches; planner, status and tests see no
-difference. Lookups that several readers need (which services select a pod, whose annotations apply) live here, so that
-there is one answer to each of them. An inventory is replaced whole; nobody changes one.
+Local mode builds an `Inventory` from manifests, the cluster adapter from watches; planner, status and tests cannot tell
+them apart. Lookups that several readers need (which Services select a pod, whose annotations apply) are methods here,
+so that each has one answer. An inventory is never changed, only replaced.
 """
 
 from __future__ import annotations

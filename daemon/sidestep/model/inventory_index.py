@@ -1,10 +1,10 @@
-"""Lookups over one inventory whose cost does not grow with the number of pods, services and workloads in it.
+"""Lookups over one inventory whose cost does not grow with the number of pods, Services and workloads in it.
 
-Who owns a pod, which pods a workload has, and which Services select a pod are asked for every intercept of every plan.
-An index is built once, by the first question, and belongs to its inventory: it is never changed, only replaced with it.
+Every plan asks, for every intercept, who owns a pod, which pods a workload has and which Services select a pod. The
+index is built by the first question and belongs to its inventory: it is never changed, only replaced with it.
 
-`memo` holds what other layers derive from the inventory and nothing else, so that it ends with the inventory. The
-entries of a memo are weighed: past `MAX_WEIGHT` everything is forgotten, because some keys are chosen by users.
+`memos` hold what other layers derive from the inventory alone, so that it ends with the inventory. Entries of a memo
+are weighed: past `MAX_WEIGHT` all are forgotten, because users choose some of the keys.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class InventoryIndex:
         self._workloads = workloads
         self._services_of: dict[PodKey, tuple[Pod, tuple[Service, ...]]] = {}
         self.memos: dict[str, Memo[Any, Any]] = {}
-        """By who derives them."""
+        """By the layer that derives the values."""
 
     @cached_property
     def living(self) -> tuple[Pod, ...]:

@@ -1,8 +1,8 @@
-"""Text of a stranger, made fit for a terminal, a status, an Event.
+"""Escapes text from untrusted sources for a terminal, a status or an Event.
 
-A terminal obeys control characters, and a reader is deceived by what changes the direction or the place of text
-(Unicode's categories Cc and Cf, Trojan Source). Annotations, resource names in claims, answers of peers and of API
-servers can hold both. Whoever shows such text passes it through here first, once, where it leaves Sidestep.
+A terminal obeys control characters, and characters that change the direction or place of text deceive the reader
+(Unicode's categories Cc and Cf; Trojan Source). Annotations, resource names in claims, answers of peers and of API
+servers can hold both. Whoever shows such text passes it through here once, where it leaves Sidestep.
 """
 
 from __future__ import annotations

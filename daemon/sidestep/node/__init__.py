@@ -1,1 +1,1 @@
-"""The node daemon: composition root of the privileged side."""
+"""The node daemon, the privileged side: sees to the pods of one node and serves the sessions of developers."""

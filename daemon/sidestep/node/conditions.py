@@ -1,13 +1,13 @@
-"""What a person should know now: the conditions of this node, each kept under the *source* that stated it.
+"""The conditions of this node: what a person should know now, each kept under the *source* that stated it.
 
-A source (a check of one pod, the manifests, one port of one proxy) states its conditions whole and thereby takes back
-what it stated before; nobody clears another's. A pod that leaves takes its sources with it. Readers get the union,
-sorted and without repetition, so that two reads of the same state are equal. Appearing and disappearing is logged once
-each, not at every restatement; of what comes and goes all the time about one pod, `LOGGED_BURST` changes are logged and
-then `LOGGED_RATE` a second, and the next line says how many were not.
+A source (a check of one pod, the manifests, one port of one proxy) states all its conditions at once, which replaces
+those that it stated before; no source can clear another's. A pod that leaves takes its sources with it. Readers get the
+union, sorted and without repetition, so that two reads of the same state are equal. A condition is logged when it
+appears and when it disappears, not when it is stated again; of changes about one pod, `LOGGED_BURST` are logged, then
+`LOGGED_RATE` a second, and the next line says how many were left out.
 
-Texts may stem from a pod proxy, which a client could have taken over: one line, bounded, at most `MAX_PER_SOURCE` of
-them per source.
+Texts may come from a pod proxy, which is not trusted: each is cut to one line of `MAX_TEXT` characters, and a source
+has at most `MAX_PER_SOURCE` conditions.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Conditions:
         return tuple(self._by_subject.get(subject, ()))
 
     def all(self) -> tuple[Condition, ...]:
-        """Everything stated. Put together once for all who ask between two changes."""
+        """Everything stated. The union is made once between two changes."""
         if self._union is None:
             self._union = _union(stated for of_pod in self._stated.values() for stated in of_pod.values())
         return self._union
@@ -122,7 +122,7 @@ class Conditions:
 class Statements:
     """What the target of one pod states about it, between `begin` and `end`.
 
-    A target that is being released has no say any more: another one of the same pod may have begun.
+    A target that is being released states nothing, because another one of the same pod may have begun.
     """
 
     def __init__(self, conditions: Conditions, pod: PodKey) -> None:
@@ -131,7 +131,7 @@ class Statements:
         self._open = False
 
     def begin(self) -> None:
-        """From now on the target is the one that speaks for the pod."""
+        """State conditions of the pod from now on."""
         self._open = True
 
     def state(self, port: int | None, detail: str, conditions: Iterable[Condition]) -> None:
@@ -145,7 +145,7 @@ class Statements:
             self._conditions.forget(self._pod, check="proxy", port=port)
 
     def end(self) -> None:
-        """Take everything back and be silent."""
+        """Take everything back, and state nothing from now on."""
         if self._open:
             self._open = False
             self._conditions.forget(self._pod, check="proxy")

@@ -1,8 +1,8 @@
-"""From change to plan to pods: whatever changes sets one flag, and one task plans anew and hands the plan on.
+"""Plans whenever something changes, and hands the plan to the reconciler.
 
-Sources of change: the inventory, the sessions, the certificates. Changes that come together are planned once. The order
-of a round is fixed: settings of the node, plan, the certificates that the plan wants (whose reading takes its time, and
-is another change), conditions, reconciler, sessions' events.
+The inventory, the sessions and the certificates set one flag; one task plans anew, once for all changes that come
+together. A round has a fixed order: settings of the node, plan, the certificates that the plan wants (reading them
+takes time and is another change), conditions, reconciler, events of the sessions.
 """
 
 from __future__ import annotations
@@ -101,11 +101,11 @@ class Controller:
         self._want_secrets = want_secrets
 
     def changed(self) -> None:
-        """Something is different: plan anew, soon."""
+        """Plan anew soon: something has changed."""
         self._changed.set()
 
     def replace_inventory(self, reading: Reading) -> None:
-        """A new inventory."""
+        """Use this inventory from now on, and state its conditions."""
         self.inventory = reading.inventory
         stated = [*(error.condition() for error in reading.errors), *reading.conditions]
         self._conditions.state(Source("manifests"), stated)
@@ -133,7 +133,7 @@ class Controller:
             await asyncio.sleep(self._pace.pause)
 
     async def plan_once(self, sink: PlanSink) -> None:
-        """Plan once, before anybody is let in."""
+        """Plan once, before sessions may connect."""
         self._changed.clear()
         await self._round(sink)
 

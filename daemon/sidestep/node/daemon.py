@@ -1,17 +1,16 @@
-"""The node daemon: every part made, joined and started in order; every part stopped in the reverse order.
+"""The node daemon: makes, connects and starts every part in order, and stops them in the reverse order.
 
 Start: the compiler child, the zygote and the first reading of the manifests run side by side; the first plan is made;
-the socket opens last, so that whoever gets an answer meets a daemon that works. Nothing is steered before a session
-asks for it.
+the socket opens last, so that a daemon that answers is ready. Nothing is steered before a session asks for it.
 
 Upgrade: a daemon that starts on the socket of another one serves first and then asks the other to drain. The other one
-tells its sessions to register anew and keeps steering for a while (`OVERLAP`), in which the new one attaches beside it
-(the last attached wins); from the first moment on it attaches and repairs nothing any more.
+tells its sessions to register anew and keeps steering for a while (`OVERLAP`), during which the new one attaches beside
+it (the last attached wins); from the moment it is asked, it attaches and repairs nothing.
 
 End, by SIGTERM, SIGINT or a successor: nothing new begins, the sessions are told, every port is unsteered at once
-(which resets nobody), the proxies finish what they have within the drain timeout, the socket goes. A second signal ends
-the waiting. When a task of ours crashes, every port is unsteered first, then the daemon ends with status 1: without it
-the app is served.
+(which resets no connection), the proxies finish what they have within the drain timeout, the socket is closed. A second
+signal ends the waiting. When a task of ours crashes, every port is unsteered first, then the daemon ends with status 1:
+without it the app serves.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What this machine lacks for the node daemon, found out by trying: `sidestep doctor`.
+"""What this machine lacks for the node daemon, found by trying: `sidestep doctor`.
 
-Each check does once what the daemon does all the time, in a network namespace and a cgroup of its own that are gone
-afterwards, and yields a `Finding`. A check that needs what an earlier one did not find says so and is not tried. Only
-what the daemon cannot work without is essential; of the rest, the cost of its absence is told.
+Each check does once what the daemon does all the time, in a network namespace and a cgroup of its own, which are
+removed afterwards, and yields a `Finding`. A check that depends on a failed one is skipped and says so. A check is
+essential if the daemon cannot work without it; the others say what their absence costs.
 """
 
 from __future__ import annotations

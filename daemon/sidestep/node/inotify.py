@@ -1,7 +1,7 @@
-"""One folder watched by the kernel (inotify(7)): a hint that something has changed, and no more.
+"""Hints that a folder has changed, from inotify(7).
 
-The hint saves waiting; whoever uses it looks for himself, and looks without a hint from time to time, because links
-that lead out of the folder and network filesystems tell nothing. Where no watch can be had, there are simply no hints.
+A hint only shortens a wait: its user looks at the folder itself, and looks without a hint from time to time, because
+links that lead out of the folder and network file systems give none. Where no watch can be made, there are no hints.
 """
 
 from __future__ import annotations

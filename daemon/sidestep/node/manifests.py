@@ -1,14 +1,14 @@
-"""The directory of manifests as a source of inventories: read once at the start, again whenever a file changes.
+"""The folder of manifests as a source of inventories: read once at the start, again whenever a file changes.
 
-The folder is looked at (names, sizes, times; symbolic links followed, so that a `..data` swap is seen) when the kernel
+The folder is examined (names, sizes, times; symbolic links followed, so that a `..data` swap is seen) when the kernel
 hints at a change, and every `POLL` seconds anyway. A change is read once two looks, `SETTLE` seconds apart, agree, so
-that a file that is being written is not read half. Reading and parsing happen in a one-shot child (`one_shot`): a large
-directory must not hold up the event loop, and the private keys of its Secrets must not be in this process. What comes
-back is what each file declares, without the data of any Secret.
+that a half-written file is not read. A one-shot child (`one_shot`) reads and parses: a large folder must not block the
+event loop, and the private keys of its Secrets must not be in this process. It returns what each file declares, without
+the data of any Secret.
 
-A file that cannot be read, or a folder that is gone, changes nothing: what was read last stays, and the problem is
-told. A file that *is* gone takes its objects with it. Hidden files and anything but `*.yaml`, `*.yml`, `*.json` are
-passed over. What has such a name and is no file (a FIFO, a folder, a link that leads to itself or to nothing) is told.
+A file that cannot be read, or a folder that is gone, changes nothing: the last reading stays, and a condition says what
+is wrong. A file that is *gone* takes its objects with it. Hidden files and everything but `*.yaml`, `*.yml`, `*.json`
+are ignored. A name of that kind that is no regular file (a FIFO, a folder, a broken or circular link) is reported.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""One node daemon per folder of manifests: two would steer the same pods, and the last to attach would win silently.
+"""Lets one node daemon at a time serve a folder of manifests; of two, the last to attach would silently win every pod.
 
-The lock is a flock(2) on the folder itself: nothing is written, and it goes with the process, however that ends. A
-daemon that starts on the socket of the one that holds it takes over, as an upgrade does: it waits for the lock beside
-its work. Where a file system knows no locks (some network file systems) there is none.
+The lock is a flock(2) on the folder itself: nothing is written, and the kernel releases it with the process, however
+that ends. A daemon that starts on the socket of the holder takes over, as in an upgrade, and waits for the lock beside
+its work. File systems without locks (some network file systems) have none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks, before anything is logged, that the daemon can serve where it was told to: a failure is one line."""
+"""Checks, before anything is logged, that the daemon can serve here: a failure is one line for the user."""
 
 from __future__ import annotations
 

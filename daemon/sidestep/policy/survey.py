@@ -1,7 +1,7 @@
-"""What is written about a pod's ports, put together once: resolved port, TLS settings, protocol, problems.
+"""What is written about a pod's ports, collected once: resolved port, TLS settings, protocol, problems.
 
-Pure. The planner, admission, `status` and the certificate store all look at the same survey, so that `list` never tells
-another story than the one that is carried out.
+Pure. The planner, admission, `status`, the certificate store and the command line use the same survey, so that `list`
+shows what is carried out.
 """
 
 from __future__ import annotations

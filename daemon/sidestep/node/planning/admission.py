@@ -1,7 +1,7 @@
-"""Whether an intercept may begin, asked before anything is changed for it. Pure; the answer is None or a raised reason.
+"""Checks whether an intercept may begin, before anything is changed for it. Pure; raises the reason why not.
 
-The planner would leave out what cannot be served and state a condition; a person who is waiting at a command line gets
-the reason at once instead. A workload of which *some* pods can serve the intercept is accepted.
+The planner leaves out what cannot be served and states a condition; a person who waits at a command line gets the
+reason at once instead. A workload of which *some* pods can serve the intercept is accepted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""How often work may be done again whose cost grows with the node: planning, telling sessions.
+"""How long to wait before repeating work whose cost grows with the node: planning, telling sessions.
 
-Each change makes such work due, and it costs more the more there is; done once per change, a node with many sessions
-spends all its time on it while changes pile up. Changes are therefore gathered for a pause that grows with what the
-work cost the last time, so that it takes at most a set share of the event loop's time. Pure: the caller measures.
+Every change makes such work due, and the work costs more the more there is. Done once per change, a node with many
+sessions would spend all its time on it while changes pile up. Changes are therefore gathered for a pause that grows
+with the cost of the last round, so that the work takes at most SHARE of the event loop's time. Pure: the caller
+measures.
 """
 
 from __future__ import annotations

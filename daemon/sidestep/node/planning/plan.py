@@ -1,6 +1,6 @@
-"""A plan as a value: what should be steered on this node, port by port. `planner` makes it, the reconciler obeys it.
+"""A plan as a value: what should be steered on this node, port by port. `planner` makes it, the reconciler applies it.
 
-Frozen and comparable: an equal plan means that nothing has to be done.
+Plans are frozen and comparable: an equal plan means that nothing has to be done.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
-"""What should be steered on this node, as a value: pods, intercepts, settings and certificates in, desired state out.
+"""Decides what should be steered on this node: pods, intercepts, settings and certificates in, a `Plan` out.
 
-Pure and deterministic: the same input gives equal plans, everything in them is sorted, and an equal plan means that
-nothing has to be done. The reconciler carries a plan out; it never decides.
+Pure and deterministic: the same input gives equal plans, and everything in a plan is sorted. The reconciler applies a
+plan and decides nothing.
 
-For each pod that may be a target (not ended, not in the host's network, of an allowed namespace, within `max-pods`) the
-plan holds the `PortSnapshot` of every port that an admitted intercept or wiretap wants and that can serve it. What
-cannot be served is left out and is a condition: a bad port never disables a good one.
+For each pod that may be a target (it has not ended, has a network namespace of its own, is in an allowed namespace and
+within `max-pods`) the plan holds the `PortSnapshot` of every port that an admitted intercept or wiretap wants and that
+can serve it. What cannot be served is left out and becomes a condition: a bad port never disables a good one.
 
 - Intercepts are admitted oldest first (`policy.conflicts.admit`): sessions are checked when they begin, but two of them
   may come to mean the same port later, when a Service changes.
-- An HTTP filter needs HTTP to be seen: it is left out where the protocol rules it out, and where the port always speaks
-  TLS and no certificate of it is usable. Steering such a port would only add a hop.
-- A port whose app is told who its clients are (`forward-client-cert`) is opened for whoever steers it. Where it cannot
-  be opened, nobody steers it, and clients reach the app directly.
-- A certificate is wanted if somebody wants requests of its port to be seen, or the port must be opened. A pod of which
-  one has not been read yet is in `waiting`: it keeps what it has.
-- `max-pods`: the pods of older intercepts come first, so that a new session never takes a target away from an old one.
+- An HTTP filter reads requests. It is left out where the port's protocol rules HTTP out, and where the port always
+  speaks TLS and has no usable certificate: steering such a port would only add a hop.
+- A port whose app is told who its clients are (`forward-client-cert`) is opened for everyone who steers it. Where it
+  cannot be opened, nobody steers it, and clients reach the app directly.
+- A certificate is wanted if somebody wants requests of its port to be read, or the port must be opened. A pod with a
+  certificate that has not been read yet is in `waiting`: it keeps its present plan.
+- With `max-pods`, the pods of older intercepts come first: a new session never takes a target from an old one.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _Origin = tuple[PortSurvey, "Pod", tuple[Intercept, ...], "Mapping[Side, Certifi
 
 
 def _process_of_app(pod: Pod) -> str:
-    """Changes when a container of the pod is started anew."""
+    """The containers of the pod and their processes: different once a container is restarted."""
     return " ".join(f"{name}={pid}" for name, pid in sorted(pod.location.pids.items()))
 
 
@@ -35,7 +35,7 @@ def port_plan(
     *,
     passing: tuple[str, ...],
 ) -> PortPlan:
-    """Put the plan together. `wanting` is not empty, admitted, oldest first; `passing` are the node's own addresses."""
+    """Make the plan. `wanting` is not empty, admitted, oldest first; `passing` are the node's own addresses."""
     whole = next((each for each in wanting if each.kind is Kind.INTERCEPT and each.filter.is_global), None)
     opened = surveyed.must_be_opened
     # Where every request is rewritten, a wiretap of whole connections gets every request, as the app does.
@@ -75,9 +75,9 @@ def port_plan(
 
 
 class PortPlans:
-    """The plans of the last round, taken again for ports of which nothing is different.
+    """Reuses the plans of the last round for ports whose input is the same.
 
-    They are then the same objects, so that comparing two rounds' plans costs next to nothing.
+    They are then the same objects, so that comparing the plans of two rounds costs next to nothing.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class PortPlans:
         self._now: dict[_PortKey, tuple[_Origin, PortPlan]] = {}
 
     def begin(self) -> None:
-        """A new round: what is not asked for in it is forgotten after it."""
+        """Begin a round. Plans that it does not ask for are forgotten after it."""
         self._last, self._now = self._now, {}
 
     def of(

@@ -1,15 +1,15 @@
-"""What a pod proxy says that it cannot do, and for how long its ports are left to the app for it. Pure: `now` is the
-caller's.
+"""Decides how long ports are left to the app because of what a pod proxy reports that it cannot do.
 
-A proxy tells all its *hindrances* at once, whenever one comes or goes. Each is about all ports or one, and about both
-address families or one. Its life here:
+Pure: `now` is an argument, in seconds of a monotonic clock. A proxy reports all its *hindrances* at once, whenever one
+comes or goes. Each is about all ports or one, and about both address families or one. A hindrance is
 
-    present   the proxy has told it and not taken it back: what it is about is left to the app
-    held      taken back, or the process that told it is gone: the same, for a pause that doubles up to `LAST_PAUSE`
-              while the hindrance keeps coming back
-    over      after the pause; remembered for `CALM` seconds, so that the next pause is a longer one
+    present   from the report until a report without it: what it is about is left to the app
+    held      for a pause after it was withdrawn, or its process ended: what it is about is still left to the app
+    over      after the pause; remembered for `CALM` seconds
 
-What a proxy says is not trusted: all it can achieve is that its own pod's app is served without it.
+A hindrance that comes back while it is remembered has a pause twice as long, up to `LAST_PAUSE`.
+
+Reports are not trusted: a false one leaves the proxy's own pod to its app, and affects nothing else.
 """
 
 from __future__ import annotations

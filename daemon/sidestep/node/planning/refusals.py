@@ -1,6 +1,6 @@
 """Why something cannot be steered, in one line for people; empty when it can. Pure.
 
-The planner leaves out what is refused here and states a condition; admission tells whoever waits at a command line.
+The planner leaves out what is refused here and states a condition; admission tells the person at the command line.
 """
 
 from __future__ import annotations

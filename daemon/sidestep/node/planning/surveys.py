@@ -1,9 +1,9 @@
-"""Surveys of pods, kept as long as what they are made of is the same.
+"""Caches surveys of pods for as long as what they are made of is the same.
 
-Most changes of a node are about one pod or one intercept, and a pod's author chooses how much there is to survey. A
-survey is made again only when the pod itself, a Service that selects it, the annotations of its namespace or of the
-node, or an undeclared port that somebody asked for are different. The same survey is the same object: whoever derives
-something from it can tell by identity.
+Most changes of a node concern one pod or one intercept, and the author of a pod decides how much there is to survey. A
+survey is made again when the pod itself, a Service that selects it, the annotations of its namespace or of the node, or
+an undeclared port that somebody asked for changes. The same survey is the same object, so that whatever is derived from
+it can be compared by identity.
 """
 
 from __future__ import annotations

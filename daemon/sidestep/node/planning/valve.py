@@ -1,7 +1,7 @@
-"""The overload valve of a steered port: when its proxy cannot keep up, the port goes back to the app for a while.
+"""The overload valve of a steered port: a proxy that cannot keep up loses the port to the app for a while.
 
-In: how full the accept queue is, and `now`, as often as somebody looks. Out: whether the port may be steered. The queue
-goes on being accepted while the valve is shut (unsteering only keeps new connections away), so it empties by itself.
+In: the length of the accept queue, and `now`, at every look. Out: whether the port may be steered. The proxy goes on
+accepting while the valve is shut (unsteering only keeps new connections away), so the queue empties by itself.
 """
 
 from __future__ import annotations

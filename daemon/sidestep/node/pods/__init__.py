@@ -1,1 +1,1 @@
-"""The target pods of a node: listeners, steering and proxies, made and given back together."""
+"""The target pods of a node: opens, changes and releases their listeners, steering and proxies."""

@@ -1,8 +1,8 @@
-"""Does reality still match? Every `PERIOD` seconds each target is compared with the kernel.
+"""Compares each target with the kernel every `PERIOD` seconds, and repairs what differs.
 
-Link attached, map entries exactly those expected, for every target. (Namespace and pod are looked at several times a
-second by the reconciler's tick.) An entry that is missing or should not be there is put right in place; a link that is
-gone means the target is made anew. Drift is counted, and told by a condition until the next audit finds none.
+Checked are that the link is attached and that the map holds exactly the expected entries. (The reconciler's tick checks
+namespace and pod several times a second.) A missing or superfluous entry is corrected in place; when the link is gone,
+the target is made anew. Differences are counted, and stated as conditions until the next audit finds none.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Whether, and how, the apps of one pod see their clients' own addresses.
+"""Lets the apps of one pod see their clients' own addresses.
 
 On: the pod's cgroup (v2) is known, the getpeername programs are attached to it, and the proxy has every dial named
-before it connects. Off: `status` says why; the proxy then dials from the pod's own address.
+before it connects. Off: `status` says why, and the proxy dials from the pod's own address.
 
-What the proxy asks for is checked: it may name connections from loopback or from the pod's own addresses, to ports that
-it serves. Names end with the connection, and all of them with the proxy's process.
+Requests of the proxy are checked: it may name connections from loopback or from the pod's own addresses, to ports that
+it serves. A name lasts as long as its connection; all names are dropped when the proxy's process ends.
 """
 
 from __future__ import annotations

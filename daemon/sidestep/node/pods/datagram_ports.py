@@ -1,11 +1,11 @@
-"""UDP ports of one target pod: sockets made in its namespace, given to its proxy, steered, and given back.
+"""UDP ports of one target pod: makes their sockets, hands them to the proxy, steers them and takes them back.
 
-An intercept of a UDP port is always global, so it is steered whether or not an app listens. A wiretap steers nothing:
-the proxy gets raw sockets that receive copies. Sending sockets are made once per pod, when the first port is
-intercepted. The order is that of TCP: configured, given, steered; and back: unsteered, taken away.
+An intercept of a UDP port is always global, so the port is steered whether or not an app listens. A wiretap steers
+nothing: the proxy gets raw sockets that receive copies. Sending sockets are made once per pod, when its first UDP port
+is intercepted. The order is that of TCP ports: configure, hand over, steer; undoing runs in reverse.
 
-A socket that was ended from outside (`netns.is_bound`) is found by `look`, unsteered, and replaced by the next `apply`,
-later each time it happens again.
+`look` finds sockets that somebody in the pod has ended (`netns.is_bound`); they are unsteered, and the next `apply`
+replaces them, later each time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Connections that a port had before it was steered: they go on with the app, unless an intercept asks for their end.
+"""Ends the connections that a port had before it was steered, where an intercept asks for that.
 
-They are listed before the port is steered and ended after, each named by the kernel's cookie (`netns.established`), so
-that none of those which the proxy accepts meanwhile can be meant.
+Without such an intercept they go on with the app. They are listed before the port is steered and ended after it, each
+by the kernel's cookie (`netns.established`), so that no connection that the proxy accepts meanwhile is ended.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Ports whose app was seen to ask clients for certificates after the handshake.
+"""Remembers the ports whose app asks clients for certificates after the handshake.
 
-A pod proxy learns it by losing one connection (`proxy.runtime.worker`), so the daemon remembers it until the pod or the
-daemon ends, across intercepts. A hostile proxy can report it falsely; its own pod then loses interception and nothing
-else.
+A pod proxy learns it by losing one connection (`proxy.runtime.worker`); the daemon remembers it across intercepts until
+the pod or the daemon ends. A hostile proxy can report it falsely: its own pod loses interception, no other does.
 """
 
 from __future__ import annotations

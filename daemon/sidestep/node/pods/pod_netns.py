@@ -1,11 +1,11 @@
-"""Finding a pod's network namespace and making sure that it is this pod's, before anything is attached to it.
+"""Opens a pod's network namespace and verifies that it is this pod's, before anything is attached to it.
 
-Refused are the host's own namespace, whatever led there, and a namespace that carries none of the addresses that are
-stated for the pod. In local mode a manifest may state none: then the pod's addresses are those found inside, without
-loopback and link-local ones.
+The host's own namespace is refused, whatever path led there, and so is a namespace that has none of the addresses that
+are stated for the pod. In local mode a manifest may state none: the pod's addresses are then those found inside,
+without loopback and link-local ones.
 
-Where pods are found by their processes, there is none while a pod starts or ends: nothing is wrong then, it is not
-there *yet*, or no longer.
+Where pods are found by their processes, a pod that starts or ends has none for a while. `AbsentError` tells this case
+from a mistake.
 """
 
 from __future__ import annotations

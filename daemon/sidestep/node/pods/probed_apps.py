@@ -1,8 +1,8 @@
-"""What probes have found out about the apps of one target pod, for as long as it holds.
+"""Keeps what probes have found out about the apps of one target pod.
 
-A finding holds until the app behind the port goes: what listens there next may speak another protocol. The proxy
-remembers findings by the *app* that its configuration names; when one that was probed goes, the name changes with the
-number of losses, and the proxy has to be configured anew.
+A finding holds until the app behind the port goes, because the next one may speak another protocol. The proxy keeps its
+findings for as long as its configuration names the same *app*. When a probed app goes, `snapshot` changes that name (by
+the number of losses), and the proxy must be configured anew (`outdated`).
 """
 
 from __future__ import annotations

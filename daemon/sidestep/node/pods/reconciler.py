@@ -1,17 +1,17 @@
-"""Carrying the plan out: one task per pod, so that no two things are done to a pod at once, and none waits for another.
+"""Carries the plan out with one task per pod: a pod has one change at a time, and no pod waits for another.
 
-`apply` takes a plan and wakes the tasks of pods whose part of it changed. A task brings its `Target` in line: makes it,
-changes it, or releases it. What fails is undone by the target, becomes a condition, and is tried again with a growing
-pause; nothing is raised out of here. A release detaches at once and drains in the background, so that the pod can
-become a target again meanwhile.
+`apply` takes a plan and wakes the tasks of pods whose part of it changed. A task makes, changes or releases its
+`Target`. When a step fails, the target undoes it, a condition says why, and the task tries again after a growing pause;
+no exception leaves this module. A release detaches at once and drains in the background, so that the pod can become a
+target again meanwhile.
 
-The pause is kept whatever step failed and whatever else wakes the task meanwhile (a failing step makes its target say
-that it has changed): only another plan for the pod, or something to release, comes earlier. It starts again from its
-shortest only after a while without failures, so that a target which is made and lost again is not made in a loop.
+The pause holds whichever step failed and whatever else wakes the task (a failing step makes its target report a
+change): only another plan for the pod, or something to release, ends it early. It starts at its shortest again after
+`CALM` seconds without a failure, so that a target which is made and lost is not made in a tight loop.
 
-One tick serves all pods: every `TICK` seconds it looks whether each namespace is still there (a namespace that is held
-open after its pod has gone keeps the veth alive: it is given back within a second) and which apps listen. A timer per
-pod would cost an idle node a measurable part of a core.
+One tick serves all pods: every `TICK` seconds it checks whether each namespace is still there (holding one open after
+its pod has gone keeps the veth alive, so it is closed within a second) and which apps listen. A timer per pod would
+cost an idle node a measurable part of a core.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ LAST_RETRY = 5.0
 """Seconds before the first retry of what failed, doubling up to the last."""
 
 CALM = 30.0
-"""Seconds without a failure after which the next one is a first one again."""
+"""Seconds without a failure after which the pause starts again at FIRST_RETRY."""
 
 ABSENT = 10.0
-"""Seconds for which no process of a pod may be found before that is a problem: pods start, and end."""
+"""Seconds for which a pod may have no process before a condition says so: pods start, and end."""
 
 PARALLEL = 8
 """Targets that are opened at the same time; more would only queue at the zygote."""
 
 
 class SteeringLostError(SidestepError):
-    """A target steers nothing any more although nobody asked for that."""
+    """A target was detached although nobody released it."""
 
     def __init__(self) -> None:
         super().__init__("its steering was lost; it is made anew")
@@ -59,23 +59,23 @@ class SteeringLostError(SidestepError):
 
 @dataclass(slots=True)
 class _Worker:
-    """What is wanted of one pod, and what there is."""
+    """The desired and the present state of one pod."""
 
     key: PodKey
     desired: PodPlan | None = None
     applied: PodPlan | None = None
     target: Target | None = None
     gone: bool = False
-    """The pod has ended or its namespace is gone: there is nobody left to drain for."""
+    """The pod has ended or its namespace is gone: its target is abandoned without draining."""
     claimed: NetnsId | None = None
-    """The namespace of the target that there is, or that is being opened."""
+    """The namespace of the present target, or of the one that is being opened."""
     again: bool = False
-    """Something was to be tried again."""
+    """The last try failed: the plan is applied even if it is the same."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     pause: float = FIRST_RETRY
     failed_at: float = float("-inf")
     retry: asyncio.TimerHandle | None = None
-    """While what failed waits to be tried again."""
+    """The timer of the next try, while a failure waits for it."""
     problem: str = ""
     absent_since: float | None = None
 
@@ -87,7 +87,7 @@ class _Worker:
         return self.target is None or (self.target.attached and not self.target.broken)
 
     def stop_waiting(self) -> None:
-        """Take the retry back: its time has come, or something else is done now."""
+        """Cancel the timer: its time has come, or something else is done now."""
         if self.retry is not None:
             self.retry.cancel()
             self.retry = None
@@ -150,19 +150,19 @@ class Reconciler:
         return tuple(worker.target for _, worker in sorted(self._workers.items()) if worker.target is not None)
 
     def problem(self, key: PodKey) -> str:
-        """Why a pod that should be a target is none, or not yet as planned; empty when all is well."""
+        """Why a pod is not, or not yet, the target that the plan wants; empty when it is."""
         worker = self._workers.get(key)
         return worker.problem if worker is not None else ""
 
     def redo(self, key: PodKey) -> None:
-        """A target is not what it should be: make it anew."""
+        """Detach a target that does not match the kernel, and make it anew."""
         worker = self._workers.get(key)
         if worker is not None and worker.target is not None:
             worker.target.detach()
             worker.wake.set()
 
     def freeze(self) -> None:
-        """Attach, change and repair nothing any more; what is steered stays so until `close` or `abandon`."""
+        """Stop attaching, changing and repairing; what is steered stays so until `close` or `abandon`."""
         self._closing = True
 
     async def close(self) -> None:
@@ -248,7 +248,7 @@ class Reconciler:
         return target
 
     def _claim(self, worker: _Worker, netns: NetnsId) -> None:
-        """Two pods in one namespace would steer each other's ports. Raises RefusedError."""
+        """Reserve a namespace for one target: two pods in it would steer each other's ports. Raises RefusedError."""
         for other in self._workers.values():
             if other is not worker and other.claimed == netns:
                 raise RefusedError(f"its network namespace is that of pod {other.key}, which is a target already")
@@ -271,7 +271,7 @@ class Reconciler:
 
     def _failed(self, worker: _Worker, error: SidestepError) -> None:
         worker.again = True
-        self._state_problem(worker, None if isinstance(error, AbsentError) and self._bears(worker) else error)
+        self._state_problem(worker, None if isinstance(error, AbsentError) and self._expects_absence(worker) else error)
         loop = asyncio.get_running_loop()
         if isinstance(error, BugError):
             worker.pause = LAST_RETRY
@@ -286,8 +286,8 @@ class Reconciler:
         worker.retry = None
         worker.wake.set()
 
-    def _bears(self, worker: _Worker) -> bool:
-        """Whether it is nothing unusual that no process of the pod is there."""
+    def _expects_absence(self, worker: _Worker) -> bool:
+        """True while a missing process is expected: the pod is starting or terminating."""
         now = asyncio.get_running_loop().time()
         if worker.absent_since is None:
             worker.absent_since = now
@@ -342,6 +342,6 @@ class Reconciler:
 
 
 def _moved(target: Target, desired: PodPlan) -> bool:
-    """Whether the pod is another one now, or lives elsewhere."""
+    """Whether the pod was replaced by another one, or has another namespace."""
     old, new = target.pod, desired.pod
     return (old.uid, old.ips, netns_path(old.location)) != (new.uid, new.ips, netns_path(new.location))

@@ -1,8 +1,8 @@
 """Resets connections in accept queues that no proxy empties, so that their clients connect again and reach the app.
 
-Swept are ports that are left to the app, so that their queues do not fill again: all of them while no proxy is there,
-and those that the proxy says it cannot serve, GRACE seconds after it said so - it may empty the queue itself. A proxy
-that is merely slow, or hangs and is about to be replaced, keeps its queue.
+Only ports that are not steered are swept, so that their queues do not fill again: all of them while no proxy is there,
+and those that the proxy reports it cannot serve, GRACE seconds after the report, since it may empty the queue itself. A
+proxy that is slow, or hangs and is about to be replaced, keeps its queue.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the targets of a node are made with: handed down once, from the daemon through the reconciler to each target."""
+"""What every target of a node needs; the daemon makes one `Toolbox`, the reconciler hands it to each target."""
 
 from __future__ import annotations
 

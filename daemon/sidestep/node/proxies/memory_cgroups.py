@@ -1,13 +1,13 @@
-"""A memory cgroup for each pod proxy, where the daemon may make one: what RLIMIT_DATA does not count is bounded, too.
+"""A memory cgroup for each pod proxy, where the daemon may make one. It bounds what RLIMIT_DATA does not count.
 
-Version 1 (alone or beside version 2): below the daemon's own group. Version 2: beside it, because a group that has
-processes has no groups of its own with controllers; at the root, below it. All are in one folder, `sidestep-proxies`,
-and are called PID-PID by daemon and proxy. A group goes with its proxy, the folder with the last one. What a daemon
-leaves that was killed, the next one removes: groups of daemons that do not run any more, at its start and, while
-proxies begin, every `SWEEP` seconds (looking at all groups for each proxy would cost the square of their number).
+Version 1 (alone or beside version 2): below the daemon's own group. Version 2: beside it, because a group with
+processes cannot have child groups with controllers; at the root, below it. All groups are in one folder,
+`sidestep-proxies`, and are named PID-PID after daemon and proxy. A group is removed with its proxy, the folder with the
+last one. A daemon removes the groups of daemons that do not run any more, which SIGKILL leaves: at its start and, while
+proxies start, every `SWEEP` seconds (looking at all groups for each proxy would be quadratic in their number).
 
-Nothing here delays or fails a proxy: the kernel may take 20 ms to move a process, so a thread does all of it, in order.
-What fails is logged once, and proxies then have their limits alone.
+One thread does all of it, in order, because the kernel may take 20 ms to move a process: no proxy is delayed. A failure
+is logged once, and proxies are then bounded by their resource limits alone.
 """
 
 from __future__ import annotations

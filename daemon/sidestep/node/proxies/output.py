@@ -1,10 +1,9 @@
-"""What a process writes to its stderr, as lines for the log. A client could have taken that process over.
+"""Turns what an untrusted process writes to its stderr into lines for the log.
 
-A pod proxy has a pipe of its own, so that what it writes carries its pod's name and takes nothing from the others. The
-daemon reads a bounded part of it in a second, whatever is in there: after each reading it waits for PAUSE seconds. Of
-the lines it finds, BURST at once and then RATE a second are logged, one line each, LENGTH characters of it, with
-escapes for control characters; the others are counted, and the count is logged. A writer that is faster finds the pipe
-full: it does not wait, what it writes is lost.
+Each pod proxy has a pipe of its own, so that its lines carry its pod's name and take nothing from other pods. The
+daemon reads a bounded amount per second: after each read it waits for PAUSE seconds. Of the lines in it, BURST at once
+and then RATE a second are logged, LENGTH characters of each, with escapes for control characters; the rest is counted,
+and the count is logged. A writer that is faster finds the pipe full: it does not block, and what it writes is lost.
 """
 
 from __future__ import annotations
