@@ -1,1 +1,1 @@
-"""What the node daemon shows: the unix socket of command lines, health, metrics."""
+"""Interfaces of the node daemon: the unix socket for command lines, health, metrics, status."""

@@ -1,13 +1,13 @@
 """/healthz, /readyz and /metrics of a daemon in a cluster, over HTTP/1.1 without keep-alive.
 
-Healthy: the event loop runs. Ready: the daemon serves; until then a rolling update waits with the old one. Metrics are
-in the text format of Prometheus. Nothing here says anything about traffic or keys.
+Healthy: the event loop runs. Ready: the daemon serves; until then a rolling update keeps the previous daemon. Metrics
+use the text format of Prometheus. Nothing here reveals traffic or keys.
 
-Anybody whom the cluster's network lets may connect, and must not be able to keep the kubelet out: it would restart the
-daemon, which ends all sessions. What tells the kubelet from others is where it comes from, an address of the node. So
-the node's addresses have a listener, a queue and a gate of their own (`health_gate`), and all others another one. The
-addresses are looked at again every `REFRESH` seconds. Metrics are put together once a second at most, and in a share of
-the time of at most `SHARE`.
+Anybody in the cluster's network may connect, and must not be able to lock out the kubelet, which would then restart the
+daemon and thereby end all sessions. The kubelet is recognised by its source, an address of the node. Therefore
+connections to the node's addresses have a listener, a queue and a gate of their own (`health_gate`), and all others use
+another one. The addresses are checked every `REFRESH` seconds. Metrics are generated at most once a second, and within
+a fraction `SHARE` of the time.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from sidestep.observability.logs import get_logger
 from sidestep.tunnel.views import StatusView
 
 REFRESH = 30.0
-"""Seconds between two looks at the node's addresses."""
+"""Seconds between two checks of the node's addresses."""
 METRICS_AGE = 1.0
-"""Seconds for which metrics are given out again; Prometheus asks every 15 or so."""
+"""Seconds for which generated metrics are reused. Prometheus scrapes about every 15 s."""
 SHARE = 0.02
-"""Share of the time that may go into putting metrics together."""
+"""Fraction of the time for generating metrics."""
 
 Addresses = Callable[[], Iterable[IPv4Address | IPv6Address]]
 
 
 class HealthServer:
-    """Listens once `start`ed. `status` is None until the daemon is ready, and again when it stops.
+    """Listens after `start`. `status` is None until the daemon is ready, and again while it stops.
 
-    `node_addresses` are those from which the kubelet comes; it may raise KernelError and
+    `node_addresses` returns the addresses from which the kubelet connects. It may raise KernelError and
     ConfigurationError.
     """
 
@@ -54,7 +54,7 @@ class HealthServer:
         self._log = get_logger("health")
 
     async def start(self) -> None:
-        """Listen on all addresses of the pod: the kubelet asks from the node.
+        """Listen on all addresses of the pod, since the kubelet connects from the node.
 
         Raises KernelError, ConfigurationError.
         """
@@ -68,7 +68,7 @@ class HealthServer:
         self._tasks.start(self._refresh(lambda found: prefer(first, found), known), name="addresses")
 
     async def aclose(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         await self._tasks.aclose()
         for gate in self._gates:
             gate.close()

@@ -1,15 +1,15 @@
-"""Who gets in at the health port: one gate for the node itself, where the kubelet is, and one for everybody else.
+"""Admission to the health port: one gate for the node itself, with the kubelet, and one for all others.
 
-A gate owns a listener and the connections that came through it. Every number is bounded, and what is beyond a bound
-costs an accept and a close:
+A gate owns a listener and the connections accepted from it. Every number is bounded; a connection beyond a bound costs
+an accept and a close:
 
-    accepts       `accept_rate` a second, in batches, so that no turn of the event loop is long; what comes faster waits
-                  in the kernel's queue, which is bounded too, or is dropped there
-    served        `serve_rate` a second in all and `source_rate` for each source; more are reset at once
-    open          `connections`; when there are more, the oldest goes
+    accepts       `accept_rate` a second, in batches, which keeps turns of the event loop short; further connections wait
+                  in the kernel's queue, which is bounded as well, or are dropped there
+    served        `serve_rate` a second in total and `source_rate` per source; further connections are reset at once
+    open          `connections`; beyond that the oldest is closed
 
-Connections never cross gates: whatever strangers do, none of the node's is closed for them. (The oldest of the node's
-own goes only when the node itself has that many open, which are then connections on which nothing was asked.)
+Gates share nothing: no connection of the node is closed because of others. (The oldest connection of the node is closed
+only when the node itself has that many open, on which nothing was requested.)
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from sidestep.aio.allowance import Allowance, Allowances
 BATCH = 16
 """Connections accepted in one turn of the event loop."""
 SOURCES = 1024
-"""Sources that are told apart."""
+"""Sources that are counted separately."""
 BREATH = 0.5
 """Seconds without accepting after the kernel refused to (no descriptors)."""
 MAX_HEAD = 8192
-"""Bytes of a request's head."""
+"""Bytes of a request head."""
 TIMEOUT = 5.0
 """Seconds for a request and its answer."""
 
@@ -38,7 +38,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 @dataclass(frozen=True, slots=True)
 class GateLimits:
-    """The numbers of one gate; rates are a second."""
+    """Limits of one gate; rates are per second."""
 
     accept_rate: float
     serve_rate: float
@@ -49,16 +49,16 @@ class GateLimits:
 
 
 NODE = GateLimits(accept_rate=1000, serve_rate=300, source_rate=300, connections=128, backlog=256)
-"""The kubelet asks once in two seconds; every process in the node's network comes from the same addresses."""
+"""The kubelet probes once in two seconds. All processes in the node's network have the same addresses."""
 OTHERS = GateLimits(accept_rate=400, serve_rate=50, source_rate=10, connections=32, backlog=64)
-"""Prometheus asks once in 15 seconds."""
+"""Prometheus scrapes about every 15 s."""
 
 Answer = Callable[[str], bytes]
-"""The whole answer to a GET of this target."""
+"""Returns the complete answer to a GET of this target."""
 
 
 class HealthGate:
-    """Serves a listener from `open` to `close`. The listener is the gate's."""
+    """Serves the connections of a listener from `open` to `close`. Owns the listener."""
 
     def __init__(self, listener: socket.socket, limits: GateLimits, *, answer: Answer) -> None:
         self._listener = listener
@@ -70,7 +70,7 @@ class HealthGate:
         self._served = Allowance(rate=limits.serve_rate, burst=2 * limits.serve_rate, now=now)
         self._sources = Allowances(rate=limits.source_rate, burst=4 * limits.source_rate, size=SOURCES)
         self._connections: dict[_HealthConnection, None] = {}
-        """Oldest first."""
+        """Open connections, oldest first."""
         self._resuming: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
@@ -79,7 +79,7 @@ class HealthGate:
         self._loop.add_reader(self._listener, self._accept)
 
     def close(self) -> None:
-        """Stop accepting and close all open connections."""
+        """Stop accepting and close all connections."""
         if self._resuming is not None:
             self._resuming.cancel()
         self._loop.remove_reader(self._listener)
@@ -121,7 +121,7 @@ class HealthGate:
 
 
 class _HealthConnection:
-    """One connection: reads a request head, writes an answer, closes. Uses callbacks, which cost less than a task."""
+    """One connection: reads a request head, writes an answer, closes. Uses callbacks, which are cheaper than a task."""
 
     __slots__ = ("_answer", "_deadline", "_head", "_loop", "_on_end", "_rest", "_sock")
 
@@ -136,12 +136,12 @@ class _HealthConnection:
         self._deadline = self._loop.call_later(TIMEOUT, self.close)
 
     def begin(self) -> None:
-        """Read what is there, and wait for what is not."""
+        """Read the available bytes, and wait for the rest."""
         self._loop.add_reader(self._sock, self._read)
         self._read()
 
     def close(self) -> None:
-        """End it; with an answer in flight or none, the peer sees a reset."""
+        """Close the connection; unless the answer is complete the peer sees a reset."""
         if self._sock.fileno() < 0:
             return
         self._deadline.cancel()
@@ -184,9 +184,9 @@ class _HealthConnection:
 
 
 def _reset(sock: socket.socket) -> None:
-    """Close with a reset, so that the kernel keeps no TIME_WAIT entry."""
+    """Close with a reset, which leaves no TIME_WAIT entry in the kernel."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     except OSError:
-        pass  # the peer was first
+        pass  # the peer has closed first
     sock.close()

@@ -1,17 +1,17 @@
-"""The unix socket on which CLIs of this machine talk to the node daemon: HTTP/1.1 by h11, one request per connection.
+"""The unix socket for command lines of this machine: HTTP/1.1 by h11, one request per connection.
 
     GET    /v1/status                     StatusView
     GET    /v1/workloads                  list of WorkloadView
     POST   /v1/sessions                   SessionSpec, `Upgrade: sidestep-tunnel` -> 101, then the tunnel on this socket
     DELETE /v1/intercepts/NAMESPACE/NAME  ends a session
-    POST   /v1/drain                      another daemon has taken the socket's path: drain and end
+    POST   /v1/drain                      another daemon has taken over the socket's path: drain and end
     GET    /healthz, /readyz, /metrics    for monitoring, in plain text
 
-A refusal is `{"error": "one line"}` with 400 (cannot be used), 403, 404, 409 (a rule says no), 500, or 503
-(the daemon is draining: try again soon).
+A refusal is `{"error": "one line"}` with 400 (invalid), 403, 404, 409 (conflict), 500, or 503 (the daemon is draining:
+try again soon).
 
-Who may connect: root and the daemon's own user, by SO_PEERCRED, whatever the permissions of the file. How a daemon gets
-to its socket, also in the place of another one: `local_socket`.
+Root and the daemon's own user may connect, checked by SO_PEERCRED regardless of the file's permissions. `local_socket`
+creates the socket and replaces that of another daemon.
 """
 
 from __future__ import annotations
@@ -40,34 +40,36 @@ from sidestep.observability.logs import get_logger
 from sidestep.tunnel.messages import UPGRADE, SessionSpec, decode
 
 MAX_BODY = 256 * 1024
-"""Bytes of one request's body."""
+"""Bytes of a request body."""
 MAX_CONNECTIONS = 2048
-"""Connections at once, tunnels included."""
+"""Connections, including tunnels."""
 REQUEST_TIMEOUT = 10.0
-"""Seconds for a request to arrive whole and its answer to be taken."""
+"""Seconds for receiving a request, and for the client to read the answer."""
 
 
 class LocalApi:
-    """Serves the socket. `start` once, then `aclose`."""
+    """Serves the socket. Call `start` once, then `aclose`."""
 
     def __init__(
         self, *, path: Path, view: NodeView, sessions: SessionRegistry, on_drain: Callable[[], None] = lambda: None
     ) -> None:
-        """`on_drain` is called when another daemon has taken the path over."""
+        """Create the API. `on_drain` is called when another daemon has taken over the path."""
         self.on_drain = on_drain
         self.path = path
         self.view = view
         self.sessions = sessions
         self.registering = asyncio.Lock()
-        """One session is taken in a turn of the event loop: all those of a predecessor may come at the same moment, and
-        what they cost together must not keep proxies and tunnels waiting."""
+        """Serialises registrations to one per turn of the event loop: all sessions of a predecessor may arrive at once,
+        and must not delay proxies and tunnels."""
         self._tasks = Tasks("local API")
         self._log = get_logger("local API")
         self._server: asyncio.Server | None = None
         self._identity: tuple[int, int] | None = None
 
     async def start(self) -> None:
-        """Listen. Raises ConfigurationError when the folder is unsafe or a stranger answers, KernelError."""
+        """Start listening. Raises ConfigurationError when the folder is unsafe or the peer is not trusted, and
+        KernelError.
+        """
         try:
             prepare_folder(self.path.parent)
             predecessor = predecessor_at(self.path)
@@ -84,7 +86,7 @@ class LocalApi:
             self._log.info("took over from another daemon", path=str(self.path), problem=problem)
 
     async def aclose(self) -> None:
-        """Stop listening, remove the socket file if it is still ours, end what runs."""
+        """Stop listening, remove the socket file if it is still ours, end all connections."""
         if self._server is not None:
             self._server.close()
         with contextlib.suppress(OSError):
@@ -95,11 +97,11 @@ class LocalApi:
 
     @property
     def full(self) -> bool:
-        """Whether there are as many connections as there may be."""
+        """Whether the limit of connections is reached."""
         return len(self._tasks) >= MAX_CONNECTIONS
 
     def serve(self, connection: _LocalConnection) -> None:
-        """Run one connection."""
+        """Start a task for one connection."""
         self._tasks.start(connection.run(), name=f"connection of {connection.user}")
 
 
@@ -113,7 +115,7 @@ class _Answer:
 
 
 class _LocalConnection(asyncio.Protocol):
-    """One connection: collects a request, answers it, or hands the transport to a tunnel."""
+    """One connection: receives a request, and answers it or hands the transport to a tunnel."""
 
     def __init__(self, api: LocalApi) -> None:
         self._api = api
@@ -129,7 +131,7 @@ class _LocalConnection(asyncio.Protocol):
     # --- asyncio.Protocol -------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Somebody connected: check who."""
+        """Check the user of a new connection."""
         self._transport = cast("asyncio.Transport", transport)
         sock = transport.get_extra_info("socket")
         _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -141,7 +143,7 @@ class _LocalConnection(asyncio.Protocol):
         self._api.serve(self)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of the request."""
+        """Process bytes of the request."""
         try:
             self._http.receive_data(data)
             while not self._whole.done() and self._next():
@@ -150,13 +152,13 @@ class _LocalConnection(asyncio.Protocol):
             self._stop(PeerError(f"bad HTTP: {error}", code=error.error_status_hint))
 
     def eof_received(self) -> bool:
-        """The client finished sending; it may still want its answer."""
+        """The client has finished sending; it may still expect its answer."""
         if not self._whole.done():
             self._stop(PeerError("the client left"))
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """The connection has ended."""
         if self._farewell is not None:
             self._farewell.cancel()
         self._stop(PeerError(f"the client left ({exc})"))
@@ -176,7 +178,7 @@ class _LocalConnection(asyncio.Protocol):
         except PeerError as error:
             if error.code is not None:
                 self._send(_problem(error.code, str(error)))
-        except Exception as error:  # noqa: BLE001 - a bug costs this connection; the other sessions are not its owner
+        except Exception as error:  # noqa: BLE001 - a bug ends this connection, not the other sessions
             self._send(_problem(500, f"internal error of the node daemon: {type(error).__name__}; its log says more"))
             asyncio.get_running_loop().call_exception_handler(
                 {"message": f"a connection of {self.user} to the local API failed", "exception": error}
@@ -185,8 +187,8 @@ class _LocalConnection(asyncio.Protocol):
             self._finish()
 
     async def _dispatch(self) -> _Answer | None:
-        """Returns the answer, None when the connection became a tunnel that has ended."""
-        assert self._request is not None  # noqa: S101 - `_whole` says so
+        """Return the answer; None when the connection became a tunnel that has ended."""
+        assert self._request is not None  # noqa: S101 - set before `_whole`
         method, target = self._request.method.decode("ascii"), self._request.target.decode("ascii", "replace")
         path = target.partition("?")[0]
         try:
@@ -220,20 +222,20 @@ class _LocalConnection(asyncio.Protocol):
             return _problem(500, str(error))
 
     async def _open_session(self) -> _Answer | None:
-        assert self._request is not None  # noqa: S101 - as in `_dispatch`
+        assert self._request is not None  # noqa: S101 - set before `_whole`
         if dict(self._request.headers).get(b"upgrade", b"").decode("latin-1").lower() != UPGRADE:
             return _problem(400, f"a session needs Upgrade: {UPGRADE}")
         spec = decode(bytes(self._body), SessionSpec, what="the session's spec")
         async with self._api.registering:
             await asyncio.sleep(0)
         if self._transport is not None and self._transport.is_closing():
-            return None  # it has given up
+            return None  # the client has given up
         leaving = self._api.sessions.leaving
         if not leaving:
             try:
                 session = await self._api.sessions.register(spec, owner=self._owner(spec))
             except RefusedError:
-                leaving = self._api.sessions.leaving  # since a moment ago
+                leaving = self._api.sessions.leaving  # may have changed meanwhile
                 if not leaving:
                     raise
         if leaving:
@@ -262,7 +264,7 @@ class _LocalConnection(asyncio.Protocol):
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _owner(self, spec: SessionSpec) -> str:
-        """The user by the kernel's word; root may claim to act for somebody."""
+        """Return the user name from the peer credentials; root may claim to act for another user."""
         return spec.claimed_owner if self._uid == 0 and spec.claimed_owner else self.user
 
     def _next(self) -> bool:
@@ -281,7 +283,7 @@ class _LocalConnection(asyncio.Protocol):
         return True
 
     def _finish(self) -> None:
-        """Close once the answer is taken, at the latest after the timeout."""
+        """Close once the client has read the answer, at the latest after the timeout."""
         transport = self._transport
         if transport is not None:
             transport.close()
@@ -309,7 +311,7 @@ class _LocalConnection(asyncio.Protocol):
             for event in (response, h11.Data(data=answer.body), h11.EndOfMessage()):
                 transport.write(self._http.send(event) or b"")
         except h11.LocalProtocolError:
-            transport.abort()  # the request was so broken that h11 allows no answer
+            transport.abort()  # h11 permits no answer to a malformed request
 
 
 def _problem(status: int, text: str) -> _Answer:

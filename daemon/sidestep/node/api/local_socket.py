@@ -1,10 +1,10 @@
-"""The unix socket's place in the file system: who may write there, who answers there now, and taking it over.
+"""The unix socket's path in the file system: permissions, the daemon that serves it now, and replacing it.
 
-The socket is made under a temporary name with mode 0600 and renamed into place, so that there is no moment at which it
-has another mode, and a socket file that a killed daemon left is replaced without a gap.
+The socket is created under a temporary name with mode 0600 and renamed into place. It therefore never has another mode,
+and replaces a socket file left by a killed daemon without a gap.
 
-Upgrade: a daemon that finds another one behind the path connects to it, puts its own socket in place, and only then
-asks it over that connection to drain. At no moment does nobody answer.
+Upgrade: a new daemon connects to the one behind the path, puts its own socket in place, and then asks the old one over
+that connection to drain. Some daemon answers at any time.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from pathlib import Path
 from sidestep.model.errors import ConfigurationError
 
 HANDOVER_TIMEOUT = 5.0
-"""Seconds for a daemon whose place is taken to answer."""
+"""Seconds for the replaced daemon to answer."""
 BACKLOG = 128
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder with mode 0700, or make sure that nobody else may put a socket into it."""
+    """Create the folder with mode 0700, or check that nobody else can create a socket in it. Raises
+    ConfigurationError."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -34,9 +35,10 @@ def prepare_folder(folder: Path) -> None:
 
 
 def predecessor_at(path: Path) -> socket.socket | None:
-    """A connection to the daemon that serves the path now, if there is one. Raises ConfigurationError."""
+    """Return a connection to the daemon that serves the path now; None when there is none. Raises
+    ConfigurationError."""
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    probe.setblocking(False)  # one that hangs has a full queue, in which a connection would wait for ever
+    probe.setblocking(False)  # the queue of a hanging daemon is full, and a connection would wait in it for ever
     try:
         probe.connect(str(path))
     except OSError:
@@ -50,7 +52,7 @@ def predecessor_at(path: Path) -> socket.socket | None:
 
 
 async def ask_to_drain(predecessor: socket.socket) -> str:
-    """Tell the daemon at the other end that its place is taken; returns why that failed, empty when it did not."""
+    """Tell the daemon at the other end that it was replaced; returns an error text, empty on success."""
     request = b"POST /v1/drain HTTP/1.1\r\nHost: sidestep\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     loop = asyncio.get_running_loop()
     try:
@@ -65,7 +67,7 @@ async def ask_to_drain(predecessor: socket.socket) -> str:
 
 
 def listen(path: Path) -> socket.socket:
-    """A listener in the place of whatever was there. Raises OSError."""
+    """Create a listener, replacing whatever is at the path. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

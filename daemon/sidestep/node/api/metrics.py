@@ -1,9 +1,10 @@
-"""The node's numbers for Prometheus, made from what `sidestep status` shows; docs/metrics.md lists them.
+"""The node's metrics for Prometheus, generated from the data of `sidestep status`; docs/metrics.md lists them.
 
-Nothing is counted here: every scrape is put together from the status of that moment. Counters of a pod begin anew with
-its proxy, which is a reset as Prometheus knows it. Label values are bounded: pods and intercepts are those of this node
-(`sidestep.dev/max-pods`), events and anomalies are words of ours; what a proxy says beyond a number of them is put
-under `other`, so that one that was taken over cannot flood a time series database. No label names a client or a path.
+Nothing is counted here: every scrape is generated from the current status. Counters of a pod restart at 0 with its
+proxy, which Prometheus treats as a reset. Label values are bounded: pods and intercepts are those of this node
+(`sidestep.dev/max-pods`), events and anomalies are fixed words. Beyond a number of values per proxy, further ones are
+summed as `other`, so that a compromised proxy cannot flood a time series database. No label contains a client or a
+path.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class StatusCollector(Collector):
-    """The families of one status."""
+    """Metric families of one status."""
 
     def __init__(self, status: StatusView) -> None:
         self._status = status
 
     def collect(self) -> Iterable[Metric]:
-        """All metric families, as `CollectorRegistry` asks for them."""
+        """Yield all metric families, as `CollectorRegistry` expects."""
         status = self._status
         node = status.node
         info = GaugeMetricFamily("sidestep_info", "The daemon; always 1.", labels=("version", "node"))
@@ -86,7 +87,7 @@ class StatusCollector(Collector):
 
 
 def _turns(loop: LoopView) -> Metric:
-    """Turns of the event loop: one that takes long is a stall, in which no session and no proxy is served."""
+    """Return the histogram of event loop turns. A long turn is a stall, during which nothing is served."""
     bounds = [*(f"{bound:g}" for bound in BOUNDS), "+Inf"]
     buckets = list(zip(bounds, itertools.accumulate(loop.turns or (0,) * len(bounds)), strict=True))
     return HistogramMetricFamily(
@@ -98,7 +99,7 @@ def _turns(loop: LoopView) -> Metric:
 
 
 def exposition(status: StatusView | None) -> bytes:
-    """The text format (https://prometheus.io/docs/instrumenting/exposition_formats/); empty without a status."""
+    """Return the text format (https://prometheus.io/docs/instrumenting/exposition_formats/); empty without a status."""
     registry = CollectorRegistry(auto_describe=False)
     if status is not None:
         registry.register(StatusCollector(status))

@@ -1,12 +1,12 @@
-"""What the node shows: the `NodeView` that sessions and the local API ask.
+"""Status of the node: implements `NodeView` for sessions and the local API.
 
-Nothing is kept here. Every answer is put together from what there is: the plan (what should be), the targets (what is),
-the certificates, the conditions. A pod of an intercept is
+Keeps no state. Every answer is assembled from the plan (desired state), the targets (actual state), the certificates
+and the conditions. A pod of an intercept is
 
-    active     a port of it is steered, and connections have been seen there
-    attached   a port of it is steered, nothing has come by yet - or nothing ever reaches the hook
-    pending    it will be steered: the proxy starts, no app listens, or what failed is tried again
-    failed     a rule or the pod's own configuration keeps it from being steered
+    active     a port is steered, and connections have arrived
+    attached   a port is steered, and no connection has arrived yet, or traffic bypasses the hook
+    pending    it will be steered: the proxy starts, no app listens, or a failed step is retried
+    failed     a rule or the pod's own configuration prevents steering
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ WorkloadName = tuple[str, str, str]
 
 
 class SessionViews(Protocol):
-    """What is needed of `Sessions`."""
+    """The operations of `SessionRegistry` that are used here."""
 
     def views(self) -> tuple[InterceptView, ...]:
-        """All intercepts as shown."""
+        """Return the views of all intercepts."""
 
     def intercepts(self) -> tuple[Intercept, ...]:
-        """All intercepts."""
+        """Return all intercepts."""
 
     def intercept(self, uid: str) -> Intercept | None:
-        """One of them."""
+        """Return one intercept; None when there is none with this uid."""
 
 
 class NodeStatusView:
-    """Implements `NodeView`. `connect` says what it needs that in turn needs a `NodeView`."""
+    """Implements `NodeView`. `connect` sets the objects that themselves need a `NodeView`."""
 
     def __init__(
         self,
@@ -89,21 +89,21 @@ class NodeStatusView:
     def connect(
         self, *, sessions: SessionViews, reconciler: Reconciler, counters: Callable[[], dict[str, int]]
     ) -> None:
-        """Once, before anybody asks."""
+        """Set the remaining objects; once, before any other call."""
         self._sessions = sessions
         self._reconciler = reconciler
         self._counters = counters
 
     async def prepare(self, intercept: Intercept) -> None:
-        """Have the certificates of this intercept read."""
+        """As NodeView.prepare: reads the certificates of this intercept."""
         await self._controller.prepare(intercept)
 
     def check(self, intercept: Intercept) -> None:
-        """Whether this intercept may begin. Raises RefusedError, ConfigurationError."""
+        """As NodeView.check. Raises RefusedError, ConfigurationError."""
         self._controller.check(intercept)
 
     def status(self) -> StatusView:
-        """Everything."""
+        """As NodeView.status."""
         targets = self._reconciler.targets()
         node = NodeStatus(
             name=self._node_name,
@@ -121,7 +121,7 @@ class NodeStatusView:
         )
 
     def workloads(self) -> tuple[WorkloadView, ...]:
-        """All workloads of this node."""
+        """As NodeView.workloads."""
         plan, inventory = self._controller.plan, self._controller.inventory
         surveys: dict[WorkloadName, list[PodSurvey]] = {
             (key.namespace, key.kind, key.name): [] for key, each in inventory.workloads.items() if not each.owners
@@ -135,7 +135,7 @@ class NodeStatusView:
         return tuple(self._workload_view(name, found, covering) for name, found in sorted(surveys.items()))
 
     def state(self, intercept_uid: str) -> State:
-        """The pods of an intercept, and the conditions that concern it."""
+        """As NodeView.state."""
         plan = self._controller.plan
         pods = plan.coverage.get(intercept_uid, ())
         intercept = self._sessions.intercept(intercept_uid)
@@ -249,7 +249,7 @@ class NodeStatusView:
 
 
 def _protocol_and_source(each: PortSurvey, target: Target | None) -> tuple[str, str]:
-    """What a port speaks, and how that is known."""
+    """Return the protocol of a port, and how it is known."""
     protocol = each.protocol
     text, known = protocol_text(protocol, each.port.transport), protocol.source
     if known == "probing":
@@ -264,7 +264,7 @@ def _protocol_and_source(each: PortSurvey, target: Target | None) -> tuple[str, 
 
 
 def _probed_text(probed: Probed) -> str:
-    """What else the probe learnt, in a few words."""
+    """Return the other results of the protocol probe in a few words."""
     learnt = [f"ALPN {probed.alpn[:32]}"] if probed.alpn else []
     if probed.asks_certificate:
         learnt.append("asks for client certificates")
@@ -281,7 +281,7 @@ def _source_text(source: CertificateSource, pod: PodKey, containers: tuple[str, 
 
 
 def _workload_of(survey: PodSurvey) -> WorkloadName:
-    """The outermost controller of a pod, else the pod itself."""
+    """Return the outermost controller of a pod, otherwise the pod itself."""
     pod = survey.pod
     if pod.owners:
         return (pod.key.namespace, pod.owners[-1].kind, pod.owners[-1].name)
