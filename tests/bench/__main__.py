@@ -1,4 +1,4 @@
-"""Run the benchmarks and print each figure beside its budget."""
+"""Benchmarks: prints each figure beside its budget."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="CPU per request only, in less than a minute")
     parser.add_argument("--pairs", type=int, default=0, help="interleaved pairs per row (default 10, quick: 3)")
-    parser.add_argument("--only", default="", help="what has this in its name")
+    parser.add_argument("--only", default="", help="only rows whose name contains this text")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--chart", type=Path, help="draw the ratios into this SVG file")
     options = parser.parse_args()
+    if os.geteuid() != 0:
+        parser.error("network namespaces and eBPF programs need root")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     bench = Bench(options.pairs or (3 if options.quick else 10), options.only)

@@ -192,9 +192,11 @@ def figures(folder: Path, *, count: int = 200) -> list[Figure]:
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.crowd", description=__doc__)
-    parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--load", action="store_true")
+    parser.add_argument("--count", type=int, default=200, help="pods and sessions (default 200)")
+    parser.add_argument("--load", action="store_true", help="measure a restart beside CPU load as well")
     options = parser.parse_args()
+    if os.geteuid() != 0:
+        parser.error("network namespaces and eBPF programs need root")
     with tempfile.TemporaryDirectory(prefix="sidestep-bench-") as folder, crowd(Path(folder), options.count) as scene:
         for figure in activations(scene):
             print(figure.line(), flush=True)

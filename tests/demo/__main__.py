@@ -1,7 +1,8 @@
-"""`python -m tests.demo`: tell the story once, with real parts; exit 0 only if every statement was observed."""
+"""Demo: tells the story once, with real components. Exits with 0 only if every statement was observed."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from tests.harness.waiting import DeadlineError
 
 def main() -> int:
     """Exit status: 0 all observed, 1 something was not, 130 interrupted. Everything is cleaned up in each case."""
+    argparse.ArgumentParser(prog="python -m tests.demo", description=__doc__).parse_args()
     if os.geteuid() != 0:
         print(
             "sidestep: the demo makes network namespaces and loads eBPF; run it as root: sudo make demo",

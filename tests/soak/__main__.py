@@ -1,7 +1,9 @@
-"""`python -m tests.soak [SECONDS [SEED]]`: the soak, 30 minutes unless told otherwise, a third of it at the limits."""
+"""Soak test: traffic at the limits of a port for a third of the time, then traffic while each part is killed in turn."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
 import tempfile
 import time
@@ -12,9 +14,15 @@ from tests.soak.soak import soaking
 
 
 def main() -> int:
-    """Run; the exit status."""
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 1800.0
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else int(time.time())
+    """Run the soak; returns the exit status: 1 when something went wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("seconds", type=_seconds, nargs="?", default=1800.0, help="duration in seconds (default 1800)")
+    parser.add_argument("seed", type=int, nargs="?", help="seed of the random choices (default: the time)")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        parser.error("network namespaces and eBPF programs need root")
+    seconds: float = options.seconds
+    seed: int = int(time.time()) if options.seed is None else options.seed
     print(f"Soaking for {seconds:.0f} s, seed {seed}", flush=True)
     with (
         tempfile.TemporaryDirectory(prefix="sidestep-soak-") as folder,
@@ -26,6 +34,13 @@ def main() -> int:
         account = soak.run(seconds * 2 / 3)
     print(account.text())
     return int(bool(account.wrong or findings.wrong))
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError("must be more than 0 seconds")
+    return seconds
 
 
 if __name__ == "__main__":

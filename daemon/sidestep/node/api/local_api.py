@@ -188,7 +188,7 @@ class _LocalConnection(asyncio.Protocol):
 
     async def _dispatch(self) -> _Answer | None:
         """Return the answer; None when the connection became a tunnel that has ended."""
-        assert self._request is not None  # noqa: S101 - set before `_whole`
+        assert self._request is not None  # noqa: S101 - set before `_whole` resolves
         method, target = self._request.method.decode("ascii"), self._request.target.decode("ascii", "replace")
         path = target.partition("?")[0]
         try:
@@ -222,7 +222,7 @@ class _LocalConnection(asyncio.Protocol):
             return _problem(500, str(error))
 
     async def _open_session(self) -> _Answer | None:
-        assert self._request is not None  # noqa: S101 - set before `_whole`
+        assert self._request is not None  # noqa: S101 - set before `_whole` resolves
         if dict(self._request.headers).get(b"upgrade", b"").decode("latin-1").lower() != UPGRADE:
             return _problem(400, f"a session needs Upgrade: {UPGRADE}")
         spec = decode(bytes(self._body), SessionSpec, what="the session's spec")
