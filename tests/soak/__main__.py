@@ -1,4 +1,4 @@
-"""Soak test: traffic at the limits of a port for a third of the time, then traffic while each part is killed in turn."""
+"""Soak test: traffic at the limits of a port for a third of the time, then traffic while parts are killed in turn."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ The API server of these tests is an old one: it lets a spec be changed.
 
 import asyncio
 import copy
+from contextlib import contextmanager
 
 from sidestep.kube.errors import ApiError
 from sidestep.kube.resources import observe
@@ -16,6 +17,28 @@ from tests.integration.kube.test_sessions import knock, run
 
 def digest(found):
     return observe(Kind.INTERCEPT, found).digest
+
+
+async def active_session(api, **spec):
+    """A session whose intercept is active."""
+    laptop = Laptop(api, **spec)
+    await until(lambda: laptop.ear.active == 1, what=f"active: {spec}")
+    return laptop
+
+
+@contextmanager
+def patches(node, answer):
+    """Meanwhile `answer(path, send)` answers the daemon's patches; `send()` passes one on to the API server."""
+    patch = node.cluster._api.patch
+
+    async def answered(path, body, **more):
+        return await answer(path, lambda: patch(path, body, **more))
+
+    node.cluster._api.patch = answered
+    try:
+        yield
+    finally:
+        node.cluster._api.patch = patch
 
 
 async def stolen(api, thief, *, name="orders-1"):
@@ -30,8 +53,7 @@ def test_a_restarted_daemon_refuses_a_spec_that_was_changed_meanwhile():
     async def test(api):
         thief = generate()
         async with daemon(api):
-            laptop = Laptop(api)
-            await until(lambda: laptop.ear.active == 1, what="active")
+            laptop = await active_session(api)
             assert status(api)["specDigest"] == digest(resource(api))
         found = await stolen(api, thief)
         async with daemon(api, name="next") as node:
@@ -54,8 +76,7 @@ def test_a_restarted_daemon_refuses_a_spec_that_was_changed_meanwhile():
 def test_a_daemon_that_starts_again_serves_what_was_accepted():
     async def test(api):
         async with daemon(api):
-            laptop = Laptop(api)
-            await until(lambda: laptop.ear.active == 1, what="active")
+            laptop = await active_session(api)
         async with daemon(api, name="next") as node:
             await until(lambda: len(node.cluster.intercepts()) == 1, what="served again")
             await laptop.end()
@@ -67,8 +88,7 @@ def test_a_node_that_sees_the_resource_later_follows_the_first():
     async def test(api):
         thief = generate()
         async with daemon(api, node="n1") as first:
-            laptop = Laptop(api)
-            await until(lambda: laptop.ear.active == 1, what="active")
+            laptop = await active_session(api)
             await stolen(api, thief)
             async with daemon(api, node="n2") as second:
                 uid = resource(api)["metadata"]["uid"]
@@ -90,27 +110,26 @@ def test_of_two_nodes_that_saw_different_specs_the_later_writer_gives_in():
     async def test(api):
         thief, late = generate(), asyncio.Event()
         async with daemon(api, node="n1") as first:
-            patch = first.cluster._api.patch
 
-            async def slow(path, body, **more):
+            async def slow(path, send):
                 await late.wait()
-                return await patch(path, body, **more)
+                return await send()
 
-            first.cluster._api.patch = slow
-            laptop = Laptop(api)
-            await until(lambda: resource(api) is not None, what="the resource")
-            uid = resource(api)["metadata"]["uid"]
-            await until(lambda: first.cluster.resources.find(uid) is not None, what="n1 to see it")
-            await until(lambda: first.cluster.resources.find(uid).validated, what="n1 to judge it")
-            stole = await stolen(api, thief)
-            async with daemon(api, node="n2") as second:
-                await until(lambda: status(api).get("specDigest") == digest(stole), what="n2's digest")
-                late.set()
-                await until(lambda: first.cluster.resources.find(uid).problem, what="n1 to give in")
-                assert status(api)["specDigest"] == digest(stole)
-                assert not first.cluster.intercepts()
-                assert second.cluster.resources.find(uid).accepted
-                await laptop.end()
+            with patches(first, slow):
+                laptop = Laptop(api)
+                await until(lambda: resource(api) is not None, what="the resource")
+                uid = resource(api)["metadata"]["uid"]
+                await until(lambda: first.cluster.resources.find(uid) is not None, what="n1 to see it")
+                await until(lambda: first.cluster.resources.find(uid).validated, what="n1 to validate it")
+                stole = await stolen(api, thief)
+                async with daemon(api, node="n2") as second:
+                    await until(lambda: status(api).get("specDigest") == digest(stole), what="n2's digest")
+                    late.set()
+                    await until(lambda: first.cluster.resources.find(uid).problem, what="n1 to give in")
+                    assert status(api)["specDigest"] == digest(stole)
+                    assert not first.cluster.intercepts()
+                    assert second.cluster.resources.find(uid).accepted
+                    await laptop.end()
 
     run(test)
 
@@ -118,8 +137,7 @@ def test_of_two_nodes_that_saw_different_specs_the_later_writer_gives_in():
 def test_a_resource_from_before_digests_gets_one():
     async def test(api):
         async with daemon(api):
-            laptop = Laptop(api)
-            await until(lambda: laptop.ear.active == 1, what="active")
+            laptop = await active_session(api)
             found = copy.deepcopy(resource(api))
             del found["status"]["specDigest"]
             await api.put(GROUP, "intercepts", found)
@@ -178,8 +196,7 @@ def test_a_flood_of_changes_costs_few_writes_and_delays_nobody_for_long():
 
     async def test(api):
         async with daemon(api) as node:
-            ada = Laptop(api)
-            await until(lambda: ada.ear.active == 1, what="active")
+            ada = await active_session(api)
             before = sum(each.startswith("PATCH") and "/orders-1/status" in each for each in api.requests)
             began = asyncio.get_running_loop().time()
             for number in range(150):
@@ -191,8 +208,7 @@ def test_a_flood_of_changes_costs_few_writes_and_delays_nobody_for_long():
             took = asyncio.get_running_loop().time() - began
             written = sum(each.startswith("PATCH") and "/orders-1/status" in each for each in api.requests) - before
             assert written <= 8 + took + 1
-            bob = Laptop(api, user="bob", name="bobs")
-            await until(lambda: bob.ear.active == 1, what="another session")
+            bob = await active_session(api, user="bob", name="bobs")
             assert len(node.cluster.intercepts()) == 2
             await ada.end()
             await bob.end()
@@ -205,20 +221,18 @@ def test_a_resource_whose_status_cannot_be_written_is_in_nobodys_way():
 
     async def test(api):
         async with daemon(api) as node:
-            patch, refused = node.cluster._api.patch, []
+            refused = []
 
-            async def refusing(path, body, **more):
+            async def refuse_one(path, send):
                 if "/orders-1/" in path:
                     refused.append(path)
                     raise ApiError(422, "Invalid", "spec.port: Invalid value")
-                return await patch(path, body, **more)
+                return await send()
 
-            node.cluster._api.patch = refusing
-            ada = Laptop(api)
-            await until(lambda: len(refused) > 1, what="two refusals")
-            bob = Laptop(api, user="bob", name="bobs")
-            await until(lambda: bob.ear.active == 1, what="another session")
-            node.cluster._api.patch = patch
+            with patches(node, refuse_one):
+                ada = Laptop(api)
+                await until(lambda: len(refused) > 1, what="two refusals")
+                bob = await active_session(api, user="bob", name="bobs")
             await until(lambda: ada.ear.active == 1, what="the first session")
             await ada.end()
             await bob.end()
@@ -229,19 +243,17 @@ def test_a_resource_whose_status_cannot_be_written_is_in_nobodys_way():
 def test_an_answer_to_a_write_that_is_no_resource_ends_nothing():
     async def test(api):
         async with daemon(api) as node:
-            patch, answered = node.cluster._api.patch, []
+            answered = []
 
-            async def emptied(path, body, **more):
-                answered.append(await patch(path, body, **more))
+            async def empty(path, send):
+                answered.append(await send())
                 return b"{}"
 
-            node.cluster._api.patch = emptied
-            laptop = Laptop(api)
-            await until(lambda: answered, what="an answer")
-            node.cluster._api.patch = patch
+            with patches(node, empty):
+                laptop = Laptop(api)
+                await until(lambda: answered, what="an answer")
             await until(lambda: laptop.ear.active == 1, what="active")
-            bob = Laptop(api, user="bob", name="bobs")
-            await until(lambda: bob.ear.active == 1, what="another session")
+            bob = await active_session(api, user="bob", name="bobs")
             await laptop.end()
             await bob.end()
 
