@@ -88,6 +88,7 @@ def open_standard_streams() -> None:
 
 def silence_stdout() -> None:
     """Redirect standard output to /dev/null after its reader has gone, so that the interpreter's last flush
-    succeeds."""
+    succeeds.
+    """
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -128,7 +128,8 @@ def check_value(value: str, *, subject: str) -> None:
 
 def describe_filter(wanted: Filter) -> str:
     """Format a filter as one line: `header x-user=alice, method GET, path prefix /api`; `everything` when it is
-    global."""
+    global.
+    """
     parts = [f"header {_header_text(condition)}" for condition in wanted.headers]
     if wanted.methods:
         parts.append("method " + " or ".join(wanted.methods))

@@ -22,7 +22,8 @@ _NEAREST_FIRST = ("replicaset", "job", "deployment", "statefulset", "daemonset")
 
 def link_owners(pod: Pod, references: Sequence[OwnerReference], workloads: Mapping[WorkloadKey, Workload]) -> Pod:
     """Return the pod with its owners, nearest first. An owner that is not in `workloads` is kept without
-    annotations."""
+    annotations.
+    """
     owners = _followed(pod.key.namespace, references, workloads)
     kinds = {owner.kind for owner in owners}
     if not owners or kinds == {"replicaset"}:

@@ -75,7 +75,8 @@ class Api:
     @contextlib.asynccontextmanager
     async def stream(self, path: str, query: Query, *, accept: str = JSON) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open a watch and yield its lines; they end when the server ends it. Raises ApiError,
-        UnreachableClusterError."""
+        UnreachableClusterError.
+        """
         connection = await HttpConnection.open(self.access)
         try:
             async with asyncio.timeout(TIMEOUT):

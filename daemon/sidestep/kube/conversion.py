@@ -23,7 +23,8 @@ KEPT_ANNOTATIONS = ("telepresence.io/", "sidestep.dev/")
 @dataclass(frozen=True, slots=True)
 class ObservedPod:
     """A pod as received from the API server. `containers` maps container ids, without the runtime's prefix, to
-    names."""
+    names.
+    """
 
     object: objects.PodObject
     containers: Mapping[str, str]
@@ -62,7 +63,8 @@ def converted(group: str, kind: str) -> Callable[[KubeObject], objects.Converted
 
 def workload(group: str, kind: str) -> Callable[[KubeObject], objects.Converted]:
     """Return a workload converter that drops the annotations a ReplicaSet has copied. The converter raises
-    FieldError."""
+    FieldError.
+    """
     convert = converted(group, kind)
 
     def without_copies(value: KubeObject) -> objects.Converted:

@@ -80,7 +80,8 @@ def locate_pods(
 
 def started(pid: int, *, proc: str = PROC) -> int:
     """Return the start time of a process in clock ticks since boot (proc_pid_stat(5), field 22); -1 when it has
-    ended."""
+    ended.
+    """
     fields = _read(f"{proc}/{pid}/stat").rpartition(")")[2].split()
     return int(fields[19]) if len(fields) > 19 else -1
 

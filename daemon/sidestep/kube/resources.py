@@ -188,7 +188,8 @@ class _Envelope(ResourceFields, frozen=True):
 @dataclass(frozen=True, slots=True)
 class ObservedResource:
     """A resource whose spec is not validated. `fields` is None when the spec has the wrong types; `flaw` is the
-    reason."""
+    reason.
+    """
 
     kind: Kind
     metadata: MetadataFields

@@ -156,7 +156,8 @@ class _ApiRequest(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The daemon has closed. A close before any answer means that the daemon ended; it is not a malformed
-        answer."""
+        answer.
+        """
         if self._heard:
             self._take(b"")
         return False

@@ -174,7 +174,8 @@ class Stream:
 
     def reset(self, code: int = CANCEL) -> None:
         """End both directions immediately and drop received bytes. Has no effect on the peer when the stream is
-        over."""
+        over.
+        """
         self.discard()
         if self._error is None:
             self._port.send_reset(self.id, code)

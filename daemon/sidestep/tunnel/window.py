@@ -47,7 +47,8 @@ class ReceiveWindow:
 
     def consumed(self, size: int) -> int:
         """Record that `size` bytes were read. Returns the WINDOW_UPDATE increment to send now; 0 while it is too
-        small."""
+        small.
+        """
         self._owed += size
         if self._owed * 2 < self.size:
             return 0

@@ -43,7 +43,8 @@ class Request:
     @property
     def repeatable(self) -> bool:
         """Whether the request may be sent twice, as after its server has just closed the connection (RFC 9110,
-        9.2.2)."""
+        9.2.2).
+        """
         return not self.has_body and self.head.method in _IDEMPOTENT
 
 

@@ -3,7 +3,7 @@
 A gate owns a listener and the connections accepted from it. Every number is bounded; a connection beyond a bound costs
 an accept and a close:
 
-    accepts       `accept_rate` a second, in batches, which keeps turns of the event loop short; further connections wait
+    accepts       `accept_rate` a second, in batches, which keeps turns of the event loop short; other connections wait
                   in the kernel's queue, which is bounded as well, or are dropped there
     served        `serve_rate` a second in total and `source_rate` per source; further connections are reset at once
     open          `connections`; beyond that the oldest is closed

@@ -25,7 +25,8 @@ BACKLOG = 128
 
 def prepare_folder(folder: Path) -> None:
     """Create the folder with mode 0700, or check that nobody else can create a socket in it. Raises
-    ConfigurationError."""
+    ConfigurationError.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -36,7 +37,8 @@ def prepare_folder(folder: Path) -> None:
 
 def predecessor_at(path: Path) -> socket.socket | None:
     """Return a connection to the daemon that serves the path now; None when there is none. Raises
-    ConfigurationError."""
+    ConfigurationError.
+    """
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     probe.setblocking(False)  # the queue of a hanging daemon is full, and a connection would wait in it for ever
     try:

@@ -36,38 +36,38 @@ class SecretSources(Protocol):
 
 
 class SecretLocator(Protocol):
-    """Secrets of the current inventory and its source. `inventory` returns the current one."""
+    """The part of an inventory source that locates Secrets."""
 
     def secret_source(self, secret: Secret | None, namespace: str, name: str) -> Source:
-        """Where to read a Secret; `secret` is what the inventory knows. Raises ConfigurationError."""
+        """Return where to read a Secret; `secret` is the inventory's entry. Raises ConfigurationError."""
 
     def explain(self, namespace: str, name: str, error: ReadError) -> str:
-        """Why a Secret could not be read, and what to do."""
+        """Explain why a Secret could not be read, and the remedy, as text for the user."""
 
 
 class InventorySecrets:
-    """Secrets as the present inventory and its source know them. `inventory` gives the present one."""
+    """Secrets of the current inventory and its source. `inventory` returns the current one."""
 
     def __init__(self, source: SecretLocator, inventory: Callable[[], Inventory]) -> None:
         self._source = source
         self._inventory = inventory
 
     def source(self, namespace: str, name: str) -> Source:
-        """Return the location to read. Raises ConfigurationError."""
+        """As SecretSources.source."""
         return self._source.secret_source(self._inventory().secret(namespace, name), namespace, name)
 
     def version(self, namespace: str, name: str) -> str:
-        """Return the root folders to search for a path, in order, with the start times of their processes."""
+        """As SecretSources.version."""
         secret = self._inventory().secret(namespace, name)
         return secret.version if secret is not None else ""
 
     def explain(self, namespace: str, name: str, error: ReadError) -> str:
-        """A root given by annotation comes first: it applies to containers without a process on this machine."""
+        """As SecretSources.explain."""
         return self._source.explain(namespace, name, error)
 
 
 def source_of(wanted: WantedCertificate, pod: Pod | None, secrets: SecretSources) -> Source:
-    """What the reader is to read. Raises ConfigurationError."""
+    """Return the location to read. Raises ConfigurationError."""
     if wanted.source.kind is SourceKind.SECRET:
         return secrets.source(wanted.key.pod.namespace, wanted.source.value)
     roots = _roots(pod, wanted.containers) if pod is not None else ()
@@ -77,12 +77,12 @@ def source_of(wanted: WantedCertificate, pod: Pod | None, secrets: SecretSources
 
 
 def _roots(pod: Pod, containers: tuple[str, ...]) -> tuple[tuple[str, int | None], ...]:
-    """Root folders in which a path may lie, in order, with the start times of their processes."""
+    """Return the root folders to search for a path, in order, with the start times of their processes."""
     location = pod.location
     pids = [location.pids[name] for name in containers if name in location.pids]
     if not pids and "" in location.pids:
         pids = [location.pids[""]]
     roots: list[tuple[str, int | None]] = [(f"/proc/{pid}/root", location.births.get(pid)) for pid in pids]
-    # A stated root stands for containers that have no process here, or is stated on purpose: it comes first.
+    # A root given by annotation comes first: it applies to containers without a process on this machine.
     stated: list[tuple[str, int | None]] = [(location.root, None)] if location.root else []
     return tuple(dict.fromkeys([*stated, *roots]))

@@ -250,7 +250,8 @@ class CertificateStore:
 
     async def _read_source(self, key: CertificateKey) -> None:
         """Read a source and record the result. A usable part replaces the previous one; a fault is added as a
-        problem."""
+        problem.
+        """
         entry = self._all.entries[key]
         version, stamp = self._version(entry.wanted), ""
         try:

@@ -25,7 +25,8 @@ MAX_PODS = 300
 
 def is_ours(entry: NodeEntry | None, own: DaemonEntry) -> bool:
     """Whether this daemon may write the node's entry: it is absent, our own, or that of a daemon that started
-    earlier."""
+    earlier.
+    """
     return entry is None or entry.daemon == own or (entry.daemon.started, entry.daemon.pod) < (own.started, own.pod)
 
 

@@ -158,7 +158,8 @@ class ClusterService:
 
     def intercepts(self) -> tuple[Intercept, ...]:
         """Return the intercepts to serve: those that stand, were accepted, and whose session has a tunnel to this
-        node."""
+        node.
+        """
         verdicts = self.resources.verdicts(self._controller.inventory)
         return tuple(each for each in self._sessions.intercepts() if self._served(each.uid, verdicts))
 
@@ -286,7 +287,8 @@ class ClusterService:
 
     async def _delete(self, resource: SessionResource) -> None:
         """Delete a resource that is no longer renewed, unless it was renewed meanwhile or another node has deleted
-        it."""
+        it.
+        """
         progress = self._progress.setdefault(resource.uid, PublishState())
         if not progress.expired_since:
             progress.expired_since = self._now() + random.uniform(0.0, SPREAD)  # noqa: S311 - spreads the nodes
