@@ -109,7 +109,7 @@ class Http2Limits:
     """Bytes that a diverted stream may hold while anything of the budget is free (`engine.memory_budget`); otherwise
     the
     connection's share of it decides, beyond which the stream is reset with ENHANCE_YOUR_CALM."""
-    brake_ticks: int = 1
+    backpressure_ticks: int = 1
     """Ticks for which a handler that takes nothing may hold up its client (`engine.http2.backpressure`)."""
     app_queue: int = 64 * 1024
     """Bytes of the app's DATA that wait for the client's window before the app is not read any more."""
@@ -139,7 +139,7 @@ class Http2Limits:
     replay: int = 256 * 1024
     """Bytes of a request's body that are kept until its answer begins, for a peer that says it has processed nothing.
     Such a peer gives no window: most initial windows are 64 KiB."""
-    settle_ticks: int = 10
+    settings_ticks: int = 10
     """Ticks for which the SETTINGS of a connected peer are waited for."""
     wait_ticks: int = 60
     """Ticks that requests wait for a peer that lets none of them begin; then the app answers."""

@@ -1,13 +1,16 @@
 """Frames of the app that wait because diverted responses have spent the client's connection window.
 
-What waits, and what overtakes: DATA waits for the window. Behind it wait, in order, the frames of the same stream that
-end it (its trailers, its RST_STREAM) and, once a header block waits, every later header block: the client's HPACK table
-must see blocks in the app's order. An ACK of SETTINGS waits behind both, because it says which windows and which table
-size everything before it was sent under. All else overtakes - SETTINGS, PING, WINDOW_UPDATE, GOAWAY, the headers of
-other streams - so that an upload, or a stream that needs no window, does not stall behind a download.
+    DATA                          waits for the window
+    frames of the same stream     that end it (trailers, RST_STREAM) wait behind its DATA
+    header blocks                 wait behind a waiting header block: the client's HPACK table must see the app's blocks
+                                  in their order
+    an ACK of SETTINGS            waits behind all of them: it says under which windows and table size everything
+                                  before it was sent
+    all other frames              overtake: SETTINGS, PING, WINDOW_UPDATE, GOAWAY, headers of other streams. So an
+                                  upload, or a stream that needs no window, does not stall behind a download
 
-A frame that fits is written as it came. One that does not is cut at the window, so that a client that waits for its
-window to be used up before it gives more is not waited for in turn; its padding travels with the last piece.
+A frame that fits the window is written as it came. One that does not is cut at the window: a client may give no more
+window before it has been used up. The padding of a cut frame goes with its last piece.
 """
 
 from __future__ import annotations
@@ -29,8 +32,8 @@ from sidestep.protocols.http2 import (
 )
 
 
-class _Held:
-    """A waiting frame, or a header block with its CONTINUATIONs. `missing` payload bytes are still to come."""
+class _QueuedFrame:
+    """A waiting frame, or a header block with its CONTINUATIONs; `missing` bytes of payload have not come yet."""
 
     __slots__ = (
         "flags",
@@ -53,25 +56,25 @@ class _Held:
         self.prefix = HEADER.pack(length >> 8, length & 0xFF, kind, flags, stream)
         self.payload = bytearray()
         self.offset = 0
-        """Bytes of the payload that have been written in frames of ours."""
+        """Bytes of the payload that have been written in frames of our own."""
         self.is_ack = kind == SETTINGS
         self.orders_blocks = kind not in (DATA, RST_STREAM)
         self.open_block = self.orders_blocks and not self.is_ack and not flags & END_HEADERS
 
     def add_frame(self, flags: int, length: int) -> None:
-        """A CONTINUATION of this block begins."""
+        """Begin a CONTINUATION of this block."""
         self.payload += HEADER.pack(length >> 8, length & 0xFF, CONTINUATION, flags, self.stream)
         self.missing = length
         self.open_block = not flags & END_HEADERS
 
 
 class AppQueue:
-    """The waiting frames in order. `size` is what they hold (bytes)."""
+    """The waiting frames in order; `size` is the number of payload bytes they hold."""
 
     __slots__ = ("_blocks", "_items", "_streams", "passed_ack", "passed_block", "size")
 
     def __init__(self) -> None:
-        self._items: deque[_Held] = deque()
+        self._items: deque[_QueuedFrame] = deque()
         self._streams: dict[int, int] = {}
         self._blocks = 0
         self.passed_block = False
@@ -83,7 +86,7 @@ class AppQueue:
 
     @property
     def is_open(self) -> bool:
-        """Whether the frame begun last is a header block that goes on in a CONTINUATION."""
+        """Whether the newest frame is a header block that goes on in a CONTINUATION."""
         return bool(self._items) and self._items[-1].open_block
 
     def takes(self, kind: int, stream: int) -> bool:
@@ -93,25 +96,26 @@ class AppQueue:
         return kind not in (DATA, RST_STREAM) and self._blocks > 0
 
     def begin(self, kind: int, flags: int, stream: int, length: int) -> None:
-        """A frame whose header has come waits; its payload follows by `feed`."""
+        """Queue a frame whose header has come; its payload follows by `feed`."""
         if kind == CONTINUATION:
             self._items[-1].add_frame(flags, length)
             return
-        self._items.append(_Held(kind, flags, stream, length))
+        self._items.append(_QueuedFrame(kind, flags, stream, length))
         self._streams[stream] = self._streams.get(stream, 0) + 1
         self._blocks += self._items[-1].orders_blocks
 
     def feed(self, data: bytes) -> None:
-        """Payload of the frame begun last."""
+        """Queue payload of the newest frame."""
         item = self._items[-1]
         item.payload += data
         item.missing -= len(data)
         self.size += len(data)
 
     def flush(self, window: int, out: list[bytes]) -> int:
-        """Append to `out` what may be written; the window left.
+        """Move what may be written to `out`. Returns the bytes that are left of the window.
 
-        Stops after an ACK (`passed_ack`), which may change what follows; `passed_block` tells of header blocks before.
+        Stops after an ACK (`passed_ack`), which may change what follows. `passed_block` is set when a header block was
+        among it. Raises Http2Error for padding that is longer than its frame.
         """
         items = self._items
         self.passed_block = self.passed_ack = False
@@ -139,8 +143,8 @@ class AppQueue:
         self.passed_ack = item.is_ack
 
 
-def _cut(item: _Held, window: int, out: list[bytes]) -> tuple[bool, int]:
-    """Write as much of a waiting DATA frame as the window takes: (whether all is written, the window left)."""
+def _cut(item: _QueuedFrame, window: int, out: list[bytes]) -> tuple[bool, int]:
+    """Write as much of a DATA frame as the window takes. Returns whether all is written, and the window left."""
     payload = item.payload
     if not item.offset and not item.missing and len(payload) <= max(window, 0):
         out.append(item.prefix + bytes(payload))

@@ -1,34 +1,34 @@
-"""Diverted streams: from the client's request to the answer, whoever gives it.
+"""Diverted streams: from the client's request to the response, whoever gives it.
 
-A `Pool` of links to each intercept's handler, one to the app for streams that must fall back (the relayed connection
-has moved past their ids). Who answers an exchange:
+There is one `LinkPool` for each intercept's handler, and one to the app for streams that fall back (the relayed
+connection has moved past their ids). Who answers an exchange:
 
-    the handler                       while it does. On another link, if a link's peer says that it has not processed
-                                      the request (GOAWAY, REFUSED_STREAM) and has processed others, or less than
-                                      `attempts` times; once more, if a link that had served before was lost in the
-                                      very moment in which it got the request
-    the app, second connection        the handler refuses or is gone, and no byte of response has come and no byte of
+    the handler                       normally. If a link's peer says that it has not processed the request (GOAWAY,
+                                      REFUSED_STREAM), the handler is asked again: without a limit while the peer has
+                                      processed other requests, else up to `attempts` times; and once if a link that had
+                                      served before was lost just as it got the request
+    the app, second connection        the handler refuses or is gone, no byte of the response has come, and no byte of
                                       the body has been consumed (or the handler says that it has processed nothing)
-    a 502 (`http2_answers`)           no byte of response has come, but the body is partly consumed; or the handler does
-                                      not take an extended CONNECT
-    a reset                           the response had begun, or the second connection fails as well (REFUSED_STREAM
-                                      when nothing was consumed: the client may try again)
+    a local reply (`local_replies`)   no byte of the response has come, but the body is partly consumed; the handler
+                                      does not take extended CONNECT; or the head of its response is too large
+    a reset                           the response has begun, or the second connection fails too (REFUSED_STREAM when
+                                      nothing was consumed: the client may try again)
 
-An exchange is over, and leaves `Streams.exchanges`, when the client has been sent END_STREAM and has sent END_STREAM,
-or when either has reset the stream.
+The states of an exchange are listed in `exchange`. Bounds: `diverted_streams` exchanges, and the connection's share of
+the memory budget; a stream that exceeds the share is reset with ENHANCE_YOUR_CALM.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sidestep.engine.http2.answers import answer, too_large
-from sidestep.engine.http2.backpressure import Brake
+from sidestep.engine.http2.backpressure import Backpressure
 from sidestep.engine.http2.exchange import Exchange
-from sidestep.engine.http2.head import are_sound
+from sidestep.engine.http2.head import are_valid_fields
+from sidestep.engine.http2.leaky_bucket import LeakyBucket
 from sidestep.engine.http2.link import Link
-from sidestep.engine.http2.link_pool import Pool
-from sidestep.engine.http2.rate import Rate
+from sidestep.engine.http2.link_pool import LinkPool
+from sidestep.engine.http2.local_replies import bad_gateway, head_too_large
 from sidestep.engine.memory_budget import Account
 from sidestep.engine.relay import Ending, Leg, Role
 from sidestep.protocols.hpack import Memo
@@ -59,7 +59,7 @@ RESPONSES: Final = Memo(DEFAULT_LIMITS.memo)
 
 
 class Diversion:
-    """The exchanges of one connection and the links that answer them. It is the links' `Owner`."""
+    """The exchanges of one connection and the links that carry them. It is the `LinkOwner` of the links."""
 
     __slots__ = (
         "_app",
@@ -73,7 +73,7 @@ class Diversion:
         "_state",
         "_to_client",
         "account",
-        "brake",
+        "backpressure",
         "links",
     )
 
@@ -96,24 +96,25 @@ class Diversion:
         self._to_client = to_client
         self._feed = feed
         self._memo = RESPONSES if limits is DEFAULT_LIMITS else Memo(limits.memo)
-        self._handlers: dict[str, Pool] = {}
-        self._second: Pool | None = None
-        self._resets = Rate(limits.resets, limits.reset_rate)
+        self._handlers: dict[str, LinkPool] = {}
+        self._second: LinkPool | None = None
+        self._resets = LeakyBucket(limits.resets, limits.reset_rate)
         self.account = Account(budget)
-        self.brake = Brake(limits, self.account)
+        self.backpressure = Backpressure(limits, self.account)
         self.links: dict[Leg, Link] = {}
 
     # --- from the client --------------------------------------------------------------------------------------------
 
     def divert(self, stream: int, head: Head, block: Block, rule: Rule | None, *, ends: bool) -> None:
-        """A new stream that `rule` wants (None: the app's second connection); `ends` when it has no body."""
+        """Divert a new stream to the handler of `rule`, or to the app's second connection if that is None."""
         state = self._state
         exchange = Exchange(stream, head, block, rule, window=self._to_client.initial_window)
         exchange.to_app = rule is None
-        exchange.request_ended = ends
+        if ends:
+            exchange.end_request()
         exchange.room = self._settings.request_window
         exchange.replay = state.limits.replay
-        exchange.charge(self.account)
+        exchange.charge_to(self.account)
         streams = state.streams
         streams.divert(exchange)
         if len(streams.exchanges) > state.limits.diverted_streams or self.account.budget.free < 0:
@@ -121,27 +122,27 @@ class Diversion:
             return
         if rule is not None:
             self._relay.mirror.diverted(stream, rule, head.method, head.path, head.authority)
-        self._pool(exchange).take(exchange)
+        self._pool(exchange).add(exchange)
 
     def decline(self, stream: int, code: int, *, ends: bool) -> None:
-        """A new stream of a mixed connection that nobody gets: reset, or answered when its head is too large."""
+        """Reset a new stream that nobody gets with `code`; NO_ERROR: answer it with a 431, its head is too large."""
         self._state.streams.decline(stream)
         to_client = self._to_client
         if code != ErrorCode.NO_ERROR:
             to_client.control(rst_stream(stream, code))
             return
-        frames = header_frames(stream, to_client.owe(too_large().literal), end_stream=True)
+        frames = header_frames(stream, to_client.with_size_update(head_too_large().literal), end_stream=True)
         to_client.control(frames if ends else frames + rst_stream(stream, code))
 
     def body(self, exchange: Exchange, data: bytes, *, ends: bool) -> None:
-        """Data of a request's body, possibly empty."""
+        """Take data of a request's body, possibly empty; `ends` with END_STREAM."""
         if exchange.request_ended:
             self.reset(exchange, ErrorCode.STREAM_CLOSED)
             return
         if data and exchange.reset_after is None:
             exchange.add_body(data)
-            exchange.reckon()
-            self.brake.grew(exchange)
+            exchange.update_charge()
+            self.backpressure.body_grew(exchange)
         if ends:
             self._request_ended(exchange)
         elif exchange.link is not None:
@@ -150,7 +151,7 @@ class Diversion:
             self._pump_first(exchange)
 
     def exceeded(self, exchange: Exchange) -> None:
-        """The client sends more than the window of the stream allows."""
+        """Reset a stream on which the client sends more than its window allows."""
         self.reset(exchange, ErrorCode.FLOW_CONTROL_ERROR)
 
     def _is_too_much(self, exchange: Exchange) -> bool:
@@ -158,7 +159,7 @@ class Diversion:
         return self.account.is_over and (held > self._state.limits.small or self.account.budget.free < 0)
 
     def _pump_first(self, exchange: Exchange) -> None:
-        """There is no room: reset the stream unless the link takes some of it right now."""
+        """Let the link take what it can; if the connection still holds too much, reset the stream."""
         exchange.forget_kept()
         if exchange.link is not None:
             exchange.link.pump()
@@ -166,108 +167,111 @@ class Diversion:
             self.reset(exchange, ErrorCode.ENHANCE_YOUR_CALM)
 
     def trailers(self, exchange: Exchange, block: Block, *, ends: bool) -> None:
-        """A second header block of a request: its trailers, which must end it (RFC 9113 section 8.1)."""
-        if exchange.request_ended or not ends or not are_sound(block.fields):
+        """Take a second header block of a request: its trailers, which must end it (RFC 9113 section 8.1)."""
+        if exchange.request_ended or not ends or not are_valid_fields(block.fields):
             self.reset(exchange, ErrorCode.PROTOCOL_ERROR)
             return
         exchange.trailers = block
         self._request_ended(exchange)
 
     def _request_ended(self, exchange: Exchange) -> None:
-        exchange.request_ended = True
+        exchange.end_request()
         if exchange.link is not None:
             exchange.link.wake(exchange)
-        if exchange.answered:
+        if exchange.delivered:
             self._finish(exchange)
 
     def client_reset(self, exchange: Exchange, code: int) -> None:
-        """The client resets the stream. Raises Http2Error when it does so at too high a rate before any answer."""
+        """End a stream that the client resets with this error code.
+
+        Raises Http2Error when the client resets unanswered streams at too high a rate (CVE-2023-44487).
+        """
         unanswered = not exchange.response_started
         self._finish(exchange, cancel=code)
         if unanswered and self._resets.count():
             raise Http2Error("h2-rapid-reset", ErrorCode.ENHANCE_YOUR_CALM)
 
-    # --- from the links (Owner) -------------------------------------------------------------------------------------
+    # --- from the links (LinkOwner) -----------------------------------------------------------------------------------
 
-    def answered(self, exchange: Exchange) -> None:
-        """Something of the response has come."""
-        exchange.reckon()
+    def response_progressed(self, exchange: Exchange) -> None:
+        """Learn that a part of the response, or its end, has come."""
+        exchange.update_charge()
         self._to_client.ready(exchange)
 
-    def forwarded(self, exchange: Exchange, size: int) -> None:
-        """So many bytes of the body have gone to the link: the client may send as many."""
-        exchange.reckon()
-        self.brake.moved(exchange)
+    def body_sent(self, exchange: Exchange, size: int) -> None:
+        """Learn that `size` bytes of the body have gone to the link: the client may send as many."""
+        exchange.update_charge()
+        self.backpressure.body_shrank(exchange)
         if not exchange.request_ended:
-            size = exchange.owed(size)
+            size = exchange.take_window_due(size)
             if size:
                 exchange.room += size
                 self._to_client.control(window_update(exchange.stream, size))
 
     def peer_reset(self, exchange: Exchange, code: int) -> None:
-        """The peer has reset the stream; a complete response is delivered first (RFC 9113 section 8.1)."""
-        if exchange.response_ended and not exchange.answered:
+        """Reset the stream for the client; a complete response is delivered first (RFC 9113 section 8.1)."""
+        if exchange.response_ended and not exchange.delivered:
             exchange.reset_after = code
             exchange.link_stream = 0
             exchange.drop_body()
-            self.brake.forget(exchange)
+            self.backpressure.release(exchange)
         else:
             self.reset(exchange, code)
 
     def reset(self, exchange: Exchange, code: int) -> None:
-        """Reset the stream on both sides."""
+        """Reset the stream: for the client with this error code, for the link with CANCEL."""
         if exchange.stream in self._state.streams.exchanges:
             self._to_client.control(rst_stream(exchange.stream, code))
         self._finish(exchange, cancel=ErrorCode.CANCEL)
 
     def refused(self, exchange: Exchange, link: Link) -> None:
-        """The link's peer has not processed the request: ask it again, on this or another link, or somebody else."""
+        """Ask the link's peer again, on this or another link, or somebody else: it has not processed the request."""
         if exchange.attempts < self._state.limits.attempts:
-            self._pool_of(link).take_back(exchange)
+            self._pool_of(link).requeue(exchange)
         else:
-            self._ask_another(exchange, from_app=link.is_app)
+            self._fall_back(exchange, from_app=link.is_app)
 
-    def unwilling(self, exchange: Exchange, link: Link) -> None:
-        """The link's peer will not answer the request: somebody else may."""
-        self._redirect(exchange, link)
+    def declined(self, exchange: Exchange, link: Link) -> None:
+        """Have somebody else answer: the link's peer demands HTTP/1.1."""
+        self._link_failed(exchange, link)
 
-    def too_large(self, exchange: Exchange) -> None:
-        """The head of the answer is over the limit."""
+    def response_head_too_large(self, exchange: Exchange) -> None:
+        """Replace a response whose head is over the limit."""
         if exchange.response_started or exchange.to_app:
             self.reset(exchange, ErrorCode.INTERNAL_ERROR)
         else:
             size = self._state.limits.passed_list >> 10
-            self._answer(exchange, f"the head of its handler's answer is larger than {size} KiB")
+            self._reply_locally(exchange, f"the head of its handler's answer is larger than {size} KiB")
 
-    def unable(self, exchange: Exchange) -> None:
-        """The link's peer does not take extended CONNECT."""
+    def connect_unsupported(self, exchange: Exchange) -> None:
+        """Answer a request whose peer does not take extended CONNECT."""
         if exchange.to_app:
             self.reset(exchange, ErrorCode.REFUSED_STREAM)
         else:
-            self._answer(exchange, "the handler does not accept extended CONNECT (WebSocket over HTTP/2)")
+            self._reply_locally(exchange, "the handler does not accept extended CONNECT (WebSocket over HTTP/2)")
 
     # --- who answers ------------------------------------------------------------------------------------------------
 
-    def _pool(self, exchange: Exchange) -> Pool:
-        """The links to whoever is to answer."""
+    def _pool(self, exchange: Exchange) -> LinkPool:
+        """The links to whoever is to answer the exchange."""
         if exchange.to_app:
             if self._second is None:
-                self._second = Pool(lambda: self._open(Role.APP, None), self._state.limits)
+                self._second = LinkPool(lambda: self._open(Role.APP, None), self._state.limits)
             return self._second
         rule = exchange.rule
         assert rule is not None  # noqa: S101 - without one it is the app's
         pool = self._handlers.get(rule.uid)
         if pool is None:
-            pool = self._handlers[rule.uid] = Pool(lambda: self._open(Role.HANDLER, rule), self._state.limits)
+            pool = self._handlers[rule.uid] = LinkPool(lambda: self._open(Role.HANDLER, rule), self._state.limits)
         return pool
 
-    def _pool_of(self, link: Link) -> Pool:
-        """The links to the same peer."""
+    def _pool_of(self, link: Link) -> LinkPool:
+        """The pool that the link belongs to."""
         pool = self._second if link.leg.rule is None else self._handlers.get(link.leg.rule.uid)
         assert pool is not None  # noqa: S101 - every link was made for one
         return pool
 
-    def _pools(self) -> list[Pool]:
+    def _pools(self) -> list[LinkPool]:
         pools = [*self._handlers.values()]
         if self._second is not None:
             pools.append(self._second)
@@ -283,8 +287,8 @@ class Diversion:
         self.links[leg] = link
         return link
 
-    def _redirect(self, exchange: Exchange, link: Link) -> None:
-        """A link let this exchange down."""
+    def _link_failed(self, exchange: Exchange, link: Link) -> None:
+        """Find another end for an exchange whose link has failed."""
         if exchange.response_ended:
             if exchange.stream in self._state.streams.exchanges:
                 self.peer_reset(exchange, ErrorCode.NO_ERROR)  # the answer is complete, the request is not
@@ -293,36 +297,36 @@ class Diversion:
         elif exchange.response_started:
             self.reset(exchange, ErrorCode.INTERNAL_ERROR)
         else:
-            self._ask_another(exchange, from_app=link.is_app)
+            self._fall_back(exchange, from_app=link.is_app)
 
-    def _ask_another(self, exchange: Exchange, *, from_app: bool) -> None:
-        """No byte of a response has come, and none will."""
+    def _fall_back(self, exchange: Exchange, *, from_app: bool) -> None:
+        """Have an exchange answered of which no byte of a response has come, and none will from its peer."""
         if from_app:
             self.reset(exchange, ErrorCode.INTERNAL_ERROR if exchange.consumed else ErrorCode.REFUSED_STREAM)
         elif exchange.consumed:
-            self._answer(exchange, "the handler was lost before it answered")
+            self._reply_locally(exchange, "the handler was lost before it answered")
         else:
             exchange.detach()
             exchange.to_app = True
             exchange.attempts = 0
-            self._pool(exchange).take(exchange)
+            self._pool(exchange).add(exchange)
 
-    def _answer(self, exchange: Exchange, reason: str) -> None:
-        block, body = answer(exchange, reason)
+    def _reply_locally(self, exchange: Exchange, reason: str) -> None:
+        block, body = bad_gateway(exchange, reason)
         exchange.detach()
         exchange.drop_body()
-        self.brake.forget(exchange)
+        self.backpressure.release(exchange)
         exchange.response.append(block)
         if body:
             exchange.response.append(body)
             exchange.response_size += len(body)
-        exchange.response_started = exchange.final = exchange.response_ended = True
+        exchange.end_response()
         exchange.reset_after = ErrorCode.NO_ERROR
-        exchange.reckon()
+        exchange.update_charge()
         self._to_client.ready(exchange)
 
     def link_over(self, link: Link, ending: Ending) -> None:
-        """The link cannot be opened, was lost, or broke the protocol."""
+        """End a link that cannot be opened, was lost, or broke the protocol, in this way."""
         if self.links.pop(link.leg, None) is None:
             return
         pool = self._pool_of(link)
@@ -336,28 +340,28 @@ class Diversion:
             if link.served and exchange.movable and not exchange.attempts:
                 exchange.attempts += 1
                 exchange.detach()
-                pool.take_back(exchange)
+                pool.requeue(exchange)
             else:
-                self._redirect(exchange, link)
+                self._link_failed(exchange, link)
         for exchange in waiting:
             exchange.detach()
-            pool.take_back(exchange)
-        if not link.settled and not pool.has_link:
-            self._give_up(pool, from_app=link.is_app)
+            pool.requeue(exchange)
+        if not link.has_settings and not pool.has_link:
+            self._fail_waiting(pool, from_app=link.is_app)
 
-    def _give_up(self, pool: Pool, *, from_app: bool) -> None:
-        """The peer of these links cannot be reached, or takes nothing."""
+    def _fail_waiting(self, pool: LinkPool, *, from_app: bool) -> None:
+        """Have the exchanges that wait in a pool answered by somebody else: its peer is unreachable or takes none."""
         waiting = [*pool.waiting]
         pool.waiting.clear()
         for exchange in waiting:
-            self._ask_another(exchange, from_app=from_app)
+            self._fall_back(exchange, from_app=from_app)
         if from_app:
             self._app.second_is_unreachable()
 
     # --- upkeep -----------------------------------------------------------------------------------------------------
 
     def pump(self) -> None:
-        """Let links send, and take note of exchanges that were answered to the end."""
+        """Let the links and `ToClient` write what they can; finish exchanges whose response has been written."""
         to_client = self._to_client
         for pool in self._handlers.values():
             pool.pump()
@@ -365,52 +369,52 @@ class Diversion:
             self._second.pump()
         for link in [*self.links.values()]:
             if link.leaving and link.is_idle:
-                self._part(link)
+                self._close(link)
         to_client.pump()
-        while to_client.answered:
-            exchange = to_client.answered.pop()
+        while to_client.delivered:
+            exchange = to_client.delivered.pop()
             if exchange.request_ended:
                 self._finish(exchange)
             elif exchange.reset_after is not None:
                 to_client.control(rst_stream(exchange.stream, exchange.reset_after))
                 self._finish(exchange, cancel=ErrorCode.NO_ERROR)
 
-    def _part(self, link: Link) -> None:
-        """Close a link in an orderly way."""
+    def _close(self, link: Link) -> None:
+        """Close a link with GOAWAY."""
         link.write(goaway(0, ErrorCode.NO_ERROR))
         self.link_over(link, Ending.CLOSE)
 
     def reads(self, leg: Leg) -> bool:
-        """Whether more of a link's responses may wait for the client."""
+        """Whether the link on this leg is read: more of its responses may wait for the client."""
         link = self.links.get(leg)
         return link is None or not self.account.is_over or not link.unread
 
     @property
     def wants_time(self) -> bool:
         """Whether ticks are needed."""
-        return bool(self.brake) or self._resets.wants_time or any(pool.wants_time for pool in self._pools())
+        return bool(self.backpressure) or self._resets.wants_time or any(pool.wants_time for pool in self._pools())
 
     def tick(self) -> None:
-        """A tick has passed."""
+        """Learn that a tick has passed."""
         self._resets.tick()
-        self.brake.tick()
+        self.backpressure.tick()
         for pool in self._pools():
             over, stuck = pool.tick()
             for link in over:
-                if link.settled:
-                    self._part(link)
+                if link.has_settings:
+                    self._close(link)
                 else:
                     self.link_over(link, Ending.ABORT)
             if stuck:
-                self._give_up(pool, from_app=pool is self._second)
+                self._fail_waiting(pool, from_app=pool is self._second)
 
     def _finish(self, exchange: Exchange, *, cancel: int | None = None) -> None:
-        """The client is done with the stream; `cancel` when the link is not to go on with it either."""
+        """Forget a stream with which the client is done; with `cancel` the link resets it with that error code."""
         self._state.streams.finish(exchange.stream)
-        self.brake.forget(exchange)
+        self.backpressure.release(exchange)
         self._feed.cut(exchange.stream)
         self._to_client.forget(exchange)
-        exchange.settle()
+        exchange.client_done()
         link = exchange.link
         if cancel is not None:
             exchange.drop_body()
@@ -421,9 +425,9 @@ class Diversion:
             else:
                 self._pool(exchange).waiting.pop(exchange, None)
 
-    def abandon(self) -> None:
-        """The client is gone: nobody wants any answer."""
+    def cancel_all(self) -> None:
+        """End all exchanges and links: the client is gone."""
         for exchange in [*self._state.streams.exchanges.values()]:
             self._finish(exchange, cancel=ErrorCode.CANCEL)
         for link in [*self.links.values()]:
-            self._part(link)
+            self._close(link)

@@ -1,21 +1,42 @@
-"""One diverted stream: what the client sent and nobody has taken yet, what was answered and could not be sent yet.
-
-Two half-streams with a buffer each, between two connections:
+"""One diverted stream: what the client sent and the link has not taken yet, and the response that waits for the client.
 
     client --body--> Exchange --> link (the handler, or the app's second connection)
     client <-- Exchange <--response-- link
 
-The request side is bounded by the stream window that the client has (`room`: the app's SETTINGS, then what is credited
-as the link takes the body) and by the connection's share of the budget; the response side by the window that the link
-gives its peer. Who else can still answer the request:
+Each direction is a half-stream with a state and a buffer. `request_state`:
 
-    `movable`     not a byte of the body has been taken and no byte of response has come: anybody
-    `replayable`  no byte of response has come and what was taken of the body is still kept (`kept`, up to `replay`
-                  bytes): anybody, if the link's peer guarantees that it has processed nothing (`rewind`)
+    OPEN           the client may send more
+    ENDED          the client has sent END_STREAM
+    SENT           the link has been sent END_STREAM
+
+    OPEN -- END_STREAM of the client --> ENDED -- END_STREAM to the link --> SENT
+                                           ^-- the request goes to another link --'
+
+`response_state`, which only moves forward:
+
+    NONE           nothing has come
+    INFORMATIONAL  a header block with status 1xx has come
+    FINAL          the header block of the final response has come
+    ENDED          the link has sent END_STREAM, or the relay has written the response itself
+    DELIVERED      the client has been sent END_STREAM
+
+The exchange is over, and leaves `Streams.exchanges`, when the request is ENDED or SENT and the response DELIVERED, or
+when either side has reset the stream.
+
+Whether somebody else can still answer the request:
+
+    `movable`      not a byte of the body has been taken and no byte of the response has come: anybody can
+    `replayable`   no byte of the response has come and what was taken of the body is still kept (`kept`, up to `replay`
+                   bytes): anybody can, if the link's peer guarantees that it has processed nothing (`rewind`)
+
+Windows, in bytes. `room` and `link_room` bound what is received from client and link, `window` and `link_window` what
+is sent to them. So the request's buffer is bounded by `room` (the app's SETTINGS, then what is given back as the link
+takes the body) and by the connection's share of the memory budget, the response's by `link_room`.
 """
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -29,7 +50,32 @@ if TYPE_CHECKING:
     from sidestep.protocols.hpack import Block
 
 OBJECTS: Final = 3 * 1024
-"""Bytes that an open exchange costs in objects, measured roughly, beyond its strings."""
+"""Bytes that the objects of an open exchange take, without their strings; measured roughly."""
+
+
+class RequestState(enum.IntEnum):
+    """See the module."""
+
+    OPEN = 0
+    ENDED = 1
+    SENT = 2
+
+
+class ResponseState(enum.IntEnum):
+    """See the module."""
+
+    NONE = 0
+    INFORMATIONAL = 1
+    FINAL = 2
+    ENDED = 3
+    DELIVERED = 4
+
+
+_REQUEST_ENDED: Final = RequestState.ENDED
+_REQUEST_SENT: Final = RequestState.SENT
+_INFORMATIONAL: Final = ResponseState.INFORMATIONAL
+_FINAL: Final = ResponseState.FINAL
+_RESPONSE_ENDED: Final = ResponseState.ENDED
 
 
 class ExchangeLink(Protocol):
@@ -60,14 +106,12 @@ class Exchange:
         "_account",
         "_charged",
         "_fixed",
-        "answered",
         "attempts",
         "block",
         "body",
         "body_size",
         "consumed",
         "credit",
-        "final",
         "head",
         "kept",
         "kept_size",
@@ -77,13 +121,11 @@ class Exchange:
         "link_window",
         "prepaid",
         "replay",
-        "request_ended",
-        "request_sent",
+        "request_state",
         "reset_after",
         "response",
-        "response_ended",
         "response_size",
-        "response_started",
+        "response_state",
         "room",
         "rule",
         "stream",
@@ -97,17 +139,14 @@ class Exchange:
         self.head = head
         self.block = block
         self.rule = rule
-        """None: no rule wants it, it is for the app's second connection (`to_app`)."""
+        """None: no rule wants the request; the app's second connection gets it (`to_app`)."""
         # the request
         self.body: deque[bytes] = deque()
         self.body_size = 0
         self.trailers: Block | None = None
         self.room = 0
-        """What the client may still send by the window it has of this stream (bytes)."""
-        self.request_ended = False
-        """The client has sent END_STREAM."""
-        self.request_sent = False
-        """The link has been sent END_STREAM."""
+        """Bytes that the client may still send on this stream."""
+        self.request_state = RequestState.OPEN
         self.consumed = False
         """Body bytes have gone to the link."""
         self.replay = 0
@@ -117,33 +156,26 @@ class Exchange:
         self.prepaid = 0
         """Bytes of the body that go to a link for a second time: the client has been given window for them."""
         self.attempts = 0
-        """How often somebody refused it without having done anything else."""
+        """How often a peer refused the request without having processed any other."""
         self.to_app = False
-        """No handler will answer it; the app's second connection does."""
+        """The app's second connection answers, no handler does."""
         # the response
         self.response: deque[Block | bytes] = deque()
         self.response_size = 0
-        self.response_started = False
-        """A header block has come, an informational one included."""
-        self.final = False
-        """The header block of the final response has come."""
-        self.response_ended = False
-        """The link has sent END_STREAM."""
+        self.response_state = ResponseState.NONE
         self.reset_after: int | None = None
         """Error code of a reset that follows the complete response."""
-        self.answered = False
-        """The client has been sent END_STREAM."""
         self.window = window
-        """The client's window of this stream: what may be sent to it (bytes; SETTINGS can make it negative)."""
+        """Bytes that may be sent to the client on this stream; SETTINGS can make it negative."""
         # the other end
         self.link: ExchangeLink | None = None
         self.link_stream = 0
         self.link_window = 0
-        """The link's peer's window of this stream: what may be sent to it."""
+        """Bytes that may be sent to the link's peer on this stream."""
         self.link_room = 0
-        """What the peer may still send by the window we gave it."""
+        """Bytes that the link's peer may still send on this stream."""
         self.credit = 0
-        """Response bytes passed on and not yet given back to the peer's window."""
+        """Bytes of the response that were passed on and not given back to the peer's window yet."""
         # memory
         self._account: Account | None = None
         self._fixed = 0
@@ -151,44 +183,88 @@ class Exchange:
 
     # --- memory -----------------------------------------------------------------------------------------------------
 
-    def charge(self, account: Account) -> None:
-        """Count what this exchange holds there from now on."""
+    def charge_to(self, account: Account) -> None:
+        """Charge what this exchange holds to `account` from now on."""
         self._account = account
         self._fixed = OBJECTS + len(self.block.literal)
-        self.reckon()
+        self.update_charge()
 
-    def reckon(self) -> None:
-        """Bring the account in line with what is held."""
+    def update_charge(self) -> None:
+        """Bring the account in line with what the exchange holds."""
         if self._account is not None:
             held = self._fixed + self.body_size + self.kept_size + self.response_size
             if held != self._charged:
                 self._account.change(held - self._charged)
                 self._charged = held
 
-    def settle(self) -> None:
-        """The client is done with the stream: what is left goes to the link, or is thrown away."""
+    def client_done(self) -> None:
+        """Learn that the client is done with the stream: what is left of the request goes to the link only."""
         self._fixed = 0
         self.forget_kept()
+
+    # --- states -----------------------------------------------------------------------------------------------------
+
+    @property
+    def request_ended(self) -> bool:
+        """Whether the client has sent END_STREAM."""
+        return self.request_state >= _REQUEST_ENDED
+
+    @property
+    def request_sent(self) -> bool:
+        """Whether the link has been sent END_STREAM."""
+        return self.request_state is _REQUEST_SENT
+
+    @property
+    def response_started(self) -> bool:
+        """Whether a header block has come, an informational one included."""
+        return self.response_state >= _INFORMATIONAL
+
+    @property
+    def has_final_head(self) -> bool:
+        """Whether the header block of the final response has come."""
+        return self.response_state >= _FINAL
+
+    @property
+    def response_ended(self) -> bool:
+        """Whether the response is complete."""
+        return self.response_state >= _RESPONSE_ENDED
+
+    @property
+    def delivered(self) -> bool:
+        """Whether the client has been sent END_STREAM."""
+        return self.response_state is ResponseState.DELIVERED
+
+    def end_request(self) -> None:
+        """Learn that the client has sent END_STREAM."""
+        self.request_state = max(self.request_state, _REQUEST_ENDED)
+
+    def head_came(self, *, is_final: bool) -> None:
+        """Learn that a header block of the response has come."""
+        self.response_state = max(self.response_state, _FINAL if is_final else _INFORMATIONAL)
+
+    def end_response(self) -> None:
+        """Learn that the response is complete."""
+        self.response_state = max(self.response_state, _RESPONSE_ENDED)
 
     # --- the request ------------------------------------------------------------------------------------------------
 
     @property
     def movable(self) -> bool:
         """Whether somebody else can still answer the whole request."""
-        return not self.consumed and not self.response_started
+        return not self.consumed and self.response_state < _INFORMATIONAL
 
     @property
     def replayable(self) -> bool:
-        """Whether somebody else can, once the link's peer says that it has processed nothing."""
-        return self.movable or (self.replay > 0 and not self.response_started)
+        """Whether somebody else can, provided that the link's peer has processed nothing."""
+        return self.movable or (self.replay > 0 and self.response_state < _INFORMATIONAL)
 
     def add_body(self, data: bytes) -> None:
-        """Data of the request has come."""
+        """Queue data of the request."""
         queue(self.body, data)
         self.body_size += len(data)
 
-    def sent(self, piece: bytes) -> None:
-        """A piece of the body, which `body` does not hold any more, has gone to the link."""
+    def body_sent(self, piece: bytes) -> None:
+        """Learn that a piece of the body, which `body` does not hold any more, has gone to the link."""
         self.body_size -= len(piece)
         self.consumed = True
         if self.replay:
@@ -198,14 +274,14 @@ class Exchange:
                 self.forget_kept()
 
     def forget_kept(self) -> None:
-        """Drop the kept part of the body: the request is not sent to anybody else any more."""
+        """Drop the kept part of the body: the request cannot be sent to anybody else any more."""
         self.replay = 0
         self.kept.clear()
         self.kept_size = 0
-        self.reckon()
+        self.update_charge()
 
     def rewind(self) -> None:
-        """The peer has processed nothing (`replayable`): the request is as new."""
+        """Restore a request (`replayable`) of which the link's peer has processed nothing, and detach it."""
         self.body.extendleft(reversed(self.kept))
         self.body_size += self.kept_size
         self.prepaid += self.kept_size
@@ -214,33 +290,33 @@ class Exchange:
         self.consumed = False
         self.detach()
 
-    def owed(self, size: int) -> int:
-        """How much of `size` bytes that went to the link the client is to be given window for."""
+    def take_window_due(self, size: int) -> int:
+        """How many of `size` body bytes that went to the link the client is to be given window for."""
         prepaid = min(size, self.prepaid)
         self.prepaid -= prepaid
         return size - prepaid
 
     def add_response(self, data: bytes) -> None:
-        """Data of the response has come."""
+        """Queue data of the response."""
         queue(self.response, data)
         self.response_size += len(data)
 
     def detach(self) -> None:
-        """Forget the link: the request is as new."""
+        """Forget the link; another one can carry the request."""
         self.link = None
         self.link_stream = 0
-        self.request_sent = False
+        self.request_state = min(self.request_state, _REQUEST_ENDED)
 
     def drop_body(self) -> None:
-        """Throw away what is buffered of the request."""
+        """Drop what is buffered of the request."""
         self.body.clear()
         self.body_size = 0
         self.forget_kept()
 
     def drop_response(self) -> int:
-        """Throw away what is buffered of the response; how many bytes that were."""
+        """Drop what is buffered of the response. Returns how many bytes of DATA that were."""
         size = self.response_size
         self.response.clear()
         self.response_size = 0
-        self.reckon()
+        self.update_charge()
         return size

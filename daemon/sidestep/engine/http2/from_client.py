@@ -24,8 +24,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.http2.diverted_data import DivertedData
+from sidestep.engine.http2.leaky_bucket import LeakyBucket
 from sidestep.engine.http2.mirrored_data import MirroredData
-from sidestep.engine.http2.rate import Rate
 from sidestep.engine.http2.request_blocks import UNTIL_APP, RequestBlocks
 from sidestep.engine.http2.streams import BOTH_ENDED, CLIENT_ENDED
 from sidestep.engine.relay import queue
@@ -115,7 +115,7 @@ class FromClient:
         self._to_client = to_client
         self._feed = feed
         self._rewrites = rewrites
-        self.idle = Rate(state.limits.idle_frames, state.limits.idle_rate)
+        self.idle = LeakyBucket(state.limits.idle_frames, state.limits.idle_rate)
         """Frames without use since the client's last useful one or the app's last bytes."""
         self._blocks = RequestBlocks(
             port,

@@ -1,9 +1,11 @@
-"""The head of an HTTP/2 request: read for matching, judged for diverting (RFC 9113 section 8).
+"""The head of an HTTP/2 request: read for matching, validated for diverting (RFC 9113 section 8).
 
-What cannot be read with certainty is not matched: the app gets it, and answers it as it would without us. Reading is
-lenient and cheap, because it is done for every request; whether a request is *sound* - what an HTTP/2 server must
-accept - is asked only when a rule wants to divert it, so that no ambiguity reaches the handler. A `Head` is kept as the
-note of its decoded block, with the decision of the newest route: a repeated block costs neither.
+A head that cannot be read with certainty is not matched: the app gets the request, and answers it as it would without a
+relay. Reading is lenient and cheap, because it is done for every request. Whether a head is *valid* - what an HTTP/2
+server must accept - is asked only when a rule wants the request, so that no ambiguity reaches the handler.
+
+A `Head` is kept as the note of its decoded block, together with the decision of the newest route: a repeated block
+costs neither parsing nor matching.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ NONE: Final = -1
 
 
 class Head:
-    """Method, path, authority and fields of a request, and what the newest route made of it."""
+    """Method, path, authority and fields of a request, and the newest route's decision about it."""
 
     __slots__ = (
         "_route",
@@ -64,7 +66,7 @@ class Head:
             fields = (*fields, (b"cookie", b"; ".join(crumbs)))  # as HTTP/1 would show it (section 8.2.3)
         if self.authority:
             if b"host" in names and any(name == b"host" and value != self.authority for name, value in regular):
-                self.readable = False  # two answers to one question
+                self.readable = False  # `host` contradicts `:authority`
             fields = (*fields, (b"host", self.authority))
         self.fields: Fields = fields
         self._route: Route | None = None
@@ -74,7 +76,7 @@ class Head:
         """What `decide` returned last."""
 
     def decide(self, route: Route) -> Decision:
-        """What the route does with this request; remembered until the route is another."""
+        """Decide what the route does with this request; remembered until another route is asked."""
         if self._route is not route:
             self.decision = self._ask(route)
             self._route = route
@@ -85,14 +87,14 @@ class Head:
         if not self.readable:
             return TO_APP
         decision = route.decide(self.method, self.path, self.fields)
-        if decision is not TO_APP and not self.is_sound():
+        if decision is not TO_APP and not self.is_valid():
             return TO_APP
         return decision
 
-    def is_sound(self) -> bool:
-        """Whether a strict HTTP/2 server accepts this request (sections 8.2, 8.3; RFC 8441 section 4)."""
+    def is_valid(self) -> bool:
+        """Whether a strict HTTP/2 server accepts this request (RFC 9113 sections 8.2, 8.3; RFC 8441 section 4)."""
         pseudo = self.pseudo
-        if not self.readable or not _PSEUDO.issuperset(pseudo) or not are_sound(self.regular):
+        if not self.readable or not _PSEUDO.issuperset(pseudo) or not are_valid_fields(self.regular):
             return False
         if any(_BAD_VALUE(value) or b" " in value for value in pseudo.values()):
             return False
@@ -119,12 +121,12 @@ def head_of(block: Block) -> Head:
     if head is None:
         head = block.note = Head(block.fields)
         if block.large:
-            head.readable = False  # section 4 of the design: a head over 64 KiB is the app's
+            head.readable = False  # a head over `hpack.LARGE` is not matched
     return head
 
 
-def are_sound(fields: Fields) -> bool:
-    """Whether these are well-formed fields of a request, a response or a trailer section, without pseudo-fields."""
+def are_valid_fields(fields: Fields) -> bool:
+    """Whether these are valid fields of a request, a response or a trailer section, without pseudo-fields."""
     lengths = set()
     for name, value in fields:
         if not _NAME(name) or _BAD_VALUE(value) or name in _CONNECTION_SPECIFIC:
@@ -139,7 +141,7 @@ def are_sound(fields: Fields) -> bool:
 
 
 def status_of(block: Block) -> int:
-    """The status of a response block, 0 for a sound trailer section, NONE for anything else; made once."""
+    """The status of a response block, 0 for a valid trailer section, NONE for anything else; made once."""
     status: int | None = block.note
     if status is None:
         status = block.note = _status(block.fields)
@@ -149,7 +151,7 @@ def status_of(block: Block) -> int:
 def _status(fields: tuple[tuple[bytes, bytes], ...]) -> int:
     if fields and fields[0][0] == b":status":
         value = fields[0][1]
-        if _STATUS(value) and are_sound(fields[1:]):
+        if _STATUS(value) and are_valid_fields(fields[1:]):
             return int(value)
         return NONE
-    return 0 if are_sound(fields) else NONE
+    return 0 if are_valid_fields(fields) else NONE

@@ -1,26 +1,31 @@
-"""An HTTP/2 connection on which the engine is the client: to a handler, or the app's second one.
+"""An HTTP/2 connection on which the relay is the client: to a handler, or the app's second one.
 
-It has stream ids, SETTINGS, HPACK contexts and flow control of its own. Requests go out as literals without indexing,
-so there is no encoder state; responses are decoded, and re-encoded by `ToClient`.
+A link has stream ids, SETTINGS, HPACK contexts and flow control of its own. Requests are encoded as literals without
+indexing, so there is no encoder state; responses are decoded, and encoded anew by `ToClient`.
 
-    waiting   exchanges that have no stream here yet: the leg is not connected, the peer has not sent its SETTINGS (its
-              MAX_CONCURRENT_STREAMS and whether it takes extended CONNECT are in there), or it takes no more at once
-    streams   exchanges by stream id, until both sides have ended or one has reset
-    ready     those of them that may have something to send
+States of a link:
 
-Memory. What the peer may send is bounded by windows: `stream_window` for a stream, `connection_window` for all,
-given back as the client takes the bytes (`passed_on`), half a window at a time. What is sent leaves the exchange only
-as the peer's windows and the leg allow; below that the exchange keeps it, where its own bound applies.
+    connecting     `opened` is False; nothing is sent but the preface, SETTINGS and a WINDOW_UPDATE
+    connected      `opened` is True and `has_settings` False: the link waits for the peer's SETTINGS, which say how many
+                   streams it takes (MAX_CONCURRENT_STREAMS) and whether it takes extended CONNECT (RFC 8441)
+    usable         `has_settings` is True: exchanges get streams
+    leaving        the peer has sent GOAWAY, or `end` was called: streams finish, none is added
 
-What the link learns it tells its owner: `answered` (something for the client), `peer_reset`, `refused` (not
-processed, RFC 9113 sections 6.8 and 8.7: somebody else may answer; the exchange has been rewound). An error of the peer
-is an Http2Error; the owner then ends the link.
+An exchange on a link is first in `waiting` (it has no stream yet), then in `streams` until both sides have ended or one
+has reset the stream, and in `ready` while it may have something to send.
+
+Memory. What the peer may send is bounded by windows: `stream_window` bytes for a stream, `connection_window` bytes for
+all, given back as the client takes the bytes (`passed_on`), half a window at a time. What is sent leaves the exchange
+only as the peer's windows and the leg allow.
+
+`LinkOwner` is told what the peer does. Errors of the peer are Http2Errors; the owner then ends the link.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
+from sidestep.engine.http2.exchange import RequestState
 from sidestep.engine.http2.head import status_of
 from sidestep.engine.http2.link_reader import LinkReader
 from sidestep.engine.relay import HIGH_WATER, Ending, Leg
@@ -49,90 +54,93 @@ if TYPE_CHECKING:
     from sidestep.protocols.hpack import Block, Memo
 
 _DEBUG: Final = 8
-"""Bytes of a GOAWAY that are read."""
+"""Bytes of a GOAWAY that are read: last stream id and error code (RFC 9113 section 6.8)."""
 
 
-class Owner(Protocol):
-    """Who is told; see the module."""
+class LinkOwner(Protocol):
+    """Whoever gave the exchanges to the link, and learns what becomes of them."""
 
-    def answered(self, exchange: Exchange) -> None:
-        """Something of the response has come."""
+    def response_progressed(self, exchange: Exchange) -> None:
+        """Learn that a part of the response, or its end, has come."""
 
     def peer_reset(self, exchange: Exchange, code: int) -> None:
-        """The peer reset the stream."""
+        """Learn that the peer has reset the stream with this error code."""
 
     def refused(self, exchange: Exchange, link: Link) -> None:
-        """The peer has not processed the request, and will not."""
+        """Learn that the peer has not processed the request and will not (RFC 9113 sections 6.8, 8.7).
 
-    def too_large(self, exchange: Exchange) -> None:
-        """The peer's header block for it is over the limit; the stream has been reset."""
+        The exchange has been rewound: somebody else may answer it.
+        """
 
-    def unwilling(self, exchange: Exchange, link: Link) -> None:
-        """The peer will not answer this request, of which no byte of the body was consumed."""
+    def response_head_too_large(self, exchange: Exchange) -> None:
+        """Learn that the head of the response is over the limit; the stream has been reset."""
 
-    def unable(self, exchange: Exchange) -> None:
-        """The peer does not take this kind of request."""
+    def declined(self, exchange: Exchange, link: Link) -> None:
+        """Learn that the peer demands HTTP/1.1 for a request of which no byte of the body was consumed."""
 
-    def forwarded(self, exchange: Exchange, size: int) -> None:
-        """So many bytes of the request's body have gone to the peer."""
+    def connect_unsupported(self, exchange: Exchange) -> None:
+        """Learn that the peer does not take extended CONNECT."""
+
+    def body_sent(self, exchange: Exchange, size: int) -> None:
+        """Learn that `size` bytes of the request's body have gone to the peer."""
 
 
 class Link:
-    """See the module. `is_app`: the second connection to the app."""
+    """See the module. `is_app` marks a second connection to the app."""
 
     __slots__ = (
         "_credit",
         "_initial",
-        "_limited",
         "_limits",
-        "_maximum",
+        "_max_streams",
         "_may_connect",
         "_next",
         "_owes_update",
         "_owner",
         "_reader",
+        "_refused_above",
         "_room",
         "_table",
         "_window",
         "age",
+        "has_settings",
         "is_app",
         "leaving",
         "leg",
         "opened",
         "ready",
         "served",
-        "settled",
         "streams",
         "waiting",
     )
 
-    def __init__(self, leg: Leg, owner: Owner, memo: Memo, limits: Http2Limits, *, is_app: bool) -> None:
+    def __init__(self, leg: Leg, owner: LinkOwner, memo: Memo, limits: Http2Limits, *, is_app: bool) -> None:
         self.leg = leg
         self.is_app = is_app
         self.opened = False
         self.leaving = False
-        """GOAWAY has come, or ids are used up: no new streams."""
+        """No new streams: GOAWAY has come, or the link was ended."""
         self.streams: dict[int, Exchange] = {}
         self.waiting: dict[Exchange, None] = {}
         self.ready: dict[Exchange, None] = {}
         self.age = 0
-        """For the owner: ticks for which it has waited for something."""
+        """Ticks for which the link has waited for SETTINGS, or has had nothing to do; the pool counts them."""
         self.served = False
         """The peer has processed a request."""
         self._owner = owner
         self._limits = limits
         self._next = 1
         # what the peer said
-        self.settled = False
-        """SETTINGS have come."""
+        self.has_settings = False
+        """The peer's SETTINGS have come."""
         self._initial = WINDOW
-        self._maximum = STREAM
-        self._limited = STREAM
-        """How many streams were open when the peer refused one more."""
+        self._max_streams = STREAM
+        self._refused_above = STREAM
+        """Streams that were open when the peer refused one more."""
         self._may_connect = False
         self._window = WINDOW
         self._table = DEFAULT_CAPACITY
-        """Capacity of our encoder's table, which stays empty; lower than announced while `_owes_update`."""
+        """Bytes that the peer allows our encoder's table, which stays empty; not announced yet while `_owes_update`."""
         self._owes_update = False
         # what we gave and have to give back
         self._room = limits.connection_window
@@ -145,14 +153,14 @@ class Link:
     # --- sending ----------------------------------------------------------------------------------------------------
 
     @property
-    def takes_more(self) -> bool:
+    def accepts_streams(self) -> bool:
         """Whether new exchanges may be given to this link."""
         return not self.leaving and not self.leg.ending and self._next < STREAM
 
     @property
-    def vacancies(self) -> int:
-        """How many more streams the peer takes at once."""
-        return min(self._maximum, self._limited) - len(self.streams) - len(self.waiting)
+    def free_streams(self) -> int:
+        """How many more streams the peer takes at the same time; negative after it has lowered its limit."""
+        return min(self._max_streams, self._refused_above) - len(self.streams) - len(self.waiting)
 
     @property
     def is_idle(self) -> bool:
@@ -161,37 +169,37 @@ class Link:
 
     @property
     def unread(self) -> int:
-        """Bytes of responses that the client has not taken yet."""
+        """Bytes of responses that are buffered because the client has not taken them yet."""
         return self._limits.connection_window - self._room - self._credit
 
-    def take(self, exchange: Exchange) -> None:
-        """Answer this exchange here."""
+    def assign(self, exchange: Exchange) -> None:
+        """Carry this exchange."""
         exchange.link = self
         self.waiting[exchange] = None
 
     def pump(self) -> None:
-        """Give waiting exchanges their streams, and send what the windows and the leg take, a frame each in turn."""
-        if not self.settled or not self.opened or self.leg.ending:
+        """Give waiting exchanges their streams; send what windows and leg allow, a frame of each exchange in turn."""
+        if not self.has_settings or not self.opened or self.leg.ending:
             return
         if self.waiting:
-            most = min(self._maximum, self._limited)
+            most = min(self._max_streams, self._refused_above)
             for exchange in [*self.waiting]:
                 if len(self.streams) >= most:
                     break
-                self._begin(exchange)
+                self._send_head(exchange)
         progress = bool(self.ready)
         while progress:
             progress = False
             for exchange in [*self.ready]:
                 if self.leg.queued > HIGH_WATER:
                     return
-                progress |= self._send(exchange)
+                progress |= self._send_frame(exchange)
 
-    def _begin(self, exchange: Exchange) -> None:
+    def _send_head(self, exchange: Exchange) -> None:
         """Send the request head."""
         del self.waiting[exchange]
         if exchange.head.is_extended_connect and not self._may_connect:
-            self._owner.unable(exchange)
+            self._owner.connect_unsupported(exchange)
             return
         stream = self._next
         self._next += 2
@@ -202,11 +210,12 @@ class Link:
         exchange.credit = 0
         ends = exchange.request_ended and not exchange.body and exchange.trailers is None
         self._write_block(exchange, exchange.block, ends=ends)
-        exchange.request_sent = ends
+        if ends:
+            exchange.request_state = RequestState.SENT
         if not ends:
             self.ready[exchange] = None
 
-    def _send(self, exchange: Exchange) -> bool:
+    def _send_frame(self, exchange: Exchange) -> bool:
         """Send one frame; False when the exchange has none that may be sent. It stays ready while we hold it back."""
         body = exchange.body
         if body:
@@ -226,8 +235,8 @@ class Link:
             self.leg.write(frame(DATA, END_STREAM if ends else 0, exchange.link_stream, piece))
             self._window -= size
             exchange.link_window -= size
-            exchange.sent(piece)
-            self._owner.forwarded(exchange, size)
+            exchange.body_sent(piece)
+            self._owner.body_sent(exchange, size)
         else:
             ends = exchange.request_ended
             if not ends:
@@ -238,9 +247,9 @@ class Link:
             else:
                 self.leg.write(frame(DATA, END_STREAM, exchange.link_stream))
         if ends:
-            exchange.request_sent = True
+            exchange.request_state = RequestState.SENT
             del self.ready[exchange]
-            self._maybe_over(exchange)
+            self._release_if_done(exchange)
         return True
 
     def _write_block(self, exchange: Exchange, block: Block, *, ends: bool) -> None:
@@ -251,12 +260,12 @@ class Link:
         self.leg.write(header_frames(exchange.link_stream, data, end_stream=ends))
 
     def wake(self, exchange: Exchange) -> None:
-        """The exchange has more to send."""
+        """Learn that the exchange has more to send."""
         if exchange.link_stream and not exchange.request_sent:
             self.ready[exchange] = None
 
     def cancel(self, exchange: Exchange, code: int) -> None:
-        """Nobody wants the answer any more."""
+        """Reset the exchange's stream with this error code: nobody wants the response any more."""
         self.waiting.pop(exchange, None)
         stream = exchange.link_stream
         if self.streams.pop(stream, None) is not None:
@@ -265,7 +274,7 @@ class Link:
                 self.leg.write(rst_stream(stream, code))
 
     def passed_on(self, exchange: Exchange, size: int) -> None:
-        """So many bytes of the response have gone to the client: give window back, half of it at a time."""
+        """Give back window for `size` bytes of the response that have gone to the client, half a window at a time."""
         self.discarded(size)
         exchange.credit += size
         if exchange.credit * 2 >= self._limits.stream_window:
@@ -275,7 +284,7 @@ class Link:
                 self.write(window_update(exchange.link_stream, credit))
 
     def discarded(self, size: int) -> None:
-        """So many bytes of DATA are not in memory any more."""
+        """Give back the connection's window for `size` bytes of DATA that are not in memory any more."""
         self._credit += size
         if self._credit * 2 >= self._limits.connection_window:
             self._room += self._credit
@@ -283,16 +292,16 @@ class Link:
             self._credit = 0
 
     def write(self, data: bytes) -> None:
-        """Write a control frame."""
+        """Write a control frame, unless the leg is ending."""
         if not self.leg.ending:
             self.leg.write(data)
 
     def end(self, ending: Ending) -> None:
-        """End the connection."""
+        """End the connection in this way."""
         self.leaving = True
         self.leg.end(ending)
 
-    def _maybe_over(self, exchange: Exchange) -> None:
+    def _release_if_done(self, exchange: Exchange) -> None:
         """Release the stream once both sides have ended."""
         if exchange.request_sent and exchange.response_ended:
             self.streams.pop(exchange.link_stream, None)
@@ -312,7 +321,7 @@ class Link:
         return exchange
 
     def on_data(self, exchange: Exchange | None, length: int, padding: int) -> None:
-        """A DATA frame of so many bytes, padding included, begins: take it off the windows."""
+        """Take a DATA frame with `length` bytes of payload, `padding` of them padding, off the windows."""
         self._room -= length
         if exchange is not None:
             exchange.link_room -= length
@@ -324,7 +333,7 @@ class Link:
                 exchange.credit += padding
 
     def on_piece(self, exchange: Exchange | None, piece: bytes, *, ends: bool) -> None:
-        """Data of a response, possibly empty."""
+        """Take data of a response, possibly empty."""
         if exchange is None or self.streams.get(exchange.link_stream) is not exchange:
             self.discarded(len(piece))
             return
@@ -332,57 +341,57 @@ class Link:
             exchange.add_response(piece)
         if ends:
             self._ended(exchange)
-        self._owner.answered(exchange)
+        self._owner.response_progressed(exchange)
 
     def on_block(self, exchange: Exchange, block: Block, *, ends: bool) -> None:
-        """A header block of a response: informational, final, or trailers (RFC 9113 section 8.1)."""
+        """Take a header block of a response: informational, final, or trailers (RFC 9113 section 8.1)."""
         status = status_of(block)
-        if exchange.final:
-            sound = status == 0 and ends and not exchange.response_ended
+        if exchange.has_final_head:
+            is_valid = status == 0 and ends and not exchange.response_ended
         else:
-            sound = status >= 200 or (status >= 100 and status != 101 and not ends)
-        if not sound:
+            is_valid = status >= 200 or (status >= 100 and status != 101 and not ends)
+        if not is_valid:
             self.cancel(exchange, ErrorCode.PROTOCOL_ERROR)
             self._owner.peer_reset(exchange, ErrorCode.INTERNAL_ERROR)
             return
-        self.served = exchange.response_started = True
+        self.served = True
         exchange.forget_kept()
-        exchange.final = exchange.final or status >= 200
+        exchange.head_came(is_final=status >= 200)
         exchange.response.append(block)
         if ends:
             self._ended(exchange)
-        self._owner.answered(exchange)
+        self._owner.response_progressed(exchange)
 
     def on_large_block(self, exchange: Exchange) -> None:
-        """A header block of a response that decodes to more than the limit."""
+        """Cancel an exchange whose response has a header block that decodes to more than the limit."""
         self.cancel(exchange, ErrorCode.CANCEL)
-        self._owner.too_large(exchange)
+        self._owner.response_head_too_large(exchange)
 
     def _ended(self, exchange: Exchange) -> None:
-        exchange.response_ended = True
-        self._maybe_over(exchange)
+        exchange.end_response()
+        self._release_if_done(exchange)
 
     def on_settings(self, entries: tuple[tuple[int, int], ...]) -> None:
-        """SETTINGS of the peer; acknowledged at once."""
+        """Apply the peer's SETTINGS and acknowledge them. Raises Http2Error on a window overflow."""
         for key, value in entries:
             if key == Setting.INITIAL_WINDOW_SIZE:
                 change = value - self._initial
                 self._initial = value
                 for exchange in self.streams.values():
-                    self._widen(exchange, change)
+                    self._change_window(exchange, change)
             elif key == Setting.HEADER_TABLE_SIZE:
                 if value < self._table:
                     self._table = value
                     self._owes_update = True
             elif key == Setting.MAX_CONCURRENT_STREAMS:
-                self._maximum = value
+                self._max_streams = value
             elif key == Setting.ENABLE_CONNECT_PROTOCOL:
                 self._may_connect = value == 1
-        self.settled = True
+        self.has_settings = True
         self.write(SETTINGS_ACK)
 
     def on_window_update(self, stream: int, payload: bytes) -> None:
-        """The peer gives window."""
+        """Widen a window of the peer. Raises Http2Error for a bad size or an overflow."""
         if len(payload) != 4:
             raise Http2Error("h2-handler-frame-size", ErrorCode.FRAME_SIZE_ERROR)
         increment = int.from_bytes(payload, "big") & STREAM
@@ -391,16 +400,16 @@ class Link:
             if not increment or self._window > STREAM:
                 raise Http2Error("h2-handler-window", ErrorCode.FLOW_CONTROL_ERROR)
         elif stream in self.streams:
-            self._widen(self.streams[stream], increment)
+            self._change_window(self.streams[stream], increment)
 
-    def _widen(self, exchange: Exchange, change: int) -> None:
+    def _change_window(self, exchange: Exchange, change: int) -> None:
         exchange.link_window += change
         if exchange.link_window > STREAM:
             raise Http2Error("h2-handler-window", ErrorCode.FLOW_CONTROL_ERROR)
         self.wake(exchange)
 
     def on_reset(self, stream: int, code: int) -> None:
-        """The peer resets a stream."""
+        """End the stream that the peer resets."""
         exchange = self.find(stream)
         if exchange is None:
             return
@@ -408,17 +417,17 @@ class Link:
         self.ready.pop(exchange, None)
         if code == ErrorCode.REFUSED_STREAM and exchange.replayable:
             if self.streams:
-                self._limited = len(self.streams)
+                self._refused_above = len(self.streams)
             exchange.attempts += 1
             exchange.rewind()
             self._owner.refused(exchange, self)
         elif code == ErrorCode.HTTP_1_1_REQUIRED and exchange.movable:
-            self._owner.unwilling(exchange, self)
+            self._owner.declined(exchange, self)
         else:
             self._owner.peer_reset(exchange, code)
 
     def on_goaway(self, payload: bytes) -> None:
-        """The peer takes no more streams, and leaves out those above its last."""
+        """Stop adding streams; give back those above the last one that the peer processes. Raises Http2Error."""
         if len(payload) < _DEBUG:
             raise Http2Error("h2-handler-frame-size", ErrorCode.FRAME_SIZE_ERROR)
         last = int.from_bytes(payload[:4], "big") & STREAM

@@ -1,7 +1,8 @@
-"""The frames of an HTTP/2 server to which a `Link` is the client.
+"""Reads the frames of an HTTP/2 server to which a `Link` is the client, and gives them to a `FrameHandler`.
 
 DATA is cut through: pieces go to their exchange as they come, padding is dropped. Every other frame is read whole; none
-may exceed 16 KiB, the size that our SETTINGS leave at its default. Anything a server may not send is an Http2Error.
+may exceed 16 KiB, the size that our SETTINGS leave at its default (RFC 9113 section 4.2). Anything a server may not
+send is an Http2Error.
 """
 
 from __future__ import annotations
@@ -41,13 +42,15 @@ if TYPE_CHECKING:
 
 _unpack = HEADER.unpack_from
 _USEFUL: Final = frozenset((WINDOW_UPDATE, PING))
-"""Frames that a long upload or a quiet connection brings; PINGs are bounded by the queue of their answers."""
+"""Frames that do not count as idle: an upload or a quiet connection brings them.
+
+PINGs are bounded by the queue of their answers."""
 
 
 class FrameHandler(Protocol):
     """Whoever acts on the frames (`link.Link`). Every method may raise Http2Error."""
 
-    settled: bool
+    has_settings: bool
     """The peer's first SETTINGS have come."""
 
     def find(self, stream: int) -> Exchange | None:
@@ -121,7 +124,7 @@ class LinkReader:
         self._idle = 0
 
     def receive(self, data: bytes) -> None:
-        """Take bytes. Raises Http2Error or HpackError."""
+        """Take bytes of the server. Raises Http2Error, HpackError."""
         if self._pending:
             data = self._pending + data
             self._pending = b""
@@ -134,7 +137,7 @@ class LinkReader:
             high, low, kind, flags, stream = _unpack(data, position)
             length = high << 8 | low
             stream &= STREAM
-            if not self._link.settled and (kind != SETTINGS or flags & ACK):
+            if not self._link.has_settings and (kind != SETTINGS or flags & ACK):
                 raise Http2Error("h2-handler-not-http2")
             if length > FRAME:
                 raise Http2Error("h2-handler-frame-size", ErrorCode.FRAME_SIZE_ERROR)
@@ -153,14 +156,14 @@ class LinkReader:
         self._pending = data[position:]
 
     def _begin_data(self, data: bytes, payload: int, length: int, flags: int, stream: int) -> int:
-        """A DATA frame: account for it; the position of its data."""
+        """Account for a DATA frame. Returns the position of its data."""
         padding = 0
         if flags & PADDED:
             padding = 1 + data[payload] if length else 1
             if padding > length:
                 raise Http2Error("h2-handler-padding")
         exchange = self._link.find(stream)
-        if exchange is not None and (not exchange.final or exchange.response_ended):
+        if exchange is not None and (not exchange.has_final_head or exchange.response_ended):
             raise Http2Error("h2-handler-data")
         self._link.on_data(exchange, length, padding)
         ends = flags & END_STREAM != 0
@@ -177,7 +180,7 @@ class LinkReader:
         return payload + (padding > 0)
 
     def _data(self, data: bytes, position: int) -> int:
-        """Payload of the DATA frame at hand; the position after it."""
+        """Take payload of the DATA frame at hand. Returns the position after it."""
         if self._payload and position < len(data):
             piece = data[position : position + self._payload]
             position += len(piece)
@@ -195,7 +198,7 @@ class LinkReader:
             raise Http2Error("h2-handler-flood", ErrorCode.ENHANCE_YOUR_CALM)
 
     def _frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        """Any whole frame but DATA."""
+        """Take a whole frame of any kind but DATA."""
         link = self._link
         if kind == HEADERS:
             self._block_flags = flags
@@ -223,7 +226,7 @@ class LinkReader:
             raise Http2Error("h2-handler-push")
 
     def _continue(self, fragment: bytes, flags: int, stream: int) -> None:
-        """A part of a header block; the last one completes it."""
+        """Take a part of a header block; the last one completes it."""
         limits = self._limits
         self._block.append(fragment)
         self._block_size += len(fragment)

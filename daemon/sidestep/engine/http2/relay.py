@@ -1,34 +1,33 @@
 """The HTTP/2 relay: frames of client and app pass, requests that a rule wants go to its handler.
 
-State and invariants (each part says more; `http2_connection` says how they fit together):
+Invariants; each part says more, and `connection` says how the parts fit together:
 
-* **Two HPACK contexts.** Client to app: the client's encoder is decoded (`FromClient`); until the first diversion the
-  app's decoder sees the same bytes, afterwards it gets literals only and its table is never named again. App to client:
-  never decoded; blocks injected between the app's are literals without indexing, so the client's table stays as the
-  app believes it.
-* **Owed size updates.** Towards the app: those of blocks that the app did not get. Towards the client: the smallest
-  HEADER_TABLE_SIZE that the app acknowledged since its last block. Each begins the next block of ours in that
-  direction.
-* **The client's true connection window, and the debt** (`ToClient`): window = what the app thinks + what of the app's
-  DATA waits - debt. Injected DATA makes debt, credits pay it before they reach the app.
+* **HPACK contexts.** Client to app: the client's encoder is decoded (`RequestDecoder`); the app's decoder sees the same
+  bytes while the connection is transparent, and literals only once it is mixed. App to client: never decoded; blocks of
+  diverted streams are literals without indexing, so the client's table stays as the app believes it to be.
+* **Owed table size updates.** Towards the app: those of blocks that the app did not get (`ToApp`). Towards the client:
+  the smallest HEADER_TABLE_SIZE that the app acknowledged since its last block (`ToClient`). Each begins the next block
+  of ours in that direction.
+* **The client's true connection window, and the debt** (`ToClient`): window = the window in the app's eyes + the app's
+  DATA that waits - debt.
 * **Ids the app has seen**: all but the diverted ones (`Streams`); no frame on a diverted id ever reaches it. Its GOAWAY
   is raised to cover them.
-* **What is queued where**: `FromClient` an incomplete header block (<= `header_block`); `FromApp` an incomplete
-  SETTINGS or frame header; `AppQueue` the app's DATA beyond the window (<= `app_queue`, then the app is not read and
-  the rest stays in the kernel); an `Exchange` what the link or the client has not taken (<= the window of its sender,
-  and the connection's share of the `budget`; see `http2_brake`); a `Pool` requests that their handler cannot take yet;
-  a leg's `out` what the shell has not written (<= HIGH_WATER, then its sources are not read).
-* **Time.** The connection ticks (`expired`) while something ends with time: the brake, waiting in a pool, rates.
+* **What is buffered where**:
+  - `FromClient`: an incomplete header block (<= `header_block` while transparent)
+  - `FromApp`: an incomplete SETTINGS or frame header
+  - `AppQueue`: the app's DATA beyond the window (<= `app_queue`, then the app is not read)
+  - `Exchange`: what link or client has not taken (<= the window of its sender, and the connection's share of the memory
+    budget, see `backpressure`)
+  - `LinkPool`: requests that their handler cannot take yet
+  - a leg's `out`: what the shell has not written (<= HIGH_WATER, then its sources are not read)
+* **Time.** The connection ticks (`expired`) while something ends with time: back-pressure, waiting in a pool, rates.
 
-A connection starts unmixed. As long as it is, anything that cannot be read with certainty - and an app that does not
-answer with SETTINGS - makes it a wire, with every byte so far handed on as it came. Once mixed that way is closed: the
-peers' contexts differ. Then an error is a connection error, told with GOAWAY (RFC 9113 section 5.4.1).
+While a connection is transparent (`state`), anything that cannot be read with certainty - and an app that does not
+answer with SETTINGS - makes it a wire (raw relay), with every byte so far handed on as it came. A mixed connection ends
+with GOAWAY then (RFC 9113 section 5.4.1). With `OnUnreadable.CLOSE` no connection becomes a wire. With a rewriter
+(`engine.rewriting`) the connection is mixed from the client's preface on.
 
-Where the unreadable is closed (`OnUnreadable.CLOSE`) no connection becomes a wire. With a rewriter (`engine.rewriting`)
-every header block for the app is written anew: the connection is mixed from the client's preface on.
-
-The mirror neither makes it mixed nor holds anything back: it is told what passes (`Http2Feed`), as long as the
-connection can be read.
+The mirror neither makes a connection mixed nor holds anything back: it is told what passes (`Http2Feed`).
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ from sidestep.protocols.http2 import (
 )
 
 CONTROL_SLACK = 4
-"""Times HIGH_WATER that may wait for a client before it is not read any more: our frames answer frames of its own."""
+"""Times HIGH_WATER that may wait for a client before it is not read: our control frames answer frames of its own."""
 
 
 class Http2Relay(Relay):
@@ -118,7 +117,7 @@ class Http2Relay(Relay):
         except PeerError as error:
             self._fail(error)
         if connection.state.mixed:
-            self._settle()
+            self._advance()
         else:
             self.drain = len(connection.state.streams.relayed) > 1
 
@@ -139,7 +138,7 @@ class Http2Relay(Relay):
             self._app_over(Ending.FINISH)
         else:
             self._link_over(leg, Ending.CLOSE)
-        self._settle()
+        self._advance()
 
     def opened(self, leg: Leg, now: float) -> None:
         """Learn that a leg is connected."""
@@ -148,7 +147,7 @@ class Http2Relay(Relay):
         link = self._connection.diversion.links.get(leg)
         if link is not None:
             link.opened = True
-            self._settle()
+            self._advance()
 
     def refused(self, leg: Leg, now: float) -> None:
         """Learn that a leg could not be connected."""
@@ -166,7 +165,7 @@ class Http2Relay(Relay):
         elif self.done:
             return
         elif leg is self.client:
-            self._connection.diversion.abandon()
+            self._connection.diversion.cancel_all()
             self.client.end(Ending.ABORT)
             self.app.end(Ending.ABORT)
             self.done = True
@@ -175,20 +174,20 @@ class Http2Relay(Relay):
             self.app.end(Ending.ABORT)
         else:
             self._link_over(leg, Ending.ABORT)
-        self._settle()
+        self._advance()
 
     def expired(self, now: float) -> None:
-        """A tick. The engine has no clock: a deadline of 0 is due at once and only begins the first one."""
+        """Learn that `deadline` has passed: a tick."""
         connection = self._connection
         if self.deadline:
             connection.from_client.idle.tick()
             connection.diversion.tick()
         self.deadline = now + TICK if self._wants_time else None
-        self._settle()
+        self._advance()
 
     @property
     def _wants_time(self) -> bool:
-        """Whether something of a mixed connection ends with time."""
+        """Whether ticks are needed."""
         connection = self._connection
         if not connection.state.mixed or self.done:
             return False
@@ -198,7 +197,7 @@ class Http2Relay(Relay):
         """Learn that `leg.out` was written after it had been congested."""
         self.now = now
         if self._connection.state.mixed and leg not in (self.client, self.app):
-            self._settle()
+            self._advance()
 
     def reads(self, leg: Leg) -> bool:
         """Whether the shell should read from this leg now."""
@@ -206,7 +205,9 @@ class Http2Relay(Relay):
             return self._other(leg).queued <= HIGH_WATER
         if leg is self.client:
             connection = self._connection
-            waits = connection.from_client.waits or connection.settings.app_owes or bool(connection.diversion.brake)
+            waits = (
+                connection.from_client.waits or connection.settings.app_owes or bool(connection.diversion.backpressure)
+            )
             owed = leg.queued + connection.to_client.waiting
             return not waits and self.app.queued <= HIGH_WATER and owed <= CONTROL_SLACK * HIGH_WATER
         if self.client.queued > HIGH_WATER:
@@ -220,7 +221,7 @@ class Http2Relay(Relay):
         return leg.queued <= HIGH_WATER and self._connection.diversion.reads(leg)
 
     def take_leave(self) -> None:
-        """End an idle connection from our side: the client learns which requests nobody has seen, to ask them anew."""
+        """End an idle connection; GOAWAY tells the client which requests nobody has seen (RFC 9113 section 6.8)."""
         connection = self._connection
         if connection.app.state in (AppState.OPEN, AppState.RETIRED):
             connection.to_client.control(goaway(connection.state.streams.highest, ErrorCode.NO_ERROR))
@@ -249,8 +250,8 @@ class Http2Relay(Relay):
         if not self.app.open:
             self.opening.append(self.app)
 
-    def _settle(self) -> None:
-        """After every event of a mixed connection: move what can move, and end what is over."""
+    def _advance(self) -> None:
+        """After every event: write what can be written, and end what is over."""
         connection = self._connection
         if self.done or self.joined is not None:
             return
@@ -274,7 +275,7 @@ class Http2Relay(Relay):
             return
         if connection.to_client.queue and not self._client_ended:
             return
-        connection.diversion.abandon()
+        connection.diversion.cancel_all()
         if connection.state.mixed:
             self.client.end(Ending.CLOSE)
             self.app.end(Ending.CLOSE)
@@ -284,7 +285,7 @@ class Http2Relay(Relay):
             self.done = self._client_ended
 
     def _finish_app(self) -> None:
-        """The client has finished sending: so do we."""
+        """Finish sending to the app: the client has."""
         connection = self._connection
         if not self.app.ending:
             if not connection.state.mixed:
@@ -292,7 +293,7 @@ class Http2Relay(Relay):
             self.app.end(Ending.FINISH)
 
     def _app_over(self, ending: Ending) -> None:
-        """The app has finished sending (FINISH) or is lost (ABORT)."""
+        """Learn that the app has finished sending (FINISH) or is lost (ABORT)."""
         connection = self._connection
         if connection.app.has_ended:
             return
@@ -324,13 +325,13 @@ class Http2Relay(Relay):
             if streams.goaway is None:
                 to_client.control(goaway(streams.highest, ErrorCode.NO_ERROR))
             ending = Ending.FINISH
-        connection.diversion.abandon()
+        connection.diversion.cancel_all()
         if ending is Ending.ABORT:
             self.client.end(Ending.ABORT)
             self.done = True
 
     def _retire_app(self) -> None:
-        """The app has ended a connection that only looks idle: the client is not told."""
+        """End the app's connection, which only looks idle, unseen by the client."""
         try:
             self._connection.app.retire()
         except PeerError as error:
@@ -357,7 +358,7 @@ class Http2Relay(Relay):
     # --- errors and wires -------------------------------------------------------------------------------------------
 
     def _fail(self, error: PeerError) -> None:
-        """Something cannot be read with certainty."""
+        """Pass the connection through if it is transparent, else end it with GOAWAY: it cannot be read."""
         connection = self._connection
         self.anomaly = error.label if isinstance(error, Http2Error) else "h2-hpack"
         if not connection.state.mixed:
@@ -369,7 +370,7 @@ class Http2Relay(Relay):
             code = error.code or ErrorCode.PROTOCOL_ERROR
             connection.to_client.control(goaway(connection.state.streams.highest, code, self.anomaly.encode()))
             self.client.end(Ending.CLOSE)
-        connection.diversion.abandon()
+        connection.diversion.cancel_all()
         self.app.end(Ending.CLOSE)
         self.done = True
 
@@ -378,7 +379,7 @@ class Http2Relay(Relay):
         connection = self._connection
         self.anomaly = reason
         if self._closes:
-            connection.diversion.abandon()
+            connection.diversion.cancel_all()
             self.client.end(Ending.CLOSE)
             self.app.end(Ending.CLOSE)
             self.done = True
@@ -395,7 +396,7 @@ class Http2Relay(Relay):
         return self.app if leg is self.client else self.client
 
     def _wire_eof(self, leg: Leg) -> None:
-        """One side of a wire has finished sending."""
+        """Pass the end of one side of a wire on."""
         other = self._other(leg)
         other.end(Ending.FINISH)
         self.done = leg.ending != Ending.NONE and other.ending != Ending.NONE

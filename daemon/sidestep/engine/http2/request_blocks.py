@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from sidestep.engine.http2.diversion import Diversion
     from sidestep.engine.http2.feed import Http2Feed
     from sidestep.engine.http2.head import Head
+    from sidestep.engine.http2.leaky_bucket import LeakyBucket
     from sidestep.engine.http2.pending_settings import PendingSettings
-    from sidestep.engine.http2.rate import Rate
     from sidestep.engine.http2.request_decoder import RequestDecoder
     from sidestep.engine.http2.state import ConnectionState
     from sidestep.engine.http2.to_app import ToApp
@@ -84,7 +84,7 @@ class RequestBlocks:
         port: SteeredPort,
         state: ConnectionState,
         decoder: RequestDecoder,
-        idle: Rate,
+        idle: LeakyBucket,
         *,
         app: AppConnection,
         settings: PendingSettings,

@@ -1,14 +1,21 @@
 """Which streams exist on a relayed HTTP/2 connection, and whose they are.
 
-An odd (client's) id is in one of four places:
+An odd (client's) id is in one of five states:
 
-    relayed     open, and the app has seen it: which of its two sides have ended
-    exchanges   diverted, not over: the app has never seen the id
-    gone        diverted and over: late frames of the client must not reach the app, which would take a frame on an id
-                that it knows nothing of for a connection error. The last `remembered` ids are kept; of older ones only
-                the highest is known (`forgotten`); a late frame on an id up to there is dropped whoever had it: on a
-                stream that ended this long ago WINDOW_UPDATE and RST_STREAM mean nothing
-    nowhere     idle (above `highest`), or relayed and over: frames pass, the app judges them
+    idle        above `highest`
+    relayed     open, and the app has seen it; the value says which of its two sides have ended
+    diverted    in `exchanges`: open, and the app has never seen the id
+    gone        diverted and over. Late frames of the client must not reach the app, which would take a frame on an id
+                that it does not know for a connection error
+    closed      relayed and over: frames pass, the app judges them
+
+    idle -- request for the app --> relayed -- both sides ended, or reset --> closed
+    idle -- request for a rule, or for a retired app --> diverted -- over --> gone
+    idle -- refused or answered by the relay (`decline`) --> gone
+
+The last `remembered` gone ids are kept one by one; of older ones only the highest is known (`forgotten`). A late frame
+on an id up to there is dropped whatever its state was: WINDOW_UPDATE and RST_STREAM mean nothing on a stream that ended
+this long ago.
 
 Ids are used in rising order, so `highest_diverted` and a stream's id tell what a GOAWAY of the app leaves out. Even ids
 are pushes of the app; they pass.
@@ -43,7 +50,7 @@ class Streams:
         """Last stream id of the GOAWAY that the client has been sent."""
 
     def ended(self, stream: int, side: int) -> None:
-        """One side of a relayed stream has ended; unknown ids are left alone."""
+        """Learn that one side (or both) of a relayed stream has ended; other ids are left alone."""
         state = self.relayed.get(stream)
         if state is None:
             return
@@ -53,23 +60,23 @@ class Streams:
             self.relayed[stream] = state | side
 
     def is_gone(self, stream: int) -> bool:
-        """Whether frames on this id belonged to a diverted stream that is over."""
+        """Whether the stream was diverted and is over, so that its frames are dropped."""
         if stream in self.gone:
             return True
         return stream <= self.forgotten and stream & 1 == 1 and stream not in self.relayed
 
     def divert(self, exchange: Exchange) -> None:
-        """A new stream is diverted."""
+        """Note a new stream as diverted."""
         self.exchanges[exchange.stream] = exchange
         self.highest_diverted = exchange.stream
 
     def decline(self, stream: int) -> None:
-        """A new stream is neither relayed nor diverted: it has been answered."""
+        """Note a new stream as gone: the relay has refused or answered it."""
         self.highest = self.highest_diverted = stream
         self.finish(stream)
 
     def finish(self, stream: int) -> None:
-        """A diverted stream is over."""
+        """Note a diverted stream as gone."""
         self.exchanges.pop(stream, None)
         self.gone[stream] = None
         if len(self.gone) > self.remembered:

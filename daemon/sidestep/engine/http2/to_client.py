@@ -1,25 +1,26 @@
-"""What is written to the client once streams are diverted: the app's frames, and ours between them.
+"""What is written to the client: the app's frames, and on a mixed connection frames of ours between them.
 
-*Boundaries.* The app's bytes are cut through, so the client may be in the middle of one of the app's frames, or between
-its HEADERS and a CONTINUATION (`middle`). Nothing of ours may stand there: control frames and responses wait for the
-next boundary.
+**Boundaries.** The app's bytes are cut through, so the client may have got only a part of one of the app's frames, or a
+HEADERS without its CONTINUATION (`middle`). Nothing else may be written there: control frames and responses of diverted
+streams wait for the next boundary.
 
-*The connection window.* The app counts a window for the client; we spend it too. Two numbers follow it:
+**The connection window.** The app counts a window for the client; the relay spends it too. Two numbers follow it:
 
-    window  what the client really still takes: 65,535, less every byte of DATA written, plus every credit
-    debt    bytes of ours that no credit has made good yet
+    window  bytes that the client still takes: 65,535, less every byte of DATA written, plus every credit
+    debt    bytes of diverted responses that no credit has made good yet
 
     invariant: window = (the window in the app's eyes) + (the app's DATA that waits in the queue) - debt
 
-A credit of the client first pays the debt; only the rest goes on to the app. So the app's view falls behind by what we
-spent, and never ahead. Until it has learnt that, it may send more than the client takes: that waits in `queue`.
+A credit of the client first pays the debt; only the rest goes on to the app. So the app's view falls behind by what the
+relay spent, and is never ahead. Until the app has learnt that, it may send more than the client takes: that waits in
+`queue`.
 
-*The HPACK context.* Responses of ours are literals without indexing and leave the client's table as the app believes
-it. After the app acknowledged a lower SETTINGS_HEADER_TABLE_SIZE the client insists that the next block begins with a
-size update (RFC 7541 section 4.2). If that next block is ours, it carries the update (`owed`), and so do ours after it,
-until a block of the app's own has begun. The smallest value owed is enough: the client's table may only be smaller than
-the app thinks until the app's own update, which it owes by the same rule, puts it right; and an app that owes none uses
-no more than that value already.
+**The HPACK context.** Responses of diverted streams are literals without indexing and leave the client's table as the
+app believes it to be. After the app has acknowledged a lower SETTINGS_HEADER_TABLE_SIZE the client insists that the
+next block begins with a table size update (RFC 7541 section 4.2). If that next block is ours, it carries the update
+(`_owed`), and so do ours after it, until a block of the app's own has begun. The smallest value owed is enough: the
+client's table may only be smaller than the app thinks until the app's own update, which it owes by the same rule,
+corrects it; and an app that owes none uses no more than that value already.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.http2.app_queue import AppQueue
+from sidestep.engine.http2.exchange import ResponseState
 from sidestep.protocols.hpack import DEFAULT_CAPACITY, Block, size_updates
 from sidestep.protocols.http2 import (
     DATA,
@@ -61,8 +63,8 @@ class ToClient:
         "_state",
         "_table",
         "_waiting",
-        "answered",
         "debt",
+        "delivered",
         "injected",
         "leg",
         "middle",
@@ -78,11 +80,11 @@ class ToClient:
         self.window = WINDOW
         self.debt = 0
         self.injected = False
-        """Something of a diverted response was written since a PING of the client was last answered."""
+        """A part of a diverted response was written since a PING of the client was last answered."""
         self.middle = False
         self.queue = AppQueue()
-        self.answered: list[Exchange] = []
-        """Exchanges that have been answered to the end since the owner last looked."""
+        self.delivered: list[Exchange] = []
+        """Exchanges whose response was written to the end since the owner last looked."""
         self._initial = WINDOW
         self._owed = NOTHING
         self._table = DEFAULT_CAPACITY
@@ -95,7 +97,7 @@ class ToClient:
 
     @property
     def initial_window(self) -> int:
-        """The client's window of a new stream."""
+        """Bytes that the client takes on a new stream."""
         return self._initial
 
     def app_acknowledged(self) -> None:
@@ -116,18 +118,18 @@ class ToClient:
                 self._table = value
 
     def block_begins(self) -> None:
-        """A header block of the app's own is on its way to the client; it carries what was owed."""
+        """Learn that a header block of the app is on its way to the client; it carries what was owed."""
         self._owed = NOTHING
 
     def credit(self, increment: int) -> int:
-        """The client gives connection window; what of it goes on to the app."""
+        """Take `increment` bytes of connection window from the client. Returns how many go on to the app."""
         self.window += increment
         paid = min(increment, self.debt)
         self.debt -= paid
         return increment - paid
 
     def credit_stream(self, exchange: Exchange, increment: int) -> None:
-        """The client gives window to a diverted stream. Raises Http2Error on an overflow."""
+        """Take `increment` bytes of window for a diverted stream. Raises Http2Error on an overflow."""
         self._widen(exchange, increment)
 
     def _widen(self, exchange: Exchange, change: int) -> None:
@@ -156,20 +158,23 @@ class ToClient:
             self.leg.write(data)
 
     def ready(self, exchange: Exchange) -> None:
-        """The exchange has something for the client."""
+        """Learn that the exchange has something for the client."""
         self._ready[exchange] = None
 
     def forget(self, exchange: Exchange) -> None:
-        """The exchange has nothing for the client any more."""
+        """Learn that the exchange has nothing for the client any more."""
         self._ready.pop(exchange, None)
 
     @property
     def wants_boundary(self) -> bool:
-        """Whether something of ours waits for a boundary."""
+        """Whether frames of ours wait for a boundary."""
         return bool(self._waiting or self._ready)
 
     def pump(self) -> None:
-        """At a boundary: write control frames, then the app's queue, then diverted responses, a frame each in turn."""
+        """At a boundary, write control frames, then the app's queue, then diverted responses, a frame of each in turn.
+
+        Raises Http2Error when frames of the app in the queue turn out to be malformed.
+        """
         if self.middle or self.leg.ending:
             return
         for data in self._waiting:
@@ -197,7 +202,7 @@ class ToClient:
             self.app_acknowledged()
 
     def _inject(self, exchange: Exchange) -> bool:
-        """Write one frame of a response; False when there is nothing that may be written now.
+        """Write one frame of a response. Returns False when nothing may be written now.
 
         An exchange stays among the ready ones while only the connection window holds it back.
         """
@@ -205,7 +210,7 @@ class ToClient:
         self.injected = True
         if not items:
             del self._ready[exchange]
-            if exchange.response_ended and not exchange.answered:
+            if exchange.response_ended and not exchange.delivered:
                 self.leg.write(frame(DATA, END_STREAM, exchange.stream))
                 self._end(exchange)
             return False
@@ -213,7 +218,7 @@ class ToClient:
         if isinstance(item, Block):
             items.popleft()
             ends = exchange.response_ended and not items
-            self.leg.write(header_frames(exchange.stream, self.owe(item.literal), end_stream=ends))
+            self.leg.write(header_frames(exchange.stream, self.with_size_update(item.literal), end_stream=ends))
         else:
             size = min(self.window, exchange.window, FRAME)
             if size <= 0:
@@ -230,7 +235,7 @@ class ToClient:
             self.debt += size
             exchange.window -= size
             exchange.response_size -= size
-            exchange.reckon()
+            exchange.update_charge()
             ends = exchange.response_ended and not items
             self.leg.write(frame(DATA, END_STREAM if ends else 0, exchange.stream, item))
             if exchange.link is not None:
@@ -239,11 +244,11 @@ class ToClient:
             self._end(exchange)
         return True
 
-    def owe(self, block: bytes) -> bytes:
-        """A block of ours with the size update that the client is owed."""
+    def with_size_update(self, block: bytes) -> bytes:
+        """A header block of ours, preceded by the table size update that the client is owed."""
         return block if self._owed == NOTHING else size_updates(self._owed, self._owed) + block
 
     def _end(self, exchange: Exchange) -> None:
-        exchange.answered = True
+        exchange.response_state = ResponseState.DELIVERED
         self._ready.pop(exchange, None)
-        self.answered.append(exchange)
+        self.delivered.append(exchange)

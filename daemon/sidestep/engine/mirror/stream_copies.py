@@ -119,7 +119,7 @@ class StreamCopies:
         for copy in self._open.pop(exchange, ()):
             if copy in self._alive:
                 copy.trailers = trailers
-                copy.request_ended = True
+                copy.end_request()
                 self._push(copy)
 
     def cut(self, exchange: int, *, lost: bool) -> None:
@@ -143,13 +143,14 @@ class StreamCopies:
         if not self._ledger.admits(rule.uid, len(block.literal)):
             return None
         link = self._links.get(rule.uid)
-        if link is None or not link.takes_more:
+        if link is None or not link.accepts_streams:
             link = self._links[rule.uid] = self._connect(rule)
         copy = CopyStream(stream, head_of(block), block, rule)
-        copy.request_ended = ends
+        if ends:
+            copy.end_request()
         self._ledger.enter(rule.uid, copy)
         self._alive[copy] = None
-        link.take(copy)
+        link.assign(copy)
         self._settle(link)
         return copy
 
@@ -259,9 +260,9 @@ class StreamCopies:
         link.ready.clear()
         link.end(ending if link.opened else Ending.ABORT)
 
-    # --- Owner ------------------------------------------------------------------------------------------------------
+    # --- LinkOwner --------------------------------------------------------------------------------------------------
 
-    def answered(self, exchange: Exchange) -> None:
+    def response_progressed(self, exchange: Exchange) -> None:
         """Something of the response has come: nobody wants it."""
         if exchange.link is not None:
             if isinstance(exchange.link.leg, CopyLeg):
@@ -278,20 +279,20 @@ class StreamCopies:
         del link
         self._gone(exchange)
 
-    def unwilling(self, exchange: Exchange, link: Link) -> None:
+    def declined(self, exchange: Exchange, link: Link) -> None:
         """The handler will not take the request."""
         del link
         self._gone(exchange)
 
-    def too_large(self, exchange: Exchange) -> None:
+    def response_head_too_large(self, exchange: Exchange) -> None:
         """The head of an answer that nobody wants is over the limit."""
         self._gone(exchange)
 
-    def unable(self, exchange: Exchange) -> None:
+    def connect_unsupported(self, exchange: Exchange) -> None:
         """The handler takes no extended CONNECT."""
         self._gone(exchange)
 
-    def forwarded(self, exchange: Exchange, size: int) -> None:
+    def body_sent(self, exchange: Exchange, size: int) -> None:
         """Bytes of the body have gone: the ledger sees it in the copy itself."""
 
     def _gone(self, exchange: Exchange) -> None:

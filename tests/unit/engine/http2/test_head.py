@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sidestep.engine.http2.answers import answer
 from sidestep.engine.http2.exchange import Exchange
 from sidestep.engine.http2.head import NONE, Head, head_of, status_of
+from sidestep.engine.http2.local_replies import bad_gateway
 from sidestep.policy.route import TO_APP, Decision, Route, Rule
 from sidestep.protocols.hpack import INITIAL, Block
 from sidestep.protocols.hpack import NONE as NEVER
@@ -71,12 +71,12 @@ UNSOUND = [
 
 @pytest.mark.parametrize("fields", SOUND)
 def test_sound_requests(fields: tuple[tuple[bytes, bytes], ...]) -> None:
-    assert Head(fields).is_sound()
+    assert Head(fields).is_valid()
 
 
 @pytest.mark.parametrize("fields", UNSOUND)
 def test_unsound_requests(fields: tuple[tuple[bytes, bytes], ...]) -> None:
-    assert not Head(fields).is_sound()
+    assert not Head(fields).is_valid()
 
 
 @pytest.mark.parametrize(
@@ -103,15 +103,15 @@ def exchange(*more: tuple[bytes, bytes], method: bytes = b"GET") -> Exchange:
 
 
 def test_the_answer_names_the_intercept() -> None:
-    head, body = answer(exchange(), "the handler was lost")
+    head, body = bad_gateway(exchange(), "the handler was lost")
     assert head.fields[0] == (b":status", b"502")
     assert body == b"sidestep: intercept shop/mine: the handler was lost\n"
     assert (b"content-length", b"%d" % len(body)) in head.fields
-    assert answer(exchange(method=b"HEAD"), "x")[1] == b""
+    assert bad_gateway(exchange(method=b"HEAD"), "x")[1] == b""
 
 
 def test_grpc_clients_get_a_status_they_understand() -> None:
-    head, body = answer(exchange((b"content-type", b"application/grpc+proto")), "lost 100% \n")
+    head, body = bad_gateway(exchange((b"content-type", b"application/grpc+proto")), "lost 100% \n")
     assert body == b""
     assert head.fields[:2] == ((b":status", b"200"), (b"content-type", b"application/grpc"))
     assert dict(head.fields)[b"grpc-status"] == b"14"
@@ -119,6 +119,6 @@ def test_grpc_clients_get_a_status_they_understand() -> None:
 
 
 def test_clients_that_read_statuses_get_one() -> None:
-    head, body = answer(exchange((b"content-type", b"application/grpc-web+proto")), "the handler was lost")
+    head, body = bad_gateway(exchange((b"content-type", b"application/grpc-web+proto")), "the handler was lost")
     assert head.fields[0] == (b":status", b"502")
     assert body.startswith(b"sidestep: ")

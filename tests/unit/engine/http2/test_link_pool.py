@@ -145,7 +145,7 @@ def test_nothing_is_asked_before_the_handler_has_sent_its_settings() -> None:
 def test_a_handler_that_never_sends_settings_leaves_its_requests_to_the_app() -> None:
     talk = Talk()
     talk.divert(1)
-    ticks(talk, DEFAULT_LIMITS.settle_ticks + 3)
+    ticks(talk, DEFAULT_LIMITS.settings_ticks + 3)
     [second] = talk.seconds
     second.out += settings({})
     talk.shell.run()

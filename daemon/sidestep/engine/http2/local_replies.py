@@ -1,8 +1,8 @@
-"""The answer to a diverted request that nobody can answer any more.
+"""Responses that the relay writes itself, to diverted requests that nobody else can answer.
 
 An HTTP client gets a 502 whose body begins with `sidestep:` and names the intercept. A gRPC client reads no bodies: it
 gets the trailers-only response with status UNAVAILABLE that its libraries make of a lost connection (gRPC over HTTP/2,
-"Responses"), so that it retries where it would.
+"Responses"), so that it retries where it would after that.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from sidestep.engine.http2.exchange import Exchange
 
 UNAVAILABLE = b"14"
-"""grpc-status of a service that cannot be reached now."""
+"""The grpc-status of a service that cannot be reached now."""
 
 
-def answer(exchange: Exchange, reason: str) -> tuple[Block, bytes]:
-    """The header block and the body of the answer; an empty body ends with the block."""
+def bad_gateway(exchange: Exchange, reason: str) -> tuple[Block, bytes]:
+    """The header block and the body of a 502 with this reason. An empty body means that the block ends the stream."""
     name = "" if exchange.rule is None else f" intercept {exchange.rule.display}:"
     text = f"sidestep:{name} {reason}"
     if exchange.head.is_grpc:
@@ -31,8 +31,8 @@ def answer(exchange: Exchange, reason: str) -> tuple[Block, bytes]:
     return block, b"" if exchange.head.method == b"HEAD" else body
 
 
-def too_large() -> Block:
-    """The answer to a request whose head is over the limit (RFC 6585 section 5)."""
+def head_too_large() -> Block:
+    """The 431 for a request whose head is over the limit (RFC 6585 section 5)."""
     return _block((b"431", b"text/plain; charset=utf-8"), (b"content-length", b"0"))
 
 
