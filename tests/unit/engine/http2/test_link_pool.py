@@ -15,7 +15,6 @@ from sidestep.protocols.http2 import (
     PREFACE,
     RST_STREAM,
     SETTINGS_ACK,
-    TICK,
     ErrorCode,
     Http2Limits,
     Setting,
@@ -26,7 +25,7 @@ from sidestep.protocols.http2 import (
     settings,
     window_update,
 )
-from tests.unit.engine.http2.test_relay import Talk
+from tests.unit.engine.http2.talk import Talk, ticks
 from tests.unit.engine.http2_peers import MATCH, Endpoint, Raw, Shell, reply, request, rule
 
 BODY = b"b" * 30_000
@@ -40,16 +39,6 @@ def asked(handler: Raw) -> list[int]:
 
 def answered(talk: Talk) -> list[int]:
     return [stream for kind, _, stream, _ in talk.client.frames() if kind == HEADERS]
-
-
-def ticks(talk: Talk, count: int) -> None:
-    """Let time pass, as long as the relay wants it to."""
-    for _ in range(count):
-        if talk.relay.deadline is None:
-            return
-        talk.shell.now = max(talk.shell.now + TICK, talk.relay.deadline)
-        talk.relay.expired(talk.shell.now)
-        talk.shell.run()
 
 
 class Few:
