@@ -1,14 +1,15 @@
-"""Accepting on a steered port's listener.
+"""Accepts connections on the listener of a steered port.
 
-The listener belongs to the daemon, which keeps a duplicate: closing ours does not close the port, and the accept queue
-survives us. `retire` is the gentle end: accept for at least one more second and until the queue is empty, then close
-(closing at once reset 34 of 40 concurrent clients). Accepted connections that were not made to the port are dropped:
-the listener is bound to loopback, where anything inside the pod could reach it directly.
+The daemon owns the listener and keeps a duplicate: closing ours does not close the port, and the accept queue outlives
+this process. `retire` accepts for at least GRACE seconds more and until the queue is empty, and then closes: closing at
+once reset 34 of 40 concurrent clients. A connection that was made to another port is closed: the listener is bound to
+loopback, where anything inside the pod can reach it directly.
 
-An error of accept(2) is of one of three kinds: that of one connection, which was broken before it was accepted
-(ONE_CONNECTION); the want of a descriptor; that of the listener, which then fails every time (EINVAL: somebody has
-ended it). In the last two cases, and when a whole burst meets nothing but broken connections, the owner is told, and
-the next try comes after a pause that doubles up to LAST_PAUSE: a listener that cannot be accepted from costs nothing.
+Errors of accept(2) are of three kinds. Those in ONE_CONNECTION concern a connection that broke before it was accepted,
+and the next one is accepted. EMFILE and its like say that there is no descriptor. Any other says that the listener
+fails each time (EINVAL: it was shut down). For the last two kinds, and when a whole burst meets broken connections
+only, the owner is told and the next try follows after a pause that doubles up to LAST_PAUSE: a listener that cannot be
+accepted from costs nothing.
 """
 
 from __future__ import annotations
@@ -46,15 +47,16 @@ ONE_CONNECTION: Final = frozenset(
         errno.ETIMEDOUT,
     }
 )
-"""Errors of the connection that would have been accepted. EOPNOTSUPP, which accept(2) names as well, is what a socket
-answers that does not listen."""
+"""Errors of the connection that would have been accepted. EOPNOTSUPP, which accept(2) lists with them, is what a socket
+that does not listen answers."""
 
 
 class Acceptor:
     """One listener.
 
-    `accepted(sock, endpoints)` is called for each connection; `has_room()` says whether to go on; `outcome(error)` is
-    called when accepting fails in a way that will not pass, and with 0 when it works again.
+    `accepted(sock, endpoints)` is called for each connection, with a non-blocking socket. While `has_room()` is False
+    nothing is accepted. `outcome(error)` is called with an errno when accepting fails for another reason than one
+    connection, and with 0 when it works again.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class Acceptor:
         self.accept()
 
     def accept(self) -> bool:
-        """Accept what is there, within BURST; tell whether the queue was found empty."""
+        """Accept up to BURST connections; return whether the queue is empty."""
         error = 0
         for _ in range(BURST):
             if self._closed:
@@ -97,7 +99,7 @@ class Acceptor:
             try:
                 sock, address = self._listener.accept()
             except BlockingIOError:
-                self._works()
+                self._succeeded()
                 return True
             except OSError as failure:
                 error = failure.errno or errno.EIO
@@ -105,23 +107,23 @@ class Acceptor:
                     break
                 continue
             error = 0
-            self._works()
-            self._take(sock, address)
+            self._succeeded()
+            self._admit(sock, address)
         if error:
-            self._fails(error)
+            self._failed(error)
         return False
 
-    def _works(self) -> None:
+    def _succeeded(self) -> None:
         if self._failures:
             self._failures = 0
             self._outcome(0)
 
-    def _fails(self, error: int) -> None:
+    def _failed(self, error: int) -> None:
         self._failures += 1
         self._pause(min(PAUSE * 2.0 ** min(self._failures - 1, 10), LAST_PAUSE))
         self._outcome(error)
 
-    def _take(self, sock: socket.socket, address: tuple[str, int]) -> None:
+    def _admit(self, sock: socket.socket, address: tuple[str, int]) -> None:
         try:
             host, port = sock.getsockname()[:2]
             sock.setblocking(False)
@@ -150,9 +152,10 @@ class Acceptor:
                 self.accept()
 
     def retire(self, done: Callable[[], None]) -> None:
-        """Accept for a while yet, then close and call `done`. Nothing steers new connections here any more.
+        """Accept for a while, then close and call `done`. The port is not steered to this listener any more.
 
-        What cannot be accepted is reset by the kernel when the last duplicate is closed: nobody waits for nothing.
+        It also closes when accepting fails, or there is no room for another GRACE: the kernel then resets who is in the
+        queue when the last duplicate is closed, so that no client waits in vain.
         """
         if self._done is None:
             self._done = done
@@ -178,4 +181,4 @@ class Acceptor:
             self._listener.close()
 
     def abandon(self) -> None:
-        """A bug was met while accepting: go on with the next connection."""
+        """Do nothing: an error of ours in `accepted` concerns one connection, and the next one is accepted."""

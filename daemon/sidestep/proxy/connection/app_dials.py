@@ -1,14 +1,14 @@
 """Dials to the apps of a pod's ports: each has a deadline, and its outcome tells whether the app can be reached.
 
-A dial that nothing answers within PATIENCE seconds (time for one retransmission of the SYN) is given up, unless another
-one to the same port and family was answered since it began: then the app is there and busy, and it has up to
-LAST_PATIENCE. A dial that was given up, or failed in any other way than by the app's refusal, is a hindrance of its
-port and family: the daemon leaves them to the app. From then on the app is dialled now and then, with growing pauses,
-until it answers, so that no client has to find out.
+A dial that is not answered within PATIENCE seconds (time for one retransmission of the SYN) is given up, unless another
+dial to the same port and family was answered since it began: then the app is there and busy, and the dial has up to
+LAST_PATIENCE. A dial that was given up, or that failed in another way than by the app's refusal, is reported as a
+hindrance of its port and family, and the daemon unsteers them. From then on the app is dialled now and then, with
+growing pauses, until it answers, so that no client has to find out.
 
-A connection to the app that is cut after it was opened (`cut_off`) is such a hindrance, too.
+An open connection to the app whose data are not acknowledged any more (`cut_off`) is such a hindrance, too.
 
-Pending dials are looked at together by one timer that runs only while there are any: most are answered at once.
+One timer looks at all pending dials, and runs only while there are any: most are answered at once.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ LAST_TRY: Final = 10.0
 """Seconds until an app that could not be reached is dialled again, doubling up to the last."""
 
 ANSWERS: Final = frozenset({0, errno.ECONNREFUSED, errno.ECONNRESET})
-"""Outcomes that come from the app's side, or say that none is there: they are no hindrance."""
+"""Outcomes by which the app, or its kernel, has answered: no hindrance."""
 ONE_DIAL: Final = frozenset({errno.EINVAL})
-"""Errors that say nothing about other dials: of an address that needs a zone."""
+"""Errors of one dial only: the address needs a zone."""
 PASSING: Final = frozenset({errno.EADDRNOTAVAIL})
-"""Errors that no dial to the same address will tell the end of: no port is free there, or the pod has lost it."""
+"""Errors after which the app is not dialled again, because no dial can tell whether they are over: no port is free at
+the address, or the pod has lost it."""
 
 CANNOT_DIAL: Final = "cannot-dial"
 
@@ -62,7 +63,7 @@ class _Pending:
 
 
 class _Unreachable:
-    """An app that could not be reached, and the dial that tries whether it can be again."""
+    """An app that could not be reached, and the dial that tries it again."""
 
     __slots__ = ("dial", "host", "pause", "place")
 
@@ -74,7 +75,7 @@ class _Unreachable:
 
 
 class AppDials:
-    """Those of one process."""
+    """The dials of one process."""
 
     def __init__(self, loop: Loop, readiness: Readiness) -> None:
         self._loop = loop
@@ -85,13 +86,13 @@ class AppDials:
         self._looking = False
 
     def dial(self, endpoints: Endpoints, done: Done, *, naming: Naming | None = None) -> Callable[[], None]:
-        """Connect to the app on behalf of a client; returns a function that gives the dial up."""
+        """Connect to the app on behalf of a client; returns a function that cancels the dial."""
         pending = _Pending(_place(endpoints), endpoints.host, done)
         self._pending.add(pending)
 
         def over(sock: socket.socket | None, error: OSError | None) -> None:
             self._pending.discard(pending)
-            self._judge(pending, error)
+            self._record_outcome(pending, error)
             done(sock, error)
 
         def cancel() -> None:
@@ -129,12 +130,12 @@ class AppDials:
             self._give_up(pending)
 
     def _give_up(self, pending: _Pending) -> None:
-        """Tell the daemon, and a moment later the client: when it comes again it is to find the app."""
+        """Tell the daemon, and LEAD seconds later the client, which finds the app when it comes again."""
         if pending.dial is not None:
             pending.dial.cancel()
             pending.dial = None
         error = OSError(errno.ETIMEDOUT, "connect")
-        self._judge(pending, error)
+        self._record_outcome(pending, error)
 
         def fail() -> None:
             if pending in self._pending:  # not given up by its client meanwhile
@@ -143,8 +144,8 @@ class AppDials:
 
         self._loop.later(LEAD, fail)
 
-    def _judge(self, pending: _Pending, error: OSError | None) -> None:
-        """Take what a dial tells about readiness."""
+    def _record_outcome(self, pending: _Pending, error: OSError | None) -> None:
+        """Update readiness from the outcome of a dial."""
         code = 0 if error is None else error.errno or errno.EIO
         place = pending.place
         if code in ANSWERS:
@@ -157,7 +158,7 @@ class AppDials:
             self._hinder(place, pending.host, code)
 
     def cut_off(self, endpoints: Endpoints) -> None:
-        """Nothing that an open connection to the app says is acknowledged any more."""
+        """Report that what an open connection to the app sends is not acknowledged any more."""
         self._hinder(_place(endpoints), endpoints.host, errno.ETIMEDOUT)
 
     def _hinder(self, place: Place, host: str, code: int) -> None:

@@ -1,17 +1,18 @@
-"""Dialling the app: the address the client used.
+"""One connection attempt to the app, at the address that the client used.
 
-sk_lookup sees the proxy's own dial too; the program lets it pass when its source is loopback or equals the destination.
+The lookup program sees the proxy's own dial, too; it lets a dial pass whose source is loopback or equals the
+destination.
 
-Without `naming` the socket is bound to the destination address before it connects - never to a loopback address, which
-apps trust. IP_BIND_ADDRESS_NO_PORT leaves the choice of the port to connect(), where only the four-tuple must be unique
-(ip(7)).
+Without `naming` the socket is bound to the destination address before it connects, never to a loopback address, which
+apps trust. IP_BIND_ADDRESS_NO_PORT leaves the choice of the port to connect(2), where only the four-tuple must be
+unique (ip(7)).
 
-With one, the app will be told the client's own address for this connection, so the source must be known before it
-connects: bind, have it named, connect. IPv4 sources are random addresses of a loopback network, because the ports of a
-single one run out at a few hundred connections a second; the app never sees them, named or not (`steering.client_names`
-says how). IPv6 has one loopback address, the pod's own serves. When naming fails the dial goes on without.
+With `naming` the app sees the client's address for this connection, so the source must be known before it connects:
+bind, have it named, connect. IPv4 sources are random addresses of a loopback network, because the ports of a single one
+run out at a few hundred connections a second; the app sees none of them, named or not (see `steering.client_names`).
+IPv6 has one loopback address, so there the pod's own address serves. A dial that cannot be named goes on without.
 
-A dial has no deadline of its own: who begins it gives it up (`app_dials`, the timeout of a probe).
+A dial has no deadline of its own. Its owner cancels it (`app_dials`, `protocol_probe`).
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ IP_BIND_ADDRESS_NO_PORT: Final = 24
 MAPPED: Final = "::ffff:"
 ESTABLISHED: Final = 1
 """tcpi_state of a connection that is open on both sides."""
-REPEATED: Final = 2
-"""Repetitions after which a connection inside one pod is taken for cut: 0.6 s, at its timeout of 0.2 s, doubling."""
+RETRANSMITTED: Final = 2
+"""Retransmissions after which a connection inside one pod counts as cut off: 0.6 s, at a timeout of 0.2 s, doubling."""
 
 Done = Callable[[socket.socket | None, OSError | None], None]
 Namer = Callable[[str, int, Callable[[bool], None]], Callable[[], None]]
@@ -40,34 +41,35 @@ Namer = Callable[[str, int, Callable[[bool], None]], Callable[[], None]]
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """How connections are named, and whence they come over IPv4."""
+    """How connections are named, and the network from which they come over IPv4."""
 
     namer: Namer
     sources: IPv4Network
 
 
 def plain_address(host: str) -> str:
-    """An IPv4-mapped IPv6 address as IPv4; any other as it is, without a zone."""
+    """Return an IPv4-mapped IPv6 address as IPv4, and any other as it is."""
     if host.startswith(MAPPED) and "." in host:
         return host[len(MAPPED) :]
     return host
 
 
 def random_source(sources: IPv4Network) -> str:
-    """One of the addresses, neither the first nor the last."""
+    """Return one of the addresses, neither the first nor the last."""
     return str(sources[random.randrange(1, sources.num_addresses - 1)])  # noqa: S311 - no secret
 
 
 def is_unacknowledged(sock: socket.socket) -> bool:
-    """Whether the kernel has repeated what it sent over a TCP connection, REPEATED times or more, and got no answer.
+    """Whether the kernel has retransmitted on a TCP connection, RETRANSMITTED times or more, without an answer.
 
-    A peer that is slow, or whose process is stopped, acknowledges all the same, and a window of 0 is probed instead.
+    A peer that is slow, or whose process is stopped, acknowledges all the same; a window of 0 is probed instead.
     """
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)
     except OSError:
         return False
-    return len(info) == 8 and info[0] == ESTABLISHED and info[2] >= REPEATED  # tcpi_state, tcpi_retransmits (tcp(7))
+    # the first byte is tcpi_state, the third tcpi_retransmits; see tcp(7)
+    return len(info) == 8 and info[0] == ESTABLISHED and info[2] >= RETRANSMITTED
 
 
 class Dial:
@@ -76,7 +78,7 @@ class Dial:
     __slots__ = ("_cancel_naming", "_done", "_host", "_loop", "_port", "_sock", "since")
 
     def __init__(self, loop: Loop, host: str, port: int, done: Done, *, naming: Naming | None = None) -> None:
-        """Begin. `host` is the (unmapped) address the client used. An error at once is reported on the next turn."""
+        """Begin. `host` is the (unmapped) address that the client used. `done` is called on a later turn."""
         self._loop = loop
         self._done = done
         self._host = host
@@ -84,7 +86,7 @@ class Dial:
         self._cancel_naming: Callable[[], None] | None = None
         self._sock: socket.socket | None = None
         self.since: float | None = None
-        """When the connection was asked for, on the loop's clock; None before."""
+        """When it began to connect (seconds on the loop's clock); None before."""
         if naming is None or not self._begin_named(naming):
             self._begin_unnamed()
 
@@ -167,7 +169,7 @@ class Dial:
             self._done(sock, None)
 
     def cancel(self) -> None:
-        """Give up; `done` is not called any more."""
+        """Give up. `done` is not called afterwards."""
         if self._cancel_naming is not None:
             self._cancel_naming()
             self._cancel_naming = None

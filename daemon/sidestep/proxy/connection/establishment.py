@@ -37,11 +37,12 @@ from sidestep.engine.relay import Leg, OnUnreadable, Role
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError
 from sidestep.policy.route import Rule
+from sidestep.proxy.connection.app_connection import dial_app
 from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.ends import Ends
 from sidestep.proxy.connection.first_bytes import DecryptedBytes
 from sidestep.proxy.connection.live_ports import LivePort
-from sidestep.proxy.connection.setup_host import SetupHost, dial_app
+from sidestep.proxy.connection.setup_host import SetupHost
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.stream import PlainStream, Stream, TlsStream
 from sidestep.proxy.io.task import Cancel, Operation, Task

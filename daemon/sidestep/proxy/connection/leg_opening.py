@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
+from sidestep.proxy.connection.app_connection import begin_dial
 from sidestep.proxy.connection.connection_leg import ConnectionLeg
 from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.host import AppTls, ConnectionHost
@@ -24,15 +25,14 @@ def open_app(
     """Dial the app, and shake hands with it where the connection is opened TLS."""
 
     def connected(sock: socket.socket | None, error: OSError | None) -> None:
+        del error
         io.cancel = None
         if sock is not None:
             _secure(io, PlainStream(sock), tls, done)
-            return
-        if isinstance(error, ConnectionRefusedError):
-            host.no_app(port, endpoints.host)
-        done(io, None)
+        else:
+            done(io, None)
 
-    io.cancel = host.dial_app(endpoints, connected)
+    io.cancel = begin_dial(host, port, endpoints, connected)
 
 
 def open_handler(

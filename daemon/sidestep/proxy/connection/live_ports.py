@@ -1,4 +1,4 @@
-"""The live ports of a pod proxy: a snapshot, its compiled rules, its counters and its conditions."""
+"""The steered ports of a pod proxy: a snapshot, its compiled rules, counters, and what was learnt about the app."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sidestep.snapshots.ports import PortSnapshot, RuleSnapshot
 
 
 def compile_rule(rule: RuleSnapshot) -> Rule:
-    """A rule ready to match. Raises ConfigurationError for a regular expression that RE2 refuses."""
+    """Compile a rule. Raises ConfigurationError for a regular expression that RE2 refuses."""
     rows = tuple((condition.part, condition.test, condition.name, condition.value) for condition in rule.conditions)
     wanted = from_rows(rows)
     matches = compile_filter(wanted)
@@ -30,13 +30,15 @@ def compile_rule(rule: RuleSnapshot) -> Rule:
 
 
 def compile_rules(port: PortSnapshot, known: Mapping[RuleSnapshot, Rule]) -> dict[RuleSnapshot, Rule]:
-    """The rules of a port; those that are `known` are not compiled again: 32 long regexes take 50 ms in which nothing
-    is served, and a port has up to 64 such rules. Raises ConfigurationError."""
+    """Compile the rules of a port, except those in `known`. Raises ConfigurationError.
+
+    A rule of 32 long regular expressions takes 50 ms, in which nothing is served, and a port has up to 64 rules.
+    """
     return {rule: known.get(rule) or compile_rule(rule) for rule in port.rules}
 
 
 def route_of(rules: Mapping[RuleSnapshot, Rule]) -> Route:
-    """The route of a port with these rules."""
+    """Return the route of a port with these rules."""
     return Route(
         intercepts=tuple(made for rule, made in rules.items() if rule.kind == Kind.INTERCEPT),
         wiretaps=tuple(made for rule, made in rules.items() if rule.kind == Kind.WIRETAP),
@@ -60,21 +62,22 @@ class LivePort:
         """What a probe found; UNKNOWN until one was definite."""
         self.probe: ProtocolProbe | None = None
         self.server_first = False
-        """The app began to speak on the last connection whose client did not: the next silent client is not waited
-        for. Forgotten when a client begins with HTTP or TLS, when the snapshot changes and when the app restarts."""
+        """The app spoke first on the last connection whose client was silent, so the next silent client is not waited
+        for. Reset when a client begins with HTTP or TLS, when the snapshot changes, and when the app restarts."""
         self._late_client_auth = False
 
     @property
     def on_unreadable(self) -> OnUnreadable:
         """What becomes of connections to this port that cannot be read.
 
-        An app that is told who its clients are believes what a request says about them: nothing reaches it unread.
+        An app behind `forward-client-cert` believes what a request says about its client, so nothing may reach it
+        unread.
         """
         return OnUnreadable.CLOSE if self.snapshot.forward_client_cert else OnUnreadable.PASS
 
     @property
     def late_client_auth(self) -> bool:
-        """Whether the app asks clients for certificates after the handshake: by the daemon's word, or seen here."""
+        """Whether the app asks clients for certificates after the handshake: told by the daemon, or seen here."""
         return self._late_client_auth or self.snapshot.late_client_auth
 
     def learn_late_client_auth(self) -> None:
@@ -82,7 +85,7 @@ class LivePort:
         self._late_client_auth = True
 
     def replace(self, snapshot: PortSnapshot) -> None:
-        """Apply a newer snapshot; running connections see its route from their next request on."""
+        """Apply a newer snapshot. Running connections use its route from their next request on."""
         if snapshot.rules != self.snapshot.rules:
             self._rules = compile_rules(snapshot, self._rules)
             self.steered.route = route_of(self._rules)
@@ -93,7 +96,7 @@ class LivePort:
         self.snapshot = snapshot
 
     def forget_app(self) -> None:
-        """The app is another process now: what was found out about it does not hold any more."""
+        """Drop what was learnt about the app: it is another process now."""
         self.probe_result = UNKNOWN
         self.server_first = False
         if self.probe is not None:
@@ -101,6 +104,6 @@ class LivePort:
             self.probe = None
 
     def retire(self) -> None:
-        """The port is no longer configured: everything goes to the app."""
+        """Take the rules away: the port is not configured any more, and everything goes to the app."""
         self.forget_app()
         self.steered.route = Route()

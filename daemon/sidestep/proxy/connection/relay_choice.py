@@ -1,8 +1,8 @@
-"""Which engine relays a connection, and by which policies: what it does with the unreadable, who rewrites heads.
+"""Chooses the engine that relays a connection, and its policies: what it does with the unreadable, who rewrites heads.
 
-A port with global wiretaps has its connections copied whole, whatever else becomes of them. Filtered ones see requests,
-and so does whoever wants to be told of heads: for their sake connections are read even where a global intercept takes
-them all; its handler then stands where the app would.
+Global wiretaps of a port get its connections whole, beside any other relay. Filtered wiretaps get requests, so on a
+port that has one connections are parsed even where a global intercept takes them all; the handler of that intercept
+then stands where the app would.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ H2: Final = "h2"
 def relay_for(
     protocol: str, port: LivePort, ledger: Ledger, client: TlsStream | None = None, *, global_rule: Rule | None = None
 ) -> Relay:
-    """The engine for `protocol` (an ALPN name).
+    """Return the engine for `protocol` (an ALPN name).
 
     `client` is the stream of a client that came over TLS, `global_rule` a global intercept that takes every request.
     """
@@ -53,7 +53,7 @@ def _engine(protocol: str, port: LivePort, ledger: Ledger, client: TlsStream | N
 
 
 def mirror_whole(relay: Relay, port: LivePort, ledger: Ledger) -> None:
-    """Have the connection copied as it is to the port's global wiretaps. No byte may have been given to it yet."""
+    """Copy the whole connection to the port's global wiretaps. The relay must not have received a byte yet."""
     taps = port.snapshot.global_taps
     if taps:
         number = port.steered.number
@@ -63,7 +63,7 @@ def mirror_whole(relay: Relay, port: LivePort, ledger: Ledger) -> None:
 
 
 def global_rule(port: LivePort, client: str) -> Rule | None:
-    """The global intercept that takes the connections of this client address, if there is one."""
+    """Return the global intercept that takes the connections of this client address, None if none does."""
     snapshot = port.snapshot
     if not snapshot.global_uid or client in snapshot.pass_sources:
         return None
@@ -76,7 +76,7 @@ def _never(method: bytes, path: bytes, fields: object) -> bool:
 
 
 def verified_certificate(client: TlsStream) -> bytes | None:
-    """What the client's verified certificate says (see `client_certificate`); None when it showed none."""
+    """Describe the client's verified certificate (see `client_certificate`); None when it sent none."""
     certificate = client.state.getpeercert()
     der = client.state.getpeercert(True)
     return describe(certificate, der) if certificate and der else None

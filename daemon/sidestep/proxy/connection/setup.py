@@ -48,6 +48,7 @@ from sidestep.engine.passthrough import WireRelay
 from sidestep.engine.relay import Relay
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError
+from sidestep.proxy.connection.app_connection import begin_dial
 from sidestep.proxy.connection.conductor import Conductor
 from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.connection.ends import Ends
@@ -55,7 +56,7 @@ from sidestep.proxy.connection.establishment import Established, TlsEstablishmen
 from sidestep.proxy.connection.first_bytes import PeekedBytes
 from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.connection.relay_choice import global_rule, mirror_whole, relay_for
-from sidestep.proxy.connection.setup_host import SetupHost, begin_dial
+from sidestep.proxy.connection.setup_host import SetupHost
 from sidestep.proxy.io.loop import BROKEN, Loop
 from sidestep.proxy.io.stream import TlsStream
 from sidestep.proxy.io.task import Task

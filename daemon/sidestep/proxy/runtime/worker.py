@@ -1,4 +1,4 @@
-"""The pod proxy: accepts, judges and relays the connections of one pod's steered ports.
+"""The pod proxy: accepts, classifies and relays the connections of one pod's steered ports.
 
 States, all driven by the control channel:
 
@@ -45,6 +45,7 @@ from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.connection.protocol_probe import UNKNOWN, ProbeResult, ProtocolProbe
 from sidestep.proxy.connection.request_log import RequestLog
 from sidestep.proxy.connection.setup import ConnectionSetup
+from sidestep.proxy.connection.setup_host import PendingConnection
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.channel import CARRY_DESCRIPTOR, ControlChannel
 from sidestep.proxy.control.daemon_link import DaemonLink
@@ -86,7 +87,7 @@ class Worker:
         self._log = RequestLog(self._loop, self._link)
         self._ports: dict[int, LivePort] = {}
         self._connections: set[RelayedConnection] = set()
-        self._setups: set[ConnectionSetup] = set()
+        self._setups: set[PendingConnection] = set()
         self._client_sources: IPv4Network | None = None
         self._anomalies: Counter[str] = Counter()
         self._pulse = pulse
@@ -211,7 +212,7 @@ class Worker:
                 self._readiness.exhausted(error.errno)
             setup.abandon()
 
-    def setup_over(self, setup: ConnectionSetup) -> None:
+    def setup_over(self, setup: PendingConnection) -> None:
         """A setup is over."""
         self._setups.discard(setup)
         self._exit_when_drained()

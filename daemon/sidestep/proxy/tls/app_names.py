@@ -1,8 +1,8 @@
-"""Whether an app's certificate is for a name, where OpenSSL is not asked.
+"""Whether an app's certificate is for a name, in the cases that OpenSSL does not check.
 
-OpenSSL compares names during the handshake, as clients do, but only the one that is sent as SNI. It is not asked where
-nothing is sent (the client dials an address), nor for two ways to write a name that it takes literally while clients
-do not: with a trailing dot, and with an underscore beside a wildcard. There the certificate is looked at afterwards.
+OpenSSL compares the name that is sent as SNI with the certificate during the handshake, as clients do. It does not
+compare when no SNI is sent (the client dials an address), and it takes two spellings literally that clients do not: a
+trailing dot, and an underscore beside a wildcard. In these cases the certificate is checked after the handshake.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Whether a port's certificate suits a client, tried in memory while nothing of the client has been consumed.
+"""Whether a port's certificate suits a client: a check in memory, before a byte of the client is consumed.
 
-A client may speak TLS with the app and be unable to with us: it knows no signature, curve or cipher that goes with the
-certificate of the port, while the app has another one as well. Its handshake would fail in our hands. So our side of it
-is begun between two memory BIOs with the very ClientHello; what fails there is carried end to end.
+A client may be able to speak TLS with the app and not with the proxy: it knows no signature, curve or cipher that goes
+with the port's certificate, while the app has another certificate as well. Its handshake with the proxy would fail. So
+the server side of that handshake is begun between two memory BIOs, with the client's own ClientHello; when it fails,
+TLS is passed through.
 
-That costs as much as half a handshake, but clients come in a few shapes, and a shape that was answered once is
-remembered. One that was not is tried again each time: a broken hello must not speak for the sound ones of its shape.
+The check costs as much as half a handshake, but clients come in a few shapes, and a shape that passed is remembered.
+Failures are not cached: one malformed ClientHello must not disable interception for its shape.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ MAX_SHAPES: Final = 256
 """Shapes remembered per context; browsers vary theirs on purpose (RFC 8701), a few hundred ways each."""
 
 Shape = tuple[bytes, ...]
-"""What of a ClientHello decides; see `ClientHello.shape`."""
+"""What of a ClientHello decides the check; see `ClientHello.shape`."""
 
 
 class CompatibilityCheck:
-    """What was found out, per server context, and gone with it."""
+    """The shapes that passed, for each server context; they go with the context."""
 
     def __init__(self) -> None:
         self._suited: WeakKeyDictionary[ssl.SSLContext, set[Shape]] = WeakKeyDictionary()
@@ -46,7 +47,7 @@ def _answers(context: ssl.SSLContext, hello: bytes) -> bool:
     try:
         context.wrap_bio(incoming, ssl.MemoryBIO(), server_side=True).do_handshake()
     except ssl.SSLWantReadError:
-        pass  # it has answered, and waits for what comes next
+        pass  # the server has answered and waits for the client
     except ssl.SSLError:
         return False
     return True

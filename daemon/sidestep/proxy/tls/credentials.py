@@ -1,19 +1,20 @@
 """Key material of this pod: named memfds, and the SSLContexts built from them.
 
-The daemon sends a credential as a memfd and names it by digest; `add` proves that it loads. Contexts are always built
-fresh - loading into a live one mixes old and new, and a failed load breaks it - and handed out by what they depend on:
+The daemon sends a credential as a memfd and names it by digest; `add` proves that it loads. A context is always built
+fresh: loading into a live one mixes old and new, and a failed load breaks it. Contexts are cached by what they depend
+on:
 
-downstream   (identity, client trust, client_auth, ALPN): OpenSSL's server side reads its ALPN list from the context
-             while the handshake runs, so there is one context per protocol that an app chose (two or three)
-upstream     (identity, trust, verification): the client side copies the ALPN list when the connection object is made,
-             so one context serves every list; `Upstream.wrap` sets it right before
+    downstream   (identity, client trust, client_auth, ALPN): OpenSSL's server side reads its ALPN list from the context
+                 while the handshake runs, so there is one context for each protocol that an app chose (two or three)
+    upstream     (identity, trust, verification): the client side copies the ALPN list when the connection object is
+                 made, so one context serves every list; `UpstreamContexts.wrap` sets it right before
 
-A CertificateRequest of the app is seen through the context's message callback (private, and the only way: `ssl` shows
-no such event; a test pins it). The callback costs per TLS record (1 microsecond), so an established connection is moved
-to a twin context without one. Those whose client an app could ask for a certificate after the handshake keep it:
-OpenSSL would answer in our name.
+A CertificateRequest of the app is seen through the context's message callback. It is private, and the only way: `ssl`
+shows no such event; a test pins it. The callback costs 1 microsecond for each TLS record, so an established connection
+is moved to a twin context without one. A connection whose client the app could ask for a certificate after the
+handshake keeps the callback: OpenSSL would answer in the proxy's name.
 
-Sessions for resumption are kept per (context, ALPN list, SNI, verified name): a resumed handshake skips the name check,
+Sessions for resumption are kept by (context, ALPN list, SNI, verified name). A resumed handshake skips the name check,
 so a session must never be offered under another name (measured: one of `app.test` was accepted for `evil.test`).
 """
 
@@ -59,7 +60,7 @@ def watch_certificate_requests(context: ssl.SSLContext, tell: Callable[[Any], No
 
 
 def presents_certificate(port: PortSnapshot) -> bool:
-    """Whether the app sees a certificate of ours in the place of its clients', because somebody chose that."""
+    """Whether the app is shown our certificate instead of its clients', because the port's annotations say so."""
     return port.client_auth in ("require", "request") and bool(port.upstream_identity)
 
 
@@ -72,9 +73,9 @@ class UpstreamContexts:
         self._alpn: tuple[str, ...] = ()
         self._sessions: OrderedDict[_Session, ssl.SSLSession] = OrderedDict()
         self.presents = not watches_requests
-        """A certificate of ours answers whenever the app asks for one."""
+        """Our certificate answers whenever the app asks for one."""
         self.confirms = self.presents
-        """A certificate is shown, and the app is expected to say something once it has judged it (TLS 1.3)."""
+        """A certificate is shown, and the app is expected to send something once it has verified it (TLS 1.3)."""
         if watches_requests:
             watch_certificate_requests(context, TlsStream.certificate_requested)
 
@@ -83,7 +84,7 @@ class UpstreamContexts:
     ) -> TlsStream:
         """Begin a client handshake. `late_auth`: a server could ask the client for a certificate after the handshake.
 
-        Raises OSError or ValueError (a name that `ssl` cannot send).
+        Raises OSError, or ValueError for a name that `ssl` cannot send.
         """
         context = self._context
         context.post_handshake_auth = late_auth or self.presents
@@ -98,9 +99,9 @@ class UpstreamContexts:
     def handshake_done(
         self, stream: TlsStream, *, late_auth: bool = False, on_late_auth: Callable[[], None] | None = None
     ) -> None:
-        """Handshake done: stop watching its messages, unless the app may ask for the client's certificate in TLS 1.3.
+        """Stop watching the messages of an established connection, unless the app may ask for a certificate in TLS 1.3.
 
-        (In TLS 1.2 that is a renegotiation, which OpenSSL refuses; the app then ends the connection by an alert.)
+        In TLS 1.2 it would ask by a renegotiation, which OpenSSL refuses; the app then ends the connection by an alert.
         """
         if stream.state.version() != "TLSv1.3":
             stream.on_late_auth, stream.renegotiable = on_late_auth, True
@@ -113,7 +114,7 @@ class UpstreamContexts:
     def remember(
         self, stream: TlsStream, *, alpn: tuple[str, ...], server_name: str | None, verified_name: str
     ) -> None:
-        """Keep the session of a connection that was judged good, unless it was itself resumed from the kept one."""
+        """Keep the session of a good connection, unless the connection was itself resumed from the kept one."""
         key = (alpn, server_name, verified_name)
         sessions = self._sessions
         try:
@@ -140,7 +141,7 @@ class _Pem:
 
 
 class Credentials:
-    """The store. `trust_store` is the context with the system's certificate authorities, made in the zygote."""
+    """The credentials of a pod. `trust_store` is the context with the system's authorities, made in the zygote."""
 
     def __init__(self, trust_store: ssl.SSLContext) -> None:
         self._trust_store = trust_store
@@ -151,7 +152,7 @@ class Credentials:
         """Whether a downstream context can answer a ClientHello."""
 
     def add(self, name: str, kind: str, fd: int) -> None:
-        """Take a memfd. Raises ssl.SSLError, OSError or ValueError when it does not load; the fd is closed then."""
+        """Take a memfd. Raises ssl.SSLError, OSError or ValueError when it does not load, after closing it."""
         try:
             if os.fstat(fd).st_size > MAX_PEM:
                 raise ValueError(f"credential {name} is larger than {MAX_PEM} bytes")
@@ -171,7 +172,7 @@ class Credentials:
             os.close(old.fd)
 
     def keep(self, names: set[str]) -> None:
-        """Forget every credential, and every context built from one, that is not in `names`."""
+        """Drop every credential that is not in `names`, and every context that was built from one."""
         for name in [name for name in self._pems if name not in names]:
             os.close(self._pems.pop(name).fd)
         for cache in (self._downstream, self._upstream):
@@ -182,7 +183,10 @@ class Credentials:
         return name in self._pems
 
     def downstream(self, port: PortSnapshot, alpn: str | None) -> ssl.SSLContext:
-        """The server context for one ALPN protocol (None: the extension is not answered). Raises OSError."""
+        """Return the server context for one ALPN protocol (None: the extension is not answered).
+
+        Raises OSError, or KeyError for a credential that is not there.
+        """
         key = (port.identity, port.client_trust, port.client_auth, alpn)
         context = self._downstream.get(key)
         if context is None:
@@ -195,7 +199,7 @@ class Credentials:
                 context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
                 if port.client_trust:
                     context.load_verify_locations(cafile=_path(self._pems[port.client_trust].fd))
-                # Whoever resumes a session shows no certificate: one that has expired meanwhile would go unnoticed.
+                # Resuming a session skips the certificate: one that has expired meanwhile would go unnoticed.
                 # (TLS 1.2 resumes by session ids as well, which `ssl` cannot forbid: see `handshake`.)
                 context.options |= ssl.OP_NO_TICKET
                 context.num_tickets = 0
@@ -207,7 +211,7 @@ class Credentials:
         return context
 
     def upstream(self, port: PortSnapshot) -> UpstreamContexts:
-        """The client contexts for a port. Raises OSError."""
+        """Return the client contexts for a port. Raises OSError, or KeyError for a credential that is not there."""
         shows = presents_certificate(port)
         identity = port.upstream_identity if shows else ""
         key = (identity, port.upstream_trust, port.skip_verify)
@@ -241,11 +245,11 @@ class Credentials:
 
 
 def _be_strict(context: ssl.SSLContext) -> None:
-    """No renegotiation; an end without close_notify is an error to be told apart (`ssl` hides it by default)."""
+    """Forbid renegotiation, and report an end without close_notify as an error, which `ssl` hides by default."""
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
 
 
 def _path(fd: int) -> str:
-    """A memfd as a file: only from a file does OpenSSL take certificates with trust settings."""
+    """Return the path of a memfd: OpenSSL takes certificates with trust settings from files only."""
     return f"/proc/self/fd/{fd}"

@@ -135,7 +135,7 @@ def test_want_of_descriptors_is_told_as_such(scene, monkeypatch, code):
 @pytest.mark.parametrize("code", [errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EPERM])
 def test_any_other_failure_is_a_hindrance_of_the_port_and_family(scene, code):
     place = (80, int(socket.AF_INET))
-    scene.dials._judge(app_dials._Pending(place, "127.0.0.1", print), OSError(code, "connect"))
+    scene.dials._record_outcome(app_dials._Pending(place, "127.0.0.1", print), OSError(code, "connect"))
     assert scene.told.hindrances == [Hindrance("cannot-dial", *place, code)]
     scene.dials.keep_ports(())
     scene.run(within=0.5)
@@ -170,7 +170,7 @@ def test_who_does_not_read_is_not_taken_for_cut_off():
 
 def test_an_address_that_cannot_be_dialled_from_is_left_alone_for_the_daemons_pause_only(scene):
     place = (80, int(socket.AF_INET))
-    scene.dials._judge(app_dials._Pending(place, "192.0.2.9", print), OSError(errno.EADDRNOTAVAIL, "bind"))
+    scene.dials._record_outcome(app_dials._Pending(place, "192.0.2.9", print), OSError(errno.EADDRNOTAVAIL, "bind"))
     assert scene.told.hindrances
     scene.run(lambda: not scene.told.hindrances)
     assert not scene.told.hindrances
@@ -178,5 +178,5 @@ def test_an_address_that_cannot_be_dialled_from_is_left_alone_for_the_daemons_pa
 
 def test_an_address_without_its_zone_says_nothing_about_others(scene):
     place = (80, int(socket.AF_INET6))
-    scene.dials._judge(app_dials._Pending(place, "fe80::1", print), OSError(errno.EINVAL, "connect"))
+    scene.dials._record_outcome(app_dials._Pending(place, "fe80::1", print), OSError(errno.EINVAL, "connect"))
     assert scene.told.hindrances == []

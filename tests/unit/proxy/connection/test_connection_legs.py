@@ -21,7 +21,7 @@ class Owner:
         self.notify = True
         self.endpoints = Endpoints("192.0.2.1", 1, "192.0.2.2", 80)
         self.host = SimpleNamespace(
-            lingering=set(), left=lambda endpoints, app: self.told.append(("left", app.fileno() >= 0))
+            lingering=set(), release_name=lambda endpoints, app: self.told.append(("release_name", app.fileno() >= 0))
         )
 
     def read(self, io, stream, *, hung_up=False):
@@ -133,7 +133,7 @@ def test_an_ending_gives_up_what_is_under_way(scene, ending):
 @pytest.mark.parametrize(
     ("role", "names", "told"),
     [
-        (Role.APP, [("192.0.2.2", 9)], [("left", True)]),
+        (Role.APP, [("192.0.2.2", 9)], [("release_name", True)]),
         (Role.APP, [], []),
         (Role.HANDLER, [("192.0.2.2", 9)], []),
     ],
