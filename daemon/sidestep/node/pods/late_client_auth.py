@@ -19,7 +19,7 @@ MAX_PODS = 4096
 """Pods remembered; the one that was seen longest ago is forgotten first."""
 
 
-class AskedLater:
+class LateClientAuth:
     """Remembers, for each pod, the ports whose app asks for client certificates after the handshake."""
 
     def __init__(self) -> None:

@@ -111,7 +111,7 @@ class ProxyReports:
             return
         pod = self._owner.pod
         if kind is ConditionType.CLIENT_CERTIFICATE_REQUESTED_LATER and report.text:
-            self._tools.asked_later.add(pod, report.port)
+            self._tools.late_client_auth.add(pod, report.port)
         conditions = [Condition(kind, port_subject(pod.key, report.port), report.text)] if report.text else []
         self._statements.state(report.port, kind.value, conditions)
 

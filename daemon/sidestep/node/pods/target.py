@@ -24,7 +24,7 @@ from sidestep.model.errors import RefusedError, SidestepError
 from sidestep.model.pod import Family, NetnsId, Pod, Transport
 from sidestep.netns import Netns
 from sidestep.node.conditions import Statements
-from sidestep.node.planning.plan import PodPlan
+from sidestep.node.planning.plan import PodPlan, PortPlan
 from sidestep.node.pods.client_addresses import ClientAddresses
 from sidestep.node.pods.datagram_ports import DatagramPorts, Entry
 from sidestep.node.pods.pod_counters import PodCounters
@@ -41,6 +41,7 @@ from sidestep.steering import Steering
 if TYPE_CHECKING:
     from sidestep.proxy.control.messages import Probed
     from sidestep.snapshots.hindrance import Hindrance
+    from sidestep.snapshots.ports import PortSnapshot
 
 
 class Target:
@@ -116,7 +117,9 @@ class Target:
                 for name in port.snapshot.credentials
             },
             generation=self._generation,
-            ports=tuple(self._tools.asked_later.snapshot(self.pod, self._apps.snapshot(port)) for port in plan.ports),
+            ports=tuple(
+                self._tools.late_client_auth.snapshot(self.pod, self._apps.snapshot(port)) for port in plan.ports
+            ),
             drain_timeout=drain_timeout,
             client_sources=self.client_addresses.sources,
         )
@@ -385,6 +388,10 @@ class Target:
             return ClientAddresses.attach(await self._tools.peernames(), cgroup)
         except SidestepError as error:
             return ClientAddresses.off(f"off: {error}")
+
+    def _snapshot(self, port: PortPlan) -> PortSnapshot:
+        """What the proxy is told of a port: the plan, and what is known about the app."""
+        return self._tools.late_client_auth.snapshot(self.pod, self._apps.snapshot(port))
 
     def _running(self) -> PodProxy:
         if self._proxy is None or self._steering is None or self._netns is None:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from sidestep.node.pods.late_client_auth import AskedLater
+from sidestep.node.pods.late_client_auth import LateClientAuth
 
 if TYPE_CHECKING:
     import socket
@@ -48,5 +48,5 @@ class Toolbox:
     """The programs that let apps see their clients; compiled when first asked for. Raises SidestepError."""
     on_change: Callable[[PodKey], None]
     """Called when what the target can do has changed by itself: its proxy is back, has failed, lost its app."""
-    asked_later: AskedLater = field(default_factory=AskedLater)
+    late_client_auth: LateClientAuth = field(default_factory=LateClientAuth)
     """Which apps ask for client certificates after the handshake."""

@@ -7,7 +7,7 @@ import pytest
 from sidestep.model.pod import Pod, PodKey
 from sidestep.node.planning.plan import PortPlan
 from sidestep.node.pods import late_client_auth
-from sidestep.node.pods.late_client_auth import AskedLater
+from sidestep.node.pods.late_client_auth import LateClientAuth
 from sidestep.node.pods.probed_apps import ProbedApps
 from sidestep.proxy.control.messages import Probed
 from sidestep.snapshots.ports import PortSnapshot
@@ -65,7 +65,7 @@ def pod(name: str, uid: str = "1") -> Pod:
 
 
 def test_a_port_that_asks_later_is_remembered_for_this_pod_only():
-    asked = AskedLater()
+    asked = LateClientAuth()
     asked.add(pod("orders"), 8443)
     assert asked.snapshot(pod("orders"), SNAPSHOT).late_client_auth
     assert not asked.snapshot(pod("orders", uid="2"), SNAPSHOT).late_client_auth
@@ -74,7 +74,7 @@ def test_a_port_that_asks_later_is_remembered_for_this_pod_only():
 
 def test_the_pod_that_was_seen_longest_ago_is_forgotten_first(monkeypatch):
     monkeypatch.setattr(late_client_auth, "MAX_PODS", 2)
-    asked = AskedLater()
+    asked = LateClientAuth()
     for name in ("a", "b", "a", "c"):
         asked.add(pod(name), 8443)
     assert [asked.snapshot(pod(name), SNAPSHOT).late_client_auth for name in "abc"] == [True, False, True]
