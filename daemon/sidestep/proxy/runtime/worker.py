@@ -1,15 +1,24 @@
-"""The pod proxy: accepts, classifies and relays the connections of one pod's steered ports.
+"""The worker of a pod proxy: accepts, sets up and relays the connections of one pod's steered ports.
 
-States, all driven by the control channel:
+It joins the parts of the process, carries out the daemon's messages, and is the host of all connections
+(`connection.host`).
 
-    serving    `Configure` replaces the desired state, `Credential` adds key material, `Listen`/`Unlisten` open and
-               close the tap, `Opened`/`Refused` answer our `Open`
-    draining   after `Drain`, or once the channel is closed (the daemon is gone): listeners are retired, idle
-               connections are closed, the others have until the timeout; then the process exits
+States
 
-Invariants: applying a snapshot twice changes nothing; a connection runs on under the cell of its port even when
-the port is no longer configured (everything then goes to the app); every message of the daemon that asks for an answer
-gets one; a failing callback ends its own connection only.
+    serving    `Configure` replaces the desired state, `Credential` adds key material, `Listen` and `Unlisten` begin
+               and end accepting, `Opened` and `Refused` answer our `Open`
+    draining   after `Drain`, or once the channel is closed (the daemon is gone): listeners are retired and idle
+               connections closed; the others have until the timeout
+    flushing   no connection is left: the last copies, and the last bytes to clients, have FLUSH seconds; then the
+               process ends
+
+Invariants
+
+  * Applying a snapshot twice changes nothing.
+  * A connection keeps the cell of its port (`LivePort.steered`) when the port is not configured any more; every request
+    goes to the app then.
+  * Each message of the daemon that asks for an answer gets one.
+  * A callback that raises ends its own connection only.
 """
 
 from __future__ import annotations
@@ -42,7 +51,6 @@ from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.handler_streams import HandlerStreams
 from sidestep.proxy.connection.host import RelayedConnection
 from sidestep.proxy.connection.live_ports import LivePort
-from sidestep.proxy.connection.protocol_probe import UNKNOWN, ProbeResult, ProtocolProbe
 from sidestep.proxy.connection.request_log import RequestLog
 from sidestep.proxy.connection.setup import ConnectionSetup
 from sidestep.proxy.connection.setup_host import PendingConnection
@@ -54,9 +62,11 @@ from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.splice import Pipes
 from sidestep.proxy.io.stream import PlainStream
 from sidestep.proxy.mirror.scheduler import MirrorScheduler
+from sidestep.proxy.runtime.app_probes import AppProbes
 from sidestep.proxy.runtime.condition_reports import ConditionReports
 from sidestep.proxy.runtime.heartbeat import Heartbeat
 from sidestep.proxy.runtime.listeners import Listeners
+from sidestep.proxy.runtime.live_connections import LiveConnections
 from sidestep.proxy.tls.credentials import Credentials
 from sidestep.proxy.tls.failures import late_client_auth
 
@@ -77,7 +87,7 @@ Message = messages.ToProxy
 
 
 class Worker:
-    """The process. Implements what setups and conductors ask of it (`SetupHost`)."""
+    """The process. It implements what setups and conductors ask of it (`SetupHost`)."""
 
     def __init__(self, channel: ControlChannel[Message], trust_store: ssl.SSLContext, pulse: Pulse) -> None:
         self._loop = Loop(on_crash=self._crashed)
@@ -86,8 +96,7 @@ class Worker:
         self._naming = ClientNaming(self._loop, self._link)
         self._log = RequestLog(self._loop, self._link)
         self._ports: dict[int, LivePort] = {}
-        self._connections: set[RelayedConnection] = set()
-        self._setups: set[PendingConnection] = set()
+        self._connections = LiveConnections(self._exit_when_drained)
         self._client_sources: IPv4Network | None = None
         self._anomalies: Counter[str] = Counter()
         self._pulse = pulse
@@ -96,6 +105,7 @@ class Worker:
         self._readiness = Readiness(self._loop, self._link)
         self._reports = ConditionReports(self._loop, self._link)
         self._heartbeat = Heartbeat(self._link)
+        self._probes = AppProbes(self._loop, self._link)
         self._dials = AppDials(self._loop, self._readiness)
         self.credentials = Credentials(trust_store)
         self.detection_timeout = DETECTION_TIMEOUT
@@ -196,15 +206,15 @@ class Worker:
     # --- connections ------------------------------------------------------------------------------------------------
 
     def descriptors(self) -> int:
-        """Those in use, and those that what was accepted will need: an app for each client, handlers asked for."""
-        connections = len(self._connections) + len(self._setups)
-        used = max(len(self._loop) + len(self._setups), 2 * connections)
+        """Descriptors in use, and those that accepted connections will need: one to the app each, and streams to
+        handlers that were asked for."""
+        used = max(len(self._loop) + len(self._connections.setups), 2 * self._connections.count)
         return used + 2 * self.pipes.open + len(self._handlers)
 
     def _accepted(self, port: LivePort, sock: socket.socket, endpoints: Endpoints) -> None:
         port.counters["accepted"] += 1
         setup = ConnectionSetup(self._loop, sock, port=port, endpoints=endpoints, host=self)
-        self._setups.add(setup)
+        self._connections.begin(setup)
         try:
             setup.begin()
         except OSError as error:
@@ -213,45 +223,41 @@ class Worker:
             setup.abandon()
 
     def setup_over(self, setup: PendingConnection) -> None:
-        """A setup is over."""
-        self._setups.discard(setup)
-        self._exit_when_drained()
+        """Note that a setup is over."""
+        self._connections.setup_over(setup)
 
     def opened(self, connection: RelayedConnection) -> None:
-        """A connection runs."""
-        self._connections.add(connection)
+        """Note that a connection is relayed."""
+        self._connections.opened(connection)
 
     def closed(self, connection: RelayedConnection) -> None:
-        """A connection is over."""
-        self._connections.discard(connection)
+        """Note that a connection is closed; take its names back, and count its anomaly."""
         if connection.endpoints.names:
             self.release_names(connection.endpoints)
         anomaly = connection.relay.anomaly
         if anomaly:
             self._anomalies[anomaly] += 1
             connection.port.counters["wired"] += 1
-        self._exit_when_drained()
+        self._connections.closed(connection)
 
     def report(self, port: LivePort, kind: ConditionType, text: str) -> None:
         """Tell the daemon about a condition, when it changes (`ConditionReports`)."""
         self._reports.report(port, kind, text)
 
     def late_client_auth_seen(self, port: LivePort) -> None:
-        """The app asks clients for certificates after the handshake. Those it can ask come back to be carried."""
+        """The app asks clients for certificates after the handshake: from now on such connections are passed through.
+
+        Idle ones that are opened are ended; their clients connect again.
+        """
         if port.late_client_auth:
             return
         port.learn_late_client_auth()
         failure = late_client_auth(port.snapshot)
         self.report(port, failure.type, failure.text)
-        self._loop.later(0.0, lambda: self._send_back(port))
-
-    def _send_back(self, port: LivePort) -> None:
-        for connection in [each for each in self._connections if each.port is port and each.app_tls is not None]:
-            if connection.relay.idle and connection.allows_late_auth:
-                connection.retire()
+        self._loop.later(0.0, lambda: self._connections.retire_late_auth(port))
 
     def dial_app(self, endpoints: Endpoints, done: Done) -> Callable[[], None]:
-        """Connect to the app, named after the client if the app can be told."""
+        """Connect to the app, named after the client if the node can do that; returns a function that cancels."""
         naming = None
         if self._client_sources is not None:
             if self._naming.is_possible:
@@ -271,7 +277,7 @@ class Worker:
         return self._naming.name(endpoints, peer, peer_port, answered)
 
     def _unnamed(self, endpoints: Endpoints) -> None:
-        """The app will see the pod's own address in the place of this client's."""
+        """Count a connection for which the app sees the pod's own address instead of the client's."""
         port = self._ports.get(endpoints.port)
         if port is not None:
             port.counters["clients_unnamed"] += 1
@@ -285,30 +291,8 @@ class Worker:
         self._naming.release_names(endpoints)
 
     def observe_protocol(self, port: LivePort, endpoints: Endpoints, *, tls: bool) -> None:
-        """Probe the app of a port whose protocol nobody stated, unless what is known holds."""
-        snapshot = port.snapshot
-        known = port.probe_result.tls
-        if known is None and port.probe is None and "probe" in (snapshot.tls, snapshot.http2):
-            port.probe = ProtocolProbe(
-                self._loop,
-                endpoints.host,
-                endpoints.port,
-                tls=tls,
-                server_name=snapshot.upstream_name or None,
-                timeout=snapshot.probe_timeout,
-                done=lambda result: self._probed(port, result),
-            )
-        elif known is not None and known is not tls:
-            self._probed(port, UNKNOWN)  # contradicted: the next connection probes again
-
-    def _probed(self, port: LivePort, result: ProbeResult) -> None:
-        port.probe = None
-        if result.definite or port.probe_result.definite:
-            words = (_known(result.tls), _known(result.http2), result.alpn, result.asks_certificate)
-            number = port.steered.number
-            certificate = result.certificate if len(result.certificate) <= messages.MAX_CERTIFICATE else b""
-            self._link.advise(messages.Probed(self._link.next_seq(), number, *words, certificate))
-        port.probe_result = result
+        """A client has begun with TLS or with HTTP in clear: probe the app unless it is known what it speaks."""
+        self._probes.observe(port, endpoints, tls=tls)
 
     def no_app(self, port: LivePort, host: str) -> None:
         """Tell the daemon that a dial to the app was refused."""
@@ -339,7 +323,7 @@ class Worker:
         )
 
     def _refuse(self, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
-        """There is no descriptor to spare: what can go to the app does."""
+        """Refuse a stream: the last descriptors are reserved. Requests that can go to the app do."""
         return self._loop.later(0.0, lambda: done(None)).cancel
 
     def _open_flow(self, key: Key, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
@@ -359,15 +343,19 @@ class Worker:
         ports: dict[int, Mapping[str, int]] = {number: port.counters for number, port in self._ports.items()}
         if self._datagrams.counters:
             ports[0] = self._datagrams.counters
-        self._heartbeat.beat(len(self._connections) + len(self._setups), ports, self._anomalies)
+        self._heartbeat.beat(self._connections.count, ports, self._anomalies)
         if self._draining:
-            self._close_idle()
+            self._connections.retire_idle(self._loop.now - IDLE_GRACE)
 
     def _end_cut_off(self) -> None:
-        """End connections whose app a firewall has cut off: their clients come again, and are to find the app."""
-        for connection in [connection for connection in self._connections if connection.is_cut_off]:
-            self._dials.cut_off(connection.endpoints)
-            self._loop.later(LEAD, connection.abandon)
+        """End connections whose app does not acknowledge any more, for instance behind a new firewall rule.
+
+        `AppDials` is told first, so that their clients, who connect again, reach the app itself.
+        """
+        for connection in [*self._connections.relayed]:
+            if connection.is_cut_off:
+                self._dials.cut_off(connection.endpoints)
+                self._loop.later(LEAD, connection.abandon)
 
     def _tell_losses(self) -> None:
         losses = self.ledger.gate.take_losses()
@@ -379,7 +367,7 @@ class Worker:
         self._log.flush()
 
     def _orphaned(self) -> None:
-        """The daemon is gone: its link and maps went with it, so the app gets every new connection already."""
+        """The daemon is gone. Its sk_lookup link and maps ended with it: the app gets new connections already."""
         self._handlers.refuse_all()
         self._drain(self._drain_timeout)
 
@@ -391,24 +379,12 @@ class Worker:
         self._loop.later(timeout, self._drain_over)
         self._exit_when_drained()
 
-    def _close_idle(self, *, grace: float = IDLE_GRACE) -> None:
-        """End connections that have been idle for a while: a busy client is idle between any two of its requests."""
-        latest = self._loop.now - grace
-        for connection in [
-            connection for connection in self._connections if connection.relay.idle and connection.active <= latest
-        ]:
-            connection.retire()
-
     def _sweep(self) -> None:
         self._loop.later(SWEEP, self._sweep)
-        latest = self._loop.now - LEFT_IDLE
-        for connection in [
-            connection for connection in self._connections if connection.active <= latest and connection.relay.left
-        ]:
-            connection.retire()
+        self._connections.retire_left(self._loop.now - LEFT_IDLE)
 
     def _exit_when_drained(self) -> None:
-        if not self._draining or self._connections or self._setups or self._listeners.are_retiring:
+        if not self._draining or self._connections.count or self._listeners.are_retiring:
             return
         self._tell_losses()
         if self.lingering or not self.mirror_scheduler.is_idle:
@@ -417,16 +393,13 @@ class Worker:
             self._loop.stop()
 
     def _drain_over(self) -> None:
-        for setup in list(self._setups):
-            setup.abandon()
-        for connection in list(self._connections):
-            connection.abandon()
+        self._connections.abandon()
         self._listeners.close_retired()
         self._datagrams.close()
         self._loop.stop()
 
     def _crashed(self, owner: object, error: Exception) -> None:
-        """A callback raised: count it, say so, end what it belonged to."""
+        """A callback raised: count it, write a line, end the connection that it belonged to."""
         self._anomalies["internal-error"] += 1
         if isinstance(error, MemoryError):
             self._readiness.out_of_memory()
@@ -441,7 +414,7 @@ class Worker:
         if abandon is not None:
             try:
                 abandon()
-            except Exception:  # noqa: BLE001 - the last fence: what is half torn down must not end the others
+            except Exception:  # noqa: BLE001 - a connection that cannot even be ended must not end the others
                 self._anomalies["internal-error"] += 1
 
 
@@ -449,10 +422,6 @@ def _owned(fd: int | None) -> int:
     if fd is None:
         raise PeerError("a descriptor is missing")
     return fd
-
-
-def _known(answer: bool | None) -> str:
-    return "unknown" if answer is None else "yes" if answer else "no"
 
 
 def run(channel: ControlChannel[Message], trust_store: ssl.SSLContext, pulse: Pulse) -> None:

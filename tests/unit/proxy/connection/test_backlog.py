@@ -43,7 +43,7 @@ def received(sock, size):
 
 def queued(scene):
     """Bytes that wait in all conductors."""
-    return sum(leg.queued for conductor in scene.worker._connections for leg in conductor.relay.legs)
+    return sum(leg.queued for conductor in scene.worker._connections.relayed for leg in conductor.relay.legs)
 
 
 def connections(scene, request):
@@ -61,7 +61,7 @@ def connections(scene, request):
         app.settimeout(PATIENCE)
         client.settimeout(PATIENCE)
         scene.stack.enter_context(small(app, socket.SO_RCVBUF))
-        for conductor in scene.worker._connections:
+        for conductor in scene.worker._connections.relayed:
             for leg in (conductor.relay.client, conductor.relay.app):
                 if leg.io is not None and leg.io.stream is not None:
                     small(leg.io.stream.sock, socket.SO_SNDBUF)
@@ -119,7 +119,7 @@ def test_a_connection_that_ends_gives_back_what_it_held(scene):
     scene.run(lambda: scene.worker.backlog.held, within=5)
     assert scene.worker.backlog.held > 0
     client.close()
-    scene.run(lambda: not scene.worker._connections, within=5)
+    scene.run(lambda: not scene.worker._connections.relayed, within=5)
     assert scene.worker.backlog.held == 0
 
 

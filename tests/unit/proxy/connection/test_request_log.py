@@ -129,7 +129,7 @@ def test_bytes_of_a_head_are_shown_as_utf_8_and_what_is_not_is_replaced(received
         fields=((b"x-a", received),),
     )
     connection = SimpleNamespace(
-        relay=SimpleNamespace(diverted=[request]),
+        relay=SimpleNamespace(mirror=SimpleNamespace(notes=[request])),
         port=SimpleNamespace(counters=Counter(), steered=SimpleNamespace(number=80)),
         endpoints=SimpleNamespace(client="::1", client_port=1),
     )

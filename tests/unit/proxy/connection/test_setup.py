@@ -47,17 +47,17 @@ def said(scene, sock):
 
 def relayed(scene):
     """The one connection that is relayed, once its setup is over."""
-    scene.run(lambda: scene.worker._connections, within=5)
-    (connection,) = scene.worker._connections
-    assert not scene.worker._setups
+    scene.run(lambda: scene.worker._connections.relayed, within=5)
+    (connection,) = scene.worker._connections.relayed
+    assert not scene.worker._connections.setups
     return connection
 
 
 def is_reset(scene, client):
     """Whether the client's connection was reset, and nothing of it is left."""
     scene.run(lambda: select.select([client], [], [], 0)[0], within=5)
-    assert not scene.worker._setups
-    assert not scene.worker._connections
+    assert not scene.worker._connections.setups
+    assert not scene.worker._connections.relayed
     try:
         return client.recv(1) == b""
     except ConnectionResetError:
@@ -187,7 +187,7 @@ def test_abandoning_resets_both_ends_and_is_told_once(scene, moment):
         scene.worker.detection_timeout = 60.0
     scene.accept()
     app = app_of(scene) if moment != "waiting" else None
-    (setup,) = scene.worker._setups
+    (setup,) = scene.worker._connections.setups
     for _ in range(2):
         setup.abandon()
     assert is_reset(scene, client)
@@ -204,8 +204,8 @@ def test_a_client_that_breaks_while_the_app_shakes_hands_ends_the_setup(scene):
     app = app_of(scene)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     client.close()
-    scene.run(lambda: not scene.worker._setups, within=5)
-    assert not scene.worker._setups
+    scene.run(lambda: not scene.worker._connections.setups, within=5)
+    assert not scene.worker._connections.setups
     with contextlib.suppress(ConnectionResetError):
         while app.recv(4096):
             pass

@@ -103,7 +103,7 @@ def test_a_client_that_ends_within_its_first_message_costs_nothing_and_is_a_wire
     client = scene.client(scene.port(), first)
     scene.accept()
     client.shutdown(socket.SHUT_WR)
-    scene.run(lambda: scene.worker._connections)
+    scene.run(lambda: scene.worker._connections.relayed)
     app, _ = scene.app.accept()
     with app:
         assert scene.run(within=0.5) < 0.25
@@ -125,7 +125,7 @@ def test_a_client_that_breaks_during_the_handshake_with_the_app_is_gone(scene):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         client.close()
         assert scene.run(within=0.5) < 0.25
-        assert not scene.worker._setups
+        assert not scene.worker._connections.setups
         app.settimeout(5)
         with contextlib.suppress(ConnectionResetError):
             while app.recv(4096):
@@ -144,8 +144,8 @@ def test_a_first_message_with_much_behind_it_is_still_judged(scene):
         while sent < len(head + body):
             sent += client.send((head + body)[sent:])
     scene.accept()
-    scene.run(lambda: scene.worker._connections)
-    (conductor,) = scene.worker._connections
+    scene.run(lambda: scene.worker._connections.relayed)
+    (conductor,) = scene.worker._connections.relayed
     assert conductor.relay.anomaly is None
 
 
@@ -185,7 +185,7 @@ def test_an_idle_connection_of_a_draining_proxy_ends_without_a_reset(scene):
         assert client.recv(100).endswith(b"\r\n\r\n")
 
         def cross():
-            scene.worker._close_idle(grace=0.0)
+            scene.worker._connections.retire_idle(scene.worker._loop.now)
             client.sendall(b"GET /late HTTP/1.1\r\nHost: a\r\n\r\n")
 
         scene.worker._draining = True
@@ -319,7 +319,7 @@ def test_words_before_a_quick_end_inside_tls_reach_the_app(scene):
     for thread in threads:
         thread.join(10)
     assert found == [b"GET", b""]
-    scene.run(lambda: not scene.worker._connections, within=3)
+    scene.run(lambda: not scene.worker._connections.relayed, within=3)
     scene.worker.credentials.keep(set())
 
 
@@ -343,7 +343,10 @@ def test_without_a_server_name_the_app_is_verified_by_the_port_s_or_not_at_all(s
     thread = threading.Thread(target=serve)
     thread.start()
     scene.run(
-        lambda: port.conditions or (scene.worker._setups and not next(iter(scene.worker._setups))._ends.client),
+        lambda: (
+            port.conditions
+            or (scene.worker._connections.setups and not next(iter(scene.worker._connections.setups))._ends.client)
+        ),
         within=3,
     )
     assert list(port.conditions) == ([] if name == "app.test" else [ConditionType.UPSTREAM_UNVERIFIED])
@@ -521,7 +524,7 @@ def test_what_is_told_to_a_daemon_that_hangs_does_not_end_the_proxy(scene):
         scene.worker.no_app(port, "10.0.0.2")
         text = "" if number % 2 else "something"
         scene.worker.report(port, ConditionType.ALPN_UNSUPPORTED, text)
-        scene.worker._probed(port, ProbeResult(number % 2 == 0))
+        scene.worker._probes._probed(port, ProbeResult(number % 2 == 0))
     assert not scene.worker._draining
     assert scene.worker._link.is_backlogged
 
