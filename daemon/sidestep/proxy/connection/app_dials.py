@@ -41,8 +41,8 @@ ANSWERS: Final = frozenset({0, errno.ECONNREFUSED, errno.ECONNRESET})
 ONE_DIAL: Final = frozenset({errno.EINVAL})
 """Errors of one dial only: the address needs a zone."""
 PASSING: Final = frozenset({errno.EADDRNOTAVAIL})
-"""Errors after which the app is not dialled again, because no dial can tell whether they are over: no port is free at
-the address, or the pod has lost it."""
+"""Errors of a trial after which the hindrance is taken back, because no dial can tell when they are over: no port is
+free at the address, or the pod has lost it."""
 
 CANNOT_DIAL: Final = "cannot-dial"
 

@@ -17,18 +17,23 @@ from sidestep.proxy.io.loop import Loop
 class Scene:
     """An acceptor on a real listener."""
 
-    def __init__(self, listener, *, room=lambda: True):
+    def __init__(self, listener, *, room=lambda: True, port=None):
         self.crashes, self.accepted, self.outcomes, self.retired = [], [], [], False
+        self.endpoints = []
         self.loop = Loop(on_crash=lambda owner, error: self.crashes.append(error))
         self.listener = listener
         self.acceptor = Acceptor(
             self.loop,
             listener.dup(),
-            listener.getsockname()[1],
-            accepted=lambda sock, endpoints: self.accepted.append(sock),
+            port or listener.getsockname()[1],
+            accepted=self.take,
             has_room=room,
             outcome=self.outcomes.append,
         )
+
+    def take(self, sock, endpoints):
+        self.accepted.append(sock)
+        self.endpoints.append(endpoints)
 
     def run(self, until=lambda: False, within=5.0):
         """Step the loop; returns the CPU seconds it took."""
@@ -140,3 +145,72 @@ def test_what_goes_on_failing_is_told_and_tried_ever_more_rarely(scene, error):
         failing.errors.clear()
         scene.run(lambda: scene.accepted)
         assert scene.outcomes[-1] == 0
+
+
+def test_who_connected_to_whom_is_told_with_a_socket_that_does_not_block(listener):
+    scene = Scene(listener)
+    with client(listener) as sock:
+        scene.run(lambda: scene.accepted)
+        (accepted,), (endpoints,) = scene.accepted, scene.endpoints
+        assert (endpoints.client, endpoints.client_port) == sock.getsockname()
+        assert (endpoints.host, endpoints.port) == listener.getsockname()
+        assert not accepted.getblocking()
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        accepted.close()
+    scene.acceptor.close()
+    scene.loop.close()
+
+
+def test_an_ipv6_listener_tells_ipv4_addresses_as_such():
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
+        scene = Scene(listener)
+        with socket.create_connection(("127.0.0.1", listener.getsockname()[1])):
+            scene.run(lambda: scene.accepted)
+            (endpoints,) = scene.endpoints
+            assert (endpoints.client, endpoints.host) == ("127.0.0.1", "127.0.0.1")
+        scene.accepted[0].close()
+        scene.acceptor.close()
+        scene.loop.close()
+
+
+def test_a_connection_that_was_made_to_another_port_is_closed(listener):
+    """Whoever is inside the pod can reach the listener past the steered port."""
+    scene = Scene(listener, port=1)
+    with client(listener) as sock:
+        sock.settimeout(5)
+        scene.run(within=0.2)
+        assert sock.recv(1) == b""
+    assert not scene.accepted
+    scene.acceptor.close()
+    scene.loop.close()
+
+
+def test_without_room_nothing_is_accepted_until_there_is(listener):
+    room = []
+    scene = Scene(listener, room=lambda: bool(room))
+    with client(listener):
+        assert scene.run(within=0.3) < 0.15
+        assert not scene.accepted
+        room.append(True)
+        scene.run(lambda: scene.accepted)
+        assert scene.accepted
+    assert not scene.outcomes
+    scene.accepted[0].close()
+    scene.acceptor.close()
+    scene.loop.close()
+
+
+def test_a_burst_leaves_other_descriptors_their_turn(listener, monkeypatch):
+    monkeypatch.setattr(acceptor, "BURST", 2)
+    scene = Scene(listener)
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(client(listener))
+        assert not scene.acceptor.accept()
+        assert len(scene.accepted) == 2
+        scene.run(lambda: len(scene.accepted) == 5)
+        assert len(scene.accepted) == 5
+        for sock in scene.accepted:
+            stack.enter_context(sock)
+    scene.acceptor.close()
+    scene.loop.close()
