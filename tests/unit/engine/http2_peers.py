@@ -20,6 +20,7 @@ from hyperframe.frame import SettingsFrame
 from sidestep.engine.http2.relay import Http2Relay
 from sidestep.engine.mirror.copy_leg import CopyLeg
 from sidestep.engine.mirror.ledger import Ledger
+from sidestep.engine.mirror.producer import Mirror
 from sidestep.engine.mirror.wiretaps import wiretap_mirror
 from sidestep.engine.relay import Ending, Leg, Role
 from sidestep.policy.route import Route, Rule, SteeredPort
@@ -245,6 +246,7 @@ class Shell:
         rules: tuple[Rule, ...] = (rule(),),
         taps: tuple[Rule, ...] = (),
         ledger: Ledger | None = None,
+        mirror: Mirror | None = None,
         limits: Http2Limits = DEFAULT_LIMITS,
         rng: random.Random | None = None,
         chunk: int = 1 << 20,
@@ -253,7 +255,7 @@ class Shell:
         self.chunk = chunk
         self.port = SteeredPort(80, Route(rules, taps))
         ledger = ledger or Ledger()
-        self.mirror = wiretap_mirror(ledger, port=80)
+        self.mirror = wiretap_mirror(ledger, port=80) if mirror is None else mirror
         self.relay = Http2Relay(self.port, tls=False, limits=limits, mirror=self.mirror, budget=ledger.budget)
         self.limits = limits
         self.client = client

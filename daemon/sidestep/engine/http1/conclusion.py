@@ -87,7 +87,7 @@ class Conclusion:
         state = self._state
         if anomaly is not None:
             self._relay.anomaly = anomaly
-            self._feed.anomaly(anomaly)
+            self._relay.mirror.anomaly(anomaly)
         if self._closes and (anomaly is not None or not state.client_ended or state.unread or rest):
             if anomaly is not None or not self._peers.responses.ends_with_connection:
                 self.end(Ending.CLOSE)

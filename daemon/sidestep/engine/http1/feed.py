@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.mirror.events import (
     HTTP1,
-    Anomaly,
     Answerer,
     ProtocolSwitched,
     RequestHead,
@@ -122,11 +121,6 @@ class Http1Feed:
         for exchange in [*self._mirror.responses]:
             if exchange != but:
                 self._mirror.cut(exchange)
-
-    def anomaly(self, reason: str) -> None:
-        """The connection cannot be read any more."""
-        if self._mirror.is_listening:
-            self._mirror.tell(Anomaly(reason), 0)
 
     # --- answers ----------------------------------------------------------------------------------------------------
 

@@ -79,10 +79,19 @@ class FromApp:
                 self._conclusion.become_wire(reader.anomaly)
                 return
             elif reader.ends_with_connection:
-                self._conclusion.become_wire(None, listened=self._feed.answering if flags & LISTENED_TO else 0)
+                self._conclusion.become_wire(None, listened=self._goes_on(flags, data[at:]))
                 return
         if state.client in HELD_BACK and not awaited:
             self._from_client.proceed()
+
+    def _goes_on(self, flags: int, body: bytes) -> int:
+        """The response lasts to the end of the connection: its exchange, 0 if nobody listens."""
+        if not flags & LISTENED_TO:
+            return 0
+        exchange = self._feed.answering
+        if body:
+            self._relay.mirror.response_data(exchange, body)
+        return exchange
 
     def read_unasked(self, data: bytes) -> None:
         """Take bytes that answer no request."""

@@ -8,7 +8,7 @@
     ToApp             writes the app
     ToClient          writes the client: the app's frames, ours at their boundaries, the connection window
     Diversion         diverted streams and the HTTP/2 connections to handlers (`Link`) on which they are answered
-    Http2Feed         what the mirror is told
+    Http2Feed         what the mirror is told; AppResponses reads what the app answers, if somebody listens to that
 
 Each part is given the ones it uses, and nothing else: writers and states know no readers, no part knows `Connection`.
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sidestep.engine.http2.app_connection import AppConnection
+from sidestep.engine.http2.app_responses import AppResponses
 from sidestep.engine.http2.diversion import Diversion
 from sidestep.engine.http2.feed import Http2Feed
 from sidestep.engine.http2.from_app import FromApp
@@ -47,6 +48,7 @@ class Connection:
 
     __slots__ = (
         "app",
+        "app_responses",
         "budget",
         "decoder",
         "diversion",
@@ -67,8 +69,10 @@ class Connection:
         self.decoder = decoder = RequestDecoder(limits, rewriter)
         self.settings = settings = PendingSettings(state, decoder)
         self.feed = feed = Http2Feed(relay)
+        self.app_responses = AppResponses(feed, limits) if relay.mirror.hears_responses else None
+        """Reads what the app answers, for those who listen; None when nobody can."""
         self.to_app = to_app = ToApp(relay.app)
-        self.to_client = to_client = ToClient(relay.client, state, settings)
+        self.to_client = to_client = ToClient(relay.client, state, settings, feed)
         self.app = app = AppConnection(relay.app, state, settings, to_client)
         self.diversion = diversion = Diversion(
             relay, state, budget, app=app, settings=settings, to_client=to_client, feed=feed

@@ -1,10 +1,14 @@
-"""What an HTTP/2 relay tells its mirror: requests by stream, whoever answers them."""
+"""What an HTTP/2 relay tells its mirror: requests and responses by stream, whoever answers.
+
+Requests are told as they are read from the client. Responses of the app are told as they are read from it
+(`AppResponses`), those of handlers and our own as they are written to the client (`ToClient`).
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sidestep.engine.mirror.events import H2, RequestHead
+from sidestep.engine.mirror.events import H2, Answerer, RequestHead, ResponseHead
 from sidestep.protocols.hpack import list_size
 
 if TYPE_CHECKING:
@@ -15,14 +19,15 @@ if TYPE_CHECKING:
 
 
 class Http2Feed:
-    """One per HTTP/2 relay. `requests` are the streams whose body somebody wants."""
+    """One per HTTP/2 relay. `requests` are the streams whose body somebody wants, `responses` those whose answer."""
 
-    __slots__ = ("_mirror", "_relay", "requests")
+    __slots__ = ("_mirror", "_relay", "requests", "responses")
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
         self._mirror: Mirror = relay.mirror
         self.requests = relay.mirror.requests
+        self.responses = relay.mirror.responses
 
     def begin(self, stream: int, head: Head, block: Block, *, ends: bool) -> None:
         """A new stream that somebody may want; `ends` when it has no body."""
@@ -51,12 +56,39 @@ class Http2Feed:
             else:
                 self._mirror.cut(stream)
 
+    # --- responses --------------------------------------------------------------------------------------------------
+
+    def response_block(self, stream: int, by: Answerer, block: Block, *, ends: bool) -> None:
+        """A header block of a response that is wanted: an interim or final head, or trailers."""
+        fields = block.fields
+        if fields and fields[0][0] == b":status" and fields[0][1].isdigit():
+            event = ResponseHead(stream, by, int(fields[0][1][:3]), b"", block, self._relay.now)
+            self._mirror.tell(event, stream, list_size(fields))
+            if ends:
+                self._mirror.response_end(stream)
+        elif ends:
+            self._mirror.response_end(stream, block, list_size(fields))
+
+    def response_data(self, stream: int, data: bytes) -> None:
+        """Data of a response, without padding."""
+        self._mirror.response_data(stream, data)
+
+    def response_end(self, stream: int) -> None:
+        """The response is whole, without trailers."""
+        self._mirror.response_end(stream)
+
+    def lose_responses(self) -> None:
+        """What the app answers can not be told any more."""
+        self._mirror.hears_responses = False
+        self.responses.clear()
+        self._mirror.anomaly("h2-unreadable-responses")
+
     def cut(self, stream: int) -> None:
         """Nothing more of this stream will come."""
-        if stream in self.requests or stream in self._mirror.responses:
+        if stream in self.requests or stream in self.responses:
             self._mirror.cut(stream)
 
     def cut_all(self) -> None:
         """Nothing more of any stream will come."""
-        for stream in [*self.requests, *self._mirror.responses]:
+        for stream in [*self.requests, *self.responses]:
             self._mirror.cut(stream)

@@ -109,6 +109,8 @@ class Http2Relay(Relay):
                 connection.from_client.receive(data)
             elif leg is self.app:
                 connection.from_client.idle.level = 0
+                if connection.app_responses is not None:
+                    connection.app_responses.receive(data)
                 connection.from_app.receive(data)
                 if connection.from_client.waits:
                     connection.from_client.resume()
@@ -364,6 +366,7 @@ class Http2Relay(Relay):
         if not connection.state.mixed:
             self._wire(self.anomaly)
             return
+        self.mirror.anomaly(self.anomaly)
         if connection.to_client.middle:
             self.client.end(Ending.ABORT)
         else:
@@ -378,6 +381,7 @@ class Http2Relay(Relay):
         """Join client and app for good, or close."""
         connection = self._connection
         self.anomaly = reason
+        self.mirror.anomaly(reason)
         if self._closes:
             connection.diversion.cancel_all()
             self.client.end(Ending.CLOSE)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.http2.app_queue import AppQueue
 from sidestep.engine.http2.exchange import ResponseState
+from sidestep.engine.mirror.events import Answerer
 from sidestep.protocols.hpack import DEFAULT_CAPACITY, Block, size_updates
 from sidestep.protocols.http2 import (
     DATA,
@@ -45,6 +46,7 @@ from sidestep.protocols.http2 import (
 
 if TYPE_CHECKING:
     from sidestep.engine.http2.exchange import Exchange
+    from sidestep.engine.http2.feed import Http2Feed
     from sidestep.engine.http2.pending_settings import Entries, PendingSettings
     from sidestep.engine.http2.state import ConnectionState
     from sidestep.engine.relay import Leg
@@ -56,6 +58,7 @@ class ToClient:
     """The writing end towards the client."""
 
     __slots__ = (
+        "_feed",
         "_initial",
         "_owed",
         "_ready",
@@ -73,8 +76,9 @@ class ToClient:
         "window",
     )
 
-    def __init__(self, leg: Leg, state: ConnectionState, settings: PendingSettings) -> None:
+    def __init__(self, leg: Leg, state: ConnectionState, settings: PendingSettings, feed: Http2Feed) -> None:
         self.leg = leg
+        self._feed = feed
         self._state = state
         self._settings = settings
         self.window = WINDOW
@@ -212,6 +216,8 @@ class ToClient:
             del self._ready[exchange]
             if exchange.response_ended and not exchange.delivered:
                 self.leg.write(frame(DATA, END_STREAM, exchange.stream))
+                if self._feed.responses:
+                    self._feed.response_end(exchange.stream)
                 self._end(exchange)
             return False
         item = items[0]
@@ -219,6 +225,8 @@ class ToClient:
             items.popleft()
             ends = exchange.response_ended and not items
             self.leg.write(header_frames(exchange.stream, self.with_size_update(item.literal), end_stream=ends))
+            if exchange.stream in self._feed.responses:
+                self._feed.response_block(exchange.stream, _answerer(exchange), item, ends=ends)
         else:
             size = min(self.window, exchange.window, FRAME)
             if size <= 0:
@@ -238,6 +246,10 @@ class ToClient:
             exchange.update_charge()
             ends = exchange.response_ended and not items
             self.leg.write(frame(DATA, END_STREAM if ends else 0, exchange.stream, item))
+            if exchange.stream in self._feed.responses:
+                self._feed.response_data(exchange.stream, item)
+                if ends:
+                    self._feed.response_end(exchange.stream)
             if exchange.link is not None:
                 exchange.link.passed_on(exchange, size)
         if ends:
@@ -252,3 +264,9 @@ class ToClient:
         exchange.response_state = ResponseState.DELIVERED
         self._ready.pop(exchange, None)
         self.delivered.append(exchange)
+
+
+def _answerer(exchange: Exchange) -> Answerer:
+    if exchange.link is None:
+        return Answerer.SIDESTEP
+    return Answerer.APP if exchange.to_app else Answerer.HANDLER

@@ -28,6 +28,7 @@ from sidestep.engine.mirror.events import (
     RESPONSE,
     RESPONSE_BODY,
     WHOLE,
+    Anomaly,
     ConnectionEnd,
     ConnectionStart,
     ExchangeCut,
@@ -69,6 +70,7 @@ class Mirror:
         "_make",
         "_may_catch_up",
         "_sinks",
+        "hears_responses",
         "notes",
         "opening",
         "queue",
@@ -77,11 +79,19 @@ class Mirror:
         "whole",
     )
 
-    def __init__(self, make: MakeSinks = _no_sinks, may_catch_up: Callable[[], bool] = _always) -> None:
+    def __init__(
+        self,
+        make: MakeSinks = _no_sinks,
+        may_catch_up: Callable[[], bool] = _always,
+        *,
+        hears_responses: bool = False,
+    ) -> None:
         self._make = make
         self._may_catch_up = may_catch_up
         self._is_made = False
         self._has_ended = False
+        self.hears_responses = hears_responses
+        """A sink may want responses. An HTTP/2 relay must know from the first byte: see `http2.app_responses`."""
         self._sinks: tuple[Sink, ...] = ()
         self.queue: EventQueue | None = None
         """What waits to be consumed; None until the first event."""
@@ -110,7 +120,7 @@ class Mirror:
         interest = NOTHING
         for sink in self._sinks if self._is_made else self._make_sinks():
             interest |= sink.wants(exchange, offer)
-        return interest
+        return interest if self.hears_responses else interest & ~RESPONSE
 
     def release(self, exchange: int) -> None:
         """A sink wants no more of an exchange, or less: see whether another does."""
@@ -222,6 +232,11 @@ class Mirror:
         if exchange in self.requests or exchange in self.responses:
             self._forget(exchange)
             self.tell(ExchangeCut(exchange), exchange)
+
+    def anomaly(self, reason: str) -> None:
+        """Something cannot be read any more; a stable, short reason."""
+        if self._sinks:
+            self._put(Anomaly(reason))
 
     def diverted(self, exchange: int, rule: Rule, method: bytes, target: bytes, authority: bytes) -> None:
         """A request is given to a handler: sessions are always told of that."""

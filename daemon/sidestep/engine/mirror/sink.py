@@ -15,6 +15,8 @@ What a sink can rely on:
     * An event that found no room is counted in a `Gap`, which names the exchanges that end there. A head that found no
       room is told by `missed`, at once, in place of `consume`.
     * A sink that wants no more of an exchange calls `Source.release`; once no sink holds it the relay queues no more.
+    * Responses are told if the mirror was made for sinks that may want them (`Mirror.hears_responses`): HTTP/2 header
+      blocks can only be decoded from the first one of a connection.
     * An exception ends the mirroring of this connection, and nothing else.
 
 Whole connections. A sink that is added to the mirror with an interest in the exchange WHOLE gets all bytes of the

@@ -76,7 +76,7 @@ class ConnectionHost:
 class Scene:
     """A tapped connection between two sockets, relayed by a real conductor on a real loop."""
 
-    def __init__(self, stack, limits=None, *, whole=False, refuses=False, protocol="http/1.1"):
+    def __init__(self, stack, limits=None, *, whole=False, refuses=False, protocol="http/1.1", mirror=None):
         self.crashes = []
         self.loop = Loop(on_crash=self._crashed)
         stack.callback(self.loop.close)
@@ -85,7 +85,7 @@ class Scene:
         self.ledger = Ledger(limits, self.host.mirror_scheduler.gate)
         taps = () if whole else (EVERYTHING,)
         engine = Http2Relay if protocol == "h2" else Http1Relay
-        mirror = wiretap_mirror(self.ledger, port=80)
+        mirror = mirror or wiretap_mirror(self.ledger, port=80)
         relay = engine(SteeredPort(80, Route((), taps)), tls=False, mirror=mirror)
         if whole:
             copy_whole(mirror, [EVERYTHING], self.ledger)

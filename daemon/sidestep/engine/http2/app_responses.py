@@ -1,0 +1,178 @@
+"""Tells the mirror what the app answers: an observer of the app's bytes beside `FromApp`, which decodes nothing.
+
+It exists only for connections whose mirror may want responses (`Mirror.hears_responses`), from their first byte on:
+each header block changes the HPACK context of the next, so all are decoded, wanted or not.
+
+    between frames   the frame header is kept until it is whole
+    in a frame       DATA of a stream that is wanted is told as it comes, without padding; header blocks are kept
+                     until they are whole (`Http2Limits.passed_block`); everything else is skipped
+    blind            a block could not be decoded or was too large: no response can be told any more
+
+The events say what the app has said, whatever the relay changes on the way. Resets and ends of connections are told by
+`Http2Feed.cut`. Answers of handlers and of our own are told when they are written (`ToClient`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sidestep.engine.mirror.events import Answerer
+from sidestep.model.errors import PeerError
+from sidestep.protocols.hpack import DEFAULT_CAPACITY, Memo, State
+from sidestep.protocols.http2 import (
+    CONTINUATION,
+    DATA,
+    DEFAULT_LIMITS,
+    END_HEADERS,
+    END_STREAM,
+    HEADER,
+    HEADER_SIZE,
+    HEADERS,
+    PADDED,
+    PUSH_PROMISE,
+    STREAM,
+    Http2Error,
+    Http2Limits,
+    split_headers,
+)
+
+if TYPE_CHECKING:
+    from sidestep.engine.http2.feed import Http2Feed
+
+_unpack = HEADER.unpack_from
+_RESPONSES: Final = Memo(DEFAULT_LIMITS.memo)
+"""Response blocks of apps that anybody listened to: a pure cache, bounded in bytes."""
+_PROMISED: Final = 4
+"""Bytes of the promised stream's id in PUSH_PROMISE."""
+
+
+class AppResponses:
+    """See the module."""
+
+    __slots__ = (
+        "_blind",
+        "_block",
+        "_ends",
+        "_feed",
+        "_kept",
+        "_limits",
+        "_memo",
+        "_padding",
+        "_promises",
+        "_rest",
+        "_state",
+        "_stream",
+    )
+
+    def __init__(self, feed: Http2Feed, limits: Http2Limits) -> None:
+        self._feed = feed
+        self._limits = limits
+        self._memo = _RESPONSES if limits is DEFAULT_LIMITS else Memo(limits.memo)
+        self._state = State((), 0, DEFAULT_CAPACITY, limits.table, -1)
+        """Any table size that we follow is allowed: whether the client has allowed it is the client's business."""
+        self._blind = False
+        self._kept = b""
+        """The beginning of a frame that is read whole, or of its header."""
+        self._rest = 0
+        """Bytes still to come of a frame that is cut through, ..."""
+        self._stream = 0
+        """... the stream to which its DATA is told; 0: it is skipped, ..."""
+        self._padding = 0
+        """... and how many of these bytes, the last ones, are padding."""
+        self._ends = False
+        """END_STREAM of the frame or header block at hand."""
+        self._block: list[bytes] | None = None
+        """Fragments of a header block that is being continued."""
+        self._promises = False
+        """That block is of a PUSH_PROMISE."""
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes of the app. Never raises for what they are."""
+        if self._blind:
+            return
+        if self._rest:
+            size = min(self._rest, len(data))
+            self._cut_through(data[:size])
+            data = data[size:]
+        try:
+            self._kept = self._read(self._kept + data if self._kept else data)
+        except PeerError:
+            self._go_blind()
+
+    def _go_blind(self) -> None:
+        self._blind = True
+        self._kept = b""
+        self._block = None
+        self._feed.lose_responses()
+
+    def _read(self, data: bytes) -> bytes:
+        """Read frames; what could not be read is returned. Raises Http2Error, HpackError."""
+        position, end = 0, len(data)
+        while end - position >= HEADER_SIZE:
+            high, low, kind, flags, stream = _unpack(data, position)
+            stream &= STREAM
+            payload = position + HEADER_SIZE
+            stop = payload + (high << 8 | low)
+            if kind == DATA:
+                if flags & PADDED and payload == end and stop > payload:
+                    break
+                self._begin_data(data, payload, stop, flags, stream)
+                position = min(stop, end)
+                continue
+            if kind in (HEADERS, CONTINUATION, PUSH_PROMISE):
+                if stop - position > self._limits.passed_block:
+                    raise Http2Error("h2-header-size")
+                if stop > end:
+                    break
+                self._on_block(kind, flags, stream, data[payload:stop])
+            elif stop > end:
+                self._stream, self._padding, self._rest = 0, 0, stop - end
+                return b""
+            position = min(stop, end)
+        return data[position:]
+
+    # --- DATA -------------------------------------------------------------------------------------------------------
+
+    def _begin_data(self, data: bytes, payload: int, stop: int, flags: int, stream: int) -> None:
+        padding = 0
+        if flags & PADDED and stop > payload:
+            padding = data[payload]
+            payload += 1
+        self._padding = min(padding, stop - payload)
+        self._stream = stream if stream in self._feed.responses else 0
+        self._ends = bool(flags & END_STREAM)
+        self._rest = stop - payload
+        self._cut_through(data[payload:stop])
+
+    def _cut_through(self, data: bytes) -> None:
+        """Payload of the frame at hand, no more."""
+        size = min(len(data), max(0, self._rest - self._padding))
+        self._rest -= len(data)
+        if self._stream:
+            if size:
+                self._feed.response_data(self._stream, data[:size])
+            if not self._rest and self._ends:
+                self._feed.response_end(self._stream)
+
+    # --- header blocks ----------------------------------------------------------------------------------------------
+
+    def _on_block(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == CONTINUATION:
+            if self._block is None:
+                raise Http2Error("h2-continuation")
+            self._block.append(payload)
+        else:
+            _, fragment = split_headers(payload, flags)
+            self._promises = kind == PUSH_PROMISE
+            self._block = [fragment[_PROMISED:] if self._promises else fragment]
+            self._ends = kind == HEADERS and bool(flags & END_STREAM)
+        if sum(map(len, self._block)) > self._limits.passed_block:
+            raise Http2Error("h2-header-size")
+        if flags & END_HEADERS:
+            fragments, self._block = self._block, None
+            block = self._memo.decode(
+                self._state, b"".join(fragments), list_limit=self._limits.passed_list, table_limit=self._limits.table
+            )
+            self._state = block.state
+            if not self._promises and stream in self._feed.responses:
+                self._feed.response_block(stream, Answerer.APP, block, ends=self._ends)
