@@ -8,13 +8,11 @@ number that neither knows is taken as an undeclared container port (declarations
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from sidestep.model.errors import RefusedError
 from sidestep.model.intercept import Intercept, WorkloadRef
 from sidestep.model.inventory import Inventory
-from sidestep.model.pod import ContainerPort, Pod, Service, Transport
-from sidestep.policy.pod_ports import PodPorts, ResolvedPort, listed
+from sidestep.model.pod import Pod
+from sidestep.policy.pod_ports import listed
 
 KIND_ALIASES = {
     "deploy": "deployment",
@@ -85,18 +83,6 @@ def pods_of(intercept: Intercept, inventory: Inventory) -> tuple[Pod, ...]:
             f"{workload} in namespace {intercept.namespace} has no pod {intercept.pod} (it has: {there})"
         )
     return chosen
-
-
-def resolve_port(
-    port: str, pod: Pod, services: Iterable[Service], *, transport: Transport = Transport.TCP
-) -> tuple[ResolvedPort, ...]:
-    """As `PodPorts.resolve`, for one question about a pod and its services."""
-    return PodPorts(pod, services).resolve(port, transport=transport)
-
-
-def describe_port(port: ContainerPort, pod: Pod, services: Iterable[Service]) -> ResolvedPort:
-    """As `PodPorts.describe`, for one question about a pod and its services."""
-    return PodPorts(pod, services).describe(port)
 
 
 def _owned_by(namespace: str, name: str, kind: str, kinds: set[str], inventory: Inventory) -> bool:

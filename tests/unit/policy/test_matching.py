@@ -1,6 +1,7 @@
 import itertools
 import re
 import time
+from collections import OrderedDict
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,17 @@ from hypothesis import strategies as st
 from sidestep.config.filters import MAX_CONDITIONS, parse_filter
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
-from sidestep.policy.matching import MAX_REGEX_LENGTH, MAX_STEPS, compile_filter, from_rows, normal_form, to_rows
+from sidestep.policy import matching
+from sidestep.policy.matching import (
+    MAX_REGEX_LENGTH,
+    MAX_STEPS,
+    compile_filter,
+    from_rows,
+    needle_of,
+    normal_form,
+    prove,
+    to_rows,
+)
 
 FIELDS = [
     (b"host", b"orders.shop:8443"),
@@ -270,3 +281,62 @@ def test_a_usual_regex_reads_a_whole_head():
     match = compile_filter(parse_filter(headers=["cookie=~(^|; )user=(ada|bob)(;|$)"]))
     assert match(b"GET", b"/", [(b"cookie", b"x" * 60_000 + b"; user=ada")])
     assert MAX_STEPS // 128 >= 64 * 1024
+
+
+@pytest.mark.parametrize(
+    ("options", "needle"),
+    [
+        ({}, b""),
+        ({"methods": ["GET"]}, b""),
+        ({"headers": ["x-dev=me"]}, b"\nx-dev:"),
+        ({"headers": ["host=a.test", "x-dev"]}, b"\nx-dev:"),
+        ({"headers": ["host=A.test"]}, b"a.test"),
+        ({"headers": ["accept", "host=A.test"]}, b"a.test"),
+        ({"headers": ["accept"]}, b"\naccept:"),
+        ({"headers": ["accept="]}, b"\naccept:"),
+        ({"headers": ["cookie=é"]}, b"\ncookie:"),
+        ({"headers": ["cookie=~a"]}, b"\ncookie:"),
+    ],
+)
+def test_the_needle_is_in_every_head_that_matches(options, needle):
+    assert needle_of(parse_filter(**options)) == needle
+
+
+def test_a_filter_is_proved_once_and_a_bad_one_never():
+    sound = parse_filter(headers=["x-proved-here=~^a+$"])
+    before = set(matching._PROVED)
+    prove(sound)
+    assert len(set(matching._PROVED) - before) == 1
+    prove(sound)
+    assert len(set(matching._PROVED) - before) == 1
+    bad = Filter((HeaderCondition("x-dev", HeaderTest.REGEX, "("),))
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="invalid regex"):
+            prove(bad)
+
+
+def test_the_memory_of_proved_filters_is_bounded(monkeypatch):
+    monkeypatch.setattr(matching, "MAX_PROVED", 2)
+    monkeypatch.setattr(matching, "_PROVED", OrderedDict())
+    filters = [parse_filter(headers=[f"x-{number}=a"]) for number in range(4)]
+    for wanted in filters:
+        prove(wanted)
+    assert len(matching._PROVED) == 2
+
+
+def test_methods_alone_decide():
+    assert matches(methods=["GET", "POST"])
+    assert not matches(method=b"PUT", methods=["GET", "POST"])
+
+
+@pytest.mark.parametrize("field", ["value", "name", "path", "method"])
+def test_what_is_not_text_is_refused(field):
+    surrogate = "\udc80"
+    wanted = {
+        "value": Filter((HeaderCondition("x-dev", HeaderTest.EXACT, surrogate),)),
+        "name": Filter((HeaderCondition(surrogate, HeaderTest.PRESENT, ""),)),
+        "path": Filter(paths=(PathCondition(PathTest.EQUAL, surrogate),)),
+        "method": Filter(methods=(surrogate,)),
+    }[field]
+    with pytest.raises(ConfigurationError, match="not valid UTF-8"):
+        compile_filter(wanted)

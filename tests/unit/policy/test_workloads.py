@@ -3,9 +3,9 @@ import pytest
 from sidestep.model.errors import RefusedError
 from sidestep.model.intercept import Intercept, Kind, WorkloadRef
 from sidestep.model.inventory import Inventory
-from sidestep.model.pod import ContainerPort, Owner, Pod, PodKey, Service, ServicePort, Transport
+from sidestep.model.pod import Owner, Pod, PodKey, Service
 from sidestep.model.workload import LabelSelector, Workload, WorkloadKey
-from sidestep.policy.workloads import describe_port, find_workload, parse_workload, pods_of, resolve_port
+from sidestep.policy.workloads import find_workload, parse_workload, pods_of
 
 
 def pod(name, *owners, ports=(), namespace="shop", labels=None, ended=False):
@@ -110,109 +110,12 @@ def test_what_is_no_workload_is_refused(text):
         parse_workload(text)
 
 
-# --- ports ----------------------------------------------------------------------------------------------------------
-
-UDP = Transport.UDP
-PORTS = (
-    ContainerPort(8443, name="https", container="app"),
-    ContainerPort(8080, name="web", container="app"),
-    ContainerPort(9090, container="metrics"),
-    ContainerPort(5353, UDP, name="dns", container="app"),
-    ContainerPort(8080, UDP, name="quic", container="app"),
-)
-POD = pod("orders-1", ports=PORTS, labels={"app": "orders"})
-FRONT = Service(
-    "shop",
-    "front",
-    {"app": "orders"},
-    (
-        ServicePort(443, "https", "secure", "https"),
-        ServicePort(80, 8080, "plain"),
-        ServicePort(9090, 8080, "clash"),
-        ServicePort(7000, 7001, "undeclared"),
-        ServicePort(53, "dns", "dns", transport=UDP),
-        ServicePort(1, "missing", "broken"),
-    ),
-)
-SECOND = Service("shop", "second", {"app": "orders"}, (ServicePort(443, 8080, "tls", "http"), ServicePort(81, 8080)))
-
-
-@pytest.mark.parametrize(
-    ("text", "transport", "numbers"),
-    [
-        ("443", Transport.TCP, [8443]),
-        ("secure", Transport.TCP, [8443]),
-        ("plain", Transport.TCP, [8080]),
-        ("80", Transport.TCP, [8080]),
-        ("8443", Transport.TCP, [8443]),
-        ("https", Transport.TCP, [8443]),
-        ("web", Transport.TCP, [8080]),
-        ("9090", Transport.TCP, [8080]),
-        ("7000", Transport.TCP, [7001]),
-        ("7001", Transport.TCP, [7001]),
-        ("6000", Transport.TCP, [6000]),
-        ("53", UDP, [5353]),
-        ("dns", UDP, [5353]),
-        ("8080", UDP, [8080]),
-        ("quic", UDP, [8080]),
-    ],
-)
-def test_resolve_port(text, transport, numbers):
-    found = resolve_port(text, POD, [FRONT], transport=transport)
-    assert [each.port.number for each in found] == numbers
-    assert all(each.port.transport is transport for each in found)
-
-
-@pytest.mark.parametrize(
-    ("text", "transport"),
-    [
-        ("dns", Transport.TCP),
-        ("web", UDP),
-        ("nothing", Transport.TCP),
-        ("0", Transport.TCP),
-        ("65536", Transport.TCP),
-        ("080x", Transport.TCP),
-        ("", Transport.TCP),
-        ("missing", Transport.TCP),
-        ("broken", Transport.TCP),
-        ("\u0668\u0660", Transport.TCP),
-        ("-1", Transport.TCP),
-        ("1" * 5000, Transport.TCP),
-    ],
-)
-def test_an_unknown_port_lists_the_ports_there_are(text, transport):
-    with pytest.raises(RefusedError) as caught:
-        resolve_port(text, POD, [FRONT], transport=transport)
-    assert "443 (secure) of service front" in str(caught.value)
-    assert "8443 (https)" in str(caught.value)
-    assert "5353/UDP (dns)" in str(caught.value)
-    assert len(str(caught.value)) < 1000
-
-
-def test_one_name_in_two_services_may_mean_two_ports():
-    assert [each.port.number for each in resolve_port("443", POD, [SECOND, FRONT])] == [8443, 8080]
-
-
-def test_a_port_is_described_by_all_service_ports_that_lead_to_it():
-    (found,) = resolve_port("web", POD, [SECOND, FRONT])
-    assert [each.number for each in found.service_ports] == [80, 9090, 443, 81]
-    assert found.app_protocol == "http"
-    facts = found.facts()
-    assert facts.names == {"web", "plain", "clash", "tls"}
-    assert facts.numbers == {8080, 80, 9090, 443, 81}
-    assert found == describe_port(PORTS[1], POD, [FRONT, SECOND])
-
-
-def test_undeclared_ports_say_so():
-    (found,) = resolve_port("6000", POD, [FRONT])
-    assert not found.declared
-    assert found.port == ContainerPort(6000)
-    assert resolve_port("8443", POD, [FRONT])[0].declared
-
-
 def test_services_of_a_pod():
+    orders = pod("orders-1", labels={"app": "orders"})
+    front = Service("shop", "front", {"app": "orders"})
+    second = Service("shop", "second", {"app": "orders"})
     other = Service("shop", "other", {"app": "web"})
     headless = Service("shop", "none", {})
     elsewhere = Service("prod", "front", {"app": "orders"})
-    whole = inventory(POD, services=[SECOND, FRONT, other, headless, elsewhere])
-    assert [each.name for each in whole.services_of(POD)] == ["front", "second"]
+    whole = inventory(orders, services=[second, front, other, headless, elsewhere])
+    assert [each.name for each in whole.services_of(orders)] == ["front", "second"]
