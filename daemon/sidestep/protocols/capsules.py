@@ -15,8 +15,6 @@ MAX_PAYLOAD: Final = 65535
 """Bytes of one UDP payload (RFC 9298 section 5)."""
 _DATAGRAM: Final = 0
 _CONTEXT: Final = b"\x00"
-_MAX_HEADER: Final = 16
-"""Bytes of type and length, each a variable-length integer of at most 8."""
 
 
 def varint(value: int) -> bytes:
@@ -80,8 +78,6 @@ class Decoder:
         kind = read_varint(held, at)
         length = read_varint(held, kind[1]) if kind is not None else None
         if kind is None or length is None:
-            if len(held) - at > _MAX_HEADER:
-                raise PeerError("a capsule without a header")
             return None
         if length[0] > MAX_PAYLOAD + 1:
             raise PeerError(f"a capsule of {length[0]} bytes is too long for a datagram")

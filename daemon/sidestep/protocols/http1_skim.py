@@ -110,10 +110,7 @@ def _other_than(text: bytes) -> bytes:
 def _length(low: bytes) -> int | None:
     if b"content_length" in low:
         return None
-    at = low.find(_LENGTH)
-    if at < 0:
-        return 0
-    at += len(_LENGTH)
+    at = low.index(_LENGTH) + len(_LENGTH)
     if _LENGTH in low[at:]:
         return None
     body = read_length(low[at : low.index(b"\r", at)].removeprefix(b" "))

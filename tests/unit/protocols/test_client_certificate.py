@@ -97,3 +97,19 @@ def test_other_fields_stay(name):
     head = b"GET /x-forwarded-client-cert: HTTP/1.1\r\nHost: a\r\n" + name + b": x-forwarded-client-cert: y\r\n\r\n"
     assert rewrite_head(head, None) == head
     assert strip_trailer(name + b": 1\r\n\r\n") == name + b": 1\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [("#a", "\\\\#a"), (" a", "\\\\ a"), ("a ", "a\\\\ "), (" ", "\\\\ "), ("a#b c", "a#b c")],
+)
+def test_a_subject_is_escaped_as_rfc_2253_says(value, shown):
+    names = {"subject": ((("commonName", value),),)}
+    assert describe(names, b"").endswith(f';Subject="CN={shown}"'.encode())
+
+
+def test_decoded_fields_are_rewritten_alike():
+    fields = ((b"host", b"a"), (b"x_forwarded-client_cert", b"spoof"), (b"b", b"1"))
+    assert rewrite_fields(fields, None) == ((b"host", b"a"), (b"b", b"1"))
+    assert rewrite_fields(fields, b"v") == ((b"host", b"a"), (b"b", b"1"), (b"x-forwarded-client-cert", b"v"))
+    assert rewrite_fields(fields[:1], None) == fields[:1]

@@ -227,3 +227,33 @@ def test_the_largest_hello(size, accepted):
     data = fragment(b"\x01" + vector(3, body), 10_000)
     assert len(data) <= client_hello.MAX_BYTES
     assert isinstance(parse(data), ClientHello) is accepted
+
+
+@pytest.mark.parametrize(
+    ("extensions", "allowed"),
+    [
+        ([extension(43, vector(1, b"\x03\x03"))], True),
+        ([extension(43, vector(1, b"\x03\x04\x03\x03"))], False),
+        ([extension(43, vector(1, b"\x03\x04")), extension(49, b"")], True),
+        ([], True),
+    ],
+)
+def test_who_can_be_asked_for_a_certificate_later(extensions, allowed):
+    parsed = parse(hello(*extensions))
+    assert isinstance(parsed, ClientHello)
+    assert parsed.allows_late_auth is allowed
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        hello(suites=b"\x13\x01\x13"),
+        hello(extension(43, vector(1, b"\x03\x04") + b"x")),
+        hello(extension(43, vector(1, b"\x03\x04\x03"))),
+        hello(extension(16, vector(2, vector(1, b"h2")) + b"x")),
+        hello(sni(b"a") + b""[:0], session=b"s" * 33),
+    ],
+    ids=["odd suites", "bytes after the versions", "half a version", "bytes after ALPN", "a long session id"],
+)
+def test_lengths_that_do_not_add_up(data):
+    assert parse(data) == NotTls("malformed")

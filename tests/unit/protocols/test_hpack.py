@@ -253,3 +253,32 @@ def test_the_memo_is_bounded_in_bytes() -> None:
             memo.decode(hpack.INITIAL, b"\x00\x01a\x04%04d" % number, **LIMITS)
         assert memo.size <= 20_000
         assert len(memo._blocks) <= 40
+
+
+def test_an_allowance_that_changes_nothing_keeps_the_state() -> None:
+    assert hpack.INITIAL.with_allowed(hpack.DEFAULT_CAPACITY) is hpack.INITIAL
+    lower = hpack.INITIAL.with_allowed(100)
+    assert lower.floor == 100
+    assert lower.with_allowed(100) is lower
+    assert lower.with_allowed(200).floor == 100
+
+
+def test_long_values_and_huffman_strings_are_coded_without_a_memo() -> None:
+    value = b"v" * (hpack.SHORT_VALUE + 1)
+    assert decode(hpack.encode([(b"x-long", value)])).fields == ((b"x-long", value),)
+    text = b"t" * (4 * hpack_huffman.SHORT)
+    assert hpack_huffman.decode(huffman.encode(text)) == text
+
+
+def test_a_block_writes_its_literals_once() -> None:
+    block = decode(b"\x40\x01a\x01b\x10\x01c\x01d")
+    assert block.literal == b"\x00\x01a\x01b\x10\x01c\x01d"
+    assert block.literal is block.literal
+
+
+def test_a_block_too_long_to_keep_is_not_kept() -> None:
+    memo = hpack.Memo(1 << 20)
+    data = b"\x00\x01a" + hpack.integer(hpack.REMEMBERED, 7, 0) + b"v" * hpack.REMEMBERED
+    for _ in range(3):
+        memo.decode(hpack.INITIAL, data, **LIMITS)
+    assert memo.size == 0

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sidestep.protocols import http1_messages, http1_responses
 from sidestep.protocols.chunked import BROKEN, MORE, ChunkedBody
-from sidestep.protocols.http1 import CONNECT, HEAD, Http1Limits, parse_request
+from sidestep.protocols.http1 import CONNECT, HEAD, Http1Limits, RequestHead, parse_request
 from sidestep.protocols.http1_requests import RequestReader
 from sidestep.protocols.http1_responses import ResponseReader
 
@@ -211,3 +211,70 @@ def test_remembered_heads_are_bounded():
         assert len(http1_responses._remembered) <= 8
     http1_responses.recall(b"HTTP/1.1 200 OK\r\nETag: " + b"x" * 100 + b"\r\n\r\n", limits)
     assert all(len(head) <= 100 for head in http1_responses._remembered)
+
+
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_spoilt_line_end_after_a_chunk_is_refused(at):
+    good = b"1\r\na\r\n0\r\n\r\n"
+    if good[at : at + 1] in b"\r\n":
+        spoilt = good[:at] + b"x" + good[at + 1 :]
+        assert follow(spoilt, [len(spoilt)]) == follow(spoilt, [1] * len(spoilt)) == BROKEN
+
+
+@pytest.mark.parametrize("step", [1, 3, 100])
+def test_requests_are_followed_to_the_end(step):
+    data = (
+        b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
+        b"GET /b HTTP/1.1\r\nHost: a\r\n\r\n"
+        b"POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"
+        b"GET /d"
+    )
+    reader = RequestReader()
+    targets, ended = [], 0
+    for piece in cut(data, [step] * len(data)):
+        at = 0
+        while at < len(piece):
+            at = reader.read(piece, at)
+            if reader.event == http1_messages.HEADED:
+                head = parse_request(reader.head)
+                assert isinstance(head, RequestHead)
+                targets.append(head.target)
+                reader.begin(head.body)
+                ended += not head.body
+            ended += reader.event == http1_messages.COMPLETE
+    assert targets == [b"/a", b"/b", b"/c"]
+    assert ended == 3
+    assert reader.in_head
+    assert reader.take() == b"GET /d"
+    assert not reader.in_head
+
+
+@pytest.mark.parametrize(
+    ("data", "anomaly"),
+    [
+        (b"HTTP/1.1 200 OK\r\nA: " + b"a" * 100, "h1-response-head-too-large"),
+        (b"HTTP/1.1 200 OK\r\nA: " + b"a" * 100 + b"\r\n\r\n", "h1-response-head-too-large"),
+        (b"HTTP/1.1 200 OK\r\nA : b\r\n\r\n", "h1-response-field"),
+        (b"HTTP/2 200\r\n", "h1-response-start-line"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", "h1-response-chunk"),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_the_anomalies_of_responses_are_named_as_such(data, anomaly, step):
+    reader = ResponseReader(Http1Limits(head=100))
+    for piece in cut(data, [step] * len(data)):
+        at = 0
+        while at < len(piece) and reader.event != http1_messages.BROKEN:
+            at = reader.read(piece, at, 0)
+    assert reader.anomaly == anomaly
+
+
+def test_a_body_until_the_end_of_the_connection_goes_on():
+    reader = ResponseReader()
+    data = b"HTTP/1.0 200 OK\r\n\r\n"
+    assert reader.read(data, 0, 0) == len(data)
+    assert reader.event == http1_messages.FINAL
+    assert reader.ends_with_connection
+    for _ in range(3):
+        assert reader.read(b"more", 0, 0) == 4
+        assert reader.event == http1_messages.MORE

@@ -117,3 +117,32 @@ def test_too_many_fields_are_not_known():
     head = b"GET / HTTP/1.1\r\nHost: orders.test\r\n" + b"a:\r\n" * (LIMITS.fields + 1) + b"\r\n"
     assert SKIMMER.skim(head) is None
     assert isinstance(parse_request(head), str)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"Content_Length: 5\r\n",
+        b"Content-Length: 5\r\nContent_Length: 5\r\n",
+        b"Content-Length: 5\r\nContent-Length: 5\r\n",
+        b"Content-Length: 5x\r\n",
+        b"Content-Length:\r\n",
+    ],
+)
+def test_a_length_that_is_not_certain_is_not_known(lines):
+    head = b"POST / HTTP/1.1\r\nHost: orders.test\r\n" + lines + b"\r\n"
+    assert SKIMMER.skim(head) is None
+
+
+def test_rules_of_method_and_path_are_asked():
+    seen = []
+
+    def test(method, path, fields):
+        seen.append((method, path, fields))
+        return path == b"/mine"
+
+    skimmer = Skimmer((), (test,), LIMITS)
+    rest = b" HTTP/1.1\r\nHost: orders.test\r\n\r\n"
+    assert skimmer.skim(b"GET /yours?a=b" + rest) == 0
+    assert skimmer.skim(b"PUT /mine?a=b" + rest) is None
+    assert seen == [(b"GET", b"/yours", ()), (b"PUT", b"/mine", ())]

@@ -101,3 +101,12 @@ def test_headers_are_split(payload: bytes, flags: int, expected: tuple[bytes, by
 def test_impossible_headers_are_refused(payload: bytes, flags: int) -> None:
     with pytest.raises(Http2Error):
         http2.split_headers(payload, flags)
+
+
+@pytest.mark.parametrize("size", [16378, 16379, 16384, 16385, 32768, 49152])
+def test_a_block_is_cut_where_frames_are_full(size: int) -> None:
+    for priority in (b"", b"\x00\x00\x00\x05\x10"):
+        frames = parse(http2.header_frames(1, b"b" * size, end_stream=True, priority=priority))
+        assert sum(len(one.data) for one in frames) == size
+        assert len(frames) == -(-(size + len(priority)) // http2.FRAME)
+        assert all(one.body_len == http2.FRAME for one in frames[:-1])

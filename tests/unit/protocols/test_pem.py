@@ -115,3 +115,57 @@ def test_blocks_are_written_as_they_are_read():
     (key,) = blocks(KEY, limit=1)
     assert key.label in KEYS
     assert not key.encrypted
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (ROWS[0] + b"\n" + ROWS[1] + b"\n" + ROWS[2] + ROWS[-1], "it has an empty line within its data"),
+        (ROWS[0] + b"\n" + b"AAAA\n" + ROWS[1] + ROWS[-1], "it has a short line within its data"),
+        (ROWS[0] + b"\n" + b"A" * 65 + b"\n" + ROWS[-1], "its lines are longer than 64 characters"),
+        (ROWS[0] + b"AAA\n" + ROWS[-1], "its data is not base64"),
+        (ROWS[0] + b"A@AA\n" + ROWS[-1], "its data is not base64"),
+        (ROWS[0] + ROWS[-1], "it has no data"),
+        (ROWS[0] + b"-AAAA\n" + ROWS[-1], "it has no data"),
+        (ROWS[0] + b"AAAA\n", "it has no -----END line"),
+        (ROWS[0] + b"AAAA\n-----END X-----\n", "its -----END line names something else"),
+        (ROWS[0] + b"Foo: bar\n\nAAAA\n" + ROWS[-1], "it has header fields or an empty line within its data"),
+    ],
+)
+def test_what_is_wrong_with_a_block_is_told(text, problem):
+    (block,) = blocks(text, limit=10)
+    assert block.problem == problem
+    assert not block.der
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+        b"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END RSA PRIVATE KEY-----\n",
+    ],
+)
+def test_a_key_under_a_passphrase_says_so(text):
+    (block,) = blocks(text, limit=1)
+    assert block.encrypted
+    assert not block.problem
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (CHAIN.decode().encode("utf-16"), "it is UTF-16 text"),
+        (CHAIN.decode().encode("utf-16-le"), "it is UTF-16 text"),
+        (b"0\x82\x03\xff", "it is DER"),
+        (BROKEN["indented"], "its lines are indented"),
+        (b"-----BEGIN CERTIFICATE-----\rAAAA\r", "its lines do not end in line feeds"),
+    ],
+)
+def test_what_a_file_without_a_block_is(text, reason):
+    assert foreign(text).startswith(reason)
+
+
+def test_a_nul_ends_a_line_and_an_empty_one_the_file():
+    assert [each.problem for each in blocks(CHAIN.replace(b"-----\n", b"-----\0x\n"), limit=5)] != []
+    assert list(blocks(b"\0\n" + CHAIN, limit=5)) == []
+    assert foreign(b"hello") == ""

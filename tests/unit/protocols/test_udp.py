@@ -41,3 +41,26 @@ def test_what_is_too_short_is_no_packet(data):
 def test_arbitrary_bytes_never_raise(data):
     udp.parse(data)
     udp.parse4(data)
+
+
+def ipv4(first: int, protocol: int = 17, length: int = 20) -> bytes:
+    return bytes([first]) + bytes(8) + bytes([protocol]) + bytes(length - 10) + udp.packet(1, 2, b"x")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [ipv4(0x65), ipv4(0x44), ipv4(0x45, protocol=6), ipv4(0x4F), ipv4(0x45)[:24], b""],
+    ids=["IPv6", "a header of 16 bytes", "TCP", "options beyond the end", "cut", "nothing"],
+)
+def test_what_is_no_udp_over_ipv4_is_refused(data):
+    assert udp.parse4(data) is None
+
+
+def test_a_plain_ipv4_packet():
+    assert udp.parse4(ipv4(0x45)) == (bytes(4), bytes(4), 1, 2, b"x")
+
+
+def test_a_checksum_of_zero_is_sent_as_ones():
+    """RFC 768: zero means that there is none."""
+    assert udp.checksum4(b"\xff\xff\xff\xee", bytes(4), b"") == 0xFFFF
+    assert udp.checksum4(bytes(4), bytes(4), b"a") == 0xFFFF - 0x11 - 1 - 0x6100
