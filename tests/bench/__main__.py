@@ -62,7 +62,7 @@ class Bench:
 
     def table(self) -> list[str]:
         """Everything as text."""
-        lines = [each.line() for each in (*self.measured, *self.figures)]
+        lines = [each.line() for each in self.measured] + [each.line() for each in self.figures]
         for each in self.growth:
             lines += each.lines()
         return lines

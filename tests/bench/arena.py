@@ -163,7 +163,7 @@ def _go_proxy(scene: Shop, place: Path) -> Iterator[Process]:
     subprocess.run(["go", "build", "-o", str(binary), str(source)], env=environment, check=True, timeout=300)
     files = [place / "tls" / "tls.crt", place / "tls" / "tls.key", place / "ca.crt"]
     ip = scene.space.ip
-    command = [binary, f"{ip}:{GO_TLS}", *files, f"{ip}:{TLS_PORT}", HOST]
+    command: list[str | Path] = [binary, f"{ip}:{GO_TLS}", *files, f"{ip}:{TLS_PORT}", HOST]
     words = scene.space.pod.enter(["taskset", "-c", str(PROXY_CORE), *command])
     with Process(words, log=place / "go.log", environment={"GOMAXPROCS": "1"}) as process:
         until(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+from typing import Any
 
 from tests.e2e import images
 from tests.e2e import product as products
@@ -129,7 +130,12 @@ def test_a_pod_in_the_nodes_network(cluster, product, shop):
     """It shares the node's addresses with everybody: refused, and said so."""
     spec = shops.pod_spec(hostNetwork=True)
     spec["containers"][0].pop("readinessProbe")
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "host", "labels": {"app": "host"}}, "spec": spec}
+    pod: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "host", "labels": {"app": "host"}},
+        "spec": spec,
+    }
     pod["metadata"]["annotations"] = {shops.CERTIFICATE: "orders-tls"}
     cluster.apply(pod, namespace=shop.namespace)
     try:

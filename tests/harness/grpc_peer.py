@@ -58,6 +58,7 @@ class Orders(grpc.GenericRpcHandler):
 
     def fail(self, request: bytes, context: Any) -> bytes:
         context.abort(grpc.StatusCode.NOT_FOUND, f"{self.name.decode()}: no such order: ä")
+        raise AssertionError("abort raises")
 
     def slow(self, request: bytes, context: Any) -> bytes:
         ended = threading.Event()
@@ -84,7 +85,11 @@ def serve(name: str, address: str, tls: Path | None) -> None:
 
 def call(address: str, ca: Path | None, ping: int) -> None:
     """Make the calls of stdin one after the other; print what came of each. `ping` is the pause between PINGs in ms."""
-    options = (("grpc.ssl_target_name_override", HOST), ("grpc.default_authority", HOST), ("grpc.enable_retries", 0))
+    options: tuple[tuple[str, str | int], ...] = (
+        ("grpc.ssl_target_name_override", HOST),
+        ("grpc.default_authority", HOST),
+        ("grpc.enable_retries", 0),
+    )
     if ping:
         options = (*options, ("grpc.keepalive_time_ms", ping), ("grpc.http2.max_pings_without_data", 0))
     if ca is None:

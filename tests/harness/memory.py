@@ -31,8 +31,8 @@ def forms(pem: bytes) -> dict[str, bytes]:
         numbers["scalar"] = scalar
     elif isinstance(key, rsa.RSAPrivateKey):
         held = key.private_numbers()
-        for name, number in (("p", held.p), ("q", held.q), ("d", held.d), ("dmp1", held.dmp1), ("dmq1", held.dmq1)):
-            numbers[name] = number.to_bytes((number.bit_length() + 7) // 8, "big")
+        for name, part in (("p", held.p), ("q", held.q), ("d", held.d), ("dmp1", held.dmp1), ("dmq1", held.dmq1)):
+            numbers[name] = part.to_bytes((part.bit_length() + 7) // 8, "big")
     for name, number in numbers.items():
         found[f"{name}, big-endian"] = number
         found[f"{name}, little-endian"] = number[::-1]

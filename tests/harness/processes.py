@@ -30,6 +30,8 @@ class Process:
         self.log = log
         self.stdout = stdout
         self.patience = patience
+        self.port = 0
+        """Where it listens, once the test that started a server has been told."""
         """Seconds between SIGTERM and SIGKILL at the end."""
         with open(log, "ab") as errors, contextlib.ExitStack() as files:
             output = errors if stdout is None else files.enter_context(open(stdout, "ab"))
@@ -63,7 +65,9 @@ class Process:
 
     def wait(self, within: float) -> int:
         """The exit status; AssertionError when it does not end in time."""
-        until(lambda: not self.running, within=within, what=lambda: f"{self.popen.args} to end\n{self.text()[-4000:]}")
+        until(
+            lambda: not self.running, within=within, what=lambda: f"{self.popen.args!r} to end\n{self.text()[-4000:]}"
+        )
         return self.popen.returncode
 
     def kill(self) -> None:

@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tests.harness import manifests
 from tests.harness.authority import Authority, Certificate
@@ -43,6 +44,12 @@ class Shop:
     handler: Server
     plain_handler: Server
     ca: Path
+
+    if TYPE_CHECKING:
+        # Fixtures set what the tests of their file share: the app, its certificate, more handlers.
+        def __getattr__(self, name: str) -> Any: ...
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     def get(
         self,

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import h2.config
 import h2.connection
@@ -50,6 +51,8 @@ class Recorder(Server):
     ) -> None:
         super().__init__(_record, name="tap", tls=tls, record=record, port=port)
         self.answers = answers
+        self.running: Intercept | None = None
+        """The wiretap that copies to it, when the test has set one."""
         self.copies: list[Copied] = []
         self.broken = 0
         self.lock = threading.Lock()
@@ -109,7 +112,7 @@ def _record_http2(server: Recorder, connection: Connection) -> None:
         for event in talk.receive_data(connection.reader.some()):
             match event:
                 case h2.events.RequestReceived():
-                    head = dict(event.headers)
+                    head: dict[Any, Any] = dict(event.headers)
                     begun[event.stream_id] = Copied(head.get(":path", ""), head[":method"], list(event.headers))
                 case h2.events.DataReceived():
                     begun[event.stream_id].body += event.data

@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.harness.authority import Certificate
 from tests.harness.namespaces import Netns
@@ -54,6 +55,8 @@ class ClientRecords:
     """What an app's TLS handshakes showed: the subject of each client's certificate, and whether it resumed."""
 
     def __init__(self) -> None:
+        self.server: Server | None = None
+        """The app whose clients these are."""
         self.subjects: list[str] = []
         self.resumed: list[bool] = []
         self.heads: list[bytes] = []
@@ -63,7 +66,7 @@ class ClientRecords:
         """The script of an HTTP/1.1 app that writes down its clients."""
         sock = connection.sock
         if isinstance(sock, ssl.SSLSocket):
-            subject = (sock.getpeercert() or {}).get("subject", ())
+            subject: Any = (sock.getpeercert() or {}).get("subject", ())
             with self._lock:
                 self.subjects.append(",".join(str(value) for one in subject for _, value in one))
                 self.resumed.append(bool(sock.session_reused))
@@ -82,7 +85,17 @@ class ClientRecords:
 def s_server(netns: Netns, folder: Path, port: int, certificate: Certificate, *options: str) -> Iterator[Process]:
     """`openssl s_server -www`, which answers each GET with a page about the connection."""
     tls = certificate.write(folder / "s_server")
-    command = ["openssl", "s_server", "-accept", str(port), "-www", "-cert", tls / "tls.crt", "-key", tls / "tls.key"]
+    command: list[str | Path] = [
+        "openssl",
+        "s_server",
+        "-accept",
+        str(port),
+        "-www",
+        "-cert",
+        tls / "tls.crt",
+        "-key",
+        tls / "tls.key",
+    ]
     with Process(netns.enter([*command, *options]), log=folder / "s_server.log") as process:
         until(lambda: str(port) in listening_ports(netns), within=10, what=process.text)
         yield process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 
@@ -138,7 +139,7 @@ def test_a_manifests_folder_that_is_none(tmp_path, manifests):
     assert str(path) in result.error
 
 
-CERTIFICATES = {
+CERTIFICATES: dict[str, tuple[Any, str]] = {
     "a key of another certificate": ({"tls.key": "other"}, "does not belong"),
     "no key": ({"tls.key": None}, "tls.key"),
     "a key that is none": ({"tls.key": "garbage"}, "private key"),
@@ -154,7 +155,7 @@ def test_a_bad_certificate_is_a_condition_and_the_port_is_not_opened(nginx_shop,
     path = shop.node.manifests / "orders.yaml"
     original = path.read_text()
     documents = scene.documents(shop.space, shop.own_certificate)
-    secret = documents[4]
+    secret: dict[str, Any] = documents[4]
     other = shop.authority.issue(scene.HOST, expired=change == "expired")
     if change == "absent":
         documents.pop()

@@ -25,6 +25,7 @@ def serial(shop, *, alpn=(), name=scene.HOST, context=None):
     """The serial number of the certificate a client is shown, and the protocol chosen."""
     context = context or client_context(None, alpn=alpn)
     with Client(shop.space.ip, scene.TLS_PORT, netns=shop.space.client, tls=context, server_name=name) as client:
+        assert isinstance(client.sock, ssl.SSLSocket)
         shown = x509.load_der_x509_certificate(client.sock.getpeercert(binary_form=True))
         return shown.serial_number, client.sock.selected_alpn_protocol()
 

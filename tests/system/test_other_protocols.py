@@ -238,6 +238,7 @@ def test_the_app_sees_the_clients_server_name_and_alpn(shop, alpn, name):
         with Client(
             shop.space.ip, scene.TLS_PORT, netns=shop.space.client, tls=context_of_client, server_name=name
         ) as client:
+            assert isinstance(client.sock, ssl.SSLSocket)
             chosen = client.sock.selected_alpn_protocol()
             wanted = (name.encode() if name else None, tuple(part.encode() for part in alpn), chosen)
             until(lambda: wanted in seen, within=5, what=lambda: f"{wanted} among {seen}")

@@ -62,6 +62,7 @@ class Listening:
     def __init__(self, shop, listener):
         self._shop = shop
         self._listener = listener
+        self.watched: dict[str, int] = {}
 
     def client(self):
         space = self._shop.space

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 from sidestep.config.node_options import NodeOptions, PodIdentity
 from sidestep.laptop.cluster_session import ClusterSession
@@ -36,7 +37,8 @@ class FakeController:
         self.inventory = Inventory(pods={pod.key: pod for pod in pods})
         self.reason = ""
         self.changes = 0
-        self.cluster = None
+        self.cluster: Any = None
+        self.sessions: Any = None
 
     def basis(self):
         return (self.reason, id(self.inventory))
@@ -142,7 +144,7 @@ class Laptop:
 
     def __init__(self, api, *, user="ada", handler_port=1, **spec):
         self.ear = Ear()
-        values = {"namespace": "shop", "workload": "pod/orders-1", "port": "8443"}
+        values: dict[str, Any] = {"namespace": "shop", "workload": "pod/orders-1", "port": "8443"}
         values["headers"] = (HeaderSpec("x-dev", "exact", user),)
         self.session = ClusterSession(
             access=api.access(user=user),

@@ -86,7 +86,7 @@ class FakeApi:
         for task in list(self._serving):
             task.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
-        for _ in range(3):
+        for _turn in range(3):
             await asyncio.sleep(0)  # aborted transports close in the next turns
 
     def access(self, **changes: Any) -> ClusterAccess:
@@ -183,7 +183,9 @@ class FakeApi:
         await self._act(writer, verb, (group, plural), collection, namespace, name, sub, query, headers, body)
         return True
 
-    async def _act(self, writer, verb, key, collection, namespace, name, sub, query, headers, body) -> None:
+    async def _act(
+        self, writer, verb, key: tuple[str, str], collection, namespace, name, sub, query, headers, body
+    ) -> None:
         found = collection.get((namespace, name)) if name else None
         if name and found is None:
             await self._status(writer, 404, "NotFound", f'{key[1]} "{name}" not found')

@@ -7,7 +7,7 @@ import threading
 import pytest
 import yaml
 
-from tests.harness.cli import SIDESTEP
+from tests.harness.node import SIDESTEP
 from tests.integration.kube.cluster import GROUP
 from tests.integration.kube.fake_api import FakeApi
 from tests.integration.kube.test_cluster_cache import pod, populate

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,7 @@ def test_a_log_that_takes_nothing_does_not_end_or_hold_up_the_daemon(tmp_path, e
     (tmp_path / "manifests").mkdir()
     path = tmp_path / "run" / "node.sock"
     with contextlib.ExitStack() as stack:
+        stderr: Any
         if ending == "full":
             stderr = stack.enter_context(open("/dev/full", "w"))
         else:
@@ -107,7 +109,7 @@ def test_bad_manifests_are_one_condition_each_and_come_and_go(tmp_path):
 
 def test_node_annotations_take_effect_live_and_a_bad_value_keeps_the_last(tmp_path):
     with node(tmp_path) as daemon:
-        some = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "annotations": {}}}
+        some: dict[str, Any] = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "annotations": {}}}
         some["metadata"]["annotations"] = {"sidestep.dev/enabled": "false"}
         pod = {
             "apiVersion": "v1",

@@ -19,7 +19,7 @@ from sidestep.model.errors import BugError, KernelError
 from sidestep.model.pod import Family, Transport
 from sidestep.netns import Netns, tcp_listener
 from sidestep.steering import Steering
-from tests.harness import kernel
+from tests.harness import kernel, namespaces
 from tests.harness.waiting import until
 from tests.privileged.steering.answering import app, ask
 from tests.privileged.steering.conftest import PORT, steered
@@ -166,7 +166,7 @@ def test_a_link_that_somebody_detached_is_seen(program, dual_stack_pod):
     with steered(program, dual_stack_pod) as pair:
         (link,) = kernel.steering(dual_stack_pod.pod).links
         assert pair.steering.attached()
-        kernel.run("bpftool", "link", "detach", "id", str(link))
+        namespaces.run("bpftool", "link", "detach", "id", str(link))
         assert not pair.steering.attached()
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_turns_are_sorted_into_buckets():
 
 def test_a_blocked_loop_is_seen_and_an_idle_one_is_not():
     async def main():
-        loop = asyncio.get_running_loop()
+        loop: Any = asyncio.get_running_loop()
         await asyncio.sleep(0.3)
         assert loop.meter.longest < 0.3
         before = stalled(loop)

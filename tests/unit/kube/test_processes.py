@@ -26,7 +26,7 @@ def proc(tmp_path):
         fields = ["S"] + ["0"] * 18 + [str(began)] + ["0"] * 30
         (folder / "stat").write_text(f"{pid} (a ) b) {' '.join(fields)}")
 
-    process.root = str(root)
+    process.root = str(root)  # type: ignore[attr-defined]
     return process
 
 

@@ -41,6 +41,8 @@ class Http2Client:
         """Whether windows are given back."""
         self.changed = asyncio.Event()
         self.over = False
+        self.handler: Any = None
+        """The peer behind the channel, for the tests that look at it."""
 
     async def __aenter__(self) -> Self:
         self.h2.initiate_connection()

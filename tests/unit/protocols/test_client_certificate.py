@@ -73,7 +73,7 @@ def test_a_real_certificate_as_ssl_shows_it():
     path = f"/proc/self/fd/{os.memfd_create('x')}"
     with open(path, "wb") as file:
         file.write(issued.chain)
-    decoded = ssl._ssl._test_decode_cert(path)
+    decoded = ssl._ssl._test_decode_cert(path)  # type: ignore[attr-defined] # how CPython decodes a file
     der = ssl.PEM_cert_to_DER_cert(issued.chain.decode())
     os.close(int(path.rpartition("/")[2]))
     wanted = f'Hash={hashlib.sha256(der).hexdigest()};Subject="CN=ada.test";DNS=ada.test'

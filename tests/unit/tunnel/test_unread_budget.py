@@ -68,14 +68,14 @@ async def test_beyond_the_budget_the_fullest_stream_of_the_fullest_tunnel_is_res
             assert len(got) == size * KIB
         failed = 0
         for stream in large:
-            got = 0
+            size = 0
             try:
                 while data := await stream.read():
-                    got += len(data)
+                    size += len(data)
             except StreamResetError as error:
                 failed += error.code == ENHANCE_YOUR_CALM
             else:
-                assert got == 1000 * KIB
+                assert size == 1000 * KIB
         assert failed == 1
         assert budget.total == 0
 

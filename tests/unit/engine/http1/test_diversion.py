@@ -1,6 +1,7 @@
 """Which request goes where, in which order, and that every byte arrives as it was sent."""
 
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -353,7 +354,7 @@ def test_any_cut_and_any_interleaving_gives_the_same_bytes(sent, seed, app_open,
     answers = {each: b"HTTP/1.1 200 OK\r\nX-N: %d\r\nContent-Length: 3\r\n\r\nabc" % n for n, each in enumerate(sent)}
     expected = b"".join(answers[each] for each in sent)
     at = 0
-    owed = {"app": [b"", 0], "handler": [b"", 0]}
+    owed: dict[str, list[Any]] = {"app": [b"", 0], "handler": [b"", 0]}
     for _ in range(4000):
         if at == len(wire) and shell.to_client == expected:
             break

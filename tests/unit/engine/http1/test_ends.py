@@ -403,7 +403,7 @@ def test_tiny_pieces_are_kept_in_few_objects():
         for at in range(0, len(body), 2):
             relay.receive(relay.client, body[at : at + 2], 0.0)
         (leg,) = relay.opening
-        kept = leg.out or relay._state.diverted.kept
+        kept = leg.out or relay._state.diverted.kept  # type: ignore[attr-defined]
         assert b"".join(kept).endswith(body)
         assert len(kept) < 100
         relay.opened(leg, 0.0)

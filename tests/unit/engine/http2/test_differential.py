@@ -110,14 +110,16 @@ class Scene:
     def __init__(self, plans: list[Exchange], rng: random.Random, configs: list[dict], limits: Http2Limits) -> None:
         self.plans = plans
         self.limits = limits
-        chunk = rng.choice([1, 7, 100, 5000, 1 << 20])
+        chunk = rng.choice([1 if len(plans) < 4 else 5, 7, 100, 5000, 1 << 20])
         patience = rng.choice([0.0, 0.5, 0.95])
         for index, plan in enumerate(plans):
             plan.request.head = [*plan.request.head, (b"x-plan", b"%d" % index)]
-        if chunk < 100:  # one byte at a time: smaller bodies, or the test takes minutes
-            for plan in plans:
-                for message in (plan.request, plan.response):
-                    message.pieces = [piece[:300] for piece in message.pieces]
+        # One byte at a time, or through windows of 100 bytes: small bodies, or the test takes minutes.
+        narrow = any(config.get(SettingCodes.INITIAL_WINDOW_SIZE, 65_535) < 1000 for config in configs)
+        longest = 60 if chunk < 100 else 1000 if narrow else 40_000
+        for plan in plans:
+            for message in (plan.request, plan.response):
+                message.pieces = [piece[:longest] for piece in message.pieces]
         self.client = Endpoint(settings=configs[0], rng=rng, patience=patience)
         self.app = answering(plans, rng, configs[1], patience)
         self.shell = Shell(

@@ -87,8 +87,9 @@ class Folders:
                 for each in found:
                     if isinstance(each, SidestepError):
                         raise each
-                if found[0] is not None or (request.ca_alone and found[2] is not None):
-                    return one_shot._Material(*found, spelling, "the folder")
+                chain, key, authority = found
+                if chain is not None or (request.ca_alone and authority is not None):
+                    return one_shot._Material(chain, key, authority, spelling, "the folder")
         raise ConfigurationError("the folder holds neither tls.crt nor cert-chain.pem")
 
 

@@ -1,7 +1,16 @@
 """What a taken-over proxy says is bounded before anything keeps, shows or sends it."""
 
 from sidestep.node.proxies import sanitising
-from sidestep.proxy.control.messages import Heartbeat, Hindered, LoggedRequest, LostCopies, Probed, Requests
+from sidestep.proxy.control.messages import (
+    MAX_LINES,
+    MAX_TEXT,
+    Heartbeat,
+    Hindered,
+    LoggedRequest,
+    LostCopies,
+    Probed,
+    Requests,
+)
 from sidestep.snapshots.hindrance import Hindrance
 
 HONEST = LoggedRequest("uid-1", 8443, "10.0.0.1", 999, "GET", "/cart", "a.test", False, "", (("accept", "*/*"),))
@@ -36,11 +45,11 @@ def test_request_lines_are_those_of_the_pods_rules_short_and_few():
     long = "x" * 1_000_000
     line = LoggedRequest("uid-1", 1, long, 1, long, long, long, True, long, tuple((long, long) for _ in range(20)))
     found = sanitising.requests(Requests(1, (line, HONEST) * 400, 0), uids={"uid-1"})
-    assert len(found.requests) == sanitising.MAX_LINES
+    assert len(found.requests) == MAX_LINES
     size = sum(len(text) for name, value in found.requests[0].fields for text in (name, value))
     assert size <= sanitising.MAX_FIELDS
     texts = (found.requests[0].method, found.requests[0].path, found.requests[0].authority)
-    assert {len(text) for text in texts} == {sanitising.MAX_TEXT}
+    assert {len(text) for text in texts} == {MAX_TEXT}
     assert found.requests[0].lost == ""
     assert sanitising.requests(Requests(1, (line,), 0), uids={"of another pod"}).requests == ()
 
@@ -53,7 +62,7 @@ def test_numbers_of_lost_copies_are_those_of_the_pods_rules_few_and_possible():
     assert found == (good,)
     odd = LostCopies("uid-1", 80, "x" * 1_000_000, 1)
     found = sanitising.requests(Requests(1, (), 0, (odd,) * 1000), uids={"uid-1"}).losses
-    assert len(found) == sanitising.MAX_LINES
+    assert len(found) == MAX_LINES
     assert found[0].reason == "room"
 
 

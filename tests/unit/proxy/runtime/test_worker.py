@@ -68,7 +68,9 @@ class Scene:
         client.sendall(first)
         if first:
             select.select([sock], [], [], 5)
-        self.accept = lambda: self.worker._accepted(port, sock, Endpoints(*address, "127.0.0.1", self.number))
+        self.accept = lambda: self.worker._accepted(
+            port, sock, Endpoints(address[0], address[1], "127.0.0.1", self.number)
+        )
         return client
 
     def run(self, until=lambda: False, within=1.0):

@@ -122,7 +122,7 @@ def test_this_python_shows_certificate_requests_to_the_message_callback(version,
 def test_the_message_callback_is_not_inherited_by_another_context():
     watched, other = (client_tls(AUTHORITY.pem) for _ in range(2))
     watch_certificate_requests(watched, print)
-    assert other._msg_callback is None
+    assert other._msg_callback is None  # type: ignore[attr-defined] # not in typeshed
 
 
 @BOTH
