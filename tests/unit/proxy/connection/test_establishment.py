@@ -93,7 +93,7 @@ class Stage:
             loop,
             verdict.offer,
             port=self.port,
-            endpoints=Endpoints(*address, "127.0.0.1", self.scene.number),
+            endpoints=Endpoints(address[0], address[1], "127.0.0.1", self.scene.number),
             host=self.worker,
             global_rule=None,
         )
