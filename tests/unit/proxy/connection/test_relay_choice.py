@@ -11,10 +11,10 @@ import pytest
 
 from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.http2.relay import Http2Relay
-from sidestep.engine.mirror.whole_connection import TappedRelay
+from sidestep.engine.mirror.whole_connection import WholeConnectionCopies
 from sidestep.engine.relay import Role
 from sidestep.proxy.connection.live_ports import LivePort
-from sidestep.proxy.connection.relay_choice import global_rule, relay_for, verified_certificate, with_global_wiretaps
+from sidestep.proxy.connection.relay_choice import global_rule, mirror_whole, relay_for, verified_certificate
 from sidestep.proxy.io.stream import TlsStream
 from sidestep.proxy.tls.credentials import Credentials
 from sidestep.snapshots.ports import PortSnapshot
@@ -87,8 +87,10 @@ def test_a_global_intercept_leaves_the_sources_that_pass_to_the_app():
 
 def test_global_wiretaps_get_whole_connections(ledger):
     relay = relay_for("http/1.1", port(), ledger)
-    assert with_global_wiretaps(relay, port(), ledger) is relay
-    assert isinstance(with_global_wiretaps(relay, port(global_taps=("t",)), ledger), TappedRelay)
+    mirror_whole(relay, port(), ledger)
+    assert not relay.mirror._sinks
+    mirror_whole(relay, port(global_taps=("t",)), ledger)
+    assert isinstance(relay.mirror._sinks[0], WholeConnectionCopies)
 
 
 def memfd(data):
