@@ -190,4 +190,4 @@ def test_streams_that_are_refused_at_once(case, monkeypatch):
             dispatcher.received(process, request)
 
     _, process = run(talk)
-    assert all(message.stream == 6 for message, _ in process.answers)
+    assert all(message.stream == 6 for message, _ in process.answers)  # type: ignore[attr-defined]
