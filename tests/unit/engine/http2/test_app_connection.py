@@ -7,11 +7,14 @@ import itertools
 import pytest
 
 from sidestep.engine.http2.app_connection import TRANSITIONS, AppConnection, AppEvent, AppState
+from sidestep.engine.http2.feed import Http2Feed
 from sidestep.engine.http2.pending_settings import PendingSettings
+from sidestep.engine.http2.relay import Http2Relay
 from sidestep.engine.http2.request_decoder import RequestDecoder
 from sidestep.engine.http2.state import ConnectionState
 from sidestep.engine.http2.to_client import ToClient
 from sidestep.engine.relay import Ending, Leg, Role
+from sidestep.policy.route import Route, SteeredPort
 from sidestep.protocols.http2 import DEFAULT_LIMITS, SETTINGS_ACK, ErrorCode, goaway
 
 EXPECTED = {
@@ -40,7 +43,9 @@ class Parts:
         self.leg = Leg(Role.APP, is_open=True)
         self.state = ConnectionState(DEFAULT_LIMITS)
         self.settings = PendingSettings(self.state, RequestDecoder(DEFAULT_LIMITS, None))
-        self.to_client = ToClient(self.client, self.state, self.settings)
+        self.to_client = ToClient(
+            self.client, self.state, self.settings, Http2Feed(Http2Relay(SteeredPort(80, Route()), tls=False))
+        )
         self.app = AppConnection(self.leg, self.state, self.settings, self.to_client)
 
     def look_idle(self) -> None:
