@@ -86,5 +86,5 @@ def test_no_module_imports_itself_through_others():
     assert len(modules) > 300
     graph = {name: imported(path.read_text(), modules) - {name} for name, path in modules.items()}
     for importer, other in KNOWN:
-        graph[importer].discard(other)
+        graph.get(importer, set()).discard(other)
     assert circle(graph) == []

@@ -68,7 +68,7 @@ class Owner(Protocol):
 
 
 class StreamPorts:
-    """Those of one pod, in a namespace that is entered and given back by the owner."""
+    """The ports of one pod, in a namespace that the owner opens and closes."""
 
     def __init__(self, pod: PodKey, *, owner: Owner, statements: Statements, now: Callable[[], float]) -> None:
         self._pod = pod
@@ -80,14 +80,16 @@ class StreamPorts:
         self._steering: Steering | None = None
         self._ports: dict[int, ListeningPort] = {}
         self._given_up: list[ListeningPort] = []
-        """Unsteered; the proxy is being told to stop listening."""
+        """Ports that are unsteered while the proxy is told to stop listening."""
         self._readiness = Readiness()
         self._sweeper = Sweeper(pod, now=now)
         self._existing = ExistingConnections(pod, statements)
-        self._ground: tuple[bytes | None, str] | None = None
-        """What the last look was based on; as long as it stands, there is nothing to do."""
+        self._last_look: tuple[bytes | None, str] | None = None
+        """What the last look found: the fingerprint of the sockets, and why the proxy is absent.
+
+        A look that finds the same has nothing to do."""
         self._question: Question | None = None
-        """About the sockets on which a look depends: the apps', and our own with their queues. None: about none."""
+        """Covers the sockets on which a look depends: the apps' and our own, with their queues. None: no socket."""
         self._log = get_logger("target").bind(pod=str(pod))
 
     def enter(self, netns: Netns, *, own: frozenset[Address], steering: Steering) -> None:
@@ -131,7 +133,7 @@ class StreamPorts:
             if number in self._ports:
                 self._ports[number].plan = plan
                 self._ports[number].leaving = False
-                self._ask_anew()
+                self._invalidate_look()
                 if self._ports[number].replacement.is_due(self._now()):
                     await self._renew(proxy, self._ports[number])
             else:
@@ -147,18 +149,18 @@ class StreamPorts:
             listener.close()
             raise
         self._ports[plan.number] = ListeningPort(plan=plan, listener=listener)
-        self._ask_anew()
+        self._invalidate_look()
 
     async def _unlisten(self, proxy: PodProxy, port: ListeningPort) -> None:
         number = port.plan.number
         try:
             await proxy.unlisten(number, port.plan.transport.value)
         finally:
-            self._ask_anew()
+            self._invalidate_look()
             self._statements.forget(number)
 
     async def _renew(self, proxy: PodProxy, port: ListeningPort) -> None:
-        """Put another listener in the place of one that died. Raises SidestepError: it is tried again."""
+        """Replace a listener that died. Raises SidestepError; `apply` then tries again."""
         if self._netns is None:
             raise RefusedError(f"pod {self._pod} is being released")
         number, transport = port.plan.number, port.plan.transport.value
@@ -171,7 +173,7 @@ class StreamPorts:
             raise
         port.replace_listener(listener)
         self._log.info("listener replaced", port=number)
-        self._ask_anew()
+        self._invalidate_look()
 
     @property
     def outdated(self) -> bool:
@@ -199,28 +201,28 @@ class StreamPorts:
 
     # --- what reality says ------------------------------------------------------------------------------------------
 
-    def look(self, *, afresh: bool = False) -> None:
-        """Ask which apps listen, and steer what should be steered, nothing else. Never raises.
+    def look(self, *, force: bool = False) -> None:
+        """Ask which apps listen, and bring the map in line. Never raises.
 
-        `afresh`: do so although nothing seems to have changed.
+        `force`: look although nothing seems to have changed.
         """
         if self._netns is None or self._steering is None:
             return
-        if afresh:
-            self._ground = None
+        if force:
+            self._last_look = None
         try:
             seen = fingerprint(self._netns, self._question) if self._question is not None else None
-            ground = (seen, self._owner.absence())
-            self._look_at_queues(changed=seen is None or self._ground is None or seen != self._ground[0])
-            if seen != b"" and ground == self._ground and not self._is_waiting():
+            basis = (seen, self._owner.absence())
+            self._look_at_queues(changed=seen is None or self._last_look is None or seen != self._last_look[0])
+            if seen != b"" and basis == self._last_look and not self._is_waiting():
                 return
             if seen is not None:
                 self._look_for_apps(self._netns)
             for port in self._ports.values():
                 self._update_map(port)
-            self._ground = ground
+            self._last_look = basis
         except SidestepError as error:
-            # Without an answer nobody knows whether there is an app: be a wire.
+            # Without the kernel's answer it is unknown whether there is an app: leave the ports to it.
             text = f"the pod's ports are left to the app, because steering failed: {error}"
             conditions = [Condition(ConditionType.STEERING_FAILED, f"pod {self._pod}", text)]
             self._statements.state(None, "steering", conditions)
@@ -246,10 +248,10 @@ class StreamPorts:
                 self._owner.app_gone(number)
 
     def hindered(self, hindrances: Collection[Hindrance]) -> None:
-        """The proxy says what keeps it from serving: all that there is."""
+        """Take the proxy's report of all that keeps it from serving."""
         self._readiness.told(hindrances, self._now())
         self._mark_hindered()
-        self.look(afresh=True)
+        self.look(force=True)
 
     def proxy_gone(self) -> None:
         """The process of the proxy has ended; what it said does not hold any more."""
@@ -266,16 +268,16 @@ class StreamPorts:
         else:
             self._sweeper.sweep_hindered(self._ports)
 
-    def _ask_anew(self) -> None:
-        """Other ports matter now. What takes the whole port does not depend on an app."""
-        self._ground = self._question = None
+    def _invalidate_look(self) -> None:
+        """Look at everything next time: other ports matter now. A global intercept does not depend on an app."""
+        self._last_look = self._question = None
         if any(port.plan.needs_app for port in self._ports.values()):
             apps = ((each, number) for number in self._ports for each in self._own if not each.is_loopback)
             ours = ((_LOOPBACK, port.listener.getsockname()[1]) for port in self._ports.values())
             self._question = Question.about((*apps, *ours))
 
     def refused(self, no_app: NoApp) -> bool:
-        """A dial was refused: leave the port to itself at once. Whether that changed anything."""
+        """A dial was refused: unsteer the family at once. Returns True when it was steered."""
         port = self._ports.get(no_app.port)
         family = next((each for each in Family if each.value == no_app.family), None)
         if port is None or family is None or not port.plan.needs_app or family not in port.steered:
@@ -291,8 +293,8 @@ class StreamPorts:
         return True
 
     def unsteer(self) -> None:
-        """Leave all ports to the app until the next look. Never raises."""
-        self._ground = None
+        """Unsteer all ports until the next look. Never raises."""
+        self._last_look = None
         for port in self._ports.values():
             self._unsteer(port)
 
@@ -357,12 +359,12 @@ class StreamPorts:
             if queue is None:
                 self._log.warning("a listener was closed by somebody in the pod", port=number)
                 port.replacement.died(self._now())
-                self._ground = None
+                self._last_look = None
                 continue
             was_shut = port.valve.shut
             port.valve.look(length=queue.length, limit=queue.limit, now=self._now())
             if port.valve.shut != was_shut:
-                self._ground = None
+                self._last_look = None
 
     def why_left(self, number: int) -> str:
         """Why no connection to a port reaches the proxy, as far as the proxy is the reason; empty otherwise."""

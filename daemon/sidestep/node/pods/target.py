@@ -97,7 +97,7 @@ class Target:
         self._log.info("target opened", netns=pod_netns.netns.path, proxy_pid=proxy.pid, uid=self.uid)
 
     async def apply(self, plan: PodPlan, *, drain_timeout: float) -> None:
-        """Make this plan real. Raises SidestepError when something must be tried again; what could be done is done."""
+        """Bring proxy and ports in line with this plan. Raises SidestepError; the steps that succeeded stay."""
         proxy = self._running()
         self.pod = plan.pod
         wanted = {port.number: port for port in plan.ports if port.transport is Transport.TCP}
@@ -128,11 +128,11 @@ class Target:
         await self._streams.apply(wanted, proxy=proxy)
         if self._netns is not None and self._steering is not None:
             await self._datagrams.apply(datagrams, netns=self._netns, proxy=proxy, steering=self._steering)
-        self._streams.look(afresh=True)
+        self._streams.look(force=True)
         self._log.info("target configured", ports=sorted(wanted), generation=self._generation)
 
     def detach(self) -> None:
-        """Steer nothing any more, now; connections that have arrived go on. Never raises."""
+        """Unsteer everything now; connections that have arrived go on. Never raises."""
         self._streams.detached()
         self._datagrams.forget_steering()
         if self._steering is not None:
@@ -211,7 +211,7 @@ class Target:
         return self._proxy is not None and self._proxy.broken
 
     def alive(self) -> bool:
-        """Whether the namespace that is held is still the pod's. Asked often: a bare stat is all it costs."""
+        """Whether the namespace that is held is still the pod's. Costs one stat."""
         if self._netns is None:
             return False
         try:
@@ -258,7 +258,7 @@ class Target:
         return self._streams.why_left(number)
 
     def look(self) -> None:
-        """Ask which apps listen, and steer what should be steered, nothing else. Never raises."""
+        """Ask which apps listen, and bring the map in line. Never raises."""
         self._streams.look()
         self._look_at_datagrams()
 
@@ -312,7 +312,7 @@ class Target:
             found.append(f"port {number}/{transport} ({family.name}) was steered without a reason")
             self._steering.unsteer(number, transport, family)
         if found:
-            self._streams.look(afresh=True)
+            self._streams.look(force=True)
         return found
 
     def _sockets(self) -> dict[Entry, int]:
