@@ -28,11 +28,6 @@ nothing is `_dirty`, it is one pass over the legs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from time import monotonic
-from typing import Final
-
-from sidestep.engine.mirror.copy_leg import CopyLeg
 from sidestep.engine.relay import Ending, Leg, Relay, Role
 from sidestep.proxy.connection.backlog import BacklogShare
 from sidestep.proxy.connection.connection_leg import ConnectionLeg
@@ -40,17 +35,14 @@ from sidestep.proxy.connection.connection_legs import ConnectionLegs
 from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.host import AppTls, ConnectionHost
 from sidestep.proxy.connection.leg_opening import open_app, open_handler
+from sidestep.proxy.connection.leg_reading import read_last, read_more
 from sidestep.proxy.connection.live_ports import LivePort
+from sidestep.proxy.connection.mirrored import MirroredConnection
 from sidestep.proxy.io.loop import READ, WRITE, Loop, Timer
 from sidestep.proxy.io.splice import Splicer
 from sidestep.proxy.io.stream import PlainStream, Stream, TlsStream
 from sidestep.proxy.mirror.scheduler import ConnectionMirror
 from sidestep.proxy.mirror.whole_feed import WholeFeed
-
-DRAIN_READS: Final = 16
-"""Reads of one stream per event while the relay drains or reads come back full; then the other streams get a turn."""
-DRAIN_SECONDS: Final = 0.001
-"""Seconds that these reads may take: 64 KiB in chunks of one byte would take 20 ms."""
 
 
 class Conductor:
@@ -168,7 +160,9 @@ class Conductor:
                         self._mirror_later()
                     return
                 if len(data) == stream.full or relay.drain:
-                    self._read_more(relay, leg, stream)
+                    self._dirty |= read_more(
+                        relay, leg, stream, whole=self._whole, backlog=self._backlog, protocol=self.spoken
+                    )
                 if not relay.reads(leg):
                     self._dirty = True
                     if relay.successor is not None:
@@ -204,43 +198,6 @@ class Conductor:
             self._whole.passed_on(to, data)
         return taken == len(data)
 
-    def _read_more(self, relay: Relay, leg: Leg, stream: Stream) -> None:
-        """Read on before anything is written: writes are merged, and large bodies need fewer events."""
-        end = monotonic() + DRAIN_SECONDS
-        for _ in range(DRAIN_READS):
-            if not relay.reads(leg) or relay.done or relay.wired is not None:
-                self._dirty = True
-                return
-            if self._backlog.budget.held and self._backlog.holds_up(relay, leg, self.spoken):
-                self._dirty = True
-                return
-            data = stream.read()
-            if not data:
-                return  # would block, or an end that the next event reports again
-            if self._whole is not None:
-                self._whole.read(leg, data)
-            to = relay.passes(leg, data)
-            if to is None:
-                relay.receive(leg, data, leg.active)
-            else:
-                to.write(data)
-            if (len(data) < stream.full and not relay.drain) or monotonic() > end:
-                return
-        stream.grow()
-
-    def _read_last(self, io: ConnectionLeg) -> None:
-        """Read what arrived before a reset: a server that refuses an upload answers, and closes without reading it."""
-        relay, leg, stream = self.relay, io.leg, io.stream
-        if stream is None or io.lingering is not None:
-            return
-        try:
-            while relay.reads(leg) and not relay.done and (data := stream.read()):
-                if self._whole is not None:
-                    self._whole.read(leg, data)
-                relay.receive(leg, data, self._loop.now)
-        except OSError:
-            pass
-
     def hung_up(self, io: ConnectionLeg) -> None:
         """Both directions of a stream are over, or it broke after the peer had finished sending."""
         if io.finished and not io.leg.out:
@@ -253,8 +210,8 @@ class Conductor:
     def _lose(self, io: ConnectionLeg) -> None:
         """A stream broke: take what it still holds, release it and tell the relay."""
         self._dirty = True
-        if not io.ended:
-            self._read_last(io)
+        if not io.ended and io.stream is not None and io.lingering is None:
+            read_last(self.relay, io.leg, io.stream, whole=self._whole, now=self._loop.now)
         io.leg.out.clear()
         io.leg.queued = 0
         io.release(orderly=False)
@@ -400,9 +357,10 @@ class Conductor:
             info = ConnectionInfo(self.endpoints)
             open_handler(self._legs.of(leg), self.host, info, tls=self.app_tls, done=self._opened)
         else:
-            open_handler(self._legs.of(leg), self.host, self._info(self.spoken), tls=None, done=self._opened)
+            open_handler(self._legs.of(leg), self.host, self.info(self.spoken), tls=None, done=self._opened)
 
-    def _info(self, protocol: str) -> ConnectionInfo:
+    def info(self, protocol: str) -> ConnectionInfo:
+        """What a handler is told that is spoken to in this protocol."""
         return ConnectionInfo(self.endpoints, self.tls, self.server_name, protocol)
 
     def _opened(self, io: ConnectionLeg, stream: Stream | None) -> None:
@@ -435,31 +393,22 @@ class Conductor:
 
     def _mirroring(self) -> ConnectionMirror:
         if self._mirror is None:
-            self._mirror = ConnectionMirror(self._loop, self, self.host.mirror_scheduler)
+            self._mirror = ConnectionMirror(self._loop, MirroredConnection(self), self.host.mirror_scheduler)
         return self._mirror
 
-    def mirrored(self) -> None:
-        """Some events were consumed: bring copies in line, and see whether the connection can be spliced now."""
+    @property
+    def is_apart(self) -> bool:
+        """Whether nothing more is relayed by the engine: the connection is closed, or the kernel moves its bytes."""
+        return self._closed or self._splicer is not None
+
+    def apply_again(self) -> None:
+        """Carry out everything that the relay wants: what mirrors the connection has moved."""
         self._dirty = True
         try:
             self.apply()
         except Exception:
-            self.abandon()  # the caller could only end the copies
+            self.abandon()  # the caller could only end what it mirrors
             raise
-
-    def ask_for_copy(self, leg: CopyLeg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
-        """Ask for a connection to the handler of a copy; returns a function that cancels."""
-        return self.host.open_stream(self._info(leg.protocol or self.protocol), leg, done)
-
-    def tap_moved(self) -> None:
-        """A sink was told something about one of its legs: log it, and see whether the connection can be spliced."""
-        notes = self.relay.mirror.notes
-        if self._closed or self._splicer is not None:
-            if notes:
-                self.host.log_requests(self)
-        elif notes or self.relay.wired is not None:
-            self._dirty = True
-            self.apply()
 
     def _leave_mirror(self) -> None:
         """The client's connection is over, or is spliced: copies have a bounded time to be delivered."""

@@ -30,7 +30,7 @@ from sidestep.engine.mirror.copy_leg import CopyLeg
 from sidestep.engine.mirror.gate import TapGate
 from sidestep.engine.relay import Ending
 from sidestep.proxy.io.loop import Loop, Timer
-from sidestep.proxy.mirror.tap_leg import Surroundings, TapLeg
+from sidestep.proxy.mirror.tap_leg import MirroredConnection, TapLeg
 
 LATE: Final = 0.03
 """Seconds that events wait to be consumed ..."""
@@ -215,11 +215,11 @@ class MirrorScheduler:
 class ConnectionMirror:
     """The mirror of one connection, and the legs of its copies; see the module."""
 
-    __slots__ = ("_around", "_has_left", "_legs", "_loop", "_scheduler")
+    __slots__ = ("_connection", "_has_left", "_legs", "_loop", "_scheduler")
 
-    def __init__(self, loop: Loop, around: Surroundings, scheduler: MirrorScheduler) -> None:
+    def __init__(self, loop: Loop, connection: MirroredConnection, scheduler: MirrorScheduler) -> None:
         self._loop = loop
-        self._around = around
+        self._connection = connection
         self._scheduler = scheduler
         self._has_left = False
         self._legs: dict[TapLeg, None] = {}
@@ -227,7 +227,7 @@ class ConnectionMirror:
 
     def glance(self) -> None:
         """Events wait: have them consumed."""
-        queue = self._around.relay.mirror.queue
+        queue = self._connection.relay.mirror.queue
         if queue is None:
             return
         if queue.caught_up:
@@ -237,10 +237,10 @@ class ConnectionMirror:
 
     def advance(self) -> None:
         """Have some events consumed."""
-        mirror = self._around.relay.mirror
+        mirror = self._connection.relay.mirror
         mirror.run(STEP)
         if not self._has_left:
-            self._around.mirrored()
+            self._connection.mirrored()
         elif mirror.events:
             self.settle()
             self.glance()
@@ -256,8 +256,8 @@ class ConnectionMirror:
     def leave(self) -> None:
         """The client's connection is over, or is spliced."""
         self._has_left = True
-        self._around.relay.farewell()
-        if self._around.relay.mirror.events:
+        self._connection.relay.farewell()
+        if self._connection.relay.mirror.events:
             self.glance()
         else:
             self._part()
@@ -266,20 +266,20 @@ class ConnectionMirror:
         self._open_all()
         for leg in [*self._legs]:
             leg.farewell()
-        self._around.tap_moved()
+        self._connection.tap_moved()
 
     def _open_all(self) -> None:
-        opening = self._around.relay.mirror.opening
+        opening = self._connection.relay.mirror.opening
         while opening:
             self.open(opening.pop(0))
 
     def open(self, leg: CopyLeg) -> None:
         """Have the handler's connection of a leg asked for."""
-        TapLeg(self._loop, leg, self._around, kin=self._legs, keeper=self._scheduler).open()
+        TapLeg(self._loop, leg, self._connection, kin=self._legs, keeper=self._scheduler).open()
 
     def abandon(self) -> None:
         """A bug was met: nothing more is mirrored of this connection, and its client notices nothing."""
-        mirror = self._around.relay.mirror
+        mirror = self._connection.relay.mirror
         mirror.close()
         while mirror.opening:
             leg = mirror.opening.pop(0)
@@ -287,4 +287,4 @@ class ConnectionMirror:
             leg.owner.lost(leg)
         for each in [*self._legs]:
             each.abandon()
-        self._around.tap_moved()
+        self._connection.tap_moved()

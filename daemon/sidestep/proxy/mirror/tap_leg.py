@@ -67,10 +67,12 @@ class Keeper(Protocol):
         """Processor time has been spent on copies."""
 
 
-class Surroundings(Protocol):
-    """The conductor around it."""
+class MirroredConnection(Protocol):
+    """A connection, as its mirror sees it; the conductor implements it (`proxy.connection.mirrored`)."""
 
-    relay: Relay
+    @property
+    def relay(self) -> Relay:
+        """The relay that goes on with the connection."""
 
     def ask_for_copy(self, leg: CopyLeg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
         """Ask for a connection to the handler of a tap leg; returns a function that cancels."""
@@ -86,8 +88,8 @@ class TapLeg(LegIO):
     """One tap leg. It is among those of its connection (`kin`) and of all (`living`) until it is dead."""
 
     __slots__ = (
-        "_around",
         "_asking",
+        "_connection",
         "_copy",
         "_keeper",
         "_kin",
@@ -97,11 +99,11 @@ class TapLeg(LegIO):
     )
 
     def __init__(
-        self, loop: Loop, leg: CopyLeg, around: Surroundings, *, kin: dict[TapLeg, None], keeper: Keeper
+        self, loop: Loop, leg: CopyLeg, connection: MirroredConnection, *, kin: dict[TapLeg, None], keeper: Keeper
     ) -> None:
         super().__init__(loop, leg)
         self._copy = leg
-        self._around = around
+        self._connection = connection
         self._owner = leg.owner
         self._kin = kin
         self._keeper = keeper
@@ -123,13 +125,13 @@ class TapLeg(LegIO):
     def ask(self) -> None:
         """Ask for the connection."""
         self._asking = True
-        self.cancel = self._around.ask_for_copy(self._copy, self._opened)
+        self.cancel = self._connection.ask_for_copy(self._copy, self._opened)
 
     def refuse(self) -> None:
         """There is no point in asking: others of the same wiretap were refused meanwhile."""
         if self in self._keeper.living:
             self._lose()
-            self._around.tap_moved()
+            self._connection.tap_moved()
 
     def _has_asked(self) -> None:
         if self._asking:
@@ -145,13 +147,13 @@ class TapLeg(LegIO):
                 stream.reset()
         elif stream is None:
             self._lose()
-            self._around.tap_moved()
+            self._connection.tap_moved()
         else:
             self._keeper.opened(self._uid)
             self.attach(stream)
             self._owner.opened(self._copy)
             self.settle()
-            self._around.tap_moved()
+            self._connection.tap_moved()
         self._keeper.spend(thread_time() - began)
 
     @property
@@ -182,7 +184,7 @@ class TapLeg(LegIO):
         except OSError:
             self._lose()
         self.settle()
-        self._around.tap_moved()
+        self._connection.tap_moved()
         self._keeper.spend(thread_time() - began)
 
     def _read(self, stream: Stream, *, hung_up: bool) -> None:
@@ -267,7 +269,7 @@ class TapLeg(LegIO):
             if delivered:
                 self._say(failed=False)
             self._lose(orderly=delivered)
-            self._around.tap_moved()
+            self._connection.tap_moved()
 
     def abandon(self) -> None:
         """A bug was met in a callback of this leg."""
