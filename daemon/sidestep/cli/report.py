@@ -87,15 +87,15 @@ class Report:
     def _report_lost(self, event: Lost) -> None:
         """Print lost copies when they begin, then their number every few seconds."""
         which = event.pod, event.reason
-        count, told = self._lost.pop(which, (0, None))
+        count, told_at = self._lost.pop(which, (0, None))
         count += event.count
         now = time.monotonic()
-        if told is None or now - told >= _REPEAT:
+        if told_at is None or now - told_at >= _REPEAT:
             reason = HELD_BACK.get(event.reason, event.reason)
             copies = "1 copy was" if count == 1 else f"{count} copies were"
             self._line(f"{copies} not made of requests to pod {event.pod}: {reason}")
-            count, told = 0, now
-        self._lost[which] = count, told
+            count, told_at = 0, now
+        self._lost[which] = count, told_at
 
     def _state(self, state: State) -> None:
         now = {pod.pod: pod for pod in state.pods}

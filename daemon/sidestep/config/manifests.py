@@ -79,11 +79,6 @@ class FileObjects:
     errors: tuple[ManifestError, ...] = ()
 
 
-def load_directory_texts(files: Mapping[str, str | bytes]) -> tuple[Inventory, tuple[ManifestError, ...]]:
-    """Return the inventory that the files (name to content) describe, and one error for each invalid document."""
-    return combine(load_files(files))
-
-
 def load_files(files: Mapping[str, str | bytes]) -> dict[str, FileObjects]:
     """Read each file separately, in the order of their names. Files beyond MAX_FILES or MAX_TOTAL are not read."""
     loaded: dict[str, FileObjects] = {}

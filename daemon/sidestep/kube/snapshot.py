@@ -36,10 +36,10 @@ async def list_all(
     found: list[dict[str, Any]] = []
     token = ""
     while True:
-        asked: dict[str, str | int] = {**(query or {}), "limit": PAGE}
+        parameters: dict[str, str | int] = {**(query or {}), "limit": PAGE}
         if token:
-            asked["continue"] = token
-        page = decode(await api.get(path, asked, accept=accept), _List)
+            parameters["continue"] = token
+        page = decode(await api.get(path, parameters, accept=accept), _List)
         found += page.items or ()
         token = page.metadata.continue_
         if not token:

@@ -307,11 +307,11 @@ class ClusterSession:
             status = self._latest.status
             subject = f"{self._kind} {self._latest.display}"
             conditions[ConditionText(status.state, subject, status.message)] = None
-        told = State(tuple(pods[name] for name in sorted(pods)), tuple(conditions))
-        self._was_active = self._was_active or told.active > 0
-        if told != self._published and not self._over.done():
-            self._published = told
-            self._observer.event(told)
+        state = State(tuple(pods[name] for name in sorted(pods)), tuple(conditions))
+        self._was_active = self._was_active or state.active > 0
+        if state != self._published and not self._over.done():
+            self._published = state
+            self._observer.event(state)
 
     async def _report_no_node(self) -> None:
         await asyncio.sleep(NO_NODE)

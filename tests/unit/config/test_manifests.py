@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidestep.config.manifests import MAX_ERRORS, MAX_FILES, MAX_TOTAL, load_directory_texts, secret_data
+from sidestep.config.manifests import MAX_ERRORS, MAX_FILES, MAX_TOTAL, combine, load_files, secret_data
 from sidestep.config.objects import MAX_PORTS, converter
 from sidestep.config.yaml_documents import MAX_TEXT
 from sidestep.model.condition import ConditionType
@@ -50,6 +50,11 @@ status:
 """
 
 
+def read(files):
+    """What a directory of these files (name to content) declares, and what is wrong with it."""
+    return combine(load_files(files))
+
+
 def pod(name="orders-1", *, annotations="sidestep.dev/netns: /run/netns/x", more="", labels="{app: orders}", spec=""):
     return f"""\
 apiVersion: v1
@@ -69,7 +74,7 @@ metadata:
 
 def load(*texts, **files):
     named = {f"{number}.yaml": text for number, text in enumerate(texts)}
-    return load_directory_texts(named | files)
+    return read(named | files)
 
 
 def good(*texts):
@@ -291,7 +296,7 @@ def test_list():
 
 
 def test_bytes_and_text_are_the_same():
-    assert load_directory_texts({"a.yaml": POD.encode()}) == load_directory_texts({"a.yaml": POD})
+    assert read({"a.yaml": POD.encode()}) == read({"a.yaml": POD})
 
 
 BAD = [
@@ -454,7 +459,7 @@ def test_same_name_in_other_namespaces_and_kinds_is_no_duplicate():
 
 def test_the_first_is_the_first_by_file_name():
     first = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a, annotations: {from: FILE}}\n"
-    inventory, _ = load_directory_texts({"z.yaml": first.replace("FILE", "z"), "b.yaml": first.replace("FILE", "b")})
+    inventory, _ = read({"z.yaml": first.replace("FILE", "z"), "b.yaml": first.replace("FILE", "b")})
     assert inventory.namespaces["a"] == {"from": "b"}
 
 
@@ -471,11 +476,11 @@ def test_a_mass_of_errors_in_one_document_is_quick():
 
 
 def test_numbers_of_files_and_bytes_are_bounded():
-    _, (error,) = load_directory_texts({f"{number:05}.yaml": "" for number in range(MAX_FILES + 5)})
+    _, (error,) = read({f"{number:05}.yaml": "" for number in range(MAX_FILES + 5)})
     assert error.file == f"{MAX_FILES:05}.yaml"
     assert "are not read" in error.reason
     whole = "#" * MAX_TEXT
-    _, (error,) = load_directory_texts({f"{number:05}.yaml": whole for number in range(MAX_TOTAL // MAX_TEXT + 2)})
+    _, (error,) = read({f"{number:05}.yaml": whole for number in range(MAX_TOTAL // MAX_TEXT + 2)})
     assert error.file == f"{MAX_TOTAL // MAX_TEXT:05}.yaml"
 
 
@@ -513,7 +518,7 @@ def test_objects_of_any_shape_end_in_an_error_or_an_object(kind, metadata, spec,
 
 @given(st.binary(max_size=200))
 def test_bytes_of_any_kind_end_in_errors(data):
-    _, errors = load_directory_texts({"x.yaml": data})
+    _, errors = read({"x.yaml": data})
     assert all(str(error).isprintable() for error in errors)
 
 

@@ -59,7 +59,7 @@ class StatusCollector(Collector):
         steered = GaugeMetricFamily("sidestep_steered_ports", "Ports steered now.", labels=labels)
         events = CounterMetricFamily("sidestep_proxy_events", "What the proxy did.", labels=(*labels, "event"))
         anomalies = CounterMetricFamily(
-            "sidestep_proxy_anomalies", "Connections that became a wire, by reason.", labels=(*labels, "reason")
+            "sidestep_proxy_anomalies", "Connections that were passed through, by reason.", labels=(*labels, "reason")
         )
         for pod in self._status.pods:
             names = (pod.namespace, pod.name)

@@ -226,14 +226,14 @@ def _validate(material: _Material, *, ca_alone: bool) -> tuple[Summary, dict[str
         problems.append(f"{material.place} holds no {material.spelling[0]}")
     else:
         try:
-            judged = pem.validate_identity(chain=material.chain, key=_key_of(material))
+            credential = pem.validate_identity(chain=material.chain, key=_key_of(material))
         except pem.PemError as error:
             problems.append(f"{material.file(error.part)}: {error}")
         except ConfigurationError as error:
             problems.append(str(error))
         else:
-            identity = _identity_facts(judged.identity)
-            credentials[identity.name] = judged.pem
+            identity = _identity_facts(credential.identity)
+            credentials[identity.name] = credential.pem
     if material.ca is not None:
         try:
             trusted = pem.validate_trust(material.ca)

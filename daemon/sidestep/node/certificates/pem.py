@@ -362,14 +362,14 @@ def _digest(ders: Iterator[bytes]) -> str:
 def _names(leaf: x509.Certificate) -> tuple[str, ...]:
     """Return the subject alternative names, DNS names first; the common name when there are none (RFC 6125, 6.4.4)."""
     try:
-        held = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        alternatives = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         common = leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         return tuple(str(attribute.value) for attribute in common[:1])
     except ValueError:
         return ()
-    addresses = tuple(str(address) for address in held.get_values_for_type(x509.IPAddress))
-    return (tuple(held.get_values_for_type(x509.DNSName)) + addresses)[:MAX_NAMES]
+    addresses = tuple(str(address) for address in alternatives.get_values_for_type(x509.IPAddress))
+    return (tuple(alternatives.get_values_for_type(x509.DNSName)) + addresses)[:MAX_NAMES]
 
 
 def _dns_name(leaf: x509.Certificate) -> str:
@@ -379,9 +379,9 @@ def _dns_name(leaf: x509.Certificate) -> str:
     without either, the common name.
     """
     try:
-        held = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        names = held.get_values_for_type(x509.DNSName)
-        addresses = [str(address) for address in held.get_values_for_type(x509.IPAddress)]
+        alternatives = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = alternatives.get_values_for_type(x509.DNSName)
+        addresses = [str(address) for address in alternatives.get_values_for_type(x509.IPAddress)]
     except (x509.ExtensionNotFound, ValueError):
         names, addresses = [], []
     common = [str(each.value) for each in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]

@@ -197,7 +197,7 @@ class ClusterService:
                 for resource in self.resources.all():
                     await self._withdraw_entry(resource)
         except (TimeoutError, ClusterError, ConfigurationError) as error:
-            self._log.info("statuses not taken back", reason=str(error))
+            self._log.info("status entries not removed", reason=str(error))
 
     async def _withdraw_entry(self, resource: SessionResource) -> None:
         try:
@@ -205,7 +205,7 @@ class ClusterService:
         except ApiError as error:
             if error.status not in REFUSED:
                 raise
-            self._log.info("status not taken back", resource=resource.latest.display, reason=str(error))
+            self._log.info("status entry not removed", resource=resource.latest.display, reason=str(error))
 
     async def aclose(self) -> None:
         """Stop everything."""

@@ -69,8 +69,8 @@ class SessionRegistry:
     def intercepts(self) -> tuple[Intercept, ...]:
         """Return the intercepts of all sessions, oldest first. Sorted once after each change."""
         if self._ordered is None:
-            held = (each.intercept for each in self._sessions.values())
-            self._ordered = tuple(sorted(held, key=lambda each: each.order))
+            intercepts = (each.intercept for each in self._sessions.values())
+            self._ordered = tuple(sorted(intercepts, key=lambda each: each.order))
         return self._ordered
 
     def intercept(self, uid: str) -> Intercept | None:
