@@ -1,43 +1,46 @@
-"""The surface of every relay engine: bytes between legs, nothing else.
+"""The surface of every relay engine: bytes and the time in, bytes and decisions out.
 
-One accepted client connection is one `Relay`. Its ends are *legs*: the client, the app (opened when first needed), one
-handler leg per intercept that a request matched, and for HTTP/2 a second app leg for streams that fall back. The engine
-decides, the shell (`sidestep.proxy`) does the I/O. No sockets, no clock, no log. What others want to know of the
-connection is told to its `mirror` (`engine.mirror`), while somebody listens.
+One client connection has one `Relay`. Its ends are *legs*: the client; the app, opened when it is first needed; one
+handler leg per intercept that a request matched; and for HTTP/2 a second app leg, for streams that fall back to the
+app. The engine decides, the shell (`proxy.connection.conductor`) does the I/O. The engine has no sockets, no clock and
+no log. It tells the connection's `mirror` (`engine.mirror`) what happens, while somebody listens.
 
-What the shell does (`now` is the time of the input, in monotonic seconds; it never goes backwards)
-    passes(leg, data)    bytes arrived (never empty). The shell asks once for each chunk. If the answer is a leg, the
-                         bytes are that leg's as they are: writing them (what is not taken: by `leg.write`) is all that
-                         there is to do
-    receive(leg, data, now)
-                         the answer was None (or nobody asked: `passes` is faster, never necessary)
-    receive_eof(leg, now)
-                         the peer finished sending (FIN, close_notify); it may still read
-    opened(leg, now)     a leg from `opening` is connected (a handler leg: the handler's end too)
-    refused(leg, now)    a leg from `opening` could not be connected; the leg is dead
-    drained(leg, now)    `leg.out`, which could not be written at once, is written to the end
-    lost(leg, now)       the leg broke (reset, TLS error, timeout); nothing more goes in or out of it
-    expired(now)         `deadline` has passed
-    take_leave()         the connection, which is `idle`, is about to be ended for reasons of ours
-    farewell()           all legs are closed, or moved by the shell itself
-    mirror.run()         a bounded time after something was queued there, at once when it is much
-  and after each call: opens every leg it finds in `opening` (and empties that list), writes `leg.out` of every leg in
-  `legs`, carries out `leg.ending`, and closes everything once `done` is true and the client leg is flushed.
+What the shell calls. `now` is the time of the input in monotonic seconds; it never goes backwards
+
+    passes(leg, data)        bytes have arrived (never empty). The shell asks once for each chunk. If the answer is a
+                             leg, the bytes go to that leg as they are: the shell writes them, and gives what the
+                             socket does not take to `leg.write`
+    receive(leg, data, now)  the same bytes, if the answer was None. `passes` is an optimisation: calling `receive`
+                             without asking has the same effect
+    receive_eof(leg, now)    the peer has finished sending (FIN, close_notify); it may still read
+    opened(leg, now)         a leg from `opening` is connected; a handler's leg up to the handler
+    refused(leg, now)        a leg from `opening` could not be connected, and never will be
+    drained(leg, now)        `leg.out`, which could not be written at once, is written to the end
+    lost(leg, now)           the leg broke (reset, TLS error, timeout): nothing more goes in or out of it
+    expired(now)             `deadline` has passed
+    close_idle()             the connection, which is `idle`, is about to be ended by us
+    farewell()               all legs are closed, or the shell moves their bytes itself
+    mirror.run()             a bounded time after events were queued there, at once when they are many
+
+After each call the shell opens every leg in `opening` and empties that list, writes `leg.out` of every leg in `legs`,
+carries out `leg.ending`, sets a timer for `deadline`, and closes everything once `done` is true and nothing is left to
+be written.
 
 What the engine promises
-  * It never raises for bytes of a peer. What it cannot parse becomes a wire or ends the connection as section 4 says.
+
+  * It never raises for bytes of a peer. What it cannot parse is passed through, or ends the connection (docs/design.md,
+    "A connection").
   * `leg.out` of a leg that is not open yet is kept by the shell until it is.
-  * Back-pressure: the shell stops reading a leg while `reads(leg)` is false. The engine answers from `queued` of the
-    legs that bytes of this one may go to; it buffers itself at most what its limits name.
+  * Back-pressure: the shell does not read a leg while `reads(leg)` is false. The engine decides that from `queued` of
+    the legs that get the bytes of this one. What it buffers itself is bounded by its limits.
   * After `leg.ending` is set nothing is appended to `leg.out`.
-  * `drain` is true while more than one HTTP/2 stream is open: the shell then reads a socket until it would block before
-    it writes, and merges the writes (measured 0.86 against 1.43 of haproxy's CPU); otherwise it writes after each read.
-  * `wired` is set once two legs are joined for good and every byte before is in their `out`: the shell may then move
-    bytes itself (os.splice) and calls the engine no more. Legs other than these two are already ended. It is None
-    while the mirror listens to these bytes.
+  * `drain` is true while more than one HTTP/2 stream is open: then the shell reads a socket until it would block before
+    it writes, and merges the writes (measured 0.86 against 1.43 of haproxy's CPU). Otherwise it writes after each read.
+  * `wired` is set once two legs are joined for good and every byte before that is in their `out`. Then the shell may
+    move bytes itself (splice(2)), and calls the engine no more. All other legs are ended. It is None while the mirror
+    listens.
   * `successor` is set at the end of a `receive`, when another engine goes on; then `reads` is false for every leg.
-  * The mirror influences nothing: not `reads` of any leg, not `done`, not the bytes or their time. Events are queued,
-    so that no request waits for those who listen.
+  * The mirror changes nothing: not `reads` of any leg, not `done`, not the bytes or when they are written.
 """
 
 from __future__ import annotations
@@ -57,13 +60,13 @@ HIGH_WATER = 256 * 1024
 
 
 SMALL = 2048
-"""Bytes below which neighbours in a queue are joined."""
+"""Neighbours in a queue that are both shorter than this (bytes) are joined."""
 
 
 def queue(pieces: MutableSequence[Any], data: bytes) -> None:
-    """Append to a queue of bytes, and maybe of what stands between them.
+    """Append to a queue of bytes, which may hold other things between them.
 
-    Small neighbours are joined: a queue is bounded in bytes, and an object costs fifty of them.
+    Small neighbours are joined: queues are bounded in bytes of data, and every object costs fifty bytes more.
     """
     last = pieces[-1] if pieces else None
     if isinstance(last, bytes) and len(data) < SMALL and len(last) < SMALL:
@@ -97,19 +100,21 @@ class Ending(enum.IntEnum):
 class OnUnreadable(enum.Enum):
     """What becomes of a connection that cannot be read with certainty.
 
-    The one switch for everything that must not be bypassed. A relay is given it when it is made; `classification`
-    decides by it what happens to a connection before there is a relay.
+    Ports on which nothing may be bypassed have CLOSE. A relay gets the policy when it is made; `engine.classification`
+    applies it before there is a relay.
     """
 
     PASS = enum.auto()
-    """It is passed through, raw, to whoever would get it: nobody is harmed."""
+    """Its bytes are passed through, to the app or to the handler that stands in its place."""
     CLOSE = enum.auto()
-    """It is closed: not a byte of the client reaches the app unread."""
+    """It is closed: no byte of the client reaches the app unread."""
 
 
 class Leg:
-    """One end of a connection. `io` and `active` belong to the shell; everything else is written by the engine only,
-    except `queued`, from which the shell subtracts what it wrote, and `out`, which it empties.
+    """One end of a connection.
+
+    `io` and `active` belong to the shell, the rest to the engine, with two exceptions: the shell takes what it has
+    written from `out` and subtracts it from `queued` (bytes), and it sets `open`.
     """
 
     __slots__ = ("active", "ending", "io", "open", "out", "queued", "role", "rule")
@@ -140,7 +145,7 @@ class Leg:
 
     @property
     def is_over(self) -> bool:
-        """Whether it was ended and no byte waits to be written first."""
+        """Whether an ending was asked for, and no byte has to be written before it."""
         return self.ending is Ending.ABORT or (self.ending is not Ending.NONE and not self.out)
 
 
@@ -169,28 +174,29 @@ class Relay:
         self.legs: list[Leg] = [self.client, self.app]
         self.opening: list[Leg] = []
         self.mirror = mirror or Mirror()
-        """Whoever listens to this connection; nobody by default."""
+        """Those who listen to this connection; nobody by default."""
         self.now = 0.0
-        """The time of the input at hand (monotonic seconds), where the engine needs it."""
+        """The time of the input that is being handled (monotonic seconds), in engines that need it."""
         self.joined: tuple[Leg, Leg] | None = None
         """See `wired`."""
         self.drain = False
         self.done = False
         self.deadline: float | None = None
         self.protocol: str | None = None
-        """What handlers are spoken to in, if that is not what the shell began this connection with."""
+        """The protocol that handlers are spoken to in, if another than the shell began this connection with."""
         self.successor: Relay | None = None
-        """The relay that goes on from here, with the same legs: the shell gives it everything from now on."""
+        """The relay that goes on with the same legs; the shell calls it from now on."""
         self.anomaly: str | None = None
-        """Why this connection became a wire: a stable, short reason such as "h1-ambiguous-length" (a metric label)."""
+        """Why this connection is passed through: a stable, short reason such as "h1-ambiguous-length" (a metric
+        label)."""
 
-    def put_in_place_of_app(self, rule: Rule) -> None:
-        """The handler of a global intercept stands where the app would; the app itself when it refuses."""
+    def replace_app(self, rule: Rule) -> None:
+        """Put the handler of a global intercept in the place of the app. If it refuses, the app is asked after all."""
         self.app.role = Role.HANDLER
         self.app.rule = rule
 
-    def app_after_all(self, leg: Leg) -> bool:
-        """A leg was refused: if it is a handler's in the app's place, ask for the app."""
+    def fall_back_to_app(self, leg: Leg) -> bool:
+        """A leg was refused: if it is a handler in the place of the app, ask for the app. Returns whether it was."""
         if leg is not self.app or leg.role is not Role.HANDLER:
             return False
         leg.role = Role.APP
@@ -199,11 +205,11 @@ class Relay:
         return True
 
     def forget_legs(self) -> None:
-        """Drop the legs that are over from `legs`, but for the client's and the app's own."""
+        """Drop the legs that are over from `legs`, except the client's and the app's."""
         self.legs = [leg for leg in self.legs if not leg.is_over or leg is self.client or leg is self.app]
 
-    def succeed(self, other: Relay) -> None:
-        """Go on where another relay ends: with its legs and what it has for the shell."""
+    def take_over(self, other: Relay) -> None:
+        """Become the successor of another relay: take its legs, what it asks of the shell, and its mirror."""
         self.client, self.app, self.legs = other.client, other.app, other.legs
         self.opening, self.mirror = other.opening, other.mirror
         self.now = other.now
@@ -214,10 +220,10 @@ class Relay:
         raise NotImplementedError
 
     def passes(self, leg: Leg, data: bytes) -> Leg | None:
-        """The (open) leg that gets these bytes as they are; None: nothing has happened, `receive` them.
+        """Return the (open) leg that gets these bytes as they are, or None: then nothing has changed, `receive` them.
 
-        An answer promises that nothing the shell looks at has changed, but `mirror`: no leg, no ending, no `reads`,
-        no deadline.
+        After an answer that is a leg, nothing that the shell looks at has changed, except `mirror`: no leg, no ending,
+        no `reads`, no deadline.
         """
         del leg, data
         return None
@@ -241,17 +247,17 @@ class Relay:
     def expired(self, now: float) -> None:
         """Learn that `deadline` has passed. `now` is monotonic seconds."""
 
-    def take_leave(self) -> None:
-        """End an idle connection from our side: say so where the protocol has a word for it."""
+    def close_idle(self) -> None:
+        """End an idle connection from our side; HTTP/2 tells the client which requests nobody has seen (GOAWAY)."""
         self.client.end(Ending.CLOSE)
         self.app.end(Ending.CLOSE)
 
     def farewell(self) -> None:
-        """Learn that the connection is over, or moved by the shell itself: the mirror is told nothing more."""
+        """Learn that the connection is over, or that the shell moves its bytes: the mirror is told nothing more."""
         self.mirror.end()
 
     def drained(self, leg: Leg, now: float) -> None:
-        """Learn that everything queued towards a leg was written after it had been held up."""
+        """Learn that everything queued for a leg is written, after its socket had been full."""
 
     def reads(self, leg: Leg) -> bool:
         """Whether the shell should read from this leg now."""
@@ -264,10 +270,10 @@ class Relay:
 
     @property
     def idle(self) -> bool:
-        """Whether no exchange is in flight, so that a draining proxy may close the connection."""
+        """Whether no request is unanswered, so that a draining proxy may close the connection."""
         return False
 
     @property
-    def left(self) -> bool:
-        """Whether it is idle and nobody but us would ever end it."""
+    def is_orphaned(self) -> bool:
+        """Whether it is idle, and the app, whose timeouts end idle connections, has no part in it any more."""
         return False

@@ -246,7 +246,7 @@ class Http1Relay(Relay):
     def refused(self, leg: Leg, now: float) -> None:
         """Learn that a leg could not be connected: what a handler will not take goes to the app."""
         self.now = now
-        if self.app_after_all(leg):
+        if self.fall_back_to_app(leg):
             return
         if leg is self.app and self._peers.take_spare():
             wire = self._conclusion.wire
@@ -334,6 +334,6 @@ class Http1Relay(Relay):
         return self._state.is_idle and self._requests.state == messages.FRESH
 
     @property
-    def left(self) -> bool:
+    def is_orphaned(self) -> bool:
         """Whether the connection is idle and the app, whose timeouts end idle ones, has no part in it."""
         return self.idle and not self._peers.app_in_use

@@ -81,7 +81,7 @@ class Http2Relay(Relay):
         upgraded = None if upgrade_settings is None else read_settings(upgrade_settings)
         super().__init__(mirror)
         if predecessor is not None:
-            self.succeed(predecessor)
+            self.take_over(predecessor)
             self.protocol = "h2"
         self.tls = tls
         self._app_asked = False
@@ -154,7 +154,7 @@ class Http2Relay(Relay):
     def refused(self, leg: Leg, now: float) -> None:
         """Learn that a leg could not be connected."""
         self.now = now
-        if not self.app_after_all(leg):
+        if not self.fall_back_to_app(leg):
             self.lost(leg, now)
 
     def lost(self, leg: Leg, now: float) -> None:
@@ -222,12 +222,12 @@ class Http2Relay(Relay):
             )
         return leg.queued <= HIGH_WATER and self._connection.diversion.reads(leg)
 
-    def take_leave(self) -> None:
+    def close_idle(self) -> None:
         """End an idle connection; GOAWAY tells the client which requests nobody has seen (RFC 9113 section 6.8)."""
         connection = self._connection
         if connection.app.state in (AppState.OPEN, AppState.RETIRED):
             connection.to_client.control(goaway(connection.state.streams.highest, ErrorCode.NO_ERROR))
-        super().take_leave()
+        super().close_idle()
 
     def farewell(self) -> None:
         """Learn that the connection is over, or moved by the shell itself."""
@@ -241,7 +241,7 @@ class Http2Relay(Relay):
         return self.joined is None and not streams.relayed and not streams.exchanges
 
     @property
-    def left(self) -> bool:
+    def is_orphaned(self) -> bool:
         """Whether the connection is idle and the app, whose timeouts end idle ones, has no part in it."""
         return self._connection.app.state is AppState.RETIRED and self.idle
 

@@ -419,7 +419,7 @@ class Conductor:
 
     def retire(self) -> None:
         """End an idle connection: FIN first, because a request may be on its way, and a reset would be its answer."""
-        self.relay.take_leave()
+        self.relay.close_idle()
         self._dirty = True
         self.apply()
         self.close()

@@ -33,7 +33,7 @@ def relay_for(
     """
     relay = _engine(protocol, port, ledger, client)
     if global_rule is not None:
-        relay.put_in_place_of_app(global_rule)
+        relay.replace_app(global_rule)
     return relay
 
 

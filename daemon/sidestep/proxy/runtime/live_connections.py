@@ -50,10 +50,10 @@ class LiveConnections:
             if connection.active <= latest and connection.relay.idle:
                 connection.retire()
 
-    def retire_left(self, latest: float) -> None:
+    def retire_orphaned(self, latest: float) -> None:
         """End connections that got no bytes after `latest` (monotonic seconds), and that nobody else would ever end."""
         for connection in [*self.relayed]:
-            if connection.active <= latest and connection.relay.left:
+            if connection.active <= latest and connection.relay.is_orphaned:
                 connection.retire()
 
     def retire_late_auth(self, port: LivePort) -> None:

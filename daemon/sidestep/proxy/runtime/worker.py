@@ -76,7 +76,7 @@ HEARTBEAT: Final = 0.5
 """Seconds between heartbeats."""
 IDLE_GRACE: Final = 5.0
 """Seconds for which a draining proxy leaves an idle connection alone."""
-LEFT_IDLE: Final = 3600.0
+ORPHANED: Final = 3600.0
 """Seconds an idle client is kept that has no connection to an app that would end it; Envoy's default."""
 SWEEP: Final = 60.0
 """Seconds between two looks for such clients."""
@@ -381,7 +381,7 @@ class Worker:
 
     def _sweep(self) -> None:
         self._loop.later(SWEEP, self._sweep)
-        self._connections.retire_left(self._loop.now - LEFT_IDLE)
+        self._connections.retire_orphaned(self._loop.now - ORPHANED)
 
     def _exit_when_drained(self) -> None:
         if not self._draining or self._connections.count or self._listeners.are_retiring:

@@ -218,13 +218,13 @@ def test_a_thousand_retired_legs_leave_no_trace():
 
 def test_who_is_left():
     shell = diverted(before=A)
-    assert not shell.relay.left
+    assert not shell.relay.is_orphaned
     shell.eof(shell.relay.app)
-    assert shell.relay.left
+    assert shell.relay.is_orphaned
     shell.client(B)
-    assert not shell.relay.left
+    assert not shell.relay.is_orphaned
     shell.handler(OK_B)
-    assert shell.relay.left
+    assert shell.relay.is_orphaned
     shell.client(A)
     shell.app(OK_A)
-    assert not shell.relay.left
+    assert not shell.relay.is_orphaned

@@ -99,7 +99,7 @@ def test_an_app_that_leaves_because_handlers_answer_is_replaced_and_the_client_i
     if not ends:
         talk.send(frame(DATA, END_STREAM, 1, b"up"))
         talk.from_handler(talk.respond(1))
-    assert (talk.relay.idle, talk.relay.left) == (True, True)
+    assert (talk.relay.idle, talk.relay.is_orphaned) == (True, True)
     talk.divert(3)
     talk.from_handler(talk.respond(3))
     assert talk.client.of(HEADERS, 3)

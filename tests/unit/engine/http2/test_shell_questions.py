@@ -49,7 +49,7 @@ def test_an_idle_connection_that_we_end_says_which_requests_were_seen(mixed: boo
         talk.from_handler(talk.respond(1))
     assert talk.relay.idle
     talk.client.data.clear()
-    talk.relay.take_leave()
+    talk.relay.close_idle()
     assert b"".join(talk.relay.client.out) == goaway(3 if mixed else 1, ErrorCode.NO_ERROR)
     assert talk.relay.client.ending is Ending.CLOSE
     assert talk.relay.app.ending is Ending.CLOSE
@@ -58,7 +58,7 @@ def test_an_idle_connection_that_we_end_says_which_requests_were_seen(mixed: boo
 def test_before_the_app_has_spoken_we_end_without_a_word() -> None:
     talk = Talk(begin=False)
     talk.send(PREFACE + settings({}))
-    talk.relay.take_leave()
+    talk.relay.close_idle()
     assert not talk.relay.client.out
 
 
