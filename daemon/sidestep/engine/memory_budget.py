@@ -1,7 +1,7 @@
-"""Memory that waiting bytes may take in one pod proxy, all connections together.
+"""Bounds the memory of waiting bytes in one pod proxy, over all its connections.
 
 A handler may pause for minutes (a breakpoint) and a client may not read, so bytes wait in the proxy. Each kind has a
-part of its own, and none takes another's: a hung wiretap costs no intercept.
+part of its own that no other kind can use, so that a hung wiretap does not disturb an intercept.
 
     DIVERTED    64 MiB, with the next two: requests and responses of diverted HTTP/2 streams; one `Budget` per process,
                 an `Account` of it for each connection
@@ -9,9 +9,8 @@ part of its own, and none takes another's: a hung wiretap costs no intercept.
     DATAGRAMS   datagrams for handlers (`proxy.connection.datagrams`)
     BACKLOG     bytes queued towards clients, apps and handlers that do not read (`proxy.connection.conductor`)
 
-DIVERTED: a holder may hold as many bytes as are still free (a dynamic threshold, Choudhury and Hahne 1998): one alone
-gets half of it, n equal ones get 1/(n+1) of it each, and some always stays free for the next. No holder needs to know
-of another.
+DIVERTED: a connection may hold as many bytes as are still free (a dynamic threshold, Choudhury and Hahne 1998): one
+alone gets half of the budget, n equal ones get 1/(n+1) of it each, and some always stays free for the next.
 
 BACKLOG: the peers of a leg are not read while more than `high_water` is queued towards it. That is 256 KiB while little
 waits in all, and falls with what is free: 3,000 slow readers get some 56 KiB each. When nothing is free, a connection
@@ -57,7 +56,7 @@ def high_water(backlog: Budget) -> int:
 
 
 class Account:
-    """What one connection holds. It is given back when the account is dropped, however the connection ended."""
+    """What one connection holds (bytes). It is given back when the account is dropped, however the connection ended."""
 
     __slots__ = ("budget", "held")
 

@@ -1,20 +1,20 @@
-"""Wires: two legs joined for good, every byte, every end and every break passed on.
+"""Wires: two legs joined for good. Every byte, every end and every break is passed on.
 
     one peer finishes (FIN)  -> the other is half-closed; bytes go on the other way
     both finished            -> both are closed, done
     one breaks (reset)       -> the other is reset, done
     one breaks after its FIN -> the other gets everything it said, then is closed, done
 
-The last row is how most servers leave: they close, and answer what still comes with a reset. Over TLS something always
-comes, for OpenSSL says in an alert that a stream ended without close_notify; the bytes before that end are whole.
+Most servers leave as the last row says: they close, and the kernel answers what still comes with a reset. Over TLS
+something always comes, because OpenSSL sends an alert for a stream that ended without close_notify.
 
 Invariants: nothing is written to a leg after it was ended; the end of one side is passed on only once the other is
-open, for an end given to a leg that is still being opened would cancel the opening. `Relay.joined` tells the shell once
-both are open and neither has finished, so that it may move the bytes itself.
+open, because an end given to a leg that is still being opened would cancel the opening. `Relay.joined` tells the shell
+once both are open and neither has finished, so that it may move the bytes itself.
 
 `WireRelay` is a connection that is a wire from its first byte: to the app, or for a global intercept to the handler,
-and to the app after all when the handler is refused: the client's bytes wait for one of them, at most `hold` and one
-read more. The app is asked for at the client's first byte, or at once where nobody waits to see who speaks first.
+and to the app when the handler is refused. Until one of them is open the client's bytes wait, at most `hold` and one
+read more. The app is dialled at the client's first byte, or `at_once`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Who rewrites the heads of requests on their way to the app and to handlers: nobody (None), or a `Rewriter`.
+"""Rewriting of request heads on their way to the app and to handlers, for `forward-client-cert`.
 
-A relay is given its rewriter when it is made, beside what it does with the unreadable (`relay.OnUnreadable`). Without
-one nothing of this costs anything. With one, HTTP/1 heads and trailers are rewritten before anything is decided about
-them, and an HTTP/2 connection is *mixed* (see `http2_connection`) from the client's preface on: every header block for
-the app is written anew. A rewriter goes with `OnUnreadable.CLOSE`: a head that passed unread would pass unrewritten.
+A relay is given its `Rewriter`, or None, when it is made. Without one nothing here costs anything. With one, HTTP/1
+heads and trailers are rewritten before anything is decided about them, and an HTTP/2 connection is *mixed* (see
+`engine.http2.connection`) from the client's preface on: every header block for the app is written anew. A rewriter
+requires `OnUnreadable.CLOSE`: a head that passed unread would pass unrewritten.
 
-Invariants: filters, app and handlers see the same head; rewriting twice gives the same head, so bytes that are held and
-read again are no special case.
+Invariants: filters, app and handlers see the same head; rewriting twice gives the same head, so bytes that are kept and
+read again need no special case.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from sidestep.protocols.http1 import Http1Limits
 
 
 class Rewriter(Protocol):
-    """Rewrites what the client says about its requests. Idempotent; what it is given was found well-formed before."""
+    """Rewrites heads, trailers and header blocks. Idempotent; its input was validated before. Never raises."""
 
     def head(self, head: bytes) -> bytes:
-        """An HTTP/1 request head, up to and with its empty line."""
+        """Rewrite an HTTP/1 request head, which ends with its empty line."""
 
     def trailers(self, lines: bytes) -> bytes:
-        """Whole lines of an HTTP/1 trailer section; an empty line at the end stays."""
+        """Rewrite whole lines of an HTTP/1 trailer section; an empty line at the end stays."""
 
     def block(self, block: Block) -> Block:
-        """A decoded HTTP/2 header block, of a request's head or of trailers; the same object when nothing changes."""
+        """Rewrite a decoded HTTP/2 header block of a head or of trailers; the same object when nothing changes."""
 
 
 class ClientCertificate:
@@ -67,7 +67,7 @@ class ClientCertificate:
 
 
 class TrailerFilter:
-    """Takes the bytes of one chunked body, already found well-formed, and gives them back with rewritten trailers.
+    """Rewrites the trailers of one chunked body, whose bytes were validated before.
 
     Chunks pass as they come; from the last size line on, a line is held until it is whole (bounded by the limit of the
     trailer section, which the first reading enforced).
@@ -81,8 +81,8 @@ class TrailerFilter:
         self._inside = False
         self._line = b""
 
-    def take(self, body: bytes) -> bytes:
-        """What may be passed on now."""
+    def rewrite(self, body: bytes) -> bytes:
+        """Take the next bytes of the body and return what may be passed on now."""
         if self._inside:
             return self._lines(body)
         self._chunks.read(body)
@@ -100,7 +100,7 @@ class TrailerFilter:
 
 
 class RewritingMemo(Memo):
-    """The client's header blocks, remembered as they came, handed out rewritten. It has every method that is used."""
+    """A memo of the client's header blocks that returns them rewritten; `inner` remembers them as they came."""
 
     __slots__ = ("_inner", "_rewriter")
 

@@ -1,4 +1,4 @@
-"""Which intercepts exclude each other (design, section 7).
+"""Which intercepts exclude each other (docs/design.md, "Sessions").
 
 A claim is an intercept with the ports it takes: of its workload as a whole, so that pods created later are covered, and
 of each pod there is now, so that `deployment/orders` and `pod/orders-1` meet although they are named differently. Two
@@ -8,7 +8,7 @@ claims meet when they share a target. Rules, on a shared target:
 - the same filter twice is refused (the second would never match);
 - at most MAX_INTERCEPTS intercepts.
 
-The work for one claim grows with the ports it takes, never with the number of other claims: `Standing` holds claims by
+The work for one claim grows with the ports it takes and not with the number of other claims: `Standing` holds claims by
 the targets they take, and the targets of one workload's port are found once per inventory.
 
 Wiretaps take nothing and never conflict. Intercepts that are no longer renewed are not claims: leave them out.
@@ -30,7 +30,7 @@ from sidestep.policy.pod_ports import ports_of
 from sidestep.policy.workloads import find_workload, pods_of
 
 MAX_INTERCEPTS = 64
-"""Intercepts on one port (design, section 7)."""
+"""Intercepts on one port (docs/design.md, "Sessions")."""
 
 
 class Target(NamedTuple):
@@ -100,7 +100,7 @@ class _Place:
     """Who takes a target: all claims, the global one, and the oldest one of each filter."""
 
     claims: list[Claim] = field(default_factory=list)
-    whole: Claim | None = None
+    global_claim: Claim | None = None
     filtered: dict[Form, Claim] = field(default_factory=dict)
 
     def add(self, claim: Claim, form: Form) -> None:
@@ -108,14 +108,14 @@ class _Place:
         if form:
             self.filtered[form] = _older(self.filtered.get(form), claim)
         else:
-            self.whole = _older(self.whole, claim)
+            self.global_claim = _older(self.global_claim, claim)
 
     def rival(self, form: Form) -> Claim | None:
         """The oldest claim that excludes a new one with this filter."""
         if not form:
             return min(self.claims, key=_age, default=None)
         alike = self.filtered.get(form)
-        return alike if self.whole is None else _older(alike, self.whole)
+        return alike if self.global_claim is None else _older(alike, self.global_claim)
 
 
 class Standing:

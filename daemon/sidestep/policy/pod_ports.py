@@ -1,7 +1,10 @@
 """The ports of one pod as its Services and its containers name them, looked up rather than searched for.
 
-A pod's author chooses how many ports it declares and a namespace's users how many Services select it. Each of the two
-lists is gone through once, when a `PodPorts` is made; a question then costs the same whatever their length.
+Service ports come first, by name or number, then container ports. A number that neither knows is an undeclared
+container port (declarations are informational in Kubernetes).
+
+A pod's author chooses how many ports it declares and a namespace's users how many Services select it. `PodPorts` reads
+each of the two lists once, when it is made; a lookup then costs the same whatever their length.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ class ResolvedPort:
         return next((each.app_protocol for each in self.service_ports if each.app_protocol), "")
 
     def facts(self, tls: PortTls | None = None) -> PortFacts:
-        """What `protocol_choice.choose` wants to know."""
+        """Return the input of `protocol_choice.choose`."""
         names = {self.port.name, *(each.name for each in self.service_ports)} - {""}
         settings = tls or PortTls(self.port.number)
         return PortFacts(
@@ -77,7 +80,7 @@ class PodPorts:
 
     @property
     def weight(self) -> int:
-        """How much there is to hold."""
+        """Entries held: declared ports and service ports."""
         return len(self._pod.ports) + sum(len(service.ports) for service in self._services)
 
     def resolve(self, port: str, *, transport: Transport = Transport.TCP) -> tuple[ResolvedPort, ...]:
@@ -149,7 +152,7 @@ class PodPorts:
 
 
 def ports_of(pod: Pod, inventory: Inventory) -> PodPorts:
-    """The ports of a pod of this inventory, made once for all who ask."""
+    """Return the ports of a pod; those of a pod of this inventory are made once."""
     if inventory.pods.get(pod.key) is not pod:
         return PodPorts(pod, inventory.services_of(pod))
     memo: Memo[PodKey, PodPorts] = inventory.index.memos.setdefault("ports", Memo())
@@ -157,7 +160,7 @@ def ports_of(pod: Pod, inventory: Inventory) -> PodPorts:
 
 
 def listed(texts: list[str] | tuple[str, ...]) -> str:
-    """The first of these, for an error."""
+    """Return the first MAX_LISTED texts and the number of the others, for an error."""
     more = f" and {len(texts) - MAX_LISTED} more" if len(texts) > MAX_LISTED else ""
     return (", ".join(texts[:MAX_LISTED]) + more) or "none"
 

@@ -1,8 +1,8 @@
-"""What a port speaks, decided from what is written about it (design, section 5): a table, first row that applies wins.
+"""Decides what a port speaks from what is written about it (docs/design.md, "TLS"): the first matching row wins.
 
-The answer is used for `list`, `status`, refusals and handlers; a connection whose own bytes contradict it is a wire.
-Rows compare in lower case. A never-TLS appProtocol beats a configured downstream certificate, and the contradiction is
-told.
+The answer is used for `list`, `status`, refusals and handlers. A connection whose own bytes contradict it becomes a
+wire. Rows compare in lower case. An appProtocol without TLS overrides a configured downstream certificate; the
+contradiction becomes a condition.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ _TABLE = (
     _Row(lambda facts: facts.number == 443 or 443 in facts.numbers, lambda _: "port number 443", Use.ALWAYS, Use.PROBE),
     _Row(lambda _: True, lambda _: "probing", Use.PROBE, Use.PROBE),
 )
-"""Section 5, top to bottom; the last row always applies."""
+"""Most specific first; the last row always applies."""
 
 
 def choose(facts: PortFacts) -> PortProtocol:

@@ -1,7 +1,7 @@
-"""What of a request's head may be shown: everything but secrets (design, section 6).
+"""Removes secrets from the head of a request before it is shown.
 
-Bodies are never shown; nor are the values of the fields below, of which a reader sees that they are there. What is
-shown is bounded, because it is kept and sent: whole fields from the first one on, as far as they fit.
+The value of a field that carries credentials is replaced, so that a reader sees only that it is there. The result is
+kept and sent, so it is bounded: whole fields from the first one on, until MAX_BYTES are reached.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ SECRET = frozenset((b"authorization", b"cookie", b"set-cookie", b"proxy-authoriz
 REDACTED = b"[redacted]"
 
 MAX_BYTES = 4096
-"""Bytes of names and values that are shown of one head."""
+"""Bytes of names and values of one head, after replacement."""
 
 
 def redact(fields: Fields) -> Fields:
-    """The fields of a head (names in lower case, or pseudo-fields) that may be shown, secrets replaced."""
+    """Return the fields of a head (names in lower case, or pseudo-fields) with secrets replaced, at most MAX_BYTES."""
     shown = []
     left = MAX_BYTES
     for name, value in fields:

@@ -1,8 +1,8 @@
 """What a steered port does with a request: the rules of all its intercepts and wiretaps, in order.
 
-A `Route` is immutable and replaced whole when a snapshot changes; relays read it through `SteeredPort.route` at every
-request, so ending an intercept in mid keep-alive sends the next request to the app. `Route.memo` belongs to the HTTP/1
-relay (head bytes to verdict): it lives here so that a new route begins with an empty memo. So does `Route.skimmer`.
+A `Route` is immutable; a changed snapshot replaces it. Relays read it through `SteeredPort.route` at every request, so
+when an intercept ends during a keep-alive connection, the next request goes to the app. `Route.memo` (head bytes to
+routed request) and `Route.skimmer` belong to the HTTP/1 relay. They live here so that a new route begins without them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Rule:
     matches: Matches
     divert_probes: bool = False
     needle: bytes | None = None
-    """Bytes without which no lower-cased head matches; b"": method and path decide alone; None: nothing is known."""
+    """Bytes that every matching head contains, in lower case; b"": method and path decide alone; None: not known."""
     heads_only: bool = False
-    """A wiretap that wants to be told of requests, and no copies."""
+    """A wiretap that gets log lines about requests and no copies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Where one request goes: to the handler of `intercept`, or to the app when None; and copies to `taps`."""
+    """Where one request goes: to the handler of `intercept`, or to the app when that is None; copies go to `taps`."""
 
     intercept: Rule | None = None
     taps: tuple[Rule, ...] = ()
@@ -47,7 +47,7 @@ TO_APP = Decision()
 
 
 def is_probe(fields: Fields) -> bool:
-    """Whether the kubelet sent this request, or somebody who says so."""
+    """Whether the User-Agent is that of a kubelet probe. Any client can send it."""
     return any(name == b"user-agent" and value.startswith(KUBE_PROBE) for name, value in fields)
 
 
@@ -59,11 +59,11 @@ class Route:
     wiretaps: tuple[Rule, ...] = ()
     memo: dict[bytes, Any] = field(default_factory=dict, compare=False, repr=False)
     skimmer: list[Any] = field(default_factory=list, compare=False, repr=False)
-    """What the HTTP/1 relay made of `needles` and `headless`, once it needed it."""
+    """The HTTP/1 relay's `Skimmer` for `needles` and `headless`; empty until it is first needed."""
     needles: tuple[bytes, ...] | None = field(init=False, compare=False, repr=False)
-    """Those of all rules, when every rule has one or needs no header: a head without any of them is skimmed."""
+    """The needles of all rules; None when a rule has none. A head that contains no needle matches no rule."""
     headless: tuple[Matches, ...] = field(init=False, compare=False, repr=False)
-    """The rules that method and path decide alone."""
+    """The filters that look at method and path only."""
 
     def __post_init__(self) -> None:
         rules = (*self.intercepts, *self.wiretaps)
@@ -73,7 +73,7 @@ class Route:
         object.__setattr__(self, "headless", tuple(rule.matches for rule in rules if rule.needle == b""))
 
     def decide(self, method: bytes, path: bytes, fields: Fields) -> Decision:
-        """Choose for one request. `path` may carry a query; it is cut here. Pure; never raises for any bytes."""
+        """Decide for one request. A query in `path` is ignored. Pure; does not raise for any bytes."""
         question = path.find(b"?")
         if question >= 0:
             path = path[:question]
@@ -90,7 +90,7 @@ class Route:
 
 @dataclass(slots=True)
 class SteeredPort:
-    """A live port of the pod proxy: the mutable cell through which running relays see the newest route."""
+    """A live port of the pod proxy. Running relays see a new route through this mutable cell."""
 
     number: int
     route: Route = field(default_factory=Route)

@@ -1,9 +1,8 @@
-"""Which pods an intercept covers, and which container ports its `port` means there.
+"""Which pods an intercept covers.
 
-A workload is found by kind and name, or by name alone when only one kind has it. A name that both an owner and what it
-owns carry (Deployment `orders` and its pod `orders`) means the owner: that answer does not change when the workload is
-scaled. Ports are looked up as a person reads them: service ports first, by name or number, then container ports. A
-number that neither knows is taken as an undeclared container port (declarations are informational in Kubernetes).
+A workload is found by kind and name, or by name alone when only one kind has it. A name that an owner shares with what
+it owns (Deployment `orders` and its pod `orders`) means the owner, because that answer does not change when the
+workload is scaled. `policy.pod_ports` says what a port means in a pod.
 """
 
 from __future__ import annotations

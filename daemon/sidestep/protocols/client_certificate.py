@@ -1,4 +1,4 @@
-"""`X-Forwarded-Client-Cert`: telling an app who its client proved to be, and letting nobody else tell it.
+"""`X-Forwarded-Client-Cert`: tells an app who its client proved to be, and removes what clients claim themselves.
 
 The app sees Sidestep's certificate, so the verified client's identity travels in a field, in Envoy's format:
 

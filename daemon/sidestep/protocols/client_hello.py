@@ -5,8 +5,8 @@ arrived (peeked, never consumed) until it answers something other than `Incomple
 hello's last record is looked at. The answer does not depend on how the bytes arrived; `Incomplete` always asks for at
 least one byte and never for more than the hello still needs.
 
-Strict means: every length adds up exactly, no extension twice, one name in server_name, pre_shared_key last. What is
-not read here is relayed untouched, so a refusal costs interception, never the connection.
+Strict means: every length adds up exactly, no extension stands twice, server_name has one name, pre_shared_key is last.
+A connection whose hello is refused is relayed untouched: it is not intercepted, but it works.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ class _Reader:
         return self._at < self._end
 
     def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size))
+        return int.from_bytes(self.read(size))
 
-    def take(self, size: int) -> bytes:
+    def read(self, size: int) -> bytes:
         start = self._at
         if size > self._end - start:
             raise _MalformedError
@@ -130,11 +130,11 @@ class _Reader:
         if length < least:
             raise _MalformedError
         start = self._at
-        self.take(length)
+        self.read(length)
         return _Reader(self._data, start, self._at)
 
     def rest(self) -> bytes:
-        return self.take(self._end - self._at)
+        return self.read(self._end - self._at)
 
     def peek(self) -> bytes:
         return self._data[self._at : self._end]
@@ -199,7 +199,7 @@ def _parse_message(message: bytes, size: int) -> ClientHello | NotTls:
 
 def _read_message(body: _Reader, size: int) -> ClientHello:
     legacy_version = body.number(2)
-    body.take(32)
+    body.read(32)
     if len(body.vector(1).rest()) > 32:
         raise _MalformedError
     suites = body.vector(2, least=2).rest()

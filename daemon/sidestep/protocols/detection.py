@@ -1,8 +1,8 @@
-"""What a connection speaks, told from its client's first bytes, or from those of a server that begins.
+"""Recognises the protocol of a connection by the first bytes of its client, or of a server that speaks first.
 
-Only as much is asked as tells the kinds apart; whether a TLS record or a request line is a *good* one is the business
-of whoever reads it, and a bad one becomes a wire there. The answer for a prefix is MORE or the answer for the whole, so
-it does not matter how the bytes arrive. At most 48 bytes are ever asked for.
+It tells the kinds apart and does not validate: the parser of that protocol does, and what it refuses becomes a wire.
+The answer for a prefix is MORE or the answer for all of the bytes, so it does not depend on how they arrive. At most 48
+bytes are needed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Detected(enum.Enum):
     HTTP1 = "http1"
     OTHER = "other"
     MORE = "more"
-    """They do not tell yet."""
+    """They are too few to tell."""
 
 
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}+( )?")
@@ -33,7 +33,7 @@ _RESPONSE = b"HTTP/"
 
 
 def detect(data: bytes) -> Detected:
-    """Tell what begins with `data`. Pure; never raises."""
+    """Return the protocol that begins with `data`. Pure; never raises."""
     if not data:
         return Detected.MORE
     if data[0] == 0x16:

@@ -14,8 +14,8 @@ or badly padded string, a size update anywhere but at the head or above what SET
 without the update it owes after SETTINGS lowered the capacity (4.2). The list it decodes to is bounded too: a table
 entry of 4 KiB named by every byte of a block is how 64 KiB become 256 MiB.
 
-The encoder writes literals without indexing (a field that the static table holds whole is an index: no table changes
-either way), so it can speak into a compression context that somebody else owns.
+The encoder writes literals without indexing, and an index for a field that the static table holds with its value.
+Neither changes a table, so the encoder can write into a compression context that somebody else owns.
 """
 
 from __future__ import annotations

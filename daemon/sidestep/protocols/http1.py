@@ -3,17 +3,16 @@
 A head is everything up to and including the first CRLF CRLF. One anchored regular expression validates it whole, in
 linear time: characters are repeated possessively, lines greedily but with one way to match each (a possessive *group*
 goes on from where a failed iteration stopped in Python before 3.11.5, gh-106052). Nothing is repaired, folded or
-trimmed for others: whoever accepts a head forwards the very same bytes. What this grammar does not accept - bare CR or
-LF, NUL, folded lines, a space before a colon, another version - is not necessarily illegal, it is merely something that
-an app might read differently, and the caller then lets the app read it alone.
+trimmed: a caller that accepts a head forwards the same bytes. The grammar refuses what apps may read in different ways:
+bare CR or LF, NUL, folded lines, a space before a colon, another version. The caller then leaves the bytes to the app.
 
-Framing (RFC 9112 section 6) is decided here and only here. It is certain or it is refused: one Content-Length of digits
-or one `Transfer-Encoding: chunked` on HTTP/1.1, never both, never a second spelling of either (`Content_Length`).
+Framing (RFC 9112 section 6) is decided here and only here. It is certain or refused: one Content-Length of digits or
+one `Transfer-Encoding: chunked` on HTTP/1.1, never both, never a second spelling of either (`Content_Length`).
 Servers differ on what they trim from a value: RFC 9110 section 5.5 allows blanks and tabs on both sides, nginx strips
 blanks only. So a field of the framing stands as `Name:value` or `Name: value`, with nothing else around the value.
 
-`check_prefix` answers for heads that have not arrived whole: no client waits for an answer to a line that can never
-become part of a head. It looks at each byte once.
+`check_prefix` refuses the beginning of a head that can no longer become a good one, so that its client need not wait
+for the rest. It looks at each byte once.
 
 Source: RFC 9110, RFC 9112. Anomalies are short stable words, used as a metric label.
 """
@@ -54,7 +53,7 @@ class Http1Limits:
     """Bounds of one HTTP/1 connection. What exceeds one of the first four cannot be parsed and becomes a wire."""
 
     head: int = 64 * 1024
-    """Bytes of a request or response head (design section 4.4)."""
+    """Bytes of a request or response head (docs/design.md, "HTTP/1")."""
     fields: int = 256
     """Fields of a request head; twice what common servers accept (Apache: 100, nginx: by bytes only)."""
     chunk_line: int = 256
@@ -62,7 +61,7 @@ class Http1Limits:
     trailer: int = 16 * 1024
     """Bytes of a trailer section."""
     hold: int = 64 * 1024
-    """Bytes of the client kept while an earlier answer is awaited or a leg opens (design section 4); one read more."""
+    """Bytes of the client kept while an earlier answer is awaited or a leg opens, and one read more."""
     memo_entries: int = 256
     """Heads remembered per route, and response heads per process."""
     memo_head: int = 4096
@@ -365,7 +364,7 @@ def _explain(head: bytes) -> str:
 
 
 def check_prefix(held: bytearray, checked: int, new: int, first_line: re.Pattern[bytes]) -> int | str:
-    """Whether an incomplete head may still become one. Looks only at what is new: all calls together are linear.
+    """Check an incomplete head. Looks only at new bytes: all calls together are linear in the head. Never raises.
 
     `held` is the head so far; its first `checked` bytes are whole lines already found good; its bytes from `new` on
     have not been looked at. Returns the next `checked`, or an anomaly.

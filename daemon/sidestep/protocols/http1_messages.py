@@ -13,7 +13,7 @@ next thing worth knowing and names it in `event`:
     BROKEN    `anomaly` says why nothing more can be read; the bytes of this call are not consumed
 
 Invariants: what is kept of a head is bounded by the head limit and one read; a head that can no longer become a good
-one is refused when its bytes arrive; after BROKEN a reader is not used again, except that `take` gives what it kept.
+one is refused when its bytes arrive; after BROKEN only `take_kept` is called.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class MessageReader:
         """Whether what was consumed last is the beginning of a head."""
         return self.state == HEAD
 
-    def take(self) -> bytes:
+    def take_kept(self) -> bytes:
         """Give up the beginning of a head that was kept."""
         kept = bytes(self._kept)
         self._kept.clear()

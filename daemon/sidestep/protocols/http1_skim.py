@@ -1,13 +1,12 @@
-"""A quick look at a request head that most likely concerns nobody.
+"""Recognises plain request heads that match no filter, without reading their fields.
 
-Is it plain, and does it name any wanted header? Most requests of a steered port match no filter, and their heads differ
-from each other, so that a memo of whole heads does not help. Reading such a head into fields only to find that no
-wanted header is there costs more than all the rest of relaying it. A `Skimmer` asks everything at once: one pass of one
-RE2 automaton (`re2.Set`) over the head tells which of four patterns it matches, however many wanted headers there are
-(measured for ten fields: 17 µs to read them, 5.5 for `re` and a dozen searches, 1.8 for this).
+Most requests of a steered port match no filter, and their heads differ from each other, so that a memo of whole heads
+does not help. Reading such a head into fields costs more than all the rest of relaying it. A `Skimmer` makes one pass
+of one RE2 automaton (`re2.Set`) over the head, which tells which of four patterns it matches, however many wanted
+headers there are (measured for ten fields: 17 µs to read them, 5.5 for `re` and a dozen searches, 1.8 for this).
 
-It may say "I do not know" (None) for any head; it never calls plain what `parse_request` would refuse, nor gives
-another length, nor overlooks a wanted header. A differential test holds it against `parse_request`.
+It may return None ("not known") for any head. It never calls a head plain that `parse_request` refuses, never returns
+another length, and never overlooks a wanted header. A differential test compares it with `parse_request`.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ Tests = tuple[Callable[[bytes, bytes, tuple[()]], bool], ...]
 
 
 class Skimmer:
-    """Looks for heads that are plain, hold none of `needles` (lower case) and pass none of `tests`.
+    """Finds heads that are plain, contain none of `needles` (lower case) and match none of `tests`.
 
     `tests` get method, path and no fields. Plain: HTTP/1.1, origin-form, any method but HEAD and CONNECT, one Host, no
     transfer coding, no upgrade, persistent, at most one length.
@@ -64,7 +63,7 @@ class Skimmer:
         self._fields = limits.fields
 
     def skim(self, head: bytes) -> int | None:
-        """Return the length of the body of a head that is all that, else None. Never raises."""
+        """Return the bytes of the body of a head that is plain and wanted by nobody, else None. Never raises."""
         found = self._match(head)
         length: int | None = 0
         if found != _PLAIN:

@@ -1,13 +1,12 @@
-"""The protocols that an HTTP/1.1 request offers to go on in (RFC 9110 section 7.8), and those of them that only the app
-may agree to.
+"""The protocols that an HTTP/1.1 request offers in its Upgrade field (RFC 9110 section 7.8).
 
-After a 101 the whole connection belongs to whoever answered. That is what a WebSocket is for: it carries what one
-client says. A *shared* protocol carries requests: HTTP in another version (`h2c`), SPDY, or TLS with HTTP in it (RFC
-2817). On a gateway's connection those are everybody's, so only the app, or nobody, may switch to one; `without_shared`
-is the request that a handler gets instead.
+After a 101 the connection belongs to the side that answered. A WebSocket carries what one client says. A *shared*
+protocol carries requests: HTTP in another version (`h2c`), SPDY, or TLS with HTTP in it (RFC 2817). A gateway puts the
+requests of many clients on one connection, so only the app may switch to a shared protocol; a handler gets the request
+`without_shared`.
 
-`begins_like_request` is asked of bytes that a client sends before it knows whether the protocol was switched: they are
-the next request if it was not, and then they need not be the handler's.
+`begins_like_request` looks at bytes that a client sends before it knows whether the protocol was switched. If it was
+not, they are the next request, which may not be for the handler.
 """
 
 from __future__ import annotations

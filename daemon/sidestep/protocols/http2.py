@@ -84,8 +84,8 @@ class Http2Limits:
 
     # Header blocks.
     header_block: int = 64 * 1024
-    """Bytes of one header block with the frame headers of its CONTINUATIONs (section 4 of the design: a head). A list
-    over `hpack.LARGE` is not matched. Once diverted, larger ones pass as well, up to:"""
+    """Bytes of one header block with the frame headers of its CONTINUATIONs (docs/design.md, "HTTP/2"). A list over
+    `hpack.LARGE` is not matched. Once diverted, larger ones pass as well, up to:"""
     passed_block: int = 1024 * 1024
     """Bytes of one block; beyond it GOAWAY: without the whole block nobody knows the compression context."""
     passed_list: int = 1024 * 1024
@@ -107,8 +107,7 @@ class Http2Limits:
     """Ended diverted streams of which late frames are still told from those of relayed ones."""
     small: int = 64 * 1024
     """Bytes that a diverted stream may hold while anything of the budget is free (`engine.memory_budget`); otherwise
-    the
-    connection's share of it decides, beyond which the stream is reset with ENHANCE_YOUR_CALM."""
+    the connection's share of it decides, beyond which the stream is reset with ENHANCE_YOUR_CALM."""
     backpressure_ticks: int = 1
     """Ticks for which a handler that takes nothing may hold up its client (`engine.http2.backpressure`)."""
     app_queue: int = 64 * 1024

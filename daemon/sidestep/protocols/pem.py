@@ -1,8 +1,8 @@
 """PEM text (RFC 7468) as OpenSSL 3 reads it: the blocks of a file, in order, and what is wrong with them.
 
-People's files hold more than RFC 7468 allows: text between the blocks, CRLF, a byte order mark, long or indented lines,
-private keys beside certificates. Servers load them with OpenSSL, so its reader (crypto/pem/pem_lib.c: get_name,
-get_header_and_data, PEM_read_bio_ex) decides what a file means:
+Real files hold more than RFC 7468 allows: text between the blocks, CRLF, a byte order mark, long or indented lines,
+private keys beside certificates. Servers load them with OpenSSL, so this reader follows OpenSSL's
+(crypto/pem/pem_lib.c: get_name, get_header_and_data, PEM_read_bio_ex):
 
     outside    A line begins a block if it starts with `-----BEGIN ` and ends with `-----` (white space behind it does
                not count). Every other line is passed over. A UTF-8 byte order mark before the first line is ignored.
@@ -60,7 +60,7 @@ class Block:
 
 
 def blocks(text: bytes, *, limit: int) -> Iterator[Block]:
-    """The blocks of a file, at most `limit` and one more: whoever gets that one knows that there are too many."""
+    """Yield the blocks of a file, at most `limit` + 1: the last one shows that there are too many. Never raises."""
     lines = _Lines(text)
     for number in range(1, limit + 2):
         label = _beginning(lines)
@@ -78,7 +78,7 @@ def encode(label: str, der: bytes) -> bytes:
 
 
 def foreign(text: bytes) -> str:
-    """What a file without a block is, as far as it can be told: a reason for people, or nothing."""
+    """Return why a file has no block, as a text for people; empty when it cannot be told."""
     if text.startswith(_WIDE_MARKS) or text[1:2] == b"\0":
         return "it is UTF-16 text; PEM is ASCII"
     if text.startswith(b"0") and not text.isascii():

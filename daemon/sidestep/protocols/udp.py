@@ -1,7 +1,7 @@
 """UDP packets as raw sockets send and receive them (RFC 768): header, checksum, and what an IPv4 header hides.
 
-Addresses are packed (4 or 16 bytes). Nothing here is trusted: `parse_*` answer None for what is too short or says more
-than is there.
+Addresses are packed (4 or 16 bytes). The input is not trusted: `parse` and `parse4` return None for a packet that is
+too short, or whose length fields go beyond its end.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class Conclusion:
     def _join(self, peer: Leg, rest: bytes = b"", *, exchange: int = 0) -> None:
         state = self._state
         self._peers.end_all(Ending.CLOSE, but=peer)
-        kept = bytes(state.unread) + self._requests.take() + rest
+        kept = bytes(state.unread) + self._requests.take_kept() + rest
         early = bytes(state.early)
         state.unread.clear()
         state.early.clear()
@@ -150,7 +150,7 @@ class Conclusion:
             client.queued -= len(rest)
         self._feed.cut_all()
         self._peers.end_all(Ending.CLOSE, but=relay.app)
-        kept = bytes(state.unread) + self._requests.take()
+        kept = bytes(state.unread) + self._requests.take_kept()
         state.unread.clear()
         relay.deadline = None
         state.on(Event.HANDED_OVER)

@@ -1,10 +1,12 @@
-"""The diverted request of one HTTP/1 connection: given to its handler, answered by it or by somebody else.
+"""The diverted request of one HTTP/1 connection.
 
-    the handler        while it does
+Who answers it:
+
+    the handler        as long as it can
     a second leg       to the same handler, when the first had served before and was closed in this very moment
     the app            nothing of the body was given and nothing answered (`DivertedRequest.replayable`)
-    an answer of ours  502 (400 for a body that is not well-formed) when no final head has gone to the client
-    a reset            a final head has
+    the relay itself   502 (400 for a body that is not well-formed) when no final head has gone to the client
+    nobody             a final head has: the client's connection is reset
 
 What a handler says goes to the client once its head is understood, so that until then there is a choice of what to say
 instead. There is at most one diverted request at a time, and its leg is then `ConnectionState.answering_leg`. After it

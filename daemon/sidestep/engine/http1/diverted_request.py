@@ -1,15 +1,15 @@
-"""One diverted HTTP/1 exchange: what is kept of its request while somebody else may still have to answer it.
+"""One diverted HTTP/1 request: what is kept of it while another side may still have to answer it.
 
     begun      head and body so far are kept in `kept`; the handler leg is being opened, or stands open
     given      `kept` was written to the handler; only the head stays, for the app or a second handler leg, until ...
     consumed   ... a byte of the body was given too, or
     answering  ... a byte of the response arrived
-    answered   the response is whole; the exchange is over once the request is (`sent`)
+    answered   the response is complete; the exchange is over once the request is complete too (`sent`)
 
 While nothing of the body was given and nothing answered, another leg can take the request (`replayable`).
 
-A handler is not offered the protocols that carry requests of others (`protocols.http1_upgrade`): it gets `offer`, the
-app would get `head`.
+A handler is not offered protocols that carry requests of other clients (`protocols.http1_upgrade`): it gets `offer`,
+the app would get `head`.
 """
 
 from __future__ import annotations

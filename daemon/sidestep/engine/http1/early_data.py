@@ -116,7 +116,7 @@ class EarlyData:
                 if not request.body and feed.current:
                     feed.sent(request.flags)
             elif requests.event == messages.BROKEN or requests.state == messages.HEAD:
-                requests.take()
+                requests.take_kept()
                 self._conclusion.become_wire(_ANOMALY)
                 return
             elif feed.current:

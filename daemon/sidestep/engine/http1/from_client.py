@@ -97,7 +97,7 @@ class FromClient:
             at = requests.read(data, start)
             event = requests.event
             if event == messages.HEADED:
-                headed = self._headed if self._rewriter is None else self._rewritten
+                headed = self._route_head if self._rewriter is None else self._rewrite_head
                 at = headed(requests.head, data, at)
             elif event == messages.BROKEN:
                 self._broken(requests.anomaly, data[at:])
@@ -126,12 +126,12 @@ class FromClient:
             if self._discarded > self._limits.discard:
                 self._conclusion.end(Ending.CLOSE)
 
-    def _headed(self, head: bytes, data: bytes, end: int) -> int:
+    def _route_head(self, head: bytes, data: bytes, end: int) -> int:
         """A head is here, `end` is where it ends in `data`: forward or keep it. Returns how far it got."""
         self._relay.deadline = None
         request = self._router.route(head)
         if isinstance(request, str):
-            self._unparseable(request, head + data[end:])
+            self._leave_to_app(request, head + data[end:])
             return len(data)
         state = self._state
         rule = request.decision.intercept
@@ -165,20 +165,20 @@ class FromClient:
             self._request_sent()
         return end
 
-    def _rewritten(self, head: bytes, data: bytes, end: int) -> int:
-        """As `_headed`, after the head was rewritten."""
+    def _rewrite_head(self, head: bytes, data: bytes, end: int) -> int:
+        """As `_route_head`, after the head was rewritten."""
         rewriter = self._rewriter
         if rewriter is None or REQUEST.fullmatch(head) is None:
-            return self._headed(head, data, end)  # which finds that it cannot be read
+            return self._route_head(head, data, end)  # which finds that it cannot be read
         head = rewriter.head(head)
-        reached = self._headed(head, head + data[end:], len(head))
+        reached = self._route_head(head, head + data[end:], len(head))
         self._trailers = TrailerFilter(rewriter, self._limits) if self._requests.state == messages.CHUNKS else None
         return reached - len(head) + end
 
     def _forward(self, body: bytes) -> None:
         """Pass on a piece of the body of the request being received."""
         if self._trailers is not None:
-            body = self._trailers.take(body)
+            body = self._trailers.rewrite(body)
             if not body:
                 return
         if self._feed.current:
@@ -209,7 +209,7 @@ class FromClient:
         self._feed.cut()
         diverted = self._state.diverted
         if self._requests.state != messages.CHUNKS or diverted is None:
-            self._unparseable(anomaly, self._requests.take() + rest)
+            self._leave_to_app(anomaly, self._requests.take_kept() + rest)
         elif not diverted.given:
             self._diversion.fall_back(diverted)
             self._conclusion.become_wire(anomaly, rest)
@@ -218,7 +218,7 @@ class FromClient:
             self._relay.anomaly = anomaly
             self._diversion.fail(diverted, b"400 Bad Request", "the request body is not well-formed")
 
-    def _unparseable(self, anomaly: str, rest: bytes) -> None:
+    def _leave_to_app(self, anomaly: str, rest: bytes) -> None:
         """What the client says cannot be read with certainty: only the app may read it."""
         self._relay.deadline = None
         state = self._state
@@ -235,14 +235,14 @@ class FromClient:
         if self._requests.state != messages.HEAD or relay.deadline is None:
             relay.deadline = None
         elif now >= relay.deadline:
-            self._unparseable("h1-slow-head", self._requests.take())
+            self._leave_to_app("h1-slow-head", self._requests.take_kept())
 
     def pass_end(self) -> None:
         """The client has finished and (but for `unread`) everything it said is forwarded: pass that on."""
         state = self._state
         diverted = state.diverted
         if self._requests.state == messages.HEAD:
-            self._unparseable("h1-truncated-head", self._requests.take())
+            self._leave_to_app("h1-truncated-head", self._requests.take_kept())
         elif state.client in HELD_BACK and (state.unread or state.then_wire):
             return
         elif diverted is not None:

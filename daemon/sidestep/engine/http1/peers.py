@@ -87,7 +87,7 @@ class Peers:
             self.spare.end(Ending.CLOSE)
             self.spare = None
 
-    def take_spare(self) -> bool:
+    def use_spare(self) -> bool:
         """The app leg was refused: go on with the one before, if there is one."""
         spare, self.spare = self.spare, None
         if spare is None:

@@ -248,7 +248,7 @@ class Http1Relay(Relay):
         self.now = now
         if self.fall_back_to_app(leg):
             return
-        if leg is self.app and self._peers.take_spare():
+        if leg is self.app and self._peers.use_spare():
             wire = self._conclusion.wire
             if wire is not None and wire.peer is leg:
                 wire.peer = self.app

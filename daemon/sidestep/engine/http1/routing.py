@@ -1,8 +1,9 @@
-"""Decides for one HTTP/1 head where its request goes, at the least cost that is certain.
+"""Decides for one HTTP/1 head where its request goes.
 
-Three ways, the cheapest first: the head was met under this route and is remembered (`Route.memo`); it contains none of
-the bytes without which no rule matches, and is skimmed; it is read into fields and the route is asked. The memo belongs
-to the route, so a new route begins with an empty one; its size is bounded in entries and in bytes of each.
+There are three ways, cheapest first: the head is remembered under this route (`Route.memo`); it is plain and contains
+none of the bytes that every matching head contains (`protocols.http1_skim`); it is read into fields and
+`Route.decide` is called. The memo belongs to the route, so a new route begins with an empty one; it is bounded in
+entries and in bytes of each.
 
 Hot path: `plain_request` answers for a chunk that is one whole plain head, without a call to any other part of the
 relay (measured for ten varied fields: 7 µs of 11).
