@@ -41,6 +41,14 @@ class Decision:
 
     intercept: Rule | None = None
     taps: tuple[Rule, ...] = ()
+    copied: tuple[Rule, ...] = field(init=False, compare=False, repr=False)
+    """Those of `taps` that want a copy ..."""
+    shown: tuple[Rule, ...] = field(init=False, compare=False, repr=False)
+    """... and those that want heads only."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "copied", tuple(tap for tap in self.taps if not tap.heads_only))
+        object.__setattr__(self, "shown", tuple(tap for tap in self.taps if tap.heads_only))
 
 
 TO_APP = Decision()

@@ -35,7 +35,7 @@ class RoutedRequest:
         self.target = head.target if told else b""
         self.authority = head.authority if told else b""
         self.fields: Fields = ()
-        if any(tap.heads_only for tap in decision.taps):
+        if decision.shown:
             self.fields = head.fields
         self.tally: Tally | None = None
         """Where it is counted while all its wiretaps are held back (`TapGate`)."""

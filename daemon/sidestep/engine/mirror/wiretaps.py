@@ -1,12 +1,11 @@
-"""The sink of a port's filtered wiretaps: which requests are copied, and what their sessions are told.
+"""The sink of a port's filtered wiretaps: which requests are copied, and to whom.
 
 At the head, `wants` asks the gate (`TapGate`) which of the wiretaps that match get a copy at all: those with a dead
 handler, without room, or without budget do not, and are counted there. While all of them are held back a head that was
 met before finds its `Tally`, and costs a comparison and an addition.
 
-Later, a `RequestHead` makes the copies (HTTP/1: `RequestCopies`, HTTP/2: `StreamCopies`) and a note for each wiretap;
-one that wants heads only (flows) gets the note alone. So does a request that an intercept's handler is given.
-After a connection switched from HTTP/1 to HTTP/2 both kinds of copies may live side by side.
+Later, a `RequestHead` makes the copies (HTTP/1: `RequestCopies`, HTTP/2: `StreamCopies`) and a note for each wiretap.
+After a connection went on in HTTP/2 (h2c) both kinds of copies may live side by side.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from sidestep.engine.mirror.events import (
     Gap,
     ProtocolSwitched,
     RequestData,
-    RequestDiverted,
     RequestEnd,
     RequestHead,
 )
@@ -31,8 +29,8 @@ from sidestep.engine.mirror.gate import Why
 from sidestep.engine.mirror.notes import Lost, Note
 from sidestep.engine.mirror.producer import Mirror
 from sidestep.engine.mirror.request_copies import RequestCopies
+from sidestep.engine.mirror.session_log import SessionLog
 from sidestep.engine.mirror.stream_copies import StreamCopies
-from sidestep.policy.redaction import redact
 
 if TYPE_CHECKING:
     from sidestep.engine.mirror.events import Event
@@ -44,7 +42,10 @@ if TYPE_CHECKING:
 def wiretap_mirror(ledger: Ledger, *, port: int) -> Mirror:
     """The mirror of a connection to a port (its number): what it has to tell goes to the port's wiretaps."""
     gate = ledger.gate
-    return Mirror(lambda mirror: (Wiretaps(mirror, ledger, port=port),), lambda: not gate.cuts)
+    return Mirror(
+        lambda mirror: (Wiretaps(mirror, ledger, port=port), SessionLog(mirror, gate, port=port)),
+        lambda: not gate.cuts,
+    )
 
 
 class Wiretaps:
@@ -67,9 +68,9 @@ class Wiretaps:
 
     def wants(self, exchange: int, offer: Offer) -> int:
         """Hot path: see the module."""
-        rules = offer.decision.taps
+        rules = offer.decision.copied
         gate = self._gate
-        if gate.holds:
+        if rules and gate.holds:
             tally = offer.tally
             if tally is None or tally.version != gate.version:
                 tally = offer.tally = gate.tally(self._port, rules)
@@ -80,7 +81,7 @@ class Wiretaps:
         if not rules:
             return NOTHING
         self._chosen[exchange] = rules
-        return HEAD if all(rule.heads_only for rule in rules) else HEAD | BODY
+        return HEAD | BODY
 
     def missed(self, exchange: int) -> None:
         """No room in the queue: that is the budget's doing (`wiretap_mirror`)."""
@@ -111,8 +112,6 @@ class Wiretaps:
 
     def _consume_rarer(self, event: Event) -> None:
         match event:
-            case RequestDiverted():
-                self._source.notes.append(Note(event.rule, event.method, event.target, event.authority, copied=False))
             case ExchangeCut():
                 for part in self._parts:
                     part.cut(event.exchange, lost=False)
@@ -130,16 +129,15 @@ class Wiretaps:
                 pass
 
     def _begin(self, head: RequestHead) -> None:
-        rules = [rule for rule in self._chosen.pop(head.exchange, ()) if self._gate.still(self._port, rule)]
-        copied = [rule for rule in rules if not rule.heads_only]
-        left_out = self._part(head.protocol).begin(head, copied) if copied else []
+        chosen = self._chosen.pop(head.exchange, ())
+        if not chosen:
+            return
+        rules = [rule for rule in chosen if self._gate.still(self._port, rule)]
+        left_out = self._part(head.protocol).begin(head, rules) if rules else []
         for rule in rules:
-            fields = redact(head.fields) if rule.heads_only else ()
             lost = Lost.ALL if rule in left_out else Lost.NOTHING
-            self._source.notes.append(
-                Note(rule, head.method, head.target, head.authority, copied=True, lost=lost, fields=fields)
-            )
-        if not head.ends and len(left_out) == len(copied):
+            self._source.notes.append(Note(rule, head.method, head.target, head.authority, copied=True, lost=lost))
+        if not head.ends and len(left_out) == len(rules):
             self._source.release(head.exchange)
 
     def _part(self, protocol: str) -> RequestCopies | StreamCopies:

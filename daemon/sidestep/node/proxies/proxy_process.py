@@ -39,7 +39,7 @@ TALK = ShareLimits(burst=0.5, share=0.35, patience=5.0)
 """The share of the event loop that one proxy's messages may take.
 
 A proxy that names and diverts 2,000 connections a second, and logs as much as it may
-(`proxy.connection.request_log.RATE`), takes some 0.3.
+(`proxy.mirror.request_log.RATE`), takes some 0.3.
 """
 
 

@@ -51,7 +51,6 @@ from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.handler_streams import HandlerStreams
 from sidestep.proxy.connection.host import RelayedConnection
 from sidestep.proxy.connection.live_ports import LivePort
-from sidestep.proxy.connection.request_log import RequestLog
 from sidestep.proxy.connection.setup import ConnectionSetup
 from sidestep.proxy.connection.setup_host import PendingConnection
 from sidestep.proxy.control import messages
@@ -61,6 +60,7 @@ from sidestep.proxy.control.readiness import EXHAUSTED, Readiness, Room
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.splice import Pipes
 from sidestep.proxy.io.stream import PlainStream
+from sidestep.proxy.mirror.request_log import RequestLog
 from sidestep.proxy.mirror.scheduler import MirrorScheduler
 from sidestep.proxy.runtime.app_probes import AppProbes
 from sidestep.proxy.runtime.condition_reports import ConditionReports

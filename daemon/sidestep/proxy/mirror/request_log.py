@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
-from typing import Final
+from typing import Final, Protocol
 
 from sidestep.aio.allowance import Allowance
 from sidestep.engine.mirror.gate import Loss
 from sidestep.engine.mirror.notes import Lost, Note
-from sidestep.proxy.connection.host import RelayedConnection
+from sidestep.engine.relay import Relay
+from sidestep.policy.route import SteeredPort
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.daemon_link import DaemonLink
 from sidestep.proxy.io.loop import Loop
@@ -42,6 +43,46 @@ _LOSS: Final = 128
 _LOST: Final = {Lost.NOTHING: "", Lost.ALL: "dropped", Lost.REST: "truncated"}
 
 
+class LoggedPort(Protocol):
+    """The port of a connection."""
+
+    @property
+    def counters(self) -> Counter[str]:
+        """What is counted for it."""
+
+    @property
+    def steered(self) -> SteeredPort:
+        """Its number is told."""
+
+
+class Client(Protocol):
+    """The ends of a connection."""
+
+    @property
+    def client(self) -> str:
+        """The client's address ..."""
+
+    @property
+    def client_port(self) -> int:
+        """... and port."""
+
+
+class LoggedConnection(Protocol):
+    """A connection whose mirror has notes."""
+
+    @property
+    def relay(self) -> Relay:
+        """Its relay, with the mirror."""
+
+    @property
+    def port(self) -> LoggedPort:
+        """The port that it came to."""
+
+    @property
+    def endpoints(self) -> Client:
+        """Who it is from."""
+
+
 class RequestLog:
     """The lines and losses that wait to be sent."""
 
@@ -57,7 +98,7 @@ class RequestLog:
         """Add numbers of copies that were not made; they wait while the daemon is behind."""
         self._losses.update(losses)
 
-    def add(self, connection: RelayedConnection) -> None:
+    def add(self, connection: LoggedConnection) -> None:
         """Take the notes of a connection's mirror, and count them."""
         if not self._lines:
             self._loop.later(MOMENT, self.flush)

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from sidestep.engine.mirror.notes import Lost
-from sidestep.proxy.connection import request_log
-from sidestep.proxy.connection.request_log import RequestLog
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.channel import Codec
+from sidestep.proxy.mirror import request_log
+from sidestep.proxy.mirror.request_log import RequestLog
 
 CODEC = Codec(messages.FromProxy, folds=False)
 
