@@ -1,9 +1,13 @@
 """The control messages between node daemon, zygote and pod proxy: one msgpack-encoded struct per SEQPACKET packet.
 
-At most one file descriptor travels with a message; the docstring says which. Every message but `Ack` and `Heartbeat` is
-answered by one `Ack` with the same `seq`. State travels as snapshots (`Configure`): applying one twice changes nothing.
-A message of the daemon whose encoding exceeds 64 KiB travels as a memfd (`Large`); proxies send none. The version
-stands in `Hello`.
+Rules
+
+  * A message brings at most one file descriptor; its docstring names it after "fd:".
+  * Each message is answered by one `Ack` with the same `seq`, except `Ack`, `Spawned` and `Heartbeat`.
+  * State travels as snapshots (`Configure`). Applying a snapshot twice changes nothing.
+  * A message of the daemon that is longer than MAX_INLINE travels in a memfd (`Large`). Proxies send none.
+  * What a proxy sends is bounded where it is decoded: one that is taken over costs the daemon no more than another.
+  * `Hello` says the version.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from sidestep.snapshots.hindrance import Hindrance
 from sidestep.snapshots.ports import PortSnapshot
 
 VERSION = 1
+"""Version of everything in this module."""
 MAX_INLINE = 64 * 1024
 """Bytes of one packet above which the message travels as a memfd."""
 MAX_LINES = 256
@@ -29,11 +34,10 @@ MAX_CERTIFICATE = 16 * 1024
 MAX_TEXT = 2048
 """Characters of a method, path, authority, or of a field's name or value in a log line."""
 MAX_FIELDS = 4096
-"""Fields of a log line that can be decoded; texts of a line have no more characters together (policy.redaction)."""
+"""Fields of a log line that are decoded at most. A line has no more bytes of fields (`policy.redaction`)."""
 MAX_COUNTERS = 512
-"""Counters of one kind that can be decoded; there are some sixty."""
+"""Counters of one kind that are decoded at most; some sixty exist."""
 
-# What a proxy sends is bounded where it is decoded: one that is taken over costs the daemon no more than an honest one.
 Counters = Annotated[dict[str, int], msgspec.Meta(max_length=MAX_COUNTERS)]
 
 
@@ -49,7 +53,7 @@ class Message(msgspec.Struct, tag=True, tag_field="message", array_like=True, fo
 class Spawn(Message):
     """Fork a pod proxy. fd: the proxy's end of its control socketpair. Answered by `Spawned`.
 
-    It does not say which pod's: every proxy has a copy of the zygote's memory.
+    It does not name the pod: every proxy has a copy of the zygote's memory.
     """
 
 
@@ -71,26 +75,28 @@ class Enter(Message):
 
     uid: int
     memory_limit: int
-    """RLIMIT_AS-like bound in bytes (0: none)."""
+    """Bytes of private writable memory (`runtime.rlimits`); 0: no bound."""
     fd_limit: int
+    """Open files."""
 
 
 class Pulse(Message):
     """Second message: count here every 500 ms, as a sign of life. fd: a page of memory (`aio.pulse`).
 
-    It is mapped before the sandbox is locked, which lets no memory be shared any more.
+    The page is mapped before the sandbox is locked: no memory can be shared after that.
     """
 
 
 class Configure(Message):
-    """The desired state, whole. Ports not listed keep their accepted connections, which drain."""
+    """The complete desired state. A port that is not listed keeps its connections; their requests go to the app."""
 
     generation: int
     ports: tuple[PortSnapshot, ...]
     client_sources: str = ""
-    """If connections to the app are to be named (`NameClient`), so that it sees the client's own address: the network
-    from whose addresses they come over IPv4. Empty: they are not named."""
+    """The IPv4 network from whose addresses connections to the app are made that are named (`NameClient`), so that the
+    app sees the client's address. Empty: connections are not named."""
     drain_timeout: float = 30.0
+    """Seconds that connections have to finish when the daemon is gone."""
 
 
 class Credential(Message):
@@ -125,7 +131,7 @@ class Opened(Message):
 
 
 class Refused(Message):
-    """The stream asked for by `Open` cannot be had (session gone, handler refused). Why is not the proxy's to know."""
+    """The stream asked for by `Open` is refused (session gone, handler refused). The proxy is not told why."""
 
     stream: int
 
@@ -183,9 +189,9 @@ class Open(Message):
 
 
 class Reset(Message):
-    """We reset the stream of `Opened`: its handler is to see a broken connection, not a finished one.
+    """The stream of `Opened` was reset: its handler is to see a broken connection, not a finished one.
 
-    AF_UNIX knows no reset; this message takes its place.
+    AF_UNIX sockets have no reset; this message stands for it.
     """
 
     stream: int
@@ -214,7 +220,7 @@ class LoggedRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=True,
 
 
 class LostCopies(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """Copies that were held back in the proxy (of heads: nobody was told), and that have no line of their own."""
+    """Copies that the proxy did not make, and that have no line of their own (of wiretaps of heads: lines not made)."""
 
     uid: str
     port: int
@@ -242,9 +248,9 @@ class Report(Message):
 
 
 class Probed(Message):
-    """What a probe of the app found (section 5). `tls` and `http2` are "yes", "no" or "unknown".
+    """What a probe of the app found. `tls` and `http2` are "yes", "no" or "unknown".
 
-    With `tls` "unknown": what was found before does not hold any more.
+    `tls` "unknown" takes back what was found before.
     """
 
     port: int
@@ -282,7 +288,7 @@ class NoApp(Message):
 
 
 class Hindered(Message):
-    """All that keeps the proxy from serving now; sent whenever something of it comes or goes. A new proxy is ready."""
+    """All that keeps the proxy from serving now, sent whenever it changes. A new proxy has no hindrance."""
 
     hindrances: Annotated[tuple[Hindrance, ...], msgspec.Meta(max_length=MAX_HINDRANCES)]
 
@@ -301,4 +307,4 @@ ToProxy = Stderr | Pulse | Enter | Configure | Credential | Listen | Unlisten | 
 FromProxy = (
     Hello | Ack | Heartbeat | Open | Reset | Requests | Report | Probed | NameClient | ForgetClient | NoApp | Hindered
 )
-"""No `Large`: what a proxy says is bounded by the size of a packet."""
+"""Without `Large`: a message of a proxy is at most one packet."""
