@@ -5,6 +5,8 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Percent of lines and branches together, of each package that `make coverage` looks at.
+COVER := 95
 # The compiler child needs Debian's bcc, which exists for the distribution's own interpreter only.
 PYTHON := /usr/bin/python3
 IMAGE = $(shell sed -n 's/^ *image: *//p' deploy/daemonset.yaml)
@@ -38,10 +40,37 @@ help: ## Show this list
 demo: setup ## Tell the story once: a real nginx, a real handler, every promise observed
 	@$(BIN)/python -m tests.demo
 
+# Files of the other tests run side by side too: they wait more than they compute, and what they make is named after their
+# process. Tests with the marker `alone` measure time or count what the whole machine holds; they run one by one.
+BESIDE := -n 4 --dist loadfile -m "not alone"
+PYTEST = $(BIN)/python -m pytest -q
+
 .PHONY: test
-test: setup ## Run every test, privileged ones included (needs root)
-	@$(BIN)/python -m pytest -q -n auto --dist loadfile tests/unit
-	@$(BIN)/python -m pytest -q tests/privileged tests/integration tests/system
+test: setup coverage ## Run every test, privileged ones included, and measure branch coverage (needs root)
+	@$(PYTEST) $(BESIDE) tests/integration tests/privileged tests/system
+	@$(PYTEST) -m alone
+
+.PHONY: test-quick
+test-quick: setup ## Unit tests, integration tests and the demo, at most five minutes (needs root)
+	@$(PYTEST) -n auto --dist loadfile -m "not alone" tests/unit
+	@$(PYTEST) $(BESIDE) tests/integration
+	@$(BIN)/python -m tests.demo
+
+# Each of these must be covered by the unit tests alone, branches included.
+COVERED := model config policy protocols engine node/planning
+COVERAGE = $(BIN)/python -m coverage
+
+.PHONY: coverage
+coverage: $(VENV)/.stamp ## Run the unit tests and measure the branch coverage of the packages that do no I/O
+	@mkdir -p build .cache/coverage
+	@$(COVERAGE) erase
+	@$(COVERAGE) run -m pytest -q -n auto --dist loadfile -m "not alone" tests/unit
+	@$(COVERAGE) combine -q
+	@for package in $(COVERED); do \
+		$(COVERAGE) report --include="*/sidestep/$$package/*" --fail-under=$(COVER) >build/coverage.txt \
+			|| { cat build/coverage.txt; echo "sidestep: $$package: less than $(COVER) % of lines and branches" >&2; exit 1; }; \
+		echo "$$package: $$(tail -1 build/coverage.txt | grep -o '[0-9.]*%' | tail -1) of lines and branches"; \
+	done
 
 .PHONY: soak
 soak: setup ## Half an hour of traffic at the limits of a port, and while everything of ours is killed in turn (needs root)
@@ -59,6 +88,13 @@ image: ## Build the node daemon's image (needs docker, podman or buildah)
 	ignore=; [ "$${tool##*/}" = docker ] || ignore=--ignorefile=deploy/Dockerfile.dockerignore; \
 	echo "Building $(IMAGE) with $${tool##*/}"; \
 	$$tool build $$ignore -f deploy/Dockerfile -t $(IMAGE) .
+
+.PHONY: release release-check
+release: $(VENV)/.stamp ## Build wheel, sdist, image, SBOM and third-party notices into build/release (see RELEASING.md)
+	@deploy/release
+
+release-check: $(VENV)/.stamp ## The same dry, also where no base image can be fetched
+	@deploy/release --check
 
 .PHONY: kind
 kind: image ## Make a kind cluster with Sidestep in it (needs docker, kind, kubectl)

@@ -131,11 +131,14 @@ class Soak:
         before = self._levels()
         end = time.monotonic() + seconds
         with Traffic(self.shop) as traffic:
-            order: list[str] = []
+            order = self._chance.sample(sorted(faults), len(faults))
+            first = set(faults)
             time.sleep(CALM)  # ordinary use, not a condition
-            while time.monotonic() < end:
+            while first or time.monotonic() < end:
                 order = order or self._chance.sample(sorted(faults), len(faults))
-                self._fault(order.pop(), faults)
+                name = order.pop()
+                self._fault(name, faults)
+                first.discard(name)
         self.account.outcomes += traffic.outcomes
         self._settled()
         if same_daemon:

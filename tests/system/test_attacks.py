@@ -25,6 +25,8 @@ from tests.harness.hostile_proxy import BASE
 from tests.harness.namespaces import pod_namespace
 from tests.harness.peers import Server, http_app
 
+pytestmark = pytest.mark.alone
+
 TAKEN_OVER = (1, 3, 4, 6)
 """Attacks of `hostile_proxy`, one pod each."""
 REST, ATTACK = 3.0, 8.0

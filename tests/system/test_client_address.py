@@ -174,6 +174,7 @@ def paused(shop, lines):
     return times, served_by
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("lines", [(), (DEV,)], ids=["no match", "match"])
 def test_a_daemon_that_hangs_is_waited_for_once(tmp_path, lines):
     """Stopped, it names no client and opens no way to a handler: the app serves, under the pod's own address."""

@@ -36,6 +36,7 @@ def started(shop, stack, value, handler, *options):
     return stack.enter_context(intercept(shop.node, "orders", *words, pods=None))
 
 
+@pytest.mark.alone
 def test_fifty_sessions_on_one_port(shop, app):
     with contextlib.ExitStack() as stack:
         handlers = [stack.enter_context(Server(http_app, name=f"handler-{n}")) for n in range(SESSIONS)]

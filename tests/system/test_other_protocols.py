@@ -95,6 +95,7 @@ def test_the_server_speaks_first(shop, port):
         assert client.reader.until(b"\r\n") == b"250 HELO GET / HTTP/1.1\r\n"
 
 
+@pytest.mark.alone
 def test_only_the_first_client_of_a_server_that_begins_waits(shop):
     """Without the memory each connection waits for the detection timeout, a second."""
     port = scene.PLAIN_PORT

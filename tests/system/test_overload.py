@@ -21,6 +21,7 @@ def shop(tmp_path):
         yield shop
 
 
+@pytest.mark.alone
 def test_a_full_queue_gives_the_port_back_for_a_while(shop):
     with (
         Server(http_app, netns=shop.space.pod, address="::", port=scene.PLAIN_PORT, dual_stack=True),

@@ -1,4 +1,4 @@
-"""Two minutes of the soak, and each limit once; `make soak` runs half an hour of it."""
+"""Each fault of the soak and each limit once; `make soak` runs half an hour of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import pytest
 from tests.soak.limits import at_limits
 from tests.soak.soak import soaking
 
-SECONDS = 120.0
-"""Of traffic with faults; beginning, end and recoveries make two minutes of it."""
+pytestmark = pytest.mark.alone
+
+SECONDS = 30.0
+"""Of traffic with faults, or longer, until every fault has happened once."""
 
 
 @pytest.mark.soak

@@ -32,6 +32,8 @@ wiretap; 1.4 to 1.7 when copies were made before their requests were served, hun
 
 HANDLER = """
 import socket, struct, sys, threading, time
+
+pytestmark = pytest.mark.alone
 listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
 print(listener.getsockname()[1], flush=True)
 how, kept = sys.argv[1], []

@@ -190,6 +190,7 @@ def test_a_raw_connection_is_copied_whole(shop, port):
             assert received.startswith(b"GET /x HTTP/1.1\r\n")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("how", ["hung", "gone", "crashing"])
 def test_a_bad_handler_costs_the_app_nothing(shop, version, how):

@@ -109,6 +109,7 @@ def test_a_proxy_that_never_reads_blocks_the_handler_and_costs_no_memory(node):
         sock.close()
 
 
+@pytest.mark.alone
 def test_stalled_connections_leave_others_their_speed(node):
     """Forty connections whose handler never reads, all of them full; the next ones go on."""
     release = threading.Event()

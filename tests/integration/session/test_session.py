@@ -163,6 +163,7 @@ def test_nonsense_of_one_proxy_does_not_cost_the_session_its_tunnel(node, name):
         assert not cli.events("interrupted")
 
 
+@pytest.mark.alone
 def test_no_handler_is_refused_at_once_and_told_once(node):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -98,6 +98,7 @@ def test_a_missing_folder_is_an_error_of_the_option(tmp_path):
         load(tmp_path / "none")
 
 
+@pytest.mark.alone
 def test_changes_are_told_within_a_second(tmp_path):
     async def story():
         async with watching(tmp_path) as watched:

@@ -80,6 +80,7 @@ def test_a_port_is_steered_while_an_app_listens_and_the_app_answers(program):
     asyncio.run(story())
 
 
+@pytest.mark.alone
 def test_a_refused_dial_unsteers_at_once(program):
     async def story():
         with pod_namespace() as space:

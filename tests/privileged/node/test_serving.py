@@ -214,6 +214,7 @@ def shut_listener(space, target):
     listener_of(target).shutdown(socket.SHUT_RDWR)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("end", [kill_listener, shut_listener])
 def test_a_listener_that_dies_is_replaced_and_costs_nothing_meanwhile(program, end):
     async def story():

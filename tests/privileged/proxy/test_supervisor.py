@@ -105,6 +105,7 @@ async def test_a_proxy_runs_in_the_pods_namespace_and_sends_heartbeats():
         assert it.handler.named() == ["running"]
 
 
+@pytest.mark.alone
 @asynchronous
 async def test_a_killed_proxy_is_replaced_within_milliseconds_and_no_connection_is_refused():
     async with scene() as it:
@@ -147,6 +148,7 @@ async def test_a_successor_is_told_everything_again():
         assert reads == 2
 
 
+@pytest.mark.alone
 @asynchronous
 async def test_a_stopped_proxy_is_killed_for_its_silence_and_replaced():
     async with scene() as it:
@@ -444,6 +446,7 @@ async def test_no_other_pods_name_is_in_the_memory_of_a_proxy():
             assert b"secret-pod" not in memory
 
 
+@pytest.mark.alone
 @asynchronous
 async def test_what_a_proxy_writes_carries_its_pods_name_and_takes_nothing_from_the_others():
     async with scene() as it:
@@ -569,6 +572,7 @@ async def _a_daemon_that_reports_and_waits(report: int) -> None:
         await asyncio.Event().wait()
 
 
+@pytest.mark.alone
 @asynchronous
 async def test_many_proxies_start_quickly_and_are_small():
     with fresh_netns() as netns_fd:

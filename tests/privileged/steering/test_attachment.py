@@ -45,6 +45,7 @@ def objects() -> set[str]:
     }
 
 
+@pytest.mark.alone
 def test_attaching_takes_less_than_5_ms(program, dual_stack_pod):
     times = []
     with Netns.open(str(dual_stack_pod.pod.path)) as netns:
@@ -85,6 +86,7 @@ def test_two_pods_share_nothing(program, dual_stack_pod, pod):
         assert second.steering.entries() == frozenset()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("what", ["another kind of namespace", "no namespace", "a refused program", "a refused map"])
 def test_a_failed_attachment_leaves_nothing(program, what):
     path = {"another kind of namespace": "/proc/self/ns/mnt", "no namespace": "/dev/null"}.get(

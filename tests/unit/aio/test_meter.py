@@ -36,6 +36,7 @@ def test_turns_are_sorted_into_buckets():
     assert meter.seconds == pytest.approx(100.3251)
 
 
+@pytest.mark.alone
 def test_a_blocked_loop_is_seen_and_an_idle_one_is_not():
     async def main():
         loop: Any = asyncio.get_running_loop()
@@ -58,6 +59,7 @@ def test_a_loop_without_a_meter_is_never_stalled():
     asyncio.run(main())
 
 
+@pytest.mark.alone
 def test_what_never_answers_is_given_up_in_time():
     async def main():
         began = time.monotonic()
@@ -69,6 +71,7 @@ def test_what_never_answers_is_given_up_in_time():
     run(main())
 
 
+@pytest.mark.alone
 def test_time_in_which_the_loop_was_away_does_not_count():
     async def main():
         answer = asyncio.get_running_loop().create_future()
@@ -90,6 +93,7 @@ def test_an_answer_in_time_leaves_no_timer():
     run(main())
 
 
+@pytest.mark.alone
 def test_a_process_that_waits_for_a_cpu_is_told_from_one_that_is_stopped():
     """Three that compute on one core wait for it; stopped, they do not."""
     core = min(os.sched_getaffinity(0))

@@ -107,6 +107,7 @@ def test_own_namespace_is_kept():
     assert settings.allows("sidestep")
 
 
+@pytest.mark.alone
 def test_hostile_globs_are_quick():
     settings, problems = resolve({f"{KEY}namespaces": "*a" * 31})
     assert problems == ()

@@ -23,6 +23,8 @@ from sidestep.policy.survey import survey
 from tests.harness.growth import cpu, grows_at_most
 from tests.unit.node.scenes import header
 
+pytestmark = pytest.mark.alone
+
 TEN_TIMES = 12
 """What ten times as much may cost (the acceptance of plans); a quadratic part would make it a hundred."""
 

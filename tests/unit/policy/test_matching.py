@@ -254,6 +254,7 @@ DEAR = "(a?){1000}a{1000}"
 """5,000 instructions, and no automaton that fits: 44 microseconds a byte."""
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("options", "path", "fields"),
     [

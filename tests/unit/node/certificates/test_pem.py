@@ -111,6 +111,7 @@ def test_an_encrypted_key_is_refused_without_asking(leaf, form):
         judge_identity(chain=leaf.chain, key=locked)
 
 
+@pytest.mark.alone
 def test_a_crafted_key_costs_next_to_nothing(leaf):
     """RSA whose primes nobody has tested: 30 KiB of it, and as large a one as OpenSSL takes."""
     for bits in (16_000, 60_000):
@@ -214,6 +215,7 @@ def test_damaged_der_raises_nothing_but_a_configuration_error(data, leaf):
             pass
 
 
+@pytest.mark.alone
 def test_names_of_an_app_s_certificate_are_read_once():
     """`list` asks for them on the daemon's loop, for every port."""
     large = Authority().issue(*(f"h{number}.test" for number in range(800)))

@@ -159,6 +159,7 @@ REGEXES = [
 ]
 
 
+@pytest.mark.alone
 def test_events_of_an_unchanged_or_changed_spec_compile_nothing(resources):
     """Whatever is patched, and however often: only what was seen first is ever looked at."""
     heavy = {"filter": {"headers": REGEXES}}

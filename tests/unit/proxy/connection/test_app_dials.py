@@ -76,6 +76,7 @@ def code_of(result):
     return result[1].errno if result[1] is not None else 0
 
 
+@pytest.mark.alone
 def test_a_dial_that_nothing_answers_is_given_up_told_and_tried_until_it_is_answered(scene, full):
     number = full.getsockname()[1]
     began = time.monotonic()
@@ -91,6 +92,7 @@ def test_a_dial_that_nothing_answers_is_given_up_told_and_tried_until_it_is_answ
     assert not scene.told.hindrances
 
 
+@pytest.mark.alone
 def test_an_app_that_answers_others_is_waited_for(scene, full):
     number = full.getsockname()[1]
     began = time.monotonic()

@@ -468,6 +468,7 @@ def ask(scene, kind, answers):
         worker._handlers.ask(answers.append, uid="u", port=1, protocol="http/1.1", client=("10.0.0.1", 1))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", [messages.NameClient, messages.Open])
 def test_after_one_unanswered_question_none_waits_until_the_daemon_answers_again(scene, kind):
     daemon = Daemon(scene)
@@ -492,6 +493,7 @@ def test_after_one_unanswered_question_none_waits_until_the_daemon_answers_again
     assert len(daemon.questions(kind)) == 21
 
 
+@pytest.mark.alone
 def test_a_daemon_that_answers_late_again_is_waited_for_only_a_moment(scene):
     daemon = Daemon(scene)
     answers = []
