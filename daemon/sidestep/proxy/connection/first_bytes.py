@@ -101,6 +101,8 @@ class PeekedBytes(_FirstBytes):
         self._was_silent = False
         self.greeted = False
         """The app sent what a server sends that begins."""
+        self.has_waited = False
+        """Something else ran since the connection was accepted."""
         loop.add(sock.fileno(), self._client_ready, READ)
 
     async def next(self, verdict: Wait | AskApp, have: int) -> tuple[Event, bytes]:
@@ -113,12 +115,14 @@ class PeekedBytes(_FirstBytes):
             self._cancel_dial = self._dial(self._dialled)
         elif have:
             self._wait_for_rest(verdict, have)
+        elif self._was_silent:
+            self._set_deadline(verdict.seconds, Event.STILL_SILENT)
         else:
-            self._set_deadline(verdict.seconds, Event.STILL_SILENT if self._was_silent else Event.SILENT)
-        if not have and not self._was_silent:
             event = self._look()  # a client's first bytes often come with it
             if event is not None:
                 return event
+            self._set_deadline(verdict.seconds, Event.SILENT)
+        self.has_waited = True
         event = await self._outcome()
         self._was_silent |= event[0] is Event.SILENT
         return event

@@ -112,11 +112,14 @@ class ConnectionSetup:
         """Wait for first bytes until they tell. Raises PeerError when the client breaks or the app is out of reach."""
         first = PeekedBytes(self._loop, sock, partial(begin_dial, self._host, self._port, self._endpoints))
         try:
-            verdict = classify(self._facts(), Event.ACCEPTED)
+            facts = self._facts()
+            verdict = classify(facts, Event.ACCEPTED)
             data = b""
             while isinstance(verdict, Wait | AskApp):
                 event, data = await first.next(verdict, len(data))
-                verdict = classify(self._facts(), event, data)
+                if first.has_waited:
+                    facts = self._facts()  # the port may have another snapshot
+                verdict = classify(facts, event, data)
                 if verdict.tls is not None:
                     self._port.server_first = False
                     self._host.observe_protocol(self._port, self._endpoints, tls=verdict.tls)
