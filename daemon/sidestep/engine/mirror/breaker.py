@@ -1,14 +1,15 @@
-"""Circuit breaker of one wiretap's handler, as one pod proxy sees it.
+"""Circuit breaker of one wiretap's handler, in one pod proxy.
 
-    closed      copies are made. FAILURES in a row open it
+    closed      copies are made. `BreakerLimits.failures` in a row open the breaker
     open        no copy is made until the pause is over
     half-open   one copy is made, the *probe*. Its success closes the breaker, its failure opens it for a longer pause
 
     closed -- failures in a row --> open -- pause over --> half-open -- success --> closed
                                      ^------------ failure, or no outcome ---'
 
-A copy fails when its handler refuses it, breaks it off, or answers what is no answer. It succeeds when it is answered,
-or has been open for TRIAL seconds: a handler need not answer, and a copy of a whole connection may last for hours.
+A copy fails when its handler refuses it, breaks it off, or answers in another protocol. It succeeds when it is
+answered, or has been open for `trial` seconds: a handler need not answer, and a copy of a whole connection may last for
+hours.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ class BreakerLimits:
     """When a breaker opens, and for how long (seconds)."""
 
     failures: int = 5
-    """In a row; one restart of a handler may cost some copies without a pause."""
+    """Failures in a row that open it; fewer, as when a handler restarts, cost only those copies."""
     first_pause: float = 0.5
     last_pause: float = 30.0
-    """A handler that is up again gets copies at the latest after this."""
+    """The longest pause: a handler that is up again gets copies after this at the latest."""
     jitter: float = 0.25
-    """Share of a pause by which it is longer or shorter: handlers that died together are not probed together."""
+    """Share by which a pause is longer or shorter at random: handlers that died together are probed apart."""
     trial: float = 2.0
-    """For a probe that is open to fail."""
+    """Seconds after which a probe that was opened and has not failed counts as a success."""
     probe: float = 20.0
-    """For a probe to be opened; longer than the daemon's own deadline."""
+    """Seconds for a probe to be opened; longer than the daemon's own deadline."""
 
 
 class State(enum.Enum):
@@ -80,7 +81,7 @@ class Breaker:
             self.due = now + self._limits.trial
 
     def failed(self, now: float) -> None:
-        """A copy has failed. What had begun before the breaker opened tells nothing new."""
+        """A copy has failed. While the breaker is open that changes nothing: the copy was begun before."""
         if self.state is State.CLOSED:
             self._failures += 1
             if self._failures >= self._limits.failures:

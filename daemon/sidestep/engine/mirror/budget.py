@@ -1,8 +1,8 @@
-"""The share of time that copies may take: a token bucket of seconds.
+"""The share of processor time that mirroring may take: a token bucket of seconds.
 
 plenty      copies are made
 spent       the bucket is empty: no copy is begun until it holds `resume` seconds again
-overdrawn   copies that had begun went on to take `debt` seconds more: they are cut short, too
+overdrawn   copies that had begun took `debt` seconds more: they are cut short, too
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class BudgetLimits:
-    """Shares are of one processor's time, the rest is seconds."""
+    """The share is of one processor's time; all other values are seconds."""
 
     share: float = 0.1
     burst: float = 0.2
-    """What may be taken at once after a time without copies."""
+    """The most that the bucket holds: what may be taken at once after a time without copies."""
     resume: float = 0.005
     debt: float = 0.1
-    """What copies that had begun may take beyond that; more than twice as much is forgiven."""
+    """What copies that had begun may take beyond that. The bucket never falls below twice as much."""
 
 
 class CopyBudget:
@@ -46,7 +46,7 @@ class CopyBudget:
         return self._when + (self._limits.resume - self._seconds) / self._limits.share
 
     def spend(self, seconds: float, now: float) -> None:
-        """Copying took so long, or nothing: time has passed."""
+        """Copying took so long; 0: only time has passed."""
         limits = self._limits
         filled = self._seconds + max(0.0, now - self._when) * limits.share
         self._seconds = max(min(limits.burst, filled) - seconds, -2 * limits.debt)

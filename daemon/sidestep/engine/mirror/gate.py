@@ -1,14 +1,14 @@
-"""Which copies are made at all: wiretaps whose handlers are dead get none, and all together get a share of time.
+"""Decides which copies are made at all: wiretaps with dead handlers get none, and all together get a share of time.
 
-A copy is *held back* - dropped before anything is spent on it - while its wiretap's breaker is not closed
+A copy is *held back*, that is dropped before anything is spent on it, while its wiretap's breaker is not closed
 (`breaker`), while its wiretap has no room (`Ledger`), or while the budget of all is spent (`budget`). What is held
-back is counted by port, wiretap and reason, and told now and then (`take_losses`), not request by request.
+back is counted by port, wiretap and reason; the counts are told every few seconds (`take_losses`), not each request.
 
-Hot path: while nothing is held back `holds` is false and nobody asks further. While it is, a head that was met before
-finds a `Tally` that says so for all its wiretaps; it holds as long as `version` is the same, and costs a comparison and
-an addition.
+Hot path: while nothing is held back `holds` is false and nothing else is asked. Otherwise a head that was met before
+has a `Tally`, which says that all its wiretaps are held back. It is valid while `version` is the same, and costs
+a comparison and an addition.
 
-Pure but for the jitter of pauses: whoever calls says what time it is, and calls `expire` at `due`.
+No clock: callers pass the time and call `expire` at `due`. Only the jitter of pauses is random.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Why(enum.Enum):
     """Why copies are held back."""
 
     HANDLER = "handler"
-    """It refuses them."""
+    """The handler refuses them."""
     ROOM = "room"
-    """Too many, or too much, wait for it."""
+    """The wiretap has no room: too many copies, or too many bytes, wait for its handler."""
     BUDGET = "budget"
-    """Copying takes its share of time already."""
+    """Copying has taken its share of time."""
 
 
 class Loss(NamedTuple):
@@ -83,7 +83,7 @@ class TapGate:
     # --- what is copied ---------------------------------------------------------------------------------------------
 
     def choose(self, port: int, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
-        """Of the wiretaps that want a request or connection, those that get it; the others are counted."""
+        """Return those of the wiretaps that get a copy of a request or connection; count the others."""
         if not self.holds:
             return rules
         tally = self.tally(port, rules)
@@ -101,7 +101,7 @@ class TapGate:
         return tuple(chosen)
 
     def tally(self, port: int, rules: tuple[Rule, ...]) -> Tally | None:
-        """Where requests with these wiretaps are counted; None if not all of them are held back."""
+        """Return where requests with these wiretaps are counted; None if not all of them are held back."""
         key: tuple[int | str, ...] = (port, *(rule.uid for rule in rules))
         tally = self._tallies.get(key)
         if tally is None:
@@ -117,7 +117,7 @@ class TapGate:
         return tally
 
     def still(self, port: int, rule: Rule) -> bool:
-        """Whether a copy that was chosen a moment ago is made; else it is counted."""
+        """Whether a copy that `choose` let pass is still made; otherwise it is counted."""
         if not self.holds:
             return True
         breaker = self._breakers.get(rule.uid)
@@ -133,7 +133,7 @@ class TapGate:
         self._losses[Loss(port, uid, why)] += 1
 
     def takes(self, port: int, uid: str, *, begun: bool) -> bool:
-        """Whether something of a flow of datagrams is copied; else it is counted. `begun`: its connection stands."""
+        """Whether a datagram is copied; otherwise it is counted. `begun`: the connection for its flow is open."""
         if not self.holds:
             return True
         why = self._held(uid)
@@ -231,7 +231,7 @@ class TapGate:
         return min(filter(None, (self._budget.due, *times, *self._full.values())), default=None)
 
     def expire(self, now: float) -> None:
-        """Take notice of the time."""
+        """Do what is due by now."""
         self.spend(0.0, now)
         for uid, breaker in [*self._breakers.items()]:
             if breaker.due is not None and breaker.due <= now:
@@ -258,7 +258,7 @@ class TapGate:
     # --- losses -----------------------------------------------------------------------------------------------------
 
     def take_losses(self) -> dict[Loss, int]:
-        """What was held back since this was asked last."""
+        """Return what was held back since the last call."""
         self._fold()
         losses, self._losses = self._losses, Counter()
         return losses

@@ -1,8 +1,8 @@
 """What all copies of a process hold, and whether there is room for more.
 
-Room is: bytes of one copy, bytes and number of all copies of one wiretap, number of all copies of the process. One
-wiretap's hung handler takes no room from another's, and all hung handlers together not the memory that serves the app.
-Events that wait to be consumed (`queue`) take no room here yet.
+Bounds (`TapLimits`): bytes of one copy, bytes and number of all copies of one wiretap, number of all copies of the
+process. So a hung handler takes no room from another wiretap, and all hung handlers together take none of the memory
+that serves the app. Events that wait to be consumed (`queue`) do not count here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class TapLimits:
     """Bounds of wiretaps in one pod proxy."""
 
     copy: int = 1024 * 1024
-    """Bytes waiting for the handler in one copy (design, section 4)."""
+    """Bytes waiting for the handler in one copy."""
     tap: int = 4 * 1024 * 1024
     """Bytes waiting in all copies of one wiretap."""
     together: int = COPIES
@@ -33,7 +33,7 @@ class TapLimits:
 
 
 class Holder(Protocol):
-    """Something in which bytes wait for a tap's handler: a leg, a stream."""
+    """Something in which bytes wait for the handler of a wiretap: a leg, a stream."""
 
     @property
     def queued(self) -> int:
@@ -41,10 +41,10 @@ class Holder(Protocol):
 
 
 class Ledger:
-    """What all copies of a process hold. One per pod proxy.
+    """One per pod proxy. Raises nothing.
 
-    Queues are emptied by the shell, which tells nobody; so per wiretap an upper bound is kept, and the truth is summed
-    up when that leaves no room.
+    The shell empties queues without a report, so the ledger keeps an upper bound for each wiretap, and sums up the true
+    numbers when that bound leaves no room.
     """
 
     __slots__ = ("_bounds", "_count", "_holders", "budget", "gate", "limits")
@@ -55,7 +55,7 @@ class Ledger:
         self.limits = limits or TapLimits()
         self.gate = gate or TapGate(0.0)
         self.budget = budget or Budget()
-        """What diverted streams hold: it goes wherever the ledger goes."""
+        """What diverted HTTP/2 streams hold; every relay gets it beside its mirror."""
         self._holders: dict[str, dict[Holder, None]] = {}
         self._bounds: dict[str, int] = {}
         self._count = 0
@@ -66,7 +66,7 @@ class Ledger:
         return self._count
 
     def admits(self, uid: str, size: int) -> bool:
-        """Whether this wiretap may have one holder more, with so many bytes."""
+        """Whether this wiretap may have one more holder, with so many bytes."""
         limits = self.limits
         if size > limits.copy:
             return False
@@ -76,12 +76,12 @@ class Ledger:
         return False
 
     def enter(self, uid: str, holder: Holder) -> None:
-        """Take up a new holder of this wiretap."""
+        """Count a new holder of this wiretap."""
         self._holders.setdefault(uid, {})[holder] = None
         self._count += 1
 
     def leave(self, uid: str, holder: Holder) -> None:
-        """A holder is over; leaving twice is the same as once."""
+        """Forget a holder. Idempotent."""
         holders = self._holders.get(uid)
         if holders is None or holder not in holders:
             return

@@ -27,8 +27,8 @@ from sidestep.model.errors import PeerError
 from sidestep.protocols import capsules
 from sidestep.proxy.io.loop import READ, WRITE, Loop
 from sidestep.proxy.io.stream import PlainStream
+from sidestep.proxy.mirror.copy_connection import OPENED, WRITTEN
 from sidestep.proxy.mirror.scheduler import MirrorScheduler
-from sidestep.proxy.mirror.tap_leg import OPENED, WRITTEN
 
 HELD: Final = 256 * 1024
 """Bytes that may wait for the stream of one flow."""

@@ -33,7 +33,7 @@ class Mirrorable(RelayedConnection, Protocol):
 
 
 class MirroredConnection:
-    """Implements `proxy.mirror.tap_leg.MirroredConnection` for one conductor."""
+    """Implements `proxy.mirror.copy_connection.MirroredConnection` for one conductor."""
 
     __slots__ = ("_conductor",)
 
@@ -54,7 +54,7 @@ class MirroredConnection:
         """Some events were consumed: bring copies in line, and see whether the connection can be spliced now."""
         self._conductor.apply_again()
 
-    def tap_moved(self) -> None:
+    def sink_told(self) -> None:
         """A sink was told something about one of its legs: log it, and see whether the connection can be spliced."""
         conductor = self._conductor
         notes = conductor.relay.mirror.notes

@@ -20,7 +20,7 @@ Invariants
   * `close` is idempotent. Nothing is read or written after it.
 
 Who owns a leg decides when to read, write and end (`proxy.connection.conductor` for client, app and handlers,
-`proxy.mirror.tap_leg` for copies). A subclass handles events of the descriptor in `ready`.
+`proxy.mirror.copy_connection` for copies). A subclass handles events of the descriptor in `ready`.
 """
 
 from __future__ import annotations

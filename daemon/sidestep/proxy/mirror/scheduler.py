@@ -30,7 +30,7 @@ from sidestep.engine.mirror.copy_leg import CopyLeg
 from sidestep.engine.mirror.gate import TapGate
 from sidestep.engine.relay import Ending
 from sidestep.proxy.io.loop import Loop, Timer
-from sidestep.proxy.mirror.tap_leg import MirroredConnection, TapLeg
+from sidestep.proxy.mirror.copy_connection import CopyConnection, MirroredConnection
 
 LATE: Final = 0.03
 """Seconds that events wait to be consumed ..."""
@@ -73,7 +73,7 @@ class MirrorScheduler:
         self._gate_timer: Timer | None = None
         self._opening: Counter[str] = Counter()
         """Wiretap -> connections that have been asked for and are not there."""
-        self._queued: dict[str, deque[TapLeg]] = {}
+        self._queued: dict[str, deque[CopyConnection]] = {}
         """Wiretap -> those that wait to be asked for; the ledger bounds them."""
         self._waiting: dict[ConnectionMirror, float] = {}
         """Those that are not due, with the time (of the loop's clock) when they are, the next one first."""
@@ -82,8 +82,8 @@ class MirrorScheduler:
         self._timer: Timer | None = None
         self._is_pressed = False
         """The timer is for those that are due."""
-        self.living: set[TapLeg] = set()
-        """Tap legs that are not dead."""
+        self.living: set[CopyConnection] = set()
+        """Connections of copies that are not closed."""
 
     @property
     def is_idle(self) -> bool:
@@ -139,8 +139,8 @@ class MirrorScheduler:
         if self._due or self._waiting:
             self._arm()
 
-    def ask(self, leg: TapLeg, uid: str) -> None:
-        """As Keeper.ask."""
+    def ask(self, leg: CopyConnection, uid: str) -> None:
+        """As CopyHost.ask."""
         if self._opening[uid] < OPENING:
             self._opening[uid] += 1
             leg.ask()
@@ -148,7 +148,7 @@ class MirrorScheduler:
             self._queued.setdefault(uid, deque()).append(leg)
 
     def answered(self, uid: str) -> None:
-        """As Keeper.answered."""
+        """As CopyHost.answered."""
         self._opening[uid] -= 1
         queued = self._queued.get(uid)
         while queued:
@@ -163,12 +163,12 @@ class MirrorScheduler:
             del self._opening[uid]
 
     def opened(self, uid: str) -> None:
-        """As Keeper.opened."""
+        """As CopyHost.opened."""
         self.gate.opened(uid, monotonic())
         self._watch_gate()
 
     def failed(self, uid: str) -> None:
-        """As Keeper.failed."""
+        """As CopyHost.failed."""
         self.gate.failed(uid, monotonic())
         self._watch_gate()
         if not self.gate.is_closed(uid):
@@ -176,7 +176,7 @@ class MirrorScheduler:
                 leg.refuse()
 
     def succeeded(self, uid: str) -> None:
-        """As Keeper.succeeded."""
+        """As CopyHost.succeeded."""
         self.gate.succeeded(uid, monotonic())
 
     def told(self, lines: int) -> None:
@@ -184,7 +184,7 @@ class MirrorScheduler:
         self.spend(lines * TOLD)
 
     def spend(self, seconds: float) -> None:
-        """As Keeper.spend."""
+        """As CopyHost.spend."""
         self.gate.spend(seconds, monotonic())
         if self.gate.holds:
             self._watch_gate()
@@ -222,7 +222,7 @@ class ConnectionMirror:
         self._connection = connection
         self._scheduler = scheduler
         self._has_left = False
-        self._legs: dict[TapLeg, None] = {}
+        self._legs: dict[CopyConnection, None] = {}
         """Those that live, whatever their sinks still know of them."""
 
     def glance(self) -> None:
@@ -266,7 +266,7 @@ class ConnectionMirror:
         self._open_all()
         for leg in [*self._legs]:
             leg.farewell()
-        self._connection.tap_moved()
+        self._connection.sink_told()
 
     def _open_all(self) -> None:
         opening = self._connection.relay.mirror.opening
@@ -275,7 +275,7 @@ class ConnectionMirror:
 
     def open(self, leg: CopyLeg) -> None:
         """Have the handler's connection of a leg asked for."""
-        TapLeg(self._loop, leg, self._connection, kin=self._legs, keeper=self._scheduler).open()
+        CopyConnection(self._loop, leg, self._connection, kin=self._legs, host=self._scheduler).open()
 
     def abandon(self) -> None:
         """A bug was met: nothing more is mirrored of this connection, and its client notices nothing."""
@@ -287,4 +287,4 @@ class ConnectionMirror:
             leg.owner.lost(leg)
         for each in [*self._legs]:
             each.abandon()
-        self._connection.tap_moved()
+        self._connection.sink_told()

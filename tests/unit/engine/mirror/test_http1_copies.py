@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidestep.engine.http1.relay import Http1Relay
+from sidestep.engine.mirror.gate import Why
 from sidestep.engine.mirror.ledger import Ledger, TapLimits
 from sidestep.engine.mirror.notes import Lost
 from sidestep.engine.mirror.whole_connection import copy_whole
@@ -446,3 +447,41 @@ def test_what_was_noted_before_the_budget_was_spent_is_held_back_too():
     shell.copy()
     assert not shell.taps
     assert sum(ledger.gate.take_losses().values()) == 3
+
+
+def test_while_the_budget_is_overdrawn_a_flood_is_dropped_and_its_copy_reset():
+    ledger = Ledger()
+    shell = http1(taps=(TAP,), ledger=ledger)
+    shell.client(POST % 500_000 + b"x")
+    shell.late = True
+    ledger.gate.spend(0.35, 0.0)
+    for _ in range(50):
+        shell.client(b"x" * 9_999)
+        assert shell.mirror.queue.size < 80_000
+    assert len(shell.to_app) == len(POST % 500_000) + 1 + 50 * 9_999
+    shell.copy()
+    assert lost(shell) == [Lost.REST]
+    assert shell.taps[0].ending is Ending.ABORT
+    assert ledger.count == 0
+
+
+def test_a_head_that_finds_no_room_is_counted():
+    ledger = Ledger()
+    flows = type(TAP)("uid-flows", "shop/flows", lambda method, path, fields: True, heads_only=True)
+    shell = http1(taps=(TAP, flows), ledger=ledger)
+    shell.late = True
+    wait = shell.mirror
+    shell.client(T)
+    while not wait.is_full:
+        wait.diverted(0, TAP, b"GET", b"/" + b"x" * 1000, b"a")
+    ledger.gate.spend(0.25, 0.0)
+    ledger.gate.spend(0.1, 0.0)
+    assert ledger.gate.cuts
+    ledger.gate.holds = False  # as for the probe of a handler that was dead
+    shell.client(T)
+    losses = ledger.gate.take_losses()
+    assert {loss.uid: (loss.why, count) for loss, count in losses.items()} == {
+        "uid-tap": (Why.BUDGET, 1),
+        "uid-flows": (Why.BUDGET, 1),
+    }
+    assert shell.to_app == T + T

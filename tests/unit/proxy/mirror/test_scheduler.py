@@ -42,7 +42,7 @@ class Around:
         if self.source.events:
             self.mirror.glance()
 
-    def tap_moved(self):
+    def sink_told(self):
         self.told.append("moved")
 
     def ask_for_copy(self, leg, done):

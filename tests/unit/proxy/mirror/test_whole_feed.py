@@ -11,7 +11,7 @@ from sidestep.engine.mirror.events import BODY, RESPONSE_BODY, WHOLE, ExchangeCu
 from sidestep.engine.mirror.producer import Mirror
 from sidestep.proxy.io.stream import reset
 from tests.unit.engine.mirror.recording import Recorder
-from tests.unit.proxy.mirror.test_tap_leg import GET, OK, Scene
+from tests.unit.proxy.mirror.test_copy_connection import GET, OK, Scene
 
 
 @pytest.fixture

@@ -1,18 +1,22 @@
-"""The shell's side of wiretaps: tap legs of a connection, apart from everything that serves its client.
+"""The connections of copies: I/O of the `CopyLeg`s of sinks, apart from everything that serves the client.
 
-    queued    many others of its wiretap are being opened (`Keeper.ask`); `leg.out` is kept (its bound is the ledger's)
-    opening   an `Open` message is under way; likewise
-    live      what the engine writes is sent as the socket takes it, what the handler says is read for the engine
-    awaiting  the engine ended the leg (AWAIT, FINISH) and all is written: the handler has ANSWER seconds to end
-    closing   the engine closed it (CLOSE) and not all is written: the handler has ANSWER seconds to take it
-    dead      closed
+States of a connection
 
-A tap leg's socket is written from its own events once it has been full, so that a handler that does not read costs the
-app's events nothing but a glance. When the client's connection is over the legs go on by themselves: FAREWELL seconds
-to be connected and flushed, then reset. The engine is told of every end, so that the ledger's books are right.
+    queued    OPENING others of its wiretap are being opened (`CopyHost.ask`); bytes stay in `leg.out`, which the
+              `Ledger` bounds
+    opening   the daemon was asked for a connection to the handler; bytes stay in `leg.out`
+    live      what the sink writes is sent as the socket takes it; what the handler says goes to the sink (`leg.owner`)
+    awaiting  the sink ended the leg (AWAIT, FINISH) and all is written: the handler has ANSWER seconds to end it
+    closing   the sink closed the leg (CLOSE) and not all is written: the handler has ANSWER seconds to take it
+    closed
 
-Each leg says once what came of it (`Keeper`): it failed when the handler refused, broke it off or did not answer as its
-protocol demands; an answer is a success, and so is an orderly end. An end that the client or we caused says nothing.
+Once a socket has been full it is written from its own events only, so a handler that does not read costs the client's
+events no system call. When the client's connection is over, its copies go on alone: they have FAREWELL seconds to be
+connected and written, and are reset after that. The sink is told of every end, because the `Ledger` counts by it.
+
+Each connection reports one outcome (`CopyHost`). It has failed when the handler refused it, broke it off, or did not
+answer as its protocol demands; it has succeeded with an answer, or an orderly end. An end that the client or Sidestep
+caused is no outcome.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from sidestep.proxy.io.stream import PlainStream, Stream
 ANSWER: Final = 10.0
 """Seconds for a handler to answer a request that was copied whole, or to end after the client did."""
 HURRY: Final = 1.0
-"""The same while more than CROWD of them are awaited: a handler that never answers is no reason to drop copies."""
+"""The same while more than CROWD copies are open: handlers that never answer then take less room from new copies."""
 CROWD: Final = 32
 FAREWELL: Final = 10.0
 """Seconds for copies to be delivered after the end of the client's connection."""
@@ -42,17 +46,17 @@ WRITTEN: Final = 0.0001
 """... and on carrying one write to it. They count as time taken by copying."""
 
 
-class Keeper(Protocol):
-    """Keeps account of the copies of all connections."""
+class CopyHost(Protocol):
+    """What the connections of copies need from the process around them; `MirrorScheduler` implements it."""
 
-    living: set[TapLeg]
-    """Tap legs that are not dead."""
+    living: set[CopyConnection]
+    """Those that are not closed."""
 
-    def ask(self, leg: TapLeg, uid: str) -> None:
-        """Have `leg.ask` called, now or when fewer of its wiretap are being opened, or `leg.refuse`."""
+    def ask(self, leg: CopyConnection, uid: str) -> None:
+        """Call `leg.ask`, at once or when fewer of its wiretap are being opened, or `leg.refuse`."""
 
     def answered(self, uid: str) -> None:
-        """A leg that had asked is opened, refused or over."""
+        """A connection that had been asked for is opened, refused or not wanted any more."""
 
     def opened(self, uid: str) -> None:
         """A handler has taken the connection of a copy for this wiretap."""
@@ -75,52 +79,58 @@ class MirroredConnection(Protocol):
         """The relay that goes on with the connection."""
 
     def ask_for_copy(self, leg: CopyLeg, done: Callable[[PlainStream | None], None]) -> Callable[[], None]:
-        """Ask for a connection to the handler of a tap leg; returns a function that cancels."""
+        """Ask for a connection to the handler of a copy; returns a function that cancels."""
 
-    def tap_moved(self) -> None:
+    def sink_told(self) -> None:
         """A sink was told something about one of its legs."""
 
     def mirrored(self) -> None:
         """Some events were consumed; the connection goes on."""
 
 
-class TapLeg(LegIO):
-    """One tap leg. It is among those of its connection (`kin`) and of all (`living`) until it is dead."""
+class CopyConnection(LegIO):
+    """One of them. Until it is closed it is in `kin`, with those of its client, and in `CopyHost.living`."""
 
     __slots__ = (
         "_asking",
         "_connection",
         "_copy",
-        "_keeper",
+        "_host",
         "_kin",
         "_owner",
-        "_said",
+        "_reported",
         "_timer",
     )
 
     def __init__(
-        self, loop: Loop, leg: CopyLeg, connection: MirroredConnection, *, kin: dict[TapLeg, None], keeper: Keeper
+        self,
+        loop: Loop,
+        leg: CopyLeg,
+        connection: MirroredConnection,
+        *,
+        kin: dict[CopyConnection, None],
+        host: CopyHost,
     ) -> None:
         super().__init__(loop, leg)
         self._copy = leg
         self._connection = connection
         self._owner = leg.owner
         self._kin = kin
-        self._keeper = keeper
-        self._said = False
-        """What came of it has been said."""
+        self._host = host
+        self._reported = False
+        """Its outcome has been reported."""
         self._asking = False
         self._timer: Timer | None = None
         kin[self] = None
-        keeper.living.add(self)
+        host.living.add(self)
 
     def open(self) -> None:
         """Have the connection asked for, unless the copy is over already."""
         if self.leg.ending is Ending.ABORT:
             self._die(orderly=False)
         else:
-            self._keeper.spend(OPENED)  # now, not when it is spent: else many are begun before the first one counts
-            self._keeper.ask(self, self._uid)
+            self._host.spend(OPENED)  # before it is spent: otherwise many would be begun before the first one counts
+            self._host.ask(self, self._uid)
 
     def ask(self) -> None:
         """Ask for the connection."""
@@ -128,48 +138,48 @@ class TapLeg(LegIO):
         self.cancel = self._connection.ask_for_copy(self._copy, self._opened)
 
     def refuse(self) -> None:
-        """There is no point in asking: others of the same wiretap were refused meanwhile."""
-        if self in self._keeper.living:
+        """Do not ask: the handler has refused others of the same wiretap meanwhile."""
+        if self in self._host.living:
             self._lose()
-            self._connection.tap_moved()
+            self._connection.sink_told()
 
     def _has_asked(self) -> None:
         if self._asking:
             self._asking = False
-            self._keeper.answered(self._uid)
+            self._host.answered(self._uid)
 
     def _opened(self, stream: PlainStream | None) -> None:
         self.cancel = None
         began = thread_time()
         self._has_asked()
-        if self not in self._keeper.living:
+        if self not in self._host.living:
             if stream is not None:
                 stream.reset()
         elif stream is None:
             self._lose()
-            self._connection.tap_moved()
+            self._connection.sink_told()
         else:
-            self._keeper.opened(self._uid)
+            self._host.opened(self._uid)
             self.attach(stream)
             self._owner.opened(self._copy)
             self.settle()
-            self._connection.tap_moved()
-        self._keeper.spend(thread_time() - began)
+            self._connection.sink_told()
+        self._host.spend(thread_time() - began)
 
     @property
     def _uid(self) -> str:
         return self._copy.uid
 
-    def _say(self, *, failed: bool) -> None:
-        if not self._said:
-            self._said = True
+    def _report(self, *, failed: bool) -> None:
+        if not self._reported:
+            self._reported = True
             if failed or self._copy.answered is False:
-                self._keeper.failed(self._uid)
+                self._host.failed(self._uid)
             else:
-                self._keeper.succeeded(self._uid)
+                self._host.succeeded(self._uid)
 
     def ready(self, mask: int) -> None:
-        """Dispatch an event of the socket."""
+        """Handle an event of the socket."""
         stream = self.stream
         if stream is None:
             return
@@ -184,8 +194,8 @@ class TapLeg(LegIO):
         except OSError:
             self._lose()
         self.settle()
-        self._connection.tap_moved()
-        self._keeper.spend(thread_time() - began)
+        self._connection.sink_told()
+        self._host.spend(thread_time() - began)
 
     def _read(self, stream: Stream, *, hung_up: bool) -> None:
         owner = self._owner
@@ -197,7 +207,7 @@ class TapLeg(LegIO):
                 break
             owner.receive(self._copy, data)
             if self._copy.answered is not None:
-                self._say(failed=not self._copy.answered)
+                self._report(failed=not self._copy.answered)
             if self.stream is None or not owner.reads(self._copy):
                 return
         else:
@@ -238,10 +248,10 @@ class TapLeg(LegIO):
         self.watch((READ if reads else 0) | (WRITE if self.congested else 0))
 
     def _write_all(self, stream: Stream) -> bool:
-        """Write what there is, and what the owner adds when it hears that all was taken; return whether that was so."""
+        """Write what is queued, and what the sink adds once all of it was taken; return whether nothing is left."""
         leg = self.leg
         while leg.out:
-            self._keeper.spend(WRITTEN * -(-len(leg.out) // MERGE))
+            self._host.spend(WRITTEN * -(-len(leg.out) // MERGE))
             if not self.write(stream):
                 return False
             self._owner.drained(self._copy)
@@ -254,41 +264,41 @@ class TapLeg(LegIO):
 
     def _arm(self) -> None:
         if self._timer is None:
-            self._timer = self.loop.later(HURRY if len(self._keeper.living) > CROWD else ANSWER, self.give_up)
+            self._timer = self.loop.later(HURRY if len(self._host.living) > CROWD else ANSWER, self.give_up)
 
     def farewell(self) -> None:
-        """The client's connection is over."""
+        """The client's connection is over: FAREWELL seconds are left."""
         self.settle()
-        if self in self._keeper.living and self._timer is None:
+        if self in self._host.living and self._timer is None:
             self._timer = self.loop.later(FAREWELL, self.give_up)
 
     def give_up(self) -> None:
-        """Time is up: whatever is not delivered is lost. A handler that took everything need not answer."""
-        if self in self._keeper.living:
+        """Time is up: what is not delivered is lost. A handler that took everything need not answer."""
+        if self in self._host.living:
             delivered = self.stream is not None and not self.leg.out
             if delivered:
-                self._say(failed=False)
+                self._report(failed=False)
             self._lose(orderly=delivered)
-            self._connection.tap_moved()
+            self._connection.sink_told()
 
     def abandon(self) -> None:
-        """A bug was met in a callback of this leg."""
-        if self in self._keeper.living:
-            self._said = True
+        """A callback of this connection raised: close it, without an outcome."""
+        if self in self._host.living:
+            self._reported = True
             self._lose()
 
     def _lose(self, *, orderly: bool = False) -> None:
-        self._say(failed=True)
+        self._report(failed=True)
         try:
-            self._owner.lost(self._copy)  # which looks whether anything was left to be written
+            self._owner.lost(self._copy)  # which looks whether anything was left to write
         finally:
             self._die(orderly=orderly)
 
     def _die(self, *, orderly: bool) -> None:
         self._kin.pop(self, None)
-        self._keeper.living.discard(self)
+        self._host.living.discard(self)
         if orderly:
-            self._say(failed=False)
+            self._report(failed=False)
         if self.cancel is not None:
             self.give_up_waiting()
             self._has_asked()
