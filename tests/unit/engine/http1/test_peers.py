@@ -4,10 +4,13 @@ client's, and the next request for the app never meets an app that is about to c
 
 import pytest
 
+from sidestep.engine.http1.peers import Peers
 from sidestep.engine.http1.relay import Http1Relay
-from sidestep.engine.relay import Ending, OnUnreadable
+from sidestep.engine.http1.state import ConnectionState
+from sidestep.engine.relay import Ending, OnUnreadable, Relay
 from sidestep.engine.rewriting import ClientCertificate
 from sidestep.policy.route import Route, SteeredPort
+from sidestep.protocols.http1 import LIMITS
 from tests.unit.engine.shell import Shell, http1, rule
 
 A = b"GET /a HTTP/1.1\r\nHost: app.test\r\n\r\n"
@@ -228,3 +231,93 @@ def test_who_is_left():
     shell.client(A)
     shell.app(OK_A)
     assert not shell.relay.is_orphaned
+
+
+# --- the legs by themselves -------------------------------------------------------------------------------------------
+
+
+def peers(*, app_open=False):
+    relay = Relay()
+    relay.app.open = app_open
+    state = ConnectionState()
+    return relay, state, Peers(relay, state, LIMITS)
+
+
+def test_the_app_is_asked_for_once():
+    relay, _, legs = peers()
+    assert not legs.app_in_use
+    assert legs.ask_app() is legs.ask_app() is relay.app
+    assert relay.opening == [relay.app]
+    assert legs.app_in_use
+
+
+def test_an_app_that_the_shell_brought_is_not_asked_for():
+    relay, _, legs = peers(app_open=True)
+    assert legs.app_in_use
+    assert legs.ask_app() is relay.app
+    assert not relay.opening
+
+
+@pytest.mark.parametrize(("silent", "renewed"), [(0.09, False), (0.11, True)])
+def test_a_leg_that_was_bypassed_is_renewed_after_a_silence(silent, renewed):
+    relay, state, legs = peers(app_open=True)
+    old, reader = relay.app, legs.responses
+    old.active, relay.now = 50.0, 50.0 + silent
+    state.app_bypassed = True
+    assert (legs.ask_app() is not old) is renewed
+    assert not state.app_bypassed
+    assert (legs.responses is not reader) is renewed
+    assert legs.spare is (old if renewed else None)
+    assert relay.opening == ([relay.app] if renewed else [])
+    assert not old.ending
+    relay.now += 100.0
+    assert legs.ask_app() is relay.app, "only a leg that was bypassed is renewed"
+
+
+def test_the_spare_leg_takes_what_the_refused_one_had():
+    relay, state, legs = peers(app_open=True)
+    old = relay.app
+    relay.now, state.app_bypassed = 1.0, True
+    new = state.answering_leg = legs.ask_app()
+    new.write(b"request")
+    assert legs.use_spare()
+    assert relay.app is old is state.answering_leg
+    assert (old.out, old.queued) == ([b"request"], 7)
+    assert (new.out, new.queued, new.ending) == ([], 0, Ending.ABORT)
+    assert not legs.use_spare()
+
+
+def test_a_spare_leg_that_is_not_needed_is_closed():
+    relay, state, legs = peers(app_open=True)
+    old = relay.app
+    relay.now, state.app_bypassed = 1.0, True
+    legs.ask_app()
+    legs.drop_spare()
+    legs.drop_spare()
+    assert old.ending is Ending.CLOSE
+    assert legs.spare is None
+
+
+def test_one_handler_leg_per_intercept():
+    relay, _, legs = peers()
+    one, reused = legs.handler(rule())
+    assert not reused
+    assert legs.handler(rule()) == (one, True)
+    other, _ = legs.handler(rule("other"))
+    assert relay.opening == [one, other]
+    relay.opening.clear()
+    legs.drop_handler(one, Ending.ABORT)
+    again, reused = legs.handler(rule())
+    assert not reused
+    assert again is not one
+    legs.end_all(Ending.CLOSE, but=other)
+    assert other.ending is Ending.NONE
+    assert (again.ending, relay.app.ending, one.ending) == (Ending.CLOSE, Ending.CLOSE, Ending.ABORT)
+
+
+def test_a_leg_that_nobody_has_seen_yet_is_forgotten_at_once():
+    relay, _, legs = peers()
+    leg, _ = legs.handler(rule())
+    legs.drop_handler(leg, Ending.ABORT)
+    assert not relay.opening
+    assert leg not in relay.legs

@@ -1,4 +1,4 @@
-"""Requests that may end HTTP on their connection: what they are offered, and what the client says before the answer."""
+"""What the client says before it knows whether the protocol is switched."""
 
 import pytest
 
@@ -6,100 +6,10 @@ from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.relay import HIGH_WATER, Ending, OnUnreadable
 from sidestep.engine.rewriting import ClientCertificate
 from sidestep.policy.route import Route, SteeredPort
+from tests.unit.engine.http1.heads import OK_A, OK_B, SWITCHED, A, B, connect, upgrade
 from tests.unit.engine.shell import Shell, http1, rule
 
-A = b"GET /a HTTP/1.1\r\nHost: app.test\r\n\r\n"
-B = b"GET /b HTTP/1.1\r\nHost: app.test\r\nX-Dev: me\r\n\r\n"
-OK_A = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na"
-OK_B = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nb"
-SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %b\r\n\r\n"
 EARLY = [b"\x81\x05hello", b"early", b"\x16\x03\x01\x02\x00\x01", b"SSH-2.0-x\r\n", b"hello world\n"]
-
-
-def upgrade(request: bytes, offer: bytes = b"websocket") -> bytes:
-    options = b"Upgrade, HTTP2-Settings" if b"h2c" in offer.lower() else b"Upgrade"
-    settings = b"HTTP2-Settings: AAMAAABk\r\n" if b"h2c" in offer.lower() else b""
-    return request[:-2] + b"Connection: %b\r\nUpgrade: %b\r\n%b\r\n" % (options, offer, settings)
-
-
-def connect(request: bytes) -> bytes:
-    return request.replace(b"GET /a", b"CONNECT db.test:5432").replace(b"GET /b", b"CONNECT db.test:5432")
-
-
-# --- protocols that carry everybody's requests ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("offer", [b"h2c", b"H2C", b"HTTP/2.0", b"h2c, HTTP/2.0", b"TLS/1.0", b"SPDY/3.1"])
-@pytest.mark.parametrize("form", [upgrade, lambda request, offer: connect(upgrade(request, offer))])
-def test_a_handler_is_not_offered_them(offer, form):
-    shell = http1(rule())
-    shell.client(form(B, offer) + A)
-    assert shell.to_handler == form(B, b"").replace(b"Connection: Upgrade\r\nUpgrade: \r\n", b"")
-    shell.handler(b"HTTP/1.1 404 Not Found\r\nContent-Length: 1\r\n\r\nb")
-    assert shell.to_app == A
-    shell.app(OK_A)
-    shell.client(B)
-    assert shell.to_handler.endswith(B)
-
-
-@pytest.mark.parametrize("offer", [b"h2c", b"h2c, websocket", b"websocket", b"websocket, HTTP/2.0"])
-@pytest.mark.parametrize("chosen", [b"h2c", b"H2C", b"websocket, h2c", b"HTTP/2.0", b"TLS/1.2"])
-@pytest.mark.parametrize("form", [upgrade, lambda request, offer: connect(upgrade(request, offer))])
-def test_a_handler_that_switches_to_one_is_refused(offer, chosen, form):
-    shell = http1(rule())
-    shell.client(form(B, offer))
-    shell.handler(SWITCHED % chosen + b"\0\0\0\4\0\0\0\0\0")
-    assert shell.to_client.startswith(b"HTTP/1.1 502 ")
-    assert b"switches to a protocol that it was not offered\n" in shell.to_client
-    assert shell.handlers[0].ending is Ending.ABORT
-    shell.client(A)
-    assert shell.to_app == A
-
-
-@pytest.mark.parametrize("chosen", [b"", b"other", b"websocket, other"])
-def test_a_handler_that_was_offered_less_must_say_what_it_chose(chosen):
-    shell = http1(rule())
-    shell.client(upgrade(B, b"h2c, websocket"))
-    shell.handler(SWITCHED % chosen)
-    assert shell.to_client.startswith(b"HTTP/1.1 502 ")
-
-
-@pytest.mark.parametrize("step", [1, 1000])
-def test_what_carries_one_client_is_offered_and_may_be_chosen(step):
-    shell = http1(rule())
-    asked = upgrade(B, b"h2c, WebSocket")
-    for at in range(0, len(asked), step):
-        shell.client(asked[at : at + step])
-    assert shell.to_handler == upgrade(B, b"WebSocket")
-    shell.handler(SWITCHED % b"websocket" + b"\x81\x02hi")
-    assert shell.to_client == SWITCHED % b"websocket" + b"\x81\x02hi"
-    assert shell.relay.wired == (shell.relay.client, shell.handlers[0])
-
-
-def test_a_handler_that_switches_a_connect_without_an_upgrade_is_refused():
-    shell = http1(rule())
-    shell.client(connect(B))
-    shell.handler(SWITCHED % b"websocket")
-    assert shell.to_client.startswith(b"HTTP/1.1 502 ")
-
-
-def test_the_app_gets_the_offer_that_no_handler_takes_and_may_agree():
-    shell = http1(rule(), auto=False)
-    shell.client(upgrade(B, b"h2c"))
-    shell.refuse(shell.handlers[0])
-    shell.open(shell.relay.app)
-    assert shell.to_app == upgrade(B, b"h2c")
-    shell.relay.receive(shell.relay.app, SWITCHED % b"h2c", 0.0)
-    assert shell.relay.successor is not None
-
-
-def test_a_copy_shows_the_offer_as_it_was_made():
-    shell = http1(taps=(rule(),))
-    shell.client(upgrade(B, b"h2c"))
-    assert shell.to(shell.taps[0]) == upgrade(B, b"h2c")
-
-
-# --- what the client says before the answer ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("early", [*EARLY, A, B, b"GET / HT"])
