@@ -1,1 +1,1 @@
-"""TLS in the pod proxy: handshakes, credentials, and whether both sides suit each other."""
+"""TLS in the pod proxy: handshakes, credentials, verification of names, and why TLS is not opened."""
