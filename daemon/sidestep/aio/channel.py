@@ -1,16 +1,20 @@
-"""The daemon's end of a control channel: requests with answers, under deadlines, on the event loop.
+"""The daemon's end of a control channel: requests and answers over a SEQPACKET socket, on the asyncio event loop.
 
-`request()` numbers a message, sends it and waits for the answer that repeats its number. What the other end sends by
-itself goes to `on_message`, a plain function: it returns at once (long work is a task of the owner), and its return is
-what the channel acknowledges; a `SidestepError` it raises is acknowledged as that error. A descriptor handed to it is
-its to close.
+`request()` numbers a message, sends it and waits for the answer with the same number. Messages that the peer sends on
+its own go to `on_message`. That function must return at once (long work belongs in a task of the owner). The channel
+acknowledges the message when it returns; a `SidestepError` it raises is sent back as the error. It owns the descriptor
+that it is given.
 
-The other end may be hostile. What cannot be decoded closes the channel. At most `_BURST` packets are taken per turn of
-the event loop, or as many as `_TURN` seconds suffice for, or one that comes with a descriptor, so that one talkative
-proxy cannot starve the others. A peer that has a `Share` and has used it up is not read for a moment, and after its
-patience the channel ends. While acknowledgements wait for a peer that does not read them, nothing more is read from it.
-The channel ends once, in whatever way, and says so through `on_closed` with the reason; every waiting request then
-raises `ChannelClosed`.
+The peer may be hostile:
+
+- A packet that cannot be decoded closes the channel.
+- One turn of the event loop reads at most `_BURST` packets, stops after `_TURN` seconds of processor time, and stops
+  after a packet that carries a descriptor, so that one busy proxy does not starve the others.
+- A peer that has used up its `Share` of processor time is not read until the share has grown again. When that lasts
+  longer than the share's patience, the channel closes.
+- While the peer does not read its acknowledgements, nothing is read from it.
+
+The channel closes exactly once. `on_closed` gets the reason, and every pending request raises `ChannelClosed`.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ _TURN = 0.002
 
 
 class Sequenced(Protocol):
-    """A message with a number."""
+    """A message with a sequence number."""
 
     seq: int
 
@@ -43,7 +47,7 @@ Out = TypeVar("Out", bound=Sequenced)
 
 
 class MessageCodec(Protocol[In, Out]):
-    """What the channel must know about the messages it carries."""
+    """Encodes and decodes the messages of a channel, and tells requests from answers."""
 
     def encode(self, message: Out, fd: int | None = None, /) -> tuple[bytes, int | None]:
         """Return packet and memfd; see `proxy.control.channel.Codec`, which implements all of these."""
@@ -82,7 +86,7 @@ class AsyncChannel(Generic[In, Out]):
         on_closed: Callable[[SidestepError], None],
         share: Share | None = None,
     ) -> None:
-        """`share` is what the peer may cost of the loop's time (None: it is trusted)."""
+        """`share` limits the processor time that the peer may use; None for a trusted peer."""
         sock.setblocking(False)
         self._loop = asyncio.get_running_loop()
         self._sock = sock
@@ -94,12 +98,12 @@ class AsyncChannel(Generic[In, Out]):
         self._waiting: dict[int, asyncio.Future[tuple[In, int | None]]] = {}
         self._share = share
         self._pause: asyncio.TimerHandle | None = None
-        """Until then the peer is not listened to."""
+        """The timer that ends a pause in reading; None while there is no pause."""
         self._reading = False
         self._writing = False
         self._cause: SidestepError | None = None
         self.packets = 0
-        """Packets received so far; a watchdog takes any progress for a sign of life."""
+        """Packets received so far. A watchdog counts any increase as a sign of life."""
         self._watch()
 
     @property
@@ -108,10 +112,10 @@ class AsyncChannel(Generic[In, Out]):
         return self._cause is not None
 
     async def request(self, message: Out, fd: int | None = None, *, deadline: float, process: int | None = None) -> In:
-        """Send and return the answer. `fd` stays the caller's; a descriptor of the answer is closed.
+        """Send a message and return its answer. The caller keeps `fd`; a descriptor in the answer is closed.
 
-        `deadline` is seconds that count (`aio.patience`), `process` the pid of who answers. Raises ChannelClosed,
-        DeadlineError, KernelError.
+        `deadline` is in seconds and is extended as `aio.patience` describes; `process` is the pid of the peer. Raises
+        ChannelClosed, DeadlineError, KernelError.
         """
         answer, answer_fd = await self.exchange(message, fd, deadline=deadline, process=process)
         if answer_fd is not None:
@@ -121,7 +125,7 @@ class AsyncChannel(Generic[In, Out]):
     async def exchange(
         self, message: Out, fd: int | None = None, *, deadline: float, process: int | None = None
     ) -> tuple[In, int | None]:
-        """Send and return the answer with its descriptor, now the caller's. Raises like `request`."""
+        """Like `request`, but return the answer with its descriptor, which the caller must close."""
         self._seq += 1
         message.seq = seq = self._seq
         answer: asyncio.Future[tuple[In, int | None]] = self._loop.create_future()
@@ -140,7 +144,7 @@ class AsyncChannel(Generic[In, Out]):
             self._waiting.pop(seq, None)
 
     def close(self, cause: SidestepError | None = None) -> None:
-        """End the channel; `cause` is what `on_closed` learns. Closing twice is the same as once."""
+        """Close the channel and pass `cause` to `on_closed`. Closing again does nothing."""
         if self._cause is not None:
             return
         self._cause = cause = cause or ChannelClosed("the control channel was closed")
@@ -171,7 +175,7 @@ class AsyncChannel(Generic[In, Out]):
         self._watch()
 
     def _watch(self) -> None:
-        """Poll for what is wanted now: writing while packets wait, reading while none do and no pause is made."""
+        """Register for writing while packets are queued, else for reading unless reading is paused."""
         writing = self._cause is None and self._outbox.pending > 0
         reading = self._cause is None and not writing and self._pause is None
         if reading is not self._reading:
@@ -204,7 +208,7 @@ class AsyncChannel(Generic[In, Out]):
                 self._charge(self._share, time.thread_time() - began)
 
     def _charge(self, share: Share, seconds: float) -> None:
-        """Note what the peer has cost; listen no more for a while, or at all, when that was too much."""
+        """Charge processor time to the peer's share; pause reading when it is used up, close when that lasts."""
         now = self._loop.time()
         share.spend(seconds, now)
         if share.is_exhausted(now):

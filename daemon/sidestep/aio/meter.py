@@ -1,11 +1,11 @@
-"""How long the event loop was away from its selector: a histogram, and the sum that deadlines leave out.
+"""Measures how long each turn of the event loop takes: a histogram, and the stalled time that deadlines subtract.
 
-One turn of the loop runs every callback that is ready; nothing else is served meanwhile. A turn is measured from the
-return of select() to its next call, on the wall clock, so that time in which the process was given no CPU counts as
-well. There is no timer: an idle loop stays idle, and a turn costs two clock readings.
+One turn of the loop runs every callback that is ready; other events wait. A turn lasts from the return of select() to
+its next call, in wall-clock time, so it includes time in which the process had no CPU. No timer is used: an idle loop
+stays idle, and a turn costs two clock readings.
 
-`stalled` is the time beyond `NOTICED` that turns have taken so far. A peer that did not answer within ten seconds, of
-which the loop itself was away for eight, had two seconds; see `patience`.
+`stalled` is the sum of what turns took beyond `NOTICED`. `patience` subtracts it: a peer that did not answer within ten
+seconds, of which the loop was stalled for eight, had only two seconds to answer.
 """
 
 from __future__ import annotations

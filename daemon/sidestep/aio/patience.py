@@ -1,10 +1,10 @@
-"""Deadlines that count only time in which the answer could have come.
+"""Deadlines that do not count time in which no answer could have been given or read.
 
-A fixed deadline turns a busy machine into a failing one: the peer is given no CPU, or this loop does not get round to
-reading its answer; the peer is killed, another one is started, and the machine is busier than before. `patience` is
-`asyncio.timeout` that leaves such time out: that for which the loop was stalled (`meter`), and that for which a process
-was ready to run and waited for a CPU (`run_delay`). A process that is stopped or blocked does not wait for a CPU, so
-that it is found as early as ever. Whatever is left out, the end comes after `MOST` times the seconds.
+With a fixed deadline a busy machine fails: the peer gets no CPU, or this loop is too busy to read its answer; the peer
+is killed and replaced, which makes the machine busier still. `patience` is an `asyncio.timeout` that subtracts the time
+for which the loop was stalled (`meter`) and the time for which the peer was ready to run and waited for a CPU
+(`run_delay`). A process that is stopped or blocked does not wait for a CPU, so it is detected without delay. The
+deadline passes after `MOST` times its length in any case.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Final, Self
 from sidestep.aio.meter import stalled
 
 MOST: Final = 6.0
-"""How many times as long as it says a deadline may become."""
+"""A deadline may be extended to this many times its length."""
 
 LEAST: Final = 0.01
-"""Seconds between two looks at what is left out."""
+"""Least extension, in seconds; a shorter one is not waited for."""
 
 
 def run_delay(pid: int) -> float:
-    """Seconds for which a process has been ready to run and had no CPU so far; 0 where the kernel does not tell.
+    """Seconds that a process has spent ready to run but without a CPU; 0 where the kernel does not say.
 
     The second field of /proc/PID/schedstat (kernel: Documentation/scheduler/sched-stats.rst), of its main thread.
     """
@@ -36,9 +36,9 @@ def run_delay(pid: int) -> float:
 
 
 class patience:  # noqa: N801 - used as `asyncio.timeout` is
-    """`async with patience(5.0, of=pid):` raises TimeoutError after five seconds that count.
+    """`async with patience(5.0, of=pid):` raises TimeoutError after five seconds, not counting the time named above.
 
-    `of` are the processes that are waited for; None: nobody on this machine.
+    `of` is the pid of the process that answers, or a function that returns it; None for a peer elsewhere.
     """
 
     def __init__(self, seconds: float, *, of: Callable[[], int | None] | int | None = None) -> None:
@@ -72,7 +72,7 @@ class patience:  # noqa: N801 - used as `asyncio.timeout` is
         return self._of() if callable(self._of) else self._of
 
     def _due(self) -> None:
-        """Expire, or wait on for the time that does not count."""
+        """Expire, or extend the deadline by the time that does not count."""
         left_out = stalled(self._loop) - self._stalled
         pid = self._process()
         if pid is not None:
@@ -87,12 +87,12 @@ class patience:  # noqa: N801 - used as `asyncio.timeout` is
 
 
 class Silence:
-    """Measures how long a process has given no sign of life, without time that does not count."""
+    """Measures how long a process has given no sign of life, less the time that it waited for a CPU."""
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
         self._delayed: float | None = None
-        """What the process had waited for a CPU when it was first suspected."""
+        """Its `run_delay` when half of the limit had passed; None before."""
         self.seconds = 0.0
 
     def broken(self) -> None:
@@ -105,7 +105,7 @@ class Silence:
         self.seconds += elapsed
         if self.seconds < self._limit / 2:
             return False
-        # From here on it is suspected: what it waits for a CPU meanwhile is not held against it.
+        # Half of the limit is over: from here on the time that it waits for a CPU is subtracted.
         delayed = run_delay(pid)
         if self._delayed is None:
             self._delayed = delayed

@@ -1,4 +1,4 @@
-"""A process held by a pidfd: signalled without the race of process ids, awaited without being its parent."""
+"""A process held by a pidfd: signals cannot hit a reused pid, and a process that is not a child can be awaited."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sidestep.model.errors import KernelError
 
 
 class Process:
-    """A process of ours, perhaps another's child. Owns the pidfd."""
+    """A process of this daemon, not necessarily its child. Owns the pidfd."""
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid = pid
@@ -20,7 +20,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs (a zombie does not)."""
+        """Whether the process runs; False for a zombie."""
         if self._pidfd < 0:
             return False
         poll = select.poll()
@@ -28,7 +28,7 @@ class Process:
         return not poll.poll(0)
 
     def send_signal(self, number: int) -> None:
-        """Send a signal; one that has ended is left in peace. Raises KernelError."""
+        """Send a signal; does nothing when the process has ended. Raises KernelError."""
         if self._pidfd < 0:
             return
         try:
@@ -43,7 +43,7 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
     def watch(self, on_end: Callable[[], None]) -> Callable[[], None]:
-        """Call `on_end` once, in the event loop, when it has ended; returns a function that calls this off.
+        """Call `on_end` once, in the event loop, when the process has ended; returns a function that cancels this.
 
         Raises KernelError.
         """
@@ -70,7 +70,7 @@ class Process:
         return call_off
 
     async def wait(self, *, deadline: float | None = None) -> bool:
-        """Wait for the end, at most `deadline` seconds; False when it still runs then."""
+        """Wait for the end, at most `deadline` seconds; False when the process still runs then. Raises KernelError."""
         if not self.alive:
             return True
         ended = asyncio.Event()
@@ -85,7 +85,7 @@ class Process:
         return True
 
     def close(self) -> None:
-        """Give the pidfd back; the process goes on."""
+        """Close the pidfd; the process keeps running."""
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1

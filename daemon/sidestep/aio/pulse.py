@@ -1,8 +1,8 @@
-"""A sign of life that costs nobody a system call: a page of memory in which one process counts and another one looks.
+"""Heartbeats without system calls: one process counts in a shared page of memory, another one watches the count.
 
-The looking process makes the page and hands its descriptor over. It is sealed against shrinking before that, for a
-mapped page that is cut off under a reader ends the reader (SIGBUS, memfd_create(2)); what the counting process writes
-into it may be anything, only that it changes has a meaning. Nothing here imports asyncio: a pod proxy counts, too.
+The watching process makes the page and passes its descriptor on. It first seals the page against shrinking, because
+reading a mapped page that was truncated raises SIGBUS (memfd_create(2)). The counting process may write anything: only
+a change has a meaning. This module does not import asyncio, because pod proxies use it too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _COUNT = struct.Struct("=Q")
 
 
 class Watched:
-    """The looking end."""
+    """The watching end."""
 
     def __init__(self) -> None:
         """Raises KernelError."""
@@ -38,11 +38,11 @@ class Watched:
 
     @property
     def fd(self) -> int:
-        """What the other process is given; it stays this object's."""
+        """The descriptor to pass to the other process; this object keeps it."""
         return self._fd
 
     def beats(self) -> bool:
-        """Whether the other process has counted since the last look."""
+        """Whether the count has changed since the last call."""
         now = self._page[: _COUNT.size]
         beats, self._last = now != self._last, now
         return beats
@@ -67,10 +67,10 @@ class Pulse:
         self._count = 0
 
     def beat(self) -> None:
-        """Count."""
+        """Increase the count: one sign of life."""
         self._count += 1
         _COUNT.pack_into(self._page, 0, self._count)
 
     def close(self) -> None:
-        """Release the page; nothing is counted any more."""
+        """Unmap the page; `beat` must not be called afterwards."""
         self._page.close()

@@ -1,11 +1,11 @@
-"""The share of processor time that one peer may cost: so much at once, then a part of the time that passes. Pure.
+"""Limits the processor time that one peer may use: a burst, then a fraction of the time that passes. Reads no clock.
 
-A peer whose share is used up is not listened to until it has grown again. That slows an honest peer down, which then
-asks for less; one that goes on for `patience` seconds never meant to be understood.
+A peer that has used up its share is not read until the share has grown again. An honest peer slows down and then sends
+less. A peer that stays overdrawn for `patience` seconds is taken for hostile.
 
-    within      the balance is positive
-    overdrawn   it is not; `wait` says for how long
-    calm again  the balance has reached half of the burst: what was overdrawn before is forgotten
+    within      the balance is positive: the peer is read
+    overdrawn   the balance is zero or less: the peer is not read for `wait()` seconds
+    recovered   the balance has reached half of the burst: earlier overdrafts are forgotten
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class ShareLimits:
     burst: float
     """Seconds of processor time at once."""
     share: float
-    """Seconds of it per second after that."""
+    """Seconds of processor time gained per second."""
     patience: float
-    """Seconds for which a peer may be overdrawn."""
+    """Seconds for which a peer may stay overdrawn."""
 
 
 class Share:
@@ -35,10 +35,10 @@ class Share:
         self._balance = limits.burst
         self._filled = now
         self._since: float | None = None
-        """When it was first overdrawn; None: it is calm."""
+        """When it became overdrawn; None when it has recovered since."""
 
     def spend(self, seconds: float, now: float) -> None:
-        """Note what the peer has just cost."""
+        """Charge `seconds` of processor time to the peer."""
         limits = self._limits
         self._balance = min(limits.burst, self._balance + max(0.0, now - self._filled) * limits.share)
         self._filled = now
@@ -49,9 +49,9 @@ class Share:
             self._since = now
 
     def wait(self) -> float:
-        """Seconds after the last `spend` until the peer may be listened to; 0: now."""
+        """Seconds after the last `spend` until the peer may be read again; 0 for now."""
         return max(0.0, -self._balance / self._limits.share)
 
     def is_exhausted(self, now: float) -> bool:
-        """Whether it has been overdrawn for too long."""
+        """Whether the peer has been overdrawn for longer than its patience."""
         return self._since is not None and now - self._since > self._limits.patience

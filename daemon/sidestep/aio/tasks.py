@@ -1,9 +1,9 @@
 """Tasks with a name and an owner.
 
-asyncio keeps only a weak reference to a task and reports its crash when it is collected, perhaps never. A `Tasks` is
-the owner instead: it holds its tasks, cancels and awaits all of them when it is closed, and a task that *crashes* (ends
-with anything but a result or a cancellation) takes its siblings down at once and is reported to the owner: through
-`on_crash`, and by `wait()`. There is no "log and carry on".
+asyncio keeps only a weak reference to a task, and reports an exception only when the task is collected, possibly never.
+A `Tasks` object owns its tasks: it holds them, and cancels and awaits all of them when it is closed. When a task
+*crashes* (ends with anything but a result or a cancellation), its siblings are cancelled at once and the owner is told:
+through `on_crash`, and by `wait()`.
 
     async with Tasks("pod proxy shop/orders") as tasks:
         tasks.start(watch(), name="watch")

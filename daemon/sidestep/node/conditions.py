@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sidestep.aio.allowance import Allowances
+from sidestep.aio.token_bucket import TokenBuckets
 from sidestep.model.condition import Condition
 from sidestep.observability.logs import get_logger
 
@@ -59,7 +59,7 @@ class Conditions:
         self._by_subject: dict[str, list[Condition]] | None = {}
         self._on_change = on_change
         self._now = now
-        self._logged = Allowances(rate=LOGGED_RATE, burst=LOGGED_BURST, size=LOGGED_PODS)
+        self._logged = TokenBuckets(rate=LOGGED_RATE, burst=LOGGED_BURST, size=LOGGED_PODS)
         self._unlogged = 0
         self._log = get_logger("conditions")
 

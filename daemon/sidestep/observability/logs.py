@@ -1,12 +1,12 @@
 """Structured logs: one JSON object per line on stderr, one line per event.
 
 In: `logger.info("pod steered", pod="shop/orders-1", ports=[8443])`. Out: one JSON object with `time` (UTC, RFC 3339),
-`level`, `event` and the fields given. What the standard library logs (asyncio, foreign packages; from warnings up)
-takes the same way, so that stderr stays parseable line by line.
+`level`, `event` and the fields given. Warnings and errors of the standard library's logging (asyncio, other packages)
+are written in the same form, so that every line of stderr is JSON.
 
-A line never carries key material or request bodies: fields whose name says that they hold a secret are cut, bytes
-are shown as their length only, and a text that contains a PEM private key is replaced whole. Texts that may come from a
-peer are bounded, so that nobody can flood a log through one field.
+A line never contains keys or bodies: the values of fields in SECRET_FIELDS are replaced, bytes are shown as their
+length only, and a text that contains a PEM private key is replaced as a whole. Texts are cut after MAX_TEXT characters,
+so that a peer cannot flood the log through one field.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
 MAX_TEXT = 2000
-"""Characters of one field of a log line; what is beyond is cut."""
+"""Most characters of one field of a log line; the rest is cut."""
 
 SECRET_FIELDS = frozenset(
     {"authorization", "body", "cookie", "key", "password", "pem", "private_key", "proxy-authorization", "set-cookie"}
@@ -31,7 +31,7 @@ SECRET_FIELDS = frozenset(
 """Field names, lower case, whose value is never written."""
 
 _SPOOLS: list[Spool] = []
-"""The one of this process, once it logs."""
+"""The spool of this process, once it has logged; at most one."""
 
 Logger = structlog.typing.FilteringBoundLogger
 
@@ -63,7 +63,7 @@ def configure(stream: TextIO | None = None, *, level: int = logging.INFO) -> Non
 
 
 def drain() -> None:
-    """Wait until what was logged is written, but not long."""
+    """Wait until everything logged so far is written, at most `spool.FAREWELL` seconds for each step."""
     for spool in _SPOOLS:
         spool.drain()
 
@@ -81,7 +81,7 @@ def get_logger(component: str) -> Logger:
 
 
 def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """A structlog processor that cuts what must not be logged and bounds what may be."""
+    """A structlog processor: replaces secret values and cuts long ones."""
     return {name: _shown(name, value) for name, value in event.items()}
 
 

@@ -1,11 +1,11 @@
-"""A stream that never blocks its writer and never fails: what a log must be that is written from an event loop.
+"""A log stream that never blocks the event loop and never raises.
 
-A reader of standard error that stalls would stop the node daemon with everything it carries; one that has gone, or a
-disk that is full, would end it. So texts go through a bounded queue to a thread. What does not fit is dropped and
-counted, and the count is told in the log once there is room; what the stream refuses is dropped.
+If the daemon wrote to standard error itself, a reader that stalls would stop it with all its traffic, and a closed pipe
+or a full disk would end it. Lines therefore go through a bounded queue to a thread. Lines that do not fit are dropped
+and counted; the count is logged once there is room. Lines that the stream refuses are dropped.
 
-The thread writes to the descriptor, past Python's own stream: a lock of that, held by a thread that waits for ever,
-would be in the way of the interpreter's end.
+The thread writes to the descriptor and not to `sys.stderr`: that object has a lock, and a thread blocked with the lock
+held would block the exit of the interpreter.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import threading
 QUEUE = 4096
 """Lines that may wait; the daemon writes some ten for each pod that becomes a target."""
 FAREWELL = 1.0
-"""Seconds at the end for what is still waiting."""
+"""Most seconds that `drain` waits for queued lines."""
 
 
 class Spool:
@@ -34,7 +34,7 @@ class Spool:
         self._thread.start()
 
     def write(self, text: str) -> int:
-        """Write, some time."""
+        """Queue a line; returns its length in characters. Never blocks."""
         try:
             self._lines.put_nowait(text)
         except queue.Full:
@@ -43,10 +43,10 @@ class Spool:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing: whoever logs does not wait. See `drain`."""
+        """Do nothing; streams have this method. `drain` waits for the queue."""
 
     def drain(self) -> None:
-        """Wait until what was written before is out, or for FAREWELL seconds."""
+        """Wait until all lines queued so far are written, at most FAREWELL seconds for each step."""
         done = threading.Event()
         with contextlib.suppress(queue.Full):
             self._lines.put(done, timeout=FAREWELL)

@@ -20,7 +20,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sidestep.aio.allowance import Allowance, Allowances
+from sidestep.aio.token_bucket import TokenBucket, TokenBuckets
 
 BATCH = 16
 """Connections accepted in one turn of the event loop."""
@@ -66,9 +66,9 @@ class HealthGate:
         self._answer = answer
         self._loop = asyncio.get_running_loop()
         now = self._loop.time()
-        self._accepts = Allowance(rate=limits.accept_rate, burst=limits.accept_rate / 10, now=now)
-        self._served = Allowance(rate=limits.serve_rate, burst=2 * limits.serve_rate, now=now)
-        self._sources = Allowances(rate=limits.source_rate, burst=4 * limits.source_rate, size=SOURCES)
+        self._accepts = TokenBucket(rate=limits.accept_rate, burst=limits.accept_rate / 10, now=now)
+        self._served = TokenBucket(rate=limits.serve_rate, burst=2 * limits.serve_rate, now=now)
+        self._sources = TokenBuckets(rate=limits.source_rate, burst=4 * limits.source_rate, size=SOURCES)
         self._connections: dict[_HealthConnection, None] = {}
         """Open connections, oldest first."""
         self._resuming: asyncio.TimerHandle | None = None

@@ -7,7 +7,7 @@ permits. A user who changes objects continuously thus delays the changes of othe
 
 from __future__ import annotations
 
-from sidestep.aio.allowance import Allowance
+from sidestep.aio.token_bucket import TokenBucket
 
 SHARE = 0.2
 """Fraction of the event loop's time that the processing may take."""
@@ -20,7 +20,7 @@ class Gathering:
 
     def __init__(self, *, least: float, rate: float, burst: float, now: float) -> None:
         self._least = least
-        self._looks = Allowance(rate=rate, burst=burst, now=now)
+        self._looks = TokenBucket(rate=rate, burst=burst, now=now)
         self._rest = 0.0
 
     def took(self, seconds: float) -> None:

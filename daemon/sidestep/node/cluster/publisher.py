@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from sidestep.aio.allowance import Allowance
+from sidestep.aio.token_bucket import TokenBucket
 from sidestep.kube.api import Api
 from sidestep.kube.errors import ApiError
 from sidestep.kube.resources import (
@@ -71,7 +71,7 @@ class PublishState:
     verdict: ResourceVerdict | None = None
     due: float = math.inf
     """Time of the next look at the resource without a change."""
-    writes: Allowance | None = None
+    writes: TokenBucket | None = None
     checked_revision: int = -1
     """Revision of the node for which the refusal was computed."""
 
@@ -170,7 +170,7 @@ class Publisher:
     async def _patch(self, resource: SessionResource, fields: Mapping[str, Any], progress: PublishState) -> None:
         now = self._now()
         if progress.writes is None:
-            progress.writes = Allowance(rate=WRITES, burst=WRITE_BURST, now=now)
+            progress.writes = TokenBucket(rate=WRITES, burst=WRITE_BURST, now=now)
         body = status_patch(fields)
         if body == progress.sent and now - progress.sent_at < SAME_AGAIN:
             progress.look_again(progress.sent_at + SAME_AGAIN)

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from sidestep.aio.allowance import Allowance
+from sidestep.aio.token_bucket import TokenBucket
 from sidestep.model.errors import KernelError
 from sidestep.model.text import harmless
 
@@ -48,7 +48,7 @@ class Output:
         self._on_line = on_line
         self._label = label
         self._loop = asyncio.get_running_loop()
-        self._allowance = Allowance(rate=RATE, burst=BURST, now=self._loop.time())
+        self._bucket = TokenBucket(rate=RATE, burst=BURST, now=self._loop.time())
         self._rest = b""
         self._dropped = 0
         self._pause: asyncio.TimerHandle | None = None
@@ -107,7 +107,7 @@ class Output:
 
     def _emit(self, line: bytes) -> bool:
         """Log a line, or count it: False."""
-        if not self._allowance.take(self._loop.time()):
+        if not self._bucket.take(self._loop.time()):
             self._dropped += 1
             return False
         self._tell_dropped()

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Final, Protocol
 
-from sidestep.aio.allowance import Allowance
+from sidestep.aio.token_bucket import TokenBucket
 from sidestep.engine.mirror.gate import Loss
 from sidestep.engine.mirror.notes import Lost, Note
 from sidestep.engine.relay import Relay
@@ -92,7 +92,7 @@ class RequestLog:
         self._lines: list[messages.LoggedRequest] = []
         self._losses: Counter[Loss] = Counter()
         self._dropped = 0
-        self._allowance = Allowance(rate=RATE, burst=BURST, now=0.0)
+        self._bucket = TokenBucket(rate=RATE, burst=BURST, now=0.0)
 
     def lose(self, losses: Mapping[Loss, int]) -> None:
         """Add numbers of copies that were not made; they wait while the daemon is behind."""
@@ -120,7 +120,7 @@ class RequestLog:
                 _LOST[request.lost],
                 tuple((_text(name), _text(value)) for name, value in request.fields),
             )
-            if self._allowance.take(self._loop.now, _size(line)):
+            if self._bucket.take(self._loop.now, _size(line)):
                 self._lines.append(line)
             else:
                 self._dropped += 1

@@ -1,8 +1,8 @@
-from sidestep.aio.allowance import Allowance, Allowances
+from sidestep.aio.token_bucket import TokenBucket, TokenBuckets
 
 
 def test_a_burst_then_a_rate():
-    bucket = Allowance(rate=2, burst=3, now=10.0)
+    bucket = TokenBucket(rate=2, burst=3, now=10.0)
     assert [bucket.take(10.0) for _ in range(4)] == [True, True, True, False]
     assert bucket.wait() == 0.5
     assert bucket.take(10.5)
@@ -12,7 +12,7 @@ def test_a_burst_then_a_rate():
 
 
 def test_each_key_has_its_own_and_few_are_remembered():
-    buckets = Allowances(rate=1, burst=1, size=2)
+    buckets = TokenBuckets(rate=1, burst=1, size=2)
     assert buckets.take("a", 0.0)
     assert not buckets.take("a", 0.0)
     assert buckets.take("b", 0.0)

@@ -1,4 +1,4 @@
-"""A token bucket: so many at once, then so many a second. Pure; the caller says what time it is."""
+"""Token buckets: rate limits that allow bursts. They read no clock: the caller passes `now`, in seconds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections import OrderedDict
 from collections.abc import Hashable
 
 
-class Allowance:
-    """`burst` at once, `rate` a second after that."""
+class TokenBucket:
+    """Holds at most `burst` tokens, starts full, and gains `rate` tokens per second."""
 
     __slots__ = ("_burst", "_filled", "_rate", "_tokens")
 
@@ -18,7 +18,7 @@ class Allowance:
         self._filled = now
 
     def take(self, now: float, amount: float = 1.0) -> bool:
-        """Whether one more, or `amount`, is allowed; it is then taken."""
+        """Take `amount` tokens and return True, or take nothing and return False when there are fewer."""
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._filled) * self._rate)
         self._filled = now
         if self._tokens < amount:
@@ -27,24 +27,24 @@ class Allowance:
         return True
 
     def wait(self) -> float:
-        """Seconds after the last `take` until one more will be allowed."""
+        """Seconds after the last `take` until one token is there."""
         return max(0.0, (1.0 - self._tokens) / self._rate)
 
 
-class Allowances:
-    """One allowance for each of at most `size` keys; the key that was not asked about for longest is forgotten."""
+class TokenBuckets:
+    """One bucket for each of at most `size` keys; the least recently used key is forgotten."""
 
     def __init__(self, *, rate: float, burst: float, size: int) -> None:
         self._rate = rate
         self._burst = burst
         self._size = size
-        self._each: OrderedDict[Hashable, Allowance] = OrderedDict()
+        self._each: OrderedDict[Hashable, TokenBucket] = OrderedDict()
 
     def take(self, key: Hashable, now: float) -> bool:
-        """Whether this key is allowed one more; it is then taken."""
+        """Take one token of this key and return True, or return False when it has none."""
         found = self._each.get(key)
         if found is None:
-            found = self._each[key] = Allowance(rate=self._rate, burst=self._burst, now=now)
+            found = self._each[key] = TokenBucket(rate=self._rate, burst=self._burst, now=now)
             if len(self._each) > self._size:
                 self._each.popitem(last=False)
         else:
