@@ -19,8 +19,9 @@ read more. The app is dialled at the client's first byte, or `at_once`.
 
 from __future__ import annotations
 
+from sidestep.engine.leg import HIGH_WATER, Ending, Leg, Role
 from sidestep.engine.mirror.producer import Mirror
-from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Relay, Role
+from sidestep.engine.relay import Relay
 from sidestep.policy.route import Rule
 from sidestep.protocols.http1 import LIMITS, Http1Limits
 

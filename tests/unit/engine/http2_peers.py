@@ -18,11 +18,11 @@ import h2.exceptions
 from hyperframe.frame import SettingsFrame
 
 from sidestep.engine.http2.relay import Http2Relay
+from sidestep.engine.leg import Ending, Leg, Role
 from sidestep.engine.mirror.copy_leg import CopyLeg
 from sidestep.engine.mirror.ledger import Ledger
 from sidestep.engine.mirror.producer import Mirror
 from sidestep.engine.mirror.wiretaps import wiretap_mirror
-from sidestep.engine.relay import Ending, Leg, Role
 from sidestep.policy.route import Route, Rule, SteeredPort
 from sidestep.protocols.http2 import DEFAULT_LIMITS, HEADER, PREFACE, Http2Limits
 

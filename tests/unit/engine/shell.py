@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from sidestep.engine.http1.relay import Http1Relay
+from sidestep.engine.leg import HIGH_WATER, Ending, Leg, Role
 from sidestep.engine.mirror.copy_leg import CopyLeg
 from sidestep.engine.mirror.ledger import Ledger
 from sidestep.engine.mirror.notes import Note
 from sidestep.engine.mirror.wiretaps import wiretap_mirror
-from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Relay, Role
+from sidestep.engine.relay import Relay
 from sidestep.policy.route import Route, Rule, SteeredPort
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from sidestep.engine.leg import HIGH_WATER, Ending
 from sidestep.engine.passthrough import WireRelay
-from sidestep.engine.relay import HIGH_WATER, Ending
 from tests.unit.engine.shell import Shell, rule
 
 

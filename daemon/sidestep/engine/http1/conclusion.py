@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from sidestep.engine.http1.state import Event
 from sidestep.engine.http2.relay import Http2Relay
+from sidestep.engine.leg import Ending
 from sidestep.engine.passthrough import Wire
-from sidestep.engine.relay import Ending
 from sidestep.protocols import h2c_upgrade
 from sidestep.protocols.http1 import Http1Limits, ResponseHead, parse_request
 from sidestep.protocols.http2 import Http2Error
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from sidestep.engine.http1.feed import Http1Feed
     from sidestep.engine.http1.peers import Peers
     from sidestep.engine.http1.state import ConnectionState
+    from sidestep.engine.leg import Leg
     from sidestep.engine.memory_budget import Budget
-    from sidestep.engine.relay import Leg, Relay
+    from sidestep.engine.relay import Relay
     from sidestep.policy.route import SteeredPort
     from sidestep.protocols.http1_requests import RequestReader
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sidestep.engine.http1.diverted_request import DivertedRequest, own_answer
+from sidestep.engine.leg import Ending, Leg
 from sidestep.engine.mirror.events import Answerer
-from sidestep.engine.relay import Ending, Leg
 from sidestep.protocols import http1_messages as messages
 from sidestep.protocols.http1 import ANSWER_FLAGS, HTTP_1_0, Http1Limits
 from sidestep.protocols.http1_responses import TOO_LARGE

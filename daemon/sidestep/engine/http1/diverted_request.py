@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Final
 
 from sidestep.engine.http1.routing import RoutedRequest
-from sidestep.engine.relay import Leg, queue
+from sidestep.engine.leg import Leg, queue
 from sidestep.policy.route import Rule
 from sidestep.protocols.http1 import CLOSE, CONNECT, HEAD, HTTP_1_0, UPGRADE, Http1Limits
 from sidestep.protocols.http1_responses import ResponseReader

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sidestep.engine.http1.state import SWITCHING, Event
-from sidestep.engine.relay import Ending
+from sidestep.engine.leg import Ending
 from sidestep.protocols import h2c_upgrade
 from sidestep.protocols import http1_messages as messages
 from sidestep.protocols.http1 import ANSWER_FLAGS, CONNECT, SWITCHES, Http1Limits

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sidestep.engine.http1.state import DISCARDING, HELD_BACK, READING, SERVED, WIRE, Event
-from sidestep.engine.relay import Ending
+from sidestep.engine.leg import Ending
 from sidestep.engine.rewriting import Rewriter, TrailerFilter
 from sidestep.protocols import http1_messages as messages
 from sidestep.protocols.http1 import ANSWER_FLAGS, REQUEST, SWITCHES, UPGRADE, Http1Limits

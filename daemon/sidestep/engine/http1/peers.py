@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sidestep.engine.relay import Ending, Leg, Relay, Role
+from sidestep.engine.leg import Ending, Leg, Role
+from sidestep.engine.relay import Relay
 from sidestep.protocols.http1_responses import ResponseReader
 
 if TYPE_CHECKING:

@@ -45,9 +45,10 @@ from sidestep.engine.http1.from_client import FromClient
 from sidestep.engine.http1.peers import Peers
 from sidestep.engine.http1.routing import PLAIN, RequestRouter
 from sidestep.engine.http1.state import DISCARDING, OVER, READING, SWITCHING, ConnectionState
+from sidestep.engine.leg import HIGH_WATER, Ending, Leg
 from sidestep.engine.memory_budget import Budget
 from sidestep.engine.mirror.producer import Mirror
-from sidestep.engine.relay import HIGH_WATER, Ending, Leg, OnUnreadable, Relay
+from sidestep.engine.relay import OnUnreadable, Relay
 from sidestep.engine.rewriting import Rewriter
 from sidestep.policy.route import SteeredPort
 from sidestep.protocols import http1_messages as messages

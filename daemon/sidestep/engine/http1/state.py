@@ -30,7 +30,7 @@ from sidestep.protocols.http1 import SWITCHES
 
 if TYPE_CHECKING:
     from sidestep.engine.http1.diverted_request import DivertedRequest
-    from sidestep.engine.relay import Leg
+    from sidestep.engine.leg import Leg
 
 
 class State(enum.Enum):

@@ -16,14 +16,14 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Final
 
-from sidestep.engine.relay import Ending
+from sidestep.engine.leg import Ending
 from sidestep.protocols.http2 import SETTINGS_ACK, ErrorCode, goaway
 
 if TYPE_CHECKING:
     from sidestep.engine.http2.pending_settings import PendingSettings
     from sidestep.engine.http2.state import ConnectionState
     from sidestep.engine.http2.to_client import ToClient
-    from sidestep.engine.relay import Leg
+    from sidestep.engine.leg import Leg
 
 
 class AppState(enum.IntEnum):

@@ -29,8 +29,8 @@ from sidestep.engine.http2.leaky_bucket import LeakyBucket
 from sidestep.engine.http2.link import Link
 from sidestep.engine.http2.link_pool import LinkPool
 from sidestep.engine.http2.local_replies import bad_gateway, head_too_large
+from sidestep.engine.leg import Ending, Leg, Role
 from sidestep.engine.memory_budget import Account
-from sidestep.engine.relay import Ending, Leg, Role
 from sidestep.protocols.hpack import Memo
 from sidestep.protocols.http2 import (
     DEFAULT_LIMITS,

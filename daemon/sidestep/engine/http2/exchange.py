@@ -40,12 +40,12 @@ import enum
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sidestep.engine.relay import queue
+from sidestep.engine.leg import queue
 
 if TYPE_CHECKING:
     from sidestep.engine.http2.head import Head
+    from sidestep.engine.leg import Leg
     from sidestep.engine.memory_budget import Account
-    from sidestep.engine.relay import Leg
     from sidestep.policy.route import Rule
     from sidestep.protocols.hpack import Block
 

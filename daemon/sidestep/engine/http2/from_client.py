@@ -28,7 +28,7 @@ from sidestep.engine.http2.leaky_bucket import LeakyBucket
 from sidestep.engine.http2.mirrored_data import MirroredData
 from sidestep.engine.http2.request_blocks import UNTIL_APP, RequestBlocks
 from sidestep.engine.http2.streams import BOTH_ENDED, CLIENT_ENDED
-from sidestep.engine.relay import queue
+from sidestep.engine.leg import queue
 from sidestep.protocols.http2 import (
     ACK,
     CONTINUATION,

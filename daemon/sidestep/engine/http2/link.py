@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from sidestep.engine.http2.exchange import RequestState
 from sidestep.engine.http2.head import status_of
 from sidestep.engine.http2.link_reader import LinkReader
-from sidestep.engine.relay import HIGH_WATER, Ending, Leg
+from sidestep.engine.leg import HIGH_WATER, Ending, Leg
 from sidestep.protocols.hpack import DEFAULT_CAPACITY, size_updates
 from sidestep.protocols.http2 import (
     DATA,

@@ -34,9 +34,10 @@ from __future__ import annotations
 
 from sidestep.engine.http2.app_connection import AppEvent, AppState
 from sidestep.engine.http2.connection import Connection
+from sidestep.engine.leg import HIGH_WATER, Ending, Leg
 from sidestep.engine.memory_budget import Budget
 from sidestep.engine.mirror.producer import Mirror
-from sidestep.engine.relay import HIGH_WATER, Ending, Leg, OnUnreadable, Relay
+from sidestep.engine.relay import OnUnreadable, Relay
 from sidestep.engine.rewriting import Rewriter
 from sidestep.model.errors import PeerError
 from sidestep.policy.route import SteeredPort

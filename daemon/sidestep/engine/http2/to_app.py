@@ -14,7 +14,7 @@ from sidestep.protocols.hpack import size_updates
 from sidestep.protocols.http2 import header_frames
 
 if TYPE_CHECKING:
-    from sidestep.engine.relay import Leg
+    from sidestep.engine.leg import Leg
     from sidestep.protocols.hpack import Block
 
 Updates = tuple[int, int] | None

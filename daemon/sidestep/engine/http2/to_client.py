@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from sidestep.engine.http2.feed import Http2Feed
     from sidestep.engine.http2.pending_settings import Entries, PendingSettings
     from sidestep.engine.http2.state import ConnectionState
-    from sidestep.engine.relay import Leg
+    from sidestep.engine.leg import Leg
 
 NOTHING: Final = -1
 

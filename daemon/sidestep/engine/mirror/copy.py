@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import enum
 
+from sidestep.engine.leg import Ending
 from sidestep.engine.mirror.copy_leg import CopyLeg, LegOwner
 from sidestep.engine.mirror.ledger import Ledger
-from sidestep.engine.relay import Ending
 from sidestep.policy.route import Rule
 from sidestep.protocols import http1_messages as messages
 from sidestep.protocols.http1_responses import ResponseReader

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from sidestep.engine.relay import Leg, Role
+from sidestep.engine.leg import Leg, Role
 from sidestep.policy.route import Rule
 
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sidestep.engine.leg import Ending
 from sidestep.engine.mirror.copy import Copy, open_copy
 from sidestep.engine.mirror.notes import truncated
-from sidestep.engine.relay import Ending
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

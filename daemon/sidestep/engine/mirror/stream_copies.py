@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 from sidestep.engine.http2.exchange import Exchange
 from sidestep.engine.http2.head import head_of
 from sidestep.engine.http2.link import Link
+from sidestep.engine.leg import HIGH_WATER, Ending, Leg, queue
 from sidestep.engine.mirror.copy_leg import CopyLeg
 from sidestep.engine.mirror.events import H2
 from sidestep.engine.mirror.notes import truncated
-from sidestep.engine.relay import HIGH_WATER, Ending, Leg, queue
 from sidestep.model.errors import PeerError
 from sidestep.protocols.hpack import Memo
 from sidestep.protocols.http2 import DEFAULT_LIMITS, ErrorCode, goaway

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from sidestep.engine.leg import Ending
 from sidestep.engine.mirror.copy import Copy, open_copy
 from sidestep.engine.mirror.events import (
     BODY,
@@ -23,7 +24,6 @@ from sidestep.engine.mirror.events import (
     RequestEnd,
 )
 from sidestep.engine.mirror.notes import Lost, Note, truncated
-from sidestep.engine.relay import Ending
 
 if TYPE_CHECKING:
     from sidestep.engine.mirror.copy_leg import CopyLeg

@@ -6,8 +6,9 @@ the process: `engine.memory_budget.high_water` then gives a lower bound, which h
 
 from __future__ import annotations
 
+from sidestep.engine.leg import HIGH_WATER, Leg, Role
 from sidestep.engine.memory_budget import Budget, high_water
-from sidestep.engine.relay import HIGH_WATER, Leg, Relay, Role
+from sidestep.engine.relay import Relay
 
 
 class BacklogShare:

@@ -28,7 +28,8 @@ nothing is `_dirty`, it is one pass over the legs.
 
 from __future__ import annotations
 
-from sidestep.engine.relay import Ending, Leg, Relay, Role
+from sidestep.engine.leg import Ending, Leg, Role
+from sidestep.engine.relay import Relay
 from sidestep.proxy.connection.backlog import BacklogShare
 from sidestep.proxy.connection.connection_leg import ConnectionLeg
 from sidestep.proxy.connection.connection_legs import ConnectionLegs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from sidestep.engine.relay import Ending, Leg, Role
+from sidestep.engine.leg import Ending, Leg, Role
 from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.connection.host import ConnectionHost
 from sidestep.proxy.io.leg_io import LegIO

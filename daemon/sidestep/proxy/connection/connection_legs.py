@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from sidestep.engine.relay import Ending, Leg, Role
+from sidestep.engine.leg import Ending, Leg, Role
 from sidestep.proxy.connection.connection_leg import ConnectionLeg, LegOwner
 from sidestep.proxy.connection.dial import is_unacknowledged
 from sidestep.proxy.io.loop import Loop

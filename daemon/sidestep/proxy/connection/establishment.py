@@ -33,7 +33,8 @@ from typing import Final
 import msgspec
 
 from sidestep.engine.classification import Close, Event, Http, Offer, Pass, Wait, classify_decrypted
-from sidestep.engine.relay import Leg, OnUnreadable, Role
+from sidestep.engine.leg import Leg, Role
+from sidestep.engine.relay import OnUnreadable
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError
 from sidestep.policy.route import Rule

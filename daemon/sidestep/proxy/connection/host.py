@@ -9,8 +9,9 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
+from sidestep.engine.leg import Leg
 from sidestep.engine.memory_budget import Budget
-from sidestep.engine.relay import Leg, Relay
+from sidestep.engine.relay import Relay
 from sidestep.proxy.connection.dial import Done
 from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.live_ports import LivePort

@@ -5,7 +5,8 @@ from __future__ import annotations
 from time import monotonic
 from typing import Final
 
-from sidestep.engine.relay import Leg, Relay
+from sidestep.engine.leg import Leg
+from sidestep.engine.relay import Relay
 from sidestep.proxy.connection.backlog import BacklogShare
 from sidestep.proxy.io.stream import Stream
 from sidestep.proxy.mirror.whole_feed import WholeFeed

@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from sidestep.engine.relay import Leg
+from sidestep.engine.leg import Leg
 from sidestep.proxy.io.loop import READ, WRITE, Loop, Timer
 from sidestep.proxy.io.stream import Stream
 

@@ -25,8 +25,9 @@ from collections.abc import Callable
 from time import thread_time
 from typing import Final, Protocol
 
+from sidestep.engine.leg import Ending
 from sidestep.engine.mirror.copy_leg import CopyLeg
-from sidestep.engine.relay import Ending, Relay
+from sidestep.engine.relay import Relay
 from sidestep.proxy.io.leg_io import MERGE, LegIO
 from sidestep.proxy.io.loop import HANG_UP, READ, WRITE, Loop, Timer
 from sidestep.proxy.io.stream import PlainStream, Stream

@@ -26,9 +26,9 @@ from collections import Counter, deque
 from time import monotonic, thread_time
 from typing import Final
 
+from sidestep.engine.leg import Ending
 from sidestep.engine.mirror.copy_leg import CopyLeg
 from sidestep.engine.mirror.gate import TapGate
-from sidestep.engine.relay import Ending
 from sidestep.proxy.io.loop import Loop, Timer
 from sidestep.proxy.mirror.copy_connection import CopyConnection, MirroredConnection
 

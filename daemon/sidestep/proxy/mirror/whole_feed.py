@@ -6,9 +6,9 @@ it is queued for its socket; `_told` counts the bytes that still wait there.
 
 from __future__ import annotations
 
+from sidestep.engine.leg import Leg
 from sidestep.engine.mirror.events import RESPONSE_BODY
 from sidestep.engine.mirror.producer import Mirror
-from sidestep.engine.relay import Leg
 from sidestep.proxy.io.leg_io import LegIO
 from sidestep.proxy.io.stream import Stream
 

@@ -36,10 +36,10 @@ from ipaddress import IPv4Network
 from typing import Final
 
 from sidestep.aio.pulse import Pulse
+from sidestep.engine.leg import Leg
 from sidestep.engine.memory_budget import BACKLOG, Budget
 from sidestep.engine.mirror.gate import TapGate
 from sidestep.engine.mirror.ledger import Ledger
-from sidestep.engine.relay import Leg
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError, SidestepError
 from sidestep.proxy.connection.app_dials import LEAD, AppDials

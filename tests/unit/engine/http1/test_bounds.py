@@ -1,7 +1,7 @@
 """What is kept and what holds a side up is bounded; when a connection is idle."""
 
 from sidestep.engine.http1.relay import Http1Relay
-from sidestep.engine.relay import HIGH_WATER
+from sidestep.engine.leg import HIGH_WATER
 from sidestep.policy.route import Route, SteeredPort
 from sidestep.protocols.http1 import Http1Limits
 from tests.unit.engine.http1.heads import OK_A, OK_B, A, B

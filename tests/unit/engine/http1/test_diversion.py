@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidestep.engine.http1.relay import Http1Relay
-from sidestep.engine.relay import Ending
+from sidestep.engine.leg import Ending
 from sidestep.policy.route import Route, SteeredPort
 from tests.effort import examples
 from tests.unit.engine.shell import Shell, everything, http1, rule

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sidestep.engine.relay import Ending
+from sidestep.engine.leg import Ending
 from tests.unit.engine.http1.heads import OK_A, SWITCHED, A, B, connect, upgrade
 from tests.unit.engine.shell import http1, rule
 

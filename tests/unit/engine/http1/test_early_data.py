@@ -3,7 +3,8 @@
 import pytest
 
 from sidestep.engine.http1.relay import Http1Relay
-from sidestep.engine.relay import HIGH_WATER, Ending, OnUnreadable
+from sidestep.engine.leg import HIGH_WATER, Ending
+from sidestep.engine.relay import OnUnreadable
 from sidestep.engine.rewriting import ClientCertificate
 from sidestep.policy.route import Route, SteeredPort
 from tests.unit.engine.http1.heads import OK_A, OK_B, SWITCHED, A, B, connect, upgrade

@@ -3,7 +3,7 @@
 import h11
 import pytest
 
-from sidestep.engine.relay import Ending, Role
+from sidestep.engine.leg import Ending, Role
 from tests.unit.engine.shell import http1, rule
 
 A = b"GET /a HTTP/1.1\r\nHost: app.test\r\n\r\n"

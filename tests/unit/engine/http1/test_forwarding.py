@@ -3,7 +3,8 @@
 import pytest
 
 from sidestep.engine.http1.relay import Http1Relay
-from sidestep.engine.relay import Ending, OnUnreadable
+from sidestep.engine.leg import Ending
+from sidestep.engine.relay import OnUnreadable
 from sidestep.engine.rewriting import ClientCertificate
 from sidestep.policy.route import Route, SteeredPort
 from tests.unit.engine.hostile_heads import HOSTILE_BODIES, HOSTILE_HEADS

@@ -5,7 +5,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidestep.engine.relay import Ending, Role
+from sidestep.engine.leg import Ending, Role
 from tests.effort import examples
 from tests.unit.engine.hostile_heads import HOSTILE, HOSTILE_RESPONSE_BODIES, HOSTILE_RESPONSES
 from tests.unit.engine.shell import Shell, http1, rule

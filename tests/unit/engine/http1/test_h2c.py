@@ -5,10 +5,11 @@ import pytest
 
 from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.http2.relay import Http2Relay
+from sidestep.engine.leg import Ending, Role
 from sidestep.engine.mirror.ledger import Ledger
 from sidestep.engine.mirror.producer import Mirror
 from sidestep.engine.mirror.whole_connection import copy_whole
-from sidestep.engine.relay import Ending, OnUnreadable, Role
+from sidestep.engine.relay import OnUnreadable
 from sidestep.engine.rewriting import ClientCertificate
 from sidestep.policy.route import Route, Rule, SteeredPort
 from sidestep.protocols.http2 import PREFACE, SETTINGS_ACK, header_frames, settings

@@ -3,7 +3,7 @@
 import pytest
 
 from sidestep.engine.http1.relay import Http1Relay
-from sidestep.engine.relay import Ending
+from sidestep.engine.leg import Ending
 from sidestep.policy.route import Route, SteeredPort
 from tests.unit.engine.hostile_heads import (
     HOSTILE,

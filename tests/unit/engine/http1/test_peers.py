@@ -7,7 +7,8 @@ import pytest
 from sidestep.engine.http1.peers import Peers
 from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.http1.state import ConnectionState
-from sidestep.engine.relay import Ending, OnUnreadable, Relay
+from sidestep.engine.leg import Ending
+from sidestep.engine.relay import OnUnreadable, Relay
 from sidestep.engine.rewriting import ClientCertificate
 from sidestep.policy.route import Route, SteeredPort
 from sidestep.protocols.http1 import LIMITS

@@ -5,7 +5,7 @@ import pytest
 from sidestep.engine.http1.diverted_request import DivertedRequest
 from sidestep.engine.http1.routing import PLAIN
 from sidestep.engine.http1.state import TRANSITIONS, ConnectionState, Event, State
-from sidestep.engine.relay import Leg, Role
+from sidestep.engine.leg import Leg, Role
 from sidestep.model.errors import BugError
 from sidestep.protocols.http1 import CONNECT, HEAD, LIMITS, UPGRADE
 from tests.unit.engine.shell import rule

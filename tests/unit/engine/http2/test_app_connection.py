@@ -13,7 +13,7 @@ from sidestep.engine.http2.relay import Http2Relay
 from sidestep.engine.http2.request_decoder import RequestDecoder
 from sidestep.engine.http2.state import ConnectionState
 from sidestep.engine.http2.to_client import ToClient
-from sidestep.engine.relay import Ending, Leg, Role
+from sidestep.engine.leg import Ending, Leg, Role
 from sidestep.policy.route import Route, SteeredPort
 from sidestep.protocols.http2 import DEFAULT_LIMITS, SETTINGS_ACK, ErrorCode, goaway
 

@@ -3,7 +3,8 @@
 import pytest
 
 from sidestep.engine.http2.relay import Http2Relay
-from sidestep.engine.relay import Ending, OnUnreadable
+from sidestep.engine.leg import Ending
+from sidestep.engine.relay import OnUnreadable
 from sidestep.engine.rewriting import ClientCertificate
 from sidestep.protocols.http2 import PREFACE
 from tests.unit.engine.http2_peers import MATCH, Endpoint, Message, Shell

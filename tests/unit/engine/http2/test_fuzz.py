@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sidestep.engine.http2.relay import Http2Relay
+from sidestep.engine.leg import Ending, Leg
 from sidestep.engine.memory_budget import Budget
-from sidestep.engine.relay import Ending, Leg
 from sidestep.policy.route import Route, SteeredPort
 from sidestep.protocols.http2 import (
     DEFAULT_LIMITS,

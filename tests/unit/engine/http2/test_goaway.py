@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sidestep.engine.relay import Ending
+from sidestep.engine.leg import Ending
 from sidestep.protocols.http2 import (
     ACK,
     DATA,

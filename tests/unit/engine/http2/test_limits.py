@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from sidestep.engine.relay import HIGH_WATER
+from sidestep.engine.leg import HIGH_WATER
 from sidestep.protocols.http2 import (
     DATA,
     DEFAULT_LIMITS,

@@ -9,7 +9,7 @@ import pytest
 from sidestep.engine.http2.exchange import Exchange
 from sidestep.engine.http2.head import Head
 from sidestep.engine.http2.link import Link
-from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Role
+from sidestep.engine.leg import HIGH_WATER, Ending, Leg, Role
 from sidestep.protocols.hpack import INITIAL, NONE, Block, Memo
 from sidestep.protocols.http2 import (
     ACK,

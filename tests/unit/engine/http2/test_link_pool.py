@@ -5,7 +5,7 @@ from __future__ import annotations
 import h2.events
 import pytest
 
-from sidestep.engine.relay import Ending
+from sidestep.engine.leg import Ending
 from sidestep.protocols.http2 import (
     DATA,
     DEFAULT_LIMITS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidestep.engine.relay import Ending
+from sidestep.engine.leg import Ending
 from sidestep.protocols.http2 import (
     ACK,
     CONTINUATION,

@@ -8,7 +8,7 @@ import hpack
 import pytest
 
 from sidestep.engine.http2.relay import Http2Relay
-from sidestep.engine.relay import HIGH_WATER, Ending, Leg, Role
+from sidestep.engine.leg import HIGH_WATER, Ending, Leg, Role
 from sidestep.policy.route import Route, SteeredPort
 from sidestep.protocols.http2 import (
     DATA,

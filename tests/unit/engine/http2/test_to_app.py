@@ -6,7 +6,7 @@ import hpack
 import pytest
 
 from sidestep.engine.http2.to_app import ToApp, Updates
-from sidestep.engine.relay import Ending, Leg, Role
+from sidestep.engine.leg import Ending, Leg, Role
 from sidestep.protocols.hpack import INITIAL, NONE, Block
 from sidestep.protocols.http2 import END_HEADERS, END_STREAM, HEADER, HEADER_SIZE, WITH_PRIORITY
 

@@ -5,12 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidestep.engine.http1.relay import Http1Relay
+from sidestep.engine.leg import HIGH_WATER, Ending
 from sidestep.engine.mirror.gate import Why
 from sidestep.engine.mirror.ledger import Ledger, TapLimits
 from sidestep.engine.mirror.notes import Lost
 from sidestep.engine.mirror.whole_connection import copy_whole
 from sidestep.engine.mirror.wiretaps import wiretap_mirror
-from sidestep.engine.relay import HIGH_WATER, Ending
 from sidestep.policy.route import Route, SteeredPort
 from tests.effort import examples
 from tests.unit.engine.shell import Shell, everything, http1, rule

@@ -7,9 +7,9 @@ import random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sidestep.engine.leg import Ending
 from sidestep.engine.mirror.ledger import Ledger, TapLimits
 from sidestep.engine.mirror.notes import Lost
-from sidestep.engine.relay import Ending
 from sidestep.policy.route import Route, Rule
 from sidestep.protocols.http2 import DEFAULT_LIMITS
 from tests.effort import examples

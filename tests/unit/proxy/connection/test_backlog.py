@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
+from sidestep.engine.leg import HIGH_WATER
 from sidestep.engine.memory_budget import BACKLOG, Budget, high_water
-from sidestep.engine.relay import HIGH_WATER
 from tests.unit.proxy.runtime.test_worker import DEV, Scene
 
 MANY = 16

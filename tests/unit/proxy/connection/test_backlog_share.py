@@ -2,9 +2,9 @@
 
 import pytest
 
+from sidestep.engine.leg import HIGH_WATER, Leg, Role
 from sidestep.engine.memory_budget import Budget, high_water
 from sidestep.engine.passthrough import WireRelay
-from sidestep.engine.relay import HIGH_WATER, Leg, Role
 from sidestep.proxy.connection.backlog import BacklogShare
 
 TIGHT = 1 << 20

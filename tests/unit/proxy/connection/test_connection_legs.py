@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sidestep.engine.relay import Ending, Leg, Role
+from sidestep.engine.leg import Ending, Leg, Role
 from sidestep.proxy.connection.connection_legs import FORGET, ConnectionLegs
 from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.io.loop import HANG_UP, READ, WRITE, Loop

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from sidestep.engine.relay import Leg, Role
+from sidestep.engine.leg import Leg, Role
 from sidestep.proxy.connection.endpoints import RAW, ConnectionInfo, Endpoints
 from sidestep.proxy.connection.leg_opening import open_app, open_handler
 from sidestep.proxy.io.leg_io import LegIO

@@ -4,9 +4,10 @@ import errno
 
 import pytest
 
+from sidestep.engine.leg import HIGH_WATER
 from sidestep.engine.memory_budget import BACKLOG, Budget
 from sidestep.engine.passthrough import WireRelay
-from sidestep.engine.relay import HIGH_WATER, Relay
+from sidestep.engine.relay import Relay
 from sidestep.proxy.connection.backlog import BacklogShare
 from sidestep.proxy.connection.leg_reading import DRAIN_READS, read_last, read_more
 

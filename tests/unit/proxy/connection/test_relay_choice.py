@@ -11,8 +11,8 @@ import pytest
 
 from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.http2.relay import Http2Relay
+from sidestep.engine.leg import Role
 from sidestep.engine.mirror.whole_connection import WholeConnectionCopies
-from sidestep.engine.relay import Role
 from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.connection.relay_choice import global_rule, mirror_whole, relay_for, verified_certificate
 from sidestep.proxy.io.stream import TlsStream

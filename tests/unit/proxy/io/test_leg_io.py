@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from sidestep.engine.relay import Leg, Role
+from sidestep.engine.leg import Leg, Role
 from sidestep.proxy.io.leg_io import LINGER, MERGE, LegIO
 from sidestep.proxy.io.loop import READ, WRITE, Loop
 from sidestep.proxy.io.stream import PlainStream

@@ -8,10 +8,11 @@ import time
 
 import pytest
 
+from sidestep.engine.leg import Ending
 from sidestep.engine.mirror.copy_leg import CopyLeg
 from sidestep.engine.mirror.events import ConnectionEnd, RequestDiverted
 from sidestep.engine.mirror.producer import Mirror
-from sidestep.engine.relay import Ending, Relay
+from sidestep.engine.relay import Relay
 from sidestep.policy.route import Rule
 from sidestep.proxy.io.loop import READ, Loop
 from sidestep.proxy.mirror.scheduler import EAGER, GRAIN, LATE, ConnectionMirror, MirrorScheduler

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from sidestep.aio.pulse import Pulse, Watched
-from sidestep.engine.relay import Leg, Role
+from sidestep.engine.leg import Leg, Role
 from sidestep.model.condition import ConditionType
 from sidestep.proxy.connection import datagram_flow, datagrams
 from sidestep.proxy.connection.datagrams import Datagrams
