@@ -47,9 +47,13 @@ class _FirstBytes:
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._timer: Timer | None = None
+        self._expired: Event | None = None
+        """The deadline has passed, and nobody has been told."""
         self._done: Callable[[_Outcome], None] | None = None
 
     async def _outcome(self) -> tuple[Event, bytes]:
+        if self._expired is not None:
+            return self._expired, b""
         outcome = await Operation(self._begin)
         if isinstance(outcome, PeerError):
             raise outcome
@@ -73,11 +77,21 @@ class _FirstBytes:
         if done is not None:
             done(outcome)
 
+    def abandon(self) -> None:
+        """End the waiting: an error of ours was met in a callback."""
+        self._fail("internal error")
+
     def _set_deadline(self, seconds: float, event: Event) -> None:
         self._stop_timer()
-        self._timer = self._loop.later(seconds, lambda: self._tell(event))
+        self._timer = self._loop.later(seconds, lambda: self._expire(event))
+
+    def _expire(self, event: Event) -> None:
+        if self._done is None:
+            self._expired = event
+        self._tell(event)
 
     def _stop_timer(self) -> None:
+        self._expired = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -142,6 +142,10 @@ class Watch:
         """Stop watching, and leave the descriptor registered for whoever takes it over."""
         self._timer.cancel()
 
+    def abandon(self) -> None:
+        """End the waiting as the deadline does: an error of ours was met in a callback."""
+        self._expire()
+
     def _begin(self, done: Callable[[int], None]) -> Cancel:
         self._done = done
         return self._forget

@@ -198,6 +198,13 @@ def test_a_dial_under_way_is_given_up_when_the_client_speaks(scene):
     assert cancelled == [True]
 
 
+def test_an_error_of_ours_in_a_callback_ends_the_wait(scene):
+    running = scene.begin(Wait(1, LONG))
+    scene.first.abandon()
+    assert isinstance(running.error, PeerError)
+    scene.first.abandon()  # it is over
+
+
 # --- inside TLS -------------------------------------------------------------------------------------------------------
 
 

@@ -223,3 +223,13 @@ def test_a_crash_of_the_relay_s_begin_ends_that_connection_only(scene, monkeypat
     client.sendall(GET)
     assert is_reset(scene, client)
     assert "RuntimeError: a bug" in capfd.readouterr().err
+
+
+def test_want_of_memory_in_a_callback_ends_that_connection(scene, capfd):
+    """The loop hands a crash to the callback's owner, which has to end what waits for it."""
+    client = scene.client(scene.port(rules=(DEV,)))
+    scene.accept()
+    callback = scene.worker._loop._callbacks[next(iter(scene.worker._connections.setups))._ends.client.fileno()]
+    scene.worker._crashed(callback.__self__, MemoryError())
+    assert is_reset(scene, client)
+    assert "MemoryError" in capfd.readouterr().err

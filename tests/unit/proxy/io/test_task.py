@@ -150,6 +150,16 @@ def test_a_deadline_that_passed_between_two_waits_counts(pair):
             scene.finish(watched(watch, READ))
 
 
+def test_an_error_of_ours_in_a_callback_ends_the_wait(pair):
+    ours, _ = pair
+    with stepped() as scene:
+        watch = Watch(scene.loop, ours.fileno(), seconds=10)
+        running = Running(watched(watch, READ))
+        watch.abandon()
+        assert isinstance(running.error, TimeoutError)
+        watch.abandon()  # it is over
+
+
 def test_a_restarted_deadline_replaces_the_first(pair):
     ours, theirs = pair
     with stepped() as scene:
