@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidestep.engine.http1.relay import Http1Relay
-from sidestep.engine.relay import Leg
+from sidestep.engine.leg import Leg
 from sidestep.policy.route import Route, SteeredPort
 from tests.effort import examples
 from tests.unit.engine.http1.heads import OK_A, A, B
