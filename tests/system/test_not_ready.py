@@ -47,7 +47,7 @@ def test_a_listener_that_somebody_in_the_pod_ends(shop, app):
         by_handler(shop)
         shop.space.pod.run("ss", "-K", "-H", "-l", "-t", "src", "[::ffff:127.0.0.1]")
         assert served_by(shop) == "app"
-        assert "closed by somebody in the pod" in shop.node.log()
+        until(lambda: "closed by somebody in the pod" in shop.node.log(), within=5, what="a line in the log")
         by_handler(shop)
 
 
