@@ -1,7 +1,7 @@
-"""Independent HTTP/2 endpoints (the `h2` library) around an `Http2Relay`, and a shell that moves bytes in any chunks.
+"""Independent HTTP/2 endpoints (the `h2` library) around an `Http2Relay`.
 
 `Endpoint` is a client or a server that does what its plans say within the windows it is given; it raises on anything
-that `h2` takes for a violation. `Shell` plays `sidestep.proxy`: it opens legs, reads while the relay reads, writes.
+that `h2` takes for a violation. `Raw` sends the bytes it is told to. `Peers` joins them to the shell of these tests.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sidestep.engine.mirror.producer import Mirror
 from sidestep.engine.mirror.wiretaps import wiretap_mirror
 from sidestep.policy.route import Route, Rule, SteeredPort
 from sidestep.protocols.http2 import DEFAULT_LIMITS, HEADER, PREFACE, Http2Limits
+from tests.unit.engine.shell import Shell
 
 Fields = list[tuple[bytes, bytes]]
 MATCH = (b"x-dev", b"me")
@@ -233,8 +234,8 @@ class Endpoint:
         return opening + self.conn.data_to_send()
 
 
-class Shell:
-    """What the proxy does around a relay, with endpoints for sockets."""
+class Peers:
+    """Endpoints instead of sockets, around a relay and its shell; bytes arrive in chunks of any size."""
 
     def __init__(
         self,
@@ -250,13 +251,19 @@ class Shell:
         limits: Http2Limits = DEFAULT_LIMITS,
         rng: random.Random | None = None,
         chunk: int = 1 << 20,
+        relay: Callable[[SteeredPort], Http2Relay] | None = None,
     ) -> None:
         self.rng = rng or random.Random(0)
         self.chunk = chunk
         self.port = SteeredPort(80, Route(rules, taps))
         ledger = ledger or Ledger()
-        self.mirror = wiretap_mirror(ledger, port=80) if mirror is None else mirror
-        self.relay = Http2Relay(self.port, tls=False, limits=limits, mirror=self.mirror, budget=ledger.budget)
+        mirror = wiretap_mirror(ledger, port=80) if mirror is None else mirror
+        self.relay = (
+            Http2Relay(self.port, tls=False, limits=limits, mirror=mirror, budget=ledger.budget)
+            if relay is None
+            else relay(self.port)
+        )
+        self.mirror = self.relay.mirror
         self.limits = limits
         self.client = client
         self.app = app
@@ -265,17 +272,20 @@ class Shell:
         self.handlers: list[Endpoint] = []
         self.seconds: list[Endpoint] = []
         self.taps: list[Endpoint] = []
-        self.copy_legs: list[CopyLeg] = []
         self.to_relay: dict[Leg, bytearray] = {}
         self.ends: dict[Leg, Endpoint] = {self.relay.client: client}
-        self.sent: dict[Leg, bytearray] = {}
-        """Every byte the relay wrote to a leg."""
         self.got: dict[Leg, bytearray] = {}
         """Every byte the relay was given from a leg."""
         self.diverted: list[bytes] = []
-        self.now = 100.0
         self.stands = False
         self.check: Callable[[], None] = lambda: None
+        self._moved = False
+        self.shell = Shell(self.relay, late=True, connect=self._connect, wrote=self._wrote)
+
+    @property
+    def sent(self) -> dict[Leg, bytearray]:
+        """Every byte the relay wrote to a leg."""
+        return self.shell.sent
 
     def _cut(self, data: bytearray) -> bytes:
         size = min(len(data), self.rng.randint(1, self.chunk))
@@ -283,79 +293,52 @@ class Shell:
         del data[:size]
         return piece
 
-    def _open(self) -> bool:
-        relay = self.relay
-        opening, relay.opening = relay.opening + self.mirror.opening, []
-        self.mirror.opening.clear()
-        for leg in opening:
-            if leg is relay.app:
-                end = self.app
-            elif leg.role is Role.APP:
-                end = self.second()
-                if end is not None:
-                    self.seconds.append(end)
-            else:
-                end = self.handler(leg.rule)
-                if end is not None:
-                    (self.taps if isinstance(leg, CopyLeg) else self.handlers).append(end)
-            if isinstance(leg, CopyLeg):
-                self.copy_legs.append(leg)
-                if end is None:
-                    leg.owner.lost(leg)
-                else:
-                    self.ends[leg] = end
-                    leg.open = True
-                    leg.owner.opened(leg)
-            elif end is None:
-                relay.refused(leg, 0.0)
-            else:
-                self.ends[leg] = end
-                relay.opened(leg, 0.0)
-        return bool(opening)
+    def _connect(self, leg: Leg) -> bool:
+        self._moved = True
+        if leg is self.relay.app:
+            end = self.app
+        elif leg.role is Role.APP:
+            end = self.second()
+            if end is not None:
+                self.seconds.append(end)
+        else:
+            assert leg.rule is not None
+            end = self.handler(leg.rule)
+            if end is not None:
+                (self.taps if isinstance(leg, CopyLeg) else self.handlers).append(end)
+        if end is not None:
+            self.ends[leg] = end
+        return end is not None
+
+    def _wrote(self, leg: Leg, data: bytes) -> None:
+        end = self.ends[leg]
+        if not end.dead:
+            end.feed(data)
 
     def step(self) -> bool:
         """Let every party do something; whether anything moved."""
         relay = self.relay
-        moved = False
+        self._moved = False
         legs = list(self.ends)
         self.rng.shuffle(legs)
         for leg in legs:
             end = self.ends[leg]
-            moved |= not end.dead and end.work()
+            self._moved |= not end.dead and end.work()
             incoming = self.to_relay.setdefault(leg, bytearray())
             incoming += end.take()
-            reads = leg.owner.reads(leg) if isinstance(leg, CopyLeg) else relay.reads(leg)
-            if incoming and reads and not relay.done:
+            if incoming and self.shell.reads(leg) and not relay.done:
                 data = self._cut(incoming)
                 self.got.setdefault(leg, bytearray()).extend(data)
-                if isinstance(leg, CopyLeg):
-                    leg.owner.receive(leg, data)
-                else:
-                    relay.receive(leg, data, 0.0)
-                moved = True
+                self.shell.receive(leg, data)
+                self._moved = True
             if self.mirror.events:
-                moved = True
+                self._moved = True
                 if self.rng.random() < 0.5:
-                    self.mirror.run()
-            moved |= self._open()
-            self._write()
+                    self.shell.copy()
             self.check()
         self.diverted += [each.path for each in self.mirror.notes]
         self.mirror.notes.clear()
-        return moved
-
-    def _write(self) -> None:
-        for leg in [*self.relay.legs, *self.copy_legs]:
-            end = self.ends.get(leg)
-            if end is None or not leg.out:
-                continue
-            data = b"".join(leg.out)
-            leg.out.clear()
-            leg.queued -= len(data)
-            assert leg.queued == 0
-            self.sent.setdefault(leg, bytearray()).extend(data)
-            if not end.dead:
-                end.feed(data)
+        return self._moved
 
     def run(self, limit: int = 100_000) -> None:
         """Until nothing moves; deadlines pass, unless the clock `stands`."""
@@ -364,35 +347,25 @@ class Shell:
                 if self.stands or not any(self.to_relay.values()):
                     return
                 if self.relay.deadline is not None:
-                    self.now = max(self.now, self.relay.deadline)
-                    self.relay.expired(self.now)
+                    self.shell.expire()
             if self.relay.done:
-                self.mirror.run()
-                self._write()
+                self.shell.copy()
                 return
         raise AssertionError("the connection does not come to rest")
 
     def leg(self, end: Endpoint) -> Leg:
         return next(leg for leg, other in self.ends.items() if other is end)
 
+    def end(self, leg: Leg) -> None:
+        """The peer of this leg finishes sending."""
+        self.shell.eof(leg)
+
     def lose(self, end: Endpoint) -> None:
         """The peer is gone."""
         leg = self.leg(end)
         end.dead = True
         self.to_relay[leg] = bytearray()
-        if isinstance(leg, CopyLeg):
-            leg.owner.lost(leg)
-        else:
-            self.relay.lost(leg, 0.0)
-        self._open()
-        self._write()
-
-    def farewell(self) -> None:
-        """Only taps are left."""
-        self.relay.farewell()
-        self.mirror.run()
-        self._open()
-        self._write()
+        self.shell.lose(leg)
 
     @property
     def aborted(self) -> bool:

@@ -118,7 +118,7 @@ class FromApp:
                 raise Http2Error("h2-continuation")
             if kind == DATA:
                 if state.mixed and self._waits(length, stream):
-                    to_client.leg.write(data[start:position])
+                    self._write(data[start:position])
                     start = self._enqueue(data, position, kind, flags, stream, length)
                 else:
                     to_client.window -= length
@@ -126,7 +126,7 @@ class FromApp:
                     state.streams.ended(stream, APP_ENDED)
             elif kind in _BLOCKS:
                 if self._block_waits(kind, flags, stream):
-                    to_client.leg.write(data[start:position])
+                    self._write(data[start:position])
                     start = self._enqueue(data, position, kind, flags, stream, length)
                 if flags & END_STREAM and kind == HEADERS:
                     state.streams.ended(stream, APP_ENDED)
@@ -171,6 +171,11 @@ class FromApp:
         else:
             self._to_client.pass_on(data, middle=self._rest > 0 or self._inside)
 
+    def _write(self, data: bytes) -> None:
+        """Write what stands before a frame that is not handed on as it is."""
+        if data:
+            self._to_client.leg.write(data)
+
     # --- the queue --------------------------------------------------------------------------------------------------
 
     def _waits(self, length: int, stream: int) -> bool:
@@ -212,7 +217,7 @@ class FromApp:
         if kind == SETTINGS:
             if flags & ACK:
                 if self._to_client.queue:
-                    self._to_client.leg.write(data[start:position])
+                    self._write(data[start:position])
                     return self._enqueue(data, position, kind, flags, stream, stop - payload)
                 self._to_client.app_acknowledged()
                 return start
@@ -231,7 +236,7 @@ class FromApp:
             state.streams.ended(stream, BOTH_ENDED)
             self._feed.cut(stream)
             if self._to_client.queue.takes(kind, stream):
-                self._to_client.leg.write(data[start:position])
+                self._write(data[start:position])
                 return self._enqueue(data, position, kind, flags, stream, stop - payload)
         elif kind == GOAWAY:
             if stop - payload < 8:
@@ -246,7 +251,7 @@ class FromApp:
         return start
 
     def _goaway(self, data: bytes, start: int, position: int) -> int:
-        """Rewrite the last stream id when streams are diverted (section 4 of the design)."""
+        """Raise the last stream id to cover the diverted streams, and refuse the relayed ones in between."""
         state = self._state
         streams = state.streams
         payload = position + HEADER_SIZE
@@ -258,7 +263,7 @@ class FromApp:
         if shown == last:
             return start
         leg = self._to_client.leg
-        leg.write(data[start:position])
+        self._write(data[start:position])
         for stream in [each for each in streams.relayed if last < each <= shown]:
             del streams.relayed[stream]
             self._feed.cut(stream)

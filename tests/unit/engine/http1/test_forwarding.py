@@ -148,7 +148,7 @@ def test_a_broken_chunk_ends_the_connection():
     shell.client(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n" + SPOOFED)
     assert shell.relay.done
     assert b"Hash=2" not in shell.to_app
-    assert shell.shut[id(shell.relay.client)] is Ending.CLOSE
+    assert shell.shut[shell.relay.client] is Ending.CLOSE
 
 
 def test_an_app_that_closes_gets_nothing_unread():

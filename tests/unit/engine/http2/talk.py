@@ -23,7 +23,7 @@ from sidestep.protocols.http2 import (
     settings,
     window_update,
 )
-from tests.unit.engine.http2_peers import MATCH, Message, Raw, Shell, request, rule
+from tests.unit.engine.http2_peers import MATCH, Message, Peers, Raw, request, rule
 
 
 class Talk:
@@ -43,7 +43,7 @@ class Talk:
         self.second_is_there = True
         self.client = Raw()
         self.app = Raw()
-        self.shell = Shell(
+        self.peers = Peers(
             self.client,  # type: ignore[arg-type]
             self.app,  # type: ignore[arg-type]
             handler=lambda _: Raw() if self.handler_is_there else None,  # type: ignore[arg-type, return-value]
@@ -52,7 +52,7 @@ class Talk:
             limits=limits,
             ledger=ledger,
         )
-        self.relay = self.shell.relay
+        self.relay = self.peers.relay
         self.encoder = hpack.Encoder()
         self.responses = hpack.Encoder()
         self.decoder = hpack.Decoder()
@@ -66,23 +66,23 @@ class Talk:
     def send(self, data: bytes) -> None:
         """The client sends."""
         self.client.out += data
-        self.shell.run()
+        self.peers.run()
 
     def from_app(self, data: bytes) -> None:
         self.app.out += data
-        self.shell.run()
+        self.peers.run()
 
     def from_handler(self, data: bytes, which: int = -1) -> None:
         self.handlers[which].out += data
-        self.shell.run()
+        self.peers.run()
 
     @property
     def handlers(self) -> list[Raw]:
-        return self.shell.handlers  # type: ignore[return-value]
+        return self.peers.handlers  # type: ignore[return-value]
 
     @property
     def seconds(self) -> list[Raw]:
-        return self.shell.seconds  # type: ignore[return-value]
+        return self.peers.seconds  # type: ignore[return-value]
 
     def head(self, stream: int, message: Message, *, ends: bool = True) -> bytes:
         return header_frames(stream, self.encoder.encode(message.head), end_stream=ends)
@@ -130,6 +130,6 @@ def ticks(talk: Talk, count: int) -> None:
     for _ in range(count):
         if talk.relay.deadline is None:
             return
-        talk.shell.now = max(talk.shell.now + TICK, talk.relay.deadline)
-        talk.relay.expired(talk.shell.now)
-        talk.shell.run()
+        talk.peers.shell.now += TICK
+        talk.peers.shell.expire()
+        talk.peers.run()

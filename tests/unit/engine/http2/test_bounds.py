@@ -135,7 +135,7 @@ def test_too_many_streams_of_the_app_are_refused_alone() -> None:
 
 def test_settings_that_nobody_acknowledges_are_not_read_on() -> None:
     talk = mixed()
-    talk.shell.stands = True
+    talk.peers.stands = True
     for _ in range(66):
         talk.send(settings({}))
     assert not talk.relay.reads(talk.relay.client)

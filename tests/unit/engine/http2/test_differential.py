@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sidestep.protocols.http2 import DEFAULT_LIMITS, Http2Limits
 from tests.effort import examples
-from tests.unit.engine.http2_peers import MATCH, Endpoint, Fields, Message, Shell, plain
+from tests.unit.engine.http2_peers import MATCH, Endpoint, Fields, Message, Peers, plain
 
 SMALL = replace(DEFAULT_LIMITS, stream_window=20_000, connection_window=70_000)
 
@@ -122,7 +122,7 @@ class Scene:
                 message.pieces = [piece[:longest] for piece in message.pieces]
         self.client = Endpoint(settings=configs[0], rng=rng, patience=patience)
         self.app = answering(plans, rng, configs[1], patience)
-        self.shell = Shell(
+        self.peers = Peers(
             self.client,
             self.app,
             handler=lambda rule: answering(plans, rng, configs[2], patience),
@@ -130,10 +130,10 @@ class Scene:
             rng=rng,
             chunk=chunk,
         )
-        self.shell.check = self.check
+        self.peers.check = self.check
 
     def check(self) -> None:
-        connection = self.shell.relay._connection
+        connection = self.peers.relay._connection
         total = 0
         for exchange in connection.state.streams.exchanges.values():
             assert exchange.body_size == sum(map(len, exchange.body))
@@ -150,7 +150,7 @@ class Scene:
         assert to_client.queue.size >= 0
 
     def change(self, who: str, setting: SettingCodes, value: int) -> None:
-        ends = {"client": [self.client], "app": [self.app], "handler": self.shell.handlers}[who]
+        ends = {"client": [self.client], "app": [self.app], "handler": self.peers.handlers}[who]
         for end in ends:
             end.change(setting, value)
 
@@ -162,18 +162,18 @@ class Scene:
             if script and rng.random() < 0.1:
                 who, (setting, value) = script.pop()
                 self.change(who, setting, value)
-            self.shell.step()
-        self.shell.run()
+            self.peers.step()
+        self.peers.run()
 
     def judge(self) -> None:
-        relay = self.shell.relay
+        relay = self.peers.relay
         note(f"anomaly {relay.anomaly}")
         assert relay.anomaly is None
         assert not relay.done
         assert relay.wired is None
         assert not self.client.goaways
         served: dict[int, tuple[str, Message]] = {}
-        for name, ends in (("app", [self.app]), ("handler", self.shell.handlers)):
+        for name, ends in (("app", [self.app]), ("handler", self.peers.handlers)):
             for end in ends:
                 for message in end.seen.values():
                     if message.head:
@@ -258,7 +258,7 @@ def test_what_is_not_diverted_passes_byte_for_byte(
     scene = Scene(plans, rng, list(configs), DEFAULT_LIMITS)
     scene.run(script, rng)
     scene.judge()
-    shell = scene.shell
-    client, app = shell.relay.client, shell.relay.app
-    assert shell.sent[app] == shell.got[client]
-    assert shell.sent[client] == shell.got[app]
+    peers = scene.peers
+    client, app = peers.relay.client, peers.relay.app
+    assert peers.sent[app] == peers.got[client]
+    assert peers.sent[client] == peers.got[app]

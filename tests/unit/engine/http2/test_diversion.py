@@ -49,7 +49,7 @@ def test_a_diverted_stream_never_reaches_the_app() -> None:
     assert talk.heads(talk.client, 1) == [[(b":status", b"200")]]
     assert talk.client.of(DATA, 1) == [(END_STREAM, b"answer")]
     assert talk.relay.idle
-    assert talk.shell.diverted == [b"/d"]
+    assert talk.peers.diverted == [b"/d"]
     talk.send(window_update(1, 10) + rst_stream(1, 8) + frame(DATA, 0, 1, b"late") + frame(PRIORITY, 0, 1, b"12345"))
     assert talk.app.data == b""
 
@@ -108,7 +108,7 @@ def test_interim_responses_trailers_and_a_late_end() -> None:
 def test_ending_the_intercept_sends_the_next_request_to_the_app() -> None:
     talk = Talk()
     talk.divert(1)
-    talk.shell.port.route = Route()
+    talk.peers.port.route = Route()
     talk.send(talk.head(3, request(b"/d", MATCH)))
     assert talk.heads(talk.app, 3) == [request(b"/d", MATCH).head]
 

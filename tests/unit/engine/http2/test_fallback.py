@@ -26,7 +26,7 @@ from sidestep.protocols.http2 import (
     window_update,
 )
 from tests.unit.engine.http2.talk import Talk
-from tests.unit.engine.http2_peers import MATCH, Endpoint, Shell, reply, request
+from tests.unit.engine.http2_peers import MATCH, Endpoint, Peers, reply, request
 
 GRPC = (b"content-type", b"application/grpc")
 
@@ -35,26 +35,26 @@ def test_a_refused_handler_leaves_the_request_to_the_app_on_a_second_connection(
     client = Endpoint()
     app = Endpoint(answer=reply(b"app"))
     second = Endpoint(answer=reply(b"second", b"x" * 50_000))
-    shell = Shell(client, app, second=lambda: second)
+    peers = Peers(client, app, second=lambda: second)
     client.send(request(b"/1"))
     client.send(request(b"/2", MATCH))
     client.send(request(b"/3", MATCH, method=b"POST", body=b"b" * 60_000))
-    shell.run()
+    peers.run()
     assert [dict(client.seen[stream].head)[b"server"] for stream in (1, 3, 5)] == [b"app", b"second", b"second"]
     assert sorted((m.body for m in second.seen.values()), key=len) == [b"", b"b" * 60_000]
     assert len(client.seen[5].body) == 50_000
-    assert shell.relay.idle
+    assert peers.relay.idle
 
 
 @pytest.mark.parametrize("how", ["lost", "end of file", "garbage", "REFUSED_STREAM", "GOAWAY", "HTTP_1_1_REQUIRED"])
 def test_a_handler_that_goes_before_it_answers_leaves_an_unconsumed_request_to_the_app(how: str) -> None:
     talk = Talk()
     talk.divert(1)
-    handler, leg = talk.handlers[0], talk.shell.leg(talk.handlers[0])  # type: ignore[arg-type]
+    handler, leg = talk.handlers[0], talk.peers.leg(talk.handlers[0])  # type: ignore[arg-type]
     if how == "lost":
-        talk.shell.lose(handler)  # type: ignore[arg-type]
+        talk.peers.lose(handler)  # type: ignore[arg-type]
     elif how == "end of file":
-        talk.relay.receive_eof(leg, 0.0)
+        talk.peers.end(leg)
     elif how == "garbage":
         talk.from_handler(b"HTTP/1.1 400 Bad Request\r\n\r\n")
     elif how == "GOAWAY":
@@ -65,14 +65,14 @@ def test_a_handler_that_goes_before_it_answers_leaves_an_unconsumed_request_to_t
         talk.open_handler()
         for attempt in range(DEFAULT_LIMITS.attempts if how == "REFUSED_STREAM" else 1):
             talk.from_handler(rst_stream(1 + 2 * attempt, ErrorCode[how]))
-    talk.shell.run()
+    talk.peers.run()
     [second] = talk.seconds
     second.out += settings({})
-    talk.shell.run()
+    talk.peers.run()
     assert talk.heads(second, 1, skip=24) == [request(b"/d", MATCH).head]
     assert talk.client.of(RST_STREAM) == []
     second.out += talk.respond(1)
-    talk.shell.run()
+    talk.peers.run()
     assert talk.heads(talk.client, 1) == [[(b":status", b"200")]]
     assert talk.relay.idle
     assert leg.ending is not Ending.NONE or how in ("REFUSED_STREAM", "HTTP_1_1_REQUIRED")
@@ -84,8 +84,8 @@ def test_a_consumed_request_is_answered_for_the_lost_handler(grpc: bool) -> None
     talk.divert(1, *((GRPC,) if grpc else ()), ends=False)
     talk.open_handler()
     talk.send(frame(DATA, 0, 1, b"consumed"))
-    talk.shell.lose(talk.handlers[0])  # type: ignore[arg-type]
-    talk.shell.run()
+    talk.peers.lose(talk.handlers[0])  # type: ignore[arg-type]
+    talk.peers.run()
     assert not talk.seconds
     [fields] = talk.heads(talk.client, 1)
     if grpc:
@@ -121,16 +121,16 @@ def test_an_app_that_refuses_on_the_second_connection_is_asked_a_few_times(how: 
     for attempt in range(1 if how == "lost" else DEFAULT_LIMITS.attempts):
         second = talk.seconds[-1]
         if how == "lost":
-            talk.shell.lose(second)  # type: ignore[arg-type]
+            talk.peers.lose(second)  # type: ignore[arg-type]
         elif how == "GOAWAY":
             second.out += settings({})
-            talk.shell.run()
+            talk.peers.run()
             second.out += goaway(0, 0)
         else:
             second.out += b"" if attempt else settings({})
-            talk.shell.run()
+            talk.peers.run()
             second.out += rst_stream(1 + 2 * attempt, ErrorCode.REFUSED_STREAM)
-        talk.shell.run()
+        talk.peers.run()
     assert len(talk.seconds) == (DEFAULT_LIMITS.attempts if how == "GOAWAY" else 1)
     assert talk.client.of(RST_STREAM, 1) == [(0, b"\0\0\0\x07")]
     assert talk.relay.idle
@@ -176,7 +176,7 @@ def test_a_handler_that_leaves_is_replaced_for_the_next_request() -> None:
     talk.open_handler()
     assert talk.heads(talk.handlers[1], 1, skip=24) == [request(b"/d", MATCH).head]
     talk.from_handler(talk.respond(1), which=0)
-    assert talk.shell.leg(talk.handlers[0]).ending is Ending.CLOSE  # type: ignore[arg-type]
+    assert talk.peers.leg(talk.handlers[0]).ending is Ending.CLOSE  # type: ignore[arg-type]
 
 
 def test_extended_connect_needs_a_handler_that_takes_it() -> None:

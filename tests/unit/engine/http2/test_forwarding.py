@@ -7,7 +7,7 @@ from sidestep.engine.leg import Ending
 from sidestep.engine.relay import OnUnreadable
 from sidestep.engine.rewriting import ClientCertificate
 from sidestep.protocols.http2 import PREFACE
-from tests.unit.engine.http2_peers import MATCH, Endpoint, Message, Shell
+from tests.unit.engine.http2_peers import MATCH, Endpoint, Message, Peers
 
 NAME = b"x-forwarded-client-cert"
 OK = [(b":status", b"200")]
@@ -22,17 +22,16 @@ def answer(fields):
 
 
 def forwarding(client, app, *, value=b"Hash=1", **options):
-    shell = Shell(client, app, **options)
-    old = shell.relay
-    shell.relay = Http2Relay(shell.port, tls=True, on_unreadable=OnUnreadable.CLOSE, rewriter=ClientCertificate(value))
-    shell.ends = {shell.relay.client: shell.ends[old.client]}
-    return shell
+    def relay(port):
+        return Http2Relay(port, tls=True, on_unreadable=OnUnreadable.CLOSE, rewriter=ClientCertificate(value))
+
+    return Peers(client, app, relay=relay, **options)
 
 
 @pytest.mark.parametrize("chunk", [1, 13, 1 << 20])
 def test_every_request_is_rewritten_and_nothing_else(chunk):
     client, app, handler = Endpoint(), Endpoint(answer=answer), Endpoint(answer=answer)
-    shell = forwarding(client, app, handler=lambda rule: handler, chunk=chunk)
+    peers = forwarding(client, app, handler=lambda rule: handler, chunk=chunk)
     spoofs = [(NAME, b"Hash=2"), (b"x_forwarded_client_cert", b"Hash=3"), (b"cookie", b"a=b")]
     for path in (b"/a", b"/b", b"/a"):
         for extra in ([], spoofs, [MATCH, *spoofs], spoofs):
@@ -40,7 +39,7 @@ def test_every_request_is_rewritten_and_nothing_else(chunk):
                 head=head(path, *extra), pieces=[b"x"], trailers=[(NAME, b"Hash=4"), (b"t", b"1")], ended=True
             )
             client.send(plan)
-    shell.run()
+    peers.run()
     assert len(app.seen) == 9
     assert len(handler.seen) == 3
     for end in (app, handler):
@@ -64,8 +63,8 @@ def test_without_a_verified_client_only_the_spoof_goes():
 
 @pytest.mark.parametrize("data", [b"PRI * HTTP/1.1\r\nGET", PREFACE + b"\0\0\1\1\5\0\0\0\1\xff"])
 def test_what_cannot_be_read_is_closed(data):
-    shell = forwarding(Endpoint(), Endpoint(answer=answer))
-    relay = shell.relay
+    peers = forwarding(Endpoint(), Endpoint(answer=answer))
+    relay = peers.relay
     relay.receive(relay.client, data, 0.0)
     assert relay.done
     assert relay.wired is None
@@ -75,10 +74,10 @@ def test_what_cannot_be_read_is_closed(data):
 
 def test_an_app_that_does_not_speak_http2_gets_no_wire():
     for ends in (True, False):
-        shell = forwarding(Endpoint(), None)
-        relay = shell.relay
+        peers = forwarding(Endpoint(), None)
+        relay = peers.relay
         relay.app.open = True
-        client = shell.client
+        client = peers.client
         client.send(Message(head=head(b"/", MATCH, (NAME, b"Hash=2")), ended=True))
         client.work()
         relay.receive(relay.client, client.take(), 0.0)

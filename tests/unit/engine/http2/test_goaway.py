@@ -32,11 +32,11 @@ def test_goaway_of_the_app_is_raised_to_the_diverted_streams() -> None:
     assert talk.client.of(RST_STREAM, 3) == [(0, b"\0\0\0\x07")]
     assert talk.client.of(RST_STREAM, 7) == []  # the GOAWAY says it
     talk.divert(9)
-    assert len(talk.shell.diverted) == 1
+    assert len(talk.peers.diverted) == 1
     assert talk.heads(talk.app, 9)  # above the last id: nobody's, so the app's
     talk.from_app(talk.respond(1))
-    talk.relay.receive_eof(talk.relay.app, 0.0)
-    talk.shell.run()
+    talk.peers.end(talk.relay.app)
+    talk.peers.run()
     assert not talk.relay.done
     assert talk.relay.client.ending is Ending.NONE
     talk.from_handler(talk.respond(1))
@@ -52,10 +52,10 @@ def test_an_app_that_ends_without_goaway_lets_diverted_streams_finish() -> None:
         talk.divert(3)
         talk.open_handler()
         if lost:
-            talk.shell.lose(talk.app)  # type: ignore[arg-type]
+            talk.peers.lose(talk.app)  # type: ignore[arg-type]
         else:
-            talk.relay.receive_eof(talk.relay.app, 0.0)
-        talk.shell.run()
+            talk.peers.end(talk.relay.app)
+        talk.peers.run()
         assert talk.client.of(RST_STREAM, 1) == [(0, b"\0\0\0\x02")]
         assert talk.client.of(GOAWAY) == [(0, b"\0\0\0\x03\0\0\0\0")]
         talk.send(frame(PING, 0, 0, b"12345678"))
@@ -70,19 +70,19 @@ def test_an_app_that_ends_in_mid_frame_cannot_be_completed() -> None:
     talk.send(talk.head(1, request(b"/")))
     talk.divert(3)
     talk.from_app(talk.respond(1, ends=False) + frame(DATA, 0, 1, b"x" * 100)[:50])
-    talk.shell.lose(talk.app)  # type: ignore[arg-type]
+    talk.peers.lose(talk.app)  # type: ignore[arg-type]
     assert talk.relay.done
-    assert talk.shell.aborted
+    assert talk.peers.aborted
 
 
 def test_ends_pass_while_nothing_is_diverted() -> None:
     talk = Talk()
-    talk.relay.receive_eof(talk.relay.client, 0.0)
+    talk.peers.end(talk.relay.client)
     assert talk.relay.app.ending is Ending.FINISH
     assert not talk.relay.done
     talk.from_app(frame(PING, 0, 0, b"8 bytes."))
     assert talk.client.of(PING)
-    talk.relay.receive_eof(talk.relay.app, 0.0)
+    talk.peers.end(talk.relay.app)
     assert talk.relay.client.ending is Ending.FINISH
     assert talk.relay.done
 
@@ -92,8 +92,7 @@ def test_an_incomplete_head_reaches_the_app_before_the_end() -> None:
     data = talk.head(1, request(b"/"))[:-2]
     talk.send(data)
     assert talk.app.data == b""
-    talk.relay.receive_eof(talk.relay.client, 0.0)
-    talk.shell._write()
+    talk.peers.end(talk.relay.client)
     assert talk.app.data == data
 
 
@@ -101,11 +100,11 @@ def test_a_client_that_is_lost_takes_everything_with_it() -> None:
     talk = Talk()
     talk.divert(1)
     talk.open_handler()
-    talk.shell.lose(talk.client)  # type: ignore[arg-type]
+    talk.peers.lose(talk.client)  # type: ignore[arg-type]
     assert talk.relay.done
     assert talk.relay.app.ending is Ending.ABORT
     assert talk.handlers[0].of(RST_STREAM, 1, skip=24)
-    assert talk.shell.leg(talk.handlers[0]).ending is Ending.CLOSE  # type: ignore[arg-type]
+    assert talk.peers.leg(talk.handlers[0]).ending is Ending.CLOSE  # type: ignore[arg-type]
 
 
 def test_a_connection_error_after_a_diversion_is_told_with_goaway() -> None:

@@ -71,10 +71,10 @@ def leave(talk: Talk, how: str, data: bytes = b"") -> None:
     if data:
         talk.from_app(data)
     if how == "lost":
-        talk.shell.lose(talk.app)  # type: ignore[arg-type]
+        talk.peers.lose(talk.app)  # type: ignore[arg-type]
     elif how == "closed":
-        talk.relay.receive_eof(app, 0.0)
-    talk.shell.run()
+        talk.peers.end(app)
+    talk.peers.run()
 
 
 @pytest.mark.parametrize("data", GOODBYES.values(), ids=GOODBYES)
@@ -106,10 +106,10 @@ def test_an_app_that_leaves_because_handlers_answer_is_replaced_and_the_client_i
     talk.send(talk.head(5, request(b"/"), ends=False) + frame(DATA, END_STREAM, 5, b"for the app"))
     second = talk.seconds[0]
     second.out += settings({})
-    talk.shell.run()
+    talk.peers.run()
     assert second.of(DATA, 1, skip=24)[0][1] == b"for the app"
     second.out += talk.respond(1)
-    talk.shell.run()
+    talk.peers.run()
     assert talk.client.of(HEADERS, 5)
     assert not talk.client.of(RST_STREAM)
     assert talk.relay.idle

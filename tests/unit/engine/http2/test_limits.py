@@ -78,7 +78,7 @@ def test_a_congested_handler_leg_gets_no_more_than_the_high_water_mark() -> None
     talk.divert(1, ends=False)
     talk.open_handler({Setting.INITIAL_WINDOW_SIZE: 1 << 30})
     talk.from_handler(window_update(0, 1 << 29))
-    leg = talk.shell.leg(talk.handlers[0])  # type: ignore[arg-type]
+    leg = talk.peers.leg(talk.handlers[0])  # type: ignore[arg-type]
     relay = talk.relay
     for _ in range(40):
         relay.receive(relay.client, frame(DATA, 0, 1, b"x" * 16_384), 0.0)
@@ -133,7 +133,7 @@ def test_answers_to_pings_of_the_handler_are_bounded_by_their_queue() -> None:
     talk = Talk()
     talk.divert(1)
     talk.open_handler()
-    leg = talk.shell.leg(talk.handlers[0])  # type: ignore[arg-type]
+    leg = talk.peers.leg(talk.handlers[0])  # type: ignore[arg-type]
     pings = frame(PING, 0, 0, b"8 bytes.") * 1000
     rounds = 0
     while talk.relay.reads(leg):

@@ -26,7 +26,7 @@ from sidestep.protocols.http2 import (
     window_update,
 )
 from tests.unit.engine.http2.talk import Talk, ticks
-from tests.unit.engine.http2_peers import MATCH, Endpoint, Raw, Shell, reply, request, rule
+from tests.unit.engine.http2_peers import MATCH, Endpoint, Peers, Raw, reply, request, rule
 
 BODY = b"b" * 30_000
 ACCEPTED = header_frames(1, b"\x88", end_stream=True)
@@ -91,30 +91,30 @@ def test_goaway_after_some_requests_loses_none_and_gives_none_to_the_app(most: i
     client = Endpoint()
     app = Endpoint(answer=reply(b"app"))
     second = Endpoint(answer=reply(b"second"))
-    shell = Shell(client, app, handler=few.connect, second=lambda: second)
+    peers = Peers(client, app, handler=few.connect, second=lambda: second)
     wanted = [
         client.send(request(b"/%d" % n, MATCH, method=b"POST", body=BODY) if n % 2 else request(b"/%d" % n, MATCH))
         for n in range(100)
     ]
-    shell.run()
+    peers.run()
     assert all(dict(client.seen[stream].head).get(b"server") == b"handler" for stream in wanted)
     assert all(client.seen[stream].body == b"answer" for stream in wanted)
     assert not app.seen
     assert not second.seen
     assert sorted(few.served) == sorted(b"/%d" % n for n in range(100))
-    assert shell.relay.idle
-    assert not shell.relay._connection.budget.held
+    assert peers.relay.idle
+    assert not peers.relay._connection.budget.held
 
 
 def test_a_burst_is_kept_within_what_the_handler_allows() -> None:
     few = Few(1 << 30, at_once=5)
     client = Endpoint()
-    shell = Shell(client, Endpoint(answer=reply(b"app")), handler=few.connect)
+    peers = Peers(client, Endpoint(answer=reply(b"app")), handler=few.connect)
     wanted = [client.send(request(b"/%d" % n, MATCH, method=b"POST", body=b"b")) for n in range(90)]
-    shell.run()
+    peers.run()
     assert all(dict(client.seen[stream].head).get(b"server") == b"handler" for stream in wanted)
     assert few.largest <= 5
-    assert 1 < len(shell.handlers) <= DEFAULT_LIMITS.links
+    assert 1 < len(peers.handlers) <= DEFAULT_LIMITS.links
 
 
 def test_nothing_is_asked_before_the_handler_has_sent_its_settings() -> None:
@@ -137,9 +137,9 @@ def test_a_handler_that_never_sends_settings_leaves_its_requests_to_the_app() ->
     ticks(talk, DEFAULT_LIMITS.settings_ticks + 3)
     [second] = talk.seconds
     second.out += settings({})
-    talk.shell.run()
+    talk.peers.run()
     assert asked(second) == [1]
-    assert talk.shell.leg(talk.handlers[0]).ending is Ending.ABORT  # type: ignore[arg-type]
+    assert talk.peers.leg(talk.handlers[0]).ending is Ending.ABORT  # type: ignore[arg-type]
 
 
 def test_a_handler_that_takes_none_for_a_while_is_waited_for() -> None:
@@ -228,13 +228,13 @@ def test_a_handler_that_closes_in_the_moment_of_a_request_is_asked_on_a_new_conn
     talk.from_handler(talk.respond(1))
     talk.divert(3)
     assert asked(talk.handlers[0]) == [1, 3]
-    talk.relay.receive_eof(talk.shell.leg(talk.handlers[0]), 0.0)  # type: ignore[arg-type]
-    talk.shell.run()
+    talk.peers.end(talk.peers.leg(talk.handlers[0]))  # type: ignore[arg-type]
+    talk.peers.run()
     talk.open_handler()
     assert asked(talk.handlers[1]) == [1]
     assert not talk.seconds
-    talk.relay.receive_eof(talk.shell.leg(talk.handlers[1]), 0.0)  # type: ignore[arg-type]
-    talk.shell.run()
+    talk.peers.end(talk.peers.leg(talk.handlers[1]))  # type: ignore[arg-type]
+    talk.peers.run()
     assert len(talk.seconds) == 1
 
 
@@ -242,9 +242,9 @@ def test_the_apps_second_connection_ends_after_some_requests_too() -> None:
     client = Endpoint()
     app = Endpoint(answer=reply(b"app"))
     few = Few(7)
-    shell = Shell(client, app, second=few.connect)
+    peers = Peers(client, app, second=few.connect)
     wanted = [client.send(request(b"/%d" % n, MATCH, method=b"POST", body=b"b")) for n in range(40)]
-    shell.run()
+    peers.run()
     assert all(dict(client.seen[stream].head).get(b"server") == b"handler" for stream in wanted)
     assert all(client.seen[stream].reset is None for stream in wanted)
     assert len(few.served) == 40
@@ -280,10 +280,10 @@ def test_seven_hundred_polls_at_once() -> None:
     client = Endpoint()
     app = Endpoint(answer=reply(b"app"), settings={Setting.MAX_CONCURRENT_STREAMS: 5000})
     handler = Endpoint(answer=reply(b"handler"), settings={Setting.MAX_CONCURRENT_STREAMS: 5000})
-    shell = Shell(client, app, handler=lambda _: handler)
-    shell.run()
+    peers = Peers(client, app, handler=lambda _: handler)
+    peers.run()
     wanted = [client.send(request(b"/poll", MATCH)) for _ in range(700)]
-    shell.run()
+    peers.run()
     assert all(dict(client.seen[stream].head).get(b"server") == b"handler" for stream in wanted)
 
 
@@ -297,7 +297,7 @@ def test_the_number_of_links_is_bounded() -> None:
     assert len(talk.handlers) == 2
     for which in range(2):
         talk.from_handler(goaway(1, 0), which=which)
-    talk.shell.run()
+    talk.peers.run()
     assert len(talk.handlers) == 3
     assert SETTINGS_ACK in talk.handlers[0].data
 

@@ -40,8 +40,8 @@ def test_a_handler_at_a_breakpoint_gets_all_of_an_upload() -> None:
     talk.from_handler(window_update(1, 1 << 24))
     talk.from_handler(window_update(0, 1 << 24))
     for _ in range(32):
-        talk.relay.drained(talk.shell.leg(talk.handlers[0]), 0.0)  # type: ignore[arg-type]
-        talk.shell.run()
+        talk.peers.shell.drained(talk.peers.leg(talk.handlers[0]))  # type: ignore[arg-type]
+        talk.peers.run()
     sent = talk.handlers[0].of(DATA, 1, skip=24)
     assert sum(len(piece) for _, piece in sent) == 512 * len(PIECE)
     assert sent[-1][0] == END_STREAM
@@ -91,7 +91,7 @@ def test_memory_of_all_connections_is_bounded_and_no_one_takes_all_of_it() -> No
     talks = []
     for _ in range(4):
         talk = Talk(app={Setting.INITIAL_WINDOW_SIZE: 1 << 24}, ledger=ledger)
-        talk.shell.stands = True
+        talk.peers.stands = True
         for stream in range(1, 17, 2):
             talk.divert(stream, ends=False)
         talk.open_handler({Setting.INITIAL_WINDOW_SIZE: 0})
@@ -112,7 +112,7 @@ def test_memory_of_all_connections_is_bounded_and_no_one_takes_all_of_it() -> No
     assert late.handlers[0].of(DATA, 1, skip=24)
     assert not late.client.of(RST_STREAM)
     for talk in [*talks, late]:
-        talk.shell.lose(talk.client)  # type: ignore[arg-type]
+        talk.peers.lose(talk.client)  # type: ignore[arg-type]
     assert ledger.budget.held == 0
 
 
@@ -131,7 +131,7 @@ def test_where_memory_is_tight_the_client_is_held_up_while_the_handler_moves() -
     relay = talk.relay
     talk.divert(1, ends=False)
     talk.open_handler({Setting.INITIAL_WINDOW_SIZE: 0})
-    talk.shell.stands = True
+    talk.peers.stands = True
     while relay.reads(relay.client):
         talk.send(frame(DATA, 0, 1, PIECE))
     assert ledger.budget.held < MIB // 2
@@ -155,7 +155,7 @@ def test_a_client_that_is_held_up_and_resets_is_read_again() -> None:
     talk = Talk(app={Setting.INITIAL_WINDOW_SIZE: 1 << 24}, ledger=Ledger(budget=Budget(MIB)))
     talk.divert(1, ends=False)
     talk.open_handler({Setting.INITIAL_WINDOW_SIZE: 0})
-    talk.shell.stands = True
+    talk.peers.stands = True
     talk.send(frame(DATA, 0, 1, PIECE) * 25)
     assert not talk.relay.reads(talk.relay.client)
     talk.relay.receive(talk.relay.client, rst_stream(1, 8), 0.0)
@@ -169,7 +169,7 @@ def test_responses_that_the_client_does_not_take_count_as_well() -> None:
         talk.divert(stream)
     talk.open_handler()
     [handler] = talk.handlers
-    leg = talk.shell.leg(handler)  # type: ignore[arg-type]
+    leg = talk.peers.leg(handler)  # type: ignore[arg-type]
     for stream in range(1, 17, 2):
         if talk.relay.reads(leg):
             talk.from_handler(talk.respond(stream, ends=False) + frame(DATA, 0, stream, PIECE) * 12)

@@ -97,18 +97,17 @@ def test_a_matching_request_waits_until_the_app_has_proved_to_speak_http2() -> N
 def test_a_waiting_match_goes_to_an_app_that_is_no_http2_server(ending: str) -> None:
     talk = Talk(begin=False)
     if ending == "refused":
-        talk.shell.app = None
+        talk.peers.app = None
     data = PREFACE + settings({}) + talk.head(1, request(b"/", MATCH))
     talk.send(data)
     if ending == "refused":
         assert talk.relay.done
-        assert talk.shell.aborted
+        assert talk.peers.aborted
         return
     if ending == "other bytes":
         talk.from_app(b"HTTP/1.1 505 No\r\n\r\n")
     else:
-        talk.relay.receive_eof(talk.relay.app, 0.0)
-        talk.shell._write()
+        talk.peers.end(talk.relay.app)
         assert talk.relay.client.ending is Ending.FINISH
     assert talk.app.data == data
     assert talk.relay.anomaly == "h2-app-not-http2"

@@ -28,8 +28,8 @@ def test_a_handler_lost_in_mid_response_resets_the_stream() -> None:
     talk.divert(1)
     talk.open_handler()
     talk.from_handler(talk.respond(1, ends=False) + frame(DATA, 0, 1, b"part"))
-    talk.shell.lose(talk.handlers[0])  # type: ignore[arg-type]
-    talk.shell.run()
+    talk.peers.lose(talk.handlers[0])  # type: ignore[arg-type]
+    talk.peers.run()
     assert talk.client.of(RST_STREAM, 1) == [(0, b"\0\0\0\x02")]
     assert talk.relay.idle
 

@@ -1,4 +1,4 @@
-"""What the shell asks of an HTTP/2 relay: which legs are read, opened, over, idle."""
+"""What the peers asks of an HTTP/2 relay: which legs are read, opened, over, idle."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_back_pressure_follows_the_queues() -> None:
     talk = Talk()
     talk.divert(1)
     relay = talk.relay
-    leg = talk.shell.leg(talk.handlers[0])  # type: ignore[arg-type]
+    leg = talk.peers.leg(talk.handlers[0])  # type: ignore[arg-type]
     assert relay.reads(relay.client)
     assert relay.reads(relay.app)
     assert relay.reads(leg)
@@ -119,7 +119,7 @@ def test_legs_that_are_over_do_not_pile_up(there: bool) -> None:
     for stream in range(1, 41, 2):
         talk.divert(stream)
         if there:
-            talk.shell.lose(talk.handlers[-1])  # type: ignore[arg-type]
-        talk.shell.run()
+            talk.peers.lose(talk.handlers[-1])  # type: ignore[arg-type]
+        talk.peers.run()
     assert len(talk.relay.legs) <= 6
     assert isinstance(talk.relay.legs[0], Leg)

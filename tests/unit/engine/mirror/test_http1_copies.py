@@ -343,7 +343,7 @@ def test_an_answered_copy_counts_until_it_is_written(early):
     shell.client(POST % 4 + b"ab")
     shell.open(shell.relay.app)
     (leg,) = shell.taps
-    shell.stuck.add(id(leg))
+    shell.stuck.add(leg)
     shell.open(leg)
     if early:
         shell.receive(leg, OK)

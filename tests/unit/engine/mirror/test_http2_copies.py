@@ -14,7 +14,7 @@ from sidestep.policy.route import Route, Rule
 from sidestep.protocols.http2 import DEFAULT_LIMITS
 from tests.effort import examples
 from tests.unit.engine.http2.test_differential import SMALL, Scene, exchanges, initial
-from tests.unit.engine.http2_peers import MATCH, Endpoint, Message, Shell, plain, reply, request, rule
+from tests.unit.engine.http2_peers import MATCH, Endpoint, Message, Peers, plain, reply, request, rule
 
 TAPS = (rule("t1", (b"x-one", b"a")), Rule("t2", "shop/t2", lambda method, path, fields: True))
 
@@ -30,25 +30,25 @@ class Tapped(Scene):
     def __init__(self, plans, rng, configs, limits, tap_settings):
         super().__init__(plans, rng, configs, limits)
         self.ledger = Ledger(TapLimits(copy=1 << 24, tap=1 << 26))
-        shell = self.shell
-        other = Shell(
+        peers = self.peers
+        other = Peers(
             self.client,
             self.app,
-            handler=lambda rule: self._end(rule, shell, tap_settings),
+            handler=lambda rule: self._end(rule, peers, tap_settings),
             limits=limits,
             rng=rng,
-            chunk=shell.chunk,
+            chunk=peers.chunk,
             taps=TAPS,
             ledger=self.ledger,
         )
         other.check = self.check
-        self.inner, self.shell = shell, other
+        self.inner, self.peers = peers, other
         self.copies: dict[str, list[Endpoint]] = {}
 
-    def _end(self, rule, shell, tap_settings):
+    def _end(self, rule, peers, tap_settings):
         if rule.uid not in ("t1", "t2"):
-            return shell.handler(rule)
-        end = Endpoint(answer=reply(b"tap", b"x" * 5000), settings=tap_settings, rng=self.shell.rng)
+            return peers.handler(rule)
+        end = Endpoint(answer=reply(b"tap", b"x" * 5000), settings=tap_settings, rng=self.peers.rng)
         self.copies.setdefault(rule.uid, []).append(end)
         return end
 
@@ -80,7 +80,7 @@ def test_copies_are_exact_and_nobody_else_sees_a_difference(plans, seed, configs
         for request_sent in wanted:
             _whole(next(each for each in seen if each.head == plain(request_sent.head)), request_sent)
     assert scene.ledger.count == len(scene.copies)  # their connections
-    scene.shell.farewell()
+    scene.peers.shell.farewell()
     assert scene.ledger.count == 0
 
 
@@ -96,7 +96,7 @@ def test_a_copy_is_whole_or_reset(plans, seed, configs, tap_settings):
     scene = Tapped(plans, rng, list(configs), SMALL, tap_settings)
     scene.run([], rng)
     scene.judge()
-    scene.shell.farewell()
+    scene.peers.shell.farewell()
     for ends in scene.copies.values():
         for message in (message for end in ends for message in end.seen.values() if message.head):
             sent = next(plan.request for plan in plans if plain(plan.request.head) == message.head)
@@ -111,22 +111,22 @@ def test_a_copy_is_whole_or_reset(plans, seed, configs, tap_settings):
 def _scene(*, taps=(TAPS[1],), ledger=None, handler=None):
     client = Endpoint()
     app = Endpoint(answer=reply(b"app"))
-    shell = Shell(
+    peers = Peers(
         client,
         app,
         handler=handler or (lambda _: Endpoint(answer=reply(b"tap"))),
         taps=taps,
         ledger=ledger,
     )
-    return client, app, shell
+    return client, app, peers
 
 
 def test_a_handler_that_is_not_there_is_nobodys_matter():
-    client, _, shell = _scene(handler=lambda _: None)
+    client, _, peers = _scene(handler=lambda _: None)
     streams = [client.send(request(b"/%d" % number, method=b"POST", body=b"x" * 1000)) for number in range(3)]
-    shell.run()
+    peers.run()
     assert all(client.seen[stream].ended for stream in streams)
-    assert shell.relay.anomaly is None
+    assert peers.relay.anomaly is None
 
 
 def test_one_stream_that_overflows_is_reset_and_its_original_goes_on():
@@ -139,10 +139,10 @@ def test_one_stream_that_overflows_is_reset_and_its_original_goes_on():
         taps.append(end)
         return end
 
-    client, app, shell = _scene(ledger=ledger, handler=slow)
+    client, app, peers = _scene(ledger=ledger, handler=slow)
     large = client.send(request(b"/large", method=b"POST", body=b"x" * 400_000))
     small = client.send(request(b"/small"))
-    shell.run()
+    peers.run()
     assert client.seen[large].ended
     assert len(app.seen[large].body) == 400_000
     seen = {dict(each.head)[b":path"]: each for each in taps[0].seen.values() if each.head}
@@ -154,10 +154,10 @@ def test_one_stream_that_overflows_is_reset_and_its_original_goes_on():
 
 def test_beside_an_intercept_both_are_served():
     tapped = Endpoint(answer=reply(b"tap"))
-    client, _, shell = _scene(handler=lambda rule: tapped if rule.uid == "t2" else Endpoint(answer=reply(b"handler")))
+    client, _, peers = _scene(handler=lambda rule: tapped if rule.uid == "t2" else Endpoint(answer=reply(b"handler")))
     diverted = client.send(request(b"/d", MATCH, method=b"POST", body=b"abc"))
     relayed = client.send(request(b"/r", method=b"POST", body=b"def"))
-    shell.run()
+    peers.run()
     assert dict(client.seen[diverted].head)[b"server"] == b"handler"
     assert dict(client.seen[relayed].head)[b"server"] == b"app"
     assert sorted(each.body for each in tapped.seen.values() if each.head) == [b"abc", b"def"]
@@ -165,12 +165,12 @@ def test_beside_an_intercept_both_are_served():
 
 def test_heads_only_tells_and_copies_nothing():
     flows = Rule("f", "shop/f", lambda method, path, fields: True, heads_only=True)
-    client, _, shell = _scene(taps=(flows,))
+    client, _, peers = _scene(taps=(flows,))
     told = []
-    shell.check = lambda: told.extend(shell.mirror.notes)
+    peers.check = lambda: told.extend(peers.mirror.notes)
     client.send(request(b"/x?y", (b"authorization", b"Bearer s3cret"), (b"x-a", b"1")))
-    shell.run()
-    assert not shell.taps
+    peers.run()
+    assert not peers.taps
     assert told[0].path == b"/x?y"
     assert told[0].lost is Lost.NOTHING
     assert (b"authorization", b"[redacted]") in told[0].fields
@@ -178,38 +178,38 @@ def test_heads_only_tells_and_copies_nothing():
 
 
 def test_the_connection_to_the_handler_ends_after_the_client():
-    client, _, shell = _scene()
+    client, _, peers = _scene()
     client.send(request(b"/x"))
-    shell.run()
-    (leg,) = shell.copy_legs
-    shell.lose(client)
-    assert shell.relay.done
-    shell.farewell()
+    peers.run()
+    (leg,) = peers.shell.taps
+    peers.lose(client)
+    assert peers.relay.done
+    peers.shell.farewell()
     assert leg.ending is Ending.CLOSE
 
 
 def test_a_route_with_taps_changes_nothing_of_what_the_app_gets():
-    client, _, shell = _scene()
-    shell.port.route = Route((), (TAPS[1],))
+    client, _, peers = _scene()
+    peers.port.route = Route((), (TAPS[1],))
     for number in range(20):
         client.send(request(b"/%d" % number, (b"x-n", b"%d" % number), method=b"POST", body=b"y" * number))
-    shell.run()
-    relay = shell.relay
-    assert shell.sent[relay.app] == shell.got[relay.client]
-    assert shell.sent[relay.client] == shell.got[relay.app]
+    peers.run()
+    relay = peers.relay
+    assert peers.sent[relay.app] == peers.got[relay.client]
+    assert peers.sent[relay.client] == peers.got[relay.app]
 
 
 def test_of_streams_that_are_held_back_nothing_is_noted():
     ledger = Ledger()
     ledger.gate.spend(0.25, 0.0)
-    client, _, shell = _scene(ledger=ledger)
+    client, _, peers = _scene(ledger=ledger)
     for number in range(3):
         client.send(request(b"/%d" % number, method=b"POST", body=b"abc"))
-    shell.run()
-    assert not shell.taps
-    assert not shell.mirror.notes
+    peers.run()
+    assert not peers.taps
+    assert not peers.mirror.notes
     assert sum(ledger.gate.take_losses().values()) == 3
     ledger.gate.expire(60.0)
     client.send(request(b"/again"))
-    shell.run()
-    assert len(shell.taps) == 1
+    peers.run()
+    assert len(peers.taps) == 1

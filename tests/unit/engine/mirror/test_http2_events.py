@@ -20,7 +20,7 @@ from sidestep.engine.mirror.events import (
 )
 from sidestep.engine.mirror.producer import Mirror
 from sidestep.policy.route import Rule
-from tests.unit.engine.http2_peers import MATCH, Endpoint, Message, Shell, plain, reply, request
+from tests.unit.engine.http2_peers import MATCH, Endpoint, Message, Peers, plain, reply, request
 from tests.unit.engine.mirror.recording import EVERYTHING, recorded
 
 ALL = (Rule("all", "shop/all", lambda method, path, fields: True),)
@@ -33,8 +33,8 @@ def scene(*, interest=EVERYTHING, app=None, handler=None, mirror=None, **options
         mirror, recorder = recorded(interest)
     client = Endpoint()
     app = app or Endpoint(answer=reply(b"app", b"hello"))
-    shell = Shell(client, app, handler=handler or (lambda _: None), taps=ALL, mirror=mirror, **options)
-    return client, shell, recorder
+    peers = Peers(client, app, handler=handler or (lambda _: None), taps=ALL, mirror=mirror, **options)
+    return client, peers, recorder
 
 
 def status(answer):
@@ -44,9 +44,9 @@ def status(answer):
 @pytest.mark.parametrize("seed", range(8))
 def test_streams_that_are_interleaved_are_told_apart(seed):
     rng = random.Random(seed)
-    client, shell, recorder = scene(rng=rng, chunk=rng.choice((7, 100, 1 << 20)))
+    client, peers, recorder = scene(rng=rng, chunk=rng.choice((7, 100, 1 << 20)))
     streams = [client.send(request(b"/%d" % n, method=b"POST", body=b"%d" % n * 3000)) for n in range(5)]
-    shell.run()
+    peers.run()
     for number, stream in enumerate(streams):
         head = recorder.head(stream)
         assert (head.target, head.method, head.authority, head.ends) == (b"/%d" % number, b"POST", b"shop", False)
@@ -56,15 +56,15 @@ def test_streams_that_are_interleaved_are_told_apart(seed):
         assert (answer.status, answer.by, status(answer)) == (200, Answerer.APP, b"200")
         assert recorder.data(ResponseData, stream) == client.seen[stream].body == b"hello"
         assert recorder.of(stream)[-1] in (ResponseEnd(stream), RequestEnd(stream))
-    assert not shell.mirror.is_listening
+    assert not peers.mirror.is_listening
 
 
 def test_trailers_end_both_directions():
     app = Endpoint(answer=reply(b"app", b"x", trailers=TRAILERS))
-    client, shell, recorder = scene(app=app)
+    client, peers, recorder = scene(app=app)
     sent = Message(head=request(b"/t", method=b"POST").head, pieces=[b"abc"], trailers=[(b"x-sum", b"1")], ended=True)
     stream = client.send(sent)
-    shell.run()
+    peers.run()
     (end,) = (event for event in recorder.events if isinstance(event, RequestEnd))
     assert plain(end.trailers.fields) == plain([(b"x-sum", b"1")])
     (end,) = (event for event in recorder.events if isinstance(event, ResponseEnd))
@@ -73,12 +73,12 @@ def test_trailers_end_both_directions():
 
 
 def test_a_diverted_stream_is_answered_by_its_handler_and_the_others_by_the_app():
-    client, shell, recorder = scene(handler=lambda _: Endpoint(answer=reply(b"handler", b"dev", trailers=TRAILERS)))
+    client, peers, recorder = scene(handler=lambda _: Endpoint(answer=reply(b"handler", b"dev", trailers=TRAILERS)))
     before = client.send(request(b"/a"))
-    shell.run()
+    peers.run()
     diverted = client.send(request(b"/d", MATCH, method=b"POST", body=b"abc"))
     after = client.send(request(b"/b"))
-    shell.run()
+    peers.run()
     assert [recorder.answers(stream)[0].by for stream in (before, diverted, after)] == [
         Answerer.APP,
         Answerer.HANDLER,
@@ -90,13 +90,13 @@ def test_a_diverted_stream_is_answered_by_its_handler_and_the_others_by_the_app(
     assert [event.target for event in recorder.events if isinstance(event, RequestDiverted)] == [b"/d"]
     (end,) = (event for event in recorder.of(diverted) if isinstance(event, ResponseEnd))
     assert plain(end.trailers.fields) == plain(TRAILERS)
-    assert not shell.mirror.is_listening
+    assert not peers.mirror.is_listening
 
 
 def test_a_stream_that_falls_back_is_answered_by_the_app():
-    client, shell, recorder = scene(second=lambda: Endpoint(answer=reply(b"app", b"second")))
+    client, peers, recorder = scene(second=lambda: Endpoint(answer=reply(b"app", b"second")))
     stream = client.send(request(b"/d", MATCH))
-    shell.run()
+    peers.run()
     (answer,) = recorder.answers(stream)
     assert answer.by is Answerer.APP
     assert recorder.data(ResponseData, stream) == b"second"
@@ -104,57 +104,57 @@ def test_a_stream_that_falls_back_is_answered_by_the_app():
 
 
 def test_a_stream_that_is_reset_is_cut():
-    client, shell, recorder = scene()
+    client, peers, recorder = scene()
     begun = Message(head=request(b"/x", method=b"POST").head, pieces=[b"begun"], reset=8)
     reset = client.send(begun)
     other = client.send(request(b"/other"))
-    shell.run()
+    peers.run()
     assert recorder.kinds(reset) == ["RequestHead", "RequestData", "ExchangeCut"]
     assert recorder.of(other)[-1] == ResponseEnd(other)
 
 
 def test_a_connection_that_ends_cuts_what_is_open():
-    client, shell, recorder = scene(app=Endpoint(answer=lambda head: Message(head=[(b":status", b"200")])))
+    client, peers, recorder = scene(app=Endpoint(answer=lambda head: Message(head=[(b":status", b"200")])))
     stream = client.send(request(b"/x"))
-    shell.run()
-    shell.lose(client)
-    shell.farewell()
+    peers.run()
+    peers.lose(client)
+    peers.shell.farewell()
     assert recorder.kinds() == ["RequestHead", "ResponseHead", "ExchangeCut", "ConnectionEnd"]
     assert recorder.events[-2] == ExchangeCut(stream)
 
 
 def test_responses_that_cannot_be_decoded_are_not_told_and_nobody_else_minds():
-    client, shell, recorder = scene()
-    shell.relay._connection.app_responses.receive(b"\0\0\1\1\4\0\0\0\1\xff")  # an index that is not there
+    client, peers, recorder = scene()
+    peers.relay._connection.app_responses.receive(b"\0\0\1\1\4\0\0\0\1\xff")  # an index that is not there
     stream = client.send(request(b"/x", method=b"POST", body=b"abc"))
-    shell.run()
+    peers.run()
     assert client.seen[stream].body == b"hello"
     assert not recorder.answers(stream)
     assert recorder.data(RequestData, stream) == b"abc"
     assert recorder.kinds() == ["RequestHead", "RequestData", "RequestEnd"]
-    assert not shell.mirror.is_listening
+    assert not peers.mirror.is_listening
 
 
 def test_what_can_not_be_read_is_an_anomaly():
-    client, shell, recorder = scene()
+    client, peers, recorder = scene()
     client.send(request(b"/x"))
-    shell.run()
-    shell.relay.receive(shell.relay.client, b"\0\0\1\x09\4\0\0\0\1x", 0.0)  # a CONTINUATION of nothing
-    shell.mirror.run()
+    peers.run()
+    peers.relay.receive(peers.relay.client, b"\0\0\1\x09\4\0\0\0\1x", 0.0)  # a CONTINUATION of nothing
+    peers.mirror.run()
     assert recorder.events[-1] == Anomaly("h2-continuation")
 
 
 def test_who_does_not_listen_to_answers_is_not_told_of_them():
-    client, shell, recorder = scene(interest=HEAD | BODY)
+    client, peers, recorder = scene(interest=HEAD | BODY)
     client.send(request(b"/x"))
-    shell.run()
+    peers.run()
     assert recorder.kinds() == ["RequestHead"]
 
 
 def test_without_a_listener_there_is_no_queue_and_answers_are_not_read():
-    client, shell, _ = scene(mirror=Mirror())
+    client, peers, _ = scene(mirror=Mirror())
     stream = client.send(request(b"/x", method=b"POST", body=b"abc"))
-    shell.run()
+    peers.run()
     assert client.seen[stream].ended
-    assert shell.mirror.queue is None
-    assert shell.relay._connection.app_responses is None
+    assert peers.mirror.queue is None
+    assert peers.relay._connection.app_responses is None
