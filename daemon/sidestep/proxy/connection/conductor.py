@@ -438,7 +438,7 @@ class Conductor:
         self.host.closed(self)
 
     def abandon(self) -> None:
-        """Reset every leg: an error of ours, or the end of the drain timeout."""
+        """Reset every leg: after an exception, or at the end of the drain timeout."""
         if self._splicer is not None:
             self._splicer.abandon()
             return

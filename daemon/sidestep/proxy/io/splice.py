@@ -29,7 +29,7 @@ from sidestep.proxy.io.stream import PlainStream
 CHUNK: Final = 1024 * 1024
 """Bytes asked for in one splice, and the capacity asked for a pipe; the kernel may give less (pipe(7))."""
 COPY: Final = 64 * 1024
-"""Bytes read at once where no pipe can be had."""
+"""Bytes of a read when there is no descriptor for a pipe."""
 ROUNDS: Final = 8
 """Splices per event before other connections get a turn."""
 UNBOUNDED: Final = 1024
@@ -145,7 +145,7 @@ class _Direction:
         return bool(self.held)
 
     def _push(self) -> bool:
-        """Push what is held into the sink; tell whether nothing is left."""
+        """Push what is held into the sink; return whether nothing is left."""
         try:
             while self.held:
                 self.held = self.held[self.sink.sock.send(self.held) :]
@@ -156,7 +156,7 @@ class _Direction:
         return True
 
     def _empty(self) -> bool:
-        """Push the pipe's bytes into the sink; tell whether the pipe is empty."""
+        """Push the pipe's bytes into the sink; return whether the pipe is empty."""
         if self.held:
             return self._push()
         pipe = self.pipe
