@@ -42,8 +42,6 @@ ANSWER_FLAGS = HEAD | SWITCHES
 
 CHUNKED = -1
 """`body` of a head whose content is chunked."""
-UNTIL_CLOSE = -2
-"""`body` of a response whose content ends with the connection."""
 
 END_OF_HEAD = b"\r\n\r\n"
 
@@ -86,18 +84,17 @@ MAX_LENGTH_DIGITS = 18
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 TEXT = rb"[\t\x20-\x7e\x80-\xff]"
 TARGET_TEXT = rb"[\x21\x22\x24-\x7e\x80-\xff]"  # visible, but no fragment: apps cut it, paths are matched with it
-_FIELD_LINE = TOKEN + rb"++:" + TEXT + rb"*+\r\n"
+FIELD_TEXT = TOKEN + rb"++:" + TEXT + rb"*+\r\n"
 _REQUEST_LINE = rb"(" + TOKEN + rb"{1,32}+) (" + TARGET_TEXT + rb"++) HTTP/1\.([01])\r\n"
-_STATUS_LINE = rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: " + TEXT + rb"*+)?\r\n"
+STATUS_TEXT = rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: " + TEXT + rb"*+)?\r\n"
 
-REQUEST = re.compile(_REQUEST_LINE + rb"((?:" + _FIELD_LINE + rb")*)\r\n")
+REQUEST = re.compile(_REQUEST_LINE + rb"((?:" + FIELD_TEXT + rb")*)\r\n")
 """A whole request head; groups: method, target, minor version, field lines."""
-_RESPONSE = re.compile(_STATUS_LINE + rb"(?:" + _FIELD_LINE + rb")*\r\n")
 _SPLIT_FIELDS = re.compile(rb"([^:]++):[ \t]*+([^\r]*+)\r\n")
-FIELD_LINES = re.compile(rb"(?:" + _FIELD_LINE + rb")*")
+FIELD_LINES = re.compile(rb"(?:" + FIELD_TEXT + rb")*")
 """Whole field lines, each with its CRLF."""
 REQUEST_LINE = re.compile(_REQUEST_LINE)
-STATUS_LINE = re.compile(_STATUS_LINE)
+STATUS_LINE = re.compile(STATUS_TEXT)
 
 _NOT_IN_HEADS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]")
 _BARE_CR = re.compile(rb"\r(?!\n)")
@@ -122,8 +119,6 @@ _STRAY_SPACE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 """A field of a request's framing whose value holds a tab, follows more than one blank, or is followed by one."""
-_STRAY_TAB = re.compile(rb"\n(?:content-length|transfer-encoding|connection|upgrade):[^\r\t]*+\t")
-"""The same of a (lower-case) response head. Blanks are trimmed by every client, also by those of sloppy servers."""
 _PLAIN_OPTIONS = frozenset((b"close", b"keep-alive"))
 """Values of `Connection` that need no closer look."""
 _END_TO_END = frozenset((b"host", b"content-length", b"transfer-encoding"))
@@ -150,30 +145,11 @@ class RequestHead:
         self.flags = flags
 
 
-class ResponseHead:
-    """A response head. `body` is a length, CHUNKED or UNTIL_CLOSE and already 0 for 1xx, 204 and 304.
-
-    `close` says that no further answer follows on this connection (not so for UNTIL_CLOSE alone: a HEAD's answer may
-    carry no length); `keeps` that it carries a keep-alive token;
-    `plain` is the length of the body when the head is final, persistent and framed by a length, else -1.
-    """
-
-    __slots__ = ("body", "close", "keeps", "plain", "status", "upgrade")
-
-    def __init__(self, status: int, body: int, *, close: bool, keeps: bool, upgrade: bytes) -> None:
-        self.status = status
-        self.body = body
-        self.close = close
-        self.keeps = keeps
-        self.upgrade = upgrade
-        self.plain = body if status >= 200 and body >= 0 and not close else -1
-
-
 def parse_request(head: bytes, limits: Http1Limits = LIMITS) -> RequestHead | str:
     """Read a whole request head (ending in CRLF CRLF), or name the anomaly. Never raises."""
     match = REQUEST.fullmatch(head)
     if match is None:
-        return _explain(head)
+        return explain(head)
     if len(head) > limits.head:
         return "h1-head-too-large"
     method, target, minor, block = match.groups()
@@ -259,17 +235,18 @@ def read_length(text: bytes) -> int | str:
 def _persistence(fields: list[Field], known: dict[bytes, bytes], *, old: bool) -> int:
     if b"connection" not in known:
         return CLOSE | HTTP_1_0 if old else 0
-    tokens = _connection_options(fields)
+    options = _connection_options(fields)
     if old:
-        return HTTP_1_0 if b"keep-alive" in tokens and b"close" not in tokens else CLOSE | HTTP_1_0
-    return CLOSE if b"close" in tokens else 0
+        return HTTP_1_0 if b"keep-alive" in options and b"close" not in options else CLOSE | HTTP_1_0
+    return CLOSE if b"close" in options else 0
 
 
 def _connection_options(fields: list[Field]) -> list[bytes]:
-    return _tokens(b",".join([value for name, value in fields if name == b"connection"]))
+    return tokens(b",".join([value for name, value in fields if name == b"connection"]))
 
 
-def _tokens(value: bytes) -> list[bytes]:
+def tokens(value: bytes) -> list[bytes]:
+    """The members of a comma-separated list, in lower case."""
     return [token.strip(b" \t") for token in value.lower().split(b",")]
 
 
@@ -288,65 +265,7 @@ def _other_form(method: bytes, target: bytes, authority: bytes) -> bytes | None:
     return path if path[0] == 0x2F else b"/" + path
 
 
-def parse_response(head: bytes) -> ResponseHead | str:
-    """Read a whole response head (ending in CRLF CRLF), or name the anomaly. Never raises.
-
-    A response's coding may be written `Chunked`: clients agree on that, and nobody is deceived about a request by it.
-    """
-    match = _RESPONSE.fullmatch(head)
-    if match is None:
-        return _explain(head).replace("h1-", "h1-response-", 1)
-    old = match[1] == b"0"
-    status = int(match[2])
-    low = head.lower()
-    if b"\t" in low and _STRAY_TAB.search(low) is not None:
-        return "h1-response-stray-space"
-    close = old
-    keeps = False
-    at = low.find(b"\nconnection:")
-    if at >= 0:
-        tokens = _tokens(b",".join(_values(low, b"\nconnection:", at)))
-        keeps = b"keep-alive" in tokens
-        close = b"close" in tokens or (old and not keeps)
-    upgrade = b""
-    if status < 200 or status == 204 or status == 304:
-        if status == 101:
-            upgrade = b",".join(_values(low, b"\nupgrade:", 0))
-        return ResponseHead(status, 0, close=close, keeps=keeps, upgrade=upgrade)
-    body = _response_body(low, old=old)
-    if isinstance(body, str):
-        return body
-    return ResponseHead(status, body, close=close, keeps=keeps, upgrade=upgrade)
-
-
-def _response_body(low: bytes, *, old: bool) -> int | str:
-    lengths = _values(low, b"\ncontent-length:", 0)
-    codings = _values(low, b"\ntransfer-encoding:", 0)
-    if codings:
-        if lengths or len(codings) > 1:
-            return "h1-response-ambiguous-length"
-        return CHUNKED if codings[0] == b"chunked" and not old else "h1-response-transfer-coding"
-    if not lengths:
-        return UNTIL_CLOSE
-    if len(lengths) > 1:
-        return "h1-response-ambiguous-length"
-    body = read_length(lengths[0])
-    return body if isinstance(body, int) else "h1-response-bad-length"
-
-
-def _values(low: bytes, name: bytes, at: int) -> list[bytes]:
-    """Values of a field of a valid lower-case head; `name` is LF, field name, colon."""
-    values = []
-    at = low.find(name, at)
-    while at >= 0:
-        at += len(name)
-        end = low.index(b"\r", at)
-        values.append(low[at:end].strip(b" "))
-        at = low.find(name, end)
-    return values
-
-
-def _explain(head: bytes) -> str:
+def explain(head: bytes) -> str:
     """Name what is wrong with a head that the grammar did not accept; the first reason that applies."""
     if b"\0" in head:
         return "h1-nul"
@@ -370,7 +289,7 @@ def check_prefix(held: bytearray, checked: int, new: int, first_line: re.Pattern
     have not been looked at. Returns the next `checked`, or an anomaly.
     """
     if _NOT_IN_HEADS.search(held, max(new - 1, 0)) is not None:
-        return _explain(bytes(held))
+        return explain(bytes(held))
     end = held.rfind(b"\n", new) + 1
     if end <= checked:
         return checked
@@ -378,8 +297,8 @@ def check_prefix(held: bytearray, checked: int, new: int, first_line: re.Pattern
     if checked == 0:
         match = first_line.match(held)
         if match is None:
-            return _explain(bytes(held))
+            return explain(bytes(held))
         at = match.end()
     if FIELD_LINES.fullmatch(held, at, end) is None:
-        return _explain(bytes(held))
+        return explain(bytes(held))
     return end

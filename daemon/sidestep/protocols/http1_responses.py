@@ -14,10 +14,7 @@ from sidestep.protocols.http1 import (
     HEAD,
     LIMITS,
     STATUS_LINE,
-    UNTIL_CLOSE,
     Http1Limits,
-    ResponseHead,
-    parse_response,
 )
 from sidestep.protocols.http1_messages import (
     CHUNKS,
@@ -32,6 +29,7 @@ from sidestep.protocols.http1_messages import (
     MessageReader,
 )
 from sidestep.protocols.http1_messages import HEAD as IN_HEAD
+from sidestep.protocols.http1_response_head import UNTIL_CLOSE, ResponseHead, parse_response
 
 TOO_LARGE: Final = "h1-response-head-too-large"
 """The anomaly of a head above `Http1Limits.head`."""

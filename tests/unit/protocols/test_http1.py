@@ -12,14 +12,12 @@ from sidestep.protocols.http1 import (
     HTTP_1_0,
     REQUEST_LINE,
     STATUS_LINE,
-    UNTIL_CLOSE,
     UPGRADE,
     RequestHead,
-    ResponseHead,
     check_prefix,
     parse_request,
-    parse_response,
 )
+from sidestep.protocols.http1_response_head import UNTIL_CLOSE, ResponseHead, parse_response
 
 HOST = b"Host: app.test\r\n"
 

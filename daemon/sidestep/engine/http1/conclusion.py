@@ -20,7 +20,8 @@ from sidestep.engine.http2.relay import Http2Relay
 from sidestep.engine.leg import Ending
 from sidestep.engine.passthrough import Wire
 from sidestep.protocols import h2c_upgrade
-from sidestep.protocols.http1 import Http1Limits, ResponseHead, parse_request
+from sidestep.protocols.http1 import Http1Limits, parse_request
+from sidestep.protocols.http1_response_head import ResponseHead
 from sidestep.protocols.http2 import Http2Error
 
 if TYPE_CHECKING:

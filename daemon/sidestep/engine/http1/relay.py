@@ -72,7 +72,7 @@ class Http1Relay(Relay):
         "_diversion",
         "_early",
         "_feed",
-        "_few",
+        "_few_awaited",
         "_from_app",
         "_from_client",
         "_limits",
@@ -103,7 +103,7 @@ class Http1Relay(Relay):
         self._limits = limits
         self._passable = _MEMO_HEAD if rewriter is None else -1
         """Bytes of a chunk of the client that may pass as it is."""
-        self._few = limits.pipelined // 2
+        self._few_awaited = limits.pipelined // 2
         """Requests awaiting answers up to which the client is certainly read on: half of the bound."""
         state = self._state = ConnectionState()
         requests = self._requests = RequestReader(limits)
@@ -136,7 +136,7 @@ class Http1Relay(Relay):
         app = self.app
         state = self._state
         awaited = state.awaited
-        if state.client is not READING or state.diverted is not None or len(awaited) > self._few:
+        if state.client is not READING or state.diverted is not None or len(awaited) > self._few_awaited:
             return None
         if leg is self.client:
             if (
