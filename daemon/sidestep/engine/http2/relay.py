@@ -182,9 +182,8 @@ class Http2Relay(Relay):
     def expired(self, now: float) -> None:
         """Learn that `deadline` has passed: a tick."""
         connection = self._connection
-        if self.deadline:
-            connection.from_client.idle.tick()
-            connection.diversion.tick()
+        connection.from_client.idle.tick()
+        connection.diversion.tick()
         self.deadline = now + TICK if self._wants_time else None
         self._advance()
 
@@ -265,7 +264,7 @@ class Http2Relay(Relay):
                 self._fail(error)
                 return
             if self.deadline is None and self._wants_time:
-                self.deadline = 0.0
+                self.deadline = self.now + TICK
         streams = connection.state.streams
         self.drain = len(streams.relayed) + len(streams.exchanges) > 1
         if self._client_ended and not connection.from_client.waits:
