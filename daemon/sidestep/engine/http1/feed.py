@@ -58,14 +58,16 @@ class Http1Feed:
         What the relay is to remember of its answer: 0 or LISTENED_TO. FULL: there is no room to queue it now.
         """
         mirror = self._mirror
-        if mirror.is_full:
+        queue = mirror.queue
+        if queue is not None and queue.is_full:
             return FULL
         if self.current:
             self.cut()
-        exchange = self._last = self._last + 1
+        exchange = self._last + 1
         interest = mirror.offer(exchange, request)
         if not interest:
             return 0
+        self._last = exchange
         mirror.begin(_head(exchange, request, head, now, ends=True), exchange, interest, size=len(head), ends=True)
         return self.expect(exchange)
 

@@ -15,7 +15,7 @@ The order of the events of one exchange:
 Both directions of an exchange may overlap (a server may answer before the request is whole), and so may the exchanges
 of an HTTP/2 connection. `ConnectionStart`, `Anomaly`, `Gap` and `ConnectionEnd` belong to no exchange.
 
-An exchange is named by a number. HTTP/1 counts the requests that are offered to sinks: 1, 2, 3; HTTP/2 uses the stream
+An exchange is named by a number. HTTP/1 counts: 1, 2, 3, in the order of requests; HTTP/2 uses the stream
 id; the bytes of a whole connection, whatever protocol they carry, are exchange 0 (`WHOLE`). After an HTTP/1 connection
 went on in HTTP/2 (h2c) numbers are stream ids: all earlier exchanges are over by then.
 

@@ -52,10 +52,11 @@ class Loss(NamedTuple):
 class Tally:
     """Requests with the same wiretaps, all of which are held back while `version` is the gate's."""
 
-    __slots__ = ("count", "losses", "version")
+    __slots__ = ("count", "gate", "losses", "version")
 
-    def __init__(self, version: int, losses: tuple[Loss, ...]) -> None:
-        self.version = version
+    def __init__(self, gate: TapGate, losses: tuple[Loss, ...]) -> None:
+        self.gate = gate
+        self.version = gate.version
         self.losses = losses
         self.count = 0
 
@@ -113,7 +114,7 @@ class TapGate:
                 losses.append(Loss(port, rule.uid, why))
             if len(self._tallies) >= TALLIES:
                 self._fold()
-            tally = self._tallies[key] = Tally(self.version, tuple(losses))
+            tally = self._tallies[key] = Tally(self, tuple(losses))
         return tally
 
     def still(self, port: int, rule: Rule) -> bool:

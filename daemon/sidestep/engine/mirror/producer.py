@@ -116,7 +116,14 @@ class Mirror:
         self._put(ConnectionStart())
 
     def offer(self, exchange: int, offer: Offer) -> int:
-        """What the sinks want of a new exchange. When it is anything, `begin` follows."""
+        """What the sinks want of a new exchange. When it is anything, `begin` follows.
+
+        Hot path while wiretaps are held back: a head with a valid tally is counted there, and nobody is asked.
+        """
+        tally = offer.tally
+        if tally is not None and tally.version == tally.gate.version:
+            tally.count += 1
+            return NOTHING
         interest = NOTHING
         for sink in self._sinks if self._is_made else self._make_sinks():
             interest |= sink.wants(exchange, offer)

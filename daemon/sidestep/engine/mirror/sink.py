@@ -27,11 +27,12 @@ A sink has no socket. What it sends goes to `CopyLeg`s, which the shell connects
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from sidestep.engine.mirror.copy_leg import CopyLeg
     from sidestep.engine.mirror.events import Event
+    from sidestep.engine.mirror.gate import Tally
     from sidestep.engine.mirror.notes import Note
     from sidestep.policy.route import Decision
 
@@ -43,8 +44,8 @@ class Offer(Protocol):
     def decision(self) -> Decision:
         """What the route decided for it."""
 
-    tally: Any
-    """Belongs to the wiretaps: where the head is counted while none of them gets a copy (`gate.Tally`)."""
+    tally: Tally | None
+    """Where the head is counted while it is valid, with no sink asked. A sink sets it only if it speaks for all."""
 
 
 class Sink(Protocol):

@@ -2,7 +2,7 @@
 
 At the head, `wants` asks the gate (`TapGate`) which of the wiretaps that match get a copy at all: those with a dead
 handler, without room, or without budget do not, and are counted there. While all of them are held back a head that was
-met before finds its `Tally`, and costs a comparison and an addition.
+met before has a `Tally`, and costs a comparison and an addition: nobody is asked (`Mirror.offer`).
 
 Later, a `RequestHead` makes the copies (HTTP/1: `RequestCopies`, HTTP/2: `StreamCopies`) and a note for each wiretap.
 After a connection went on in HTTP/2 (h2c) both kinds of copies may live side by side.
@@ -71,11 +71,11 @@ class Wiretaps:
         rules = offer.decision.copied
         gate = self._gate
         if rules and gate.holds:
-            tally = offer.tally
-            if tally is None or tally.version != gate.version:
-                tally = offer.tally = gate.tally(self._port, rules)
+            tally = gate.tally(self._port, rules)
             if tally is not None:
                 tally.count += 1
+                if not offer.decision.shown:
+                    offer.tally = tally  # nobody else is to be asked
                 return NOTHING
             rules = gate.choose(self._port, rules)
         if not rules:
