@@ -169,8 +169,9 @@ class Mirror:
             self.queue.run(most)
 
     def close(self) -> None:
-        """Mirror nothing more of this connection."""
-        self._has_ended = True
+        """Mirror nothing more of this connection: no sink is asked or told anything."""
+        self._has_ended = self._is_made = True
+        self._sinks = ()
         self.requests.clear()
         self.responses.clear()
         self.whole = NOTHING

@@ -119,5 +119,7 @@ def test_after_it_is_closed_nothing_is_told(bodies):
     mirror.request_data(1, b"x")
     mirror.end()
     mirror.run()
+    assert mirror.offer(3, Offer()) == NOTHING
+    assert one.offered == [1]
     assert not one.events
     assert not mirror.is_listening
