@@ -150,3 +150,50 @@ def test_a_client_that_breaks_before_its_handler_is_open():
     shell.lose(shell.relay.client)
     assert handler.ending is Ending.ABORT
     assert shell.relay.done
+
+
+def test_the_app_may_be_asked_for_at_once():
+    relay = WireRelay(at_once=True)
+    shell = Shell(relay, auto=False)
+    assert shell.waiting == [relay.app]
+    shell.open(relay.app)
+    assert relay.wired == (relay.client, relay.app)
+    assert WireRelay(rule(), at_once=True).app.open is False
+
+
+def test_an_app_that_speaks_first_and_an_end_before_any_byte_ask_for_the_app():
+    shell = Shell(WireRelay(), auto=False)
+    shell.eof(shell.relay.client)
+    assert shell.waiting == [shell.relay.app]
+    shell.open(shell.relay.app)
+    assert shell.relay.app.ending is Ending.FINISH
+    assert shell.relay.wired is None
+
+
+def test_what_comes_after_an_end_of_ours_is_dropped():
+    shell = Shell(WireRelay())
+    relay = shell.relay
+    shell.client(b"a")
+    shell.eof(relay.app)
+    relay.receive(relay.app, b"late", 0.0)
+    assert shell.to_client == b""
+    shell.client(b"b")
+    assert shell.to_app == b"ab"
+    shell.eof(relay.client)
+    relay.receive(relay.client, b"late", 0.0)
+    assert shell.to_app == b"ab"
+
+
+def test_a_leg_that_is_no_part_of_it_changes_nothing():
+    relay = WireRelay(rule())
+    shell = Shell(relay)
+    shell.client(b"a")
+    stranger = relay.app
+    relay.receive(stranger, b"x", 0.0)
+    relay.receive_eof(stranger, 0.0)
+    relay.refused(stranger, 0.0)
+    relay.lost(stranger, 0.0)
+    relay.opened(stranger, 0.0)
+    assert not relay.done
+    assert relay.wired == (relay.client, shell.handlers[0])
+    assert shell.to_client == b""

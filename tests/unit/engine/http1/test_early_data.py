@@ -238,6 +238,30 @@ def test_copies_of_early_requests():
     assert [shell.to(tap) for tap in shell.taps] == [B]
 
 
+@pytest.mark.parametrize("cut", [0, 2, 5])
+def test_copies_of_an_early_request_with_a_body(cut):
+    shell = http1(taps=(rule("tap"),))
+    post = B.replace(b"GET", b"POST")[:-2] + b"Content-Length: 5\r\n\r\nhello"
+    shell.client(upgrade(A) + post[: len(post) - cut])
+    shell.app(OK_A)
+    if cut:
+        shell.client(post[-cut:])
+    shell.app(OK_B)
+    assert shell.to_app == upgrade(A) + post
+    assert [shell.to(tap) for tap in shell.taps] == [post]
+    assert shell.relay.idle
+
+
+def test_an_early_body_that_is_broken_makes_a_wire():
+    shell = http1(rule())
+    early = A.replace(b"GET", b"POST")[:-2] + b"Transfer-Encoding: chunked\r\n\r\nx"
+    shell.client(upgrade(A) + early)
+    shell.app(OK_A)
+    assert shell.relay.wired == (shell.relay.client, shell.relay.app)
+    assert shell.relay.anomaly == "h1-early-bytes"
+    assert shell.to_app == upgrade(A) + early
+
+
 def test_where_heads_are_rewritten_nothing_goes_ahead_to_the_app():
     shell = Shell(
         Http1Relay(
