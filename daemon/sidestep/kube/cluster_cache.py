@@ -10,7 +10,7 @@ What is watched:
     secrets          no data; only that they change, in the namespaces given to `want_secrets` (`secret_names`)
 
 `conversion` defines which parts are kept. An object that cannot be converted is left out and reported as a problem.
-Locations are never read from annotations, which users of the cluster write. `collection_cache` decides when a value is
+Locations are never read from annotations, which users of the cluster write. `inventory_builder` decides when a value is
 rebuilt.
 """
 
@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 
 from sidestep.aio.tasks import Tasks
 from sidestep.kube.api import Api
-from sidestep.kube.collection_cache import CollectionCache, InventoryBuilder
+from sidestep.kube.collection_cache import CollectionCache
 from sidestep.kube.conversion import (
     ENDPOINT_SLICES,
     NAMESPACES,
@@ -32,6 +32,7 @@ from sidestep.kube.conversion import (
     Collection,
     ObservedPod,
 )
+from sidestep.kube.inventory_builder import InventoryBuilder
 from sidestep.kube.processes import PodToLocate
 from sidestep.kube.secret_names import SecretName, SecretNames
 from sidestep.kube.watch import Watch, WatchLimits

@@ -3,8 +3,9 @@
 import pytest
 
 from sidestep.config.field_error import FieldError
-from sidestep.kube.collection_cache import CollectionCache, InventoryBuilder
+from sidestep.kube.collection_cache import CollectionCache
 from sidestep.kube.conversion import ENDPOINT_SLICES, NAMESPACES, NODES, PODS, SERVICES, WORKLOADS
+from sidestep.kube.inventory_builder import InventoryBuilder
 from sidestep.model.pod import Location, PodKey
 
 
