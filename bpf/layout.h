@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the programs and the daemon share: keys and values of their maps, and the order of the counters.
+ * The layout that programs and daemon share: keys and values of the maps, and the order of the counters.
  *
- * daemon/sidestep/steering/layout.py mirrors this file, and says of what type and size each map is. Sizes of keys, values
- * and arrays are checked here when the program is compiled; the values of the enum are the indices of one per-CPU array.
+ * daemon/sidestep/steering/layout.py mirrors this file and defines type and size of each map. The assertions below check
+ * sizes of keys, values and arrays at compile time. The values of the enum index one per-CPU array.
  */
 #ifndef SIDESTEP_LAYOUT_H
 #define SIDESTEP_LAYOUT_H
 
 /*
- * A reference to the map that stands at `index` in layout.py's list. The loader puts a descriptor in its place. bcc's own
- * tables would be created in order to compile, which takes capabilities that the compiler must not have.
+ * A reference to the map at `index` in layout.py's list. The loader replaces it by a descriptor. bcc's own tables are not
+ * used, because bcc creates them while it compiles, and the compiler has no capability to do so.
  */
 #define MAP(index) ((void *)bpf_pseudo_fd(1, index))
 
@@ -44,7 +44,7 @@ struct client_key {
 
 _Static_assert(sizeof(struct client_key) == 24, "steering/layout.py packs this key into 24 bytes");
 
-/* Whom the proxy speaks for on it. */
+/* The client on whose behalf the proxy made the connection. */
 struct client_name {
 	u32 client[4];
 	u32 port; /* network byte order in the low half */
@@ -53,8 +53,8 @@ struct client_name {
 _Static_assert(sizeof(struct client_name) == 20, "steering/layout.py packs this value into 20 bytes");
 
 /*
- * The entry whose key is all zero, which no connection has, is no connection: `client` is the IPv4 network (mapped) from
- * whose addresses only this pod's proxy connects, of which SOURCES_MASK are fixed.
+ * The entry with the all-zero key, which no connection has, holds the loopback network of the proxy: `client` is that IPv4
+ * network (mapped), and SOURCES_MASK its netmask. Only this pod's proxy connects from its addresses.
  */
 #define SOURCES_MASK 0xffff0000
 

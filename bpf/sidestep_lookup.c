@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * sk_lookup: choose the listening socket of a new connection (or the socket of a datagram) to a target pod.
+ * sk_lookup: chooses the listening socket of a new connection (or the socket of a datagram) to a target pod.
  *
- * The program runs in the network namespace of one pod, with maps that belong to this pod alone, for every packet that
- * found no connected socket. Whatever happens it returns SK_PASS, so that the worst it can do is nothing: SK_PASS
- * without an assigned socket lets the kernel look the listener up as if the program were not there.
+ * The program runs in the network namespace of one pod, with maps of this pod only, for every packet that matches no
+ * connected socket. It always returns SK_PASS: without an assigned socket the kernel then looks the listener up as if the
+ * program were not attached, so a failure leaves the app reachable.
  *
- * The guards come first because the proxy reaches the app through the same lookup. What is dialled from inside the pod
- * has a loopback address or the pod's own address at its remote end, and must find the app. (`ingress_ifindex` does not
- * tell: it names the pod's interface, not lo, for a local dial to the pod's own address.)
+ * The loopback checks come first because the proxy reaches the app through the same lookup. Connections from inside the
+ * pod have a loopback address or the pod's own address as remote address, and must reach the app. (`ingress_ifindex` is
+ * no help: for a connection to the pod's own address it is the pod's interface, not lo.)
  *
- * BPF_SK_LOOKUP_F_REPLACE: while a new daemon takes over from an old one both programs are attached and run in the
- * order of attachment; with the flag the last one wins, without it the first.
+ * BPF_SK_LOOKUP_F_REPLACE: while a new daemon takes over, the programs of both daemons are attached and run in order of
+ * attachment. With the flag the last assignment wins, without it the first.
  *
- * Types of the kernel's user interface only: no structure of the running kernel is read.
+ * Only UAPI types are used; no structure of the running kernel is read.
  */
 #include <uapi/linux/bpf.h>
 

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cgroup/getpeername4 and 6: let the app see who its client is.
+ * cgroup/getpeername4 and 6: report the client's address to the app.
  *
- * The proxy reaches the app from an address of its own. These programs, attached to the pod's cgroup, change what
- * accept() and getpeername() report about connections that are in `clients`: the address and port of the client that
- * the proxy speaks for. Nothing else changes - not the connection, not its packets. The daemon adds an entry before the
- * proxy connects and deletes it when that connection is over.
+ * The proxy connects to the app from an address of its own. These programs, attached to the pod's cgroup, change what
+ * accept() and getpeername() return for connections in the map CLIENTS: the address and port of the proxy's client.
+ * Connection and packets stay as they are. The daemon adds an entry before the proxy connects and deletes it when the
+ * connection is over.
  *
- * Both programs always return 1, "go on": a connection that is not in the map is reported as it is - unless it comes from
- * one of the loopback addresses that only the proxy uses. Then its entry is gone already (the client was quick to leave,
- * the app slow to accept) or is not there any more (the proxy was killed), and the app, which may trust loopback, is told
- * the address that it was reached at: what it would see if the proxy could not name its connections.
+ * Both programs always return 1 (continue). A connection that is not in the map is reported unchanged, unless it comes
+ * from a loopback address that only the proxy uses. In that case its entry was deleted already (the client left before
+ * the app accepted, or the proxy was killed). The app may trust loopback, so it is told its own address: what it would
+ * see if the proxy's connections were never renamed.
  *
  * A dual-stack app sees IPv4 peers as mapped IPv6 addresses; they have one key whichever program meets them.
  */

@@ -17,7 +17,7 @@ from tests.harness.waiting import until
 
 PORT = scene.TLS_PORT
 WITHIN = 5.0
-"""Seconds until a new certificate is served (design, section 6)."""
+"""Seconds until a new certificate is served (docs/design.md, "Keys")."""
 OPEN = 50
 
 

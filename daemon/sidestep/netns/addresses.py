@@ -1,6 +1,6 @@
-"""The addresses of a network namespace (rtnetlink(7), RTM_GETADDR), loopback's included.
+"""Lists the addresses of a network namespace, loopback included (rtnetlink(7), RTM_GETADDR).
 
-A namespace is taken for a pod's only when it carries one of the pod's addresses.
+A namespace is accepted as a pod's only if it has one of the pod's addresses.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Files below a container's root: found, looked at, opened - by a process that may hang without harm.
+"""Finds and opens files below a container's root. Every call may block.
 
-A path inside a container can lead to a FIFO, a device, or a filesystem that never answers; every function here may
-block, so only the reader (`node.certificates.reader_child`) and its children call them. They have the daemon's rights,
-so the kernel resolves the path with the container's root as the limit (openat2(2), RESOLVE_IN_ROOT), to a handle that
-cannot be read from (O_PATH); only when that handle is seen to be a regular file of a modest size is it opened.
+A path inside a container can lead to a FIFO, a device, or a filesystem that never answers. Therefore only the reader
+(`node.certificates.reader_child`) and its children, which may hang without harm, call these functions. They run with
+the daemon's rights, so the kernel resolves the path within the container's root (openat2(2), RESOLVE_IN_ROOT), to a
+handle that cannot be read (O_PATH). The file is opened only if that handle is a regular file of at most MAX_FILE bytes.
 
 A root of the form /proc/PID/root comes with the time at which that process was started (proc_pid_stat(5), field 22):
-process ids are used again, and another process's root may be the node's own. The folder /proc/PID is opened first; from
-then on it stands for that one process, or for nothing.
+pids are reused, and another process's root may be the node's own. The folder /proc/PID is opened first; the descriptor
+refers to that one process from then on, and to nothing once it has ended.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Stamp = tuple[int, int, int, int, int]
 
 
 class AbsentFileError(ConfigurationError):
-    """The path leads to nothing; another name may be tried."""
+    """There is no file at the path; the caller may try another name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
-"""UDP sockets inside a pod's namespace: one that datagrams are steered to, those that answer, those that listen in.
+"""UDP sockets inside a pod's namespace: for steered datagrams, for answers, and for copies.
 
 `udp_listener` is bound to loopback like a TCP listener and reports where a datagram was sent to (IPV6_PKTINFO, also for
 IPv4, as a mapped address). It cannot answer from the app's own address and port, which the app holds. `udp_sender` can:
-a raw socket that sends whole UDP packets (raw(7)). A raw socket also receives a copy of everything, which is what
-`udp_tap` is for: copies of one port's datagrams, while the app is served as always.
+a raw socket that sends whole UDP packets (raw(7)). A raw socket also receives a copy of every UDP packet; `udp_tap`
+uses that to copy one port's datagrams, which still reach the app.
 
-A raw socket is given to an unprivileged proxy, so what it receives is decided here, once and for all: a filter that
-drops everything (a sender) or all but the one port (a tap), and then SO_LOCK_FILTER (socket(7)).
+Raw sockets are given to an unprivileged proxy, so this module fixes what they receive: a filter that drops everything
+(for a sender) or everything but one port (for a tap), locked with SO_LOCK_FILTER (socket(7)).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Established TCP connections to a port of a network namespace, and closing them from outside (sock_diag(7)).
+"""Lists the established TCP connections to a port of a network namespace, and ends them (sock_diag(7)).
 
-When an intercept begins, connections that exist go on with the app. Who asks for `--reset-existing` wants their
-clients to come back through the proxy: the kernel is told to end them (SOCK_DESTROY: the app sees ECONNABORTED, the
-client a reset). The list is taken before the port is steered, and each connection is named with the kernel's cookie, so
-that none of those that arrive meanwhile - they are the proxy's, with the same addresses - can be meant.
+When an intercept begins, existing connections stay with the app. With `--reset-existing` the kernel ends them
+(SOCK_DESTROY: the app sees ECONNABORTED, the client a reset), so that their clients connect again, through the proxy.
+The list is taken before the port is steered, and each connection is identified by the kernel's cookie: connections that
+arrive later belong to the proxy, may have the same addresses, and must not be ended.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SOCKID: Final = struct.Struct("=2s2s16s16sI8s")  # struct inet_diag_sockid
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """One established connection: the client's address and the kernel's way to name the socket."""
+    """One established connection: the client's address and the kernel's identification of the socket."""
 
     client: Address
     client_port: int
@@ -62,7 +62,7 @@ def established(netns: Netns, port: int) -> tuple[Connection, ...]:
 
 
 def destroy(netns: Netns, connection: Connection) -> bool:
-    """End a connection; tell whether it was still there. Raises KernelError (EOPNOTSUPP: not in this kernel)."""
+    """End a connection; return whether it still existed. Raises KernelError (EOPNOTSUPP: not in this kernel)."""
     request = _REQUEST.pack(connection.family, socket.IPPROTO_TCP, 0, 1 << _ESTABLISHED, connection.sockid)
     try:
         command(netns.netlink(NETLINK_SOCK_DIAG), _SOCK_DESTROY, request, doing="closing a connection")

@@ -1,5 +1,6 @@
-"""Have certain listening sockets of a namespace changed? Asked twice a second for every target pod, so it must cost
-little: the answers are compared as they are, without being understood.
+"""Detects cheaply whether certain listening sockets of a namespace have changed.
+
+This is asked twice a second for every target pod, so the kernel's answers are compared as bytes and not parsed.
 
 A `Question` names the sockets. The kernel looks each of them up as it would for a connection to that address (an exact
 inet_diag request, sock_diag(7)): 4 microseconds for one, 2.5 for each further one, whereas the list of all listening
@@ -46,7 +47,7 @@ _TCPDIAG_GETSOCK: Final = 18
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is sent, and how many answers are to come; 0: a list, as long as it is."""
+    """A request and the number of answers to expect; 0 for a dump of any length."""
 
     request: bytes
     answers: int
@@ -76,7 +77,10 @@ def _exact(address: Address, port: int) -> bytes:
 
 
 def fingerprint(netns: Netns, question: Question) -> bytes:
-    """What the kernel answers now; empty when it does not, which says nothing. Raises KernelError (entering failed)."""
+    """The kernel's answers as bytes; empty when it gives none, which must not be compared.
+
+    Raises KernelError when the namespace cannot be entered.
+    """
     diag = netns.netlink(NETLINK_SOCK_DIAG)
     parts: list[bytes] = []
     try:
@@ -93,7 +97,7 @@ def fingerprint(netns: Netns, question: Question) -> bytes:
 
 
 def _ends(parts: list[bytes]) -> bool:
-    """Whether the last part read ends the list. Raises ValueError for an error, or a list without end."""
+    """Whether the last part read ends the dump. Raises ValueError for an error, or a list without end."""
     part = parts[-1] if parts else b""
     if len(parts) > _MAX_PARTS:
         raise ValueError("too many listening sockets")

@@ -1,14 +1,13 @@
-"""The listening sockets that steered connections arrive at: whether they listen, how full their queues are, and ending
-what waits in them.
+"""The listening sockets that receive steered connections: making them, their state and queues, resetting the queue.
 
 One dual-stack socket bound to `::ffff:127.0.0.1`: sk_lookup hands it connections of both families to any address of
 the pod, while by itself it is reachable from inside the pod only, over IPv4 loopback. (`::` would be reachable from
-outside, `::1` would refuse IPv4.) Without IPv6 in the kernel it is an IPv4 socket on 127.0.0.1. The port is the
-kernel's choice and means nothing; no SO_REUSEPORT, so that nobody in the pod can join it.
+outside, `::1` would refuse IPv4.) Without IPv6 in the kernel it is an IPv4 socket on 127.0.0.1. The kernel chooses the
+port. SO_REUSEPORT is not set, so no process of the pod can bind to the same port and share its connections.
 
-A listener can die while its descriptors stay open: whoever has CAP_NET_ADMIN in the pod can end it (SOCK_DESTROY,
-`ss -K`), whoever holds a duplicate can shut it down. It never listens again. A socket map keeps it all the same, and
-the kernel then drops what is steered to it without an answer.
+A listener can stop listening while its descriptors stay open: a process with CAP_NET_ADMIN in the pod can end it
+(SOCK_DESTROY, `ss -K`), and a process with a duplicate can shut it down. It cannot listen again. The socket map still
+holds it, and the kernel then drops connections that are steered to it without an answer.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def _bound(family: socket.AddressFamily, address: str, backlog: int) -> socket.s
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A listener's accept queue: connections that wait, and how many may (the backlog after the kernel limited it)."""
+    """A listener's accept queue: its length, and its limit (the backlog, which the kernel may lower)."""
 
     length: int
     limit: int
@@ -101,7 +100,7 @@ def queue_length(listener: socket.socket) -> int:
 def reset_waiting(listener: socket.socket, *, most: int) -> int:
     """Accept at most so many of the connections that wait and reset them; returns how many. Never waits or raises.
 
-    Their clients learn at once that nobody serves them here, and come again.
+    Their clients get a reset at once and can connect again.
     """
     for count in range(most):
         try:

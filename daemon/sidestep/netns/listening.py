@@ -1,9 +1,8 @@
-"""Which ports of a network namespace an app serves, asked of the kernel with sock_diag(7).
+"""Finds which ports of a network namespace an app serves (sock_diag(7)).
 
-A port without an app must not be steered: clients and probes should see the refusal that they would see without us. An
-app serves a port when a listening socket would take a connection to one of the pod's addresses: a wildcard, or exactly
-one of those addresses. A listener on a loopback address serves nobody outside the pod - and our own are such listeners,
-which is why they need no other exclusion.
+A port without an app must not be steered: clients and probes must see the same refusal as without Sidestep. An app
+serves a port if a listening socket accepts connections to one of the pod's addresses, that is, if it is bound to a
+wildcard or to one of them. Listeners on loopback addresses do not count; Sidestep's own listeners are among those.
 """
 
 from __future__ import annotations

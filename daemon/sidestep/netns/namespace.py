@@ -1,11 +1,11 @@
-"""A network namespace held open: its identity, code run inside it, and whether its path still leads to it.
+"""A network namespace held open by a descriptor: its identity, running code inside it, comparing it with its path.
 
-The descriptor keeps the namespace alive - and with it the pod's end of its veth - so a holder compares it with its
-path often (`same_as_path`) and closes it as soon as they differ. While it is held its inode cannot be used again, which
-makes (st_dev, st_ino) an identity (namespaces(7)).
+The descriptor keeps the namespace, and the pod's end of its veth pair, alive. Owners therefore compare it with its path
+regularly (`same_as_path`) and close it when they differ. While it is open its inode is not reused, so (st_dev, st_ino)
+identifies the namespace (namespaces(7)).
 
-Code enters the namespace in a thread of its own that ends afterwards: setns(2) moves one thread, and a thread that is
-never used again need not be moved back. What is *created* inside - a socket - stays of that namespace wherever it goes.
+Code runs inside in a new thread that ends afterwards: setns(2) moves one thread, and a thread that ends need not be
+moved back. A socket created inside belongs to that namespace wherever its descriptor is passed.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Netns:
         return function()
 
     def netlink(self, protocol: int) -> socket.socket:
-        """A netlink socket of this namespace, kept until `close` or `forget`: periodic questions need no thread."""
+        """A netlink socket of this namespace, kept until `close` or `forget`: repeated requests need no thread."""
         if protocol not in self._kept:
             self._kept[protocol] = self.run(lambda: _netlink_socket(protocol))
         return self._kept[protocol]
@@ -124,7 +124,7 @@ class Netns:
             self._kept.pop(protocol).close()
 
     def close(self) -> None:
-        """Let the namespace go. Closing twice does nothing."""
+        """Close the descriptor. Closing twice does nothing."""
         for protocol in tuple(self._kept):
             self.forget(protocol)
         if self._fd >= 0:
@@ -135,8 +135,8 @@ class Netns:
 def netns_id(path: str) -> NetnsId:
     """Identity of the file at `path`, opened or not.
 
-    Raises ConfigurationError when there is none, KernelError when the kernel does not let us look (EACCES for a process
-    that has capabilities which we lack, ptrace(2) "ptrace access mode checking").
+    Raises ConfigurationError when there is none, KernelError when the kernel denies access (EACCES for a process that
+    has capabilities which this one lacks, ptrace(2) "ptrace access mode checking").
     """
     try:
         return _identity(Path(path).stat())

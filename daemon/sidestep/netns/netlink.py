@@ -1,8 +1,8 @@
-"""Netlink dumps (netlink(7)): one question, a bounded list of answers, each a payload and its attributes.
+"""Netlink requests (netlink(7)): a dump gives a bounded list of answers, a command an acknowledgement.
 
-Forty lines in place of a library, because it would cost every daemon 24 MiB: the two questions asked here are listed
-sockets and addresses. Answers to a dump are produced by the kernel while they are read, so nothing ever waits, and a
-socket that has nothing to say is an error. A pod decides how much there is to list; `MAX_ANSWERS` bounds it.
+No library is used, because one costs every daemon 24 MiB and only sockets and addresses are listed here. The kernel
+produces the answers to a dump while they are read, so reading never waits, and a socket without data is an error. The
+pod decides how much there is to list; `MAX_ANSWERS` bounds it.
 """
 
 from __future__ import annotations

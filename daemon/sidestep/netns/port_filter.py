@@ -1,9 +1,9 @@
-"""A filter that has the kernel list only sockets of certain local ports (sock_diag(7), INET_DIAG_REQ_BYTECODE).
+"""Makes a filter with which the kernel lists sockets of certain local ports only (INET_DIAG_REQ_BYTECODE).
 
-A pod's author chooses how many sockets listen there; reading 20,000 answers takes a tenth of a second in Python. The
-program of a request is run by the kernel on each socket (net/ipv4/inet_diag.c, inet_diag_bc_run): an operation has an
-offset to go on at when it holds and one when it does not, and a socket is told when the end is reached exactly. Each
-range of ports is a block: at least its first port, at most its last, then a jump to the end.
+The pod decides how many sockets listen; reading 20,000 answers takes 0.1 s in Python. The kernel runs the request's
+program on each socket (sock_diag(7); net/ipv4/inet_diag.c, inet_diag_bc_run). Each operation has one offset to continue
+at when it holds and one when it does not; a socket is listed when the program's end is reached exactly. Each range of
+ports is a block of operations: at least its first port, at most its last port, jump to the end.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _ranges(ports: list[int]) -> list[tuple[int, int]]:
 
 
 def _block(first: int, last: int, left: int) -> bytes:
-    """`left` are the bytes from the begin of the block to the end of the program."""
+    """One range. `left` is the number of bytes from the beginning of the block to the end of the program."""
     return b"".join(
         (
             _comparison(_AT_LEAST, first, otherwise=_BLOCK),

@@ -1,12 +1,11 @@
 """Two listeners on one port: connections from certain addresses go to the first, all others to the second.
 
-Each listener has an accept queue (and a queue of half-open connections) of its own, so a flood that fills the second
-does not keep anybody out of the first. The kernel decides which one a connection is for: SO_REUSEPORT makes the group,
-and a classic BPF program (socket(7), SO_ATTACH_REUSEPORT_CBPF) that knows the addresses gives the index in it, which is
-the order of binding. None of this takes a capability.
+Each listener has its own accept queue and its own queue of half-open connections, so a flood that fills the second does
+not affect the first. The kernel chooses: SO_REUSEPORT makes the two listeners a group, and a classic BPF program
+(socket(7), SO_ATTACH_REUSEPORT_CBPF) returns the index of the listener, in order of binding. This takes no capability.
 
-The program compares the source address word by word. What it does not know goes to the second listener, so a list that
-is too short or out of date costs the preference, not the connection.
+The program compares the source address word by word. Unknown addresses go to the second listener, so a list that is too
+short or out of date loses the preference, not the connection.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""The program attached to one pod's network namespace, and the map that says which of its ports are steered.
+"""Attaches the program to one pod's network namespace and maintains the map of its steered ports.
 
-Everything belongs to this one pod: the assign helper does not check the namespace of the socket that it is given, so
-maps that are never shared are what makes steering from one pod into another impossible. Nothing is pinned. When the
-descriptors go - `close()`, a crash, SIGKILL - the kernel removes link, program and maps, and lookups go to the app.
+Program and maps belong to one pod only. bpf_sk_assign does not check the namespace of the socket, so separate maps are
+what prevents steering from one pod into another. Nothing is pinned: when the descriptors are closed (`close()`, a
+crash, SIGKILL) the kernel removes link, program and maps, and new connections reach the app.
 
-Attaching is a transaction: maps, program, and the link last, which is the only step that the pod can notice; whatever
-fails closes what was made before it. The steps take well under a millisecond, and none of them sleeps, hence no async.
+Attaching is a transaction: maps first, then the program, and last the link, the only step with an effect on the pod. A
+failure closes everything made before it. All steps together take less than a millisecond and do not block, so they are
+not async.
 
-The map itself is the state: `entries()` asks the kernel, which drops an entry on its own when its socket is closed (but
-not when a socket that is still open has ceased to listen).
+No copy of the map is kept: `entries()` asks the kernel. The kernel deletes an entry when its socket is closed, but not
+when a socket that is still open has stopped listening.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Steering:
                 raise
 
     def entries(self) -> frozenset[SteeredPort]:
-        """What the kernel's map holds now; an entry whose socket was closed is no longer in it."""
+        """The entries of the kernel's map now."""
         keys = bpf.map_keys(
             self._open(self._ports),
             key_size=_KEY_SIZE,
@@ -154,7 +155,7 @@ class Steering:
         return bool(info.netns_ino == self._netns_inode and info.attach_type == bpf.ATTACH_SK_LOOKUP)
 
     def close(self) -> None:
-        """Detach at once and release everything; new connections reach the app. Closing twice does nothing."""
+        """Detach and close everything; new connections reach the app at once. Closing twice does nothing."""
         if self._closed:
             return
         self._closed = True

@@ -1,8 +1,8 @@
-"""bpf(2) through ctypes: the nine commands that steering needs, each one function, each error a KernelError.
+"""The nine commands of bpf(2) that steering needs, through ctypes. Every function raises KernelError.
 
 The attribute structures mirror `union bpf_attr` (include/uapi/linux/bpf.h); the kernel accepts a shorter structure than
-its own and takes what is missing as zero. Every descriptor that bpf(2) returns is close-on-exec; what is not pinned
-lives exactly as long as its descriptors, which is the whole of our clean-up after SIGKILL.
+its own and takes the rest as zero. Every descriptor that bpf(2) returns is close-on-exec. Objects that are not pinned
+live as long as their descriptors, so the kernel cleans up after SIGKILL.
 """
 
 from __future__ import annotations
@@ -228,12 +228,12 @@ def link_create(prog_fd: int, target_fd: int, *, attach_type: int = ATTACH_SK_LO
 
 
 def link_detach(link_fd: int) -> None:
-    """Detach at once; closing the last descriptor would do it too, but only when the kernel gets round to it."""
+    """Detach at once; closing the last descriptor detaches with a delay."""
     _bpf(Command.LINK_DETACH, _LinkDetach(link_fd=link_fd), doing="detaching the program")
 
 
 def link_info(link_fd: int) -> LinkInfo:
-    """What the kernel knows about a link."""
+    """The kernel's description of a link."""
     info = LinkInfo()
     attributes = _InfoByFd(bpf_fd=link_fd, info_len=ctypes.sizeof(info), info=ctypes.addressof(info))
     _bpf(Command.OBJ_GET_INFO_BY_FD, attributes, doing="asking about the link")

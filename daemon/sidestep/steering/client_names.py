@@ -1,13 +1,13 @@
-"""Whom the proxy speaks for: the getpeername programs on one pod's cgroup, and the map of its named connections.
+"""Shows the app its clients' own addresses: getpeername programs on the pod's cgroup, and the map they read.
 
-With it the app's `accept()` and `getpeername()` report the client's own address and port. The daemon writes an entry
-between the proxy's bind() and its connect(), and deletes it when the connection is over, so that an entry never names a
-stranger. Like steering, nothing is pinned: when the descriptors go, links, programs and map go.
+For connections of the proxy, the app's `accept()` and `getpeername()` report the address and port of the client. The
+daemon adds an entry between the proxy's bind() and connect(), and deletes it when the connection is over, so an entry
+never applies to another connection. Nothing is pinned: links, programs and map end with the daemon's descriptors.
 
-IPv4 connections come from `sources`, a loopback network that nobody else uses: the app of a connection from there that
-is not named, or not any more, is shown its own address. So a proxy's connection never passes for one of the pod's own.
-Each attachment has another network, for while one daemon takes over from another both are attached and neither knows
-the other's connections.
+The proxy's IPv4 connections come from `sources`, a loopback network that nothing else uses. For a connection from there
+without an entry the app is shown its own address, so it does not mistake the connection for one from inside the pod.
+Each attachment uses another network, because during a takeover two daemons are attached that do not know each other's
+connections.
 
 The cgroup must be one of cgroup v2 (bpf(2), BPF_CGROUP_INET4_GETPEERNAME).
 """
@@ -94,11 +94,11 @@ class ClientNames:
         self._keys.add(key)
 
     def forget(self, peer: Address, peer_port: int, local_port: int) -> None:
-        """The connection is over; one that was not named is no error. Raises KernelError, BugError."""
+        """Delete the entry of a connection that is over, if there is one. Raises KernelError, BugError."""
         self._delete(pack_client_key(peer, peer_port, local_port))
 
     def forget_all(self) -> None:
-        """The proxy is gone, and all its connections with it. Raises KernelError."""
+        """Delete all entries, because the proxy has ended. Raises KernelError."""
         for key in list(self._keys):
             self._delete(key)
 

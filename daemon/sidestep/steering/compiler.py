@@ -1,10 +1,10 @@
 """Compile the programs of bpf/ in a short-lived child, so that bcc and LLVM never enter the daemon's memory.
 
-What comes back is data (`CompilerOutput`), bounded in size and time and compared with steering/layout.py before anyone
-uses it. A child that hangs, talks too much or dies is killed and reported in one line; it dies with the daemon.
+The child returns data (`CompilerOutput`). Its size and the time are bounded, and it is compared with steering/layout.py
+before use. A child that hangs, writes too much or dies is killed and reported in one line. It ends with the daemon.
 
-The child is started by the calling thread (it asks to be killed when that thread ends) and read by another, with
-blocking calls: asyncio's own subprocesses wait for ever for the end of a pipe that they have stopped reading.
+The calling thread starts the child (which asks to be killed when that thread ends), and another thread reads its output
+with blocking calls: asyncio's subprocesses wait for ever for the end of a pipe that they have stopped reading.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Standard output carries exactly one `CompilerOutput`; whatever bcc or clang print goes to standard error.
 
-Order: find the kernel headers, show them where that takes a mount, give up every capability, and only then import bcc.
-LLVM is 100 MiB of code that parses text, and needs no right to do so: the sources refer to their maps by number
-(bpf/layout.h), so that no map is created in order to compile.
+Order: find the kernel headers, mount them where bcc looks, drop every capability, and only then import bcc. LLVM is
+100 MiB of code that parses text and needs no capability: the sources refer to their maps by number (bpf/layout.h), so
+compiling creates no map.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Giving up every capability of this process, for good, while it stays the user that it is. Compiler child only.
+"""Drops every capability of this process for good, without changing its user. Used by the compiler child only.
 
-The compiler reads headers and sources and writes to a pipe, so it needs none. With no_new_privs an execve gives none
-back to root either (Documentation/userspace-api/no_new_privs.rst). The bounding set is emptied as well, where the
-process may do that: it takes CAP_SETPCAP, which is why it comes first. What is left is read back, not assumed.
+The compiler reads headers and sources and writes to a pipe, which takes no capability. no_new_privs keeps execve from
+granting any again, also to root (Documentation/userspace-api/no_new_privs.rst). The bounding set is emptied first,
+because that takes CAP_SETPCAP, and only if the process has it. The result is read back and checked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Section 6: inheritance, and a table of bad values with the text each of them gives."""
+"""Annotations: inheritance, and a table of bad values with the text each of them gives."""
 
 import pytest
 

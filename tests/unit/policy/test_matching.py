@@ -108,7 +108,7 @@ def test_methods_are_exact(method, expected):
     assert matches(method=method, methods=["GET", "POST"]) is expected
 
 
-# Every shape of filter answers like the plain reading of section 7: headers AND methods AND (paths OR-ed).
+# Every shape of filter answers like this plain reading: headers AND methods AND (paths OR-ed).
 _HEADERS = ["x-user=alice", "x-user=eve", "x-empty", "x-missing", "x-user=~^b", "x-user=~^q"]
 _METHODS = [[], ["GET"], ["PUT", "POST"]]
 _PATHS = [{}, {"path_equal": ["/api/orders"]}, {"path_prefix": ["/no"]}, {"path_regex": ["orders$"]}]

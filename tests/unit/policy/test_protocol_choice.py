@@ -1,4 +1,4 @@
-"""Section 5 of the design, row by row."""
+"""The table by which the protocol of a port is chosen, row by row."""
 
 import pytest
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
+import pytest
 from h2.settings import SettingCodes
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from sidestep.protocols.http2 import DEFAULT_LIMITS, Http2Limits
 from tests.effort import examples
 from tests.unit.engine.http2_peers import MATCH, Endpoint, Fields, Message, Peers, plain
+
+pytestmark = pytest.mark.timeout(600)  # seconds; a minute of work, on a machine that may be busy
 
 SMALL = replace(DEFAULT_LIMITS, stream_window=20_000, connection_window=70_000)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,8 @@ from sidestep.protocols.http2 import DEFAULT_LIMITS
 from tests.effort import examples
 from tests.unit.engine.http2.test_differential import SMALL, Scene, exchanges, initial
 from tests.unit.engine.http2_peers import MATCH, Endpoint, Message, Peers, plain, reply, request, rule
+
+pytestmark = pytest.mark.timeout(600)  # seconds; a minute of work, on a machine that may be busy
 
 TAPS = (rule("t1", (b"x-one", b"a")), Rule("t2", "shop/t2", lambda method, path, fields: True))
 
