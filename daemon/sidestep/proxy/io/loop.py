@@ -29,6 +29,9 @@ BROKEN: Final = select.EPOLLERR | select.EPOLLHUP
 
 Callback = Callable[[int], None]
 
+TIMERS: Final = 1024
+"""Timers above which cancelled ones are looked for. A connection that is set up may cancel a timer of an hour, so they
+must not stay until they are due."""
 BATCH = 128
 """Events taken from the kernel at once."""
 TURN: Final = 0.05
@@ -65,6 +68,8 @@ class Loop:
         self._fresh: set[int] = set()
         """Descriptors added since the last poll. Events of the current batch with these numbers belong to others."""
         self._timers: list[Timer] = []
+        self._most_timers = TIMERS
+        """Length of the heap at which cancelled timers are dropped: twice what was left the last time, or more."""
         self._on_crash = on_crash
         self._running = False
         self.now = time.monotonic()
@@ -106,8 +111,17 @@ class Loop:
     def later(self, delay: float, call: Callable[[], None]) -> Timer:
         """Call `call` once, `delay` seconds from now at the earliest."""
         timer = Timer(time.monotonic() + delay, call)
+        if len(self._timers) >= self._most_timers:
+            self._drop_cancelled()
         heapq.heappush(self._timers, timer)
         return timer
+
+    def _drop_cancelled(self) -> None:
+        """Forget cancelled timers. The heap doubles in between, so that each timer costs this a constant time."""
+        timers = self._timers
+        timers[:] = [timer for timer in timers if timer.call is not None]
+        heapq.heapify(timers)
+        self._most_timers = max(TIMERS, 2 * len(timers))
 
     def stop(self) -> None:
         """Leave `run` after the current callback."""
