@@ -213,6 +213,8 @@ class Conductor:
         self._dirty = True
         if not io.ended and io.stream is not None and io.lingering is None:
             read_last(self.relay, io.leg, io.stream, whole=self._whole, now=self._loop.now)
+            if self.relay.successor is not None:
+                self.relay = self.relay.successor
         io.leg.out.clear()
         io.leg.queued = 0
         io.release(orderly=False)

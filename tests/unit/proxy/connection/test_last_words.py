@@ -19,6 +19,12 @@ from tests.unit.proxy.io.test_splice import DEADLINE, tcp_pair
 HEAD = b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n"
 ANSWER = b"HTTP/1.1 413 Payload Too Large\r\nContent-Length: 20000\r\n\r\n" + bytes(20000)
 
+UPGRADE = (
+    b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n"
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAA\r\n\r\n"
+)
+SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+
 
 class ConnectionHost:
     """A worker that has only pipes; the loop ends with its connection."""
@@ -38,31 +44,49 @@ def http1():
     return Http1Relay(SteeredPort(80, Route(())), tls=False)
 
 
+class Scene:
+    """A conductor between a client and an app; `run` ends with its connection."""
+
+    def __init__(self, relay):
+        self.client, near = tcp_pair()
+        far, self.app = tcp_pair()
+        self.crashes = []
+        self.loop = Loop(on_crash=lambda owner, error: self.crashes.append(error))
+        for sock in (near, far):
+            sock.setblocking(False)
+        self.conductor = Conductor(
+            self.loop,
+            relay,
+            host=ConnectionHost(self.loop),
+            port=None,  # only a dial would need it
+            endpoints=Endpoints("a", 1, "b", 2),
+            protocol="http1",
+        )
+        self.conductor.attach(relay.client, PlainStream(near), watched=False)
+        self.conductor.attach(relay.app, PlainStream(far), watched=False)
+
+    def begin(self, first):
+        self.client.sendall(first)
+        self.conductor.begin()
+        assert self.app.recv(1000) == first
+
+    def run(self):
+        guard = self.loop.later(DEADLINE, self.loop.stop)
+        self.loop.run()
+        guard.cancel()
+        assert self.conductor.is_apart
+        assert not self.crashes
+
+
 @pytest.mark.parametrize("make", [http1, WireRelay])
 def test_the_answer_of_an_app_that_resets_during_an_upload_arrives(make):
-    client, near = tcp_pair()
-    far, app = tcp_pair()
-    crashes = []
-    loop = Loop(on_crash=lambda owner, error: crashes.append(error))
-    for sock in (near, far):
-        sock.setblocking(False)
-    relay = make()
-    port = None  # only a dial would need it
-    conductor = Conductor(
-        loop, relay, host=ConnectionHost(loop), port=port, endpoints=Endpoints("a", 1, "b", 2), protocol="http1"
-    )
-    conductor.attach(relay.client, PlainStream(near), watched=False)
-    conductor.attach(relay.app, PlainStream(far), watched=False)
-    client.sendall(HEAD)
-    conductor.begin()
-    assert app.recv(1000) == HEAD
+    scene = Scene(make())
+    client, app = scene.client, scene.app
+    scene.begin(HEAD)
     client.sendall(bytes(50000))  # ready before the app's answer is, so that it is written to a socket that broke
     app.sendall(ANSWER)
     reset(app)
-    guard = loop.later(DEADLINE, loop.stop)
-    loop.run()
-    assert guard.call is not None
-    assert not crashes
+    scene.run()
     with client, pytest.raises(ConnectionResetError):
         received = bytearray()
         while data := client.recv(65536):
@@ -70,5 +94,18 @@ def test_the_answer_of_an_app_that_resets_during_an_upload_arrives(make):
             assert ANSWER.startswith(received)
             if len(received) == len(ANSWER):
                 client.recv(1)
-    loop.close()
+    scene.loop.close()
     assert bytes(received) == ANSWER
+
+
+def test_an_app_that_goes_on_in_http2_and_breaks_off_ends_its_client():
+    scene = Scene(http1())
+    scene.begin(UPGRADE)
+    scene.client.sendall(bytes(50000))
+    scene.app.sendall(SWITCHED)
+    reset(scene.app)
+    scene.run()
+    with scene.client, pytest.raises(ConnectionResetError):
+        while scene.client.recv(65536):
+            pass
+    scene.loop.close()
