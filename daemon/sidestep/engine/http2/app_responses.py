@@ -5,8 +5,9 @@ each header block changes the HPACK context of the next, so all are decoded, wan
 
     between frames   the frame header is kept until it is whole
     in a frame       DATA of a stream that is wanted is told as it comes, without padding; header blocks are kept
-                     until they are whole (`Http2Limits.passed_block`); everything else is skipped
-    blind            a block could not be decoded or was too large: no response can be told any more
+                     until they are whole (`Http2Limits.passed_block`, `continuations`); everything else is skipped
+    blind            a block could not be decoded, was too large, or was interrupted by another frame: no response can
+                     be told any more
 
 The events say what the app has said, whatever the relay changes on the way. Resets and ends of connections are told by
 `Http2Feed.cut`. Answers of handlers and of our own are told when they are written (`ToClient`).
@@ -52,11 +53,14 @@ class AppResponses:
     __slots__ = (
         "_blind",
         "_block",
+        "_block_size",
+        "_block_stream",
         "_ends",
         "_feed",
         "_kept",
         "_limits",
         "_memo",
+        "_need",
         "_padding",
         "_promises",
         "_rest",
@@ -71,8 +75,10 @@ class AppResponses:
         self._state = State((), 0, DEFAULT_CAPACITY, limits.table, -1)
         """Any table size that we follow is allowed: whether the client has allowed it is the client's business."""
         self._blind = False
-        self._kept = b""
+        self._kept = bytearray()
         """The beginning of a frame that is read whole, or of its header."""
+        self._need = HEADER_SIZE
+        """Bytes of `_kept` below which nothing can be done."""
         self._rest = 0
         """Bytes still to come of a frame that is cut through, ..."""
         self._stream = 0
@@ -82,7 +88,11 @@ class AppResponses:
         self._ends = False
         """END_STREAM of the frame or header block at hand."""
         self._block: list[bytes] | None = None
-        """Fragments of a header block that is being continued."""
+        """Fragments of a header block that is being continued, ..."""
+        self._block_size = 0
+        """... their bytes, ..."""
+        self._block_stream = 0
+        """... and its stream."""
         self._promises = False
         """That block is of a PUSH_PROMISE."""
 
@@ -94,27 +104,37 @@ class AppResponses:
             size = min(self._rest, len(data))
             self._cut_through(data[:size])
             data = data[size:]
+        if self._kept:
+            self._kept += data
+            if len(self._kept) < self._need:
+                return
+            data = bytes(self._kept)
+            self._kept.clear()
         try:
-            self._kept = self._read(self._kept + data if self._kept else data)
+            self._kept += self._read(data)
         except PeerError:
             self._go_blind()
 
     def _go_blind(self) -> None:
         self._blind = True
-        self._kept = b""
+        self._kept.clear()
         self._block = None
         self._feed.lose_responses()
 
     def _read(self, data: bytes) -> bytes:
         """Read frames; what could not be read is returned. Raises Http2Error, HpackError."""
         position, end = 0, len(data)
+        self._need = HEADER_SIZE
         while end - position >= HEADER_SIZE:
             high, low, kind, flags, stream = _unpack(data, position)
             stream &= STREAM
             payload = position + HEADER_SIZE
             stop = payload + (high << 8 | low)
+            if self._block is not None and (kind != CONTINUATION or stream != self._block_stream):
+                raise Http2Error("h2-continuation")
             if kind == DATA:
                 if flags & PADDED and payload == end and stop > payload:
+                    self._need = HEADER_SIZE + 1
                     break
                 self._begin_data(data, payload, stop, flags, stream)
                 position = min(stop, end)
@@ -123,6 +143,7 @@ class AppResponses:
                 if stop - position > self._limits.passed_block:
                     raise Http2Error("h2-header-size")
                 if stop > end:
+                    self._need = stop - position
                     break
                 self._on_block(kind, flags, stream, data[payload:stop])
             elif stop > end:
@@ -161,12 +182,15 @@ class AppResponses:
             if self._block is None:
                 raise Http2Error("h2-continuation")
             self._block.append(payload)
+            self._block_size += len(payload)
         else:
             _, fragment = split_headers(payload, flags)
             self._promises = kind == PUSH_PROMISE
             self._block = [fragment[_PROMISED:] if self._promises else fragment]
+            self._block_size = len(fragment)
+            self._block_stream = stream
             self._ends = kind == HEADERS and bool(flags & END_STREAM)
-        if sum(map(len, self._block)) > self._limits.passed_block:
+        if self._block_size > self._limits.passed_block or len(self._block) > self._limits.continuations + 1:
             raise Http2Error("h2-header-size")
         if flags & END_HEADERS:
             fragments, self._block = self._block, None

@@ -9,6 +9,7 @@ import pytest
 from sidestep.engine.mirror.events import (
     BODY,
     HEAD,
+    RESPONSE,
     Anomaly,
     Answerer,
     ExchangeCut,
@@ -20,6 +21,7 @@ from sidestep.engine.mirror.events import (
 )
 from sidestep.engine.mirror.producer import Mirror
 from sidestep.policy.route import Rule
+from sidestep.protocols.http2 import DEFAULT_LIMITS
 from tests.unit.engine.http2_peers import MATCH, Endpoint, Message, Peers, plain, reply, request
 from tests.unit.engine.mirror.recording import EVERYTHING, recorded
 
@@ -133,6 +135,61 @@ def test_responses_that_cannot_be_decoded_are_not_told_and_nobody_else_minds():
     assert recorder.data(RequestData, stream) == b"abc"
     assert recorder.kinds() == ["RequestHead", "RequestData", "RequestEnd"]
     assert not peers.mirror.is_listening
+
+
+HEADERS = b"\0\0\1\1\0\0\0\0\1\x88"
+"""The beginning of a header block that goes on."""
+CONTINUED = b"\0\0\0\x09\0\0\0\0\1"
+
+
+def observer():
+    _, peers, recorder = scene()
+    return peers.relay._connection.app_responses, peers, recorder
+
+
+def test_a_header_block_is_not_continued_for_ever():
+    responses, peers, recorder = observer()
+    responses.receive(HEADERS)
+    for _ in range(DEFAULT_LIMITS.continuations):
+        responses.receive(CONTINUED)
+    assert responses._block is not None
+    responses.receive(CONTINUED)
+    assert responses._block is None
+    peers.mirror.hears_responses = True
+    responses.receive(CONTINUED)  # and costs nothing any more
+    assert peers.mirror.hears_responses
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\0\0\0\x09\4\0\0\0\3",  # a CONTINUATION of another stream
+        b"\0\0\1\1\4\0\0\0\1\x88",  # HEADERS
+        b"\0\0\0\0\0\0\0\0\1",  # DATA
+    ],
+)
+def test_a_header_block_that_is_interrupted_is_told_to_nobody(frame):
+    responses, peers, recorder = observer()
+    peers.mirror.responses.update({1: RESPONSE, 3: RESPONSE})
+    responses.receive(HEADERS + frame)
+    peers.mirror.run()
+    assert not recorder.answers(1) + recorder.answers(3)
+    assert not peers.mirror.hears_responses
+
+
+def test_a_large_header_block_that_comes_a_byte_at_a_time_is_read_once():
+    responses, peers, recorder = observer()
+    peers.mirror.responses[1] = RESPONSE
+    block = b"\x88" + b"\x00\x01x\x7f\x81\xff\x01" + b"v" * 32768  # a literal of 32 KiB
+    read = []
+    reader = responses._read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(responses), "_read", lambda self, data: (read.append(len(data)), reader(data))[1])
+        for byte in len(block).to_bytes(3, "big") + b"\1\5\0\0\0\1" + block:
+            responses.receive(bytes((byte,)))
+    peers.mirror.run()
+    assert [answer.status for answer in recorder.answers(1)] == [200]
+    assert len(read) <= 4
 
 
 def test_what_can_not_be_read_is_an_anomaly():
