@@ -144,11 +144,12 @@ CONTINUED = b"\0\0\0\x09\0\0\0\0\1"
 
 def observer():
     _, peers, recorder = scene()
+    peers.mirror._make_sinks()
     return peers.relay._connection.app_responses, peers, recorder
 
 
 def test_a_header_block_is_not_continued_for_ever():
-    responses, peers, recorder = observer()
+    responses, peers, _ = observer()
     responses.receive(HEADERS)
     for _ in range(DEFAULT_LIMITS.continuations):
         responses.receive(CONTINUED)
