@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, settings
 from tests.effort import FACTOR
 
 # The processes that run the tests are measured (`make coverage`); the commands that tests start are not.
-os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
 
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ordinary", settings.get_profile("steady"), derandomize=True)
