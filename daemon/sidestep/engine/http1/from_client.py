@@ -146,6 +146,8 @@ class FromClient:
         body = request.body
         if request.decision.taps:
             self._feed.begin(request, head, self._relay.now)
+        elif self._feed.current:
+            self._feed.cut()  # it asked for another protocol, and was answered before it was whole
         if rule is not None:
             state.app_bypassed = True
             self._diversion.begin(rule, request, head)

@@ -24,6 +24,8 @@ CHUNKED = b"POST /t HTTP/1.1\r\nHost: app.test\r\nX-Dev: tap\r\nTransfer-Encodin
 BODY = b"5;a=b\r\nhello\r\n0005\r\nworld\r\n0\r\nX-Sum: 1\r\n\r\n"
 UPGRADE = b"GET /t HTTP/1.1\r\nHost: app.test\r\nX-Dev: tap\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+UPGRADE_POST = (POST % 4)[:-2] + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+OTHER_POST = b"POST /other HTTP/1.1\r\nHost: app.test\r\nContent-Length: 6\r\n\r\nsecret"
 TAP = rule("tap", b"tap")
 
 
@@ -261,6 +263,22 @@ def test_a_refused_upgrade_is_an_ordinary_request():
     shell.client(T)
     shell.app(OK)
     assert copies(shell) == [UPGRADE, T]
+
+
+@pytest.mark.parametrize("cut", [0, 3, 6])
+def test_after_a_refused_upgrade_the_next_body_is_no_part_of_its_copy(cut):
+    shell = http1(taps=(TAP,))
+    shell.client(UPGRADE_POST + b"bo")
+    shell.app(OK)
+    shell.client(b"dy")
+    end = len(OTHER_POST) - cut
+    shell.client(OTHER_POST[:end])
+    if cut:
+        shell.client(OTHER_POST[end:])
+    shell.app(OK)
+    assert shell.to_app == UPGRADE_POST + b"body" + OTHER_POST
+    assert copies(shell) == [UPGRADE_POST + b"body"]
+    assert not lost(shell)
 
 
 def test_a_wire_is_the_shells_once_its_last_copy_is_gone():
