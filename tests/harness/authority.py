@@ -77,10 +77,12 @@ class Authority:
         lasts: float = 7 * 86400.0,
         ips: Iterable[str] = (),
         common_name: str = "",
+        alternatives_der: bytes = b"",
     ) -> Certificate:
         """A leaf for DNS names and addresses; `client` adds the client-authentication usage. `lasts`: seconds.
 
         Its subject is the first name, or `common_name`; without names and addresses it has no alternative names.
+        `alternatives_der` stands in their place as it is, however malformed.
         """
         key = new_key(kind)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name or names[0])])
@@ -88,7 +90,10 @@ class Authority:
         alternatives += [x509.IPAddress(ipaddress.ip_address(ip)) for ip in ips]
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, *([ExtendedKeyUsageOID.CLIENT_AUTH] if client else [])]
         builder = _builder(subject, self.name, key, lasts=-86400.0 if expired else lasts)
-        if alternatives:
+        if alternatives_der:
+            raw = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, alternatives_der)
+            builder = builder.add_extension(raw, critical=False)
+        elif alternatives:
             builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         certificate = (
             builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

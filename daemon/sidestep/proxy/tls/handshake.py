@@ -148,7 +148,11 @@ class UpstreamHandshake:
         if stream.asked:
             return certificate_requested(self._port)
         if not (openssl_compares(self._server_name) or self._port.skip_verify):
-            certificate = stream.state.getpeercert() or {}
+            try:
+                certificate = stream.state.getpeercert() or {}
+            except ValueError:  # Python decodes names as UTF-8, OpenSSL does not
+                why = "its certificate has a name that is not UTF-8"
+                return unverified(self._port, self._verified_name, why)
             if not self._verified_name:
                 why = "neither the client nor the certificate of this port says its name"
                 return unverified(self._port, self._verified_name, why)

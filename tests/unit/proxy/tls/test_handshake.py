@@ -237,6 +237,17 @@ def test_what_comes_of_a_handshake_with_an_app(store, ours, theirs, condition):
             assert sock.fileno() < 0
 
 
+def test_an_app_with_a_certificate_that_python_cannot_decode_is_unverified(store):
+    """OpenSSL takes names in any encoding; the client's connection is passed through, not reset."""
+    name = b"\x82\x0a\xe9cole.test"
+    odd = AUTHORITY.issue("app.test", alternatives_der=b"\x30" + bytes([len(name)]) + name)
+    with stepped() as scene, app(server_context(odd, alpn=())) as sock:
+        made = scene.finish(upstream(scene, store, name=None, upstream_name="app.test", alpn=()).run(sock))
+        assert made.type is ConditionType.UPSTREAM_UNVERIFIED
+        assert "not UTF-8" in made.text
+        assert sock.fileno() < 0
+
+
 def test_an_app_that_shares_no_protocol_with_the_client_is_told_apart(store):
     """OpenSSL servers that are strict about ALPN answer by an alert; here the alert itself is played."""
     with stepped() as scene:
