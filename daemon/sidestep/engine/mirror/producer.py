@@ -113,7 +113,7 @@ class Mirror:
         self._make_sinks()
         self._sinks = (*self._sinks, sink)
         self.whole |= interest
-        self._put(ConnectionStart())
+        self._make_queue().put_always(ConnectionStart())
 
     def offer(self, exchange: int, offer: Offer) -> int:
         """What the sinks want of a new exchange. When it is anything, `begin` follows.
@@ -186,7 +186,7 @@ class Mirror:
         for sink in self._sinks:
             sink.consume(event)
 
-    def _put(self, event: Event, size: int = 0, exchange: int = 0) -> bool:
+    def _put(self, event: Event, size: int, exchange: int) -> bool:
         queue = self.queue
         if queue is None:
             queue = self._make_queue()
@@ -244,13 +244,13 @@ class Mirror:
     def anomaly(self, reason: str) -> None:
         """Something cannot be read any more; a stable, short reason."""
         if self._sinks:
-            self._put(Anomaly(reason))
+            self._make_queue().put_always(Anomaly(reason))
 
     def diverted(self, exchange: int, rule: Rule, method: bytes, target: bytes, authority: bytes) -> None:
         """A request is given to a handler: sessions are always told of that."""
         if self._sinks or self._make_sinks():
             event = RequestDiverted(exchange, rule, method, target, authority)
-            self._put(event, len(method) + len(target) + len(authority), exchange)
+            self._make_queue().put_always(event, len(method) + len(target) + len(authority))
 
     def end(self) -> None:
         """The connection is over for the mirror. Called twice is the same as once."""
@@ -259,7 +259,7 @@ class Mirror:
         self.whole = NOTHING
         if self._sinks and not self._has_ended:
             self._has_ended = True
-            self._put(ConnectionEnd())
+            self._make_queue().put_always(ConnectionEnd())
 
     # --- the whole connection ---------------------------------------------------------------------------------------
 

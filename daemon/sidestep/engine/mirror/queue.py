@@ -11,6 +11,9 @@ The queue is bounded in bytes, and so in number, because every event counts for 
                   consumers may have used up their share of time. Otherwise the event is dropped and counted in a `Gap`,
                   which stands in the queue where the event would have stood
 
+Events of which a client causes few, and without which sinks would be wrong about the connection, are never dropped
+(`put_always`).
+
 `catch_up` runs while a client is served. An exception there does not end that client's connection: the next `run`
 raises it.
 """
@@ -66,6 +69,12 @@ class EventQueue:
             self.catch_up()
         self.note(event, size)
         return True
+
+    def put_always(self, event: Event, size: int = 0) -> None:
+        """As `put`, but an event for which no room can be made is queued all the same."""
+        if self.size > FULL and self._may_catch_up():
+            self.catch_up()
+        self.note(event, size)
 
     def note(self, event: Event, size: int = 0) -> None:
         """Queue an event. The caller has seen that there is room."""

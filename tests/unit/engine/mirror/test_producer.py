@@ -14,6 +14,7 @@ from sidestep.engine.mirror.events import (
     ConnectionStart,
     ExchangeCut,
     RequestData,
+    RequestDiverted,
     RequestEnd,
     ResponseData,
 )
@@ -123,3 +124,19 @@ def test_after_it_is_closed_nothing_is_told(bodies):
     assert one.offered == [1]
     assert not one.events
     assert not mirror.is_listening
+
+
+def test_what_is_told_once_is_told_without_room_and_cuts_no_exchange():
+    """A session is told of each diverted request; the end of a connection is what its copies end by."""
+    sink = Recorder(HEAD | BODY)
+    mirror = Mirror(lambda mirror: (sink,), lambda: False)
+    mirror.add(Recorder(NOTHING), BODY)
+    begin(mirror, 1)
+    mirror.request_data(1, b"x" * 70_000)
+    assert mirror.is_full
+    mirror.diverted(0, TAP, b"GET", b"/", b"app.test")
+    mirror.anomaly("h1-slow-head")
+    mirror.end()
+    mirror.run()
+    told = [ConnectionStart, RequestData, RequestData, RequestDiverted, Anomaly, ConnectionEnd]
+    assert [type(event) for event in sink.events] == told
