@@ -181,6 +181,7 @@ class Http2Relay(Relay):
 
     def expired(self, now: float) -> None:
         """Learn that `deadline` has passed: a tick."""
+        self.now = now
         connection = self._connection
         connection.from_client.idle.tick()
         connection.diversion.tick()

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from sidestep.engine.http2.relay import Http2Relay
 from sidestep.engine.leg import HIGH_WATER
+from sidestep.policy.route import Route, SteeredPort
 from sidestep.protocols.http2 import (
     DATA,
     DEFAULT_LIMITS,
@@ -155,3 +157,10 @@ def test_late_frames_of_forgotten_streams_stay_away_from_the_app() -> None:
     assert talk.app.data == b""
     talk.send(window_update(9, 1))
     assert talk.app.of(WINDOW_UPDATE, 9)
+
+
+def test_a_tick_is_an_input_at_a_time_of_its_own():
+    """What a tick brings about, such as another deadline, is reckoned from its time, not from that of older bytes."""
+    relay = Http2Relay(SteeredPort(8080, Route()), tls=False)
+    relay.expired(7.0)
+    assert relay.now == 7.0
