@@ -392,7 +392,8 @@ class Http2Relay(Relay):
         self.drain = False
         connection.feed.cut_all()
         connection.to_app.write(connection.from_client.pending)
-        connection.to_client.pass_on(connection.from_app.pending, middle=False)
+        if not connection.app.has_ended:  # otherwise the client has these bytes already
+            connection.to_client.pass_on(connection.from_app.pending, middle=False)
         self.joined = (self.client, self.app)
         if self._client_ended:
             self._wire_eof(self.client)

@@ -18,10 +18,12 @@ from sidestep.protocols.http2 import (
     SETTINGS,
     WINDOW_UPDATE,
     frame,
+    header_frames,
     settings,
 )
 from tests.unit.engine.http2.talk import Talk
 from tests.unit.engine.http2_peers import MATCH, request
+from tests.unit.engine.shell import Shell
 
 BAD_BEGINNINGS = {
     "h2-preface": b"GET / HTTP/1.1\r\nhost: a\r\n\r\n",
@@ -111,3 +113,34 @@ def test_a_waiting_match_goes_to_an_app_that_is_no_http2_server(ending: str) -> 
         assert talk.relay.client.ending is Ending.FINISH
     assert talk.app.data == data
     assert talk.relay.anomaly == "h2-app-not-http2"
+
+
+def test_what_a_client_waits_behind_passes_once_when_the_app_ends():
+    talk = Talk(begin=False)
+    asked = PREFACE + settings({}) + header_frames(1, talk.encoder.encode(request(b"/", MATCH).head), end_stream=True)
+    shell = Shell(talk.relay, app_open=True)
+    shell.client(asked)
+    shell.app(b"ERR\r\n")
+    shell.eof(talk.relay.app)
+    assert (shell.to_client, shell.to_app) == (b"ERR\r\n", asked)
+    assert talk.relay.anomaly == "h2-app-not-http2"
+
+
+def test_a_client_that_cannot_be_read_after_the_app_has_ended_is_not_told_its_last_bytes_again():
+    shell = Shell(Talk(begin=False).relay, app_open=True)
+    shell.client(PREFACE + settings({}))
+    shell.app(settings({}) + b"raw")
+    shell.eof(shell.relay.app)
+    shell.client(frame(CONTINUATION, END_HEADERS, 1, b"\x82"))
+    assert shell.relay.anomaly == "h2-continuation"
+    assert shell.to_client == settings({}) + b"raw"
+
+
+def test_an_app_that_cannot_be_read_after_the_client_has_ended_is_not_told_its_last_bytes_again():
+    shell = Shell(Talk(begin=False).relay, app_open=True)
+    shell.client(PREFACE + settings({}) + b"raw")
+    shell.eof(shell.relay.client)
+    shell.app(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    assert shell.relay.anomaly == "h2-app-not-http2"
+    assert shell.to_app == PREFACE + settings({}) + b"raw"
+    assert shell.to_client == b"HTTP/1.1 400 Bad Request\r\n\r\n"
