@@ -107,7 +107,9 @@ class Conclusion:
         if upgrade == b"h2c":
             self._relay.anomaly = "h1-h2c-upgrade"
         self._state.diverted = None
-        self._join(leg, exchange=self._feed.switched(upgrade))
+        exchange = self._feed.switched(upgrade)
+        self._feed.cut_all(but=exchange)
+        self._join(leg, exchange=exchange)
 
     def _join(self, peer: Leg, rest: bytes = b"", *, exchange: int = 0) -> None:
         state = self._state

@@ -109,7 +109,7 @@ class Diversion:
             start = at
             at = reader.read(data, at, flags)
             event = reader.event
-            if diverted.mirrored:
+            if diverted.mirrored and (event != messages.SWITCH or diverted.may_switch()):
                 self._feed.read(diverted.mirrored, Answerer.HANDLER, reader, data[start:at], self._host.now)
             if event == messages.MORE:
                 if not reader.in_head and start < len(data):

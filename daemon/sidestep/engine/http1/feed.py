@@ -111,8 +111,9 @@ class Http1Feed:
     def cut(self) -> None:
         """Nothing more of the current request will come."""
         exchange, self.current = self.current, 0
-        if self._is_whole and exchange in self._mirror.requests:
-            self._mirror.request_end(exchange)
+        if self._is_whole:
+            if exchange in self._mirror.requests:
+                self._mirror.request_end(exchange)  # its answer may be yet to come
         elif exchange:
             self._mirror.cut(exchange)
 

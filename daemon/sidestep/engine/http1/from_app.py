@@ -12,6 +12,7 @@ from sidestep.engine.http1.feed import LISTENED_TO, Http1Feed
 from sidestep.engine.http1.state import HELD_BACK, SERVED
 from sidestep.engine.mirror.events import Answerer
 from sidestep.protocols import http1_messages as messages
+from sidestep.protocols.http1 import SWITCHES
 
 if TYPE_CHECKING:
     from sidestep.engine.http1.conclusion import Conclusion
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sidestep.engine.http1.peers import Peers
     from sidestep.engine.http1.state import ConnectionState
     from sidestep.engine.relay import Relay
+    from sidestep.protocols.http1_response_head import ResponseHead
 
 
 class FromApp:
@@ -72,8 +74,7 @@ class FromApp:
                     if state.client not in SERVED:
                         return
             elif event == messages.SWITCH:
-                if not self._conclusion.hand_over(reader.response, data[at:]):
-                    self._conclusion.switch(self._relay.app, reader.response)
+                self._switch(flags, reader.response, data[at:])
                 return
             elif event == messages.BROKEN:
                 self._conclusion.become_wire(reader.anomaly)
@@ -83,6 +84,13 @@ class FromApp:
                 return
         if state.client in HELD_BACK and not awaited:
             self._from_client.proceed()
+
+    def _switch(self, flags: int, response: ResponseHead | None, rest: bytes) -> None:
+        """The app speaks another protocol from here on, as the request of these flags asks for, or as none does."""
+        if not flags & SWITCHES:
+            self._conclusion.become_wire("h1-response-unsolicited-switch")
+        elif not self._conclusion.hand_over(response, rest):
+            self._conclusion.switch(self._relay.app, response)
 
     def _goes_on(self, flags: int, body: bytes) -> int:
         """The response lasts to the end of the connection: its exchange, 0 if nobody listens."""

@@ -8,6 +8,7 @@ from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.mirror.events import (
     BODY,
     HEAD,
+    RESPONSE,
     RESPONSE_HEAD,
     Anomaly,
     Answerer,
@@ -22,6 +23,7 @@ from sidestep.engine.mirror.events import (
     ResponseEnd,
 )
 from sidestep.engine.mirror.producer import Mirror
+from sidestep.engine.relay import OnUnreadable
 from sidestep.policy.route import Route, SteeredPort
 from tests.effort import examples
 from tests.unit.engine.mirror.recording import EVERYTHING, recorded
@@ -227,6 +229,40 @@ def test_an_answer_to_the_end_of_the_connection_is_told_to_its_end():
     shell.eof(shell.relay.app)
     assert recorder.data(ResponseData, 1) == b"some more"
     assert recorder.events[-1] == ResponseEnd(1)
+
+
+def test_the_answer_to_an_upgrade_is_told_although_the_client_has_finished():
+    shell, recorder = scene(everything(), interest=HEAD | RESPONSE)
+    shell.client(UPGRADE)
+    shell.eof(shell.relay.client)
+    shell.handler(OK)
+    assert shell.to_client == OK
+    assert recorder.kinds(1) == ["RequestHead", "RequestDiverted", "ResponseHead", "ResponseData", "ResponseEnd"]
+
+
+def test_a_switch_that_a_handler_may_not_choose_is_not_told_as_its_answer():
+    shell, recorder = scene(everything())
+    shell.client(T)
+    shell.handler(SWITCHING)
+    assert shell.to_client.startswith(b"HTTP/1.1 502 ")
+    assert [(answer.by, answer.status) for answer in recorder.answers(1)] == [(Answerer.SIDESTEP, 502)]
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_switch_that_nobody_asked_for_cuts_all_exchanges(closes):
+    mirror, recorder = recorded(HEAD | RESPONSE)
+    options = {"on_unreadable": OnUnreadable.CLOSE} if closes else {}
+    shell = Shell(Http1Relay(SteeredPort(80, Route((), (TAP,))), tls=False, mirror=mirror, **options))
+    shell.client(T + UPGRADE)
+    shell.app(SWITCHING)  # answers the first one
+    assert shell.relay.anomaly == "h1-response-unsolicited-switch"
+    assert ResponseEnd(2) not in recorder.events
+    assert recorder.kinds(1) == ["RequestHead", "ResponseHead", "ExchangeCut"]
+    assert recorder.kinds(2) == ["RequestHead", "ExchangeCut"]
+    assert (shell.relay.done, shell.relay.wired is None) == (closes, closes)
+    if not closes:
+        shell.client(b"raw")
+    assert shell.to_app == T + UPGRADE + (b"" if closes else b"raw")
 
 
 def test_what_cannot_be_read_is_an_anomaly():
