@@ -153,6 +153,7 @@ class Conclusion:
             client.out[-1] = client.out[-1][: -len(rest)]
             client.queued -= len(rest)
         self._feed.cut_all()
+        relay.mirror.catch_up()
         self._peers.end_all(Ending.CLOSE, but=relay.app)
         kept = bytes(state.unread) + self._requests.take_kept()
         state.unread.clear()

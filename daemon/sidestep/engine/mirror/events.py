@@ -17,7 +17,7 @@ of an HTTP/2 connection. `ConnectionStart`, `Anomaly`, `Gap` and `ConnectionEnd`
 
 An exchange is named by a number. HTTP/1 counts: 1, 2, 3, in the order of requests; HTTP/2 uses the stream
 id; the bytes of a whole connection, whatever protocol they carry, are exchange 0 (`WHOLE`). After an HTTP/1 connection
-went on in HTTP/2 (h2c) numbers are stream ids: all earlier exchanges are over by then.
+went on in HTTP/2 (h2c) numbers are stream ids: all earlier exchanges are over by then, and their events consumed.
 
 Bytes. HTTP/1 heads and bodies are as on the wire: field names as sent, chunk framing and trailers included, so that a
 copy or a capture is exact. HTTP/2 heads and trailers are decoded header blocks, HTTP/2 data is payload without padding.

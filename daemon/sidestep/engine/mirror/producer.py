@@ -168,6 +168,11 @@ class Mirror:
         if self.queue is not None:
             self.queue.run(most)
 
+    def catch_up(self) -> None:
+        """Have all events consumed now, because later exchanges may have the numbers of earlier ones."""
+        if self.queue is not None:
+            self.queue.catch_up()
+
     def close(self) -> None:
         """Mirror nothing more of this connection: no sink is asked or told anything."""
         self._has_ended = self._is_made = True

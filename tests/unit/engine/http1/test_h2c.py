@@ -6,9 +6,11 @@ import pytest
 from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.http2.relay import Http2Relay
 from sidestep.engine.leg import Ending, Role
+from sidestep.engine.mirror.copy_leg import CopyLeg
 from sidestep.engine.mirror.ledger import Ledger
 from sidestep.engine.mirror.producer import Mirror
 from sidestep.engine.mirror.whole_connection import copy_whole
+from sidestep.engine.mirror.wiretaps import wiretap_mirror
 from sidestep.engine.relay import OnUnreadable
 from sidestep.engine.rewriting import ClientCertificate
 from sidestep.policy.route import Route, Rule, SteeredPort
@@ -145,3 +147,29 @@ def test_a_tapped_connection_goes_on_tapped():
     assert shell.to_app == ASKED + hello
     assert shell.to(tap) == ASKED + hello
     assert tap in shell.taps
+
+
+def test_a_stream_with_the_number_of_an_earlier_request_is_copied_for_itself():
+    """HTTP/1 requests are counted, HTTP/2 streams have ids: 3 is both, and its events wait together."""
+    one, two = (
+        Rule(f"uid-{name}", name, lambda method, path, fields, name=name: (b"x-dev", name.encode()) in fields)
+        for name in ("one", "two")
+    )
+    ledger = Ledger()
+    port = SteeredPort(80, Route((), (one, two)))
+    first = Http1Relay(port, tls=False, mirror=wiretap_mirror(ledger, port=80), budget=ledger.budget)
+    shell = Shell(first, app_open=True, late=True)
+    asked = ASKED[:-2] + b"X-Dev: one\r\n\r\n"
+    for _ in range(2):
+        shell.client(b"GET / HTTP/1.1\r\nHost: a\r\nX-Dev: one\r\n\r\n")
+        shell.app(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    shell.client(asked)
+    shell.app(SWITCHED + FROM_APP)
+    shell.relay = first.successor
+    block = hpack.Encoder().encode(request(b"/two", (b"x-dev", b"two")).head)
+    shell.client(PREFACE + settings({}) + SETTINGS_ACK + header_frames(3, block, end_stream=True))
+    shell.copy()
+    made = [(leg.uid, leg.protocol) for leg in shell.taps if isinstance(leg, CopyLeg)]
+    assert made == [("uid-one", None)] * 3 + [("uid-two", "h2")]
+    assert shell.to(shell.taps[2]) == asked
+    assert [note.path for note in shell.notes] == [b"/", b"/", b"/", b"/two"]
