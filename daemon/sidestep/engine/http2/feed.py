@@ -2,11 +2,14 @@
 
 Requests are told as they are read from the client. Responses of the app are told as they are read from it
 (`AppResponses`), those of handlers and our own as they are written to the client (`ToClient`).
+
+Nobody has checked what an app says. An answer that does not begin with its head, or has a second one, is cut: a sink
+gets the events of an exchange in order.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.mirror.events import H2, Answerer, RequestHead, ResponseHead
 from sidestep.protocols.hpack import list_size
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from sidestep.engine.mirror.producer import Mirror
     from sidestep.engine.relay import Relay
     from sidestep.protocols.hpack import Block
+
+_HEADED: Final = 1 << 8
+"""Of a stream in `responses`, beside what is wanted of it: its final head was told."""
 
 
 class Http2Feed:
@@ -61,21 +67,41 @@ class Http2Feed:
     def response_block(self, stream: int, by: Answerer, block: Block, *, ends: bool) -> None:
         """A header block of a response that is wanted: an interim or final head, or trailers."""
         fields = block.fields
+        is_headed = self.responses[stream] & _HEADED
         if fields and fields[0][0] == b":status" and fields[0][1].isdigit():
             event = ResponseHead(stream, by, int(fields[0][1][:3]), b"", block, self._relay.now)
+            if is_headed or (ends and event.is_interim):
+                self._mirror.cut(stream)
+                return
             self._mirror.tell(event, stream, list_size(fields))
+            if stream in self.responses and not event.is_interim:
+                self.responses[stream] |= _HEADED
             if ends:
                 self._mirror.response_end(stream)
+        elif not is_headed:
+            self._mirror.cut(stream)
         elif ends:
             self._mirror.response_end(stream, block, list_size(fields))
 
     def response_data(self, stream: int, data: bytes) -> None:
         """Data of a response, without padding."""
-        self._mirror.response_data(stream, data)
+        if self._is_headed(stream):
+            self._mirror.response_data(stream, data)
 
     def response_end(self, stream: int) -> None:
         """The response is whole, without trailers."""
-        self._mirror.response_end(stream)
+        if self._is_headed(stream):
+            self._mirror.response_end(stream)
+
+    def _is_headed(self, stream: int) -> bool:
+        """Whether the final head of a stream was told; one that is wanted, and has none, is cut."""
+        wanted = self.responses.get(stream)
+        if wanted is None:
+            return False
+        if not wanted & _HEADED:
+            self._mirror.cut(stream)
+            return False
+        return True
 
     def lose_responses(self) -> None:
         """What the app answers can not be told any more."""

@@ -141,7 +141,7 @@ class Mirror:
             self.requests.pop(exchange, None)
         if exchange in self.responses:
             if interest & RESPONSE:
-                self.responses[exchange] &= interest
+                self.responses[exchange] &= interest | ~RESPONSE
             else:
                 del self.responses[exchange]
 

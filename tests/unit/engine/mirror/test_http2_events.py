@@ -21,7 +21,7 @@ from sidestep.engine.mirror.events import (
 )
 from sidestep.engine.mirror.producer import Mirror
 from sidestep.policy.route import Rule
-from sidestep.protocols.http2 import DEFAULT_LIMITS
+from sidestep.protocols.http2 import DATA, DEFAULT_LIMITS, END_STREAM, frame, header_frames
 from tests.unit.engine.http2_peers import MATCH, Endpoint, Message, Peers, plain, reply, request
 from tests.unit.engine.mirror.recording import EVERYTHING, recorded
 
@@ -191,6 +191,30 @@ def test_a_large_header_block_that_comes_a_byte_at_a_time_is_read_once():
     peers.mirror.run()
     assert [answer.status for answer in recorder.answers(1)] == [200]
     assert len(read) <= 4
+
+
+INTERIM = header_frames(1, b"\x08\x03103", end_stream=False)
+FINAL = header_frames(1, b"\x88", end_stream=False)
+
+
+@pytest.mark.parametrize(
+    ("said", "kinds"),
+    [
+        (frame(DATA, END_STREAM, 1, b"x"), ["ExchangeCut"]),
+        (FINAL * 2, ["ResponseHead", "ExchangeCut"]),
+        (header_frames(1, b"\x08\x03103", end_stream=True), ["ExchangeCut"]),
+        (INTERIM + frame(DATA, 0, 1, b"x"), ["ResponseHead", "ExchangeCut"]),
+        (header_frames(1, b"\x00\x01t\x01u", end_stream=True), ["ExchangeCut"]),
+        (INTERIM + FINAL + frame(DATA, END_STREAM, 1, b"x"), ["ResponseHead", "ResponseData", "ResponseEnd"]),
+    ],
+)
+def test_an_answer_out_of_order_is_cut(said, kinds):
+    responses, peers, recorder = observer()
+    peers.mirror.responses[1] = RESPONSE
+    responses.receive(said + frame(DATA, END_STREAM, 1, b"y"))
+    peers.mirror.run()
+    assert recorder.kinds(1) == kinds
+    assert not peers.mirror.responses
 
 
 def test_what_can_not_be_read_is_an_anomaly():
