@@ -22,6 +22,8 @@ from tests.harness.http2 import Http2Client, any_app
 from tests.harness.peers import Client, Server
 from tests.harness.taps import wiretap
 
+pytestmark = pytest.mark.alone
+
 TAPPED, PLAIN = 8080, 9090
 REQUESTS, TRIES = 200, 8
 PAUSE = 0.012
@@ -32,8 +34,6 @@ wiretap; 1.4 to 1.7 when copies were made before their requests were served, hun
 
 HANDLER = """
 import socket, struct, sys, threading, time
-
-pytestmark = pytest.mark.alone
 listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
 print(listener.getsockname()[1], flush=True)
 how, kept = sys.argv[1], []
