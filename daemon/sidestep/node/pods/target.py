@@ -117,9 +117,7 @@ class Target:
                 for name in port.snapshot.credentials
             },
             generation=self._generation,
-            ports=tuple(
-                self._tools.late_client_auth.snapshot(self.pod, self._apps.snapshot(port)) for port in plan.ports
-            ),
+            ports=tuple(self._snapshot(port) for port in plan.ports),
             drain_timeout=drain_timeout,
             client_sources=self.client_addresses.sources,
         )
