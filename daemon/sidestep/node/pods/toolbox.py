@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Handlers(Protocol):
-    """What is needed of `Sessions`."""
+    """What is needed of `SessionRegistry`."""
 
     async def open_stream(self, opening: Open, *, pod: PodKey, proxy: int) -> socket.socket:
         """Connect to a handler. `proxy` is who asks, by its uid."""

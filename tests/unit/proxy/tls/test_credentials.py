@@ -77,7 +77,7 @@ def pinned(version, **options):
 
 
 def shake(upstream, talk, name="app.test"):
-    """A client handshake by `Upstream`; the stream after one byte there and back."""
+    """A client handshake by `UpstreamContexts`; the stream after one byte there and back."""
     talk.theirs.settimeout(5)
     stream = upstream.wrap(talk.theirs, alpn=(), server_name=name, verified_name=name)
     try:
