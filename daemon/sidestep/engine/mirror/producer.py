@@ -125,8 +125,12 @@ class Mirror:
             tally.count += 1
             return NOTHING
         interest = NOTHING
-        for sink in self._sinks if self._is_made else self._make_sinks():
-            interest |= sink.wants(exchange, offer)
+        try:
+            for sink in self._sinks if self._is_made else self._make_sinks():
+                interest |= sink.wants(exchange, offer)
+        except Exception as error:  # noqa: BLE001 - as in `queue`: the client is served all the same
+            self.fail(error)
+            return NOTHING
         return interest if self.hears_responses else interest & ~RESPONSE
 
     def release(self, exchange: int) -> None:
@@ -175,12 +179,20 @@ class Mirror:
 
     def close(self) -> None:
         """Mirror nothing more of this connection: no sink is asked or told anything."""
+        self._stop()
+        self._make_queue().close()
+
+    def fail(self, error: Exception) -> None:
+        """As `close`, for an error of a sink that was met while a client is served: the next `run` raises it."""
+        self._stop()
+        self._make_queue().fail(error)
+
+    def _stop(self) -> None:
         self._has_ended = self._is_made = True
         self._sinks = ()
         self.requests.clear()
         self.responses.clear()
         self.whole = NOTHING
-        self._make_queue().close()
 
     def _make_queue(self) -> EventQueue:
         if self.queue is None:
@@ -213,8 +225,11 @@ class Mirror:
     def begin(self, event: Event, exchange: int, interest: int, *, size: int, ends: bool) -> None:
         """The head of an exchange that is wanted; `size` are its bytes, `ends`: it has no body."""
         if not self._put(event, size, exchange):
-            for sink in self._sinks:
-                sink.missed(exchange)
+            try:
+                for sink in self._sinks:
+                    sink.missed(exchange)
+            except Exception as error:  # noqa: BLE001 - as in `offer`
+                self.fail(error)
             return
         if interest & BODY and not ends:
             self.requests[exchange] = None

@@ -116,9 +116,13 @@ class EventQueue:
         try:
             self.run()
         except Exception as error:  # noqa: BLE001 - the next `run` raises it, where no client is served
-            self.close()
-            self._error = error
-            self.events.append((0, Gap()))  # something waits, so that `run` is called
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Close; the next `run` raises the error."""
+        self.close()
+        self._error = error
+        self.events.append((0, Gap()))  # something waits, so that `run` is called
 
     def close(self) -> None:
         """Forget what waits, and whatever is queued later."""

@@ -248,10 +248,16 @@ class ConnectionMirror:
             self._part()
 
     def settle(self) -> None:
-        """Have new legs connected, and bring all of them in line with their sinks."""
-        self._open_all()
-        for leg in [*self._legs]:
-            leg.settle()
+        """Have new legs connected, and bring all of them in line with their sinks.
+
+        This may run while the client is served, so an error of a sink is raised when its events are consumed next.
+        """
+        try:
+            self._open_all()
+            for leg in [*self._legs]:
+                leg.settle()
+        except Exception as error:  # noqa: BLE001 - a bug in mirroring does not end the client's connection
+            self._connection.relay.mirror.fail(error)
 
     def leave(self) -> None:
         """The client's connection is over, or is spliced."""

@@ -140,3 +140,20 @@ def test_what_is_told_once_is_told_without_room_and_cuts_no_exchange():
     mirror.run()
     told = [ConnectionStart, RequestData, RequestData, RequestDiverted, Anomaly, ConnectionEnd]
     assert [type(event) for event in sink.events] == told
+
+
+@pytest.mark.parametrize("where", ["wants", "missed"])
+def test_an_error_of_a_sink_at_a_head_is_raised_later_and_nothing_more_is_mirrored(where):
+    mirror, sink, other = two(HEAD | BODY, HEAD | BODY)
+    mirror._may_catch_up = lambda: False
+    setattr(sink, where, lambda *_: int("a bug"))
+    assert (begin(mirror, 1) == NOTHING) is (where == "wants")
+    if where == "missed":
+        while mirror.is_listening:
+            begin(mirror, 1)  # until there is no room
+    assert begin(mirror, 2) == NOTHING
+    assert not mirror.is_listening
+    with pytest.raises(ValueError, match="a bug"):
+        mirror.run()
+    assert not mirror.events
+    assert not other.events

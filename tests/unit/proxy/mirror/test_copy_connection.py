@@ -16,6 +16,7 @@ from sidestep.engine.http2.relay import Http2Relay
 from sidestep.engine.memory_budget import BACKLOG, Budget
 from sidestep.engine.mirror.gate import Loss, Why
 from sidestep.engine.mirror.ledger import Ledger, TapLimits
+from sidestep.engine.mirror.request_copies import RequestCopies
 from sidestep.engine.mirror.whole_connection import copy_whole
 from sidestep.engine.mirror.wiretaps import wiretap_mirror
 from sidestep.policy.route import Route, Rule, SteeredPort
@@ -269,6 +270,37 @@ def test_a_bug_in_copying_is_not_the_clients(scene):
     shop.crashes.clear()
 
 
+def test_a_bug_in_choosing_what_to_copy_is_not_the_clients(scene):
+    shop = scene()
+    broken = Broken()
+    broken.wants = broken.consume
+    shop.conductor.relay.mirror.add(broken, 0)
+    shop.conductor.relay.mirror.queue.events.clear()
+    exchange(shop, 2)
+    shop.until(lambda: shop.crashes)
+    exchange(shop, 1)
+    assert not shop.host.asked
+    assert len(shop.crashes) == 1
+    shop.crashes.clear()
+
+
+def test_a_bug_in_what_owns_a_copy_is_not_the_clients(scene, monkeypatch):
+    shop = scene()
+    shop.client.send(GET)
+    shop.received(shop.app, GET)
+    shop.until(lambda: shop.host.asked and any(each.stream for each in shop.host.mirror_scheduler.living))
+    monkeypatch.setattr(RequestCopies, "reads", lambda self, leg: int("a bug"))
+    shop.app.send(OK)
+    shop.received(shop.client, OK)
+    exchange(shop, 1)
+    shop.until(lambda: shop.crashes)
+    exchange(shop, 2)
+    assert shop.host.mirror_scheduler.is_idle
+    assert shop.ledger.count == 0
+    assert len(shop.crashes) == 1
+    shop.crashes.clear()
+
+
 class Broken:
     """A sink with a bug."""
 
@@ -278,7 +310,7 @@ class Broken:
     def holds(self, exchange):
         return 0
 
-    def consume(self, event):
+    def consume(self, event, offer=None):
         int("a bug")
 
 
