@@ -38,7 +38,7 @@ from sidestep.engine.mirror.events import (
     ResponseData,
     ResponseEnd,
 )
-from sidestep.engine.mirror.queue import EventQueue
+from sidestep.engine.mirror.queue import OVERFULL, EventQueue
 
 if TYPE_CHECKING:
     from sidestep.engine.mirror.copy_leg import CopyLeg
@@ -270,7 +270,7 @@ class Mirror:
         """A request is given to a handler: sessions are always told of that."""
         if self._sinks or self._make_sinks():
             event = RequestDiverted(exchange, rule, method, target, authority)
-            self._make_queue().put_always(event, len(method) + len(target) + len(authority))
+            self._make_queue().put_always(event, len(method) + len(target) + len(authority), most=OVERFULL)
 
     def end(self) -> None:
         """The connection is over for the mirror. Called twice is the same as once."""

@@ -12,7 +12,7 @@ The queue is bounded in bytes, and so in number, because every event counts for 
                   which stands in the queue where the event would have stood
 
 Events of which a client causes few, and without which sinks would be wrong about the connection, are never dropped
-(`put_always`).
+(`put_always`). Those that a client may cause many of are dropped above OVERFULL.
 
 `catch_up` runs while a client is served. An exception there does not end that client's connection: the next `run`
 raises it.
@@ -29,7 +29,9 @@ from sidestep.engine.mirror.events import Event, Gap
 EVENT: Final = 256
 """Bytes that an event counts for beside its data."""
 FULL: Final = 64 * 1024
-"""Bytes above which nothing more waits."""
+"""Bytes above which nothing more waits, ..."""
+OVERFULL: Final = 4 * FULL
+"""... but for events that sinks should not miss. A client can divert 2,000 HTTP/2 streams in one read."""
 
 
 def _always() -> bool:
@@ -70,11 +72,14 @@ class EventQueue:
         self.note(event, size)
         return True
 
-    def put_always(self, event: Event, size: int = 0) -> None:
-        """As `put`, but an event for which no room can be made is queued all the same."""
+    def put_always(self, event: Event, size: int = 0, *, most: int = sys.maxsize) -> None:
+        """As `put`, but an event for which no room can be made is queued all the same, unless more than `most` wait."""
         if self.size > FULL and self._may_catch_up():
             self.catch_up()
-        self.note(event, size)
+        if self.size > most:
+            self._drop(size, None)
+        else:
+            self.note(event, size)
 
     def note(self, event: Event, size: int = 0) -> None:
         """Queue an event. The caller has seen that there is room."""
@@ -83,7 +88,7 @@ class EventQueue:
             self.events.append((size, event))
             self.size += size
 
-    def _drop(self, size: int, exchange: int) -> None:
+    def _drop(self, size: int, exchange: int | None) -> None:
         if self._closed:
             return
         last = self.events[-1][1]
@@ -94,7 +99,8 @@ class EventQueue:
             self.events.append((0, gap))
         gap.events += 1
         gap.size += size
-        gap.exchanges.add(exchange)
+        if exchange is not None:
+            gap.exchanges.add(exchange)
 
     def run(self, most: int = sys.maxsize) -> None:
         """Have events consumed, at most so many, in order. Raises what their consumer raises."""

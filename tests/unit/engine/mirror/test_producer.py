@@ -19,6 +19,7 @@ from sidestep.engine.mirror.events import (
     ResponseData,
 )
 from sidestep.engine.mirror.producer import Mirror
+from sidestep.engine.mirror.queue import EVENT, OVERFULL
 from sidestep.policy.route import Decision, Rule
 from tests.unit.engine.mirror.recording import Recorder
 
@@ -157,3 +158,19 @@ def test_an_error_of_a_sink_at_a_head_is_raised_later_and_nothing_more_is_mirror
         mirror.run()
     assert not mirror.events
     assert not other.events
+
+
+def test_a_flood_of_diverted_requests_is_bounded_and_its_gap_ends_no_exchange():
+    mirror, sink, _ = two(NOTHING, NOTHING)
+    mirror._may_catch_up = lambda: False
+    for exchange in range(1, 4001, 2):
+        mirror.diverted(exchange, TAP, b"GET", b"/", b"a")
+    assert mirror.queue.size <= OVERFULL + 2 * EVENT
+    mirror.anomaly("flood")
+    mirror.end()
+    mirror.run()
+    (gap,) = sink.gaps
+    told = [event for event in sink.events if isinstance(event, RequestDiverted)]
+    assert gap.events + len(told) == 2000
+    assert not gap.exchanges
+    assert sink.events[-2:] == [Anomaly("flood"), ConnectionEnd()]
