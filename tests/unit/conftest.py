@@ -8,16 +8,13 @@ so that it says something about the change it tests; `make fuzz` looks at others
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
 from tests.effort import FACTOR
-
-# The processes that run the tests are measured (`make coverage`); the commands that tests start are not.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
 
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ordinary", settings.get_profile("steady"), derandomize=True)
@@ -34,3 +31,18 @@ def _unconfigured_logs():
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Name long bytes after their argument: a ClientHello is random, and processes must agree on names of tests."""
     return argname if isinstance(val, bytes) and len(val) > 16 else None
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # This process is measured (`make coverage`); the commands that tests start are not.
+    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+
+
+@pytest.hookimpl
+def pytest_sessionfinish() -> None:
+    """Save what `make coverage` has measured: pytest-xdist kills a process that takes long to exit."""
+    coverage = sys.modules.get("coverage")
+    measured = coverage.Coverage.current() if coverage is not None else None
+    if measured is not None and "PYTEST_XDIST_WORKER" in os.environ:
+        measured.stop()
+        measured.save()

@@ -2,6 +2,7 @@
 
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,6 +75,7 @@ def act(shell: Shell, random: Random, ended: set[int], dead: set[int]) -> None:
         shell.receive(leg, data)
 
 
+@pytest.mark.timeout(600)
 @settings(max_examples=examples(1500), deadline=None)
 @given(st.integers(0, 1 << 40), st.booleans(), st.booleans())
 def test_anything_in_any_order(seed, auto, app_open):
