@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from sidestep.node.certificates.swap import swap_devices
 from tests.harness import cgroups, kernel
 from tests.harness.cli import sidestep
@@ -34,6 +36,7 @@ def findings(done):
     return {finding["check"]: finding for finding in map(json.loads, done.stdout.splitlines())}
 
 
+@pytest.mark.alone
 def test_all_is_well_here(tmp_path):
     pins = kernel.pins()
     with node(tmp_path) as daemon:

@@ -405,6 +405,7 @@ async def in_its_group(it: Scene, cgroups: MemoryCgroups) -> Path:
     return group
 
 
+@pytest.mark.alone
 @asynchronous
 async def test_each_process_has_a_memory_cgroup_that_goes_with_it():
     cgroups = MemoryCgroups.find()

@@ -130,6 +130,7 @@ def test_another_port_of_the_app_is_another_connection(programs, cgroup):
         assert len(names) == 0
 
 
+@pytest.mark.alone
 def test_closing_leaves_nothing(programs, cgroup):
     def existing() -> set[str]:
         commands = (["bpftool", "-j", kind, "show"] for kind in ("prog", "map", "link"))
