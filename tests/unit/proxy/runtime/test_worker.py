@@ -483,7 +483,7 @@ def test_after_one_unanswered_question_none_waits_until_the_daemon_answers_again
     for _ in range(20):
         ask(scene, kind, answers)
     scene.run(lambda: len(answers) == 40, within=5)
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 0.9
     daemon.read(answer=False)
     assert len(daemon.questions(kind)) == 20  # the others were not asked
     scene.daemon.acknowledge(daemon.asked[0])
@@ -504,7 +504,7 @@ def test_a_daemon_that_answers_late_again_is_waited_for_only_a_moment(scene):
     began = time.monotonic()
     ask(scene, messages.NameClient, answers)
     scene.run(lambda: len(answers) == 2, within=5)
-    assert time.monotonic() - began < 0.8
+    assert time.monotonic() - began < 0.9
     assert scene.worker._link.breaker.is_silent
     daemon.read()
     scene.run(lambda: not scene.worker._link.breaker.is_silent, within=5)
