@@ -5,8 +5,6 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Percent of lines and branches together, of each package that `make coverage` looks at.
-COVER := 95
 # The compiler child needs Debian's bcc, which exists for the distribution's own interpreter only.
 PYTHON := /usr/bin/python3
 IMAGE = $(shell sed -n 's/^ *image: *//p' deploy/daemonset.yaml)
@@ -56,8 +54,8 @@ test-quick: setup ## Unit tests, integration tests and the demo, at most five mi
 	@$(PYTEST) $(BESIDE) tests/integration
 	@$(BIN)/python -m tests.demo
 
-# Each of these must be covered by the unit tests alone, branches included.
-COVERED := model config policy protocols engine node/planning
+# The least share of lines and branches together, in percent, that the unit tests alone must reach in each package.
+COVERED := model:99 config:97 policy:96 protocols:99 engine:96 node/planning:98
 COVERAGE = $(BIN)/python -m coverage
 
 .PHONY: coverage
@@ -66,10 +64,11 @@ coverage: $(VENV)/.stamp ## Run the unit tests and measure the branch coverage o
 	@$(COVERAGE) erase
 	@$(COVERAGE) run -m pytest -q -n auto --dist loadfile -m "not alone" tests/unit
 	@$(COVERAGE) combine -q
-	@for package in $(COVERED); do \
-		$(COVERAGE) report --include="*/sidestep/$$package/*" --fail-under=$(COVER) >build/coverage.txt \
-			|| { cat build/coverage.txt; echo "sidestep: $$package: less than $(COVER) % of lines and branches" >&2; exit 1; }; \
-		echo "$$package: $$(tail -1 build/coverage.txt | grep -o '[0-9.]*%' | tail -1) of lines and branches"; \
+	@for each in $(COVERED); do \
+		package=$${each%:*} least=$${each#*:}; \
+		$(COVERAGE) report --include="*/sidestep/$$package/*" --fail-under=$$least >build/coverage.txt \
+			|| { cat build/coverage.txt; echo "sidestep: $$package: less than $$least % of lines and branches" >&2; exit 1; }; \
+		echo "$$package: $$(sed -n 's/^TOTAL.* //p' build/coverage.txt) of lines and branches"; \
 	done
 
 .PHONY: soak
