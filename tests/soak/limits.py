@@ -29,6 +29,8 @@ from tests.harness.waiting import until
 
 CLIENTS = 4
 """That ask at the same time."""
+FILLING = 60.0
+"""Seconds until a crowd has used up what the proxy may hold; a few on an idle machine."""
 PAUSE = 0.01
 """Seconds between two requests of one."""
 PATIENCE = 20.0
@@ -239,7 +241,7 @@ class Limits:
 
         with contextlib.ExitStack() as crowd:
             clients = self.shop.space.client.call(connect)
-            until(is_full, within=PATIENCE, what="the proxy to have no room")
+            until(is_full, within=FILLING, what="the proxy to have no room")
             yield
 
     def _told(self, words: str) -> None:
