@@ -13,6 +13,22 @@ PATIENCE = 10
 """Seconds after which something that should happen has not, on a machine with much else to do."""
 
 
+def run_until(loop, condition, within=PATIENCE):
+    """Run a loop until something holds, which it has to in so many seconds."""
+    end = loop.later(within, loop.stop)
+
+    def look():
+        if condition():
+            loop.stop()
+        else:
+            loop.later(0.01, look)
+
+    loop.later(0.0, look)
+    loop.run()
+    end.cancel()
+    assert condition()
+
+
 class Running:
     """A coroutine on a loop: `result` and `error` tell how it ended."""
 

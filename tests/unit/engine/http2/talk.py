@@ -133,3 +133,18 @@ def ticks(talk: Talk, count: int) -> None:
         talk.peers.shell.now += TICK
         talk.peers.shell.expire()
         talk.peers.run()
+
+
+def spent(talk: Talk) -> None:
+    """Spend the client's connection window on diverted stream 7, but for 100 bytes."""
+    talk.send(talk.head(3, request(b"/a")) + talk.head(5, request(b"/b")))
+    talk.divert(7)
+    talk.open_handler()
+    talk.from_handler(talk.respond(1, ends=False))
+    left = 65_535 - 100
+    while left:
+        size = min(left, 16_384)
+        talk.from_handler(frame(DATA, 0, 1, b"d" * size))
+        left -= size
+    talk.responses = hpack.Encoder()
+    talk.client.data.clear()

@@ -22,7 +22,7 @@ from sidestep.protocols.http2 import (
     rst_stream,
     window_update,
 )
-from tests.unit.engine.http2.talk import Talk
+from tests.unit.engine.http2.talk import Talk, spent
 from tests.unit.engine.http2_peers import request
 
 
@@ -44,21 +44,6 @@ def test_injected_data_makes_debt_that_credits_pay_before_they_reach_the_app() -
     assert (to_client.window, to_client.debt) == (70_535, 0)
     talk.send(window_update(0, 7))
     assert talk.app.of(WINDOW_UPDATE, 0)[1] == (0, struct.pack(">I", 7))
-
-
-def spent(talk: Talk) -> None:
-    """Spend the client's connection window on diverted stream 7, but for 100 bytes."""
-    talk.send(talk.head(3, request(b"/a")) + talk.head(5, request(b"/b")))
-    talk.divert(7)
-    talk.open_handler()
-    talk.from_handler(talk.respond(1, ends=False))
-    left = 65_535 - 100
-    while left:
-        size = min(left, 16_384)
-        talk.from_handler(frame(DATA, 0, 1, b"d" * size))
-        left -= size
-    talk.responses = hpack.Encoder()
-    talk.client.data.clear()
 
 
 def test_data_of_the_app_waits_for_the_clients_window_and_is_cut_to_it() -> None:

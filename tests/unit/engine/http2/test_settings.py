@@ -16,23 +16,8 @@ from sidestep.protocols.http2 import (
     settings,
     window_update,
 )
-from tests.unit.engine.http2.talk import Talk
+from tests.unit.engine.http2.talk import Talk, spent
 from tests.unit.engine.http2_peers import request
-
-
-def spent(talk: Talk) -> None:
-    """Spend the client's connection window on diverted stream 7, but for 100 bytes."""
-    talk.send(talk.head(3, request(b"/a")) + talk.head(5, request(b"/b")))
-    talk.divert(7)
-    talk.open_handler()
-    talk.from_handler(talk.respond(1, ends=False))
-    left = 65_535 - 100
-    while left:
-        size = min(left, 16_384)
-        talk.from_handler(frame(DATA, 0, 1, b"d" * size))
-        left -= size
-    talk.responses = hpack.Encoder()
-    talk.client.data.clear()
 
 
 def test_an_ack_does_not_overtake_data_sent_under_the_old_settings() -> None:

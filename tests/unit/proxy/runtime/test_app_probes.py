@@ -13,6 +13,7 @@ from sidestep.proxy.control.messages import MAX_CERTIFICATE
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.runtime.app_probes import AppProbes
 from sidestep.snapshots.ports import PortSnapshot
+from tests.unit.proxy.looping import run_until
 
 DEADLINE = 20.0
 
@@ -61,18 +62,7 @@ class Scene:
         return LivePort(PortSnapshot(number=80, transport="tcp", tls=tls, http2=http2, rules=()))
 
     def until(self, condition):
-        end = self.loop.later(DEADLINE, self.loop.stop)
-
-        def look():
-            if condition():
-                self.loop.stop()
-            else:
-                self.loop.later(0.01, look)
-
-        self.loop.later(0.0, look)
-        self.loop.run()
-        end.cancel()
-        assert condition()
+        run_until(self.loop, condition, DEADLINE)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.runtime.listeners import CANNOT_ACCEPT, Listeners
 from sidestep.snapshots.hindrance import Hindrance
+from tests.unit.proxy.looping import run_until
 
 DEADLINE = 20.0
 
@@ -67,18 +68,7 @@ class Scene:
         self.stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=DEADLINE))
 
     def until(self, condition):
-        end = self.loop.later(DEADLINE, self.loop.stop)
-
-        def look():
-            if condition():
-                self.loop.stop()
-            else:
-                self.loop.later(0.01, look)
-
-        self.loop.later(0.0, look)
-        self.loop.run()
-        end.cancel()
-        assert condition()
+        run_until(self.loop, condition, DEADLINE)
 
 
 @pytest.fixture
