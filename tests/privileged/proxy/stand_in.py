@@ -153,5 +153,8 @@ def run(channel: ControlChannel, trust_store: ssl.SSLContext, pulse: Pulse) -> N
 
 
 def run_broken(channel: ControlChannel, trust_store: ssl.SSLContext, pulse: Pulse) -> None:
-    """Be a worker that crashes at once."""
+    """Be a worker that crashes once it has started: what says so has been read, and what it was told."""
+    while not channel.wait(HEARTBEAT):
+        pass
+    channel.receive()
     raise ValueError("this worker is broken")
