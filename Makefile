@@ -145,7 +145,7 @@ COMPILE := uv pip compile -q --python $(PYTHON) --generate-hashes --no-emit-inde
 
 .PHONY: lock
 lock: ## Pin the dependencies of pyproject.toml again (needs uv)
-	@uv pip compile -q --python $(PYTHON) --generate-hashes --no-emit-index-url --no-header --extra cluster \
+	@uv pip compile -q --python $(PYTHON) --generate-hashes --no-emit-index-url --no-header \
 		--group dev pyproject.toml -o requirements.lock
 	@echo hatchling | $(COMPILE) - -o deploy/build.lock
 	@$(COMPILE) pyproject.toml -o deploy/runtime.lock

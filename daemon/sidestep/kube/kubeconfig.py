@@ -49,9 +49,7 @@ def load(path: Path | None = None, context: str | None = None) -> ClusterAccess:
     try:
         from kubernetes import client, config
     except ImportError as error:
-        raise ConfigurationError(
-            "a cluster needs the Python package kubernetes: pip install 'sidestep[cluster]'"
-        ) from error
+        raise ConfigurationError("the Python package kubernetes is missing: install sidestep again") from error
     for each in _paths(path):
         if mode_of(each):
             _check_files(each)
