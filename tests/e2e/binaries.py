@@ -10,13 +10,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tests.e2e import cache
+from tests.debian import cache, mirror
 
 VERSION = "1.20.2"
+SUITE = "bookworm"
+"""The Debian release whose Kubernetes, Go, etcd and containerd belong together."""
 RECIPE = 2
 """To be raised when the way it is built changes."""
 COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 REFLECTION = "golang-github-modern-go-reflect2"
 """Debian's package of a library that Kubernetes brings in an older version."""
@@ -30,7 +31,7 @@ def kubernetes() -> Path:
     home = cache.folder() / f"kubernetes-{VERSION}-{RECIPE}"
     done = home / "bin"
     if not done.is_dir():
-        with cache.locked():
+        with cache.locked("kubernetes"):
             if not done.is_dir():
                 _build(home, done)
                 cache.forget("kubernetes-*", but=home)
@@ -83,7 +84,7 @@ def _source(work: Path, log: Path) -> Path:
     (apt / "archives" / "partial").mkdir(parents=True)
     sources = apt / "debian.sources"
     sources.write_text(
-        f"Types: deb-src\nURIs: {cache.MIRROR}\nSuites: {cache.SUITE}\nComponents: main\nSigned-By: {KEYRING}\n"
+        f"Types: deb-src\nURIs: {mirror.mirror()}\nSuites: {SUITE}\nComponents: main\nSigned-By: {mirror.KEYRING}\n"
     )
     settings = {
         "Dir::Etc::SourceList": sources,

@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from tests.e2e import binaries, cache, components, images, machine
+from tests.debian import cache
+from tests.e2e import binaries, components, images, machine
 from tests.harness.cli import Result
 from tests.harness.curl import Answer, curl
 from tests.harness.processes import Process

@@ -7,8 +7,9 @@ import shutil
 
 import pytest
 
-from tests.e2e import cache, machine
+from tests.debian import cache
 from tests.e2e import cluster as clusters
+from tests.e2e import machine
 from tests.e2e import product as products
 from tests.e2e import shop as shops
 

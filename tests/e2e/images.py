@@ -20,7 +20,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e import cache
+from tests.debian import cache, roots
 
 HERE = Path(__file__).resolve().parent
 DEPLOY = cache.REPOSITORY / "deploy"
@@ -30,6 +30,9 @@ APP = "localhost/sidestep-e2e/app:latest"
 PAUSE = "localhost/sidestep-e2e/pause:latest"
 SIDESTEP = re.findall(r"^ *image: *(\S+)", (DEPLOY / "daemonset.yaml").read_text(), re.MULTILINE)[0]
 """The name by which deploy/daemonset.yaml asks for the product."""
+
+SUITE = "bookworm"
+"""The Debian release of the images."""
 
 _BUILD = 15 * 60.0
 """Seconds that one attempt at one step may take on a busy machine; the longest takes one on an idle one."""
@@ -44,11 +47,11 @@ class Images:
 
 def images() -> Images:
     """All images, built where they are missing or stale. Raises BuildError."""
-    with cache.locked() as folder:
+    with cache.locked("images") as folder:
         work = folder / "images"
         work.mkdir(exist_ok=True)
         builder = _Builder(work)
-        base_key, base = _debootstrap(work)
+        base_key, base = _base(work)
         base_key = cache.digest(base_key, HERE / "images" / "base.Dockerfile")
         app_key = cache.digest(base_key, HERE / "images" / "app.Dockerfile")
         pause_key = cache.digest(app_key, HERE / "images" / "pause.Dockerfile")
@@ -98,28 +101,16 @@ def _sources() -> list[Path]:
     return [*(DEPLOY / name for name in names), *rest]
 
 
-def _debootstrap(work: Path) -> tuple[str, Path]:
+def _base(work: Path) -> tuple[str, Path]:
     """The base as a tar, and its name."""
-    key = cache.digest(cache.SUITE, cache.MIRROR)
+    root = roots.root("base", SUITE)
+    key = cache.digest(root.parent.name)
     archive = work / f"base-{key}.tar"
     if not archive.is_file():
-        root, log = work / "base-root", work / "base.log"
-        log.unlink(missing_ok=True)
-        again = 'rm -rf "$1"; exec unshare --mount debootstrap --variant=minbase "$0" "$1" "$2"'
-        # In a mount namespace of its own, so that nothing stays mounted when it is interrupted.
-        cache.step(
-            "making a minimal Debian with debootstrap, once",
-            ["sh", "-c", again, cache.SUITE, root, cache.MIRROR],
-            log=log,
-            within=_BUILD,
-            attempts=cache.ATTEMPTS,
-        )
-        for name in ("var/cache/apt/archives", "var/lib/apt/lists"):
-            shutil.rmtree(root / name)
-        partial = archive.with_suffix(".partial")
+        partial, log = archive.with_suffix(".partial"), work / "base.log"
         cache.step("packing it", ["tar", "--numeric-owner", "-C", root, "-cf", partial, "."], log=log, within=_BUILD)
         partial.rename(archive)
-        shutil.rmtree(root)
+        cache.forget("images/base-*.tar", but=archive)
     return key, archive
 
 

@@ -24,7 +24,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.e2e import cache, init
+from tests.debian import cache
+from tests.e2e import init
 from tests.harness.namespaces import Netns, run
 from tests.harness.processes import Process, alive, children
 from tests.harness.waiting import until

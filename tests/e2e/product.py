@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tests.e2e.cache import REPOSITORY
+from tests.debian.cache import REPOSITORY
 from tests.e2e.cluster import Cluster, Pod
 from tests.e2e.shop import LISTENERS
 from tests.harness import kernel

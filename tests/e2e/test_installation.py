@@ -10,10 +10,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tests.debian.cache import REPOSITORY
 from tests.e2e import components
 from tests.e2e import product as products
 from tests.e2e import shop as shops
-from tests.e2e.cache import REPOSITORY
 from tests.harness.waiting import until
 
 ACCOUNT = components.DAEMON_ACCOUNT

@@ -1,8 +1,9 @@
 """What is built once and kept outside the tree, and how long work shows that it lives.
 
 Everything lands in one folder (`$SIDESTEP_E2E_CACHE`, else `sidestep` in the user's cache folder). An entry is made
-aside and renamed into place, so what exists is whole; a lock keeps two runs from building the same thing twice. Long
-steps print a line when they begin, one every half minute, and their last lines of output only when they fail.
+aside and renamed into place, so what exists is whole; a lock for each entry keeps two runs from making the same thing
+twice. Long steps print a line when they begin, one every half minute, and their last lines of output only when they
+fail.
 """
 
 from __future__ import annotations
@@ -21,12 +22,6 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-MIRROR = os.environ.get("SIDESTEP_DEBIAN_MIRROR", "http://deb.debian.org/debian")
-"""Where Debian's packages and sources come from."""
-
-SUITE = "bookworm"
-"""The Debian release whose Kubernetes, Go, etcd and containerd belong together."""
-
 SIGN_OF_LIFE = 30.0
 """Seconds between two progress lines."""
 
@@ -34,6 +29,9 @@ ATTEMPTS = 3
 """How often a step is tried that fetches something."""
 PAUSE = 10.0
 """Seconds between two attempts."""
+
+IN_USE = 24 * 3600.0
+"""Seconds for which an older version of an entry stays after its last use: another checkout may be using it."""
 
 
 class BuildError(Exception):
@@ -49,16 +47,37 @@ def folder() -> Path:
 
 
 @contextlib.contextmanager
-def locked() -> Iterator[Path]:
-    """Hold the cache folder alone."""
+def locked(name: str) -> Iterator[Path]:
+    """Hold one part of the cache alone, against other processes and other threads; yields the cache folder."""
     base = folder()
-    with open(base / "lock", "w") as handle:
+    (base / "locks").mkdir(exist_ok=True)
+    with open(base / "locks" / name, "w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("another run is preparing the cache; waiting for it")
+            say(f"another run is preparing {name}; waiting for it")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield base
+
+
+def entry(name: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The folder `NAME-KEY`, filled by `make` when it is not there yet; older versions of `name` are forgotten.
+
+    `make` gets an empty folder, which is renamed when it returns. When it raises, its folder stays, with its
+    logs, until the next attempt.
+    """
+    made = folder() / f"{name}-{key}"
+    if not made.is_dir():
+        with locked(name):
+            if not made.is_dir():
+                partial = folder() / f"{name}.partial"
+                remove(partial)
+                partial.mkdir()
+                make(partial)
+                partial.rename(made)
+                forget(f"{name}-{'[0-9a-f]' * len(key)}", but=made)
+    os.utime(made)
+    return made
 
 
 uncaptured: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
@@ -68,7 +87,7 @@ uncaptured: Callable[[], AbstractContextManager[object]] = contextlib.nullcontex
 def say(text: str) -> None:
     """A progress line."""
     with uncaptured():
-        print(f"e2e: {text}", file=sys.__stderr__, flush=True)
+        print(f"sidestep: {text}", file=sys.__stderr__, flush=True)
 
 
 def step(
@@ -163,7 +182,15 @@ def files(path: Path) -> Iterable[Path]:
 
 
 def forget(pattern: str, *, but: Path) -> None:
-    """Remove older versions of an entry."""
+    """Remove older versions of an entry that nobody used for a day."""
     for path in folder().glob(pattern):
-        if path != but:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path != but and time.time() - path.stat().st_mtime > IN_USE:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with everything in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
