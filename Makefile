@@ -20,7 +20,7 @@ endif
 
 DEBIAN_RUN := python3-venv python3-bpfcc $(DEBIAN_HEADERS) iproute2
 DEBIAN_TEST := nginx-light libnginx-mod-http-echo curl openssl $(DEBIAN_BPFTOOL) nftables procps strace nghttp2-client \
-	redis-server redis-tools dnsmasq-base apache2
+	redis-server redis-tools dnsmasq-base apache2 python3-seccomp
 # What a Kubernetes node is built and made of (tests/e2e).
 DEBIAN_E2E := golang-go dpkg-dev rsync etcd-server containerd runc containernetworking-plugins buildah debootstrap \
 	debian-archive-keyring xz-utils

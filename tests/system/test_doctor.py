@@ -19,6 +19,7 @@ CHECKS = [
     "root",
     "capabilities",
     "kernel",
+    "python",
     "bcc and headers",
     "sk_lookup",
     "sock_diag",

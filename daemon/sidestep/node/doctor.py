@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from sidestep.model.pod import Family
 from sidestep.netns import Connection, Netns, destroy, listening, tcp_listener
 from sidestep.node.certificates.swap import ADVICE, swap_devices
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups
+from sidestep.proxy.tls.interpreter import check_ssl
 from sidestep.steering import ClientNames, CompiledProgram, PeernamePrograms, Steering
 from sidestep.steering import compile_peername as compile_for_getpeername
 from sidestep.steering import compile_program as compile_for_lookup
@@ -39,7 +41,7 @@ _NOBODY = Connection(client=None, client_port=0, family=Family.IPV4, sockid=byte
 
 async def examine() -> list[Finding]:
     """All checks of this machine, in order. Takes about two seconds: two programs are compiled."""
-    found = [_root(), _capabilities(Path("/proc/self/status")), _kernel()]
+    found = [_root(), _capabilities(Path("/proc/self/status")), _kernel(), _interpreter()]
     program, finding = await _compiled()
     found.append(finding)
     found += await asyncio.to_thread(_in_a_namespace, program)
@@ -83,6 +85,14 @@ def _kernel() -> Finding:
     if numbers >= [5, 10]:
         return Finding("kernel", "ok", True, f"Linux {release} {platform.machine()}")
     return Finding("kernel", "missing", True, f"Linux {release}; 5.10 or later is needed", "ports cannot be steered")
+
+
+def _interpreter() -> Finding:
+    def check() -> str:
+        check_ssl()
+        return f"Python {platform.python_version()}, {ssl.OPENSSL_VERSION}"
+
+    return _try("python", check, essential=True, cost="the node daemon does not start")
 
 
 async def _compiled() -> tuple[CompiledProgram | None, Finding]:

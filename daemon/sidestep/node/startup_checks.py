@@ -14,6 +14,7 @@ from sidestep.kube.access import ClusterAccess, in_cluster
 from sidestep.model.errors import ConfigurationError, KernelError
 from sidestep.node.api.local_socket import predecessor_at, prepare_folder
 from sidestep.node.manifests_lock import ManifestsLock
+from sidestep.proxy.tls.interpreter import check_ssl
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +38,7 @@ def find_place(options: NodeOptions) -> Iterator[Place]:
     """Make sure that the daemon can serve there. Raises SidestepError with what is in the way."""
     if os.geteuid() != 0:
         raise ConfigurationError("the node daemon needs root: network namespaces and eBPF are the kernel's; use sudo")
+    check_ssl()
     if len(os.fsencode(options.socket)) > MAX_SOCKET:
         reason = f"is too long for a unix socket: at most {MAX_SOCKET} bytes"
         raise ConfigurationError(reason, subject="--socket", value=str(options.socket)[:200])

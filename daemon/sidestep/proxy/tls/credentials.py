@@ -10,9 +10,9 @@ on:
                  made, so one context serves every list; `UpstreamContexts.wrap` sets it right before
 
 A CertificateRequest of the app is seen through the context's message callback. It is private, and the only way: `ssl`
-shows no such event; a test pins it. The callback costs 1 microsecond for each TLS record, so an established connection
-is moved to a twin context without one. A connection whose client the app could ask for a certificate after the
-handshake keeps the callback: OpenSSL would answer in the proxy's name.
+shows no such event; `interpreter` checks that it is there. The callback costs 1 microsecond for each TLS record, so an
+established connection is moved to a twin context without one. A connection whose client the app could ask for a
+certificate after the handshake keeps the callback: OpenSSL would answer in the proxy's name.
 
 Sessions for resumption are kept by (context, ALPN list, SNI, verified name). A resumed handshake skips the name check,
 so a session must never be offered under another name (measured: one of `app.test` was accepted for `evil.test`).
@@ -30,6 +30,7 @@ from typing import Any, Final
 from sidestep.proxy.io.stream import TlsStream
 from sidestep.proxy.tls.app_names import openssl_compares
 from sidestep.proxy.tls.compatibility import CompatibilityCheck
+from sidestep.proxy.tls.interpreter import set_message_callback
 from sidestep.snapshots.ports import PortSnapshot
 
 MAX_PEM: Final = 1024 * 1024
@@ -47,8 +48,7 @@ _Session = tuple[tuple[str, ...], str | None, str]
 def watch_certificate_requests(context: ssl.SSLContext, tell: Callable[[Any], None]) -> None:
     """Call `tell(owner)` when the server of a connection of this context sends a CertificateRequest.
 
-    The owner is the `TlsStream` (or `ssl.SSLSocket`) to which the connection belongs. Sets OpenSSL's message callback
-    past the Python wrapper, which converts every argument to an enum.
+    The owner is the `TlsStream` (or `ssl.SSLSocket`) to which the connection belongs.
     """
 
     def on_message(owner: Any, direction: str, version: int, content: int, message: int, data: bytes) -> None:
@@ -56,7 +56,7 @@ def watch_certificate_requests(context: ssl.SSLContext, tell: Callable[[Any], No
         if message == _CERTIFICATE_REQUEST and content == _HANDSHAKE and direction == "read" and owner is not None:
             tell(owner)
 
-    ssl.SSLContext.__mro__[1]._msg_callback.__set__(context, on_message)  # type: ignore[attr-defined] # noqa: SLF001
+    set_message_callback(context, on_message)
 
 
 def presents_certificate(port: PortSnapshot) -> bool:

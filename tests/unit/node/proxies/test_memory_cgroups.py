@@ -82,11 +82,14 @@ def test_without_the_controller_it_says_so(machine, mounts, own):
 
 def test_only_groups_of_dead_daemons_are_removed(machine, tmp_path):
     proc = machine(own="")
-    for pid in ("77", "99"):
-        (proc / pid).mkdir()
+    # No number here is this process's own, however low that is in a new PID namespace.
+    ours = os.getpid()
+    other, daemon, dead = ours + 1, ours + 2, ours + 3
+    for pid in (other, daemon):
+        (proc / str(pid)).mkdir()
     groups = MemoryCgroups(tmp_path, tmp_path, 1, proc=proc)
-    alive = [f"77-{1}", f"{os.getpid()}-99"]
-    for name in (*alive, "78-99", f"{os.getpid()}-78", "strange"):
+    alive = [f"{other}-1", f"{ours}-{daemon}"]
+    for name in (*alive, f"{dead}-{daemon}", f"{ours}-{dead}", "strange"):
         (groups.folder / name).mkdir(parents=True)
     groups.prepare()
     assert sorted(each.name for each in groups.folder.iterdir()) == sorted(alive)

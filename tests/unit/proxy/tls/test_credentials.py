@@ -170,7 +170,7 @@ def test_an_app_that_asks_after_the_handshake_gets_no_answer(store):
         pass
     upstream.handshake_done(stream, late_auth=True, on_late_auth=lambda: asked.append(True))
     stream.write(b"x")
-    with pytest.raises(ssl.SSLError):
+    with pytest.raises(OSError, match=r"Broken pipe|SSL|EOF"):  # OpenSSL 3.5 says EPIPE of the shut down socket
         while stream.read() is None:
             pass
     assert asked == [True]
