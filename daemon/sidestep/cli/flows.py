@@ -28,10 +28,7 @@ from sidestep.model.text import harmless
 from sidestep.policy.workloads import parse_workload
 from sidestep.tunnel.messages import AnyEvent, Dropped, Ended, Hello, Lost, Request, SessionSpec, State, decode
 from sidestep.tunnel.opening import StreamOpening
-from sidestep.tunnel.views import WorkloadView
-
-NOT_READ = "not read yet"
-"""Value of `PortView.certificate_state` for a certificate that is read only when the port is needed."""
+from sidestep.tunnel.views import NOT_READ, PENDING, WorkloadView
 
 
 @click.command(cls=Command, short_help="Show the requests of a workload as they come.")
@@ -100,7 +97,7 @@ def _ports(backend: Backend, namespace: str, workload: str) -> list[str]:
                 for port in each.ports
                 if port.transport == "tcp"
                 and port.protocol != "tcp"
-                and (port.tls != "always" or port.certificate is not None or port.certificate_state == NOT_READ)
+                and (port.tls != "always" or port.certificate is not None or _may_come(port.certificate_state))
             ]
             if found:
                 return found
@@ -194,3 +191,8 @@ class FlowReport:
             self._writer.line(json_line({"event": "note", "text": text}))
         else:
             self._writer.line(harmless(text))
+
+
+def _may_come(certificate_state: str) -> bool:
+    """Whether a certificate may become usable once somebody needs it: it is read on demand, or is not there yet."""
+    return certificate_state == NOT_READ or certificate_state.startswith(PENDING)

@@ -98,6 +98,24 @@ class Pod:
     ended: bool = False
     leaving: bool = False
 
+    @property
+    def started(self) -> bool:
+        """False while the runtime has not made the pod's sandbox, which gives it its address.
+
+        Only processes tell; a location that somebody stated counts as started.
+        """
+        return not self.location.searched or bool(self.ips) or self.location.netns is not None
+
+    @property
+    def idle_containers(self) -> tuple[str, ...]:
+        """The containers without a process, in spec order: not started yet, or between two runs.
+
+        Empty where the location is stated, because such a location need not name all processes.
+        """
+        if not self.location.searched:
+            return ()
+        return tuple(name for name in self.containers if name not in self.location.pids)
+
 
 @dataclass(frozen=True, slots=True)
 class ServicePort:

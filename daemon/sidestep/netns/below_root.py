@@ -45,6 +45,10 @@ class AbsentFileError(ConfigurationError):
     """There is no file at the path; the caller may try another name."""
 
 
+class AbsentRootError(KernelError):
+    """The root folder does not exist, or its process has ended; another one may take its place."""
+
+
 @dataclass(frozen=True, slots=True)
 class Root:
     """A folder below which paths lie; that of the process that was started at `birth`, where that is known."""
@@ -56,7 +60,7 @@ class Root:
 def stamp(root: Root, path: str) -> Stamp | None:
     """What tells one version of a file from the next, without opening it; None when there is no file.
 
-    Raises ConfigurationError, KernelError.
+    Raises ConfigurationError, AbsentRootError, KernelError.
     """
     try:
         handle = _resolve(root, path)
@@ -73,7 +77,7 @@ def open_regular(root: Root, path: str) -> int:
     """A descriptor of a regular file of at most MAX_FILE bytes, for reading; the caller closes it.
 
     Raises AbsentFileError; ConfigurationError for anything else a person can put right (`..`, a folder, a device, too
-    large); KernelError when the root is gone or the kernel refuses.
+    large); AbsentRootError when the root is gone; KernelError when the kernel refuses.
     """
     handle = _resolve(root, path)
     try:
@@ -129,7 +133,8 @@ def _resolve(root: Root, path: str) -> int:
     try:
         folder = _open_root(root)
     except OSError as error:
-        raise KernelError("open", error.errno or errno.EIO, doing=f"opening {root.path}") from error
+        kind = AbsentRootError if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ESRCH} else KernelError
+        raise kind("open", error.errno or errno.EIO, doing=f"opening {root.path}") from error
     how = struct.pack(
         "=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS
     )  # struct open_how: flags, mode, resolve

@@ -31,7 +31,7 @@ from sidestep.node.planning.plan import Plan
 from sidestep.node.planning.planner import plan
 from sidestep.node.planning.port_plan import PortPlans
 from sidestep.node.planning.surveys import Surveys
-from sidestep.node.pods.pod_netns import netns_path, open_pod_netns
+from sidestep.node.pods.pod_netns import AbsentError, netns_path, open_pod_netns
 from sidestep.observability.logs import get_logger
 from sidestep.policy.pod_ports import ports_of
 from sidestep.policy.survey import WantedCertificate
@@ -193,6 +193,8 @@ class Controller:
         for pod in able:
             try:
                 self._enter(pod, new)
+            except AbsentError:
+                return  # it is being started
             except SidestepError as error:
                 problem = problem or error
             else:
@@ -212,6 +214,8 @@ class Controller:
             for each in found:
                 if any(table.serves(each.port.number, family, pod_netns.addresses) for family in Family):
                     return
+        if pod.idle_containers:
+            return  # whose app may listen there once it runs
         raise RefusedError(
             f"pod {pod.key} has no {new.transport.upper()} port {new.port}: nothing declares it, and nothing listens "
             f"there (ports there are: {ports.texts})"

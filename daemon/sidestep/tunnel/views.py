@@ -11,6 +11,10 @@ import msgspec
 
 from sidestep.tunnel.messages import State
 
+NOT_READ = "not read yet"
+PENDING = "pending"
+"""What `PortView.certificate_state` is, or begins with."""
+
 
 class ConditionView(msgspec.Struct, frozen=True):
     """`model.condition.Condition` as JSON."""
@@ -49,8 +53,8 @@ class PortView(msgspec.Struct, frozen=True):
     """`service:port` of every Service port that targets this port."""
     certificate: CertificateView | None = None
     certificate_state: str = ""
-    """"not read yet" while nothing has needed the certificate, "unusable" when a condition gives the reason; otherwise
-    empty."""
+    """`NOT_READ` while nothing has needed the certificate; `PENDING` with a colon and the reason while it is needed and
+    not there yet; "unusable" when a condition gives the reason; otherwise empty."""
     steered_pods: int = 0
     intercepts: tuple[str, ...] = ()
     """`namespace/name` of the intercepts of this port."""

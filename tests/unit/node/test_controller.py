@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from sidestep.config.annotation_names import DOWNSTREAM_SECRET
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import RefusedError
-from sidestep.model.pod import PodKey
+from sidestep.model.pod import Location, PodKey
 from sidestep.node.conditions import Conditions
 from sidestep.node.controller import Controller
 from sidestep.node.manifests import Reading
@@ -129,3 +130,13 @@ def test_an_intercept_that_no_pod_can_serve_is_refused_with_the_reason():
     assert controller.refusal(PLAIN) == ""
     with pytest.raises(RefusedError, match="no certificate is configured"):
         controller.check(intercept())
+
+
+def test_a_pod_that_is_just_starting_refuses_nobody():
+    starting = replace(pod(annotations={}), location=Location(searched=True))
+    undeclared = intercept(port="9999")
+    for stock in (inventory(starting), inventory(replace(starting, ips=()))):
+        controller, _, _ = controlled(stock=stock)
+        controller.check(PLAIN)
+        controller.check(undeclared)
+        assert controller.refusal(PLAIN) == controller.refusal(undeclared) == ""

@@ -5,7 +5,8 @@ and the conditions. A pod of an intercept is
 
     active     a port is steered, and connections have arrived
     attached   a port is steered, and no connection has arrived yet, or traffic bypasses the hook
-    pending    it will be steered: the proxy starts, no app listens, or a failed step is retried
+    pending    it will be steered: the pod or its containers start, a certificate is not there yet, the proxy starts, no
+               app listens, or a failed step is retried
     failed     a rule or the pod's own configuration prevents steering
 """
 
@@ -37,6 +38,8 @@ from sidestep.policy.survey import CertificateKey, PodSurvey, PortSurvey, Side, 
 from sidestep.proxy.control.messages import Probed
 from sidestep.tunnel.messages import ConditionText, PodState, State
 from sidestep.tunnel.views import (
+    NOT_READ,
+    PENDING,
     CertificateView,
     ConditionView,
     InterceptView,
@@ -160,9 +163,8 @@ class NodeStatusView:
         target = self._reconciler.target(key)
         problem = self._reconciler.problem(key)
         if target is None or not ports or not target.serves(uid):
-            if key in plan.waiting:
-                problem = problem or "its certificate has not been read yet"
-                return PodState(str(key), "pending", problem)
+            if (uid, key) in plan.pending:
+                return PodState(str(key), "pending", problem or plan.pending[uid, key])
             return PodState(str(key), "failed" if problem else "pending", problem)
         waiting = [port for port in ports if not target.takes(*port)]
         if len(waiting) == len(ports):
@@ -244,7 +246,9 @@ class NodeStatusView:
             return ""
         entry = self._certificates.entry(CertificateKey(pod, each.port.number, Side.DOWNSTREAM))
         if entry is None:
-            return "not read yet"
+            return NOT_READ
+        if entry.facts.pending:
+            return f"{PENDING}: {entry.facts.pending}"
         return "" if entry.identity is not None else "unusable"
 
 

@@ -1,12 +1,13 @@
 """Determines where a certificate is read: from a folder of a container, a manifest, or the cluster.
 
 - A path is looked up in the containers that the survey lists, in order; the first with the folder's certificate is
-  used.
+  used. Only containers with a process have a root folder: `Place` holds those, and names the others.
 - The location of a Secret depends on the source of inventories (`SecretSources`).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from sidestep.config.annotations import SourceKind
@@ -66,14 +67,48 @@ class InventorySecrets:
         return self._source.explain(namespace, name, error)
 
 
+class NotYetError(ConfigurationError):
+    """No container that may hold the path has a process; the pod starts, or the containers are between two runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a path is looked up. It changes when a container is started, restarted or ends.
+
+    `roots` are folders in the order of the search, with the start times of their processes (clock ticks since boot;
+    None where unknown). `missing` are containers that may hold the path and have no process. A Secret has an empty
+    place.
+    """
+
+    roots: tuple[tuple[str, int | None], ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def newest(self) -> int | None:
+        """Start time of the process that was started last; None where no start time is known."""
+        return max((birth for _, birth in self.roots if birth is not None), default=None)
+
+
+def place_of(wanted: WantedCertificate, pod: Pod | None) -> Place:
+    """Return where a certificate is looked up now."""
+    if wanted.source.kind is SourceKind.SECRET or pod is None:
+        return Place()
+    missing = [name for name in wanted.containers if name not in pod.location.pids] if pod.location.searched else []
+    return Place(_roots(pod, wanted.containers), tuple(missing))
+
+
 def source_of(wanted: WantedCertificate, pod: Pod | None, secrets: SecretSources) -> Source:
-    """Return the location to read. Raises ConfigurationError."""
+    """Return the location to read. Raises NotYetError, ConfigurationError."""
     if wanted.source.kind is SourceKind.SECRET:
         return secrets.source(wanted.key.pod.namespace, wanted.source.value)
-    roots = _roots(pod, wanted.containers) if pod is not None else ()
-    if not roots:
+    place = place_of(wanted, pod)
+    if place.missing and not place.roots:
+        names = ", ".join(place.missing)
+        which = f"container {names} has" if len(place.missing) == 1 else f"containers {names} have"
+        raise NotYetError(f"{which} no process yet")
+    if not place.roots:
         raise ConfigurationError("no container of the pod is known to run here (sidestep.dev/pid or sidestep.dev/root)")
-    return Folder(roots, wanted.source.value)
+    return Folder(place.roots, wanted.source.value)
 
 
 def _roots(pod: Pod, containers: tuple[str, ...]) -> tuple[tuple[str, int | None], ...]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import itertools
 import os
 import pickle
 import resource
@@ -31,10 +32,19 @@ import msgspec
 
 from sidestep.aio.packets import sealed_memfd, send_packet
 from sidestep.model.errors import ConfigurationError, KernelError, SidestepError
-from sidestep.netns.below_root import MAX_FILE, AbsentFileError, Root, open_regular, read_steady, stamp
+from sidestep.netns.below_root import (
+    MAX_FILE,
+    AbsentFileError,
+    AbsentRootError,
+    Root,
+    open_regular,
+    read_steady,
+    stamp,
+)
 from sidestep.node.certificates import pem
 from sidestep.node.certificates.requests import (
     MAX_REASON,
+    Absence,
     ClusterSecret,
     Failed,
     Folder,
@@ -91,22 +101,29 @@ def run(request: ReadRequest | ManifestsRequest, answers: socket.socket) -> NoRe
 def failed(error: SidestepError) -> Failed:
     """Return the answer for an error."""
     reason = f"cannot be read: {error}" if isinstance(error, KernelError) else str(error)
-    return Failed(reason[:MAX_REASON], getattr(error, "status", 0))
+    absent = Absence.NOTHING
+    if isinstance(error, AbsentRootError):
+        absent = Absence.ROOT
+    elif isinstance(error, AbsentFileError):
+        absent = Absence.FOLDER
+    return Failed(reason[:MAX_REASON], getattr(error, "status", 0), absent)
 
 
 def stamp_of(source: Folder) -> str:
     """Return a digest of the versions of a certificate's files; "" when they were written too recently to tell.
 
-    Raises SidestepError.
+    A root that is gone counts as a version. Raises SidestepError.
     """
     digest = hashlib.blake2b(digest_size=16)
     newest = 0
     for path, birth in source.roots:
-        for spelling in SPELLINGS:
-            for name in spelling:
+        try:
+            for name in itertools.chain.from_iterable(SPELLINGS):
                 found = stamp(Root(path, birth), f"{source.folder.rstrip('/')}/{name}")
                 digest.update(repr(found).encode())
                 newest = max(newest, *found[3:]) if found is not None else newest
+        except AbsentRootError:
+            digest.update(b"gone")
     # A file written just now can be written again without a change of its times.
     return "" if abs(time.time() - newest / 1e9) < _RACY else digest.hexdigest()
 
@@ -161,14 +178,22 @@ class _OpenFiles:
 
 
 def _open_folder(source: Folder, *, ca_alone: bool) -> _OpenFiles:
+    """Open the files below the first root that has them.
+
+    Raises AbsentRootError (not found, and one of the roots is gone), AbsentFileError, ConfigurationError, KernelError.
+    """
+    gone: AbsentRootError | None = None
     for path, birth in source.roots:
-        for spelling in SPELLINGS:
-            certificate, key, ca = (
-                _optional(Root(path, birth), f"{source.folder.rstrip('/')}/{name}") for name in spelling
-            )
-            if certificate is not None or (ca_alone and ca is not None):
-                return _OpenFiles((certificate, key, ca), spelling)
-    raise ConfigurationError("the folder holds neither tls.crt nor cert-chain.pem")
+        try:
+            for spelling in SPELLINGS:
+                certificate, key, ca = (
+                    _optional(Root(path, birth), f"{source.folder.rstrip('/')}/{name}") for name in spelling
+                )
+                if certificate is not None or (ca_alone and ca is not None):
+                    return _OpenFiles((certificate, key, ca), spelling)
+        except AbsentRootError as error:
+            gone = gone or error
+    raise gone or AbsentFileError("the folder holds neither tls.crt nor cert-chain.pem")
 
 
 def _optional(root: Root, path: str) -> int | None:

@@ -29,6 +29,7 @@ from sidestep.model.errors import ConfigurationError, KernelError, PeerError
 from sidestep.node.certificates.one_shot import CPU, MANIFESTS_CPU, WALL
 from sidestep.node.certificates.requests import (
     MAX_REQUEST,
+    Absence,
     Answer,
     Failed,
     Folder,
@@ -256,10 +257,14 @@ class Reader:
 
 
 class ReadError(ConfigurationError):
-    """A source cannot be read, for a reason that the user can correct. `status` is the API server's, or 0."""
+    """A source cannot be read, for a reason that the user can correct. `status` is the API server's, or 0.
 
-    def __init__(self, reason: str, *, status: int = 0) -> None:
+    `absent` tells what is not there and may still come.
+    """
+
+    def __init__(self, reason: str, *, status: int = 0, absent: Absence = Absence.NOTHING) -> None:
         self.status = status
+        self.absent = absent
         super().__init__(reason)
 
 
@@ -269,7 +274,7 @@ class _ChildLostError(Exception):
 
 def _error(answer: Answer) -> ReadError | PeerError:
     if isinstance(answer, Failed):
-        return ReadError(answer.reason, status=answer.status)
+        return ReadError(answer.reason, status=answer.status, absent=answer.absent)
     return PeerError(f"the reader answers with {type(answer).__name__}")
 
 

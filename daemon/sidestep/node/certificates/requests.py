@@ -5,6 +5,7 @@ These messages contain no secret: a private key leaves a one-shot child as a des
 
 from __future__ import annotations
 
+import enum
 from typing import Final
 
 import msgspec
@@ -121,11 +122,22 @@ class Payload(msgspec.Struct, tag=True, frozen=True):
     size: int
 
 
+class Absence(enum.StrEnum):
+    """What is not there, so that it may come without any change of what is written."""
+
+    NOTHING = ""
+    FOLDER = "folder"
+    """None of the roots has a certificate at this path."""
+    ROOT = "root"
+    """A root does not exist, or its process has ended; none of the others has a certificate at this path."""
+
+
 class Failed(msgspec.Struct, tag=True, frozen=True):
     """The source could not be read. `status` is the HTTP status of the API server, where it answered."""
 
     reason: str
     status: int = 0
+    absent: Absence = Absence.NOTHING
 
 
 Answer = Started | Stamped | Summary | Payload | Failed

@@ -8,11 +8,27 @@ Holders of a private key: the one-shot child (`one_shot`), from reading the file
 the memfd, while its descriptor passes through this process; the pod's proxy, while a port needs the key. This process
 receives public facts and descriptors; it neither reads nor maps the latter (docs/design.md, "Keys").
 
-States of a certificate:
+States of a certificate, and what leads from one to another:
 
-    wanted     not read yet; it has no facts, and its pod waits
-    read       it has facts, usable or not; read again when its stamp (a folder) or version (a Secret) changes
+    wanted     nobody has looked for it; it has no facts, and its pod waits
+               -> pending, usable or unusable by the first look, which follows at once
+    pending    it is not there yet: no container that may hold the folder has a process, or the folder is missing and
+               may still be made. Its facts say so; there is no condition
+               -> usable or unusable when its place moves, or its folder appears
+               -> unusable when the folder is still missing `STARTING` seconds after all those containers were started
+    usable     it has an identity or a CA; read again when its stamp (a folder), version (a Secret) or place changes
+               -> unusable when the source is at fault; a condition says why, the last usable certificate stays in use
+               -> pending when its place is empty; the last usable certificate stays in use, until a new proxy needs it
+    unusable   a condition says why; read again as a usable one
+               -> usable; or pending, when its place is empty, and what was said of it stays
     forgotten  neither wanted nor expected for `RETAIN` seconds; its conditions are removed
+
+The *place* of a path (`material.Place`) is the root folders of the containers that have a process, and the names of
+those that have none. It moves when a container is started, restarted (another process) or ends. Each plan brings the
+pods along, so a move is seen with the plan that it causes, without polling.
+
+Looks at a pending certificate are bounded: none while its place has no folder; else one every `LOOK` seconds for
+`STARTING` seconds after the place moved, without opening the folder, and the common poll from then on.
 
 Invariants:
 
@@ -28,6 +44,9 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import math
+import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -40,9 +59,9 @@ from sidestep.config.annotations import SourceKind
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import BugError, ConfigurationError, KernelError, SidestepError
 from sidestep.model.pod import Pod, PodKey
-from sidestep.node.certificates.material import SecretSources, source_of
+from sidestep.node.certificates.material import NotYetError, Place, SecretSources, place_of, source_of
 from sidestep.node.certificates.reader import ReadError
-from sidestep.node.certificates.requests import Folder, IdentityFacts, ReadRequest, Summary, TrustFacts
+from sidestep.node.certificates.requests import Absence, Folder, IdentityFacts, ReadRequest, Summary, TrustFacts
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.planning.plan import CertificateFacts
 from sidestep.node.proxies.desired import CredentialSource
@@ -50,6 +69,15 @@ from sidestep.policy.survey import CertificateKey, Side, WantedCertificate
 
 POLL = 3.0
 """Seconds between two polls of the folders."""
+
+STARTING = 10.0
+"""Seconds after the start of a container in which what it lacks is not held against it: it may write its own files."""
+
+LOOK = 0.5
+"""Seconds between two looks at the folder of a pending certificate whose containers have just been started."""
+
+TICKS = os.sysconf("SC_CLK_TCK")
+"""Clock ticks in a second; start times of processes are in ticks."""
 
 RETAIN = 60.0
 """Seconds for which results are kept for an intercept that may never begin."""
@@ -74,6 +102,7 @@ class CertificateEntry:
 
     wanted: WantedCertificate
     pod_uid: str
+    place: Place = field(default_factory=Place)
     read: bool = False
     stamp: str = ""
     version: str = ""
@@ -82,15 +111,21 @@ class CertificateEntry:
     problems: tuple[str, ...] = ()
     unread: bool = False
     """Whether the last attempt to read failed, so that another may succeed."""
+    pending: str = ""
+    """Why it is not there yet; empty once it has been read. What was found before stays."""
+    judged_at: float = math.inf
+    """Time (that of `uptime`) at which a pending certificate is judged in any case."""
 
     @property
     def facts(self) -> CertificateFacts:
         """The facts that the planner uses."""
+        usable = self.identity is not None or (self.trust is not None and self.wanted.key.side is Side.UPSTREAM)
         return CertificateFacts(
             identity=self.identity.name if self.identity is not None else "",
             trust=self.trust.name if self.trust is not None else "",
             dns_name=self.identity.dns_name if self.identity is not None else "",
             problem="; ".join(self.problems),
+            pending="" if usable or self.problems else self.pending,
         )
 
 
@@ -108,6 +143,8 @@ class _Contents:
 
     entries: dict[CertificateKey, CertificateEntry] = field(default_factory=dict)
     reading: dict[CertificateKey, asyncio.Task[None]] = field(default_factory=dict)
+    starting: dict[CertificateKey, asyncio.Task[None]] = field(default_factory=dict)
+    """Tasks that look at the folders of containers which have just been started."""
     expected: dict[CertificateKey, int] = field(default_factory=dict)
     pods: Mapping[PodKey, Pod] = field(default_factory=dict)
     pauses: dict[str, _Pause] = field(default_factory=dict)
@@ -124,7 +161,10 @@ class CertificateStore:
         conditions: Conditions,
         on_change: Callable[[], None],
         on_crash: Callable[[str, BaseException], None] | None = None,
+        uptime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
     ) -> None:
+        """Create a store without certificates. `uptime` returns seconds since boot, as start times of processes do."""
+        self._uptime = uptime
         self._reader = reader
         self._secrets = secrets
         self._conditions = conditions
@@ -133,16 +173,16 @@ class CertificateStore:
         self._all = _Contents()
 
     def facts(self) -> dict[CertificateKey, CertificateFacts]:
-        """Return the facts of every certificate that has been read, usable or not."""
+        """Return the facts of every certificate that was looked for: usable, unusable or pending."""
         return {key: entry.facts for key, entry in self._all.entries.items() if entry.read}
 
     def entry(self, key: CertificateKey) -> CertificateEntry | None:
-        """Return what is known about one certificate; None until it has been read."""
+        """Return what is known about one certificate; None until it was looked for."""
         entry = self._all.entries.get(key)
         return entry if entry is not None and entry.read else None
 
     def want(self, wanted: Iterable[WantedCertificate], pods: Mapping[PodKey, Pod]) -> None:
-        """Set the wanted certificates. Starts reading those that are new or changed; forgets all others."""
+        """Set the wanted certificates. Starts reading those that are new, changed or moved; forgets all others."""
         self._all.pods = pods
         keys = set(self._all.expected)
         for each in wanted:
@@ -228,11 +268,12 @@ class CertificateStore:
         if old is not None and (old.pod_uid, _location(old.wanted)) != (uid, _location(wanted)):
             self._forget(key)
             old = None
+        place = place_of(wanted, pod)
         if old is None:
-            self._all.entries[key] = CertificateEntry(wanted, uid)
+            self._all.entries[key] = CertificateEntry(wanted, uid, place)
             self._start(key)
-        elif old.wanted != wanted or (old.read and old.version != self._version(wanted)):
-            self._all.entries[key] = replace(old, wanted=wanted)
+        elif (old.wanted, old.place) != (wanted, place) or (old.read and old.version != self._version(wanted)):
+            self._all.entries[key] = replace(old, wanted=wanted, place=place)
             self._start(key)
 
     def _start(self, key: CertificateKey) -> None:
@@ -243,14 +284,15 @@ class CertificateStore:
 
     def _forget(self, key: CertificateKey) -> None:
         del self._all.entries[key]
-        task = self._all.reading.pop(key, None)
-        if task is not None:
-            task.cancel()
+        for tasks in (self._all.reading, self._all.starting):
+            task = tasks.pop(key, None)
+            if task is not None:
+                task.cancel()
         self._conditions.state(_source(key), ())
 
     async def _read_source(self, key: CertificateKey) -> None:
-        """Read a source and record the result. A usable part replaces the previous one; a fault is added as a
-        problem.
+        """Read a source and record the result. A usable part replaces the previous one; a fault is added as a problem,
+        unless it may pass: then the certificate is pending.
         """
         entry = self._all.entries[key]
         version, stamp = self._version(entry.wanted), ""
@@ -260,16 +302,39 @@ class CertificateStore:
                 stamp = await self._reader.stamp(request.source)
             summary, _ = await self._reader.read(request)
         except SidestepError as error:
-            new = replace(entry, problems=(self._reason(entry.wanted, error),), unread=True)
+            reason = self._reason(entry.wanted, error)
+            new = replace(entry, problems=(reason,), unread=True, pending="", judged_at=math.inf)
+            passes = _passes(entry.place, error)
         else:
             new = _with_summary(entry, summary, dt.datetime.now(dt.UTC).timestamp())
+            passes = False
+        if new.problems and not passes and self._uptime() < (judged_at := _started(entry.place) + STARTING):
+            new = replace(entry, pending="; ".join(new.problems), judged_at=judged_at)
+        elif passes:
+            new = replace(entry, pending="; ".join(new.problems), judged_at=math.inf)
         new = replace(new, read=True, version=version, stamp=stamp)
         self._all.reading.pop(key, None)
         self._all.entries[key] = new
         self._pause(new)
         self._state(new)
+        if new.pending and new.place.roots and key not in self._all.starting:
+            self._all.starting[key] = self._tasks.start(self._follow_start(key), name=f"start of {key.subject}")
         if not entry.read or new.facts != entry.facts:
             self._on_change()
+
+    async def _follow_start(self, key: CertificateKey) -> None:
+        """Look at the folder of a pending certificate every `LOOK` seconds, for `STARTING` seconds at most."""
+        try:
+            for _ in range(int(STARTING / LOOK) + 1):
+                await asyncio.sleep(LOOK)
+                entry = self._all.entries.get(key)
+                if entry is None or not entry.pending:
+                    return
+                if key not in self._all.reading and await self._due(entry) and self._all.entries.get(key) is entry:
+                    self._start(key)
+        finally:
+            if self._all.starting.get(key) is asyncio.current_task():
+                del self._all.starting[key]
 
     async def _due(self, entry: CertificateEntry) -> bool:
         """Whether a certificate should be read again."""
@@ -279,10 +344,12 @@ class CertificateStore:
         try:
             source = source_of(entry.wanted, self._all.pods.get(entry.wanted.key.pod), self._secrets)
             stamp = await self._reader.stamp(source) if isinstance(source, Folder) else ""
+        except NotYetError:
+            return not entry.pending  # nothing to look at; `want` tells when that changes
         except SidestepError as error:
             # The previous result stays; a different reason is a new problem to report.
             return (self._reason(entry.wanted, error),) != entry.problems
-        return not stamp or stamp != entry.stamp
+        return not stamp or stamp != entry.stamp or (entry.pending != "" and self._uptime() >= entry.judged_at)
 
     def _pause(self, entry: CertificateEntry) -> None:
         if entry.wanted.source.kind is not SourceKind.SECRET:
@@ -353,7 +420,28 @@ def _with_summary(entry: CertificateEntry, summary: Summary, now: float) -> Cert
         trust = summary.trust
     elif summary.no_trust and not problems:
         trust = None
-    return replace(entry, identity=identity, trust=trust, problems=tuple(problems), unread=False)
+    return replace(
+        entry,
+        identity=identity,
+        trust=trust,
+        problems=tuple(problems),
+        unread=False,
+        pending="",
+        judged_at=math.inf,
+    )
+
+
+def _passes(place: Place, error: SidestepError) -> bool:
+    """Whether a failure passes once a container is started, without anybody mending anything."""
+    absent = error.absent if isinstance(error, ReadError) else Absence.NOTHING
+    return (
+        isinstance(error, NotYetError) or absent is Absence.ROOT or (absent is Absence.FOLDER and bool(place.missing))
+    )
+
+
+def _started(place: Place) -> float:
+    """When the newest process of a place was started, in seconds since boot; long ago where that is unknown."""
+    return -math.inf if place.newest is None else place.newest / TICKS
 
 
 def _past(seconds: float) -> bool:

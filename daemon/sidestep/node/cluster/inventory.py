@@ -1,9 +1,6 @@
 """Inventories from the cluster: the cached objects, joined with the locations of the pods on this node.
 
-Changes that arrive together are read once (`gathering`). Processes of pods are searched when a pod or container has no
-known process: at once, then with growing pauses, since the kubelet reports a pod before its processes exist, and some
-never appear (a sandboxed runtime). Known processes are verified every `CHECK` seconds; a process id that belongs to
-another process is dropped.
+Changes that arrive together are read once (`gathering`). `PodLocations` finds the processes of the pods.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ from collections.abc import Callable
 
 from sidestep.kube.api import Api
 from sidestep.kube.cluster_cache import ClusterCache
-from sidestep.kube.processes import PodToLocate, locate_pods, started
+from sidestep.kube.processes import PodToLocate, locate_pods
 from sidestep.kube.secret_names import SecretName
 from sidestep.kube.watch import WatchLimits
 from sidestep.model.condition import Condition, ConditionType
@@ -24,6 +21,7 @@ from sidestep.node.certificates.reader import ReadError
 from sidestep.node.certificates.requests import ApiServer, ClusterSecret, Source
 from sidestep.node.certificates.secret_advice import secret_advice
 from sidestep.node.cluster.gathering import Gathering
+from sidestep.node.cluster.pod_locations import PodLocations
 from sidestep.node.manifests import Reading
 from sidestep.observability.logs import get_logger
 
@@ -31,10 +29,6 @@ PAUSE = 0.03
 """Seconds for which changes are gathered after a quiet period."""
 READINGS, BURST = 2.0, 20.0
 """Readings per second while changes keep arriving, and readings at once after a quiet period."""
-FIRST_LOOK, LAST_LOOK = 0.2, 15.0
-"""Seconds between two walks through /proc while a process is missing; doubled each time."""
-CHECK = 5.0
-"""Seconds between two verifications of known processes."""
 
 
 class ClusterInventory:
@@ -59,15 +53,10 @@ class ClusterInventory:
             token_file=api.access.token_file,
         )
         self._service_account = service_account
-        self._find = find
         self._news = asyncio.Event()
         self._cache = ClusterCache(api, node=node, on_change=self._news.set, on_crash=on_crash, limits=limits)
         self._gathering = Gathering(least=PAUSE, rate=READINGS, burst=BURST, now=time.monotonic())
-        self._locations: dict[str, Location] = {}
-        self._containers: dict[str, frozenset[str]] = {}
-        self._next_look = 0.0
-        self._next_check = 0.0
-        self._look_pause = FIRST_LOOK
+        self._locations = PodLocations(find)
         self._last: Reading | None = None
         self._log = get_logger("cluster")
 
@@ -77,7 +66,7 @@ class ClusterInventory:
         while not self._cache.synced:
             await self._news.wait()
             self._news.clear()
-        await self._locate()
+        await self._locations.update(self._cache.pods_to_locate())
         self._last = self._reading()
         return self._last
 
@@ -85,14 +74,14 @@ class ClusterInventory:
         """As InventorySource.watch."""
         while True:
             try:
-                async with asyncio.timeout(self._patience()):
+                async with asyncio.timeout(self._locations.patience):
                     await self._news.wait()
             except TimeoutError:
                 pass
             else:
                 await asyncio.sleep(self._gathering.pause(time.monotonic()))
             self._news.clear()
-            await self._locate()
+            await self._locations.update(self._cache.pods_to_locate())
             began = time.thread_time()
             reading = self._reading()
             self._gathering.took(time.thread_time() - began)
@@ -123,7 +112,7 @@ class ClusterInventory:
     def _reading(self) -> Reading:
         subject = f"node {self._node}"
         conditions = [Condition(ConditionType.CLUSTER_UNREADABLE, subject, text) for text in self._cache.problems()]
-        inventory = self._cache.inventory(self._locations)
+        inventory = self._cache.inventory(self._locations.found)
         return Reading(inventory, conditions=tuple(conditions))
 
     def explain(self, namespace: str, secret: str, error: ReadError) -> str:
@@ -133,39 +122,3 @@ class ClusterInventory:
         return (
             f"Secret {namespace}/{secret} may not be read; {secret_advice((namespace, secret), self._service_account)}"
         )
-
-    def _patience(self) -> float:
-        return max(0.05, min(CHECK, self._next_look - time.monotonic())) if self._missing() else CHECK
-
-    def _missing(self) -> bool:
-        wanted = self._cache.pods_to_locate()
-        return any(not self._complete(each) for each in wanted.values())
-
-    def _complete(self, wanted: PodToLocate) -> bool:
-        location = self._locations.get(wanted.uid)
-        return location is not None and set(wanted.containers.values()) <= location.pids.keys()
-
-    async def _locate(self) -> None:
-        """Find the processes of pods that are new or have changed."""
-        wanted = self._cache.pods_to_locate()
-        for uid in self._locations.keys() - wanted.keys():
-            del self._locations[uid]
-        for uid in self._containers.keys() - wanted.keys():
-            del self._containers[uid]
-        now = time.monotonic()
-        if now >= self._next_check:
-            self._next_check = now + CHECK
-            for uid, location in list(self._locations.items()):
-                if any(started(pid) != birth for pid, birth in location.births.items()):
-                    del self._locations[uid]
-                    self._next_look = 0.0
-        containers = {uid: frozenset(each.containers) for uid, each in wanted.items()}
-        if any(self._containers.get(uid) != ids for uid, ids in containers.items()):
-            self._containers = containers
-            self._next_look, self._look_pause = 0.0, FIRST_LOOK
-        if not self._missing() or now < self._next_look:
-            return
-        found = await asyncio.to_thread(self._find, wanted)
-        self._locations.update(found)
-        self._next_look = time.monotonic() + self._look_pause
-        self._look_pause = min(2 * self._look_pause, LAST_LOOK)

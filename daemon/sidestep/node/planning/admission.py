@@ -102,8 +102,8 @@ def _port_refusal(
         if surveyed is None or not (new.reads_requests or surveyed.must_be_opened):
             continue
         key = CertificateKey(pod.key, port.number, Side.DOWNSTREAM)
-        # A certificate that has not been read yet is given the benefit of the doubt.
-        unknown = surveyed.tls.downstream is not None and key not in certificates
+        # A certificate that has not been read, or is not there yet, is given the benefit of the doubt.
+        unknown = surveyed.tls.downstream is not None and (key not in certificates or certificates[key].pending != "")
         reason = surveyed.protocol.refusal if unknown else opening_refusal(surveyed, certificates.get(key))
         if reason:
             return reason

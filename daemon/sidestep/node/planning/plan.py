@@ -28,6 +28,8 @@ class CertificateFacts:
     dns_name: str = ""
     problem: str = ""
     """What is wrong with it, for people."""
+    pending: str = ""
+    """Why it is not there yet, for people; empty once it has been read, usable or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ class Plan:
     """The desired state of the node.
 
     `coverage` maps the uid of each intercept to the pods it covers, whether or not they can be targets; `refusals` maps
-    (uid, pod) to the reason why the pod does not serve it; `conditions` are by pod (None: about no pod in particular).
+    (uid, pod) to the reason why the pod does not serve it, `pending` to the reason why it does not serve it yet;
+    `conditions` are by pod (None: about no pod in particular). A pod in `waiting` keeps its present plan.
     """
 
     pods: Mapping[PodKey, PodPlan] = field(default_factory=dict)
@@ -79,6 +82,7 @@ class Plan:
     surveys: Mapping[PodKey, PodSurvey] = field(default_factory=dict)
     coverage: Mapping[str, tuple[PodKey, ...]] = field(default_factory=dict)
     refusals: Mapping[tuple[str, PodKey], str] = field(default_factory=dict)
+    pending: Mapping[tuple[str, PodKey], str] = field(default_factory=dict)
     conditions: Mapping[PodKey | None, tuple[Condition, ...]] = field(default_factory=dict)
     certificates: tuple[WantedCertificate, ...] = ()
     """Those of the ports that somebody wants opened; no other is read."""

@@ -14,7 +14,9 @@ can serve it. What cannot be served is left out and becomes a condition: a bad p
 - A port whose app is told who its clients are (`forward-client-cert`) is opened for everyone who steers it. Where it
   cannot be opened, nobody steers it, and clients reach the app directly.
 - A certificate is wanted if somebody wants requests of its port to be read, or the port must be opened. A pod with a
-  certificate that has not been read yet is in `waiting`: it keeps its present plan.
+  certificate that nobody has looked for yet is in `waiting`: it keeps its present plan.
+- What is not there *yet* is `pending`, and no condition: a pod that the runtime has not started, and a port whose
+  certificate lies in a container without processes. Other ports of the pod do not wait for it.
 - With `max-pods`, the pods of older intercepts come first: a new session never takes a target from an old one.
 """
 
@@ -29,11 +31,11 @@ from sidestep.model.intercept import Intercept, Kind
 from sidestep.model.pod import ContainerPort, PodKey, Transport
 from sidestep.node.planning.plan import CertificateFacts, Plan, PodPlan, PortPlan
 from sidestep.node.planning.port_plan import PortPlans
-from sidestep.node.planning.refusals import opening_refusal, refusal_of, refusal_type
+from sidestep.node.planning.refusals import opening_pending, opening_refusal, refusal_of, refusal_type
 from sidestep.node.planning.surveys import Surveys
 from sidestep.policy.conflicts import Claim, admit, claim_of
 from sidestep.policy.pod_ports import ports_of
-from sidestep.policy.survey import CertificateKey, PodSurvey, Side, WantedCertificate, port_subject
+from sidestep.policy.survey import CertificateKey, PodSurvey, PortSurvey, Side, WantedCertificate, port_subject
 from sidestep.policy.workloads import pods_of
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ class _Draft:
     undeclared: dict[PodKey, set[ContainerPort]] = field(default_factory=dict)
     coverage: dict[str, tuple[PodKey, ...]] = field(default_factory=dict)
     refusals: dict[tuple[str, PodKey], str] = field(default_factory=dict)
+    pending: dict[tuple[str, PodKey], str] = field(default_factory=dict)
     conditions: dict[PodKey | None, list[Condition]] = field(default_factory=dict)
 
     def refuse(self, intercepts: Iterable[Intercept], pod: PodKey, condition: Condition) -> None:
@@ -60,6 +63,11 @@ class _Draft:
         for intercept in intercepts:
             self.refusals.setdefault((intercept.uid, pod), condition.text)
         self.conditions.setdefault(pod, []).append(condition)
+
+    def wait(self, intercepts: Iterable[Intercept], pod: PodKey, reason: str) -> None:
+        """Note why a pod does not serve these intercepts yet."""
+        for intercept in intercepts:
+            self.pending.setdefault((intercept.uid, pod), reason)
 
     def refuse_pod(self, pod: PodKey, reason: str) -> None:
         """Note why a pod serves no intercept at all."""
@@ -108,8 +116,13 @@ def plan(
         opened = _opened(found, draft.wanted[key])
         mine = [wanted for wanted in found.certificates() if wanted.key.port in opened]
         needed += mine
+        if not found.pod.started:
+            waiting.add(key)
+            draft.wait(draft.everyone(key), key, "the pod has not been started yet")
+            continue
         if any(wanted.key not in certificates for wanted in mine):
             waiting.add(key)
+            draft.wait(draft.everyone(key), key, "its certificate has not been read yet")
             continue
         ports = _ports(found, draft.wanted[key], certificates, node_addresses=node_addresses, draft=draft)
         if ports:
@@ -124,6 +137,7 @@ def plan(
         surveys=surveyed,
         coverage=draft.coverage,
         refusals=draft.refusals,
+        pending=draft.pending,
         conditions={key: tuple(dict.fromkeys(stated)) for key, stated in draft.conditions.items()},
         certificates=tuple(needed),
     )
@@ -222,14 +236,7 @@ def _ports(
         facts = {
             side: certificates.get(CertificateKey(found.pod.key, number, side), CertificateFacts()) for side in Side
         }
-        served = list(wanting)
-        reason = opening_refusal(surveyed, facts[Side.DOWNSTREAM])
-        if reason:
-            left_out = [each for each in wanting if each.reads_requests or surveyed.must_be_opened]
-            served = [each for each in wanting if each not in left_out]
-            if left_out:
-                subject = port_subject(found.pod.key, number)
-                draft.refuse(left_out, found.pod.key, Condition(refusal_type(surveyed), subject, reason))
+        served = _served(surveyed, found.pod.key, wanting, facts, draft)
         if served:
             passing = node_addresses if number in found.pod.probe_ports else ()
             whole = [each for each in served if each.kind is Kind.INTERCEPT and each.filter.is_global]
@@ -237,6 +244,27 @@ def _ports(
                 _state_passing(found.pod.key, number, passing, draft)
             ports.append(draft.port_plans.of(surveyed, found.pod, served, facts, passing=passing))
     return tuple(ports)
+
+
+def _served(
+    surveyed: PortSurvey,
+    pod: PodKey,
+    wanting: list[Intercept],
+    facts: Mapping[Side, CertificateFacts],
+    draft: _Draft,
+) -> list[Intercept]:
+    """Return those who can be served now; note for the others why not, or why not yet."""
+    not_yet = surveyed.protocol.refusal == "" and opening_pending(surveyed, facts)
+    reason = "" if not_yet else opening_refusal(surveyed, facts[Side.DOWNSTREAM])
+    if not not_yet and not reason:
+        return list(wanting)
+    left_out = [each for each in wanting if each.reads_requests or surveyed.must_be_opened]
+    if not_yet:
+        draft.wait(left_out, pod, not_yet)
+    elif left_out:
+        subject = port_subject(pod, surveyed.port.number)
+        draft.refuse(left_out, pod, Condition(refusal_type(surveyed), subject, reason))
+    return [each for each in wanting if each not in left_out]
 
 
 def _state_passing(pod: PodKey, number: int, addresses: tuple[str, ...], draft: _Draft) -> None:

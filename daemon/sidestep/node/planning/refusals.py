@@ -11,8 +11,11 @@ from sidestep.config.annotation_names import CLIENT_AUTH, DOWNSTREAM_PATH, DOWNS
 from sidestep.config.annotations import ClientAuth
 from sidestep.model.condition import ConditionType
 from sidestep.policy.protocol_choice import Use
+from sidestep.policy.survey import Side
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sidestep.config.node_settings import NodeSettings
     from sidestep.model.pod import Pod
     from sidestep.node.planning.plan import CertificateFacts
@@ -59,6 +62,23 @@ def opening_refusal(surveyed: PortSurvey, downstream: CertificateFacts | None) -
     named = f" ({source.annotation} {source.value!r})" if source is not None else ""
     reason = surveyed.tls.downstream_problem or (downstream and downstream.problem) or "it has not been read yet"
     return f"port {number} {speaks} TLS and its certificate{named} cannot be used: {reason}"
+
+
+def opening_pending(surveyed: PortSurvey, facts: Mapping[Side, CertificateFacts]) -> str:
+    """Why requests of this port cannot be read yet, because a certificate of it is not there; empty otherwise.
+
+    It concerns the same as `opening_refusal`, and is asked first: what is not there yet is no reason to refuse.
+    """
+    if surveyed.protocol.tls is Use.NEVER:
+        return ""
+    for side, source in ((Side.DOWNSTREAM, surveyed.tls.downstream), (Side.UPSTREAM, surveyed.tls.upstream)):
+        found = facts.get(side)
+        if source is not None and found is not None and found.pending:
+            return (
+                f"port {surveyed.port.number} waits for its certificate ({source.annotation} {source.value!r}): "
+                f"{found.pending}"
+            )
+    return ""
 
 
 def _cannot_verify_clients(surveyed: PortSurvey, downstream: CertificateFacts | None) -> str:

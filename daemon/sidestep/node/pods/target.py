@@ -81,7 +81,7 @@ class Target:
             claim(pod_netns.netns.id)
             steering = Steering.attach(self._tools.program, pod_netns.netns.fd)
             undo.callback(steering.close)
-            client_addresses = await self._attach_client_addresses()
+            client_addresses = await self._attach_client_addresses(self.pod)
             undo.callback(client_addresses.close)
             proxy = self._tools.supervisor.proxy(
                 str(self.pod.key), netns_fd=pod_netns.netns.fd, uid=self.uid, handler=self._reports
@@ -99,6 +99,7 @@ class Target:
     async def apply(self, plan: PodPlan, *, drain_timeout: float) -> None:
         """Bring proxy and ports in line with this plan. Raises SidestepError; the steps that succeeded stay."""
         proxy = self._running()
+        await self._follow_cgroup(plan.pod)
         self.pod = plan.pod
         wanted = {port.number: port for port in plan.ports if port.transport is Transport.TCP}
         datagrams = {port.number: port for port in plan.ports if port.transport is Transport.UDP}
@@ -378,8 +379,14 @@ class Target:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    async def _attach_client_addresses(self) -> ClientAddresses:
-        cgroup = self.pod.location.cgroup
+    async def _follow_cgroup(self, pod: Pod) -> None:
+        """Attach to the pod's cgroup where it is known only now: the runtime makes it while the pod starts."""
+        if pod.location.cgroup is not None and pod.location.cgroup != self.pod.location.cgroup:
+            self.client_addresses.close()
+            self.client_addresses = await self._attach_client_addresses(pod)
+
+    async def _attach_client_addresses(self, pod: Pod) -> ClientAddresses:
+        cgroup = pod.location.cgroup
         if cgroup is None:
             return ClientAddresses.off()
         try:

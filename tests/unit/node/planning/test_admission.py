@@ -156,3 +156,9 @@ def test_a_pod_without_the_port_is_no_reason_while_another_has_it():
     key = CertificateKey(PodKey("shop", "b"), 8443, Side.DOWNSTREAM)
     able = judged(intercept(port="https"), stock=stock, certificates={key: CertificateFacts("identity:a")})
     assert [each.key.name for each in able] == ["b"]
+
+
+def test_a_certificate_that_is_not_there_yet_refuses_nobody():
+    by_path = pod(annotations={f"{names.DOWNSTREAM_PATH}.8443": "/tls"})
+    pending = {KEY: CertificateFacts(pending="container app has no process yet")}
+    assert judged(intercept(), stock=inventory(by_path), certificates=pending) == (by_path,)

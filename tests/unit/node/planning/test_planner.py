@@ -365,3 +365,45 @@ def test_a_pod_that_lacks_the_port_refuses_it_and_the_other_serves():
     assert list(result.pods) == [POD]
     assert reasons(result, other) == [(ConditionType.PORT_UNKNOWN, f"pod {other}")]
     assert "https" in result.refusals["u1", other]
+
+
+BY_PATH = {f"{names.DOWNSTREAM_PATH}.8443": "/tls"}
+NO_PROCESS = CertificateFacts(pending="container app has no process yet")
+
+
+def test_a_certificate_that_is_not_there_yet_holds_up_its_port_only_and_is_no_condition():
+    stock = inventory(pod(annotations=BY_PATH))
+    wanting = [intercept(), intercept("u2", port="8080"), intercept("u3", filter=GLOBAL, kind=Kind.WIRETAP)]
+    result = planned(stock, wanting, certificates={CertificateKey(POD, 8443, Side.DOWNSTREAM): NO_PROCESS})
+    assert [(port.number, port.uids) for port in result.pods[POD].ports] == [(8080, {"u2"}), (8443, {"u3"})]
+    assert (result.waiting, result.refusals, result.conditions) == (frozenset(), {}, {})
+    assert list(result.pending) == [("u1", POD)]
+    assert "container app has no process yet" in result.pending["u1", POD]
+    assert "/tls" in result.pending["u1", POD]
+    assert [wanted.key for wanted in result.certificates] == [CertificateKey(POD, 8443, Side.DOWNSTREAM)]
+
+
+def test_a_client_certificate_that_is_not_there_yet_holds_up_its_port_too():
+    stock = inventory(pod(annotations={**CERTIFIED, f"{names.UPSTREAM_PATH}.8443": "/client"}))
+    certificates = {**GOOD, CertificateKey(POD, 8443, Side.UPSTREAM): NO_PROCESS}
+    result = planned(stock, [intercept()], certificates=certificates)
+    assert (result.pods, result.conditions) == ({}, {})
+    assert "/client" in result.pending["u1", POD]
+
+
+def test_a_port_that_must_be_opened_waits_for_its_certificate_whoever_wants_it():
+    stock = inventory(pod(annotations={**BY_PATH, f"{names.FORWARD_CLIENT_CERT}.8443": "enabled"}))
+    wanting = [intercept(filter=GLOBAL)]
+    result = planned(stock, wanting, certificates={CertificateKey(POD, 8443, Side.DOWNSTREAM): NO_PROCESS})
+    assert (result.pods, result.conditions) == ({}, {})
+    assert list(result.pending) == [("u1", POD)]
+
+
+def test_a_pod_that_has_not_been_started_is_waited_for_and_its_certificates_are_wanted():
+    unborn = replace(pod(), ips=(), location=Location(searched=True))
+    result = planned(inventory(unborn), [intercept()], certificates={})
+    assert (result.pods, result.waiting, result.conditions) == ({}, {POD}, {})
+    assert result.pending == {("u1", POD): "the pod has not been started yet"}
+    assert len(result.certificates) == 1
+    born = replace(unborn, location=Location(netns="/proc/1/ns/net", searched=True))
+    assert list(planned(inventory(born), [intercept()]).pods) == [POD]
