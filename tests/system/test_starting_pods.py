@@ -15,7 +15,7 @@ pytestmark = pytest.mark.privileged
 
 PATH = f"telepresence.io/downstream-tls-path.{scene.TLS_PORT}"
 SECRET = f"telepresence.io/downstream-tls-secret.{scene.TLS_PORT}"
-WITHIN = 10.0
+WITHIN = 30.0
 
 
 def write(shop, **annotations):

@@ -69,9 +69,9 @@ class Scene(Node):
         ports = (HTTPS, PLAIN) if containers == ("app",) else (replace(HTTPS, container=""), PLAIN)
         super().__init__(replace(pod(annotations=dict(BY_PATH), ports=ports), containers=containers))
         self.now = LONG_AGO + 500.0
-        self.folder = Reader(self.folder)
+        self.reader = Reader(self.folder)
         self.store = CertificateStore(
-            reader=self.folder,
+            reader=self.reader,
             secrets=self.secrets,
             conditions=self.conditions,
             on_change=self.changed,
@@ -177,7 +177,7 @@ def test_another_process_of_the_same_container_is_read_at_once(authority):
 def test_a_process_that_ended_before_it_was_read_is_waited_for(authority):
     async def story():
         some = Scene("app")
-        some.folder.gone.add("/proc/7/root")
+        some.reader.gone.add("/proc/7/root")
         some.runs(app=7)
         await some.want()
         assert "no such process" in some.facts.pending
