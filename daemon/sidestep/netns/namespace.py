@@ -171,6 +171,12 @@ def _is_network_namespace(fd: int) -> bool:
 
 def _netlink_socket(protocol: int) -> socket.socket:
     try:
-        return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        try:
+            sock.connect((0, 0))  # the kernel; it then refuses what processes of the pod send to this socket
+        except OSError:
+            sock.close()
+            raise
     except OSError as error:
         raise KernelError("socket", error.errno or 0, doing="asking the kernel about a network namespace") from error
+    return sock

@@ -15,26 +15,24 @@ from typing import Final
 MAX_RANGES: Final = 256
 """Blocks of one program; beyond it, one range covers all ports that are asked for."""
 
-_REQ_BYTECODE: Final = 1
 _JUMP: Final = 1
 _AT_LEAST: Final = 2
 _AT_MOST: Final = 3
 
-_ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length, type
 _OPERATION: Final = struct.Struct("=BBH")  # struct inet_diag_bc_op: code, offset when true, offset when false
 _COMPARISON: Final = 2 * _OPERATION.size  # the second one holds the port
 _BLOCK: Final = 2 * _COMPARISON + _OPERATION.size
 
 
 def port_filter(ports: Iterable[int]) -> bytes:
-    """The attribute that follows a dump's request; empty without a port, which asks for all sockets."""
+    """The program of such a filter; empty without a port: then all sockets are asked for."""
     ranges = _ranges(sorted(set(ports)))
     if not ranges:
         return b""
     # The last block needs no jump: behind it is the end.
     size = len(ranges) * _BLOCK - _OPERATION.size
     program = b"".join(_block(first, last, size - number * _BLOCK) for number, (first, last) in enumerate(ranges))
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + size, _REQ_BYTECODE) + program[:size]
+    return program[:size]
 
 
 def _ranges(ports: list[int]) -> list[tuple[int, int]]:

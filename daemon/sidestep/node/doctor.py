@@ -20,7 +20,7 @@ from pathlib import Path
 from sidestep.model.errors import KernelError, SidestepError
 from sidestep.model.finding import Finding
 from sidestep.model.pod import Family
-from sidestep.netns import Connection, Netns, destroy, listening, tcp_listener
+from sidestep.netns import Connection, Netns, SocketId, destroy, listening, tcp_listener
 from sidestep.node.certificates.swap import ADVICE, swap_devices
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups
 from sidestep.proxy.tls.interpreter import check_ssl
@@ -36,7 +36,7 @@ CAPABILITIES = {
 
 ESSENTIAL_CAPABILITIES = ("NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE", "SETUID", "SETGID", "SETPCAP", "BPF")
 _CLONE_NEWNET = 0x40000000
-_NOBODY = Connection(client=None, client_port=0, family=Family.IPV4, sockid=bytes(48), uid=0)  # type: ignore[arg-type]  # only its socket id is looked at
+_NOBODY = Connection(client=None, client_port=0, family=Family.IPV4, sockid=SocketId(), uid=0)  # type: ignore[arg-type]  # only its socket id is looked at
 
 
 async def examine() -> list[Finding]:

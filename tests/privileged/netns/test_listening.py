@@ -12,8 +12,7 @@ import pytest
 
 from sidestep.model.errors import KernelError
 from sidestep.model.pod import Family
-from sidestep.netns import Netns, listening, tcp_listener
-from sidestep.netns import netlink as netlink_module
+from sidestep.netns import Netns, exchange, listening, tcp_listener
 from sidestep.netns.fingerprint import Question, fingerprint
 from sidestep.netns.port_filter import MAX_RANGES
 from tests.harness.growth import cpu
@@ -152,7 +151,7 @@ def test_a_question_about_one_port_does_not_read_the_answers_about_thousands(pod
 def test_too_many_answers_are_an_error_and_the_next_question_is_answered(netns, monkeypatch):
     with bind(netns, "0.0.0.0"), bind(netns, "0.0.0.0", port=PORT + 1):
         with monkeypatch.context() as limited:
-            limited.setattr(netlink_module, "MAX_ANSWERS", 1)
+            limited.setattr(exchange, "MAX_ANSWERS", 1)
             with pytest.raises(KernelError):
                 listening(netns)
         assert len(listening(netns).listeners) == 2

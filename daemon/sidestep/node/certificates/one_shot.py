@@ -32,7 +32,8 @@ import msgspec
 
 from sidestep.aio.packets import sealed_memfd, send_packet
 from sidestep.model.errors import ConfigurationError, KernelError, SidestepError
-from sidestep.netns.below_root import (
+from sidestep.node.certificates import pem
+from sidestep.node.certificates.below_root import (
     MAX_FILE,
     AbsentFileError,
     AbsentRootError,
@@ -41,7 +42,6 @@ from sidestep.netns.below_root import (
     read_steady,
     stamp,
 )
-from sidestep.node.certificates import pem
 from sidestep.node.certificates.requests import (
     MAX_REASON,
     Absence,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sidestep.model.errors import ConfigurationError, KernelError
-from sidestep.netns.below_root import MAX_FILE, AbsentFileError, Root, open_regular, read_steady, stamp
+from sidestep.node.certificates.below_root import MAX_FILE, AbsentFileError, Root, open_regular, read_steady, stamp
 from tests.harness.processes import Process, started
 from tests.harness.waiting import until
 
