@@ -96,14 +96,8 @@ release-check: $(VENV)/.stamp ## The same dry, also where no base image can be f
 	@deploy/release --check
 
 .PHONY: kind
-kind: image ## Make a kind cluster with Sidestep in it (needs docker, kind, kubectl)
-	@for tool in docker kind kubectl; do \
-		command -v $$tool >/dev/null || { echo "sidestep: this needs $$tool" >&2; exit 1; }; done
-	@kind get clusters 2>/dev/null | grep -qx sidestep || kind create cluster --name sidestep --config deploy/kind.yaml
-	@kind load docker-image --name sidestep $(IMAGE)
-	@kubectl --context kind-sidestep apply -f deploy/daemonset.yaml
-	@kubectl --context kind-sidestep -n sidestep rollout status daemonset/sidestep-node --timeout=180s
-	@echo "Ready. Remove it with: kind delete cluster --name sidestep"
+kind: ## Make a kind cluster with Sidestep in it (needs kind, kubectl, docker or podman)
+	@deploy/kind.sh
 
 .PHONY: fuzz
 fuzz: $(VENV)/.stamp ## Let the randomised tests of parsers and relays look fifty times as long as in `make test`
