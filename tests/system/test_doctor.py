@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sidestep.node.certificates.swap import swap_devices
 from tests.harness import cgroups, kernel
@@ -15,6 +16,7 @@ from tests.harness.cli import sidestep
 from tests.harness.node import SIDESTEP, node
 from tests.harness.processes import alive
 
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 CHECKS = [
     "root",
     "capabilities",
@@ -87,3 +89,43 @@ def test_missing_headers_are_named():
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("bcc and headers")]
     assert "missing" in line
     assert "/no/such/tree" in line
+
+
+@pytest.fixture
+def as_in_the_daemonset():
+    """Runs a command with the capabilities of deploy/daemonset.yaml and no others, DAC_OVERRIDE among them."""
+    documents = yaml.safe_load_all((DEPLOY / "daemonset.yaml").read_text())
+    [daemons] = [each for each in documents if each and each["kind"] == "DaemonSet"]
+    [container] = daemons["spec"]["template"]["spec"]["containers"]
+    added = [f"+{name.lower()}" for name in container["securityContext"]["capabilities"]["add"]]
+    drop = ["setpriv", "--inh-caps=-all", f"--bounding-set=-all,{','.join(added)}"]
+
+    def run(*command):
+        return subprocess.run([*drop, *command], capture_output=True, text=True, timeout=60, check=False)
+
+    return run
+
+
+@pytest.mark.alone
+def test_with_the_capabilities_of_the_daemonset_nothing_is_missing(as_in_the_daemonset, tmp_path):
+    done = as_in_the_daemonset(SIDESTEP, "doctor", "--output", "json", "--socket", tmp_path / "none.sock")
+    assert done.returncode == 0, done
+    elsewhere = {"Kubernetes API", "swap", "node daemon"}
+    assert [each for name, each in findings(done).items() if each["state"] != "ok" and name not in elsewhere] == []
+
+
+@pytest.mark.alone
+def test_in_a_pod_every_check_tells_the_truth(as_in_the_daemonset, tmp_path):
+    """cgroup v2 is mounted read-only there, and the proxies' memory is the container's affair."""
+    pod = (
+        f"mount -o bind,ro {cgroups.mount()} {cgroups.mount()}; mount -t tmpfs none /run;"
+        "mkdir -p /run/secrets/kubernetes.io/serviceaccount; echo t >/run/secrets/kubernetes.io/serviceaccount/token;"
+        'exec env KUBERNETES_SERVICE_HOST=127.0.0.1 KUBERNETES_SERVICE_PORT=1 "$@"'
+    )
+    command = [SIDESTEP, "doctor", "--output", "json", "--socket", tmp_path / "none.sock"]
+    done = as_in_the_daemonset("unshare", "--mount", "sh", "-euc", pod, "sh", *command)
+    found = findings(done)
+    elsewhere = {"Kubernetes API", "swap", "node daemon", "memory cgroups"}
+    assert [each for name, each in found.items() if each["state"] != "ok" and name not in elsewhere] == []
+    assert found["memory cgroups"]["state"] == "skipped"
+    assert not list(cgroups.mount().glob("sidestep-doctor-*"))

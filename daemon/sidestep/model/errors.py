@@ -41,13 +41,14 @@ class PeerError(SidestepError):
 
 
 class KernelError(SidestepError):
-    """A system call failed. `call` names it, `errno` is the kernel's answer."""
+    """A system call failed. `call` names it, `errno` is the kernel's answer, `hint` says what to do about it."""
 
-    def __init__(self, call: str, errno: int, *, doing: str = "") -> None:
+    def __init__(self, call: str, errno: int, *, doing: str = "", hint: str = "") -> None:
         self.call = call
         self.errno = errno
         context = f" while {doing}" if doing else ""
-        super().__init__(f"{call}{context}: {os.strerror(errno)}")
+        advice = f" ({hint})" if hint else ""
+        super().__init__(f"{call}{context}: {os.strerror(errno)}{advice}")
 
 
 class ClusterError(SidestepError):

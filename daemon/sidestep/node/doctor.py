@@ -17,14 +17,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sidestep.model.errors import KernelError, SidestepError
+from sidestep.kube.access import is_in_cluster
+from sidestep.model.errors import ConfigurationError, KernelError, SidestepError
 from sidestep.model.finding import Finding
 from sidestep.model.pod import Family
 from sidestep.netns import Connection, Netns, SocketId, destroy, listening, tcp_listener
 from sidestep.node.certificates.swap import ADVICE, swap_devices
-from sidestep.node.proxies.memory_cgroups import MemoryCgroups
+from sidestep.node.proxies.memory_cgroups import MemoryCgroups, own_group
 from sidestep.proxy.tls.interpreter import check_ssl
-from sidestep.steering import ClientNames, CompiledProgram, PeernamePrograms, Steering
+from sidestep.steering import ClientNames, CompiledProgram, PeernamePrograms, Steering, locked_memory
 from sidestep.steering import compile_peername as compile_for_getpeername
 from sidestep.steering import compile_program as compile_for_lookup
 
@@ -35,6 +36,9 @@ CAPABILITIES = {
 """Numbers of the capabilities that deploy/daemonset.yaml asks for (linux/capability.h)."""
 
 ESSENTIAL_CAPABILITIES = ("NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE", "SETUID", "SETGID", "SETPCAP", "BPF")
+MINIMUM_KERNEL = (5, 10)
+"""Major and minor number of the oldest kernel that is supported (docs/install.md, "What it needs")."""
+
 _CLONE_NEWNET = 0x40000000
 _NOBODY = Connection(client=None, client_port=0, family=Family.IPV4, sockid=SocketId(), uid=0)  # type: ignore[arg-type]  # only its socket id is looked at
 
@@ -81,10 +85,16 @@ def _capabilities(status: Path) -> Finding:
 
 def _kernel() -> Finding:
     release = platform.release()
-    numbers = [int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit()]
-    if numbers >= [5, 10]:
-        return Finding("kernel", "ok", True, f"Linux {release} {platform.machine()}")
-    return Finding("kernel", "missing", True, f"Linux {release}; 5.10 or later is needed", "ports cannot be steered")
+    if locked_memory.kernel_version(release) < MINIMUM_KERNEL:
+        needed = ".".join(str(number) for number in MINIMUM_KERNEL)
+        text = f"Linux {release}; {needed} or later is needed"
+        return Finding("kernel", "missing", True, text, "ports cannot be steered")
+    text = f"Linux {release} {platform.machine()}"
+    if locked_memory.is_charged():
+        locked_memory.lift()
+    if locked_memory.is_charged() and locked_memory.is_limited():
+        text += f" ({locked_memory.shortage()})"
+    return Finding("kernel", "ok", True, text)
 
 
 def _interpreter() -> Finding:
@@ -174,7 +184,9 @@ def _swap(devices: tuple[str, ...]) -> Finding:
 
 
 def _memory() -> Finding:
-    """Whether proxies in local mode get memory cgroups."""
+    """Whether proxies in local mode get memory cgroups. In a cluster they are bounded by the container's limit."""
+    if is_in_cluster():
+        return Finding("memory cgroups", "skipped", False, "the limit of the daemon's container bounds all proxies")
 
     def make() -> str:
         cgroups = MemoryCgroups.find()
@@ -200,17 +212,36 @@ async def _client_addresses(compiling: bool) -> Finding:
         programs = await compile_for_getpeername()
     except SidestepError as error:
         return Finding(check, "missing", False, str(error), cost)
-    return _try(check, lambda: _attached(programs, folder), essential=False, cost=cost)
-
-
-def _attached(programs: PeernamePrograms, root: Path) -> str:
-    folder = root / f"sidestep-doctor-{os.getpid()}"
-    folder.mkdir()
     try:
-        ClientNames.attach(programs, str(folder)).close()
+        with _cgroup_to_try(folder) as group:
+            text = f"getpeername programs attach to cgroups (v2 at {folder})"
+            return _try(check, lambda: _attached(programs, group, text), essential=False, cost=cost)
+    except ConfigurationError as error:
+        return Finding(check, "skipped", False, f"there is no cgroup to try it in: {error}")
+
+
+def _attached(programs: PeernamePrograms, group: Path, text: str) -> str:
+    ClientNames.attach(programs, str(group)).close()
+    return text
+
+
+@contextlib.contextmanager
+def _cgroup_to_try(root: Path) -> Iterator[Path]:
+    """A new cgroup, or this process's own one where none can be made. Raises ConfigurationError when neither is there.
+
+    The daemon attaches to cgroups that exist. It needs no right to make one, and has none in a cluster: the mount is
+    read-only, and CAP_DAC_OVERRIDE is missing.
+    """
+    made = root / f"sidestep-doctor-{os.getpid()}"
+    try:
+        made.mkdir()
+    except OSError:
+        yield own_group()
+        return
+    try:
+        yield made
     finally:
-        folder.rmdir()
-    return f"getpeername programs attach to cgroups (v2 at {root})"
+        made.rmdir()
 
 
 def _cgroup_root(mounts: Path) -> Path | None:

@@ -1,5 +1,8 @@
 """The nine commands of bpf(2) that steering needs, through ctypes. Every function raises KernelError.
 
+Kernels before 5.11 refuse a map or program with EPERM when RLIMIT_MEMLOCK is exhausted. The limit is then lifted and
+the call made once more; where that does not help the error names the limit (`locked_memory`).
+
 The attribute structures mirror `union bpf_attr` (include/uapi/linux/bpf.h); the kernel accepts a shorter structure than
 its own and takes the rest as zero. Every descriptor that bpf(2) returns is close-on-exec. Objects that are not pinned
 live as long as their descriptors, so the kernel cleans up after SIGKILL.
@@ -15,6 +18,7 @@ import platform
 from ctypes import c_char, c_uint32, c_uint64
 
 from sidestep.model.errors import BugError, KernelError
+from sidestep.steering import locked_memory
 
 PROG_TYPE_CGROUP_SOCK_ADDR = 18
 PROG_TYPE_SK_LOOKUP = 30
@@ -40,6 +44,10 @@ class Command(enum.IntEnum):
     OBJ_GET_INFO_BY_FD = 15
     LINK_CREATE = 28
     LINK_DETACH = 34
+
+
+_CHARGED = frozenset({Command.MAP_CREATE, Command.PROG_LOAD})
+"""Commands whose memory kernels before 5.11 count against RLIMIT_MEMLOCK."""
 
 
 class _MapCreate(ctypes.Structure):
@@ -124,12 +132,20 @@ def _bpf(command: Command, attributes: ctypes.Structure, *, doing: str) -> int:
     machine = platform.machine()
     if machine not in _SYSCALL:
         raise KernelError(f"bpf({command.name})", errno.ENOSYS, doing=f"{doing} on {machine}")
-    result = int(
-        _libc.syscall(_SYSCALL[machine], int(command), ctypes.byref(attributes), ctypes.sizeof(attributes)),
-    )
+    number = _SYSCALL[machine]
+    result = _syscall(number, command, attributes)
+    if result < 0 and ctypes.get_errno() == errno.EPERM and command in _CHARGED and locked_memory.is_charged():
+        locked_memory.lift()
+        result = _syscall(number, command, attributes)
+        if result < 0 and locked_memory.is_limited():
+            raise KernelError(f"bpf({command.name})", ctypes.get_errno(), doing=doing, hint=locked_memory.shortage())
     if result < 0:
         raise KernelError(f"bpf({command.name})", ctypes.get_errno(), doing=doing)
     return result
+
+
+def _syscall(number: int, command: Command, attributes: ctypes.Structure) -> int:
+    return int(_libc.syscall(number, int(command), ctypes.byref(attributes), ctypes.sizeof(attributes)))
 
 
 def _pointer(data: ctypes.Array[c_char]) -> int:

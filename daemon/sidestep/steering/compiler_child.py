@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from sidestep.model.errors import ConfigurationError, SidestepError
+from sidestep.steering import locked_memory
 from sidestep.steering.headers import HeaderView, candidates
 from sidestep.steering.layout import PROGRAM, SOURCES, Source
 from sidestep.steering.program import FORMAT, CompilerOutput
@@ -63,6 +64,8 @@ def compile_source(folder: Path, source: Source) -> CompilerOutput:
     release = os.uname().release
     view = HeaderView(release=release)
     trees = view.prepare(candidates(environment=os.environ, release=release)[:_MAX_ATTEMPTS])
+    if locked_memory.is_charged():
+        locked_memory.lift()  # bcc makes a map of its own, which needs no capability but counts against the limit
     drop_capabilities()
     bcc = _import_bcc()
     for headers in trees:

@@ -1,11 +1,13 @@
 """deploy/daemonset.yaml against the schemas of current Kubernetes, and what it promises about rights."""
 
+import json
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
 
+from sidestep.node import doctor
 from tests.e2e import product as products
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
@@ -32,6 +34,16 @@ def test_the_patches_for_1_20_take_away_what_it_does_not_know():
     assert "x-kubernetes-validations" not in text
     assert "maxSurge" not in text
     assert text.count("specDigest") == 2
+
+
+def test_the_patch_for_linux_5_10_adds_one_capability_to_those_that_the_daemon_needs():
+    [change] = json.loads((DEPLOY / "patches" / "linux-5.10.json").read_text())
+    *path, last = change["path"].split("/")[1:]
+    capabilities = the("DaemonSet")
+    for word in path:
+        capabilities = capabilities[int(word) if word.isdecimal() else word]
+    assert (change["op"], last, change["value"]) == ("add", "-", "SYS_RESOURCE")
+    assert set(capabilities) == set(doctor.CAPABILITIES)
 
 
 def test_the_network_policy_selects_the_daemons_and_admits_only_to_the_metrics_port():

@@ -142,6 +142,16 @@ class MemoryCgroups:
         return pid.isdecimal() and (self._proc / pid).exists()
 
 
+def own_group(proc: Path = Path("/proc")) -> Path:
+    """The cgroup v2 folder of this process, where it is mounted. Raises ConfigurationError when it is not."""
+    for line in _text(proc / "self/cgroup").splitlines():
+        number, _, path = line.split(":", 2)
+        if number == "0":
+            mounts = [each.split() for each in _text(proc / "self/mountinfo").splitlines()]
+            return _place(mounts, "cgroup2", path)
+    raise ConfigurationError("this process is in no cgroup of version 2", subject="cgroups")
+
+
 def _has_ended(process: Process) -> bool:
     return not process.alive
 
@@ -155,7 +165,8 @@ def _place(mounts: list[list[str]], kind: str, path: str, *, option: str = "") -
         root, point = words[3].rstrip("/"), words[4]
         if path == root or path.startswith(root + "/"):
             return Path(point + path[len(root) :])
-    raise ConfigurationError("the memory controller is not mounted", subject="cgroups")
+    name = "the memory controller" if option else f"the group {path}"
+    raise ConfigurationError(f"{name} is not mounted", subject="cgroups")
 
 
 def _text(path: Path) -> str:
