@@ -44,7 +44,7 @@ def many_pods(count: int) -> Iterator[list[tuple[str, str]]]:
             name, address = f"sdb-{os.getpid()}-{number}", f"10.98.{number // 250}.{number % 250 + 1}"
             run("ip", "netns", "add", name)
             made.append((name, address))
-            run("ip", "-n", name, "-batch", "-", stdin=f"addr add {address}/32 dev lo\nlink set lo up\n")
+            namespaces.Netns(name).configure("lo", [f"{address}/32"])
         yield made
     finally:
         for name, _ in made:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
 from dataclasses import dataclass
@@ -93,8 +94,9 @@ def rules(netns: Netns | None = None) -> str:
 
 def devices(netns: Netns | None = None) -> frozenset[str]:
     """The network devices of a namespace, or of this one."""
-    text = netns.run("ip", "-j", "link") if netns else run("ip", "-j", "link")
-    return frozenset(device["ifname"] for device in json.loads(text))
+    if netns is not None:
+        return netns.devices()
+    return frozenset(name for _, name in socket.if_nameindex())
 
 
 def files_with(secret: bytes, folders: tuple[Path, ...], *, since: float, but: tuple[Path, ...] = ()) -> list[Path]:

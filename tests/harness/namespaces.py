@@ -12,16 +12,22 @@ import itertools
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+# Not `from pyroute2 import`: where the daemon's modules are imported, the package itself is not executed.
+from pyroute2.iproute import IPRoute
 
 from tests.harness.waiting import until
 
 T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000
+IFA_F_NODAD = 0x02
+"""The IPv6 address may be used at once (no duplicate address detection)."""
+IFF_LOWER_UP = 0x1_0000
 NETNS_FOLDER = Path("/run/netns")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -79,6 +85,37 @@ class Netns:
             raise failure[0]
         return result[0]
 
+    def rtnetlink(self, function: Callable[[IPRoute], T]) -> T:
+        """Call `function` with pyroute2's socket for links and addresses, made inside and closed afterwards."""
+
+        def ask() -> T:
+            with IPRoute() as route:
+                return function(route)
+
+        return self.call(ask)
+
+    def devices(self) -> frozenset[str]:
+        """The names of all links inside."""
+        return self.rtnetlink(lambda route: frozenset(link.get("IFLA_IFNAME") for link in route.get_links()))
+
+    def configure(self, device: str, addresses: Iterable[str]) -> None:
+        """Give a device addresses (ADDRESS/LENGTH) and bring it and loopback up."""
+
+        def steps(route: IPRoute) -> None:
+            indices = {link.get("IFLA_IFNAME"): link["index"] for link in route.get_links()}
+            for address in addresses:
+                flags = IFA_F_NODAD if ":" in address else 0
+                route.addr("add", index=indices[device], address=address, flags=flags)
+            for index in {indices["lo"], indices[device]}:
+                route.link("set", index=index, state="up")
+
+        self.rtnetlink(steps)
+
+    def has_carrier(self, device: str) -> bool:
+        """Whether the device is up and so is what it is connected to."""
+        (link,) = self.rtnetlink(lambda route: list(route.get_links(ifname=device)))
+        return bool(link["flags"] & IFF_LOWER_UP)
+
     def _enter_this_thread(self) -> None:
         with open(self.path) as handle:
             if _libc.setns(handle.fileno(), CLONE_NEWNET) != 0:
@@ -122,10 +159,7 @@ class PodNamespace:
 
     def peer_exists(self) -> bool:
         """Whether the client's end of the veth pair is still there; it goes when the pod's namespace is truly gone."""
-        shown = subprocess.run(
-            ["ip", "-n", self.client.name, "link", "show", self.client_device], capture_output=True, check=False
-        )
-        return shown.returncode == 0
+        return self.client_device in self.client.devices()
 
 
 @contextlib.contextmanager
@@ -149,18 +183,15 @@ def pod_namespace(*, ipv6: bool = True) -> Iterator[PodNamespace]:
             undo.callback(_delete, netns)
             if not ipv6:
                 netns.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
-        run("ip", "link", "add", device, "netns", space.client.name, "type", "veth",
-            "peer", "name", "eth0", "netns", space.pod.name)  # fmt: skip
+        with open(space.pod.path) as pod:
+            peer = {"ifname": "eth0", "net_ns_fd": pod.fileno()}
+            space.client.rtnetlink(lambda route: route.link("add", ifname=device, kind="veth", peer=peer))
         for netns, name, ip, ip6 in (
             (space.pod, "eth0", space.ip, space.ip6),
             (space.client, device, space.client_ip, space.client_ip6),
         ):
-            steps = ["link set lo up", f"addr add {ip}/24 dev {name}"]
-            if ip6 is not None:
-                steps.append(f"addr add {ip6}/64 dev {name} nodad")
-            run("ip", "-n", netns.name, "-batch", "-", stdin="\n".join([*steps, f"link set {name} up", ""]))
-        until(lambda: "LOWER_UP" in run("ip", "-n", space.pod.name, "link", "show", "eth0"),
-              within=5, what="the veth pair to come up")  # fmt: skip
+            netns.configure(name, [f"{ip}/24", *([f"{ip6}/64"] if ip6 is not None else [])])
+        until(lambda: space.pod.has_carrier("eth0"), within=5, what="the veth pair to come up")
         yield space
 
 
