@@ -66,6 +66,33 @@ ROWS = {
         f"0::/../../kubelet-kubepods-burstable-pod{FLAT}.slice/cri-containerd-{CID}.scope\n",
         (UID, CID),
     ),
+    "CRI-O, cgroupfs, v2": (f"0::/kubepods/besteffort/pod{UID}/crio-{CID}\n", (UID, CID)),
+    "docker, cgroupfs, v1": (
+        f"12:pids:/kubepods/burstable/pod{UID}/{CID}\n4:memory:/kubepods/burstable/pod{UID}/{CID}\n",
+        (UID, CID),
+    ),
+    "hybrid with systemd: every hierarchy and version 2 name the pod": (
+        (
+            f"4:memory:/kubepods.slice/kubepods-pod{FLAT}.slice/cri-containerd-{CID}.scope\n"
+            f"1:name=systemd:/kubepods.slice/kubepods-pod{FLAT}.slice/cri-containerd-{CID}.scope\n"
+            f"0::/kubepods.slice/kubepods-pod{FLAT}.slice/cri-containerd-{CID}.scope\n"
+        ),
+        (UID, CID),
+    ),
+    "kind on Docker without a cgroup namespace": (
+        (
+            f"0::/docker/{OTHER_CID}/kubelet.slice/kubelet-kubepods.slice/"
+            f"kubelet-kubepods-pod{FLAT}.slice/cri-containerd-{CID}.scope\n"
+        ),
+        (UID, CID),
+    ),
+    "kind on podman without a cgroup namespace": (
+        (
+            f"0::/machine.slice/libpod-{OTHER_CID}.scope/kubelet.slice/kubelet-kubepods.slice/"
+            f"kubelet-kubepods-pod{FLAT}.slice/cri-containerd-{CID}.scope\n"
+        ),
+        (UID, CID),
+    ),
     "a cgroup made inside the container": (f"0::/kubepods/burstable/pod{UID}/{CID}/init.scope\n", (UID, CID)),
     "a process beside the containers": (f"0::/kubepods/burstable/pod{UID}\n", (UID, "")),
     "a cgroup that was removed": (f"0::/kubepods/burstable/pod{UID}/{CID} (deleted)\n", (UID, CID)),
@@ -109,6 +136,31 @@ def test_the_path_is_that_of_version_2():
     both = f"5:memory:/kubepods/burstable/pod{UID}/{CID}\n0::/kubepods/burstable/pod{UID}/{CID}\n"
     assert pod_cgroups(both) == (PodCgroup(UID, CID, f"/kubepods/burstable/pod{UID}"),)
     assert pod_cgroups(f"5:memory:/kubepods/burstable/pod{UID}/{CID}\n")[0].path == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        (
+            ROWS["containerd, systemd, v2"][0],
+            f"/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{FLAT}.slice",
+        ),
+        (ROWS["CRI-O, cgroupfs, v2"][0], f"/kubepods/besteffort/pod{UID}"),
+        (
+            ROWS["hybrid with systemd: every hierarchy and version 2 name the pod"][0],
+            f"/kubepods.slice/kubepods-pod{FLAT}.slice",
+        ),
+        (
+            ROWS["kind, systemd, seen from a pod with a cgroup namespace"][0],
+            f"/../../kubelet-kubepods-burstable-pod{FLAT}.slice",
+        ),
+        (ROWS["containerd with cgroupfs under a kubelet with systemd"][0], ""),
+        (ROWS["docker, cgroupfs, v1"][0], ""),
+        (ROWS["containerd, hybrid: version 2 says nothing"][0], ""),
+    ],
+)
+def test_the_folder_of_a_pod_is_that_of_version_2_in_every_layout(text, path):
+    assert [each.path for each in pod_cgroups(text)] == [path]
 
 
 @given(st.text(max_size=400))

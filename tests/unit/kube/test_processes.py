@@ -85,6 +85,60 @@ def test_the_cgroup_folder_is_found_also_where_a_namespace_hides_its_beginning(p
     assert found[UID].cgroup == f"{root}/kubelet/kubepods/burstable/pod{UID}"
 
 
+FLAT = UID.replace("-", "_")
+
+LAYOUTS = {
+    # name: (what the process's cgroup file says, the pod's folder in version 2, where version 2 is mounted)
+    "v2 only, cgroupfs": (f"0::/kubepods/burstable/pod{UID}/{PAUSE}\n", f"kubepods/burstable/pod{UID}", ""),
+    "v2 only, systemd": (
+        f"0::/kubepods.slice/kubepods-pod{FLAT}.slice/cri-containerd-{PAUSE}.scope\n",
+        f"kubepods.slice/kubepods-pod{FLAT}.slice",
+        "",
+    ),
+    "v2 only, systemd, from a namespace": (
+        f"0::/../../kubepods-burstable-pod{FLAT}.slice/cri-containerd-{PAUSE}.scope\n",
+        f"kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{FLAT}.slice",
+        "",
+    ),
+    "v2 only, kind, from a namespace": (
+        f"0::/../../../kubelet-kubepods-burstable-pod{FLAT}.slice/cri-containerd-{PAUSE}.scope\n",
+        f"kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod{FLAT}.slice",
+        "",
+    ),
+    "hybrid": (
+        f"4:memory:/kubepods/burstable/pod{UID}/{PAUSE}\n0::/kubepods/burstable/pod{UID}/{PAUSE}\n",
+        f"kubepods/burstable/pod{UID}",
+        "unified",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_cgroup_folder_is_found_in_every_layout(proc, tmp_path, name):
+    text, path, mounted = LAYOUTS[name]
+    top = tmp_path / "cgroup"
+    root = top / mounted
+    (root / path).mkdir(parents=True)
+    (root / "cgroup.controllers").write_text("")
+    proc(10, text, began=100)
+    found = locate_pods({UID: PodToLocate(UID)}, proc=proc.root, cgroup_roots=(f"{top}/unified", str(top)))
+    assert found[UID].cgroup == f"{root}/{path}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"4:memory:/kubepods/burstable/pod{UID}/{PAUSE}\n", f"4:memory:/kubepods/pod{UID}/{PAUSE}\n0::/\n"],
+    ids=["v1 only", "hybrid, version 2 without pods"],
+)
+def test_a_pod_that_only_version_1_names_is_located_without_a_cgroup_folder(proc, tmp_path, text):
+    """A folder of version 1 takes no getpeername program, so it must not be given for one."""
+    (tmp_path / "cgroup/memory/kubepods/burstable" / f"pod{UID}").mkdir(parents=True)
+    proc(10, text, began=100)
+    found = locate_pods({UID: PodToLocate(UID)}, proc=proc.root, cgroup_roots=(str(tmp_path / "cgroup"),))
+    assert found[UID].netns == f"{proc.root}/10/ns/net"
+    assert found[UID].cgroup is None
+
+
 def test_the_real_proc_is_walked():
     assert locate_pods({UID: PodToLocate(UID)}) == {}
     assert started(os.getpid()) > 0
