@@ -21,9 +21,8 @@ endif
 DEBIAN_RUN := python3-venv python3-bpfcc $(DEBIAN_HEADERS) iproute2
 DEBIAN_TEST := nginx-light libnginx-mod-http-echo curl openssl $(DEBIAN_BPFTOOL) nftables procps strace nghttp2-client \
 	redis-server redis-tools dnsmasq-base apache2 python3-seccomp
-# What a Kubernetes node is built and made of (tests/e2e).
-DEBIAN_E2E := golang-go dpkg-dev rsync etcd-server containerd runc containernetworking-plugins buildah debootstrap \
-	debian-archive-keyring xz-utils
+# What makes the Debian roots that a Kubernetes node is built and booted in (tests/e2e); nothing of it is installed here.
+DEBIAN_E2E := debootstrap debian-archive-keyring
 # Peers and load generators (tests/bench).
 DEBIAN_BENCH := haproxy wrk golang-go
 DEBIAN := $(DEBIAN_RUN) $(DEBIAN_TEST)

@@ -13,12 +13,19 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -84,9 +91,37 @@ uncaptured: Callable[[], AbstractContextManager[object]] = contextlib.nullcontex
 """What lets a progress line pass; the tests put pytest's way around its capture here."""
 
 
+_saying = threading.Lock()
+_running: set[subprocess.Popen] = set()
+_given_up = threading.Event()
+
+
+def side_by_side(first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
+    """Run two works at the same time. When one fails, or this is interrupted, the steps of the other are killed."""
+    with ThreadPoolExecutor(2) as pool:
+        begun: tuple[Future[A], Future[B]] = (pool.submit(first), pool.submit(second))
+        try:
+            wait(begun, return_when=FIRST_EXCEPTION)
+            if failed := [one.exception() for one in begun if one.done() and one.exception()]:
+                raise failed[0]
+        except BaseException:
+            _given_up.set()
+            for process in list(_running):
+                _kill(process)
+            wait(begun)
+            _given_up.clear()
+            raise
+        return begun[0].result(), begun[1].result()
+
+
+def _kill(process: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def say(text: str) -> None:
     """A progress line."""
-    with uncaptured():
+    with _saying, uncaptured():
         print(f"sidestep: {text}", file=sys.__stderr__, flush=True)
 
 
@@ -108,7 +143,7 @@ def step(
         try:
             _attempt(what, command, log=log, within=within, cwd=cwd, environment=environment)
         except BuildError as error:
-            if not left:
+            if not left or _given_up.is_set():
                 raise
             say(f"{error}\ntrying again in {PAUSE:.0f} s")
             time.sleep(PAUSE)
@@ -125,6 +160,8 @@ def _attempt(
     cwd: Path | None,
     environment: Mapping[str, str] | None,
 ) -> None:
+    if _given_up.is_set():
+        raise BuildError(f"{what}: not begun, because something else failed")
     say(what)
     words = ["nice", "-n", "19", *(str(word) for word in command)]
     begin = time.monotonic()
@@ -138,6 +175,7 @@ def _attempt(
             env={**os.environ, **(environment or {})},
             start_new_session=True,
         )
+        _running.add(process)
         try:
             while True:
                 try:
@@ -150,8 +188,9 @@ def _attempt(
                     say(f"  … {spent:.0f} s")
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, 9)
+                _kill(process)
                 process.wait()
+            _running.discard(process)
     if code != 0:
         raise BuildError(f"{what}: exit status {code}\n{tail(log)}")
 

@@ -1,8 +1,8 @@
 """Kubernetes built from Debian's source package: one folder of static programs in the cache.
 
 Debian ships kubectl alone; its *source* package has all of Kubernetes with every dependency inside, so that Debian's Go
-compiler is all that a build needs. The sources are named in an apt configuration of our own: the machine's is not
-touched. Nine minutes on two cores, once.
+compiler is all that a build needs. Sources and compiler are bookworm's, in a room of their own: what the machine runs
+and has installed plays no part.
 """
 
 from __future__ import annotations
@@ -10,14 +10,25 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tests.debian import cache, mirror
+from tests.debian import cache, mirror, roots
+from tests.debian.room import Bind, Room
 
 VERSION = "1.20.2"
 SUITE = "bookworm"
 """The Debian release whose Kubernetes, Go, etcd and containerd belong together."""
-RECIPE = 2
+RECIPE = 3
 """To be raised when the way it is built changes."""
-COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
+COMMANDS = (
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kubectl",
+    # For clusters made by kind; nearly all of their packages are compiled for the others anyway.
+    "kubeadm",
+    "kube-proxy",
+)
+COMPILER = ("golang-go", "dpkg-dev", "make", "rsync", "ca-certificates")
 
 REFLECTION = "golang-github-modern-go-reflect2"
 """Debian's package of a library that Kubernetes brings in an older version."""
@@ -28,91 +39,52 @@ _BUILD = 45 * 60.0
 
 def kubernetes() -> Path:
     """The folder with the programs, built if it is not there. Raises BuildError."""
-    home = cache.folder() / f"kubernetes-{VERSION}-{RECIPE}"
-    done = home / "bin"
-    if not done.is_dir():
-        with cache.locked("kubernetes"):
-            if not done.is_dir():
-                _build(home, done)
-                cache.forget("kubernetes-*", but=home)
-    return done
+    return cache.entry(f"kubernetes-{VERSION}", cache.digest(str(RECIPE), *COMMANDS), _build) / "bin"
 
 
-def _build(home: Path, done: Path) -> None:
+def _build(home: Path) -> None:
     work, log = home / "work", home / "build.log"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    log.unlink(missing_ok=True)
-    source = _source(work, log)
-    minor = VERSION.split(".")[1]
-    environment = {
-        "CGO_ENABLED": "0",
-        "GOFLAGS": "-mod=vendor",
-        "GOCACHE": str(work / "go-cache"),
-        "GOTOOLCHAIN": "local",
-        "HOME": str(work),
-        "KUBE_GIT_COMMIT": "faecb196815e248d3ecfb03c680a4507229c2a56",
-        "KUBE_GIT_TREE_STATE": "clean",
-        "KUBE_GIT_VERSION": f"v{VERSION}",
-        "KUBE_GIT_MAJOR": "1",
-        "KUBE_GIT_MINOR": minor,
-        # Else the kubelet is built apart, with all packages once more, just as static without cgo as the others.
-        "KUBE_STATIC_OVERRIDES": "kubelet",
-    }
-    what = " ".join(f"cmd/{name}" for name in COMMANDS)
-    cache.step(
-        f"building Kubernetes {VERSION} from Debian's source, once (about 10 minutes on two idle cores)",
-        ["make", f"WHAT={what}"],
-        log=log,
-        within=_BUILD,
-        cwd=source,
-        environment=environment,
-    )
-    partial = home / "bin.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    for name in COMMANDS:
-        shutil.copy2(source / "_output" / "bin" / name, partial / name)
-    partial.rename(done)
-    shutil.rmtree(work)
-
-
-def _source(work: Path, log: Path) -> Path:
-    """Fetch and unpack the source package with an apt configuration that lives in `work` alone."""
-    apt = work / "apt"
-    (apt / "lists" / "partial").mkdir(parents=True)
-    (apt / "archives" / "partial").mkdir(parents=True)
-    sources = apt / "debian.sources"
-    sources.write_text(
-        f"Types: deb-src\nURIs: {mirror.mirror()}\nSuites: {SUITE}\nComponents: main\nSigned-By: {mirror.KEYRING}\n"
-    )
-    settings = {
-        "Dir::Etc::SourceList": sources,
-        "Dir::Etc::SourceParts": "/dev/null",
-        "Dir::State::Lists": apt / "lists",
-        "Dir::Cache": apt,
-        "APT::Sandbox::User": "root",
-        "Acquire::http::Timeout": "30",
-    }
-    options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
-    cache.step(
-        "fetching Debian's list of sources",
-        ["apt-get", *options, "-qq", "--error-on=any", "update"],
-        log=log,
-        within=120,
-        attempts=cache.ATTEMPTS,
+    work.mkdir()
+    room = Room(
+        roots.root("go", SUITE, COMPILER),
+        binds=[Bind(work, "/work")],
+        files={"/etc/apt/sources.list": f"deb-src {mirror.mirror()} {SUITE} main\n"},
+        directory="/work",
+        environment={
+            "CGO_ENABLED": "0",
+            "GOFLAGS": "-mod=vendor",
+            "GOCACHE": "/work/go-cache",
+            "GOTOOLCHAIN": "local",
+            "HOME": "/work",
+            "KUBE_GIT_COMMIT": "faecb196815e248d3ecfb03c680a4507229c2a56",
+            "KUBE_GIT_TREE_STATE": "clean",
+            "KUBE_GIT_VERSION": f"v{VERSION}",
+            "KUBE_GIT_MAJOR": "1",
+            "KUBE_GIT_MINOR": VERSION.split(".")[1],
+            # Else the kubelet is built apart, with all packages once more, just as static without cgo as the others.
+            "KUBE_STATIC_OVERRIDES": "kubelet",
+        },
     )
     cache.step(
         "fetching Debian's source of Kubernetes (35 MB)",
-        ["apt-get", *options, "-qq", "source", "kubernetes", REFLECTION],
+        room.run("sh", "-euc", "apt-get -qq --error-on=any update; exec apt-get -qq source kubernetes " + REFLECTION),
         log=log,
         within=300,
         attempts=cache.ATTEMPTS,
-        cwd=work,
     )
-    kubernetes, reflection = (_only(work, f"{name}-[0-9]*") for name in ("kubernetes", REFLECTION))
-    _adapt(kubernetes, reflection)
-    return kubernetes
+    source, reflection = (_only(work, f"{name}-[0-9]*") for name in ("kubernetes", REFLECTION))
+    _adapt(source, reflection)
+    what = " ".join(f"cmd/{name}" for name in COMMANDS)
+    cache.step(
+        f"building Kubernetes {VERSION} from Debian's source, once (about 10 minutes on two idle cores)",
+        room.run("make", "-C", f"/work/{source.name}", f"WHAT={what}"),
+        log=log,
+        within=_BUILD,
+    )
+    (home / "bin").mkdir()
+    for name in COMMANDS:
+        shutil.copy2(source / "_output" / "bin" / name, home / "bin" / name)
+    shutil.rmtree(work)
 
 
 def _adapt(kubernetes: Path, reflection: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from tests.debian import cache
-from tests.e2e import binaries, components, images, machine
+from tests.e2e import components, images, machine, releases
 from tests.harness.cli import Result
 from tests.harness.curl import Answer, curl
 from tests.harness.processes import Process
@@ -62,12 +62,13 @@ class KubectlError(AssertionError):
 class Cluster:
     """A single-node cluster. Commands run on the laptop: they reach the API server and the pods by network."""
 
-    def __init__(self, node: machine.Machine, folder: Path) -> None:
+    def __init__(self, node: machine.Machine, folder: Path, release: releases.Release) -> None:
         self.node = node
+        self.release = release
         self.folder = folder
         (folder / "home").mkdir(parents=True)
-        self.programs = binaries.kubernetes()
-        self.settings = components.Settings(folder / "settings", snapshotter=_snapshotter(folder))
+        self.programs = release.programs
+        self.settings = components.Settings(folder / "settings", snapshotter=_snapshotter(folder), release=release)
         self._processes: dict[str, machine.NodeProcess] = {}
 
     # ---- the node's programs
@@ -78,15 +79,15 @@ class Cluster:
         self.settings.write()
         self._start("etcd", components.etcd())
         self._start("containerd", components.containerd(self.settings))
-        self._start("apiserver", components.apiserver(self.programs, self.settings))
+        self._start("apiserver", components.apiserver(self.settings))
         with ThreadPoolExecutor(2) as pool:
             importing = [pool.submit(self.import_image, path) for path in archives.values()]
             self._wait("the API server", lambda: self.kubectl_result("get", "--raw=/readyz").code == 0)
-            self._start("controller-manager", components.controller_manager(self.programs, self.settings))
-            self._start("scheduler", components.scheduler(self.programs, self.settings))
+            self._start("controller-manager", components.controller_manager(self.settings))
+            self._start("scheduler", components.scheduler(self.settings))
             for one in importing:
                 one.result()
-        self._start("kubelet", components.kubelet(self.programs, self.settings, cgroup=self.node.cgroup))
+        self._start("kubelet", components.kubelet(self.settings, cgroup=self.node.cgroup))
         self._wait("the node to be ready", self._node_ready)
         self._wait("service accounts", lambda: self.try_get("serviceaccount", "default", namespace="default"))
         cache.say(f"the cluster is up after {time.monotonic() - begin:.0f} s")
@@ -123,7 +124,7 @@ class Cluster:
 
     def start_apiserver(self) -> None:
         """Start the API server again and wait until it answers."""
-        self._start("apiserver", components.apiserver(self.programs, self.settings))
+        self._start("apiserver", components.apiserver(self.settings))
         self._wait("the API server", lambda: self.kubectl_result("get", "--raw=/readyz").code == 0)
 
     def log_tails(self) -> str:
@@ -289,10 +290,11 @@ def _snapshotter(folder: Path) -> str:
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
     """A cluster with all images, built if need be. It is gone afterwards, whatever happened."""
-    binaries.kubernetes()
-    built = images.images()
-    with machine.machine(folder / "node") as node:
-        running = Cluster(node, folder / "cluster")
+    # The build of Kubernetes computes, that of the images waits for the network more than it computes.
+    built, release = cache.side_by_side(images.images, releases.release)
+    shown = [folder, release.programs, cache.folder() / "images"]
+    with machine.machine(folder / "node", release.root(), shown=shown, environment=release.environment) as node:
+        running = Cluster(node, folder / "cluster", release)
         running.boot(built.archives)
         yield running
 

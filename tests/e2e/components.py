@@ -17,6 +17,7 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 
 from tests.e2e import images, machine
+from tests.e2e.releases import Release
 from tests.harness.authority import Authority, new_key, pem_of
 
 SERVER = f"https://{machine.SERVICE_IP}:443"
@@ -38,6 +39,7 @@ class Settings:
 
     folder: Path
     snapshotter: str
+    release: Release
     tokens: dict[str, str] = field(default_factory=dict)
 
     def kubeconfig(self, user: str) -> Path:
@@ -132,9 +134,32 @@ class Settings:
             "fileCheckFrequency": "30s",
             "serializeImagePulls": False,
             "readOnlyPort": 0,
+            **self.release.kubelet_fields,
         }
 
     def _containerd(self) -> str:
+        return self._containerd_2() if self.release.containerd() >= 2 else self._containerd_1()
+
+    def _containerd_2(self) -> str:
+        return f"""version = 3
+disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
+                    "io.containerd.snapshotter.v1.zfs", "io.containerd.nri.v1.nri"]
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "{self.snapshotter}"
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "{images.PAUSE}"
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+[plugins."io.containerd.cri.v1.runtime".cni]
+  bin_dirs = ["{self.release.plugins}"]
+  conf_dir = "{self.folder / "cni"}"
+[plugins."io.containerd.cri.v1.runtime".containerd]
+  default_runtime_name = "runc"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+"""
+
+    def _containerd_1(self) -> str:
         return f"""version = 2
 disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
                     "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
@@ -142,7 +167,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
   sandbox_image = "{images.PAUSE}"
   restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
-  bin_dir = "/usr/lib/cni"
+  bin_dir = "{self.release.plugins}"
   conf_dir = "{self.folder / "cni"}"
 [plugins."io.containerd.grpc.v1.cri".containerd]
   snapshotter = "{self.snapshotter}"
@@ -194,15 +219,15 @@ def etcd() -> list[str]:
     ]
 
 
-def apiserver(programs: Path, settings: Settings) -> list[str]:
+def apiserver(settings: Settings) -> list[str]:
     """The API server, on the address of the `kubernetes` service: pods reach it without a kube-proxy."""
     folder = settings.folder
     return [
-        str(programs / "kube-apiserver"),
+        str(settings.release.programs / "kube-apiserver"),
         "--etcd-servers=http://127.0.0.1:2379",
         "--bind-address=0.0.0.0",
         "--secure-port=443",
-        "--insecure-port=0",
+        *settings.release.apiserver_flags,
         f"--advertise-address={machine.NODE_IP}",
         f"--service-cluster-ip-range={machine.SERVICE_NETWORK}",
         f"--tls-cert-file={folder}/apiserver.crt",
@@ -223,29 +248,29 @@ def apiserver(programs: Path, settings: Settings) -> list[str]:
     ]
 
 
-def controller_manager(programs: Path, settings: Settings) -> list[str]:
+def controller_manager(settings: Settings) -> list[str]:
     """The controllers, without leader election: there is no other."""
     folder = settings.folder
     return [
-        str(programs / "kube-controller-manager"),
+        str(settings.release.programs / "kube-controller-manager"),
         f"--kubeconfig={settings.kubeconfig('controller-manager')}",
         f"--root-ca-file={folder}/ca.crt",
         f"--service-account-private-key-file={folder}/accounts.key",
         "--use-service-account-credentials=true",
         "--leader-elect=false",
         "--bind-address=127.0.0.1",
-        "--port=0",
+        *settings.release.controller_flags,
     ]
 
 
-def scheduler(programs: Path, settings: Settings) -> list[str]:
+def scheduler(settings: Settings) -> list[str]:
     """The scheduler."""
     return [
-        str(programs / "kube-scheduler"),
+        str(settings.release.programs / "kube-scheduler"),
         f"--kubeconfig={settings.kubeconfig('scheduler')}",
         "--leader-elect=false",
         "--bind-address=127.0.0.1",
-        "--port=0",
+        *settings.release.controller_flags,
     ]
 
 
@@ -254,14 +279,14 @@ def containerd(settings: Settings) -> list[str]:
     return ["containerd", "--config", str(settings.folder / "containerd.toml"), "--log-level=warn"]
 
 
-def kubelet(programs: Path, settings: Settings, *, cgroup: str) -> list[str]:
+def kubelet(settings: Settings, *, cgroup: str) -> list[str]:
     """The kubelet; pods' cgroups lie below `cgroup`."""
     return [
-        str(programs / "kubelet"),
+        str(settings.release.programs / "kubelet"),
         f"--config={settings.folder}/kubelet.yaml",
         f"--kubeconfig={settings.kubeconfig('kubelet')}",
         f"--cgroup-root={cgroup}",
-        "--container-runtime=remote",
+        *settings.release.kubelet_flags,
         f"--container-runtime-endpoint=unix://{CONTAINERD}",
         f"--hostname-override={machine.NODE_NAME}",
         f"--node-ip={machine.NODE_IP}",

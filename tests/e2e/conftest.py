@@ -9,16 +9,32 @@ import pytest
 
 from tests.debian import cache
 from tests.e2e import cluster as clusters
-from tests.e2e import machine
+from tests.e2e import machine, releases
 from tests.e2e import product as products
 from tests.e2e import shop as shops
 
+NOT_HERE = pytest.StashKey[list[str]]()
 
-def pytest_collection_modifyitems(items):
+
+def pytest_collection_modifyitems(config, items):
+    """Mark the tests, and leave out those of features that this version of Kubernetes lacks; the summary names them."""
+    version = releases.version_of_this_run()
+    absent = []
     for item in items:
         if "/tests/e2e/" in str(item.path):
             item.add_marker(pytest.mark.e2e)
             item.add_marker(pytest.mark.timeout(180, func_only=True))
+            if any(int(version.split(".")[1]) < mark.args[0] for mark in item.iter_markers("since")):
+                absent.append(item)
+    if absent:
+        config.hook.pytest_deselected(items=absent)
+        items[:] = [item for item in items if item not in absent]
+    config.stash[NOT_HERE] = [f"{item.name} (not on Kubernetes {version})" for item in absent]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for line in config.stash.get(NOT_HERE, []):
+        terminalreporter.write_line(f"left out: {line}")
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,19 @@
 """Container images without a registry: Debian by debootstrap, everything else by buildah on top of it.
 
-    base      a minimal Debian                        (debootstrap, cached as a tar)
+    base      the minimal Debian that deploy/Dockerfile begins with  (debootstrap, cached as a tar)
     app       nginx and curl on the base              images/app.Dockerfile
     pause     what holds a pod's namespaces           images/pause.Dockerfile
     sidestep  the product                             deploy/Dockerfile, the same file that users build
 
 Each image is an archive in the cache, named after a digest of all that went into it. buildah keeps its layers there
 too, so a change in Sidestep's own sources costs the last layer only. Wheels are fetched by pip outside of the build,
-with this machine's settings, and given to it as a folder.
+with this machine's settings, and given to it as a folder. buildah is bookworm's, whatever the machine has.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.debian import cache, roots
+from tests.debian.room import Bind, Room
 
 HERE = Path(__file__).resolve().parent
 DEPLOY = cache.REPOSITORY / "deploy"
@@ -31,8 +33,14 @@ PAUSE = "localhost/sidestep-e2e/pause:latest"
 SIDESTEP = re.findall(r"^ *image: *(\S+)", (DEPLOY / "daemonset.yaml").read_text(), re.MULTILINE)[0]
 """The name by which deploy/daemonset.yaml asks for the product."""
 
-SUITE = "bookworm"
-"""The Debian release of the images."""
+SUITE = re.findall(r"^ARG BASE=debian:(\w+)-slim$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)[0]
+"""The Debian release of the images: the one that users' images have."""
+PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
+"""Python's version in a Debian release."""
+GLIBC = 36
+"""The second number of glibc 2.N up to which wheels are taken; bookworm has this one."""
+
+BUILDER = ("buildah", "ca-certificates")
 
 _BUILD = 15 * 60.0
 """Seconds that one attempt at one step may take on a busy machine; the longest takes one on an idle one."""
@@ -50,7 +58,6 @@ def images() -> Images:
     with cache.locked("images") as folder:
         work = folder / "images"
         work.mkdir(exist_ok=True)
-        builder = _Builder(work)
         base_key, base = _base(work)
         base_key = cache.digest(base_key, HERE / "images" / "base.Dockerfile")
         app_key = cache.digest(base_key, HERE / "images" / "app.Dockerfile")
@@ -63,6 +70,7 @@ def images() -> Images:
         }
         if all(archive.is_file() for archive in archives.values()):
             return Images(archives)
+        builder = _Builder(work)
         context = work / "base"
         context.mkdir(exist_ok=True)
         shutil.copy2(HERE / "images" / "base.Dockerfile", context)
@@ -117,13 +125,13 @@ def _base(work: Path) -> tuple[str, Path]:
 def _wheels(work: Path) -> Path:
     """A folder with the wheels of both locks."""
     locks = [DEPLOY / "build.lock", DEPLOY / "runtime.lock"]
-    folder = work / f"wheels-{cache.digest(*locks)}"
+    folder = work / f"wheels-{cache.digest(SUITE, *locks)}"
     if not folder.is_dir():
         partial, log = work / "wheels.partial", work / "wheels.log"
         shutil.rmtree(partial, ignore_errors=True)
         log.unlink(missing_ok=True)
         command: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q"]
-        command += ["--no-deps", "--require-hashes", "--only-binary=:all:", "-d", partial]
+        command += ["--no-deps", "--require-hashes", "--only-binary=:all:", "-d", partial, *_for_the_image()]
         for lock in locks:
             command += ["-r", lock]
         cache.step("fetching the wheels of the image", command, log=log, within=_BUILD, attempts=cache.ATTEMPTS)
@@ -132,24 +140,37 @@ def _wheels(work: Path) -> Path:
     return folder
 
 
+def _for_the_image() -> list[str]:
+    """pip's options for the interpreter of the image, which may be another than this one."""
+    python, machine = PYTHONS[SUITE], platform.machine()
+    platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(17, GLIBC + 1)]
+    platforms += [f"manylinux2014_{machine}", f"linux_{machine}"]
+    words = ["--implementation=cp", f"--python-version={python}"]
+    words += [f"--abi={abi}" for abi in (f"cp{python.replace('.', '')}", "abi3", "none")]
+    return words + [f"--platform={one}" for one in platforms]
+
+
 class _Builder:
     """buildah with a store of its own."""
 
     def __init__(self, work: Path) -> None:
         self._work = work
-        # In mount namespaces of their own, buildah's processes leave no mount behind; what it noted about mounts in the
-        # run root is then as outdated as after a restart of the machine, and goes too.
-        shutil.rmtree(work / "run", ignore_errors=True)
-        self._buildah: list[str | Path] = ["unshare", "--mount", "buildah", "--root", work / "store"]
-        self._buildah += ["--runroot", work / "run", "--storage-driver", storage_driver(work)]
+        seen = [work, HERE / "images", cache.REPOSITORY]
+        self._room = Room(roots.root("buildah", "bookworm", BUILDER), binds=[Bind(path, str(path)) for path in seen])
+        # The run root, where buildah notes its mounts, lasts as long as they do: as the room.
+        self._words: list[str | Path] = ["buildah", "--root", work / "store", "--runroot", "/run/buildah"]
+        self._words += ["--storage-driver", storage_driver(work)]
+
+    def _buildah(self, *words: str | Path) -> list[str]:
+        return self._room.run(*self._words, *words)
 
     def build(self, name: str, file: Path, *options: str, context: Path) -> None:
         """`buildah bud`; layers that did not change are taken from the store."""
         log = self._log(name)
         log.unlink(missing_ok=True)
-        command = [*self._buildah, "bud", "--isolation=chroot", "--layers", "--pull-never", "-f", file, "-t", name]
+        command = ["bud", "--isolation=chroot", "--layers", "--pull-never", "-f", file, "-t", name, *options, context]
         # Again begins after the last layer that is finished.
-        cache.step(f"building {name}", [*command, *options, context], log=log, within=_BUILD, attempts=cache.ATTEMPTS)
+        cache.step(f"building {name}", self._buildah(*command), log=log, within=_BUILD, attempts=cache.ATTEMPTS)
 
     def save(self, name: str, archive: Path) -> None:
         """Write the image into an archive that containerd imports."""
@@ -158,7 +179,7 @@ class _Builder:
         short = archive.name.partition("-")[0]
         cache.step(
             f"saving {name}",
-            [*self._buildah, "push", "-q", name, f"docker-archive:{partial}:{name}"],
+            self._buildah("push", "-q", name, f"docker-archive:{partial}:{name}"),
             log=self._log(name),
             within=_BUILD,
         )
@@ -167,9 +188,7 @@ class _Builder:
 
     def prune(self) -> None:
         """Forget images that no name holds any more: the layers of older versions."""
-        command = [*map(str, self._buildah), "rmi", "--prune"]
-        subprocess.run(command, capture_output=True, check=False, timeout=300)
-        shutil.rmtree(self._work / "run", ignore_errors=True)
+        subprocess.run(self._buildah("rmi", "--prune"), capture_output=True, check=False, timeout=300)
 
     def _log(self, name: str) -> Path:
         return self._work / f"{name.rpartition('/')[2].partition(':')[0]}.log"

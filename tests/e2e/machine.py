@@ -1,10 +1,14 @@
 """A machine made of namespaces: the cluster's node, and beside it a "laptop" that reaches the node by network alone.
 
-The node has mount, process, host name, IPC and network namespaces of its own, like a node of kind, but made by
-unshare(1). Its processes see no others, its mounts, addresses, bridges and files are nobody else's. Whatever happens,
-the kernel cleans up: process 1 dies with this process, every process of the node with process 1, and with the last one
-all mounts. What remains to be removed by name are two network namespaces, one folder in each cgroup hierarchy and the
-data folder; names carry our pid, and a later run sweeps what a killed one left.
+The node is a room (`tests.debian.room`): a Debian root with mount, process, host name and IPC namespaces of its own, in
+a network namespace of its own, like a node of kind. Its processes see no others, its programs, mounts, addresses,
+bridges and files are nobody else's, and the machine's distribution plays no part. Whatever happens, the kernel cleans
+up: process 1 dies with this process, every process of the node with process 1, and with the last one all mounts. What
+remains to be removed by name are two network namespaces, one folder in each cgroup hierarchy and the data folder; names
+carry our pid, and a later run sweeps what a killed one left.
+
+The kubelet wants to set a few kernel parameters that belong to the whole machine. It finds them set already: files with
+the values it wants cover them, on the node only.
 
     laptop 198.18.0.2 ──veth── 198.18.0.1 node ──bridge── pods 10.202.0.0/24
                                10.201.0.1 the API server, as the cluster's `kubernetes` service
@@ -18,14 +22,14 @@ import os
 import re
 import shutil
 import signal
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tests.debian import cache
-from tests.e2e import init
+from tests.debian import room
+from tests.debian.room import Bind, Room
+from tests.e2e import cgroups
 from tests.harness.namespaces import Netns, run
 from tests.harness.processes import Process, alive, children
 from tests.harness.waiting import until
@@ -37,16 +41,42 @@ SERVICE_IP = "10.201.0.1"
 SERVICE_NETWORK = "10.201.0.0/24"
 POD_NETWORK = "10.202.0.0/24"
 
-CGROUPS = Path("/sys/fs/cgroup")
+TUNABLES = {
+    "vm/overcommit_memory": "1",
+    "vm/panic_on_oom": "0",
+    "kernel/panic": "10",
+    "kernel/panic_on_oops": "1",
+    "kernel/keys/root_maxkeys": "1000000",
+    "kernel/keys/root_maxbytes": "25000000",
+}
+"""What the kubelet (pkg/kubelet/cm, setupKernelTunables) wants under /proc/sys."""
+
+IN_MEMORY = 8 << 30
+"""Bytes of memory that must be available for images and containers (2 GiB) to lie there instead of on the disk, where
+removing them takes half a minute."""
+
 _NAMED = re.compile(r"sdk-(\d+)")
-_SPACES = ("--mount", "--uts", "--ipc", "--net", "--pid")
 
 
 class Machine:
-    """A running node. `folder` holds its data and logs."""
+    """A running node. `folder` holds its data and logs, `root` is what it runs; it sees the folders `shown` as well."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, root: Path, *, shown: Sequence[Path] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = folder
+        self._place = folder / "machine"
+        self._binds = [Bind(path, str(path)) for path in shown]
+        self._room = Room(
+            root,
+            binds=self._binds,
+            own=("uts", "ipc"),
+            hostname=NODE_NAME,
+            files={"/etc/hosts": f"127.0.0.1 localhost {NODE_NAME}\n"},
+            memory=["/var/lib"] if available_memory() > IN_MEMORY else [],
+            # Nothing on the node reaches the machine's proxies.
+            environment={"no_proxy": "*", "NO_PROXY": "*", **(environment or {})},
+        )
         self.logs = folder / "logs"
         self.name = f"sdk-{os.getpid()}"
         self.network = Netns(f"{self.name}-node")
@@ -71,24 +101,30 @@ class Machine:
         self.network.run("ip", "route", "add", "default", "via", LAPTOP_IP)
         self.network.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
         self.laptop.run("ip", "route", "add", "default", "via", NODE_IP)
-        for folder in _cgroup_roots():
-            _make_cgroup(folder / self.name)
-        place = self.folder / "machine"
-        place.mkdir()
-        unshare = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
-        command = ["setpriv", "--pdeathsig=KILL", *unshare, sys.executable, "-m", "tests.e2e.init", place, NODE_NAME]
-        self._init = Process(
-            self.network.enter(command),
-            log=self.logs / "init.log",
-            environment={"PYTHONPATH": str(cache.REPOSITORY)},
-        )
+        cgroups.make(self.name)
+        self._furnish()
+        self._init = Process(self.network.enter(self._room.stay()), log=self.logs / "init.log")
         first = self._init
         until(
-            lambda: not first.running or init.READY in first.text().splitlines(),
+            lambda: not first.running or room.READY in first.text().splitlines(),
             within=20,
             what=lambda: f"the node's first process\n{first.text()}",
         )
         assert first.running, first.text()
+
+    def _furnish(self) -> None:
+        """Make the files and folders that cover what a root has in their place."""
+        self._place.mkdir()
+        for name in ("log", "lib"):
+            (self._place / name).mkdir()
+        self._binds.append(Bind(self._place / "log", "/var/log"))
+        if not self._room.memory:
+            self._binds.append(Bind(self._place / "lib", "/var/lib"))
+        for number, (tunable, value) in enumerate(TUNABLES.items()):
+            cover = self._place / f"tunable-{number}"
+            cover.write_text(f"{value}\n")
+            if (Path("/proc/sys") / tunable).exists():
+                self._binds.append(Bind(cover, f"/proc/sys/{tunable}"))
 
     @property
     def pid(self) -> int:
@@ -98,7 +134,7 @@ class Machine:
 
     def enter(self, command: Sequence[str | Path]) -> list[str]:
         """The argument vector that runs `command` on the node."""
-        return ["nsenter", f"--target={self.pid}", *_SPACES, "--", *(str(word) for word in command)]
+        return self.network.enter(self._room.join(self.pid, *command))
 
     def run(self, *command: str | Path, within: float = 60.0) -> str:
         """Run a tool on the node; its output."""
@@ -120,7 +156,7 @@ class Machine:
         for program in self._programs:
             program.popen.wait(10)
         _remove(self.name)
-        _remove_tree(self.folder / "machine")
+        _remove_tree(self._place)
 
 
 class NodeProcess(Process):
@@ -134,9 +170,11 @@ class NodeProcess(Process):
 
 
 @contextlib.contextmanager
-def machine(folder: Path) -> Iterator[Machine]:
+def machine(
+    folder: Path, root: Path, *, shown: Sequence[Path] = (), environment: Mapping[str, str] | None = None
+) -> Iterator[Machine]:
     """A machine that is gone afterwards, whatever happened."""
-    made = Machine(folder)
+    made = Machine(folder, root, shown=shown, environment=environment)
     try:
         made.start()
         yield made
@@ -155,7 +193,7 @@ def sweep() -> None:
         if (found := _NAMED.match(path.name)) and not alive(int(found[1])):
             _remove_tree(path)
     names = [path.name for path in Path("/run/netns").glob("sdk-*")]
-    names += [path.name for root in _cgroup_roots() for path in root.glob("sdk-*")]
+    names += [path.name for root in cgroups.roots() for path in root.glob("sdk-*")]
     for name in {found[0] for name in names if (found := _NAMED.match(name)) and not alive(int(found[1]))}:
         _remove(name)
 
@@ -164,39 +202,13 @@ def _remove(name: str) -> None:
     for netns in (Netns(f"{name}-node"), Netns(f"{name}-laptop")):
         if netns.exists():
             run("ip", "netns", "del", netns.name)
-    for root in _cgroup_roots():
-        _remove_cgroup(root / name)
+    cgroups.remove(name)
 
 
-def _cgroup_roots() -> list[Path]:
-    """The root folder of every cgroup hierarchy: one in version 2, several in version 1 and hybrid setups."""
-    if (CGROUPS / "cgroup.controllers").exists():
-        return [CGROUPS]
-    links = {path.resolve() for path in CGROUPS.iterdir() if path.is_dir()}
-    return sorted(path for path in links if (path / "cgroup.procs").exists())
-
-
-def _make_cgroup(folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    for name in ("cpuset.cpus", "cpuset.mems"):  # version 1 lets nobody in before these are set
-        if (folder / name).exists() and (folder.parent / "cgroup.procs").exists():
-            value = (folder.parent / name).read_text() if (folder.parent / name).exists() else ""
-            if value.strip():
-                (folder / name).write_text(value)
-
-
-def _remove_cgroup(folder: Path) -> None:
-    deadline = time.monotonic() + 20
-    while folder.exists():
-        for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        try:
-            folder.rmdir()
-        except OSError as error:
-            if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
+def available_memory() -> int:
+    """Bytes that can be had without swapping (proc(5), MemAvailable)."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
 def _remove_tree(folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,9 @@ from typing import Any
 import yaml
 
 from tests.debian.cache import REPOSITORY
+from tests.e2e import older
 from tests.e2e.cluster import Cluster, Pod
+from tests.e2e.releases import Release
 from tests.e2e.shop import LISTENERS
 from tests.harness import kernel
 from tests.harness.authority import Authority
@@ -27,9 +28,6 @@ from tests.harness.waiting import until
 NAMESPACE = "sidestep"
 DAEMON = "app.kubernetes.io/component=node"
 MANIFEST = REPOSITORY / "deploy" / "daemonset.yaml"
-PATCH = REPOSITORY / "deploy" / "patches" / "kubernetes-1.20.json"
-DEFINITIONS_PATCH = REPOSITORY / "deploy" / "patches" / "kubernetes-1.20-definitions.json"
-
 _numbers = itertools.count(1)
 
 
@@ -38,38 +36,9 @@ def documents() -> list[dict[str, Any]]:
     return [one for one in yaml.safe_load_all(MANIFEST.read_text()) if one]
 
 
-def documents_for_1_20() -> list[dict[str, Any]]:
-    """The same with the documented patches."""
-    patch, removals = json.loads(PATCH.read_text()), json.loads(DEFINITIONS_PATCH.read_text())
-    found = documents()
-    for one in found:
-        if one["kind"] == "CustomResourceDefinition":
-            remove(one, removals)
-    return [merge(one, patch) if one["kind"] == "DaemonSet" else one for one in found]
-
-
-def remove(target: Any, operations: list[dict[str, str]]) -> None:
-    """A JSON patch (RFC 6902) of nothing but `remove`."""
-    for operation in operations:
-        assert operation["op"] == "remove"
-        *path, last = operation["path"].split("/")[1:]
-        parent = target
-        for name in path:
-            parent = parent[int(name)] if isinstance(parent, list) else parent[name]
-        del parent[last]
-
-
-def merge(target: Any, patch: Any) -> Any:
-    """A JSON merge patch (RFC 7386)."""
-    if not isinstance(patch, dict):
-        return patch
-    merged = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            merged.pop(name, None)
-        else:
-            merged[name] = merge(merged.get(name), value)
-    return merged
+def documents_for(release: Release) -> list[dict[str, Any]]:
+    """The same, converted where the cluster's version is older than users' may be."""
+    return documents() if release.supported else older.for_1_20(documents())
 
 
 class Product:
@@ -81,13 +50,13 @@ class Product:
 
     def install(self, *, user: str, namespace: str) -> None:
         """`kubectl apply`, rights for a user and a namespace, and wait for the daemon."""
-        self.cluster.apply(*documents_for_1_20())
+        self.cluster.apply(*documents_for(self.cluster.release))
         self.grant(user, namespace)
         self.cluster.wait_rollout("daemonset/sidestep-node", NAMESPACE)
 
     def uninstall(self) -> None:
         """`kubectl delete`, and wait until nothing is left of it."""
-        text = yaml.safe_dump_all(documents_for_1_20())
+        text = yaml.safe_dump_all(documents_for(self.cluster.release))
         self.cluster.kubectl("delete", "-f", "-", "--timeout=120s", stdin=text, within=130)
 
     def grant(self, user: str, namespace: str) -> None:

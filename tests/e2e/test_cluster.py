@@ -38,7 +38,7 @@ def test_port_forward(cluster, shop):
 def test_pods_find_the_api_server(cluster, shop):
     """The address of the `kubernetes` service is served without a kube-proxy."""
     script = "curl -sS -k --max-time 10 https://$KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT/version"
-    assert '"gitVersion": "v1.20.2"' in cluster.exec(shop.pods()[0], "sh", "-c", script)
+    assert f'"gitVersion": "v{cluster.release.version}"' in cluster.exec(shop.pods()[0], "sh", "-c", script)
 
 
 def test_a_developer_may_nothing(cluster, shop):

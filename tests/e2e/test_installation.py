@@ -11,17 +11,15 @@ import pytest
 import yaml
 
 from tests.debian.cache import REPOSITORY
-from tests.e2e import components
+from tests.e2e import components, releases
 from tests.e2e import product as products
 from tests.e2e import shop as shops
 from tests.harness.waiting import until
 
 ACCOUNT = components.DAEMON_ACCOUNT
-SUPPORTED = ("1.28", "1.30", "1.32", "1.34", "1.36", "1.37")
-"""Users' clusters; the one of these tests is older."""
 
 
-@pytest.mark.parametrize("version", SUPPORTED)
+@pytest.mark.parametrize("version", releases.schemas())
 def test_the_manifest_fits_current_kubernetes(version):
     """Against the schemas that Kubernetes publishes, unpatched, unknown fields refused."""
     for document in products.documents():
@@ -33,13 +31,13 @@ def test_the_walk_through_fits_current_kubernetes():
     written = re.findall(r"<<YAML\n(.*?)^YAML$", text, re.MULTILINE | re.DOTALL)
     assert written
     for document in yaml.safe_load_all(written[0].replace("\\$", "$")):
-        kubernetes_validate.validate(document, SUPPORTED[-1], strict=True)
+        kubernetes_validate.validate(document, releases.schemas()[-1], strict=True)
 
 
 def test_one_apply_installs(cluster, product):
     daemon = product.daemon()
     assert daemon.restarts == 0
-    text = yaml.safe_dump_all(products.documents_for_1_20())
+    text = yaml.safe_dump_all(products.documents_for(cluster.release))
     again = cluster.kubectl_result("apply", "-f", "-", "--dry-run=server", stdin=text)
     assert again.code == 0, again.stderr
     assert "created" not in again.stdout

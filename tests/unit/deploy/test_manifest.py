@@ -8,10 +8,9 @@ import pytest
 import yaml
 
 from sidestep.node import doctor
-from tests.e2e import product as products
+from tests.e2e import older, releases
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
-SUPPORTED = ("1.28", "1.30", "1.32", "1.34", "1.36", "1.37")
 
 
 def documents():
@@ -23,17 +22,32 @@ def the(kind, name=None):
     return found
 
 
-@pytest.mark.parametrize("version", SUPPORTED)
+@pytest.mark.parametrize("version", releases.schemas())
 def test_the_manifest_fits(version):
     for document in documents():
         kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_the_patches_for_1_20_take_away_what_it_does_not_know():
-    text = yaml.safe_dump_all(products.documents_for_1_20())
+def test_every_supported_version_is_among_them():
+    assert releases.schemas()[0] == f"1.{releases.SUPPORTED}"
+    assert int(releases.schemas()[-1].split(".")[1]) >= 37
+
+
+def test_the_conversion_for_1_20_takes_away_what_it_does_not_know():
+    before = documents()
+    converted = older.for_1_20(before)
+    assert before == documents()
+    text = yaml.safe_dump_all(converted)
     assert "x-kubernetes-validations" not in text
     assert "maxSurge" not in text
+    assert "appArmorProfile" not in text
     assert text.count("specDigest") == 2
+    [daemons] = [one for one in converted if one["kind"] == "DaemonSet"]
+    annotations = daemons["spec"]["template"]["metadata"]["annotations"]
+    assert annotations[f"{older.APPARMOR}/node"] == "unconfined"
+    assert [one for one in converted if one["kind"] not in {"DaemonSet", "CustomResourceDefinition"}] == [
+        one for one in before if one["kind"] not in {"DaemonSet", "CustomResourceDefinition"}
+    ]
 
 
 def test_the_patch_for_linux_5_10_adds_one_capability_to_those_that_the_daemon_needs():
