@@ -1,4 +1,4 @@
-"""What clusters from 1.30 on have and older ones lack: native sidecars, user namespaces, resizing in place, pod security."""
+"""What clusters have from 1.30 on: native sidecars, user namespaces, resizing in place, pod security."""
 
 from __future__ import annotations
 
