@@ -18,20 +18,20 @@ DEBIAN_HEADERS := linux-headers-$(shell dpkg --print-architecture 2>/dev/null)
 DEBIAN_BPFTOOL := bpftool
 endif
 
-DEBIAN_RUN := python3-venv python3-bpfcc $(DEBIAN_HEADERS) iproute2
-DEBIAN_TEST := nginx-light libnginx-mod-http-echo curl openssl $(DEBIAN_BPFTOOL) nftables procps strace nghttp2-client \
+DEBIAN_RUN = python3-venv python3-bpfcc $(DEBIAN_HEADERS) iproute2
+DEBIAN_TEST = nginx-light libnginx-mod-http-echo curl openssl $(DEBIAN_BPFTOOL) nftables procps strace nghttp2-client \
 	redis-server redis-tools dnsmasq-base apache2 python3-seccomp
 # What makes the Debian roots that a Kubernetes node is built and booted in (tests/e2e); nothing of it is installed here.
 DEBIAN_E2E := debootstrap debian-archive-keyring
 # Peers and load generators (tests/bench).
 DEBIAN_BENCH := haproxy wrk golang-go
-DEBIAN := $(DEBIAN_RUN) $(DEBIAN_TEST)
+DEBIAN = $(DEBIAN_RUN) $(DEBIAN_TEST)
 # Peers are wanted as programs, not as services of this machine: while they are installed, no service may start.
 POLICY := /usr/sbin/policy-rc.d
 
 .PHONY: help
 help: ## Show this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 .PHONY: demo
 demo: setup ## Tell the story once: a real nginx, a real handler, every promise observed
@@ -69,6 +69,17 @@ coverage: $(VENV)/.stamp ## Run the unit tests and measure the branch coverage o
 			|| { cat build/coverage.txt; echo "sidestep: $$package: less than $$least % of lines and branches" >&2; exit 1; }; \
 		echo "$$package: $$(sed -n 's/^TOTAL.* //p' build/coverage.txt) of lines and branches"; \
 	done
+
+# TARGET: what is run there, e.g. `make debian13 TARGET="demo test"`. NETWORK=machine: for targets that fetch something.
+TARGET := check demo test
+NETWORK :=
+.PHONY: debian12 debian13
+debian12 debian13: DEBIAN_HEADERS = linux-headers-$(shell dpkg --print-architecture)
+debian12 debian13: DEBIAN_BPFTOOL = bpftool
+debian12: $(VENV)/.stamp ## The same targets in a Debian 12 root that debootstrap makes (needs root; TARGET="demo test")
+	@$(BIN)/python -m tests.debian.suite bookworm "$(DEBIAN)" "$(TARGET)" $(NETWORK)
+debian13: $(VENV)/.stamp ## The same targets in a Debian 13 root that debootstrap makes (needs root; TARGET="demo test")
+	@$(BIN)/python -m tests.debian.suite trixie "$(DEBIAN)" "$(TARGET)" $(NETWORK)
 
 .PHONY: soak
 soak: setup ## Half an hour of traffic at the limits of a port, and while everything of ours is killed in turn (needs root)
@@ -133,12 +144,13 @@ format: $(VENV)/.stamp ## Rewrite the sources in the house style
 	@$(BIN)/ruff format .
 
 # The image gets the same versions, and only what the daemon needs.
-COMPILE := uv pip compile -q --python $(PYTHON) --generate-hashes --no-emit-index-url --no-header --no-annotate \
+COMPILE := uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	--constraint requirements.lock
 
+# For the oldest Python that is supported, on whatever machine: newer ones need no package more.
 .PHONY: lock
 lock: ## Pin the dependencies of pyproject.toml again (needs uv)
-	@uv pip compile -q --python $(PYTHON) --generate-hashes --no-emit-index-url --no-header \
+	@uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--group dev pyproject.toml -o requirements.lock
 	@echo hatchling | $(COMPILE) - -o deploy/build.lock
 	@$(COMPILE) pyproject.toml -o deploy/runtime.lock
@@ -169,7 +181,7 @@ packages: supported
 
 $(VENV)/.stamp: requirements.lock pyproject.toml
 	@[ -x $(PYTHON) ] && $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || $(MAKE) --no-print-directory packages
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sidestep: this needs Python 3.11 or later as $(PYTHON) (Debian 12, Ubuntu 24.04 have it)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sidestep: this needs Python 3.11 or later as $(PYTHON) (Debian 12 and 13, Ubuntu 24.04 have it)" >&2; exit 1; }
 	@echo "Preparing the virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
