@@ -2,9 +2,9 @@
 
 The sources, as they are in the working tree, are copied into a folder of the cache, where the room sees them as /src
 and makes a virtual environment of its own. A first room has the machine's network and installs what pip has to fetch.
-A second one runs the targets, with a network namespace of its own that leads nowhere, and an empty file system for pinned BPF
-objects; NETWORK=machine leaves it the machine's network, for targets that fetch something. When
-the command ends, both rooms and the copy are gone; the root stays in the cache.
+A second one runs the targets, with a network namespace of its own that leads nowhere, and an empty file system for
+pinned BPF objects; NETWORK=machine leaves it the machine's network, for targets that fetch something. When the command
+ends, both rooms and the copy are gone; the root stays in the cache.
 """
 
 from __future__ import annotations
