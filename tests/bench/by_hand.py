@@ -1,4 +1,4 @@
-"""What is written by hand against the library for it: `python -m tests.bench.by_hand` prints a table for CONTRIBUTING.md.
+"""Compares what is written by hand with the library for it: `python -m tests.bench.by_hand` prints a table.
 
 Both sides do the same work in turns, in one process; a figure is CPU time in microseconds, the least of `TURNS` turns.
 Libraries are used the cheapest way that gives what Sidestep needs. Needs root, because of the namespace's sockets.
@@ -16,8 +16,8 @@ from ipaddress import IPv4Address
 
 import h11
 import hpack
-from pyroute2 import DiagSocket
-from pyroute2.netlink.diag import SS_LISTEN
+from pyroute2 import DiagSocket  # type: ignore[import-untyped]
+from pyroute2.netlink.diag import SS_LISTEN  # type: ignore[import-untyped]
 
 from sidestep.netns import Netns, listening
 from sidestep.netns.fingerprint import Question, fingerprint

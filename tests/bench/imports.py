@@ -2,8 +2,8 @@
 
 Cost means: on top of what the process has imported anyway. For each dependency two interpreters are started. The first
 imports the process (the node daemon, or the command line for what the daemon does not import) and notes the modules in
-their order. The second imports all of them except Sidestep's own and those of the dependency, measures, imports those of
-the dependency, and measures again. The modules of a dependency are those of its distribution and of what only it
+their order. The second imports all of them except Sidestep's own and those of the dependency, measures, imports those
+of the dependency, and measures again. The modules of a dependency are those of its distribution and of what only it
 requires. RSS is `VmRSS` after a collection, in MiB; the time is CPU time in ms; both are medians of `RUNS`. The size is
 that of the installed files, byte code included.
 """
@@ -25,6 +25,8 @@ ROOTS = {
     "command line": ("sidestep.cli.main", "sidestep.laptop.cluster_session", "sidestep.kube.portforward"),
 }
 """What a process imports sooner or later."""
+IMPORTED_BY = {"pyroute2": ["sidestep.netns.messages"]}
+"""Modules of Sidestep that import a dependency in a way of their own, and are measured in its place."""
 
 _CHILD = """
 import gc, importlib, json, sys, time
@@ -123,7 +125,7 @@ def main() -> None:
             ("daemon", []),
         )
         others = [each for each in imported[process] if each not in mine and not each.startswith("sidestep")]
-        runs = [json.loads(_run(_CHILD, json.dumps([others, mine]))) for _ in range(RUNS)] if mine else [[0.0, 0.0]]
+        runs = [json.loads(_run(_CHILD, json.dumps([others, IMPORTED_BY.get(name, mine)]))) for _ in range(RUNS)] if mine else [[0.0, 0.0]]
         memory, spent = (statistics.median(each[index] for each in runs) for index in (0, 1))
         version = metadata.version(name)
         shown = process if mine else "nothing at the start"
