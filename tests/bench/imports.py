@@ -125,7 +125,11 @@ def main() -> None:
             ("daemon", []),
         )
         others = [each for each in imported[process] if each not in mine and not each.startswith("sidestep")]
-        runs = [json.loads(_run(_CHILD, json.dumps([others, IMPORTED_BY.get(name, mine)]))) for _ in range(RUNS)] if mine else [[0.0, 0.0]]
+        runs = (
+            [json.loads(_run(_CHILD, json.dumps([others, IMPORTED_BY.get(name, mine)]))) for _ in range(RUNS)]
+            if mine
+            else [[0.0, 0.0]]
+        )
         memory, spent = (statistics.median(each[index] for each in runs) for index in (0, 1))
         version = metadata.version(name)
         shown = process if mine else "nothing at the start"
