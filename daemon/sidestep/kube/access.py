@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sidestep.aio.client_tls import default_client_context
 from sidestep.model.errors import ConfigurationError
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -58,7 +59,7 @@ def in_cluster(folder: Path = SERVICE_ACCOUNT) -> ClusterAccess:
             "this is no pod of a cluster (KUBERNETES_SERVICE_HOST is not set); without one use --manifests DIR"
         )
     try:
-        context = ssl.create_default_context(cadata=(folder / "ca.crt").read_text())
+        context = default_client_context(cadata=(folder / "ca.crt").read_text())
         namespace = (folder / "namespace").read_text().strip()
         (folder / "token").read_text()
         number = int(port)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from sidestep.aio.client_tls import default_client_context
 from sidestep.aio.named_file import mode_of, read_named
 from sidestep.config import yaml_documents
 from sidestep.kube.access import ClusterAccess
@@ -164,7 +165,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _tls(settings: Any) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=settings.ssl_ca_cert or None)
+    context = default_client_context(cafile=settings.ssl_ca_cert or None)
     if not settings.verify_ssl:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

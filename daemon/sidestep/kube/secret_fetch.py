@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 import h11
 import msgspec
 
+from sidestep.aio.client_tls import default_client_context
 from sidestep.kube.api import escape
 from sidestep.kube.errors import ApiError, UnreachableClusterError
 from sidestep.model.errors import ConfigurationError
@@ -57,7 +58,7 @@ class _Status(msgspec.Struct):
 def prepare(host: str, port: int, *, base: str, ca_file: str, token_file: str) -> SecretAccess:
     """Read the token and the CA. Raises ConfigurationError."""
     try:
-        tls = ssl.create_default_context(cafile=ca_file) if ca_file else None
+        tls = default_client_context(cafile=ca_file) if ca_file else None
         token = Path(token_file).read_text().strip() if token_file else ""
     except (OSError, ssl.SSLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"the service account's token cannot be read: {error}") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 from collections.abc import Callable
 from typing import Final
@@ -28,8 +29,6 @@ BURST: Final = 100
 """Lines logged at once: some tracebacks."""
 RATE: Final = 5.0
 """Lines logged a second, after that."""
-_CAPACITY: Final = 65536
-"""Bytes that a pipe holds."""
 
 
 def pipe() -> tuple[int, int]:
@@ -65,7 +64,8 @@ class Output:
         else:
             self._pause.cancel()
         with contextlib.suppress(OSError):
-            self._take(os.read(fd, _CAPACITY))
+            # All that a pipe holds: 16 pages unless told otherwise, which are of 64 KiB on some kernels (pipe(7)).
+            self._take(os.read(fd, fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)))
         os.close(fd)
         if self._rest:
             self._emit(self._rest)

@@ -37,6 +37,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from sidestep.aio.client_tls import default_client_context
 from sidestep.aio.packets import ChannelClosed
 from sidestep.aio.pulse import Pulse as PulsePage
 from sidestep.model.errors import SidestepError
@@ -238,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ImportError, AttributeError) as error:
         _say(f"the zygote cannot load {options.worker}: {error}")
         return 1
-    trust_store = ssl.create_default_context()
+    trust_store = default_client_context()
     os.umask(0o022)  # The proxy's user has to traverse the folders of the empty root.
     channel: ControlChannel[ToZygote] = ControlChannel(socket.socket(fileno=options.fd), receives=ToZygote)
     try:

@@ -1,6 +1,7 @@
 """Lines that a process writes: what of a flood, of long lines and of control characters reaches the log."""
 
 import asyncio
+import fcntl
 import os
 import time
 
@@ -88,3 +89,20 @@ def test_closing_logs_what_is_there():
 
     asyncio.run(run())
     assert lines == ["last words", "and"]
+
+
+def test_all_that_a_large_pipe_holds_is_accounted_for():
+    """The pipes of a kernel with pages of 64 KiB hold 1 MiB."""
+    lines: list[str] = []
+
+    async def run() -> None:
+        reading, writing = output.pipe()
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 1 << 20)
+        written = os.write(writing, b"line\n" * 100_000)
+        assert written > 400_000
+        it = Output(reading, lines.append)
+        it.close()
+        os.close(writing)
+        assert len(lines) - 1 + dropped_of(lines) == written // 5
+
+    asyncio.run(run())
