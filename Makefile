@@ -90,6 +90,11 @@ e2e: DEBIAN += $(DEBIAN_E2E)
 e2e: setup ## Test on a real Kubernetes node, built from Debian's sources and booted in namespaces (needs root)
 	@$(BIN)/python -m pytest -q tests/e2e
 
+.PHONY: e2e-kind
+e2e-kind: DEBIAN += $(DEBIAN_E2E)
+e2e-kind: setup ## Test on a kind cluster of two nodes, made of Debian's packages and sources (needs root)
+	@$(BIN)/python -m pytest -q tests/kind
+
 .PHONY: image
 image: ## Build the node daemon's image (needs docker, podman or buildah)
 	@tool=$$(command -v docker || command -v podman || command -v buildah) \

@@ -269,12 +269,17 @@ class Cluster:
     # ---- the node, as root sees it
 
     def processes(self, pod: Pod) -> list[int]:
-        """The pids, seen from outside of the node, of a pod's own processes: by its UID in their cgroup."""
+        """The pids, seen from outside of the node, of a pod's own processes: by its UID in their cgroup.
+
+        systemd, where it makes the pods' cgroups, writes the UID with underscores.
+        """
+        names = (f"pod{pod.uid}", f"pod{pod.uid.replace('-', '_')}")
         found = []
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
                 with contextlib.suppress(OSError):
-                    if f"pod{pod.uid}" in (folder / "cgroup").read_text():
+                    text = (folder / "cgroup").read_text()
+                    if any(name in text for name in names):
                         found.append(int(folder.name))
         return sorted(found)
 

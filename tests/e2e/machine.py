@@ -156,7 +156,7 @@ class Machine:
         for program in self._programs:
             program.popen.wait(10)
         _remove(self.name)
-        _remove_tree(self._place)
+        remove_tree(self._place)
 
 
 class NodeProcess(Process):
@@ -191,7 +191,7 @@ def sweep() -> None:
     """Remove what runs left behind whose process was killed."""
     for path in Path(tempfile.gettempdir()).glob("sdk-*"):
         if (found := _NAMED.match(path.name)) and not alive(int(found[1])):
-            _remove_tree(path)
+            remove_tree(path)
     names = [path.name for path in Path("/run/netns").glob("sdk-*")]
     names += [path.name for root in cgroups.roots() for path in root.glob("sdk-*")]
     for name in {found[0] for name in names if (found := _NAMED.match(name)) and not alive(int(found[1]))}:
@@ -211,7 +211,7 @@ def available_memory() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
-def _remove_tree(folder: Path) -> None:
+def remove_tree(folder: Path) -> None:
     """Remove the data; the kernel takes a moment to undo the mounts of a namespace that ended."""
     deadline = time.monotonic() + 20
     while folder.exists():

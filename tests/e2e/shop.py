@@ -98,8 +98,8 @@ def pod_spec(**more: Any) -> dict[str, Any]:
     }
 
 
-def deployment(*, replicas: int, annotations: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The app as a Deployment."""
+def deployment(*, replicas: int, annotations: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
+    """The app as a Deployment; `more` is for the spec of its pods."""
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -107,18 +107,18 @@ def deployment(*, replicas: int, annotations: Mapping[str, str] | None = None) -
         "spec": {
             "replicas": replicas,
             "selector": {"matchLabels": LABELS},
-            "template": {"metadata": {"labels": LABELS}, "spec": pod_spec()},
+            "template": {"metadata": {"labels": LABELS}, "spec": pod_spec(**more)},
         },
     }
 
 
-def service() -> dict[str, Any]:
-    """Its Service: headless, there is no kube-proxy."""
+def service(*, headless: bool = True) -> dict[str, Any]:
+    """Its Service; headless where there is no kube-proxy."""
     ports = [
         {"name": "https", "port": 443, "targetPort": "https"},
         {"name": "http", "port": 80, "targetPort": "http"},
     ]
-    spec = {"clusterIP": "None", "selector": LABELS, "ports": ports}
+    spec = {"selector": LABELS, "ports": ports, **({"clusterIP": "None"} if headless else {})}
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "orders"}, "spec": spec}
 
 
@@ -147,8 +147,10 @@ class Shop:
         return self.cluster.curl(url, *options, address=pod.ip, ca=self.ca, headers=headers)
 
 
-def open_shop(cluster: Cluster, folder: Path, *, namespace: str = "shop", replicas: int = 3) -> Shop:
-    """Deploy the app and wait for it."""
+def open_shop(
+    cluster: Cluster, folder: Path, *, namespace: str = "shop", replicas: int = 3, headless: bool = True, **more: Any
+) -> Shop:
+    """Deploy the app and wait for it; `more` is for the spec of its pods."""
     authority = Authority("Shop CA")
     ca = folder / f"{namespace}-ca.pem"
     ca.write_bytes(authority.pem)
@@ -157,8 +159,8 @@ def open_shop(cluster: Cluster, folder: Path, *, namespace: str = "shop", replic
     cluster.apply(
         config,
         secret("orders-tls", authority.issue(HOST)),
-        service(),
-        deployment(replicas=replicas, annotations={CERTIFICATE: "orders-tls"}),
+        service(headless=headless),
+        deployment(replicas=replicas, annotations={CERTIFICATE: "orders-tls"}, **more),
         namespace=namespace,
     )
     shop = Shop(cluster=cluster, namespace=namespace, authority=authority, ca=ca)
