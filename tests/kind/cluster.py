@@ -11,8 +11,9 @@ from pathlib import Path
 import yaml
 
 from tests.debian import cache
+from tests.e2e import releases
 from tests.e2e.cluster import Cluster, Pod
-from tests.e2e.product import documents_for_1_20
+from tests.e2e.product import documents_for
 from tests.harness.waiting import until
 from tests.kind import box as boxes
 from tests.kind.parts import parts
@@ -34,6 +35,7 @@ class KindCluster(Cluster):
         self.box = self.node = box
         self.folder = folder
         self.programs = box.parts.programs
+        self.release = releases.of(self.programs)
         (folder / "home").mkdir(parents=True)
 
     def kubeconfig(self, user: str) -> Path:
@@ -44,7 +46,7 @@ class KindCluster(Cluster):
         """Make the cluster with Sidestep in it."""
         begin = time.monotonic()
         shared = self.box.shared
-        (shared / "daemonset.yaml").write_text(yaml.safe_dump_all(documents_for_1_20()))
+        (shared / "daemonset.yaml").write_text(yaml.safe_dump_all(documents_for(self.release)))
         words = ["podman", "import", "-q"]
         changes = ('ENTRYPOINT ["/usr/local/bin/begin", "/sbin/init"]', "STOPSIGNAL SIGRTMIN+3", "ENV container=docker")
         words += [word for change in changes for word in ("--change", change)]
