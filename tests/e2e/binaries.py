@@ -81,9 +81,11 @@ def _build(home: Path) -> None:
         log=log,
         within=_BUILD,
     )
+    # `_output/bin` is a link to this folder by its path in the room.
+    built = _only(source / "_output" / "local" / "bin" / "linux", "*")
     (home / "bin").mkdir()
     for name in COMMANDS:
-        shutil.copy2(source / "_output" / "bin" / name, home / "bin" / name)
+        shutil.copy2(built / name, home / "bin" / name)
     shutil.rmtree(work)
 
 
