@@ -12,9 +12,10 @@ import msgspec
 
 from sidestep.config.filters import describe_filter
 from sidestep.kube.access import ClusterAccess
-from sidestep.kube.api import Api, escape
+from sidestep.kube.api import Api
 from sidestep.kube.errors import ApiError
 from sidestep.kube.events import COMPONENT
+from sidestep.kube.paths import escape
 from sidestep.kube.resources import GROUP, PLURALS, Resource, collection_path, deletion, read, resource_path
 from sidestep.kube.snapshot import list_all, read_inventory
 from sidestep.kube.watch import decode
@@ -76,7 +77,7 @@ async def workloads(access: ClusterAccess, namespace: str) -> tuple[WorkloadView
         resources = [each for each in await _resources(api, namespace) if each.intercept is not None]
         conditions = await _events(api, namespace)
     finally:
-        api.close()
+        await api.aclose()
     return _views(inventory, resources, conditions)
 
 
@@ -88,7 +89,7 @@ async def status(access: ClusterAccess, namespace: str) -> ClusterStatusView:
         daemons = await _daemons(api)
         conditions = [each for found in (await _events(api, namespace)).values() for each in found]
     finally:
-        api.close()
+        await api.aclose()
     for resource in resources:
         for entry in resource.status.nodes.values():
             if entry is not None:
@@ -118,7 +119,7 @@ async def leave(access: ClusterAccess, namespace: str, name: str) -> None:
                 raise explain(error, verb="delete", resource=resource, namespace=namespace) from error
             return
     finally:
-        api.close()
+        await api.aclose()
     raise RefusedError(f"there is no intercept {namespace}/{name}; sidestep status shows those there are")
 
 

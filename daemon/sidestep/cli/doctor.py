@@ -84,7 +84,7 @@ async def _cluster(backend: Backend | ConfigurationError) -> Finding:
     except SidestepError as error:
         return Finding(check, "missing", essential, f"{access}: {error}", cost)
     finally:
-        api.close()
+        await api.aclose()
     return Finding(check, "ok", essential, f"{access} answers and knows Sidestep's resources")
 
 

@@ -1,8 +1,8 @@
 """Access to an API server: address, TLS and identity, and the service account that a pod finds in its file system.
 
 https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/ documents the files. The kubelet rotates the
-token, so it is read before each request. `kubeconfig` reads kubeconfigs with the `kubernetes` library; the node daemon
-does without the library, whose generated classes take 35 MiB.
+token, so it is read before each request; the `kubernetes` library reads it once a minute, and a clock that jumps makes
+that too seldom. `kubeconfig` reads kubeconfigs with the library.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sidestep.aio.client_tls import default_client_context
@@ -25,7 +25,8 @@ class ClusterAccess:
 
     `authorization` returns the header's value for each request, "" for none. Without `tls` the server is reached in
     clear text. `base` is a path prefix of every request (Rancher uses one). `server_name` is verified instead of the
-    host where it is set. `user` is the user name in the kubeconfig; it is not verified.
+    host where it is set. `user` is the user name in the kubeconfig; it is not verified. `proxy` is the proxy's URL of
+    the kubeconfig; "" means that the environment decides (`proxies`).
     """
 
     host: str
@@ -35,6 +36,7 @@ class ClusterAccess:
     server_name: str = ""
     namespace: str = "default"
     user: str = ""
+    proxy: str = field(default="", repr=False)
     authorization: Callable[[], str] = str
     ca_file: str = ""
     token_file: str = ""

@@ -1,28 +1,27 @@
-"""Requests to an API server, as paths and JSON. Keeps a few idle connections and no other state.
+"""Requests to an API server, as paths and JSON. Keeps idle connections and no other state.
 
     await api.get(path)                        one object or list, bytes
     await api.create / patch / delete
     async with api.stream(path) as lines       a watch
-    await api.upgrade(path, protocol)          the streams of a WebSocket
+    await api.upgrade(path, headers)           the streams of another protocol
 
-An unsuccessful answer raises `ApiError` with the server's message. When an idle connection turns out to be closed, the
-request is sent once more on a new connection, provided that it may safely be repeated.
+An unsuccessful answer raises `ApiError` with the server's message. `transport` connects; bodies stay bytes here,
+because decoding them into the library's models costs fifty times as much as msgspec.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
+import aiohttp
 import msgspec
 
 from sidestep.kube.access import ClusterAccess
-from sidestep.kube.connection import HttpConnection, ResponseHead
 from sidestep.kube.errors import ApiError, UnreachableClusterError
+from sidestep.kube.transport import Transport, UpgradedStream
 
 TIMEOUT = 30.0
 """Seconds for one request and its answer. An API server gives up after 60 s."""
@@ -31,8 +30,6 @@ MAX_BODY = 64 * 1024 * 1024
 MAX_ERROR = 64 * 1024
 MAX_LINE = 8 * 1024 * 1024
 """Bytes of one watch event. etcd stores objects of at most 1.5 MiB."""
-MAX_IDLE = 4
-"""Idle connections kept for later requests."""
 
 MERGE_PATCH = "application/merge-patch+json"
 JSON = "application/json"
@@ -48,11 +45,11 @@ class _Status(msgspec.Struct):
 
 
 class Api:
-    """Client of one API server, for one event loop."""
+    """Client of one API server, for one event loop. Raises ConfigurationError when a proxy's setting is invalid."""
 
     def __init__(self, access: ClusterAccess) -> None:
         self.access = access
-        self._idle: list[HttpConnection] = []
+        self._transport = Transport(access)
 
     async def get(self, path: str, query: Query | None = None, *, accept: str = JSON) -> bytes:
         """Send GET; returns the body. Raises ApiError, UnreachableClusterError."""
@@ -77,117 +74,94 @@ class Api:
         """Open a watch and yield its lines; they end when the server ends it. Raises ApiError,
         UnreachableClusterError.
         """
-        connection = await HttpConnection.open(self.access)
+        answer = await self._open("GET", _target(path, query), {"accept": accept}, expected=200)
         try:
-            async with asyncio.timeout(TIMEOUT):
-                head = await connection.send("GET", _target(path, query), headers=[("accept", accept)])
-                if head.status != 200:
-                    raise await _failure(head, connection)
-            async with contextlib.aclosing(_lines(connection)) as lines:
+            async with contextlib.aclosing(self._lines(answer)) as lines:
                 yield lines
-        except TimeoutError as error:
-            raise UnreachableClusterError(f"the API server {self.access} does not answer") from error
         finally:
-            connection.close()
+            answer.close()
 
-    async def upgrade(
-        self, path: str, query: Query, *, protocol: str
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
-        """Open a WebSocket (RFC 6455) with this subprotocol. Raises ApiError, UnreachableClusterError."""
-        connection = await HttpConnection.open(self.access)
-        key = base64.b64encode(os.urandom(16)).decode()
-        headers = [
-            ("connection", "Upgrade"),
-            ("upgrade", "websocket"),
-            ("sec-websocket-version", "13"),
-            ("sec-websocket-key", key),
-            ("sec-websocket-protocol", protocol),
-        ]
+    async def upgrade(self, path: str, query: Query, headers: Mapping[str, str]) -> tuple[UpgradedStream, list[Field]]:
+        """Switch to another protocol (RFC 9110, 7.8); returns the streams and the fields of the answer. Raises
+        ApiError, UnreachableClusterError.
+        """
+        answer = await self._open("GET", _target(path, query), headers, expected=101)
         try:
-            async with asyncio.timeout(TIMEOUT):
-                head = await connection.send("GET", _target(path, query), headers=headers)
-                if head.status != 101:
-                    raise await _failure(head, connection)
-        except TimeoutError as error:
-            connection.close()
-            raise UnreachableClusterError(f"the API server {self.access} does not answer") from error
+            with self._transport.translated():
+                return UpgradedStream(answer), list(answer.headers.items())
         except BaseException:
-            connection.close()
+            answer.close()
             raise
-        return connection.take_over()
 
-    def close(self) -> None:
-        """Close the idle connections."""
-        while self._idle:
-            self._idle.pop().close()
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._transport.close()
+
+    async def _open(
+        self, method: str, target: str, headers: Mapping[str, str], *, expected: int
+    ) -> aiohttp.ClientResponse:
+        """Send a request without a body; returns its answer, of which the head has arrived."""
+        with self._transport.translated():
+            async with asyncio.timeout(TIMEOUT):
+                answer = await self._transport.send(method, target, headers, upgrade=expected == 101)
+                if answer.status == expected:
+                    return answer
+                try:
+                    raise await self._failure(answer)
+                finally:
+                    answer.close()
 
     async def _exchange(
         self, method: str, target: str, body: bytes = b"", *, accept: str = JSON, content_type: str = JSON
     ) -> bytes:
-        headers = [("accept", accept)]
-        if body:
-            headers.append(("content-type", content_type))
-        connection, kept = await self._connection()
-        try:
+        headers = {"accept": accept, **({"content-type": content_type} if body else {})}
+        with self._transport.translated():
             async with asyncio.timeout(TIMEOUT):
+                answer = await self._transport.send(method, target, headers, body)
                 try:
-                    head = await connection.send(method, target, headers=headers, body=body)
-                except UnreachableClusterError:
-                    if not kept or method == "POST":
-                        raise
-                    connection.close()
-                    connection = await HttpConnection.open(self.access)
-                    head = await connection.send(method, target, headers=headers, body=body)
-                if head.status >= 300:
-                    raise await _failure(head, connection)
-                answer = await connection.body(MAX_BODY)
-        except TimeoutError as error:
-            connection.close()
-            raise UnreachableClusterError(f"the API server {self.access} does not answer") from error
-        except BaseException:
-            connection.close()
-            raise
-        if connection.reusable and len(self._idle) < MAX_IDLE:
-            self._idle.append(connection)
-        else:
-            connection.close()
-        return answer
+                    if not 200 <= answer.status < 300:
+                        raise await self._failure(answer)
+                    found = await self._body(answer, MAX_BODY)
+                except BaseException:
+                    answer.close()
+                    raise
+                answer.release()
+                return found
 
-    async def _connection(self) -> tuple[HttpConnection, bool]:
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.reusable:
-                return connection, True
-            connection.close()
-        return await HttpConnection.open(self.access), False
+    async def _body(self, answer: aiohttp.ClientResponse, limit: int) -> bytes:
+        found, size = [], 0
+        async for part in answer.content.iter_any():
+            size += len(part)
+            if size > limit:
+                shown = self._transport.shown
+                raise UnreachableClusterError(f"the API server {shown} answered with more than {limit} bytes")
+            found.append(part)
+        return b"".join(found)
+
+    async def _failure(self, answer: aiohttp.ClientResponse) -> ApiError:
+        body = await self._body(answer, MAX_ERROR)
+        try:
+            status = msgspec.json.decode(body, type=_Status)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            status = _Status()
+        message = status.message or f"the API server answered with status {answer.status}"
+        return ApiError(answer.status, status.reason, " ".join(message.split())[:1000])
+
+    async def _lines(self, answer: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
+        rest = b""
+        with self._transport.translated():
+            async for part in answer.content.iter_any():
+                *whole, rest = (rest + part).split(b"\n")
+                if len(rest) > MAX_LINE:
+                    raise UnreachableClusterError(f"the API server sent an event of more than {MAX_LINE} bytes")
+                for line in whole:
+                    if line:
+                        yield line
 
 
-def escape(name: str) -> str:
-    """Escape a name for use as one segment of a path."""
-    return quote(name, safe="")
+Field = tuple[str, str]
+"""Name and value of a field of a head."""
 
 
 def _target(path: str, query: Query | None) -> str:
     return f"{path}?{urlencode(query)}" if query else path
-
-
-async def _failure(head: ResponseHead, connection: HttpConnection) -> ApiError:
-    body = await connection.body(MAX_ERROR)
-    try:
-        status = msgspec.json.decode(body, type=_Status)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        status = _Status()
-    message = status.message or f"the API server answered with status {head.status}"
-    return ApiError(head.status, status.reason, " ".join(message.split())[:1000])
-
-
-async def _lines(connection: HttpConnection) -> AsyncGenerator[bytes]:
-    rest = b""
-    async with contextlib.aclosing(connection.parts()) as parts:
-        async for part in parts:
-            *whole, rest = (rest + part).split(b"\n")
-            if len(rest) > MAX_LINE:
-                raise UnreachableClusterError(f"the API server sent an event of more than {MAX_LINE} bytes")
-            for line in whole:
-                if line:
-                    yield line

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from sidestep.kube.api import Api, escape
+from sidestep.kube.api import Api
+from sidestep.kube.paths import escape
 
 COMPONENT = "sidestep"
 MAX_MESSAGE = 1000

@@ -21,6 +21,7 @@ from urllib.parse import SplitResult, urlsplit
 from sidestep.aio.client_tls import default_client_context
 from sidestep.aio.named_file import mode_of, read_named
 from sidestep.config import yaml_documents
+from sidestep.kube import client_library
 from sidestep.kube.access import ClusterAccess
 from sidestep.model.errors import ConfigurationError
 
@@ -47,16 +48,15 @@ def load(path: Path | None = None, context: str | None = None) -> ClusterAccess:
     Raises ConfigurationError with the file and the fault.
     """
     subject = f"kubeconfig {path or os.environ.get('KUBECONFIG') or DEFAULT}"
-    try:
-        from kubernetes import client, config
-    except ImportError as error:
-        raise ConfigurationError("the Python package kubernetes is missing: install sidestep again") from error
+    client_library.narrow()
+    from kubernetes import client, config
+
     for each in _paths(path):
         if mode_of(each):
             _check_files(each)
     name = None if path is None else str(path)
     library: Any = config
-    settings = client.Configuration()
+    settings = client.Configuration(proxy="")  # the environment's proxies are for `proxies`
     try:
         with _complaints() as said:
             library.load_kube_config(config_file=name, context=context, client_configuration=settings)
@@ -136,6 +136,7 @@ def _access(settings: Any, context: dict[str, Any]) -> ClusterAccess:
         server_name=settings.tls_server_name or "",
         namespace=context.get("namespace") or "default",
         user=str(context.get("user") or ""),
+        proxy=str(settings.proxy or ""),
         authorization=lambda: _authorization(settings),
     )
 

@@ -28,7 +28,7 @@ import msgspec
 
 from sidestep.config.filters import check_limits, check_method, check_name, check_value
 from sidestep.config.schema_fault import fault_of
-from sidestep.kube.api import escape
+from sidestep.kube.paths import escape
 from sidestep.kube.watch import KubeObject
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest

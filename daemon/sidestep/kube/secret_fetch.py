@@ -20,8 +20,8 @@ import h11
 import msgspec
 
 from sidestep.aio.client_tls import default_client_context
-from sidestep.kube.api import escape
 from sidestep.kube.errors import ApiError, UnreachableClusterError
+from sidestep.kube.paths import escape
 from sidestep.model.errors import ConfigurationError
 
 TIMEOUT: Final = 5.0

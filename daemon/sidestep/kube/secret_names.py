@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sidestep.aio.tasks import Tasks
-from sidestep.kube.api import Api, escape
+from sidestep.kube.api import Api
+from sidestep.kube.paths import escape
 from sidestep.kube.watch import KubeObject, Watch, WatchLimits
 
 SecretName = tuple[str, str]

@@ -11,9 +11,10 @@ import msgspec
 
 from sidestep.config.field_error import FieldError
 from sidestep.config.ownership import link_owners
-from sidestep.kube.api import JSON, Api, escape
+from sidestep.kube.api import JSON, Api
 from sidestep.kube.conversion import PODS, SERVICES, WORKLOADS, Collection, trimmed
 from sidestep.kube.errors import ApiError
+from sidestep.kube.paths import escape
 from sidestep.kube.watch import METADATA_LIST, decode
 from sidestep.model.inventory import Inventory
 

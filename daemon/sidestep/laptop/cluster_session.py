@@ -128,7 +128,7 @@ class ClusterSession:
             # The resource is deleted before the tunnels close: first nothing matches it any more, then connections end.
             await self._delete(created)
             await self._tasks.aclose()
-            self._api.close()
+            await self._api.aclose()
             self._over.cancel()
             if not self._over.cancelled():
                 self._over.exception()  # reported before, or the session ended otherwise

@@ -17,6 +17,7 @@ import itertools
 import json
 import re
 import socket
+import ssl
 import uuid
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -45,6 +46,11 @@ class FakeApi:
         self._writers: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[None]] = set()
         self.bookmarks = 0.2
+        self.tls: ssl.SSLContext | None = None
+        self.client: dict[str, Any] = {}
+        """What a client's access has beside the address."""
+        self.accepts = lambda _authorization: True
+        """Whether a request with this Authorization is let in; 401 otherwise."""
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -90,7 +96,7 @@ class FakeApi:
             await asyncio.sleep(0)  # aborted transports close in the next turns
 
     def access(self, **changes: Any) -> ClusterAccess:
-        return ClusterAccess(host="127.0.0.1", port=self.port, tls=None, **changes)
+        return ClusterAccess(**{"host": "127.0.0.1", "port": self.port, "tls": None, **self.client, **changes})
 
     # --- what other clients do --------------------------------------------------------------------------------------
 
@@ -133,7 +139,15 @@ class FakeApi:
     # --- HTTP -------------------------------------------------------------------------------------------------------
 
     async def _serve(self, sock: socket.socket) -> None:
-        reader, writer = await asyncio.open_connection(sock=sock)
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        try:
+            transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock, ssl=self.tls)
+        except OSError:
+            self._fresh.discard(sock)
+            return  # no TLS, or the client does not like the certificate
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         self._writers.add(writer)
         self._fresh.discard(sock)
         try:
@@ -155,6 +169,9 @@ class FakeApi:
         headers = {line.partition(":")[0].lower(): line.partition(":")[2].strip() for line in lines if line}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         self.requests.append(f"{method} {target}")
+        if not self.accepts(headers.get("authorization", "")):
+            await self._status(writer, 401, "Unauthorized", "Unauthorized")
+            return True
         url = urlsplit(target)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         match = COLLECTION.fullmatch(url.path)

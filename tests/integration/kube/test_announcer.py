@@ -46,7 +46,7 @@ def run(test):
             try:
                 await asyncio.wait_for(test(made), 30)
             finally:
-                made.client.close()
+                await made.client.aclose()
                 await asyncio.sleep(0.01)
 
     asyncio.run(body())

@@ -66,7 +66,7 @@ async def scene(api):
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await made.source.aclose()
-        made.client.close()
+        await made.client.aclose()
         await asyncio.sleep(0.01)
     assert made.crashes == []
 

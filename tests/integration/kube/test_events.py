@@ -20,7 +20,7 @@ def run(test):
             try:
                 await asyncio.wait_for(test(api, client), 20)
             finally:
-                client.close()
+                await client.aclose()
                 await asyncio.sleep(0.01)
 
     asyncio.run(body())

@@ -308,7 +308,7 @@ async def knock(api, node, *, certificate=None, uid, key, cut=None):
         end.connection.close()
         await end.connection.wait_closed()
         await forward.aclose()
-        client.close()
+        await client.aclose()
         await asyncio.sleep(0.05)
 
 

@@ -48,7 +48,7 @@ async def watching(api, *, limits=FAST, **options):
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        client.close()
+        await client.aclose()
         await asyncio.sleep(0.01)
 
 
@@ -215,8 +215,10 @@ def test_answers_that_are_none():
 def test_nobody_there():
     async def test(api):
         await api.stop()
+        client = Api(api.access())
         with pytest.raises(UnreachableClusterError, match="cannot be reached: connection refused"):
-            await Api(api.access()).get("/api/v1/pods")
+            await client.get("/api/v1/pods")
+        await client.aclose()
 
     run(test)
 
@@ -232,6 +234,6 @@ def test_a_kept_connection_that_the_server_closed_is_replaced():
         with pytest.raises(ApiError) as caught:
             await client.get("/api/v1/namespaces/default/pods/b")
         assert (caught.value.status, caught.value.reason) == (404, "NotFound")
-        client.close()
+        await client.aclose()
 
     run(test)

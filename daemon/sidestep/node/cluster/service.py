@@ -214,7 +214,7 @@ class ClusterService:
             await self._tunnels.aclose()
         await self.source.aclose()
         await self.health.aclose()
-        self._api.close()
+        await self._api.aclose()
 
     # --- a round ----------------------------------------------------------------------------------------------------
 

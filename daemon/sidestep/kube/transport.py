@@ -1,0 +1,223 @@
+"""Connections to an API server: the REST client of `kubernetes.aio`, with our bounds, and its errors in our words.
+
+The library supplies TLS, the pool of connections, proxies and HTTP (with aiohttp). Its own `request` is not used: it
+encodes bodies from objects, follows redirects, and takes credentials from ~/.netrc.
+
+TCP keepalive detects an unreachable machine within half a minute, also on a watch that is silent for minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from sidestep.kube import client_library
+from sidestep.kube.access import ClusterAccess
+from sidestep.kube.errors import UnreachableClusterError
+from sidestep.kube.proxies import proxy_for
+
+client_library.narrow()
+
+from kubernetes.aio.client.configuration import Configuration  # noqa: E402 - only after its outer packages are set up
+from kubernetes.aio.client.rest import RESTClientObject  # noqa: E402
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds for TCP, the proxy's CONNECT and TLS."""
+READ_SIZE = 64 * 1024
+MAX_FIELD, MAX_FIELDS = 8190, 100
+"""Bytes of a line, and lines, of a response head; of the proxy's answer too."""
+IDLE = 60.0
+"""Seconds for which an idle connection is kept."""
+
+
+class Transport(RESTClientObject):
+    """Requests to one API server. Creating one raises ConfigurationError when a proxy's setting is invalid."""
+
+    def __init__(self, access: ClusterAccess) -> None:
+        proxy = proxy_for(access)
+        settings = Configuration(
+            host=str(access),
+            ssl_ca_cert=access.ca_file or None,
+            tls_server_name=access.server_name or None,
+            proxy=proxy.url if proxy else None,
+            proxy_headers={"proxy-authorization": proxy.authorization} if proxy and proxy.authorization else None,
+            client_session_kwargs={
+                "trust_env": False,  # neither ~/.netrc nor Python's reading of NO_PROXY
+                "auto_decompress": False,  # a small answer stays small
+                "skip_auto_headers": ("accept-encoding", "user-agent", "content-type"),
+                "read_bufsize": READ_SIZE,
+                "max_line_size": MAX_FIELD,
+                "max_field_size": MAX_FIELD,
+                "max_headers": MAX_FIELDS,
+            },
+        )
+        super().__init__(settings)
+        self.access = access
+        self.ssl_context = access.tls or self.ssl_context
+        self.shown = f"{access} (through the proxy {proxy.url})" if proxy else str(access)
+        self._root = f"{'https' if access.tls else 'http'}://{_bracketed(access.host)}:{access.port}{access.base}"
+
+    async def send(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes = b"", *, upgrade: bool = False
+    ) -> aiohttp.ClientResponse:
+        """Send a request and return its answer, of which the head has arrived. The caller closes it.
+
+        A request that may be repeated is sent twice when its connection closes without an answer, because an idle
+        connection may have been closed by the server. Raises what `translated` translates.
+        """
+        try:
+            return await self._send(method, target, headers, body, upgrade=upgrade)
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if method != "PATCH":  # aiohttp repeats GET and DELETE itself; POST is never repeated
+                raise
+            return await self._send(method, target, headers, body, upgrade=upgrade)
+
+    async def _send(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes, *, upgrade: bool
+    ) -> aiohttp.ClientResponse:
+        if self.pool_manager is None:
+            self.pool_manager = self._create_pool_manager()
+        fields = {"user-agent": "sidestep", "accept-encoding": "identity", **headers}
+        authorization = self.access.authorization()
+        if authorization:
+            fields["authorization"] = authorization
+        return await self.pool_manager.request(
+            method,
+            URL(self._root + target, encoded=True),
+            headers=fields,
+            data=body or None,
+            allow_redirects=False,
+            server_hostname=self.access.server_name or None,
+            proxy=self.proxy,
+            proxy_headers=self.proxy_headers,
+            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT, sock_connect=None),
+            read_until_eof=not upgrade,
+        )
+
+    def _create_pool_manager(self) -> aiohttp.ClientSession:
+        self.configuration.client_session_kwargs["cookie_jar"] = aiohttp.DummyCookieJar()  # needs the loop
+        return super()._create_pool_manager()
+
+    def _create_connector(self) -> aiohttp.TCPConnector:
+        return aiohttp.TCPConnector(
+            ssl=self.ssl_context, limit=0, keepalive_timeout=IDLE, socket_factory=_keepalive_socket
+        )
+
+    @contextlib.contextmanager
+    def translated(self) -> Iterator[None]:
+        """Raise UnreachableClusterError, one line, instead of the errors of the transport."""
+        try:
+            yield
+        except TimeoutError as error:
+            raise UnreachableClusterError(f"the API server {self.shown} does not answer") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise UnreachableClusterError(self._explained(error)) from error
+
+    def _explained(self, error: Exception) -> str:
+        match error:
+            case aiohttp.ClientHttpProxyError():
+                hint = "; it wants credentials in its URL" if error.status == 407 else ""
+                return f"the proxy {self.proxy} refuses a connection to {self.access}: status {error.status}{hint}"
+            case aiohttp.ClientProxyConnectionError():
+                return f"the proxy {self.proxy} cannot be reached: {_reason(error.os_error)}"
+            case aiohttp.ClientConnectorCertificateError():
+                return f"TLS with the API server {self.shown} failed: {_reason(error.certificate_error)}"
+            case aiohttp.ClientConnectorSSLError():
+                return f"TLS with the API server {self.shown} failed: {_reason(error.os_error)}"
+            case aiohttp.ClientConnectorError():
+                return f"the API server {self.shown} cannot be reached: {_reason(error.os_error)}"
+            case aiohttp.ClientResponseError():
+                return f"the API server {self.shown} broke off: its answer is no HTTP"
+            case aiohttp.ServerDisconnectedError():
+                return f"the API server {self.shown} broke off: it closed the connection"
+            case aiohttp.ClientPayloadError():
+                return f"the API server {self.shown} broke off: its answer is not whole"
+            case _:
+                return f"the API server {self.shown} broke off: {_reason(error)}"
+
+
+class UpgradedStream:
+    """The streams of a connection after a 101."""
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        connection = answer.connection
+        if connection is None or connection.transport is None or connection.protocol is None:
+            raise aiohttp.ServerDisconnectedError
+        loop = asyncio.get_running_loop()
+        self._answer, self._transport = answer, connection.transport
+        self.reader = asyncio.StreamReader(limit=READ_SIZE, loop=loop)
+        protocol = _StreamProtocol(self.reader, connection.protocol)
+        # What has arrived after the head passes to the first parser that is set.
+        connection.protocol.set_parser(_Tail(self.reader), None)
+        self._transport.set_protocol(protocol)
+        protocol.connection_made(self._transport)
+        self.writer = asyncio.StreamWriter(self._transport, protocol, self.reader, loop)
+
+    def close(self) -> None:
+        """Close; what has been written is still sent."""
+        self._answer.close()
+
+
+class _StreamProtocol(asyncio.StreamReaderProtocol):
+    """Feeds the streams, and tells aiohttp, which waits for the end of each connection, of this end."""
+
+    def __init__(self, reader: asyncio.StreamReader, replaced: asyncio.Protocol) -> None:
+        super().__init__(reader)
+        self._replaced = replaced
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._replaced.connection_lost(exc)
+
+
+class _Tail:
+    """A parser as aiohttp calls it, which leaves the bytes to a stream."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        self._reader.feed_data(data)
+        return False, b""
+
+    def feed_eof(self) -> None:
+        """The streams are told by their own protocol."""
+
+
+def _reason(error: Any) -> str:
+    """Return the reason of a failed connection in a few words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return str(error.verify_message)
+    if isinstance(error, ssl.SSLError):
+        return str(error.reason or error)
+    number = getattr(error, "errno", None)
+    # asyncio puts a text of its own into strerror; a failure of several addresses has no errno.
+    found = os.strerror(number).lower() if number and number > 0 else str(error)
+    return " ".join(found.split())[:200] or "the connection was closed"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _keepalive_socket(address: tuple[Any, ...]) -> socket.socket:
+    """Create a socket for an address, as getaddrinfo returns it."""
+    sock = socket.socket(*address[:3])
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+    return sock
