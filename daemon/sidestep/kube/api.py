@@ -14,14 +14,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-import aiohttp
 import msgspec
 
 from sidestep.kube.access import ClusterAccess
 from sidestep.kube.errors import ApiError, UnreachableClusterError
-from sidestep.kube.transport import Transport, UpgradedStream
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from sidestep.kube.transport import UpgradedStream
 
 TIMEOUT = 30.0
 """Seconds for one request and its answer. An API server gives up after 60 s."""
@@ -48,6 +52,9 @@ class Api:
     """Client of one API server, for one event loop. Raises ConfigurationError when a proxy's setting is invalid."""
 
     def __init__(self, access: ClusterAccess) -> None:
+        # Loaded by the first client: it takes 0.3 s, which a command without a cluster does not pay.
+        from sidestep.kube.transport import Transport
+
         self.access = access
         self._transport = Transport(access)
 
@@ -88,7 +95,7 @@ class Api:
         answer = await self._open("GET", _target(path, query), headers, expected=101)
         try:
             with self._transport.translated():
-                return UpgradedStream(answer), list(answer.headers.items())
+                return self._transport.upgraded(answer), list(answer.headers.items())
         except BaseException:
             answer.close()
             raise

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
@@ -28,7 +28,9 @@ from sidestep.aio.tasks import Tasks
 from sidestep.kube.api import Api
 from sidestep.kube.errors import UnreachableClusterError
 from sidestep.kube.paths import escape
-from sidestep.kube.transport import UpgradedStream
+
+if TYPE_CHECKING:
+    from sidestep.kube.transport import UpgradedStream
 
 PROTOCOL = Subprotocol("v4.channel.k8s.io")
 READ_SIZE = 64 * 1024
@@ -63,7 +65,10 @@ class PortForward:
             handshake.process_response(Response(101, "", Headers(found)))
         except InvalidHandshake as error:
             stream.close()
-            raise UnreachableClusterError(f"the API server {api.access} does not speak WebSocket: {error}") from error
+            # The library's text quotes the answer, which may hold any bytes.
+            raise UnreachableClusterError(
+                f"the API server {api.access} does not speak WebSocket: its answer is no handshake (RFC 6455, 4.2.2)"
+            ) from error
         return cls(stream)
 
     async def aclose(self) -> None:

@@ -104,6 +104,10 @@ class Transport(RESTClientObject):
             read_until_eof=not upgrade,
         )
 
+    def upgraded(self, answer: aiohttp.ClientResponse) -> UpgradedStream:
+        """Take over the connection of a 101. Raises what `translated` translates."""
+        return UpgradedStream(answer)
+
     def _create_pool_manager(self) -> aiohttp.ClientSession:
         self.configuration.client_session_kwargs["cookie_jar"] = aiohttp.DummyCookieJar()  # needs the loop
         return super()._create_pool_manager()
