@@ -21,11 +21,16 @@ from pathlib import Path
 
 RUNS = 5
 ROOTS = {
-    "daemon": ("sidestep.node.daemon", "sidestep.node.cluster.service", "sidestep.proxy.runtime.zygote"),
+    "daemon": (
+        "sidestep.node.daemon",
+        "sidestep.node.cluster.service",
+        "sidestep.kube.transport",
+        "sidestep.proxy.runtime.zygote",
+    ),
     "command line": ("sidestep.cli.main", "sidestep.laptop.cluster_session", "sidestep.kube.portforward"),
 }
 """What a process imports sooner or later."""
-IMPORTED_BY = {"pyroute2": ["sidestep.netns.messages"]}
+IMPORTED_BY = {"pyroute2": ["sidestep.netns.messages"], "kubernetes": ["sidestep.kube.transport"]}
 """Modules of Sidestep that import a dependency in a way of their own, and are measured in its place."""
 
 _CHILD = """
