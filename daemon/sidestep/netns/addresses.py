@@ -1,6 +1,7 @@
 """Lists the addresses of a network namespace, loopback included (rtnetlink(7), RTM_GETADDR).
 
-A namespace is accepted as a pod's only if it has one of the pod's addresses.
+A namespace is accepted as a pod's only if it has one of the pod's addresses. One with more than
+`exchange.MAX_ANSWERS` is not accepted, and its pod stays unsteered.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from sidestep.netns.namespace import Netns
 
 
 def addresses(netns: Netns) -> frozenset[IPv4Address | IPv6Address]:
-    """Every address of every interface. Raises KernelError."""
+    """Every address of every interface. Raises KernelError (E2BIG: too many)."""
     found: set[IPv4Address | IPv6Address] = set()
     doing = f"listing the addresses of {netns.path}"
     try:

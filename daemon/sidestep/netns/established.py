@@ -59,7 +59,7 @@ class Connection:
 
 
 def established(netns: Netns, port: int) -> tuple[Connection, ...]:
-    """Connections of clients outside the pod to `port`. Raises KernelError."""
+    """Connections of clients outside the pod to `port`. Raises KernelError (E2BIG: too many)."""
     found: list[Connection] = []
     program = port_filter([port])
     doing = f"listing the connections of {netns.path}"

@@ -4,6 +4,10 @@ The socket is one that `Netns.netlink` made inside the namespace: whichever thre
 namespace. The kernel produces the answers to a dump while they are read, so no read waits: a socket without data is an
 error. The pod decides how much there is to list; `MAX_ANSWERS` bounds it. A dump that is not read to its end
 closes the socket, so that no later question gets the rest of its answers.
+
+A change while a dump is read may hide an answer, and the kernel then marks what follows with NLM_F_DUMP_INTR (it does
+for addresses, and not for sockets). Such a dump is repeated, `ATTEMPTS` times in all; its answers are yielded as well,
+so that one may come twice, and none is lost that any attempt has found.
 """
 
 from __future__ import annotations
@@ -14,14 +18,21 @@ import socket
 import struct
 import sys
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sidestep.model.errors import KernelError
-from sidestep.netns.messages import NLMSG_DONE, NLMSG_ERROR, Ending, NetlinkDecodeError, nlmsg
+from sidestep.netns.messages import NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, Ending, NetlinkDecodeError, nlmsg
 from sidestep.netns.namespace import Netns
 
-MAX_ANSWERS: Final = 65_536
-"""Answers to one dump. One takes 15 (a connection) to 40 microseconds (an address): three seconds at most."""
+MAX_ANSWERS: Final = 12_288
+"""Answers to one dump, all attempts together; more are an error (E2BIG).
+
+An address takes 64 microseconds, a connection 32 and a listener 28. The caller's event loop stands still meanwhile: for
+less than a second, also where two dumps, one per family, make a question about sockets.
+"""
+ATTEMPTS: Final = 3
+"""Dumps made for one question while changes interrupt them."""
 
 HEADER: Final = struct.Struct("=IHHII")
 """`struct nlmsghdr`: length, type, flags, sequence number, port."""
@@ -37,30 +48,51 @@ _sequence = itertools.count(1)
 def dump(
     netns: Netns, protocol: int, request: bytes, *, answer: type[nlmsg], doing: str
 ) -> Generator[dict[str, Any], None, None]:
-    """Ask and yield every answer, decoded as `answer`. Raises KernelError."""
-    sock, sequence = netns.netlink(protocol), next(_sequence) & 0xFFFFFFFF
+    """Ask and yield every answer, decoded as `answer`; one may come twice. Raises KernelError (E2BIG: too many)."""
     answers = 0
-    error_number: int | None = None
+    error_number = 0
     try:
-        sock.send(_numbered(request, sequence), socket.MSG_DONTWAIT)
-        while error_number is None:
-            data = _read(sock)
-            for offset, number in _messages(data, sequence):
-                if number in _ENDS:
-                    error_number = _error(data, offset)
-                    break
+        for _ in range(ATTEMPTS):
+            sock, sequence = netns.netlink(protocol), next(_sequence) & 0xFFFFFFFF
+            sock.send(_numbered(request, sequence), socket.MSG_DONTWAIT)
+            ending = _Ending()
+            for data, offset in _answers(sock, sequence, ending):
                 answers += 1
                 if answers > MAX_ANSWERS:
                     raise OSError(errno.E2BIG, "too many answers")
                 yield _decoded(answer, data, offset)
+            error_number = ending.error_number
+            if error_number or not ending.interrupted:
+                break
     except OSError as error:
         netns.forget(protocol)
-        raise KernelError("netlink", error.errno or 0, doing=doing) from error
+        hint = f"there are more than {MAX_ANSWERS}" if error.errno == errno.E2BIG else ""
+        raise KernelError("netlink", error.errno or 0, doing=doing, hint=hint) from error
     except BaseException:  # the caller reads no further
         netns.forget(protocol)
         raise
     if error_number:
         raise KernelError("netlink", error_number, doing=doing)
+
+
+@dataclass(slots=True)
+class _Ending:
+    """How a dump ended: its error number, 0 for none, and whether changes interrupted it."""
+
+    error_number: int = 0
+    interrupted: bool = False
+
+
+def _answers(sock: socket.socket, sequence: int, ending: _Ending) -> Iterator[tuple[bytes, int]]:
+    """The answers of one dump: datagrams, and where each answer begins. Fills `ending`."""
+    while True:
+        data = _read(sock)
+        for offset, number, flags in _messages(data, sequence):
+            ending.interrupted |= bool(flags & NLM_F_DUMP_INTR)
+            if number in _ENDS:
+                ending.error_number = _error(data, offset)
+                return
+            yield data, offset
 
 
 def command(netns: Netns, protocol: int, request: bytes, *, doing: str) -> None:
@@ -69,7 +101,7 @@ def command(netns: Netns, protocol: int, request: bytes, *, doing: str) -> None:
     try:
         sock.send(_numbered(request, sequence), socket.MSG_DONTWAIT)
         data = _read(sock)
-        errors = [_error(data, offset) for offset, number in _messages(data, sequence) if number == NLMSG_ERROR]
+        errors = [_error(data, offset) for offset, number, _ in _messages(data, sequence) if number == NLMSG_ERROR]
         if not errors:
             raise OSError(errno.EBADMSG, "no acknowledgement")
     except OSError as error:
@@ -90,15 +122,15 @@ def _read(sock: socket.socket) -> bytes:
     return data
 
 
-def _messages(data: bytes, sequence: int) -> Iterator[tuple[int, int]]:
-    """Where each answer to the question `sequence` begins, and its type."""
+def _messages(data: bytes, sequence: int) -> Iterator[tuple[int, int, int]]:
+    """Where each answer to the question `sequence` begins, its type and flags."""
     offset = 0
     while offset + HEADER.size <= len(data):
-        length, kind, _, number, _ = HEADER.unpack_from(data, offset)
+        length, kind, flags, number, _ = HEADER.unpack_from(data, offset)
         if length < HEADER.size or offset + length > len(data):
             raise OSError(errno.EBADMSG, "an answer of an impossible length")
         if number == sequence:
-            yield offset, kind
+            yield offset, kind, flags
         offset += (length + 3) & ~3
 
 

@@ -81,6 +81,11 @@ class Netns:
         self.close()
 
     @property
+    def closed(self) -> bool:
+        """Whether it has been closed."""
+        return self._fd < 0
+
+    @property
     def fd(self) -> int:
         """The descriptor; it stays this object's."""
         if self._fd < 0:

@@ -201,3 +201,36 @@ def test_a_process_of_the_pod_cannot_answer_in_the_kernels_place(netns):
     with pytest.raises(ConnectionRefusedError):
         netns.run(forge)
     assert listening(netns).listeners == frozenset()
+
+
+def test_a_dump_that_changes_interrupt_is_repeated_and_loses_nothing(pod, netns, monkeypatch):
+    monkeypatch.setattr(exchange, "BUFFER", 4096)  # the kernel fills no more with one read: some 40 addresses
+    many = {f"10.77.{each // 250}.{each % 250 + 1}" for each in range(250)}
+    pod.pod.configure("eth0", [f"{each}/32" for each in many])
+    requests = []
+    numbered = exchange._numbered
+    monkeypatch.setattr(exchange, "_numbered", lambda *about: requests.append(about) or numbered(*about))
+    answers = exchange.dump(netns, NETLINK_ROUTE, list_addresses(), answer=ifaddrmsg, doing="a test")
+    found = {next(answers).get("IFA_LOCAL")}
+    pod.pod.configure("eth0", ["10.78.0.1/32"])
+    found.update(answer.get("IFA_LOCAL") for answer in answers)
+    assert len(requests) == 2
+    assert found > many | {"10.78.0.1"}
+
+
+def test_a_dump_that_is_always_interrupted_ends(pod, netns, monkeypatch):
+    monkeypatch.setattr(exchange, "NLM_F_DUMP_INTR", 0xFFFF)  # NLM_F_MULTI is in all of them
+    found = [
+        answer.get("IFA_LOCAL")
+        for answer in exchange.dump(netns, NETLINK_ROUTE, list_addresses(), answer=ifaddrmsg, doing="a test")
+    ]
+    assert found.count(pod.ip) == exchange.ATTEMPTS
+
+
+def test_too_many_answers_are_an_error_that_says_so(pod, netns, monkeypatch):
+    monkeypatch.setattr(exchange, "MAX_ANSWERS", 3)
+    with netns.run(lambda: socket.create_server((pod.ip, 8080))):
+        with pytest.raises(KernelError, match="more than 3") as failed:
+            addresses(netns)
+        assert failed.value.errno == errno.E2BIG
+        assert listening(netns, [8080]).serves(8080, Family.IPV4, [ip_address(pod.ip)])
