@@ -219,7 +219,7 @@ class ClusterSession:
             open_.tunnel.wanted = key in there
         for key, (node, entry) in there.items():
             if key not in self._tunnels:
-                self._tasks.start(self._tunnel(key, node, entry), name=f"tunnel to {node}")
+                self._start_tunnel(key, node, entry)
         if status.state == "Refused" and not self._was_active:
             self._finish(Outcome(error=RefusedError(status.message)))
         self._publish_state()
@@ -246,7 +246,12 @@ class ClusterSession:
 
     # --- tunnels ----------------------------------------------------------------------------------------------------
 
-    async def _tunnel(self, key: TunnelKey, node: str, entry: NodeEntry) -> None:
+    def _start_tunnel(self, key: TunnelKey, node: str, entry: NodeEntry) -> None:
+        """Start the tunnel to one daemon.
+
+        Registers it here and not in its task: several versions of the status may be applied before that runs, and of
+        two tunnels to one daemon each would end the other.
+        """
         assert self._latest is not None  # noqa: S101 - tunnels start after the resource was created
         tunnel = NodeTunnel(
             api=self._api,
@@ -260,6 +265,9 @@ class ClusterSession:
             on_refusal=self._refused,
         )
         self._tunnels[key] = _OpenTunnel(tunnel)
+        self._tasks.start(self._run_tunnel(key, tunnel), name=f"tunnel to {node}")
+
+    async def _run_tunnel(self, key: TunnelKey, tunnel: NodeTunnel) -> None:
         try:
             await tunnel.run()
         finally:

@@ -153,6 +153,29 @@ def test_a_new_daemon_takes_over_the_nodes_entry_and_the_session():
     run(test)
 
 
+def test_versions_of_the_status_that_arrive_together_open_one_tunnel(monkeypatch):
+    """A laptop that is behind reads several events of its watch at once. Two tunnels would end each other for ever."""
+    opened = []
+    forward = PortForward.open
+
+    async def counted(api, **where):
+        opened.append(where["pod"])
+        return await forward(api, **where)
+
+    async def test(api):
+        monkeypatch.setattr(PortForward, "open", counted)
+        async with daemon(api):
+            laptop = Laptop(api)
+            apply = laptop.session.apply
+            laptop.session.apply = lambda value: (apply(value), apply(value))
+            await until(lambda: laptop.ear.active == 1, what="active")
+            assert opened == ["sidestep-n1"]
+            await laptop.end()
+            assert opened == ["sidestep-n1"]
+
+    run(test)
+
+
 def test_an_api_server_that_is_away_and_comes_back(monkeypatch):
     async def test(api):
         async with daemon(api) as node:
