@@ -82,6 +82,8 @@ _NAME = re.compile(r"[^a-z0-9.-]")
 class _OpenTunnel:
     tunnel: NodeTunnel
     state: State | None = None
+    parting: str = ""
+    """Why the daemon ends the tunnel, as it said itself."""
 
 
 class ClusterSession:
@@ -280,16 +282,17 @@ class ClusterSession:
                 self._tunnels[key].state = event
                 self._publish_state()
             case Ended() | Moving():
-                pass  # this daemon ends; the resource tells whether the session does, and which daemon follows
+                # This daemon ends. The resource tells whether the session does, and which daemon follows.
+                self._tunnels[key].parting = event.reason
             case _:
                 self._observer.event(event)
 
     def _on_tunnel_end(self, key: TunnelKey, reason: str) -> None:
         open_ = self._tunnels[key]
-        open_.state = None
+        reason = reason or open_.parting or "the node daemon is gone"
+        open_.state, open_.parting = None, ""
         if self._over.done():
             return
-        reason = reason or "the node daemon is gone"
         if any(each.state is not None for each in self._tunnels.values()):
             self._publish_state(extra=(ConditionText("TunnelBroken", f"node {key[0]}", reason),))
         else:

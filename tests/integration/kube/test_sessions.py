@@ -153,6 +153,19 @@ def test_a_new_daemon_takes_over_the_nodes_entry_and_the_session():
     run(test)
 
 
+def test_an_interruption_has_the_reason_that_the_daemon_gave():
+    async def test(api):
+        node = Daemon(api)
+        await node.start()
+        laptop = Laptop(api)
+        await until(lambda: laptop.ear.active == 1, what="active")
+        await node.stop()
+        await until(lambda: ("interrupted", "the node daemon stops") in laptop.ear.events, what="the reason")
+        await laptop.end()
+
+    run(test)
+
+
 def test_versions_of_the_status_that_arrive_together_open_one_tunnel(monkeypatch):
     """A laptop that is behind reads several events of its watch at once. Two tunnels would end each other for ever."""
     opened = []
