@@ -20,7 +20,7 @@ endif
 
 DEBIAN_RUN = python3-venv python3-bpfcc $(DEBIAN_HEADERS) iproute2
 DEBIAN_TEST = nginx-light libnginx-mod-http-echo curl openssl $(DEBIAN_BPFTOOL) nftables procps strace nghttp2-client \
-	redis-server redis-tools dnsmasq-base apache2 python3-seccomp
+	redis-server redis-tools dnsmasq-base apache2 python3-seccomp tshark gnutls-bin
 # What makes the Debian roots that a Kubernetes node is built and booted in (tests/e2e); nothing of it is installed here.
 DEBIAN_E2E := debootstrap debian-archive-keyring
 # Peers and load generators (tests/bench).

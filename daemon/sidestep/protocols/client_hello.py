@@ -57,6 +57,9 @@ class ClientHello:
     the client's certificate at any time (RFC 8446 section 4.2.6). `shape` are the bytes on which it depends whether a
     server's certificate will do: versions, cipher suites, curves, signatures. `size` is the number of bytes up to the
     end of the record that ends the hello.
+
+    `legacy_version`, `cipher_suites` (two bytes each) and `extensions` (type and body) are as they were sent, in their
+    order and with GREASE (RFC 8701); bodies that nothing above is made of have not been judged.
     """
 
     server_name: bytes | None
@@ -69,6 +72,9 @@ class ClientHello:
     encrypted_client_hello: bool
     shape: tuple[bytes, ...]
     size: int
+    legacy_version: int
+    cipher_suites: bytes
+    extensions: tuple[tuple[int, bytes], ...]
 
     @property
     def modern(self) -> bool:
@@ -219,6 +225,7 @@ def _read_message(body: _Reader, size: int) -> ClientHello:
             raise _MalformedError
     if body:
         raise _MalformedError
+    bodies = tuple((kind, extension.peek()) for kind, extension in extensions.items())
     decisive = [extensions[kind].peek() if kind in extensions else b"" for kind in _DECISIVE]
     name = _read_server_name(extensions.get(_SERVER_NAME))
     return ClientHello(
@@ -232,6 +239,9 @@ def _read_message(body: _Reader, size: int) -> ClientHello:
         encrypted_client_hello=_ENCRYPTED_CLIENT_HELLO in extensions,
         shape=(legacy_version.to_bytes(2), suites, *decisive),
         size=size,
+        legacy_version=legacy_version,
+        cipher_suites=suites,
+        extensions=bodies,
     )
 
 

@@ -1,0 +1,1 @@
+"""Protocol code compared with other programs that know the same protocols."""
