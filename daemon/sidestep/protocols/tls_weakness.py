@@ -1,7 +1,8 @@
 """What is weak about a client's offer or about an established TLS connection, as stable short words.
 
-An offer is weak when the best version in it is old, when it names an old version beside a good one, or when it lists a
-cipher suite that is broken; most such offers still end in a good connection. What was agreed on is judged on its own.
+An offer is weak when its best version is old or when it lists a broken cipher suite; the connection may be good all the
+same. Old versions beside a good one are no sign of weakness: clients with OpenSSL or GnuTLS list them by default, and
+TLS 1.3 detects a downgrade to them (RFC 8446 section 4.1.3). What was agreed on is judged on its own.
 
 Words: `tls-1.1`, `tls-1.0`, `ssl-3` (RFC 8996, RFC 7568); `null-cipher` (no encryption), `anonymous-cipher` (no
 authentication), `export-cipher`, `rc4` (RFC 7465), `rc2`, `des`, `3des` (SP 800-131A). The suites are those of the IANA
@@ -13,10 +14,9 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from sidestep.protocols.client_hello import TLS_1_2, ClientHello
+from sidestep.protocols.client_hello import ClientHello
 
 _OLD_VERSIONS: Final = {0x0302: "tls-1.1", 0x0301: "tls-1.0", 0x0300: "ssl-3"}
-_SUPPORTED_VERSIONS: Final = 43
 
 _SUITES: Final = {
     "null-cipher": (
@@ -59,15 +59,12 @@ _WEAK_SUITES: Final = _by_suite()
 
 
 def of_offer(hello: ClientHello) -> tuple[str, ...]:
-    """What is weak in a client's offer, each word once: versions first, the oldest last, then cipher suites.
-
-    Without supported_versions a client names its highest version only, so that it is weak when that is below TLS 1.2.
-    """
-    named = any(kind == _SUPPORTED_VERSIONS for kind, _ in hello.extensions)
-    versions = sorted(hello.versions, reverse=True) if named else [min(hello.legacy_version, TLS_1_2)]
-    suites = struct.unpack(f">{len(hello.cipher_suites) // 2}H", hello.cipher_suites)
-    words = [_OLD_VERSIONS[version] for version in versions if version in _OLD_VERSIONS]
-    for suite in suites:
+    """What is weak in a client's offer, each word once: its best version, then cipher suites in the client's order."""
+    words: list[str] = []
+    best = max(hello.versions, default=hello.legacy_version)
+    if best in _OLD_VERSIONS:
+        words.append(_OLD_VERSIONS[best])
+    for suite in struct.unpack(f">{len(hello.cipher_suites) // 2}H", hello.cipher_suites):
         words += _WEAK_SUITES.get(suite, ())
     return tuple(dict.fromkeys(words))
 
