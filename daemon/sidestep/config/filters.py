@@ -66,12 +66,7 @@ def parse_header(text: str) -> HeaderCondition:
         return HeaderCondition(name, HeaderTest.PRESENT)
     if value.startswith("~"):
         return HeaderCondition(name, HeaderTest.REGEX, _sized(option, value[1:]))
-    _sized(option, value)
-    if _UNSENDABLE.search(value):
-        raise ConfigurationError("a field value cannot hold CR, LF or NUL", subject=option, value=_cut(text))
-    if value != value.strip(" \t"):
-        reason = "a field value has no white space around it, this would never match"
-        raise ConfigurationError(reason, subject=option, value=_cut(text))
+    check_exact_value(value, subject=option)
     return HeaderCondition(name, HeaderTest.EXACT, value)
 
 
@@ -124,6 +119,16 @@ def check_method(method: str) -> None:
 def check_value(value: str, *, subject: str) -> None:
     """Raise ConfigurationError when a value, path or regex is too long or not valid UTF-8."""
     _sized(subject, value)
+
+
+def check_exact_value(value: str, *, subject: str) -> None:
+    """Raise ConfigurationError when no field can have this value: CR, LF, NUL, white space around it, too long."""
+    _sized(subject, value)
+    if _UNSENDABLE.search(value):
+        raise ConfigurationError("a field value cannot hold CR, LF or NUL", subject=subject, value=_cut(value))
+    if value != value.strip(" \t"):
+        reason = "a field value has no white space around it, this would never match"
+        raise ConfigurationError(reason, subject=subject, value=_cut(value))
 
 
 def describe_filter(wanted: Filter) -> str:

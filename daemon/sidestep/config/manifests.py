@@ -20,6 +20,7 @@ from sidestep.config.locations import parse_location
 from sidestep.config.ownership import link_owners
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import ConfigurationError
+from sidestep.model.inspection import InspectionPolicy
 from sidestep.model.inventory import DEFAULT_NAMESPACE, Inventory, Secret
 from sidestep.model.pod import PodKey, Service
 from sidestep.model.workload import Workload, WorkloadKey
@@ -195,11 +196,12 @@ class _InventoryBuilder:
     namespaces: dict[str, Mapping[str, str]] = field(default_factory=dict)
     nodes: dict[str, Mapping[str, str]] = field(default_factory=dict)
     workloads: dict[WorkloadKey, Workload] = field(default_factory=dict)
+    policies: list[InspectionPolicy] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)
     errors: list[ManifestError] = field(default_factory=list)
 
     def add(self, each: Declared) -> ManifestError | None:
-        """Add an object. Returns an error when an object of the same identity was added before."""
+        """Add an object. Returns an error when it has no effect, or one of the same identity was added before."""
         if each.subject in self.places:
             reason = f"the same object stands in {self.places[each.subject]}, which is used"
             return replace(each.at, reason=reason)
@@ -217,12 +219,18 @@ class _InventoryBuilder:
                 self.nodes[converted.name] = converted.annotations
             case Workload():
                 self.workloads[converted.key] = converted
+            case InspectionPolicy():
+                self.policies.append(converted)
+                return replace(each.at, reason="is well-formed, but has no effect: this version applies no policies")
         return None
 
     def inventory(self) -> Inventory:
         """Return the inventory, with the owners of pods linked."""
         pods = {key: link_owners(each.pod, each.owners, self.workloads) for key, each in self.pods.items()}
-        return Inventory(pods, tuple(self.services), self.secrets, self.namespaces, self.nodes, self.workloads)
+        policies = tuple(sorted(self.policies, key=lambda policy: policy.order))
+        return Inventory(
+            pods, tuple(self.services), self.secrets, self.namespaces, self.nodes, self.workloads, policies
+        )
 
 
 def _text(content: str | bytes) -> str:
@@ -294,7 +302,7 @@ def _subject(kind: str, value: Mapping[str, object]) -> str:
     name, namespace = (metadata.get("name"), metadata.get("namespace")) if isinstance(metadata, dict) else (None, None)
     if not isinstance(name, str) or not name.isprintable() or len(name) > 253:
         return kind
-    if kind in {"Namespace", "Node"}:
+    if kind in {"Namespace", "Node", "ClusterInspectionPolicy"}:
         return f"{kind} {name}"
     usable = isinstance(namespace, str) and namespace.isprintable() and 0 < len(namespace) <= 253
     return f"{kind} {namespace if usable else DEFAULT_NAMESPACE}/{name}"

@@ -15,15 +15,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, TypeVar
-
-import msgspec
 
 from sidestep.config import object_fields as fields
 from sidestep.config.field_error import FieldError
-from sidestep.model.inventory import DEFAULT_NAMESPACE, Secret
+from sidestep.config.inspection import cluster_inspection_policy, inspection_policy
+from sidestep.config.object_values import LABEL_NAME, NAME, check_name, names, selector, texts, typed
+from sidestep.model.inspection import InspectionPolicy
+from sidestep.model.inventory import Secret
 from sidestep.model.pod import ContainerPort, Pod, PodKey, Service, ServicePort, Transport
-from sidestep.model.workload import LabelRequirement, LabelSelector, OwnerReference, Workload, WorkloadKey
+from sidestep.model.workload import LabelSelector, OwnerReference, Workload, WorkloadKey
 
 MAX_SECRET = 1024 * 1024
 """Bytes of a Secret's data (core/v1 MaxSecretSize)."""
@@ -32,12 +32,9 @@ MAX_PORTS = 1024
 """Declared ports read per pod; no more can be steered (`steering.layout`). Further ports count as undeclared and lose
 only their names. Each port costs 40 µs in a survey."""
 
-_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_LABEL_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SECRET_KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
 _UID = re.compile(r"[-.:/a-zA-Z0-9]{1,128}")
 _TRANSPORTS = {"TCP": Transport.TCP, "UDP": Transport.UDP}
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ class PodObject:
     owners: tuple[OwnerReference, ...]
 
 
-Converted = PodObject | Service | Secret | NamespaceObject | NodeObject | Workload
+Converted = PodObject | Service | Secret | NamespaceObject | NodeObject | Workload | InspectionPolicy
 
 
 def converter(group: str, kind: str) -> Callable[[Mapping[str, object]], Converted] | None:
@@ -72,21 +69,10 @@ def converter(group: str, kind: str) -> Callable[[Mapping[str, object]], Convert
     return _CONVERTERS.get((group, kind))
 
 
-def _typed(value: object, wanted: type[_T]) -> _T:
-    try:
-        return msgspec.convert(value, wanted)
-    except msgspec.ValidationError as error:
-        # msgspec gives the path only in its text: "Expected `int`, got `str` - at `$.spec.ports[0].port`".
-        reason, found, where = str(error).rpartition(" - at `$")
-        path = where.rstrip("`").removeprefix(".") if found else ""
-        reason = (reason or where)[:200]
-        raise FieldError(path, reason if reason.isprintable() else repr(reason)) from None
-
-
 def _pod(value: Mapping[str, object]) -> PodObject:
-    read = _typed(value, fields.PodFields)
-    namespace, name = _names(read.metadata)
-    annotations = _texts(read.metadata.annotations, "metadata.annotations")
+    read = typed(value, fields.PodFields)
+    namespace, name = names(read.metadata)
+    annotations = texts(read.metadata.annotations, "metadata.annotations")
     phase = read.status.phase if read.status else None
     ended = phase in {"Succeeded", "Failed"}
     # A native sidecar is an init container with restartPolicy Always; other init containers have ended.
@@ -98,7 +84,7 @@ def _pod(value: Mapping[str, object]) -> PodObject:
         ips=_addresses(read.status),
         ports=tuple(itertools.islice(_container_ports(containers), MAX_PORTS)),
         containers=tuple(each.name for each in containers),
-        labels=_texts(read.metadata.labels, "metadata.labels"),
+        labels=texts(read.metadata.labels, "metadata.labels"),
         annotations=annotations,
         probe_ports=frozenset(port for each in containers for port in _probe_ports(each)),
         host_network=bool(read.spec.host_network),
@@ -150,8 +136,8 @@ def _addresses(status: fields.PodStatusFields | None) -> tuple[IPv4Address | IPv
 
 
 def _service(value: Mapping[str, object]) -> Service:
-    read = _typed(value, fields.ServiceFields)
-    namespace, name = _names(read.metadata)
+    read = typed(value, fields.ServiceFields)
+    namespace, name = names(read.metadata)
     ports = []
     for index, port in enumerate(read.spec.ports or ()):
         protocol = port.protocol or "TCP"
@@ -161,7 +147,7 @@ def _service(value: Mapping[str, object]) -> Service:
         if isinstance(target, int) and not 1 <= target <= 65535:
             raise FieldError(f"spec.ports[{index}].targetPort", "must be a port from 1 to 65535")
         ports.append(ServicePort(port.port, target, port.name or "", port.app_protocol or "", _TRANSPORTS[protocol]))
-    return Service(namespace, name, _texts(read.spec.selector, "spec.selector"), tuple(ports))
+    return Service(namespace, name, texts(read.spec.selector, "spec.selector"), tuple(ports))
 
 
 def _secret(value: Mapping[str, object]) -> Secret:
@@ -175,15 +161,15 @@ def _secret(value: Mapping[str, object]) -> Secret:
 
 def secret_and_data(value: Mapping[str, object]) -> tuple[Secret, dict[str, bytes]]:
     """Return a Secret and its decoded data, for the one-shot reader. Raises FieldError."""
-    read = _typed(value, fields.SecretFields)
-    namespace, name = _names(read.metadata)
+    read = typed(value, fields.SecretFields)
+    namespace, name = names(read.metadata)
     data: dict[str, bytes] = {}
-    for key, text in _texts(read.data, "data").items():
+    for key, text in texts(read.data, "data").items():
         try:
             data[key] = base64.b64decode(text.replace("\n", "").replace("\r", ""), validate=True)
         except (binascii.Error, ValueError):
             raise FieldError(f"data.{key}", "not base64 (plain text belongs in stringData)") from None
-    for key, text in _texts(read.string_data, "stringData").items():
+    for key, text in texts(read.string_data, "stringData").items():
         data[key] = text.encode()
     for key in data:
         if not _SECRET_KEY.fullmatch(key):
@@ -195,53 +181,30 @@ def secret_and_data(value: Mapping[str, object]) -> tuple[Secret, dict[str, byte
 
 def _workload(kind: str) -> Callable[[Mapping[str, object]], Workload]:
     def convert_workload(value: Mapping[str, object]) -> Workload:
-        read = _typed(value, fields.WorkloadFields)
-        namespace, name = _names(read.metadata)
-        selector = _selector(read.spec.selector if read.spec else None)
-        if kind == "job" and not selector.labels and not selector.expressions:
+        read = typed(value, fields.WorkloadFields)
+        namespace, name = names(read.metadata)
+        chosen = selector(read.spec.selector if read.spec else None, "spec.selector")
+        if kind == "job" and not chosen.labels and not chosen.expressions:
             # The API server adds a selector to a Job; without one, the label that the Job gives its pods is used.
-            selector = LabelSelector({"job-name": name})
-        annotations = _texts(read.metadata.annotations, "metadata.annotations")
-        return Workload(WorkloadKey(kind, namespace, name), annotations, selector, _owners(read.metadata))
+            chosen = LabelSelector({"job-name": name})
+        annotations = texts(read.metadata.annotations, "metadata.annotations")
+        return Workload(WorkloadKey(kind, namespace, name), annotations, chosen, _owners(read.metadata))
 
     return convert_workload
 
 
-def _selector(selector: fields.SelectorFields | None) -> LabelSelector:
-    if selector is None:
-        return LabelSelector()
-    expressions = tuple(
-        LabelRequirement(each.key, each.operator, frozenset(each.values or ()))
-        for each in selector.match_expressions or ()
-    )
-    return LabelSelector(_texts(selector.match_labels, "spec.selector.matchLabels"), expressions)
-
-
 def _namespace(value: Mapping[str, object]) -> NamespaceObject:
-    return NamespaceObject(*_cluster_scoped(value, _LABEL_NAME))
+    return NamespaceObject(*_cluster_scoped(value, LABEL_NAME))
 
 
 def _node(value: Mapping[str, object]) -> NodeObject:
-    return NodeObject(*_cluster_scoped(value, _NAME))
+    return NodeObject(*_cluster_scoped(value, NAME))
 
 
 def _cluster_scoped(value: Mapping[str, object], pattern: re.Pattern[str]) -> tuple[str, Mapping[str, str]]:
-    metadata = _typed(value, fields.PlainFields).metadata
-    _check_name(metadata.name, "metadata.name", pattern)
-    return metadata.name, _texts(metadata.annotations, "metadata.annotations")
-
-
-def _names(metadata: fields.MetadataFields) -> tuple[str, str]:
-    """Return namespace and name, validated for use in paths, log lines and error texts."""
-    namespace = metadata.namespace or DEFAULT_NAMESPACE
-    _check_name(namespace, "metadata.namespace", _LABEL_NAME)
-    _check_name(metadata.name, "metadata.name", _NAME)
-    return namespace, metadata.name
-
-
-def _check_name(name: str, path: str, pattern: re.Pattern[str]) -> None:
-    if not pattern.fullmatch(name):
-        raise FieldError(path, f"{name[:64]!r} is not a Kubernetes name (lower-case letters, digits and '-')")
+    metadata = typed(value, fields.PlainFields).metadata
+    check_name(metadata.name, "metadata.name", pattern)
+    return metadata.name, texts(metadata.annotations, "metadata.annotations")
 
 
 def _uid(metadata: fields.MetadataFields, default: str) -> str:
@@ -257,15 +220,6 @@ def _owners(metadata: fields.MetadataFields) -> tuple[OwnerReference, ...]:
     return tuple(OwnerReference(each.kind.lower(), each.name) for each in references)
 
 
-def _texts(values: Mapping[str, Any] | None, path: str) -> dict[str, str]:
-    """Check that all values are strings. YAML parses `8443` and `true` as other types; the error says to quote them."""
-    for key, value in (values or {}).items():
-        if not isinstance(value, str):
-            reason = f"Expected `str`, got `{type(value).__name__}`: put the value in quotes"
-            raise FieldError(f"{path}.{key}", reason)
-    return dict(values or {})
-
-
 _CONVERTERS: dict[tuple[str, str], Callable[[Mapping[str, object]], Converted]] = {
     ("", "Pod"): _pod,
     ("", "Service"): _service,
@@ -277,4 +231,6 @@ _CONVERTERS: dict[tuple[str, str], Callable[[Mapping[str, object]], Converted]] 
     ("apps", "DaemonSet"): _workload("daemonset"),
     ("apps", "ReplicaSet"): _workload("replicaset"),
     ("batch", "Job"): _workload("job"),
+    ("sidestep.dev", "InspectionPolicy"): inspection_policy,
+    ("sidestep.dev", "ClusterInspectionPolicy"): cluster_inspection_policy,
 }

@@ -23,17 +23,22 @@ _WRONG_TYPE = re.compile(r"Expected `(?P<wanted>[^`]+)`, got `(?P<found>\w+)`")
 _BOUND = re.compile(r"Expected `(?P<type>\w+)`(?P<length> of length)? (?P<sign>[<>]=?) (?P<bound>-?[\d.]+)")
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
 _VALUE = re.compile(r"Invalid (?:enum )?value (?P<value>.*)", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`")
 _SIGNS = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}
 
 
 def fault_of(error: Exception) -> str:
     """Return one line: the path of the field where it is known, and the reason."""
-    text = str(error)
-    at = _AT.fullmatch(text)
-    path = at["path"] if at else ""
-    reason = _reason(at["reason"] if at else text)
+    path, reason = path_and_reason(error)
     line = f"{path}: {reason}" if path else reason
     return line[:_MAX] if line.isprintable() else repr(line[:_MAX])
+
+
+def path_and_reason(error: Exception) -> tuple[str, str]:
+    """Return the path of the field, empty where it is not known, and the reason. Both may hold text of the document."""
+    text = str(error)
+    at = _AT.fullmatch(text)
+    return (at["path"] if at else ""), _reason(at["reason"] if at else text)
 
 
 def _reason(text: str) -> str:
@@ -44,6 +49,8 @@ def _reason(text: str) -> str:
         return _bound(found)
     if found := _MISSING.fullmatch(text):
         return f"lacks {found['field']}"
+    if found := _UNKNOWN.fullmatch(text):
+        return f"has no field {found['field']}"
     if found := _VALUE.fullmatch(text):
         return f"{found['value']} is none of the values that are possible"
     return "is not JSON of the expected form"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sidestep.model.inspection import InspectionPolicy
 from sidestep.model.inventory_index import InventoryIndex
 from sidestep.model.pod import Pod, PodKey, Service
 from sidestep.model.workload import Workload, WorkloadKey
@@ -33,7 +34,9 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What there is. `nodes` and `namespaces` map a name to its annotations; `secrets` is keyed (namespace, name)."""
+    """What there is. `nodes` and `namespaces` map a name to its annotations; `secrets` is keyed (namespace, name);
+    `policies` are in `InspectionPolicy.order`.
+    """
 
     pods: Mapping[PodKey, Pod] = field(default_factory=dict)
     services: tuple[Service, ...] = ()
@@ -41,6 +44,7 @@ class Inventory:
     namespaces: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     nodes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     workloads: Mapping[WorkloadKey, Workload] = field(default_factory=dict)
+    policies: tuple[InspectionPolicy, ...] = ()
     _index: InventoryIndex | None = field(default=None, init=False, repr=False, compare=False)
 
     @property

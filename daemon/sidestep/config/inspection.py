@@ -1,0 +1,317 @@
+"""Parses the documents InspectionPolicy and ClusterInspectionPolicy (sidestep.dev/v1alpha1) into policies.
+
+The same documents are resources of a cluster and manifests in local mode. Whoever may write them is not trusted: each
+list and each text has a bound, and the first fault is reported with the path of its field
+(`spec.rules[3].patterns[0].regex`). What could never match is refused, as in the filters of the command line.
+
+Regexes are only measured here. `policy.inspection` compiles and probes them, because it owns the regex engine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import ip_network
+from typing import ParamSpec, TypeVar
+
+import msgspec
+
+from sidestep.config import filters
+from sidestep.config import inspection_fields as fields
+from sidestep.config.durations import parse_duration
+from sidestep.config.field_error import FieldError
+from sidestep.config.object_fields import SelectorFields
+from sidestep.config.object_values import NAME, check_name, names, selector
+from sidestep.config.schema_fault import path_and_reason
+from sidestep.model.errors import ConfigurationError
+from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
+from sidestep.model.inspection import (
+    InspectionPolicy,
+    Match,
+    Network,
+    ParameterCondition,
+    Pattern,
+    RateLimit,
+    Redaction,
+    Rule,
+    Threshold,
+)
+from sidestep.model.intercept import WorkloadRef
+from sidestep.model.workload import LabelSelector, SelectorOperator
+
+MAX_REGEX = 1024
+"""UTF-8 bytes of a regex."""
+MAX_ALL_PATTERNS = 512
+"""Patterns of all rules of one policy."""
+MAX_NAME = 1024
+"""Characters of the name of a query parameter or a client certificate."""
+MAX_SELECTOR = 64
+"""Labels, expressions, or values of one expression of a selector."""
+MIN_PERIOD, MAX_PERIOD = 1.0, 86400.0
+"""Seconds of a period: a second to a day."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_PORT_NAME = re.compile(r"(?=.{1,15}\Z)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
+"""An IANA service name (RFC 6335, 5.1), as names of container ports are."""
+_SERVER_NAME = re.compile(r"(?=.{1,253}\Z)(\*\.)?[a-z0-9_]([-a-z0-9_]*[a-z0-9_])?(\.[a-z0-9_]([-a-z0-9_]*[a-z0-9_])?)*")
+_WORKLOAD = re.compile(r"(?=.{1,320}\Z)([A-Za-z.]+/)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+_NOT_YET = {
+    "waf": "a web application firewall is not supported by this version, only rules are",
+    "ids": "an intrusion detection system is not supported by this version, only rules are",
+}
+
+
+def inspection_policy(value: Mapping[str, object]) -> InspectionPolicy:
+    """Convert an InspectionPolicy. Raises FieldError."""
+    document = _document(value)
+    namespace, name = names(document.metadata)
+    spec = document.spec
+    if spec.namespace_selector is not None:
+        raise FieldError("spec.namespaceSelector", "only a ClusterInspectionPolicy has one")
+    if (spec.pod_selector is None) == (spec.workload is None):
+        raise FieldError("spec", "needs exactly one of podSelector and workload")
+    return _policy(spec, namespace, name)
+
+
+def cluster_inspection_policy(value: Mapping[str, object]) -> InspectionPolicy:
+    """Convert a ClusterInspectionPolicy. Raises FieldError."""
+    document = _document(value)
+    check_name(document.metadata.name, "metadata.name", NAME)
+    spec = document.spec
+    if spec.workload is not None:
+        raise FieldError("spec.workload", "only an InspectionPolicy has one: workloads belong to namespaces")
+    for name, chosen in (("namespaceSelector", spec.namespace_selector), ("podSelector", spec.pod_selector)):
+        if chosen is None:
+            raise FieldError("spec", f"lacks {name} ({{}} selects all)")
+    return _policy(spec, "", document.metadata.name)
+
+
+def _checked(path: str, check: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call a check that other documents share, and give its error the path of the field."""
+    try:
+        return check(*args, **kwargs)
+    except ConfigurationError as error:
+        raise FieldError(path, error.reason) from None
+
+
+def _document(value: Mapping[str, object]) -> fields.PolicyDocumentFields:
+    spec = value.get("spec")
+    if isinstance(spec, dict):
+        for name, reason in _NOT_YET.items():
+            if name in spec:
+                raise FieldError(f"spec.{name}", reason)
+    try:
+        return msgspec.convert(value, fields.PolicyDocumentFields)
+    except msgspec.ValidationError as error:
+        path, reason = path_and_reason(error)
+        raise FieldError(path[:200], reason[:200] if reason.isprintable() else repr(reason[:200])) from None
+
+
+def _policy(spec: fields.SpecFields, namespace: str, name: str) -> InspectionPolicy:
+    patterns = sum(len(rule.patterns) for rule in spec.rules)
+    if patterns > MAX_ALL_PATTERNS:
+        raise FieldError("spec.rules", f"{patterns} patterns, at most {MAX_ALL_PATTERNS} are possible in one policy")
+    rules = tuple(_rule(rule, f"spec.rules[{index}]") for index, rule in enumerate(spec.rules))
+    earlier: set[str] = set()
+    for index, rule in enumerate(rules):
+        if rule.name in earlier:
+            raise FieldError(f"spec.rules[{index}].name", f"{rule.name} is the name of an earlier rule")
+        earlier.add(rule.name)
+    return InspectionPolicy(
+        name=name,
+        namespace=namespace,
+        pod_selector=_selector(spec.pod_selector, "spec.podSelector"),
+        workload=None if spec.workload is None else _workload(spec.workload),
+        namespace_selector=_selector(spec.namespace_selector, "spec.namespaceSelector"),
+        ports=tuple(dict.fromkeys(_port(port, f"spec.ports[{index}]") for index, port in enumerate(spec.ports))),
+        mode=spec.mode,
+        failure_policy=spec.failure_policy,
+        existing_connections=spec.existing_connections,
+        sample_percent=spec.log.sample_percent,
+        rules=rules,
+        redaction=_redaction(spec.redact),
+    )
+
+
+def _selector(read: SelectorFields | None, path: str) -> LabelSelector | None:
+    if read is None:
+        return None
+    if len(read.match_labels or ()) > MAX_SELECTOR:
+        raise FieldError(f"{path}.matchLabels", f"more than {MAX_SELECTOR} labels")
+    if len(read.match_expressions or ()) > MAX_SELECTOR:
+        raise FieldError(f"{path}.matchExpressions", f"more than {MAX_SELECTOR} expressions")
+    for index, each in enumerate(read.match_expressions or ()):
+        at = f"{path}.matchExpressions[{index}].values"
+        with_values = each.operator in {SelectorOperator.IN, SelectorOperator.NOT_IN}
+        if bool(each.values) != with_values:
+            raise FieldError(at, f"operator {each.operator} takes {'values' if with_values else 'no values'}")
+        if len(each.values or ()) > MAX_SELECTOR:
+            raise FieldError(at, f"more than {MAX_SELECTOR} values")
+    return selector(read, path)
+
+
+def _workload(text: str) -> WorkloadRef:
+    if not _WORKLOAD.fullmatch(text):
+        raise FieldError("spec.workload", "write NAME or KIND/NAME, like deployment/orders")
+    kind, slash, name = text.rpartition("/")
+    return WorkloadRef(name, kind.lower() if slash else None)
+
+
+def _port(port: int | str, path: str) -> int | str:
+    if isinstance(port, str) and not _PORT_NAME.fullmatch(port):
+        raise FieldError(path, f"{port[:32]!r} is no container port: write its number, or its name in lower case")
+    return port
+
+
+def _rule(rule: fields.RuleFields, path: str) -> Rule:
+    if not _LABEL.fullmatch(rule.name):
+        raise FieldError(f"{path}.name", f"{rule.name[:64]!r} is no name (lower-case letters, digits and '-')")
+    return Rule(
+        name=rule.name,
+        action=rule.action,
+        direction=rule.direction,
+        match=_match(rule.match, f"{path}.match"),
+        exception=None if rule.exception is None else _exception(rule.exception, f"{path}.except"),
+        patterns=tuple(
+            dict.fromkeys(_pattern(each, f"{path}.patterns[{at}]") for at, each in enumerate(rule.patterns))
+        ),
+        threshold=_threshold(rule.threshold, f"{path}.threshold"),
+        rate_limit=_rate_limit(rule.rate_limit, f"{path}.rateLimit"),
+    )
+
+
+def _threshold(read: fields.ThresholdFields | None, path: str) -> Threshold | None:
+    return None if read is None else Threshold(read.count, _period(read.period, f"{path}.period"))
+
+
+def _rate_limit(read: fields.RateLimitFields | None, path: str) -> RateLimit | None:
+    return None if read is None else RateLimit(read.count, _period(read.period, f"{path}.period"))
+
+
+def _exception(read: fields.MatchFields, path: str) -> Match:
+    found = _match(read, path)
+    if found.is_empty:
+        raise FieldError(path, "is empty: the rule would never apply")
+    return found
+
+
+def _match(read: fields.MatchFields, path: str) -> Match:
+    wanted = Filter(
+        headers=tuple(_header(each, f"{path}.headers[{index}]") for index, each in enumerate(read.headers)),
+        methods=tuple(
+            _checked(f"{path}.methods[{index}]", filters.parse_method, each) for index, each in enumerate(read.methods)
+        ),
+        paths=tuple(_path(each, f"{path}.paths[{index}]") for index, each in enumerate(read.paths)),
+    )
+    _checked(path, filters.check_limits, wanted)
+    return Match(
+        filter=wanted,
+        parameters=tuple(
+            _parameter(each, f"{path}.queryParameters[{index}]") for index, each in enumerate(read.query_parameters)
+        ),
+        server_names=_server_names(read.server_names, f"{path}.serverNames"),
+        sources=tuple(_network(each, f"{path}.sources[{index}]") for index, each in enumerate(read.sources)),
+        client_certificates=tuple(
+            _certificate(each, f"{path}.clientCertificates[{index}]")
+            for index, each in enumerate(read.client_certificates)
+        ),
+    )
+
+
+def _header(read: fields.HeaderFields, path: str) -> HeaderCondition:
+    name = read.name.lower()
+    _checked(f"{path}.name", filters.check_name, name)
+    return HeaderCondition(name, *_test_and_value(read, path))
+
+
+def _parameter(read: fields.HeaderFields, path: str) -> ParameterCondition:
+    if not 1 <= len(read.name) <= MAX_NAME:
+        raise FieldError(f"{path}.name", f"must have between 1 and {MAX_NAME} characters")
+    _text(read.name, f"{path}.name")
+    test, value = _test_and_value(read, path)
+    return ParameterCondition(read.name, test, value)
+
+
+def _test_and_value(read: fields.HeaderFields, path: str) -> tuple[HeaderTest, str]:
+    at = f"{path}.value"
+    match read.match:
+        case "Exact":
+            _checked(at, filters.check_exact_value, read.value, subject=at)
+            return HeaderTest.EXACT, read.value
+        case "Regex":
+            return HeaderTest.REGEX, _regex(read.value, at)
+        case "Present":
+            if read.value:
+                raise FieldError(at, "match Present takes no value")
+            return HeaderTest.PRESENT, ""
+
+
+def _path(read: fields.PathFields, path: str) -> PathCondition:
+    test = PathTest(read.match.lower())
+    at = f"{path}.value"
+    if test is PathTest.REGEX:
+        return PathCondition(test, _regex(read.value, at))
+    return _checked(at, filters.parse_path, test, read.value)
+
+
+def _server_names(read: Sequence[str], path: str) -> tuple[str, ...]:
+    found = []
+    for index, name in enumerate(read):
+        if not _SERVER_NAME.fullmatch(name.lower()):
+            raise FieldError(f"{path}[{index}]", f"{name[:64]!r} is no DNS name, nor *. and a DNS name")
+        found.append(name.lower())
+    return tuple(dict.fromkeys(found))
+
+
+def _network(text: str, path: str) -> Network:
+    try:
+        return ip_network(text)
+    except ValueError:
+        reason = f"{text[:64]!r} is no network: write an address, or like 10.0.0.0/8 with no bits beyond the prefix"
+        raise FieldError(path, reason) from None
+
+
+def _certificate(name: str, path: str) -> str:
+    if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
+        raise FieldError(path, f"must be a name of a certificate of at most {MAX_NAME} printable characters")
+    if "*" in name[:-1]:
+        raise FieldError(path, "* stands for the rest of a name, so it comes last")
+    return name
+
+
+def _pattern(read: fields.PatternFields, path: str) -> Pattern:
+    if (read.builtin is None) == (read.regex is None):
+        raise FieldError(path, "needs exactly one of builtin and regex")
+    if read.regex is None:
+        return Pattern(builtin=read.builtin)
+    if not read.regex:
+        raise FieldError(f"{path}.regex", "is empty: it would be found everywhere")
+    return Pattern(regex=_regex(read.regex, f"{path}.regex"))
+
+
+def _regex(text: str, path: str) -> str:
+    size = len(_text(text, path).encode())
+    if size > MAX_REGEX:
+        raise FieldError(path, f"a regex of {size} bytes, at most {MAX_REGEX} are possible")
+    return text
+
+
+def _text(text: str, path: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise FieldError(path, "not valid UTF-8") from None
+    return text
+
+
+def _period(text: str, path: str) -> float:
+    return _checked(path, parse_duration, text, minimum=MIN_PERIOD, maximum=MAX_PERIOD)
+
+
+def _redaction(read: fields.RedactFields) -> Redaction:
+    lowered = [name.lower() for name in read.headers]
+    for index, name in enumerate(lowered):
+        _checked(f"spec.redact.headers[{index}]", filters.check_name, name)
+    return Redaction(read.query_values, tuple(dict.fromkeys(lowered)))

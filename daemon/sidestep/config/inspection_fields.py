@@ -1,0 +1,130 @@
+"""Strict structs for the documents of inspection policies (sidestep.dev/v1alpha1).
+
+Unlike in objects of Kubernetes, an unknown field of a spec is an error: a rule whose misspelt condition is ignored
+would do something else than its author meant.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from sidestep.config.object_fields import MetadataFields, PortNumber, SelectorFields, Text
+from sidestep.model.inspection import Action, Builtin, Direction, ExistingConnections, FailurePolicy, Mode
+
+MAX_RULES = 256
+"""Rules of one policy."""
+MAX_PORTS = 64
+"""Ports of one policy."""
+MAX_PATTERNS = 32
+"""Patterns of one rule."""
+MAX_SOURCES = 256
+"""Networks of one match."""
+MAX_NAMES = 64
+"""Server names, certificates or query parameters of one match; headers of a redaction."""
+MAX_COUNT = 1000
+"""The count of a threshold or a rate limit."""
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
+
+
+class PolicyFields(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_fields=True):
+    """Base struct: camelCase names, immutable, no unknown fields."""
+
+
+class HeaderFields(PolicyFields, frozen=True):
+    """`match.headers[]` and `match.queryParameters[]`."""
+
+    name: str
+    match: Literal["Exact", "Regex", "Present"] = "Exact"
+    value: str = ""
+
+
+class PathFields(PolicyFields, frozen=True):
+    """`match.paths[]`."""
+
+    match: Literal["Equal", "Prefix", "Regex"]
+    value: str
+
+
+class MatchFields(PolicyFields, frozen=True):
+    """`match` and `except`."""
+
+    headers: list[HeaderFields] = []
+    methods: list[str] = []
+    paths: list[PathFields] = []
+    query_parameters: Annotated[list[HeaderFields], msgspec.Meta(max_length=MAX_NAMES)] = []
+    server_names: Annotated[list[Text], msgspec.Meta(max_length=MAX_NAMES)] = []
+    sources: Annotated[list[Text], msgspec.Meta(max_length=MAX_SOURCES)] = []
+    client_certificates: Annotated[list[str], msgspec.Meta(max_length=MAX_NAMES)] = []
+
+
+class PatternFields(PolicyFields, frozen=True):
+    """`patterns[]`: exactly one of the two."""
+
+    builtin: Builtin | None = None
+    regex: str | None = None
+
+
+class ThresholdFields(PolicyFields, frozen=True):
+    """`threshold`."""
+
+    count: Count
+    period: str
+    by: Literal["Client"] = "Client"
+
+
+class RateLimitFields(PolicyFields, frozen=True):
+    """`rateLimit`."""
+
+    count: Count
+    period: str
+
+
+class RuleFields(PolicyFields, frozen=True):
+    """`rules[]`."""
+
+    name: str
+    action: Action
+    direction: Direction = Direction.REQUEST
+    match: MatchFields = msgspec.field(default_factory=MatchFields)
+    exception: MatchFields | None = msgspec.field(default=None, name="except")
+    patterns: Annotated[list[PatternFields], msgspec.Meta(max_length=MAX_PATTERNS)] = []
+    threshold: ThresholdFields | None = None
+    rate_limit: RateLimitFields | None = None
+
+
+class LogFields(PolicyFields, frozen=True):
+    """`log`."""
+
+    sample_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
+
+
+class RedactFields(PolicyFields, frozen=True):
+    """`redact`."""
+
+    query_values: bool = True
+    headers: Annotated[list[str], msgspec.Meta(max_length=MAX_NAMES)] = []
+
+
+class SpecFields(PolicyFields, frozen=True):
+    """`spec`."""
+
+    rules: Annotated[list[RuleFields], msgspec.Meta(min_length=1, max_length=MAX_RULES)]
+    pod_selector: SelectorFields | None = None
+    workload: str | None = None
+    namespace_selector: SelectorFields | None = None
+    ports: Annotated[list[PortNumber | str], msgspec.Meta(max_length=MAX_PORTS)] = []
+    mode: Mode = Mode.DETECT
+    failure_policy: FailurePolicy = FailurePolicy.IGNORE
+    existing_connections: ExistingConnections = ExistingConnections.KEEP
+    log: LogFields = msgspec.field(default_factory=LogFields)
+    redact: RedactFields = msgspec.field(default_factory=RedactFields)
+
+
+class PolicyDocumentFields(msgspec.Struct, frozen=True):
+    """The document; `status` and what else an API server adds are not read."""
+
+    metadata: MetadataFields
+    spec: SpecFields

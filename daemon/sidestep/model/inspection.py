@@ -1,0 +1,208 @@
+"""Inspection policies: what is logged, reported or blocked among the requests and responses of a pod's ports.
+
+A namespace's `InspectionPolicy` and a `ClusterInspectionPolicy` have the same form here; the latter has no namespace of
+its own and chooses namespaces by their labels. All policies that select a pod apply side by side: their rules add up,
+and the strictest outcome wins, so that no policy can weaken another.
+
+Values only. `config.inspection` parses documents into them, `policy.inspection` judges exchanges by them.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+
+from sidestep.model.filter import Filter, HeaderTest
+from sidestep.model.intercept import WorkloadRef
+from sidestep.model.workload import LabelSelector
+
+Network = IPv4Network | IPv6Network
+
+
+class Mode(enum.StrEnum):
+    """Whether a policy's `Block` blocks, or is only reported as what would have been blocked."""
+
+    DETECT = "Detect"
+    ENFORCE = "Enforce"
+
+
+class FailurePolicy(enum.StrEnum):
+    """Whether an enforcing policy lets pass what cannot be inspected, or has it closed."""
+
+    IGNORE = "Ignore"
+    FAIL = "Fail"
+
+
+class ExistingConnections(enum.StrEnum):
+    """What becomes of connections that are older than the policy: they go on uninspected, or are reset."""
+
+    KEEP = "Keep"
+    RESET = "Reset"
+
+
+class Direction(enum.StrEnum):
+    """Which half of an exchange a rule looks at."""
+
+    REQUEST = "Request"
+    RESPONSE = "Response"
+
+
+class Action(enum.StrEnum):
+    """What happens when a rule applies; each includes the ones before it."""
+
+    LOG = "Log"
+    ALERT = "Alert"
+    BLOCK = "Block"
+
+
+class Builtin(enum.StrEnum):
+    """Patterns that come with Sidestep; `policy.data_loss` has their definitions."""
+
+    CARD_NUMBER = "CardNumber"
+    IBAN = "Iban"
+    PRIVATE_KEY = "PrivateKey"
+    JWT = "Jwt"
+    AWS_CREDENTIAL = "AwsCredential"
+    AZURE_CREDENTIAL = "AzureCredential"
+    GCP_CREDENTIAL = "GcpCredential"
+    GITHUB_TOKEN = "GitHubToken"  # noqa: S105 - the name of a pattern
+    GITLAB_TOKEN = "GitLabToken"  # noqa: S105 - the same
+    NPM_TOKEN = "NpmToken"  # noqa: S105 - the same
+    PYPI_TOKEN = "PyPiToken"  # noqa: S105 - the same
+    SLACK_TOKEN = "SlackToken"  # noqa: S105 - the same
+    STRIPE_KEY = "StripeKey"
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """One thing to search for: a built-in pattern, or an RE2 regex. `builtin` is None for a regex."""
+
+    builtin: Builtin | None = None
+    regex: str = ""
+
+    def __str__(self) -> str:
+        return self.builtin.value if self.builtin else f"regex {self.regex}"
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCondition:
+    """One condition on a query parameter; `name` and `value` are compared with the decoded text."""
+
+    name: str
+    test: HeaderTest
+    value: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Conditions on an exchange, AND-ed between kinds.
+
+    `filter` is what an intercept can say: all headers, one of the methods, one of the paths. All `parameters` must
+    hold; of `server_names`, `sources` and `client_certificates` one each, where there are any. Server names are in
+    lower case, `*.example.com` stands for every name below it. A certificate's name ends in `*` to mean every name
+    that begins so. In a rule for responses the headers are those of the response, and everything else is the request's.
+    """
+
+    filter: Filter = field(default_factory=Filter)
+    parameters: tuple[ParameterCondition, ...] = ()
+    server_names: tuple[str, ...] = ()
+    sources: tuple[Network, ...] = ()
+    client_certificates: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no condition, so that every exchange matches."""
+        of_connection = self.server_names or self.sources or self.client_certificates
+        return self.filter.is_global and not (self.parameters or of_connection)
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A rule applies from the `count`-th match of one client within `period` seconds on."""
+
+    count: int
+    period: float
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """At most `count` hits of a rule are told within `period` seconds. Enforcement is not limited."""
+
+    count: int
+    period: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule: it applies where `match` holds, `exception` does not, and one of `patterns` (if any) is found.
+
+    Patterns are searched for in the head and in the body. `name` is unique within its policy.
+    """
+
+    name: str
+    action: Action
+    direction: Direction = Direction.REQUEST
+    match: Match = field(default_factory=Match)
+    exception: Match | None = None
+    patterns: tuple[Pattern, ...] = ()
+    threshold: Threshold | None = None
+    rate_limit: RateLimit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Redaction:
+    """What is left out of records besides credentials: the values of queries, and of these headers (lower case)."""
+
+    query_values: bool = True
+    headers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class InspectionPolicy:
+    """A policy as it was written.
+
+    `namespace` is empty for a ClusterInspectionPolicy, which has a `namespace_selector` instead. Exactly one of
+    `pod_selector` and `workload` is set; a cluster policy has no workload. Empty selectors select everything. `ports`
+    are container ports, by number or by name; empty for every port that may speak HTTP. `sample_percent` of the
+    requests without a hit are logged, 0 to 100.
+    """
+
+    name: str
+    namespace: str = ""
+    pod_selector: LabelSelector | None = None
+    workload: WorkloadRef | None = None
+    namespace_selector: LabelSelector | None = None
+    ports: tuple[int | str, ...] = ()
+    mode: Mode = Mode.DETECT
+    failure_policy: FailurePolicy = FailurePolicy.IGNORE
+    existing_connections: ExistingConnections = ExistingConnections.KEEP
+    sample_percent: float = 0.0
+    rules: tuple[Rule, ...] = ()
+    redaction: Redaction = field(default_factory=Redaction)
+
+    @property
+    def of_cluster(self) -> bool:
+        """Whether it is a ClusterInspectionPolicy."""
+        return not self.namespace
+
+    @property
+    def display(self) -> str:
+        """`namespace/name`, or `name` of a cluster's policy, the way records and errors name it."""
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+    @property
+    def order(self) -> tuple[str, str]:
+        """Sort key: policies of the cluster first, then by namespace and name."""
+        return (self.namespace, self.name)
+
+    @property
+    def closes(self) -> bool:
+        """Whether it closes what cannot be inspected."""
+        return self.mode is Mode.ENFORCE and self.failure_policy is FailurePolicy.FAIL
+
+
+def selects(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
+    """Whether a policy's selector selects an object with these labels. An empty one selects everything."""
+    return not (selector.labels or selector.expressions) or selector.matches(labels)
