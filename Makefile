@@ -114,6 +114,11 @@ release-check: $(VENV)/.stamp ## The same dry, also where no base image can be f
 kind: ## Make a kind cluster with Sidestep in it (needs kind, kubectl, docker or podman)
 	@deploy/kind.sh
 
+.PHONY: arm64
+arm64: DEBIAN += qemu-user-static debian-archive-keyring
+arm64: setup ## Compile the eBPF programs and run the unit tests as arm64, emulated by QEMU: by hand, before a release
+	@$(BIN)/python -m pytest -q tests/arm64
+
 .PHONY: fuzz
 fuzz: $(VENV)/.stamp ## Let the randomised tests of parsers and relays look fifty times as long as in `make test`
 	@SIDESTEP_FUZZ=50 $(BIN)/python -m pytest -q --timeout 7200 tests/unit/engine tests/unit/protocols \
