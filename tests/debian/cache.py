@@ -74,17 +74,25 @@ def entry(name: str, key: str, make: Callable[[Path], None]) -> Path:
     logs, until the next attempt.
     """
     made = folder() / f"{name}-{key}"
-    if not made.is_dir():
+    if not _used(made):
         with locked(name):
-            if not made.is_dir():
+            if not _used(made):
                 partial = folder() / f"{name}.partial"
                 remove(partial)
                 partial.mkdir()
                 make(partial)
                 partial.rename(made)
                 forget(f"{name}-{'[0-9a-f]' * len(key)}", but=made)
-    os.utime(made)
     return made
+
+
+def _used(made: Path) -> bool:
+    """Whether an entry is there; it counts as used now. One step, because another run may be forgetting it."""
+    try:
+        os.utime(made)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 uncaptured: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
@@ -176,6 +184,8 @@ def _attempt(
             start_new_session=True,
         )
         _running.add(process)
+        if _given_up.is_set():  # after the look above, and whoever kills steps may not have seen this one
+            _kill(process)
         try:
             while True:
                 try:
@@ -221,10 +231,16 @@ def files(path: Path) -> Iterable[Path]:
 
 
 def forget(pattern: str, *, but: Path) -> None:
-    """Remove older versions of an entry that nobody used for a day."""
+    """Remove older versions of an entry that nobody used for a day. Its lock is held.
+
+    They lose their name first: an entry is whole, also when its removal is interrupted.
+    """
     for path in folder().glob(pattern):
         if path != but and time.time() - path.stat().st_mtime > IN_USE:
-            remove(path)
+            going = path.with_name(f"{path.name}.forgotten")
+            remove(going)
+            path.rename(going)
+            remove(going)
 
 
 def remove(path: Path) -> None:
