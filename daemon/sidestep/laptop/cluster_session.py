@@ -51,6 +51,7 @@ from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondi
 from sidestep.model.intercept import Kind
 from sidestep.policy.workloads import parse_workload
 from sidestep.tunnel.channel import Channel
+from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.messages import (
     VERSION,
     AnyEvent,
@@ -90,13 +91,20 @@ class ClusterSession:
     """One session in a cluster. `stop` may be called at any time, from the same event loop."""
 
     def __init__(
-        self, *, access: ClusterAccess, spec: SessionSpec, handler: Handler, observer: SessionObserver
+        self,
+        *,
+        access: ClusterAccess,
+        spec: SessionSpec,
+        handler: Handler,
+        observer: SessionObserver,
+        limits: TunnelLimits = DEFAULT_LIMITS,
     ) -> None:
         self._api = Api(access)
         self._spec = spec
         self._kind = Kind(spec.kind)
         self._handler = handler
         self._observer = observer
+        self._limits = limits
         self._key = generate()
         self._over: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._tasks = Tasks("session", on_crash=self._crashed)
@@ -265,6 +273,7 @@ class ClusterSession:
             on_event=lambda event: self._on_event(key, event),
             on_end=lambda reason: self._on_tunnel_end(key, reason),
             on_refusal=self._refused,
+            limits=self._limits,
         )
         self._tunnels[key] = _OpenTunnel(tunnel)
         self._tasks.start(self._run_tunnel(key, tunnel), name=f"tunnel to {node}")

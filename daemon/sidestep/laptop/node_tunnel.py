@@ -1,6 +1,7 @@
 """One tunnel of a cluster session: a port-forward to the daemon of one node, TLS with a pinned certificate, the proof.
 
-A broken tunnel is opened again, with growing pauses, while the status of the resource names that daemon. Refusals of
+A broken tunnel is opened again, with growing pauses, while the status of the resource names that daemon. After a tunnel
+that was given up because the daemon was silent, the next one permits a longer silence. Refusals of
 the API server (no permission for port-forwards) are reported separately; the session decides how long to tolerate them.
 
 The status names the pod of the port-forward. Whoever may write a status must not make developers connect, with their
@@ -28,6 +29,8 @@ from sidestep.laptop.api_refusals import DAEMON_NAMESPACE, explain
 from sidestep.laptop.retry import Retry
 from sidestep.model.errors import ClusterError, PeerError, RefusedError, SidestepError
 from sidestep.tunnel.cli_end import CliEnd, Dial
+from sidestep.tunnel.errors import TunnelSilentError
+from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.messages import AnyEvent, Hello
 from sidestep.tunnel.node_tls import pinned_context
 from sidestep.tunnel.proof import sign
@@ -62,6 +65,8 @@ class NodeTunnel:
     """Called with the reason whenever a tunnel ended or could not be opened."""
     on_refusal: Callable[[SidestepError], None]
     """Called with each refusal of the API server, as an error with a text for the user."""
+    limits: TunnelLimits = DEFAULT_LIMITS
+    """Limits of the next tunnel."""
     wanted: bool = True
     _greeted_at: float = math.inf
 
@@ -99,10 +104,19 @@ class NodeTunnel:
         def greeted(_hello: Hello) -> None:
             self._greeted_at = asyncio.get_running_loop().time()
 
-        end = CliEnd(dial=self.dial, on_hello=greeted, on_event=self.on_event, prove=prove, intercept=self.uid)
+        end = CliEnd(
+            dial=self.dial,
+            on_hello=greeted,
+            on_event=self.on_event,
+            prove=prove,
+            intercept=self.uid,
+            limits=self.limits,
+        )
         try:
             await self._handshake(end, forward, context, certificate)
             broken = await end.run()
+            if isinstance(broken, TunnelSilentError):
+                self.limits = self.limits.after_silence()
             return str(broken) if broken is not None else forward.error
         finally:
             end.connection.close()

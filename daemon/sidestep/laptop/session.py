@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -42,8 +42,6 @@ LAST_BUSY_PAUSE = 15.0
 """Seconds. Maximum for a daemon that runs but fails to serve, because it is overloaded."""
 SPREAD = 0.25
 """Jitter, in seconds, for sessions that are told to move at the same moment."""
-SILENT_INTERVALS_MAX = 30
-"""Upper bound of the keepalive intervals that a daemon may be silent; the number grows after each silence."""
 
 
 class SessionObserver(Protocol):
@@ -139,8 +137,7 @@ class Session:
         for each in (absent, busy):
             each.succeeded(lived=tunnel.lived)
         if tunnel.moving is None and tunnel.silent:
-            patient = min(2 * self._limits.silent_intervals, SILENT_INTERVALS_MAX)
-            self._limits = replace(self._limits, silent_intervals=patient)
+            self._limits = self._limits.after_silence()
         self._spec = _resuming(self._spec, tunnel.hello)
         self._observer.interrupted(tunnel.reason)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 KIB = 1024
 MIB = 1024 * KIB
+SILENT_INTERVALS_MAX = 30
+"""Upper bound of `TunnelLimits.silent_intervals` when it grows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,14 @@ class TunnelLimits:
     """Queued events. When the queue is full the oldest is dropped and counted."""
     open_timeout: float = 10.0
     """Seconds from requesting a handler connection to the answer."""
+
+    def after_silence(self) -> TunnelLimits:
+        """Return the limits for the tunnel that follows a silent one: they permit twice the silence.
+
+        A peer that is late because of load would otherwise be given up and greeted again for as long as the load lasts.
+        """
+        longer = min(2 * self.silent_intervals, SILENT_INTERVALS_MAX)
+        return replace(self, silent_intervals=max(longer, self.silent_intervals))
 
 
 DEFAULT_LIMITS = TunnelLimits()

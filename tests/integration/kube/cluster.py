@@ -16,6 +16,7 @@ from sidestep.node.cluster.service import ClusterService
 from sidestep.node.conditions import Conditions
 from sidestep.node.sessions.registry import SessionRegistry
 from sidestep.policy.workloads import pods_of
+from sidestep.tunnel.limits import DEFAULT_LIMITS
 from sidestep.tunnel.messages import HeaderSpec, PodState, SessionSpec, State
 
 GROUP = "/apis/sidestep.dev/v1alpha1"
@@ -142,7 +143,7 @@ class Ear:
 class Laptop:
     """A developer's session."""
 
-    def __init__(self, api, *, user="ada", handler_port=1, **spec):
+    def __init__(self, api, *, user="ada", handler_port=1, limits=DEFAULT_LIMITS, **spec):
         self.ear = Ear()
         values: dict[str, Any] = {"namespace": "shop", "workload": "pod/orders-1", "port": "8443"}
         values["headers"] = (HeaderSpec("x-dev", "exact", user),)
@@ -151,6 +152,7 @@ class Laptop:
             spec=SessionSpec(**{**values, **spec}),
             handler=Handler(HandlerSettings(port=handler_port, plaintext=True)),
             observer=self.ear,
+            limits=limits,
         )
         self.task = asyncio.create_task(self.session.run())
 

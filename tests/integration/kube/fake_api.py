@@ -39,6 +39,9 @@ class FakeApi:
         self.forbidden: list[tuple[str, str, str]] = []
         self.unknown: set[str] = set()
         self.forwards: dict[tuple[str, int], tuple[str, int]] = {}
+        self.forwarding = asyncio.Event()
+        """While it is not set, what daemons send through port-forwards stands still."""
+        self.forwarding.set()
         self.clock = itertools.count()
         self._changed = asyncio.Condition()
         self._listener: socket.socket | None = None
@@ -312,6 +315,7 @@ class FakeApi:
 
         async def outward() -> None:
             while data := await inner_reader.read(16384):
+                await self.forwarding.wait()
                 writer.write(_frame(b"\x00" + data))
                 await writer.drain()
             writer.transport.abort()

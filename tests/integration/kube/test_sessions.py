@@ -12,6 +12,7 @@ from sidestep.model.errors import RefusedError
 from sidestep.model.pod import PodKey
 from sidestep.proxy.control.messages import Open
 from sidestep.tunnel.cli_end import CliEnd
+from sidestep.tunnel.limits import TunnelLimits
 from sidestep.tunnel.messages import Ended
 from sidestep.tunnel.node_tls import make_node_tls, pinned_context
 from sidestep.tunnel.proof import generate, sign
@@ -162,6 +163,23 @@ def test_an_interruption_has_the_reason_that_the_daemon_gave():
         await node.stop()
         await until(lambda: ("interrupted", "the node daemon stops") in laptop.ear.events, what="the reason")
         await laptop.end()
+
+    run(test)
+
+
+def test_after_a_silence_the_next_tunnel_is_given_more_time():
+    """What is late because of load is not given up again and again: the permitted silence doubles."""
+
+    async def test(api):
+        async with daemon(api):
+            laptop = Laptop(api, limits=TunnelLimits(keepalive=0.2, silent_intervals=2))
+            for seconds in ("0.4", "0.8"):
+                await until(lambda: laptop.ear.active == 1, what="active")
+                api.forwarding.clear()
+                silent = ("interrupted", f"the other end of the tunnel was silent for {seconds} s")
+                await until(lambda silent=silent: silent in laptop.ear.events, what=f"silent for {seconds} s")
+                api.forwarding.set()
+            await laptop.end()
 
     run(test)
 
