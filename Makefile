@@ -23,6 +23,8 @@ DEBIAN_TEST = nginx-light libnginx-mod-http-echo curl openssl $(DEBIAN_BPFTOOL) 
 	redis-server redis-tools dnsmasq-base apache2 python3-seccomp tshark gnutls-bin
 # What makes the Debian roots that a Kubernetes node is built and booted in (tests/e2e); nothing of it is installed here.
 DEBIAN_E2E := debootstrap debian-archive-keyring
+# What boots other kernels (tests/kernels), in addition to that.
+DEBIAN_KERNELS := python3-venv $(DEBIAN_E2E) qemu-system-x86 busybox-static kmod cpio zstd e2fsprogs
 # Peers and load generators (tests/bench).
 DEBIAN_BENCH := haproxy wrk golang-go
 DEBIAN = $(DEBIAN_RUN) $(DEBIAN_TEST)
@@ -94,6 +96,16 @@ e2e: setup ## Test on a real Kubernetes node, built from Debian's sources and bo
 e2e-kind: DEBIAN += $(DEBIAN_E2E)
 e2e-kind: setup ## Test on a kind cluster of two nodes, made of Debian's packages and sources (needs root)
 	@$(BIN)/python -m pytest -q tests/kind
+
+# KERNELS="5.10 6.12": a selection of 5.10, 6.1, 6.12 and newest. STEPS=doctor,demo: a selection of tests/kernels/steps.py.
+KERNELS :=
+STEPS :=
+.PHONY: kernels
+kernels: DEBIAN = $(DEBIAN_KERNELS)
+kernels: DEBIAN_HEADERS = linux-headers-amd64
+kernels: DEBIAN_BPFTOOL = bpftool
+kernels: setup ## Boot Debian's kernels under QEMU and test in each, for hours; prints a table (needs root; KERNELS="5.10 6.12")
+	@$(BIN)/python -m tests.kernels --packages "$(DEBIAN_RUN) $(DEBIAN_TEST)" --steps "$(STEPS)" $(KERNELS)
 
 .PHONY: image
 image: ## Build the node daemon's image (needs docker, podman or buildah)

@@ -49,23 +49,30 @@ def copy(target: Path) -> None:
         shutil.copy2(cache.REPOSITORY / name, target / name)
 
 
+def prepare(suite: str, root: Path, source: Path, log: Path) -> Sequence[Bind]:
+    """Copy the sources to the new folder `source` and make their virtual environment. Raises BuildError.
+
+    Returns what a room of that `root` has to bind in order to see them as /src.
+    """
+    source.mkdir(parents=True)
+    copy(source)
+    binds = [Bind(source, "/src"), *([Bind(PIP, str(PIP), read_only=True)] if PIP.exists() else [])]
+    outside = Room(root, binds=binds, memory=["/tmp"], directory="/src")
+    cache.step(
+        f"making the virtual environment in Debian {suite}",
+        outside.run("sh", "-c", _PREPARE),
+        log=log,
+        within=_WITHIN,
+    )
+    return binds
+
+
 def run(suite: str, packages: Sequence[str], targets: Sequence[str], *, network: bool) -> int:
     """Run the targets in `suite`; the exit status of make. `network`: the machine's. Raises BuildError."""
     root = roots.root("suite", suite, sorted({*MAKE, *packages}))
     with tempfile.TemporaryDirectory(prefix=f"suite-{suite}-", dir=cache.folder()) as folder:
-        source = Path(folder) / "src"
-        source.mkdir()
-        copy(source)
-        binds = [Bind(source, "/src"), *([Bind(PIP, str(PIP), read_only=True)] if PIP.exists() else [])]
-        outside = Room(root, binds=binds, memory=["/tmp"], directory="/src")
+        binds = prepare(suite, root, Path(folder) / "src", Path(folder) / "log")
         inside = Room(root, binds=binds, memory=["/tmp"], directory="/src", own=[] if network else ["net"])
-        log = Path(folder) / "log"
-        cache.step(
-            f"making the virtual environment in Debian {suite}",
-            outside.run("sh", "-c", _PREPARE),
-            log=log,
-            within=_WITHIN,
-        )
         cache.say(f"make {' '.join(targets)} in Debian {suite}")
         script = _RUN if network else _NETWORK + _RUN
         began = time.monotonic()

@@ -1,0 +1,1 @@
+"""Sidestep on Debian's kernels, each booted under QEMU without KVM: `python -m tests.kernels`."""
