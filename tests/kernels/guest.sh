@@ -11,9 +11,11 @@ mount -t cgroup2 none /sys/fs/cgroup
 mount -t bpf none /sys/fs/bpf
 mkdir /run/netns
 echo +memory >/sys/fs/cgroup/cgroup.subtree_control
-mkdir -p /src /usr/lib/modules
+# The root's own folder of modules has the links to the kernel headers.
+modules=modules/$(uname -r)
+mkdir -p /src "/usr/lib/$modules"
 mount --bind /mnt/src /src
-mount --bind /mnt/modules /usr/lib/modules
+mount --bind "/mnt/$modules" "/usr/lib/$modules"
 ip link set lo up
 hostname guest
 for name in veth dummy bridge nf_tables nft_chain_nat tcp_diag udp_diag; do modprobe -q $name; done
