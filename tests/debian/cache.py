@@ -235,12 +235,11 @@ def forget(pattern: str, *, but: Path) -> None:
 
     They lose their name first: an entry is whole, also when its removal is interrupted.
     """
+    for path in folder().glob(f"{pattern}.forgotten"):
+        remove(path)
     for path in folder().glob(pattern):
         if path != but and time.time() - path.stat().st_mtime > IN_USE:
-            going = path.with_name(f"{path.name}.forgotten")
-            remove(going)
-            path.rename(going)
-            remove(going)
+            remove(path.rename(path.with_name(f"{path.name}.forgotten")))
 
 
 def remove(path: Path) -> None:

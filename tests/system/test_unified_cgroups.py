@@ -23,6 +23,9 @@ from tests.harness import cgroups
 UID = str(uuid.uuid4())
 CONTAINER = "a" * 64
 
+WITHIN = 400.0
+"""Seconds that tests may take that are run by a test here."""
+
 LOCATE = f"""
 import json, sys
 from sidestep.kube.processes import PodToLocate, locate_pods
@@ -38,6 +41,21 @@ TESTS = (
     "tests/system/test_doctor.py::test_in_a_pod_every_check_tells_the_truth",
 )
 """What uses cgroups of version 2: client addresses, alone and with a daemon, and doctor."""
+MEMORY_TESTS = (
+    "tests/privileged/proxy/test_supervisor.py::test_each_process_has_a_memory_cgroup_that_goes_with_it",
+    "tests/system/test_memory_cgroups.py",
+)
+"""What uses its memory controller. Version 1 has it on many machines; a machine with version 2 alone runs them."""
+
+FIND = """
+from sidestep.model.errors import ConfigurationError
+from sidestep.node.proxies.memory_cgroups import MemoryCgroups
+try:
+    found = MemoryCgroups.find()
+    print(found.version, found.folder)
+except ConfigurationError as error:
+    print(error.reason)
+"""
 
 
 def python(script: str, *arguments: str) -> list[str]:
@@ -80,9 +98,33 @@ def pod():
             yield process.pid, group.parent
 
 
+def pytest_of(names: tuple[str, ...]) -> list[str]:
+    options = ["-q", "-p", "no:cacheprovider", f"--timeout={WITHIN:.0f}"]
+    return cgroups.unified([sys.executable, "-m", "pytest", *options, *names])
+
+
+@pytest.mark.timeout(WITHIN)
 def test_client_addresses_work_and_doctor_tells_of_them():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
-    assert " passed" in run(cgroups.unified(command), within=300)
+    assert " passed" in run(pytest_of(TESTS), within=WITHIN)
+
+
+@pytest.mark.timeout(2 * WITHIN)
+@pytest.mark.alone
+def test_proxies_get_memory_cgroups_if_the_controller_is_of_version_2(controllers):
+    """A daemon in the root makes them below it, any other one beside its own group."""
+    shown = run(cgroups.unified(python(FIND)))
+    if "memory" not in controllers:
+        assert shown in ("no memory controller for this process\n", "the memory controller is not mounted\n")
+        return
+    with cgroups.cgroup() as parent:
+        (parent / "cgroup.subtree_control").write_text("+memory")
+        home = parent / "home"
+        home.mkdir()
+        beside = run(cgroups.inside(home, cgroups.unified(python(FIND))))
+        assert beside == f"2 /sys/fs/cgroup/{parent.name}/sidestep-proxies\n"
+        assert " passed" in run(cgroups.inside(home, pytest_of(MEMORY_TESTS)), within=WITHIN)
+    assert shown.startswith("2 /sys/fs/cgroup/")
+    assert " passed" in run(pytest_of(MEMORY_TESTS), within=WITHIN)
 
 
 def test_a_pods_folder_is_found(pod):

@@ -151,6 +151,7 @@ def test_an_entry_whose_removal_is_interrupted_is_absent(folder, monkeypatch):
     monkeypatch.setattr(shutil, "rmtree", rmtree)
     assert not old.exists()
     assert [each.name for each in cache.entry("thing", OLD, whole).iterdir()] == ["whole"]
+    assert [each.name for each in folder.glob("thing*")] == [f"thing-{OLD}"]
 
 
 def test_the_digest_tells_contents_names_modes_and_order_apart(tmp_path):
