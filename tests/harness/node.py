@@ -37,6 +37,8 @@ class Node:
         self.process: Process | None = None
         self.prefix: tuple[str, ...] = ()
         """What the daemon is started by, such as `prlimit`."""
+        self.program = SIDESTEP
+        self.environment: dict[str, str] = {}
         self._family: set[int] = set()
         self._before: list[Process] = []
 
@@ -45,11 +47,15 @@ class Node:
         assert self.process is not None
         return self.process.pid
 
+    def command(self) -> list[str | Path]:
+        """The command line that starts it."""
+        return [self.program, "node", "--manifests", self.manifests, "--socket", self.socket]
+
     def start(self) -> None:
         """Start the daemon and wait until it answers."""
-        command = [*self.prefix, SIDESTEP, "node", "--manifests", self.manifests, "--socket", self.socket]
-        self.process = Process(command, log=self.folder / "node.log", patience=40)
-        process = self.process
+        command = [*self.prefix, *self.command()]
+        process = Process(command, log=self.folder / "node.log", environment=self.environment, patience=40)
+        self.process = process
         until(
             lambda: not process.running or self.status() is not None,
             within=START,
@@ -64,8 +70,8 @@ class Node:
         assert old is not None
         self._before.append(old)
         self.family()
-        command = [SIDESTEP, "node", "--manifests", self.manifests, "--socket", self.socket]
-        process = self.process = Process(command, log=self.folder / "node.log", patience=40)
+        process = Process(self.command(), log=self.folder / "node.log", environment=self.environment, patience=40)
+        self.process = process
 
         def answers() -> bool:
             status = self.status()

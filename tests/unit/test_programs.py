@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-PROGRAMS = ["tests.soak", "tests.demo", "tests.bench", "tests.bench.crowd"]
+PROGRAMS = ["tests.soak", "tests.demo", "tests.bench", "tests.bench.crowd", "tests.bench.versions"]
 
 
 def run(*words):
@@ -30,6 +30,7 @@ def test_help_says_what_the_program_does(program):
         ["tests.demo", "twice"],
         ["tests.bench", "--pairs", "many"],
         ["tests.bench.crowd", "--count", "many"],
+        ["tests.bench.versions"],
     ],
     ids=" ".join,
 )

@@ -147,11 +147,7 @@ class _Daemon:
         self._log.info("starting", version=__version__, pid=os.getpid(), manifests=str(self._options.manifests))
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(self._reader.close)
-            if self._options.manifests is not None:
-                self._source = ManifestDirectory(self._options.manifests, self._reader)
-            else:
-                self._source = await self._join_cluster(undo)
-            ground = await self._ground()
+            ground = await self._ground(undo)
             if ground is not None:
                 undo.push_async_callback(ground.supervisor.aclose)
                 await self._serve(ground, undo)
@@ -176,17 +172,22 @@ class _Daemon:
         await self._cluster.start()
         return self._cluster.source
 
-    async def _ground(self) -> _Ground | None:
+    async def _ground(self, undo: contextlib.AsyncExitStack) -> _Ground | None:
         """Do what takes long side by side; when one fails, the others are ended. None when told to stop meanwhile."""
         async with Tasks("start") as tasks:
-            # An API server may not answer for a long time.
-            loading = tasks.start(self._source.load(), name="inventory")
             asked = tasks.start(self._stop.asked.wait(), name="signal")
-            await asyncio.wait({loading, asked}, return_when=asyncio.FIRST_COMPLETED)
-            if not loading.done():
-                return None
-            reading = loading.result()
             compiling = tasks.start(compile_program(), name="compile the program")
+            await asyncio.sleep(0)  # the compiler starts before this process imports the rest
+            # An API server may not answer for a long time.
+            loading = tasks.start(self._load(undo), name="inventory")
+            waiting: set[asyncio.Task[Any]] = {asked, compiling, loading}
+            while loading in waiting:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if tasks.crash is not None:
+                    raise tasks.crash
+                if asked in done:
+                    return None
+                waiting -= done
             settings = SupervisorSettings(cgroups=self._memory_cgroups())
             supervisor = await ProxySupervisor.start(on_output=self._proxy_output, settings=settings)
             try:
@@ -194,7 +195,14 @@ class _Daemon:
             except BaseException:
                 await supervisor.aclose()
                 raise
-        return _Ground(program, supervisor, reading)
+        return _Ground(program, supervisor, loading.result())
+
+    async def _load(self, undo: contextlib.AsyncExitStack) -> Reading:
+        if self._options.manifests is not None:
+            self._source = ManifestDirectory(self._options.manifests, self._reader)
+        else:
+            self._source = await self._join_cluster(undo)
+        return await self._source.load()
 
     def _memory_cgroups(self) -> MemoryCgroups | None:
         """Where proxies get memory cgroups: in local mode only, a container's are its runtime's."""

@@ -10,7 +10,7 @@ from sidestep.model.pod import PodKey
 from sidestep.node.cluster.announcer import BURST, Announcer
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.sessions.resources import SessionResources
-from tests.integration.kube.fake_api import FakeApi
+from tests.harness.fake_api import FakeApi
 from tests.unit.node.scenes import inventory, pod
 from tests.unit.node.sessions.test_resources import value
 

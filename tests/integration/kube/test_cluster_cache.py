@@ -14,7 +14,7 @@ from sidestep.node.certificates.reader import Reader, ReadError
 from sidestep.node.certificates.requests import ReadRequest
 from sidestep.node.cluster.inventory import ClusterInventory
 from tests.harness.authority import Authority
-from tests.integration.kube.fake_api import FakeApi
+from tests.harness.fake_api import FakeApi
 from tests.integration.kube.test_watch import until
 
 V1, APPS = "/api/v1", "/apis/apps/v1"

@@ -1,15 +1,13 @@
 """The command line against an API server: which one it takes, list, status, leave, refusals; with a real kubeconfig."""
 
-import asyncio
 import os
-import threading
 
 import pytest
 import yaml
 
+from tests.harness.cluster import ApiServer
 from tests.harness.node import SIDESTEP
 from tests.integration.kube.cluster import GROUP
-from tests.integration.kube.fake_api import FakeApi
 from tests.integration.kube.test_cluster_cache import pod, populate
 from tests.unit.node.sessions.test_resources import value
 
@@ -25,28 +23,15 @@ users: [{name: ada, user: {token: let-me-in}}]
 """
 
 
-class Server:
-    """A fake API server in a thread of its own."""
+class Server(ApiServer):
+    """A fake API server in clear, and a kubeconfig of two contexts."""
 
     def __init__(self, folder):
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever)
-        self.thread.start()
-        self.api = FakeApi()
-        self.do(self.api.start())
-        self.kubeconfig = folder / "config"
+        super().__init__(folder, tls=False)
         config = yaml.safe_load(KUBECONFIG)
         config["clusters"][0]["cluster"]["server"] = f"http://127.0.0.1:{self.api.port}"
-        self.kubeconfig.write_text(yaml.safe_dump(config))
-
-    def do(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
-
-    def close(self):
-        self.do(self.api.__aexit__())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(5)
-        self.loop.close()
+        (folder / "config").write_text(yaml.safe_dump(config))
+        self.kubeconfig = folder / "config"
 
 
 @pytest.fixture

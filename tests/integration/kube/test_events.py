@@ -7,7 +7,7 @@ import pytest
 from sidestep.kube.api import Api
 from sidestep.kube.errors import ApiError
 from sidestep.kube.events import MAX_MESSAGE, EventSubject, post
-from tests.integration.kube.fake_api import FakeApi
+from tests.harness.fake_api import FakeApi
 
 POD = EventSubject("v1", "Pod", "shop", "orders-1", "uid-1")
 NODE = EventSubject("v1", "Node", "", "n1", "n1")

@@ -16,8 +16,8 @@ from sidestep.tunnel.limits import TunnelLimits
 from sidestep.tunnel.messages import Ended
 from sidestep.tunnel.node_tls import make_node_tls, pinned_context
 from sidestep.tunnel.proof import generate, sign
+from tests.harness.fake_api import FakeApi
 from tests.integration.kube.cluster import GROUP, Daemon, Laptop, a_pod, daemon, resource, status, until
-from tests.integration.kube.fake_api import FakeApi
 
 
 def run(test, *, within=40):

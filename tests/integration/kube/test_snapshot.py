@@ -9,7 +9,7 @@ from sidestep.kube.api import Api
 from sidestep.kube.errors import ApiError
 from sidestep.kube.snapshot import list_all, read_inventory
 from sidestep.model.pod import PodKey
-from tests.integration.kube.fake_api import FakeApi
+from tests.harness.fake_api import FakeApi
 from tests.integration.kube.test_cluster_cache import populate
 
 

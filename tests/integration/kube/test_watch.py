@@ -8,7 +8,7 @@ import pytest
 from sidestep.kube.api import Api
 from sidestep.kube.errors import ApiError, UnreachableClusterError
 from sidestep.kube.watch import Watch, WatchLimits
-from tests.integration.kube.fake_api import FakeApi
+from tests.harness.fake_api import FakeApi
 
 V1 = "/api/v1"
 FAST = WatchLimits(page=2, duration=60.0, first_pause=0.01, last_pause=0.05, refused_pause=0.05)
