@@ -101,6 +101,37 @@ class Pair:
         return kept
 
 
+def shaken(identity: str) -> tuple[Any, Any]:
+    """Both ends of a connection in this thread."""
+    from sidestep.proxy.io.stream import TlsStream
+
+    client, server = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    server.load_cert_chain(identity)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    ends = TlsStream(ours, client, server_side=False), TlsStream(theirs, server, server_side=True)
+    for _ in range(10):
+        if ends[0].handshake() + ends[1].handshake() == 0:
+            break
+    assert ends[0].read() is None  # session tickets
+    return ends
+
+
+def break_one(identity: str) -> None:
+    """A connection whose peer is gone leaves nothing in OpenSSL that another connection takes for its own failure."""
+    broken, other = shaken(identity), shaken(identity)
+    broken[1].close()
+    try:
+        broken[0].write(b"nobody reads this")
+        raise AssertionError("nobody was there to take it")
+    except OSError:
+        assert other[0].read() is None
+    for stream in (broken[0], *other):
+        stream.close()
+
+
 def main(daemon: str, identity: str) -> None:
     """Both versions of TLS, with and without a question for a certificate; what resumes is tried a second time."""
     sys.path.insert(0, daemon)
@@ -111,6 +142,7 @@ def main(daemon: str, identity: str) -> None:
         Pair(identity, version, asks=True).talk(None)
         plain = Pair(identity, version, asks=False)
         plain.talk(plain.talk(None))
+    break_one(identity)
     print(f"CPython {sys.version.split()[0]}, {ssl.OPENSSL_VERSION}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sidestep.model.errors import ConfigurationError
+from sidestep.proxy.io import error_queue
 from sidestep.proxy.tls import interpreter
 from tests.harness.authority import Authority
 
@@ -62,6 +64,10 @@ def with_other_connection_objects(monkeypatch):
     monkeypatch.setattr(interpreter, "_CONNECTION", ("read", "no_such_method"))
 
 
+def with_openssl_built_in(monkeypatch):
+    monkeypatch.setattr(error_queue, "_openssl", ctypes.PyDLL("libm.so.6"))
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -69,6 +75,7 @@ def with_other_connection_objects(monkeypatch):
         (without_callback, "no attribute '_msg_callback'"),
         (with_a_callback_that_is_never_called, "shows no message"),
         (with_other_connection_objects, "no no_such_method"),
+        (with_openssl_built_in, "undefined symbol: ERR_peek_error"),
     ],
 )
 def test_an_interpreter_without_them_is_told_from_others(monkeypatch, change, says):

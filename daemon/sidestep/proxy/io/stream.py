@@ -9,7 +9,8 @@ The surface
     close(), reset()     close the descriptor; the peer of `reset` sees a reset
     shrink(), grow()     read less, or more, at a time
 
-`read` and `write` raise OSError (ssl.SSLError is one) when the stream is broken.
+`read` and `write` raise OSError (ssl.SSLError is one) when the stream is broken. A TLS stream that breaks leaves
+nothing behind in OpenSSL that other streams could take for their own failure (`error_queue`).
 
 TLS calls go to the `_ssl` object inside an SSLSocket: the wrapper's own checks cost as much as the system call, and
 making a wrapper costs eight system calls (measured). A read takes at most one record (16 KiB). A record that is longer
@@ -33,6 +34,8 @@ import ssl
 import struct
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
+
+from sidestep.proxy.io import error_queue
 
 PLAIN_READ: Final = 65536
 """Bytes of a read of a plain stream at most."""
@@ -200,6 +203,9 @@ class TlsStream:
             return 1  # EPOLLIN
         except ssl.SSLWantWriteError:
             return 4  # EPOLLOUT
+        except OSError:
+            error_queue.take_first()
+            raise
         return 0
 
     def read(self) -> bytes | None:
@@ -213,9 +219,11 @@ class TlsStream:
         except ssl.SSLZeroReturnError:
             self._over = True  # the peer's close_notify, after ours
             data = b""
-        except ssl.SSLError as error:
-            if self.asked or not (self.ragged or is_ragged_end(error)):
-                if error.reason == RENEGOTIATION_REFUSED and self.renegotiable:
+        except OSError as error:
+            # The end was met, but the alert that says so could not be sent: the first error is the reason.
+            ragged = error_queue.take_first() == error_queue.UNEXPECTED_EOF or is_ragged_end(error)
+            if self.asked or not (self.ragged or ragged):
+                if isinstance(error, ssl.SSLError) and error.reason == RENEGOTIATION_REFUSED and self.renegotiable:
                     self._tell_late_auth()
                 raise
             self.ragged = True
@@ -233,6 +241,9 @@ class TlsStream:
                     taken += self._write(view[taken:])
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             pass
+        except OSError:
+            error_queue.take_first()
+            raise
         return taken
 
     def certificate_requested(self) -> None:
@@ -271,7 +282,7 @@ class TlsStream:
             if notify and not self._send_close_notify():
                 return False
         except OSError:
-            pass
+            error_queue.take_first()
         try:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
@@ -341,8 +352,10 @@ class TlsStream:
 Stream = PlainStream | TlsStream
 
 
-def is_ragged_end(error: ssl.SSLError) -> bool:
+def is_ragged_end(error: OSError) -> bool:
     """Whether a TLS connection ended without close_notify; Python versions differ in how they say so."""
+    if not isinstance(error, ssl.SSLError):
+        return False
     return isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"
 
 

@@ -2,10 +2,11 @@
 
     SSLContext._wrap_socket    makes a connection object without the wrapper `SSLSocket` (`proxy.io.stream`)
     _SSLContext._msg_callback  shows handshake messages of the peer (`credentials.watch_certificate_requests`)
+    ERR_clear_error            of the OpenSSL that `ssl` uses is found through it (`proxy.io.error_queue`)
 
-Python promises neither. The daemon checks them once when it starts, before any pod is touched, and does not start where
-one is missing: apps get their traffic. Only the standard library and `sidestep.model` are imported, so that the test of
-each Python version needs no package.
+Python promises none of them. The daemon checks them once when it starts, before any pod is touched, and does not start
+where one is missing: apps get their traffic. Only the standard library, `sidestep.model` and `sidestep.proxy.io` are
+imported, so that the test of each Python version needs no package.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import sys
 from typing import Any, Final
 
 from sidestep.model.errors import ConfigurationError
+from sidestep.proxy.io import error_queue
 from sidestep.proxy.io.stream import TlsStream
 
 TESTED: Final = "CPython 3.11 to 3.14"
-"""The interpreters on which the tests have shown both interfaces."""
+"""The interpreters on which the tests have shown these interfaces."""
 
 _CONNECTION: Final = (
     "context", "do_handshake", "getpeercert", "read", "selected_alpn_protocol", "session", "session_reused", "shutdown",
@@ -60,6 +62,7 @@ def check_ssl() -> None:
             waiting = stream.handshake()
             stream.state.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             stream.close()
+            error_queue.take_first()
         except (AttributeError, TypeError, ValueError, OSError) as error:
             raise _unfit(str(error)) from error
         if absent:
