@@ -6,12 +6,8 @@ kept and sent, so it is bounded: whole fields from the first one on, until MAX_B
 
 from __future__ import annotations
 
+from sidestep.model.secret_fields import REDACTED, SECRET
 from sidestep.policy.route import Fields
-
-SECRET = frozenset((b"authorization", b"cookie", b"set-cookie", b"proxy-authorization"))
-"""Names, in lower case, of fields whose values are credentials."""
-
-REDACTED = b"[redacted]"
 
 MAX_BYTES = 4096
 """Bytes of names and values of one head, after replacement."""

@@ -2,7 +2,8 @@
 
 import pytest
 
-from sidestep.policy.redaction import MAX_BYTES, REDACTED, SECRET, redact
+from sidestep.model.secret_fields import REDACTED, SECRET
+from sidestep.policy.redaction import MAX_BYTES, redact
 
 
 @pytest.mark.parametrize("name", sorted(SECRET))

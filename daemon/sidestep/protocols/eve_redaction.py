@@ -1,0 +1,84 @@
+"""What of a request or response may stand in a record, as text of bounded size.
+
+Removed always: values of fields that carry credentials, user names and passwords in URLs, what follows `#`. Removed
+unless the policy allows them: the values of a query, also in fields that hold a URL. Removed on request: the values of
+further fields. Bytes that are not UTF-8 become escapes (`\\xff`); control characters are left to the JSON encoder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from sidestep.model.secret_fields import REDACTED, SECRET
+
+MAX_URL: Final = 2048
+"""Bytes of a URL that are kept."""
+MAX_VALUE: Final = 1024
+"""Bytes of a field's name or value that are kept."""
+MAX_HEAD: Final = 8192
+"""Bytes of names and values of one head that are kept; the rest of its fields is left out."""
+CUT: Final = "…"
+"""Ends a text that was cut."""
+
+_URLS: Final = frozenset((b"referer", b"location", b"content-location", b"link", b":path", b"x-original-url",
+                          b"x-rewrite-url", b"x-forwarded-uri", b"x-original-uri", b"refresh"))  # fmt: skip
+"""Names of fields that hold a URL."""
+_CREDENTIALS: Final = re.compile(rb"^((?:[A-Za-z][A-Za-z0-9+.-]*:)?//)?[^/?#]*@")
+"""User name and password before a host, in the absolute and the authority form (RFC 3986 section 3.2.1)."""
+_REDACTED_TEXT: Final = REDACTED.decode()
+
+
+def text(data: bytes, limit: int = MAX_VALUE) -> str:
+    """Bytes of the network as text: at most `limit` of them, those that are not UTF-8 escaped."""
+    if len(data) > limit:
+        return data[:limit].decode("utf-8", "backslashreplace") + CUT
+    return data.decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True, slots=True)
+class Redaction:
+    """What a policy has removed: the values of queries, and the values of the named fields (in lower case)."""
+
+    query_values: bool = True
+    headers: frozenset[bytes] = frozenset()
+
+    def url(self, target: bytes) -> str:
+        """A request target or URL of at most MAX_URL bytes before the redaction."""
+        cut = target[:MAX_URL]
+        if b"@" in cut:
+            cut = _CREDENTIALS.sub(rb"\1" + REDACTED + b"@", cut, count=1)
+        if b"#" in cut:
+            cut = cut.partition(b"#")[0] + b"#" + REDACTED
+        if self.query_values and b"?" in cut:
+            path, _, query = cut.partition(b"?")
+            cut = path + b"?" + b"&".join([_without_value(part) for part in query.split(b"&")])
+        shown = cut.decode("utf-8", "backslashreplace")
+        return shown + CUT if len(target) > MAX_URL else shown
+
+    def value(self, name: bytes, value: bytes) -> str:
+        """The value of a field whose name is in lower case."""
+        if name in SECRET or name in self.headers:
+            return _REDACTED_TEXT
+        return self.url(value) if name in _URLS else text(value)
+
+    def fields(self, fields: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+        """Names and values of a head, whole fields from the first one on, until MAX_HEAD is reached."""
+        shown = []
+        left = MAX_HEAD
+        for name, value in fields:
+            left -= len(name[:MAX_VALUE]) + min(len(value), MAX_URL)
+            if left < 0:
+                break
+            shown.append((text(name), self.value(name, value)))
+        return shown
+
+
+def _without_value(part: bytes) -> bytes:
+    """A part of a query with its name only; all of it is a value where there is no name."""
+    name, equals, _ = part.partition(b"=")
+    if equals:
+        return name + b"=" + REDACTED
+    return REDACTED if part else b""
