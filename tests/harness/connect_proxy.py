@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Mapping
-from typing import Self
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 ADDRESS = "127.0.0.77"
 """An address of loopback that nothing else listens at."""
@@ -28,6 +29,7 @@ class ConnectProxy:
         self.routes, self.authorization = routes, authorization
         self.answer, self.endless, self.silent, self.tls = answer, endless, silent, tls
         self.requests: list[str] = []
+        self.heads: list[str] = []
         self.port = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -62,6 +64,7 @@ class ConnectProxy:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             first, *lines = head.split("\r\n")
             self.requests.append(first)
+            self.heads.append(head)
             fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
             if self.silent:
                 await reader.read()
@@ -102,3 +105,20 @@ class ConnectProxy:
                 task.cancel()
             await asyncio.gather(*both, return_exceptions=True)
             back.transport.abort()
+
+
+@contextlib.contextmanager
+def connect_proxy(routes: Mapping[str, tuple[str, int]], **options: Any) -> Iterator[ConnectProxy]:
+    """A proxy in a thread of its own; options as of `ConnectProxy`."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="proxy")
+    thread.start()
+    proxy = ConnectProxy(routes, **options)
+    try:
+        asyncio.run_coroutine_threadsafe(proxy.__aenter__(), loop).result(10)
+        yield proxy
+    finally:
+        asyncio.run_coroutine_threadsafe(proxy.__aexit__(), loop).result(20)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()

@@ -140,6 +140,25 @@ def test_an_exec_plugin_while_a_proxy_is_set(scene):
     assert set(scene.proxy.requests) == {f"CONNECT {TARGET} HTTP/1.1"}
 
 
+def test_a_daemon_behind_a_proxy_reads_secrets_through_it(scene):
+    """Everything that the daemon has of the API server, keys included, which the reader's one-shot child gets."""
+    config = scene.server.kubeconfig(scene.folder / "config")
+    address = (cluster.ADDRESS, 443)
+    with cluster.cluster_node(scene.folder / "node", scene.server, address=address, start=False) as daemon:
+        daemon.environment["HTTPS_PROXY"] = scene.url()
+        daemon.start()
+        with intercepted(scene, kubeconfig=config, port=TLS_PORT):
+            assert scene.served_by(port=TLS_PORT) == "handler"
+        reading = "GET /api/v1/namespaces/shop/secrets/orders-tls"
+        assert reading in scene.server.api.requests
+        assert set(scene.proxy.requests) == {f"CONNECT {SERVICE} HTTP/1.1"}
+        secrets = ("p@ss", "p%40ss", CREDENTIALS.split()[1])
+        shown = daemon.log() + str(daemon.status())
+        for pid in [daemon.pid, *descendants(daemon.pid)]:
+            shown += Path(f"/proc/{pid}/cmdline").read_text() + Path(f"/proc/{pid}/comm").read_text()
+        assert not [secret for secret in secrets if secret in shown]
+
+
 def test_the_program_is_compiled_while_the_api_server_does_not_answer(scene):
     """The daemon needs both; neither waits for the other."""
     scene.server.do(scene.server.api.stop())

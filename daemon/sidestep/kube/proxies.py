@@ -47,17 +47,21 @@ def _variable(environ: Mapping[str, str], name: str) -> str:
 
 
 def _parsed(value: str, *, subject: str) -> Proxy:
+    no_url = "is no URL of a proxy; in a password / ? # and @ are written as %2F %3F %23 and %40"
     try:
         url = urlsplit(value if "://" in value else f"http://{value}")
         port = url.port or (443 if url.scheme == "https" else 80)
-    except ValueError as error:
-        raise ConfigurationError("is no URL of a proxy", subject=subject) from error
+    except ValueError:
+        # The text of the error quotes what may be a part of a password.
+        raise ConfigurationError(no_url, subject=subject) from None
+    if "@" in f"{url.path}{url.query}{url.fragment}":
+        raise ConfigurationError(no_url, subject=subject)
     host = url.hostname or ""
     if url.scheme not in {"http", "https"}:
         reason = f"names a proxy of kind {url.scheme[:20]!r}; http:// and https:// proxies are supported"
         raise ConfigurationError(reason, subject=subject)
     if not host or any(each.isspace() or not each.isprintable() for each in url.netloc):
-        raise ConfigurationError("is no URL of a proxy", subject=subject)
+        raise ConfigurationError(no_url, subject=subject)
     authorization = ""
     if url.username is not None:
         pair = f"{unquote(url.username)}:{unquote(url.password or '')}"

@@ -1,20 +1,23 @@
 """Reads one Secret from the API server with blocking calls. Runs in the one-shot reader, so the daemon never holds its
 data.
 
-`prepare` reads the daemon's token, which needs the daemon's privileges; `fetch` needs none.
+`prepare` reads the daemon's token, which needs the daemon's privileges; `fetch` needs none. With a proxy the connection
+is a tunnel through it (CONNECT, RFC 9110, 9.3.6): the proxy sees TLS with the API server, neither token nor Secret.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import importlib
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
-from urllib.parse import urlencode
+from typing import Final, Protocol
+from urllib.parse import urlencode, urlsplit
 
 import h11
 import msgspec
@@ -22,6 +25,7 @@ import msgspec
 from sidestep.aio.client_tls import default_client_context
 from sidestep.kube.errors import ApiError, UnreachableClusterError
 from sidestep.kube.paths import escape
+from sidestep.kube.proxies import Proxy
 from sidestep.model.errors import ConfigurationError
 
 TIMEOUT: Final = 5.0
@@ -29,6 +33,7 @@ TIMEOUT: Final = 5.0
 MAX_ANSWER: Final = 4 * 1024 * 1024
 """Bytes of an answer. A Secret has at most 1 MiB before base64."""
 _CHUNK: Final = 64 * 1024
+_TLS_OVER_TLS: Final = "urllib3.util.ssltransport"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,19 @@ class SecretAccess:
     base: str
     tls: ssl.SSLContext | None
     token: str = field(repr=False)
+    proxy: Proxy | None = None
+
+    def __str__(self) -> str:
+        through = f" (through the proxy {self.proxy.url})" if self.proxy else ""
+        return f"the API server {_authority(self.host, self.port)}{through}"
+
+
+class _Stream(Protocol):
+    """What sockets and TLS over TLS have in common."""
+
+    def recv(self, size: int, /) -> bytes: ...
+
+    def sendall(self, data: bytes, /) -> None: ...
 
 
 class _Secret(msgspec.Struct):
@@ -55,14 +73,18 @@ class _Status(msgspec.Struct):
     reason: str = ""
 
 
-def prepare(host: str, port: int, *, base: str, ca_file: str, token_file: str) -> SecretAccess:
-    """Read the token and the CA. Raises ConfigurationError."""
+def prepare(
+    host: str, port: int, *, base: str, ca_file: str, token_file: str, proxy: Proxy | None = None
+) -> SecretAccess:
+    """Read the token and the CA, and load what a proxy needs. Raises ConfigurationError."""
     try:
         tls = default_client_context(cafile=ca_file) if ca_file else None
         token = Path(token_file).read_text().strip() if token_file else ""
     except (OSError, ssl.SSLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"the service account's token cannot be read: {error}") from error
-    return SecretAccess(host, port, base, tls, token)
+    if proxy is not None and proxy.url.startswith("https:"):
+        importlib.import_module(_TLS_OVER_TLS)
+    return SecretAccess(host, port, base, tls, token, proxy)
 
 
 def fetch(access: SecretAccess, namespace: str, name: str) -> Mapping[str, bytes] | None:
@@ -101,28 +123,76 @@ def _data(body: bytes, kind: type[_Secret | _Secrets], namespace: str, name: str
 
 
 def _exchange(access: SecretAccess, target: str) -> tuple[int, bytes]:
-    shown = f"the API server {access.host}:{access.port}"
     headers = [("host", access.host), ("user-agent", "sidestep"), ("accept", "application/json")]
     if access.token:
         headers.append(("authorization", f"Bearer {access.token}"))
     connection = h11.Connection(h11.CLIENT)
     try:
-        with socket.create_connection((access.host, access.port), timeout=TIMEOUT) as plain:
-            sock = plain if access.tls is None else access.tls.wrap_socket(plain, server_hostname=access.host)
-            with sock:
-                sock.sendall(connection.send(h11.Request(method="GET", target=target, headers=headers)) or b"")
-                sock.sendall(connection.send(h11.EndOfMessage()) or b"")
-                return _answer(connection, sock)
+        with _connected(access) as stream:
+            stream.sendall(connection.send(h11.Request(method="GET", target=target, headers=headers)) or b"")
+            stream.sendall(connection.send(h11.EndOfMessage()) or b"")
+            return _answer(connection, stream)
     except (OSError, h11.ProtocolError) as error:
-        raise UnreachableClusterError(f"{shown} cannot be asked for a Secret: {error}") from error
+        raise UnreachableClusterError(f"{access} cannot be asked for a Secret: {error}") from error
 
 
-def _answer(connection: h11.Connection, sock: socket.socket) -> tuple[int, bytes]:
+@contextlib.contextmanager
+def _connected(access: SecretAccess) -> Iterator[_Stream]:
+    """Connect to the API server, through the proxy if there is one. Raises OSError, h11.ProtocolError,
+    UnreachableClusterError.
+    """
+    with contextlib.ExitStack() as stack:
+        if access.proxy is None:
+            address, over_tls = (access.host, access.port), False
+        else:
+            url = urlsplit(access.proxy.url)
+            address, over_tls = (url.hostname or "", url.port or 0), url.scheme == "https"
+        sock = stack.enter_context(socket.create_connection(address, timeout=TIMEOUT))
+        if over_tls:
+            context = access.tls or default_client_context()
+            sock = stack.enter_context(context.wrap_socket(sock, server_hostname=address[0]))
+        if access.proxy is not None:
+            _open_tunnel(access, access.proxy, sock)
+        if access.tls is None:
+            yield sock
+        elif over_tls:
+            # `ssl` wraps plain sockets only.
+            transport = importlib.import_module(_TLS_OVER_TLS).SSLTransport
+            yield transport(sock, access.tls, server_hostname=access.host)
+        else:
+            yield stack.enter_context(access.tls.wrap_socket(sock, server_hostname=access.host))
+
+
+def _open_tunnel(access: SecretAccess, proxy: Proxy, sock: socket.socket) -> None:
+    """Ask the proxy for a connection to the API server. Raises as `_connected`."""
+    target = _authority(access.host, access.port)
+    headers = [("host", target), ("user-agent", "sidestep")]
+    if proxy.authorization:
+        headers.append(("proxy-authorization", proxy.authorization))
+    connection = h11.Connection(h11.CLIENT)
+    sock.sendall(connection.send(h11.Request(method="CONNECT", target=target, headers=headers)) or b"")
+    sock.sendall(connection.send(h11.EndOfMessage()) or b"")
+    while not isinstance(event := connection.next_event(), h11.Response):
+        if event is h11.NEED_DATA:
+            connection.receive_data(sock.recv(_CHUNK))
+    if not 200 <= event.status_code < 300:
+        hint = "; it wants credentials in its URL" if event.status_code == 407 else ""
+        said = f"refuses a connection to {target}: status {event.status_code}{hint}"
+        raise UnreachableClusterError(f"the proxy {proxy.url} {said}")
+    if connection.trailing_data[0]:
+        raise UnreachableClusterError(f"the proxy {proxy.url} speaks before the API server was spoken to")
+
+
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _answer(connection: h11.Connection, stream: _Stream) -> tuple[int, bytes]:
     status, body = 0, bytearray()
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
-            connection.receive_data(sock.recv(_CHUNK))
+            connection.receive_data(stream.recv(_CHUNK))
         elif isinstance(event, h11.Response):
             status = event.status_code
         elif isinstance(event, h11.Data):

@@ -36,6 +36,8 @@ MAX_FIELD, MAX_FIELDS = 8190, 100
 """Bytes of a line, and lines, of a response head; of the proxy's answer too."""
 IDLE = 60.0
 """Seconds for which an idle connection is kept."""
+MAX_IDLE = 4
+"""Idle connections that are kept. Requests are mostly made one at a time."""
 
 
 class Transport(RESTClientObject):
@@ -57,6 +59,7 @@ class Transport(RESTClientObject):
                 "max_line_size": MAX_FIELD,
                 "max_field_size": MAX_FIELD,
                 "max_headers": MAX_FIELDS,
+                "trace_configs": [_noting_reuse()],
             },
         )
         super().__init__(settings)
@@ -70,20 +73,30 @@ class Transport(RESTClientObject):
     ) -> aiohttp.ClientResponse:
         """Send a request and return its answer, of which the head has arrived. The caller closes it.
 
-        A request that may be repeated is sent twice when its connection closes without an answer, because an idle
-        connection may have been closed by the server. Raises what `translated` translates.
+        The server may close an idle connection while a request is on its way there. Therefore a request whose
+        connection had been used before and closes without an answer is sent again, but for a POST (RFC 9112, 9.3.1).
+        If the server did carry it out, a DELETE finds nothing the second time, and a PATCH is a merge patch, which
+        changes nothing, or names a resourceVersion, which is outdated: a Conflict. A request on a new connection is
+        never repeated. Raises what `translated` translates.
         """
-        try:
-            return await self._send(method, target, headers, body, upgrade=upgrade)
-        except aiohttp.ClientConnectorError:
-            raise
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            if method != "PATCH":  # aiohttp repeats GET and DELETE itself; POST is never repeated
-                raise
-            return await self._send(method, target, headers, body, upgrade=upgrade)
+        for _ in range(MAX_IDLE):
+            attempt = _Attempt()
+            try:
+                return await self._send(method, target, headers, body, attempt, upgrade=upgrade)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                if not attempt.reused or method == "POST":
+                    raise
+        return await self._send(method, target, headers, body, _Attempt(), upgrade=upgrade)
 
     async def _send(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes, *, upgrade: bool
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        attempt: _Attempt,
+        *,
+        upgrade: bool,
     ) -> aiohttp.ClientResponse:
         if self.pool_manager is None:
             self.pool_manager = self._create_pool_manager()
@@ -91,6 +104,8 @@ class Transport(RESTClientObject):
         authorization = self.access.authorization()
         if authorization:
             fields["authorization"] = authorization
+        if self.proxy_headers and self.access.tls is None:
+            fields |= self.proxy_headers  # aiohttp sends these with CONNECT only
         return await self.pool_manager.request(
             method,
             URL(self._root + target, encoded=True),
@@ -102,6 +117,7 @@ class Transport(RESTClientObject):
             proxy_headers=self.proxy_headers,
             timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT, sock_connect=None),
             read_until_eof=not upgrade,
+            trace_request_ctx=attempt,
         )
 
     def upgraded(self, answer: aiohttp.ClientResponse) -> UpgradedStream:
@@ -110,22 +126,32 @@ class Transport(RESTClientObject):
 
     def _create_pool_manager(self) -> aiohttp.ClientSession:
         self.configuration.client_session_kwargs["cookie_jar"] = aiohttp.DummyCookieJar()  # needs the loop
-        return super()._create_pool_manager()
+        session: aiohttp.ClientSession = super()._create_pool_manager()
+        session._retry_connection = False  # noqa: SLF001 - aiohttp would repeat a DELETE on a new connection too
+        return session
 
     def _create_connector(self) -> aiohttp.TCPConnector:
-        return aiohttp.TCPConnector(
-            ssl=self.ssl_context, limit=0, keepalive_timeout=IDLE, socket_factory=_keepalive_socket
-        )
+        return _Connector(ssl=self.ssl_context, limit=0, keepalive_timeout=IDLE, socket_factory=_keepalive_socket)
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:
-        """Raise UnreachableClusterError, one line, instead of the errors of the transport."""
+        """Raise UnreachableClusterError, one line, instead of the errors of the transport.
+
+        It is raised without a cause: errors of aiohttp hold the head of the request, with the token or the credentials
+        of the proxy.
+        """
         try:
             yield
-        except TimeoutError as error:
-            raise UnreachableClusterError(f"the API server {self.shown} does not answer") from error
+        except TimeoutError:
+            raise UnreachableClusterError(f"the API server {self.shown} does not answer") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise UnreachableClusterError(self._explained(error)) from error
+            raise UnreachableClusterError(self._explained(error)) from None
+
+    def _peer(self, error: aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError) -> str:
+        """Name the end at which TLS failed: an https:// proxy, or the API server behind it."""
+        if self.proxy and (error.host, error.port) == (URL(self.proxy).host, URL(self.proxy).port):
+            return f"the proxy {self.proxy}"
+        return f"the API server {self.shown}"
 
     def _explained(self, error: Exception) -> str:
         match error:
@@ -135,9 +161,9 @@ class Transport(RESTClientObject):
             case aiohttp.ClientProxyConnectionError():
                 return f"the proxy {self.proxy} cannot be reached: {_reason(error.os_error)}"
             case aiohttp.ClientConnectorCertificateError():
-                return f"TLS with the API server {self.shown} failed: {_reason(error.certificate_error)}"
+                return f"TLS with {self._peer(error)} failed: {_reason(error.certificate_error)}"
             case aiohttp.ClientConnectorSSLError():
-                return f"TLS with the API server {self.shown} failed: {_reason(error.os_error)}"
+                return f"TLS with {self._peer(error)} failed: {_reason(error.os_error)}"
             case aiohttp.ClientConnectorError():
                 return f"the API server {self.shown} cannot be reached: {_reason(error.os_error)}"
             case aiohttp.ClientResponseError():
@@ -148,6 +174,33 @@ class Transport(RESTClientObject):
                 return f"the API server {self.shown} broke off: its answer is not whole"
             case _:
                 return f"the API server {self.shown} broke off: {_reason(error)}"
+
+
+class _Attempt:
+    """One sending of a request."""
+
+    def __init__(self) -> None:
+        self.reused = False
+        """Whether its connection has served a request before."""
+
+
+def _noting_reuse() -> aiohttp.TraceConfig:
+    """Return what makes aiohttp set `reused` of an attempt."""
+
+    async def noted(_session: aiohttp.ClientSession, context: Any, _params: Any) -> None:
+        context.trace_request_ctx.reused = True
+
+    config = aiohttp.TraceConfig()
+    config.on_connection_reuseconn.append(noted)
+    return config
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Bounds idle connections, which aiohttp does only together with those in use, and watches are in use for ever."""
+
+    def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
+        idle = sum(each.is_connected() for pool in self._conns.values() for each, _ in pool)
+        super()._release(key, protocol, should_close=should_close or idle >= MAX_IDLE)
 
 
 class UpgradedStream:

@@ -6,12 +6,13 @@ import os
 import ssl
 import subprocess
 import sys
+import traceback
 
 import pytest
 import yaml
 
 from sidestep.kube import transport
-from sidestep.kube.access import in_cluster
+from sidestep.kube.access import ClusterAccess, in_cluster
 from sidestep.kube.api import Api
 from sidestep.kube.errors import UnreachableClusterError
 from sidestep.model.errors import ConfigurationError
@@ -25,6 +26,7 @@ from tests.integration.kube.test_watch import Seen, pod, watching
 
 NAME = "api.cluster.test"
 TARGET = f"{NAME}:6443"
+CREDENTIALS = "Basic " + base64.b64encode(b"ada:p@ss").decode()
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +39,13 @@ def identity(tmp_path_factory):
     return server, ssl.create_default_context(cafile=str(folder / "ca.crt")), folder / "ca.crt"
 
 
-def run(identity, test, **proxy_options):
+def run(identity, test, *, name=NAME, **proxy_options):
     async def body():
         async with FakeApi() as api:
             await api.stop()
             api.tls, port = identity[0], api.port
             await api.start()
-            async with ConnectProxy({TARGET: ("127.0.0.1", port)}, **proxy_options) as proxy:
+            async with ConnectProxy({f"{name}:6443": ("127.0.0.1", port)}, **proxy_options) as proxy:
                 api.client = {"host": NAME, "port": 6443, "tls": identity[1], "proxy": proxy.url}
                 await asyncio.wait_for(test(api, proxy), 60)
 
@@ -91,7 +93,7 @@ def test_list_through_a_proxy(identity, tmp_path, by):
         assert "orders" in text
         assert proxy.requests[0] == f"CONNECT {TARGET} HTTP/1.1"
 
-    run(identity, test, authorization="Basic " + base64.b64encode(b"ada:p@ss").decode())
+    run(identity, test, authorization=CREDENTIALS)
 
 
 def test_no_proxy_is_honoured(identity, tmp_path):
@@ -156,6 +158,87 @@ def test_a_hostile_proxy_is_one_clear_line(identity, options, reason, monkeypatc
         assert reason in str(caught.value)
         assert f"proxy {proxy.url}" in str(caught.value)
         assert str(caught.value).isprintable()
+
+    run(identity, test, **options)
+
+
+def issued(authority, folder, *names, ips=()):
+    """(context of a server with this certificate, context of a client that trusts its authority)."""
+    path = authority.issue(*names, ips=ips).write(folder)
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(path / "tls.crt", path / "tls.key")
+    return server, ssl.create_default_context(cafile=str(path / "ca.crt"))
+
+
+def test_an_https_proxy_is_verified_by_its_own_name_whatever_that_of_the_api_server(tmp_path):
+    authority = Authority()
+    server = issued(authority, tmp_path / "server", NAME)
+    right = issued(authority, tmp_path / "right", "proxy", ips=["127.0.0.77"])[0]
+
+    async def named(api, proxy):
+        client = Api(api.access(host="elsewhere.test", server_name=NAME))
+        await client.get("/api/v1/pods")
+        await client.aclose()
+        assert proxy.requests == ["CONNECT elsewhere.test:6443 HTTP/1.1"]
+
+    async def misnamed(api, proxy):
+        client = Api(api.access(server_name=NAME))
+        with pytest.raises(UnreachableClusterError, match=rf"^TLS with the proxy {proxy.url} failed: IP address mism"):
+            await client.get("/api/v1/pods")
+        await client.aclose()
+        assert proxy.requests == []
+
+    run(server, named, tls=right, name="elsewhere.test")
+    run(server, misnamed, tls=server[0])
+
+
+def test_credentials_reach_a_proxy_of_a_server_without_tls():
+    async def body():
+        answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
+        async with ConnectProxy({}, answer=answer) as proxy:
+            url = proxy.url.replace("://", "://ada:p%40ss@")
+            client = Api(ClusterAccess("api.test", 8080, None, proxy=url, authorization=lambda: "Bearer x"))
+            assert await client.get("/api") == b"hi"
+            await client.aclose()
+            assert proxy.requests == ["GET http://api.test:8080/api HTTP/1.1"]
+            assert f"proxy-authorization: {CREDENTIALS}\r\n".lower() in proxy.heads[0].lower()
+
+    asyncio.run(asyncio.wait_for(body(), 20))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"silent": True},
+        {"authorization": "Basic other"},
+        {"answer": b"HTTP/1.1 502 No\r\n\r\n"},
+        {"endless": True},
+        {"answer": b""},
+        {"answer": b"\0nonsense\r\n\r\n"},
+        {"answer": b"HTTP/1.1 200 OK\r\n\r\nnot TLS"},
+        {"port": 1},
+    ],
+    ids=["silent", "407", "502", "endless head", "closes", "nonsense", "no tunnel", "not there"],
+)
+def test_credentials_of_a_proxy_stand_in_no_text(identity, options, monkeypatch, caplog):
+    """Neither in an error nor in those behind it, which a log of a crash shows, nor in what asyncio and aiohttp log."""
+    monkeypatch.setattr(transport, "CONNECT_TIMEOUT", 1.0)
+    port = options.pop("port", None)
+
+    async def test(api, proxy):
+        url = proxy.url.replace("://", "://ada:p%40ss@")
+        access = api.access(proxy=url if port is None else f"http://ada:p%40ss@127.0.0.77:{port}")
+        client = Api(access)
+        with pytest.raises(UnreachableClusterError) as caught:
+            await client.get("/api/v1/pods")
+        await client.aclose()
+        texts = [repr(access), repr(client), *traceback.format_exception(caught.value), caplog.text]
+        error = caught.value
+        while error is not None:
+            texts += [repr(error), str(error)]
+            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        whole = "".join(texts)
+        assert not [each for each in ("p@ss", "p%40ss", CREDENTIALS.split()[1]) if each in whole]
 
     run(identity, test, **options)
 

@@ -12,6 +12,8 @@ from sidestep.kube.access import ClusterAccess
 from sidestep.kube.api import Api
 from sidestep.kube.errors import ApiError, UnreachableClusterError
 from sidestep.kube.proxies import proxy_for
+from sidestep.kube.transport import MAX_IDLE
+from sidestep.model.errors import ConfigurationError
 
 
 @asynccontextmanager
@@ -153,6 +155,72 @@ def test_only_what_may_be_repeated_is_sent_twice(method, expected):
     run(test)
 
 
+@pytest.mark.parametrize("method", ["get", "patch", "delete", "create"])
+def test_a_request_on_a_new_connection_is_never_repeated(method):
+    async def test():
+        async with answering(b"", OK) as (client, requests):
+            with pytest.raises(UnreachableClusterError, match="broke off"):
+                await getattr(client, method)("/", *([b"{}"] if method in {"patch", "create"} else []))
+            assert len(requests) == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize("method", ["get", "patch", "delete"])
+def test_a_request_on_an_idle_connection_that_was_closed_is_repeated_on_a_new_one(method):
+    async def test():
+        async with answering(OK, b"", OK, b"", OK) as (client, requests):
+            for _ in range(3):
+                assert await getattr(client, method)("/", *([b"{}"] if method == "patch" else [])) == b"hi"
+            assert len(requests) == 5
+
+    run(test)
+
+
+def test_a_post_is_not_repeated_on_an_idle_connection_either():
+    async def test():
+        async with answering(OK, b"", OK) as (client, requests):
+            await client.get("/")
+            with pytest.raises(UnreachableClusterError, match="broke off"):
+                await client.create("/", b"{}")
+            assert len(requests) == 2
+
+    run(test)
+
+
+def test_few_idle_connections_are_kept_whatever_was_asked_at_once():
+    async def test():
+        open_, made, together = set(), [], asyncio.Event()
+
+        async def serve(reader, writer):
+            open_.add(writer)
+            made.append(writer)
+            try:
+                while await reader.readuntil(b"\r\n\r\n"):
+                    if len(made) == 20:
+                        together.set()
+                    await together.wait()
+                    writer.write(OK)
+            except (OSError, asyncio.IncompleteReadError):
+                pass
+            open_.discard(writer)
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            client = Api(ClusterAccess("127.0.0.1", server.sockets[0].getsockname()[1], None))
+            assert await asyncio.gather(*(client.get("/") for _ in range(20))) == [b"hi"] * 20
+            async with asyncio.timeout(10):
+                while len(open_) > MAX_IDLE:  # noqa: ASYNC110 - a condition of sockets, with a deadline
+                    await asyncio.sleep(0.01)
+            await asyncio.gather(*(client.get("/") for _ in range(MAX_IDLE)))
+            assert (len(open_), len(made)) == (MAX_IDLE, 20)
+            await client.aclose()
+            await asyncio.sleep(0.01)
+
+    run(test)
+
+
 def test_a_silent_server_is_given_up(monkeypatch):
     monkeypatch.setattr(api_module, "TIMEOUT", 0.3)
 
@@ -210,3 +278,19 @@ def test_no_proxy_as_client_go_reads_it(no_proxy, host, used):
         assert (found is not None) == used
     if found is not None:
         assert found.url == "http://proxy:3128"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://ada:pa/ss@proxy:3128", "http://ada:12/34@proxy:3128", "http://ada:pa#ss@proxy", "http://ada:1?a@proxy"],
+)
+def test_a_password_that_is_not_escaped_is_refused_and_not_quoted(url):
+    """Its first part would be taken for a port, and shown wherever the proxy is named."""
+    import ssl
+
+    access = ClusterAccess("api.test", 443, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    with pytest.raises(ConfigurationError, match="HTTPS_PROXY: is no URL of a proxy") as caught:
+        proxy_for(access, {"HTTPS_PROXY": url})
+    assert caught.value.__cause__ is None
+    assert "ada" not in str(caught.value)
+    assert "12" not in str(caught.value)

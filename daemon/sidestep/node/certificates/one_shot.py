@@ -218,10 +218,16 @@ def _manifest_data(fd: int, source: ManifestSecret) -> Mapping[str, bytes] | Non
 
 def _cluster_data(source: ClusterSecret) -> Mapping[str, bytes] | None:
     from sidestep.kube import secret_fetch
+    from sidestep.kube.proxies import Proxy
 
     server = source.server
     access = secret_fetch.prepare(
-        server.host, server.port, base=server.base, ca_file=server.ca_file, token_file=server.token_file
+        server.host,
+        server.port,
+        base=server.base,
+        ca_file=server.ca_file,
+        token_file=server.token_file,
+        proxy=Proxy(server.proxy, server.proxy_authorization) if server.proxy else None,
     )
     _drop_privileges(cpu=CPU, wall=WALL)
     return secret_fetch.fetch(access, source.namespace, source.name)

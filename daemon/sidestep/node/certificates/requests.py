@@ -1,6 +1,7 @@
 """Requests of the daemon to the reader, and their answers: one msgpack struct per packet in both directions.
 
-These messages contain no secret: a private key leaves a one-shot child as a descriptor, never as bytes.
+A private key leaves a one-shot child as a descriptor, never as bytes. The only secret in these messages is the
+credentials of an HTTP proxy, which the daemon has from its environment.
 """
 
 from __future__ import annotations
@@ -32,13 +33,22 @@ class ManifestSecret(msgspec.Struct, tag=True, frozen=True):
 
 
 class ApiServer(msgspec.Struct, frozen=True):
-    """Address of the API server. Without `ca_file` it is reached in clear text; `base` is a prefix of every path."""
+    """Address of the API server. Without `ca_file` it is reached in clear text; `base` is a prefix of every path.
+
+    `proxy` is the URL of the HTTP proxy that leads there, "" for none, `proxy_authorization` the value of its header.
+    """
 
     host: str
     port: int
     base: str = ""
     ca_file: str = ""
     token_file: str = ""
+    proxy: str = ""
+    proxy_authorization: str = ""
+
+    def __repr__(self) -> str:
+        """Leave out the credentials."""
+        return f"ApiServer({self.host!r}, {self.port!r})"
 
 
 class ClusterSecret(msgspec.Struct, tag=True, frozen=True):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from sidestep.kube.api import Api
 from sidestep.kube.cluster_cache import ClusterCache
 from sidestep.kube.processes import PodToLocate, locate_pods
+from sidestep.kube.proxies import proxy_for
 from sidestep.kube.secret_names import SecretName
 from sidestep.kube.watch import WatchLimits
 from sidestep.model.condition import Condition, ConditionType
@@ -45,12 +46,15 @@ class ClusterInventory:
         limits: WatchLimits | None = None,
     ) -> None:
         self._node = node
+        proxy = proxy_for(api.access)
         self._server = ApiServer(
             host=api.access.host,
             port=api.access.port,
             base=api.access.base,
             ca_file=api.access.ca_file,
             token_file=api.access.token_file,
+            proxy=proxy.url if proxy else "",
+            proxy_authorization=proxy.authorization if proxy else "",
         )
         self._service_account = service_account
         self._news = asyncio.Event()
