@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tests.e2e.shop import DEV, HOST, TLS_PORT
 from tests.harness.namespaces import Netns
+from tests.harness.nginx import client_context
 from tests.harness.waiting import until
 
 PATIENCE = 10.0
@@ -99,7 +100,7 @@ def once(netns: Netns, ip: str, context: ssl.SSLContext, *, marked: bool) -> tup
 def load(netns: Netns, ips: Sequence[str], ca: Path, *, pace: float = 0.01) -> Iterator[Load]:
     """Two clients for each address, one with the developer's header and one without, until the end of the block."""
     result = Load()
-    context = ssl.create_default_context(cafile=str(ca))
+    context = client_context(ca.read_bytes())
 
     def client(ip: str, marked: bool) -> None:
         while not result.over.is_set():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import ssl
 
 import pytest
 
 from tests.e2e import machine
 from tests.e2e import shop as shops
 from tests.e2e.load import ask, connected
+from tests.harness.nginx import client_context
 from tests.harness.waiting import until
 
 FILTER = ("--http-header", "x-dev=ada")
@@ -91,7 +91,7 @@ def test_a_bad_annotation_is_an_event(cluster, product, shop):
 
 def test_the_node_can_be_disabled(cluster, product, shop):
     """Nothing is steered on a node that says so; connections that run are finished; afterwards it goes on by itself."""
-    context = ssl.create_default_context(cafile=str(shop.ca))
+    context = client_context(shop.ca.read_bytes())
     pods = shop.pods()
     with (
         product.handler() as handler,

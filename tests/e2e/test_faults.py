@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import ssl
 import time
 
 import pytest
@@ -15,6 +14,7 @@ from tests.e2e import machine
 from tests.e2e import product as products
 from tests.e2e import shop as shops
 from tests.e2e.load import ask, connected, load, once
+from tests.harness.nginx import client_context
 from tests.harness.waiting import until
 
 FILTER = ("--http-header", "x-dev=ada")
@@ -22,7 +22,7 @@ FILTER = ("--http-header", "x-dev=ada")
 
 def test_a_rotated_secret(cluster, product, shop):
     """New handshakes get the new certificate within five seconds, no connection fails, and those that are open stay."""
-    context = ssl.create_default_context(cafile=str(shop.ca))
+    context = client_context(shop.ca.read_bytes())
     fresh = shop.authority.issue(shops.HOST)
     pods = shop.pods()
     with (

@@ -11,6 +11,7 @@ import traceback
 import pytest
 import yaml
 
+from sidestep.aio.client_tls import default_client_context
 from sidestep.kube import transport
 from sidestep.kube.access import ClusterAccess, in_cluster
 from sidestep.kube.api import Api
@@ -36,7 +37,7 @@ def identity(tmp_path_factory):
     folder = authority.issue(NAME, "127.0.0.1", ips=["127.0.0.1", "127.0.0.77"]).write(tmp_path_factory.mktemp("tls"))
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     server.load_cert_chain(folder / "tls.crt", folder / "tls.key")
-    return server, ssl.create_default_context(cafile=str(folder / "ca.crt")), folder / "ca.crt"
+    return server, default_client_context(cafile=folder / "ca.crt"), folder / "ca.crt"
 
 
 def run(identity, test, *, name=NAME, **proxy_options):

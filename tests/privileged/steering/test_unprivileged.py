@@ -12,7 +12,7 @@ before = os.getuid()
 drop_capabilities()
 assert os.getuid() == before
 fields = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
-print(*(fields[f"Cap{name}"] for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")), fields["NoNewPrivs"])
+print(*(fields[f"Cap{name}"] for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")), fields["NoNewPrivs"], flush=True)
 subprocess.run(["grep", "-h", "^CapEff", "/proc/self/status"], check=True)
 """
 
