@@ -21,6 +21,8 @@ from sidestep.laptop.session import Outcome, SessionObserver
 from sidestep.model.errors import RefusedError
 from sidestep.tunnel.messages import SessionSpec
 
+STDOUT = 1
+
 
 class Reporter(SessionObserver, Protocol):
     """Presents the events of sessions. `active` is set once connections of a pod reach the session."""
@@ -79,7 +81,8 @@ async def _run(
         with contextlib.suppress(RuntimeError):  # the loop has already ended
             loop.call_soon_threadsafe(interrupted.set)
 
-    writer = LineWriter(sys.stdout, on_closed=nobody_reads)
+    sys.stdout.flush()
+    writer = LineWriter(STDOUT, on_closed=nobody_reads, encoding=sys.stdout.encoding)
     report = make_report(writer)
     sessions = [
         session(

@@ -12,10 +12,10 @@ import contextlib
 import io
 import os
 import queue
+import select
 import sys
 import threading
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -23,18 +23,23 @@ from sidestep.model.text import harmless_json
 
 QUEUE = 4096
 """Lines queued for standard output."""
+AT_ONCE = 64
+"""Lines written by one system call at most."""
 FLUSH = 1.0
 """Seconds for printing queued lines at the end."""
 
 
 class LineWriter:
-    """Writes lines to a stream from a separate thread. Calls `on_closed`, in that thread, when the stream has no
-    reader.
+    """Writes lines to a descriptor from a separate thread. Calls `on_closed`, in that thread, when it has no reader.
+
+    Python's own stream is not used: a thread that waits in its `write` holds its lock, and the interpreter's last flush
+    would wait for that lock without a deadline.
     """
 
-    def __init__(self, stream: TextIO, *, on_closed: Callable[[], None]) -> None:
-        self._stream = stream
+    def __init__(self, descriptor: int, *, on_closed: Callable[[], None], encoding: str = "utf-8") -> None:
+        self._descriptor = descriptor
         self._on_closed = on_closed
+        self._encoding = encoding
         self._lines: queue.Queue[str | None] = queue.Queue(QUEUE)
         self._thread = threading.Thread(target=self._run, name="output", daemon=True)
         self._thread.start()
@@ -48,21 +53,34 @@ class LineWriter:
             self.dropped += 1
 
     def close(self) -> None:
-        """Print queued lines, within FLUSH seconds."""
+        """Print queued lines, within 2 * FLUSH seconds. What nobody has read by then is lost."""
         with contextlib.suppress(queue.Full):
             self._lines.put(None, timeout=FLUSH)
         self._thread.join(FLUSH)
 
     def _run(self) -> None:
-        while (text := self._lines.get()) is not None:
+        text = self._lines.get()
+        while text is not None:
+            lines = [text]
+            with contextlib.suppress(queue.Empty):
+                while len(lines) < AT_ONCE and (text := self._lines.get_nowait()) is not None:
+                    lines.append(text)
             try:
-                self._stream.write(text + "\n")
-                if self._lines.empty():
-                    self._stream.flush()
-            except (OSError, ValueError):
+                self._write(lines)
+            except OSError:
                 silence_stdout()
                 self._on_closed()
                 return
+            if text is not None:
+                text = self._lines.get()
+
+    def _write(self, lines: Sequence[str]) -> None:
+        data = memoryview("".join(f"{line}\n" for line in lines).encode(self._encoding, "backslashreplace"))
+        while data:
+            try:
+                data = data[os.write(self._descriptor, data) :]
+            except BlockingIOError:  # whoever shares the pipe has made it non-blocking
+                select.select([], [self._descriptor], [])
 
 
 def json_line(value: object) -> str:

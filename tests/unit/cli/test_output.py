@@ -1,7 +1,10 @@
-import io
+import contextlib
+import fcntl
 import json
 import os
-import threading
+import subprocess
+import sys
+import time
 
 import pytest
 from hypothesis import given
@@ -11,6 +14,15 @@ from sidestep.cli.output import QUEUE, LineWriter, json_line
 from sidestep.cli.table import table
 from sidestep.model.text import harmless
 from tests.harness.waiting import until
+
+FULL = """
+import sys
+from sidestep.cli.output import LineWriter
+writer = LineWriter(sys.stdout.fileno(), on_closed=lambda: None)
+for _ in range(5000):
+    writer.line("x" * 1000)
+writer.close()
+"""
 
 
 @given(st.text())
@@ -49,39 +61,64 @@ def test_long_text_is_cut():
     assert len(harmless("x" * 10_000)) == 2049
 
 
-def test_lines_are_written_in_order():
-    stream = io.StringIO()
-    writer = LineWriter(stream, on_closed=lambda: None)
-    for number in range(100):
-        writer.line(str(number))
-    writer.close()
-    assert stream.getvalue().split() == [str(number) for number in range(100)]
+@contextlib.contextmanager
+def pipe():
+    """(reader, descriptor to write to). The test closes the reader itself where that is its point."""
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb", buffering=0) as writer:
+        yield reader, writer.fileno()
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_lines_are_written_in_order(blocking):
+    with pipe() as (reader, descriptor):
+        os.set_blocking(descriptor, blocking)
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, 4096)
+        writer = LineWriter(descriptor, on_closed=lambda: None)
+        for number in range(2000):
+            writer.line(str(number))
+        assert [int(reader.readline()) for _ in range(2000)] == list(range(2000))
+        writer.close()
+        assert writer.dropped == 0
+
+
+def test_what_the_encoding_lacks_is_escaped():
+    with pipe() as (reader, descriptor):
+        writer = LineWriter(descriptor, on_closed=lambda: None, encoding="ascii")
+        writer.line("ü")
+        assert reader.readline() == b"\\xfc\n"
+        writer.close()
 
 
 def test_a_reader_that_does_not_read_costs_lines_not_time():
-    read, write = os.pipe()
-    with os.fdopen(read, "rb") as reader, os.fdopen(write, "w") as stream:
-        writer = LineWriter(stream, on_closed=lambda: None)
+    with pipe() as (reader, descriptor):
+        writer = LineWriter(descriptor, on_closed=lambda: None)
         for _ in range(QUEUE + 1000):
             writer.line("x" * 100)
         assert writer.dropped > 0
-        drain = threading.Thread(target=reader.read, daemon=True)
-        drain.start()
+        began = time.monotonic()
         writer.close()
-        stream.close()
-        drain.join(10)
+        assert time.monotonic() - began < 10
+        assert reader.read(4096)  # its thread ends with the pipe
+
+
+@pytest.mark.parametrize("options", [["-u"], []])
+def test_an_interpreter_ends_although_nobody_reads(options):
+    """Python's streams, buffered or not, are flushed at the end, and that must not wait for a thread that waits."""
+    command = [sys.executable, *options, "-c", FULL]
+    with pipe() as (_, descriptor):
+        done = subprocess.run(command, stdout=descriptor, stderr=subprocess.PIPE, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_reader_that_has_gone_is_told_of():
-    class Gone(io.StringIO):
-        def write(self, _text):
-            raise BrokenPipeError
-
     closed = []
-    writer = LineWriter(Gone(), on_closed=lambda: closed.append(True))
-    writer.line("x")
-    until(lambda: closed, within=5, what="the end of the reader")
-    writer.close()
+    with pipe() as (reader, descriptor):
+        reader.close()
+        writer = LineWriter(descriptor, on_closed=lambda: closed.append(True))
+        writer.line("x")
+        until(lambda: closed, within=5, what="the end of the reader")
+        writer.close()
 
 
 def test_a_table_aligns_and_shows_what_is_empty():
