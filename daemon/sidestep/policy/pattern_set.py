@@ -15,7 +15,7 @@ full window as well, so this makes no difference to the verdict; it only brings 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import re2
@@ -47,17 +47,19 @@ class Findings:
 class PatternSet:
     """Patterns, numbered in the order in which they are given.
 
-    Raises `RegexError` with the number of a regex that cannot be compiled, and ConfigurationError when all together
-    need more memory than `room`.
+    `needles` are searched for in the same pass, to be told by `search_head`; they are Latin-1 regexes. Raises
+    ConfigurationError when a regex cannot be compiled, or all together need more memory than `room`.
     """
 
-    def __init__(self, patterns: Sequence[Pattern], *, room: int = MAX_MEMORY) -> None:
+    def __init__(self, patterns: Sequence[Pattern], *, needles: Sequence[bytes] = (), room: int = MAX_MEMORY) -> None:
         self.patterns = tuple(patterns)
         regexes = [(number, each.regex) for number, each in enumerate(patterns) if each.builtin is None]
         builtins = [(number, PATTERNS[each.builtin]) for number, each in enumerate(patterns) if each.builtin]
-        self._numbers = [number for number, _ in (*regexes, *builtins)]
+        # A needle has a negative number.
+        self._numbers = [*(number for number, _ in regexes), *(~place for place in range(len(needles)))]
+        self._numbers += [number for number, _ in builtins]
         self.regexes = tuple(regex for _, regex in regexes)
-        self._set = RegexSet(self.regexes, raw=[each.needle for _, each in builtins], room=room)
+        self._set = RegexSet(self.regexes, raw=[*needles, *(each.needle for _, each in builtins)], room=room)
         self._in_context = {number: compiled(regex) for number, regex in regexes if depends_on_context(regex)}
         self._guarded = {number: _Needles(each) for number, each in builtins}
 
@@ -73,11 +75,20 @@ class PatternSet:
         scan.finish()
         return findings
 
-    def search_window(self, text: bytes, findings: Findings, *, begins: bool, ends: bool) -> None:
-        """Search one window. `begins` and `ends` say whether its edges are those of the whole text."""
-        for place in self._set.found(text):
+    def search_head(self, text: bytes, findings: Findings) -> list[int]:
+        """Search a text at once, whatever its length. Returns the places of the needles that are in it."""
+        return self.judge_head(self.find(text), text, findings)
+
+    def judge_head(self, places: Sequence[int], text: bytes, findings: Findings) -> list[int]:
+        """The second half of `search_head`, after `find`."""
+        self.judge(places, text, findings, begins=True, ends=True)
+        return [~number for place in places if (number := self._numbers[place]) < 0]
+
+    def judge(self, places: Sequence[int], text: bytes, findings: Findings, *, begins: bool, ends: bool) -> None:
+        """Judge what `find` said of a window. `begins` and `ends` say whether its edges are those of the whole text."""
+        for place in places:
             number = self._numbers[place]
-            if number in findings.found:
+            if number < 0 or number in findings.found:
                 continue
             if number in self._guarded:
                 known, complete = self._guarded[number].secret(text, begins=begins, ends=ends)
@@ -130,7 +141,7 @@ class Scan:
     or of gRPC).
     """
 
-    __slots__ = ("_begins", "_text", "_unsearched", "findings", "patterns")
+    __slots__ = ("_begins", "_places", "_text", "_unsearched", "findings", "patterns")
 
     LITTLE = 64
     """New bytes below which the last window is not searched again: it costs as much as a full one."""
@@ -139,6 +150,8 @@ class Scan:
         self.patterns = patterns
         self.findings = Findings() if findings is None else findings
         self._text = b""
+        self._places: Sequence[int] | None = ()
+        """What `find` says of the text; None if it was not asked."""
         self._begins = True
         self._unsearched = 0
 
@@ -149,25 +162,44 @@ class Scan:
 
     def feed(self, data: bytes) -> None:
         """Search the next bytes."""
-        if self.done:
+        for _ in self.windows(data):
+            pass
+
+    def windows(self, data: bytes) -> Iterator[None]:
+        """Search the next bytes; yields after each full window. Whoever stops before the end feeds no more."""
+        if self.done or not data:
             return
         text = self._text + data
         at = 0
         while len(text) - at > WINDOW:
-            self.patterns.search_window(text[at : at + WINDOW], self.findings, begins=self._begins, ends=False)
+            window = text[at : at + WINDOW]
+            if places := self.patterns.find(window):
+                self.patterns.judge(places, window, self.findings, begins=self._begins, ends=False)
             self._begins = False
             self._unsearched = 0
             at += STEP
+            yield
         self._text = text[at:] if at else text
+        self._places = None
         self._unsearched += len(data)
         if self._unsearched >= self.LITTLE and (self._begins or len(self._text) > OVERLAP):
-            self.patterns.search_window(self._text, self.findings, begins=self._begins, ends=False)
+            # Whether there are too many candidates is known of a full window only.
+            incomplete = self.findings.incomplete
+            self._search(ends=False)
+            self.findings.incomplete = incomplete
             self._unsearched = 0
 
     def finish(self) -> None:
         """Search what is left, at the end of the text."""
         if not self.done:
-            self.patterns.search_window(self._text, self.findings, begins=self._begins, ends=True)
+            self._search(ends=True)
         self._text = b""
+        self._places = ()
         self._begins = True
         self._unsearched = 0
+
+    def _search(self, *, ends: bool) -> None:
+        if self._places is None:
+            self._places = self.patterns.find(self._text)
+        if self._places:
+            self.patterns.judge(self._places, self._text, self.findings, begins=self._begins, ends=ends)

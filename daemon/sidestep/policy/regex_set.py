@@ -20,9 +20,6 @@ from sidestep.model.errors import ConfigurationError
 
 MAX_MEMORY = 8 * 1024 * 1024
 """Bytes of the compiled regexes and automata of one policy."""
-_SINGLE_MEMORY = 256 * 1024
-"""Bytes of one regex that is compiled by itself."""
-
 _UNICODE = re.compile(r"[^\x00-\x7f]|\\[pPx]")
 _NEGATED_CLASS = re.compile(r"(?<!\\)((?:\\\\)*)\[\^")
 _ASSERTION = re.compile(r"[\^$]|\\[AbBz]")
@@ -37,8 +34,12 @@ class RegexError(ConfigurationError):
 
 
 def compiled(regex: str, index: int = 0) -> re2._Regexp:
-    """Compile one regex as `RegexSet` does. Raises RegexError."""
-    options = _options(_SINGLE_MEMORY, is_unicode=is_unicode(regex))
+    """Compile one regex as `RegexSet` does; it has no groups. Raises RegexError.
+
+    It has as much room as a set: what a set that it is part of can do within its room, it can do by itself.
+    """
+    options = _options(MAX_MEMORY, is_unicode=is_unicode(regex))
+    options.never_capture = True
     try:
         # First by itself: what is put into a group must be a whole regex.
         re2.compile(regex.encode(), options)
@@ -62,15 +63,11 @@ def depends_on_context(regex: str) -> bool:
     return _ASSERTION.search(_NEGATED_CLASS.sub(r"\1[", regex)) is not None
 
 
-def instructions(regex: str) -> int:
-    """The number of RE2's instructions for a regex. Raises RegexError."""
-    return int(compiled(regex).programsize)
-
-
 class RegexSet:
     """Regexes that are searched for together. Raises RegexError, or ConfigurationError when they are too large.
 
-    `room`: bytes of memory. `raw` regexes follow the others in the numbering; they are byte by byte and unchanged.
+    `room`: bytes of memory. `raw` regexes follow the others in the numbering; they are byte by byte, and `^` and `$` in
+    them stand for the ends of lines as well.
     """
 
     def __init__(self, regexes: Sequence[str], *, raw: Sequence[bytes] = (), room: int = MAX_MEMORY) -> None:
@@ -79,7 +76,7 @@ class RegexSet:
             compiled(regex, index)
             parts.setdefault(is_unicode(regex), []).append((index, _lines(regex)))
         for index, needle in enumerate(raw, len(regexes)):
-            parts.setdefault(False, []).append((index, needle))
+            parts.setdefault(False, []).append((index, b"(?m:" + needle + b")"))
         self._sets = [
             (_proved(members, room // len(parts), unicode), tuple(index for index, _ in members))
             for unicode, members in parts.items()

@@ -1,0 +1,267 @@
+"""Compiles the conditions of inspection rules, and prepares what they are compared with.
+
+A path is looked at in up to three forms: as it was sent, percent-decoded once, and decoded with its dot segments
+removed and its repeated slashes merged (RFC 3986, 5.2.4), because apps differ in which of them they serve. A condition
+of a match holds if it holds for one form; a condition of an exception only if it holds for every form. So neither
+encoding leads around a rule.
+
+`needle` derives from a match a regex that occurs in the text of every head that fulfils it. A policy searches for the
+needles of all its rules together and evaluates only those rules whose needle is found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from urllib.parse import unquote_to_bytes
+
+import re2
+
+from sidestep.model.filter import HeaderCondition, HeaderTest, PathCondition, PathTest
+from sidestep.model.inspection import Match, ParameterCondition
+from sidestep.policy.regex_set import RegexSet
+from sidestep.policy.route import Fields
+
+MAX_PARAMETERS = 512
+"""Query parameters of one request that conditions look at."""
+
+Address = IPv4Address | IPv6Address
+Test = Callable[[bytes], bool]
+
+_SLASHES = re.compile(rb"/{2,}")
+_PLAIN = re.compile(rb"[^%+/]*(?:/(?![./])[^%+/]*)*").fullmatch
+"""Of a target that has one form only."""
+_LINE = b": ".join
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionFacts:
+    """What is known of a connection. `certificate_names` are those of a *verified* client certificate: its subject as
+    RFC 2253 writes it, and its DNS, URI and e-mail names; empty without one.
+    """
+
+    client: Address | None = None
+    server_name: str = ""
+    certificate_names: tuple[str, ...] = ()
+
+
+def request_text(target: bytes, fields: Fields) -> bytes:
+    """The text of a request in which patterns and needles are searched for: lines of the target's forms and the fields.
+
+    Runs for every request: 1 µs for ten fields and a plain target.
+    """
+    head = b"\n".join(map(_LINE, fields))
+    if _PLAIN(target) is not None:
+        return target + b"\n" + head
+    path, _, query = target.partition(b"?")
+    lines = [target]
+    if b"%" in target or b"+" in query:
+        lines.append(unquote_to_bytes(path) + b"?" + _decoded(query))
+    forms = paths_of(path)
+    return b"\n".join((*lines, *forms[1:], head))
+
+
+def text_of(fields: Fields) -> bytes:
+    """The text of a response's head in which patterns are searched for: a line per field."""
+    return b"\n".join(map(_LINE, fields))
+
+
+def paths_of(path: bytes) -> tuple[bytes, ...]:
+    """The forms of a path that differ: as sent, decoded once, and that normalised."""
+    decoded = unquote_to_bytes(path) if b"%" in path else path
+    return tuple(dict.fromkeys((path, decoded, normalised(decoded))))
+
+
+class RequestFacts:
+    """A request's head. `target` is path and query as sent; `fields` have lower-case names and include `host`."""
+
+    __slots__ = ("_parameters", "fields", "method", "paths", "query", "too_many_parameters")
+
+    def __init__(self, method: bytes, target: bytes, fields: Fields) -> None:
+        self.method = method
+        self.fields = fields
+        path, _, self.query = target.partition(b"?")
+        self.paths = paths_of(path)
+        self._parameters: list[tuple[bytes, bytes, bytes]] | None = None
+        self.too_many_parameters = False
+
+    @property
+    def parameters(self) -> list[tuple[bytes, bytes, bytes]]:
+        """(decoded name, decoded value, value as sent) of the first MAX_PARAMETERS query parameters."""
+        if self._parameters is None:
+            parts = self.query.split(b"&", MAX_PARAMETERS)
+            self.too_many_parameters = len(parts) > MAX_PARAMETERS
+            self._parameters = []
+            for part in parts[:MAX_PARAMETERS]:
+                name, _, value = part.partition(b"=")
+                self._parameters.append((_decoded(name), _decoded(value), value))
+        return self._parameters
+
+
+def normalised(path: bytes) -> bytes:
+    """A path without dot segments and empty segments. A path that does not begin with / is left as it is."""
+    if not path.startswith(b"/") or (b"//" not in path and b"/." not in path):
+        return path
+    kept: list[bytes] = []
+    segments = _SLASHES.sub(b"/", path).split(b"/")[1:]
+    for segment in segments:
+        if segment == b"..":
+            del kept[-1:]
+        elif segment != b".":
+            kept.append(segment)
+    if segments[-1] in {b".", b".."}:
+        kept.append(b"")
+    return b"/" + b"/".join(kept)
+
+
+def _decoded(text: bytes) -> bytes:
+    return unquote_to_bytes(text.replace(b"+", b" ")) if b"%" in text or b"+" in text else text
+
+
+def plain_address(address: Address) -> Address:
+    """An IPv4 address that came mapped into IPv6 (RFC 4291, 2.5.5.2) as itself."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+class CompiledMatch:
+    """The conditions of a match or an exception in three parts, by when they can be decided.
+
+    `of_exception`: every form of a path has to fulfil a condition. `of_response`: headers are the response's.
+    Raises ConfigurationError for a regex that cannot be compiled.
+    """
+
+    __slots__ = (
+        "_headers", "_match", "_methods", "_parameters", "_paths", "_quantifier", "_response_headers",
+        "on_connection", "on_request", "on_response",
+    )  # fmt: skip
+
+    def __init__(self, match: Match, *, of_exception: bool, of_response: bool) -> None:
+        self._match = match
+        self._quantifier: Callable[[Iterable[bool]], bool] = all if of_exception else any
+        headers = [(each.name.encode(), _test(each)) for each in match.filter.headers]
+        self._headers = () if of_response else tuple(headers)
+        self._response_headers = tuple(headers) if of_response else ()
+        self._methods = frozenset(each.encode() for each in match.filter.methods)
+        self._paths = tuple(map(_path_test, match.filter.paths))
+        self._parameters = tuple((each.name.encode(), _test(each)) for each in match.parameters)
+        self.on_connection = bool(match.server_names or match.sources or match.client_certificates)
+        self.on_request = bool(self._headers or self._methods or self._paths or self._parameters)
+        self.on_response = bool(self._response_headers)
+
+    def connection(self, facts: ConnectionFacts) -> bool:
+        """Whether the conditions on the connection hold."""
+        match = self._match
+        if match.sources:
+            client = plain_address(facts.client) if facts.client is not None else None
+            if client is None or not any(client in network for network in match.sources):
+                return False
+        if match.server_names and not _names_server(match.server_names, facts.server_name.lower().rstrip(".")):
+            return False
+        wanted = match.client_certificates
+        return not wanted or any(_names_certificate(each, name) for each in wanted for name in facts.certificate_names)
+
+    def request(self, facts: RequestFacts) -> bool:
+        """Whether the conditions on the request hold."""
+        if self._methods and facts.method not in self._methods:
+            return False
+        if self._paths and not self._quantifier(any(test(path) for test in self._paths) for path in facts.paths):
+            return False
+        if self._headers and not _hold(self._headers, facts.fields):
+            return False
+        return not self._parameters or all(
+            any(name == wanted and (test(decoded) or test(raw)) for name, decoded, raw in facts.parameters)
+            for wanted, test in self._parameters
+        )
+
+    def response(self, fields: Fields) -> bool:
+        """Whether the conditions on the response hold."""
+        return _hold(self._response_headers, fields)
+
+
+def _hold(tests: Iterable[tuple[bytes, Test]], fields: Fields) -> bool:
+    return all(any(name == wanted and test(value) for name, value in fields) for wanted, test in tests)
+
+
+def _test(condition: HeaderCondition | ParameterCondition) -> Test:
+    match condition.test:
+        case HeaderTest.EXACT:
+            return condition.value.encode().__eq__
+        case HeaderTest.PRESENT:
+            return lambda _value: True
+        case HeaderTest.REGEX:
+            return _search(condition.value)
+
+
+def _path_test(condition: PathCondition) -> Test:
+    value = condition.value.encode()
+    match condition.test:
+        case PathTest.EQUAL:
+            return value.__eq__
+        case PathTest.PREFIX:
+            return lambda path: path.startswith(value)
+        case PathTest.REGEX:
+            return _search(condition.value)
+
+
+def _search(regex: str) -> Test:
+    # A set of one, because a set is never slower than what the probe of the policy has measured.
+    found = RegexSet([regex]).found
+    return lambda value: bool(found(value))
+
+
+def _names_server(wanted: Iterable[str], name: str) -> bool:
+    return any(name.endswith(each[1:]) if each.startswith("*.") else name == each for each in wanted)
+
+
+def _names_certificate(wanted: str, name: str) -> bool:
+    return name.startswith(wanted[:-1]) if wanted.endswith("*") else name == wanted
+
+
+def regexes_of(match: Match, path: str) -> Sequence[tuple[str, str]]:
+    """(path of the field, regex) of all regexes in a match; `path` is that of the match."""
+    found = [
+        (f"{path}.headers[{index}].value", each.value)
+        for index, each in enumerate(match.filter.headers)
+        if each.test is HeaderTest.REGEX
+    ]
+    found += [
+        (f"{path}.paths[{index}].value", each.value)
+        for index, each in enumerate(match.filter.paths)
+        if each.test is PathTest.REGEX
+    ]
+    found += [
+        (f"{path}.queryParameters[{index}].value", each.value)
+        for index, each in enumerate(match.parameters)
+        if each.test is HeaderTest.REGEX
+    ]
+    return found
+
+
+def needle(match: Match, *, of_response: bool) -> bytes | None:
+    """A regex that is found in `RequestFacts.text` of every request that fulfils the match; None if there is none.
+
+    It is for RE2, Latin-1, with ^ and $ for the ends of lines.
+    """
+    paths = match.filter.paths
+    if paths and not any(each.test is PathTest.REGEX for each in paths):
+        return b"|".join(_path_needle(each) for each in paths)
+    if match.filter.headers and not of_response:
+        first = match.filter.headers[0]
+        line = b"^" + _quoted(first.name) + b": "
+        return line + _quoted(first.value) + b"$" if first.test is HeaderTest.EXACT else line
+    if match.parameters:
+        return rb"[?&]" + _quoted(match.parameters[0].name) + rb"(?:[=&]|$)"
+    return None
+
+
+def _path_needle(condition: PathCondition) -> bytes:
+    begin = b"^" + _quoted(condition.value)
+    return begin + rb"(?:\?|$)" if condition.test is PathTest.EQUAL else begin
+
+
+def _quoted(text: str) -> bytes:
+    quoted: bytes = re2.escape(text.encode())
+    return quoted
