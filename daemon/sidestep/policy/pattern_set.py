@@ -183,10 +183,7 @@ class Scan:
         self._places = None
         self._unsearched += len(data)
         if self._unsearched >= self.LITTLE and (self._begins or len(self._text) > OVERLAP):
-            # Whether there are too many candidates is known of a full window only.
-            incomplete = self.findings.incomplete
             self._search(ends=False)
-            self.findings.incomplete = incomplete
             self._unsearched = 0
 
     def finish(self) -> None:

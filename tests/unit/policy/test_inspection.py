@@ -236,6 +236,15 @@ def test_what_is_not_looked_at_is_told():
     assert begin(inspection(policy(cards)), fields=((b"a", b"4000000000000000 " * 100),)).unread == {Unread.CANDIDATES}
 
 
+def test_what_a_rule_no_longer_needs_is_not_missing():
+    patterns = (Pattern(Builtin.CARD_NUMBER), Pattern(regex="evil"))
+    exchange = begin(inspection(policy(Rule("c", Action.BLOCK, patterns=patterns))))
+    exchange.request_body(b"4000 0000 0000 0000 " * 100 + b"evil" + b" " * 9000, 0)
+    exchange.request_end(0)
+    assert exchange.verdict.outcome is Outcome.BLOCK
+    assert exchange.unread == set()
+
+
 # --- thresholds and rates --------------------------------------------------------------------------------------------
 
 

@@ -190,11 +190,32 @@ def test_a_secret_is_found_wherever_it_stands(at, text):
     assert scanned([stream]).found & set(range(8, len(PATTERNS.patterns)))
 
 
+LONG = regexes(r"\bqw{0,1000}r\b", "^qw*r$")
+
+
 @given(st.integers(0, 3 * WINDOW), st.integers(1, OVERLAP - 2), st.integers(0, WINDOW))
 def test_what_is_shorter_than_the_overlap_is_found_wherever_it_stands(before, length, after):
-    patterns = regexes(r"\bqw{0,1000}r\b", "^qw*r$")
     text = b"\n" * before + b"q" + b"w" * max(0, length - 2) + b"r" + b"\n" * after
-    assert found(patterns, text) == {0, 1}
+    assert found(LONG, text) == {0, 1}
+
+
+@pytest.mark.parametrize("edge", [STEP, WINDOW, 2 * STEP, STEP + WINDOW])
+def test_the_edge_of_a_window_is_no_edge_of_a_word_a_line_or_a_secret(edge):
+    guessed = [Pattern(regex=regex) for regex in (r"\bword", "^word", r"\Aword", r"swo\b", "swo$", r"swo\z")]
+    patterns = PatternSet([*guessed, Pattern(Builtin.CARD_NUMBER), Pattern(Builtin.NPM_TOKEN)])
+    card = secrets_made.card(random.Random(2))
+    token = secrets_made.checked(random.Random(2), "npm_")
+    for text, reach in (("swordx", 6), (f"x{card}", 18), (f"{card}7", 18), (f"{token}a", 42)):
+        for before in range(edge - reach, edge + 2):
+            # Letters before and after a word; blanks around a number, so that only its own digits tell.
+            filler = b"s" if text == "swordx" else b" "
+            stream = filler * before + text.encode() + filler * 2000
+            assert not found(patterns, stream), (text, before)
+            scan = Scan(patterns)
+            scan.feed(stream[:edge])
+            scan.feed(stream[edge:])
+            scan.finish()
+            assert not scan.findings.found
 
 
 def test_it_is_found_as_soon_as_its_surroundings_are_known():
