@@ -29,7 +29,8 @@ from sidestep.model.inspection import (
     Threshold,
 )
 from sidestep.policy.accepted_policy import Outcome, accept
-from sidestep.policy.inspection import ConnectionFacts, Hit, Inspection, Unread, Verdict
+from sidestep.policy.inspection import Hit, Inspection, Unread, Verdict
+from sidestep.policy.inspection_match import ConnectionFacts
 from tests.unit.policy import secrets_made
 
 RESPONSE = Direction.RESPONSE
