@@ -10,7 +10,7 @@ from websockets.sync.client import connect
 from websockets.sync.server import serve
 
 from sidestep.protocols import pcapng
-from sidestep.protocols.pcapng_reader import Packet, Reader, Statistics
+from sidestep.protocols.pcapng_reader import Packet, Reader
 from sidestep.protocols.tcp_synthesis import Conversation, Endpoint
 from tests.harness import tshark
 from tests.harness.http2 import any_app
@@ -201,24 +201,3 @@ def test_what_tshark_and_editcap_write_is_read(app, tmp_path):
             (packet.timestamp, packet.data) for packet in ours
         ]
         assert theirs[0].interface.name == "shop/orders-1"
-
-
-def test_what_dumpcap_writes_is_read(tmp_path):
-    file = tmp_path / "dumpcap.pcapng"
-    with Server(any_app) as server:
-        command = ("dumpcap", "-i", "lo", "-f", f"tcp port {server.port}", "-w", file)
-        with Process(command, log=tmp_path / "log") as dumpcap:
-            until(lambda: "File:" in dumpcap.text(), within=30, what=dumpcap.text)
-
-            def seen():
-                run("curl", "-s", f"http://127.0.0.1:{server.port}/seen")
-                return file.exists() and file.stat().st_size > 2000
-
-            until(seen, within=30, every=0.3, what=dumpcap.text)
-    found = read(file.read_bytes())
-    packets = [packet for packet in found if isinstance(packet, Packet)]
-    assert any(b"GET /seen HTTP/1.1\r\n" in packet.data for packet in packets)
-    assert {packet.interface.name for packet in packets} == {"lo"}
-    (counts,) = [each for each in found if isinstance(each, Statistics)]
-    assert counts.received >= len(packets)
-    assert counts.dropped == 0
