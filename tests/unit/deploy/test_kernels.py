@@ -259,6 +259,17 @@ def test_a_guest_that_has_ended_its_report_is_gone(guest):
     assert not alive(int(booted.console.read_text()))
 
 
+def test_a_guest_is_gone_after_an_interrupt(guest):
+    booted = guest(SPOKEN.replace('{"end": true}\r\n', ""), "exec sleep 600")
+
+    def interrupt(outcome: Outcome) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        machine.run(booted, "demo", report=Report(), within=60, seen=interrupt)
+    assert not alive(int(booted.console.read_text()))
+
+
 @pytest.mark.parametrize(
     ("spoken", "then", "within", "error"),
     [
