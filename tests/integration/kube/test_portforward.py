@@ -73,11 +73,12 @@ def switched(head):
 
 async def stalled(count):
     """Wait until a number has not changed for half a second."""
-    last, since, loop = -1, 0.0, asyncio.get_running_loop()
+    loop = asyncio.get_running_loop()
+    last, since = count(), loop.time()
     while loop.time() - since < 0.5:
+        await asyncio.sleep(0.05)
         if count() != last:
             last, since = count(), loop.time()
-        await asyncio.sleep(0.05)
     return last
 
 
