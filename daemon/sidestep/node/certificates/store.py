@@ -15,7 +15,8 @@ States of a certificate, and what leads from one to another:
     pending    it is not there yet: no container that may hold the folder has a process, or the folder is missing and
                may still be made. Its facts say so; there is no condition
                -> usable or unusable when its place moves, or its folder appears
-               -> unusable when the folder is still missing `STARTING` seconds after all those containers were started
+               -> unusable when the folder is still missing `STARTING` seconds after all those containers were started,
+               or `LACKING` seconds after they were seen without it first: some crash earlier, and are started again
     usable     it has an identity or a CA; read again when its stamp (a folder), version (a Secret) or place changes
                -> unusable when the source is at fault; a condition says why, the last usable certificate stays in use
                -> pending when its place is empty; the last usable certificate stays in use, until a new proxy needs it
@@ -73,6 +74,9 @@ POLL = 3.0
 STARTING = 10.0
 """Seconds after the start of a container in which what it lacks is not held against it: it may write its own files."""
 
+LACKING = 60.0
+"""Seconds after which what was missing whenever the containers ran is held against them, however young they are."""
+
 LOOK = 0.5
 """Seconds between two looks at the folder of a pending certificate whose containers have just been started."""
 
@@ -115,6 +119,8 @@ class CertificateEntry:
     """Why it is not there yet; empty once it has been read. What was found before stays."""
     judged_at: float = math.inf
     """Time (that of `uptime`) at which a pending certificate is judged in any case."""
+    lacking_since: float = math.inf
+    """Time (that of `uptime`) at which all containers that may hold it ran without it first, since it was there."""
 
     @property
     def facts(self) -> CertificateFacts:
@@ -302,16 +308,11 @@ class CertificateStore:
                 stamp = await self._reader.stamp(request.source)
             summary, _ = await self._reader.read(request)
         except SidestepError as error:
-            reason = self._reason(entry.wanted, error)
-            new = replace(entry, problems=(reason,), unread=True, pending="", judged_at=math.inf)
-            passes = _passes(entry.place, error)
+            new = self._failed(entry, error)
         else:
-            new = _with_summary(entry, summary, dt.datetime.now(dt.UTC).timestamp())
-            passes = False
-        if new.problems and not passes and self._uptime() < (judged_at := _started(entry.place) + STARTING):
-            new = replace(entry, pending="; ".join(new.problems), judged_at=judged_at)
-        elif passes:
-            new = replace(entry, pending="; ".join(new.problems), judged_at=math.inf)
+            found = _with_summary(entry, summary, dt.datetime.now(dt.UTC).timestamp())
+            since = min(entry.lacking_since, self._uptime()) if found.problems else math.inf
+            new = self._judged(replace(entry, lacking_since=since), replace(found, lacking_since=since), passes=False)
         new = replace(new, read=True, version=version, stamp=stamp)
         self._all.reading.pop(key, None)
         self._all.entries[key] = new
@@ -321,6 +322,29 @@ class CertificateStore:
             self._all.starting[key] = self._tasks.start(self._follow_start(key), name=f"start of {key.subject}")
         if not entry.read or new.facts != entry.facts:
             self._on_change()
+
+    def _failed(self, entry: CertificateEntry, error: SidestepError) -> CertificateEntry:
+        """Return the entry after a read that failed."""
+        now, reason, since = self._uptime(), self._reason(entry.wanted, error), math.inf
+        if _is_absent(error):
+            runs = bool(entry.place.roots) and not entry.place.missing
+            since = min(entry.lacking_since, now) if runs else entry.lacking_since
+        if lacked := now >= since + LACKING:
+            reason = f"{reason}; it was not there either when the pod's containers ran before"
+        before = replace(entry, lacking_since=since)
+        new = replace(before, problems=(reason,), unread=True, pending="", judged_at=math.inf)
+        # What has been said stays while no container runs: the text does not change with each start.
+        passes = _passes(entry.place, error) and not (lacked and not entry.problems)
+        return self._judged(before, new, passes=passes)
+
+    def _judged(self, before: CertificateEntry, new: CertificateEntry, *, passes: bool) -> CertificateEntry:
+        """Return `new`; or `before`, pending, while its problems may pass or are those of a container's start."""
+        if not new.problems:
+            return new
+        judged_at = min(_started(before.place) + STARTING, before.lacking_since + LACKING)
+        if passes or self._uptime() < judged_at:
+            return replace(before, pending="; ".join(new.problems), judged_at=math.inf if passes else judged_at)
+        return new
 
     async def _follow_start(self, key: CertificateKey) -> None:
         """Look at the folder of a pending certificate every `LOOK` seconds, for `STARTING` seconds at most."""
@@ -431,12 +455,16 @@ def _with_summary(entry: CertificateEntry, summary: Summary, now: float) -> Cert
     )
 
 
+def _is_absent(error: SidestepError) -> bool:
+    """Whether nothing is there that could be at fault."""
+    return isinstance(error, NotYetError) or (isinstance(error, ReadError) and error.absent is not Absence.NOTHING)
+
+
 def _passes(place: Place, error: SidestepError) -> bool:
     """Whether a failure passes once a container is started, without anybody mending anything."""
-    absent = error.absent if isinstance(error, ReadError) else Absence.NOTHING
-    return (
-        isinstance(error, NotYetError) or absent is Absence.ROOT or (absent is Absence.FOLDER and bool(place.missing))
-    )
+    if isinstance(error, ReadError) and error.absent is Absence.FOLDER:
+        return bool(place.missing)
+    return _is_absent(error)
 
 
 def _started(place: Place) -> float:

@@ -12,7 +12,7 @@ from sidestep.model.pod import Location
 from sidestep.node.certificates import store as module
 from sidestep.node.certificates.reader import ReadError
 from sidestep.node.certificates.requests import Absence
-from sidestep.node.certificates.store import STARTING, TICKS, CertificateStore
+from sidestep.node.certificates.store import LACKING, STARTING, TICKS, CertificateStore
 from sidestep.policy.survey import survey
 from tests.harness.authority import Authority
 from tests.unit.node.certificates.test_store import BY_PATH, DOWN, POD, Node, polling, run, until
@@ -232,6 +232,62 @@ def test_a_container_that_runs_for_long_without_the_folder_is_told(age):
         assert some.facts.pending == ""
         assert "neither tls.crt nor cert-chain.pem" in some.facts.problem
         await until(lambda: not some.store._all.starting)
+
+    run(story())
+
+
+@pytest.mark.parametrize("lack", ["folder", "process", "key"])
+def test_a_container_that_crashes_again_and_again_without_it_is_told_once_a_minute_has_passed(authority, lack):
+    """Each of its starts alone is too short to be judged."""
+
+    async def story():
+        some = Scene("app")
+        issued, told = authority.issue("orders.shop"), set()
+        began = some.now
+        for pid in range(7, 20):
+            if lack == "process":
+                some.reader.gone.add(f"/proc/{pid}/root")
+            elif lack == "key":
+                some.put(issued, pid)
+                del some.folder.files[f"/proc/{pid}/root", "/tls/tls.key"]
+            some.runs(app=pid, started=some.now - 1)
+            await some.want()
+            assert bool(some.problems) is (some.now - began >= LACKING)
+            some.now += 3
+            some.runs()
+            await some.want()
+            assert bool(some.problems) is (some.now - began >= LACKING)
+            some.now += 7
+            told |= set(some.problems)
+        assert len(told) == 1
+        text = {"folder": "neither tls.crt", "process": "no such process", "key": "no tls.key"}[lack]
+        assert text in some.facts.problem
+        assert some.facts.pending == ""
+        some.put(issued, 30)
+        some.runs(app=30, started=some.now - 1)
+        await some.want()
+        assert (some.problems, some.facts.problem) == ([], "")
+        assert some.facts.identity
+        # What is missing in a later start has its time again.
+        some.now += 1000
+        some.runs(app=31, started=some.now - 1)
+        await some.want()
+        assert some.problems == []
+
+    run(story())
+
+
+def test_a_pod_whose_container_never_runs_stays_pending_however_long():
+    async def story():
+        some = Scene("app", "side")
+        for _ in range(10):
+            some.runs(side=7, started=some.now - 1)
+            await some.want()
+            some.runs()
+            await some.want()
+            some.now += LACKING
+        assert some.facts.pending
+        assert some.problems == []
 
     run(story())
 
