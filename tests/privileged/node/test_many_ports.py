@@ -2,11 +2,16 @@
 
 import asyncio
 import contextlib
+import socket
+import time
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from sidestep.model.pod import ContainerPort, Family, Transport
+from sidestep.netns import exchange, listening
+from sidestep.node.pods import stream_ports
 from tests.harness import kernel
 from tests.harness.namespaces import pod_namespace
 from tests.harness.peers import Client, Server, http_app
@@ -95,5 +100,56 @@ def test_a_frozen_reconciler_keeps_what_is_steered(program):
                 some.reconciler.abandon()
                 assert not kernel.steering(space.pod).links
                 assert await asyncio.to_thread(ask, space) == "app"
+
+    asyncio.run(story())
+
+
+def listeners(space, count):
+    """So many sockets that share the port, as an app of many workers has."""
+
+    def listen():
+        found = []
+        for _ in range(count):
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind((space.ip, PORT))
+            sock.listen()
+            found.append(sock)
+        return found
+
+    return space.pod.call(listen)
+
+
+def test_a_pod_with_too_many_listening_sockets_is_asked_ever_more_seldom(program, monkeypatch):
+    """The kernel has to list all of them each time, only for the answer to be refused."""
+    monkeypatch.setattr(exchange, "MAX_ANSWERS", 10)
+    asked = []
+
+    def counted(*words):
+        asked.append(time.monotonic())
+        return listening(*words)
+
+    monkeypatch.setattr(stream_ports, "listening", counted)
+    monkeypatch.setattr(stream_ports, "FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(stream_ports, "LAST_PAUSE", 3.2)
+
+    async def story():
+        with pod_namespace(ipv6=False) as space, contextlib.ExitStack() as stack:
+            many = listeners(space, 20)
+            for each in many:
+                stack.enter_context(each)
+            async with rig(program) as some:
+                key = some.add(pod_of(space))
+                some.intercepts = [intercept()]
+                some.plan()
+                await some.until(lambda: "there are more than 10" in some.texts(), within=10)
+                await some.until(lambda: len(asked) >= 6, within=30)
+                pauses = [later - earlier for earlier, later in pairwise(asked[-3:])]
+                assert min(pauses) > 1.0, asked  # twice a second without a pause
+                assert not some.steered(key)
+                for each in many[5:]:
+                    each.close()
+                await some.until(lambda: some.steered(key), within=10)
+                assert "there are more than" not in some.texts()
 
     asyncio.run(story())

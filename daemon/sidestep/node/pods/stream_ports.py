@@ -14,12 +14,13 @@ is queued). When the kernel refuses to take a port out of the map, the owner det
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Collection, Mapping
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Protocol
 
 from sidestep.model.condition import Condition, ConditionType
-from sidestep.model.errors import RefusedError, SidestepError
+from sidestep.model.errors import KernelError, RefusedError, SidestepError
 from sidestep.model.pod import Family, PodKey
 from sidestep.netns import Netns, accept_queue, cookie, listening, tcp_listener
 from sidestep.netns.fingerprint import Question, fingerprint
@@ -43,6 +44,11 @@ if TYPE_CHECKING:
 
 BACKLOG = 4096
 """Connections that may wait to be accepted (limited by the namespace's net.core.somaxconn)."""
+
+FIRST_PAUSE, LAST_PAUSE = 1.0, 60.0
+"""Seconds until a pod with too many listening sockets is looked at again, doubled each time.
+
+Such a look takes a third of a second, in which the daemon does nothing else."""
 
 _LOOPBACK = IPv4Address("127.0.0.1")
 """Where our own listeners are found, whatever their family."""
@@ -90,6 +96,8 @@ class StreamPorts:
         A look that finds the same has nothing to do."""
         self._question: Question | None = None
         """Covers the sockets on which a look depends: the apps' and our own, with their queues. None: no socket."""
+        self._look_again, self._look_pause = 0.0, FIRST_PAUSE
+        """When the next look is made at the earliest, and how long the next pause will be."""
         self._log = get_logger("target").bind(pod=str(pod))
 
     def enter(self, netns: Netns, *, own: frozenset[Address], steering: Steering) -> None:
@@ -204,9 +212,10 @@ class StreamPorts:
     def look(self, *, force: bool = False) -> None:
         """Ask which apps listen, and bring the map in line. Never raises.
 
-        `force`: look although nothing seems to have changed.
+        `force`: look although nothing seems to have changed. While a pod with too many sockets waits for its next look,
+        its ports are unsteered, and nothing is done.
         """
-        if self._netns is None or self._steering is None:
+        if self._netns is None or self._steering is None or self._now() < self._look_again:
             return
         if force:
             self._last_look = None
@@ -227,7 +236,11 @@ class StreamPorts:
             conditions = [Condition(ConditionType.STEERING_FAILED, f"pod {self._pod}", text)]
             self._statements.state(None, "steering", conditions)
             self.unsteer()
+            if isinstance(error, KernelError) and error.errno == errno.E2BIG:
+                self._look_again = self._now() + self._look_pause
+                self._look_pause = min(2 * self._look_pause, LAST_PAUSE)
         else:
+            self._look_pause = FIRST_PAUSE
             self._statements.state(None, "steering", ())
         if self.outdated:
             self._owner.changed()
@@ -271,6 +284,7 @@ class StreamPorts:
     def _invalidate_look(self) -> None:
         """Look at everything next time: other ports matter now. A global intercept does not depend on an app."""
         self._last_look = self._question = None
+        self._look_again = 0.0
         if any(port.plan.needs_app for port in self._ports.values()):
             apps = ((each, number) for number in self._ports for each in self._own if not each.is_loopback)
             ours = ((_LOOPBACK, port.listener.getsockname()[1]) for port in self._ports.values())
