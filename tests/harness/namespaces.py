@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-# Not `from pyroute2 import`: where the daemon's modules are imported, the package itself is not executed.
+# Not `from pyroute2 import`, which runs the package's `__init__` and imports every protocol.
 from pyroute2.iproute import IPRoute
 
 from tests.harness.waiting import until

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from sidestep.node.certificates.swap import swap_devices
+from sidestep.node.proxies.memory_cgroups import MemoryCgroups
 from tests.harness import cgroups, kernel
 from tests.harness.cli import sidestep
 from tests.harness.node import SIDESTEP, node
@@ -111,6 +113,10 @@ def test_with_the_capabilities_of_the_daemonset_nothing_is_missing(as_in_the_dae
     done = as_in_the_daemonset(SIDESTEP, "doctor", "--output", "json", "--socket", tmp_path / "none.sock")
     assert done.returncode == 0, done
     elsewhere = {"Kubernetes API", "swap", "node daemon"}
+    # With version 2 alone the groups are made beside the daemon's own. At the top, where tests may run, root needs
+    # DAC_OVERRIDE for that, because the folder has mode 0555; a DaemonSet's daemon makes no memory cgroups.
+    if not MemoryCgroups.find().folder.parent.stat().st_mode & stat.S_IWUSR:
+        elsewhere.add("memory cgroups")
     assert [each for name, each in findings(done).items() if each["state"] != "ok" and name not in elsewhere] == []
 
 

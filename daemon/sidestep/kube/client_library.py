@@ -7,22 +7,10 @@ without them; each part is still the library's own module and imports what it ne
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from types import ModuleType
-
-_OUTER = ("kubernetes", "kubernetes.aio")
+from sidestep.aio import unexecuted_package
 
 
 def narrow() -> None:
     """Make later imports of parts of `kubernetes` load those parts only. Nothing happens when it is loaded already."""
-    for name in _OUTER:
-        if name in sys.modules:
-            continue
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.submodule_search_locations is None:
-            return  # the import of a part says what is missing
-        module = ModuleType(name)
-        module.__spec__ = spec
-        module.__path__ = list(spec.submodule_search_locations)
-        sys.modules[name] = module
+    for name in ("kubernetes", "kubernetes.aio"):
+        unexecuted_package.enter(name)

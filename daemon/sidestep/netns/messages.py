@@ -6,27 +6,19 @@ own namespace), waits without a deadline, and refuses to work in a thread whose 
 question by way of a thread and such a socket takes 1,300 microseconds of CPU, by way of `netns.exchange` 100.
 
 `import pyroute2` executes the package's `__init__`, which imports every protocol that the library knows: 8.0 MiB and
-120 ms of CPU. The modules that are named below need 0.7 MiB and 20 ms. Therefore the package is entered into
-`sys.modules` unexecuted, unless somebody has imported it before.
+120 ms of CPU. The modules that are named below need 0.7 MiB and 20 ms. Therefore the package is entered unexecuted
+(`aio.unexecuted_package`), unless somebody has imported it before.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
+from sidestep.aio import unexecuted_package
 from sidestep.model.pod import Family
 
-
-def _enter_unexecuted(package: str) -> None:
-    spec = importlib.util.find_spec(package)
-    if package not in sys.modules and spec is not None:
-        sys.modules[package] = importlib.util.module_from_spec(spec)
-
-
-_enter_unexecuted("pyroute2")
+unexecuted_package.enter("pyroute2")
 
 from pyroute2.netlink import (  # noqa: E402
     NETLINK_ROUTE,

@@ -337,3 +337,17 @@ def test_the_transport_loads_few_parts_of_the_library():
     assert "kubernetes.aio.client.rest" in loaded
     assert len(loaded) < 20
     assert not [each for each in loaded if "models" in each or "informer" in each or "dynamic" in each]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "from kubernetes import client; client.CoreV1Api",
+        "import kubernetes; kubernetes.client.CoreV1Api; assert kubernetes.__version__",
+        "import kubernetes.aio; kubernetes.aio.client.CoreV1Api; kubernetes.aio.watch.Watch",
+    ],
+)
+def test_the_rest_of_the_library_is_there_for_whoever_asks_later(use):
+    code = f"import sidestep.kube.transport\n{use}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

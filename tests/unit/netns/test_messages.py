@@ -41,6 +41,28 @@ def test_it_can_be_imported_whole_before():
 
 
 @pytest.mark.parametrize(
+    "use",
+    [
+        "from pyroute2 import IPRoute; IPRoute().close()",
+        "import pyroute2; pyroute2.IPRoute().close()",
+        "import pyroute2; pyroute2.netlink.nlmsg; pyroute2.ndb; pyroute2.NDB",
+        "import pyroute2; assert pyroute2.__version__",
+        "from pyroute2 import IPRoute; from sidestep.netns.messages import nlmsg; assert issubclass(nlmsg, object)",
+    ],
+)
+def test_the_rest_of_it_is_there_for_whoever_asks_later(use):
+    code = f"import sidestep.netns.messages\n{use}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_it_does_not_have_is_an_attribute_error():
+    code = "import sidestep.netns.messages, pyroute2\ntry: pyroute2.nothing\nexcept AttributeError: print('so')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("so\n", "")
+
+
+@pytest.mark.parametrize(
     ("words", "family", "address"),
     [
         ((0x7F000001, 0, 0, 0), Family.IPV4, "127.0.0.1"),
