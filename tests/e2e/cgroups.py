@@ -15,7 +15,7 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 RESIDENTS = "sidestep-residents"
-"""Where the processes of a root that is none go; it stays."""
+"""Where the processes of a folder go that hands its controllers down; it stays, in the root of a container."""
 
 
 def roots(top: Path = CGROUPS) -> list[Path]:
@@ -26,18 +26,39 @@ def roots(top: Path = CGROUPS) -> list[Path]:
     return sorted(path for path in links if (path / "cgroup.procs").exists())
 
 
-def make(name: str) -> None:
-    """Make the folder `name` in every hierarchy, with all controllers."""
+def make(name: str, *, delegated: bool = True) -> None:
+    """Make the folder `name` in every hierarchy, with all controllers.
+
+    With `delegated` it also hands them down, which in version 2 leaves the folder itself without processes.
+    """
     for root in roots():
         folder = root / name
         folder.mkdir(exist_ok=True)
         if (root / "cgroup.controllers").exists():
             _delegate(root)
-            _delegate(folder)
+            if delegated:
+                _delegate(folder)
         for setting in ("cpuset.cpus", "cpuset.mems"):  # version 1 lets nobody in before these are set
             given = root / setting
             if given.exists() and (folder / setting).exists() and (value := given.read_text()).strip():
                 (folder / setting).write_text(value)
+
+
+def hand_down(name: str) -> None:
+    """Hand the controllers of the folder `name` to the folders in it; its processes move to one of these.
+
+    For processes that began in the folder, so that it is the root of their cgroup namespace (cgroup_namespaces(7)).
+    """
+    for root in roots():
+        if (root / "cgroup.controllers").exists():
+            _delegate(root / name)
+
+
+def entrances(name: str) -> list[Path]:
+    """The files of which each takes the pid of a process that is to be in the folder `name`, one per hierarchy."""
+    folders = [root / name for root in roots()]
+    inner = [folder / RESIDENTS for folder in folders]
+    return [(one if one.exists() else folder) / "cgroup.procs" for folder, one in zip(folders, inner, strict=True)]
 
 
 def remove(name: str) -> None:

@@ -59,7 +59,8 @@ class Box:
         machine.sweep()
         for path in (self.shared, self.logs, self.folder / "containers"):
             path.mkdir(parents=True)
-        cgroups.make(self.name)
+        # The first process begins in the folder itself, which so becomes what the box sees as the root.
+        cgroups.make(self.name, delegated=False)
         self._unshare = Process(self._joined(self._room.stay()), log=self.logs / "box.log")
         first = self._unshare
         until(
@@ -69,6 +70,7 @@ class Box:
         )
         assert first.running, first.text()
         self.pid = children(first.pid)[0]
+        cgroups.hand_down(self.name)
         self.run("bash", "-s", stdin=(HERE / "box.sh").read_text())
 
     def _furnished(self) -> Room:
@@ -100,8 +102,7 @@ class Box:
 
     def _joined(self, command: Sequence[str | Path]) -> list[str]:
         """The argument vector that runs `command` in the box's cgroups."""
-        groups = [str(root / self.name / "cgroup.procs") for root in cgroups.roots()]
-        join = "; ".join(f"echo $$ >{group}" for group in groups)
+        join = "; ".join(f"echo $$ >{entrance}" for entrance in cgroups.entrances(self.name))
         return ["sh", "-ec", f'{join}; exec "$@"', "sh", *(str(word) for word in command)]
 
     def command(self, *words: str | Path) -> list[str]:

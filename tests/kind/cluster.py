@@ -16,7 +16,7 @@ from tests.e2e.cluster import Cluster, Pod
 from tests.e2e.product import documents_for
 from tests.harness.waiting import until
 from tests.kind import box as boxes
-from tests.kind.parts import parts
+from tests.kind.parts import Parts
 
 NAME = "sidestep"
 CONTROL_PLANE, WORKER = f"{NAME}-control-plane", f"{NAME}-worker"
@@ -141,10 +141,9 @@ def _frozen(cluster: KindCluster, node: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def kind(folder: Path) -> Iterator[KindCluster]:
-    """A cluster with all its parts, built if need be. It is gone afterwards, whatever happened."""
-    made = parts()
-    with boxes.box(folder, made) as box:
+def kind(folder: Path, parts: Parts) -> Iterator[KindCluster]:
+    """A cluster made of these parts. It is gone afterwards, whatever happened."""
+    with boxes.box(folder, parts) as box:
         running = KindCluster(box, folder / "cluster")
         running.create()
         yield running

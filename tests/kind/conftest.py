@@ -12,6 +12,7 @@ from tests.e2e import images, machine
 from tests.e2e import product as products
 from tests.e2e import shop as shops
 from tests.kind import cluster as clusters
+from tests.kind.parts import parts
 
 
 def pytest_collection_modifyitems(items):
@@ -24,13 +25,19 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def cluster(request):
-    """Two nodes. After a failure what kind and podman said is kept in the cache folder."""
+def made_parts(request):
+    """What a cluster is made of, in the cache."""
     assert os.geteuid() == 0, "these tests need root: sudo make e2e-kind"
     cache.uncaptured = request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled
+    return parts()
+
+
+@pytest.fixture(scope="session")
+def cluster(made_parts, request):
+    """Two nodes. After a failure what kind and podman said is kept in the cache folder."""
     folder = machine.folder_of_our_own()
     try:
-        with clusters.kind(folder) as running:
+        with clusters.kind(folder, made_parts) as running:
             running.user("ada")
             yield running
             if request.session.testsfailed:

@@ -61,8 +61,10 @@ def parts() -> Parts:
     """Everything, built where it is missing or stale. Raises BuildError."""
     programs = binaries.kubernetes()
     built = images.images().archives
-    tools = roots.root("kind", TOOLS_SUITE, TOOLS)
-    debian = roots.root("kind-node", binaries.SUITE, NODE)
+    # They wait for the mirror half of the time.
+    tools, debian = cache.side_by_side(
+        lambda: roots.root("kind", TOOLS_SUITE, TOOLS), lambda: roots.root("kind-node", binaries.SUITE, NODE)
+    )
     pause = built[images.PAUSE]
     inputs = (tools.parent.name, debian.parent.name, str(programs), pause.name)
     key = cache.digest(*inputs, NODE_FILES, HERE / "parts.py", HERE / "archives.py")
