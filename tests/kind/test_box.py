@@ -18,15 +18,17 @@ from tests.harness.waiting import until
 # A box that holds what a node has, as the fixture `cluster` makes one, until a signal or a failure ends it.
 HOLDER = """
 import shutil, sys, time
+from pathlib import PosixPath
 from tests.e2e import machine
-from tests.kind import box, parts
+from tests.kind import box
+from tests.kind.parts import Parts
 
 folder = machine.folder_of_our_own()
 try:
-    with box.box(folder, parts.parts()) as made:
-        made.run("bash", "-euc", sys.argv[1])
+    with box.box(folder, eval(sys.argv[1])) as made:
+        made.run("bash", "-euc", sys.argv[2])
         print(made.name, made.pid, folder, flush=True)
-        if sys.argv[2] == "failure":
+        if sys.argv[3] == "failure":
             raise AssertionError("a test failed")
         time.sleep(120)
 finally:
@@ -84,7 +86,7 @@ NOTHING = Left([], [], [], [])
 def test_nothing_of_a_box_is_left(made_parts, tmp_path, how):
     """After SIGKILL cgroups and the folder stay, until the next run sweeps them."""
     holder = Process(
-        [sys.executable, "-c", HOLDER, BUSY, how],
+        [sys.executable, "-c", HOLDER, repr(made_parts), BUSY, how],
         log=tmp_path / "log",
         stdout=tmp_path / "out",
         environment={"PYTHONPATH": str(cache.REPOSITORY)},
