@@ -4,7 +4,7 @@ import pickle
 from ipaddress import ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidestep.config.field_error import FieldError
@@ -31,6 +31,7 @@ from sidestep.model.inspection import (
 from sidestep.model.intercept import WorkloadRef
 from sidestep.model.workload import LabelRequirement, LabelSelector, SelectorOperator
 from sidestep.node.manifests import _unpickled
+from tests.effort import examples
 
 YAML = """\
 apiVersion: sidestep.dev/v1alpha1
@@ -360,6 +361,7 @@ _JSON = st.recursive(
 )
 
 
+@settings(max_examples=examples())
 @given(_JSON)
 def test_only_the_documented_error(spec):
     for convert in (inspection_policy, cluster_inspection_policy):

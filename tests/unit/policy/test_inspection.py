@@ -6,7 +6,7 @@ import time
 from ipaddress import ip_address, ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidestep.config.field_error import FieldError
@@ -31,6 +31,7 @@ from sidestep.model.inspection import (
 from sidestep.policy.accepted_policy import Outcome, accept
 from sidestep.policy.inspection import Hit, Inspection, Unread, Verdict
 from sidestep.policy.inspection_match import ConnectionFacts
+from tests.effort import examples
 from tests.unit.policy import secrets_made
 
 RESPONSE = Direction.RESPONSE
@@ -486,6 +487,7 @@ def applied(found):
     return {(hit.policy, hit.rule, hit.outcome, hit.would_block) for hit in found.verdict.hits}
 
 
+@settings(max_examples=examples())
 @given(_policies, _exchanges)
 def test_verdicts_are_what_the_rules_say(wanted, exchange):
     found = run([wanted], exchange)
@@ -494,6 +496,7 @@ def test_verdicts_are_what_the_rules_say(wanted, exchange):
     assert len(found.verdict.hits) == len(expected)
 
 
+@settings(max_examples=examples())
 @given(_policies, _exchanges, st.integers(1, 5000))
 def test_how_bodies_are_cut_makes_no_difference(wanted, exchange, size):
     pieces, whole = run([wanted], exchange, size=size), run([wanted], exchange)
@@ -501,6 +504,7 @@ def test_how_bodies_are_cut_makes_no_difference(wanted, exchange, size):
     assert pieces.unread == whole.unread
 
 
+@settings(max_examples=examples())
 @given(_policies, _policies, _exchanges)
 def test_a_further_policy_never_weakens(one, other, exchange):
     baseline = policy(*one.rules, name="base", namespace="", mode=one.mode)
@@ -510,6 +514,7 @@ def test_a_further_policy_never_weakens(one, other, exchange):
     assert together.verdict.outcome == max((hit.outcome for hit in together.verdict.hits), default=Outcome.PASS)
 
 
+@settings(max_examples=examples())
 @given(_policies, _exchanges)
 def test_detect_says_what_enforce_would_do(wanted, exchange):
     detected = run([policy(*wanted.rules, mode=Mode.DETECT)], exchange)
@@ -530,6 +535,7 @@ EVERYTHING = inspection(
 )
 
 
+@settings(max_examples=examples())
 @given(st.binary(max_size=60), st.binary(max_size=20), st.binary(max_size=200))
 def test_no_bytes_raise(target, value, body):
     found = begin(EVERYTHING, target, fields=((b"x", value),))

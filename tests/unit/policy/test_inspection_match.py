@@ -4,7 +4,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 import re2
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
@@ -20,6 +20,7 @@ from sidestep.policy.inspection_match import (
     request_text,
     text_of,
 )
+from tests.effort import examples
 
 EXACT, REGEX, PRESENT = HeaderTest.EXACT, HeaderTest.REGEX, HeaderTest.PRESENT
 EQUAL, PREFIX = PathTest.EQUAL, PathTest.PREFIX
@@ -217,6 +218,7 @@ _MATCHES = st.builds(
 _FIELDS = st.lists(st.tuples(st.sampled_from([b"x-a", b"x-b"]), _VALUES.map(str.encode)), max_size=3)
 
 
+@settings(max_examples=examples())
 @given(_MATCHES, _TARGETS, _FIELDS)
 def test_whoever_fulfils_a_match_has_its_needle(match, target, fields):
     sought = needle(match, of_response=False)
@@ -224,6 +226,7 @@ def test_whoever_fulfils_a_match_has_its_needle(match, target, fields):
         assert found(sought, request_text(target, fields))
 
 
+@settings(max_examples=examples())
 @given(_TARGETS, _FIELDS)
 def test_the_text_has_every_form_of_the_target_and_every_field(target, fields):
     lines = request_text(target, fields)

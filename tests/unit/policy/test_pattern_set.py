@@ -4,13 +4,14 @@ import random
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.inspection import Builtin, Pattern
 from sidestep.policy.pattern_set import OVERLAP, STEP, WINDOW, Findings, PatternSet, Scan
 from sidestep.policy.regex_set import RegexError, RegexSet, depends_on_context, is_unicode
+from tests.effort import examples
 from tests.unit.policy import secrets_made
 
 
@@ -169,12 +170,14 @@ def scanned(parts):
     return scan.findings
 
 
+@settings(max_examples=examples())
 @given(streams())
 def test_cuts_make_no_difference(stream):
     text, parts = stream
     assert scanned(parts) == scanned([text])
 
 
+@settings(max_examples=examples())
 @given(streams())
 def test_single_bytes_and_small_reads_make_no_difference(stream):
     text, _ = stream
@@ -184,6 +187,7 @@ def test_single_bytes_and_small_reads_make_no_difference(stream):
     assert scanned([text[:100][at : at + 1] for at in range(100)] + [text[100:]]) == whole
 
 
+@settings(max_examples=examples())
 @given(st.integers(0, 3 * WINDOW), st.sampled_from([text for _, text in secrets_made.true_ones()]))
 def test_a_secret_is_found_wherever_it_stands(at, text):
     stream = b"\n" * at + text.encode() + b"\n" + b"." * 700
@@ -193,6 +197,7 @@ def test_a_secret_is_found_wherever_it_stands(at, text):
 LONG = regexes(r"\bqw{0,1000}r\b", "^qw*r$")
 
 
+@settings(max_examples=examples())
 @given(st.integers(0, 3 * WINDOW), st.integers(1, OVERLAP - 2), st.integers(0, WINDOW))
 def test_what_is_shorter_than_the_overlap_is_found_wherever_it_stands(before, length, after):
     text = b"\n" * before + b"q" + b"w" * max(0, length - 2) + b"r" + b"\n" * after

@@ -1,13 +1,15 @@
 """Counts within sliding periods, compared with a list of all events; memory is bounded."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidestep.policy.sliding_counts import SlidingCounts
+from tests.effort import examples
 
 EVENTS = st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 20)), max_size=60)
 
 
+@settings(max_examples=examples())
 @given(EVENTS, st.integers(1, 6), st.floats(1, 30))
 def test_reaches(events, count, period):
     counts, seen, now = SlidingCounts(), [], 0.0
@@ -18,6 +20,7 @@ def test_reaches(events, count, period):
         assert counts.reaches(key, count, period, now) is expected
 
 
+@settings(max_examples=examples())
 @given(EVENTS, st.integers(1, 6), st.floats(1, 30))
 def test_admits(events, count, period):
     counts, admitted, now = SlidingCounts(), [], 0.0
