@@ -179,7 +179,7 @@ def hundred_pods(folder: Path, *, count: int = 100) -> list[Figure]:
             each = statistics.median(map(pss, proxies))
             return [
                 Figure(f"{count} pods steered", took, "s", 10),
-                Figure(f"daemon RSS with {count} pods", rss(daemon.pid), "MiB", 100),
+                Figure(f"daemon RSS with {count} pods", rss(daemon.pid), "MiB", 85),
                 Figure("memory per target pod, PSS, idle", each, "MiB", 6),
                 Figure("memory per target pod, PSS, 100 TLS connections", each + connections, "MiB", 12),
                 Figure(f"daemon idle CPU with {count} pods", idle, "%", 1),

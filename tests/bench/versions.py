@@ -33,6 +33,8 @@ from tests.harness.waiting import until
 PORT = 8080
 HEADER = "x-dev=ada"
 MODES = ("local", "cluster")
+BOOKMARKS = 60.0
+"""Seconds between two bookmarks of a watch, as an API server sends them."""
 SETTLE, IDLE = 3.0, 10.0
 """Seconds before idle CPU is measured, and for how long."""
 
@@ -85,6 +87,7 @@ def pods(folder: Path, version: Version, mode: str, count: int) -> None:
     """Steer so many pods and look at the daemon."""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(cluster.api_server(folder))
+        server.api.bookmarks = BOOKMARKS
         spaces = stack.enter_context(many_pods(count))
         for name, address in spaces:
             stack.enter_context(Server(http_app, netns=Netns(name), address=address, port=PORT, record=False))
