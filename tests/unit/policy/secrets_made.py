@@ -158,6 +158,7 @@ def near_misses(seed=8):
     yield Builtin.JWT, "eyJhbGciOiJSUzI1NiJ9.short"
     yield Builtin.JWT, "eyJ" + "[" * 3 + "AAAAAAAAAAAA.AAAAAAAAAAAAAAA"
     yield Builtin.JWT, "eyJAAAAAAAAAAAAAA.AAAAAAAAAAAAAAA"
+    yield Builtin.JWT, "eyJAAAAAAAAAAAAA.AAAAAAAAAAAAAAAA"
     yield Builtin.AWS_CREDENTIAL, "AKIAIOSFODNN7EXAMPLE"
     yield Builtin.AWS_CREDENTIAL, "AKIA" + "A" * 16
     yield (
