@@ -194,7 +194,7 @@ def test_a_secret_is_found_wherever_it_stands(at, text):
     assert scanned([stream]).found & set(range(8, len(PATTERNS.patterns)))
 
 
-LONG = regexes(r"\bqw{0,1000}r\b", "^qw*r$")
+LONG = regexes(r"\bqw*r\b", "^qw*r$")
 
 
 @settings(max_examples=examples())
