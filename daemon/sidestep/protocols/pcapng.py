@@ -30,7 +30,7 @@ LINKTYPE_RAW: Final = 101
 END_OF_OPTIONS: Final = 0
 COMMENT: Final = 1
 _APPLICATION: Final = 4
-_INTERFACE_NAME: Final = 2
+INTERFACE_NAME: Final = 2
 _INTERFACE_DESCRIPTION: Final = 3
 TIMESTAMP_RESOLUTION: Final = 9
 TIMESTAMP_OFFSET: Final = 14
@@ -61,7 +61,7 @@ def section(*, application: str, comment: str = "") -> bytes:
 def interface(name: str, *, description: str = "", snap_length: int = 0) -> bytes:
     """An interface description. `snap_length` is the most bytes that are kept of a packet, 0 for all."""
     options = (
-        _text(_INTERFACE_NAME, name)
+        _text(INTERFACE_NAME, name)
         + _text(_INTERFACE_DESCRIPTION, description)
         + _option(TIMESTAMP_RESOLUTION, _NANOSECONDS)
     )

@@ -175,7 +175,7 @@ class Reader:
         name, units, offset = "", 1_000_000, 0
         for code, value in self._options(body[8:]):
             match code:
-                case 2:
+                case pcapng.INTERFACE_NAME:
                     name = value.decode(errors="replace")
                 case pcapng.TIMESTAMP_RESOLUTION:
                     units = _units(value)
