@@ -236,16 +236,16 @@ def _parameter(read: fields.HeaderFields, path: str) -> ParameterCondition:
 
 def _test_and_value(read: fields.HeaderFields, path: str) -> tuple[HeaderTest, str]:
     at = f"{path}.value"
-    match read.match:
-        case "Exact":
-            _checked(at, filters.check_exact_value, read.value, subject=at)
-            return HeaderTest.EXACT, read.value
-        case "Regex":
-            return HeaderTest.REGEX, _regex(read.value, at)
-        case "Present":
-            if read.value:
-                raise FieldError(at, "match Present takes no value")
-            return HeaderTest.PRESENT, ""
+    if read.match == "Present":
+        if read.value is not None:
+            raise FieldError(at, "match Present takes no value")
+        return HeaderTest.PRESENT, ""
+    if read.value is None:
+        raise FieldError(path, f"match {read.match} needs a value; match Present takes none")
+    if read.match == "Regex":
+        return HeaderTest.REGEX, _regex(read.value, at)
+    _checked(at, filters.check_exact_value, read.value, subject=at)
+    return HeaderTest.EXACT, read.value
 
 
 def _path(read: fields.PathFields, path: str) -> PathCondition:
@@ -286,12 +286,12 @@ def _pattern(read: fields.PatternFields, path: str) -> Pattern:
         raise FieldError(path, "needs exactly one of builtin and regex")
     if read.regex is None:
         return Pattern(builtin=read.builtin)
-    if not read.regex:
-        raise FieldError(f"{path}.regex", "is empty: it would be found everywhere")
     return Pattern(regex=_regex(read.regex, f"{path}.regex"))
 
 
 def _regex(text: str, path: str) -> str:
+    if not text:
+        raise FieldError(path, "is empty: it would be found everywhere")
     size = len(_text(text, path).encode())
     if size > MAX_REGEX:
         raise FieldError(path, f"a regex of {size} bytes, at most {MAX_REGEX} are possible")

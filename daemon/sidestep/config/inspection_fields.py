@@ -38,7 +38,7 @@ class HeaderFields(PolicyFields, frozen=True):
 
     name: str
     match: Literal["Exact", "Regex", "Present"] = "Exact"
-    value: str = ""
+    value: str | None = None
 
 
 class PathFields(PolicyFields, frozen=True):

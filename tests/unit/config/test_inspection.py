@@ -47,7 +47,8 @@ spec:
   rules:
   - name: no-admin
     direction: Request
-    match: {paths: [{match: Prefix, value: /admin}], methods: [GET], headers: [{name: X-Dev}], serverNames: [Shop.test]}
+    match: {paths: [{match: Prefix, value: /admin}], methods: [GET],
+      headers: [{name: X-Dev, value: ''}], serverNames: [Shop.test]}
     except: {sources: [10.0.0.0/8, "fd00::/8"]}
     action: Block
   - name: cards
@@ -274,9 +275,20 @@ MATCH = "spec.rules[0].match"
             f"{MATCH}.headers[0].value",
             "takes no value",
         ),
-        ({"match": {"headers": [{"name": "x"}] * 33}}, MATCH, "at most 32"),
-        ({"match": {"queryParameters": [{"name": ""}]}}, f"{MATCH}.queryParameters[0].name", "between 1"),
-        ({"match": {"queryParameters": [{"name": "\udc80"}]}}, f"{MATCH}.queryParameters[0].name", "UTF-8"),
+        ({"match": {"headers": [{"name": "x"}]}}, f"{MATCH}.headers[0]", "match Exact needs a value"),
+        ({"match": {"headers": [{"name": "x", "match": "Regex"}]}}, f"{MATCH}.headers[0]", "Regex needs a value"),
+        (
+            {"match": {"headers": [{"name": "x", "match": "Regex", "value": ""}]}},
+            f"{MATCH}.headers[0].value",
+            "found everywhere",
+        ),
+        ({"match": {"headers": [{"name": "x", "value": "y"}] * 33}}, MATCH, "at most 32"),
+        ({"match": {"queryParameters": [{"name": "", "value": "y"}]}}, f"{MATCH}.queryParameters[0].name", "between 1"),
+        (
+            {"match": {"queryParameters": [{"name": "\udc80", "value": "y"}]}},
+            f"{MATCH}.queryParameters[0].name",
+            "UTF-8",
+        ),
         ({"match": {"queryParameters": [{"name": "a"}] * (MAX_NAMES + 1)}}, f"{MATCH}.queryParameters", "at most 64"),
         ({"match": {"serverNames": ["a b"]}}, f"{MATCH}.serverNames[0]", "no DNS name"),
         ({"match": {"serverNames": ["a.*"]}}, f"{MATCH}.serverNames[0]", "no DNS name"),
