@@ -106,6 +106,26 @@ def test_a_set_that_could_not_search_is_not_taken_for_one_that_finds_nothing(cap
     assert capfd.readouterr().err == ""
 
 
+def test_a_set_short_of_memory_is_slow_and_never_wrong(capfd):
+    regexes_ = ["a[ab]{24}c", "[ab]{300}d", "needle"]
+    made = None
+    for room in range(16, 512, 8):
+        try:
+            made = RegexSet(regexes_, room=room * 1024)
+        except ConfigurationError:
+            continue
+        break
+    rng = random.Random(1)
+    for _ in range(4):
+        # A new state for nearly each byte, of which a few hundred fit at a time.
+        text = bytes(rng.choices(b"ab", k=2048))
+        assert not made.found(text)
+        assert set(made.found(text + b"needle")) == {2}
+        text = text[:1000] + b"a" + text[1000:1024] + b"c" + text[1024:] + b"d"
+        assert set(made.found(text)) == {0, 1}
+    assert capfd.readouterr().err == ""
+
+
 def test_context():
     for regex in ("^a", "a$", r"\ba", r"a\B", r"\Aa", r"a\z", r"\\^", r"[a^]"):
         assert depends_on_context(regex), regex
