@@ -1,9 +1,9 @@
 """Compiles the conditions of inspection rules, and prepares what they are compared with.
 
 A path is looked at in up to three forms: as it was sent, percent-decoded once, and decoded with its dot segments
-removed and its repeated slashes merged (RFC 3986, 5.2.4), because apps differ in which of them they serve. A condition
-of a match holds if it holds for one form; a condition of an exception only if it holds for every form. So neither
-encoding leads around a rule.
+removed, its repeated slashes merged (RFC 3986, 5.2.4) and its backslashes taken for slashes, because apps differ in
+which of them they serve. A condition of a match holds if it holds for one form; a condition of an exception only if it
+holds for every form. So neither encoding leads around a rule.
 
 `needle` derives from a match a regex that occurs in the text of every head that fulfils it. A policy searches for the
 needles of all its rules together and evaluates only those rules whose needle is found.
@@ -31,7 +31,7 @@ Address = IPv4Address | IPv6Address
 Test = Callable[[bytes], bool]
 
 _SLASHES = re.compile(rb"/{2,}")
-_PLAIN = re.compile(rb"[^%+/]*(?:/(?![./])[^%+/]*)*").fullmatch
+_PLAIN = re.compile(rb"[^%+/\\]*(?:/(?![./])[^%+/\\]*)*").fullmatch
 """Of a target that has one form only."""
 _LINE = b": ".join
 
@@ -101,7 +101,8 @@ class RequestFacts:
 
 
 def normalised(path: bytes) -> bytes:
-    """A path without dot segments and empty segments. A path that does not begin with / is left as it is."""
+    """A path without dot segments and empty segments, with / for \\. One that does not begin with / stays as it is."""
+    path = path.replace(b"\\", b"/") if path.startswith(b"/") else path
     if not path.startswith(b"/") or (b"//" not in path and b"/." not in path):
         return path
     kept: list[bytes] = []

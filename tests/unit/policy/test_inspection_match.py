@@ -49,6 +49,9 @@ def holds(match, target=b"/", *, method=b"GET", fields=(), of_exception=False):
         (b"/a/b/../", b"/a/"),
         (b"/.hidden", b"/.hidden"),
         (b"/a/...", b"/a/..."),
+        (b"/a\\..\\b", b"/b"),
+        (b"/a\\b", b"/a/b"),
+        (b"\\a", b"\\a"),
         (b"*", b"*"),
         (b"", b""),
         (b"/", b"/"),
@@ -72,6 +75,9 @@ def test_dot_segments_and_slashes(path, expected):
         b"/x%2f..%2fadmin",
         b"/%2e/admin",
         b"/admin%00",
+        b"/x\\..\\admin",
+        b"/x%5C..%5cadmin",
+        b"/\\admin",
     ],
 )
 def test_no_encoding_leads_around_a_path(target):
@@ -196,7 +202,7 @@ def test_needles():
 
 _TARGETS = st.lists(
     st.sampled_from(
-        [b"/", b"a", b"%61", b"..", b".", b"%2e", b"//", b"%2F", b"?", b"&", b"=", b"+", b"%", b"\xc3\xa9"]
+        [b"/", b"a", b"%61", b"..", b".", b"%2e", b"//", b"%2F", b"\\", b"?", b"&", b"=", b"+", b"%", b"\xc3\xa9"]
     ),
     max_size=10,
 ).map(lambda parts: b"/" + b"".join(parts))
