@@ -128,7 +128,7 @@ kind: ## Make a kind cluster with Sidestep in it (needs kind, kubectl, docker or
 
 .PHONY: arm64
 arm64: DEBIAN += qemu-user-static debian-archive-keyring
-arm64: setup ## Compile the eBPF programs and run the unit tests as arm64, emulated by QEMU: by hand, before a release
+arm64: setup ## Compile the eBPF programs and run some unit tests as arm64, emulated, for an hour or more (needs root)
 	@$(BIN)/python -m pytest -q tests/arm64
 
 .PHONY: fuzz

@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items):
 
 @dataclass(frozen=True)
 class Arm64:
-    """Runs commands on emulated arm64, in the repository's folder."""
+    """Runs commands on emulated arm64, in a room."""
 
     room: Room
 
@@ -40,19 +40,27 @@ class Arm64:
 
 
 @pytest.fixture(scope="session")
-def arm64(request):
+def emulation(request):
+    """This machine starts arm64 programs."""
     assert os.geteuid() == 0, "these tests need root: sudo make arm64"
     cache.uncaptured = request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled
+    with foreign.emulated():
+        yield
+
+
+@pytest.fixture(scope="session")
+def arm64(emulation):
+    """The repository's folder, and the packages of requirements.lock, in a Debian with bcc and kernel headers."""
     root = foreign.root("arm64", SUITE, PACKAGES, alone=HEADERS)
     packages = installed(cache.REPOSITORY / "requirements.lock", PYTHON)
-    room = Room(
-        root,
-        binds=[Bind(cache.REPOSITORY, "/repository", True), Bind(packages, "/packages", True)],
-        environment={"PYTHONPATH": "/repository/daemon:/packages", "PYTHONDONTWRITEBYTECODE": "1"},
-        directory="/repository",
+    return Arm64(
+        Room(
+            root,
+            binds=[Bind(cache.REPOSITORY, "/repository", True), Bind(packages, "/packages", True)],
+            environment={"PYTHONPATH": "/repository/daemon:/packages", "PYTHONDONTWRITEBYTECODE": "1"},
+            directory="/repository",
+        )
     )
-    with foreign.emulated():
-        yield Arm64(room)
 
 
 def installed(lock: Path, python: str) -> Path:
