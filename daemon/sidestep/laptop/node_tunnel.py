@@ -18,12 +18,12 @@ import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sidestep.kube.api import Api
 from sidestep.kube.errors import ApiError
-from sidestep.kube.portforward import PortForward
 from sidestep.kube.resources import DaemonEntry, NodeEntry
 from sidestep.laptop.api_refusals import DAEMON_NAMESPACE, explain
 from sidestep.laptop.retry import Retry
@@ -34,6 +34,9 @@ from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.messages import AnyEvent, Hello
 from sidestep.tunnel.node_tls import pinned_context
 from sidestep.tunnel.proof import sign
+
+if TYPE_CHECKING:
+    from sidestep.kube.portforward import PortForward
 
 HANDSHAKE_TIMEOUT = 10.0
 FIRST_PAUSE, LAST_PAUSE = 0.2, 5.0
@@ -89,6 +92,9 @@ class NodeTunnel:
             await asyncio.sleep(retry.pause())
 
     async def _once(self) -> str:
+        # Loaded by the first tunnel: its library is large, and commands and daemons without one do not pay for it.
+        from sidestep.kube.portforward import PortForward
+
         daemon = self.entry.daemon
         _check(daemon)
         try:

@@ -322,7 +322,7 @@ assert not {{each.partition(".")[0] for each in sys.modules}} & {{{packages}}}
     [
         ("sidestep.proxy.runtime.zygote, sidestep.proxy.runtime.worker", "'kubernetes', 'aiohttp', 'websockets'"),
         ("sidestep.kube.secret_fetch", "'kubernetes', 'aiohttp', 'websockets'"),
-        ("sidestep.cli.main, sidestep.node.daemon", "'kubernetes', 'aiohttp'"),
+        ("sidestep.cli.main, sidestep.node.daemon", "'kubernetes', 'aiohttp', 'websockets'"),
     ],
     ids=["pod proxy", "one-shot reader", "without a cluster"],
 )
