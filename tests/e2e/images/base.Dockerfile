@@ -1,4 +1,4 @@
-# A minimal Debian made by debootstrap: it stands for docker.io/library/debian:bookworm-slim, without a registry.
+# A minimal Debian made by debootstrap: it stands for docker.io/library/debian:trixie-slim, without a registry.
 FROM scratch
 ADD base.tar /
 CMD ["bash"]
