@@ -181,7 +181,8 @@ DAEMON_ACCOUNT = "system:serviceaccount:sidestep:sidestep-node"
 _AUDIT = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
-    "omitStages": ["RequestReceived"],
+    # Each request as it is received: a watch that runs would not be told of before its end.
+    "omitStages": ["ResponseStarted"],
     "rules": [{"level": "Metadata", "users": [DAEMON_ACCOUNT]}, {"level": "None"}],
 }
 
