@@ -150,6 +150,13 @@ class CopyConnection(LegIO):
             self._host.answered(self._uid)
 
     def _opened(self, stream: PlainStream | None) -> None:
+        try:
+            self._join(stream)
+        except Exception:
+            self.abandon()  # the caller does not own this copy, and could not end it
+            raise
+
+    def _join(self, stream: PlainStream | None) -> None:
         self.cancel = None
         began = thread_time()
         self._has_asked()
