@@ -43,8 +43,10 @@ FILES = 1024
 """Files that the daemon, and so a proxy, may have open."""
 IDLE = 600
 """Connections that fill the proxy: two descriptors each."""
-STALLED = 300
-"""Wires that do so when they are blocked: a pipe each, too."""
+STALLED = 400
+"""Wires that do so when they are blocked: a pipe each, too. Not all of them block, because sockets hold megabytes;
+their own descriptors alone do not fill the proxy.
+"""
 PORT = scene.PLAIN_PORT
 WALL = (
     "add table inet wall; add chain inet wall in { type filter hook input priority 0; }; "
