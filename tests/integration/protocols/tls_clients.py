@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Sequence
 
 from sidestep.protocols.client_hello import ClientHello, Incomplete, parse
+from tests.harness.client_hello import hello_of_ssl
 from tests.harness.waiting import until
 
 NAME = "app.test"
@@ -99,42 +100,16 @@ def of_grpc() -> bytes:
                 return _read_hello(accepted)
 
 
-def of_python(
-    *,
-    name: str | None = NAME,
-    alpn: Sequence[str] = (),
-    ciphers: str = "",
-    least: ssl.TLSVersion | None = None,
-    most: ssl.TLSVersion | None = None,
-) -> bytes:
-    """The hello of Python's ssl."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    if alpn:
-        context.set_alpn_protocols(list(alpn))
-    if ciphers:
-        context.set_ciphers(ciphers)
-    if least:
-        context.minimum_version = least
-    if most:
-        context.maximum_version = most
-    outgoing = ssl.MemoryBIO()
-    tls = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
-    with contextlib.suppress(ssl.SSLWantReadError):
-        tls.do_handshake()
-    return outgoing.read()
-
-
 def all_hellos() -> dict[str, bytes]:
     """The hellos of every client, by the client's name."""
     return {
         **{name: of_program(arguments) for name, arguments in PROGRAMS.items()},
         "grpcio": of_grpc(),
-        "python": of_python(),
-        "python, no name": of_python(name=None),
-        "python, h2": of_python(alpn=("h2", "http/1.1")),
-        "python, TLS 1.3": of_python(least=ssl.TLSVersion.TLSv1_3),
-        "python, TLS 1.2": of_python(most=ssl.TLSVersion.TLSv1_2, ciphers="ECDHE+AESGCM"),
+        "python": hello_of_ssl(),
+        "python, no name": hello_of_ssl(name=None),
+        "python, h2": hello_of_ssl(alpn=("h2", "http/1.1")),
+        "python, TLS 1.3": hello_of_ssl(least=ssl.TLSVersion.TLSv1_3),
+        "python, TLS 1.2": hello_of_ssl(most=ssl.TLSVersion.TLSv1_2, ciphers="ECDHE+AESGCM"),
     }
 
 

@@ -9,22 +9,11 @@ from hypothesis import strategies as st
 from sidestep.protocols import client_hello
 from sidestep.protocols.client_hello import ClientHello, Incomplete, NotTls, parse
 from tests.effort import examples
+from tests.harness.client_hello import hello_of_ssl
 
 
 def real(name: str | None = "app.test", alpn=("h2", "http/1.1"), least=None, most=None) -> bytes:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    if alpn:
-        context.set_alpn_protocols(list(alpn))
-    if least:
-        context.minimum_version = least
-    if most:
-        context.maximum_version = most
-    outgoing = ssl.MemoryBIO()
-    tls = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
-    with pytest.raises(ssl.SSLWantReadError):
-        tls.do_handshake()
-    return outgoing.read()
+    return hello_of_ssl(name, alpn, least=least, most=most)
 
 
 HELLO = real()
