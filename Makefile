@@ -3,6 +3,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
+# Modules of a checkout are compiled once, not by each of the many processes that the tests start.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 # The compiler child needs Debian's bcc, which exists for the distribution's own interpreter only.
@@ -20,7 +23,8 @@ endif
 
 DEBIAN_RUN = python3-venv python3-bpfcc $(DEBIAN_HEADERS) iproute2
 DEBIAN_TEST = nginx-light libnginx-mod-http-echo curl openssl $(DEBIAN_BPFTOOL) nftables procps strace nghttp2-client \
-	redis-server redis-tools dnsmasq-base apache2 python3-seccomp tshark gnutls-bin
+	redis-server redis-tools dnsmasq-base apache2 python3-seccomp tshark gnutls-bin libnss3-tools suricata \
+	modsecurity-crs libmodsecurity3 sqlmap
 # What makes the Debian roots that a Kubernetes node is built and booted in (tests/e2e); nothing of it is installed here.
 DEBIAN_E2E := debootstrap debian-archive-keyring
 # What boots other kernels (tests/kernels), in addition to that.
@@ -30,6 +34,9 @@ DEBIAN_BENCH := haproxy wrk golang-go
 DEBIAN = $(DEBIAN_RUN) $(DEBIAN_TEST)
 # Peers are wanted as programs, not as services of this machine: while they are installed, no service may start.
 POLICY := /usr/sbin/policy-rc.d
+# Where Debian 12 has Suricata; its packages are installed by name only, all others stay those of the release.
+BACKPORTS := /etc/apt/sources.list.d/sidestep-backports.list
+KEYRING := /usr/share/keyrings/debian-archive-keyring.gpg
 
 .PHONY: help
 help: ## Show this list
@@ -42,17 +49,27 @@ demo: setup ## Tell the story once: a real nginx, a real handler, every promise 
 # Files of the other tests run side by side too: they wait more than they compute, and what they make is named after their
 # process. Tests with the marker `alone` measure time or count what the whole machine holds; they run one by one.
 BESIDE := -n 4 --dist loadfile -m "not alone"
-PYTEST = $(BIN)/python -m pytest -q
+# The tests that take longest are named at the end of each part.
+PYTEST = $(BIN)/python -m pytest -q --cache-clear --durations=15 --durations-min=4
+# What follows a run in which tests failed (1), not one that was interrupted: see tests/again.py.
+AGAIN = || { [ $$? = 1 ] && $(BIN)/python -m tests.again; }
 
 .PHONY: test
 test: setup coverage ## Run every test, privileged ones included, and measure branch coverage (needs root)
-	@$(PYTEST) $(BESIDE) tests/integration tests/privileged tests/system
-	@$(PYTEST) -m alone
+	@$(PYTEST) $(BESIDE) tests/integration tests/privileged tests/system $(AGAIN)
+	@$(PYTEST) -m alone $(AGAIN)
+
+# FILES=tests/a,tests/b: also in another root, e.g. make debian13 TARGET="test-files FILES=tests/privileged/ids".
+FILES := tests/unit
+COMMA := ,
+.PHONY: test-files
+test-files: setup ## Run the tests of some files and folders (needs root; FILES=tests/privileged/ids,tests/system/test_ids.py)
+	@$(PYTEST) $(subst $(COMMA), ,$(FILES)) $(AGAIN)
 
 .PHONY: test-quick
 test-quick: setup ## Unit tests, integration tests and the demo, at most five minutes (needs root)
-	@$(PYTEST) -n auto --dist loadfile -m "not alone" tests/unit
-	@$(PYTEST) $(BESIDE) tests/integration
+	@$(PYTEST) -n auto --dist loadfile -m "not alone" tests/unit $(AGAIN)
+	@$(PYTEST) $(BESIDE) tests/integration $(AGAIN)
 	@$(BIN)/python -m tests.demo
 
 # The least share of lines and branches together, in percent, that the unit tests alone must reach in each package.
@@ -63,7 +80,7 @@ COVERAGE = $(BIN)/python -m coverage
 coverage: $(VENV)/.stamp ## Run the unit tests and measure the branch coverage of the packages that do no I/O
 	@mkdir -p build .cache/coverage
 	@$(COVERAGE) erase
-	@$(COVERAGE) run -m pytest -q -n auto --dist loadfile -m "not alone" tests/unit
+	@$(COVERAGE) run -m pytest -q --cache-clear -n auto --dist loadfile -m "not alone" tests/unit $(AGAIN)
 	@$(COVERAGE) combine -q
 	@for each in $(COVERED); do \
 		package=$${each%:*} least=$${each#*:}; \
@@ -84,18 +101,18 @@ debian13: $(VENV)/.stamp ## The same targets in a Debian 13 root that debootstra
 	@$(BIN)/python -m tests.debian.suite trixie "$(DEBIAN)" "$(TARGET)" $(NETWORK)
 
 .PHONY: soak
-soak: setup ## Half an hour of traffic at the limits of a port, and while everything of ours is killed in turn (needs root)
-	@$(BIN)/python -m tests.soak
+soak: setup ## Half an hour of traffic at the limits of a port, and while everything of ours is killed in turn (needs root; SOAK=--fail: under a policy that fails closed)
+	@$(BIN)/python -m tests.soak $(SOAK)
 
 .PHONY: e2e
 e2e: DEBIAN += $(DEBIAN_E2E)
 e2e: setup ## Test on a real Kubernetes node, built from Debian's sources and booted in namespaces (needs root)
-	@$(BIN)/python -m pytest -q tests/e2e
+	@$(PYTEST) tests/e2e $(AGAIN)
 
 .PHONY: e2e-kind
 e2e-kind: DEBIAN += $(DEBIAN_E2E)
 e2e-kind: setup ## Test on a kind cluster of two nodes, made of Debian's packages and sources (needs root)
-	@$(BIN)/python -m pytest -q tests/kind
+	@$(PYTEST) tests/kind $(AGAIN)
 
 # KERNELS="5.10 6.12": a selection of 5.10, 6.1, 6.12 and newest. STEPS=doctor,demo: a selection of tests/kernels/steps.py.
 KERNELS :=
@@ -126,10 +143,17 @@ release-check: $(VENV)/.stamp ## The same dry, also where no base image can be f
 kind: ## Make a kind cluster with Sidestep in it (needs kind, kubectl, docker or podman)
 	@deploy/kind.sh
 
-.PHONY: arm64
-arm64: DEBIAN += qemu-user-static debian-archive-keyring
+# QEMU's user mode, and what makes roots of another architecture.
+DEBIAN_EMULATE := qemu-user-static buildah $(DEBIAN_E2E)
+
+.PHONY: arm64 image-arm64
+arm64: DEBIAN += $(DEBIAN_EMULATE)
 arm64: setup ## Compile the eBPF programs and run some unit tests as arm64, emulated, for an hour or more (needs root)
-	@$(BIN)/python -m pytest -q tests/arm64
+	@$(BIN)/python -m pytest -q tests/arm64/test_arm64.py
+
+image-arm64: DEBIAN += $(DEBIAN_EMULATE)
+image-arm64: setup ## Build the node daemon's image for arm64, emulated, and run it, about an hour (needs root)
+	@$(BIN)/python -m pytest -q tests/arm64/test_image.py
 
 .PHONY: fuzz
 fuzz: $(VENV)/.stamp ## Let the randomised tests of parsers and relays look fifty times as long as in `make test`
@@ -196,6 +220,12 @@ packages: supported
 		export DEBIAN_FRONTEND=noninteractive; \
 		if [ ! -e $(POLICY) ]; then \
 			trap 'rm -f $(POLICY)' EXIT; printf '#!/bin/sh\nexit 101\n' >$(POLICY); chmod 755 $(POLICY); \
+		fi; \
+		if [[ " $${missing[*]} " == *" suricata "* ]] && grep -q '^VERSION_CODENAME=bookworm' /etc/os-release; then \
+			mirror=$$(apt-get indextargets --format '$$(REPO_URI)' 'Codename: bookworm' 'Created-By: Packages' | sed -n 1p); \
+			echo "Adding bookworm-backports to the sources of apt ($(BACKPORTS)): Debian 12 has its suricata there"; \
+			echo "deb [signed-by=$(KEYRING)] $$mirror bookworm-backports main" >$(BACKPORTS); \
+			missing=("$${missing[@]/#suricata/suricata/bookworm-backports}" libhtp2/bookworm-backports); \
 		fi; \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null \
 			|| { echo "sidestep: apt-get could not install: $${missing[*]}" >&2; exit 1; }; \

@@ -14,7 +14,7 @@
  */
 #define MAP(index) ((void *)bpf_pseudo_fd(1, index))
 
-/* A steered port. One entry per family, although one dual-stack listener usually serves both. */
+/* A steered or closed port. One entry per family, although one dual-stack listener usually serves both. */
 struct steered_key {
 	u16 port;     /* local port, host byte order */
 	u8 transport; /* IPPROTO_TCP or IPPROTO_UDP */
@@ -29,11 +29,12 @@ enum verdict {
 	VERDICT_UNSTEERED, /* the port is not steered: the usual lookup goes on */
 	VERDICT_LOOPBACK,  /* the remote end is a loopback address: somebody in the pod, maybe the proxy itself */
 	VERDICT_OWN,       /* the remote end is the local address: a dial from inside the pod to the pod's own address */
-	VERDICT_FAILED,    /* the kernel refused the assignment: the usual lookup goes on */
+	VERDICT_FAILED,    /* the socket in the map cannot be assigned: the usual lookup goes on */
+	VERDICT_CLOSED,    /* not handed to a listener, and the port is closed: the connection is refused */
 	VERDICT_COUNT
 };
 
-_Static_assert(VERDICT_COUNT == 5, "steering/layout.py has a counter for each of 5 verdicts");
+_Static_assert(VERDICT_COUNT == 6, "steering/layout.py has a counter for each of 6 verdicts");
 
 /* A connection of the proxy as the app sees it. Addresses as IPv6, IPv4 mapped, network byte order. */
 struct client_key {

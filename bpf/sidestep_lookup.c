@@ -3,15 +3,21 @@
  * sk_lookup: chooses the listening socket of a new connection (or the socket of a datagram) to a target pod.
  *
  * The program runs in the network namespace of one pod, with maps of this pod only, for every packet that matches no
- * connected socket. It always returns SK_PASS: without an assigned socket the kernel then looks the listener up as if the
- * program were not attached, so a failure leaves the app reachable.
+ * connected socket. It returns SK_PASS: without an assigned socket the kernel then looks the listener up as if the program
+ * were not attached, so a failure leaves the app reachable.
+ *
+ * The one exception is a port in the map of closed ports, which the daemon fills for policies that want nothing to reach
+ * the app uninspected. A closed port that is steered as well is served; one that is not, or whose listener cannot be
+ * assigned, gives SK_DROP: the kernel finds no listener, and refuses a TCP connection with a reset. Connections
+ * that exist are looked up elsewhere and go on.
  *
  * The loopback checks come first because the proxy reaches the app through the same lookup. Connections from inside the
  * pod have a loopback address or the pod's own address as remote address, and must reach the app. (`ingress_ifindex` is
  * no help: for a connection to the pod's own address it is the pod's interface, not lo.)
  *
  * BPF_SK_LOOKUP_F_REPLACE: while a new daemon takes over, the programs of both daemons are attached and run in order of
- * attachment. With the flag the last assignment wins, without it the first.
+ * attachment. With the flag the last assignment wins, without it the first. Any assignment wins over SK_DROP, and SK_DROP
+ * over SK_PASS without an assignment (BPF_PROG_SK_LOOKUP_RUN_ARRAY in the kernel's include/linux/filter.h).
  *
  * Only UAPI types are used; no structure of the running kernel is read.
  */
@@ -21,20 +27,28 @@
 
 #define FAMILY_IPV4 2   /* AF_INET */
 #define FAMILY_IPV6 10  /* AF_INET6 */
+#define PROTOCOL_TCP 6  /* IPPROTO_TCP */
 
 /*
  * The maps: a socket hash of struct steered_key, whose values are sockets (written as file descriptors by the daemon, read
- * as references here), and a per-CPU array of one u64 for each verdict.
+ * as references here); a per-CPU array of one u64 for each verdict; a hash of the struct steered_key of closed ports, whose
+ * values have no meaning.
  */
 #define PORTS MAP(0)
 #define COUNTS MAP(1)
+#define CLOSED MAP(2)
+
+static __always_inline void count(u32 verdict)
+{
+	u64 *total = bpf_map_lookup_elem(COUNTS, &verdict);
+
+	if (total)
+		*total += 1;
+}
 
 static __always_inline int pass(u32 verdict)
 {
-	u64 *count = bpf_map_lookup_elem(COUNTS, &verdict);
-
-	if (count)
-		*count += 1;
+	count(verdict);
 	return SK_PASS;
 }
 
@@ -52,12 +66,24 @@ static __always_inline bool is_loopback_ipv6(const u32 address[4])
 	return address[2] == bpf_htonl(0xffff) && is_loopback_ipv4(address[3]);
 }
 
+/*
+ * Hand the packet to the listener, if it is one. A TCP socket that has stopped listening stays in the map until it is
+ * closed. Linux before 5.16 assigns such a socket too, which then drops the packet, so that the client waits where it
+ * should reach the app or be refused.
+ */
+static __always_inline u32 assign(struct bpf_sk_lookup *lookup, struct bpf_sock *listener)
+{
+	if (lookup->protocol == PROTOCOL_TCP && listener->state != BPF_TCP_LISTEN)
+		return VERDICT_FAILED;
+	return bpf_sk_assign(lookup, listener, BPF_SK_LOOKUP_F_REPLACE) ? VERDICT_FAILED : VERDICT_STEERED;
+}
+
 int sidestep_lookup(struct bpf_sk_lookup *lookup)
 {
 	struct steered_key key = {};
 	struct bpf_sock *listener;
 	u32 remote[4], local[4];
-	long error;
+	u32 verdict = VERDICT_UNSTEERED;
 
 	if (lookup->family == FAMILY_IPV4) {
 		u32 remote_ip4 = lookup->remote_ip4;
@@ -85,9 +111,13 @@ int sidestep_lookup(struct bpf_sk_lookup *lookup)
 	key.transport = lookup->protocol;
 	key.family = lookup->family;
 	listener = bpf_map_lookup_elem(PORTS, &key);
-	if (!listener)
-		return pass(VERDICT_UNSTEERED);
-	error = bpf_sk_assign(lookup, listener, BPF_SK_LOOKUP_F_REPLACE);
-	bpf_sk_release(listener);
-	return pass(error ? VERDICT_FAILED : VERDICT_STEERED);
+	if (listener) {
+		verdict = assign(lookup, listener);
+		bpf_sk_release(listener);
+	}
+	if (verdict != VERDICT_STEERED && bpf_map_lookup_elem(CLOSED, &key)) {
+		count(VERDICT_CLOSED);
+		return SK_DROP;
+	}
+	return pass(verdict);
 }

@@ -1,8 +1,36 @@
 """Programs that the tests start meet the environment that users have, not what is set in this shell.
 
 With PYTHONUNBUFFERED Python's streams have neither a buffer nor a lock, so that neither can be found to be in the way.
+With PYTHONDONTWRITEBYTECODE every command of a checkout compiles its modules again, which is a quarter of the CPU time
+of the system tests. Where SIGINT is ignored, as in the background of a shell, it is not for them: tests interrupt them.
+
+Tests that need Landlock are left out on a kernel that has none, and the summary names them.
 """
 
 import os
+import signal
 
-os.environ.pop("PYTHONUNBUFFERED", None)
+import pytest
+
+from sidestep.ids.confinement import landlock_version
+
+for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
+    os.environ.pop(name, None)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+NO_LANDLOCK = pytest.StashKey[list[str]]()
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what this kernel cannot have."""
+    absent = [] if landlock_version() else [item for item in items if item.get_closest_marker("landlock")]
+    if absent:
+        config.hook.pytest_deselected(items=absent)
+        items[:] = [item for item in items if item not in absent]
+    config.stash[NO_LANDLOCK] = [item.nodeid for item in absent]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for name in config.stash.get(NO_LANDLOCK, []):
+        terminalreporter.write_line(f"left out: {name} (this kernel has no Landlock)")

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.bench import crowd, extras, growth, rows, taps
+from tests.bench import captures, crowd, extras, growth, inspection, rows, taps
 from tests.bench.arena import Arena, arena
 from tests.bench.figure import Figure
 from tests.bench.growth import Growth
@@ -112,6 +112,10 @@ class Bench:
             figures, rate = extras.throughput(ring, requests=4000)
             self.figures += figures
             self.figures += extras.latency(ring, rate=rate, requests=3000)
+        if self._wants("inspection rules"):
+            self.figures += inspection.figures(ring, pairs=self.pairs)
+        if self._wants("captures"):
+            self.figures += captures.figures(ring, pairs=self.pairs)
         if self._wants("four live wiretaps"):
             self.figures += taps.live(ring)
         if self._wants("four dead wiretaps"):

@@ -23,8 +23,8 @@ from sidestep.netns import Netns, listening
 from sidestep.netns.fingerprint import Question, fingerprint
 from sidestep.protocols import hpack as own_hpack
 from sidestep.protocols.http1 import parse_request
-from sidestep.proxy.runtime.seccomp import assemble
-from sidestep.proxy.runtime.syscalls import ALLOWED
+from sidestep.sandbox.seccomp import assemble
+from sidestep.sandbox.syscalls import ALLOWED
 
 TURNS, CALLS = 15, 200
 HEAD = (

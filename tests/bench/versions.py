@@ -59,6 +59,7 @@ def daemon(folder: Path, version: Version, mode: str, server: cluster.ApiServer)
     made = node(folder, start=False) if mode == "local" else cluster.cluster_node(folder, server, start=False)
     with made as found:
         found.program = version.program
+        found.eve = None  # an older version may not know the option
         yield found
 
 

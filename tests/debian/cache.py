@@ -26,6 +26,7 @@ from typing import TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
+R = TypeVar("R")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -101,23 +102,40 @@ uncaptured: Callable[[], AbstractContextManager[object]] = contextlib.nullcontex
 
 _saying = threading.Lock()
 _running: set[subprocess.Popen] = set()
-_given_up = threading.Event()
+
+
+class _Thread(threading.local):
+    """What a thread works for."""
+
+    given_up: threading.Event | None = None
+    """Set when no step is to begin any more."""
+
+    @property
+    def is_given_up(self) -> bool:
+        return self.given_up is not None and self.given_up.is_set()
+
+
+_thread = _Thread()
 
 
 def side_by_side(first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
     """Run two works at the same time. When one fails, or this is interrupted, the steps of the other are killed."""
+    given_up = threading.Event()
+
+    def begin(work: Callable[[], R]) -> R:
+        _thread.given_up = given_up
+        return work()
+
     with ThreadPoolExecutor(2) as pool:
-        begun: tuple[Future[A], Future[B]] = (pool.submit(first), pool.submit(second))
-        try:
+        try:  # an interruption may come while a work is handed over, too
+            begun: tuple[Future[A], Future[B]] = (pool.submit(begin, first), pool.submit(begin, second))
             wait(begun, return_when=FIRST_EXCEPTION)
             if failed := [one.exception() for one in begun if one.done() and one.exception()]:
                 raise failed[0]
         except BaseException:
-            _given_up.set()
+            given_up.set()
             for process in list(_running):
                 _kill(process)
-            wait(begun)
-            _given_up.clear()
             raise
         return begun[0].result(), begun[1].result()
 
@@ -151,7 +169,7 @@ def step(
         try:
             _attempt(what, command, log=log, within=within, cwd=cwd, environment=environment)
         except BuildError as error:
-            if not left or _given_up.is_set():
+            if not left or _thread.is_given_up:
                 raise
             say(f"{error}\ntrying again in {PAUSE:.0f} s")
             time.sleep(PAUSE)
@@ -168,7 +186,7 @@ def _attempt(
     cwd: Path | None,
     environment: Mapping[str, str] | None,
 ) -> None:
-    if _given_up.is_set():
+    if _thread.is_given_up:
         raise BuildError(f"{what}: not begun, because something else failed")
     say(what)
     words = ["nice", "-n", "19", *(str(word) for word in command)]
@@ -184,7 +202,7 @@ def _attempt(
             start_new_session=True,
         )
         _running.add(process)
-        if _given_up.is_set():  # after the look above, and whoever kills steps may not have seen this one
+        if _thread.is_given_up:  # after the look above, and whoever kills steps may not have seen this one
             _kill(process)
         try:
             while True:

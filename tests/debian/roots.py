@@ -19,6 +19,11 @@ RECIPE = 1
 _SCRIPTS = Path("/usr/share/debootstrap/scripts")
 _WITHIN = 15 * 60.0
 """Seconds that one attempt at one step may take on a busy machine; the longest takes two minutes on an idle one."""
+_EMULATED = 60 * 60.0
+"""The same for debootstrap when the packages' programs are emulated: a quarter of an hour on a busy machine."""
+
+_BACKPORTED = {("bookworm", "suricata"): "suricata/bookworm-backports libhtp2/bookworm-backports"}
+"""(suite, package) -> what to install of the suite's backports, where the suite itself has no such package."""
 
 _NO_SERVICES = "#!/bin/sh\nexit 101\n"
 
@@ -28,27 +33,41 @@ def root(name: str, suite: str, packages: Sequence[str] = ()) -> Path:
 
     It must not be written to: enter it by `tests.debian.room.Room`.
     """
-    origin = mirror.mirror()
-    parts = (str(RECIPE), suite, origin, mirror.architecture())
     if not packages:
-        return (
-            cache.entry(f"debian-{suite}", cache.digest(*parts), lambda partial: _minimal(partial, suite, origin))
-            / "root"
-        )
-    key = cache.digest(*parts, *sorted(packages))
+        return minimal(suite)
+    key = cache.digest(*_parts(suite, mirror.architecture()), *sorted(packages))
     return cache.entry(f"{name}-{suite}", key, lambda partial: _furnished(partial, name, suite, packages)) / "root"
 
 
-def _minimal(partial: Path, suite: str, origin: str) -> None:
+def minimal(suite: str, architecture: str = "") -> Path:
+    """The root folder of a minimal Debian, of this machine's architecture or of another. Raises BuildError.
+
+    The programs of another architecture must run here meanwhile: see `tests.debian.foreign.emulated`.
+    """
+    own = mirror.architecture()
+    meant = architecture or own
+    name = f"debian-{suite}" if meant == own else f"debian-{suite}-{meant}"
+    return (
+        cache.entry(name, cache.digest(*_parts(suite, meant)), lambda partial: _minimal(partial, suite, meant)) / "root"
+    )
+
+
+def _parts(suite: str, architecture: str) -> tuple[str, ...]:
+    """What every root is made of."""
+    return (str(RECIPE), suite, mirror.mirror(), architecture)
+
+
+def _minimal(partial: Path, suite: str, architecture: str) -> None:
     target, log = partial / "root", partial / "log"
     (partial / "stage").mkdir()
     target.mkdir()
     # Suites younger than the machine's debootstrap are made as sid is.
     script = _SCRIPTS / suite
-    command: list[str | Path] = [f"--keyring={mirror.KEYRING}", suite, target, origin]
+    command: list[str | Path] = [f"--keyring={mirror.KEYRING}", f"--arch={architecture}", suite, target]
+    command += [mirror.mirror()]
     command += [] if script.exists() else [_SCRIPTS / "sid"]
     cache.step(
-        f"making a minimal Debian {suite} with debootstrap, once",
+        f"making a minimal Debian {suite} for {architecture} with debootstrap, once",
         # In a mount namespace of its own, so that nothing stays mounted when it is interrupted.
         [
             "sh",
@@ -58,7 +77,7 @@ def _minimal(partial: Path, suite: str, origin: str) -> None:
             *command,
         ],
         log=log,
-        within=_WITHIN,
+        within=_WITHIN if architecture == mirror.architecture() else _EMULATED,
         environment=mirror.environment(),
         attempts=cache.ATTEMPTS,
     )
@@ -70,19 +89,23 @@ def _furnished(partial: Path, name: str, suite: str, packages: Sequence[str]) ->
     (partial / "stage").mkdir()
     cache.step(
         f"copying it for {name}",
-        ["cp", "-a", "--reflink=auto", root("", suite), target],
+        ["cp", "-a", "--reflink=auto", minimal(suite), target],
         log=log,
         within=_WITHIN,
     )
     policy = target / "usr/sbin/policy-rc.d"
     policy.write_text(_NO_SERVICES)
     policy.chmod(0o755)
+    names = [_BACKPORTED.get((suite, package), package) for package in packages]
+    if names != [*packages]:
+        source = f"deb [signed-by={mirror.KEYRING}] {mirror.mirror()} {suite}-backports main\n"
+        (target / "etc/apt/sources.list.d/backports.list").write_text(source)
     room = Room(target, in_place=True, environment={"DEBIAN_FRONTEND": "noninteractive"})
     install = "apt-get -qq --error-on=any update; exec apt-get -qq -y --no-install-recommends "
     install += '-o Dpkg::Options::=--force-unsafe-io -o Acquire::Retries=3 install "$@"'
     cache.step(
         f"installing {len(packages)} packages and what they need in {name}",
-        room.run("sh", "-euc", install, "sh", *packages),
+        room.run("sh", "-euc", install, "sh", *" ".join(names).split()),
         log=log,
         within=_WITHIN,
         attempts=cache.ATTEMPTS,

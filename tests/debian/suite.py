@@ -3,19 +3,21 @@
 The sources, as they are in the working tree, are copied into a folder of the cache, where the room sees them as /src
 and makes a virtual environment of its own. A first room has the machine's network and installs what pip has to fetch.
 A second one runs the targets, with a network namespace of its own that leads nowhere, and an empty file system for
-pinned BPF objects; NETWORK=machine leaves it the machine's network, for targets that fetch something. When the command
-ends, both rooms and the copy are gone; the root stays in the cache.
+pinned BPF objects; NETWORK=machine leaves it the machine's network and shows it the cache, for targets that fetch and
+build something (`make e2e`). When the command ends, both rooms and the copy are gone; the root stays in the cache.
 """
 
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from tests.debian import cache, roots
 from tests.debian.room import Bind, Room
@@ -72,7 +74,7 @@ def run(suite: str, packages: Sequence[str], targets: Sequence[str], *, network:
     root = roots.root("suite", suite, sorted({*MAKE, *packages}))
     with tempfile.TemporaryDirectory(prefix=f"suite-{suite}-", dir=cache.folder()) as folder:
         binds = prepare(suite, root, Path(folder) / "src", Path(folder) / "log")
-        inside = Room(root, binds=binds, memory=["/tmp"], directory="/src", own=[] if network else ["net"])
+        inside = _place(root, binds, network=network)
         cache.say(f"make {' '.join(targets)} in Debian {suite}")
         script = _RUN if network else _NETWORK + _RUN
         began = time.monotonic()
@@ -83,13 +85,32 @@ def run(suite: str, packages: Sequence[str], targets: Sequence[str], *, network:
         return status
 
 
+def _place(root: Path, binds: Sequence[Bind], *, network: bool) -> Room:
+    """Where the targets run."""
+    if not network:
+        return Room(root, binds=binds, memory=["/tmp"], directory="/src", own=["net"])
+    # At the same path, because what is built in the cache holds paths of it.
+    kept = cache.folder()
+    environment = {"SIDESTEP_E2E_CACHE": str(kept)}
+    return Room(root, binds=[*binds, Bind(kept, str(kept))], memory=["/tmp"], directory="/src", environment=environment)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def main(suite: str, packages: str, targets: str, network: str = "") -> int:
-    """Returns the exit status, 1 with the reason on standard error when the place could not be made."""
+    """Returns the exit status: that of make, 1 when the place could not be made, 130 when interrupted."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, _interrupt)
     try:
         return run(suite, packages.split(), targets.split(), network=network == "machine")
     except cache.BuildError as error:
         print(f"sidestep: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("sidestep: interrupted; nothing is left running", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ nft). One that is not observed makes the demo fail, but the story goes on, so th
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -14,9 +15,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.harness import kernel, scene
+from tests.harness import kernel, scene, tshark
 from tests.harness.curl import Answer
+from tests.harness.inspection import is_refusal, policies, policy, rule
 from tests.harness.nginx import Nginx
+from tests.harness.node import SIDESTEP
 from tests.harness.processes import Process, alive, started
 from tests.harness.waiting import DeadlineError, until
 
@@ -85,7 +88,7 @@ def tell(story: Story, folder: Path) -> None:
 
         story.chapter("2. The node daemon, and a developer's handler")
         shop.node.start()
-        story.command(f"sidestep node --manifests {shop.node.manifests} --socket {shop.node.socket}")
+        story.command(" ".join(map(str, ("sidestep", *shop.node.command()[1:]))))
         story.tell(f"running (pid {shop.node.pid}); the pod is known from ordinary Kubernetes manifests")
         story.see("nothing is steered without a reason", not kernel.steering(shop.space.pod).links)
         handler = stack.enter_context(_handler(shop, folder))
@@ -107,7 +110,11 @@ def tell(story: Story, folder: Path) -> None:
         same = alive(app.pid) and started(app.pid) == birth
         story.see("the pod's process is untouched: same pid, same start time", same)
 
-        story.chapter("4. Kill the pod proxy")
+        _inspect(story, shop, app)
+
+        _capture(story, shop, folder)
+
+        story.chapter("6. Kill the pod proxy")
         proxy, family, held = shop.proxy(), shop.node.family(), kernel.steering(shop.space.pod)
         story.command(f"kill -9 {proxy}")
         os.kill(proxy, signal.SIGKILL)
@@ -117,7 +124,7 @@ def tell(story: Story, folder: Path) -> None:
         story.tell(f"the new proxy has pid {shop.node.proxy(shop.space.pod, but=proxy)}")
         family |= shop.node.family()
 
-        story.chapter("5. Kill the node daemon")
+        story.chapter("7. Kill the node daemon")
         story.command(f"kill -9 {shop.node.pid}")
         shop.node.kill()
         plain, marked = _ask(story, shop), _ask(story, shop, scene.DEV)
@@ -126,7 +133,7 @@ def tell(story: Story, folder: Path) -> None:
         told = _soon(lambda: running.of("interrupted"))
         story.see("the command line says so, and waits for a daemon", told and running.process.running)
 
-        story.chapter("6. Nothing is left")
+        story.chapter("8. Nothing is left")
         story.command("bpftool link show; bpftool prog show; bpftool map show")
         story.see("no link, program or map of ours", _soon(lambda: held.left() == []), str(held.left()))
         story.command("ls /sys/fs/bpf")
@@ -141,7 +148,7 @@ def tell(story: Story, folder: Path) -> None:
         same = alive(app.pid) and started(app.pid) == birth
         story.see("nginx is still the same process", same and _ask(story, shop).served_by == "app")
 
-        story.chapter("7. Start the node daemon again")
+        story.chapter("9. Start the node daemon again")
         shop.node.start()
         began = time.monotonic()
         back = _soon(running.active)
@@ -150,13 +157,63 @@ def tell(story: Story, folder: Path) -> None:
         _end_the_pod(story, shop, app)
 
 
-def _ask(story: Story, shop: scene.Shop, *headers: str) -> Answer:
+def _ask(story: Story, shop: scene.Shop, *headers: str, path: str = "/") -> Answer:
     """One curl, shown with who answered it."""
     marks = "".join(f" -H '{line}'" for line in headers)
-    answer = shop.get("/", *headers)
-    story.command(f"curl --cacert ca.crt{marks} https://{scene.HOST}:{scene.TLS_PORT}/")
+    answer = shop.get(path, *headers)
+    story.command(f"curl --cacert ca.crt{marks} https://{scene.HOST}:{scene.TLS_PORT}{path}")
     story.tell(answer.text.strip() or answer.errors.strip())
     return answer
+
+
+def _inspect(story: Story, shop: scene.Shop, app: Nginx) -> None:
+    """A policy blocks what it is about, for everybody, and is gone again."""
+    story.chapter("4. A policy blocks /admin, for everybody")
+    served = len(app.requests())
+    with policies(shop, policy(rule("/admin")), alone=False):
+        story.tell("an InspectionPolicy among the manifests: " + json.dumps(policy(rule("/admin"))["spec"]["rules"][0]))
+        blocked, marked = _ask(story, shop, path="/admin/users"), _ask(story, shop, scene.DEV, path="/admin/users")
+        story.see("the client gets a 403 that names the policy", is_refusal(blocked), str(blocked))
+        story.see("also with the header: the policy comes before the intercept", is_refusal(marked), str(marked))
+        story.see("nginx has seen nothing of it", len(app.requests()) == served)
+        alerts = _soon(lambda: len(_alerts(shop)) == 2)
+        story.see("the EVE log has an alert for each", alerts, str(shop.node.records()))
+        story.tell(json.dumps({name: _alerts(shop)[0][name] for name in ("alert", "kubernetes", "sidestep")}))
+        story.see("other paths are served as before", _ask(story, shop).served_by == "app")
+    open_again = _soon(lambda: shop.get("/admin/users").served_by == "app")
+    story.see("without the policy nginx answers", open_again)
+
+
+def _capture(story: Story, shop: scene.Shop, folder: Path) -> None:
+    """What clients and nginx say over TLS is read by tshark, without the secrets in it."""
+    story.chapter("5. A capture is read by tshark")
+    file, secret = folder / "orders.pcapng", "authorization: Bearer S3CRET"
+    words = ["capture", "orders", "-n", "shop", "--port", str(scene.TLS_PORT), "-w", str(file)]
+    story.command(" ".join(("sidestep", *words[:-1], file.name)))
+    with Process([SIDESTEP, *words, "--socket", shop.node.socket], log=folder / "capture.log") as running:
+        begun = _soon(lambda: "Capturing" in running.text(), within=10)
+        story.see("the capture has begun", begun, running.text())
+        _ask(story, shop, secret, path="/api/orders?token=S3CRET")
+        plain = ("-d", f"tcp.port=={scene.TLS_PORT},http")
+        paths = lambda: [  # noqa: E731
+            row["http.request.uri"]
+            for row in tshark.rows(
+                tshark.so_far(file.read_bytes()), ["http.request.uri"], only="http.request.uri", options=plain
+            )
+        ]
+        read = begun and _soon(paths, within=10)
+        running.signal(signal.SIGINT)
+        running.wait(10)
+    story.command(f"tshark -r {file.name} {' '.join(plain)} -Y http.request.uri -T fields -e http.request.uri")
+    story.tell(", ".join(paths()) if read else running.text())
+    story.see("tshark reads the request that went over TLS", read and paths() == ["/api/orders?token=[redacted]"])
+    found = file.read_bytes() if read else b""
+    story.see("no secret of it is in the file", read and b"S3CRET" not in found)
+    story.see("and tshark complains about nothing", read and tshark.complaints(found, *plain) == [])
+
+
+def _alerts(shop: scene.Shop) -> list[dict[str, object]]:
+    return [each for each in shop.node.records() if each["event_type"] == "alert"]
 
 
 def _pod(shop: scene.Shop) -> dict[str, object]:

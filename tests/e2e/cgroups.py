@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import os
 import time
 from pathlib import Path
 
@@ -59,6 +61,31 @@ def entrances(name: str) -> list[Path]:
     folders = [root / name for root in roots()]
     inner = [folder / RESIDENTS for folder in folders]
     return [(one if one.exists() else folder) / "cgroup.procs" for folder, one in zip(folders, inner, strict=True)]
+
+
+def hold(name: str) -> int:
+    """Mark the folder `name` as in use until the descriptor that is returned is closed, or this process has ended.
+
+    The mark is a lock, which is seen from other process namespaces, where this process has another number.
+    """
+    descriptor = os.open(roots()[0] / name, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
+def is_held(name: str) -> bool:
+    """Whether some process has marked the folder `name` as in use."""
+    try:
+        descriptor = os.open(roots()[0] / name, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def remove(name: str) -> None:

@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "/tests/e2e/" in str(item.path):
             item.add_marker(pytest.mark.e2e)
-            item.add_marker(pytest.mark.timeout(180, func_only=True))
+            item.add_marker(pytest.mark.timeout(300, func_only=True))
             if any(int(version.split(".")[1]) < mark.args[0] for mark in item.iter_markers("since")):
                 absent.append(item)
     if absent:

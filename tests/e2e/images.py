@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +59,7 @@ def images() -> Images:
     with cache.locked("images") as folder:
         work = folder / "images"
         work.mkdir(exist_ok=True)
-        base_key, base = _base(work)
-        base_key = cache.digest(base_key, HERE / "images" / "base.Dockerfile")
+        base_key, base = packed(work, roots.minimal(SUITE))
         app_key = cache.digest(base_key, HERE / "images" / "app.Dockerfile")
         pause_key = cache.digest(app_key, HERE / "images" / "pause.Dockerfile")
         sidestep_key = cache.digest(base_key, *_sources())
@@ -70,14 +70,8 @@ def images() -> Images:
         }
         if all(archive.is_file() for archive in archives.values()):
             return Images(archives)
-        builder = _Builder(work)
-        context = work / "base"
-        context.mkdir(exist_ok=True)
-        shutil.copy2(HERE / "images" / "base.Dockerfile", context)
-        if not (context / "base.tar").exists() or not (context / "base.tar").samefile(base):
-            (context / "base.tar").unlink(missing_ok=True)
-            os.link(base, context / "base.tar")
-        builder.build(BASE, context / "base.Dockerfile", context=context)
+        builder = Builder(work)
+        builder.base(BASE, base)
         if not archives[APP].is_file() or not archives[PAUSE].is_file():
             file = HERE / "images" / "app.Dockerfile"
             builder.build(APP, file, f"--build-arg=BASE={BASE}", context=HERE / "images")
@@ -86,11 +80,10 @@ def images() -> Images:
             builder.build(PAUSE, file, f"--build-arg=APP={APP}", context=HERE / "images")
             builder.save(PAUSE, archives[PAUSE])
         if not archives[SIDESTEP].is_file():
-            wheels = _wheels(work)
+            found = wheels(work, platform.machine())
             options = [
                 f"--build-arg=BASE={BASE}",
-                "--build-arg=PIP_OPTIONS=--no-index --find-links=/wheels",
-                f"--volume={wheels}:/wheels:ro",
+                *from_wheels(found),
                 f"--ignorefile={DEPLOY / 'Dockerfile.dockerignore'}",
             ]
             # The first stage gets a name, so that its layers are kept for the next build.
@@ -109,40 +102,46 @@ def _sources() -> list[Path]:
     return [*(DEPLOY / name for name in names), *rest]
 
 
-def _base(work: Path) -> tuple[str, Path]:
-    """The base as a tar, and its name."""
-    root = roots.root("base", SUITE)
+def packed(work: Path, root: Path) -> tuple[str, Path]:
+    """A root as a tar, and a key for the image that is made of it."""
     key = cache.digest(root.parent.name)
     archive = work / f"base-{key}.tar"
     if not archive.is_file():
         partial, log = archive.with_suffix(".partial"), work / "base.log"
         cache.step("packing it", ["tar", "--numeric-owner", "-C", root, "-cf", partial, "."], log=log, within=_BUILD)
         partial.rename(archive)
-        cache.forget("images/base-*.tar", but=archive)
-    return key, archive
+        cache.forget(f"{work.name}/base-*.tar", but=archive)
+    return cache.digest(key, HERE / "images" / "base.Dockerfile"), archive
 
 
-def _wheels(work: Path) -> Path:
-    """A folder with the wheels of both locks."""
+def wheels(work: Path, *machines: str) -> Path:
+    """A folder with the wheels of both locks for machines of these names (uname(2))."""
     locks = [DEPLOY / "build.lock", DEPLOY / "runtime.lock"]
-    folder = work / f"wheels-{cache.digest(SUITE, *locks)}"
+    folder = work / f"wheels-{cache.digest(SUITE, *machines, *locks)}"
     if not folder.is_dir():
         partial, log = work / "wheels.partial", work / "wheels.log"
         shutil.rmtree(partial, ignore_errors=True)
         log.unlink(missing_ok=True)
-        command: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q"]
-        command += ["--no-deps", "--require-hashes", "--only-binary=:all:", "-d", partial, *_for_the_image()]
-        for lock in locks:
-            command += ["-r", lock]
-        cache.step("fetching the wheels of the image", command, log=log, within=_BUILD, attempts=cache.ATTEMPTS)
+        for machine in machines:
+            command: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q"]
+            command += ["--no-deps", "--require-hashes", "--only-binary=:all:", "-d", partial, *_for_the_image(machine)]
+            for lock in locks:
+                command += ["-r", lock]
+            what = f"fetching the wheels of the image for {machine}"
+            cache.step(what, command, log=log, within=_BUILD, attempts=cache.ATTEMPTS)
         partial.rename(folder)
-        cache.forget("images/wheels-*", but=folder)
+        cache.forget(f"{work.name}/wheels-*", but=folder)
     return folder
 
 
-def _for_the_image() -> list[str]:
+def from_wheels(folder: Path) -> list[str]:
+    """Options of buildah for a build of deploy/Dockerfile that takes its packages from a folder."""
+    return [f"--volume={folder}:/wheels:ro", "--build-arg=PIP_OPTIONS=--no-index --find-links=/wheels"]
+
+
+def _for_the_image(machine: str) -> list[str]:
     """pip's options for the interpreter of the image, which may be another than this one."""
-    python, machine = PYTHONS[SUITE], platform.machine()
+    python = PYTHONS[SUITE]
     platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(17, GLIBC + 1)]
     platforms += [f"manylinux2014_{machine}", f"linux_{machine}"]
     words = ["--implementation=cp", f"--python-version={python}"]
@@ -150,16 +149,30 @@ def _for_the_image() -> list[str]:
     return words + [f"--platform={one}" for one in platforms]
 
 
-class _Builder:
-    """buildah with a store of its own."""
+class Builder:
+    """buildah with a store of its own, in `work`, which is a folder of the cache.
 
-    def __init__(self, work: Path) -> None:
+    `architecture` is what images are built for, by Debian's name; the machine's own one if it is empty.
+    """
+
+    def __init__(self, work: Path, *, architecture: str = "") -> None:
         self._work = work
+        self._options = [f"--arch={architecture}"] if architecture else []
         seen = [work, HERE / "images", cache.REPOSITORY]
         self._room = Room(roots.root("buildah", "bookworm", BUILDER), binds=[Bind(path, str(path)) for path in seen])
         # The run root, where buildah notes its mounts, lasts as long as they do: as the room.
         self._words: list[str | Path] = ["buildah", "--root", work / "store", "--runroot", "/run/buildah"]
         self._words += ["--storage-driver", storage_driver(work)]
+
+    def base(self, name: str, archive: Path) -> None:
+        """The image of a root that `packed` has put into an archive."""
+        context = self._work / "base"
+        context.mkdir(exist_ok=True)
+        shutil.copy2(HERE / "images" / "base.Dockerfile", context)
+        if not (context / "base.tar").exists() or not (context / "base.tar").samefile(archive):
+            (context / "base.tar").unlink(missing_ok=True)
+            os.link(archive, context / "base.tar")
+        self.build(name, context / "base.Dockerfile", context=context)
 
     def _buildah(self, *words: str | Path) -> list[str]:
         return self._room.run(*self._words, *words)
@@ -168,7 +181,8 @@ class _Builder:
         """`buildah bud`; layers that did not change are taken from the store."""
         log = self._log(name)
         log.unlink(missing_ok=True)
-        command = ["bud", "--isolation=chroot", "--layers", "--pull-never", "-f", file, "-t", name, *options, context]
+        command = ["bud", "--isolation=chroot", "--layers", "--pull-never", *self._options, "-f", file, "-t", name]
+        command += [*options, context]
         # Again begins after the last layer that is finished.
         cache.step(f"building {name}", self._buildah(*command), log=log, within=_BUILD, attempts=cache.ATTEMPTS)
 
@@ -184,7 +198,22 @@ class _Builder:
             within=_BUILD,
         )
         partial.rename(archive)
-        cache.forget(f"images/{short}-*.tar", but=archive)
+        cache.forget(f"{self._work.name}/{short}-*.tar", but=archive)
+
+    def join(self, name: str, members: Sequence[str]) -> None:
+        """Make `name` the list of images that are the same for several architectures."""
+        script = '"$@" manifest rm "$NAME" || true; "$@" manifest create "$NAME"; '
+        script += 'for each in $MEMBERS; do "$@" manifest add "$NAME" "containers-storage:$each"; done'
+        words = ["env", f"NAME={name}", f"MEMBERS={' '.join(members)}", "sh", "-euc", script, "sh", *self._words]
+        cache.step(f"joining {name}", self._room.run(*words), log=self._log(name), within=_BUILD)
+
+    def unpack(self, name: str, folder: Path) -> None:
+        """Write the files of the image, of a list the one for the architecture, into a folder that does not exist."""
+        script = 'container=$("$@" from --pull-never $OPTIONS "$NAME"); cp -a "$("$@" mount "$container")" "$FOLDER"; '
+        script += '"$@" rm "$container"'
+        variables = [f"NAME={name}", f"FOLDER={folder}", f"OPTIONS={' '.join(self._options)}"]
+        words = ["env", *variables, "sh", "-euc", script, "sh", *self._words]
+        cache.step(f"unpacking {name}", self._room.run(*words), log=self._log(name), within=_BUILD)
 
     def prune(self) -> None:
         """Forget images that no name holds any more: the layers of older versions."""

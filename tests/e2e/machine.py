@@ -82,6 +82,7 @@ class Machine:
         self.network = Netns(f"{self.name}-node")
         self.laptop = Netns(f"{self.name}-laptop")
         self.cgroup = f"/{self.name}"
+        self._held: int | None = None
         self._init: Process | None = None
         self._programs: list[NodeProcess] = []
 
@@ -102,6 +103,7 @@ class Machine:
         self.network.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
         self.laptop.run("ip", "route", "add", "default", "via", NODE_IP)
         cgroups.make(self.name)
+        self._held = cgroups.hold(self.name)
         self._furnish()
         self._init = Process(self.network.enter(self._room.stay()), log=self.logs / "init.log")
         first = self._init
@@ -155,6 +157,9 @@ class Machine:
             self._init = None
         for program in self._programs:
             program.popen.wait(10)
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
         _remove(self.name)
         remove_tree(self._place)
 
@@ -188,14 +193,18 @@ def folder_of_our_own() -> Path:
 
 
 def sweep() -> None:
-    """Remove what runs left behind whose process was killed."""
+    """Remove what runs left behind whose process was killed.
+
+    The cgroups are the machine's, and a run in a room (`make debian13 TARGET=e2e`) has one of the room's numbers there.
+    """
     for path in Path(tempfile.gettempdir()).glob("sdk-*"):
         if (found := _NAMED.match(path.name)) and not alive(int(found[1])):
             remove_tree(path)
     names = [path.name for path in Path("/run/netns").glob("sdk-*")]
     names += [path.name for root in cgroups.roots() for path in root.glob("sdk-*")]
     for name in {found[0] for name in names if (found := _NAMED.match(name)) and not alive(int(found[1]))}:
-        _remove(name)
+        if not cgroups.is_held(name):
+            _remove(name)
 
 
 def _remove(name: str) -> None:

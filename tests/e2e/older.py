@@ -1,6 +1,6 @@
-"""deploy/daemonset.yaml for Kubernetes 1.20, the newest that can be built from Debian alone.
+"""The manifests of deploy/ for Kubernetes 1.20, the newest that can be built from Debian alone.
 
-The file is for 1.30 and later. What 1.20 does not know is taken away or said in the older way; everything else is
+They are for 1.30 and later. What 1.20 does not know is taken away or said in the older way; everything else is
 taken as it is. The old daemon then ends before the new one begins: during an upgrade the pods of a node are served by
 themselves for some seconds. Without the rules of the definitions the API server lets a spec be changed after it was
 accepted; the daemons then refuse it, by the digest in the status.
@@ -21,12 +21,17 @@ def for_1_20(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _definition(document: dict[str, Any]) -> dict[str, Any]:
-    """Before 1.25 there is no `x-kubernetes-validations`: kubectl refuses it."""
+    """Before 1.25 there is no `x-kubernetes-validations`: kubectl refuses it, wherever in a schema it stands."""
     for version in document["spec"]["versions"]:
-        schema = version["schema"]["openAPIV3Schema"]
-        del schema["x-kubernetes-validations"]
-        del schema["properties"]["spec"]["x-kubernetes-validations"]
+        _without_rules(version["schema"])
     return document
+
+
+def _without_rules(part: Any) -> None:
+    if isinstance(part, dict):
+        part.pop("x-kubernetes-validations", None)
+    for each in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        _without_rules(each)
 
 
 def _daemons(document: dict[str, Any]) -> dict[str, Any]:

@@ -28,17 +28,18 @@ from tests.harness.waiting import until
 NAMESPACE = "sidestep"
 DAEMON = "app.kubernetes.io/component=node"
 MANIFEST = REPOSITORY / "deploy" / "daemonset.yaml"
+INSPECTION = REPOSITORY / "deploy" / "inspection.yaml"
 _numbers = itertools.count(1)
 
 
-def documents() -> list[dict[str, Any]]:
-    """deploy/daemonset.yaml as it is."""
-    return [one for one in yaml.safe_load_all(MANIFEST.read_text()) if one]
+def documents(manifest: Path = MANIFEST) -> list[dict[str, Any]]:
+    """deploy/daemonset.yaml, or another manifest, as it is."""
+    return [one for one in yaml.safe_load_all(manifest.read_text()) if one]
 
 
-def documents_for(release: Release) -> list[dict[str, Any]]:
+def documents_for(release: Release, manifest: Path = MANIFEST) -> list[dict[str, Any]]:
     """The same, converted where the cluster's version is older than users' may be."""
-    return documents() if release.supported else older.for_1_20(documents())
+    return documents(manifest) if release.supported else older.for_1_20(documents(manifest))
 
 
 class Product:
@@ -58,6 +59,19 @@ class Product:
         """`kubectl delete`, and wait until nothing is left of it."""
         text = yaml.safe_dump_all(documents_for(self.cluster.release))
         self.cluster.kubectl("delete", "-f", "-", "--timeout=120s", stdin=text, within=130)
+
+    @contextlib.contextmanager
+    def inspection(self) -> Iterator[None]:
+        """deploy/inspection.yaml, applied; deleted at the end, with every policy, and gone then."""
+        text = yaml.safe_dump_all(documents_for(self.cluster.release, INSPECTION))
+        self.cluster.kubectl("apply", "-f", "-", stdin=text)
+        try:
+            for kind in ("inspectionpolicies", "clusterinspectionpolicies", "captures", "inspections"):
+                condition = "--for=condition=Established"
+                self.cluster.kubectl("wait", condition, f"crd/{kind}.sidestep.dev", "--timeout=30s", within=35)
+            yield
+        finally:
+            self.cluster.kubectl("delete", "-f", "-", "--timeout=60s", stdin=text, within=70)
 
     def grant(self, user: str, namespace: str) -> None:
         """What the manifest's comments tell an administrator to do for a developer, and for a namespace's Secrets."""

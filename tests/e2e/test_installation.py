@@ -14,6 +14,7 @@ from tests.debian.cache import REPOSITORY
 from tests.e2e import components, releases
 from tests.e2e import product as products
 from tests.e2e import shop as shops
+from tests.e2e.test_inspection import policy
 from tests.harness.waiting import until
 
 ACCOUNT = components.DAEMON_ACCOUNT
@@ -56,6 +57,9 @@ def test_one_apply_installs(cluster, product):
         ("create", "intercepts.sidestep.dev"),
         ("patch", "intercepts.sidestep.dev"),
         ("create", "wiretaps.sidestep.dev"),
+        ("create", "inspectionpolicies.sidestep.dev"),
+        ("patch", "inspectionpolicies.sidestep.dev"),
+        ("patch", "clusterinspectionpolicies.sidestep.dev"),
         ("patch", "nodes"),
         ("create", "rolebindings"),
         ("impersonate", "users"),
@@ -67,8 +71,17 @@ def test_what_the_daemon_may_not(cluster, product, verb, resource):
         assert answer.stdout.strip() == "no", f"{verb} {resource} {where}"
 
 
-RARELY = {(verb, f"sidestep.dev/{kind}") for verb in ("get", "delete") for kind in ("intercepts", "wiretaps")}
-"""Rights that no test can wait for: after a conflict of two daemons, and after ten minutes without renewal."""
+OF_OTHER_ROLES = {"secrets", "pods/status", "configmaps"}
+"""Of sidestep-secrets, sidestep-readiness and sidestep-policy-config, which are bound namespace by namespace."""
+POLICIES = ("inspectionpolicies", "clusterinspectionpolicies")
+OBSERVING = ("captures", "inspections")
+RARELY = (
+    {(verb, f"sidestep.dev/{kind}") for verb in ("get", "delete") for kind in ("intercepts", "wiretaps", *OBSERVING)}
+    | {("get", f"sidestep.dev/{kind}") for kind in POLICIES}
+    | {("patch", f"sidestep.dev/{kind}/status") for kind in OBSERVING}
+)
+"""Rights that no test can wait for: after a conflict of two daemons, and after ten minutes without renewal. Statuses of
+captures and inspections are written where there are some (test_captures.py, test_inspections.py)."""
 
 
 def asked(cluster):
@@ -105,6 +118,11 @@ def test_the_daemon_has_the_rights_it_uses(cluster, product, shop):
     """By the API server's own audit log: it asks for nothing it may not, and may nothing it does not ask for."""
     timeout = f"telepresence.io/upstream-probe-timeout.{shops.TLS_PORT}"
     with contextlib.ExitStack() as sessions:
+        sessions.enter_context(product.inspection())
+        for kind in ("InspectionPolicy", "ClusterInspectionPolicy"):
+            cluster.apply(policy(kind, name="rights"), namespace=shop.namespace)
+        statuses = {("patch", f"sidestep.dev/{each}/status") for each in POLICIES}
+        until(lambda: statuses <= asked(cluster), within=40, every=0.5, what="the statuses of policies")
         handler = sessions.enter_context(product.handler())
         for kind in ("intercept", "wiretap"):
             sessions.enter_context(
@@ -115,14 +133,14 @@ def test_the_daemon_has_the_rights_it_uses(cluster, product, shop):
             until(lambda: ("create", "events") in asked(cluster), within=10, every=0.3, what="an Event")
         finally:
             cluster.kubectl("annotate", "deploy", "orders", f"{timeout}-", "-n", shop.namespace)
-    used = {what for what in asked(cluster) if what[1] != "secrets"}
+    used = {what for what in asked(cluster) if what[1] not in OF_OTHER_ROLES}
     assert used <= granted()
     assert granted() - used <= RARELY
     assert {verb for verb, what in asked(cluster) if what == "secrets"} == {"get", "list", "watch"}
 
 
 def test_the_daemon_pod_is_confined(cluster, product):
-    """Not privileged, a read-only root, no network of the node, no host path but the cgroups."""
+    """Not privileged, a read-only root, no network of the node, no host path but cgroups and the log of inspection."""
     [container] = cluster.get("pod", product.daemon().name, namespace=products.NAMESPACE)["spec"]["containers"]
     spec = cluster.get("pod", product.daemon().name, namespace=products.NAMESPACE)["spec"]
     assert not spec.get("hostNetwork")
@@ -130,7 +148,7 @@ def test_the_daemon_pod_is_confined(cluster, product):
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
     hosts = [volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume]
-    assert hosts == ["/sys/fs/cgroup"]
+    assert hosts == ["/sys/fs/cgroup", "/var/log/sidestep"]
 
 
 def test_the_image_is_complete_and_small(cluster, product):

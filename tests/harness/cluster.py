@@ -51,7 +51,7 @@ class ApiServer:
         if tls:
             issued = authority.issue(NAME, "kubernetes", ips=["127.0.0.1", "127.0.0.77", ADDRESS])
             identity = issued.write(folder / "api")
-            self.api.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            self.api.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self.api.tls.load_cert_chain(identity / "tls.crt", identity / "tls.key")
         self.tls = self.api.tls
         self._thread = threading.Thread(target=self.loop.run_forever, name="API server")

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
+from sidestep.aio.time_limit import time_limit
+
 ADDRESS = "127.0.0.77"
 """An address of loopback that nothing else listens at."""
 
@@ -49,7 +51,7 @@ class ConnectProxy:
         for writer in list(self._writers):
             writer.transport.abort()
         # Not cancelled: a connection that is being opened would be left open.
-        async with asyncio.timeout(10):
+        async with time_limit(10):
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.sleep(0.01)  # aborted transports close in the next turns
 

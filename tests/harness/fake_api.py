@@ -22,10 +22,11 @@ import uuid
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.kube.access import ClusterAccess
 
 COLLECTION = re.compile(r"(/api/v1|/apis/[^/]+/[^/]+)/(?:namespaces/([^/]+)/)?([a-z]+)(?:/([^/]+))?(?:/([a-z]+))?")
-CLUSTER_SCOPED = {"namespaces", "nodes"}
+CLUSTER_SCOPED = {"namespaces", "nodes", "clusterinspectionpolicies"}
 
 
 class FakeApi:
@@ -38,11 +39,15 @@ class FakeApi:
         self.requests: list[str] = []
         self.forbidden: list[tuple[str, str, str]] = []
         self.unknown: set[str] = set()
+        self.failing: dict[str, int] = {}
+        """Statuses with which requests of these paths are answered."""
         self.forwards: dict[tuple[str, int], tuple[str, int]] = {}
         self.forwarding = asyncio.Event()
         """While it is not set, what daemons send through port-forwards stands still."""
         self.forwarding.set()
         self.clock = itertools.count()
+        self.stamp = lambda: f"2025-01-01T00:00:{next(self.clock) % 60:02}Z"
+        """The creationTimestamp of the next object."""
         self._changed = asyncio.Condition()
         self._listener: socket.socket | None = None
         self._fresh: set[socket.socket] = set()
@@ -112,7 +117,7 @@ class FakeApi:
         key = (metadata.get("namespace", ""), metadata["name"])
         known = collection.get(key)
         metadata.setdefault("uid", known["metadata"]["uid"] if known else str(uuid.uuid4()))
-        metadata.setdefault("creationTimestamp", f"2025-01-01T00:00:{next(self.clock) % 60:02}Z")
+        metadata.setdefault("creationTimestamp", self.stamp())
         await self._record("MODIFIED" if known else "ADDED", (group, plural), value)
         collection[key] = value
         return value
@@ -181,6 +186,9 @@ class FakeApi:
         if match is None or match.group(3) in self.unknown or url.path in self.unknown:
             await self._answer(writer, 404, b"404 page not found\n")
             return True
+        if url.path in self.failing:
+            await self._status(writer, self.failing[url.path], "InternalError", "etcdserver: request is too large")
+            return True
         group, namespace, plural, name, sub = (unquote(part or "") for part in match.groups())
         if plural == "namespaces" and namespace:
             plural, name = "namespaces", namespace
@@ -230,6 +238,8 @@ class FakeApi:
                     return
                 part = "status" if sub == "status" else "spec"
                 merged = json.loads(json.dumps(found))
+                if headers["content-type"].startswith("application/strategic"):
+                    patch = _by_type(merged, patch)
                 merged[part] = _merge(merged.get(part, {}), patch.get(part, {}))
                 if merged == found:
                     await self._json(writer, 200, found)
@@ -279,7 +289,7 @@ class FakeApi:
                     await self._chunk(writer, {"type": kind, "object": _shown(value, shown)})
             since = self.version
             try:
-                async with asyncio.timeout(self.bookmarks), self._changed:
+                async with time_limit(self.bookmarks), self._changed:
                     if since == self.version:
                         await self._changed.wait()
             except TimeoutError:
@@ -368,6 +378,13 @@ def _merge(old: Any, patch: Any) -> Any:
         else:
             merged[name] = _merge(merged.get(name), value)
     return merged
+
+
+def _by_type(old: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """A strategic merge patch of conditions (patchMergeKey: type) as a merge patch."""
+    known = {each["type"]: each for each in old.get("status", {}).get("conditions", ())}
+    known |= {each["type"]: each for each in patch["status"]["conditions"]}
+    return {**patch, "status": {**patch["status"], "conditions": [*known.values()]}}
 
 
 def _selected(value: dict[str, Any], namespace: str, query: dict[str, str]) -> bool:

@@ -5,16 +5,19 @@
 
 Messages are raw bytes. The methods of `shop.Orders`: Get (unary), Collect (client streaming), List (server streaming),
 Chat (both), Fail (an error without a message: trailers only), Slow (until the deadline). Answers begin with the name
-of their server; all calls of one client share one connection.
+of their server; all calls of one client share one connection. A chat `in_turn` says each message once the one before is
+answered; with `compressed` messages are compressed by gzip.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import queue
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -104,6 +107,8 @@ def _one(channel: grpc.Channel, wish: dict[str, Any]) -> dict[str, Any]:
     method = wish["method"]
     metadata = [tuple(pair) for pair in wish.get("metadata", ())]
     words = {"metadata": metadata, "timeout": wish.get("timeout", 20)}
+    if wish.get("compressed"):
+        words["compression"] = grpc.Compression.Gzip
     messages = [text.encode() for text in wish.get("messages", ["1"])]
     path = f"/shop.Orders/{method}"
     began = time.monotonic()
@@ -117,8 +122,11 @@ def _one(channel: grpc.Channel, wish: dict[str, Any]) -> dict[str, Any]:
             made = channel.unary_stream(path)(messages[0], **words)
             answers = [*made]
         elif method == "Chat":
-            made = channel.stream_stream(path)(iter(messages), **words)
-            answers = [*made]
+            answered: queue.SimpleQueue[None] = queue.SimpleQueue()
+            made = channel.stream_stream(path)(_said(messages, answered, wish.get("in_turn", False)), **words)
+            for answer in made:
+                answers.append(answer)
+                answered.put(None)
         else:
             answer, made = channel.unary_unary(path).with_call(messages[0], **words)
             answers = [answer]
@@ -132,6 +140,17 @@ def _one(channel: grpc.Channel, wish: dict[str, Any]) -> dict[str, Any]:
         "trailing": {key: str(value) for key, value in made.trailing_metadata() or ()},
         "seconds": time.monotonic() - began,
     }
+
+
+def _said(messages: list[bytes], answered: queue.SimpleQueue[None], in_turn: bool) -> Iterator[bytes]:
+    """The messages of a chat."""
+    for message in messages:
+        yield message
+        if in_turn:
+            try:
+                answered.get(timeout=5)
+            except queue.Empty:
+                return
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
+
 from sidestep.aio.packets import ChannelClosed
 from sidestep.aio.pulse import Pulse
 from sidestep.proxy.control import messages
@@ -133,8 +135,34 @@ def words(it: Taken) -> Iterator[Message]:
         yield messages.Heartbeat(0, 0, {it.ports[0]: {}}, {})
 
 
+def records(it: Taken) -> Iterator[Message]:
+    """Records in the name of others, with other lines in their texts; some that may not be sent."""
+    bank = {"namespace": "bank", "pod": "vault"}
+    http = {"url": 'forged\n{"event_type":"alert"}' + TEXT, "http_method": TEXT}
+    ends = {"proto": "TCP", "src_ip": "::1", "src_port": 1, "dest_ip": "::1", "dest_port": 2}
+    forged = (
+        {"timestamp": "x", "event_type": "alert", "kubernetes": bank},
+        {"timestamp": TEXT, "event_type": "stats", "stats": {"forged": 1}, "kubernetes": bank},
+        {
+            "timestamp": "2020-01-01T10:00:00.000000+0000",
+            "event_type": "http",
+            "http": http,
+            "sidestep": {"inspected": True, "id": TEXT},
+            "kubernetes": bank,
+            **ends,
+        },
+    )
+    made = tuple(map(msgspec.msgpack.encode, forged)) * 4
+    words = {f"w{number}": 1 for number in range(messages.MAX_COUNTERS)}
+    while True:
+        yield messages.Records(0, made, {"rate": 1 << 40, TEXT: 1})
+        yield messages.Records(0, (), words)
+        for uid in (*it.uids, "of-another-pod"):
+            yield messages.LiveRecords(0, uid, made, {"rate": 1 << 40, TEXT: 1})
+
+
 ATTACKS: dict[int, Callable[[Taken], Iterator[Message]]] = dict(
-    enumerate((heartbeats, lines, many_lines, flapping, findings, opens, names, acknowledgements, words), 1)
+    enumerate((heartbeats, lines, many_lines, flapping, findings, opens, names, acknowledgements, words, records), 1)
 )
 
 

@@ -11,9 +11,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.harness import manifests
+from tests.harness.compiled_once.bcc import VARIABLE
 from tests.harness.namespaces import Netns
 from tests.harness.processes import Process, alive, children, descendants
 from tests.harness.waiting import until
@@ -24,14 +25,30 @@ SIDESTEP = str(Path(sys.executable).parent / "sidestep")
 START = 30.0
 """Seconds until the daemon must answer (it compiles a program first)."""
 
+COMPILED_ONCE = Path(__file__).parent / "compiled_once"
+"""A folder for PYTHONPATH that has a stand-in for bcc."""
+
 
 class Node:
     """A running node daemon."""
 
+    compiled: ClassVar[Path | None] = None
+    """A folder in which daemons share the instructions that bcc made."""
+    compiles: ClassVar[bool] = False
+    """Each daemon compiles for itself, although there is such a folder."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.patience = START
+        """Seconds until it must answer."""
         self.manifests = folder / "manifests"
         self.socket = folder / "run" / "node.sock"
+        self.eve: Path | None = folder / "eve.json"
+        """Where records of inspection go; None: where the Node says."""
+        self.crs: Path | None = None
+        """The folder of its Core Rule Set; None: Debian's."""
+        self.stdout: Path | None = None
+        """Where its standard output goes; None: to its log."""
         self.manifests.mkdir(parents=True, exist_ok=True)
         self.socket.parent.mkdir(mode=0o700, exist_ok=True)
         self.process: Process | None = None
@@ -49,16 +66,26 @@ class Node:
 
     def command(self) -> list[str | Path]:
         """The command line that starts it."""
-        return [self.program, "node", "--manifests", self.manifests, "--socket", self.socket]
+        eve: list[str | Path] = [] if self.eve is None else ["--eve", self.eve]
+        crs: list[str | Path] = [] if self.crs is None else ["--crs", self.crs]
+        return [self.program, "node", "--manifests", self.manifests, "--socket", self.socket, *eve, *crs]
+
+    def variables(self) -> dict[str, str]:
+        """Environment variables that the daemon gets."""
+        if self.compiled is None or self.compiles:
+            return self.environment
+        shared = {"PYTHONPATH": str(COMPILED_ONCE), VARIABLE: str(self.compiled)}
+        return {**shared, **self.environment}
 
     def start(self) -> None:
         """Start the daemon and wait until it answers."""
         command = [*self.prefix, *self.command()]
-        process = Process(command, log=self.folder / "node.log", environment=self.environment, patience=40)
+        log = self.folder / "node.log"
+        process = Process(command, log=log, stdout=self.stdout, environment=self.variables(), patience=40)
         self.process = process
         until(
             lambda: not process.running or self.status() is not None,
-            within=START,
+            within=self.patience,
             what=lambda: f"the node daemon to answer\n{process.text()[-6000:]}",
             every=0.03,
         )
@@ -70,20 +97,30 @@ class Node:
         assert old is not None
         self._before.append(old)
         self.family()
-        process = Process(self.command(), log=self.folder / "node.log", environment=self.environment, patience=40)
+        process = Process(self.command(), log=self.folder / "node.log", environment=self.variables(), patience=40)
         self.process = process
 
         def answers() -> bool:
             status = self.status()
             return status is not None and status["node"]["pid"] == process.pid
 
-        until(lambda: not process.running or answers(), within=START, what="the new daemon to answer", every=0.03)
+        until(
+            lambda: not process.running or answers(),
+            within=self.patience,
+            what=lambda: f"the new daemon to answer\n{process.text()[-6000:]}",
+            every=0.03,
+        )
         assert process.running, process.text()
         return old
 
     def write(self, name: str, *documents: manifests.Document) -> Path:
         """Put a manifest file in place."""
         return manifests.write(self.manifests, name, *documents)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records of inspection so far."""
+        lines = self.eve.read_bytes().splitlines() if self.eve is not None and self.eve.exists() else []
+        return [json.loads(line) for line in lines]
 
     def log(self) -> str:
         return (self.folder / "node.log").read_text(errors="replace")

@@ -6,26 +6,54 @@ import json
 import struct
 import subprocess
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from functools import cache
 
 TIMEOUT = 100
 """Seconds one run of tshark may take."""
+TIME = "frame.time_epoch"
+STRICT = ("-o", "tcp.check_checksum:TRUE", "-o", "ip.check_checksum:TRUE")
+COMPLAINTS = "tcp.analysis.flags || _ws.malformed || tcp.checksum.status == 0 || ip.checksum.status == 0 || _ws.expert"
 
 
 def rows(
     capture: bytes, fields: Sequence[str], *, only: str = "", options: Sequence[str] = (), command: Sequence[str] = ()
 ) -> list[dict[str, str]]:
-    """One dict of fields for each packet of a capture that the display filter `only` selects.
+    """One dict of fields for each packet of a capture that the display filter `only` selects, the oldest first.
 
-    `command` stands before tshark, to run one of another root ("chroot", ROOT).
+    In a file the packets of several connections stand in the order in which they arrived there, which may be another
+    than that of their times. An empty file has none. `command` stands before tshark, to run one of another root
+    ("chroot", ROOT).
     """
-    named = [argument for field in fields for argument in ("-e", field)]
+    if not capture:
+        return []
+    named = [argument for field in (TIME, *fields) for argument in ("-e", field)]
     chosen = ["-Y", only] if only else []
     shown = tshark(
         "-r", "-", "-n", "-T", "fields", "-E", "separator=/t", *named, *chosen, *options, given=capture, command=command
     )
-    lines = shown.decode(errors="replace").splitlines()
-    return [dict(zip(fields, line.split("\t"), strict=True)) for line in lines]
+    lines = [line.split("\t") for line in shown.decode(errors="replace").splitlines()]
+    lines.sort(key=lambda values: Decimal(values[0]))
+    return [dict(zip(fields, values[1:], strict=True)) for values in lines]
+
+
+def so_far(growing: bytes) -> bytes:
+    """The whole blocks at the beginning of a pcapng file that is still written; tshark refuses half a block."""
+    end = 0
+    while len(growing) - end >= 8 and end + (length := struct.unpack_from("<4xI", growing, end)[0]) <= len(growing):
+        assert length >= 12, "a block of pcapng"
+        end += length
+    return growing[:end]
+
+
+def complaints(file: bytes, *options: str) -> list[dict[str, str]]:
+    """What tshark finds wrong; comments, and its notes about what a protocol says (chat), are left out."""
+    only = (
+        f"({COMPLAINTS}) && !(_ws.expert.severity in {{0x100000, 0x200000}} && !tcp.analysis.flags && !_ws.malformed)"
+    )
+    return rows(
+        file, ["frame.number", "_ws.expert.message", "_ws.expert.severity"], only=only, options=(*STRICT, *options)
+    )
 
 
 def packets(capture: bytes, *, only: str = "", options: Sequence[str] = ()) -> list[dict]:

@@ -2,8 +2,9 @@
 
     python -m tests.kernels --packages "PACKAGES" [--steps NAME,...] [KERNEL...]
 
-PACKAGES are those that the product and its tests need, as the Makefile names them. The table is printed in any case;
-what the guests printed is kept in the folder `kernel-logs` of the cache.
+PACKAGES are those that the product and its tests need, as the Makefile names them. What the guests printed is kept in
+the folder `kernel-logs` of the cache, and so is `table.md`, which is written anew with each result: a run that is
+interrupted leaves what it found. The table is printed at the end in any case.
 """
 
 from __future__ import annotations
@@ -28,12 +29,20 @@ WITHIN = 4 * 3600.0
 """Seconds for one guest: with a core of its own it needs about one hour."""
 
 
-def run(names: list[str], packages: list[str], steps: str, reports: dict[str, Report]) -> bool:
-    """Boot each kernel, and fill in its report. True when all of it passed. Raises BuildError."""
+def run(names: list[str], packages: list[str], rows: dict[str, str], reports: dict[str, Report]) -> bool:
+    """Boot each kernel, and fill in its report. True when all of it passed. Raises BuildError.
+
+    `rows`: the steps, by name, with their titles.
+    """
     chosen = {name: kernels.kernel(name) for name in kernels.chosen(names)}
     root = image.root(packages)
     logs = cache.folder() / "kernel-logs"
     logs.mkdir(exist_ok=True)
+
+    def seen(outcome: Outcome) -> None:
+        (logs / "table.md").write_text(table(reports, rows) + "\n")
+        _show(outcome)
+
     good = True
     with tempfile.TemporaryDirectory(prefix="kernels-", dir=cache.folder()) as temporary:
         folder = Path(temporary)
@@ -44,7 +53,7 @@ def run(names: list[str], packages: list[str], steps: str, reports: dict[str, Re
             guest = Guest(kernel, root, sources, initrd, logs / f"{name}.console", logs / f"{name}.results")
             cache.say(f"booting Linux {kernel.release}; its console: {guest.console}")
             try:
-                machine.run(guest, steps, report=report, within=WITHIN, seen=_show)
+                machine.run(guest, ",".join(rows), report=report, within=WITHIN, seen=seen)
             except GuestError as error:
                 cache.say(f"Linux {kernel.release}: {error}")
                 good = False
@@ -75,18 +84,19 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     reports: dict[str, Report] = {}
+    rows: dict[str, str] = {}
+    status = 1
     try:
         rows = {step.name: step.title for step in named(given.steps)}
-        good = run(given.kernels, given.packages.split(), ",".join(rows), reports)
+        status = 0 if run(given.kernels, given.packages.split(), rows, reports) else 1
     except (BuildError, ValueError) as error:
         print(f"sidestep: {error}", file=sys.stderr)
-        good = False
     except KeyboardInterrupt:
         print("sidestep: interrupted; no guest is left running", file=sys.stderr)
-        return 130
+        status = 130
     if reports:
         print(table(reports, rows))
-    return 0 if good else 1
+    return status
 
 
 if __name__ == "__main__":

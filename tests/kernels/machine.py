@@ -58,7 +58,8 @@ def run(guest: Guest, steps: str, *, report: Report, within: float, seen: Callab
     `within`: seconds of this machine's time for all of it.
     """
     for path in (guest.console, guest.results):
-        path.write_bytes(b"")
+        path.unlink(missing_ok=True)  # another run may be writing to the file of that name, and keeps it
+        path.touch()
     begin = said = time.monotonic()
     process = subprocess.Popen(guest.command(steps), stdin=subprocess.DEVNULL)
     try:

@@ -29,10 +29,16 @@ class Step:
     """Whether it runs with the DaemonSet's capabilities instead of root's."""
 
 
-def _tests(name: str, title: str, within: float, path: str) -> Step:
+def _tests(name: str, title: str, within: float, *paths: str, marked: str = "") -> Step:
     # The tests' own timeouts are meant for a machine that is not emulated.
-    options = ("-q", "-p", "no:cacheprovider", "--color=no", "--timeout=900")
-    return Step(name, f"{title} (`{path}`)", within, (PYTHON, "-m", "pytest", *options, path))
+    options = ["-q", "-p", "no:cacheprovider", "--color=no", "--timeout=900", *(["-m", marked] if marked else [])]
+    shown = ", ".join(f"`{path}`" for path in paths)
+    return Step(name, f"{title} ({shown})", within, (PYTHON, "-m", "pytest", *options, *paths))
+
+
+MATCHING = ("tests/system/test_matching.py", "tests/system/test_grpc.py")
+"""Matching is Python and the same on every kernel; what runs is marked, and is about sockets as much as about filters:
+TLS, HTTP/1, HTTP/2 and gRPC, an app on one address family or on loopback alone, one that comes later."""
 
 
 STEPS = (
@@ -43,7 +49,9 @@ STEPS = (
     _tests("netns", "namespaces", 1800, "tests/privileged/netns"),
     _tests("clients", "client addresses", 1800, "tests/system/test_client_address.py"),
     _tests("udp", "UDP", 1800, "tests/system/test_udp.py"),
-    _tests("matching", "matching", 3600, "tests/system/test_matching.py"),
+    _tests("ids", "the lock-up of an IDS", 1800, "tests/privileged/ids"),
+    _tests("matching", "matching, a selection", 3600, *MATCHING, marked="kernels"),
+    _tests("cgroups", "cgroup version 2 alone", 2400, "tests/system/test_unified_cgroups.py"),
 )
 
 

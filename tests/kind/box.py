@@ -52,6 +52,7 @@ class Box:
         self._room = self._furnished()
         self.pid = 0
         """Process 1 of the box, as seen from outside."""
+        self._held: int | None = None
         self._unshare: Process | None = None
 
     def start(self) -> None:
@@ -61,6 +62,7 @@ class Box:
             path.mkdir(parents=True)
         # The first process begins in the folder itself, which so becomes what the box sees as the root.
         cgroups.make(self.name, delegated=False)
+        self._held = cgroups.hold(self.name)
         self._unshare = Process(self._joined(self._room.stay()), log=self.logs / "box.log")
         first = self._unshare
         until(
@@ -140,6 +142,9 @@ class Box:
                 os.kill(children(self._unshare.pid)[0], signal.SIGKILL)
             self._unshare.stop()
             self._unshare = None
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
         cgroups.remove(self.name)
         machine.remove_tree(self.folder / "containers")
 

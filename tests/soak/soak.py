@@ -4,7 +4,11 @@ First half: pod proxy, handler and command line are killed, the zygote hangs, ou
 firewall drops what the proxy says to the app; the daemon lives, and must then be where it was: threads, descriptors,
 memory. Second half: the daemon, too, is killed, stopped, replaced. A fault opens a *window* that ends once
 everything is seen to work again; what overlaps no window must be flawless: nothing lost, every answer the request's
-own, every match answered by the handler. A request that does not match must never reach the handler, window or not.
+own, every match answered by the handler, every request that the inspection policy blocks refused. A request that does
+not match must never reach the handler, window or not. The policy's patterns have it read every body in both directions.
+
+With `fails` the policy has `failurePolicy: Fail`, and a blocked request must not reach the app in a window either,
+unless `bypasses` finds the time counted.
 """
 
 from __future__ import annotations
@@ -22,15 +26,19 @@ from pathlib import Path
 from tests.harness import kernel, scene
 from tests.harness.cli import Intercept, intercept
 from tests.harness.http2 import any_app
+from tests.harness.inspection import FILE, is_refusal, policy, rule
 from tests.harness.peers import Server
 from tests.harness.processes import Process
-from tests.harness.waiting import until
-from tests.soak.traffic import UDP_PORT, Echo, Outcome, Traffic
+from tests.harness.waiting import DeadlineError, until
+from tests.soak.bypasses import Bypasses
+from tests.soak.traffic import BLOCKED, UDP_PORT, Echo, Outcome, Traffic
 
 CALM = 2.0
 """Seconds without a fault after each window."""
 PROXY_REST = 8.0
 """Seconds between kills of the pod proxy: five within thirty are a crash loop, after which the port rests, too."""
+PATIENCE = 120.0
+"""Seconds that a daemon may take to start on a machine that is busy."""
 RECOVERY = 75.0
 """Seconds that a window may last: what keeps a proxy from serving is tried again after a minute at most."""
 WALL = 3.0
@@ -40,6 +48,9 @@ SETTLING = 120.0
 MEMORY = 16 << 20
 """Bytes by which the daemon may have grown over a half."""
 PORTS = (scene.TLS_PORT, scene.PLAIN_PORT, UDP_PORT)
+SECRET = {"patterns": [{"regex": "soak-secret-[0-9]{8}"}], "action": "Block"}
+RULES = (rule(BLOCKED), {"name": "secret", **SECRET}, {"name": "leak", "direction": "Response", **SECRET})
+FAILS = {"failurePolicy": "Fail", "existingConnections": "Reset", "log": {"samplePercent": 5}}
 FILTER = ("--http-header", scene.DEV.replace(": ", "="))
 
 
@@ -62,6 +73,8 @@ class Account:
     faults: dict[str, int] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    """Further lines for people."""
 
     def excused(self, outcome: Outcome) -> bool:
         """Whether a request overlaps a window."""
@@ -82,7 +95,7 @@ class Account:
         inside = sum(bool(each.problem) for each in self.outcomes if self.excused(each))
         slowest = max((each.ended - each.began for each in self.outcomes), default=0.0)
         lines = [f"{len(self.outcomes)} requests ({shown})", f"{faults}; {inside} requests broke within their windows"]
-        lines.append(f"the slowest request took {slowest:.1f} s")
+        lines += [f"the slowest request took {slowest:.1f} s", *self.told]
         lines += [f"{start:.2f}-{end:.2f} {name}" for start, end, name in self.windows] if self.wrong else []
         return "\n".join([*lines, *self.wrong[:50]])
 
@@ -90,27 +103,37 @@ class Account:
 class Soak:
     """One run on a scene."""
 
-    def __init__(self, shop: scene.Shop, *, chance: random.Random) -> None:
+    def __init__(self, shop: scene.Shop, *, chance: random.Random, fails: bool = False) -> None:
         self.shop = shop
+        self.bypasses = Bypasses(shop) if fails else None
         self.account = Account()
         self._chance = chance
         self._proxy_killed = -PROXY_REST
+        self._daemon_ended = 0.0
         self._handlers: dict[int, Process] = {}
         self._ports: dict[int, int] = {}
         self._intercepts: dict[int, Intercept] = {}
         self._stack = contextlib.ExitStack()
+        shop.node.patience = PATIENCE
         self._certificate = shop.app_certificate.write(shop.folder / "soak-handler")
 
     def run(self, seconds: float) -> Account:
-        """All of it. Raises DeadlineError when something does not come back."""
+        """All of it. What does not come back stands in the account."""
         with self._stack:
             self._begin()
-            ends = {"proxy": self._kill_proxy, "handler": self._kill_handler, "CLI": self._kill_cli}
-            hindered = {"zygote": self._hang_zygote, "listener": self._end_listeners, "wall": self._wall}
-            self._phase(seconds / 2, {**ends, **hindered})
-            daemon = {"daemon": self._kill_daemon, "restart": self._restart, "upgrade": self._upgrade}
-            self._phase(seconds / 2, {**daemon, "proxy": self._kill_proxy}, same_daemon=False)
+            try:
+                ends = {"proxy": self._kill_proxy, "handler": self._kill_handler, "CLI": self._kill_cli}
+                hindered = {"zygote": self._hang_zygote, "listener": self._end_listeners, "wall": self._wall}
+                self._phase(seconds / 2, {**ends, **hindered})
+                daemon = {"daemon": self._kill_daemon, "restart": self._restart, "upgrade": self._upgrade}
+                self._phase(seconds / 2, {**daemon, "proxy": self._kill_proxy}, same_daemon=False)
+            except DeadlineError as error:
+                self.account.wrong.append(str(error))
         self.account.judge()
+        if self.bypasses is not None:
+            passed = self.bypasses.judge(self.account.outcomes)
+            self.account.wrong += self.bypasses.wrong
+            self.account.told.append(f"{passed} blocked requests reached the app; {self.bypasses.text()}")
         return self.account
 
     def _begin(self) -> None:
@@ -130,16 +153,11 @@ class Soak:
         self._settled()
         before = self._levels()
         end = time.monotonic() + seconds
-        with Traffic(self.shop) as traffic:
-            order = self._chance.sample(sorted(faults), len(faults))
-            first = set(faults)
-            time.sleep(CALM)  # ordinary use, not a condition
-            while first or time.monotonic() < end:
-                order = order or self._chance.sample(sorted(faults), len(faults))
-                name = order.pop()
-                self._fault(name, faults)
-                first.discard(name)
-        self.account.outcomes += traffic.outcomes
+        traffic = Traffic(self.shop, plain=self.bypasses is not None)
+        try:
+            self._wear(traffic, end, faults)
+        finally:
+            self.account.outcomes += traffic.outcomes
         self._settled()
         if same_daemon:
             until(
@@ -150,24 +168,40 @@ class Soak:
         else:
             until(lambda: self._levels().objects == before.objects, within=60, what="as many eBPF objects as before")
 
+    def _wear(self, traffic: Traffic, end: float, faults: dict[str, Callable[[], None]]) -> None:
+        """One fault after the other under traffic, each at least once."""
+        with traffic:
+            order = self._chance.sample(sorted(faults), len(faults))
+            first = set(faults)
+            time.sleep(CALM)  # ordinary use, not a condition
+            while first or time.monotonic() < end:
+                order = order or self._chance.sample(sorted(faults), len(faults))
+                name = order.pop()
+                self._fault(name, faults)
+                first.discard(name)
+
     def _fault(self, name: str, faults: dict[str, Callable[[], None]]) -> None:
         if name in {"proxy", "zygote"}:
             time.sleep(max(0.0, self._proxy_killed + PROXY_REST - time.monotonic()))  # as above
         start = time.monotonic()
         faults[name]()
         self._settled()
+        if self.bypasses is not None and name in {"daemon", "restart"}:
+            self.bypasses.ended(self._daemon_ended)
         self.account.windows.append((start, time.monotonic(), name))
         self.account.faults[name] = self.account.faults.get(name, 0) + 1
         time.sleep(CALM * (0.5 + self._chance.random()))  # ordinary use, not a condition
 
     def _settled(self) -> None:
-        """Everything works: matches reach the handlers on both ports, the rest the app."""
+        """Everything works: matches reach the handlers on both ports, the rest the app, what is blocked nobody."""
 
         def works() -> bool:
             for port in (scene.TLS_PORT, scene.PLAIN_PORT):
                 if self.shop.get("/", scene.DEV, port=port).served_by != "handler":
                     return False
                 if self.shop.get("/", port=port).served_by != "app":
+                    return False
+                if not is_refusal(self.shop.get(BLOCKED, port=port)):
                     return False
             return all(each.active() for each in self._intercepts.values())
 
@@ -259,7 +293,7 @@ class Soak:
         self._start_cli(port)
 
     def _kill_daemon(self) -> None:
-        self.shop.node.kill()
+        self._daemon_ended = self.shop.node.kill()
         self.shop.node.start()
 
     def _restart(self) -> None:
@@ -267,6 +301,7 @@ class Soak:
         self.shop.node.family()
         self.shop.node.process.signal(signal.SIGTERM)
         self.shop.node.process.wait(60)
+        self._daemon_ended = time.monotonic()
         self.shop.node.start()
 
     def _upgrade(self) -> None:
@@ -274,14 +309,15 @@ class Soak:
 
 
 @contextlib.contextmanager
-def soaking(folder: Path, *, seed: int) -> Iterator[Soak]:
+def soaking(folder: Path, *, seed: int, fails: bool = False) -> Iterator[Soak]:
     """A soak on a scene of its own, whose remains are looked for at the end."""
     with scene.shop(folder, start=False) as shop:
         annotations = {"sidestep.dev/drain-timeout": "5s"}
         metadata = {"name": "here", "annotations": annotations}
         shop.node.write("node.yaml", {"apiVersion": "v1", "kind": "Node", "metadata": metadata})
+        shop.node.write(FILE, policy(*RULES, mode="Enforce", **(FAILS if fails else {})))
         shop.node.start()
-        yield Soak(shop, chance=random.Random(seed))
+        yield Soak(shop, chance=random.Random(seed), fails=fails)
         hung, family = kernel.steering(shop.space.pod), shop.node.family()
         shop.node.stop()
         until(lambda: not hung.left(), within=10, what=lambda: f"the eBPF objects to go: {hung.left()}")

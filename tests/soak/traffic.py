@@ -29,6 +29,10 @@ from tests.harness.peers import Client
 REQUESTS = 10
 """Requests of one connection."""
 UDP_PORT = 9953
+BLOCKED = "/blocked"
+"""A path that the inspection policy blocks."""
+PASSED = "not blocked: answered with 200"
+"""What is wrong with a blocked request that reached the app."""
 TRIES = 4
 """Times that a datagram is sent until something comes back."""
 PATIENCE = 15.0
@@ -87,10 +91,11 @@ class Echo:
 
 
 class Traffic:
-    """All callers; a context manager."""
+    """All callers; a context manager. `plain`: none does what cannot be inspected: long bodies, unknown protocols."""
 
-    def __init__(self, shop: scene.Shop) -> None:
+    def __init__(self, shop: scene.Shop, *, plain: bool = False) -> None:
         self.shop = shop
+        self._sizes = (4, 400, 20_000) if plain else (4, 400, 40_000)
         self.outcomes: list[Outcome] = []
         self._end = threading.Event()
         self._numbers = itertools.count()
@@ -100,8 +105,11 @@ class Traffic:
             "h2": self._h2_clear,
             "h2 tls": self._h2_tls,
             "upgrade": self._upgrade,
+            "blocked": self._blocked,
             "udp": self._udp,
         }
+        if plain:
+            del kinds["upgrade"]
         self._threads = [
             threading.Thread(target=self._run, args=(kind, call), name=kind) for kind, call in kinds.items()
         ]
@@ -136,7 +144,7 @@ class Traffic:
 
     def _wish(self) -> tuple[bool, bytes]:
         """Whether the next request is to match, and its body: unlike any other."""
-        body = b"%d " % next(self._numbers) + os.urandom(random.choice((4, 400, 40_000))).hex().encode()
+        body = b"%d " % next(self._numbers) + os.urandom(random.choice(self._sizes)).hex().encode()
         return random.random() < 0.5, body
 
     def _h1(self, began: float, port: int, kind: str) -> None:
@@ -153,6 +161,15 @@ class Traffic:
             self.outcomes.append(Outcome(began, time.monotonic(), kind, fell_back=True))
         else:
             self._done(began, kind, marked, answer.header("x-served-by"), answer.body == body)
+
+    def _blocked(self, began: float) -> None:
+        with self.shop.client(port=random.choice((scene.PLAIN_PORT, scene.TLS_PORT)), record=False) as client:
+            client.sock.settimeout(PATIENCE)
+            for _ in range(REQUESTS):
+                marked, _ = self._wish()
+                status = client.get(BLOCKED, *([scene.DEV] if marked else [])).status
+                problem = "" if status == 403 else f"not blocked: answered with {status}"
+                self.outcomes.append(Outcome(began, time.monotonic(), "blocked", problem))
 
     def _h1_clear(self, began: float) -> None:
         self._h1(began, scene.PLAIN_PORT, "h1")

@@ -8,6 +8,7 @@ The same daemon is watched at rest first; both figures are printed.
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import sys
 import threading
@@ -23,11 +24,12 @@ from tests.harness import manifests, processes, scene
 from tests.harness.cli import intercept, sidestep
 from tests.harness.hostile_proxy import BASE
 from tests.harness.namespaces import pod_namespace
+from tests.harness.node import SIDESTEP
 from tests.harness.peers import Server, http_app
 
 pytestmark = pytest.mark.alone
 
-TAKEN_OVER = (1, 3, 4, 6)
+TAKEN_OVER = (1, 3, 4, 6, 10)
 """Attacks of `hostile_proxy`, one pod each."""
 REST, ATTACK = 3.0, 8.0
 """Seconds of watching."""
@@ -49,6 +51,12 @@ class Watch:
     """The upper bound of the histogram's bucket that the longest turn is in."""
     memory: int
     cpu: float
+
+
+def inspection(node):
+    """The command line that is told what the pods that were taken over say."""
+    words = ("inspect", "evil", "-n", "shop", "--port", scene.PLAIN_PORT, "-o", "json", "--socket", node.socket)
+    return [SIDESTEP, *map(str, words)]
 
 
 @contextlib.contextmanager
@@ -132,7 +140,7 @@ def flood(port, stop):
             sock.connect(("127.0.0.1", port))
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_daemon_whose_pods_attack_it_stays_small_and_prompt(tmp_path, capsys):
     with contextlib.ExitStack() as stack:
         shop = stack.enter_context(scene.shop(tmp_path, start=False))
@@ -147,7 +155,7 @@ def test_a_daemon_whose_pods_attack_it_stays_small_and_prompt(tmp_path, capsys):
         write_mass(shop, author, 0)
         shop.node.prefix = (sys.executable, "-m", "tests.harness.hostile_node", tmp_path / "port")
         shop.node.start()
-        node, stop = shop.node, threading.Event()
+        node, stop, told = shop.node, threading.Event(), tmp_path / "told.jsonl"
         stack.enter_context(shop.intercept(port=scene.PLAIN_PORT, plaintext=True))
 
         def diverted():
@@ -165,6 +173,7 @@ def test_a_daemon_whose_pods_attack_it_stays_small_and_prompt(tmp_path, capsys):
                 "x-dev=ada",
             )
             stack.enter_context(intercept(node, "evil", *to, pods=None))
+            stack.enter_context(processes.Process(inspection(node), log=tmp_path / "told.log", stdout=told))
             strangers = threading.Thread(target=flood, args=(int((tmp_path / "port").read_text()), stop))
             strangers.start()
             stack.callback(strangers.join)
@@ -182,6 +191,13 @@ def test_a_daemon_whose_pods_attack_it_stays_small_and_prompt(tmp_path, capsys):
                 print(
                     f"\n{name}: {watch.memory >> 20} MiB, longest turn < {watch.stall:g} s, CPU {watch.cpu:.2f}", end=""
                 )
+        shown = [json.loads(line) for line in told.read_text().splitlines() if line.endswith("}")]
+        whose = [each["kubernetes"] for each in shown if "kubernetes" in each]
+        assert all(each["namespace"] == "shop" and each["pod"].startswith("evil-") for each in whose)
+        forged = node.records()
+        assert {each["kubernetes"].get("namespace", "") for each in forged} <= {"shop", ""}
+        assert "http" in {each["event_type"] for each in forged} <= {"http", "stats"}
+        assert not any("forged" in each.get("stats", {}) for each in forged)
         assert attack[0].memory < MEMORY
         assert attack[0].stall <= max(STALL, 4 * rest[0].stall)
         diverted()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from sidestep.steering.layout import PEERNAME_SOURCE
 from tests.harness import cgroups
 from tests.harness.namespaces import run
 from tests.harness.peers import RESET, Server, answer
@@ -72,12 +73,15 @@ def test_nginx_logs_it_for_http2_and_for_raw_connections_too(tmp_path):
                 assert app.requests()[-1]["uri"] == "/raw"
 
 
+KEY_SIZE = PEERNAME_SOURCE.maps[0].key_size
+
+
 def names(scene):
     """How many connections are named now: what is in the daemon's map, but for its entry about the proxy's sources."""
     for path in Path(f"/proc/{scene.node.pid}/fdinfo").iterdir():
         with contextlib.suppress(FileNotFoundError):  # descriptors come and go
             text = path.read_text()
-            if "map_type:\t1\n" in text:  # a plain hash: the only one
+            if f"key_size:\t{KEY_SIZE}\n" in text:  # no other map has keys of this size
                 number = text.split("map_id:")[1].split()[0]
                 return len(json.loads(run("bpftool", "-j", "map", "dump", "id", number))) - 1
     raise AssertionError("the daemon holds no map of names")

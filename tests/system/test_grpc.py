@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.harness import scene
+from tests.harness.inspection import policies, policy, view
 from tests.harness.processes import Process
 from tests.harness.waiting import until
 
@@ -75,6 +76,7 @@ def call(shop, port, *calls, ping=0):
     return json.loads(done.stdout)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("port", TRANSPORTS)
 def test_every_kind_by_turns_on_one_connection(wide, port):
     kinds = [
@@ -142,3 +144,46 @@ def test_the_client_s_pings_do_not_annoy_an_app_that_sees_no_calls(wide):
         until(lambda: len(running.of("request")) == 10, within=5, what="a line for each diverted call")
     codes = [each["code"] for each in results]
     assert codes == ["DEADLINE_EXCEEDED", *["OK"] * 8, "DEADLINE_EXCEEDED", "OK"], results
+
+
+@pytest.mark.parametrize("port", TRANSPORTS)
+def test_a_policy_refuses_calls_with_a_status_that_names_it(wide, port):
+    match = {"paths": [{"match": "Equal", "value": "/shop.Orders/Get"}]}
+    rules = [
+        {"name": "no-get", "match": match, "action": "Block"},
+        {"name": "secret", "patterns": [{"regex": "top-secret"}], "action": "Block"},
+    ]
+    calls = [
+        {"method": "Get", "messages": ["1"]},
+        {"method": "Collect", "messages": ["a", "b"]},
+        {"method": "Collect", "messages": ["a", "top-secret"]},
+        {"method": "List", "messages": ["2"]},
+        {"method": "Get", "messages": ["2"], "metadata": DEV},
+    ]
+    with policies(wide, policy(*rules)):
+        results = call(wide, port, *calls)
+        codes = [each["code"] for each in results]
+        assert codes == ["PERMISSION_DENIED", "OK", "PERMISSION_DENIED", "OK", "PERMISSION_DENIED"], results
+        assert results[0]["details"].startswith("sidestep: policy shop/orders, id ")
+        assert (results[1]["answers"], results[3]["answers"]) == (["app a+b"], ["app 0", "app 1"])
+        until(lambda: view(wide)["hits"].get("blocked", 0) >= 3, within=5, what="the hits to be counted")
+    assert call(wide, port, calls[0])[0]["code"] == "OK"
+
+
+@pytest.mark.parametrize("port", TRANSPORTS)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_messages_of_a_call_that_goes_on_are_judged_one_by_one(wide, port, compressed):
+    """A chat whose client waits for each answer: nothing is held until the call is over."""
+    secret = {"name": "no-secret", "patterns": [{"regex": "top-secret"}], "action": "Block"}
+    chat = {"method": "Chat", "in_turn": True, "compressed": compressed}
+    long = "x" * 300
+    with policies(wide, policy(secret, failurePolicy="Fail")):
+        clean, blocked = call(
+            wide,
+            port,
+            {**chat, "messages": ["a", long, "b"]},
+            {**chat, "messages": ["a", f"{long} top-secret {long}", "b"]},
+        )
+    assert (clean["code"], clean["sizes"]) == ("OK", [5, 304, 5]), clean
+    assert clean["seconds"] < 10, clean
+    assert (blocked["code"], blocked["answers"]) == ("CANCELLED", ["app a"]), blocked

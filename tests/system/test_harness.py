@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import os
+import subprocess
 
 import pytest
 
+from sidestep.model.errors import SidestepError
+from sidestep.steering import compile_program
+from sidestep.steering.compiler import CHILD
+from tests.e2e import cgroups, machine
 from tests.harness import kernel
 from tests.harness.authority import Authority
+from tests.harness.compiled_once.bcc import VARIABLE
 from tests.harness.curl import curl
 from tests.harness.namespaces import pod_namespace
 from tests.harness.nginx import client_context, nginx
+from tests.harness.node import COMPILED_ONCE, Node
 from tests.harness.peers import Client, Server, digest_of, http_app, server_context
 from tests.harness.waiting import until
 
@@ -66,3 +75,40 @@ def test_a_deleted_pod_takes_its_veth_pair_along():
         assert space.peer_exists()
         space.delete_pod()
         until(lambda: not space.peer_exists(), within=2, what="the veth pair to go")
+
+
+def test_daemons_compile_a_source_once_per_run_unless_they_are_measured(tmp_path, monkeypatch):
+    real = asyncio.run(compile_program())
+    for name, value in (("PYTHONPATH", COMPILED_ONCE), (VARIABLE, tmp_path)):
+        monkeypatch.setenv(name, str(value))
+    assert asyncio.run(compile_program()) == real
+    # Without clang's library only what was compiled before can be had.
+    hidden = 'for l in $(ls /usr/lib/*/libbcc.so.0); do mount --bind /dev/null $l; done; exec "$0" "$@"'
+    command = ("unshare", "--mount", "sh", "-c", hidden, *CHILD)
+    assert asyncio.run(compile_program(command=command)) == real
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "other"))
+    with pytest.raises(SidestepError, match="libbcc"):
+        asyncio.run(compile_program(command=command))
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_which_daemons_share_it(tmp_path, monkeypatch, measured):
+    monkeypatch.setattr(Node, "compiles", measured)
+    assert (VARIABLE in Node(tmp_path).variables()) is not measured
+
+
+def test_what_a_killed_end_to_end_run_left_is_swept_but_not_what_a_run_in_a_room_uses():
+    """A run in a room has a number of the room's in its names, which here may be nobody's."""
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait(20)
+    name = f"sdk-{ended.pid}"
+    try:
+        cgroups.make(name)
+        held = cgroups.hold(name)
+        machine.sweep()
+        assert (cgroups.roots()[0] / name).exists()
+        os.close(held)
+        machine.sweep()
+        assert not [root for root in cgroups.roots() if (root / name).exists()]
+    finally:
+        cgroups.remove(name)

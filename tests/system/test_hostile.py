@@ -45,7 +45,7 @@ def outcome(space, port, data):
     return _DATE.sub(b"", received), ended
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_three_hundred_hostile_heads_end_as_with_nginx_alone(shop):
     assert len(HOSTILE) >= 300
     listen = [f"{shop.space.ip}:{scene.PLAIN_PORT}"]
@@ -76,7 +76,7 @@ def test_three_hundred_hostile_heads_end_as_with_nginx_alone(shop):
     assert not different, f"{len(different)} differ: {dict(list(different.items())[:5])}"
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_no_hostile_head_reaches_the_handler_by_a_filter_it_half_matches(shop):
     """With the marked field smuggled in, an ambiguous request may reach the app, never the handler in another shape."""
     listen = [f"{shop.space.ip}:{scene.PLAIN_PORT}"]

@@ -14,9 +14,17 @@ from tests.harness.nginx import nginx
 from tests.harness.peers import Server, http_app
 from tests.harness.waiting import until
 
+ON_EACH_KERNEL = pytest.mark.kernels
+
 
 @pytest.mark.parametrize(
-    ("kind", "protocol"), [("rsa", "TLSv1.2"), ("ecdsa", "TLSv1.2"), ("rsa", "TLSv1.3"), ("ecdsa", "TLSv1.3")]
+    ("kind", "protocol"),
+    [
+        pytest.param("rsa", "TLSv1.2", marks=ON_EACH_KERNEL),
+        ("ecdsa", "TLSv1.2"),
+        ("rsa", "TLSv1.3"),
+        pytest.param("ecdsa", "TLSv1.3", marks=ON_EACH_KERNEL),
+    ],
 )
 def test_nginx_of_one_tls_version(tmp_path, kind, protocol):
     with scene.shop(tmp_path, kind=kind) as shop, scene.shop_nginx(shop, protocols=protocol) as app, shop.intercept():
@@ -33,7 +41,12 @@ def test_nginx_of_one_tls_version(tmp_path, kind, protocol):
 @pytest.mark.parametrize(
     ("filters", "matching", "other"),
     [
-        (["--http-header", "X-Dev=ada"], [["x-dev: ada"], ["X-DEV: eve", "X-Dev: ada"]], [["x-dev: ada2"], []]),
+        pytest.param(
+            ["--http-header", "X-Dev=ada"],
+            [["x-dev: ada"], ["X-DEV: eve", "X-Dev: ada"]],
+            [["x-dev: ada2"], []],
+            marks=ON_EACH_KERNEL,
+        ),
         (["--http-header", "x-dev=~^a.a$"], [["x-dev: ada"], ["x-dev: ava"]], [["x-dev: nada"]]),
         (["--http-header", "x-dev"], [["x-dev: anything"]], [["x-developer: ada"]]),
         (["--http-header", f"host={scene.HOST}:8443"], [[]], [["host: other.test"]]),
@@ -58,7 +71,9 @@ def test_header_filters(nginx_shop, filters, matching, other):
         (["--http-path-equal", "/a"], ["/a", "/a?q=1"], ["/a/", "/A", "/"]),
         (["--http-path-prefix", "/api/"], ["/api/", "/api/x?y"], ["/api", "/v1/api/"]),
         (["--http-path-regex", "^/v[0-9]+/"], ["/v1/", "/v22/x"], ["/va/", "/x/v1/"]),
-        (["--http-path-equal", "/a", "--http-path-prefix", "/b"], ["/a", "/bc"], ["/c"]),
+        pytest.param(
+            ["--http-path-equal", "/a", "--http-path-prefix", "/b"], ["/a", "/bc"], ["/c"], marks=ON_EACH_KERNEL
+        ),
     ],
 )
 def test_path_filters(nginx_shop, filters, matching, other):
@@ -77,6 +92,7 @@ def test_method_and_header_filters_are_both_required(nginx_shop):
         assert nginx_shop.get("/", scene.DEV).served_by == "app"
 
 
+@ON_EACH_KERNEL
 def test_plain_http_on_both_sides(nginx_shop):
     with nginx_shop.intercept(port=scene.PLAIN_PORT, plaintext=True):
         for address in nginx_shop.space.ips:
@@ -96,6 +112,7 @@ def test_a_port_by_the_name_or_number_of_the_service(nginx_shop):
             assert nginx_shop.get("/", scene.DEV).served_by == "handler"
 
 
+@ON_EACH_KERNEL
 def test_http2_as_curl_speaks_it(tmp_path):
     with (
         scene.shop(tmp_path) as shop,
@@ -118,6 +135,7 @@ def test_the_kubelet_s_probes_stay_with_the_app(nginx_shop):
         assert nginx_shop.get("/", scene.DEV, "User-Agent: kube-probe/1.30").served_by == "app"
 
 
+@ON_EACH_KERNEL
 def test_a_global_intercept_takes_the_whole_port(nginx_shop):
     """Whatever arrives reaches the handler unparsed; TLS is the client's own with the handler."""
     with nginx_shop.intercept("--plaintext", port=scene.PLAIN_PORT, handler_port=nginx_shop.plain_handler.port):
@@ -130,6 +148,7 @@ def test_without_an_intercept_nothing_is_steered(nginx_shop):
     assert nginx_shop.get("/", scene.DEV).served_by == "app"
 
 
+@ON_EACH_KERNEL
 def test_an_app_on_loopback_only_is_refused_as_without_us(shop):
     with Server(http_app, netns=shop.space.pod, address="127.0.0.1", port=scene.TLS_PORT, tls=shop.app_tls()):
         assert shop.get("/").code == 7
@@ -141,6 +160,7 @@ def test_an_app_on_loopback_only_is_refused_as_without_us(shop):
                     assert shop.get("/", scene.DEV, address=address).code == 7
 
 
+@ON_EACH_KERNEL
 @pytest.mark.parametrize("where", ["ipv4", "ipv6", "dual stack"])
 def test_an_app_on_some_addresses(shop, where):
     addresses = {"ipv4": shop.space.ip, "ipv6": shop.space.ip6, "dual stack": "::"}
@@ -164,12 +184,14 @@ def test_an_app_on_some_addresses(shop, where):
                 assert shop.get("/", scene.DEV, address=address).code == 7
 
 
+@ON_EACH_KERNEL
 def test_a_pod_without_ipv6(tmp_path):
     with scene.shop(tmp_path, ipv6=False) as shop, scene.shop_nginx(shop), shop.intercept():
         assert shop.get("/").served_by == "app"
         assert shop.get("/", scene.DEV).served_by == "handler"
 
 
+@ON_EACH_KERNEL
 def test_an_app_that_starts_after_the_intercept(shop):
     with shop.intercept(pods=None):
         assert shop.get("/", scene.DEV).code == 7

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -30,19 +29,18 @@ def test_a_full_queue_gives_the_port_back_for_a_while(shop):
         assert shop.get("/", scene.DEV, port=scene.PLAIN_PORT).served_by == "handler"
         proxy = shop.proxy()
         os.kill(proxy, signal.SIGSTOP)
-        stopped = time.monotonic()
         waiting = [shop.client(port=scene.PLAIN_PORT) for _ in range(12)]
         for client in waiting:
             client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        until(lambda: "Overloaded" in shop.conditions(), within=3, what="the valve to shut")
+        until(lambda: "Overloaded" in shop.conditions(), within=20, what="the valve to shut")
         assert shop.get("/", scene.DEV, port=scene.PLAIN_PORT).served_by == "app"
-        assert time.monotonic() - stopped < 3  # before the proxy that hangs is replaced
+        assert shop.proxy() == proxy  # it hangs, and is not replaced yet
         for client in waiting:
             assert client.reader.message(answers="GET").header("x-served-by") == "app"
             client.close()
         until(
             lambda: shop.get("/", scene.DEV, port=scene.PLAIN_PORT).served_by == "handler",
-            within=8,
+            within=60,
             what="the port to be steered again",
         )
         assert "Overloaded" not in shop.conditions()

@@ -11,11 +11,13 @@ import yaml
 
 from tests.harness import scene
 from tests.harness.http1 import Message
+from tests.harness.inspection import is_refusal, policies, policy
 from tests.harness.namespaces import run
 from tests.harness.peers import Server, http_app
 
 PLAIN = {"port": scene.PLAIN_PORT, "plaintext": True}
 PROBE = "User-Agent: kube-probe/1.28"
+PROBED = {"httpGet": {"port": "http", "path": "/healthz"}}
 
 
 def node_address():
@@ -35,7 +37,7 @@ def shop(tmp_path):
         documents = list(yaml.safe_load_all(path.read_text()))
         for document in documents:
             if document["kind"] == "Pod":
-                document["spec"]["containers"][0]["readinessProbe"] = {"tcpSocket": {"port": "http"}}
+                document["spec"]["containers"][0]["readinessProbe"] = PROBED
         shop.node.write("orders.yaml", *documents)
         shop.space.client.run("ip", "addr", "add", f"{node_address()}/32", "dev", "lo")
         shop.space.pod.run("ip", "route", "add", f"{node_address()}/32", "via", shop.space.client_ip)
@@ -44,8 +46,8 @@ def shop(tmp_path):
             yield shop
 
 
-def from_the_node(shop):
-    """Who answers a connection from the node's own address."""
+def from_the_node(shop, path="/"):
+    """Who answers a connection from the node's own address: its name, or else the status of the answer."""
 
     source = node_address(), 0
 
@@ -53,11 +55,12 @@ def from_the_node(shop):
         return socket.create_connection((shop.space.ip, scene.PLAIN_PORT), 10, source_address=source)
 
     with contextlib.closing(shop.space.client.call(connect)) as sock:
-        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
         data = b""
         while more := sock.recv(65536):
             data += more
-    return Message(data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n").header("x-served-by")
+    answer = Message(data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
+    return answer.header("x-served-by") or answer.status
 
 
 def test_requests_of_probes_are_never_diverted(shop):
@@ -93,3 +96,12 @@ def test_a_global_intercept_leaves_the_node_s_own_connections_to_the_app(shop):
     with everything(shop, "--divert-probes"):
         assert from_the_node(shop) == "handler"
         assert "ProbesPassed" not in shop.conditions()
+
+
+def test_policies_exempt_probes_by_the_node_s_address_and_the_declared_request(shop):
+    with policies(shop, policy({"name": "all", "action": "Block"})):
+        assert from_the_node(shop, "/healthz") == "app"
+        assert from_the_node(shop, "/healthz?a") == 403
+        assert from_the_node(shop, "/") == 403
+        for path in ("/healthz", "/"):
+            assert is_refusal(shop.get(path, PROBE, port=scene.PLAIN_PORT))

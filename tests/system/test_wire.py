@@ -129,7 +129,7 @@ def bounded(watched):
 # --- bytes ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_two_gibibytes_each_way_at_once(wires):
     count = TOTAL // BLOCK
     with wires("app") as made, made.connect() as wire, concurrent.futures.ThreadPoolExecutor(4) as pool:

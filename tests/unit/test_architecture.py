@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "daemon" / "sidestep"
 TEXT = (ROOT / "ARCHITECTURE.md").read_text()
 WALK = TEXT[TEXT.index("## One request") : TEXT.index("## What dies with what")]
-WALKED = ("engine", "proxy", "node")
+WALKED = ("engine", "proxy", "inspector", "node", "sandbox")
 
 
 def named(text):

@@ -39,3 +39,8 @@ def test_wrong_arguments_are_an_error_without_a_traceback(words):
     assert done.returncode == 2
     assert done.stderr.startswith(f"usage: python -m {words[0]}")
     assert "Traceback" not in done.stderr
+
+
+def test_what_tests_start_keeps_the_modules_that_it_compiles():
+    words = [sys.executable, "-c", "import sys; sys.exit(sys.dont_write_bytecode)"]
+    assert subprocess.run(words, timeout=60, check=False).returncode == 0

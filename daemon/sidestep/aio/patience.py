@@ -1,7 +1,7 @@
 """Deadlines that do not count time in which no answer could have been given or read.
 
 With a fixed deadline a busy machine fails: the peer gets no CPU, or this loop is too busy to read its answer; the peer
-is killed and replaced, which makes the machine busier still. `patience` is an `asyncio.timeout` that subtracts the time
+is killed and replaced, which makes the machine busier still. `patience` is a `time_limit` that subtracts the time
 for which the loop was stalled (`meter`) and the time for which the peer was ready to run and waited for a CPU
 (`run_delay`). A process that is stopped or blocked does not wait for a CPU, so it is detected without delay. The
 deadline passes after `MOST` times its length in any case.
@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from sidestep.aio.meter import stalled
+from sidestep.aio.time_limit import time_limit
 
 MOST: Final = 6.0
 """A deadline may be extended to this many times its length."""
@@ -35,7 +36,7 @@ def run_delay(pid: int) -> float:
         return 0.0
 
 
-class patience:  # noqa: N801 - used as `asyncio.timeout` is
+class patience:  # noqa: N801 - used as `time_limit` is
     """`async with patience(5.0, of=pid):` raises TimeoutError after five seconds, not counting the time named above.
 
     `of` is the pid of the process that answers, or a function that returns it; None for a peer elsewhere.
@@ -45,7 +46,7 @@ class patience:  # noqa: N801 - used as `asyncio.timeout` is
         self.seconds = seconds
         self._of = of
         self._loop = asyncio.get_running_loop()
-        self._scope = asyncio.timeout(None)
+        self._scope = time_limit(None)
         self._timer: asyncio.TimerHandle | None = None
         self._began = 0.0
         self._stalled = 0.0
@@ -83,7 +84,7 @@ class patience:  # noqa: N801 - used as `asyncio.timeout` is
             self._timer = self._loop.call_at(end, self._due)
         else:
             self._timer = None
-            self._scope.reschedule(self._loop.time())
+            self._scope.expire()
 
 
 class Silence:

@@ -8,6 +8,7 @@ import select
 import signal
 from collections.abc import Callable
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import KernelError
 
 
@@ -73,16 +74,16 @@ class Process:
         """Wait for the end, at most `deadline` seconds; False when the process still runs then. Raises KernelError."""
         if not self.alive:
             return True
-        ended = asyncio.Event()
-        call_off = self.watch(ended.set)
+        over = asyncio.Event()
+        call_off = self.watch(over.set)
         try:
-            async with asyncio.timeout(deadline):
-                await ended.wait()
+            async with time_limit(deadline):
+                await over.wait()
         except TimeoutError:
-            return False
+            pass
         finally:
             call_off()
-        return True
+        return not self.alive
 
     def close(self) -> None:
         """Close the pidfd; the process keeps running."""

@@ -26,6 +26,10 @@ class TokenBucket:
         self._tokens -= amount
         return True
 
+    def level(self, now: float) -> float:
+        """The tokens that are there."""
+        return min(self._burst, self._tokens + max(0.0, now - self._filled) * self._rate)
+
     def wait(self) -> float:
         """Seconds after the last `take` until one token is there."""
         return max(0.0, (1.0 - self._tokens) / self._rate)

@@ -11,6 +11,7 @@ import asyncio
 import signal
 from collections.abc import Sequence
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import ConfigurationError
 
 START_ANYWAY = 5.0
@@ -34,7 +35,7 @@ class ChildCommand:
         Raises ConfigurationError when the command cannot be started.
         """
         try:
-            async with asyncio.timeout(START_ANYWAY):
+            async with time_limit(START_ANYWAY):
                 await active.wait()
         except TimeoutError:
             pass
@@ -59,7 +60,7 @@ class ChildCommand:
             return
         _send(process, signal.SIGTERM)
         try:
-            async with asyncio.timeout(GRACE):
+            async with time_limit(GRACE):
                 await process.wait()
         except TimeoutError:
             _send(process, signal.SIGKILL)

@@ -10,20 +10,23 @@ from typing import Any
 
 import msgspec
 
+from sidestep.cli.cluster_policies import InspectedPorts, PolicyResourceView, inspected_ports, policies
 from sidestep.config.filters import describe_filter
 from sidestep.kube.access import ClusterAccess
 from sidestep.kube.api import Api
 from sidestep.kube.errors import ApiError
 from sidestep.kube.events import COMPONENT
 from sidestep.kube.paths import escape
-from sidestep.kube.resources import GROUP, PLURALS, Resource, collection_path, deletion, read, resource_path
+from sidestep.kube.resource_fields import GROUP
+from sidestep.kube.resources import Resource, collection_path, deletion, read, resource_path
+from sidestep.kube.session_specs import DEFINITIONS
 from sidestep.kube.snapshot import list_all, read_inventory
 from sidestep.kube.watch import decode
 from sidestep.laptop.api_refusals import DAEMON_NAMESPACE, explain
-from sidestep.model.errors import ClusterError, ConfigurationError, RefusedError
-from sidestep.model.intercept import Intercept, Kind
+from sidestep.model.errors import ClusterError, ConfigurationError, RefusedError, SidestepError
+from sidestep.model.intercept import Intercept, SessionKind
 from sidestep.model.inventory import Inventory
-from sidestep.model.pod import PodKey
+from sidestep.model.pod import PodKey, Transport
 from sidestep.policy.pod_ports import ports_of
 from sidestep.policy.survey import PodSurvey, PortSurvey, protocol_text, survey
 from sidestep.policy.workloads import pods_of
@@ -41,7 +44,7 @@ class DaemonView(msgspec.Struct, frozen=True):
 
 
 class ResourceView(msgspec.Struct, frozen=True):
-    """An Intercept or Wiretap."""
+    """A session."""
 
     namespace: str
     name: str
@@ -62,12 +65,13 @@ class ClusterStatusView(msgspec.Struct, frozen=True):
     server: str
     namespace: str
     daemons: tuple[DaemonView, ...] = ()
+    policies: tuple[PolicyResourceView, ...] = ()
     intercepts: tuple[ResourceView, ...] = ()
     conditions: tuple[ConditionView, ...] = ()
 
 
-async def workloads(access: ClusterAccess, namespace: str) -> tuple[WorkloadView, ...]:
-    """Return the workloads of a namespace. Raises RefusedError, ClusterError."""
+async def workloads(access: ClusterAccess, namespace: str) -> tuple[tuple[WorkloadView, ...], InspectedPorts]:
+    """Return the workloads of a namespace, and what policies say of ports. Raises RefusedError, ClusterError."""
     api = Api(access)
     try:
         try:
@@ -76,9 +80,10 @@ async def workloads(access: ClusterAccess, namespace: str) -> tuple[WorkloadView
             raise explain(error, verb="list", resource="pods", namespace=namespace) from error
         resources = [each for each in await _resources(api, namespace) if each.intercept is not None]
         conditions = await _events(api, namespace)
+        inspected = await inspected_ports(api, namespace)
     finally:
         await api.aclose()
-    return _views(inventory, resources, conditions)
+    return tuple(_inspected(each, inspected) for each in _views(inventory, resources, conditions)), inspected
 
 
 async def status(access: ClusterAccess, namespace: str) -> ClusterStatusView:
@@ -87,6 +92,7 @@ async def status(access: ClusterAccess, namespace: str) -> ClusterStatusView:
     try:
         resources = await _resources(api, namespace)
         daemons = await _daemons(api)
+        inspection = await policies(api, namespace)
         conditions = [each for found in (await _events(api, namespace)).values() for each in found]
     finally:
         await api.aclose()
@@ -98,28 +104,39 @@ async def status(access: ClusterAccess, namespace: str) -> ClusterStatusView:
         server=str(access),
         namespace=namespace,
         daemons=daemons,
+        policies=inspection,
         intercepts=tuple(_resource_view(each) for each in resources),
         conditions=tuple(dict.fromkeys(conditions)),
     )
 
 
 async def leave(access: ClusterAccess, namespace: str, name: str) -> None:
-    """Delete an Intercept, or a Wiretap when there is no such Intercept. Raises RefusedError, ClusterError."""
+    """Delete the session of this name: an Intercept, else a Wiretap, else a Capture. Kinds that the user may not read
+    are passed over where another has it. Raises RefusedError, ClusterError.
+    """
     api = Api(access)
+    refused: SidestepError | None = None
     try:
-        for kind in Kind:
+        for kind, definition in DEFINITIONS.items():
             path = resource_path(kind, namespace, name)
+            verb = "get"
             try:
                 found = read(kind, decode(await api.get(path), dict))
+                verb = "delete"
                 await api.delete(path, deletion(found.metadata.uid))
             except ApiError as error:
-                if error.status == 404 and error.reason:
+                if error.status == 404 and (error.reason or definition.optional):
                     continue
-                resource = f"{PLURALS[kind]}.{GROUP}"
-                raise explain(error, verb="delete", resource=resource, namespace=namespace) from error
-            return
+                explained = explain(error, verb=verb, resource=_named(kind), namespace=namespace)
+                if verb == "delete" or not error.forbidden:
+                    raise explained from error
+                refused = refused or (None if definition.optional else explained)
+            else:
+                return
     finally:
         await api.aclose()
+    if refused is not None:
+        raise refused
     raise RefusedError(f"there is no intercept {namespace}/{name}; sidestep status shows those there are")
 
 
@@ -127,19 +144,33 @@ async def leave(access: ClusterAccess, namespace: str, name: str) -> None:
 
 
 async def _resources(api: Api, namespace: str) -> list[Resource]:
+    """Return the sessions of a namespace, of the kinds that are installed and that the user may read. Raises what is
+    in the way where they may read none.
+    """
     found = []
-    for kind in Kind:
+    refused: dict[SessionKind, SidestepError] = {}
+    for kind, definition in DEFINITIONS.items():
         try:
             values = await list_all(api, collection_path(kind, namespace))
         except ClusterError as error:
-            resource = f"{PLURALS[kind]}.{GROUP}"
-            raise explain(error, verb="list", resource=resource, namespace=namespace) from error
+            explained = explain(error, verb="list", resource=_named(kind), namespace=namespace)
+            absent = isinstance(error, ApiError) and error.status == 404 and definition.optional
+            if not absent and not (isinstance(error, ApiError) and error.forbidden):
+                raise explained from error
+            refused[kind] = explained
+            continue
         for value in values:
             try:
                 found.append(read(kind, value))
             except ConfigurationError:
                 continue  # a resource without a name cannot be shown
+    if len(refused) == len(DEFINITIONS):
+        raise next(iter(refused.values()))
     return sorted(found, key=lambda each: (each.metadata.creation_timestamp, each.display))
+
+
+def _named(kind: SessionKind) -> str:
+    return f"{DEFINITIONS[kind].plural}.{GROUP}"
 
 
 async def _daemons(api: Api) -> tuple[DaemonView, ...]:
@@ -184,6 +215,8 @@ async def _events(api: Api, namespace: str) -> dict[PodKey | None, list[Conditio
         name, space, kind = str(about.get("name")), str(about.get("namespace", "")), str(about.get("kind"))
         pod = PodKey(space, name) if kind == "Pod" else None
         reason = str(value.get("reason"))
+        if kind == DEFINITIONS[SessionKind.CAPTURE].kind and reason.startswith(kind):
+            continue  # it tells of a capture, which is shown itself while it is there
         subject = f"{kind.lower()} {space}/{name}".replace(" /", " ")
         view = ConditionView(reason.removesuffix("Resolved"), subject, str(value.get("message")))
         if reason.endswith("Resolved"):
@@ -219,6 +252,17 @@ def _views(
     return tuple(
         _view(name, found, inventory, covering, conditions) for name, found in sorted(surveys.items(), key=_first)
     )
+
+
+def _inspected(view: WorkloadView, inspected: InspectedPorts) -> WorkloadView:
+    """A workload with the policies that apply to its ports."""
+    ports = (
+        msgspec.structs.replace(port, policies=inspected.of(view.namespace, view.kind, view.name, port.number))
+        if port.transport == Transport.TCP.value
+        else port
+        for port in view.ports
+    )
+    return msgspec.structs.replace(view, ports=tuple(ports))
 
 
 def _first(item: tuple[tuple[str, str, str], object]) -> tuple[str, str, str]:

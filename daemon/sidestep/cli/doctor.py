@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.cli.backend import Backend, backend_options
 from sidestep.cli.command import Command
 from sidestep.cli.options import output_option
@@ -76,7 +77,7 @@ async def _cluster(backend: Backend | ConfigurationError) -> Finding:
     # A cluster that was asked for explicitly is essential.
     essential = isinstance(backend, ClusterAccess)
     try:
-        async with asyncio.timeout(DEADLINE):
+        async with time_limit(DEADLINE):
             await api.get("/version")
             await api.get("/apis/sidestep.dev/v1alpha1")
     except TimeoutError:

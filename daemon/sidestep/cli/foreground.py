@@ -38,6 +38,16 @@ class SplitReporter(Protocol):
         """Return the observer of one more session."""
 
 
+class Limit(Protocol):
+    """What ends sessions of its own accord, and has work to do after them."""
+
+    async def reached(self) -> None:
+        """Return when the sessions are to end."""
+
+    async def aclose(self) -> None:
+        """The sessions are over."""
+
+
 class DashedCommand(Command):
     """Accepts a command line only after `--`, so that a misplaced word is an error instead of being run."""
 
@@ -62,9 +72,14 @@ def run(
     handler: Handler,
     report: Callable[[LineWriter], Reporter],
     command: tuple[str, ...] = (),
+    limit: Limit | None = None,
+    descriptor: int = STDOUT,
 ) -> int:
-    """Run these sessions; returns the exit code. Raises SidestepError when a session cannot begin or was ended."""
-    return asyncio.run(_run(specs, backend, handler, report, command))
+    """Run these sessions; returns the exit code. Raises SidestepError when a session cannot begin or was ended.
+
+    `limit` may end the sessions in order; `descriptor` is where lines are printed.
+    """
+    return asyncio.run(_run(specs, backend, handler, report, command, limit, descriptor))
 
 
 async def _run(
@@ -73,6 +88,8 @@ async def _run(
     handler: Handler,
     make_report: Callable[[LineWriter], Reporter],
     command: tuple[str, ...],
+    limit: Limit | None,
+    descriptor: int,
 ) -> int:
     loop = asyncio.get_running_loop()
     interrupted = asyncio.Event()
@@ -82,7 +99,7 @@ async def _run(
             loop.call_soon_threadsafe(interrupted.set)
 
     sys.stdout.flush()
-    writer = LineWriter(STDOUT, on_closed=nobody_reads, encoding=sys.stdout.encoding)
+    writer = LineWriter(descriptor, on_closed=nobody_reads, encoding=sys.stdout.encoding)
     report = make_report(writer)
     sessions = [
         session(
@@ -99,6 +116,8 @@ async def _run(
     running = [asyncio.create_task(each.run(), name="session") for each in sessions]
     waiting = asyncio.create_task(interrupted.wait(), name="interrupted")
     tasks: set[asyncio.Task[Any]] = {*running, waiting}
+    if limit is not None:
+        tasks.add(asyncio.create_task(_until(limit, interrupted), name="limit"))
     if child is not None:
         tasks.add(asyncio.create_task(child.run(report.active), name="command"))
     try:
@@ -117,7 +136,15 @@ async def _run(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if limit is not None:
+            await limit.aclose()
         writer.close()
+
+
+async def _until(limit: Limit, interrupted: asyncio.Event) -> None:
+    """Wait until the sessions are to end, which is no failure of theirs."""
+    await limit.reached()
+    interrupted.set()
 
 
 def _exit_code(outcome: Outcome, child: ChildCommand | None, *, interrupted: bool) -> int:

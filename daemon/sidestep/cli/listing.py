@@ -1,4 +1,4 @@
-"""`sidestep list`: workloads with their ports, protocols, certificates, intercepts and problems."""
+"""`sidestep list`: workloads with their ports, protocols, certificates, intercepts, policies and problems."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from sidestep.tunnel.messages import decode
 from sidestep.tunnel.views import ConditionView, PortView, WorkloadView
 
 _HEAD = ("NAMESPACE", "WORKLOAD", "PODS", "PORT", "PROTOCOL", "KNOWN BY", "CERTIFICATE", "INTERCEPTS")
+_INSPECTED = "INSPECTED BY"
+"""One more column on a node, and in a cluster where the statuses of policies that the user may read name ports."""
 
 
 @click.command("list", cls=Command, short_help="Show workloads, ports, certificates, intercepts, problems.")
@@ -34,15 +36,17 @@ _HEAD = ("NAMESPACE", "WORKLOAD", "PODS", "PORT", "PROTOCOL", "KNOWN BY", "CERTI
 @output_option
 @backend_options
 def list_command(namespace: str | None, all_namespaces: bool, backend: Backend, output: str) -> None:
-    """Show workloads, their ports, certificates and intercepts, and what is wrong with them.
+    """Show workloads, their ports, certificates and intercepts, which policies inspect them, and what is wrong.
 
     \b
       sidestep list
       sidestep list -n shop --output json
     """
+    more: list[str] = []
     if isinstance(backend, ClusterAccess):
         scope = "" if all_namespaces else namespace_for(backend, namespace)
-        workloads, namespace = list(asyncio.run(cluster_view.workloads(backend, scope))), scope or None
+        found, inspected = asyncio.run(cluster_view.workloads(backend, scope))
+        workloads, namespace, more = list(found), scope or None, inspected.more
     else:
         body = asyncio.run(LocalClient(backend).get("/v1/workloads"))
         workloads = [
@@ -56,21 +60,25 @@ def list_command(namespace: str | None, all_namespaces: bool, backend: Backend, 
         return
     if not workloads:
         click.echo("No workloads." if namespace is None else harmless(f"No workloads in namespace {namespace}."))
-    for line in _text(workloads):
+    for line in _text(workloads, in_cluster=isinstance(backend, ClusterAccess)):
         click.echo(line)
+    for name in more:
+        click.echo(harmless(f"{name} inspects more workloads than its status names."))
 
 
-def _text(workloads: list[WorkloadView]) -> Iterable[str]:
+def _text(workloads: list[WorkloadView], *, in_cluster: bool) -> Iterable[str]:
     rows: list[tuple[str, ...]] = []
     for each in workloads:
         first = (each.namespace, f"{each.kind}/{each.name}", str(len(each.pods)))
-        lines = [(*_port(port), ", ".join(port.intercepts)) for port in each.ports]
+        lines = [(*_port(port), ", ".join(port.intercepts), ", ".join(port.policies)) for port in each.ports]
         elsewhere = set(each.intercepts).difference(*(port.intercepts for port in each.ports))
         if elsewhere or not lines:
-            lines.append(("", "", "", "", ", ".join(sorted(elsewhere))))  # intercepts of a port that no pod has
+            lines.append(("", "", "", "", ", ".join(sorted(elsewhere)), ""))  # intercepts of a port that no pod has
         rows += [(*(first if index == 0 else (" ", " ", " ")), *line) for index, line in enumerate(lines)]
-    if rows:
-        yield from table(_HEAD, rows)
+    if in_cluster and not any(row[-1] for row in rows):
+        yield from table(_HEAD, [row[:-1] for row in rows]) if rows else ()
+    elif rows:
+        yield from table((*_HEAD, _INSPECTED), rows)
     yield from condition_lines(condition for each in workloads for condition in each.conditions)
 
 

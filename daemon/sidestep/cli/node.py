@@ -31,8 +31,20 @@ from sidestep.model.errors import ConfigurationError
     metavar="NAME",
     help="Name of this node; in a cluster that of its Node. [default: the host's name]",
 )
+@click.option(
+    "--eve",
+    type=FilePath(),
+    metavar="PATH",
+    help="File for EVE records of inspection, - for standard output, in local mode. [default: as the Node says]",
+)
+@click.option(
+    "--crs",
+    type=FilePath(),
+    metavar="DIR",
+    help="OWASP Core Rule Set for firewalls of policies, as its project releases it. [default: Debian's package]",
+)
 @socket_option
-def node(manifests: Path | None, node_name: str, socket_path: Path) -> int:
+def node(manifests: Path | None, node_name: str, eve: Path | None, crs: Path | None, socket_path: Path) -> int:
     """Run the node daemon (as root). SIGTERM drains it: connections may finish, nothing stays behind.
 
     A Pod in the manifests is tied to this machine by an annotation: sidestep.dev/netns: /run/netns/NAME, or
@@ -43,6 +55,10 @@ def node(manifests: Path | None, node_name: str, socket_path: Path) -> int:
     """
     if manifests is not None and not stat.S_ISDIR(mode_of(manifests)):
         raise ConfigurationError("is not a directory", subject="--manifests", value=str(manifests)[:200])
+    if eve is not None and manifests is None:
+        raise ConfigurationError("is for local mode; a Node has the annotation sidestep.dev/eve", subject="--eve")
+    if crs is not None and not stat.S_ISDIR(mode_of(crs)):
+        raise ConfigurationError("is not a directory", subject="--crs", value=str(crs)[:200])
     from sidestep.node.daemon import run
 
     pod = None
@@ -52,4 +68,6 @@ def node(manifests: Path | None, node_name: str, socket_path: Path) -> int:
             name=os.environ.get("POD_NAME", platform.node()),
             service_account=os.environ.get("POD_SERVICE_ACCOUNT", "sidestep-node"),
         )
-    return run(NodeOptions(manifests=manifests, node_name=node_name, socket=socket_path, pod=pod))
+    folder = None if crs is None else crs.resolve()
+    options = NodeOptions(manifests=manifests, node_name=node_name, socket=socket_path, eve=eve, crs=folder, pod=pod)
+    return run(options)

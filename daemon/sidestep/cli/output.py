@@ -8,6 +8,7 @@ first.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import os
@@ -23,6 +24,8 @@ from sidestep.model.text import harmless_json
 
 QUEUE = 4096
 """Lines queued for standard output."""
+ROOM = 256
+"""Lines that are queued by whoever waits for room."""
 AT_ONCE = 64
 """Lines written by one system call at most."""
 FLUSH = 1.0
@@ -41,6 +44,9 @@ class LineWriter:
         self._on_closed = on_closed
         self._encoding = encoding
         self._lines: queue.Queue[str | None] = queue.Queue(QUEUE)
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+        """Those who wait for room."""
+        self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="output", daemon=True)
         self._thread.start()
         self.dropped = 0
@@ -51,6 +57,14 @@ class LineWriter:
             self._lines.put_nowait(text)
         except queue.Full:
             self.dropped += 1
+
+    async def room(self) -> None:
+        """Wait while ROOM lines are queued, until some were printed or nobody reads any more."""
+        while self._lines.qsize() >= ROOM and not self._is_closed:
+            made = asyncio.Event()
+            self._waiting.append((asyncio.get_running_loop(), made))
+            if self._lines.qsize() >= ROOM and not self._is_closed:  # the thread may not have seen that somebody waits
+                await made.wait()
 
     def close(self) -> None:
         """Print queued lines, within 2 * FLUSH seconds. What nobody has read by then is lost."""
@@ -69,10 +83,20 @@ class LineWriter:
                 self._write(lines)
             except OSError:
                 silence_stdout()
+                self._is_closed = True
+                self._wake()
                 self._on_closed()
                 return
+            if self._waiting:
+                self._wake()
             if text is not None:
                 text = self._lines.get()
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for loop, event in waiting:
+            with contextlib.suppress(RuntimeError):  # the loop has already ended
+                loop.call_soon_threadsafe(event.set)
 
     def _write(self, lines: Sequence[str]) -> None:
         data = memoryview("".join(f"{line}\n" for line in lines).encode(self._encoding, "backslashreplace"))

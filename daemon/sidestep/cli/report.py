@@ -159,8 +159,11 @@ class JsonReport:
 
 
 def clock(seconds: float) -> str:
-    """Format the time of day; `seconds` since the epoch."""
-    return time.strftime("%H:%M:%S", time.localtime(seconds))
+    """Format the time of day; `seconds` since the epoch. A capture may state times that no calendar has."""
+    try:
+        return time.strftime("%H:%M:%S", time.localtime(seconds))
+    except (OverflowError, OSError, ValueError):
+        return "--:--:--"
 
 
 def address(event: Request) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import click
 
-from sidestep.cli import cluster_view
+from sidestep.cli import cluster_policies, cluster_view
 from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.cluster_view import ClusterStatusView
 from sidestep.cli.command import NAMESPACE, Command
@@ -21,8 +22,9 @@ from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
 from sidestep.model.text import harmless
 from sidestep.tunnel.messages import PodState, decode
-from sidestep.tunnel.views import InterceptView, StatusView
+from sidestep.tunnel.views import InterceptView, PodView, PolicyView, StatusView
 
+MIB: Final = 1024 * 1024
 _POD: Final = re.compile(r"pod [^/ ]+/")
 """Prefix of the subject of a condition about a pod."""
 
@@ -65,6 +67,7 @@ def _in_namespace(view: StatusView, namespace: str) -> StatusView:
     return StatusView(
         node=view.node,
         pods=tuple(each for each in view.pods if each.namespace == namespace),
+        policies=tuple(each for each in view.policies if each.namespace in {"", namespace}),
         intercepts=tuple(each for each in view.intercepts if each.namespace == namespace),
         conditions=tuple(
             each
@@ -96,9 +99,12 @@ def _text(view: StatusView) -> Iterable[str]:
         for pod in view.pods:
             for port, protocol in pod.protocols.items():
                 yield harmless(f"  {pod.namespace}/{pod.name} {port}: {protocol}")
+            yield from _inspection_of(pod)
     else:
         yield "No pod is steered."
     yield ""
+    yield from _engines(view.pods)
+    yield from _policies(view.policies)
     if view.intercepts:
         columns = ("INTERCEPT", "OWNER", "WORKLOAD", "PORT", "FILTER", "ACTIVE", "COUNTERS")
         yield from table(columns, [_intercept(each) for each in view.intercepts])
@@ -109,6 +115,82 @@ def _text(view: StatusView) -> Iterable[str]:
     else:
         yield "No intercepts."
     yield from condition_lines(view.conditions)
+
+
+def _inspection_of(pod: PodView) -> Iterable[str]:
+    """What a policy has closed, and for how long ports with policies were not inspected; empty if neither."""
+    name = f"{pod.namespace}/{pod.name}"
+    if pod.closed:
+        yield harmless(f"  {name}: closed to clients: {' '.join(pod.closed)}")
+    if pod.uninspected:
+        times = ", ".join(f"{each.seconds:.1f} s {each.outcome} ({each.reason})" for each in pod.uninspected)
+        yield harmless(f"  {name}: not inspected: {times}")
+
+
+def _engines(pods: Iterable[PodView]) -> Iterable[str]:
+    """The processes that inspect beside the proxies; nothing without any."""
+    found = [(f"{pod.namespace}/{pod.name}", each) for pod in pods for each in pod.engines]
+    if not found:
+        return
+    head = ("INSPECTION ENGINE", "POD", "STATE", "RULES", "MEMORY", "RESTARTS", "CONNECTIONS")
+    rows = [
+        (
+            f"{each.kind} {each.version}".strip(),
+            name,
+            f"{each.state} {each.pid or ''}".strip(),
+            str(each.rules),
+            f"{each.memory / MIB:.0f} of {each.memory_limit / MIB:.0f} MiB",
+            str(each.restarts),
+            _counters(each.connections) if each.connections else _verdicts(each.verdicts),
+        )
+        for name, each in found
+    ]
+    yield from table(head, rows)
+    for name, each in found:
+        if each.problem:
+            yield harmless(f"  {name}: {each.kind}: {each.problem}")
+    yield ""
+
+
+def _verdicts(verdicts: Mapping[str, int]) -> str:
+    """How many requests an inspector has judged, and within which times."""
+    if not verdicts.get("judged"):
+        return "-"
+    times = [f"{name}<={verdicts[name]}ms" for name in ("p50", "p99") if verdicts.get(name)]
+    return " ".join([f"judged={verdicts['judged']}", *times])
+
+
+def _policies(policies: Iterable[PolicyView]) -> Iterable[str]:
+    """The inspection policies; nothing without any."""
+    rows = [
+        (
+            f"{each.namespace}/{each.name}".lstrip("/"),
+            " ".join(filter(None, (each.mode, each.failure_policy))) if each.in_force else "not in force",
+            f"{len(each.programmed)} of {len(each.programmed) + each.failing_pods}",
+            _counters(each.hits),
+            _counters(each.bypassed),
+            _counters(each.closed),
+        )
+        for each in policies
+    ]
+    if rows:
+        yield from table(("INSPECTION POLICY", "MODE", "PODS", "HITS", "NOT INSPECTED", "CLOSED"), rows)
+        for each in policies:
+            for covered in each.failing:
+                name = f"{each.namespace}/{each.name}".lstrip("/")
+                yield harmless(f"  {name}: pod {covered.pod} is {_pod_state(covered)}")
+            for gap in each.gaps:
+                name = f"{each.namespace}/{each.name}".lstrip("/")
+                on = f"on {gap.pods} {'pod' if gap.pods == 1 else 'pods'}"
+                yield harmless(
+                    f"  {name}: not inspected {on} from {_time(gap.start)} to {_time(gap.end)} ({gap.reason})"
+                )
+        yield ""
+
+
+def _time(seconds: float) -> str:
+    """RFC 3339, in UTC, to the second."""
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _cluster_text(view: ClusterStatusView) -> Iterable[str]:
@@ -123,6 +205,7 @@ def _cluster_text(view: ClusterStatusView) -> Iterable[str]:
     else:
         yield "No node daemons can be seen (role sidestep-tunnel in namespace sidestep lets you)."
     yield ""
+    yield from cluster_policies.text(view.policies)
     if view.intercepts:
         head = ("INTERCEPT", "KIND", "OWNER", "WORKLOAD", "PORT", "FILTER", "STATE", "PODS", "NODES", "MESSAGE")
         yield from table(

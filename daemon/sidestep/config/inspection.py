@@ -18,11 +18,13 @@ import msgspec
 
 from sidestep.config import filters
 from sidestep.config import inspection_fields as fields
+from sidestep.config.config_map_key import config_map_key
 from sidestep.config.durations import parse_duration
 from sidestep.config.field_error import FieldError
 from sidestep.config.object_fields import SelectorFields
 from sidestep.config.object_values import NAME, check_name, names, selector
 from sidestep.config.schema_fault import path_and_reason
+from sidestep.config.waf import waf
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
 from sidestep.model.inspection import (
@@ -57,10 +59,6 @@ _PORT_NAME = re.compile(r"(?=.{1,15}\Z)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
 """An IANA service name (RFC 6335, 5.1), as names of container ports are."""
 _SERVER_NAME = re.compile(r"(?=.{1,253}\Z)(\*\.)?[a-z0-9_]([-a-z0-9_]*[a-z0-9_])?(\.[a-z0-9_]([-a-z0-9_]*[a-z0-9_])?)*")
 _WORKLOAD = re.compile(r"(?=.{1,320}\Z)([A-Za-z.]+/)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
-_NOT_YET = {
-    "waf": "a web application firewall is not supported by this version, only rules are",
-    "ids": "an intrusion detection system is not supported by this version, only rules are",
-}
 
 
 def inspection_policy(value: Mapping[str, object]) -> InspectionPolicy:
@@ -97,11 +95,6 @@ def _checked(path: str, check: Callable[_P, _T], *args: _P.args, **kwargs: _P.kw
 
 
 def _document(value: Mapping[str, object]) -> fields.PolicyDocumentFields:
-    spec = value.get("spec")
-    if isinstance(spec, dict):
-        for name, reason in _NOT_YET.items():
-            if name in spec:
-                raise FieldError(f"spec.{name}", reason)
     try:
         return msgspec.convert(value, fields.PolicyDocumentFields)
     except msgspec.ValidationError as error:
@@ -110,10 +103,12 @@ def _document(value: Mapping[str, object]) -> fields.PolicyDocumentFields:
 
 
 def _policy(spec: fields.SpecFields, namespace: str, name: str) -> InspectionPolicy:
-    patterns = sum(len(rule.patterns) for rule in spec.rules)
+    if spec.rules is None and spec.ids is None and spec.waf is None:
+        raise FieldError("spec", "needs at least one of rules, ids and waf")
+    patterns = sum(len(rule.patterns) for rule in spec.rules or ())
     if patterns > MAX_ALL_PATTERNS:
         raise FieldError("spec.rules", f"{patterns} patterns, at most {MAX_ALL_PATTERNS} are possible in one policy")
-    rules = tuple(_rule(rule, f"spec.rules[{index}]") for index, rule in enumerate(spec.rules))
+    rules = tuple(_rule(rule, f"spec.rules[{index}]") for index, rule in enumerate(spec.rules or ()))
     earlier: set[str] = set()
     for index, rule in enumerate(rules):
         if rule.name in earlier:
@@ -132,6 +127,8 @@ def _policy(spec: fields.SpecFields, namespace: str, name: str) -> InspectionPol
         sample_percent=spec.log.sample_percent,
         rules=rules,
         redaction=_redaction(spec.redact),
+        ids=None if spec.ids is None else config_map_key(spec.ids.rules_from, "spec.ids", namespace),
+        waf=None if spec.waf is None else waf(spec.waf, namespace),
     )
 
 

@@ -10,7 +10,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from sidestep.config.config_map_key import RulesFromFields
 from sidestep.config.object_fields import MetadataFields, PortNumber, SelectorFields, Text
+from sidestep.config.policy_fields import PolicyFields
+from sidestep.config.waf import WafFields
 from sidestep.model.inspection import Action, Builtin, Direction, ExistingConnections, FailurePolicy, Mode
 
 MAX_RULES = 256
@@ -27,10 +30,6 @@ MAX_COUNT = 1000
 """The count of a threshold or a rate limit."""
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
-
-
-class PolicyFields(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_fields=True):
-    """Base struct: camelCase names, immutable, no unknown fields."""
 
 
 class HeaderFields(PolicyFields, frozen=True):
@@ -51,13 +50,15 @@ class PathFields(PolicyFields, frozen=True):
 class MatchFields(PolicyFields, frozen=True):
     """`match` and `except`."""
 
-    headers: list[HeaderFields] = []
-    methods: list[str] = []
-    paths: list[PathFields] = []
-    query_parameters: Annotated[list[HeaderFields], msgspec.Meta(max_length=MAX_NAMES)] = []
-    server_names: Annotated[list[Text], msgspec.Meta(max_length=MAX_NAMES)] = []
-    sources: Annotated[list[Text], msgspec.Meta(max_length=MAX_SOURCES)] = []
-    client_certificates: Annotated[list[str], msgspec.Meta(max_length=MAX_NAMES)] = []
+    headers: list[HeaderFields] = msgspec.field(default_factory=list)
+    methods: list[str] = msgspec.field(default_factory=list)
+    paths: list[PathFields] = msgspec.field(default_factory=list)
+    query_parameters: Annotated[list[HeaderFields], msgspec.Meta(max_length=MAX_NAMES)] = msgspec.field(
+        default_factory=list
+    )
+    server_names: Annotated[list[Text], msgspec.Meta(max_length=MAX_NAMES)] = msgspec.field(default_factory=list)
+    sources: Annotated[list[Text], msgspec.Meta(max_length=MAX_SOURCES)] = msgspec.field(default_factory=list)
+    client_certificates: Annotated[list[str], msgspec.Meta(max_length=MAX_NAMES)] = msgspec.field(default_factory=list)
 
 
 class PatternFields(PolicyFields, frozen=True):
@@ -90,7 +91,9 @@ class RuleFields(PolicyFields, frozen=True):
     direction: Direction = Direction.REQUEST
     match: MatchFields = msgspec.field(default_factory=MatchFields)
     exception: MatchFields | None = msgspec.field(default=None, name="except")
-    patterns: Annotated[list[PatternFields], msgspec.Meta(max_length=MAX_PATTERNS)] = []
+    patterns: Annotated[list[PatternFields], msgspec.Meta(max_length=MAX_PATTERNS)] = msgspec.field(
+        default_factory=list
+    )
     threshold: ThresholdFields | None = None
     rate_limit: RateLimitFields | None = None
 
@@ -105,17 +108,25 @@ class RedactFields(PolicyFields, frozen=True):
     """`redact`."""
 
     query_values: bool = True
-    headers: Annotated[list[str], msgspec.Meta(max_length=MAX_NAMES)] = []
+    headers: Annotated[list[str], msgspec.Meta(max_length=MAX_NAMES)] = msgspec.field(default_factory=list)
+
+
+class IdsFields(PolicyFields, frozen=True):
+    """`ids`."""
+
+    rules_from: RulesFromFields
 
 
 class SpecFields(PolicyFields, frozen=True):
-    """`spec`."""
+    """`spec`. It has at least one of `rules`, `ids` and `waf`."""
 
-    rules: Annotated[list[RuleFields], msgspec.Meta(min_length=1, max_length=MAX_RULES)]
+    rules: Annotated[list[RuleFields], msgspec.Meta(min_length=1, max_length=MAX_RULES)] | None = None
+    ids: IdsFields | None = None
+    waf: WafFields | None = None
     pod_selector: SelectorFields | None = None
     workload: str | None = None
     namespace_selector: SelectorFields | None = None
-    ports: Annotated[list[PortNumber | str], msgspec.Meta(max_length=MAX_PORTS)] = []
+    ports: Annotated[list[PortNumber | str], msgspec.Meta(max_length=MAX_PORTS)] = msgspec.field(default_factory=list)
     mode: Mode = Mode.DETECT
     failure_policy: FailurePolicy = FailurePolicy.IGNORE
     existing_connections: ExistingConnections = ExistingConnections.KEEP

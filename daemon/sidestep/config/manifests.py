@@ -21,7 +21,7 @@ from sidestep.config.ownership import link_owners
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.inspection import InspectionPolicy
-from sidestep.model.inventory import DEFAULT_NAMESPACE, Inventory, Secret
+from sidestep.model.inventory import DEFAULT_NAMESPACE, ConfigMap, Inventory, Secret
 from sidestep.model.pod import PodKey, Service
 from sidestep.model.workload import Workload, WorkloadKey
 
@@ -31,6 +31,8 @@ MAX_TOTAL = 32 * 1024 * 1024
 """Characters of all files together."""
 MAX_ERRORS = 50
 """Errors reported individually for one file; further ones are counted."""
+
+_POLICIES = ("InspectionPolicy", "ClusterInspectionPolicy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,22 @@ def load_file(name: str, content: str | bytes) -> FileObjects:
     except yaml_documents.YamlError as error:
         gathered.errors.append(ManifestError(name, 0, error.line, "", "", error.reason))
     return FileObjects(len(content), tuple(gathered.declared), tuple(gathered.errors))
+
+
+def keep_policies(read: FileObjects, before: FileObjects) -> FileObjects:
+    """Return what a file declares, with the policies that it declared before if a document of it is illegible now.
+
+    Nobody knows which object such a document was meant to be, and a typing error must not end a policy.
+    """
+    if all(error.subject for error in read.errors):
+        return read
+    subjects = {each.subject for each in read.declared}
+    kept = [
+        each
+        for each in before.declared
+        if isinstance(each.object, InspectionPolicy | objects.InvalidPolicy) and each.subject not in subjects
+    ]
+    return replace(read, declared=(*read.declared, *kept))
 
 
 def secret_data(content: str | bytes, namespace: str, name: str) -> dict[str, bytes] | None:
@@ -193,15 +211,18 @@ class _InventoryBuilder:
     pods: dict[PodKey, objects.PodObject] = field(default_factory=dict)
     services: list[Service] = field(default_factory=list)
     secrets: dict[tuple[str, str], Secret] = field(default_factory=dict)
+    config_maps: dict[tuple[str, str], ConfigMap] = field(default_factory=dict)
     namespaces: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    namespace_labels: dict[str, Mapping[str, str]] = field(default_factory=dict)
     nodes: dict[str, Mapping[str, str]] = field(default_factory=dict)
     workloads: dict[WorkloadKey, Workload] = field(default_factory=dict)
     policies: list[InspectionPolicy] = field(default_factory=list)
+    invalid_policies: dict[tuple[str, str], str] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     errors: list[ManifestError] = field(default_factory=list)
 
     def add(self, each: Declared) -> ManifestError | None:
-        """Add an object. Returns an error when it has no effect, or one of the same identity was added before."""
+        """Add an object. Returns an error when one of the same identity was added before."""
         if each.subject in self.places:
             reason = f"the same object stands in {self.places[each.subject]}, which is used"
             return replace(each.at, reason=reason)
@@ -213,23 +234,37 @@ class _InventoryBuilder:
                 self.services.append(converted)
             case Secret():
                 self.secrets[converted.namespace, converted.name] = converted
+            case ConfigMap():
+                self.config_maps[converted.namespace, converted.name] = converted
             case objects.NamespaceObject():
                 self.namespaces[converted.name] = converted.annotations
+                self.namespace_labels[converted.name] = converted.labels
             case objects.NodeObject():
                 self.nodes[converted.name] = converted.annotations
             case Workload():
                 self.workloads[converted.key] = converted
             case InspectionPolicy():
                 self.policies.append(converted)
-                return replace(each.at, reason="is well-formed, but has no effect: this version applies no policies")
+            case objects.InvalidPolicy():
+                self.invalid_policies[converted.namespace, converted.name] = converted.reason
         return None
 
     def inventory(self) -> Inventory:
         """Return the inventory, with the owners of pods linked."""
         pods = {key: link_owners(each.pod, each.owners, self.workloads) for key, each in self.pods.items()}
         policies = tuple(sorted(self.policies, key=lambda policy: policy.order))
+        named = {(each.namespace, each.name) for policy in policies for each in policy.texts}
         return Inventory(
-            pods, tuple(self.services), self.secrets, self.namespaces, self.nodes, self.workloads, policies
+            pods=pods,
+            services=tuple(self.services),
+            secrets=self.secrets,
+            namespaces=self.namespaces,
+            nodes=self.nodes,
+            workloads=self.workloads,
+            policies=policies,
+            invalid_policies=self.invalid_policies,
+            namespace_labels=self.namespace_labels,
+            config_maps={key: each for key, each in self.config_maps.items() if key in named},
         )
 
 
@@ -289,11 +324,21 @@ def _load_object(value: object, place: _Position, gathered: _FileResult) -> None
             pod = converted.pod
             converted = replace(converted, pod=replace(pod, location=parse_location(pod.annotations, ended=pod.ended)))
     except FieldError as error:
+        if convert is objects.CONFIG_MAP:
+            return  # most of them belong to others, who may write what they like
         gathered.errors.append(place.error(subject, error.path, error.reason))
+        _add_invalid_policy(str(kind), subject, f"{error.path}: {error.reason}", place, gathered)
     except ConfigurationError as error:
         gathered.errors.append(place.error(subject, "", str(error)))
     else:
         gathered.add(subject, converted, place)
+
+
+def _add_invalid_policy(kind: str, subject: str, reason: str, place: _Position, gathered: _FileResult) -> None:
+    """Note that a policy of this name is still there: its last good version stays in force."""
+    if kind in _POLICIES and subject != kind:
+        namespace, _, name = subject.removeprefix(f"{kind} ").rpartition("/")
+        gathered.add(subject, objects.InvalidPolicy(namespace, name, reason), place)
 
 
 def _subject(kind: str, value: Mapping[str, object]) -> str:
@@ -302,7 +347,7 @@ def _subject(kind: str, value: Mapping[str, object]) -> str:
     name, namespace = (metadata.get("name"), metadata.get("namespace")) if isinstance(metadata, dict) else (None, None)
     if not isinstance(name, str) or not name.isprintable() or len(name) > 253:
         return kind
-    if kind in {"Namespace", "Node", "ClusterInspectionPolicy"}:
+    if kind in {"Namespace", "Node", _POLICIES[1]}:
         return f"{kind} {name}"
     usable = isinstance(namespace, str) and namespace.isprintable() and 0 < len(namespace) <= 253
     return f"{kind} {namespace if usable else DEFAULT_NAMESPACE}/{name}"

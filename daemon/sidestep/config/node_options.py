@@ -28,13 +28,17 @@ class PodIdentity:
 class NodeOptions:
     """Options of the node daemon.
 
-    `manifests` is the directory of local mode, None in a cluster; `node_name` is the name of this node. The fields
-    after `socket` apply to a cluster only.
+    `manifests` is the directory of local mode, None in a cluster; `node_name` is the name of this node. `pod` and the
+    ports apply to a cluster only.
     """
 
     manifests: Path | None
     node_name: str
     socket: Path = DEFAULT_SOCKET
+    eve: Path | None = None
+    """File for records of inspection in local mode, "-" for standard output; None: as the Node says."""
+    crs: Path | None = None
+    """Folder of a Core Rule Set, an absolute path; None: that of Debian."""
     pod: PodIdentity | None = None
     tunnel_port: int = DEFAULT_TUNNEL_PORT
     health_port: int = DEFAULT_HEALTH_PORT

@@ -9,6 +9,7 @@ names them: `*` means the namespaces of users.
 
 from __future__ import annotations
 
+import enum
 import fnmatch
 import re
 from collections.abc import Callable, Mapping
@@ -36,14 +37,26 @@ _GLOB = re.compile(r"[a-z0-9*?]([-a-z0-9*?]{0,61}[a-z0-9*?])?")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 
 
+class EveOutput(enum.StrEnum):
+    """Where a node writes EVE records of inspection. Paths are fixed: who annotates a Node does not choose them."""
+
+    OFF = "off"
+    STDOUT = "stdout"
+    FILE = "file"
+    UNIX = "unix"
+
+
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
-    """Settings of one node. `namespaces` are globs; `max_pods` is None for no limit; `drain_timeout` is in seconds."""
+    """Settings of one node. `namespaces` are globs; `max_pods` is None for no limit; `drain_timeout` is in seconds;
+    `inspection` says whether inspection policies apply."""
 
     enabled: bool = True
     namespaces: tuple[str, ...] = ("*",)
     max_pods: int | None = None
     drain_timeout: float = DEFAULT_DRAIN_TIMEOUT
+    inspection: bool = True
+    eve: EveOutput = EveOutput.FILE
     own_namespace: str = OWN_NAMESPACE
 
     def allows(self, namespace: str) -> bool:
@@ -80,6 +93,8 @@ def resolve(
         namespaces=read(names.NAMESPACES, _globs, before.namespaces, default.namespaces),
         max_pods=read(names.MAX_PODS, _count, before.max_pods, default.max_pods),
         drain_timeout=read(names.DRAIN_TIMEOUT, _drain_timeout, before.drain_timeout, default.drain_timeout),
+        inspection=read(names.INSPECTION, _boolean, before.inspection, default.inspection),
+        eve=read(names.EVE, _eve, before.eve, default.eve),
         own_namespace=before.own_namespace,
     )
     return settings, tuple(problems)
@@ -106,6 +121,13 @@ def _count(value: str) -> int | None:
     if not _NUMBER.fullmatch(value) or int(value) > MAX_PODS_LIMIT:
         raise ConfigurationError(f"must be a number from 0 to {MAX_PODS_LIMIT}")
     return int(value)
+
+
+def _eve(value: str) -> EveOutput:
+    try:
+        return EveOutput(value)
+    except ValueError:
+        raise ConfigurationError(f"must be one of {', '.join(EveOutput)}") from None
 
 
 def _drain_timeout(value: str) -> float:

@@ -50,9 +50,10 @@ class PortFields(ObjectFields, frozen=True):
 
 
 class ProbeTargetFields(ObjectFields, frozen=True):
-    """The action of a probe; `exec` has no port."""
+    """The action of a probe; `exec` has no port, and only `httpGet` a path."""
 
     port: int | str | None = None
+    path: str | None = None
 
 
 class ProbeFields(ObjectFields, frozen=True):
@@ -126,6 +127,13 @@ class ServiceFields(ObjectFields, frozen=True):
 
     metadata: MetadataFields
     spec: ServiceSpecFields
+
+
+class ConfigMapFields(ObjectFields, frozen=True):
+    """core/v1 ConfigMap; `binaryData` is not read."""
+
+    metadata: MetadataFields
+    data: dict[str, Any] | None = None
 
 
 class SecretFields(ObjectFields, frozen=True):

@@ -21,7 +21,7 @@ from sidestep.config.field_error import FieldError
 from sidestep.config.inspection import cluster_inspection_policy, inspection_policy
 from sidestep.config.object_values import LABEL_NAME, NAME, check_name, names, selector, texts, typed
 from sidestep.model.inspection import InspectionPolicy
-from sidestep.model.inventory import Secret
+from sidestep.model.inventory import ConfigMap, Secret
 from sidestep.model.pod import ContainerPort, Pod, PodKey, Service, ServicePort, Transport
 from sidestep.model.workload import LabelSelector, OwnerReference, Workload, WorkloadKey
 
@@ -32,6 +32,12 @@ MAX_PORTS = 1024
 """Declared ports read per pod; no more can be steered (`steering.layout`). Further ports count as undeclared and lose
 only their names. Each port costs 40 µs in a survey."""
 
+MAX_LABELS = 256
+"""Labels read of one namespace; policies of the cluster select namespaces by them."""
+
+MAX_PROBE_PATH = 1024
+"""Characters of the path of a probe; requests with a longer one count as any other client's."""
+
 _SECRET_KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
 _UID = re.compile(r"[-.:/a-zA-Z0-9]{1,128}")
 _TRANSPORTS = {"TCP": Transport.TCP, "UDP": Transport.UDP}
@@ -39,10 +45,11 @@ _TRANSPORTS = {"TCP": Transport.TCP, "UDP": Transport.UDP}
 
 @dataclass(frozen=True, slots=True)
 class NamespaceObject:
-    """A Namespace: name and annotations."""
+    """A Namespace: name, annotations and the first MAX_LABELS labels, by name."""
 
     name: str
     annotations: Mapping[str, str]
+    labels: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,26 @@ class PodObject:
     owners: tuple[OwnerReference, ...]
 
 
-Converted = PodObject | Service | Secret | NamespaceObject | NodeObject | Workload | InspectionPolicy
+@dataclass(frozen=True, slots=True)
+class InvalidPolicy:
+    """An inspection policy whose document cannot be used. `namespace` is empty for one of the cluster."""
+
+    namespace: str
+    name: str
+    reason: str
+
+
+Converted = (
+    PodObject
+    | Service
+    | Secret
+    | ConfigMap
+    | NamespaceObject
+    | NodeObject
+    | Workload
+    | InspectionPolicy
+    | InvalidPolicy
+)
 
 
 def converter(group: str, kind: str) -> Callable[[Mapping[str, object]], Converted] | None:
@@ -86,7 +112,8 @@ def _pod(value: Mapping[str, object]) -> PodObject:
         containers=tuple(each.name for each in containers),
         labels=texts(read.metadata.labels, "metadata.labels"),
         annotations=annotations,
-        probe_ports=frozenset(port for each in containers for port in _probe_ports(each)),
+        probe_ports=frozenset(port for each in containers for _, port, _ in _probes(each)),
+        probes=_probe_requests(containers),
         host_network=bool(read.spec.host_network),
         ended=ended,
     )
@@ -103,21 +130,35 @@ def _container_ports(containers: list[fields.ContainerFields]) -> Iterator[Conta
     )
 
 
-def _probe_ports(container: fields.ContainerFields) -> list[int]:
-    """Return the ports that the kubelet probes. A name refers to a port of the container, otherwise it is a number as
-    text.
+def _probes(container: fields.ContainerFields) -> Iterator[tuple[str, int, fields.ProbeTargetFields]]:
+    """Yield kind, port and action of the kubelet's probes. A name refers to a port of the container, otherwise it is a
+    number as text.
     """
-    found = []
     for probe in (container.liveness_probe, container.readiness_probe, container.startup_probe):
-        for target in (probe.http_get, probe.tcp_socket, probe.grpc) if probe else ():
-            port = target.port if target else None
+        actions = (("http", probe.http_get), ("tcp", probe.tcp_socket), ("grpc", probe.grpc)) if probe else ()
+        for kind, target in actions:
+            if target is None:
+                continue
+            port = target.port
             if isinstance(port, str):
                 named = [each.container_port for each in container.ports or () if each.name == port]
                 digits = port.isascii() and port.isdigit() and len(port) <= 5
                 port = named[0] if named else int(port) if digits else None
             if port is not None and 1 <= port <= 65535:
-                found.append(port)
-    return found
+                yield kind, port, target
+
+
+def _probe_requests(containers: list[fields.ContainerFields]) -> dict[int, frozenset[tuple[str, str]]]:
+    """Return the requests that the kubelet's probes send, by port (pkg/probe/http and pkg/probe/grpc in Kubernetes)."""
+    found: dict[int, set[tuple[str, str]]] = {}
+    for container in containers:
+        for kind, port, target in _probes(container):
+            path = target.path or "/"
+            if kind == "http" and len(path) <= MAX_PROBE_PATH:
+                found.setdefault(port, set()).add(("GET", path if path.startswith("/") else f"/{path}"))
+            elif kind == "grpc":
+                found.setdefault(port, set()).add(("POST", "/grpc.health.v1.Health/Check"))
+    return {port: frozenset(requests) for port, requests in found.items()}
 
 
 def _addresses(status: fields.PodStatusFields | None) -> tuple[IPv4Address | IPv6Address, ...]:
@@ -179,6 +220,13 @@ def secret_and_data(value: Mapping[str, object]) -> tuple[Secret, dict[str, byte
     return Secret(namespace, name), data
 
 
+def _config_map(value: Mapping[str, object]) -> ConfigMap:
+    """Return a ConfigMap with those of its values that are texts. Most ConfigMaps are not ours: no error for others."""
+    read = typed(value, fields.ConfigMapFields)
+    namespace, name = names(read.metadata)
+    return ConfigMap(namespace, name, {key: text for key, text in (read.data or {}).items() if isinstance(text, str)})
+
+
 def _workload(kind: str) -> Callable[[Mapping[str, object]], Workload]:
     def convert_workload(value: Mapping[str, object]) -> Workload:
         read = typed(value, fields.WorkloadFields)
@@ -194,7 +242,9 @@ def _workload(kind: str) -> Callable[[Mapping[str, object]], Workload]:
 
 
 def _namespace(value: Mapping[str, object]) -> NamespaceObject:
-    return NamespaceObject(*_cluster_scoped(value, LABEL_NAME))
+    name, annotations = _cluster_scoped(value, LABEL_NAME)
+    labels = texts(typed(value, fields.PlainFields).metadata.labels, "metadata.labels")
+    return NamespaceObject(name, annotations, dict(sorted(labels.items())[:MAX_LABELS]))
 
 
 def _node(value: Mapping[str, object]) -> NodeObject:
@@ -220,10 +270,14 @@ def _owners(metadata: fields.MetadataFields) -> tuple[OwnerReference, ...]:
     return tuple(OwnerReference(each.kind.lower(), each.name) for each in references)
 
 
+CONFIG_MAP = _config_map
+"""The converter of ConfigMaps."""
+
 _CONVERTERS: dict[tuple[str, str], Callable[[Mapping[str, object]], Converted]] = {
     ("", "Pod"): _pod,
     ("", "Service"): _service,
     ("", "Secret"): _secret,
+    ("", "ConfigMap"): _config_map,
     ("", "Namespace"): _namespace,
     ("", "Node"): _node,
     ("apps", "Deployment"): _workload("deployment"),

@@ -7,17 +7,19 @@ part of its own that no other kind can use, so that a hung wiretap does not dist
                 an `Account` of it for each connection
     COPIES      copies for wiretaps (`engine.mirror.ledger.Ledger`)
     DATAGRAMS   datagrams for handlers (`proxy.connection.datagrams`)
+    INSPECTION  what exchanges keep for a verdict (`engine.inspection.judged`): decoders, text that is being searched,
+                bodies of HTTP/1 that are held, heads of HTTP/2 streams that are read on their way
     BACKLOG     bytes queued towards clients, apps and handlers that do not read (`proxy.connection.conductor`)
 
-DIVERTED: a connection may hold as many bytes as are still free (a dynamic threshold, Choudhury and Hahne 1998): one
-alone gets half of the budget, n equal ones get 1/(n+1) of it each, and some always stays free for the next.
+DIVERTED, INSPECTION: a connection may hold as many bytes as are still free (a dynamic threshold, Choudhury and Hahne
+1998): one alone gets half of the budget, n equal ones get 1/(n+1) of it each, and some always stays free for the next.
 
 BACKLOG: the peers of a leg are not read while more than `high_water` is queued towards it. That is 256 KiB while little
 waits in all, and falls with what is free: 3,000 slow readers get some 56 KiB each. When nothing is free, a connection
 reads again only once its queue is written to the end, so that it holds one read at most (64 KiB; TLS 16 KiB).
 
-Not counted: heads and bodies that an HTTP/1 connection keeps until their side is known or open (64 KiB and one read per
-connection), and the kernel's pipes of spliced wires.
+Not counted: heads, and bodies for handlers, that an HTTP/1 connection keeps until their side is known or open (64 KiB
+and one read per connection), and the kernel's pipes of spliced wires.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ COPIES: Final = 16 * MIB
 DATAGRAMS: Final = 8 * MIB
 DIVERTED: Final = TOTAL - COPIES - DATAGRAMS
 BACKLOG: Final = 192 * MIB
+INSPECTION: Final = 64 * MIB
 _SHARE: Final = 512
 """Part of the free backlog (one 512th) that may be queued towards one leg."""
 
@@ -81,3 +84,22 @@ class Account:
     def is_tight(self) -> bool:
         """Whether it holds more than half of that."""
         return self.held * 2 > self.budget.free
+
+
+class Share:
+    """What one exchange holds of its connection's account (bytes). It is given back when the share is dropped."""
+
+    __slots__ = ("account", "held")
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.held = 0
+
+    def __del__(self) -> None:
+        self.account.change(-self.held)
+
+    def set(self, size: int) -> None:
+        """Hold so many bytes."""
+        if size != self.held:
+            self.account.change(size - self.held)
+            self.held = size

@@ -18,6 +18,7 @@ What the shell calls. `now` is the time of the input in monotonic seconds; it ne
     drained(leg, now)        `leg.out`, which could not be written at once, is written to the end
     lost(leg, now)           the leg broke (reset, TLS error, timeout): nothing more goes in or out of it
     expired(now)             `deadline` has passed
+    answered(call, now)      who judges requests beside the relay has answered: `call` is what the gate asked for
     close_idle()             the connection, which is `idle`, is about to be ended by us
     farewell()               all legs are closed, or the shell moves their bytes itself
     mirror.run()             a bounded time after events were queued there, at once when they are many
@@ -52,6 +53,9 @@ from sidestep.engine.leg import Ending, Leg, Role
 from sidestep.engine.mirror.producer import Mirror
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sidestep.engine.inspection.gate import Gate
     from sidestep.policy.route import Rule
 
 
@@ -78,6 +82,7 @@ class Relay:
         "deadline",
         "done",
         "drain",
+        "gate",
         "joined",
         "legs",
         "mirror",
@@ -94,6 +99,8 @@ class Relay:
         self.opening: list[Leg] = []
         self.mirror = mirror or Mirror()
         """Those who listen to this connection; nobody by default."""
+        self.gate: Gate | None = None
+        """What inspects it; None if nothing does. The shell tells it the end of the connection."""
         self.now = 0.0
         """The time of the input that is being handled (monotonic seconds), in engines that need it."""
         self.joined: tuple[Leg, Leg] | None = None
@@ -132,6 +139,7 @@ class Relay:
         self.client, self.app, self.legs = other.client, other.app, other.legs
         self.opening, self.mirror = other.opening, other.mirror
         self.now = other.now
+        self.gate = other.gate
         other.successor = self
 
     def receive(self, leg: Leg, data: bytes, now: float) -> None:
@@ -165,6 +173,11 @@ class Relay:
 
     def expired(self, now: float) -> None:
         """Learn that `deadline` has passed. `now` is monotonic seconds."""
+
+    def answered(self, call: Callable[[], None], now: float) -> None:
+        """Take an answer about a request that is held (`Gate.wake`)."""
+        self.now = now
+        call()
 
     def close_idle(self) -> None:
         """End an idle connection from our side; HTTP/2 tells the client which requests nobody has seen (GOAWAY)."""

@@ -11,7 +11,6 @@ because decoding them into the library's models costs fifty times as much as msg
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.kube.access import ClusterAccess
 from sidestep.kube.errors import ApiError, UnreachableClusterError
 
@@ -109,7 +109,7 @@ class Api:
     ) -> aiohttp.ClientResponse:
         """Send a request without a body; returns its answer, of which the head has arrived."""
         with self._transport.translated():
-            async with asyncio.timeout(TIMEOUT):
+            async with time_limit(TIMEOUT):
                 answer = await self._transport.send(method, target, headers, upgrade=expected == 101)
                 if answer.status == expected:
                     return answer
@@ -123,7 +123,7 @@ class Api:
     ) -> bytes:
         headers = {"accept": accept, **({"content-type": content_type} if body else {})}
         with self._transport.translated():
-            async with asyncio.timeout(TIMEOUT):
+            async with time_limit(TIMEOUT):
                 answer = await self._transport.send(method, target, headers, body)
                 try:
                     if not 200 <= answer.status < 300:

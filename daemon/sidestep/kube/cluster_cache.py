@@ -7,7 +7,10 @@ What is watched:
     workloads        metadata only; other kinds are known by name, through ownerReferences
     namespaces       metadata only
     node             this one only
+    policies         complete; not being installed is no problem (`optional`)
     secrets          no data; only that they change, in the namespaces given to `want_secrets` (`secret_names`)
+
+ConfigMaps that policies name are not watched but read (`config_maps`).
 
 `conversion` defines which parts are kept. An object that cannot be converted is left out and reported as a problem.
 Locations are never read from annotations, which users of the cluster write. `inventory_builder` decides when a value is
@@ -21,18 +24,21 @@ from collections.abc import Callable, Mapping
 from sidestep.aio.tasks import Tasks
 from sidestep.kube.api import Api
 from sidestep.kube.collection_cache import CollectionCache
+from sidestep.kube.config_maps import PolicyConfigMaps
 from sidestep.kube.conversion import (
     ENDPOINT_SLICES,
     NAMESPACES,
     NODES,
     NOT_BY_SELECTOR,
     PODS,
+    POLICIES,
     SERVICES,
     WORKLOADS,
     Collection,
     ObservedPod,
 )
 from sidestep.kube.inventory_builder import InventoryBuilder
+from sidestep.kube.policies import ObservedPolicy
 from sidestep.kube.processes import PodToLocate
 from sidestep.kube.secret_names import SecretName, SecretNames
 from sidestep.kube.watch import Watch, WatchLimits
@@ -53,12 +59,16 @@ class ClusterCache:
         on_change: Callable[[], None],
         on_crash: Callable[[str, BaseException], None] | None = None,
         limits: WatchLimits | None = None,
+        service_account: str = "sidestep:sidestep-node",
     ) -> None:
         self._api = api
         self._limits = limits or WatchLimits()
         self._on_change = on_change
         self._tasks = Tasks("mirror", on_crash=on_crash)
         self._secrets = SecretNames(api, tasks=self._tasks, on_change=on_change, limits=self._limits)
+        self._config_maps = PolicyConfigMaps(
+            api, tasks=self._tasks, on_change=on_change, service_account=service_account
+        )
         self._watches: dict[str, Watch] = {}
         self._sinks: dict[str, CollectionCache] = {}
         self._joined = InventoryBuilder(self._sinks)
@@ -68,7 +78,7 @@ class ClusterCache:
         self._add(ENDPOINT_SLICES, {"labelSelector": NOT_BY_SELECTOR})
         self._add(NAMESPACES)
         self._add(NODES, own_node)
-        for collection in WORKLOADS:
+        for collection in (*WORKLOADS, *POLICIES):
             self._add(collection)
 
     def start(self) -> None:
@@ -105,6 +115,10 @@ class ClusterCache:
         """Return the pods of this node."""
         return tuple(self._sinks["pods"].found.values())
 
+    def policies(self) -> tuple[ObservedPolicy, ...]:
+        """Return the inspection policies as they are now; an inventory has what is parsed of them."""
+        return tuple(each for name in POLICIES for each in self._sinks[name.name].found.values())
+
     def pods_to_locate(self) -> dict[str, PodToLocate]:
         """Return the pods whose processes must be found, by UID: those running in a network namespace of their own."""
         return {
@@ -115,7 +129,10 @@ class ClusterCache:
 
     def inventory(self, locations: Mapping[str, Location]) -> Inventory:
         """Return the current inventory, with the given locations by pod UID."""
-        return self._joined.inventory(locations, self._secrets.versions())
+        found = self._joined.inventory(locations, self._secrets.versions(), self._config_maps)
+        named = (each for policy in found.policies for each in policy.texts)
+        self._config_maps.want(frozenset((each.namespace, each.name) for each in named))
+        return found
 
     def want_secrets(self, names: frozenset[SecretName]) -> None:
         """Watch the versions of exactly these Secrets."""
@@ -131,6 +148,7 @@ class ClusterCache:
             sink,
             query=query or {},
             metadata_only=collection.metadata_only,
+            optional=collection.optional,
             on_state=self._on_change,
             limits=self._limits,
         )

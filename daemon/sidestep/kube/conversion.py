@@ -13,11 +13,22 @@ from typing import Any
 
 from sidestep.config import objects
 from sidestep.kube.endpoints import slice_of
+from sidestep.kube.policies import PLURALS, collection_path, policy_observer
 from sidestep.kube.watch import KubeObject
 from sidestep.model.workload import Workload
 
+READINESS_GATE = "sidestep.dev/inspected"
+"""Type of the condition of a pod that is true once the pod is inspected (core/v1 PodReadinessGate)."""
 KEPT_ANNOTATIONS = ("telepresence.io/", "sidestep.dev/")
 """Prefixes of the annotations that are kept; others can be large."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadinessGate:
+    """What a pod's status says: `status` of the condition READINESS_GATE ("" while there is none)."""
+
+    status: str
+    containers_ready: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +39,8 @@ class ObservedPod:
 
     object: objects.PodObject
     containers: Mapping[str, str]
+    gate: ReadinessGate | None = None
+    """Set if the pod's spec asks for READINESS_GATE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +51,8 @@ class Collection:
     paths: tuple[str, ...]
     convert: Callable[[KubeObject], Any]
     metadata_only: bool = False
+    optional: bool = False
+    """Whether its definition may not be installed."""
 
     def scoped(self, namespace: str = "") -> tuple[str, ...]:
         """Return the paths for one namespace, or for all namespaces."""
@@ -81,7 +96,16 @@ def pod(value: KubeObject) -> ObservedPod:
     found = converted("", "Pod")(value)
     assert isinstance(found, objects.PodObject)  # noqa: S101 - the converter of pods
     leaving = bool((value.get("metadata") or {}).get("deletionTimestamp"))
-    return ObservedPod(replace(found, pod=replace(found.pod, leaving=leaving)), container_ids(value))
+    return ObservedPod(replace(found, pod=replace(found.pod, leaving=leaving)), container_ids(value), _gate(value))
+
+
+def _gate(value: KubeObject) -> ReadinessGate | None:
+    gates = (value.get("spec") or {}).get("readinessGates") or ()
+    if not any(isinstance(each, dict) and each.get("conditionType") == READINESS_GATE for each in gates):
+        return None
+    conditions = (value.get("status") or {}).get("conditions") or ()
+    known = {each.get("type"): str(each.get("status")) for each in conditions if isinstance(each, dict)}
+    return ReadinessGate(known.get(READINESS_GATE, ""), known.get("ContainersReady") == "True")
 
 
 def container_ids(value: KubeObject) -> dict[str, str]:
@@ -119,5 +143,10 @@ WORKLOADS = tuple(
     )
 )
 """Workload kinds whose metadata is read."""
+POLICIES = tuple(
+    Collection(plural, (collection_path(kind),), policy_observer(kind), optional=True)
+    for kind, plural in PLURALS.items()
+)
+"""Inspection policies, of namespaces and of the cluster."""
 NOT_BY_SELECTOR = "endpointslice.kubernetes.io/managed-by!=endpointslice-controller.k8s.io"
 """Label selector that excludes EndpointSlices which the endpoint controller derives from a Service's selector."""

@@ -11,13 +11,19 @@ from typing import Any, TypeVar
 
 from sidestep.config.ownership import link_owners
 from sidestep.kube.collection_cache import CollectionCache
-from sidestep.kube.conversion import WORKLOADS, ObservedPod
+from sidestep.kube.config_maps import PolicyConfigMaps
+from sidestep.kube.conversion import POLICIES, WORKLOADS, ObservedPod
 from sidestep.kube.endpoints import EndpointSlice, with_slices
-from sidestep.model.inventory import Inventory, Secret
+from sidestep.kube.policies import PolicyKey
+from sidestep.model.inspection import InspectionPolicy
+from sidestep.model.inventory import ConfigMap, Inventory, Secret
 from sidestep.model.pod import Location, Pod, PodKey, Service
 from sidestep.model.workload import Workload, WorkloadKey
 
 T = TypeVar("T")
+Policies = tuple[tuple[InspectionPolicy, ...], dict[PolicyKey, str]]
+"""Those that could be parsed, in their order, and why others could not."""
+_OF_POLICIES = tuple(each.name for each in POLICIES)
 
 
 class InventoryBuilder:
@@ -28,23 +34,54 @@ class InventoryBuilder:
         self._made: dict[str, tuple[Hashable, Any]] = {}
         self._pods: dict[str, tuple[ObservedPod, Location | None, int, Pod]] = {}
         self._pods_revision = 0
+        self._policies: Policies = ((), {})
+        self._policies_revision = 0
 
-    def inventory(self, locations: Mapping[str, Location], secrets: Mapping[tuple[str, str], str]) -> Inventory:
-        """Return the inventory, with the locations (by pod UID) and versions of Secrets given."""
+    def inventory(
+        self,
+        locations: Mapping[str, Location],
+        secrets: Mapping[tuple[str, str], str],
+        config_maps: PolicyConfigMaps | None = None,
+    ) -> Inventory:
+        """Return the inventory, with the locations (by pod UID), versions of Secrets and ConfigMaps given."""
         pods = self._linked(locations)
-        key = (self._pods_revision, *self._revisions(*self._collections), tuple(sorted(secrets.items())))
-        return self._once("inventory", key, lambda: self._whole(pods, secrets))
+        self._follow_policies()
+        others = self._revisions(*(name for name in self._collections if name not in _OF_POLICIES))
+        maps, revision = (config_maps.found, config_maps.revision) if config_maps is not None else ({}, 0)
+        key = (self._pods_revision, self._policies_revision, revision, *others, tuple(sorted(secrets.items())))
+        return self._once("inventory", key, lambda: self._whole(pods, secrets, maps))
 
-    def _whole(self, pods: dict[PodKey, Pod], secrets: Mapping[tuple[str, str], str]) -> Inventory:
+    def _whole(
+        self,
+        pods: dict[PodKey, Pod],
+        secrets: Mapping[tuple[str, str], str],
+        config_maps: Mapping[tuple[str, str], ConfigMap],
+    ) -> Inventory:
         key = (self._pods_revision, *self._revisions("services", "endpointslices"))
         return Inventory(
             pods=pods,
             services=self._once("services", key, lambda: self._services(pods)),
             secrets={name: Secret(*name, version=version) for name, version in secrets.items()},
             namespaces={each.name: each.annotations for each in self._all("namespaces")},
+            namespace_labels={each.name: each.labels for each in self._all("namespaces")},
             nodes={each.name: each.annotations for each in self._all("nodes")},
             workloads=self._workloads(),
+            policies=self._policies[0],
+            invalid_policies=self._policies[1],
+            config_maps=config_maps,
         )
+
+    def _follow_policies(self) -> None:
+        """Take what is written in policies. Their statuses change far more often, and are no part of an inventory."""
+        made = self._once("policies", self._revisions(*_OF_POLICIES), self._written_policies)
+        if made != self._policies:
+            self._policies = made
+            self._policies_revision += 1
+
+    def _written_policies(self) -> Policies:
+        seen = [each for name in _OF_POLICIES for each in self._all(name)]
+        parsed = sorted((each.policy for each in seen if each.policy is not None), key=lambda policy: policy.order)
+        return tuple(parsed), {each.key: each.problem for each in seen if each.policy is None}
 
     def _linked(self, locations: Mapping[str, Location]) -> dict[PodKey, Pod]:
         workloads = self._workloads()

@@ -1,7 +1,4 @@
-"""Intercepts and Wiretaps as resources (sidestep.dev/v1alpha1): read, validated, written.
-
-`deploy/daemonset.yaml` contains their schema. Rules that a schema cannot express are checked here, because anybody with
-the RBAC permission can write a resource.
+"""Sessions as resources (sidestep.dev/v1alpha1): read, validated, written. `session_specs` has their kinds.
 
     spec    what is requested: workload, port, filter, and the session that renews it
     status  what the node daemons report: each patches its own entry of `nodes`, so writes do not conflict
@@ -22,25 +19,17 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from sidestep.config.filters import check_limits, check_method, check_name, check_value
 from sidestep.config.schema_fault import fault_of
 from sidestep.kube.paths import escape
+from sidestep.kube.resource_fields import GROUP, VERSION, MetadataFields, ResourceFields
+from sidestep.kube.session_specs import DEFINITIONS, AnySpec, intercept_of, owner_of
 from sidestep.kube.watch import KubeObject
 from sidestep.model.errors import ConfigurationError, RefusedError
-from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
-from sidestep.model.intercept import Intercept, Kind
-from sidestep.model.pod import Transport
-from sidestep.policy.matching import prove
-from sidestep.policy.workloads import parse_workload
-
-GROUP = "sidestep.dev"
-VERSION = "v1alpha1"
-PLURALS = {Kind.INTERCEPT: "intercepts", Kind.WIRETAP: "wiretaps"}
-KINDS = {Kind.INTERCEPT: "Intercept", Kind.WIRETAP: "Wiretap"}
+from sidestep.model.intercept import Intercept, SessionKind
 
 RENEWAL = 10.0
 """Seconds between two renewals by the CLI."""
@@ -49,66 +38,7 @@ INERT_AFTER = 30.0
 DELETED_AFTER = 600.0
 """Seconds without renewal after which a daemon deletes it."""
 
-_PORT = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
-_POD = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _UID = re.compile(r"[0-9A-Za-z-]{1,64}")
-_PRINTABLE = re.compile(r"[ -~]{0,128}")
-
-
-class ResourceFields(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
-    """Base struct: camelCase names; default values are not written."""
-
-
-class HeaderFields(ResourceFields, frozen=True):
-    """`spec.filter.headers[]`."""
-
-    name: str
-    match: Literal["Exact", "Regex", "Present"] = "Exact"
-    value: str = ""
-
-
-class PathFields(ResourceFields, frozen=True):
-    """`spec.filter.paths[]`."""
-
-    match: Literal["Equal", "Prefix", "Regex"]
-    value: str
-
-
-class FilterFields(ResourceFields, frozen=True):
-    """`spec.filter`: headers AND methods AND (paths OR-ed)."""
-
-    headers: list[HeaderFields] = []
-    methods: list[str] = []
-    paths: list[PathFields] = []
-
-
-class SessionFields(ResourceFields, frozen=True, omit_defaults=False):
-    """`spec.session`: the public key of the session that may open the tunnel."""
-
-    public_key: str
-
-
-class HandlerFields(ResourceFields, frozen=True):
-    """`spec.handler`: the handler's address, for display only."""
-
-    plaintext: bool = False
-
-
-class SpecFields(ResourceFields, frozen=True):
-    """`spec`."""
-
-    workload: str
-    port: str | int
-    session: SessionFields
-    transport: Literal["TCP", "UDP"] = "TCP"
-    filter: FilterFields = msgspec.field(default_factory=FilterFields)
-    pod: str = ""
-    owner: str = ""
-    divert_probes: bool = False
-    reset_existing: bool = False
-    heads_only: bool = False
-    handler: HandlerFields = msgspec.field(default_factory=HandlerFields)
-    renew_time: str | None = None
 
 
 class PodEntry(ResourceFields, frozen=True):
@@ -164,19 +94,8 @@ class StatusFields(ResourceFields, frozen=True):
     message: str = ""
     filter: str = ""
     active_pods: int = 0
-    nodes: dict[str, NodeEntry | None] = {}
+    nodes: dict[str, NodeEntry | None] = msgspec.field(default_factory=dict)
     conditions: tuple[StatusCondition, ...] = ()
-
-
-class MetadataFields(ResourceFields, frozen=True):
-    """meta/v1 ObjectMeta: the fields that are read."""
-
-    name: str = ""
-    namespace: str = ""
-    uid: str = ""
-    resource_version: str = ""
-    creation_timestamp: str = ""
-    deletion_timestamp: str | None = None
 
 
 class _Envelope(ResourceFields, frozen=True):
@@ -191,18 +110,18 @@ class ObservedResource:
     reason.
     """
 
-    kind: Kind
+    kind: SessionKind
     metadata: MetadataFields
     status: StatusFields
     renewed: str
     digest: str
-    fields: SpecFields | None
+    fields: AnySpec | None
     flaw: str = ""
 
     @property
     def owner(self) -> str:
         """The claimed owner; "" when absent or not printable."""
-        return _owner(self.fields) if self.fields is not None else ""
+        return owner_of(self.fields) if self.fields is not None else ""
 
     @property
     def display(self) -> str:
@@ -215,13 +134,13 @@ class ObservedResource:
         return resource_path(self.kind, self.metadata.namespace, self.metadata.name)
 
 
-def collection_path(kind: Kind, namespace: str = "") -> str:
+def collection_path(kind: SessionKind, namespace: str = "") -> str:
     """Return the path of all resources of a kind, in one namespace or in all."""
     scope = f"/namespaces/{escape(namespace)}" if namespace else ""
-    return f"/apis/{GROUP}/{VERSION}{scope}/{PLURALS[kind]}"
+    return f"/apis/{GROUP}/{VERSION}{scope}/{DEFINITIONS[kind].plural}"
 
 
-def resource_path(kind: Kind, namespace: str, name: str) -> str:
+def resource_path(kind: SessionKind, namespace: str, name: str) -> str:
     """Return the path of one resource."""
     return f"{collection_path(kind, namespace)}/{escape(name)}"
 
@@ -230,7 +149,7 @@ def resource_path(kind: Kind, namespace: str, name: str) -> str:
 class Resource:
     """A validated resource. `intercept` and `public_key` are set unless `problem` is."""
 
-    kind: Kind
+    kind: SessionKind
     metadata: MetadataFields
     status: StatusFields
     intercept: Intercept | None
@@ -248,7 +167,7 @@ class Resource:
         return resource_path(self.kind, self.metadata.namespace, self.metadata.name)
 
 
-def read(kind: Kind, value: KubeObject) -> Resource:
+def read(kind: SessionKind, value: KubeObject) -> Resource:
     """Read and validate a resource; a fault of its spec becomes its `problem`.
 
     Raises ConfigurationError when it has no identity.
@@ -256,18 +175,18 @@ def read(kind: Kind, value: KubeObject) -> Resource:
     return validate(observe(kind, value))
 
 
-def observe(kind: Kind, value: KubeObject) -> ObservedResource:
+def observe(kind: SessionKind, value: KubeObject) -> ObservedResource:
     """Read a resource without validating its spec. Raises ConfigurationError when it has no identity."""
     try:
         envelope = msgspec.convert(value, _Envelope)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(fault_of(error), subject=KINDS[kind]) from error
+        raise ConfigurationError(fault_of(error), subject=DEFINITIONS[kind].kind) from error
     metadata = envelope.metadata
     if not (metadata.name and metadata.namespace and _UID.fullmatch(metadata.uid)):
-        raise ConfigurationError("has no name, namespace or uid", subject=KINDS[kind])
+        raise ConfigurationError("has no name, namespace or uid", subject=DEFINITIONS[kind].kind)
     fields, flaw = None, ""
     try:
-        fields = msgspec.convert(envelope.spec, SpecFields)
+        fields = msgspec.convert(envelope.spec, DEFINITIONS[kind].fields)
     except msgspec.ValidationError as error:
         flaw = f"spec: {fault_of(error)}"
     try:
@@ -278,7 +197,7 @@ def observe(kind: Kind, value: KubeObject) -> ObservedResource:
     return ObservedResource(kind, metadata, status, renewed, digest_of(fields, envelope.spec), fields, flaw)
 
 
-def digest_of(fields: SpecFields | None, spec: object) -> str:
+def digest_of(fields: AnySpec | None, spec: object) -> str:
     """Return the digest of a spec for `status.specDigest`: SHA-256, hexadecimal.
 
     `spec` is the raw value; it is used when `fields` is None.
@@ -302,77 +221,11 @@ def validate(seen: ObservedResource) -> Resource:
     return Resource(seen.kind, seen.metadata, seen.status, intercept, key, problem)
 
 
-def intercept_of(kind: Kind, metadata: MetadataFields, spec: SpecFields) -> Intercept:
-    """Return the intercept that a spec requests. Raises ConfigurationError or RefusedError with the invalid field."""
-    if spec.pod and not _POD.fullmatch(spec.pod):
-        raise ConfigurationError("is no pod's name", subject="spec.pod", value=spec.pod[:100])
-    port = str(spec.port)
-    if not _PORT.fullmatch(port):
-        raise ConfigurationError("is no port's name or number", subject="spec.port", value=port[:100])
-    wanted = _filter_of(spec.filter)
-    transport = Transport(spec.transport.lower())
-    if transport is Transport.UDP and not wanted.is_global:
-        raise RefusedError("a filter on a UDP port is not possible: datagrams are carried, never opened")
-    return Intercept(
-        uid=metadata.uid,
-        namespace=metadata.namespace,
-        name=metadata.name,
-        kind=kind,
-        workload=parse_workload(spec.workload),
-        port=port,
-        transport=transport,
-        filter=wanted,
-        created=parse_time(metadata.creation_timestamp),
-        owner=_owner(spec),
-        pod=spec.pod or None,
-        divert_probes=spec.divert_probes,
-        plaintext=spec.handler.plaintext,
-        reset_existing=spec.reset_existing,
-        heads_only=spec.heads_only and kind is Kind.WIRETAP,
-    )
-
-
-def _owner(spec: SpecFields) -> str:
-    return spec.owner if _PRINTABLE.fullmatch(spec.owner) else ""
-
-
-def _filter_of(fields: FilterFields) -> Filter:
-    for header in fields.headers:
-        check_name(header.name)
-        check_value(header.value, subject=f"header {header.name}")
-    for method in fields.methods:
-        check_method(method)
-    for path in fields.paths:
-        check_value(path.value, subject="path")
-    wanted = Filter(
-        headers=tuple(
-            HeaderCondition(each.name, HeaderTest(each.match.lower()), each.value) for each in fields.headers
-        ),
-        methods=tuple(fields.methods),
-        paths=tuple(PathCondition(PathTest(each.match.lower()), each.value) for each in fields.paths),
-    )
-    check_limits(wanted)
-    prove(wanted)
-    return wanted
-
-
-def filter_fields(wanted: Filter) -> FilterFields:
-    """Convert a filter to the form that a spec contains."""
-    headers = [(each.name, each.test.value.capitalize(), each.value) for each in wanted.headers]
-    paths = [(each.test.value.capitalize(), each.value) for each in wanted.paths]
-    value = {
-        "headers": [dict(zip(("name", "match", "value"), row, strict=True)) for row in headers],
-        "methods": list(wanted.methods),
-        "paths": [dict(zip(("match", "value"), row, strict=True)) for row in paths],
-    }
-    return msgspec.convert(value, FilterFields)
-
-
-def manifest(kind: Kind, namespace: str, name: str, spec: SpecFields) -> bytes:
+def manifest(kind: SessionKind, namespace: str, name: str, spec: AnySpec) -> bytes:
     """Return the resource to create, as JSON."""
     value: Mapping[str, object] = {
         "apiVersion": f"{GROUP}/{VERSION}",
-        "kind": KINDS[kind],
+        "kind": DEFINITIONS[kind].kind,
         "metadata": {"namespace": namespace, "name": name},
         "spec": spec,
     }
@@ -421,14 +274,6 @@ def deletion(uid: str, *, resource_version: str = "") -> bytes:
 def micro_time(now: dt.datetime) -> str:
     """Format a time as meta/v1 MicroTime: RFC 3339 in UTC with microseconds."""
     return f"{now.astimezone(dt.UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
-
-
-def parse_time(text: str) -> float:
-    """Parse an RFC 3339 time; returns seconds since the epoch, 0.0 when it is invalid."""
-    try:
-        return dt.datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return 0.0
 
 
 def encode_certificate(certificate: bytes) -> str:

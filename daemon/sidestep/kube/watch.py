@@ -7,6 +7,8 @@ starts a new list. While the API server is unreachable the sink keeps its object
 
 `paths` are alternatives, newest version first: after a 404 the next one is used. When access is forbidden, or no path
 exists, `problem` is set and attempts continue slowly; a sink that has received nothing yet gets an empty `replace`.
+That no path of an `optional` collection exists is no problem: its definition is not installed. If it was there before,
+the sink gets an empty `replace` after `WatchLimits.absent`: an API server that starts may not know it at once.
 """
 
 from __future__ import annotations
@@ -47,6 +49,10 @@ class WatchLimits:
     refused_pause: float = 15.0
     """Longest pause between attempts while access is forbidden or the resource does not exist. Both can change
     later."""
+    absent_pause: float = 30.0
+    """Longest pause between looks for an optional collection that is absent, on each node of the cluster."""
+    absent: float = 30.0
+    """Time for which an optional collection has to be absent before its objects are taken as gone."""
 
 
 class Sink(Protocol):
@@ -99,6 +105,8 @@ class Watch:
     as_table: bool = False
     """Request a Table without objects (`includeObject=None`), which contains only what `kubectl get` prints. The sink
     receives rows from a list, and a Table with one row from an event."""
+    optional: bool = False
+    """Whether the collection may be absent."""
     on_state: Callable[[], None] = lambda: None
     limits: WatchLimits = field(default_factory=WatchLimits)
     synced: bool = False
@@ -111,6 +119,8 @@ class Watch:
     _path: int = 0
     _pause: float = 0.0
     _refused_pause: float = 0.0
+    _absent_since: float | None = None
+    """Event loop's time since which an optional collection is absent; None while it is there."""
 
     async def run(self) -> None:
         """List and follow until cancelled."""
@@ -125,8 +135,11 @@ class Watch:
                 self._version = ""
                 pause = self.limits.first_pause
             except ApiError as error:
-                pause = self._refused(error)
-                log.warning("watch refused", status=error.status, reason=str(error))
+                if self.optional and error.status == 404:
+                    pause = self._absent()
+                else:
+                    pause = self._refused(error)
+                    log.warning("watch refused", status=error.status, reason=str(error))
             except UnreachableClusterError as error:
                 pause, self._pause = self._pause, min(2 * self._pause, self.limits.last_pause)
                 if self.connected or not self.synced:
@@ -160,6 +173,7 @@ class Watch:
             if not token:
                 break
         self._version = version
+        self._absent_since = None
         self.sink.replace(found)
         self._refused_pause = 0.0
         self._state(connected=True, synced=True, problem=None)
@@ -206,6 +220,20 @@ class Watch:
         if isinstance(version, str) and version:
             self._version = version
 
+    def _absent(self) -> float:
+        """The optional collection does not exist (any more)."""
+        now = asyncio.get_running_loop().time()
+        if self._absent_since is None:
+            self._absent_since = now
+        gone = self.synced and now - self._absent_since >= self.limits.absent
+        unknown = not self.synced
+        self._version, self._path = "", 0
+        self._state(connected=False, synced=True, problem=None)
+        if unknown or gone:
+            self._absent_since = now
+            self.sink.replace([])
+        return self._slowly(self.limits.absent_pause)
+
     def _refused(self, error: ApiError) -> float:
         if not error.forbidden and error.status != 404:
             pause, self._pause = self._pause, min(2 * self._pause, self.limits.last_pause)
@@ -215,9 +243,13 @@ class Watch:
         self._state(connected=False, synced=True, problem=error)
         if unknown:
             self.sink.replace([])
+        return self._slowly(self.limits.refused_pause)
+
+    def _slowly(self, longest: float) -> float:
+        """The next pause, twice as long as the one before it."""
         pause = max(self._refused_pause, self.limits.first_refused_pause)
-        self._refused_pause = min(2 * pause, self.limits.refused_pause)
-        return min(pause, self.limits.refused_pause)
+        self._refused_pause = min(2 * pause, longest)
+        return min(pause, longest)
 
     def _state(self, *, connected: bool, synced: bool | None = None, problem: ApiError | None = None) -> None:
         before = (self.connected, self.synced, self.problem)

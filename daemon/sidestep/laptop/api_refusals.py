@@ -6,7 +6,9 @@ import re
 import shlex
 
 from sidestep.kube.errors import ApiError
+from sidestep.kube.session_specs import DEFINITIONS, Definition
 from sidestep.model.errors import ClusterError, RefusedError, SidestepError
+from sidestep.model.intercept import SessionKind
 
 DAEMON_NAMESPACE = "sidestep"
 
@@ -19,17 +21,28 @@ def explain(error: ClusterError, *, verb: str, resource: str, namespace: str) ->
     """Return the error to show for a request with this verb on this resource."""
     if not isinstance(error, ApiError):
         return error
+    definition = _definition(resource)
     if error.status == 401:
         return RefusedError(f"the API server does not know you; log in and try again ({error})")
     if error.forbidden:
-        role = "--role=sidestep-tunnel" if resource.startswith("pods/") else "--clusterrole=sidestep-developer"
+        role = "--role=sidestep-tunnel" if resource.startswith("pods/") else f"--clusterrole={definition.role}"
         name, subject = _subject(_USER.search(str(error)))
         advice = f"kubectl create rolebinding {name} {role} {subject} -n {namespace}"
         refused = f"you may not {verb} {resource} in namespace {namespace}"
         return RefusedError(f"{refused}; an administrator allows it with: {advice} ({error})")
     if error.status == 404 and not error.reason:
-        return RefusedError("Sidestep is not installed in this cluster: kubectl apply -f deploy/daemonset.yaml")
+        missing = resource if definition.optional else "Sidestep"
+        return RefusedError(
+            f"{missing} is not installed in this cluster: kubectl apply -f deploy/{definition.manifest}"
+        )
     return RefusedError(f"the API server refuses to {verb} {resource} in namespace {namespace}: {error}")
+
+
+def _definition(resource: str) -> Definition:
+    """Return the kind that `resource` (PLURAL.GROUP) names; that of intercepts for anything else."""
+    plural = resource.partition(".")[0]
+    found = (each for each in DEFINITIONS.values() if each.plural == plural)
+    return next(found, DEFINITIONS[SessionKind.INTERCEPT])
 
 
 def _subject(match: re.Match[str] | None) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """A session in a cluster: a resource that states the request, and a tunnel to each node with pods of the workload.
 
-    create    an Intercept or Wiretap in the workload's namespace; RBAC decides
+    create    an Intercept, Wiretap or Capture in the workload's namespace; RBAC decides
     renew     every ten seconds
     follow    its status, which names the daemons with pods of the workload, and their certificates
     tunnel    to each of these daemons (`node_tunnel`)
@@ -20,35 +20,29 @@ from typing import Any
 
 from sidestep import __version__
 from sidestep.aio.tasks import Tasks
+from sidestep.aio.time_limit import time_limit
 from sidestep.kube.access import ClusterAccess
 from sidestep.kube.api import Api
 from sidestep.kube.errors import ApiError, UnreachableClusterError
+from sidestep.kube.resource_fields import GROUP
 from sidestep.kube.resources import (
-    GROUP,
-    PLURALS,
     RENEWAL,
-    FilterFields,
-    HandlerFields,
     NodeEntry,
     Resource,
-    SessionFields,
-    SpecFields,
     collection_path,
     deletion,
-    filter_fields,
     manifest,
-    micro_time,
     read,
     renewal,
 )
+from sidestep.kube.session_specs import DEFINITIONS
 from sidestep.kube.watch import KubeObject, Watch, decode
 from sidestep.laptop.api_refusals import explain
 from sidestep.laptop.handler import Handler
 from sidestep.laptop.node_tunnel import NodeTunnel, TunnelKey, key_of
 from sidestep.laptop.session import Outcome, SessionObserver
+from sidestep.laptop.session_resource import kind_of, spec_fields
 from sidestep.model.errors import ClusterError, RefusedError, SidestepError
-from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
-from sidestep.model.intercept import Kind
 from sidestep.policy.workloads import parse_workload
 from sidestep.tunnel.channel import Channel
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
@@ -101,7 +95,7 @@ class ClusterSession:
     ) -> None:
         self._api = Api(access)
         self._spec = spec
-        self._kind = Kind(spec.kind)
+        self._kind = kind_of(spec)
         self._handler = handler
         self._observer = observer
         self._limits = limits
@@ -148,7 +142,7 @@ class ClusterSession:
     async def _create(self) -> Resource:
         spec = self._spec
         base = spec.name or _NAME.sub("-", parse_workload(spec.workload).name.lower())[:200]
-        body = _fields(spec, public_text(self._key), self._api.access.user)
+        body = spec_fields(spec, public_text(self._key), self._api.access.user)
         for number in range(1, MAX_NAMES + 1):
             name = base if number == 1 else f"{base}-{number}"
             path = collection_path(self._kind, spec.namespace)
@@ -198,13 +192,13 @@ class ClusterSession:
         if created is None:
             return
         try:
-            async with asyncio.timeout(FAREWELL):
+            async with time_limit(FAREWELL):
                 await self._api.delete(created.path, deletion(created.metadata.uid))
         except (TimeoutError, ClusterError):
             pass  # without renewals it stops matching and is deleted later
 
     def _explained(self, error: ApiError, verb: str) -> SidestepError:
-        resource = f"{PLURALS[self._kind]}.{GROUP}"
+        resource = f"{DEFINITIONS[self._kind].plural}.{GROUP}"
         return explain(error, verb=verb, resource=resource, namespace=self._spec.namespace)
 
     # --- events of the watch (Sink)
@@ -270,6 +264,7 @@ class ClusterSession:
             uid=self._latest.metadata.uid,
             key=self._key,
             dial=self._dial,
+            hear=self._handler.hear,
             on_event=lambda event: self._on_event(key, event),
             on_end=lambda reason: self._on_tunnel_end(key, reason),
             on_refusal=self._refused,
@@ -290,6 +285,9 @@ class ClusterSession:
             case State():
                 self._tunnels[key].state = event
                 self._publish_state()
+            case Ended() if event.over:
+                self._observer.event(event)
+                self._finish(Outcome(ended=event))
             case Ended() | Moving():
                 # This daemon ends. The resource tells whether the session does, and which daemon follows.
                 self._tunnels[key].parting = event.reason
@@ -367,28 +365,3 @@ class ClusterSession:
     def _crashed(self, _task: str, error: BaseException) -> None:
         if not self._over.done():
             self._over.set_exception(error)
-
-
-def _fields(spec: SessionSpec, public_key: str, user: str) -> SpecFields:
-    wanted = Filter(
-        headers=tuple(HeaderCondition(each.name, HeaderTest(each.test), each.value) for each in spec.headers),
-        methods=spec.methods,
-        paths=tuple(PathCondition(PathTest(each.test), each.value) for each in spec.paths),
-    )
-    values: dict[str, Any] = {}
-    if not wanted.is_global:
-        values["filter"] = filter_fields(wanted)
-    return SpecFields(
-        workload=spec.workload,
-        port=spec.port,
-        session=SessionFields(public_key),
-        transport="UDP" if spec.transport == "udp" else "TCP",
-        pod=spec.pod,
-        owner=(spec.claimed_owner or user)[:128],
-        divert_probes=spec.divert_probes,
-        reset_existing=spec.reset_existing,
-        heads_only=spec.heads_only,
-        handler=HandlerFields(plaintext=spec.plaintext),
-        renew_time=micro_time(dt.datetime.now(dt.UTC)),
-        **(values or {"filter": FilterFields()}),
-    )

@@ -21,6 +21,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from sidestep.aio.named_file import read_named
+from sidestep.aio.time_limit import time_limit
 from sidestep.laptop.channels.datagram_channel import DatagramChannel
 from sidestep.laptop.channels.preface_probe import probe
 from sidestep.laptop.channels.tls_channel import TlsChannel, describe
@@ -98,12 +99,16 @@ class Handler:
             connections, intercept=self.intercept or opening.intercept, handler=str(self.settings)
         )
 
+    async def hear(self) -> Channel:
+        """Return what takes the session's records of inspection, as lines. Raises RefusedError."""
+        raise RefusedError("this session takes no records")
+
     def _in_clear(self, opening: StreamOpening) -> bool:
         return self.settings.plaintext or not opening.tls
 
     async def _dial(self, opening: StreamOpening) -> HandlerChannel:
         try:
-            async with asyncio.timeout(DIAL_TIMEOUT):
+            async with time_limit(DIAL_TIMEOUT):
                 channel = SocketChannel(await self._connect())
                 if self._in_clear(opening):
                     return channel

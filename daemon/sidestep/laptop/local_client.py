@@ -18,6 +18,7 @@ from typing import cast
 import h11
 import msgspec
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.laptop.retry import Retry
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
 from sidestep.tunnel.connection import Connection
@@ -67,7 +68,7 @@ class LocalClient:
             sock.close()
             raise
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with time_limit(TIMEOUT):
                 status, answer = await exchange.answer
         except TimeoutError as error:
             raise PeerError(f"the node daemon did not answer within {TIMEOUT:g} s") from error

@@ -28,7 +28,7 @@ from sidestep.kube.resources import DaemonEntry, NodeEntry
 from sidestep.laptop.api_refusals import DAEMON_NAMESPACE, explain
 from sidestep.laptop.retry import Retry
 from sidestep.model.errors import ClusterError, PeerError, RefusedError, SidestepError
-from sidestep.tunnel.cli_end import CliEnd, Dial
+from sidestep.tunnel.cli_end import CliEnd, Dial, Hear
 from sidestep.tunnel.errors import TunnelSilentError
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.messages import AnyEvent, Hello
@@ -63,6 +63,7 @@ class NodeTunnel:
     uid: str
     key: Ed25519PrivateKey
     dial: Dial
+    hear: Hear
     on_event: Callable[[AnyEvent], None]
     on_end: Callable[[str], None]
     """Called with the reason whenever a tunnel ended or could not be opened."""
@@ -112,6 +113,7 @@ class NodeTunnel:
 
         end = CliEnd(
             dial=self.dial,
+            hear=self.hear,
             on_hello=greeted,
             on_event=self.on_event,
             prove=prove,

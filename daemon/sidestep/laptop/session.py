@@ -163,6 +163,10 @@ class Session:
             return
         self._observer.event(event)
 
+    async def hear(self) -> Channel:
+        """Return what takes records. Raises RefusedError."""
+        return await self._handler.hear()
+
     async def dial(self, opening: StreamOpening) -> Channel:
         """Connect to the handler. Raises RefusedError."""
         try:
@@ -177,7 +181,13 @@ class _Tunnel:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._end = CliEnd(dial=session.dial, on_hello=self._on_hello, on_event=self._on_event, limits=session.limits)
+        self._end = CliEnd(
+            dial=session.dial,
+            hear=session.hear,
+            on_hello=self._on_hello,
+            on_event=self._on_event,
+            limits=session.limits,
+        )
         self._greeted_at = 0.0
         self.hello: Hello | None = None
         self.ended: Ended | None = None

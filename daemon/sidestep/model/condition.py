@@ -24,6 +24,7 @@ class ConditionType(enum.StrEnum):
     OVERLOADED = "Overloaded"
     PROBES_PASSED = "ProbesPassed"
     EXISTING_KEPT = "ExistingConnectionsKept"
+    PORT_CLOSED = "PortClosed"
     PROXY_CRASH_LOOP = "ProxyCrashLoop"
     PROXY_NOT_READY = "ProxyNotReady"
     STEERING_FAILED = "SteeringFailed"
@@ -31,9 +32,20 @@ class ConditionType(enum.StrEnum):
     POD_REFUSED = "PodRefused"
     PORT_UNKNOWN = "PortUnknown"
     DRIFT_REPAIRED = "DriftRepaired"
+    POLICY_INVALID = "PolicyInvalid"
+    POLICY_ENFORCED = "PolicyEnforced"
+    NOT_INSPECTED = "NotInspected"
+    IDS_RULES_INVALID = "IdsRulesInvalid"
+    IDS_RULES_LEFT_OUT = "IdsRulesLeftOut"
+    IDS_NOT_RUNNING = "IdsNotRunning"
+    WAF_RULES_INVALID = "WafRulesInvalid"
+    WAF_NOT_RUNNING = "WafNotRunning"
+    READINESS_FORBIDDEN = "ReadinessForbidden"
     MANIFEST_INVALID = "ManifestInvalid"
     CLUSTER_UNREADABLE = "ClusterUnreadable"
     SWAP_ENABLED = "SwapEnabled"
+    RECORDS_NOT_WRITTEN = "RecordsNotWritten"
+    """Records of inspection are lost: a full disk, or nobody reads them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
+from sidestep.model.config_map_key import ConfigMapKey
 from sidestep.model.filter import Filter, HeaderTest
 from sidestep.model.intercept import WorkloadRef
+from sidestep.model.waf import Waf
 from sidestep.model.workload import LabelSelector
 
 Network = IPv4Network | IPv6Network
@@ -166,7 +168,9 @@ class InspectionPolicy:
     `namespace` is empty for a ClusterInspectionPolicy, which has a `namespace_selector` instead. Exactly one of
     `pod_selector` and `workload` is set; a cluster policy has no workload. Empty selectors select everything. `ports`
     are container ports, by number or by name; empty for every port that may speak HTTP. `sample_percent` of the
-    requests without a hit are logged, 0 to 100.
+    requests without a hit are logged, 0 to 100. With `ids` the pod's Suricata is fed the connections; it reports, and
+    neither `mode` nor `failure_policy` is about it. With `waf` each request is judged as a whole by the pod's
+    inspector. A policy has at least one of `rules`, `ids` and `waf`.
     """
 
     name: str
@@ -181,6 +185,14 @@ class InspectionPolicy:
     sample_percent: float = 0.0
     rules: tuple[Rule, ...] = ()
     redaction: Redaction = field(default_factory=Redaction)
+    ids: ConfigMapKey | None = None
+    waf: Waf | None = None
+
+    @property
+    def texts(self) -> tuple[ConfigMapKey, ...]:
+        """Where it has texts of its own."""
+        found = (self.ids, None if self.waf is None else self.waf.rules_from)
+        return tuple(each for each in found if each is not None)
 
     @property
     def of_cluster(self) -> bool:

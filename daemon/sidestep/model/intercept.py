@@ -16,6 +16,38 @@ class Kind(enum.StrEnum):
     WIRETAP = "wiretap"
 
 
+class SessionKind(enum.StrEnum):
+    """What a session is: the noun of messages, views and conditions, and in a cluster the kind of its resource. A
+    capture and an inspection are planned as wiretaps."""
+
+    INTERCEPT = "intercept"
+    WIRETAP = "wiretap"
+    CAPTURE = "capture"
+    INSPECTION = "inspection"
+
+
+class Snap(enum.StrEnum):
+    """What a capture keeps of decrypted traffic."""
+
+    NOTHING = ""
+    """It is no capture."""
+    HEADS = "heads"
+    """Heads of HTTP messages, secrets redacted in the pod; no body leaves it."""
+    ALL = "all"
+    """Every byte. Without a filter: of all connections, whatever they carry."""
+
+
+class Live(enum.StrEnum):
+    """Which records of inspection a session gets while it lasts (`sidestep inspect`)."""
+
+    NOTHING = ""
+    """It gets none."""
+    ALERTS = "alerts"
+    """Those of what rules found with an alert, and of what was not inspected."""
+    ALL = "all"
+    """All, and one of every request that matches the filter, whether or not there is a policy."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkloadRef:
     """A workload as a user names it: `name` or `kind/name`. `kind` is lower case ("deployment", "pod") or None."""
@@ -52,6 +84,21 @@ class Intercept:
     reset_existing: bool = False
     heads_only: bool = False
     """A wiretap that is told of requests and gets no copies (`sidestep flows`)."""
+    capture: Snap = Snap.NOTHING
+    """A wiretap that gets both directions of connections as a capture (`sidestep capture`)."""
+    records: Live = Live.NOTHING
+    """A wiretap that gets records of inspection, and no copies (`sidestep inspect`)."""
+    duration: float = 0.0
+    """Seconds after which a capture ends."""
+    max_bytes: int = 0
+    """Bytes of frames (`protocols.capture_frames`) that one node sends of a capture at most."""
+
+    @property
+    def session_kind(self) -> SessionKind:
+        """What it is called."""
+        if self.capture:
+            return SessionKind.CAPTURE
+        return SessionKind.INSPECTION if self.records else SessionKind(self.kind.value)
 
     @property
     def display(self) -> str:
@@ -61,7 +108,24 @@ class Intercept:
     @property
     def reads_requests(self) -> bool:
         """Whether connections have to be read for it: it is filtered, or wants heads; TLS then has to be opened."""
-        return self.heads_only or not self.filter.is_global
+        wants_heads = self.heads_only or self.capture is Snap.HEADS or self.records is not Live.NOTHING
+        return wants_heads or not self.filter.is_global
+
+    @property
+    def wants_opened(self) -> bool:
+        """Whether TLS is to be opened for it: what it reads, and all that is captured. Where a capture of whole
+        connections cannot have that, it gets them as they are."""
+        return self.reads_requests or self.capture is not Snap.NOTHING
+
+    @property
+    def captures_whole(self) -> bool:
+        """Whether it captures whole connections."""
+        return self.capture is Snap.ALL and not self.reads_requests
+
+    @property
+    def takes_whole(self) -> bool:
+        """Whether it is a global intercept: it takes whole connections, or all datagrams."""
+        return self.kind is Kind.INTERCEPT and self.filter.is_global
 
     @property
     def order(self) -> tuple[float, str, str]:

@@ -15,6 +15,8 @@ from sidestep.model.inventory_index import InventoryIndex
 from sidestep.model.pod import Pod, PodKey, Service
 from sidestep.model.workload import Workload, WorkloadKey
 
+NAME_LABEL = "kubernetes.io/metadata.name"
+"""Label of a namespace that holds its name (Kubernetes: well-known labels)."""
 DEFAULT_NAMESPACE = "default"
 """Namespace of a namespaced object that states none (kubectl does the same)."""
 
@@ -33,9 +35,21 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigMap:
+    """A ConfigMap: the texts by their keys. `problem` says why there are none, if it could not be read."""
+
+    namespace: str
+    name: str
+    data: Mapping[str, str]
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Inventory:
     """What there is. `nodes` and `namespaces` map a name to its annotations; `secrets` is keyed (namespace, name);
-    `policies` are in `InspectionPolicy.order`.
+    `policies` are in `InspectionPolicy.order`; `invalid_policies` maps (namespace, name), with an empty namespace for
+    those of the cluster, to the reason why a document that is there could not be parsed. `namespace_labels` are as
+    written; `labels_of` is what selectors see. `config_maps` are those that policies name, keyed like Secrets.
     """
 
     pods: Mapping[PodKey, Pod] = field(default_factory=dict)
@@ -45,6 +59,9 @@ class Inventory:
     nodes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     workloads: Mapping[WorkloadKey, Workload] = field(default_factory=dict)
     policies: tuple[InspectionPolicy, ...] = ()
+    invalid_policies: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    config_maps: Mapping[tuple[str, str], ConfigMap] = field(default_factory=dict)
     _index: InventoryIndex | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -67,6 +84,10 @@ class Inventory:
     def namespace_annotations(self, namespace: str) -> Mapping[str, str]:
         """Annotations of a namespace; empty when it is unknown."""
         return self.namespaces.get(namespace, {})
+
+    def labels_of(self, namespace: str) -> Mapping[str, str]:
+        """Labels of a namespace, with the one that the API server gives to each: its name."""
+        return {**self.namespace_labels.get(namespace, {}), NAME_LABEL: namespace}
 
     def node_annotations(self, name: str = "") -> Mapping[str, str]:
         """Annotations of the named node; without a match, those of the only node there is, else nothing."""

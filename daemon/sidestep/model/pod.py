@@ -82,7 +82,8 @@ class Location:
 @dataclass(frozen=True, slots=True)
 class Pod:
     """A pod. `containers` are names in spec order; `ended` is true once its phase is Succeeded or Failed,
-    `leaving` once it has been told to end."""
+    `leaving` once it has been told to end. `probes` are the HTTP requests, (method, target), with which the kubelet
+    probes a port; `probe_ports` are all that it probes."""
 
     key: PodKey
     uid: str
@@ -94,6 +95,7 @@ class Pod:
     owners: tuple[Owner, ...] = ()
     location: Location = field(default_factory=Location)
     probe_ports: frozenset[int] = frozenset()
+    probes: Mapping[int, frozenset[tuple[str, str]]] = field(default_factory=dict)
     host_network: bool = False
     ended: bool = False
     leaving: bool = False

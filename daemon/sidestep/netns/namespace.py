@@ -17,7 +17,6 @@ import os
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -144,7 +143,7 @@ def netns_id(path: str) -> NetnsId:
     has capabilities which this one lacks, ptrace(2) "ptrace access mode checking").
     """
     try:
-        return _identity(Path(path).stat())
+        return _identity(os.stat(path))  # noqa: PTH116 - a sixth of the cost of a Path's, and asked of all pods again and again
     except (FileNotFoundError, NotADirectoryError, ProcessLookupError, ValueError) as error:
         raise ConfigurationError("no such network namespace", subject="netns", value=path) from error
     except OSError as error:

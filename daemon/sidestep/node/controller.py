@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.config import node_settings
 from sidestep.config.annotations import SourceKind
 from sidestep.config.node_settings import NodeSettings
@@ -26,12 +27,14 @@ from sidestep.node.certificates.store import CertificateStore
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.manifests import Reading
 from sidestep.node.planning.admission import admit, certificates_of
+from sidestep.node.planning.inspection import Placements, Policies
 from sidestep.node.planning.pace import Pace
 from sidestep.node.planning.plan import Plan
 from sidestep.node.planning.planner import plan
 from sidestep.node.planning.port_plan import PortPlans
 from sidestep.node.planning.surveys import Surveys
 from sidestep.node.pods.pod_netns import AbsentError, netns_path, open_pod_netns
+from sidestep.node.policies import PolicyStore
 from sidestep.observability.logs import get_logger
 from sidestep.policy.pod_ports import ports_of
 from sidestep.policy.survey import WantedCertificate
@@ -77,11 +80,16 @@ class Controller:
         self._addresses = tuple(sorted(str(address) for address in node_addresses))
         self._intercepts: Callable[[], tuple[Intercept, ...]] = tuple
         self._want_secrets: Callable[[frozenset[tuple[str, str]]], None] = lambda _names: None
+        self._use_settings: Callable[[NodeSettings], None] = lambda _settings: None
+        self._use_policies: Callable[[Policies, Inventory], None] = lambda _policies, _inventory: None
+        self._complete: Callable[[Policies], Policies] = lambda policies: policies
         self._certificates: CertificateStore | None = None
+        self._policies: PolicyStore | None = None
         self._absent: set[PodKey] = set()
         self._planned: set[PodKey | None] = set()
         self._surveys = Surveys()
         self._port_plans = PortPlans()
+        self._placements = Placements()
         self._changed = asyncio.Event()
         self._pace = Pace(least=0.0, most=PLAN_PAUSE_MAX)
         self._planning = 0.0
@@ -92,13 +100,24 @@ class Controller:
         self,
         *,
         certificates: CertificateStore,
+        policies: PolicyStore,
         intercepts: Callable[[], tuple[Intercept, ...]],
         want_secrets: Callable[[frozenset[tuple[str, str]]], None] = lambda _names: None,
+        use_settings: Callable[[NodeSettings], None] = lambda _settings: None,
+        use_policies: Callable[[Policies, Inventory], None] = lambda _policies, _inventory: None,
+        complete: Callable[[Policies], Policies] = lambda policies: policies,
     ) -> None:
-        """Say where certificates and intercepts come from, and who reads Secrets; once, before `run`."""
+        """Say where certificates, policies and intercepts come from, who reads Secrets, and who else is told of the
+        settings of the node and of the policies in force, before each plan; once, before `run`. `complete` adds to
+        policies what they have outside of their documents.
+        """
         self._certificates = certificates
+        self._policies = policies
         self._intercepts = intercepts
         self._want_secrets = want_secrets
+        self._use_settings = use_settings
+        self._use_policies = use_policies
+        self._complete = complete
 
     def changed(self) -> None:
         """Plan anew soon: something has changed."""
@@ -109,6 +128,9 @@ class Controller:
         self.inventory = reading.inventory
         stated = [*(error.condition() for error in reading.errors), *reading.conditions]
         self._conditions.state(Source("manifests"), stated)
+        if self._policies is not None:
+            present = {key.namespace for key in reading.inventory.pods}
+            self._policies.offer(reading.inventory.policies, reading.inventory.invalid_policies, present=present)
         self._log.info("inventory read", pods=len(reading.inventory.pods), errors=len(reading.errors))
         self.changed()
 
@@ -170,7 +192,7 @@ class Controller:
             if not wanted:
                 return
             try:
-                async with asyncio.timeout(PREPARATION):
+                async with time_limit(PREPARATION):
                     await self._certificates.prepare(wanted, self.inventory.pods)
             except TimeoutError:
                 self._log.info("certificates not read in time", intercept=new.display)
@@ -187,6 +209,7 @@ class Controller:
             self.settings,
             facts,
             node_annotations=self.node_annotations(),
+            policies=self._placements.of(self.inventory, self._in_force),
             surveys=self._surveys,
         )
         problem: SidestepError | None = None
@@ -235,10 +258,14 @@ class Controller:
                 return ""
         return reason
 
+    @property
+    def _in_force(self) -> Policies:
+        return self._complete(self._policies.in_force) if self._policies is not None else ()
+
     def basis(self) -> object:
         """What `refusal` depends on beside the intercept: while this is the same, so are its answers."""
         facts = self._certificates.facts() if self._certificates is not None else {}
-        return (self.stopping, _Same(self.inventory), self.settings, facts)
+        return (self.stopping, _Same(self.inventory), self.settings, facts, self._in_force)
 
     def refusal(self, new: Intercept) -> str:
         """Why no pod of this node can serve an intercept, conflicts with others left aside; empty when one can.
@@ -260,6 +287,7 @@ class Controller:
                 self.settings,
                 facts,
                 node_annotations=self.node_annotations(),
+                policies=self._placements.of(self.inventory, self._in_force),
                 surveys=self._surveys,
             )
         except (RefusedError, ConfigurationError) as error:
@@ -274,6 +302,8 @@ class Controller:
     async def _round(self, sink: PlanSink) -> None:
         annotations = self.node_annotations()
         self.settings, problems = node_settings.resolve(annotations, previous=self.settings, node=self._node_name)
+        self._use_settings(self.settings)
+        self._use_policies(self._in_force, self.inventory)
         self._conditions.state(Source("node"), [problem.condition() for problem in problems])
         drafted = self._plan(annotations)
         if self._certificates is not None:
@@ -300,7 +330,9 @@ class Controller:
             node_annotations=annotations,
             node_addresses=self._addresses,
             surveys=self._surveys,
+            policies=self._in_force,
             port_plans=self._port_plans,
+            placements=self._placements,
         )
         self._planning += time.perf_counter() - began
         return drafted

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sidestep import __version__
@@ -32,6 +33,7 @@ from sidestep.aio.meter import MeteredLoop
 from sidestep.aio.tasks import Tasks
 from sidestep.config.node_options import NodeOptions
 from sidestep.config.node_settings import OWN_NAMESPACE
+from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import BugError, ConfigurationError
 from sidestep.model.pod import PodKey
 from sidestep.node.api.local_api import LocalApi
@@ -39,16 +41,21 @@ from sidestep.node.api.status import NodeStatusView
 from sidestep.node.certificates.material import InventorySecrets
 from sidestep.node.certificates.reader import Reader
 from sidestep.node.certificates.store import CertificateStore
-from sidestep.node.conditions import Conditions
+from sidestep.node.conditions import Conditions, Source
 from sidestep.node.controller import Controller
+from sidestep.node.engines import Engines
 from sidestep.node.manifests import InventorySource, ManifestDirectory, Reading
 from sidestep.node.own_addresses import own_addresses
 from sidestep.node.planning.pace import Pace
 from sidestep.node.pods.audit import Audit
 from sidestep.node.pods.reconciler import Reconciler
 from sidestep.node.pods.toolbox import Toolbox
+from sidestep.node.policies import PolicyStore
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups
 from sidestep.node.proxies.supervisor import ProxySupervisor, SupervisorSettings
+from sidestep.node.records.eve_log import EveLog
+from sidestep.node.records.live import LiveRecordRelay
+from sidestep.node.records.presence import Presence, absence
 from sidestep.node.sessions.registry import SessionRegistry
 from sidestep.node.startup_checks import Place, find_place
 from sidestep.observability import logs
@@ -63,6 +70,12 @@ OVERLAP_MAX = 20.0
 """Seconds for which a daemon that hands over goes on steering, at most the last.
 
 Its sessions find the new one meanwhile, and that one attaches to the same pods."""
+
+POLICIES = 5.0
+"""Seconds for which the first plan waits for policies to be judged, so that it has them."""
+
+PRESENCE = Path("/var/log/sidestep/inspected.json")
+"""What the next daemon is told in a cluster (`records.presence`): beside the log, in a folder of the node."""
 
 _PR_SET_DUMPABLE = 4
 
@@ -103,10 +116,14 @@ class _Parts:
     conditions: Conditions
     controller: Controller
     certificates: CertificateStore
+    policies: PolicyStore
+    engines: Engines
     view: NodeStatusView
     sessions: SessionRegistry
     reconciler: Reconciler
     audit: Audit
+    records: EveLog
+    presence: Presence
     api: LocalApi
 
 
@@ -241,10 +258,14 @@ class _Daemon:
             on_crash=self._crashed,
         )
         undo.push_async_callback(certificates.aclose)
+        policies = PolicyStore(conditions=conditions, on_change=controller.changed)
+        engines = Engines(conditions=conditions, on_change=controller.changed, crs=self._options.crs)
+        undo.push_async_callback(engines.aclose)
         view = NodeStatusView(
             node_name=self._options.node_name,
             controller=controller,
             certificates=certificates,
+            policies=policies,
             conditions=conditions,
             now=loop.time,
             meter=loop.meter if isinstance(loop, MeteredLoop) else None,
@@ -253,6 +274,14 @@ class _Daemon:
             view=view,
             node=self._options.node_name,
             local_refusal="" if self._cluster is None else "this node belongs to a cluster: intercept through its API",
+        )
+
+        node = self._options.node_name
+        records = EveLog(
+            node=node,
+            path=self._options.eve,
+            on_problem=lambda reason: _state_records(conditions, node, reason),
+            names=engines.names,
         )
 
         def tools(on_change: Callable[[PodKey], None]) -> Toolbox:
@@ -265,19 +294,32 @@ class _Daemon:
                 now=loop.time,
                 peernames=self._peernames,
                 on_change=on_change,
+                records=records,
+                live_records=LiveRecordRelay(node=node, feed=sessions.record_feed, names=engines.names),
+                ids_rules=engines.ids_rules,
+                inspectors=engines.inspectors,
             )
 
+        kept = PRESENCE if self._cluster is not None else self._options.socket.with_suffix(".inspected")
         reconciler = Reconciler(
-            tools=tools, conditions=conditions, on_change=self._shown_changed, on_crash=self._crashed
+            tools=tools,
+            conditions=conditions,
+            on_change=self._shown_changed,
+            on_crash=self._crashed,
+            absence=absence(kept),
         )
         return _Parts(
             conditions=conditions,
             controller=controller,
             certificates=certificates,
+            policies=policies,
+            engines=engines,
             view=view,
             sessions=sessions,
             reconciler=reconciler,
             audit=Audit(reconciler, conditions, node=self._options.node_name),
+            records=records,
+            presence=Presence(kept),
             api=LocalApi(path=self._options.socket, view=view, sessions=sessions, on_drain=self._succeeded),
         )
 
@@ -291,6 +333,7 @@ class _Daemon:
                 "drift_repaired": audit.repaired,
                 "zygote_restarts": ground.supervisor.zygote.restarts,
                 "unread_streams_reset": sessions.budget.shed_count,
+                **{f"records_{name}": count for name, count in parts.records.counts.items() if count},
             },
         )
         sessions.on_change = controller.changed
@@ -298,11 +341,21 @@ class _Daemon:
         intercepts = sessions.intercepts
         if self._cluster is not None:
             self._cluster.connect(
-                controller=controller, sessions=sessions, view=parts.view, conditions=parts.conditions
+                controller=controller,
+                sessions=sessions,
+                view=parts.view,
+                conditions=parts.conditions,
+                alerts=parts.records.alerts,
             )
             intercepts = self._cluster.intercepts
         controller.connect(
-            certificates=parts.certificates, intercepts=intercepts, want_secrets=self._source.want_secrets
+            certificates=parts.certificates,
+            policies=parts.policies,
+            intercepts=intercepts,
+            want_secrets=self._source.want_secrets,
+            use_settings=lambda settings: parts.records.use(settings.eve),
+            use_policies=parts.engines.offer,
+            complete=parts.engines.complete,
         )
         controller.replace_inventory(ground.reading)
 
@@ -313,6 +366,9 @@ class _Daemon:
         controller, reconciler = parts.controller, parts.reconciler
         tasks = Tasks("node", on_crash=self._crashed)
         undo.push_async_callback(tasks.aclose)
+        tasks.start(parts.policies.run(), name="policies")
+        parts.engines.start(tasks)
+        await parts.policies.settle(within=POLICIES)
         await controller.plan_once(reconciler)
         reconciler.start()
         tasks.start(controller.run(reconciler, self._shown_changed), name="controller")
@@ -321,6 +377,8 @@ class _Daemon:
         tasks.start(parts.certificates.poll(), name="certificates")
         if self._place.lock is not None:
             tasks.start(self._place.lock.wait_for(), name="lock on the manifests")
+        tasks.start(parts.records.run(), name="records")
+        keeping = tasks.start(parts.presence.run(reconciler.inspected), name="presence")
         auditing = tasks.start(parts.audit.run(), name="audit")
         try:
             await parts.api.start()
@@ -332,6 +390,7 @@ class _Daemon:
         finally:
             controller.stopping = True
             auditing.cancel()
+            keeping.cancel()
             reconciler.freeze()
             await self._hand_over(parts)
             await self._drain(parts)
@@ -345,6 +404,7 @@ class _Daemon:
                 await self._unless_hurried(asyncio.sleep(min(overlap, OVERLAP_MAX)))
         finally:
             parts.reconciler.abandon()
+            parts.presence.finish()
 
     async def _drain(self, parts: _Parts) -> None:
         """Let the proxies finish what they have, then close what others connect to."""
@@ -353,6 +413,7 @@ class _Daemon:
         if self._cluster is not None:
             await self._cluster.withdraw()
         await self._unless_hurried(parts.reconciler.close())
+        await parts.records.aclose()
         await parts.sessions.close("the node daemon stops")
         await parts.api.aclose()
 
@@ -409,6 +470,13 @@ class _Daemon:
         began = time.perf_counter()
         self._refresh()
         self._refresh_pace.took(time.perf_counter() - began)
+
+
+def _state_records(conditions: Conditions, node: str, reason: str) -> None:
+    """State why records of inspection are not written; "" takes it back."""
+    text = f"records of inspection are not written: {reason}"
+    stated = [Condition(ConditionType.RECORDS_NOT_WRITTEN, f"node {node}", text)] if reason else []
+    conditions.state(Source("records"), stated)
 
 
 def _leave_no_core() -> None:

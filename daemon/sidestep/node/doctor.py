@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from sidestep.ids import suricata
+from sidestep.ids.confinement import landlock_version
 from sidestep.kube.access import is_in_cluster
 from sidestep.model.errors import ConfigurationError, KernelError, SidestepError
 from sidestep.model.finding import Finding
@@ -24,6 +26,7 @@ from sidestep.model.pod import Family
 from sidestep.netns import Connection, Netns, SocketId, destroy, listening, tcp_listener
 from sidestep.node.certificates.swap import ADVICE, swap_devices
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups, own_group
+from sidestep.node.proxy_uids import RULES_TESTER
 from sidestep.proxy.tls.interpreter import check_ssl
 from sidestep.steering import ClientNames, CompiledProgram, PeernamePrograms, Steering, locked_memory
 from sidestep.steering import compile_peername as compile_for_getpeername
@@ -53,6 +56,7 @@ async def examine() -> list[Finding]:
     found.append(_swap(swap_devices()))
     found.append(_memory())
     found.append(await _client_addresses(program is not None))
+    found.append(await _suricata())
     return found
 
 
@@ -218,6 +222,24 @@ async def _client_addresses(compiling: bool) -> Finding:
             return _try(check, lambda: _attached(programs, group, text), essential=False, cost=cost)
     except ConfigurationError as error:
         return Finding(check, "skipped", False, f"there is no cgroup to try it in: {error}")
+
+
+async def _suricata() -> Finding:
+    """Whether policies may have `ids`: a rule is tested by Suricata, in the lock-up that pods' have."""
+    check, cost = "suricata", "inspection policies with `ids` have no IDS; all others work"
+    version = await suricata.version()
+    if not version:
+        return Finding(check, "missing", False, "Suricata is not installed (docs/ids.md)", cost)
+    landlock = landlock_version()
+    if not landlock:
+        return Finding(check, "missing", False, "Landlock is not there: Linux 5.13 or later with `landlock`", cost)
+    try:
+        checked = await suricata.check("alert http any any -> any any (sid:1;)\n", uid=RULES_TESTER)
+    except SidestepError as error:
+        return Finding(check, "missing", False, str(error), cost)
+    if checked.problem:
+        return Finding(check, "missing", False, checked.problem, cost)
+    return Finding(check, "ok", False, f"version {version} tests a rule where it is locked in (Landlock {landlock})")
 
 
 def _attached(programs: PeernamePrograms, group: Path, text: str) -> str:

@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import Self
 
+from sidestep.aio.time_limit import time_limit
+
 _CHANGES = 0x002 | 0x008 | 0x040 | 0x080 | 0x100 | 0x200 | 0x400 | 0x800
 """IN_MODIFY, IN_CLOSE_WRITE, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF."""
 
@@ -53,7 +55,7 @@ class Hint:
     async def wait(self, longest: float) -> bool:
         """Wait for a hint, at most `longest` seconds; whether there was one."""
         try:
-            async with asyncio.timeout(longest):
+            async with time_limit(longest):
                 await self._event.wait()
         except TimeoutError:
             return False

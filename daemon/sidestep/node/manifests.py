@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sidestep.aio.named_file import other_kind
-from sidestep.config.manifests import MAX_FILES, FileObjects, ManifestError, combine
+from sidestep.config.manifests import MAX_FILES, FileObjects, ManifestError, combine, keep_policies
 from sidestep.model.errors import ConfigurationError, PeerError, SidestepError
 from sidestep.model.inventory import Inventory, Secret
 from sidestep.node.certificates.requests import MAX_REQUEST, ManifestSecret, Source
@@ -163,6 +163,8 @@ class ManifestDirectory:
             problems.append(ManifestError(name, 0, 0, "", "", reason))
             if name in self._files:
                 files[name] = self._files[name]
+        for name in files.keys() & self._files.keys():
+            files[name] = keep_policies(files[name], self._files[name])
         self._files = files
         inventory, errors = combine(files)
         return Reading(inventory, (*problems, *errors))

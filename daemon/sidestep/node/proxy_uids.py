@@ -1,7 +1,7 @@
-"""User ids of pod proxies: each proxy gets its own.
+"""User ids of pod proxies: each proxy gets its own, and its pod's IDS and inspector others.
 
-The range starts at 0x70000000, above what anybody assigns and below 2^31, which some tools cannot read. Two daemons run
-side by side during an upgrade; each uses a block of its own, which its pid selects.
+The range of the proxies starts at 0x70000000, above what anybody assigns and below 2^31, which some tools cannot read.
+Two daemons run side by side during an upgrade; each uses a block of its own, which its pid selects.
 """
 
 from __future__ import annotations
@@ -11,8 +11,22 @@ import os
 FIRST = 0x70000000
 READER = FIRST - 1
 """The user id of one-shot readers of keys."""
+RULES_TESTER = FIRST - 2
+"""The user id of a Suricata that tests rules."""
+WAF_TESTER = FIRST - 3
+"""The user id of an inspector that tries rules."""
 _BLOCK = 4096
 _BLOCKS = 4096
+
+
+def ids_uid(proxy: int) -> int:
+    """The user id of the IDS beside a proxy: of a range of the same size behind that of the proxies."""
+    return proxy + _BLOCKS * _BLOCK
+
+
+def inspector_uid(proxy: int) -> int:
+    """The user id of the inspector beside a proxy: of a third range."""
+    return proxy + 2 * _BLOCKS * _BLOCK
 
 
 def is_proxy(uid: int) -> bool:

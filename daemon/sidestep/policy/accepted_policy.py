@@ -10,12 +10,27 @@ from __future__ import annotations
 import enum
 
 from sidestep.config.field_error import FieldError
+from sidestep.model.errors import ConfigurationError
 from sidestep.model.inspection import Action, Direction, InspectionPolicy, Mode, Pattern, Rule
-from sidestep.policy.inspection_match import CompiledMatch, ConnectionFacts, RequestFacts, needle, regexes_of
+from sidestep.policy.inspection_match import (
+    HTTP1_HEAD,
+    HTTP2_HEAD,
+    CompiledMatch,
+    ConnectionFacts,
+    HeadForm,
+    RequestFacts,
+    head_needle,
+    needle,
+    regexes_of,
+    rough_needle,
+)
 from sidestep.policy.pattern_probe import Clock, check_cost
 from sidestep.policy.pattern_set import PatternSet
-from sidestep.policy.regex_set import MAX_MEMORY, RegexError, compiled
+from sidestep.policy.regex_set import MAX_INSTRUCTIONS, MAX_MEMORY, RegexError, RegexSet, compiled
 from sidestep.policy.route import Fields
+
+MAX_REGEXES = 512
+"""Regexes of one policy: of its patterns, and in its matches and exceptions."""
 
 
 class Outcome(enum.IntEnum):
@@ -80,11 +95,14 @@ class CompiledRule:
 
 
 class AcceptedPolicy:
-    """A policy whose rules are compiled. `cost`: microseconds per KiB of hostile text that its regexes need."""
+    """A policy whose rules are compiled.
+
+    `cost`: microseconds per KiB of hostile text that its regexes need; `instructions`: of RE2's programs for them.
+    """
 
     def __init__(self, policy: InspectionPolicy, clock: Clock | None) -> None:
         self.policy = policy
-        _check_regexes(policy)
+        self.instructions = _instructions(policy)
         halves = {direction: _patterns(policy, direction) for direction in Direction}
         self.rules = tuple(
             CompiledRule(rule, policy, frozenset(halves[rule.direction].index(each) for each in rule.patterns))
@@ -100,6 +118,17 @@ class AcceptedPolicy:
         """The rule of each needle ..."""
         self.always = tuple(index for index, each in enumerate(needles) if each is None)
         """... and those rules that have none: they are evaluated for every request."""
+        rough = [rough_needle(rule.match, of_response=rule.direction is Direction.RESPONSE) for rule in policy.rules]
+        raw = [each for each, _ in rough if each is not None]
+        self.target_set = RegexSet([], raw=raw, room=MAX_MEMORY // 2)
+        """The needles of those rules that have one in the target ..."""
+        self.field_names = tuple(dict.fromkeys(b"\n" + name + b":" for _, name in rough if name))
+        """... and the fields that requests have to which others apply, as in a head in lower case with - for _."""
+        self.head_needles = {form: _head_needles(policy, form) for form in (HTTP1_HEAD, HTTP2_HEAD)}
+        """The same as regexes for whole heads, by their form."""
+        matches = [each for rule in policy.rules for each in (rule.match, rule.exception) if each is not None]
+        self.judges_paths = any(each.filter.paths for each in matches)
+        """Some rule is about paths."""
         self.cost = 0.0 if clock is None else self._checked_cost(clock)
 
     def _checked_cost(self, clock: Clock) -> float:
@@ -117,6 +146,12 @@ def accept(policy: InspectionPolicy, clock: Clock | None = None) -> AcceptedPoli
     return AcceptedPolicy(policy, clock)
 
 
+def _head_needles(policy: InspectionPolicy, form: HeadForm) -> tuple[bytes, ...]:
+    halves = ((rule.match, rule.direction is Direction.RESPONSE) for rule in policy.rules)
+    found = (head_needle(match, form, of_response=of_response) for match, of_response in halves)
+    return tuple(dict.fromkeys(each for each in found if each is not None))
+
+
 def _patterns(policy: InspectionPolicy, direction: Direction) -> list[Pattern]:
     found = [each for rule in policy.rules if rule.direction is direction for each in rule.patterns]
     return list(dict.fromkeys(found))
@@ -131,7 +166,8 @@ def _regexes_of_matches(policy: InspectionPolicy) -> list[tuple[str, str]]:
     return found
 
 
-def _check_regexes(policy: InspectionPolicy) -> None:
+def _instructions(policy: InspectionPolicy) -> int:
+    """The instructions of all regexes of a policy. Raises FieldError, ConfigurationError."""
     regexes = _regexes_of_matches(policy)
     regexes += [
         (f"spec.rules[{index}].patterns[{at}].regex", pattern.regex)
@@ -139,8 +175,14 @@ def _check_regexes(policy: InspectionPolicy) -> None:
         for at, pattern in enumerate(rule.patterns)
         if pattern.builtin is None
     ]
+    if len(regexes) > MAX_REGEXES:
+        raise ConfigurationError(f"{len(regexes)} regexes, at most {MAX_REGEXES} are possible in one policy")
+    room = MAX_INSTRUCTIONS
     for path, regex in regexes:
         try:
-            compiled(regex)
+            room -= compiled(regex).programsize
         except RegexError as error:
             raise FieldError(path, str(error)) from None
+        if room < 0:
+            raise FieldError(path, f"the regexes up to this one compile to more than {MAX_INSTRUCTIONS} instructions")
+    return MAX_INSTRUCTIONS - room

@@ -11,80 +11,51 @@ baseline says, and cannot weaken it, and an exception is one of its own rule onl
 
 A rule counts once in an exchange. Patterns are searched for in the head and in the body of the rule's direction. The
 same rules apply however the body is cut into reads (`policy.pattern_set`); which of several is told first, and which of
-its patterns is named, may differ. Bodies are searched as they are given: whoever calls decodes gzip and deflate, bounds
-what is read, and calls `request_end` after each message of a stream of messages.
+its patterns is named, may differ. Bodies are searched as they are given, and those of requests as apps may decode them
+(`policy.body_views`). Whoever calls decodes gzip and deflate, bounds what is read, and calls `request_end` after each
+message of a stream of messages.
 
 What a policy cannot look at is told in `Exchange.unread`; under `failurePolicy: Fail` the caller closes.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from ipaddress import IPv6Address, ip_network
+from typing import Any
 
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.inspection import Direction, ExistingConnections, Redaction
-from sidestep.policy.accepted_policy import AcceptedPolicy, CompiledRule, Outcome
+from sidestep.policy.accepted_policy import AcceptedPolicy
+from sidestep.policy.body_views import whole_texts
+from sidestep.policy.inspected_exchange import Exchange, Unread
 from sidestep.policy.inspection_match import (
     Address,
     ConnectionFacts,
-    RequestFacts,
+    HeadForm,
+    is_plain,
+    odd_target,
     plain_address,
+    plain_target,
     request_text,
-    text_of,
 )
-from sidestep.policy.pattern_set import Findings, PatternSet, Scan
+from sidestep.policy.pattern_set import Findings, PatternSet
 from sidestep.policy.route import Fields
 from sidestep.policy.sliding_counts import SlidingCounts
+from sidestep.snapshots.waf import PortWaf
 
 CLIENT_PREFIX = 64
 """Bits of an IPv6 address that name a client in thresholds: whoever has one address has all of its /64 (RFC 4291)."""
 
 
-class Unread(enum.StrEnum):
-    """Why part of an exchange was not looked at."""
-
-    PARAMETERS = "too-many-query-parameters"
-    CANDIDATES = "too-many-pattern-candidates"
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One rule that applies to an exchange.
-
-    `would_block`: a policy in Detect mode would block if it enforced; the outcome is ALERT. `told` is false beyond the
-    rule's rate limit. `pattern` names the built-in pattern or the regex that was found, and is empty without one; what
-    it was found in is never part of a hit.
-    """
-
-    policy: str
-    rule: str
-    outcome: Outcome
-    would_block: bool = False
-    told: bool = True
-    pattern: str = ""
+SKIMMED = 64
+"""Regexes for heads up to which heads are skimmed for rules: the automaton of more of them may not find room."""
+CLEAN_KINDS = 16
+"""Kinds of connections (see `InspectedConnection.clean`) that have a memory of heads."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The hits of an exchange so far, in the order in which they were found."""
-
-    hits: tuple[Hit, ...] = ()
-
-    @property
-    def outcome(self) -> Outcome:
-        """The strictest outcome of all hits."""
-        return max((hit.outcome for hit in self.hits), default=Outcome.PASS)
-
-    @property
-    def blocker(self) -> Hit | None:
-        """The first hit that blocks, which the answer names."""
-        return next((hit for hit in self.hits if hit.outcome is Outcome.BLOCK), None)
-
-
-_NO_HITS = Verdict()
+_OF_ALL = b"\nhost:"
+"""What is sought for rules about a field that all requests have."""
 
 
 class Inspection:
@@ -99,12 +70,82 @@ class Inspection:
         *,
         thresholds: SlidingCounts | None = None,
         limits: SlidingCounts | None = None,
+        waf: PortWaf | None = None,
     ) -> None:
+        self.waf = waf
+        """What the policies say of a web application firewall; None: none of them has one."""
         self.policies = tuple(sorted(policies, key=lambda each: each.policy.order))
         if len({each.policy.display for each in policies}) < len(policies):
             raise ConfigurationError("two inspection policies of one name on one port")
         self.thresholds = SlidingCounts() if thresholds is None else thresholds
         self.limits = SlidingCounts() if limits is None else limits
+        self._clean: dict[tuple[bool, ...], dict[bytes, None]] = {}
+        self._asked: dict[tuple[bool, ...], dict[bytes, None]] = {}
+        self.successor: Inspection | None = None
+        """Newer policies of the port."""
+        self.is_over = False
+        """The port has no policies any more."""
+        self.is_outdated = False
+        """Other policies, or none, apply now."""
+        halves = (half for each in self.policies for half in (each.request_set, each.response_set))
+        self._pattern_sets = tuple(half for half in halves if half.patterns)
+        self.skimmer: tuple[Any, Any] | None = None
+        """For the HTTP/1 relay: the route for which it has made a `Skimmer` with `head_needles` last, and that."""
+        self.stream_skimmer: Any = None
+        """For the HTTP/2 relay: its `Http2Skimmer` with `head_needles`."""
+
+    def head_needles(self, form: HeadForm) -> tuple[bytes, ...] | None:
+        """RE2 regexes for whole heads: to a sound head that none of them matches no rule applies.
+
+        None where most heads would have to be looked at in another way, too.
+        """
+        if any(policy.always or _OF_ALL in policy.field_names for policy in self.policies):
+            return None
+        needles = [each for policy in self.policies for each in policy.head_needles[form]]
+        return (*needles, odd_target(form)) if len(needles) <= SKIMMED else None
+
+    def give_way(self, successor: Inspection | None) -> None:
+        """Newer policies apply from now on, or none. Connections that began with these ask `latest` at each request."""
+        self.successor, self.is_over, self.is_outdated = successor, successor is None, True
+        for memory in (*self._clean.values(), *self._asked.values()):
+            memory.clear()
+
+    @property
+    def latest(self) -> Inspection:
+        """What applies to the port now; `is_over` if nothing does."""
+        found = self
+        while found.successor is not None:
+            found = found.successor
+        return found
+
+    @property
+    def demands(self) -> tuple[bool, bool, bool, bool]:
+        """What a relay has to be made for: closing what cannot be read, blocking, reading responses, a firewall."""
+        return self.closes, self.enforces, self.judges_responses, self.waf is not None
+
+    def clean_heads(self, kind: tuple[bool, ...]) -> dict[bytes, None] | None:
+        """The memory of clean heads that all connections of a kind share; None when there are too many kinds."""
+        if kind not in self._clean and len(self._clean) < CLEAN_KINDS:
+            self._clean[kind] = {}
+        return self._clean.get(kind)
+
+    def asked_heads(self, kind: tuple[bool, ...]) -> dict[bytes, None] | None:
+        """The same of heads to which no rule applies, but of which the answer is searched."""
+        if kind not in self._asked and len(self._asked) < CLEAN_KINDS:
+            self._asked[kind] = {}
+        return self._asked.get(kind)
+
+    @property
+    def enforces(self) -> bool:
+        """Whether some rule, or the firewall, blocks."""
+        if self.waf is not None and self.waf.enforces:
+            return True
+        return any(rule.blocks for each in self.policies for rule in each.rules)
+
+    @property
+    def judges_responses(self) -> bool:
+        """Whether some rule is about responses."""
+        return any(rule.rule.direction is Direction.RESPONSE for each in self.policies for rule in each.rules)
 
     @property
     def closes(self) -> bool:
@@ -128,33 +169,131 @@ class Inspection:
         names = dict.fromkeys(name for each in all_of_them for name in each.headers)
         return Redaction(not all_of_them or any(each.query_values for each in all_of_them), tuple(names))
 
+    def finds(self, text: bytes) -> bool:
+        """Whether a pattern of any rule may be in a text of a head, whatever else the rule asks for."""
+        forms, _, is_complete = request_text(text, ())
+        return not is_complete or any(half.search(forms).found for half in self._pattern_sets)
+
+    @property
+    def has_patterns(self) -> bool:
+        """Whether a rule has patterns."""
+        return bool(self._pattern_sets)
+
     def connection(self, facts: ConnectionFacts) -> InspectedConnection:
         """Begin with a connection, once its TLS handshakes are done."""
         return InspectedConnection(self, facts)
 
 
 class InspectedConnection:
-    """The rules that can apply to one connection."""
+    """The rules that can apply to one connection.
 
-    __slots__ = ("_policies", "client", "facts", "inspection")
+    `clean` is for whoever calls: heads for which `request` found nothing to do (`is_nothing`). Whether it does depends
+    on the head and on what the rules say of the connection, so all connections of which they say the same share one
+    memory. The caller bounds it. None: there is no room for one. `asked` is the same for heads that `clears` where
+    `answer_sets` are left to be searched.
+    """
+
+    __slots__ = ("_policies", "answer_sets", "asked", "clean", "client", "facts", "inspection", "is_quick")
 
     def __init__(self, inspection: Inspection, facts: ConnectionFacts) -> None:
         self.inspection = inspection
         self.facts = facts
         self.client = _client(facts.client)
         self._policies = []
+        kind: list[bool] = []
         for policy in inspection.policies:
             active = [rule.on_connection(facts) for rule in policy.rules]
+            kind += active
+            kind += [rule.exception.connection(facts) for rule in policy.rules if rule.exception is not None]
             if any(active):
                 always = [index for index in policy.always if active[index]]
                 waiting = [policy.rules[index] for index in always if policy.rules[index].only_patterns]
                 always = [index for index in always if not policy.rules[index].only_patterns]
                 self._policies.append((policy, active, always, waiting))
+        self.answer_sets = self._sets_of_answers()
+        """The patterns of rules that look at each request, and only for a pattern in its answer. Empty if there is no
+        such rule, or one that looks at each request for anything else."""
+        self.asked = inspection.asked_heads(tuple(kind)) if self.answer_sets else None
+        self.clean = inspection.clean_heads(tuple(kind))
+        self.is_quick = not any(always or waiting for _, _, always, waiting in self._policies)
+        """No rule has to look at each request, so that `rules_out` and `rules_out_request` may tell something."""
+
+    def _sets_of_answers(self) -> tuple[PatternSet, ...]:
+        sets = []
+        for policy, _, always, _ in self._policies:
+            rules = [policy.rules[index] for index in always]
+            if not all(rule.numbers and rule.rule.direction is Direction.RESPONSE for rule in rules):
+                return ()
+            if rules:
+                sets.append(policy.response_set)
+        return tuple(sets)
+
+    def rules_out(self, head: bytes) -> bool:
+        """Whether no rule can apply to this HTTP/1 head, which was validated; False when that is not certain.
+
+        Much cheaper than reading it and asking `request`: for nearly all heads the target and the names of a few fields
+        tell.
+        """
+        if not self.is_quick or self.inspection.is_outdated:
+            return False
+        target = plain_target(head)
+        if target is None:
+            return False
+        low = b""
+        for policy, _, _, _ in self._policies:
+            if policy.target_set.found(target):
+                return False
+            for name in policy.field_names:
+                low = low or head.lower().replace(b"_", b"-")
+                if name in low:
+                    return False
+        return True
+
+    def rules_out_request(self, target: bytes, fields: Fields) -> bool:
+        """The same for a valid HTTP/2 head: `target` is its path and query, names of `fields` are in lower case."""
+        if not self.is_quick or self.inspection.is_outdated or not is_plain(target):
+            return False
+        names = b""
+        for policy, _, _, _ in self._policies:
+            if policy.target_set.found(target):
+                return False
+            if policy.field_names:
+                names = names or b"".join([b"\n" + name + b":" for name, _ in fields]).replace(b"_", b"-")
+                if any(name in names for name in policy.field_names):
+                    return False
+        return True
+
+    def clears(self, target: bytes, fields: Fields, body: bytes = b"", *, searches_answer: bool = False) -> bool:
+        """Whether no rule applies to a request that is here, whole; False when that is not certain.
+
+        `searches_answer`: rules that want a pattern in the answer are left out, because the caller searches that for
+        `answer_sets`. Only to be set where these are not empty.
+
+        Searches all texts of the request for the needles and patterns of all rules, as `request` and `Exchange` do, but
+        makes no exchange and counts nothing. `body` has no encoding, and is no stream of messages.
+        """
+        text, _, is_complete = request_text(target, fields)
+        if not is_complete or self.inspection.is_outdated:
+            return False
+        sets = []
+        for policy, _, always, waiting in self._policies:
+            if (always and not searches_answer) or policy.request_set.find(text):
+                return False
+            if waiting:
+                sets.append(policy.request_set)
+        if not body or not sets:
+            return True
+        texts = whole_texts(body, fields)
+        return texts is not None and all(each.clears(text) for each in sets for text in texts)
 
     def request(self, method: bytes, target: bytes, fields: Fields, now: float) -> Exchange:
         """Judge the head of a request: `target` is its path and query as sent, `fields` include `host`."""
-        text = request_text(target, fields)
+        text, paths, is_complete = request_text(target, fields)
+        head = method, target, fields, paths
         exchange = None
+        if not is_complete and any(policy.judges_paths for policy, _, _, _ in self._policies):
+            exchange = Exchange(self, *head)
+            exchange.unread |= {Unread.PATHS}
         for policy, active, always, waiting in self._policies:
             places = policy.request_set.find(text)
             if not places and not always and not waiting:
@@ -168,7 +307,7 @@ class InspectedConnection:
                 )
             if candidates or waiting:
                 if exchange is None:
-                    exchange = Exchange(self, method, target, fields)
+                    exchange = Exchange(self, *head)
                 exchange.begin(policy, candidates, waiting, findings, now)
         return _NOTHING if exchange is None else exchange
 
@@ -183,188 +322,12 @@ def _client(address: Address | None) -> str:
     return str(plain)
 
 
-class _Half:
-    """The rules of one policy that may still apply to one half of an exchange, for want of a pattern."""
-
-    __slots__ = ("findings", "patterns", "rules", "scan")
-
-    def __init__(self, rules: list[CompiledRule], patterns: PatternSet, findings: Findings) -> None:
-        self.rules = rules
-        self.patterns = patterns
-        self.findings = findings
-        self.scan: Scan | None = None
-        """Of the body; made when there is one."""
-
-
-class Exchange:
-    """One request and its response."""
-
-    __slots__ = ("_connection", "_facts", "_head", "_of_response", "_requests", "_responses", "unread", "verdict")
-
-    def __init__(self, connection: InspectedConnection, method: bytes, target: bytes, fields: Fields) -> None:
-        self._connection = connection
-        self._head = (method, target, fields)
-        self._facts: RequestFacts | None = None
-        self._requests: list[_Half] = []
-        self._of_response: list[tuple[AcceptedPolicy, list[CompiledRule]]] = []
-        self._responses: list[_Half] = []
-        self.verdict = _NO_HITS
-        self.unread: frozenset[Unread] = frozenset()
-
-    @property
-    def facts(self) -> RequestFacts:
-        """The request's head, prepared for conditions."""
-        if self._facts is None:
-            self._facts = RequestFacts(*self._head)
-        return self._facts
-
-    @property
-    def reads_request(self) -> bool:
-        """Whether a rule wants the request's body."""
-        return bool(self._requests)
-
-    @property
-    def holds_request(self) -> bool:
-        """Whether the request's body may lead to its being blocked."""
-        return any(rule.blocks for half in self._requests for rule in half.rules)
-
-    @property
-    def reads_response(self) -> bool:
-        """Whether a rule wants the response: its head, or once that was given its body."""
-        return bool(self._of_response or self._responses)
-
-    @property
-    def holds_response(self) -> bool:
-        """Whether what is left of the response may lead to its being blocked."""
-        rules = [rule for _, each in self._of_response for rule in each]
-        rules += [rule for half in self._responses for rule in half.rules]
-        return any(rule.blocks for rule in rules)
-
-    def begin(
-        self,
-        policy: AcceptedPolicy,
-        candidates: Sequence[int],
-        unconditional: Sequence[CompiledRule],
-        findings: Findings,
-        now: float,
-    ) -> None:
-        """Judge the request's head by some rules of a policy; `findings` are those of its patterns in the head.
-
-        `unconditional` rules only want a pattern to be found.
-        """
-        waiting = [*unconditional]
-        later: list[CompiledRule] = []
-        for index in candidates:
-            rule = policy.rules[index]
-            if not rule.on_request(self.facts, self._connection.facts):
-                continue
-            if rule.rule.direction is Direction.RESPONSE:
-                later.append(rule)
-            elif rule.numbers:
-                waiting.append(rule)
-            else:
-                self._hit(rule, "", now)
-        if self._facts is not None and self._facts.too_many_parameters:
-            self.unread |= {Unread.PARAMETERS}
-        if later:
-            self._of_response.append((policy, later))
-        if waiting:
-            half = _Half(waiting, policy.request_set, findings)
-            self._settle(half, now)
-            if half.rules:
-                self._requests.append(half)
-
-    def request_body(self, data: bytes, now: float) -> tuple[Hit, ...]:
-        """Judge the next bytes of the request's body."""
-        return self._feed(self._requests, data, now)
-
-    def request_end(self, now: float) -> tuple[Hit, ...]:
-        """Judge the end of the request's body, or of one message in it."""
-        return self._finish(self._requests, now)
-
-    def response_head(self, fields: Fields, now: float) -> tuple[Hit, ...]:
-        """Judge the head of the final response; a further call finds nothing to do."""
-        before = len(self.verdict.hits)
-        for policy, rules in self._of_response:
-            waiting = []
-            for rule in rules:
-                if not rule.on_response(fields, self.facts, self._connection.facts):
-                    continue
-                if rule.numbers:
-                    waiting.append(rule)
-                else:
-                    self._hit(rule, "", now)
-            if waiting:
-                half = _Half(waiting, policy.response_set, Findings())
-                policy.response_set.search_head(text_of(fields), half.findings)
-                self._settle(half, now)
-                if half.rules:
-                    self._responses.append(half)
-        self._of_response = []
-        return self.verdict.hits[before:]
-
-    def response_body(self, data: bytes, now: float) -> tuple[Hit, ...]:
-        """Judge the next bytes of the response's body."""
-        return self._feed(self._responses, data, now)
-
-    def response_end(self, now: float) -> tuple[Hit, ...]:
-        """Judge the end of the response's body, or of one message in it."""
-        return self._finish(self._responses, now)
-
-    def _feed(self, halves: list[_Half], data: bytes, now: float) -> tuple[Hit, ...]:
-        before = len(self.verdict.hits)
-        for half in halves:
-            if half.scan is None:
-                half.scan = Scan(half.patterns, half.findings)
-            for _ in half.scan.windows(data):
-                self._settle(half, now)
-                if not half.rules:
-                    break
-            self._apply(half, now)
-        halves[:] = [half for half in halves if half.rules]
-        return self.verdict.hits[before:]
-
-    def _finish(self, halves: list[_Half], now: float) -> tuple[Hit, ...]:
-        before = len(self.verdict.hits)
-        for half in halves:
-            if half.scan is not None:
-                half.scan.finish()
-                self._settle(half, now)
-        halves[:] = [half for half in halves if half.rules]
-        return self.verdict.hits[before:]
-
-    def _settle(self, half: _Half, now: float) -> None:
-        """Conclude about a head, a full window or the end of a body."""
-        self._apply(half, now)
-        if half.rules and half.findings.incomplete:
-            self.unread |= {Unread.CANDIDATES}
-
-    def _apply(self, half: _Half, now: float) -> None:
-        """Let those rules apply whose patterns were found."""
-        if not half.findings.found:
-            return
-        still = []
-        for rule in half.rules:
-            if found := rule.numbers & half.findings.found:
-                self._hit(rule, str(half.patterns.patterns[min(found)]), now)
-            else:
-                still.append(rule)
-        half.rules = still
-
-    def _hit(self, compiled_rule: CompiledRule, pattern: str, now: float) -> None:
-        rule = compiled_rule.rule
-        key = (compiled_rule.policy, rule.name)
-        inspection = self._connection.inspection
-        threshold = rule.threshold
-        if threshold is not None:
-            of_client = (*key, self._connection.client)
-            if not inspection.thresholds.reaches(of_client, threshold.count, threshold.period, now):
-                return
-        limit = rule.rate_limit
-        told = limit is None or inspection.limits.admits(key, limit.count, limit.period, now)
-        hit = Hit(*key, compiled_rule.outcome, compiled_rule.would_block, told, pattern)
-        self.verdict = replace(self.verdict, hits=(*self.verdict.hits, hit))
-
-
 _NOTHING = Exchange(InspectedConnection(Inspection(()), ConnectionFacts()), b"", b"", ())
 """The exchange to which no rule can apply any more. It is shared, because nothing in it ever changes."""
+
+
+def is_nothing(exchange: Exchange) -> bool:
+    """Whether no rule applies to an exchange, and none can any more."""
+    if exchange is _NOTHING:
+        return True
+    return not (exchange.matched or exchange.reads_request or exchange.reads_response or exchange.unread)

@@ -1,9 +1,9 @@
 """Compiles the conditions of inspection rules, and prepares what they are compared with.
 
-A path is looked at in up to three forms: as it was sent, percent-decoded once, and decoded with its dot segments
-removed, its repeated slashes merged (RFC 3986, 5.2.4) and its backslashes taken for slashes, because apps differ in
-which of them they serve. A condition of a match holds if it holds for one form; a condition of an exception only if it
-holds for every form. So neither encoding leads around a rule.
+A path is looked at in all forms that apps may take it for (`path_forms`), a field by its name with `-` for `_`, because
+CGI and WSGI equate them, a query with `&` and with `;` between parameters, and a host as servers choose by it. A
+condition of a match holds if it holds for one form, or one of several fields or parameters of a name; a condition of an
+exception only if it holds for every one. So neither encoding leads around a rule.
 
 `needle` derives from a match a regex that occurs in the text of every head that fulfils it. A policy searches for the
 needles of all its rules together and evaluates only those rules whose needle is found.
@@ -21,6 +21,7 @@ import re2
 
 from sidestep.model.filter import HeaderCondition, HeaderTest, PathCondition, PathTest
 from sidestep.model.inspection import Match, ParameterCondition
+from sidestep.policy.path_forms import paths_of
 from sidestep.policy.regex_set import RegexSet
 from sidestep.policy.route import Fields
 
@@ -30,10 +31,10 @@ MAX_PARAMETERS = 512
 Address = IPv4Address | IPv6Address
 Test = Callable[[bytes], bool]
 
-_SLASHES = re.compile(rb"/{2,}")
-_PLAIN = re.compile(rb"[^%+/\\]*(?:/(?![./])[^%+/\\]*)*").fullmatch
+_PLAIN = re.compile(rb"[^%+/\\;#]*(?:/(?![./])[^%+/\\;#]*)*").fullmatch
 """Of a target that has one form only."""
 _LINE = b": ".join
+_PORT = re.compile(rb":[0-9]*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +48,38 @@ class ConnectionFacts:
     certificate_names: tuple[str, ...] = ()
 
 
-def request_text(target: bytes, fields: Fields) -> bytes:
+@dataclass(frozen=True, slots=True)
+class HeadForm:
+    """How heads are written, as parts of regexes for whole heads: what stands before the target, what that is made
+    of, what follows it, and what follows the name of a field. Names stand behind LF."""
+
+    target: bytes
+    text: bytes
+    end: bytes
+    colon: bytes
+
+
+HTTP1_HEAD = HeadForm(rb"[^ ]+ ", rb"[^ ]*", b" ", b":")
+"""As on the wire (`protocols.http1_skim`)."""
+HTTP2_HEAD = HeadForm(rb"(?:.*\n)?:path\x00", rb"[^\n]*", rb"\n", rb"\x00")
+"""As `protocols.http2_skim` writes them."""
+
+
+def request_text(target: bytes, fields: Fields) -> tuple[bytes, tuple[bytes, ...], bool]:
     """The text of a request in which patterns and needles are searched for: lines of the target's forms and the fields.
 
-    Runs for every request: 1 µs for ten fields and a plain target.
+    With it the forms of the path (none if it has but one), and whether those are all. Runs for every request: 1 µs for
+    ten fields and a plain target.
     """
     head = b"\n".join(map(_LINE, fields))
     if _PLAIN(target) is not None:
-        return target + b"\n" + head
+        return target + b"\n" + head, (), True
     path, _, query = target.partition(b"?")
     lines = [target]
     if b"%" in target or b"+" in query:
         lines.append(unquote_to_bytes(path) + b"?" + _decoded(query))
-    forms = paths_of(path)
-    return b"\n".join((*lines, *forms[1:], head))
+    forms, is_complete = paths_of(path)
+    return b"\n".join((*lines, *forms[1:], head)), forms, is_complete
 
 
 def text_of(fields: Fields) -> bytes:
@@ -68,53 +87,38 @@ def text_of(fields: Fields) -> bytes:
     return b"\n".join(map(_LINE, fields))
 
 
-def paths_of(path: bytes) -> tuple[bytes, ...]:
-    """The forms of a path that differ: as sent, decoded once, and that normalised."""
-    decoded = unquote_to_bytes(path) if b"%" in path else path
-    return tuple(dict.fromkeys((path, decoded, normalised(decoded))))
-
-
 class RequestFacts:
-    """A request's head. `target` is path and query as sent; `fields` have lower-case names and include `host`."""
+    """A request's head. `target` is path and query as sent; `fields` have lower-case names and include `host`.
+
+    `paths` are the forms of the path, where they are known.
+    """
 
     __slots__ = ("_parameters", "fields", "method", "paths", "query", "too_many_parameters")
 
-    def __init__(self, method: bytes, target: bytes, fields: Fields) -> None:
+    def __init__(self, method: bytes, target: bytes, fields: Fields, paths: tuple[bytes, ...] = ()) -> None:
         self.method = method
         self.fields = fields
         path, _, self.query = target.partition(b"?")
-        self.paths = paths_of(path)
+        self.paths = paths or paths_of(path)[0]
         self._parameters: list[tuple[bytes, bytes, bytes]] | None = None
         self.too_many_parameters = False
 
     @property
     def parameters(self) -> list[tuple[bytes, bytes, bytes]]:
-        """(decoded name, decoded value, value as sent) of the first MAX_PARAMETERS query parameters."""
+        """(decoded name, decoded value, value as sent) of the first MAX_PARAMETERS query parameters.
+
+        One with a semicolon stands there as a whole, and in the parts that it is for Ruby's Rack and Perl's CGI.
+        """
         if self._parameters is None:
             parts = self.query.split(b"&", MAX_PARAMETERS)
+            if b";" in self.query:
+                parts += [piece for part in parts if b";" in part for piece in part.split(b";", MAX_PARAMETERS)]
             self.too_many_parameters = len(parts) > MAX_PARAMETERS
             self._parameters = []
             for part in parts[:MAX_PARAMETERS]:
                 name, _, value = part.partition(b"=")
                 self._parameters.append((_decoded(name), _decoded(value), value))
         return self._parameters
-
-
-def normalised(path: bytes) -> bytes:
-    """A path without dot segments and empty segments, with / for \\. One that does not begin with / stays as it is."""
-    path = path.replace(b"\\", b"/") if path.startswith(b"/") else path
-    if not path.startswith(b"/") or (b"//" not in path and b"/." not in path):
-        return path
-    kept: list[bytes] = []
-    segments = _SLASHES.sub(b"/", path).split(b"/")[1:]
-    for segment in segments:
-        if segment == b"..":
-            del kept[-1:]
-        elif segment != b".":
-            kept.append(segment)
-    if segments[-1] in {b".", b".."}:
-        kept.append(b"")
-    return b"/" + b"/".join(kept)
 
 
 def _decoded(text: bytes) -> bytes:
@@ -142,7 +146,7 @@ class CompiledMatch:
     def __init__(self, match: Match, *, of_exception: bool, of_response: bool) -> None:
         self._match = match
         self._quantifier: Callable[[Iterable[bool]], bool] = all if of_exception else any
-        headers = [(each.name.encode(), _test(each)) for each in match.filter.headers]
+        headers = [(_hyphened(each.name.encode()), _test(each)) for each in match.filter.headers]
         self._headers = () if of_response else tuple(headers)
         self._response_headers = tuple(headers) if of_response else ()
         self._methods = frozenset(each.encode() for each in match.filter.methods)
@@ -170,20 +174,40 @@ class CompiledMatch:
             return False
         if self._paths and not self._quantifier(any(test(path) for test in self._paths) for path in facts.paths):
             return False
-        if self._headers and not _hold(self._headers, facts.fields):
+        if self._headers and not self._hold(self._headers, facts.fields):
             return False
         return not self._parameters or all(
-            any(name == wanted and (test(decoded) or test(raw)) for name, decoded, raw in facts.parameters)
+            self._holds([test(decoded) or test(raw) for name, decoded, raw in facts.parameters if name == wanted])
             for wanted, test in self._parameters
         )
 
     def response(self, fields: Fields) -> bool:
         """Whether the conditions on the response hold."""
-        return _hold(self._response_headers, fields)
+        return self._hold(self._response_headers, fields)
+
+    def _hold(self, tests: Iterable[tuple[bytes, Test]], fields: Fields) -> bool:
+        return all(
+            self._holds([self._on_value(test, wanted, value) for name, value in fields if _hyphened(name) == wanted])
+            for wanted, test in tests
+        )
+
+    def _on_value(self, test: Test, name: bytes, value: bytes) -> bool:
+        return self._quantifier(map(test, hosts_of(value))) if name == b"host" else test(value)
+
+    def _holds(self, results: list[bool]) -> bool:
+        """Whether a condition holds, of whose fields or parameters these are the results."""
+        return bool(results) and self._quantifier(results)
 
 
-def _hold(tests: Iterable[tuple[bytes, Test]], fields: Fields) -> bool:
-    return all(any(name == wanted and test(value) for name, value in fields) for wanted, test in tests)
+def hosts_of(value: bytes) -> tuple[bytes, ...]:
+    """The forms of a host that differ: as sent, and as servers choose by it: lower case, no port, no dot at its end."""
+    lower = value.lower()
+    name = _PORT.sub(b"", lower).removesuffix(b".")
+    return (value,) if name == value else (value, lower, name)
+
+
+def _hyphened(name: bytes) -> bytes:
+    return name.replace(b"_", b"-")
 
 
 def _test(condition: HeaderCondition | ParameterCondition) -> Test:
@@ -246,16 +270,64 @@ def needle(match: Match, *, of_response: bool) -> bytes | None:
 
     It is for RE2, Latin-1, with ^ and $ for the ends of lines.
     """
+    of_target, name = rough_needle(match, of_response=of_response)
+    if not name:
+        return of_target
+    first = match.filter.headers[0]
+    line = b"^" + b"[-_]".join(map(_quoted, name.decode().split("-"))) + b": "
+    if first.test is not HeaderTest.EXACT:
+        return line
+    # Of a host there is more than one form.
+    return line + (b"(?i:" + _quoted(first.value) + b")" if name == b"host" else _quoted(first.value) + b"$")
+
+
+def rough_needle(match: Match, *, of_response: bool) -> tuple[bytes | None, bytes]:
+    """(regex, b"") if every request that fulfils the match has its needle in the target; (None, name) if each has a
+    field of this name (lower case, - for _); (None, b"") if neither is known.
+    """
     paths = match.filter.paths
     if paths and not any(each.test is PathTest.REGEX for each in paths):
-        return b"|".join(_path_needle(each) for each in paths)
+        return b"|".join(_path_needle(each) for each in paths), b""
     if match.filter.headers and not of_response:
-        first = match.filter.headers[0]
-        line = b"^" + _quoted(first.name) + b": "
-        return line + _quoted(first.value) + b"$" if first.test is HeaderTest.EXACT else line
+        return None, _hyphened(match.filter.headers[0].name.encode())
     if match.parameters:
-        return rb"[?&]" + _quoted(match.parameters[0].name) + rb"(?:[=&]|$)"
+        return rb"[?&;]" + _quoted(match.parameters[0].name) + rb"(?:[=&;]|$)", b""
+    return None, b""
+
+
+def head_needle(match: Match, form: HeadForm, *, of_response: bool) -> bytes | None:
+    """A regex for the whole text of every head that has a `rough_needle`; None if there is none.
+
+    It is for sound heads whose target has one form only (`odd_target`).
+    """
+    paths = match.filter.paths
+    if paths and not any(each.test is PathTest.REGEX for each in paths):
+        exact = rb"(?:[?" + form.end + rb"].*)?"
+        values = (_quoted(each.value) + (exact if each.test is PathTest.EQUAL else b".*") for each in paths)
+        return form.target + rb"(?:" + b"|".join(values) + rb")"
+    if match.filter.headers and not of_response:
+        name = _hyphened(match.filter.headers[0].name.encode()).decode()
+        return rb".*\n" + b"[-_]".join(map(_quoted, name.split("-"))) + form.colon + b".*"
+    if match.parameters:
+        name = match.parameters[0].name
+        return form.target + form.text + rb"[?&;]" + _quoted(name) + rb"(?:[=&;" + form.end + rb"].*)?"
     return None
+
+
+def odd_target(form: HeadForm) -> bytes:
+    """A regex for the whole text of heads whose target has more forms than one."""
+    return form.target + form.text + rb"(?:[%+\\;#]|/[./]).*"
+
+
+def is_plain(target: bytes) -> bool:
+    """Whether a target is a path and query with one form only."""
+    return target.startswith(b"/") and _PLAIN(target) is not None
+
+
+def plain_target(head: bytes) -> bytes | None:
+    """The target of an HTTP/1 request head that was validated, if it is a path and query with one form only."""
+    target = head.split(b" ", 2)[1]
+    return target if is_plain(target) else None
 
 
 def _path_needle(condition: PathCondition) -> bytes:

@@ -50,6 +50,8 @@ _WARMING = 8
 _TURNS, _MOST_TURNS = 5, 40
 _FAR = 5
 """Times the bound: what costs more is not measured again."""
+_GIVE_UP = 0.5
+"""Seconds of searching in texts of one kind. At the bound it is 2 ms."""
 _SAMPLES = 8
 """Character classes, and pairs of characters, of which texts are made."""
 _WORDS = re.compile(r"\w{2,}")
@@ -81,19 +83,20 @@ def check_cost(patterns: PatternSet, clock: Clock) -> float:
 
 def _ratio(patterns: PatternSet, usual: RegexSet, make: Callable[[], bytes], clock: Clock) -> float:
     """How many times as much as the usual patterns these cost on texts of one kind."""
-    for _ in range(_WARMING):
-        text = make()
-        usual.found(text)
-        patterns.find(text)
     ours = theirs = float("inf")
-    for turn in range(_MOST_TURNS):
+    spent = 0.0
+    for turn in range(-_WARMING, _MOST_TURNS):
+        if turn == 0:
+            ours = theirs = float("inf")
         text = make()
         began = clock()
         usual.found(text)
         between = clock()
         patterns.find(text)
-        ours = min(ours, clock() - between)
-        theirs = min(theirs, between - began)
+        cost = clock() - between
+        ours, theirs, spent = min(ours, cost), min(theirs, between - began), spent + cost
+        if spent > _GIVE_UP:
+            break
         if turn + 1 >= _TURNS and not 1 < ours / max(theirs, 1e-9) * USUAL_COST / MAX_COST < _FAR:
             break
     return ours / max(theirs, 1e-9)

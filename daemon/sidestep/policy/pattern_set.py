@@ -75,6 +75,13 @@ class PatternSet:
         scan.finish()
         return findings
 
+    def clears(self, text: bytes) -> bool:
+        """Whether `search` finds nothing in a whole text, and has looked at everything."""
+        if len(text) <= WINDOW and not self.find(text):
+            return True
+        findings = self.search(text)
+        return not (findings.found or findings.incomplete)
+
     def search_head(self, text: bytes, findings: Findings) -> list[int]:
         """Search a text at once, whatever its length. Returns the places of the needles that are in it."""
         return self.judge_head(self.find(text), text, findings)
@@ -160,6 +167,11 @@ class Scan:
         """Whether everything is found, so that nothing more needs to be read."""
         return len(self.findings.found) == len(self.patterns.patterns)
 
+    @property
+    def held(self) -> int:
+        """Bytes of the stream that are in memory."""
+        return len(self._text)
+
     def feed(self, data: bytes) -> None:
         """Search the next bytes."""
         for _ in self.windows(data):
@@ -183,6 +195,12 @@ class Scan:
         self._places = None
         self._unsearched += len(data)
         if self._unsearched >= self.LITTLE and (self._begins or len(self._text) > OVERLAP):
+            self._search(ends=False)
+            self._unsearched = 0
+
+    def look(self) -> None:
+        """Search what has come, of which little may not have been searched yet; more may follow."""
+        if not self.done and self._unsearched:
             self._search(ends=False)
             self._unsearched = 0
 

@@ -102,6 +102,14 @@ class PodPorts:
             )
         return tuple(self.describe(each) for each in found.values())
 
+    def service_targets(self, transport: Transport) -> tuple[ContainerPort, ...]:
+        """The container ports of a transport that Services lead to, declared or not."""
+        return tuple(
+            self._by_number.get((number, each), ContainerPort(number, each))
+            for number, each in self._leading
+            if each is transport
+        )
+
     def describe(self, port: ContainerPort) -> ResolvedPort:
         """A container port with all the service ports that lead to it, whichever of them a person named."""
         key = (port.number, port.transport)

@@ -20,6 +20,13 @@ from sidestep.model.errors import ConfigurationError
 
 MAX_MEMORY = 8 * 1024 * 1024
 """Bytes of the compiled regexes and automata of one policy."""
+MAX_INSTRUCTIONS = 32 * 1024
+"""Instructions of RE2's program for one regex, and of those of all regexes of one policy together.
+
+Each takes about a microsecond to compile, several times, in a pod proxy that serves nobody meanwhile."""
+_INSTRUCTION = 16
+"""Bytes of one (`sizeof(Prog::Inst)`); RE2 gives the program a quarter of its memory (re2/compile.cc, `max_ninst_`)."""
+_TOO_LARGE = f"compiles to more than {MAX_INSTRUCTIONS} instructions (classes of Unicode that are repeated are large)"
 _UNICODE = re.compile(r"[^\x00-\x7f]|\\[pPx]")
 _NEGATED_CLASS = re.compile(r"(?<!\\)((?:\\\\)*)\[\^")
 _ASSERTION = re.compile(r"[\^$]|\\[AbBz]")
@@ -36,17 +43,22 @@ class RegexError(ConfigurationError):
 def compiled(regex: str, index: int = 0) -> re2._Regexp:
     """Compile one regex as `RegexSet` does; it has no groups. Raises RegexError.
 
-    It has as much room as a set: what a set that it is part of can do within its room, it can do by itself.
+    It has as much room as a set: what a set that it is part of can do within its room, it can do by itself. A program
+    of more than MAX_INSTRUCTIONS is refused.
     """
     options = _options(MAX_MEMORY, is_unicode=is_unicode(regex))
     options.never_capture = True
+    alone = _options(4 * _INSTRUCTION * MAX_INSTRUCTIONS, is_unicode=is_unicode(regex))
     try:
-        # First by itself: what is put into a group must be a whole regex.
-        re2.compile(regex.encode(), options)
+        # First by itself: what is put into a group must be a whole regex. Here RE2 gives up early on one that is large.
+        if re2.compile(regex.encode(), alone).programsize > MAX_INSTRUCTIONS:
+            raise RegexError(index, _TOO_LARGE, regex)
         return re2.compile(_lines(regex), options)
     except re2.error as error:
         told = error.args[0] if error.args else b""
         reason = told.decode(errors="replace") if isinstance(told, bytes) else str(told)
+        if "too large" in reason:
+            raise RegexError(index, _TOO_LARGE, regex) from None
         raise RegexError(index, f"invalid regex (RE2 syntax): {reason}", regex) from None
     finally:
         # The module's cache would keep the regexes of policies that are gone.

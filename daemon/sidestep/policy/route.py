@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sidestep.model.intercept import Live, Snap
+
 Fields = Sequence[tuple[bytes, bytes]]
 """Header fields in order: (lower-case name, value). HTTP/2 callers add (b"host", authority) for `:authority`."""
 
@@ -33,6 +35,15 @@ class Rule:
     """Bytes that every matching head contains, in lower case; b"": method and path decide alone; None: not known."""
     heads_only: bool = False
     """A wiretap that gets log lines about requests and no copies."""
+    capture: Snap = Snap.NOTHING
+    """A wiretap that gets requests and responses as a capture."""
+    records: Live = Live.NOTHING
+    """A wiretap that gets records of inspection."""
+
+    @property
+    def wants_copies(self) -> bool:
+        """Whether a wiretap gets copies of requests."""
+        return not (self.heads_only or self.capture or self.records)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +55,17 @@ class Decision:
     copied: tuple[Rule, ...] = field(init=False, compare=False, repr=False)
     """Those of `taps` that want a copy ..."""
     shown: tuple[Rule, ...] = field(init=False, compare=False, repr=False)
-    """... and those that want heads only."""
+    """... those that want heads only ..."""
+    captured: tuple[Rule, ...] = field(init=False, compare=False, repr=False)
+    """... those that are captures ..."""
+    recorded: tuple[Rule, ...] = field(init=False, compare=False, repr=False)
+    """... and those that want a record of every request."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "copied", tuple(tap for tap in self.taps if not tap.heads_only))
+        object.__setattr__(self, "copied", tuple(tap for tap in self.taps if tap.wants_copies))
         object.__setattr__(self, "shown", tuple(tap for tap in self.taps if tap.heads_only))
+        object.__setattr__(self, "captured", tuple(tap for tap in self.taps if tap.capture))
+        object.__setattr__(self, "recorded", tuple(tap for tap in self.taps if tap.records is Live.ALL))
 
 
 TO_APP = Decision()
@@ -72,6 +89,8 @@ class Route:
     """The needles of all rules; None when a rule has none. A head that contains no needle matches no rule."""
     headless: tuple[Matches, ...] = field(init=False, compare=False, repr=False)
     """The filters that look at method and path only."""
+    listeners: tuple[Rule, ...] = field(init=False, compare=False, repr=False)
+    """The wiretaps that get records of inspection."""
 
     def __post_init__(self) -> None:
         rules = (*self.intercepts, *self.wiretaps)
@@ -79,6 +98,7 @@ class Route:
         needles = tuple(needle for needle in known if needle)
         object.__setattr__(self, "needles", needles if len(known) == len(rules) else None)
         object.__setattr__(self, "headless", tuple(rule.matches for rule in rules if rule.needle == b""))
+        object.__setattr__(self, "listeners", tuple(rule for rule in self.wiretaps if rule.records))
 
     def decide(self, method: bytes, path: bytes, fields: Fields) -> Decision:
         """Decide for one request. A query in `path` is ignored. Pure; does not raise for any bytes."""

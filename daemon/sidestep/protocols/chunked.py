@@ -46,7 +46,7 @@ _NEVER_IN_TRAILERS = frozenset(
 class ChunkedBody:
     """Follows one chunked body through its bytes."""
 
-    __slots__ = ("_left", "_limits", "_line", "_state", "_trailer", "trailer_at")
+    __slots__ = ("_left", "_limits", "_line", "_state", "_trailer", "size", "trailer_at")
 
     def __init__(self, limits: Http1Limits = LIMITS) -> None:
         self._limits = limits
@@ -54,6 +54,8 @@ class ChunkedBody:
         self._left = 0
         self._line = b""
         self._trailer = 0
+        self.size = 0
+        """Bytes of data in the chunks that have begun."""
         self.trailer_at = -1
         """Where the trailer section begins in the data whose reading reached it."""
 
@@ -107,6 +109,7 @@ class ChunkedBody:
         self._line = b""
         self._left = int(match[1], 16)
         if self._left:
+            self.size += self._left
             self._state = _DATA
         else:
             self._state = _TRAILER

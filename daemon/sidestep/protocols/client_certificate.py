@@ -42,6 +42,7 @@ _SPECIAL: Final = re.compile(r'([,+"\\<>;])')
 _DELIMITER: Final = re.compile(r'[,;="\s]')
 _SPELLINGS: Final = re.compile(rb"^x[-_]forwarded[-_]client[-_]cert:", re.IGNORECASE)
 _LENGTH: Final = len(NAME)
+_NAMING: Final = frozenset(("URI", "DNS", "email"))
 
 
 def is_forwarded(name: bytes) -> bool:
@@ -52,11 +53,29 @@ def is_forwarded(name: bytes) -> bool:
 def describe(certificate: Mapping[str, object], der: bytes) -> bytes:
     """The field's value for a verified certificate, as `ssl.SSLSocket.getpeercert()` shows it, and its DER bytes."""
     parts = [f"Hash={hashlib.sha256(der).hexdigest()}", f"Subject={_quoted(_subject(certificate))}"]
-    entries = certificate.get("subjectAltName", ())
-    names = [(str(entry[0]), str(entry[1])) for entry in entries] if isinstance(entries, tuple) else []
+    names = _alternative_names(certificate)
     for wanted in ("URI", "DNS"):
         parts += [f"{wanted}={_plain(name)}" for kind, name in names if kind == wanted]
     return ";".join(parts).encode("ascii")
+
+
+def names_of(certificate: Mapping[str, object]) -> tuple[str, ...]:
+    """The names in a verified certificate that rules are compared with: its subject, then URI, DNS and e-mail names."""
+    names = _alternative_names(certificate)
+    subject = _subject(certificate)
+    return (*((subject,) if subject else ()), *(name for kind, name in names if kind in _NAMING))
+
+
+def listed_name(certificate: Mapping[str, object], field: str) -> str:
+    """The "subject" or "issuer" of a certificate in the order in which it lists its parts: `C=DE, O=Shop, CN=a`."""
+    names = certificate.get(field, ())
+    parts = [each for one in names for each in one] if isinstance(names, tuple) else []
+    return ", ".join(f"{_SHORT.get(kind, kind)}={value}" for kind, value in parts)
+
+
+def _alternative_names(certificate: Mapping[str, object]) -> list[tuple[str, str]]:
+    entries = certificate.get("subjectAltName", ())
+    return [(str(entry[0]), str(entry[1])) for entry in entries] if isinstance(entries, tuple) else []
 
 
 def _subject(certificate: Mapping[str, object]) -> str:

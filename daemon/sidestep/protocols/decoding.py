@@ -258,6 +258,11 @@ class Decoder:
         if not self._layers:
             self._layers.append(_Identity(bounds))
 
+    @property
+    def layers(self) -> int:
+        """How many decompressors there are; none that will not be used any more."""
+        return 0 if self.reason is not None else sum(not isinstance(layer, _Identity) for layer in self._layers)
+
     def feed(self, data: bytes) -> bytes:
         """What more bytes of the body decode to; empty once there is a reason."""
         if self.reason is not None or not data:

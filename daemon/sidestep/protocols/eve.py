@@ -13,10 +13,11 @@ escaped as JSON escapes them. A record of whatever traffic stays below MAX_RECOR
 from __future__ import annotations
 
 import datetime as dt
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -30,6 +31,7 @@ from sidestep.protocols.eve_records import (
     Detail,
     FileInfo,
     Flow,
+    Gap,
     Header,
     Http,
     Http2,
@@ -37,6 +39,7 @@ from sidestep.protocols.eve_records import (
     Kubernetes,
     Origin,
     Record,
+    RecordedAction,
     Sidestep,
     Tls,
 )
@@ -47,15 +50,25 @@ MAX_RECORD: Final = 256 * 1024
 MAX_COUNTERS: Final = 256
 """Counters of one `stats` record."""
 
+NO_DAEMON: Final = "no-daemon"
+"""The reason of `gap`."""
+
 _DELETE: Final = b"\x7f"
 _FIRST_SIGNATURE: Final = 1_000_000_000
 _REQUEST_FIELDS: Final = frozenset((b"user-agent", b"x-forwarded-for", b"referer"))
 _RESPONSE_FIELDS: Final = frozenset((b"content-type", b"location"))
 _TLS_VERSIONS: Final = {0x0304: "TLS 1.3", 0x0303: "TLS 1.2", 0x0302: "TLS 1.1", 0x0301: "TLSv1", 0x0300: "SSLv3"}
+FIREWALL: Final = "WAF"
+"""The rule that hits of a web application firewall are told of; no rule of a policy has a name in upper case."""
+_EVALUATIONS: Final = ((949_000, 949_999), (959_000, 959_999), (980_000, 980_999))
+"""Ids of rules of CRS that found nothing themselves: they decide by the score, and tell it."""
+_IDS: Final = re.compile(r"[0-9]{1,10}(?: [0-9]{1,10}){0,63}")
 _ENCODER: Final = msgspec.json.Encoder()
 
 Fields = Sequence[tuple[bytes, bytes]]
 """Names in lower case, and values, of a head."""
+MAX_TOLD: Final = 3
+"""Rules that an alert of a firewall names."""
 _NAMED: Final = {Http: "http", Tls: "tls", Alert: "alert", Anomaly: "anomaly", Flow: "flow", FileInfo: "fileinfo"}
 _WITH_PROTOCOL: Final = frozenset(("alert", "flow", "fileinfo"))
 """Types of records that name the protocol of the connection beside their object."""
@@ -96,10 +109,59 @@ def record(
     )
 
 
+def alert(policy: str, rule: str, *, blocked: bool) -> Alert:
+    """The alert of a rule, by the name that records and refusals give its policy."""
+    return Alert(
+        action="blocked" if blocked else "allowed",
+        signature_id=signature_id(policy, rule),
+        signature=f"{policy}: {rule}",
+        severity=1 if blocked else 2,
+    )
+
+
+def firewall_alert(policy: str, pattern: str | None, names: Mapping[int, str], *, blocked: bool) -> Alert | None:
+    """The alert of a web application firewall, whose `pattern` are the ids of rules, or words for what was found.
+
+    `names` are what rules say. None for a pattern that is none of a firewall.
+    """
+    found = pattern or ""
+    severity = 1 if blocked else 2
+    action: Literal["blocked", "allowed"] = "blocked" if blocked else "allowed"
+    if _IDS.fullmatch(found):
+        ids = [int(each) for each in found.split()]
+        telling = [each for each in ids if not any(first <= each <= last for first, last in _EVALUATIONS)] or ids
+        told = "; ".join(f"CRS {each} {names.get(each, 'custom rule')}" for each in telling[:MAX_TOLD])
+        more = f" and {len(telling) - MAX_TOLD} more" if len(telling) > MAX_TOLD else ""
+        return Alert(
+            action=action, signature_id=telling[0], signature=f"{policy}: {told}{more}"[:MAX_VALUE], severity=severity
+        )
+    if found not in ("", "over-limit"):
+        return None
+    told = "the request exceeds a limit of the firewall" if found else "the request cannot be read"
+    return Alert(
+        action=action, signature_id=signature_id(policy, FIREWALL), signature=f"{policy}: {told}", severity=severity
+    )
+
+
 def stats(at: int, kubernetes: Kubernetes, counters: Mapping[str, int]) -> Record:
     """A record of counters, at most MAX_COUNTERS of them."""
     shown = dict(list(counters.items())[:MAX_COUNTERS])
     return Record(timestamp=timestamp(at), event_type="stats", stats=shown, kubernetes=kubernetes)
+
+
+def gap(kubernetes: Kubernetes, ports: tuple[int, ...], start: float, end: float) -> Record:
+    """An anomaly of a pod: nobody inspected these ports from `start` to `end` (seconds since 1970), its time."""
+    told = timestamp(int(end * 1_000_000_000))
+    missed = Gap(
+        ports=ports, start=timestamp(int(start * 1_000_000_000)), end=told, seconds=round(end - start, 3)
+    )  # fmt: skip
+    return Record(
+        timestamp=told,
+        event_type="anomaly",
+        anomaly=Anomaly(type="applayer", event=NO_DAEMON, layer="proto_detect"),
+        kubernetes=kubernetes,
+        sidestep=Sidestep(action=RecordedAction.PASS, inspected=False, reason=NO_DAEMON, gap=missed),
+    )
 
 
 def encode(made: Record) -> bytes:
@@ -131,7 +193,7 @@ def http(
     """
     asked = {name: value for name, value in fields if name in _REQUEST_FIELDS}
     told = {name: value for name, value in answer if name in _RESPONSE_FIELDS}
-    host, port = _split_port(authority.rpartition(b"@")[2])
+    host, port = split_port(authority.rpartition(b"@")[2])
     return Http(
         version=None if stream is None else "2",
         hostname=text(host) if host else None,
@@ -209,7 +271,7 @@ def _headers(redaction: Redaction, fields: Fields) -> list[Header]:
     return [Header(name, value) for name, value in redaction.fields(fields)]
 
 
-def _split_port(authority: bytes) -> tuple[bytes, int | None]:
+def split_port(authority: bytes) -> tuple[bytes, int | None]:
     """Host and port of an authority; the port is None where there is none."""
     host, colon, port = authority.rpartition(b":")
     if colon and port.isdigit() and len(port) <= 5 and not (host.startswith(b"[") and not host.endswith(b"]")):

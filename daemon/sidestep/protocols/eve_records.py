@@ -5,6 +5,7 @@ Members with a default are left out where they have it; the others are always to
 
 from __future__ import annotations
 
+import enum
 from typing import Literal
 
 import msgspec
@@ -130,10 +131,10 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Kubernetes(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Whose traffic it is. `workload` is kind and name, e.g. `deployment/orders`."""
+    """Whose traffic it is. `workload` is kind and name, e.g. `deployment/orders`. `stats` are of a node alone."""
 
-    namespace: str
-    pod: str
+    namespace: str = ""
+    pod: str = ""
     workload: str | None = None
     node: str | None = None
 
@@ -146,16 +147,45 @@ class TlsDetails(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     weak: tuple[str, ...] = ()
 
 
+class RecordedAction(enum.StrEnum):
+    """What was done: by a rule, or with what was not inspected (the last two)."""
+
+    LOG = "Log"
+    ALERT = "Alert"
+    WOULD_BLOCK = "WouldBlock"
+    """A policy in Detect mode would have blocked."""
+    BLOCK = "Block"
+    PASS = "Pass"  # noqa: S105 - a word
+    CLOSE = "Close"
+
+
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """A time in which ports were not inspected. `start` and `end` are as `timestamp` gives them."""
+
+    ports: tuple[int, ...]
+    start: str
+    end: str
+    seconds: float
+
+
 class Sidestep(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What was decided. `id` is what a blocked client was told; `reason` is why something was not inspected."""
+    """What was decided. `id` is what a blocked client was told; `reason` is why something was not inspected.
+
+    `engine` is told where it is not the pod proxy: "suricata", whose `rule` is a sid.
+
+    `pattern` names what a rule found: a built-in pattern or a regex, never the text in which it was found.
+    """
 
     policy: str | None = None
     rule: str | None = None
     action: str | None = None
     id: str | None = None
+    pattern: str | None = None
     inspected: bool
     reason: str | None = None
     tls: TlsDetails | None = None
+    gap: Gap | None = None
+    engine: str | None = None
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,6 +28,9 @@ _URLS: Final = frozenset((b"referer", b"location", b"content-location", b"link",
 """Names of fields that hold a URL."""
 _CREDENTIALS: Final = re.compile(rb"^((?:[A-Za-z][A-Za-z0-9+.-]*:)?//)?[^/?#]*@")
 """User name and password before a host, in the absolute and the authority form (RFC 3986 section 3.2.1)."""
+_PLAIN: Final = re.compile(rb"[!\"$->A-~]*").fullmatch
+"""Of a URL of which nothing is removed: ASCII without @, # and ?."""
+_REDACTED_VALUE: Final = b"=" + REDACTED
 _REDACTED_TEXT: Final = REDACTED.decode()
 
 
@@ -47,16 +50,32 @@ class Redaction:
 
     def url(self, target: bytes) -> str:
         """A request target or URL of at most MAX_URL bytes before the redaction."""
-        cut = target[:MAX_URL]
+        if len(target) <= MAX_URL and _PLAIN(target) is not None:
+            return target.decode()
+        shown = self._url(target[:MAX_URL]).decode("utf-8", "backslashreplace")
+        return shown + CUT if len(target) > MAX_URL else shown
+
+    def _url(self, cut: bytes) -> bytes:
         if b"@" in cut:
             cut = _CREDENTIALS.sub(rb"\1" + REDACTED + b"@", cut, count=1)
         if b"#" in cut:
             cut = cut.partition(b"#")[0] + b"#" + REDACTED
         if self.query_values and b"?" in cut:
             path, _, query = cut.partition(b"?")
-            cut = path + b"?" + b"&".join([_without_value(part) for part in query.split(b"&")])
-        shown = cut.decode("utf-8", "backslashreplace")
-        return shown + CUT if len(target) > MAX_URL else shown
+            # A part has its name only; all of it is a value where there is no name.
+            parts = [part.partition(b"=") for part in query.split(b"&")]
+            cut = (
+                path
+                + b"?"
+                + b"&".join([name + _REDACTED_VALUE if equals else name and REDACTED for name, equals, _ in parts])
+            )
+        return cut
+
+    def clean(self, name: bytes, value: bytes) -> bytes:
+        """The value of a field whose name is in lower case, as bytes, and whole but for what is removed."""
+        if name in SECRET or name in self.headers:
+            return REDACTED
+        return self._url(value) if name in _URLS else value
 
     def value(self, name: bytes, value: bytes) -> str:
         """The value of a field whose name is in lower case."""
@@ -74,11 +93,3 @@ class Redaction:
                 break
             shown.append((text(name), self.value(name, value)))
         return shown
-
-
-def _without_value(part: bytes) -> bytes:
-    """A part of a query with its name only; all of it is a value where there is no name."""
-    name, equals, _ = part.partition(b"=")
-    if equals:
-        return name + b"=" + REDACTED
-    return REDACTED if part else b""

@@ -187,6 +187,17 @@ def parse_request(head: bytes, limits: Http1Limits = LIMITS) -> RequestHead | st
     return RequestHead(method, target, authority, fields, body, flags)
 
 
+def read_plain(head: bytes) -> tuple[bytes, list[Field]] | None:
+    """Target and fields, as `parse_request` reads them, of a head that `http1_skim` calls plain.
+
+    None where that takes more than splitting it. Hot path: half of the time of `parse_request`.
+    """
+    line, _, block = head.partition(b"\r\n")
+    if b":  " in block or b" \r\n" in block:
+        return None
+    return line.split(b" ", 2)[1], [(name.lower(), value) for name, value in _SPLIT_FIELDS.findall(block)]
+
+
 def _trim(block: bytes, pairs: list[Field]) -> list[Field]:
     """The fields without white space after their values; none when there is some where servers differ about it."""
     if _STRAY_SPACE.search(block) is not None:

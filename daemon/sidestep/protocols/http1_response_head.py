@@ -23,10 +23,12 @@ class ResponseHead:
 
     `close` says that no further answer follows on this connection (not so for UNTIL_CLOSE alone: a HEAD's answer may
     carry no length); `keeps` that it carries a keep-alive token;
-    `plain` is the length of the body when the head is final, persistent and framed by a length, else -1.
+    `plain` is the length of the body when the head is final, persistent and framed by a length, else -1. `shown` is
+    kept for whoever tells of answers, as long as the head is remembered; `cleared` for whoever searches them: what
+    stands for the patterns that are not in it.
     """
 
-    __slots__ = ("body", "close", "keeps", "plain", "status", "upgrade")
+    __slots__ = ("body", "cleared", "close", "keeps", "plain", "shown", "status", "upgrade")
 
     def __init__(self, status: int, body: int, *, close: bool, keeps: bool, upgrade: bytes) -> None:
         self.status = status
@@ -34,6 +36,8 @@ class ResponseHead:
         self.close = close
         self.keeps = keeps
         self.upgrade = upgrade
+        self.shown: tuple[bytes, bytes] | None = None
+        self.cleared: object = None
         self.plain = body if status >= 200 and body >= 0 and not close else -1
 
 
@@ -93,3 +97,10 @@ def _values(low: bytes, name: bytes, at: int) -> list[bytes]:
         values.append(low[at:end].strip(b" "))
         at = low.find(name, end)
     return values
+
+
+def response_fields(head: bytes) -> list[tuple[bytes, bytes]]:
+    """The fields of a response head that `parse_response` has read: (lower-case name, value), in order."""
+    lines = head[:-4].split(b"\r\n")[1:]
+    fields = [line.partition(b":") for line in lines]
+    return [(name.lower(), value.strip(b" \t")) for name, _, value in fields]

@@ -66,6 +66,11 @@ class ResponseReader(MessageReader):
         """Whether the body being read is whole when its connection ends."""
         return self.state == CLOSE
 
+    @property
+    def chunked_size(self) -> int:
+        """Bytes of the chunked body that is complete, without framing."""
+        return self._chunks.size
+
     def begin_length(self, response: ResponseHead, left: int) -> None:
         """Go on inside a body of which `left` bytes (more than 0) are to come; the head was read by the caller."""
         self.response = response

@@ -1,11 +1,13 @@
 """Makes the TCP packets that would have carried the decrypted bytes of a connection, for captures and for an IDS.
 
 A `Conversation` is told what both ends said, in order, and answers IP packets: a handshake, segments with the right
-sequence and acknowledgement numbers, one acknowledgement for the data of each call, FIN or RST at the end. Readers of
+sequence and acknowledgement numbers, one acknowledgement for the data of each call (unless its reader needs none), FIN
+or RST at the end. Readers of
 packets (tshark, Suricata) then reassemble exactly the bytes that were given. Bytes that were seen but not kept are
 declared by `lost`: the sequence numbers go on behind them, and readers show a gap of that size.
 
-Checksums are right. Packets have no link layer (pcapng.LINKTYPE_RAW) and no time: who writes them down adds it.
+Checksums are right; only `headers`, for readers that do not look at TCP's, leaves that out. Packets have no link layer
+(pcapng.LINKTYPE_RAW) and no time: who writes them down adds it.
 
 Hot path: `_segment` runs for each packet. One's complement sums are congruent modulo 65535 to the number that the bytes
 form, because 2^16 is congruent to 1 (RFC 1071 section 2), so that one division of a big integer replaces a loop over
@@ -42,6 +44,15 @@ MAX_SEGMENT: Final = 65535 - 40
 MIN_SEGMENT: Final = 64
 """The least segment size that is accepted, so that bytes cannot become as many packets."""
 
+_BEFORE4: Final = b"\x45\0"
+_BEHIND4: Final = struct.pack("!HHBB", 0, 0x4000, 64, _TCP)
+"""What stands before and behind the length of an IPv4 packet: no identification, do not fragment, 64 hops."""
+_BEFORE6: Final = b"\x60\0\0\0"
+_BEHIND6: Final = struct.pack("!BB", _TCP, 64)
+_LAST: Final = struct.pack("!BBHHH", _OFFSET, _PSH | _ACK, _WINDOW, 0, 0)
+"""The end of a TCP header without options or checksum."""
+_HEADERS4: Final = struct.Struct("!2sH6sH12sII8s")
+_HEADERS6: Final = struct.Struct("!4sH38sII8s")
 _PACKET4: Final = struct.Struct("!BBHHHBBH8sHHIIBBHHH")
 _PACKET6: Final = struct.Struct("!IHBB32sHHIIBBHHH")
 
@@ -64,12 +75,16 @@ class Endpoint:
 class _Direction:
     """What is sent from one end: the next sequence number, and the parts of headers that do not change."""
 
-    __slots__ = ("addresses", "finished", "from_port", "next", "sum4", "sum_tcp", "to_port")
+    __slots__ = ("addresses", "ends", "finished", "from_port", "next", "sum4", "sum_tcp", "to_port")
 
     def __init__(self, source: Endpoint, destination: Endpoint, first: int) -> None:
         self.addresses = source.packed() + destination.packed()
         self.from_port = source.port
         self.to_port = destination.port
+        self.ends = self.addresses + struct.pack("!HH", source.port, destination.port)
+        """Addresses and ports, as they stand in a packet (IPv6: behind the rest of its header)."""
+        if len(self.addresses) != 8:
+            self.ends = _BEHIND6 + self.ends
         self.next = first % _MODULUS
         self.finished = False
         pseudo = int.from_bytes(self.addresses)
@@ -81,6 +96,8 @@ class _Direction:
 
 class Conversation:
     """One connection as packets. `segment_size` is the most bytes of data in one packet, MIN_SEGMENT to MAX_SEGMENT.
+    With `acknowledges` False data is followed by no acknowledgement: half as many packets for a reader that looks at
+    data when it comes.
 
     Raises BugError for endpoints of two IP versions, for a segment size out of range, and when something is said after
     the end of its direction.
@@ -92,12 +109,14 @@ class Conversation:
         server: Endpoint,
         *,
         segment_size: int = 1400,
+        acknowledges: bool = True,
         client_number: int = 0,
         server_number: int = 0,
     ) -> None:
         if not MIN_SEGMENT <= segment_size <= MAX_SEGMENT:
             raise BugError(f"a segment cannot have {segment_size} bytes")
         self._segment_size = segment_size
+        self._acknowledges = acknowledges
         self._client = _Direction(client, server, client_number)
         self._server = _Direction(server, client, server_number)
         if len(self._client.addresses) not in (8, 32):
@@ -127,12 +146,27 @@ class Conversation:
         if length <= size:
             if not length:
                 return []
-            return [self._segment(source, other, _PSH | _ACK, data), self._segment(other, source, _ACK, b"")]
+            return [self._segment(source, other, _PSH | _ACK, data), *self._acknowledgement(source, other)]
         last = (length - 1) // size * size
         packets = [self._segment(source, other, _ACK, data[at : at + size]) for at in range(0, last, size)]
         packets.append(self._segment(source, other, _PSH | _ACK, data[last:]))
-        packets.append(self._segment(other, source, _ACK, b""))
+        packets += self._acknowledgement(source, other)
         return packets
+
+    def headers(self, length: int, *, from_client: bool) -> bytes:
+        """The headers of a segment, whose data the caller adds: `length` bytes, at most `segment_size`. Nothing is
+        acknowledged, and TCP's checksum is 0.
+
+        Hot path: the one for an IDS, which gets each read and each write of a connection as a packet.
+        """
+        source, other = self._speaker(from_client=from_client)
+        number = source.next
+        source.next = (number + length) % _MODULUS
+        if not self._version4:
+            return _HEADERS6.pack(_BEFORE6, _HEADER + length, source.ends, number, other.next, _LAST)
+        size = 40 + length
+        checksum = 65535 - (source.sum4 + size) % 65535
+        return _HEADERS4.pack(_BEFORE4, size, _BEHIND4, checksum, source.ends, number, other.next, _LAST)
 
     def lost(self, count: int, *, from_client: bool) -> None:
         """`count` bytes were sent of which nothing is known. Makes no packet."""
@@ -160,6 +194,9 @@ class Conversation:
         if source.finished or self._over or not self._is_open:
             raise BugError("nothing is sent before a connection is open or after its end")
         return source, other
+
+    def _acknowledgement(self, source: _Direction, other: _Direction) -> list[bytes]:
+        return [self._segment(other, source, _ACK, b"")] if self._acknowledges else []
 
     def _segment(self, source: _Direction, other: _Direction, flags: int, payload: bytes) -> bytes:
         """A packet with the next sequence number, which goes on behind the payload."""

@@ -115,6 +115,21 @@ class Reader:
         self._final = False
         self._mask = b""
 
+    @property
+    def begun(self) -> int | None:
+        """Where the message begins that has begun and not ended; None between messages."""
+        return None if self._kind is None else self._start
+
+    @property
+    def partial(self) -> bytes:
+        """What was decoded so far of the message that has begun; empty between messages."""
+        return bytes(self._payload)
+
+    @property
+    def complete(self) -> int:
+        """The offset in the stream up to which every message has been returned."""
+        return self._offset if self._kind is None else self._start
+
     def feed(self, data: bytes) -> list[Message]:
         """The messages and control frames that end in these bytes."""
         found: list[Message] = []

@@ -12,17 +12,9 @@ from __future__ import annotations
 
 import msgspec
 
-
-class FilterRow(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """One condition of a filter: `part` header|method|path, `test` exact|regex|present|equal|prefix.
-
-    `policy.matching` translates filters to rows and back.
-    """
-
-    part: str
-    test: str
-    name: str
-    value: str
+from sidestep.snapshots.filter_row import FilterRow
+from sidestep.snapshots.inspection import PolicySnapshot
+from sidestep.snapshots.waf import PortWaf
 
 
 class RuleSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -36,6 +28,10 @@ class RuleSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, 
     divert_probes: bool
     heads_only: bool = False
     """A wiretap that is told of requests and gets no copies."""
+    capture: str = ""
+    """"", or what a capture keeps: "heads" or "all" (`model.intercept.Snap`)."""
+    records: str = ""
+    """"", or which records of inspection a session gets: "alerts" or "all" (`model.intercept.Live`)."""
 
 
 class PortSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -75,11 +71,32 @@ class PortSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, 
     """Tells one process of the app from the next: when it changes, what a probe found does not hold any more."""
     late_client_auth: bool = False
     """The app asks for client certificates after the handshake: clients that it can ask are carried end to end."""
+    policies: tuple[PolicySnapshot, ...] = ()
+    """Inspection policies that apply to the port."""
+    probe_sources: tuple[str, ...] = ()
+    """Client addresses from which the kubelet probes the port: the node's own."""
+    probes: tuple[tuple[str, str], ...] = ()
+    """(method, target) of the requests that its probes are declared to send. From these addresses, they are exempt from
+    inspection."""
+
+    waf: PortWaf | None = None
+    """What those policies that have a web application firewall say of it together."""
+    captures: tuple[str, ...] = ()
+    """uids of captures that get whole connections."""
+    opens: bool = False
+    """Connections are read, and their TLS is opened, although no rule asks for it: for captures."""
 
     @property
     def uids(self) -> frozenset[str]:
         """The uids of all intercepts and wiretaps of the port."""
-        return frozenset({self.global_uid, *self.global_taps, *(rule.uid for rule in self.rules)} - {""})
+        return frozenset(
+            {self.global_uid, *self.global_taps, *self.captures, *(rule.uid for rule in self.rules)} - {""}
+        )
+
+    @property
+    def closes(self) -> bool:
+        """Whether what cannot be inspected is closed: one of the policies wants it."""
+        return any(policy.closes for policy in self.policies)
 
     @property
     def credentials(self) -> dict[str, str]:

@@ -1,12 +1,14 @@
 """eBPF sk_lookup: compile, load, attach, steer, count.
 
 `compile_program()`, once per daemon, gives a `CompiledProgram`; `Steering.attach()` loads it with maps of its own for
-one pod's network namespace; `steer()` and `unsteer()` fill that pod's map. No pin, no BTF, no bcc in this process.
+one pod's network namespace; `steer()`, `unsteer()`, `close_port()` and `open_port()` fill that pod's maps. No pin, no
+BTF, no bcc in this process.
 """
 
 from __future__ import annotations
 
 from sidestep.steering.attachment import Steering
+from sidestep.steering.bpf import programs_attached
 from sidestep.steering.client_names import ClientNames, PeernamePrograms
 from sidestep.steering.compiler import compile_peername, compile_program
 from sidestep.steering.layout import Verdict
@@ -16,6 +18,7 @@ __all__ = [
     "compile_program",
     "CompiledProgram",
     "Steering",
+    "programs_attached",
     "Verdict",
     "compile_peername",
     "PeernamePrograms",

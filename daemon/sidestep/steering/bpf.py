@@ -1,4 +1,4 @@
-"""The nine commands of bpf(2) that steering needs, through ctypes. Every function raises KernelError.
+"""The ten commands of bpf(2) that steering needs, through ctypes. Every function raises KernelError.
 
 Kernels before 5.11 refuse a map or program with EPERM when RLIMIT_MEMLOCK is exhausted. The limit is then lifted and
 the call made once more; where that does not help the error names the limit (`locked_memory`).
@@ -42,6 +42,7 @@ class Command(enum.IntEnum):
     MAP_GET_NEXT_KEY = 4
     PROG_LOAD = 5
     OBJ_GET_INFO_BY_FD = 15
+    PROG_QUERY = 16
     LINK_CREATE = 28
     LINK_DETACH = 34
 
@@ -108,6 +109,17 @@ class _InfoByFd(ctypes.Structure):
         ("bpf_fd", c_uint32),
         ("info_len", c_uint32),
         ("info", c_uint64),
+    )
+
+
+class _ProgQuery(ctypes.Structure):
+    _fields_ = (
+        ("target_fd", c_uint32),
+        ("attach_type", c_uint32),
+        ("query_flags", c_uint32),
+        ("attach_flags", c_uint32),
+        ("prog_ids", c_uint64),
+        ("prog_cnt", c_uint32),
     )
 
 
@@ -254,6 +266,13 @@ def link_info(link_fd: int) -> LinkInfo:
     attributes = _InfoByFd(bpf_fd=link_fd, info_len=ctypes.sizeof(info), info=ctypes.addressof(info))
     _bpf(Command.OBJ_GET_INFO_BY_FD, attributes, doing="asking about the link")
     return info
+
+
+def programs_attached(netns_fd: int) -> int:
+    """The number of sk_lookup programs that are attached to a network namespace, by whomever."""
+    attributes = _ProgQuery(target_fd=netns_fd, attach_type=ATTACH_SK_LOOKUP)
+    _bpf(Command.PROG_QUERY, attributes, doing="asking which programs are attached to a network namespace")
+    return int(attributes.prog_cnt)
 
 
 def possible_cpus() -> int:

@@ -33,7 +33,8 @@ MAX_OUTPUT: Final = 1024 * 1024
 MAX_DIAGNOSTICS: Final = 64 * 1024
 """Bytes of the compiler's diagnostics that are kept; the rest is read and dropped."""
 
-CHILD: Final = (sys.executable, "-m", "sidestep.steering.compiler_child")
+CHILD: Final = (sys.executable, "-P", "-m", "sidestep.steering.compiler_child")
+"""With -P no module is imported from the daemon's working directory."""
 
 _CHUNK: Final = 64 * 1024
 

@@ -25,8 +25,13 @@ PORTS = "ports"
 COUNTS = "counts"
 """Per-CPU array of one 64-bit counter per verdict."""
 
+CLOSED = "closed"
+"""Hash of the closed ports. Its values have no meaning."""
+
+CLOSED_VALUE = b"\x01"
+
 STEERED_MAX = 1024
-"""Entries of `ports`: ports times transports times families of one pod."""
+"""Entries of `ports`, and of `closed`: ports times transports times families of one pod."""
 
 PEER4, PEER6 = "sidestep_peer4", "sidestep_peer6"
 """Names of the C functions that let an app see its client."""
@@ -44,6 +49,9 @@ MAP_TYPE_HASH = 1
 MAP_TYPE_PERCPU_ARRAY = 6
 MAP_TYPE_SOCKHASH = 18
 
+BPF_F_NO_PREALLOC = 1
+"""Flag of a hash: elements are allocated when they are made."""
+
 _KEY = struct.Struct("=HBB")
 _CLIENT_KEY = struct.Struct("=16sH2xI")
 _CLIENT_NAME = struct.Struct("=16sH2x")
@@ -52,20 +60,21 @@ _TRANSPORT_NUMBER = {Transport.TCP: 6, Transport.UDP: 17}
 _TRANSPORT = {number: transport for transport, number in _TRANSPORT_NUMBER.items()}
 
 SteeredPort = tuple[int, Transport, Family]
-"""Port number, transport, address family: one entry of the map."""
+"""Port number, transport, address family: one entry of `ports`, or of `closed`."""
 
 
 class Verdict(enum.IntEnum):
-    """Why a lookup ended as it did; the values are indices of the counter array. Only STEERED assigns a socket."""
+    """Why a lookup ended as it did; the values are indices of the counter array.
+
+    Only STEERED assigns a socket, and only CLOSED refuses the connection.
+    """
 
     STEERED = 0
     UNSTEERED = 1
     LOOPBACK = 2
     OWN = 3
     FAILED = 4
-
-
-BPF_F_NO_PREALLOC = 1
+    CLOSED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,7 @@ LOOKUP_SOURCE = Source(
     (
         MapLayout(PORTS, MAP_TYPE_SOCKHASH, _KEY.size, 8, STEERED_MAX),
         MapLayout(COUNTS, MAP_TYPE_PERCPU_ARRAY, 4, 8, len(Verdict)),
+        MapLayout(CLOSED, MAP_TYPE_HASH, _KEY.size, len(CLOSED_VALUE), STEERED_MAX, BPF_F_NO_PREALLOC),
     ),
 )
 PEERNAME_SOURCE = Source(

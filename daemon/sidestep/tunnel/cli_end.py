@@ -14,12 +14,22 @@ from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.daemon_end import read_all
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.messages import VERSION, AnyEvent, Hello, HelloAnswer, decode, decode_event, encode
-from sidestep.tunnel.opening import PROTOCOL, PROTOCOL_UDP, REASON, StreamOpening, clean_reason
+from sidestep.tunnel.opening import (
+    PROTOCOL,
+    PROTOCOL_CAPTURE,
+    PROTOCOL_RECORDS,
+    PROTOCOL_UDP,
+    REASON,
+    StreamOpening,
+    clean_reason,
+)
 from sidestep.tunnel.pump import pump
 from sidestep.tunnel.stream import CANCEL, Stream
 
 Dial = Callable[[StreamOpening], Awaitable[Channel]]
 """Connects to the handler, including the TLS handshake. Raises RefusedError."""
+Hear = Callable[[], Awaitable[Channel]]
+"""Returns what takes the records of inspection, as lines. Raises RefusedError where the session wants none."""
 Prove = Callable[[Hello], str]
 """Creates the proof for a hello; "" in local mode."""
 
@@ -27,6 +37,11 @@ Prove = Callable[[Hello], str]
 def prove_nothing(_hello: Hello) -> str:
     """The `Prove` of local mode."""
     return ""
+
+
+async def hear_nothing() -> Channel:
+    """The `Hear` of a session without records."""
+    raise RefusedError("this session takes no records")
 
 
 class CliEnd:
@@ -41,11 +56,13 @@ class CliEnd:
         dial: Dial,
         on_hello: Callable[[Hello], None],
         on_event: Callable[[AnyEvent], None],
+        hear: Hear = hear_nothing,
         prove: Prove = prove_nothing,
         intercept: str = "",
         limits: TunnelLimits = DEFAULT_LIMITS,
     ) -> None:
         self._dial = dial
+        self._hear = hear
         self._on_hello = on_hello
         self._on_event = on_event
         self._prove = prove
@@ -61,8 +78,10 @@ class CliEnd:
         fields = dict(stream.headers)
         request = (fields.get(":method"), fields.get(":path"), fields.get(":protocol"))
         match request:
-            case ("CONNECT", _, protocol) if protocol in {PROTOCOL, PROTOCOL_UDP}:
-                await self._divert(stream)
+            case ("CONNECT", _, protocol) if protocol in {PROTOCOL, PROTOCOL_UDP, PROTOCOL_CAPTURE}:
+                await self._connect(stream, lambda: self._dial(StreamOpening.from_headers(stream.headers)))
+            case ("CONNECT", _, protocol) if protocol == PROTOCOL_RECORDS:
+                await self._connect(stream, self._hear)
             case ("POST", "/v1/hello", None):
                 await self._answer_hello(stream)
             case ("POST", "/v1/events", None):
@@ -74,9 +93,9 @@ class CliEnd:
                 stream.respond(404, end_stream=True)
                 stream.reset(CANCEL)
 
-    async def _divert(self, stream: Stream) -> None:
+    async def _connect(self, stream: Stream, connect: Hear) -> None:
         try:
-            channel = await self._dial(StreamOpening.from_headers(stream.headers))
+            channel = await connect()
         except (RefusedError, PeerError) as error:
             stream.respond(502, ((REASON, clean_reason(str(error))),), end_stream=True)
             return

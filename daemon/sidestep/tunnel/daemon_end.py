@@ -30,7 +30,7 @@ from sidestep.tunnel.messages import (
     decode,
     encode,
 )
-from sidestep.tunnel.opening import REASON, StreamOpening, clean_reason
+from sidestep.tunnel.opening import PROTOCOL_RECORDS, REASON, StreamOpening, clean_reason
 from sidestep.tunnel.stream import CANCEL, Headers, Stream
 
 Verify = Callable[[Hello, HelloAnswer], None]
@@ -124,11 +124,26 @@ class DaemonEnd:
 
         Raises RefusedError with the reason.
         """
+        return await self._open(opening.to_headers())
+
+    async def open_records(self) -> Stream:
+        """Open the stream of the session's records. Raises RefusedError when the session does not take them."""
+        return await self._open(
+            (
+                (":method", "CONNECT"),
+                (":protocol", PROTOCOL_RECORDS),
+                (":scheme", "https"),
+                (":authority", "session"),
+                (":path", "/v1/records"),
+            )
+        )
+
+    async def _open(self, headers: Headers) -> Stream:
         stream: Stream | None = None
         try:
             async with patience(self._limits.open_timeout):
                 await self.connection.wait_for_free_stream()
-                stream = self.connection.open(opening.to_headers())
+                stream = self.connection.open(headers)
                 answer = await stream.response()
         except TimeoutError as error:
             raise RefusedError(f"the session did not answer within {self._limits.open_timeout:g} s") from error

@@ -55,6 +55,14 @@ class SessionSpec(msgspec.Struct, frozen=True):
     kind: Literal["intercept", "wiretap"] = "intercept"
     heads_only: bool = False
     """For a wiretap: receive events about requests, but no copies."""
+    capture: Literal["", "heads", "all"] = ""
+    """For a wiretap: receive a capture of connections, not copies of requests (`model.intercept.Snap`)."""
+    duration: float = 0.0
+    """Seconds after which a capture ends; 0: the default of `config.capture`."""
+    records: Literal["", "alerts", "all"] = ""
+    """For a wiretap: receive records of inspection, not copies of requests (`model.intercept.Live`)."""
+    max_bytes: int = 0
+    """Bytes after which a capture ends; 0: the default of `config.capture`."""
     transport: Literal["tcp", "udp"] = "tcp"
     headers: Annotated[tuple[HeaderSpec, ...], msgspec.Meta(max_length=64)] = ()
     methods: Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)] = ()
@@ -156,7 +164,8 @@ class Lost(Event, frozen=True, tag="lost"):
     second.
 
     `reason`: "handler" (it refuses copies), "room" (too many are queued) or "budget" (copying has used its share of
-    time).
+    time). For a session that receives records: `count` records were not sent, for one of these reasons or one of
+    `node.records.live.REASONS`; `port` is 0 where it is not known.
     """
 
     pod: Text
@@ -172,10 +181,14 @@ class Dropped(Event, frozen=True, tag="dropped"):
 
 
 class Ended(Event, frozen=True, tag="ended"):
-    """The last event: the daemon ends the session. `failed` is True for a shutdown or an error, False for a `leave`."""
+    """The last event: the daemon ends the session. `failed` is True for a shutdown or an error, False for a `leave`.
+
+    `over`: the session has what it asked for, and is over on every node.
+    """
 
     reason: Text
     failed: bool = False
+    over: bool = False
 
 
 class Moving(Event, frozen=True, tag="moving"):

@@ -15,6 +15,10 @@ from sidestep.tunnel.stream import Headers
 
 PROTOCOL = "sidestep-tcp"
 """`:protocol` of a diverted connection."""
+PROTOCOL_CAPTURE = "sidestep-capture"
+"""`:protocol` of the frames of a captured connection (`protocols.capture_frames`)."""
+PROTOCOL_RECORDS = "sidestep-records"
+"""`:protocol` of the stream of a session's records of inspection: EVE, one JSON object on a line."""
 PROTOCOL_UDP = "connect-udp"
 """`:protocol` of the datagrams of one client, as capsules (RFC 9298)."""
 REASON = "sidestep-reason"
@@ -31,7 +35,7 @@ _APPLICATION = frozenset({"http/1.1", "h2", "tcp", "udp"})
 
 @dataclass(frozen=True, slots=True)
 class StreamOpening:
-    """One diverted connection.
+    """One diverted connection, or one that is captured.
 
     `protocol` is what the client speaks: "http/1.1", "h2", "tcp" or "udp". `tls` tells whether the client's connection
     was decrypted. `server_name` is its SNI, "" without one. `client` is its address as text. `pod` is `namespace/name`,
@@ -46,12 +50,14 @@ class StreamOpening:
     protocol: str
     tls: bool
     server_name: str = ""
+    capture: bool = False
+    """The stream carries frames of a capture of the connection."""
 
     def to_headers(self) -> Headers:
         """Return the request headers."""
         return (
             (":method", "CONNECT"),
-            (":protocol", PROTOCOL_UDP if self.protocol == "udp" else PROTOCOL),
+            (":protocol", self._stream_protocol),
             (":scheme", "https"),
             (":authority", "session"),
             (":path", f"/v1/intercepts/{self.intercept}"),
@@ -64,6 +70,12 @@ class StreamOpening:
             ("sidestep-tls", "1" if self.tls else "0"),
             ("sidestep-server-name", self.server_name),
         )
+
+    @property
+    def _stream_protocol(self) -> str:
+        if self.capture:
+            return PROTOCOL_CAPTURE
+        return PROTOCOL_UDP if self.protocol == "udp" else PROTOCOL
 
     def check(self) -> None:
         """Raise PeerError unless the other end accepts these fields."""
@@ -82,6 +94,7 @@ class StreamOpening:
             protocol=fields.choice("sidestep-protocol", _APPLICATION),
             tls=fields.choice("sidestep-tls", frozenset({"0", "1"})) == "1",
             server_name=fields.text("sidestep-server-name", _SERVER_NAME),
+            capture=(":protocol", PROTOCOL_CAPTURE) in headers,
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from sidestep.tunnel.messages import State
+from sidestep.tunnel.messages import PodState, State
 
 NOT_READ = "not read yet"
 PENDING = "pending"
@@ -58,6 +58,9 @@ class PortView(msgspec.Struct, frozen=True):
     steered_pods: int = 0
     intercepts: tuple[str, ...] = ()
     """`namespace/name` of the intercepts of this port."""
+    policies: tuple[str, ...] = ()
+    """The inspection policies that apply to the port in a pod of the workload, with their modes: `shop/orders
+    (Enforce)`. Those of the cluster have no namespace. In a cluster it is what the statuses of the policies say."""
 
 
 class InterceptView(msgspec.Struct, frozen=True):
@@ -93,6 +96,44 @@ class WorkloadView(msgspec.Struct, frozen=True):
     conditions: tuple[ConditionView, ...] = ()
 
 
+class UninspectedView(msgspec.Struct, frozen=True):
+    """Seconds for which new connections to ports of a pod that have policies were not inspected."""
+
+    outcome: str
+    """"open": they reached the app. "closed": they were refused."""
+    reason: str
+    seconds: float
+
+
+class EngineView(msgspec.Struct, frozen=True):
+    """An engine of inspection beside the proxy of a pod: a process that reads what the proxy decrypts."""
+
+    kind: str
+    """`suricata`, or `inspector`: the web application firewall."""
+    state: str
+    """"starting", "running", or "paused": it has ended or could not be started, and is started again."""
+    pid: int = 0
+    version: str = ""
+    """What the program says; empty where it says none, or is not there."""
+    policies: tuple[str, ...] = ()
+    """The policies whose rules it has: `shop/orders`; those of the cluster have no namespace."""
+    rules: int = 0
+    memory: int = 0
+    """Bytes that are resident now, pages shared with other processes included."""
+    memory_limit: int = 0
+    """Bytes of private memory that it may have."""
+    restarts: int = 0
+    """Processes that ended although they were wanted, or could not be started, since the pod is a target."""
+    connections: dict[str, int] = {}
+    """Since the pod's proxy began: `fed` (it has seen some of them), `unfed` (nothing), `cut` (not to their ends)."""
+    verdicts: dict[str, int] = {}
+    """Of an inspector, since the pod's proxy began: `judged` requests, and within how many milliseconds half of them
+    (`p50`) and 99 of 100 (`p99`) had their verdict, the time in which they waited for others included; 0: longer than
+    is counted."""
+    problem: str = ""
+    """Why it does not run, or not with the rules that are in force."""
+
+
 class PodView(msgspec.Struct, frozen=True):
     """One target pod. `proxy` is "running", "restarting", "failed" or "none"; `counters` are totals since it began."""
 
@@ -109,6 +150,70 @@ class PodView(msgspec.Struct, frozen=True):
     """Connections that were passed through unparsed, by reason."""
     protocols: dict[str, str] = {}
     """By steered port (`8443/tcp`): the protocol and how it is known, `https (port name https)`."""
+    closed: tuple[str, ...] = ()
+    """Ports whose clients are refused now, because a policy wants nothing to pass uninspected: `8443/tcp` …"""
+    uninspected: tuple[UninspectedView, ...] = ()
+    """For how long ports that have policies were not inspected."""
+    engines: tuple[EngineView, ...] = ()
+    """The processes that inspect beside the proxy, one of a kind."""
+
+
+MAX_FAILING = 10
+"""Failing pods that a `PolicyView` names."""
+
+
+class InspectedView(msgspec.Struct, frozen=True, order=True):
+    """A workload of this node, `NAMESPACE/KIND/NAME`, and its TCP ports to which a policy applies, sorted."""
+
+    workload: str
+    ports: tuple[int, ...]
+
+
+class GapView(msgspec.Struct, frozen=True):
+    """A time in which ports of `pods` pods, to which policies applied before and after it, were not inspected.
+
+    `start` and `end` are seconds since 1970.
+    """
+
+    start: float
+    end: float
+    reason: str
+    pods: int
+
+
+class PolicyView(msgspec.Struct, frozen=True):
+    """One inspection policy that is written, valid or not, on this node; `namespace` is empty for one of the cluster.
+
+    `mode` and `failure_policy` are those of the version in force, empty without one.
+    """
+
+    namespace: str
+    name: str
+    mode: str
+    failure_policy: str
+    accepted: bool
+    """The document as it is written is accepted; `problem` says why it is not, or not yet."""
+    problem: str = ""
+    in_force: bool = False
+    """A version of it applies: the accepted one, or the last good one."""
+    programmed: tuple[str, ...] = ()
+    """`namespace/name` of the pods that are inspected by it."""
+    failing: tuple[PodState, ...] = ()
+    """The first pods that it selects and that are not inspected by it, or not on all ports ..."""
+    failing_pods: int = 0
+    """... and how many there are."""
+    bypassed: dict[str, int] = {}
+    """By reason: what passed unread on the ports to which it applies, since the processes of their proxies began."""
+    closed: dict[str, int] = {}
+    """By reason: what was refused there because it cannot be read."""
+    hits: dict[str, int] = {}
+    """Hits there, of all policies together: `logged`, `alerted`, `would_block`, `blocked`."""
+    inspected: tuple[InspectedView, ...] = ()
+    """The workloads to whose ports it applies on this node, sorted."""
+    gaps: tuple[GapView, ...] = ()
+    """When nobody inspected ports to which it applies: while no daemon ran, before this one."""
+    rules_problem: str = ""
+    """Why an engine does not have the rules that a ConfigMap has for it; empty if it has them, or if there are none."""
 
 
 class LoopView(msgspec.Struct, frozen=True):
@@ -141,3 +246,4 @@ class StatusView(msgspec.Struct, frozen=True):
     pods: tuple[PodView, ...] = ()
     intercepts: tuple[InterceptView, ...] = ()
     conditions: tuple[ConditionView, ...] = ()
+    policies: tuple[PolicyView, ...] = ()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.config.node_options import NodeOptions, PodIdentity
 from sidestep.laptop.cluster_session import ClusterSession
 from sidestep.laptop.handler import Handler, HandlerSettings
@@ -14,17 +17,33 @@ from sidestep.model.inventory import Inventory
 from sidestep.model.pod import ContainerPort, Pod, PodKey
 from sidestep.node.cluster.service import ClusterService
 from sidestep.node.conditions import Conditions
+from sidestep.node.planning.plan import Plan
+from sidestep.node.records.alert_notes import AlertNotes
 from sidestep.node.sessions.registry import SessionRegistry
 from sidestep.policy.workloads import pods_of
 from sidestep.tunnel.limits import DEFAULT_LIMITS
 from sidestep.tunnel.messages import HeaderSpec, PodState, SessionSpec, State
+from tests.harness.fake_api import FakeApi
+from tests.harness.waiting import SLACK
 
 GROUP = "/apis/sidestep.dev/v1alpha1"
 
 
+def run(test: Callable[[FakeApi], Awaitable[None]], *, within: float = 40.0) -> None:
+    """Run a test with an API server that stamps what it makes with the time, for at most `within` seconds."""
+
+    async def body() -> None:
+        async with FakeApi() as api:
+            api.stamp = lambda: f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%SZ}"
+            await asyncio.wait_for(test(api), within)
+
+    asyncio.run(body())
+
+
 async def until(condition, *, within=15.0, what=""):
+    within *= SLACK
     try:
-        async with asyncio.timeout(within):
+        async with time_limit(within):
             while not condition():  # noqa: ASYNC110 - a condition of any kind, with a deadline
                 await asyncio.sleep(0.01)
     except TimeoutError:
@@ -36,6 +55,7 @@ class FakeController:
 
     def __init__(self, pods):
         self.inventory = Inventory(pods={pod.key: pod for pod in pods})
+        self.plan = Plan()
         self.reason = ""
         self.changes = 0
         self.cluster: Any = None
@@ -58,6 +78,9 @@ class FakeController:
 
     def check(self, _intercept):
         raise AssertionError("no session begins at the socket")
+
+    def policies(self):
+        return ()
 
     def state(self, uid):
         for intercept in self.cluster.intercepts():
@@ -94,7 +117,11 @@ class Daemon:
     async def start(self):
         await self.cluster.start()
         self.cluster.connect(
-            controller=self.controller, sessions=self.sessions, view=self.controller, conditions=self.conditions
+            controller=self.controller,
+            sessions=self.sessions,
+            view=self.controller,
+            conditions=self.conditions,
+            alerts=AlertNotes(),
         )
         self.sessions.on_change = self.controller.changed
         self.task = asyncio.create_task(self.cluster.run())
@@ -143,14 +170,14 @@ class Ear:
 class Laptop:
     """A developer's session."""
 
-    def __init__(self, api, *, user="ada", handler_port=1, limits=DEFAULT_LIMITS, **spec):
+    def __init__(self, api, *, user="ada", handler_port=1, handler=None, limits=DEFAULT_LIMITS, **spec):
         self.ear = Ear()
         values: dict[str, Any] = {"namespace": "shop", "workload": "pod/orders-1", "port": "8443"}
         values["headers"] = (HeaderSpec("x-dev", "exact", user),)
         self.session = ClusterSession(
             access=api.access(user=user),
             spec=SessionSpec(**{**values, **spec}),
-            handler=Handler(HandlerSettings(port=handler_port, plaintext=True)),
+            handler=handler or Handler(HandlerSettings(port=handler_port, plaintext=True)),
             observer=self.ear,
             limits=limits,
         )
@@ -181,12 +208,12 @@ def a_pod(name, **changes):
     return replace(pod, **changes)
 
 
-def resource(api, name="orders-1"):
-    return api.get(GROUP, "intercepts", "shop", name)
+def resource(api, name="orders-1", plural="intercepts"):
+    return api.get(GROUP, plural, "shop", name)
 
 
-def status(api, name="orders-1"):
-    found = resource(api, name)
+def status(api, name="orders-1", plural="intercepts"):
+    found = resource(api, name, plural)
     return (found or {}).get("status", {})
 
 

@@ -3,13 +3,15 @@
 import asyncio
 
 from sidestep.kube.api import Api
-from sidestep.kube.resources import KINDS
+from sidestep.kube.session_specs import DEFINITIONS
 from sidestep.model.condition import Condition, ConditionType
-from sidestep.model.intercept import Kind
+from sidestep.model.intercept import SessionKind
 from sidestep.model.pod import PodKey
-from sidestep.node.cluster.announcer import BURST, Announcer
+from sidestep.node.cluster.announcer import BURST, PERIOD, STABLE_FOR, Announcer
 from sidestep.node.conditions import Conditions, Source
+from sidestep.node.records.alert_notes import AGAIN, AlertNotes
 from sidestep.node.sessions.resources import SessionResources
+from sidestep.protocols.eve_records import RecordedAction
 from tests.harness.fake_api import FakeApi
 from tests.unit.node.scenes import inventory, pod
 from tests.unit.node.sessions.test_resources import value
@@ -24,13 +26,15 @@ class Scene:
         self.client = Api(api.access())
         self.conditions = Conditions()
         self.resources = SessionResources(now=lambda: self.now)
+        self.alerts = AlertNotes()
         self.announcer = Announcer(
             self.client,
             node="n1",
             conditions=self.conditions,
-            inventory=lambda: inventory(pod()),
+            inventory=lambda: inventory(pod(), pod(namespace="aaa")),
             resources=self.resources,
             now=lambda: self.now,
+            alerts=self.alerts,
         )
 
     async def after(self, seconds):
@@ -107,13 +111,13 @@ def test_what_flaps_is_told_once():
 
 def test_nodes_and_resources_have_events_too():
     async def test(scene):
-        scene.resources.apply(Kind.INTERCEPT, value("a"))
+        scene.resources.apply(SessionKind.INTERCEPT, value("a"))
         scene.conditions.state(Source("node"), [Condition(ConditionType.ANNOTATION_INVALID, "node n1", "bad glob")])
         found = Condition(ConditionType.PORT_UNKNOWN, "intercept shop/a", "no such port")
         scene.conditions.state(Source("plan"), [found])
         await scene.after(0)
         events = {each["involvedObject"]["kind"]: each for each in await scene.after(3)}
-        assert set(events) == {"Node", KINDS[Kind.INTERCEPT]}
+        assert set(events) == {"Node", DEFINITIONS[SessionKind.INTERCEPT].kind}
         assert events["Node"]["metadata"]["namespace"] == "default"
         assert events["Node"]["involvedObject"]["uid"] == "n1"
         assert events["Intercept"]["involvedObject"]["uid"] == "uid-a"
@@ -141,5 +145,67 @@ def test_an_event_that_is_refused_is_given_up():
         requests = len(scene.api.requests)
         await scene.after(3)
         assert len(scene.api.requests) == requests
+
+    run(test)
+
+
+def test_what_the_status_of_a_policy_says_is_no_event():
+    async def test(scene):
+        bad = Condition(ConditionType.POLICY_INVALID, "InspectionPolicy shop/orders", "spec.mode: no")
+        scene.conditions.state(Source("policy", detail="shop/orders"), [bad])
+        assert await scene.after(1) == []
+        assert await scene.after(5) == []
+        scene.conditions.state(Source("policy", detail="shop/orders"), [])
+        assert await scene.after(5) == []
+
+    run(test)
+
+
+def test_alerts_of_inspection_are_told_on_their_pod_seldom():
+    async def test(scene):
+        orders = PodKey("shop", "orders-1")
+        for _ in range(3):
+            scene.alerts.note(orders, "shop/p", "no-admin", RecordedAction.BLOCK)
+        scene.alerts.note(PodKey("shop", "gone"), "shop/p", "no-admin", RecordedAction.BLOCK)
+        (event,) = await scene.after(1)
+        assert (event["type"], event["reason"]) == ("Warning", "InspectionAlert")
+        assert event["involvedObject"]["uid"] == "uid-orders-1"
+        assert event["message"] == "policy shop/p, rule no-admin blocked 3 requests"
+        scene.alerts.note(orders, "shop/p", "no-admin", RecordedAction.BLOCK)
+        assert len(await scene.after(AGAIN / 2)) == 1
+        assert len(await scene.after(AGAIN / 2)) == 2
+
+    run(test)
+
+
+def test_alerts_of_many_rules_share_what_all_events_may_be():
+    async def test(scene):
+        for number in range(BURST * 2):
+            scene.alerts.note(PodKey("shop", "orders-1"), "shop/p", f"r{number}", RecordedAction.ALERT)
+        assert len(await scene.after(1)) == BURST
+        assert BURST < len(await scene.after(60)) < 2 * BURST
+
+    run(test)
+
+
+def test_no_namespace_keeps_anothers_events_back():
+    async def test(scene):
+        many = [
+            Condition(ConditionType.ANNOTATION_INVALID, "pod aaa/orders-1", f"no number: {number}")
+            for number in range(BURST * 3)
+        ]
+        scene.conditions.state(Source("annotations", PodKey("aaa", "orders-1")), many)
+        scene.conditions.state(Source("certificate", PodKey("shop", "orders-1")), [BAD])
+        await scene.after(0)
+        for number in range(BURST):
+            scene.alerts.note(PodKey("aaa", "orders-1"), "aaa/p", f"r{number}", RecordedAction.ALERT)
+        scene.alerts.note(PodKey("shop", "orders-1"), "shop/p", "no-admin", RecordedAction.BLOCK)
+        events = await scene.after(STABLE_FOR)
+        assert len(events) == BURST
+        mine = {each["reason"] for each in events if each["metadata"]["namespace"] == "shop"}
+        assert mine == {"CertificateInvalid", "InspectionAlert"}
+        scene.conditions.state(Source("certificate", PodKey("shop", "orders-1")), [])
+        events = await scene.after(PERIOD * 1.5)
+        assert "CertificateInvalidResolved" in {each["reason"] for each in events}, "one Event, and whose turn it is"
 
     run(test)

@@ -1,5 +1,6 @@
 """The command line against an API server: which one it takes, list, status, leave, refusals; with a real kubeconfig."""
 
+import json
 import os
 
 import pytest
@@ -71,6 +72,41 @@ def test_list_reads_the_api_only(server):
     assert {request.split()[0] for request in server.api.requests} == {"GET"}
 
 
+def test_list_names_the_policies_that_inspect_each_port(server):
+    server.do(populate(server.api))
+    code, text, _ = sidestep("list", "--kubeconfig", server.kubeconfig)
+    assert code == 0
+    assert "INSPECTED BY" not in text
+    spec = {"podSelector": {}, "mode": "Enforce", "rules": [{"name": "a", "action": "Block"}]}
+    daemon = {"namespace": "sidestep", "pod": "sidestep-1", "started": "2026-01-01T00:00:00Z"}
+    there = [{"workload": "shop/deployment/orders", "ports": [8443]}]
+    gap = {"start": "2026-01-01T00:00:00.000Z", "end": "2026-01-01T00:00:07.000Z", "reason": "no-daemon", "pods": 1}
+    entry = {"daemon": daemon, "observedGeneration": 1, "accepted": True, "inspected": there, "gaps": [gap]}
+    found = {"metadata": {"name": "p", "namespace": "shop"}, "spec": spec, "status": {"nodes": {"n1": entry}}}
+    server.do(server.api.put(GROUP, "inspectionpolicies", found))
+    base = {"namespaceSelector": {}, **spec, "mode": "Detect"}
+    nodes = {"n1": entry | {"inspectedMore": 2}, "n2": None}
+    found = {"metadata": {"name": "base"}, "spec": base, "status": {"nodes": nodes}}
+    server.do(server.api.put(GROUP, "clusterinspectionpolicies", found))
+    code, text, errors = sidestep("list", "--kubeconfig", server.kubeconfig)
+    assert (code, errors) == (0, "")
+    assert "INSPECTED BY" in text.splitlines()[0]
+    [line] = [line for line in text.splitlines() if "8443/tcp" in line]
+    assert line.endswith("base (Detect), shop/p (Enforce)")
+    assert "base inspects more workloads than its status names." in text.splitlines()
+    _, text, _ = sidestep("list", "--kubeconfig", server.kubeconfig, "-o", "json")
+    [ports] = [json.loads(line)["ports"] for line in text.splitlines() if '"orders"' in line]
+    assert ["base (Detect)", "shop/p (Enforce)"] in [port["policies"] for port in ports]
+    _, text, _ = sidestep("status", "--kubeconfig", server.kubeconfig)
+    said = f"not inspected on 1 pod of node n1 from {gap['start']} to {gap['end']} (no-daemon)"
+    assert f"  shop/p: {said}" in text.splitlines()
+    server.api.forbid("list", "inspectionpolicies")
+    server.api.forbid("list", "clusterinspectionpolicies")
+    code, text, errors = sidestep("list", "--kubeconfig", server.kubeconfig)
+    assert (code, errors) == (0, "")
+    assert "INSPECTED BY" not in text
+
+
 def test_the_context_gives_the_namespace(server):
     code, text, _ = sidestep("list", "--context", "there", KUBECONFIG=server.kubeconfig)
     assert (code, text) == (0, "No workloads in namespace other.\n")
@@ -96,6 +132,33 @@ def test_a_socket_is_this_machine(server, tmp_path):
     assert "--socket" in errors
 
 
+def test_status_shows_inspection_policies_to_who_may_read_them(server):
+    spec = {"podSelector": {}, "mode": "Enforce", "rules": [{"name": "a", "action": "Block"}]}
+    message = "on 1 of 2 pods; shop/b is failed"
+    failing = {"type": "Programmed", "status": "False", "reason": "Failing", "message": message}
+    accepted = {"type": "Accepted", "status": "True", "reason": "Accepted", "message": "it is in force"}
+    conditions = [each | {"lastTransitionTime": "2026-01-01T00:00:00Z"} for each in (accepted, failing)]
+    written = {"programmedPods": 1, "bypassed": 7, "conditions": conditions}
+    for namespace, name, more in (("shop", "p", {"status": written}), ("other", "q", {})):
+        found = {"metadata": {"name": name, "namespace": namespace}, "spec": spec, **more}
+        server.do(server.api.put(GROUP, "inspectionpolicies", found))
+    bad = {"metadata": {"name": "base"}, "spec": {"podSelector": {}}}
+    server.do(server.api.put(GROUP, "clusterinspectionpolicies", bad))
+    code, text, _ = sidestep("status", "--kubeconfig", server.kubeconfig)
+    assert code == 0
+    [base, policy] = [line.split() for line in text.splitlines() if line.startswith(("base", "shop/p"))]
+    assert policy == ["shop/p", "Enforce", "Ignore", "True", "False", "Unknown", "1", "7", *message.split()]
+    assert "spec: lacks" in " ".join(base)
+    assert "other/q" not in text
+    code, text, _ = sidestep("status", "-A", "--kubeconfig", server.kubeconfig, "--output", "json")
+    assert '"name":"q"' in text
+    for plural in ("inspectionpolicies", "clusterinspectionpolicies"):
+        server.api.forbid("list", plural)
+    code, text, _ = sidestep("status", "--kubeconfig", server.kubeconfig)
+    assert code == 0
+    assert "INSPECTION" not in text
+
+
 def test_status_shows_resources_and_what_is_wrong(server):
     found = value("a") | {"status": {"state": "Refused", "message": "no certificate", "activePods": 0, "nodes": {}}}
     server.do(server.api.put(GROUP, "intercepts", found))
@@ -118,6 +181,33 @@ def test_leave_deletes_the_resource(server):
     code, _, errors = sidestep("leave", "a", "--kubeconfig", server.kubeconfig)
     assert code == 1
     assert errors == "sidestep: there is no intercept shop/a; sidestep status shows those there are\n"
+
+
+def test_captures_are_shown_and_ended_also_by_who_may_do_nothing_else(server):
+    capture = value("a", duration="10m", snap="All")
+    capture["status"] = {"state": "Active", "activePods": 1}
+    server.do(server.api.put(GROUP, "captures", capture))
+    for verb in ("get", "list", "delete"):
+        for plural in ("intercepts", "wiretaps"):
+            server.api.forbid(verb, plural)
+    code, shown, errors = sidestep("status", "--kubeconfig", server.kubeconfig)
+    assert code == 0, errors
+    assert "capture" in shown
+    assert "Active" in shown
+    code, _, errors = sidestep("leave", "b", "--kubeconfig", server.kubeconfig)
+    assert code == 1
+    assert "you may not get intercepts.sidestep.dev in namespace shop" in errors, "who knows whether there is one"
+    assert sidestep("leave", "a", "--kubeconfig", server.kubeconfig)[:2] == (0, "Ended shop/a.\n")
+    assert server.api.get(GROUP, "captures", "shop", "a") is None
+
+
+def test_who_may_not_capture_has_status_and_leave_as_before(server):
+    for verb in ("get", "list", "delete"):
+        server.api.forbid(verb, "captures")
+    server.do(server.api.put(GROUP, "intercepts", value("a")))
+    assert "intercept" in sidestep("status", "--kubeconfig", server.kubeconfig)[1]
+    code, _, errors = sidestep("leave", "b", "--kubeconfig", server.kubeconfig)
+    assert (code, errors) == (1, "sidestep: there is no intercept shop/b; sidestep status shows those there are\n")
 
 
 def test_who_may_not_is_told_what_to_ask_for_in_one_line(server):

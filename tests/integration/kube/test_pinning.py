@@ -11,8 +11,8 @@ from sidestep.kube.errors import ApiError
 from sidestep.kube.resources import observe
 from sidestep.model.intercept import Kind
 from sidestep.tunnel.proof import generate, public_text
-from tests.integration.kube.cluster import GROUP, Laptop, daemon, resource, status, until
-from tests.integration.kube.test_sessions import knock, run
+from tests.integration.kube.cluster import GROUP, Laptop, daemon, resource, run, status, until
+from tests.integration.kube.test_sessions import knock
 
 
 def digest(found):

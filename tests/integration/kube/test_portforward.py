@@ -8,6 +8,8 @@ import tracemalloc
 
 import pytest
 
+from sidestep.aio.client_tls import default_client_context
+from sidestep.aio.time_limit import time_limit
 from sidestep.kube.access import ClusterAccess
 from sidestep.kube.api import Api
 from sidestep.kube.portforward import PortForward
@@ -29,9 +31,9 @@ def tls(request, tmp_path_factory):
     if not request.param:
         return None, None
     folder = Authority().issue("api", ips=["127.0.0.1"]).write(tmp_path_factory.mktemp("tls"))
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(folder / "tls.crt", folder / "tls.key")
-    return server, ssl.create_default_context(cafile=str(folder / "ca.crt"))
+    return server, default_client_context(cafile=folder / "ca.crt")
 
 
 @contextlib.asynccontextmanager
@@ -87,7 +89,7 @@ def bounded(test):
         gc.collect()
         tracemalloc.start()
         try:
-            async with asyncio.timeout(100):
+            async with time_limit(100):
                 await test()
             assert tracemalloc.get_traced_memory()[1] < GROWN
         finally:

@@ -35,7 +35,7 @@ def identity(tmp_path_factory):
     """(server's context, client's context, CA's file) of the API server's name."""
     authority = Authority()
     folder = authority.issue(NAME, "127.0.0.1", ips=["127.0.0.1", "127.0.0.77"]).write(tmp_path_factory.mktemp("tls"))
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(folder / "tls.crt", folder / "tls.key")
     return server, default_client_context(cafile=folder / "ca.crt"), folder / "ca.crt"
 
@@ -166,9 +166,9 @@ def test_a_hostile_proxy_is_one_clear_line(identity, options, reason, monkeypatc
 def issued(authority, folder, *names, ips=()):
     """(context of a server with this certificate, context of a client that trusts its authority)."""
     path = authority.issue(*names, ips=ips).write(folder)
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(path / "tls.crt", path / "tls.key")
-    return server, ssl.create_default_context(cafile=str(path / "ca.crt"))
+    return server, default_client_context(cafile=path / "ca.crt")
 
 
 def test_an_https_proxy_is_verified_by_its_own_name_whatever_that_of_the_api_server(tmp_path):

@@ -6,6 +6,7 @@ import contextlib
 
 import pytest
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.kube.api import Api
 from sidestep.kube.portforward import PortForward
 from sidestep.model.errors import RefusedError
@@ -16,16 +17,7 @@ from sidestep.tunnel.limits import TunnelLimits
 from sidestep.tunnel.messages import Ended
 from sidestep.tunnel.node_tls import make_node_tls, pinned_context
 from sidestep.tunnel.proof import generate, sign
-from tests.harness.fake_api import FakeApi
-from tests.integration.kube.cluster import GROUP, Daemon, Laptop, a_pod, daemon, resource, status, until
-
-
-def run(test, *, within=40):
-    async def body():
-        async with FakeApi() as api:
-            await asyncio.wait_for(test(api), within)
-
-    asyncio.run(body())
+from tests.integration.kube.cluster import GROUP, Daemon, Laptop, a_pod, daemon, resource, run, status, until
 
 
 @contextlib.asynccontextmanager
@@ -354,7 +346,7 @@ async def knock(api, node, *, certificate=None, uid, key, cut=None):
         await asyncio.get_running_loop().create_connection(
             lambda: end.connection, sock=forward.socket, ssl=pinned_context(real), server_hostname=""
         )
-        async with asyncio.timeout(5):
+        async with time_limit(5):
             return await end.run()
     except TimeoutError:
         return None

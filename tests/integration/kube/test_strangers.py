@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import ssl
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.node.cluster import tunnel_server
-from tests.integration.kube.cluster import Laptop, daemon, until
-from tests.integration.kube.test_sessions import run
+from tests.integration.kube.cluster import Laptop, daemon, run, until
 
 
 def anybody():
@@ -37,7 +37,7 @@ def beside(*, tls):
             await until(lambda: laptop.ear.active == 1, what="active beside strangers")
             assert len(node.cluster._tunnels._unproved) <= tunnel_server.MAX_UNPROVED
             with contextlib.suppress(ConnectionResetError):
-                async with asyncio.timeout(10):
+                async with time_limit(10):
                     while await strangers[0][0].read(65536):
                         pass  # the oldest had to go
             assert laptop.ear.active == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sidestep.proxy.runtime.syscalls import ALLOWED, ARCHITECTURES, FATAL
+from sidestep.sandbox.syscalls import ALLOWED, ARCHITECTURES, FATAL
 from sidestep.steering import bpf, headers
 from tests.integration.platform.c_constants import Constants
 
@@ -63,7 +63,7 @@ OURS = {
         "_PR_CAP_AMBIENT_CLEAR_ALL": "PR_CAP_AMBIENT_CLEAR_ALL",
         "_VERSION_3": "_LINUX_CAPABILITY_VERSION_3",
     },
-    "sidestep.proxy.runtime.capabilities": {
+    "sidestep.sandbox.capabilities": {
         "_PR_SET_DUMPABLE": "PR_SET_DUMPABLE",
         "_PR_CAPBSET_READ": "PR_CAPBSET_READ",
         "_PR_CAPBSET_DROP": "PR_CAPBSET_DROP",
@@ -72,7 +72,7 @@ OURS = {
         "_PR_CAP_AMBIENT": "PR_CAP_AMBIENT",
         "_PR_CAP_AMBIENT_CLEAR_ALL": "PR_CAP_AMBIENT_CLEAR_ALL",
     },
-    "sidestep.proxy.runtime.libc": {
+    "sidestep.sandbox.libc": {
         name: name
         for name in (
             "MS_RDONLY",
@@ -89,7 +89,7 @@ OURS = {
             "CLONE_NEWNET",
         )
     },
-    "sidestep.proxy.runtime.seccomp": {
+    "sidestep.sandbox.seccomp": {
         "ALLOW": "SECCOMP_RET_ALLOW",
         "KILL": "SECCOMP_RET_KILL_PROCESS",
         "REFUSE": "SECCOMP_RET_ERRNO | EPERM",
@@ -156,7 +156,7 @@ def test_every_system_call_has_libseccomp_s_number(libseccomp, machine):
 
 @pytest.mark.parametrize(("module", "where", "name"), [
     ("sidestep.steering.bpf", "_SYSCALL", "bpf"),
-    ("sidestep.proxy.runtime.libc", "_SYS_PIVOT_ROOT", "pivot_root"),
+    ("sidestep.sandbox.libc", "_SYS_PIVOT_ROOT", "pivot_root"),
 ])  # fmt: skip
 def test_calls_that_the_c_library_does_not_offer_have_the_same_numbers(libseccomp, module, where, name):
     numbers = getattr(import_module(module), where)
@@ -182,7 +182,7 @@ def test_architectures_are_named_as_the_kernel_names_them(kernel, machine, name)
 
 
 def test_arguments_that_the_filter_allows_are_the_kernel_s(kernel):
-    seccomp = import_module("sidestep.proxy.runtime.seccomp")
+    seccomp = import_module("sidestep.sandbox.seccomp")
     names = ("FIONBIO", "FIONREAD", "TIOCOUTQ", "FIOCLEX", "FIONCLEX", "TCGETS")
     assert tuple(kernel[name] for name in names) == seccomp._IOCTL
     names = ("ATTACH_FILTER", "ATTACH_BPF", "ATTACH_REUSEPORT_CBPF", "ATTACH_REUSEPORT_EBPF")
@@ -193,7 +193,7 @@ def test_arguments_that_the_filter_allows_are_the_kernel_s(kernel):
 def test_bits_that_keep_root_from_getting_privileges_back_are_the_kernel_s(kernel):
     names = ("NOROOT", "NO_SETUID_FIXUP", "NO_CAP_AMBIENT_RAISE")
     bits = [f"SECURE_{name}{suffix}" for name in names for suffix in ("", "_LOCKED")] + ["SECURE_KEEP_CAPS_LOCKED"]
-    capabilities = import_module("sidestep.proxy.runtime.capabilities")
+    capabilities = import_module("sidestep.sandbox.capabilities")
     assert sum(1 << kernel[name] for name in bits) == capabilities._SECUREBITS
 
 

@@ -19,9 +19,6 @@ from tests.harness.processes import Process
 from tests.harness.recording_relay import RecordingRelay
 from tests.harness.waiting import until
 
-STRICT = ("-o", "tcp.check_checksum:TRUE", "-o", "ip.check_checksum:TRUE")
-COMPLAINTS = "tcp.analysis.flags || _ws.malformed || tcp.checksum.status == 0 || ip.checksum.status == 0 || _ws.expert"
-
 
 def capture(recordings, *, client="10.1.0.9", server="10.1.0.7", port=8080, segment_size=1400):
     """A pcapng file of recorded connections, between other addresses."""
@@ -42,14 +39,6 @@ def capture(recordings, *, client="10.1.0.9", server="10.1.0.7", port=8080, segm
             packets += [(at, packet) for packet in made]
         blocks += [pcapng.packet(0, at, packet) for at, packet in packets]
     return b"".join(blocks)
-
-
-def complaints(file, *options):
-    """What tshark finds wrong; its notes about what a protocol says (chat) are left out."""
-    only = f"({COMPLAINTS}) && !(_ws.expert.severity == 0x200000 && !tcp.analysis.flags && !_ws.malformed)"
-    return tshark.rows(
-        file, ["frame.number", "_ws.expert.message", "_ws.expert.severity"], only=only, options=(*STRICT, *options)
-    )
 
 
 def one_file(folder, recordings, **options):
@@ -77,7 +66,7 @@ def test_http1(app, tmp_path, segment_size, client, server):
     run("curl", "-s", f"{base}/", f"{base}/bytes/70000", f"{base}/echo")
     run("curl", "-s", "-T", "-", "-X", "POST", f"{base}/digest", given=b"body " * 9000)
     file = one_file(tmp_path, app.finished(2), client=client, server=server, segment_size=segment_size)
-    assert complaints(file) == []
+    assert tshark.complaints(file) == []
     fields = ["http.request.method", "http.request.uri", "http.response.code", "http.file_data"]
     rows = tshark.rows(file, fields, only="http")
     assert [(row["http.request.method"], row["http.request.uri"]) for row in rows if row["http.request.method"]] == [
@@ -96,7 +85,7 @@ def test_http2_of_curl_and_nghttp(app, tmp_path):
     run("h2load", "-n", "20", "-c", "1", "-m", "10", f"{base}/bytes/3000")
     file = one_file(tmp_path, app.finished(3))
     options = ("-d", "tcp.port==8080,http2")
-    assert complaints(file, *options) == []
+    assert tshark.complaints(file, *options) == []
     rows = tshark.rows(file, ["http2.headers.path"], only="http2.headers.path", options=options)
     paths = [path for row in rows for path in row["http2.headers.path"].split(",")]
     assert sorted(set(paths)) == ["/", "/bytes/3000", "/bytes/70000", "/digest", "/echo"]
@@ -122,7 +111,7 @@ def test_grpc(tmp_path):
     # The messages of this service are text, which tshark takes for protobuf or JSON.
     options = ("-d", "tcp.port==8080,http2", "--disable-protocol", "protobuf", "--disable-protocol", "json")
     # One of its trailers is binary: a NUL in a text field.
-    assert {row["_ws.expert.message"] for row in complaints(file, *options)} <= {"Trailing stray characters"}
+    assert {row["_ws.expert.message"] for row in tshark.complaints(file, *options)} <= {"Trailing stray characters"}
     rows = tshark.rows(file, ["http2.headers.path"], only="http2.headers.path", options=options)
     assert [row["http2.headers.path"].rpartition("/")[2] for row in rows] == ["Get", "List", "Chat", "Fail"]
     messages = tshark.rows(file, ["grpc.message_length"], only="grpc", options=options)
@@ -150,7 +139,7 @@ def test_websocket(tmp_path, compression):
             file = one_file(tmp_path, relay.finished(1))
         server.shutdown()
         serving.join(30)
-    assert complaints(file) == []
+    assert tshark.complaints(file) == []
     rows = tshark.rows(file, ["websocket.opcode", "websocket.payload_length"], only="websocket")
     opcodes = [code for row in rows for code in row["websocket.opcode"].split(",")]
     assert opcodes == ["1", "1", "1", "1", "2", "2", "8", "8"]
@@ -171,7 +160,7 @@ def test_a_loss_is_shown_as_one_and_counted(tmp_path):
         + pcapng.packet(0, 10**18, conversation.data(b"x" * 1000, from_client=False)[0], dropped=6)
         + pcapng.statistics(0, 10**18, received=len(packets) + 7, dropped=6)
     )
-    lost = tshark.rows(file, ["tcp.seq_raw"], only="tcp.analysis.lost_segment", options=STRICT)
+    lost = tshark.rows(file, ["tcp.seq_raw"], only="tcp.analysis.lost_segment", options=tshark.STRICT)
     assert len(lost) == 1
     comments = tshark.rows(file, ["frame.comment", "frame.interface_name"], only="http.request")
     assert comments == [{"frame.comment": "TLS 1.3", "frame.interface_name": "shop/orders-1"}]

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import TypeVar
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.config.node_settings import NodeSettings
 from sidestep.model.errors import RefusedError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest
 from sidestep.model.intercept import Intercept, Kind, WorkloadRef
 from sidestep.model.inventory import Inventory
-from sidestep.model.pod import ContainerPort, Location, Pod, PodKey, Service, ServicePort
+from sidestep.model.pod import ContainerPort, Family, Location, Pod, PodKey, Service, ServicePort
 from sidestep.node.conditions import Conditions
+from sidestep.node.planning.inspection import Policies
 from sidestep.node.planning.plan import Plan
 from sidestep.node.planning.planner import plan
 from sidestep.node.pods.audit import Audit
@@ -27,6 +29,7 @@ from sidestep.node.proxies.supervisor import ProxySupervisor, SupervisorSettings
 from sidestep.steering import CompiledProgram, compile_peername
 from tests.harness.namespaces import PodNamespace
 from tests.harness.peers import Client
+from tests.harness.waiting import SLACK
 
 T = TypeVar("T")
 PORT = 8080
@@ -48,7 +51,7 @@ class NoHandlers:
 
 @dataclass
 class Rig:
-    """`pods` and `intercepts` are the desired state; `plan()` makes it known."""
+    """`pods`, `intercepts` and `policies` are the desired state; `plan()` makes it known."""
 
     reconciler: Reconciler
     conditions: Conditions
@@ -56,13 +59,19 @@ class Rig:
     supervisor: ProxySupervisor
     pods: dict[PodKey, Pod] = field(default_factory=dict)
     intercepts: list[Intercept] = field(default_factory=list)
+    policies: Policies = ()
     crashes: list[BaseException] = field(default_factory=list)
 
     def plan(self) -> Plan:
         # appProtocol http: the simple app of the tests is not probed.
         service = Service("shop", "web", {"app": "web"}, (ServicePort(PORT, PORT, app_protocol="http"),))
         made = plan(
-            Inventory(pods=self.pods, services=(service,)), self.intercepts, NodeSettings(), {}, node_annotations={}
+            Inventory(pods=self.pods, services=(service,)),
+            self.intercepts,
+            NodeSettings(),
+            {},
+            node_annotations={},
+            policies=self.policies,
         )
         self.reconciler.apply(made, drain_timeout=5.0)
         return made
@@ -80,13 +89,18 @@ class Rig:
         found = self.reconciler.target(key)
         return found is not None and bool(found.steered().get(port))
 
+    def steered_families(self, key: PodKey, port: int = PORT) -> frozenset[Family]:
+        found = self.reconciler.target(key)
+        return found.steered().get(port, frozenset()) if found is not None else frozenset()
+
     def texts(self) -> str:
         return "\n".join(f"{each.type}: {each.text}" for each in self.conditions.all())
 
     async def until(self, condition: Callable[[], T], *, within: float = 5.0) -> T:
-        """Wait for a condition; the seconds it may take."""
+        """Wait for a condition; the seconds it may take on an idle machine (`waiting.SLACK`)."""
+        within *= SLACK
         try:
-            async with asyncio.timeout(within):
+            async with time_limit(within):
                 while not (found := condition()):  # noqa: ASYNC110 - a condition of anything, under a deadline
                     await asyncio.sleep(0.01)
         except TimeoutError:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import KernelError
 from sidestep.node.certificates.reader import Reader, ReadError
 from sidestep.node.certificates.requests import ApiServer, ClusterSecret, Folder, ManifestSecret, ReadRequest
@@ -141,7 +142,7 @@ def test_a_child_is_nobody_when_it_meets_what_strangers_wrote(tmp_path):
         async with server:
             at = ApiServer("127.0.0.1", server.sockets[0].getsockname()[1])
             reading = asyncio.ensure_future(reader.read(ReadRequest(ClusterSecret("shop", "tls", at), ca_alone=False)))
-            async with asyncio.timeout(20):
+            async with time_limit(20):
                 await asked.wait()
             (child,) = children(reader.pid)
             status, limits = described(child)
@@ -315,7 +316,7 @@ def test_a_source_that_costs_its_child_is_refused_for_a_while():
             at = ApiServer("127.0.0.1", server.sockets[0].getsockname()[1])
             request = ReadRequest(ClusterSecret("shop", "tls", at), ca_alone=False)
             reading = asyncio.ensure_future(reader.read(request))
-            async with asyncio.timeout(20):
+            async with time_limit(20):
                 await asked.wait()
             os.kill(children(reader.pid)[0], signal.SIGXCPU)
             with pytest.raises(ReadError, match="more than 2 s of processor time"):

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.condition import ConditionType
 from sidestep.model.pod import Family, Transport
 from sidestep.netns import Netns, accept_queue, cookie, tcp_listener
@@ -41,7 +42,7 @@ async def steered(program, *, descriptors=None, **settings):
 async def answered(space):
     """Ask until somebody answers, as clients do that are reset; what the slowest try took."""
     slowest = 0.0
-    async with asyncio.timeout(20):
+    async with time_limit(20):
         while True:
             began = time.monotonic()
             try:
@@ -191,7 +192,7 @@ def test_an_app_that_refuses_although_it_listens_is_left_to_its_clients_and_the_
     async def story():
         async with steered(program) as (space, some, target):
             space.pod.run("nft", WALL.format("iif lo tcp dport 8080 reject with tcp reset"))
-            async with asyncio.timeout(20):
+            async with time_limit(20):
                 while "although it listens" not in some.texts():
                     assert await answered(space) < HANG
             assert not target.steered()[PORT]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import RefusedError
 from sidestep.node.proxies.supervisor import (
     PodProxy,
@@ -25,6 +26,7 @@ from sidestep.node.proxies.supervisor import (
 )
 from sidestep.proxy.control import messages
 from sidestep.snapshots.ports import PortSnapshot
+from tests.harness.waiting import SLACK
 
 ROOT = str(Path(__file__).parents[3])
 WORKER = "tests.privileged.proxy.stand_in:run"
@@ -138,7 +140,7 @@ async def ask(listener: socket.socket, code: str, *, within: float = 10.0) -> An
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_UNIX) as sock:
         sock.setblocking(False)
-        async with asyncio.timeout(within):
+        async with time_limit(within):
             await loop.sock_connect(sock, listener.getsockname())
             await loop.sock_sendall(sock, json.dumps(code).encode() + b"\n")
             line = b""
@@ -190,9 +192,10 @@ async def scene(
 
 
 async def until(condition: Callable[[], object], *, within: float, what: str) -> None:
-    """Wait for a condition on the event loop."""
+    """Wait for a condition on the event loop; `within` as `tests.harness.waiting.until` has it."""
+    within *= SLACK
     try:
-        async with asyncio.timeout(within):
+        async with time_limit(within):
             while True:
                 if condition():
                     return

@@ -21,7 +21,7 @@ import pytest
 
 from sidestep.aio.packets import sealed_memfd
 from sidestep.node.proxies.desired import CredentialSource
-from sidestep.proxy.runtime.syscalls import ALLOWED, ARCHITECTURES, FATAL
+from sidestep.sandbox.syscalls import ALLOWED, ARCHITECTURES, FATAL
 from tests.harness.authority import Authority
 from tests.privileged.proxy.scene import (
     Scene,

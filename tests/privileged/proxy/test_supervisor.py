@@ -18,6 +18,7 @@ import pytest
 
 from sidestep.aio.channel import DeadlineError
 from sidestep.aio.packets import ChannelClosed, sealed_memfd
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import ConfigurationError, SidestepError
 from sidestep.node.proxies.backoff import Backoff
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups
@@ -333,7 +334,7 @@ async def test_a_stream_is_opened_refused_and_given_up():
 
         async def answer(stream: int, uid: str) -> str:
             await it.run(ask_open.format(stream, uid))
-            async with asyncio.timeout(5):
+            async with time_limit(5):
                 while True:
                     if reason := await it.run(f"result = proxy.streams.get({stream})"):
                         return reason

@@ -60,7 +60,7 @@ def test_attaching_takes_less_than_5_ms_or_as_long_as_the_verifier(program, dual
         for _ in range(20):
             spent, steering = seconds(lambda: Steering.attach(program, netns.fd))
             attaching.append(spent)
-            maps = [steering._ports, steering._counts]
+            maps = [steering._ports, steering._counts, steering._closed_ports]
             spent, loaded = seconds(
                 lambda maps=maps: bpf.prog_load(name=PROGRAM, instructions=program.relocated(maps)),
             )
@@ -70,12 +70,12 @@ def test_attaching_takes_less_than_5_ms_or_as_long_as_the_verifier(program, dual
     assert statistics.median(attaching) <= max(0.005, 2 * statistics.median(loading)), (attaching, loading)
 
 
-def test_the_kernel_sees_one_link_one_program_two_maps_and_no_pin(program, dual_stack_pod):
+def test_the_kernel_sees_one_link_one_program_three_maps_and_no_pin(program, dual_stack_pod):
     pins = kernel.pins()
     with steered(program, dual_stack_pod) as pair:
         pair.steer()
         seen = kernel.steering(dual_stack_pod.pod)
-        assert (len(seen.links), len(seen.programs), len(seen.maps)) == (1, 1, 2)
+        assert (len(seen.links), len(seen.programs), len(seen.maps)) == (1, 1, 3)
         assert kernel.pins() == pins
     until(lambda: not seen.left(), within=2, what=lambda: f"{seen.left()} to go")
     assert kernel.steering(dual_stack_pod.pod) == kernel.Programs(frozenset(), frozenset(), frozenset())
@@ -85,7 +85,7 @@ def test_every_descriptor_is_close_on_exec(program, dual_stack_pod):
     before = descriptors()
     with steered(program, dual_stack_pod):
         ours = {int(fd) for fd in descriptors() - before}
-        assert len(ours) >= 5
+        assert len(ours) >= 6
         for fd in ours:
             assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC, os.readlink(f"/proc/self/fd/{fd}")
     assert descriptors() == before

@@ -69,6 +69,13 @@ def test_the_compiler_has_no_capability_when_llvm_is_loaded(tmp_path, monkeypatc
     assert len(status) == 5
 
 
+def test_the_folder_that_the_daemon_is_started_in_gives_no_module(program, tmp_path, monkeypatch):
+    """The child is root until it has mounted the headers, and anybody may own that folder."""
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('imported from the working directory')\n")
+    monkeypatch.chdir(tmp_path)
+    assert asyncio.run(compile_program()) == program
+
+
 def test_compiling_makes_nothing_in_the_kernel(tmp_path):
     """No map is asked for; what bcc tries by itself (BTF, a probe of the kernel) is refused and not missed."""
     trace = tmp_path / "trace"

@@ -110,6 +110,16 @@ def test_closing_the_listener_falls_back_at_once(program, pod):
         assert pair.steering.entries() == frozenset()
 
 
+def test_a_listener_that_has_stopped_listening_falls_back_at_once(program, pod):
+    """Whatever the kernel keeps in the map, and whatever it would assign."""
+    with steered(program, pod) as pair, app(pod.pod, "0.0.0.0", PORT):
+        pair.steer()
+        assert ask(pod.client, pod.ip, PORT) == b"proxy"
+        pair.proxy.stop()
+        pair.proxy.listener.shutdown(socket.SHUT_RDWR)
+        assert ask(pod.client, pod.ip, PORT) == b"app"
+
+
 def test_closing_the_steering_falls_back_at_once(program, pod):
     with steered(program, pod) as pair, app(pod.pod, "0.0.0.0", PORT):
         pair.steer()
@@ -145,7 +155,14 @@ def test_every_verdict_is_counted(program, dual_stack_pod):
             ask(pod.pod, ip, PORT)
         for ip in ("127.0.0.1", "::1", "127.0.0.1"):
             ask(pod.pod, ip, PORT)
-        assert pair.steering.counters() == {"steered": 2, "unsteered": 2, "loopback": 3, "own": 2, "failed": 0}
+        assert pair.steering.counters() == {
+            "steered": 2,
+            "unsteered": 2,
+            "loopback": 3,
+            "own": 2,
+            "failed": 0,
+            "closed": 0,
+        }
 
 
 def test_datagrams_are_steered_by_the_same_map(program, dual_stack_pod):

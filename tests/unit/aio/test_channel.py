@@ -17,6 +17,7 @@ import pytest
 from sidestep.aio.channel import AsyncChannel, DeadlineError
 from sidestep.aio.packets import ChannelClosed, ChannelOverflow
 from sidestep.aio.share import Share, ShareLimits
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.channel import Codec, ControlChannel
@@ -39,14 +40,14 @@ class Ends:
     refuse: SidestepError | None = None
 
     async def at_peer(self) -> Any:
-        async with asyncio.timeout(5):
+        async with time_limit(5):
             while True:
                 if (got := self.peer.receive()) is not None:
                     return got
                 await asyncio.sleep(0.001)
 
     async def until_closed(self) -> SidestepError:
-        async with asyncio.timeout(5):
+        async with time_limit(5):
             while True:
                 if self.closed:
                     return self.closed[0]
@@ -259,7 +260,7 @@ async def test_a_peer_that_stops_in_time_is_listened_to_again():
     async with ends(share=ShareLimits(burst=0.02, share=0.5, patience=30)) as it:
         await flood(it, until=lambda: len(it.received) > 200)
         it.peer.send(messages.NoApp(it.peer.next_seq(), 1, 2))
-        async with asyncio.timeout(10):
+        async with time_limit(10):
             while not isinstance(it.received[-1], messages.NoApp):
                 it.peer.flush()
                 await asyncio.sleep(0.001)

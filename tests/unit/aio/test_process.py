@@ -44,3 +44,27 @@ def test_it_is_awaited_signalled_and_closed():
         assert len(os.listdir("/proc/self/fd")) == descriptors
 
     asyncio.run(main())
+
+
+def test_a_deadline_holds_in_the_cleanup_of_a_task_that_was_cancelled():
+    async def story() -> bool | None:
+        popen, process = start()
+        found = None
+
+        async def work() -> None:
+            nonlocal found
+            try:
+                await asyncio.Event().wait()
+            finally:
+                found = await process.wait(deadline=0.05)
+
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        process.kill()
+        popen.wait()
+        process.close()
+        return found
+
+    assert asyncio.run(story()) is False

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.cli import child_command
 from sidestep.cli.child_command import ChildCommand
 from sidestep.model.errors import ConfigurationError
@@ -13,7 +14,7 @@ from tests.unit.tunnel.ends import eventually
 
 def run(test):
     async def bounded():
-        async with asyncio.timeout(30):
+        async with time_limit(30):
             return await test()
 
     return asyncio.run(bounded())

@@ -13,16 +13,30 @@ NEEDED = {
     "intercept": ["orders", "--port", "9:8443"],
     "wiretap": ["orders", "--port", "9:8443"],
     "flows": ["orders"],
+    "capture": ["orders", "-w", "x.pcapng"],
+    "inspect": ["orders"],
     "leave": ["orders"],
     "list": [],
     "status": [],
+    "policy check": ["policies.yaml"],
     "doctor": [],
 }
 """What each command cannot do without."""
 
 
+def commands(group=sidestep, path=()):
+    """All commands by their words, those of groups included."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
 def options():
-    for name, command in sidestep.commands.items():
+    for name, command in commands():
         for parameter in command.params:
             if isinstance(parameter, click.Option) and not parameter.is_flag:
                 yield from ((name, spelling) for spelling in parameter.opts)
@@ -38,19 +52,19 @@ def refused(capsys, *words):
 
 
 def test_every_command_checks_its_words():
-    assert set(sidestep.commands) == set(NEEDED)
-    assert all(isinstance(command, Command) for command in sidestep.commands.values())
+    assert {name for name, _ in commands()} == set(NEEDED)
+    assert all(isinstance(command, Command) for _, command in commands())
 
 
 @pytest.mark.parametrize(("command", "option"), list(options()))
 @pytest.mark.parametrize("value", ["", "a\x1b[2Jb", "a\nb", "a\x7f", "\x9b1m"])
 def test_no_option_takes_an_empty_value_or_control_characters(capsys, command, option, value):
-    said = refused(capsys, command, *NEEDED[command], option, value)
+    said = refused(capsys, *command.split(), *NEEDED[command], option, value)
     assert option.lstrip("-")[0] in said
     assert "--" in said
 
 
-@pytest.mark.parametrize("command", ["intercept", "wiretap", "flows", "leave"])
+@pytest.mark.parametrize("command", ["intercept", "wiretap", "flows", "capture", "inspect", "leave"])
 @pytest.mark.parametrize("value", ["", "a\x1bb", "a/b/c", "/", "deployment/", "/orders"])
 def test_no_argument_does(capsys, command, value):
     refused(capsys, command, value, *NEEDED[command][1:])

@@ -1,16 +1,19 @@
+import asyncio
 import contextlib
 import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidestep.cli.output import QUEUE, LineWriter, json_line
+from sidestep.aio.time_limit import time_limit
+from sidestep.cli.output import AT_ONCE, QUEUE, ROOM, LineWriter, json_line
 from sidestep.cli.table import table
 from sidestep.model.text import harmless
 from tests.harness.waiting import until
@@ -128,3 +131,41 @@ def test_a_table_aligns_and_shows_what_is_empty():
         "long name  -",
         "b\\n        2",
     ]
+
+
+def waiting_for_room(writer, act):
+    """How many of three tasks got room before `act`; all of them must after it. All lines were queued that there is
+    room for."""
+
+    async def scene():
+        tasks = [asyncio.create_task(writer.room()) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        before = sum(task.done() for task in tasks)
+        act()
+        async with time_limit(20):
+            await asyncio.gather(*tasks)
+        return before
+
+    return asyncio.run(scene())
+
+
+def test_who_prints_much_waits_for_room():
+    with pipe() as (reader, descriptor):
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, 4096)
+        writer = LineWriter(descriptor, on_closed=lambda: None)
+        assert waiting_for_room(writer, lambda: None) == 3
+        for _ in range(ROOM + 2 * AT_ONCE):
+            writer.line("x" * 200)
+        assert waiting_for_room(writer, lambda: [reader.readline() for _ in range(3 * AT_ONCE)]) == 0
+        assert writer.dropped == 0
+
+
+def test_nobody_waits_for_room_once_nobody_reads():
+    with pipe() as (reader, descriptor):
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, 4096)
+        closed = threading.Event()
+        writer = LineWriter(descriptor, on_closed=closed.set)
+        for _ in range(ROOM + 2 * AT_ONCE):
+            writer.line("x" * 200)
+        assert waiting_for_room(writer, reader.close) == 0
+        assert closed.wait(20)

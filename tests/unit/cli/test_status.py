@@ -2,7 +2,16 @@
 
 from sidestep.cli.status import _in_namespace, _text
 from sidestep.tunnel.messages import PodState, State
-from sidestep.tunnel.views import ConditionView, InterceptView, NodeStatus, PodView, StatusView
+from sidestep.tunnel.views import (
+    ConditionView,
+    EngineView,
+    InterceptView,
+    NodeStatus,
+    PodView,
+    PolicyView,
+    StatusView,
+    UninspectedView,
+)
 
 
 def lines(*pods, counters=None):
@@ -50,3 +59,71 @@ def test_one_namespace_is_shown_with_what_concerns_the_node():
     view = _in_namespace(StatusView(node, pods, (), conditions), "shop")
     assert [each.namespace for each in view.pods] == ["shop"]
     assert [each.subject for each in view.conditions] == [subjects[0], *subjects[2:]]
+
+
+def test_what_is_closed_and_not_inspected_is_shown_with_its_pod():
+    node = NodeStatus("n1", "0.1.0", 1, 61.0, {})
+    times = (UninspectedView("open", "not-programmed", 0.04), UninspectedView("closed", "no-proxy", 3.21))
+    quiet = PodView("shop", "orders-1", "running", 7, ("8443/tcp",), {})
+    closed = PodView("shop", "orders-2", "failed", 0, (), {}, closed=("8080/tcp", "8443/tcp"), uninspected=times)
+    shown = list(_text(StatusView(node, (quiet, closed), (), ())))
+    assert "  shop/orders-2: closed to clients: 8080/tcp 8443/tcp" in shown
+    assert "  shop/orders-2: not inspected: 0.0 s open (not-programmed), 3.2 s closed (no-proxy)" in shown
+    assert not [line for line in shown if line.startswith("  shop/orders-1:")]
+
+
+def test_engines_are_shown_with_their_pods():
+    node = NodeStatus("n1", "0.1.0", 1, 61.0, {})
+    fed = {"fed": 7, "unfed": 0, "cut": 2}
+    runs = EngineView(
+        "suricata", "running", 42, "7.0.10", ("shop/orders",), 12, 33 << 20, 96 << 20, restarts=1, connections=fed
+    )
+    waits = EngineView("suricata", "paused", problem="it ended with status 1")
+    engines = {"orders-1": (runs,), "orders-2": (waits,), "orders-3": ()}
+    pods = tuple(PodView("shop", name, "running", 7, (), {}, engines=each) for name, each in engines.items())
+    shown = list(_text(StatusView(node, pods)))
+    [at] = [number for number, line in enumerate(shown) if line.startswith("INSPECTION ENGINE")]
+    first, second, problem, empty = shown[at + 1 :][:4]
+    assert " ".join(first.split()) == "suricata 7.0.10 shop/orders-1 running 42 12 33 of 96 MiB 1 fed 7, cut 2"
+    assert " ".join(second.split()) == "suricata shop/orders-2 paused 0 0 of 0 MiB 0 -"
+    assert problem == "  shop/orders-2: suricata: it ended with status 1"
+    assert empty == ""
+    assert not [line for line in lines(("shop/orders-1", "active")) if "ENGINE" in line]
+
+
+def test_policies_are_shown_with_their_pods_and_counts():
+    node = NodeStatus("n1", "0.1.0", 1, 61.0, {})
+    shown = list(
+        _text(
+            StatusView(
+                node,
+                policies=(
+                    PolicyView("", "base", "", "", accepted=False, problem="spec: bad"),
+                    PolicyView(
+                        "shop",
+                        "orders",
+                        "Enforce",
+                        "Fail",
+                        accepted=True,
+                        in_force=True,
+                        programmed=("shop/orders-1",),
+                        failing=(PodState("shop/orders-2", "failed", "no key"),),
+                        failing_pods=1,
+                        hits={"blocked": 3},
+                        bypassed={"not_http": 2},
+                    ),
+                ),
+            )
+        )
+    )
+    [head] = [line for line in shown if line.startswith("INSPECTION POLICY")]
+    base, orders, failing = shown[shown.index(head) + 1 :][:3]
+    assert base.split() == ["base", "not", "in", "force", "0", "of", "0", "-", "-", "-"]
+    assert " ".join(orders.split()) == "shop/orders Enforce Fail 1 of 2 blocked 3 not_http 2 -"
+    assert failing == "  shop/orders: pod shop/orders-2 is failed: no key"
+
+
+def test_policies_of_the_cluster_are_shown_in_every_namespace():
+    policies = tuple(PolicyView(namespace, "p", "Detect", "Ignore", accepted=True) for namespace in ("", "shop", "x"))
+    view = _in_namespace(StatusView(NodeStatus("n1", "0.1.0", 1, 61.0, {}), policies=policies), "shop")
+    assert [each.namespace for each in view.policies] == ["", "shop"]

@@ -1,5 +1,6 @@
 """Documents of inspection policies: a whole one, the defaults, and the path and reason of each fault."""
 
+import json
 import pickle
 from ipaddress import ip_network
 
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from sidestep.config.field_error import FieldError
 from sidestep.config.inspection import cluster_inspection_policy, inspection_policy
 from sidestep.config.inspection_fields import MAX_NAMES, MAX_PATTERNS, MAX_PORTS, MAX_RULES, MAX_SOURCES
-from sidestep.config.manifests import combine, load_files
+from sidestep.config.manifests import combine, keep_policies, load_file, load_files
+from sidestep.config.objects import MAX_LABELS, MAX_PROBE_PATH, converter
+from sidestep.model.config_map_key import ConfigMapKey
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
 from sidestep.model.inspection import (
     Action,
@@ -29,6 +32,7 @@ from sidestep.model.inspection import (
     Threshold,
 )
 from sidestep.model.intercept import WorkloadRef
+from sidestep.model.inventory import ConfigMap
 from sidestep.model.workload import LabelRequirement, LabelSelector, SelectorOperator
 from sidestep.node.manifests import _unpickled
 from tests.effort import examples
@@ -61,6 +65,14 @@ spec:
 """
 
 SPEC = {"podSelector": {}, "rules": [{"name": "all", "action": "Log"}]}
+
+
+def ids_of(**changes):
+    """The `ids` of a policy."""
+    return {"rulesFrom": {"configMapRef": {"name": "ids-rules", "key": "local.rules"} | changes}}
+
+
+IDS = ids_of()
 
 
 def policy(spec=None, *, rule=None, **changes):
@@ -112,9 +124,7 @@ def test_a_whole_policy_from_a_manifest():
     assert policy.display == "shop/orders"
     assert policy.closes
     assert not policy.of_cluster
-    [error] = errors
-    assert "InspectionPolicy shop/orders" in str(error)
-    assert "has no effect" in error.reason
+    assert errors == ()
 
 
 def test_what_a_manifest_says_passes_from_the_reader_to_the_daemon():
@@ -168,6 +178,38 @@ def test_every_kind_of_condition():
     )
 
 
+def test_rules_of_an_ids_are_in_a_config_map_of_the_namespace():
+    assert policy(SPEC | {"ids": IDS}).ids == ConfigMapKey("shop", "ids-rules", "local.rules")
+    assert policy({"podSelector": {}, "ids": IDS}).rules == ()
+    assert policy(SPEC).ids is None
+
+
+def test_a_policy_of_the_cluster_says_where_its_config_map_is():
+    spec = {"podSelector": {}, "namespaceSelector": {}, "ids": ids_of(namespace="security")}
+    found = cluster_inspection_policy({"metadata": {"name": "p"}, "spec": spec})
+    assert found.ids == ConfigMapKey("security", "ids-rules", "local.rules")
+    with pytest.raises(FieldError, match="belongs to none"):
+        cluster_inspection_policy({"metadata": {"name": "p"}, "spec": spec | {"ids": IDS}})
+
+
+def test_only_config_maps_that_policies_name_are_kept():
+    maps = "".join(
+        f"---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: shop}}\n"
+        'data: {local.rules: "alert", number: 1}\n'
+        for name in ("ids-rules", "others")
+    )
+    policy = json.dumps(
+        {"apiVersion": "sidestep.dev/v1alpha1", "kind": "InspectionPolicy",
+         "metadata": {"name": "p", "namespace": "shop"}, "spec": SPEC | {"ids": IDS}}
+    )  # fmt: skip
+    inventory, errors = combine(load_files({"maps.yaml": maps, "policy.json": policy}))
+    assert errors == ()
+    assert inventory.config_maps == {
+        ("shop", "ids-rules"): ConfigMap("shop", "ids-rules", {"local.rules": "alert"}),
+    }
+    assert combine(load_files({"maps.yaml": maps}))[0].config_maps == {}
+
+
 def test_a_workload_in_the_place_of_a_selector():
     spec = {"workload": "Deployment/orders", "rules": SPEC["rules"]}
     assert policy(spec).workload == WorkloadRef("orders", "deployment")
@@ -183,8 +225,13 @@ def test_a_workload_in_the_place_of_a_selector():
         (SPEC | {"workload": None}, None, None),
         (SPEC | {"namespaceSelector": {}}, "spec.namespaceSelector", "only a ClusterInspectionPolicy"),
         ({"workload": "a/b/c", "rules": SPEC["rules"]}, "spec.workload", "NAME or KIND/NAME"),
-        (SPEC | {"waf": {"ruleSet": "CRS"}}, "spec.waf", "not supported by this version"),
-        (SPEC | {"ids": {}}, "spec.ids", "not supported by this version"),
+        (SPEC | {"waf": {"ruleSet": "Other"}}, "spec.waf.ruleSet", "Other"),
+        (SPEC | {"ids": {}}, "spec.ids", "lacks rulesFrom"),
+        (SPEC | {"ids": IDS | {"mode": "ips"}}, "spec.ids", "has no field mode"),
+        (SPEC | {"ids": ids_of(name="A")}, "spec.ids.rulesFrom.configMapRef.name", "not a Kubernetes name"),
+        (SPEC | {"ids": ids_of(key="a/b")}, "spec.ids.rulesFrom.configMapRef.key", "no key of a ConfigMap"),
+        (SPEC | {"ids": ids_of(namespace="bank")}, "spec.ids.rulesFrom.configMapRef.namespace", "only a Cluster"),
+        ({"podSelector": {}}, "spec", "needs at least one of rules, ids and waf"),
         (SPEC | {"rule": []}, "spec", "has no field rule"),
         (SPEC | {"rules": []}, "spec.rules", "is empty"),
         (SPEC | {"mode": "enforce"}, "spec.mode", "'enforce' is none of the values"),
@@ -346,7 +393,7 @@ def test_two_policies_of_one_name_are_told():
     twice = YAML + "---\n" + YAML
     inventory, errors = combine(load_files({"policy.yaml": twice}))
     assert len(inventory.policies) == 1
-    assert "the same object stands in" in errors[1].reason
+    assert "the same object stands in" in errors[0].reason
 
 
 def test_a_manifest_of_the_cluster_is_named_without_namespace():
@@ -384,3 +431,67 @@ def test_only_the_documented_error(spec):
             told = error.reason
         assert told
         assert told.isprintable()
+
+
+def test_a_policy_that_cannot_be_parsed_is_still_there():
+    files = {
+        "a.yaml": YAML.replace("value: /admin", "value: admin"),
+        "b.yaml": YAML.replace("kind: Ins", "kind: ClusterIns").replace(", namespace: shop", ""),
+        "c.yaml": "apiVersion: sidestep.dev/v1alpha1\nkind: InspectionPolicy\nmetadata: {name: 7}\nspec: {}",
+    }
+    inventory, errors = combine(load_files(files))
+    assert inventory.policies == ()
+    assert len(errors) == 3
+    assert inventory.invalid_policies == {
+        ("shop", "orders"): "spec.rules[0].match.paths[0].value: a path begins with /",
+        ("", "orders"): "spec: lacks namespaceSelector ({} selects all)",
+    }
+    assert combine(_unpickled(pickle.dumps((load_files(files), {})))[0])[0] == inventory
+
+
+def test_an_illegible_document_ends_no_policy_of_its_file():
+    before = load_file("p.yaml", YAML)
+    other = YAML.replace("name: orders,", "name: other,")
+    kept = keep_policies(load_file("p.yaml", other + "---\n{a: [\n"), before)
+    assert [each.subject for each in kept.declared] == ["InspectionPolicy shop/other", "InspectionPolicy shop/orders"]
+    assert keep_policies(load_file("p.yaml", other), before) == load_file("p.yaml", other)
+    named = load_file("p.yaml", other + "---\napiVersion: v1\nkind: Pod\nmetadata: {name: a}\n")
+    assert named.errors
+    assert keep_policies(named, before) == named
+    edited = keep_policies(load_file("p.yaml", "}\n---\n" + YAML.replace("Enforce", "Detect")), before)
+    assert len(edited.declared) == 1
+
+
+def test_namespaces_have_labels():
+    text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {team: a, b: c}}"
+    inventory, _ = combine(load_files({"n.yaml": text}))
+    assert inventory.namespace_labels == {"shop": {"b": "c", "team": "a"}}
+    assert inventory.labels_of("shop") == {"b": "c", "team": "a", "kubernetes.io/metadata.name": "shop"}
+    assert inventory.labels_of("other") == {"kubernetes.io/metadata.name": "other"}
+    many = ", ".join(f"l{number:04}: x" for number in range(MAX_LABELS + 9))
+    inventory, _ = combine(load_files({"n.yaml": text.replace("b: c", many)}))
+    assert len(inventory.namespace_labels["shop"]) == MAX_LABELS
+
+
+def test_the_requests_of_probes_are_read():
+    container = {
+        "name": "app",
+        "ports": [{"containerPort": 8443, "name": "https"}],
+        "livenessProbe": {"httpGet": {"port": "https", "path": "healthz?a=b"}},
+        "readinessProbe": {"httpGet": {"port": 8443}},
+        "startupProbe": {"grpc": {"port": 9000}},
+    }
+    other = {"name": "b", "livenessProbe": {"tcpSocket": {"port": 9001}}}
+    other["readinessProbe"] = {"httpGet": {"port": 9002, "path": "/" + "x" * MAX_PROBE_PATH}}
+    document = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "a"},
+        "spec": {"containers": [container, other]},
+    }
+    pod = converter("", "Pod")(document).pod
+    assert pod.probe_ports == {8443, 9000, 9001, 9002}
+    assert pod.probes == {
+        8443: {("GET", "/healthz?a=b"), ("GET", "/")},
+        9000: {("POST", "/grpc.health.v1.Health/Check")},
+    }

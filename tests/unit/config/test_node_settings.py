@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from sidestep.config.node_settings import NodeSettings, resolve
+from sidestep.config.node_settings import EveOutput, NodeSettings, resolve
 
 KEY = "sidestep.dev/"
 
@@ -17,6 +17,10 @@ KEY = "sidestep.dev/"
         ("max-pods", "0", "max_pods", 0),
         ("max-pods", "25", "max_pods", 25),
         ("drain-timeout", "1m30s", "drain_timeout", 90.0),
+        ("eve", "stdout", "eve", EveOutput.STDOUT),
+        ("eve", "off", "eve", EveOutput.OFF),
+        ("inspection", "false", "inspection", False),
+        ("inspection", "true", "inspection", True),
     ],
 )
 def test_good_values(annotation, value, field, expected):
@@ -29,6 +33,7 @@ def test_good_values(annotation, value, field, expected):
     ("annotation", "value"),
     [
         ("enabled", ""),
+        ("inspection", "off"),
         ("enabled", "True"),
         ("enabled", "no"),
         ("enabled", "0"),
@@ -52,6 +57,8 @@ def test_good_values(annotation, value, field, expected):
         ("drain-timeout", "forever"),
         ("drain-timeout", "0s"),
         ("drain-timeout", "2h"),
+        ("eve", "/etc/passwd"),
+        ("eve", ""),
     ],
 )
 def test_a_bad_value_is_a_problem_and_the_last_good_one_stays(annotation, value):

@@ -262,6 +262,22 @@ def test_an_interrupt_kills_the_steps_of_both(tmp_path):
     assert not (tmp_path / "begun").exists()
 
 
+def test_an_interrupt_while_works_are_handed_over_ends_them_too(tmp_path, monkeypatch):
+    work, began = sleeper(tmp_path)
+    submit = ThreadPoolExecutor.submit
+
+    def interrupted(pool, begin, given):
+        if given is work:
+            return submit(pool, begin, given)
+        began()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cache.side_by_side(work, lambda: None)
+    assert ended(began())
+
+
 def test_a_step_that_begins_just_when_the_other_fails_is_killed(tmp_path, monkeypatch):
     """Its process exists by then, but is not yet among those that are killed."""
     started, killed = threading.Event(), threading.Event()

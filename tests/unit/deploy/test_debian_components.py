@@ -48,6 +48,24 @@ def test_packages_and_base_become_components(tmp_path):
     assert components[2]["properties"] == [{"name": "sidestep:debian:source", "value": "glibc 2.41-12+deb13u1"}]
 
 
+def test_images_for_two_architectures_share_packages_and_base(tmp_path):
+    """A bom-ref is unique in an SBOM (CycloneDX 1.6, "components")."""
+    sbom = tmp_path / "sbom.json"
+    sbom.write_text(json.dumps({"bomFormat": "CycloneDX"}))
+    first, second = database(tmp_path / "amd64"), database(tmp_path / "arm64")
+    (second / "status").write_text(
+        (second / "status").read_text().replace("Architecture: amd64", "Architecture: arm64")
+    )
+    for folder in (first, second):
+        assert run(sbom, folder).returncode == 0
+    assert [each["bom-ref"].partition("/")[2] for each in json.loads(sbom.read_text())["components"]] == [
+        f"debian@{DIGEST.replace(':', '%3A')}?tag=trixie-slim",
+        "debian/libc6@2.41-12%2Bdeb13u1?arch=amd64",
+        "debian/netbase@1:6.5~rc1?arch=all",
+        "debian/libc6@2.41-12%2Bdeb13u1?arch=arm64",
+    ]
+
+
 def test_an_image_without_packages_is_an_error(tmp_path):
     sbom = tmp_path / "sbom.json"
     sbom.write_text("{}")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import signal
+import subprocess
 import sys
 
 import pytest
 
 from sidestep.node import doctor
-from tests.debian.cache import BuildError
+from tests.debian.cache import REPOSITORY, BuildError
 from tests.harness.processes import alive
+from tests.harness.waiting import until
 from tests.kernels import guest as guests
 from tests.kernels import image, machine, packages, report, steps
 from tests.kernels.machine import Guest, GuestError
@@ -259,6 +263,14 @@ def test_a_guest_that_has_ended_its_report_is_gone(guest):
     assert not alive(int(booted.console.read_text()))
 
 
+def test_two_runs_of_one_kernel_do_not_write_into_each_others_files(guest):
+    booted = guest(SPOKEN, "exec sleep 600")
+    booted.results.write_text("of another run")
+    with booted.results.open() as other:
+        machine.run(booted, "demo", report=Report(), within=60, seen=lambda outcome: None)
+        assert other.read() == "of another run"
+
+
 def test_a_guest_is_gone_after_an_interrupt(guest):
     booted = guest(SPOKEN.replace('{"end": true}\r\n', ""), "exec sleep 600")
 
@@ -268,6 +280,40 @@ def test_a_guest_is_gone_after_an_interrupt(guest):
     with pytest.raises(KeyboardInterrupt):
         machine.run(booted, "demo", report=Report(), within=60, seen=interrupt)
     assert not alive(int(booted.console.read_text()))
+
+
+RUN = """
+import os, sys
+from pathlib import Path
+from tests.kernels import __main__, image, packages
+place = Path(sys.argv.pop())
+os.geteuid = lambda: 0
+packages.kernel = lambda name: packages.Kernel("6.1.0", place, place)
+image.root = image.sources = image.initrd = lambda *arguments: place
+sys.exit(__main__.main())
+"""
+"""The command, without what it fetches and builds."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_leaves_its_table_and_no_guest(guest, tmp_path, number):
+    guest(SPOKEN.replace('{"end": true}\r\n', ""), "exec sleep 600")
+    table = tmp_path / "kernel-logs/table.md"
+    words = [sys.executable, "-c", RUN, "--packages", "make", "--steps", "demo,udp", "6.1", "5.10", tmp_path]
+    # A shell's background job ignores SIGINT, and its children inherit that.
+    run = ["env", "--default-signal=INT,HUP", *words]
+    environment = {**os.environ, "SIDESTEP_E2E_CACHE": str(tmp_path)}
+    with subprocess.Popen(run, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            until(table.exists, within=60, what="the first result")
+            process.send_signal(number)
+            printed, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert printed == table.read_text()
+    assert printed.splitlines()[2:] == ["| `make demo` | 21 passed |", "| UDP (`tests/system/test_udp.py`) | not run |"]
+    assert not alive(int((tmp_path / "kernel-logs/5.10.console").read_text()))
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,18 @@
 """The validation rules (CEL) of the resource definitions, read by a small evaluator: what may change and what may not.
 
-The rules use `has`, `==`, `!`, `&&`, `||` and fields only; in that language CEL and Python agree but for spelling.
+The rules use `has`, `==`, `!=`, `!`, `&&`, `||` and fields only; there CEL and Python differ in nothing but spelling.
 """
 
 import copy
 import re
 
 import pytest
+import yaml
 
-from tests.unit.deploy.test_manifest import the
+from sidestep.kube.session_specs import DEFINITIONS as SESSIONS
+from tests.unit.deploy.test_manifest import DEPLOY
 
-DEFINITIONS = ("intercepts.sidestep.dev", "wiretaps.sidestep.dev")
+DEFINITIONS = tuple(f"{each.plural}.sidestep.dev" for each in SESSIONS.values())
 SPEC = {
     "workload": "deployment/orders",
     "port": "https",
@@ -20,6 +22,10 @@ SPEC = {
     "divertProbes": False,
     "resetExisting": False,
     "headsOnly": False,
+    "duration": "60s",
+    "maxBytes": 4096,
+    "snap": "All",
+    "records": "All",
     "handler": {"plaintext": True},
     "owner": "ada",
     "session": {"publicKey": "A" * 43 + "="},
@@ -34,6 +40,10 @@ OTHER = {
     "divertProbes": True,
     "resetExisting": True,
     "headsOnly": True,
+    "duration": "61s",
+    "maxBytes": 4097,
+    "snap": "Heads",
+    "records": "Alerts",
     "handler": {"plaintext": False},
     "owner": "eve",
     "session": {"publicKey": "B" * 43 + "="},
@@ -69,12 +79,15 @@ def holds(rule, new, old):
         r"has\((self|oldSelf)\.([\w.]+)\)", lambda m: f"{m[1]}.has({m[2].split('.')!r})", " ".join(rule.split())
     )
     text = re.sub(r"!(?!=)", " not ", text.replace("&&", " and ").replace("||", " or "))
-    assert re.fullmatch(r"[\w\s.()'\[\],=]+", text), text
+    assert re.fullmatch(r"[\w\s.()'\[\],=!]+", text), text
     return eval(text, {"__builtins__": {}}, {"self": Value(new), "oldSelf": Value(old)})
 
 
 def schema(name):
-    [version] = the("CustomResourceDefinition", name)["spec"]["versions"]
+    files = {f"{each.plural}.sidestep.dev": each.manifest for each in SESSIONS.values()}
+    documents = yaml.safe_load_all((DEPLOY / files[name]).read_text())
+    [definition] = [one for one in documents if one and one["metadata"]["name"] == name]
+    [version] = definition["spec"]["versions"]
     return version["schema"]["openAPIV3Schema"]
 
 

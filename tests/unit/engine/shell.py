@@ -166,6 +166,11 @@ class Shell:
         self.relay.expired(self.now)
         self._settle()
 
+    def answered(self, call: Callable[[], None]) -> None:
+        """Who judges requests beside the relay has answered."""
+        self.relay.answered(call, self.now)
+        self._settle()
+
     def farewell(self) -> None:
         """The connection is over; copies are left."""
         self.relay.farewell()

@@ -1,6 +1,16 @@
 """What connections hold together, and what each of them may."""
 
-from sidestep.engine.memory_budget import BACKLOG, COPIES, DATAGRAMS, DIVERTED, TOTAL, Account, Budget, high_water
+from sidestep.engine.memory_budget import (
+    BACKLOG,
+    COPIES,
+    DATAGRAMS,
+    DIVERTED,
+    TOTAL,
+    Account,
+    Budget,
+    Share,
+    high_water,
+)
 
 
 def test_the_parts_make_up_the_total():
@@ -41,6 +51,16 @@ def test_an_account_that_is_dropped_gives_back_what_it_held():
     assert budget.free == 300
     del account
     assert budget.held == 0
+
+
+def test_a_share_that_is_dropped_gives_back_what_it_held():
+    account = Account(Budget(1000))
+    share = Share(account)
+    share.set(300)
+    share.set(100)
+    assert account.held == account.budget.held == 100
+    del share
+    assert account.held == account.budget.held == 0
 
 
 def test_the_high_water_mark_falls_with_what_is_free_and_is_never_negative():

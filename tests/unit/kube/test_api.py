@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.kube import api as api_module
 from sidestep.kube.access import ClusterAccess
 from sidestep.kube.api import Api
@@ -48,7 +49,7 @@ async def answering(*answers, **changes):
 
 def run(test):
     async def bounded():
-        async with asyncio.timeout(40):
+        async with time_limit(40):
             await test()
 
     asyncio.run(bounded())
@@ -210,7 +211,7 @@ def test_few_idle_connections_are_kept_whatever_was_asked_at_once():
         async with server:
             client = Api(ClusterAccess("127.0.0.1", server.sockets[0].getsockname()[1], None))
             assert await asyncio.gather(*(client.get("/") for _ in range(20))) == [b"hi"] * 20
-            async with asyncio.timeout(10):
+            async with time_limit(10):
                 while len(open_) > MAX_IDLE:  # noqa: ASYNC110 - a condition of sockets, with a deadline
                     await asyncio.sleep(0.01)
             await asyncio.gather(*(client.get("/") for _ in range(MAX_IDLE)))

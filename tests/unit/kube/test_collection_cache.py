@@ -4,7 +4,7 @@ import pytest
 
 from sidestep.config.field_error import FieldError
 from sidestep.kube.collection_cache import CollectionCache
-from sidestep.kube.conversion import ENDPOINT_SLICES, NAMESPACES, NODES, PODS, SERVICES, WORKLOADS
+from sidestep.kube.conversion import ENDPOINT_SLICES, NAMESPACES, NODES, PODS, POLICIES, SERVICES, WORKLOADS
 from sidestep.kube.inventory_builder import InventoryBuilder
 from sidestep.model.pod import Location, PodKey
 
@@ -83,10 +83,13 @@ def deployment(name, **annotations):
     return {"metadata": metadata, "spec": {"selector": {"matchLabels": {"app": "x"}}}}
 
 
+RULE = {"name": "a", "action": "Log"}
+
+
 def test_an_inventory_is_made_anew_in_parts():
     collections = {
         each.name: CollectionCache(each.convert, lambda: None)
-        for each in (PODS, SERVICES, ENDPOINT_SLICES, NAMESPACES, NODES, *WORKLOADS)
+        for each in (PODS, SERVICES, ENDPOINT_SLICES, NAMESPACES, NODES, *WORKLOADS, *POLICIES)
     }
     joined = InventoryBuilder(collections)
     collections["pods"].replace([pod("a"), pod("b")])
@@ -105,5 +108,14 @@ def test_an_inventory_is_made_anew_in_parts():
     fourth = joined.inventory({"uid-a": location}, {})
     assert [owner.name for owner in fourth.pods[PodKey("shop", "b")].owners] == ["d"]
     assert joined.inventory({"uid-a": location}, {("shop", "s"): "1"}).secrets
+    with_policy = {
+        "metadata": {"name": "p", "namespace": "shop", "uid": "1"},
+        "spec": {"podSelector": {}, "rules": [RULE]},
+    }
+    collections["inspectionpolicies"].apply(with_policy)
+    fifth = joined.inventory({"uid-a": location}, {})
+    assert [policy.display for policy in fifth.policies] == ["shop/p"]
+    collections["inspectionpolicies"].apply(with_policy | {"status": {"observedGeneration": 1}})
+    assert joined.inventory({"uid-a": location}, {}) is fifth, "a status is no part of an inventory"
     collections["pods"].remove(pod("b"))
     assert set(joined.inventory({"uid-a": location}, {}).pods) == {PodKey("shop", "a")}

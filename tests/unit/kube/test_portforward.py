@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.kube.access import ClusterAccess
 from sidestep.kube.api import Api
 from sidestep.kube.errors import UnreachableClusterError
@@ -71,7 +72,7 @@ async def told(data, *, accept=None, step=0):
     try:
         forward = await PortForward.open(client, namespace="a", pod="b", port=80)
         got = b""
-        async with asyncio.timeout(10):
+        async with time_limit(10):
             while part := await asyncio.get_running_loop().sock_recv(forward.socket, 65536):
                 got += part
         await forward.aclose()

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from sidestep.kube import resources
-from sidestep.kube.resources import SessionFields, SpecFields, filter_fields, manifest, observe, read
+from sidestep.kube.resources import manifest, observe, read
+from sidestep.kube.session_specs import SessionFields, SpecFields, filter_fields
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
 from sidestep.model.intercept import Kind, WorkloadRef

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.config.annotation_names import DOWNSTREAM_SECRET
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import RefusedError
@@ -49,7 +50,7 @@ def test_a_plan_is_made_once_for_all_changes_that_come_together():
         for _ in range(3):
             controller.changed()
         running = asyncio.ensure_future(controller.run(sink, lambda: told.append(1)))
-        async with asyncio.timeout(5):
+        async with time_limit(5):
             await sink.came.wait()
         await asyncio.sleep(0)
         running.cancel()

@@ -8,17 +8,21 @@ from functools import partial
 import pytest
 
 from sidestep.config.node_settings import NodeSettings
+from sidestep.model.inspection import Action, InspectionPolicy, Rule
 from sidestep.model.intercept import Intercept, Kind, WorkloadRef
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import ContainerPort, Owner, Pod, PodKey, Service, ServicePort, Transport
+from sidestep.model.workload import LabelSelector
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.planning.admission import admit
+from sidestep.node.planning.inspection import Placements, PlannedPolicy
 from sidestep.node.planning.pace import Pace
 from sidestep.node.planning.planner import plan
 from sidestep.node.planning.port_plan import PortPlans
 from sidestep.node.planning.surveys import Surveys
 from sidestep.policy.conflicts import admit as admit_all
 from sidestep.policy.conflicts import claim_of
+from sidestep.policy.inspection_rows import to_snapshot
 from sidestep.policy.survey import survey
 from tests.harness.growth import cpu, grows_at_most
 from tests.unit.node.scenes import header
@@ -255,3 +259,25 @@ def test_a_pace_takes_a_set_share_of_the_loop():
     assert pace.pause == pytest.approx(0.4)
     pace.took(10.0)
     assert pace.pause == 1.0
+
+
+def test_a_plan_is_linear_in_pods_that_policies_select():
+    rules = (Rule("all", Action.BLOCK),)
+    written = [
+        InspectionPolicy(f"p{number}", "", LabelSelector(), namespace_selector=LabelSelector(), rules=rules)
+        for number in range(8)
+    ]
+    policies = tuple(PlannedPolicy(each, to_snapshot(each), 100) for each in written)
+
+    def make(count):
+        stock = pods(count)
+        placements, surveys, plans = Placements(), Surveys(), PortPlans()
+
+        def run():
+            fields = {"placements": placements, "surveys": surveys, "port_plans": plans}
+            return plan(Inventory(pods=stock), (), NodeSettings(), {}, node_annotations={}, policies=policies, **fields)
+
+        assert len(run().pods) == count
+        return run
+
+    grows_at_most(TEN_TIMES, make, small=200, large=2000)

@@ -8,6 +8,7 @@ import os
 
 import pytest
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import ConfigurationError
 from sidestep.node import manifests_lock
 from sidestep.node.manifests_lock import ManifestsLock
@@ -37,7 +38,7 @@ def test_the_successor_of_the_holder_goes_on_and_gets_the_lock_later(tmp_path):
             await asyncio.sleep(0)
             assert not waiting.done()
             first.close()
-            async with asyncio.timeout(5):
+            async with time_limit(5):
                 await waiting
 
         asyncio.run(go())

@@ -28,9 +28,11 @@ from sidestep.model.inspection import (
     Rule,
     Threshold,
 )
-from sidestep.policy.accepted_policy import Outcome, accept
-from sidestep.policy.inspection import Hit, Inspection, Unread, Verdict
+from sidestep.policy.accepted_policy import MAX_REGEXES, Outcome, accept
+from sidestep.policy.inspected_exchange import Hit, Unread, Verdict
+from sidestep.policy.inspection import Inspection
 from sidestep.policy.inspection_match import ConnectionFacts
+from sidestep.policy.regex_set import MAX_INSTRUCTIONS
 from tests.effort import examples
 from tests.unit.policy import secrets_made
 
@@ -558,3 +560,19 @@ def test_the_cost_of_a_head_without_a_hit_grows_little_with_the_rules():
         return best
 
     assert cost(200) < 3 * cost(1)
+
+
+def test_the_regexes_of_a_policy_are_bounded_together():
+    def searching(*regexes):
+        patterns = (tuple(Pattern(regex=regex) for regex in regexes[at : at + 32]) for at in range(0, len(regexes), 32))
+        return policy(*(Rule(f"r{number}", Action.LOG, patterns=each) for number, each in enumerate(patterns)))
+
+    large = [f"[a-z]{{{960 + number}}}x" for number in range(35)]
+    assert 31_000 < accept(searching(*large[:32])).instructions <= MAX_INSTRUCTIONS
+    with pytest.raises(FieldError, match=f"more than {MAX_INSTRUCTIONS} instructions") as caught:
+        accept(searching(*large))
+    assert caught.value.path == "spec.rules[1].patterns[1].regex"
+    many = [f"a{number}" for number in range(MAX_REGEXES + 1)]
+    accept(searching(*many[:-1]))
+    with pytest.raises(ConfigurationError, match=f"at most {MAX_REGEXES}"):
+        accept(searching(*many))

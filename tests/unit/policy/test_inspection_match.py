@@ -1,6 +1,7 @@
 """Conditions of rules: forms of paths, query parameters, what is known of a connection; needles."""
 
 from ipaddress import ip_address, ip_network
+from urllib.parse import unquote_to_bytes
 
 import pytest
 import re2
@@ -15,11 +16,10 @@ from sidestep.policy.inspection_match import (
     ConnectionFacts,
     RequestFacts,
     needle,
-    normalised,
-    paths_of,
     request_text,
     text_of,
 )
+from sidestep.policy.path_forms import MAX_WORK, normalised, paths_of
 from tests.effort import examples
 
 EXACT, REGEX, PRESENT = HeaderTest.EXACT, HeaderTest.REGEX, HeaderTest.PRESENT
@@ -85,6 +85,34 @@ def test_no_encoding_leads_around_a_path(target):
     assert not holds(paths((PREFIX, "/other")), target)
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/x\\y/../admin",  # nginx, Go, Python: a backslash is part of a name
+        b"/x%5cy/../admin",
+        b"//other.test/admin",  # Node's `new URL`, Python's urlsplit: behind an authority
+        b"//other\\y/admin",
+        b"/\\other.test/admin",
+        b"///other.test/admin",
+        b"/x%2fy/../admin",  # normalised before it is decoded
+        b"/x/%2e%2e/%61dmin%2f",
+        b"/x/../admin//..",  # nginx with `merge_slashes off`
+        b"//admin//..",  # Python's http.server: slashes at the beginning are one
+        b"/x/..;/admin",  # servlet containers: without parameters
+        b"/;a=b/admin",
+        b"/x/.;y/../;z/admin",
+        b"/x\\y/..%2f/%61dmin",
+        b"https://app.test/admin",  # Go takes it for a path in HTTP/2
+        b"http://app.test//x/../admin",
+        b"/x/../admin#/../..",  # nginx cuts a fragment
+    ],
+)
+def test_no_order_of_decoding_and_normalising_leads_around_a_path(target):
+    assert holds(paths((PREFIX, "/admin")), target)
+    sought = needle(paths((PREFIX, "/admin")), of_response=False)
+    assert found(sought, request_text(target, ())[0])
+
+
 @pytest.mark.parametrize("target", [b"/%2561dmin", b"/x?/admin", b"/x/admin", b"/Admin", b"/adm", b"/x?u=/../admin"])
 def test_other_paths(target):
     assert not holds(paths((PREFIX, "/admin")), target)
@@ -128,7 +156,7 @@ def test_equal_and_regex():
 def test_query_parameters(condition, target, expected):
     assert holds(Match(parameters=(condition,)), target) is expected
     sought = needle(Match(parameters=(condition,)), of_response=False)
-    assert not expected or found(sought, request_text(target, ()))
+    assert not expected or found(sought, request_text(target, ())[0])
 
 
 def test_more_parameters_than_are_looked_at_are_told():
@@ -137,6 +165,66 @@ def test_more_parameters_than_are_looked_at_are_told():
     assert not CompiledMatch(condition, of_exception=False, of_response=False).request(facts)
     assert facts.too_many_parameters
     assert not RequestFacts(b"GET", b"/?" + b"a&" * (MAX_PARAMETERS - 1) + b"x", ()).too_many_parameters
+
+
+def test_semicolons_separate_parameters_too():
+    for target in (b"/?x=1;debug=1", b"/?debug=1;x", b"/?a&x;debug=1&b"):
+        for test in (EXACT, PRESENT):
+            match = Match(parameters=(ParameterCondition("debug", test, "1"),))
+            assert holds(match, target)
+            assert found(needle(match, of_response=False), request_text(target, ())[0])
+    assert holds(Match(parameters=(ParameterCondition("a", EXACT, "b;c"),)), b"/?a=b;c")
+
+
+def test_an_exception_wants_every_parameter_and_field_of_a_name():
+    safe = Match(parameters=(ParameterCondition("mode", EXACT, "safe"),))
+    assert holds(safe, b"/?mode=safe", of_exception=True)
+    assert not holds(safe, b"/?mode=safe&mode=other", of_exception=True)
+    assert holds(safe, b"/?mode=safe&mode=other")
+    assert not holds(safe, b"/", of_exception=True)
+    inside = Match(Filter((HeaderCondition("x-inside", EXACT, "1"),)))
+    assert holds(inside, fields=((b"x-inside", b"1"),), of_exception=True)
+    assert not holds(inside, fields=((b"x-inside", b"1"), (b"x_inside", b"0")), of_exception=True)
+    assert not holds(inside, of_exception=True)
+
+
+@pytest.mark.parametrize("host", [b"inner.test", b"INNER.test", b"inner.test:8443", b"inner.test.", b"Inner.test.:1"])
+def test_a_host_is_what_servers_choose_by_it(host):
+    match = Match(Filter((HeaderCondition("host", EXACT, "inner.test"),)))
+    assert holds(match, fields=((b"host", host),))
+    assert found(needle(match, of_response=False), request_text(b"/", ((b"host", host),))[0])
+    assert holds(match, fields=((b"host", host),), of_exception=True) is (host == b"inner.test")
+    assert not holds(match, fields=((b"host", b"x" + host),))
+    assert not holds(match, fields=((b"x-host", host),))
+    with_port = Match(Filter((HeaderCondition("host", EXACT, "inner.test:8443"),)))
+    assert holds(with_port, fields=((b"host", b"Inner.test:8443"),))
+
+
+@pytest.mark.parametrize("name", [b"x-my-role", b"x_my_role", b"x-my_role"])
+def test_underscores_lead_around_no_header(name):
+    match = Match(Filter((HeaderCondition("x-my-role", EXACT, "admin"),)))
+    assert holds(match, fields=((name, b"admin"),))
+    assert found(needle(match, of_response=False), request_text(b"/", ((name, b"admin"),))[0])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/." * 30_000,
+        b"/;a%2f\\%5c.." * 1_000,
+        b"//" + b"/a;b%2f\\%5c%2e%2e" * 200,
+    ],
+)
+def test_a_path_of_too_many_forms_has_its_usual_ones(path):
+    forms, is_complete = paths_of(path)
+    assert not is_complete
+    assert {path, normalised(unquote_to_bytes(path))} <= {*forms}
+    assert sum(map(len, forms[4:])) <= 2 * MAX_WORK
+
+
+@pytest.mark.parametrize("path", [b"/a%20b" + b"/abc" * 5_000, b"/" + b"%61" * 20_000, b"/a" * 30_000])
+def test_a_long_path_is_no_reason_for_forms(path):
+    assert paths_of(path)[1]
 
 
 def test_methods_and_headers():
@@ -229,15 +317,15 @@ _FIELDS = st.lists(st.tuples(st.sampled_from([b"x-a", b"x-b"]), _VALUES.map(str.
 def test_whoever_fulfils_a_match_has_its_needle(match, target, fields):
     sought = needle(match, of_response=False)
     if sought is not None and holds(match, target, fields=fields):
-        assert found(sought, request_text(target, fields))
+        assert found(sought, request_text(target, fields)[0])
 
 
 @settings(max_examples=examples())
 @given(_TARGETS, _FIELDS)
 def test_the_text_has_every_form_of_the_target_and_every_field(target, fields):
-    lines = request_text(target, fields)
+    lines, _, _ = request_text(target, fields)
     path = target.partition(b"?")[0]
     assert lines.startswith(target)
-    for form in paths_of(path):
+    for form in paths_of(path)[0]:
         assert b"\n" + form in b"\n" + lines
     assert lines.endswith(text_of(fields))

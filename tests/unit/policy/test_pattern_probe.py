@@ -59,3 +59,11 @@ def test_a_disturbed_measurement_refuses_nothing():
         return time.thread_time() + next(disturbed) // 3
 
     assert check_cost(PatternSet([Pattern(regex="abc")]), clock) < MAX_COST * 5
+
+
+def test_what_is_very_slow_is_not_searched_for_long():
+    began = time.thread_time()
+    regexes = [f"[a-z]{{{900 + number}}}x" for number in range(34)]
+    with pytest.raises(ConfigurationError, match="per KiB of hostile text"):
+        check_cost(PatternSet([Pattern(regex=regex) for regex in regexes]), time.thread_time)
+    assert time.thread_time() - began < 8  # some twenty without a bound

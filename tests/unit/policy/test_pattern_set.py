@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.inspection import Builtin, Pattern
 from sidestep.policy.pattern_set import OVERLAP, STEP, WINDOW, Findings, PatternSet, Scan
-from sidestep.policy.regex_set import RegexError, RegexSet, depends_on_context, is_unicode
+from sidestep.policy.regex_set import (
+    MAX_INSTRUCTIONS,
+    RegexError,
+    RegexSet,
+    compiled,
+    depends_on_context,
+    is_unicode,
+)
 from tests.effort import examples
 from tests.unit.policy import secrets_made
 
@@ -83,6 +90,14 @@ def test_an_invalid_regex_is_named(regex, capfd):
     with pytest.raises(RegexError, match="invalid regex") as caught:
         regexes("a", regex)
     assert (caught.value.index, caught.value.value) == (1, regex)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("regex", [r"\pL{129}x", r"\pL{60}", r"(\pL|\pN){3,100}"])
+def test_a_regex_whose_program_is_large_is_refused_before_it_is_compiled_whole(regex, capfd):
+    with pytest.raises(RegexError, match=f"more than {MAX_INSTRUCTIONS} instructions"):
+        compiled(regex)
+    assert compiled(r"\pL{25}").programsize < MAX_INSTRUCTIONS
     assert capfd.readouterr().err == ""
 
 

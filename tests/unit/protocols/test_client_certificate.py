@@ -9,6 +9,7 @@ import pytest
 from sidestep.protocols.client_certificate import (
     describe,
     is_forwarded,
+    names_of,
     rewrite_fields,
     rewrite_head,
     strip_trailer,
@@ -113,3 +114,12 @@ def test_decoded_fields_are_rewritten_alike():
     assert rewrite_fields(fields, None) == ((b"host", b"a"), (b"b", b"1"))
     assert rewrite_fields(fields, b"v") == ((b"host", b"a"), (b"b", b"1"), (b"x-forwarded-client-cert", b"v"))
     assert rewrite_fields(fields[:1], None) == fields[:1]
+
+
+def test_names_that_rules_are_compared_with():
+    certificate = {
+        "subject": ((("organizationName", "Shop"),), (("commonName", "ada"),)),
+        "subjectAltName": (("DNS", "a.test"), ("IP Address", "10.0.0.1"), ("URI", "spiffe://a"), ("email", "a@b")),
+    }
+    assert names_of(certificate) == ("CN=ada,O=Shop", "a.test", "spiffe://a", "a@b")
+    assert names_of({}) == ()

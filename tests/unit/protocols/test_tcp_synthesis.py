@@ -143,3 +143,21 @@ def test_arbitrary_exchanges_are_put_together_again(pair, size, numbers, said, e
         assert half.received == expected[from_client]
         if end == "finish":
             assert sum(gap for _, gap in half.gaps) == lost[from_client]
+
+
+@pytest.mark.parametrize(("client", "server"), PAIRS)
+@given(said=st.lists(st.tuples(st.booleans(), st.binary(min_size=1, max_size=MIN_SEGMENT)), max_size=20))
+@settings(max_examples=examples(100))
+def test_headers_alone_are_those_of_a_segment_but_for_the_checksum_of_tcp(client, server, said):
+    ends = {"client_number": 2**32 - 40, "server_number": 7, "segment_size": MIN_SEGMENT, "acknowledges": False}
+    whole, parts = (Conversation(client, server, **ends) for _ in range(2))
+    for each in (whole, parts):
+        each.opening()
+    for from_client, data in said:
+        (packet,) = whole.data(data, from_client=from_client)
+        headers = parts.headers(len(data), from_client=from_client)
+        without = packet[: len(headers) - 4] + bytes(2) + packet[len(headers) - 2 :]
+        assert headers + data == without
+    assert parts.finish(from_client=True) == whole.finish(from_client=True)
+    with pytest.raises(BugError):
+        parts.headers(1, from_client=True)

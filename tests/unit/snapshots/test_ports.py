@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from sidestep.snapshots.ports import FilterRow, PortSnapshot, RuleSnapshot
+from sidestep.snapshots.filter_row import FilterRow
+from sidestep.snapshots.ports import PortSnapshot, RuleSnapshot
 
 RULE = RuleSnapshot("r", "d", "intercept", (FilterRow("header", "exact", "x-user", "alice"),), divert_probes=False)
 OPENED = PortSnapshot(

@@ -69,22 +69,31 @@ def test_arbitrary_bytes_are_rewritten_to_the_same_length_or_refused(code):
     assert changed == code
 
 
+MAPS = len(LOOKUP_SOURCE.maps)
+
+
+def using(maps: int) -> bytes:
+    """A program that refers to so many maps."""
+    return b"".join(wide(index) for index in range(maps)) + EXIT
+
+
 def output(**changes) -> CompilerOutput:
-    fields = {"format": FORMAT, "error": "", "functions": {PROGRAM: wide(0) + wide(1) + EXIT}}
+    fields = {"format": FORMAT, "error": "", "functions": {PROGRAM: using(MAPS)}}
     return CompilerOutput(**{**fields, **changes})
 
 
 def test_the_expected_program_is_accepted():
     program = checked(output(), LOOKUP_SOURCE)[PROGRAM]
-    assert program.relocated([50, 51]) == wide(50) + wide(51) + EXIT
+    descriptors = range(50, 50 + MAPS)
+    assert program.relocated(list(descriptors)) == b"".join(wide(each) for each in descriptors) + EXIT
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"format": FORMAT + 1},
-        {"functions": {PROGRAM: wide(0) + EXIT}},
-        {"functions": {PROGRAM: wide(0) + wide(1) + wide(2) + EXIT}},
+        {"functions": {PROGRAM: using(MAPS - 1)}},
+        {"functions": {PROGRAM: using(MAPS + 1)}},
         {"functions": {}},
     ],
     ids=["format", "map unused", "map unknown", "function missing"],

@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.limits import TunnelLimits
 from sidestep.tunnel.opening import StreamOpening
@@ -33,7 +34,7 @@ def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
     @functools.wraps(test)
     def run(*arguments: Any, **named: Any) -> None:
         async def bounded() -> None:
-            async with asyncio.timeout(60):
+            async with time_limit(60):
                 await test(*arguments, **named)
 
         asyncio.run(bounded())

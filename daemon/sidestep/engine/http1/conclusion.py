@@ -8,14 +8,18 @@
 
 Where the unreadable is closed (`OnUnreadable.CLOSE`) the connection becomes a wire only by what the app itself agreed
 to (101, 2xx to CONNECT), unless that is HTTP/2, and when the client has ended and all it said is forwarded. So an app
-that ends its connection ends the client's.
+that ends its connection ends the client's. Where rules block, the same holds unless something cannot be read: requests
+behind a last answer go nowhere. An inspected connection ends rather than becoming a wire while it retains a
+request that is refused, or may be (`Http1Inspection.retains`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sidestep.engine.http1.inspection import WebSocket
 from sidestep.engine.http1.state import Event
+from sidestep.engine.http1.websocket_wire import WebSocketWire
 from sidestep.engine.http2.relay import Http2Relay
 from sidestep.engine.leg import Ending
 from sidestep.engine.passthrough import Wire
@@ -26,6 +30,7 @@ from sidestep.protocols.http2 import Http2Error
 
 if TYPE_CHECKING:
     from sidestep.engine.http1.feed import Http1Feed
+    from sidestep.engine.http1.inspection import Http1Inspection
     from sidestep.engine.http1.peers import Peers
     from sidestep.engine.http1.state import ConnectionState
     from sidestep.engine.leg import Leg
@@ -40,9 +45,9 @@ class Conclusion:
 
     __slots__ = (
         "_budget",
-        "_budget",
         "_closes",
         "_feed",
+        "_inspection",
         "_limits",
         "_peers",
         "_port",
@@ -66,6 +71,7 @@ class Conclusion:
         limits: Http1Limits,
         closes: bool,
         tls: bool,
+        inspection: Http1Inspection | None = None,
     ) -> None:
         self._relay = relay
         self._state = state
@@ -77,6 +83,7 @@ class Conclusion:
         self._limits = limits
         self._closes = closes
         self._tls = tls
+        self._inspection = inspection
         self.wire: Wire | None = None
         """What joins the client and one leg, while the state is WIRE."""
 
@@ -90,44 +97,105 @@ class Conclusion:
         if anomaly is not None:
             self._relay.anomaly = anomaly
             self._relay.mirror.anomaly(anomaly)
-        if self._closes and (anomaly is not None or not state.client_ended or state.unread or rest):
+        inspection = self._inspection
+        if inspection is not None:
+            if anomaly is not None:
+                inspection.gate.uninspected(anomaly, closed=self._closes or inspection.retains)
+            if inspection.retains:
+                self.end(Ending.CLOSE)
+                return
+        closes = self._closes or (anomaly is None and inspection is not None and inspection.gate.enforces)
+        if closes and (anomaly is not None or not state.client_ended or state.unread or rest):
             if anomaly is not None or not self._peers.responses.ends_with_connection:
                 self.end(Ending.CLOSE)
+            return
+        if inspection is not None and inspection.gate.break_off(goes_on=True):
+            self.end(Ending.ABORT)
             return
         self._feed.cut_all(but=listened)
         self._join(self._peers.ask_app(), rest, exchange=listened)
 
-    def switch(self, leg: Leg, response: ResponseHead | None) -> None:
-        """Join the client with `leg`, which agreed to another protocol."""
+    def switch(self, leg: Leg, response: ResponseHead | None, head: bytes, rest: bytes = b"") -> None:
+        """Join the client with `leg`, which agreed to another protocol.
+
+        `head` is that of its answer, `rest` what followed it and was not passed on yet.
+        """
         upgrade = b"" if response is None else response.upgrade
         if self._closes and b"h2c" in upgrade:
             self._relay.anomaly = "h1-h2c-upgrade"  # requests that would have to be read
+            self._uninspected("h1-h2c-upgrade", closed=True)
             self.end(Ending.CLOSE)
             return
+        inspected = None if self._inspection is None else self._inspection.switched(upgrade, head)
+        if self._inspection is not None and isinstance(inspected, str):
+            closed = self._inspection.gate.closes
+            self._uninspected(inspected, closed=closed)
+            if closed:
+                self.end(Ending.CLOSE)
+                return
         if upgrade == b"h2c":
             self._relay.anomaly = "h1-h2c-upgrade"
         self._state.diverted = None
         exchange = self._feed.switched(upgrade)
         self._feed.cut_all(but=exchange)
+        if isinstance(inspected, WebSocket):
+            self._join_inspected(leg, inspected, rest, exchange=exchange)
+            return
+        if rest:
+            self._relay.client.write(rest)
         self._join(leg, exchange=exchange)
 
+    def _uninspected(self, reason: str, *, closed: bool) -> None:
+        if self._inspection is not None:
+            self._inspection.gate.uninspected(reason, closed=closed)
+
     def _join(self, peer: Leg, rest: bytes = b"", *, exchange: int = 0) -> None:
-        state = self._state
-        self._peers.end_all(Ending.CLOSE, but=peer)
-        kept = bytes(state.unread) + self._requests.take_kept() + rest
-        early = bytes(state.early)
-        state.unread.clear()
-        state.early.clear()
+        early, kept = self._joined(peer)
+        kept += rest
         if kept:
             peer.write(kept)
+        ended = self._state.client_ended
+        self.wire = Wire(self._relay, peer, client_ended=ended, limits=self._limits, exchange=exchange)
+        if exchange and (early or kept):
+            self.wire.mirror_client(early + kept)
+
+    def _join_inspected(self, peer: Leg, inspected: WebSocket, rest: bytes, *, exchange: int) -> None:
+        """As `_join`, where messages are judged; `rest` are those of the peer that have come."""
+        assert self._inspection is not None  # noqa: S101 - nobody else inspects
+        early, kept = self._joined(peer)
+        relay = self._relay
+        wire = self.wire = WebSocketWire(
+            relay,
+            peer,
+            inspected.judged,
+            inspected.deflate,
+            inspection_limits=self._inspection.gate.limits,
+            limits=self._limits,
+            exchange=exchange,
+        )
+        if early:
+            wire.sent_early(early)
+        for leg, data in ((relay.client, kept), (peer, rest)):
+            if data and not relay.done:
+                wire.receive(leg, data)
+        if self._state.client_ended and not relay.done:
+            wire.receive_eof(relay.client)
+
+    def _joined(self, peer: Leg) -> tuple[bytes, bytes]:
+        """Leave the state of requests and answers; returns what the client has said that went early, and the rest."""
+        state = self._state
+        self._peers.end_all(Ending.CLOSE, but=peer)
+        if self._inspection is not None:
+            self._inspection.release()
+        early, kept = bytes(state.early), bytes(state.unread) + self._requests.take_kept()
+        state.unread.clear()
+        state.early.clear()
         state.on(Event.JOINED)
         state.answering_leg = None
         state.then_wire = None
         state.awaited.clear()
         self._relay.deadline = None
-        self.wire = Wire(self._relay, peer, client_ended=state.client_ended, limits=self._limits, exchange=exchange)
-        if exchange and (early or kept):
-            self.wire.mirror_client(early + kept)
+        return early, kept
 
     def hand_over(self, response: ResponseHead | None, rest: bytes) -> bool:
         """The app has answered 101: if it goes on in HTTP/2, hand its connection to the HTTP/2 relay.
@@ -143,14 +211,23 @@ class Conclusion:
             return False
         try:
             successor = Http2Relay(
-                self._port, tls=False, upgrade_settings=settings, predecessor=relay, budget=self._budget
+                self._port,
+                tls=False,
+                upgrade_settings=settings,
+                predecessor=relay,
+                budget=self._budget,
+                gate=None if self._inspection is None else self._inspection.gate,
             )
         except Http2Error:
             relay.successor = None
             return False
+        if self._inspection is not None and self._inspection.upgrading is not None:
+            successor.adopt(self._inspection.upgrading)
         client = relay.client
         if rest:  # it was forwarded already, but has not been written
             client.out[-1] = client.out[-1][: -len(rest)]
+            if not client.out[-1]:
+                client.out.pop()
             client.queued -= len(rest)
         self._feed.cut_all()
         relay.mirror.catch_up()

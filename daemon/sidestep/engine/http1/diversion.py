@@ -18,23 +18,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sidestep.engine.http1.diverted_request import DivertedRequest, own_answer
+from sidestep.engine.http1.inspected_answer import refused
 from sidestep.engine.leg import Ending, Leg
 from sidestep.engine.mirror.events import Answerer
 from sidestep.protocols import http1_messages as messages
 from sidestep.protocols.http1 import ANSWER_FLAGS, HTTP_1_0, Http1Limits
+from sidestep.protocols.http1_response_head import response_fields
 from sidestep.protocols.http1_responses import TOO_LARGE
 
 if TYPE_CHECKING:
     from sidestep.engine.http1.conclusion import Conclusion
     from sidestep.engine.http1.early_data import EarlyData
     from sidestep.engine.http1.feed import Http1Feed
+    from sidestep.engine.http1.inspection import Http1Inspection
     from sidestep.engine.http1.peers import Peers
     from sidestep.engine.http1.routing import RoutedRequest
     from sidestep.engine.http1.state import ConnectionState
+    from sidestep.engine.inspection.judged import Judged
     from sidestep.engine.mirror.producer import Mirror
     from sidestep.policy.route import Rule
+    from sidestep.protocols.http1_responses import ResponseReader
 
 
+_HEADS: Final = frozenset((messages.INTERIM, messages.FINAL))
 _UNSOLICITED: Final = "h1-response-unsolicited-switch"
 """Why a connection becomes a wire after a handler answered with a switch that it may not choose."""
 
@@ -45,6 +51,7 @@ class Host(Protocol):
     client: Leg
     mirror: Mirror
     now: float
+    deadline: float | None
 
     def proceed(self) -> None:
         """Earlier answers are complete: read what was kept of the client."""
@@ -53,7 +60,7 @@ class Host(Protocol):
 class Diversion:
     """See the module."""
 
-    __slots__ = ("_conclusion", "_early", "_feed", "_host", "_limits", "_peers", "_state")
+    __slots__ = ("_conclusion", "_early", "_feed", "_host", "_inspection", "_limits", "_peers", "_state")
 
     def __init__(
         self,
@@ -65,6 +72,7 @@ class Diversion:
         conclusion: Conclusion,
         *,
         limits: Http1Limits,
+        inspection: Http1Inspection | None = None,
     ) -> None:
         self._host = host
         self._state = state
@@ -73,6 +81,7 @@ class Diversion:
         self._early = early
         self._conclusion = conclusion
         self._limits = limits
+        self._inspection = inspection
 
     def begin(self, rule: Rule, request: RoutedRequest, head: bytes) -> None:
         """Divert a request whose head has come."""
@@ -101,7 +110,6 @@ class Diversion:
             self._peers.drop_handler(diverted.leg, Ending.ABORT)
             return
         diverted.answering = True
-        client = self._host.client
         reader = diverted.reader
         flags = diverted.request.flags
         at = 0
@@ -111,29 +119,82 @@ class Diversion:
             event = reader.event
             if diverted.mirrored and (event != messages.SWITCH or diverted.may_switch()):
                 self._feed.read(diverted.mirrored, Answerer.HANDLER, reader, data[start:at], self._host.now)
+            _note_sample(diverted, reader)
             if event == messages.MORE:
-                if not reader.in_head and start < len(data):
-                    client.write(data[start:])
-            elif event == messages.INTERIM:
-                client.write(reader.head)
-            elif event == messages.FINAL:
-                client.write(reader.head)
-                _answer_begins(diverted)
+                if not reader.in_head and start < len(data) and not self._body(diverted, data[start:]):
+                    return
+            elif event in _HEADS:
+                if not self._head_came(diverted, event):
+                    return
             elif event == messages.COMPLETE:
-                if at > start:
-                    client.write(data[start:at])
+                if at > start and not self._body(diverted, data[start:at]):
+                    return
                 self._answered(diverted, clean=at == len(data))
                 return
             elif event == messages.SWITCH and diverted.may_switch():
-                client.write(reader.head)
-                if at < len(data):
-                    client.write(data[at:])
-                self._conclusion.switch(diverted.leg, reader.response)
+                if not self._head(diverted):
+                    return
+                if diverted.answer is not None:
+                    diverted.answer.release()
+                self._conclusion.switch(diverted.leg, reader.response, reader.head, data[at:])
                 return
             else:
                 self._state.then_wire = reader.anomaly or _UNSOLICITED
                 self.fail(diverted, b"502 Bad Gateway", self._what_is_wrong())
                 return
+
+    def _head_came(self, diverted: DivertedRequest, event: int) -> bool:
+        """Pass on an informational head, or the final one. False: the response was refused."""
+        if event == messages.FINAL:
+            _answer_begins(diverted)
+            return self._head(diverted)
+        judged, head = diverted.judged, diverted.reader.head
+        if judged is not None:
+            judged.response_interim(response_fields(head))
+            if judged.refusal is not None:
+                self._refuse(diverted, judged, has_begun=False)
+                return False
+        self._host.client.write(head)
+        return True
+
+    def _head(self, diverted: DivertedRequest) -> bool:
+        """Pass on the final head of a response. False: it was refused."""
+        judged, reader = diverted.judged, diverted.reader
+        if self._inspection is None or judged is None or not judged.reads_response:
+            self._host.client.write(reader.head)
+            return True
+        diverted.answer = self._inspection.begin(judged)
+        diverted.answer.head(reader.head, reader.response, self._host.now)
+        self._inspection.arm(self._host)
+        return not self._refused(diverted)
+
+    def _body(self, diverted: DivertedRequest, piece: bytes) -> bool:
+        """Pass on the next bytes of a response. False: it was refused."""
+        if diverted.answer is None:
+            self._host.client.write(piece)
+            return True
+        diverted.answer.body(piece)
+        return not self._refused(diverted)
+
+    def _refused(self, diverted: DivertedRequest) -> bool:
+        """If inspection has refused the response, answer in its place, or break off what has begun."""
+        answer = diverted.answer
+        if answer is None or answer.judged.refusal is None:
+            return False
+        self._refuse(diverted, answer.judged, has_begun=answer.begun)
+        return True
+
+    def _refuse(self, diverted: DivertedRequest, judged: Judged, *, has_begun: bool) -> None:
+        if self._inspection is not None:
+            self._inspection.forget()
+        self._peers.drop_handler(diverted.leg, Ending.ABORT)
+        self._feed.cut_all()
+        if has_begun:
+            self._conclusion.end(Ending.ABORT)
+        else:
+            diverted.answered = diverted.close = True
+            self._host.client.write(refused(judged, diverted.request.flags, close=True))
+            self.finish(diverted)
 
     def _what_is_wrong(self) -> str:
         if self._state.then_wire == _UNSOLICITED:
@@ -144,6 +205,12 @@ class Diversion:
 
     def _answered(self, diverted: DivertedRequest, *, clean: bool) -> None:
         """The handler's response is whole."""
+        if diverted.answer is not None:
+            diverted.answer.end()
+            if self._refused(diverted):
+                return
+            if self._inspection is not None:
+                self._inspection.answer = None
         diverted.answered = True
         self._feed.answered(diverted.mirrored)
         if not clean or diverted.close:
@@ -157,6 +224,8 @@ class Diversion:
         state = self._state
         state.diverted = None
         state.answering_leg = None
+        if diverted.sample is not None and self._inspection is not None and self._inspection.samples is not None:
+            self._inspection.samples.finished(diverted.sample)
         if diverted.close or not diverted.sent:
             self._farewell(diverted)
         elif state.then_wire is not None:
@@ -192,7 +261,12 @@ class Diversion:
         state = self._state
         state.diverted = None
         app = state.answering_leg = self._peers.ask_app()
-        state.awaited.append(diverted.request.flags & ANSWER_FLAGS | self._feed.expect(diverted.mirrored))
+        flags = diverted.request.flags & ANSWER_FLAGS | self._feed.expect(diverted.mirrored)
+        if self._inspection is not None:
+            flags |= self._inspection.expect(diverted.judged, len(diverted.head))
+            if self._inspection.samples is not None:
+                flags |= self._inspection.samples.expect(diverted.sample)
+        state.awaited.append(flags)
         for data in (diverted.head, *diverted.kept):
             app.write(data)
         self._early.send()
@@ -213,6 +287,12 @@ class Diversion:
             self._feed.own_answer(diverted.mirrored, answer, self._host.now)
         self.finish(diverted)
         self._host.proceed()
+
+
+def _note_sample(diverted: DivertedRequest, reader: ResponseReader) -> None:
+    """Note what was read of the answer to a sampled request."""
+    if diverted.sample is not None:
+        diverted.sample.follow(reader, diverted.request.flags)
 
 
 def _answer_begins(diverted: DivertedRequest) -> None:

@@ -14,7 +14,7 @@ the app would get `head`.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.http1.routing import RoutedRequest
 from sidestep.engine.leg import Leg, queue
@@ -23,6 +23,11 @@ from sidestep.protocols.http1 import CLOSE, CONNECT, HEAD, HTTP_1_0, UPGRADE, Ht
 from sidestep.protocols.http1_responses import ResponseReader
 from sidestep.protocols.http1_upgrade import begins_like_request, may_switch, offers, without_shared
 
+if TYPE_CHECKING:
+    from sidestep.engine.http1.inspected_answer import InspectedAnswer
+    from sidestep.engine.http1.samples import Http1Sample
+    from sidestep.engine.inspection.judged import Judged
+
 SWITCHING_PROTOCOLS: Final = 101
 
 
@@ -30,6 +35,7 @@ class DivertedRequest:
     """A request on its way to a handler and back."""
 
     __slots__ = (
+        "answer",
         "answered",
         "answering",
         "begun",
@@ -38,6 +44,7 @@ class DivertedRequest:
         "given",
         "given_early",
         "head",
+        "judged",
         "kept",
         "kept_size",
         "leg",
@@ -47,6 +54,7 @@ class DivertedRequest:
         "request",
         "reused",
         "rule",
+        "sample",
         "sent",
     )
 
@@ -64,6 +72,12 @@ class DivertedRequest:
         """The head that the handler gets."""
         self.mirrored = 0
         """The exchange that the mirror knows it as; 0: nobody listens."""
+        self.judged: Judged | None = None
+        """The exchange as inspection knows it; None: no rule applies ..."""
+        self.answer: InspectedAnswer | None = None
+        """... and its response, while that is judged."""
+        self.sample: Http1Sample | None = None
+        """None: it is not sampled."""
         self.kept: list[bytes] = []
         """Bytes of the body not yet given to the handler."""
         self.kept_size = 0

@@ -9,7 +9,8 @@ Some servers read such bytes before they answer, so while SWITCHING they go ahea
                     the last one
 
 What follows an offer of `h2c` alone is not sent ahead: it is for the HTTP/2 relay, or the next request. Where the
-unreadable is closed nothing is sent ahead to the app, because it may be the next request.
+unreadable is closed, nothing is sent ahead to the app, because it may be the next request. Where rules block, nothing
+is sent ahead to anybody. Where rules only report, requests that were sent ahead are counted as not inspected.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from sidestep.engine.http1.feed import Http1Feed
     from sidestep.engine.http1.routing import RequestRouter
     from sidestep.engine.http1.state import ConnectionState
+    from sidestep.engine.inspection.gate import Gate
     from sidestep.engine.relay import Relay
     from sidestep.protocols.http1_requests import RequestReader
 
@@ -37,7 +39,7 @@ _ANOMALY = "h1-early-bytes"
 class EarlyData:
     """See the module. `closes`: the unreadable is closed."""
 
-    __slots__ = ("_closes", "_conclusion", "_feed", "_limits", "_relay", "_requests", "_router", "_state")
+    __slots__ = ("_closes", "_conclusion", "_feed", "_gate", "_limits", "_relay", "_requests", "_router", "_state")
 
     def __init__(
         self,
@@ -50,6 +52,7 @@ class EarlyData:
         *,
         limits: Http1Limits,
         closes: bool,
+        gate: Gate | None = None,
     ) -> None:
         self._relay = relay
         self._state = state
@@ -59,6 +62,7 @@ class EarlyData:
         self._conclusion = conclusion
         self._limits = limits
         self._closes = closes
+        self._gate = gate
 
     def send(self) -> None:
         """Give what the client says, before it knows what protocol is spoken now, to the side that has its request."""
@@ -68,6 +72,8 @@ class EarlyData:
         data = bytes(state.unread)
         diverted = state.diverted
         if diverted is not None:
+            if self._gate is not None and self._gate.enforces:
+                return
             if not diverted.give_early(data):
                 return
             if state.client_ended:
@@ -108,6 +114,8 @@ class EarlyData:
                 if isinstance(request, str) or request.flags & SWITCHES:
                     self._conclusion.become_wire(_ANOMALY)
                     return
+                if self._gate is not None:
+                    self._gate.uninspected(_ANOMALY, closed=False)
                 state.request_flags = request.flags
                 if request.decision.taps:
                     feed.begin(request, head, self._relay.now)

@@ -2,32 +2,53 @@
 
 Reading it tells which requests are answered, so that later ones may go elsewhere. What cannot be read, answers nothing,
 or ends with the connection makes the connection a wire: the client has the bytes already.
+
+While an answer to an inspected exchange is expected (`Http1Inspection.answers`), bytes are written as they are
+understood instead, because that answer may be replaced. One that ends with the connection is read to its end. Where a
+policy closes, the client does not get what cannot be read of it, nor what no request has asked for.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.http1.feed import LISTENED_TO, Http1Feed
+from sidestep.engine.http1.inspected_answer import refused
+from sidestep.engine.http1.inspection import INSPECTED, WEBSOCKET, Http1Inspection
+from sidestep.engine.http1.samples import SAMPLED
 from sidestep.engine.http1.state import HELD_BACK, SERVED
+from sidestep.engine.leg import Ending
 from sidestep.engine.mirror.events import Answerer
 from sidestep.protocols import http1_messages as messages
+from sidestep.protocols.h2c_upgrade import TOKEN
 from sidestep.protocols.http1 import SWITCHES
+from sidestep.protocols.http1_response_head import response_fields
 
 if TYPE_CHECKING:
     from sidestep.engine.http1.conclusion import Conclusion
     from sidestep.engine.http1.early_data import EarlyData
     from sidestep.engine.http1.from_client import FromClient
+    from sidestep.engine.http1.inspected_answer import InspectedAnswer
     from sidestep.engine.http1.peers import Peers
     from sidestep.engine.http1.state import ConnectionState
     from sidestep.engine.relay import Relay
     from sidestep.protocols.http1_response_head import ResponseHead
 
+_TOLD: Final = LISTENED_TO | SAMPLED
+"""Flags of a pending answer that is told to somebody."""
+_LAST: Final = frozenset((messages.BROKEN, messages.SWITCH))
+"""Events after which the rest of a chunk is not read as responses."""
+_UNREAD: Final = frozenset((messages.BROKEN, messages.COMPLETE))
+"""Events after which, where a policy closes, nothing of a chunk goes to the client."""
+_LAST_HEADS: Final = frozenset((messages.FINAL, messages.SWITCH))
+
 
 class FromApp:
     """See the module."""
 
-    __slots__ = ("_conclusion", "_early", "_feed", "_from_client", "_peers", "_relay", "_state")
+    __slots__ = (
+        "_conclusion", "_early", "_feed", "_from_client", "_inspection", "_peers", "_relay", "_state", "_watches",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -38,6 +59,7 @@ class FromApp:
         early: EarlyData,
         from_client: FromClient,
         conclusion: Conclusion,
+        inspection: Http1Inspection | None = None,
     ) -> None:
         self._relay = relay
         self._state = state
@@ -46,10 +68,23 @@ class FromApp:
         self._early = early
         self._from_client = from_client
         self._conclusion = conclusion
+        self._inspection = inspection
+        self._watches = False
+        """What is read now is written as it is understood, because an answer in it is judged."""
 
     def read(self, data: bytes) -> None:
         """Take bytes that answer requests."""
-        self._relay.client.write(data)
+        inspection = self._inspection
+        watched = self._watches = inspection is not None and bool(inspection.answers)
+        if not watched:
+            self._relay.client.write(data)
+        self._follow(data)
+        if inspection is not None:
+            inspection.arm(self._relay)
+            if watched and not inspection.answers and self._state.client_ended and self._state.client in SERVED:
+                self._from_client.pass_end()  # which waited for these answers
+
+    def _follow(self, data: bytes) -> None:
         state = self._state
         reader = self._peers.responses
         awaited = state.awaited
@@ -61,8 +96,10 @@ class FromApp:
             flags, start = awaited[0], at
             at = reader.read(data, start, flags)
             event = reader.event
-            if flags & LISTENED_TO:
-                self._feed.read(self._feed.answering, Answerer.APP, reader, data[start:at], self._relay.now)
+            if self._watches and not self._take(flags, data, start, at):
+                return
+            if flags & _TOLD:
+                self._tell(flags, data[start:at])
             if event == messages.COMPLETE:
                 if awaited.popleft() & LISTENED_TO:
                     self._feed.answered(self._feed.answering)
@@ -79,18 +116,143 @@ class FromApp:
             elif event == messages.BROKEN:
                 self._conclusion.become_wire(reader.anomaly)
                 return
-            elif reader.ends_with_connection:
+            elif reader.ends_with_connection and not flags & INSPECTED:
                 self._conclusion.become_wire(None, listened=self._goes_on(flags, data[at:]))
                 return
         if state.client in HELD_BACK and not awaited:
             self._from_client.proceed()
 
+    def _tell(self, flags: int, data: bytes) -> None:
+        """Tell those who listen what a reading of `data` has got of the answer to a request of these flags."""
+        reader = self._peers.responses
+        if flags & SAMPLED and self._inspection is not None and self._inspection.samples is not None:
+            self._inspection.samples.read(reader, flags)
+        if flags & LISTENED_TO:
+            self._feed.read(self._feed.answering, Answerer.APP, reader, data, self._relay.now)
+
+    def _take(self, flags: int, data: bytes, start: int, at: int) -> bool:
+        """Write what a reading of `data` from `start` to `at` has got, or hold it. False: the answer was refused."""
+        client = self._relay.client
+        inspection = self._inspection
+        reader = self._peers.responses
+        event = reader.event
+        assert inspection is not None  # noqa: S101 - nobody else watches
+        if not flags & INSPECTED:
+            if event == messages.COMPLETE:
+                is_last = reader.response is None or reader.response.close
+            else:
+                is_last = event in _LAST or reader.ends_with_connection
+            closes = inspection.gate.closes
+            piece = data[start:] if is_last and not (closes and event in _UNREAD) else data[start:at]
+            if piece and not (closes and event == messages.BROKEN):
+                client.write(piece)
+        elif event in _LAST_HEADS:
+            return self._take_head(inspection, data, at)
+        elif event == messages.BROKEN:
+            if inspection.answer is not None:
+                inspection.answer.judged.response_end(is_whole=False)
+                if inspection.answer.judged.refusal is not None:
+                    self._refuse(inspection)
+                    return False
+            if inspection.gate.closes:
+                inspection.forget()  # nobody gets what cannot be read
+            else:
+                inspection.release()
+                client.write(reader.take_kept() + data[start:])
+        elif event == messages.INTERIM:
+            judged = inspection.first()
+            judged.response_interim(response_fields(reader.head))
+            if judged.refusal is not None:
+                self._refuse(inspection)
+                return False
+            client.write(reader.head)
+        elif not reader.in_head and inspection.answer is not None:
+            return self._take_body(inspection, inspection.answer, data, start, at)
+        return True
+
+    def _take_body(
+        self, inspection: Http1Inspection, answer: InspectedAnswer, data: bytes, start: int, at: int
+    ) -> bool:
+        """The same for bytes of the body, or its end."""
+        ends = self._peers.responses.event == messages.COMPLETE
+        if at > start:
+            answer.body(data[start:at])
+        if ends and answer.judged.refusal is None:
+            answer.end()
+        if answer.judged.refusal is not None:
+            self._refuse(inspection)
+            return False
+        if ends:
+            inspection.answered()
+            self._watches = bool(inspection.answers)
+            is_asked_for = len(self._state.awaited) > 1 or not inspection.gate.closes
+            if not self._watches and at < len(data) and is_asked_for:
+                self._relay.client.write(data[at:])
+        return True
+
+    def _take_head(self, inspection: Http1Inspection, data: bytes, at: int) -> bool:
+        """The same for the head of a final answer, or of one that switches protocols."""
+        reader = self._peers.responses
+        if reader.event == messages.SWITCH and reader.response is not None and reader.response.upgrade == TOKEN:
+            inspection.upgrading = inspection.first()  # its answer follows, over HTTP/2
+            inspection.answered()
+            client = self._relay.client
+            client.write(reader.head)
+            if at < len(data) and not inspection.gate.closes:
+                client.write(data[at:])
+            return True
+        answer = inspection.begin(inspection.first())
+        answer.head(reader.head, reader.response, self._relay.now)
+        if answer.judged.refusal is not None:
+            self._refuse(inspection)
+            return False
+        if reader.event == messages.SWITCH:
+            answer.release()
+            inspection.answered()
+            # Where a policy closes, what follows goes to the client only if it is not to be read.
+            if at < len(data) and not _is_websocket(reader.response) and not inspection.gate.closes:
+                self._relay.client.write(data[at:])
+        return True
+
+    def _refuse(self, inspection: Http1Inspection) -> None:
+        """Answer in the place of the app, or break off what has begun."""
+        state = self._state
+        judged, flags = inspection.first(), state.awaited[0]
+        has_begun = inspection.answer is not None and inspection.answer.begun
+        inspection.forget()
+        if has_begun:
+            self._conclusion.end(Ending.ABORT)
+            return
+        self._relay.client.write(refused(judged, flags, close=True))
+        state.awaited.clear()
+        state.answering_leg = None
+        if state.client_ended:
+            self._conclusion.end(Ending.CLOSE)
+        else:
+            self._conclusion.discard()
+
+    def finish(self) -> bool:
+        """The app has ended its connection, and with it the answer that is judged. Returns whether that was refused."""
+        inspection = self._inspection
+        if inspection is None or not inspection.answers or inspection.answer is None:
+            return False
+        answer = inspection.answer
+        answer.end()
+        if answer.judged.refusal is not None:
+            self._refuse(inspection)
+            return True
+        inspection.answered()
+        return False
+
     def _switch(self, flags: int, response: ResponseHead | None, rest: bytes) -> None:
         """The app speaks another protocol from here on, as the request of these flags asks for, or as none does."""
+        unsent = rest if self._watches and flags & INSPECTED and _is_websocket(response) else b""
         if not flags & SWITCHES:
+            if unsent:
+                self._relay.client.write(unsent)
             self._conclusion.become_wire("h1-response-unsolicited-switch")
         elif not self._conclusion.hand_over(response, rest):
-            self._conclusion.switch(self._relay.app, response)
+            self._conclusion.switch(self._relay.app, response, self._peers.responses.head, unsent)
 
     def _goes_on(self, flags: int, body: bytes) -> int:
         """The response lasts to the end of the connection: its exchange, 0 if nobody listens."""
@@ -109,5 +271,11 @@ class FromApp:
         if state.app_bypassed:
             self._peers.retire_app()
         else:
-            self._relay.client.write(data)
+            if self._inspection is None or not self._inspection.gate.closes:
+                self._relay.client.write(data)
             self._conclusion.become_wire("h1-unsolicited-response")
+
+
+def _is_websocket(response: ResponseHead | None) -> bool:
+    """Whether an answer switches to a protocol whose messages may be judged: what follows it is passed on later."""
+    return response is not None and response.upgrade == WEBSOCKET

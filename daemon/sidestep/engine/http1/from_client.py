@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sidestep.engine.http1.early_data import EarlyData
     from sidestep.engine.http1.feed import Http1Feed
     from sidestep.engine.http1.peers import Peers
-    from sidestep.engine.http1.routing import RequestRouter
+    from sidestep.engine.http1.routing import RequestRouter, RoutedRequest
     from sidestep.engine.http1.state import ConnectionState
     from sidestep.engine.relay import Relay
     from sidestep.protocols.http1_requests import RequestReader
@@ -140,6 +140,16 @@ class FromClient:
             state.unread += head
             state.unread += data[end:]
             return len(data)
+        end, body = self._begin_request(request, head, data, end)
+        self._requests.begin(body)
+        if not body:
+            self._request_sent()
+        return end
+
+    def _begin_request(self, request: RoutedRequest, head: bytes, data: bytes, end: int) -> tuple[int, int]:
+        """Give a head to the side that answers it. Returns how far in `data` that got, and the body still to come."""
+        state = self._state
+        rule = request.decision.intercept
         state.request_flags = request.flags
         if request.flags & UPGRADE:
             state.upgrade_head = head
@@ -162,10 +172,7 @@ class FromClient:
                 app.write(data[start:end] if start >= 0 else head + data[start + len(head) : end])
             else:
                 app.write(head)
-        self._requests.begin(body)
-        if not body:
-            self._request_sent()
-        return end
+        return end, body
 
     def _rewrite_head(self, head: bytes, data: bytes, end: int) -> int:
         """As `_route_head`, after the head was rewritten."""
@@ -183,6 +190,10 @@ class FromClient:
             body = self._trailers.rewrite(body)
             if not body:
                 return
+        self._pass_on(body)
+
+    def _pass_on(self, body: bytes) -> None:
+        """Give a piece of the body to the side that answers its request."""
         if self._feed.current:
             self._feed.body(body)
         diverted = self._state.diverted

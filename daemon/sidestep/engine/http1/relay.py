@@ -10,6 +10,9 @@ The parts, each with its own rules at the top of its file; they share one `Conne
     peers.py             the legs that answer, opened and ended
     conclusion.py        how HTTP/1 ends: as a wire, in HTTP/2, closed
 
+With a gate (`engine.inspection`) requests and answers are judged on their way: `inspected_requests.py` takes the place
+of `from_client.py`, answers are `inspected_answer.py`, and `inspection.py` is where both stand.
+
 Invariants of the whole:
 
   * All bytes for the client come from one leg, `answering_leg`; bytes of any other leg belong to no request and never
@@ -24,7 +27,7 @@ Invariants of the whole:
   * Where the unreadable is closed (`OnUnreadable.CLOSE`) a slow head is not given to the app in pieces, so the client
     has longer for it (CLOSING_LIMITS).
   * Kept bytes: `unread`, `early`, a begun head, and until a handler leg is open its request: each up to its limit and
-    one read.
+    one read. Heads that inspection keeps until they are answered: up to `hold`, one head and one read.
 
 Hot path: a head in one chunk, for the app, without a body, is one question (`RequestRouter.plain_request`); an answer
 that is whole in one chunk, or goes on in it, likewise. Then `passes` says so, and the shell writes the very bytes it
@@ -42,9 +45,13 @@ from sidestep.engine.http1.early_data import EarlyData
 from sidestep.engine.http1.feed import FULL, LISTENED_TO, Http1Feed
 from sidestep.engine.http1.from_app import FromApp
 from sidestep.engine.http1.from_client import FromClient
+from sidestep.engine.http1.inspected_requests import ASKED, InspectedFromClient, InspectedRouter
+from sidestep.engine.http1.inspection import INSPECTED, Http1Inspection
 from sidestep.engine.http1.peers import Peers
 from sidestep.engine.http1.routing import PLAIN, RequestRouter
+from sidestep.engine.http1.samples import SAMPLED
 from sidestep.engine.http1.state import DISCARDING, OVER, READING, SWITCHING, ConnectionState
+from sidestep.engine.inspection.gate import Gate
 from sidestep.engine.leg import HIGH_WATER, Ending, Leg
 from sidestep.engine.memory_budget import Budget
 from sidestep.engine.mirror.producer import Mirror
@@ -54,10 +61,15 @@ from sidestep.policy.route import SteeredPort
 from sidestep.protocols import http1_messages as messages
 from sidestep.protocols.http1 import END_OF_HEAD, LIMITS, Http1Limits
 from sidestep.protocols.http1_requests import RequestReader
+from sidestep.protocols.http1_response_head import ResponseHead
 from sidestep.protocols.http1_responses import recall
 
 _MEMO_HEAD: Final = LIMITS.memo_head
 """Bytes above which a head, or a chunk that may be one, is not looked up: no longer ones are remembered."""
+
+_WATCHED: Final = LISTENED_TO | INSPECTED
+_NOT_PLAIN: Final = ~(SAMPLED | INSPECTED)
+"""Flags of a pending answer that does not pass as it is. One that is INSPECTED passes if nothing is found in it."""
 
 CLOSING_LIMITS: Final = replace(LIMITS, head_seconds=60.0)
 """Where the unreadable is closed: seconds for a head as servers commonly give (nginx: client_header_timeout 60s)."""
@@ -67,19 +79,21 @@ class Http1Relay(Relay):
     """See the module. `tls`: the client came over TLS. Without `limits` they follow from `on_unreadable`."""
 
     __slots__ = (
-        "_closes",
         "_conclusion",
         "_diversion",
         "_early",
+        "_ends_with_app",
         "_feed",
         "_few_awaited",
         "_from_app",
         "_from_client",
+        "_inspection",
         "_limits",
         "_passable",
         "_peers",
         "_requests",
         "_router",
+        "_samples",
         "_state",
         "tls",
     )
@@ -94,20 +108,26 @@ class Http1Relay(Relay):
         budget: Budget | None = None,
         on_unreadable: OnUnreadable = OnUnreadable.PASS,
         rewriter: Rewriter | None = None,
+        gate: Gate | None = None,
     ) -> None:
         super().__init__(mirror)
-        closes = self._closes = on_unreadable is OnUnreadable.CLOSE
+        self.gate = gate
+        closes = on_unreadable is OnUnreadable.CLOSE or (gate is not None and gate.closes)
         if limits is None:
             limits = CLOSING_LIMITS if closes else LIMITS
         self.tls = tls
         self._limits = limits
         self._passable = _MEMO_HEAD if rewriter is None else -1
         """Bytes of a chunk of the client that may pass as it is."""
-        self._few_awaited = limits.pipelined // 2
-        """Requests awaiting answers up to which the client is certainly read on: half of the bound."""
+        self._few_awaited = limits.pipelined // 2 if gate is None else limits.hold // _MEMO_HEAD
+        """Requests awaiting answers up to which the client is certainly read on: half of the bound. An inspected
+        connection may keep their heads, which are at most _MEMO_HEAD bytes where this is asked."""
         state = self._state = ConnectionState()
         requests = self._requests = RequestReader(limits)
-        router = self._router = RequestRouter(port, limits)
+        inspection = self._inspection = None if gate is None else Http1Inspection(self.client, gate)
+        self._samples = None if inspection is None else inspection.samples
+        router = RequestRouter(port, limits) if gate is None else InspectedRouter(gate, port, limits)
+        self._router = router
         peers = self._peers = Peers(self, state, limits)
         feed = self._feed = Http1Feed(self.mirror)
         conclusion = self._conclusion = Conclusion(
@@ -121,17 +141,28 @@ class Http1Relay(Relay):
             limits=limits,
             closes=closes,
             tls=tls,
+            inspection=inspection,
         )
-        early = self._early = EarlyData(self, state, requests, router, feed, conclusion, limits=limits, closes=closes)
-        diversion = self._diversion = Diversion(self, state, peers, feed, early, conclusion, limits=limits)
-        from_client = self._from_client = FromClient(
-            self, state, requests, router, peers, feed, diversion, early, conclusion, limits=limits, rewriter=rewriter
+        # What is sent ahead of an answer may be requests: not past rules that block.
+        waits = self._ends_with_app = closes or (gate is not None and gate.enforces)
+        early = self._early = EarlyData(
+            self, state, requests, router, feed, conclusion, limits=limits, closes=waits, gate=gate
         )
-        self._from_app = FromApp(self, state, peers, feed, early, from_client, conclusion)
+        diversion = self._diversion = Diversion(
+            self, state, peers, feed, early, conclusion, limits=limits, inspection=inspection
+        )
+        parts = (self, state, requests, router, peers, feed, diversion, early, conclusion)
+        if gate is None or inspection is None or not isinstance(router, InspectedRouter):
+            from_client = FromClient(*parts, limits=limits, rewriter=rewriter)
+        else:
+            gate.bind(self)
+            from_client = InspectedFromClient(inspection, router, *parts, limits=limits, rewriter=rewriter)
+        self._from_client = from_client
+        self._from_app = FromApp(self, state, peers, feed, early, from_client, conclusion, inspection)
 
     # --- inputs -----------------------------------------------------------------------------------------------------
 
-    def passes(self, leg: Leg, data: bytes) -> Leg | None:
+    def passes(self, leg: Leg, data: bytes) -> Leg | None:  # noqa: C901 - hot path: no calls but for samples
         """Hot path: see the module."""
         app = self.app
         state = self._state
@@ -146,14 +177,20 @@ class Http1Relay(Relay):
                 and len(data) <= self._passable
                 and (request := self._router.plain_request(data)) is not None
             ):
-                listened = 0 if request is PLAIN else self._feed.whole(request, data, leg.active)
-                if listened == FULL:
-                    return None
-                awaited.append(listened)
+                if request is PLAIN:
+                    flags = 0
+                elif request is ASKED and self._inspection is not None:
+                    flags = self._inspection.ask(data)
+                else:
+                    flags = self._feed.whole(request, data, leg.active)
+                    if flags == FULL:
+                        return None
+                samples = self._samples
+                awaited.append(flags if samples is None else flags | samples.asked(data))
                 return app
         elif leg is state.answering_leg:
             reader = self._peers.responses
-            if reader.state == messages.LENGTH and not awaited[0] & LISTENED_TO:
+            if reader.state == messages.LENGTH and not awaited[0] & _WATCHED:
                 left = reader.left - len(data)
                 if left > 0:
                     reader.left = left
@@ -161,21 +198,32 @@ class Http1Relay(Relay):
                 if not left and reader.response is not None and not reader.response.close:
                     reader.left = 0
                     reader.state = messages.FRESH
-                    awaited.popleft()
+                    if awaited.popleft() & SAMPLED and self._samples is not None:
+                        self._samples.answered()
                     return self.client
-            elif reader.state == messages.FRESH and awaited and not awaited[0]:
+            elif reader.state == messages.FRESH and awaited and not awaited[0] & _NOT_PLAIN:
                 end = data.find(END_OF_HEAD) + 4
                 if 4 <= end <= _MEMO_HEAD:
                     response = recall(data[:end])
                     if not isinstance(response, str) and response.plain >= 0:
                         left = end + response.plain - len(data)
-                        if left > 0:
+                        flags = awaited[0]
+                        if left < 0 or (flags & INSPECTED and (left or not self._clears(response, data, end))):
+                            return None
+                        if flags & SAMPLED and self._samples is not None:
+                            self._samples.begun(data[:end], response)
+                        if left:
                             reader.begin_length(response, left)
-                            return self.client
-                        if not left:
-                            awaited.popleft()
-                            return self.client
+                        elif awaited.popleft() and self._inspection is not None:
+                            self._inspection.passed(flags)
+                        return self.client
         return None
+
+    def _clears(self, response: ResponseHead, data: bytes, end: int) -> bool:
+        """Whether an answer that is here, whole, and is to be searched has nothing in it."""
+        inspection = self._inspection
+        # A client that has finished is waited for elsewhere (`InspectedFromClient.pass_end`).
+        return inspection is not None and not self._state.client_ended and inspection.clears(response, data, end)
 
     def receive(self, leg: Leg, data: bytes, now: float) -> None:
         """Take bytes from a leg."""
@@ -220,7 +268,9 @@ class Http1Relay(Relay):
             return
         elif state.app_bypassed:
             self._peers.retire_app()
-        elif self._closes:
+        elif self._inspection is not None and self._from_app.finish():
+            return
+        elif self._ends_with_app:
             conclusion.end(Ending.CLOSE)
         else:
             conclusion.become_wire(None)
@@ -321,7 +371,9 @@ class Http1Relay(Relay):
             )
         diverted = state.diverted
         if diverted is None:
-            return len(state.awaited) < self._limits.pipelined and self._takes(self.app)
+            inspection = self._inspection
+            is_full = inspection is not None and inspection.kept >= self._limits.hold
+            return len(state.awaited) < self._limits.pipelined and not is_full and self._takes(self.app)
         leg = diverted.leg
         return bool(leg.ending) or (leg.queued < HIGH_WATER and diverted.kept_size < self._limits.hold)
 

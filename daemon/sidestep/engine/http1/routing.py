@@ -35,7 +35,7 @@ class RoutedRequest:
         self.target = head.target if told else b""
         self.authority = head.authority if told else b""
         self.fields: Fields = ()
-        if decision.shown:
+        if decision.shown or decision.recorded:
             self.fields = head.fields
         self.tally: Tally | None = None
         """Where it is counted while all its wiretaps are held back (`TapGate`)."""

@@ -4,6 +4,7 @@ It exists only for connections whose mirror may want responses (`Mirror.hears_re
 each header block changes the HPACK context of the next, so all are decoded, wanted or not.
 
     between frames   the frame header is kept until it is whole
+    a whole frame    is dealt with where it is found, if nobody wants its payload: of samples only its length counts
     in a frame       DATA of a stream that is wanted is told as it comes, without padding; header blocks are kept
                      until they are whole (`Http2Limits.passed_block`, `continuations`); everything else is skipped
     blind            a block could not be decoded, was too large, or was interrupted by another frame: no response can
@@ -15,15 +16,14 @@ The events say what the app has said, whatever the relay changes on the way. Res
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
+from sidestep.engine.http2.response_decoder import ResponseDecoder
 from sidestep.engine.mirror.events import Answerer
 from sidestep.model.errors import PeerError
-from sidestep.protocols.hpack import DEFAULT_CAPACITY, Memo, State
 from sidestep.protocols.http2 import (
     CONTINUATION,
     DATA,
-    DEFAULT_LIMITS,
     END_HEADERS,
     END_STREAM,
     HEADER,
@@ -32,19 +32,46 @@ from sidestep.protocols.http2 import (
     PADDED,
     PUSH_PROMISE,
     STREAM,
+    WITH_PRIORITY,
     Http2Error,
     Http2Limits,
     split_headers,
 )
 
 if TYPE_CHECKING:
-    from sidestep.engine.http2.feed import Http2Feed
+    from collections.abc import Mapping
+
+    from sidestep.engine.http2.samples import Http2Sample
+    from sidestep.protocols.hpack import Block
 
 _unpack = HEADER.unpack_from
-_RESPONSES: Final = Memo(DEFAULT_LIMITS.memo)
-"""Response blocks of apps that anybody listened to: a pure cache, bounded in bytes."""
+_FRAGMENTED: Final = PADDED | WITH_PRIORITY
 _PROMISED: Final = 4
 """Bytes of the promised stream's id in PUSH_PROMISE."""
+
+
+class ResponseFeed(Protocol):
+    """Whoever is told of answers: `Http2Feed`, or inspection."""
+
+    @property
+    def responses(self) -> Mapping[int, object]:
+        """Streams whose answers are wanted."""
+
+    @property
+    def samples(self) -> Mapping[int, Http2Sample]:
+        """Streams of whose answers the heads, the length and the end are wanted."""
+
+    def response_block(self, stream: int, by: Answerer, block: Block, *, ends: bool) -> None:
+        """Take a header block of an answer that is wanted."""
+
+    def response_data(self, stream: int, data: bytes) -> None:
+        """Take data of such an answer, without padding."""
+
+    def response_end(self, stream: int) -> None:
+        """Learn that such an answer is whole, without trailers."""
+
+    def lose_responses(self) -> None:
+        """Learn that no answer can be told any more."""
 
 
 class AppResponses:
@@ -55,25 +82,22 @@ class AppResponses:
         "_block",
         "_block_size",
         "_block_stream",
+        "_decoder",
         "_ends",
         "_feed",
         "_kept",
         "_limits",
-        "_memo",
         "_need",
         "_padding",
         "_promises",
         "_rest",
-        "_state",
         "_stream",
     )
 
-    def __init__(self, feed: Http2Feed, limits: Http2Limits) -> None:
+    def __init__(self, feed: ResponseFeed, limits: Http2Limits) -> None:
         self._feed = feed
         self._limits = limits
-        self._memo = _RESPONSES if limits is DEFAULT_LIMITS else Memo(limits.memo)
-        self._state = State((), 0, DEFAULT_CAPACITY, limits.table, -1)
-        """Any table size that we follow is allowed: whether the client has allowed it is the client's business."""
+        self._decoder = ResponseDecoder(limits)
         self._blind = False
         self._kept = bytearray()
         """The beginning of a frame that is read whole, or of its header."""
@@ -124,6 +148,7 @@ class AppResponses:
     def _read(self, data: bytes) -> bytes:
         """Read frames; what could not be read is returned. Raises Http2Error, HpackError."""
         position, end = 0, len(data)
+        responses, samples = self._feed.responses, self._feed.samples
         self._need = HEADER_SIZE
         while end - position >= HEADER_SIZE:
             high, low, kind, flags, stream = _unpack(data, position)
@@ -133,6 +158,15 @@ class AppResponses:
             if self._block is not None and (kind != CONTINUATION or stream != self._block_stream):
                 raise Http2Error("h2-continuation")
             if kind == DATA:
+                if stop <= end and not flags & PADDED and stream not in responses:
+                    sample = samples.get(stream)
+                    if sample is not None:
+                        if sample.length is not None:
+                            sample.length += stop - payload
+                        if flags & END_STREAM:
+                            self._feed.response_end(stream)
+                    position = stop
+                    continue
                 if flags & PADDED and payload == end and stop > payload:
                     self._need = HEADER_SIZE + 1
                     break
@@ -145,7 +179,10 @@ class AppResponses:
                 if stop > end:
                     self._need = stop - position
                     break
-                self._on_block(kind, flags, stream, data[payload:stop])
+                if kind == HEADERS and flags & END_HEADERS and not flags & _FRAGMENTED:
+                    self._decode(stream, data[payload:stop], ends=bool(flags & END_STREAM))
+                else:
+                    self._on_block(kind, flags, stream, data[payload:stop])
             elif stop > end:
                 self._stream, self._padding, self._rest = 0, 0, stop - end
                 return b""
@@ -160,7 +197,7 @@ class AppResponses:
             padding = data[payload]
             payload += 1
         self._padding = min(padding, stop - payload)
-        self._stream = stream if stream in self._feed.responses else 0
+        self._stream = stream if stream in self._feed.responses or stream in self._feed.samples else 0
         self._ends = bool(flags & END_STREAM)
         self._rest = stop - payload
         self._cut_through(data[payload:stop])
@@ -194,9 +231,15 @@ class AppResponses:
             raise Http2Error("h2-header-size")
         if flags & END_HEADERS:
             fragments, self._block = self._block, None
-            block = self._memo.decode(
-                self._state, b"".join(fragments), list_limit=self._limits.passed_list, table_limit=self._limits.table
-            )
-            self._state = block.state
-            if not self._promises and stream in self._feed.responses:
-                self._feed.response_block(stream, Answerer.APP, block, ends=self._ends)
+            self._decode(0 if self._promises else stream, b"".join(fragments), ends=self._ends)
+
+    def _decode(self, stream: int, fragment: bytes, *, ends: bool) -> None:
+        """Decode a whole block; it is told unless the stream is 0."""
+        block = self._decoder.decode(fragment)
+        feed = self._feed
+        if stream in feed.responses:
+            feed.response_block(stream, Answerer.APP, block, ends=ends)
+        elif (sample := feed.samples.get(stream)) is not None:
+            sample.answers(block)
+            if ends:
+                feed.response_end(stream)

@@ -8,6 +8,7 @@
     ToApp             writes the app
     ToClient          writes the client: the app's frames, ours at their boundaries, the connection window
     Diversion         diverted streams and the HTTP/2 connections to handlers (`Link`) on which they are answered
+    InspectedStreams  what inspection does with streams, if there is a gate; then the diversion is an InspectedDiversion
     Http2Feed         what the mirror is told; AppResponses reads what the app answers, if somebody listens to that
 
 Each part is given the ones it uses, and nothing else: writers and states know no readers, no part knows `Connection`.
@@ -27,6 +28,8 @@ from sidestep.engine.http2.diversion import Diversion
 from sidestep.engine.http2.feed import Http2Feed
 from sidestep.engine.http2.from_app import FromApp
 from sidestep.engine.http2.from_client import FromClient
+from sidestep.engine.http2.inspected_diversion import InspectedDiversion
+from sidestep.engine.http2.inspected_streams import InspectedStreams
 from sidestep.engine.http2.pending_settings import PendingSettings
 from sidestep.engine.http2.request_decoder import RequestDecoder
 from sidestep.engine.http2.state import ConnectionState
@@ -36,6 +39,7 @@ from sidestep.engine.http2.to_client import ToClient
 
 if TYPE_CHECKING:
     from sidestep.engine.http2.pending_settings import Entries
+    from sidestep.engine.inspection.gate import Gate
     from sidestep.engine.memory_budget import Budget
     from sidestep.engine.relay import Relay
     from sidestep.engine.rewriting import Rewriter
@@ -55,6 +59,8 @@ class Connection:
         "feed",
         "from_app",
         "from_client",
+        "inspected_responses",
+        "inspection",
         "settings",
         "state",
         "to_app",
@@ -62,21 +68,37 @@ class Connection:
     )
 
     def __init__(
-        self, relay: Relay, port: SteeredPort, limits: Http2Limits, budget: Budget, rewriter: Rewriter | None = None
+        self,
+        relay: Relay,
+        port: SteeredPort,
+        limits: Http2Limits,
+        budget: Budget,
+        rewriter: Rewriter | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.budget = budget
         self.state = state = ConnectionState(limits)
         self.decoder = decoder = RequestDecoder(limits, rewriter)
         self.settings = settings = PendingSettings(state, decoder)
-        self.feed = feed = Http2Feed(relay)
+        self.inspection = inspection = None if gate is None else InspectedStreams(gate)
+        self.feed = feed = Http2Feed(relay, inspection)
         self.app_responses = AppResponses(feed, limits) if relay.mirror.hears_responses else None
         """Reads what the app answers, for those who listen; None when nobody can."""
+        self.inspected_responses: AppResponses | None = None
+        """The same for inspection; None when no rule is about responses, and none are told."""
+        if inspection is not None and inspection.hears_responses:
+            self.inspected_responses = AppResponses(inspection, limits)
         self.to_app = to_app = ToApp(relay.app)
         self.to_client = to_client = ToClient(relay.client, state, settings, feed)
         self.app = app = AppConnection(relay.app, state, settings, to_client)
-        self.diversion = diversion = Diversion(
-            relay, state, budget, app=app, settings=settings, to_client=to_client, feed=feed
-        )
+        if gate is None:
+            diversion = Diversion(relay, state, budget, app=app, settings=settings, to_client=to_client, feed=feed)
+        else:
+            gate.bind(relay)
+            diversion = InspectedDiversion(
+                gate, relay, state, budget, app=app, settings=settings, to_client=to_client, feed=feed
+            )
+        self.diversion = diversion
         self.from_app = FromApp(state, app=app, settings=settings, to_client=to_client, feed=feed)
         self.from_client = FromClient(
             port,
@@ -89,6 +111,7 @@ class Connection:
             to_client=to_client,
             feed=feed,
             rewrites=rewriter is not None,
+            inspection=inspection,
         )
 
     def upgraded(self, entries: Entries) -> None:

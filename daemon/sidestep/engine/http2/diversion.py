@@ -107,9 +107,14 @@ class Diversion:
 
     def divert(self, stream: int, head: Head, block: Block, rule: Rule | None, *, ends: bool) -> None:
         """Divert a new stream to the handler of `rule`, or to the app's second connection if that is None."""
-        state = self._state
         exchange = Exchange(stream, head, block, rule, window=self._to_client.initial_window)
-        exchange.to_app = rule is None
+        if self._admit(exchange, ends=ends):
+            self._assign(exchange)
+
+    def _admit(self, exchange: Exchange, *, ends: bool) -> bool:
+        """Note a new stream. False: there is no room, it was reset."""
+        state = self._state
+        exchange.to_app = exchange.rule is None
         if ends:
             exchange.end_request()
         exchange.room = self._settings.request_window
@@ -119,9 +124,14 @@ class Diversion:
         streams.divert(exchange)
         if len(streams.exchanges) > state.limits.diverted_streams or self.account.budget.free < 0:
             self.reset(exchange, ErrorCode.REFUSED_STREAM)
-            return
+            return False
+        return True
+
+    def _assign(self, exchange: Exchange) -> None:
+        """Give a stream to whoever is to answer it."""
+        head, rule = exchange.head, exchange.rule
         if rule is not None:
-            self._relay.mirror.diverted(stream, rule, head.method, head.path, head.authority)
+            self._relay.mirror.diverted(exchange.stream, rule, head.method, head.path, head.authority)
         self._pool(exchange).add(exchange)
 
     def decline(self, stream: int, code: int, *, ends: bool) -> None:
@@ -312,7 +322,10 @@ class Diversion:
             self._pool(exchange).add(exchange)
 
     def _reply_locally(self, exchange: Exchange, reason: str) -> None:
-        block, body = bad_gateway(exchange, reason)
+        self._reply(exchange, *bad_gateway(exchange, reason))
+
+    def _reply(self, exchange: Exchange, block: Block, body: bytes) -> None:
+        """Give a response of ours to an exchange that nobody carries any more."""
         exchange.detach()
         exchange.drop_body()
         self.backpressure.release(exchange)

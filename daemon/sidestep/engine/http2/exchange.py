@@ -109,6 +109,7 @@ class Exchange:
         "attempts",
         "block",
         "body",
+        "body_held",
         "body_size",
         "consumed",
         "credit",
@@ -124,6 +125,7 @@ class Exchange:
         "request_state",
         "reset_after",
         "response",
+        "response_held",
         "response_size",
         "response_state",
         "room",
@@ -143,6 +145,8 @@ class Exchange:
         # the request
         self.body: deque[bytes] = deque()
         self.body_size = 0
+        self.body_held = 0
+        """How many of the last bytes of `body` may not go to a link yet."""
         self.trailers: Block | None = None
         self.room = 0
         """Bytes that the client may still send on this stream."""
@@ -162,6 +166,8 @@ class Exchange:
         # the response
         self.response: deque[Block | bytes] = deque()
         self.response_size = 0
+        self.response_held = False
+        """Nothing of the response goes to the client now: inspection may replace it."""
         self.response_state = ResponseState.NONE
         self.reset_after: int | None = None
         """Error code of a reset that follows the complete response."""
@@ -295,6 +301,10 @@ class Exchange:
         prepaid = min(size, self.prepaid)
         self.prepaid -= prepaid
         return size - prepaid
+
+    def add_block(self, block: Block) -> None:
+        """Queue a header block of the response, which `head_came` knows of."""
+        self.response.append(block)
 
     def add_response(self, data: bytes) -> None:
         """Queue data of the response."""

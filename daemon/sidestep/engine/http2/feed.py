@@ -15,7 +15,11 @@ from sidestep.engine.mirror.events import H2, Answerer, RequestHead, ResponseHea
 from sidestep.protocols.hpack import list_size
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sidestep.engine.http2.head import Head
+    from sidestep.engine.http2.inspected_streams import InspectedStreams
+    from sidestep.engine.http2.samples import Http2Sample
     from sidestep.engine.mirror.producer import Mirror
     from sidestep.engine.relay import Relay
     from sidestep.protocols.hpack import Block
@@ -27,13 +31,17 @@ _HEADED: Final = 1 << 8
 class Http2Feed:
     """One per HTTP/2 relay. `requests` are the streams whose body somebody wants, `responses` those whose answer."""
 
-    __slots__ = ("_mirror", "_relay", "requests", "responses")
+    __slots__ = ("_mirror", "_relay", "inspection", "requests", "responses", "samples")
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Relay, inspection: InspectedStreams | None = None) -> None:
         self._relay = relay
         self._mirror: Mirror = relay.mirror
+        self.inspection = inspection
+        """Who is told, too, of streams of which nothing more will come."""
         self.requests = relay.mirror.requests
         self.responses = relay.mirror.responses
+        self.samples: Mapping[int, Http2Sample] = {}
+        """None: samples are inspection's."""
 
     def begin(self, stream: int, head: Head, block: Block, *, ends: bool) -> None:
         """A new stream that somebody may want; `ends` when it has no body."""
@@ -113,8 +121,12 @@ class Http2Feed:
         """Nothing more of this stream will come."""
         if stream in self.requests or stream in self.responses:
             self._mirror.cut(stream)
+        if self.inspection is not None:
+            self.inspection.cut(stream)
 
     def cut_all(self) -> None:
         """Nothing more of any stream will come."""
         for stream in [*self.requests, *self.responses]:
             self._mirror.cut(stream)
+        if self.inspection is not None:
+            self.inspection.cut_all()

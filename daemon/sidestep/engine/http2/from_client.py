@@ -52,10 +52,13 @@ from sidestep.protocols.http2 import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sidestep.engine.http2.app_connection import AppConnection
     from sidestep.engine.http2.diversion import Diversion
     from sidestep.engine.http2.exchange import Exchange
     from sidestep.engine.http2.feed import Http2Feed
+    from sidestep.engine.http2.inspected_streams import InspectedStreams
     from sidestep.engine.http2.pending_settings import PendingSettings
     from sidestep.engine.http2.request_decoder import RequestDecoder
     from sidestep.engine.http2.state import ConnectionState
@@ -79,6 +82,7 @@ class FromClient:
         "_feed",
         "_held",
         "_held_size",
+        "_inspected",
         "_is_diverted",
         "_mirrored",
         "_need",
@@ -89,6 +93,7 @@ class FromClient:
         "_state",
         "_to_app",
         "_to_client",
+        "_to_inspect",
         "idle",
         "waits",
     )
@@ -106,6 +111,7 @@ class FromClient:
         to_client: ToClient,
         feed: Http2Feed,
         rewrites: bool,
+        inspection: InspectedStreams | None = None,
     ) -> None:
         self._state = state
         self._app = app
@@ -128,9 +134,12 @@ class FromClient:
             to_app=to_app,
             to_client=to_client,
             feed=feed,
+            inspection=inspection,
         )
         self._diverted = DivertedData(state, diversion, to_client, feed)
         self._mirrored = MirroredData(feed)
+        self._to_inspect: Mapping[int, object] = {} if inspection is None else inspection.requests
+        self._inspected = MirroredData(feed if inspection is None else inspection)
         self._started = False
         """The preface has come."""
         self.waits = False
@@ -191,6 +200,8 @@ class FromClient:
             return size, size
         if self._mirrored.stream:
             self._mirrored.feed(data[:size], whole=not self._rest)
+        if self._inspected.stream:
+            self._inspected.feed(data[:size], whole=not self._rest)
         return 0, size
 
     def _frames(self, data: bytes, start: int, position: int) -> None:
@@ -199,6 +210,7 @@ class FromClient:
         streams = state.streams
         exchanges = streams.exchanges
         mirrored = self._feed.requests
+        inspected = self._to_inspect
         self._need = HEADER_SIZE
         end = len(data)
         while end - position >= HEADER_SIZE:
@@ -212,7 +224,7 @@ class FromClient:
                 taken = self._other(data, start, position, stop, kind, flags, stream)
             elif state.mixed and (stream in exchanges or streams.is_gone(stream)):
                 taken = self._diverted_data(data, start, position, stop, flags, stream)
-            elif mirrored and stream in mirrored and not self._mirrored.begin(data, position, stop, flags, stream):
+            elif (mirrored or inspected) and not self._told(data, position, stop, flags, stream):
                 taken = -HEADER_SIZE - 1
             else:
                 taken = start
@@ -229,6 +241,11 @@ class FromClient:
             start = taken
             position = stop
         self._hand_on(data, start, position)
+
+    def _told(self, data: bytes, position: int, stop: int, flags: int, stream: int) -> bool:
+        """Tell who listens of DATA for the app; False when the length of its padding has not come yet."""
+        told = stream not in self._feed.requests or self._mirrored.begin(data, position, stop, flags, stream)
+        return told and (stream not in self._to_inspect or self._inspected.begin(data, position, stop, flags, stream))
 
     def _preface(self, data: bytes) -> bool:
         """Check the client preface (RFC 9113 section 3.4); False when it has not come whole. Raises Http2Error."""

@@ -11,6 +11,7 @@ costs neither parsing nor matching.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Final
 
 from sidestep.engine.mirror.gate import Tally
@@ -18,8 +19,9 @@ from sidestep.policy.route import TO_APP, Decision, Fields, Route
 from sidestep.protocols.grpc import is_grpc
 from sidestep.protocols.hpack import Block
 
-_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
-_BAD_VALUE: Final = re.compile(rb"[\x00\r\n]|\A[ \t]|[ \t]\Z").search
+_NAME_TEXT: Final = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
+_PATH_TEXT: Final = bytes(each for each in range(0x21, 0x100) if each not in b"#\x7f")
+"""What paths are made of, as in HTTP/1: servers cut off a fragment, and a URL drops white space."""
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}").fullmatch
 _STATUS: Final = re.compile(rb"[1-9][0-9][0-9]").fullmatch
 _PSEUDO: Final = frozenset((b":method", b":scheme", b":authority", b":path", b":protocol"))
@@ -35,8 +37,11 @@ class Head:
     __slots__ = (
         "_route",
         "authority",
+        "cleared",
+        "cleared_alone",
         "decision",
         "fields",
+        "listed",
         "method",
         "path",
         "pseudo",
@@ -53,6 +58,8 @@ class Head:
                 break
             pseudo[name] = value
             count += 1
+        self.listed = fields
+        """All fields and pseudo-fields, as they came."""
         self.regular = regular = fields[count:]
         self.pseudo = pseudo
         self.method = pseudo.get(b":method", b"")
@@ -70,6 +77,10 @@ class Head:
             fields = (*fields, (b"host", self.authority))
         self.fields: Fields = fields
         self._route: Route | None = None
+        self.cleared: object = None
+        """The `Gate.token` of connections on which no inspection rule applies to this head ..."""
+        self.cleared_alone: object = None
+        """... and of those on which none does if the head is the whole request."""
         self.tally: Tally | None = None
         """Where it is counted while all its wiretaps are held back (`TapGate`)."""
         self.decision = TO_APP
@@ -94,15 +105,17 @@ class Head:
     def is_valid(self) -> bool:
         """Whether a strict HTTP/2 server accepts this request (RFC 9113 sections 8.2, 8.3; RFC 8441 section 4)."""
         pseudo = self.pseudo
-        if not self.readable or not _PSEUDO.issuperset(pseudo) or not are_valid_fields(self.regular):
+        if not self.readable or not _PSEUDO.issuperset(pseudo) or b" " in b"".join(pseudo.values()):
             return False
-        if any(_BAD_VALUE(value) or b" " in value for value in pseudo.values()):
+        if not are_valid_fields(self.regular, (*pseudo.values(),)):
             return False
         if self.method == b"CONNECT" and b":protocol" not in pseudo:
             return self.authority != b"" and b":scheme" not in pseudo and b":path" not in pseudo
         if b":protocol" in pseudo and (self.method != b"CONNECT" or not self.authority):
             return False
-        return bool(pseudo.get(b":scheme")) and self.path != b""
+        if not pseudo.get(b":scheme") or self.path.translate(None, _PATH_TEXT):
+            return False
+        return self.path[:1] == b"/" or (self.path == b"*" and self.method == b"OPTIONS")
 
     @property
     def is_extended_connect(self) -> bool:
@@ -125,19 +138,36 @@ def head_of(block: Block) -> Head:
     return head
 
 
-def are_valid_fields(fields: Fields) -> bool:
-    """Whether these are valid fields of a request, a response or a trailer section, without pseudo-fields."""
-    lengths = set()
-    for name, value in fields:
-        if not _NAME(name) or _BAD_VALUE(value) or name in _CONNECTION_SPECIFIC:
-            return False
-        if name == b"te" and value != b"trailers":
-            return False
-        if name == b"content-length":
-            if not _LENGTH(value):
-                return False
-            lengths.add(value)
-    return len(lengths) < 2
+def are_valid_fields(fields: Fields, pseudo: tuple[bytes, ...] = ()) -> bool:
+    """Whether these are valid fields of a request, a response or a trailer section, and values of pseudo-fields."""
+    if not fields:
+        return not pseudo or _are_valid_values(pseudo)
+    # All names in one pass, and all values: a few searches for bytes cost less than an expression for each field.
+    names, values = zip(*fields, strict=True)
+    if b"".join(names).translate(None, _NAME_TEXT) or b"" in names or not _CONNECTION_SPECIFIC.isdisjoint(names):
+        return False
+    if not _are_valid_values(values + pseudo):
+        return False
+    if b"te" in names and any(name == b"te" and value != b"trailers" for name, value in fields):
+        return False
+    if b"content-length" not in names:
+        return True
+    lengths = {value for name, value in fields if name == b"content-length"}
+    return len(lengths) == 1 and all(map(_LENGTH, lengths))
+
+
+def _are_valid_values(values: Collection[bytes]) -> bool:
+    """Whether no value holds NUL, CR or LF, or begins or ends with white space."""
+    text = b"\n" + b"\n".join(values) + b"\n"
+    return not (
+        text.count(b"\n") != len(values) + 1
+        or b"\0" in text
+        or b"\r" in text
+        or b"\n " in text
+        or b" \n" in text
+        or b"\n\t" in text
+        or b"\t\n" in text
+    )
 
 
 def status_of(block: Block) -> int:

@@ -219,9 +219,10 @@ class Link:
         """Send one frame; False when the exchange has none that may be sent. It stays ready while we hold it back."""
         body = exchange.body
         if body:
-            size = min(self._window, exchange.link_window, FRAME)
+            free = exchange.body_size - exchange.body_held
+            size = min(self._window, exchange.link_window, FRAME, free)
             if size <= 0:
-                if exchange.link_window <= 0:
+                if exchange.link_window <= 0 or free <= 0:
                     del self.ready[exchange]
                 return False
             piece = body[0]
@@ -357,7 +358,7 @@ class Link:
         self.served = True
         exchange.forget_kept()
         exchange.head_came(is_final=status >= 200)
-        exchange.response.append(block)
+        exchange.add_block(block)
         if ends:
             self._ended(exchange)
         self._owner.response_progressed(exchange)

@@ -14,9 +14,13 @@ from sidestep.protocols.hpack import INITIAL, NONE, Block
 
 if TYPE_CHECKING:
     from sidestep.engine.http2.exchange import Exchange
+    from sidestep.engine.inspection.judged import Judged
 
 UNAVAILABLE = b"14"
 """The grpc-status of a service that cannot be reached now."""
+
+PERMISSION_DENIED = b"7"
+"""The grpc-status of a call that a policy refuses."""
 
 
 def bad_gateway(exchange: Exchange, reason: str) -> tuple[Block, bytes]:
@@ -28,6 +32,21 @@ def bad_gateway(exchange: Exchange, reason: str) -> tuple[Block, bytes]:
         return _block((b"200", b"application/grpc"), (b"grpc-status", UNAVAILABLE), (b"grpc-message", message)), b""
     body = text.encode() + b"\n"
     block = _block((b"502", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body)))
+    return block, b"" if exchange.head.method == b"HEAD" else body
+
+
+def refused(exchange: Exchange, judged: Judged) -> tuple[Block, bytes]:
+    """The same for a request that inspection refuses: a 403, or a gRPC status."""
+    text = judged.refusal or ""
+    if exchange.head.is_grpc:
+        message = quote(text, safe=" :/().,'").encode()
+        return (
+            _block((b"200", b"application/grpc"), (b"grpc-status", PERMISSION_DENIED), (b"grpc-message", message)),
+            b"",
+        )
+    body = text.encode() + b"\n"
+    status = b"503" if judged.firewall.is_unavailable else b"403"
+    block = _block((status, b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body)))
     return block, b"" if exchange.head.method == b"HEAD" else body
 
 

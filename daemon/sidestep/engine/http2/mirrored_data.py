@@ -1,16 +1,30 @@
-"""DATA that goes to the app and is told to the mirror on its way.
+"""DATA that goes to the app and is told to the mirror, or to inspection, on its way.
 
 The relay hands the bytes on unchanged; this only finds out which of them are data and which padding.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sidestep.protocols.http2 import END_STREAM, HEADER_SIZE, PADDED
 
 if TYPE_CHECKING:
-    from sidestep.engine.http2.feed import Http2Feed
+    from collections.abc import Mapping
+
+
+class RequestFeed(Protocol):
+    """Whoever is told of bodies: `Http2Feed`, or inspection."""
+
+    @property
+    def requests(self) -> Mapping[int, object]:
+        """Streams whose bodies are wanted."""
+
+    def body(self, stream: int, data: bytes, *, ends: bool) -> None:
+        """Take data of a body that is wanted, possibly empty."""
+
+    def cut(self, stream: int) -> None:
+        """Learn that nothing more of this stream will come."""
 
 
 class MirroredData:
@@ -18,7 +32,7 @@ class MirroredData:
 
     __slots__ = ("_data", "_ends", "_feed", "stream")
 
-    def __init__(self, feed: Http2Feed) -> None:
+    def __init__(self, feed: RequestFeed) -> None:
         self._feed = feed
         self.stream = 0
         self._data = 0

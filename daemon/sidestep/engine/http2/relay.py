@@ -32,8 +32,12 @@ The mirror neither makes a connection mixed nor holds anything back: it is told 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sidestep.engine.http2.app_connection import AppEvent, AppState
 from sidestep.engine.http2.connection import Connection
+from sidestep.engine.inspection.gate import Gate
+from sidestep.engine.inspection.judged import Judged
 from sidestep.engine.leg import HIGH_WATER, Ending, Leg
 from sidestep.engine.memory_budget import Budget
 from sidestep.engine.mirror.producer import Mirror
@@ -78,6 +82,7 @@ class Http2Relay(Relay):
         budget: Budget | None = None,
         on_unreadable: OnUnreadable = OnUnreadable.PASS,
         rewriter: Rewriter | None = None,
+        gate: Gate | None = None,
     ) -> None:
         upgraded = None if upgrade_settings is None else read_settings(upgrade_settings)
         super().__init__(mirror)
@@ -87,10 +92,16 @@ class Http2Relay(Relay):
         self.tls = tls
         self._app_asked = False
         self._client_ended = False
-        self._closes = on_unreadable is OnUnreadable.CLOSE
-        self._connection = Connection(self, port, limits, budget or Budget(), rewriter)
+        self._closes = on_unreadable is OnUnreadable.CLOSE or (gate is not None and gate.closes)
+        self.gate = gate
+        self._connection = Connection(self, port, limits, budget or Budget(), rewriter, gate)
         if upgraded is not None:
             self._connection.upgraded(upgraded)
+
+    def adopt(self, judged: Judged) -> None:
+        """Have the answer on stream 1 inspected: its request came over HTTP/1."""
+        if self._connection.inspection is not None:
+            self._connection.inspection.adopt(1, judged)
 
     # --- what the shell calls ---------------------------------------------------------------------------------------
 
@@ -112,6 +123,8 @@ class Http2Relay(Relay):
                 connection.from_client.idle.level = 0
                 if connection.app_responses is not None:
                     connection.app_responses.receive(data)
+                if connection.inspected_responses is not None:
+                    connection.inspected_responses.receive(data)
                 connection.from_app.receive(data)
                 if connection.from_client.waits:
                     connection.from_client.resume()
@@ -133,6 +146,8 @@ class Http2Relay(Relay):
             return
         elif leg is self.client:
             self._client_ended = True
+            if self._connection.inspection is not None:
+                self._connection.inspection.client_ended()
             if not self._app_asked:
                 self._ask_for_app()
             if not self._connection.from_client.waits:
@@ -187,6 +202,12 @@ class Http2Relay(Relay):
         connection.diversion.tick()
         self.deadline = now + TICK if self._wants_time else None
         self._advance()
+
+    def answered(self, call: Callable[[], None], now: float) -> None:
+        """As `Relay.answered`."""
+        if not self.done and self.joined is None:
+            super().answered(call, now)
+            self._advance()
 
     @property
     def _wants_time(self) -> bool:
@@ -318,6 +339,7 @@ class Http2Relay(Relay):
             for stream in streams.relayed:
                 if streams.goaway is None or stream <= streams.goaway:
                     to_client.control(rst_stream(stream, ErrorCode.INTERNAL_ERROR))
+                connection.feed.cut(stream)
             streams.relayed.clear()
             if streams.goaway is None or streams.goaway > last:
                 streams.goaway = last
@@ -368,6 +390,7 @@ class Http2Relay(Relay):
             self._wire(self.anomaly)
             return
         self.mirror.anomaly(self.anomaly)
+        self._uninspected(self.anomaly, closed=True)
         if connection.to_client.middle:
             self.client.end(Ending.ABORT)
         else:
@@ -378,12 +401,23 @@ class Http2Relay(Relay):
         self.app.end(Ending.CLOSE)
         self.done = True
 
+    @property
+    def _retains(self) -> bool:
+        """Whether the client's frames begin with a request that inspection refuses, or may: it goes nowhere."""
+        inspection = self._connection.inspection
+        return inspection is not None and bool(inspection.waiting)
+
+    def _uninspected(self, reason: str, *, closed: bool) -> None:
+        if self.gate is not None:
+            self.gate.uninspected(reason, closed=closed)
+
     def _wire(self, reason: str) -> None:
         """Join client and app for good, or close."""
         connection = self._connection
         self.anomaly = reason
         self.mirror.anomaly(reason)
-        if self._closes:
+        self._uninspected(reason, closed=self._closes or self._retains)
+        if self._closes or self._retains:
             connection.diversion.cancel_all()
             self.client.end(Ending.CLOSE)
             self.app.end(Ending.CLOSE)

@@ -2,8 +2,9 @@
 
 A block is decoded in the context of the client's encoder before its request goes anywhere. What happens to it:
 
-    new stream                  diverted if a rule wants it; otherwise the app's, unless the app's connection is retired
-                                (then the app's second one) or too many streams are open (REFUSED_STREAM)
+    new stream                  what inspection says of it, if there is any (`inspected_streams`); diverted if a rule
+                                wants it; otherwise the app's, unless the app's connection is retired (then the app's
+                                second one) or too many streams are open (REFUSED_STREAM)
     open diverted stream        trailers of its request
     diverted stream that ended  dropped
     any other                   trailers for the app, or what the app will refuse
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.http2.app_connection import AppConnection, AppState
 from sidestep.engine.http2.head import head_of
+from sidestep.engine.http2.inspected_diversion import InspectedDiversion
 from sidestep.engine.http2.streams import BOTH_ENDED, CLIENT_ENDED
 from sidestep.protocols.hpack import ListTooLargeError
 from sidestep.protocols.http2 import (
@@ -45,12 +47,14 @@ if TYPE_CHECKING:
     from sidestep.engine.http2.diversion import Diversion
     from sidestep.engine.http2.feed import Http2Feed
     from sidestep.engine.http2.head import Head
+    from sidestep.engine.http2.inspected_streams import InspectedStreams
     from sidestep.engine.http2.leaky_bucket import LeakyBucket
     from sidestep.engine.http2.pending_settings import PendingSettings
     from sidestep.engine.http2.request_decoder import RequestDecoder
     from sidestep.engine.http2.state import ConnectionState
     from sidestep.engine.http2.to_app import ToApp
     from sidestep.engine.http2.to_client import ToClient
+    from sidestep.engine.inspection.judged import Judged
     from sidestep.policy.route import Rule, SteeredPort
     from sidestep.protocols.hpack import Block
 
@@ -70,6 +74,7 @@ class RequestBlocks:
         "_diversion",
         "_feed",
         "_idle",
+        "_inspection",
         "_port",
         "_settings",
         "_state",
@@ -92,6 +97,7 @@ class RequestBlocks:
         to_app: ToApp,
         to_client: ToClient,
         feed: Http2Feed,
+        inspection: InspectedStreams | None = None,
     ) -> None:
         self._port = port
         self._state = state
@@ -103,6 +109,7 @@ class RequestBlocks:
         self._to_app = to_app
         self._to_client = to_client
         self._feed = feed
+        self._inspection = inspection
         self.charged = 0
         """Bytes of a large block in the making that the connection's account holds."""
         self.stop = 0
@@ -123,45 +130,94 @@ class RequestBlocks:
         if flags & _FRAGMENTED or not flags & END_HEADERS:
             priority, fragment = _join(data, position, stop)
         ends = flags & END_STREAM != 0
+        before = data[start:position]
         try:
             block = self._decoder.decode(fragment)
         except ListTooLargeError as error:
-            self._too_large(data[start:position], error, stream, ends=ends)
+            self._too_large(before, error, stream, ends=ends)
             return stop
-        streams = state.streams
-        if stream > streams.highest and stream & 1:
-            head = head_of(block)
-            decision = head.decide(self._port.route)
-            if decision.intercept is not None and self._may_divert(stream):
-                if self._app.state is AppState.UNPROVEN:
-                    return -UNTIL_APP
-                self._withhold(data[start:position], block)
-                self._divert(stream, head, block, decision.intercept, ends=ends)
-                return stop
-            if self._app.state is _RETIRED or len(streams.relayed) >= state.limits.open_streams:
-                self._not_relayed(data[start:position], stream, head, block, ends=ends)
-                return stop
-            streams.highest = stream
-            streams.relayed[stream] = ends * CLIENT_ENDED
-            if decision.taps:
-                self._feed.begin(stream, head, block, ends=ends)
+        if stream > state.streams.highest and stream & 1:
+            taken = self._begin(before, stream, block, ends=ends)
         else:
-            self._feed.trailers(stream, block, ends=ends)
-            if state.mixed and (stream in streams.exchanges or streams.is_gone(stream)):
-                self._withhold(data[start:position], block)
-                exchange = streams.exchanges.get(stream)
-                if exchange is not None:
-                    self._diversion.trailers(exchange, block, ends=ends)
-                return stop
-            if ends:
-                streams.ended(stream, CLIENT_ENDED)
+            taken = self._continue(before, stream, block, ends=ends)
+        if taken:
+            return taken
         self._decoder.state = block.state
         self._idle.level = 0
         if not state.mixed:
             return start
-        self._to_app.write(data[start:position])
+        self._to_app.write(before)
         self._to_app.write_block(stream, block, ends=ends, priority=priority)
         return stop
+
+    def _begin(self, before: bytes, stream: int, block: Block, *, ends: bool) -> int:
+        """Take the head of a new stream; 0 if it is the app's, otherwise as `receive`."""
+        state = self._state
+        streams = state.streams
+        head = head_of(block)
+        decision = head.decide(self._port.route)
+        if self._inspection is not None:
+            diverts = decision.intercept is not None or self._app.state is _RETIRED
+            fate = self._inspection.judge(stream, head, diverts=diverts, ends=ends)
+            if fate is not None:
+                return self._control(fate, before, stream, head, block, ends=ends)
+        if decision.intercept is not None and self._may_divert(stream):
+            if self._app.state is AppState.UNPROVEN:
+                return -UNTIL_APP
+            self._withhold(before, block)
+            self._divert(stream, head, block, decision.intercept, ends=ends)
+            return self.stop
+        if self._app.state is _RETIRED or len(streams.relayed) >= state.limits.open_streams:
+            self._not_relayed(before, stream, head, block, ends=ends)
+            return self.stop
+        streams.highest = stream
+        streams.relayed[stream] = ends * CLIENT_ENDED
+        if decision.taps:
+            self._feed.begin(stream, head, block, ends=ends)
+        return 0
+
+    def _continue(self, before: bytes, stream: int, block: Block, *, ends: bool) -> int:
+        """The same for a further block of a stream: its trailers."""
+        state = self._state
+        streams = state.streams
+        self._feed.trailers(stream, block, ends=ends)
+        if self._inspection is not None:
+            self._inspection.trailers(stream, block)
+        if state.mixed and (stream in streams.exchanges or streams.is_gone(stream)):
+            self._withhold(before, block)
+            exchange = streams.exchanges.get(stream)
+            if exchange is not None:
+                self._diversion.trailers(exchange, block, ends=ends)
+            return self.stop
+        if ends:
+            streams.ended(stream, CLIENT_ENDED)
+        return 0
+
+    def _control(
+        self, fate: Judged | ErrorCode, before: bytes, stream: int, head: Head, block: Block, *, ends: bool
+    ) -> int:
+        """Deal with a new stream that inspection controls, or declines. Returns as `receive`. Raises Http2Error."""
+        inspection = self._inspection
+        assert inspection is not None  # noqa: S101 - it is whose word this is
+        if self._app.state is AppState.UNPROVEN:
+            inspection.waiting[stream] = fate
+            return -UNTIL_APP
+        may_answer = self._may_divert(stream)
+        self._withhold(before, block)
+        diversion = self._diversion
+        sample = inspection.controlled.pop(stream, None)
+        if isinstance(fate, ErrorCode):
+            diversion.decline(stream, fate, ends=True)
+        elif not may_answer or not isinstance(diversion, InspectedDiversion):
+            diversion.decline(stream, ErrorCode.REFUSED_STREAM, ends=True)
+            inspection.give_up(sample)
+        else:
+            self._state.streams.highest = stream
+            is_certain = fate.refusal is None and (ends or not fate.holds_request)
+            if head.decision.taps and is_certain:
+                self._feed.begin(stream, head, block, ends=ends)
+            diversion.divert_judged(stream, head, block, head.decision.intercept, fate, sample, ends=ends)
+        return self.stop
 
     def _may_divert(self, stream: int) -> bool:
         """Whether a response to this new stream can still be written to the client.
@@ -196,6 +252,7 @@ class RequestBlocks:
         if not self._state.mixed:
             raise Http2Error("h2-streams", ErrorCode.ENHANCE_YOUR_CALM)
         self._withhold(before, block)
+        self._feed.cut(stream)
         if self._app.state is _RETIRED:
             self._divert(stream, head, block, None, ends=ends)
         else:

@@ -210,6 +210,9 @@ class ToClient:
 
         An exchange stays among the ready ones while only the connection window holds it back.
         """
+        if exchange.response_held:
+            del self._ready[exchange]
+            return False
         items = exchange.response
         self.injected = True
         if not items:

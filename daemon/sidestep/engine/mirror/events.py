@@ -82,7 +82,7 @@ class RequestHead:
     """With the query, as sent."""
     authority: bytes
     fields: Fields
-    """Names in lower case; HTTP/2: pseudo-fields first. HTTP/1: empty unless a listener wants heads only."""
+    """Names in lower case; HTTP/2: pseudo-fields first. HTTP/1: empty unless a listener wants them."""
     raw: bytes
     """HTTP/1: the head as the answering side gets it, byte for byte."""
     block: Block | None
@@ -182,6 +182,13 @@ class Anomaly:
 
 
 @dataclass(slots=True)
+class Finding:
+    """Inspection has found something on the connection; a text for people, without anything that was said."""
+
+    text: str
+
+
+@dataclass(slots=True)
 class Gap:
     """Events that found no room in the queue. Of the exchanges in it nothing more is told."""
 
@@ -208,6 +215,7 @@ Event = (
     | ProtocolSwitched
     | ExchangeCut
     | Anomaly
+    | Finding
     | Gap
     | ConnectionEnd
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from sidestep.engine.memory_budget import COPIES, Budget
+from sidestep.engine.memory_budget import COPIES, INSPECTION, Budget
 from sidestep.engine.mirror.gate import TapGate
 
 
@@ -47,7 +47,7 @@ class Ledger:
     numbers when that bound leaves no room.
     """
 
-    __slots__ = ("_bounds", "_count", "_holders", "budget", "gate", "limits")
+    __slots__ = ("_bounds", "_count", "_holders", "budget", "gate", "inspection", "limits")
 
     def __init__(
         self, limits: TapLimits | None = None, gate: TapGate | None = None, budget: Budget | None = None
@@ -55,6 +55,8 @@ class Ledger:
         self.limits = limits or TapLimits()
         self.gate = gate or TapGate(0.0)
         self.budget = budget or Budget()
+        self.inspection = Budget(INSPECTION)
+        """What all connections keep for verdicts of inspection."""
         """What diverted HTTP/2 streams hold; every relay gets it beside its mirror."""
         self._holders: dict[str, dict[Holder, None]] = {}
         self._bounds: dict[str, int] = {}

@@ -8,6 +8,7 @@ A relay tests one attribute before it does anything for the mirror:
     requests    exchanges whose body is wanted (BODY)
     responses   exchanges whose response is wanted -> RESPONSE_HEAD, RESPONSE_BODY
     whole       what is wanted of the connection as it is, whatever it carries (BODY, RESPONSE_BODY)
+    observer    who is told of all bytes of the connection at once (`sink.ByteObserver`); None: nobody
 
 An exchange leaves them when its direction is whole, when it is cut, when it falls into a gap, and when no sink holds it
 any more (`release`), so that a relay does not go on queueing what nobody takes.
@@ -32,6 +33,7 @@ from sidestep.engine.mirror.events import (
     ConnectionEnd,
     ConnectionStart,
     ExchangeCut,
+    Finding,
     RequestData,
     RequestDiverted,
     RequestEnd,
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from sidestep.engine.mirror.copy_leg import CopyLeg
     from sidestep.engine.mirror.events import Event
     from sidestep.engine.mirror.notes import Note
-    from sidestep.engine.mirror.sink import Offer, Sink
+    from sidestep.engine.mirror.sink import ByteObserver, Offer, Sink
     from sidestep.policy.route import Rule
     from sidestep.protocols.hpack import Block
 
@@ -72,6 +74,7 @@ class Mirror:
         "_sinks",
         "hears_responses",
         "notes",
+        "observer",
         "opening",
         "queue",
         "requests",
@@ -98,13 +101,20 @@ class Mirror:
         self.requests: dict[int, None] = {}
         self.responses: dict[int, int] = {}
         self.whole = NOTHING
+        self.observer: ByteObserver | None = None
         self.opening: list[CopyLeg] = []
         self.notes: list[Note] = []
 
     @property
     def is_listening(self) -> bool:
         """Whether bytes of the connection are still wanted, so that the shell may not move them past us."""
-        return bool(self.whole or self.requests or self.responses)
+        observer = self.observer
+        return bool(self.whole or self.requests or self.responses) or (observer is not None and observer.is_open)
+
+    @property
+    def hears_server(self) -> bool:
+        """Whether what the client is sent is wanted."""
+        return self.observer is not None or bool(self.whole & RESPONSE_BODY)
 
     # --- sinks ------------------------------------------------------------------------------------------------------
 
@@ -266,6 +276,11 @@ class Mirror:
         if self._sinks:
             self._make_queue().put_always(Anomaly(reason))
 
+    def found(self, text: str) -> None:
+        """Inspection has found something."""
+        if self._sinks or self._make_sinks():
+            self._make_queue().put_always(Finding(text), len(text), most=OVERFULL)
+
     def diverted(self, exchange: int, rule: Rule, method: bytes, target: bytes, authority: bytes) -> None:
         """A request is given to a handler: sessions are always told of that."""
         if self._sinks or self._make_sinks():
@@ -277,6 +292,8 @@ class Mirror:
         self.requests.clear()
         self.responses.clear()
         self.whole = NOTHING
+        if self.observer is not None:
+            self.observer.over()
         if self._sinks and not self._has_ended:
             self._has_ended = True
             self._make_queue().put_always(ConnectionEnd())
@@ -285,28 +302,38 @@ class Mirror:
 
     def client_data(self, data: bytes) -> None:
         """The client has said something."""
+        if self.observer is not None:
+            self.observer.said(data, from_client=True)
         if self.whole & BODY:
             self.tell(RequestData(WHOLE, data), WHOLE, len(data))
 
     def client_end(self) -> None:
         """The client has finished."""
+        if self.observer is not None:
+            self.observer.finished(from_client=True)
         if self.whole & BODY:
             self.whole &= ~BODY
             self.tell(RequestEnd(WHOLE), WHOLE)
 
     def server_data(self, data: bytes) -> None:
         """The client was sent something."""
+        if self.observer is not None:
+            self.observer.said(data, from_client=False)
         if self.whole & RESPONSE_BODY:
             self.tell(ResponseData(WHOLE, data), WHOLE, len(data))
 
     def server_end(self) -> None:
         """The client was sent the end."""
+        if self.observer is not None:
+            self.observer.finished(from_client=False)
         if self.whole & RESPONSE_BODY:
             self.whole &= ~RESPONSE_BODY
             self.tell(ResponseEnd(WHOLE), WHOLE)
 
     def client_lost(self) -> None:
         """The client's connection broke."""
+        if self.observer is not None:
+            self.observer.over()
         if self.whole:
             self._forget(WHOLE)
             self.tell(ExchangeCut(WHOLE), WHOLE)

@@ -22,6 +22,9 @@ What a sink can rely on:
 Whole connections. A sink that is added to the mirror with an interest in the exchange WHOLE gets all bytes of the
 connection, whatever is read in them.
 
+Observers. What costs less than to queue an event and to consume it later is no sink: a `ByteObserver` is told of the
+bytes of a whole connection at once, by the same calls of the shell.
+
 A sink has no socket. What it sends goes to `CopyLeg`s, which the shell connects, writes and reads.
 """
 
@@ -71,6 +74,24 @@ class Source(Protocol):
     """Legs for which the shell is to get a connection; it takes them out."""
     notes: list[Note]
     """What sessions are told of; the shell takes them out."""
+    hears_responses: bool
+    """Whether responses are told."""
 
     def release(self, exchange: int) -> None:
         """The sink wants no more of an exchange, or less."""
+
+
+class ByteObserver(Protocol):
+    """Is told what both sides of a connection say, while the client waits: nothing it does may take long, or raise."""
+
+    is_open: bool
+    """Whether it still takes bytes."""
+
+    def said(self, data: bytes, *, from_client: bool) -> None:
+        """One side has said something."""
+
+    def finished(self, *, from_client: bool) -> None:
+        """One side has finished (FIN)."""
+
+    def over(self) -> None:
+        """The connection is over, or nothing more is told of it. Called twice is the same as once."""

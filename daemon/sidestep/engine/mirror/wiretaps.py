@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sidestep.engine.mirror.captures import Captures
 from sidestep.engine.mirror.events import (
     BODY,
     H2,
@@ -26,6 +27,7 @@ from sidestep.engine.mirror.events import (
     RequestHead,
 )
 from sidestep.engine.mirror.gate import Why
+from sidestep.engine.mirror.live_exchanges import LiveExchanges
 from sidestep.engine.mirror.notes import Lost, Note
 from sidestep.engine.mirror.producer import Mirror
 from sidestep.engine.mirror.request_copies import RequestCopies
@@ -33,19 +35,39 @@ from sidestep.engine.mirror.session_log import SessionLog
 from sidestep.engine.mirror.stream_copies import StreamCopies
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sidestep.engine.mirror.capture_writer import CaptureFacts
     from sidestep.engine.mirror.events import Event
     from sidestep.engine.mirror.ledger import Ledger
-    from sidestep.engine.mirror.sink import Offer, Source
+    from sidestep.engine.mirror.live_exchanges import Teller
+    from sidestep.engine.mirror.sink import Offer, Sink, Source
     from sidestep.policy.route import Rule
 
 
-def wiretap_mirror(ledger: Ledger, *, port: int) -> Mirror:
-    """The mirror of a connection to a port (its number): what it has to tell goes to the port's wiretaps."""
+def wiretap_mirror(
+    ledger: Ledger,
+    *,
+    port: int,
+    captured: CaptureFacts | None = None,
+    teller: Callable[[], Teller] | None = None,
+    tells: bool = False,
+) -> Mirror:
+    """The mirror of a connection to a port (its number): what it has to tell goes to the port's wiretaps.
+
+    `captured` is what captures of requests are told of the connection; None where there is none when it begins.
+    `teller` makes the records of sessions that want one of every request; None: there never are such sessions. `tells`:
+    there is one when the connection begins, so that answers are heard.
+    """
     gate = ledger.gate
-    return Mirror(
-        lambda mirror: (Wiretaps(mirror, ledger, port=port), SessionLog(mirror, gate, port=port)),
-        lambda: not gate.cuts,
-    )
+
+    def sinks(mirror: Mirror) -> tuple[Sink, ...]:
+        made: tuple[Sink, ...] = (Wiretaps(mirror, ledger, port=port), SessionLog(mirror, gate, port=port))
+        if teller is not None:
+            made = (*made, LiveExchanges(mirror, gate, teller, port=port))
+        return made if captured is None else (*made, Captures(mirror, ledger, captured, port=port))
+
+    return Mirror(sinks, lambda: not gate.cuts, hears_responses=captured is not None or tells)
 
 
 class Wiretaps:
@@ -74,7 +96,8 @@ class Wiretaps:
             tally = gate.tally(self._port, rules)
             if tally is not None:
                 tally.count += 1
-                if not offer.decision.shown:
+                decision = offer.decision
+                if not (decision.shown or decision.captured or decision.recorded):
                     offer.tally = tally  # nobody else is to be asked
                 return NOTHING
             rules = gate.choose(self._port, rules)

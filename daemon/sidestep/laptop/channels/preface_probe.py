@@ -8,9 +8,9 @@ sent before the answer, because a lenient HTTP/1.1 server might take bytes after
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.protocols.http2 import ACK, HEADER, HEADER_SIZE, PREFACE, SETTINGS, frame
 from sidestep.tunnel.channel import SocketChannel
 from sidestep.tunnel.errors import ChannelBrokenError
@@ -26,7 +26,7 @@ async def probe(channel: SocketChannel) -> PrefacedChannel | None:
     """
     seen = b""
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with time_limit(PATIENCE):
             await channel.write(PREFACE + frame(SETTINGS, 0, 0))
             while len(seen) < HEADER_SIZE:
                 data = await channel.read()

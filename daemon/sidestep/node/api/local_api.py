@@ -31,6 +31,7 @@ import h11
 import msgspec
 
 from sidestep.aio.tasks import Tasks
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import ConfigurationError, KernelError, PeerError, RefusedError, SidestepError
 from sidestep.node.api.local_socket import BACKLOG, ask_to_drain, listen, predecessor_at, prepare_folder
 from sidestep.node.api.metrics import CONTENT_TYPE, exposition
@@ -168,7 +169,7 @@ class _LocalConnection(asyncio.Protocol):
     async def run(self) -> None:
         """Wait for the request, answer it, and serve the tunnel if it became one."""
         try:
-            async with asyncio.timeout(REQUEST_TIMEOUT):
+            async with time_limit(REQUEST_TIMEOUT):
                 await self._whole
             answer = await self._dispatch()
             if answer is not None:

@@ -16,6 +16,7 @@ import stat
 import struct
 from pathlib import Path
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import ConfigurationError
 
 HANDOVER_TIMEOUT = 5.0
@@ -58,7 +59,7 @@ async def ask_to_drain(predecessor: socket.socket) -> str:
     request = b"POST /v1/drain HTTP/1.1\r\nHost: sidestep\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(HANDOVER_TIMEOUT):
+        async with time_limit(HANDOVER_TIMEOUT):
             await loop.sock_sendall(predecessor, request)
             answer = await loop.sock_recv(predecessor, 4096)
     except (OSError, TimeoutError) as error:

@@ -18,7 +18,11 @@ from prometheus_client.registry import Collector
 
 from sidestep.aio.meter import BOUNDS
 from sidestep.node.proxies.sanitising import counters
-from sidestep.tunnel.views import LoopView, StatusView
+from sidestep.tunnel.views import LoopView, PodView, StatusView
+
+_INSPECTION = "inspection_"
+_BYPASSED = "inspection_bypassed_"
+_CLOSED = "inspection_closed_"
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -61,17 +65,28 @@ class StatusCollector(Collector):
         anomalies = CounterMetricFamily(
             "sidestep_proxy_anomalies", "Connections that were passed through, by reason.", labels=(*labels, "reason")
         )
+        uninspected = CounterMetricFamily(
+            "sidestep_inspection_uninspected_seconds",
+            "Seconds for which ports that have inspection policies were open or closed uninspected.",
+            labels=(*labels, "outcome", "reason"),
+        )
+        inspected = _InspectionMetrics(labels)
+        engines = _EngineMetrics(labels)
         for pod in self._status.pods:
             names = (pod.namespace, pod.name)
+            for each in pod.uninspected:
+                uninspected.add_metric((*names, each.outcome, each.reason), each.seconds)
             up.add_metric(names, pod.proxy == "running")
             steered.add_metric(names, len(pod.steered))
             counts = dict(pod.counters)
             connections.add_metric(names, counts.pop("connections", 0))
+            inspected.take(names, counts)
+            engines.take(names, pod)
             for word, count in sorted(counters(counts).items()):
                 events.add_metric((*names, word), count)
             for word, count in sorted(counters(pod.anomalies).items()):
                 anomalies.add_metric((*names, word), count)
-        yield from (up, connections, steered, events, anomalies)
+        yield from (up, connections, steered, events, anomalies, uninspected, *inspected.families, *engines.families)
 
     def _intercepts(self) -> Iterator[Metric]:
         labels = ("namespace", "name", "kind")
@@ -84,6 +99,55 @@ class StatusCollector(Collector):
             for word, count in sorted(counters(counts).items()):
                 events.add_metric((*names, word), count)
         yield from (connections, events)
+
+
+class _InspectionMetrics:
+    """What inspection counted, of all pods."""
+
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self._hits = CounterMetricFamily(
+            "sidestep_inspection_hits", "Hits of inspection rules, by what was done.", labels=(*labels, "action")
+        )
+        self._bypassed = CounterMetricFamily(
+            "sidestep_inspection_bypassed", "What passed without being inspected.", labels=(*labels, "reason")
+        )
+        self._closed = CounterMetricFamily(
+            "sidestep_inspection_closed", "What was refused because it cannot be read.", labels=(*labels, "reason")
+        )
+        self.families = (self._hits, self._bypassed, self._closed)
+
+    def take(self, names: tuple[str, ...], counts: dict[str, int]) -> None:
+        """Take the counters of inspection out of those of a pod (`proxy.connection.inspection_counts`)."""
+        found = {word: counts.pop(word) for word in [*counts] if word.startswith(_INSPECTION)}
+        for prefix, family in ((_BYPASSED, self._bypassed), (_CLOSED, self._closed), (_INSPECTION, self._hits)):
+            part = {word.removeprefix(prefix): found.pop(word) for word in [*found] if word.startswith(prefix)}
+            for word, count in sorted(counters(part).items()):
+                family.add_metric((*names, word), count)
+
+
+class _EngineMetrics:
+    """The engines beside the proxies, of all pods. Their connections are among the events of the proxies."""
+
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        labels = (*labels, "engine")
+        self._up = GaugeMetricFamily("sidestep_engine_up", "Whether the engine runs.", labels=labels)
+        self._memory = GaugeMetricFamily("sidestep_engine_memory_bytes", "Bytes resident in it now.", labels=labels)
+        self._rules = GaugeMetricFamily("sidestep_engine_rules", "Rules that it has.", labels=labels)
+        self._restarts = CounterMetricFamily(
+            "sidestep_engine_restarts",
+            "How often it ended while it was wanted, or could not be started.",
+            labels=labels,
+        )
+        self.families = (self._up, self._memory, self._rules, self._restarts)
+
+    def take(self, names: tuple[str, ...], pod: PodView) -> None:
+        """Take the engines of a pod."""
+        for each in pod.engines:
+            labels = (*names, each.kind)
+            self._up.add_metric(labels, each.state == "running")
+            self._memory.add_metric(labels, each.memory)
+            self._rules.add_metric(labels, each.rules)
+            self._restarts.add_metric(labels, each.restarts)
 
 
 def _turns(loop: LoopView) -> Metric:

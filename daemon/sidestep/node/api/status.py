@@ -25,6 +25,7 @@ from sidestep.config.annotations import CertificateSource, SourceKind
 from sidestep.model.condition import Condition
 from sidestep.model.intercept import Intercept
 from sidestep.model.pod import PodKey, Transport
+from sidestep.node.api.policy_views import policy_views
 from sidestep.node.certificates import pem
 from sidestep.node.certificates.store import CertificateStore
 from sidestep.node.conditions import Conditions
@@ -32,6 +33,7 @@ from sidestep.node.controller import Controller
 from sidestep.node.planning.plan import PodPlan
 from sidestep.node.pods.reconciler import Reconciler
 from sidestep.node.pods.target import Target
+from sidestep.node.policies import PolicyStore
 from sidestep.policy.pod_ports import ports_of
 from sidestep.policy.protocol_choice import Use
 from sidestep.policy.survey import CertificateKey, PodSurvey, PortSurvey, Side, protocol_text
@@ -46,8 +48,10 @@ from sidestep.tunnel.views import (
     LoopView,
     NodeStatus,
     PodView,
+    PolicyView,
     PortView,
     StatusView,
+    UninspectedView,
     WorkloadView,
 )
 
@@ -77,6 +81,7 @@ class NodeStatusView:
         node_name: str,
         controller: Controller,
         certificates: CertificateStore,
+        policies: PolicyStore,
         conditions: Conditions,
         now: Callable[[], float],
         meter: LoopMeter | None = None,
@@ -84,6 +89,7 @@ class NodeStatusView:
         self._node_name = node_name
         self._controller = controller
         self._certificates = certificates
+        self._policies = policies
         self._conditions = conditions
         self._now = now
         self._began = now()
@@ -118,10 +124,15 @@ class NodeStatusView:
         )
         return StatusView(
             node=node,
-            pods=tuple(_pod_view(target, self._controller.plan.surveys.get(target.pod.key)) for target in targets),
+            pods=tuple(self._pod_view(target) for target in targets),
+            policies=self.policies(),
             intercepts=self._sessions.views(),
             conditions=tuple(_condition_view(condition) for condition in self._conditions.all()),
         )
+
+    def policies(self) -> tuple[PolicyView, ...]:
+        """Return the inspection policies that are written, those of the cluster first."""
+        return policy_views(self._policies, self._controller.plan, self._reconciler, self._conditions)
 
     def workloads(self) -> tuple[WorkloadView, ...]:
         """As NodeView.workloads."""
@@ -144,7 +155,7 @@ class NodeStatusView:
         intercept = self._sessions.intercept(intercept_uid)
         conditions: list[Condition] = []
         if intercept is not None:
-            conditions += self._conditions.about(f"{intercept.kind} {intercept.display}")
+            conditions += self._conditions.about(f"{intercept.session_kind} {intercept.display}")
         for key in pods:
             conditions += self._conditions.of(key)
         return State(
@@ -153,6 +164,17 @@ class NodeStatusView:
         )
 
     # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _pod_view(self, target: Target) -> PodView:
+        key = target.pod.key
+        return msgspec.structs.replace(
+            _pod_view(target, self._controller.plan.surveys.get(key)),
+            closed=tuple(f"{number}/tcp" for number in self._reconciler.closed(key)),
+            uninspected=tuple(
+                UninspectedView(each.outcome.value, each.reason, round(seconds, 3))
+                for each, seconds in self._reconciler.uninspected(key).items()
+            ),
+        )
 
     def _pod_state(self, uid: str, key: PodKey) -> PodState:
         plan = self._controller.plan
@@ -203,11 +225,25 @@ class NodeStatusView:
             name=name[2],
             pods=tuple(survey.pod.key.name for survey in surveys),
             ports=tuple(
-                msgspec.structs.replace(view, intercepts=tuple(sorted(claimed.get(key, ()))))
+                msgspec.structs.replace(
+                    view,
+                    intercepts=tuple(sorted(claimed.get(key, ()))),
+                    policies=self._policies_of(surveys, key),
+                )
                 for key, view in sorted(ports.items())
             ),
             intercepts=tuple(sorted(intercepts)),
             conditions=tuple(_condition_view(each) for each in dict.fromkeys(conditions)),
+        )
+
+    def _policies_of(self, surveys: list[PodSurvey], port: tuple[int, Transport]) -> tuple[str, ...]:
+        """Return the policies of a port of any of these pods, those of the cluster first."""
+        if port[1] is not Transport.TCP:
+            return ()
+        inspected = self._controller.plan.inspected
+        names = {name for survey in surveys for name in inspected.get(survey.pod.key, {}).get(port[0], ())}
+        return tuple(
+            f"{each.display} ({each.policy.mode.value})" for each in self._policies.in_force if each.display in names
         )
 
     def _port_view(self, survey: PodSurvey, each: PortSurvey, *, steered_pods: int) -> PortView:
@@ -316,6 +352,7 @@ def _pod_view(target: Target, survey: PodSurvey | None) -> PodView:
         client_addresses=target.client_addresses.status,
         anomalies=dict(target.counters.anomalies),
         protocols=_protocols(target, survey),
+        engines=target.engines(),
     )
 
 

@@ -30,7 +30,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from sidestep.aio.packets import sealed_memfd, send_packet
+from sidestep.aio.packets import MAX_PAYLOAD, sealed_memfd, send_packet
 from sidestep.model.errors import ConfigurationError, KernelError, SidestepError
 from sidestep.node.certificates import pem
 from sidestep.node.certificates.below_root import (
@@ -59,8 +59,8 @@ from sidestep.node.certificates.requests import (
 )
 from sidestep.node.proxy_uids import READER
 from sidestep.protocols.pem import KEYS, blocks
-from sidestep.proxy.runtime import capabilities
-from sidestep.proxy.runtime import rlimits as limits
+from sidestep.sandbox import capabilities
+from sidestep.sandbox import rlimits as limits
 
 SPELLINGS: Final = (("tls.crt", "tls.key", "ca.crt"), ("cert-chain.pem", "key.pem", "root-cert.pem"))
 """Names of (certificate, key, CA), as in kubernetes.io/tls Secrets and as in Istio."""
@@ -353,7 +353,7 @@ def _drop_privileges(*, cpu: int, wall: int) -> None:
     """Set limits and permanently drop user, groups and capabilities. Raises KernelError, BugError."""
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
     signal.setitimer(signal.ITIMER_REAL, wall)  # SIGALRM has no handler and ends the process
-    limits.apply(memory=MEMORY, descriptors=_DESCRIPTORS)
+    limits.apply(memory=MEMORY, descriptors=_DESCRIPTORS, file_size=MAX_PAYLOAD)
     capabilities.become(READER)
     capabilities.forbid_new_privileges()
     _set_parent_death_signal()  # the kernel clears it when the user changes

@@ -25,6 +25,7 @@ from typing import Final
 import msgspec
 
 from sidestep.aio.packets import ChannelClosed, control_pair, read_sealed_memfd, receive_packet, send_packet
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import ConfigurationError, KernelError, PeerError
 from sidestep.node.certificates.one_shot import CPU, MANIFESTS_CPU, WALL
 from sidestep.node.certificates.requests import (
@@ -93,7 +94,7 @@ class Reader:
             self._refuse(source)
             await self._start()
             try:
-                async with asyncio.timeout(self._look_deadline):
+                async with time_limit(self._look_deadline):
                     answer, _ = await self._ask(StampRequest(source))
             except TimeoutError as error:
                 self._kill()
@@ -149,7 +150,7 @@ class Reader:
         if self._started and self.pid is not None:
             return
         try:
-            async with asyncio.timeout(START_DEADLINE):
+            async with time_limit(START_DEADLINE):
                 await self._ask(_NOTHING)
         except TimeoutError as error:
             self._kill()
@@ -160,7 +161,7 @@ class Reader:
         async with self._children:
             kills = self._kills
             try:
-                async with asyncio.timeout(deadline + START_DEADLINE):
+                async with time_limit(deadline + START_DEADLINE):
                     return await self._ask(request)
             except TimeoutError as error:
                 self._punish(source)

@@ -9,8 +9,11 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.kube.api import Api
 from sidestep.kube.cluster_cache import ClusterCache
+from sidestep.kube.conversion import ObservedPod
+from sidestep.kube.policies import ObservedPolicy
 from sidestep.kube.processes import PodToLocate, locate_pods
 from sidestep.kube.proxies import proxy_for
 from sidestep.kube.secret_names import SecretName
@@ -58,7 +61,9 @@ class ClusterInventory:
         )
         self._service_account = service_account
         self._news = asyncio.Event()
-        self._cache = ClusterCache(api, node=node, on_change=self._news.set, on_crash=on_crash, limits=limits)
+        self._cache = ClusterCache(
+            api, node=node, on_change=self._news.set, on_crash=on_crash, limits=limits, service_account=service_account
+        )
         self._gathering = Gathering(least=PAUSE, rate=READINGS, burst=BURST, now=time.monotonic())
         self._locations = PodLocations(find)
         self._last: Reading | None = None
@@ -78,7 +83,7 @@ class ClusterInventory:
         """As InventorySource.watch."""
         while True:
             try:
-                async with asyncio.timeout(self._locations.patience):
+                async with time_limit(self._locations.patience):
                     await self._news.wait()
             except TimeoutError:
                 pass
@@ -101,6 +106,14 @@ class ClusterInventory:
         """As InventorySource.secret_source: the API server, which also knows whether the Secret exists."""
         del secret
         return ClusterSecret(namespace, name, self._server)
+
+    def pods(self) -> tuple[ObservedPod, ...]:
+        """Return the pods of this node as they are now."""
+        return self._cache.pods()
+
+    def policies(self) -> tuple[ObservedPolicy, ...]:
+        """Return the inspection policies as resources, as they are now."""
+        return self._cache.policies()
 
     async def aclose(self) -> None:
         """Stop watching."""

@@ -3,7 +3,8 @@
 A node writes its entry by a merge patch, which does not conflict with those of other nodes. It writes the aggregate
 only when it is the reporting node (`resource_status`). The first write to a status without digest includes the digest,
 conditional on the resource's version: of two nodes that saw different specs, the second write fails and that node
-learns the accepted digest.
+learns the accepted digest. Of a kind that has to be told (`Definition.is_told`) the Event is written before the digest,
+by a node that has pods for it; what cannot be told is not accepted.
 
 The cost of one resource is bounded: an identical patch is repeated after `SAME_AGAIN` seconds at the earliest, since
 the watch needs time to show it; `WRITE_BURST` writes may follow each other, then `WRITES` per second.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ from sidestep.kube.resources import (
     observe,
     status_patch,
 )
+from sidestep.kube.session_specs import DEFINITIONS
 from sidestep.kube.watch import decode
 from sidestep.model.errors import ClusterError, ConfigurationError
 from sidestep.model.intercept import Intercept
@@ -50,6 +52,8 @@ REFUSAL_DELAY = 1.0
 MAX_CONDITIONS = 20
 WRITES, WRITE_BURST = 1.0, 8.0
 """Writes of one resource's status: per second, and at once."""
+UNTOLD_AGAIN = 5.0
+"""Seconds before the Event about a resource is tried again that the API server did not take."""
 ATTEMPTS = 3
 """Attempts at a write that is conditional on the resource's version."""
 OUTDATED = (
@@ -72,6 +76,8 @@ class PublishState:
     due: float = math.inf
     """Time of the next look at the resource without a change."""
     writes: TokenBucket | None = None
+    told: bool = False
+    """Whether the Event about a resource that has to be told is written."""
     checked_revision: int = -1
     """Revision of the node for which the refusal was computed."""
 
@@ -81,7 +87,7 @@ class PublishState:
 
 
 class Publisher:
-    """Writes statuses. `own` is this daemon's entry.
+    """Writes statuses. `own` is this daemon's entry. `tell` writes the Event about a capture; it returns why not.
 
     `node_revision` counts changes of what refusals depend on; refusals are computed again when it changes.
     """
@@ -93,6 +99,7 @@ class Publisher:
         node: str,
         own: DaemonEntry,
         certificate: bytes,
+        tell: Callable[[Intercept], Awaitable[str]],
         refusal: Callable[[Intercept], str],
         state: Callable[[str], State],
         now: Callable[[], float],
@@ -102,6 +109,7 @@ class Publisher:
         self._api = api
         self._node = node
         self._certificate = certificate
+        self._tell = tell
         self._refusal = refusal
         self._state = state
         self._now = now
@@ -111,7 +119,8 @@ class Publisher:
     async def publish(self, resource: SessionResource, verdict: ResourceVerdict, progress: PublishState) -> None:
         """Write the parts that differ and are this node's to write. Raises ClusterError."""
         status = resource.latest.status
-        entry = self._entry(resource, verdict, progress)
+        untold = await self._untold(resource, verdict, progress)
+        entry = self._entry(resource, verdict, progress, untold)
         present = status.nodes.get(self._node)
         fields: dict[str, Any] = {}
         nodes: dict[str, NodeEntry | None] = dict(status.nodes)
@@ -124,8 +133,26 @@ class Publisher:
         whole = aggregate(resource, verdict, nodes, before=status, now=micro_time(dt.datetime.now(dt.UTC))[:19] + "Z")
         if differs(whole, status) and self._reports(nodes, progress):
             fields |= whole
-        if fields or (entry is not None and not status.spec_digest):
+        if fields or (entry is not None and not status.spec_digest and self._pins(resource, progress)):
             await self._patch(resource, fields, progress)
+
+    async def _untold(self, resource: SessionResource, verdict: ResourceVerdict, progress: PublishState) -> str:
+        """Write the Event that a resource needs before it is accepted; returns why that is not possible, or ""."""
+        intercept = resource.intercept
+        if self._pins(resource, progress) or resource.latest.status.spec_digest:
+            return ""
+        if not verdict.standing or not verdict.pods or intercept is None:
+            return ""
+        reason = await self._tell(intercept)
+        progress.told = not reason
+        if reason:
+            progress.look_again(self._now() + UNTOLD_AGAIN)
+        return reason
+
+    @staticmethod
+    def _pins(resource: SessionResource, progress: PublishState) -> bool:
+        """Whether this node may write the digest, which accepts a resource."""
+        return progress.told or not DEFINITIONS[resource.latest.kind].is_told
 
     def _reports(self, nodes: Mapping[str, NodeEntry | None], progress: PublishState) -> bool:
         there = reporting_node(nodes)
@@ -137,7 +164,9 @@ class Publisher:
         progress.look_again(progress.unreported_since)
         return self._now() >= progress.unreported_since
 
-    def _entry(self, resource: SessionResource, verdict: ResourceVerdict, progress: PublishState) -> NodeEntry | None:
+    def _entry(
+        self, resource: SessionResource, verdict: ResourceVerdict, progress: PublishState, untold: str
+    ) -> NodeEntry | None:
         intercept = resource.intercept
         if not verdict.standing or not verdict.pods or intercept is None:
             return None
@@ -146,8 +175,8 @@ class Publisher:
             refusal = self._refusal(intercept)
             if refusal != progress.refusal:
                 progress.refusal, progress.refused_since = refusal, self._now()
-        refusal = OUTDATED if self._outdated else progress.refusal
-        stable = refusal and self._now() - progress.refused_since >= REFUSAL_DELAY
+        refusal = OUTDATED if self._outdated else untold or progress.refusal
+        stable = refusal and (bool(untold) or self._now() - progress.refused_since >= REFUSAL_DELAY)
         if refusal and not stable:
             progress.look_again(progress.refused_since + REFUSAL_DELAY)
         state = self._state(resource.uid)
@@ -180,13 +209,13 @@ class Publisher:
             return
         progress.sent, progress.sent_at = body, now
         progress.look_again(now + SAME_AGAIN)
-        await self._write(resource, fields)
+        await self._write(resource, fields, pins=self._pins(resource, progress))
 
-    async def _write(self, resource: SessionResource, fields: Mapping[str, Any]) -> None:
+    async def _write(self, resource: SessionResource, fields: Mapping[str, Any], *, pins: bool) -> None:
         """Write to a status. While it has no digest, add it, conditional on the resource's version."""
         latest = resource.latest
         for _ in range(ATTEMPTS):
-            if latest.status.spec_digest or not resource.validated:
+            if latest.status.spec_digest or not resource.validated or not pins:
                 body = status_patch(fields)
             else:
                 version = latest.metadata.resource_version
@@ -200,7 +229,7 @@ class Publisher:
                 if error.status != 404:
                     raise
             else:
-                if resource.validated:
+                if resource.validated and pins:
                     self._outdated = not self._observe(resource, answer).status.spec_digest
             return
 

@@ -1,4 +1,4 @@
-"""Status of an Intercept or Wiretap, aggregated from the entries of the nodes. Pure.
+"""Status of a session's resource, aggregated from the entries of the nodes. Pure.
 
 Each node writes its own entry of `status.nodes`. The fields for the whole resource (state, message, number of active
 pods, conditions) are a function of all entries, identical on every node. One node writes them: the first by name of

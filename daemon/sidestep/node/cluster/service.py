@@ -1,9 +1,11 @@
 """The cluster part of the node daemon: resources, tunnels, statuses, Events.
 
     source          the inventory, from the API server (`cluster.inventory`)
-    resources       Intercepts and Wiretaps: which live, which stand (`sessions.resources`)
+    resources       Intercepts, Wiretaps, Captures: which live, which stand (`sessions.resources`)
     tunnels         sessions that prove to belong to one of them (`tunnel_server`)
     publishing      this node's entry in the status of each resource whose pods it has (`publisher`)
+    policies        the same for inspection policies (`policy_publisher`)
+    gates           readiness gates of pods that wait until they are inspected (`readiness_gates`)
 
 A resource alone steers nothing: an intercept is served while it stands, its spec is accepted (`sessions.resource`)
 *and* its session has a tunnel to this node. The status tells the CLI which daemons to connect to and which certificate
@@ -27,27 +29,34 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from sidestep.aio.tasks import Tasks
+from sidestep.aio.time_limit import time_limit
 from sidestep.config.node_options import NodeOptions, PodIdentity
 from sidestep.kube.access import ClusterAccess
 from sidestep.kube.api import Api
 from sidestep.kube.errors import ApiError
+from sidestep.kube.policies import DaemonEntry as PolicyDaemonEntry
 from sidestep.kube.resources import (
     DaemonEntry,
     collection_path,
     deletion,
     micro_time,
 )
+from sidestep.kube.session_specs import DEFINITIONS
 from sidestep.kube.watch import Watch
 from sidestep.model.errors import ClusterError, ConfigurationError
-from sidestep.model.intercept import Intercept, Kind
+from sidestep.model.intercept import Intercept, SessionKind
 from sidestep.node.api.health import Addresses, HealthServer
 from sidestep.node.cluster.announcer import Announcer
+from sidestep.node.cluster.capture_events import CaptureEvents
 from sidestep.node.cluster.gathering import Gathering
 from sidestep.node.cluster.inventory import ClusterInventory
+from sidestep.node.cluster.policy_publisher import PolicyPublisher
 from sidestep.node.cluster.publisher import Publisher, PublishState
+from sidestep.node.cluster.readiness_gates import ReadinessGates
 from sidestep.node.cluster.tunnel_server import TunnelServer
 from sidestep.node.conditions import Conditions
 from sidestep.node.controller import Controller
+from sidestep.node.records.alert_notes import AlertNotes
 from sidestep.node.sessions.node_view import NodeView
 from sidestep.node.sessions.registry import SessionRegistry
 from sidestep.node.sessions.resource import SessionResource
@@ -100,7 +109,7 @@ class ClusterService:
         self._tasks = Tasks("cluster", on_crash=on_crash)
         self._progress: dict[str, PublishState] = {}
         self._standing: frozenset[str] = frozenset()
-        self._watches: dict[Kind, Watch] = {}
+        self._watches: dict[SessionKind, Watch] = {}
         self._stopping = False
         self._log = get_logger("cluster")
         self.source = ClusterInventory(
@@ -109,6 +118,7 @@ class ClusterService:
             service_account=f"{pod.namespace}:{pod.service_account}",
             on_crash=on_crash,
         )
+        self._captures = CaptureEvents(self._api, node=self._node)
         self.resources = SessionResources(now=now, on_change=self._resource_changed, on_gone=self._gone)
         self.health = HealthServer(port=options.health_port, on_crash=on_crash, node_addresses=node_addresses)
         self._pod = pod
@@ -119,10 +129,17 @@ class ClusterService:
         await self.health.start()
 
     def connect(
-        self, *, controller: Controller, sessions: SessionRegistry, view: NodeView, conditions: Conditions
+        self,
+        *,
+        controller: Controller,
+        sessions: SessionRegistry,
+        view: NodeView,
+        conditions: Conditions,
+        alerts: AlertNotes,
     ) -> None:
         """Set the objects that this one uses; once, before `run`."""
         self._controller, self._sessions = controller, sessions
+        sessions.on_over = lambda intercept, reason: self.resources.conclude(intercept.uid, reason)
         self._tunnels = TunnelServer(
             tls=self._tls,
             port=self._tunnel_port,
@@ -131,13 +148,31 @@ class ClusterService:
             sessions=sessions,
             on_crash=self._on_crash,
         )
+        started = micro_time(dt.datetime.now(dt.UTC))
+        self._policies = PolicyPublisher(
+            self._api,
+            self._node,
+            PolicyDaemonEntry(self._pod.namespace, self._pod.name, started),
+            self.source.policies,
+            controller,
+            view,
+            self._now,
+        )
+        self._gates = ReadinessGates(
+            self._api,
+            self.source.pods,
+            controller,
+            view,
+            conditions,
+            f"{self._pod.namespace}:{self._pod.service_account}",
+            self._now,
+        )
         self._publisher = Publisher(
             self._api,
             node=self._node,
-            own=DaemonEntry(
-                self._pod.namespace, self._pod.name, self._tunnel_port, micro_time(dt.datetime.now(dt.UTC))
-            ),
+            own=DaemonEntry(self._pod.namespace, self._pod.name, self._tunnel_port, started),
             certificate=self._tls.certificate,
+            tell=self._captures.started,
             refusal=controller.refusal,
             state=view.state,
             now=self._now,
@@ -149,6 +184,7 @@ class ClusterService:
             inventory=lambda: controller.inventory,
             resources=self.resources,
             now=self._now,
+            alerts=alerts,
         )
 
     def changed(self) -> None:
@@ -169,8 +205,9 @@ class ClusterService:
 
     async def run(self) -> None:
         """Follow the resources, accept sessions and write statuses until cancelled."""
-        for kind in Kind:
-            watch = Watch(self._api, (collection_path(kind),), self.resources.sink(kind))
+        for kind, definition in DEFINITIONS.items():
+            sink = self.resources.sink(kind)
+            watch = Watch(self._api, (collection_path(kind),), sink, optional=definition.optional)
             watch.on_state = self._follower(kind, watch)
             self._watches[kind] = watch
             self._tasks.start(watch.run(), name=f"{kind}s")
@@ -178,9 +215,11 @@ class ClusterService:
         own = self._publisher.own
         self._publisher.own = DaemonEntry(own.namespace, own.pod, self._tunnels.port, own.started)
         self._tasks.start(self._announcer.run(), name="events")
+        self._tasks.start(self._policies.run(), name="policies")
+        self._tasks.start(self._gates.run(), name="readiness gates")
         while True:
             try:
-                async with asyncio.timeout(TICK):
+                async with time_limit(TICK):
                     await self._news.wait()
                 await asyncio.sleep(self._gathering.pause(self._now()))
             except TimeoutError:
@@ -193,9 +232,10 @@ class ClusterService:
         self._stopping = True
         self.health.status = None
         try:
-            async with asyncio.timeout(FAREWELL):
+            async with time_limit(FAREWELL):
                 for resource in self.resources.all():
                     await self._withdraw_entry(resource)
+                await self._policies.withdraw()
         except (TimeoutError, ClusterError, ConfigurationError) as error:
             self._log.info("status entries not removed", reason=str(error))
 
@@ -286,8 +326,8 @@ class ClusterService:
         return found
 
     async def _delete(self, resource: SessionResource) -> None:
-        """Delete a resource that is no longer renewed, unless it was renewed meanwhile or another node has deleted
-        it.
+        """Delete a resource that is over or no longer renewed, unless it was renewed meanwhile or another node has
+        deleted it.
         """
         progress = self._progress.setdefault(resource.uid, PublishState())
         if not progress.expired_since:
@@ -301,19 +341,25 @@ class ClusterService:
             if error.status not in {404, 409}:
                 raise
         else:
-            self._log.info("deleted, not renewed", resource=resource.latest.display)
+            self._log.info("deleted, over or not renewed", resource=resource.latest.display)
 
     # --- events of the resources
     # ----------------------------------------------------------------------------------------
 
-    def _follower(self, kind: Kind, watch: Watch) -> Callable[[], None]:
+    def _follower(self, kind: SessionKind, watch: Watch) -> Callable[[], None]:
         return lambda: self.resources.connected(kind, watch.connected)
 
     def _gone(self, resource: SessionResource) -> None:
         if not self._stopping:
             reason = resource.problem or "ended: its resource was deleted"
-            self._tasks.start(self._sessions.end(resource.uid, reason=reason), name="end")
+            self._tasks.start(self._end(resource, reason), name="end")
             self._controller.changed()
+
+    async def _end(self, resource: SessionResource, reason: str) -> None:
+        await self._sessions.end(resource.uid, reason=reason)
+        bounds = self._sessions.take_bounds(resource.uid)
+        if bounds is not None and resource.intercept is not None:
+            await self._captures.ended(resource.intercept, bounds)
 
     def _resource_changed(self, uid: str) -> None:
         self._dirty.add(uid)

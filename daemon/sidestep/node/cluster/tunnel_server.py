@@ -168,7 +168,14 @@ class TunnelServer:
         connection.mark_proved()
         intercept = resource.intercept
         assert intercept is not None  # noqa: S101 - a resource with a key has an intercept
-        session = Session(intercept=intercept, node=self._node, software=__version__, limits=self._limits, greeted=end)
+        session = Session(
+            intercept=intercept,
+            node=self._node,
+            software=__version__,
+            limits=self._limits,
+            greeted=end,
+            waiting=self._sessions.waiting_records,
+        )
         self._log.info("session", intercept=intercept.display, owner=intercept.owner)
         ended: SidestepError | None
         try:

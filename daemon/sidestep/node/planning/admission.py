@@ -13,7 +13,15 @@ from sidestep.config.node_settings import NodeSettings
 from sidestep.model.errors import RefusedError
 from sidestep.model.intercept import Intercept
 from sidestep.model.inventory import Inventory
-from sidestep.model.pod import Pod, Transport
+from sidestep.model.pod import Pod, PodKey, Transport
+from sidestep.node.planning.inspection import (
+    Policies,
+    enforcing,
+    filter_refusal,
+    inspected_pod,
+    intercept_refusal,
+    is_overruled,
+)
 from sidestep.node.planning.plan import CertificateFacts
 from sidestep.node.planning.refusals import opening_refusal, refusal_of
 from sidestep.node.planning.surveys import Surveys
@@ -35,9 +43,12 @@ def admit(
     certificates: Mapping[CertificateKey, CertificateFacts],
     *,
     node_annotations: Mapping[str, str],
+    policies: Mapping[PodKey, Policies] | None = None,
     surveys: Surveys | None = None,
 ) -> tuple[Pod, ...]:
     """Judge a new intercept beside the existing ones; returns the pods that would serve it.
+
+    `policies` are those that select each pod.
 
     No pods: the workload has none now. Raises RefusedError (a rule says no) or ConfigurationError (a bad filter).
     """
@@ -47,14 +58,17 @@ def admit(
     pods = pods_of(new, inventory)
     able, reasons = [], []
     for pod in pods:
-        reason = refusal_of(pod, settings) or _port_refusal(new, pod, inventory, certificates, look)
+        selecting = (policies or {}).get(pod.key, ()) if settings.inspection else ()
+        reason = refusal_of(pod, settings) or _port_refusal(new, pod, inventory, certificates, look, selecting)
         if reason:
             reasons.append(reason)
         else:
             able.append(pod)
     if reasons and not able:
         raise RefusedError(reasons[0])
-    check(claim, _claims(existing, inventory))
+    enforced = (policies or {}) if settings.inspection else {}
+    rivals = [each for each in existing if not is_overruled(each, inventory, enforced, look)]
+    check(claim, _claims(rivals, inventory))
     return tuple(able)
 
 
@@ -78,7 +92,7 @@ def certificates_of(
         ports = [each.port for each in resolved]
         numbers = {port.number for port in ports}
         surveyed = surveys.of(pod, inventory, node_annotations=node_annotations, extra_ports=ports, keep=False)
-        if not new.reads_requests:
+        if not new.wants_opened:
             numbers &= {each.port.number for each in surveyed.ports if each.must_be_opened}
         found += [each for each in surveyed.certificates() if each.key.port in numbers]
     return tuple(found)
@@ -90,6 +104,7 @@ def _port_refusal(
     inventory: Inventory,
     certificates: Mapping[CertificateKey, CertificateFacts],
     look: Callable[..., PodSurvey],
+    selecting: Policies,
 ) -> str:
     try:
         resolved = ports_of(pod, inventory).resolve(new.port, transport=new.transport)
@@ -99,6 +114,13 @@ def _port_refusal(
     found = look(pod, extra_ports=ports)
     for port in ports:
         surveyed = found.port(port.number, port.transport)
+        if selecting and port.transport is Transport.TCP and (new.takes_whole or new.records):
+            applying = inspected_pod(found, selecting).ports.get(port.number, ())
+            strict = enforcing(applying) if new.takes_whole else None
+            if strict is not None:
+                return intercept_refusal(strict.policy, port.number)
+            if hidden := filter_refusal(new, applying, port.number):
+                return hidden
         if surveyed is None or not (new.reads_requests or surveyed.must_be_opened):
             continue
         key = CertificateKey(pod.key, port.number, Side.DOWNSTREAM)

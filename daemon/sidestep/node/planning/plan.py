@@ -36,7 +36,7 @@ class CertificateFacts:
 class PortPlan:
     """A port that is to be steered. `needs_app`: only while an app listens on it (it is filtered).
 
-    `resets` are the uids of those for whose sake connections that exist are ended.
+    `resets` are the uids of those for whose sake connections that exist are ended, and names of such policies.
     """
 
     snapshot: PortSnapshot
@@ -66,6 +66,16 @@ class PodPlan:
     pod: Pod
     ports: tuple[PortPlan, ...]
 
+    @property
+    def inspected(self) -> frozenset[int]:
+        """The TCP ports that have inspection policies."""
+        return frozenset(port.number for port in self.ports if port.snapshot.policies)
+
+    @property
+    def closing(self) -> frozenset[int]:
+        """The TCP ports on which what is not steered is to be refused."""
+        return frozenset(port.number for port in self.ports if port.snapshot.closes)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -73,16 +83,24 @@ class Plan:
 
     `coverage` maps the uid of each intercept to the pods it covers, whether or not they can be targets; `refusals` maps
     (uid, pod) to the reason why the pod does not serve it, `pending` to the reason why it does not serve it yet;
-    `conditions` are by pod (None: about no pod in particular). A pod in `waiting` keeps its present plan.
+    `inspected` has the names (`InspectionPolicy.display`) of the policies that apply to each TCP port of a pod,
+    `not_inspected` maps (name, pod) to the reason why a policy is not carried out, or not on all of its ports;
+    `namespace_labels` has those of the namespaces of `surveys`, while there are policies; `conditions` are by pod
+    (None: about no pod in particular). A pod in `waiting` keeps its present plan, except that its ports are open which
+    are not in `closing`: the ports that its policies close, of pods in `waiting` only.
     """
 
     pods: Mapping[PodKey, PodPlan] = field(default_factory=dict)
     waiting: frozenset[PodKey] = frozenset()
+    closing: Mapping[PodKey, frozenset[int]] = field(default_factory=dict)
     ended: frozenset[PodKey] = frozenset()
     surveys: Mapping[PodKey, PodSurvey] = field(default_factory=dict)
     coverage: Mapping[str, tuple[PodKey, ...]] = field(default_factory=dict)
     refusals: Mapping[tuple[str, PodKey], str] = field(default_factory=dict)
     pending: Mapping[tuple[str, PodKey], str] = field(default_factory=dict)
+    inspected: Mapping[PodKey, Mapping[int, tuple[str, ...]]] = field(default_factory=dict)
+    not_inspected: Mapping[tuple[str, PodKey], str] = field(default_factory=dict)
+    namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     conditions: Mapping[PodKey | None, tuple[Condition, ...]] = field(default_factory=dict)
     certificates: tuple[WantedCertificate, ...] = ()
     """Those of the ports that somebody wants opened; no other is read."""

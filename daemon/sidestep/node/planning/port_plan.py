@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING
 
 from sidestep.model.intercept import Intercept, Kind
 from sidestep.model.pod import PodKey, Transport
+from sidestep.node.planning.inspection import Policies, enforcing, resets
 from sidestep.node.planning.plan import CertificateFacts, PortPlan
+from sidestep.node.planning.refusals import opening_refusal
 from sidestep.policy.matching import to_rows
 from sidestep.policy.survey import PortSurvey, Side
-from sidestep.snapshots.ports import FilterRow, PortSnapshot, RuleSnapshot
+from sidestep.policy.waf import join
+from sidestep.snapshots.filter_row import FilterRow
+from sidestep.snapshots.ports import PortSnapshot, RuleSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _PortKey = tuple[PodKey, int, Transport]
-_Origin = tuple[PortSurvey, "Pod", tuple[Intercept, ...], "Mapping[Side, CertificateFacts]", tuple[str, ...]]
+_Origin = tuple[PortSurvey, "Pod", tuple[Intercept, ...], "Mapping[Side, CertificateFacts]", tuple[str, ...], Policies]
 """What a port's plan is made of: the arguments of `port_plan`."""
 
 
@@ -34,20 +38,35 @@ def port_plan(
     facts: Mapping[Side, CertificateFacts],
     *,
     passing: tuple[str, ...],
+    policies: Policies = (),
 ) -> PortPlan:
-    """Make the plan. `wanting` is not empty, admitted, oldest first; `passing` are the node's own addresses."""
-    whole = next((each for each in wanting if each.kind is Kind.INTERCEPT and each.filter.is_global), None)
-    opened = surveyed.must_be_opened
-    # Where every request is rewritten, a wiretap of whole connections gets every request, as the app does.
-    reading = [each for each in wanting if each.reads_requests or (opened and each.kind is Kind.WIRETAP)]
+    """Make the plan. `wanting` are admitted, oldest first. There is something in `wanting` or in `policies`.
+
+    `passing` are the node's own addresses, if the kubelet probes the port.
+    """
+    whole = next((each for each in wanting if each.takes_whole), None)
+    opened = surveyed.must_be_opened or enforcing(policies) is not None
+    # Where requests are rewritten or blocked, a wiretap of whole connections gets every request that the app gets.
+    captures = [each for each in wanting if each.captures_whole]
+    reading = [
+        each
+        for each in wanting
+        if each not in captures and (each.reads_requests or (opened and each.kind is Kind.WIRETAP))
+    ]
     rules = tuple(_rule(each) for each in reading)
-    whole_taps = (each.uid for each in wanting if each.kind is Kind.WIRETAP and each not in reading)
+    whole_taps = (
+        each.uid for each in wanting if each.kind is Kind.WIRETAP and each not in reading and each not in captures
+    )
     # What is carried unparsed is not opened: no key travels for it.
     none = CertificateFacts()
-    downstream, upstream = (facts[Side.DOWNSTREAM], facts[Side.UPSTREAM]) if rules or opened else (none, none)
+    opens = bool(captures) and not opening_refusal(surveyed, facts[Side.DOWNSTREAM])
+    reads = rules or opened or policies or opens
+    downstream, upstream = (facts[Side.DOWNSTREAM], facts[Side.UPSTREAM]) if reads else (none, none)
     # A trust of the upstream side verifies the app; without one the CA of the downstream certificate is the best guess.
     trust = upstream.trust or downstream.trust
     tls = surveyed.tls
+    wafs = [each.waf for each in policies if each.waf is not None]
+    probes = tuple(sorted(pod.probes.get(surveyed.port.number, ())))
     snapshot = PortSnapshot(
         number=surveyed.port.number,
         transport=surveyed.port.transport.value,
@@ -69,9 +88,15 @@ def port_plan(
         late_client_auth=tls.late_client_auth,
         probe_timeout=tls.probe_timeout,
         app=_process_of_app(pod),
+        policies=tuple(each.snapshot for each in policies),
+        probe_sources=passing if policies and probes else (),
+        probes=probes if policies and passing else (),
+        waf=join(wafs) if wafs else None,
+        captures=tuple(sorted(each.uid for each in captures)),
+        opens=opens,
     )
-    resets = frozenset(each.uid for each in wanting if each.reset_existing)
-    return PortPlan(snapshot, needs_app=whole is None, resets=resets)
+    resetting = frozenset(each.uid for each in wanting if each.reset_existing)
+    return PortPlan(snapshot, needs_app=whole is None, resets=resetting | resets(policies))
 
 
 class PortPlans:
@@ -96,13 +121,14 @@ class PortPlans:
         facts: Mapping[Side, CertificateFacts],
         *,
         passing: tuple[str, ...],
+        policies: Policies = (),
     ) -> PortPlan:
         """As `port_plan`."""
         key = (pod.key, surveyed.port.number, surveyed.port.transport)
-        origin = (surveyed, pod, tuple(wanting), facts, passing)
+        origin = (surveyed, pod, tuple(wanting), facts, passing, policies)
         known = self._last.get(key)
         if known is None or known[0] != origin:
-            known = (origin, port_plan(surveyed, pod, wanting, facts, passing=passing))
+            known = (origin, port_plan(surveyed, pod, wanting, facts, passing=passing, policies=policies))
         self._now[key] = known
         return known[1]
 
@@ -115,4 +141,6 @@ def _rule(intercept: Intercept) -> RuleSnapshot:
         conditions=tuple(FilterRow(*row) for row in to_rows(intercept.filter)),
         divert_probes=intercept.divert_probes,
         heads_only=intercept.heads_only,
+        capture=intercept.capture.value,
+        records=intercept.records.value,
     )

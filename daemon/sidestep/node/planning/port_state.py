@@ -31,7 +31,10 @@ REFUSED_CALM = 60.0
 
 
 class Unsteered(enum.Enum):
-    """Why an address family of a port is not steered, so that the app serves it. The values are texts for people."""
+    """Why an address family of a port is not steered. The values are texts for people.
+
+    The app then serves it, or clients are refused if a policy closes the port (`node.pods.closed_ports`).
+    """
 
     LEAVING = "leaving"
     """The plan does not want the port any more."""

@@ -52,6 +52,11 @@ class DatagramPorts:
         self._ports: dict[int, _Port] = {}
         self._senders: dict[Family, socket.socket] = {}
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no UDP port to look at."""
+        return not self._ports
+
     def unsteer_gone(self, plans: Mapping[int, PortPlan], steering: Steering | None) -> None:
         """Before the proxy is told: steer nothing at it any more that it will not know. Raises KernelError."""
         for number, port in self._ports.items():

@@ -22,6 +22,16 @@ class PodCounters:
         self.connections = 0
         """Open client connections."""
 
+    def of_engine(self, prefix: str) -> dict[str, int]:
+        """The counters of all ports that are called PREFIX_WORD, added up, by WORD."""
+        found: dict[str, int] = {}
+        for counts in self.ports.values():
+            for name, total in counts.items():
+                if name.startswith(f"{prefix}_"):
+                    word = name.removeprefix(f"{prefix}_")
+                    found[word] = found.get(word, 0) + total
+        return found
+
     def update(self, beat: Heartbeat, *, ports: Container[int]) -> bool:
         """Take a heartbeat; counters of other ports than these are dropped. Returns True once something arrived."""
         self.connections = beat.connections

@@ -2,7 +2,7 @@
 
 The state comes from `PodProxy`, this module adds the patience: a proxy that restarts keeps its ports for
 RESTART_PATIENCE seconds, while its clients wait in the accept queue. Then it is *gone*: its ports are left to the app
-and whoever still waits is reset.
+(or are closed, where a policy says so), and whoever still waits is reset.
 
     RUNNING      the proxy serves, unless it shows no sign of life for QUIET seconds
     RESTARTING   away; gone after RESTART_PATIENCE, when `on_gone` is called once
@@ -69,10 +69,11 @@ class ProxyPresence:
 
         `quiet` is the seconds since its last sign of life.
         """
-        if self.state is ProxyState.FAILED:
-            return "the pod proxy keeps ending"
-        if self.state is ProxyState.STOPPED or self.is_gone:
-            return "the pod proxy has ended, and another one is not there yet"
+        if self.state is not ProxyState.RUNNING:
+            if self.state is ProxyState.FAILED:
+                return "the pod proxy keeps ending"
+            if self.state is ProxyState.STOPPED or self.is_gone:
+                return "the pod proxy has ended, and another one is not there yet"
         if quiet >= QUIET:
             return "the pod proxy shows no sign of life"
         return ""

@@ -24,13 +24,16 @@ if TYPE_CHECKING:
     from sidestep.node.pods.stream_ports import StreamPorts
     from sidestep.node.pods.toolbox import Toolbox
     from sidestep.node.proxies.supervisor import ProxyState
+    from sidestep.node.records.checking import Rules
     from sidestep.proxy.control.messages import (
         ForgetClient,
         Heartbeat,
+        LiveRecords,
         NameClient,
         NoApp,
         Open,
         Probed,
+        Records,
         Report,
         Requests,
         Reset,
@@ -73,6 +76,9 @@ class ReportsOwner(Protocol):
     def changed(self) -> None:
         """What the target does has changed by itself."""
 
+    def inspector_late(self) -> None:
+        """The inspector has missed a deadline."""
+
 
 class ProxyReports:
     """Implements `ProxyHandler`."""
@@ -103,6 +109,16 @@ class ProxyReports:
         self._see()
         self._tools.handlers.record(requests.requests, pod=self._owner.pod.key)
         self._tools.handlers.record_losses(requests.losses, pod=self._owner.pod.key)
+
+    def on_records(self, records: Records, rules: Rules, /) -> None:
+        """Have records of inspection written."""
+        self._see()
+        self._tools.records.take(self._owner.pod, records, rules)
+
+    def on_live_records(self, records: LiveRecords, rules: Rules, /) -> None:
+        """Have records of inspection sent to their session."""
+        self._see()
+        self._tools.live_records.take(self._owner.pod, records, rules)
 
     def on_report(self, report: Report, /) -> None:
         """State a condition of a port that this proxy serves."""
@@ -135,6 +151,10 @@ class ProxyReports:
     def on_hindered(self, hindrances: tuple[Hindrance, ...], /) -> None:
         """The proxy cannot serve as it should, or can again."""
         self._owner.hindered(hindrances)
+
+    def on_inspector_late(self) -> None:
+        """The inspector has missed a deadline."""
+        self._owner.inspector_late()
 
     def on_heartbeat(self, beat: Heartbeat, /) -> None:
         """Keep the counters of ports that there are."""

@@ -9,6 +9,10 @@ The pause holds whichever step failed and whatever else wakes the task (a failin
 change): only another plan for the pod, or something to release, ends it early. It starts at its shortest again after
 `CALM` seconds without a failure, so that a target which is made and lost is not made in a tight loop.
 
+What a plan says of closed ports is done at once, whatever the task of the pod waits for: a policy that is deleted opens
+its ports even while a proxy does not answer. Until a target is programmed, the time counts as uninspected
+(`planning.inspection_times`).
+
 One tick serves all pods: every `TICK` seconds it checks whether each namespace is still there (holding one open after
 its pod has gone keeps the veth alive, so it is closed within a second) and which apps listen. A timer per pod would
 cost an idle node a measurable part of a core.
@@ -26,11 +30,13 @@ from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import BugError, ConfigurationError, KernelError, RefusedError, SidestepError
 from sidestep.model.pod import NetnsId, PodKey
 from sidestep.node.conditions import Conditions, Source
+from sidestep.node.planning.inspection_times import InspectionTimes, Uninspected
 from sidestep.node.planning.plan import Plan, PodPlan
 from sidestep.node.pods.pod_netns import AbsentError, netns_path
 from sidestep.node.pods.target import Target
 from sidestep.node.pods.toolbox import Toolbox
 from sidestep.node.proxy_uids import ProxyUids
+from sidestep.node.records.presence import Absence, Inspected
 from sidestep.observability.logs import get_logger
 
 TICK = 0.5
@@ -63,6 +69,8 @@ class _Worker:
 
     key: PodKey
     desired: PodPlan | None = None
+    closing: frozenset[int] = frozenset()
+    """The ports that policies close: those of `desired`, or fewer while the pod waits for a newer plan."""
     applied: PodPlan | None = None
     target: Target | None = None
     gone: bool = False
@@ -78,6 +86,10 @@ class _Worker:
     """The timer of the next try, while a failure waits for it."""
     problem: str = ""
     absent_since: float | None = None
+    times: InspectionTimes = field(default_factory=InspectionTimes)
+    """For how long its ports with policies were not inspected."""
+    missed: tuple[int, ...] = ()
+    """Those of its ports that were not inspected while no daemon ran."""
 
     @property
     def backs_off(self) -> bool:
@@ -85,6 +97,16 @@ class _Worker:
         if self.retry is None or self.desired is None or self.gone:
             return False
         return self.target is None or (self.target.attached and not self.target.broken)
+
+    def follow_policies(self, *, at_most: frozenset[int] | None = None) -> None:
+        """Close the ports that the desired plan closes, of these `at_most`; open all others. Never raises."""
+        closing = self.desired.closing if self.desired is not None else frozenset[int]()
+        if at_most is not None:
+            closing &= at_most
+        if closing != self.closing:
+            self.closing = closing
+            if self.target is not None:
+                self.target.follow_policies(closing)
 
     def stop_waiting(self) -> None:
         """Cancel the timer: its time has come, or something else is done now."""
@@ -103,8 +125,10 @@ class Reconciler:
         conditions: Conditions,
         on_change: Callable[[], None],
         on_crash: Callable[[str, BaseException], None],
+        absence: Absence | None = None,
     ) -> None:
         self._tools = tools(self._changed)
+        self._absence = absence
         self._conditions = conditions
         self._on_change = on_change
         self._tasks = Tasks("reconciler", on_crash=on_crash)
@@ -126,19 +150,24 @@ class Reconciler:
             return
         self._drain_timeout = drain_timeout
         for key in self._workers.keys() | plan.pods.keys():
+            worker = self._workers.get(key)
             if key in plan.waiting:
+                if worker is not None:
+                    worker.follow_policies(at_most=plan.closing.get(key, frozenset()))
                 continue
             desired = plan.pods.get(key)
-            worker = self._workers.get(key)
             if worker is None:
                 worker = self._workers[key] = _Worker(key)
                 self._tasks.start(self._work(worker), name=str(key))
             if desired != worker.desired or (desired is None and worker.target is not None):
                 worker.desired = desired
+                worker.times.want(desired.inspected if desired is not None else (), asyncio.get_running_loop().time())
+                self._count_absence(worker)
                 worker.gone = worker.gone or (desired is None and key in plan.ended)
                 worker.pause = FIRST_RETRY
                 worker.stop_waiting()
                 worker.wake.set()
+            worker.follow_policies()
 
     def target(self, key: PodKey) -> Target | None:
         """The target of a pod, while there is one."""
@@ -148,6 +177,28 @@ class Reconciler:
     def targets(self) -> tuple[Target, ...]:
         """All targets, sorted by pod; those that only drain are not among them."""
         return tuple(worker.target for _, worker in sorted(self._workers.items()) if worker.target is not None)
+
+    def uninspected(self, key: PodKey) -> dict[Uninspected, float]:
+        """The seconds for which ports of a pod that have policies were not inspected."""
+        worker = self._workers.get(key)
+        return worker.times.totals(asyncio.get_running_loop().time()) if worker is not None else {}
+
+    def missed(self, key: PodKey) -> tuple[Absence, tuple[int, ...]] | None:
+        """The time before this daemon in which no other ran, and the ports of a pod that were not inspected in it."""
+        worker = self._workers.get(key)
+        if self._absence is None or worker is None or not worker.missed:
+            return None
+        return self._absence, worker.missed
+
+    def inspected(self) -> tuple[Inspected, ...]:
+        """The pods to which policies apply, with their ports, sorted."""
+        pods = ((worker.desired.pod, worker.times.wanted) for worker in self._workers.values() if worker.desired)
+        return tuple(sorted(Inspected(*pod.key, pod.uid, ports) for pod, ports in pods if ports))
+
+    def closed(self, key: PodKey) -> tuple[int, ...]:
+        """The ports of a pod whose clients are refused now because they cannot be inspected."""
+        worker = self._workers.get(key)
+        return worker.times.closed() if worker is not None else ()
 
     def problem(self, key: PodKey) -> str:
         """Why a pod is not, or not yet, the target that the plan wants; empty when it is."""
@@ -182,6 +233,16 @@ class Reconciler:
         for worker in self._workers.values():
             if worker.target is not None:
                 worker.target.detach()
+
+    def _count_absence(self, worker: _Worker) -> None:
+        """Count the time in which no daemon ran, once, if the pod was inspected before and is to be again."""
+        if self._absence is None or worker.desired is None or not worker.times.wanted:
+            return
+        pod = worker.desired.pod
+        if ports := self._absence.take(pod, worker.times.wanted):
+            worker.missed = ports
+            worker.times.missed(len(ports), self._absence.seconds)
+            self._tools.records.missed(pod, ports, self._absence)
 
     # --- one pod ----------------------------------------------------------------------------------------------------
 
@@ -235,16 +296,17 @@ class Reconciler:
             target.look()
 
     async def _opened(self, worker: _Worker, desired: PodPlan) -> Target:
-        target = Target(desired.pod, self._uids.allocate(), self._tools)
+        target = Target(desired.pod, self._uids.allocate(), self._tools, times=worker.times)
         try:
             async with self._opening:
-                await target.open(claim=partial(self._claim, worker))
+                await target.open(claim=partial(self._claim, worker), closing=worker.closing)
         except BaseException:
             await target.abandon()
             worker.claimed = None
             self._uids.release(target.uid)
             raise
         worker.target = target
+        target.follow_policies(worker.closing)  # which may be others than when this began
         return target
 
     def _claim(self, worker: _Worker, netns: NetnsId) -> None:
@@ -332,6 +394,8 @@ class Reconciler:
                     worker.gone = True
                     worker.wake.set()
                 else:
+                    if self._closing:
+                        target.hand_over()
                     target.look()
                     target.sweep()
             for target in [each for each in self._draining if each.netns is not None]:

@@ -10,6 +10,8 @@ connect again and reach the app. A listener that has died is replaced.
 
 Undoing goes the other way round: the port leaves the map first, then the proxy stops listening (it still accepts what
 is queued). When the kernel refuses to take a port out of the map, the owner detaches the whole program.
+
+Ports that a policy closes are in the kernel's other map (`closed_ports`), whether they are steered or not.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from sidestep.model.errors import KernelError, RefusedError, SidestepError
 from sidestep.model.pod import Family, PodKey
 from sidestep.netns import Netns, accept_queue, cookie, listening, tcp_listener
 from sidestep.netns.fingerprint import Question, fingerprint
+from sidestep.node.planning.inspection_times import REASONS, STEERING_FAILED, Outcome, Uninspected, uninspected_of
 from sidestep.node.planning.port_conditions import about_app, about_proxy
 from sidestep.node.planning.port_state import Availability, Unsteered
 from sidestep.node.planning.readiness import ALL_PORTS, Readiness
+from sidestep.node.pods.closed_ports import ClosedPorts
 from sidestep.node.pods.datagram_ports import Entry
 from sidestep.node.pods.existing_connections import ExistingConnections
 from sidestep.node.pods.listening_port import ListeningPort
@@ -69,6 +73,9 @@ class Owner(Protocol):
     def app_gone(self, number: int) -> None:
         """Nothing listens behind a port any more."""
 
+    def stands(self, number: int, uninspected: Uninspected | None) -> None:
+        """Say what becomes of new connections to a port with policies; None: they are inspected."""
+
     def changed(self) -> None:
         """Other ports are steered now."""
 
@@ -90,6 +97,9 @@ class StreamPorts:
         self._readiness = Readiness()
         self._sweeper = Sweeper(pod, now=now)
         self._existing = ExistingConnections(pod, statements)
+        self._closed = ClosedPorts()
+        self._closing: frozenset[int] = frozenset()
+        """The ports that the latest plan closes, which may not have been applied yet."""
         self._last_look: tuple[bytes | None, str] | None = None
         """What the last look found: the fingerprint of the sockets, and why the proxy is absent.
 
@@ -100,13 +110,15 @@ class StreamPorts:
         """When the next look is made at the earliest, and how long the next pause will be."""
         self._log = get_logger("target").bind(pod=str(pod))
 
-    def enter(self, netns: Netns, *, own: frozenset[Address], steering: Steering) -> None:
-        """From now on ports may be steered here; `own` are the pod's addresses."""
+    def enter(self, netns: Netns, *, own: frozenset[Address], steering: Steering, closed: Collection[int] = ()) -> None:
+        """From now on ports may be steered here; `own` are the pod's addresses, `closed` the ports closed already."""
         self._netns, self._own, self._steering = netns, own, steering
+        self._closed.enter(steering, closed=closed)
 
     def detached(self) -> None:
         """The program is gone: nothing is steered any more."""
         self._steering = None
+        self._closed.detached()
         for port in self._ports.values():
             port.steered.clear()
 
@@ -140,12 +152,48 @@ class StreamPorts:
         for number, plan in sorted(plans.items()):
             if number in self._ports:
                 self._ports[number].plan = plan
+                self._ports[number].reset_for &= plan.resets
                 self._ports[number].leaving = False
                 self._invalidate_look()
                 if self._ports[number].replacement.is_due(self._now()):
                     await self._renew(proxy, self._ports[number])
             else:
                 await self._listen(proxy, plan)
+
+    def follow_policies(self, closing: frozenset[int]) -> None:
+        """Close and open ports as the latest plan says, before it is applied. Never raises."""
+        self._closing = closing
+        self._last_look = None  # the next look says what becomes of the ports
+        try:
+            self._closed.keep_only(closing)
+        except SidestepError as error:
+            self._log.warning("opening failed, the program is detached", reason=str(error))
+            self._owner.detach()
+        self.close_unserved()
+
+    def close_unserved(self) -> None:
+        """Close what the latest plan closes: the ports that have a listener, and all while no proxy is there.
+
+        Never raises; what fails is tried again by the next look.
+        """
+        gone = self._owner.is_proxy_gone()
+        try:
+            for number in sorted(self._closing if gone else self._closing & self._ports.keys()):
+                self._closed.close(number)
+                if number not in self._ports:
+                    self._owner.stands(number, Uninspected(Outcome.CLOSED, REASONS[Unsteered.NO_PROXY]))
+        except SidestepError as error:
+            self._log.warning("closing failed", reason=str(error))
+
+    def hand_over(self) -> None:
+        """This daemon hands over: open what is closed once the successor's program is attached. Never raises."""
+        if self._netns is None:
+            return
+        try:
+            self._closed.hand_over(self._netns.fd)
+        except SidestepError as error:
+            self._log.warning("opening failed, the program is detached", reason=str(error))
+            self._owner.detach()
 
     async def _listen(self, proxy: PodProxy, plan: PortPlan) -> None:
         if self._netns is None:
@@ -215,7 +263,8 @@ class StreamPorts:
         `force`: look although nothing seems to have changed. While a pod with too many sockets waits for its next look,
         its ports are unsteered, and nothing is done.
         """
-        if self._netns is None or self._steering is None or self._now() < self._look_again:
+        now = self._now()
+        if self._netns is None or self._steering is None or now < self._look_again:
             return
         if force:
             self._last_look = None
@@ -223,7 +272,7 @@ class StreamPorts:
             seen = fingerprint(self._netns, self._question) if self._question is not None else None
             basis = (seen, self._owner.absence())
             self._look_at_queues(changed=seen is None or self._last_look is None or seen != self._last_look[0])
-            if seen != b"" and basis == self._last_look and not self._is_waiting():
+            if seen != b"" and basis == self._last_look and not self._is_waiting(now):
                 return
             if seen is not None:
                 self._look_for_apps(self._netns)
@@ -232,10 +281,13 @@ class StreamPorts:
             self._last_look = basis
         except SidestepError as error:
             # Without the kernel's answer it is unknown whether there is an app: leave the ports to it.
-            text = f"the pod's ports are left to the app, because steering failed: {error}"
+            text = f"the pod's ports are left to the app, or closed by a policy, because steering failed: {error}"
             conditions = [Condition(ConditionType.STEERING_FAILED, f"pod {self._pod}", text)]
             self._statements.state(None, "steering", conditions)
             self.unsteer()
+            self.close_unserved()
+            for number in self._ports:
+                self._owner.stands(number, Uninspected(self._outcome(number), STEERING_FAILED))
             if isinstance(error, KernelError) and error.errno == errno.E2BIG:
                 self._look_again = self._now() + self._look_pause
                 self._look_pause = min(2 * self._look_pause, LAST_PAUSE)
@@ -245,12 +297,18 @@ class StreamPorts:
         if self.outdated:
             self._owner.changed()
 
-    def _is_waiting(self) -> bool:
+    def _outcome(self, number: int) -> Outcome:
+        """What becomes of connections to a port that is not steered."""
+        return Outcome.CLOSED if number in self._closed else Outcome.OPEN
+
+    def _is_waiting(self, now: float) -> bool:
         """Whether the next look matters although nothing else has changed."""
-        ports = self._ports.values()
-        return self._readiness.is_watched(self._now()) or any(
-            port.refused_until or port.valve.watching or port.listener_dead for port in ports
-        )
+        if self._readiness.is_watched(now):
+            return True
+        for port in self._ports.values():  # noqa: SIM110 - asked twice a second of every pod; any() costs three times that
+            if port.refused_until or port.valve.watching or port.listener_dead:
+                return True
+        return False
 
     def _look_for_apps(self, netns: Netns) -> None:
         table = listening(netns, self._ports)
@@ -329,6 +387,10 @@ class StreamPorts:
             (number, port.plan.transport, family) for number, port in self._ports.items() for family in port.steered
         )
 
+    def repair_closed(self) -> list[str]:
+        """Bring the kernel's map of closed ports in line; a text for each difference. Raises KernelError."""
+        return self._closed.repair()
+
     def lost(self, number: int, family: Family) -> None:
         """The kernel's map does not hold this port any more: the next look puts it back."""
         self._ports[number].steered.discard(family)
@@ -338,13 +400,16 @@ class StreamPorts:
         if self._steering is None or self._netns is None:
             return
         plan, now = port.plan, self._now()
+        if plan.number in self._closing and not port.leaving:
+            self._closed.close(plan.number)
         port.forget_refusals(now)
         hindrance = {family: self._readiness.reason(plan.number, family, now) for family in port.families}
         proxy = Availability(self._owner.absence(), hindrance)
         unsteered = {family: port.unsteered(family, proxy=proxy, now=now) for family in port.families}
         wanted = {family for family, why in unsteered.items() if why is None}
+        reasons, closes = set(unsteered.values()), plan.number in self._closed
         self._statements.state(
-            plan.number, "proxy", about_proxy(self._pod, plan.number, reasons=set(unsteered.values()), proxy=proxy)
+            plan.number, "proxy", about_proxy(self._pod, plan.number, reasons=reasons, proxy=proxy, closes=closes)
         )
         existing = self._existing.of(port, self._netns) if wanted else ()
         changed = wanted != port.steered
@@ -354,6 +419,7 @@ class StreamPorts:
         for family in sorted(wanted - port.steered):
             self._steering.steer(plan.number, plan.transport, family, port.listener.fileno())
             port.steered.add(family)
+        self._owner.stands(plan.number, uninspected_of(reasons, closes=closes))
         self._existing.end(port, self._netns, existing)
         self._statements.state(plan.number, "app", about_app(self._pod, port))
         if changed:

@@ -1,4 +1,5 @@
-"""Resets connections in accept queues that no proxy empties, so that their clients connect again and reach the app.
+"""Resets connections in accept queues that no proxy empties, so that their clients connect again and reach the app, or
+are refused where a policy closes the port.
 
 Only ports that are not steered are swept, so that their queues do not fill again: all of them while no proxy is there,
 and those that the proxy reports it cannot serve, GRACE seconds after the report, since it may empty the queue itself. A

@@ -6,6 +6,10 @@ the proxy gets its configuration and a listener, acknowledges both, and only the
 Undoing runs in reverse: the port leaves the map, the proxy stops listening (it still accepts what is queued), and the
 configuration is taken away last. A connection therefore never arrives at a proxy that has no configuration for it.
 
+Ports that a policy closes follow the plan before anything else does (`follow_policies`). If another daemon's program is
+attached when `open` attaches ours, they are closed from the first lookup on: that daemon hands over, what it steers is
+still served, and what it has closed stays closed.
+
 Releasing resets no connection. `detach` empties the map at once; `drain` lets the proxy finish; `abandon` gives
 everything back immediately, for a namespace that is gone and would keep the pod's veth alive.
 
@@ -19,15 +23,20 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import RefusedError, SidestepError
 from sidestep.model.pod import Family, NetnsId, Pod, Transport
 from sidestep.netns import Netns
 from sidestep.node.conditions import Statements
+from sidestep.node.inspectors.pod_inspector import PodInspector, state_inspector
 from sidestep.node.planning.plan import PodPlan, PortPlan
 from sidestep.node.pods.client_addresses import ClientAddresses
+from sidestep.node.pods.closed_ports import entries_of
 from sidestep.node.pods.datagram_ports import DatagramPorts, Entry
 from sidestep.node.pods.pod_counters import PodCounters
+from sidestep.node.pods.pod_ids import PodIds
 from sidestep.node.pods.pod_netns import Address, open_pod_netns
 from sidestep.node.pods.probed_apps import ProbedApps
 from sidestep.node.pods.proxy_presence import ProxyPresence
@@ -35,22 +44,29 @@ from sidestep.node.pods.proxy_reports import ProxyReports
 from sidestep.node.pods.stream_ports import StreamPorts
 from sidestep.node.pods.toolbox import Toolbox
 from sidestep.node.proxies.supervisor import PodProxy, ProxyState
+from sidestep.node.proxy_uids import inspector_uid
 from sidestep.observability.logs import get_logger
-from sidestep.steering import Steering
+from sidestep.steering import Steering, programs_attached
 
 if TYPE_CHECKING:
+    from sidestep.node.planning.inspection_times import InspectionTimes, Uninspected
     from sidestep.proxy.control.messages import Probed
     from sidestep.snapshots.hindrance import Hindrance
+    from sidestep.snapshots.inspection import PolicySnapshot
     from sidestep.snapshots.ports import PortSnapshot
+    from sidestep.tunnel.views import EngineView
+
+_MEANWHILE = "its ports are left to the app, or closed by a policy"
 
 
 class Target:
     """A target pod. `await open()`, then `apply` as often as needed, then `detach` and one of `drain` and `abandon`."""
 
-    def __init__(self, pod: Pod, uid: int, tools: Toolbox) -> None:
+    def __init__(self, pod: Pod, uid: int, tools: Toolbox, *, times: InspectionTimes) -> None:
         self.pod = pod
         self.uid = uid
         self._tools = tools
+        self._times = times
         self._log = get_logger("target").bind(pod=str(pod.key))
         self._netns: Netns | None = None
         self._addresses: frozenset[Address] = frozenset()
@@ -63,23 +79,32 @@ class Target:
         self._generation = 0
         self._presence = ProxyPresence(now=tools.now, on_gone=self._proxy_gone)
         self._served: frozenset[str] = frozenset()
+        self._policies: dict[int, tuple[PolicySnapshot, ...]] = {}
+        self._makes_records = False
+        """The proxy has been told that somebody reads records of inspection."""
         self.client_addresses = ClientAddresses.off()
         self._reports = ProxyReports(
             self, tools=tools, statements=self._statements, streams=self._streams, apps=self._apps
         )
+        self._inspector = PodInspector(
+            str(pod.key), inspector_uid(uid), tools.inspectors, hand_over=self._use_inspector, on_state=self._firewall
+        )
+        self._ids = PodIds(pod, uid, tools, statements=self._statements, feed=self._feed_ids)
 
     # --- life -------------------------------------------------------------------------------------------------------
 
-    async def open(self, *, claim: Callable[[NetnsId], None]) -> None:
+    async def open(self, *, claim: Callable[[NetnsId], None], closing: frozenset[int] = frozenset()) -> None:
         """Enter the pod; nothing is steered yet. Raises SidestepError, and then nothing is left behind.
 
         `claim` is called before anything is made; it raises SidestepError when the namespace is another target's.
+        `closing` are the ports that a policy closes.
         """
         async with contextlib.AsyncExitStack() as undo:
             pod_netns = open_pod_netns(self.pod)
             undo.callback(pod_netns.netns.close)
             claim(pod_netns.netns.id)
-            steering = Steering.attach(self._tools.program, pod_netns.netns.fd)
+            closed = closing if programs_attached(pod_netns.netns.fd) else frozenset()
+            steering = Steering.attach(self._tools.program, pod_netns.netns.fd, closed=entries_of(closed))
             undo.callback(steering.close)
             client_addresses = await self._attach_client_addresses(self.pod)
             undo.callback(client_addresses.close)
@@ -92,7 +117,10 @@ class Target:
         self._netns, self._addresses = pod_netns.netns, pod_netns.addresses
         self._steering, self._proxy = steering, proxy
         self.client_addresses = client_addresses
-        self._streams.enter(pod_netns.netns, own=pod_netns.addresses, steering=steering)
+        self._streams.enter(pod_netns.netns, own=pod_netns.addresses, steering=steering, closed=closed)
+        self._streams.follow_policies(closing)
+        for number in closed:
+            self.stands(number, None)  # the daemon that hands over inspects it, or has closed it
         self._statements.begin()
         self._log.info("target opened", netns=pod_netns.netns.path, proxy_pid=proxy.pid, uid=self.uid)
 
@@ -111,6 +139,7 @@ class Target:
         for number, port in wanted.items():
             if number not in known or known[number].snapshot.app != port.snapshot.app:
                 self._apps.forget(number)
+        records = self._tools.records.wanted
         failures = await proxy.apply(
             {
                 name: self._tools.credential(self.pod.key, name)
@@ -121,22 +150,44 @@ class Target:
             ports=tuple(self._snapshot(port) for port in plan.ports),
             drain_timeout=drain_timeout,
             client_sources=self.client_addresses.sources,
+            records=records,
         )
+        self._makes_records = records
         self._served = frozenset().union(*(port.uids for port in plan.ports))
+        self._policies = {number: port.snapshot.policies for number, port in wanted.items()}
         self._reports.on_credentials(failures)
+        self._ids.follow(self.pod, (each for port in wanted.values() for each in port.snapshot.policies))
+        wafs = [port.snapshot.waf for port in wanted.values() if port.snapshot.waf is not None]
+        self._inspector.follow(tuple(dict.fromkeys(name for waf in wafs for name in waf.names)))
         await self._streams.apply(wanted, proxy=proxy)
         if self._netns is not None and self._steering is not None:
             await self._datagrams.apply(datagrams, netns=self._netns, proxy=proxy, steering=self._steering)
+            if self._datagrams.is_empty:
+                self._statements.state(None, "datagrams", ())
         self._streams.look(force=True)
         self._log.info("target configured", ports=sorted(wanted), generation=self._generation)
 
+    def follow_policies(self, closing: frozenset[int]) -> None:
+        """Close these ports and open all others, before the plan that says so is applied. Never raises."""
+        if self.attached:
+            self._streams.follow_policies(closing)
+
+    def hand_over(self) -> None:
+        """This daemon hands over: its successor decides which ports are closed, once it is attached. Never raises."""
+        if self.attached:
+            self._streams.hand_over()
+
     def detach(self) -> None:
-        """Unsteer everything now; connections that have arrived go on. Never raises."""
+        """Unsteer and open everything now; connections that have arrived go on. Never raises."""
+        if self.attached:
+            self._times.detached(self._tools.now())
         self._streams.detached()
         self._datagrams.forget_steering()
         if self._steering is not None:
             self._steering.close()
             self._steering = None
+        self._ids.release()
+        self._inspector.release()
         self._statements.end()
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - it is the proxy's deadline, not ours
@@ -160,6 +211,8 @@ class Target:
         if proxy is not None:
             await self._tools.supervisor.remove(proxy)
             self._log.info("target released")
+        await self._ids.aclose()
+        await self._inspector.aclose()
         self.client_addresses.close()
         self._streams.close()
         self._datagrams.close()
@@ -183,6 +236,13 @@ class Target:
     def counters(self) -> PodCounters:
         """What the present proxy process has counted."""
         return self._reports.counters
+
+    def engines(self) -> tuple[EngineView, ...]:
+        """The engines beside the proxy that policies want, and how many connections the proxy fed them."""
+        ids, waf = self._ids.engine(), self._inspector.engine(self.counters.of_engine("waf_verdicts"))
+        if ids is not None:
+            ids = msgspec.structs.replace(ids, connections=self.counters.of_engine("ids"))
+        return tuple(each for each in (waf, ids) if each is not None)
 
     @property
     def connections(self) -> int:
@@ -237,6 +297,10 @@ class Target:
         """Whether the proxy has been told of this intercept or wiretap."""
         return uid in self._served
 
+    def inspects(self, number: int, policies: tuple[PolicySnapshot, ...]) -> bool:
+        """Whether the proxy has been told of exactly these inspection policies of a TCP port."""
+        return self._policies.get(number, ()) == policies
+
     def waits_for_app(self, number: int) -> bool:
         """Whether a port is not steered only because no app listens on it."""
         return self._streams.waits_for_app(number)
@@ -248,7 +312,8 @@ class Target:
     @property
     def outdated(self) -> bool:
         """Whether `apply` has something to do although the plan is the same."""
-        return self._apps.outdated or self._streams.outdated or self._datagrams.outdated(self._tools.now())
+        ports = self._apps.outdated or self._streams.outdated or self._datagrams.outdated(self._tools.now())
+        return ports or self._makes_records is not self._tools.records.wanted
 
     def why_left(self, number: int, transport: Transport) -> str:
         """Why no traffic of a port reaches the proxy, as far as the proxy is the reason; empty otherwise."""
@@ -260,13 +325,16 @@ class Target:
         """Ask which apps listen, and bring the map in line. Never raises."""
         self._streams.look()
         self._look_at_datagrams()
+        self._ids.look()
+        if self._makes_records is not self._tools.records.wanted and self._generation:
+            self.changed()
 
     def sweep(self) -> None:
         """Reset whoever waits for a proxy that does not take connections. Never raises."""
         self._streams.sweep()
 
     def _look_at_datagrams(self) -> None:
-        if self._steering is None:
+        if self._steering is None or self._datagrams.is_empty:
             return
         if self._datagrams.look(self._tools.now()):
             self._log.warning("a UDP socket was closed by somebody in the pod")
@@ -295,7 +363,6 @@ class Target:
             return []
         if not self._steering.attached():
             raise RefusedError("the steering program is no longer attached")
-        self.look()
         real, expected = self._steering.entries(), self.expected()
         astray = {entry for entry, number in self._sockets().items() if self._steering.socket_of(*entry) != number}
         found = []
@@ -310,6 +377,7 @@ class Target:
         for number, transport, family in sorted(real - expected):
             found.append(f"port {number}/{transport} ({family.name}) was steered without a reason")
             self._steering.unsteer(number, transport, family)
+        found += self._streams.repair_closed()
         if found:
             self._streams.look(force=True)
         return found
@@ -334,6 +402,8 @@ class Target:
     def proxy_changed(self, state: ProxyState, reason: str) -> None:
         """The proxy came, went, or is given up for now."""
         was_there = self._presence.changed(state)
+        if state is ProxyState.RUNNING:
+            self._inspector.retry()
         if state is not ProxyState.RUNNING:
             self.client_addresses.reset()
         self._log.info("pod proxy", state=state.value, reason=reason, pid=self.proxy_pid)
@@ -342,16 +412,17 @@ class Target:
         conditions = []
         if state is ProxyState.FAILED:
             self._streams.unsteer()
+            self._streams.close_unserved()
             self._streams.sweep()
             self._datagrams.pause(self._steering)
-            text = f"the pod proxy keeps ending ({reason}); its ports are left to the app, and it is tried again"
+            text = f"the pod proxy keeps ending ({reason}); {_MEANWHILE}, and it is tried again"
             conditions.append(Condition(ConditionType.PROXY_CRASH_LOOP, f"pod {self.pod.key}", text))
         self._statements.state(None, "state", conditions)
         self.changed()
 
     def _proxy_gone(self) -> None:
         """The proxy has been away for longer than its clients may wait."""
-        text = f"{self.absence()}; its ports are left to the app until it is"
+        text = f"{self.absence()}; {_MEANWHILE} until it is"
         condition = Condition(ConditionType.PROXY_NOT_READY, f"pod {self.pod.key}", text)
         self._statements.state(None, "state", [condition])
         self.look()
@@ -372,6 +443,10 @@ class Target:
         """Nothing listens behind a port any more; what comes next may speak another protocol."""
         if self._apps.gone(number):
             self.changed()
+
+    def stands(self, number: int, uninspected: Uninspected | None) -> None:
+        """What becomes of new connections to a port with policies."""
+        self._times.stand(number, uninspected, self._tools.now())
 
     def changed(self) -> None:
         """What the target does has changed by itself."""
@@ -397,6 +472,27 @@ class Target:
     def _snapshot(self, port: PortPlan) -> PortSnapshot:
         """What the proxy is told of a port: the plan, and what is known about the app."""
         return self._tools.late_client_auth.snapshot(self.pod, self._apps.snapshot(port))
+
+    async def _feed_ids(self, fd: int) -> None:
+        """Hand the feed of an IDS to the proxy. Raises SidestepError."""
+        await self._running().feed_ids(fd)
+
+    async def _use_inspector(self, fd: int) -> None:
+        """Hand the socket of an inspector to the proxy. Raises SidestepError."""
+        await self._running().use_inspector(fd)
+
+    def why_unjudged(self, policies: tuple[PolicySnapshot, ...]) -> str:
+        """Why the firewall of these policies does not judge requests yet; empty: it does, or they have none."""
+        return self._inspector.why_absent if any(policy.waf for policy in policies) else ""
+
+    def inspector_late(self) -> None:
+        """The inspector has missed a deadline: end it."""
+        self._inspector.late()
+
+    def _firewall(self, reason: str) -> None:
+        """The inspector is there, or why it is not."""
+        state_inspector(self._statements, self.pod.key, reason)
+        self.changed()
 
     def _running(self) -> PodProxy:
         if self._proxy is None or self._steering is None or self._netns is None:

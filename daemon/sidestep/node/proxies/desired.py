@@ -10,7 +10,6 @@ configured without credentials, and the proxy carries its TLS end to end.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,6 +18,7 @@ from typing import Protocol
 
 import msgspec
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import SidestepError
 from sidestep.proxy.control.messages import Configure, Credential, Listen, Message, Unlisten
 from sidestep.snapshots.ports import PortSnapshot
@@ -115,7 +115,7 @@ async def _tell_credential(
     if source is None:
         return "it is not known"
     try:
-        async with asyncio.timeout(source_deadline):
+        async with time_limit(source_deadline):
             fd = await source.read()
     except TimeoutError:
         return _named(source, f"it could not be read within {source_deadline:g} s")

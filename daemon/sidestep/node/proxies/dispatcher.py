@@ -7,24 +7,30 @@ handled at once.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 
 from sidestep.aio.tasks import Tasks
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
 from sidestep.node.proxies import sanitising
 from sidestep.node.proxies.proxy_handler import ProxyHandler
 from sidestep.node.proxies.proxy_process import ProxyProcess
+from sidestep.node.records.checking import Rules
+from sidestep.policy.inspection_rows import display_of
+from sidestep.protocols.eve import FIREWALL
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.messages import (
     ForgetClient,
     FromProxy,
     Heartbeat,
     Hindered,
+    InspectorLate,
+    LiveRecords,
     NameClient,
     NoApp,
     Open,
     Probed,
+    Records,
     Report,
     Requests,
     Reset,
@@ -33,6 +39,8 @@ from sidestep.snapshots.ports import PortSnapshot
 
 _MAX_OPENING = 1024
 """Streams of one proxy that may be waiting for their handler at once."""
+
+_NO_RULES: frozenset[str] = frozenset()
 
 
 class ProxyDispatcher:
@@ -45,6 +53,8 @@ class ProxyDispatcher:
         self._opening = 0
         self._uids: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
         """The uids of the present rules and of the last ones, whose last log lines may still come."""
+        self._rules: tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]] = ({}, {})
+        """The rules of the present inspection policies and of the last ones, by policy."""
         self._ports: frozenset[int] = frozenset()
         self.closed = False
         """Requests for streams are refused."""
@@ -52,6 +62,11 @@ class ProxyDispatcher:
     def allow(self, ports: tuple[PortSnapshot, ...]) -> None:
         """Accept messages about these ports and their rules from now on."""
         self._uids = (frozenset().union(*(port.uids for port in ports)), self._uids[0])
+        policies = [policy for port in ports for policy in port.policies]
+        named = {display_of(policy): frozenset(rule.name for rule in policy.rules) for policy in policies}
+        for name in {name for port in ports if port.waf is not None for name in port.waf.names}:
+            named[name] = named.get(name, _NO_RULES) | {FIREWALL}
+        self._rules = (named, self._rules[0])
         self._ports = frozenset(port.number for port in ports)
 
     def received(self, process: ProxyProcess, message: FromProxy) -> None:
@@ -65,8 +80,19 @@ class ProxyDispatcher:
                 self._handler.on_reset(message)
             case Requests():
                 self._handler.on_requests(sanitising.requests(message, uids=self._uids[0] | self._uids[1]))
+            case Records():
+                self._handler.on_records(message, self._known_rules())
+            case LiveRecords():
+                if message.uid in self._uids[0]:
+                    self._handler.on_live_records(message, self._known_rules())
             case Report():
                 self._handler.on_report(message)
+            case _:
+                self._told(message)
+
+    def _told(self, message: FromProxy) -> None:
+        """Handle what is said of apps, clients, and the state of the process. As `received`."""
+        match message:
             case NameClient():
                 self._handler.on_name_client(message)
             case ForgetClient():
@@ -77,8 +103,14 @@ class ProxyDispatcher:
                 self._handler.on_no_app(message)
             case Hindered():
                 self._handler.on_hindered(sanitising.hindrances(message, ports=self._ports))
+            case InspectorLate():
+                self._handler.on_inspector_late()
             case _:
                 raise PeerError(f"a pod proxy does not send {type(message).__name__}")
+
+    def _known_rules(self) -> Rules:
+        present, last = self._rules
+        return {name: present.get(name, _NO_RULES) | last.get(name, _NO_RULES) for name in present.keys() | last.keys()}
 
     def _open(self, process: ProxyProcess, request: Open) -> None:
         if self.closed:
@@ -93,7 +125,7 @@ class ProxyDispatcher:
     async def _answer_open(self, process: ProxyProcess, request: Open) -> None:
         sock: socket.socket | None = None
         try:
-            async with asyncio.timeout(self._open_deadline):
+            async with time_limit(self._open_deadline):
                 sock = await self._handler.open_stream(request)
         except (TimeoutError, SidestepError):
             pass  # The app is asked instead.

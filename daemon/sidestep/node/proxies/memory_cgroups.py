@@ -1,13 +1,13 @@
-"""A memory cgroup for each pod proxy, where the daemon may make one. It bounds what RLIMIT_DATA does not count.
+"""A memory cgroup for each pod proxy and each IDS, where the daemon may make one. It bounds what RLIMIT_DATA does not.
 
 Version 1 (alone or beside version 2): below the daemon's own group. Version 2: beside it, because a group with
 processes cannot have child groups with controllers; at the root, below it. All groups are in one folder,
-`sidestep-proxies`, and are named PID-PID after daemon and proxy. A group is removed with its proxy, the folder with the
-last one. A daemon removes the groups of daemons that do not run any more, which SIGKILL leaves: at its start and, while
-proxies start, every `SWEEP` seconds (looking at all groups for each proxy would be quadratic in their number).
+`sidestep-proxies`, and are named PID-PID after daemon and process. A group is removed with its process, the folder with
+the last one. A daemon removes the groups of daemons that do not run any more, which SIGKILL leaves: at its start and,
+while processes start, every `SWEEP` seconds (looking at all groups for each would be quadratic in their number).
 
-One thread does all of it, in order, because the kernel may take 20 ms to move a process: no proxy is delayed. A failure
-is logged once, and proxies are then bounded by their resource limits alone.
+One thread does all of it, in order, because the kernel may take 20 ms to move a process: no proxy is delayed. Whoever
+starts an IDS waits for it. A failure is logged once, and processes are then bounded by their resource limits alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -64,12 +64,12 @@ class MemoryCgroups:
                     return cls(parent, home, 2, proc=proc)
         raise ConfigurationError("no memory controller for this process", subject="cgroups")
 
-    def enter(self, process: Process, limit: int) -> None:
-        """Move a proxy into a group of its own, some time soon."""
-        self._thread.submit(self._do, lambda: self._enter(process, limit))
+    def enter(self, process: Process, limit: int) -> Future[None]:
+        """Move a process into a group of its own, some time soon: when the result is done, which never has an error."""
+        return self._thread.submit(self._do, lambda: self._enter(process, limit))
 
     def leave(self, pid: int) -> None:
-        """The proxy has ended: remove its group."""
+        """The process has ended: remove its group."""
         self._thread.submit(self._do, lambda: self._remove(pid))
 
     def begin(self) -> None:
@@ -98,7 +98,7 @@ class MemoryCgroups:
             self.folder.rmdir()
 
     def group(self, pid: int) -> Path:
-        """The group of a proxy of this daemon."""
+        """The group of a process of this daemon."""
         return self.folder / f"{os.getpid()}-{pid}"
 
     def _do(self, work: Callable[[], None]) -> None:

@@ -22,6 +22,7 @@ from sidestep.aio.channel import DeadlineError
 from sidestep.aio.packets import ChannelClosed
 from sidestep.aio.patience import patience
 from sidestep.aio.tasks import Tasks
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import BugError, SidestepError
 from sidestep.node.proxies.backoff import Backoff, CrashHistory
 from sidestep.node.proxies.desired import Acknowledged, CredentialSource, Desired, tell_difference
@@ -117,6 +118,7 @@ class PodProxy:
         ports: tuple[PortSnapshot, ...],
         drain_timeout: float = 30.0,
         client_sources: str = "",
+        records: bool = False,
     ) -> Mapping[str, str]:
         """Make this the configuration; returns why credentials could not be used, by name (empty: all are).
 
@@ -129,6 +131,7 @@ class PodProxy:
             ports=ports,
             drain_timeout=drain_timeout,
             client_sources=client_sources,
+            records=records,
         )
         self._dispatcher.allow(ports)
         self._desired.credentials = dict(credentials)
@@ -157,6 +160,27 @@ class PodProxy:
         if self._desired.listeners.pop((port, transport), None) is not None:
             await self._tell_current()
 
+    async def feed_ids(self, fd: int) -> None:
+        """Have the present process feed an IDS through this pipe, which stays the caller's. Raises SidestepError.
+
+        It is no part of the desired state: an IDS ends with the process that feeds it.
+        """
+        await self._hand(messages.FeedIds(0), fd, doing="feed an IDS")
+
+    async def use_inspector(self, fd: int) -> None:
+        """The same for the socket of an inspector, which it asks about requests from then on."""
+        await self._hand(messages.UseInspector(0), fd, doing="use an inspector")
+
+    async def _hand(self, message: messages.ToProxy, fd: int, *, doing: str) -> None:
+        deadline = self._settings.apply_deadline
+        try:
+            async with patience(deadline, of=lambda: self.pid):
+                process = await self._running()
+                async with self._telling:
+                    await process.tell(message, fd, doing=doing)
+        except TimeoutError as error:
+            raise DeadlineError(f"having {self.name} {doing}", deadline) from error
+
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - part of the protocol: the proxy gets it, too
         """Stop accepting, let what is in flight finish within `timeout` seconds, and end. Returns when it is gone."""
         self._stopping = self._dispatcher.closed = True
@@ -164,7 +188,7 @@ class PodProxy:
         if process is not None:
             try:
                 await process.tell(messages.Drain(0, timeout), doing="drain")
-                async with asyncio.timeout(timeout + 1.0):
+                async with time_limit(timeout + 1.0):
                     await process.ended()
             except (TimeoutError, SidestepError):
                 pass  # It is killed below.

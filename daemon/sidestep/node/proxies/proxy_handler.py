@@ -7,13 +7,16 @@ import socket
 from collections.abc import Mapping
 from typing import Protocol
 
+from sidestep.node.records.checking import Rules
 from sidestep.proxy.control.messages import (
     ForgetClient,
     Heartbeat,
+    LiveRecords,
     NameClient,
     NoApp,
     Open,
     Probed,
+    Records,
     Report,
     Requests,
     Reset,
@@ -42,6 +45,12 @@ class ProxyHandler(Protocol):
     def on_requests(self, requests: Requests, /) -> None:
         """Take log lines."""
 
+    def on_records(self, records: Records, rules: Rules, /) -> None:
+        """Take records of inspection; `rules` are those that it may be about. Raises PeerError for what is none."""
+
+    def on_live_records(self, records: LiveRecords, rules: Rules, /) -> None:
+        """Take records for a session that covers the pod. Raises PeerError as `on_records` does."""
+
     def on_report(self, report: Report, /) -> None:
         """Take a condition."""
 
@@ -59,6 +68,9 @@ class ProxyHandler(Protocol):
 
     def on_hindered(self, hindrances: tuple[Hindrance, ...], /) -> None:
         """Learn all that keeps the present process from serving."""
+
+    def on_inspector_late(self) -> None:
+        """Learn that the inspector that was handed over last has missed a deadline."""
 
     def on_heartbeat(self, beat: Heartbeat, /) -> None:
         """Take the counters of the present process; they begin anew with each."""

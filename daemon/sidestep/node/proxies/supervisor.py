@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Self
 
 from sidestep.node.proxies.desired import CredentialSource, ProxyError
+from sidestep.node.proxies.memory_cgroups import MemoryCgroups
 from sidestep.node.proxies.pod_proxy import PodProxy, SupervisorSettings
 from sidestep.node.proxies.proxy_handler import ProxyHandler, ProxyState
 from sidestep.node.proxies.proxy_process import Placement, ProxyLimits
@@ -40,6 +41,11 @@ class ProxySupervisor:
     ) -> Self:
         """Start the zygote. `on_output` gets lines of what zygote and proxies write to stderr. Raises SidestepError."""
         return cls(await Zygote.start(on_output=on_output, settings=zygote), settings or SupervisorSettings())
+
+    @property
+    def cgroups(self) -> MemoryCgroups | None:
+        """Where processes beside the proxies get memory cgroups, too; None where there are none."""
+        return self._settings.cgroups
 
     def proxy(self, name: str, *, netns_fd: int, uid: int, handler: ProxyHandler) -> PodProxy:
         """Make the proxy of a pod, not started yet. `netns_fd` stays the caller's, and open while the proxy is used."""

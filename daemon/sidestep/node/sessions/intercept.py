@@ -7,10 +7,11 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
+from sidestep.config import capture
 from sidestep.config.filters import check_limits, check_method, check_name
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
-from sidestep.model.intercept import Intercept, Kind
+from sidestep.model.intercept import Intercept, Kind, Live, Snap
 from sidestep.model.pod import Transport
 from sidestep.policy.workloads import parse_workload
 
@@ -37,6 +38,7 @@ def intercept_of(spec: SessionSpec, *, name: str, owner: str) -> Intercept:
             raise ConfigurationError(
                 "is no Kubernetes name: lower-case letters, digits, - and . only", subject=subject, value=value[:100]
             )
+    snap = Snap(spec.capture) if spec.kind == "wiretap" else Snap.NOTHING
     return Intercept(
         uid=spec.resume or str(uuid.uuid4()),
         namespace=spec.namespace,
@@ -53,6 +55,10 @@ def intercept_of(spec: SessionSpec, *, name: str, owner: str) -> Intercept:
         plaintext=spec.plaintext,
         reset_existing=spec.reset_existing,
         heads_only=spec.heads_only and spec.kind == "wiretap",
+        capture=snap,
+        records=Live(spec.records) if spec.kind == "wiretap" and not snap else Live.NOTHING,
+        duration=capture.seconds_of(spec.duration, subject="--for") if snap else 0.0,
+        max_bytes=capture.size_of(spec.max_bytes, subject="--max-size") if snap else 0,
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from sidestep.model.intercept import Intercept
     from sidestep.tunnel.messages import State
-    from sidestep.tunnel.views import StatusView, WorkloadView
+    from sidestep.tunnel.views import PolicyView, StatusView, WorkloadView
 
 
 class NodeView(Protocol):
@@ -15,6 +15,9 @@ class NodeView(Protocol):
 
     def status(self) -> StatusView:
         """Return everything that `sidestep status` shows."""
+
+    def policies(self) -> tuple[PolicyView, ...]:
+        """Return the inspection policies that are written, as this node has them."""
 
     def workloads(self) -> tuple[WorkloadView, ...]:
         """Return all workloads of this node, in all namespaces."""

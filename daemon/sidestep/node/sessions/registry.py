@@ -16,12 +16,16 @@ import time
 from collections.abc import Callable, Iterable
 
 from sidestep import __version__
+from sidestep.aio.tasks import Tasks
 from sidestep.config.filters import describe_filter
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
 from sidestep.model.intercept import Intercept
 from sidestep.model.pod import PodKey
+from sidestep.node.sessions.capture_bounds import BoundsOfCaptures, CaptureBounds
+from sidestep.node.sessions.capture_log import captures_told, inspection_told
 from sidestep.node.sessions.intercept import intercept_of
 from sidestep.node.sessions.node_view import NodeView
+from sidestep.node.sessions.record_feed import RecordFeed, WaitingBytes
 from sidestep.node.sessions.session import Session
 from sidestep.policy.workloads import parse_workload
 from sidestep.proxy.control.messages import LoggedRequest, LostCopies, Open
@@ -35,8 +39,16 @@ MAX_SESSIONS = 1024
 """Sessions of one node."""
 
 
+LAST_BYTES = 1.0
+"""Seconds for what is on its way when a capture has reached its bounds."""
+
+
 def _nothing() -> None:
     """Default of `on_change`."""
+
+
+def _unheard(_intercept: Intercept, _reason: str) -> None:
+    """Default of `on_over`."""
 
 
 class SessionRegistry:
@@ -50,6 +62,8 @@ class SessionRegistry:
         `local_refusal` is the reason why no session may begin at the unix socket; empty where it may.
         """
         self.on_change: Callable[[], None] = _nothing
+        self.on_over: Callable[[Intercept, str], None] = _unheard
+        """Called when a capture has reached its bounds, with the reason, after its session was told."""
         self.leaving = ""
         """Reason why no session may begin now, although it soon could at this daemon's successor; empty otherwise."""
         self._view = view
@@ -57,7 +71,10 @@ class SessionRegistry:
         self._limits = limits
         self.budget = UnreadBudget()
         """Limit of unread bytes of all tunnels together."""
+        self.waiting_records = WaitingBytes()
+        """Records of inspection that wait for all sessions together."""
         self._sessions: dict[str, Session] = {}
+        self._bounds = BoundsOfCaptures(MAX_SESSIONS)
         self._ordered: tuple[Intercept, ...] | None = ()
         self._names: dict[tuple[str, str], dict[str, Session]] = {}
         """Sessions by (namespace, name), then uid: in a cluster an intercept and a wiretap may share a name."""
@@ -108,6 +125,7 @@ class SessionRegistry:
                 protocol=opening.protocol,
                 tls=opening.tls,
                 server_name=opening.server_name,
+                capture=bool(session.intercept.capture),
             ),
             number=(proxy, opening.stream),
         )
@@ -140,6 +158,11 @@ class SessionRegistry:
             session = self._sessions.get(each.uid)
             if session is not None:
                 session.record_loss(Lost(pod=str(pod), port=each.port, count=each.count, reason=each.reason))
+
+    def record_feed(self, uid: str) -> RecordFeed | None:
+        """Return the way of records to a session; None if it is gone, or gets none."""
+        session = self._sessions.get(uid)
+        return None if session is None else session.feed
 
     def reset_stream(self, stream: int, *, proxy: int) -> None:
         """Reset the connection to the handler after the pod proxy reset its end, identified by the proxy's number."""
@@ -179,7 +202,12 @@ class SessionRegistry:
             raise RefusedError(f"that session is intercept {old.intercept.display}")
         self._view.check(intercept)
         session = Session(
-            intercept=intercept, node=self._node, software=__version__, limits=self._limits, budget=self.budget
+            intercept=intercept,
+            node=self._node,
+            software=__version__,
+            limits=self._limits,
+            budget=self.budget,
+            waiting=self.waiting_records,
         )
         self._add(session)
         if old is not None:
@@ -196,7 +224,7 @@ class SessionRegistry:
             self.on_change()
             await session.begin()
             session.publish(self._view.state(session.intercept.uid))
-            return await session.run()
+            return await self._run(session)
         except (PeerError, RefusedError) as error:
             return error
         finally:
@@ -214,7 +242,7 @@ class SessionRegistry:
             if old is not None:
                 await old.end(Ended(reason="the session was opened anew"))
             session.publish(self._view.state(session.intercept.uid))
-            return await session.run()
+            return await self._run(session)
         finally:
             self._forget(session)
             await session.aclose()
@@ -225,6 +253,30 @@ class SessionRegistry:
         if session is not None:
             self._forget(session)
             await session.end(Ended(reason=reason))
+
+    async def _run(self, session: Session) -> SidestepError | None:
+        """Run a session to its end, a capture no further than to its bounds. Returns the error that ended it."""
+        bounds = session.bounds
+        if session.feed is not None:
+            with inspection_told(session.intercept):
+                return await session.run()
+        if bounds is None:
+            return await session.run()
+        with captures_told(session.intercept, bounds):
+            async with Tasks(f"capture {session.intercept.display}") as tasks:
+                running = tasks.start(session.run(), name="session")
+                over = tasks.start(bounds.over(), name="bounds")
+                await asyncio.wait({running, over}, return_when=asyncio.FIRST_COMPLETED)
+                if not running.done():
+                    self._forget(session)
+                    ended = Ended(reason=over.result(), over=True)
+                    await session.conclude(ended, within=LAST_BYTES)
+                    self.on_over(session.intercept, over.result())
+                return await running
+
+    def take_bounds(self, uid: str) -> CaptureBounds | None:
+        """Remove and return the bounds of a capture that is gone; None where this node has not served it."""
+        return self._bounds.take(uid)
 
     def withdraw(self, session: Session) -> None:
         """Remove a registered session that never got its transport."""
@@ -244,6 +296,7 @@ class SessionRegistry:
     def _add(self, session: Session) -> None:
         """Add a session, replacing an older one of the same intercept."""
         intercept = session.intercept
+        session.bounds = self._bounds.of(intercept)
         self._sessions[intercept.uid] = session
         self._names.setdefault((intercept.namespace, intercept.name), {})[intercept.uid] = session
         self._ordered = None
@@ -274,9 +327,8 @@ class SessionRegistry:
         if spec.name:
             other = self._named(spec.namespace, spec.name, spec.resume)
             if other is not None:
-                raise RefusedError(
-                    f"{other.kind} {other.display} exists already, held by {other.owner or 'somebody'}; choose --name"
-                )
+                kind, owner = other.session_kind, other.owner or "somebody"
+                raise RefusedError(f"{kind} {other.display} exists already, held by {owner}; choose --name")
             return spec.name
         base = parse_workload(spec.workload).name
         number, name = 1, base
@@ -295,7 +347,7 @@ class SessionRegistry:
         return InterceptView(
             namespace=intercept.namespace,
             name=intercept.name,
-            kind=intercept.kind.value,
+            kind=intercept.session_kind.value,
             owner=intercept.owner,
             workload=str(intercept.workload),
             port=intercept.port,

@@ -1,10 +1,11 @@
-"""One Intercept or Wiretap as a node knows it, from its first observation to its end; and limits on their number.
+"""One session of the cluster as a node knows it, from its first observation to its end; and limits on their number.
 
     observed   known: name, owner, digest of the spec. Has no effect
     validated  its regexes are compiled, its key is parsed. It is *pinned*: the spec first observed is decisive for its
                UID, so that nobody who may change a resource later can take over a running session
     accepted   the status carries the digest of the pinned spec; only now it is served
     refused    final: the spec cannot be used, or the status carries another digest
+    over       final: it is a capture that has reached its bounds on this node
 
 The digest makes the pin outlive the daemon and valid for all nodes: the first node writes it, conditional on the
 resource being unchanged since it was read, and nobody writes it again. A spec changed before or after is refused by
@@ -30,7 +31,7 @@ CHANGED = "its spec was changed after it began, which is not followed: end it an
 OVERRULED = "its spec was changed after it was accepted, which is refused: end it and create a new one"
 
 MAX_IN_NAMESPACE = 2048
-"""Living resources of a namespace, Intercepts and Wiretaps together. A node serves 1024 sessions."""
+"""Living resources of a namespace, of all kinds together. A node serves 1024 sessions."""
 MAX_OF_OWNER = 256
 """Living resources of one claimed owner in a namespace."""
 
@@ -48,6 +49,7 @@ class SessionResource:
     intercept: Intercept | None = None
     key: bytes = b""
     problem: str = ""
+    over: bool = False
 
     @property
     def uid(self) -> str:
@@ -84,6 +86,10 @@ class SessionResource:
     def overrule(self) -> None:
         """Refuse the resource, because the status carries the digest of another spec."""
         self.pinned, self.problem, self.key = None, OVERRULED, b""
+
+    def conclude(self, reason: str) -> None:
+        """End a capture that has reached its bounds."""
+        self.pinned, self.problem, self.key, self.over = None, reason, b"", True
 
 
 def within_bounds(living: Iterable[SessionResource]) -> tuple[list[SessionResource], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""The Intercepts and Wiretaps of the cluster as this node knows them: their specs, whether they live, which ones win.
+"""The sessions of the cluster as this node knows them: their specs, whether they live, which ones win.
 
 Anybody with RBAC permissions in a namespace can create and change resources as often as the API server accepts. So an
 event costs no more than reading the object, and each spec is validated once, in shares (`resource` has the states):
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from sidestep.kube.resources import DELETED_AFTER, INERT_AFTER, observe
 from sidestep.kube.watch import KubeObject
 from sidestep.model.errors import ConfigurationError, RefusedError
-from sidestep.model.intercept import Intercept, Kind
+from sidestep.model.intercept import Intercept, SessionKind
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import PodKey
 from sidestep.node.sessions.resource import SessionResource, within_bounds
@@ -71,13 +71,13 @@ class SessionResources:
     _by_uid: dict[str, SessionResource] = field(default_factory=dict)
     _ordered: tuple[SessionResource, ...] | None = None
     _verdicts: _Verdicts | None = None
-    _connected: dict[Kind, bool] = field(default_factory=dict)
+    _connected: dict[SessionKind, bool] = field(default_factory=dict)
 
-    def sink(self, kind: Kind) -> KindSink:
+    def sink(self, kind: SessionKind) -> KindSink:
         """Return the `Sink` for the watch of one kind."""
         return KindSink(self, kind)
 
-    def connected(self, kind: Kind, connected: bool) -> None:
+    def connected(self, kind: SessionKind, connected: bool) -> None:
         """Record whether changes are received. After an interruption every resource gets its full time again."""
         if connected and not self._connected.get(kind, True):
             for resource in self._by_uid.values():
@@ -104,8 +104,16 @@ class SessionResources:
         return self._idle(resource) > self.inert_after
 
     def expired(self) -> tuple[SessionResource, ...]:
-        """Return the resources that have not been renewed for so long that they should be deleted."""
-        return tuple(resource for resource in self._by_uid.values() if self._idle(resource) > self.deleted_after)
+        """Return the resources to delete: not renewed for so long, or over."""
+        return tuple(each for each in self._by_uid.values() if each.over or self._idle(each) > self.deleted_after)
+
+    def conclude(self, uid: str, reason: str) -> None:
+        """Record that a capture has reached its bounds. Its session has been told."""
+        resource = self._by_uid.get(uid)
+        if resource is not None:
+            resource.conclude(reason)
+            self._verdicts = None
+            self.on_change(uid)
 
     def verdicts(self, inventory: Inventory) -> dict[str, ResourceVerdict]:
         """Return the verdict on each resource, by UID. Validates a share of those not validated yet."""
@@ -173,7 +181,7 @@ class SessionResources:
     # --- events of the watches
     # ------------------------------------------------------------------------------------------
 
-    def replace(self, kind: Kind, values: Iterable[KubeObject]) -> None:
+    def replace(self, kind: SessionKind, values: Iterable[KubeObject]) -> None:
         """Set all resources of a kind."""
         there = {resource.uid for value in values if (resource := self._take(kind, value)) is not None}
         for resource in [
@@ -181,17 +189,17 @@ class SessionResources:
         ]:
             self._forget(resource)
 
-    def apply(self, kind: Kind, value: KubeObject) -> None:
+    def apply(self, kind: SessionKind, value: KubeObject) -> None:
         """Add or update a resource."""
         self._take(kind, value)
 
-    def remove(self, kind: Kind, value: KubeObject) -> None:
+    def remove(self, kind: SessionKind, value: KubeObject) -> None:
         """Remove a resource."""
         resource = self._by_uid.get(str((value.get("metadata") or {}).get("uid")))
         if resource is not None and resource.latest.kind is kind:
             self._forget(resource)
 
-    def _take(self, kind: Kind, value: KubeObject) -> SessionResource | None:
+    def _take(self, kind: SessionKind, value: KubeObject) -> SessionResource | None:
         try:
             latest = observe(kind, value)
         except ConfigurationError:
@@ -238,7 +246,7 @@ class KindSink:
     """A `kube.watch.Sink` for one kind."""
 
     resources: SessionResources
-    kind: Kind
+    kind: SessionKind
 
     def replace(self, values: list[KubeObject], /) -> None:
         """As Sink.replace."""

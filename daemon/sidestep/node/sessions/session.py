@@ -14,8 +14,11 @@ from dataclasses import dataclass
 
 from sidestep.aio.patience import patience
 from sidestep.aio.tasks import Tasks
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import BugError, RefusedError, SidestepError
 from sidestep.model.intercept import Intercept
+from sidestep.node.sessions.capture_bounds import CaptureBounds, CaptureChannel
+from sidestep.node.sessions.record_feed import RecordFeed, WaitingBytes
 from sidestep.node.sessions.stream_shares import StreamShares
 from sidestep.tunnel.channel import SocketChannel
 from sidestep.tunnel.connection import Connection
@@ -33,7 +36,7 @@ StreamNumber = tuple[int, int]
 
 @dataclass(slots=True)
 class SessionCounters:
-    """Totals since the session began; `open` is the current number."""
+    """Totals since the session began; `open` is the current number. `records` of inspection were sent to it."""
 
     diverted: int = 0
     copied: int = 0
@@ -43,6 +46,8 @@ class SessionCounters:
     open: int = 0
     refused: int = 0
     dropped: int = 0
+    records: int = 0
+    records_lost: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return the counters for views and metrics."""
@@ -55,6 +60,8 @@ class SessionCounters:
             "open": self.open,
             "refused": self.refused,
             "dropped": self.dropped,
+            "records": self.records,
+            "records_lost": self.records_lost,
         }
 
 
@@ -73,9 +80,16 @@ class Session:
         limits: TunnelLimits = DEFAULT_LIMITS,
         budget: UnreadBudget | None = None,
         greeted: DaemonEnd | None = None,
+        waiting: WaitingBytes | None = None,
     ) -> None:
         self.intercept = intercept
-        self.counters = SessionCounters()
+        self.bounds: CaptureBounds | None = None
+        """Of a capture, once it is in the registry."""
+        self._counters = SessionCounters()
+        self.feed: RecordFeed | None = None
+        """The way of records of inspection to the session; None if it gets none."""
+        if intercept.records:
+            self.feed = RecordFeed(tell=self._tell_lost, waiting=waiting or WaitingBytes())
         self._over = False
         self._greeted = asyncio.Event()
         self._limits = limits
@@ -99,6 +113,13 @@ class Session:
             created=intercept.created,
         )
 
+    @property
+    def counters(self) -> SessionCounters:
+        """What happened since the session began."""
+        if self.feed is not None:
+            self._counters.records, self._counters.records_lost = self.feed.sent, self.feed.lost
+        return self._counters
+
     async def begin(self) -> None:
         """Send the hello over the connection, which has its transport. Raises PeerError or RefusedError."""
         await self._end.hello(self._hello)
@@ -106,20 +127,36 @@ class Session:
 
     async def run(self) -> SidestepError | None:
         """Send events until the session is over. Returns the error that ended it, None for an orderly end."""
+        if self.feed is not None:
+            self._pumps.start(self.feed.run(self._end.open_records), name="records")
         error = await self._end.run()
         return self._crash or error
 
     async def end(self, ended: Ended) -> None:
         """Send the reason for the end, then close the session."""
         self._stop()
+        if self.feed is not None:
+            await self.feed.drain()
+        await self._end.end(ended)
+
+    async def conclude(self, ended: Ended, *, within: float) -> None:
+        """The same, after what is on its way has been delivered, or `within` seconds have passed."""
+        self._stop()
+        try:
+            async with time_limit(within):
+                await self._pumps.wait()
+        except TimeoutError:
+            pass
         await self._end.end(ended)
 
     async def aclose(self) -> None:
         """Close the tunnel. The pumps get a moment to deliver received bytes, then they end."""
         self._stop()
+        if self.feed is not None:
+            self.feed.close()
         self.connection.close()
         try:
-            async with asyncio.timeout(self._limits.farewell):
+            async with time_limit(self._limits.farewell):
                 await self._pumps.wait()
         except TimeoutError:
             pass
@@ -128,6 +165,8 @@ class Session:
 
     def publish(self, state: State) -> None:
         """Send the state of pods and conditions, if it has changed."""
+        if self.bounds is not None and state.active:
+            self.bounds.begin()
         if state != self._state:
             self._state = state
             self._end.publish(state)
@@ -151,8 +190,14 @@ class Session:
         self.counters.dropped = self._end.dropped
 
     def record_loss(self, lost: Lost) -> None:
-        """Send the number of copies that a pod proxy did not make."""
-        self.counters.copies_dropped += lost.count
+        """Send the number of copies, or of records, that a pod proxy did not make."""
+        if self.feed is not None:
+            self.feed.lose(lost.pod, lost.reason, lost.count)
+            return
+        self._counters.copies_dropped += lost.count
+        self._end.publish(lost)
+
+    def _tell_lost(self, lost: Lost) -> None:
         self._end.publish(lost)
 
     async def open_stream(self, opening: StreamOpening, *, number: StreamNumber | None = None) -> socket.socket:
@@ -180,7 +225,7 @@ class Session:
             raise
         self.counters.connections += 1
         self.counters.open += 1
-        channel = SocketChannel(ours)
+        channel = SocketChannel(ours) if self.bounds is None else CaptureChannel(ours, self.bounds)
         task = self._pumps.start(pump(stream, channel), name=f"stream {stream.id}")
         if number is not None:
             self._numbered[number] = task

@@ -28,6 +28,8 @@ nothing is `_dirty`, it is one pass over the legs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sidestep.engine.leg import Ending, Leg, Role
 from sidestep.engine.relay import Relay
 from sidestep.proxy.connection.backlog import BacklogShare
@@ -97,7 +99,7 @@ class Conductor:
         self._splicer: Splicer | None = None
         self._mirror: ConnectionMirror | None = None
         """Once something is mirrored."""
-        self._whole = WholeFeed(relay.mirror, relay.client) if relay.mirror.whole else None
+        self._whole = WholeFeed(relay.mirror, relay.client) if relay.mirror.is_listening else None
         self.active = loop.now
         """When bytes last came (monotonic seconds)."""
         self.relay = relay
@@ -107,6 +109,8 @@ class Conductor:
         self.tls = tls
         self.server_name = server_name
         self.app_tls = app_tls
+        if relay.gate is not None:
+            relay.gate.wake = self._answered
 
     @property
     def spoken(self) -> str:
@@ -215,6 +219,8 @@ class Conductor:
             read_last(self.relay, io.leg, io.stream, whole=self._whole, now=self._loop.now)
             if self.relay.successor is not None:
                 self.relay = self.relay.successor
+        if io.leg is self.relay.client:
+            self._break_off()
         io.leg.out.clear()
         io.leg.queued = 0
         io.release(orderly=False)
@@ -228,6 +234,16 @@ class Conductor:
             self._dirty = True
             self.relay.expired(self._loop.now)
             self.apply()
+
+    def _answered(self, call: Callable[[], None]) -> None:
+        """Who judges requests beside the relay has answered (`Gate.wake`)."""
+        if not self.is_apart:
+            try:
+                self.relay.answered(call, self._loop.now)
+            except Exception:
+                self.abandon()  # the caller does not own this connection
+                raise
+            self.apply_again()
 
     # --- from the relay to the legs ---------------------------------------------------------------------------------
 
@@ -288,6 +304,8 @@ class Conductor:
             self.host.log_requests(self)
         held_back = False
         self._count()
+        if relay.done:
+            self._break_off()
         for io in self._legs:
             leg = io.leg
             if leg.ending and not (leg.out and leg.ending != Ending.ABORT):
@@ -415,7 +433,8 @@ class Conductor:
 
     def _leave_mirror(self) -> None:
         """The client's connection is over, or is spliced: copies have a bounded time to be delivered."""
-        if self._mirror is not None or self.relay.mirror.events:
+        mirror = self.relay.mirror
+        if self._mirror is not None or mirror.events or mirror.observer is not None:
             self._mirroring().leave()
 
     # --- endings ----------------------------------------------------------------------------------------------------
@@ -435,6 +454,7 @@ class Conductor:
             self._splicer.abandon()
             return
         self._set_closed()
+        self._break_off()
         self._legs.close()
         self._leave_mirror()
         self.host.closed(self)
@@ -444,11 +464,18 @@ class Conductor:
         if self._splicer is not None:
             self._splicer.abandon()
             return
+        self._break_off()
         self._legs.reset()
         if not self._closed:
             self._set_closed()
             self._leave_mirror()
             self.host.closed(self)
+
+    def _break_off(self) -> None:
+        """Have what is inspected concluded before the client's leg is closed, of which a record is made."""
+        gate = self.relay.gate
+        if gate is not None:
+            gate.break_off()
 
     def _set_closed(self) -> None:
         self._closed = True

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -218,6 +218,10 @@ class TlsEstablishment:
         finally:
             first.close()
         return Established(verdict, None, first.data)
+
+    def app_certificate(self, app: TlsStream) -> Mapping[str, object]:
+        """The certificate of the app's stream as `ssl` shows it; empty if it was not verified, or it is closed."""
+        return {} if self._handshake is None else self._handshake.certificate(app)
 
     # --- later ------------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ Invariants
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from functools import partial
 
 from sidestep.engine.classification import (
@@ -44,18 +45,23 @@ from sidestep.engine.classification import (
     classify,
     unreadable,
 )
+from sidestep.engine.mirror.capture_writer import CaptureFacts
+from sidestep.engine.mirror.live_exchanges import Teller
 from sidestep.engine.passthrough import WireRelay
 from sidestep.engine.relay import Relay
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError
 from sidestep.proxy.connection.app_connection import begin_dial
+from sidestep.proxy.connection.captured import captured
 from sidestep.proxy.connection.conductor import Conductor
 from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.connection.ends import Ends
 from sidestep.proxy.connection.establishment import Established, TlsEstablishment
 from sidestep.proxy.connection.first_bytes import PeekedBytes
+from sidestep.proxy.connection.inspection_counts import InspectionCounts
+from sidestep.proxy.connection.inspection_records import ConnectionRecords
 from sidestep.proxy.connection.live_ports import LivePort
-from sidestep.proxy.connection.relay_choice import global_rule, mirror_whole, relay_for
+from sidestep.proxy.connection.relay_choice import feed, global_rule, mirror_whole, relay_for
 from sidestep.proxy.connection.setup_host import SetupHost
 from sidestep.proxy.io.loop import BROKEN, Loop
 from sidestep.proxy.io.stream import TlsStream
@@ -63,6 +69,7 @@ from sidestep.proxy.io.task import Task
 from sidestep.proxy.tls import failures
 from sidestep.proxy.tls.credentials import presents_certificate
 from sidestep.proxy.tls.failures import TlsFailure
+from sidestep.proxy.tls.recorded import OpenedTls
 
 
 class ConnectionSetup:
@@ -81,6 +88,10 @@ class ConnectionSetup:
         self._tls: TlsEstablishment | None = None
         self._established: Established | None = None
         self._failure: TlsFailure | None = None
+        self._records: ConnectionRecords | None = None
+        """Who makes records of what inspection finds, if anybody reads them."""
+        self._hello = b""
+        """The ClientHello of a connection that was opened, until it is relayed."""
         self._task = Task(self._run(sock))
 
     def begin(self) -> None:
@@ -135,9 +146,9 @@ class ConnectionSetup:
         return PortFacts(
             tls=snapshot.tls,
             has_certificate=bool(snapshot.identity),
-            reads_requests=bool(snapshot.rules),
+            reads_requests=bool(snapshot.rules or snapshot.policies or snapshot.opens),
             global_intercept=intercepted,
-            global_wiretap=bool(snapshot.global_taps),
+            global_wiretap=bool(snapshot.global_taps or snapshot.captures),
             on_unreadable=port.on_unreadable,
             late_client_auth=port.late_client_auth and not intercepted and not presents_certificate(snapshot),
             server_first=port.server_first,
@@ -164,6 +175,7 @@ class ConnectionSetup:
             self._failure = outcome
             return unreadable(self._port.on_unreadable, "not-opened", condition=outcome.type, tls=True)
         self._established = outcome
+        self._hello = verdict.offer.hello
         return outcome.verdict
 
     def _client_broke(self, mask: int) -> None:
@@ -178,15 +190,18 @@ class ConnectionSetup:
             case Http():
                 self._relay(self._http(verdict), self._alpn or verdict.protocol)
             case Unparsed():
+                self._uninspected(verdict)
                 self._relay(WireRelay(self._rule, at_once=True), "tcp")
             case Pass():
                 self._report(verdict)
+                self._uninspected(verdict)
                 relay = WireRelay(self._rule if self._established is None else None)
                 relay.anomaly = verdict.reason if verdict.condition is None else None
                 self._relay(relay, "tcp")
             case _:
                 if isinstance(verdict, Close):
                     self._report(verdict)
+                    self._uninspected(verdict)
                 self._port.counters["closed_unread"] += 1
                 return False
         return True
@@ -196,9 +211,57 @@ class ConnectionSetup:
         return self._established.alpn if self._established is not None else None
 
     def _http(self, verdict: Http) -> Relay:
-        client = self._ends.client
+        client, app = self._ends.client, self._ends.app
         stream = client if isinstance(client, TlsStream) else None
-        return relay_for(verdict.protocol, self._port, self._host.ledger, stream, global_rule=self._rule)
+        records = self._records = self._recorder()
+        hello, self._hello = self._hello, b""
+        if records is not None and stream is not None and isinstance(app, TlsStream) and self._tls is not None:
+            records.opened(OpenedTls(hello, stream, app, partial(self._tls.app_certificate, app)))
+        return relay_for(
+            verdict.protocol,
+            self._port,
+            self._host.ledger,
+            stream,
+            global_rule=self._rule,
+            address=self._endpoints.client,
+            server_name=self._server_name,
+            records=records,
+            teller=self._teller(records),
+            captured=self._captured(),
+            inspector=self._host.inspector,
+            endpoints=self._endpoints,
+        )
+
+    def _captured(self) -> CaptureFacts | None:
+        return captured(self._port, self._endpoints, self._ends.client, self._server_name)
+
+    def _recorder(self) -> ConnectionRecords | None:
+        """Return who makes records of the connection; None if there would be none, or nobody reads them."""
+        port, queue = self._port, self._host.records
+        if not port.listeners and (port.inspection is None or not queue.wanted):
+            return None
+        return ConnectionRecords(port, port.inspection, self._endpoints, queue)
+
+    def _teller(self, records: ConnectionRecords | None) -> Callable[[], Teller]:
+        """Return what gives `records`, or makes them once a session asks for some."""
+        port, endpoints, queue = self._port, self._endpoints, self._host.records
+        if records is None:
+            return partial(ConnectionRecords, port, port.inspection, endpoints, queue)
+        return lambda: records
+
+    @property
+    def _server_name(self) -> str:
+        """The client's SNI, if its TLS was opened."""
+        tls = self._tls
+        return (tls.server_name or "") if tls is not None and self._established is not None else ""
+
+    def _uninspected(self, verdict: Verdict) -> None:
+        """Count a connection of which nothing is inspected, on a port that has policies; tell sessions of it."""
+        if self._port.inspection is not None or self._port.listeners:
+            reason = verdict.reason if isinstance(verdict, Pass | Close) else "unparsed"
+            self._records = self._recorder()
+            observer = self._records or InspectionCounts(self._port.counters)
+            observer.uninspected(reason, closed=isinstance(verdict, Close))
 
     def _report(self, verdict: Pass | Close) -> None:
         """Tell an operator about TLS that could otherwise be opened."""
@@ -214,7 +277,8 @@ class ConnectionSetup:
 
     def _relay(self, relay: Relay, protocol: str) -> None:
         """Hand both ends to a conductor, and begin."""
-        mirror_whole(relay, self._port, self._host.ledger)
+        mirror_whole(relay, self._port, self._host.ledger, self._captured())
+        feed(relay, self._port, self._host.ledger, self._host.ids, self._endpoints)
         tls = self._tls if self._established is not None else None
         conductor = Conductor(
             self._loop,
@@ -224,14 +288,15 @@ class ConnectionSetup:
             endpoints=self._endpoints,
             protocol=protocol,
             tls=tls is not None,
-            server_name=(tls.server_name or "") if tls is not None else "",
+            server_name=self._server_name,
             app_tls=tls.connect_again if tls is not None else None,
         )
         client, app = self._ends.take_streams()
         self._host.opened(conductor)
         try:
             if client is not None:
-                conductor.attach(relay.client, client, watched=True)
+                stream = client if self._records is None else self._records.watch(client)
+                conductor.attach(relay.client, stream, watched=True)
             if app is not None:
                 conductor.attach(relay.app, app, watched=False)
             if isinstance(app, TlsStream) and (early := app.take_early()):

@@ -8,7 +8,10 @@ from sidestep.engine.mirror.ledger import Ledger
 from sidestep.model.condition import ConditionType
 from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.connection.host import ConnectionHost, RelayedConnection
+from sidestep.proxy.connection.inspector_link import InspectorLink
 from sidestep.proxy.connection.live_ports import LivePort
+from sidestep.proxy.control.record_queue import RecordQueue
+from sidestep.proxy.mirror.ids_feeds import IdsFeeds
 from sidestep.proxy.tls.credentials import Credentials
 
 
@@ -25,6 +28,12 @@ class SetupHost(ConnectionHost, Protocol):
     credentials: Credentials
     detection_timeout: float
     ledger: Ledger
+    records: RecordQueue
+    """Where records of inspection go."""
+    ids: IdsFeeds
+    """Where packets for an IDS go."""
+    inspector: InspectorLink
+    """Who judges whole requests."""
 
     def opened(self, connection: RelayedConnection) -> None:
         """A connection is relayed from now on."""

@@ -46,6 +46,8 @@ CARRY_DESCRIPTOR = frozenset(
         messages.Pulse,
         messages.Enter,
         messages.Credential,
+        messages.FeedIds,
+        messages.UseInspector,
         messages.Listen,
         messages.Opened,
         messages.Large,

@@ -38,6 +38,11 @@ MAX_FIELDS = 4096
 MAX_COUNTERS = 512
 """Counters of one kind that are decoded at most; some sixty exist."""
 
+MAX_RECORDS = 128
+"""Records of one `Records`."""
+MAX_RECORD = 32 * 1024
+"""Bytes of one of them."""
+
 Counters = Annotated[dict[str, int], msgspec.Meta(max_length=MAX_COUNTERS)]
 
 
@@ -75,7 +80,7 @@ class Enter(Message):
 
     uid: int
     memory_limit: int
-    """Bytes of private writable memory (`runtime.rlimits`); 0: no bound."""
+    """Bytes of private writable memory (`sandbox.rlimits`); 0: no bound."""
     fd_limit: int
     """Open files."""
 
@@ -97,6 +102,8 @@ class Configure(Message):
     app sees the client's address. Empty: connections are not named."""
     drain_timeout: float = 30.0
     """Seconds that connections have to finish when the daemon is gone."""
+    records: bool = False
+    """Somebody reads EVE records of inspection."""
 
 
 class Credential(Message):
@@ -108,6 +115,20 @@ class Credential(Message):
 
     name: str
     kind: str
+
+
+class FeedIds(Message):
+    """Feed the connections of ports whose policies have `ids` to an IDS. fd: a pipe (`mirror.ids_feeds`).
+
+    The daemon keeps no duplicate: the IDS ends with the proxy that feeds it. Another one takes the place of the first.
+    """
+
+
+class UseInspector(Message):
+    """Have requests judged by this inspector, in the place of any other. fd: a socket to it (`protocols.waf_messages`).
+
+    The daemon keeps no duplicate: an inspector ends with the proxy that asks it.
+    """
 
 
 class Listen(Message):
@@ -238,6 +259,27 @@ class Requests(Message):
     """At most MAX_LINES, too."""
 
 
+class Records(Message):
+    """EVE records of inspection (`protocols.eve_records.Record`), each encoded as MessagePack by itself."""
+
+    records: Annotated[
+        tuple[Annotated[bytes, msgspec.Meta(max_length=MAX_RECORD)], ...], msgspec.Meta(max_length=MAX_RECORDS)
+    ]
+    dropped: Counters
+    """Reason to number: records that were not made or not sent, since the last message that was sent."""
+
+
+class LiveRecords(Message):
+    """Records of inspection for the session of rule `uid`, each encoded as in `Records`."""
+
+    uid: str
+    records: Annotated[
+        tuple[Annotated[bytes, msgspec.Meta(max_length=MAX_RECORD)], ...], msgspec.Meta(max_length=MAX_RECORDS)
+    ]
+    dropped: Counters
+    """As in `Records`."""
+
+
 class Report(Message):
     """A condition that connections of this port met. An empty `text` takes it back."""
 
@@ -293,6 +335,10 @@ class Hindered(Message):
     hindrances: Annotated[tuple[Hindrance, ...], msgspec.Meta(max_length=MAX_HINDRANCES)]
 
 
+class InspectorLate(Message):
+    """The inspector that was handed over last has missed a deadline, and has to be ended."""
+
+
 class Large(Message):
     """Stands for a message of more than MAX_INLINE bytes. fd: a memfd with its encoding. `seq` repeats its seq."""
 
@@ -303,8 +349,37 @@ ToZygote = Spawn | Ack
 FromZygote = Hello | Spawned | Ack
 """`Hello` once everything is imported; `Ack` with an error when a fork failed."""
 
-ToProxy = Stderr | Pulse | Enter | Configure | Credential | Listen | Unlisten | Opened | Refused | Drain | Ack | Large
+ToProxy = (
+    Stderr
+    | Pulse
+    | Enter
+    | Configure
+    | Credential
+    | FeedIds
+    | UseInspector
+    | Listen
+    | Unlisten
+    | Opened
+    | Refused
+    | Drain
+    | Ack
+    | Large
+)
 FromProxy = (
-    Hello | Ack | Heartbeat | Open | Reset | Requests | Report | Probed | NameClient | ForgetClient | NoApp | Hindered
+    Hello
+    | Ack
+    | Heartbeat
+    | Open
+    | Reset
+    | Requests
+    | Records
+    | LiveRecords
+    | Report
+    | Probed
+    | NameClient
+    | ForgetClient
+    | NoApp
+    | Hindered
+    | InspectorLate
 )
 """Without `Large`: a message of a proxy is at most one packet."""

@@ -118,6 +118,31 @@ class PlainStream:
         reset(self.sock)
 
 
+class WatchedStream(PlainStream):
+    """A TCP socket of which somebody is told before it is closed, as `TlsStream.before_close`."""
+
+    __slots__ = ("_before_close",)
+
+    def __init__(self, sock: socket.socket, before_close: Callable[[], None]) -> None:
+        super().__init__(sock)
+        self._before_close: Callable[[], None] | None = before_close
+
+    def close(self) -> None:
+        """As PlainStream.close."""
+        self._tell()
+        super().close()
+
+    def reset(self) -> None:
+        """As PlainStream.reset."""
+        self._tell()
+        super().reset()
+
+    def _tell(self) -> None:
+        call, self._before_close = self._before_close, None
+        if call is not None:
+            call()
+
+
 class HandlerStream(PlainStream):
     """A unix socket on which a handler is reached. Unix sockets have no reset: `tell` is called instead."""
 

@@ -7,7 +7,6 @@ it is queued for its socket; `_told` counts the bytes that still wait there.
 from __future__ import annotations
 
 from sidestep.engine.leg import Leg
-from sidestep.engine.mirror.events import RESPONSE_BODY
 from sidestep.engine.mirror.producer import Mirror
 from sidestep.proxy.io.leg_io import LegIO
 from sidestep.proxy.io.stream import Stream
@@ -40,14 +39,14 @@ class WholeFeed:
 
     def passed_on(self, leg: Leg, data: bytes) -> None:
         """Bytes were written past the queue, which was empty; what did not fit is queued now."""
-        if leg is self._client and self._mirror.whole & RESPONSE_BODY:
+        if leg is self._client and self._mirror.hears_server:
             self._mirror.server_data(data)
             self._told = leg.queued
 
     def write(self, io: LegIO, stream: Stream) -> bool:
         """As `LegIO.write`; what is written for the first time is told. Raises OSError when the stream breaks."""
         leg = io.leg
-        if leg is not self._client or not self._mirror.whole & RESPONSE_BODY:
+        if leg is not self._client or not self._mirror.hears_server:
             return io.write(stream)
         if leg.queued > self._told:
             self._mirror.server_data(b"".join(leg.out)[self._told :])

@@ -63,6 +63,12 @@ class LiveConnections:
             if is_opened and connection.relay.idle and connection.allows_late_auth:
                 connection.retire()
 
+    def reset(self, port: LivePort) -> None:
+        """Reset the relayed connections of a port. What is being set up will have the port's present policies."""
+        for connection in [*self.relayed]:
+            if connection.port is port:
+                connection.abandon()
+
     def abandon(self) -> None:
         """Reset all."""
         for setup in [*self.setups]:

@@ -20,8 +20,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from sidestep.aio.packets import MAX_PAYLOAD
 from sidestep.aio.pulse import Pulse
-from sidestep.proxy.runtime import capabilities, namespaces, rlimits, seccomp
+from sidestep.sandbox import capabilities, namespaces, rlimits, seccomp
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,10 @@ def lock(confinement: Confinement, *, netns_fd: int, control_fd: int, pulse_fd: 
     then.
     """
     namespaces.enter_network(netns_fd)
-    namespaces.empty_root()
+    namespaces.empty_root(with_descriptors=True)
     close_all_but(control_fd, pulse_fd)
     pulse = Pulse(pulse_fd)
-    rlimits.apply(memory=confinement.memory, descriptors=confinement.descriptors)
+    rlimits.apply(memory=confinement.memory, descriptors=confinement.descriptors, file_size=MAX_PAYLOAD)
     capabilities.become(confinement.uid)
     capabilities.forbid_new_privileges()
     seccomp.install(program)

@@ -50,16 +50,19 @@ from sidestep.proxy.connection.dial import Done, Naming
 from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.handler_streams import HandlerStreams
 from sidestep.proxy.connection.host import RelayedConnection
-from sidestep.proxy.connection.live_ports import LivePort
+from sidestep.proxy.connection.inspector_link import InspectorLink
+from sidestep.proxy.connection.live_ports import CompiledPolicies, LivePort
 from sidestep.proxy.connection.setup import ConnectionSetup
 from sidestep.proxy.connection.setup_host import PendingConnection
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.channel import CARRY_DESCRIPTOR, ControlChannel
 from sidestep.proxy.control.daemon_link import DaemonLink
 from sidestep.proxy.control.readiness import EXHAUSTED, Readiness, Room
+from sidestep.proxy.control.record_queue import RecordQueue
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.splice import Pipes
 from sidestep.proxy.io.stream import PlainStream
+from sidestep.proxy.mirror.ids_feeds import IdsFeeds
 from sidestep.proxy.mirror.request_log import RequestLog
 from sidestep.proxy.mirror.scheduler import MirrorScheduler
 from sidestep.proxy.runtime.app_probes import AppProbes
@@ -69,6 +72,7 @@ from sidestep.proxy.runtime.listeners import Listeners
 from sidestep.proxy.runtime.live_connections import LiveConnections
 from sidestep.proxy.tls.credentials import Credentials
 from sidestep.proxy.tls.failures import late_client_auth
+from sidestep.snapshots.ports import PortSnapshot
 
 DETECTION_TIMEOUT: Final = 1.0
 """Seconds a silent client is waited for before the app is dialled."""
@@ -95,7 +99,10 @@ class Worker:
         self._handlers = HandlerStreams(self._loop, self._link, on_crash=self._crashed)
         self._naming = ClientNaming(self._loop, self._link)
         self._log = RequestLog(self._loop, self._link)
+        self.records = RecordQueue(self._loop, self._link)
+        self.inspector = InspectorLink(self._loop, self._inspector_late)
         self._ports: dict[int, LivePort] = {}
+        self._policies = CompiledPolicies()
         self._connections = LiveConnections(self._exit_when_drained)
         self._client_sources: IPv4Network | None = None
         self._anomalies: Counter[str] = Counter()
@@ -112,6 +119,7 @@ class Worker:
         self.pipes = Pipes(lambda: not self._room.is_short)
         self.ledger = Ledger(gate=TapGate(self._loop.now))
         self.mirror_scheduler = MirrorScheduler(self._loop, self.ledger.gate)
+        self.ids = IdsFeeds(self._loop, self.mirror_scheduler.spend)
         self.backlog = Budget(BACKLOG)
         self._datagrams = Datagrams(self._loop, self._open_flow, self.mirror_scheduler)
         self.lingering: set[object] = set()
@@ -150,6 +158,10 @@ class Worker:
                 self._configure(message)
             case messages.Credential():
                 self.credentials.add(message.name, message.kind, _owned(fd))
+            case messages.FeedIds():
+                self.ids.replace(_owned(fd))
+            case messages.UseInspector():
+                self.inspector.replace(_owned(fd))
             case messages.Listen():
                 self._listen(message, _owned(fd))
             case messages.Unlisten():
@@ -172,13 +184,16 @@ class Worker:
         for name in names:
             if name not in self.credentials:
                 raise PeerError(f"the credential {name} was not sent")
-        compiled = {number: LivePort(port) for number, port in wanted.items() if number not in self._ports}
+        compiled = {
+            number: LivePort(port, self._policies) for number, port in wanted.items() if number not in self._ports
+        }
         for number, port in wanted.items():
             if number in self._ports:
-                self._ports[number].replace(port)
+                self._replace(self._ports[number], port)
         self._ports.update(compiled)
         for number in [number for number in self._ports if number not in wanted]:
             self._ports.pop(number).retire()
+        self.inspector.configure(port.waf for port in wanted.values())
         self._datagrams.configure({port.number: port for port in message.ports if port.transport == "udp"})
         self.credentials.keep(names)
         self._readiness.keep_ports(self._ports)
@@ -187,6 +202,18 @@ class Worker:
         self.ledger.gate.keep({uid for port in message.ports for uid in port.uids})
         self._client_sources = IPv4Network(message.client_sources) if message.client_sources else None
         self._drain_timeout = message.drain_timeout
+        self.records.wanted = message.records
+        self.records.live.keep({rule.uid for port in message.ports for rule in port.rules if rule.records})
+
+    def _inspector_late(self) -> None:
+        """Have the daemon end an inspector that has missed a deadline."""
+        self._link.send(messages.InspectorLate(self._link.next_seq()))
+
+    def _replace(self, live: LivePort, port: PortSnapshot) -> None:
+        resets = live.resets(port)
+        live.replace(port)
+        if resets:
+            self._connections.reset(live)
 
     def _listen(self, message: messages.Listen, fd: int) -> None:
         listener = socket.socket(fileno=fd)
@@ -234,7 +261,9 @@ class Worker:
         """Note that a connection is closed; take its names back, and count its anomaly."""
         if connection.endpoints.names:
             self.release_names(connection.endpoints)
-        anomaly = connection.relay.anomaly
+        gate, anomaly = connection.relay.gate, connection.relay.anomaly
+        if gate is not None:
+            gate.end()
         if anomaly:
             self._anomalies[anomaly] += 1
             connection.port.counters["wired"] += 1
@@ -340,6 +369,7 @@ class Worker:
         self._room.look()
         self._end_cut_off()
         self._tell_losses()
+        self.records.flush()
         ports: dict[int, Mapping[str, int]] = {number: port.counters for number, port in self._ports.items()}
         if self._datagrams.counters:
             ports[0] = self._datagrams.counters
@@ -387,6 +417,8 @@ class Worker:
         if not self._draining or self._connections.count or self._listeners.are_retiring:
             return
         self._tell_losses()
+        self.records.flush()
+        self.ids.flush()
         if self.lingering or not self.mirror_scheduler.is_idle:
             self._loop.later(FLUSH, self._loop.stop)
         else:

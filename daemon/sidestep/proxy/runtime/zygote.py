@@ -43,7 +43,9 @@ from sidestep.aio.pulse import Pulse as PulsePage
 from sidestep.model.errors import SidestepError
 from sidestep.proxy.control.channel import ControlChannel
 from sidestep.proxy.control.messages import VERSION, Ack, Enter, Hello, Pulse, Spawn, Spawned, Stderr, ToProxy, ToZygote
-from sidestep.proxy.runtime import sandbox, seccomp
+from sidestep.proxy.runtime import sandbox
+from sidestep.sandbox import seccomp
+from sidestep.sandbox.children import Children
 
 Worker = Callable[[ControlChannel[ToProxy], ssl.SSLContext, PulsePage], None]
 
@@ -78,8 +80,8 @@ class Zygote:
         self._worker = worker
         self._trust_store = trust_store
         self._program = seccomp.assemble(os.uname().machine)
-        self._children: dict[int, int] = {}
         self._poll = select.poll()
+        self._children = Children(self._poll, "proxy")
 
     def serve(self) -> None:
         """Serve until the daemon closes the channel (ChannelClosed). Raises SidestepError for messages it cannot
@@ -92,7 +94,7 @@ class Zygote:
             self._poll.modify(self._channel, select.POLLIN | (select.POLLOUT if self._channel.pending else 0))
             for fd, _ in self._poll.poll():
                 if fd in self._children:
-                    self._reap(fd)
+                    _say(self._children.reap(fd))
                 else:
                     self._receive()
 
@@ -115,30 +117,8 @@ class Zygote:
             os.close(fd)
 
     def _spawn(self, spawn: Spawn, fd: int) -> None:
-        pid = os.fork()
-        if pid == 0:
-            _child(fd, self._worker, self._trust_store, self._program)
-        # The child is not reaped yet, even if it has ended, so the number is not reused.
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise
-        self._children[pidfd] = pid
-        self._poll.register(pidfd, select.POLLIN)
+        pid, pidfd = self._children.fork(lambda: _child(fd, self._worker, self._trust_store, self._program))
         self._channel.send(Spawned(spawn.seq, pid), pidfd)
-
-    def _reap(self, pidfd: int) -> None:
-        pid = self._children.pop(pidfd)
-        self._poll.unregister(pidfd)
-        os.close(pidfd)
-        _, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        if code < 0 and -code != signal.SIGKILL:
-            _say(f"the proxy (process {pid}) was ended by {signal.Signals(-code).name}")
-        elif code > 0:
-            _say(f"the proxy (process {pid}) ended with status {code}")
 
 
 def _child(fd: int, worker: Worker, trust_store: ssl.SSLContext, program: bytes) -> NoReturn:
@@ -197,8 +177,10 @@ def _first(channel: ControlChannel[ToProxy]) -> tuple[ToProxy | None, int | None
     return (None, None) if received is None else received
 
 
-def _say(text: str) -> None:
+def _say(text: str | None) -> None:
     """Write a line to stderr, in one write; an error is ignored, because nobody could be told."""
+    if text is None:
+        return
     try:
         os.write(2, text.encode(errors="replace")[:4000].rstrip() + b"\n")
     except OSError:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -110,6 +110,20 @@ class UpstreamContexts:
             return
         if self._quiet is not self._context:
             stream.state.context = self._quiet
+
+    def certificate(self, stream: TlsStream) -> Mapping[str, object]:
+        """The app's certificate as `ssl` shows it; empty if it was not verified, or has names that are not UTF-8.
+
+        `ssl` shows it for a context that verifies only, which the quiet one does not.
+        """
+        kept = stream.state.context
+        try:
+            stream.state.context = self._context
+            return stream.state.getpeercert() or {}
+        except ValueError:
+            return {}
+        finally:
+            stream.state.context = kept
 
     def remember(
         self, stream: TlsStream, *, alpn: tuple[str, ...], server_name: str | None, verified_name: str

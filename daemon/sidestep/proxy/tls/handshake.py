@@ -33,6 +33,7 @@ from sidestep.proxy.io.loop import READ, Loop
 from sidestep.proxy.io.stream import TlsStream, is_ragged_end
 from sidestep.proxy.io.task import Watch
 from sidestep.proxy.tls.app_names import names_match, openssl_compares
+from sidestep.proxy.tls.certificate_time import certificate_seconds
 from sidestep.proxy.tls.credentials import Credentials, UpstreamContexts
 from sidestep.proxy.tls.failures import (
     TlsFailure,
@@ -174,6 +175,10 @@ class UpstreamHandshake:
             reason = "the app closed the connection" if is_ragged_end(error) else error.reason or reason
         return handshake_failed(self._port, reason)
 
+    def certificate(self, stream: TlsStream) -> Mapping[str, object]:
+        """The app's certificate as `ssl` shows it; empty if it was not verified."""
+        return {} if self._contexts is None or stream.state is None else self._contexts.certificate(stream)
+
     def remember(self, stream: TlsStream) -> None:
         """Keep the session of a good connection for resumption."""
         if self._contexts is not None:
@@ -222,7 +227,8 @@ def _is_no_application_protocol(error: ssl.SSLError) -> bool:
 
 def _has_expired(certificate: Mapping[str, object]) -> bool:
     end = certificate.get("notAfter")
-    return isinstance(end, str) and ssl.cert_time_to_seconds(end) < time.time()
+    seconds = certificate_seconds(end) if isinstance(end, str) else None
+    return seconds is not None and seconds < time.time()
 
 
 class LingeringClose:

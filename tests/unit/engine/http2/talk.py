@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import hpack
 
+from sidestep.engine.http2.relay import Http2Relay
 from sidestep.engine.mirror.ledger import Ledger
-from sidestep.policy.route import Rule
+from sidestep.policy.route import Rule, SteeredPort
 from sidestep.protocols.http2 import (
     DATA,
     DEFAULT_LIMITS,
@@ -38,6 +40,7 @@ class Talk:
         rules: tuple[Rule, ...] = (rule(),),
         ledger: Ledger | None = None,
         begin: bool = True,
+        relay: Callable[[SteeredPort], Http2Relay] | None = None,
     ) -> None:
         self.handler_is_there = True
         self.second_is_there = True
@@ -51,6 +54,7 @@ class Talk:
             rules=rules,
             limits=limits,
             ledger=ledger,
+            relay=relay,
         )
         self.relay = self.peers.relay
         self.encoder = hpack.Encoder()

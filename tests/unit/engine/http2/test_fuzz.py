@@ -81,7 +81,7 @@ class Chaos:
     def __init__(self, seed: int) -> None:
         self.rng = rng = random.Random(seed)
         self.budget = Budget(BUDGET)
-        self.relay = Http2Relay(SteeredPort(80, Route((rule(),))), tls=False, limits=LIMITS, budget=self.budget)
+        self.relay = self.make()
         self.encoders: dict[Leg, hpack.Encoder] = {}
         self.dead: set[Leg] = set()
         self.next_stream = 1
@@ -89,6 +89,9 @@ class Chaos:
         if rng.random() < 0.95:
             self.give(self.relay.client, PREFACE + settings_frame({}))
             self.give(self.relay.app, settings_frame({}) + SETTINGS_ACK)
+
+    def make(self) -> Http2Relay:
+        return Http2Relay(SteeredPort(80, Route((rule(),))), tls=False, limits=LIMITS, budget=self.budget)
 
     def give(self, leg: Leg, data: bytes) -> None:
         while data:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sidestep.engine.http2.exchange import Exchange
-from sidestep.engine.http2.head import NONE, Head, head_of, status_of
+from sidestep.engine.http2.head import NONE, Head, are_valid_fields, head_of, status_of
 from sidestep.engine.http2.local_replies import bad_gateway
 from sidestep.policy.route import TO_APP, Decision, Route, Rule
 from sidestep.protocols.hpack import INITIAL, Block
@@ -122,3 +126,34 @@ def test_clients_that_read_statuses_get_one() -> None:
     head, body = bad_gateway(exchange((b"content-type", b"application/grpc-web+proto")), "the handler was lost")
     assert head.fields[0] == (b":status", b"502")
     assert body.startswith(b"sidestep: ")
+
+
+NAMES = st.one_of(
+    st.sampled_from(
+        (b"a", b"te", b"content-length", b"connection", b"upgrade", b"A", b"a b", b"a\nb", b"", b":a", b"a\xff")
+    ),
+    st.binary(max_size=3),
+)
+VALUES = st.one_of(
+    st.sampled_from(
+        (b"", b"1", b"12", b"trailers", b" a", b"a ", b"a\t", b"a\nb", b"a\rb", b"a\0", b"a b", b"\xff", b" ")
+    ),
+    st.binary(max_size=3),
+)
+
+
+def valid(fields: list[tuple[bytes, bytes]]) -> bool:
+    """The rules one by one (RFC 9113 sections 8.2.1, 8.2.2, 8.1.1)."""
+    special = {b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
+    for name, value in fields:
+        if not re.fullmatch(rb"[!#$%&'*+\-.^_`|~0-9a-z]+", name) or name in special:
+            return False
+        if re.search(rb"[\x00\r\n]|\A[ \t]|[ \t]\Z", value) or (name == b"te" and value != b"trailers"):
+            return False
+    lengths = {value for name, value in fields if name == b"content-length"}
+    return len(lengths) < 2 and all(re.fullmatch(rb"[0-9]{1,18}", length) for length in lengths)
+
+
+@given(st.lists(st.tuples(NAMES, VALUES), max_size=4))
+def test_fields_are_judged_together_as_they_are_one_by_one(fields: list[tuple[bytes, bytes]]) -> None:
+    assert are_valid_fields(tuple(fields)) is valid(fields)

@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.laptop.channels.datagram_channel import DatagramChannel
 from sidestep.model.errors import RefusedError
 from sidestep.protocols import capsules
@@ -18,7 +19,7 @@ def run(test):
             handler.settimeout(10)
             channel = await DatagramChannel.connect("127.0.0.1", handler.getsockname()[1])
             try:
-                async with asyncio.timeout(20):
+                async with time_limit(20):
                     await test(channel, handler)
             finally:
                 channel.close()

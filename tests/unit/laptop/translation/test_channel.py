@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.laptop.handler import Handler, HandlerSettings
 from sidestep.laptop.translation.channel import TranslatingChannel
 from tests.harness.authority import Authority
@@ -372,7 +373,7 @@ def test_a_handler_that_does_not_read_stops_the_client():
         async with translating(script) as client:
             stream = await client.begin("/", method="POST", end=False)
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(2):
+                async with time_limit(2):
                     await client.send(stream, bytes(100_000_000))
             assert client.h2.local_flow_control_window(stream) == 0
             client.handler.release.set()

@@ -6,6 +6,7 @@ import socket
 import h11
 import pytest
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.laptop.translation.connection_pool import KEPT, ConnectionPool
 from sidestep.tunnel.channel import SocketChannel
 
@@ -52,7 +53,7 @@ def run(test):
     async def bounded():
         handler = Handler()
         try:
-            async with asyncio.timeout(20):
+            async with time_limit(20):
                 await test(handler)
         finally:
             handler.close()

@@ -7,6 +7,7 @@ import sys
 from ipaddress import ip_address
 from pathlib import Path
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.node.api import health, health_gate
 from sidestep.node.api.health import HealthServer
 from sidestep.tunnel.views import NodeStatus, StatusView
@@ -136,7 +137,7 @@ async def test_a_flood_of_connections_reaches_neither_the_kubelet_nor_the_loop()
             assert (await asyncio.wait_for(flood.stdout.readline(), 60)).strip() == b"running"
             before, stalls = resident(), Stalls()
             for _ in range(60):
-                async with asyncio.timeout(10):
+                async with time_limit(10):
                     assert await ask(server, source=NODE) == "HTTP/1.1 200 OK"
                 await asyncio.sleep(0.05)
             assert stalls.longest() < 2
@@ -198,7 +199,7 @@ async def test_addresses_that_change_are_noticed(monkeypatch):
             writer.close()
             return found
 
-        async with asyncio.timeout(10):
+        async with time_limit(10):
             while not await preferred():
                 pass
 
@@ -220,6 +221,6 @@ async def test_metrics_are_put_together_once_a_second_at_most(monkeypatch):
         monkeypatch.setattr(health, "METRICS_AGE", 0.0)
         monkeypatch.setattr(health, "SHARE", 1.0)
         before = len(made)
-        async with asyncio.timeout(10):
+        async with time_limit(10):
             while len(made) == before:
                 assert await ask(server, "/metrics", source=NODE) == "HTTP/1.1 200 OK"

@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sidestep.aio.meter import LoopMeter
 from sidestep.node.api.metrics import exposition
 from sidestep.tunnel.messages import State
-from sidestep.tunnel.views import ConditionView, InterceptView, LoopView, NodeStatus, PodView, StatusView
+from sidestep.tunnel.views import ConditionView, EngineView, InterceptView, LoopView, NodeStatus, PodView, StatusView
 
 STALL = "sidestep_loop_stall_seconds"
 
@@ -62,6 +62,26 @@ def test_a_scrape_shows_the_status():
     assert found["sidestep_session_events_total", (("event", "diverted"), *session)] == 5
 
 
+def test_what_inspection_counts_has_families_of_its_own():
+    counted = {
+        "connections": 3, "accepted": 9, "inspection_blocked": 2, "inspection_would_block": 1, "inspection_alerted": 4,
+        "inspection_bypassed_not_http": 5, "inspection_closed_h1_ambiguous_length": 6,
+    }  # fmt: skip
+    found = samples(status(counters=counted))
+    pod = (("namespace", "shop"), ("pod", "orders-1"))
+
+    def of(name, label):
+        wanted = f"sidestep_inspection_{name}_total"
+        return {dict(labels)[label]: value for (each, labels), value in found.items() if each == wanted}
+
+    assert of("hits", "action") == {"blocked": 2, "would_block": 1, "alerted": 4}
+    assert of("bypassed", "reason") == {"not_http": 5}
+    assert of("closed", "reason") == {"h1_ambiguous_length": 6}
+    events = {dict(labels)["event"] for (name, labels) in found if name == "sidestep_proxy_events_total"}
+    assert events == {"accepted"}
+    assert found["sidestep_proxy_events_total", (("event", "accepted"), *pod)] == 9
+
+
 def test_stalls_of_the_loop_are_a_cumulative_histogram():
     meter = LoopMeter()
     for seconds in (0.001, 0.002, 0.3, 70.0):
@@ -78,3 +98,14 @@ def test_stalls_of_the_loop_are_a_cumulative_histogram():
 
 def test_before_there_is_a_status_there_is_nothing():
     assert exposition(None) == b""
+
+
+def test_engines_beside_the_proxy_are_shown():
+    runs = EngineView("suricata", "running", 42, "7.0.10", ("a/b",), 12, 33 << 20, 96 << 20, restarts=3)
+    found = samples(status(engines=(runs,)))
+    pod = (("engine", "suricata"), ("namespace", "shop"), ("pod", "orders-1"))
+    assert found["sidestep_engine_up", pod] == 1
+    assert found["sidestep_engine_memory_bytes", pod] == 33 << 20
+    assert found["sidestep_engine_rules", pod] == 12
+    assert found["sidestep_engine_restarts_total", pod] == 3
+    assert samples(status(engines=(EngineView("suricata", "paused"),)))["sidestep_engine_up", pod] == 0

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from sidestep.aio.packets import sealed_memfd
+from sidestep.aio.time_limit import time_limit
 from sidestep.config import annotation_names as names
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import ConfigurationError, KernelError, SidestepError
@@ -173,7 +174,7 @@ async def polling(some, monkeypatch):
 
 
 async def until(condition):
-    async with asyncio.timeout(5):
+    async with time_limit(5):
         while not condition():  # noqa: ASYNC110 - a condition of anything, under a deadline
             await asyncio.sleep(0.002)
 
@@ -353,7 +354,7 @@ def test_reading_holds_nobody_up(authority):
         some.ask()
         assert some.store.facts() == {}
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
+            async with time_limit(0.05):
                 found = survey(some.pod, Inventory(pods={POD: some.pod}), node_annotations={})
                 await some.store.prepare(found.certificates(), {POD: some.pod})
         some.folder.hold.set()

@@ -36,6 +36,21 @@ def test_conditions_of_reasons(reasons, proxy, stated):
     assert all(each.subject == "pod shop/orders-1 port 8443" for each in found)
 
 
+@pytest.mark.parametrize("reason", Unsteered)
+def test_of_a_closed_port_it_is_said_that_clients_are_refused_and_why(reason):
+    found = about_proxy(
+        POD, 8443, reasons={None, reason}, proxy=Availability("it is gone", ROOM.hindrance), closes=True
+    )
+    by_type = {each.type: each.text for each in found}
+    if reason in (Unsteered.LEAVING, Unsteered.NO_APP):
+        assert by_type == {}
+        return
+    assert "clients, and the kubelet's probes, are refused" in by_type.pop(ConditionType.PORT_CLOSED)
+    assert not any("the app serves" in text for text in by_type.values())
+    assert all("clients are refused meanwhile" in text for text in by_type.values())
+    assert len(by_type) == (reason is not Unsteered.NO_PROXY)
+
+
 @pytest.mark.parametrize(
     ("needs_app", "served", "steered", "told"),
     [

@@ -37,3 +37,10 @@ def test_something_has_arrived_once_a_connection_was_accepted():
     assert not counters.update(beat(0, {80: {"accepted": 0}}), ports={80})
     assert counters.update(beat(0, {80: {"accepted": 1}}), ports={80})
     assert counters.update(beat(), ports={80})
+
+
+def test_counters_of_an_engine_are_added_up_over_ports():
+    counters = PodCounters()
+    counters.update(beat(0, {80: {"ids_fed": 1, "accepted": 9}, 443: {"ids_fed": 2, "ids_cut": 1}}), ports={80, 443})
+    assert counters.of_engine("ids") == {"fed": 3, "cut": 1}
+    assert counters.of_engine("waf") == {}

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.node.pods import proxy_presence
 from sidestep.node.pods.proxy_presence import QUIET, RESTART_PATIENCE, ProxyPresence
 from sidestep.node.proxies.supervisor import ProxyState
@@ -87,7 +88,7 @@ def test_the_target_is_told_once_that_the_proxy_is_gone(monkeypatch):
         presence = ProxyPresence(now=asyncio.get_running_loop().time, on_gone=gone)
         presence.changed(RUNNING)
         presence.changed(RESTARTING)
-        async with asyncio.timeout(5):
+        async with time_limit(5):
             await told.wait()
         presence.changed(RUNNING)
         presence.changed(RESTARTING)

@@ -38,7 +38,7 @@ class Owner:
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("on_"):
             raise AttributeError(name)
-        return lambda message: self.told.append((name, message))
+        return lambda message, *more: self.told.append((name, message))
 
 
 class Process:
@@ -121,6 +121,15 @@ def test_the_last_lines_of_rules_that_are_gone_are_taken_once_more():
 
     owner, _ = run(talk)
     assert [[each.uid for each in message.requests] for _, message in owner.told] == [["u1", "u2"], ["u2", "u3"]]
+
+
+def test_records_for_the_session_of_another_pod_are_dropped():
+    def talk(dispatcher, process, _):
+        for uid in ("u1", "of-another-pod", ""):
+            dispatcher.received(process, messages.LiveRecords(0, uid, (b"r",), {}))
+
+    owner, _ = run(talk)
+    assert [(name, message.uid) for name, message in owner.told] == [("on_live_records", "u1")]
 
 
 @pytest.mark.parametrize("message", [messages.Hello(0, 1, 1), messages.Ack(0)])

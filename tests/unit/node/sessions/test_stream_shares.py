@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import RefusedError
 from sidestep.node.sessions.stream_shares import StreamShares
 
@@ -125,7 +126,7 @@ def test_a_turn_that_is_cancelled_just_before_it_comes_ends_as_cancelled():
         shares.release("a")  # before the one who waited runs
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        async with asyncio.timeout(5):
+        async with time_limit(5):
             await shares.acquire("b")
 
     asyncio.run(run())

@@ -1,12 +1,19 @@
 """A port's rules are compiled once, whatever snapshots come after."""
 
+import gc
+import weakref
+
 import msgspec
 import pytest
 
 from sidestep.engine.relay import OnUnreadable
-from sidestep.proxy.connection.live_ports import LivePort
+from sidestep.model.inspection import Action, ExistingConnections, InspectionPolicy, Mode
+from sidestep.model.inspection import Rule as InspectionRule
+from sidestep.policy.inspection_rows import to_snapshot
+from sidestep.proxy.connection.live_ports import CompiledPolicies, LivePort
 from sidestep.proxy.connection.protocol_probe import UNKNOWN, ProbeResult
-from sidestep.snapshots.ports import FilterRow, PortSnapshot, RuleSnapshot
+from sidestep.snapshots.filter_row import FilterRow
+from sidestep.snapshots.ports import PortSnapshot, RuleSnapshot
 
 
 def rule(uid, pattern="a"):
@@ -90,3 +97,50 @@ def test_a_port_closes_what_it_cannot_read_where_clients_are_told_to_the_app():
     assert port.on_unreadable is OnUnreadable.PASS
     port.replace(msgspec.structs.replace(snapshot(), forward_client_cert=True))
     assert port.on_unreadable is OnUnreadable.CLOSE
+
+
+def policy(name="p", **fields):
+    return to_snapshot(InspectionPolicy(name, "shop", rules=(InspectionRule("all", Action.BLOCK),), **fields))
+
+
+def test_a_policy_of_several_ports_is_compiled_once_and_forgotten_with_the_last():
+    compiled = CompiledPolicies()
+    ports = [LivePort(msgspec.structs.replace(snapshot(), policies=(policy(),)), compiled) for _ in range(2)]
+    [first], [second] = (port.inspection.policies for port in ports)
+    assert first is second
+    ports[0].replace(msgspec.structs.replace(snapshot(), policies=(policy("a"), policy())))
+    assert ports[0].inspection.policies[1] is first
+    known = weakref.ref(first)
+    del first, second, ports
+    gc.collect()
+    assert known() is None
+
+
+def test_connections_that_began_with_policies_are_told_of_newer_ones():
+    wanted = msgspec.structs.replace(snapshot(), policies=(policy(),))
+    port = LivePort(wanted)
+    began = port.inspection
+    port.replace(wanted)
+    assert not began.is_outdated
+    port.replace(msgspec.structs.replace(wanted, policies=(policy(mode=Mode.ENFORCE),)))
+    assert began.latest is port.inspection
+    port.replace(snapshot())
+    assert began.latest.is_over
+    port.replace(wanted)
+    assert not port.inspection.is_outdated
+    began = port.inspection
+    port.retire()
+    assert began.is_over
+
+
+def test_a_policy_that_is_new_or_edited_may_reset_older_connections():
+    def applies(*policies):
+        return msgspec.structs.replace(snapshot(), policies=policies)
+
+    keeps, resets = policy("a"), policy("b", existing_connections=ExistingConnections.RESET)
+    port = LivePort(applies(keeps))
+    assert not port.resets(applies(policy("a", mode=Mode.ENFORCE)))
+    assert port.resets(applies(keeps, resets))
+    port.replace(applies(keeps, resets))
+    assert not port.resets(applies(resets))
+    assert port.resets(applies(policy("b", mode=Mode.ENFORCE, existing_connections=ExistingConnections.RESET)))

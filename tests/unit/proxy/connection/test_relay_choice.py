@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import ssl
+from dataclasses import replace
+from ipaddress import ip_network
 
+import msgspec
 import pytest
 
 from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.http2.relay import Http2Relay
 from sidestep.engine.leg import Role
+from sidestep.engine.mirror.capture_writer import CaptureFacts
 from sidestep.engine.mirror.whole_connection import WholeConnectionCopies
+from sidestep.engine.relay import OnUnreadable
+from sidestep.model.filter import Filter, PathCondition, PathTest
+from sidestep.model.inspection import Action, FailurePolicy, InspectionPolicy, Match, Mode
+from sidestep.model.inspection import Rule as InspectionRule
+from sidestep.policy.inspection_rows import to_snapshot
+from sidestep.protocols.capture_frames import FrameKind, FrameReader
 from sidestep.proxy.connection.live_ports import LivePort
-from sidestep.proxy.connection.relay_choice import global_rule, mirror_whole, relay_for, verified_certificate
+from sidestep.proxy.connection.relay_choice import gate_of, global_rule, mirror_whole, relay_for, verified_certificate
 from sidestep.proxy.io.stream import TlsStream
 from sidestep.proxy.tls.credentials import Credentials
 from sidestep.snapshots.ports import PortSnapshot
@@ -120,3 +131,79 @@ def test_what_a_client_has_proved_is_told_and_nothing_else(certificate):
     near.close()
     far.close()
     store.keep(set())
+
+
+NO_ADMIN = InspectionPolicy(
+    "p",
+    "shop",
+    mode=Mode.ENFORCE,
+    failure_policy=FailurePolicy.FAIL,
+    rules=(
+        InspectionRule(
+            "no-admin",
+            Action.BLOCK,
+            match=Match(Filter(paths=(PathCondition(PathTest.PREFIX, "/admin"),))),
+            exception=Match(sources=(ip_network("10.0.0.0/8"),)),
+        ),
+    ),
+)
+
+
+def test_a_port_with_policies_judges_requests_and_counts(ledger):
+    live = port(policies=(to_snapshot(NO_ADMIN),))
+    head = b"GET /admin HTTP/1.1\r\nHost: a\r\n\r\n"
+    inside = relay_for("http/1.1", live, ledger, address="10.0.0.1")
+    outside = relay_for("http/1.1", live, ledger, address="192.0.2.1")
+    assert sent_to_app(inside, head) == head
+    assert sent_to_app(outside, head) == b""
+    assert b"sidestep: policy shop/p, id " in outside.client.out[0]
+    assert live.counters == {"inspection_blocked": 1}
+    assert live.on_unreadable is OnUnreadable.CLOSE
+    assert sent_to_app(relay_for("http/1.1", live, ledger, address="10.0.0.1"), head.replace(b"Host", b"Host ")) == b""
+    assert live.counters["inspection_closed_h1_field"] == 1
+
+
+def test_captures_have_what_policies_find_as_comments(ledger):
+    live = port(policies=(to_snapshot(NO_ADMIN),), captures=("c",))
+    facts = CaptureFacts("10.0.0.2", 8443, epoch=0.0, now=lambda: 2.0)
+    relay = relay_for("http/1.1", live, ledger, address="192.0.2.1", captured=facts)
+    mirror_whole(relay, live, ledger, facts)
+    sent_to_app(relay, b"GET /admin HTTP/1.1\r\nHost: a\r\n\r\n")
+    relay.mirror.run()
+    frames = FrameReader().feed(b"".join(relay.mirror.opening[0].out))
+    [told] = [each.text for each in frames if each.kind is FrameKind.COMMENT]
+    assert re.fullmatch(r"policy shop/p, rule no-admin: block, id [0-9a-f]+-\d+", told)
+    assert live.counters == {"inspection_blocked": 1}, "and are counted as ever"
+
+
+def test_policies_that_change_go_on_counting(ledger):
+    live = port(policies=(to_snapshot(NO_ADMIN),))
+    before = live.inspection
+    live.replace(msgspec.structs.replace(live.snapshot, late_client_auth=True))
+    assert live.inspection is before
+    detects = replace(NO_ADMIN, mode=Mode.DETECT)
+    live.replace(msgspec.structs.replace(live.snapshot, policies=(to_snapshot(detects),)))
+    assert live.inspection.thresholds is before.thresholds
+    assert live.on_unreadable is OnUnreadable.PASS
+    live.replace(msgspec.structs.replace(live.snapshot, policies=()))
+    assert live.inspection is None
+    assert gate_of(live, None, "", "") is None
+
+
+def test_a_policy_that_blocks_wins_over_a_global_intercept():
+    live = port(global_uid="u", global_display="shop/whole", policies=(to_snapshot(NO_ADMIN),))
+    assert global_rule(live, "10.0.0.1") is None
+    detects = to_snapshot(replace(NO_ADMIN, mode=Mode.DETECT))
+    assert global_rule(port(global_uid="u", global_display="shop/whole", policies=(detects,)), "10.0.0.1").uid == "u"
+
+
+def test_probes_of_the_node_are_exempt_and_nobody_else():
+    probes = {"probe_sources": ("10.9.0.1",), "probes": (("GET", "/admin"),)}
+    everything = InspectionPolicy("all", mode=Mode.ENFORCE, rules=(InspectionRule("all", Action.BLOCK),))
+    live = port(policies=(to_snapshot(everything),), **probes)
+    probe = (b"user-agent", b"kube-probe/1.30")
+    for address, exempt in (("10.9.0.1", True), ("10.9.0.2", False), ("", False)):
+        gate = gate_of(live, None, address, "")
+        assert (gate.judge("http/1", b"GET", b"/admin", (probe,), ends=True) is None) is exempt
+        assert gate.judge("http/1", b"GET", b"/admin", (probe,)).refusal  # it has a body
+        assert gate.judge("http/1", b"GET", b"/admin/x", (probe,)).refusal

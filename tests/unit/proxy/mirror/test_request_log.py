@@ -17,6 +17,8 @@ CODEC = Codec(messages.FromProxy, folds=False)
 class DaemonLink:
     """Takes what a proxy could send; `behind`: nothing more after so many."""
 
+    is_open = True
+
     def __init__(self, behind=1 << 30):
         self.behind = behind
         self.sent = []

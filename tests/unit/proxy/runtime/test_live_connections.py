@@ -117,3 +117,12 @@ def test_abandoning_resets_all(live):
     live.begin(setup)
     live.abandon()
     assert (setup.abandoned, connection.abandoned) == (1, 1)
+
+
+def test_the_relayed_connections_of_one_port_are_reset():
+    live = Live()
+    mine, other = Connection(live), Connection(live, port="other")
+    setup = Setup()
+    live.begin(setup)
+    live.reset("port")
+    assert (mine.abandoned, other.abandoned, setup.abandoned) == (1, 0, 0)

@@ -25,8 +25,9 @@ from sidestep.proxy.control import messages
 from sidestep.proxy.control.channel import ControlChannel
 from sidestep.proxy.io.loop import READ, Loop
 from sidestep.proxy.runtime.worker import Worker
+from sidestep.snapshots.filter_row import FilterRow
 from sidestep.snapshots.hindrance import Hindrance
-from sidestep.snapshots.ports import FilterRow, PortSnapshot, RuleSnapshot
+from sidestep.snapshots.ports import PortSnapshot, RuleSnapshot
 from tests.harness.authority import Authority
 from tests.harness.peers import server_context
 

@@ -1,0 +1,366 @@
+"""What inspection does with the streams of one HTTP/2 connection.
+
+A new stream is judged by its head. What becomes of it:
+
+    relayed       no rule can apply
+    read          rules can apply, but none can have it refused: it is relayed, and its body and answer are read on
+                  their way (`requests`, `responses`), as the mirror reads them
+    controlled    it is refused, or may be: the app's connection never sees its id. It becomes a diverted stream
+                  (`inspected_diversion`), which a handler answers, the app on its second connection, or the relay
+    declined      its head cannot be read with certainty, or it asks for a tunnel, and a policy closes: it is reset
+
+A stream that is sampled (`inspection.samples`) goes the same way as without that. Of its answer only status and length
+are noted, by whoever reads or writes it anyway; one that is answered where nobody does is told at once.
+
+Of a WebSocket that is read or controlled the messages are judged (`inspected_websocket`).
+
+A stream that is to be controlled or declined waits until the app has proved that it speaks HTTP/2, as any diverted one
+does; what was decided about it is kept until then (`waiting`), so that it is judged once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sidestep.engine.http2.head import status_of
+from sidestep.engine.http2.inspected_websocket import InspectedWebSocket
+from sidestep.engine.http2.samples import Http2Sample
+from sidestep.engine.inspection.judged import Judged
+from sidestep.engine.inspection.samples import tell
+from sidestep.engine.inspection.sampling import number_of
+from sidestep.policy.inspection_match import HTTP2_HEAD
+from sidestep.protocols.http2 import ErrorCode
+from sidestep.protocols.http2_skim import PSEUDO, Http2Skimmer
+
+if TYPE_CHECKING:
+    from sidestep.engine.http2.head import Head
+    from sidestep.engine.inspection.gate import Gate
+    from sidestep.engine.mirror.events import Answerer
+    from sidestep.policy.route import Fields
+    from sidestep.protocols.hpack import Block
+
+H2: Final = "h2"
+SAMPLES: Final = 256
+"""Samples of a connection that are kept until they are answered, and ..."""
+LONGEST: Final = 4096
+"""... bytes of the longest one; others are told at once, without an answer."""
+_ANY: Final = b".*"
+"""Matches all heads."""
+
+
+class InspectedStreams:
+    """See the module. It stands in the place of the feed for `MirroredData` and `AppResponses`."""
+
+    __slots__ = (
+        "_is_blind", "_judged", "_sampled", "controlled", "gate", "hears_responses", "requests", "responses", "samples",
+        "waiting", "websockets",
+    )  # fmt: skip
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.waiting: dict[int, Judged | ErrorCode] = {}
+        """At most one: the client's frames behind it wait, too."""
+        self.requests: dict[int, Judged] = {}
+        """Relayed streams whose body is read."""
+        self.responses: dict[int, Judged] = {}
+        """Relayed streams whose answer is read."""
+        self.websockets: dict[int, InspectedWebSocket] = {}
+        """Those of these streams that are WebSockets."""
+        self.samples: dict[int, Http2Sample] = {}
+        """Sampled streams that the app's first connection has yet to answer ..."""
+        self.controlled: dict[int, Http2Sample] = {}
+        """... and the one that is controlled, until it is diverted."""
+        self._judged: Judged | None = None
+        """The stream that was judged last; None if no rule can apply to it."""
+        self._sampled = 0
+        """The last stream of which it was said whether it is sampled."""
+        self._is_blind = False
+        """No answer of the app can be read any more."""
+        sampling = gate.sampling
+        self.hears_responses = gate.judges_responses or (sampling is not None and sampling.chooses_any)
+        """The app's answers are read: some rule is about them, or some are told."""
+        if sampling is not None:
+            gate.at_end(self._end)
+
+    def judge(self, stream: int, head: Head, *, diverts: bool, ends: bool) -> Judged | ErrorCode | None:
+        """Judge a new stream; `diverts`: the app's connection will not have it anyway, `ends`: it has no body.
+
+        Returns what controls it, the code with which it is declined, or None to relay it.
+        """
+        known = self.waiting.pop(stream, None)
+        if known is not None:
+            return known
+        gate = self.gate
+        token = gate.token
+        if head.cleared is token or (ends and head.cleared_alone is token) or self._skims(head):
+            fate = self._judged = None
+        else:
+            fate = self._judge(stream, head, diverts=diverts, ends=ends)
+        sampling = gate.sampling
+        judged = self._judged
+        if sampling is not None and (judged is not None or sampling.chooses_any) and stream > self._sampled:
+            self._sampled = stream
+            is_sampled = sampling.chooses(number := number_of(stream))
+            if gate.exempt:
+                is_sampled = is_sampled and (head.method, head.path) not in gate.exempt
+            if judged is not None:
+                judged.is_sampled = is_sampled
+            if (is_sampled or judged is not None) and not isinstance(fate, ErrorCode):
+                sample = Http2Sample(number, stream, head, judged)
+                self._sample(sample, is_controlled=fate is not None, diverts=diverts)
+        return fate
+
+    def _skims(self, head: Head) -> bool:
+        """Whether a head is sound and no rule can apply to it, as far as one look at it tells."""
+        inspection = self.gate.skimmed_for
+        if inspection is None or not head.readable or len(head.pseudo) != PSEUDO:
+            return False
+        skimmer: Http2Skimmer | None = inspection.stream_skimmer
+        if skimmer is None:
+            needles = inspection.head_needles(HTTP2_HEAD)
+            skimmer = inspection.stream_skimmer = Http2Skimmer((_ANY,) if needles is None else needles)
+        if not skimmer.skim(head.listed):
+            return False
+        head.cleared = self.gate.token
+        return True
+
+    def _judge(self, stream: int, head: Head, *, diverts: bool, ends: bool) -> Judged | ErrorCode | None:
+        """As `judge`, for a head about which the rules were not asked yet."""
+        gate = self.gate
+        self._judged = None
+        reason, code = _not_seen(head)
+        if reason and gate.closes:
+            gate.uninspected(reason, closed=True)
+            return code
+        if not reason and gate.rules_out_request(head.path, head.fields):
+            head.cleared = gate.token
+            return None
+        is_alone = ends and not head.is_extended_connect
+        judged = self._judged = gate.judge(H2, head.method, head.path, head.fields, stream=stream, ends=is_alone)
+        if reason:
+            gate.uninspected(reason, closed=False)
+        if judged is None:
+            if not reason and is_alone:
+                head.cleared_alone = gate.token
+            elif not reason:
+                head.cleared = gate.token
+            return None
+        if not judged.is_inspected:
+            return None
+        if head.is_extended_connect:
+            judged.firewall.ask_ahead()
+        if judged.refusal is not None or diverts or gate.closes or judged.holds_response or judged.awaits_firewall:
+            return judged
+        if judged.holds_request and not ends:
+            return judged
+        if head.is_extended_connect and not ends and not self._is_blind:
+            self._read_websocket(stream, judged, head)
+            return None
+        self._read(stream, judged, ends=ends)
+        return None
+
+    def _read_websocket(self, stream: int, judged: Judged, head: Head) -> None:
+        """The same for a WebSocket.
+
+        Where answers are not read, what the client has offered stands for what was agreed: a client whose offer was not
+        accepted does not compress.
+        """
+        websocket = self.websockets[stream] = InspectedWebSocket(judged, self.gate.limits)
+        self.requests[stream] = judged
+        if self.hears_responses:
+            self.responses[stream] = judged
+        else:
+            websocket.answered(head.fields, 200)
+        self._keep(stream, judged)
+
+    def _read(self, stream: int, judged: Judged, *, ends: bool) -> None:
+        """Read a stream on its way."""
+        if ends:
+            judged.request_end()
+        elif judged.reads_request:
+            self.requests[stream] = judged
+        if judged.reads_response and not self._is_blind:
+            self.responses[stream] = judged
+        self._keep(stream, judged)
+
+    def adopt(self, stream: int, judged: Judged) -> None:
+        """Take a relayed stream whose request came over HTTP/1: that of an upgrade to h2c.
+
+        Its answer is read on its way, and cannot be held.
+        """
+        if not judged.reads_response:
+            return
+        if judged.holds_response:
+            self.gate.uninspected("h1-h2c-upgrade", closed=False)
+            return
+        self.responses[stream] = judged
+        self._keep(stream, judged)
+
+    def _keep(self, stream: int, judged: Judged) -> None:
+        """Account for the head of a stream that is read on its way, or read nothing of it if there is no room."""
+        if (stream in self.requests or stream in self.responses) and not judged.keep_head():
+            self.requests.pop(stream, None)
+            self.responses.pop(stream, None)
+            self.websockets.pop(stream, None)
+            judged.break_off()
+            judged.forget()
+
+    def _over(self, stream: int, judged: Judged) -> None:
+        """Learn that a half of a stream is read no further."""
+        if stream not in self.requests and stream not in self.responses:
+            self.websockets.pop(stream, None)
+            judged.break_off()
+            judged.forget()
+
+    def _sample(self, sample: Http2Sample, *, is_controlled: bool, diverts: bool) -> None:
+        """Note a sampled stream, or tell it if nobody will learn how it is answered."""
+        if is_controlled:
+            self.controlled[sample.stream] = sample
+        elif diverts or self._is_blind or not self.hears_responses or self._is_much(sample):
+            self.give_up(sample)
+        else:
+            self.samples[sample.stream] = sample
+
+    def _is_much(self, sample: Http2Sample) -> bool:
+        """Whether a sample is not kept until it is answered: a client may open streams that no app answers."""
+        return len(self.samples) >= SAMPLES or sample.size > LONGEST
+
+    def give_up(self, sample: Http2Sample | None) -> None:
+        """Tell a sampled stream, if there is one, whose answer nobody sees to its end."""
+        if sample is not None:
+            sample.length = None
+            tell(self.gate.observer, sample)
+
+    def cut(self, stream: int) -> None:
+        """Nothing more of this stream will come: the end of what has come of its halves is searched."""
+        judged = self.requests.pop(stream, None)
+        judged = self.responses.pop(stream, judged)
+        if judged is not None:
+            self._over(stream, judged)
+        if stream in self.samples:
+            self.give_up(self.samples.pop(stream))
+
+    def client_ended(self) -> None:
+        """Nothing more of any request will come."""
+        for stream, judged in [*self.requests.items()]:
+            if (websocket := self.websockets.get(stream)) is not None:
+                websocket.client_ends()
+            judged.request_end(is_whole=False)
+            del self.requests[stream]
+            self._over(stream, judged)
+
+    def cut_all(self) -> None:
+        """Nothing more of any relayed stream is read."""
+        self.gate.break_off()
+        for stream in [*self.requests, *self.responses]:
+            self.cut(stream)
+
+    def _end(self) -> None:
+        """The connection is over."""
+        for sample in (*self.samples.values(), *self.controlled.values()):
+            self.give_up(sample)
+        self.samples.clear()
+        self.controlled.clear()
+
+    # --- requests of relayed streams --------------------------------------------------------------------------------
+
+    def body(self, stream: int, data: bytes, *, ends: bool) -> None:
+        """Take data of a request's body, possibly empty."""
+        judged = self.requests[stream]
+        websocket = self.websockets.get(stream)
+        if websocket is not None:
+            websocket.client_says(data)
+        else:
+            judged.request_body(data)
+        if ends:
+            del self.requests[stream]
+            if websocket is not None:
+                websocket.client_ends()
+            else:
+                judged.request_end()
+            self._over(stream, judged)
+
+    def trailers(self, stream: int, block: Block) -> None:
+        """Take the trailers of a request."""
+        judged = self.requests.pop(stream, None)
+        if judged is not None:
+            judged.request_trailers(text_of(block.fields))
+            judged.request_end()
+            self._over(stream, judged)
+
+    # --- answers of relayed streams ---------------------------------------------------------------------------------
+
+    def response_block(self, stream: int, by: Answerer, block: Block, *, ends: bool) -> None:
+        """Take a header block of an answer."""
+        del by
+        if (sample := self.samples.get(stream)) is not None:
+            sample.answers(block)
+        judged = self.responses[stream]
+        read_block(judged, block)
+        if (websocket := self.websockets.get(stream)) is not None and (status := status_of(block)) >= 200:
+            websocket.answered(block.fields[1:], status)
+        if ends:
+            self.response_end(stream)
+
+    def response_data(self, stream: int, data: bytes) -> None:
+        """Take data of an answer, without padding."""
+        if (sample := self.samples.get(stream)) is not None and sample.length is not None:
+            sample.length += len(data)
+        websocket = self.websockets.get(stream)
+        if websocket is not None:
+            websocket.peer_says(data)
+        elif stream in self.responses:
+            self.responses[stream].response_body(data)
+
+    def response_end(self, stream: int) -> None:
+        """The answer is whole."""
+        judged = self.responses.pop(stream, None)
+        websocket = self.websockets.get(stream)
+        if judged is not None:
+            if websocket is not None:
+                websocket.peer_ends()
+            else:
+                judged.response_end()
+            self._over(stream, judged)
+        sample = self.samples.pop(stream, None)
+        if sample is not None:
+            tell(self.gate.observer, sample)
+
+    def lose_responses(self) -> None:
+        """What the app answers cannot be read any more."""
+        self._is_blind = True
+        for stream, judged in [*self.responses.items()]:
+            if (websocket := self.websockets.get(stream)) is not None:
+                websocket.peer_ends()
+            judged.response_end(is_whole=False)
+            del self.responses[stream]
+            self._over(stream, judged)
+        for sample in self.samples.values():
+            self.give_up(sample)
+        self.samples.clear()
+        self.gate.uninspected("h2-unreadable-responses", closed=False)
+
+
+def _not_seen(head: Head) -> tuple[str, ErrorCode]:
+    """Why a stream of this head is not inspected, and the code with which it is reset then; empty if it is."""
+    if not head.is_valid():
+        return "h2-head", ErrorCode.PROTOCOL_ERROR
+    if head.method == b"CONNECT" and head.pseudo.get(b":protocol") != b"websocket":
+        return "h2-connect", ErrorCode.CONNECT_ERROR
+    return "", ErrorCode.NO_ERROR
+
+
+def read_block(judged: Judged, block: Block) -> None:
+    """Give a header block of an answer to the rules: an informational or final head, or trailers."""
+    status = status_of(block)
+    if status >= 200:
+        judged.response_head(block.fields[1:], status)
+    elif status:
+        judged.response_interim(block.fields[1:])
+    elif status == 0:
+        judged.response_trailers(text_of(block.fields))
+
+
+def text_of(fields: Fields) -> bytes:
+    """The text of a trailer section, as HTTP/1 would show it."""
+    return b"".join(name + b": " + value + b"\r\n" for name, value in fields)

@@ -1,0 +1,1 @@
+"""Inspection of relayed exchanges by policies: what both engines share."""

@@ -1,0 +1,239 @@
+"""Questions to a pod's inspector: which packets are sent when, who gets which answer, who waits how long.
+
+Pure: packets and the time come in; packets (`outgoing`), answers and the wish to have the inspector ended (`is_late`)
+go out. The shell connects it to a socket, writes what is outgoing, calls `tick` at `deadline`, and tells the daemon.
+
+States of the inspector, as seen from here
+
+    absent        there is none: `connected` has not been called, or `lost` has
+    configuring   it was sent the profiles
+    serving       it has taken them: questions are sent, at most SENT at a time, so that few wait where nobody can take
+                  them back
+    unusable      it has refused the profiles; only other profiles change that
+
+States of a question
+
+    waiting       not sent: there is no inspector, or enough is sent. Sent in the order of asking
+    sent          the first of these is being judged, the others wait in the socket
+    abandoned     sent, but its time is up; its answer is read and dropped
+    over          answered, once
+
+Invariants
+
+  * Each question is answered exactly once, not later than its deadline: with a verdict, or with a reason why there is
+    none. The time counts from the asking, whatever it waits for.
+  * An inspector that judges one question for longer than that question may take is late: it is ended, and so is one
+    that breaks the protocol.
+  * If the inspector ends, the question that it was judging is answered with CRASH: asked again, it might end the next
+    one. Those behind it are sent to the next inspector.
+  * At most WAITING questions and BYTES of them are kept; more are answered at once with BUSY.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from sidestep.protocols.waf_messages import PART, Configure, Configured, FromInspector, Outcome, Part, Question, Verdict
+from sidestep.snapshots.waf import Profile
+
+SENT: Final = 4
+WAITING: Final = 64
+BYTES: Final = 4 * 1024 * 1024
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[FromInspector] = msgspec.msgpack.Decoder(FromInspector)
+
+
+class Reason(enum.StrEnum):
+    """Why there is no verdict; also the names by which it is counted."""
+
+    DEADLINE = "deadline"
+    CRASH = "crash"
+    BUSY = "busy"
+    ABSENT = "absent"
+    """There was no inspector until the deadline, or it takes no profiles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A request to be judged. Fields as `waf_messages.Question` has them."""
+
+    profile: Profile
+    method: bytes
+    target: bytes
+    version: str
+    fields: tuple[tuple[bytes, bytes], ...]
+    client: tuple[str, int]
+    server: tuple[str, int]
+    body: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it holds, roughly."""
+        return len(self.target) + len(self.body) + sum(len(name) + len(value) for name, value in self.fields)
+
+
+Answer = Verdict | Reason
+
+
+class _Question:
+    """One question that is not over."""
+
+    __slots__ = ("began", "expires", "id", "on_answer", "seconds", "size", "subject")
+
+    def __init__(
+        self, number: int, subject: Subject, seconds: float, on_answer: Callable[[Answer], None], now: float
+    ) -> None:
+        self.id = number
+        self.subject = subject
+        self.size = subject.size
+        self.seconds = seconds
+        self.expires = now + seconds
+        self.on_answer: Callable[[Answer], None] | None = on_answer
+        """None: it is abandoned."""
+        self.began = now
+        """Since when it is first of those that are sent."""
+
+
+class Asking:
+    """See the module. `now` is in monotonic seconds of the clock that the inspector has, too."""
+
+    def __init__(self) -> None:
+        self._profiles: tuple[Profile, ...] = ()
+        self._waiting: deque[_Question] = deque()
+        self._sent: deque[_Question] = deque()
+        self._size = 0
+        """Bytes of all questions that are not over."""
+        self._number = 0
+        self._is_connected = False
+        self._is_serving = False
+        self._unanswered = 0
+        """Configure messages that are."""
+        self.outgoing: deque[bytes] = deque()
+        """Packets to be sent, in order; the shell takes them out."""
+        self.is_late = False
+        """The inspector has to be ended; the shell closes the socket, tells the daemon, and calls `lost`."""
+
+    @property
+    def deadline(self) -> float | None:
+        """When `tick` has to be called next; None while nothing waits."""
+        times = [each.expires for each in (*self._waiting, *self._sent) if each.on_answer is not None]
+        if self._sent:
+            times.append(self._sent[0].began + self._sent[0].seconds)
+        return min(times, default=None)
+
+    def configure(self, profiles: Sequence[Profile]) -> None:
+        """Use these profiles from now on; questions about others are answered with ABSENT when they are due."""
+        self._profiles = tuple(profiles)
+        if self._is_connected:
+            self._send_profiles()
+
+    def ask(self, subject: Subject, *, seconds: float, on_answer: Callable[[Answer], None], now: float) -> None:
+        """Have a request judged within so many seconds; `on_answer` may be called before this returns."""
+        if len(self._waiting) >= WAITING or self._size + subject.size > BYTES:
+            on_answer(Reason.BUSY)
+            return
+        self._number += 1
+        question = _Question(self._number, subject, seconds, on_answer, now)
+        self._size += question.size
+        self._waiting.append(question)
+        self._proceed(now)
+
+    def connected(self) -> None:
+        """There is an inspector, which has said that it is ready."""
+        self._is_connected = True
+        self._send_profiles()
+
+    def lost(self, now: float) -> None:
+        """The inspector has ended, or is not used any more."""
+        self._is_connected = self._is_serving = self.is_late = False
+        self._unanswered = 0
+        self.outgoing.clear()
+        sent, self._sent = self._sent, deque()
+        if sent:
+            self._answer(sent.popleft(), Reason.CRASH)
+        for question in sent:
+            if question.on_answer is None:
+                self._size -= question.size
+        self._waiting.extendleft(reversed([each for each in sent if each.on_answer is not None]))
+        self.tick(now)
+
+    def received(self, packet: bytes, now: float) -> None:
+        """Take a packet of the inspector."""
+        if self.is_late or not self._is_connected:
+            return
+        try:
+            message = _decoder.decode(packet)
+        except msgspec.DecodeError:
+            self.is_late = True
+            return
+        if isinstance(message, Configured) and self._unanswered:
+            self._unanswered -= 1
+            if not self._unanswered:
+                self._is_serving = message.error is None
+        elif isinstance(message, Verdict) and self._sent and self._sent[0].id == message.id:
+            self._answer(self._sent.popleft(), Reason.DEADLINE if message.outcome is Outcome.EXPIRED else message)
+            if self._sent:
+                self._sent[0].began = now
+        else:
+            self.is_late = True
+        self._proceed(now)
+
+    def tick(self, now: float) -> None:
+        """Answer questions whose time is up, and see whether the inspector is late."""
+        due = [each for each in self._waiting if each.expires <= now]
+        self._waiting = deque(each for each in self._waiting if each.expires > now)
+        # An answer may lead to the next question.
+        for question in due:
+            self._answer(question, Reason.DEADLINE if self._is_serving else Reason.ABSENT)
+        for question in [*self._sent]:
+            if question.on_answer is not None and question.expires <= now:
+                on_answer, question.on_answer = question.on_answer, None
+                on_answer(Reason.DEADLINE)
+        if self._sent and self._sent[0].began + self._sent[0].seconds <= now:
+            self.is_late = True
+        self._proceed(now)
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _send_profiles(self) -> None:
+        self._is_serving = False
+        self._unanswered += 1
+        self.outgoing.append(_encoder.encode(Configure(self._profiles)))
+
+    def _proceed(self, now: float) -> None:
+        """Send what may be sent."""
+        while self._is_serving and not self.is_late and self._waiting and len(self._sent) < SENT:
+            question = self._waiting.popleft()
+            try:
+                place = self._profiles.index(question.subject.profile)
+            except ValueError:
+                self._answer(question, Reason.ABSENT)
+                continue
+            question.began = now
+            self._sent.append(question)
+            self._send(question, place)
+
+    def _send(self, question: _Question, place: int) -> None:
+        subject = question.subject
+        body = subject.body
+        first = Question(
+            question.id, place, question.expires, subject.method, subject.target, subject.version, subject.fields,
+            subject.client, subject.server, body[:PART], len(body) > PART,
+        )  # fmt: skip
+        self.outgoing.append(_encoder.encode(first))
+        for begin in range(PART, len(body), PART):
+            part = Part(question.id, body[begin : begin + PART], begin + PART < len(body))
+            self.outgoing.append(_encoder.encode(part))
+
+    def _answer(self, question: _Question, answer: Answer) -> None:
+        self._size -= question.size
+        on_answer, question.on_answer = question.on_answer, None
+        if on_answer is not None:
+            on_answer(answer)

@@ -1,0 +1,237 @@
+"""The rules that inspectors judge by: the Core Rule Set (CRS), and for each profile a set of its own that shares it.
+
+`CoreRules.load` reads the files once, in the zygote. `profile` adds the settings and custom rules of one profile in
+front of them. That takes some 3 ms in an inspector and writes to a counter beside each shared rule, 3 MiB of pages that
+are its own from then on. Therefore the zygote makes the sets of usual settings (`prepare`), and inspectors use those.
+The settings are those of CRS 3.3 and of CRS 4, which have other names.
+
+Which rules matched is read from the library's log lines, because its C interface tells nothing else. Their form is
+
+    ModSecurity: Warning. WHAT MATCHED [file "F"] [line "L"] [id "N"] [rev "R"] [msg "..."] [data "..."] ...
+
+and what matched, as well as later parts, may contain any text of the client, brackets and quotes included. So only an
+id beside a secret is believed: rules from files are loaded by a path that nobody can guess (`_secret_path`), and ours
+and the profiles' rules have a secret as their revision. Both are chosen when the rules are loaded; nothing tells them
+to anybody.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from sidestep.model.errors import ConfigurationError
+from sidestep.protocols.waf_messages import MAX_BODY, MAX_RULES
+from sidestep.snapshots.waf import Profile
+
+if TYPE_CHECKING:
+    from sidestep.inspector.modsecurity import Engine, Findings, RuleSet
+
+DEBIAN: Final = ("/etc/modsecurity/crs/crs-setup.conf", "/usr/share/modsecurity-crs/rules")
+"""Setup and rules of Debian's package modsecurity-crs."""
+THRESHOLD: Final = 5
+"""The anomaly threshold of CRS: one critical rule."""
+_SECRET_BITS: Final = 64
+_SCORE, _SETTINGS, _JSON, _XML = 9_900_001, 9_900_002, 9_900_003, 9_900_004
+_BODY, _MULTIPART, _BOUNDARY, _INTERNAL, _FORM = 9_900_005, 9_900_006, 9_900_007, 9_900_008, 9_900_009
+_GRAPHQL, _SMUGGLING = 9_900_010, 9_900_011
+"""Ids of our own rules; CRS has those from 900,000 to 9,899,999, users those below 100,000."""
+_BASE: Final = """
+SecRuleEngine On
+SecAuditEngine Off
+SecRequestBodyAccess On
+SecResponseBodyAccess Off
+SecRequestBodyLimit {limit}
+SecRequestBodyNoFilesLimit {limit}
+SecRequestBodyLimitAction Reject
+SecRequestBodyJsonDepthLimit 64
+SecArgumentsLimit 10000
+SecPcreMatchLimit 100000
+SecCollectionTimeout 600
+SecRule REQUEST_HEADERS:Content-Type "@rx ^(?:application(?:/soap\\+|/)|text/)xml" \
+  "id:{xml},phase:1,t:none,t:lowercase,pass,nolog,ctl:requestBodyProcessor=XML,{parsed}"
+SecRule REQUEST_HEADERS:Content-Type "@rx ^application/(?:[a-z0-9.-]+\\+)?json" \
+  "id:{json},phase:1,t:none,t:lowercase,pass,nolog,ctl:requestBodyProcessor=JSON,{parsed}"
+SecRule REQUEST_HEADERS:Content-Type "@rx ^multipart/form-data" \
+  "id:{form},phase:1,t:none,t:lowercase,pass,nolog,{parsed}"
+SecRule ARGS:json.query "@rx ^\\s*(?:\\{{|(?:query|mutation|subscription|fragment)\\b)" \
+  "id:{graphql},phase:2,t:none,pass,nolog,ctl:ruleRemoveTargetById=932100;ARGS:json.query"
+SecRule REQBODY_ERROR "!@eq 0" \
+  "id:{body},phase:2,t:none,log,deny,status:403,rev:'{secret}',msg:'The body cannot be parsed'"
+SecRule MULTIPART_STRICT_ERROR "!@eq 0" \
+  "id:{multipart},phase:2,t:none,log,deny,status:403,rev:'{secret}',msg:'The multipart body is not well-formed'"
+SecRule MULTIPART_UNMATCHED_BOUNDARY "@eq 1" \
+  "id:{boundary},phase:2,t:none,log,deny,status:403,rev:'{secret}',msg:'The multipart body has a strange boundary'"
+SecRule TX:/^MSC_/ "!@streq 0" \
+  "id:{internal},phase:2,t:none,log,deny,status:403,rev:'{secret}',msg:'A regex of the rules was too slow'"
+"""
+"""What Debian's modsecurity.conf-recommended says, with our bounds and without files and logs.
+
+Rule 932100 of CRS 3.3 takes `{{ id` for a shell command: it does not look at the query of a GraphQL request. Other
+rules about commands do.
+"""
+_PARSED: Final = "ctl:ruleRemoveTargetByTag=OWASP_CRS;REQUEST_BODY"
+"""For a body that is parsed: CRS looks at its parts only, as ModSecurity 2 does, for which it is written. Version 3 has
+REQUEST_BODY as well: it would look at all twice, and into files that are uploaded."""
+_SCORES: Final = """
+SecRule REMOTE_PORT "@unconditionalMatch" "id:{score},phase:5,pass,t:none,log,rev:'{secret}',\
+msg:'score %{{tx.anomaly_score}} %{{tx.blocking_inbound_anomaly_score}}'"
+"""
+"""Tells the score: CRS 3 has it in the first variable, CRS 4 in the second."""
+_PROFILE: Final = """
+SecAction "id:{settings},phase:1,pass,t:none,nolog,\
+setvar:tx.paranoia_level={level},setvar:tx.executing_paranoia_level={level},\
+setvar:tx.blocking_paranoia_level={level},setvar:tx.detection_paranoia_level={level},\
+setvar:tx.inbound_anomaly_score_threshold={threshold},\
+setvar:'tx.allowed_methods={methods}',\
+setvar:'tx.allowed_request_content_type={kinds}'"
+"""
+_LENIENT: Final = """
+SecRuleRemoveById {wrong}
+SecRule ARGS_NAMES|ARGS|REQUEST_BODY|XML:/* "@rx (?:get|post|head|options|connect|put|delete|trace|track|patch|\
+propfind|propatch|mkcol|copy|move|lock|unlock)\\s+[^\\s]+\\s+http/\\d" \
+  "id:{smuggling},phase:2,block,t:none,t:urlDecodeUni,t:htmlEntityDecode,t:lowercase,log,rev:'{secret}',\
+msg:'HTTP Request Smuggling Attack',setvar:'tx.anomaly_score_pl1=+%{{tx.critical_anomaly_score}}',\
+setvar:'tx.inbound_anomaly_score_pl1=+%{{tx.critical_anomaly_score}}'"
+"""
+_SMUGGLED: Final = 921110
+"""A rule that in CRS 3.3 takes any line that ends like `budget ok` for a request line of HTTP/0.9. At paranoia level 1
+ours stands in its place, which wants a version as the rule of CRS 4 does."""
+_METHODS: Final = "GET HEAD POST OPTIONS PUT PATCH DELETE"
+"""CRS allows the first four, which refuses most APIs. Rules of a policy can allow fewer."""
+_KINDS: Final = (
+    "application/x-www-form-urlencoded", "multipart/form-data", "multipart/related", "text/xml", "application/xml",
+    "application/soap+xml", "application/json", "application/cloudevents+json", "application/cloudevents-batch+json",
+    "application/merge-patch+json", "application/json-patch+json", "application/vnd.api+json", "application/ld+json",
+    "application/problem+json", "application/graphql+json",
+)  # fmt: skip
+"""Those that CRS allows, and more that are parsed as JSON."""
+_TEXTS: Final = {
+    _BODY: "The body cannot be parsed",
+    _MULTIPART: "The multipart body is not well-formed",
+    _BOUNDARY: "The multipart body has a strange boundary",
+    _INTERNAL: "A regex of the rules was too slow",
+    _SMUGGLING: "HTTP Request Smuggling Attack",
+}
+_FILE_RULE: Final = re.compile(r"""\bid:'?(\d+)'?[,"].*?\bmsg:'((?:[^'\\]|\\.)*)'""", re.DOTALL)
+_STATEMENT: Final = re.compile(r"^(?:SecRule|SecAction)\b(?:[^\n]*\\\n)*[^\n]*", re.MULTILINE)
+
+
+class Judgement(NamedTuple):
+    """What a profile says of a request."""
+
+    blocked: bool
+    rules: tuple[int, ...]
+    score: int
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a Core Rule Set is: its setup file and the folder of its rules."""
+
+    setup: str
+    rules: str
+
+    @classmethod
+    def find(cls, folder: str | None) -> Location:
+        """Debian's, or the one in `folder`, as the project releases it. Raises ConfigurationError."""
+        if folder is None:
+            found = cls(*DEBIAN)
+        else:
+            setup = Path(folder, "crs-setup.conf")
+            found = cls(str(setup if setup.exists() else f"{setup}.example"), str(Path(folder, "rules")))
+        if not Path(found.setup).is_file() or not any(Path(found.rules).glob("*.conf")):
+            raise ConfigurationError("there is no Core Rule Set", subject="folder", value=folder or found.rules)
+        return found
+
+
+class CoreRules:
+    """The Core Rule Set, loaded; `names` are what its rules say that they found, by id."""
+
+    def __init__(self, engine: Engine, rules: RuleSet, names: dict[int, str], secret: str, marker: str) -> None:
+        self._engine = engine
+        self._rules = rules
+        self.names = names
+        self._secret = secret
+        self._prepared: dict[tuple[int, int], RuleSet] = {}
+        file = re.escape(marker.encode()) + rb'[^"]*"\] \[line "\d+"\] \[id "(\d+)"\]'
+        ours = rb'\[id "(\d+)"\] \[rev "' + secret.encode() + rb'"\]'
+        self._id = re.compile(rb'\[file "' + file + rb"|" + ours)
+        self._score = re.compile(ours + rb' \[msg "score (\d*) ?(\d*)"\]')
+
+    @classmethod
+    def load(cls, engine: Engine, location: Location) -> CoreRules:
+        """Read all files. Raises ConfigurationError."""
+        secret, marker = secrets.token_hex(8), _secret_path()
+        rules = engine.rule_set()
+        names = {"score": _SCORE, "json": _JSON, "xml": _XML, "body": _BODY, "multipart": _MULTIPART}
+        names |= {"boundary": _BOUNDARY, "internal": _INTERNAL, "limit": MAX_BODY, "graphql": _GRAPHQL}
+        rules.add(_BASE.format(secret=secret, form=_FORM, parsed=_PARSED, **names))
+        rules.add_file(location.setup)
+        texts: dict[int, str] = dict(_TEXTS)
+        for path in sorted(Path(location.rules).glob("*.conf")):
+            rules.add_file(f"{location.rules}{marker}{path.name}")
+            texts.update(_texts(path.read_text("utf-8", "replace")))
+        rules.add(_SCORES.format(secret=secret, score=_SCORE))
+        return cls(engine, rules, texts, secret, f"{location.rules}{marker}")
+
+    def prepare(self) -> None:
+        """Make the sets of all levels with the usual threshold, nothing excluded, and no custom rules."""
+        for level in range(1, 5):
+            made = self.profile(Profile(level, THRESHOLD, 1))
+            made.is_shared = True
+            self._prepared[level, THRESHOLD] = made
+
+    def profile(self, profile: Profile) -> RuleSet:
+        """Make the rule set of a profile. Raises ConfigurationError for custom rules that are not possible."""
+        prepared = self._prepared.get((profile.paranoia, profile.threshold))
+        if prepared is not None and not profile.excluded and not profile.custom:
+            return prepared
+        made = self._engine.rule_set()
+        try:
+            settings = {"settings": _SETTINGS, "level": profile.paranoia, "threshold": profile.threshold}
+            made.add(_PROFILE.format(methods=_METHODS, kinds=" ".join(f"|{kind}|" for kind in _KINDS), **settings))
+            if profile.paranoia == 1 and _SMUGGLED not in profile.excluded:
+                made.add(_LENIENT.format(wrong=_SMUGGLED, smuggling=_SMUGGLING, secret=self._secret))
+            if profile.excluded:
+                made.add(f"SecRuleRemoveById {' '.join(map(str, profile.excluded))}\n")
+            if profile.custom:
+                made.add(profile.custom.replace("@SECRET@", self._secret))
+            made.merge(self._rules)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def judgement(self, findings: Findings, threshold: int) -> Judgement:
+        """Read what the rules say of a request."""
+        score, ids = 0, dict[int, None]()
+        for line in findings.lines:
+            told = self._score.search(line)
+            if told is not None and int(told[1]) == _SCORE:
+                score = max(int(told[2] or 0), int(told[3] or 0))
+                continue
+            found = self._id.search(line)
+            if found is not None:
+                ids[int(found[1] or found[2])] = None
+        blocked = findings.denied or score >= threshold
+        return Judgement(blocked, tuple(ids)[:MAX_RULES], min(score, 2**32))
+
+
+def _secret_path() -> str:
+    """The way from a folder to a file in it, by a path of many equal ones: each bit is a `/` or a `/.` more."""
+    bits = secrets.randbits(_SECRET_BITS)
+    return "/" + "".join("./" if bits >> place & 1 else "/" for place in range(_SECRET_BITS))
+
+
+def _texts(text: str) -> Iterator[tuple[int, str]]:
+    """Ids and messages of the rules in a file; variables in messages are left out."""
+    for statement in _STATEMENT.findall(text):
+        found = _FILE_RULE.search(statement)
+        if found is not None:
+            message = re.sub(r"\s*%\{[^}]*\}", "", found[2])
+            yield int(found[1]), " ".join(message.split())[:80]

@@ -1,0 +1,152 @@
+"""The loop of an inspector: reads questions from its socket, judges them one after the other, answers.
+
+It blocks only while it waits for a packet or for room to answer, and ends when the other end closes. A message that
+cannot be decoded, is out of order or exceeds a bound raises PeerError: whoever asks is broken, or taken over.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sidestep.inspector.arguments import count_arguments
+from sidestep.inspector.modsecurity import Request
+from sidestep.model.errors import ConfigurationError, PeerError
+from sidestep.protocols.waf_messages import (
+    MAX_BODY,
+    MAX_HEAD,
+    MAX_PACKET,
+    VERSION,
+    Configure,
+    Configured,
+    FromInspector,
+    Outcome,
+    Part,
+    Question,
+    Ready,
+    ToInspector,
+    Verdict,
+)
+from sidestep.snapshots.waf import Profile
+
+if TYPE_CHECKING:
+    from sidestep.inspector.modsecurity import Engine, RuleSet
+    from sidestep.inspector.regexes import Regexes
+    from sidestep.inspector.rules import CoreRules
+
+_decoder: msgspec.msgpack.Decoder[ToInspector] = msgspec.msgpack.Decoder(ToInspector)
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Inspector:
+    """One pod's inspector; `sock` is blocking."""
+
+    def __init__(self, sock: socket.socket, engine: Engine, core: CoreRules, regexes: Regexes) -> None:
+        self._sock = sock
+        self._engine = engine
+        self._core = core
+        self._regexes = regexes
+        self._profiles: tuple[tuple[Profile, RuleSet], ...] = ()
+
+    def run(self) -> None:
+        """Serve until the other end closes. Raises PeerError."""
+        self._send(Ready(VERSION))
+        while True:
+            message = self._receive()
+            if message is None:
+                return
+            if isinstance(message, Configure):
+                self._send(self._configure(message))
+            elif isinstance(message, Question):
+                answer = self._answer(message)
+                if answer is None:
+                    return
+                self._send(answer)
+            else:
+                raise PeerError("a part of a body without its question")
+
+    def _configure(self, message: Configure) -> Configured:
+        """Make all rule sets anew; on an error the earlier ones stay."""
+        made: list[tuple[Profile, RuleSet]] = []
+        for place, profile in enumerate(message.profiles):
+            try:
+                for regex in profile.regexes:
+                    self._regexes.check(regex)
+                made.append((profile, self._core.profile(profile)))
+            except ConfigurationError as error:
+                for _, rules in made:
+                    rules.close()
+                return Configured(place, error.reason[:1000])
+        for _, rules in self._profiles:
+            rules.close()
+        self._profiles = tuple(made)
+        return Configured()
+
+    def _answer(self, question: Question) -> Verdict | None:
+        """Judge a question, whose body may still be on its way; None if the other end closed meanwhile."""
+        body, more = question.body, question.more
+        while more:
+            part = self._receive()
+            if part is None:
+                return None
+            if not isinstance(part, Part) or part.id != question.id:
+                raise PeerError("something else than the rest of a body")
+            body += part.body
+            more = part.more
+            if len(body) > MAX_BODY:
+                raise PeerError("a body that is too long")
+        if question.profile >= len(self._profiles):
+            raise PeerError("a question about a profile that there is not")
+        if time.monotonic() >= question.expires:
+            return Verdict(question.id, Outcome.EXPIRED)
+        profile, rules = self._profiles[question.profile]
+        if b"\0" in question.target or b"\0" in question.method:
+            return Verdict(question.id, Outcome.BLOCK)  # The engine would read only what stands before it.
+        size = len(question.target) + sum(len(name) + len(value) for name, value in question.fields)
+        count = count_arguments(question.target, question.fields, body)
+        if size > MAX_HEAD or count > profile.arguments:
+            return Verdict(question.id, Outcome.OVER_LIMIT)
+        findings = self._engine.judge(
+            rules,
+            Request(
+                method=question.method,
+                target=question.target,
+                version=question.version.encode(),
+                fields=question.fields,
+                client=question.client,
+                server=question.server,
+                body=body,
+            ),
+        )
+        judged = self._core.judgement(findings, profile.threshold)
+        outcome = Outcome.BLOCK if judged.blocked else Outcome.PASS
+        return Verdict(question.id, outcome, judged.rules, judged.score)
+
+    def _receive(self) -> ToInspector | None:
+        """Wait for a message; None when the other end has closed."""
+        try:
+            packet, _, flags, _ = self._sock.recvmsg(MAX_PACKET)
+        except ConnectionError:
+            return None
+        if not packet:
+            return None
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise PeerError("a packet that is too long, or has a descriptor")
+        try:
+            return _decoder.decode(packet)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise PeerError(f"a packet that is no message: {error}") from error
+
+    def _send(self, message: FromInspector) -> None:
+        send(self._sock, message)
+
+
+def send(sock: socket.socket, message: FromInspector) -> None:
+    """Send a message; one that nobody reads any more is lost, and the next read finds the end."""
+    try:
+        sock.sendmsg([_encoder.encode(message)], [], socket.MSG_NOSIGNAL)
+    except ConnectionError:
+        pass

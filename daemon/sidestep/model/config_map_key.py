@@ -1,0 +1,14 @@
+"""Where a policy has texts of its own: rules for an IDS, or for a web application firewall."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigMapKey:
+    """A text in a ConfigMap. `namespace` is the policy's own, unless a ClusterInspectionPolicy names one."""
+
+    namespace: str
+    name: str
+    key: str

@@ -1,0 +1,44 @@
+"""What a policy says of its web application firewall: settings of the Core Rule Set, rules of its own, limits.
+
+Values only. `config.waf` parses them, `policy.waf` joins those of several policies of a port.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from sidestep.model.config_map_key import ConfigMapKey
+
+
+class OverLimit(enum.StrEnum):
+    """What becomes of a request that exceeds a limit, and so is not judged as a whole."""
+
+    BLOCK = "Block"
+    PASS = "Pass"  # noqa: S105 - it lets pass
+
+
+@dataclass(frozen=True, slots=True)
+class WafLimits:
+    """What is judged of a request, and for how long.
+
+    body_bytes        bytes of the decoded body
+    fields            arguments of query and body together
+    verdict_seconds   until there must be a verdict
+    """
+
+    body_bytes: int = 65536
+    fields: int = 256
+    verdict_seconds: float = 0.25
+    over_limit: OverLimit = OverLimit.BLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class Waf:
+    """Settings of one policy: paranoia level (1 to 4) and anomaly threshold of CRS, ids of rules that are left out."""
+
+    paranoia: int = 1
+    threshold: int = 5
+    excluded: tuple[int, ...] = ()
+    rules_from: ConfigMapKey | None = None
+    limits: WafLimits = field(default_factory=WafLimits)

@@ -1,0 +1,146 @@
+"""The inspection policies of this node as status, conditions of resources and metrics show them.
+
+A pod is *programmed* with a policy once its proxy has acknowledged the planned version on every port of the pod to
+which the policy applies, and each of these ports is steered or has no app. Any other pod that the policy selects is
+failing: `failed` with a reason that somebody has to remove, or `pending`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sidestep.model.condition import ConditionType
+from sidestep.model.pod import PodKey, Transport
+from sidestep.node.planning.inspection_times import NO_DAEMON
+from sidestep.tunnel.messages import PodState
+from sidestep.tunnel.views import MAX_FAILING, GapView, InspectedView, PolicyView
+
+if TYPE_CHECKING:
+    from sidestep.node.conditions import Conditions
+    from sidestep.node.planning.plan import Plan, PortPlan
+    from sidestep.node.pods.reconciler import Reconciler
+    from sidestep.node.pods.target import Target
+    from sidestep.node.policies import PolicyEntry, PolicyStore
+
+_ENGINES = frozenset((ConditionType.IDS_RULES_INVALID, ConditionType.WAF_RULES_INVALID))
+"""Conditions about the rules that a policy has for an engine."""
+_HIT, _BYPASSED, _CLOSED = "inspection_", "inspection_bypassed_", "inspection_closed_"
+"""Prefixes of counters (`proxy.connection.inspection_counts`)."""
+
+
+def policy_views(
+    store: PolicyStore, plan: Plan, reconciler: Reconciler, conditions: Conditions
+) -> tuple[PolicyView, ...]:
+    """The views of all policies that are written, those of the cluster first."""
+    applying: dict[str, dict[PodKey, list[int]]] = {}
+    for key, ports in plan.inspected.items():
+        for number, names in ports.items():
+            for name in names:
+                applying.setdefault(name, {}).setdefault(key, []).append(number)
+    refused: dict[str, dict[PodKey, str]] = {}
+    for (name, key), reason in plan.not_inspected.items():
+        refused.setdefault(name, {})[key] = reason
+    return tuple(
+        msgspec.structs.replace(
+            _view(entry, plan, reconciler, applying.get(entry.display, {}), refused.get(entry.display, {})),
+            rules_problem=_rules_problem(entry, conditions),
+        )
+        for entry in store.entries
+    )
+
+
+def _rules_problem(entry: PolicyEntry, conditions: Conditions) -> str:
+    about = conditions.about(f"{'InspectionPolicy' if entry.name[0] else 'ClusterInspectionPolicy'} {entry.display}")
+    return next((each.text for each in about if each.type in _ENGINES), "")
+
+
+def _view(
+    entry: PolicyEntry,
+    plan: Plan,
+    reconciler: Reconciler,
+    applying: Mapping[PodKey, list[int]],
+    refused: Mapping[PodKey, str],
+) -> PolicyView:
+    programmed: list[str] = []
+    failing: list[PodState] = []
+    counters: dict[str, int] = {}
+    for key in sorted(applying.keys() | refused.keys()):
+        numbers = applying.get(key, [])
+        target = reconciler.target(key)
+        if key in refused:
+            failing.append(PodState(str(key), "failed", refused[key]))
+        elif (pending := _pending(key, numbers, plan, reconciler, target)) is not None:
+            failing.append(PodState(str(key), "pending", pending))
+        else:
+            programmed.append(str(key))
+        counted = target.counters.ports if target is not None else {}
+        for number in numbers:
+            for name, count in counted.get(number, {}).items():
+                counters[name] = counters.get(name, 0) + count
+    policy = entry.in_force.policy if entry.in_force is not None else None
+    return PolicyView(
+        namespace=entry.name[0],
+        name=entry.name[1],
+        mode=policy.mode.value if policy is not None else "",
+        failure_policy=policy.failure_policy.value if policy is not None else "",
+        accepted=not entry.problem,
+        problem=entry.problem,
+        in_force=policy is not None,
+        programmed=tuple(programmed),
+        failing=tuple(failing[:MAX_FAILING]),
+        failing_pods=len(failing),
+        bypassed=_counted(counters, _BYPASSED),
+        closed=_counted(counters, _CLOSED),
+        hits={
+            name: count
+            for name, count in _counted(counters, _HIT).items()
+            if not name.startswith(("bypassed_", "closed_"))
+        },
+        inspected=_inspected(applying, plan),
+        gaps=_gaps(applying, reconciler),
+    )
+
+
+def _inspected(applying: Mapping[PodKey, list[int]], plan: Plan) -> tuple[InspectedView, ...]:
+    """The workloads of these pods, with all of their ports."""
+    found: dict[str, set[int]] = {}
+    for key, numbers in applying.items():
+        pod = plan.surveys[key].pod if key in plan.surveys else None
+        kind, name = (pod.owners[-1].kind, pod.owners[-1].name) if pod is not None and pod.owners else ("pod", key.name)
+        found.setdefault(f"{key.namespace}/{kind}/{name}", set()).update(numbers)
+    return tuple(InspectedView(name, tuple(sorted(numbers))) for name, numbers in sorted(found.items()))
+
+
+def _gaps(applying: Mapping[PodKey, list[int]], reconciler: Reconciler) -> tuple[GapView, ...]:
+    """The time in which no daemon ran, if a port of these pods was not inspected in it."""
+    missed = [(each, numbers) for key, numbers in applying.items() if (each := reconciler.missed(key)) is not None]
+    absences = [absence for (absence, ports), numbers in missed if not set(ports).isdisjoint(numbers)]
+    if not absences:
+        return ()
+    return (GapView(absences[0].start, absences[0].end, NO_DAEMON.reason, len(absences)),)
+
+
+def _pending(key: PodKey, numbers: list[int], plan: Plan, reconciler: Reconciler, target: Target | None) -> str | None:
+    """Why a pod is not programmed yet, possibly empty; None when it is."""
+    if key in plan.waiting:
+        return "the pod has not been started, or its certificate has not been read yet"
+    planned = plan.pods.get(key)
+    ports: dict[int, PortPlan] = {}
+    if planned is not None:
+        ports = {port.number: port for port in planned.ports if port.transport is Transport.TCP}
+    for number in numbers:
+        port = ports.get(number)
+        if target is None or port is None or not target.inspects(number, port.snapshot.policies):
+            return reconciler.problem(key)
+        if not target.takes(number, Transport.TCP) and not target.waits_for_app(number):
+            return target.why_left(number, Transport.TCP)
+        if reason := target.why_unjudged(port.snapshot.policies):
+            return reason
+    return None
+
+
+def _counted(counters: Mapping[str, int], prefix: str) -> dict[str, int]:
+    return {name.removeprefix(prefix): count for name, count in sorted(counters.items()) if name.startswith(prefix)}

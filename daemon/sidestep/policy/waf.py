@@ -1,0 +1,71 @@
+"""Joins what all policies of a port say of a web application firewall: the strictest of each setting. Pure.
+
+    paranoia level      the highest
+    anomaly threshold   the lowest
+    excluded rules      those that every policy excludes: what one leaves in, no other takes out
+    custom rules        all of them; they can only add (`policy.seclang`)
+    limits              where one blocks what exceeds its limit: the lowest of those that do. Otherwise what exceeds a
+                        limit passes unjudged, and the highest counts
+    verdict timeout     where a policy closes: the lowest of those that do; otherwise the highest
+
+So a namespace's policy cannot weaken what one of the cluster says, whichever is written first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sidestep.model.waf import OverLimit, Waf
+from sidestep.policy.seclang import CustomRules
+from sidestep.snapshots.waf import MAX_CUSTOM, MAX_REGEXES, PortWaf, Profile
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyWaf:
+    """What one policy says: whether it blocks, whether it closes without a verdict, its settings and custom rules."""
+
+    name: str
+    enforces: bool
+    closes: bool
+    waf: Waf
+    custom: CustomRules
+
+
+def join(policies: Sequence[PolicyWaf]) -> PortWaf:
+    """Join the policies of a port, of which there is at least one."""
+    settings = [each.waf for each in policies]
+    blocking = [each.limits for each in settings if each.limits.over_limit is OverLimit.BLOCK]
+    passing = [each.limits for each in settings]
+    closing = [each.waf.limits.verdict_seconds for each in policies if each.closes]
+    excluded = set(settings[0].excluded).intersection(*(each.excluded for each in settings))
+    custom, regexes = _custom(policies)
+    return PortWaf(
+        names=tuple(each.name for each in policies),
+        profile=Profile(
+            paranoia=max(each.paranoia for each in settings),
+            threshold=min(each.threshold for each in settings),
+            arguments=min(each.fields for each in blocking) if blocking else max(each.fields for each in passing),
+            excluded=tuple(sorted(excluded)),
+            custom=custom,
+            regexes=regexes,
+        ),
+        body_bytes=min(each.body_bytes for each in blocking) if blocking else max(each.body_bytes for each in passing),
+        seconds=min(closing) if closing else max(each.limits.verdict_seconds for each in settings),
+        blocks_over_limit=bool(blocking),
+        enforces=any(each.enforces for each in policies),
+        closes=any(each.closes for each in policies),
+        blocking=next((each.name for each in policies if each.enforces), policies[0].name),
+        closing=next((each.name for each in policies if each.closes), policies[0].name),
+    )
+
+
+def _custom(policies: Sequence[PolicyWaf]) -> tuple[str, tuple[str, ...]]:
+    """The custom rules of all policies, and their regexes; those of later policies are left out for want of room."""
+    text, regexes = "", dict[str, None]()
+    for place, each in enumerate(policies):
+        rendered = each.custom.render(place)
+        more = regexes | dict.fromkeys(each.custom.regexes)
+        if len(text) + len(rendered) <= MAX_CUSTOM and len(more) <= MAX_REGEXES:
+            text, regexes = text + rendered, more
+    return text, tuple(regexes)

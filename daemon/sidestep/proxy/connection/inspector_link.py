@@ -1,0 +1,169 @@
+"""The socket to the pod's inspector, on the event loop: writes and reads the packets that `engine.inspection.asking`
+decides about, keeps its time, and hands out answers.
+
+The daemon hands over a socket for each inspector that it makes (`messages.UseInspector`), and is told when one misses a
+deadline (`messages.InspectorLate`): only the daemon can end it. Without an inspector questions wait until they are due.
+
+Answers are given out by a timer that is due at once, never while somebody asks: who asks is in the middle of a decision
+about its connection.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from sidestep.engine.inspection.asking import Answer, Asking, Reason, Subject
+from sidestep.protocols.waf_messages import MAX_PACKET
+from sidestep.proxy.io.loop import BROKEN, READ, WRITE, Loop, Timer
+
+if TYPE_CHECKING:
+    from sidestep.snapshots.waf import PortWaf, Profile
+
+PACKETS: Final = 16
+"""Packets that are read at once."""
+EARLY: Final = 0.005
+"""Seconds by which a timer may be due after a deadline: the loop's clock stands still during a batch of events."""
+BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Milliseconds: the upper bounds of the counters of verdict times, beside one for all that took longer."""
+
+
+class InspectorLink:
+    """See the module. `on_late` is called when the inspector has to be ended."""
+
+    def __init__(self, loop: Loop, on_late: Callable[[], None]) -> None:
+        self._loop = loop
+        self._on_late = on_late
+        self._asking = Asking()
+        self._sock: socket.socket | None = None
+        self._timer: Timer | None = None
+        self._profiles: tuple[Profile, ...] = ()
+        self._answers: deque[Callable[[], None]] = deque()
+        self._is_handing_out = False
+
+    def configure(self, ports: Iterable[PortWaf | None]) -> None:
+        """Use what applies to all ports from now on."""
+        profiles = tuple(dict.fromkeys(port.profile for port in ports if port is not None))
+        if profiles != self._profiles:
+            self._profiles = profiles
+            self._asking.configure(profiles)
+            self._advance()
+
+    def replace(self, fd: int) -> None:
+        """Ask the inspector behind this socket from now on. Takes the descriptor. Raises OSError."""
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            os.close(fd)
+            raise
+        self._lose()
+        sock.setblocking(False)
+        try:
+            self._loop.add(sock.fileno(), self._ready, READ)
+        except OSError:
+            sock.close()
+            raise
+        self._sock = sock
+        self._asking.connected()
+        self._advance()
+
+    def ask(
+        self, counters: Counter[str], subject: Subject, *, seconds: float, on_answer: Callable[[Answer], None]
+    ) -> None:
+        """As `engine.inspection.firewall.Ask`; the time until there is a verdict is counted in `counters`."""
+        now = self._loop.now
+        answered = partial(self._answered, counters, now, on_answer)
+        self._asking.ask(subject, seconds=seconds, on_answer=answered, now=now)
+        self._advance()
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _answered(
+        self, counters: Counter[str], began: float, on_answer: Callable[[Answer], None], answer: Answer
+    ) -> None:
+        if not isinstance(answer, Reason):
+            milliseconds = (self._loop.now - began) * 1000
+            bound = next((f"{each}ms" for each in BUCKETS if milliseconds <= each), "longer")
+            counters[f"waf_verdicts_{bound}"] += 1
+        self._answers.append(partial(on_answer, answer))
+        self._hand_out_later()
+
+    def _hand_out_later(self) -> None:
+        if self._answers and not self._is_handing_out:
+            self._is_handing_out = True
+            self._loop.later(0.0, self._hand_out)
+
+    def _hand_out(self) -> None:
+        try:
+            while self._answers:
+                self._answers.popleft()()
+        finally:  # a bug ends the connection that it is in, and takes nobody else's answer
+            self._is_handing_out = False
+            self._hand_out_later()
+
+    def _ready(self, events: int) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        try:
+            for _ in range(PACKETS):
+                packet = sock.recv(MAX_PACKET)
+                if not packet:
+                    self._lose()
+                    break
+                self._asking.received(packet, self._loop.now)
+        except BlockingIOError:
+            if events & BROKEN and not events & READ:
+                self._lose()
+        except OSError:
+            self._lose()
+        self._advance()
+
+    def _advance(self) -> None:
+        """Write what is to be sent, let go of an inspector that is late, and set the timer."""
+        self._write()
+        asking = self._asking
+        if asking.is_late:
+            self._on_late()
+            self._lose()
+            self._write()
+        deadline = asking.deadline
+        if deadline is None:
+            return
+        if self._timer is not None and deadline < self._timer.when - EARLY:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:  # else it is due before, and sees then what is due next
+            self._timer = self._loop.later(max(0.0, deadline - self._loop.now), self._tick)
+
+    def _write(self) -> None:
+        sock, outgoing = self._sock, self._asking.outgoing
+        if sock is None:
+            return
+        try:
+            while outgoing:
+                sock.send(outgoing[0])
+                outgoing.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._lose()
+            return
+        self._loop.modify(sock.fileno(), READ | (WRITE if outgoing else 0))
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._asking.tick(self._loop.now)
+        self._advance()
+
+    def _lose(self) -> None:
+        """The inspector has ended, or is not asked any more."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self._loop.remove(sock.fileno())
+            sock.close()
+            self._asking.lost(self._loop.now)

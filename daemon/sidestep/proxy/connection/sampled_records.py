@@ -1,0 +1,164 @@
+"""Encodes the records of sampled requests of one connection.
+
+These records are many, and most of what stands in them is the same for all requests of a connection, or as it was for
+the request before. So a record is put together from pieces of MessagePack, and only those are encoded that differ: 1.3
+µs for a request like the one before and 4 for another one, instead of 14 through `eve.record` and its types. A test
+compares both.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from sidestep.protocols import eve
+from sidestep.protocols.eve_redaction import text
+
+if TYPE_CHECKING:
+    from sidestep.engine.inspection.samples import Sample
+    from sidestep.protocols.eve_records import Origin
+    from sidestep.protocols.eve_redaction import Redaction
+
+VERSIONS: Final = {"http/1.0": "HTTP/1.0", "http/1": "HTTP/1.1"}
+"""The names of protocols in records, by those of the engines."""
+REMEMBERED: Final = 4096
+"""Bytes of texts up to which a request, or an answer, is compared with the one after it, and so stays in memory."""
+_FIXMAP: Final = 0x80
+"""The first byte of a MessagePack map of less than 16 pairs, without their number. A record has 12 pairs; its `http`
+has 13 at most."""
+_SECOND: Final = 1_000_000_000
+_OWN_PAIRS: Final = 3
+"""Pairs of a record that are its own: timestamp, tx_id, http."""
+_TIME: Final = b"\xbf"
+"""What stands before a text of 31 bytes, as which times are told."""
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_TIMESTAMP, _TRANSACTION, _HTTP, _LENGTH = map(_encode, ("timestamp", "tx_id", "http", "length"))
+_URL: Final = _encode("url")
+
+
+class SampledRecords:
+    """See the module. `redaction` may change."""
+
+    __slots__ = (
+        "_answer", "_answer_pairs", "_answered", "_asked", "_connection", "_pairs", "_redaction", "_request",
+        "_request_pairs", "_requested", "_same", "_second", "_until_second",
+    )  # fmt: skip
+
+    def __init__(self, origin: Origin, redaction: Redaction) -> None:
+        shared = _encode(
+            {
+                "flow_id": origin.flow_id,
+                "event_type": "http",
+                "src_ip": origin.client[0],
+                "src_port": origin.client[1],
+                "dest_ip": origin.server[0],
+                "dest_port": origin.server[1],
+                "proto": "TCP",
+                "kubernetes": {},
+                "sidestep": {"inspected": True},
+            }
+        )
+        self._connection = bytes((shared[0] + _OWN_PAIRS,)) + shared[1:] + _TIMESTAMP + _TIME
+        self._redaction = redaction
+        self._asked: object = None
+        """What tells of the last request (`Sample.asked`) ..."""
+        self._requested = b""
+        """... and the pairs of `http` that show it, ..."""
+        self._request_pairs = 0
+        self._request: tuple[str, bytes, bytes, bytes] | None = None
+        """... of which these texts ..."""
+        self._same = b""
+        """... are shown so."""
+        self._pairs = 0
+        self._answer: tuple[int | None, tuple[bytes, bytes]] | None = None
+        """The same of its answer, without its length."""
+        self._answered = b""
+        self._answer_pairs = 0
+        self._second = -1
+        self._until_second = b""
+        """A record from its beginning to the second."""
+
+    def hide(self, redaction: Redaction) -> None:
+        """Hide this from now on."""
+        self._redaction = redaction
+        self._asked = self._request = self._answer = None
+
+    def encode(self, at: int, sample: Sample) -> bytes:
+        """The record of a sample as MessagePack; `at` is in nanoseconds since 1970."""
+        if sample.asked != self._asked:
+            self._show_request(sample)
+            self._asked = sample.asked
+            if sample.size > REMEMBERED:
+                self._asked = self._request = None
+        answer = sample.status, sample.answer()
+        if answer != self._answer:
+            self._show_answer(*answer)
+            self._answer = answer if sum(map(len, answer[1])) <= REMEMBERED else None
+        second, rest = divmod(at, _SECOND)
+        if second != self._second:
+            self._second = second
+            self._until_second = self._connection + eve.certificate_time(second).encode()
+        pairs = _FIXMAP + self._request_pairs + self._answer_pairs
+        own = b""
+        if sample.stream:
+            own = _pair("http2", {"stream_id": sample.stream})
+            pairs += 1
+        if sample.length is not None:
+            own += _LENGTH + _encode(sample.length)
+            pairs += 1
+        return b"".join(
+            (
+                self._until_second, b".%06d+0000" % (rest // 1000), _TRANSACTION, _encode(sample.number), _HTTP,
+                pairs.to_bytes(), self._requested, self._answered, own,
+            )
+        )  # fmt: skip
+
+    def _show_request(self, sample: Sample) -> None:
+        """Encode what is told of a request."""
+        redaction = self._redaction
+        protocol, method, target, host, agent, forwarded, referer = sample.request()
+        request = protocol, method, host, agent
+        if request != self._request:
+            self._request = request
+            shown = self._shown(*request)
+            self._pairs, self._same = len(shown), _encode(shown)[1:]
+        pairs, made = self._pairs + 1, self._same + _URL + _encode(redaction.url(target))
+        if forwarded:
+            pairs, made = pairs + 1, made + _pair("xff", redaction.value(b"x-forwarded-for", forwarded))
+        if referer:
+            pairs, made = pairs + 1, made + _pair("http_refer", redaction.value(b"referer", referer))
+        self._request_pairs, self._requested = pairs, made
+
+    def _show_answer(self, status: int | None, told: tuple[bytes, bytes]) -> None:
+        """Encode what is told of an answer."""
+        kind, location = told
+        shown: dict[str, Any] = {}
+        if kind:
+            shown["http_content_type"] = text(kind.partition(b";")[0].strip())
+        if location:
+            shown["redirect"] = self._redaction.value(b"location", location)
+        if status is not None:
+            shown["status"] = status
+        self._answer_pairs, self._answered = len(shown), _encode(shown)[1:]
+
+    def _shown(self, protocol: str, method: bytes, host: bytes, agent: bytes) -> dict[str, Any]:
+        """How what most requests of a connection have in common is shown."""
+        shown: dict[str, Any] = {"http_method": text(method)}
+        if protocol in VERSIONS:
+            shown["protocol"] = VERSIONS[protocol]
+        else:
+            shown["version"] = "2"
+        name, port = eve.split_port(host.rpartition(b"@")[2])
+        if name:
+            shown["hostname"] = text(name)
+        if port is not None:
+            shown["http_port"] = port
+        if agent:
+            shown["http_user_agent"] = self._redaction.value(b"user-agent", agent)
+        return shown
+
+
+def _pair(name: str, value: object) -> bytes:
+    return _encode(name) + _encode(value)

@@ -1,0 +1,47 @@
+"""What a pod proxy and its inspector have to know of the web application firewall of a port."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+
+MAX_CUSTOM: Final = 48 * 1024
+"""Bytes of SecLang of one profile."""
+
+MAX_REGEXES: Final = 1024
+
+
+class Profile(msgspec.Struct, frozen=True, array_like=True):
+    """What requests of one port are judged by: settings of the Core Rule Set, and rules of the policies' own.
+
+    `arguments` is how many arguments (of query, form, JSON, multipart) a request may have before the engine sees it;
+    `custom` is SecLang of the form that `policy.seclang` makes.
+    """
+
+    paranoia: Annotated[int, msgspec.Meta(ge=1, le=4)]
+    threshold: Annotated[int, msgspec.Meta(ge=1, le=10000)]
+    arguments: Annotated[int, msgspec.Meta(ge=1, le=10000)]
+    excluded: Annotated[tuple[int, ...], msgspec.Meta(max_length=1024)] = ()
+    custom: Annotated[str, msgspec.Meta(max_length=MAX_CUSTOM)] = ""
+    regexes: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_REGEXES)] = ()
+    """Those of the custom rules: the engine takes a rule whose regex is none, and never applies it."""
+
+
+class PortWaf(msgspec.Struct, frozen=True, array_like=True):
+    """What applies to a port, joined from all of its policies (`policy.waf`).
+
+    `names` are the policies with a firewall, in order; custom rules have the number of their place among them.
+    `body_bytes` of a body are judged, within `seconds`; `blocks_over_limit` says what becomes of a longer one.
+    `blocking` and `closing` are the policies that refusals name.
+    """
+
+    names: tuple[str, ...]
+    profile: Profile
+    body_bytes: int
+    seconds: float
+    blocks_over_limit: bool
+    enforces: bool
+    closes: bool
+    blocking: str
+    closing: str

@@ -1,0 +1,198 @@
+"""Suricata beside the proxies of a Deployment on the real cluster: alerts, other rules, a rollout, no trace."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import cgroups
+from tests.e2e import product as products
+from tests.e2e import shop as shops
+from tests.e2e.load import load
+from tests.harness.waiting import until
+
+MAP = "ids-rules"
+METRICS = 9464
+LOG = "/var/log/sidestep/eve.json"
+RIGHT = ["--clusterrole=sidestep-policy-config", f"--serviceaccount={products.NAMESPACE}:sidestep-node"]
+EVIL = 'alert http any any -> any any (msg:"evil"; http.uri; content:"/evil"; sid:1;)'
+WORSE = 'alert http any any -> any any (msg:"worse"; http.uri; content:"/worse"; sid:2;)'
+PATIENCE = 90.0
+"""Seconds for what takes a start of Suricata in three pods, and a reading of ConfigMaps, which comes every 15 s."""
+
+
+def rules(text):
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": MAP}, "data": {"local.rules": text}}
+
+
+def policy():
+    ids = {"rulesFrom": {"configMapRef": {"name": MAP, "key": "local.rules"}}}
+    spec = {"podSelector": {"matchLabels": shops.LABELS}, "ids": ids}
+    return {
+        "apiVersion": "sidestep.dev/v1alpha1", "kind": "InspectionPolicy", "metadata": {"name": "orders"}, "spec": spec,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def inspection(cluster, product, shop):
+    with product.inspection():
+        yield
+
+
+@pytest.fixture
+def fed(cluster, product, shop):
+    """The shop with a policy that has an IDS, once one runs beside each proxy; nothing is left of it afterwards."""
+    before = Traces(product)
+    cluster.apply(rules(EVIL), policy(), namespace=shop.namespace)
+    try:
+        until(lambda: "sidestep-policy-config" in told(cluster, shop), within=PATIENCE, every=0.5, what="the advice")
+        assert " ".join(RIGHT) in told(cluster, shop)
+        assert suricatas(product) == []
+        cluster.kubectl("create", "rolebinding", "sidestep-policy-config", *RIGHT, "-n", shop.namespace)
+        wait_engines(cluster, product, len(shop.pods()))
+        yield
+    finally:
+        cluster.kubectl_result("delete", "ipol", "orders", "-n", shop.namespace, "--ignore-not-found")
+        cluster.kubectl_result("delete", "rolebinding", "sidestep-policy-config", "-n", shop.namespace)
+        cluster.kubectl_result("delete", "configmap", MAP, "-n", shop.namespace, "--ignore-not-found")
+        product.quiet(shop.pods())
+        before.wait_gone()
+
+
+class Traces:
+    """What is on the node beside proxies: Suricatas, namespaces, mounts of them, cgroups."""
+
+    def __init__(self, product):
+        self._product = product
+        self._before = self._now()
+
+    def _now(self):
+        pids = self._product.cluster.processes(self._product.daemon())
+        namespaces = set()
+        for pid in pids:
+            for kind in ("net", "mnt", "ipc", "uts"):
+                with contextlib.suppress(OSError):  # it has just ended
+                    namespaces.add((kind, Path(f"/proc/{pid}/ns/{kind}").readlink()))
+        mounts = Path(f"/proc/{self._product.process(self._product.daemon())}/mounts").read_text().splitlines()
+        return {
+            "suricatas": set(suricatas(self._product)),
+            "namespaces": set(range(len(namespaces))),
+            "mounts": {line for line in mounts if line.startswith("sidestep ")},
+            "cgroups": self._cgroups(),
+        }
+
+    def _cgroups(self):
+        """The folders below the daemon's own, in every hierarchy."""
+        lines = Path(f"/proc/{self._product.process(self._product.daemon())}/cgroup").read_text().splitlines()
+        paths = {line.split(":", 2)[2].lstrip("/") for line in lines}
+        homes = [root / path for root in cgroups.roots() for path in paths if path]
+        return {str(each) for home in homes for each in home.rglob("*") if each.is_dir()}
+
+    def wait_gone(self):
+        """Wait until nothing is there that was not there before."""
+        until(
+            lambda: all(found <= self._before[kind] for kind, found in self._now().items()),
+            within=PATIENCE,
+            every=0.5,
+            what=lambda: f"{self._before}, not {self._now()}",
+        )
+
+
+def suricatas(product):
+    """The Suricatas in the daemon's container, as root of the machine sees them."""
+    found = []
+    for pid in product.cluster.processes(product.daemon()):
+        with contextlib.suppress(OSError):  # it has just ended
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"suricata\0"):
+                found.append(pid)
+    return found
+
+
+def told(cluster, shop):
+    """What conditions and nodes say in the status of the policy."""
+    return json.dumps(cluster.get("inspectionpolicy", "orders", namespace=shop.namespace).get("status", {}))
+
+
+def metrics(cluster, product, name):
+    """The values of a metric of the daemon by pod."""
+    text = cluster.curl(f"http://{product.daemon().ip}:{METRICS}/metrics").text
+    lines = re.findall(rf'^{name}{{.*pod="([^"]+)".*}} (\S+)$', text, re.MULTILINE)
+    return {pod: float(value) for pod, value in lines}
+
+
+def wait_engines(cluster, product, count):
+    """Wait until this many Suricatas are fed."""
+
+    def fed():
+        ups = metrics(cluster, product, "sidestep_engine_up")
+        return len(ups) == sum(ups.values()) == count and len(suricatas(product)) == count
+
+    until(fed, within=PATIENCE, every=1, what=lambda: f"{count} engines\n{product.log()}")
+
+
+def alerts(cluster, product):
+    """The alerts of Suricata in the node's log: (pod, sid)."""
+    words = ("exec", "-n", products.NAMESPACE, product.daemon().name, "--", "cat", LOG)
+    lines = cluster.kubectl_result(*words).stdout.splitlines()  # there is no log before the first record
+    records = [json.loads(line) for line in lines if '"suricata"' in line]
+    assert {each["kubernetes"]["workload"] for each in records} <= {"deployment/orders"}
+    return [(each["kubernetes"]["pod"], each["alert"]["signature_id"]) for each in records]
+
+
+def attack(cluster, product, shop, path, sid):
+    """Send each pod a request; every one of them is reported with the pod's name."""
+    pods, before = shop.pods(), len(alerts(cluster, product))
+    for pod in pods:
+        assert shop.get(pod, path).served_by == "app"
+    expected = {(pod.name, sid) for pod in pods}
+    found = lambda: expected <= set(alerts(cluster, product)[before:])  # noqa: E731
+    until(found, within=60, every=0.5, what=lambda: f"alerts {expected}, not {alerts(cluster, product)}")
+
+
+@pytest.mark.timeout(400, func_only=True)  # three Suricatas are started three times, and ConfigMaps read every 15 s
+def test_alerts_and_other_rules(cluster, product, shop, fed):
+    attack(cluster, product, shop, "/evil", 1)
+    assert set(metrics(cluster, product, "sidestep_engine_rules").values()) == {1}
+    for size in metrics(cluster, product, "sidestep_engine_memory_bytes").values():
+        assert 1 << 20 < size < 64 << 20
+
+    before = set(suricatas(product))
+    cluster.apply(rules(f"{EVIL}\n{WORSE}"), namespace=shop.namespace)
+    until(
+        lambda: set(metrics(cluster, product, "sidestep_engine_rules").values()) == {2},
+        within=PATIENCE,
+        every=1,
+        what=lambda: f"the other rules\n{product.log()}",
+    )
+    wait_engines(cluster, product, len(shop.pods()))
+    assert before.isdisjoint(suricatas(product))
+    attack(cluster, product, shop, "/worse", 2)
+
+    cluster.apply(rules("alert http any any -> any any (http.nonsense; sid:1;)"), namespace=shop.namespace)
+    until(lambda: "http.nonsense" in told(cluster, shop), within=PATIENCE, every=0.5, what=lambda: told(cluster, shop))
+    attack(cluster, product, shop, "/worse/still", 2)
+
+
+@pytest.mark.timeout(400, func_only=True)  # six pods come and go, beside load
+def test_a_rollout_restart_under_load(cluster, product, shop, fed):
+    """Clients of pods that go away meet that, and nothing else; each new pod has a Suricata of its own."""
+    old = shop.pods()
+    first = set(suricatas(product))
+    with load(cluster.node.laptop, [pod.ip for pod in old], shop.ca, pace=0.05) as running:
+        running.goes_on()
+        assert not running.failures()
+        cluster.kubectl("rollout", "restart", "deployment/orders", "-n", shop.namespace)
+        cluster.wait_rollout("deployment/orders", shop.namespace)
+    assert not [who for _, who in running.failures() if who.startswith("status")], running.failures()
+    new = shop.wait(len(old))
+    assert {pod.name for pod in old}.isdisjoint(pod.name for pod in new)
+    with load(cluster.node.laptop, [pod.ip for pod in new], shop.ca, pace=0.05) as running:
+        wait_engines(cluster, product, len(new))
+        running.goes_on()
+    assert not running.failures()
+    assert first.isdisjoint(suricatas(product))
+    attack(cluster, product, shop, "/evil", 1)

@@ -1,0 +1,112 @@
+"""The regression tests of the Core Rule Set that is installed, from Debian's source package, as requests.
+
+They are written for FTW (a framework that is no longer kept), whose treatment of what a test leaves out is done here.
+"""
+
+from __future__ import annotations
+
+import base64
+import platform
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlencode
+
+import yaml
+
+from tests.debian import cache, mirror
+
+PACKAGE = "modsecurity-crs"
+RECIPE = 1
+"""To be raised when the way in which the source is unpacked changes."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One stage of a test: the request, ids of which rules have to match, and which must not."""
+
+    title: str
+    method: str
+    uri: str
+    version: str
+    fields: tuple[tuple[str, str], ...]
+    body: bytes
+    wanted: frozenset[int]
+    unwanted: frozenset[int]
+    status: tuple[int, ...] = ()
+    raw: bytes | None = None
+
+
+def source() -> Path:
+    """The unpacked source of the package that is installed, fetched once. Raises BuildError."""
+    show = ["dpkg-query", "-W", "-f", "${source:Upstream-Version}", PACKAGE]
+    version = subprocess.run(show, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    return cache.entry("core-rule-set", cache.digest(str(RECIPE), version), lambda made: _unpack(made, version))
+
+
+def _unpack(made: Path, version: str) -> None:
+    suite = platform.freedesktop_os_release()["VERSION_CODENAME"]
+    lists, sources = made / "lists", made / "sources.list"
+    (lists / "partial").mkdir(parents=True)
+    sources.write_text(f"deb-src {mirror.mirror()} {suite} main\n")
+    options = [
+        "-o", f"Dir::Etc::sourcelist={sources}", "-o", "Dir::Etc::sourceparts=/dev/null",
+        "-o", f"Dir::State::Lists={lists}", "-o", "APT::Sandbox::User=root", "-qq",
+    ]  # fmt: skip
+    for what in (["--error-on=any", "update"], ["source", "--tar-only", "--download-only", PACKAGE]):
+        cache.step(
+            f"fetching Debian's source of {PACKAGE} (1 MB)", ["apt-get", *options, *what], log=made / "log",
+            within=300, attempts=cache.ATTEMPTS, cwd=made,
+        )  # fmt: skip
+    (archive,) = made.glob(f"{PACKAGE}_{version}.orig.tar.*")
+    unpack = ["tar", "-xf", archive, "--strip-components=1", "-C", made]
+    cache.step("unpacking it", unpack, log=made / "log", within=60)
+
+
+def cases(folder: Path) -> Iterator[Case]:
+    """All stages of all tests in a source."""
+    for path in sorted((folder / "tests/regression/tests").rglob("*.yaml")):
+        document = yaml.load(path.read_text(), yaml.CSafeLoader)
+        if not document["meta"].get("enabled", True):
+            continue
+        for test in document["tests"]:
+            for number, stage in enumerate(test["stages"]):
+                yield _case(f"{test['test_title']}/{number}", stage["stage"])
+
+
+def _case(title: str, stage: dict) -> Case:
+    read, told = stage["input"], stage.get("output", {})
+    fields = {str(name): str(value) for name, value in (read.get("headers") or {}).items()}
+    data = read.get("data", "")
+    data = "\r\n".join(data) if isinstance(data, list) else str(data)
+    if data and not read.get("stop_magic"):
+        data = _as_ftw_sends(fields, data)
+    raw = read.get("encoded_request")
+    status = told.get("status", [])
+    return Case(
+        title=title,
+        method=str(read.get("method", "GET")),
+        uri=str(read.get("uri", "/")),
+        version=str(read.get("version", "HTTP/1.1")),
+        fields=tuple(fields.items()),
+        body=data.encode("utf-8"),
+        wanted=_ids(told.get("log_contains")),
+        unwanted=_ids(told.get("no_log_contains")),
+        status=tuple(map(int, status if isinstance(status, list) else [status])),
+        raw=base64.b64decode(raw) if raw else None,
+    )
+
+
+def _as_ftw_sends(fields: dict[str, str], data: str) -> str:
+    """Add what FTW adds to a request with a body."""
+    fields.setdefault("Content-Type", "application/x-www-form-urlencoded")
+    if fields["Content-Type"] == "application/x-www-form-urlencoded" and unquote(data) == data:
+        data = urlencode(parse_qsl(data)) or data
+    fields.setdefault("Content-Length", str(len(data.encode())))
+    return data
+
+
+def _ids(text: str | None) -> frozenset[int]:
+    return frozenset(map(int, re.findall(r'id "(\d+)"', text or "")))

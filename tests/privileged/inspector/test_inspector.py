@@ -1,0 +1,255 @@
+"""Real inspectors with libmodsecurity and Debian's Core Rule Set: verdicts, bounds, ends."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+import msgspec
+import pytest
+
+from sidestep.policy.seclang import custom_rules, rule_id
+from sidestep.protocols.waf_messages import MAX_BODY, Outcome, Part, Question, Ready, Verdict
+from sidestep.snapshots.waf import Profile
+from tests.harness.inspectors import FIELDS, InspectorZygote, form, json_body
+from tests.harness.waiting import until
+
+DOCUMENT = '{"name": "R\u00f6sti", "tags": [1, null]}'.encode()
+ATTACK = b"/items?id=1%27%20OR%20%271%27=%271%20UNION%20SELECT%201--"
+
+
+@pytest.fixture(scope="module")
+def zygote():
+    with InspectorZygote() as made:
+        yield made
+
+
+@pytest.fixture
+def inspector(zygote):
+    with zygote.spawn() as made:
+        assert made.configure().error is None
+        yield made
+
+
+def ended(inspector, within=10.0):
+    """Whether the process ends in time."""
+    poll = select.poll()
+    poll.register(inspector.pidfd, select.POLLIN)
+    return bool(poll.poll(within * 1000))
+
+
+def custom(text, **settings):
+    """A profile with custom rules as a policy has them."""
+    read = custom_rules(text)
+    return Profile(1, 5, 256, custom=read.render(0), regexes=read.regexes, **settings)
+
+
+def test_the_zygote_tells_what_it_has_loaded(zygote):
+    assert zygote.loaded.engine.startswith("ModSecurity v3.0.")
+    assert zygote.loaded.names[942100] == "SQL Injection Attack Detected via libinjection"
+    assert len(zygote.loaded.names) > 200
+
+
+def test_the_zygote_has_one_thread(zygote):
+    assert len(os.listdir(f"/proc/{zygote.process.pid}/task")) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "fields", "body"),
+    [
+        (b"GET", b"/", (), b""),
+        (b"GET", b"/items/42?page=3&sort=name", (), b""),
+                (b"POST", b"/items", json_body(DOCUMENT), DOCUMENT),
+        (b"POST", b"/items", form(b"name=a+b&n=1"), b"name=a+b&n=1"),
+    ],
+)  # fmt: skip
+def test_ordinary_requests_pass(inspector, method, target, fields, body):
+    assert inspector.ask(method, target, fields, body) == Verdict(1, Outcome.PASS)
+
+
+def test_an_attack_is_blocked_with_its_rules_and_score(inspector):
+    told = inspector.ask(b"GET", ATTACK)
+    assert (told.outcome, told.score) == (Outcome.BLOCK, 10)
+    assert {942100, 949110} <= set(told.rules)
+
+
+@pytest.mark.parametrize("kind", [form, json_body])
+def test_an_attack_at_the_end_of_a_long_body_in_several_packets_is_blocked(inspector, kind):
+    text = b"x" * 150_000
+    body = b"a=" + text + b"&b=1' OR '1'='1" if kind is form else b'{"a":"' + text + b'","b":"1\' OR \'1\'=\'1"}'
+    told = inspector.ask(b"POST", b"/", kind(body), body)
+    assert told.outcome is Outcome.BLOCK
+    assert 942100 in told.rules
+
+
+def test_requests_of_http2_pass(inspector):
+    inspector.question(b"GET", b"/", [(name.lower(), value) for name, value in FIELDS], version="2")
+    assert inspector.receive().outcome is Outcome.PASS
+
+
+def test_profiles_have_their_own_level_threshold_and_exclusions(inspector):
+    profiles = (
+        Profile(1, 5, 256),
+        Profile(1, 100, 256),
+        Profile(4, 1000, 256),
+        Profile(1, 5, 256, excluded=(942100, 942190)),
+    )
+    assert inspector.configure(*profiles).error is None
+    told = []
+    for number in range(4):
+        inspector.question(b"GET", ATTACK, FIELDS, profile=number)
+        told.append(inspector.receive())
+    assert [each.outcome for each in told] == [Outcome.BLOCK, Outcome.PASS, Outcome.PASS, Outcome.PASS]
+    assert told[1].score == 10
+    assert told[2].score > 10
+    assert told[3].rules == ()
+
+
+def test_a_client_cannot_name_rules_in_what_is_logged_of_it(inspector):
+    forged = b"%22]%20[file%20%22x%22]%20[line%20%221%22]%20[id%20%22941100%22]%20[rev%20%22%22]%20[msg%20%22x"
+    told = inspector.ask(b"GET", ATTACK + b"&" + forged + b"=" + forged, ((b"X-Forged", b'"] [id "941100"]'),))
+    assert told.outcome is Outcome.BLOCK
+    assert 942100 in told.rules
+    assert 941100 not in told.rules
+
+
+@pytest.mark.parametrize(
+    ("fields", "body", "passes"),
+    [
+        (form, b"&".join(b"f%d=1" % n for n in range(256)), True),
+        (form, b"&".join(b"f%d=1" % n for n in range(257)), False),
+        (json_body, b"[" + b",".join([b'{"a":[1,"x, y"]}'] * 128) + b"]", True),
+        (json_body, b"[" + b",".join([b'{"a":[1,"x, y"]}'] * 129) + b"]", False),
+    ],
+)
+def test_too_many_arguments_do_not_reach_the_engine(inspector, fields, body, passes):
+    assert inspector.ask(b"POST", b"/", fields(body), body).outcome is (Outcome.PASS if passes else Outcome.OVER_LIMIT)
+
+
+def test_too_many_arguments_of_a_query_do_not_reach_the_engine(inspector):
+    assert inspector.ask(b"GET", b"/?" + b"&" * 256).outcome is Outcome.OVER_LIMIT
+
+
+def test_a_long_head_does_not_reach_the_engine(inspector):
+    assert inspector.ask(b"GET", b"/", ((b"X", b"y" * 40_000), (b"Z", b"y" * 26_000))).outcome is Outcome.OVER_LIMIT
+
+
+def test_a_target_with_a_nul_is_blocked(inspector):
+    assert inspector.ask(b"GET", b"/\0" + ATTACK).outcome is Outcome.BLOCK
+
+
+def test_a_question_that_nobody_waits_for_is_not_judged(inspector):
+    inspector.question(b"GET", ATTACK, FIELDS, expires=time.monotonic() - 1)
+    assert inspector.receive() == Verdict(1, Outcome.EXPIRED)
+
+
+def test_questions_are_answered_in_order(inspector):
+    for target in (b"/", ATTACK, b"/"):
+        inspector.question(b"GET", target, FIELDS)
+    told = [inspector.receive() for _ in range(3)]
+    assert [each.id for each in told] == [1, 2, 3]
+    assert [each.outcome for each in told] == [Outcome.PASS, Outcome.BLOCK, Outcome.PASS]
+
+
+def test_custom_rules_of_a_policy_apply_and_are_named(inspector):
+    text = (
+        'SecRule ARGS:a "@streq 3" "id:77,phase:2,deny,msg:\'no threes\'"\nSecRule ARGS:b "@rx ^(x|y)+$" "id:78,pass"'
+    )
+    assert inspector.configure(custom(text)).error is None
+    assert inspector.ask(b"GET", b"/?a=3") == Verdict(1, Outcome.BLOCK, (rule_id(0, 77),), 0)
+    assert inspector.ask(b"GET", b"/?b=xyx") == Verdict(2, Outcome.PASS, (rule_id(0, 78),), 0)
+    assert inspector.ask(b"GET", b"/?b=z") == Verdict(3, Outcome.PASS)
+
+
+def test_custom_rules_that_are_not_possible_leave_what_there_was(inspector):
+    told = inspector.configure(Profile(2, 5, 256), custom('SecRule ARGS "@rx a(b" "id:1,deny"'))
+    assert told.profile == 1
+    assert "a(b" in told.error
+    assert inspector.ask(b"GET", ATTACK).outcome is Outcome.BLOCK
+
+
+@pytest.mark.parametrize(
+    "text", ["SecRule\tARGS\t@rx", "SecFoo On", 'SecRule ARGS "@rx a" "id:1,exec:x"', "\t", 'SecRule "']
+)
+def test_whatever_reaches_the_parser_ends_at_most_the_inspector(zygote, text):
+    with zygote.spawn() as inspector:
+        try:
+            assert inspector.configure(Profile(1, 5, 256, custom=text)).profile == 0
+        except AssertionError:
+            assert ended(inspector)
+    with zygote.spawn() as inspector:
+        assert inspector.configure().error is None
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"\xc1",
+        b"x" * 73_000,
+        msgspec.msgpack.encode(Part(1, b"", False)),
+        msgspec.msgpack.encode(Question(1, 9, 1e12, b"GET", b"/", "1.1", (), ("", 0), ("", 0))),
+        msgspec.msgpack.encode(["question", 1]),
+    ],
+    ids=["garbage", "too long", "part alone", "no such profile", "too short"],
+)
+def test_a_packet_out_of_the_protocol_ends_the_inspector(inspector, packet):
+    inspector.send(packet)
+    assert inspector.receive() is None
+    assert ended(inspector)
+
+
+def test_a_body_that_is_too_long_ends_the_inspector(inspector):
+    inspector.question(b"POST", b"/", FIELDS, b"x" * (MAX_BODY + 1))
+    assert inspector.receive() is None
+
+
+def test_an_inspector_ends_when_its_socket_closes(zygote):
+    with zygote.spawn() as inspector:
+        inspector.sock.close()
+        assert ended(inspector)
+
+
+def test_memory_is_bounded(zygote):
+    with zygote.spawn(memory=48 * 1024 * 1024) as inspector:
+        assert inspector.configure().error is None
+        body = b'{"a":"' + b"\\u0041" * 150_000 + b'"}'
+        inspector.question(b"POST", b"/", (*FIELDS, *json_body(body)), body)
+        told = inspector.receive()
+        assert told is None or told.outcome is Outcome.PASS
+    with zygote.spawn() as inspector:
+        assert inspector.ready == Ready(1)
+
+
+def test_an_inspector_that_cannot_be_locked_says_so_and_ends(zygote):
+    with zygote.spawn(uid=0) as inspector:
+        assert "cannot run as user 0" in inspector.ready.error
+        assert ended(inspector)
+
+
+def test_inspectors_live_on_when_the_zygote_ends():
+    with InspectorZygote() as own:
+        inspector = own.spawn()
+        inspector.configure()
+        own.process.kill()
+        own.process.wait()
+    with inspector:
+        assert inspector.ask(b"GET", ATTACK).outcome is Outcome.BLOCK
+
+
+def test_a_hundred_inspectors_are_killed_and_replaced(zygote):
+    """Each is back, locked, configured and asked; the zygote keeps nothing of them."""
+    began = descriptors(zygote)
+    for _ in range(100):
+        with zygote.spawn() as inspector:
+            assert inspector.configure().error is None
+            assert inspector.ask(b"GET", ATTACK).outcome is Outcome.BLOCK
+            inspector.question(b"GET", ATTACK, FIELDS)
+            inspector.kill()
+            assert ended(inspector)
+    until(lambda: descriptors(zygote) == began, within=10, what="the zygote to reap all")
+
+
+def descriptors(zygote):
+    """How many descriptors the zygote has open."""
+    return len(os.listdir(f"/proc/{zygote.process.pid}/fd"))

@@ -1,0 +1,72 @@
+"""Several policies of a port: the strictest of each setting."""
+
+from itertools import permutations
+
+import pytest
+
+from sidestep.model.waf import OverLimit, Waf, WafLimits
+from sidestep.policy.seclang import CustomRules, custom_rules
+from sidestep.policy.waf import PolicyWaf, join
+
+NOTHING = CustomRules()
+
+
+def policy(name="a", *, enforces=False, closes=False, custom=NOTHING, limits=None, **settings):
+    """What one policy says."""
+    return PolicyWaf(name, enforces, closes, Waf(**settings, limits=WafLimits(**(limits or {}))), custom)
+
+
+def test_one_policy_is_itself():
+    found = join([policy(paranoia=2, threshold=7, excluded=(942100,))])
+    assert (found.profile.paranoia, found.profile.threshold, found.profile.excluded) == (2, 7, (942100,))
+    assert (found.profile.arguments, found.body_bytes, found.seconds) == (256, 65536, 0.25)
+    assert (found.blocks_over_limit, found.enforces, found.closes) == (True, False, False)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "value"),
+    [
+        ({"paranoia": 1}, {"paranoia": 3}, lambda found: found.profile.paranoia == 3),
+        ({"threshold": 5}, {"threshold": 50}, lambda found: found.profile.threshold == 5),
+        ({"excluded": (1, 2)}, {"excluded": (2, 3)}, lambda found: found.profile.excluded == (2,)),
+        ({"excluded": (1, 2)}, {}, lambda found: found.profile.excluded == ()),
+        ({"enforces": True}, {}, lambda found: found.enforces),
+        ({"enforces": True, "closes": True}, {"enforces": True}, lambda found: found.closes),
+        ({"limits": {"fields": 10}}, {"limits": {"fields": 20}}, lambda found: found.profile.arguments == 10),
+        ({"limits": {"body_bytes": 10}}, {"limits": {"body_bytes": 20}}, lambda found: found.body_bytes == 10),
+        (
+            {"limits": {"body_bytes": 10, "fields": 30, "over_limit": OverLimit.PASS}},
+            {"limits": {"body_bytes": 20, "fields": 5, "over_limit": OverLimit.BLOCK}},
+            lambda found: (found.body_bytes, found.profile.arguments, found.blocks_over_limit) == (20, 5, True),
+        ),
+        (
+            {"limits": {"body_bytes": 10, "fields": 30, "over_limit": OverLimit.PASS}},
+            {"limits": {"body_bytes": 20, "fields": 5, "over_limit": OverLimit.PASS}},
+            lambda found: (found.body_bytes, found.profile.arguments, found.blocks_over_limit) == (20, 30, False),
+        ),
+        (
+            {"limits": {"verdict_seconds": 0.1}},
+            {"limits": {"verdict_seconds": 0.5}},
+            lambda found: found.seconds == 0.5,
+        ),
+        (
+            {"enforces": True, "closes": True, "limits": {"verdict_seconds": 0.3}},
+            {"limits": {"verdict_seconds": 0.1}},
+            lambda found: found.seconds == 0.3,
+        ),
+    ],
+)
+def test_the_strictest_counts_in_any_order(first, second, value):
+    for pair in permutations((policy("a", **first), policy("b", **second))):
+        assert value(join(pair))
+
+
+def test_custom_rules_of_all_apply_with_ids_of_their_own():
+    one = custom_rules('SecRule ARGS:a "@rx x" "id:1,deny"')
+    other = custom_rules('SecRule ARGS:b "@rx x" "id:1,deny"')
+    found = join([policy("a", custom=one), policy("b", custom=other)])
+    lines = found.profile.custom.splitlines()
+    assert "id:10000001," in lines[0]
+    assert "id:10100001," in lines[1]
+    assert found.profile.regexes == ("x",)
+    assert found.names == ("a", "b")

@@ -1,0 +1,198 @@
+"""The socket to an inspector: questions and verdicts, deadlines, inspectors that end, when answers are given out."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections import Counter
+
+import msgspec
+import pytest
+
+from sidestep.engine.inspection.asking import Reason, Subject
+from sidestep.protocols.waf_messages import Configure, Configured, Outcome, Question, ToInspector, Verdict
+from sidestep.proxy.connection.inspector_link import InspectorLink
+from sidestep.snapshots.waf import PortWaf, Profile
+from tests.unit.proxy.looping import Stepped, run_until
+
+PROFILE = Profile(1, 5, 256)
+PORT = PortWaf(("shop/a",), PROFILE, 65536, 0.25, True, True, False, "shop/a", "shop/a")
+SUBJECT = Subject(PROFILE, b"GET", b"/", "1.1", ((b"host", b"shop"),), ("10.0.0.9", 1), ("10.0.0.2", 2))
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(ToInspector).decode
+
+
+class Scene:
+    """A link, and the inspector's end of its socket."""
+
+    def __init__(self, loop):
+        self.loop = loop
+        self.late = 0
+        self.counters = Counter()
+        self.answers = []
+        self.link = InspectorLink(loop, self._is_late)
+        self.link.configure([PORT, None])
+        self.inspector = None
+
+    def _is_late(self):
+        self.late += 1
+
+    def connect(self):
+        ours, self.inspector = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.inspector.setblocking(False)
+        self.link.replace(ours.detach())
+
+    def ask(self, seconds=30.0):
+        self.link.ask(self.counters, SUBJECT, seconds=seconds, on_answer=self.answers.append)
+
+    def read(self):
+        """The messages that have come to the inspector."""
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while packet := self.inspector.recv(1 << 17):
+                found.append(_decode(packet))
+        return found
+
+    def say(self, message):
+        self.inspector.send(_encode(message))
+
+    def serve(self):
+        self.connect()
+        assert [type(each) for each in self.read()] == [Configure]
+        self.say(Configured())
+
+
+@pytest.fixture
+def stepped():
+    made = Stepped()
+    yield made
+    made.loop.close()
+    assert made.crashes == []
+
+
+@pytest.fixture
+def scene(stepped):
+    made = Scene(stepped.loop)
+    yield made
+    if made.inspector is not None:
+        made.inspector.close()
+        run_until(stepped.loop, lambda: not len(stepped.loop))
+
+
+def questions(stepped, scene, count=1):
+    found = []
+
+    def look():
+        found.extend(each for each in scene.read() if isinstance(each, Question))
+        return len(found) >= count
+
+    run_until(stepped.loop, look)
+    return found
+
+
+def test_a_question_gets_its_verdict_and_the_time_is_counted(stepped, scene):
+    scene.serve()
+    scene.ask()
+    [question] = questions(stepped, scene)
+    assert (question.method, question.target, question.profile) == (b"GET", b"/", 0)
+    verdict = Verdict(question.id, Outcome.BLOCK, (942100,), 5)
+    scene.say(verdict)
+    run_until(stepped.loop, lambda: scene.answers)
+    assert scene.answers == [verdict]
+    assert sum(scene.counters.values()) == 1
+    assert next(iter(scene.counters)).startswith("waf_verdicts_")
+
+
+def test_nobody_is_answered_while_asking(stepped, scene):
+    scene.link.configure([])
+    scene.serve()
+    for _ in range(200):
+        scene.ask()
+    assert scene.answers == []
+    run_until(stepped.loop, lambda: scene.answers)
+    assert set(scene.answers) <= {Reason.BUSY, Reason.ABSENT}
+
+
+def test_without_an_inspector_a_question_waits_until_it_is_due(stepped, scene):
+    scene.ask(0.02)
+    run_until(stepped.loop, lambda: scene.answers)
+    assert scene.answers == [Reason.ABSENT]
+    assert not scene.counters
+
+
+def test_one_that_comes_in_time_is_asked(stepped, scene):
+    scene.ask()
+    scene.serve()
+    [question] = questions(stepped, scene)
+    scene.say(Verdict(question.id, Outcome.PASS))
+    run_until(stepped.loop, lambda: scene.answers)
+    assert scene.answers[0].outcome is Outcome.PASS
+
+
+def test_one_that_misses_a_deadline_is_let_go_and_told(stepped, scene):
+    scene.serve()
+    scene.ask(0.05)
+    questions(stepped, scene)
+    run_until(stepped.loop, lambda: scene.late and scene.answers)
+    assert scene.answers == [Reason.DEADLINE]
+    assert scene.late == 1
+    assert scene.inspector.recv(10) == b""
+
+
+def test_one_that_ends_fails_only_what_it_was_judging(stepped, scene):
+    scene.serve()
+    scene.ask()
+    scene.ask()
+    questions(stepped, scene, 2)
+    scene.inspector.close()
+    run_until(stepped.loop, lambda: scene.answers)
+    assert scene.answers == [Reason.CRASH]
+    scene.serve()
+    [question] = questions(stepped, scene)
+    scene.say(Verdict(question.id, Outcome.PASS))
+    run_until(stepped.loop, lambda: len(scene.answers) == 2)
+    assert scene.late == 0
+
+
+@pytest.mark.parametrize("packet", [b"\xc1", _encode(Verdict(99, Outcome.PASS))], ids=["garbage", "no such question"])
+def test_one_that_breaks_the_protocol_is_let_go(stepped, scene, packet):
+    scene.serve()
+    scene.ask()
+    questions(stepped, scene)
+    scene.inspector.send(packet)
+    run_until(stepped.loop, lambda: scene.late)
+    assert scene.answers == [Reason.CRASH] or not scene.answers
+
+
+def test_an_answer_that_raises_takes_nobody_elses(stepped, scene):
+    def fail(_answer):
+        raise ValueError("a bug")
+
+    scene.link.ask(scene.counters, SUBJECT, seconds=0.02, on_answer=fail)
+    scene.ask(0.02)
+    run_until(stepped.loop, lambda: scene.answers)
+    assert scene.answers == [Reason.ABSENT]
+    assert [str(error) for error in stepped.crashes] == ["a bug"] or len(stepped.crashes) == 1
+    stepped.crashes.clear()
+
+
+def test_a_newer_inspector_takes_the_place_of_the_one_before(stepped, scene):
+    scene.serve()
+    scene.ask()
+    [question] = questions(stepped, scene)
+    scene.say(Verdict(question.id, Outcome.PASS))
+    run_until(stepped.loop, lambda: scene.answers)
+    with scene.inspector as before:
+        scene.serve()
+        assert before.recv(10) == b""
+    scene.ask()
+    assert len(questions(stepped, scene)) == 1
+
+
+def test_other_profiles_are_sent(stepped, scene):
+    scene.serve()
+    other = msgspec.structs.replace(PORT, profile=Profile(2, 5, 256))
+    scene.link.configure([PORT, other, PORT])
+    found = []
+    run_until(stepped.loop, lambda: found.extend(scene.read()) or found)
+    assert found[0].profiles == (PROFILE, Profile(2, 5, 256))
