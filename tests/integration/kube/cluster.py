@@ -34,10 +34,25 @@ def run(test: Callable[[FakeApi], Awaitable[None]], *, within: float = 40.0) -> 
 
     async def body() -> None:
         async with FakeApi() as api:
-            api.stamp = lambda: f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%SZ}"
+            api.stamp = Stamps()
             await asyncio.wait_for(test(api), within)
 
     asyncio.run(body())
+
+
+class Stamps:
+    """Creation times of whole seconds, as an API server writes them, each later than the one before.
+
+    Of two resources of one second it would be their names that tell which one is older.
+    """
+
+    def __init__(self) -> None:
+        self._next = dt.datetime.min.replace(tzinfo=dt.UTC)
+
+    def __call__(self) -> str:
+        stamp = max(self._next, dt.datetime.now(dt.UTC))
+        self._next = stamp + dt.timedelta(seconds=1)
+        return f"{stamp:%Y-%m-%dT%H:%M:%SZ}"
 
 
 async def until(condition, *, within=15.0, what=""):
