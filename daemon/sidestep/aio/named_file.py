@@ -10,6 +10,7 @@ import os
 import stat
 import threading
 from pathlib import Path
+from typing import BinaryIO
 
 from sidestep.model.errors import ConfigurationError
 
@@ -68,6 +69,17 @@ def read_named(path: Path, *, subject: str, limit: int = LIMIT) -> bytes:
     if isinstance(content, ConfigurationError):
         raise content
     return content
+
+
+def opened(path: Path, *, subject: str) -> BinaryIO:
+    """Open a regular file of any size for reading. Raises ConfigurationError naming subject, path and reason."""
+    try:
+        _check(path.stat().st_mode, path, subject)
+        return path.open("rb")
+    except OSError as error:
+        raise _unusable(subject, path, f"cannot be read: {os.strerror(error.errno or 0)}") from error
+    except ValueError as error:
+        raise _unusable(subject, path, "is no path") from error
 
 
 def _read(path: Path, subject: str, limit: int) -> bytes:

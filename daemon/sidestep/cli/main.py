@@ -79,6 +79,7 @@ def sidestep() -> None:
       sidestep capture orders -n shop -w heads.pcapng --for 60s
     Check inspection policies, and try them on captured requests:
       sidestep policy check policies.yaml --replay today.pcapng
+      sidestep policy except 2c6db743-1
     See what there is, and what is wrong:
       sidestep list
       sidestep status

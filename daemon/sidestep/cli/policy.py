@@ -16,6 +16,7 @@ import click
 from sidestep.aio.named_file import read_named
 from sidestep.cli.command import Command, FilePath
 from sidestep.cli.options import output_option
+from sidestep.cli.policy_except import except_
 from sidestep.cli.replaying import Progress, Say, replay_capture, say_json, say_text
 from sidestep.config.field_error import FieldError
 from sidestep.config.manifests import Declared, ManifestError, load_file
@@ -27,9 +28,12 @@ from sidestep.policy.accepted_policy import AcceptedPolicy, accept
 STANDARD_INPUT = Path("-")
 
 
-@click.group(short_help="Check inspection policies.")
+@click.group(short_help="Check inspection policies, and except alerts from them.")
 def policy() -> None:
-    """Check inspection policies before they are applied."""
+    """Check inspection policies before they are applied, and except from them what they need not find."""
+
+
+policy.add_command(except_)
 
 
 @policy.command(cls=Command, short_help="Check policies, and try them on a capture.")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
-from sidestep.aio.named_file import other_kind
+from sidestep.aio.named_file import opened
 from sidestep.cli.output import json_line
 from sidestep.cli.report import clock
 from sidestep.engine.inspection.records import HitRecord
@@ -181,7 +180,7 @@ def replay_capture(policies: Sequence[InspectionPolicy], capture: Path, say: Say
     replay, report, reader = Replay(policies), _Report(policies, say), Reader()
     fault: ConfigurationError | None = None
     at, size = 0.0, 0
-    with _opened(capture) as file:
+    with opened(capture, subject="--replay") as file:
         while fault is None and (data := file.read(PIECE)):
             size += len(data)
             try:
@@ -202,15 +201,3 @@ def replay_capture(policies: Sequence[InspectionPolicy], capture: Path, say: Say
     if fault is not None:
         raise fault
     reader.finish()
-
-
-def _opened(path: Path) -> BinaryIO:
-    """Open a capture, which may be large. Raises ConfigurationError."""
-    try:
-        kind = other_kind(path.stat().st_mode)
-        if kind:
-            raise ConfigurationError(f"is {kind}, not a file", subject="--replay", value=str(path))
-        return path.open("rb")
-    except (OSError, ValueError) as error:
-        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else "is no path"
-        raise ConfigurationError(f"cannot be read: {reason}", subject="--replay", value=str(path)) from error

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sidestep.model.errors import ConfigurationError
+from sidestep.model.waf import REQUEST_LINE, REQUEST_LINE_OF_CRS
 from sidestep.protocols.waf_messages import MAX_BODY, MAX_RULES
 from sidestep.snapshots.waf import Profile
 
@@ -38,7 +39,7 @@ THRESHOLD: Final = 5
 _SECRET_BITS: Final = 64
 _SCORE, _SETTINGS, _JSON, _XML = 9_900_001, 9_900_002, 9_900_003, 9_900_004
 _BODY, _MULTIPART, _BOUNDARY, _INTERNAL, _FORM = 9_900_005, 9_900_006, 9_900_007, 9_900_008, 9_900_009
-_GRAPHQL, _SMUGGLING = 9_900_010, 9_900_011
+_GRAPHQL = 9_900_010
 """Ids of our own rules; CRS has those from 900,000 to 9,899,999, users those below 100,000."""
 _BASE: Final = """
 SecRuleEngine On
@@ -98,9 +99,7 @@ propfind|propatch|mkcol|copy|move|lock|unlock)\\s+[^\\s]+\\s+http/\\d" \
 msg:'HTTP Request Smuggling Attack',setvar:'tx.anomaly_score_pl1=+%{{tx.critical_anomaly_score}}',\
 setvar:'tx.inbound_anomaly_score_pl1=+%{{tx.critical_anomaly_score}}'"
 """
-_SMUGGLED: Final = 921110
-"""A rule that in CRS 3.3 takes any line that ends like `budget ok` for a request line of HTTP/0.9. At paranoia level 1
-ours stands in its place, which wants a version as the rule of CRS 4 does."""
+"""Leaves REQUEST_LINE_OF_CRS out. The rule in its place wants a version, as the rule of CRS 4 does."""
 _METHODS: Final = "GET HEAD POST OPTIONS PUT PATCH DELETE"
 """CRS allows the first four, which refuses most APIs. Rules of a policy can allow fewer."""
 _KINDS: Final = (
@@ -115,7 +114,7 @@ _TEXTS: Final = {
     _MULTIPART: "The multipart body is not well-formed",
     _BOUNDARY: "The multipart body has a strange boundary",
     _INTERNAL: "A regex of the rules was too slow",
-    _SMUGGLING: "HTTP Request Smuggling Attack",
+    REQUEST_LINE: "HTTP Request Smuggling Attack",
 }
 _FILE_RULE: Final = re.compile(r"""\bid:'?(\d+)'?[,"].*?\bmsg:'((?:[^'\\]|\\.)*)'""", re.DOTALL)
 _STATEMENT: Final = re.compile(r"^(?:SecRule|SecAction)\b(?:[^\n]*\\\n)*[^\n]*", re.MULTILINE)
@@ -195,8 +194,8 @@ class CoreRules:
         try:
             settings = {"settings": _SETTINGS, "level": profile.paranoia, "threshold": profile.threshold}
             made.add(_PROFILE.format(methods=_METHODS, kinds=" ".join(f"|{kind}|" for kind in _KINDS), **settings))
-            if profile.paranoia == 1 and _SMUGGLED not in profile.excluded:
-                made.add(_LENIENT.format(wrong=_SMUGGLED, smuggling=_SMUGGLING, secret=self._secret))
+            if profile.paranoia == 1 and REQUEST_LINE_OF_CRS not in profile.excluded:
+                made.add(_LENIENT.format(wrong=REQUEST_LINE_OF_CRS, smuggling=REQUEST_LINE, secret=self._secret))
             if profile.excluded:
                 made.add(f"SecRuleRemoveById {' '.join(map(str, profile.excluded))}\n")
             if profile.custom:

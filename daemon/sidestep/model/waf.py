@@ -7,8 +7,14 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import Final
 
 from sidestep.model.config_map_key import ConfigMapKey
+
+REQUEST_LINE_OF_CRS: Final = 921110
+"""A rule that in CRS 3.3 takes any line that ends like `budget ok` for a request line of HTTP/0.9 ..."""
+REQUEST_LINE: Final = 9_900_011
+"""... and the rule of ours that stands in its place at paranoia level 1. Who excludes the one excludes the other."""
 
 
 class OverLimit(enum.StrEnum):

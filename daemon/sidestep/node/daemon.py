@@ -295,7 +295,9 @@ class _Daemon:
                 peernames=self._peernames,
                 on_change=on_change,
                 records=records,
-                live_records=LiveRecordRelay(node=node, feed=sessions.record_feed, names=engines.names),
+                live_records=LiveRecordRelay(
+                    node=node, feed=sessions.record_feed, names=engines.names, recent=records.recent
+                ),
                 ids_rules=engines.ids_rules,
                 inspectors=engines.inspectors,
             )
@@ -335,6 +337,7 @@ class _Daemon:
                 "unread_streams_reset": sessions.budget.shed_count,
                 **{f"records_{name}": count for name, count in parts.records.counts.items() if count},
             },
+            alerts=parts.records.recent,
         )
         sessions.on_change = controller.changed
         self._refresh = sessions.refresh if self._cluster is None else self._refresher(sessions, self._cluster)

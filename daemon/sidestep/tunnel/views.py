@@ -1,14 +1,18 @@
 """What the node daemon shows to a command line, as JSON structs.
 
-`GET /v1/status` answers a `StatusView`, `GET /v1/workloads` a list of `WorkloadView`. The daemon encodes these structs,
+`GET /v1/status` answers a `StatusView`, `GET /v1/workloads` a list of `WorkloadView`, `GET /v1/alerts/ID` an
+`AlertView`. The daemon encodes these structs,
 the command line decodes them, and `sidestep status --output json` and `sidestep list --output json` print them
 unchanged: field names are a public interface. Add fields, do not rename them.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
+from sidestep.protocols.eve_records import Record
 from sidestep.tunnel.messages import PodState, State
 
 NOT_READ = "not read yet"
@@ -237,6 +241,24 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """Seconds."""
     counters: dict[str, int]
     loop: LoopView = LoopView()
+
+
+class ChangeView(msgspec.Struct, frozen=True):
+    """A change of a policy, `namespace/name` or the name of one of the cluster, that excepts what an alert is about.
+
+    `spec` is what the policy has to say then, empty where nothing can be changed; `notes` say why, and what it does.
+    """
+
+    policy: str
+    spec: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+class AlertView(msgspec.Struct, frozen=True):
+    """The alerts of one exchange, and what excepts it from the policies."""
+
+    alerts: tuple[Record, ...]
+    changes: tuple[ChangeView, ...]
 
 
 class StatusView(msgspec.Struct, frozen=True):

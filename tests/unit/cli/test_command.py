@@ -19,6 +19,7 @@ NEEDED = {
     "list": [],
     "status": [],
     "policy check": ["policies.yaml"],
+    "policy except": ["2c6db743-1"],
     "doctor": [],
 }
 """What each command cannot do without."""
@@ -64,10 +65,10 @@ def test_no_option_takes_an_empty_value_or_control_characters(capsys, command, o
     assert "--" in said
 
 
-@pytest.mark.parametrize("command", ["intercept", "wiretap", "flows", "capture", "inspect", "leave"])
+@pytest.mark.parametrize("command", ["intercept", "wiretap", "flows", "capture", "inspect", "leave", "policy except"])
 @pytest.mark.parametrize("value", ["", "a\x1bb", "a/b/c", "/", "deployment/", "/orders"])
 def test_no_argument_does(capsys, command, value):
-    refused(capsys, command, value, *NEEDED[command][1:])
+    refused(capsys, *command.split(), value, *NEEDED[command][1:])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
     GET    /v1/status                     StatusView
     GET    /v1/workloads                  list of WorkloadView
+    GET    /v1/alerts/ID[/BY]             AlertView of an exchange, with what excepts it by `policy.exceptions.By`
     POST   /v1/sessions                   SessionSpec, `Upgrade: sidestep-tunnel` -> 101, then the tunnel on this socket
     DELETE /v1/intercepts/NAMESPACE/NAME  ends a session
     POST   /v1/drain                      another daemon has taken over the socket's path: drain and end
@@ -38,6 +39,7 @@ from sidestep.node.api.metrics import CONTENT_TYPE, exposition
 from sidestep.node.sessions.node_view import NodeView
 from sidestep.node.sessions.registry import SessionRegistry
 from sidestep.observability.logs import get_logger
+from sidestep.policy.exceptions import By
 from sidestep.tunnel.messages import UPGRADE, SessionSpec, decode
 
 MAX_BODY = 256 * 1024
@@ -202,6 +204,8 @@ class _LocalConnection(asyncio.Protocol):
                     return _Answer(200, exposition(self._api.view.status()), CONTENT_TYPE)
                 case "GET", ["v1", "workloads"]:
                     return _Answer(200, msgspec.json.encode(self._api.view.workloads()))
+                case "GET", ["v1", "alerts", exchange, *by] if len(by) < 2:
+                    return self._alert(exchange, "".join(by))
                 case "POST", ["v1", "sessions"]:
                     return await self._open_session()
                 case "POST", ["v1", "drain"]:
@@ -221,6 +225,16 @@ class _LocalConnection(asyncio.Protocol):
             return _problem(400, str(error))
         except SidestepError as error:
             return _problem(500, str(error))
+
+    def _alert(self, exchange: str, by: str) -> _Answer:
+        if by not in {"", *By}:
+            return _problem(400, "an exception is by request or by source")
+        found = self._api.view.alert(exchange, By(by or By.REQUEST))
+        if found is None:
+            return _problem(
+                404, "is none of the last alerts of this daemon; earlier ones stand in its EVE log: --eve FILE"
+            )
+        return _Answer(200, msgspec.json.encode(found))
 
     async def _open_session(self) -> _Answer | None:
         assert self._request is not None  # noqa: S101 - set before `_whole` resolves

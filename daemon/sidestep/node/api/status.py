@@ -22,7 +22,9 @@ import msgspec
 from sidestep import __version__
 from sidestep.aio.meter import LoopMeter
 from sidestep.config.annotations import CertificateSource, SourceKind
+from sidestep.engine.inspection.alert_changes import changes_of
 from sidestep.model.condition import Condition
+from sidestep.model.inspection import InspectionPolicy
 from sidestep.model.intercept import Intercept
 from sidestep.model.pod import PodKey, Transport
 from sidestep.node.api.policy_views import policy_views
@@ -34,15 +36,20 @@ from sidestep.node.planning.plan import PodPlan
 from sidestep.node.pods.reconciler import Reconciler
 from sidestep.node.pods.target import Target
 from sidestep.node.policies import PolicyStore
+from sidestep.node.records.recent_alerts import RecentAlerts
+from sidestep.policy.exceptions import By
 from sidestep.policy.pod_ports import ports_of
 from sidestep.policy.protocol_choice import Use
 from sidestep.policy.survey import CertificateKey, PodSurvey, PortSurvey, Side, protocol_text
+from sidestep.protocols.eve_records import Record
 from sidestep.proxy.control.messages import Probed
 from sidestep.tunnel.messages import ConditionText, PodState, State
 from sidestep.tunnel.views import (
     NOT_READ,
     PENDING,
+    AlertView,
     CertificateView,
+    ChangeView,
     ConditionView,
     InterceptView,
     LoopView,
@@ -96,9 +103,15 @@ class NodeStatusView:
         self._meter = meter or LoopMeter()
 
     def connect(
-        self, *, sessions: SessionViews, reconciler: Reconciler, counters: Callable[[], dict[str, int]]
+        self,
+        *,
+        sessions: SessionViews,
+        reconciler: Reconciler,
+        counters: Callable[[], dict[str, int]],
+        alerts: RecentAlerts,
     ) -> None:
         """Set the remaining objects; once, before any other call."""
+        self._alerts = alerts
         self._sessions = sessions
         self._reconciler = reconciler
         self._counters = counters
@@ -134,6 +147,13 @@ class NodeStatusView:
         """Return the inspection policies that are written, those of the cluster first."""
         return policy_views(self._policies, self._controller.plan, self._reconciler, self._conditions)
 
+    def alert(self, exchange: str, by: By) -> AlertView | None:
+        """As NodeView.alert."""
+        found = tuple(self._alerts.of(exchange))
+        made = changes_of(found, self._policies_of_record, by=by)
+        changes = tuple(ChangeView(each.policy, each.spec, each.notes) for each in made)
+        return AlertView(found, changes) if found else None
+
     def workloads(self) -> tuple[WorkloadView, ...]:
         """As NodeView.workloads."""
         plan, inventory = self._controller.plan, self._controller.inventory
@@ -164,6 +184,16 @@ class NodeStatusView:
         )
 
     # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _policies_of_record(self, record: Record) -> tuple[list[InspectionPolicy], bool]:
+        """The policies in force on the port of a record, all of them; where the pod has gone the one that it names."""
+        in_force = {each.display: each.in_force.policy for each in self._policies.entries if each.in_force is not None}
+        ports = self._controller.plan.inspected.get(PodKey(record.kubernetes.namespace, record.kubernetes.pod), {})
+        names = ports.get(record.dest_port or 0) or ports.get(record.src_port or 0)
+        if names is not None:
+            return [in_force[name] for name in names if name in in_force], True
+        named = in_force.get((record.sidestep and record.sidestep.policy) or "")
+        return ([] if named is None else [named]), False
 
     def _pod_view(self, target: Target) -> PodView:
         key = target.pod.key

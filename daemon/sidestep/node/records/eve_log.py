@@ -29,6 +29,7 @@ from sidestep.aio.token_bucket import TokenBucket
 from sidestep.config.node_settings import EveOutput
 from sidestep.node.records.alert_notes import AlertNotes
 from sidestep.node.records.checking import checked, decode, whose
+from sidestep.node.records.recent_alerts import RecentAlerts
 from sidestep.node.records.sinks import DescriptorSink, FileSink, Sink, SocketSink
 from sidestep.node.records.writer import FAREWELL, Writer
 from sidestep.observability.logs import get_logger
@@ -86,6 +87,8 @@ class EveLog:
         self._log = get_logger("records")
         self.alerts = AlertNotes()
         """What Events tell of alerts; who posts none never asks."""
+        self.recent = RecentAlerts()
+        """The last ones; sessions that get records note theirs, too (`records.live`)."""
         self.counts: Counter[str] = Counter(written=0, dropped_output=0)
         """See the module. The thread of the writer counts under these two, too."""
 
@@ -116,8 +119,10 @@ class EveLog:
             if made is None:
                 self.counts["refused"] += 1
             else:
+                line = eve.encode(made)
                 self._note(pod.key, made)
-                self._write(eve.encode(made))
+                self.recent.note(made, line)
+                self._write(line)
 
     def missed(self, pod: Pod, ports: tuple[int, ...], absence: Absence) -> None:
         """Record the time for which nobody inspected these ports of a pod."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from sidestep.aio.token_bucket import TokenBucket
 from sidestep.node.records.checking import checked, decode, whose
+from sidestep.node.records.recent_alerts import RecentAlerts
 from sidestep.protocols import eve
 
 if TYPE_CHECKING:
@@ -46,12 +47,21 @@ class Feed(Protocol):
 
 
 class LiveRecordRelay:
-    """See the module. `feed` finds the feed of a session by its uid; None if it is gone, or gets no records."""
+    """See the module. `feed` finds the feed of a session by its uid; None if it is gone, or gets no records.
+
+    Alerts are noted in `recent`.
+    """
 
     def __init__(
-        self, *, node: str, feed: Callable[[str], Feed | None], names: Callable[[], Mapping[int, str]] = dict
+        self,
+        *,
+        node: str,
+        feed: Callable[[str], Feed | None],
+        names: Callable[[], Mapping[int, str]] = dict,
+        recent: RecentAlerts | None = None,
     ) -> None:
         self._names = names
+        self._recent = recent or RecentAlerts()
         self._node = node
         self._feed = feed
         self._bucket = TokenBucket(rate=RATE, burst=BURST, now=time.monotonic())
@@ -73,7 +83,8 @@ class LiveRecordRelay:
         for data in message.records:
             made = checked(decode(data), rules=rules, kubernetes=kubernetes, now=now, names=self._names())
             line = b"" if made is None else eve.encode(made)
-            if line and len(line) <= eve.MAX_RECORD:
+            if made is not None and len(line) <= eve.MAX_RECORD:
+                self._recent.note(made, line)
                 feed.put(line, name)
             else:
                 feed.lose(name, "refused", 1)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from sidestep.model.intercept import Intercept
+    from sidestep.policy.exceptions import By
     from sidestep.tunnel.messages import State
-    from sidestep.tunnel.views import PolicyView, StatusView, WorkloadView
+    from sidestep.tunnel.views import AlertView, PolicyView, StatusView, WorkloadView
 
 
 class NodeView(Protocol):
@@ -18,6 +19,9 @@ class NodeView(Protocol):
 
     def policies(self) -> tuple[PolicyView, ...]:
         """Return the inspection policies that are written, as this node has them."""
+
+    def alert(self, exchange: str, by: By) -> AlertView | None:
+        """Return the alerts with this id, and what excepts them; None if it is not among the last ones."""
 
     def workloads(self) -> tuple[WorkloadView, ...]:
         """Return all workloads of this node, in all namespaces."""

@@ -1,0 +1,261 @@
+"""Turns an alert into the change of a policy that keeps it from coming again. Pure.
+
+    a rule of the policy    `except` of the rule gains the method and path of the request, or its client
+    the firewall            `waf.excludeRules` gains the rules of CRS that matched, in every policy of the port that has
+                            `waf`: a rule is left out only where all of them exclude it
+
+A change has whole lists: what the policy excepts already stands in it, as far as the policy is known. The conditions of
+one `except` must all hold, so a request can join an `except` about requests, and a client one about clients; where that
+is not so there is no change, and a note says why.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_network
+from typing import Final
+
+from sidestep.config import filters
+from sidestep.config.inspection_fields import MAX_SOURCES
+from sidestep.config.waf import EXCLUDABLE, MAX_EXCLUDED
+from sidestep.model.errors import ConfigurationError
+from sidestep.model.filter import Filter, PathCondition, PathTest
+from sidestep.model.inspection import Direction, InspectionPolicy, Match, Network, Rule
+from sidestep.model.waf import REQUEST_LINE, REQUEST_LINE_OF_CRS
+from sidestep.policy.inspection_match import CompiledMatch, RequestFacts, plain_address
+from sidestep.policy.path_forms import paths_of
+from sidestep.policy.seclang import place_and_number
+
+MAX_FORMS: Final = 8
+"""Forms of one path that an exception lists."""
+
+
+class By(enum.StrEnum):
+    """What an exception of a rule is about."""
+
+    REQUEST = "request"
+    """Method and path."""
+    SOURCE = "source"
+    """The address of the client."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlertFacts:
+    """What a record tells of an alert. `found` is its pattern; `path` is None where the record does not show it.
+
+    `source` and `destination` are addresses: of what was found in an answer, the client is the destination.
+    `is_answered`: the record has a status, as one of an answer has, and some of a request that ended late.
+    """
+
+    policy: str
+    rule: str
+    is_of_firewall: bool
+    found: str
+    method: str
+    path: str | None
+    source: str
+    destination: str
+    is_answered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What `spec` of a policy has to say, as a document has it; empty where nothing can be changed. Notes are for
+    people."""
+
+    policy: str
+    spec: dict[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def changes(alert: AlertFacts, policies: Sequence[InspectionPolicy], *, by: By, is_whole: bool) -> list[Change]:
+    """The changes for one alert.
+
+    `policies` are those of the port of the alert, in their order, as far as they are known; `is_whole`: there are no
+    others.
+    """
+    if alert.is_of_firewall:
+        return _of_firewall(alert, [each for each in policies if each.waf is not None], is_whole=is_whole)
+    policy = next((each for each in policies if each.display == alert.policy), None)
+    return [_of_rule(alert, policy, by)]
+
+
+# --- rules ----------------------------------------------------------------------------------------------------------
+
+
+def _of_rule(alert: AlertFacts, policy: InspectionPolicy | None, by: By) -> Change:
+    notes: list[str] = []
+    rule: Rule | None = None
+    if policy is not None:
+        rule = next((each for each in policy.rules if each.name == alert.rule), None)
+        if rule is None:
+            return Change(alert.policy, notes=(f"the policy has no rule {alert.rule} any more",))
+    if by is By.REQUEST:
+        wanted, why_not = _request(alert)
+        if wanted is None:
+            notes.append(f"{why_not}: the exception is about the client instead")
+    if by is By.SOURCE or wanted is None:
+        wanted = Match(sources=(_client(alert, rule),))
+    try:
+        joined = _joined(rule.exception if rule is not None else None, wanted, notes)
+    except ConfigurationError as error:
+        return Change(alert.policy, notes=(*notes, f"rule {alert.rule}: {error.reason}"))
+    if policy is None:
+        notes.append("what `except` of the rule says already is not known: its conditions must all hold")
+    spec: dict[str, object] = {"rules": [{"name": alert.rule, "except": _document(joined)}]}
+    return Change(alert.policy, spec, (*notes, f"rule {alert.rule} no longer applies to {_shown(wanted)}"))
+
+
+def _request(alert: AlertFacts) -> tuple[Match | None, str]:
+    """The exception for a request, or why there is none."""
+    if alert.path is None:
+        return None, "the record does not show the path"
+    forms, is_complete = paths_of(alert.path.encode())
+    if not is_complete or len(forms) > MAX_FORMS:
+        return None, "apps may take the path for too many others"
+    try:
+        method = filters.parse_method(alert.method)
+        paths = tuple(filters.parse_path(PathTest.EQUAL, form.decode()) for form in forms)
+    except (ConfigurationError, UnicodeDecodeError):
+        return None, "no condition can name the request"
+    made = Match(Filter(methods=(method,), paths=paths))
+    facts = RequestFacts(method.encode(), alert.path.encode(), ())
+    if not CompiledMatch(made, of_exception=True, of_response=False).request(facts):
+        return None, "no condition holds for the request"
+    return made, ""
+
+
+def _client(alert: AlertFacts, rule: Rule | None) -> Network:
+    of_answer = alert.is_answered if rule is None else rule.direction is Direction.RESPONSE
+    return ip_network(plain_address(ip_address(alert.destination if of_answer else alert.source)))
+
+
+def _joined(before: Match | None, wanted: Match, notes: list[str]) -> Match:
+    """What a rule has to except. Raises ConfigurationError where that cannot be said in one exception."""
+    if before is None:
+        return wanted
+    about = _about(before)
+    if wanted.sources:
+        if about != ["sources"]:
+            raise ConfigurationError(_other(about, "the client"))
+        networks = tuple(dict.fromkeys((*before.sources, *wanted.sources)))
+        if networks == before.sources:
+            raise ConfigurationError("`except` has this client already")
+        if len(networks) > MAX_SOURCES:
+            raise ConfigurationError(f"`except` has {MAX_SOURCES} sources already; more are not possible")
+        return replace(before, sources=networks)
+    if not before.filter.paths or not set(about) <= {"methods", "paths"}:
+        raise ConfigurationError(_other(about, "the request"))
+    methods = before.filter.methods
+    if methods and not set(wanted.filter.methods) <= set(methods):
+        methods = (*methods, *wanted.filter.methods)
+        notes.append("`except` is about each of its methods on each of its paths")
+    elif not methods:
+        notes.append("`except` is about all methods")
+    paths = tuple(dict.fromkeys((*before.filter.paths, *wanted.filter.paths)))
+    made = Filter(methods=methods, paths=paths)
+    if made == before.filter:
+        raise ConfigurationError("`except` has this request already")
+    filters.check_limits(made)
+    return Match(made)
+
+
+def _other(about: list[str], what: str) -> str:
+    said = " and ".join(f"`{each}`" for each in about)
+    return f"`except` says {said} already, and all of it must hold: {what} cannot be added; narrow `match` of the rule"
+
+
+def _about(match: Match) -> list[str]:
+    kinds = {
+        "headers": match.filter.headers,
+        "methods": match.filter.methods,
+        "paths": match.filter.paths,
+        "queryParameters": match.parameters,
+        "serverNames": match.server_names,
+        "sources": match.sources,
+        "clientCertificates": match.client_certificates,
+    }
+    return [name for name, conditions in kinds.items() if conditions]
+
+
+def _document(match: Match) -> dict[str, object]:
+    """An exception about methods, paths and sources, as a document has it."""
+    made: dict[str, object] = {}
+    if match.filter.methods:
+        made["methods"] = list(match.filter.methods)
+    if match.filter.paths:
+        made["paths"] = [_path(each) for each in match.filter.paths]
+    if match.sources:
+        made["sources"] = [str(each) for each in match.sources]
+    return made
+
+
+def _path(condition: PathCondition) -> dict[str, str]:
+    return {"match": condition.test.value.capitalize(), "value": condition.value}
+
+
+def _shown(wanted: Match) -> str:
+    if wanted.sources:
+        return f"requests from {wanted.sources[0]}"
+    return f"{wanted.filter.methods[0]} of {wanted.filter.paths[0].value}, whoever sends it"
+
+
+# --- the firewall ---------------------------------------------------------------------------------------------------
+
+
+def _of_firewall(alert: AlertFacts, policies: Sequence[InspectionPolicy], *, is_whole: bool) -> list[Change]:
+    if alert.found == "over-limit":
+        note = "the request exceeds a limit and was not judged: raise limits.bodyBytes or limits.fields"
+        return [Change(alert.policy, notes=(note,))]
+    numbers = [int(each) for each in alert.found.split() if each.isdecimal()]
+    named = [REQUEST_LINE_OF_CRS if each == REQUEST_LINE else each for each in numbers]
+    wanted = [each for each in named if any(first <= each <= last for first, last in EXCLUDABLE)]
+    notes = [note for each in numbers if (note := _why_not(each, policies))]
+    if not wanted:
+        return [Change(alert.policy, notes=(*notes, "no rule of the Core Rule Set that matched can be left out"))]
+    notes.append(f"the firewall no longer looks for this in any request of the port: {_list(wanted)}")
+    if not policies:
+        unknown = "what excludeRules has already is not known: add to it"
+        return [_excluding(alert.policy, wanted, (), (*notes, unknown, _ALL))]
+    if not is_whole:
+        notes.append(_ALL)
+    elif len(policies) > 1:
+        notes.append("it takes effect once all of these policies exclude them")
+    made = [
+        _excluding(each.display, wanted, each.waf.excluded, tuple(notes))
+        for each in policies
+        if each.waf is not None and not set(wanted) <= set(each.waf.excluded)
+    ]
+    return made or [Change(alert.policy, notes=(f"excludeRules has {_list(wanted)} already",))]
+
+
+_ALL: Final = "other policies of the port that have `waf` must exclude them, too"
+
+
+def _excluding(policy: str, wanted: Sequence[int], before: Sequence[int], notes: tuple[str, ...]) -> Change:
+    excluded = sorted({*before, *wanted})
+    if len(excluded) > MAX_EXCLUDED:
+        return Change(policy, notes=(f"excludeRules would have more than {MAX_EXCLUDED} rules",))
+    return Change(policy, {"waf": {"excludeRules": excluded}}, notes)
+
+
+def _why_not(number: int, policies: Sequence[InspectionPolicy]) -> str:
+    """Why a rule that matched is not left out; empty for one that is, or that only adds up what others found."""
+    custom = place_and_number(number)
+    if custom is not None:
+        place, own = custom
+        whose = policies[place].display if place < len(policies) else "a policy"
+        return f"rule {own} stands in the ConfigMap of {whose}: change it there"
+    if number in _OF_THE_BODY:
+        return f"rule {number} refuses what cannot be read, and cannot be left out"
+    return ""
+
+
+_OF_THE_BODY: Final = range(9_900_005, 9_900_009)
+"""Our own rules about requests that the engine cannot parse (`inspector.rules`)."""
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, sorted(set(numbers))))

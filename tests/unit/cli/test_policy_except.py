@@ -1,0 +1,158 @@
+"""`sidestep policy except` on files of records: what it finds there, prints and refuses."""
+
+import io
+import json
+
+import pytest
+import yaml
+
+from sidestep.cli.main import run
+from sidestep.protocols import eve
+from sidestep.protocols.eve_records import Kubernetes, Origin, Sidestep
+from sidestep.protocols.eve_redaction import Redaction
+
+ID = "2c6db743-1"
+ORIGIN = Origin(
+    flow_id=77, client=("203.0.113.9", 40000), server=("10.0.0.7", 8443), protocol="http",
+    kubernetes=Kubernetes("shop", "orders-1"),
+)  # fmt: skip
+POLICIES = """
+apiVersion: sidestep.dev/v1alpha1
+kind: InspectionPolicy
+metadata: {name: orders, namespace: shop}
+spec:
+  podSelector: {}
+  mode: Enforce
+  waf: {excludeRules: [920420]}
+  rules:
+  - name: no-admin
+    action: Block
+    match: {paths: [{match: Prefix, value: /admin}]}
+    except: {paths: [{match: Equal, value: /admin/health}]}
+"""
+
+
+def alert(rule="no-admin", target=b"/admin/users?page=7", exchange=ID, **more):
+    told = eve.http(method=b"GET", target=target, authority=b"shop", fields=[], redaction=Redaction())
+    decided = Sidestep(policy="shop/orders", rule=rule, action="Block", id=exchange, inspected=True, **more)
+    made = eve.alert("shop/orders", rule, blocked=True)
+    return eve.encode(eve.record(1_700_000_000_000_000_000, ORIGIN, made, transaction=0, http=told, sidestep=decided))
+
+
+@pytest.fixture
+def policies(tmp_path):
+    path = tmp_path / "policies.yaml"
+    path.write_text(POLICIES)
+    return path
+
+
+@pytest.fixture
+def ask(tmp_path, capsys):
+    def ask(records, *words, exchange=ID):
+        (tmp_path / "eve.json").write_bytes(records)
+        code = run(["policy", "except", exchange, "--eve", str(tmp_path / "eve.json"), *map(str, words)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return ask
+
+
+def test_the_change_is_yaml_with_comments(ask, policies):
+    code, out, err = ask(alert(exchange="2c6db743-11") + alert(), policies)
+    assert (code, err) == (0, "")
+    assert "page=[redacted]: Block shop/orders: no-admin" in out.splitlines()[0]
+    assert "# InspectionPolicy shop/orders" in out
+    paths = [{"match": "Equal", "value": "/admin/health"}, {"match": "Equal", "value": "/admin/users"}]
+    [change] = yaml.safe_load_all(out)
+    assert change == {"spec": {"rules": [{"name": "no-admin", "except": {"paths": paths}}]}}
+
+
+def test_the_line_of_the_refusal_is_an_id_too(ask):
+    assert ask(alert(), exchange=f"sidestep: policy shop/orders, id {ID}\n")[0] == 0
+
+
+def test_each_rule_has_its_change(ask, policies):
+    records = alert() + alert("WAF", pattern="942100 949110") + alert()
+    code, out, _ = ask(records, policies, "--output", "json")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [each["policy"] for each in found] == ["shop/orders", "shop/orders"]
+    assert found[1]["spec"] == {"waf": {"excludeRules": [920420, 942100]}}
+    assert {(each["event"], each["alert"]) for each in found} == {("exception", ID)}
+
+
+def test_without_the_policies_a_note_says_that_they_are_not_known(ask):
+    code, out, _ = ask(alert(), "--by", "source")
+    assert code == 0
+    assert "sources: [203.0.113.9/32]" in out
+    assert "is not known" in out
+
+
+def test_lines_that_are_no_records_are_left_out(ask):
+    broken = b'{"sidestep":{"id":"%s"' % ID.encode()
+    assert ask(broken[:9] + b"\n" + broken + b"\n\xff" + broken + b"\n" + alert()[:-1])[0] == 0
+    assert ask(b"\n".join([broken] * 3))[0] == 1
+
+
+def test_standard_input(ask, monkeypatch, capsys):
+    stdin = io.TextIOWrapper(io.BytesIO(alert()))
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert run(["policy", "except", ID, "--eve", "-"]) == 0
+    assert "/admin/users" in capsys.readouterr().out
+
+
+def test_an_alert_without_an_exception_ends_with_1(ask):
+    code, out, _ = ask(alert("WAF", pattern="over-limit"))
+    assert code == 1
+    assert "no change" in out
+    assert "raise limits.bodyBytes" in out
+
+
+@pytest.mark.parametrize(
+    ("records", "words", "exchange", "code", "told"),
+    [
+        (alert(), (), "2c6db743-2", 1, "eve.json has no alert 2c6db743-2"),
+        (b"", (), ID, 1, f"eve.json has no alert {ID}"),
+        (alert(), (), "orders", 2, "'orders' is no id of an alert"),
+        (alert(), ("/nowhere",), ID, 1, "FILE '/nowhere'"),
+        (alert(), ("--by", "mood"), ID, 2, "'mood'"),
+    ],
+)
+def test_what_is_wrong_is_one_line(ask, records, words, exchange, code, told):
+    found, out, err = ask(records, *words, exchange=exchange)
+    assert (found, out) == (code, "")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_a_file_that_is_none_and_policies_with_errors(ask, policies, tmp_path, capsys):
+    assert run(["policy", "except", ID, "--eve", str(tmp_path)]) == 1
+    assert "is a folder, not a file" in capsys.readouterr().err
+    assert run(["policy", "except", ID, "--eve", "/nowhere"]) == 1
+    assert "cannot be read: No such file" in capsys.readouterr().err
+    policies.write_text(POLICIES.replace("no-admin", "No Admin"))
+    code, _, err = ask(alert(), policies)
+    assert code == 1
+    assert "spec.rules[0].name" in err
+
+
+def test_policies_are_for_records_only(policies, capsys):
+    assert run(["policy", "except", ID, str(policies), "--socket", "/nowhere"]) == 2
+    assert "FILE is for --eve" in capsys.readouterr().err
+
+
+def test_a_daemon_that_does_not_answer(capsys):
+    assert run(["policy", "except", ID, "--socket", "/nowhere/node.sock"]) == 1
+    assert "no node daemon answers on /nowhere/node.sock" in capsys.readouterr().err
+
+
+def test_in_a_cluster_records_are_asked_for(tmp_path, capsys):
+    config = tmp_path / "config"
+    cluster = {"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}
+    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+    user = {"name": "u", "user": {"token": "t"}}
+    config.write_text(
+        yaml.safe_dump({"clusters": [cluster], "contexts": [context], "users": [user], "current-context": "c"})
+    )
+    assert run(["policy", "except", ID, "--kubeconfig", str(config)]) == 1
+    assert "in a cluster the alert stands in the records of its pod's node" in capsys.readouterr().err
