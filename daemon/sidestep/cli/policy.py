@@ -135,8 +135,16 @@ def _say_accepted(subject: str, accepted: AcceptedPolicy, say: Say) -> None:
         "rules": count,
         "cost": round(accepted.cost, 1),
     }
+    outwards = ""
+    if found.egress is not None:
+        value["egress"] = {
+            "destinations": len(found.egress.destinations),
+            "rules": len(found.egress.rules),
+            "failurePolicy": found.egress.failure_policy,
+        }
+        outwards = "; its egress is valid, and not carried out by this version"
     rules = f"{count} {'rule' if count == 1 else 'rules'}"
-    say(value, f"{subject}: accepted, {rules}, mode {found.mode}, failurePolicy {found.failure_policy}{cost}")
+    say(value, f"{subject}: accepted, {rules}, mode {found.mode}, failurePolicy {found.failure_policy}{cost}{outwards}")
 
 
 def _say_fault(fault: ManifestError, say: Say) -> None:

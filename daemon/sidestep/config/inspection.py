@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from ipaddress import ip_network
+from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
 import msgspec
@@ -20,7 +20,9 @@ from sidestep.config import filters
 from sidestep.config import inspection_fields as fields
 from sidestep.config.config_map_key import config_map_key
 from sidestep.config.durations import parse_duration
+from sidestep.config.egress import egress, fingerprints
 from sidestep.config.field_error import FieldError
+from sidestep.config.names_and_networks import networks, server_names
 from sidestep.config.object_fields import SelectorFields
 from sidestep.config.object_values import NAME, check_name, names, selector
 from sidestep.config.schema_fault import path_and_reason
@@ -30,7 +32,6 @@ from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondi
 from sidestep.model.inspection import (
     InspectionPolicy,
     Match,
-    Network,
     ParameterCondition,
     Pattern,
     RateLimit,
@@ -44,7 +45,7 @@ from sidestep.model.workload import LabelSelector, SelectorOperator
 MAX_REGEX = 1024
 """UTF-8 bytes of a regex."""
 MAX_ALL_PATTERNS = 512
-"""Patterns of all rules of one policy."""
+"""Patterns of all rules of one policy in one direction."""
 MAX_NAME = 1024
 """Characters of the name of a query parameter or a client certificate."""
 MAX_SELECTOR = 64
@@ -57,7 +58,6 @@ _T = TypeVar("_T")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _PORT_NAME = re.compile(r"(?=.{1,15}\Z)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
 """An IANA service name (RFC 6335, 5.1), as names of container ports are."""
-_SERVER_NAME = re.compile(r"(?=.{1,253}\Z)(\*\.)?[a-z0-9_]([-a-z0-9_]*[a-z0-9_])?(\.[a-z0-9_]([-a-z0-9_]*[a-z0-9_])?)*")
 _WORKLOAD = re.compile(r"(?=.{1,320}\Z)([A-Za-z.]+/)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
@@ -103,17 +103,11 @@ def _document(value: Mapping[str, object]) -> fields.PolicyDocumentFields:
 
 
 def _policy(spec: fields.SpecFields, namespace: str, name: str) -> InspectionPolicy:
-    if spec.rules is None and spec.ids is None and spec.waf is None:
-        raise FieldError("spec", "needs at least one of rules, ids and waf")
-    patterns = sum(len(rule.patterns) for rule in spec.rules or ())
-    if patterns > MAX_ALL_PATTERNS:
-        raise FieldError("spec.rules", f"{patterns} patterns, at most {MAX_ALL_PATTERNS} are possible in one policy")
-    rules = tuple(_rule(rule, f"spec.rules[{index}]") for index, rule in enumerate(spec.rules or ()))
-    earlier: set[str] = set()
-    for index, rule in enumerate(rules):
-        if rule.name in earlier:
-            raise FieldError(f"spec.rules[{index}].name", f"{rule.name} is the name of an earlier rule")
-        earlier.add(rule.name)
+    if spec.rules is None and spec.ids is None and spec.waf is None and spec.egress is None:
+        raise FieldError("spec", "needs at least one of rules, ids, waf and egress")
+    outwards = spec.egress
+    if spec.ports and spec.rules is None and spec.ids is None and spec.waf is None:
+        raise FieldError("spec.ports", "are ports of the pod, and nothing is said of connections that it accepts")
     return InspectionPolicy(
         name=name,
         namespace=namespace,
@@ -125,11 +119,25 @@ def _policy(spec: fields.SpecFields, namespace: str, name: str) -> InspectionPol
         failure_policy=spec.failure_policy,
         existing_connections=spec.existing_connections,
         sample_percent=spec.log.sample_percent,
-        rules=rules,
+        rules=_rules(spec.rules or (), "spec.rules"),
         redaction=_redaction(spec.redact),
         ids=None if spec.ids is None else config_map_key(spec.ids.rules_from, "spec.ids", namespace),
         waf=None if spec.waf is None else waf(spec.waf, namespace),
+        egress=None if outwards is None else egress(outwards, _rules(outwards.rules, "spec.egress.rules"), namespace),
     )
+
+
+def _rules(read: Sequence[fields.RuleFields | fields.EgressRuleFields], path: str) -> tuple[Rule, ...]:
+    patterns = sum(len(rule.patterns) for rule in read)
+    if patterns > MAX_ALL_PATTERNS:
+        raise FieldError(path, f"{patterns} patterns, at most {MAX_ALL_PATTERNS} are possible in one direction")
+    rules = tuple(_rule(rule, f"{path}[{index}]") for index, rule in enumerate(read))
+    earlier: set[str] = set()
+    for index, rule in enumerate(rules):
+        if rule.name in earlier:
+            raise FieldError(f"{path}[{index}].name", f"{rule.name} is the name of an earlier rule")
+        earlier.add(rule.name)
+    return rules
 
 
 def _selector(read: SelectorFields | None, path: str) -> LabelSelector | None:
@@ -162,7 +170,7 @@ def _port(port: int | str, path: str) -> int | str:
     return port
 
 
-def _rule(rule: fields.RuleFields, path: str) -> Rule:
+def _rule(rule: fields.RuleFields | fields.EgressRuleFields, path: str) -> Rule:
     if not _LABEL.fullmatch(rule.name):
         raise FieldError(f"{path}.name", f"{rule.name[:64]!r} is no name (lower-case letters, digits and '-')")
     return Rule(
@@ -187,14 +195,14 @@ def _rate_limit(read: fields.RateLimitFields | None, path: str) -> RateLimit | N
     return None if read is None else RateLimit(read.count, _period(read.period, f"{path}.period"))
 
 
-def _exception(read: fields.MatchFields, path: str) -> Match:
+def _exception(read: fields.MatchFields | fields.EgressMatchFields, path: str) -> Match:
     found = _match(read, path)
     if found.is_empty:
         raise FieldError(path, "is empty: the rule would never apply")
     return found
 
 
-def _match(read: fields.MatchFields, path: str) -> Match:
+def _match(read: fields.MatchFields | fields.EgressMatchFields, path: str) -> Match:
     wanted = Filter(
         headers=tuple(_header(each, f"{path}.headers[{index}]") for index, each in enumerate(read.headers)),
         methods=tuple(
@@ -203,13 +211,23 @@ def _match(read: fields.MatchFields, path: str) -> Match:
         paths=tuple(_path(each, f"{path}.paths[{index}]") for index, each in enumerate(read.paths)),
     )
     _checked(path, filters.check_limits, wanted)
-    return Match(
+    found = Match(
         filter=wanted,
         parameters=tuple(
             _parameter(each, f"{path}.queryParameters[{index}]") for index, each in enumerate(read.query_parameters)
         ),
-        server_names=_server_names(read.server_names, f"{path}.serverNames"),
-        sources=tuple(_network(each, f"{path}.sources[{index}]") for index, each in enumerate(read.sources)),
+        server_names=server_names(read.server_names, f"{path}.serverNames"),
+    )
+    if isinstance(read, fields.EgressMatchFields):
+        return replace(
+            found,
+            networks=networks(read.networks, f"{path}.networks"),
+            ports=tuple(dict.fromkeys(read.ports)),
+            fingerprints=fingerprints(read.fingerprints, f"{path}.fingerprints"),
+        )
+    return replace(
+        found,
+        sources=networks(read.sources, f"{path}.sources"),
         client_certificates=tuple(
             _certificate(each, f"{path}.clientCertificates[{index}]")
             for index, each in enumerate(read.client_certificates)
@@ -251,23 +269,6 @@ def _path(read: fields.PathFields, path: str) -> PathCondition:
     if test is PathTest.REGEX:
         return PathCondition(test, _regex(read.value, at))
     return _checked(at, filters.parse_path, test, read.value)
-
-
-def _server_names(read: Sequence[str], path: str) -> tuple[str, ...]:
-    found = []
-    for index, name in enumerate(read):
-        if not _SERVER_NAME.fullmatch(name.lower()):
-            raise FieldError(f"{path}[{index}]", f"{name[:64]!r} is no DNS name, nor *. and a DNS name")
-        found.append(name.lower())
-    return tuple(dict.fromkeys(found))
-
-
-def _network(text: str, path: str) -> Network:
-    try:
-        return ip_network(text)
-    except ValueError:
-        reason = f"{text[:64]!r} is no network: write an address, or like 10.0.0.0/8 with no bits beyond the prefix"
-        raise FieldError(path, reason) from None
 
 
 def _certificate(name: str, path: str) -> str:

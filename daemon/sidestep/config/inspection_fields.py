@@ -14,18 +14,22 @@ from sidestep.config.config_map_key import RulesFromFields
 from sidestep.config.object_fields import MetadataFields, PortNumber, SelectorFields, Text
 from sidestep.config.policy_fields import PolicyFields
 from sidestep.config.waf import WafFields
+from sidestep.model.egress import EgressMode, Quic
 from sidestep.model.inspection import Action, Builtin, Direction, ExistingConnections, FailurePolicy, Mode
 
 MAX_RULES = 256
 """Rules of one policy."""
 MAX_PORTS = 64
-"""Ports of one policy."""
+"""Ports of one policy, one destination or one match."""
 MAX_PATTERNS = 32
 """Patterns of one rule."""
 MAX_SOURCES = 256
-"""Networks of one match."""
+"""Networks of one match or one destination."""
+MAX_DESTINATIONS = 32
+"""Destinations of one policy."""
 MAX_NAMES = 64
-"""Server names, certificates or query parameters of one match; headers of a redaction."""
+"""Server names, certificates, fingerprints or query parameters of one match; names of a destination; headers of a
+redaction."""
 MAX_COUNT = 1000
 """The count of a threshold or a rate limit."""
 
@@ -47,8 +51,8 @@ class PathFields(PolicyFields, frozen=True):
     value: str
 
 
-class MatchFields(PolicyFields, frozen=True):
-    """`match` and `except`."""
+class HttpMatchFields(PolicyFields, frozen=True):
+    """What `match` and `except` have in both directions."""
 
     headers: list[HeaderFields] = msgspec.field(default_factory=list)
     methods: list[str] = msgspec.field(default_factory=list)
@@ -57,8 +61,21 @@ class MatchFields(PolicyFields, frozen=True):
         default_factory=list
     )
     server_names: Annotated[list[Text], msgspec.Meta(max_length=MAX_NAMES)] = msgspec.field(default_factory=list)
+
+
+class MatchFields(HttpMatchFields, frozen=True):
+    """`match` and `except` of rules about connections that pods accept."""
+
     sources: Annotated[list[Text], msgspec.Meta(max_length=MAX_SOURCES)] = msgspec.field(default_factory=list)
     client_certificates: Annotated[list[str], msgspec.Meta(max_length=MAX_NAMES)] = msgspec.field(default_factory=list)
+
+
+class EgressMatchFields(HttpMatchFields, frozen=True):
+    """The same of rules about connections that pods make."""
+
+    networks: Annotated[list[Text], msgspec.Meta(max_length=MAX_SOURCES)] = msgspec.field(default_factory=list)
+    ports: Annotated[list[PortNumber], msgspec.Meta(max_length=MAX_PORTS)] = msgspec.field(default_factory=list)
+    fingerprints: Annotated[list[Text], msgspec.Meta(max_length=MAX_NAMES)] = msgspec.field(default_factory=list)
 
 
 class PatternFields(PolicyFields, frozen=True):
@@ -83,19 +100,66 @@ class RateLimitFields(PolicyFields, frozen=True):
     period: str
 
 
-class RuleFields(PolicyFields, frozen=True):
-    """`rules[]`."""
+class CommonRuleFields(PolicyFields, frozen=True):
+    """What rules have in both directions."""
 
     name: str
     action: Action
     direction: Direction = Direction.REQUEST
-    match: MatchFields = msgspec.field(default_factory=MatchFields)
-    exception: MatchFields | None = msgspec.field(default=None, name="except")
     patterns: Annotated[list[PatternFields], msgspec.Meta(max_length=MAX_PATTERNS)] = msgspec.field(
         default_factory=list
     )
     threshold: ThresholdFields | None = None
     rate_limit: RateLimitFields | None = None
+
+
+class RuleFields(CommonRuleFields, frozen=True):
+    """`rules[]`."""
+
+    match: MatchFields = msgspec.field(default_factory=MatchFields)
+    exception: MatchFields | None = msgspec.field(default=None, name="except")
+
+
+class EgressRuleFields(CommonRuleFields, frozen=True):
+    """`egress.rules[]`."""
+
+    match: EgressMatchFields = msgspec.field(default_factory=EgressMatchFields)
+    exception: EgressMatchFields | None = msgspec.field(default=None, name="except")
+
+
+class DestinationFields(PolicyFields, frozen=True):
+    """`egress.destinations[]`."""
+
+    name: str
+    mode: EgressMode = EgressMode.OBSERVE
+    names: Annotated[list[Text], msgspec.Meta(max_length=MAX_NAMES)] = msgspec.field(default_factory=list)
+    networks: Annotated[list[Text], msgspec.Meta(max_length=MAX_SOURCES)] = msgspec.field(default_factory=list)
+    ports: Annotated[list[PortNumber], msgspec.Meta(max_length=MAX_PORTS)] = msgspec.field(default_factory=list)
+
+
+class SecretRefFields(PolicyFields, frozen=True):
+    """`egress.issuer.secretRef`."""
+
+    name: str
+    namespace: str | None = None
+
+
+class IssuerFields(PolicyFields, frozen=True):
+    """`egress.issuer`."""
+
+    secret_ref: SecretRefFields
+
+
+class EgressFields(PolicyFields, frozen=True):
+    """`egress`."""
+
+    destinations: Annotated[list[DestinationFields], msgspec.Meta(min_length=1, max_length=MAX_DESTINATIONS)] | None = (
+        None
+    )
+    rules: Annotated[list[EgressRuleFields], msgspec.Meta(max_length=MAX_RULES)] = msgspec.field(default_factory=list)
+    failure_policy: FailurePolicy = FailurePolicy.IGNORE
+    quic: Quic = Quic.ALLOW
+    issuer: IssuerFields | None = None
 
 
 class LogFields(PolicyFields, frozen=True):
@@ -118,11 +182,12 @@ class IdsFields(PolicyFields, frozen=True):
 
 
 class SpecFields(PolicyFields, frozen=True):
-    """`spec`. It has at least one of `rules`, `ids` and `waf`."""
+    """`spec`. It has at least one of `rules`, `ids`, `waf` and `egress`."""
 
     rules: Annotated[list[RuleFields], msgspec.Meta(min_length=1, max_length=MAX_RULES)] | None = None
     ids: IdsFields | None = None
     waf: WafFields | None = None
+    egress: EgressFields | None = None
     pod_selector: SelectorFields | None = None
     workload: str | None = None
     namespace_selector: SelectorFields | None = None

@@ -1,4 +1,5 @@
-"""Inspection policies: what is logged, reported or blocked among the requests and responses of a pod's ports.
+"""Inspection policies: what is logged, reported or blocked among the requests and responses of a pod's ports, and among
+the connections that a pod makes (`Egress`).
 
 A namespace's `InspectionPolicy` and a `ClusterInspectionPolicy` have the same form here; the latter has no namespace of
 its own and chooses namespaces by their labels. All policies that select a pod apply side by side: their rules add up,
@@ -11,16 +12,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
+from dataclasses import dataclass, field, replace
 
 from sidestep.model.config_map_key import ConfigMapKey
+from sidestep.model.egress import EVERYTHING, Destination, Issuer, Network, Quic
 from sidestep.model.filter import Filter, HeaderTest
 from sidestep.model.intercept import WorkloadRef
 from sidestep.model.waf import Waf
 from sidestep.model.workload import LabelSelector
-
-Network = IPv4Network | IPv6Network
 
 
 class Mode(enum.StrEnum):
@@ -105,6 +104,9 @@ class Match:
     hold; of `server_names`, `sources` and `client_certificates` one each, where there are any. Server names are in
     lower case, `*.example.com` stands for every name below it. A certificate's name ends in `*` to mean every name
     that begins so. In a rule for responses the headers are those of the response, and everything else is the request's.
+
+    `networks`, `ports` and `fingerprints` are for connections that a pod makes: the address and port that it connects
+    to, and the JA3 or JA4 of its ClientHello, one each. `sources` and `client_certificates` are for the others.
     """
 
     filter: Filter = field(default_factory=Filter)
@@ -112,12 +114,25 @@ class Match:
     server_names: tuple[str, ...] = ()
     sources: tuple[Network, ...] = ()
     client_certificates: tuple[str, ...] = ()
+    networks: tuple[Network, ...] = ()
+    ports: tuple[int, ...] = ()
+    fingerprints: tuple[str, ...] = ()
+
+    @property
+    def of_connection(self) -> bool:
+        """Whether there are conditions on the connection."""
+        downstream = self.server_names or self.sources or self.client_certificates
+        return bool(downstream or self.networks or self.ports or self.fingerprints)
+
+    @property
+    def of_exchange(self) -> bool:
+        """Whether there are conditions on the request or the response."""
+        return bool(self.parameters) or not self.filter.is_global
 
     @property
     def is_empty(self) -> bool:
         """Whether there is no condition, so that every exchange matches."""
-        of_connection = self.server_names or self.sources or self.client_certificates
-        return self.filter.is_global and not (self.parameters or of_connection)
+        return not (self.of_connection or self.of_exchange)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +167,28 @@ class Rule:
     threshold: Threshold | None = None
     rate_limit: RateLimit | None = None
 
+    @property
+    def of_connection(self) -> bool:
+        """Whether the connection alone decides if it applies: it looks at no request and at no response."""
+        looks = [each.of_exchange for each in (self.match, self.exception) if each is not None]
+        return self.direction is Direction.REQUEST and not (self.patterns or any(looks))
+
+
+@dataclass(frozen=True, slots=True)
+class Egress:
+    """What a policy says of the connections that its pods make.
+
+    `rules` are about those to its `destinations`; one that looks at requests applies where they are read. Whether
+    `Block` blocks is the policy's `mode`. `failure_policy` is about connections that cannot be judged as a destination
+    wants. `issuer` is there if a destination is decrypted.
+    """
+
+    destinations: tuple[Destination, ...] = EVERYTHING
+    rules: tuple[Rule, ...] = ()
+    failure_policy: FailurePolicy = FailurePolicy.IGNORE
+    quic: Quic = Quic.ALLOW
+    issuer: Issuer | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Redaction:
@@ -170,7 +207,8 @@ class InspectionPolicy:
     are container ports, by number or by name; empty for every port that may speak HTTP. `sample_percent` of the
     requests without a hit are logged, 0 to 100. With `ids` the pod's Suricata is fed the connections; it reports, and
     neither `mode` nor `failure_policy` is about it. With `waf` each request is judged as a whole by the pod's
-    inspector. A policy has at least one of `rules`, `ids` and `waf`.
+    inspector. `egress` is about the connections that pods make; all else but `mode`, `redaction` and the selectors is
+    about those that they accept. A policy has at least one of `rules`, `ids`, `waf` and `egress`.
     """
 
     name: str
@@ -187,6 +225,29 @@ class InspectionPolicy:
     redaction: Redaction = field(default_factory=Redaction)
     ids: ConfigMapKey | None = None
     waf: Waf | None = None
+    egress: Egress | None = None
+
+    @property
+    def is_inward(self) -> bool:
+        """Whether it says anything of connections that pods accept."""
+        return self.egress is None or bool(self.rules) or self.ids is not None or self.waf is not None
+
+    @property
+    def outward(self) -> InspectionPolicy | None:
+        """What it says of connections that pods make, as a policy of those; None if it says nothing of them."""
+        if self.egress is None:
+            return None
+        return replace(
+            self,
+            ports=(),
+            failure_policy=self.egress.failure_policy,
+            existing_connections=ExistingConnections.KEEP,
+            sample_percent=0.0,
+            rules=self.egress.rules,
+            ids=None,
+            waf=None,
+            egress=None,
+        )
 
     @property
     def texts(self) -> tuple[ConfigMapKey, ...]:

@@ -39,10 +39,12 @@ from sidestep.node.conditions import Conditions, Source
 from sidestep.node.planning.inspection import PlannedPolicy
 from sidestep.observability.logs import get_logger
 from sidestep.policy.accepted_policy import accept
+from sidestep.policy.egress_rows import to_egress_snapshot
 from sidestep.policy.inspection_rows import to_snapshot
 
 if TYPE_CHECKING:
     from sidestep.model.inspection import InspectionPolicy
+    from sidestep.snapshots.egress import EgressSnapshot
     from sidestep.snapshots.inspection import PolicySnapshot
 
 MAX_POLICIES = 256
@@ -82,10 +84,17 @@ class PolicyEntry:
         return self._snapshot
 
     @property
+    def egress(self) -> EgressSnapshot | None:
+        """What pod proxies are told of the connections that pods make; None if the policy says nothing of them."""
+        return None if self.policy is None else to_egress_snapshot(self.policy)
+
+    @property
     def digest(self) -> bytes:
         """Of the rules, on which a judgement depends."""
         if not self._digest:
-            self._digest = hashlib.sha256(msgspec.msgpack.encode(self.snapshot.rules)).digest()
+            egress = self.egress
+            rules = (self.snapshot.rules, () if egress is None else egress.policy.rules)
+            self._digest = hashlib.sha256(msgspec.msgpack.encode(rules)).digest()
         return self._digest
 
     @property
@@ -224,7 +233,9 @@ class PolicyStore:
         entry.problem = judgement.problem
         if not judgement.problem:
             size = len(msgspec.msgpack.encode(entry.snapshot))
-            entry.in_force = PlannedPolicy(entry.policy, entry.snapshot, size, judgement.instructions)
+            entry.in_force = PlannedPolicy(
+                entry.policy, entry.snapshot, size, judgement.instructions, egress=entry.egress
+            )
 
     def _update(self) -> None:
         """Tell what has changed: conditions, and the versions in force."""

@@ -98,11 +98,13 @@ class AcceptedPolicy:
     """A policy whose rules are compiled.
 
     `cost`: microseconds per KiB of hostile text that its regexes need; `instructions`: of RE2's programs for them.
+    Errors name fields by `rules`, the path of the rules. `outward` is what the policy says of connections that pods
+    make, compiled in the same way; None if it says nothing of them.
     """
 
-    def __init__(self, policy: InspectionPolicy, clock: Clock | None) -> None:
+    def __init__(self, policy: InspectionPolicy, clock: Clock | None, rules: str = "spec.rules") -> None:
         self.policy = policy
-        self.instructions = _instructions(policy)
+        self.instructions = _instructions(policy, rules)
         halves = {direction: _patterns(policy, direction) for direction in Direction}
         self.rules = tuple(
             CompiledRule(rule, policy, frozenset(halves[rule.direction].index(each) for each in rule.patterns))
@@ -130,9 +132,11 @@ class AcceptedPolicy:
         self.judges_paths = any(each.filter.paths for each in matches)
         """Some rule is about paths."""
         self.cost = 0.0 if clock is None else self._checked_cost(clock)
+        outward = policy.outward
+        self.outward = None if outward is None else AcceptedPolicy(outward, clock, "spec.egress.rules")
 
     def _checked_cost(self, clock: Clock) -> float:
-        regexes = [Pattern(regex=regex) for _, regex in _regexes_of_matches(self.policy)]
+        regexes = [Pattern(regex=regex) for _, regex in _regexes_of_matches(self.policy, "")]
         sets = (self.request_set, self.response_set, PatternSet(tuple(dict.fromkeys(regexes))))
         return max(check_cost(each, clock) for each in sets)
 
@@ -157,20 +161,20 @@ def _patterns(policy: InspectionPolicy, direction: Direction) -> list[Pattern]:
     return list(dict.fromkeys(found))
 
 
-def _regexes_of_matches(policy: InspectionPolicy) -> list[tuple[str, str]]:
+def _regexes_of_matches(policy: InspectionPolicy, rules: str) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for index, rule in enumerate(policy.rules):
-        found += regexes_of(rule.match, f"spec.rules[{index}].match")
+        found += regexes_of(rule.match, f"{rules}[{index}].match")
         if rule.exception is not None:
-            found += regexes_of(rule.exception, f"spec.rules[{index}].except")
+            found += regexes_of(rule.exception, f"{rules}[{index}].except")
     return found
 
 
-def _instructions(policy: InspectionPolicy) -> int:
+def _instructions(policy: InspectionPolicy, rules: str) -> int:
     """The instructions of all regexes of a policy. Raises FieldError, ConfigurationError."""
-    regexes = _regexes_of_matches(policy)
+    regexes = _regexes_of_matches(policy, rules)
     regexes += [
-        (f"spec.rules[{index}].patterns[{at}].regex", pattern.regex)
+        (f"{rules}[{index}].patterns[{at}].regex", pattern.regex)
         for index, rule in enumerate(policy.rules)
         for at, pattern in enumerate(rule.patterns)
         if pattern.builtin is None

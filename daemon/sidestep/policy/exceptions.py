@@ -20,9 +20,10 @@ from typing import Final
 from sidestep.config import filters
 from sidestep.config.inspection_fields import MAX_SOURCES
 from sidestep.config.waf import EXCLUDABLE, MAX_EXCLUDED
+from sidestep.model.egress import Network
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.filter import Filter, PathCondition, PathTest
-from sidestep.model.inspection import Direction, InspectionPolicy, Match, Network, Rule
+from sidestep.model.inspection import Direction, InspectionPolicy, Match, Rule
 from sidestep.model.waf import REQUEST_LINE, REQUEST_LINE_OF_CRS
 from sidestep.policy.inspection_match import CompiledMatch, RequestFacts, plain_address
 from sidestep.policy.path_forms import paths_of

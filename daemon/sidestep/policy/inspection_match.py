@@ -19,6 +19,7 @@ from urllib.parse import unquote_to_bytes
 
 import re2
 
+from sidestep.model.egress import Network
 from sidestep.model.filter import HeaderCondition, HeaderTest, PathCondition, PathTest
 from sidestep.model.inspection import Match, ParameterCondition
 from sidestep.policy.path_forms import paths_of
@@ -40,12 +41,16 @@ _PORT = re.compile(rb":[0-9]*\Z")
 @dataclass(frozen=True, slots=True)
 class ConnectionFacts:
     """What is known of a connection. `certificate_names` are those of a *verified* client certificate: its subject as
-    RFC 2253 writes it, and its DNS, URI and e-mail names; empty without one.
+    RFC 2253 writes it, and its DNS, URI and e-mail names; empty without one. `destination`, `port` and `fingerprints`
+    (JA3 and JA4) are known of a connection that the pod makes.
     """
 
     client: Address | None = None
     server_name: str = ""
     certificate_names: tuple[str, ...] = ()
+    destination: Address | None = None
+    port: int = 0
+    fingerprints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,18 +157,22 @@ class CompiledMatch:
         self._methods = frozenset(each.encode() for each in match.filter.methods)
         self._paths = tuple(map(_path_test, match.filter.paths))
         self._parameters = tuple((each.name.encode(), _test(each)) for each in match.parameters)
-        self.on_connection = bool(match.server_names or match.sources or match.client_certificates)
+        self.on_connection = match.of_connection
         self.on_request = bool(self._headers or self._methods or self._paths or self._parameters)
         self.on_response = bool(self._response_headers)
 
     def connection(self, facts: ConnectionFacts) -> bool:
         """Whether the conditions on the connection hold."""
         match = self._match
-        if match.sources:
-            client = plain_address(facts.client) if facts.client is not None else None
-            if client is None or not any(client in network for network in match.sources):
-                return False
-        if match.server_names and not _names_server(match.server_names, facts.server_name.lower().rstrip(".")):
+        if match.sources and not is_in(facts.client, match.sources):
+            return False
+        if match.networks and not is_in(facts.destination, match.networks):
+            return False
+        if match.ports and facts.port not in match.ports:
+            return False
+        if match.fingerprints and not any(each in match.fingerprints for each in facts.fingerprints):
+            return False
+        if match.server_names and not names_server(match.server_names, facts.server_name):
             return False
         wanted = match.client_certificates
         return not wanted or any(_names_certificate(each, name) for each in wanted for name in facts.certificate_names)
@@ -237,7 +246,17 @@ def _search(regex: str) -> Test:
     return lambda value: bool(found(value))
 
 
-def _names_server(wanted: Iterable[str], name: str) -> bool:
+def is_in(address: Address | None, networks: Iterable[Network]) -> bool:
+    """Whether an address is known and in one of the networks; one mapped into IPv6 counts as IPv4."""
+    if address is None:
+        return False
+    plain = plain_address(address)
+    return any(plain in network for network in networks)
+
+
+def names_server(wanted: Iterable[str], name: str) -> bool:
+    """Whether one of `wanted` (`Match.server_names`) stands for a server's name as a client sent it."""
+    name = name.lower().rstrip(".")
     return any(name.endswith(each[1:]) if each.startswith("*.") else name == each for each in wanted)
 
 

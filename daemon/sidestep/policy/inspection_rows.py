@@ -31,7 +31,8 @@ from sidestep.snapshots.inspection import InspectionRuleSnapshot, MatchSnapshot,
 
 
 def to_snapshot(policy: InspectionPolicy) -> PolicySnapshot:
-    """The policy without what it selects. `from_snapshot` is the inverse, but for an IDS and a firewall."""
+    """The policy without what it selects, and without `egress`. `from_snapshot` is the inverse, but for an IDS and a
+    firewall."""
     return PolicySnapshot(
         policy.name,
         policy.namespace,
@@ -102,6 +103,9 @@ def _match_snapshot(match: Match) -> MatchSnapshot:
         match.server_names,
         tuple(map(str, match.sources)),
         match.client_certificates,
+        tuple(map(str, match.networks)),
+        match.ports,
+        match.fingerprints,
     )
 
 
@@ -113,4 +117,7 @@ def _match(snapshot: MatchSnapshot) -> Match:
         snapshot.server_names,
         tuple(map(ip_network, snapshot.sources)),
         snapshot.client_certificates,
+        tuple(map(ip_network, snapshot.networks)),
+        snapshot.ports,
+        snapshot.fingerprints,
     )

@@ -22,6 +22,10 @@ class MatchSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True,
     sources: tuple[str, ...] = ()
     """Networks, as text."""
     client_certificates: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    """Networks that a pod connects to, as text."""
+    ports: tuple[int, ...] = ()
+    fingerprints: tuple[str, ...] = ()
 
 
 class InspectionRuleSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):

@@ -61,6 +61,18 @@ def test_what_would_be_accepted(tmp_path, capsys):
     assert line.startswith("InspectionPolicy shop/orders: accepted, 2 rules, mode Enforce, failurePolicy Ignore; ")
 
 
+def test_what_pods_send(tmp_path, capsys):
+    good = f"{GOOD}  egress:\n    rules: [{{name: a, action: Block}}]\n"
+    code, [line], _ = check(tmp_path, capsys, good)
+    assert code == 0
+    assert line.endswith("; its egress is valid, and not carried out by this version")
+    code, [line], _ = check(tmp_path, capsys, good, "--output", "json")
+    assert json.loads(line)["egress"] == {"destinations": 1, "rules": 1, "failurePolicy": "Ignore"}
+    code, [line], _ = check(tmp_path, capsys, good.replace("action: Block}]\n", "action: Drop}]\n"))
+    assert code == 1
+    assert "spec.egress.rules[0].action" in line
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

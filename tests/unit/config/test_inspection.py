@@ -231,7 +231,7 @@ def test_a_workload_in_the_place_of_a_selector():
         (SPEC | {"ids": ids_of(name="A")}, "spec.ids.rulesFrom.configMapRef.name", "not a Kubernetes name"),
         (SPEC | {"ids": ids_of(key="a/b")}, "spec.ids.rulesFrom.configMapRef.key", "no key of a ConfigMap"),
         (SPEC | {"ids": ids_of(namespace="bank")}, "spec.ids.rulesFrom.configMapRef.namespace", "only a Cluster"),
-        ({"podSelector": {}}, "spec", "needs at least one of rules, ids and waf"),
+        ({"podSelector": {}}, "spec", "needs at least one of rules, ids, waf and egress"),
         (SPEC | {"rule": []}, "spec", "has no field rule"),
         (SPEC | {"rules": []}, "spec.rules", "is empty"),
         (SPEC | {"mode": "enforce"}, "spec.mode", "'enforce' is none of the values"),

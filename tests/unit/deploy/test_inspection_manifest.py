@@ -16,6 +16,7 @@ from sidestep.config.object_fields import SelectorFields
 from sidestep.kube import policies as kube_policies
 from sidestep.model.inspection import Builtin
 from tests.e2e import releases
+from tests.unit.config.test_egress import EGRESS, issuer
 from tests.unit.config.test_inspection import SPEC, YAML
 from tests.unit.deploy import test_manifest
 from tests.unit.deploy.test_rules import holds
@@ -55,6 +56,25 @@ def names_of(struct):
     return {field.encode_name for field in msgspec.structs.fields(struct)}
 
 
+def egress_fields(part):
+    destination, rule = (part["properties"][each]["items"] for each in ("destinations", "rules"))
+    return (
+        (fields.EgressFields, part),
+        (fields.DestinationFields, destination),
+        (fields.EgressRuleFields, rule),
+        (fields.EgressMatchFields, rule["properties"]["match"]),
+        (fields.EgressMatchFields, rule["properties"]["except"]),
+        (fields.IssuerFields, part["properties"]["issuer"]),
+    )
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_issuer_has_a_namespace_where_the_policy_has_none(name):
+    found = spec(name)["properties"]["egress"]["properties"]["issuer"]["properties"]["secretRef"]
+    names = names_of(fields.SecretRefFields) - (set() if name.startswith("cluster") else {"namespace"})
+    assert properties_of(found) == names == set(found["required"])
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_schema_has_the_fields_that_the_parser_has(name):
     wanted = names_of(fields.SpecFields) - {"workload" if name.startswith("cluster") else "namespaceSelector"}
@@ -74,6 +94,7 @@ def test_the_schema_has_the_fields_that_the_parser_has(name):
         (fields.HeaderFields, rule["properties"]["match"]["properties"]["queryParameters"]["items"]),
         (fields.PathFields, rule["properties"]["match"]["properties"]["paths"]["items"]),
         (SelectorFields, part["properties"]["podSelector"]),
+        *egress_fields(part["properties"]["egress"]),
     ):
         assert properties_of(found) == names_of(struct), struct
         for field in msgspec.structs.fields(struct):
@@ -102,6 +123,13 @@ def test_bounds_are_those_of_the_parser():
     assert match["clientCertificates"]["items"]["maxLength"] == MAX_NAME
     assert rule["threshold"]["properties"]["count"]["maximum"] == fields.MAX_COUNT
     assert part["podSelector"]["properties"]["matchLabels"]["maxProperties"] == MAX_SELECTOR
+    egress = part["egress"]["properties"]
+    assert egress["destinations"]["maxItems"] == fields.MAX_DESTINATIONS
+    assert egress["rules"]["maxItems"] == fields.MAX_RULES
+    for each in (egress["destinations"]["items"], egress["rules"]["items"]["properties"]["match"]):
+        assert each["properties"]["networks"]["maxItems"] == fields.MAX_SOURCES
+        assert each["properties"]["ports"]["maxItems"] == fields.MAX_PORTS
+    assert egress["destinations"]["items"]["properties"]["names"]["maxItems"] == fields.MAX_NAMES
 
 
 def fits(name, value):
@@ -111,7 +139,8 @@ def fits(name, value):
         return False
     rules = part.get("x-kubernetes-validations", ())
     pattern = part["properties"]["rules"]["items"]["properties"]["patterns"]["items"]["x-kubernetes-validations"]
-    of_patterns = [each for rule in value["rules"] for each in rule.get("patterns", ())]
+    rules_of_both = (*value.get("rules", ()), *value.get("egress", {}).get("rules", ()))
+    of_patterns = [each for rule in rules_of_both for each in rule.get("patterns", ())]
     return all(holds(each["rule"], value, value) for each in rules) and all(
         holds(each["rule"], one, one) for each in pattern for one in of_patterns
     )
@@ -144,6 +173,13 @@ def test_what_the_parser_takes_the_api_server_takes():
     cluster = WHOLE | {"namespaceSelector": {}}
     cluster_inspection_policy({"metadata": {"name": "p"}, "spec": cluster})
     assert fits(POLICIES[1], cluster)
+    for block in (EGRESS, {}, {"rules": [{"name": "a", "action": "Block", "match": {"networks": ["192.0.2.1"]}}]}):
+        value = {"podSelector": {}, "egress": block}
+        inspection_policy({"metadata": {"name": "p"}, "spec": value})
+        assert fits(POLICIES[0], value)
+    named = {"podSelector": {}, "namespaceSelector": {}, "egress": EGRESS | {"issuer": issuer(namespace="shop")}}
+    cluster_inspection_policy({"metadata": {"name": "p"}, "spec": named})
+    assert fits(POLICIES[1], named)
     every = {
         "podSelector": {},
         "rules": [{"name": "a", "action": "Log", "patterns": [{"builtin": b} for b in Builtin]}],
@@ -166,6 +202,12 @@ def test_what_the_parser_takes_the_api_server_takes():
         SPEC | {"rules": [{"name": "a", "action": "Log", "except": {}}]},
         SPEC | {"rules": [{"name": "a", "action": "Log", "threshold": {"count": 0, "period": "1m"}}]},
         SPEC | {"log": {"samplePercent": 101}},
+        SPEC | {"egress": {"destinations": []}},
+        SPEC | {"egress": {"destinations": [{"mode": "Observe"}]}},
+        SPEC | {"egress": {"destinations": [{"name": "a", "mode": "Open"}]}},
+        SPEC | {"egress": {"destinations": [{"name": "a", "ports": [0]}]}},
+        SPEC | {"egress": {"rules": [{"name": "a", "action": "Block", "match": {"fingerprints": ["t13"]}}]}},
+        SPEC | {"egress": EGRESS | {"issuer": {}}},
     ],
 )
 def test_what_the_api_server_refuses_the_parser_refuses(value):

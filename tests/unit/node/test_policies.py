@@ -8,11 +8,12 @@ from dataclasses import replace
 
 from sidestep.model.condition import ConditionType
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest
-from sidestep.model.inspection import Action, InspectionPolicy, Match, Mode, Pattern, Rule
+from sidestep.model.inspection import Action, Egress, InspectionPolicy, Match, Mode, Pattern, Rule
 from sidestep.model.workload import LabelSelector
 from sidestep.node import policies
 from sidestep.node.conditions import Conditions
 from sidestep.node.policies import CHECKING, PolicyStore
+from sidestep.policy.egress_rows import to_egress_snapshot
 from sidestep.policy.inspection_rows import to_snapshot
 
 GOOD = InspectionPolicy("orders", "shop", LabelSelector(), rules=(Rule("all", Action.BLOCK),))
@@ -88,6 +89,24 @@ def test_a_policy_that_cannot_be_compiled_or_is_too_slow_is_told():
             assert store.in_force == ()
             await offered(store)
             assert conditions.all() == store.entries == ()
+
+    asyncio.run(go())
+
+
+def test_rules_about_what_pods_send_are_judged_too():
+    async def go():
+        async with running() as (store, conditions, _):
+            await offered(store, replace(GOOD, egress=Egress()))
+            assert store.in_force[0].egress == to_egress_snapshot(replace(GOOD, egress=Egress()))
+            await offered(store, replace(GOOD, egress=Egress(rules=BROKEN.rules)))
+            [condition] = conditions.all()
+            assert condition.text.startswith("spec.egress.rules[0].match.headers[0]")
+            assert condition.text.endswith("; its last good version stays in force")
+            await offered(store, replace(GOOD, egress=Egress(rules=SLOW.rules)))
+            [condition] = conditions.all()
+            assert "per KiB of hostile text" in condition.text
+            await offered(store, GOOD)
+            assert store.in_force[0].egress is None
 
     asyncio.run(go())
 

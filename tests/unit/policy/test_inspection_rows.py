@@ -36,6 +36,9 @@ MATCH = Match(
     ("*.shop.test",),
     (ip_network("10.0.0.0/8"), ip_network("2001:db8::/32")),
     ("CN=ada*",),
+    (ip_network("203.0.113.0/24"),),
+    (443, 8443),
+    ("t13d1516h2_8daaf6152771_e5627efa2ab1",),
 )
 POLICIES = [
     InspectionPolicy("empty"),

@@ -1,7 +1,8 @@
 """Which inspection policies apply to which ports of which pods. Pure.
 
 A policy applies to the TCP ports that it names, in each pod that it selects. One that names none applies to every port
-that may speak HTTP: those that containers declare, those that Services lead to, and those that an intercept takes.
+that may speak HTTP: those that containers declare, those that Services lead to, and those that an intercept takes. One
+that is only about connections that pods make (`egress`) applies to none.
 Policies stand in `InspectionPolicy.order` everywhere: those of the cluster first.
 
 What a pod is told is bounded, because its proxy compiles and holds each of them: beyond `MAX_POLICIES` policies,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sidestep.model.workload import LabelSelector
     from sidestep.policy.survey import PodSurvey
     from sidestep.policy.waf import PolicyWaf
+    from sidestep.snapshots.egress import EgressSnapshot
     from sidestep.snapshots.inspection import PolicySnapshot
 
 MAX_POLICIES = 16
@@ -48,7 +50,7 @@ class PlannedPolicy:
     """An accepted policy: what it selects, and what pod proxies are told of it, which has `size` bytes.
 
     `instructions` are those of its regexes (`AcceptedPolicy.instructions`). `waf` is what it says of a web application
-    firewall, with the custom rules that are in force.
+    firewall, with the custom rules that are in force, `egress` what pod proxies are told of connections that pods make.
 
     Compared by identity: whoever accepts policies keeps the object while the policy is the same.
     """
@@ -58,6 +60,7 @@ class PlannedPolicy:
     size: int
     instructions: int = 0
     waf: PolicyWaf | None = None
+    egress: EgressSnapshot | None = None
 
     @property
     def display(self) -> str:
@@ -178,8 +181,9 @@ def _pods_of(workload: WorkloadRef, namespace: str, inventory: Inventory) -> Ite
 
 def ports_meant(pod: Pod, inventory: Inventory, policies: Policies) -> set[ContainerPort]:
     """The TCP ports that policies may apply to although no container declares them: by number, or through a Service."""
-    found = {ContainerPort(port) for each in policies for port in each.policy.ports if isinstance(port, int)}
-    if any(not each.policy.ports for each in policies):
+    inward = [each.policy for each in policies if each.policy.is_inward]
+    found = {ContainerPort(port) for policy in inward for port in policy.ports if isinstance(port, int)}
+    if any(not policy.ports for policy in inward):
         found.update(ports_of(pod, inventory).service_targets(Transport.TCP))
     declared = {port.number for port in pod.ports if port.transport is Transport.TCP}
     return {port for port in found if port.number not in declared}
@@ -207,6 +211,7 @@ class InspectedPod:
 
 def inspected_pod(found: PodSurvey, policies: Policies) -> InspectedPod:
     """Say which of the policies that select a pod apply to which of its ports."""
+    policies = tuple(each for each in policies if each.policy.is_inward)
     ports: dict[int, list[PlannedPolicy]] = {}
     problems: dict[str, list[str]] = {}
     room, instructions = MAX_BYTES, MAX_INSTRUCTIONS

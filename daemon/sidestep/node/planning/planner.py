@@ -26,6 +26,7 @@ and becomes a condition: a bad port never disables a good one.
   opened, it is steered only for a policy that fails closed.
 - On a port with a policy that enforces, a global intercept is refused, whichever is older: it would be carried unread.
   One that is refused everywhere stands in no other intercept's way.
+- The `egress` of a policy is not carried out, and a condition on each pod that it selects says so.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ if TYPE_CHECKING:
     from sidestep.config.node_settings import NodeSettings
     from sidestep.model.inventory import Inventory
     from sidestep.model.pod import Pod
+
+EGRESS_PENDING = "connections that the pod makes go out as without a policy: this version does not inspect them"
+"""Why the `egress` of a policy is not carried out."""
 
 
 @dataclass(slots=True)
@@ -272,6 +276,10 @@ def _inspect(
             draft.leave_out(key, f"pod {key}", names, reason)
         if found.ports:
             draft.inspected[key] = found
+    for key, selecting in placed.items():
+        outward = [each.display for each in selecting if each.egress is not None]
+        if outward:
+            draft.leave_out(key, f"pod {key}", outward, EGRESS_PENDING)
 
 
 def _refuse_global(key: PodKey, draft: _Draft) -> None:

@@ -14,6 +14,7 @@ from sidestep.model.errors import RefusedError
 from sidestep.model.filter import Filter
 from sidestep.model.inspection import (
     Action,
+    Egress,
     ExistingConnections,
     FailurePolicy,
     InspectionPolicy,
@@ -27,8 +28,9 @@ from sidestep.node.planning import inspection
 from sidestep.node.planning.admission import admit
 from sidestep.node.planning.inspection import Placements, PlannedPolicy, placed
 from sidestep.node.planning.plan import CertificateFacts
-from sidestep.node.planning.planner import plan
+from sidestep.node.planning.planner import EGRESS_PENDING, plan
 from sidestep.node.planning.port_plan import PortPlans
+from sidestep.policy.egress_rows import to_egress_snapshot
 from sidestep.policy.inspection_rows import to_snapshot
 from sidestep.policy.survey import CertificateKey, Side
 from sidestep.steering.layout import STEERED_MAX
@@ -79,6 +81,12 @@ def reasons(result, pod=POD):
     return [(condition.type, condition.subject) for condition in result.conditions.get(pod, ())]
 
 
+def outward(name="p", **fields):
+    """A policy that is about connections that pods make, and with rules about those that they accept, too."""
+    made = policy(name, egress=Egress(), **fields)
+    return replace(made, egress=to_egress_snapshot(made.policy))
+
+
 # --- which pods and ports -------------------------------------------------------------------------------------------
 
 
@@ -90,6 +98,27 @@ def test_a_policy_steers_every_port_that_may_speak_http_without_any_intercept():
     assert [each.key for each in result.certificates] == [KEY]
     assert result.inspected == {POD: {8080: ("shop/p",), 8443: ("shop/p",)}}
     assert result.conditions == result.not_inspected == {}
+
+
+def test_a_policy_about_what_pods_send_steers_nothing_and_says_that_it_is_not_carried_out():
+    result = planned(outward(rules=()))
+    assert result.pods == result.inspected == {}
+    assert result.certificates == ()
+    [condition] = result.conditions[POD]
+    assert (condition.type, condition.subject) == (ConditionType.NOT_INSPECTED, "pod shop/orders-1")
+    assert condition.text == f"not inspected by shop/p: {EGRESS_PENDING}"
+    assert result.not_inspected == {("shop/p", POD): EGRESS_PENDING}
+
+
+def test_what_else_such_a_policy_says_is_carried_out():
+    result = planned(outward())
+    assert applying(result) == {8080: ["p"], 8443: ["p"]}
+    assert reasons(result) == [(ConditionType.NOT_INSPECTED, "pod shop/orders-1")]
+
+
+def test_policies_about_what_pods_send_take_no_room_from_others():
+    many = [outward(f"a{at}", rules=()) for at in range(inspection.MAX_POLICIES)]
+    assert applying(planned(*many, policy("z"))) == {8080: ["z"], 8443: ["z"]}
 
 
 def test_nothing_is_steered_once_the_policy_is_gone():

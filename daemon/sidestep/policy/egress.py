@@ -1,0 +1,177 @@
+"""Judges the connections that a pod makes, by the `egress` blocks of all policies that select it. Pure.
+
+Three questions, in the order in which their answers become known:
+
+    steers      may any destination be meant? By address and port, which connect(2) has. No: nobody touches it
+    treatment   which policies apply, and how far is it opened? By these and the name: the SNI, or the Host of HTTP
+    verdict     which rules apply? By these and the fingerprints of the ClientHello
+
+Invariants
+  * Policies add up, and the strictest wins, one question at a time: a connection is opened, closed or blocked if one
+    policy wants it. No policy and no destination takes anything from another, so those of a namespace cannot weaken
+    those of the cluster.
+  * `Originate` is about clear HTTP and `Decrypt` about TLS. One does not imply the other; where different destinations
+    of a connection have both, both hold.
+  * A name is what the client says. A destination with names is not meant by a connection whose name is not known, and
+    the policies that might have meant it are told apart (`Treatment.doubtful`): those that fail closed close it.
+  * A rule that looks at the connection alone is judged once, before anything is relayed. Any other is left to whoever
+    reads the requests; on a connection that is not opened it never applies.
+
+A destination without networks is every external address. External is what is routed on the internet: neither loopback,
+link-local, multicast and the like, nor the ranges for private networks, which clusters take their pods' and Services'
+addresses from. Private addresses outside the cluster are named by `networks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from ipaddress import ip_network
+from typing import Final
+
+from sidestep.model.egress import Destination, EgressMode, Network, Quic
+from sidestep.model.inspection import Egress, InspectionPolicy
+from sidestep.policy.accepted_policy import AcceptedPolicy, accept
+from sidestep.policy.inspected_exchange import Verdict
+from sidestep.policy.inspection import Inspection
+from sidestep.policy.inspection_match import Address, ConnectionFacts, is_in, names_server
+from sidestep.policy.sliding_counts import SlidingCounts
+
+HTTPS: Final = 443
+"""The port of QUIC that `quic: Block` is about (RFC 9114, 3.1)."""
+
+INTERNAL: Final[tuple[Network, ...]] = tuple(
+    map(
+        ip_network,
+        (
+            "0.0.0.0/8",  # this network (RFC 791, 3.2)
+            "10.0.0.0/8",  # private (RFC 1918)
+            "100.64.0.0/10",  # shared (RFC 6598)
+            "127.0.0.0/8",  # loopback (RFC 1122, 3.2.1.3)
+            "169.254.0.0/16",  # link-local (RFC 3927)
+            "172.16.0.0/12",  # private
+            "192.168.0.0/16",  # private
+            "224.0.0.0/3",  # multicast (RFC 5771), reserved, broadcast
+            "::/127",  # unspecified and loopback (RFC 4291)
+            "fc00::/7",  # unique local (RFC 4193)
+            "fe80::/10",  # link-local
+            "ff00::/8",  # multicast
+        ),
+    )
+)
+
+
+def is_external(address: Address) -> bool:
+    """Whether an address is one of the internet's."""
+    return not is_in(address, INTERNAL)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EgressPolicy:
+    """The `egress` of one accepted policy: `of_connection` has the rules that look at connections alone, `of_requests`
+    all others. Compared by identity.
+    """
+
+    egress: Egress
+    of_connection: AcceptedPolicy
+    of_requests: AcceptedPolicy
+
+    @property
+    def policy(self) -> InspectionPolicy:
+        """The policy, as `InspectionPolicy.outward`, with the rules that look at connections alone."""
+        return self.of_connection.policy
+
+
+def compile_egress(policy: InspectionPolicy, egress: Egress) -> EgressPolicy:
+    """Compile a policy that was accepted. `policy` has the form of `InspectionPolicy.outward`.
+
+    Raises ConfigurationError for one that was not.
+    """
+    alone = tuple(rule for rule in egress.rules if rule.of_connection)
+    others = tuple(rule for rule in egress.rules if not rule.of_connection)
+    return EgressPolicy(egress, accept(replace(policy, rules=alone)), accept(replace(policy, rules=others)))
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """What becomes of one connection, before its rules are asked.
+
+    `policies` apply to it. `doubtful` might, if its name were known. Nothing applies where both are empty.
+    """
+
+    policies: tuple[EgressPolicy, ...] = ()
+    doubtful: tuple[EgressPolicy, ...] = ()
+    originates: bool = False
+    decrypts: bool = False
+
+    @property
+    def closes_unread(self) -> bool:
+        """Whether it is closed if it cannot be opened as far as it should be: a policy that applies wants that."""
+        return any(each.policy.closes for each in self.policies)
+
+    @property
+    def closes_unnamed(self) -> bool:
+        """Whether it is closed because its name is not known."""
+        return any(each.policy.closes for each in self.doubtful)
+
+
+class EgressPolicies:
+    """All policies of a pod. `thresholds` and `limits` outlive them: whoever makes new ones hands them on."""
+
+    def __init__(
+        self,
+        policies: Sequence[EgressPolicy],
+        *,
+        thresholds: SlidingCounts | None = None,
+        limits: SlidingCounts | None = None,
+    ) -> None:
+        self.policies = tuple(sorted(policies, key=lambda each: each.policy.order))
+        self.thresholds = SlidingCounts() if thresholds is None else thresholds
+        self.limits = SlidingCounts() if limits is None else limits
+        self._inspections: dict[tuple[EgressPolicy, ...], Inspection] = {}
+
+    def steers(self, address: Address, port: int) -> bool:
+        """Whether some destination may be meant by a connection to this address and port, whatever its name is."""
+        return any(_reaches(each, address, port) for policy in self.policies for each in policy.egress.destinations)
+
+    def blocks_quic(self, address: Address, port: int) -> bool:
+        """Whether a datagram to this address and port is refused, so that clients use TCP."""
+        return port == HTTPS and any(
+            policy.egress.quic is Quic.BLOCK
+            and any(_reaches(each, address, port) for each in policy.egress.destinations)
+            for policy in self.policies
+        )
+
+    def treatment(self, address: Address, port: int, name: str = "") -> Treatment:
+        """Decide how a connection is treated. `name` is empty while it is not known, or cannot be."""
+        applying, doubtful = [], []
+        modes: set[EgressMode] = set()
+        for policy in self.policies:
+            reached = [each for each in policy.egress.destinations if _reaches(each, address, port)]
+            meant = [each for each in reached if not each.names or (name and names_server(each.names, name))]
+            if meant:
+                applying.append(policy)
+                modes.update(each.mode for each in meant)
+            if not name and len(meant) < len(reached):
+                doubtful.append(policy)
+        return Treatment(tuple(applying), tuple(doubtful), EgressMode.ORIGINATE in modes, EgressMode.DECRYPT in modes)
+
+    def verdict(self, treatment: Treatment, facts: ConnectionFacts, now: float) -> Verdict:
+        """Judge a connection by the rules of the policies that apply to it which look at connections alone."""
+        judging = treatment.policies
+        if not any(each.of_connection.rules for each in judging):
+            return Verdict()
+        inspection = self._inspections.get(judging)
+        if inspection is None:
+            # As many as there are sets of policies that destinations tell apart, each a few pointers.
+            inspection = self._inspections[judging] = Inspection(
+                [each.of_connection for each in judging], thresholds=self.thresholds, limits=self.limits
+            )
+        return inspection.connection(facts).request(b"", b"", (), now).verdict
+
+
+def _reaches(destination: Destination, address: Address, port: int) -> bool:
+    """Whether a destination may be meant by a connection to this address and port."""
+    if destination.ports and port not in destination.ports:
+        return False
+    return is_in(address, destination.networks) if destination.networks else is_external(address)
