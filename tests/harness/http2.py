@@ -227,9 +227,12 @@ class Http2Answer:
 class Http2Client:
     """The client side of an HTTP/2 connection on a connected socket; streams by their ids."""
 
-    def __init__(self, sock: socket.socket, *, upgrade: bool = False) -> None:
+    def __init__(self, sock: socket.socket, *, upgrade: bool = False, exact: bool = False) -> None:
+        """`exact`: heads are sent as they are given, valid or not."""
         self.sock = sock
-        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="latin-1"))
+        checks = {"validate_outbound_headers": not exact, "normalize_outbound_headers": not exact}
+        settings = h2.config.H2Configuration(client_side=True, header_encoding="latin-1", **checks)
+        self.h2 = h2.connection.H2Connection(settings)
         self.answers: dict[int, Http2Answer] = {}
         if upgrade:
             self._upgrade()
@@ -253,12 +256,23 @@ class Http2Client:
     def flush(self) -> None:
         self.sock.sendall(self.h2.data_to_send())
 
-    def begin(self, path: str, *fields: tuple[str, str], method: str = "GET", end: bool = True) -> int:
-        """Open a stream with a request head."""
-        pseudo = [(":method", method), (":scheme", "https"), (":authority", "orders.shop.test"), (":path", path)]
+    def begin(
+        self,
+        path: str,
+        *fields: tuple[str, str],
+        method: str = "GET",
+        authority: str | None = "orders.shop.test",
+        end: bool = True,
+    ) -> int:
+        """Open a stream with a request head in latin-1."""
+        pseudo = [(":method", method), (":scheme", "https"), (":path", path)]
+        if authority is not None:
+            pseudo.append((":authority", authority))
         extra = [each for each in fields if each[0].startswith(":")]
         stream = self.h2.get_next_available_stream_id()
-        self.h2.send_headers(stream, [*pseudo, *extra, *(each for each in fields if each not in extra)], end_stream=end)
+        head = [*pseudo, *extra, *(each for each in fields if each not in extra)]
+        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in head]
+        self.h2.send_headers(stream, encoded, end_stream=end)
         self.answers[stream] = Http2Answer()
         self.flush()
         return stream

@@ -6,22 +6,12 @@ import pytest
 
 from sidestep.snapshots.waf import Profile
 from tests.harness.inspectors import InspectorZygote
-from tests.privileged.inspector.regression import cases, source
+from tests.privileged.inspector.regression import ESCAPES, SETTINGS, cases, source
 
 SHARE = 0.995
-SETTINGS = (
-    'SecAction "id:900005,phase:1,nolog,pass,ctl:ruleEngine=DetectionOnly,setvar:tx.crs_validate_utf8_encoding=1,'
-    "setvar:tx.arg_name_length=100,setvar:tx.arg_length=400,setvar:'tx.allowed_methods=GET HEAD POST OPTIONS'\"\n"
-)
-"""What tests/regression/README.md asks for, beside paranoia level 4."""
-EXCEPTIONS = {
+EXCEPTIONS = ESCAPES | {
     "920181-1/0": "the test sends Content-Length beside Transfer-Encoding and expects a server that refuses this before"
     " CRS sees it, as the pod proxy does",
-    "920460-1/0": "the backslashes of this rule's regex mean something else in ModSecurity 3's configuration",
-    "920460-2/0": "the same",
-    "920460-3/0": "the same",
-    "920460-4/0": "the same",
-    "941330-1/0": "the same",
 }
 """Tests that may fail, with reasons; each of them counts as failed."""
 
