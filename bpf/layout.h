@@ -27,7 +27,7 @@ _Static_assert(sizeof(struct steered_key) == 4, "steering/layout.py packs this k
 enum verdict {
 	VERDICT_STEERED,   /* handed to our listener */
 	VERDICT_UNSTEERED, /* the port is not steered: the usual lookup goes on */
-	VERDICT_LOOPBACK,  /* the remote end is a loopback address: somebody in the pod, maybe the proxy itself */
+	VERDICT_LOOPBACK,  /* a loopback address is an end of it: somebody in the pod, maybe the proxy itself */
 	VERDICT_OWN,       /* the remote end is the local address: a dial from inside the pod to the pod's own address */
 	VERDICT_FAILED,    /* the socket in the map cannot be assigned: the usual lookup goes on */
 	VERDICT_CLOSED,    /* not handed to a listener, and the port is closed: the connection is refused */

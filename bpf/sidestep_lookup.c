@@ -13,7 +13,8 @@
  *
  * The loopback checks come first because the proxy reaches the app through the same lookup. Connections from inside the
  * pod have a loopback address or the pod's own address as remote address, and must reach the app. (`ingress_ifindex` is
- * no help: for a connection to the pod's own address it is the pod's interface, not lo.)
+ * no help: for a connection to the pod's own address it is the pod's interface, not lo.) Outbound connections that
+ * sidestep_egress.c has sent to a loopback address come from the pod's address to 127.192.0.0 or above, or to ::1.
  *
  * BPF_SK_LOOKUP_F_REPLACE: while a new daemon takes over, the programs of both daemons are attached and run in order of
  * attachment. With the flag the last assignment wins, without it the first. Any assignment wins over SK_DROP, and SK_DROP
@@ -57,6 +58,12 @@ static __always_inline bool is_loopback_ipv4(u32 address)
 	return (bpf_ntohl(address) >> 24) == 127;
 }
 
+/* Where outbound connections are sent to: the upper quarter of 127.0.0.0/8. */
+static __always_inline bool is_egress_ipv4(u32 address)
+{
+	return bpf_ntohl(address) >> 22 == (127 << 2 | 3);
+}
+
 static __always_inline bool is_loopback_ipv6(const u32 address[4])
 {
 	if (address[0] || address[1])
@@ -88,7 +95,7 @@ int sidestep_lookup(struct bpf_sk_lookup *lookup)
 	if (lookup->family == FAMILY_IPV4) {
 		u32 remote_ip4 = lookup->remote_ip4;
 
-		if (is_loopback_ipv4(remote_ip4))
+		if (is_loopback_ipv4(remote_ip4) || is_egress_ipv4(lookup->local_ip4))
 			return pass(VERDICT_LOOPBACK);
 		if (remote_ip4 == lookup->local_ip4)
 			return pass(VERDICT_OWN);
@@ -101,7 +108,7 @@ int sidestep_lookup(struct bpf_sk_lookup *lookup)
 		local[1] = lookup->local_ip6[1];
 		local[2] = lookup->local_ip6[2];
 		local[3] = lookup->local_ip6[3];
-		if (is_loopback_ipv6(remote))
+		if (is_loopback_ipv6(remote) || is_loopback_ipv6(local))
 			return pass(VERDICT_LOOPBACK);
 		if (remote[0] == local[0] && remote[1] == local[1] && remote[2] == local[2] && remote[3] == local[3])
 			return pass(VERDICT_OWN);

@@ -10,7 +10,8 @@ import pytest
 
 from sidestep.steering.client_names import ClientNames
 from sidestep.steering.compiler import compile_source
-from sidestep.steering.layout import LOOKUP_SOURCE, PEER4, PEER6, PEERNAME_SOURCE, PROGRAM, SOURCES
+from sidestep.steering.compiler_child import SOURCES
+from sidestep.steering.layout import LOOKUP_SOURCE, PEER4, PEER6, PEERNAME_SOURCE, PROGRAM
 from sidestep.steering.program import CompilerOutput, checked
 from tests.arm64.conftest import installed
 from tests.debian import cache

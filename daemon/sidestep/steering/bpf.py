@@ -20,10 +20,16 @@ from ctypes import c_char, c_uint32, c_uint64
 from sidestep.model.errors import BugError, KernelError
 from sidestep.steering import locked_memory
 
+PROG_TYPE_CGROUP_SOCK = 9
 PROG_TYPE_CGROUP_SOCK_ADDR = 18
 PROG_TYPE_SK_LOOKUP = 30
+ATTACH_INET4_CONNECT = 10
+ATTACH_INET6_CONNECT = 11
+ATTACH_UDP4_SENDMSG = 14
+ATTACH_UDP6_SENDMSG = 15
 ATTACH_GETPEERNAME4 = 29
 ATTACH_GETPEERNAME6 = 30
+ATTACH_INET_SOCK_RELEASE = 34
 ATTACH_SK_LOOKUP = 36
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
@@ -266,6 +272,11 @@ def link_info(link_fd: int) -> LinkInfo:
     attributes = _InfoByFd(bpf_fd=link_fd, info_len=ctypes.sizeof(info), info=ctypes.addressof(info))
     _bpf(Command.OBJ_GET_INFO_BY_FD, attributes, doing="asking about the link")
     return info
+
+
+def link_target(link_fd: int) -> int:
+    """The low half of the number of a link's cgroup or network namespace; 0 once it is detached or the target gone."""
+    return int(link_info(link_fd).netns_ino)
 
 
 def programs_attached(netns_fd: int) -> int:

@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from sidestep.model.errors import BugError, ConfigurationError
+from sidestep.steering.egress_layout import EGRESS_SOURCE
 from sidestep.steering.layout import LOOKUP_SOURCE, PEER4, PEER6, PEERNAME_SOURCE, PROGRAM, Source
 from sidestep.steering.program import CompiledProgram, CompilerOutput, checked
 
@@ -48,6 +49,11 @@ async def compile_peername() -> tuple[CompiledProgram, CompiledProgram]:
     """Compile the programs for getpeername over IPv4 and IPv6; see `compile_source`."""
     compiled = await compile_source(PEERNAME_SOURCE)
     return compiled[PEER4], compiled[PEER6]
+
+
+async def compile_egress() -> dict[str, CompiledProgram]:
+    """Compile the programs for outbound connections, by name; see `compile_source`."""
+    return await compile_source(EGRESS_SOURCE)
 
 
 async def compile_source(

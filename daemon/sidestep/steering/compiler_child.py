@@ -20,10 +20,13 @@ import msgspec
 
 from sidestep.model.errors import ConfigurationError, SidestepError
 from sidestep.steering import locked_memory
+from sidestep.steering.egress_layout import EGRESS_SOURCE
 from sidestep.steering.headers import HeaderView, candidates
-from sidestep.steering.layout import PROGRAM, SOURCES, Source
+from sidestep.steering.layout import LOOKUP_SOURCE, PEERNAME_SOURCE, PROGRAM, Source
 from sidestep.steering.program import FORMAT, CompilerOutput
 from sidestep.steering.unprivileged import drop_capabilities
+
+SOURCES = {source.name: source for source in (LOOKUP_SOURCE, PEERNAME_SOURCE, EGRESS_SOURCE)}
 
 DISTRIBUTION_PACKAGES = "/usr/lib/python3/dist-packages"
 """Where Debian puts python3-bpfcc; no virtual environment sees it."""

@@ -112,7 +112,6 @@ PEERNAME_SOURCE = Source(
     (PEER4, PEER6),
     (MapLayout(CLIENTS, MAP_TYPE_HASH, _CLIENT_KEY.size, _CLIENT_NAME.size, CLIENTS_MAX, BPF_F_NO_PREALLOC),),
 )
-SOURCES = {source.name: source for source in (LOOKUP_SOURCE, PEERNAME_SOURCE)}
 
 
 Address = IPv4Address | IPv6Address

@@ -82,8 +82,12 @@ def checked(output: CompilerOutput, source: Source) -> dict[str, CompiledProgram
         raise BugError(f"the compiler child speaks format {output.format}, not {FORMAT}")
     if set(output.functions) != set(source.functions):
         raise BugError(f"{source.name}.c has {sorted(output.functions)}, not {sorted(source.functions)}")
+    used: set[int] = set()
     for name, instructions in output.functions.items():
         indices = {immediate for _, immediate in map_references(instructions)}
-        if indices != set(range(len(source.maps))):
+        if not indices or not indices <= set(range(len(source.maps))):
             raise BugError(f"the BPF program {name} refers to maps {sorted(indices)} of {len(source.maps)}")
+        used |= indices
+    if len(used) < len(source.maps):
+        raise BugError(f"the BPF programs of {source.name}.c refer to maps {sorted(used)} of {len(source.maps)}")
     return {name: CompiledProgram(code, source.maps) for name, code in output.functions.items()}

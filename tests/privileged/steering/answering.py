@@ -21,6 +21,8 @@ class Answering:
         self.name = name
         self.locals: list[tuple[str, int]] = []
         """The local address of each accepted connection."""
+        self.remotes: list[tuple[str, int]] = []
+        """The address of each one's other end."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name=f"answering {name!r}")
 
@@ -34,6 +36,7 @@ class Answering:
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(5)
                 self.locals.append(connection.getsockname()[:2])
+                self.remotes.append(connection.getpeername()[:2])
                 connection.sendall(self.name)
                 connection.shutdown(socket.SHUT_WR)
                 connection.recv(1)

@@ -7,12 +7,14 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from sidestep.model.pod import Family, Transport
 from sidestep.netns import Netns, tcp_listener
-from sidestep.steering import CompiledProgram, Steering, compile_program
+from sidestep.steering import CompiledProgram, EgressPrograms, Steering, compile_egress, compile_program
+from tests.harness.cgroups import cgroup
 from tests.harness.namespaces import PodNamespace, pod_namespace
 from tests.privileged.steering.answering import Answering
 
@@ -67,3 +69,14 @@ def steered(program: CompiledProgram, space: PodNamespace) -> Iterator[Steered]:
         Answering(tcp_listener(netns, backlog=128), b"proxy") as proxy,
     ):
         yield Steered(space=space, netns=netns, steering=steering, proxy=proxy)
+
+
+@pytest.fixture(scope="session")
+def egress_programs() -> EgressPrograms:
+    return asyncio.run(compile_egress())
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with cgroup() as path:
+        yield path
