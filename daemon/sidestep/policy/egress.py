@@ -12,8 +12,9 @@ Invariants
     those of the cluster.
   * `Originate` is about clear HTTP and `Decrypt` about TLS. One does not imply the other; where different destinations
     of a connection have both, both hold.
-  * A name is what the client says. A destination with names is not meant by a connection whose name is not known, and
-    the policies that might have meant it are told apart (`Treatment.doubtful`): those that fail closed close it.
+  * A name is what the client says. A destination with names is not meant by a connection whose name is not known. The
+    policies that might have something else to say of a connection if its name were certain are told apart
+    (`Treatment.doubtful`): those that fail closed close it.
   * A rule that looks at the connection alone is judged once, before anything is relayed. Any other is left to whoever
     reads the requests; on a connection that is not opened it never applies.
 
@@ -30,7 +31,7 @@ from ipaddress import ip_network
 from typing import Final
 
 from sidestep.model.egress import Destination, EgressMode, Network, Quic
-from sidestep.model.inspection import Egress, InspectionPolicy
+from sidestep.model.inspection import Egress, InspectionPolicy, Rule
 from sidestep.policy.accepted_policy import AcceptedPolicy, accept
 from sidestep.policy.inspected_exchange import Verdict
 from sidestep.policy.inspection import Inspection
@@ -75,6 +76,11 @@ class EgressPolicy:
     egress: Egress
     of_connection: AcceptedPolicy
     of_requests: AcceptedPolicy
+
+    @property
+    def looks_at_names(self) -> bool:
+        """Whether a rule depends on the name of a connection, or on its ClientHello."""
+        return any(_looks_at_names(each.rule) for each in self.of_connection.rules)
 
     @property
     def policy(self) -> InspectionPolicy:
@@ -142,8 +148,9 @@ class EgressPolicies:
             for policy in self.policies
         )
 
-    def treatment(self, address: Address, port: int, name: str = "") -> Treatment:
-        """Decide how a connection is treated. `name` is empty while it is not known, or cannot be."""
+    def treatment(self, address: Address, port: int, name: str = "", *, is_certain: bool = True) -> Treatment:
+        """Decide how a connection is treated. `name` is empty if it is not known; one may be known and not certain."""
+        doubts = not name or not is_certain
         applying, doubtful = [], []
         modes: set[EgressMode] = set()
         for policy in self.policies:
@@ -152,9 +159,17 @@ class EgressPolicies:
             if meant:
                 applying.append(policy)
                 modes.update(each.mode for each in meant)
-            if not name and len(meant) < len(reached):
+            if doubts and (any(each.names for each in reached) or (meant and policy.looks_at_names)):
                 doubtful.append(policy)
         return Treatment(tuple(applying), tuple(doubtful), EgressMode.ORIGINATE in modes, EgressMode.DECRYPT in modes)
+
+    def blocks_address(self, treatment: Treatment, facts: ConnectionFacts) -> bool:
+        """Whether a rule blocks a connection whatever its name and its ClientHello are. Counts nothing."""
+        return any(
+            rule.blocks and rule.rule.threshold is None and not _looks_at_names(rule.rule) and rule.on_connection(facts)
+            for each in treatment.policies
+            for rule in each.of_connection.rules
+        )
 
     def verdict(self, treatment: Treatment, facts: ConnectionFacts, now: float) -> Verdict:
         """Judge a connection by the rules of the policies that apply to it which look at connections alone."""
@@ -168,6 +183,11 @@ class EgressPolicies:
                 [each.of_connection for each in judging], thresholds=self.thresholds, limits=self.limits
             )
         return inspection.connection(facts).request(b"", b"", (), now).verdict
+
+
+def _looks_at_names(rule: Rule) -> bool:
+    """Whether it depends on the name or the ClientHello of a connection whether a rule applies."""
+    return any(each.server_names or each.fingerprints for each in (rule.match, rule.exception) if each is not None)
 
 
 def _reaches(destination: Destination, address: Address, port: int) -> bool:

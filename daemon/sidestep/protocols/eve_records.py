@@ -173,7 +173,8 @@ class Sidestep(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `engine` is told where it is not the pod proxy: "suricata", whose `rule` is a sid.
 
-    `pattern` names what a rule found: a built-in pattern or a regex, never the text in which it was found.
+    `pattern` names what a rule found: a built-in pattern or a regex, never the text in which it was found. `direction`
+    is told of connections that the pod makes; `host` is the name that its process gave for the server: SNI, or Host.
     """
 
     policy: str | None = None
@@ -186,6 +187,8 @@ class Sidestep(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tls: TlsDetails | None = None
     gap: Gap | None = None
     engine: str | None = None
+    direction: Literal["egress"] | None = None
+    host: str | None = None
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):

@@ -231,13 +231,9 @@ class Gate:
             self, exchange, protocol=protocol, stream=stream, method=method, target=target, fields=fields,
             number=number, firewall=firewall,
         )  # fmt: skip
-        self.ask_ahead(judged, protocol, fields)
-        return judged
-
-    def ask_ahead(self, judged: Judged, protocol: str, fields: Fields) -> None:
-        """Have the head alone of a gRPC call judged by the firewall."""
-        if self.firewall is not None and protocol == _HTTP2 and _is_grpc(fields):
+        if firewall is not None and protocol == _HTTP2 and _is_grpc(fields):
             judged.firewall.ask_ahead()
+        return judged
 
     def at_end(self, call: Callable[[], None]) -> None:
         """Have this called when the connection is over."""

@@ -3,7 +3,8 @@
 The daemon owns the listener and keeps a duplicate: closing ours does not close the port, and the accept queue outlives
 this process. `retire` accepts for at least GRACE seconds more and until the queue is empty, and then closes: closing at
 once reset 34 of 40 concurrent clients. A connection that was made to another port is closed: the listener is bound to
-loopback, where anything inside the pod can reach it directly.
+loopback, where anything inside the pod can reach it directly. Where connections to any port are accepted, their taker
+checks that.
 
 Errors of accept(2) are of three kinds. Those in ONE_CONNECTION concern a connection that broke before it was accepted,
 and the next one is accepted. EMFILE and its like say that there is no descriptor. Any other says that the listener
@@ -52,7 +53,7 @@ that does not listen answers."""
 
 
 class Acceptor:
-    """One listener.
+    """One listener, for connections that were made to `port`; None: to any.
 
     `accepted(sock, endpoints)` is called for each connection, with a non-blocking socket. While `has_room()` is False
     nothing is accepted. `outcome(error)` is called with an errno when accepting fails for another reason than one
@@ -63,7 +64,7 @@ class Acceptor:
         self,
         loop: Loop,
         listener: socket.socket,
-        port: int,
+        port: int | None,
         *,
         accepted: Callable[[socket.socket, Endpoints], None],
         has_room: Callable[[], bool],
@@ -132,7 +133,7 @@ class Acceptor:
         except OSError:
             sock.close()
             return
-        if port != self._port:
+        if self._port is not None and port != self._port:
             sock.close()
             return
         self._accepted(sock, Endpoints(plain_address(address[0]), address[1], plain_address(host), port))

@@ -21,8 +21,6 @@ a pattern of the policies is found is left out: it may be what the rule has foun
 from __future__ import annotations
 
 import secrets
-import socket
-import struct
 import time
 from dataclasses import replace
 from functools import partial
@@ -35,13 +33,16 @@ from sidestep.model.secret_fields import REDACTED
 from sidestep.policy.accepted_policy import Outcome
 from sidestep.policy.inspection import Inspection
 from sidestep.protocols import eve
-from sidestep.protocols.eve_records import Anomaly, FileInfo, Flow, Kubernetes, Origin, RecordedAction, Sidestep
+from sidestep.protocols.eve_records import Anomaly, FileInfo, Kubernetes, Origin, RecordedAction, Sidestep
+from sidestep.proxy.connection.flow_counts import flow_of
 from sidestep.proxy.connection.inspection_counts import InspectionCounts
 from sidestep.proxy.connection.live_ports import LivePort, redaction_of
 from sidestep.proxy.connection.sampled_records import VERSIONS, SampledRecords
 from sidestep.proxy.io.stream import TlsStream, WatchedStream
 
 if TYPE_CHECKING:
+    import socket
+
     from sidestep.engine.inspection.records import ExchangeRecord, FileRecord, HitRecord
     from sidestep.engine.inspection.samples import Sample
     from sidestep.policy.route import Fields, Rule
@@ -59,15 +60,6 @@ SAMPLES: Final = (1000.0, 2000.0)
 """... and the same of sampled requests."""
 GRANT: Final = 32
 """Samples for which SAMPLES is asked at once: asking costs as much as all else that is done for one here."""
-
-_INFO: Final = 216
-"""Bytes of `struct tcp_info` (linux/tcp.h), to the end of tcpi_bytes_retrans (Linux 4.19)."""
-_COUNTS: Final = struct.Struct("=QQII")
-_COUNTS_AT: Final = 120
-"""tcpi_bytes_acked, tcpi_bytes_received, tcpi_segs_out, tcpi_segs_in."""
-_SENT: Final = struct.Struct("=QQ")
-_SENT_AT: Final = 200
-"""tcpi_bytes_sent, tcpi_bytes_retrans."""
 
 UNINSPECTED: Final = Inspection(())
 """The policies of a port that has none."""
@@ -290,27 +282,10 @@ class ConnectionRecords:
         to_log = self._has_told or self.sampling.chooses_any
         if not (to_log or self._live or self._port.listeners):
             return
-        try:
-            info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO)
-        except OSError:
-            return
-        if len(info) < _INFO:
-            return
-        _, received, segments_out, segments_in = _COUNTS.unpack_from(info, _COUNTS_AT)
-        sent, again = _SENT.unpack_from(info, _SENT_AT)
         now = time.time_ns()
-        flow = Flow(
-            pkts_toserver=segments_in,
-            pkts_toclient=segments_out,
-            bytes_toserver=received,
-            bytes_toclient=sent - again,
-            start=eve.timestamp(self._began),
-            end=eve.timestamp(now),
-            age=(now - self._began) // 1_000_000_000,
-            state="closed",
-            reason="shutdown",
-            alerted=self._has_alerted,
-        )
+        flow = flow_of(client, began=self._began, now=now, alerted=self._has_alerted)
+        if flow is None:
+            return
         decided = Sidestep(inspected=bool(self._protocol) and self._is_inspected)
         made = eve.record(now, self._origin(), flow, sidestep=decided)
         if to_log:

@@ -1,0 +1,178 @@
+"""Decides what becomes of a connection that the pod makes, from its first bytes. Pure.
+
+`see` looks at them, peeked and not consumed, and returns
+
+    Wait      look again when more bytes are there, or after some seconds
+    AskApp    the pod's process is silent: connect to the server and see who speaks first
+    Seen      what they tell: the name that the connection is for, and its ClientHello
+
+and `decide` says what follows from that: `Decision`. `proxy/egress/` carries it out.
+
+Invariants
+  * The answer for a prefix of the first message is Wait or the answer for the whole, so it does not matter how the
+    bytes arrive; only the word for what is wrong with a head may be another. Each wait has a deadline, after which
+    something is seen.
+  * A name is certain only if nothing else in the first message could be meant. With an encrypted ClientHello the SNI
+    is that of the provider; with ambiguous HTTP the server may read another Host.
+  * Nothing is closed but by a rule that blocks, or by a policy that enforces and fails closed. Whatever else is odd
+    goes end to end, and is told (`Decision.reason`) if a policy would have had something to say.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from typing import Final
+
+from sidestep.engine.classification import IDLE_SECONDS, PEEK, REST_SECONDS, AskApp, Event, Wait
+from sidestep.policy.accepted_policy import Outcome
+from sidestep.policy.egress import EgressPolicies, Treatment
+from sidestep.policy.inspected_exchange import Verdict
+from sidestep.policy.inspection_match import Address, ConnectionFacts
+from sidestep.protocols import client_hello, http1, ja4
+from sidestep.protocols.client_hello import ClientHello
+from sidestep.protocols.detection import Detected, detect
+from sidestep.protocols.eve import split_port
+
+SILENCE: Final = 0.05
+"""Seconds for the first byte before the server is connected to. A client that speaks first mostly does within a
+millisecond; servers that speak first (SMTP, MySQL) are reached so much later."""
+_PLAIN_NAME: Final = re.compile(rb"[!-~]{1,253}")
+_NOTHING_SEEN: Final = {
+    Event.STILL_SILENT: "silent-client",
+    Event.EOF: "silent-client",
+    Event.INCOMPLETE: "incomplete-first-message",
+    Event.SERVER_FIRST: "server-first",
+}
+
+
+NO_HITS: Final = Verdict()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the first bytes tell. `doubt` says why the name is not certain, or not known; empty if it is.
+
+    `protocol` is "tls", "http" or "". `hello` is there for TLS that could be read.
+    """
+
+    protocol: str = ""
+    name: str = ""
+    doubt: str = ""
+    hello: ClientHello | None = None
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """JA3 and JA4, if there is a ClientHello."""
+        return () if self.hello is None else (ja4.ja3(self.hello), ja4.ja4(self.hello))
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of a connection. `reason` says why it was not judged as a policy wants; empty if it was.
+
+    `is_judged`: some policy is about it, or might be.
+    """
+
+    verdict: Verdict = NO_HITS
+    reason: str = ""
+    closes: bool = False
+    is_judged: bool = False
+
+    @property
+    def blocks(self) -> bool:
+        """Whether a rule blocks it."""
+        return self.verdict.outcome is Outcome.BLOCK
+
+
+def see(event: Event, data: bytes = b"") -> Wait | AskApp | Seen:
+    """Look at the first bytes; `data` are all of them, at most PEEK, for DATA."""
+    if event is Event.ACCEPTED:
+        return Wait(1, SILENCE)
+    if event is Event.SILENT:
+        return AskApp(IDLE_SECONDS)
+    if event is not Event.DATA:
+        return Seen(doubt=_NOTHING_SEEN[event])
+    match detect(data):
+        case Detected.TLS:
+            return _hello(data)
+        case Detected.HTTP1:
+            return _request(data)
+        case Detected.HTTP2:
+            return Seen("http", doubt="http2-in-clear")
+        case Detected.MORE:
+            return _more(data, 1, Seen(doubt="unjudged"))
+        case Detected.OTHER:
+            return Seen(doubt="not-http")
+
+
+def decide(policies: EgressPolicies, facts: ConnectionFacts, seen: Seen, now: float) -> Decision:
+    """Judge a connection of which everything is known that will be. `facts` are those of its addresses."""
+    assert facts.destination is not None  # noqa: S101 - of every connection that a pod makes
+    treatment = policies.treatment(facts.destination, facts.port, seen.name, is_certain=not seen.doubt)
+    if not (treatment.policies or treatment.doubtful):
+        return Decision()
+    known = replace(facts, server_name=seen.name, fingerprints=seen.fingerprints)
+    verdict = policies.verdict(treatment, known, now)
+    reason, closes = _unread(treatment, seen)
+    return Decision(verdict, reason, closes, is_judged=True)
+
+
+def blocks_whatever_follows(policies: EgressPolicies, address: Address, port: int) -> bool:
+    """Whether a connection is blocked by its address and port alone, so that its server need not hear of it."""
+    return policies.blocks_address(policies.treatment(address, port), ConnectionFacts(destination=address, port=port))
+
+
+def _unread(treatment: Treatment, seen: Seen) -> tuple[str, bool]:
+    """Why a connection is not judged as a policy wants, and whether it is closed for that."""
+    if treatment.doubtful:
+        return seen.doubt, treatment.closes_unnamed
+    if (treatment.decrypts and seen.protocol != "http") or (treatment.originates and seen.protocol != "tls"):
+        return "not-opened", treatment.closes_unread
+    return "", False
+
+
+def _more(data: bytes, needed: int, otherwise: Seen) -> Wait | Seen:
+    return otherwise if len(data) >= PEEK else Wait(needed, REST_SECONDS)
+
+
+def _hello(data: bytes) -> Wait | Seen:
+    hello = client_hello.parse(data)
+    if isinstance(hello, client_hello.Incomplete):
+        return _more(data, max(1, hello.needed), Seen("tls", doubt="unjudged"))
+    if not isinstance(hello, ClientHello):
+        return Seen("tls", doubt="not-a-client-hello")
+    if hello.server_name is None:
+        return Seen("tls", doubt="no-server-name", hello=hello)
+    if _PLAIN_NAME.fullmatch(hello.server_name) is None:
+        return Seen("tls", doubt="server-name", hello=hello)
+    doubt = "encrypted-client-hello" if hello.encrypted_client_hello else ""
+    return Seen("tls", hello.server_name.decode("ascii"), doubt, hello)
+
+
+def _request(data: bytes) -> Wait | Seen:
+    """The name of the first request. Those that follow it on its connection are not looked at."""
+    end = data.find(http1.END_OF_HEAD)
+    if end < 0:
+        checked = http1.check_prefix(bytearray(data), 0, 0, http1.REQUEST_LINE)
+        if isinstance(checked, str):
+            return Seen("http", doubt=checked)
+        return _more(data, 1, Seen("http", doubt="h1-head-too-large"))
+    head = http1.parse_request(data[: end + len(http1.END_OF_HEAD)])
+    if isinstance(head, str):
+        return Seen("http", doubt=head)
+    host, _ = split_port(head.target if head.flags & http1.CONNECT else head.authority)
+    if _PLAIN_NAME.fullmatch(host) is None:
+        return Seen("http", doubt="no-server-name")
+    return Seen("http", _unbracketed(host.decode("ascii")))
+
+
+def _unbracketed(host: str) -> str:
+    """An IPv6 address without its brackets (RFC 3986, 3.2.2), and any other host as it is."""
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            return str(ip_address(host[1:-1]))
+        except ValueError:
+            return host
+    return host

@@ -1,0 +1,77 @@
+"""The host of connections that the pod makes: what their conductors ask, as `connection.host` says."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from sidestep.engine.leg import Leg
+from sidestep.proxy.connection.dial import Done
+from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
+from sidestep.proxy.connection.host import ConnectionHost, RelayedConnection
+from sidestep.proxy.connection.live_ports import LivePort
+from sidestep.proxy.connection.setup_host import PendingConnection
+from sidestep.proxy.control.record_queue import RecordQueue
+from sidestep.proxy.egress.server_dial import ServerDial
+from sidestep.proxy.io.loop import Loop
+from sidestep.proxy.io.stream import PlainStream
+
+
+class Process(ConnectionHost, Protocol):
+    """What is asked of the process around it."""
+
+    records: RecordQueue
+
+    def opened(self, connection: RelayedConnection) -> None:
+        """A connection is relayed from now on."""
+
+    def setup_over(self, setup: PendingConnection) -> None:
+        """A setup is over, whatever came of it."""
+
+
+class OutboundHost:
+    """One for a process. Dials go to servers, and no handler takes part."""
+
+    def __init__(self, loop: Loop, process: Process) -> None:
+        self._loop = loop
+        self._process = process
+        self.pipes = process.pipes
+        self.mirror_scheduler = process.mirror_scheduler
+        self.backlog = process.backlog
+        self.lingering = process.lingering
+        self.records = process.records
+
+    def open_stream(
+        self, info: ConnectionInfo, leg: Leg, done: Callable[[PlainStream | None], None]
+    ) -> Callable[[], None]:
+        """Refuse: nobody asks for a handler."""
+        del info, leg
+        return self._loop.later(0.0, lambda: done(None)).cancel
+
+    def dial_app(self, endpoints: Endpoints, done: Done) -> Callable[[], None]:
+        """Connect to the server; returns a function that cancels."""
+        return ServerDial(self._loop, endpoints.host, endpoints.port, done).cancel
+
+    def release_name(self, endpoints: Endpoints, app: socket.socket) -> None:
+        """Do nothing: no connection to a server has the name of a client."""
+
+    def no_app(self, port: LivePort, host: str) -> None:
+        """Count a server that refused."""
+        del host
+        port.counters["servers_refused"] += 1
+
+    def opened(self, connection: RelayedConnection) -> None:
+        """A connection is relayed from now on."""
+        self._process.opened(connection)
+
+    def closed(self, connection: RelayedConnection) -> None:
+        """A connection is over."""
+        self._process.closed(connection)
+
+    def setup_over(self, setup: PendingConnection) -> None:
+        """A setup is over, whatever came of it."""
+        self._process.setup_over(setup)
+
+    def log_requests(self, connection: RelayedConnection) -> None:
+        """Do nothing: nobody listens to requests."""

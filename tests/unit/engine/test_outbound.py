@@ -1,0 +1,172 @@
+"""Connections that the pod makes, by their first bytes: what is seen, however it arrives, and what follows from it."""
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidestep.engine.classification import PEEK, AskApp, Event, Wait
+from sidestep.engine.outbound import Decision, Seen, blocks_whatever_follows, decide, see
+from sidestep.model.egress import Destination, EgressMode
+from sidestep.model.inspection import Action, Match, Mode, Rule
+from sidestep.policy.accepted_policy import Outcome
+from sidestep.policy.egress import EgressPolicies
+from sidestep.policy.inspection_match import ConnectionFacts
+from tests.effort import examples
+from tests.harness.client_hello import hello_of_ssl
+from tests.unit.policy.test_egress import BLOCK, PRIVATE, WEB, compiled
+
+HELLO = hello_of_ssl("API.test", ["h2", "http/1.1"])
+GET = b"GET /a?b HTTP/1.1\r\nHost: Api.test:8080\r\nAccept: */*\r\n\r\nmore"
+FACTS = ConnectionFacts(PRIVATE, destination=WEB, port=443)
+
+
+def with_ech(hello):
+    """The same hello with an encrypted_client_hello extension at its end, as the record and message lengths say."""
+    added = b"\xfe\x0d\x00\x04abcd"
+    record, message, body = hello[:5], hello[5:9], hello[9:]
+    at = 2 + 32
+    at += 1 + body[at]
+    at += 2 + int.from_bytes(body[at : at + 2])
+    at += 1 + body[at]
+    extensions = int.from_bytes(body[at : at + 2]) + len(added)
+    body = body[:at] + extensions.to_bytes(2) + body[at + 2 :] + added
+    return record[:3] + (len(body) + 4).to_bytes(2) + message[:1] + len(body).to_bytes(3) + body
+
+
+@pytest.mark.parametrize(
+    ("data", "protocol", "name", "doubt"),
+    [
+        (HELLO, "tls", "API.test", ""),
+        (hello_of_ssl(None), "tls", "", "no-server-name"),
+        (with_ech(HELLO), "tls", "API.test", "encrypted-client-hello"),
+        (b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00", "tls", "", "not-a-client-hello"),
+        (GET, "http", "Api.test", ""),
+        (b"GET http://a.test:80/x HTTP/1.1\r\nHost: a.test:80\r\n\r\n", "http", "a.test", ""),
+        (b"CONNECT a.test:443 HTTP/1.1\r\nHost: b.test\r\n\r\n", "http", "a.test", ""),
+        (b"GET / HTTP/1.1\r\nHost: [2001:db8::1]:80\r\n\r\n", "http", "2001:db8::1", ""),
+        (b"GET / HTTP/1.0\r\n\r\n", "http", "", "no-server-name"),
+        (b"GET / HTTP/1.1\r\nHost: a.test\r\nHost: b.test\r\n\r\n", "http", "", "h1-host"),
+        (b"GET / HTTP/1.1\r\nHost : a.test\r\n\r\n", "http", "", "h1-field"),
+        (b"GET / HTTP/1.1\nHost: a.test\n\n", "http", "", "h1-bare-lf"),
+        (b"GET / HTTP/1.1\r\nX: " + b"a" * PEEK, "http", "", "h1-head-too-large"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "http", "", "http2-in-clear"),
+        (b"SSH-2.0-x\r\n", "", "", "not-http"),
+        (b"\x00\x01\x02\x03", "", "", "not-http"),
+    ],
+)
+def test_what_is_seen_however_it_arrives(data, protocol, name, doubt):
+    found = see(Event.DATA, data)
+    assert (found.protocol, found.name, found.doubt) == (protocol, name, doubt)
+    assert bool(found.fingerprints) is (found.hello is not None)
+    for end in range(1, min(len(data), 700)):
+        before = see(Event.DATA, data[:end])
+        if not isinstance(before, Wait):
+            assert (before.protocol, before.name, bool(before.doubt)) == (protocol, name, bool(doubt))
+
+
+def test_a_wait_asks_for_no_more_than_comes():
+    wait = see(Event.DATA, HELLO[:40])
+    assert isinstance(wait, Wait)
+    assert 0 < wait.more <= len(HELLO) - 40
+
+
+def test_every_wait_has_an_end():
+    assert isinstance(see(Event.ACCEPTED), Wait)
+    assert isinstance(see(Event.SILENT), AskApp)
+    for event in (Event.STILL_SILENT, Event.EOF, Event.INCOMPLETE, Event.SERVER_FIRST):
+        assert isinstance(see(event), Seen)
+
+
+@settings(max_examples=examples(300))
+@given(st.binary(max_size=300))
+def test_whatever_comes_is_seen_or_waited_for(data):
+    assert isinstance(see(Event.DATA, data), Wait | Seen)
+
+
+def test_where_no_policy_has_anything_to_say_nothing_is_judged():
+    policies = EgressPolicies([compiled(Destination("a", networks=(ip_network("198.51.100.0/24"),)), fail=True)])
+    assert decide(policies, FACTS, see(Event.DATA, HELLO), 0.0) == Decision()
+    assert decide(EgressPolicies([]), FACTS, Seen(doubt="not-http"), 0.0) == Decision()
+
+
+def test_a_name_and_a_fingerprint_are_judged():
+    seen = see(Event.DATA, HELLO)
+    rules = [
+        Rule("name", Action.ALERT, match=Match(server_names=("api.test",))),
+        Rule("print", Action.BLOCK, match=Match(fingerprints=(seen.fingerprints[1],))),
+        Rule("other", Action.BLOCK, match=Match(server_names=("other.test",))),
+    ]
+    found = decide(EgressPolicies([compiled(rules=rules)]), FACTS, seen, 0.0)
+    assert [hit.rule for hit in found.verdict.hits] == ["name", "print"]
+    assert found.blocks
+    assert (found.reason, found.closes, found.is_judged) == ("", False, True)
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [
+        (Seen(doubt="server-first"), "server-first"),
+        (Seen("tls", "a.test", "encrypted-client-hello"), "encrypted-client-hello"),
+    ],
+)
+@pytest.mark.parametrize("fail", [False, True])
+def test_what_cannot_be_named_is_told_and_closed_where_a_policy_fails_closed(seen, reason, fail):
+    by_rule = compiled(rules=[BLOCK], fail=fail)
+    by_destination = compiled(Destination("a", names=("b.test",)), fail=fail)
+    for policy in (by_rule, by_destination):
+        found = decide(EgressPolicies([policy]), FACTS, seen, 0.0)
+        assert (found.reason, found.closes, found.blocks) == (reason, fail, False)
+
+
+def test_a_doubt_that_changes_nothing_is_not_told():
+    rule = Rule("net", Action.ALERT, match=Match(networks=(ip_network("203.0.113.0/24"),)))
+    found = decide(EgressPolicies([compiled(rules=[rule], fail=True)]), FACTS, Seen(doubt="server-first"), 0.0)
+    assert (found.reason, found.closes) == ("", False)
+    assert found.verdict.outcome is Outcome.ALERT
+
+
+@pytest.mark.parametrize(
+    ("mode", "protocol", "opened"),
+    [
+        (EgressMode.OBSERVE, "tls", True),
+        (EgressMode.ORIGINATE, "tls", True),
+        (EgressMode.ORIGINATE, "http", False),
+        (EgressMode.ORIGINATE, "", False),
+        (EgressMode.DECRYPT, "http", True),
+        (EgressMode.DECRYPT, "tls", False),
+        (EgressMode.DECRYPT, "", False),
+    ],
+)
+def test_what_should_be_opened_and_is_not_is_told_and_closed_where_a_policy_fails_closed(mode, protocol, opened):
+    for fail in (False, True):
+        policies = EgressPolicies([compiled(Destination("a", mode), fail=fail)])
+        found = decide(policies, FACTS, Seen(protocol, "a.test"), 0.0)
+        assert (found.reason, found.closes) == (("", False) if opened else ("not-opened", fail))
+
+
+@pytest.mark.parametrize(
+    ("rule", "mode", "blocked"),
+    [
+        (Rule("a", Action.BLOCK), Mode.ENFORCE, True),
+        (
+            Rule("a", Action.BLOCK, match=Match(networks=(ip_network("203.0.113.0/24"),), ports=(443,))),
+            Mode.ENFORCE,
+            True,
+        ),
+        (Rule("a", Action.BLOCK, match=Match(ports=(80,))), Mode.ENFORCE, False),
+        (Rule("a", Action.BLOCK), Mode.DETECT, False),
+        (Rule("a", Action.ALERT), Mode.ENFORCE, False),
+        (BLOCK, Mode.ENFORCE, False),
+        (Rule("a", Action.BLOCK, exception=Match(server_names=("a.test",))), Mode.ENFORCE, False),
+        (Rule("a", Action.BLOCK, exception=Match(networks=(ip_network("203.0.113.0/24"),))), Mode.ENFORCE, False),
+        (Rule("a", Action.BLOCK, match=Match(fingerprints=("0" * 32,))), Mode.ENFORCE, False),
+    ],
+)
+def test_what_an_address_alone_blocks(rule, mode, blocked):
+    policies = EgressPolicies([compiled(rules=[rule], mode=mode)])
+    assert blocks_whatever_follows(policies, WEB, 443) is blocked
+    if blocked:
+        assert decide(policies, FACTS, Seen(), 0.0).blocks
+    assert not blocks_whatever_follows(policies, ip_address("10.0.0.1"), 443)

@@ -1,0 +1,360 @@
+"""Connections that the pod makes, on a real loop with real sockets: what reaches the server, and what is recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+from ipaddress import ip_address, ip_network
+
+import msgspec
+import pytest
+
+from sidestep.engine.memory_budget import BACKLOG, Budget
+from sidestep.model.egress import Destination, EgressMode
+from sidestep.model.egress_table import Original
+from sidestep.model.inspection import Action, Egress, FailurePolicy, InspectionPolicy, Match, Mode, Rule
+from sidestep.policy.egress_rows import to_egress_snapshot
+from sidestep.protocols.eve_records import Record
+from sidestep.proxy.egress.outbound import Outbound
+from sidestep.proxy.io.splice import Pipes
+from tests.harness.client_hello import hello_of_ssl
+from tests.unit.proxy.looping import stepped
+
+HERE = ip_network("127.0.0.0/8")
+HELLO = hello_of_ssl("api.test", ["h2"])
+GET = b"GET /secret HTTP/1.1\r\nHost: api.test\r\n\r\n"
+
+
+class Records:
+    """A queue that keeps records."""
+
+    wanted = True
+    now = 0.0
+
+    def __init__(self):
+        self.made = []
+
+    def add(self, record):
+        self.made.append(msgspec.msgpack.decode(msgspec.msgpack.encode(record), type=Record))
+
+
+class Process:
+    """What the process around does."""
+
+    mirror_scheduler = None
+
+    def __init__(self):
+        self.pipes = Pipes(lambda: True)
+        self.backlog = Budget(BACKLOG)
+        self.lingering = set()
+        self.records = Records()
+        self.setups, self.relayed, self.failed = set(), set(), []
+
+    def setup_begins(self, setup):
+        self.setups.add(setup)
+
+    def setup_over(self, setup):
+        self.setups.discard(setup)
+
+    def setup_failed(self, error):
+        self.failed.append(error)
+
+    def opened(self, connection):
+        self.relayed.add(connection)
+
+    def closed(self, connection):
+        self.relayed.discard(connection)
+
+
+class Table:
+    """A table in which all connections were meant for one server."""
+
+    def __init__(self, server):
+        self.server = server
+
+    def take(self, local, port):
+        del local, port
+        if self.server is None:
+            return None
+        return Original(ip_address(self.server[0]), self.server[1], 7)
+
+
+class Scene:
+    """A listener where connections are steered, and the server that they were meant for."""
+
+    def __init__(self, stack):
+        self.stack = stack
+        self.stepped = stack.enter_context(stepped())
+        self.process = Process()
+        self.outbound = Outbound(
+            self.stepped.loop, self.process, has_room=lambda: True, outcome=lambda error: None, retired=lambda: None
+        )
+        self.server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self.listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self.table = Table(self.server.getsockname())
+        self.outbound.serve(self.listener.dup(), self.table)
+        stack.callback(self.leave)
+
+    def leave(self):
+        self.outbound.retire()
+        for each in (*self.process.setups, *self.process.relayed):
+            each.abandon()
+
+    def configure(self, *destinations, rules=(), mode=Mode.ENFORCE, fail=False, name="p"):
+        chosen = destinations or (Destination("here", networks=(HERE,)),)
+        failing = FailurePolicy.FAIL if fail else FailurePolicy.IGNORE
+        policy = InspectionPolicy(name, "shop", mode=mode, egress=Egress(chosen, tuple(rules), failing))
+        self.outbound.configure([to_egress_snapshot(policy)])
+
+    def client(self, first=b""):
+        sock = self.stack.enter_context(socket.create_connection(self.listener.getsockname()))
+        sock.settimeout(5)
+        if first:
+            sock.sendall(first)
+        return sock
+
+    def run(self, until):
+        return self.stepped.run(until)
+
+    def accepted(self):
+        assert self.run(lambda: readable(self.server)), "the server was not connected to"
+        sock = self.stack.enter_context(self.server.accept()[0])
+        sock.settimeout(5)
+        return sock
+
+    def told(self, sock):
+        assert self.run(lambda: readable(sock))
+        return sock.recv(65536)
+
+    def is_reset(self, sock):
+        assert self.run(lambda: readable(sock))
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+        return True
+
+    def untouched(self):
+        """Whether the server was never connected to."""
+        return not readable(self.server)
+
+    def ended(self, *socks):
+        for sock in socks:
+            sock.close()
+        assert self.run(lambda: not self.process.relayed and not self.process.setups)
+
+    @property
+    def counters(self):
+        return {name: count for name, count in self.outbound.port.counters.items() if count}
+
+    @property
+    def records(self):
+        return [(record.event_type, record.sidestep.action) for record in self.process.records.made]
+
+
+def readable(sock):
+    return bool(select.select([sock], [], [], 0)[0])
+
+
+@pytest.fixture
+def scene():
+    with contextlib.ExitStack() as stack:
+        yield Scene(stack)
+
+
+def exchange(scene, client, server, first):
+    """Both directions, both ends, byte by byte what was sent."""
+    assert scene.told(server) == first
+    server.sendall(b"answer")
+    assert scene.told(client) == b"answer"
+    client.shutdown(socket.SHUT_WR)
+    assert scene.told(server) == b""
+    server.sendall(b"last")
+    server.shutdown(socket.SHUT_WR)
+    assert scene.told(client) == b"last"
+    assert scene.told(client) == b""
+
+
+@pytest.mark.parametrize("first", [HELLO, GET, b"SSH-2.0-x\r\n", b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00"])
+def test_without_a_policy_every_byte_passes_and_nothing_is_told(scene, first):
+    client = scene.client(first)
+    exchange(scene, client, scene.accepted(), first)
+    scene.ended(client)
+    assert scene.records == []
+    assert scene.counters == {"outbound": 1}
+
+
+@pytest.mark.parametrize("first", [HELLO, GET, b"SSH-2.0-x\r\n"])
+@pytest.mark.parametrize("fail", [False, True])
+def test_what_no_rule_blocks_passes(scene, first, fail):
+    scene.configure(fail=fail)
+    client = scene.client(first)
+    exchange(scene, client, scene.accepted(), first)
+    scene.ended(client)
+    assert scene.records[-1] == ("flow", None)
+    assert scene.counters == {"outbound": 1}
+
+
+def test_what_is_known_of_tls_is_told(scene):
+    scene.configure(rules=[Rule("seen", Action.ALERT, match=Match(server_names=("api.test",)))])
+    client = scene.client(HELLO)
+    exchange(scene, client, scene.accepted(), HELLO)
+    scene.ended(client)
+    tls, alert, flow = scene.process.records.made
+    host, port = scene.server.getsockname()
+    for record in (tls, alert, flow):
+        assert (record.sidestep.direction, record.sidestep.host) == ("egress", "api.test")
+        assert (record.dest_ip, record.dest_port, record.src_ip) == (host, port, "127.0.0.1")
+        assert record.flow_id == tls.flow_id
+    assert tls.tls.sni == "api.test"
+    assert tls.tls.ja4.startswith("t13d")
+    assert len(tls.tls.ja3.hash) == 32
+    assert (alert.alert.action, alert.alert.signature) == ("allowed", "shop/p: seen")
+    assert flow.flow.bytes_toserver in (len(HELLO), len(HELLO) + 1), "the kernel counts a FIN as a byte"
+    assert flow.flow.bytes_toclient == len(b"answerlast")
+    assert flow.flow.alerted
+    assert scene.counters == {"outbound": 1, "inspection_alerted": 1}
+
+
+@pytest.mark.parametrize("cut", [1, 5, 6, 60, len(HELLO) - 1])
+def test_a_hello_in_pieces_is_judged_whole(scene, cut):
+    scene.configure(rules=[Rule("no", Action.BLOCK, match=Match(server_names=("api.test",)))])
+    client = scene.client(HELLO[:cut])
+    assert scene.run(lambda: scene.process.setups)
+    client.sendall(HELLO[cut:])
+    assert scene.is_reset(client)
+    assert scene.counters["inspection_blocked"] == 1
+
+
+@pytest.mark.parametrize("first", [HELLO, GET])
+def test_a_name_that_is_blocked_never_reaches_its_server(scene, first):
+    scene.configure(rules=[Rule("no", Action.BLOCK, match=Match(server_names=("*.test",)))])
+    client = scene.client(first)
+    assert scene.is_reset(client)
+    scene.ended()
+    assert scene.untouched()
+    assert scene.records[-2:] == [("alert", "Block"), ("flow", None)]
+    assert scene.counters == {"outbound": 1, "inspection_blocked": 1, "outbound_closed": 1}
+
+
+def test_nothing_of_a_request_is_in_a_record(scene):
+    scene.configure(rules=[Rule("all", Action.ALERT)])
+    client = scene.client(GET)
+    exchange(scene, client, scene.accepted(), GET)
+    scene.ended(client)
+    assert scene.process.records.made
+    assert b"secret" not in msgspec.msgpack.encode(scene.process.records.made)
+
+
+def test_detecting_blocks_nothing(scene):
+    scene.configure(rules=[Rule("no", Action.BLOCK)], mode=Mode.DETECT, fail=True)
+    client = scene.client(HELLO)
+    exchange(scene, client, scene.accepted(), HELLO)
+    scene.ended(client)
+    assert ("alert", "WouldBlock") in scene.records
+    assert scene.counters == {"outbound": 1, "inspection_would_block": 1}
+
+
+def test_an_address_that_is_blocked_is_not_dialled_though_the_client_is_silent(scene):
+    scene.configure(rules=[Rule("no", Action.BLOCK, match=Match(networks=(HERE,)))])
+    client = scene.client()
+    assert scene.is_reset(client)
+    assert scene.untouched()
+    assert scene.counters == {"outbound": 1, "inspection_blocked": 1, "outbound_closed": 1}
+
+
+def test_a_server_that_speaks_first_is_heard(scene):
+    scene.configure()
+    client = scene.client()
+    server = scene.accepted()
+    server.sendall(b"220 mail\r\n")
+    assert scene.told(client) == b"220 mail\r\n"
+    client.sendall(b"QUIT\r\n")
+    assert scene.told(server) == b"QUIT\r\n"
+    scene.ended(client, server)
+
+
+def test_a_server_that_speaks_first_leaves_the_name_in_doubt(scene):
+    no = Rule("no", Action.BLOCK, match=Match(server_names=("a.test",)))
+    scene.configure(rules=[no])
+    client = scene.client()
+    server = scene.accepted()
+    server.sendall(b"220 mail\r\n")
+    assert scene.told(client) == b"220 mail\r\n"
+    assert scene.records == [("anomaly", "Pass")]
+    assert scene.counters == {"outbound": 1, "inspection_bypassed_server_first": 1}
+    scene.ended(client, server)
+    scene.configure(rules=[no], fail=True)
+    client = scene.client()
+    scene.accepted().sendall(b"220 mail\r\n")
+    assert scene.is_reset(client)
+    assert scene.counters["inspection_closed_server_first"] == 1
+
+
+def test_a_client_that_is_late_is_judged_all_the_same(scene):
+    scene.configure(rules=[Rule("no", Action.BLOCK, match=Match(server_names=("api.test",)))])
+    client = scene.client()
+    server = scene.accepted()
+    client.sendall(HELLO)
+    assert scene.is_reset(client)
+    assert scene.run(lambda: readable(server))
+    with pytest.raises(ConnectionResetError):
+        server.recv(1)
+
+
+def test_modes_that_open_pass_end_to_end_and_count_or_close(scene):
+    scene.configure(Destination("d", EgressMode.DECRYPT, networks=(HERE,)))
+    client = scene.client(HELLO)
+    exchange(scene, client, scene.accepted(), HELLO)
+    scene.ended(client)
+    assert scene.counters == {"outbound": 1, "inspection_bypassed_not_opened": 1}
+    scene.configure(Destination("d", EgressMode.DECRYPT, networks=(HERE,)), fail=True)
+    assert scene.is_reset(scene.client(HELLO))
+    assert scene.untouched()
+    assert ("anomaly", "Close") in scene.records
+
+
+def test_a_server_that_refuses_resets_the_client(scene):
+    scene.server.close()
+    client = scene.client(HELLO)
+    assert scene.is_reset(client)
+    assert scene.counters == {"outbound": 1, "servers_refused": 1}
+    client = scene.client()
+    assert scene.is_reset(client)
+    assert scene.counters == {"outbound": 2, "servers_refused": 2}
+
+
+def test_a_connection_to_the_listener_itself_is_closed_and_nothing_is_dialled(scene):
+    scene.table.server = None
+    client = scene.client()
+    assert scene.told(client) == b""
+    assert scene.counters == {"outbound_unknown": 1}
+
+
+def test_a_client_that_leaves_leaves_nothing(scene):
+    scene.configure()
+    client = scene.client(HELLO[:20])
+    assert scene.run(lambda: scene.process.setups)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    client.close()
+    assert scene.run(lambda: not scene.process.setups and not scene.process.relayed)
+
+
+def test_connections_keep_the_policies_that_they_began_with(scene):
+    scene.configure()
+    client = scene.client(HELLO)
+    server = scene.accepted()
+    assert scene.told(server) == HELLO
+    scene.configure(rules=[Rule("no", Action.BLOCK)])
+    server.sendall(b"answer")
+    assert scene.told(client) == b"answer"
+    assert scene.is_reset(scene.client(HELLO))
+    scene.ended(client, server)
+
+
+def test_a_listener_that_is_given_up_accepts_for_a_moment_more(scene):
+    scene.outbound.retire()
+    client = scene.client(HELLO)
+    assert scene.told(scene.accepted()) == HELLO
+    assert scene.outbound.is_retiring
+    assert scene.run(lambda: not scene.outbound.is_retiring)
+    client.close()
