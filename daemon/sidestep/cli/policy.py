@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import click
 
 from sidestep.aio.named_file import read_named
 from sidestep.cli.command import Command, FilePath
+from sidestep.cli.firewall_child import FirewallChild
 from sidestep.cli.options import output_option
 from sidestep.cli.policy_except import except_
 from sidestep.cli.replaying import Progress, Say, replay_capture, say_json, say_text
@@ -22,10 +24,14 @@ from sidestep.config.field_error import FieldError
 from sidestep.config.manifests import Declared, ManifestError, load_file
 from sidestep.config.yaml_documents import MAX_TEXT
 from sidestep.model.errors import ConfigurationError
-from sidestep.model.inspection import InspectionPolicy
+from sidestep.model.inspection import InspectionPolicy, Mode
+from sidestep.model.inventory import ConfigMap
 from sidestep.policy.accepted_policy import AcceptedPolicy, accept
+from sidestep.policy.seclang import CustomRules, custom_rules
+from sidestep.policy.waf import PolicyWaf, join
 
 STANDARD_INPUT = Path("-")
+_NO_RULES = CustomRules()
 
 
 @click.group(short_help="Check inspection policies, and except alerts from them.")
@@ -45,8 +51,9 @@ policy.add_command(except_)
     metavar="CAPTURE",
     help="Say what each request of this capture (pcapng, clear text) would get.",
 )
+@click.option("--crs", type=FilePath(), metavar="DIR", help="A Core Rule Set as it is released. [default: Debian's]")
 @output_option
-def check(files: tuple[Path, ...], capture: Path | None, output: str) -> int:
+def check(files: tuple[Path, ...], capture: Path | None, crs: Path | None, output: str) -> int:
     """Check the InspectionPolicy and ClusterInspectionPolicy documents in FILE... (- for standard input).
 
     Each document is read and probed as a node daemon does before it accepts a policy: unknown fields, conditions that
@@ -55,7 +62,10 @@ def check(files: tuple[Path, ...], capture: Path | None, output: str) -> int:
     With --replay, every request of the capture is judged by all policies of the files, whatever their selectors and
     ports say: HTTP/1 and HTTP/2 in clear text, bodies and answers included. Nothing is sent anywhere. The values of
     queries are shown only if each policy has redact.queryValues: false. A rule that blocks does not end a replayed
-    connection: what was captured behind it is judged, too.
+    connection: what was captured behind it is judged, too. Policies with waf have a firewall judge each request, in a
+    process that can do nothing else; that needs libmodsecurity3 and modsecurity-crs. What ids would find is not said.
+
+    Rules that a policy has in a ConfigMap are read if the ConfigMap is in the files.
 
     The exit code is 0 if every policy would be accepted (and the capture could be read), 1 if not.
 
@@ -67,24 +77,81 @@ def check(files: tuple[Path, ...], capture: Path | None, output: str) -> int:
     """
     say = say_json if output == "json" else say_text
     progress = Progress()
-    accepted, bad = _check_files(files, say, progress)
+    accepted, config_maps, bad = _check_files(files, say, progress)
+    custom, faults = _custom_rules(accepted, config_maps, say)
+    bad = bad or faults
     if capture is not None and not bad:
-        replay_capture(accepted, capture, say, progress)
+        _replay(accepted, custom, capture, crs, say, progress)
     return int(bad)
+
+
+def _replay(
+    policies: list[InspectionPolicy],
+    custom: Mapping[str, CustomRules],
+    capture: Path,
+    crs: Path | None,
+    say: Say,
+    progress: Progress,
+) -> None:
+    """Judge the requests of a capture, by a firewall, too, where a policy has one."""
+    firewalls = [
+        PolicyWaf(each.display, each.mode is Mode.ENFORCE, each.closes, each.waf, custom.get(each.display, _NO_RULES))
+        for each in sorted(policies, key=lambda each: each.order)
+        if each.waf is not None
+    ]
+    if not firewalls:
+        replay_capture(policies, capture, say, progress)
+        return
+    with FirewallChild(join(firewalls), crs) as firewall:
+        replay_capture(policies, capture, say, progress, firewall)
+
+
+def _custom_rules(
+    policies: Iterable[InspectionPolicy], config_maps: Mapping[tuple[str, str], ConfigMap], say: Say
+) -> tuple[dict[str, CustomRules], bool]:
+    """The rules that firewalls have in ConfigMaps, by policy, and whether any are wrong."""
+    found: dict[str, CustomRules] = {}
+    bad = False
+    for each in policies:
+        place = each.waf.rules_from if each.waf is not None else None
+        if place is None:
+            continue
+        where = f"ConfigMap {place.namespace}/{place.name}, key {place.key}"
+        written = config_maps.get((place.namespace, place.name))
+        text = written.data.get(place.key) if written is not None else None
+        if text is None:
+            _say_note(f"{each.display}: {where} is not in the files: its rules are not looked at", say)
+            continue
+        try:
+            found[each.display] = custom_rules(text)
+        except ConfigurationError as error:
+            bad = True
+            _say_note(f"{each.display}: {where}: {error.reason}", say, event="fault")
+    return found, bad
+
+
+def _say_note(text: str, say: Say, event: str = "note") -> None:
+    say({"event": event, "reason": text}, text)
 
 
 # --- policies -------------------------------------------------------------------------------------------------------
 
 
-def _check_files(files: tuple[Path, ...], say: Say, progress: Progress) -> tuple[list[InspectionPolicy], bool]:
-    """The policies that would be accepted, and whether anything is wrong."""
+def _check_files(
+    files: tuple[Path, ...], say: Say, progress: Progress
+) -> tuple[list[InspectionPolicy], dict[tuple[str, str], ConfigMap], bool]:
+    """The policies that would be accepted, the ConfigMaps beside them, and whether anything is wrong."""
     accepted: list[InspectionPolicy] = []
+    config_maps: dict[tuple[str, str], ConfigMap] = {}
     places: dict[str, str] = {}
     bad = False
     for path in files:
         read = load_file(str(path), _content(path))
         found = [each for each in read.declared if isinstance(each.object, InspectionPolicy)]
         faults = list(read.errors)
+        for each in read.declared:
+            if isinstance(each.object, ConfigMap):
+                config_maps[each.object.namespace, each.object.name] = each.object
         for count, each in enumerate(found, 1):
             earlier = places.setdefault(each.subject, each.place)
             if earlier != each.place:
@@ -102,7 +169,7 @@ def _check_files(files: tuple[Path, ...], say: Say, progress: Progress) -> tuple
         bad = bad or bool(faults)
         if not found and not faults:
             raise ConfigurationError("has no InspectionPolicy and no ClusterInspectionPolicy", subject=str(path))
-    return accepted, bad
+    return accepted, config_maps, bad
 
 
 def _content(path: Path) -> bytes:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from sidestep.aio.named_file import opened
+from sidestep.cli.firewall_child import FirewallChild
 from sidestep.cli.output import json_line
 from sidestep.cli.report import clock
 from sidestep.engine.inspection.records import HitRecord
@@ -19,6 +20,7 @@ from sidestep.model.errors import ConfigurationError
 from sidestep.model.inspection import InspectionPolicy
 from sidestep.model.text import harmless
 from sidestep.policy.accepted_policy import Outcome
+from sidestep.protocols.eve import FIREWALL, firewall_alert
 from sidestep.protocols.eve_redaction import Redaction, text
 from sidestep.protocols.pcapng_reader import Packet, Reader
 from sidestep.protocols.tcp_segments import Segment, find
@@ -61,7 +63,8 @@ class Progress:
 class _Report:
     """Prints what a replay finds, and counts it."""
 
-    def __init__(self, policies: Sequence[InspectionPolicy], say: Say) -> None:
+    def __init__(self, policies: Sequence[InspectionPolicy], say: Say, names: Mapping[int, str]) -> None:
+        self._names = names
         redactions = [each.redaction for each in policies]
         self._redaction = Redaction(any(each.query_values for each in redactions))
         self._closes = any(each.closes for each in policies)
@@ -100,6 +103,7 @@ class _Report:
                 "wouldBlock": hit.would_block,
                 "told": hit.told,
                 "pattern": hit.pattern,
+                **self._found(hit),
             }
             for hit in request.hits
         ]
@@ -119,7 +123,7 @@ class _Report:
             "notInspected": request.unread,
         }
         where = f"{host}{target}" if request.target.startswith(b"/") else target
-        found = [*map(_hit_text, request.hits), *map(self._unread_text, request.unread)]
+        found = [*map(self._hit_text, request.hits), *map(self._unread_text, request.unread)]
         reasons = "; ".join(dict.fromkeys(found))
         line = f"{verdict:<5}  {clock(request.at)}  {text(request.method)} {where}  from {request.where.client}"
         self._say(value, f"{line}  {reasons}" if reasons else line)
@@ -137,6 +141,21 @@ class _Report:
         line = f"-      {clock(each.at)}  {each.where.client} to {each.where.server}: not inspected: {each.reason}"
         closed = self._closes and each.reason not in ABOUT_THE_CAPTURE
         self._say(value, f"{line}, which Fail closes" if closed else line)
+
+    def _found(self, hit: HitRecord) -> dict[str, str]:
+        """What the rules of a firewall say that matched."""
+        if hit.rule != FIREWALL:
+            return {}
+        alert = firewall_alert(hit.policy, hit.pattern, self._names, blocked=False)
+        return {} if alert is None else {"found": alert.signature.removeprefix(f"{hit.policy}: ")}
+
+    def _hit_text(self, hit: HitRecord) -> str:
+        what = self._found(hit).get("found", hit.pattern)
+        action = "would block: " if hit.would_block else ""
+        pattern = f" ({what})" if what else ""
+        return f"{action}policy {hit.policy}, rule {hit.rule}{pattern}" + (
+            "" if hit.told else ", beyond its rate limit"
+        )
 
     def _unread_text(self, reason: str) -> str:
         """A part of an exchange that was not inspected; Fail refuses the exchange if a rule could have blocked it."""
@@ -169,15 +188,16 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _hit_text(hit: HitRecord) -> str:
-    pattern = f" ({hit.pattern})" if hit.pattern else ""
-    action = "would block: " if hit.would_block else ""
-    return f"{action}policy {hit.policy}, rule {hit.rule}{pattern}" + ("" if hit.told else ", beyond its rate limit")
-
-
-def replay_capture(policies: Sequence[InspectionPolicy], capture: Path, say: Say, progress: Progress) -> None:
+def replay_capture(
+    policies: Sequence[InspectionPolicy],
+    capture: Path,
+    say: Say,
+    progress: Progress,
+    firewall: FirewallChild | None = None,
+) -> None:
     """Judge the requests of a capture. Raises ConfigurationError, after telling what is before the fault."""
-    replay, report, reader = Replay(policies), _Report(policies, say), Reader()
+    replay = Replay(policies, None if firewall is None else (firewall.settings, firewall.ask))
+    report, reader = _Report(policies, say, {} if firewall is None else firewall.names), Reader()
     fault: ConfigurationError | None = None
     at, size = 0.0, 0
     with opened(capture, subject="--replay") as file:

@@ -2,7 +2,8 @@
 
 Each connection is given to the relay that would inspect it in a pod (`engine.http1`, `engine.http2`), with what both
 ends said, in the order of the capture; nothing is written anywhere. So a replay says what a pod proxy says, also of
-bodies, answers, thresholds and what cannot be read. Time is that of the capture.
+bodies, answers, thresholds and what cannot be read. Time is that of the capture. A firewall is asked as one in a pod
+is, and its answers are given to a relay before it reads on.
 
 The policies are compiled in Detect mode, because a refused request would leave the captured answer without a request.
 A hit of a rule that enforces is told as what it is: a block. What was captured behind a block is judged as well.
@@ -16,12 +17,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from ipaddress import ip_address
 from typing import Final
+
+import msgspec
 
 from sidestep.engine.classification import PEEK, Event, Http, Pass, PortFacts, Wait, classify
 from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.http2.relay import Http2Relay
+from sidestep.engine.inspection.asking import Answer, Subject
+from sidestep.engine.inspection.firewall import Firewall
 from sidestep.engine.inspection.gate import Gate
 from sidestep.engine.inspection.judged import Judged
 from sidestep.engine.inspection.records import ExchangeRecord, FileRecord, HitRecord, Observer
@@ -36,6 +42,7 @@ from sidestep.policy.route import Fields, SteeredPort
 from sidestep.protocols.tcp_segments import Segment, address
 from sidestep.protocols.tcp_streams import Connection, Data, End, Finished, Lost, Streams
 from sidestep.protocols.tcp_streams import Event as StreamEvent
+from sidestep.snapshots.waf import PortWaf
 
 MAX_CONNECTIONS: Final = 4096
 """Connections that are followed at once; others are told as not inspected."""
@@ -113,10 +120,21 @@ class NotInspected:
 Outcomes = Iterator[ReplayedRequest | NotInspected]
 
 
-class Replay:
-    """All connections of a capture. Raises ConfigurationError for policies that cannot be used together."""
+AskNow = Callable[[Subject], Answer]
+"""Has a request judged, and waits for the answer."""
 
-    def __init__(self, policies: Sequence[InspectionPolicy]) -> None:
+
+class Replay:
+    """All connections of a capture. Raises ConfigurationError for policies that cannot be used together.
+
+    `firewall` are the settings of those that have one, joined, and who judges requests by them.
+    """
+
+    def __init__(self, policies: Sequence[InspectionPolicy], firewall: tuple[PortWaf, AskNow] | None = None) -> None:
+        self._firewall = None
+        if firewall is not None:
+            settings, ask = firewall
+            self._firewall = msgspec.structs.replace(settings, enforces=False, closes=False), ask
         self.connections = 0
         """Connections whose data was seen."""
         self._enforcing = frozenset(each.display for each in policies if each.mode is Mode.ENFORCE)
@@ -163,14 +181,28 @@ class Replay:
         if len(self._followed) >= MAX_CONNECTIONS:
             self._left_out.add(connection.number)
             return None
-        followed = self._followed[connection.number] = _Followed(connection, self._inspection, self._enforcing)
+        followed = self._followed[connection.number] = _Followed(
+            connection, self._inspection, self._enforcing, self._firewall
+        )
         return followed
 
 
 class _Followed:
     """One connection: classified by its client's first bytes, then relayed."""
 
-    def __init__(self, connection: Connection, inspection: Inspection, enforcing: frozenset[str]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        inspection: Inspection,
+        enforcing: frozenset[str],
+        firewall: tuple[PortWaf, AskNow] | None,
+    ) -> None:
+        self._answers: deque[Callable[[], None]] = deque()
+        """Of the firewall, to be given out."""
+        self._firewall = None
+        if firewall is not None:
+            settings, self._ask_now = firewall
+            self._firewall = Firewall(settings, self._ask, _plain(connection.client), _plain(connection.server))
         self._where = _where(connection)
         self._facts = ConnectionFacts(ip_address(connection.client[0]))
         self._inspection = inspection
@@ -213,6 +245,16 @@ class _Followed:
         """Learn that nothing more of it was captured: what has come of unfinished exchanges is judged."""
         if self._gate is not None:
             self._gate.end()
+            self._hand_out()
+
+    def _ask(self, subject: Subject, *, seconds: float, on_answer: Callable[[Answer], None]) -> None:
+        """As `firewall.Ask`: the answer is there at once, and given out once the relay has ended its turn."""
+        del seconds
+        self._answers.append(partial(on_answer, self._ask_now(subject)))
+
+    def _hand_out(self) -> None:
+        while self._answers:
+            self._answers.popleft()()
 
     def _data(self, data: bytes, at: float, *, from_client: bool) -> None:
         if self._waiting_bytes[not from_client] + len(data) > MAX_WAITING:
@@ -230,7 +272,7 @@ class _Followed:
         match classify(_CLEAR_PORT, Event.DATA, self._first):
             case Http(protocol=protocol):
                 engine = Http2Relay if protocol == "h2" else Http1Relay
-                gate = self._gate = _ReplayGate(self._inspection, self._facts, self._notes)
+                gate = self._gate = _ReplayGate(self._inspection, self._facts, self._notes, self._firewall)
                 return engine(SteeredPort(0), tls=False, gate=gate)
             case Wait():
                 return None
@@ -265,6 +307,7 @@ class _Followed:
 
     def _settle(self, relay: Relay, at: float) -> Relay:
         """Do what a shell does whose peers take everything at once."""
+        self._hand_out()
         while relay.opening:
             asked, relay.opening = relay.opening, []
             for leg in asked:
@@ -340,8 +383,10 @@ class _ReplayGate(Gate):
 
     __slots__ = ("_notes",)
 
-    def __init__(self, inspection: Inspection, facts: ConnectionFacts, notes: _Notes) -> None:
-        super().__init__(inspection.connection(facts), notes, str)
+    def __init__(
+        self, inspection: Inspection, facts: ConnectionFacts, notes: _Notes, firewall: Firewall | None
+    ) -> None:
+        super().__init__(inspection.connection(facts), notes, str, firewall=firewall)
         self._notes = notes
 
     @property
@@ -375,7 +420,7 @@ class _ReplayGate(Gate):
         host = next((value for name, value in fields if name == b"host"), b"")
         request = self._notes.begin(protocol, method, target, host)
         exchange = self.connection.request(method, target, fields, self.now)
-        return Judged(
+        judged = Judged(
             _OneExchange(self, request, self._notes),
             exchange,
             protocol=protocol,
@@ -383,7 +428,10 @@ class _ReplayGate(Gate):
             method=method,
             target=target,
             fields=fields,
+            firewall=self.firewall,
         )
+        self.ask_ahead(judged, protocol, fields)
+        return judged
 
 
 class _OneExchange:
@@ -407,7 +455,7 @@ class _OneExchange:
         return self._gate.now
 
     def firewall_answered(self, call: Callable[[], None]) -> None:
-        """As Gate.firewall_answered; no firewall is asked."""
+        """As Gate.firewall_answered; no request is held for it."""
 
     def hit(self, record: HitRecord) -> None:
         """As Observer.hit."""
@@ -426,6 +474,10 @@ class _OneExchange:
         """As Observer.uninspected."""
         del closed
         self._notes.of(self._request).unread.append(reason)
+
+
+def _plain(end: End) -> tuple[str, int]:
+    return address(end[0]), end[1]
 
 
 def _where(connection: Connection) -> Where:

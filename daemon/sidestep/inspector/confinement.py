@@ -16,6 +16,9 @@ there is nothing in them, and nothing can be made (below).
     6. Landlock           no access to files, where the kernel has it
     7. system calls       `ALLOWED`: reading and writing what is open, memory, time
 
+`alone` does both for an inspector of a command line, which has no zygote. Without root it leaves out what only root can
+do: namespaces, and another user. What is left of system calls neither opens, connects nor executes anything.
+
 When a step fails it raises, and the caller must end the process.
 
 No executable memory can be mapped, so PCRE compiles nothing to machine code from here on: the regexes of the Core Rule
@@ -31,6 +34,8 @@ from typing import Final
 from sidestep.model.errors import KernelError
 from sidestep.sandbox import capabilities, landlock, namespaces, rlimits, seccomp, syscalls
 
+NOBODY: Final = 65534
+"""The user that an inspector of root's command line becomes."""
 NICE: Final = 5
 """Added to the priority of the zygote."""
 _DESCRIPTORS: Final = 16
@@ -59,6 +64,12 @@ def program() -> bytes:
 
 def enclose() -> None:
     """Enter the empty room. Raises KernelError; the caller ends the process then."""
+    _silence_input_and_output()
+    namespaces.leave_networks()
+    namespaces.empty_root(with_descriptors=False)
+
+
+def _silence_input_and_output() -> None:
     try:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         os.dup2(null, 0)
@@ -66,12 +77,24 @@ def enclose() -> None:
         os.close(null)
     except OSError as error:
         raise KernelError("dup2", error.errno or 0, doing="silencing the zygote of the inspectors") from error
-    namespaces.leave_networks()
-    namespaces.empty_root(with_descriptors=False)
+
+
+def alone(*, memory: int, socket_fd: int) -> None:
+    """Enclose and confine this process. Raises SidestepError; the caller ends it then."""
+    filter_program, uid = program(), 0
+    if os.geteuid() == 0:
+        enclose()
+        uid = NOBODY
+    else:
+        _silence_input_and_output()
+    lock(Confinement(uid, memory), socket_fd=socket_fd, filter_program=filter_program)
 
 
 def lock(confinement: Confinement, *, socket_fd: int, filter_program: bytes) -> None:
-    """Confine this process, a child of an enclosed one. Raises KernelError, BugError; the caller ends it then."""
+    """Confine this process, a child of an enclosed one. Raises KernelError, BugError; the caller ends it then.
+
+    With user id 0 it stays who it is, and has to be somebody else than root already.
+    """
     try:
         os.dup2(0, 2)
     except OSError as error:
@@ -80,7 +103,8 @@ def lock(confinement: Confinement, *, socket_fd: int, filter_program: bytes) -> 
     os.closerange(socket_fd + 1, 2**31 - 1)
     rlimits.apply(memory=confinement.memory, descriptors=_DESCRIPTORS, file_size=0)
     os.nice(NICE)
-    capabilities.become(confinement.uid)
+    if confinement.uid or os.geteuid() == 0:
+        capabilities.become(confinement.uid)
     capabilities.forbid_new_privileges()
     landlock.deny_files()
     seccomp.install(filter_program)

@@ -42,7 +42,7 @@ from sidestep.snapshots.waf import Profile
 
 _decoder: msgspec.msgpack.Decoder[ToZygote] = msgspec.msgpack.Decoder(ToZygote)
 _encoder = msgspec.msgpack.Encoder()
-_PRELOADED: Final = ("encodings.idna", "encodings.latin_1", "encodings.ascii", "errno")
+PRELOADED: Final = ("encodings.idna", "encodings.latin_1", "encodings.ascii", "errno")
 """Modules that Python would import at first use, when there are no files any more."""
 _ENDED: Final = 1
 """The exit status of an inspector that could not go on."""
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Ctrl-C in the daemon's terminal reaches the zygote, too. The daemon handles it.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    for name in _PRELOADED:
+    for name in PRELOADED:
         importlib.import_module(name)
     os.umask(0o022)
     try:

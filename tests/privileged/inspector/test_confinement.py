@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from sidestep.inspector import confinement
 from sidestep.sandbox.syscalls import ARCHITECTURES, FATAL
 
 UID = 2_000_000_001
@@ -24,9 +25,16 @@ sock = socket.socket(fileno=int(sys.argv[1]))
 libc = ctypes.CDLL(None, use_errno=True)
 program = confinement.program()
 tree = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
-confinement.enclose()
-confined = confinement.Confinement(uid=int(sys.argv[2]), memory=int(sys.argv[3]))
-confinement.lock(confined, socket_fd=sock.fileno(), filter_program=program)
+if sys.argv[4] == "forked":
+    confinement.enclose()
+    confined = confinement.Confinement(uid=int(sys.argv[2]), memory=int(sys.argv[3]))
+    confinement.lock(confined, socket_fd=sock.fileno(), filter_program=program)
+else:
+    if sys.argv[4] == "user":
+        os.setgroups([])
+        os.setresgid(*[int(sys.argv[2])] * 3)
+        os.setresuid(*[int(sys.argv[2])] * 3)
+    confinement.alone(memory=int(sys.argv[3]), socket_fd=sock.fileno())
 told = {}
 sock.send(b"locked")
 while code := sock.recv(65536):
@@ -42,13 +50,17 @@ while code := sock.recv(65536):
 
 
 class Confined:
-    """A locked process that runs what it is sent."""
+    """A locked process that runs what it is sent.
 
-    def __init__(self, uid=UID):
+    It is locked as one that a zygote `forked`, or as one of a command line, which is root's ("root") or another user's.
+    """
+
+    def __init__(self, uid=UID, how="forked"):
+        self.is_user = how == "user"
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.settimeout(30)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(theirs.fileno()), str(uid), str(MEMORY)],
+            [sys.executable, "-c", PROGRAM, str(theirs.fileno()), str(uid), str(MEMORY), how],
             pass_fds=(theirs.fileno(),),
             stderr=subprocess.DEVNULL,
         )
@@ -71,6 +83,13 @@ class Confined:
         """The fields of /proc/PID/status."""
         with open(f"/proc/{self.process.pid}/status") as lines:
             return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+@pytest.fixture(params=["root", "user"])
+def alone(request):
+    made = Confined(how=request.param)
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -110,34 +129,52 @@ def test_its_priority_is_lower(confined):
     assert os.getpriority(os.PRIO_PROCESS, confined.process.pid) == os.getpriority(os.PRIO_PROCESS, 0) + 5
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "os.open('/', os.O_RDONLY)",
-        "os.open('/etc/passwd', os.O_RDONLY)",
-        "os.open('/proc/self/mem', os.O_RDWR)",
-        "os.stat('/')",
-        "os.listdir('/')",
-        "socket.socket(socket.AF_INET, socket.SOCK_STREAM)",
-        "socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)",
-        "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
-        "socket.socketpair()",
-        "os.fork()",
-        "os.kill(os.getppid(), 0)",
-        "os.kill(1, 9)",
-        "os.memfd_create('x')",
-        "os.pipe()",
-        "os.dup(0)",
-        "os.setuid(0)",
-        "os.chdir('/')",
-        "os.nice(-1)",
-        "os.pidfd_open(os.getppid())",
-        "mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_EXEC)",
-        "mmap.mmap(-1, 4096, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE)",
-    ],
-)
+def test_one_of_a_command_line_has_no_privilege_either(alone):
+    status = alone.status()
+    for name in ("CapPrm", "CapEff", "CapAmb"):
+        assert int(status[name], 16) == 0, name
+    assert status["Uid"].split() == [str(UID if alone.is_user else confinement.NOBODY)] * 4
+    assert (status["Groups"], status["NoNewPrivs"], status["Seccomp"]) == ("", "1", "2")
+    folder = f"/proc/{alone.process.pid}/fd"
+    named = sorted(os.readlink(f"{folder}/{name}") for name in os.listdir(folder))
+    assert named[:3] == ["/dev/null"] * 3
+    assert [each.partition(":")[0] for each in named[3:]] == ["socket"]
+
+
+REFUSED = [
+    "os.open('/', os.O_RDONLY)",
+    "os.open('/etc/passwd', os.O_RDONLY)",
+    "os.open('/proc/self/mem', os.O_RDWR)",
+    "os.stat('/')",
+    "os.listdir('/')",
+    "socket.socket(socket.AF_INET, socket.SOCK_STREAM)",
+    "socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)",
+    "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+    "socket.socketpair()",
+    "os.fork()",
+    "os.kill(os.getppid(), 0)",
+    "os.kill(1, 9)",
+    "os.memfd_create('x')",
+    "os.pipe()",
+    "os.dup(0)",
+    "os.setuid(0)",
+    "os.chdir('/')",
+    "os.nice(-1)",
+    "os.pidfd_open(os.getppid())",
+    "mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_EXEC)",
+    "mmap.mmap(-1, 4096, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE)",
+]
+
+
+@pytest.mark.parametrize("code", REFUSED)
 def test_it_can_do_nothing_else(confined, code):
     assert confined.run(code)["errno"] in {errno.EPERM, errno.EACCES, errno.EBADF}
+
+
+def test_nor_can_one_of_a_command_line(alone):
+    told = {code: alone.run(code) for code in REFUSED}
+    assert not [each for each in told.items() if each[1].get("errno") not in {errno.EPERM, errno.EACCES, errno.EBADF}]
+    assert alone.run(f"told['size'] = len(bytearray({2 * MEMORY}))") == {"errno": errno.ENOMEM}
 
 
 def test_a_page_cannot_be_made_executable(confined):

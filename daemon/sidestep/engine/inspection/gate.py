@@ -231,9 +231,13 @@ class Gate:
             self, exchange, protocol=protocol, stream=stream, method=method, target=target, fields=fields,
             number=number, firewall=firewall,
         )  # fmt: skip
-        if firewall is not None and protocol == _HTTP2 and _is_grpc(fields):
-            judged.firewall.ask_ahead()
+        self.ask_ahead(judged, protocol, fields)
         return judged
+
+    def ask_ahead(self, judged: Judged, protocol: str, fields: Fields) -> None:
+        """Have the head alone of a gRPC call judged by the firewall."""
+        if self.firewall is not None and protocol == _HTTP2 and _is_grpc(fields):
+            judged.firewall.ask_ahead()
 
     def at_end(self, call: Callable[[], None]) -> None:
         """Have this called when the connection is over."""
