@@ -22,6 +22,9 @@ from tests.harness.waiting import until
 
 pytestmark = pytest.mark.privileged
 
+WITHIN = 30.0
+"""Seconds on a busy machine: each look prints the whole map."""
+
 
 @contextlib.contextmanager
 def named_shop(folder):
@@ -35,7 +38,7 @@ def named_shop(folder):
 
 
 def last_client(app, count):
-    until(lambda: len(app.requests()) >= count, within=5, what="the access log")
+    until(lambda: len(app.requests()) >= count, within=WITHIN, what="the access log")
     return app.requests()[-1]["client"]
 
 
@@ -107,12 +110,12 @@ def test_names_end_with_their_connections(tmp_path):
                 client.send(f"GET /hold HTTP/1.1\r\nHost: a\r\n{DEV}\r\n\r\n".encode())
                 assert handler.holding.acquire(timeout=10)
                 closing.set()
-                until(lambda: names(scene) == 0, within=5, what="the name of the app's connection to be forgotten")
+                until(lambda: names(scene) == 0, within=WITHIN, what="the name of the app's connection to be forgotten")
                 handler.release.set()
                 assert client.reader.message(answers="GET").header("x-served-by") == "handler"
                 assert client.get("/").header("x-served-by") == "app"
                 assert len(app.connections) == 2
-            until(lambda: names(scene) == 0, within=5, what="all names to be forgotten")
+            until(lambda: names(scene) == 0, within=WITHIN, what="all names to be forgotten")
 
 
 LATE = """
@@ -136,14 +139,16 @@ def test_a_client_that_leaves_before_the_app_accepts_does_not_pass_for_the_pod_i
             stdout=subprocess.PIPE,
             text=True,
         ) as late,
+        contextlib.ExitStack() as ending,
     ):
+        ending.callback(late.kill)  # or else it waits in accept(2) when something below has failed
         assert late.stdout.readline() == "listening\n"
         with scene.intercept(port=PLAIN_PORT, plaintext=True):
             with scene.client(port=PLAIN_PORT) as client:
                 client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-                until(lambda: names(scene) == 1, within=5, what="the proxy to dial the app")
+                until(lambda: names(scene) == 1, within=WITHIN, what="the proxy to dial the app")
                 client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            until(lambda: names(scene) == 0, within=5, what="the proxy to see that the client has left")
+            until(lambda: names(scene) == 0, within=WITHIN, what="the proxy to see that the client has left")
             late.stdin.write("\n")
             late.stdin.flush()
             peer, said = json.loads(late.stdout.readline())
