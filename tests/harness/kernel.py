@@ -55,10 +55,25 @@ def programs(inode: int) -> Programs:
             links.add(link["id"])
             programs_.add(link["prog_id"])
     for number in programs_:
-        with contextlib.suppress(subprocess.CalledProcessError):
-            shown = json.loads(run("bpftool", "prog", "show", "id", str(number), "-j"))
-            maps |= set(shown.get("map_ids", []))
+        maps |= _maps(number)
     return Programs(frozenset(links), frozenset(programs_), frozenset(maps))
+
+
+def _maps(program: int) -> set[int]:
+    with contextlib.suppress(subprocess.CalledProcessError):
+        return set(json.loads(run("bpftool", "prog", "show", "id", str(program), "-j")).get("map_ids", []))
+    return set()
+
+
+def on_cgroup(folder: Path) -> Programs:
+    """The eBPF objects that hang on a cgroup now."""
+    inode = folder.stat().st_ino
+    found = [link for link in objects("link") if link.get("cgroup_id") == inode]
+    return Programs(
+        frozenset(link["id"] for link in found),
+        frozenset(link["prog_id"] for link in found),
+        frozenset(each for link in found for each in _maps(link["prog_id"])),
+    )
 
 
 def steering(netns: Netns) -> Programs:

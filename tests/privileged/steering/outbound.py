@@ -70,8 +70,10 @@ class Dialler:
         self.listener = listener
         self._netns = netns
         size = table_size(steering.entries)
-        self.memory = mmap.mmap(steering.table_fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        self.table = EgressTable(memoryview(self.memory), network=steering.network, entries=steering.entries)
+        self._memory = mmap.mmap(steering.table_fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._view = memoryview(self._memory)
+        self._mapped = threading.Lock()
+        self.table = EgressTable(self._view, network=steering.network, entries=steering.entries)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="dialler")
 
@@ -89,9 +91,7 @@ class Dialler:
     def _relay(self, accepted: socket.socket) -> None:
         with accepted:
             accepted.settimeout(30)
-            host, port = accepted.getsockname()[:2]
-            original = self.table.take(ip_address(host), port)
-            self.originals.append(original)
+            original = self.take(accepted)
             if original is None:
                 return
             family = socket.AF_INET if original.address.version == 4 else socket.AF_INET6
@@ -107,6 +107,20 @@ class Dialler:
                 _copy(accepted, upstream)
                 back.join()
 
+    def take(self, accepted: socket.socket) -> Original | None:
+        """Where an accepted connection was going to."""
+        host, port = accepted.getsockname()[:2]
+        with self._mapped:
+            original = self.table.take(ip_address(host), port) if not self._memory.closed else None
+        self.originals.append(original)
+        return original
+
+    def close(self) -> None:
+        """Give up the table, which exists as long as somebody maps it."""
+        with self._mapped:
+            self._view.release()
+            self._memory.close()
+
     def stop(self) -> None:
         """Stop accepting; the listener stays open."""
         self._stop.set()
@@ -121,6 +135,7 @@ class Dialler:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        self.close()
         self.listener.close()
 
 
