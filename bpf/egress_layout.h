@@ -48,6 +48,14 @@ struct egress_port {
 
 _Static_assert(sizeof(struct egress_port) == 8, "steering/egress_layout.py packs this key into 8 bytes");
 
+/* Key of the hash of destinations that do not answer. The value is a u32: until when, as `since` of an entry. */
+struct egress_destination {
+	u32 address[4];
+	u32 port; /* host byte order */
+};
+
+_Static_assert(sizeof(struct egress_destination) == 20, "steering/egress_layout.py packs this key into 20 bytes");
+
 /* States of an entry; sidestep_egress.c explains them. */
 #define ENTRY_FREE 0
 #define ENTRY_IN_USE 1
@@ -82,9 +90,10 @@ enum egress_verdict {
 	EGRESS_CLOSED,      /* refused; the reason is counted besides */
 	EGRESS_QUIC,        /* UDP to port 443, refused */
 	EGRESS_LOST,        /* a lookup for an entry whose listener could not be assigned */
+	EGRESS_DOWN,        /* the proxy could not reach the destination a moment ago */
 	EGRESS_COUNT
 };
 
-_Static_assert(EGRESS_COUNT == 10, "steering/egress_layout.py has a counter for each of 10 verdicts");
+_Static_assert(EGRESS_COUNT == 11, "steering/egress_layout.py has a counter for each of 11 verdicts");
 
 #endif

@@ -35,6 +35,11 @@
  * default instruction set has no compare-and-exchange): who reads 1 after adding its own 1 has it, and who reads more
  * goes on to the next entry. As a second line the cookie is read back.
  *
+ * The kernel completes the app's handshake before the proxy dials, so an app does not see a refused or unanswered dial in
+ * connect(): its connection is reset instead. For a while after that the destination is in a map, and connections to it
+ * go out directly, where the app sees what is wrong (or are refused with EGRESS_FAIL). So clients that try several
+ * addresses find the one that answers.
+ *
  * All programs return 1 (go on), except where a connection is refused: 0, which the app sees as EPERM. A predecessor's
  * connect program runs first (order of attachment); this one sees a loopback address then, and goes on.
  *
@@ -59,7 +64,8 @@
 
 /*
  * The maps: an array of one struct egress_settings; a trie of struct egress_prefix; a hash of struct egress_port; the
- * mmapable array of struct egress_entry; a per-CPU array of one u64 for each verdict; a socket map of one listener.
+ * mmapable array of struct egress_entry; a per-CPU array of one u64 for each verdict; a socket map of one listener; an LRU
+ * hash of struct egress_destination.
  */
 #define SETTINGS MAP(0)
 #define PREFIXES MAP(1)
@@ -67,12 +73,7 @@
 #define ENTRIES MAP(3)
 #define COUNTS MAP(4)
 #define LISTENER MAP(5)
-
-/* A destination: the address as IPv6 (IPv4 mapped), network byte order; the port in host byte order. */
-struct destination {
-	u32 address[4];
-	u32 port;
-};
+#define DOWN MAP(6)
 
 static __always_inline void count(u32 verdict)
 {
@@ -112,7 +113,7 @@ static __always_inline bool is_zero(const u32 address[4])
 	return !address[0] && !address[1] && !address[2] && !address[3];
 }
 
-static __always_inline bool is_selected(const struct egress_settings *settings, const struct destination *to)
+static __always_inline bool is_selected(const struct egress_settings *settings, const struct egress_destination *to)
 {
 	struct egress_prefix prefix = {.length = 160, .generation = settings->generation};
 	struct egress_port port = {.generation = settings->generation, .port = to->port};
@@ -126,6 +127,13 @@ static __always_inline bool is_selected(const struct egress_settings *settings, 
 	prefix.address[3] = to->address[3];
 	steered = bpf_map_lookup_elem(PREFIXES, &prefix);
 	return steered && *steered;
+}
+
+static __always_inline bool is_down(const struct egress_destination *to)
+{
+	u32 *until = bpf_map_lookup_elem(DOWN, to);
+
+	return until && (s32)(*until - now()) > 0;
 }
 
 static __always_inline bool is_served(void)
@@ -156,7 +164,7 @@ static __always_inline bool is_claimable(volatile struct egress_entry *entry, u6
 }
 
 /* Claim an entry for the socket `cookie` and fill it; its index, or 0. */
-static __always_inline u32 claim(const struct egress_settings *settings, u64 cookie, const struct destination *to,
+static __always_inline u32 claim(const struct egress_settings *settings, u64 cookie, const struct egress_destination *to,
 				 u32 source_port, u32 family)
 {
 	volatile struct egress_entry *entry;
@@ -221,7 +229,7 @@ static __always_inline int not_steered(const struct egress_settings *settings, u
 	return 0;
 }
 
-static __always_inline int datagram(const struct destination *to)
+static __always_inline int datagram(const struct egress_destination *to)
 {
 	struct egress_settings *settings;
 
@@ -236,7 +244,7 @@ static __always_inline int datagram(const struct destination *to)
 
 /* Choose and claim; the index to rewrite to, or 0 with what the program returns in `result`. */
 static __always_inline u32 steer(struct bpf_sock_addr *address, const struct egress_settings *settings,
-				 const struct destination *to, u32 family, const u32 source[4], u32 source_port,
+				 const struct egress_destination *to, u32 family, const u32 source[4], u32 source_port,
 				 int *result)
 {
 	u32 index;
@@ -248,6 +256,10 @@ static __always_inline u32 steer(struct bpf_sock_addr *address, const struct egr
 	}
 	if (!is_selected(settings, to)) {
 		count(EGRESS_UNSELECTED);
+		return 0;
+	}
+	if (is_down(to)) {
+		*result = not_steered(settings, EGRESS_DOWN);
 		return 0;
 	}
 	if (!is_reachable(address, settings, settings->own6, family, source)) {
@@ -276,7 +288,7 @@ static __always_inline void give_back(u32 index)
 
 int sidestep_conn4(struct bpf_sock_addr *address)
 {
-	struct destination to = {};
+	struct egress_destination to = {};
 	u32 source[4] = {};
 	u32 protocol = address->protocol;
 	struct egress_settings *settings;
@@ -316,7 +328,7 @@ int sidestep_conn4(struct bpf_sock_addr *address)
 
 int sidestep_conn6(struct bpf_sock_addr *address)
 {
-	struct destination to = {};
+	struct egress_destination to = {};
 	u32 source[4] = {};
 	u32 protocol = address->protocol;
 	struct egress_settings *settings;
@@ -384,7 +396,7 @@ int sidestep_conn6(struct bpf_sock_addr *address)
 
 int sidestep_send4(struct bpf_sock_addr *address)
 {
-	struct destination to = {};
+	struct egress_destination to = {};
 
 	to.address[2] = bpf_htonl(0xffff);
 	to.address[3] = address->user_ip4;
@@ -394,7 +406,7 @@ int sidestep_send4(struct bpf_sock_addr *address)
 
 int sidestep_send6(struct bpf_sock_addr *address)
 {
-	struct destination to = {};
+	struct egress_destination to = {};
 
 	to.address[0] = address->user_ip6[0];
 	to.address[1] = address->user_ip6[1];

@@ -33,6 +33,7 @@ import os
 import random
 import socket
 import struct
+import time
 from collections.abc import Mapping
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -45,6 +46,7 @@ from sidestep.steering import bpf
 from sidestep.steering.egress_layout import (
     CGROUP_PROGRAMS,
     COUNTS,
+    DOWN,
     ENTRIES,
     LISTENER,
     LOOKUP,
@@ -53,9 +55,11 @@ from sidestep.steering.egress_layout import (
     PREFIXES,
     SETTINGS,
     STEERING_PROGRAMS,
+    Address,
     EgressConfig,
     EgressVerdict,
     maps,
+    pack_down,
     pack_ports,
     pack_prefixes,
     pack_settings,
@@ -213,6 +217,15 @@ class EgressSteering:
             raise
         self._config = config
         self._generation = following
+
+    def unreachable(self, address: Address, port: int, *, seconds: float) -> None:
+        """Do not steer connections to a destination that refused the proxy or did not answer it, for so long.
+
+        They go out directly, where the app sees what is wrong, or are refused where the configuration says `fail`.
+        Raises KernelError.
+        """
+        key, value = pack_down(address, port, now=time.monotonic_ns(), seconds=seconds)
+        bpf.map_update(self._map(DOWN), key, value, doing="noting a destination that does not answer")
 
     def counters(self) -> dict[str, int]:
         """Connections since attachment by lower-case name of the verdict, summed over the CPUs."""

@@ -34,6 +34,7 @@ LOOKUP = "sidestep_egress"
 """Names of the C functions and of the loaded programs (15 characters, the kernel's limit)."""
 
 SETTINGS, PREFIXES, PORTS, ENTRIES, COUNTS, LISTENER = "settings", "prefixes", "oports", "entries", "ocounts", "olisten"
+DOWN = "down"
 
 PREFIXES_MAX: Final = 1024
 """Prefixes of one configuration, steered and passed ones together."""
@@ -41,7 +42,11 @@ PREFIXES_MAX: Final = 1024
 PORTS_MAX: Final = 1024
 """Ports of one configuration."""
 
+DOWN_MAX: Final = 512
+"""Destinations that do not answer; the kernel forgets the one that was used least recently."""
+
 MAP_TYPE_ARRAY = 2
+MAP_TYPE_LRU_HASH = 9
 MAP_TYPE_LPM_TRIE = 11
 MAP_TYPE_SOCKMAP = 15
 
@@ -52,6 +57,8 @@ _FAIL, _ALL_PORTS, _BLOCK_QUIC = 1, 2, 4
 _SETTINGS = struct.Struct("=II4sI16s16sQ")
 _PREFIX = struct.Struct("=II16s")
 _PORT = struct.Struct("=II")
+_DESTINATION = struct.Struct("=16sI")
+_UNTIL = struct.Struct("=I")
 _MAPPED = bytes(10) + b"\xff\xff"
 _STEERED, _PASSED = struct.pack("=I", 1), struct.pack("=I", 0)
 PORT_VALUE = b"\x01"
@@ -88,6 +95,7 @@ class EgressVerdict(enum.IntEnum):
     CLOSED = 7
     QUIC_BLOCKED = 8
     LOST = 9
+    DOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +138,7 @@ def maps(entries: int) -> tuple[MapLayout, ...]:
         MapLayout(ENTRIES, MAP_TYPE_ARRAY, 4, ENTRY.size, entries, BPF_F_MMAPABLE),
         MapLayout(COUNTS, MAP_TYPE_PERCPU_ARRAY, 4, 8, len(EgressVerdict)),
         MapLayout(LISTENER, MAP_TYPE_SOCKMAP, 4, 8, 1),
+        MapLayout(DOWN, MAP_TYPE_LRU_HASH, _DESTINATION.size, _UNTIL.size, DOWN_MAX),
     )
 
 
@@ -181,6 +190,15 @@ def pack_prefixes(config: EgressConfig, *, generation: int) -> Iterator[tuple[by
 def pack_ports(config: EgressConfig, *, generation: int) -> Iterator[bytes]:
     """Keys of the hash of ports for a configuration."""
     return (_PORT.pack(generation, port) for port in sorted(config.ports or ()))
+
+
+def pack_down(address: Address, port: int, *, now: int, seconds: float) -> tuple[bytes, bytes]:
+    """Encode a destination that does not answer, for so long from `now` (nanoseconds, CLOCK_MONOTONIC) on.
+
+    The programs count time in units of 2^30 ns, so the end comes up to one such unit later.
+    """
+    until = now + int(seconds * 1e9) >> 30
+    return _DESTINATION.pack(wide(address), port), _UNTIL.pack(until + 1 & 0xFFFFFFFF)
 
 
 def _prefix(address: Address, length: int, generation: int) -> bytes:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
@@ -49,7 +49,8 @@ try:
             raise OSError(code, "connect")
         sock.settimeout(20)
     elif want.get("fastopen"):
-        sock.sendto(b"early", socket.MSG_FASTOPEN, (want["host"], want["port"]))
+        sock.settimeout(None)
+        sock.sendto(b"e", socket.MSG_FASTOPEN, (want["host"], want["port"]))
     else:
         sock.connect((want["host"], want["port"]))
     told["peer"], told["local"] = sock.getpeername()[:2], sock.getsockname()[:2]
@@ -156,7 +157,6 @@ class Outbound:
     steering: EgressSteering
     proxy: Dialler
     config: EgressConfig
-    running: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def command(self, command: Sequence[str | Path]) -> list[str]:
         """The command line that runs a command as the pod does: in its cgroup and its namespace."""
@@ -165,6 +165,10 @@ class Outbound:
     def run(self, *command: str | Path, within: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Run a command in the pod; nothing is checked."""
         return subprocess.run(self.command(command), capture_output=True, text=True, timeout=within, check=False)
+
+    def start(self, *command: str | Path) -> subprocess.Popen[str]:
+        """Start a command in the pod, whose output is read."""
+        return subprocess.Popen(self.command(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def connect(self, host: str, port: int = PORT, **options: Any) -> dict[str, Any]:
         """What a client in the pod's cgroup sees; see CLIENT."""

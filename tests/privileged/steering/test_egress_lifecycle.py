@@ -38,13 +38,13 @@ def asked(out: Outbound) -> list[str]:
     return [out.connect(host)["answer"] for host in (out.space.client_ip, out.space.client_ip6)]
 
 
-def test_the_kernel_sees_eight_links_six_maps_and_no_pin_and_nothing_afterwards(
+def test_the_kernel_sees_eight_links_seven_maps_and_no_pin_and_nothing_afterwards(
     egress_programs, dual_stack_pod, folder
 ):
     pins = kernel.pins()
     with outbound(egress_programs, dual_stack_pod, folder) as out:
         hung, lookup = kernel.on_cgroup(folder), kernel.steering(dual_stack_pod.pod)
-        assert (len(hung.links), len(lookup.links), len(hung.maps | lookup.maps)) == (7, 1, 6)
+        assert (len(hung.links), len(lookup.links), len(hung.maps | lookup.maps)) == (7, 1, 7)
         assert kernel.pins() == pins
         assert out.steering.attached()
         out.steering.close()

@@ -15,6 +15,7 @@ from sidestep.steering.egress_layout import (
     PREFIXES_MAX,
     EgressConfig,
     EgressVerdict,
+    pack_down,
     pack_ports,
     pack_prefixes,
     pack_settings,
@@ -106,4 +107,10 @@ def test_the_default_is_external():
 
 
 def test_every_verdict_has_a_place():
-    assert sorted(EgressVerdict) == list(range(10))
+    assert sorted(EgressVerdict) == list(range(11))
+
+
+def test_a_destination_that_does_not_answer_and_until_when():
+    key, value = pack_down(OWN[0], 443, now=5 << 30, seconds=10)
+    assert key == MAPPED + OWN[0].packed + struct.pack("=I", 443)
+    assert struct.unpack("=I", value)[0] * 2**30 in range((5 << 30) + 10 * 10**9, (5 << 30) + 10 * 10**9 + 2**30 + 1)
