@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import re
 import statistics
-import subprocess
 from collections.abc import Iterator
 
 from tests.bench.arena import Arena, tree
@@ -17,6 +16,7 @@ from tests.bench.cpu import cpu_seconds
 from tests.bench.figure import Figure
 from tests.bench.rows import Row, cpu_rows
 from tests.harness.node import SIDESTEP
+from tests.harness.processes import child
 from tests.harness.waiting import until
 
 NOISE = 1.05
@@ -33,7 +33,7 @@ def _captured(ring: Arena, row: Row, snap: str) -> Iterator[None]:
     log = scene.folder / f"capture-{snap}.log"
     with (
         open("/dev/null", "wb") as nowhere,
-        subprocess.Popen([*line, "--socket", scene.node.socket], stdout=nowhere, stderr=log.open("wb")) as running,
+        child([*line, "--socket", scene.node.socket], stdout=nowhere, stderr=log.open("wb")) as running,
     ):
         try:
             until(lambda: "Capturing" in log.read_text(), within=20, what=lambda: f"the capture: {log.read_text()}")

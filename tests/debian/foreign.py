@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.debian import cache, mirror
+from tests.harness.processes import child
 
 RECIPE = 1
 """To be raised when the way roots are made changes."""
@@ -116,7 +117,7 @@ def emulated() -> Iterator[None]:
         echo -1 >{BINFMT}/{entry}
     """
     command = ["unshare", "--mount", "sh", "-euc", hold, line]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as holder:
+    with child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as holder:
         try:
             if holder.stdout.readline() != b"ready\n":
                 raise cache.BuildError(f"arm64 programs cannot be emulated: {holder.stderr.read().decode().strip()}")

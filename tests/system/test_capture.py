@@ -15,7 +15,7 @@ from tests.harness.http2 import any_app
 from tests.harness.inspection import policies, policy, rule
 from tests.harness.node import SIDESTEP
 from tests.harness.peers import Client, Server, server_context
-from tests.harness.processes import Process
+from tests.harness.processes import Process, child
 from tests.harness.waiting import until
 from tests.harness.websocket_peers import websocket_client, websocket_server
 from tests.system.test_grpc import call, grpc_server
@@ -237,7 +237,7 @@ def test_it_ends_by_time_and_by_size_and_pipes_into_tshark(wide):
     assert 900_000 < capture.path.stat().st_size <= 1_100_000
     assert capture.path.stat().st_mode & 0o777 == 0o600
     line = [SIDESTEP, *words, "--socket", str(wide.node.socket), "-w", "-", "--for", "4s"]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as piped:
+    with child(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as piped:
         reader = subprocess.Popen(
             ["tshark", "-r", "-", "-n", *H1, "-Y", "http.request"],
             stdin=piped.stdout,

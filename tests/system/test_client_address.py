@@ -17,6 +17,7 @@ from sidestep.steering.layout import PEERNAME_SOURCE
 from tests.harness import cgroups
 from tests.harness.namespaces import run
 from tests.harness.peers import RESET, Server, answer
+from tests.harness.processes import child
 from tests.harness.scene import DEV, PLAIN_PORT, TLS_PORT, shop, shop_nginx
 from tests.harness.waiting import until
 
@@ -128,25 +129,32 @@ print(json.dumps([address[0], sock.recv(100).decode()]), flush=True)
 """
 
 
+def waiting(netns):
+    """For each connection to the port, by a client or by the proxy, whether bytes wait in it."""
+    lines = netns.run("ss", "-Htn", "state", "established", f"sport = :{PLAIN_PORT}").splitlines()
+    return [int(line.split()[0]) > 0 for line in lines]
+
+
 def test_a_client_that_leaves_before_the_app_accepts_does_not_pass_for_the_pod_itself(tmp_path):
     """Apps trust loopback, and what was sent before a reset is read and acted upon all the same."""
     with (
         cgroups.cgroup() as group,
         shop(tmp_path, annotations={"sidestep.dev/cgroup": str(group)}) as scene,
-        subprocess.Popen(
+        child(
             cgroups.inside(group, scene.space.pod.enter([sys.executable, "-c", LATE, scene.space.ip, str(PLAIN_PORT)])),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         ) as late,
-        contextlib.ExitStack() as ending,
     ):
-        ending.callback(late.kill)  # or else it waits in accept(2) when something below has failed
         assert late.stdout.readline() == "listening\n"
         with scene.intercept(port=PLAIN_PORT, plaintext=True):
             with scene.client(port=PLAIN_PORT) as client:
                 client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-                until(lambda: names(scene) == 1, within=WITHIN, what="the proxy to dial the app")
+                # A connection that is reset before its handshake is complete is none that the app could accept.
+                queued = "the request to have been read by the proxy and to wait for the app"
+                until(lambda: sorted(waiting(scene.space.pod)) == [False, True], within=WITHIN, what=queued)
+                assert names(scene) == 1
                 client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             until(lambda: names(scene) == 0, within=WITHIN, what="the proxy to see that the client has left")
             late.stdin.write("\n")

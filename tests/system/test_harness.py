@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import subprocess
 
 import pytest
 
@@ -21,6 +20,7 @@ from tests.harness.namespaces import pod_namespace
 from tests.harness.nginx import client_context, nginx
 from tests.harness.node import COMPILED_ONCE, Node
 from tests.harness.peers import Client, Server, digest_of, http_app, server_context
+from tests.harness.processes import child
 from tests.harness.waiting import until
 
 pytestmark = pytest.mark.privileged
@@ -99,7 +99,7 @@ def test_which_daemons_share_it(tmp_path, monkeypatch, measured):
 
 def test_what_a_killed_end_to_end_run_left_is_swept_but_not_what_a_run_in_a_room_uses():
     """A run in a room has a number of the room's in its names, which here may be nobody's."""
-    with subprocess.Popen(["true"]) as ended:
+    with child(["true"]) as ended:
         ended.wait(20)
     name = f"sdk-{ended.pid}"
     try:

@@ -12,7 +12,7 @@ from tests.harness import scene
 from tests.harness.http2 import Http2Client, any_app
 from tests.harness.nginx import nginx, write_big_file
 from tests.harness.peers import Server, digest_of, server_context
-from tests.harness.processes import peak, reset_peak
+from tests.harness.processes import child, peak, reset_peak
 from tests.harness.waiting import until
 
 OPTIONS = {
@@ -254,7 +254,7 @@ def test_the_end_of_an_intercept_gives_running_streams_to_the_app(wide):
         port = scene.TLS_PORT
         command = ["curl", "-sS", "--http2", "--max-time", "20", "--cacert", wide.ca, "-H", scene.DEV]
         command += ["--resolve", f"{scene.HOST}:{port}:{wide.space.ip}", f"https://{scene.HOST}:{port}/hold"]
-        with subprocess.Popen(wide.space.client.enter(command), stdout=subprocess.PIPE) as client:
+        with child(wide.space.client.enter(command), stdout=subprocess.PIPE) as client:
             assert wide.h2_handler.holding.acquire(timeout=10)
             running.stop()
             output, _ = client.communicate(timeout=20)

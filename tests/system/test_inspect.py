@@ -212,7 +212,7 @@ def test_a_reader_that_does_not_read_slows_nothing(shop):
         def is_behind():
             nonlocal asked
             asked += load(shop, 200)
-            until(lambda: told(inspection) == asked, within=30, what=lambda: f"{asked}: {told(inspection)}")
+            until(lambda: told(inspection) >= asked, within=30, what=lambda: f"{asked}: {told(inspection)}")
             return "came faster than they were read" in log.read_text()
 
         until(is_behind, within=90, what="losses")
@@ -234,7 +234,7 @@ def load(shop, count):
 
 
 def told(inspection):
-    """How many requests were told, or counted as lost."""
+    """How many records came of requests, and how many of any kind were lost: no fewer than the requests, in the end."""
     return len(inspection.records("http")) + inspection.lost()
 
 

@@ -20,6 +20,7 @@ import pytest
 
 from tests.harness.http2 import Http2Client, any_app
 from tests.harness.peers import Client, Server
+from tests.harness.processes import child
 from tests.harness.taps import wiretap
 
 pytestmark = pytest.mark.alone
@@ -62,7 +63,7 @@ def quick_app(server, connection):
 @contextlib.contextmanager
 def bad_handler(how):
     """A process of its own: it must not share our interpreter's lock. Yields its port."""
-    with subprocess.Popen([sys.executable, "-c", HANDLER, how], stdout=subprocess.PIPE, text=True) as process:
+    with child([sys.executable, "-c", HANDLER, how], stdout=subprocess.PIPE, text=True) as process:
         try:
             yield int(process.stdout.readline())
         finally:

@@ -19,6 +19,7 @@ import pytest
 from tests.debian.cache import REPOSITORY
 from tests.e2e.cgroups import remove
 from tests.harness import cgroups
+from tests.harness.processes import child
 
 UID = str(uuid.uuid4())
 CONTAINER = "a" * 64
@@ -91,7 +92,7 @@ def pod():
     with cgroups.cgroup() as machine:
         group = machine / "kubepods" / f"pod{UID}" / CONTAINER
         group.mkdir(parents=True)
-        with subprocess.Popen(cgroups.inside(group, ["cat"]), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        with child(cgroups.inside(group, ["cat"]), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             process.stdin.write(b"x")
             process.stdin.flush()
             assert process.stdout.read(1) == b"x"  # it has moved

@@ -306,9 +306,10 @@ def test_a_grpc_call_is_copied(shop, tmp_path):
     with (
         Process(space.pod.enter([*peer, "serve", "app", f"{space.ip}:9090"]), log=tmp_path / "app.log") as app,
         Recorder() as recorder,
-        wiretap(shop.node, f"{recorder.port}:9090", "--http-path-prefix", "/"),
+        contextlib.ExitStack() as stack,
     ):
         until(lambda: "9090" in listening_ports(space.pod), within=20, what=lambda: f"gRPC to listen\n{app.text()}")
+        stack.enter_context(wiretap(shop.node, f"{recorder.port}:9090", "--http-path-prefix", "/"))
         done = subprocess.run(
             space.client.enter([*peer, "call", f"{space.ip}:9090"]),
             input=json.dumps([{"method": "Collect", "messages": ["a", "b", "c"]}]),

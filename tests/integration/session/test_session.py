@@ -16,6 +16,7 @@ from sidestep.model.pod import PodKey
 from sidestep.node.sessions.stream_shares import StreamShares
 from sidestep.tunnel.messages import ConditionText, PodState, State
 from tests.harness.authority import Authority
+from tests.harness.processes import child
 from tests.harness.waiting import until
 from tests.integration.session.node import SIDESTEP, Cli, intercepting, sidestep
 from tests.unit.laptop.peers import server_context, serving
@@ -397,7 +398,7 @@ def test_a_command_that_is_none(node):
 
 def test_a_reader_that_goes_away_ends_the_session_quietly(node):
     command = [SIDESTEP, "intercept", "orders", "--port", "9", "--socket", str(node.path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline()
         process.stdout.close()
         # One call: the session may have ended before a second one.

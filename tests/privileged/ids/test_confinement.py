@@ -21,7 +21,7 @@ from sidestep.ids.confinement import NICE, THREADS
 from sidestep.ids.launcher import FAILED, Order
 from sidestep.node.proxy_uids import ids_uid
 from sidestep.sandbox.syscalls import ALLOWED, ARCHITECTURES, CLONE, CLONE3, FATAL
-from tests.harness.processes import alive
+from tests.harness.processes import alive, child
 from tests.harness.waiting import until
 
 pytestmark = pytest.mark.privileged
@@ -199,7 +199,7 @@ def test_it_dies_with_the_daemon():
         "time.sleep(600)\n"
     )
     root = Path(__file__).parents[3]
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=root) as daemon:
+    with child([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=root) as daemon:
         try:
             pid = int(daemon.stdout.readline())
             assert alive(pid)

@@ -21,6 +21,7 @@ from sidestep.steering import EgressSteering
 from sidestep.steering.egress_layout import CONNECT6, LOOKUP, PEER4
 from tests.harness import kernel, namespaces
 from tests.harness.cgroups import cgroup, inside
+from tests.harness.processes import child
 from tests.harness.waiting import until
 from tests.privileged.steering.answering import app
 from tests.privileged.steering.outbound import PORT, Dialler, Outbound, client, outbound, own, told
@@ -110,7 +111,7 @@ def test_a_cgroup_that_sidestep_is_in_itself_is_refused(dual_stack_pod, folder, 
 def test_sigkill_of_the_holder_lets_connections_out_and_leaves_nothing(dual_stack_pod, folder):
     pod, pins = dual_stack_pod, kernel.pins()
     command = [sys.executable, "-c", ATTACHER, pod.pod.path, folder, *pod.ips]
-    with app(pod.client, "::", PORT), subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+    with app(pod.client, "::", PORT), child(command, stdout=subprocess.PIPE) as holder:
         try:
             assert holder.stdout.readline() == b"steered\n"
             hung, lookup = kernel.on_cgroup(folder), kernel.steering(pod.pod)
@@ -165,7 +166,7 @@ for line in sys.stdin:
 def lasting(out: Outbound) -> Iterator[Callable[[], list]]:
     """A client that stays connected; what is yielded asks it for its peer."""
     command = out.command([sys.executable, "-c", LASTING, out.space.client_ip, str(PORT)])
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "connected\n"
 
@@ -197,9 +198,7 @@ print(answers)
 def crowd(out: Outbound, host: str) -> Iterator[Callable[[], dict[str, int]]]:
     """A client of the pod that connects again and again; what is yielded ends it, and tells how often who answered."""
     command = out.command([sys.executable, "-c", CROWD, host, str(PORT)])
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
 
         def finish() -> dict[str, int]:
             output, errors = process.communicate(timeout=120)

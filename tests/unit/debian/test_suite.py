@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.debian.cache import REPOSITORY
-from tests.harness.processes import alive
+from tests.harness.processes import alive, child
 from tests.harness.waiting import until
 
 RUN = """
@@ -35,9 +35,7 @@ def test_an_interrupt_leaves_no_process_and_no_sources(tmp_path, number):
     output = tmp_path / "output"
     with (
         open(output, "w") as file,
-        subprocess.Popen(
-            run, cwd=REPOSITORY, env=environment, stdout=file, stderr=subprocess.PIPE, text=True
-        ) as process,
+        child(run, cwd=REPOSITORY, env=environment, stdout=file, stderr=subprocess.PIPE, text=True) as process,
     ):
         try:
             pid = int(until(output.read_text, within=60, what="the room"))

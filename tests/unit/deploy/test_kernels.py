@@ -13,7 +13,7 @@ import pytest
 
 from sidestep.node import doctor
 from tests.debian.cache import REPOSITORY, BuildError
-from tests.harness.processes import alive
+from tests.harness.processes import alive, child
 from tests.harness.waiting import until
 from tests.kernels import guest as guests
 from tests.kernels import image, machine, packages, report, steps
@@ -303,7 +303,7 @@ def test_an_interrupted_run_leaves_its_table_and_no_guest(guest, tmp_path, numbe
     # A shell's background job ignores SIGINT, and its children inherit that.
     run = ["env", "--default-signal=INT,HUP", *words]
     environment = {**os.environ, "SIDESTEP_E2E_CACHE": str(tmp_path)}
-    with subprocess.Popen(run, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with child(run, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             until(table.exists, within=60, what="the first result")
             process.send_signal(number)

@@ -12,6 +12,7 @@ from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import ConfigurationError
 from sidestep.node import manifests_lock
 from sidestep.node.manifests_lock import ManifestsLock
+from tests.harness.processes import child
 
 
 @pytest.fixture(autouse=True)
@@ -79,9 +80,7 @@ def test_the_holders_socket_is_read_from_its_command_line(arguments, shown):
     import sys
 
     script = "import sys; print('up', flush=True); sys.stdin.read()"
-    with subprocess.Popen(
-        [sys.executable, "-c", script, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
+    with child([sys.executable, "-c", script, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         assert manifests_lock._socket_of(process.pid) == shown

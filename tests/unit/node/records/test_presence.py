@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import subprocess
 import sys
 import time
 
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from sidestep.model.pod import Pod, PodKey
 from sidestep.node.records import presence
 from sidestep.node.records.presence import Inspected, Presence, absence
+from tests.harness.processes import child
 from tests.harness.waiting import until
 
 ORDERS = Inspected("shop", "orders-1", "u1", (8080, 8443))
@@ -85,7 +85,7 @@ def test_the_lock_goes_with_a_process_that_is_killed(path):
         "import sys, time; from pathlib import Path; from sidestep.node.records.presence import *;"
         "Presence(Path(sys.argv[1])).keep((Inspected('shop', 'orders-1', 'u1', (80,)),)); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", script, str(path)]) as process:
+    with child([sys.executable, "-c", script, str(path)]) as process:
         until(path.exists, within=20, what="the file")
         assert absence(path) is None
         process.kill()
