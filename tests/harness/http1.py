@@ -130,6 +130,8 @@ class Reader:
         message.digest = digest.hexdigest()
 
     def _count(self, size: int, take) -> None:  # type: ignore[no-untyped-def]
+        if size < 0:
+            raise ValueError(f"a body or chunk of {size} bytes")
         while size:
             if not self.buffer:
                 self.fill()
