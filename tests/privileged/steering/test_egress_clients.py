@@ -10,6 +10,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from tests.harness.processes import child
 from tests.harness.waiting import until
 from tests.privileged.steering.answering import app
 from tests.privileged.steering.outbound import PORT, Outbound, client, outbound, own, told
@@ -107,7 +108,7 @@ server.serve_forever()
 @contextlib.contextmanager
 def web_server(out: Outbound):
     command = out.space.client.enter([sys.executable, "-c", SERVER, str(PORT)])
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with child(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "ready\n"
             yield
