@@ -105,7 +105,7 @@ class FromApp:
         if not state.mixed:
             self.pending = data  # nothing is handed on before the loop is through
         to_client = self._to_client
-        boundary = position
+        boundary = -1 if self._block else position  # the last place at which frames of ours may stand
         if self._app.state is _UNPROVEN and end >= HEADER_SIZE and (data[3] != SETTINGS or data[4] & ACK):
             raise Http2Error("h2-app-not-http2")
         while end - position >= HEADER_SIZE:
@@ -113,7 +113,8 @@ class FromApp:
             length = high << 8 | low
             stop = position + HEADER_SIZE + length
             stream &= STREAM
-            boundary = position
+            if kind != CONTINUATION:
+                boundary = position
             if (self._block or kind == CONTINUATION) and (kind != CONTINUATION or stream != self._block):
                 raise Http2Error("h2-continuation")
             if kind == DATA:

@@ -105,6 +105,23 @@ def test_interim_responses_trailers_and_a_late_end() -> None:
     assert talk.relay.idle
 
 
+def test_a_response_is_not_written_into_the_middle_of_a_header_block_of_the_app() -> None:
+    talk = Talk()
+    talk.send(talk.head(1, request(b"/")))
+    talk.divert(3)
+    talk.open_handler()
+    block = bytes.fromhex("88") + b"\x00\x01x\x01" + b"y"
+    parts = [frame(HEADERS, 0, 1, block[:2]), frame(CONTINUATION, 0, 1, block[2:4])]
+    parts.append(frame(CONTINUATION, END_HEADERS | END_STREAM, 1, block[4:]))
+    talk.from_app(parts[0])
+    talk.from_handler(talk.respond(1))
+    rest = b"".join(parts[1:])
+    talk.from_app(rest[:-1])  # the last frame is here but for its end
+    talk.from_app(rest[-1:])
+    kinds = [(kind, stream) for kind, _, stream, _ in talk.client.frames() if kind in (HEADERS, CONTINUATION)]
+    assert kinds == [(HEADERS, 1), (CONTINUATION, 1), (CONTINUATION, 1), (HEADERS, 3)]
+
+
 def test_ending_the_intercept_sends_the_next_request_to_the_app() -> None:
     talk = Talk()
     talk.divert(1)
