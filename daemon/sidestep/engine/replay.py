@@ -409,6 +409,16 @@ class _ReplayGate(Gate):
         del head
         return False
 
+    @property
+    def asks(self) -> bool:
+        """As Gate.asks."""
+        return False
+
+    def clears(self, target: bytes, fields: Fields, body: bytes = b"") -> bool:
+        """As Gate.clears."""
+        del target, fields, body
+        return False
+
     def remember_clean(self, head: bytes) -> None:
         """As Gate.remember_clean."""
 

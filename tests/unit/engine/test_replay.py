@@ -94,6 +94,14 @@ def test_pipelined_requests_are_told_once_each():
     assert [target for target, *_ in capture.verdicts()] == [b"/1", b"/admin", b"/2"]
 
 
+@pytest.mark.parametrize("rules", [(CARDS,), (NO_SECRET,), (CARDS, NO_SECRET)])
+def test_requests_and_answers_in_which_nothing_is_found_are_told(rules):
+    capture = Capture(*rules)
+    capture.said(capture.connect(), post(b"nothing"), answer())
+    capture.said(capture.connect(), get(b"/"), answer())
+    assert [(outcome, rules) for _, outcome, rules in capture.verdicts()] == [(Outcome.PASS, [])] * 2
+
+
 def test_a_policy_that_detects_says_what_it_would_block():
     capture = Capture(NO_ADMIN, **DETECT)
     capture.said(capture.connect(), get(b"/admin"), answer())
