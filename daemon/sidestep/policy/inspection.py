@@ -94,15 +94,18 @@ class Inspection:
         self.stream_skimmer: Any = None
         """For the HTTP/2 relay: its `Http2Skimmer` with `head_needles`."""
 
-    def head_needles(self, form: HeadForm) -> tuple[bytes, ...] | None:
+    def head_needles(self, form: HeadForm, *, leaves_out_always: bool = False) -> tuple[bytes, ...] | None:
         """RE2 regexes for whole heads: to a sound head that none of them matches no rule applies.
 
-        None where most heads would have to be looked at in another way, too.
+        None where most heads would have to be looked at in another way, too. `leaves_out_always`: no rule that can be
+        told by its conditions applies; the caller knows of those that look at each request.
         """
-        if any(policy.always or _OF_ALL in policy.field_names for policy in self.policies):
+        if not leaves_out_always and any(policy.always for policy in self.policies):
             return None
         needles = [each for policy in self.policies for each in policy.head_needles[form]]
-        return (*needles, odd_target(form)) if len(needles) <= SKIMMED else None
+        if len(needles) > SKIMMED or any(_OF_ALL in policy.field_names for policy in self.policies):
+            return None
+        return (*needles, odd_target(form))
 
     def give_way(self, successor: Inspection | None) -> None:
         """Newer policies apply from now on, or none. Connections that began with these ask `latest` at each request."""
@@ -193,7 +196,10 @@ class InspectedConnection:
     `answer_sets` are left to be searched.
     """
 
-    __slots__ = ("_policies", "answer_sets", "asked", "clean", "client", "facts", "inspection", "is_quick")
+    __slots__ = (
+        "_policies", "answer_sets", "asked", "clean", "client", "facts", "inspection", "is_quick", "may_block_answers",
+        "searches_requests",
+    )  # fmt: skip
 
     def __init__(self, inspection: Inspection, facts: ConnectionFacts) -> None:
         self.inspection = inspection
@@ -217,6 +223,12 @@ class InspectedConnection:
         self.clean = inspection.clean_heads(tuple(kind))
         self.is_quick = not any(always or waiting for _, _, always, waiting in self._policies)
         """No rule has to look at each request, so that `rules_out` and `rules_out_request` may tell something."""
+        self.searches_requests = any(waiting for _, _, _, waiting in self._policies)
+        """Some rule looks for a pattern in each request."""
+        self.may_block_answers = any(
+            policy.rules[index].blocks for policy, _, always, _ in self._policies for index in always
+        )
+        """Some rule that looks at each request, or its answer, blocks."""
 
     def _sets_of_answers(self) -> tuple[PatternSet, ...]:
         sets = []

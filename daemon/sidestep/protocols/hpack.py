@@ -123,9 +123,11 @@ INITIAL: Final = State((), 0, DEFAULT_CAPACITY, DEFAULT_CAPACITY, -1)
 
 
 class Block:
-    """One decoded header block. `note` and `shown` belong to the caller; they live and die with what is remembered."""
+    """One decoded header block. `note`, `shown` and `cleared` belong to the caller; they live and die with what is
+    remembered.
+    """
 
-    __slots__ = ("_literal", "fields", "large", "never", "note", "shown", "state", "updates")
+    __slots__ = ("_literal", "cleared", "fields", "large", "never", "note", "shown", "state", "updates")
 
     def __init__(
         self, fields: tuple[Field, ...], never: frozenset[int], updates: tuple[int, int] | None, state: State
@@ -141,6 +143,7 @@ class Block:
         """Its list is over `LARGE`."""
         self.note: Any = None
         self.shown: Any = None
+        self.cleared: object = None
         self._literal: bytes | None = None
 
     @property

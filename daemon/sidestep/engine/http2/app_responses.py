@@ -74,10 +74,28 @@ class ResponseFeed(Protocol):
         """Learn that no answer can be told any more."""
 
 
+class AnswerSearch(Protocol):
+    """Whoever searches answers before it knows whether they are wanted: inspection."""
+
+    @property
+    def asked(self) -> Mapping[int, object]:
+        """The streams of these answers. None of them is in `ResponseFeed.responses`, until it is wanted."""
+
+    def asked_block(self, stream: int, block: Block, *, ends: bool) -> None:
+        """Take a header block of an answer of `asked`, which is in `responses` afterwards if it is wanted."""
+
+    def clears_data(self, stream: int, data: bytes, *, ends: bool) -> bool:
+        """Take data of such an answer, without padding; False if it has to be given to who wants it now."""
+
+    def read_asked(self, stream: int) -> None:
+        """Learn that such an answer has to be read: it comes in a way in which it is not searched."""
+
+
 class AppResponses:
     """See the module."""
 
     __slots__ = (
+        "_asked",
         "_blind",
         "_block",
         "_block_size",
@@ -91,11 +109,14 @@ class AppResponses:
         "_padding",
         "_promises",
         "_rest",
+        "_search",
         "_stream",
     )
 
-    def __init__(self, feed: ResponseFeed, limits: Http2Limits) -> None:
+    def __init__(self, feed: ResponseFeed, limits: Http2Limits, search: AnswerSearch | None = None) -> None:
         self._feed = feed
+        self._search = search
+        self._asked: Mapping[int, object] = {} if search is None else search.asked
         self._limits = limits
         self._decoder = ResponseDecoder(limits)
         self._blind = False
@@ -148,7 +169,7 @@ class AppResponses:
     def _read(self, data: bytes) -> bytes:
         """Read frames; what could not be read is returned. Raises Http2Error, HpackError."""
         position, end = 0, len(data)
-        responses, samples = self._feed.responses, self._feed.samples
+        responses, samples, asked, search = self._feed.responses, self._feed.samples, self._asked, self._search
         self._need = HEADER_SIZE
         while end - position >= HEADER_SIZE:
             high, low, kind, flags, stream = _unpack(data, position)
@@ -158,7 +179,16 @@ class AppResponses:
             if self._block is not None and (kind != CONTINUATION or stream != self._block_stream):
                 raise Http2Error("h2-continuation")
             if kind == DATA:
-                if stop <= end and not flags & PADDED and stream not in responses:
+                if (
+                    stop <= end
+                    and not flags & PADDED
+                    and stream not in responses
+                    and (
+                        stream not in asked
+                        or search is None
+                        or search.clears_data(stream, data[payload:stop], ends=bool(flags & END_STREAM))
+                    )
+                ):
                     sample = samples.get(stream)
                     if sample is not None:
                         if sample.length is not None:
@@ -197,6 +227,8 @@ class AppResponses:
             padding = data[payload]
             payload += 1
         self._padding = min(padding, stop - payload)
+        if self._search is not None and stream in self._asked:
+            self._search.read_asked(stream)
         self._stream = stream if stream in self._feed.responses or stream in self._feed.samples else 0
         self._ends = bool(flags & END_STREAM)
         self._rest = stop - payload
@@ -237,6 +269,8 @@ class AppResponses:
         """Decode a whole block; it is told unless the stream is 0."""
         block = self._decoder.decode(fragment)
         feed = self._feed
+        if self._search is not None and stream in self._asked:
+            self._search.asked_block(stream, block, ends=ends)
         if stream in feed.responses:
             feed.response_block(stream, Answerer.APP, block, ends=ends)
         elif (sample := feed.samples.get(stream)) is not None:

@@ -87,7 +87,7 @@ class Connection:
         self.inspected_responses: AppResponses | None = None
         """The same for inspection; None when no rule is about responses, and none are told."""
         if inspection is not None and inspection.hears_responses:
-            self.inspected_responses = AppResponses(inspection, limits)
+            self.inspected_responses = AppResponses(inspection, limits, inspection)
         self.to_app = to_app = ToApp(relay.app)
         self.to_client = to_client = ToClient(relay.client, state, settings, feed)
         self.app = app = AppConnection(relay.app, state, settings, to_client)

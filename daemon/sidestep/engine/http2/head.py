@@ -36,6 +36,7 @@ class Head:
 
     __slots__ = (
         "_route",
+        "asked",
         "authority",
         "cleared",
         "cleared_alone",
@@ -81,6 +82,8 @@ class Head:
         """The `Gate.token` of connections on which no inspection rule applies to this head ..."""
         self.cleared_alone: object = None
         """... and of those on which none does if the head is the whole request."""
+        self.asked: object = None
+        """The same (`AskedStreams.token`) of those on which none does, but the answer has to be searched."""
         self.tally: Tally | None = None
         """Where it is counted while all its wiretaps are held back (`TapGate`)."""
         self.decision = TO_APP

@@ -5,6 +5,8 @@ A new stream is judged by its head. What becomes of it:
     relayed       no rule can apply
     read          rules can apply, but none can have it refused: it is relayed, and its body and answer are read on
                   their way (`requests`, `responses`), as the mirror reads them
+    asked         no rule can apply to its request, but its answer is searched: relayed, and read once something is
+                  found in the answer (`asked_streams`)
     controlled    it is refused, or may be: the app's connection never sees its id. It becomes a diverted stream
                   (`inspected_diversion`), which a handler answers, the app on its second connection, or the relay
     declined      its head cannot be read with certainty, or it asks for a tunnel, and a policy closes: it is reset
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from sidestep.engine.http2.asked_streams import AskedStreams
 from sidestep.engine.http2.head import status_of
 from sidestep.engine.http2.inspected_websocket import InspectedWebSocket
 from sidestep.engine.http2.samples import Http2Sample
@@ -52,8 +55,8 @@ class InspectedStreams:
     """See the module. It stands in the place of the feed for `MirroredData` and `AppResponses`."""
 
     __slots__ = (
-        "_is_blind", "_judged", "_sampled", "controlled", "gate", "hears_responses", "requests", "responses", "samples",
-        "waiting", "websockets",
+        "_asked", "_is_blind", "_judged", "_sampled", "asked", "controlled", "gate", "hears_responses", "requests",
+        "responses", "samples", "waiting", "websockets",
     )  # fmt: skip
 
     def __init__(self, gate: Gate) -> None:
@@ -66,6 +69,9 @@ class InspectedStreams:
         """Relayed streams whose answer is read."""
         self.websockets: dict[int, InspectedWebSocket] = {}
         """Those of these streams that are WebSockets."""
+        self._asked = AskedStreams(gate)
+        self.asked = self._asked.streams
+        """Relayed streams whose answers are searched, and not read so far."""
         self.samples: dict[int, Http2Sample] = {}
         """Sampled streams that the app's first connection has yet to answer ..."""
         self.controlled: dict[int, Http2Sample] = {}
@@ -92,7 +98,8 @@ class InspectedStreams:
             return known
         gate = self.gate
         token = gate.token
-        if head.cleared is token or (ends and head.cleared_alone is token) or self._skims(head):
+        is_clear = head.cleared is token or (ends and head.cleared_alone is token) or self._skims(head)
+        if is_clear or (gate.asks and not diverts and self._asks(stream, head, ends=ends)):
             fate = self._judged = None
         else:
             fate = self._judge(stream, head, diverts=diverts, ends=ends)
@@ -112,17 +119,39 @@ class InspectedStreams:
 
     def _skims(self, head: Head) -> bool:
         """Whether a head is sound and no rule can apply to it, as far as one look at it tells."""
+        if not (self.gate.is_quick and self._is_plain(head)):
+            return False
+        head.cleared = self.gate.token
+        return True
+
+    def _is_plain(self, head: Head) -> bool:
+        """Whether a head is sound, and no rule applies to it but one that looks at each request."""
         inspection = self.gate.skimmed_for
         if inspection is None or not head.readable or len(head.pseudo) != PSEUDO:
             return False
         skimmer: Http2Skimmer | None = inspection.stream_skimmer
         if skimmer is None:
-            needles = inspection.head_needles(HTTP2_HEAD)
+            needles = inspection.head_needles(HTTP2_HEAD, leaves_out_always=True)
             skimmer = inspection.stream_skimmer = Http2Skimmer((_ANY,) if needles is None else needles)
-        if not skimmer.skim(head.listed):
+        return skimmer.skim(head.listed)
+
+    def _asks(self, stream: int, head: Head, *, ends: bool) -> bool:
+        """Whether no rule can apply to a request, and its answer is searched as `AskedStreams` does."""
+        gate = self.gate
+        connection, token = gate.connection, self._asked.token
+        if gate.closes or self._is_blind or connection.may_block_answers or connection.inspection.is_outdated:
             return False
-        head.cleared = self.gate.token
-        return True
+        if connection.searches_requests and not ends:
+            return False
+        if token is None or head.asked is not token:
+            if (connection.searches_requests or not self._is_plain(head)) and not self._clears(head):
+                return False
+            head.asked = token
+        return self._asked.add(stream, head)
+
+    def _clears(self, head: Head) -> bool:
+        """As `Gate.clears`, for a head that was not validated."""
+        return not (_not_seen(head)[0] or head.is_extended_connect) and self.gate.clears(head.path, head.fields)
 
     def _judge(self, stream: int, head: Head, *, diverts: bool, ends: bool) -> Judged | ErrorCode | None:
         """As `judge`, for a head about which the rules were not asked yet."""
@@ -136,6 +165,9 @@ class InspectedStreams:
             head.cleared = gate.token
             return None
         is_alone = ends and not head.is_extended_connect
+        if not reason and is_alone and not gate.asks and gate.clears(head.path, head.fields):
+            head.cleared_alone = gate.token
+            return None
         judged = self._judged = gate.judge(H2, head.method, head.path, head.fields, stream=stream, ends=is_alone)
         if reason:
             gate.uninspected(reason, closed=False)
@@ -233,6 +265,8 @@ class InspectedStreams:
 
     def cut(self, stream: int) -> None:
         """Nothing more of this stream will come: the end of what has come of its halves is searched."""
+        if stream in self.asked:
+            self._asked.remove(stream)  # what has come of its answer was searched
         judged = self.requests.pop(stream, None)
         judged = self.responses.pop(stream, judged)
         if judged is not None:
@@ -252,7 +286,7 @@ class InspectedStreams:
     def cut_all(self) -> None:
         """Nothing more of any relayed stream is read."""
         self.gate.break_off()
-        for stream in [*self.requests, *self.responses]:
+        for stream in [*self.requests, *self.responses, *self.asked]:
             self.cut(stream)
 
     def _end(self) -> None:
@@ -289,6 +323,37 @@ class InspectedStreams:
             self._over(stream, judged)
 
     # --- answers of relayed streams ---------------------------------------------------------------------------------
+
+    def read_asked(self, stream: int) -> None:
+        """Read the answer to a stream that was asked, from its beginning."""
+        asked = self._asked.remove(stream)
+        gate, head = self.gate, asked.head
+        exchange = asked.connection.request(head.method, head.path, head.fields, gate.now)
+        number = None if gate.sampling is None else number_of(stream)
+        judged = Judged(
+            gate, exchange, protocol=H2, stream=stream, method=head.method, target=head.path, fields=head.fields,
+            number=number,
+        )  # fmt: skip
+        if (sample := self.samples.get(stream)) is not None:
+            sample.judged = judged
+            judged.is_sampled = True
+        self._read(stream, judged, ends=True)
+        if stream in self.responses and asked.block is not None:
+            read_block(judged, asked.block)
+            if asked.body:
+                judged.response_body(asked.body)
+
+    def clears_data(self, stream: int, data: bytes, *, ends: bool) -> bool:
+        """Take data of an answer that is searched only; False if it has to be read instead, this data included."""
+        if self._asked.clears_data(stream, data, ends=ends):
+            return True
+        self.read_asked(stream)
+        return False
+
+    def asked_block(self, stream: int, block: Block, *, ends: bool) -> None:
+        """The same of a header block; it is read by `response_block` then."""
+        if not self._asked.clears_head(stream, block, ends=ends):
+            self.read_asked(stream)
 
     def response_block(self, stream: int, by: Answerer, block: Block, *, ends: bool) -> None:
         """Take a header block of an answer."""
@@ -329,6 +394,8 @@ class InspectedStreams:
     def lose_responses(self) -> None:
         """What the app answers cannot be read any more."""
         self._is_blind = True
+        for stream in [*self.asked]:
+            self._asked.remove(stream)
         for stream, judged in [*self.responses.items()]:
             if (websocket := self.websockets.get(stream)) is not None:
                 websocket.peer_ends()
