@@ -144,7 +144,14 @@ class Inspector:
         assert told.id == self.asked
         return told
 
-    def question(self, method, target, fields, body=b"", *, profile=0, expires=None, version="1.1"):
+    def ask_response(self, status, body, kind=b"text/html", **options):
+        """A verdict on one response."""
+        self.question(b"GET", b"/items?id=1", ((b"content-type", kind),), body, status=status, **options)
+        told = self.receive()
+        assert isinstance(told, Verdict), told
+        return told
+
+    def question(self, method, target, fields, body=b"", *, profile=0, expires=None, version="1.1", status=0):
         """Send a question with all parts of its body."""
         self.asked += 1
         first, rest = body[:PART], body[PART:]
@@ -161,6 +168,7 @@ class Inspector:
                 ("10.0.0.2", 8080),
                 first,
                 bool(rest),
+                status,
             )
         )
         while rest:

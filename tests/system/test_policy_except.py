@@ -55,7 +55,9 @@ def test_a_rule(shop):
 
 
 def test_the_firewall(shop):
-    first, second = waf_policy(waf={"excludeRules": [920420]}), waf_policy(name="second")
+    limits = {"limits": {"verdictTimeout": "10s"}}
+    first = waf_policy(waf={"excludeRules": [920420], **limits})
+    second = waf_policy(name="second", waf=limits)
     written = [first, second]
     with judged(shop, *written):
         found, text = excepted(shop, shop.get(ATTACK))

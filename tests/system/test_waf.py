@@ -17,7 +17,7 @@ from tests.harness import memory, scene
 from tests.harness.inspection import is_refusal, policies, policy, rule
 from tests.harness.node import node
 from tests.harness.processes import alive
-from tests.harness.waf import alerts, counted, inspector, judged, ours, processes, waf_policy, waf_shop
+from tests.harness.waf import alerts, counted, inspector, judged, ours, processes, verdicts, waf_policy, waf_shop
 from tests.harness.waiting import until
 from tests.system.test_inspect import inspecting
 
@@ -26,6 +26,8 @@ ATTACK = "/items?id=1%27%20UNION%20SELECT%20password%20FROM%20users--"
 FORM = "q=%27+UNION+SELECT+password+FROM+users--"
 SQLI = 942100
 TEXT = "SQL Injection Attack Detected via libinjection"
+PATIENT = {"limits": {"verdictTimeout": "10s"}}
+"""However busy the machine is."""
 REFUSED = "sidestep: policy shop/orders, id "
 
 
@@ -55,7 +57,7 @@ def load(shop, version, answers):
 
 @pytest.mark.parametrize("version", HTTP)
 def test_attacks_are_refused_and_ordinary_requests_are_served(shop, version):
-    with judged(shop):
+    with judged(shop, waf_policy(waf=PATIENT)):
         before = len(shop.node.records())
         assert shop.get("/items?id=1", options=[version]).text == "app GET\n"
         assert shop.get("/search", options=[version, "--data", "q=shoes"]).text == "app POST\n"
@@ -229,6 +231,35 @@ def test_alerts_are_told_to_sessions(shop, version):
     assert found["alert"]["signature_id"] == SQLI
     assert f"shop/orders: CRS {SQLI} {TEXT}" in found["alert"]["signature"]
     assert "UNION" not in str(found)
+
+
+@pytest.mark.parametrize("version", HTTP)
+@pytest.mark.parametrize("mode", ["Detect", "Enforce"])
+def test_leaks_in_answers_are_told_and_held_by_nobody(shop, version, mode):
+    """The app repeats what it is sent, as text; the request is one that passes."""
+    leak = "You have an error in your SQL syntax; check the manual that corresponds to your MySQL server version"
+    text = ["--data", leak, "-H", "Content-Type: text/csv"]
+    settings = {"responses": True, "excludeRules": [920420], "limits": {"verdictTimeout": "10s"}}
+    with judged(shop, waf_policy(mode, waf=settings)):
+        before = len(shop.node.records())
+        answer = shop.get("/report", options=[version, *text])
+        assert answer.status == 200
+        assert leak in answer.text
+        assert shop.get("/report", options=[version, "--data", "a=b"]).status == 200
+        found = until(lambda: alerts(shop, before), within=20, what=shop.conditions)
+        [told] = [each for each in found if each["http"]["url"] == "/report"]
+        assert "CRS 951230" in told["alert"]["signature"]
+        assert told["alert"]["action"] == "allowed"
+        assert told["sidestep"]["action"] == "Alert"
+        assert told["src_port"] == scene.TLS_PORT, "it is told of the app"
+        assert told["http"]["status"] == 200
+        assert "syntax" not in str(found)
+    with judged(shop, waf_policy(mode, waf={**settings, "responses": False})):
+        before = len(shop.node.records())
+        assert leak in shop.get("/report", options=[version, *text]).text
+        judgements = counted(shop, "waf_verdicts")
+        until(lambda: verdicts(shop, judgements + 1), within=20, what=shop.conditions)
+        assert not alerts(shop, before)
 
 
 def config_map(text):

@@ -20,7 +20,7 @@ MAX_FIELDS: Final = 2048
 """Arguments: at 0.2 ms each they take 0.4 s."""
 MIN_TIMEOUT, MAX_TIMEOUT = 0.01, 10.0
 """Seconds until a verdict."""
-EXCLUDABLE: Final = ((911_000, 944_999), (950_000, 954_999))
+EXCLUDABLE: Final = ((911_000, 944_999), (950_000, 955_999))
 """Ids of the rules of CRS that look at something. The others compute the score, and decide by it."""
 
 
@@ -42,6 +42,7 @@ class WafFields(PolicyFields, frozen=True):
     exclude_rules: Annotated[list[int], msgspec.Meta(max_length=MAX_EXCLUDED)] = msgspec.field(default_factory=list)
     rules_from: RulesFromFields | None = None
     limits: WafLimitFields = msgspec.field(default_factory=WafLimitFields)
+    responses: bool = False
 
 
 def waf(read: WafFields, namespace: str) -> Waf:
@@ -61,4 +62,5 @@ def waf(read: WafFields, namespace: str) -> Waf:
         excluded=tuple(sorted(set(read.exclude_rules))),
         rules_from=None if read.rules_from is None else config_map_key(read.rules_from, "spec.waf", namespace),
         limits=WafLimits(read.limits.body_bytes, read.limits.fields, seconds, read.limits.over_limit_action),
+        responses=read.responses,
     )

@@ -51,6 +51,10 @@ _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {  # name: result an
     "msc_process_request_headers": (c_int, (c_void_p,)),
     "msc_append_request_body": (c_int, (c_void_p, c_char_p, c_size_t)),
     "msc_process_request_body": (c_int, (c_void_p,)),
+    "msc_add_n_response_header": (c_int, (c_void_p, c_char_p, c_size_t, c_char_p, c_size_t)),
+    "msc_process_response_headers": (c_int, (c_void_p, c_int, c_char_p)),
+    "msc_append_response_body": (c_int, (c_void_p, c_char_p, c_size_t)),
+    "msc_process_response_body": (c_int, (c_void_p,)),
     "msc_process_logging": (c_int, (c_void_p,)),
     "msc_intervention": (c_int, (c_void_p, POINTER(_Intervention))),
     "msc_transaction_cleanup": (None, (c_void_p,)),
@@ -59,7 +63,10 @@ _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {  # name: result an
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request as the library sees it; method and target without NUL."""
+    """A request as the library sees it; method and target without NUL.
+
+    With a `status` it is one that was answered so: fields and body are those of the answer.
+    """
 
     method: bytes
     target: bytes
@@ -68,6 +75,7 @@ class Request:
     client: tuple[str, int]
     server: tuple[str, int]
     body: bytes
+    status: int = 0
 
 
 class Findings(NamedTuple):
@@ -110,20 +118,39 @@ class Engine:
             client, server = request.client, request.server
             library.msc_process_connection(transaction, client[0].encode(), client[1], server[0].encode(), server[1])
             library.msc_process_uri(transaction, request.target, request.method, request.version)
-            for name, value in request.fields:
-                library.msc_add_n_request_header(transaction, name, len(name), value, len(value))
-            library.msc_process_request_headers(transaction)
-            denied = self._is_denied(transaction)
-            if not denied:
-                if request.body:
-                    library.msc_append_request_body(transaction, request.body, len(request.body))
-                library.msc_process_request_body(transaction)
-                denied = self._is_denied(transaction)
+            denied = self._response(transaction, request) if request.status else self._request(transaction, request)
             if lines:
                 library.msc_process_logging(transaction)
         finally:
             library.msc_transaction_cleanup(transaction)
         return Findings(denied, lines)
+
+    def _request(self, transaction: int, request: Request) -> bool:
+        """Run the phases of a request; returns whether it is denied."""
+        library = self._library
+        for name, value in request.fields:
+            library.msc_add_n_request_header(transaction, name, len(name), value, len(value))
+        library.msc_process_request_headers(transaction)
+        if self._is_denied(transaction):
+            return True
+        if request.body:
+            library.msc_append_request_body(transaction, request.body, len(request.body))
+        library.msc_process_request_body(transaction)
+        return self._is_denied(transaction)
+
+    def _response(self, transaction: int, request: Request) -> bool:
+        """The same of an answer. The first phase makes the settings."""
+        library = self._library
+        library.msc_process_request_headers(transaction)
+        for name, value in request.fields:
+            library.msc_add_n_response_header(transaction, name, len(name), value, len(value))
+        library.msc_process_response_headers(transaction, request.status, b"HTTP/" + request.version)
+        if self._is_denied(transaction):
+            return True
+        if request.body:
+            library.msc_append_response_body(transaction, request.body, len(request.body))
+        library.msc_process_response_body(transaction)
+        return self._is_denied(transaction)
 
     def _is_denied(self, transaction: int) -> bool:
         """Whether a rule has denied the transaction; its line does not come by the callback."""

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.waf import REQUEST_LINE, REQUEST_LINE_OF_CRS
+from sidestep.protocols.media_types import TEXT_TYPES
 from sidestep.protocols.waf_messages import MAX_BODY, MAX_RULES
 from sidestep.snapshots.waf import Profile
 
@@ -75,6 +76,20 @@ SecRule TX:/^MSC_/ "!@streq 0" \
 Rule 932100 of CRS 3.3 takes `{{ id` for a shell command: it does not look at the query of a GraphQL request. Other
 rules about commands do.
 """
+_BASE_OF_RESPONSES: Final = """
+SecRuleEngine On
+SecAuditEngine Off
+SecRequestBodyAccess Off
+SecResponseBodyAccess On
+SecResponseBodyMimeType {kinds}
+SecResponseBodyLimit {limit}
+SecResponseBodyLimitAction ProcessPartial
+SecPcreMatchLimit 100000
+SecCollectionTimeout 600
+"""
+"""What is in front of the rules about responses, which are a set of their own: the rules about requests would run
+again, for milliseconds. Of them only those that make the settings are in it."""
+_RESPONSES: Final = ("REQUEST-901-*.conf", "RESPONSE-*.conf")
 _PARSED: Final = "ctl:ruleRemoveTargetByTag=OWASP_CRS;REQUEST_BODY"
 """For a body that is parsed: CRS looks at its parts only, as ModSecurity 2 does, for which it is written. Version 3 has
 REQUEST_BODY as well: it would look at all twice, and into files that are uploaded."""
@@ -88,6 +103,7 @@ SecAction "id:{settings},phase:1,pass,t:none,nolog,\
 setvar:tx.paranoia_level={level},setvar:tx.executing_paranoia_level={level},\
 setvar:tx.blocking_paranoia_level={level},setvar:tx.detection_paranoia_level={level},\
 setvar:tx.inbound_anomaly_score_threshold={threshold},\
+setvar:tx.outbound_anomaly_score_threshold={outbound},\
 setvar:'tx.allowed_methods={methods}',\
 setvar:'tx.allowed_request_content_type={kinds}'"
 """
@@ -151,12 +167,16 @@ class Location:
 class CoreRules:
     """The Core Rule Set, loaded; `names` are what its rules say that they found, by id."""
 
-    def __init__(self, engine: Engine, rules: RuleSet, names: dict[int, str], secret: str, marker: str) -> None:
+    def __init__(
+        self, engine: Engine, rules: RuleSet, responses: RuleSet, names: dict[int, str], secret: str, marker: str
+    ) -> None:
         self._engine = engine
         self._rules = rules
+        self._responses = responses
         self.names = names
         self._secret = secret
         self._prepared: dict[tuple[int, int], RuleSet] = {}
+        self._prepared_responses: dict[tuple[int, int], RuleSet] = {}
         file = re.escape(marker.encode()) + rb'[^"]*"\] \[line "\d+"\] \[id "(\d+)"\]'
         ours = rb'\[id "(\d+)"\] \[rev "' + secret.encode() + rb'"\]'
         self._id = re.compile(rb'\[file "' + file + rb"|" + ours)
@@ -176,7 +196,13 @@ class CoreRules:
             rules.add_file(f"{location.rules}{marker}{path.name}")
             texts.update(_texts(path.read_text("utf-8", "replace")))
         rules.add(_SCORES.format(secret=secret, score=_SCORE))
-        return cls(engine, rules, texts, secret, f"{location.rules}{marker}")
+        responses = engine.rule_set()
+        responses.add(_BASE_OF_RESPONSES.format(limit=MAX_BODY, kinds=" ".join(TEXT_TYPES)))
+        responses.add_file(location.setup)
+        for pattern in _RESPONSES:
+            for path in sorted(Path(location.rules).glob(pattern)):
+                responses.add_file(f"{location.rules}{marker}{path.name}")
+        return cls(engine, rules, responses, texts, secret, f"{location.rules}{marker}")
 
     def prepare(self) -> None:
         """Make the sets of all levels with the usual threshold, nothing excluded, and no custom rules."""
@@ -184,6 +210,9 @@ class CoreRules:
             made = self.profile(Profile(level, THRESHOLD, 1))
             made.is_shared = True
             self._prepared[level, THRESHOLD] = made
+            of_responses = self.profile_of_responses(Profile(level, THRESHOLD, 1))
+            of_responses.is_shared = True
+            self._prepared_responses[level, THRESHOLD] = of_responses
 
     def profile(self, profile: Profile) -> RuleSet:
         """Make the rule set of a profile. Raises ConfigurationError for custom rules that are not possible."""
@@ -192,8 +221,7 @@ class CoreRules:
             return prepared
         made = self._engine.rule_set()
         try:
-            settings = {"settings": _SETTINGS, "level": profile.paranoia, "threshold": profile.threshold}
-            made.add(_PROFILE.format(methods=_METHODS, kinds=" ".join(f"|{kind}|" for kind in _KINDS), **settings))
+            made.add(_settings(profile))
             if profile.paranoia == 1 and REQUEST_LINE_OF_CRS not in profile.excluded:
                 made.add(_LENIENT.format(wrong=REQUEST_LINE_OF_CRS, smuggling=REQUEST_LINE, secret=self._secret))
             if profile.excluded:
@@ -201,6 +229,22 @@ class CoreRules:
             if profile.custom:
                 made.add(profile.custom.replace("@SECRET@", self._secret))
             made.merge(self._rules)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def profile_of_responses(self, profile: Profile) -> RuleSet:
+        """Make the set for the responses of a profile, which has no custom rules."""
+        prepared = self._prepared_responses.get((profile.paranoia, profile.threshold))
+        if prepared is not None and not profile.excluded:
+            return prepared
+        made = self._engine.rule_set()
+        try:
+            made.add(_settings(profile))
+            if profile.excluded:
+                made.add(f"SecRuleRemoveById {' '.join(map(str, profile.excluded))}\n")
+            made.merge(self._responses)
         except BaseException:
             made.close()
             raise
@@ -219,6 +263,18 @@ class CoreRules:
                 ids[int(found[1] or found[2])] = None
         blocked = findings.denied or score >= threshold
         return Judgement(blocked, tuple(ids)[:MAX_RULES], min(score, 2**32))
+
+
+def _settings(profile: Profile) -> str:
+    """The settings of a profile. The threshold of responses is as much below that of requests as it is in CRS."""
+    return _PROFILE.format(
+        settings=_SETTINGS,
+        level=profile.paranoia,
+        threshold=profile.threshold,
+        outbound=max(1, profile.threshold - 1),
+        methods=_METHODS,
+        kinds=" ".join(f"|{kind}|" for kind in _KINDS),
+    )
 
 
 def _secret_path() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -49,7 +50,8 @@ class Inspector:
         self._engine = engine
         self._core = core
         self._regexes = regexes
-        self._profiles: tuple[tuple[Profile, RuleSet], ...] = ()
+        self._profiles: tuple[tuple[Profile, RuleSet, RuleSet | None], ...] = ()
+        """With the sets for requests and for responses."""
 
     def run(self) -> None:
         """Serve until the other end closes. Raises PeerError."""
@@ -70,18 +72,17 @@ class Inspector:
 
     def _configure(self, message: Configure) -> Configured:
         """Make all rule sets anew; on an error the earlier ones stay."""
-        made: list[tuple[Profile, RuleSet]] = []
+        made: list[tuple[Profile, RuleSet, RuleSet | None]] = []
         for place, profile in enumerate(message.profiles):
             try:
                 for regex in profile.regexes:
                     self._regexes.check(regex)
-                made.append((profile, self._core.profile(profile)))
+                rules = self._core.profile(profile)
+                made.append((profile, rules, self._core.profile_of_responses(profile) if profile.responses else None))
             except ConfigurationError as error:
-                for _, rules in made:
-                    rules.close()
+                _close(made)
                 return Configured(place, error.reason[:1000])
-        for _, rules in self._profiles:
-            rules.close()
+        _close(self._profiles)
         self._profiles = tuple(made)
         return Configured()
 
@@ -102,11 +103,16 @@ class Inspector:
             raise PeerError("a question about a profile that there is not")
         if time.monotonic() >= question.expires:
             return Verdict(question.id, Outcome.EXPIRED)
-        profile, rules = self._profiles[question.profile]
+        profile, rules, responses = self._profiles[question.profile]
         if b"\0" in question.target or b"\0" in question.method:
             return Verdict(question.id, Outcome.BLOCK)  # The engine would read only what stands before it.
         size = len(question.target) + sum(len(name) + len(value) for name, value in question.fields)
-        count = count_arguments(question.target, question.fields, body)
+        if question.status:
+            if responses is None:
+                raise PeerError("a question about a response that is not judged")
+            rules, count = responses, 0
+        else:
+            count = count_arguments(question.target, question.fields, body)
         if size > MAX_HEAD or count > profile.arguments:
             return Verdict(question.id, Outcome.OVER_LIMIT)
         findings = self._engine.judge(
@@ -119,6 +125,7 @@ class Inspector:
                 client=question.client,
                 server=question.server,
                 body=body,
+                status=question.status,
             ),
         )
         judged = self._core.judgement(findings, profile.threshold)
@@ -142,6 +149,13 @@ class Inspector:
 
     def _send(self, message: FromInspector) -> None:
         send(self._sock, message)
+
+
+def _close(profiles: Iterable[tuple[Profile, RuleSet, RuleSet | None]]) -> None:
+    for _, *sets in profiles:
+        for rules in sets:
+            if rules is not None:
+                rules.close()
 
 
 def send(sock: socket.socket, message: FromInspector) -> None:

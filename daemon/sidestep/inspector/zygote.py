@@ -24,6 +24,7 @@ import select
 import signal
 import socket
 import sys
+from dataclasses import replace
 from typing import Final, NoReturn
 
 import msgspec
@@ -145,6 +146,8 @@ def load(folder: str | None) -> tuple[Engine, CoreRules]:
         body=b"{}",
     )
     core.judgement(engine.judge(rules, request), THRESHOLD)
+    responses = core.profile_of_responses(Profile(1, THRESHOLD, 256))
+    core.judgement(engine.judge(responses, replace(request, status=200)), THRESHOLD)
     return engine, core
 
 

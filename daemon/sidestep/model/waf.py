@@ -48,3 +48,5 @@ class Waf:
     excluded: tuple[int, ...] = ()
     rules_from: ConfigMapKey | None = None
     limits: WafLimits = field(default_factory=WafLimits)
+    responses: bool = False
+    """Whether responses are judged, too."""

@@ -147,7 +147,9 @@ class Inspection:
 
     @property
     def judges_responses(self) -> bool:
-        """Whether some rule is about responses."""
+        """Whether some rule, or the firewall, is about responses."""
+        if self.waf is not None and self.waf.profile.responses:
+            return True
         return any(rule.rule.direction is Direction.RESPONSE for each in self.policies for rule in each.rules)
 
     @property

@@ -6,6 +6,7 @@
     custom rules        all of them; they can only add (`policy.seclang`)
     limits              where one blocks what exceeds its limit: the lowest of those that do. Otherwise what exceeds a
                         limit passes unjudged, and the highest counts
+    responses           are judged where one policy wants it
     verdict timeout     where a policy closes: the lowest of those that do; otherwise the highest
 
 So a namespace's policy cannot weaken what one of the cluster says, whichever is written first.
@@ -49,6 +50,7 @@ def join(policies: Sequence[PolicyWaf]) -> PortWaf:
             excluded=tuple(sorted(excluded)),
             custom=custom,
             regexes=regexes,
+            responses=any(each.responses for each in settings),
         ),
         body_bytes=min(each.body_bytes for each in blocking) if blocking else max(each.body_bytes for each in passing),
         seconds=min(closing) if closing else max(each.limits.verdict_seconds for each in settings),

@@ -25,7 +25,7 @@ import msgspec
 
 from sidestep.snapshots.waf import Profile
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of these messages; both sides are of one release, so that a difference is an error."""
 MAX_PACKET: Final = 72 * 1024
 """Bytes of a packet that is received."""
@@ -54,6 +54,8 @@ class Configure(msgspec.Struct, frozen=True, array_like=True, tag="configure"):
 class Question(msgspec.Struct, frozen=True, array_like=True, tag="question"):
     """A request: `target` as sent, fields as received (of HTTP/2 with `host`), body decoded.
 
+    With a `status` it is the response to this request: fields and body are the response's, whose body may end early.
+
     `expires` is on CLOCK_MONOTONIC, in seconds; `more` says that a Part follows.
     """
 
@@ -68,6 +70,7 @@ class Question(msgspec.Struct, frozen=True, array_like=True, tag="question"):
     server: tuple[Text, Port]
     body: bytes = b""
     more: bool = False
+    status: Annotated[int, msgspec.Meta(ge=0, le=999)] = 0
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True, tag="part"):

@@ -26,6 +26,8 @@ class Profile(msgspec.Struct, frozen=True, array_like=True):
     custom: Annotated[str, msgspec.Meta(max_length=MAX_CUSTOM)] = ""
     regexes: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_REGEXES)] = ()
     """Those of the custom rules: the engine takes a rule whose regex is none, and never applies it."""
+    responses: bool = False
+    """Whether responses are judged, too."""
 
 
 class PortWaf(msgspec.Struct, frozen=True, array_like=True):

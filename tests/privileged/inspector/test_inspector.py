@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from sidestep.policy.seclang import custom_rules, rule_id
-from sidestep.protocols.waf_messages import MAX_BODY, Outcome, Part, Question, Ready, Verdict
+from sidestep.protocols.waf_messages import MAX_BODY, VERSION, Outcome, Part, Question, Ready, Verdict
 from sidestep.snapshots.waf import Profile
 from tests.harness.inspectors import FIELDS, InspectorZygote, form, json_body
 from tests.harness.waiting import until
@@ -218,7 +218,7 @@ def test_memory_is_bounded(zygote):
         told = inspector.receive()
         assert told is None or told.outcome is Outcome.PASS
     with zygote.spawn() as inspector:
-        assert inspector.ready == Ready(1)
+        assert inspector.ready == Ready(VERSION)
 
 
 def test_an_inspector_that_cannot_be_locked_says_so_and_ends(zygote):
@@ -253,3 +253,55 @@ def test_a_hundred_inspectors_are_killed_and_replaced(zygote):
 def descriptors(zygote):
     """How many descriptors the zygote has open."""
     return len(os.listdir(f"/proc/{zygote.process.pid}/fd"))
+
+
+# --- responses --------------------------------------------------------------------------------------------------------
+
+LEAKS = {
+    951230: b"You have an error in your SQL syntax; check the manual that corresponds to your MySQL server version",
+    952110: b"Exception in thread main java.lang.NullPointerException at java.lang.reflect.Method",
+    953100: b"<b>Parse error</b>: syntax error in <b>/var/www/x.php</b> on line <b>3</b>",
+    953120: b"<?php echo 1; phpinfo(); ?>",
+    950130: b"<title>Index of /secret</title><h1>Index of /secret</h1>",
+}
+RESPONSES = Profile(1, 5, 256, responses=True)
+
+
+@pytest.fixture
+def responding(zygote):
+    with zygote.spawn() as made:
+        assert made.configure(RESPONSES, Profile(1, 5, 256, excluded=(951230,), responses=True)).error is None
+        yield made
+
+
+@pytest.mark.parametrize(("number", "body"), LEAKS.items())
+def test_a_leak_in_a_response_is_found(responding, number, body):
+    told = responding.ask_response(500, b"<p>oops</p>" + body)
+    assert told.outcome is Outcome.BLOCK
+    assert number in told.rules
+    assert not any(rule < 950_000 for rule in told.rules), "rules about requests do not run"
+
+
+@pytest.mark.parametrize("kind", [b"text/html; charset=utf-8", b"application/json", b"text/plain"])
+def test_ordinary_responses_pass(responding, kind):
+    for body in (b"", b"<p>hello</p>", DOCUMENT, b"x" * 150_000):
+        assert responding.ask_response(200, body, kind).outcome is Outcome.PASS
+
+
+def test_settings_apply_to_responses(responding):
+    body = LEAKS[951230]
+    assert responding.ask_response(200, body).outcome is Outcome.BLOCK
+    assert responding.ask_response(200, body, profile=1).outcome is Outcome.PASS
+    assert responding.configure(Profile(1, 7, 256, responses=True)).error is None
+    assert responding.ask_response(200, body).outcome is Outcome.PASS, "951230 alone scores 5"
+
+
+def test_requests_are_judged_beside_responses(responding):
+    assert responding.ask(b"GET", ATTACK).outcome is Outcome.BLOCK
+    assert responding.ask_response(200, ATTACK).outcome is Outcome.PASS
+    assert responding.ask(b"GET", b"/").outcome is Outcome.PASS
+
+
+def test_a_question_about_a_response_that_is_not_judged_ends_it(inspector):
+    inspector.question(b"GET", b"/", (), b"", status=200)
+    assert inspector.receive() is None

@@ -27,10 +27,11 @@ def test_all_settings_are_read():
             "excludeRules": [942100, 920420, 942100],
             "rulesFrom": {"configMapRef": {"name": "waf-rules", "key": "custom.conf"}},
             "limits": {"bodyBytes": 1000, "fields": 10, "verdictTimeout": "1s", "overLimitAction": "Pass"},
+            "responses": True,
         }
     )
     key = ConfigMapKey("shop", "waf-rules", "custom.conf")
-    assert read == Waf(3, 20, (920420, 942100), key, WafLimits(1000, 10, 1.0, OverLimit.PASS))
+    assert read == Waf(3, 20, (920420, 942100), key, WafLimits(1000, 10, 1.0, OverLimit.PASS), responses=True)
 
 
 def test_a_policy_of_the_cluster_names_the_namespace_of_its_rules():

@@ -30,6 +30,8 @@ def test_one_policy_is_itself():
         ({"threshold": 5}, {"threshold": 50}, lambda found: found.profile.threshold == 5),
         ({"excluded": (1, 2)}, {"excluded": (2, 3)}, lambda found: found.profile.excluded == (2,)),
         ({"excluded": (1, 2)}, {}, lambda found: found.profile.excluded == ()),
+        ({"responses": True}, {}, lambda found: found.profile.responses),
+        ({}, {}, lambda found: not found.profile.responses),
         ({"enforces": True}, {}, lambda found: found.enforces),
         ({"enforces": True, "closes": True}, {"enforces": True}, lambda found: found.closes),
         ({"limits": {"fields": 10}}, {"limits": {"fields": 20}}, lambda found: found.profile.arguments == 10),

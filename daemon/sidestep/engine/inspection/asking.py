@@ -62,7 +62,7 @@ class Reason(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A request to be judged. Fields as `waf_messages.Question` has them."""
+    """A request to be judged, or with a `status` a response. Fields as `waf_messages.Question` has them."""
 
     profile: Profile
     method: bytes
@@ -72,6 +72,7 @@ class Subject:
     client: tuple[str, int]
     server: tuple[str, int]
     body: bytes = b""
+    status: int = 0
 
     @property
     def size(self) -> int:
@@ -225,7 +226,7 @@ class Asking:
         body = subject.body
         first = Question(
             question.id, place, question.expires, subject.method, subject.target, subject.version, subject.fields,
-            subject.client, subject.server, body[:PART], len(body) > PART,
+            subject.client, subject.server, body[:PART], len(body) > PART, subject.status,
         )  # fmt: skip
         self.outgoing.append(_encoder.encode(first))
         for begin in range(PART, len(body), PART):

@@ -96,6 +96,11 @@ class Question:
     target: bytes
     fields: Fields
 
+    @property
+    def version(self) -> str:
+        """As ModSecurity's REQUEST_PROTOCOL has it."""
+        return _VERSIONS[self.protocol]
+
 
 class NoFirewall:
     """The request of an exchange that no firewall judges: nothing is kept, and nothing waited for."""
@@ -216,7 +221,7 @@ class FirewallRequest(NoFirewall):
             # It is decoded. CRS refuses the field, because it could not look into what is encoded.
             fields = [each for each in fields if each[0].replace(b"_", b"-") != _ENCODING]
         subject = Subject(
-            firewall.settings.profile, method, question.target, _VERSIONS[question.protocol], tuple(fields),
+            firewall.settings.profile, method, question.target, question.version, tuple(fields),
             firewall.client, firewall.server, body,
         )  # fmt: skip
         self._on(_State.ASKED)

@@ -16,7 +16,8 @@ whoever and for whatever reason. Either way the end of what was given is searche
 
 With a firewall (`engine.inspection.firewall`) the request as a whole is judged elsewhere: asked about at its end, and
 where a policy enforces held until there is an answer (`awaits_firewall`), which comes by itself. A request that cannot
-be asked about as a whole is over the limits of the firewall.
+be asked about as a whole is over the limits of the firewall. What it says of the response (`firewall_response`) is
+told, and nothing waits for it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.inspection.body import InspectedBody
 from sidestep.engine.inspection.firewall import NO_FIREWALL, FirewallRequest, Question
+from sidestep.engine.inspection.firewall_response import NO_FIREWALL_RESPONSE, FirewallResponse
 from sidestep.engine.inspection.records import ExchangeRecord, FileRecord, HitRecord
 from sidestep.engine.memory_budget import Share
 
@@ -53,8 +55,8 @@ class Judged:
     __slots__ = (
         "_answer", "_exchange", "_fields", "_gate", "_host", "_in_request_trailers", "_in_response_trailers", "_kept",
         "_memory", "_messages", "_method", "_number", "_open", "_protocol", "_request_body", "_response_body",
-        "_status", "_stream", "_target", "_told", "_unread", "firewall", "id", "is_sampled", "refusal", "refused_by",
-        "wants_answer",
+        "_status", "_stream", "_target", "_told", "_unread", "firewall", "firewall_response", "id", "is_sampled",
+        "refusal", "refused_by", "wants_answer",
     )  # fmt: skip
 
     def __init__(
@@ -93,8 +95,12 @@ class Judged:
         self.wants_answer = False
         """A hit was told before there was an answer."""
         self.firewall = NO_FIREWALL
+        self.firewall_response = NO_FIREWALL_RESPONSE
         if firewall is not None:
-            self.firewall = FirewallRequest(firewall, self, gate, Question(protocol, method, target, fields))
+            question = Question(protocol, method, target, fields)
+            self.firewall = FirewallRequest(firewall, self, gate, question)
+            if firewall.settings.profile.responses:
+                self.firewall_response = FirewallResponse(firewall, self, gate, question)
         self._request_body: InspectedBody | None = None
         """None if nobody wants it."""
         is_read = exchange.reads_request
@@ -152,14 +158,17 @@ class Judged:
         """Whether the response's head, or once that was given its body, has to be given."""
         body = self._response_body
         if body is None:
-            return self._exchange.reads_response
-        wants = self._exchange.reads_response or (body.file is not None and body.file.wants_more)
-        return wants and not body.is_over
+            return self._exchange.reads_response or self.firewall_response.is_wanted
+        if body.is_over:
+            return False
+        if self.firewall_response.is_collecting:
+            return True
+        return self._exchange.reads_response or (body.file is not None and body.file.wants_more)
 
     @property
     def has_hit(self) -> bool:
         """Whether a rule has applied, so that the exchange was told."""
-        return self._told > 0 or self.firewall.has_hit
+        return self._told > 0 or self.firewall.has_hit or self.firewall_response.has_hit
 
     @property
     def is_inspected(self) -> bool:
@@ -261,15 +270,19 @@ class Judged:
         """Take the head of the final response; names are in lower case."""
         self._status = status
         self._answer = fields
-        if not self._exchange.reads_response:
+        is_read = self._exchange.reads_response
+        self.firewall_response.head(fields, status)
+        if not (is_read or self.firewall_response.is_collecting):
             return
         limits = self._gate.limits
+        has_file = is_read and self._number is not None
         self._response_body = InspectedBody(
-            fields, self._feed_response, self._end_response_message, limits, has_file=self._number is not None
+            fields, self._feed_response, self._end_response_message, limits, has_file=has_file
         )
         self._begin(_RESPONSE)
-        self._exchange.response_head(fields, self._gate.now)
-        self._conclude("response")
+        if is_read:
+            self._exchange.response_head(fields, self._gate.now)
+            self._conclude("response")
 
     def response_body(self, data: bytes) -> None:
         """Take the next bytes of the response's body."""
@@ -278,12 +291,12 @@ class Judged:
             may_block = self._exchange.holds_response
             body.read(data)
             if body.is_over:
-                self._exchange.response_end(self._gate.now)  # of what can be read
+                self._end_response()  # of what can be read
             self._after_body(body, "response", may_block=may_block)
 
     def response_trailers(self, lines: bytes) -> None:
         """As `request_trailers`."""
-        if lines and self.reads_response:
+        if lines and self._exchange.reads_response and self.reads_response:
             self._feed_response(lines if self._in_response_trailers else b"\n" + lines)
             self._in_response_trailers = True
             self._conclude("response")
@@ -294,7 +307,7 @@ class Judged:
         if body is not None and self.reads_response:
             may_block = self._exchange.holds_response
             body.end()
-            self._exchange.response_end(self._gate.now)
+            self._end_response()
             self._after_body(body, "response", may_block=may_block, is_whole=is_whole, is_over=True)
         self._end(_RESPONSE)
 
@@ -319,6 +332,7 @@ class Judged:
         """Learn that nothing more of the exchange is read, and search nothing of what has come."""
         self._messages = None
         self._exchange.give_up()
+        self.firewall_response.give_up()
         self._end(self._open)
 
     def _begin(self, part: int) -> None:
@@ -382,14 +396,22 @@ class Judged:
         self._exchange.request_body(data, self._gate.now, encoded=True)
 
     def _feed_response(self, data: bytes) -> None:
-        self._exchange.response_body(data, self._gate.now)
+        if self._exchange.reads_response:
+            self._exchange.response_body(data, self._gate.now)
+        self.firewall_response.add(data)
+
+    def _end_response(self) -> None:
+        if self._exchange.reads_response:
+            self._exchange.response_end(self._gate.now)
+        self.firewall_response.end()
 
     def _end_request_message(self) -> None:
         if self._exchange.reads_request:
             self._exchange.request_end(self._gate.now, of_message=True)
 
     def _end_response_message(self) -> None:
-        self._exchange.response_end(self._gate.now)
+        if self._exchange.reads_response:
+            self._exchange.response_end(self._gate.now)
 
     @property
     def _held(self) -> int:
@@ -397,7 +419,7 @@ class Judged:
         if self.refusal is not None:
             return 0
         bodies = (self._request_body, self._response_body)
-        kept = self._kept + self.firewall.held + self._exchange.held
+        kept = self._kept + self.firewall.held + self.firewall_response.held + self._exchange.held
         return kept + sum(body.memory for body in bodies if body is not None)
 
     def _holds_too_much(self) -> bool:
@@ -421,6 +443,7 @@ class Judged:
             self._exchange.give_up()
             self._request_body = self._response_body = None
             self.firewall.exceed()
+            self.firewall_response.give_up()
             self._memory.set(self._held)
             self._uninspectable(f"{half}-{_MEMORY}", may_block=may_block)
 
@@ -494,5 +517,6 @@ class Judged:
         if self.refusal is None:
             self.refused_by = policy
             self.refusal = f"sidestep: policy {policy}, id {self.id}"
+            self.firewall_response.give_up()
             self._memory.set(0)
             self._end(self._open)

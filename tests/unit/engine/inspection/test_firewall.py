@@ -50,11 +50,10 @@ class Asked:
             self.waiting.pop(0)(each)
 
 
-def port_waf(mode="Enforce", *, fails=False, body_bytes=65536, blocks=True):
+def port_waf(mode="Enforce", *, fails=False, body_bytes=65536, blocks=True, responses=False):
     enforces = mode == "Enforce"
-    return PortWaf(
-        ("shop/p",), Profile(1, 5, 256), body_bytes, 0.25, blocks, enforces, enforces and fails, "shop/p", "shop/p"
-    )
+    profile = Profile(1, 5, 256, responses=responses)
+    return PortWaf(("shop/p",), profile, body_bytes, 0.25, blocks, enforces, enforces and fails, "shop/p", "shop/p")
 
 
 def made_gate(seen, asked, waf, rules=()):
