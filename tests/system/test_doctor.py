@@ -37,6 +37,7 @@ CHECKS = [
     "swap",
     "memory cgroups",
     "client addresses",
+    "outbound steering",
     "suricata",
     "node daemon",
     "Kubernetes API",

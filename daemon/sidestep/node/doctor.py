@@ -14,7 +14,7 @@ import os
 import platform
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from sidestep.ids import suricata
@@ -28,7 +28,15 @@ from sidestep.node.certificates.swap import ADVICE, swap_devices
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups, own_group
 from sidestep.node.proxy_uids import RULES_TESTER
 from sidestep.proxy.tls.interpreter import check_ssl
-from sidestep.steering import ClientNames, CompiledProgram, PeernamePrograms, Steering, locked_memory
+from sidestep.steering import (
+    ClientNames,
+    CompiledProgram,
+    EgressConfig,
+    EgressSteering,
+    Steering,
+    compile_egress,
+    locked_memory,
+)
 from sidestep.steering import compile_peername as compile_for_getpeername
 from sidestep.steering import compile_program as compile_for_lookup
 
@@ -47,7 +55,7 @@ _NOBODY = Connection(client=None, client_port=0, family=Family.IPV4, sockid=Sock
 
 
 async def examine() -> list[Finding]:
-    """All checks of this machine, in order. Takes about two seconds: two programs are compiled."""
+    """All checks of this machine, in order. Takes about three seconds: three sources are compiled."""
     found = [_root(), _capabilities(Path("/proc/self/status")), _kernel(), _interpreter()]
     program, finding = await _compiled()
     found.append(finding)
@@ -56,6 +64,7 @@ async def examine() -> list[Finding]:
     found.append(_swap(swap_devices()))
     found.append(_memory())
     found.append(await _client_addresses(program is not None))
+    found.append(await _outbound(program is not None))
     found.append(await _suricata())
     return found
 
@@ -206,20 +215,53 @@ def _memory() -> Finding:
 
 
 async def _client_addresses(compiling: bool) -> Finding:
-    check, cost = "client addresses", "apps see the pod's own address in place of their clients' for what is steered"
+    async def attaching() -> Callable[[Path], str]:
+        programs = await compile_for_getpeername()
+
+        def attach(group: Path) -> str:
+            ClientNames.attach(programs, str(group)).close()
+            return "getpeername programs attach to cgroups"
+
+        return attach
+
+    cost = "apps see the pod's own address in place of their clients' for what is steered"
+    return await _on_a_cgroup("client addresses", attaching, compiling, cost=cost)
+
+
+async def _outbound(compiling: bool) -> Finding:
+    """Whether `egress` of policies can be carried out. What is attached selects no connection."""
+
+    async def attaching() -> Callable[[Path], str]:
+        programs = await compile_egress()
+
+        def attach(group: Path) -> str:
+            with Netns.open("/proc/self/ns/net") as netns:
+                nothing = EgressConfig(steered=(), passed=())
+                EgressSteering.attach(programs, str(group), netns.fd, nothing, entries=2).close()
+            return "connect programs attach to cgroups"
+
+        return attach
+
+    cost = "connections that pods make cannot be inspected: `egress` of inspection policies has no effect"
+    return await _on_a_cgroup("outbound steering", attaching, compiling, cost=cost)
+
+
+async def _on_a_cgroup(
+    check: str, attaching: Callable[[], Awaitable[Callable[[Path], str]]], compiling: bool, *, cost: str
+) -> Finding:
+    """Compile with `attaching`, and do what it returns with a cgroup of version 2."""
     folder = _cgroup_root(Path("/proc/self/mounts"))
     if folder is None:
         return Finding(check, "missing", False, "cgroup v2 is not mounted", cost)
     if not compiling:
         return Finding(check, "skipped", False, "the program could not be compiled")
     try:
-        programs = await compile_for_getpeername()
+        attach = await attaching()
     except SidestepError as error:
         return Finding(check, "missing", False, str(error), cost)
     try:
         with _cgroup_to_try(folder) as group:
-            text = f"getpeername programs attach to cgroups (v2 at {folder})"
-            return _try(check, lambda: _attached(programs, group, text), essential=False, cost=cost)
+            return _try(check, lambda: f"{attach(group)} (v2 at {folder})", essential=False, cost=cost)
     except ConfigurationError as error:
         return Finding(check, "skipped", False, f"there is no cgroup to try it in: {error}")
 
@@ -240,11 +282,6 @@ async def _suricata() -> Finding:
     if checked.problem:
         return Finding(check, "missing", False, checked.problem, cost)
     return Finding(check, "ok", False, f"version {version} tests a rule where it is locked in (Landlock {landlock})")
-
-
-def _attached(programs: PeernamePrograms, group: Path, text: str) -> str:
-    ClientNames.attach(programs, str(group)).close()
-    return text
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ Upgrades: programs of several daemons on one cgroup run in order of attachment, 
 wins, since the others see a loopback address and go on. A successor attaches, and takes over without a gap when its
 predecessor retires, closes or dies. Each attachment rewrites to a network of its own (`network`).
 
-The proxy's own connections do not meet the programs: a socket belongs to the cgroup that its maker was in, and `attach`
-refuses a cgroup that this process is in.
+The proxy's own connections do not meet the programs: a socket belongs to the cgroup that its maker was in, and a
+configuration that steers anything is refused for a cgroup that this process is in.
 
 Kernel: Linux 5.9 for the programs (cgroup/sock_release, sk_lookup) and their links; cgroup v2, mounted alone or beside
 version 1. Linux 5.14 tells the cookie of a network namespace: without it, a socket of a container with another
@@ -84,6 +84,7 @@ class EgressSteering:
         *,
         links: dict[str, int],
         descriptors: dict[str, int],
+        cgroup: str,
         network: IPv4Network,
         entries: int,
         config: EgressConfig,
@@ -95,6 +96,7 @@ class EgressSteering:
         """Entries of the table: connections that may be open at once."""
         self._links = links
         self._maps = descriptors
+        self._cgroup = cgroup
         self._config = config
         self._generation = 0
         self._netns_cookie = 0
@@ -115,13 +117,11 @@ class EgressSteering:
 
         Until `serve` is called nothing is steered: selected connections go out directly, or are refused where
         `config.fail` says so. The table takes 48 bytes for each of `entries`, a power of two up to 65,536. Raises
-        KernelError, RefusedError when this process is in the cgroup, BugError; then nothing is left behind.
+        KernelError, RefusedError as `update` does, BugError; then nothing is left behind.
         """
         table_size(entries)
         if not Path(cgroup, "cgroup.controllers").exists():
             raise KernelError("open", errno.ENOENT, doing=f"opening the cgroup {cgroup}", hint=NO_CGROUP2)
-        if _is_inside(os.getpid(), cgroup):
-            raise RefusedError(f"Sidestep itself runs in the cgroup {cgroup}: its own connections would be steered")
         with contextlib.ExitStack() as undo:
             folder = _opened(cgroup)
             undo.callback(os.close, folder)
@@ -139,7 +139,12 @@ class EgressSteering:
                     made.callback(os.close, descriptors[layout.name])
                 links: dict[str, int] = {}
                 attached = cls(
-                    links=links, descriptors=descriptors, network=_some_network(), entries=entries, config=config
+                    links=links,
+                    descriptors=descriptors,
+                    cgroup=cgroup,
+                    network=_some_network(),
+                    entries=entries,
+                    config=config,
                 )
                 attached.update(config)
                 places = (
@@ -197,8 +202,13 @@ class EgressSteering:
     def update(self, config: EgressConfig) -> None:
         """Put another configuration in force; connections that exist stay.
 
-        Raises KernelError; then the former one is in force.
+        Raises KernelError, RefusedError when this process is in the cgroup and connections would be steered; then the
+        former one is in force.
         """
+        if config.steered and _is_inside(os.getpid(), self._cgroup):
+            raise RefusedError(
+                f"Sidestep itself runs in the cgroup {self._cgroup}: its own connections would be steered"
+            )
         self._forget(self._generation - 1)
         following = self._generation + 1
         prefixes: list[bytes] = []

@@ -99,6 +99,17 @@ def test_a_namespace_below_the_pods_cgroup_that_is_not_the_pods_is_left_alone(eg
         assert out.counted() == {"unreachable": 2}
 
 
+def test_containers_have_cgroups_below_the_pods(egress_programs, dual_stack_pod, folder):
+    pod = dual_stack_pod
+    (folder / "before").mkdir()
+    with outbound(egress_programs, pod, folder) as out, app(pod.client, "::", PORT):
+        (folder / "after").mkdir()
+        for each in ("before", "after"):
+            seen = told(inside(folder / each, pod.pod.enter(client(pod.client_ip))))
+            assert (seen["answer"], seen["peer"]) == ("app", [pod.client_ip, PORT])
+        assert out.counted() == {"steered": 2}
+
+
 def test_a_socket_that_is_bound_to_a_device_is_left_alone(egress_programs, dual_stack_pod, folder):
     pod = dual_stack_pod
     with outbound(egress_programs, pod, folder) as out, app(pod.client, "::", PORT):

@@ -160,6 +160,8 @@ def test_every_connection_reaches_its_own_destination(egress_programs, dual_stac
         words = [f"{pod.client_ip},{pod.client_ip6}", ",".join(map(str, ports)), str(count)]
         clients = [stack.enter_context(out.start(sys.executable, "-c", EVERY, *words)) for _ in range(4)]
         for each in clients:
+            stack.callback(each.kill)
+        for each in clients:
             output, errors = each.communicate(timeout=200)
             assert (output, each.returncode) == ("all\n", 0), errors
         assert out.counted() == {"steered": 4 * count}
