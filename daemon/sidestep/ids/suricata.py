@@ -195,13 +195,23 @@ class Suricata:
         return self._cause or f"it ended with status {self._popen.returncode}"
 
     async def aclose(self) -> None:
-        """End it now and wait until it is gone."""
+        """End it now and wait until it is gone, also when cancelled meanwhile."""
         self._close_feed()
         self._popen.kill()
-        if await self.process.wait(deadline=END):
-            self._popen.wait()
-        self.process.close()
-        self._events.close()
+        gone = asyncio.ensure_future(self._reap())
+        try:
+            await asyncio.shield(gone)
+        except asyncio.CancelledError:
+            await asyncio.wait({gone})
+            raise
+
+    async def _reap(self) -> None:
+        try:
+            if await self.process.wait(deadline=END):
+                self._popen.wait()
+        finally:
+            self.process.close()
+            self._events.close()
 
     def _close_feed(self) -> None:
         if self._feed >= 0:

@@ -7,6 +7,7 @@ import os
 import signal
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
@@ -156,6 +157,21 @@ def test_a_policy_that_goes_ends_it_although_others_have_the_turn():
             assert pod.ids.engine() is None
 
     asyncio.run(go())
+
+
+def test_a_pod_may_go_while_its_ids_is_being_ended():
+    async def go():
+        async with running_one() as (pod, _, first):
+            pod.use()
+            while pod.ids._listening:  # noqa: ASYNC110 - whatever turn of the loop it takes
+                await asyncio.sleep(0)
+            for _ in range(3):  # until the process has been killed, and is waited for
+                await asyncio.sleep(0)
+            async with time_limit(PATIENCE):
+                await pod.ids.aclose()
+            return first.pid
+
+    assert not Path(f"/proc/{asyncio.run(go())}").exists()  # no zombie either
 
 
 def test_rules_that_find_no_room_beside_those_of_others_are_left_out():

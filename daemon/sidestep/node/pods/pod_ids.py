@@ -248,10 +248,10 @@ class PodIds:
             await found.aclose()
             output.close()
             raise
-        while len(self._listening) > 1:
-            await _end(self._listening.pop(0).task)
         listening = self._tasks.start(self._listen(found, output, wanted), name="listen")
         self._listening.append(_Listening(found.process.pid, wanted, listening))
+        while len(self._listening) > 2:
+            await _end(self._listening.pop(0).task)
         rules = sum(len(each.rules) for each in wanted.rules)
         self._log.info("ids started", pid=found.process.pid, policies=wanted.policies, rules=rules)
 
@@ -345,7 +345,6 @@ class PodIds:
 
 
 async def _end(listening: asyncio.Task[str]) -> None:
-    """End a process whose task this is."""
+    """End a process whose task this is. Whoever is cancelled meanwhile leaves the rest to that task."""
     listening.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.wait({listening})
+    await asyncio.wait({listening})
