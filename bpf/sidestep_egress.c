@@ -14,9 +14,9 @@
  * original port, where x.y is the index and NETWORK a /16 of 127.0.0.0/8 that each attachment chooses for itself. IPv6:
  * ::1 and the index as port, because a socket with IPV6_V6ONLY cannot be sent to an IPv4 address, and IPv6 has one
  * loopback address only. Index 0 is never used. In both cases an unbound socket is first bound to the pod's own address
- * (without a port), so getsockname() shows it. A dial from inside the pod to [::1] comes from ::1; one from another
- * address to ::1 is a steered one. If the app itself bound the socket to a port without an address, the source is ::1
- * as well, and the entry holds that port.
+ * (without a port), so getsockname() shows it. Other dials from inside the pod to a loopback address come from one, too;
+ * so one that comes from another address is a steered one. If the app itself bound the socket to a port without an
+ * address, the source is a loopback address as well, and the entry holds that port.
  *
  * States of an entry, and who changes them:
  *
@@ -58,7 +58,7 @@
 #define PROTOCOL_MPTCP 262
 #define PORT_QUIC 443
 
-#define PROBES 64     /* entries tried for one connection, from the low bits of its cookie on */
+#define PROBES 64     /* entries tried for one connection: the low bits of its cookie, and steps from there */
 #define UNTAKEN 60    /* about seconds (2^30 ns) */
 #define STALE 600     /* about seconds */
 
@@ -169,11 +169,12 @@ static __always_inline u32 claim(const struct egress_settings *settings, u64 coo
 {
 	volatile struct egress_entry *entry;
 	u32 time = now();
+	u32 step = (((u32)cookie * 2654435769U) >> 8) | 1; /* odd: it leads to every entry of a power of two */
 	u32 index, probe;
 	bool mine;
 
 	for (probe = 0; probe < PROBES; probe++) {
-		index = ((u32)cookie + probe) & settings->mask;
+		index = ((u32)cookie + probe * step) & settings->mask;
 		if (!index)
 			continue;
 		entry = bpf_map_lookup_elem(ENTRIES, &index);
@@ -319,7 +320,10 @@ int sidestep_conn4(struct bpf_sock_addr *address)
 	if (settings->own4[3] && !source[3] && !source_port) {
 		own.sin_family = FAMILY_IPV4;
 		own.sin_addr.s_addr = settings->own4[3];
-		bpf_bind(address, (struct sockaddr *)&own, sizeof(own)); /* without it the source is 127.0.0.1 */
+		if (bpf_bind(address, (struct sockaddr *)&own, sizeof(own))) {
+			give_back(index);
+			return not_steered(settings, EGRESS_FAILED);
+		}
 	}
 	address->user_ip4 = settings->network | bpf_htonl(index);
 	count(EGRESS_STEERED);
@@ -366,31 +370,29 @@ int sidestep_conn6(struct bpf_sock_addr *address)
 		return result;
 	own.sin6_family = FAMILY_IPV6;
 	if (family == FAMILY_IPV4) {
-		if (settings->own4[3] && unbound && !source_port) {
-			bound[2] = bpf_htonl(0xffff);
-			bound[3] = settings->own4[3];
-			bpf_bind(address, (struct sockaddr *)&own, sizeof(own));
-		}
-		address->user_ip6[3] = settings->network | bpf_htonl(index);
-		count(EGRESS_STEERED);
-		return 1;
-	}
-	if (unbound && !source_port) {
+		bound[2] = bpf_htonl(0xffff);
+		bound[3] = settings->own4[3];
+		unbound = unbound && bound[3];
+	} else {
 		bound[0] = settings->own6[0];
 		bound[1] = settings->own6[1];
 		bound[2] = settings->own6[2];
 		bound[3] = settings->own6[3];
-		if (bpf_bind(address, (struct sockaddr *)&own, sizeof(own))) {
-			give_back(index);
-			return not_steered(settings, EGRESS_FAILED);
-		}
+	}
+	if (unbound && !source_port && bpf_bind(address, (struct sockaddr *)&own, sizeof(own))) {
+		give_back(index);
+		return not_steered(settings, EGRESS_FAILED);
+	}
+	count(EGRESS_STEERED);
+	if (family == FAMILY_IPV4) {
+		address->user_ip6[3] = settings->network | bpf_htonl(index);
+		return 1;
 	}
 	address->user_ip6[0] = 0;
 	address->user_ip6[1] = 0;
 	address->user_ip6[2] = 0;
 	address->user_ip6[3] = bpf_htonl(1);
 	address->user_port = bpf_htons(index);
-	count(EGRESS_STEERED);
 	return 1;
 }
 
@@ -519,14 +521,20 @@ int sidestep_egress(struct bpf_sk_lookup *lookup)
 	struct bpf_sock *listener;
 	u32 zero = 0;
 	u32 index = 0;
-	u32 local[4], remote[4];
+	u32 local[4], remote[4] = {};
 	u32 family = lookup->family;
 
 	if (lookup->protocol != PROTOCOL_TCP)
 		return SK_PASS;
 	if (family == FAMILY_IPV4) {
 		index = index_in(lookup->local_ip4);
+		remote[2] = bpf_htonl(0xffff);
+		remote[3] = lookup->remote_ip4;
 	} else if (family == FAMILY_IPV6) {
+		remote[0] = lookup->remote_ip6[0];
+		remote[1] = lookup->remote_ip6[1];
+		remote[2] = lookup->remote_ip6[2];
+		remote[3] = lookup->remote_ip6[3];
 		local[0] = lookup->local_ip6[0];
 		local[1] = lookup->local_ip6[1];
 		local[2] = lookup->local_ip6[2];
@@ -539,14 +547,12 @@ int sidestep_egress(struct bpf_sk_lookup *lookup)
 	entry = bpf_map_lookup_elem(ENTRIES, &index);
 	if (!entry || entry->state != ENTRY_IN_USE || entry->taken == entry->sequence || entry->family != family)
 		return SK_PASS;
-	if (family == FAMILY_IPV6) {
-		remote[0] = lookup->remote_ip6[0];
-		remote[1] = lookup->remote_ip6[1];
-		remote[2] = lookup->remote_ip6[2];
-		remote[3] = lookup->remote_ip6[3];
-		if (is_inside(remote) && (!entry->source_port || entry->source_port != (u16)bpf_ntohs(lookup->remote_port)))
-			return SK_PASS;
-	}
+	settings = settings_now();
+	if (!settings)
+		return SK_PASS;
+	if (is_inside(remote) && (family == FAMILY_IPV6 || settings->own4[3]) &&
+	    (!entry->source_port || entry->source_port != (u16)bpf_ntohs(lookup->remote_port)))
+		return SK_PASS;
 	listener = bpf_map_lookup_elem(LISTENER, &zero);
 	if (!listener || bpf_sk_assign(lookup, listener, BPF_SK_LOOKUP_F_REPLACE))
 		count(EGRESS_LOST);

@@ -53,10 +53,10 @@ try:
         sock.sendto(b"e", socket.MSG_FASTOPEN, (want["host"], want["port"]))
     else:
         sock.connect((want["host"], want["port"]))
-    told["peer"], told["local"] = sock.getpeername()[:2], sock.getsockname()[:2]
-    told["answer"] = ""
+    answer = ""
     while not want.get("mute") and (chunk := sock.recv(64)):
-        told["answer"] += chunk.decode()
+        answer += chunk.decode()
+    told.update(peer=sock.getpeername()[:2], local=sock.getsockname()[:2], answer=answer)
 except OSError as error:
     told["error"] = errno.errorcode.get(error.errno, str(error))
 print(json.dumps(told))

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -163,9 +163,9 @@ for line in sys.stdin:
 
 
 @contextlib.contextmanager
-def lasting(out: Outbound) -> Iterator[Callable[[], list]]:
+def lasting(out: Outbound, host: str = "") -> Iterator[Callable[[], list]]:
     """A client that stays connected; what is yielded asks it for its peer."""
-    command = out.command([sys.executable, "-c", LASTING, out.space.client_ip, str(PORT)])
+    command = out.command([sys.executable, "-c", LASTING, host or out.space.client_ip, str(PORT)])
     with child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "connected\n"
@@ -328,6 +328,25 @@ def test_a_dial_to_the_loopback_network_itself_is_not_given_to_the_proxy(egress_
             for index in range(1, 16):
                 assert out.connect(str(out.steering.network[index]), PORT) == {"error": "ECONNREFUSED"}
         assert len(out.proxy.originals) == 3
+
+
+def test_a_dial_to_the_address_of_a_connection_that_waits_is_not_taken_for_it(egress_programs, dual_stack_pod, folder):
+    """The entries are in use and not taken: only the source tells the steered connection from the dial."""
+    pod = dual_stack_pod
+    with app(pod.client, "::", PORT), outbound(egress_programs, pod, folder, entries=2) as out:
+        out.proxy.stop()
+        for host, address, port in (
+            (pod.client_ip, str(out.steering.network[1]), PORT),
+            (pod.client_ip6, "::1", 1),
+        ):
+            with lasting(out, host):
+                assert told(pod.pod.enter(client(address, port))) == {"error": "ECONNREFUSED"}
+                assert out.connect(address, port) == {"error": "ECONNREFUSED"}
+                accepted, _ = out.proxy.listener.accept()
+                with accepted:
+                    assert out.proxy.take(accepted).address == ip_address(host)
+        with pytest.raises(TimeoutError):
+            out.proxy.listener.accept()
 
 
 def test_a_link_that_somebody_detached_and_a_cgroup_that_is_gone_are_seen(egress_programs, dual_stack_pod):
