@@ -171,6 +171,24 @@ def _policies(files: Iterable[Path]) -> Iterator[InspectionPolicy]:
 # --- what is printed ------------------------------------------------------------------------------------------------
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that some reader of YAML takes for something else: `1e3`, `0o7` and `y` are names and methods here.
+
+    PyYAML leaves them plain. YAML 1.2 reads a number in the first two, and the YAML of kubectl a boolean in the third.
+    """
+
+
+_Dumper.add_implicit_resolver(
+    "tag:sidestep.dev,2026:ambiguous", re.compile(r"(?:[-+.]*[0-9][-+.0-9a-zA-Z_]*|[yYnN])\Z"), [*"-+.0123456789yYnN"]
+)
+
+
+def _yaml(value: object) -> str:
+    return yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120, allow_unicode=False
+    ).rstrip()
+
+
 def _json(alert_id: str, found: AlertView) -> Iterator[str]:
     for each in found.changes:
         yield json_line({"event": "exception", "alert": alert_id, **msgspec.to_builtins(each)})
@@ -187,9 +205,7 @@ def _text(alert_id: str, found: AlertView) -> Iterator[str]:
         for note in each.notes:
             yield f"# {harmless(note)}"
         if each.spec:
-            yield yaml.safe_dump(
-                {"spec": each.spec}, sort_keys=False, default_flow_style=None, width=120, allow_unicode=False
-            ).rstrip()
+            yield _yaml({"spec": each.spec})
 
 
 def _alert_text(alert_id: str, record: Record) -> str:

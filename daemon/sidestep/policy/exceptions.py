@@ -12,6 +12,7 @@ is not so there is no change, and a note says why.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
@@ -31,6 +32,8 @@ from sidestep.policy.seclang import place_and_number
 
 MAX_FORMS: Final = 8
 """Forms of one path that an exception lists."""
+_NUMBER: Final = re.compile(r"[0-9]{1,10}")
+"""The number of a rule, in a record that may come from a file of anybody's."""
 
 
 class By(enum.StrEnum):
@@ -97,9 +100,9 @@ def _of_rule(alert: AlertFacts, policy: InspectionPolicy | None, by: By) -> Chan
         wanted, why_not = _request(alert)
         if wanted is None:
             notes.append(f"{why_not}: the exception is about the client instead")
-    if by is By.SOURCE or wanted is None:
-        wanted = Match(sources=(_client(alert, rule),))
     try:
+        if by is By.SOURCE or wanted is None:
+            wanted = Match(sources=(_client(alert, rule),))
         joined = _joined(rule.exception if rule is not None else None, wanted, notes)
     except ConfigurationError as error:
         return Change(alert.policy, notes=(*notes, f"rule {alert.rule}: {error.reason}"))
@@ -129,8 +132,13 @@ def _request(alert: AlertFacts) -> tuple[Match | None, str]:
 
 
 def _client(alert: AlertFacts, rule: Rule | None) -> Network:
+    """The client's address. Raises ConfigurationError for a record that has none."""
     of_answer = alert.is_answered if rule is None else rule.direction is Direction.RESPONSE
-    return ip_network(plain_address(ip_address(alert.destination if of_answer else alert.source)))
+    try:
+        address = ip_address(alert.destination if of_answer else alert.source)
+    except ValueError:
+        raise ConfigurationError("the record does not show the client's address") from None
+    return ip_network(plain_address(address))
 
 
 def _joined(before: Match | None, wanted: Match, notes: list[str]) -> Match:
@@ -210,7 +218,7 @@ def _of_firewall(alert: AlertFacts, policies: Sequence[InspectionPolicy], *, is_
     if alert.found == "over-limit":
         note = "the request exceeds a limit and was not judged: raise limits.bodyBytes or limits.fields"
         return [Change(alert.policy, notes=(note,))]
-    numbers = [int(each) for each in alert.found.split() if each.isdecimal()]
+    numbers = [int(each) for each in alert.found.split() if _NUMBER.fullmatch(each)]
     named = [REQUEST_LINE_OF_CRS if each == REQUEST_LINE else each for each in numbers]
     wanted = [each for each in named if any(first <= each <= last for first, last in EXCLUDABLE)]
     notes = [note for each in numbers if (note := _why_not(each, policies))]

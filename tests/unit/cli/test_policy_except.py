@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from sidestep.cli.main import run
+from sidestep.config.yaml_documents import load, split
 from sidestep.protocols import eve
 from sidestep.protocols.eve_records import Kubernetes, Origin, Sidestep
 from sidestep.protocols.eve_redaction import Redaction
@@ -32,8 +33,8 @@ spec:
 """
 
 
-def alert(rule="no-admin", target=b"/admin/users?page=7", exchange=ID, **more):
-    told = eve.http(method=b"GET", target=target, authority=b"shop", fields=[], redaction=Redaction())
+def alert(rule="no-admin", target=b"/admin/users?page=7", exchange=ID, method=b"GET", **more):
+    told = eve.http(method=method, target=target, authority=b"shop", fields=[], redaction=Redaction())
     decided = Sidestep(policy="shop/orders", rule=rule, action="Block", id=exchange, inspected=True, **more)
     made = eve.alert("shop/orders", rule, blocked=True)
     return eve.encode(eve.record(1_700_000_000_000_000_000, ORIGIN, made, transaction=0, http=told, sidestep=decided))
@@ -65,6 +66,49 @@ def test_the_change_is_yaml_with_comments(ask, policies):
     paths = [{"match": "Equal", "value": "/admin/health"}, {"match": "Equal", "value": "/admin/users"}]
     [change] = yaml.safe_load_all(out)
     assert change == {"spec": {"rules": [{"name": "no-admin", "except": {"paths": paths}}]}}
+
+
+@pytest.mark.parametrize("text", ["1e3", "0o7", "0x1f", "1_000", "7", "1-2", "y", "n", "on", "null", "a-1", "name"])
+@pytest.mark.parametrize("method", [b"GET", b"1E3", b"0o7", b"Y", b"NULL", b"-", b"~", b"#", b"!x", b"&", b"*", b"%"])
+def test_names_and_methods_that_look_like_numbers_and_booleans_are_texts(ask, text, method):
+    """By this repository's reader, which takes a plain `1e3` for a number, and for readers that take `y` for True."""
+    code, out, _ = ask(alert(rule=text, method=method))
+    assert code == 0
+    [change] = [load(each) for each in split(out)][-1:]
+    [rule] = change["spec"]["rules"]
+    assert (rule["name"], rule["except"]["methods"]) == (text, [method.decode()])
+    assert not {"name: y", "name: n", "methods: [Y]"} & {line.strip(" -") for line in out.splitlines()}
+
+
+@pytest.mark.parametrize("place", ["src_ip", "policy", "rule", "timestamp", "hostname", "url", "http_method", "action"])
+@pytest.mark.parametrize(
+    "text", ["a\nspec: {mode: Detect}", "\x1b]0;title\x07\u202e", "a\x85spec: 1\u2028---\n...\n", ""]
+)
+def test_a_hostile_record_prints_nothing_but_comments_and_one_change(ask, place, text):
+    record = json.loads(alert())
+    for part in (record, record["sidestep"], record["http"]):
+        part.update({place: text} if place in part else {})
+    for words in ((), ("--by", "source")):
+        _, out, err = ask(json.dumps(record, separators=(",", ":")).encode() + b"\n", *words)
+        assert err == "" or err.count("\n") == 1
+        assert out.replace("\n", "").isprintable()
+        changes = [each for each in yaml.safe_load_all(out) if each is not None]
+        assert all(set(each) == {"spec"} and set(each["spec"]) == {"rules"} for each in changes)
+        assert len(changes) <= 1
+
+
+@pytest.mark.parametrize("source", [None, "", "nobody", "10.0.0.1\n"])
+def test_a_record_without_the_clients_address_excepts_nobody(ask, source):
+    record = {**json.loads(alert()), "src_ip": source}
+    code, out, _ = ask(json.dumps(record, separators=(",", ":")).encode(), "--by", "source")
+    assert code == 1
+    assert "does not show the client's address" in out
+
+
+def test_numbers_of_rules_have_bounds(ask):
+    code, out, _ = ask(alert("WAF", pattern=f"{'9' * 5000} 942100"))
+    assert code == 0
+    assert "excludeRules: [942100]" in out
 
 
 def test_the_line_of_the_refusal_is_an_id_too(ask):
