@@ -70,6 +70,7 @@ class FirewallChild:
     def check(self, profile: Profile) -> None:
         """Have it take a profile. Raises ConfigurationError for one that is not possible."""
         sock = self._present()
+        sock.settimeout(START)
         sock.send(_encoder.encode(Configure((profile,))))
         told = self._receive(sock, _later, "taking rules")
         if not isinstance(told, Configured):
@@ -85,6 +86,7 @@ class FirewallChild:
         while not answers:
             try:
                 sock = self._present()
+                sock.settimeout(PATIENCE)
                 while asking.outgoing:
                     sock.send(asking.outgoing[0])
                     asking.outgoing.popleft()
@@ -139,7 +141,6 @@ class FirewallChild:
             raise ConfigurationError(
                 f"requests cannot be judged: {told.error}; it needs {PACKAGES}, or leave out --replay", subject="waf"
             )
-        ours.settimeout(PATIENCE)
 
     def _receive(self, sock: socket.socket, decoder: msgspec.msgpack.Decoder[Any], doing: str) -> Any:
         """Wait for a message. Raises PeerError."""

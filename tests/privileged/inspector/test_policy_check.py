@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import msgspec
@@ -208,13 +207,11 @@ def test_one_that_ends_costs_a_request_its_verdict_and_the_next_is_judged():
 
 
 def test_one_that_hangs_is_replaced(monkeypatch):
-    monkeypatch.setattr("sidestep.cli.firewall_child.PATIENCE", 1.0)
+    monkeypatch.setattr("sidestep.cli.firewall_child.PATIENCE", 0.001)  # of requests; taking the profile lasts longer
     with firewall() as child:
         hanging = pid_of(child)
         os.kill(hanging, signal.SIGSTOP)
-        began = time.monotonic()
         assert isinstance(child.ask(subject(child)), Reason)
-        assert time.monotonic() - began > 0.9
         monkeypatch.setattr("sidestep.cli.firewall_child.PATIENCE", 60.0)
         assert isinstance(child.ask(subject(child)), Verdict)
         assert pid_of(child) != hanging

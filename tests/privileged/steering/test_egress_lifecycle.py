@@ -68,7 +68,7 @@ def test_a_failed_attachment_leaves_nothing(egress_programs, dual_stack_pod, fol
         before = descriptors()
         with pytest.raises(KernelError) as caught:
             EgressSteering.attach(programs, place, fd, own(dual_stack_pod), entries=64)
-        assert descriptors() == before
+        assert descriptors() <= before  # the garbage of other tests may have gone meanwhile
     finally:
         os.close(fd)
     assert "\n" not in str(caught.value)
@@ -335,6 +335,7 @@ def test_a_dial_to_the_address_of_a_connection_that_waits_is_not_taken_for_it(eg
     pod = dual_stack_pod
     with app(pod.client, "::", PORT), outbound(egress_programs, pod, folder, entries=2) as out:
         out.proxy.stop()
+        out.proxy.listener.settimeout(60)
         for host, address, port in (
             (pod.client_ip, str(out.steering.network[1]), PORT),
             (pod.client_ip6, "::1", 1),
@@ -345,7 +346,8 @@ def test_a_dial_to_the_address_of_a_connection_that_waits_is_not_taken_for_it(eg
                 accepted, _ = out.proxy.listener.accept()
                 with accepted:
                     assert out.proxy.take(accepted).address == ip_address(host)
-        with pytest.raises(TimeoutError):
+        out.proxy.listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
             out.proxy.listener.accept()
 
 
