@@ -38,7 +38,8 @@ from sidestep.protocols.eve import split_port
 SILENCE: Final = 0.05
 """Seconds for the first byte before the server is connected to. A client that speaks first mostly does within a
 millisecond; servers that speak first (SMTP, MySQL) are reached so much later."""
-_PLAIN_NAME: Final = re.compile(rb"[!-~]{1,253}")
+_PLAIN_NAME: Final = re.compile(rb"[-.0-9A-Za-z_]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
+"""Of any other, such as `a.test:` with an empty port, servers may make something else than the rules."""
 _NOTHING_SEEN: Final = {
     Event.STILL_SILENT: "silent-client",
     Event.EOF: "silent-client",
@@ -126,11 +127,11 @@ def blocks_whatever_follows(policies: EgressPolicies, address: Address, port: in
 
 def _unread(treatment: Treatment, seen: Seen) -> tuple[str, bool]:
     """Why a connection is not judged as a policy wants, and whether it is closed for that."""
+    is_unread = (treatment.decrypts and seen.protocol != "http") or (treatment.originates and seen.protocol != "tls")
+    closes = is_unread and treatment.closes_unread
     if treatment.doubtful:
-        return seen.doubt, treatment.closes_unnamed
-    if (treatment.decrypts and seen.protocol != "http") or (treatment.originates and seen.protocol != "tls"):
-        return "not-opened", treatment.closes_unread
-    return "", False
+        return seen.doubt, closes or treatment.closes_unnamed
+    return ("not-opened", closes) if is_unread else ("", False)
 
 
 def _more(data: bytes, needed: int, otherwise: Seen) -> Wait | Seen:

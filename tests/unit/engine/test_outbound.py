@@ -47,6 +47,10 @@ def with_ech(hello):
         (b"CONNECT a.test:443 HTTP/1.1\r\nHost: b.test\r\n\r\n", "http", "a.test", ""),
         (b"GET / HTTP/1.1\r\nHost: [2001:db8::1]:80\r\n\r\n", "http", "2001:db8::1", ""),
         (b"GET / HTTP/1.0\r\n\r\n", "http", "", "no-server-name"),
+        (b"GET / HTTP/1.1\r\nHost: a.test:\r\n\r\n", "http", "", "no-server-name"),
+        (b"GET / HTTP/1.1\r\nHost: a.test:000080\r\n\r\n", "http", "", "no-server-name"),
+        (b"GET / HTTP/1.1\r\nHost: %61.test\r\n\r\n", "http", "", "no-server-name"),
+        (hello_of_ssl("a_b.test"), "tls", "a_b.test", ""),
         (b"GET / HTTP/1.1\r\nHost: a.test\r\nHost: b.test\r\n\r\n", "http", "", "h1-host"),
         (b"GET / HTTP/1.1\r\nHost : a.test\r\n\r\n", "http", "", "h1-field"),
         (b"GET / HTTP/1.1\nHost: a.test\n\n", "http", "", "h1-bare-lf"),
@@ -144,6 +148,15 @@ def test_what_should_be_opened_and_is_not_is_told_and_closed_where_a_policy_fail
         policies = EgressPolicies([compiled(Destination("a", mode), fail=fail)])
         found = decide(policies, FACTS, Seen(protocol, "a.test"), 0.0)
         assert (found.reason, found.closes) == (("", False) if opened else ("not-opened", fail))
+
+
+@pytest.mark.parametrize("mode", [EgressMode.DECRYPT, EgressMode.ORIGINATE])
+def test_the_doubts_of_a_policy_that_fails_open_do_not_let_pass_what_another_closes(mode):
+    strict, lax = compiled(Destination("all", mode), fail=True), compiled(Destination("b", names=("b.test",)))
+    for seen in (Seen(doubt="server-first"), Seen(doubt="not-http")):
+        assert decide(EgressPolicies([strict]), FACTS, seen, 0.0).closes
+        assert decide(EgressPolicies([strict, lax]), FACTS, seen, 0.0).closes
+        assert not decide(EgressPolicies([lax]), FACTS, seen, 0.0).closes
 
 
 @pytest.mark.parametrize(

@@ -314,7 +314,13 @@ def test_modes_that_open_pass_end_to_end_and_count_or_close(scene):
 
 
 def test_a_server_that_refuses_resets_the_client(scene):
-    scene.server.close()
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # held, and nobody listens: no other test can get the port
+        scene.table.server = nobody.getsockname()
+        refused(scene)
+
+
+def refused(scene):
     client = scene.client(HELLO)
     assert scene.is_reset(client)
     assert scene.counters == {"outbound": 1, "servers_refused": 1}
