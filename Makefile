@@ -21,10 +21,17 @@ DEBIAN_HEADERS := linux-headers-$(shell dpkg --print-architecture 2>/dev/null)
 DEBIAN_BPFTOOL := bpftool
 endif
 
+# The library of the web application firewall has another name from Debian 13 and Ubuntu 24.04 on.
+ifeq ($(shell . /etc/os-release 2>/dev/null; echo $${VERSION_CODENAME-}),bookworm)
+DEBIAN_WAF := libmodsecurity3
+else
+DEBIAN_WAF := libmodsecurity3t64
+endif
+
 DEBIAN_RUN = python3-venv python3-bpfcc $(DEBIAN_HEADERS) iproute2
 DEBIAN_TEST = nginx-light libnginx-mod-http-echo curl openssl $(DEBIAN_BPFTOOL) nftables procps strace nghttp2-client \
 	redis-server redis-tools dnsmasq-base apache2 python3-seccomp tshark gnutls-bin libnss3-tools suricata \
-	modsecurity-crs libmodsecurity3 sqlmap
+	modsecurity-crs $(DEBIAN_WAF) sqlmap
 # What makes the Debian roots that a Kubernetes node is built and booted in (tests/e2e); nothing of it is installed here.
 DEBIAN_E2E := debootstrap debian-archive-keyring
 # What boots other kernels (tests/kernels), in addition to that.

@@ -218,7 +218,7 @@ def test_hits_of_rules_are_comments_of_packets(wide, snap):
             assert wide.get(path, options=["--http1.1"]).status == 200
         file = captured(capture, *H1, until_rows=2, only="http.response.code==200", field="http.response.code")
     found = tshark.rows(file, ["tcp.stream", "frame.comment"], only='frame.comment contains "rule"', options=H1)
-    asked = tshark.rows(file, ["tcp.stream"], only='http.request.uri=="/watched"', options=H1)
+    asked = tshark.rows(file, ["tcp.stream"], only='http.request==1 && http.request.uri=="/watched"', options=H1)
     assert [row["tcp.stream"] for row in found] == [row["tcp.stream"] for row in asked]
     assert "policy shop/orders, rule watched: alert, id " in found[0]["frame.comment"]
 
