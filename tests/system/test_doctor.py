@@ -39,6 +39,7 @@ CHECKS = [
     "client addresses",
     "outbound steering",
     "suricata",
+    "firewall",
     "node daemon",
     "Kubernetes API",
 ]
@@ -60,6 +61,9 @@ def test_all_is_well_here(tmp_path):
         bad = [each for each in found.values() if each["state"] != "ok" and each["check"] not in elsewhere]
         assert bad == []
         assert re.match(r"version 7\.[0-9.]+ tests a rule", found["suricata"]["text"])
+        version = re.match(r"ModSecurity v3\.0\.[0-9]+, CRS 3\.3\.[0-9]+: (\d+) rules", found["firewall"]["text"])
+        assert version is not None, found["firewall"]
+        assert int(version[1]) > 200
         assert (found["swap"]["state"] == "ok") is (not swap_devices())
         assert ("SwapEnabled" in sidestep("status", socket=daemon.socket).stdout) is bool(swap_devices())
         text = sidestep("doctor", socket=daemon.socket)

@@ -22,6 +22,7 @@ _CONDITIONS = ("Accepted", "Programmed", "Conflicted")
 _FINE = {"Accepted": "True", "Programmed": "True", "Conflicted": "False", "RulesLoaded": "True"}
 
 
+MIB: Final = 1024 * 1024
 MAX_GAPS: Final = 10
 """Gaps of a policy that are shown: the latest ones."""
 
@@ -34,6 +35,23 @@ class PolicyGapView(msgspec.Struct, frozen=True):
     end: str
     reason: str
     pods: int
+
+
+class PolicyNodeEngineView(msgspec.Struct, frozen=True):
+    """The engines of one kind beside the pods of a policy on one node; fields as in `tunnel.views.PolicyEngineView`."""
+
+    node: str
+    kind: str
+    version: str
+    pods: int
+    waiting: int
+    rules: int
+    memory: int
+    restarts: int
+    judged: int
+    p50: int
+    p99: int
+    missed: int
 
 
 class PolicyResourceView(msgspec.Struct, frozen=True):
@@ -52,6 +70,7 @@ class PolicyResourceView(msgspec.Struct, frozen=True):
     bypassed: int
     problem: str = ""
     gaps: tuple[PolicyGapView, ...] = ()
+    engines: tuple[PolicyNodeEngineView, ...] = ()
 
 
 class InspectedPorts:
@@ -128,6 +147,37 @@ def text(views: Sequence[PolicyResourceView]) -> Iterable[str]:
                 on = f"on {gap.pods} {'pod' if gap.pods == 1 else 'pods'} of node {gap.node}"
                 yield harmless(f"  {name}: not inspected {on} from {gap.start} to {gap.end} ({gap.reason})")
         yield ""
+        yield from _engines(views)
+
+
+def _engines(views: Sequence[PolicyResourceView]) -> Iterable[str]:
+    """The engines of all policies; nothing without any."""
+    rows = [
+        (
+            f"{each.kind} {each.version}".strip(),
+            f"{view.namespace}/{view.name}".lstrip("/"),
+            each.node,
+            f"{each.pods} of {each.pods + each.waiting}",
+            str(each.rules),
+            f"{each.memory / MIB:.0f} MiB",
+            str(each.restarts),
+            _verdicts(each),
+            str(each.missed),
+        )
+        for view in views
+        for each in view.engines
+    ]
+    if rows:
+        head = ("INSPECTION ENGINE", "POLICY", "NODE", "RUNNING", "RULES", "MEMORY", "RESTARTS", "VERDICTS", "MISSED")
+        yield from table(head, rows)
+        yield ""
+
+
+def _verdicts(engine: PolicyNodeEngineView) -> str:
+    if not engine.judged:
+        return "-"
+    times = [f"{name}<={value}ms" for name, value in (("p50", engine.p50), ("p99", engine.p99)) if value]
+    return " ".join([f"judged={engine.judged}", *times])
 
 
 def _view(observed: ObservedPolicy) -> PolicyResourceView:
@@ -148,5 +198,11 @@ def _view(observed: ObservedPolicy) -> PolicyResourceView:
         programmed_pods=status.programmed_pods,
         bypassed=status.bypassed,
         problem=observed.problem or (bad[0].message if bad else ""),
+        engines=tuple(
+            PolicyNodeEngineView(node, **msgspec.structs.asdict(engine))
+            for node, entry in sorted(status.nodes.items())
+            if entry is not None
+            for engine in entry.engines
+        ),
         gaps=tuple(sorted(gaps, key=lambda gap: (gap.start, gap.node))[-MAX_GAPS:]),
     )

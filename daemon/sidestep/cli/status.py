@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
 
 import click
@@ -22,7 +22,7 @@ from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
 from sidestep.model.text import harmless
 from sidestep.tunnel.messages import PodState, decode
-from sidestep.tunnel.views import InterceptView, PodView, PolicyView, StatusView
+from sidestep.tunnel.views import EngineView, InterceptView, PodView, PolicyView, StatusView
 
 MIB: Final = 1024 * 1024
 _POD: Final = re.compile(r"pod [^/ ]+/")
@@ -141,7 +141,7 @@ def _engines(pods: Iterable[PodView]) -> Iterable[str]:
             str(each.rules),
             f"{each.memory / MIB:.0f} of {each.memory_limit / MIB:.0f} MiB",
             str(each.restarts),
-            _counters(each.connections) if each.connections else _verdicts(each.verdicts),
+            _counters(each.connections) if each.connections else _verdicts(each),
         )
         for name, each in found
     ]
@@ -152,12 +152,16 @@ def _engines(pods: Iterable[PodView]) -> Iterable[str]:
     yield ""
 
 
-def _verdicts(verdicts: Mapping[str, int]) -> str:
-    """How many requests an inspector has judged, and within which times."""
-    if not verdicts.get("judged"):
-        return "-"
-    times = [f"{name}<={verdicts[name]}ms" for name in ("p50", "p99") if verdicts.get(name)]
-    return " ".join([f"judged={verdicts['judged']}", *times])
+def _verdicts(engine: EngineView) -> str:
+    """How many requests an inspector has judged, within which times, and how many it should have judged and did not."""
+    verdicts = engine.verdicts
+    said = []
+    if verdicts.get("judged"):
+        times = [f"{name}<={verdicts[name]}ms" for name in ("p50", "p99") if verdicts.get(name)]
+        said.append(" ".join([f"judged={verdicts['judged']}", *times]))
+    if unjudged := _counters(engine.bypassed):
+        said.append(f"not judged: {unjudged}")
+    return "; ".join(said) or "-"
 
 
 def _policies(policies: Iterable[PolicyView]) -> Iterable[str]:

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         engine, core = load(options.crs)
         regexes = Regexes()
-        sock.send(_encoder.encode(Loaded(0, VERSION, engine.version, core.names)))
+        sock.send(_encoder.encode(Loaded(0, VERSION, engine.version, core.names, core.version)))
         confinement.alone(memory=MEMORY, socket_fd=options.fd)
     except SidestepError as error:
         send(sock, Ready(VERSION, str(error)[:1000]))

@@ -133,6 +133,7 @@ _TEXTS: Final = {
     REQUEST_LINE: "HTTP Request Smuggling Attack",
 }
 _FILE_RULE: Final = re.compile(r"""\bid:'?(\d+)'?[,"].*?\bmsg:'((?:[^'\\]|\\.)*)'""", re.DOTALL)
+_VERSION: Final = re.compile(r"\bver:'OWASP_CRS/([0-9A-Za-z.\-]{1,32})'")
 _STATEMENT: Final = re.compile(r"^(?:SecRule|SecAction)\b(?:[^\n]*\\\n)*[^\n]*", re.MULTILINE)
 
 
@@ -165,7 +166,8 @@ class Location:
 
 
 class CoreRules:
-    """The Core Rule Set, loaded; `names` are what its rules say that they found, by id."""
+    """The Core Rule Set, loaded; `names` are what its rules say that they found, by id; `version` is what they say
+    of themselves, empty if they do not."""
 
     def __init__(
         self, engine: Engine, rules: RuleSet, responses: RuleSet, names: dict[int, str], secret: str, marker: str
@@ -174,6 +176,7 @@ class CoreRules:
         self._rules = rules
         self._responses = responses
         self.names = names
+        self.version = ""
         self._secret = secret
         self._prepared: dict[tuple[int, int], RuleSet] = {}
         self._prepared_responses: dict[tuple[int, int], RuleSet] = {}
@@ -192,9 +195,13 @@ class CoreRules:
         rules.add(_BASE.format(secret=secret, form=_FORM, parsed=_PARSED, **names))
         rules.add_file(location.setup)
         texts: dict[int, str] = dict(_TEXTS)
+        version = ""
         for path in sorted(Path(location.rules).glob("*.conf")):
             rules.add_file(f"{location.rules}{marker}{path.name}")
-            texts.update(_texts(path.read_text("utf-8", "replace")))
+            text = path.read_text("utf-8", "replace")
+            texts.update(_texts(text))
+            told = _VERSION.search(text)
+            version = version or (told[1] if told is not None else "")
         rules.add(_SCORES.format(secret=secret, score=_SCORE))
         responses = engine.rule_set()
         responses.add(_BASE_OF_RESPONSES.format(limit=MAX_BODY, kinds=" ".join(TEXT_TYPES)))
@@ -202,7 +209,9 @@ class CoreRules:
         for pattern in _RESPONSES:
             for path in sorted(Path(location.rules).glob(pattern)):
                 responses.add_file(f"{location.rules}{marker}{path.name}")
-        return cls(engine, rules, responses, texts, secret, f"{location.rules}{marker}")
+        core = cls(engine, rules, responses, texts, secret, f"{location.rules}{marker}")
+        core.version = version
+        return core
 
     def prepare(self) -> None:
         """Make the sets of all levels with the usual threshold, nothing excluded, and no custom rules."""

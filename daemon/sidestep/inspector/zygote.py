@@ -66,7 +66,7 @@ class Zygote:
         """Serve until the daemon closes the socket (ChannelClosed). Raises SidestepError for what it cannot decode."""
         self._poll.register(self._sock, select.POLLIN)
         confinement.enclose()
-        self._send(Loaded(0, VERSION, self._engine.version, self._core.names))
+        self._send(Loaded(0, VERSION, self._engine.version, self._core.names, self._core.version))
         gc.collect()
         gc.freeze()
         while True:

@@ -10,12 +10,13 @@ from sidestep.protocols.waf_messages import Number, Text
 
 
 class Loaded(msgspec.Struct, array_like=True, tag="loaded"):
-    """The zygote has loaded the rules: which engine, how many rules, what each of them finds."""
+    """The zygote has loaded the rules: which engine, what each rule finds, which version of the Core Rule Set."""
 
     seq: Number
     version: int
     engine: Text
     names: Annotated[dict[int, str], msgspec.Meta(max_length=4096)]
+    crs: Text = ""
 
 
 class Spawn(msgspec.Struct, array_like=True, tag="spawn"):

@@ -75,6 +75,25 @@ class Gap(ResourceFields, frozen=True, omit_defaults=False):
     pods: int = 0
 
 
+class EngineEntry(ResourceFields, frozen=True, omit_defaults=False):
+    """`status.nodes.NODE.engines[]`: the engines of one kind beside the pods of the policy, as `PolicyEngineView`.
+
+    `memory` is in bytes, `p50` and `p99` in milliseconds.
+    """
+
+    kind: str
+    version: str = ""
+    pods: int = 0
+    waiting: int = 0
+    rules: int = 0
+    memory: int = 0
+    restarts: int = 0
+    judged: int = 0
+    p50: int = 0
+    p99: int = 0
+    missed: int = 0
+
+
 class NodeEntry(ResourceFields, frozen=True, omit_defaults=False):
     """`status.nodes.NODE`: what one node does with the policy.
 
@@ -97,6 +116,7 @@ class NodeEntry(ResourceFields, frozen=True, omit_defaults=False):
     inspected: tuple[InspectedWorkload, ...] = ()
     inspected_more: int = 0
     gaps: tuple[Gap, ...] = ()
+    engines: tuple[EngineEntry, ...] = ()
     rules_problem: str = ""
     """Why an engine does not have the rules that a ConfigMap has for it."""
 

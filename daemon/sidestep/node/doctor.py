@@ -25,9 +25,11 @@ from sidestep.model.finding import Finding
 from sidestep.model.pod import Family
 from sidestep.netns import Connection, Netns, SocketId, destroy, listening, tcp_listener
 from sidestep.node.certificates.swap import ADVICE, swap_devices
+from sidestep.node.inspectors.inspectors import Inspectors, version_of
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups, own_group
-from sidestep.node.proxy_uids import RULES_TESTER
+from sidestep.node.proxy_uids import RULES_TESTER, WAF_TESTER
 from sidestep.proxy.tls.interpreter import check_ssl
+from sidestep.snapshots.waf import Profile
 from sidestep.steering import (
     ClientNames,
     CompiledProgram,
@@ -66,6 +68,7 @@ async def examine() -> list[Finding]:
     found.append(await _client_addresses(program is not None))
     found.append(await _outbound(program is not None))
     found.append(await _suricata())
+    found.append(await _firewall())
     return found
 
 
@@ -282,6 +285,22 @@ async def _suricata() -> Finding:
     if checked.problem:
         return Finding(check, "missing", False, checked.problem, cost)
     return Finding(check, "ok", False, f"version {version} tests a rule where it is locked in (Landlock {landlock})")
+
+
+async def _firewall() -> Finding:
+    """Whether policies may have `waf`: an inspector is made as those of pods are, and takes rules."""
+    check, cost = "firewall", "inspection policies with `waf` have no firewall; all others work"
+    said: list[str] = []
+    inspectors = Inspectors(said.append)
+    try:
+        loaded = await inspectors.loaded()
+        await inspectors.check(Profile(1, 5, 1, responses=True), uid=WAF_TESTER)
+    except SidestepError as error:
+        reason = "; ".join(said) or str(error)
+        return Finding(check, "missing", False, f"{reason} (docs/waf.md)", cost)
+    finally:
+        await inspectors.aclose()
+    return Finding(check, "ok", False, f"{version_of(loaded)}: {len(loaded.names)} rules, where they are locked in")
 
 
 @contextlib.contextmanager

@@ -136,6 +136,9 @@ class EngineView(msgspec.Struct, frozen=True):
     is counted."""
     problem: str = ""
     """Why it does not run, or not with the rules that are in force."""
+    bypassed: dict[str, int] = {}
+    """Of an inspector, since the pod's proxy began: requests and responses that it should have judged and did not, by
+    reason (`deadline`, `crash`, `absent`, `busy`, `over_limit` …). They passed, or a policy closed."""
 
 
 class PodView(msgspec.Struct, frozen=True):
@@ -185,6 +188,30 @@ class GapView(msgspec.Struct, frozen=True):
     pods: int
 
 
+class PolicyEngineView(msgspec.Struct, frozen=True):
+    """The engines of one kind beside the pods of a policy on this node."""
+
+    kind: str
+    """As `EngineView.kind`; `version` too."""
+    version: str = ""
+    pods: int = 0
+    """Those with one that runs, ..."""
+    waiting: int = 0
+    """... and without."""
+    rules: int = 0
+    """Of the one that has most."""
+    memory: int = 0
+    """Bytes of the largest that are resident, pages shared with other processes included."""
+    restarts: int = 0
+    judged: int = 0
+    """Requests and responses that inspectors have judged; half of them within `p50` milliseconds, 99 of 100 within
+    `p99`, 0: longer than is counted."""
+    p50: int = 0
+    p99: int = 0
+    missed: int = 0
+    """What inspectors should have judged and did not; connections that Suricata was not fed, or not to their ends."""
+
+
 class PolicyView(msgspec.Struct, frozen=True):
     """One inspection policy that is written, valid or not, on this node; `namespace` is empty for one of the cluster.
 
@@ -216,6 +243,8 @@ class PolicyView(msgspec.Struct, frozen=True):
     """The workloads to whose ports it applies on this node, sorted."""
     gaps: tuple[GapView, ...] = ()
     """When nobody inspected ports to which it applies: while no daemon ran, before this one."""
+    engines: tuple[PolicyEngineView, ...] = ()
+    """The engines that it has beside its pods, one entry of a kind."""
     rules_problem: str = ""
     """Why an engine does not have the rules that a ConfigMap has for it; empty if it has them, or if there are none."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sidestep.model.errors import ConfigurationError, SidestepError
+from sidestep.node import doctor
 from sidestep.node.inspectors.inspectors import Inspectors
 from sidestep.node.inspectors.pod_inspector import PodInspector
 from sidestep.policy.seclang import custom_rules
@@ -208,3 +210,23 @@ async def test_pods_keep_their_inspectors_when_the_zygote_is_killed():
         assert outcome_of(sock, ATTACK) is Outcome.BLOCK
         pod.late()
         assert outcome_of(await asker.next(), ATTACK) is Outcome.BLOCK
+
+
+@asynchronous
+async def test_doctor_says_what_a_firewall_lacks(monkeypatch, tmp_path):
+    found = await doctor._firewall()
+    assert (found.state, found.essential) == ("ok", False)
+    monkeypatch.setattr(doctor, "Inspectors", lambda on_output: Inspectors(on_output, str(tmp_path)))
+    found = await doctor._firewall()
+    assert (found.state, found.essential) == ("missing", False)
+    assert "there is no Core Rule Set" in found.text
+    assert "policies with `waf` have no firewall" in found.cost
+
+
+@asynchronous
+async def test_versions_of_engine_and_rules_are_told():
+    async with inspectors() as made:
+        assert made.version == ""
+        process = await made.spawn(UID)
+        process.close()
+        assert re.fullmatch(r"ModSecurity v3\.0\.[0-9]+, CRS 3\.3\.[0-9]+", made.version)

@@ -1,6 +1,11 @@
 """What `sidestep status` prints for people."""
 
+import msgspec
+import pytest
+
+from sidestep.cli import cluster_policies
 from sidestep.cli.status import _in_namespace, _text
+from sidestep.kube.policies import DaemonEntry, EngineEntry, NodeEntry, ObservedPolicy, StatusFields
 from sidestep.tunnel.messages import PodState, State
 from sidestep.tunnel.views import (
     ConditionView,
@@ -89,6 +94,43 @@ def test_engines_are_shown_with_their_pods():
     assert problem == "  shop/orders-2: suricata: it ended with status 1"
     assert empty == ""
     assert not [line for line in lines(("shop/orders-1", "active")) if "ENGINE" in line]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "bypassed", "told"),
+    [
+        ({"judged": 5, "p50": 4, "p99": 0}, {}, "judged=5 p50<=4ms"),
+        (
+            {"judged": 5, "p50": 4, "p99": 16},
+            {"crash": 2, "busy": 0},
+            "judged=5 p50<=4ms p99<=16ms; not judged: crash 2",
+        ),
+        ({"judged": 0}, {"absent": 1}, "not judged: absent 1"),
+        ({}, {}, "-"),
+    ],
+)
+def test_verdicts_are_shown_with_what_was_not_judged(verdicts, bypassed, told):
+    inspector = EngineView("inspector", "running", 42, "1.0", verdicts=verdicts, bypassed=bypassed)
+    pod = PodView("shop", "orders-1", "running", 7, (), {}, engines=(inspector,))
+    shown = list(_text(StatusView(NodeStatus("n1", "0.1.0", 1, 61.0, {}), (pod,))))
+    [at] = [number for number, line in enumerate(shown) if line.startswith("INSPECTION ENGINE")]
+    assert shown[at + 1].endswith(told)
+
+
+def test_engines_of_a_cluster_are_shown_by_policy_and_node():
+    engine = EngineEntry("inspector", "1.0", 2, 1, 262, 31 << 20, 4, 9, 4, 16, 3)
+    entry = NodeEntry(DaemonEntry("sidestep", "sidestep-n1", "x"), 1, True, engines=(engine,))
+    status = StatusFields(nodes={"n1": entry, "n2": None})
+    observed = ObservedPolicy(
+        kind="InspectionPolicy", namespace="shop", name="p", uid="u", generation=1, resource_version="7", policy=None,
+        problem="", status=status,
+    )  # fmt: skip
+    made = cluster_policies._view(observed)
+    shown = list(cluster_policies.text([made]))
+    [at] = [number for number, line in enumerate(shown) if line.startswith("INSPECTION ENGINE")]
+    told = " ".join(shown[at + 1].split())
+    assert told == "inspector 1.0 shop/p n1 2 of 3 262 31 MiB 4 judged=9 p50<=4ms p99<=16ms 3"
+    assert not [line for line in cluster_policies.text([msgspec.structs.replace(made, engines=())]) if "ENGINE" in line]
 
 
 def test_policies_are_shown_with_their_pods_and_counts():

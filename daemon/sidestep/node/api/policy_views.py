@@ -7,16 +7,17 @@ failing: `failed` with a reason that somebody has to remove, or `pending`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from sidestep.model.condition import ConditionType
 from sidestep.model.pod import PodKey, Transport
+from sidestep.node.inspectors.pod_inspector import ENGINE, verdict_times
 from sidestep.node.planning.inspection_times import NO_DAEMON
 from sidestep.tunnel.messages import PodState
-from sidestep.tunnel.views import MAX_FAILING, GapView, InspectedView, PolicyView
+from sidestep.tunnel.views import MAX_FAILING, EngineView, GapView, InspectedView, PolicyEngineView, PolicyView
 
 if TYPE_CHECKING:
     from sidestep.node.conditions import Conditions
@@ -40,12 +41,14 @@ def policy_views(
         for number, names in ports.items():
             for name in names:
                 applying.setdefault(name, {}).setdefault(key, []).append(number)
+    engines = {key: target.engines() for key in plan.inspected if (target := reconciler.target(key)) is not None}
     refused: dict[str, dict[PodKey, str]] = {}
     for (name, key), reason in plan.not_inspected.items():
         refused.setdefault(name, {})[key] = reason
     return tuple(
         msgspec.structs.replace(
             _view(entry, plan, reconciler, applying.get(entry.display, {}), refused.get(entry.display, {})),
+            engines=_engines(entry.display, applying.get(entry.display, ()), engines, reconciler),
             rules_problem=_rules_problem(entry, conditions),
         )
         for entry in store.entries
@@ -101,6 +104,46 @@ def _view(
         },
         inspected=_inspected(applying, plan),
         gaps=_gaps(applying, reconciler),
+    )
+
+
+def _engines(
+    policy: str,
+    applying: Iterable[PodKey],
+    engines: Mapping[PodKey, tuple[EngineView, ...]],
+    reconciler: Reconciler,
+) -> tuple[PolicyEngineView, ...]:
+    """The engines that a policy has beside its pods, by kind."""
+    found: dict[str, list[tuple[PodKey, EngineView]]] = {}
+    for key in applying:
+        for each in engines.get(key, ()):
+            if policy in each.policies:
+                found.setdefault(each.kind, []).append((key, each))
+    return tuple(_engine(kind, beside, reconciler) for kind, beside in sorted(found.items()))
+
+
+def _engine(kind: str, beside: Sequence[tuple[PodKey, EngineView]], reconciler: Reconciler) -> PolicyEngineView:
+    views = [each for _, each in beside]
+    times: dict[str, int] = {}
+    if kind == ENGINE:
+        for key, _ in beside:
+            target = reconciler.target(key)
+            for name, count in target.counters.of_engine("waf_verdicts").items() if target is not None else ():
+                times[name] = times.get(name, 0) + count
+    verdicts = verdict_times(times)
+    missed = sum(sum(each.bypassed.values()) for each in views)
+    missed += sum(each.connections.get("unfed", 0) + each.connections.get("cut", 0) for each in views)
+    running = sum(each.state == "running" for each in views)
+    return PolicyEngineView(
+        kind=kind,
+        version=max(each.version for each in views),
+        pods=running,
+        waiting=len(views) - running,
+        rules=max(each.rules for each in views),
+        memory=max(each.memory for each in views),
+        restarts=sum(each.restarts for each in views),
+        missed=missed,
+        **verdicts,
     )
 
 

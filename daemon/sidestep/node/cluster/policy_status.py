@@ -25,6 +25,7 @@ from sidestep.kube.policies import (
     MAX_INSPECTED_ALL,
     MAX_INSPECTED_PORTS,
     DaemonEntry,
+    EngineEntry,
     FailingPod,
     Gap,
     InspectedWorkload,
@@ -79,6 +80,7 @@ def entry_of(
         inspected=tuple(InspectedWorkload(each.workload, each.ports[:MAX_INSPECTED_PORTS]) for each in named),
         inspected_more=len(view.inspected) - len(named),
         gaps=_gaps(view, () if present is None else present.gaps),
+        engines=tuple(EngineEntry(**msgspec.structs.asdict(each)) for each in view.engines),
         rules_problem=harmless(view.rules_problem),
     )
 
@@ -117,7 +119,7 @@ def conflicts_of(plan: Plan, views: Sequence[PolicyView]) -> dict[str, list[str]
 
 def without_counts(entry: NodeEntry | None) -> NodeEntry | None:
     """Return an entry without what changes with traffic, and is therefore written less often."""
-    return None if entry is None else msgspec.structs.replace(entry, bypassed={}, closed={})
+    return None if entry is None else msgspec.structs.replace(entry, bypassed={}, closed={}, engines=())
 
 
 def patch_of(entry: NodeEntry | None, present: NodeEntry | None) -> dict[str, Any] | None:

@@ -116,8 +116,8 @@ class Inspectors:
 
     @property
     def version(self) -> str:
-        """What the engine says of itself; empty before the first inspector."""
-        return "" if self._loaded is None else self._loaded.engine
+        """What the engine and the rules say of themselves; empty before the first inspector."""
+        return "" if self._loaded is None else version_of(self._loaded)
 
     def want(self, who: object) -> None:
         """Somebody wants inspectors, until `release`."""
@@ -192,6 +192,11 @@ class Inspectors:
         await self._keeper.aclose()
 
 
+def version_of(loaded: Loaded) -> str:
+    """Engine and rules, for people."""
+    return f"{loaded.engine}, CRS {loaded.crs}" if loaded.crs else loaded.engine
+
+
 async def _receive(made: InspectorProcess, doing: str) -> FromInspector:
     """Wait for a message. Raises DeadlineError, PeerError (it has ended, or sends something else)."""
     try:
@@ -209,4 +214,4 @@ async def _receive(made: InspectorProcess, doing: str) -> FromInspector:
         raise PeerError(f"{doing}: it sent no message") from error
 
 
-__all__ = ["InspectorProcess", "Inspectors"]
+__all__ = ["InspectorProcess", "Inspectors", "version_of"]

@@ -240,9 +240,17 @@ class Target:
     def engines(self) -> tuple[EngineView, ...]:
         """The engines beside the proxy that policies want, and how many connections the proxy fed them."""
         ids, waf = self._ids.engine(), self._inspector.engine(self.counters.of_engine("waf_verdicts"))
+        if waf is not None:
+            waf = msgspec.structs.replace(waf, bypassed=self._unjudged())
         if ids is not None:
             ids = msgspec.structs.replace(ids, connections=self.counters.of_engine("ids"))
         return tuple(each for each in (waf, ids) if each is not None)
+
+    def _unjudged(self) -> dict[str, int]:
+        """What the inspector should have judged and did not, by reason."""
+        passed = self.counters.of_engine("inspection_bypassed_waf")
+        closed = self.counters.of_engine("inspection_closed_waf")
+        return {name: passed.get(name, 0) + closed.get(name, 0) for name in sorted({*passed, *closed})}
 
     @property
     def connections(self) -> int:

@@ -10,13 +10,14 @@ from sidestep.node.api.policy_views import policy_views
 from sidestep.node.conditions import Conditions, Source
 from sidestep.node.planning.inspection import PlannedPolicy
 from sidestep.node.planning.plan import Plan, PodPlan, PortPlan
+from sidestep.node.pods.pod_counters import PodCounters
 from sidestep.node.policies import CHECKING, PolicyEntry
 from sidestep.node.records.presence import Absence
 from sidestep.policy.inspection_rows import to_snapshot
 from sidestep.policy.survey import PodSurvey
 from sidestep.snapshots.ports import PortSnapshot
 from sidestep.tunnel.messages import PodState
-from sidestep.tunnel.views import MAX_FAILING, GapView, InspectedView
+from sidestep.tunnel.views import MAX_FAILING, EngineView, GapView, InspectedView, PolicyEngineView
 
 WRITTEN = InspectionPolicy(
     "p",
@@ -30,18 +31,23 @@ POLICY = PlannedPolicy(WRITTEN, to_snapshot(WRITTEN), 1)
 ENTRY = PolicyEntry(("shop", "p"), WRITTEN, "", POLICY)
 
 
-class Counters:
+class Counters(PodCounters):
     def __init__(self, **ports):
+        super().__init__()
         self.ports = {int(name.removeprefix("port")): counts for name, counts in ports.items()}
 
 
 class Target:
     """A target that steers these ports and has told its proxy of these policies."""
 
-    def __init__(self, *, told=True, steered=(8080, 8443), waits=(), left="", unjudged="", **counters):
+    def __init__(self, *, told=True, steered=(8080, 8443), waits=(), left="", unjudged="", beside=(), **counters):
         self.unjudged = unjudged
+        self.beside = beside
         self.told, self.steered_ports, self.waits, self.left = told, steered, waits, left
         self.counters = Counters(**counters)
+
+    def engines(self):
+        return self.beside
 
     def inspects(self, number, policies):
         return self.told and policies == (POLICY.snapshot,)
@@ -194,3 +200,28 @@ def test_a_policy_that_is_not_in_force():
     assert not view(Plan(), PolicyEntry(("shop", "p"), WRITTEN, CHECKING)).accepted
     last_good = view(planned("a"), PolicyEntry(("shop", "p"), None, "spec: bad", POLICY), a=Target())
     assert (last_good.accepted, last_good.in_force, last_good.programmed) == (False, True, ("shop/a",))
+
+
+def engine(kind="inspector", policies=("shop/p",), state="running", **more):
+    return EngineView(kind, state, 7, "1.0", policies, **more)
+
+
+def test_the_engines_of_a_policy_are_added_up():
+    plan = planned("a", "b", "c", "d")
+    mine = engine(rules=262, memory=30 << 20, restarts=1, bypassed={"deadline": 2, "crash": 1})
+    waiting = engine(rules=262, memory=31 << 20, state="paused")
+    foreign = engine(policies=("shop/other",), memory=99 << 20, bypassed={"crash": 50})
+    ids = engine("suricata", rules=7, memory=33 << 20, connections={"fed": 9, "unfed": 1, "cut": 2})
+    fast, slow = {"waf_verdicts_1ms": 150}, {"waf_verdicts_16ms": 49, "waf_verdicts_longer": 1, "accepted": 900}
+    found = view(
+        plan,
+        a=Target(beside=(mine, ids), port8080=fast),
+        b=Target(beside=(waiting,), port8443=slow),
+        c=Target(beside=(foreign,), port8080={"waf_verdicts_256ms": 1000}),
+        d=Target(),
+    )
+    assert found.engines == (
+        PolicyEngineView("inspector", "1.0", 1, 1, 262, 31 << 20, 1, judged=200, p50=1, p99=16, missed=3),
+        PolicyEngineView("suricata", "1.0", 1, 0, 7, 33 << 20, 0, missed=3),
+    )
+    assert view(plan, a=Target()).engines == ()

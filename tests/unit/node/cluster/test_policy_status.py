@@ -1,10 +1,14 @@
 """The status of a policy: what one node says, and what all of them say together."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
+import yaml
 
 from sidestep.kube.policies import (
     DaemonEntry,
+    EngineEntry,
     FailingPod,
     Gap,
     InspectedWorkload,
@@ -28,10 +32,11 @@ from sidestep.node.cluster.policy_status import (
 from sidestep.node.planning.plan import Plan
 from sidestep.node.policies import CHECKING
 from sidestep.tunnel.messages import PodState
-from sidestep.tunnel.views import GapView, InspectedView, PolicyView
+from sidestep.tunnel.views import GapView, InspectedView, PolicyEngineView, PolicyView
 from tests.unit.node.planning.test_inspection import GLOBAL, enforced, planned, policy
 from tests.unit.node.scenes import intercept
 
+DEPLOY = Path(__file__).parents[4] / "deploy"
 OWN = DaemonEntry("sidestep", "sidestep-n1", "2026-01-01T00:00:00Z")
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
 
@@ -77,6 +82,21 @@ def test_the_entry_of_a_node():
     )
     assert entry_of(view(), 5, OWN, ["c"]) is None, "no pod of this node is selected"
     assert without_counts(made) == msgspec.structs.replace(made, bypassed={}, closed={})
+
+
+def test_engines_are_in_the_entry_and_written_with_the_counts():
+    engines = (PolicyEngineView("inspector", "1.0", 2, 1, 262, 31 << 20, 4, judged=9, p50=4, p99=16, missed=3),)
+    made = entry_of(view(programmed=("shop/a",), engines=engines), 5, OWN, ())
+    assert made.engines == (EngineEntry("inspector", "1.0", 2, 1, 262, 31 << 20, 4, 9, 4, 16, 3),)
+    assert without_counts(made).engines == ()
+    [told] = patch_of(made, None)["engines"]
+    assert (told["kind"], told["p99"], told["missed"]) == ("inspector", 16, 3)
+    documents = list(yaml.safe_load_all((DEPLOY / "inspection.yaml").read_text()))
+    for each in [each for each in documents if each["metadata"]["name"].endswith("inspectionpolicies.sidestep.dev")]:
+        [version] = each["spec"]["versions"]
+        status = version["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
+        written = status["nodes"]["additionalProperties"]["properties"]["engines"]["items"]["properties"]
+        assert set(written) == set(told), "an API server prunes what its schema does not have"
 
 
 def test_workloads_are_named_within_bounds():
