@@ -209,7 +209,8 @@ def _say_accepted(subject: str, accepted: AcceptedPolicy, say: Say) -> None:
             "rules": len(found.egress.rules),
             "failurePolicy": found.egress.failure_policy,
         }
-        outwards = "; its egress is valid, and not carried out by this version"
+        count = len(found.egress.rules)
+        outwards = f"; egress: {count} {'rule' if count == 1 else 'rules'}, failurePolicy {found.egress.failure_policy}"
     rules = f"{count} {'rule' if count == 1 else 'rules'}"
     say(value, f"{subject}: accepted, {rules}, mode {found.mode}, failurePolicy {found.failure_policy}{cost}{outwards}")
 

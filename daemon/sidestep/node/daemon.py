@@ -59,7 +59,14 @@ from sidestep.node.records.presence import Presence, absence
 from sidestep.node.sessions.registry import SessionRegistry
 from sidestep.node.startup_checks import Place, find_place
 from sidestep.observability import logs
-from sidestep.steering import CompiledProgram, PeernamePrograms, compile_peername, compile_program
+from sidestep.steering import (
+    CompiledProgram,
+    EgressPrograms,
+    PeernamePrograms,
+    compile_egress,
+    compile_peername,
+    compile_program,
+)
 
 if TYPE_CHECKING:
     from sidestep.node.cluster.service import ClusterService
@@ -145,6 +152,8 @@ class _Daemon:
         self._place = place
         self._peername_programs: PeernamePrograms | None = None
         self._peername_lock = asyncio.Lock()
+        self._egress_programs: EgressPrograms | None = None
+        self._egress_lock = asyncio.Lock()
         self._options = options
         self._cluster: ClusterService | None = None
         self._source: InventorySource
@@ -240,6 +249,13 @@ class _Daemon:
                 self._peername_programs = await compile_peername()
             return self._peername_programs
 
+    async def _outbound(self) -> EgressPrograms:
+        """The programs that steer connections that pods make, compiled once, when the first policy is about them."""
+        async with self._egress_lock:
+            if self._egress_programs is None:
+                self._egress_programs = await compile_egress()
+            return self._egress_programs
+
     def _build(self, ground: _Ground, undo: contextlib.AsyncExitStack) -> _Parts:
         """Make the parts and connect them; nothing runs yet. Raises SidestepError."""
         loop = asyncio.get_running_loop()
@@ -293,6 +309,7 @@ class _Daemon:
                 conditions=conditions,
                 now=loop.time,
                 peernames=self._peernames,
+                outbound=self._outbound,
                 on_change=on_change,
                 records=records,
                 live_records=LiveRecordRelay(

@@ -54,7 +54,7 @@ class Except:
 
 
 _PROT_EXEC = 4
-_MAP_TYPE, _MAP_PRIVATE = 0x0F, 2
+_MAP_TYPE, _MAP_SHARED, _MAP_PRIVATE, _MAP_ANONYMOUS = 0x0F, 1, 2, 0x20
 _FCNTL = (
     fcntl.F_DUPFD,
     fcntl.F_DUPFD_CLOEXEC,
@@ -89,8 +89,11 @@ CONDITIONS: dict[str, tuple[Only | Except, ...]] = {
         Except(1, socket.IPPROTO_IPV6, (_IPV6_HDRINCL,)),
         Except(1, _SOL_RAW, (_IPV6_HDRINCL,)),
     ),
-    # RLIMIT_DATA does not bound shared memory.
-    "mmap": (Only(2, (0,), mask=_PROT_EXEC), Only(3, (_MAP_PRIVATE,), mask=_MAP_TYPE)),
+    # RLIMIT_DATA does not bound shared memory: only what the daemon handed over can be shared, and nothing be made.
+    "mmap": (
+        Only(2, (0,), mask=_PROT_EXEC),
+        Only(3, (_MAP_PRIVATE, _MAP_PRIVATE | _MAP_ANONYMOUS, _MAP_SHARED), mask=_MAP_TYPE | _MAP_ANONYMOUS),
+    ),
     "mprotect": (Only(2, (0,), mask=_PROT_EXEC),),
     "openat": (Only(2, (0,), mask=os.O_ACCMODE | os.O_CREAT | os.O_TRUNC),),
     "fcntl": (Only(1, _FCNTL),),

@@ -26,7 +26,7 @@ from sidestep.node.pods.target import Target
 from sidestep.node.pods.toolbox import Toolbox
 from sidestep.node.proxies.backoff import Backoff
 from sidestep.node.proxies.supervisor import ProxySupervisor, SupervisorSettings
-from sidestep.steering import CompiledProgram, compile_peername
+from sidestep.steering import CompiledProgram, compile_egress, compile_peername
 from tests.harness.namespaces import PodNamespace
 from tests.harness.peers import Client
 from tests.harness.waiting import SLACK
@@ -123,6 +123,7 @@ async def rig(program: CompiledProgram, *, settings: SupervisorSettings | None =
             credential=lambda pod, name: None,
             conditions=conditions,
             now=asyncio.get_running_loop().time,
+            outbound=compile_egress,
             peernames=compile_peername,
             on_change=on_change,
         )

@@ -65,7 +65,7 @@ def test_what_pods_send(tmp_path, capsys):
     good = f"{GOOD}  egress:\n    rules: [{{name: a, action: Block}}]\n"
     code, [line], _ = check(tmp_path, capsys, good)
     assert code == 0
-    assert line.endswith("; its egress is valid, and not carried out by this version")
+    assert line.endswith("; egress: 1 rule, failurePolicy Ignore")
     code, [line], _ = check(tmp_path, capsys, good, "--output", "json")
     assert json.loads(line)["egress"] == {"destinations": 1, "rules": 1, "failurePolicy": "Ignore"}
     code, [line], _ = check(tmp_path, capsys, good.replace("action: Block}]\n", "action: Drop}]\n"))

@@ -8,6 +8,7 @@ failing: `failed` with a reason that somebody has to remove, or `pending`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -42,12 +43,23 @@ def policy_views(
             for name in names:
                 applying.setdefault(name, {}).setdefault(key, []).append(number)
     engines = {key: target.engines() for key in plan.inspected if (target := reconciler.target(key)) is not None}
+    outward: dict[str, set[PodKey]] = {}
+    for key, names in plan.outward.items():
+        for name in names:
+            outward.setdefault(name, set()).add(key)
     refused: dict[str, dict[PodKey, str]] = {}
     for (name, key), reason in plan.not_inspected.items():
         refused.setdefault(name, {})[key] = reason
     return tuple(
         msgspec.structs.replace(
-            _view(entry, plan, reconciler, applying.get(entry.display, {}), refused.get(entry.display, {})),
+            _view(
+                entry,
+                plan,
+                reconciler,
+                applying.get(entry.display, {}),
+                refused.get(entry.display, {}),
+                outward.get(entry.display, set()),
+            ),
             engines=_engines(entry.display, applying.get(entry.display, ()), engines, reconciler),
             rules_problem=_rules_problem(entry, conditions),
         )
@@ -66,22 +78,28 @@ def _view(
     reconciler: Reconciler,
     applying: Mapping[PodKey, list[int]],
     refused: Mapping[PodKey, str],
+    outward: AbstractSet[PodKey],
 ) -> PolicyView:
     programmed: list[str] = []
     failing: list[PodState] = []
     counters: dict[str, int] = {}
-    for key in sorted(applying.keys() | refused.keys()):
+    for key in sorted(applying.keys() | refused.keys() | outward):
         numbers = applying.get(key, [])
         target = reconciler.target(key)
         if key in refused:
             failing.append(PodState(str(key), "failed", refused[key]))
         elif (pending := _pending(key, numbers, plan, reconciler, target)) is not None:
             failing.append(PodState(str(key), "pending", pending))
+        elif key in outward and (waiting := _pending_outward(key, plan, reconciler, target)) is not None:
+            failing.append(waiting)
         else:
             programmed.append(str(key))
         counted = target.counters.ports if target is not None else {}
-        for number in numbers:
-            for name, count in counted.get(number, {}).items():
+        found = [counted.get(number, {}) for number in numbers]
+        if key in outward and target is not None:
+            found.append(target.counters.outbound)
+        for counts in found:
+            for name, count in counts.items():
                 counters[name] = counters.get(name, 0) + count
     policy = entry.in_force.policy if entry.in_force is not None else None
     return PolicyView(
@@ -182,6 +200,18 @@ def _pending(key: PodKey, numbers: list[int], plan: Plan, reconciler: Reconciler
             return target.why_left(number, Transport.TCP)
         if reason := target.why_unjudged(port.snapshot.policies):
             return reason
+    return None
+
+
+def _pending_outward(key: PodKey, plan: Plan, reconciler: Reconciler, target: Target | None) -> PodState | None:
+    """Why connections that a pod makes are not inspected yet, or cannot be; None when they are."""
+    planned = plan.pods.get(key)
+    if target is None or planned is None:
+        return PodState(str(key), "pending", reconciler.problem(key))
+    if target.egress.problem:
+        return PodState(str(key), "failed", f"connections that the pod makes: {target.egress.problem}")
+    if not target.egress.inspects(planned.egress):
+        return PodState(str(key), "pending", target.absence())
     return None
 
 

@@ -204,9 +204,13 @@ class InspectedPod:
 
     @property
     def strictness(self) -> int:
-        """How much is lost where the pod is not inspected: 2 if a policy fails closed, 1 if one enforces, else 0."""
-        policies = [each.policy for applying in self.ports.values() for each in applying]
-        return 2 if any(each.closes for each in policies) else int(any(each.mode is Mode.ENFORCE for each in policies))
+        """How much is lost where the pod's ports are not inspected (`strictness`)."""
+        return strictness(each.policy for applying in self.ports.values() for each in applying)
+
+
+def strictness(policies: Iterable[InspectionPolicy]) -> int:
+    """How much is lost where policies are not carried out: 2 if one fails closed, 1 if one enforces, else 0."""
+    return max((2 if each.closes else int(each.mode is Mode.ENFORCE) for each in policies), default=0)
 
 
 def inspected_pod(found: PodSurvey, policies: Policies) -> InspectedPod:

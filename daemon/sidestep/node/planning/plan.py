@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sidestep.model.condition import Condition
     from sidestep.model.pod import Pod, PodKey
     from sidestep.policy.survey import PodSurvey, WantedCertificate
+    from sidestep.snapshots.egress import EgressSnapshot
     from sidestep.snapshots.ports import PortSnapshot
 
 
@@ -61,10 +62,11 @@ class PortPlan:
 
 @dataclass(frozen=True, slots=True)
 class PodPlan:
-    """A target pod and its ports, sorted."""
+    """A target pod and its ports, sorted; `egress` are the policies about connections that it makes."""
 
     pod: Pod
     ports: tuple[PortPlan, ...]
+    egress: tuple[EgressSnapshot, ...] = ()
 
     @property
     def inspected(self) -> frozenset[int]:
@@ -84,6 +86,7 @@ class Plan:
     `coverage` maps the uid of each intercept to the pods it covers, whether or not they can be targets; `refusals` maps
     (uid, pod) to the reason why the pod does not serve it, `pending` to the reason why it does not serve it yet;
     `inspected` has the names (`InspectionPolicy.display`) of the policies that apply to each TCP port of a pod,
+    `outward` of those that apply to connections that it makes,
     `not_inspected` maps (name, pod) to the reason why a policy is not carried out, or not on all of its ports;
     `namespace_labels` has those of the namespaces of `surveys`, while there are policies; `conditions` are by pod
     (None: about no pod in particular). A pod in `waiting` keeps its present plan, except that its ports are open which
@@ -99,6 +102,7 @@ class Plan:
     refusals: Mapping[tuple[str, PodKey], str] = field(default_factory=dict)
     pending: Mapping[tuple[str, PodKey], str] = field(default_factory=dict)
     inspected: Mapping[PodKey, Mapping[int, tuple[str, ...]]] = field(default_factory=dict)
+    outward: Mapping[PodKey, tuple[str, ...]] = field(default_factory=dict)
     not_inspected: Mapping[tuple[str, PodKey], str] = field(default_factory=dict)
     namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     conditions: Mapping[PodKey | None, tuple[Condition, ...]] = field(default_factory=dict)

@@ -26,7 +26,7 @@ and becomes a condition: a bad port never disables a good one.
   opened, it is steered only for a policy that fails closed.
 - On a port with a policy that enforces, a global intercept is refused, whichever is older: it would be carried unread.
   One that is refused everywhere stands in no other intercept's way.
-- The `egress` of a policy is not carried out, and a condition on each pod that it selects says so.
+- A policy about connections that pods make makes a target of each pod that it selects, with or without steered ports.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import RefusedError
 from sidestep.model.intercept import Intercept
 from sidestep.model.pod import ContainerPort, PodKey, Transport
+from sidestep.node.planning.egress import outward
 from sidestep.node.planning.inspection import (
     InspectedPod,
     Placements,
@@ -49,6 +50,7 @@ from sidestep.node.planning.inspection import (
     filter_refusal,
     intercept_refusal,
     is_overruled,
+    strictness,
 )
 from sidestep.node.planning.plan import CertificateFacts, Plan, PodPlan, PortPlan
 from sidestep.node.planning.port_plan import PortPlans
@@ -66,9 +68,6 @@ if TYPE_CHECKING:
     from sidestep.model.inventory import Inventory
     from sidestep.model.pod import Pod
 
-EGRESS_PENDING = "connections that the pod makes go out as without a policy: this version does not inspect them"
-"""Why the `egress` of a policy is not carried out."""
-
 
 @dataclass(slots=True)
 class _Draft:
@@ -77,6 +76,7 @@ class _Draft:
     port_plans: PortPlans
     wanted: dict[PodKey, dict[tuple[int, Transport], list[Intercept]]] = field(default_factory=dict)
     inspected: dict[PodKey, InspectedPod] = field(default_factory=dict)
+    outward: dict[PodKey, Policies] = field(default_factory=dict)
     undeclared: dict[PodKey, set[ContainerPort]] = field(default_factory=dict)
     coverage: dict[str, tuple[PodKey, ...]] = field(default_factory=dict)
     refusals: dict[tuple[str, PodKey], str] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class _Draft:
         """Note why a pod serves no intercept, and is not inspected at all."""
         if pod in self.wanted:
             self.refuse(self.everyone(pod), pod, Condition(ConditionType.POD_REFUSED, f"pod {pod}", reason))
-        if pod in self.inspected:
+        if pod in self.inspected or pod in self.outward:
             self.leave_out(pod, f"pod {pod}", self.policies(pod), reason)
 
     def leave_out(self, pod: PodKey, subject: str, policies: Iterable[str], reason: str) -> None:
@@ -111,9 +111,10 @@ class _Draft:
         self.conditions.setdefault(pod, []).append(Condition(ConditionType.NOT_INSPECTED, subject, text))
 
     def policies(self, pod: PodKey) -> list[str]:
-        """The names of all policies that apply to ports of this pod."""
+        """The names of all policies that apply to ports of this pod, or to connections that it makes."""
         found = self.inspected.get(pod, InspectedPod())
-        return list(dict.fromkeys(each.display for applying in found.ports.values() for each in applying))
+        applying = [each for policies in (*found.ports.values(), self.outward.get(pod, ())) for each in policies]
+        return list(dict.fromkeys(each.display for each in applying))
 
     def everyone(self, pod: PodKey) -> list[Intercept]:
         """All intercepts that want a port of this pod."""
@@ -159,7 +160,7 @@ def plan(
     }
     surveys.keep_only(surveyed)
     _inspect(placed, surveyed, settings, draft, placements)
-    steered = sorted(draft.wanted.keys() | draft.inspected.keys())
+    steered = sorted(draft.wanted.keys() | draft.inspected.keys() | draft.outward.keys())
     targets = _within_bound(
         [key for key in steered if _may_be_target(inventory.pods[key], settings, draft)], settings, draft
     )
@@ -182,8 +183,9 @@ def plan(
             draft.wait(draft.everyone(key), key, "its certificate has not been read yet")
             continue
         ports = _ports(found, certificates, node_addresses=node_addresses, draft=draft)
-        if ports:
-            pods[key] = PodPlan(found.pod, ports)
+        egress = tuple(each.egress for each in draft.outward.get(key, ()) if each.egress is not None)
+        if ports or egress:
+            pods[key] = PodPlan(found.pod, ports, egress)
     for key, found in surveyed.items():
         if found.conditions:
             draft.conditions.setdefault(key, []).extend(found.conditions)
@@ -200,6 +202,7 @@ def plan(
             key: {number: tuple(each.display for each in applying) for number, applying in found.ports.items()}
             for key, found in draft.inspected.items()
         },
+        outward={key: tuple(each.display for each in applying) for key, applying in draft.outward.items()},
         not_inspected=draft.not_inspected,
         namespace_labels={
             name: inventory.labels_of(name) for name in {key.namespace for key in surveyed if inventory.policies}
@@ -277,9 +280,11 @@ def _inspect(
         if found.ports:
             draft.inspected[key] = found
     for key, selecting in placed.items():
-        outward = [each.display for each in selecting if each.egress is not None]
-        if outward:
-            draft.leave_out(key, f"pod {key}", outward, EGRESS_PENDING)
+        applying, problems = outward(selecting)
+        if applying:
+            draft.outward[key] = applying
+        for reason, names in problems.items():
+            draft.leave_out(key, f"pod {key}", names, reason)
 
 
 def _refuse_global(key: PodKey, draft: _Draft) -> None:
@@ -327,8 +332,10 @@ def _within_bound(keys: list[PodKey], settings: NodeSettings, draft: _Draft) -> 
 
 def _precedence(key: PodKey, draft: _Draft) -> tuple[int, tuple[float, str, str]]:
     """Sort key of a pod among those that want to be targets."""
-    if key in draft.inspected:
-        return -1 - draft.inspected[key].strictness, (0.0, "", "")
+    if key in draft.inspected or key in draft.outward:
+        outwards = strictness(each.policy.outward or each.policy for each in draft.outward.get(key, ()))
+        inwards = draft.inspected[key].strictness if key in draft.inspected else 0
+        return -1 - max(inwards, outwards), (0.0, "", "")
     return 0, min(each.order for each in draft.everyone(key))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import TYPE_CHECKING
 
+from sidestep.proxy.control.messages import OUTBOUND
+
 if TYPE_CHECKING:
     from sidestep.proxy.control.messages import Heartbeat
 
@@ -17,6 +19,8 @@ class PodCounters:
         """By TCP port, counter name to total."""
         self.datagrams: dict[str, int] = {}
         """Of all UDP ports together."""
+        self.outbound: dict[str, int] = {}
+        """Of connections that the pod makes."""
         self.anomalies: dict[str, int] = {}
         """Connections that were passed through, by reason."""
         self.connections = 0
@@ -36,8 +40,8 @@ class PodCounters:
         """Take a heartbeat; counters of other ports than these are dropped. Returns True once something arrived."""
         self.connections = beat.connections
         self.anomalies = beat.anomalies
-        told = {0: self.datagrams, **self.ports, **beat.ports}
-        self.datagrams = told.pop(0)
+        told = {0: self.datagrams, OUTBOUND: self.outbound, **self.ports, **beat.ports}
+        self.datagrams, self.outbound = told.pop(0), told.pop(OUTBOUND)
         self.ports = {number: counts for number, counts in told.items() if number in ports}
         accepted = any(counts.get("accepted", 0) > 0 for counts in self.ports.values())
-        return accepted or self.datagrams.get("flows", 0) > 0
+        return accepted or self.datagrams.get("flows", 0) > 0 or self.outbound.get("outbound", 0) > 0

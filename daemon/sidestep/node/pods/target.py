@@ -36,6 +36,7 @@ from sidestep.node.pods.client_addresses import ClientAddresses
 from sidestep.node.pods.closed_ports import entries_of
 from sidestep.node.pods.datagram_ports import DatagramPorts, Entry
 from sidestep.node.pods.pod_counters import PodCounters
+from sidestep.node.pods.pod_egress import PodEgress
 from sidestep.node.pods.pod_ids import PodIds
 from sidestep.node.pods.pod_netns import Address, open_pod_netns
 from sidestep.node.pods.probed_apps import ProbedApps
@@ -46,6 +47,7 @@ from sidestep.node.pods.toolbox import Toolbox
 from sidestep.node.proxies.supervisor import PodProxy, ProxyState
 from sidestep.node.proxy_uids import inspector_uid
 from sidestep.observability.logs import get_logger
+from sidestep.proxy.control.messages import OUTBOUND
 from sidestep.steering import Steering, programs_attached
 
 if TYPE_CHECKING:
@@ -90,6 +92,9 @@ class Target:
             str(pod.key), inspector_uid(uid), tools.inspectors, hand_over=self._use_inspector, on_state=self._firewall
         )
         self._ids = PodIds(pod, uid, tools, statements=self._statements, feed=self._feed_ids)
+        self._egress = PodEgress(
+            pod, programs=tools.outbound, statements=self._statements, changed=lambda: tools.on_change(pod.key)
+        )
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -151,6 +156,7 @@ class Target:
             drain_timeout=drain_timeout,
             client_sources=self.client_addresses.sources,
             records=records,
+            egress=plan.egress,
         )
         self._makes_records = records
         self._served = frozenset().union(*(port.uids for port in plan.ports))
@@ -164,6 +170,7 @@ class Target:
             await self._datagrams.apply(datagrams, netns=self._netns, proxy=proxy, steering=self._steering)
             if self._datagrams.is_empty:
                 self._statements.state(None, "datagrams", ())
+            await self._egress.apply(plan.egress, pod=plan.pod, proxy=proxy, netns=self._netns, own=self._addresses)
         self._streams.look(force=True)
         self._log.info("target configured", ports=sorted(wanted), generation=self._generation)
 
@@ -182,6 +189,7 @@ class Target:
         if self.attached:
             self._times.detached(self._tools.now())
         self._streams.detached()
+        self._egress.detach()
         self._datagrams.forget_steering()
         if self._steering is not None:
             self._steering.close()
@@ -214,6 +222,7 @@ class Target:
         await self._ids.aclose()
         await self._inspector.aclose()
         self.client_addresses.close()
+        self._egress.close()
         self._streams.close()
         self._datagrams.close()
         if self._netns is not None:
@@ -309,6 +318,11 @@ class Target:
         """Whether the proxy has been told of exactly these inspection policies of a TCP port."""
         return self._policies.get(number, ()) == policies
 
+    @property
+    def egress(self) -> PodEgress:
+        """Connections that the pod makes."""
+        return self._egress
+
     def waits_for_app(self, number: int) -> bool:
         """Whether a port is not steered only because no app listens on it."""
         return self._streams.waits_for_app(number)
@@ -333,6 +347,7 @@ class Target:
         """Ask which apps listen, and bring the map in line. Never raises."""
         self._streams.look()
         self._look_at_datagrams()
+        self._egress.look(absent=bool(self.absence()))
         self._ids.look()
         if self._makes_records is not self._tools.records.wanted and self._generation:
             self.changed()
@@ -340,6 +355,8 @@ class Target:
     def sweep(self) -> None:
         """Reset whoever waits for a proxy that does not take connections. Never raises."""
         self._streams.sweep()
+        if self.is_proxy_gone():
+            self._egress.sweep()
 
     def _look_at_datagrams(self) -> None:
         if self._steering is None or self._datagrams.is_empty:
@@ -371,6 +388,8 @@ class Target:
             return []
         if not self._steering.attached():
             raise RefusedError("the steering program is no longer attached")
+        if self._egress.is_lost:
+            raise RefusedError("the programs for connections that the pod makes are no longer attached")
         real, expected = self._steering.entries(), self.expected()
         astray = {entry for entry, number in self._sockets().items() if self._steering.socket_of(*entry) != number}
         found = []
@@ -403,7 +422,9 @@ class Target:
 
     def hindered(self, hindrances: tuple[Hindrance, ...]) -> None:
         """The proxy cannot serve as it should, or can again: unsteer what it cannot serve, at once."""
-        self._streams.hindered(hindrances)
+        self._streams.hindered([each for each in hindrances if each.port != OUTBOUND])
+        self._egress.hindered(hindrances)
+        self._egress.look(absent=bool(self.absence()))
         self._look_at_datagrams()
         self.changed()
 
@@ -417,6 +438,7 @@ class Target:
         self._log.info("pod proxy", state=state.value, reason=reason, pid=self.proxy_pid)
         if was_there:
             self._streams.proxy_gone()
+            self._egress.process_gone()
         conditions = []
         if state is ProxyState.FAILED:
             self._streams.unsteer()

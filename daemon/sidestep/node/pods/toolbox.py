@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sidestep.node.records.presence import Absence
     from sidestep.protocols.eve_records import Kubernetes, Record
     from sidestep.proxy.control.messages import LiveRecords, LoggedRequest, LostCopies, Open, Records
-    from sidestep.steering import CompiledProgram, PeernamePrograms
+    from sidestep.steering import CompiledProgram, EgressPrograms, PeernamePrograms
 
 
 IDS_STARTS: Final = (1.0, 32.0)
@@ -122,6 +122,8 @@ class Toolbox:
     now: Callable[[], float]
     peernames: Callable[[], Awaitable[PeernamePrograms]]
     """The programs that let apps see their clients; compiled when first asked for. Raises SidestepError."""
+    outbound: Callable[[], Awaitable[EgressPrograms]]
+    """The same of those that steer the connections that pods make."""
     on_change: Callable[[PodKey], None]
     """Called when what the target can do has changed by itself: its proxy is back, has failed, lost its app."""
     records: RecordLog = field(default_factory=NoRecords)

@@ -1,8 +1,8 @@
 """Brings what one proxy process has acknowledged to what is desired of its pod.
 
 The same code serves a change of the configuration and the replay to a new process, for which nothing is acknowledged
-yet. The order is fixed: credentials, then the configuration that names them, then listeners, so that the proxy accepts
-no connection before it can serve it.
+yet. The order is fixed: credentials, then the configuration that names them, then the table of destinations and
+listeners, so that the proxy accepts no connection before it can serve it.
 
 A credential that cannot be read, or that the proxy cannot load, does not stop the service of a port: the port is
 configured without credentials, and the proxy carries its TLS end to end.
@@ -20,7 +20,7 @@ import msgspec
 
 from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import SidestepError
-from sidestep.proxy.control.messages import Configure, Credential, Listen, Message, Unlisten
+from sidestep.proxy.control.messages import Configure, Credential, Listen, Message, ShareTable, Unlisten
 from sidestep.snapshots.ports import PortSnapshot
 
 
@@ -56,6 +56,15 @@ class Receiver(Protocol):
         """Send a message and wait until it has been carried out. Raises ProxyError when it could not."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DestinationTable:
+    """Where connections that the pod makes were meant to go (`model.egress_table`). Its owner keeps `fd` open."""
+
+    fd: int
+    network: str
+    entries: int
+
+
 @dataclass(slots=True)
 class Desired:
     """What the reconciler wants. The listeners are the daemon's own sockets."""
@@ -63,6 +72,7 @@ class Desired:
     credentials: Mapping[str, CredentialSource] = field(default_factory=dict)
     configuration: Configure | None = None
     listeners: dict[PortKey, socket.socket] = field(default_factory=dict)
+    table: DestinationTable | None = None
 
 
 @dataclass(slots=True)
@@ -73,6 +83,7 @@ class Acknowledged:
     failures: dict[str, str] = field(default_factory=dict)
     configuration: Configure | None = None
     listeners: dict[PortKey, socket.socket] = field(default_factory=dict)
+    table: DestinationTable | None = None
 
 
 async def tell_difference(proxy: Receiver, desired: Desired, told: Acknowledged, *, source_deadline: float) -> None:
@@ -102,6 +113,11 @@ async def tell_difference(proxy: Receiver, desired: Desired, told: Acknowledged,
     for key in [key for key, sock in told.listeners.items() if desired.listeners.get(key) is not sock]:
         await proxy.tell(Unlisten(0, *key), doing=f"stop listening for port {key[0]}")
         del told.listeners[key]
+    table = desired.table
+    if table is not None and table is not told.table:
+        message = ShareTable(0, table.network, table.entries)
+        await proxy.tell(message, table.fd, doing="take the table of destinations")
+        told.table = table
     for key, sock in list(desired.listeners.items()):
         if key not in told.listeners:
             await proxy.tell(Listen(0, *key), sock.fileno(), doing=f"listen for port {key[0]}")

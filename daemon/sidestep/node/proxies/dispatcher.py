@@ -20,6 +20,7 @@ from sidestep.policy.inspection_rows import display_of
 from sidestep.protocols.eve import FIREWALL
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.messages import (
+    OUTBOUND,
     ForgetClient,
     FromProxy,
     Heartbeat,
@@ -35,6 +36,7 @@ from sidestep.proxy.control.messages import (
     Requests,
     Reset,
 )
+from sidestep.snapshots.egress import EgressSnapshot
 from sidestep.snapshots.ports import PortSnapshot
 
 _MAX_OPENING = 1024
@@ -59,15 +61,18 @@ class ProxyDispatcher:
         self.closed = False
         """Requests for streams are refused."""
 
-    def allow(self, ports: tuple[PortSnapshot, ...]) -> None:
-        """Accept messages about these ports and their rules from now on."""
+    def allow(self, ports: tuple[PortSnapshot, ...], egress: tuple[EgressSnapshot, ...] = ()) -> None:
+        """Accept messages about these ports and their rules, and about connections that the pod makes, from now on."""
         self._uids = (frozenset().union(*(port.uids for port in ports)), self._uids[0])
-        policies = [policy for port in ports for policy in port.policies]
-        named = {display_of(policy): frozenset(rule.name for rule in policy.rules) for policy in policies}
+        policies = [policy for port in ports for policy in port.policies] + [each.policy for each in egress]
+        named: dict[str, frozenset[str]] = {}
+        for policy in policies:
+            rules = frozenset(rule.name for rule in policy.rules)
+            named[display_of(policy)] = named.get(display_of(policy), _NO_RULES) | rules
         for name in {name for port in ports if port.waf is not None for name in port.waf.names}:
             named[name] = named.get(name, _NO_RULES) | {FIREWALL}
         self._rules = (named, self._rules[0])
-        self._ports = frozenset(port.number for port in ports)
+        self._ports = frozenset(port.number for port in ports) | ({OUTBOUND} if egress else set())
 
     def received(self, process: ProxyProcess, message: FromProxy) -> None:
         """Handle a message of `process`. Raises PeerError for one that it may not send, SidestepError for a refusal."""

@@ -25,14 +25,15 @@ from sidestep.aio.tasks import Tasks
 from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import BugError, SidestepError
 from sidestep.node.proxies.backoff import Backoff, CrashHistory
-from sidestep.node.proxies.desired import Acknowledged, CredentialSource, Desired, tell_difference
+from sidestep.node.proxies.desired import Acknowledged, CredentialSource, Desired, DestinationTable, tell_difference
 from sidestep.node.proxies.dispatcher import ProxyDispatcher
 from sidestep.node.proxies.memory_cgroups import MemoryCgroups
 from sidestep.node.proxies.proxy_handler import ProxyHandler, ProxyState
 from sidestep.node.proxies.proxy_process import Placement, ProxyLimits, ProxyProcess
 from sidestep.node.proxies.zygote import Zygote
 from sidestep.proxy.control import messages
-from sidestep.proxy.control.messages import Configure
+from sidestep.proxy.control.messages import OUTBOUND, OUTBOUND_TRANSPORT, Configure
+from sidestep.snapshots.egress import EgressSnapshot
 from sidestep.snapshots.ports import PortSnapshot
 
 
@@ -119,6 +120,7 @@ class PodProxy:
         drain_timeout: float = 30.0,
         client_sources: str = "",
         records: bool = False,
+        egress: tuple[EgressSnapshot, ...] = (),
     ) -> Mapping[str, str]:
         """Make this the configuration; returns why credentials could not be used, by name (empty: all are).
 
@@ -132,8 +134,9 @@ class PodProxy:
             drain_timeout=drain_timeout,
             client_sources=client_sources,
             records=records,
+            egress=egress,
         )
-        self._dispatcher.allow(ports)
+        self._dispatcher.allow(ports, egress)
         self._desired.credentials = dict(credentials)
         self._desired.configuration = configuration
         told = await self._tell_current()
@@ -159,6 +162,20 @@ class PodProxy:
         """Stop accepting for a port, after the queue is empty. Raises SidestepError like `apply`."""
         if self._desired.listeners.pop((port, transport), None) is not None:
             await self._tell_current()
+
+    async def listen_outbound(self, table: DestinationTable, sock: socket.socket) -> None:
+        """Accept connections that the pod makes on this listener, as `listen`; the table says where they were to go."""
+        self._desired.table = table
+        try:
+            await self.listen(OUTBOUND, OUTBOUND_TRANSPORT, sock)
+        except BaseException:
+            self._desired.table = None
+            raise
+
+    async def unlisten_outbound(self) -> None:
+        """Stop accepting them, as `unlisten`."""
+        self._desired.table = None
+        await self.unlisten(OUTBOUND, OUTBOUND_TRANSPORT)
 
     async def feed_ids(self, fd: int) -> None:
         """Have the present process feed an IDS through this pipe, which stays the caller's. Raises SidestepError.

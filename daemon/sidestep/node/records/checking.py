@@ -46,6 +46,9 @@ _OBJECTS: Final = {
     "flow": frozenset(("flow",)),
     "fileinfo": frozenset(("fileinfo", "http")),
 }
+_OUTBOUND_OBJECTS: Final = {name: frozenset((name,)) for name in ("alert", "tls", "anomaly", "flow")}
+"""The same of connections that the pod makes."""
+_HOST: Final = re.compile(r"[!-~]{1,253}")
 """The types that a proxy may send, each with the objects that a record of it has. `stats` are the daemon's own."""
 _ALL: Final = frozenset(("http", "alert", "tls", "anomaly", "flow", "fileinfo", "stats"))
 _NO_NAMES: Final[Mapping[int, str]] = {}
@@ -92,7 +95,8 @@ def checked(
 
 def _has_form(record: Record) -> bool:
     """Whether a record is one of a type that proxies send, with the objects and values that it has."""
-    wanted = _OBJECTS.get(record.event_type)
+    outbound = record.sidestep is not None and record.sidestep.direction is not None
+    wanted = (_OUTBOUND_OBJECTS if outbound else _OBJECTS).get(record.event_type)
     if wanted is None or {name for name in _ALL if getattr(record, name) is not None} != wanted:
         return False
     ports, numbers = (record.src_port, record.dest_port), (record.flow_id, record.tx_id)
@@ -122,6 +126,8 @@ def _is_named(record: Record, rules: Rules) -> bool:
     decided = record.sidestep
     # Gaps, and what an IDS found, are told by the daemon alone.
     if decided is None or decided.gap is not None or decided.engine is not None:
+        return False
+    if decided.host is not None and (decided.direction is None or not _HOST.fullmatch(decided.host)):
         return False
     if decided.action not in _ACTIONS or (decided.reason is not None and not _WORD.fullmatch(decided.reason)):
         return False

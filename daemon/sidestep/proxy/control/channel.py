@@ -48,6 +48,7 @@ CARRY_DESCRIPTOR = frozenset(
         messages.Credential,
         messages.FeedIds,
         messages.UseInspector,
+        messages.ShareTable,
         messages.Listen,
         messages.Opened,
         messages.Large,

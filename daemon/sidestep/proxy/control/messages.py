@@ -16,6 +16,7 @@ from typing import Annotated
 
 import msgspec
 
+from sidestep.snapshots.egress import EgressSnapshot
 from sidestep.snapshots.hindrance import Hindrance
 from sidestep.snapshots.ports import PortSnapshot
 
@@ -29,6 +30,10 @@ MAX_PORTS = 64
 """Ports of one `Heartbeat`."""
 MAX_HINDRANCES = 2048
 """Hindrances of one `Hindered`: each of 1,024 steered ports in both address families."""
+OUTBOUND = 65536
+"""Stands for connections that the pod makes where something is told by port; no port has this number."""
+OUTBOUND_TRANSPORT = "outbound"
+"""The transport of their listener."""
 MAX_CERTIFICATE = 16 * 1024
 """Bytes of the certificate in `Probed`; a larger one is left out."""
 MAX_TEXT = 2048
@@ -104,6 +109,8 @@ class Configure(Message):
     """Seconds that connections have to finish when the daemon is gone."""
     records: bool = False
     """Somebody reads EVE records of inspection."""
+    egress: tuple[EgressSnapshot, ...] = ()
+    """Policies about connections that the pod makes."""
 
 
 class Credential(Message):
@@ -129,6 +136,17 @@ class UseInspector(Message):
 
     The daemon keeps no duplicate: an inspector ends with the proxy that asks it.
     """
+
+
+class ShareTable(Message):
+    """Where connections that the pod makes were meant to go (`model.egress_table`). fd: the array.
+
+    Sent before their listener, to which `Listen` with port OUTBOUND and OUTBOUND_TRANSPORT belongs.
+    """
+
+    network: str
+    """The IPv4 network that stands for IPv4 destinations."""
+    entries: int
 
 
 class Listen(Message):
@@ -357,6 +375,7 @@ ToProxy = (
     | Credential
     | FeedIds
     | UseInspector
+    | ShareTable
     | Listen
     | Unlisten
     | Opened

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from sidestep.policy.egress import EgressPolicies, EgressPolicy, compile_egress
 from sidestep.policy.egress_rows import from_egress_snapshot
 from sidestep.proxy.connection.live_ports import LivePort
+from sidestep.proxy.control.messages import OUTBOUND
 from sidestep.snapshots.egress import EgressSnapshot
 from sidestep.snapshots.ports import PortSnapshot
-
-OUTBOUND: int = 0
-"""Stands for connections that the pod makes where counters are kept by port; no port has this number."""
 
 
 class OutboundPolicies:

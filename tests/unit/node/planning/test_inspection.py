@@ -10,6 +10,7 @@ import pytest
 from sidestep.config import annotation_names as names
 from sidestep.config.node_settings import NodeSettings, resolve
 from sidestep.model.condition import ConditionType
+from sidestep.model.egress import Destination, EgressMode
 from sidestep.model.errors import RefusedError
 from sidestep.model.filter import Filter
 from sidestep.model.inspection import (
@@ -27,8 +28,8 @@ from sidestep.model.workload import LabelSelector
 from sidestep.node.planning import inspection
 from sidestep.node.planning.admission import admit
 from sidestep.node.planning.inspection import Placements, PlannedPolicy, placed
-from sidestep.node.planning.plan import CertificateFacts
-from sidestep.node.planning.planner import EGRESS_PENDING, plan
+from sidestep.node.planning.plan import CertificateFacts, PodPlan
+from sidestep.node.planning.planner import plan
 from sidestep.node.planning.port_plan import PortPlans
 from sidestep.policy.egress_rows import to_egress_snapshot
 from sidestep.policy.inspection_rows import to_snapshot
@@ -83,7 +84,7 @@ def reasons(result, pod=POD):
 
 def outward(name="p", **fields):
     """A policy that is about connections that pods make, and with rules about those that they accept, too."""
-    made = policy(name, egress=Egress(), **fields)
+    made = policy(name, **({"egress": Egress()} | fields))
     return replace(made, egress=to_egress_snapshot(made.policy))
 
 
@@ -100,25 +101,46 @@ def test_a_policy_steers_every_port_that_may_speak_http_without_any_intercept():
     assert result.conditions == result.not_inspected == {}
 
 
-def test_a_policy_about_what_pods_send_steers_nothing_and_says_that_it_is_not_carried_out():
-    result = planned(outward(rules=()))
-    assert result.pods == result.inspected == {}
+def test_a_policy_about_what_pods_send_makes_a_target_without_ports():
+    each = outward(rules=())
+    result = planned(each)
+    assert result.pods == {POD: PodPlan(inventory().pods[POD], (), (each.egress,))}
+    assert result.outward == {POD: ("shop/p",)}
+    assert result.inspected == result.conditions == result.not_inspected == {}
     assert result.certificates == ()
-    [condition] = result.conditions[POD]
-    assert (condition.type, condition.subject) == (ConditionType.NOT_INSPECTED, "pod shop/orders-1")
-    assert condition.text == f"not inspected by shop/p: {EGRESS_PENDING}"
-    assert result.not_inspected == {("shop/p", POD): EGRESS_PENDING}
 
 
 def test_what_else_such_a_policy_says_is_carried_out():
     result = planned(outward())
     assert applying(result) == {8080: ["p"], 8443: ["p"]}
-    assert reasons(result) == [(ConditionType.NOT_INSPECTED, "pod shop/orders-1")]
+    assert len(result.pods[POD].egress) == 1
 
 
 def test_policies_about_what_pods_send_take_no_room_from_others():
     many = [outward(f"a{at}", rules=()) for at in range(inspection.MAX_POLICIES)]
-    assert applying(planned(*many, policy("z"))) == {8080: ["z"], 8443: ["z"]}
+    result = planned(*many, policy("z"))
+    assert applying(result) == {8080: ["z"], 8443: ["z"]}
+    assert len(result.pods[POD].egress) == inspection.MAX_POLICIES
+    result = planned(*many, outward("z", rules=()))
+    [condition] = result.conditions[POD]
+    assert condition.text.startswith("not inspected by shop/z: more than")
+    assert result.not_inspected.keys() == {("shop/z", POD)}
+
+
+def test_what_pods_send_is_left_alone_where_the_node_refuses():
+    result = planned(outward(rules=()), settings=resolve({names.INSPECTION: "false"})[0])
+    assert result.pods == result.outward == {}
+    assert ("shop/p", POD) in result.not_inspected
+    result = planned(outward(rules=()), settings=NodeSettings(max_pods=0))
+    assert result.pods == {}
+    assert ("shop/p", POD) in result.not_inspected
+
+
+def test_modes_that_are_not_carried_out_are_told():
+    each = outward(rules=(), egress=Egress((Destination("d", EgressMode.ORIGINATE),)))
+    result = planned(each)
+    assert result.pods[POD].egress == (each.egress,)
+    assert "modes Originate and Decrypt are not carried out" in result.not_inspected["shop/p", POD]
 
 
 def test_nothing_is_steered_once_the_policy_is_gone():

@@ -15,6 +15,7 @@ from sidestep.node.proxies.desired import (
     Acknowledged,
     CredentialSource,
     Desired,
+    DestinationTable,
     ProxyError,
     tell_difference,
 )
@@ -103,6 +104,22 @@ def test_only_what_changed_is_told(sock):
     desired.configuration = configure(port(1, identity="id"))
     tell(proxy, desired, told)
     assert proxy.told == ["Configure", "Credential id", "Configure"]
+
+
+def test_the_table_of_destinations_is_told_before_its_listener_and_once(sock):
+    proxy, told = Proxy(), Acknowledged()
+    table = DestinationTable(sock.fileno(), "127.200.0.0/16", 1024)
+    place = (messages.OUTBOUND, messages.OUTBOUND_TRANSPORT)
+    desired = Desired({}, configure(), {place: sock}, table)
+    tell(proxy, desired, told)
+    assert proxy.told == ["Configure", "ShareTable", "Listen 65536"]
+    tell(proxy, desired, told)
+    assert len(proxy.told) == 3
+    desired.table = DestinationTable(sock.fileno(), "127.201.0.0/16", 1024)
+    tell(proxy, desired, told)
+    assert proxy.told[3:] == ["ShareTable"]
+    tell(proxy, desired, Acknowledged())
+    assert proxy.told[4:] == ["Configure", "ShareTable", "Listen 65536"], "to the next process"
 
 
 def test_a_failed_credential_costs_only_its_port(sock):

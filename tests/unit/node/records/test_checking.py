@@ -38,6 +38,27 @@ def test_what_an_honest_proxy_sends_is_written(record):
     assert check(record) is not None
 
 
+def outbound(**fields):
+    """An alert about a connection that the pod makes."""
+    decided = msgspec.structs.replace(DECIDED, direction="egress", host="api.test", id=None)
+    return msgspec.structs.replace(alert(), http=None, sidestep=msgspec.structs.replace(decided, **fields))
+
+
+def test_records_of_connections_that_a_pod_makes():
+    made = check(outbound())
+    assert made.sidestep.direction == "egress"
+    assert made.alert.signature == "shop/orders: " + DECIDED.rule
+    assert check(outbound(host=None)) is not None
+    assert check(outbound(host="a" * 254)) is None
+    assert check(outbound(host="a\nb")) is None
+    assert check(outbound(rule="other")) is None
+    assert check(outbound(direction=None)) is None, "an alert without its exchange, and a host"
+    with_exchange = msgspec.structs.replace(outbound(), http=http())
+    assert check(with_exchange) is None, "requests of such connections are not read"
+    with pytest.raises(PeerError):
+        check(outbound(direction="inward"))
+
+
 @pytest.mark.parametrize("off", [-10 * SKEW, -2 * SKEW, 2 * SKEW, 10**6 * SKEW])
 def test_a_time_that_is_not_now_is_replaced(off):
     assert check(alert(at=NOW + off)).timestamp == eve.timestamp(NOW)

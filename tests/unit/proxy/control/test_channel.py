@@ -257,6 +257,7 @@ def every_message() -> list[messages.Message]:
         messages.FeedIds(1),
         messages.UseInspector(1),
         messages.InspectorLate(1),
+        messages.ShareTable(1, "127.200.0.0/16", 1024),
         messages.Listen(1, 80, "tcp"),
         messages.Unlisten(1, 80, "tcp"),
         messages.Opened(1, 2),

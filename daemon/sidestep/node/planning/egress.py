@@ -1,0 +1,112 @@
+"""Which policies apply to the connections that a pod makes, and what the kernel is told to steer for them. Pure.
+
+What the kernel steers is the least that holds all destinations: every network that one of them names, everything
+external if one names none, and their ports. The pod proxy decides about each connection (`policy.egress`), and relays
+those that no policy means.
+
+What a pod is told is bounded as in `planning.inspection`: beyond MAX_POLICIES policies, MAX_BYTES bytes or MAX_NETWORKS
+networks the later ones are left out, and a condition says so. Those of the cluster come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from sidestep.model.egress import EgressMode
+from sidestep.node.planning.inspection import MAX_BYTES, MAX_POLICIES
+from sidestep.policy.egress import INTERNAL
+
+if TYPE_CHECKING:
+    from sidestep.model.egress import Network
+    from sidestep.node.planning.inspection import PlannedPolicy
+    from sidestep.snapshots.egress import DestinationSnapshot, EgressSnapshot
+
+MAX_NETWORKS: Final = 900
+"""Networks of all destinations of one pod; the kernel's map has room for 1,024 prefixes, INTERNAL and the pod's
+addresses included."""
+MAX_PORTS: Final = 1024
+"""Ports that the kernel tells apart; with more, all are steered."""
+
+EVERYTHING: Final[tuple[Network, ...]] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
+
+
+@dataclass(frozen=True, slots=True)
+class SteeredDestinations:
+    """What the kernel steers: of `steered` and `passed` the longest prefix decides. `ports` None: all of them.
+
+    `fails`: what is meant and cannot be steered is refused. `blocks_quic`: so is UDP to port 443.
+    """
+
+    steered: tuple[Network, ...]
+    passed: tuple[Network, ...]
+    ports: frozenset[int] | None
+    fails: bool
+    blocks_quic: bool
+
+
+def outward(policies: Iterable[PlannedPolicy]) -> tuple[tuple[PlannedPolicy, ...], dict[str, list[str]]]:
+    """The policies that apply to connections that a pod makes, of those that select it; and why others do not."""
+    applying: list[PlannedPolicy] = []
+    problems: dict[str, list[str]] = {}
+    room, networks = MAX_BYTES, MAX_NETWORKS
+    for each in policies:
+        if each.egress is None:
+            continue
+        size = len(msgspec.msgpack.encode(each.egress))
+        needed = len({network for one in each.egress.destinations for network in one.networks})
+        if len(applying) == MAX_POLICIES:
+            problem = f"more than {MAX_POLICIES} policies are about connections that the pod makes"
+        elif size > room or needed > networks:
+            problem = "the policies about connections that the pod makes are too large together"
+        else:
+            problem = ""
+            room, networks = room - size, networks - needed
+            applying.append(each)
+        if problem:
+            problems.setdefault(problem, []).append(each.display)
+        elif any(one.mode != EgressMode.OBSERVE for one in each.egress.destinations):
+            problems.setdefault(NOT_OPENED, []).append(each.display)
+    return tuple(applying), problems
+
+
+NOT_OPENED: Final = (
+    "this version observes the connections that the pod makes: modes Originate and Decrypt are not carried out, and "
+    "failurePolicy says what becomes of such connections"
+)
+
+
+def steered(snapshots: Sequence[EgressSnapshot]) -> SteeredDestinations:
+    """What the kernel has to steer for these policies."""
+    destinations = [one for each in snapshots for one in each.destinations]
+    named = {ip_network(text) for one in destinations for text in one.networks}
+    external = any(not one.networks for one in destinations)
+    return SteeredDestinations(
+        tuple(sorted(named | {*EVERYTHING} if external else named, key=_order)),
+        tuple(each for each in INTERNAL if external and not any(_holds(wide, each) for wide in named)),
+        _ports(destinations),
+        any(each.policy.closes for each in snapshots),
+        any(each.blocks_quic for each in snapshots),
+    )
+
+
+def _ports(destinations: Sequence[DestinationSnapshot]) -> frozenset[int] | None:
+    if any(not one.ports for one in destinations):
+        return None
+    found = frozenset(port for one in destinations for port in one.ports)
+    return found if len(found) <= MAX_PORTS else None
+
+
+def _holds(wide: Network, narrow: Network) -> bool:
+    """Whether one network is in another."""
+    if isinstance(wide, IPv4Network):
+        return isinstance(narrow, IPv4Network) and narrow.subnet_of(wide)
+    return isinstance(narrow, IPv6Network) and narrow.subnet_of(wide)
+
+
+def _order(network: Network) -> tuple[int, int, int]:
+    return network.version, int(network.network_address), network.prefixlen

@@ -1,0 +1,247 @@
+"""Steers the connections that one pod makes to its proxy, while a policy is about them.
+
+States
+
+    off        no policy is about them, or they cannot be steered (`problem` says why): nothing of it exists
+    attached   programs on the pod's cgroup, a listener in its namespace, both known to the proxy. Nothing is steered:
+               connections go out directly, or are refused where a policy fails closed
+    serving    connections are sent to the listener
+
+    off -> attached -> serving      `apply`, once the proxy has acknowledged policies, table and listener
+    serving -> attached             `look`: the proxy has gone, hangs, or says that it cannot serve
+    attached -> serving             `look`: it is back
+    any -> off                      `apply` without policies, `detach`
+
+Invariants
+  * The proxy is told of policies, table and listener before a connection is steered.
+  * Whatever fails here concerns connections that the pod makes: ports that the pod serves are steered all the same.
+  * Existing connections go on. What has retired keeps answering getpeername() for them until the app has closed them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Collection
+from typing import TYPE_CHECKING
+
+from sidestep.model.condition import Condition, ConditionType
+from sidestep.model.errors import RefusedError, SidestepError
+from sidestep.netns import reset_waiting, tcp_listener
+from sidestep.node.planning.egress import steered
+from sidestep.node.proxies.desired import DestinationTable
+from sidestep.observability.logs import get_logger
+from sidestep.proxy.control.messages import OUTBOUND
+from sidestep.steering import EgressConfig, EgressPrograms, EgressSteering
+
+if TYPE_CHECKING:
+    import socket
+    from ipaddress import IPv4Address, IPv6Address
+
+    from sidestep.model.pod import Pod
+    from sidestep.netns import Netns
+    from sidestep.node.conditions import Statements
+    from sidestep.node.proxies.supervisor import PodProxy
+    from sidestep.snapshots.egress import EgressSnapshot
+    from sidestep.snapshots.hindrance import Hindrance
+
+BACKLOG = 4096
+"""Connections that wait for the proxy to accept them."""
+NO_CGROUP = "the pod's cgroup v2 folder is not known"
+_MOST = 4096
+"""Connections in a queue that are reset at once."""
+
+
+class PodEgress:
+    """That of one pod. `changed` is called when `problem` has changed by itself."""
+
+    def __init__(
+        self,
+        pod: Pod,
+        *,
+        programs: Callable[[], Awaitable[EgressPrograms]],
+        statements: Statements,
+        changed: Callable[[], None],
+    ) -> None:
+        self._pod = pod
+        self._programs = programs
+        self._statements = statements
+        self._changed = changed
+        self._steering: EgressSteering | None = None
+        self._listener: socket.socket | None = None
+        self._config: EgressConfig | None = None
+        self._cgroup = ""
+        self._retired: list[tuple[EgressSteering, socket.socket]] = []
+        self._serving = False
+        self._hindered = False
+        self._over = False
+        self._policies: tuple[EgressSnapshot, ...] = ()
+        """Those that are in effect."""
+        self.problem = ""
+        """Why connections that the pod makes are not inspected although a policy is about them."""
+        self._log = get_logger("egress").bind(pod=str(pod.key))
+
+    @property
+    def serving(self) -> bool:
+        """Whether connections are sent to the proxy."""
+        return self._serving
+
+    @property
+    def open_connections(self) -> int:
+        """Connections that were sent to the proxy and that the app has not closed."""
+        return self._steering.open_entries() if self._steering is not None else 0
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether programs of its are not where they were attached any more."""
+        return self._steering is not None and not self._steering.attached()
+
+    def inspects(self, policies: tuple[EgressSnapshot, ...]) -> bool:
+        """Whether exactly these policies are in effect."""
+        return self._policies == policies and (not policies or self._serving)
+
+    async def apply(
+        self,
+        policies: tuple[EgressSnapshot, ...],
+        *,
+        pod: Pod,
+        proxy: PodProxy,
+        netns: Netns,
+        own: Collection[IPv4Address | IPv6Address],
+    ) -> None:
+        """Bring everything in line with these policies, which the proxy has been told. Raises no SidestepError."""
+        self._pod = pod
+        try:
+            await self._follow(policies, proxy=proxy, netns=netns, own=own)
+        except SidestepError as error:
+            self._retire()
+            with contextlib.suppress(SidestepError):
+                await proxy.unlisten_outbound()
+            self._state(str(error))
+        self.look(absent=False)
+
+    async def _follow(
+        self,
+        policies: tuple[EgressSnapshot, ...],
+        *,
+        proxy: PodProxy,
+        netns: Netns,
+        own: Collection[IPv4Address | IPv6Address],
+    ) -> None:
+        cgroup = self._pod.location.cgroup or ""
+        if self._steering is not None and (not policies or cgroup != self._cgroup):
+            self._retire()
+            await proxy.unlisten_outbound()
+        if not policies or not cgroup:
+            self._policies = ()
+            self._state(NO_CGROUP if policies else "")
+            return
+        config = _config(policies, own)
+        if self._steering is None:
+            await self._attach(config, cgroup, proxy=proxy, netns=netns)
+        elif config != self._config:
+            self._steering.update(config)
+        self._config, self._policies = config, policies
+        self._state("")
+
+    async def _attach(self, config: EgressConfig, cgroup: str, *, proxy: PodProxy, netns: Netns) -> None:
+        programs = await self._programs()
+        if self._over:
+            raise RefusedError("the pod is being released")
+        listener = tcp_listener(netns, backlog=BACKLOG)
+        try:
+            steering = EgressSteering.attach(programs, cgroup, netns.fd, config)
+            try:
+                table = DestinationTable(steering.table_fd, str(steering.network), steering.entries)
+                await proxy.listen_outbound(table, listener)
+                if self._over:
+                    raise RefusedError("the pod is being released")
+            except BaseException:
+                steering.close()
+                raise
+        except BaseException:
+            listener.close()
+            raise
+        self._steering, self._listener, self._cgroup = steering, listener, cgroup
+        self._log.info("outbound connections are steered", cgroup=cgroup, network=str(steering.network))
+
+    def look(self, *, absent: bool) -> None:
+        """Steer, or do not, by whether the proxy is there; give back what nobody uses any more. Never raises."""
+        for steering, listener in [*self._retired]:
+            if steering.open_entries() == 0:
+                self._retired.remove((steering, listener))
+                _close(steering, listener)
+        if self._steering is None or self._listener is None:
+            return
+        wanted = not (absent or self._hindered)
+        if wanted == self._serving:
+            return
+        try:
+            if wanted:
+                self._steering.serve(self._listener.fileno())
+            else:
+                self._steering.unserve()
+        except SidestepError as error:
+            self._state(f"steering failed: {error}")
+        else:
+            self._serving = wanted
+            self._changed()
+
+    def sweep(self) -> None:
+        """Reset whoever waits for a proxy that is gone. Never raises."""
+        if self._listener is not None and not self._serving:
+            reset_waiting(self._listener, most=_MOST)
+
+    def hindered(self, hindrances: Collection[Hindrance]) -> None:
+        """Take the proxy's report of all that keeps it from serving."""
+        self._hindered = any(each.port in (0, OUTBOUND) for each in hindrances)
+
+    def process_gone(self) -> None:
+        """The process of the proxy has ended; what it said does not hold any more."""
+        self._hindered = False
+
+    def detach(self) -> None:
+        """Steer nothing any more, for good; connections that have arrived go on. Never raises."""
+        self._over = True
+        self._retire()
+
+    def close(self) -> None:
+        """Give everything back. Never raises."""
+        self.detach()
+        for steering, listener in self._retired:
+            _close(steering, listener)
+        self._retired = []
+
+    def _retire(self) -> None:
+        steering, listener = self._steering, self._listener
+        self._steering = self._listener = self._config = None
+        self._serving, self._policies = False, ()
+        if steering is not None and listener is not None:
+            steering.retire()
+            self._retired.append((steering, listener))
+
+    def _state(self, problem: str) -> None:
+        self.problem = problem
+        text = f"connections that the pod makes are not inspected: {problem}"
+        found = [Condition(ConditionType.NOT_INSPECTED, f"pod {self._pod.key}", text)] if problem else []
+        self._statements.state(None, "egress", found)
+
+
+def _close(steering: EgressSteering, listener: socket.socket) -> None:
+    steering.close()
+    listener.close()
+
+
+def _config(policies: tuple[EgressSnapshot, ...], own: Collection[IPv4Address | IPv6Address]) -> EgressConfig:
+    """What the kernel is told; `own` are the pod's addresses, of which the first of each family is used."""
+    wanted = steered(policies)
+    first: dict[int, IPv4Address | IPv6Address] = {}
+    for each in sorted(own, key=lambda each: (each.version, int(each))):
+        first.setdefault(each.version, each)
+    return EgressConfig(
+        steered=wanted.steered,
+        passed=wanted.passed,
+        ports=wanted.ports,
+        fail=wanted.fails,
+        block_quic=wanted.blocks_quic,
+        own=tuple(first.values()),
+    )

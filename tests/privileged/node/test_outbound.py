@@ -1,0 +1,272 @@
+"""Connections that a pod makes, from its cgroup and namespace to real servers in another: what policies do to them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from dataclasses import replace
+from ipaddress import ip_network
+
+import pytest
+
+from sidestep.model.condition import ConditionType
+from sidestep.model.egress import Destination
+from sidestep.model.inspection import Action, Egress, FailurePolicy, InspectionPolicy, Match, Mode, Rule
+from sidestep.model.workload import LabelSelector
+from sidestep.node.planning.inspection import PlannedPolicy
+from sidestep.node.proxies.supervisor import ProxyState
+from sidestep.policy.egress_rows import to_egress_snapshot
+from sidestep.policy.inspection_rows import to_snapshot
+from tests.harness.authority import Authority
+from tests.harness.cgroups import cgroup, inside
+from tests.harness.namespaces import pod_namespace
+from tests.harness.nginx import nginx
+from tests.harness.tls_peers import s_server
+from tests.privileged.node.rig import QUICK, pod_of, rig
+
+pytestmark = pytest.mark.privileged
+
+TLS, OTHER, PLAIN = 443, 8443, 80
+NAMES = ("api.test", "paste.test")
+
+
+def policy(*rules, fail=False, destinations=None, mode=Mode.ENFORCE, name="out"):
+    """About everything in the network of the tests."""
+    chosen = destinations or (Destination("net", networks=(ip_network("10.99.0.0/16"), ip_network("fd99::/16"))),)
+    failing = FailurePolicy.FAIL if fail else FailurePolicy.IGNORE
+    egress = Egress(chosen, tuple(rules), failing)
+    made = InspectionPolicy(name, "shop", pod_selector=LabelSelector(), mode=mode, egress=egress)
+    return PlannedPolicy(made, to_snapshot(made), 1, egress=to_egress_snapshot(made))
+
+
+NO_PASTE = Rule("no-paste", Action.BLOCK, match=Match(server_names=("paste.test",)))
+
+
+class Records:
+    """A log that keeps what it gets."""
+
+    wanted = True
+
+    def __init__(self):
+        self.made = []
+
+    def take(self, pod, message, rules):
+        self.made.append((message, rules))
+
+    def missed(self, pod, ports, absence):
+        pass
+
+    def take_alert(self, pod, make):
+        pass
+
+    def ids_ended(self):
+        pass
+
+
+class Pod:
+    """A pod whose connections are steered, and the servers that it connects to."""
+
+    def __init__(self, space, folder, some, key, authority, web):
+        self.space, self.folder, self.some, self.key = space, folder, some, key
+        self.authority, self.web = authority, web
+
+    @property
+    def target(self):
+        return self.some.target(self.key)
+
+    async def program(self, *policies):
+        self.some.policies = policies
+        self.some.plan()
+        egress = tuple(each.egress for each in policies)
+        reconciler = self.some.reconciler
+        await self.some.until(lambda: reconciler.target(self.key) and self.target.egress.inspects(egress))
+
+    def run(self, *command):
+        """A command of the pod's: in its cgroup and its namespace."""
+        words = inside(self.folder, self.space.pod.enter(command))
+        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+
+    def curl(self, name, *options, port=TLS, scheme="https", address=None):
+        address = address or self.space.client_ip
+        resolve = f"{name}:{port}:{address if ':' not in address else f'[{address}]'}"
+        return self.run(
+            "curl", "-sS", "--noproxy", "*", "--max-time", "20", "--cacert", self.authority, "--resolve", resolve,
+            "-w", "\n%{http_code} %{remote_ip} %{http_version}", *options, f"{scheme}://{name}:{port}/",
+        )  # fmt: skip
+
+    async def asked(self, *args, **options):
+        return await asyncio.to_thread(self.curl, *args, **options)
+
+    async def counted(self, **wanted):
+        """Until the proxy has told these counters."""
+        counters = self.target.counters
+        await self.some.until(lambda: {name: counters.outbound.get(name) for name in wanted} == wanted)
+
+
+@contextlib.asynccontextmanager
+async def outbound(program, tmp_path, *policies, **settings):
+    authority = Authority()
+    issued = authority.issue(*NAMES)
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    with pod_namespace() as space, cgroup() as folder, contextlib.ExitStack() as servers:
+        listen = [f"{space.client_ip}:{TLS}", f"[{space.client_ip6}]:{TLS}"]
+        web = servers.enter_context(
+            nginx(space.client, tmp_path / "web", listen=listen, plain=[f"{space.client_ip}:{PLAIN}"],
+                  certificate=issued, http2=True)
+        )  # fmt: skip
+        (tmp_path / "other").mkdir()
+        servers.enter_context(s_server(space.client, tmp_path / "other", OTHER, issued))
+        async with rig(program, **settings) as some:
+            pod = pod_of(space)
+            key = some.add(replace(pod, location=replace(pod.location, cgroup=str(folder))))
+            made = Pod(space, folder, some, key, tmp_path / "ca.pem", web)
+            await made.program(*policies)
+            yield made
+
+
+def succeeded(done, address):
+    assert done.returncode == 0, done.stderr
+    code, peer, _ = done.stdout.rsplit("\n", 1)[1].split()
+    assert (code, peer) == ("200", address)
+    return True
+
+
+def was_reset(done):
+    """While it connects, in its handshake, or while it waits for an answer: whenever curl looks."""
+    assert done.returncode in (7, 35, 56), (done.returncode, done.stderr)
+    return True
+
+
+def test_what_no_rule_blocks_reaches_its_server_and_a_blocked_name_does_not(program, tmp_path):
+    async def go():
+        async with outbound(program, tmp_path, policy(NO_PASTE)) as pod:
+            for address in (pod.space.client_ip, pod.space.client_ip6):
+                assert succeeded(await pod.asked("api.test", address=address), address)
+            assert succeeded(await pod.asked("api.test", port=PLAIN, scheme="http"), pod.space.client_ip)
+            assert succeeded(await pod.asked("api.test", "--http1.1", "--tls-max", "1.2"), pod.space.client_ip)
+            served = len(pod.web.requests())
+            assert was_reset(await pod.asked("paste.test"))
+            assert was_reset(await pod.asked("paste.test", port=PLAIN, scheme="http"))
+            assert len(pod.web.requests()) == served == 4
+            await pod.counted(outbound=6, inspection_blocked=2, outbound_closed=2)
+            assert pod.some.conditions.all() == ()
+
+    asyncio.run(go())
+
+
+def test_tls_stays_end_to_end(program, tmp_path):
+    """The client sees the server's own certificate, and resumes sessions with it."""
+
+    async def go():
+        async with outbound(program, tmp_path, policy(NO_PASTE)) as pod:
+            command = (
+                "openssl", "s_client", "-connect", f"{pod.space.client_ip}:{OTHER}", "-servername", "api.test",
+                "-CAfile", str(pod.authority), "-verify_return_error", "-reconnect", "-no_ticket", "-tls1_2",
+            )  # fmt: skip
+            done = await asyncio.to_thread(pod.run, *command)
+            assert "Verify return code: 0 (ok)" in done.stdout, done.stdout + done.stderr
+            assert done.stdout.count("Reused, TLSv1.2") >= 1
+            await pod.counted(outbound_closed=None)
+
+    asyncio.run(go())
+
+
+def test_processes_outside_the_pods_cgroup_are_not_touched(program, tmp_path):
+    async def go():
+        async with outbound(program, tmp_path, policy(Rule("all", Action.BLOCK))) as pod:
+            command = pod.space.pod.enter(["curl", "-sS", "--noproxy", "*", f"http://{pod.space.client_ip}:{PLAIN}/"])
+            done = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=60, check=False)
+            assert done.stdout == b"app\n", done.stderr
+            assert (await pod.asked("api.test")).returncode != 0
+
+    asyncio.run(go())
+
+
+def test_an_address_that_is_blocked_is_never_connected_to(program, tmp_path):
+    async def go():
+        here = Rule("net", Action.BLOCK, match=Match(networks=(ip_network("10.99.0.0/16"),)))
+        async with outbound(program, tmp_path, policy(here)) as pod:
+            assert was_reset(await pod.asked("api.test"))
+            assert succeeded(await pod.asked("api.test", address=pod.space.client_ip6), pod.space.client_ip6)
+            assert len(pod.web.requests()) == 1
+
+    asyncio.run(go())
+
+
+def test_without_a_policy_nothing_is_there_and_connections_go_on(program, tmp_path):
+    async def go():
+        async with outbound(program, tmp_path, policy(NO_PASTE)) as pod:
+            assert was_reset(await pod.asked("paste.test"))
+            pod.some.policies = ()
+            pod.some.plan()
+            await pod.some.until(lambda: pod.some.reconciler.target(pod.key) is None)
+            assert succeeded(await pod.asked("paste.test"), pod.space.client_ip)
+
+    asyncio.run(go())
+
+
+def test_policies_change_while_connections_are_made(program, tmp_path):
+    async def go():
+        async with outbound(program, tmp_path, policy()) as pod:
+            assert succeeded(await pod.asked("paste.test"), pod.space.client_ip)
+            await pod.program(policy(NO_PASTE))
+            assert was_reset(await pod.asked("paste.test"))
+            await pod.program(policy(NO_PASTE, mode=Mode.DETECT))
+            assert succeeded(await pod.asked("paste.test"), pod.space.client_ip)
+            await pod.counted(inspection_would_block=1, inspection_blocked=1)
+
+    asyncio.run(go())
+
+
+def test_the_next_proxy_takes_over(program, tmp_path):
+    async def go():
+        async with outbound(program, tmp_path, policy(NO_PASTE), settings=QUICK) as pod:
+            for _ in range(2):
+                before = pod.target.proxy_pid
+                os.kill(before, signal.SIGKILL)
+                await pod.some.until(
+                    lambda: pod.target.proxy_state is ProxyState.RUNNING and pod.target.proxy_pid != before  # noqa: B023
+                )
+                assert succeeded(await pod.asked("api.test"), pod.space.client_ip)
+                assert was_reset(await pod.asked("paste.test"))
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_without_a_proxy_connections_go_out_directly_or_are_refused(program, tmp_path, fail):
+    async def go():
+        async with outbound(program, tmp_path, policy(NO_PASTE, fail=fail), settings=QUICK) as pod:
+            while pod.target.proxy_state is not ProxyState.FAILED:
+                if pod.target.proxy_pid:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pod.target.proxy_pid, signal.SIGKILL)
+                await asyncio.sleep(0.01)
+            await pod.some.until(lambda: not pod.target.egress.serving)
+            done = await pod.asked("paste.test")
+            if fail:
+                assert done.returncode == 7, done.stderr
+            else:
+                assert succeeded(done, pod.space.client_ip)
+            await pod.some.until(lambda: pod.target.egress.serving)
+            assert was_reset(await pod.asked("paste.test"))
+
+    asyncio.run(go())
+
+
+def test_a_pod_whose_cgroup_is_not_known_is_told_of(program, tmp_path):
+    async def go():
+        async with outbound(program, tmp_path, policy(NO_PASTE)) as pod:
+            known = pod.some.pods[pod.key]
+            pod.some.pods[pod.key] = replace(known, location=replace(known.location, cgroup=None))
+            pod.some.plan()
+            await pod.some.until(lambda: pod.target.egress.problem)
+            [condition] = pod.some.conditions.all()
+            assert condition.type is ConditionType.NOT_INSPECTED
+            assert "cgroup v2 folder is not known" in condition.text
+            assert succeeded(await pod.asked("paste.test"), pod.space.client_ip)
+
+    asyncio.run(go())
