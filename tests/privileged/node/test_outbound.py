@@ -257,6 +257,22 @@ def test_without_a_proxy_connections_go_out_directly_or_are_refused(program, tmp
     asyncio.run(go())
 
 
+def test_a_server_that_refuses_is_seen_to_refuse(program, tmp_path):
+    """The first connection is reset after it was made; then the pod's processes see the refusal itself."""
+
+    async def go():
+        async with outbound(program, tmp_path, policy(NO_PASTE)) as pod:
+            assert was_reset(await pod.asked("api.test", port=4444))
+            deadline = asyncio.get_running_loop().time() + 60
+            while (done := await pod.asked("api.test", port=4444)).returncode != 7:
+                assert asyncio.get_running_loop().time() < deadline, done.stderr
+            assert "connect" in done.stderr
+            assert succeeded(await pod.asked("api.test"), pod.space.client_ip)
+            assert was_reset(await pod.asked("paste.test"))
+
+    asyncio.run(go())
+
+
 def test_a_pod_whose_cgroup_is_not_known_is_told_of(program, tmp_path):
     async def go():
         async with outbound(program, tmp_path, policy(NO_PASTE)) as pod:

@@ -21,20 +21,24 @@ Invariants
 from __future__ import annotations
 
 import contextlib
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Collection
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from sidestep.aio.token_bucket import TokenBucket
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import RefusedError, SidestepError
 from sidestep.netns import reset_waiting, tcp_listener
 from sidestep.node.planning.egress import steered
+from sidestep.node.planning.valve import Valve
 from sidestep.node.proxies.desired import DestinationTable
 from sidestep.observability.logs import get_logger
 from sidestep.proxy.control.messages import OUTBOUND
 from sidestep.steering import EgressConfig, EgressPrograms, EgressSteering
 
 if TYPE_CHECKING:
-    import socket
     from ipaddress import IPv4Address, IPv6Address
 
     from sidestep.model.pod import Pod
@@ -46,6 +50,13 @@ if TYPE_CHECKING:
 
 BACKLOG = 4096
 """Connections that wait for the proxy to accept them."""
+DIRECTLY = 5.0
+"""Seconds for which connections to a server that could not be reached are not steered."""
+DOWNS = (20.0, 200.0)
+"""Such servers that are noted a second, and at once: a proxy that was taken over could tell of any number."""
+CROWDED = "connections wait for longer than the proxy takes to accept them; for a while they are not steered"
+_QUEUE = struct.Struct("=24xII")
+"""tcpi_unacked and tcpi_sacked of `struct tcp_info`: of a listener, its accept queue's length and limit."""
 NO_CGROUP = "the pod's cgroup v2 folder is not known"
 _MOST = 4096
 """Connections in a queue that are reset at once."""
@@ -61,11 +72,15 @@ class PodEgress:
         programs: Callable[[], Awaitable[EgressPrograms]],
         statements: Statements,
         changed: Callable[[], None],
+        now: Callable[[], float],
     ) -> None:
         self._pod = pod
         self._programs = programs
         self._statements = statements
         self._changed = changed
+        self._now = now
+        self._downs = TokenBucket(rate=DOWNS[0], burst=DOWNS[1], now=now())
+        self._valve = Valve()
         self._steering: EgressSteering | None = None
         self._listener: socket.socket | None = None
         self._config: EgressConfig | None = None
@@ -172,7 +187,8 @@ class PodEgress:
                 _close(steering, listener)
         if self._steering is None or self._listener is None:
             return
-        wanted = not (absent or self._hindered)
+        self._look_at_queue(self._listener)
+        wanted = not (absent or self._hindered or self._valve.shut)
         if wanted == self._serving:
             return
         try:
@@ -185,6 +201,27 @@ class PodEgress:
         else:
             self._serving = wanted
             self._changed()
+
+    def _look_at_queue(self, listener: socket.socket) -> None:
+        """Shut the valve while the proxy does not keep up, and tell."""
+        shut = self._valve.shut
+        length, limit = _QUEUE.unpack(listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _QUEUE.size))
+        self._valve.look(length=length, limit=limit, now=self._now())
+        if self._valve.shut is not shut:
+            found = [Condition(ConditionType.OVERLOADED, f"pod {self._pod.key}", CROWDED)] if self._valve.shut else []
+            self._statements.state(None, "egress queue", found)
+
+    def unreachable(self, address: str, port: int) -> None:
+        """Leave connections to a server that cannot be reached to the pod for a while. `address` comes from the proxy.
+
+        So its processes see what is wrong, and try the next address of several.
+        """
+        if self._steering is None or not self._downs.take(self._now()):
+            return
+        try:
+            self._steering.unreachable(ip_address(address), port, seconds=DIRECTLY)
+        except (ValueError, SidestepError) as error:
+            self._log.info("a server that cannot be reached was not noted", reason=str(error))
 
     def sweep(self) -> None:
         """Reset whoever waits for a proxy that is gone. Never raises."""
@@ -214,7 +251,8 @@ class PodEgress:
     def _retire(self) -> None:
         steering, listener = self._steering, self._listener
         self._steering = self._listener = self._config = None
-        self._serving, self._policies = False, ()
+        self._serving, self._policies, self._valve = False, (), Valve()
+        self._statements.state(None, "egress queue", ())
         if steering is not None and listener is not None:
             steering.retire()
             self._retired.append((steering, listener))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         LiveRecords,
         NameClient,
         NoApp,
+        NoServer,
         Open,
         Probed,
         Records,
@@ -78,6 +79,9 @@ class ReportsOwner(Protocol):
 
     def inspector_late(self) -> None:
         """The inspector has missed a deadline."""
+
+    def server_unreachable(self, address: str, port: int) -> None:
+        """A server that the pod connects to refused the proxy, or did not answer it."""
 
 
 class ProxyReports:
@@ -147,6 +151,10 @@ class ProxyReports:
         """A dial was refused: unsteer the port at once."""
         if self._streams.refused(no_app):
             self._owner.changed()
+
+    def on_no_server(self, no_server: NoServer, /) -> None:
+        """A server could not be reached: for a while the pod's processes connect to it themselves."""
+        self._owner.server_unreachable(no_server.address, no_server.port)
 
     def on_hindered(self, hindrances: tuple[Hindrance, ...], /) -> None:
         """The proxy cannot serve as it should, or can again."""

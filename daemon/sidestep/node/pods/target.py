@@ -93,7 +93,11 @@ class Target:
         )
         self._ids = PodIds(pod, uid, tools, statements=self._statements, feed=self._feed_ids)
         self._egress = PodEgress(
-            pod, programs=tools.outbound, statements=self._statements, changed=lambda: tools.on_change(pod.key)
+            pod,
+            programs=tools.outbound,
+            statements=self._statements,
+            changed=lambda: tools.on_change(pod.key),
+            now=tools.now,
         )
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -427,6 +431,10 @@ class Target:
         self._egress.look(absent=bool(self.absence()))
         self._look_at_datagrams()
         self.changed()
+
+    def server_unreachable(self, address: str, port: int) -> None:
+        """A server that the pod connects to refused the proxy, or did not answer it."""
+        self._egress.unreachable(address, port)
 
     def proxy_changed(self, state: ProxyState, reason: str) -> None:
         """The proxy came, went, or is given up for now."""

@@ -29,6 +29,7 @@ from sidestep.proxy.control.messages import (
     LiveRecords,
     NameClient,
     NoApp,
+    NoServer,
     Open,
     Probed,
     Records,
@@ -106,6 +107,8 @@ class ProxyDispatcher:
                 self._handler.on_probed(sanitising.probed(message))
             case NoApp():
                 self._handler.on_no_app(message)
+            case NoServer():
+                self._handler.on_no_server(message)
             case Hindered():
                 self._handler.on_hindered(sanitising.hindrances(message, ports=self._ports))
             case InspectorLate():

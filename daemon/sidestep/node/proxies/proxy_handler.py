@@ -14,6 +14,7 @@ from sidestep.proxy.control.messages import (
     LiveRecords,
     NameClient,
     NoApp,
+    NoServer,
     Open,
     Probed,
     Records,
@@ -65,6 +66,9 @@ class ProxyHandler(Protocol):
 
     def on_no_app(self, no_app: NoApp, /) -> None:
         """Learn that nothing listens behind a port."""
+
+    def on_no_server(self, no_server: NoServer, /) -> None:
+        """A server that the pod connects to could not be reached."""
 
     def on_hindered(self, hindrances: tuple[Hindrance, ...], /) -> None:
         """Learn all that keeps the present process from serving."""

@@ -347,6 +347,13 @@ class NoApp(Message):
     family: int
 
 
+class NoServer(Message):
+    """A server that the pod connected to refused the proxy, or did not answer it."""
+
+    address: Annotated[str, msgspec.Meta(max_length=64)]
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+
+
 class Hindered(Message):
     """All that keeps the proxy from serving now, sent whenever it changes. A new proxy has no hindrance."""
 
@@ -398,6 +405,7 @@ FromProxy = (
     | NameClient
     | ForgetClient
     | NoApp
+    | NoServer
     | Hindered
     | InspectorLate
 )

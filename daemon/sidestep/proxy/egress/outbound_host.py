@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from sidestep.engine.leg import Leg
 from sidestep.proxy.connection.dial import Done
@@ -17,6 +18,11 @@ from sidestep.proxy.egress.server_dial import ServerDial
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.stream import PlainStream
 
+UNREACHABLE: Final = frozenset(
+    {errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNRESET, errno.EHOSTDOWN}
+)
+"""Errors of a dial that are the server's, or of the way to it."""
+
 
 class Process(ConnectionHost, Protocol):
     """What is asked of the process around it."""
@@ -28,6 +34,9 @@ class Process(ConnectionHost, Protocol):
 
     def setup_over(self, setup: PendingConnection) -> None:
         """A setup is over, whatever came of it."""
+
+    def no_server(self, host: str, port: int) -> None:
+        """A server refused, or did not answer."""
 
 
 class OutboundHost:
@@ -51,7 +60,13 @@ class OutboundHost:
 
     def dial_app(self, endpoints: Endpoints, done: Done) -> Callable[[], None]:
         """Connect to the server; returns a function that cancels."""
-        return ServerDial(self._loop, endpoints.host, endpoints.port, done).cancel
+
+        def finished(sock: socket.socket | None, error: OSError | None) -> None:
+            if error is not None and error.errno in UNREACHABLE:
+                self._process.no_server(endpoints.host, endpoints.port)
+            done(sock, error)
+
+        return ServerDial(self._loop, endpoints.host, endpoints.port, finished).cancel
 
     def release_name(self, endpoints: Endpoints, app: socket.socket) -> None:
         """Do nothing: no connection to a server has the name of a client."""

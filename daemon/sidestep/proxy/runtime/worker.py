@@ -280,6 +280,10 @@ class Worker:
         """Note that a connection is being set up."""
         self._connections.begin(setup)
 
+    def no_server(self, host: str, port: int) -> None:
+        """Tell the daemon that a server could not be reached: for a while the pod's processes see that themselves."""
+        self._link.advise(messages.NoServer(self._link.next_seq(), host, port))
+
     def setup_failed(self, error: int) -> None:
         """Note that the kernel refused what a connection needs."""
         if error in EXHAUSTED:

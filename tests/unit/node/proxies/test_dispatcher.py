@@ -6,13 +6,17 @@ import asyncio
 import socket
 from typing import Any
 
+import msgspec
 import pytest
 
 from sidestep.aio.packets import ChannelClosed
 from sidestep.aio.tasks import Tasks
 from sidestep.model.errors import PeerError, RefusedError
+from sidestep.model.inspection import Action, Egress, InspectionPolicy, Rule
 from sidestep.node.proxies import dispatcher as dispatching
 from sidestep.node.proxies.dispatcher import ProxyDispatcher
+from sidestep.policy.egress_rows import to_egress_snapshot
+from sidestep.policy.inspection_rows import to_snapshot
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.messages import Open
 from sidestep.snapshots.hindrance import Hindrance
@@ -90,12 +94,31 @@ def run(what, *, deadline: float = 5.0) -> tuple[Owner, Process]:
         (messages.ForgetClient(0, 80, "127.0.0.1", 1), "on_forget_client"),
         (messages.Probed(0, 80, "no", "no", "", False, b""), "on_probed"),
         (messages.NoApp(0, 80, 2), "on_no_app"),
+        (messages.NoServer(0, "203.0.113.7", 443), "on_no_server"),
         (messages.Heartbeat(0, 1, {80: {"accepted": 1}}, {}), "on_heartbeat"),
     ],
 )
 def test_each_message_reaches_its_function(message, told):
     owner, _ = run(lambda dispatcher, process, _: dispatcher.received(process, message))
     assert owner.told == [(told, message)]
+
+
+def test_what_a_proxy_may_say_of_connections_that_its_pod_makes():
+    """Rules of both directions may have hits; counters are there once a policy is about such connections."""
+    rules = (Rule("out", Action.ALERT),)
+    written = InspectionPolicy("p", "shop", rules=(Rule("in", Action.LOG),), egress=Egress(rules=rules))
+    inward = msgspec.structs.replace(port(80), policies=(to_snapshot(written),))
+    beat = messages.Heartbeat(0, 1, {messages.OUTBOUND: {"outbound": 1}}, {})
+
+    def talk(dispatcher, process, _):
+        dispatcher.received(process, beat)
+        dispatcher.allow((inward,), (to_egress_snapshot(written),))
+        dispatcher.received(process, beat)
+        dispatcher.received(process, messages.Records(0, (), {}))
+        assert dispatcher._known_rules() == {"shop/p": {"in", "out"}}
+
+    owner, _ = run(talk)
+    assert [told.ports for name, told in owner.told if name == "on_heartbeat"] == [{}, beat.ports]
 
 
 def test_hindrances_and_counters_of_other_ports_are_dropped():

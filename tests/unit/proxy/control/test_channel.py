@@ -273,6 +273,7 @@ def every_message() -> list[messages.Message]:
         messages.Report(1, 80, "NoApp", "t"),
         messages.Reset(1, 3),
         messages.NoApp(1, 80, 2),
+        messages.NoServer(1, "203.0.113.7", 443),
         messages.Hindered(1, (Hindrance("cannot-dial", 80, 2, 110),)),
         messages.NameClient(1, 80, "127.1.2.3", 4, "192.0.2.1", 5),
         messages.ForgetClient(1, 80, "127.1.2.3", 4),

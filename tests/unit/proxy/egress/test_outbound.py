@@ -50,6 +50,10 @@ class Process:
         self.lingering = set()
         self.records = Records()
         self.setups, self.relayed, self.failed = set(), set(), []
+        self.unreachable = []
+
+    def no_server(self, host, port):
+        self.unreachable.append((host, port))
 
     def setup_begins(self, setup):
         self.setups.add(setup)
@@ -327,6 +331,7 @@ def refused(scene):
     client = scene.client()
     assert scene.is_reset(client)
     assert scene.counters == {"outbound": 2, "servers_refused": 2}
+    assert scene.process.unreachable == [scene.table.server] * 2
 
 
 def test_a_connection_to_the_listener_itself_is_closed_and_nothing_is_dialled(scene):
