@@ -7,8 +7,8 @@ States of the inspector, as seen from here
 
     absent        there is none: `connected` has not been called, or `lost` has
     configuring   it was sent the profiles
-    serving       it has taken them: questions are sent, at most SENT at a time, so that few wait where nobody can take
-                  them back
+    serving       it has taken them: questions are sent, at most `most_sent` at a time, so that few wait where nobody
+                  can take them back
     unusable      it has refused the profiles; only other profiles change that
 
 States of a question
@@ -43,6 +43,7 @@ from sidestep.protocols.waf_messages import PART, Configure, Configured, FromIns
 from sidestep.snapshots.waf import Profile
 
 SENT: Final = 4
+"""Questions that are sent and not answered, while somebody waits for answers."""
 WAITING: Final = 64
 BYTES: Final = 4 * 1024 * 1024
 
@@ -118,8 +119,25 @@ class Asking:
         """Configure messages that are."""
         self.outgoing: deque[bytes] = deque()
         """Packets to be sent, in order; the shell takes them out."""
+        self.most_sent = SENT
+        """Questions that may be sent and not answered."""
         self.is_late = False
         """The inspector has to be ended; the shell closes the socket, tells the daemon, and calls `lost`."""
+
+    @property
+    def expects(self) -> bool:
+        """Whether the inspector has anything to answer."""
+        return bool(self._sent or self._unanswered)
+
+    @property
+    def is_configuring(self) -> bool:
+        """Whether the inspector has been sent profiles and has not answered."""
+        return self._unanswered > 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any question is not over, or abandoned."""
+        return bool(self._sent or self._waiting)
 
     @property
     def deadline(self) -> float | None:
@@ -210,7 +228,7 @@ class Asking:
 
     def _proceed(self, now: float) -> None:
         """Send what may be sent."""
-        while self._is_serving and not self.is_late and self._waiting and len(self._sent) < SENT:
+        while self._is_serving and not self.is_late and self._waiting and len(self._sent) < self.most_sent:
             question = self._waiting.popleft()
             try:
                 place = self._profiles.index(question.subject.profile)

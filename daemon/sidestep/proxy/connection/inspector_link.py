@@ -4,8 +4,12 @@ decides about, keeps its time, and hands out answers.
 The daemon hands over a socket for each inspector that it makes (`messages.UseInspector`), and is told when one misses a
 deadline (`messages.InspectorLate`): only the daemon can end it. Without an inspector questions wait until they are due.
 
-Answers are given out by a timer that is due at once, never while somebody asks: who asks is in the middle of a decision
-about its connection.
+Answers are never given out while somebody asks: who asks is in the middle of a decision about its connection. They are
+given out at the end of the callback in which they came, else by a timer that is due at once.
+
+While no port enforces, nobody waits for an answer, so packets are collected: a timer, due after PACE seconds at most,
+reads all verdicts that have come and sends all questions that were asked since it was set. Otherwise each question
+wakes the process up twice, which takes three times the CPU.
 """
 
 from __future__ import annotations
@@ -17,15 +21,21 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from sidestep.engine.inspection.asking import Answer, Asking, Reason, Subject
+from sidestep.engine.inspection.asking import SENT, Answer, Asking, Reason, Subject
 from sidestep.protocols.waf_messages import MAX_PACKET
 from sidestep.proxy.io.loop import BROKEN, READ, WRITE, Loop, Timer
 
 if TYPE_CHECKING:
     from sidestep.snapshots.waf import PortWaf, Profile
 
-PACKETS: Final = 16
+PACKETS: Final = 32
 """Packets that are read at once."""
+COLLECTED: Final = 32
+"""Questions that may be sent and not answered while packets are collected."""
+PACE: Final = 0.05
+"""Seconds during which packets are collected ..."""
+SHARE: Final = 0.1
+"""... but no more than this share of the time within which a question is to be answered."""
 EARLY: Final = 0.005
 """Seconds by which a timer may be due after a deadline: the loop's clock stands still during a batch of events."""
 BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -44,14 +54,26 @@ class InspectorLink:
         self._profiles: tuple[Profile, ...] = ()
         self._answers: deque[Callable[[], None]] = deque()
         self._is_handing_out = False
+        """Answers that come are given out without a timer being set."""
+        self._is_collecting = True
+        self._pace = PACE
+        self._collection: Timer | None = None
+
+    @property
+    def is_configuring(self) -> bool:
+        """Whether the inspector has been sent profiles and has not answered."""
+        return self._asking.is_configuring
 
     def configure(self, ports: Iterable[PortWaf | None]) -> None:
         """Use what applies to all ports from now on."""
-        profiles = tuple(dict.fromkeys(port.profile for port in ports if port is not None))
+        wanted = [port for port in ports if port is not None]
+        profiles = tuple(dict.fromkeys(port.profile for port in wanted))
+        self._is_collecting = not any(port.enforces for port in wanted)
+        self._asking.most_sent = COLLECTED if self._is_collecting else SENT
         if profiles != self._profiles:
             self._profiles = profiles
             self._asking.configure(profiles)
-            self._advance()
+        self._advance()
 
     def replace(self, fd: int) -> None:
         """Ask the inspector behind this socket from now on. Takes the descriptor. Raises OSError."""
@@ -78,7 +100,12 @@ class InspectorLink:
         now = self._loop.now
         answered = partial(self._answered, counters, now, on_answer)
         self._asking.ask(subject, seconds=seconds, on_answer=answered, now=now)
-        self._advance()
+        if not self._is_collecting:
+            self._advance()
+            return
+        self._pace = min(PACE, SHARE * seconds)
+        if self._collection is None:
+            self._collection = self._loop.later(self._pace, self._collect)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -106,7 +133,26 @@ class InspectorLink:
             self._hand_out_later()
 
     def _ready(self, events: int) -> None:
-        sock = self._sock
+        self._is_handing_out = True
+        try:
+            self._read(events)
+            self._advance()
+        finally:
+            self._hand_out()
+
+    def _collect(self) -> None:
+        """Read verdicts, send questions, and see which are due."""
+        self._collection = None
+        self._is_handing_out = True
+        try:
+            self._read(READ)
+            self._asking.tick(self._loop.now)
+            self._advance()
+        finally:
+            self._hand_out()
+
+    def _read(self, events: int) -> None:
+        sock, asking = self._sock, self._asking
         if sock is None:
             return
         try:
@@ -115,22 +161,27 @@ class InspectorLink:
                 if not packet:
                     self._lose()
                     break
-                self._asking.received(packet, self._loop.now)
+                asking.received(packet, self._loop.now)
+                if not asking.expects:
+                    break
         except BlockingIOError:
             if events & BROKEN and not events & READ:
                 self._lose()
         except OSError:
             self._lose()
-        self._advance()
 
     def _advance(self) -> None:
-        """Write what is to be sent, let go of an inspector that is late, and set the timer."""
+        """Write what is to be sent, let go of an inspector that is late, and set the timers."""
         self._write()
         asking = self._asking
         if asking.is_late:
             self._on_late()
             self._lose()
             self._write()
+        if self._is_collecting:
+            if self._collection is None and asking.is_busy:
+                self._collection = self._loop.later(self._pace, self._collect)
+            return
         deadline = asking.deadline
         if deadline is None:
             return
@@ -153,12 +204,17 @@ class InspectorLink:
         except OSError:
             self._lose()
             return
-        self._loop.modify(sock.fileno(), READ | (WRITE if outgoing else 0))
+        listens = READ if not self._is_collecting or self.is_configuring else 0
+        self._loop.modify(sock.fileno(), listens | (WRITE if outgoing else 0))
 
     def _tick(self) -> None:
         self._timer = None
-        self._asking.tick(self._loop.now)
-        self._advance()
+        self._is_handing_out = True
+        try:
+            self._asking.tick(self._loop.now)
+            self._advance()
+        finally:
+            self._hand_out()
 
     def _lose(self) -> None:
         """The inspector has ended, or is not asked any more."""

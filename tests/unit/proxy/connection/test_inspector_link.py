@@ -9,7 +9,7 @@ from collections import Counter
 import msgspec
 import pytest
 
-from sidestep.engine.inspection.asking import Reason, Subject
+from sidestep.engine.inspection.asking import SENT, Reason, Subject
 from sidestep.protocols.waf_messages import Configure, Configured, Outcome, Question, ToInspector, Verdict
 from sidestep.proxy.connection.inspector_link import InspectorLink
 from sidestep.snapshots.waf import PortWaf, Profile
@@ -25,13 +25,14 @@ _decode = msgspec.msgpack.Decoder(ToInspector).decode
 class Scene:
     """A link, and the inspector's end of its socket."""
 
-    def __init__(self, loop):
+    def __init__(self, loop, *, enforces=True):
         self.loop = loop
+        self.port = msgspec.structs.replace(PORT, enforces=enforces)
         self.late = 0
         self.counters = Counter()
         self.answers = []
         self.link = InspectorLink(loop, self._is_late)
-        self.link.configure([PORT, None])
+        self.link.configure([self.port, None])
         self.inspector = None
 
     def _is_late(self):
@@ -70,9 +71,9 @@ def stepped():
     assert made.crashes == []
 
 
-@pytest.fixture
-def scene(stepped):
-    made = Scene(stepped.loop)
+@pytest.fixture(params=[True, False], ids=["enforces", "detects"])
+def scene(stepped, request):
+    made = Scene(stepped.loop, enforces=request.param)
     yield made
     if made.inspector is not None:
         made.inspector.close()
@@ -101,6 +102,33 @@ def test_a_question_gets_its_verdict_and_the_time_is_counted(stepped, scene):
     assert scene.answers == [verdict]
     assert sum(scene.counters.values()) == 1
     assert next(iter(scene.counters)).startswith("waf_verdicts_")
+
+
+def test_questions_are_collected_where_nobody_waits(stepped, scene):
+    scene.serve()
+    run_until(stepped.loop, lambda: not scene.link.is_configuring)
+    for _ in range(SENT + 2):
+        scene.ask()
+    at_once = len(scene.read())
+    if scene.port.enforces:
+        assert at_once == SENT
+        return
+    assert at_once == 0
+    found = questions(stepped, scene, SENT + 2)
+    for question in found:
+        scene.say(Verdict(question.id, Outcome.PASS))
+    run_until(stepped.loop, lambda: len(scene.answers) == len(found))
+    assert not scene.late
+
+
+def test_nothing_is_collected_any_more_once_a_port_enforces(stepped, scene):
+    scene.serve()
+    run_until(stepped.loop, lambda: not scene.link.is_configuring)
+    scene.ask()
+    scene.link.configure([msgspec.structs.replace(PORT, enforces=True)])
+    assert [type(each) for each in scene.read()] == [Question]
+    scene.ask()
+    assert [type(each) for each in scene.read()] == [Question]
 
 
 def test_nobody_is_answered_while_asking(stepped, scene):
