@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import memory, scene
+from tests.harness.core_rule_set_4 import core_rule_set_4
 from tests.harness.inspection import is_refusal, policies, policy, rule
 from tests.harness.node import node
 from tests.harness.processes import alive
@@ -294,13 +294,13 @@ def test_custom_rules_and_settings_of_a_policy(shop):
 
 def test_another_core_rule_set(tmp_path):
     """A folder as the project releases it; one rule of it says something else than Debian's."""
-    folder = tmp_path / "crs"
-    shutil.copytree("/usr/share/modsecurity-crs/rules", folder / "rules")
-    shutil.copy("/etc/modsecurity/crs/crs-setup.conf", folder / "crs-setup.conf.example")
+    folder = core_rule_set_4(tmp_path / "crs")
     rules = folder / "rules" / "REQUEST-942-APPLICATION-ATTACK-SQLI.conf"
     rules.write_text(rules.read_text().replace(TEXT, "Found by another set"))
-    with waf_shop(tmp_path / "shop", folder) as shop, judged(shop):
+    with waf_shop(tmp_path / "shop", folder) as shop, judged(shop, waf_policy(waf=PATIENT)):
         assert is_refusal(shop.get(ATTACK))
+        [engine] = [each for pod in shop.node.status()["pods"] for each in pod["engines"]]
+        assert engine["version"].endswith(", CRS 4.13.0")
         until(lambda: "Found by another set" in str(alerts(shop)), within=20, what=shop.conditions)
 
 
