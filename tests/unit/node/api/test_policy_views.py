@@ -139,6 +139,54 @@ def test_a_pod_is_programmed_once_its_proxy_has_the_policy_on_steered_ports():
     assert (found.mode, found.failure_policy, found.accepted, found.in_force) == ("Enforce", "Fail", True, True)
 
 
+class Outbound(Target):
+    """A target whose pod makes connections; `inspected` says whether they are inspected."""
+
+    def __init__(self, *, inspected=True, problem="", absence="", counts=None, **fields):
+        super().__init__(**fields)
+        self.inspected, self.problem, self._absence = inspected, problem, absence
+        self.counters.outbound = counts or {}
+
+    @property
+    def egress(self):
+        return self
+
+    def inspects(self, *asked):
+        return self.inspected if len(asked) == 1 else super().inspects(*asked)
+
+    def absence(self):
+        return self._absence
+
+
+def test_a_pod_is_programmed_once_connections_that_it_makes_are_inspected():
+    keys = [PodKey("shop", name) for name in "abcde"]
+    plan = Plan(
+        pods={key: PodPlan(Pod(key, "uid"), ()) for key in keys},
+        outward=dict.fromkeys(keys, ("shop/p", "shop/q")),
+    )
+    found = view(
+        plan,
+        problem="no namespace",
+        a=Outbound(counts={"inspection_blocked": 2, "inspection_bypassed_not_http": 1, "outbound": 9}),
+        b=Outbound(inspected=False, absence="the pod proxy has ended"),
+        c=Outbound(problem="no cgroup"),
+        d=Outbound(counts={"inspection_blocked": 1, "inspection_closed_not_http": 1}),
+    )
+    assert found.programmed == ("shop/a", "shop/d")
+    assert found.failing == (
+        PodState("shop/b", "pending", "the pod proxy has ended"),
+        PodState("shop/c", "failed", "connections that the pod makes: no cgroup"),
+        PodState("shop/e", "pending", "no namespace"),
+    )
+    assert (found.hits, found.bypassed, found.closed) == ({"blocked": 3}, {"not_http": 1}, {"not_http": 1})
+
+
+def test_counters_of_connections_that_a_pod_makes_are_those_of_policies_about_them():
+    plan = planned("a", outward={PodKey("shop", "a"): ("shop/q",)})
+    found = view(plan, a=Outbound(counts={"inspection_blocked": 2}, port8443={"inspection_blocked": 1}))
+    assert found.hits == {"blocked": 1}
+
+
 def test_a_pod_where_it_is_not_carried_out_has_failed_with_the_reason():
     key, other = PodKey("shop", "a"), PodKey("shop", "z")
     plan = planned("a", not_inspected={("shop/p", key): "no key", ("shop/p", other): "off", ("shop/q", key): "x"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sidestep.node.pods.pod_counters import PodCounters
-from sidestep.proxy.control.messages import Heartbeat
+from sidestep.proxy.control.messages import OUTBOUND, Heartbeat
 
 
 def beat(connections=0, ports=None, anomalies=None):
@@ -30,6 +30,14 @@ def test_datagrams_are_counted_under_port_zero():
     assert counters.update(beat(0, {0: {"flows": 2}}), ports=())
     assert counters.datagrams == {"flows": 2}
     assert counters.ports == {}
+
+
+def test_connections_that_the_pod_makes_are_counted_apart():
+    counters = PodCounters()
+    assert not counters.update(beat(0, {OUTBOUND: {"outbound": 0}}), ports=())
+    assert counters.update(beat(0, {OUTBOUND: {"outbound": 2}}), ports=())
+    counters.update(beat(0, {}), ports=())
+    assert (counters.outbound, counters.ports) == ({"outbound": 2}, {})
 
 
 def test_something_has_arrived_once_a_connection_was_accepted():
