@@ -2,7 +2,7 @@
 
     before       its head has not come
     collecting   its body is being received, and kept up to the limit of the policies
-    over         it is judged elsewhere (`inspection.asking`), or is none that is judged: a stream, or no text
+    over         it is judged elsewhere (`inspection.asking`), or is none that is judged, because it is no text
 
 What is found is told, in whatever mode: no response waits for its verdict, and none is refused for it. The body is
 judged as far as it is kept, once there is enough of it, or it ends.
@@ -16,7 +16,7 @@ from sidestep.engine.inspection.asking import Answer, Reason, Subject
 from sidestep.engine.inspection.records import HitRecord
 from sidestep.policy.accepted_policy import Outcome as PolicyOutcome
 from sidestep.protocols.eve import FIREWALL
-from sidestep.protocols.media_types import is_stream, is_text
+from sidestep.protocols.media_types import is_text
 from sidestep.protocols.waf_messages import MAX_FIELDS, MAX_HEAD, Outcome
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class FirewallResponse(NoFirewallResponse):
         size = len(self._question.target) + sum(len(name) + len(value) for name, value in fields)
         if size > MAX_HEAD or len(fields) > MAX_FIELDS:
             self._host.observer.uninspected("waf-response-head", closed=False)
-        elif status >= _EMPTY and status not in _BODILESS and is_text(fields) and not is_stream(fields):
+        elif status >= _EMPTY and status not in _BODILESS and is_text(fields):
             self._fields, self._status = fields, status
             self.is_collecting = True
 
