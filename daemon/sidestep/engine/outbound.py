@@ -114,7 +114,8 @@ def decide(policies: EgressPolicies, facts: ConnectionFacts, seen: Seen, now: fl
     treatment = policies.treatment(facts.destination, facts.port, seen.name, is_certain=not seen.doubt)
     if not (treatment.policies or treatment.doubtful):
         return Decision()
-    known = replace(facts, server_name=seen.name, fingerprints=seen.fingerprints)
+    asked = any(each.looks_at_fingerprints for each in treatment.policies)
+    known = replace(facts, server_name=seen.name, fingerprints=seen.fingerprints if asked else ())
     verdict = policies.verdict(treatment, known, now)
     reason, closes = _unread(treatment, seen)
     return Decision(verdict, reason, closes, is_judged=True)

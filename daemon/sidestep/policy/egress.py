@@ -83,6 +83,12 @@ class EgressPolicy:
         return any(_looks_at_names(each.rule) for each in self.of_connection.rules)
 
     @property
+    def looks_at_fingerprints(self) -> bool:
+        """Whether a rule depends on the fingerprints of a ClientHello, which take some 0.1 ms to make."""
+        rules = (each.rule for each in self.of_connection.rules)
+        return any(each.fingerprints for rule in rules for each in (rule.match, rule.exception) if each is not None)
+
+    @property
     def policy(self) -> InspectionPolicy:
         """The policy, as `InspectionPolicy.outward`, with the rules that look at connections alone."""
         return self.of_connection.policy

@@ -184,6 +184,16 @@ def test_rules_about_connections(match, connection, applies):
         assert verdict(excepted, connection).outcome is (Outcome.PASS if applies else Outcome.BLOCK)
 
 
+def test_what_rules_have_to_be_told():
+    by_print = Rule("a", Action.BLOCK, match=Match(fingerprints=(JA4,)))
+    but_print = Rule("a", Action.BLOCK, exception=Match(fingerprints=(JA4,)))
+    for rule, names, prints in ((BLOCK, True, False), (by_print, True, True), (but_print, True, True)):
+        policy = compiled(rules=[rule])
+        assert (policy.looks_at_names, policy.looks_at_fingerprints) == (names, prints)
+    policy = compiled(rules=[Rule("a", Action.BLOCK, match=Match(ports=(443,)))])
+    assert (policy.looks_at_names, policy.looks_at_fingerprints) == (False, False)
+
+
 def test_in_detect_mode_a_block_is_an_alert():
     [hit] = verdict(EgressPolicies([compiled(rules=[BLOCK], mode=Mode.DETECT)]), facts("paste.test")).hits
     assert (hit.outcome, hit.would_block, hit.policy, hit.rule) == (Outcome.ALERT, True, "shop/p", "no-paste")
