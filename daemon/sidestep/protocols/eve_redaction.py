@@ -30,6 +30,10 @@ _CREDENTIALS: Final = re.compile(rb"^((?:[A-Za-z][A-Za-z0-9+.-]*:)?//)?[^/?#]*@"
 """User name and password before a host, in the absolute and the authority form (RFC 3986 section 3.2.1)."""
 _PLAIN: Final = re.compile(rb"[!\"$->A-~]*").fullmatch
 """Of a URL of which nothing is removed: ASCII without @, # and ?."""
+_NAMED: Final = re.compile(rb"[^&=]+=[^&]*(?:&[^&=]+=[^&]*)*").fullmatch
+"""Of a query whose parts all have a name and a value, ..."""
+_VALUE: Final = re.compile(rb"=[^&]*")
+"""... of which these are the values."""
 _REDACTED_VALUE: Final = b"=" + REDACTED
 _REDACTED_TEXT: Final = REDACTED.decode()
 
@@ -62,6 +66,8 @@ class Redaction:
             cut = cut.partition(b"#")[0] + b"#" + REDACTED
         if self.query_values and b"?" in cut:
             path, _, query = cut.partition(b"?")
+            if _NAMED(query) is not None:
+                return path + b"?" + _VALUE.sub(_REDACTED_VALUE, query)
             # A part has its name only; all of it is a value where there is no name.
             parts = [part.partition(b"=") for part in query.split(b"&")]
             cut = (

@@ -84,3 +84,11 @@ def test_arbitrary_secrets_are_never_shown(secret, name):
         redaction.url(b"https://h.test/p?" + query.replace(b"=", b"").replace(b"#", b""))
         == "https://h.test/p?[redacted]"
     )
+
+
+@given(st.text("ab=&", max_size=12))
+@settings(max_examples=examples(300), deadline=None)
+def test_each_part_of_a_query_keeps_its_name_and_nothing_else(query):
+    parts = [part.partition("=") for part in query.split("&")]
+    shown = [f"{name}=[redacted]" if equals else "[redacted]" if name else "" for name, equals, _ in parts]
+    assert Redaction().url(f"/p?{query}".encode()) == f"/p?{'&'.join(shown)}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from sidestep.engine.inspection.samples import Sample, tell
+from sidestep.engine.inspection.samples import NOTHING, Sample, tell
 from sidestep.protocols import http1_messages as messages
 from sidestep.protocols.http1 import CHUNKED, END_OF_HEAD, HEAD, parse_request
 
@@ -28,40 +28,29 @@ SAMPLED: Final = 1 << 18
 """Flag of a pending answer, beside those of `protocols.http1`, `feed` and `inspection`: its request is sampled."""
 HTTP1: Final = "http/1"
 HTTP10: Final = "http/1.0"
-_NOTHING: Final = (b"", b"")
 _OLD: Final = b"HTTP/1.0"
 _ORIGIN_FORM: Final = 0x2F
 """The byte with which targets begin that are a path and query."""
 
 
 class Http1Sample(Sample):
-    """`head` is the head of the request, as it came."""
+    """`asked` is the head of the request, as it came."""
 
-    __slots__ = ("_answer", "head")
+    __slots__ = ()
+    asked: bytes
 
     def __init__(self, number: int, head: bytes, judged: Judged | None) -> None:
-        # What `Sample.__init__` does, without a call: one is made for each request.
         self.number = number
         self.stream = 0
         self.judged = judged
         self.status = self.length = None
-        self.head = head
-        self._answer = _NOTHING
-
-    @property
-    def size(self) -> int:
-        """See `Sample`."""
-        kind, location = self._answer
-        return len(self.head) + len(kind) + len(location)
-
-    @property
-    def asked(self) -> object:
-        """See `Sample`."""
-        return self.head
+        self.answer = NOTHING
+        self.asked = head
+        self.size = len(head)
 
     def request(self) -> RequestTexts:
         """See `Sample`. The head was found good before, so fields are only searched for (1.5 µs against 8)."""
-        method, target, rest = self.head.split(b" ", 2)
+        method, target, rest = self.asked.split(b" ", 2)
         low = rest.lower()
         host = agent = forwarded = referer = b""
         # `_value` is only called for what is there: half of the time is in calls.
@@ -74,28 +63,20 @@ class Http1Sample(Sample):
         if (at := low.rfind(b"\nreferer:")) >= 0:
             referer = _value(rest, at + 9)
         if target[0] != _ORIGIN_FORM:
-            parsed = parse_request(self.head)
+            parsed = parse_request(self.asked)
             if not isinstance(parsed, str):
                 target, host = parsed.target, parsed.authority
         return HTTP10 if rest.startswith(_OLD) else HTTP1, method, target, host, agent, forwarded, referer
-
-    def answer(self) -> tuple[bytes, bytes]:
-        """See `Sample`."""
-        return self._answer
 
     def answers(self, head: bytes, response: ResponseHead, length: int | None) -> None:
         """Note the final head of the answer, and the length of the body that follows (CHUNKED: not known yet)."""
         shown = response.shown
         if shown is None:
             shown = response.shown = _shown(head)
-        self._answer = shown
+        self.answer = shown
+        self.size = len(self.asked) + len(shown[0]) + len(shown[1])
         self.status = response.status
         self.length = length
-
-    def unanswered(self) -> None:
-        """See `Sample`."""
-        super().unanswered()
-        self._answer = _NOTHING
 
     def follow(self, reader: ResponseReader, flags: int) -> bool:
         """Note what was read of the answer; `flags` are those of the request. Returns whether the answer is over."""
@@ -182,7 +163,7 @@ class Http1Samples:
         if sample is None:
             return 0
         self._pending.append(sample)
-        self.kept += len(sample.head)
+        self.kept += len(sample.asked)
         return SAMPLED
 
     def begun(self, head: bytes, response: ResponseHead) -> None:
@@ -192,7 +173,7 @@ class Http1Samples:
     def answered(self) -> None:
         """It is whole."""
         sample = self._pending.popleft()
-        self.kept -= len(sample.head)
+        self.kept -= len(sample.asked)
         if sample.judged is None:
             self._gate.observer.sampled(sample)
         else:

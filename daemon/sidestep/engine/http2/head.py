@@ -49,6 +49,7 @@ class Head:
         "readable",
         "regular",
         "tally",
+        "told",
     )
 
     def __init__(self, fields: tuple[tuple[bytes, bytes], ...]) -> None:
@@ -86,6 +87,8 @@ class Head:
         """The same (`AskedStreams.token`) of those on which none does, but the answer has to be searched."""
         self.tally: Tally | None = None
         """Where it is counted while all its wiretaps are held back (`TapGate`)."""
+        self.told: tuple[tuple[str, bytes, bytes, bytes, bytes, bytes, bytes], int] | None = None
+        """What a sample tells of the request (`samples.Http2Sample`)."""
         self.decision = TO_APP
         """What `decide` returned last."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sidestep.engine.inspection.samples import Sample
+from sidestep.engine.inspection.samples import NOTHING, Sample
 
 if TYPE_CHECKING:
     from sidestep.engine.http2.head import Head
@@ -12,53 +12,32 @@ if TYPE_CHECKING:
     from sidestep.engine.inspection.samples import RequestTexts
     from sidestep.protocols.hpack import Block
 
-_AGENT, _FORWARDED, _REFERER = b"user-agent", b"x-forwarded-for", b"referer"
-_TOLD: Final = frozenset((_AGENT, _FORWARDED, _REFERER))
 _FINAL: Final = b"200"
 _DIGITS: Final = 3
-_NOTHING: Final = (None, (b"", b""))
+_NO_ANSWER: Final = (None, NOTHING, 0)
 
 
 class Http2Sample(Sample):
     """`length` counts from 0 on; whoever learns that the answer is not whole sets it to None."""
 
-    __slots__ = ("_answer", "_request", "_size")
+    __slots__ = ()
+    asked: RequestTexts
 
     def __init__(self, number: int, stream: int, head: Head, judged: Judged | None) -> None:
-        super().__init__(number, stream, judged)
-        told = {name: value for name, value in head.regular if name in _TOLD}
-        host = head.authority or next((value for name, value in head.regular if name == b"host"), b"")
-        self._request = (
-            "h2", head.method, head.path, host,
-            told.get(_AGENT, b""), told.get(_FORWARDED, b""), told.get(_REFERER, b""),
-        )  # fmt: skip
-        self._answer = (b"", b"")
-        self._size = sum(map(len, self._request))
+        told = head.told
+        if told is None:
+            told = head.told = _told(head)
+        self.number = number
+        self.stream = stream
+        self.judged = judged
+        self.status = None
+        self.answer = NOTHING
         self.length = 0
-
-    @property
-    def size(self) -> int:
-        """See `Sample`."""
-        kind, location = self._answer
-        return self._size + len(kind) + len(location)
-
-    @property
-    def asked(self) -> object:
-        """See `Sample`."""
-        return self._request
+        self.asked, self.size = told
 
     def request(self) -> RequestTexts:
         """See `Sample`."""
-        return self._request
-
-    def answer(self) -> tuple[bytes, bytes]:
-        """See `Sample`."""
-        return self._answer
-
-    def unanswered(self) -> None:
-        """See `Sample`."""
-        super().unanswered()
-        self._answer = (b"", b"")
+        return self.asked
 
     def answers(self, block: Block) -> None:
         """Note a header block of the answer; one that is none is not noted. The app is not asked to be strict here."""
@@ -66,15 +45,33 @@ class Http2Sample(Sample):
             shown = block.shown
             if shown is None:
                 shown = block.shown = _shown(block)
-            self.status, self._answer = shown
+            self.status, self.answer, size = shown
+            self.size += size
 
 
-def _shown(block: Block) -> tuple[int | None, tuple[bytes, bytes]]:
-    """Status, Content-Type and Location of a final head; None and nothing of any other block."""
+def _told(head: Head) -> tuple[RequestTexts, int]:
+    """What is told of a request, and the size of that."""
+    host, agent, forwarded, referer = head.authority, b"", b"", b""
+    for name, value in head.regular:
+        if name == b"user-agent":
+            agent = value
+        elif name == b"x-forwarded-for":
+            forwarded = value
+        elif name == b"referer":
+            referer = value
+        elif name == b"host" and not host:
+            host = value
+    size = len(head.method) + len(head.path) + len(host) + len(agent) + len(forwarded) + len(referer)
+    return ("h2", head.method, head.path, host, agent, forwarded, referer), size
+
+
+def _shown(block: Block) -> tuple[int | None, tuple[bytes, bytes], int]:
+    """Status, Content-Type and Location of a final head, and the size of those; None and nothing of any other block."""
     if not block.fields:
-        return _NOTHING
+        return _NO_ANSWER
     name, value = block.fields[0]
     if name != b":status" or len(value) != _DIGITS or not value.isdigit() or value < _FINAL:
-        return _NOTHING
+        return _NO_ANSWER
     told = dict(block.fields)
-    return int(value), (told.get(b"content-type", b""), told.get(b"location", b""))
+    kind, location = told.get(b"content-type", b""), told.get(b"location", b"")
+    return int(value), (kind, location), len(kind) + len(location)

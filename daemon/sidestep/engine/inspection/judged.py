@@ -507,7 +507,7 @@ class Judged:
 
     def answered(self, sample: Sample) -> ExchangeRecord:
         """What is told of the exchange once its answer is over."""
-        kind, location = sample.answer()
+        kind, location = sample.answer
         told = ((b"content-type", kind), (b"location", location))
         answer = [(name, value) for name, value in told if value]
         return replace(self.record(), status=sample.status, answer=answer, length=sample.length)

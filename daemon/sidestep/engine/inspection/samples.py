@@ -11,7 +11,7 @@ an exchange that was blocked, or whose hits are about the answer: the record of 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 RequestTexts = tuple[str, bytes, bytes, bytes, bytes, bytes, bytes]
 """Protocol (as in `records.ExchangeRecord`), method, target, host, User-Agent, X-Forwarded-For and Referer; empty where
 a request has none."""
+
+NOTHING: Final = (b"", b"")
+"""What is told of the head of an answer that has not come."""
 
 
 class JudgedExchange(Protocol):
@@ -51,40 +54,34 @@ class Listener(Protocol):
 class Sample:
     """See the module. `number` counts the requests of the connection from 0, `stream` is 0 for HTTP/1.
 
-    `status` is None until the final head of the answer has come, and where that answer was refused; `length` are the
-    bytes of its body without framing, None unless they were counted to its end.
+    `status` is None until the final head of the answer has come, and where that answer was refused; `answer` are its
+    Content-Type and Location, empty where it has none; `length` are the bytes of its body without framing, None unless
+    they were counted to its end.
+
+    Subclasses set everything themselves: one is made for each request, and a call costs as much as all of that.
     """
 
-    __slots__ = ("judged", "length", "number", "status", "stream")
+    __slots__ = ("answer", "asked", "judged", "length", "number", "size", "status", "stream")
 
-    def __init__(self, number: int, stream: int, judged: JudgedExchange | None) -> None:
-        self.number = number
-        self.stream = stream
-        self.judged = judged
-        """The same exchange, as far as rules look at it."""
-        self.status: int | None = None
-        self.length: int | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes of the texts that the sample keeps in memory."""
-        raise NotImplementedError
-
-    @property
-    def asked(self) -> object:
-        """What all that is told of the request follows from: requests of which it is equal are told alike."""
-        raise NotImplementedError
+    number: int
+    stream: int
+    judged: JudgedExchange | None
+    """The same exchange, as far as rules look at it."""
+    asked: object
+    """What all that is told of the request follows from: requests of which it is equal are told alike."""
+    size: int
+    """Bytes of the texts that the sample keeps in memory."""
+    status: int | None
+    answer: tuple[bytes, bytes]
+    length: int | None
 
     def unanswered(self) -> None:
         """Forget the answer."""
         self.status = self.length = None
+        self.answer = NOTHING
 
     def request(self) -> RequestTexts:
         """What is told of the request."""
-        raise NotImplementedError
-
-    def answer(self) -> tuple[bytes, bytes]:
-        """Content-Type and Location of the answer; empty where it has none."""
         raise NotImplementedError
 
 

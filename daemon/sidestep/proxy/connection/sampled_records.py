@@ -36,14 +36,16 @@ _TIME: Final = b"\xbf"
 _encode: Final = msgspec.msgpack.Encoder().encode
 _TIMESTAMP, _TRANSACTION, _HTTP, _LENGTH = map(_encode, ("timestamp", "tx_id", "http", "length"))
 _URL: Final = _encode("url")
+_STREAM: Final = _encode("http2") + bytes((_FIXMAP + 1,)) + _encode("stream_id")
+"""The pair of `http` that tells of a stream, without its number."""
 
 
 class SampledRecords:
     """See the module. `redaction` may change."""
 
     __slots__ = (
-        "_answer", "_answer_pairs", "_answered", "_asked", "_connection", "_pairs", "_redaction", "_request",
-        "_request_pairs", "_requested", "_same", "_second", "_until_second",
+        "_answer", "_answer_pairs", "_answered", "_asked", "_connection", "_http", "_length", "_pairs", "_redaction",
+        "_request", "_request_pairs", "_requested", "_same", "_second", "_until_second",
     )  # fmt: skip
 
     def __init__(self, origin: Origin, redaction: Redaction) -> None:
@@ -76,6 +78,10 @@ class SampledRecords:
         """The same of its answer, without its length."""
         self._answered = b""
         self._answer_pairs = 0
+        self._length: int | None = None
+        """The length of the last answer, ..."""
+        self._http = b""
+        """... and `http` of its record but for the stream."""
         self._second = -1
         self._until_second = b""
         """A record from its beginning to the second."""
@@ -87,33 +93,37 @@ class SampledRecords:
 
     def encode(self, at: int, sample: Sample) -> bytes:
         """The record of a sample as MessagePack; `at` is in nanoseconds since 1970."""
+        length = sample.length
+        if sample.asked != self._asked or (sample.status, sample.answer) != self._answer or length != self._length:
+            self._show(sample, length)
+        second, rest = divmod(at, _SECOND)
+        if second != self._second:
+            self._second = second
+            self._until_second = self._connection + eve.certificate_time(second).encode()
+        return b"".join(
+            (
+                self._until_second, b".%06d+0000" % (rest // 1000), _TRANSACTION, _encode(sample.number), self._http,
+                _STREAM + _encode(sample.stream) if sample.stream else b"",
+            )
+        )  # fmt: skip
+
+    def _show(self, sample: Sample, length: int | None) -> None:
+        """Encode what differs from the exchange before."""
         if sample.asked != self._asked:
             self._show_request(sample)
             self._asked = sample.asked
             if sample.size > REMEMBERED:
                 self._asked = self._request = None
-        answer = sample.status, sample.answer()
+        answer = sample.status, sample.answer
         if answer != self._answer:
             self._show_answer(*answer)
             self._answer = answer if sum(map(len, answer[1])) <= REMEMBERED else None
-        second, rest = divmod(at, _SECOND)
-        if second != self._second:
-            self._second = second
-            self._until_second = self._connection + eve.certificate_time(second).encode()
-        pairs = _FIXMAP + self._request_pairs + self._answer_pairs
-        own = b""
-        if sample.stream:
-            own = _pair("http2", {"stream_id": sample.stream})
-            pairs += 1
-        if sample.length is not None:
-            own += _LENGTH + _encode(sample.length)
-            pairs += 1
-        return b"".join(
-            (
-                self._until_second, b".%06d+0000" % (rest // 1000), _TRANSACTION, _encode(sample.number), _HTTP,
-                pairs.to_bytes(), self._requested, self._answered, own,
-            )
-        )  # fmt: skip
+        self._length = length
+        pairs = _FIXMAP + self._request_pairs + self._answer_pairs + (sample.stream > 0)
+        told = b""
+        if length is not None:
+            told, pairs = _LENGTH + _encode(length), pairs + 1
+        self._http = b"".join((_HTTP, pairs.to_bytes(), self._requested, self._answered, told))
 
     def _show_request(self, sample: Sample) -> None:
         """Encode what is told of a request."""

@@ -54,7 +54,7 @@ class Recorder:
     def sampled(self, sample: Sample) -> None:
         protocol, method, target, host, *_ = sample.request()
         names = (b"content-type", b"location")
-        answer = [(name, value) for name, value in zip(names, sample.answer(), strict=True) if value]
+        answer = [(name, value) for name, value in zip(names, sample.answer, strict=True) if value]
         request = (method, target, host, [(b"host", host)])
         record = ExchangeRecord("", protocol, sample.number, sample.stream, *request, sample.status, answer)
         self.exchanges.append(replace(record, length=sample.length))
