@@ -2,7 +2,7 @@
 
 A new stream is judged by its head. What becomes of it:
 
-    relayed       no rule can apply
+    relayed       no rule can apply: to its head, or to head and body, which have come together
     read          rules can apply, but none can have it refused: it is relayed, and its body and answer are read on
                   their way (`requests`, `responses`), as the mirror reads them
     asked         no rule can apply to its request, but its answer is searched: relayed, and read once something is
@@ -88,9 +88,12 @@ class InspectedStreams:
         if sampling is not None:
             gate.at_end(self._end)
 
-    def judge(self, stream: int, head: Head, *, diverts: bool, ends: bool) -> Judged | ErrorCode | None:
+    def judge(
+        self, stream: int, head: Head, *, diverts: bool, ends: bool, body: bytes = b""
+    ) -> Judged | ErrorCode | None:
         """Judge a new stream; `diverts`: the app's connection will not have it anyway, `ends`: it has no body.
 
+        `body` is all of its body, if that is here: a request in which nothing is found as a whole goes on unread.
         Returns what controls it, the code with which it is declined, or None to relay it.
         """
         known = self.waiting.pop(stream, None)
@@ -99,10 +102,10 @@ class InspectedStreams:
         gate = self.gate
         token = gate.token
         is_clear = head.cleared is token or (ends and head.cleared_alone is token) or self._skims(head)
-        if is_clear or (gate.asks and not diverts and self._asks(stream, head, ends=ends)):
+        if is_clear or (gate.asks and not diverts and self._asks(stream, head, ends=ends, body=body)):
             fate = self._judged = None
         else:
-            fate = self._judge(stream, head, diverts=diverts, ends=ends)
+            fate = self._judge(stream, head, diverts=diverts, ends=ends, body=body)
         sampling = gate.sampling
         judged = self._judged
         if sampling is not None and (judged is not None or sampling.chooses_any) and stream > self._sampled:
@@ -135,25 +138,26 @@ class InspectedStreams:
             skimmer = inspection.stream_skimmer = Http2Skimmer((_ANY,) if needles is None else needles)
         return skimmer.skim(head.listed)
 
-    def _asks(self, stream: int, head: Head, *, ends: bool) -> bool:
+    def _asks(self, stream: int, head: Head, *, ends: bool, body: bytes) -> bool:
         """Whether no rule can apply to a request, and its answer is searched as `AskedStreams` does."""
         gate = self.gate
         connection, token = gate.connection, self._asked.token
         if gate.closes or self._is_blind or connection.may_block_answers or connection.inspection.is_outdated:
             return False
         if connection.searches_requests and not ends:
-            return False
-        if token is None or head.asked is not token:
+            if not body or not self._clears(head, body):
+                return False
+        elif token is None or head.asked is not token:
             if (connection.searches_requests or not self._is_plain(head)) and not self._clears(head):
                 return False
             head.asked = token
         return self._asked.add(stream, head)
 
-    def _clears(self, head: Head) -> bool:
+    def _clears(self, head: Head, body: bytes = b"") -> bool:
         """As `Gate.clears`, for a head that was not validated."""
-        return not (_not_seen(head)[0] or head.is_extended_connect) and self.gate.clears(head.path, head.fields)
+        return not (_not_seen(head)[0] or head.is_extended_connect) and self.gate.clears(head.path, head.fields, body)
 
-    def _judge(self, stream: int, head: Head, *, diverts: bool, ends: bool) -> Judged | ErrorCode | None:
+    def _judge(self, stream: int, head: Head, *, diverts: bool, ends: bool, body: bytes) -> Judged | ErrorCode | None:
         """As `judge`, for a head about which the rules were not asked yet."""
         gate = self.gate
         self._judged = None
@@ -165,8 +169,10 @@ class InspectedStreams:
             head.cleared = gate.token
             return None
         is_alone = ends and not head.is_extended_connect
-        if not reason and is_alone and not gate.asks and gate.clears(head.path, head.fields):
-            head.cleared_alone = gate.token
+        is_here = is_alone or (body and not head.is_extended_connect)
+        if not reason and is_here and not gate.asks and gate.clears(head.path, head.fields, body):
+            if is_alone:
+                head.cleared_alone = gate.token
             return None
         judged = self._judged = gate.judge(H2, head.method, head.path, head.fields, stream=stream, ends=is_alone)
         if reason:

@@ -30,6 +30,7 @@ from sidestep.engine.http2.streams import BOTH_ENDED, CLIENT_ENDED
 from sidestep.protocols.hpack import ListTooLargeError
 from sidestep.protocols.http2 import (
     CONTINUATION,
+    DATA,
     END_HEADERS,
     END_STREAM,
     HEADER,
@@ -137,7 +138,8 @@ class RequestBlocks:
             self._too_large(before, error, stream, ends=ends)
             return stop
         if stream > state.streams.highest and stream & 1:
-            taken = self._begin(before, stream, block, ends=ends)
+            body = b"" if ends or self._inspection is None else _body(data, stop, stream)
+            taken = self._begin(before, stream, block, ends=ends, body=body)
         else:
             taken = self._continue(before, stream, block, ends=ends)
         if taken:
@@ -150,15 +152,18 @@ class RequestBlocks:
         self._to_app.write_block(stream, block, ends=ends, priority=priority)
         return stop
 
-    def _begin(self, before: bytes, stream: int, block: Block, *, ends: bool) -> int:
-        """Take the head of a new stream; 0 if it is the app's, otherwise as `receive`."""
+    def _begin(self, before: bytes, stream: int, block: Block, *, ends: bool, body: bytes) -> int:
+        """Take the head of a new stream; 0 if it is the app's, otherwise as `receive`.
+
+        `body` is its whole body, if that has come with it.
+        """
         state = self._state
         streams = state.streams
         head = head_of(block)
         decision = head.decide(self._port.route)
         if self._inspection is not None:
             diverts = decision.intercept is not None or self._app.state is _RETIRED
-            fate = self._inspection.judge(stream, head, diverts=diverts, ends=ends)
+            fate = self._inspection.judge(stream, head, diverts=diverts, ends=ends, body=body)
             if fate is not None:
                 return self._control(fate, before, stream, head, block, ends=ends)
         if decision.intercept is not None and self._may_divert(stream):
@@ -312,6 +317,17 @@ class RequestBlocks:
         self.charged = charged
         if charged and account.budget.free < 0:
             raise Http2Error("h2-header-size", ErrorCode.ENHANCE_YOUR_CALM)
+
+
+def _body(data: bytes, position: int, stream: int) -> bytes:
+    """The body of a request whose head ends at `position`, if it is in one frame behind that, and whole; or nothing."""
+    if len(data) - position <= HEADER_SIZE:
+        return b""
+    high, low, kind, flags, other = _unpack(data, position)
+    stop = position + HEADER_SIZE + (high << 8 | low)
+    if kind != DATA or flags & (END_STREAM | PADDED) != END_STREAM or other & STREAM != stream or stop > len(data):
+        return b""
+    return data[position + HEADER_SIZE : stop]
 
 
 def _join(data: bytes, position: int, stop: int) -> tuple[bytes, bytes]:

@@ -24,6 +24,7 @@ from sidestep.engine.inspection.gate import Gate
 from sidestep.engine.inspection.sampling import Sampling
 from sidestep.model.inspection import Action, Direction, Pattern, Rule
 from sidestep.policy.inspection import Inspection
+from sidestep.protocols.hpack import encode
 from sidestep.protocols.http2 import (
     CONTINUATION,
     DATA,
@@ -40,13 +41,25 @@ from sidestep.protocols.http2 import (
     STREAM,
     WITH_PRIORITY,
     frame,
+    header_frames,
     window_update,
 )
 from sidestep.protocols.http2 import settings as settings_frame
 from tests.effort import examples
 from tests.unit.engine.http2.talk import Talk
 from tests.unit.engine.http2_peers import MATCH, Peers, request, rule
-from tests.unit.engine.inspection.inspecting import DETECT, ENFORCE, FAIL, MODES, NO_LEAK, Recorder, gate, inspection
+from tests.unit.engine.inspection.inspecting import (
+    DETECT,
+    ENFORCE,
+    FAIL,
+    MODES,
+    NO_LEAK,
+    NO_SECRET,
+    SECRET,
+    Recorder,
+    gate,
+    inspection,
+)
 from tests.unit.engine.inspection.test_random import PATHS, WORDS, rules, some_text
 
 Fields = list[tuple[bytes, bytes]]
@@ -402,3 +415,41 @@ def test_few_streams_are_only_asked_for():
     for stream in (1, 2 * STREAMS + 5):
         talk.from_app(talk.respond(stream, ends=False) + frame(DATA, END_STREAM, stream, b"bravo"))
     assert [hit.exchange.stream for hit in recorder.records] == [1, 2 * STREAMS + 5]
+
+
+BODY = b"a body"
+
+
+@pytest.mark.parametrize("mode", [DETECT, ENFORCE, FAIL])
+@pytest.mark.parametrize(
+    ("behind", "goes_on"),
+    [
+        (frame(DATA, END_STREAM, 1, BODY), True),
+        (frame(DATA, END_STREAM, 1, BODY) + frame(PING, 0, 0, bytes(8)), True),
+        (frame(DATA, END_STREAM, 1, BODY)[:-1], False),
+        (frame(DATA, 0, 1, BODY), False),
+        (frame(DATA, END_STREAM | PADDED, 1, b"\0" + BODY), False),
+        (frame(DATA, END_STREAM, 3, BODY), False),
+        (frame(PING, 0, 0, bytes(8)) + frame(DATA, END_STREAM, 1, BODY), False),
+        (frame(DATA, END_STREAM, 1, SECRET), False),
+        (header_frames(1, encode([(b"x-sum", b"1")]), end_stream=True), False),
+        (header_frames(1, encode([(b"x-sum", SECRET)]), end_stream=True), False),
+        (b"", False),
+    ],
+)
+@pytest.mark.parametrize("more", [(), (SEE[1],)])
+def test_a_request_that_is_here_whole_goes_on_unread_if_nothing_is_found(mode, behind, goes_on, more, monkeypatch):
+    judge, judged = Gate.judge, []
+    monkeypatch.setattr(Gate, "judge", lambda self, *head, **more: judged.append(head) or judge(self, *head, **more))
+    made = gate(inspection(NO_SECRET, *more, **mode), recorder := Recorder())
+    talk = Talk(relay=lambda port: Http2Relay(port, tls=True, gate=made))
+    streams = talk.relay._connection.inspection
+    talk.send(talk.head(1, request(b"/", method=b"POST"), ends=False) + behind)
+    goes_on = goes_on and not (more and mode is FAIL)
+    assert bool(judged) is not goes_on
+    assert [*streams.asked] == [1] * (goes_on and bool(more))
+    assert not talk.seconds or not goes_on
+    assert bool(talk.app.of(HEADERS, 1)) is (goes_on or mode is DETECT)
+    if goes_on:
+        assert talk.app.of(DATA, 1) == [(END_STREAM, BODY)]
+    assert bool(recorder.records) is (SECRET in behind)

@@ -285,7 +285,8 @@ def test_streams_are_told_with_their_answers_and_stay_on_the_first_connection():
 @pytest.mark.parametrize("rules", [(NO_LEAK,), (NO_ADMIN, NO_SECRET)])
 def test_streams_that_a_rule_may_block_are_told_with_their_answers(rules):
     talk = Sampled(*rules, **FAIL)
-    talk.send(talk.head(1, request(b"/1", method=b"POST"), ends=False) + frame(DATA, END_STREAM, 1, b"body"))
+    talk.send(talk.head(1, request(b"/1", method=b"POST"), ends=False))
+    talk.send(frame(DATA, END_STREAM, 1, b"body"))
     [second] = talk.seconds
     for said in (settings({}), talk.respond(1, ends=False) + frame(DATA, END_STREAM, 1, b"four")):
         second.out += said
