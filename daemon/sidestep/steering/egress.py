@@ -20,8 +20,9 @@ The proxy's own connections do not meet the programs: a socket belongs to the cg
 configuration that steers anything is refused for a cgroup that this process is in.
 
 Kernel: Linux 5.9 for the programs (cgroup/sock_release, sk_lookup) and their links; cgroup v2, mounted alone or beside
-version 1. Linux 5.14 tells the cookie of a network namespace: without it, a socket of a container with another
-namespace in the pod's cgroup is sent to a loopback address where nobody listens.
+version 1. Linux 5.14 tells the cookie of a network namespace. Without it a container in the pod's cgroup with another
+namespace is told by the pod's address, to which its sockets cannot be bound; a socket that has a port already is sent
+to a loopback address where nobody listens.
 """
 
 from __future__ import annotations

@@ -20,6 +20,17 @@ from tests.privileged.steering.outbound import PORT, client, outbound, own, told
 
 pytestmark = pytest.mark.privileged
 
+SO_NETNS_COOKIE = 71
+
+
+def tells_namespaces() -> bool:
+    """Whether the kernel tells the number of a socket's namespace (Linux 5.14)."""
+    with socket.socket() as sock:
+        try:
+            return bool(sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))
+        except OSError:
+            return False
+
 
 def peers(server: Answering) -> set[str]:
     return {host.removeprefix("::ffff:") for host, _ in server.remotes}
@@ -96,7 +107,7 @@ def test_a_namespace_below_the_pods_cgroup_that_is_not_the_pods_is_left_alone(eg
     ):
         assert told(inside(folder, other.pod.enter(client(other.client_ip))))["answer"] == "app"
         assert told(inside(folder, other.pod.enter(client(other.client_ip6))))["answer"] == "app"
-        assert out.counted() == {"unreachable": 2}
+        assert out.counted() == {"unreachable" if tells_namespaces() else "failed": 2}
 
 
 def test_containers_have_cgroups_below_the_pods(egress_programs, dual_stack_pod, folder):
