@@ -17,7 +17,7 @@ from sidestep.model.egress import Destination
 from sidestep.model.inspection import Action, Egress, FailurePolicy, InspectionPolicy, Match, Mode, Rule
 from sidestep.model.workload import LabelSelector
 from sidestep.node.planning.inspection import PlannedPolicy
-from sidestep.node.proxies.supervisor import ProxyState
+from sidestep.node.proxies.supervisor import ProxyState, SupervisorSettings
 from sidestep.policy.egress_rows import to_egress_snapshot
 from sidestep.policy.inspection_rows import to_snapshot
 from tests.harness.authority import Authority
@@ -230,23 +230,33 @@ def test_the_next_proxy_takes_over(program, tmp_path):
                 await pod.some.until(
                     lambda: pod.target.proxy_state is ProxyState.RUNNING and pod.target.proxy_pid != before  # noqa: B023
                 )
+                await pod.some.until(lambda: pod.target.egress.serving)
                 assert succeeded(await pod.asked("api.test"), pod.space.client_ip)
                 assert was_reset(await pod.asked("paste.test"))
 
     asyncio.run(go())
 
 
+async def kill_every_proxy(pod):
+    """Until cancelled: however long a client takes, no proxy is there."""
+    while True:
+        if pod.target.proxy_pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pod.target.proxy_pid, signal.SIGKILL)
+        await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("fail", [False, True])
 def test_without_a_proxy_connections_go_out_directly_or_are_refused(program, tmp_path, fail):
     async def go():
-        async with outbound(program, tmp_path, policy(NO_PASTE, fail=fail), settings=QUICK) as pod:
-            while pod.target.proxy_state is not ProxyState.FAILED:
-                if pod.target.proxy_pid:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pod.target.proxy_pid, signal.SIGKILL)
-                await asyncio.sleep(0.01)
+        slow = SupervisorSettings(backoff=replace(QUICK.backoff, window=60.0))  # of proxies that take long to begin
+        async with outbound(program, tmp_path, policy(NO_PASTE, fail=fail), settings=slow) as pod:
+            killing = asyncio.create_task(kill_every_proxy(pod))
+            await pod.some.until(lambda: pod.target.proxy_state is ProxyState.FAILED, within=20)
             await pod.some.until(lambda: not pod.target.egress.serving)
             done = await pod.asked("paste.test")
+            killing.cancel()
+            await asyncio.wait({killing})
             if fail:
                 assert done.returncode == 7, done.stderr
             else:

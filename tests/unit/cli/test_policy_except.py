@@ -97,6 +97,14 @@ def test_a_hostile_record_prints_nothing_but_comments_and_one_change(ask, place,
         assert len(changes) <= 1
 
 
+@pytest.mark.parametrize("target", [b"/a\\b", b"/a/\xff", b"/" + b"a" * 5000, b"x.test:443"])
+def test_a_path_that_is_not_told_as_it_was_sent_is_in_no_exception(ask, target):
+    code, out, _ = ask(alert(target=target))
+    assert code == 0
+    assert "the record does not show the path: the exception is about the client instead" in out
+    assert "sources: [203.0.113.9/32]" in out
+
+
 @pytest.mark.parametrize("source", [None, "", "nobody", "10.0.0.1\n"])
 def test_a_record_without_the_clients_address_excepts_nobody(ask, source):
     record = {**json.loads(alert()), "src_ip": source}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sidestep.engine.classification import PEEK, AskApp, Event, Wait
 from sidestep.engine.outbound import Decision, Seen, blocks_whatever_follows, decide, see
 from sidestep.model.egress import Destination, EgressMode
-from sidestep.model.inspection import Action, Match, Mode, Rule
+from sidestep.model.inspection import Action, Match, Mode, Rule, Threshold
 from sidestep.policy.accepted_policy import Outcome
 from sidestep.policy.egress import EgressPolicies
 from sidestep.policy.inspection_match import ConnectionFacts
@@ -170,6 +170,7 @@ def test_the_doubts_of_a_policy_that_fails_open_do_not_let_pass_what_another_clo
         ),
         (Rule("a", Action.BLOCK, match=Match(ports=(80,))), Mode.ENFORCE, False),
         (Rule("a", Action.BLOCK), Mode.DETECT, False),
+        (Rule("a", Action.BLOCK, threshold=Threshold(2, 60.0)), Mode.ENFORCE, False),
         (Rule("a", Action.ALERT), Mode.ENFORCE, False),
         (BLOCK, Mode.ENFORCE, False),
         (Rule("a", Action.BLOCK, exception=Match(server_names=("a.test",))), Mode.ENFORCE, False),

@@ -46,10 +46,10 @@ _OBJECTS: Final = {
     "flow": frozenset(("flow",)),
     "fileinfo": frozenset(("fileinfo", "http")),
 }
+"""The types that a proxy may send, each with the objects that a record of it has. `stats` are the daemon's own."""
 _OUTBOUND_OBJECTS: Final = {name: frozenset((name,)) for name in ("alert", "tls", "anomaly", "flow")}
 """The same of connections that the pod makes."""
 _HOST: Final = re.compile(r"[!-~]{1,253}")
-"""The types that a proxy may send, each with the objects that a record of it has. `stats` are the daemon's own."""
 _ALL: Final = frozenset(("http", "alert", "tls", "anomaly", "flow", "fileinfo", "stats"))
 _NO_NAMES: Final[Mapping[int, str]] = {}
 _DECODER: Final = msgspec.msgpack.Decoder(Record)
