@@ -104,6 +104,9 @@ class InspectorLink:
             self._advance()
             return
         self._pace = min(PACE, SHARE * seconds)
+        if self._collection is not None and now + self._pace < self._collection.when:
+            self._collection.cancel()  # questions of another port have more time
+            self._collection = None
         if self._collection is None:
             self._collection = self._loop.later(self._pace, self._collect)
 

@@ -121,6 +121,15 @@ def test_questions_are_collected_where_nobody_waits(stepped, scene):
     assert not scene.late
 
 
+def test_a_question_with_little_time_does_not_wait_for_one_with_much(stepped, scene, monkeypatch):
+    monkeypatch.setattr("sidestep.proxy.connection.inspector_link.PACE", 600.0)
+    scene.serve()
+    run_until(stepped.loop, lambda: not scene.link.is_configuring)
+    scene.ask(seconds=6000.0)
+    scene.ask(seconds=3.0)
+    assert len(questions(stepped, scene, 2)) == 2
+
+
 def test_nothing_is_collected_any_more_once_a_port_enforces(stepped, scene):
     scene.serve()
     run_until(stepped.loop, lambda: not scene.link.is_configuring)
