@@ -96,7 +96,7 @@ def images() -> Images:
 
 def _sources() -> list[Path]:
     """Everything that deploy/Dockerfile copies."""
-    names = ("Dockerfile", "Dockerfile.dockerignore", "build.lock", "runtime.lock")
+    names = ("Dockerfile", "Dockerfile.dockerignore", "build.lock", "runtime.lock", "wheel-options")
     root = cache.REPOSITORY
     rest = [root / name for name in ("pyproject.toml", "README.md", "LICENSE", "bpf", "daemon/sidestep")]
     return [*(DEPLOY / name for name in names), *rest]
