@@ -187,6 +187,7 @@ def _multiparts() -> Iterator[tuple[str, bytes]]:
     yield "multipart, behind its end", multipart(part("1"), last="--edge--\r\n" + part(ATTACK) + "--edge--\r\n")
     yield "multipart, before its begin", multipart(f"{ATTACK}\r\n", part("1"))
     mixed = f"{named}\r\nContent-Type: multipart/mixed; boundary=in"
+    yield "multipart, related", multipart(part(ATTACK)).replace(b"multipart/form-data", b"multipart/related")
     yield "multipart, nested", multipart(part(f"--in\r\n{named}\r\n\r\n{ATTACK}\r\n--in--", head=mixed))
 
 

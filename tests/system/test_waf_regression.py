@@ -19,7 +19,7 @@ from tests.harness.http2 import Http2Client
 from tests.harness.inspection import is_refusal
 from tests.harness.waf import alerts, judged, waf_policy, waf_shop
 from tests.harness.waiting import until
-from tests.privileged.inspector.regression import ESCAPES, SETTINGS, cases, source
+from tests.privileged.inspector.regression import KNOWN, SETTINGS, cases, source
 
 SHARE = 0.97
 AT_ONCE = 50
@@ -28,8 +28,8 @@ CLOSED = 0
 """Instead of a status: the connection was closed, or the stream reset."""
 TARGET = "the target has no path: the proxy closes what it cannot parse"
 EXCEPTIONS = {
-    "h1": ESCAPES | {"920430-8/0": "HTTP/3.0: the same", "933160-21/0": TARGET, "942500-1/0": TARGET},
-    "h2": ESCAPES
+    "h1": KNOWN | {"920430-8/0": "HTTP/3.0: the same", "933160-21/0": TARGET, "942500-1/0": TARGET},
+    "h2": KNOWN
     | {
         "920100-6/0": "CONNECT has no path in HTTP/2: the proxy resets what is malformed",
         "933160-21/0": TARGET,

@@ -6,10 +6,10 @@ import pytest
 
 from sidestep.snapshots.waf import Profile
 from tests.harness.inspectors import InspectorZygote
-from tests.privileged.inspector.regression import ESCAPES, SETTINGS, cases, source
+from tests.privileged.inspector.regression import KNOWN, SETTINGS, cases, source
 
 SHARE = 0.995
-EXCEPTIONS = ESCAPES | {
+EXCEPTIONS = KNOWN | {
     "920181-1/0": "the test sends Content-Length beside Transfer-Encoding and expects a server that refuses this before"
     " CRS sees it, as the pod proxy does",
 }
