@@ -169,7 +169,7 @@ fuzz: $(VENV)/.stamp ## Let the randomised tests of parsers and relays look fift
 
 .PHONY: bench
 bench: DEBIAN += $(DEBIAN_BENCH)
-bench: setup build/mitmproxy/.stamp ## Compare with haproxy, Go and mitmproxy, about 6 minutes; each figure beside its budget
+bench: setup build/mitmproxy/.stamp ## Compare with haproxy, Go and mitmproxy, about 12 minutes; each figure beside its budget
 	@MITMPROXY=build/mitmproxy/bin/mitmdump $(BIN)/python -m tests.bench --json build/bench.json --chart build/bench.svg
 
 # A peer of the benchmark, in an environment of its own.
