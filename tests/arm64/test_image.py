@@ -14,8 +14,8 @@ from tests.debian.room import Room
 pytestmark = pytest.mark.timeout(4 * 3600)
 
 ENTRY = "/opt/sidestep/bin/sidestep"
-OF_THE_MACHINE = ("swap", "memory cgroups")
-"""Checks of doctor whose result is the machine's, whatever the image."""
+OF_THE_MACHINE = ("swap", "memory cgroups", "firewall")
+"""Checks of doctor whose result is the machine's or the emulation's, whatever the image."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,15 @@ def test_doctor_finds_all_that_the_image_brings(container):
     assert states == {
         **dict.fromkeys(["root", "capabilities", "kernel", "python", "bcc and headers", "seccomp"], "ok"),
         **dict.fromkeys(
-            ["sk_lookup", "sock_diag", "SOCK_DESTROY", "client addresses", "outbound steering", "node daemon"],
+            [
+                "sk_lookup",
+                "sock_diag",
+                "SOCK_DESTROY",
+                "client addresses",
+                "outbound steering",
+                "suricata",
+                "node daemon",
+            ],
             "missing",
         ),
         "Kubernetes API": "skipped",
