@@ -31,7 +31,11 @@ CLIENT = """
 import errno, json, select, socket, sys
 want = json.loads(sys.argv[1])
 family = socket.AF_INET6 if ":" in want["host"] else socket.AF_INET
-sock = socket.socket(family, socket.SOCK_STREAM, want.get("protocol", 0))
+try:
+    sock = socket.socket(family, socket.SOCK_STREAM, want.get("protocol", 0))
+except OSError as error:
+    print(json.dumps({"error": errno.errorcode[error.errno]}))
+    sys.exit()
 sock.settimeout(20)
 if "only" in want:
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, want["only"])

@@ -7,6 +7,7 @@ import dataclasses
 import subprocess
 import sys
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from tests.privileged.steering.outbound import PORT, Outbound, client, outbound,
 pytestmark = pytest.mark.privileged
 
 MPTCP = 262
+HAS_MPTCP = Path("/proc/sys/net/mptcp/enabled")
 
 
 def directly(out: Outbound, host: str, port: int = PORT, **options) -> dict:
@@ -41,7 +43,8 @@ def test_a_client_sees_what_it_sees_without_us(egress_programs, dual_stack_pod, 
         for host in (pod.client_ip, pod.client_ip6):
             given = {key: value for key, value in options.items() if key != "only" or ":" in host}
             assert without_port(out.connect(host, **given)) == without_port(directly(out, host, **given))
-        assert out.counted() == {"steered": 2}
+        without_mptcp = "protocol" in options and not HAS_MPTCP.exists()  # as in Debian's 5.10
+        assert out.counted() == ({} if without_mptcp else {"steered": 2})
         until(lambda: out.steering.open_entries() == 0, within=10, what="the entries to be released")
 
 
