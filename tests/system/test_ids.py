@@ -62,6 +62,11 @@ def running(shop):
     return [pid for pid, _ in started(shop) if alive(pid)]
 
 
+def wait_alone(shop, pid):
+    """Wait until this one lives, and no other: that of the test before may still be ending."""
+    until(lambda: running(shop) == [pid], within=20, what=lambda: f"{pid} alone: {running(shop)}")
+
+
 @contextlib.contextmanager
 def inspected(shop, *documents, rules=RULES):
     """The pod with a policy that has an IDS, once it runs."""
@@ -304,7 +309,7 @@ def test_bad_rules_leave_the_last_good_ones_in_force(shop):
         before = len(shop.node.records())
         attack(shop)
         found(shop, before)
-        assert running(shop) == [pid]
+        wait_alone(shop, pid)
 
 
 def like_a_feed(count, first=1):
@@ -350,7 +355,7 @@ def test_five_thousand_rules_fit_and_more_are_refused_with_the_figure(shop):
                 what=lambda: shop.conditions()[-2000:],
             )
         assert "the last good rules stay in force" in shop.conditions()
-        assert running(shop) == [pid]
+        wait_alone(shop, pid)
         before = len(shop.node.records())
         attack(shop)
         found(shop, before, within=60)
