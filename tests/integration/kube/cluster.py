@@ -23,6 +23,7 @@ from sidestep.node.sessions.registry import SessionRegistry
 from sidestep.policy.workloads import pods_of
 from sidestep.tunnel.limits import DEFAULT_LIMITS
 from sidestep.tunnel.messages import HeaderSpec, PodState, SessionSpec, State
+from sidestep.tunnel.proof import generate, public_text
 from tests.harness.fake_api import FakeApi
 from tests.harness.waiting import SLACK
 
@@ -221,6 +222,23 @@ def a_pod(name, **changes):
         containers=("app",),
     )
     return replace(pod, **changes)
+
+
+def a_session(name, *, namespace="shop", **spec):
+    """A Capture or an Inspection as an API server may hold it, whoever wrote it; nobody renews it."""
+    wanted = {"workload": "pod/orders-1", "port": 8443, "session": {"publicKey": public_text(generate())}}
+    renewed = {"renewTime": "1999-01-01T00:00:00.000000Z"}
+    return {"metadata": {"name": name, "namespace": namespace}, "spec": wanted | renewed | spec}
+
+
+async def is_not_served_elsewhere(api, plural):
+    """That a session in another namespace gets a status, and no node serves it."""
+    async with daemon(api) as node:
+        await api.put(GROUP, plural, a_session("foreign", namespace="attic"))
+        foreign = lambda: api.get(GROUP, plural, "attic", "foreign").get("status", {})  # noqa: E731
+        await until(lambda: foreign().get("state"), what="a status")
+        assert "nodes" not in foreign()
+        assert node.cluster.intercepts() == ()
 
 
 def resource(api, name="orders-1", plural="intercepts"):

@@ -16,9 +16,8 @@ from sidestep.node.sessions import capture_bounds
 from sidestep.protocols.capture_frames import FrameKind, encode
 from sidestep.proxy.control.messages import Open
 from sidestep.tunnel.messages import Ended
-from sidestep.tunnel.proof import generate, public_text
 from tests.integration.kube import cluster
-from tests.integration.kube.cluster import GROUP, Daemon, Laptop, daemon, run, until
+from tests.integration.kube.cluster import GROUP, Daemon, Laptop, a_session, daemon, is_not_served_elsewhere, run, until
 
 PLURAL = DEFINITIONS[SessionKind.CAPTURE].plural
 
@@ -158,7 +157,7 @@ def test_a_long_filter_does_not_hide_what_is_captured():
     async def test(api):
         async with daemon(api):
             paths = [{"match": "Prefix", "value": "/" + "x" * 4000}] * 32
-            await api.put(GROUP, PLURAL, a_capture("long", filter={"paths": paths}, owner="o" * 128, snap="All"))
+            await api.put(GROUP, PLURAL, a_session("long", filter={"paths": paths}, owner="o" * 128, snap="All"))
             await until(lambda: events(api, "CaptureStarted"), what="the Event")
             message = events(api)[0]["message"]
             assert message.startswith("o" * 128 + " captures, for at most 1h and 1073741824 bytes from each node, ")
@@ -179,7 +178,7 @@ def test_without_the_event_nothing_is_captured_and_other_sessions_go_on(monkeypa
             assert "the Event that tells of the capture cannot be written" in str(outcome.error)
             assert "forbidden" in str(outcome.error)
             assert node.cluster.intercepts() == ()
-            stubborn = await api.put(GROUP, PLURAL, a_capture("stubborn"))
+            stubborn = await api.put(GROUP, PLURAL, a_session("stubborn"))
             other = Laptop(api, user="bob")
             await until(lambda: other.ear.active == 1, what="another session")
             await until(lambda: status(api, "stubborn").get("state") == "Refused", what="the refusal")
@@ -190,12 +189,6 @@ def test_without_the_event_nothing_is_captured_and_other_sessions_go_on(monkeypa
             await other.end()
 
     run(test)
-
-
-def a_capture(name, **spec):
-    wanted = {"workload": "pod/orders-1", "port": 8443, "session": {"publicKey": public_text(generate())}}
-    renewed = {"renewTime": "1999-01-01T00:00:00.000000Z"}
-    return {"metadata": {"name": name, "namespace": "shop"}, "spec": wanted | renewed | spec}
 
 
 @pytest.mark.parametrize(
@@ -222,7 +215,7 @@ def a_capture(name, **spec):
 def test_what_cannot_be_served_is_refused_in_the_status(spec, told):
     async def test(api):
         async with daemon(api) as node:
-            await api.put(GROUP, PLURAL, a_capture("hostile", **spec))
+            await api.put(GROUP, PLURAL, a_session("hostile", **spec))
             refused = lambda: status(api, "hostile").get("state") in {"Refused", "Pending"}  # noqa: E731
             await until(refused, what="a status")
             if told != "70000":
@@ -369,17 +362,7 @@ def test_a_spec_that_is_edited_is_refused_for_good():
 
 
 def test_it_cannot_reach_into_another_namespace():
-    async def test(api):
-        async with daemon(api) as node:
-            foreign = a_capture("foreign")
-            foreign["metadata"]["namespace"] = "attic"
-            await api.put(GROUP, PLURAL, foreign)
-            pending = lambda: api.get(GROUP, PLURAL, "attic", "foreign").get("status", {}).get("state")  # noqa: E731
-            await until(pending, what="a status")
-            assert "nodes" not in api.get(GROUP, PLURAL, "attic", "foreign")["status"]
-            assert node.cluster.intercepts() == ()
-
-    run(test)
+    run(lambda api: is_not_served_elsewhere(api, PLURAL))
 
 
 def test_without_its_definition_nothing_else_suffers():

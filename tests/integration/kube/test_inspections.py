@@ -12,9 +12,8 @@ from sidestep.model.pod import PodKey
 from sidestep.protocols import eve
 from sidestep.proxy.control.messages import LostCopies
 from sidestep.tunnel.messages import HeaderSpec, Lost
-from sidestep.tunnel.proof import generate, public_text
 from tests.integration.kube import cluster
-from tests.integration.kube.cluster import GROUP, Laptop, daemon, run, until
+from tests.integration.kube.cluster import GROUP, Laptop, a_session, daemon, is_not_served_elsewhere, run, until
 from tests.unit.node.records.made import alert
 
 PLURAL = DEFINITIONS[SessionKind.INSPECTION].plural
@@ -81,12 +80,6 @@ def test_alerts_alone():
     run(test)
 
 
-def an_inspection(name, **spec):
-    wanted = {"workload": "pod/orders-1", "port": 8443, "session": {"publicKey": public_text(generate())}}
-    renewed = {"renewTime": "1999-01-01T00:00:00.000000Z"}
-    return {"metadata": {"name": name, "namespace": "shop"}, "spec": wanted | renewed | spec}
-
-
 @pytest.mark.parametrize(
     ("spec", "told"),
     [
@@ -108,7 +101,7 @@ def an_inspection(name, **spec):
 def test_what_cannot_be_served_is_refused_in_the_status(spec, told):
     async def test(api):
         async with daemon(api) as node:
-            await api.put(GROUP, PLURAL, an_inspection("hostile", **spec))
+            await api.put(GROUP, PLURAL, a_session("hostile", **spec))
             await until(lambda: told in status(api, "hostile").get("message", ""), what=lambda: told)
             assert node.cluster.intercepts() == ()
 
@@ -150,17 +143,7 @@ def test_no_other_kind_can_ask_for_records_and_an_inspection_for_nothing_else():
 
 
 def test_it_cannot_reach_into_another_namespace():
-    async def test(api):
-        async with daemon(api) as node:
-            foreign = an_inspection("foreign")
-            foreign["metadata"]["namespace"] = "attic"
-            await api.put(GROUP, PLURAL, foreign)
-            pending = lambda: api.get(GROUP, PLURAL, "attic", "foreign").get("status", {}).get("state")  # noqa: E731
-            await until(pending, what="a status")
-            assert "nodes" not in api.get(GROUP, PLURAL, "attic", "foreign")["status"]
-            assert node.cluster.intercepts() == ()
-
-    run(test)
+    run(lambda api: is_not_served_elsewhere(api, PLURAL))
 
 
 def test_without_its_definition_nothing_else_suffers():
