@@ -1,4 +1,4 @@
-"""The ten commands of bpf(2) that steering needs, through ctypes. Every function raises KernelError.
+"""The twelve commands of bpf(2) that steering needs, through ctypes. Every function raises KernelError.
 
 Kernels before 5.11 refuse a map or program with EPERM when RLIMIT_MEMLOCK is exhausted. The limit is then lifted and
 the call made once more; where that does not help the error names the limit (`locked_memory`).
@@ -34,6 +34,8 @@ ATTACH_SK_LOOKUP = 36
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
 _OBJECT_NAME = 16
+_MOST_PROGRAMS, _MOST_MAPS = 64, 64
+"""Programs of one namespace (the kernel attaches no more of a kind) and maps of one program that are looked at."""
 _LOG_SIZE = 64 * 1024
 _LICENSE = b"Apache-2.0"  # no helper of the program is reserved to the GPL
 
@@ -47,6 +49,8 @@ class Command(enum.IntEnum):
     MAP_DELETE_ELEM = 3
     MAP_GET_NEXT_KEY = 4
     PROG_LOAD = 5
+    PROG_GET_FD_BY_ID = 13
+    MAP_GET_FD_BY_ID = 14
     OBJ_GET_INFO_BY_FD = 15
     PROG_QUERY = 16
     LINK_CREATE = 28
@@ -129,6 +133,47 @@ class _ProgQuery(ctypes.Structure):
     )
 
 
+class _ById(ctypes.Structure):
+    _fields_ = (
+        ("id", c_uint32),
+        ("next_id", c_uint32),
+        ("open_flags", c_uint32),
+    )
+
+
+class _ProgInfo(ctypes.Structure):
+    """`struct bpf_prog_info` up to the name."""
+
+    _fields_ = (
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("tag", c_char * 8),
+        ("jited_prog_len", c_uint32),
+        ("xlated_prog_len", c_uint32),
+        ("jited_prog_insns", c_uint64),
+        ("xlated_prog_insns", c_uint64),
+        ("load_time", c_uint64),
+        ("created_by_uid", c_uint32),
+        ("nr_map_ids", c_uint32),
+        ("map_ids", c_uint64),
+        ("name", c_char * _OBJECT_NAME),
+    )
+
+
+class _MapInfo(ctypes.Structure):
+    """`struct bpf_map_info` up to the name."""
+
+    _fields_ = (
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("key_size", c_uint32),
+        ("value_size", c_uint32),
+        ("max_entries", c_uint32),
+        ("map_flags", c_uint32),
+        ("name", c_char * _OBJECT_NAME),
+    )
+
+
 class LinkInfo(ctypes.Structure):
     """`struct bpf_link_info` of a network namespace link. `netns_ino` is 0 once it is detached or the netns gone."""
 
@@ -170,6 +215,11 @@ def _pointer(data: ctypes.Array[c_char]) -> int:
     return ctypes.addressof(data)
 
 
+def object_name(name: str) -> str:
+    """A name as the kernel keeps it."""
+    return name[: _OBJECT_NAME - 1]
+
+
 def map_create(*, name: str, map_type: int, key_size: int, value_size: int, entries: int, flags: int) -> int:
     """Create a map; the descriptor is the caller's. Sizes in bytes."""
     attributes = _MapCreate(
@@ -178,7 +228,7 @@ def map_create(*, name: str, map_type: int, key_size: int, value_size: int, entr
         value_size=value_size,
         max_entries=entries,
         map_flags=flags,
-        map_name=name.encode()[: _OBJECT_NAME - 1],
+        map_name=object_name(name).encode(),
     )
     return _bpf(Command.MAP_CREATE, attributes, doing=f"creating the map {name}")
 
@@ -269,9 +319,13 @@ def link_detach(link_fd: int) -> None:
 def link_info(link_fd: int) -> LinkInfo:
     """The kernel's description of a link."""
     info = LinkInfo()
-    attributes = _InfoByFd(bpf_fd=link_fd, info_len=ctypes.sizeof(info), info=ctypes.addressof(info))
-    _bpf(Command.OBJ_GET_INFO_BY_FD, attributes, doing="asking about the link")
+    _describe(link_fd, info, doing="asking about the link")
     return info
+
+
+def _describe(fd: int, info: ctypes.Structure, *, doing: str) -> None:
+    attributes = _InfoByFd(bpf_fd=fd, info_len=ctypes.sizeof(info), info=ctypes.addressof(info))
+    _bpf(Command.OBJ_GET_INFO_BY_FD, attributes, doing=doing)
 
 
 def link_target(link_fd: int) -> int:
@@ -284,6 +338,41 @@ def programs_attached(netns_fd: int) -> int:
     attributes = _ProgQuery(target_fd=netns_fd, attach_type=ATTACH_SK_LOOKUP)
     _bpf(Command.PROG_QUERY, attributes, doing="asking which programs are attached to a network namespace")
     return int(attributes.prog_cnt)
+
+
+def attached_ids(netns_fd: int) -> list[int]:
+    """The ids of these programs, in the order in which they run. Raises KernelError."""
+    ids = (c_uint32 * _MOST_PROGRAMS)()
+    attributes = _ProgQuery(
+        target_fd=netns_fd, attach_type=ATTACH_SK_LOOKUP, prog_ids=ctypes.addressof(ids), prog_cnt=_MOST_PROGRAMS
+    )
+    _bpf(Command.PROG_QUERY, attributes, doing="asking which programs are attached to a network namespace")
+    return list(ids[: attributes.prog_cnt])
+
+
+def prog_by_id(number: int) -> int:
+    """A descriptor of a loaded program, which is the caller's. Raises KernelError, with ENOENT when it is gone."""
+    return _bpf(Command.PROG_GET_FD_BY_ID, _ById(id=number), doing="opening a program")
+
+
+def map_by_id(number: int) -> int:
+    """The same of a map."""
+    return _bpf(Command.MAP_GET_FD_BY_ID, _ById(id=number), doing="opening a map")
+
+
+def prog_info(prog_fd: int) -> tuple[str, list[int]]:
+    """The name of a program, and the ids of its maps."""
+    ids = (c_uint32 * _MOST_MAPS)()
+    info = _ProgInfo(nr_map_ids=_MOST_MAPS, map_ids=ctypes.addressof(ids))
+    _describe(prog_fd, info, doing="asking about a program")
+    return info.name.decode(errors="replace"), list(ids[: min(info.nr_map_ids, _MOST_MAPS)])
+
+
+def map_name(map_fd: int) -> str:
+    """The name of a map."""
+    info = _MapInfo()
+    _describe(map_fd, info, doing="asking about a map")
+    return str(info.name.decode(errors="replace"))
 
 
 def possible_cpus() -> int:

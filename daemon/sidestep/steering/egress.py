@@ -14,7 +14,7 @@ program that has just read the old number still finds its keys.
 
 Upgrades: programs of several daemons on one cgroup run in order of attachment, and the first that steers a connection
 wins, since the others see a loopback address and go on. A successor attaches, and takes over without a gap when its
-predecessor retires, closes or dies. Each attachment rewrites to a network of its own (`network`).
+predecessor retires, closes or dies. Each attachment rewrites to a network of its own (`egress_networks`).
 
 The proxy's own connections do not meet the programs: a socket belongs to the cgroup that its maker was in, and a
 configuration that steers anything is refused for a cgroup that this process is in.
@@ -31,7 +31,6 @@ import contextlib
 import errno
 import mmap
 import os
-import random
 import socket
 import struct
 import time
@@ -48,6 +47,8 @@ from sidestep.steering.egress_layout import (
     CGROUP_PROGRAMS,
     COUNTS,
     DOWN,
+    DOWN_KEY,
+    DOWN_MAX,
     ENTRIES,
     LISTENER,
     LOOKUP,
@@ -65,6 +66,7 @@ from sidestep.steering.egress_layout import (
     pack_prefixes,
     pack_settings,
 )
+from sidestep.steering.egress_networks import free_network, is_taken
 from sidestep.steering.program import CompiledProgram
 
 EgressPrograms = Mapping[str, CompiledProgram]
@@ -92,7 +94,7 @@ class EgressSteering:
     ) -> None:
         """Take over the descriptors; use `attach`."""
         self.network = network
-        """The loopback network that IPv4 connections are sent to."""
+        """The loopback network that IPv4 connections are sent to; no other attachment to the namespace has it."""
         self.entries = entries
         """Entries of the table: connections that may be open at once."""
         self._links = links
@@ -143,7 +145,7 @@ class EgressSteering:
                     links=links,
                     descriptors=descriptors,
                     cgroup=cgroup,
-                    network=_some_network(),
+                    network=free_network(netns_fd),
                     entries=entries,
                     config=config,
                 )
@@ -164,6 +166,7 @@ class EgressSteering:
                     finally:
                         os.close(loaded)
                     made.callback(os.close, links[name])
+                attached._keep_apart(netns_fd)
                 made.pop_all()
                 return attached
 
@@ -238,6 +241,13 @@ class EgressSteering:
         key, value = pack_down(address, port, now=time.monotonic_ns(), seconds=seconds)
         bpf.map_update(self._map(DOWN), key, value, doing="noting a destination that does not answer")
 
+    def forget_unreachable(self) -> None:
+        """Steer connections to all destinations again that `unreachable` was told of. Raises KernelError."""
+        fd, doing = self._map(DOWN), "forgetting the destinations that do not answer"
+        for key in bpf.map_keys(fd, key_size=DOWN_KEY, limit=DOWN_MAX, doing=doing):
+            with contextlib.suppress(KernelError):  # the kernel has forgotten it itself
+                bpf.map_delete(fd, key, doing=doing)
+
     def counters(self) -> dict[str, int]:
         """Connections since attachment by lower-case name of the verdict, summed over the CPUs."""
         fd = self._map(COUNTS)
@@ -278,6 +288,13 @@ class EgressSteering:
             _detach(link)
         for fd in self._maps.values():
             os.close(fd)
+
+    def _keep_apart(self, netns_fd: int) -> None:
+        """Choose another network while one who attached in this moment has the same."""
+        own = int(bpf.link_info(self._links[LOOKUP]).prog_id)
+        while is_taken(self.network, netns_fd, but=own):
+            self.network = free_network(netns_fd)
+            self._put_in_force(self._config, self._generation)
 
     def _put_in_force(self, config: EgressConfig, generation: int) -> None:
         settings = pack_settings(
@@ -336,8 +353,3 @@ def _netns_cookie(sock: int) -> int:
         except OSError:
             return 0
     return int(_COOKIE.unpack(data)[0])
-
-
-def _some_network() -> IPv4Network:
-    """One of 63 networks at the upper end of 127.0.0.0/8, away from those of `client_names`."""
-    return IPv4Network(f"127.{random.randrange(192, 255)}.0.0/16")  # noqa: S311 - no secret

@@ -55,9 +55,12 @@ BPF_F_MMAPABLE = 1 << 10
 
 _FAIL, _ALL_PORTS, _BLOCK_QUIC = 1, 2, 4
 _SETTINGS = struct.Struct("=II4sI16s16sQ")
+SETTINGS_SIZE: Final = _SETTINGS.size
 _PREFIX = struct.Struct("=II16s")
 _PORT = struct.Struct("=II")
 _DESTINATION = struct.Struct("=16sI")
+DOWN_KEY: Final = _DESTINATION.size
+"""Bytes of a destination that does not answer."""
 _UNTIL = struct.Struct("=I")
 _MAPPED = bytes(10) + b"\xff\xff"
 _STEERED, _PASSED = struct.pack("=I", 1), struct.pack("=I", 0)
@@ -176,6 +179,11 @@ def pack_settings(config: EgressConfig, *, generation: int, network: IPv4Network
         own.get(6, bytes(16)),
         netns,
     )
+
+
+def network_of(settings: bytes) -> IPv4Network:
+    """The network that `pack_settings` was given."""
+    return IPv4Network((_SETTINGS.unpack(settings)[2], 16))
 
 
 def pack_prefixes(config: EgressConfig, *, generation: int) -> Iterator[tuple[bytes, bytes]]:
