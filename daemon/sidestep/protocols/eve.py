@@ -224,6 +224,7 @@ def tls(
 ) -> Tls:
     """A connection's TLS, by what its client offered. `version` is the number of the one that was agreed on."""
     shown = Certificate("", "") if server is None else _short(server)
+    known = ja4.fingerprints(hello)
     return Tls(
         subject=shown.subject or None,
         issuerdn=shown.issuerdn or None,
@@ -234,8 +235,8 @@ def tls(
         version=tls_version(version),
         notbefore=shown.notbefore,
         notafter=shown.notafter,
-        ja3=Ja3(ja4.ja3(hello), ja4.ja3_text(hello)),
-        ja4=ja4.ja4(hello),
+        ja3=Ja3(known.ja3, known.ja3_text),
+        ja4=known.ja4,
         client=None if client is None else _short(client),
     )
 

@@ -94,3 +94,18 @@ def test_what_is_weak_in_an_offer(data, words):
 )  # fmt: skip
 def test_what_is_weak_in_a_connection(version, suite, words):
     assert tls_weakness.of_connection(version, suite) == words
+
+
+def test_remembered_fingerprints_are_those_of_the_offer():
+    made = [parse(base64.b64decode(row["hello"])) for row in RECORDED]
+    made += [parse(hello(alpn(name), groups(29), versions(0x0304))) for name in (b"h2", b"h3", b"http/1.1")]
+    made += [parse(hello(made_hellos.extension(11, body))) for body in (b"\x01\x00", b"\x02\x00\x01")]
+    made += [parse(hello(*kinds)) for kinds in ((), (sni(b"a.test"),), (sni(b"a.test"), groups(29)))]
+    for each in [*made, *reversed(made)]:
+        assert ja4.fingerprints(each) == (ja4.ja3(each), ja4.ja3_text(each), ja4.ja4(each))
+
+
+def test_as_many_offers_are_remembered_as_is_said():
+    for number in range(2 * ja4.REMEMBERED):
+        ja4.fingerprints(parse(hello(suites=numbers(0x1301, number))))
+    assert len(ja4._known) == ja4.REMEMBERED
