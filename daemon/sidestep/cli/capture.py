@@ -18,10 +18,10 @@ from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.command import POD_NAME, Command, FilePath, WorkloadType
 from sidestep.cli.filtering import filter_of, filter_options
 from sidestep.cli.foreground import run
-from sidestep.cli.options import PortNameType, namespace_option
+from sidestep.cli.options import PortNameType, egress_option, namespace_option
 from sidestep.cli.output import LineWriter
 from sidestep.cli.port_sessions import PortSessionsReport, port_specs
-from sidestep.cli.readable_ports import readable_ports
+from sidestep.cli.readable_ports import listened_ports, places
 from sidestep.config.capture import DEFAULT_BYTES, DEFAULT_DURATION, MAX_BYTES, duration_of
 from sidestep.config.filters import describe_filter
 from sidestep.laptop.capture import CaptureFile, CaptureHandler
@@ -69,6 +69,7 @@ MIB = 1024 * 1024
     help="heads: no bodies, secrets redacted. all: every byte.",
 )
 @click.option("--port", "-p", type=PortNameType(), default="", metavar="PORT", help="Only this port. [default: all]")
+@egress_option
 @filter_options
 @click.option("--reset-existing", is_flag=True, help="Close existing connections, so that their clients connect again.")
 @namespace_option
@@ -81,6 +82,7 @@ def capture(
     max_size: int,
     snap: str,
     port: str,
+    egress: bool,
     reset_existing: bool,
     namespace: str | None,
     pod: str,
@@ -102,7 +104,11 @@ def capture(
     The node daemons end it after --for, and where --max-size is reached, at the latest. FILE is made when the capture
     begins, readable by its owner only; it takes the place of a file of that name.
 
-    In a cluster it needs --port, and ClusterRole sidestep-capturer in the namespace, where an Event tells of it.
+    With --egress, of the connections that the pods make, as they pass: what a pod encrypts stays encrypted. It needs
+    --snap all and no filter. While it lasts, connections to external addresses pass the pod's proxy.
+
+    In a cluster it needs --port or --egress, and ClusterRole sidestep-capturer in the namespace, where an Event tells
+    of it.
 
     \b
       sidestep capture orders -n shop -w heads.pcapng --for 60s
@@ -117,7 +123,7 @@ def capture(
     place.check()
     namespace = namespace_for(backend, namespace)
     whole = snap == "all" and wanted.is_global
-    ports = [port] if port else readable_ports(backend, namespace, workload, whole=whole)
+    ports = listened_ports(backend, namespace, workload, port, egress=egress, whole=whole)
     specs = port_specs(
         ports,
         wanted,
@@ -128,8 +134,9 @@ def capture(
         max_bytes=max_size * MIB,
         pod=pod,
         reset_existing=reset_existing,
+        egress=egress,
     )
-    text = f"Capturing {snap} ({describe_filter(wanted)}) of {workload}, port {', '.join(ports)}. Ctrl-C ends it."
+    text = f"Capturing {snap} ({describe_filter(wanted)}) of {workload}, {places(ports)}. Ctrl-C ends it."
     file = CaptureFile(place, max_bytes=max_size * MIB, comment=f"{namespace}/{workload}, {snap}")
     limit = CaptureLimit(file, seconds, text)
     return run(

@@ -81,6 +81,7 @@ class InspectedPorts:
 
     def __init__(self, policies: Iterable[ObservedPolicy]) -> None:
         self._names: dict[tuple[str, int], list[str]] = {}
+        self._outward: dict[str, list[str]] = {}
         self.more: list[str] = []
         for each in policies:
             mode = each.policy.mode.value if each.policy is not None else "an earlier version"
@@ -89,12 +90,18 @@ class InspectedPorts:
             ports = {(at.workload, port) for entry in entries for at in entry.inspected for port in at.ports}
             for port in ports:
                 self._names.setdefault(port, []).append(f"{name} ({mode})")
+            for workload in {at.workload for entry in entries for at in entry.inspected if at.egress}:
+                self._outward.setdefault(workload, []).append(f"{name} ({mode})")
             if any(entry.inspected_more for entry in entries):
                 self.more.append(name)
 
     def of(self, namespace: str, kind: str, name: str, port: int) -> tuple[str, ...]:
         """The policies of a TCP port of a workload, with their modes, those of the cluster first."""
         return tuple(self._names.get((f"{namespace}/{kind}/{name}", port), ()))
+
+    def outward(self, namespace: str, kind: str, name: str) -> tuple[str, ...]:
+        """The policies of the connections that a workload makes, in the same form."""
+        return tuple(self._outward.get(f"{namespace}/{kind}/{name}", ()))
 
 
 async def policies(api: Api, namespace: str) -> tuple[PolicyResourceView, ...]:

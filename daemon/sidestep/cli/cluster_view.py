@@ -255,14 +255,15 @@ def _views(
 
 
 def _inspected(view: WorkloadView, inspected: InspectedPorts) -> WorkloadView:
-    """A workload with the policies that apply to its ports."""
+    """A workload with the policies that apply to its ports, and to connections that it makes."""
     ports = (
         msgspec.structs.replace(port, policies=inspected.of(view.namespace, view.kind, view.name, port.number))
         if port.transport == Transport.TCP.value
         else port
         for port in view.ports
     )
-    return msgspec.structs.replace(view, ports=tuple(ports))
+    outward = inspected.outward(view.namespace, view.kind, view.name)
+    return msgspec.structs.replace(view, ports=tuple(ports), egress=outward)
 
 
 def _first(item: tuple[tuple[str, str, str], object]) -> tuple[str, str, str]:
@@ -333,7 +334,7 @@ def _resource_view(resource: Resource) -> ResourceView:
         kind=resource.kind.value,
         owner=intercept.owner if intercept is not None else "",
         workload=str(intercept.workload) if intercept is not None else "",
-        port=f"{intercept.port}/{intercept.transport.value}" if intercept is not None else "",
+        port=intercept.place if intercept is not None else "",
         filter=describe_filter(intercept.filter) if intercept is not None else "",
         state=fields.state or "Pending",
         message=resource.problem or fields.message,

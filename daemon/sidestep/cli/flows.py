@@ -15,10 +15,10 @@ from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.command import POD_NAME, Command, WorkloadType
 from sidestep.cli.filtering import filter_of, filter_options
 from sidestep.cli.foreground import run
-from sidestep.cli.options import PortNameType, namespace_option, output_option
+from sidestep.cli.options import PortNameType, egress_option, namespace_option, output_option
 from sidestep.cli.output import LineWriter, json_line
 from sidestep.cli.port_sessions import PortSessionsReport, port_specs
-from sidestep.cli.readable_ports import readable_ports
+from sidestep.cli.readable_ports import listened_ports, places
 from sidestep.cli.report import address, clock
 from sidestep.config.filters import describe_filter
 from sidestep.laptop.handler import NoHandler
@@ -37,21 +37,33 @@ from sidestep.tunnel.messages import AnyEvent, Dropped, Lost, Request
     metavar="PORT",
     help="Only this port. [default: all that may speak HTTP]",
 )
+@egress_option
 @filter_options
 @namespace_option
 @click.option("--pod", type=POD_NAME, default="", metavar="POD", help="Only this pod of the workload.")
 @output_option
 @backend_options
 def flows(
-    workload: str, port: str, namespace: str | None, pod: str, output: str, backend: Backend, **filters: Any
+    workload: str,
+    port: str,
+    egress: bool,
+    namespace: str | None,
+    pod: str,
+    output: str,
+    backend: Backend,
+    **filters: Any,
 ) -> int:
     """Show the requests of WORKLOAD (`name` or `kind/name`) as they come, until Ctrl-C.
 
     One line for each request that matches: time, method, host and path, client, pod. `--output json` adds the header
     fields. The values of authorization, cookie and proxy-authorization are never shown, and bodies never.
 
+    With --egress, one line for each connection that the pods make: the first request of one in clear, else TLS with the
+    name of the server, or TCP. While it lasts, connections to external addresses pass the pod's proxy.
+
     \b
       sidestep flows orders -n shop
+      sidestep flows orders -n shop --egress
       sidestep flows orders -n shop --http-path-prefix /api/ --output json
     """
     try:
@@ -59,7 +71,7 @@ def flows(
     except (ConfigurationError, RefusedError) as error:
         raise click.UsageError(str(error)) from error
     namespace = namespace_for(backend, namespace)
-    ports = [port] if port else readable_ports(backend, namespace, workload)
+    ports = listened_ports(backend, namespace, workload, port, egress=egress)
     specs = port_specs(
         ports,
         wanted,
@@ -67,8 +79,9 @@ def flows(
         workload=workload,
         heads_only=True,
         pod=pod,
+        egress=egress,
     )
-    text = f"Requests ({describe_filter(wanted)}) of {workload}, port {', '.join(ports)}. Ctrl-C ends it."
+    text = f"Requests ({describe_filter(wanted)}) of {workload}, {places(ports)}. Ctrl-C ends it."
     return run(
         specs, backend=backend, handler=NoHandler(), report=lambda writer: FlowReport(writer, text, output=output)
     )
@@ -96,7 +109,11 @@ class FlowReport(PortSessionsReport):
             self._writer.line(json_line(event))
         else:
             target = f"{event.authority}{event.path}" if event.path.startswith("/") else event.path
-            self.say(f"{clock(event.time)}  {event.method} {target}  from {address(event)}  pod {event.pod}")
+            shown = f"{event.method} {target}"
+            if event.protocol in {"tls", "tcp"}:
+                shown = f"{event.protocol.upper()} {event.authority}".strip()
+            to = f"  to {_server(event)}" if event.server else ""
+            self.say(f"{clock(event.time)}  {shown}{to}  from {address(event)}  pod {event.pod}")
 
     def say(self, text: str) -> None:
         """Print a line, in JSON as a note."""
@@ -104,3 +121,8 @@ class FlowReport(PortSessionsReport):
             self._writer.line(json_line({"event": "note", "text": text}))
         else:
             self._writer.line(harmless(text))
+
+
+def _server(event: Request) -> str:
+    """The server of a connection that the pod makes, as `report.address` shows the client."""
+    return f"[{event.server}]:{event.port}" if ":" in event.server else f"{event.server}:{event.port}"

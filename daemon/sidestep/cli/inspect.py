@@ -17,10 +17,10 @@ from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.command import POD_NAME, Command, WorkloadType
 from sidestep.cli.filtering import filter_of, filter_options
 from sidestep.cli.foreground import run
-from sidestep.cli.options import PortNameType, namespace_option
+from sidestep.cli.options import PortNameType, egress_option, namespace_option
 from sidestep.cli.output import LineWriter, json_line
 from sidestep.cli.port_sessions import PortSessionsReport, port_specs
-from sidestep.cli.readable_ports import readable_ports
+from sidestep.cli.readable_ports import listened_ports, places
 from sidestep.cli.record_text import RecordText
 from sidestep.config.durations import parse_duration
 from sidestep.config.filters import describe_filter
@@ -49,6 +49,7 @@ _WHY = {
 @click.command(cls=Command, short_help="Show alerts and requests of a workload as they come.")
 @click.argument("workload", type=WorkloadType())
 @click.option("--port", "-p", type=PortNameType(), default="", metavar="PORT", help="Only this port. [default: all]")
+@egress_option
 @filter_options
 @click.option("--alerts", is_flag=True, help="Only alerts, and what is not inspected.")
 @click.option("--for", "duration", default="", metavar="TIME", help="End after this time, like 60s. [default: Ctrl-C]")
@@ -67,6 +68,7 @@ _WHY = {
 def inspect(
     workload: str,
     port: str,
+    egress: bool,
     alerts: bool,
     duration: str,
     reset_existing: bool,
@@ -84,10 +86,15 @@ def inspect(
 
     --output eve prints records as Suricata writes them, one JSON object on a line, and notes on standard error.
 
-    In a cluster it needs --port, and ClusterRole sidestep-auditor in the namespace.
+    With --egress, of the connections that the pods make: alerts, what is not inspected, each TLS connection with the
+    name of its server, and the first request of each one in clear, whether or not a policy is about them. While it
+    lasts, connections to external addresses pass the pod's proxy.
+
+    In a cluster it needs --port or --egress, and ClusterRole sidestep-auditor in the namespace.
 
     \b
       sidestep inspect orders -n shop
+      sidestep inspect orders -n shop --egress
       sidestep inspect orders -n shop --alerts --output eve >> alerts.json
     """
     try:
@@ -96,7 +103,7 @@ def inspect(
     except (ConfigurationError, RefusedError) as error:
         raise click.UsageError(str(error)) from error
     namespace = namespace_for(backend, namespace)
-    ports = [port] if port else readable_ports(backend, namespace, workload)
+    ports = listened_ports(backend, namespace, workload, port, egress=egress)
     specs = port_specs(
         ports,
         wanted,
@@ -105,9 +112,10 @@ def inspect(
         records="alerts" if alerts else "all",
         pod=pod,
         reset_existing=reset_existing,
+        egress=egress,
     )
     what = "Alerts" if alerts else "Alerts and requests"
-    text = f"{what} ({describe_filter(wanted)}) of {workload}, port {', '.join(ports)}. Ctrl-C ends it."
+    text = f"{what} ({describe_filter(wanted)}) of {workload}, {places(ports)}. Ctrl-C ends it."
     inspection = LiveInspection(text, output=output, seconds=seconds)
     return run(
         specs,

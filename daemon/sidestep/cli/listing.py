@@ -22,6 +22,8 @@ from sidestep.tunnel.views import ConditionView, PortView, WorkloadView
 _HEAD = ("NAMESPACE", "WORKLOAD", "PODS", "PORT", "PROTOCOL", "KNOWN BY", "CERTIFICATE", "INTERCEPTS")
 _INSPECTED = "INSPECTED BY"
 """One more column on a node, and in a cluster where the statuses of policies that the user may read name ports."""
+OUTBOUND = "outbound"
+"""Stands in the column of ports for connections that the pods make."""
 
 
 @click.command("list", cls=Command, short_help="Show workloads, ports, certificates, intercepts, problems.")
@@ -71,7 +73,9 @@ def _text(workloads: list[WorkloadView], *, in_cluster: bool) -> Iterable[str]:
     for each in workloads:
         first = (each.namespace, f"{each.kind}/{each.name}", str(len(each.pods)))
         lines = [(*_port(port), ", ".join(port.intercepts), ", ".join(port.policies)) for port in each.ports]
-        elsewhere = set(each.intercepts).difference(*(port.intercepts for port in each.ports))
+        if each.egress or each.listening:
+            lines.append((OUTBOUND, "", "", "", ", ".join(each.listening), ", ".join(each.egress)))
+        elsewhere = set(each.intercepts).difference(each.listening, *(port.intercepts for port in each.ports))
         if elsewhere or not lines:
             lines.append(("", "", "", "", ", ".join(sorted(elsewhere)), ""))  # intercepts of a port that no pod has
         rows += [(*(first if index == 0 else (" ", " ", " ")), *line) for index, line in enumerate(lines)]

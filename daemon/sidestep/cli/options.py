@@ -85,6 +85,12 @@ def output_option(command: F) -> F:
     )(command)
 
 
+def egress_option(command: F) -> F:
+    """`--egress`."""
+    text = "Connections that the pods make, to whatever port, in the place of those that they accept."
+    return click.option("--egress", is_flag=True, help=text)(command)
+
+
 def namespace_option(command: F) -> F:
     """`-n NAMESPACE`. The command receives None without it; the default depends on the backend."""
     return click.option(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import click
+
 from sidestep.cli.backend import Backend
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
@@ -11,6 +13,23 @@ from sidestep.model.errors import RefusedError
 from sidestep.policy.workloads import parse_workload
 from sidestep.tunnel.messages import decode
 from sidestep.tunnel.views import NOT_READ, PENDING, PortView, WorkloadView
+
+
+def listened_ports(
+    backend: Backend, namespace: str, workload: str, port: str, *, egress: bool, whole: bool = False
+) -> list[str]:
+    """Return the ports of a session for each: the given one, else as `readable_ports`; one "" for connections that the
+    pods make. Raises RefusedError."""
+    if egress:
+        if port:
+            raise click.UsageError("--egress is about connections to whatever port, and goes without --port")
+        return [""]
+    return [port] if port else readable_ports(backend, namespace, workload, whole=whole)
+
+
+def places(ports: list[str]) -> str:
+    """Return what is listened to, for people."""
+    return "outbound connections" if ports == [""] else f"port {', '.join(ports)}"
 
 
 def readable_ports(backend: Backend, namespace: str, workload: str, *, whole: bool = False) -> list[str]:

@@ -100,6 +100,7 @@ def _text(view: StatusView) -> Iterable[str]:
             for port, protocol in pod.protocols.items():
                 yield harmless(f"  {pod.namespace}/{pod.name} {port}: {protocol}")
             yield from _inspection_of(pod)
+            yield from _outbound_of(pod)
     else:
         yield "No pod is steered."
     yield ""
@@ -125,6 +126,19 @@ def _inspection_of(pod: PodView) -> Iterable[str]:
     if pod.uninspected:
         times = ", ".join(f"{each.seconds:.1f} s {each.outcome} ({each.reason})" for each in pod.uninspected)
         yield harmless(f"  {name}: not inspected: {times}")
+
+
+def _outbound_of(pod: PodView) -> Iterable[str]:
+    """The connections that a pod makes; nothing while they are nobody's business."""
+    outbound = pod.outbound
+    if outbound is None:
+        return
+    parts = [f"{outbound.state}, {outbound.open} open", _counters(outbound.counters)]
+    if outbound.problem:
+        parts.insert(0, f"not inspected: {outbound.problem}")
+    if kernel := _counters(outbound.verdicts):
+        parts.append(f"kernel: {kernel}")
+    yield harmless(f"  {pod.namespace}/{pod.name} outbound: {'; '.join(filter(None, parts))}")
 
 
 def _engines(pods: Iterable[PodView]) -> Iterable[str]:

@@ -21,7 +21,7 @@ Invariants
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Final
 
@@ -34,6 +34,7 @@ from sidestep.protocols import client_hello, http1, ja4
 from sidestep.protocols.client_hello import ClientHello
 from sidestep.protocols.detection import Detected, detect
 from sidestep.protocols.eve import split_port
+from sidestep.protocols.http1 import RequestHead
 
 SILENCE: Final = 0.05
 """Seconds for the first byte before the server is connected to. A client that speaks first mostly does within a
@@ -55,18 +56,22 @@ NO_HITS: Final = Verdict()
 class Seen:
     """What the first bytes tell. `doubt` says why the name is not certain, or not known; empty if it is.
 
-    `protocol` is "tls", "http" or "". `hello` is there for TLS that could be read.
+    `protocol` is "tls", "http" or "". `hello` is there for TLS that could be read, `request` for HTTP/1 in clear.
     """
 
     protocol: str = ""
     name: str = ""
     doubt: str = ""
     hello: ClientHello | None = None
+    request: RequestHead | None = field(default=None, compare=False)
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
         """JA3 and JA4, if there is a ClientHello."""
-        return () if self.hello is None else (ja4.ja3(self.hello), ja4.ja4(self.hello))
+        if self.hello is None:
+            return ()
+        known = ja4.fingerprints(self.hello)
+        return known.ja3, known.ja4
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +171,8 @@ def _request(data: bytes) -> Wait | Seen:
         return Seen("http", doubt=head)
     host, _ = split_port(head.target if head.flags & http1.CONNECT else head.authority)
     if _PLAIN_NAME.fullmatch(host) is None:
-        return Seen("http", doubt="no-server-name")
-    return Seen("http", _unbracketed(host.decode("ascii")))
+        return Seen("http", doubt="no-server-name", request=head)
+    return Seen("http", _unbracketed(host.decode("ascii")), request=head)
 
 
 def _unbracketed(host: str) -> str:

@@ -60,10 +60,11 @@ class FailingPod(ResourceFields, frozen=True, omit_defaults=False):
 
 
 class InspectedWorkload(ResourceFields, frozen=True, omit_defaults=False):
-    """`status.nodes.NODE.inspected[]`. `workload` is `NAMESPACE/KIND/NAME`."""
+    """`status.nodes.NODE.inspected[]`. `workload` is `NAMESPACE/KIND/NAME`; `egress`: the connections that it makes."""
 
     workload: str
     ports: tuple[int, ...] = ()
+    egress: bool = False
 
 
 class Gap(ResourceFields, frozen=True, omit_defaults=False):

@@ -28,6 +28,7 @@ from sidestep.model.intercept import Intercept, Kind, Live, SessionKind, Snap
 from sidestep.model.pod import Transport
 from sidestep.model.secret_fields import SECRET
 from sidestep.policy.matching import prove
+from sidestep.policy.outbound_sessions import check_egress
 from sidestep.policy.workloads import parse_workload
 
 _PORT = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
@@ -74,8 +75,8 @@ class SpecFields(ResourceFields, frozen=True):
     """`spec` of an Intercept or Wiretap. It has no field of a capture: who may create these may not capture."""
 
     workload: str
-    port: str | int
     session: SessionFields
+    port: str | int = ""
     transport: Literal["TCP", "UDP"] = "TCP"
     filter: FilterFields = msgspec.field(default_factory=FilterFields)
     pod: str = ""
@@ -84,6 +85,7 @@ class SpecFields(ResourceFields, frozen=True):
     reset_existing: bool = False
     heads_only: bool = False
     handler: HandlerFields = msgspec.field(default_factory=HandlerFields)
+    egress: bool = False
     renew_time: str | None = None
 
 
@@ -91,8 +93,8 @@ class CaptureFields(ResourceFields, frozen=True):
     """`spec` of a Capture. `duration` is text like 60s, `max_bytes` bounds what each node sends."""
 
     workload: str
-    port: str | int
     session: SessionFields
+    port: str | int = ""
     filter: FilterFields = msgspec.field(default_factory=FilterFields)
     pod: str = ""
     owner: str = ""
@@ -100,6 +102,7 @@ class CaptureFields(ResourceFields, frozen=True):
     duration: str = capture.DEFAULT_DURATION
     max_bytes: int = capture.DEFAULT_BYTES
     snap: Literal["Heads", "All"] = "Heads"
+    egress: bool = False
     renew_time: str | None = None
 
 
@@ -107,13 +110,14 @@ class InspectionFields(ResourceFields, frozen=True):
     """`spec` of an Inspection."""
 
     workload: str
-    port: str | int
     session: SessionFields
+    port: str | int = ""
     filter: FilterFields = msgspec.field(default_factory=FilterFields)
     pod: str = ""
     owner: str = ""
     reset_existing: bool = False
     records: Literal["All", "Alerts"] = "All"
+    egress: bool = False
     renew_time: str | None = None
 
 
@@ -164,6 +168,12 @@ DEFINITIONS: Mapping[SessionKind, Definition] = {
 
 def intercept_of(kind: SessionKind, metadata: MetadataFields, spec: AnySpec) -> Intercept:
     """Return the intercept that a spec requests. Raises ConfigurationError or RefusedError with the invalid field."""
+    made = _intercept_of(kind, metadata, spec)
+    check_egress(made)
+    return made
+
+
+def _intercept_of(kind: SessionKind, metadata: MetadataFields, spec: AnySpec) -> Intercept:
     if isinstance(spec, CaptureFields):
         seconds = capture.duration_of(spec.duration, subject="spec.duration")
         size = capture.size_of(spec.max_bytes, subject="spec.maxBytes")
@@ -198,7 +208,7 @@ def _basis(kind: Kind, metadata: MetadataFields, spec: AnySpec) -> Intercept:
     if spec.pod and not _POD.fullmatch(spec.pod):
         raise ConfigurationError("is no pod's name", subject="spec.pod", value=spec.pod[:100])
     port = str(spec.port)
-    if not _PORT.fullmatch(port):
+    if not _PORT.fullmatch(port) and not (spec.egress and not port):
         raise ConfigurationError("is no port's name or number", subject="spec.port", value=port[:100])
     return Intercept(
         uid=metadata.uid,
@@ -212,6 +222,7 @@ def _basis(kind: Kind, metadata: MetadataFields, spec: AnySpec) -> Intercept:
         owner=owner_of(spec),
         pod=spec.pod or None,
         reset_existing=spec.reset_existing,
+        egress=spec.egress,
     )
 
 

@@ -52,6 +52,7 @@ def spec_fields(spec: SessionSpec, public_key: str, user: str) -> AnySpec:
             duration=format_duration(spec.duration) if spec.duration else capture.DEFAULT_DURATION,
             max_bytes=spec.max_bytes or capture.DEFAULT_BYTES,
             snap="All" if spec.capture == "all" else "Heads",
+            egress=spec.egress,
             renew_time=now,
         )
     if spec.records:
@@ -64,6 +65,7 @@ def spec_fields(spec: SessionSpec, public_key: str, user: str) -> AnySpec:
             owner=owner,
             reset_existing=spec.reset_existing,
             records="Alerts" if spec.records == "alerts" else "All",
+            egress=spec.egress,
             renew_time=now,
         )
     return SpecFields(
@@ -78,5 +80,6 @@ def spec_fields(spec: SessionSpec, public_key: str, user: str) -> AnySpec:
         reset_existing=spec.reset_existing,
         heads_only=spec.heads_only,
         handler=HandlerFields(plaintext=spec.plaintext),
+        egress=spec.egress,
         renew_time=now,
     )

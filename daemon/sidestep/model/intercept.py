@@ -92,6 +92,9 @@ class Intercept:
     """Seconds after which a capture ends."""
     max_bytes: int = 0
     """Bytes of frames (`protocols.capture_frames`) that one node sends of a capture at most."""
+    egress: bool = False
+    """A wiretap of the connections that the pods make, to whatever port: `port` is empty. Without a copy of requests:
+    it gets heads, records or a capture."""
 
     @property
     def session_kind(self) -> SessionKind:
@@ -116,6 +119,11 @@ class Intercept:
         """Whether TLS is to be opened for it: what it reads, and all that is captured. Where a capture of whole
         connections cannot have that, it gets them as they are."""
         return self.reads_requests or self.capture is not Snap.NOTHING
+
+    @property
+    def place(self) -> str:
+        """The port with its transport, for people."""
+        return "outbound" if self.egress else f"{self.port}/{self.transport.value}"
 
     @property
     def captures_whole(self) -> bool:

@@ -229,6 +229,8 @@ class Controller:
         """Look into the pod. Raises SidestepError when it cannot be entered, or has no such port at all."""
         pod_netns = open_pod_netns(pod)
         with pod_netns.netns:
+            if new.egress:
+                return
             ports = ports_of(pod, self.inventory)
             found = ports.resolve(new.port, transport=new.transport)
             if any(each.declared or each.service_ports for each in found):

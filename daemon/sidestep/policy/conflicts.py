@@ -57,11 +57,14 @@ class Claim:
 
 
 def claim_of(intercept: Intercept, inventory: Inventory) -> Claim:
-    """The ports that an intercept takes.
+    """The ports that an intercept takes; none where it listens to connections that pods make.
 
     Raises RefusedError when its workload or pod is unknown, or when none of its pods has the port; one that lacks it (a
     rollout that renames a port) is passed over.
     """
+    if intercept.egress:
+        find_workload(intercept.namespace, intercept.workload, inventory)
+        return Claim(intercept, frozenset())
     memo: Memo[object, frozenset[Target]] = inventory.index.memos.setdefault("targets", Memo())
     place = (intercept.namespace, intercept.workload, intercept.pod, intercept.port, intercept.transport)
     return Claim(intercept, memo.get(place, lambda: _targets(intercept, inventory), weight=len))

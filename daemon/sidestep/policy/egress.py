@@ -25,7 +25,7 @@ addresses from. Private addresses outside the cluster are named by `networks`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from typing import Final
@@ -102,6 +102,19 @@ def compile_egress(policy: InspectionPolicy, egress: Egress) -> EgressPolicy:
     alone = tuple(rule for rule in egress.rules if rule.of_connection)
     others = tuple(rule for rule in egress.rules if not rule.of_connection)
     return EgressPolicy(egress, accept(replace(policy, rules=alone)), accept(replace(policy, rules=others)))
+
+
+def address_rules(written: Iterable[tuple[InspectionPolicy, Egress]]) -> EgressPolicies:
+    """Policies with what `blocks_address` asks about, and no other rule: regexes of others are not compiled.
+
+    Raises ConfigurationError as `compile_egress`.
+    """
+    return EgressPolicies(
+        [
+            compile_egress(policy, replace(egress, rules=tuple(each for each in egress.rules if each.of_connection)))
+            for policy, egress in written
+        ]
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,8 @@ class PodPorts:
         """By container port, the names of those of these intercepts, which cover the pod, that mean this port."""
         claimed: dict[tuple[int, Transport], list[str]] = {}
         for intercept in intercepts:
+            if intercept.egress:
+                continue
             try:
                 found = self.resolve(intercept.port, transport=intercept.transport)
             except RefusedError:

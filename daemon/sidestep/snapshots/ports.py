@@ -16,6 +16,9 @@ from sidestep.snapshots.filter_row import FilterRow
 from sidestep.snapshots.inspection import PolicySnapshot
 from sidestep.snapshots.waf import PortWaf
 
+OUTBOUND = 65536
+"""Stands for connections that the pod makes where something is told by port; no port has this number."""
+
 
 class RuleSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
     """One intercept or wiretap that reads the requests of a port. The oldest comes first in its list."""

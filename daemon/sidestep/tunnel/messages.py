@@ -50,7 +50,8 @@ class SessionSpec(msgspec.Struct, frozen=True):
     namespace: Name
     workload: Name
     """`name` or `kind/name`."""
-    port: Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
+    port: Annotated[str, msgspec.Meta(max_length=63)]
+    """A service or container port, name or number; empty with `egress`."""
     name: Annotated[str, msgspec.Meta(max_length=253)] = ""
     kind: Literal["intercept", "wiretap"] = "intercept"
     heads_only: bool = False
@@ -74,6 +75,8 @@ class SessionSpec(msgspec.Struct, frozen=True):
     reset_existing: bool = False
     resume: Annotated[str, msgspec.Meta(max_length=64)] = ""
     created: float = 0.0
+    egress: bool = False
+    """For a wiretap: of connections that the pods make (`model.intercept.Intercept.egress`)."""
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -157,6 +160,10 @@ class Request(Event, frozen=True, tag="request"):
     second event when it happens, without the texts."""
     fields: tuple[tuple[str, str], ...] = ()
     """Header fields, for a session of heads only; secrets are redacted."""
+    server: str = ""
+    """Of a connection that the pod makes: the server's address; `port` is its port, and the client is the pod."""
+    protocol: str = ""
+    """Of such a connection: "http", or "tls" or "tcp", which have no request. `authority` is the name of the server."""
 
 
 class Lost(Event, frozen=True, tag="lost"):

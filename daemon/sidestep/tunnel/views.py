@@ -98,6 +98,10 @@ class WorkloadView(msgspec.Struct, frozen=True):
     ports: tuple[PortView, ...]
     intercepts: tuple[str, ...] = ()
     conditions: tuple[ConditionView, ...] = ()
+    egress: tuple[str, ...] = ()
+    """The inspection policies that apply to connections that its pods make, as `PortView.policies`."""
+    listening: tuple[str, ...] = ()
+    """Those of `intercepts` that are about such connections."""
 
 
 class UninspectedView(msgspec.Struct, frozen=True):
@@ -141,6 +145,23 @@ class EngineView(msgspec.Struct, frozen=True):
     reason (`deadline`, `crash`, `absent`, `busy`, `over_limit` …). They passed, or a policy closed."""
 
 
+class OutboundView(msgspec.Struct, frozen=True):
+    """Connections that a target pod makes, while a policy is about them or a session listens to them."""
+
+    state: str
+    """"steered": new ones are sent to the proxy. "direct": they go out as they would without Sidestep, or are refused
+    where a policy fails closed."""
+    problem: str = ""
+    """Why they are not inspected, if it is known."""
+    open: int = 0
+    """Those that were sent to the proxy and that the pod has not closed."""
+    counters: dict[str, int] = {}
+    """What the proxy has counted since it began: `outbound` (accepted), `outbound_closed`, `servers_refused`, and hits
+    of rules as `inspection_blocked` …"""
+    verdicts: dict[str, int] = {}
+    """What the kernel has counted since they are steered (`steering.EgressVerdict`): `steered`, `unselected` …"""
+
+
 class PodView(msgspec.Struct, frozen=True):
     """One target pod. `proxy` is "running", "restarting", "failed" or "none"; `counters` are totals since it began."""
 
@@ -163,6 +184,8 @@ class PodView(msgspec.Struct, frozen=True):
     """For how long ports that have policies were not inspected."""
     engines: tuple[EngineView, ...] = ()
     """The processes that inspect beside the proxy, one of a kind."""
+    outbound: OutboundView | None = None
+    """Connections that it makes; None while they are nobody's business."""
 
 
 MAX_FAILING = 10
@@ -170,10 +193,14 @@ MAX_FAILING = 10
 
 
 class InspectedView(msgspec.Struct, frozen=True, order=True):
-    """A workload of this node, `NAMESPACE/KIND/NAME`, and its TCP ports to which a policy applies, sorted."""
+    """A workload of this node, `NAMESPACE/KIND/NAME`, and its TCP ports to which a policy applies, sorted.
+
+    `egress`: it applies to the connections that the workload's pods make.
+    """
 
     workload: str
     ports: tuple[int, ...]
+    egress: bool = False
 
 
 class GapView(msgspec.Struct, frozen=True):

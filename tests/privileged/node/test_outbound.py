@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import subprocess
+import sys
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 
 from sidestep.model.condition import ConditionType
 from sidestep.model.egress import Destination
+from sidestep.model.errors import KernelError
 from sidestep.model.inspection import Action, Egress, FailurePolicy, InspectionPolicy, Match, Mode, Rule
 from sidestep.model.workload import LabelSelector
 from sidestep.node.planning.inspection import PlannedPolicy
+from sidestep.node.pods import pod_egress
 from sidestep.node.proxies.supervisor import ProxyState, SupervisorSettings
 from sidestep.policy.egress_rows import to_egress_snapshot
 from sidestep.policy.inspection_rows import to_snapshot
+from sidestep.steering import EgressSteering
 from tests.harness.authority import Authority
 from tests.harness.cgroups import cgroup, inside
 from tests.harness.namespaces import pod_namespace
@@ -42,6 +47,18 @@ def policy(*rules, fail=False, destinations=None, mode=Mode.ENFORCE, name="out")
     return PlannedPolicy(made, to_snapshot(made), 1, egress=to_egress_snapshot(made))
 
 
+UNTIL_REFUSED = """
+import socket, sys
+while True:
+    try:
+        with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=20) as sock:
+            sock.recv(1)
+    except ConnectionRefusedError:
+        break
+    except ConnectionResetError:
+        pass
+"""
+"""Connects again and again, until connect() itself says that the server refuses."""
 NO_PASTE = Rule("no-paste", Action.BLOCK, match=Match(server_names=("paste.test",)))
 
 
@@ -273,11 +290,55 @@ def test_a_server_that_refuses_is_seen_to_refuse(program, tmp_path):
     async def go():
         async with outbound(program, tmp_path, policy(NO_PASTE)) as pod:
             assert was_reset(await pod.asked("api.test", port=4444))
-            deadline = asyncio.get_running_loop().time() + 60
-            while (done := await pod.asked("api.test", port=4444)).returncode != 7:
-                assert asyncio.get_running_loop().time() < deadline, done.stderr
-            assert "connect" in done.stderr
+            words = [sys.executable, "-c", UNTIL_REFUSED, pod.space.client_ip, "4444"]
+            done = await asyncio.to_thread(pod.run, *words)
+            assert done.returncode == 0, done.stderr
             assert succeeded(await pod.asked("api.test"), pod.space.client_ip)
+            assert was_reset(await pod.asked("paste.test"))
+
+    asyncio.run(go())
+
+
+def test_what_a_rule_blocks_by_its_address_is_not_let_out_whatever_a_proxy_says(program, tmp_path):
+    async def go():
+        blocked = Rule("no-net", Action.BLOCK, match=Match(ports=(PLAIN,)))
+        async with outbound(program, tmp_path, policy(blocked)) as pod:
+            for port in (PLAIN, OTHER):
+                pod.target.egress.unreachable(pod.space.client_ip, port)
+            assert was_reset(await pod.asked("api.test", port=PLAIN, scheme="http"))
+            assert pod.target.egress.verdicts()["down"] == 0
+
+    asyncio.run(go())
+
+
+def test_what_is_let_out_is_so_until_the_policies_change(program, tmp_path):
+    async def go():
+        async with outbound(program, tmp_path, policy(name="before")) as pod:
+            steering = pod.target.egress._steering
+            steering.unreachable(ip_address(pod.space.client_ip), TLS, seconds=3600)
+            assert succeeded(await pod.asked("paste.test"), pod.space.client_ip)
+            assert pod.target.egress.verdicts()["down"] == 1
+            await pod.program(policy(NO_PASTE))
+            assert was_reset(await pod.asked("paste.test"))
+
+    asyncio.run(go())
+
+
+def test_what_cannot_be_attached_is_tried_again_by_itself(program, tmp_path, monkeypatch):
+    async def go():
+        failing = [KernelError("link_create", errno.EBUSY, doing="attaching") for _ in range(2)]
+        real = EgressSteering.attach
+
+        def attach(*args, **options):
+            if failing:
+                raise failing.pop()
+            return real(*args, **options)
+
+        monkeypatch.setattr(EgressSteering, "attach", attach)
+        monkeypatch.setattr(pod_egress, "FIRST_RETRY", 0.1)
+        async with outbound(program, tmp_path, policy(NO_PASTE)) as pod:
+            assert not failing
+            assert pod.some.conditions.all() == ()
             assert was_reset(await pod.asked("paste.test"))
 
     asyncio.run(go())

@@ -12,6 +12,7 @@ from sidestep.tunnel.views import (
     EngineView,
     InterceptView,
     NodeStatus,
+    OutboundView,
     PodView,
     PolicyView,
     StatusView,
@@ -169,3 +170,16 @@ def test_policies_of_the_cluster_are_shown_in_every_namespace():
     policies = tuple(PolicyView(namespace, "p", "Detect", "Ignore", accepted=True) for namespace in ("", "shop", "x"))
     view = _in_namespace(StatusView(NodeStatus("n1", "0.1.0", 1, 61.0, {}), policies=policies), "shop")
     assert [each.namespace for each in view.policies] == ["", "shop"]
+
+
+def test_connections_that_a_pod_makes_are_shown_with_it():
+    counters = {"outbound": 7, "inspection_blocked": 3, "outbound_closed": 0}
+    steered = OutboundView("steered", open=2, counters=counters, verdicts={"steered": 7, "unselected": 40})
+    direct = OutboundView("direct", problem="the pod's cgroup v2 folder is not known")
+    pods = [PodView("shop", name, "running", 7, (), {}) for name in ("a", "b", "c")]
+    pods[:2] = [msgspec.structs.replace(pod, outbound=each) for pod, each in zip(pods, (steered, direct), strict=False)]
+    shown = list(_text(StatusView(NodeStatus("n1", "0.1.0", 1, 61.0, {}), tuple(pods))))
+    told = "steered, 2 open; outbound 7, inspection_blocked 3; kernel: steered 7, unselected 40"
+    assert f"  shop/a outbound: {told}" in shown
+    assert "  shop/b outbound: not inspected: the pod's cgroup v2 folder is not known; direct, 0 open" in shown
+    assert not [line for line in shown if line.startswith("  shop/c outbound")]

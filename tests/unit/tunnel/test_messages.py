@@ -66,7 +66,7 @@ def test_only_active_and_attached_pods_count_as_active():
     "body",
     [
         b"{}",
-        b'{"namespace":"shop","workload":"orders","port":""}',
+        b'{"namespace":"shop","workload":"orders","port":80}',
         b'{"namespace":"","workload":"orders","port":"1"}',
         b'{"namespace":"shop","workload":"orders","port":"1","transport":"sctp"}',
         b'{"namespace":"shop","workload":"orders","port":"1","plaintext":1}',

@@ -24,6 +24,10 @@ _INSPECTION = "inspection_"
 _BYPASSED = "inspection_bypassed_"
 _CLOSED = "inspection_closed_"
 
+INGRESS = "ingress"
+EGRESS = "egress"
+"""Values of the label `direction`: connections that the pod accepts, and those that it makes."""
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -61,7 +65,9 @@ class StatusCollector(Collector):
         up = GaugeMetricFamily("sidestep_proxy_up", "Whether the pod's proxy runs.", labels=labels)
         connections = GaugeMetricFamily("sidestep_proxy_connections", "Client connections open now.", labels=labels)
         steered = GaugeMetricFamily("sidestep_steered_ports", "Ports steered now.", labels=labels)
-        events = CounterMetricFamily("sidestep_proxy_events", "What the proxy did.", labels=(*labels, "event"))
+        events = CounterMetricFamily(
+            "sidestep_proxy_events", "What the proxy did.", labels=(*labels, "direction", "event")
+        )
         anomalies = CounterMetricFamily(
             "sidestep_proxy_anomalies", "Connections that were passed through, by reason.", labels=(*labels, "reason")
         )
@@ -70,8 +76,9 @@ class StatusCollector(Collector):
             "Seconds for which ports that have inspection policies were open or closed uninspected.",
             labels=(*labels, "outcome", "reason"),
         )
-        inspected = _InspectionMetrics(labels)
+        inspected = _InspectionMetrics((*labels, "direction"))
         engines = _EngineMetrics(labels)
+        outbound = _OutboundMetrics(labels)
         for pod in self._status.pods:
             names = (pod.namespace, pod.name)
             for each in pod.uninspected:
@@ -80,13 +87,19 @@ class StatusCollector(Collector):
             steered.add_metric(names, len(pod.steered))
             counts = dict(pod.counters)
             connections.add_metric(names, counts.pop("connections", 0))
-            inspected.take(names, counts)
             engines.take(names, pod)
-            for word, count in sorted(counters(counts).items()):
-                events.add_metric((*names, word), count)
+            outbound.take(names, pod)
+            for direction, counted in (
+                (INGRESS, counts),
+                (EGRESS, {} if pod.outbound is None else dict(pod.outbound.counters)),
+            ):
+                inspected.take((*names, direction), counted)
+                for word, count in sorted(counters(counted).items()):
+                    events.add_metric((*names, direction, word), count)
             for word, count in sorted(counters(pod.anomalies).items()):
                 anomalies.add_metric((*names, word), count)
-        yield from (up, connections, steered, events, anomalies, uninspected, *inspected.families, *engines.families)
+        yield from (up, connections, steered, events, anomalies, uninspected)
+        yield from (*inspected.families, *engines.families, *outbound.families)
 
     def _intercepts(self) -> Iterator[Metric]:
         labels = ("namespace", "name", "kind")
@@ -148,6 +161,29 @@ class _EngineMetrics:
             self._memory.add_metric(labels, each.memory)
             self._rules.add_metric(labels, each.rules)
             self._restarts.add_metric(labels, each.restarts)
+
+
+class _OutboundMetrics:
+    """Connections that pods make, as the kernel counts them. What the proxies count is among their events."""
+
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self._open = GaugeMetricFamily(
+            "sidestep_outbound_connections", "Outbound connections that are sent to the proxy and open.", labels=labels
+        )
+        self._verdicts = CounterMetricFamily(
+            "sidestep_outbound_verdicts",
+            "What became of outbound connections in the kernel.",
+            labels=(*labels, "verdict"),
+        )
+        self.families = (self._open, self._verdicts)
+
+    def take(self, names: tuple[str, ...], pod: PodView) -> None:
+        """Take those of a pod."""
+        if pod.outbound is None:
+            return
+        self._open.add_metric(names, pod.outbound.open)
+        for word, count in sorted(counters(pod.outbound.verdicts).items()):
+            self._verdicts.add_metric((*names, word), count)
 
 
 def _turns(loop: LoopView) -> Metric:

@@ -120,7 +120,7 @@ def _view(
             for name, count in _counted(counters, _HIT).items()
             if not name.startswith(("bypassed_", "closed_"))
         },
-        inspected=_inspected(applying, plan),
+        inspected=_inspected(applying, outward, plan),
         gaps=_gaps(applying, reconciler),
     )
 
@@ -165,14 +165,21 @@ def _engine(kind: str, beside: Sequence[tuple[PodKey, EngineView]], reconciler: 
     )
 
 
-def _inspected(applying: Mapping[PodKey, list[int]], plan: Plan) -> tuple[InspectedView, ...]:
-    """The workloads of these pods, with all of their ports."""
+def _inspected(
+    applying: Mapping[PodKey, list[int]], outward: AbstractSet[PodKey], plan: Plan
+) -> tuple[InspectedView, ...]:
+    """The workloads of these pods, with all of their ports, and of those pods whose own connections are meant."""
     found: dict[str, set[int]] = {}
-    for key, numbers in applying.items():
-        pod = plan.surveys[key].pod if key in plan.surveys else None
-        kind, name = (pod.owners[-1].kind, pod.owners[-1].name) if pod is not None and pod.owners else ("pod", key.name)
-        found.setdefault(f"{key.namespace}/{kind}/{name}", set()).update(numbers)
-    return tuple(InspectedView(name, tuple(sorted(numbers))) for name, numbers in sorted(found.items()))
+    for key in [*applying, *outward]:
+        found.setdefault(_workload(key, plan), set()).update(applying.get(key, ()))
+    egress = {_workload(key, plan) for key in outward}
+    return tuple(InspectedView(name, tuple(sorted(numbers)), name in egress) for name, numbers in sorted(found.items()))
+
+
+def _workload(key: PodKey, plan: Plan) -> str:
+    pod = plan.surveys[key].pod if key in plan.surveys else None
+    kind, name = (pod.owners[-1].kind, pod.owners[-1].name) if pod is not None and pod.owners else ("pod", key.name)
+    return f"{key.namespace}/{kind}/{name}"
 
 
 def _gaps(applying: Mapping[PodKey, list[int]], reconciler: Reconciler) -> tuple[GapView, ...]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 import msgspec
@@ -54,6 +55,7 @@ from sidestep.tunnel.views import (
     InterceptView,
     LoopView,
     NodeStatus,
+    OutboundView,
     PodView,
     PolicyView,
     PortView,
@@ -188,8 +190,12 @@ class NodeStatusView:
     def _policies_of_record(self, record: Record) -> tuple[list[InspectionPolicy], bool]:
         """The policies in force on the port of a record, all of them; where the pod has gone the one that it names."""
         in_force = {each.display: each.in_force.policy for each in self._policies.entries if each.in_force is not None}
-        ports = self._controller.plan.inspected.get(PodKey(record.kubernetes.namespace, record.kubernetes.pod), {})
-        names = ports.get(record.dest_port or 0) or ports.get(record.src_port or 0)
+        key = PodKey(record.kubernetes.namespace, record.kubernetes.pod)
+        if record.sidestep is not None and record.sidestep.direction is not None:
+            names = self._controller.plan.outward.get(key)
+        else:
+            ports = self._controller.plan.inspected.get(key, {})
+            names = ports.get(record.dest_port or 0) or ports.get(record.src_port or 0)
         if names is not None:
             return [in_force[name] for name in names if name in in_force], True
         named = in_force.get((record.sidestep and record.sidestep.policy) or "")
@@ -214,6 +220,8 @@ class NodeStatusView:
         ports = _ports_of(planned, uid) if planned is not None else []
         target = self._reconciler.target(key)
         problem = self._reconciler.problem(key)
+        if planned is not None and planned.outbound is not None and uid in planned.outbound.uids:
+            return _listening_state(key, target, uid, problem)
         if target is None or not ports or not target.serves(uid):
             if (uid, key) in plan.pending:
                 return PodState(str(key), "pending", problem or plan.pending[uid, key])
@@ -231,6 +239,7 @@ class NodeStatusView:
     ) -> WorkloadView:
         ports: dict[tuple[int, Transport], PortView] = {}
         conditions: list[Condition] = []
+        outward = self._controller.plan.outward
         intercepts: set[str] = set()
         claimed: dict[tuple[int, Transport], set[str]] = {}
         steered: dict[int, int] = {}
@@ -264,6 +273,10 @@ class NodeStatusView:
             ),
             intercepts=tuple(sorted(intercepts)),
             conditions=tuple(_condition_view(each) for each in dict.fromkeys(conditions)),
+            egress=self._shown({name for survey in surveys for name in outward.get(survey.pod.key, ())}),
+            listening=tuple(
+                sorted({each.display for survey in surveys for each in covering.get(survey.pod.key, ()) if each.egress})
+            ),
         )
 
     def _policies_of(self, surveys: list[PodSurvey], port: tuple[int, Transport]) -> tuple[str, ...]:
@@ -271,7 +284,10 @@ class NodeStatusView:
         if port[1] is not Transport.TCP:
             return ()
         inspected = self._controller.plan.inspected
-        names = {name for survey in surveys for name in inspected.get(survey.pod.key, {}).get(port[0], ())}
+        return self._shown({name for survey in surveys for name in inspected.get(survey.pod.key, {}).get(port[0], ())})
+
+    def _shown(self, names: AbstractSet[str]) -> tuple[str, ...]:
+        """Return the policies of these names with their modes, those of the cluster first."""
         return tuple(
             f"{each.display} ({each.policy.mode.value})" for each in self._policies.in_force if each.display in names
         )
@@ -316,6 +332,17 @@ class NodeStatusView:
         if entry.facts.pending:
             return f"{PENDING}: {entry.facts.pending}"
         return "" if entry.identity is not None else "unusable"
+
+
+def _listening_state(key: PodKey, target: Target | None, uid: str, problem: str) -> PodState:
+    """Return how a pod stands to a session that listens to connections that it makes."""
+    if target is None or not target.serves(uid):
+        return PodState(str(key), "failed" if problem else "pending", problem)
+    if target.egress.problem:
+        return PodState(str(key), "failed", target.egress.problem)
+    if not target.egress.serving:
+        return PodState(str(key), "pending", target.absence())
+    return PodState(str(key), "active" if target.counters.outbound.get("outbound") else "attached", problem)
 
 
 def _protocol_and_source(each: PortSurvey, target: Target | None) -> tuple[str, str]:
@@ -383,6 +410,21 @@ def _pod_view(target: Target, survey: PodSurvey | None) -> PodView:
         anomalies=dict(target.counters.anomalies),
         protocols=_protocols(target, survey),
         engines=target.engines(),
+        outbound=_outbound(target),
+    )
+
+
+def _outbound(target: Target) -> OutboundView | None:
+    """Return the connections that a pod makes, None while no policy is about them and nobody listens."""
+    egress = target.egress
+    if not (egress.is_wanted or egress.problem):
+        return None
+    return OutboundView(
+        "steered" if egress.serving else "direct",
+        egress.problem,
+        egress.open_connections,
+        dict(target.counters.outbound),
+        egress.verdicts(),
     )
 
 

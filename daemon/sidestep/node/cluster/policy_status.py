@@ -77,7 +77,9 @@ def entry_of(
         bypassed=dict(view.bypassed),
         closed=dict(view.closed),
         conflicts=tuple(conflicts[:MAX_FAILING]),
-        inspected=tuple(InspectedWorkload(each.workload, each.ports[:MAX_INSPECTED_PORTS]) for each in named),
+        inspected=tuple(
+            InspectedWorkload(each.workload, each.ports[:MAX_INSPECTED_PORTS], each.egress) for each in named
+        ),
         inspected_more=len(view.inspected) - len(named),
         gaps=_gaps(view, () if present is None else present.gaps),
         engines=tuple(EngineEntry(**msgspec.structs.asdict(each)) for each in view.engines),

@@ -77,7 +77,7 @@ def certificates_of(
 ) -> tuple[WantedCertificate, ...]:
     """The certificates that an intercept would need; none where it cannot be served anyway."""
     found: list[WantedCertificate] = []
-    if new.transport is not Transport.TCP:
+    if new.transport is not Transport.TCP or new.egress:
         return ()
     try:
         claim_of(new, inventory)
@@ -106,6 +106,8 @@ def _port_refusal(
     look: Callable[..., PodSurvey],
     selecting: Policies,
 ) -> str:
+    if new.egress:
+        return ""
     try:
         resolved = ports_of(pod, inventory).resolve(new.port, transport=new.transport)
     except RefusedError as error:

@@ -80,17 +80,22 @@ NOT_OPENED: Final = (
 )
 
 
-def steered(snapshots: Sequence[EgressSnapshot]) -> SteeredDestinations:
-    """What the kernel has to steer for these policies."""
+def steered(snapshots: Sequence[EgressSnapshot], *, listened: bool = False) -> SteeredDestinations:
+    """What the kernel has to steer for these policies; if somebody listens, everything external as well.
+
+    Not where a policy has something refused: what a session listens to must not be refused for its sake.
+    """
     destinations = [one for each in snapshots for one in each.destinations]
     named = {ip_network(text) for one in destinations for text in one.networks}
-    external = any(not one.networks for one in destinations)
+    fails, blocks_quic = any(each.policy.closes for each in snapshots), any(each.blocks_quic for each in snapshots)
+    listened = listened and not (fails or blocks_quic)
+    external = listened or any(not one.networks for one in destinations)
     return SteeredDestinations(
         tuple(sorted(named | {*EVERYTHING} if external else named, key=_order)),
         tuple(each for each in INTERNAL if external and not any(_holds(wide, each) for wide in named)),
-        _ports(destinations),
-        any(each.policy.closes for each in snapshots),
-        any(each.blocks_quic for each in snapshots),
+        None if listened else _ports(destinations),
+        fails,
+        blocks_quic,
     )
 
 

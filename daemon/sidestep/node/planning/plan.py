@@ -62,11 +62,21 @@ class PortPlan:
 
 @dataclass(frozen=True, slots=True)
 class PodPlan:
-    """A target pod and its ports, sorted; `egress` are the policies about connections that it makes."""
+    """A target pod and its ports, sorted.
+
+    Of the connections that it makes `egress` are the policies, and `outbound` says which sessions listen to them.
+    """
 
     pod: Pod
     ports: tuple[PortPlan, ...]
     egress: tuple[EgressSnapshot, ...] = ()
+    outbound: PortSnapshot | None = None
+
+    @property
+    def uids(self) -> frozenset[str]:
+        """The uids of all intercepts and wiretaps of the pod."""
+        listening = frozenset() if self.outbound is None else self.outbound.uids
+        return listening.union(*(port.uids for port in self.ports))
 
     @property
     def inspected(self) -> frozenset[int]:

@@ -26,7 +26,8 @@ and becomes a condition: a bad port never disables a good one.
   opened, it is steered only for a policy that fails closed.
 - On a port with a policy that enforces, a global intercept is refused, whichever is older: it would be carried unread.
   One that is refused everywhere stands in no other intercept's way.
-- A policy about connections that pods make makes a target of each pod that it selects, with or without steered ports.
+- A policy about connections that pods make, or a session that listens to them, makes a target of each pod that it
+  means, with or without steered ports.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from sidestep.node.planning.inspection import (
     strictness,
 )
 from sidestep.node.planning.plan import CertificateFacts, Plan, PodPlan, PortPlan
-from sidestep.node.planning.port_plan import PortPlans
+from sidestep.node.planning.port_plan import PortPlans, listened
 from sidestep.node.planning.refusals import opening_pending, opening_refusal, refusal_of, refusal_type
 from sidestep.node.planning.surveys import Surveys
 from sidestep.policy.conflicts import Claim, admit, claim_of
@@ -77,6 +78,8 @@ class _Draft:
     wanted: dict[PodKey, dict[tuple[int, Transport], list[Intercept]]] = field(default_factory=dict)
     inspected: dict[PodKey, InspectedPod] = field(default_factory=dict)
     outward: dict[PodKey, Policies] = field(default_factory=dict)
+    listening: dict[PodKey, list[Intercept]] = field(default_factory=dict)
+    """Sessions that listen to connections that pods make."""
     undeclared: dict[PodKey, set[ContainerPort]] = field(default_factory=dict)
     coverage: dict[str, tuple[PodKey, ...]] = field(default_factory=dict)
     refusals: dict[tuple[str, PodKey], str] = field(default_factory=dict)
@@ -97,7 +100,7 @@ class _Draft:
 
     def refuse_pod(self, pod: PodKey, reason: str) -> None:
         """Note why a pod serves no intercept, and is not inspected at all."""
-        if pod in self.wanted:
+        if pod in self.wanted or pod in self.listening:
             self.refuse(self.everyone(pod), pod, Condition(ConditionType.POD_REFUSED, f"pod {pod}", reason))
         if pod in self.inspected or pod in self.outward:
             self.leave_out(pod, f"pod {pod}", self.policies(pod), reason)
@@ -117,8 +120,9 @@ class _Draft:
         return list(dict.fromkeys(each.display for each in applying))
 
     def everyone(self, pod: PodKey) -> list[Intercept]:
-        """All intercepts that want a port of this pod."""
-        return [intercept for wanting in self.wanted.get(pod, {}).values() for intercept in wanting]
+        """All intercepts that want a port of this pod, or the connections that it makes."""
+        ports = [intercept for wanting in self.wanted.get(pod, {}).values() for intercept in wanting]
+        return [*ports, *self.listening.get(pod, ())]
 
 
 def plan(
@@ -160,7 +164,7 @@ def plan(
     }
     surveys.keep_only(surveyed)
     _inspect(placed, surveyed, settings, draft, placements)
-    steered = sorted(draft.wanted.keys() | draft.inspected.keys() | draft.outward.keys())
+    steered = sorted(draft.wanted.keys() | draft.listening.keys() | draft.inspected.keys() | draft.outward.keys())
     targets = _within_bound(
         [key for key in steered if _may_be_target(inventory.pods[key], settings, draft)], settings, draft
     )
@@ -184,8 +188,9 @@ def plan(
             continue
         ports = _ports(found, certificates, node_addresses=node_addresses, draft=draft)
         egress = tuple(each.egress for each in draft.outward.get(key, ()) if each.egress is not None)
-        if ports or egress:
-            pods[key] = PodPlan(found.pod, ports, egress)
+        outbound = listened(draft.listening.get(key, ()))
+        if ports or egress or outbound is not None:
+            pods[key] = PodPlan(found.pod, ports, egress, outbound)
     for key, found in surveyed.items():
         if found.conditions:
             draft.conditions.setdefault(key, []).extend(found.conditions)
@@ -248,6 +253,9 @@ def _state(draft: _Draft, intercept: Intercept, text: str) -> None:
 def _spread(intercept: Intercept, inventory: Inventory, draft: _Draft) -> None:
     """Note which ports of which pods an intercept wants."""
     for key in draft.coverage[intercept.uid]:
+        if intercept.egress:
+            draft.listening.setdefault(key, []).append(intercept)
+            continue
         pod = inventory.pods[key]
         try:
             found = ports_of(pod, inventory).resolve(intercept.port, transport=intercept.transport)

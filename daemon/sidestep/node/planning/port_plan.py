@@ -13,10 +13,10 @@ from sidestep.policy.matching import to_rows
 from sidestep.policy.survey import PortSurvey, Side
 from sidestep.policy.waf import join
 from sidestep.snapshots.filter_row import FilterRow
-from sidestep.snapshots.ports import PortSnapshot, RuleSnapshot
+from sidestep.snapshots.ports import OUTBOUND, PortSnapshot, RuleSnapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from sidestep.model.pod import Pod
 
@@ -97,6 +97,15 @@ def port_plan(
     )
     resetting = frozenset(each.uid for each in wanting if each.reset_existing)
     return PortPlan(snapshot, needs_app=whole is None, resets=resetting | resets(policies))
+
+
+def listened(wanting: Sequence[Intercept]) -> PortSnapshot | None:
+    """What the pod proxy is told of those who listen to connections that the pod makes; None if nobody does."""
+    if not wanting:
+        return None
+    captures = tuple(sorted(each.uid for each in wanting if each.captures_whole))
+    rules = tuple(_rule(each) for each in wanting if not each.captures_whole)
+    return PortSnapshot(OUTBOUND, "tcp", tls="never", http2="never", rules=rules, captures=captures)
 
 
 class PortPlans:

@@ -1,8 +1,8 @@
-"""Steers the connections that one pod makes to its proxy, while a policy is about them.
+"""Steers the connections that one pod makes to its proxy, while a policy is about them or a session listens to them.
 
 States
 
-    off        no policy is about them, or they cannot be steered (`problem` says why): nothing of it exists
+    off        they are nobody's business, or cannot be steered (`problem` says why): nothing of it exists
     attached   programs on the pod's cgroup, a listener in its namespace, both known to the proxy. Nothing is steered:
                connections go out directly, or are refused where a policy fails closed
     serving    connections are sent to the listener
@@ -10,7 +10,9 @@ States
     off -> attached -> serving      `apply`, once the proxy has acknowledged policies, table and listener
     serving -> attached             `look`: the proxy has gone, hangs, or says that it cannot serve
     attached -> serving             `look`: it is back
-    any -> off                      `apply` without policies, `detach`
+    any -> off                      `apply` with nothing to do, `detach`, a failure
+    off -> attached                 after a failure also by itself: `outdated` asks for `apply` once a pause that grows
+                                    is over
 
 Invariants
   * The proxy is told of policies, table and listener before a connection is steered.
@@ -29,12 +31,15 @@ from typing import TYPE_CHECKING
 
 from sidestep.aio.token_bucket import TokenBucket
 from sidestep.model.condition import Condition, ConditionType
-from sidestep.model.errors import RefusedError, SidestepError
+from sidestep.model.errors import KernelError, RefusedError, SidestepError
 from sidestep.netns import reset_waiting, tcp_listener
 from sidestep.node.planning.egress import steered
 from sidestep.node.planning.valve import Valve
 from sidestep.node.proxies.desired import DestinationTable
 from sidestep.observability.logs import get_logger
+from sidestep.policy.egress import EgressPolicies, address_rules
+from sidestep.policy.egress_rows import from_egress_snapshot
+from sidestep.policy.inspection_match import ConnectionFacts
 from sidestep.proxy.control.messages import OUTBOUND
 from sidestep.steering import EgressConfig, EgressPrograms, EgressSteering
 
@@ -50,8 +55,9 @@ if TYPE_CHECKING:
 
 BACKLOG = 4096
 """Connections that wait for the proxy to accept them."""
-DIRECTLY = 5.0
-"""Seconds for which connections to a server that could not be reached are not steered."""
+DIRECTLY = 2.0
+"""Seconds for which connections to a server that could not be reached are not steered, and so not judged: long enough
+for a client that tries again at once. The kernel counts in units of 1.07 s and rounds up."""
 DOWNS = (20.0, 200.0)
 """Such servers that are noted a second, and at once: a proxy that was taken over could tell of any number."""
 CROWDED = "connections wait for longer than the proxy takes to accept them; for a while they are not steered"
@@ -60,6 +66,9 @@ _QUEUE = struct.Struct("=24xII")
 NO_CGROUP = "the pod's cgroup v2 folder is not known"
 _MOST = 4096
 """Connections in a queue that are reset at once."""
+FIRST_RETRY = 1.0
+LAST_RETRY = 60.0
+"""Seconds before the first try after a failure, doubling up to the last."""
 
 
 class PodEgress:
@@ -91,6 +100,13 @@ class PodEgress:
         self._over = False
         self._policies: tuple[EgressSnapshot, ...] = ()
         """Those that are in effect."""
+        self._rules: tuple[tuple[EgressSnapshot, ...], EgressPolicies] | None = None
+        """Policies with their rules about addresses, made when they are first asked."""
+        self.is_wanted = False
+        """Whether a policy is about them, or a session listens to them."""
+        self._pause = FIRST_RETRY
+        self._again: float | None = None
+        """When to try again what has failed."""
         self.problem = ""
         """Why connections that the pod makes are not inspected although a policy is about them."""
         self._log = get_logger("egress").bind(pod=str(pod.key))
@@ -105,6 +121,18 @@ class PodEgress:
         """Connections that were sent to the proxy and that the app has not closed."""
         return self._steering.open_entries() if self._steering is not None else 0
 
+    def verdicts(self) -> dict[str, int]:
+        """What the kernel has counted since connections are steered, by lower-case name of `EgressVerdict`."""
+        try:
+            return self._steering.counters() if self._steering is not None else {}
+        except KernelError:
+            return {}
+
+    @property
+    def outdated(self) -> bool:
+        """Whether what has failed is to be tried again now."""
+        return self._again is not None and self._now() >= self._again
+
     @property
     def is_lost(self) -> bool:
         """Whether programs of its are not where they were attached any more."""
@@ -118,43 +146,57 @@ class PodEgress:
         self,
         policies: tuple[EgressSnapshot, ...],
         *,
+        listened: bool,
         pod: Pod,
         proxy: PodProxy,
         netns: Netns,
         own: Collection[IPv4Address | IPv6Address],
     ) -> None:
-        """Bring everything in line with these policies, which the proxy has been told. Raises no SidestepError."""
+        """Bring everything in line with these policies, and with whether a session listens. The proxy has been told.
+
+        Raises no SidestepError.
+        """
         self._pod = pod
+        self.is_wanted = listened or bool(policies)
         try:
-            await self._follow(policies, proxy=proxy, netns=netns, own=own)
+            await self._follow(policies, listened=listened, proxy=proxy, netns=netns, own=own)
         except SidestepError as error:
             self._retire()
             with contextlib.suppress(SidestepError):
                 await proxy.unlisten_outbound()
             self._state(str(error))
+            self._again = self._now() + self._pause
+            self._pause = min(2 * self._pause, LAST_RETRY)
+            self._log.warning("outbound connections cannot be steered", reason=str(error), again=self._pause)
+        else:
+            self._again, self._pause = None, FIRST_RETRY
         self.look(absent=False)
 
     async def _follow(
         self,
         policies: tuple[EgressSnapshot, ...],
         *,
+        listened: bool,
         proxy: PodProxy,
         netns: Netns,
         own: Collection[IPv4Address | IPv6Address],
     ) -> None:
         cgroup = self._pod.location.cgroup or ""
-        if self._steering is not None and (not policies or cgroup != self._cgroup):
+        if self._steering is not None and (not self.is_wanted or cgroup != self._cgroup):
             self._retire()
             await proxy.unlisten_outbound()
-        if not policies or not cgroup:
+        if not self.is_wanted or not cgroup:
             self._policies = ()
-            self._state(NO_CGROUP if policies else "")
+            self._state(NO_CGROUP if self.is_wanted else "")
             return
-        config = _config(policies, own)
+        config = _config(policies, own, listened=listened)
         if self._steering is None:
             await self._attach(config, cgroup, proxy=proxy, netns=netns)
-        elif config != self._config:
-            self._steering.update(config)
+        else:
+            if config != self._config:
+                self._steering.update(config)
+            if policies != self._policies:
+                self._steering.forget_unreachable()  # what was let out was judged by other policies
         self._config, self._policies = config, policies
         self._state("")
 
@@ -185,6 +227,8 @@ class PodEgress:
             if steering.open_entries() == 0:
                 self._retired.remove((steering, listener))
                 _close(steering, listener)
+        if self.outdated:
+            self._changed()
         if self._steering is None or self._listener is None:
             return
         self._look_at_queue(self._listener)
@@ -214,14 +258,24 @@ class PodEgress:
     def unreachable(self, address: str, port: int) -> None:
         """Leave connections to a server that cannot be reached to the pod for a while. `address` comes from the proxy.
 
-        So its processes see what is wrong, and try the next address of several.
+        So its processes see what is wrong, and try the next address of several. Not where a rule blocks the address:
+        the proxy dials no such server.
         """
         if self._steering is None or not self._downs.take(self._now()):
             return
         try:
-            self._steering.unreachable(ip_address(address), port, seconds=DIRECTLY)
+            server = ip_address(address)
+            if not self._blocks(server, port):
+                self._steering.unreachable(server, port, seconds=DIRECTLY)
         except (ValueError, SidestepError) as error:
             self._log.info("a server that cannot be reached was not noted", reason=str(error))
+
+    def _blocks(self, server: IPv4Address | IPv6Address, port: int) -> bool:
+        """Whether a rule blocks connections to this address and port by these alone. Raises ConfigurationError."""
+        if self._rules is None or self._rules[0] != self._policies:
+            self._rules = self._policies, address_rules(map(from_egress_snapshot, self._policies))
+        judging = self._rules[1]
+        return judging.blocks_address(judging.treatment(server, port), ConnectionFacts(destination=server, port=port))
 
     def sweep(self) -> None:
         """Reset whoever waits for a proxy that is gone. Never raises."""
@@ -269,9 +323,11 @@ def _close(steering: EgressSteering, listener: socket.socket) -> None:
     listener.close()
 
 
-def _config(policies: tuple[EgressSnapshot, ...], own: Collection[IPv4Address | IPv6Address]) -> EgressConfig:
+def _config(
+    policies: tuple[EgressSnapshot, ...], own: Collection[IPv4Address | IPv6Address], *, listened: bool
+) -> EgressConfig:
     """What the kernel is told; `own` are the pod's addresses, of which the first of each family is used."""
-    wanted = steered(policies)
+    wanted = steered(policies, listened=listened)
     first: dict[int, IPv4Address | IPv6Address] = {}
     for each in sorted(own, key=lambda each: (each.version, int(each))):
         first.setdefault(each.version, each)

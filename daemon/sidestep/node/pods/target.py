@@ -161,9 +161,10 @@ class Target:
             client_sources=self.client_addresses.sources,
             records=records,
             egress=plan.egress,
+            outbound=plan.outbound,
         )
         self._makes_records = records
-        self._served = frozenset().union(*(port.uids for port in plan.ports))
+        self._served = plan.uids
         self._policies = {number: port.snapshot.policies for number, port in wanted.items()}
         self._reports.on_credentials(failures)
         self._ids.follow(self.pod, (each for port in wanted.values() for each in port.snapshot.policies))
@@ -174,7 +175,14 @@ class Target:
             await self._datagrams.apply(datagrams, netns=self._netns, proxy=proxy, steering=self._steering)
             if self._datagrams.is_empty:
                 self._statements.state(None, "datagrams", ())
-            await self._egress.apply(plan.egress, pod=plan.pod, proxy=proxy, netns=self._netns, own=self._addresses)
+            await self._egress.apply(
+                plan.egress,
+                listened=plan.outbound is not None,
+                pod=plan.pod,
+                proxy=proxy,
+                netns=self._netns,
+                own=self._addresses,
+            )
         self._streams.look(force=True)
         self._log.info("target configured", ports=sorted(wanted), generation=self._generation)
 
@@ -339,7 +347,7 @@ class Target:
     def outdated(self) -> bool:
         """Whether `apply` has something to do although the plan is the same."""
         ports = self._apps.outdated or self._streams.outdated or self._datagrams.outdated(self._tools.now())
-        return ports or self._makes_records is not self._tools.records.wanted
+        return ports or self._egress.outdated or self._makes_records is not self._tools.records.wanted
 
     def why_left(self, number: int, transport: Transport) -> str:
         """Why no traffic of a port reaches the proxy, as far as the proxy is the reason; empty otherwise."""

@@ -62,9 +62,15 @@ class ProxyDispatcher:
         self.closed = False
         """Requests for streams are refused."""
 
-    def allow(self, ports: tuple[PortSnapshot, ...], egress: tuple[EgressSnapshot, ...] = ()) -> None:
+    def allow(
+        self,
+        ports: tuple[PortSnapshot, ...],
+        egress: tuple[EgressSnapshot, ...] = (),
+        outbound: PortSnapshot | None = None,
+    ) -> None:
         """Accept messages about these ports and their rules, and about connections that the pod makes, from now on."""
-        self._uids = (frozenset().union(*(port.uids for port in ports)), self._uids[0])
+        listened = ports if outbound is None else (*ports, outbound)
+        self._uids = (frozenset().union(*(port.uids for port in listened)), self._uids[0])
         policies = [policy for port in ports for policy in port.policies] + [each.policy for each in egress]
         named: dict[str, frozenset[str]] = {}
         for policy in policies:
@@ -73,7 +79,7 @@ class ProxyDispatcher:
         for name in {name for port in ports if port.waf is not None for name in port.waf.names}:
             named[name] = named.get(name, _NO_RULES) | {FIREWALL}
         self._rules = (named, self._rules[0])
-        self._ports = frozenset(port.number for port in ports) | ({OUTBOUND} if egress else set())
+        self._ports = frozenset(port.number for port in ports) | ({OUTBOUND} if egress or outbound else set())
 
     def received(self, process: ProxyProcess, message: FromProxy) -> None:
         """Handle a message of `process`. Raises PeerError for one that it may not send, SidestepError for a refusal."""

@@ -121,6 +121,7 @@ class PodProxy:
         client_sources: str = "",
         records: bool = False,
         egress: tuple[EgressSnapshot, ...] = (),
+        outbound: PortSnapshot | None = None,
     ) -> Mapping[str, str]:
         """Make this the configuration; returns why credentials could not be used, by name (empty: all are).
 
@@ -135,8 +136,9 @@ class PodProxy:
             client_sources=client_sources,
             records=records,
             egress=egress,
+            outbound=outbound,
         )
-        self._dispatcher.allow(ports, egress)
+        self._dispatcher.allow(ports, egress, outbound)
         self._desired.credentials = dict(credentials)
         self._desired.configuration = configuration
         told = await self._tell_current()

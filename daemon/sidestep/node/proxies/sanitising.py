@@ -46,6 +46,7 @@ _FAMILIES = frozenset({0, *(int(family) for family in Family)})
 _ERRORS = 4096
 """Error numbers of Linux are smaller (include/linux/err.h, MAX_ERRNO)."""
 _REASONS = frozenset({"handler", "room", "budget"})
+_PROTOCOLS = frozenset({"http", "tls", "tcp"})
 _WORD = re.compile(r"[a-z0-9_-]{1,48}")
 
 
@@ -106,5 +107,7 @@ def _line(line: LoggedRequest) -> LoggedRequest:
         path=line.path[:MAX_TEXT],
         authority=line.authority[:MAX_TEXT],
         lost=line.lost if line.lost in {"dropped", "truncated"} else "",
+        server=line.server[:MAX_ADDRESS],
+        protocol=line.protocol if line.protocol in _PROTOCOLS else "",
         fields=tuple(fields),
     )

@@ -47,7 +47,7 @@ _OBJECTS: Final = {
     "fileinfo": frozenset(("fileinfo", "http")),
 }
 """The types that a proxy may send, each with the objects that a record of it has. `stats` are the daemon's own."""
-_OUTBOUND_OBJECTS: Final = {name: frozenset((name,)) for name in ("alert", "tls", "anomaly", "flow")}
+_OUTBOUND_OBJECTS: Final = {name: frozenset((name,)) for name in ("alert", "tls", "anomaly", "flow", "http")}
 """The same of connections that the pod makes."""
 _HOST: Final = re.compile(r"[!-~]{1,253}")
 _ALL: Final = frozenset(("http", "alert", "tls", "anomaly", "flow", "fileinfo", "stats"))

@@ -54,7 +54,8 @@ def what_is_captured(intercept: Intercept) -> str:
 
 def _scope(intercept: Intercept) -> str:
     pods = f"pod {intercept.pod}" if intercept.pod else "all pods"
-    return f"{intercept.workload}, port {intercept.port}, {pods}, {describe_filter(intercept.filter)}"
+    place = "outbound" if intercept.egress else f"port {intercept.port}"
+    return f"{intercept.workload}, {place}, {pods}, {describe_filter(intercept.filter)}"
 
 
 def most_of(intercept: Intercept) -> str:

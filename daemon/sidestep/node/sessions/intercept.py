@@ -13,6 +13,7 @@ from sidestep.model.errors import ConfigurationError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
 from sidestep.model.intercept import Intercept, Kind, Live, Snap
 from sidestep.model.pod import Transport
+from sidestep.policy.outbound_sessions import check_egress
 from sidestep.policy.workloads import parse_workload
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ def intercept_of(spec: SessionSpec, *, name: str, owner: str) -> Intercept:
                 "is no Kubernetes name: lower-case letters, digits, - and . only", subject=subject, value=value[:100]
             )
     snap = Snap(spec.capture) if spec.kind == "wiretap" else Snap.NOTHING
-    return Intercept(
+    if not spec.port and not spec.egress:
+        raise ConfigurationError("is missing", subject="port", value="")
+    made = Intercept(
         uid=spec.resume or str(uuid.uuid4()),
         namespace=spec.namespace,
         name=name,
@@ -59,7 +62,10 @@ def intercept_of(spec: SessionSpec, *, name: str, owner: str) -> Intercept:
         records=Live(spec.records) if spec.kind == "wiretap" and not snap else Live.NOTHING,
         duration=capture.seconds_of(spec.duration, subject="--for") if snap else 0.0,
         max_bytes=capture.size_of(spec.max_bytes, subject="--max-size") if snap else 0,
+        egress=spec.egress,
     )
+    check_egress(made)
+    return made
 
 
 def _filter_of(spec: SessionSpec) -> Filter:

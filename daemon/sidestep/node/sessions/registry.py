@@ -149,6 +149,8 @@ class SessionRegistry:
                         copied=each.copied,
                         lost=each.lost,
                         fields=each.fields,
+                        server=each.server,
+                        protocol=each.protocol,
                     )
                 )
 
@@ -350,7 +352,7 @@ class SessionRegistry:
             kind=intercept.session_kind.value,
             owner=intercept.owner,
             workload=str(intercept.workload),
-            port=intercept.port,
+            port=intercept.port or "outbound",
             transport=intercept.transport.value,
             filter=describe_filter(intercept.filter),
             created=intercept.created,

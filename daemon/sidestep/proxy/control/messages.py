@@ -16,6 +16,7 @@ from typing import Annotated
 
 import msgspec
 
+from sidestep.snapshots import ports
 from sidestep.snapshots.egress import EgressSnapshot
 from sidestep.snapshots.hindrance import Hindrance
 from sidestep.snapshots.ports import PortSnapshot
@@ -30,8 +31,7 @@ MAX_PORTS = 64
 """Ports of one `Heartbeat`."""
 MAX_HINDRANCES = 2048
 """Hindrances of one `Hindered`: each of 1,024 steered ports in both address families."""
-OUTBOUND = 65536
-"""Stands for connections that the pod makes where something is told by port; no port has this number."""
+OUTBOUND = ports.OUTBOUND
 OUTBOUND_TRANSPORT = "outbound"
 """The transport of their listener."""
 MAX_CERTIFICATE = 16 * 1024
@@ -111,6 +111,8 @@ class Configure(Message):
     """Somebody reads EVE records of inspection."""
     egress: tuple[EgressSnapshot, ...] = ()
     """Policies about connections that the pod makes."""
+    outbound: PortSnapshot | None = None
+    """Who listens to such connections: rules and captures of a port with number OUTBOUND."""
 
 
 class Credential(Message):
@@ -256,6 +258,10 @@ class LoggedRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=True,
     """"dropped" or "truncated" when the copy did not, or not whole, reach its handler."""
     fields: Annotated[tuple[tuple[str, str], ...], msgspec.Meta(max_length=MAX_FIELDS)] = ()
     """Header fields for a rule that wants heads only; secrets are redacted before they get here."""
+    server: str = ""
+    """Of a connection that the pod makes: the address of the server, whose port is `port`; the client is the pod."""
+    protocol: str = ""
+    """Of such a connection: "http"; "tls" or "tcp", of which there is no request."""
 
 
 class LostCopies(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):

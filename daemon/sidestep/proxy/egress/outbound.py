@@ -8,7 +8,7 @@ somebody in the pod: it is closed, and nothing is dialled.
     retire      accept for a moment more, as any listener that is given up (`Acceptor.retire`)
     configure   judge new connections by these policies; those that are relayed go on
 
-Nothing of this exists in a proxy whose pod has no policy about such connections.
+Nothing of this exists in a proxy while no policy is about such connections, and no session listens to them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from sidestep.proxy.egress.outbound_policies import OutboundPolicies
 from sidestep.proxy.egress.outbound_setup import OutboundSetup
 from sidestep.proxy.io.loop import Loop
 from sidestep.snapshots.egress import EgressSnapshot
+from sidestep.snapshots.ports import PortSnapshot
 
 
 class Table(Protocol):
@@ -80,9 +81,9 @@ class Outbound:
         """Whether a listener that was given up is not closed yet."""
         return bool(self._retiring)
 
-    def configure(self, snapshots: Sequence[EgressSnapshot]) -> None:
-        """Replace the policies. Raises ConfigurationError, and changes nothing then."""
-        self._policies.configure(snapshots)
+    def configure(self, snapshots: Sequence[EgressSnapshot], listened: PortSnapshot | None = None) -> None:
+        """Replace the policies, and who listens. Raises ConfigurationError, and changes nothing then."""
+        self._policies.configure(snapshots, listened)
 
     def serve(self, listener: socket.socket, table: Table) -> None:
         """Accept on a listener."""

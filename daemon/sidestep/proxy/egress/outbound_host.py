@@ -1,4 +1,7 @@
-"""The host of connections that the pod makes: what their conductors ask, as `connection.host` says."""
+"""The host of connections that the pod makes: what their conductors ask, as `connection.host` says.
+
+Streams to sessions are those of captures.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from sidestep.engine.leg import Leg
+from sidestep.engine.mirror.ledger import Ledger
 from sidestep.proxy.connection.dial import Done
 from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.host import ConnectionHost, RelayedConnection
 from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.connection.setup_host import PendingConnection
+from sidestep.proxy.control.messages import LoggedRequest
 from sidestep.proxy.control.record_queue import RecordQueue
 from sidestep.proxy.egress.server_dial import ServerDial
 from sidestep.proxy.io.loop import Loop
@@ -28,6 +33,11 @@ class Process(ConnectionHost, Protocol):
     """What is asked of the process around it."""
 
     records: RecordQueue
+    ledger: Ledger
+    """What copies may hold."""
+
+    def log_flow(self, line: LoggedRequest) -> None:
+        """Tell a session of a connection."""
 
     def opened(self, connection: RelayedConnection) -> None:
         """A connection is relayed from now on."""
@@ -40,7 +50,7 @@ class Process(ConnectionHost, Protocol):
 
 
 class OutboundHost:
-    """One for a process. Dials go to servers, and no handler takes part."""
+    """One for a process. Dials go to servers."""
 
     def __init__(self, loop: Loop, process: Process) -> None:
         self._loop = loop
@@ -50,13 +60,13 @@ class OutboundHost:
         self.backlog = process.backlog
         self.lingering = process.lingering
         self.records = process.records
+        self.ledger = process.ledger
 
     def open_stream(
         self, info: ConnectionInfo, leg: Leg, done: Callable[[PlainStream | None], None]
     ) -> Callable[[], None]:
-        """Refuse: nobody asks for a handler."""
-        del info, leg
-        return self._loop.later(0.0, lambda: done(None)).cancel
+        """Ask for the stream of a capture."""
+        return self._process.open_stream(info, leg, done)
 
     def dial_app(self, endpoints: Endpoints, done: Done) -> Callable[[], None]:
         """Connect to the server; returns a function that cancels."""
@@ -89,4 +99,9 @@ class OutboundHost:
         self._process.setup_over(setup)
 
     def log_requests(self, connection: RelayedConnection) -> None:
-        """Do nothing: nobody listens to requests."""
+        """Take the notes of a connection's mirror."""
+        self._process.log_requests(connection)
+
+    def log_flow(self, line: LoggedRequest) -> None:
+        """Tell a session of heads of a connection."""
+        self._process.log_flow(line)

@@ -1,12 +1,18 @@
-"""Makes EVE records of one connection that the pod makes, and counts what was found.
+"""Makes EVE records of one connection that the pod makes, tells sessions of it, and counts what was found.
 
-    ClientHello                `tls`; its version is not agreed on yet
+    ClientHello                `tls`
+    request in clear           `http`, the first of a connection; for sessions only
     hit of a rule              `alert` for Alert and Block, unless the rule's rate limit holds it back; Log is in `flow`
     what could not be judged   `anomaly`
     end of the connection      `flow`
 
 Each has `sidestep.direction` "egress", the pod as its source, and in `sidestep.host` the name that the client gave.
-None has a byte of what the connection carries. Connections that no policy is about leave no record.
+None has a byte of what the connection carries, but for the head of a request, with credentials redacted.
+
+The log gets those of connections that a policy is about. A session that listens (`sidestep inspect --egress`) gets
+those of every connection; one with a filter on requests gets those whose first request matches, and one that wants
+alerts gets `alert` and `anomaly`. A session of heads (`sidestep flows --egress`) gets a line for each connection
+(`flow_line`).
 """
 
 from __future__ import annotations
@@ -17,8 +23,11 @@ import time
 from typing import Final
 
 from sidestep.engine.outbound import Decision, Seen
+from sidestep.model.intercept import Live
 from sidestep.policy.accepted_policy import Outcome
 from sidestep.policy.inspected_exchange import Hit
+from sidestep.policy.redaction import redact
+from sidestep.policy.route import Rule
 from sidestep.protocols import eve, tls_weakness
 from sidestep.protocols.eve_records import (
     Anomaly,
@@ -32,8 +41,9 @@ from sidestep.protocols.eve_records import (
 from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.connection.flow_counts import flow_of
 from sidestep.proxy.connection.inspection_counts import InspectionCounts
-from sidestep.proxy.connection.live_ports import LivePort
+from sidestep.proxy.control.messages import MAX_TEXT, LoggedRequest
 from sidestep.proxy.control.record_queue import RecordQueue
+from sidestep.proxy.egress.outbound_policies import OutboundPolicies
 from sidestep.proxy.io.stream import PlainStream, WatchedStream
 
 FLOW_BITS: Final = 52
@@ -54,28 +64,41 @@ _COUNTERS: Final = {
 
 
 class OutboundRecords:
-    """The records of one connection. `port` has the counters."""
+    """The records of one connection. The port of `policies` has the counters, and knows the sessions."""
 
-    __slots__ = ("_began", "_decision", "_endpoints", "_flow", "_port", "_queue", "_seen")
+    __slots__ = (
+        "_began", "_decision", "_endpoints", "_flow", "_listeners", "_policies", "_port", "_queue", "_seen", "_to_log",
+    )  # fmt: skip
 
-    def __init__(self, port: LivePort, endpoints: Endpoints, queue: RecordQueue) -> None:
-        self._port = port
+    def __init__(self, policies: OutboundPolicies, endpoints: Endpoints, queue: RecordQueue) -> None:
+        self._policies = policies
+        self._port = policies.port
         self._endpoints = endpoints
         self._queue = queue
         self._flow = secrets.randbits(FLOW_BITS)
         self._began = time.time_ns()
         self._decision = Decision()
         self._seen = Seen()
+        self._to_log = False
+        self._listeners: tuple[Rule, ...] = ()
+        """The sessions that get records of this connection."""
 
     def decided(self, decision: Decision, seen: Seen) -> None:
         """Tell what was decided, and why."""
         self._decision, self._seen = decision, seen
-        if not decision.is_judged:
-            return
-        if seen.hello is not None:
+        self._to_log = decision.is_judged and self._queue.wanted
+        listeners = self._port.listeners
+        if listeners:
+            self._listeners = tuple(rule for rule in listeners if matches(rule, seen))
+        if seen.hello is not None and (self._to_log or self._listeners):
             weak = tls_weakness.of_offer(seen.hello)
             told = eve.tls(seen.hello, version=_UNDETERMINED)
-            self._put(told, Sidestep(inspected=True, tls=TlsDetails(weak=weak) if weak else None))
+            details = TlsDetails(weak=weak) if weak else None
+            self._put(told, Sidestep(inspected=decision.is_judged, tls=details), is_alert=False)
+        elif seen.request is not None and self._listeners:
+            self._tell_request()
+        if not decision.is_judged:
+            return
         for hit in decision.verdict.hits:
             self._hit(hit)
         if decision.reason and not decision.blocks:
@@ -87,34 +110,52 @@ class OutboundRecords:
                 event=decision.reason,
                 layer="proto_parser" if seen.protocol else "proto_detect",
             )
-            self._put(told_of, Sidestep(action=action, inspected=False, reason=decision.reason))
+            self._put(told_of, Sidestep(action=action, inspected=False, reason=decision.reason), is_alert=True)
 
     def _hit(self, hit: Hit) -> None:
         name = "inspection_would_block" if hit.would_block else _COUNTERS[hit.outcome]
         self._port.counters[name] += 1
         if hit.told and hit.outcome is not Outcome.LOG:
             alert = eve.alert(hit.policy, hit.rule, blocked=hit.outcome is Outcome.BLOCK)
-            self._put(alert, _decided(hit))
+            self._put(alert, _decided(hit), is_alert=True)
+
+    def _tell_request(self) -> None:
+        """Tell sessions of the first request of a connection in clear."""
+        request = self._seen.request
+        if request is None:
+            return
+        told = eve.http(
+            method=request.method,
+            target=request.target,
+            authority=request.authority,
+            fields=request.fields,
+            redaction=self._policies.redaction,
+        )
+        self._put(told, Sidestep(inspected=self._decision.is_judged), is_alert=False, to_log=False)
 
     def watch(self, client: socket.socket) -> PlainStream:
         """Return the client's stream, of whose end a record is made before it is closed."""
-        if not self._decision.is_judged:
+        if not (self._to_log or self._listeners):
             return PlainStream(client)
         return WatchedStream(client, lambda: self.over(client))
 
     def over(self, client: socket.socket) -> None:
         """Tell of the end of the connection, before it is closed."""
-        if not (self._decision.is_judged and self._queue.wanted):
+        if not (self._to_log or self._listeners):
             return
         hits = self._decision.verdict.hits
         alerted = any(hit.outcome is not Outcome.LOG for hit in hits)
         flow = flow_of(client, began=self._began, now=time.time_ns(), alerted=alerted)
-        if flow is not None:
-            logged = next((hit for hit in hits if hit.told and hit.outcome is Outcome.LOG), None)
-            self._put(flow, Sidestep(inspected=not self._decision.reason) if logged is None else _decided(logged))
+        if flow is None:
+            return
+        logged = next((hit for hit in hits if hit.told and hit.outcome is Outcome.LOG), None)
+        inspected = self._decision.is_judged and not self._decision.reason
+        self._put(flow, Sidestep(inspected=inspected) if logged is None else _decided(logged), is_alert=False)
 
-    def _put(self, detail: Detail, decided: Sidestep) -> None:
-        if not self._queue.wanted:
+    def _put(self, detail: Detail, decided: Sidestep, *, is_alert: bool, to_log: bool = True) -> None:
+        to_log = to_log and self._to_log
+        told = [rule.uid for rule in self._listeners if is_alert or rule.records is Live.ALL]
+        if not (to_log or told):
             return
         ends = self._endpoints
         origin = Origin(
@@ -124,7 +165,38 @@ class OutboundRecords:
             protocol=self._seen.protocol,
             kubernetes=_NOBODY,
         )
-        self._queue.add(eve.record(time.time_ns(), origin, detail, sidestep=outwards(decided, self._seen.name)))
+        made = eve.record(time.time_ns(), origin, detail, sidestep=outwards(decided, self._seen.name))
+        if to_log:
+            self._queue.add(made)
+        if told:
+            self._queue.live.add(made, told)
+
+
+def matches(rule: Rule, seen: Seen) -> bool:
+    """Whether a session's filter is about a connection: about its first request or, without one, about everything."""
+    request = seen.request
+    if request is None:
+        return rule.matches(b"", b"", ())
+    return rule.matches(request.method, request.target.partition(b"?")[0], request.fields)
+
+
+def flow_line(rule: Rule, endpoints: Endpoints, seen: Seen) -> LoggedRequest:
+    """The line of a connection for a session of heads."""
+    request = seen.request
+    fields = () if request is None else redact(request.fields)
+    return LoggedRequest(
+        rule.uid,
+        endpoints.port,
+        endpoints.client,
+        endpoints.client_port,
+        "" if request is None else _text(request.method),
+        "" if request is None else _text(request.target),
+        seen.name if request is None else _text(request.authority),
+        copied=True,
+        fields=tuple((_text(name), _text(value)) for name, value in fields),
+        server=endpoints.host,
+        protocol=seen.protocol or "tcp",
+    )
 
 
 def outwards(decided: Sidestep, host: str) -> Sidestep:
@@ -144,3 +216,8 @@ def outwards(decided: Sidestep, host: str) -> Sidestep:
 def _decided(hit: Hit) -> Sidestep:
     action = RecordedAction.WOULD_BLOCK if hit.would_block else _ACTIONS[hit.outcome]
     return Sidestep(policy=hit.policy, rule=hit.rule, action=action, inspected=True)
+
+
+def _text(value: bytes) -> str:
+    """Text for people; see `messages.LoggedRequest`."""
+    return value[:MAX_TEXT].decode("utf-8", "replace")

@@ -33,13 +33,15 @@ from sidestep.engine.passthrough import WireRelay
 from sidestep.model.errors import PeerError
 from sidestep.policy.inspection_match import ConnectionFacts
 from sidestep.proxy.connection.app_connection import begin_dial
+from sidestep.proxy.connection.captured import captured
 from sidestep.proxy.connection.conductor import Conductor
 from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.connection.ends import Ends
 from sidestep.proxy.connection.first_bytes import PeekedBytes
+from sidestep.proxy.connection.relay_choice import mirror_whole
 from sidestep.proxy.egress.outbound_host import OutboundHost
 from sidestep.proxy.egress.outbound_policies import OutboundPolicies
-from sidestep.proxy.egress.outbound_records import OutboundRecords
+from sidestep.proxy.egress.outbound_records import OutboundRecords, flow_line, matches
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.stream import PlainStream
 from sidestep.proxy.io.task import Task
@@ -60,7 +62,7 @@ class OutboundSetup:
         self._endpoints = endpoints
         self._host = host
         self._ends = Ends(loop, sock)
-        self._records = OutboundRecords(self._port, endpoints, host.records)
+        self._records = OutboundRecords(policies, endpoints, host.records)
         self._task = Task(self._run(sock))
 
     def begin(self) -> None:
@@ -94,6 +96,9 @@ class OutboundSetup:
         facts = ConnectionFacts(ip_address(self._endpoints.client), destination=address, port=port)
         decision = decide(self._policies.current, facts, seen, self._loop.now)
         self._records.decided(decision, seen)
+        for rule in self._port.steered.route.wiretaps:
+            if rule.heads_only and matches(rule, seen):
+                self._host.log_flow(flow_line(rule, self._endpoints, seen))
         return decision
 
     async def _see(self, sock: socket.socket) -> Seen:
@@ -112,6 +117,9 @@ class OutboundSetup:
     def _relay(self) -> None:
         """Hand both ends to a conductor, and begin."""
         relay = WireRelay()
+        if self._port.snapshot.captures:
+            told = captured(self._port, self._endpoints, None, "")
+            mirror_whole(relay, self._port, self._host.ledger, told)
         conductor = Conductor(
             self._loop, relay, host=self._host, port=self._port, endpoints=self._endpoints, protocol="tcp"
         )

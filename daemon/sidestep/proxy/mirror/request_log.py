@@ -32,7 +32,7 @@ RATE: Final = 2 * 1024 * 1024
 """Bytes of lines a second: part of what the daemon lets a proxy cost it (`node.proxies.proxy_process.TALK`)."""
 BURST: Final = 1024 * 1024
 """Bytes of lines at once."""
-_WORDS: Final = 64
+_WORDS: Final = 80
 """Bytes of an encoded line without its texts, at most."""
 _LENGTHS: Final = 16
 """Bytes of an encoded field without its texts, at most."""
@@ -100,14 +100,9 @@ class RequestLog:
 
     def add(self, connection: LoggedConnection) -> None:
         """Take the notes of a connection's mirror, and count them."""
-        if not self._lines:
-            self._loop.later(MOMENT, self.flush)
         endpoints = connection.endpoints
         for request in connection.relay.mirror.notes:
             connection.port.counters[_counter(request)] += 1
-            if len(self._lines) >= messages.MAX_LINES:
-                self._dropped += 1
-                continue
             line = messages.LoggedRequest(
                 request.rule.uid,
                 connection.port.steered.number,
@@ -120,11 +115,17 @@ class RequestLog:
                 _LOST[request.lost],
                 tuple((_text(name), _text(value)) for name, value in request.fields),
             )
-            if self._bucket.take(self._loop.now, _size(line)):
-                self._lines.append(line)
-            else:
-                self._dropped += 1
+            self.add_line(line)
         connection.relay.mirror.notes.clear()
+
+    def add_line(self, line: messages.LoggedRequest) -> None:
+        """Take a line."""
+        if len(self._lines) >= messages.MAX_LINES or not self._bucket.take(self._loop.now, _size(line)):
+            self._dropped += 1
+            return
+        if not self._lines:
+            self._loop.later(MOMENT, self.flush)
+        self._lines.append(line)
 
     def flush(self) -> None:
         """Send what there is."""
@@ -160,7 +161,8 @@ def _counter(request: Note) -> str:
 
 def _size(line: messages.LoggedRequest) -> int:
     """Bytes of an encoded line, at most."""
-    size = _WORDS + len(line.uid) + len(line.client) + _width(line.method) + _width(line.path) + _width(line.authority)
+    size = _WORDS + len(line.uid) + len(line.client) + len(line.server)
+    size += _width(line.method) + _width(line.path) + _width(line.authority)
     for name, value in line.fields:
         size += _width(name) + _width(value) + _LENGTHS
     return size

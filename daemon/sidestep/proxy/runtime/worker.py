@@ -131,7 +131,7 @@ class Worker:
             self._loop, self._readiness, has_room=self._room.is_left, retired=self._exit_when_drained
         )
         self._outbound: Outbound | None = None
-        """Connections that the pod makes, once a policy is about them."""
+        """Connections that the pod makes, once a policy is about them or a session listens."""
         self._table: SharedTable | None = None
         """Where they were meant to go."""
 
@@ -195,8 +195,8 @@ class Worker:
         for name in names:
             if name not in self.credentials:
                 raise PeerError(f"the credential {name} was not sent")
-        if message.egress or self._outbound is not None:
-            self._outgoing().configure(message.egress)
+        if message.egress or message.outbound is not None or self._outbound is not None:
+            self._outgoing().configure(message.egress, message.outbound)
         compiled = {
             number: LivePort(port, self._policies) for number, port in wanted.items() if number not in self._ports
         }
@@ -212,11 +212,12 @@ class Worker:
         self._readiness.keep_ports(self._ports)
         self._dials.keep_ports(self._ports)
         self._tell_losses()
-        self.ledger.gate.keep({uid for port in message.ports for uid in port.uids})
+        listened = message.ports if message.outbound is None else (*message.ports, message.outbound)
+        self.ledger.gate.keep({uid for port in listened for uid in port.uids})
         self._client_sources = IPv4Network(message.client_sources) if message.client_sources else None
         self._drain_timeout = message.drain_timeout
         self.records.wanted = message.records
-        self.records.live.keep({rule.uid for port in message.ports for rule in port.rules if rule.records})
+        self.records.live.keep({rule.uid for port in listened for rule in port.rules if rule.records})
 
     def _inspector_late(self) -> None:
         """Have the daemon end an inspector that has missed a deadline."""
@@ -392,6 +393,10 @@ class Worker:
         """Queue a connection's diverted requests for the session's log."""
         self.mirror_scheduler.told(sum(request.copied for request in connection.relay.mirror.notes))
         self._log.add(connection)
+
+    def log_flow(self, line: messages.LoggedRequest) -> None:
+        """Queue a line about a connection that the pod makes for a session's log."""
+        self._log.add_line(line)
 
     def open_stream(
         self, info: ConnectionInfo, leg: Leg, done: Callable[[PlainStream | None], None]

@@ -7,8 +7,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from sidestep.aio.meter import LoopMeter
 from sidestep.node.api.metrics import exposition
 from sidestep.tunnel.messages import State
-from sidestep.tunnel.views import ConditionView, EngineView, InterceptView, LoopView, NodeStatus, PodView, StatusView
+from sidestep.tunnel.views import (
+    ConditionView,
+    EngineView,
+    InterceptView,
+    LoopView,
+    NodeStatus,
+    OutboundView,
+    PodView,
+    StatusView,
+)
 
+INGRESS, EGRESS = ("direction", "ingress"), ("direction", "egress")
 STALL = "sidestep_loop_stall_seconds"
 
 
@@ -56,7 +66,7 @@ def test_a_scrape_shows_the_status():
     assert found["sidestep_conditions", (("type", "NoApp"),)] == 2
     assert found["sidestep_proxy_up", pod] == 1
     assert found["sidestep_proxy_connections", pod] == 3
-    assert found["sidestep_proxy_events_total", (("event", "accepted"), *pod)] == 9
+    assert found["sidestep_proxy_events_total", (INGRESS, ("event", "accepted"), *pod)] == 9
     assert found["sidestep_proxy_anomalies_total", (*pod, ("reason", "not-http"))] == 2
     assert found["sidestep_session_connections", session] == 2
     assert found["sidestep_session_events_total", (("event", "diverted"), *session)] == 5
@@ -79,7 +89,7 @@ def test_what_inspection_counts_has_families_of_its_own():
     assert of("closed", "reason") == {"h1_ambiguous_length": 6}
     events = {dict(labels)["event"] for (name, labels) in found if name == "sidestep_proxy_events_total"}
     assert events == {"accepted"}
-    assert found["sidestep_proxy_events_total", (("event", "accepted"), *pod)] == 9
+    assert found["sidestep_proxy_events_total", (INGRESS, ("event", "accepted"), *pod)] == 9
 
 
 def test_stalls_of_the_loop_are_a_cumulative_histogram():
@@ -109,3 +119,17 @@ def test_engines_beside_the_proxy_are_shown():
     assert found["sidestep_engine_rules", pod] == 12
     assert found["sidestep_engine_restarts_total", pod] == 3
     assert samples(status(engines=(EngineView("suricata", "paused"),)))["sidestep_engine_up", pod] == 0
+
+
+def test_what_a_pod_sends_is_counted_apart_from_what_it_accepts():
+    outbound = OutboundView(
+        "steered", open=2, counters={"outbound": 7, "inspection_blocked": 3}, verdicts={"steered": 7}
+    )
+    found = samples(status(counters={"accepted": 9, "inspection_blocked": 1}, outbound=outbound))
+    pod = (("namespace", "shop"), ("pod", "orders-1"))
+    assert found["sidestep_inspection_hits_total", (("action", "blocked"), EGRESS, *pod)] == 3
+    assert found["sidestep_inspection_hits_total", (("action", "blocked"), INGRESS, *pod)] == 1
+    assert found["sidestep_proxy_events_total", (EGRESS, ("event", "outbound"), *pod)] == 7
+    assert found["sidestep_outbound_connections", pod] == 2
+    assert found["sidestep_outbound_verdicts_total", (*pod, ("verdict", "steered"))] == 7
+    assert not [name for name, _ in samples(status()) if name.startswith("sidestep_outbound")]

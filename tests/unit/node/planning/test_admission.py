@@ -6,7 +6,7 @@ from sidestep.config import annotation_names as names
 from sidestep.config.node_settings import NodeSettings
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest
-from sidestep.model.intercept import Kind
+from sidestep.model.intercept import Kind, Live
 from sidestep.model.pod import PodKey, ServicePort, Transport
 from sidestep.node.planning.admission import MAX_PREPARED, admit, certificates_of
 from sidestep.node.planning.plan import CertificateFacts
@@ -40,6 +40,12 @@ def test_a_good_intercept_is_accepted_and_its_pods_named():
 def test_what_cannot_be_is_refused_with_the_reason(new, reason):
     with pytest.raises(RefusedError, match=reason):
         judged(new)
+
+
+def test_who_listens_to_what_pods_make_needs_no_port_and_no_certificate():
+    new = intercept(kind=Kind.WIRETAP, port="", egress=True, records=Live.ALL)
+    assert [each.key for each in judged(new, certificates={})] == [POD]
+    assert certificates_of(new, inventory(), node_annotations={}, surveys=Surveys()) == ()
 
 
 def test_a_bad_regex_is_refused():

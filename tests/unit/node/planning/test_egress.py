@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidestep.model.egress import EVERYTHING, Destination
-from sidestep.model.inspection import Egress, InspectionPolicy, Mode
+from sidestep.model.egress import EVERYTHING, Destination, Quic
+from sidestep.model.inspection import Egress, FailurePolicy, InspectionPolicy, Mode
 from sidestep.node.planning.egress import MAX_NETWORKS, MAX_PORTS, outward, steered
 from sidestep.node.planning.inspection import PlannedPolicy
 from sidestep.policy.egress import INTERNAL, EgressPolicies, compile_egress
@@ -78,6 +78,23 @@ def test_whatever_a_policy_is_about_is_steered(written, address, port):
     policies = EgressPolicies([compile_egress(*from_egress_snapshot(each)) for each in snapshots])
     if policies.steers(ip_address(address), port):
         assert selects(found, ip_address(address), port)
+
+
+def test_what_is_listened_to_is_everything_external_and_what_policies_mean():
+    private = snapshot(Destination("a", networks=(ip_network("10.1.0.0/16"),), ports=(443,)))
+    for policies in ((), (private,)):
+        found = steered(policies, listened=True)
+        assert selects(found, ip_address("203.0.113.1"), 25)
+        assert selects(found, ip_address("2001:db8::1"), 25)
+        assert selects(found, ip_address("10.1.2.3"), 443) is bool(policies)
+        assert not selects(found, ip_address("10.2.0.1"), 443)
+        EgressConfig(found.steered, found.passed, found.ports)
+
+
+@pytest.mark.parametrize("refusing", [{"failure_policy": FailurePolicy.FAIL}, {"quic": Quic.BLOCK}])
+def test_who_listens_has_nothing_refused_that_no_policy_means(refusing):
+    policy = snapshot(Destination("a", networks=(ip_network("10.1.0.0/16"),), ports=(443,)), **refusing)
+    assert steered([policy], listened=True) == steered([policy])
 
 
 def test_more_ports_than_the_kernel_tells_apart_are_all_steered():

@@ -7,7 +7,7 @@ from sidestep.config import annotation_names as names
 from sidestep.config.node_settings import NodeSettings
 from sidestep.model.condition import ConditionType
 from sidestep.model.filter import Filter
-from sidestep.model.intercept import Kind
+from sidestep.model.intercept import Kind, Live, Snap
 from sidestep.model.pod import Location, PodKey, ServicePort, Transport
 from sidestep.node.planning.plan import CertificateFacts
 from sidestep.node.planning.planner import plan
@@ -407,3 +407,50 @@ def test_a_pod_that_has_not_been_started_is_waited_for_and_its_certificates_are_
     assert len(result.certificates) == 1
     born = replace(unborn, location=Location(netns="/proc/1/ns/net", searched=True))
     assert list(planned(inventory(born), [intercept()]).pods) == [POD]
+
+
+# --- sessions that listen to connections that pods make ---------------------------------------------------------------
+
+
+def listening(uid="u1", **wants):
+    fields = {"kind": Kind.WIRETAP, "port": "", "egress": True, "filter": GLOBAL, **wants}
+    return intercept(uid, **fields)
+
+
+def test_who_listens_makes_a_target_of_the_pod_and_takes_no_port():
+    result = planned(intercepts=[listening(records=Live.ALL), listening("u2", capture=Snap.ALL, created=2.0)])
+    found = result.pods[POD]
+    assert (found.ports, found.egress) == ((), ())
+    assert [rule.uid for rule in found.outbound.rules] == ["u1"]
+    assert found.outbound.captures == ("u2",)
+    assert found.uids == {"u1", "u2"}
+    assert result.coverage["u1"] == (POD,)
+    assert result.conditions == {}
+    assert result.certificates == ()
+
+
+def test_who_listens_does_not_conflict_with_who_takes_a_port():
+    result = planned(intercepts=[intercept("u1", filter=GLOBAL), listening("u2", heads_only=True, created=2.0)])
+    found = result.pods[POD]
+    assert [port.uids for port in found.ports] == [{"u1"}]
+    assert found.outbound.uids == {"u2"}
+    assert result.refusals == {}
+
+
+def test_why_nobody_can_listen_to_a_pod_is_said():
+    stock = inventory(replace(pod(), host_network=True))
+    result = planned(stock, [listening(records=Live.ALL)])
+    assert result.pods == {}
+    assert "u1" in {uid for uid, _ in result.refusals}
+
+
+def test_an_unknown_workload_has_nobody_to_listen_to():
+    result = planned(intercepts=[listening(records=Live.ALL, workload="nobody")])
+    assert result.pods == {}
+    assert ConditionType.PORT_UNKNOWN in [each.type for each in result.conditions[None]]
+
+
+def test_a_pod_that_is_listened_to_counts_as_a_target():
+    result = planned(intercepts=[listening(records=Live.ALL)], settings=NodeSettings(max_pods=0))
+    assert result.pods == {}
+    assert "max-pods" in result.refusals["u1", POD]

@@ -16,8 +16,11 @@ from sidestep.model.egress_table import Original
 from sidestep.model.inspection import Action, Egress, FailurePolicy, InspectionPolicy, Match, Mode, Rule
 from sidestep.policy.egress_rows import to_egress_snapshot
 from sidestep.protocols.eve_records import Record
+from sidestep.proxy.control.messages import OUTBOUND
 from sidestep.proxy.egress.outbound import Outbound
 from sidestep.proxy.io.splice import Pipes
+from sidestep.snapshots.filter_row import FilterRow
+from sidestep.snapshots.ports import PortSnapshot, RuleSnapshot
 from tests.harness.client_hello import hello_of_ssl
 from tests.unit.proxy.looping import stepped
 
@@ -26,14 +29,26 @@ HELLO = hello_of_ssl("api.test", ["h2"])
 GET = b"GET /secret HTTP/1.1\r\nHost: api.test\r\n\r\n"
 
 
+class Live:
+    """What sessions get, by uid."""
+
+    def __init__(self):
+        self.told = {}
+
+    def add(self, record, uids):
+        for uid in uids:
+            self.told.setdefault(uid, []).append(record)
+
+
 class Records:
     """A queue that keeps records."""
 
-    wanted = True
     now = 0.0
 
     def __init__(self):
         self.made = []
+        self.wanted = True
+        self.live = Live()
 
     def add(self, record):
         self.made.append(msgspec.msgpack.decode(msgspec.msgpack.encode(record), type=Record))
@@ -43,8 +58,10 @@ class Process:
     """What the process around does."""
 
     mirror_scheduler = None
+    ledger = None
 
     def __init__(self):
+        self.lines = []
         self.pipes = Pipes(lambda: True)
         self.backlog = Budget(BACKLOG)
         self.lingering = set()
@@ -63,6 +80,9 @@ class Process:
 
     def setup_failed(self, error):
         self.failed.append(error)
+
+    def log_flow(self, line):
+        self.lines.append(line)
 
     def opened(self, connection):
         self.relayed.add(connection)
@@ -109,7 +129,14 @@ class Scene:
         chosen = destinations or (Destination("here", networks=(HERE,)),)
         failing = FailurePolicy.FAIL if fail else FailurePolicy.IGNORE
         policy = InspectionPolicy(name, "shop", mode=mode, egress=Egress(chosen, tuple(rules), failing))
-        self.outbound.configure([to_egress_snapshot(policy)])
+        self.snapshot = to_egress_snapshot(policy)
+        self.outbound.configure([self.snapshot])
+
+    def listen(self, *rules):
+        self.outbound.configure([], PortSnapshot(OUTBOUND, "tcp", tls="never", http2="never", rules=rules))
+
+    def told_live(self, uid="u"):
+        return self.process.records.live.told.get(uid, [])
 
     def client(self, first=b""):
         sock = self.stack.enter_context(socket.create_connection(self.listener.getsockname()))
@@ -153,6 +180,14 @@ class Scene:
     @property
     def records(self):
         return [(record.event_type, record.sidestep.action) for record in self.process.records.made]
+
+
+def listener(uid="u", *conditions, **wants):
+    """A session that listens."""
+    return RuleSnapshot(uid, f"shop/{uid}", "wiretap", conditions, divert_probes=False, **wants)
+
+
+ONLY_POST = FilterRow("method", "exact", "", "POST")
 
 
 def readable(sock):
@@ -369,3 +404,79 @@ def test_a_listener_that_is_given_up_accepts_for_a_moment_more(scene):
     assert scene.outbound.is_retiring
     assert scene.run(lambda: not scene.outbound.is_retiring)
     client.close()
+
+
+# --- sessions that listen -------------------------------------------------------------------------------------------
+
+
+def visit(scene, first):
+    client = scene.client(first)
+    exchange(scene, client, scene.accepted(), first)
+    scene.ended(client)
+
+
+def test_a_session_is_told_of_connections_that_no_policy_is_about_and_the_log_is_not(scene):
+    scene.listen(listener(records="all"))
+    visit(scene, HELLO)
+    visit(scene, GET)
+    assert [each.event_type for each in scene.told_live()] == ["tls", "flow", "http", "flow"]
+    for record in scene.told_live():
+        assert (record.sidestep.direction, record.sidestep.host) == ("egress", "api.test")
+        assert record.sidestep.inspected is False
+    tls, _, http, _ = scene.told_live()
+    assert tls.tls.sni == "api.test"
+    assert (http.http.http_method, http.http.url, http.http.hostname) == ("GET", "/secret", "api.test")
+    assert scene.records == []
+
+
+def test_what_a_request_says_of_credentials_is_told_to_nobody(scene):
+    scene.listen(listener(records="all"), listener("f", heads_only=True))
+    visit(scene, b"GET /?token=S3CRET HTTP/1.1\r\nHost: api.test\r\nAuthorization: Bearer S3CRET\r\n\r\n")
+    assert b"S3CRET" not in msgspec.msgpack.encode(scene.told_live())
+    [line] = scene.process.lines
+    assert dict(line.fields)["authorization"] == "[redacted]"
+
+
+def test_a_session_of_alerts_is_told_of_what_rules_find_and_of_what_is_not_inspected(scene):
+    scene.configure(rules=[Rule("no", Action.BLOCK, match=Match(server_names=("api.test",)))])
+    scene.outbound.configure(
+        [scene.snapshot], PortSnapshot(OUTBOUND, "tcp", "never", "never", (listener(records="alerts"),))
+    )
+    assert scene.is_reset(scene.client(HELLO))
+    visit(scene, b"SSH-2.0-x\r\n")
+    assert [each.event_type for each in scene.told_live()] == ["alert", "anomaly"]
+
+
+def test_a_filter_is_about_the_first_request(scene):
+    scene.listen(listener("u", ONLY_POST, records="all"), listener("f", ONLY_POST, heads_only=True))
+    visit(scene, HELLO)
+    visit(scene, GET)
+    assert scene.told_live() == scene.process.lines == []
+    post = b"POST /a HTTP/1.1\r\nHost: api.test\r\nContent-Length: 0\r\n\r\n"
+    visit(scene, post)
+    assert [each.event_type for each in scene.told_live()] == ["http", "flow"]
+    assert [line.uid for line in scene.process.lines] == ["f"]
+
+
+@pytest.mark.parametrize(
+    ("first", "protocol", "shown"),
+    [
+        (HELLO, "tls", ("", "", "api.test")),
+        (GET, "http", ("GET", "/secret", "api.test")),
+        (b"SSH-2.0-x\r\n", "tcp", ("", "", "")),
+    ],
+)
+def test_flows_are_one_line_for_each_connection(scene, first, protocol, shown):
+    scene.listen(listener("f", heads_only=True))
+    visit(scene, first)
+    [line] = scene.process.lines
+    assert (line.protocol, (line.method, line.path, line.authority)) == (protocol, shown)
+    assert (line.server, line.port) == scene.server.getsockname()
+    assert scene.told_live() == scene.records == []
+
+
+def test_who_has_left_is_told_nothing_more(scene):
+    scene.listen(listener(records="all"), listener("f", heads_only=True))
+    scene.outbound.configure([])
+    visit(scene, HELLO)
+    assert scene.told_live() == scene.process.lines == []
