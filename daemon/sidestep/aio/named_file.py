@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import BinaryIO
 
+from sidestep.aio.open_flags import open_flags
 from sidestep.model.errors import ConfigurationError
 
 LIMIT = 1024 * 1024
@@ -84,7 +85,7 @@ def opened(path: Path, *, subject: str) -> BinaryIO:
 
 def _read(path: Path, subject: str, limit: int) -> bytes:
     _check(path.stat().st_mode, path, subject)  # opening a device may have effects of its own
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | open_flags("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC"))
     with os.fdopen(fd, "rb") as file:
         _check(os.fstat(fd).st_mode, path, subject)
         content: bytes | None = file.read(limit + 1)

@@ -7,7 +7,7 @@ In this order:
     a daemon answers on the default socket     this machine
     kubectl would find a kubeconfig            the cluster, in the current context
     this is a pod with a service account       the cluster it belongs to
-    none of these                              this machine; the error then says what to do
+    none of these                              this machine; the error then says what was looked for
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sidestep.kube import kubeconfig as kubeconfigs
 from sidestep.kube.access import ClusterAccess, in_cluster, is_in_cluster
 from sidestep.laptop.cluster_session import ClusterSession
 from sidestep.laptop.handler import Handler
-from sidestep.laptop.local_client import LocalClient
+from sidestep.laptop.local_client import LocalClient, UnreachableError, has_local_mode
 from sidestep.laptop.session import Session, SessionObserver
 from sidestep.model.errors import ConfigurationError
 from sidestep.tunnel.messages import SessionSpec
@@ -36,6 +36,8 @@ Backend = Path | ClusterAccess
 """The socket of this machine's daemon, or an API server."""
 
 LOCAL_NAMESPACE = "default"
+
+NO_KUBECONFIG = f"no kubeconfig found ($KUBECONFIG or {kubeconfigs.DEFAULT}; --kubeconfig names one)"
 
 
 def backend_options(command: F, *, lenient: bool = False) -> F:
@@ -58,7 +60,12 @@ def backend_options(command: F, *, lenient: bool = False) -> F:
             if not lenient:
                 raise
             backend = error
-        return command(*arguments, backend=backend, **rest)
+        try:
+            return command(*arguments, backend=backend, **rest)
+        except UnreachableError as error:
+            if socket_path is None and not kubeconfigs.exists():
+                raise UnreachableError(f"{NO_KUBECONFIG}; {error}") from error
+            raise
 
     choosing.__name__, choosing.__doc__ = command.__name__, command.__doc__
     choosing.__click_params__ = list(getattr(command, "__click_params__", ()))  # type: ignore[attr-defined]
@@ -106,6 +113,8 @@ def session(
 
 def _daemon_answers(path: Path) -> bool:
     """Whether a daemon listens on the socket. One that hangs or denies access counts; its error is then reported."""
+    if not has_local_mode():
+        return False
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:

@@ -2,14 +2,13 @@
 
 It starts when the intercept is active, so that a test runner finds it working, and after START_ANYWAY seconds in any
 case, because the command may itself be the handler or create the pods. The session ends when the command ends. When the
-session ends first, the command gets SIGTERM, and SIGKILL after GRACE seconds.
+session ends first, the command gets SIGTERM, and SIGKILL after GRACE seconds. (Windows ends it at once.)
 """
 
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import ConfigurationError
@@ -58,17 +57,17 @@ class ChildCommand:
         process = self._process
         if process is None or process.returncode is not None:
             return
-        _send(process, signal.SIGTERM)
+        _send(process.terminate)
         try:
             async with time_limit(GRACE):
                 await process.wait()
         except TimeoutError:
-            _send(process, signal.SIGKILL)
+            _send(process.kill)
             await process.wait()
 
 
-def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+def _send(signal: Callable[[], None]) -> None:
     try:
-        process.send_signal(number)
+        signal()
     except ProcessLookupError:
         pass

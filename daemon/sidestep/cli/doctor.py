@@ -1,15 +1,25 @@
-"""`sidestep doctor`: checks this machine and its access to a cluster, and prints one line per finding."""
+"""`sidestep doctor`: checks this machine and its access to a cluster, and prints one line per finding.
+
+What is essential depends on what the machine is for, and the first finding says what it is taken for.
+
+    laptop   not Linux; or not root, and a cluster is chosen (`cli.backend`)
+             access to the cluster is essential, nothing of the node daemon is looked at
+    node     any other; what the daemon needs is essential, and a cluster that was asked for
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import platform
+import sys
 from functools import partial
 from pathlib import Path
 
 import click
 
 from sidestep.aio.time_limit import time_limit
-from sidestep.cli.backend import Backend, backend_options
+from sidestep.cli.backend import NO_KUBECONFIG, Backend, backend_options
 from sidestep.cli.command import Command
 from sidestep.cli.options import output_option
 from sidestep.cli.output import json_line
@@ -30,14 +40,14 @@ DEADLINE = 10.0
 @output_option
 @partial(backend_options, lenient=True)
 def doctor(backend: Backend | ConfigurationError, output: str) -> int:
-    """Check what the node daemon needs on this machine; report what is missing and its consequences.
+    """Check this machine: on a node what the daemon needs, on a laptop the access to the cluster.
 
-    The exit code is 0 only if everything essential is there. Run it as root on a node; on a laptop it tells whether the
-    cluster can be reached.
+    A machine is taken for a laptop if it does not run Linux, or if you are not root and a cluster is chosen. It reports
+    what is missing, and its consequences. The exit code is 0 only if everything essential is there.
 
     \b
-      sudo sidestep doctor
-      sidestep doctor --output json
+      sidestep doctor
+      sudo sidestep doctor --output json
     """
     findings = asyncio.run(_everything(backend))
     for finding in findings:
@@ -46,9 +56,17 @@ def doctor(backend: Backend | ConfigurationError, output: str) -> int:
 
 
 async def _everything(backend: Backend | ConfigurationError) -> list[Finding]:
+    if not is_node(backend):
+        found = f"a laptop: {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+        return [Finding("machine", "ok", False, f"{found}; the node daemon is not looked at"), await _cluster(backend)]
     from sidestep.node.doctor import examine  # imports the eBPF loader, which no other command needs
 
     return [*await examine(), await _daemon(backend), await _cluster(backend)]
+
+
+def is_node(backend: Backend | ConfigurationError) -> bool:
+    """Whether this machine is taken for a node; see the module."""
+    return sys.platform == "linux" and (isinstance(backend, Path) or os.geteuid() == 0)
 
 
 async def _daemon(backend: Backend | ConfigurationError) -> Finding:
@@ -71,6 +89,8 @@ async def _cluster(backend: Backend | ConfigurationError) -> Finding:
         access = backend if isinstance(backend, ClusterAccess) else _access()
     except SidestepError as error:
         return Finding(check, "missing", False, str(error), cost)
+    if access is None and not is_node(backend):
+        return Finding(check, "missing", True, NO_KUBECONFIG, "there is no cluster to intercept in")
     if access is None:
         return Finding(check, "skipped", False, "no kubeconfig and no service account: local mode only")
     api = Api(access)

@@ -114,6 +114,8 @@ class FirewallChild:
         return self._sock
 
     def _start(self) -> None:
+        if sys.platform != "linux":
+            raise ConfigurationError("a firewall judges on Linux only; leave out --replay", subject="waf")
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import click
 
+from sidestep.aio.interrupts import interrupts
 from sidestep.cli.backend import Backend, session
 from sidestep.cli.child_command import ChildCommand
 from sidestep.cli.command import Command
@@ -110,35 +110,34 @@ async def _run(
         )
         for spec in specs
     ]
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, interrupted.set)
-    child = ChildCommand(command) if command else None
-    running = [asyncio.create_task(each.run(), name="session") for each in sessions]
-    waiting = asyncio.create_task(interrupted.wait(), name="interrupted")
-    tasks: set[asyncio.Task[Any]] = {*running, waiting}
-    if limit is not None:
-        tasks.add(asyncio.create_task(_until(limit, interrupted), name="limit"))
-    if child is not None:
-        tasks.add(asyncio.create_task(child.run(report.active), name="command"))
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if child is not None:
-            await child.end()
-        for each in sessions:
-            each.stop()
-        first = next((task for task in running if task in done), running[0])
-        outcome = await first
-        await asyncio.gather(*running)
-        for task in done - set(running):
-            task.result()
-        return _exit_code(outcome, child, interrupted=interrupted.is_set())
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    with interrupts(interrupted.set):
+        child = ChildCommand(command) if command else None
+        running = [asyncio.create_task(each.run(), name="session") for each in sessions]
+        waiting = asyncio.create_task(interrupted.wait(), name="interrupted")
+        tasks: set[asyncio.Task[Any]] = {*running, waiting}
         if limit is not None:
-            await limit.aclose()
-        writer.close()
+            tasks.add(asyncio.create_task(_until(limit, interrupted), name="limit"))
+        if child is not None:
+            tasks.add(asyncio.create_task(child.run(report.active), name="command"))
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if child is not None:
+                await child.end()
+            for each in sessions:
+                each.stop()
+            first = next((task for task in running if task in done), running[0])
+            outcome = await first
+            await asyncio.gather(*running)
+            for task in done - set(running):
+                task.result()
+            return _exit_code(outcome, child, interrupted=interrupted.is_set())
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if limit is not None:
+                await limit.aclose()
+            writer.close()
 
 
 async def _until(limit: Limit, interrupted: asyncio.Event) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import stat
+import sys
 from pathlib import Path
 
 import click
@@ -53,6 +54,8 @@ def node(manifests: Path | None, node_name: str, eve: Path | None, crs: Path | N
     \b
       sidestep node --manifests ./manifests
     """
+    if sys.platform != "linux":
+        raise ConfigurationError(f"the node daemon runs on Linux only, and this is {platform.system()}")
     if manifests is not None and not stat.S_ISDIR(mode_of(manifests)):
         raise ConfigurationError("is not a directory", subject="--manifests", value=str(manifests)[:200])
     if eve is not None and manifests is None:

@@ -36,11 +36,11 @@ class LineWriter:
     """Writes lines to a descriptor from a separate thread. Calls `on_closed`, in that thread, when it has no reader.
 
     Python's own stream is not used: a thread that waits in its `write` holds its lock, and the interpreter's last flush
-    would wait for that lock without a deadline.
+    would wait for that lock without a deadline. The raw file below has no lock, and takes UTF-8 for Windows' console.
     """
 
     def __init__(self, descriptor: int, *, on_closed: Callable[[], None], encoding: str = "utf-8") -> None:
-        self._descriptor = descriptor
+        self._file = open(descriptor, "wb", buffering=0, closefd=False)  # noqa: SIM115 - stays open for the thread
         self._on_closed = on_closed
         self._encoding = encoding
         self._lines: queue.Queue[str | None] = queue.Queue(QUEUE)
@@ -101,10 +101,11 @@ class LineWriter:
     def _write(self, lines: Sequence[str]) -> None:
         data = memoryview("".join(f"{line}\n" for line in lines).encode(self._encoding, "backslashreplace"))
         while data:
-            try:
-                data = data[os.write(self._descriptor, data) :]
-            except BlockingIOError:  # whoever shares the pipe has made it non-blocking
-                select.select([], [self._descriptor], [])
+            written = self._file.write(data)
+            if written is None:  # whoever shares the pipe has made it non-blocking
+                select.select([], [self._file], [])
+            else:
+                data = data[written:]
 
 
 def json_line(value: object) -> str:

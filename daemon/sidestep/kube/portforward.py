@@ -42,7 +42,7 @@ class PortForward:
     """One forwarded connection. The caller uses `socket` and closes it."""
 
     def __init__(self, stream: UpgradedStream) -> None:
-        self.socket, self._inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket, self._inner = socket.socketpair()
         self.socket.setblocking(False)
         self._inner.setblocking(False)
         self._stream = stream

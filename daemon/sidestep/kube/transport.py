@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
+from sidestep.aio.os_reason import os_reason
 from sidestep.kube import client_library
 from sidestep.kube.access import ClusterAccess
 from sidestep.kube.errors import UnreachableClusterError
@@ -36,6 +36,8 @@ MAX_FIELD, MAX_FIELDS = 8190, 100
 """Bytes of a line, and lines, of a response head; of the proxy's answer too."""
 IDLE = 60.0
 """Seconds for which an idle connection is kept."""
+_KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPALIVE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
+"""Seconds of silence before the first probe (the second name is macOS's), seconds between probes, their number."""
 MAX_IDLE = 4
 """Idle connections that are kept. Requests are mostly made one at a time."""
 
@@ -257,9 +259,8 @@ def _reason(error: Any) -> str:
         return str(error.verify_message)
     if isinstance(error, ssl.SSLError):
         return str(error.reason or error)
-    number = getattr(error, "errno", None)
-    # asyncio puts a text of its own into strerror; a failure of several addresses has no errno.
-    found = os.strerror(number).lower() if number and number > 0 else str(error)
+    # A failure of several addresses has no number, and a text in which each is named.
+    found = os_reason(error) if isinstance(error, OSError) and (error.errno or 0) > 0 else str(error)
     return " ".join(found.split())[:200] or "the connection was closed"
 
 
@@ -273,8 +274,7 @@ def _keepalive_socket(address: tuple[Any, ...]) -> socket.socket:
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+    for name, value in _KEEPALIVE:
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return sock

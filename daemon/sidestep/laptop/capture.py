@@ -26,6 +26,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from sidestep import __version__
+from sidestep.aio.daemon_thread import in_daemon_thread
 from sidestep.aio.time_limit import time_limit
 from sidestep.laptop.handler import NoHandler
 from sidestep.model.errors import BugError, PeerError
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
 SEGMENT: Final = 16 * 1024
 """Bytes of data in one packet at most."""
 FILE_CHUNK: Final = 1024 * 1024
-"""Bytes of one write to a file. To a pipe: what it takes without blocking once it is writable."""
+"""Bytes of one write to a file."""
+PIPE_CHUNK: Final = getattr(select, "PIPE_BUF", 4096)
+"""Bytes of one write to a pipe: what it takes without blocking once it is writable, on systems that tell."""
 FAREWELL: Final = 5.0
 """Seconds for a slow reader to take the last packets."""
 _TICK: Final = 4000
@@ -150,11 +153,9 @@ class CaptureFile:
         await self._begun.wait()
         async with self._writing:
             while self._waiting:
-                block = bytes(self._waiting[: FILE_CHUNK if self._is_file else select.PIPE_BUF])
-                if not self._is_file:
-                    await self._writable()
+                block = bytes(self._waiting[: FILE_CHUNK if self._is_file else PIPE_CHUNK])
                 try:
-                    count = os.write(self._descriptor, block)
+                    count = await self._write(block)
                 except BlockingIOError:
                     continue
                 except OSError as error:
@@ -163,8 +164,17 @@ class CaptureFile:
                     raise ChannelBrokenError(self.reason) from error
                 del self._waiting[:count]
 
+    async def _write(self, block: bytes) -> int:
+        """Write to the file, or once it has room to the pipe; returns the number of bytes written."""
+        if not self._is_file:
+            try:
+                await self._writable()
+            except NotImplementedError:  # the loop of Windows watches sockets only
+                return await in_daemon_thread(lambda: os.write(self._descriptor, block), name="capture")
+        return os.write(self._descriptor, block)
+
     async def _writable(self) -> None:
-        """Wait until a pipe takes PIPE_BUF bytes without blocking (poll(2), pipe(7))."""
+        """Wait until a pipe takes PIPE_CHUNK bytes without blocking (poll(2), pipe(7))."""
         loop = asyncio.get_running_loop()
         ready = asyncio.Event()
         try:

@@ -13,6 +13,7 @@ import stat
 from pathlib import Path
 
 from sidestep.aio.named_file import other_kind
+from sidestep.aio.open_flags import open_flags
 from sidestep.model.errors import ConfigurationError, RefusedError
 
 STANDARD_OUTPUT = "-"
@@ -60,16 +61,33 @@ class CaptureTarget:
         self.check()
         fresh = self._path.with_name(f".{secrets.token_hex(8)}.sidestep-capture")
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | open_flags("O_NOFOLLOW", "O_CLOEXEC")
             descriptor = os.open(fresh, flags, 0o600)
             try:
-                fresh.rename(self._path)
+                fresh.replace(self._path)
+            except PermissionError:
+                os.close(descriptor)
+                return self._reopened(fresh)
             except OSError:
                 os.close(descriptor)
                 fresh.unlink(missing_ok=True)
                 raise
         except OSError as error:
             raise self._failed(error) from error
+        return descriptor
+
+    def _reopened(self, fresh: Path) -> int:
+        """Let a file take its place while it is not open, which Windows insists on, and open it there."""
+        made = fresh.stat()
+        try:
+            fresh.replace(self._path)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise
+        descriptor = os.open(self._path, os.O_WRONLY | open_flags("O_NOFOLLOW", "O_CLOEXEC"))
+        if not os.path.samestat(made, os.fstat(descriptor)):
+            os.close(descriptor)
+            raise self._unusable("was replaced by somebody else")
         return descriptor
 
     def _failed(self, error: OSError) -> ConfigurationError:

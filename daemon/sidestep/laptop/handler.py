@@ -12,7 +12,6 @@ handler without HTTP/2 is reached with HTTP/1.1 (`translation`).
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import socket
 import ssl
@@ -21,6 +20,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from sidestep.aio.named_file import read_named
+from sidestep.aio.os_reason import os_reason
 from sidestep.aio.time_limit import time_limit
 from sidestep.laptop.channels.datagram_channel import DatagramChannel
 from sidestep.laptop.channels.preface_probe import probe
@@ -131,13 +131,14 @@ class Handler:
             raise RefusedError(f"the handler's address {self.settings.address} cannot be resolved") from error
         reason = "no address"
         for family, kind, protocol, _name, address in found:
-            sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+            sock = socket.socket(family, kind, protocol)
+            sock.setblocking(False)
             try:
                 await loop.sock_connect(sock, address)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError as error:
                 sock.close()
-                reason = os.strerror(error.errno or 0).lower()
+                reason = os_reason(error)
             except BaseException:
                 sock.close()
                 raise

@@ -1,7 +1,8 @@
 """HTTP/1.1 client of the node daemon's unix socket: one request per connection, or an upgrade to a tunnel.
 
 The socket is trusted when its peer process runs as root or as the caller's user (SO_PEERCRED, unix(7)). Any other user
-could have created a socket there to receive traffic.
+could have created a socket there to receive traffic. Only Linux has daemons and SO_PEERCRED; on other systems every
+request raises UnreachableError.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import socket
 import stat
 import struct
 from pathlib import Path
+from platform import system
 from typing import cast
 
 import h11
@@ -30,6 +32,11 @@ FIRST_PAUSE, LAST_PAUSE = 0.05, 0.5
 """Seconds between attempts to connect while the accept queue is full; doubled each time."""
 MAX_BODY = 32 * 1024 * 1024
 """Bytes of one answer."""
+
+
+def has_local_mode() -> bool:
+    """Whether this system can have a node daemon, and tell whose socket it is."""
+    return hasattr(socket, "SO_PEERCRED")
 
 
 class UnreachableError(SidestepError):
@@ -83,8 +90,11 @@ class LocalClient:
         return answer
 
     async def _connect(self) -> socket.socket:
+        if not has_local_mode():
+            raise UnreachableError(f"{self.path} is not used: a node daemon runs on Linux only, and this is {system()}")
         self._distrust_open_folder()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
         try:
             await self._enqueue(sock)
             _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))

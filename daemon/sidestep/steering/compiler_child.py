@@ -88,7 +88,12 @@ def _import_bcc() -> Any:
     try:
         import bcc
     except (ImportError, OSError) as error:
-        raise ConfigurationError(MISSING_BCC) from error
+        if isinstance(error, ModuleNotFoundError) and error.name == "bcc":
+            raise ConfigurationError(MISSING_BCC) from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ConfigurationError(
+            f"bcc is there and cannot be imported: {reason} (Debian's python3-bpfcc is for its own Python)"
+        ) from error
     if not hasattr(bcc, "BPF"):
         raise ConfigurationError(MISSING_BCC)
     return bcc

@@ -14,10 +14,13 @@ import socket
 import struct
 from typing import Protocol
 
+from sidestep.aio.os_reason import os_reason
 from sidestep.tunnel.errors import ChannelBrokenError
 
 READ_SIZE = 256 * 1024
 """Bytes requested by one read: the size of a tunnel frame."""
+_LINGER = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+"""A `struct linger`: on, for 0 s. Its fields are short on Windows."""
 
 
 class Channel(Protocol):
@@ -58,31 +61,38 @@ class SocketChannel:
         try:
             return await self._loop.sock_recv(self._sock, READ_SIZE)
         except OSError as error:
-            raise ChannelBrokenError(_reason(error)) from error
+            raise ChannelBrokenError(os_reason(error)) from error
 
     async def write(self, data: bytes) -> None:
         """As Channel.write."""
         try:
             await self._loop.sock_sendall(self._sock, data)
         except OSError as error:
-            raise ChannelBrokenError(_reason(error)) from error
+            raise ChannelBrokenError(os_reason(error)) from error
 
     async def write_eof(self) -> None:
         """As Channel.write_eof."""
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as error:
-            raise ChannelBrokenError(_reason(error)) from error
+            raise ChannelBrokenError(os_reason(error)) from error
 
     def hung_up(self) -> bool:
-        """As Channel.hung_up, by POLLHUP: AF_UNIX reports it at once, TCP when both directions have ended."""
+        """As Channel.hung_up, by POLLHUP: AF_UNIX reports it at once, TCP when both directions have ended.
+
+        Without poll(2), as on Windows, False: what is written to such a peer is then lost without notice.
+        """
+        if not hasattr(select, "poll"):
+            return False
         poll = select.poll()
         poll.register(self._sock, 0)
         return any(mask & select.POLLHUP for _fd, mask in poll.poll(0))
 
     def has_input(self) -> bool:
         """Whether a read would return: bytes, an end or an error."""
-        poll = select.poll()
+        if not hasattr(select, "poll"):
+            return bool(select.select([self._sock], [], [], 0)[0])
+        poll = select.poll()  # has no limit for the number of a descriptor
         poll.register(self._sock, select.POLLIN)
         return bool(poll.poll(0))
 
@@ -96,13 +106,9 @@ class SocketChannel:
         AF_UNIX has no RST. There, closing both directions at once marks a broken connection: the peer gets POLLHUP,
         which an orderly end does not cause.
         """
-        if self._sock.fileno() >= 0 and self._sock.family != socket.AF_UNIX:
+        if self._sock.fileno() >= 0 and self._sock.family in {socket.AF_INET, socket.AF_INET6}:
             try:
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
             except OSError:
                 pass  # the connection is already gone
         self._sock.close()
-
-
-def _reason(error: OSError) -> str:
-    return os.strerror(error.errno or 0).lower()

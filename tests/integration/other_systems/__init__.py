@@ -1,0 +1,1 @@
+"""The command line on systems other than Linux, emulated; `preamble` says how far."""

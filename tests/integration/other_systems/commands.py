@@ -1,0 +1,213 @@
+"""What each command must do on other systems: the rows of the table in docs/install.md.
+
+A row is a coroutine that runs the command on a `stage` and asserts what it did. A command that cannot work there must
+say so in one line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+from sidestep.proxy.control.messages import Open
+from tests.integration.kube.cluster import GROUP, until
+from tests.integration.other_systems.stage import Stage
+
+POLICY = """
+apiVersion: sidestep.dev/v1alpha1
+kind: InspectionPolicy
+metadata: {name: admin, namespace: shop}
+spec:
+  podSelector: {}
+  mode: Enforce
+  rules: [{name: no-admin, action: Block, match: {paths: [{match: Prefix, value: /admin}]}}]
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A command: whether it works on other systems, and how that is seen."""
+
+    works: bool
+    check: Callable[[Stage], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def handler() -> AsyncIterator[int]:
+    """A server that answers every request with its path in capitals."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                body = head.split()[1].upper()
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+async def diverted(stage: Stage, uid: str, path: str) -> bytes:
+    """Send a request as a pod proxy does that diverts it; the answer."""
+    opening = Open(
+        seq=1, stream=1, uid=uid, port=8443, client="10.0.0.9", client_port=5000, protocol="http/1.1", tls=False,
+        server_name="",
+    )  # fmt: skip
+    [pod] = stage.node.controller.inventory.pods
+    sock = await stage.node.sessions.open_stream(opening, pod=pod, proxy=1)
+    with sock:
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(sock, f"GET {path} HTTP/1.1\r\nHost: orders\r\nX-Dev: ada\r\n\r\n".encode())
+        got = b""
+        while not got.endswith(path.upper().encode()):
+            data = await loop.sock_recv(sock, 65536)
+            assert data, got
+            got += data
+        return got
+
+
+async def intercept(stage: Stage) -> None:
+    async with handler() as port:
+        words = ("intercept", "pod/orders-1", "-p", f"{port}:8443", "--http-header", "x-dev=ada", "--plaintext")
+        async with stage.starting(*words) as running:
+            await running.until("is active on 1 pod")
+            [(uid, _)] = _served(stage)
+            for number in range(3):
+                answer = await diverted(stage, uid, f"/orders/{number}")
+                assert answer.startswith(b"HTTP/1.1 200 OK")
+            done = await running.interrupt()
+        assert done.code == 0, done
+        assert stage.api.get(GROUP, "intercepts", "shop", "orders-1") is None
+        code = "import sys; sys.exit(7)"
+        done = await stage.run(*words, "--", sys.executable, "-c", code)
+        assert done.code == 7, done
+        async with stage.starting(*words, "--", sys.executable, "-c", "import time; time.sleep(600)") as running:
+            await running.until("is active on 1 pod")
+            assert (done := await running.interrupt()).code == 0, done
+
+
+async def wiretap(stage: Stage) -> None:
+    async with handler() as port, stage.starting("wiretap", "pod/orders-1", "-p", f"{port}:8443", "--plaintext") as tap:
+        await tap.until("is active on 1 pod")
+        [(uid, _)] = _served(stage)
+        assert (await diverted(stage, uid, "/copy")).endswith(b"/COPY")
+        assert (done := await tap.interrupt()).code == 0, done
+
+
+async def flows(stage: Stage) -> None:
+    async with stage.starting("flows", "pod/orders-1", "-p", "8443") as running:
+        await running.until("Ctrl-C ends it")
+        assert [heads_only for _, heads_only in _served(stage)] == [True]
+        assert (done := await running.interrupt()).code == 0, done
+
+
+async def inspect(stage: Stage) -> None:
+    async with stage.starting("inspect", "pod/orders-1", "-p", "8443") as running:
+        await running.until("Ctrl-C ends it")
+        done = await running.interrupt()
+    assert done.code == 0, done
+    assert "0 records." in done.stdout
+
+
+async def capture(stage: Stage) -> None:
+    file = stage.folder / "heads.pcapng"
+    file.write_bytes(b"older")
+    for target in (file, "-"):
+        words = ("capture", "pod/orders-1", "-p", "8443", "-w", target, "--for", "1s")
+        done = await stage.run(*words)
+        assert done.code == 0, done
+        assert "0 packets of 0 connections" in done.stderr
+    assert file.read_bytes()[:4] == b"\n\r\r\n"
+    assert sorted(each.name for each in stage.folder.glob("*heads*")) == ["heads.pcapng"]
+
+
+async def list_(stage: Stage) -> None:
+    done = await stage.run("list")
+    assert done.code == 0, done
+    assert "pod/orders-1" in done.stdout
+
+
+async def status(stage: Stage) -> None:
+    done = await stage.run("status", "--output", "json")
+    assert done.code == 0, done
+    assert json.loads(done.stdout)["namespace"] == "shop"
+
+
+async def leave(stage: Stage) -> None:
+    async with handler() as port:
+        words = ("intercept", "pod/orders-1", "-p", f"{port}:8443", "--name", "mine", "--plaintext")
+        async with stage.starting(*words) as running:
+            await running.until("is active on 1 pod")
+            done = await stage.run("leave", "mine")
+            assert (done.code, done.stdout) == (0, "Ended shop/mine.\n"), done
+            assert (await running.ended()).code == 0
+
+
+async def doctor(stage: Stage) -> None:
+    await stage.api.put(GROUP, "intercepts", {"metadata": {"name": "none", "namespace": "elsewhere"}})
+    done = await stage.run("doctor", "--output", "json")
+    found = {each["check"]: each for each in map(json.loads, done.stdout.splitlines())}
+    assert list(found) == ["machine", "Kubernetes API"], done
+    assert found["machine"]["text"].startswith("a laptop: ")
+    done = await stage.run("doctor", KUBECONFIG=str(stage.folder / "none"))
+    assert done.code == 1, done
+    assert "no kubeconfig found" in done.stdout
+
+
+async def policy(stage: Stage) -> None:
+    (stage.folder / "policies.yaml").write_text(POLICY)
+    done = await stage.run("policy", "check", "policies.yaml")
+    assert done.code == 0, done
+    assert "shop/admin" in done.stdout
+    (stage.folder / "empty.json").write_text("")
+    done = await stage.run("policy", "except", "2c6db743-1", "--eve", "empty.json", "policies.yaml")
+    assert (done.code, done.error) == (1, "sidestep: empty.json has no alert 2c6db743-1")
+
+
+async def node(stage: Stage) -> None:
+    done = await stage.run("node", "--manifests", stage.folder)
+    assert done.code == 1, done
+    assert done.error.startswith("sidestep: the node daemon runs on Linux only, and this is ")
+
+
+ROWS = {
+    "capture": Row(works=True, check=capture),
+    "doctor": Row(works=True, check=doctor),
+    "flows": Row(works=True, check=flows),
+    "inspect": Row(works=True, check=inspect),
+    "intercept": Row(works=True, check=intercept),
+    "leave": Row(works=True, check=leave),
+    "list": Row(works=True, check=list_),
+    "node": Row(works=False, check=node),
+    "policy": Row(works=True, check=policy),
+    "status": Row(works=True, check=status),
+    "wiretap": Row(works=True, check=wiretap),
+}
+
+
+async def nothing_chosen(stage: Stage) -> None:
+    """Without a cluster every command says what was looked for."""
+    done = await stage.run("list", KUBECONFIG=str(stage.folder / "none"))
+    assert done.code == 1, done
+    assert done.error.startswith("sidestep: no kubeconfig found (")
+    assert "Linux only" in done.error
+
+
+def _served(stage: Stage) -> list[tuple[str, bool]]:
+    """The sessions that the daemon serves."""
+    return [(each.uid, each.heads_only) for each in stage.node.cluster.intercepts()]
+
+
+async def gone(stage: Stage) -> None:
+    """Wait until the daemon serves nothing any more."""
+    await until(lambda: not _served(stage), what="the session to be gone")
