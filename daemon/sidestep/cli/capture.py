@@ -107,8 +107,7 @@ def capture(
     With --egress, of the connections that the pods make, as they pass: what a pod encrypts stays encrypted. It needs
     --snap all and no filter. While it lasts, connections to external addresses pass the pod's proxy.
 
-    In a cluster it needs --port or --egress, and ClusterRole sidestep-capturer in the namespace, where an Event tells
-    of it.
+    In a cluster it needs ClusterRole sidestep-capturer in the namespace, where an Event tells of it.
 
     \b
       sidestep capture orders -n shop -w heads.pcapng --for 60s

@@ -86,6 +86,20 @@ async def workloads(access: ClusterAccess, namespace: str) -> tuple[tuple[Worklo
     return tuple(_inspected(each, inspected) for each in _views(inventory, resources, conditions)), inspected
 
 
+async def workload_ports(access: ClusterAccess, namespace: str) -> tuple[WorkloadView, ...]:
+    """Return the workloads of a namespace with what Pods and Services say of their ports. Raises RefusedError,
+    ClusterError.
+    """
+    api = Api(access)
+    try:
+        inventory = await read_inventory(api, namespace)
+    except ClusterError as error:
+        raise explain(error, verb="list", resource="pods", namespace=namespace) from error
+    finally:
+        await api.aclose()
+    return _views(inventory, [], {})
+
+
 async def status(access: ClusterAccess, namespace: str) -> ClusterStatusView:
     """Return the daemons, and the resources and problems of a namespace. Raises RefusedError, ClusterError."""
     api = Api(access)

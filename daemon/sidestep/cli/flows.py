@@ -14,17 +14,19 @@ import click
 from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.command import POD_NAME, Command, WorkloadType
 from sidestep.cli.filtering import filter_of, filter_options
-from sidestep.cli.foreground import run
+from sidestep.cli.foreground import STDOUT, run
+from sidestep.cli.joined_requests import JoinedRequests
 from sidestep.cli.options import PortNameType, egress_option, namespace_option, output_option
 from sidestep.cli.output import LineWriter, json_line
 from sidestep.cli.port_sessions import PortSessionsReport, port_specs
 from sidestep.cli.readable_ports import listened_ports, places
-from sidestep.cli.report import address, clock
+from sidestep.cli.report import address, request_line
+from sidestep.cli.request_text import RequestText, answer_options, event_line, is_wanted, uses_colour
 from sidestep.config.filters import describe_filter
 from sidestep.laptop.handler import NoHandler
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.text import harmless
-from sidestep.tunnel.messages import AnyEvent, Dropped, Lost, Request
+from sidestep.tunnel.messages import Answered, AnyEvent, Dropped, Lost, Request
 
 
 @click.command(cls=Command, short_help="Show the requests of a workload as they come.")
@@ -39,6 +41,7 @@ from sidestep.tunnel.messages import AnyEvent, Dropped, Lost, Request
 )
 @egress_option
 @filter_options
+@answer_options
 @namespace_option
 @click.option("--pod", type=POD_NAME, default="", metavar="POD", help="Only this pod of the workload.")
 @output_option
@@ -50,13 +53,17 @@ def flows(
     namespace: str | None,
     pod: str,
     output: str,
+    statuses: tuple[str, ...],
+    no_color: bool,
     backend: Backend,
     **filters: Any,
 ) -> int:
-    """Show the requests of WORKLOAD (`name` or `kind/name`) as they come, until Ctrl-C.
+    """Show the requests of WORKLOAD (`name` or `kind/name`) as they are answered, until Ctrl-C.
 
-    One line for each request that matches: time, method, host and path, client, pod. `--output json` adds the header
-    fields. The values of authorization, cookie and proxy-authorization are never shown, and bodies never.
+    One line for each request that matches: time, method, host and path, the answer (status, who gave it, how long it
+    took, its size), client, pod, and the id of its trace. A request that is not answered within a second is shown, and
+    once more when it is. `--output json` adds the header fields of both. The values of authorization, cookie,
+    set-cookie and proxy-authorization are never shown, and bodies never.
 
     With --egress, one line for each connection that the pods make: the first request of one in clear, else TLS with the
     name of the server, or TCP. While it lasts, connections to external addresses pass the pod's proxy.
@@ -64,6 +71,7 @@ def flows(
     \b
       sidestep flows orders -n shop
       sidestep flows orders -n shop --egress
+      sidestep flows orders -n shop --http-status 5xx
       sidestep flows orders -n shop --http-path-prefix /api/ --output json
     """
     try:
@@ -82,38 +90,55 @@ def flows(
         egress=egress,
     )
     text = f"Requests ({describe_filter(wanted)}) of {workload}, {places(ports)}. Ctrl-C ends it."
+    coloured = output == "text" and uses_colour(no_color=no_color, descriptor=STDOUT)
     return run(
-        specs, backend=backend, handler=NoHandler(), report=lambda writer: FlowReport(writer, text, output=output)
+        specs,
+        backend=backend,
+        handler=NoHandler(),
+        report=lambda writer: FlowReport(writer, text, output=output, statuses=statuses, coloured=coloured),
     )
 
 
 class FlowReport(PortSessionsReport):
-    """It prints requests."""
+    """It prints requests, those with one of `statuses` if there are any."""
 
-    def __init__(self, writer: LineWriter, text: str, *, output: str) -> None:
+    def __init__(
+        self,
+        writer: LineWriter,
+        text: str,
+        *,
+        output: str,
+        statuses: tuple[str, ...] = (),
+        coloured: bool = False,
+    ) -> None:
         super().__init__(text)
         self._writer = writer
         self._json = output == "json"
+        self._statuses = statuses
+        self._text_of = RequestText(coloured=coloured)
+        self._requests = JoinedRequests(self._request, statuses=statuses)
 
     def event(self, event: AnyEvent) -> None:
         """As SessionObserver.event."""
         super().event(event)
         match event:
+            case Request() | Answered() if self._json:
+                if is_wanted(event.answer, self._statuses):
+                    self._writer.line(event_line(event))
             case Request():
-                self._request(event)
+                self._requests.request(event)
+            case Answered():
+                self._requests.answered(event)
             case Lost() | Dropped():
                 self.say(f"{event.count} requests are not shown: they came faster than they could be printed")
 
-    def _request(self, event: Request) -> None:
-        if self._json:
-            self._writer.line(json_line(event))
-        else:
-            target = f"{event.authority}{event.path}" if event.path.startswith("/") else event.path
-            shown = f"{event.method} {target}"
-            if event.protocol in {"tls", "tcp"}:
-                shown = f"{event.protocol.upper()} {event.authority}".strip()
-            to = f"  to {_server(event)}" if event.server else ""
-            self.say(f"{clock(event.time)}  {shown}{to}  from {address(event)}  pod {event.pod}")
+    def _request(self, event: Request, late: bool) -> None:
+        target = f"{event.authority}{event.path}" if event.path.startswith("/") else event.path
+        shown = f"{event.method} {target}"
+        if event.protocol in {"tls", "tcp"}:
+            shown = f"{event.protocol.upper()} {event.authority}".strip()
+        to = f"to {_server(event)}  " if event.server else ""
+        self._writer.line(request_line(self._text_of, event, shown, f"{to}from {address(event)}", late=late))
 
     def say(self, text: str) -> None:
         """Print a line, in JSON as a note."""

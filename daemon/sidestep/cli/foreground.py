@@ -38,6 +38,14 @@ class SplitReporter(Protocol):
         """Return the observer of one more session."""
 
 
+@runtime_checkable
+class Closing(Protocol):
+    """A reporter that has something left to print when the sessions are over."""
+
+    def close(self) -> None:
+        """Print it."""
+
+
 class Limit(Protocol):
     """What ends sessions of its own accord, and has work to do after them."""
 
@@ -137,6 +145,8 @@ async def _run(
             await asyncio.gather(*tasks, return_exceptions=True)
             if limit is not None:
                 await limit.aclose()
+            if isinstance(report, Closing):
+                report.close()
             writer.close()
 
 

@@ -90,7 +90,7 @@ def inspect(
     name of its server, and the first request of each one in clear, whether or not a policy is about them. While it
     lasts, connections to external addresses pass the pod's proxy.
 
-    In a cluster it needs --port or --egress, and ClusterRole sidestep-auditor in the namespace.
+    In a cluster it needs ClusterRole sidestep-auditor in the namespace.
 
     \b
       sidestep inspect orders -n shop

@@ -11,9 +11,10 @@ import click
 from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.command import POD_NAME, SESSION_NAME, FilePath, WorkloadType
 from sidestep.cli.filtering import filter_of, filter_options, filter_spec
-from sidestep.cli.foreground import DashedCommand, claimed_owner, run
+from sidestep.cli.foreground import STDOUT, DashedCommand, claimed_owner, run
 from sidestep.cli.options import PortMapping, PortType, namespace_option, output_option
 from sidestep.cli.report import JsonReport, Report
+from sidestep.cli.request_text import answer_options, uses_colour
 from sidestep.config.filters import describe_filter
 from sidestep.laptop.handler import Handler, HandlerSettings
 from sidestep.model.errors import ConfigurationError, RefusedError
@@ -33,6 +34,7 @@ def _session_options(command: F) -> F:
                 "--port", "-p", type=PortType(), required=True, help="Handler's port here, and the workload's port."
             ),
             filter_options,
+            answer_options,
             click.option(
                 "--plaintext", is_flag=True, help="Reach the handler in clear text, even when the client used TLS."
             ),
@@ -128,6 +130,8 @@ def _run_session(
     address: str,
     handler_ca: Path | None,
     plaintext: bool,
+    statuses: tuple[str, ...],
+    no_color: bool,
     **rest: Any,
 ) -> int:
     try:
@@ -158,9 +162,15 @@ def _run_session(
         backend=backend,
         handler=handler,
         report=lambda writer: (
-            JsonReport(writer)
+            JsonReport(writer, statuses=statuses)
             if output == "json"
-            else Report(writer, description=description, noun=kind.value.capitalize())
+            else Report(
+                writer,
+                description=description,
+                noun=kind.value.capitalize(),
+                statuses=statuses,
+                coloured=uses_colour(no_color=no_color, descriptor=STDOUT),
+            )
         ),
         command=command,
     )

@@ -1,4 +1,8 @@
-"""The ports of a workload that a command reads when none is named."""
+"""The ports of a workload that a command reads when none is named.
+
+On a node the daemon knows which of them it can read. In a cluster Pods and Services say what they may speak; a port
+whose TLS cannot be opened then has a session with a condition that says why.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import asyncio
 
 import click
 
+from sidestep.cli import cluster_view
 from sidestep.cli.backend import Backend
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
@@ -35,14 +40,14 @@ def places(ports: list[str]) -> str:
 def readable_ports(backend: Backend, namespace: str, workload: str, *, whole: bool = False) -> list[str]:
     """Return the numbers of the workload's ports that may speak HTTP and can be read, or with `whole` of all its TCP
     ports. Raises RefusedError."""
-    if isinstance(backend, ClusterAccess):
-        raise RefusedError("in a cluster, give the port with --port PORT")
-    body = asyncio.run(LocalClient(backend).get("/v1/workloads"))
+    in_cluster = isinstance(backend, ClusterAccess)
     wanted = parse_workload(workload)
-    for each in decode(body, tuple[WorkloadView, ...], what="the daemon's answer"):
+    for each in _workloads(backend, namespace):
         if each.namespace == namespace and each.name == wanted.name and wanted.kind in {None, each.kind}:
             found = [
-                str(port.number) for port in each.ports if port.transport == "tcp" and (whole or _can_be_read(port))
+                str(port.number)
+                for port in each.ports
+                if port.transport == "tcp" and (whole or _can_be_read(port, in_cluster=in_cluster))
             ]
             if found:
                 return found
@@ -50,10 +55,17 @@ def readable_ports(backend: Backend, namespace: str, workload: str, *, whole: bo
     raise RefusedError(f"there is no workload {workload} in namespace {namespace}; sidestep list shows those there are")
 
 
-def _can_be_read(port: PortView) -> bool:
+def _workloads(backend: Backend, namespace: str) -> tuple[WorkloadView, ...]:
+    if isinstance(backend, ClusterAccess):
+        return asyncio.run(cluster_view.workload_ports(backend, namespace))
+    body = asyncio.run(LocalClient(backend).get("/v1/workloads"))
+    return decode(body, tuple[WorkloadView, ...], what="the daemon's answer")
+
+
+def _can_be_read(port: PortView, *, in_cluster: bool) -> bool:
     if port.protocol == "tcp":
         return False
-    return port.tls != "always" or port.certificate is not None or _may_come(port.certificate_state)
+    return in_cluster or port.tls != "always" or port.certificate is not None or _may_come(port.certificate_state)
 
 
 def _may_come(certificate_state: str) -> bool:

@@ -1,8 +1,8 @@
 """Output of a running session: text, or JSON lines.
 
-JSON lines are the tunnel's events (`state`, `request`, `lost`, `dropped`, `ended`) and three more: `registered` (the
-intercept's name), `refused` (a diverted connection found no handler) and `interrupted` (the tunnel broke; `registered`
-follows when it is back).
+JSON lines are the tunnel's events (`state`, `request`, `answered`, `lost`, `dropped`, `ended`) and three more:
+`registered` (the intercept's name), `refused` (a diverted connection found no handler) and `interrupted` (the tunnel
+broke; `registered` follows when it is back).
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 
+from sidestep.cli.joined_requests import JoinedRequests
 from sidestep.cli.output import LineWriter, json_line
+from sidestep.cli.request_text import RequestText, answer_text, event_line, is_wanted
 from sidestep.model.text import harmless
-from sidestep.tunnel.messages import AnyEvent, Dropped, Ended, Hello, Lost, PodState, Request, State
+from sidestep.tunnel.messages import Answered, AnyEvent, Dropped, Ended, Hello, Lost, PodState, Request, State
 from sidestep.tunnel.opening import StreamOpening
 
 _ACTIVE = frozenset({"active", "attached"})
@@ -24,15 +26,30 @@ HELD_BACK = {
     "budget": "copying has used its share of the pod proxy's time",
 }
 """Text for the reason why copies are not made."""
+PATIENCE = 1.0
+"""Seconds for which the line of a request waits for its answer."""
 _REPEAT = 5.0
 """Seconds during which an identical message is printed once."""
 
 
 class Report:
-    """A `laptop.session.SessionObserver` that prints text. `description` says what is diverted and where to."""
+    """A `laptop.session.SessionObserver` that prints text. `description` says what is diverted and where to.
 
-    def __init__(self, writer: LineWriter, *, description: str, noun: str = "Intercept") -> None:
+    `statuses`: only requests answered so are printed; `coloured`: in colours.
+    """
+
+    def __init__(
+        self,
+        writer: LineWriter,
+        *,
+        description: str,
+        noun: str = "Intercept",
+        statuses: tuple[str, ...] = (),
+        coloured: bool = False,
+    ) -> None:
         self._writer = writer
+        self._text = RequestText(coloured=coloured)
+        self._requests = JoinedRequests(self._request, statuses=statuses, patience=PATIENCE)
         self._noun = noun
         self._verb = "copied" if noun == "Wiretap" else "diverted"
         self._description = description
@@ -55,12 +72,15 @@ class Report:
             case State():
                 self._state(event)
             case Request():
-                self._request(event)
+                self._requests.request(event)
+            case Answered():
+                self._requests.answered(event)
             case Lost():
                 self._report_lost(event)
             case Dropped():
                 self._line(f"{event.count} request lines were dropped: they came faster than they could be printed")
             case Ended():
+                self._requests.close()
                 self._line(f"{self._noun} {self._name} {event.reason}.")
 
     def interrupted(self, reason: str) -> None:
@@ -71,10 +91,14 @@ class Report:
         self._pods = {}
         self._line(f"{self._noun} {self._name} is interrupted: {reason}. Requests go to the workload until it is back.")
 
-    def _request(self, event: Request) -> None:
+    def close(self) -> None:
+        """Print the requests that wait for their answers."""
+        self._requests.close()
+
+    def _request(self, event: Request, late: bool) -> None:
         verb = f"copied{LOST.get(event.lost, '')}" if event.copied else "from"
         request = f"{event.method} {event.path}" if event.method else "a connection or the rest of a request"
-        self._line(f"{clock(event.time)}  {request}  {verb} {address(event)}  pod {event.pod}")
+        self._writer.line(request_line(self._text, event, request, f"{verb} {address(event)}", late=late))
 
     def handler_refused(self, opening: StreamOpening, reason: str) -> None:
         """As SessionObserver.handler_refused."""
@@ -130,10 +154,11 @@ class Report:
 
 
 class JsonReport:
-    """A `laptop.session.SessionObserver` that prints JSON lines."""
+    """A `laptop.session.SessionObserver` that prints JSON lines, of requests only those with one of `statuses`."""
 
-    def __init__(self, writer: LineWriter) -> None:
+    def __init__(self, writer: LineWriter, *, statuses: tuple[str, ...] = ()) -> None:
         self._writer = writer
+        self._statuses = statuses
         self.active = asyncio.Event()
 
     def registered(self, hello: Hello) -> None:
@@ -144,7 +169,8 @@ class JsonReport:
         """As SessionObserver.event."""
         if isinstance(event, State) and event.active:
             self.active.set()
-        self._put(event)
+        if not isinstance(event, Request | Answered) or is_wanted(event.answer, self._statuses):
+            self._writer.line(event_line(event))
 
     def interrupted(self, reason: str) -> None:
         """As SessionObserver.interrupted."""
@@ -156,6 +182,18 @@ class JsonReport:
 
     def _put(self, value: object) -> None:
         self._writer.line(json_line(value))
+
+
+def request_line(text: RequestText, event: Request, request: str, origin: str, *, late: bool) -> str:
+    """Make the line of a request. `late`: it was printed before, without its answer."""
+    answer = answer_text(event.answer)
+    if not answer and event.number:
+        answer = "not answered yet"
+    elif late:
+        answer = f"answered late: {answer}"
+    rest = f"{origin}  pod {event.pod}" + (f"  trace {event.trace}" if event.trace else "")
+    status = None if event.answer is None else event.answer.status
+    return text.line(clock(event.time), request, answer, rest, status=status)
 
 
 def clock(seconds: float) -> str:

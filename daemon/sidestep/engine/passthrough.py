@@ -92,7 +92,7 @@ class Wire:
         elif leg is self.peer:
             self._peer_ended = True
             if self._exchange in self._mirror.responses:
-                self._mirror.response_end(self._exchange)
+                self._mirror.response_end(self._exchange, at=relay.now)
             relay.client.end(Ending.FINISH)
         if self._client_ended and self._peer_ended:
             relay.client.end(Ending.CLOSE)
@@ -105,7 +105,7 @@ class Wire:
         if leg is relay.client or leg is self.peer:
             ending = Ending.CLOSE if self._has_ended(leg) else Ending.ABORT
             if self._exchange:
-                self._mirror.cut(self._exchange)  # what its side has finished is whole already
+                self._mirror.cut(self._exchange, at=relay.now)  # what its side has finished is whole already
             relay.client.end(ending)
             self.peer.end(ending)
             relay.done = True

@@ -1,4 +1,4 @@
-"""Removes secrets from the head of a request before it is shown.
+"""Removes secrets from the head of a request, or of an answer, before it is shown.
 
 The value of a field that carries credentials is replaced, so that a reader sees only that it is there. The result is
 kept and sent, so it is bounded: whole fields from the first one on, until MAX_BYTES are reached.
@@ -6,11 +6,19 @@ kept and sent, so it is bounded: whole fields from the first one on, until MAX_B
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from sidestep.model.secret_fields import REDACTED, SECRET
 from sidestep.policy.route import Fields
 
 MAX_BYTES = 4096
 """Bytes of names and values of one head, after replacement."""
+_SECRET_LINE: Final = re.compile(
+    rb"^(" + rb"|".join(re.escape(name) for name in sorted(SECRET)) + rb")[ \t]*:[^\r\n]*", re.IGNORECASE | re.MULTILINE
+)
+_SHOWN: Final = rb"\1: " + REDACTED
+_BREAK: Final = re.compile(rb"[\r\n\0]")
 
 
 def redact(fields: Fields) -> Fields:
@@ -24,3 +32,23 @@ def redact(fields: Fields) -> Fields:
             break
         shown.append((name, kept))
     return tuple(shown)
+
+
+def answer_lines(raw: bytes, fields: Fields | None) -> bytes:
+    """Return the field lines of an answer's head as HTTP/1 has them, redacted, whole ones of at most MAX_BYTES.
+
+    `raw` is a head of HTTP/1 that was read without an anomaly, `fields` are those of HTTP/2, which nobody has checked.
+    """
+    if fields is None:
+        lines = _SECRET_LINE.sub(_SHOWN, raw[raw.find(b"\n") + 1 : -4])
+    else:
+        lines = b"\r\n".join(
+            [
+                name + b": " + (REDACTED if name.lower() in SECRET else value)
+                for name, value in fields
+                if name[:1] != b":" and _BREAK.search(name + value) is None
+            ]
+        )
+    if len(lines) > MAX_BYTES:
+        lines = lines[: max(0, lines.rfind(b"\r\n", 0, MAX_BYTES + 2))]
+    return lines

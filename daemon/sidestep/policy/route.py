@@ -60,12 +60,15 @@ class Decision:
     """... those that are captures ..."""
     recorded: tuple[Rule, ...] = field(init=False, compare=False, repr=False)
     """... and those that want a record of every request."""
+    is_told: bool = field(init=False, compare=False, repr=False)
+    """Whether a session is told of the request: it is not the app's alone."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "copied", tuple(tap for tap in self.taps if tap.wants_copies))
         object.__setattr__(self, "shown", tuple(tap for tap in self.taps if tap.heads_only))
         object.__setattr__(self, "captured", tuple(tap for tap in self.taps if tap.capture))
         object.__setattr__(self, "recorded", tuple(tap for tap in self.taps if tap.records is Live.ALL))
+        object.__setattr__(self, "is_told", bool(self.taps) or self.intercept is not None)
 
 
 TO_APP = Decision()

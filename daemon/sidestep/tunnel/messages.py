@@ -139,11 +139,32 @@ class State(Event, frozen=True, tag="state"):
         return sum(pod.state in {"active", "attached"} for pod in self.pods)
 
 
-class Request(Event, frozen=True, tag="request"):
-    """One diverted or copied request.
+class Answer(msgspec.Struct, frozen=True):
+    """How a request was answered, once the answer is whole or will not become so."""
 
-    Method, path and authority are the received bytes as UTF-8, with invalid bytes replaced. `time` is in seconds since
-    the epoch, by the daemon's clock.
+    status: int
+    """0: not at all."""
+    by: str
+    """"app", "handler", "sidestep" (an error of Sidestep's own), or "" where nobody has answered."""
+    handler: str = ""
+    """`namespace/name` of the intercept whose handler has answered."""
+    seconds: float = 0.0
+    """From the request's head to the end of the answer."""
+    sent: int = 0
+    """Bytes of the request's body, ..."""
+    received: int = 0
+    """... and of the answer's. HTTP/1: as on the wire, with the framing of chunks."""
+    whole: bool = True
+    """False: it broke off."""
+    head: str = ""
+    """Field lines of the answer, separated by CR LF, for a session of heads only; secrets are redacted."""
+
+
+class Request(Event, frozen=True, tag="request"):
+    """One diverted, copied or shown request.
+
+    Method, path and authority are the received bytes as UTF-8, with invalid bytes replaced. `time`, when its head came,
+    is in seconds since the epoch, by the daemon's clock.
     """
 
     time: float
@@ -163,7 +184,25 @@ class Request(Event, frozen=True, tag="request"):
     server: str = ""
     """Of a connection that the pod makes: the server's address; `port` is its port, and the client is the pod."""
     protocol: str = ""
-    """Of such a connection: "http", or "tls" or "tcp", which have no request. `authority` is the name of the server."""
+    """"http/1.0", "http/1.1" or "h2"; "" where it is not known. Of a connection that the pod makes: "http", or "tls" or
+    "tcp", which have no request. `authority` is the name of the server."""
+    tls: bool = False
+    """The client came over TLS."""
+    trace: str = ""
+    """Id of the trace that it belongs to, from `traceparent`, `b3` or `x-b3-traceid`."""
+    number: int = 0
+    """An `Answered` event of the same pod and number follows; 0: none does."""
+    answer: Answer | None = None
+    """The answer, if that is known already."""
+
+
+class Answered(Event, frozen=True, tag="answered"):
+    """The answer to the request of a pod that was told with this number."""
+
+    pod: Text
+    port: int
+    number: int
+    answer: Answer
 
 
 class Lost(Event, frozen=True, tag="lost"):
@@ -204,7 +243,7 @@ class Moving(Event, frozen=True, tag="moving"):
     reason: Text
 
 
-AnyEvent = State | Request | Lost | Dropped | Ended | Moving
+AnyEvent = State | Request | Answered | Lost | Dropped | Ended | Moving
 
 _M = TypeVar("_M")
 
@@ -230,6 +269,7 @@ _TAGS = msgspec.json.Decoder(_Tag)
 _EVENTS: dict[str, msgspec.json.Decoder[AnyEvent]] = {
     "state": msgspec.json.Decoder(State),
     "request": msgspec.json.Decoder(Request),
+    "answered": msgspec.json.Decoder(Answered),
     "lost": msgspec.json.Decoder(Lost),
     "dropped": msgspec.json.Decoder(Dropped),
     "ended": msgspec.json.Decoder(Ended),

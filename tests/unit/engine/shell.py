@@ -196,8 +196,8 @@ class Shell:
 
     @property
     def notes(self) -> list[Note]:
-        """What sessions are told of."""
-        return self.mirror.notes
+        """The requests that sessions are told of."""
+        return [note for note in self.mirror.notes if not note.is_answer]
 
     def to(self, leg: Leg) -> bytes:
         return bytes(self.sent.get(leg, b""))

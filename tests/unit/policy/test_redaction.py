@@ -3,7 +3,7 @@
 import pytest
 
 from sidestep.model.secret_fields import REDACTED, SECRET
-from sidestep.policy.redaction import MAX_BYTES, redact
+from sidestep.policy.redaction import MAX_BYTES, answer_lines, redact
 
 
 @pytest.mark.parametrize("name", sorted(SECRET))
@@ -24,3 +24,32 @@ def test_what_is_shown_is_bounded_by_whole_fields():
     shown = redact([(b"x-%d" % number, b"v" * 996) for number in range(100)])
     assert [name for name, _ in shown] == [b"x-0", b"x-1", b"x-2", b"x-3"]
     assert sum(len(name) + len(value) for name, value in shown) <= MAX_BYTES
+
+
+@pytest.mark.parametrize("name", sorted(SECRET))
+@pytest.mark.parametrize("separator", [b":", b": ", b":\t"])
+def test_credentials_of_an_answer_are_not_shown(name, separator):
+    for written in (name, name.upper(), name.title()):
+        raw = b"HTTP/1.1 200 OK\r\nA: 1\r\n" + written + separator + b"s3cret\r\nB: s\r\n\r\n"
+        assert answer_lines(raw, None) == b"A: 1\r\n" + written + b": [redacted]\r\nB: s"
+    assert answer_lines(b"", [(b":status", b"200"), (name.title(), b"s3cret")]) == name.title() + b": [redacted]"
+
+
+def test_other_fields_of_an_answer_are_shown_as_they_are():
+    raw = b"HTTP/1.1 200 OK\r\nX-Cookie: shown\r\nCookies: shown: cookie: shown\r\n\r\n"
+    assert answer_lines(raw, None) == b"X-Cookie: shown\r\nCookies: shown: cookie: shown"
+    assert answer_lines(b"HTTP/1.1 200 OK\r\n\r\n", None) == b""
+
+
+def test_a_field_of_http2_with_a_line_in_it_is_left_out():
+    fields = [(b"a", b"1"), (b"b", b"x\r\nset-cookie: y"), (b"set-cookie\n", b"s3cret"), (b"c", b"\0"), (b"d", b"2")]
+    assert answer_lines(b"", fields) == b"a: 1\r\nd: 2"
+
+
+def test_what_is_shown_of_an_answer_is_bounded_by_whole_lines():
+    line = b"x-%d: " + b"v" * 1000
+    raw = b"HTTP/1.1 200 OK\r\n" + b"\r\n".join(line % number for number in range(50)) + b"\r\n\r\n"
+    shown = answer_lines(raw, None)
+    assert shown.split(b"\r\n") == [line % number for number in range(4)]
+    assert answer_lines(b"HTTP/1.1 200 OK\r\nx: " + b"v" * (MAX_BYTES - 3) + b"\r\n\r\n", None)
+    assert answer_lines(b"HTTP/1.1 200 OK\r\nx: " + b"v" * (MAX_BYTES - 2) + b"\r\n\r\n", None) == b""

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.mirror.events import (
     HTTP1,
+    NOTHING,
+    RESPONSE,
+    RESPONSE_BODY,
     Answerer,
     ProtocolSwitched,
     RequestHead,
@@ -27,6 +30,7 @@ from sidestep.protocols.http1 import END_OF_HEAD, SWITCHES
 if TYPE_CHECKING:
     from sidestep.engine.http1.routing import RoutedRequest
     from sidestep.engine.mirror.producer import Mirror
+    from sidestep.engine.relay import Relay
     from sidestep.protocols.http1_responses import ResponseReader
 
 LISTENED_TO: Final = 1 << 16
@@ -39,10 +43,11 @@ _BODIES: Final = (messages.MORE, messages.COMPLETE)
 class Http1Feed:
     """One per HTTP/1 relay."""
 
-    __slots__ = ("_answers", "_is_whole", "_last", "_mirror", "current")
+    __slots__ = ("_answers", "_is_whole", "_last", "_mirror", "_relay", "current")
 
-    def __init__(self, mirror: Mirror) -> None:
-        self._mirror = mirror
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._mirror: Mirror = relay.mirror
         self._last = 0
         """The last exchange that was offered."""
         self.current = 0
@@ -64,23 +69,26 @@ class Http1Feed:
         if self.current:
             self.cut()
         exchange = self._last + 1
-        interest = mirror.offer(exchange, request)
+        interest = mirror.offer(exchange, request, heard=True)
         if not interest:
             return 0
         self._last = exchange
-        mirror.begin(_head(exchange, request, head, now, ends=True), exchange, interest, size=len(head), ends=True)
+        event = _head(exchange, request, head, now, interest, ends=True)
+        mirror.begin(event, exchange, interest, size=len(head), ends=True)
         return self.expect(exchange)
 
     def begin(self, request: RoutedRequest, head: bytes, now: float) -> None:
         """The head of a request that somebody may want."""
         if self.current:
             self.cut()
-        exchange = self._last = self._last + 1
+        exchange = self._last + 1
         mirror = self._mirror
-        interest = mirror.offer(exchange, request)
+        interest = mirror.offer(exchange, request, heard=True)
         if interest:
+            self._last = exchange
             ends = not request.body and not request.flags & SWITCHES
-            mirror.begin(_head(exchange, request, head, now, ends=ends), exchange, interest, size=len(head), ends=ends)
+            event = _head(exchange, request, head, now, interest, ends=ends)
+            mirror.begin(event, exchange, interest, size=len(head), ends=ends)
             if exchange in mirror.requests or exchange in mirror.responses:
                 self.current = exchange
                 self._is_whole = False
@@ -115,7 +123,7 @@ class Http1Feed:
             if exchange in self._mirror.requests:
                 self._mirror.request_end(exchange)  # its answer may be yet to come
         elif exchange:
-            self._mirror.cut(exchange)
+            self._mirror.cut(exchange, at=self._relay.now)
 
     def cut_all(self, *, but: int = 0) -> None:
         """Nothing more of any exchange will come, but for one."""
@@ -123,7 +131,7 @@ class Http1Feed:
         self._answers.clear()
         for exchange in [*self._mirror.responses]:
             if exchange != but:
-                self._mirror.cut(exchange)
+                self._mirror.cut(exchange, at=self._relay.now)
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
@@ -143,7 +151,18 @@ class Http1Feed:
         """The response is whole."""
         if self._answers and self._answers[0] == exchange:
             self._answers.popleft()
-        self._mirror.response_end(exchange)
+        self._mirror.response_end(exchange, at=self._relay.now)
+
+    def passes(self, head: bytes, status: int, size: int, now: float) -> bool:
+        """Hot path: the app's answer is here, whole, with a body of so many bytes. False: it has to be read."""
+        mirror = self._mirror
+        exchange = self._answers[0]
+        queue = mirror.queue
+        if mirror.responses.get(exchange, NOTHING) & RESPONSE_BODY or (queue is not None and queue.is_full):
+            return False
+        self._answers.popleft()
+        mirror.answered(ResponseHead(exchange, Answerer.APP, status, head, None, now), size)
+        return True
 
     def read(self, exchange: int, by: Answerer, reader: ResponseReader, data: bytes, now: float) -> None:
         """A reader has got so far with `data`: a head, or bytes of a body, framing included."""
@@ -166,7 +185,7 @@ class Http1Feed:
             self._mirror.tell(ResponseHead(exchange, by, status, head, None, now), exchange, len(head))
 
 
-def _head(exchange: int, request: RoutedRequest, head: bytes, now: float, *, ends: bool) -> RequestHead:
+def _head(exchange: int, request: RoutedRequest, head: bytes, now: float, interest: int, *, ends: bool) -> RequestHead:
     return RequestHead(
         exchange,
         HTTP1,
@@ -179,4 +198,5 @@ def _head(exchange: int, request: RoutedRequest, head: bytes, now: float, *, end
         request.flags,
         ends,
         now,
+        bool(interest & RESPONSE),
     )

@@ -154,7 +154,7 @@ class FromClient:
         if request.flags & UPGRADE:
             state.upgrade_head = head
         body = request.body
-        if request.decision.taps:
+        if request.decision.taps or rule is not None:
             self._feed.begin(request, head, self._relay.now)
         elif self._feed.current:
             self._feed.cut()  # it asked for another protocol, and was answered before it was whole

@@ -68,8 +68,9 @@ _MEMO_HEAD: Final = LIMITS.memo_head
 """Bytes above which a head, or a chunk that may be one, is not looked up: no longer ones are remembered."""
 
 _WATCHED: Final = LISTENED_TO | INSPECTED
-_NOT_PLAIN: Final = ~(SAMPLED | INSPECTED)
-"""Flags of a pending answer that does not pass as it is. One that is INSPECTED passes if nothing is found in it."""
+_NOT_PLAIN: Final = ~(SAMPLED | INSPECTED | LISTENED_TO)
+"""Flags of a pending answer that does not pass as it is. One that is INSPECTED passes if nothing is found in it, one
+that is LISTENED_TO if it is here, whole, and nobody wants its body."""
 
 CLOSING_LIMITS: Final = replace(LIMITS, head_seconds=60.0)
 """Where the unreadable is closed: seconds for a head as servers commonly give (nginx: client_header_timeout 60s)."""
@@ -129,7 +130,7 @@ class Http1Relay(Relay):
         router = RequestRouter(port, limits) if gate is None else InspectedRouter(gate, port, limits)
         self._router = router
         peers = self._peers = Peers(self, state, limits)
-        feed = self._feed = Http1Feed(self.mirror)
+        feed = self._feed = Http1Feed(self)
         conclusion = self._conclusion = Conclusion(
             self,
             state,
@@ -209,6 +210,10 @@ class Http1Relay(Relay):
                         left = end + response.plain - len(data)
                         flags = awaited[0]
                         if left < 0 or (flags & INSPECTED and (left or not self._clears(response, data, end))):
+                            return None
+                        if flags & LISTENED_TO and (
+                            left or not self._feed.passes(data[:end], response.status, response.plain, leg.active)
+                        ):
                             return None
                         if flags & SAMPLED and self._samples is not None:
                             self._samples.begun(data[:end], response)

@@ -102,7 +102,7 @@ class WebSocketWire(Wire):
         relay = self._relay
         if self._judged.refusal is not None and not relay.done:
             if self._exchange:
-                self._mirror.cut(self._exchange)
+                self._mirror.cut(self._exchange, at=relay.now)
             relay.client.end(Ending.ABORT)
             self.peer.end(Ending.ABORT)
             relay.done = True

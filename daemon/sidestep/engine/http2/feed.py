@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sidestep.engine.mirror.events import H2, Answerer, RequestHead, ResponseHead
+from sidestep.engine.mirror.events import H2, RESPONSE, Answerer, RequestHead, ResponseHead
 from sidestep.protocols.hpack import list_size
 
 if TYPE_CHECKING:
@@ -43,15 +43,29 @@ class Http2Feed:
         self.samples: Mapping[int, Http2Sample] = {}
         """None: samples are inspection's."""
 
-    def begin(self, stream: int, head: Head, block: Block, *, ends: bool) -> None:
-        """A new stream that somebody may want; `ends` when it has no body."""
+    def begin(self, stream: int, head: Head, block: Block, *, ends: bool, diverted: bool = False) -> None:
+        """A new stream that somebody may want; `ends` when it has no body.
+
+        `diverted`: not the app's connection answers it, so that its answer is told without `AppResponses`.
+        """
         mirror = self._mirror
-        interest = mirror.offer(stream, head)
+        interest = mirror.offer(stream, head, heard=diverted)
         if not interest:
             return
         fields = (*head.pseudo.items(), *head.regular)
         event = RequestHead(
-            stream, H2, head.method, head.path, head.authority, fields, b"", block, 0, ends, self._relay.now
+            stream,
+            H2,
+            head.method,
+            head.path,
+            head.authority,
+            fields,
+            b"",
+            block,
+            0,
+            ends,
+            self._relay.now,
+            bool(interest & RESPONSE),
         )
         mirror.begin(event, stream, interest, size=list_size(block.fields), ends=ends)
 
@@ -68,7 +82,7 @@ class Http2Feed:
             if ends:
                 self._mirror.request_end(stream, block, list_size(block.fields))
             else:
-                self._mirror.cut(stream)
+                self._cut(stream)
 
     # --- responses --------------------------------------------------------------------------------------------------
 
@@ -79,17 +93,17 @@ class Http2Feed:
         if fields and fields[0][0] == b":status" and fields[0][1].isdigit():
             event = ResponseHead(stream, by, int(fields[0][1][:3]), b"", block, self._relay.now)
             if is_headed or (ends and event.is_interim):
-                self._mirror.cut(stream)
+                self._cut(stream)
                 return
             self._mirror.tell(event, stream, list_size(fields))
             if stream in self.responses and not event.is_interim:
                 self.responses[stream] |= _HEADED
             if ends:
-                self._mirror.response_end(stream)
+                self._mirror.response_end(stream, at=self._relay.now)
         elif not is_headed:
-            self._mirror.cut(stream)
+            self._cut(stream)
         elif ends:
-            self._mirror.response_end(stream, block, list_size(fields))
+            self._mirror.response_end(stream, block, list_size(fields), at=self._relay.now)
 
     def response_data(self, stream: int, data: bytes) -> None:
         """Data of a response, without padding."""
@@ -99,7 +113,7 @@ class Http2Feed:
     def response_end(self, stream: int) -> None:
         """The response is whole, without trailers."""
         if self._is_headed(stream):
-            self._mirror.response_end(stream)
+            self._mirror.response_end(stream, at=self._relay.now)
 
     def _is_headed(self, stream: int) -> bool:
         """Whether the final head of a stream was told; one that is wanted, and has none, is cut."""
@@ -107,7 +121,7 @@ class Http2Feed:
         if wanted is None:
             return False
         if not wanted & _HEADED:
-            self._mirror.cut(stream)
+            self._cut(stream)
             return False
         return True
 
@@ -120,13 +134,16 @@ class Http2Feed:
     def cut(self, stream: int) -> None:
         """Nothing more of this stream will come."""
         if stream in self.requests or stream in self.responses:
-            self._mirror.cut(stream)
+            self._cut(stream)
         if self.inspection is not None:
             self.inspection.cut(stream)
 
     def cut_all(self) -> None:
         """Nothing more of any stream will come."""
         for stream in [*self.requests, *self.responses]:
-            self._mirror.cut(stream)
+            self._cut(stream)
         if self.inspection is not None:
             self.inspection.cut_all()
+
+    def _cut(self, stream: int) -> None:
+        self._mirror.cut(stream, at=self._relay.now)

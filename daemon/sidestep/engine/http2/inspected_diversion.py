@@ -271,9 +271,9 @@ class InspectedDiversion(Diversion):
     def _tell(self, exchange: InspectedExchange) -> None:
         """Tell the mirror what has come of a request that was held."""
         feed, stream = self._feed, exchange.stream
-        if not exchange.head.decision.taps:
+        if not exchange.head.decision.is_told:
             return
-        feed.begin(stream, exchange.head, exchange.block, ends=False)
+        feed.begin(stream, exchange.head, exchange.block, ends=False, diverted=True)
         for piece in exchange.body:
             if stream in feed.requests:
                 feed.body(stream, piece, ends=False)

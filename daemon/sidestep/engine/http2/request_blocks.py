@@ -219,8 +219,8 @@ class RequestBlocks:
         else:
             self._state.streams.highest = stream
             is_certain = fate.refusal is None and (ends or not fate.holds_request)
-            if head.decision.taps and is_certain:
-                self._feed.begin(stream, head, block, ends=ends)
+            if head.decision.is_told and is_certain:
+                self._feed.begin(stream, head, block, ends=ends, diverted=True)
             diversion.divert_judged(stream, head, block, head.decision.intercept, fate, sample, ends=ends)
         return self.stop
 
@@ -248,8 +248,8 @@ class RequestBlocks:
     def _divert(self, stream: int, head: Head, block: Block, rule: Rule | None, *, ends: bool) -> None:
         """Divert a new stream to the handler of `rule`, or to the app's second connection if that is None."""
         self._state.streams.highest = stream
-        if head.decision.taps:
-            self._feed.begin(stream, head, block, ends=ends)
+        if head.decision.is_told:
+            self._feed.begin(stream, head, block, ends=ends, diverted=True)
         self._diversion.divert(stream, head, block, rule, ends=ends)
 
     def _not_relayed(self, before: bytes, stream: int, head: Head, block: Block, *, ends: bool) -> None:

@@ -53,6 +53,10 @@ RESPONSE_HEAD: Final = 4
 RESPONSE_BODY: Final = 8
 """ResponseData."""
 RESPONSE: Final = RESPONSE_HEAD | RESPONSE_BODY
+SIZES: Final = 16
+"""How many bytes the bodies have, in ResponseEnd or ExchangeCut, without the bytes themselves."""
+ANSWER: Final = RESPONSE_HEAD | SIZES
+"""All that is to be known of an answer without its body."""
 
 
 class Answerer(enum.Enum):
@@ -92,6 +96,8 @@ class RequestHead:
     ends: bool
     """The head is the whole request: no RequestData or RequestEnd follows."""
     at: float
+    heard: bool = False
+    """Its answer will be told, or that there is none."""
 
 
 @dataclass(slots=True)
@@ -156,6 +162,9 @@ class ResponseEnd:
 
     exchange: int
     trailers: Block | None = None
+    at: float = field(default=0.0, compare=False)
+    sizes: list[int] | None = field(default=None, compare=False)
+    """With SIZES: the bytes of the request's body that had come by then, and of the response's."""
 
 
 @dataclass(slots=True)
@@ -172,6 +181,10 @@ class ExchangeCut:
     """Nothing more of the exchange is told, and it was not whole: reset, broken off, or not readable any more."""
 
     exchange: int
+    at: float = field(default=0.0, compare=False)
+    """0.0: not known."""
+    sizes: list[int] | None = field(default=None, compare=False)
+    """As in ResponseEnd."""
 
 
 @dataclass(slots=True)

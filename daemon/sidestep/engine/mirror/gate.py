@@ -14,6 +14,7 @@ No clock: callers pass the time and call `expire` at `due`. Only the jitter of p
 from __future__ import annotations
 
 import enum
+import itertools
 from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -80,6 +81,8 @@ class TapGate:
         self._tallies: dict[tuple[int | str, ...], Tally] = {}
         """Those of the present version, by port and wiretaps."""
         self._losses: Counter[Loss] = Counter()
+        self.numbers = itertools.count(1)
+        """Numbers of requests, by which sessions know whose answer is told."""
 
     # --- what is copied ---------------------------------------------------------------------------------------------
 

@@ -125,7 +125,7 @@ class LiveExchanges:
         rules = tuple(rule for rule in chosen if self._gate.still(self._port, rule))
         if rules:
             self._waiting[head.exchange] = _record(head), rules
-            if not self._source.hears_responses or len(self._waiting) > WAITING:
+            if not head.heard or len(self._waiting) > WAITING:
                 self._tell(head.exchange)
         elif chosen:
             self._source.release(head.exchange)

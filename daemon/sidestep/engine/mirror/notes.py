@@ -1,4 +1,8 @@
-"""What the session of an intercept or wiretap is told of one request: a line of its log."""
+"""What the session of an intercept or wiretap is told of one request, and of its answer: lines of its log.
+
+A request is told by one note, its answer in the same note if it is known by then, and else in a second note with the
+same `number` (`Note.is_answer`).
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,28 @@ class Lost(enum.IntEnum):
 
 
 @dataclass(slots=True)
+class Answer:
+    """How an exchange ended."""
+
+    status: int
+    """0: without a final head."""
+    by: str
+    """Of `events.Answerer`; "" without a head."""
+    handler: str
+    """`Rule.display` of the intercept, if its handler has answered."""
+    seconds: float
+    """From the request's head to the end."""
+    sent: int
+    """Bytes of the request's body that had come by then. HTTP/1: as on the wire, with the framing of chunks."""
+    received: int
+    """Bytes of the answer's body, in the same way."""
+    is_whole: bool
+    """Whether it has ended as it should. After a switch of protocols: it has begun."""
+    head: bytes = b""
+    """For a session of heads only: the answer's field lines, as in HTTP/1, secrets redacted."""
+
+
+@dataclass(slots=True)
 class Note:
     """One diverted or copied request. Values are bytes as received; `path` with query."""
 
@@ -32,6 +58,17 @@ class Note:
     lost: Lost = Lost.NOTHING
     fields: Fields = ()
     """For a rule that wants heads only: header fields, secrets redacted."""
+    at: float = 0.0
+    """When the head came, in monotonic seconds; 0.0: now."""
+    protocol: str = ""
+    """"http/1.0", "http/1.1" or "h2"; "" where it is not known."""
+    trace: bytes = b""
+    """Id of the trace that the request belongs to (`policy.tracing`)."""
+    number: int = 0
+    """By which its answer is known; 0: none will be told."""
+    answer: Answer | None = None
+    is_answer: bool = False
+    """Nothing but the answer to the request that was noted with this number."""
 
 
 def truncated(rule: Rule) -> Note:

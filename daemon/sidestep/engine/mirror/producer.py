@@ -5,8 +5,8 @@ queues events. Sinks and queue are made when they are first needed, so a connect
 
 A relay tests one attribute before it does anything for the mirror:
 
-    requests    exchanges whose body is wanted (BODY)
-    responses   exchanges whose response is wanted -> RESPONSE_HEAD, RESPONSE_BODY
+    requests    exchanges whose body, or its size, is wanted -> BODY, SIZES
+    responses   exchanges whose response is wanted -> RESPONSE_HEAD, RESPONSE_BODY, SIZES
     whole       what is wanted of the connection as it is, whatever it carries (BODY, RESPONSE_BODY)
     observer    who is told of all bytes of the connection at once (`sink.ByteObserver`); None: nobody
 
@@ -28,6 +28,7 @@ from sidestep.engine.mirror.events import (
     NOTHING,
     RESPONSE,
     RESPONSE_BODY,
+    SIZES,
     WHOLE,
     Anomaly,
     ConnectionEnd,
@@ -44,9 +45,9 @@ from sidestep.engine.mirror.queue import OVERFULL, EventQueue
 
 if TYPE_CHECKING:
     from sidestep.engine.mirror.copy_leg import CopyLeg
-    from sidestep.engine.mirror.events import Event
+    from sidestep.engine.mirror.events import Event, ResponseHead
     from sidestep.engine.mirror.notes import Note
-    from sidestep.engine.mirror.sink import ByteObserver, Offer, Sink
+    from sidestep.engine.mirror.sink import ByteObserver, Offer, Sink, Waiting
     from sidestep.policy.route import Rule
     from sidestep.protocols.hpack import Block
 
@@ -72,6 +73,7 @@ class Mirror:
         "_make",
         "_may_catch_up",
         "_sinks",
+        "_sizes",
         "hears_responses",
         "notes",
         "observer",
@@ -79,6 +81,7 @@ class Mirror:
         "queue",
         "requests",
         "responses",
+        "waiting",
         "whole",
     )
 
@@ -98,8 +101,12 @@ class Mirror:
         self._sinks: tuple[Sink, ...] = ()
         self.queue: EventQueue | None = None
         """What waits to be consumed; None until the first event."""
-        self.requests: dict[int, None] = {}
+        self.requests: dict[int, int] = {}
         self.responses: dict[int, int] = {}
+        self._sizes: dict[int, list[int]] = {}
+        """Exchange of which SIZES are wanted -> bytes so far of the request's body, and of the response's."""
+        self.waiting: Waiting | None = None
+        """The sink that is to be called while it waits."""
         self.whole = NOTHING
         self.observer: ByteObserver | None = None
         self.opening: list[CopyLeg] = []
@@ -125,8 +132,10 @@ class Mirror:
         self.whole |= interest
         self._make_queue().put_always(ConnectionStart())
 
-    def offer(self, exchange: int, offer: Offer) -> int:
+    def offer(self, exchange: int, offer: Offer, *, heard: bool = False) -> int:
         """What the sinks want of a new exchange. When it is anything, `begin` follows.
+
+        `heard`: its answer can be told although `hears_responses` is False.
 
         Hot path while wiretaps are held back: a head with a valid tally is counted there, and nobody is asked.
         """
@@ -141,7 +150,7 @@ class Mirror:
         except Exception as error:  # noqa: BLE001 - as in `queue`: the client is served all the same
             self.fail(error)
             return NOTHING
-        return interest if self.hears_responses else interest & ~RESPONSE
+        return interest if heard or self.hears_responses else interest & ~(RESPONSE | SIZES)
 
     def release(self, exchange: int) -> None:
         """A sink wants no more of an exchange, or less: see whether another does."""
@@ -151,11 +160,16 @@ class Mirror:
         if exchange == WHOLE:
             self.whole &= interest
             return
-        if not interest & BODY:
-            self.requests.pop(exchange, None)
+        if not interest & SIZES:
+            self._sizes.pop(exchange, None)
+        if exchange in self.requests:
+            if interest & (BODY | SIZES):
+                self.requests[exchange] &= interest
+            else:
+                del self.requests[exchange]
         if exchange in self.responses:
             if interest & RESPONSE:
-                self.responses[exchange] &= interest | ~RESPONSE
+                self.responses[exchange] &= interest | ~(RESPONSE | SIZES)
             else:
                 del self.responses[exchange]
 
@@ -200,8 +214,13 @@ class Mirror:
     def _stop(self) -> None:
         self._has_ended = self._is_made = True
         self._sinks = ()
+        self._forget_all()
+        self.waiting = None
+
+    def _forget_all(self) -> None:
         self.requests.clear()
         self.responses.clear()
+        self._sizes.clear()
         self.whole = NOTHING
 
     def _make_queue(self) -> EventQueue:
@@ -227,6 +246,7 @@ class Mirror:
     def _forget(self, exchange: int) -> None:
         self.requests.pop(exchange, None)
         self.responses.pop(exchange, None)
+        self._sizes.pop(exchange, None)
         if exchange == WHOLE:
             self.whole = NOTHING
 
@@ -241,35 +261,58 @@ class Mirror:
             except Exception as error:  # noqa: BLE001 - as in `offer`
                 self.fail(error)
             return
-        if interest & BODY and not ends:
-            self.requests[exchange] = None
+        if interest & SIZES:
+            self._sizes[exchange] = [0, 0]
+        if interest & (BODY | SIZES) and not ends:
+            self.requests[exchange] = interest & (BODY | SIZES)
         if interest & RESPONSE:
-            self.responses[exchange] = interest & RESPONSE
+            self.responses[exchange] = interest & (RESPONSE | SIZES)
 
     def request_data(self, exchange: int, data: bytes) -> None:
-        """Bytes of a body that is wanted."""
-        self.tell(RequestData(exchange, data), exchange, len(data))
+        """Bytes of a body that is wanted, or whose size is."""
+        wanted = self.requests.get(exchange, NOTHING)
+        if wanted & SIZES and (sizes := self._sizes.get(exchange)) is not None:
+            sizes[0] += len(data)
+        if wanted & BODY:
+            self.tell(RequestData(exchange, data), exchange, len(data))
 
     def request_end(self, exchange: int, trailers: Block | None = None, size: int = 0) -> None:
         """The body that is wanted is whole; `size` are the bytes of the trailers."""
-        self.requests.pop(exchange, None)
-        self.tell(RequestEnd(exchange, trailers), exchange, size)
+        if self.requests.pop(exchange, NOTHING) & BODY:
+            self.tell(RequestEnd(exchange, trailers), exchange, size)
 
     def response_data(self, exchange: int, data: bytes) -> None:
         """Bytes of a response, told if they are wanted."""
-        if self.responses.get(exchange, NOTHING) & RESPONSE_BODY:
+        wanted = self.responses.get(exchange, NOTHING)
+        if wanted & SIZES and (sizes := self._sizes.get(exchange)) is not None:
+            sizes[1] += len(data)
+        if wanted & RESPONSE_BODY:
             self.tell(ResponseData(exchange, data), exchange, len(data))
 
-    def response_end(self, exchange: int, trailers: Block | None = None, size: int = 0) -> None:
+    def response_end(self, exchange: int, trailers: Block | None = None, size: int = 0, *, at: float) -> None:
         """A response is whole, told if it is wanted; `size` are the bytes of the trailers."""
         if self.responses.pop(exchange, NOTHING):
-            self.tell(ResponseEnd(exchange, trailers), exchange, size)
+            self.tell(ResponseEnd(exchange, trailers, at, self._sizes.pop(exchange, None)), exchange, size)
 
-    def cut(self, exchange: int) -> None:
+    def answered(self, head: ResponseHead, size: int) -> None:
+        """A response has come whole, with a body of so many bytes that nobody wants. The queue is not full."""
+        exchange = head.exchange
+        if exchange not in self.responses:
+            return
+        self.tell(head, exchange, len(head.raw))
+        if self.responses.pop(exchange, NOTHING):
+            sizes = self._sizes.pop(exchange, None)
+            if sizes is not None:
+                sizes[1] += size
+            self._make_queue().note(ResponseEnd(exchange, None, head.at, sizes))
+
+    def cut(self, exchange: int, *, at: float = 0.0) -> None:
         """Nothing more of this exchange will come. Nothing is told when it was whole."""
-        if exchange in self.requests or exchange in self.responses:
+        wanted = self.requests.get(exchange, NOTHING) | self.responses.get(exchange, NOTHING)
+        if wanted:
+            sizes = self._sizes.get(exchange)
             self._forget(exchange)
-            self.tell(ExchangeCut(exchange), exchange)
+            self.tell(ExchangeCut(exchange, at, sizes), exchange)
 
     def anomaly(self, reason: str) -> None:
         """Something cannot be read any more; a stable, short reason."""
@@ -289,9 +332,7 @@ class Mirror:
 
     def end(self) -> None:
         """The connection is over for the mirror. Called twice is the same as once."""
-        self.requests.clear()
-        self.responses.clear()
-        self.whole = NOTHING
+        self._forget_all()
         if self.observer is not None:
             self.observer.over()
         if self._sinks and not self._has_ended:

@@ -75,10 +75,19 @@ class Source(Protocol):
     notes: list[Note]
     """What sessions are told of; the shell takes them out."""
     hears_responses: bool
-    """Whether responses are told."""
+    """Whether responses are told of all exchanges; otherwise `RequestHead.heard` says of which."""
+    waiting: Waiting | None
+    """Whom the shell tells the time about once a second, after the events at hand were consumed."""
 
     def release(self, exchange: int) -> None:
         """The sink wants no more of an exchange, or less."""
+
+
+class Waiting(Protocol):
+    """A sink that waits for something, but not for ever: it gets the time now and then."""
+
+    def expire(self, now: float) -> None:
+        """Take the time, in monotonic seconds."""
 
 
 class ByteObserver(Protocol):

@@ -53,16 +53,17 @@ def wiretap_mirror(
     teller: Callable[[], Teller] | None = None,
     tells: bool = False,
 ) -> Mirror:
-    """The mirror of a connection to a port (its number): what it has to tell goes to the port's wiretaps.
+    """The mirror of a connection to a port (its number): what it has to tell goes to the port's sessions.
 
     `captured` is what captures of requests are told of the connection; None where there is none when it begins.
     `teller` makes the records of sessions that want one of every request; None: there never are such sessions. `tells`:
-    there is one when the connection begins, so that answers are heard.
+    when the connection begins there is a wiretap of some kind, so that answers are heard.
     """
     gate = ledger.gate
 
     def sinks(mirror: Mirror) -> tuple[Sink, ...]:
-        made: tuple[Sink, ...] = (Wiretaps(mirror, ledger, port=port), SessionLog(mirror, gate, port=port))
+        log = SessionLog(mirror, gate, port=port)
+        made: tuple[Sink, ...] = (log, Wiretaps(mirror, ledger, log, port=port))
         if teller is not None:
             made = (*made, LiveExchanges(mirror, gate, teller, port=port))
         return made if captured is None else (*made, Captures(mirror, ledger, captured, port=port))
@@ -73,11 +74,13 @@ def wiretap_mirror(
 class Wiretaps:
     """See the module."""
 
-    __slots__ = ("_chosen", "_gate", "_ledger", "_parts", "_port", "_requests", "_source", "_streams")
+    __slots__ = ("_chosen", "_gate", "_ledger", "_log", "_parts", "_port", "_requests", "_source", "_streams")
 
-    def __init__(self, source: Source, ledger: Ledger, *, port: int) -> None:
+    def __init__(self, source: Source, ledger: Ledger, log: SessionLog, *, port: int) -> None:
         self._source = source
         self._ledger = ledger
+        self._log = log
+        """It consumes each event before this sink does."""
         self._gate = ledger.gate
         self._port = port
         self._chosen: dict[int, tuple[Rule, ...]] = {}
@@ -104,7 +107,7 @@ class Wiretaps:
         if not rules:
             return NOTHING
         self._chosen[exchange] = rules
-        return HEAD | BODY
+        return HEAD | BODY | self._log.expect(exchange)
 
     def missed(self, exchange: int) -> None:
         """No room in the queue: that is the budget's doing (`wiretap_mirror`)."""
@@ -159,7 +162,8 @@ class Wiretaps:
         left_out = self._part(head.protocol).begin(head, rules) if rules else []
         for rule in rules:
             lost = Lost.ALL if rule in left_out else Lost.NOTHING
-            self._source.notes.append(Note(rule, head.method, head.target, head.authority, copied=True, lost=lost))
+            note = Note(rule, head.method, head.target, head.authority, copied=True, lost=lost)
+            self._log.copied(head.exchange, note)
         if not head.ends and len(left_out) == len(rules):
             self._source.release(head.exchange)
 

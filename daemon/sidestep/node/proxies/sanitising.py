@@ -21,6 +21,7 @@ from sidestep.proxy.control.messages import (
     MAX_TEXT,
     Heartbeat,
     Hindered,
+    LoggedAnswer,
     LoggedRequest,
     LostCopies,
     Probed,
@@ -39,6 +40,11 @@ MAX_ADDRESS = 64
 MAX_LOST = 1 << 32
 """Copies lost at once; a proxy tells twice a second."""
 
+MAX_SECONDS = 10 * 365 * 86400.0
+"""Seconds that a request may be old, or have taken."""
+MAX_BYTES = 1 << 62
+"""Bytes of a body."""
+
 MAX_HINDRANCES = 8192
 """Hindrances of one proxy: several of each family of its ports, of which 1,024 can be steered."""
 
@@ -46,7 +52,9 @@ _FAMILIES = frozenset({0, *(int(family) for family in Family)})
 _ERRORS = 4096
 """Error numbers of Linux are smaller (include/linux/err.h, MAX_ERRNO)."""
 _REASONS = frozenset({"handler", "room", "budget"})
-_PROTOCOLS = frozenset({"http", "tls", "tcp"})
+_ANSWERERS = frozenset({"app", "handler", "sidestep"})
+_PROTOCOLS = frozenset({"http/1.0", "http/1.1", "h2", "http", "tls", "tcp"})
+_TRACE = re.compile(r"[0-9a-f]{16}(?:[0-9a-f]{16})?")
 _WORD = re.compile(r"[a-z0-9_-]{1,48}")
 
 
@@ -110,4 +118,26 @@ def _line(line: LoggedRequest) -> LoggedRequest:
         server=line.server[:MAX_ADDRESS],
         protocol=line.protocol if line.protocol in _PROTOCOLS else "",
         fields=tuple(fields),
+        age=_seconds(line.age),
+        trace=line.trace if _TRACE.fullmatch(line.trace) else "",
+        number=line.number if 0 <= line.number < MAX_BYTES else 0,
+        answer=None if line.answer is None else _answer(line.answer),
     )
+
+
+def _answer(answer: LoggedAnswer) -> LoggedAnswer:
+    return LoggedAnswer(
+        status=answer.status if 0 <= answer.status <= 999 else 0,
+        by=answer.by if answer.by in _ANSWERERS else "",
+        handler=answer.handler[:MAX_TEXT],
+        seconds=_seconds(answer.seconds),
+        sent=min(max(answer.sent, 0), MAX_BYTES),
+        received=min(max(answer.received, 0), MAX_BYTES),
+        is_whole=answer.is_whole,
+        head=answer.head[:MAX_FIELDS],
+    )
+
+
+def _seconds(seconds: float) -> float:
+    """Not so when it is no number."""
+    return seconds if 0.0 <= seconds <= MAX_SECONDS else 0.0

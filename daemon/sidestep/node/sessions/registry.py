@@ -28,9 +28,9 @@ from sidestep.node.sessions.node_view import NodeView
 from sidestep.node.sessions.record_feed import RecordFeed, WaitingBytes
 from sidestep.node.sessions.session import Session
 from sidestep.policy.workloads import parse_workload
-from sidestep.proxy.control.messages import LoggedRequest, LostCopies, Open
+from sidestep.proxy.control.messages import LoggedAnswer, LoggedRequest, LostCopies, Open
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
-from sidestep.tunnel.messages import Ended, Lost, Request, SessionSpec
+from sidestep.tunnel.messages import Answer, Answered, Ended, Lost, Request, SessionSpec
 from sidestep.tunnel.opening import StreamOpening
 from sidestep.tunnel.unread_budget import UnreadBudget
 from sidestep.tunnel.views import InterceptView
@@ -131,14 +131,22 @@ class SessionRegistry:
         )
 
     def record(self, requests: Iterable[LoggedRequest], *, pod: PodKey) -> None:
-        """Send sessions the requests that a pod proxy diverted or copied to them. Unknown uids are ignored."""
+        """Send sessions the requests that a pod proxy diverted, copied or showed to them, and their answers. Unknown
+        uids are ignored.
+        """
         now = time.time()
         for each in requests:
             session = self._sessions.get(each.uid)
-            if session is not None:
+            if session is None:
+                continue
+            answer = None if each.answer is None else _answer(each.answer)
+            if each.is_answer:
+                if answer is not None:
+                    session.record_answer(Answered(str(pod), each.port, each.number, answer))
+            else:
                 session.record(
                     Request(
-                        time=now,
+                        time=now - each.age,
                         pod=str(pod),
                         port=each.port,
                         client=each.client,
@@ -151,6 +159,10 @@ class SessionRegistry:
                         fields=each.fields,
                         server=each.server,
                         protocol=each.protocol,
+                        tls=each.tls,
+                        trace=each.trace,
+                        number=each.number,
+                        answer=answer,
                     )
                 )
 
@@ -359,3 +371,16 @@ class SessionRegistry:
             state=self._view.state(intercept.uid),
             counters=session.counters.as_dict(),
         )
+
+
+def _answer(answer: LoggedAnswer) -> Answer:
+    return Answer(
+        answer.status,
+        answer.by,
+        answer.handler,
+        answer.seconds,
+        answer.sent,
+        answer.received,
+        answer.is_whole,
+        answer.head,
+    )

@@ -24,7 +24,7 @@ from sidestep.tunnel.channel import SocketChannel
 from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.daemon_end import DaemonEnd
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
-from sidestep.tunnel.messages import VERSION, Ended, Hello, Lost, Moving, Request, State
+from sidestep.tunnel.messages import VERSION, Answered, Ended, Hello, Lost, Moving, Request, State
 from sidestep.tunnel.opening import StreamOpening
 from sidestep.tunnel.pump import pump
 from sidestep.tunnel.stream import Stream
@@ -187,6 +187,11 @@ class Session:
         else:
             counters.copied += 1
         self._end.publish(request)
+        self.counters.dropped = self._end.dropped
+
+    def record_answer(self, answered: Answered) -> None:
+        """Send an event about the answer to a request that was told before."""
+        self._end.publish(answered)
         self.counters.dropped = self._end.dropped
 
     def record_loss(self, lost: Lost) -> None:

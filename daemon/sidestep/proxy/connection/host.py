@@ -39,6 +39,10 @@ class RelayedConnection(Protocol):
         """Its addresses."""
 
     @property
+    def tls(self) -> bool:
+        """Whether the client came over TLS that was opened."""
+
+    @property
     def app_tls(self) -> AppTls | None:
         """How a TLS stream to the app is made; None where the connection to the app is not opened TLS."""
 

@@ -140,6 +140,11 @@ class LivePort:
         return self.steered.route.listeners
 
     @property
+    def has_wiretaps(self) -> bool:
+        """Whether a session wants copies, heads or records of the port's requests."""
+        return bool(self.steered.route.wiretaps)
+
+    @property
     def late_client_auth(self) -> bool:
         """Whether the app asks clients for certificates after the handshake: told by the daemon, or seen here."""
         return self._late_client_auth or self.snapshot.late_client_auth

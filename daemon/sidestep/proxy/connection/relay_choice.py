@@ -75,7 +75,7 @@ def relay_for(
         port=port.steered.number,
         captured=captured if port.captures_requests else None,
         teller=teller,
-        tells=bool(port.listeners),
+        tells=port.has_wiretaps,
     )
     relay = _engine(protocol, port, ledger, client, gate, mirror)
     if gate is not None and captured is not None:

@@ -238,6 +238,21 @@ class Reset(Message):
     stream: int
 
 
+class LoggedAnswer(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """How a request was answered (`engine.mirror.notes.Answer`)."""
+
+    status: int
+    by: str
+    """"app", "handler", "sidestep", or "" where nobody has answered."""
+    handler: str
+    seconds: float
+    sent: int
+    received: int
+    is_whole: bool
+    head: str
+    """Field lines, at most `policy.redaction.MAX_BYTES` of them before they became text."""
+
+
 class LoggedRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
     """One diverted or copied request, for the session's log.
 
@@ -261,7 +276,19 @@ class LoggedRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=True,
     server: str = ""
     """Of a connection that the pod makes: the address of the server, whose port is `port`; the client is the pod."""
     protocol: str = ""
-    """Of such a connection: "http"; "tls" or "tcp", of which there is no request."""
+    """"http/1.0", "http/1.1" or "h2"; "" where it is not known. Of a connection that the pod makes: "http", or "tls" or
+    "tcp", of which there is no request."""
+    age: float = 0.0
+    """Seconds since its head came."""
+    tls: bool = False
+    """The client came over TLS."""
+    trace: str = ""
+    """Id of its trace, 16 or 32 hex digits."""
+    number: int = 0
+    """By which the answer is known that follows in a line of its own (`is_answer`); 0: none follows."""
+    answer: LoggedAnswer | None = None
+    is_answer: bool = False
+    """Only the answer to the request of this number; texts and fields are empty."""
 
 
 class LostCopies(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from sidestep.aio.token_bucket import TokenBucket
 from sidestep.engine.mirror.gate import Loss
-from sidestep.engine.mirror.notes import Lost, Note
+from sidestep.engine.mirror.notes import Answer, Lost, Note
 from sidestep.engine.relay import Relay
 from sidestep.policy.route import SteeredPort
 from sidestep.proxy.control import messages
@@ -32,8 +32,10 @@ RATE: Final = 2 * 1024 * 1024
 """Bytes of lines a second: part of what the daemon lets a proxy cost it (`node.proxies.proxy_process.TALK`)."""
 BURST: Final = 1024 * 1024
 """Bytes of lines at once."""
-_WORDS: Final = 80
+_WORDS: Final = 112
 """Bytes of an encoded line without its texts, at most."""
+_ANSWER: Final = 64
+"""Bytes of an encoded answer without its texts, at most."""
 _LENGTHS: Final = 16
 """Bytes of an encoded field without its texts, at most."""
 _WIDEST: Final = 4
@@ -79,6 +81,10 @@ class LoggedConnection(Protocol):
         """The port that it came to."""
 
     @property
+    def tls(self) -> bool:
+        """Whether the client came over TLS."""
+
+    @property
     def endpoints(self) -> Client:
         """Who it is from."""
 
@@ -102,7 +108,8 @@ class RequestLog:
         """Take the notes of a connection's mirror, and count them."""
         endpoints = connection.endpoints
         for request in connection.relay.mirror.notes:
-            connection.port.counters[_counter(request)] += 1
+            if not request.is_answer:
+                connection.port.counters[_counter(request)] += 1
             line = messages.LoggedRequest(
                 request.rule.uid,
                 connection.port.steered.number,
@@ -114,6 +121,14 @@ class RequestLog:
                 request.copied,
                 _LOST[request.lost],
                 tuple((_text(name), _text(value)) for name, value in request.fields),
+                "",
+                request.protocol,
+                max(0.0, self._loop.now - request.at) if request.at else 0.0,
+                connection.tls,
+                request.trace.decode("ascii"),
+                request.number,
+                None if request.answer is None else _answer(request.answer),
+                request.is_answer,
             )
             self.add_line(line)
         connection.relay.mirror.notes.clear()
@@ -165,6 +180,9 @@ def _size(line: messages.LoggedRequest) -> int:
     size += _width(line.method) + _width(line.path) + _width(line.authority)
     for name, value in line.fields:
         size += _width(name) + _width(value) + _LENGTHS
+    size += len(line.protocol) + len(line.trace)
+    if line.answer is not None:
+        size += _ANSWER + _width(line.answer.handler) + _width(line.answer.head)
     return size
 
 
@@ -175,3 +193,16 @@ def _width(text: str) -> int:
 def _text(value: bytes) -> str:
     """Text for people; see `messages.LoggedRequest`."""
     return value[: messages.MAX_TEXT].decode("utf-8", "replace")
+
+
+def _answer(answer: Answer) -> messages.LoggedAnswer:
+    return messages.LoggedAnswer(
+        answer.status,
+        answer.by,
+        answer.handler,
+        answer.seconds,
+        answer.sent,
+        answer.received,
+        answer.is_whole,
+        answer.head.decode("utf-8", "replace"),
+    )

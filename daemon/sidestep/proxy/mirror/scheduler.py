@@ -46,6 +46,8 @@ OPENING: Final = 16
 """Connections to the handler of one wiretap that are asked for at once: a handler that refuses is known to by then."""
 CAUGHT_UP: Final = 0.00003
 """Seconds that consuming an event takes, about, where that is not measured (`EventQueue.catch_up`)."""
+PATIENCE: Final = 0.5
+"""Seconds after which a sink that waits is told the time."""
 TOLD: Final = 0.00005
 """Processor seconds that telling the daemon of one copy takes, there and here."""
 
@@ -60,6 +62,7 @@ class MirrorScheduler:
         "_is_pressed",
         "_loop",
         "_opening",
+        "_patient",
         "_queued",
         "_timer",
         "_waiting",
@@ -78,6 +81,8 @@ class MirrorScheduler:
         self._waiting: dict[ConnectionMirror, float] = {}
         """Those that are not due, with the time (of the loop's clock) when they are, the next one first."""
         self._due: dict[ConnectionMirror, None] = {}
+        self._patient: dict[ConnectionMirror, None] = {}
+        """Those of which a sink waits (`Mirror.waiting`), or has waited: a timer runs while there are any."""
         self._current: ConnectionMirror | None = None
         self._timer: Timer | None = None
         self._is_pressed = False
@@ -133,6 +138,18 @@ class MirrorScheduler:
                 break
         self.spend(thread_time() - began)
         self._rest()
+
+    def wait_for(self, mirror: ConnectionMirror) -> None:
+        """A sink of the connection waits: tell it the time now and then."""
+        if not self._patient:
+            self._loop.later(PATIENCE, self._look)
+        self._patient[mirror] = None
+
+    def _look(self) -> None:
+        now = monotonic()
+        patient, self._patient = self._patient, {}
+        for mirror in patient:
+            mirror.look(now)
 
     def _rest(self) -> None:
         self._current = None
@@ -239,6 +256,8 @@ class ConnectionMirror:
         """Have some events consumed."""
         mirror = self._connection.relay.mirror
         mirror.run(STEP)
+        if mirror.waiting is not None:
+            self._scheduler.wait_for(self)
         if not self._has_left:
             self._connection.mirrored()
         elif mirror.events:
@@ -246,6 +265,15 @@ class ConnectionMirror:
             self.glance()
         else:
             self._part()
+
+    def look(self, now: float) -> None:
+        """Tell the sink that waits the time."""
+        mirror = self._connection.relay.mirror
+        if mirror.waiting is not None:
+            mirror.waiting.expire(now)
+            self._connection.sink_told()
+        if mirror.waiting is not None:
+            self._scheduler.wait_for(self)
 
     def settle(self) -> None:
         """Have new legs connected, and bring all of them in line with their sinks.

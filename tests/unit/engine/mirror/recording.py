@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from sidestep.engine.mirror.events import BODY, HEAD, RESPONSE, Event, Gap, RequestHead, ResponseHead
+from sidestep.engine.mirror.events import BODY, HEAD, NOTHING, RESPONSE, Event, Gap, RequestHead, ResponseHead
 from sidestep.engine.mirror.producer import Mirror
 
 EVERYTHING = HEAD | BODY | RESPONSE
 
 
 class Recorder:
-    """It wants the same of all exchanges until they are `released`."""
+    """It wants the same of all exchanges with wiretaps until they are `released`."""
 
     def __init__(self, interest: int = EVERYTHING) -> None:
         self.interest = interest
@@ -19,7 +19,8 @@ class Recorder:
         self.released: set[int] = set()
 
     def wants(self, exchange, offer):
-        assert offer.decision.taps
+        if not offer.decision.taps:
+            return NOTHING
         self.offered.append(exchange)
         return self.interest
 

@@ -344,6 +344,7 @@ def test_a_rule_for_heads_only_copies_nothing_and_shows_no_secret():
         b"GET /t?q HTTP/1.1\r\nHost: app.test\r\nAuthorization: Bearer s3cret\r\nCOOKIE: s3cret\r\nX-A: 1\r\n\r\n"
     )
     assert not shell.taps
+    shell.app(OK)
     (told,) = shell.notes
     assert (told.method, told.path, told.authority) == (b"GET", b"/t?q", b"app.test")
     assert told.fields == (

@@ -51,6 +51,7 @@ class Scene:
         self.ended = 0
         self.made = 0
         self.gate = TapGate(0.0)
+        self.hears = hears
         self.mirror = Mirror(hears_responses=hears)
         self.sink = LiveExchanges(self.mirror, self.gate, self.teller, port=80)
 
@@ -70,7 +71,8 @@ class Scene:
     def begin(self, exchange=1, *, target=b"/a?b=c", fields=FIELDS, block=None, rules=None):
         wanted = self.sink.wants(exchange, Offer(*(rules or (rule(),))))
         protocol = HTTP1 if block is None else H2
-        self.sink.consume(RequestHead(exchange, protocol, b"GET", target, b"a", fields, b"", block, 0, ends=True, at=1))
+        head = RequestHead(exchange, protocol, b"GET", target, b"a", fields, b"", block, 0, True, 1.0, self.hears)
+        self.sink.consume(head)
         return wanted
 
     def answer(self, exchange=1, status=404):

@@ -6,6 +6,7 @@ from sidestep.proxy.control.messages import (
     MAX_TEXT,
     Heartbeat,
     Hindered,
+    LoggedAnswer,
     LoggedRequest,
     LostCopies,
     Probed,
@@ -91,3 +92,51 @@ def test_the_fields_of_a_line_are_few():
     line = LoggedRequest("u", 80, "10.0.0.1", 1, "GET", "/", "a", copied=False, fields=(("", ""),) * 20_000)
     [kept] = sanitising.requests(Requests(1, (line,), 0), uids={"u"}).requests
     assert kept.fields == (("", ""),) * sanitising.MAX_LINE_FIELDS
+
+
+def test_an_answer_is_bounded_and_has_known_words():
+    nan = float("nan")
+    answer = LoggedAnswer(-1, "root", "x" * 9999, nan, -5, (1 << 63) - 1, True, "h" * 99_999)
+    line = LoggedRequest(
+        "u",
+        80,
+        "10.0.0.1",
+        1,
+        "GET",
+        "/",
+        "a",
+        copied=True,
+        age=nan,
+        protocol="gopher",
+        trace="\x1b[31m",
+        number=-1,
+        answer=answer,
+    )
+    [kept] = sanitising.requests(Requests(1, (line,), 0), uids={"u"}).requests
+    assert (kept.age, kept.protocol, kept.trace, kept.number) == (0.0, "", "", 0)
+    found = kept.answer
+    assert (found.status, found.by, found.seconds, found.sent) == (0, "", 0.0, 0)
+    assert (len(found.handler), len(found.head)) == (MAX_TEXT, sanitising.MAX_FIELDS)
+    assert found.received == sanitising.MAX_BYTES
+
+
+def test_an_honest_answer_is_kept_as_it_is():
+    answer = LoggedAnswer(200, "handler", "shop/dev", 0.25, 1, 2, True, "a: b")
+    line = LoggedRequest(
+        "u",
+        80,
+        "10.0.0.1",
+        1,
+        "GET",
+        "/",
+        "a",
+        copied=True,
+        age=0.5,
+        protocol="h2",
+        tls=True,
+        trace="0af7651916cd43dd",
+        number=3,
+        answer=answer,
+        is_answer=True,
+    )
+    assert sanitising.requests(Requests(1, (line,), 0), uids={"u"}).requests == (line,)

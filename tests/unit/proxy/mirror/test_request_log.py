@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from sidestep.engine.mirror.notes import Lost
+from sidestep.engine.mirror.notes import Answer, Note
+from sidestep.policy.route import Rule
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.channel import Codec
 from sidestep.proxy.mirror import request_log
 from sidestep.proxy.mirror.request_log import RequestLog
 
+RULE = Rule("uid", "", lambda *_: True, heads_only=True)
 CODEC = Codec(messages.FromProxy, folds=False)
 
 
@@ -58,6 +60,16 @@ def told(lines, **options):
     return line, log
 
 
+def connection(*notes, tls=False):
+    """A connection whose mirror has these notes."""
+    return SimpleNamespace(
+        relay=SimpleNamespace(mirror=SimpleNamespace(notes=[*notes])),
+        port=SimpleNamespace(counters=Counter(), steered=SimpleNamespace(number=80)),
+        endpoints=SimpleNamespace(client="::1", client_port=1),
+        tls=tls,
+    )
+
+
 @pytest.mark.parametrize("text", ["x", "x" * messages.MAX_TEXT, "\ufffd" * messages.MAX_TEXT, "\U0001f600" * 512])
 @pytest.mark.parametrize("fields", [(), (("n", "v"),) * 256, (("\ufffd" * 512, "\ufffd" * 512),) * 4])
 def test_every_line_is_told_once_in_messages_that_fit(text, fields):
@@ -81,20 +93,9 @@ def test_lines_that_are_not_told_are_counted_in_the_next_message():
 def test_more_bytes_than_the_daemon_takes_in_a_second_are_only_counted():
     out, clock = DaemonLink(), Clock()
     log = RequestLog(clock, out)
-    request = SimpleNamespace(
-        rule=SimpleNamespace(uid="u" * 36, heads_only=False),
-        method=b"GET",
-        path=b"/" + b"\xff" * 2000,
-        authority=b"a",
-        copied=False,
-        lost=Lost.NOTHING,
-        fields=(),
-    )
-    conductor = SimpleNamespace(
-        relay=SimpleNamespace(mirror=SimpleNamespace(notes=[])),
-        port=SimpleNamespace(counters=Counter(), steered=SimpleNamespace(number=80)),
-        endpoints=SimpleNamespace(client="::1", client_port=1),
-    )
+    rule = Rule("u" * 36, "", lambda *_: True)
+    request = Note(rule, b"GET", b"/" + b"\xff" * 2000, b"a", copied=False)
+    conductor = connection()
     for _ in range(300):
         conductor.relay.mirror.notes = [request] * 100
         log.add(conductor)
@@ -120,24 +121,61 @@ def test_more_bytes_than_the_daemon_takes_in_a_second_are_only_counted():
 def test_bytes_of_a_head_are_shown_as_utf_8_and_what_is_not_is_replaced(received, shown):
     out = DaemonLink()
     log = RequestLog(Clock(), out)
-    rule = SimpleNamespace(uid="uid", heads_only=True)
-    request = SimpleNamespace(
-        rule=rule,
-        method=b"GET",
-        path=received,
-        authority=received,
-        copied=True,
-        lost=Lost.NOTHING,
-        fields=((b"x-a", received),),
-    )
-    connection = SimpleNamespace(
-        relay=SimpleNamespace(mirror=SimpleNamespace(notes=[request])),
-        port=SimpleNamespace(counters=Counter(), steered=SimpleNamespace(number=80)),
-        endpoints=SimpleNamespace(client="::1", client_port=1),
-    )
-    log.add(connection)
+    request = Note(RULE, b"GET", received, received, copied=True, fields=((b"x-a", received),))
+    shown_to = connection(request)
+    log.add(shown_to)
     log.flush()
     (told,) = out.sent[0].requests
     assert (told.path, told.authority, told.fields) == (shown, shown, (("x-a", shown),))
     assert CODEC.decode(CODEC.encode(out.sent[0])[0], None)[0] == out.sent[0]
-    assert connection.port.counters == {"flows": 1}
+    assert shown_to.port.counters == {"flows": 1}
+
+
+ANSWER = Answer(200, "handler", "shop/dev", 0.25, 1 << 40, 1 << 40, is_whole=True, head=b"x-a: \xff\r\nx-b: 1")
+
+
+def test_the_answer_is_told_with_its_request_or_by_its_number():
+    out = DaemonLink()
+    log = RequestLog(Clock(), out)
+    asked = connection(
+        Note(RULE, b"GET", b"/", b"a", copied=True, at=0.25, protocol="h2", trace=b"ab", answer=ANSWER),
+        Note(RULE, b"", b"", b"", copied=True, number=7, answer=ANSWER, is_answer=True),
+        tls=True,
+    )
+    log.add(asked)
+    log.flush()
+    request, later = out.sent[0].requests
+    assert (request.age, request.protocol, request.tls, request.trace, request.is_answer) == (
+        0.75,
+        "h2",
+        True,
+        "ab",
+        False,
+    )
+    assert request.answer == later.answer
+    assert (later.number, later.is_answer) == (7, True)
+    assert (request.answer.seconds, request.answer.head) == (0.25, "x-a: \ufffd\r\nx-b: 1")
+    assert asked.port.counters == {"flows": 1}
+
+
+@pytest.mark.parametrize("head", [b"", b"x" * 4096, b"\xff" * 4096])
+def test_no_line_is_larger_than_it_is_taken_for(head):
+    out = DaemonLink()
+    log = RequestLog(Clock(), out)
+    answer = Answer(599, "handler", "n" * 200, 1e6, 1 << 62, 1 << 62, is_whole=False, head=head)
+    note = Note(
+        RULE,
+        b"GET",
+        b"/",
+        b"a",
+        copied=True,
+        at=0.1,
+        protocol="http/1.1",
+        trace=b"a" * 32,
+        number=1 << 40,
+        answer=answer,
+    )
+    log.add(connection(note))
+    [line] = log._lines
+    empty = len(CODEC.encode(messages.Requests(1, (), 0))[0])
+    assert len(CODEC.encode(messages.Requests(1, (line,), 0))[0]) - empty <= request_log._size(line)
