@@ -336,7 +336,7 @@ class Peers:
                 if self.rng.random() < 0.5:
                     self.shell.copy()
             self.check()
-        self.diverted += [each.path for each in self.mirror.notes]
+        self.diverted += [each.path for each in self.mirror.notes if not each.is_answer]
         self.mirror.notes.clear()
         return self._moved
 
