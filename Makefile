@@ -140,11 +140,21 @@ image: ## Build the node daemon's image (needs docker, podman or buildah)
 	$$tool build $$ignore -f deploy/Dockerfile -t $(IMAGE) .
 
 .PHONY: release release-check
-release: $(VENV)/.stamp ## Build wheel, sdist, image, SBOM and third-party notices into build/release (see RELEASING.md)
+release: $(VENV)/.stamp build/helm/.stamp ## Build all that a release consists of into build/release (see RELEASING.md)
 	@deploy/release
 
-release-check: $(VENV)/.stamp ## The same dry, also where no base image can be fetched
+release-check: $(VENV)/.stamp build/helm/.stamp ## The same dry, also where no base image can be fetched
 	@deploy/release --check
+
+# Helm's SDK, which renders the chart. Its package has no build for other machines; there the chart is not rendered.
+build/helm/.stamp: deploy/helm.lock
+	@mkdir -p build/helm
+	@if [ "$$(uname -m)" = x86_64 ]; then \
+		echo "Installing Helm's SDK in build/helm"; \
+		$(PYTHON) -m venv --without-pip build/helm && $(BIN)/pip -q --disable-pip-version-check \
+			--python build/helm/bin/python install --only-binary=:all: --require-hashes -r deploy/helm.lock; \
+	fi
+	@touch $@
 
 .PHONY: kind
 kind: ## Make a kind cluster with Sidestep in it (needs kind, kubectl, docker or podman)
@@ -208,6 +218,7 @@ lock: ## Pin the dependencies of pyproject.toml again (needs uv)
 	@echo hatchling | $(COMPILE) - -o deploy/build.lock
 	@$(COMPILE) pyproject.toml -o deploy/runtime.lock
 	@$(COMPILE) --group release -o deploy/release.lock
+	@$(COMPILE) --group helm -o deploy/helm.lock
 
 .PHONY: setup
 setup: supported packages $(VENV)/.stamp ## Install everything a run needs
