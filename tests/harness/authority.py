@@ -57,16 +57,32 @@ class Certificate:
 class Authority:
     """A certificate authority of one's own."""
 
-    def __init__(self, name: str = "Private CA", *, kind: str = "ecdsa") -> None:
+    def __init__(
+        self,
+        name: str = "Private CA",
+        *,
+        kind: str = "ecdsa",
+        permitted: Iterable[str] = (),
+        lasts: float = 7 * 86400.0,
+    ) -> None:
+        """`permitted` are DNS names: the CA may sign for them and for names below them only. `lasts`: seconds."""
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self._key = new_key(kind)
-        self._certificate = (
-            _builder(self.name, self.name, self._key)
+        builder = (
+            _builder(self.name, self.name, self._key, lasts=lasts)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
-            .sign(self._key, hashes.SHA256())
         )
+        subtrees = [x509.DNSName(each) for each in permitted]
+        if subtrees:
+            builder = builder.add_extension(x509.NameConstraints(subtrees, None), critical=True)
+        self._certificate = builder.sign(self._key, hashes.SHA256())
         self.pem = self._certificate.public_bytes(serialization.Encoding.PEM)
+
+    @property
+    def pair(self) -> bytes:
+        """Its key and its certificate, as PEM."""
+        return pem_of(self._key) + self.pem
 
     def issue(
         self,

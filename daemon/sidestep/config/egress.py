@@ -1,7 +1,7 @@
 """Parses `spec.egress` of inspection policies; `config.inspection` parses the rules in it.
 
-A rule that looks at requests needs a destination whose connections are read, and a destination that is decrypted needs
-an issuer: a policy that could never do what it says is refused.
+A rule that looks at requests needs a destination whose connections are read, a destination that is decrypted needs an
+issuer, and `trust` one that is opened: a policy that could never do what it says is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from sidestep.config.field_error import FieldError
 from sidestep.config.names_and_networks import networks, server_names
 from sidestep.config.object_values import LABEL_NAME, NAME, check_name
-from sidestep.model.egress import EVERYTHING, Destination, EgressMode, Issuer
+from sidestep.model.egress import EVERYTHING, Destination, EgressMode, SecretRef
 from sidestep.model.inspection import Egress, Rule
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def egress(read: fields.EgressFields, rules: tuple[Rule, ...], namespace: str) -
                 raise FieldError(
                     f"spec.egress.rules[{at}]", "looks at requests or responses, and every destination has mode Observe"
                 )
-    return Egress(chosen, rules, read.failure_policy, read.quic, _issuer(read.issuer, modes, namespace))
+    issuer = _issuer(read.issuer, modes, namespace)
+    return Egress(chosen, rules, read.failure_policy, read.quic, issuer, _trust(read.trust, modes, namespace))
 
 
 def fingerprints(read: Sequence[str], path: str) -> tuple[str, ...]:
@@ -69,13 +70,24 @@ def _check_names(chosen: Sequence[Destination]) -> None:
         earlier.add(each.name)
 
 
-def _issuer(read: fields.IssuerFields | None, modes: set[EgressMode], namespace: str) -> Issuer | None:
+def _issuer(read: fields.SecretFields | None, modes: set[EgressMode], namespace: str) -> SecretRef | None:
     path = "spec.egress.issuer"
     if (read is not None) != (EgressMode.DECRYPT in modes):
         reason = "is missing: a destination has mode Decrypt" if read is None else "no destination has mode Decrypt"
         raise FieldError(path, reason)
+    return None if read is None else _secret(read, path, namespace)
+
+
+def _trust(read: fields.SecretFields | None, modes: set[EgressMode], namespace: str) -> SecretRef | None:
     if read is None:
         return None
+    path = "spec.egress.trust"
+    if modes == {EgressMode.OBSERVE}:
+        raise FieldError(path, "every destination has mode Observe, in which servers are verified by the pod alone")
+    return _secret(read, path, namespace)
+
+
+def _secret(read: fields.SecretFields, path: str, namespace: str) -> SecretRef:
     path, named = f"{path}.secretRef", read.secret_ref
     if namespace and named.namespace is not None:
         raise FieldError(f"{path}.namespace", "only a ClusterInspectionPolicy names one")
@@ -84,4 +96,4 @@ def _issuer(read: fields.IssuerFields | None, modes: set[EgressMode], namespace:
     check_name(named.name, f"{path}.name", NAME)
     if named.namespace is not None:
         check_name(named.namespace, f"{path}.namespace", LABEL_NAME)
-    return Issuer(named.namespace or namespace, named.name)
+    return SecretRef(named.namespace or namespace, named.name)

@@ -138,14 +138,14 @@ class DestinationFields(PolicyFields, frozen=True):
 
 
 class SecretRefFields(PolicyFields, frozen=True):
-    """`egress.issuer.secretRef`."""
+    """`egress.issuer.secretRef`, `egress.trust.secretRef`."""
 
     name: str
     namespace: str | None = None
 
 
-class IssuerFields(PolicyFields, frozen=True):
-    """`egress.issuer`."""
+class SecretFields(PolicyFields, frozen=True):
+    """`egress.issuer`, `egress.trust`."""
 
     secret_ref: SecretRefFields
 
@@ -159,7 +159,8 @@ class EgressFields(PolicyFields, frozen=True):
     rules: Annotated[list[EgressRuleFields], msgspec.Meta(max_length=MAX_RULES)] = msgspec.field(default_factory=list)
     failure_policy: FailurePolicy = FailurePolicy.IGNORE
     quic: Quic = Quic.ALLOW
-    issuer: IssuerFields | None = None
+    issuer: SecretFields | None = None
+    trust: SecretFields | None = None
 
 
 class LogFields(PolicyFields, frozen=True):

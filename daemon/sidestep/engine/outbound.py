@@ -8,6 +8,12 @@
 
 and `decide` says what follows from that: `Decision`. `proxy/egress/` carries it out.
 
+What a connection is opened for (`Decision.opening`) depends on what its client speaks
+
+    clear HTTP and a destination with Originate    ORIGINATE: requests are judged, and leave in TLS (`tls_port`)
+    TLS and a destination with Decrypt             DECRYPT: TLS is finished with the server, then with the client
+    anything else that a destination wants opened  not opened: `reason` says why
+
 Invariants
   * The answer for a prefix of the first message is Wait or the answer for the whole, so it does not matter how the
     bytes arrive; only the word for what is wrong with a head may be another. Each wait has a deadline, after which
@@ -16,10 +22,13 @@ Invariants
     is that of the provider; with ambiguous HTTP the server may read another Host.
   * Nothing is closed but by a rule that blocks, or by a policy that enforces and fails closed. Whatever else is odd
     goes end to end, and is told (`Decision.reason`) if a policy would have had something to say.
+  * A connection is opened only if its name is certain: the server is verified under that name. Nor is it if a request
+    asks a proxy for another server, because the name is not that of whoever answers.
 """
 
 from __future__ import annotations
 
+import enum
 import re
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
@@ -27,7 +36,7 @@ from typing import Final
 
 from sidestep.engine.classification import IDLE_SECONDS, PEEK, REST_SECONDS, AskApp, Event, Wait
 from sidestep.policy.accepted_policy import Outcome
-from sidestep.policy.egress import EgressPolicies, Treatment
+from sidestep.policy.egress import EgressPolicies, EgressPolicy, Treatment
 from sidestep.policy.inspected_exchange import Verdict
 from sidestep.policy.inspection_match import Address, ConnectionFacts
 from sidestep.protocols import client_hello, http1, ja4
@@ -48,8 +57,24 @@ _NOTHING_SEEN: Final = {
     Event.SERVER_FIRST: "server-first",
 }
 
+_HTTP, _HTTPS = 80, 443
+
 
 NO_HITS: Final = Verdict()
+_UNTREATED: Final = Treatment()
+_NO_FACTS: Final = ConnectionFacts()
+
+
+class Opening(enum.Enum):
+    """How a connection is opened."""
+
+    ORIGINATE = enum.auto()
+    DECRYPT = enum.auto()
+
+
+def tls_port(port: int) -> int:
+    """The port at which a server speaks TLS whose clear HTTP is at `port`: 443 for 80, and any other for itself."""
+    return _HTTPS if port == _HTTP else port
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +82,7 @@ class Seen:
     """What the first bytes tell. `doubt` says why the name is not certain, or not known; empty if it is.
 
     `protocol` is "tls", "http" or "". `hello` is there for TLS that could be read, `request` for HTTP/1 in clear.
+    `asks_proxy`: a request names the server for which a proxy is asked (RFC 9112 section 3.2).
     """
 
     protocol: str = ""
@@ -64,6 +90,7 @@ class Seen:
     doubt: str = ""
     hello: ClientHello | None = None
     request: RequestHead | None = field(default=None, compare=False)
+    asks_proxy: bool = False
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
@@ -78,18 +105,31 @@ class Seen:
 class Decision:
     """What becomes of a connection. `reason` says why it was not judged as a policy wants; empty if it was.
 
-    `is_judged`: some policy is about it, or might be.
+    `is_judged`: some policy is about it, or might be. `facts` are what rules about its requests may ask of it.
     """
 
     verdict: Verdict = NO_HITS
     reason: str = ""
     closes: bool = False
     is_judged: bool = False
+    opening: Opening | None = None
+    treatment: Treatment = _UNTREATED
+    facts: ConnectionFacts = _NO_FACTS
 
     @property
     def blocks(self) -> bool:
         """Whether a rule blocks it."""
         return self.verdict.outcome is Outcome.BLOCK
+
+    @property
+    def opener(self) -> EgressPolicy | None:
+        """The policy that says what the connection is opened with."""
+        is_clear = self.opening is Opening.ORIGINATE
+        return self.treatment.originator if is_clear else self.treatment.decryptor
+
+    def unopened(self, reason: str) -> Decision:
+        """The decision where the connection cannot be opened, for this reason."""
+        return replace(self, opening=None, reason=reason, closes=self.treatment.closes_unread)
 
 
 def see(event: Event, data: bytes = b"") -> Wait | AskApp | Seen:
@@ -123,7 +163,8 @@ def decide(policies: EgressPolicies, facts: ConnectionFacts, seen: Seen, now: fl
     known = replace(facts, server_name=seen.name, fingerprints=seen.fingerprints if asked else ())
     verdict = policies.verdict(treatment, known, now)
     reason, closes = _unread(treatment, seen)
-    return Decision(verdict, reason, closes, is_judged=True)
+    opening = None if reason or treatment.doubtful else _opening(treatment, seen)
+    return Decision(verdict, reason, closes, is_judged=True, opening=opening, treatment=treatment, facts=known)
 
 
 def blocks_whatever_follows(policies: EgressPolicies, address: Address, port: int) -> bool:
@@ -133,11 +174,23 @@ def blocks_whatever_follows(policies: EgressPolicies, address: Address, port: in
 
 def _unread(treatment: Treatment, seen: Seen) -> tuple[str, bool]:
     """Why a connection is not judged as a policy wants, and whether it is closed for that."""
-    is_unread = (treatment.decrypts and seen.protocol != "http") or (treatment.originates and seen.protocol != "tls")
+    is_wanted = (treatment.decrypts and seen.protocol != "http") or (treatment.originates and seen.protocol != "tls")
+    is_unread = is_wanted and _opening(treatment, seen) is None
     closes = is_unread and treatment.closes_unread
     if treatment.doubtful:
         return seen.doubt, closes or treatment.closes_unnamed
-    return ("not-opened", closes) if is_unread else ("", False)
+    if not is_unread:
+        return "", False
+    return seen.doubt or ("asks-a-proxy" if seen.asks_proxy else "not-opened"), closes
+
+
+def _opening(treatment: Treatment, seen: Seen) -> Opening | None:
+    """How a connection is opened; None if it is not, or cannot be."""
+    if seen.doubt or seen.asks_proxy:
+        return None
+    if seen.protocol == "tls":
+        return Opening.DECRYPT if treatment.decrypts else None
+    return Opening.ORIGINATE if seen.protocol == "http" and treatment.originates else None
 
 
 def _more(data: bytes, needed: int, otherwise: Seen) -> Wait | Seen:
@@ -172,7 +225,9 @@ def _request(data: bytes) -> Wait | Seen:
     host, _ = split_port(head.target if head.flags & http1.CONNECT else head.authority)
     if _PLAIN_NAME.fullmatch(host) is None:
         return Seen("http", doubt="no-server-name", request=head)
-    return Seen("http", _unbracketed(host.decode("ascii")), request=head)
+    target = data.split(b" ", 2)[1]
+    asks_proxy = not target.startswith((b"/", b"*"))
+    return Seen("http", _unbracketed(host.decode("ascii")), request=head, asks_proxy=asks_proxy)
 
 
 def _unbracketed(host: str) -> str:

@@ -31,8 +31,8 @@ class Quic(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Issuer:
-    """The Secret with the CA's certificate and key that signs what the app is shown. `namespace` is the policy's."""
+class SecretRef:
+    """A Secret with certificates. `namespace` is the policy's own, unless a ClusterInspectionPolicy names one."""
 
     namespace: str
     name: str

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from sidestep.model.config_map_key import ConfigMapKey
-from sidestep.model.egress import EVERYTHING, Destination, Issuer, Network, Quic
+from sidestep.model.egress import EVERYTHING, Destination, Network, Quic, SecretRef
 from sidestep.model.filter import Filter, HeaderTest
 from sidestep.model.intercept import WorkloadRef
 from sidestep.model.waf import Waf
@@ -180,14 +180,16 @@ class Egress:
 
     `rules` are about those to its `destinations`; one that looks at requests applies where they are read. Whether
     `Block` blocks is the policy's `mode`. `failure_policy` is about connections that cannot be judged as a destination
-    wants. `issuer` is there if a destination is decrypted.
+    wants. `issuer` has the CA whose certificates apps are shown, and is there if a destination is decrypted. `trust`
+    has the authorities that servers are verified by, in the place of the system's.
     """
 
     destinations: tuple[Destination, ...] = EVERYTHING
     rules: tuple[Rule, ...] = ()
     failure_policy: FailurePolicy = FailurePolicy.IGNORE
     quic: Quic = Quic.ALLOW
-    issuer: Issuer | None = None
+    issuer: SecretRef | None = None
+    trust: SecretRef | None = None
 
 
 @dataclass(frozen=True, slots=True)

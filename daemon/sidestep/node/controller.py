@@ -311,7 +311,7 @@ class Controller:
         if self._certificates is not None:
             self._want_secrets(
                 frozenset(
-                    (each.key.pod.namespace, each.source.value)
+                    (each.namespace, each.source.value)
                     for each in drafted.certificates
                     if each.source.kind is SourceKind.SECRET
                 )

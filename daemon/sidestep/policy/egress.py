@@ -85,7 +85,7 @@ class EgressPolicy:
     @property
     def looks_at_fingerprints(self) -> bool:
         """Whether a rule depends on the fingerprints of a ClientHello, which take some 0.1 ms to make."""
-        rules = (each.rule for each in self.of_connection.rules)
+        rules = (each.rule for each in (*self.of_connection.rules, *self.of_requests.rules))
         return any(each.fingerprints for rule in rules for each in (rule.match, rule.exception) if each is not None)
 
     @property
@@ -122,12 +122,24 @@ class Treatment:
     """What becomes of one connection, before its rules are asked.
 
     `policies` apply to it. `doubtful` might, if its name were known. Nothing applies where both are empty.
+    `originator` and `decryptor` are the first of `policies` that want its clear HTTP, or its TLS, to be opened; what
+    they say of authorities holds for the connection. Those of the cluster come first.
     """
 
     policies: tuple[EgressPolicy, ...] = ()
     doubtful: tuple[EgressPolicy, ...] = ()
-    originates: bool = False
-    decrypts: bool = False
+    originator: EgressPolicy | None = None
+    decryptor: EgressPolicy | None = None
+
+    @property
+    def originates(self) -> bool:
+        """Whether clear HTTP is opened."""
+        return self.originator is not None
+
+    @property
+    def decrypts(self) -> bool:
+        """Whether TLS is opened."""
+        return self.decryptor is not None
 
     @property
     def closes_unread(self) -> bool:
@@ -171,16 +183,18 @@ class EgressPolicies:
         """Decide how a connection is treated. `name` is empty if it is not known; one may be known and not certain."""
         doubts = not name or not is_certain
         applying, doubtful = [], []
-        modes: set[EgressMode] = set()
+        opening: dict[EgressMode, EgressPolicy] = {}
         for policy in self.policies:
             reached = [each for each in policy.egress.destinations if _reaches(each, address, port)]
             meant = [each for each in reached if not each.names or (name and names_server(each.names, name))]
             if meant:
                 applying.append(policy)
-                modes.update(each.mode for each in meant)
+                for each in meant:
+                    opening.setdefault(each.mode, policy)
             if doubts and (any(each.names for each in reached) or (meant and policy.looks_at_names)):
                 doubtful.append(policy)
-        return Treatment(tuple(applying), tuple(doubtful), EgressMode.ORIGINATE in modes, EgressMode.DECRYPT in modes)
+        originator, decryptor = opening.get(EgressMode.ORIGINATE), opening.get(EgressMode.DECRYPT)
+        return Treatment(tuple(applying), tuple(doubtful), originator, decryptor)
 
     def blocks_address(self, treatment: Treatment, facts: ConnectionFacts) -> bool:
         """Whether a rule blocks a connection whatever its name and its ClientHello are. Counts nothing."""

@@ -12,7 +12,10 @@ from sidestep.snapshots.egress import DestinationSnapshot, EgressSnapshot
 
 
 def to_egress_snapshot(policy: InspectionPolicy) -> EgressSnapshot | None:
-    """What a policy says of connections that pods make, without what it selects; None if it says nothing of them."""
+    """What a policy says of connections that pods make, without what it selects; None if it says nothing of them.
+
+    The planner adds the names of credentials, which depend on what is in the policy's Secrets.
+    """
     outward, egress = policy.outward, policy.egress
     if outward is None or egress is None:
         return None
@@ -22,7 +25,7 @@ def to_egress_snapshot(policy: InspectionPolicy) -> EgressSnapshot | None:
 
 
 def from_egress_snapshot(snapshot: EgressSnapshot) -> tuple[InspectionPolicy, Egress]:
-    """The policy of connections that `to_egress_snapshot` described, and its block without the issuer.
+    """The policy of connections that `to_egress_snapshot` described, and its block without Secrets.
 
     Raises ConfigurationError for a snapshot that it cannot have made.
     """

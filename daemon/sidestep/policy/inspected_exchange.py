@@ -29,6 +29,7 @@ class Unread(enum.StrEnum):
     PARAMETERS = "too-many-query-parameters"
     CANDIDATES = "too-many-pattern-candidates"
     PATHS = "too-many-path-forms"
+    HOST = "another-host"
     CHARSET = Doubt.CHARSET.value
     PARTS = Doubt.PARTS.value
 

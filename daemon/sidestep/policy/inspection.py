@@ -199,8 +199,8 @@ class InspectedConnection:
     """
 
     __slots__ = (
-        "_policies", "answer_sets", "asked", "clean", "client", "facts", "inspection", "is_quick", "may_block_answers",
-        "searches_requests",
+        "_policies", "answer_sets", "asked", "clean", "client", "facts", "inspection", "is_quick", "looks_at_all",
+        "may_block_answers", "searches_requests",
     )  # fmt: skip
 
     def __init__(self, inspection: Inspection, facts: ConnectionFacts) -> None:
@@ -221,9 +221,13 @@ class InspectedConnection:
         self.answer_sets = self._sets_of_answers()
         """The patterns of rules that look at each request, and only for a pattern in its answer. Empty if there is no
         such rule, or one that looks at each request for anything else."""
+        self.looks_at_all = facts.binds_host
+        """Each request has to be judged, because it may be for another host."""
+        if self.looks_at_all:
+            self.answer_sets = ()
         self.asked = inspection.asked_heads(tuple(kind)) if self.answer_sets else None
-        self.clean = inspection.clean_heads(tuple(kind))
-        self.is_quick = not any(always or waiting for _, _, always, waiting in self._policies)
+        self.clean = None if self.looks_at_all else inspection.clean_heads(tuple(kind))
+        self.is_quick = not self.looks_at_all and not any(always or waiting for _, _, always, waiting in self._policies)
         """No rule has to look at each request, so that `rules_out` and `rules_out_request` may tell something."""
         self.searches_requests = any(waiting for _, _, _, waiting in self._policies)
         """Some rule looks for a pattern in each request."""
@@ -287,7 +291,7 @@ class InspectedConnection:
         makes no exchange and counts nothing. `body` has no encoding, and is no stream of messages.
         """
         text, _, is_complete = request_text(target, fields)
-        if not is_complete or self.inspection.is_outdated:
+        if not is_complete or self.inspection.is_outdated or self.looks_at_all:
             return False
         sets = []
         for policy, _, always, waiting in self._policies:
@@ -308,6 +312,9 @@ class InspectedConnection:
         if not is_complete and any(policy.judges_paths for policy, _, _, _ in self._policies):
             exchange = Exchange(self, *head)
             exchange.unread |= {Unread.PATHS}
+        if self.facts.is_for_other(fields):
+            exchange = exchange or Exchange(self, *head)
+            exchange.unread |= {Unread.HOST}
         for policy, active, always, waiting in self._policies:
             places = policy.request_set.find(text)
             if not places and not always and not waiting:

@@ -42,7 +42,8 @@ _PORT = re.compile(rb":[0-9]*\Z")
 class ConnectionFacts:
     """What is known of a connection. `certificate_names` are those of a *verified* client certificate: its subject as
     RFC 2253 writes it, and its DNS, URI and e-mail names; empty without one. `destination`, `port` and `fingerprints`
-    (JA3 and JA4) are known of a connection that the pod makes.
+    (JA3 and JA4) are known of a connection that the pod makes. `binds_host`: that one was opened as one to
+    `server_name`, so a request for another host is one that nobody has judged by its name.
     """
 
     client: Address | None = None
@@ -51,6 +52,20 @@ class ConnectionFacts:
     destination: Address | None = None
     port: int = 0
     fingerprints: tuple[str, ...] = ()
+    binds_host: bool = False
+
+    def is_for_other(self, fields: Fields) -> bool:
+        """Whether a request is for another host than the connection was opened for."""
+        host = next((value for name, value in fields if name == b"host"), b"")
+        return self.binds_host and _host_of(host) != self.server_name.lower().rstrip(".").encode()
+
+
+def _host_of(authority: bytes) -> bytes:
+    """The host of an authority, in lower case, without its port, brackets and the dot that may end it."""
+    host, colon, port = authority.rpartition(b":")
+    if not colon or not port.isdigit() or (b":" in host and not host.endswith(b"]")):
+        host = authority
+    return host.strip(b"[]").lower().rstrip(b".")
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,25 +32,36 @@ class Side(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class CertificateKey:
-    """Which certificate: one side of one port of one pod."""
+    """Which certificate: one side of one port of one pod. Or, with `secret` ("namespace/name") and port 0, one that a
+    policy about connections of the pod names: DOWNSTREAM the CA that answers the pod, UPSTREAM authorities of servers.
+    """
 
     pod: PodKey
     port: int
     side: Side
+    secret: str = ""
 
     @property
     def subject(self) -> str:
         """How conditions name the port."""
-        return port_subject(self.pod, self.port)
+        return f"pod {self.pod}" if self.secret else port_subject(self.pod, self.port)
 
 
 @dataclass(frozen=True, slots=True)
 class WantedCertificate:
-    """Where a certificate is to be read. `containers` are those a path may belong to, first match wins."""
+    """Where a certificate is to be read. `containers` are those a path may belong to, first match wins. `stated` is the
+    namespace of a Secret that may be in another one than the pod.
+    """
 
     key: CertificateKey
     source: CertificateSource
     containers: tuple[str, ...] = ()
+    stated: str = ""
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of its Secret."""
+        return self.stated or self.key.pod.namespace
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,6 +143,11 @@ def firewall_alert(policy: str, pattern: str | None, names: Mapping[int, str], *
     )
 
 
+def outwards(decided: Sidestep, host: str) -> Sidestep:
+    """What was decided, of a connection that the pod makes to a server of this name, "" if that is not known."""
+    return msgspec.structs.replace(decided, direction="egress", host=host or None)
+
+
 def stats(at: int, kubernetes: Kubernetes, counters: Mapping[str, int]) -> Record:
     """A record of counters, at most MAX_COUNTERS of them."""
     shown = dict(list(counters.items())[:MAX_COUNTERS])

@@ -22,8 +22,27 @@ class DestinationSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields
 
 
 class EgressSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """The `egress` of one policy. `policy` has its rules, in the form of `InspectionPolicy.outward`."""
+    """The `egress` of one policy. `policy` has its rules, in the form of `InspectionPolicy.outward`.
+
+    `issuer` and `trust` are the names of credentials: the CA whose certificates apps are shown, "" if it cannot be had,
+    and the authorities of servers, "" for the system's. Without `opens` a credential that is needed cannot be had, and
+    no connection is opened for this policy.
+    """
 
     policy: PolicySnapshot
     destinations: tuple[DestinationSnapshot, ...]
     blocks_quic: bool = False
+    issuer: str = ""
+    trust: str = ""
+    opens: bool = True
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        """The names of the credentials, with their kinds."""
+        kinds = {self.issuer: "issuer", self.trust: "trust"}
+        kinds.pop("", None)
+        return kinds
+
+    def without_credentials(self) -> EgressSnapshot:
+        """The policy as it is carried out when one of its credentials cannot be used."""
+        return msgspec.structs.replace(self, issuer="", trust="", opens=False)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import TypeVar
 
+from sidestep.aio.packets import sealed_memfd
 from sidestep.aio.time_limit import time_limit
 from sidestep.config.node_settings import NodeSettings
 from sidestep.model.errors import RefusedError
@@ -16,16 +17,19 @@ from sidestep.model.filter import Filter, HeaderCondition, HeaderTest
 from sidestep.model.intercept import Intercept, Kind, WorkloadRef
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import ContainerPort, Family, Location, Pod, PodKey, Service, ServicePort
+from sidestep.node.certificates.pem import validate_identity, validate_trust
 from sidestep.node.conditions import Conditions
 from sidestep.node.planning.inspection import Policies
-from sidestep.node.planning.plan import Plan
+from sidestep.node.planning.plan import CertificateFacts, Plan
 from sidestep.node.planning.planner import plan
 from sidestep.node.pods.audit import Audit
 from sidestep.node.pods.reconciler import Reconciler
 from sidestep.node.pods.target import Target
 from sidestep.node.pods.toolbox import Toolbox
 from sidestep.node.proxies.backoff import Backoff
+from sidestep.node.proxies.desired import CredentialSource
 from sidestep.node.proxies.supervisor import ProxySupervisor, SupervisorSettings
+from sidestep.policy.survey import CertificateKey, Side, WantedCertificate
 from sidestep.steering import CompiledProgram, compile_egress, compile_peername
 from tests.harness.namespaces import PodNamespace
 from tests.harness.peers import Client
@@ -50,6 +54,41 @@ class NoHandlers:
 
 
 @dataclass
+class Secrets:
+    """What policies name: `texts` are PEM by name, of a CA with its key or of authorities; `facts` what was read."""
+
+    texts: dict[str, bytes] = field(default_factory=dict)
+    facts: dict[CertificateKey, CertificateFacts] = field(default_factory=dict)
+    _pems: dict[str, bytes] = field(default_factory=dict)
+
+    def read(self, wanted: Iterable[WantedCertificate]) -> None:
+        """Read what is wanted, as the one-shot child does. A Secret that is not there is one without a certificate."""
+        for each in wanted:
+            pem = self.texts.get(each.source.value)
+            facts = CertificateFacts()
+            if pem is not None and each.key.side is Side.UPSTREAM:
+                trusted = validate_trust(pem)
+                facts = CertificateFacts(trust=trusted.trust.name)
+                self._pems[facts.trust] = trusted.pem
+            elif pem is not None:
+                identity = validate_identity(chain=pem, key=pem)
+                facts = CertificateFacts(identity=identity.identity.name)
+                self._pems[facts.identity] = identity.pem
+            self.facts[each.key] = facts
+
+    def credential(self, pod: PodKey, name: str) -> CredentialSource | None:
+        """Where a pod proxy gets what was read."""
+        del pod
+        if name not in self._pems:
+            return None
+
+        async def read() -> int:
+            return sealed_memfd("credential", self._pems[name])
+
+        return CredentialSource(read)
+
+
+@dataclass
 class Rig:
     """`pods`, `intercepts` and `policies` are the desired state; `plan()` makes it known."""
 
@@ -57,6 +96,7 @@ class Rig:
     conditions: Conditions
     audit: Audit
     supervisor: ProxySupervisor
+    secrets: Secrets
     pods: dict[PodKey, Pod] = field(default_factory=dict)
     intercepts: list[Intercept] = field(default_factory=list)
     policies: Policies = ()
@@ -69,7 +109,7 @@ class Rig:
             Inventory(pods=self.pods, services=(service,)),
             self.intercepts,
             NodeSettings(),
-            {},
+            self.secrets.facts,
             node_annotations={},
             policies=self.policies,
         )
@@ -114,13 +154,14 @@ async def rig(program: CompiledProgram, *, settings: SupervisorSettings | None =
     conditions = Conditions()
     supervisor = await ProxySupervisor.start(on_output=print, settings=settings)
     crashes: list[BaseException] = []
+    secrets = Secrets()
 
     def tools(on_change):
         return Toolbox(
             program=program,
             supervisor=supervisor,
             handlers=NoHandlers(),
-            credential=lambda pod, name: None,
+            credential=secrets.credential,
             conditions=conditions,
             now=asyncio.get_running_loop().time,
             outbound=compile_egress,
@@ -134,7 +175,7 @@ async def rig(program: CompiledProgram, *, settings: SupervisorSettings | None =
         on_change=lambda: None,
         on_crash=lambda task, error: crashes.append(error),
     )
-    made = Rig(reconciler, conditions, Audit(reconciler, conditions, node="n1"), supervisor, crashes=crashes)
+    made = Rig(reconciler, conditions, Audit(reconciler, conditions, node="n1"), supervisor, secrets, crashes=crashes)
     reconciler.start()
     try:
         yield made

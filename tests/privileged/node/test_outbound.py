@@ -15,37 +15,15 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from sidestep.model.condition import ConditionType
-from sidestep.model.egress import Destination
 from sidestep.model.errors import KernelError
-from sidestep.model.inspection import Action, Egress, FailurePolicy, InspectionPolicy, Match, Mode, Rule
-from sidestep.model.workload import LabelSelector
-from sidestep.node.planning.inspection import PlannedPolicy
+from sidestep.model.inspection import Action, Match, Mode, Rule
 from sidestep.node.pods import pod_egress
 from sidestep.node.proxies.supervisor import ProxyState, SupervisorSettings
-from sidestep.policy.egress_rows import to_egress_snapshot
-from sidestep.policy.inspection_rows import to_snapshot
 from sidestep.steering import EgressSteering
-from tests.harness.authority import Authority
-from tests.harness.cgroups import cgroup, inside
-from tests.harness.namespaces import pod_namespace
-from tests.harness.nginx import nginx
-from tests.harness.tls_peers import s_server
-from tests.privileged.node.rig import QUICK, pod_of, rig
+from tests.privileged.node.outward import OTHER, PLAIN, TLS, outbound, policy, succeeded, was_reset
+from tests.privileged.node.rig import QUICK
 
 pytestmark = pytest.mark.privileged
-
-TLS, OTHER, PLAIN = 443, 8443, 80
-NAMES = ("api.test", "paste.test")
-
-
-def policy(*rules, fail=False, destinations=None, mode=Mode.ENFORCE, name="out"):
-    """About everything in the network of the tests."""
-    chosen = destinations or (Destination("net", networks=(ip_network("10.99.0.0/16"), ip_network("fd99::/16"))),)
-    failing = FailurePolicy.FAIL if fail else FailurePolicy.IGNORE
-    egress = Egress(chosen, tuple(rules), failing)
-    made = InspectionPolicy(name, "shop", pod_selector=LabelSelector(), mode=mode, egress=egress)
-    return PlannedPolicy(made, to_snapshot(made), 1, egress=to_egress_snapshot(made))
-
 
 UNTIL_REFUSED = """
 import socket, sys
@@ -60,101 +38,6 @@ while True:
 """
 """Connects again and again, until connect() itself says that the server refuses."""
 NO_PASTE = Rule("no-paste", Action.BLOCK, match=Match(server_names=("paste.test",)))
-
-
-class Records:
-    """A log that keeps what it gets."""
-
-    wanted = True
-
-    def __init__(self):
-        self.made = []
-
-    def take(self, pod, message, rules):
-        self.made.append((message, rules))
-
-    def missed(self, pod, ports, absence):
-        pass
-
-    def take_alert(self, pod, make):
-        pass
-
-    def ids_ended(self):
-        pass
-
-
-class Pod:
-    """A pod whose connections are steered, and the servers that it connects to."""
-
-    def __init__(self, space, folder, some, key, authority, web):
-        self.space, self.folder, self.some, self.key = space, folder, some, key
-        self.authority, self.web = authority, web
-
-    @property
-    def target(self):
-        return self.some.target(self.key)
-
-    async def program(self, *policies):
-        self.some.policies = policies
-        self.some.plan()
-        egress = tuple(each.egress for each in policies)
-        reconciler = self.some.reconciler
-        await self.some.until(lambda: reconciler.target(self.key) and self.target.egress.inspects(egress))
-
-    def run(self, *command):
-        """A command of the pod's: in its cgroup and its namespace."""
-        words = inside(self.folder, self.space.pod.enter(command))
-        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-
-    def curl(self, name, *options, port=TLS, scheme="https", address=None):
-        address = address or self.space.client_ip
-        resolve = f"{name}:{port}:{address if ':' not in address else f'[{address}]'}"
-        return self.run(
-            "curl", "-sS", "--noproxy", "*", "--max-time", "20", "--cacert", self.authority, "--resolve", resolve,
-            "-w", "\n%{http_code} %{remote_ip} %{http_version}", *options, f"{scheme}://{name}:{port}/",
-        )  # fmt: skip
-
-    async def asked(self, *args, **options):
-        return await asyncio.to_thread(self.curl, *args, **options)
-
-    async def counted(self, **wanted):
-        """Until the proxy has told these counters."""
-        counters = self.target.counters
-        await self.some.until(lambda: {name: counters.outbound.get(name) for name in wanted} == wanted)
-
-
-@contextlib.asynccontextmanager
-async def outbound(program, tmp_path, *policies, **settings):
-    authority = Authority()
-    issued = authority.issue(*NAMES)
-    (tmp_path / "ca.pem").write_bytes(authority.pem)
-    with pod_namespace() as space, cgroup() as folder, contextlib.ExitStack() as servers:
-        listen = [f"{space.client_ip}:{TLS}", f"[{space.client_ip6}]:{TLS}"]
-        web = servers.enter_context(
-            nginx(space.client, tmp_path / "web", listen=listen, plain=[f"{space.client_ip}:{PLAIN}"],
-                  certificate=issued, http2=True)
-        )  # fmt: skip
-        (tmp_path / "other").mkdir()
-        servers.enter_context(s_server(space.client, tmp_path / "other", OTHER, issued))
-        async with rig(program, **settings) as some:
-            pod = pod_of(space)
-            key = some.add(replace(pod, location=replace(pod.location, cgroup=str(folder))))
-            made = Pod(space, folder, some, key, tmp_path / "ca.pem", web)
-            await made.program(*policies)
-            yield made
-
-
-def succeeded(done, address):
-    assert done.returncode == 0, done.stderr
-    code, peer, _ = done.stdout.rsplit("\n", 1)[1].split()
-    assert (code, peer) == ("200", address)
-    return True
-
-
-def was_reset(done):
-    """While it connects, in its handshake, or while it waits for an answer: whenever curl looks."""
-    assert done.returncode in (7, 35, 56), (done.returncode, done.stderr)
-    return True
 
 
 def test_what_no_rule_blocks_reaches_its_server_and_a_blocked_name_does_not(program, tmp_path):

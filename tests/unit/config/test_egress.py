@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sidestep.config.field_error import FieldError
 from sidestep.config.inspection import cluster_inspection_policy, inspection_policy
 from sidestep.config.inspection_fields import MAX_DESTINATIONS, MAX_NAMES, MAX_PORTS, MAX_RULES, MAX_SOURCES
-from sidestep.model.egress import EVERYTHING, Destination, EgressMode, Issuer, Quic
+from sidestep.model.egress import EVERYTHING, Destination, EgressMode, Quic, SecretRef
 from sidestep.model.filter import Filter, PathCondition, PathTest
 from sidestep.model.inspection import Action, Direction, Egress, FailurePolicy, Match, Mode, Pattern, Rule
 from tests.effort import examples
@@ -68,7 +68,7 @@ def test_a_whole_block():
         ),
         failure_policy=FailurePolicy.FAIL,
         quic=Quic.BLOCK,
-        issuer=Issuer("shop", "egress-ca"),
+        issuer=SecretRef("shop", "egress-ca"),
     )
 
 
@@ -111,9 +111,17 @@ def test_which_rules_look_at_connections_alone(rule, alone):
 def test_a_policy_of_the_cluster_says_where_its_issuer_is():
     spec = {"podSelector": {}, "namespaceSelector": {}, "egress": EGRESS | {"issuer": issuer(namespace="security")}}
     found = cluster_inspection_policy({"metadata": {"name": "p"}, "spec": spec})
-    assert found.egress.issuer == Issuer("security", "egress-ca")
+    assert found.egress.issuer == SecretRef("security", "egress-ca")
     with pytest.raises(FieldError, match="belongs to none"):
         cluster_inspection_policy({"metadata": {"name": "p"}, "spec": spec | {"egress": EGRESS}})
+
+
+def test_authorities_of_servers():
+    assert policy(EGRESS | {"trust": issuer()}).egress.trust == SecretRef("shop", "egress-ca")
+    with pytest.raises(FieldError, match="mode Observe, in which servers are verified by the pod alone"):
+        policy({"trust": issuer()})
+    with pytest.raises(FieldError, match="only a ClusterInspectionPolicy names one"):
+        policy(EGRESS | {"trust": issuer(namespace="security")})
 
 
 AT = "spec.egress"

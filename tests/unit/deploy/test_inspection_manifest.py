@@ -64,13 +64,15 @@ def egress_fields(part):
         (fields.EgressRuleFields, rule),
         (fields.EgressMatchFields, rule["properties"]["match"]),
         (fields.EgressMatchFields, rule["properties"]["except"]),
-        (fields.IssuerFields, part["properties"]["issuer"]),
+        (fields.SecretFields, part["properties"]["issuer"]),
+        (fields.SecretFields, part["properties"]["trust"]),
     )
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_the_issuer_has_a_namespace_where_the_policy_has_none(name):
-    found = spec(name)["properties"]["egress"]["properties"]["issuer"]["properties"]["secretRef"]
+@pytest.mark.parametrize("field", ["issuer", "trust"])
+def test_a_secret_has_a_namespace_where_the_policy_has_none(name, field):
+    found = spec(name)["properties"]["egress"]["properties"][field]["properties"]["secretRef"]
     names = names_of(fields.SecretRefFields) - (set() if name.startswith("cluster") else {"namespace"})
     assert properties_of(found) == names == set(found["required"])
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidestep.engine.classification import PEEK, AskApp, Event, Wait
-from sidestep.engine.outbound import Decision, Seen, blocks_whatever_follows, decide, see
+from sidestep.engine.outbound import Decision, Opening, Seen, blocks_whatever_follows, decide, see, tls_port
 from sidestep.model.egress import Destination, EgressMode
 from sidestep.model.inspection import Action, Match, Mode, Rule, Threshold
 from sidestep.policy.accepted_policy import Outcome
@@ -132,22 +132,68 @@ def test_a_doubt_that_changes_nothing_is_not_told():
 
 
 @pytest.mark.parametrize(
-    ("mode", "protocol", "opened"),
+    ("mode", "seen", "opening", "reason"),
     [
-        (EgressMode.OBSERVE, "tls", True),
-        (EgressMode.ORIGINATE, "tls", True),
-        (EgressMode.ORIGINATE, "http", False),
-        (EgressMode.ORIGINATE, "", False),
-        (EgressMode.DECRYPT, "http", True),
-        (EgressMode.DECRYPT, "tls", False),
-        (EgressMode.DECRYPT, "", False),
+        (EgressMode.OBSERVE, Seen("tls", "a.test"), None, ""),
+        (EgressMode.OBSERVE, Seen("http", "a.test"), None, ""),
+        (EgressMode.ORIGINATE, Seen("tls", "a.test"), None, ""),
+        (EgressMode.ORIGINATE, Seen("http", "a.test"), Opening.ORIGINATE, ""),
+        (EgressMode.ORIGINATE, Seen("http", "a.test", asks_proxy=True), None, "asks-a-proxy"),
+        (EgressMode.ORIGINATE, Seen("http", doubt="http2-in-clear"), None, "http2-in-clear"),
+        (EgressMode.ORIGINATE, Seen(doubt="server-first"), None, "server-first"),
+        (EgressMode.ORIGINATE, Seen(), None, "not-opened"),
+        (EgressMode.DECRYPT, Seen("http", "a.test"), None, ""),
+        (EgressMode.DECRYPT, Seen("tls", "a.test"), Opening.DECRYPT, ""),
+        (EgressMode.DECRYPT, Seen("tls", doubt="no-server-name"), None, "no-server-name"),
+        (EgressMode.DECRYPT, Seen("tls", "a.test", "encrypted-client-hello"), None, "encrypted-client-hello"),
+        (EgressMode.DECRYPT, Seen(doubt="not-http"), None, "not-http"),
     ],
 )
-def test_what_should_be_opened_and_is_not_is_told_and_closed_where_a_policy_fails_closed(mode, protocol, opened):
+def test_what_is_opened_and_what_cannot_be_is_told_and_closed_where_a_policy_fails_closed(mode, seen, opening, reason):
     for fail in (False, True):
         policies = EgressPolicies([compiled(Destination("a", mode), fail=fail)])
-        found = decide(policies, FACTS, Seen(protocol, "a.test"), 0.0)
-        assert (found.reason, found.closes) == (("", False) if opened else ("not-opened", fail))
+        found = decide(policies, FACTS, seen, 0.0)
+        assert (found.opening, found.reason) == (opening, reason)
+        assert found.closes is (fail and bool(reason))
+
+
+def test_what_a_connection_is_opened_with_is_said_by_the_first_policy_that_opens_it():
+    mine = compiled(Destination("a", EgressMode.DECRYPT), name="a")
+    of_cluster = compiled(Destination("a", EgressMode.DECRYPT, names=("a.test",)), namespace="")
+    policies = EgressPolicies([mine, of_cluster, compiled(name="0")])
+    found = decide(policies, FACTS, Seen("tls", "a.test"), 0.0)
+    assert found.opener is of_cluster
+    assert decide(policies, FACTS, Seen("tls", "b.test"), 0.0).opener is mine
+    assert len(found.treatment.policies) == 3
+
+
+def test_what_cannot_be_opened_after_all():
+    for fail in (False, True):
+        found = decide(
+            EgressPolicies([compiled(Destination("a", EgressMode.DECRYPT), fail=fail)]),
+            FACTS,
+            Seen("tls", "a.test"),
+            0.0,
+        )
+        left = found.unopened("no-issuer")
+        assert (left.opening, left.reason, left.closes, left.is_judged) == (None, "no-issuer", fail, True)
+
+
+def test_the_port_of_tls():
+    assert [tls_port(each) for each in (80, 443, 8080)] == [443, 443, 8080]
+
+
+@pytest.mark.parametrize(
+    ("data", "asks"),
+    [
+        (GET, False),
+        (b"OPTIONS * HTTP/1.1\r\nHost: a.test\r\n\r\n", False),
+        (b"GET http://a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n", True),
+        (b"CONNECT a.test:443 HTTP/1.1\r\nHost: a.test\r\n\r\n", True),
+    ],
+)
+def test_who_asks_a_proxy(data, asks):
+    assert see(Event.DATA, data).asks_proxy is asks
 
 
 @pytest.mark.parametrize("mode", [EgressMode.DECRYPT, EgressMode.ORIGINATE])

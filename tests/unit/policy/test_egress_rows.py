@@ -6,7 +6,7 @@ from ipaddress import ip_network
 import msgspec
 import pytest
 
-from sidestep.model.egress import Destination, EgressMode, Issuer, Quic
+from sidestep.model.egress import Destination, EgressMode, Quic, SecretRef
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.inspection import Action, Egress, FailurePolicy, InspectionPolicy, Match, Mode, Redaction, Rule
 from sidestep.policy.egress_rows import from_egress_snapshot, to_egress_snapshot
@@ -26,7 +26,8 @@ FULL = InspectionPolicy(
         (Rule("outward", Action.BLOCK, match=Match(networks=(ip_network("192.0.2.0/24"),), ports=(443,))),),
         FailurePolicy.FAIL,
         Quic.BLOCK,
-        Issuer("shop", "ca"),
+        SecretRef("shop", "ca"),
+        SecretRef("shop", "roots"),
     ),
 )
 
@@ -34,7 +35,7 @@ FULL = InspectionPolicy(
 def test_there_and_back():
     data = msgspec.msgpack.encode(to_egress_snapshot(FULL))
     policy, egress = from_egress_snapshot(msgspec.msgpack.decode(data, type=EgressSnapshot))
-    assert egress == replace(FULL.egress, issuer=None)
+    assert egress == replace(FULL.egress, issuer=None, trust=None)
     assert policy == FULL.outward
     assert policy.closes
 
@@ -47,6 +48,14 @@ def test_defaults():
 
 def test_a_policy_that_says_nothing_of_them():
     assert to_egress_snapshot(replace(FULL, egress=None)) is None
+
+
+def test_credentials():
+    snapshot = msgspec.structs.replace(to_egress_snapshot(FULL), issuer="identity:1", trust="trust:2")
+    assert snapshot.credentials == {"identity:1": "issuer", "trust:2": "trust"}
+    assert to_egress_snapshot(FULL).credentials == {}
+    bare = snapshot.without_credentials()
+    assert (bare.credentials, bare.opens, snapshot.opens) == ({}, False, True)
 
 
 def test_what_cannot_be_read():

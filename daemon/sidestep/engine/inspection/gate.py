@@ -152,7 +152,8 @@ class Gate:
     def skimmed_for(self) -> Inspection | None:
         """The policies of the port, if heads may be skimmed for them (`Inspection.head_needles`)."""
         inspection = self.connection.inspection
-        return None if inspection.is_outdated or self.firewall is not None else inspection
+        is_left = inspection.is_outdated or self.firewall is not None or self.connection.looks_at_all
+        return None if is_left else inspection
 
     @property
     def is_quick(self) -> bool:

@@ -100,7 +100,7 @@ def place_of(wanted: WantedCertificate, pod: Pod | None) -> Place:
 def source_of(wanted: WantedCertificate, pod: Pod | None, secrets: SecretSources) -> Source:
     """Return the location to read. Raises NotYetError, ConfigurationError."""
     if wanted.source.kind is SourceKind.SECRET:
-        return secrets.source(wanted.key.pod.namespace, wanted.source.value)
+        return secrets.source(wanted.namespace, wanted.source.value)
     place = place_of(wanted, pod)
     if place.missing and not place.roots:
         names = ", ".join(place.missing)

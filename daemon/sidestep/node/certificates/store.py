@@ -246,7 +246,7 @@ class CertificateStore:
             raise ConfigurationError("is no longer wanted", subject="certificate", value=name)
 
         about = [
-            _problem(entry.wanted, "").text.rstrip(": ")
+            _text(entry.wanted, "").rstrip(": ")
             for key, entry in self._all.entries.items()
             if key.pod == pod and name in (entry.facts.identity, entry.facts.trust)
         ]
@@ -363,7 +363,7 @@ class CertificateStore:
     async def _due(self, entry: CertificateEntry) -> bool:
         """Whether a certificate should be read again."""
         if entry.wanted.source.kind is SourceKind.SECRET:
-            pause = self._all.pauses.get(entry.wanted.key.pod.namespace)
+            pause = self._all.pauses.get(entry.wanted.namespace)
             return entry.unread and (pause is None or asyncio.get_running_loop().time() >= pause.until)
         try:
             source = source_of(entry.wanted, self._all.pods.get(entry.wanted.key.pod), self._secrets)
@@ -378,7 +378,7 @@ class CertificateStore:
     def _pause(self, entry: CertificateEntry) -> None:
         if entry.wanted.source.kind is not SourceKind.SECRET:
             return
-        namespace = entry.wanted.key.pod.namespace
+        namespace = entry.wanted.namespace
         if not entry.unread:
             self._all.pauses.pop(namespace, None)
             return
@@ -409,11 +409,11 @@ class CertificateStore:
     def _version(self, wanted: WantedCertificate) -> str:
         if wanted.source.kind is not SourceKind.SECRET:
             return ""
-        return self._secrets.version(wanted.key.pod.namespace, wanted.source.value)
+        return self._secrets.version(wanted.namespace, wanted.source.value)
 
     def _reason(self, wanted: WantedCertificate, error: SidestepError) -> str:
         if isinstance(error, ReadError) and error.status and wanted.source.kind is SourceKind.SECRET:
-            return self._secrets.explain(wanted.key.pod.namespace, wanted.source.value, error)
+            return self._secrets.explain(wanted.namespace, wanted.source.value, error)
         return f"cannot be read: {error}" if isinstance(error, KernelError) else str(error)
 
     def _state(self, entry: CertificateEntry) -> None:
@@ -421,7 +421,7 @@ class CertificateStore:
         if entry.identity is not None and not problems and _past(entry.identity.not_after):
             problems.append(f"the certificate expired on {_date(entry.identity.not_after)}; it is still used")
         conditions = [
-            Condition(ConditionType.CERTIFICATE_INVALID, entry.wanted.key.subject, _problem(entry.wanted, text).text)
+            Condition(ConditionType.CERTIFICATE_INVALID, entry.wanted.key.subject, _text(entry.wanted, text))
             for text in problems
         ]
         self._conditions.state(_source(entry.wanted.key), conditions)
@@ -480,15 +480,17 @@ def _date(seconds: float) -> str:
     return f"{dt.datetime.fromtimestamp(seconds, dt.UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _location(wanted: WantedCertificate) -> tuple[SourceKind, str]:
+def _location(wanted: WantedCertificate) -> tuple[SourceKind, str, str]:
     """Return what identifies the source. After a change of source nothing of the previous one is kept."""
-    return wanted.source.kind, wanted.source.value
+    return wanted.source.kind, wanted.namespace, wanted.source.value
 
 
 def _source(key: CertificateKey) -> Source:
-    return Source("certificate", key.pod, key.port, key.side.value)
+    return Source("certificate", key.pod, key.port, f"{key.side.value} {key.secret}".rstrip())
 
 
-def _problem(wanted: WantedCertificate, reason: str) -> AnnotationProblem:
+def _text(wanted: WantedCertificate, reason: str) -> str:
     source = wanted.source
-    return AnnotationProblem(source.annotation, source.value, reason, f"pod {wanted.key.pod}", source.origin)
+    if wanted.key.secret:
+        return f"{source.annotation} {wanted.key.secret} of {source.origin}: {reason}"
+    return AnnotationProblem(source.annotation, source.value, reason, f"pod {wanted.key.pod}", source.origin).text

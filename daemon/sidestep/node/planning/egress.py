@@ -10,19 +10,22 @@ networks the later ones are left out, and a condition says so. Those of the clus
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from sidestep.model.egress import EgressMode
+from sidestep.config.annotations import CertificateSource, SourceKind
 from sidestep.node.planning.inspection import MAX_BYTES, MAX_POLICIES
+from sidestep.node.planning.plan import CertificateFacts
 from sidestep.policy.egress import INTERNAL
+from sidestep.policy.survey import CertificateKey, Side, WantedCertificate
 
 if TYPE_CHECKING:
-    from sidestep.model.egress import Network
+    from sidestep.model.egress import Network, SecretRef
+    from sidestep.model.pod import PodKey
     from sidestep.node.planning.inspection import PlannedPolicy
     from sidestep.snapshots.egress import DestinationSnapshot, EgressSnapshot
 
@@ -69,15 +72,49 @@ def outward(policies: Iterable[PlannedPolicy]) -> tuple[tuple[PlannedPolicy, ...
             applying.append(each)
         if problem:
             problems.setdefault(problem, []).append(each.display)
-        elif any(one.mode != EgressMode.OBSERVE for one in each.egress.destinations):
-            problems.setdefault(NOT_OPENED, []).append(each.display)
     return tuple(applying), problems
 
 
-NOT_OPENED: Final = (
-    "this version observes the connections that the pod makes: modes Originate and Decrypt are not carried out, and "
-    "failurePolicy says what becomes of such connections"
-)
+def certificates_of(pod: PodKey, policies: Iterable[PlannedPolicy]) -> list[WantedCertificate]:
+    """The Secrets that policies about connections of this pod name, each once."""
+    found: dict[CertificateKey, WantedCertificate] = {}
+    for each in policies:
+        egress = each.policy.egress
+        named = () if egress is None else ((Side.DOWNSTREAM, egress.issuer), (Side.UPSTREAM, egress.trust))
+        for side, secret in named:
+            if secret is not None:
+                key = _key_of(pod, side, secret)
+                field = f"spec.egress.{'issuer' if side is Side.DOWNSTREAM else 'trust'}"
+                source = CertificateSource(SourceKind.SECRET, secret.name, field, f"inspection policy {each.display}")
+                found.setdefault(key, WantedCertificate(key, source, stated=secret.namespace))
+    return [*found.values()]
+
+
+def with_credentials(
+    pod: PodKey, policies: Iterable[PlannedPolicy], certificates: Mapping[CertificateKey, CertificateFacts]
+) -> tuple[EgressSnapshot, ...]:
+    """What the pod proxy is told of these policies: with the credentials that were found in their Secrets."""
+    made = []
+    for each in policies:
+        if each.egress is None or each.policy.egress is None:
+            continue
+        issuer, trust = each.policy.egress.issuer, each.policy.egress.trust
+        names = {"issuer": "", "trust": ""}
+        if issuer is not None:
+            names["issuer"] = _facts(certificates, _key_of(pod, Side.DOWNSTREAM, issuer)).identity
+        if trust is not None:
+            names["trust"] = _facts(certificates, _key_of(pod, Side.UPSTREAM, trust)).trust
+        lacks_trust = trust is not None and not names["trust"]
+        made.append(each.egress.without_credentials() if lacks_trust else msgspec.structs.replace(each.egress, **names))
+    return tuple(made)
+
+
+def _key_of(pod: PodKey, side: Side, secret: SecretRef) -> CertificateKey:
+    return CertificateKey(pod, 0, side, f"{secret.namespace}/{secret.name}")
+
+
+def _facts(certificates: Mapping[CertificateKey, CertificateFacts], key: CertificateKey) -> CertificateFacts:
+    return certificates.get(key, CertificateFacts())
 
 
 def steered(snapshots: Sequence[EgressSnapshot], *, listened: bool = False) -> SteeredDestinations:

@@ -41,7 +41,7 @@ from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import RefusedError
 from sidestep.model.intercept import Intercept
 from sidestep.model.pod import ContainerPort, PodKey, Transport
-from sidestep.node.planning.egress import outward
+from sidestep.node.planning.egress import certificates_of, outward, with_credentials
 from sidestep.node.planning.inspection import (
     InspectedPod,
     Placements,
@@ -177,6 +177,7 @@ def plan(
         _refuse_filters(key, draft)
         opened = _opened(found, draft)
         mine = [wanted for wanted in found.certificates() if wanted.key.port in opened]
+        mine += certificates_of(key, draft.outward.get(key, ()))
         needed += mine
         if not found.pod.started:
             waiting.add(key)
@@ -187,7 +188,7 @@ def plan(
             draft.wait(draft.everyone(key), key, "its certificate has not been read yet")
             continue
         ports = _ports(found, certificates, node_addresses=node_addresses, draft=draft)
-        egress = tuple(each.egress for each in draft.outward.get(key, ()) if each.egress is not None)
+        egress = with_credentials(key, draft.outward.get(key, ()), certificates)
         outbound = listened(draft.listening.get(key, ()))
         if ports or egress or outbound is not None:
             pods[key] = PodPlan(found.pod, ports, egress, outbound)

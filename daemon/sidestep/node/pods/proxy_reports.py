@@ -183,6 +183,13 @@ class ProxyReports:
                 Condition(ConditionType.CERTIFICATE_INVALID, port_subject(pod, number), text) for text in texts
             ]
             self._statements.state(number, "credentials", conditions)
+        known = {name for plan in self._streams.plans().values() for name in plan.snapshot.credentials}
+        texts = [
+            f"the pod proxy cannot use a certificate of a policy, whose connections are not opened: {failures[name]}"
+            for name in sorted(failures.keys() - known)
+        ]
+        others = [Condition(ConditionType.CERTIFICATE_INVALID, f"pod {pod}", text) for text in texts]
+        self._statements.state(None, "egress credentials", others)
 
     def _see(self) -> None:
         """A connection has arrived. Whatever the proxy says first tells so; heartbeats come twice a second only."""

@@ -152,8 +152,11 @@ class Target:
         failures = await proxy.apply(
             {
                 name: self._tools.credential(self.pod.key, name)
-                for port in plan.ports
-                for name in port.snapshot.credentials
+                for names in (
+                    *(port.snapshot.credentials for port in plan.ports),
+                    *(each.credentials for each in plan.egress),
+                )
+                for name in names
             },
             generation=self._generation,
             ports=tuple(self._snapshot(port) for port in plan.ports),

@@ -5,7 +5,8 @@ yet. The order is fixed: credentials, then the configuration that names them, th
 listeners, so that the proxy accepts no connection before it can serve it.
 
 A credential that cannot be read, or that the proxy cannot load, does not stop the service of a port: the port is
-configured without credentials, and the proxy carries its TLS end to end.
+configured without credentials, and the proxy carries its TLS end to end. Nor does one of a policy about connections
+that the pod makes: the policy opens none then.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import msgspec
 from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import SidestepError
 from sidestep.proxy.control.messages import Configure, Credential, Listen, Message, ShareTable, Unlisten
+from sidestep.snapshots.egress import EgressSnapshot
 from sidestep.snapshots.ports import PortSnapshot
 
 
@@ -94,7 +96,7 @@ async def tell_difference(proxy: Receiver, desired: Desired, told: Acknowledged,
     wanted = desired.configuration
     if wanted is not None and wanted is not told.configuration:
         failures: dict[str, str] = {}
-        for name, kind in _credentials(wanted.ports).items():
+        for name, kind in _credentials(wanted.ports, wanted.egress).items():
             if name not in told.credentials:
                 source = desired.credentials.get(name)
                 problem = await _tell_credential(proxy, Credential(0, name, kind), source, source_deadline)
@@ -106,8 +108,11 @@ async def tell_difference(proxy: Receiver, desired: Desired, told: Acknowledged,
         ports = tuple(
             port if failed.isdisjoint(port.credentials) else port.without_credentials() for port in wanted.ports
         )
-        await proxy.tell(msgspec.structs.replace(wanted, ports=ports), doing="apply its configuration")
-        told.credentials &= _credentials(ports).keys()
+        egress = tuple(
+            each if failed.isdisjoint(each.credentials) else each.without_credentials() for each in wanted.egress
+        )
+        await proxy.tell(msgspec.structs.replace(wanted, ports=ports, egress=egress), doing="apply its configuration")
+        told.credentials &= _credentials(ports, egress).keys()
         told.failures = failures
         told.configuration = wanted
     for key in [key for key, sock in told.listeners.items() if desired.listeners.get(key) is not sock]:
@@ -150,6 +155,7 @@ def _named(source: CredentialSource, reason: str) -> str:
     return f"{source.about}: {reason}" if source.about else reason
 
 
-def _credentials(ports: tuple[PortSnapshot, ...]) -> dict[str, str]:
-    """The credentials of all ports with their kinds."""
-    return {name: kind for port in ports for name, kind in port.credentials.items()}
+def _credentials(ports: tuple[PortSnapshot, ...], egress: tuple[EgressSnapshot, ...]) -> dict[str, str]:
+    """The credentials of all ports, and of policies about connections of the pod, with their kinds."""
+    all_of_them = [*(each.credentials for each in ports), *(each.credentials for each in egress)]
+    return {name: kind for each in all_of_them for name, kind in each.items()}

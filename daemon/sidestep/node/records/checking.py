@@ -47,8 +47,8 @@ _OBJECTS: Final = {
     "fileinfo": frozenset(("fileinfo", "http")),
 }
 """The types that a proxy may send, each with the objects that a record of it has. `stats` are the daemon's own."""
-_OUTBOUND_OBJECTS: Final = {name: frozenset((name,)) for name in ("alert", "tls", "anomaly", "flow", "http")}
-"""The same of connections that the pod makes."""
+_OF_CONNECTION: Final = frozenset(("alert",))
+"""What an alert has of which the connection that the pod makes is the subject, and no request."""
 _HOST: Final = re.compile(r"[!-~]{1,253}")
 _ALL: Final = frozenset(("http", "alert", "tls", "anomaly", "flow", "fileinfo", "stats"))
 _NO_NAMES: Final[Mapping[int, str]] = {}
@@ -96,8 +96,10 @@ def checked(
 def _has_form(record: Record) -> bool:
     """Whether a record is one of a type that proxies send, with the objects and values that it has."""
     outbound = record.sidestep is not None and record.sidestep.direction is not None
-    wanted = (_OUTBOUND_OBJECTS if outbound else _OBJECTS).get(record.event_type)
-    if wanted is None or {name for name in _ALL if getattr(record, name) is not None} != wanted:
+    wanted = _OBJECTS.get(record.event_type)
+    told = {name for name in _ALL if getattr(record, name) is not None}
+    is_bare = outbound and record.event_type == "alert" and told == _OF_CONNECTION
+    if wanted is None or (told != wanted and not is_bare):
         return False
     ports, numbers = (record.src_port, record.dest_port), (record.flow_id, record.tx_id)
     return (

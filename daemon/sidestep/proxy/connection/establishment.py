@@ -231,25 +231,39 @@ class TlsEstablishment:
         Calls `done(stream)`, or `done(None)` when the handshake fails or the app chooses another protocol this time.
         Never before this returns. The returned function cancels.
         """
-        task = Task(self._connect_again(sock, done))
-        self._loop.later(0.0, task.start)
+        return shake_again(self._loop, self._new_handshake(), sock, self._chosen, done)
 
-        def cancel() -> None:
-            task.cancel()
-            sock.close()
 
-        return cancel
+def shake_again(
+    loop: Loop,
+    handshake: UpstreamHandshake,
+    sock: socket.socket,
+    chosen: str | None,
+    done: Callable[[Stream | None], None],
+) -> Cancel:
+    """Shake hands over a connected socket; as `TlsEstablishment.connect_again`. `chosen` is the protocol to choose."""
+    task = Task(_shake_again(handshake, sock, chosen, done))
+    loop.later(0.0, task.start)
 
-    async def _connect_again(self, sock: socket.socket, done: Callable[[Stream | None], None]) -> None:
-        stream: TlsStream | None = None
-        try:
-            made = await self._new_handshake().run(sock)
-            if isinstance(made, TlsStream):
-                stream = made
-                if made.state.selected_alpn_protocol() != self._chosen:
-                    made.close()
-                    stream = None
-        except Exception:
-            done(None)
-            raise
-        done(stream)
+    def cancel() -> None:
+        task.cancel()
+        sock.close()
+
+    return cancel
+
+
+async def _shake_again(
+    handshake: UpstreamHandshake, sock: socket.socket, chosen: str | None, done: Callable[[Stream | None], None]
+) -> None:
+    stream: TlsStream | None = None
+    try:
+        made = await handshake.run(sock)
+        if isinstance(made, TlsStream):
+            stream = made
+            if made.state.selected_alpn_protocol() != chosen:
+                made.close()
+                stream = None
+    except Exception:
+        done(None)
+        raise
+    done(stream)

@@ -9,6 +9,8 @@ Who reads them is the node's log (`RecordQueue`), and sessions that get records 
     TLS that was opened      `tls`: at once if the policies sample, else with the first hit
     end of the connection    `flow`, if the policies sample or anything else was told of it
 
+Of a connection that the pod makes (`LivePort.outward`) `tls` and `flow` are always told, as of one that is not opened.
+
 A session gets those of requests that match its filter, the first of them after `tls`; every anomaly of its port, and a
 `flow` at the end if it was told of anything else. One that wants alerts only gets `alert` and `anomaly`. For a session
 that wants all, `told` makes a record of every exchange; those that are sampled go to the log only.
@@ -111,7 +113,9 @@ class ConnectionRecords:
         """Sessions that were told of anything but alerts."""
         self._ended: tuple[Record, frozenset[str]] | None = None
         """The record of the connection's end, and the sessions that got it."""
-        self.flow = secrets.randbits(FLOW_BITS)
+        outward = port.outward
+        self.flow = secrets.randbits(FLOW_BITS) if outward is None else outward.flow
+        self._has_told |= outward is not None and queue.wanted
         self.sampling = Sampling(inspection.sample_percent if queue.wanted else 0.0, self.flow)
 
     # --- records.Observer -------------------------------------------------------------------------------------------
@@ -135,7 +139,9 @@ class ConnectionRecords:
         self._protocol = _name(exchange.protocol)
         self._has_alerted |= record.action is not Outcome.LOG
         if record.action is Outcome.LOG:
-            made = eve.record(time.time_ns(), self._origin(), http, transaction=exchange.number, sidestep=decided)
+            made = eve.record(
+                time.time_ns(), self._origin(), http, transaction=exchange.number, sidestep=self._directed(decided)
+            )
         else:
             made = eve.record(
                 time.time_ns(),
@@ -143,7 +149,7 @@ class ConnectionRecords:
                 eve.alert(record.policy, record.rule, blocked=record.action is Outcome.BLOCK),
                 transaction=exchange.number,
                 http=http,
-                sidestep=decided,
+                sidestep=self._directed(decided),
                 to_client=record.in_response,
             )
         self._put(made, listeners, is_alert=record.action is not Outcome.LOG)
@@ -174,7 +180,12 @@ class ConnectionRecords:
         )
         decided = Sidestep(id=exchange.id, inspected=True)
         made = eve.record(
-            time.time_ns(), self._origin(), told, http=http, sidestep=decided, to_client=record.in_response
+            time.time_ns(),
+            self._origin(),
+            told,
+            http=http,
+            sidestep=self._directed(decided),
+            to_client=record.in_response,
         )
         self._put(made, listeners, is_alert=False)
 
@@ -186,7 +197,11 @@ class ConnectionRecords:
         self._granted -= 1
         decided = Sidestep(id=record.id, inspected=True)
         http = self._http(self._concealed(record))
-        self._queue.add(eve.record(time.time_ns(), self._origin(), http, transaction=record.number, sidestep=decided))
+        self._queue.add(
+            eve.record(
+                time.time_ns(), self._origin(), http, transaction=record.number, sidestep=self._directed(decided)
+            )
+        )
 
     def _grant(self) -> int:
         """Take what there is of SAMPLES, some at once."""
@@ -203,7 +218,8 @@ class ConnectionRecords:
         if self._inspection.is_outdated:
             self._follow()
         if self._sampled is None:
-            self._sampled = SampledRecords(self._origin(), self._redaction)
+            decided = self._directed(Sidestep(inspected=True))
+            self._sampled = SampledRecords(self._origin(), self._redaction, decided)
         return self._sampled.encode(at, sample)
 
     def uninspected(self, reason: str, *, closed: bool) -> None:
@@ -222,7 +238,11 @@ class ConnectionRecords:
         )
         action = RecordedAction.CLOSE if closed else RecordedAction.PASS
         decided = Sidestep(action=action, inspected=False, reason=reason)
-        self._put(eve.record(time.time_ns(), self._origin(), noticed, sidestep=decided), listeners, is_alert=True)
+        self._put(
+            eve.record(time.time_ns(), self._origin(), noticed, sidestep=self._directed(decided)),
+            listeners,
+            is_alert=True,
+        )
 
     # --- live_exchanges.Teller --------------------------------------------------------------------------------------
 
@@ -232,7 +252,9 @@ class ConnectionRecords:
         self._tell_tls(rules, to_log=False)
         decided = Sidestep(inspected=self._is_inspected)
         http = self._http(self._concealed(record))
-        made = eve.record(time.time_ns(), self._origin(), http, transaction=record.number, sidestep=decided)
+        made = eve.record(
+            time.time_ns(), self._origin(), http, transaction=record.number, sidestep=self._directed(decided)
+        )
         self._queue.live.add(made, [rule.uid for rule in rules])
 
     def over(self) -> None:
@@ -248,7 +270,7 @@ class ConnectionRecords:
         self._tls = tls
         if self._port.listeners:
             self._described = tls.describe()  # requests are told later, when the connection may be over
-        if self.sampling.chooses_any:
+        if self.sampling.chooses_any or self._port.outward is not None:
             self._tell_tls((), to_log=True)
 
     def _tell_tls(self, listeners: tuple[Rule, ...], *, to_log: bool) -> None:
@@ -261,7 +283,7 @@ class ConnectionRecords:
         made = self._described or self._tls.describe()
         if made is not None:
             decided = Sidestep(inspected=self._is_inspected, tls=made[1])
-            record = eve.record(time.time_ns(), self._origin("tls"), made[0], sidestep=decided)
+            record = eve.record(time.time_ns(), self._origin("tls"), made[0], sidestep=self._directed(decided))
             if to_log:
                 self._queue.add(record)
             self._queue.live.add(record, new)
@@ -287,7 +309,7 @@ class ConnectionRecords:
         if flow is None:
             return
         decided = Sidestep(inspected=bool(self._protocol) and self._is_inspected)
-        made = eve.record(now, self._origin(), flow, sidestep=decided)
+        made = eve.record(now, self._origin(), flow, sidestep=self._directed(decided))
         if to_log:
             self._queue.add(made)
         self._ended = made, frozenset(self._live)
@@ -347,6 +369,11 @@ class ConnectionRecords:
             self._redaction = redaction_of(latest)
             if self._sampled is not None:
                 self._sampled.hide(self._redaction)
+
+    def _directed(self, decided: Sidestep) -> Sidestep:
+        """What was decided, with the direction where it is not that of clients."""
+        outward = self._port.outward
+        return decided if outward is None else eve.outwards(decided, outward.name)
 
     def _http(self, exchange: ExchangeRecord) -> Http:
         if self._port.inspection is not self._latest:

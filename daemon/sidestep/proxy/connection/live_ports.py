@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from sidestep.engine.relay import OnUnreadable
@@ -12,6 +14,7 @@ from sidestep.model.inspection import ExistingConnections
 from sidestep.model.intercept import Kind, Live, Snap
 from sidestep.policy.accepted_policy import AcceptedPolicy, accept
 from sidestep.policy.inspection import Inspection
+from sidestep.policy.inspection_match import ConnectionFacts
 from sidestep.policy.inspection_rows import from_snapshot
 from sidestep.policy.matching import compile_filter, from_rows, needle_of
 from sidestep.policy.route import Route, Rule, SteeredPort
@@ -53,6 +56,17 @@ def route_of(rules: Mapping[RuleSnapshot, Rule]) -> Route:
         intercepts=tuple(made for rule, made in rules.items() if rule.kind == Kind.INTERCEPT),
         wiretaps=tuple(made for rule, made in rules.items() if rule.kind == Kind.WIRETAP),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Outward:
+    """A connection that the pod makes, to a server of this name. `flow` is the number of its records; `facts` are what
+    rules may ask of it.
+    """
+
+    name: str
+    flow: int
+    facts: ConnectionFacts
 
 
 class CompiledPolicies:
@@ -101,6 +115,8 @@ class LivePort:
         self.new_id = NewIds()
         """Makes the names of inspected exchanges."""
         self.counters: Counter[str] = Counter()
+        self.outward: Outward | None = None
+        """Of a connection that the pod makes: what is known of it."""
         self.conditions: dict[ConditionType, str] = {}
         self.reported: dict[ConditionType, float] = {}
         """When a condition was last told, on the loop's clock."""
@@ -171,6 +187,14 @@ class LivePort:
         if snapshot != self.snapshot:
             self.server_first = False
         self.snapshot = snapshot
+
+    def for_connection(self, outward: Outward, inspection: Inspection, snapshot: PortSnapshot) -> LivePort:
+        """Return the port of one connection that the pod makes, which is judged by `inspection` and opened as
+        `snapshot` says. Counters, sessions and the names of exchanges are this port's.
+        """
+        made = copy.copy(self)
+        made.outward, made.inspection, made.snapshot = outward, inspection, snapshot
+        return made
 
     def resets(self, snapshot: PortSnapshot) -> bool:
         """Whether a newer snapshot has a policy that the port does not have, and that wants connections which are

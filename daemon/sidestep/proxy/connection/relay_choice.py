@@ -103,10 +103,13 @@ def gate_of(
     inspection = port.inspection
     if inspection is None:
         return None
-    certificate = client.state.getpeercert() if client is not None else None
-    facts = ConnectionFacts(
-        ip_address(address) if address else None, server_name, names_of(certificate) if certificate else ()
-    )
+    if port.outward is not None:
+        facts = port.outward.facts
+    else:
+        certificate = client.state.getpeercert() if client is not None else None
+        facts = ConnectionFacts(
+            ip_address(address) if address else None, server_name, names_of(certificate) if certificate else ()
+        )
     snapshot = port.snapshot
     exempt: frozenset[tuple[bytes, bytes]] = frozenset()
     if snapshot.probes and address in snapshot.probe_sources:

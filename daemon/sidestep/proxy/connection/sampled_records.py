@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from sidestep.protocols import eve
+from sidestep.protocols.eve_records import Sidestep
 from sidestep.protocols.eve_redaction import text
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _OWN_PAIRS: Final = 3
 _TIME: Final = b"\xbf"
 """What stands before a text of 31 bytes, as which times are told."""
 
+_INSPECTED: Final = Sidestep(inspected=True)
 _encode: Final = msgspec.msgpack.Encoder().encode
 _TIMESTAMP, _TRANSACTION, _HTTP, _LENGTH = map(_encode, ("timestamp", "tx_id", "http", "length"))
 _URL: Final = _encode("url")
@@ -48,7 +50,7 @@ class SampledRecords:
         "_request", "_request_pairs", "_requested", "_same", "_second", "_until_second",
     )  # fmt: skip
 
-    def __init__(self, origin: Origin, redaction: Redaction) -> None:
+    def __init__(self, origin: Origin, redaction: Redaction, decided: Sidestep = _INSPECTED) -> None:
         shared = _encode(
             {
                 "flow_id": origin.flow_id,
@@ -59,7 +61,7 @@ class SampledRecords:
                 "dest_port": origin.server[1],
                 "proto": "TCP",
                 "kubernetes": {},
-                "sidestep": {"inspected": True},
+                "sidestep": decided,
             }
         )
         self._connection = bytes((shared[0] + _OWN_PAIRS,)) + shared[1:] + _TIMESTAMP + _TIME

@@ -58,6 +58,7 @@ from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.connection.ends import Ends
 from sidestep.proxy.connection.establishment import Established, TlsEstablishment
 from sidestep.proxy.connection.first_bytes import PeekedBytes
+from sidestep.proxy.connection.host import AppTls
 from sidestep.proxy.connection.inspection_counts import InspectionCounts
 from sidestep.proxy.connection.inspection_records import ConnectionRecords
 from sidestep.proxy.connection.live_ports import LivePort
@@ -105,9 +106,7 @@ class ConnectionSetup:
     async def _run(self, sock: socket.socket) -> None:
         relayed = False
         try:
-            verdict = await self._classify(sock)
-            if isinstance(verdict, OpenTls):
-                verdict = await self._establish(sock, verdict)
+            verdict = await self._open(sock, await self._classify(sock))
             relayed = self._carry_out(verdict)
         except PeerError:
             pass  # the client or the app is gone: nobody is left to be told
@@ -156,6 +155,10 @@ class ConnectionSetup:
         )
 
     # --- establish --------------------------------------------------------------------------------------------------
+
+    async def _open(self, sock: socket.socket, verdict: Verdict) -> Verdict:
+        """Open what the verdict wants opened; the verdict on what is inside. Raises PeerError."""
+        return await self._establish(sock, verdict) if isinstance(verdict, OpenTls) else verdict
 
     async def _establish(self, sock: socket.socket, verdict: OpenTls) -> Http | Pass | Close:
         """Establish TLS; the verdict on what is inside it, or on TLS that was not opened. Raises PeerError."""
@@ -255,10 +258,19 @@ class ConnectionSetup:
         tls = self._tls
         return (tls.server_name or "") if tls is not None and self._established is not None else ""
 
+    @property
+    def _app_tls(self) -> AppTls | None:
+        """How a further TLS stream to the app is made; None where the connection to the app is not opened TLS."""
+        return self._tls.connect_again if self._tls is not None and self._established is not None else None
+
+    def _why(self, verdict: Verdict) -> str:
+        """Why nothing of a connection is inspected, in a word."""
+        return verdict.reason if isinstance(verdict, Pass | Close) else "unparsed"
+
     def _uninspected(self, verdict: Verdict) -> None:
         """Count a connection of which nothing is inspected, on a port that has policies; tell sessions of it."""
         if self._port.inspection is not None or self._port.listeners:
-            reason = verdict.reason if isinstance(verdict, Pass | Close) else "unparsed"
+            reason = self._why(verdict)
             self._records = self._recorder()
             observer = self._records or InspectionCounts(self._port.counters)
             observer.uninspected(reason, closed=isinstance(verdict, Close))
@@ -289,7 +301,7 @@ class ConnectionSetup:
             protocol=protocol,
             tls=tls is not None,
             server_name=self._server_name,
-            app_tls=tls.connect_again if tls is not None else None,
+            app_tls=self._app_tls,
         )
         client, app = self._ends.take_streams()
         self._host.opened(conductor)

@@ -12,7 +12,7 @@ from sidestep.proxy.connection.inspector_link import InspectorLink
 from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.control.record_queue import RecordQueue
 from sidestep.proxy.mirror.ids_feeds import IdsFeeds
-from sidestep.proxy.tls.credentials import Credentials
+from sidestep.proxy.tls.credentials import ConnectionCredentials
 
 
 class PendingConnection(Protocol):
@@ -25,7 +25,6 @@ class PendingConnection(Protocol):
 class SetupHost(ConnectionHost, Protocol):
     """What a setup asks, besides what the relay that follows asks."""
 
-    credentials: Credentials
     detection_timeout: float
     ledger: Ledger
     records: RecordQueue
@@ -34,6 +33,10 @@ class SetupHost(ConnectionHost, Protocol):
     """Where packets for an IDS go."""
     inspector: InspectorLink
     """Who judges whole requests."""
+
+    @property
+    def credentials(self) -> ConnectionCredentials:
+        """What the handshakes of the connection take."""
 
     def opened(self, connection: RelayedConnection) -> None:
         """A connection is relayed from now on."""

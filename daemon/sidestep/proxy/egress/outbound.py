@@ -23,7 +23,6 @@ from sidestep.policy.inspection_match import Address
 from sidestep.proxy.connection.acceptor import Acceptor
 from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.connection.live_ports import LivePort
-from sidestep.proxy.connection.setup_host import PendingConnection
 from sidestep.proxy.egress.outbound_host import OutboundHost, Process
 from sidestep.proxy.egress.outbound_policies import OutboundPolicies
 from sidestep.proxy.egress.outbound_setup import OutboundSetup
@@ -39,23 +38,13 @@ class Table(Protocol):
         """The original destination of a connection that was accepted at this address and port."""
 
 
-class OutboundProcess(Process, Protocol):
-    """What is asked of the process around it."""
-
-    def setup_begins(self, setup: PendingConnection) -> None:
-        """A connection was accepted, and is being set up."""
-
-    def setup_failed(self, error: int) -> None:
-        """The kernel refused what a connection needs; `error` is its errno."""
-
-
 class Outbound:
     """All of it. `has_room`, `outcome` and `retired` are those of `Acceptor`."""
 
     def __init__(
         self,
         loop: Loop,
-        process: OutboundProcess,
+        process: Process,
         *,
         has_room: Callable[[], bool],
         outcome: Callable[[int], None],

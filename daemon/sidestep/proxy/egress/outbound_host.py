@@ -15,6 +15,7 @@ from sidestep.engine.mirror.ledger import Ledger
 from sidestep.proxy.connection.dial import Done
 from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.host import ConnectionHost, RelayedConnection
+from sidestep.proxy.connection.inspector_link import InspectorLink
 from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.connection.setup_host import PendingConnection
 from sidestep.proxy.control.messages import LoggedRequest
@@ -22,6 +23,8 @@ from sidestep.proxy.control.record_queue import RecordQueue
 from sidestep.proxy.egress.server_dial import ServerDial
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.stream import PlainStream
+from sidestep.proxy.mirror.ids_feeds import IdsFeeds
+from sidestep.proxy.tls.credentials import Credentials
 
 UNREACHABLE: Final = frozenset(
     {errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNRESET, errno.EHOSTDOWN}
@@ -33,8 +36,18 @@ class Process(ConnectionHost, Protocol):
     """What is asked of the process around it."""
 
     records: RecordQueue
+    credentials: Credentials
+    detection_timeout: float
     ledger: Ledger
     """What copies may hold."""
+    ids: IdsFeeds
+    inspector: InspectorLink
+
+    def setup_begins(self, setup: PendingConnection) -> None:
+        """A connection was accepted, and is being set up."""
+
+    def setup_failed(self, error: int) -> None:
+        """The kernel refused what a connection needs; `error` is its errno."""
 
     def log_flow(self, line: LoggedRequest) -> None:
         """Tell a session of a connection."""
@@ -54,7 +67,7 @@ class OutboundHost:
 
     def __init__(self, loop: Loop, process: Process) -> None:
         self._loop = loop
-        self._process = process
+        self.process = process
         self.pipes = process.pipes
         self.mirror_scheduler = process.mirror_scheduler
         self.backlog = process.backlog
@@ -66,14 +79,14 @@ class OutboundHost:
         self, info: ConnectionInfo, leg: Leg, done: Callable[[PlainStream | None], None]
     ) -> Callable[[], None]:
         """Ask for the stream of a capture."""
-        return self._process.open_stream(info, leg, done)
+        return self.process.open_stream(info, leg, done)
 
     def dial_app(self, endpoints: Endpoints, done: Done) -> Callable[[], None]:
         """Connect to the server; returns a function that cancels."""
 
         def finished(sock: socket.socket | None, error: OSError | None) -> None:
             if error is not None and error.errno in UNREACHABLE:
-                self._process.no_server(endpoints.host, endpoints.port)
+                self.process.no_server(endpoints.host, endpoints.port)
             done(sock, error)
 
         return ServerDial(self._loop, endpoints.host, endpoints.port, finished).cancel
@@ -88,20 +101,20 @@ class OutboundHost:
 
     def opened(self, connection: RelayedConnection) -> None:
         """A connection is relayed from now on."""
-        self._process.opened(connection)
+        self.process.opened(connection)
 
     def closed(self, connection: RelayedConnection) -> None:
         """A connection is over."""
-        self._process.closed(connection)
+        self.process.closed(connection)
 
     def setup_over(self, setup: PendingConnection) -> None:
         """A setup is over, whatever came of it."""
-        self._process.setup_over(setup)
+        self.process.setup_over(setup)
 
     def log_requests(self, connection: RelayedConnection) -> None:
         """Take the notes of a connection's mirror."""
-        self._process.log_requests(connection)
+        self.process.log_requests(connection)
 
     def log_flow(self, line: LoggedRequest) -> None:
         """Tell a session of heads of a connection."""
-        self._process.log_flow(line)
+        self.process.log_flow(line)

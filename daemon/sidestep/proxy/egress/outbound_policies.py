@@ -5,19 +5,30 @@ Counters and rules of sessions are those of a port that stands for all such conn
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime as dt
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
+import msgspec
+
+from sidestep.engine.outbound import Decision, Opening, Seen
+from sidestep.model.errors import BugError
 from sidestep.policy.egress import EgressPolicies, EgressPolicy, compile_egress
 from sidestep.policy.egress_rows import from_egress_snapshot
+from sidestep.policy.inspection import Inspection
 from sidestep.protocols.eve_redaction import Redaction
-from sidestep.proxy.connection.live_ports import LivePort
+from sidestep.proxy.connection.live_ports import LivePort, Outward
 from sidestep.proxy.control.messages import OUTBOUND
+from sidestep.proxy.egress.unopened import Unopened
+from sidestep.proxy.tls.issuing import IssuedLeaves
 from sidestep.snapshots.egress import EgressSnapshot
 from sidestep.snapshots.ports import PortSnapshot
 
 _UNHEARD: Final = PortSnapshot(OUTBOUND, "tcp", tls="never", http2="never", rules=())
 """Nobody listens."""
+Issued = Callable[[str], IssuedLeaves | None]
+"""What answers clients in the name of a CA, by the name of its credential."""
 
 
 class OutboundPolicies:
@@ -27,6 +38,10 @@ class OutboundPolicies:
 
     def __init__(self) -> None:
         self._compiled: dict[EgressSnapshot, EgressPolicy] = {}
+        self._snapshots: dict[EgressPolicy, EgressSnapshot] = {}
+        self.unopened = Unopened()
+        self._opened: dict[tuple[EgressPolicy, ...], Inspection] = {}
+        """What judges the requests of opened connections, by the policies that apply to them."""
         self.current = EgressPolicies(())
         self.port = LivePort(_UNHEARD)
         self.redaction = Redaction()
@@ -48,3 +63,61 @@ class OutboundPolicies:
                 any(each.query_values for each in wanted) or not wanted,
                 frozenset(name.encode() for each in wanted for name in each.headers),
             )
+            self._snapshots = {policy: snapshot for snapshot, policy in compiled.items()}
+            self._give_way()
+
+    def _give_way(self) -> None:
+        """Have opened connections judged by what their policies say now, from their next request on."""
+        before, self._opened = self._opened, {}
+        for judging, inspection in before.items():
+            names = {each.policy.display for each in judging}
+            left = tuple(each for each in self.current.policies if each.policy.display in names)
+            if left != judging:
+                inspection.give_way(self._inspection(left) if left else None)
+            else:
+                self._opened[judging] = inspection
+
+    def _inspection(self, judging: tuple[EgressPolicy, ...]) -> Inspection:
+        found = self._opened.get(judging)
+        if found is None:
+            current = self.current
+            found = self._opened[judging] = Inspection(
+                [each.of_requests for each in judging], thresholds=current.thresholds, limits=current.limits
+            )
+        return found
+
+    def hindrance(self, decision: Decision, seen: Seen, issued: Issued, now: float) -> str:
+        """Why a connection that should be opened cannot be, in a word; empty if it can."""
+        snapshot = self._opener(decision)
+        if not snapshot.opens:
+            return "no-trust"
+        if decision.opening is Opening.ORIGINATE:
+            return ""
+        leaves = issued(snapshot.issuer)
+        if leaves is None:
+            return "no-issuer"
+        return leaves.issuer.hindrance(seen.name, dt.datetime.now(dt.UTC)) or self.unopened.reason(
+            seen.name, seen.hello, now
+        )
+
+    def open(self, decision: Decision, *, name: str, flow: int) -> LivePort:
+        """Return the port of a connection that is opened: what judges its requests, and how its TLS is made."""
+        facts, opener = replace(decision.facts, binds_host=True), self._opener(decision)
+        is_clear = decision.opening is Opening.ORIGINATE
+        snapshot = msgspec.structs.replace(
+            self.port.snapshot,
+            tls="never" if is_clear else "always",
+            http2="probe",
+            identity="" if is_clear else opener.issuer,
+            upstream_trust=opener.trust,
+            opens=True,
+        )
+        outward = Outward(name, flow, facts)
+        return self.port.for_connection(outward, self._inspection(decision.treatment.policies), snapshot)
+
+    def _opener(self, decision: Decision) -> EgressSnapshot:
+        opener = decision.opener
+        found = None if opener is None else self._snapshots.get(opener)
+        if found is None:
+            raise BugError("a connection is opened for a policy that is not there")
+        return found

@@ -67,7 +67,7 @@ class OutboundRecords:
     """The records of one connection. The port of `policies` has the counters, and knows the sessions."""
 
     __slots__ = (
-        "_began", "_decision", "_endpoints", "_flow", "_listeners", "_policies", "_port", "_queue", "_seen", "_to_log",
+        "_began", "_decision", "_endpoints", "_listeners", "_policies", "_port", "_queue", "_to_log", "flow", "seen",
     )  # fmt: skip
 
     def __init__(self, policies: OutboundPolicies, endpoints: Endpoints, queue: RecordQueue) -> None:
@@ -75,28 +75,23 @@ class OutboundRecords:
         self._port = policies.port
         self._endpoints = endpoints
         self._queue = queue
-        self._flow = secrets.randbits(FLOW_BITS)
+        self.flow = secrets.randbits(FLOW_BITS)
         self._began = time.time_ns()
         self._decision = Decision()
-        self._seen = Seen()
+        self.seen = Seen()
         self._to_log = False
         self._listeners: tuple[Rule, ...] = ()
         """The sessions that get records of this connection."""
 
     def decided(self, decision: Decision, seen: Seen) -> None:
-        """Tell what was decided, and why."""
-        self._decision, self._seen = decision, seen
+        """Tell what was decided, and why. Of a connection that is opened only what rules about connections say."""
+        self._decision, self.seen = decision, seen
         self._to_log = decision.is_judged and self._queue.wanted
         listeners = self._port.listeners
         if listeners:
             self._listeners = tuple(rule for rule in listeners if matches(rule, seen))
-        if seen.hello is not None and (self._to_log or self._listeners):
-            weak = tls_weakness.of_offer(seen.hello)
-            told = eve.tls(seen.hello, version=_UNDETERMINED)
-            details = TlsDetails(weak=weak) if weak else None
-            self._put(told, Sidestep(inspected=decision.is_judged, tls=details), is_alert=False)
-        elif seen.request is not None and self._listeners:
-            self._tell_request()
+        if decision.opening is None:
+            self.offered()
         if not decision.is_judged:
             return
         for hit in decision.verdict.hits:
@@ -112,6 +107,19 @@ class OutboundRecords:
             )
             self._put(told_of, Sidestep(action=action, inspected=False, reason=decision.reason), is_alert=True)
 
+    def offered(self) -> None:
+        """Tell of a connection that is not opened: what its client offers, or asks for. What is agreed on is told where it
+        is opened.
+        """
+        hello = self.seen.hello
+        if hello is not None and (self._to_log or self._listeners):
+            weak = tls_weakness.of_offer(hello)
+            told = eve.tls(hello, version=_UNDETERMINED)
+            details = TlsDetails(weak=weak) if weak else None
+            self._put(told, Sidestep(inspected=self._decision.is_judged, tls=details), is_alert=False)
+        elif self.seen.request is not None and self._listeners:
+            self._tell_request()
+
     def _hit(self, hit: Hit) -> None:
         name = "inspection_would_block" if hit.would_block else _COUNTERS[hit.outcome]
         self._port.counters[name] += 1
@@ -121,7 +129,7 @@ class OutboundRecords:
 
     def _tell_request(self) -> None:
         """Tell sessions of the first request of a connection in clear."""
-        request = self._seen.request
+        request = self.seen.request
         if request is None:
             return
         told = eve.http(
@@ -159,13 +167,13 @@ class OutboundRecords:
             return
         ends = self._endpoints
         origin = Origin(
-            flow_id=self._flow,
+            flow_id=self.flow,
             client=(ends.client, ends.client_port),
             server=(ends.host, ends.port),
-            protocol=self._seen.protocol,
+            protocol=self.seen.protocol,
             kubernetes=_NOBODY,
         )
-        made = eve.record(time.time_ns(), origin, detail, sidestep=outwards(decided, self._seen.name))
+        made = eve.record(time.time_ns(), origin, detail, sidestep=eve.outwards(decided, self.seen.name))
         if to_log:
             self._queue.add(made)
         if told:
@@ -196,20 +204,6 @@ def flow_line(rule: Rule, endpoints: Endpoints, seen: Seen) -> LoggedRequest:
         fields=tuple((_text(name), _text(value)) for name, value in fields),
         server=endpoints.host,
         protocol=seen.protocol or "tcp",
-    )
-
-
-def outwards(decided: Sidestep, host: str) -> Sidestep:
-    """What was decided, of a connection that the pod makes to a server of this name, "" if that is not known."""
-    return Sidestep(
-        policy=decided.policy,
-        rule=decided.rule,
-        action=decided.action,
-        inspected=decided.inspected,
-        reason=decided.reason,
-        tls=decided.tls,
-        direction="egress",
-        host=host or None,
     )
 
 

@@ -4,13 +4,15 @@
     see       peek at the first bytes (`engine.outbound.see`). A silent client has its server connected to meanwhile, so
               that a server which speaks first is heard
     decide    by the policies of the moment (`engine.outbound.decide`); told before anything is relayed
-    relay     end to end: every byte, every end and every break, both ways. Or close: the client sees a reset
+    relay     end to end: every byte, every end and every break, both ways. Or close: the client sees a reset.
+              Or hand the client over to `opened_setup`, which opens what its policies want opened
 
 States
 
     state    what can happen                                           next
-    SEEING   first bytes, an end, a deadline, the server's data        RELAYED, CLOSED
+    SEEING   first bytes, an end, a deadline, the server's data        RELAYED, OPENED, CLOSED
     RELAYED  the conductor owns both ends
+    OPENED   another setup owns the client; a server that was connected to in clear is reset
     CLOSED   the client is reset, and the server
 
 Invariants
@@ -28,7 +30,7 @@ from functools import partial
 from ipaddress import ip_address
 
 from sidestep.engine.classification import AskApp, Event, Wait
-from sidestep.engine.outbound import Decision, Seen, blocks_whatever_follows, decide, see
+from sidestep.engine.outbound import Decision, Opening, Seen, blocks_whatever_follows, decide, see
 from sidestep.engine.passthrough import WireRelay
 from sidestep.model.errors import PeerError
 from sidestep.policy.inspection_match import ConnectionFacts
@@ -39,12 +41,16 @@ from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.connection.ends import Ends
 from sidestep.proxy.connection.first_bytes import PeekedBytes
 from sidestep.proxy.connection.relay_choice import mirror_whole
+from sidestep.proxy.egress.opened_host import OpenedHost
+from sidestep.proxy.egress.opened_setup import OpenedSetup
 from sidestep.proxy.egress.outbound_host import OutboundHost
 from sidestep.proxy.egress.outbound_policies import OutboundPolicies
 from sidestep.proxy.egress.outbound_records import OutboundRecords, flow_line, matches
+from sidestep.proxy.egress.unopened import ASKS_LATER, REFUSED
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.stream import PlainStream
 from sidestep.proxy.io.task import Task
+from sidestep.proxy.tls.credentials import IssuedCredentials
 
 
 class OutboundSetup:
@@ -79,6 +85,8 @@ class OutboundSetup:
             if decision.blocks or decision.closes:
                 self._port.counters["outbound_closed"] += 1
                 self._records.over(sock)
+            elif decision.opening is not None:
+                self._open(decision, decision.opening)
             else:
                 self._relay()
         except PeerError:
@@ -95,8 +103,12 @@ class OutboundSetup:
             seen = await self._see(sock)
         facts = ConnectionFacts(ip_address(self._endpoints.client), destination=address, port=port)
         decision = decide(self._policies.current, facts, seen, self._loop.now)
+        if decision.opening is not None:
+            issued, now = self._host.process.credentials.issued, self._loop.now
+            if reason := self._policies.hindrance(decision, seen, issued, now):
+                decision = decision.unopened(reason)
         self._records.decided(decision, seen)
-        for rule in self._port.steered.route.wiretaps:
+        for rule in self._port.steered.route.wiretaps if decision.opening is None else ():
             if rule.heads_only and matches(rule, seen):
                 self._host.log_flow(flow_line(rule, self._endpoints, seen))
         return decision
@@ -113,6 +125,35 @@ class OutboundSetup:
         finally:
             first.close()
         return found
+
+    def _open(self, decision: Decision, opening: Opening) -> None:
+        """Hand the client over to the setup that opens the connection."""
+        sock, process = self._ends.take_client_socket(), self._host.process
+        self._loop.remove(sock.fileno())
+        seen, credentials = self._records.seen, process.credentials
+        port = self._policies.open(decision, name=seen.name, flow=self._records.flow)
+        leaves = credentials.issued(port.snapshot.identity)
+        own = credentials if leaves is None else IssuedCredentials(credentials, leaves, seen.name)
+
+        def note(reason: str) -> None:
+            self._policies.unopened.note(seen.name, seen.hello, reason, self._loop.now)
+
+        setup = OpenedSetup(
+            self._loop,
+            sock,
+            opening=opening,
+            port=port,
+            endpoints=self._endpoints,
+            host=OpenedHost(self._loop, process, credentials=own, late_auth=partial(note, ASKS_LATER)),
+            unopened=self._records.offered,
+            refused=partial(note, REFUSED),
+        )
+        process.setup_begins(setup)
+        try:
+            setup.begin()
+        except OSError as error:
+            process.setup_failed(error.errno or 0)
+            setup.abandon()
 
     def _relay(self) -> None:
         """Hand both ends to a conductor, and begin."""

@@ -192,6 +192,7 @@ class Worker:
     def _configure(self, message: messages.Configure) -> None:
         wanted = {port.number: port for port in message.ports if port.transport == "tcp"}
         names = {name for port in wanted.values() for name in port.credentials}
+        names.update(name for each in message.egress for name in each.credentials)
         for name in names:
             if name not in self.credentials:
                 raise PeerError(f"the credential {name} was not sent")

@@ -44,6 +44,7 @@ from sidestep.model.errors import SidestepError
 from sidestep.proxy.control.channel import ControlChannel
 from sidestep.proxy.control.messages import VERSION, Ack, Enter, Hello, Pulse, Spawn, Spawned, Stderr, ToProxy, ToZygote
 from sidestep.proxy.runtime import sandbox
+from sidestep.proxy.tls import issuing
 from sidestep.sandbox import seccomp
 from sidestep.sandbox.children import Children
 
@@ -221,6 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ImportError, AttributeError) as error:
         _say(f"the zygote cannot load {options.worker}: {error}")
         return 1
+    issuing.warm_up()
     trust_store = default_client_context()
     os.umask(0o022)  # The proxy's user has to traverse the folders of the empty root.
     channel: ControlChannel[ToZygote] = ControlChannel(socket.socket(fileno=options.fd), receives=ToZygote)

@@ -25,12 +25,13 @@ import ssl
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from sidestep.proxy.io.stream import TlsStream
 from sidestep.proxy.tls.app_names import openssl_compares
-from sidestep.proxy.tls.compatibility import CompatibilityCheck
+from sidestep.proxy.tls.compatibility import CompatibilityCheck, Shape
 from sidestep.proxy.tls.interpreter import set_message_callback
+from sidestep.proxy.tls.issuing import IssuedLeaves, Issuer
 from sidestep.snapshots.ports import PortSnapshot
 
 MAX_PEM: Final = 1024 * 1024
@@ -148,10 +149,47 @@ class UpstreamContexts:
                 sessions.popitem(last=False)
 
 
+class ConnectionCredentials(Protocol):
+    """What the handshakes of one connection take; `Credentials` are those of connections that pods accept."""
+
+    def upstream(self, port: PortSnapshot) -> UpstreamContexts:
+        """As `Credentials.upstream`."""
+
+    def downstream(self, port: PortSnapshot, alpn: str | None) -> ssl.SSLContext:
+        """As `Credentials.downstream`."""
+
+    def is_compatible(self, context: ssl.SSLContext, hello: bytes, shape: Shape) -> bool:
+        """Whether a downstream context can answer a ClientHello."""
+
+
 @dataclass(slots=True)
 class _Pem:
     kind: str
     fd: int
+
+
+class IssuedCredentials:
+    """The credentials of one connection of the pod whose client is answered with a certificate for `name`."""
+
+    __slots__ = ("_credentials", "_leaves", "_name")
+
+    def __init__(self, credentials: ConnectionCredentials, leaves: IssuedLeaves, name: str) -> None:
+        self._credentials = credentials
+        self._leaves = leaves
+        self._name = name
+
+    def upstream(self, port: PortSnapshot) -> UpstreamContexts:
+        """As `Credentials.upstream`."""
+        return self._credentials.upstream(port)
+
+    def downstream(self, port: PortSnapshot, alpn: str | None) -> ssl.SSLContext:
+        """As `Credentials.downstream`."""
+        del port
+        return self._leaves.context(self._name, alpn)
+
+    def is_compatible(self, context: ssl.SSLContext, hello: bytes, shape: Shape) -> bool:
+        """As `Credentials.is_compatible`."""
+        return self._credentials.is_compatible(context, hello, shape)
 
 
 class Credentials:
@@ -162,8 +200,8 @@ class Credentials:
         self._pems: dict[str, _Pem] = {}
         self._downstream: OrderedDict[tuple[object, ...], ssl.SSLContext] = OrderedDict()
         self._upstream: dict[tuple[object, ...], UpstreamContexts] = {}
-        self.is_compatible = CompatibilityCheck().is_compatible
-        """Whether a downstream context can answer a ClientHello."""
+        self._issued: dict[str, IssuedLeaves] = {}
+        self._compatibility = CompatibilityCheck()
 
     def add(self, name: str, kind: str, fd: int) -> None:
         """Take a memfd. Raises ssl.SSLError, OSError or ValueError when it does not load, after closing it."""
@@ -171,8 +209,10 @@ class Credentials:
             if os.fstat(fd).st_size > MAX_PEM:
                 raise ValueError(f"credential {name} is larger than {MAX_PEM} bytes")
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            if kind == "identity":
+            issuer = None
+            if kind in ("identity", "issuer"):
                 context.load_cert_chain(_path(fd))
+                issuer = Issuer(os.pread(fd, MAX_PEM, 0)) if kind == "issuer" else None
             elif kind == "trust":
                 context.load_verify_locations(cafile=_path(fd))
             else:
@@ -180,6 +220,8 @@ class Credentials:
         except BaseException:
             os.close(fd)
             raise
+        if issuer is not None:
+            self._issued[name] = IssuedLeaves(issuer)
         old = self._pems.get(name)
         self._pems[name] = _Pem(kind, fd)
         if old is not None:
@@ -189,12 +231,17 @@ class Credentials:
         """Drop every credential that is not in `names`, and every context that was built from one."""
         for name in [name for name in self._pems if name not in names]:
             os.close(self._pems.pop(name).fd)
+            self._issued.pop(name, None)
         for cache in (self._downstream, self._upstream):
             for key in [key for key in cache if any(part and part not in names for part in key[:2])]:
                 del cache[key]
 
     def __contains__(self, name: str) -> bool:
         return name in self._pems
+
+    def is_compatible(self, context: ssl.SSLContext, hello: bytes, shape: Shape) -> bool:
+        """Whether a downstream context can answer a ClientHello."""
+        return self._compatibility.is_compatible(context, hello, shape)
 
     def downstream(self, port: PortSnapshot, alpn: str | None) -> ssl.SSLContext:
         """Return the server context for one ALPN protocol (None: the extension is not answered).
@@ -223,6 +270,10 @@ class Credentials:
             if len(self._downstream) > MAX_DOWNSTREAM:
                 self._downstream.popitem(last=False)
         return context
+
+    def issued(self, name: str) -> IssuedLeaves | None:
+        """What answers clients in the name of a CA; None if this credential is none."""
+        return self._issued.get(name)
 
     def upstream(self, port: PortSnapshot) -> UpstreamContexts:
         """Return the client contexts for a port. Raises OSError, or KeyError for a credential that is not there."""

@@ -17,10 +17,11 @@ SHOWN: int = 64
 
 @dataclass(frozen=True, slots=True)
 class TlsFailure:
-    """The condition to report, with its text."""
+    """The condition to report, with its text. `why` is what the other end, or the handshake with it, said."""
 
     type: ConditionType
     text: str
+    why: str = ""
 
 
 def consequence(port: PortSnapshot) -> str:
@@ -69,6 +70,7 @@ def unverified(port: PortSnapshot, name: str, why: str) -> TlsFailure:
         f"the app on port {port.number} could not be verified as {name or '(no name)'} against {authority}: "
         f"{why}; {consequence(port)} (add a ca.crt, or set "
         f"telepresence.io/upstream-insecure-skip-verify.{port.number}: enabled)",
+        why,
     )
 
 
@@ -94,6 +96,7 @@ def handshake_failed(port: PortSnapshot, reason: str) -> TlsFailure:
     return TlsFailure(
         ConditionType.UPSTREAM_TLS_FAILED,
         f"the TLS handshake with the app on port {port.number} failed: {reason}; {consequence(port)}",
+        reason,
     )
 
 

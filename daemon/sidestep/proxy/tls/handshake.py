@@ -34,7 +34,7 @@ from sidestep.proxy.io.stream import TlsStream, is_ragged_end
 from sidestep.proxy.io.task import Watch
 from sidestep.proxy.tls.app_names import names_match, openssl_compares
 from sidestep.proxy.tls.certificate_time import certificate_seconds
-from sidestep.proxy.tls.credentials import Credentials, UpstreamContexts
+from sidestep.proxy.tls.credentials import ConnectionCredentials, UpstreamContexts
 from sidestep.proxy.tls.failures import (
     TlsFailure,
     alpn_unsupported,
@@ -69,7 +69,7 @@ class UpstreamHandshake:
         loop: Loop,
         *,
         port: PortSnapshot,
-        credentials: Credentials,
+        credentials: ConnectionCredentials,
         server_name: str | None,
         alpn: tuple[str, ...],
         late_auth: bool,

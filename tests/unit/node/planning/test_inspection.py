@@ -10,7 +10,7 @@ import pytest
 from sidestep.config import annotation_names as names
 from sidestep.config.node_settings import NodeSettings, resolve
 from sidestep.model.condition import ConditionType
-from sidestep.model.egress import Destination, EgressMode
+from sidestep.model.egress import Destination, EgressMode, SecretRef
 from sidestep.model.errors import RefusedError
 from sidestep.model.filter import Filter
 from sidestep.model.inspection import (
@@ -136,11 +136,43 @@ def test_what_pods_send_is_left_alone_where_the_node_refuses():
     assert ("shop/p", POD) in result.not_inspected
 
 
-def test_modes_that_are_not_carried_out_are_told():
-    each = outward(rules=(), egress=Egress((Destination("d", EgressMode.ORIGINATE),)))
-    result = planned(each)
-    assert result.pods[POD].egress == (each.egress,)
-    assert "modes Originate and Decrypt are not carried out" in result.not_inspected["shop/p", POD]
+ISSUER = CertificateKey(POD, 0, Side.DOWNSTREAM, "shop/ca")
+TRUST = CertificateKey(POD, 0, Side.UPSTREAM, "security/roots")
+OPENING = Egress(
+    (Destination("d", EgressMode.DECRYPT),), issuer=SecretRef("shop", "ca"), trust=SecretRef("security", "roots")
+)
+
+
+def test_a_policy_that_opens_wants_its_secrets_and_is_told_with_what_is_in_them():
+    each = outward(rules=(), egress=OPENING)
+    result = planned(each, certificates={})
+    assert POD in result.waiting
+    assert [(wanted.key, wanted.namespace, wanted.source.value) for wanted in result.certificates] == [
+        (ISSUER, "shop", "ca"),
+        (TRUST, "security", "roots"),
+    ]
+    found = {ISSUER: CertificateFacts(identity="identity:ca"), TRUST: CertificateFacts(trust="trust:roots")}
+    [told] = planned(each, certificates=found).pods[POD].egress
+    assert told.credentials == {"identity:ca": "issuer", "trust:roots": "trust"}
+    assert told.opens
+
+
+def test_two_policies_that_name_one_secret_want_it_once():
+    each = outward(rules=(), egress=OPENING)
+    other = outward("q", rules=(), egress=OPENING)
+    assert len(planned(each, other, certificates={}).certificates) == 2
+
+
+def test_without_its_authorities_a_policy_opens_nothing_and_without_its_ca_it_has_none():
+    each = outward(rules=(), egress=OPENING)
+    [told] = (
+        planned(each, certificates={ISSUER: CertificateFacts(identity="i"), TRUST: CertificateFacts()}).pods[POD].egress
+    )
+    assert (told.credentials, told.opens) == ({}, False)
+    [told] = (
+        planned(each, certificates={ISSUER: CertificateFacts(), TRUST: CertificateFacts(trust="t")}).pods[POD].egress
+    )
+    assert (told.credentials, told.opens) == ({"t": "trust"}, True)
 
 
 def test_nothing_is_steered_once_the_policy_is_gone():

@@ -7,10 +7,12 @@ import os
 import socket
 from typing import Any
 
+import msgspec
 import pytest
 
 from sidestep.aio.packets import ChannelClosed, sealed_memfd
 from sidestep.model.errors import ConfigurationError
+from sidestep.model.inspection import Egress, InspectionPolicy
 from sidestep.node.proxies.desired import (
     Acknowledged,
     CredentialSource,
@@ -19,7 +21,9 @@ from sidestep.node.proxies.desired import (
     ProxyError,
     tell_difference,
 )
+from sidestep.policy.egress_rows import to_egress_snapshot
 from sidestep.proxy.control import messages
+from sidestep.snapshots.egress import EgressSnapshot
 from sidestep.snapshots.ports import PortSnapshot
 
 
@@ -30,6 +34,7 @@ class Proxy:
         self.told: list[str] = []
         self.pems: dict[str, bytes] = {}
         self.ports: tuple[PortSnapshot, ...] = ()
+        self.egress: tuple[EgressSnapshot, ...] = ()
         self.refuse: set[str] = set()
         self.gone_at: str | None = None
 
@@ -45,7 +50,7 @@ class Proxy:
             assert fd is not None
             self.pems[message.name] = os.pread(fd, 100, 0)
         if isinstance(message, messages.Configure):
-            self.ports = message.ports
+            self.ports, self.egress = message.ports, message.egress
 
 
 def source(pem: bytes) -> CredentialSource:
@@ -104,6 +109,23 @@ def test_only_what_changed_is_told(sock):
     desired.configuration = configure(port(1, identity="id"))
     tell(proxy, desired, told)
     assert proxy.told == ["Configure", "Credential id", "Configure"]
+
+
+def test_credentials_of_policies_about_connections_that_the_pod_makes():
+    egress = to_egress_snapshot(InspectionPolicy("out", "shop", egress=Egress()))
+    egress = msgspec.structs.replace(egress, issuer="ca", trust="roots")
+    proxy, told = Proxy(), Acknowledged()
+    configuration = messages.Configure(0, 1, (), egress=(egress,))
+    desired = Desired({"ca": source(b"ca"), "roots": source(b"roots")}, configuration)
+    tell(proxy, desired, told)
+    assert proxy.told == ["Credential ca", "Credential roots", "Configure"]
+    assert proxy.egress == (egress,)
+    assert told.credentials == {"ca", "roots"}
+    proxy, told = Proxy(), Acknowledged()
+    proxy.refuse = {"ca"}
+    tell(proxy, desired, told)
+    assert told.failures == {"ca": "refused"}
+    assert [(each.opens, each.credentials) for each in proxy.egress] == [(False, {})]
 
 
 def test_the_table_of_destinations_is_told_before_its_listener_and_once(sock):

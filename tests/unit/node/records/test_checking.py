@@ -54,7 +54,7 @@ def test_records_of_connections_that_a_pod_makes():
     assert check(outbound(rule="other")) is None
     assert check(outbound(direction=None)) is None, "an alert without its exchange, and a host"
     with_exchange = msgspec.structs.replace(outbound(), http=http())
-    assert check(with_exchange) is None, "requests of such connections are not read"
+    assert check(with_exchange).sidestep.host == "api.test", "of one that is opened"
     with pytest.raises(PeerError):
         check(outbound(direction="inward"))
 

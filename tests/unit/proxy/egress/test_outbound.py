@@ -10,6 +10,7 @@ from ipaddress import ip_address, ip_network
 import msgspec
 import pytest
 
+from sidestep.aio.client_tls import default_client_context
 from sidestep.engine.memory_budget import BACKLOG, Budget
 from sidestep.model.egress import Destination, EgressMode
 from sidestep.model.egress_table import Original
@@ -19,6 +20,7 @@ from sidestep.protocols.eve_records import Record
 from sidestep.proxy.control.messages import OUTBOUND
 from sidestep.proxy.egress.outbound import Outbound
 from sidestep.proxy.io.splice import Pipes
+from sidestep.proxy.tls.credentials import Credentials
 from sidestep.snapshots.filter_row import FilterRow
 from sidestep.snapshots.ports import PortSnapshot, RuleSnapshot
 from tests.harness.client_hello import hello_of_ssl
@@ -66,6 +68,7 @@ class Process:
         self.backlog = Budget(BACKLOG)
         self.lingering = set()
         self.records = Records()
+        self.credentials = Credentials(default_client_context())
         self.setups, self.relayed, self.failed = set(), set(), []
         self.unreachable = []
 
@@ -340,12 +343,12 @@ def test_a_client_that_is_late_is_judged_all_the_same(scene):
         server.recv(1)
 
 
-def test_modes_that_open_pass_end_to_end_and_count_or_close(scene):
+def test_without_a_ca_tls_passes_end_to_end_and_is_counted_or_closed(scene):
     scene.configure(Destination("d", EgressMode.DECRYPT, networks=(HERE,)))
     client = scene.client(HELLO)
     exchange(scene, client, scene.accepted(), HELLO)
     scene.ended(client)
-    assert scene.counters == {"outbound": 1, "inspection_bypassed_not_opened": 1}
+    assert scene.counters == {"outbound": 1, "inspection_bypassed_no_issuer": 1}
     scene.configure(Destination("d", EgressMode.DECRYPT, networks=(HERE,)), fail=True)
     assert scene.is_reset(scene.client(HELLO))
     assert scene.untouched()
