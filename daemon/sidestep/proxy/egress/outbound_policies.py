@@ -64,6 +64,7 @@ class OutboundPolicies:
                 frozenset(name.encode() for each in wanted for name in each.headers),
             )
             self._snapshots = {policy: snapshot for snapshot, policy in compiled.items()}
+            self.unopened.forget()
             self._give_way()
 
     def _give_way(self) -> None:

@@ -108,7 +108,7 @@ class OutboundRecords:
             self._put(told_of, Sidestep(action=action, inspected=False, reason=decision.reason), is_alert=True)
 
     def offered(self) -> None:
-        """Tell what the client of a connection that is not opened offers, or asks for. The rest is told where one is."""
+        """Tell what the client of a connection that is not opened offers, or asks for."""
         hello = self.seen.hello
         if hello is not None and (self._to_log or self._listeners):
             weak = tls_weakness.of_offer(hello)

@@ -5,7 +5,8 @@ Two things show only after the client's handshake has begun, when the connection
     a client refuses the certificate: it pins, or does not trust the CA      by server and JA4 of the client
     a server asks for the client's certificate after the handshake           by server
 
-The next connection of that kind is not opened. Each is remembered for REMEMBERED seconds: trust and servers change.
+The next connection of that kind is not opened. Each is remembered for REMEMBERED seconds, because trust and servers
+change, and until there are other policies or another CA (`forget`).
 
 An app can bring this about by refusing on purpose. Where that must not help it, a policy fails closed.
 """
@@ -45,6 +46,10 @@ class Unopened:
             return ""
         name = name.lower()
         return self._known((name, ""), now) or (self._known((name, ja4.ja4(hello)), now) if hello is not None else "")
+
+    def forget(self) -> None:
+        """Begin anew: policies, or the certificates that clients are shown, are others."""
+        self._found.clear()
 
     def _known(self, key: tuple[str, str], now: float) -> str:
         reason, until = self._found.get(key, ("", 0.0))

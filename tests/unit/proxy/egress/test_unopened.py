@@ -33,6 +33,13 @@ def test_it_is_forgotten_after_a_while():
     assert unopened.reason("api.test", HELLO, 5.0) == "", "it is gone"
 
 
+def test_it_is_forgotten_with_the_policies():
+    unopened = Unopened()
+    unopened.note("api.test", HELLO, REFUSED, 0.0)
+    unopened.forget()
+    assert unopened.reason("api.test", HELLO, 1.0) == ""
+
+
 def test_it_is_bounded():
     unopened = Unopened()
     for at in range(MOST + 1):
