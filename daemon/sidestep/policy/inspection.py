@@ -92,7 +92,9 @@ class Inspection:
         self.skimmer: tuple[Any, Any] | None = None
         """For the HTTP/1 relay: the route for which it has made a `Skimmer` with `head_needles` last, and that."""
         self.stream_skimmer: Any = None
-        """For the HTTP/2 relay: its `Http2Skimmer` with `head_needles`."""
+        """For the HTTP/2 relay: its `Http2Skimmer` with `head_needles` ..."""
+        self.joint_skimmer: tuple[Any, Any] | None = None
+        """... and, as `skimmer`, the one that looks for a route's filters as well."""
 
     def head_needles(self, form: HeadForm, *, leaves_out_always: bool = False) -> tuple[bytes, ...] | None:
         """RE2 regexes for whole heads: to a sound head that none of them matches no rule applies.

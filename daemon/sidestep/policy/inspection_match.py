@@ -81,7 +81,7 @@ class HeadForm:
 
 HTTP1_HEAD = HeadForm(rb"[^ ]+ ", rb"[^ ]*", b" ", b":")
 """As on the wire (`protocols.http1_skim`)."""
-HTTP2_HEAD = HeadForm(rb"(?:.*\n)?:path\x00", rb"[^\n]*", rb"\n", rb"\x00")
+HTTP2_HEAD = HeadForm(rb"(?:.*\n)?:path\n", rb"[^\n]*", rb"\n", rb"\n")
 """As `protocols.http2_skim` writes them."""
 
 

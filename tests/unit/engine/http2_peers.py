@@ -32,7 +32,7 @@ MATCH = (b"x-dev", b"me")
 
 
 def rule(uid: str = "u1", match: tuple[bytes, bytes] = MATCH) -> Rule:
-    return Rule(uid, f"shop/{uid}", lambda method, path, fields: match in fields)
+    return Rule(uid, f"shop/{uid}", lambda method, path, fields: match in fields, needle=b"\n%b:" % match[0])
 
 
 @dataclass(repr=False)

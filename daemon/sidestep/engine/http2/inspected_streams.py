@@ -1,6 +1,7 @@
 """What inspection does with the streams of one HTTP/2 connection.
 
-A new stream is judged by its head. What becomes of it:
+A new stream is judged by its head, unless one look at that tells that neither a filter nor a rule is about it
+(`passes`). What becomes of it:
 
     relayed       no rule can apply: to its head, or to head and body, which have come together
     read          rules can apply, but none can have it refused: it is relayed, and its body and answer are read on
@@ -27,19 +28,20 @@ from typing import TYPE_CHECKING, Final
 from sidestep.engine.http2.asked_streams import AskedStreams
 from sidestep.engine.http2.head import status_of
 from sidestep.engine.http2.inspected_websocket import InspectedWebSocket
-from sidestep.engine.http2.samples import Http2Sample
+from sidestep.engine.http2.samples import Http2Sample, told_of, told_of_plain
 from sidestep.engine.inspection.judged import Judged
 from sidestep.engine.inspection.samples import tell
 from sidestep.engine.inspection.sampling import number_of
 from sidestep.policy.inspection_match import HTTP2_HEAD
 from sidestep.protocols.http2 import ErrorCode
-from sidestep.protocols.http2_skim import PSEUDO, Http2Skimmer
+from sidestep.protocols.http2_skim import HOST, PSEUDO, Http2Skimmer
 
 if TYPE_CHECKING:
     from sidestep.engine.http2.head import Head
     from sidestep.engine.inspection.gate import Gate
     from sidestep.engine.mirror.events import Answerer
-    from sidestep.policy.route import Fields
+    from sidestep.policy.inspection import InspectedConnection, Inspection
+    from sidestep.policy.route import Fields, Route
     from sidestep.protocols.hpack import Block
 
 H2: Final = "h2"
@@ -55,8 +57,8 @@ class InspectedStreams:
     """See the module. It stands in the place of the feed for `MirroredData` and `AppResponses`."""
 
     __slots__ = (
-        "_asked", "_is_blind", "_judged", "_sampled", "asked", "controlled", "gate", "hears_responses", "requests",
-        "responses", "samples", "waiting", "websockets",
+        "_asked", "_connection", "_is_blind", "_judged", "_route", "_sampled", "_skimmer", "asked", "controlled",
+        "gate", "hears_responses", "requests", "responses", "samples", "waiting", "websockets",
     )  # fmt: skip
 
     def __init__(self, gate: Gate) -> None:
@@ -82,11 +84,52 @@ class InspectedStreams:
         """The last stream of which it was said whether it is sampled."""
         self._is_blind = False
         """No answer of the app can be read any more."""
+        self._skimmer: Http2Skimmer | None = None
+        """What `passes` asks about heads ..."""
+        self._route: Route | None = None
+        self._connection: InspectedConnection | None = None
+        """... while these apply."""
         sampling = gate.sampling
         self.hears_responses = gate.judges_responses or (sampling is not None and sampling.chooses_any)
         """The app's answers are read: some rule is about them, or some are told."""
         if sampling is not None:
             gate.at_end(self._end)
+
+    def passes(self, stream: int, block: Block, route: Route) -> bool:
+        """Whether a new stream, which `block` opens, is relayed: nothing of the route and no rule is about its head.
+
+        False when that is not certain, and for a head that is known; nothing has changed then. Hot path: no `Head` is
+        made, which takes longer than the look at the fields (see `protocols.http2_skim`).
+        """
+        connection = self.gate.connection
+        if route is not self._route or connection is not self._connection or connection.inspection.is_outdated:
+            self._choose_skimmer(route)
+        skimmer = self._skimmer
+        if skimmer is None:
+            return False
+        if block.cleared is not skimmer.token:
+            if block.note is not None or block.large or not skimmer.skim(block.fields):
+                return False
+            block.cleared = skimmer.token
+        sampling = self.gate.sampling
+        if sampling is not None and sampling.chooses_any and stream > self._sampled:
+            self._sampled = stream
+            if sampling.chooses(number := number_of(stream)):
+                sample = Http2Sample(number, stream, told_of_plain(block), None)
+                self._sample(sample, is_controlled=False, diverts=False)
+        return True
+
+    def _choose_skimmer(self, route: Route) -> None:
+        """Set what tells of a head that neither the route nor a rule of the connection wants it."""
+        gate = self.gate
+        self._route, self._connection, self._skimmer = route, gate.connection, None
+        inspection = gate.skimmed_for
+        if inspection is None or gate.exempt or not gate.is_quick:
+            return
+        made = inspection.joint_skimmer
+        if made is None or made[0] is not route:
+            made = inspection.joint_skimmer = route, _joint_skimmer(inspection, route)
+        self._skimmer = made[1]
 
     def judge(
         self, stream: int, head: Head, *, diverts: bool, ends: bool, body: bytes = b""
@@ -116,7 +159,7 @@ class InspectedStreams:
             if judged is not None:
                 judged.is_sampled = is_sampled
             if (is_sampled or judged is not None) and not isinstance(fate, ErrorCode):
-                sample = Http2Sample(number, stream, head, judged)
+                sample = Http2Sample(number, stream, told_of(head), judged)
                 self._sample(sample, is_controlled=fate is not None, diverts=diverts)
         return fate
 
@@ -412,6 +455,14 @@ class InspectedStreams:
             self.give_up(sample)
         self.samples.clear()
         self.gate.uninspected("h2-unreadable-responses", closed=False)
+
+
+def _joint_skimmer(inspection: Inspection, route: Route) -> Http2Skimmer | None:
+    """What tells of a head that neither a filter nor a rule wants it; None if nothing can."""
+    needles = inspection.head_needles(HTTP2_HEAD, leaves_out_always=True)
+    if needles is None or route.needles is None or HOST in route.needles:
+        return None
+    return Http2Skimmer(needles, route.needles, route.headless)
 
 
 def _not_seen(head: Head) -> tuple[str, ErrorCode]:

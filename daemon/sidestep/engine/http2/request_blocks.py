@@ -2,7 +2,8 @@
 
 A block is decoded in the context of the client's encoder before its request goes anywhere. What happens to it:
 
-    new stream                  what inspection says of it, if there is any (`inspected_streams`); diverted if a rule
+    new stream                  what inspection says of it, if there is any (`inspected_streams`, which may tell without
+                                reading it into a `Head` that it is the app's); diverted if a rule
                                 wants it; otherwise the app's, unless the app's connection is retired (then the app's
                                 second one) or too many streams are open (REFUSED_STREAM)
     open diverted stream        trailers of its request
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
 _unpack = HEADER.unpack_from
 _FRAGMENTED: Final = PADDED | WITH_PRIORITY
 _RETIRED: Final = AppState.RETIRED
+BODY_FRAMES: Final = 16
+"""DATA frames of one request that are searched as one body."""
 UNTIL_APP: Final = 1 << 62
 """Stands for the bytes that are missing while a block waits for the app's first frame."""
 
@@ -138,8 +141,7 @@ class RequestBlocks:
             self._too_large(before, error, stream, ends=ends)
             return stop
         if stream > state.streams.highest and stream & 1:
-            body = b"" if ends or self._inspection is None else _body(data, stop, stream)
-            taken = self._begin(before, stream, block, ends=ends, body=body)
+            taken = 0 if self._passes(stream, block, ends=ends) else self._begin(before, stream, block, data, ends=ends)
         else:
             taken = self._continue(before, stream, block, ends=ends)
         if taken:
@@ -152,10 +154,23 @@ class RequestBlocks:
         self._to_app.write_block(stream, block, ends=ends, priority=priority)
         return stop
 
-    def _begin(self, before: bytes, stream: int, block: Block, *, ends: bool, body: bytes) -> int:
+    def _passes(self, stream: int, block: Block, *, ends: bool) -> bool:
+        """Whether a new stream is the app's, as inspection can tell from its block; it is noted then."""
+        if self._inspection is None or self._app.state is _RETIRED:
+            return False
+        streams = self._state.streams
+        if len(streams.relayed) >= self._state.limits.open_streams:
+            return False
+        if not self._inspection.passes(stream, block, self._port.route):
+            return False
+        streams.highest = stream
+        streams.relayed[stream] = ends * CLIENT_ENDED
+        return True
+
+    def _begin(self, before: bytes, stream: int, block: Block, data: bytes, *, ends: bool) -> int:
         """Take the head of a new stream; 0 if it is the app's, otherwise as `receive`.
 
-        `body` is its whole body, if that has come with it.
+        `data` is the chunk in which its block ends, at `stop`.
         """
         state = self._state
         streams = state.streams
@@ -163,6 +178,7 @@ class RequestBlocks:
         decision = head.decide(self._port.route)
         if self._inspection is not None:
             diverts = decision.intercept is not None or self._app.state is _RETIRED
+            body = b"" if ends else _body(data, self.stop, stream)
             fate = self._inspection.judge(stream, head, diverts=diverts, ends=ends, body=body)
             if fate is not None:
                 return self._control(fate, before, stream, head, block, ends=ends)
@@ -320,14 +336,21 @@ class RequestBlocks:
 
 
 def _body(data: bytes, position: int, stream: int) -> bytes:
-    """The body of a request whose head ends at `position`, if it is in one frame behind that, and whole; or nothing."""
-    if len(data) - position <= HEADER_SIZE:
-        return b""
-    high, low, kind, flags, other = _unpack(data, position)
-    stop = position + HEADER_SIZE + (high << 8 | low)
-    if kind != DATA or flags & (END_STREAM | PADDED) != END_STREAM or other & STREAM != stream or stop > len(data):
-        return b""
-    return data[position + HEADER_SIZE : stop]
+    """The body of a request whose head ends at `position`, if it is in frames right behind that, and whole; or b"".
+
+    Several frames are usual: many clients end a stream with an empty one.
+    """
+    pieces: list[bytes] = []
+    while len(data) - position >= HEADER_SIZE and len(pieces) < BODY_FRAMES:
+        high, low, kind, flags, other = _unpack(data, position)
+        stop = position + HEADER_SIZE + (high << 8 | low)
+        if kind != DATA or flags & PADDED or other & STREAM != stream or stop > len(data):
+            break
+        pieces.append(data[position + HEADER_SIZE : stop])
+        if flags & END_STREAM:
+            return b"".join(pieces)
+        position = stop
+    return b""
 
 
 def _join(data: bytes, position: int, stop: int) -> tuple[bytes, bytes]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sidestep.engine.inspection.samples import NOTHING, Sample
+from sidestep.engine.inspection.samples import NOTHING, RequestTexts, Sample
 
 if TYPE_CHECKING:
     from sidestep.engine.http2.head import Head
     from sidestep.engine.inspection.judged import Judged
-    from sidestep.engine.inspection.samples import RequestTexts
     from sidestep.protocols.hpack import Block
 
+Told = tuple[RequestTexts, int]
+"""What is told of a request, and the size of that."""
 _FINAL: Final = b"200"
 _DIGITS: Final = 3
 _NO_ANSWER: Final = (None, NOTHING, 0)
@@ -23,10 +24,7 @@ class Http2Sample(Sample):
     __slots__ = ()
     asked: RequestTexts
 
-    def __init__(self, number: int, stream: int, head: Head, judged: Judged | None) -> None:
-        told = head.told
-        if told is None:
-            told = head.told = _told(head)
+    def __init__(self, number: int, stream: int, told: Told, judged: Judged | None) -> None:
         self.number = number
         self.stream = stream
         self.judged = judged
@@ -49,8 +47,27 @@ class Http2Sample(Sample):
             self.size += size
 
 
-def _told(head: Head) -> tuple[RequestTexts, int]:
-    """What is told of a request, and the size of that."""
+def told_of(head: Head) -> Told:
+    """What a sample tells of a request; made once."""
+    if head.told is None:
+        head.told = _told(head)
+    return head.told
+
+
+def told_of_plain(block: Block) -> Told:
+    """The same of a head that `Http2Skimmer` has found plain: it has an authority, and no `host`."""
+    told: Told | None = block.shown
+    if told is None:
+        find = dict(block.fields).get
+        texts = (
+            find(b":method", b""), find(b":path", b""), find(b":authority", b""),
+            find(b"user-agent", b""), find(b"x-forwarded-for", b""), find(b"referer", b""),
+        )  # fmt: skip
+        told = block.shown = ("h2", *texts), sum(map(len, texts))
+    return told
+
+
+def _told(head: Head) -> Told:
     host, agent, forwarded, referer = head.authority, b"", b"", b""
     for name, value in head.regular:
         if name == b"user-agent":

@@ -10,15 +10,24 @@ from sidestep.engine.http1.inspected_requests import InspectedRouter
 from sidestep.engine.http1.routing import PLAIN
 from sidestep.engine.http2.head import Head
 from sidestep.engine.http2.inspected_streams import InspectedStreams
+from sidestep.engine.http2.relay import Http2Relay
+from sidestep.engine.inspection.sampling import Sampling
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
 from sidestep.model.inspection import Action, Direction, Match, ParameterCondition, Pattern, Rule
 from sidestep.policy.inspection import SKIMMED, is_nothing
 from sidestep.policy.inspection_match import HTTP1_HEAD, HTTP2_HEAD, ConnectionFacts
-from sidestep.policy.route import Route, SteeredPort
+from sidestep.policy.matching import compile_filter, needle_of
+from sidestep.policy.route import TO_APP, Route, SteeredPort
+from sidestep.policy.route import Rule as Wanted
+from sidestep.protocols.hpack import INITIAL, NONE, Block
 from sidestep.protocols.http1 import LIMITS, parse_request
 from sidestep.protocols.http1_skim import Skimmer
+from sidestep.protocols.http2 import DATA, END_STREAM, HEADERS, frame
+from sidestep.protocols.http2_skim import Http2Skimmer
 from tests.effort import examples
 from tests.unit.engine.hostile_heads import HOSTILE
+from tests.unit.engine.http2.talk import Talk
+from tests.unit.engine.http2_peers import request
 from tests.unit.engine.inspection.inspecting import (
     NO_ADMIN,
     NO_SECRET,
@@ -159,7 +168,7 @@ odd_names = st.sampled_from(
     ).split(b" ")
 )
 odd_values = st.sampled_from(
-    [b"", b"1", b"trailers", b" x", b"x\t", b"a b", b"x\ny", b"x\0y", b"x\r", b"\xff", b"a.test"]
+    [b"", b"1", b"trailers", b" x", b"x\t", b"a b", b"x\ny", b"x\0y", b"x\r", b"\xff", b"a.test", b"X-KEY: Me"]
 )
 
 
@@ -201,6 +210,144 @@ def test_most_http2_heads_are_skimmed():
     assert not streams._skims(Head((*first[:3], (b":path", b"/admin"))))
     assert not streams._skims(Head((*first[:3], (b":path", b"/a.b"))))
     assert streams._skims(Head((*first[:3], (b":path", b"/a.bc"))))
+
+
+FRAMING = [
+    *((b"te", value) for value in (b"trailers", b"", b"t", b"trailer", b"trailersx", b"trailers, x", b"gzip", b"x")),
+    *((b"content-length", value) for value in (b"", b"0", b"7", b"9" * 18, b"9" * 19, b"-1", b"1x", b"x", b"1,1")),
+]
+
+
+@pytest.mark.parametrize("field", FRAMING)
+@pytest.mark.parametrize("behind", [(), ((b"x-other", b"1"),), ((b"content-length", b"7"),), ((b"te", b"trailers"),)])
+def test_fields_about_framing_are_skimmed_as_they_are_validated(field, behind):
+    first = ((b":method", b"POST"), (b":scheme", b"https"), (b":authority", b"a.test"), (b":path", b"/"))
+    head = Head((*first, field, *behind))
+    twice = [name for name, _ in (field, *behind)].count(b"content-length") > 1
+    assert Http2Skimmer(()).skim(head.listed) is (head.is_valid() and not twice)
+
+
+# --- filters and rules over HTTP/2, in one pass -----------------------------------------------------------------------
+
+FILTERS = [
+    Filter(headers=(HeaderCondition("x-key", HeaderTest.EXACT, "1"),)),
+    Filter(headers=(HeaderCondition("x_under", HeaderTest.PRESENT, ""),)),
+    Filter(headers=(HeaderCondition("cookie", HeaderTest.EXACT, "a b"),)),
+    Filter(headers=(HeaderCondition("cookie", HeaderTest.EXACT, "1; a b"),)),
+    Filter(headers=(HeaderCondition("cookie", HeaderTest.REGEX, "^1"),)),
+    Filter(headers=(HeaderCondition("host", HeaderTest.EXACT, "a.test"),)),
+    Filter(headers=(HeaderCondition("host", HeaderTest.REGEX, "^b"),)),
+    Filter(headers=(HeaderCondition("x-both", HeaderTest.EXACT, "\xff"),)),
+    Filter(headers=(HeaderCondition("accept", HeaderTest.EXACT, "X-KEY: Me"),)),
+    Filter(paths=(PathCondition(PathTest.PREFIX, "/a"),)),
+    Filter(methods=("CONNECT",), paths=(PathCondition(PathTest.REGEX, "x"),)),
+    Filter(),
+]
+
+
+def wanted(chosen):
+    return Wanted(repr(chosen), "shop/dev", compile_filter(chosen), needle=needle_of(chosen))
+
+
+def route_of(intercepts, taps=()):
+    return Route(tuple(map(wanted, intercepts)), tuple(map(wanted, taps)))
+
+
+def block_of(fields):
+    return Block(tuple(fields), NONE, None, INITIAL)
+
+
+ROUTES = [route_of([each]) for each in FILTERS] + [route_of([], [each]) for each in FILTERS]
+ROUTES += [Route(), route_of(FILTERS[:2], FILTERS[3:5]), route_of(FILTERS[:9])]
+more_names = st.one_of(odd_names, st.sampled_from([b"accept", b"cookie", b"x-key", b"x_under"]))
+
+
+@given(
+    st.sampled_from(INSPECTIONS),
+    st.sampled_from(ROUTES),
+    st.one_of(sound, pseudo),
+    st.lists(st.tuples(more_names, odd_values), max_size=4),
+)
+@settings(max_examples=examples(3000), deadline=None)
+def test_an_http2_head_that_passes_is_for_the_app_and_ruled_out(inspected, route, first, rest):
+    block = block_of((*first, *rest))
+    streams = InspectedStreams(gate(inspected, recorder := Recorder(), sampling=Sampling(100.0, 1)))
+    if not streams.passes(1, block, route):
+        assert block.note is block.cleared is None
+        assert not streams.samples
+        return
+    head = Head(block.fields)
+    assert head.is_valid()
+    assert head.method != b"CONNECT"
+    assert head.decide(route) is TO_APP
+    connection = inspected.connection(ConnectionFacts())
+    assert connection.rules_out_request(head.path, head.fields)
+    assert is_nothing(connection.request(head.method, head.path, head.fields, 0.0))
+    streams.gate.end()
+    passed = recorder.exchanges.copy()
+    slow = InspectedStreams(gate(inspected, recorder, sampling=Sampling(100.0, 1)))
+    assert slow.judge(1, head, diverts=False, ends=True) is None
+    slow.gate.end()
+    assert recorder.exchanges == passed * 2  # told alike
+
+
+def test_most_http2_heads_pass():
+    streams = InspectedStreams(gate(INSPECTIONS[-1], Recorder()))
+    route = route_of([FILTERS[0], FILTERS[3], FILTERS[9]])
+    first = ((b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"a.test:8443"), (b":path", b"/c?d=e"))
+    assert streams.passes(1, block_of(first), route)
+    assert streams.passes(1, block_of((*first[::-1], (b"cookie", b"a"), (b"te", b"trailers"))), route)
+    assert not streams.passes(1, block_of((*first, (b"cookie", b"1"), (b"cookie", b"a b"))), route)
+    assert not streams.passes(1, block_of((*first[:3], (b":path", b"/a?d=e"))), route)
+    assert not streams.passes(1, block_of((*first, (b"x-under", b""))), route)
+    assert not streams.passes(1, block_of((*first, (b"accept", b"X-KEY: Me"))), route_of([FILTERS[8]]))
+    assert not streams.passes(1, block_of(first), route_of([FILTERS[6]]))
+
+
+def test_what_is_remembered_of_a_block_ends_with_the_route_and_with_the_policies():
+    inspected = inspection(NO_ADMIN)
+    streams = InspectedStreams(gate(inspected, Recorder()))
+    route, block = Route((rule(),)), block_of(request(b"/a").head)
+    assert streams.passes(1, block, route)
+    assert streams.passes(3, block, route)
+    assert not streams.passes(5, block, route_of([FILTERS[9]]))
+    assert streams.passes(7, block_of(block.fields), route)
+    inspected.give_way(inspection(NO_ADMIN))
+    assert not streams.passes(9, block, route)
+
+
+def test_a_large_list_and_one_that_was_read_before_do_not_pass():
+    streams = InspectedStreams(gate(INSPECTIONS[-1], Recorder()))
+    large, read = block_of(request(b"/c").head), block_of(request(b"/c").head)
+    large.large = True
+    read.note = Head(read.fields)
+    assert not streams.passes(1, large, Route())
+    assert not streams.passes(1, read, Route())
+    assert streams.passes(1, block_of(request(b"/c").head), Route())
+
+
+def test_probes_and_connections_with_rules_about_each_request_are_judged():
+    block = block_of(request(b"/c").head)
+    probed = gate(inspection(NO_ADMIN), Recorder(), exempt=frozenset({(b"GET", b"/c")}))
+    assert not InspectedStreams(probed).passes(1, block, Route())
+    assert not InspectedStreams(gate(inspection(NO_ADMIN, NO_SECRET), Recorder())).passes(1, block, Route())
+
+
+def test_a_stream_that_passes_is_relayed_without_being_read(monkeypatch):
+    heads = []
+    monkeypatch.setattr(Head, "__init__", lambda self, fields: heads.append(fields))
+    monkeypatch.setattr(InspectedStreams, "judge", None)
+    inspected = gate(inspection(NO_ADMIN), Recorder())
+    talk = Talk(relay=lambda port: Http2Relay(port, tls=True, gate=inspected))
+    first, second = request(b"/never-met/1"), request(b"/never-met/2", method=b"POST")
+    talk.send(talk.head(1, first) + talk.head(3, second, ends=False))
+    talk.send(frame(DATA, END_STREAM, 3, b"body"))
+    assert talk.app.of(HEADERS, 1)
+    assert talk.app.of(DATA, 3) == [(END_STREAM, b"body")]
+    talk.from_app(talk.respond(1) + talk.respond(3))
+    assert talk.client.of(HEADERS, 1)
+    assert not talk.relay._connection.state.streams.relayed
+    assert not heads
 
 
 # --- requests with bodies ---------------------------------------------------------------------------------------------

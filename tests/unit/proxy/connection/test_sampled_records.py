@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from sidestep.engine.http1.samples import Http1Sample
 from sidestep.engine.http2.head import Head
-from sidestep.engine.http2.samples import Http2Sample
+from sidestep.engine.http2.samples import Http2Sample, told_of, told_of_plain
 from sidestep.protocols import eve, hpack
 from sidestep.protocols.eve_records import Kubernetes, Origin, Record, Sidestep
 from sidestep.protocols.eve_redaction import MAX_VALUE, Redaction
 from sidestep.protocols.http1 import parse_request
 from sidestep.protocols.http1_response_head import ResponseHead, parse_response, response_fields
+from sidestep.protocols.http2_skim import Http2Skimmer
 from sidestep.proxy.connection.sampled_records import REMEMBERED, SampledRecords
 from tests.effort import examples
 
@@ -91,7 +92,9 @@ def test_http1_samples_become_the_records_that_a_parser_finds(target, host, fiel
 @settings(max_examples=examples(200), deadline=None)
 def test_http2_samples_become_the_records_that_eve_makes(target, host, fields):
     head = Head(((b":method", b"GET"), (b":scheme", b"https"), (b":authority", host), (b":path", target), *fields))
-    sample = Http2Sample(3, 7, head, None)
+    if Http2Skimmer(()).skim(head.listed):
+        assert told_of_plain(hpack.Block(head.listed, hpack.NONE, None, hpack.INITIAL)) == told_of(head)
+    sample = Http2Sample(3, 7, told_of(head), None)
     answer = ((b"content-type", b"text/css"), (b"location", b"/x?y=z"))
     block = hpack.decode(
         hpack.INITIAL, hpack.encode([(b":status", b"404"), *answer]), list_limit=1 << 16, table_limit=4096
@@ -108,7 +111,7 @@ def test_http2_samples_become_the_records_that_eve_makes(target, host, fields):
 @pytest.mark.parametrize("first", [b"100", b"103"])
 def test_an_interim_answer_is_not_the_answer_and_the_final_one_is_noted_once(first):
     head = Head(((b":method", b"GET"), (b":authority", b"a"), (b":path", b"/")))
-    sample = Http2Sample(0, 1, head, None)
+    sample = Http2Sample(0, 1, told_of(head), None)
     for fields in ([(b":status", first)], [(b":status", b"204")], [(b":status", b"500")], [(b"grpc-status", b"0")]):
         sample.answers(hpack.decode(hpack.INITIAL, hpack.encode(fields), list_limit=1 << 16, table_limit=4096))
     assert sample.status == 204
