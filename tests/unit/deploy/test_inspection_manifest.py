@@ -1,13 +1,15 @@
 """deploy/inspection.yaml: it fits Kubernetes, says what the parser of policies says, and keeps the rights apart."""
 
+import copy
 import typing
 from pathlib import Path
 
-import jsonschema
 import kubernetes_validate
 import msgspec
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sidestep.config import inspection_fields as fields
 from sidestep.config.field_error import FieldError
@@ -16,10 +18,11 @@ from sidestep.config.object_fields import SelectorFields
 from sidestep.kube import policies as kube_policies
 from sidestep.model.inspection import Builtin
 from tests.e2e import releases
+from tests.effort import examples
 from tests.unit.config.test_egress import EGRESS, issuer
 from tests.unit.config.test_inspection import SPEC, YAML
 from tests.unit.deploy import test_manifest
-from tests.unit.deploy.test_rules import holds
+from tests.unit.deploy.cel import passes
 
 DOCUMENTS = [one for one in yaml.safe_load_all((test_manifest.DEPLOY / "inspection.yaml").read_text()) if one]
 POLICIES = ("inspectionpolicies.sidestep.dev", "clusterinspectionpolicies.sidestep.dev")
@@ -135,17 +138,8 @@ def test_bounds_are_those_of_the_parser():
 
 
 def fits(name, value):
-    """Whether an API server takes a spec: by the schema, and by the rules on it and its patterns."""
-    part = spec(name)
-    if not jsonschema.Draft7Validator(part).is_valid(value):
-        return False
-    rules = part.get("x-kubernetes-validations", ())
-    pattern = part["properties"]["rules"]["items"]["properties"]["patterns"]["items"]["x-kubernetes-validations"]
-    rules_of_both = (*value.get("rules", ()), *value.get("egress", {}).get("rules", ()))
-    of_patterns = [each for rule in rules_of_both for each in rule.get("patterns", ())]
-    return all(holds(each["rule"], value, value) for each in rules) and all(
-        holds(each["rule"], one, one) for each in pattern for one in of_patterns
-    )
+    """Whether an API server takes a spec: by the schema, and by the rules (CEL) on it and its parts."""
+    return passes(spec(name), value)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -210,12 +204,81 @@ def test_what_the_parser_takes_the_api_server_takes():
         SPEC | {"egress": {"destinations": [{"name": "a", "ports": [0]}]}},
         SPEC | {"egress": {"rules": [{"name": "a", "action": "Block", "match": {"fingerprints": ["t13"]}}]}},
         SPEC | {"egress": EGRESS | {"issuer": {}}},
+        {"podSelector": {}},
+        {"podSelector": {}, "workload": "deployment/orders", "rules": SPEC["rules"]},
+        {"podSelector": {}, "egress": EGRESS | {"rules": [{"name": "a", "action": "Log", "patterns": [{}]}]}},
     ],
 )
 def test_what_the_api_server_refuses_the_parser_refuses(value):
     assert not fits(POLICIES[0], value)
     with pytest.raises(FieldError):
         inspection_policy({"metadata": {"name": "p"}, "spec": value})
+
+
+WHOLE_WITH_EGRESS = WHOLE | {"egress": EGRESS}
+ODD = (None, 0, -1, 1, "", "x", [], {}, [{}], ["x"], True, 1.5, "1m", "10.0.0.0/8", {"regex": "a"}, {"builtin": "Jwt"})
+
+
+def places(value, path=()):
+    """Where something can be changed: (path of the object or list, key or index)."""
+    keys = [*value] if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield (path, key)
+        yield from places(value[key], (*path, key))
+
+
+PLACES = [*places(WHOLE_WITH_EGRESS)]
+NAMES = sorted({key for _, key in PLACES if isinstance(key, str)})
+
+
+def changed(value, place, how, odd, name):
+    """A copy with one thing taken away, put in the place of another, added, or doubled."""
+    made = copy.deepcopy(value)
+    path, key = place
+    try:
+        part = made
+        for step in path:
+            part = part[step]
+        if how == "less":
+            del part[key]
+        elif how == "other":
+            part[key] = copy.deepcopy(odd)
+        elif how == "more" and isinstance(part, dict):
+            part[name] = copy.deepcopy(odd)
+        elif isinstance(part, list):
+            part.append(copy.deepcopy(part[key]))
+    except (KeyError, IndexError, TypeError):  # an earlier change took that place away
+        return value
+    return made
+
+
+one_change = st.tuples(
+    st.sampled_from(PLACES), st.sampled_from(["less", "other", "more"]), st.sampled_from(ODD), st.sampled_from(NAMES)
+)
+
+
+@settings(max_examples=examples(600), deadline=None)
+@given(st.lists(one_change, min_size=1, max_size=3))
+def test_the_api_server_takes_all_that_the_parser_takes(changes):
+    """What the daemons would accept is stored at all: the schema and its rules are never the stricter ones."""
+    value = WHOLE_WITH_EGRESS
+    for change in changes:
+        value = changed(value, *change)
+    try:
+        inspection_policy({"metadata": {"name": "p"}, "spec": value})
+    except FieldError:
+        return
+    assert fits(POLICIES[0], value)
+
+
+def test_each_part_of_a_policy_can_be_left_out_or_not_alike():
+    for place in PLACES:
+        value = changed(WHOLE_WITH_EGRESS, place, "less", None, "")
+        try:
+            inspection_policy({"metadata": {"name": "p"}, "spec": value})
+        except FieldError:
+            continue
+        assert fits(POLICIES[0], value), place
 
 
 def test_a_policy_of_the_cluster_needs_both_selectors():
