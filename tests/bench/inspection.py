@@ -1,8 +1,9 @@
 """What inspection costs: CPU per request with a policy as a ratio to without.
 
 Twelve rules that no request meets, without and with a record of every request (`log.samplePercent: 100`), are part of
-`make bench`. This module as a script measures further policies, and says how many of the requests that were to be told
-have a record: records are bounded (`proxy.control.record_queue.RATE`).
+`make bench`. This module as a script measures further policies, says how many of the requests that were to be told
+have a record (records are bounded: `proxy.control.record_queue.RATE`), and compares ports whose policies have gone with
+what they were before there were any.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ LOGGED = 1.35
 """... and the same with every request logged, ..."""
 FED = 1.25
 """... and the same with the connections fed to an IDS."""
+NONE = 1.05
+"""No policy: 1.00, within what such runs differ by themselves."""
 
 _PROBE = "/never-0"
 """A path that the first rule blocks."""
@@ -96,6 +99,8 @@ class Cost:
     microseconds: list[float] = field(default_factory=list)
     records: int = 0
     due: int = 0
+    gone: list[float] = field(default_factory=list)
+    """Each run after the policy to the one before it."""
     unfed: int = 0
     """Connections of which an IDS did not get everything."""
 
@@ -164,6 +169,7 @@ def _measure(ring: Arena, row: Row, kind: Kind, pairs: int) -> Cost:
             cost.due += requests * kind.sample // 100
         after, _ = _cpu(ring, row)
         cost.ratios.append(2 * during / (before + after))
+        cost.gone.append(after / before)
         cost.microseconds.append((before + after) / 2 * 1e6)
     return cost
 
@@ -197,8 +203,14 @@ def main() -> None:
             kinds = [kind for kind in KINDS if options.only in f"{kind.name}, {row.name}"]
             if kinds:
                 _cpu(ring, row)  # warm
+            gone = []
             for kind in kinds:
-                print(_measure(ring, row, kind, options.pairs).line(), flush=True)
+                cost = _measure(ring, row, kind, options.pairs)
+                gone += cost.gone
+                print(cost.line(), flush=True)
+            if gone:
+                figure = Figure(f"no policy any more to none before, {row.name}", statistics.median(gone), "x", NONE)
+                print(f"{figure.line():80} ({min(gone):.2f}-{max(gone):.2f})", flush=True)
 
 
 if __name__ == "__main__":
