@@ -140,10 +140,10 @@ image: ## Build the node daemon's image (needs docker, podman or buildah)
 	$$tool build $$ignore -f deploy/Dockerfile -t $(IMAGE) .
 
 .PHONY: release release-check
-release: $(VENV)/.stamp build/helm/.stamp ## Build all that a release consists of into build/release (see RELEASING.md)
+release: $(VENV)/.stamp build/helm/.stamp build/promtool/.stamp ## Build all that a release consists of into build/release (see RELEASING.md)
 	@deploy/release
 
-release-check: $(VENV)/.stamp build/helm/.stamp ## The same dry, also where no base image can be fetched
+release-check: $(VENV)/.stamp build/helm/.stamp build/promtool/.stamp ## The same dry, also where no base image can be fetched
 	@deploy/release --check
 
 # Helm's SDK, which renders the chart. Its package has no build for other machines; there the chart is not rendered.
@@ -155,6 +155,15 @@ build/helm/.stamp: deploy/helm.lock
 			--python build/helm/bin/python install --only-binary=:all: --require-hashes -r deploy/helm.lock; \
 	fi
 	@touch $@
+
+# The program that judges alerts, out of Debian's package; nothing is installed.
+build/promtool/.stamp:
+	@command -v apt-get >/dev/null || { echo "sidestep: this needs a Debian or Ubuntu machine (apt-get was not found)" >&2; exit 1; }
+	@echo "Fetching promtool (Debian's package prometheus) into build/promtool"
+	@rm -rf build/promtool && mkdir -p build/promtool
+	@cd build/promtool && { apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; }; }
+	@dpkg-deb --fsys-tarfile build/promtool/prometheus_*.deb | tar -C build/promtool -x ./usr/bin/promtool
+	@rm build/promtool/prometheus_*.deb && touch $@
 
 .PHONY: kind
 kind: ## Make a kind cluster with Sidestep in it (needs kind, kubectl, docker or podman)
