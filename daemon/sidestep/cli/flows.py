@@ -7,6 +7,7 @@ before anything is sent.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.command import POD_NAME, Command, WorkloadType
 from sidestep.cli.filtering import filter_of, filter_options
 from sidestep.cli.foreground import STDOUT, run
+from sidestep.cli.har_file import HarFile
 from sidestep.cli.joined_requests import JoinedRequests
 from sidestep.cli.options import PortNameType, egress_option, namespace_option, output_option
 from sidestep.cli.output import LineWriter, json_line
@@ -22,6 +24,7 @@ from sidestep.cli.port_sessions import PortSessionsReport, port_specs
 from sidestep.cli.readable_ports import listened_ports, places
 from sidestep.cli.report import address, request_line
 from sidestep.cli.request_text import RequestText, answer_options, event_line, is_wanted, uses_colour
+from sidestep.cli.saved_requests import SavedRequests, save_option
 from sidestep.config.filters import describe_filter
 from sidestep.laptop.handler import NoHandler
 from sidestep.model.errors import ConfigurationError, RefusedError
@@ -42,6 +45,7 @@ from sidestep.tunnel.messages import Answered, AnyEvent, Dropped, Lost, Request
 @egress_option
 @filter_options
 @answer_options
+@save_option
 @namespace_option
 @click.option("--pod", type=POD_NAME, default="", metavar="POD", help="Only this pod of the workload.")
 @output_option
@@ -55,6 +59,7 @@ def flows(
     output: str,
     statuses: tuple[str, ...],
     no_color: bool,
+    save: Path | None,
     backend: Backend,
     **filters: Any,
 ) -> int:
@@ -63,7 +68,8 @@ def flows(
     One line for each request that matches: time, method, host and path, the answer (status, who gave it, how long it
     took, its size), client, pod, and the id of its trace. A request that is not answered within a second is shown, and
     once more when it is. `--output json` adds the header fields of both. The values of authorization, cookie,
-    set-cookie and proxy-authorization are never shown, and bodies never.
+    set-cookie and proxy-authorization are never shown, and bodies never. --save keeps the same in a file
+    that browsers' tools, mitmproxy and `sidestep replay` read.
 
     With --egress, one line for each connection that the pods make: the first request of one in clear, else TLS with the
     name of the server, or TCP. While it lasts, connections to external addresses pass the pod's proxy.
@@ -73,6 +79,7 @@ def flows(
       sidestep flows orders -n shop --egress
       sidestep flows orders -n shop --http-status 5xx
       sidestep flows orders -n shop --http-path-prefix /api/ --output json
+      sidestep flows orders -n shop --save orders.har
     """
     try:
         wanted = filter_of(filters)
@@ -90,12 +97,15 @@ def flows(
         egress=egress,
     )
     text = f"Requests ({describe_filter(wanted)}) of {workload}, {places(ports)}. Ctrl-C ends it."
+    saved = None if save is None else SavedRequests(HarFile(save), statuses=statuses)
     coloured = output == "text" and uses_colour(no_color=no_color, descriptor=STDOUT)
     return run(
         specs,
         backend=backend,
         handler=NoHandler(),
-        report=lambda writer: FlowReport(writer, text, output=output, statuses=statuses, coloured=coloured),
+        report=lambda writer: FlowReport(
+            writer, text, output=output, statuses=statuses, coloured=coloured, saved=saved
+        ),
     )
 
 
@@ -110,17 +120,21 @@ class FlowReport(PortSessionsReport):
         output: str,
         statuses: tuple[str, ...] = (),
         coloured: bool = False,
+        saved: SavedRequests | None = None,
     ) -> None:
         super().__init__(text)
         self._writer = writer
         self._json = output == "json"
         self._statuses = statuses
+        self._saved = saved
         self._text_of = RequestText(coloured=coloured)
         self._requests = JoinedRequests(self._request, statuses=statuses)
 
     def event(self, event: AnyEvent) -> None:
         """As SessionObserver.event."""
         super().event(event)
+        if self._saved is not None:
+            self._saved.event(event)
         match event:
             case Request() | Answered() if self._json:
                 if is_wanted(event.answer, self._statuses):
@@ -131,6 +145,12 @@ class FlowReport(PortSessionsReport):
                 self._requests.answered(event)
             case Lost() | Dropped():
                 self.say(f"{event.count} requests are not shown: they came faster than they could be printed")
+
+    def close(self) -> None:
+        """Finish the file, if requests are saved."""
+        if self._saved is not None:
+            self.say(self._saved.close())
+            self._saved = None
 
     def _request(self, event: Request, late: bool) -> None:
         target = f"{event.authority}{event.path}" if event.path.startswith("/") else event.path

@@ -12,9 +12,11 @@ from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.command import POD_NAME, SESSION_NAME, FilePath, WorkloadType
 from sidestep.cli.filtering import filter_of, filter_options, filter_spec
 from sidestep.cli.foreground import STDOUT, DashedCommand, claimed_owner, run
+from sidestep.cli.har_file import HarFile
 from sidestep.cli.options import PortMapping, PortType, namespace_option, output_option
 from sidestep.cli.report import JsonReport, Report
 from sidestep.cli.request_text import answer_options, uses_colour
+from sidestep.cli.saved_requests import SavedRequests, save_option
 from sidestep.config.filters import describe_filter
 from sidestep.laptop.handler import Handler, HandlerSettings
 from sidestep.model.errors import ConfigurationError, RefusedError
@@ -99,6 +101,8 @@ def intercept(**words: Any) -> int:
 
 @click.command(cls=DashedCommand, short_help="Copy matching requests to a handler on this machine.")
 @_session_options
+@click.option("--save-secrets", is_flag=True, help="With --save: keep the values of credentials, too.")
+@save_option
 def wiretap(**words: Any) -> int:
     """Copy matching requests of WORKLOAD (`name` or `kind/name`) to a handler on this machine, until Ctrl-C.
 
@@ -111,9 +115,14 @@ def wiretap(**words: Any) -> int:
     Copies never delay the workload. When there is no room for them (a slow handler) they are dropped or cut off,
     reported here, and counted in `sidestep status`. A copy that was cut off ends with a reset.
 
+    --save keeps the copied requests in a file, with bodies (1 MiB of each), and how they were answered (without the
+    body). The values of authorization, cookie, set-cookie and proxy-authorization are redacted; --save-secrets keeps
+    those of requests. It needs a filter.
+
     \b
     What clients write, to a recorder in clear text on port 9000:
       sidestep wiretap orders -n shop --port 9000:https --http-method POST --plaintext
+      sidestep wiretap orders -n shop --port 9000:https --http-path-prefix /api/ --plaintext --save orders.har
     """
     return _run_session(Kind.WIRETAP, divert_probes=False, reset_existing=False, **words)
 
@@ -132,12 +141,23 @@ def _run_session(
     plaintext: bool,
     statuses: tuple[str, ...],
     no_color: bool,
+    save: Path | None = None,
+    save_secrets: bool = False,
     **rest: Any,
 ) -> int:
+    saved = None
     try:
         wanted = filter_of(rest)
         settings = HandlerSettings(port=port.local, address=address, plaintext=plaintext, ca=handler_ca)
-        handler = Handler(settings)
+        if save is None:
+            handler = Handler(settings)
+        else:
+            from sidestep.laptop.copied_requests import RecordingHandler
+
+            if wanted.is_global:
+                raise RefusedError("--save needs a filter: without one, connections are copied unread")
+            saved = SavedRequests(HarFile(save), statuses=statuses, copied=True, secret=save_secrets)
+            handler = RecordingHandler(settings, saved.take)
     except (ConfigurationError, RefusedError) as error:
         raise click.UsageError(str(error)) from error
     spec = SessionSpec(
@@ -162,7 +182,7 @@ def _run_session(
         backend=backend,
         handler=handler,
         report=lambda writer: (
-            JsonReport(writer, statuses=statuses)
+            JsonReport(writer, statuses=statuses, saved=saved)
             if output == "json"
             else Report(
                 writer,
@@ -170,6 +190,7 @@ def _run_session(
                 noun=kind.value.capitalize(),
                 statuses=statuses,
                 coloured=uses_colour(no_color=no_color, descriptor=STDOUT),
+                saved=saved,
             )
         ),
         command=command,

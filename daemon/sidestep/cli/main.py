@@ -35,6 +35,7 @@ COMMANDS = {
     "list": "sidestep.cli.listing:list_command",
     "node": "sidestep.cli.node:node",
     "policy": "sidestep.cli.policy:policy",
+    "replay": "sidestep.cli.replay:replay",
     "status": "sidestep.cli.status:status",
     "wiretap": "sidestep.cli.intercept:wiretap",
 }

@@ -2,13 +2,14 @@
 
 JSON lines are the tunnel's events (`state`, `request`, `answered`, `lost`, `dropped`, `ended`) and three more:
 `registered` (the intercept's name), `refused` (a diverted connection found no handler) and `interrupted` (the tunnel
-broke; `registered` follows when it is back).
+broke; `registered` follows when it is back). With `--save` a last one, `note`, says what was kept.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from typing import TYPE_CHECKING
 
 from sidestep.cli.joined_requests import JoinedRequests
 from sidestep.cli.output import LineWriter, json_line
@@ -16,6 +17,9 @@ from sidestep.cli.request_text import RequestText, answer_text, event_line, is_w
 from sidestep.model.text import harmless
 from sidestep.tunnel.messages import Answered, AnyEvent, Dropped, Ended, Hello, Lost, PodState, Request, State
 from sidestep.tunnel.opening import StreamOpening
+
+if TYPE_CHECKING:
+    from sidestep.cli.saved_requests import SavedRequests
 
 _ACTIVE = frozenset({"active", "attached"})
 LOST = {"dropped": " not at all (no room), of", "truncated": " in part (no room, or its original ended), of"}
@@ -46,8 +50,10 @@ class Report:
         noun: str = "Intercept",
         statuses: tuple[str, ...] = (),
         coloured: bool = False,
+        saved: SavedRequests | None = None,
     ) -> None:
         self._writer = writer
+        self._saved = saved
         self._text = RequestText(coloured=coloured)
         self._requests = JoinedRequests(self._request, statuses=statuses, patience=PATIENCE)
         self._noun = noun
@@ -68,6 +74,8 @@ class Report:
 
     def event(self, event: AnyEvent) -> None:
         """As SessionObserver.event."""
+        if self._saved is not None:
+            self._saved.event(event)
         match event:
             case State():
                 self._state(event)
@@ -92,8 +100,11 @@ class Report:
         self._line(f"{self._noun} {self._name} is interrupted: {reason}. Requests go to the workload until it is back.")
 
     def close(self) -> None:
-        """Print the requests that wait for their answers."""
+        """Print the requests that wait for their answers, and finish the file of those that are saved."""
         self._requests.close()
+        if self._saved is not None:
+            self._line(self._saved.close())
+            self._saved = None
 
     def _request(self, event: Request, late: bool) -> None:
         verb = f"copied{LOST.get(event.lost, '')}" if event.copied else "from"
@@ -156,8 +167,11 @@ class Report:
 class JsonReport:
     """A `laptop.session.SessionObserver` that prints JSON lines, of requests only those with one of `statuses`."""
 
-    def __init__(self, writer: LineWriter, *, statuses: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, writer: LineWriter, *, statuses: tuple[str, ...] = (), saved: SavedRequests | None = None
+    ) -> None:
         self._writer = writer
+        self._saved = saved
         self._statuses = statuses
         self.active = asyncio.Event()
 
@@ -169,6 +183,8 @@ class JsonReport:
         """As SessionObserver.event."""
         if isinstance(event, State) and event.active:
             self.active.set()
+        if self._saved is not None:
+            self._saved.event(event)
         if not isinstance(event, Request | Answered) or is_wanted(event.answer, self._statuses):
             self._writer.line(event_line(event))
 
@@ -179,6 +195,12 @@ class JsonReport:
     def handler_refused(self, opening: StreamOpening, reason: str) -> None:
         """As SessionObserver.handler_refused."""
         self._put({"event": "refused", "pod": opening.pod, "client": opening.client, "reason": reason})
+
+    def close(self) -> None:
+        """Finish the file, if requests are saved."""
+        if self._saved is not None:
+            self._put({"event": "note", "text": self._saved.close()})
+            self._saved = None
 
     def _put(self, value: object) -> None:
         self._writer.line(json_line(value))

@@ -99,12 +99,12 @@ def answer_text(answer: Answer | None) -> str:
     if not answer.status:
         return f"no answer, {took}" if took else "no answer"
     who = {"handler": f"handler of {answer.handler}", "sidestep": "Sidestep"}.get(answer.by, answer.by or "?")
-    parts = [f"{answer.status} by {who}", took, size(answer.received)]
+    parts = [f"{answer.status} by {who}", took or "0.0 ms", size(answer.received)]
     if answer.sent:
         parts.append(f"sent {size(answer.sent)}")
     if not answer.whole:
         parts.append("broken off")
-    return ", ".join(part for part in parts if part)
+    return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:

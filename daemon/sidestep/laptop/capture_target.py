@@ -22,8 +22,9 @@ STANDARD_OUTPUT = "-"
 class CaptureTarget:
     """Where to write. `check` before a session begins, `open` once it is accepted."""
 
-    def __init__(self, path: Path, *, standard_output: int) -> None:
+    def __init__(self, path: Path, *, standard_output: int, option: str = "--write") -> None:
         self._path = path
+        self._option = option
         self._standard_output = standard_output
 
     @property
@@ -94,4 +95,4 @@ class CaptureTarget:
         return self._unusable(f"cannot be written: {os.strerror(error.errno or 0).lower()}")
 
     def _unusable(self, reason: str) -> ConfigurationError:
-        return ConfigurationError(reason, subject="--write", value=str(self._path))
+        return ConfigurationError(reason, subject=self._option, value=str(self._path))

@@ -157,7 +157,7 @@ class Answer(msgspec.Struct, frozen=True):
     whole: bool = True
     """False: it broke off."""
     head: str = ""
-    """Field lines of the answer, separated by CR LF, for a session of heads only; secrets are redacted."""
+    """Field lines of the answer, separated by CR LF, for flows and wiretaps; secrets are redacted."""
 
 
 class Request(Event, frozen=True, tag="request"):

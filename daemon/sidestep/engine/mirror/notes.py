@@ -43,7 +43,7 @@ class Answer:
     is_whole: bool
     """Whether it has ended as it should. After a switch of protocols: it has begun."""
     head: bytes = b""
-    """For a session of heads only: the answer's field lines, as in HTTP/1, secrets redacted."""
+    """For flows and wiretaps: the answer's field lines, as in HTTP/1, secrets redacted."""
 
 
 @dataclass(slots=True)

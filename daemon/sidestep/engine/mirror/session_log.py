@@ -247,7 +247,7 @@ def _answer(exchange: _Exchange, at: float, sizes: list[int] | None, *, is_whole
     seconds = max(0.0, at - exchange.at)
     if head is None:
         return Answer(0, "", "", seconds, sent, received, is_whole=False)
-    is_shown = exchange.held or any(note.rule.heads_only for note in exchange.told)
+    is_shown = exchange.held or any(note.copied for note in exchange.told)
     return Answer(
         head.status,
         head.by.value,
