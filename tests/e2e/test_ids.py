@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
-from pathlib import Path
 
 import pytest
 
-from tests.e2e import cgroups
 from tests.e2e import product as products
 from tests.e2e import shop as shops
+from tests.e2e.engines import PATIENCE, Traces, metrics, suricatas
 from tests.e2e.load import load
 from tests.harness.waiting import until
 
 MAP = "ids-rules"
-METRICS = 9464
 LOG = "/var/log/sidestep/eve.json"
 RIGHT = ["--clusterrole=sidestep-policy-config", f"--serviceaccount={products.NAMESPACE}:sidestep-node"]
 EVIL = 'alert http any any -> any any (msg:"evil"; http.uri; content:"/evil"; sid:1;)'
 WORSE = 'alert http any any -> any any (msg:"worse"; http.uri; content:"/worse"; sid:2;)'
-PATIENCE = 90.0
-"""Seconds for what takes a start of Suricata in three pods, and a reading of ConfigMaps, which comes every 15 s."""
 
 
 def rules(text):
@@ -54,7 +48,9 @@ def fed(cluster, product, shop):
         assert suricatas(product) == []
         cluster.kubectl("create", "rolebinding", "sidestep-policy-config", *RIGHT, "-n", shop.namespace)
         wait_engines(cluster, product, len(shop.pods()))
+        before.note()
         yield
+        before.note()
     finally:
         cluster.kubectl_result("delete", "ipol", "orders", "-n", shop.namespace, "--ignore-not-found")
         cluster.kubectl_result("delete", "rolebinding", "sidestep-policy-config", "-n", shop.namespace)
@@ -63,65 +59,9 @@ def fed(cluster, product, shop):
         before.wait_gone()
 
 
-class Traces:
-    """What is on the node beside proxies: Suricatas, namespaces, mounts of them, cgroups."""
-
-    def __init__(self, product):
-        self._product = product
-        self._before = self._now()
-
-    def _now(self):
-        pids = self._product.cluster.processes(self._product.daemon())
-        namespaces = set()
-        for pid in pids:
-            for kind in ("net", "mnt", "ipc", "uts"):
-                with contextlib.suppress(OSError):  # it has just ended
-                    namespaces.add((kind, Path(f"/proc/{pid}/ns/{kind}").readlink()))
-        mounts = Path(f"/proc/{self._product.process(self._product.daemon())}/mounts").read_text().splitlines()
-        return {
-            "suricatas": set(suricatas(self._product)),
-            "namespaces": set(range(len(namespaces))),
-            "mounts": {line for line in mounts if line.startswith("sidestep ")},
-            "cgroups": self._cgroups(),
-        }
-
-    def _cgroups(self):
-        """The folders below the daemon's own, in every hierarchy."""
-        lines = Path(f"/proc/{self._product.process(self._product.daemon())}/cgroup").read_text().splitlines()
-        paths = {line.split(":", 2)[2].lstrip("/") for line in lines}
-        homes = [root / path for root in cgroups.roots() for path in paths if path]
-        return {str(each) for home in homes for each in home.rglob("*") if each.is_dir()}
-
-    def wait_gone(self):
-        """Wait until nothing is there that was not there before."""
-        until(
-            lambda: all(found <= self._before[kind] for kind, found in self._now().items()),
-            within=PATIENCE,
-            every=0.5,
-            what=lambda: f"{self._before}, not {self._now()}",
-        )
-
-
-def suricatas(product):
-    """The Suricatas in the daemon's container, as root of the machine sees them."""
-    found = []
-    for pid in product.cluster.processes(product.daemon()):
-        with contextlib.suppress(OSError):  # it has just ended
-            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"suricata\0"):
-                found.append(pid)
-    return found
-
-
 def told(cluster, shop):
     """What conditions and nodes say in the status of the policy."""
     return json.dumps(cluster.get("inspectionpolicy", "orders", namespace=shop.namespace).get("status", {}))
-
-
-def metrics(cluster, product, name):
-    """The values of a metric of the daemon by pod."""
-    text = cluster.curl(f"http://{product.daemon().ip}:{METRICS}/metrics").text
-    lines = re.findall(rf'^{name}{{.*pod="([^"]+)".*}} (\S+)$', text, re.MULTILINE)
-    return {pod: float(value) for pod, value in lines}
 
 
 def wait_engines(cluster, product, count):

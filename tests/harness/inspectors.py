@@ -131,7 +131,9 @@ class Inspector:
 
     def configure(self, *profiles):
         """Set the profiles; the answer."""
-        self.send(Configure(profiles or (Profile(1, 5, 256),)))
+        profiles = profiles or (Profile(1, 5, 256),)
+        for place, profile in enumerate(profiles, 1):
+            self.send(Configure((profile,), more=place < len(profiles)))
         told = self.receive()
         assert isinstance(told, Configured), told
         return told

@@ -34,6 +34,16 @@ def excepted(shop, answer, *words):
     return list(yaml.safe_load_all(done.stdout)), done.stdout
 
 
+def apply(shop, written, found):
+    """Change the firewalls of these policies as the command says, and wait until they are in force."""
+    assert len(found) == len(written), "each policy of the port with a firewall has to leave the rules out"
+    for document, change in zip(written, found, strict=True):
+        document["spec"]["waf"] = {**document["spec"]["waf"], **change["spec"]["waf"]}
+    shop.node.write(FILE, *written)
+    for each in written:
+        wait_programmed(shop, each["metadata"]["name"])
+
+
 def test_a_rule(shop):
     written = policy(rule(), rule("/internal", name="inside"))
     with policies(shop, written):
@@ -63,14 +73,18 @@ def test_the_firewall(shop):
         found, text = excepted(shop, shop.get(ATTACK))
         assert "CRS 942100" in text
         assert "UNION" not in text
-        assert len(found) == 2, "each policy of the port with a firewall has to leave the rules out"
-        for document, change in zip(written, found, strict=True):
-            document["spec"]["waf"] = {**document["spec"]["waf"], **change["spec"]["waf"]}
-        assert 920420 in first["spec"]["waf"]["excludeRules"]
-        shop.node.write(FILE, *written)
+        apply(shop, written, found)
+        assert "excludeRules" not in second["spec"]["waf"]
+        [exception] = second["spec"]["waf"]["exceptions"]
+        assert exception["paths"] == [{"match": "Equal", "value": "/items"}]
         until(lambda: shop.get(ATTACK).status == 200, within=30, what=shop.conditions)
-        for each in written:
-            wait_programmed(shop, each["metadata"]["name"])
+        elsewhere = shop.get(ATTACK.replace("/items", "/orders"))
+        assert is_refusal(elsewhere, "shop/orders")
+        assert is_refusal(shop.get(OTHER), "shop/orders")
+        found, _ = excepted(shop, elsewhere, "--by", "port")
+        apply(shop, written, found)
+        assert 920420 in first["spec"]["waf"]["excludeRules"]
+        until(lambda: shop.get(ATTACK.replace("/items", "/orders")).status == 200, within=30, what=shop.conditions)
         assert is_refusal(shop.get(OTHER), "shop/orders")
 
 

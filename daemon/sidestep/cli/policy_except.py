@@ -69,7 +69,7 @@ class AlertId(click.ParamType[str]):
     type=click.Choice([each.value for each in By]),
     default=By.REQUEST.value,
     show_default=True,
-    help="What a rule excepts: the method and path of the request, or its client.",
+    help="What is excepted: the request (method and path), its client (rules), or all of the port (firewalls).",
 )
 @output_option
 @backend_options
@@ -78,7 +78,8 @@ def except_(alert_id: str, files: tuple[Path, ...], eve: Path | None, by: str, b
 
     ALERT-ID stands in what a refused client was told (`sidestep: policy NAME, id ID`; the whole line may be given), in
     EVE records as sidestep.id, and in the lines of `sidestep inspect`. Of a rule the change is an `except`, of a
-    firewall `excludeRules`. It is printed, and nothing is changed.
+    firewall `exceptions` for the path of the request, or with `--by port` `excludeRules`. It is printed, and nothing is
+    changed.
 
     Without --eve the alert is looked up among the last of this machine's daemon. With --eve it is looked up in records,
     and FILE... are the documents of the policies, so that the change has what they except already.
@@ -132,7 +133,7 @@ def _records(path: Path, alert_id: str) -> Iterator[Record]:
 
 def _found(file: BinaryIO, alert_id: str) -> Iterator[Record]:
     """Lines that are no records are left out: a log that was rotated or cut may begin and end in the midst of one."""
-    needle, count = f'"id":"{alert_id}"'.encode(), 0
+    needle, count = f'"{alert_id}"'.encode(), 0
     while count < MAX_ALERTS and (line := file.readline(MAX_RECORD)):
         if needle in line:
             try:

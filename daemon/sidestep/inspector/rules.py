@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -32,6 +32,7 @@ from sidestep.snapshots.waf import Profile
 
 if TYPE_CHECKING:
     from sidestep.inspector.modsecurity import Engine, Findings, RuleSet
+    from sidestep.snapshots.waf import Exemption
 
 DEBIAN: Final = ("/etc/modsecurity/crs/crs-setup.conf", "/usr/share/modsecurity-crs/rules")
 """Setup and rules of Debian's package modsecurity-crs."""
@@ -116,6 +117,11 @@ msg:'HTTP Request Smuggling Attack',setvar:'tx.anomaly_score_pl1=+%{{tx.critical
 setvar:'tx.inbound_anomaly_score_pl1=+%{{tx.critical_anomaly_score}}'"
 """
 """Leaves REQUEST_LINE_OF_CRS out. The rule in its place wants a version, as the rule of CRS 4 does."""
+_EXEMPT: Final = 9_900_100
+"""The first id of the rules that make exceptions: one for each path."""
+_EXACT, _BEGIN = r"^{path}(?:\?|$)", r"^(?![^?]*(?:[%\x5c;]|//|/\.)){path}"
+"""Paths of exceptions, in a target as it was sent. One that an app may take for a path outside of the prefix (by dots,
+encodings, path parameters) is not excepted."""
 _METHODS: Final = "GET HEAD POST OPTIONS PUT PATCH DELETE"
 """CRS allows the first four, which refuses most APIs. Rules of a policy can allow fewer."""
 _KINDS: Final = (
@@ -126,6 +132,7 @@ _KINDS: Final = (
 )  # fmt: skip
 """Those that CRS allows, and more that are parsed as JSON. CRS before 3.3.7 allows multipart/related, too, which
 ModSecurity does not parse."""
+_ARGUMENTS: Final = ("ARGS", "ARGS_GET", "ARGS_POST")
 _TEXTS: Final = {
     _BODY: "The body cannot be parsed",
     _MULTIPART: "The multipart body is not well-formed",
@@ -227,7 +234,7 @@ class CoreRules:
     def profile(self, profile: Profile) -> RuleSet:
         """Make the rule set of a profile. Raises ConfigurationError for custom rules that are not possible."""
         prepared = self._prepared.get((profile.paranoia, profile.threshold))
-        if prepared is not None and not profile.excluded and not profile.custom:
+        if prepared is not None and not (profile.excluded or profile.exemptions or profile.custom):
             return prepared
         made = self._engine.rule_set()
         try:
@@ -236,6 +243,7 @@ class CoreRules:
                 made.add(_LENIENT.format(wrong=REQUEST_LINE_OF_CRS, smuggling=REQUEST_LINE, secret=self._secret))
             if profile.excluded:
                 made.add(f"SecRuleRemoveById {' '.join(map(str, profile.excluded))}\n")
+            made.add(_exemptions(profile.exemptions))
             if profile.custom:
                 made.add(profile.custom.replace("@SECRET@", self._secret))
             made.merge(self._rules)
@@ -247,13 +255,14 @@ class CoreRules:
     def profile_of_responses(self, profile: Profile) -> RuleSet:
         """Make the set for the responses of a profile, which has no custom rules."""
         prepared = self._prepared_responses.get((profile.paranoia, profile.threshold))
-        if prepared is not None and not profile.excluded:
+        if prepared is not None and not (profile.excluded or profile.exemptions):
             return prepared
         made = self._engine.rule_set()
         try:
             made.add(_settings(profile))
             if profile.excluded:
                 made.add(f"SecRuleRemoveById {' '.join(map(str, profile.excluded))}\n")
+            made.add(_exemptions([each for each in profile.exemptions if not each.parameter]))
             made.merge(self._responses)
         except BaseException:
             made.close()
@@ -284,6 +293,24 @@ def _settings(profile: Profile) -> str:
         outbound=max(1, profile.threshold - 1),
         methods=_METHODS,
         kinds=" ".join(f"|{kind}|" for kind in _KINDS),
+    )
+
+
+def _exemptions(exemptions: Iterable[Exemption]) -> str:
+    """Rules of the first phase that have others not look at a request, or at some of its arguments."""
+    actions: dict[str, list[str]] = {}
+    for each in exemptions:
+        form = _BEGIN if each.is_prefix else _EXACT
+        where = f'SecRule REQUEST_URI_RAW "@rx {form.format(path=re.escape(each.path))}"' if each.path else "SecAction"
+        of_path = actions.setdefault(where, [])
+        for rule in (each.rule, REQUEST_LINE) if each.rule == REQUEST_LINE_OF_CRS else (each.rule,):
+            if each.parameter:
+                of_path += [f"ctl:ruleRemoveTargetById={rule};{kind}:{each.parameter}" for kind in _ARGUMENTS]
+            else:
+                of_path.append(f"ctl:ruleRemoveById={rule}")
+    return "".join(
+        f'{where} "id:{_EXEMPT + place},phase:1,pass,t:none,nolog,{",".join(found)}"\n'
+        for place, (where, found) in enumerate(actions.items())
     )
 
 

@@ -20,6 +20,7 @@ from sidestep.protocols.waf_messages import (
     MAX_BODY,
     MAX_HEAD,
     MAX_PACKET,
+    MAX_PROFILES,
     VERSION,
     Configure,
     Configured,
@@ -28,6 +29,7 @@ from sidestep.protocols.waf_messages import (
     Part,
     Question,
     Ready,
+    Several,
     ToInspector,
     Verdict,
 )
@@ -52,6 +54,9 @@ class Inspector:
         self._regexes = regexes
         self._profiles: tuple[tuple[Profile, RuleSet, RuleSet | None], ...] = ()
         """With the sets for requests and for responses."""
+        self._wanted: tuple[Profile, ...] = ()
+        """Profiles that have come, of which others follow."""
+        self._packet = bytearray(MAX_PACKET)
 
     def run(self) -> None:
         """Serve until the other end closes. Raises PeerError."""
@@ -61,19 +66,30 @@ class Inspector:
             if message is None:
                 return
             if isinstance(message, Configure):
-                self._send(self._configure(message))
-            elif isinstance(message, Question):
-                answer = self._answer(message)
-                if answer is None:
-                    return
-                self._send(answer)
-            else:
+                configured = self._take(message)
+                if configured is not None:
+                    self._send(configured)
+            elif isinstance(message, Part):
                 raise PeerError("a part of a body without its question")
+            else:
+                for question in message.questions if isinstance(message, Several) else (message,):
+                    answer = self._answer(question)
+                    if answer is None:
+                        return
+                    self._send(answer)
 
-    def _configure(self, message: Configure) -> Configured:
+    def _take(self, message: Configure) -> Configured | None:
+        """Take profiles; returns what becomes of all of them, None while there are more."""
+        wanted = (*self._wanted, *message.profiles)
+        if len(wanted) > MAX_PROFILES:
+            raise PeerError("too many profiles")
+        self._wanted = wanted if message.more else ()
+        return None if message.more else self._configure(wanted)
+
+    def _configure(self, profiles: tuple[Profile, ...]) -> Configured:
         """Make all rule sets anew; on an error the earlier ones stay."""
         made: list[tuple[Profile, RuleSet, RuleSet | None]] = []
-        for place, profile in enumerate(message.profiles):
+        for place, profile in enumerate(profiles):
             try:
                 for regex in profile.regexes:
                     self._regexes.check(regex)
@@ -135,15 +151,15 @@ class Inspector:
     def _receive(self) -> ToInspector | None:
         """Wait for a message; None when the other end has closed."""
         try:
-            packet, _, flags, _ = self._sock.recvmsg(MAX_PACKET)
+            size, _, flags, _ = self._sock.recvmsg_into([self._packet])
         except ConnectionError:
             return None
-        if not packet:
+        if not size:
             return None
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise PeerError("a packet that is too long, or has a descriptor")
         try:
-            return _decoder.decode(packet)
+            return _decoder.decode(memoryview(self._packet)[:size])
         except (msgspec.DecodeError, RecursionError) as error:
             raise PeerError(f"a packet that is no message: {error}") from error
 

@@ -10,11 +10,18 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sidestep.model.config_map_key import ConfigMapKey
+from sidestep.model.filter import PathCondition
 
 REQUEST_LINE_OF_CRS: Final = 921110
 """A rule that in CRS 3.3 takes any line that ends like `budget ok` for a request line of HTTP/0.9 ..."""
 REQUEST_LINE: Final = 9_900_011
 """... and the rule of ours that stands in its place at paranoia level 1. Who excludes the one excludes the other."""
+
+
+MAX_EXEMPTIONS: Final = 256
+"""Exceptions of a policy, and of all of a port: each a rule, a path and an argument ..."""
+MAX_EXEMPTION_BYTES: Final = 16 * 1024
+"""... and the bytes of their paths and arguments."""
 
 
 class OverLimit(enum.StrEnum):
@@ -40,6 +47,19 @@ class WafLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class WafException:
+    """Rules of CRS that do not look at some requests, by their paths, or at some arguments of requests, by their names.
+
+    Without paths it is about all requests, without parameters about requests as a whole; one of both there is. Paths
+    are literal: EQUAL or PREFIX.
+    """
+
+    rules: tuple[int, ...]
+    paths: tuple[PathCondition, ...] = ()
+    parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Waf:
     """Settings of one policy: paranoia level (1 to 4) and anomaly threshold of CRS, ids of rules that are left out."""
 
@@ -50,3 +70,4 @@ class Waf:
     limits: WafLimits = field(default_factory=WafLimits)
     responses: bool = False
     """Whether responses are judged, too."""
+    exceptions: tuple[WafException, ...] = ()

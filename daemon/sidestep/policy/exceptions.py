@@ -1,8 +1,9 @@
 """Turns an alert into the change of a policy that keeps it from coming again. Pure.
 
     a rule of the policy    `except` of the rule gains the method and path of the request, or its client
-    the firewall            `waf.excludeRules` gains the rules of CRS that matched, in every policy of the port that has
-                            `waf`: a rule is left out only where all of them exclude it
+    the firewall            `waf.exceptions` gains the rules of CRS that matched, for the path of the request, or
+                            `waf.excludeRules` for all requests of the port; in every policy of the port that has `waf`,
+                            because a rule is left out only where all of them say so
 
 A change has whole lists: what the policy excepts already stands in it, as far as the policy is known. The conditions of
 one `except` must all hold, so a request can join an `except` about requests, and a client one about clients; where that
@@ -20,15 +21,17 @@ from typing import Final
 
 from sidestep.config import filters
 from sidestep.config.inspection_fields import MAX_SOURCES
-from sidestep.config.waf import EXCLUDABLE, MAX_EXCLUDED
+from sidestep.config.waf import EXCEPTED_PATH, EXCLUDABLE, MAX_EXCEPTIONS, MAX_EXCLUDED, MAX_PATH
 from sidestep.model.egress import Network
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.filter import Filter, PathCondition, PathTest
 from sidestep.model.inspection import Direction, InspectionPolicy, Match, Rule
-from sidestep.model.waf import REQUEST_LINE, REQUEST_LINE_OF_CRS
+from sidestep.model.waf import MAX_EXEMPTIONS, REQUEST_LINE, REQUEST_LINE_OF_CRS, Waf, WafException
 from sidestep.policy.inspection_match import CompiledMatch, RequestFacts, plain_address
 from sidestep.policy.path_forms import paths_of
 from sidestep.policy.seclang import place_and_number
+from sidestep.policy.waf import exemptions_of
+from sidestep.snapshots.waf import Exemption
 
 MAX_FORMS: Final = 8
 """Forms of one path that an exception lists."""
@@ -37,12 +40,14 @@ _NUMBER: Final = re.compile(r"[0-9]{1,10}")
 
 
 class By(enum.StrEnum):
-    """What an exception of a rule is about."""
+    """What an exception is about."""
 
     REQUEST = "request"
-    """Method and path."""
+    """Method and path; of a firewall the path."""
     SOURCE = "source"
-    """The address of the client."""
+    """The address of the client: of a rule only."""
+    PORT = "port"
+    """All requests of the port: of a firewall only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ def changes(alert: AlertFacts, policies: Sequence[InspectionPolicy], *, by: By, 
     others.
     """
     if alert.is_of_firewall:
-        return _of_firewall(alert, [each for each in policies if each.waf is not None], is_whole=is_whole)
+        return _of_firewall(alert, [each for each in policies if each.waf is not None], by, is_whole=is_whole)
     policy = next((each for each in policies if each.display == alert.policy), None)
     return [_of_rule(alert, policy, by)]
 
@@ -92,6 +97,8 @@ def changes(alert: AlertFacts, policies: Sequence[InspectionPolicy], *, by: By, 
 def _of_rule(alert: AlertFacts, policy: InspectionPolicy | None, by: By) -> Change:
     notes: list[str] = []
     rule: Rule | None = None
+    if by is By.PORT:
+        return Change(alert.policy, notes=(f"rule {alert.rule} of the policy applies to the port: take it out there",))
     if policy is not None:
         rule = next((each for each in policy.rules if each.name == alert.rule), None)
         if rule is None:
@@ -214,40 +221,78 @@ def _shown(wanted: Match) -> str:
 # --- the firewall ---------------------------------------------------------------------------------------------------
 
 
-def _of_firewall(alert: AlertFacts, policies: Sequence[InspectionPolicy], *, is_whole: bool) -> list[Change]:
+def _of_firewall(alert: AlertFacts, policies: Sequence[InspectionPolicy], by: By, *, is_whole: bool) -> list[Change]:
     if alert.found == "over-limit":
         note = "the request exceeds a limit and was not judged: raise limits.bodyBytes or limits.fields"
         return [Change(alert.policy, notes=(note,))]
     numbers = [int(each) for each in alert.found.split() if _NUMBER.fullmatch(each)]
     named = [REQUEST_LINE_OF_CRS if each == REQUEST_LINE else each for each in numbers]
-    wanted = [each for each in named if any(first <= each <= last for first, last in EXCLUDABLE)]
+    wanted = sorted({each for each in named if any(first <= each <= last for first, last in EXCLUDABLE)})
     notes = [note for each in numbers if (note := _why_not(each, policies))]
     if not wanted:
         return [Change(alert.policy, notes=(*notes, "no rule of the Core Rule Set that matched can be left out"))]
-    notes.append(f"the firewall no longer looks for this in any request of the port: {_list(wanted)}")
+    path = None if by is By.PORT else alert.path
+    if path is not None and not (len(path) <= MAX_PATH and EXCEPTED_PATH.fullmatch(path)):
+        path = None
+    if path is None and by is not By.PORT:
+        notes.append("no exception can name the path of the request")
+    where = "any request of the port" if path is None else f"requests of {path}"
+    notes.append(f"the firewall no longer looks for this in {where}: {_list(wanted)}")
+    if path is not None:
+        notes.append(
+            "narrow it with `parameters: [NAME]` where one argument is meant; `--by port` is about all requests"
+        )
     if not policies:
-        unknown = "what excludeRules has already is not known: add to it"
-        return [_excluding(alert.policy, wanted, (), (*notes, unknown, _ALL))]
+        notes.append("what the policy leaves out already is not known: add to it")
+        return [_leaving_out(alert.policy, wanted, path, Waf(), (*notes, _ALL))]
     if not is_whole:
         notes.append(_ALL)
     elif len(policies) > 1:
-        notes.append("it takes effect once all of these policies exclude them")
+        notes.append("it takes effect once all of these policies say so")
     made = [
-        _excluding(each.display, wanted, each.waf.excluded, tuple(notes))
+        _leaving_out(each.display, missing, path, each.waf, tuple(notes))
         for each in policies
-        if each.waf is not None and not set(wanted) <= set(each.waf.excluded)
+        if each.waf is not None and (missing := _missing(wanted, path, each.waf))
     ]
-    return made or [Change(alert.policy, notes=(f"excludeRules has {_list(wanted)} already",))]
+    return made or [Change(alert.policy, notes=(f"{_list(wanted)} is left out of {where} already",))]
 
 
-_ALL: Final = "other policies of the port that have `waf` must exclude them, too"
+_ALL: Final = "other policies of the port that have `waf` must say so, too"
 
 
-def _excluding(policy: str, wanted: Sequence[int], before: Sequence[int], notes: tuple[str, ...]) -> Change:
-    excluded = sorted({*before, *wanted})
-    if len(excluded) > MAX_EXCLUDED:
-        return Change(policy, notes=(f"excludeRules would have more than {MAX_EXCLUDED} rules",))
-    return Change(policy, {"waf": {"excludeRules": excluded}}, notes)
+def _missing(wanted: Sequence[int], path: str | None, waf: Waf) -> list[int]:
+    """The rules that a policy has look at requests of a path, or at any request."""
+    exemptions = exemptions_of(waf)
+    return [
+        rule
+        for rule in wanted
+        if rule not in waf.excluded
+        and not (path is not None and any(each.includes(Exemption(rule, path)) for each in exemptions))
+    ]
+
+
+def _leaving_out(policy: str, rules: Sequence[int], path: str | None, waf: Waf, notes: tuple[str, ...]) -> Change:
+    """The change that leaves rules out of requests of a path, or of any request."""
+    if path is None:
+        excluded = sorted({*waf.excluded, *rules})
+        if len(excluded) > MAX_EXCLUDED:
+            return Change(policy, notes=(f"excludeRules would have more than {MAX_EXCLUDED} rules",))
+        return Change(policy, {"waf": {"excludeRules": excluded}}, notes)
+    wanted = WafException(tuple(rules), (PathCondition(PathTest.EQUAL, path),))
+    exceptions = (*waf.exceptions, wanted)
+    count = len(exemptions_of(replace(waf, exceptions=exceptions)))
+    if len(exceptions) > MAX_EXCEPTIONS or count > MAX_EXEMPTIONS:
+        return Change(policy, notes=("the policy has no room for more exceptions: use excludeRules (`--by port`)",))
+    return Change(policy, {"waf": {"exceptions": [_exception_document(each) for each in exceptions]}}, notes)
+
+
+def _exception_document(exception: WafException) -> dict[str, object]:
+    made: dict[str, object] = {"rules": list(exception.rules)}
+    if exception.paths:
+        made["paths"] = [_path(each) for each in exception.paths]
+    if exception.parameters:
+        made["parameters"] = list(exception.parameters)
+    return made
 
 
 def _why_not(number: int, policies: Sequence[InspectionPolicy]) -> str:

@@ -3,6 +3,7 @@
     paranoia level      the highest
     anomaly threshold   the lowest
     excluded rules      those that every policy excludes: what one leaves in, no other takes out
+    exceptions          likewise: of each rule, path and argument those that every policy excepts
     custom rules        all of them; they can only add (`policy.seclang`)
     limits              where one blocks what exceeds its limit: the lowest of those that do. Otherwise what exceeds a
                         limit passes unjudged, and the highest counts
@@ -16,10 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
-from sidestep.model.waf import OverLimit, Waf
+from sidestep.model.filter import PathTest
+from sidestep.model.waf import MAX_EXEMPTION_BYTES, MAX_EXEMPTIONS, OverLimit, Waf
 from sidestep.policy.seclang import CustomRules
-from sidestep.snapshots.waf import MAX_CUSTOM, MAX_REGEXES, PortWaf, Profile
+from sidestep.snapshots.waf import MAX_CUSTOM, MAX_REGEXES, Exemption, PortWaf, Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ def join(policies: Sequence[PolicyWaf]) -> PortWaf:
             custom=custom,
             regexes=regexes,
             responses=any(each.responses for each in settings),
+            exemptions=_exemptions(settings, excluded),
         ),
         body_bytes=min(each.body_bytes for each in blocking) if blocking else max(each.body_bytes for each in passing),
         seconds=min(closing) if closing else max(each.limits.verdict_seconds for each in settings),
@@ -60,6 +64,30 @@ def join(policies: Sequence[PolicyWaf]) -> PortWaf:
         blocking=next((each.name for each in policies if each.enforces), policies[0].name),
         closing=next((each.name for each in policies if each.closes), policies[0].name),
     )
+
+
+def exemptions_of(settings: Waf) -> tuple[Exemption, ...]:
+    """What a policy excepts: one for each rule, path and argument."""
+    return tuple(
+        Exemption(rule, path, is_prefix, parameter)
+        for each in settings.exceptions
+        for rule in each.rules
+        for path, is_prefix in [(at.value, at.test is PathTest.PREFIX) for at in each.paths] or [("", False)]
+        for parameter in each.parameters or ("",)
+    )
+
+
+def _exemptions(settings: Sequence[Waf], excluded: set[int]) -> tuple[Exemption, ...]:
+    """What all policies except, beside the rules that all of them exclude; those beyond the bound are left out."""
+    said = [(set(each.excluded), exemptions_of(each)) for each in settings]
+    wanted = sorted({each for _, exemptions in said for each in exemptions if each.rule not in excluded})
+    common = [
+        each
+        for each in wanted
+        if all(each.rule in rules or any(one.includes(each) for one in exemptions) for rules, exemptions in said)
+    ]
+    sizes = accumulate(len(each.path) + len(each.parameter) for each in common)
+    return tuple(each for each, size in zip(common, sizes, strict=True) if size <= MAX_EXEMPTION_BYTES)[:MAX_EXEMPTIONS]
 
 
 def _custom(policies: Sequence[PolicyWaf]) -> tuple[str, tuple[str, ...]]:

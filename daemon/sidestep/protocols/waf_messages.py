@@ -2,10 +2,11 @@
 
     inspector                    asker
     Ready                   →             once, when it is locked; `error` if it could not be: it ends then
-                            ←  Configure  the rule sets of all profiles; again at any time
-    Configured              →             each is answered; with an error the inspector keeps what it had
+                            ←  Configure  the rule sets of all profiles, one in a packet; again at any time
+    Configured              →             the last of them is answered; with an error the inspector keeps what it had
                             ←  Question   the head of a request, and as much of the body as fits
                             ←  Part       the rest of the body, in order, without anything else in between
+                            ←  Several    questions whose bodies are whole
     Verdict                 →             one for each question, in the order of the questions
 
 A question that the inspector reads after its `expires` is answered at once, with `EXPIRED`: whoever asked does not wait
@@ -25,16 +26,18 @@ import msgspec
 
 from sidestep.snapshots.waf import Profile
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Of these messages; both sides are of one release, so that a difference is an error."""
-MAX_PACKET: Final = 72 * 1024
-"""Bytes of a packet that is received."""
+MAX_PACKET: Final = 144 * 1024
+"""Bytes of a packet that is received. A profile has the longest: rules, their regexes once more, exemptions."""
 PART: Final = 48 * 1024
 """Bytes of a body that are sent in one packet."""
 MAX_HEAD: Final = 64 * 1024
 """Bytes of target, names and values of a question; more is not inspected, but over a limit."""
 MAX_BODY: Final = 1024 * 1024
 """Bytes of a body that an inspector takes."""
+MAX_SEVERAL: Final = 64
+"""Questions in one packet."""
 MAX_FIELDS: Final = 512
 MAX_PROFILES: Final = 64
 MAX_RULES: Final = 64
@@ -46,9 +49,10 @@ Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=1024)]
 
 
 class Configure(msgspec.Struct, frozen=True, array_like=True, tag="configure"):
-    """All profiles; a question names one by its place."""
+    """All profiles; a question names one by its place. `more` says that further ones follow."""
 
     profiles: Annotated[tuple[Profile, ...], msgspec.Meta(max_length=MAX_PROFILES)]
+    more: bool = False
 
 
 class Question(msgspec.Struct, frozen=True, array_like=True, tag="question"):
@@ -79,6 +83,12 @@ class Part(msgspec.Struct, frozen=True, array_like=True, tag="part"):
     id: Number
     body: bytes
     more: bool
+
+
+class Several(msgspec.Struct, frozen=True, array_like=True, tag="several"):
+    """Questions without a Part, in order."""
+
+    questions: Annotated[tuple[Question, ...], msgspec.Meta(max_length=MAX_SEVERAL)]
 
 
 class Outcome(enum.Enum):
@@ -116,5 +126,5 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True, tag="verdict"):
     score: Number = 0
 
 
-ToInspector: TypeAlias = Configure | Question | Part
+ToInspector: TypeAlias = Configure | Question | Part | Several
 FromInspector: TypeAlias = Ready | Configured | Verdict

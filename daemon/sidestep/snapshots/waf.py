@@ -6,10 +6,31 @@ from typing import Annotated, Final
 
 import msgspec
 
+from sidestep.model.waf import MAX_EXEMPTIONS
+
 MAX_CUSTOM: Final = 48 * 1024
 """Bytes of SecLang of one profile."""
 
 MAX_REGEXES: Final = 1024
+
+
+class Exemption(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """A rule of CRS that does not look at some requests, or at one of their arguments.
+
+    `path` is a literal path as sent, or with `is_prefix` how it begins; "" for all paths. `parameter` is the name of an
+    argument, "" for the whole request. Both are of the characters that `config.waf` allows.
+    """
+
+    rule: int
+    path: Annotated[str, msgspec.Meta(max_length=512)] = ""
+    is_prefix: bool = False
+    parameter: Annotated[str, msgspec.Meta(max_length=128)] = ""
+
+    def includes(self, other: Exemption) -> bool:
+        """Whether it is as wide as another one, or wider."""
+        same_path = not self.path or (self.path, self.is_prefix) == (other.path, other.is_prefix)
+        inside = self.is_prefix and other.path.startswith(self.path)
+        return self.rule == other.rule and (same_path or inside) and self.parameter in ("", other.parameter)
 
 
 class Profile(msgspec.Struct, frozen=True, array_like=True):
@@ -28,6 +49,7 @@ class Profile(msgspec.Struct, frozen=True, array_like=True):
     """Those of the custom rules: the engine takes a rule whose regex is none, and never applies it."""
     responses: bool = False
     """Whether responses are judged, too."""
+    exemptions: Annotated[tuple[Exemption, ...], msgspec.Meta(max_length=MAX_EXEMPTIONS)] = ()
 
 
 class PortWaf(msgspec.Struct, frozen=True, array_like=True):

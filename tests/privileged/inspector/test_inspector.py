@@ -9,9 +9,10 @@ import time
 import msgspec
 import pytest
 
+from sidestep.model.waf import MAX_EXEMPTION_BYTES, MAX_EXEMPTIONS, REQUEST_LINE, REQUEST_LINE_OF_CRS
 from sidestep.policy.seclang import custom_rules, rule_id
-from sidestep.protocols.waf_messages import MAX_BODY, VERSION, Outcome, Part, Question, Ready, Verdict
-from sidestep.snapshots.waf import Profile
+from sidestep.protocols.waf_messages import MAX_BODY, VERSION, Outcome, Part, Question, Ready, Several, Verdict
+from sidestep.snapshots.waf import Exemption, Profile
 from tests.harness.inspectors import FIELDS, InspectorZygote, form, json_body
 from tests.harness.waiting import until
 
@@ -305,3 +306,117 @@ def test_requests_are_judged_beside_responses(responding):
 def test_a_question_about_a_response_that_is_not_judged_ends_it(inspector):
     inspector.question(b"GET", b"/", (), b"", status=200)
     assert inspector.receive() is None
+
+
+# --- several questions in a packet ----------------------------------------------------------------------------------
+
+
+def test_questions_in_one_packet_are_answered_one_by_one_in_their_order(inspector):
+    def question(number, target):
+        return Question(
+            number, 0, time.monotonic() + 60, b"GET", target, "1.1", FIELDS, ("10.0.0.1", 1), ("10.0.0.2", 2)
+        )
+
+    inspector.send(Several((question(7, b"/"), question(8, ATTACK), question(9, b"/b"))))
+    told = [inspector.receive() for _ in range(3)]
+    assert [(each.id, each.outcome) for each in told] == [(7, Outcome.PASS), (8, Outcome.BLOCK), (9, Outcome.PASS)]
+
+
+# --- exceptions -----------------------------------------------------------------------------------------------------
+
+INJECTED = b"1%27%20OR%20%271%27=%271%20UNION%20SELECT%201--"
+
+
+def excepting(inspector, **where):
+    """Configure an inspector that excepts the rules which find ATTACK."""
+    found = [each for each in inspector.ask(b"GET", ATTACK).rules if each < 949_000]
+    assert found
+    exemptions = tuple(sorted(Exemption(each, **where) for each in found))
+    assert inspector.configure(Profile(1, 5, 256, exemptions=exemptions)).error is None
+
+
+def outcome(inspector, target, fields=(), body=b"", method=b"GET"):
+    return inspector.ask(method, target, fields, body).outcome
+
+
+def test_a_path_is_excepted_and_no_other(inspector):
+    excepting(inspector, path="/a-b/items.json")
+    for target in (b"/a-b/items.json?id=", b"/a-b/items.json?x&id="):
+        assert outcome(inspector, target + INJECTED) is Outcome.PASS
+    others = (
+        b"/items", b"/a-b/items.json/", b"/a-b/itemsxjson", b"/x/a-b/items.json", b"/A-b/items.json",
+        b"/a-b/%69tems.json", b"/?/a-b/items.json",
+    )  # fmt: skip
+    for target in others:
+        assert outcome(inspector, target + b"?id=" + INJECTED) is Outcome.BLOCK, target
+    assert outcome(inspector, b"/a-b/items.json?id=%3Cscript%3Ealert(1)%3C/script%3E") is Outcome.BLOCK
+
+
+def test_paths_that_begin_so_are_excepted_but_those_that_lead_out(inspector):
+    excepting(inspector, path="/wiki/", is_prefix=True)
+    for target in (b"/wiki/?id=", b"/wiki/a/b.c?id=", b"/wiki/a?b=x//y;z&id="):
+        assert outcome(inspector, target + INJECTED) is Outcome.PASS, target
+    outside = (
+        b"/wiki", b"/wiki/../items", b"/wiki/a/../../items", b"/wiki/%2e%2e/items", b"/wiki/..%2fitems", b"/wiki//x",
+        b"/wiki/;/../items", b"/wiki/..\\items", b"/wiki/.", b"/x/wiki/",
+    )  # fmt: skip
+    for target in outside:
+        assert outcome(inspector, target + b"?id=" + INJECTED) is Outcome.BLOCK, target
+
+
+@pytest.mark.parametrize("path", ["", "/items"])
+def test_a_parameter_is_excepted_wherever_it_stands_and_no_other(inspector, path):
+    excepting(inspector, path=path, parameter="text[0].a-b")
+    name = b"text[0].a-b"
+    assert outcome(inspector, b"/items?" + name + b"=" + INJECTED) is Outcome.PASS
+    body = name + b"=" + INJECTED
+    assert outcome(inspector, b"/items", form(body), body, b"POST") is Outcome.PASS
+    assert outcome(inspector, b"/items?text=" + INJECTED) is Outcome.BLOCK
+    assert outcome(inspector, b"/items?" + name + b"=1&b=" + INJECTED) is Outcome.BLOCK
+    body = b"b=" + INJECTED
+    assert outcome(inspector, b"/items?" + name + b"=1", form(body), body, b"POST") is Outcome.BLOCK
+    elsewhere = outcome(inspector, b"/other?" + name + b"=" + INJECTED)
+    assert elsewhere is (Outcome.BLOCK if path else Outcome.PASS)
+
+
+def test_a_field_of_json_is_a_parameter(inspector):
+    excepting(inspector, parameter="json.note")
+    value = "1' OR '1'='1' UNION SELECT 1--"
+    for name, expected in (("note", Outcome.PASS), ("other", Outcome.BLOCK)):
+        body = msgspec.json.encode({name: value})
+        assert outcome(inspector, b"/items", json_body(body), body, b"POST") is expected
+
+
+def test_the_rule_in_the_place_of_another_is_excepted_by_its_number(inspector):
+    body = b"a=get%20/a%20http/1.1"
+    assert REQUEST_LINE in inspector.ask(b"POST", b"/a", form(body), body).rules
+    exemption = Exemption(REQUEST_LINE_OF_CRS, "/a")
+    assert inspector.configure(Profile(1, 5, 256, exemptions=(exemption,))).error is None
+    assert REQUEST_LINE not in inspector.ask(b"POST", b"/a", form(body), body).rules
+    assert REQUEST_LINE in inspector.ask(b"POST", b"/b", form(body), body).rules
+
+
+def test_answers_of_a_path_are_excepted(inspector):
+    leak = b"You have an error in your SQL syntax; check the manual that corresponds to your MySQL server version"
+    assert inspector.configure(Profile(1, 5, 256, responses=True)).error is None
+    told = inspector.ask_response(200, leak)
+    assert told.outcome is Outcome.BLOCK
+    found = [each for each in told.rules if each < 959_000]
+    for path, expected in (("/items", Outcome.PASS), ("/other", Outcome.BLOCK)):
+        exemptions = tuple(Exemption(each, path) for each in found)
+        assert inspector.configure(Profile(1, 5, 256, responses=True, exemptions=exemptions)).error is None
+        assert inspector.ask_response(200, leak).outcome is expected
+
+
+def test_as_many_exceptions_as_there_may_be(inspector):
+    """Beside as many custom rules, on as many ports."""
+    size = MAX_EXEMPTION_BYTES // MAX_EXEMPTIONS
+    exemptions = tuple(Exemption(942_100, f"/{number:0{size - 1}}") for number in range(MAX_EXEMPTIONS))
+    rules = "".join(f'SecRule ARGS:a{n} "@rx {"b" * 300}" "id:{n},phase:2,pass,nolog"\n' for n in range(1, 101))
+    read = custom_rules(rules[:32_000].rpartition("\n")[0] + "\n")
+    profiles = [
+        Profile(1, threshold, 256, custom=read.render(0), regexes=read.regexes, exemptions=exemptions)
+        for threshold in (5, 6, 7)
+    ]
+    assert inspector.configure(*profiles).error is None
+    assert inspector.ask(b"GET", b"/items?id=" + INJECTED, profile=2).outcome is Outcome.BLOCK

@@ -116,7 +116,13 @@ def test_a_record_without_the_clients_address_excepts_nobody(ask, source):
 def test_numbers_of_rules_have_bounds(ask):
     code, out, _ = ask(alert("WAF", pattern=f"{'9' * 5000} 942100"))
     assert code == 0
-    assert "excludeRules: [942100]" in out
+    assert "rules: [942100]" in out
+
+
+def test_a_record_that_another_program_has_written_anew_is_found(ask):
+    code, out, _ = ask(json.dumps(json.loads(alert()), indent=None).encode() + b"\n")
+    assert code == 0
+    assert "rule no-admin no longer applies" in out
 
 
 def test_the_line_of_the_refusal_is_an_id_too(ask):
@@ -129,7 +135,9 @@ def test_each_rule_has_its_change(ask, policies):
     found = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert [each["policy"] for each in found] == ["shop/orders", "shop/orders"]
-    assert found[1]["spec"] == {"waf": {"excludeRules": [920420, 942100]}}
+    [excepted] = found[1]["spec"]["waf"]["exceptions"]
+    assert excepted["rules"] == [942100]
+    assert excepted["paths"][0]["match"] == "Equal"
     assert {(each["event"], each["alert"]) for each in found} == {("exception", ID)}
 
 

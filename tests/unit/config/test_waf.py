@@ -6,7 +6,8 @@ import pytest
 from sidestep.config.field_error import FieldError
 from sidestep.config.waf import WafFields, waf
 from sidestep.model.config_map_key import ConfigMapKey
-from sidestep.model.waf import OverLimit, Waf, WafLimits
+from sidestep.model.filter import PathCondition, PathTest
+from sidestep.model.waf import OverLimit, Waf, WafException, WafLimits
 
 
 def parse(document, namespace="shop"):
@@ -32,6 +33,90 @@ def test_all_settings_are_read():
     )
     key = ConfigMapKey("shop", "waf-rules", "custom.conf")
     assert read == Waf(3, 20, (920420, 942100), key, WafLimits(1000, 10, 1.0, OverLimit.PASS), responses=True)
+
+
+def test_exceptions_are_read():
+    read = parse(
+        {
+            "exceptions": [
+                {"rules": [942100, 920420, 942100], "paths": [{"match": "Equal", "value": "/notes"}]},
+                {
+                    "rules": [941100],
+                    "paths": [{"match": "Prefix", "value": "/wiki/"}, {"match": "Equal", "value": "/a.b~c"}],
+                    "parameters": ["text", "json.items[0].html"],
+                },
+                {"rules": [932100], "parameters": ["q"]},
+            ]
+        }
+    )
+    notes, wiki = PathCondition(PathTest.EQUAL, "/notes"), PathCondition(PathTest.PREFIX, "/wiki/")
+    assert read.exceptions == (
+        WafException((920420, 942100), (notes,)),
+        WafException((941100,), (wiki, PathCondition(PathTest.EQUAL, "/a.b~c")), ("text", "json.items[0].html")),
+        WafException((932100,), (), ("q",)),
+    )
+
+
+EQUAL = {"match": "Equal", "value": "/a"}
+ODD = [
+    "a",
+    "",
+    "/a b",
+    "/a%20b",
+    "/a?b",
+    "/a//b",
+    "/a/../b",
+    "/.a",
+    '/a"b',
+    "/a\\b",
+    "/a;b",
+    "/a\n",
+    "/\u00e9",
+    "/%{x}",
+]
+
+
+@pytest.mark.parametrize(
+    ("exception", "path"),
+    [
+        ({"rules": [949110], "paths": [EQUAL]}, ".rules[0]"),
+        ({"rules": [942100, 77], "paths": [EQUAL]}, ".rules[1]"),
+        ({"rules": [942100]}, ""),
+        *[({"rules": [942100], "paths": [EQUAL, {**EQUAL, "value": each}]}, ".paths[1].value") for each in ODD],
+        *[
+            ({"rules": [942100], "parameters": ["a", each]}, ".parameters[1]")
+            for each in ("", "a b", "a,ctl:ruleEngine=Off", "a;b", 'a"', "a'", "\u00e9", "a" * 129, "*", "/a/", "a\n")
+        ],
+    ],
+)
+def test_an_exception_that_is_not_possible_is_named(exception, path):
+    with pytest.raises(FieldError) as caught:
+        parse({"exceptions": [{"rules": [942100], "parameters": ["q"]}, exception]})
+    assert caught.value.path == f"spec.waf.exceptions[1]{path}"
+
+
+def test_there_is_a_bound_for_all_exceptions_of_a_policy():
+    rules = {"rules": list(range(942_000, 942_016)), "paths": [EQUAL]}
+    assert parse({"exceptions": [{**rules, "parameters": [f"p{n}" for n in range(16)]}]})
+    with pytest.raises(FieldError) as caught:
+        parse({"exceptions": [{**rules, "parameters": [f"p{n}" for n in range(17)]}]})
+    assert caught.value.path == "spec.waf.exceptions"
+
+
+@pytest.mark.parametrize(
+    "exception",
+    [
+        {"paths": [EQUAL]},
+        {"rules": [], "paths": [EQUAL]},
+        {"rules": [942100], "paths": [{"match": "Regex", "value": "/a"}]},
+        {"rules": [942100], "paths": [EQUAL], "methods": ["GET"]},
+        {"rules": [942100], "paths": [{**EQUAL, "value": "/" + "a" * 512}]},
+        {"rules": ["942100"], "paths": [EQUAL]},
+    ],
+)
+def test_what_no_exception_says_is_refused(exception):
+    with pytest.raises(msgspec.ValidationError):
+        parse({"exceptions": [exception]})
 
 
 def test_a_policy_of_the_cluster_names_the_namespace_of_its_rules():

@@ -164,29 +164,68 @@ def test_a_rule_that_has_gone_and_a_policy_that_is_not_known():
 # --- the firewall ---------------------------------------------------------------------------------------------------
 
 
-def waf(found, *policies, is_whole=True):
-    facts = replace(FACTS, rule="WAF", is_of_firewall=True, found=found)
-    return changes(facts, policies, by=By.REQUEST, is_whole=is_whole)
+def waf(found, *policies, is_whole=True, by=By.REQUEST, path="/notes"):
+    facts = replace(FACTS, rule="WAF", is_of_firewall=True, found=found, path=path)
+    return changes(facts, policies, by=by, is_whole=is_whole)
 
 
-def test_the_firewall_leaves_out_what_matched_and_keeps_what_is_left_out_already():
-    [change] = waf("942100 942190 949110 980130", with_waf(920420))
+def excepting(*rules, path="/notes"):
+    return {"rules": list(rules), "paths": [{"match": "Equal", "value": path}]}
+
+
+def test_the_firewall_excepts_what_matched_on_the_path_and_keeps_what_it_excepts_already():
+    before = [excepting(941100, path="/wiki"), {"rules": [932100], "parameters": ["q"]}]
+    written = inspection_policy(document(waf={"excludeRules": [942190], "exceptions": before}))
+    [change] = waf("942100 942190 949110 980130", written)
+    assert change.spec == {"waf": {"exceptions": [*before, excepting(942100)]}}
+    inspection_policy(document(waf=change.spec["waf"]))
+    assert any("in requests of /notes: 942100, 942190" in each for each in change.notes)
+    [again] = waf("942100 942190", inspection_policy(document(waf={"excludeRules": [942190], **change.spec["waf"]})))
+    assert (again.spec, again.notes) == ({}, ("942100, 942190 is left out of requests of /notes already",))
+
+
+def test_by_port_the_firewall_leaves_out_what_matched_and_keeps_what_is_left_out_already():
+    [change] = waf("942100 942190 949110 980130", with_waf(920420), by=By.PORT)
     assert change.spec == {"waf": {"excludeRules": [920420, 942100, 942190]}}
     inspection_policy(document(waf=change.spec["waf"]))
     assert "942100, 942190" in change.notes[-1]
 
 
+@pytest.mark.parametrize("path", [None, "/a%20b", "/a/../b", "/a;b", "/" + "a" * 600, "*"])
+def test_a_path_that_no_exception_can_name_leaves_the_port(path):
+    [change] = waf("942100", with_waf(), path=path)
+    assert change.spec == {"waf": {"excludeRules": [942100]}}
+    assert "no exception can name the path of the request" in change.notes
+
+
 def test_every_policy_of_the_port_has_to_leave_it_out():
     plain = inspection_policy(document(name="plain"))
-    found = waf("942100", with_waf(920420, name="a"), plain, with_waf(942100, name="b"), with_waf(name="c"))
+    policies = with_waf(920420, name="a"), plain, with_waf(942100, name="b"), with_waf(name="c")
+    found = waf("942100", *policies, by=By.PORT)
     assert [each.policy for each in found] == ["shop/a", "shop/c"]
     assert [each.spec["waf"]["excludeRules"] for each in found] == [[920420, 942100], [942100]]
     assert "once all of these policies" in found[0].notes[-1]
+    narrow = waf("942100", *policies)
+    assert [each.policy for each in narrow] == ["shop/a", "shop/c"]
+    assert all(each.spec == {"waf": {"exceptions": [excepting(942100)]}} for each in narrow)
     [partly] = waf("942100", with_waf(), is_whole=False)
     assert "other policies of the port" in partly.notes[-1]
     [unknown] = waf("942100", is_whole=False)
-    assert unknown.spec == {"waf": {"excludeRules": [942100]}}
+    assert unknown.spec == {"waf": {"exceptions": [excepting(942100)]}}
     assert "add to it" in unknown.notes[-2]
+
+
+def test_a_policy_without_room_for_an_exception_says_so():
+    full = [excepting(942100, path=f"/{number}") for number in range(64)]
+    [change] = waf("911100", inspection_policy(document(waf={"exceptions": full})))
+    assert change.spec == {}
+    assert "no room" in change.notes[0]
+
+
+def test_a_rule_of_a_policy_has_no_exception_by_port():
+    change = changed(by=By.PORT)
+    assert change.spec == {}
+    assert "take it out there" in change.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -207,17 +246,18 @@ def test_what_the_firewall_cannot_leave_out_is_told(found, told):
 
 
 def test_what_is_left_out_already_is_told():
-    [change] = waf("942100", with_waf(942100))
-    assert (change.spec, change.notes) == ({}, ("excludeRules has 942100 already",))
+    for by, where in ((By.PORT, "any request of the port"), (By.REQUEST, "requests of /notes")):
+        [change] = waf("942100", with_waf(942100), by=by)
+        assert (change.spec, change.notes) == ({}, (f"942100 is left out of {where} already",))
 
 
 def test_a_full_list_is_told():
     full = tuple(range(942_000, 942_256))
-    [change] = waf("911100", with_waf(*full))
+    [change] = waf("911100", with_waf(*full), by=By.PORT)
     assert change.spec == {}
     assert "more than 256 rules" in change.notes[0]
 
 
 def test_the_rule_in_the_place_of_another_is_left_out_by_its_number():
-    [change] = waf(f"{REQUEST_LINE}", with_waf())
+    [change] = waf(f"{REQUEST_LINE}", with_waf(), by=By.PORT)
     assert change.spec == {"waf": {"excludeRules": [REQUEST_LINE_OF_CRS]}}

@@ -4,9 +4,11 @@ from itertools import permutations
 
 import pytest
 
-from sidestep.model.waf import OverLimit, Waf, WafLimits
+from sidestep.model.filter import PathCondition, PathTest
+from sidestep.model.waf import OverLimit, Waf, WafException, WafLimits
 from sidestep.policy.seclang import CustomRules, custom_rules
 from sidestep.policy.waf import PolicyWaf, join
+from sidestep.snapshots.waf import Exemption
 
 NOTHING = CustomRules()
 
@@ -61,6 +63,42 @@ def test_one_policy_is_itself():
 def test_the_strictest_counts_in_any_order(first, second, value):
     for pair in permutations((policy("a", **first), policy("b", **second))):
         assert value(join(pair))
+
+
+def path(value, test=PathTest.EQUAL):
+    return PathCondition(test, value)
+
+
+BEGIN = path("/wiki/", PathTest.PREFIX)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "common"),
+    [
+        (WafException((1,), (path("/a"),)), WafException((1,), (path("/a"),)), [Exemption(1, "/a")]),
+        (WafException((1,), (path("/a"),)), WafException((1,), (path("/b"),)), []),
+        (WafException((1,), (path("/a"),)), WafException((2,), (path("/a"),)), []),
+        (WafException((1, 2), (path("/a"), path("/b"))), WafException((1,), (path("/b"),)), [Exemption(1, "/b")]),
+        (WafException((1,), (BEGIN,)), WafException((1,), (path("/wiki/x"),)), [Exemption(1, "/wiki/x")]),
+        (WafException((1,), (BEGIN,)), WafException((1,), (path("/wiki"),)), []),
+        (WafException((1,), (BEGIN,)), WafException((1,), (), ("q",)), []),
+        (WafException((1,), (BEGIN,)), WafException((1,), (BEGIN,), ("q",)), [Exemption(1, "/wiki/", True, "q")]),
+        (WafException((1,), (), ("q",)), WafException((1,), (BEGIN,), ("q",)), [Exemption(1, "/wiki/", True, "q")]),
+        (WafException((1,), (), ("q",)), WafException((1,), (), ("r",)), []),
+    ],
+)
+def test_what_one_policy_does_not_except_no_other_takes_out(first, second, common):
+    for pair in permutations((policy("a", exceptions=(first,)), policy("b", exceptions=(second,)))):
+        assert list(join(pair).profile.exemptions) == common
+    assert join([policy("a", exceptions=(first,)), policy("b")]).profile.exemptions == ()
+
+
+def test_a_rule_that_another_policy_excludes_may_be_excepted():
+    found = join([policy("a", excluded=(1, 2)), policy("b", exceptions=(WafException((1, 3), (path("/a"),)),))])
+    assert found.profile.excluded == ()
+    assert found.profile.exemptions == (Exemption(1, "/a"),)
+    both = join([policy("a", excluded=(1,)), policy("b", excluded=(1,), exceptions=(WafException((1,), (BEGIN,)),))])
+    assert (both.profile.excluded, both.profile.exemptions) == ((1,), ())
 
 
 def test_custom_rules_of_all_apply_with_ids_of_their_own():

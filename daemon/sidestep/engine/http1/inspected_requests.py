@@ -103,6 +103,8 @@ class InspectedRouter(RequestRouter):
 
     def _plain_whole(self, data: bytes) -> RoutedRequest | None:
         """The same for a chunk that is a head with its whole body, or whose answer is to be searched."""
+        if self._gate.tells_later:
+            return None
         end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
         if end < len(END_OF_HEAD):
             return None
@@ -209,7 +211,8 @@ class InspectedFromClient(FromClient):
         if self._waiting is not None:
             judged, parsed = self._waiting
         else:
-            if gate.is_clean(head) or self._inspected_router.rules_out(head):
+            # A firewall that is told later wants bodies, and is told by `Http1Relay.passes` of requests without one.
+            if not gate.tells_later and (gate.is_clean(head) or self._inspected_router.rules_out(head)):
                 return super()._route_head(head, data, end)
             made = self._judge(head, data, end)
             if made is None:

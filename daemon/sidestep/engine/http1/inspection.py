@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sidestep.engine.http1.inspected_answer import InspectedAnswer
+from sidestep.engine.http1.passed import PassedHttp1
 from sidestep.engine.http1.samples import HTTP1, SAMPLED, Http1Samples
 from sidestep.engine.inspection.body import is_plain
 from sidestep.engine.inspection.judged import Judged
@@ -103,6 +104,12 @@ class Http1Inspection:
     def kept(self) -> int:
         """Bytes of the heads of requests that are kept until they are answered."""
         return self._kept if self.samples is None else self._kept + self.samples.kept
+
+    def tell_later(self, head: bytes) -> None:
+        """Have the firewall told of a request that passes: this head, and nothing else (`Gate.tells_later`)."""
+        firewall = self.gate.firewall
+        if firewall is not None and firewall.pass_by is not None:
+            firewall.pass_by(PassedHttp1(firewall, self.gate, head))
 
     def expect(self, judged: Judged | None, size: int) -> int:
         """The app is asked for the answer to this exchange: the flag of its pending answer, INSPECTED or 0.

@@ -186,6 +186,8 @@ class Http1Relay(Relay):
                     flags = self._feed.whole(request, data, leg.active)
                     if flags == FULL:
                         return None
+                if (inspection := self._inspection) is not None and inspection.gate.tells_later:
+                    inspection.tell_later(data)
                 samples = self._samples
                 awaited.append(flags if samples is None else flags | samples.asked(data))
                 return app

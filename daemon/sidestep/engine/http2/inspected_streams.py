@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 from sidestep.engine.http2.asked_streams import AskedStreams
 from sidestep.engine.http2.head import status_of
 from sidestep.engine.http2.inspected_websocket import InspectedWebSocket
+from sidestep.engine.http2.passed import H2, PassedHttp2
 from sidestep.engine.http2.samples import Http2Sample, told_of, told_of_plain
 from sidestep.engine.inspection.judged import Judged
 from sidestep.engine.inspection.samples import tell
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from sidestep.policy.route import Fields, Route
     from sidestep.protocols.hpack import Block
 
-H2: Final = "h2"
 SAMPLES: Final = 256
 """Samples of a connection that are kept until they are answered, and ..."""
 LONGEST: Final = 4096
@@ -57,8 +57,8 @@ class InspectedStreams:
     """See the module. It stands in the place of the feed for `MirroredData` and `AppResponses`."""
 
     __slots__ = (
-        "_asked", "_connection", "_is_blind", "_judged", "_route", "_sampled", "_skimmer", "asked", "controlled",
-        "gate", "hears_responses", "requests", "responses", "samples", "waiting", "websockets",
+        "_asked", "_connection", "_is_blind", "_judged", "_passed", "_route", "_sampled", "_skimmer", "asked",
+        "controlled", "gate", "hears_responses", "requests", "responses", "samples", "waiting", "websockets",
     )  # fmt: skip
 
     def __init__(self, gate: Gate) -> None:
@@ -82,6 +82,8 @@ class InspectedStreams:
         """The stream that was judged last; None if no rule can apply to it."""
         self._sampled = 0
         """The last stream of which it was said whether it is sampled."""
+        self._passed = 0
+        """The last stream of which the firewall is told after it was relayed."""
         self._is_blind = False
         """No answer of the app can be read any more."""
         self._skimmer: Http2Skimmer | None = None
@@ -95,23 +97,26 @@ class InspectedStreams:
         if sampling is not None:
             gate.at_end(self._end)
 
-    def passes(self, stream: int, block: Block, route: Route) -> bool:
+    def passes(self, stream: int, block: Block, route: Route, *, ends: bool) -> bool:
         """Whether a new stream, which `block` opens, is relayed: nothing of the route and no rule is about its head.
 
         False when that is not certain, and for a head that is known; nothing has changed then. Hot path: no `Head` is
         made, which takes longer than the look at the fields (see `protocols.http2_skim`).
         """
-        connection = self.gate.connection
+        gate = self.gate
+        connection = gate.connection
         if route is not self._route or connection is not self._connection or connection.inspection.is_outdated:
             self._choose_skimmer(route)
         skimmer = self._skimmer
-        if skimmer is None:
+        if skimmer is None or (gate.tells_later and not ends):
             return False
         if block.cleared is not skimmer.token:
             if block.note is not None or block.large or not skimmer.skim(block.fields):
                 return False
             block.cleared = skimmer.token
-        sampling = self.gate.sampling
+        if gate.tells_later:
+            self._tell_later(stream, block)
+        sampling = gate.sampling
         if sampling is not None and sampling.chooses_any and stream > self._sampled:
             self._sampled = stream
             if sampling.chooses(number := number_of(stream)):
@@ -144,11 +149,15 @@ class InspectedStreams:
             return known
         gate = self.gate
         token = gate.token
-        is_clear = head.cleared is token or (ends and head.cleared_alone is token) or self._skims(head)
+        # A firewall that is told later wants bodies, and messages of a WebSocket.
+        is_alone = not gate.tells_later or (ends and not head.is_extended_connect)
+        is_clear = is_alone and (head.cleared is token or (ends and head.cleared_alone is token) or self._skims(head))
         if is_clear or (gate.asks and not diverts and self._asks(stream, head, ends=ends, body=body)):
             fate = self._judged = None
         else:
             fate = self._judge(stream, head, diverts=diverts, ends=ends, body=body)
+        if gate.tells_later and fate is None and self._judged is None and is_alone:
+            self._tell_later(stream, head)
         sampling = gate.sampling
         judged = self._judged
         if sampling is not None and (judged is not None or sampling.chooses_any) and stream > self._sampled:
@@ -162,6 +171,15 @@ class InspectedStreams:
                 sample = Http2Sample(number, stream, told_of(head), judged)
                 self._sample(sample, is_controlled=fate is not None, diverts=diverts)
         return fate
+
+    def _tell_later(self, stream: int, head: Head | Block) -> None:
+        """Have the firewall told of a stream that is relayed: this head, and nothing else (`Gate.tells_later`)."""
+        if stream <= self._passed or self.gate.connection.inspection.is_outdated:
+            return
+        self._passed = stream
+        firewall = self.gate.firewall
+        if firewall is not None and firewall.pass_by is not None:
+            firewall.pass_by(PassedHttp2(firewall, self.gate, head, stream))
 
     def _skims(self, head: Head) -> bool:
         """Whether a head is sound and no rule can apply to it, as far as one look at it tells."""
@@ -208,10 +226,10 @@ class InspectedStreams:
         if reason and gate.closes:
             gate.uninspected(reason, closed=True)
             return code
-        if not reason and gate.rules_out_request(head.path, head.fields):
+        is_alone = ends and not head.is_extended_connect
+        if not reason and (is_alone or not gate.tells_later) and gate.rules_out_request(head.path, head.fields):
             head.cleared = gate.token
             return None
-        is_alone = ends and not head.is_extended_connect
         is_here = is_alone or (body and not head.is_extended_connect)
         if not reason and is_here and not gate.asks and gate.clears(head.path, head.fields, body):
             if is_alone:

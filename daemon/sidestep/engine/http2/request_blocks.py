@@ -161,7 +161,7 @@ class RequestBlocks:
         streams = self._state.streams
         if len(streams.relayed) >= self._state.limits.open_streams:
             return False
-        if not self._inspection.passes(stream, block, self._port.route):
+        if not self._inspection.passes(stream, block, self._port.route, ends=ends):
             return False
         streams.highest = stream
         streams.relayed[stream] = ends * CLIENT_ENDED

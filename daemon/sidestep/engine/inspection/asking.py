@@ -13,7 +13,8 @@ States of the inspector, as seen from here
 
 States of a question
 
-    waiting       not sent: there is no inspector, or enough is sent. Sent in the order of asking
+    waiting       not sent: there is no inspector, enough is sent, or questions are collected (`collects`) until the
+                  next `tick`. Sent in the order of asking
     sent          the first of these is being judged, the others wait in the socket
     abandoned     sent, but its time is up; its answer is read and dropped
     over          answered, once
@@ -23,7 +24,9 @@ Invariants
   * Each question is answered exactly once, not later than its deadline: with a verdict, or with a reason why there is
     none. The time counts from the asking, whatever it waits for.
   * An inspector that judges one question for longer than that question may take is late: it is ended, and so is one
-    that breaks the protocol.
+    that breaks the protocol. The time begins when the question is written, so a shell has to write what is outgoing
+    before it does anything else, and to read what has come before it calls `tick`: else one that was not scheduled for
+    a while would blame the inspector.
   * If the inspector ends, the question that it was judging is answered with CRASH: asked again, it might end the next
     one. Those behind it are sent to the next inspector.
   * At most WAITING questions and BYTES of them are kept; more are answered at once with BUSY.
@@ -39,11 +42,28 @@ from typing import Final
 
 import msgspec
 
-from sidestep.protocols.waf_messages import PART, Configure, Configured, FromInspector, Outcome, Part, Question, Verdict
+from sidestep.protocols.waf_messages import (
+    MAX_SEVERAL,
+    PART,
+    Configure,
+    Configured,
+    FromInspector,
+    Outcome,
+    Part,
+    Question,
+    Several,
+    Verdict,
+)
 from sidestep.snapshots.waf import Profile
 
 SENT: Final = 4
 """Questions that are sent and not answered, while somebody waits for answers."""
+TOGETHER: Final = 16 * 1024
+"""Bytes of questions that share a packet; one that is larger has its own."""
+FRAME: Final = 256
+"""Bytes of a question beside texts of the client: numbers, version, addresses."""
+FIELD: Final = 11
+"""Bytes of a field beside its name and value."""
 WAITING: Final = 64
 BYTES: Final = 4 * 1024 * 1024
 
@@ -77,8 +97,14 @@ class Subject:
 
     @property
     def size(self) -> int:
-        """Bytes that it holds, roughly."""
-        return len(self.target) + len(self.body) + sum(len(name) + len(value) for name, value in self.fields)
+        """Bytes of its packets, at most."""
+        return self.head_size + len(self.body)
+
+    @property
+    def head_size(self) -> int:
+        """The same without the body: each text has up to five bytes in front of it (MessagePack)."""
+        fields = sum(len(name) + len(value) for name, value in self.fields)
+        return FRAME + len(self.method) + len(self.target) + fields + FIELD * len(self.fields)
 
 
 Answer = Verdict | Reason
@@ -121,6 +147,8 @@ class Asking:
         """Packets to be sent, in order; the shell takes them out."""
         self.most_sent = SENT
         """Questions that may be sent and not answered."""
+        self.collects = False
+        """Questions are sent at the next `tick`, many in a packet, instead of at once."""
         self.is_late = False
         """The inspector has to be ended; the shell closes the socket, tells the daemon, and calls `lost`."""
 
@@ -162,7 +190,8 @@ class Asking:
         question = _Question(self._number, subject, seconds, on_answer, now)
         self._size += question.size
         self._waiting.append(question)
-        self._proceed(now)
+        if not self.collects:
+            self.proceed(now)
 
     def connected(self) -> None:
         """There is an inspector, which has said that it is ready."""
@@ -202,10 +231,11 @@ class Asking:
                 self._sent[0].began = now
         else:
             self.is_late = True
-        self._proceed(now)
+        if not self.collects:
+            self.proceed(now)
 
     def tick(self, now: float) -> None:
-        """Answer questions whose time is up, and see whether the inspector is late."""
+        """Answer questions whose time is up, see whether the inspector is late, and send what may be sent."""
         due = [each for each in self._waiting if each.expires <= now]
         self._waiting = deque(each for each in self._waiting if each.expires > now)
         # An answer may lead to the next question.
@@ -217,38 +247,54 @@ class Asking:
                 on_answer(Reason.DEADLINE)
         if self._sent and self._sent[0].began + self._sent[0].seconds <= now:
             self.is_late = True
-        self._proceed(now)
+        self.proceed(now)
+
+    def proceed(self, now: float) -> None:
+        """Send what may be sent; short questions that follow each other share a packet."""
+        together: list[Question] = []
+        unknown: list[_Question] = []
+        size = 0
+        while self._is_serving and not self.is_late and self._waiting and len(self._sent) < self.most_sent:
+            question = self._waiting.popleft()
+            try:
+                place = self._profiles.index(question.subject.profile)
+            except ValueError:
+                unknown.append(question)
+                continue
+            question.began = now
+            self._sent.append(question)
+            if together and (size + question.size > TOGETHER or len(together) == MAX_SEVERAL):
+                self._send_together(together)
+                together, size = [], 0
+            first = _first(question, place)
+            if question.size > TOGETHER:
+                self._send_long(first, question.subject.body)
+            else:
+                together.append(first)
+                size += question.size
+        if together:
+            self._send_together(together)
+        for question in unknown:
+            self._answer(question, Reason.ABSENT)  # which may lead to the next question
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _send_profiles(self) -> None:
         self._is_serving = False
         self._unanswered += 1
-        self.outgoing.append(_encoder.encode(Configure(self._profiles)))
+        last = len(self._profiles) - 1
+        for place, profile in enumerate(self._profiles):
+            self.outgoing.append(_encoder.encode(Configure((profile,), more=place < last)))
+        if not self._profiles:
+            self.outgoing.append(_encoder.encode(Configure(())))
 
-    def _proceed(self, now: float) -> None:
-        """Send what may be sent."""
-        while self._is_serving and not self.is_late and self._waiting and len(self._sent) < self.most_sent:
-            question = self._waiting.popleft()
-            try:
-                place = self._profiles.index(question.subject.profile)
-            except ValueError:
-                self._answer(question, Reason.ABSENT)
-                continue
-            question.began = now
-            self._sent.append(question)
-            self._send(question, place)
+    def _send_together(self, questions: list[Question]) -> None:
+        self.outgoing.append(_encoder.encode(questions[0] if len(questions) == 1 else Several(tuple(questions))))
 
-    def _send(self, question: _Question, place: int) -> None:
-        subject = question.subject
-        body = subject.body
-        first = Question(
-            question.id, place, question.expires, subject.method, subject.target, subject.version, subject.fields,
-            subject.client, subject.server, body[:PART], len(body) > PART, subject.status,
-        )  # fmt: skip
+    def _send_long(self, first: Question, body: bytes) -> None:
         self.outgoing.append(_encoder.encode(first))
-        for begin in range(PART, len(body), PART):
-            part = Part(question.id, body[begin : begin + PART], begin + PART < len(body))
+        for begin in range(len(first.body), len(body), PART):
+            part = Part(first.id, body[begin : begin + PART], begin + PART < len(body))
             self.outgoing.append(_encoder.encode(part))
 
     def _answer(self, question: _Question, answer: Answer) -> None:
@@ -256,3 +302,14 @@ class Asking:
         on_answer, question.on_answer = question.on_answer, None
         if on_answer is not None:
             on_answer(answer)
+
+
+def _first(question: _Question, place: int) -> Question:
+    """The message, without the parts of a body that follow it."""
+    subject = question.subject
+    body = subject.body
+    room = max(0, PART - subject.head_size)
+    return Question(
+        question.id, place, question.expires, subject.method, subject.target, subject.version, subject.fields,
+        subject.client, subject.server, body[:room], len(body) > room, subject.status,
+    )  # fmt: skip

@@ -23,8 +23,10 @@ from sidestep.protocols.eve import FIREWALL
 from sidestep.protocols.waf_messages import MAX_FIELDS, MAX_HEAD, Outcome
 
 if TYPE_CHECKING:
+    from sidestep.engine.inspection.passed import Passed
     from sidestep.engine.inspection.records import ExchangeRecord, Observer
     from sidestep.policy.route import Fields
+    from sidestep.protocols.waf_messages import Verdict
     from sidestep.snapshots.waf import PortWaf
 
 OVER_LIMIT: Final = "over-limit"
@@ -47,12 +49,22 @@ class Ask(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Firewall:
-    """What a connection needs to have its requests judged: settings of its port, who is asked, and its addresses."""
+    """What a connection needs to have its requests judged: settings of its port, who is asked, and its addresses.
+
+    `pass_by` takes requests that are forwarded first; without it none are.
+    """
 
     settings: PortWaf
     ask: Ask
     client: tuple[str, int]
     server: tuple[str, int]
+    pass_by: Callable[[Passed], None] | None = None
+
+    @property
+    def is_told_later(self) -> bool:
+        """Whether requests without a body are forwarded before anybody is asked about them (`passed`)."""
+        settings = self.settings
+        return self.pass_by is not None and not (settings.enforces or settings.closes or settings.profile.responses)
 
 
 class _State(enum.Enum):
@@ -100,6 +112,14 @@ class Question:
     def version(self) -> str:
         """As ModSecurity's REQUEST_PROTOCOL has it."""
         return _VERSIONS[self.protocol]
+
+    def ahead(self) -> Question:
+        """The same as that of a GET: what follows are messages of a WebSocket or of gRPC.
+
+        Fields that describe a body are left out if they say nothing else.
+        """
+        fields = [each for each in self.fields if _OF_MESSAGES(b": ".join(each)) is None]
+        return Question(self.protocol, b"GET", self.target, fields)
 
 
 class NoFirewall:
@@ -175,7 +195,9 @@ class FirewallRequest(NoFirewall):
     def begin(self) -> None:
         """As `NoFirewall.begin`."""
         question = self._question
-        size = len(question.target) + sum(len(name) + len(value) for name, value in question.fields)
+        size = (
+            len(question.method) + len(question.target) + sum(len(name) + len(value) for name, value in question.fields)
+        )
         if size > MAX_HEAD or len(question.fields) > MAX_FIELDS:
             self.exceed()
 
@@ -204,7 +226,8 @@ class FirewallRequest(NoFirewall):
 
     def ask_ahead(self) -> None:
         """As `NoFirewall.ask_ahead`."""
-        self._ask(b"GET", [each for each in self._question.fields if _OF_MESSAGES(b": ".join(each)) is None])
+        question = self._question.ahead()
+        self._ask(question.method, question.fields)
 
     def call_when_answered(self, call: Callable[[], None]) -> None:
         """As `NoFirewall.call_when_answered`."""
@@ -246,7 +269,7 @@ class FirewallRequest(NoFirewall):
         elif answer.outcome is Outcome.OVER_LIMIT:
             self._over_limit()
         elif answer.outcome is Outcome.BLOCK:
-            self._hit(" ".join(map(str, answer.rules)))
+            self._hit(ids_of(answer))
         if self._call is not None:
             self._host.firewall_answered(self._call)
 
@@ -259,14 +282,22 @@ class FirewallRequest(NoFirewall):
     def _hit(self, found: str) -> None:
         """Tell what was found: ids of rules, or OVER_LIMIT; refuse the request where a policy enforces."""
         settings = self._firewall.settings
-        outcome = PolicyOutcome.BLOCK if settings.enforces else PolicyOutcome.ALERT
         record = self._exchange.record()
         self._exchange.wants_answer |= record.status is None
-        hit = HitRecord(
-            record, settings.blocking, FIREWALL, outcome, not settings.enforces, True, found, False,
-            self._host.now,
-        )  # fmt: skip
-        self._host.observer.hit(hit)
+        self._host.observer.hit(hit_of(record, settings, found, at=self._host.now))
         self.has_hit = True
         if settings.enforces:
             self._exchange.refuse(settings.blocking)
+
+
+def hit_of(record: ExchangeRecord, settings: PortWaf, found: str, *, at: float) -> HitRecord:
+    """What is told of a request in which `found` was found: ids of rules, or OVER_LIMIT."""
+    outcome = PolicyOutcome.BLOCK if settings.enforces else PolicyOutcome.ALERT
+    return HitRecord(
+        record, settings.blocking, FIREWALL, outcome, not settings.enforces, True, found, False, at
+    )  # fmt: skip
+
+
+def ids_of(verdict: Verdict) -> str:
+    """The ids of its rules as they are told."""
+    return " ".join(map(str, verdict.rules))

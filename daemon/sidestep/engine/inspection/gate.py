@@ -12,7 +12,8 @@ Whether a rule applies to a head depends only on the head and on the connection.
 nearly all, are remembered (`is_clean`): a client that repeats one costs a look-up.
 
 With a `firewall` every request is judged: no head is clean. Of calls of gRPC over HTTP/2 it is the head alone, because
-the firewall's rules refuse their messages by design.
+the firewall's rules refuse their messages by design. Where the firewall only tells (`tells_later`), heads without a
+body are clean as they are without one; whoever forwards such a request has the firewall told of it (`passed`).
 
 With a `sampling` requests are counted, and a share of those to which no rule applies is told to the observer, too
 (`samples`): that changes nothing of how they pass.
@@ -75,6 +76,7 @@ class Gate:
         "new_id",
         "observer",
         "sampling",
+        "tells_later",
         "unfinished",
         "wake",
     )
@@ -111,8 +113,10 @@ class Gate:
         """What judges whole requests; None: nothing does."""
         self.wake: Callable[[Callable[[], None]], None] | None = None
         """Set by the shell: calls the relay with what is to be done, and carries out what it decides."""
+        self.tells_later = _tells_later(firewall, exempt)
+        """Requests without a body to which no rule applies are forwarded, and the firewall is told of them then."""
         # What is exempt here is not exempt on connections of other clients, with which the memory is shared.
-        self._clean = None if exempt or firewall is not None else connection.clean
+        self._clean = None if exempt or self._judges_all else connection.clean
         self._clock: Clock | None = None
         self.unfinished: dict[Unfinished, None] = {}
         """Exchanges of which a part has begun and not ended."""
@@ -126,6 +130,11 @@ class Gate:
     def now(self) -> float:
         """The time of the input that is being handled (monotonic seconds)."""
         return 0.0 if self._clock is None else self._clock.now
+
+    @property
+    def _judges_all(self) -> bool:
+        """Whether every request is judged."""
+        return self.firewall is not None and not self.tells_later
 
     @property
     def closing_policy(self) -> str:
@@ -152,21 +161,21 @@ class Gate:
     def skimmed_for(self) -> Inspection | None:
         """The policies of the port, if heads may be skimmed for them (`Inspection.head_needles`)."""
         inspection = self.connection.inspection
-        is_left = inspection.is_outdated or self.firewall is not None or self.connection.looks_at_all
+        is_left = inspection.is_outdated or self._judges_all or self.connection.looks_at_all
         return None if is_left else inspection
 
     @property
     def is_quick(self) -> bool:
         """Whether `rules_out` may tell something: no rule has to look at each request."""
-        return self.firewall is None and self.connection.is_quick
+        return not self._judges_all and self.connection.is_quick
 
     def rules_out(self, head: bytes) -> bool:
         """Whether no rule can apply to an HTTP/1 head that was validated; False when that is not certain."""
-        return self.firewall is None and self.connection.rules_out(head)
+        return not self._judges_all and self.connection.rules_out(head)
 
     def rules_out_request(self, target: bytes, fields: Fields) -> bool:
         """The same for a valid HTTP/2 head."""
-        return self.firewall is None and self.connection.rules_out_request(target, fields)
+        return not self._judges_all and self.connection.rules_out_request(target, fields)
 
     @property
     def asks(self) -> bool:
@@ -192,7 +201,7 @@ class Gate:
         False when that is not certain; nothing is counted then. Nothing of another protocol may follow the request. Its
         answer has to be searched if this `asks`.
         """
-        if self.firewall is not None:
+        if self._judges_all or (body and self.firewall is not None):
             return False
         if body and (len(body) > self.limits.window or not is_plain(fields)):
             return False
@@ -277,10 +286,10 @@ class Gate:
             self.connection = latest.connection(self.connection.facts)
             if self.firewall is not None:
                 self.firewall = None if latest.waf is None else replace(self.firewall, settings=latest.waf)
+                self.tells_later = _tells_later(self.firewall, self.exempt)
             if self.sampling is not None:
                 self.sampling.change(latest.sample_percent)
-            if not self.exempt and self.firewall is None:
-                self._clean = self.connection.clean
+            self._clean = None if self.exempt or self._judges_all else self.connection.clean
         elif latest.is_over and self.sampling is not None:
             self.sampling.change(0.0)
         return latest
@@ -298,6 +307,10 @@ class Gate:
 def _with_room(limits: InspectionLimits, body: int) -> InspectionLimits:
     """Limits with which a body of this size can be held, and decoded, whole."""
     return replace(limits, window=max(limits.window, body + FRAMING), decoded=max(limits.decoded, body + 1))
+
+
+def _tells_later(firewall: Firewall | None, exempt: frozenset[tuple[bytes, bytes]]) -> bool:
+    return firewall is not None and firewall.is_told_later and not exempt
 
 
 def _is_grpc(fields: Fields) -> bool:

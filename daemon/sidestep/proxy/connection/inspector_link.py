@@ -7,39 +7,47 @@ deadline (`messages.InspectorLate`): only the daemon can end it. Without an insp
 Answers are never given out while somebody asks: who asks is in the middle of a decision about its connection. They are
 given out at the end of the callback in which they came, else by a timer that is due at once.
 
-While no port enforces, nobody waits for an answer, so packets are collected: a timer, due after PACE seconds at most,
-reads all verdicts that have come and sends all questions that were asked since it was set. Otherwise each question
-wakes the process up twice, which takes three times the CPU.
+While no port enforces, nobody waits for an answer, so questions are collected: a timer, due after PACE seconds at most,
+reads all verdicts that have come and sends all questions that were asked since it was set, many in a packet. Otherwise
+each question wakes the process up twice, which takes three times the CPU. Requests that were forwarded before
+(`inspection.passed`) are collected on every port; for those the time until there must be a verdict counts from the
+sending.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.inspection.asking import SENT, Answer, Asking, Reason, Subject
-from sidestep.protocols.waf_messages import MAX_PACKET
 from sidestep.proxy.io.loop import BROKEN, READ, WRITE, Loop, Timer
 
 if TYPE_CHECKING:
+    from sidestep.engine.inspection.passed import Passed
     from sidestep.snapshots.waf import PortWaf, Profile
 
-PACKETS: Final = 32
-"""Packets that are read at once."""
-COLLECTED: Final = 32
-"""Questions that may be sent and not answered while packets are collected."""
-PACE: Final = 0.05
-"""Seconds during which packets are collected ..."""
+MAX_ANSWER: Final = 8192
+"""Bytes of a packet of the inspector."""
+PACKETS: Final = 128
+"""Packets that are read at once: more than there can be answers."""
+COLLECTED: Final = 64
+"""Questions that may be sent and not answered while they are collected."""
+PASSED: Final = 64
+"""Requests that were forwarded and wait to be asked about."""
+PACE: Final = 0.1
+"""Seconds during which questions are collected ..."""
 SHARE: Final = 0.1
-"""... but no more than this share of the time within which a question is to be answered."""
+"""... but no more than this share of the time within which a question is to be answered that was asked already."""
 EARLY: Final = 0.005
 """Seconds by which a timer may be due after a deadline: the loop's clock stands still during a batch of events."""
 BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Milliseconds: the upper bounds of the counters of verdict times, beside one for all that took longer."""
+_COUNTERS: Final = (*(f"waf_verdicts_{each}ms" for each in BUCKETS), "waf_verdicts_longer")
 
 
 class InspectorLink:
@@ -55,7 +63,8 @@ class InspectorLink:
         self._answers: deque[Callable[[], None]] = deque()
         self._is_handing_out = False
         """Answers that come are given out without a timer being set."""
-        self._is_collecting = True
+        self._is_collecting = self._asking.collects = True
+        self._passed: list[tuple[Counter[str], Passed]] = []
         self._pace = PACE
         self._collection: Timer | None = None
 
@@ -68,11 +77,13 @@ class InspectorLink:
         """Use what applies to all ports from now on."""
         wanted = [port for port in ports if port is not None]
         profiles = tuple(dict.fromkeys(port.profile for port in wanted))
-        self._is_collecting = not any(port.enforces for port in wanted)
+        self._is_collecting = self._asking.collects = not any(port.enforces for port in wanted)
         self._asking.most_sent = COLLECTED if self._is_collecting else SENT
         if profiles != self._profiles:
             self._profiles = profiles
             self._asking.configure(profiles)
+        if not self._is_collecting:
+            self._asking.proceed(self._loop.now)
         self._advance()
 
     def replace(self, fd: int) -> None:
@@ -110,15 +121,23 @@ class InspectorLink:
         if self._collection is None:
             self._collection = self._loop.later(self._pace, self._collect)
 
+    def pass_by(self, counters: Counter[str], passed: Passed) -> None:
+        """Ask about a request that was forwarded, at the next collection. Hot path."""
+        if len(self._passed) >= PASSED:
+            passed.answered(Reason.BUSY)
+            return
+        self._passed.append((counters, passed))
+        if self._collection is None:
+            self._pace = PACE
+            self._collection = self._loop.later(PACE, self._collect)
+
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _answered(
         self, counters: Counter[str], began: float, on_answer: Callable[[Answer], None], answer: Answer
     ) -> None:
         if not isinstance(answer, Reason):
-            milliseconds = (self._loop.now - began) * 1000
-            bound = next((f"{each}ms" for each in BUCKETS if milliseconds <= each), "longer")
-            counters[f"waf_verdicts_{bound}"] += 1
+            counters[_COUNTERS[bisect_left(BUCKETS, (self._loop.now - began) * 1000)]] += 1
         self._answers.append(partial(on_answer, answer))
         self._hand_out_later()
 
@@ -149,10 +168,20 @@ class InspectorLink:
         self._is_handing_out = True
         try:
             self._read(READ)
+            self._ask_about_passed()
             self._asking.tick(self._loop.now)
             self._advance()
         finally:
             self._hand_out()
+
+    def _ask_about_passed(self) -> None:
+        passed, self._passed = self._passed, []
+        now = self._loop.now
+        for counters, each in passed:
+            subject = each.subject()
+            if subject is not None:
+                answered = partial(self._answered, counters, now, each.answered)
+                self._asking.ask(subject, seconds=each.settings.seconds, on_answer=answered, now=now)
 
     def _read(self, events: int) -> None:
         sock, asking = self._sock, self._asking
@@ -160,7 +189,7 @@ class InspectorLink:
             return
         try:
             for _ in range(PACKETS):
-                packet = sock.recv(MAX_PACKET)
+                packet = sock.recv(MAX_ANSWER)
                 if not packet:
                     self._lose()
                     break
@@ -214,6 +243,7 @@ class InspectorLink:
         self._timer = None
         self._is_handing_out = True
         try:
+            self._read(READ)  # what has come may be older than the time that is up
             self._asking.tick(self._loop.now)
             self._advance()
         finally:

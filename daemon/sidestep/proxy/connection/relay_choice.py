@@ -131,7 +131,10 @@ def firewall_of(port: LivePort, inspector: InspectorLink, endpoints: Endpoints) 
     if settings is None:
         return None
     client, server = (endpoints.client, endpoints.client_port), (endpoints.host, endpoints.port)
-    return Firewall(settings, partial(inspector.ask, port.counters), client, server)
+    counters = port.counters
+    return Firewall(
+        settings, partial(inspector.ask, counters), client, server, pass_by=partial(inspector.pass_by, counters)
+    )
 
 
 def _engine(

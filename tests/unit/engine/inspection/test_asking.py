@@ -8,19 +8,24 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sidestep.engine.inspection.asking import BYTES, SENT, WAITING, Asking, Reason, Subject
+from sidestep.engine.inspection.asking import BYTES, SENT, TOGETHER, WAITING, Asking, Reason, Subject
+from sidestep.model.waf import MAX_EXEMPTIONS
 from sidestep.protocols.waf_messages import (
+    MAX_FIELDS,
+    MAX_HEAD,
     MAX_PACKET,
+    MAX_SEVERAL,
     PART,
     Configure,
     Configured,
     Outcome,
     Part,
     Question,
+    Several,
     ToInspector,
     Verdict,
 )
-from sidestep.snapshots.waf import Profile
+from sidestep.snapshots.waf import MAX_CUSTOM, MAX_REGEXES, Exemption, Profile
 
 PROFILE = Profile(1, 5, 256)
 OTHER = Profile(2, 5, 256)
@@ -46,11 +51,11 @@ class Scene:
         assert decode(self.asking.outgoing.popleft()) == Configure((PROFILE,))
         self.say(Configured())
 
-    def ask(self, body=b"", seconds=0.25, profile=PROFILE):
+    def ask(self, body=b"", seconds=0.25, profile=PROFILE, fields=()):
         """Ask; returns the number of the question, by which its answer is found."""
         self.asked += 1
         number = self.asked
-        subject = Subject(profile, b"GET", b"/", "1.1", (), ("10.0.0.1", 1), ("10.0.0.2", 2), body)
+        subject = Subject(profile, b"GET", b"/", "1.1", tuple(fields), ("10.0.0.1", 1), ("10.0.0.2", 2), body)
 
         def on_answer(answer):
             assert number not in self.answers
@@ -61,10 +66,10 @@ class Scene:
 
     def read(self):
         """What the inspector gets."""
-        found = [decode(packet) for packet in self.asking.outgoing]
+        packets = [decode(packet) for packet in self.asking.outgoing]
         assert all(len(packet) <= MAX_PACKET for packet in self.asking.outgoing)
         self.asking.outgoing.clear()
-        return found
+        return [each for packet in packets for each in (packet.questions if isinstance(packet, Several) else [packet])]
 
     def say(self, message):
         """The inspector says something."""
@@ -102,6 +107,63 @@ def test_a_long_body_is_sent_in_parts(size):
     assert [each.more for each in (question, *parts)] == [True] * len(parts) + [False]
 
 
+LARGE = [((b"a", b"x" * (MAX_HEAD - 2)),), ((b"a", b"x" * 120),) * MAX_FIELDS, ((b"", b""),) * MAX_FIELDS]
+
+
+@pytest.mark.parametrize("fields", LARGE, ids=["a long field", "many fields", "many empty fields"])
+@pytest.mark.parametrize("size", [0, 1, PART, 1024 * 1024])
+def test_no_packet_is_too_long(fields, size):
+    """`Scene.read` looks at the lengths."""
+    scene = Scene()
+    scene.ask(b"x" * size, fields=fields)
+    question, *parts = scene.read()
+    assert question.fields == fields
+    assert len(question.body + b"".join(part.body for part in parts)) == size
+    assert not (parts or [question])[-1].more
+
+
+def test_questions_that_are_collected_share_packets_and_keep_their_order():
+    scene = Scene()
+    scene.asking.collects, scene.asking.most_sent = True, WAITING
+    sizes = [10] * 20 + [TOGETHER] + [10] * 5 + [TOGETHER // 2] * 3 + [2 * PART] + [10] * 10
+    numbers = [scene.ask(b"x" * size) for size in sizes]
+    assert not scene.asking.outgoing
+    scene.asking.tick(scene.now)
+    assert len(scene.asking.outgoing) < len(sizes) / 2
+    found = [each for each in scene.read() if isinstance(each, Question)]
+    assert [each.id for each in found] == numbers
+    for each in found:
+        scene.say(Verdict(each.id, Outcome.PASS))
+    assert sorted(scene.answers) == numbers
+
+
+def test_many_tiny_questions_fit_their_packets():
+    scene = Scene()
+    scene.asking.collects, scene.asking.most_sent = True, WAITING
+    for _ in range(MAX_SEVERAL):
+        scene.ask(fields=((b"a", b""),) * 100)
+    scene.asking.tick(scene.now)
+    assert len(scene.read()) == MAX_SEVERAL
+
+
+def test_what_waits_for_the_next_collection_is_sent_once_nothing_is_collected_any_more():
+    scene = Scene()
+    scene.asking.collects = True
+    scene.ask()
+    scene.asking.collects = False
+    scene.asking.proceed(scene.now)
+    assert [each.id for each in scene.read()] == [1]
+
+
+def test_the_longest_profile_fits_a_packet():
+    exemptions = tuple(Exemption(942_100, "/" + "a" * 61, True, "b" * 2) for _ in range(MAX_EXEMPTIONS))
+    regexes = tuple("r" * 47 for _ in range(MAX_REGEXES))
+    largest = Profile(1, 5, 256, tuple(range(958_000, 958_256)), "c" * MAX_CUSTOM, regexes, True, exemptions)
+    scene = Scene()
+    scene.asking.configure((largest,) * 3)
+    assert [each.more for each in scene.read()] == [True, True, False]
+
+
 def test_few_questions_are_sent_at_a_time_and_the_others_in_order():
     scene = Scene()
     for _ in range(SENT + 2):
@@ -120,9 +182,9 @@ def test_more_questions_than_there_is_room_for_are_answered_at_once():
 
 def test_more_bytes_than_there_is_room_for_are_answered_at_once():
     scene = Scene(serving=False)
-    scene.ask(b"x" * (BYTES - 100))
+    scene.ask(b"x" * (BYTES - 1000))
     assert scene.answers == {}
-    assert scene.answers.get(scene.ask(b"x" * 100)) is Reason.BUSY
+    assert scene.answers.get(scene.ask(b"x" * 1000)) is Reason.BUSY
     scene.wait(1)
     assert scene.ask(b"x" * 100) not in scene.answers
 
@@ -201,7 +263,7 @@ def test_other_profiles_are_told_and_questions_name_them_by_their_new_places():
     scene = Scene()
     scene.asking.configure((OTHER, PROFILE))
     number = scene.ask()
-    assert scene.read() == [Configure((OTHER, PROFILE))]
+    assert scene.read() == [Configure((OTHER,), more=True), Configure((PROFILE,))]
     scene.say(Configured())
     (question,) = scene.read()
     assert question.profile == 1
@@ -278,6 +340,8 @@ class Chance(RuleBasedStateMachine):
         while self.inbox:
             message = self.inbox.pop(0)
             if isinstance(message, Configure):
+                if message.more:
+                    continue
                 self.scene.say(Configured())
                 return
             if isinstance(message, Question):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections import Counter
 
 import msgspec
 import pytest
 
 from sidestep.engine.inspection.asking import SENT, Reason, Subject
-from sidestep.protocols.waf_messages import Configure, Configured, Outcome, Question, ToInspector, Verdict
-from sidestep.proxy.connection.inspector_link import InspectorLink
+from sidestep.protocols.waf_messages import Configure, Configured, Outcome, Question, Several, ToInspector, Verdict
+from sidestep.proxy.connection.inspector_link import PASSED, InspectorLink
 from sidestep.snapshots.waf import PortWaf, Profile
 from tests.unit.proxy.looping import Stepped, run_until
 
@@ -51,7 +52,8 @@ class Scene:
         found = []
         with contextlib.suppress(BlockingIOError):
             while packet := self.inspector.recv(1 << 17):
-                found.append(_decode(packet))
+                message = _decode(packet)
+                found.extend(message.questions if isinstance(message, Several) else [message])
         return found
 
     def say(self, message):
@@ -128,6 +130,76 @@ def test_a_question_with_little_time_does_not_wait_for_one_with_much(stepped, sc
     scene.ask(seconds=6000.0)
     scene.ask(seconds=3.0)
     assert len(questions(stepped, scene, 2)) == 2
+
+
+class Passed:
+    """A request that was forwarded."""
+
+    def __init__(self, answers, subject=SUBJECT):
+        self._subject = subject
+        self.answered = answers.append
+        self.settings = PORT
+
+    def subject(self):
+        return self._subject
+
+
+def test_requests_that_have_passed_are_asked_about_together(stepped, scene):
+    scene.serve()
+    run_until(stepped.loop, lambda: not scene.link.is_configuring)
+    for _ in range(SENT):
+        scene.link.pass_by(scene.counters, Passed(scene.answers))
+    scene.link.pass_by(scene.counters, Passed(scene.answers, None))  # it was over a limit
+    assert scene.read() == []
+    found = questions(stepped, scene, SENT)
+    for question in found:
+        scene.say(Verdict(question.id, Outcome.PASS))
+    run_until(stepped.loop, lambda: len(scene.answers) == SENT)
+    assert sum(scene.counters.values()) == SENT
+    assert not scene.late
+
+
+def test_more_requests_than_can_wait_are_answered_at_once(stepped, scene):
+    scene.serve()
+    for _ in range(PASSED + 3):
+        scene.link.pass_by(scene.counters, Passed(scene.answers))
+    assert scene.answers == [Reason.BUSY] * 3
+
+
+@pytest.fixture
+def standstill(monkeypatch):
+    """Has a minute go by in which the proxy does nothing."""
+    real = time.monotonic
+    return lambda: monkeypatch.setattr(time, "monotonic", lambda: real() + 60)
+
+
+def test_a_proxy_that_stood_still_blames_no_inspector(stepped, scene, standstill):
+    """The verdict has come in time, and is read when it should have been there long ago."""
+    scene.serve()
+    run_until(stepped.loop, lambda: not scene.link.is_configuring)
+    scene.ask(30.0)
+    [question] = questions(stepped, scene)
+    scene.say(Verdict(question.id, Outcome.PASS))
+    standstill()
+    run_until(stepped.loop, lambda: scene.answers)
+    assert [getattr(each, "outcome", each) for each in scene.answers] == [Outcome.PASS]
+    assert not scene.late
+
+
+def test_a_proxy_that_stood_still_before_it_sent_blames_no_inspector(stepped, scene, standstill):
+    scene.serve()
+    run_until(stepped.loop, lambda: not scene.link.is_configuring)
+    scene.ask(30.0)
+    scene.ask(3000.0)
+    if scene.port.enforces:
+        return  # both are sent at once
+    standstill()
+    [question] = questions(stepped, scene)
+    scene.say(Verdict(question.id, Outcome.PASS))
+    run_until(stepped.loop, lambda: len(scene.answers) == 2)
+    assert scene.answers[0] is Reason.DEADLINE
+    assert scene.answers[1].outcome is Outcome.PASS
+    assert not scene.late
 
 
 def test_nothing_is_collected_any_more_once_a_port_enforces(stepped, scene):
@@ -232,4 +304,5 @@ def test_other_profiles_are_sent(stepped, scene):
     scene.link.configure([PORT, other, PORT])
     found = []
     run_until(stepped.loop, lambda: found.extend(scene.read()) or found)
-    assert found[0].profiles == (PROFILE, Profile(2, 5, 256))
+    run_until(stepped.loop, lambda: found.extend(scene.read()) or len(found) == 2)
+    assert [each.profiles for each in found] == [(PROFILE,), (Profile(2, 5, 256),)]
