@@ -235,7 +235,7 @@ def test_alerts_are_told_to_sessions(shop, version):
 
 @pytest.mark.parametrize("version", HTTP)
 @pytest.mark.parametrize("mode", ["Detect", "Enforce"])
-def test_leaks_in_answers_are_told_and_held_by_nobody(shop, version, mode):
+def test_leaks_in_answers_are_told_and_refused(shop, version, mode):
     """The app repeats what it is sent, as text; the request is one that passes."""
     leak = "You have an error in your SQL syntax; check the manual that corresponds to your MySQL server version"
     text = ["--data", leak, "-H", "Content-Type: text/csv"]
@@ -243,14 +243,19 @@ def test_leaks_in_answers_are_told_and_held_by_nobody(shop, version, mode):
     with judged(shop, waf_policy(mode, waf=settings)):
         before = len(shop.node.records())
         answer = shop.get("/report", options=[version, *text])
-        assert answer.status == 200
-        assert leak in answer.text
-        assert shop.get("/report", options=[version, "--data", "a=b"]).status == 200
+        if mode == "Enforce":
+            assert is_refusal(answer), answer
+            assert "SQL" not in answer.text
+        else:
+            assert answer.status == 200
+            assert leak in answer.text
+        fine = shop.get("/report", options=[version, "--data", "a=b"])
+        assert (fine.status, fine.text.strip()) == (200, "a=b")
         found = until(lambda: alerts(shop, before), within=20, what=shop.conditions)
         [told] = [each for each in found if each["http"]["url"] == "/report"]
         assert "CRS 951230" in told["alert"]["signature"]
-        assert told["alert"]["action"] == "allowed"
-        assert told["sidestep"]["action"] == "Alert"
+        assert told["alert"]["action"] == ("blocked" if mode == "Enforce" else "allowed")
+        assert told["sidestep"]["action"] == ("Block" if mode == "Enforce" else "WouldBlock")
         assert told["src_port"] == scene.TLS_PORT, "it is told of the app"
         assert told["http"]["status"] == 200
         assert "syntax" not in str(found)

@@ -15,10 +15,12 @@ the client's requests are read on (`Host.proceed`), or, where its answer or its 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sidestep.engine.http1.diverted_request import DivertedRequest, own_answer
 from sidestep.engine.http1.inspected_answer import refused
+from sidestep.engine.http1.state import OVER
 from sidestep.engine.leg import Ending, Leg
 from sidestep.engine.mirror.events import Answerer
 from sidestep.protocols import http1_messages as messages
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from sidestep.engine.http1.conclusion import Conclusion
     from sidestep.engine.http1.early_data import EarlyData
     from sidestep.engine.http1.feed import Http1Feed
+    from sidestep.engine.http1.inspected_answer import InspectedAnswer
     from sidestep.engine.http1.inspection import Http1Inspection
     from sidestep.engine.http1.peers import Peers
     from sidestep.engine.http1.routing import RoutedRequest
@@ -106,7 +109,8 @@ class Diversion:
 
     def read(self, diverted: DivertedRequest, data: bytes) -> None:
         """Forward a handler's answer as far as it is understood."""
-        if diverted.answered:
+        if diverted.answered or diverted.is_waiting:
+            diverted.is_clean = False
             self._peers.drop_handler(diverted.leg, Ending.ABORT)
             return
         diverted.answering = True
@@ -163,7 +167,9 @@ class Diversion:
         if self._inspection is None or judged is None or not judged.reads_response:
             self._host.client.write(reader.head)
             return True
-        diverted.answer = self._inspection.begin(judged)
+        diverted.answer = answer = self._inspection.begin(judged)
+        if judged.awaits_response_verdict:
+            judged.firewall_response.call_when_answered(partial(self._judged, diverted, answer))
         diverted.answer.head(reader.head, reader.response, self._host.now)
         self._inspection.arm(self._host)
         return not self._refused(diverted)
@@ -209,8 +215,25 @@ class Diversion:
             diverted.answer.end()
             if self._refused(diverted):
                 return
-            if self._inspection is not None:
-                self._inspection.answer = None
+            if diverted.answer.is_waiting:
+                diverted.is_clean = clean
+                return
+        self._delivered(diverted, clean=clean)
+
+    def _judged(self, diverted: DivertedRequest, answer: InspectedAnswer) -> None:
+        """The firewall has judged the handler's response, or will not: give it to the client, or refuse it."""
+        if self._state.diverted is not diverted or self._state.client is OVER or self._refused(diverted):
+            return
+        if answer.is_waiting:
+            answer.go_on()
+            self._delivered(diverted, clean=diverted.is_clean)
+        elif not answer.judged.holds_response:
+            answer.release()
+
+    def _delivered(self, diverted: DivertedRequest, *, clean: bool) -> None:
+        """The client has been given the handler's response."""
+        if diverted.answer is not None and self._inspection is not None:
+            self._inspection.answer = None
         diverted.answered = True
         self._feed.answered(diverted.mirrored)
         if not clean or diverted.close:
@@ -243,7 +266,7 @@ class Diversion:
         """A handler leg ended, broke or never came to be."""
         self._peers.drop_handler(leg, Ending.CLOSE if orderly else Ending.ABORT)
         diverted = self._state.diverted
-        if diverted is None or diverted.leg is not leg or diverted.answered:
+        if diverted is None or diverted.leg is not leg or diverted.answered or diverted.is_waiting:
             return
         if orderly and diverted.reader.ends_with_connection:
             self._answered(diverted, clean=True)

@@ -44,6 +44,7 @@ class DivertedRequest:
         "given",
         "given_early",
         "head",
+        "is_clean",
         "judged",
         "kept",
         "kept_size",
@@ -95,6 +96,8 @@ class DivertedRequest:
         self.begun = False
         """A final response head went to the client: from now on only its end will do."""
         self.answered = False
+        self.is_clean = True
+        """Nothing came of the handler behind a response that waits for its verdict."""
         self.sent = False
         """The request has arrived from the client whole."""
         self.close = bool(request.flags & CLOSE)
@@ -105,6 +108,11 @@ class DivertedRequest:
         self.leg = leg
         self.reused = False
         self.given = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the response is whole, and the firewall has yet to judge it."""
+        return self.answer is not None and self.answer.is_waiting
 
     @property
     def replayable(self) -> bool:

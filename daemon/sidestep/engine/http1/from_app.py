@@ -6,17 +6,21 @@ or ends with the connection makes the connection a wire: the client has the byte
 While an answer to an inspected exchange is expected (`Http1Inspection.answers`), bytes are written as they are
 understood instead, because that answer may be replaced. One that ends with the connection is read to its end. Where a
 policy closes, the client does not get what cannot be read of it, nor what no request has asked for.
+
+A whole answer that the firewall has yet to judge stops all that (`Http1Inspection.paused`): nothing more is read of the
+app, and the end of its connection is noted, until the verdict has come.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from sidestep.engine.http1.feed import LISTENED_TO, Http1Feed
 from sidestep.engine.http1.inspected_answer import refused
 from sidestep.engine.http1.inspection import INSPECTED, WEBSOCKET, Http1Inspection
 from sidestep.engine.http1.samples import SAMPLED
-from sidestep.engine.http1.state import HELD_BACK, SERVED
+from sidestep.engine.http1.state import HELD_BACK, OVER, SERVED
 from sidestep.engine.leg import Ending
 from sidestep.engine.mirror.events import Answerer
 from sidestep.protocols import http1_messages as messages
@@ -47,7 +51,8 @@ class FromApp:
     """See the module."""
 
     __slots__ = (
-        "_conclusion", "_early", "_feed", "_from_client", "_inspection", "_peers", "_relay", "_state", "_watches",
+        "_app_ended", "_conclusion", "_early", "_feed", "_from_client", "_inspection", "_peers", "_relay", "_state",
+        "_watches",
     )  # fmt: skip
 
     def __init__(
@@ -71,18 +76,50 @@ class FromApp:
         self._inspection = inspection
         self._watches = False
         """What is read now is written as it is understood, because an answer in it is judged."""
+        self._app_ended = False
+        """The app has ended its connection while an answer waits for its verdict."""
 
     def read(self, data: bytes) -> None:
         """Take bytes that answer requests."""
         inspection = self._inspection
+        if inspection is not None and inspection.paused is not None:
+            inspection.behind += data
+            return
         watched = self._watches = inspection is not None and bool(inspection.answers)
         if not watched:
             self._relay.client.write(data)
         self._follow(data)
         if inspection is not None:
-            inspection.arm(self._relay)
-            if watched and not inspection.answers and self._state.client_ended and self._state.client in SERVED:
-                self._from_client.pass_end()  # which waited for these answers
+            self._read_on(inspection, watched=watched)
+
+    def _read_on(self, inspection: Http1Inspection, *, watched: bool) -> None:
+        inspection.arm(self._relay)
+        if watched and not inspection.answers and self._state.client_ended and self._state.client in SERVED:
+            self._from_client.pass_end()  # which waited for these answers
+
+    def _judged(self, inspection: Http1Inspection, answer: InspectedAnswer) -> None:
+        """The firewall has judged an answer, or will not: give the client what is held of it, or refuse it."""
+        read, behind = inspection.paused, inspection.behind
+        if inspection.answer is not answer or self._state.client is OVER:
+            return
+        inspection.paused, inspection.behind = None, b""
+        if answer.judged.refusal is not None:
+            self._refuse(inspection)
+            return
+        if read is None:
+            if not answer.judged.holds_response:
+                answer.release()
+            return
+        answer.go_on()
+        if self._peers.responses.event == messages.COMPLETE:
+            self._answered(inspection, behind)
+            if self._event(self._state.awaited[0], read, behind):
+                self._follow(behind)
+        else:
+            inspection.answered()  # it ended with the connection
+        self._read_on(inspection, watched=True)
+        if self._app_ended:
+            self._relay.receive_eof(self._relay.app, self._relay.now)
 
     def _follow(self, data: bytes) -> None:
         state = self._state
@@ -95,32 +132,42 @@ class FromApp:
                 return
             flags, start = awaited[0], at
             at = reader.read(data, start, flags)
-            event = reader.event
             if self._watches and not self._take(flags, data, start, at):
                 return
-            if flags & _TOLD:
-                self._tell(flags, data[start:at])
-            if event == messages.COMPLETE:
-                if awaited.popleft() & LISTENED_TO:
-                    self._feed.answered(self._feed.answering)
-                if reader.response is None or reader.response.close:
-                    self._conclusion.become_wire(None)  # the app closes; the client knows
-                    return
-                if state.early and not awaited:
-                    self._early.read_as_requests()
-                    if state.client not in SERVED:
-                        return
-            elif event == messages.SWITCH:
-                self._switch(flags, reader.response, data[at:])
-                return
-            elif event == messages.BROKEN:
-                self._conclusion.become_wire(reader.anomaly)
-                return
-            elif reader.ends_with_connection and not flags & INSPECTED:
-                self._conclusion.become_wire(None, listened=self._goes_on(flags, data[at:]))
+            if not self._event(flags, data[start:at], data[at:]):
                 return
         if state.client in HELD_BACK and not awaited:
             self._from_client.proceed()
+
+    def _event(self, flags: int, read: bytes, rest: bytes) -> bool:
+        """What follows from what was read of the answer to a request of these flags; `rest` is behind it.
+
+        False: nothing more is read of answers.
+        """
+        state = self._state
+        reader = self._peers.responses
+        event = reader.event
+        if flags & _TOLD:
+            self._tell(flags, read)
+        if event == messages.COMPLETE:
+            if state.awaited.popleft() & LISTENED_TO:
+                self._feed.answered(self._feed.answering)
+            if reader.response is None or reader.response.close:
+                self._conclusion.become_wire(None)  # the app closes; the client knows
+                return False
+            if state.early and not state.awaited:
+                self._early.read_as_requests()
+                return state.client in SERVED
+        elif event == messages.SWITCH:
+            self._switch(flags, reader.response, rest)
+            return False
+        elif event == messages.BROKEN:
+            self._conclusion.become_wire(reader.anomaly)
+            return False
+        elif reader.ends_with_connection and not flags & INSPECTED:
+            self._conclusion.become_wire(None, listened=self._goes_on(flags, rest))
+            return False
+        return True
 
     def _tell(self, flags: int, data: bytes) -> None:
         """Tell those who listen what a reading of `data` has got of the answer to a request of these flags."""
@@ -182,13 +229,20 @@ class FromApp:
         if answer.judged.refusal is not None:
             self._refuse(inspection)
             return False
+        if answer.is_waiting:
+            inspection.paused, inspection.behind = data[start:at], data[at:]
+            return False
         if ends:
-            inspection.answered()
-            self._watches = bool(inspection.answers)
-            is_asked_for = len(self._state.awaited) > 1 or not inspection.gate.closes
-            if not self._watches and at < len(data) and is_asked_for:
-                self._relay.client.write(data[at:])
+            self._answered(inspection, data[at:])
         return True
+
+    def _answered(self, inspection: Http1Inspection, rest: bytes) -> None:
+        """The first of the answers that are judged has gone to the client; `rest` has come behind it."""
+        inspection.answered()
+        self._watches = bool(inspection.answers)
+        is_asked_for = len(self._state.awaited) > 1 or not inspection.gate.closes
+        if not self._watches and rest and is_asked_for:
+            self._relay.client.write(rest)
 
     def _take_head(self, inspection: Http1Inspection, data: bytes, at: int) -> bool:
         """The same for the head of a final answer, or of one that switches protocols."""
@@ -202,6 +256,8 @@ class FromApp:
                 client.write(data[at:])
             return True
         answer = inspection.begin(inspection.first())
+        if answer.judged.awaits_response_verdict:
+            answer.judged.firewall_response.call_when_answered(partial(self._judged, inspection, answer))
         answer.head(reader.head, reader.response, self._relay.now)
         if answer.judged.refusal is not None:
             self._refuse(inspection)
@@ -232,14 +288,24 @@ class FromApp:
             self._conclusion.discard()
 
     def finish(self) -> bool:
-        """The app has ended its connection, and with it the answer that is judged. Returns whether that was refused."""
+        """The app has ended its connection, and with it the answer that is judged.
+
+        Returns whether that was refused, or waits for its verdict.
+        """
         inspection = self._inspection
+        if inspection is not None and inspection.paused is not None:
+            self._app_ended = True
+            return True
         if inspection is None or not inspection.answers or inspection.answer is None:
             return False
         answer = inspection.answer
         answer.end()
         if answer.judged.refusal is not None:
             self._refuse(inspection)
+            return True
+        if answer.is_waiting:
+            self._app_ended = True
+            inspection.paused = b""
             return True
         inspection.answered()
         return False

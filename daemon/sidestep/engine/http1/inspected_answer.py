@@ -2,6 +2,8 @@
 
     held       head and body so far stay here: the response may still be blocked, is no stream, and no longer than the
                window
+    waiting    the same, and it is whole: the firewall has yet to answer. Whoever drives it reads nothing further of the
+               app until then, and calls `go_on`
     released   everything goes to the client as it comes
 
 A response that is blocked while it is held is replaced whole; one that was released can only be broken off. A stream
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 class InspectedAnswer:
     """See the module. `deadline` is when a held response without a length is released (monotonic seconds)."""
 
-    __slots__ = ("_chunks", "_client", "_held", "_limits", "_size", "begun", "deadline", "judged")
+    __slots__ = ("_chunks", "_client", "_held", "_limits", "_size", "begun", "deadline", "is_waiting", "judged")
 
     def __init__(self, client: Leg, judged: Judged, limits: InspectionLimits) -> None:
         self._client = client
@@ -40,6 +42,7 @@ class InspectedAnswer:
         self._size = 0
         self.begun = False
         """A part of the final response went to the client."""
+        self.is_waiting = False
         self.deadline: float | None = None
 
     def head(self, head: bytes, response: ResponseHead | None, now: float) -> None:
@@ -78,14 +81,25 @@ class InspectedAnswer:
 
     def end(self) -> None:
         """Learn that the response is whole."""
-        self.judged.response_end()
-        if self.judged.refusal is None:
-            self.release()
+        judged = self.judged
+        judged.response_end()
+        if judged.refusal is not None:
+            return
+        self.deadline = None
+        self.is_waiting = self._held is not None and judged.awaits_response_verdict
+        if not self.is_waiting:
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Give the client all of the response, which is whole."""
+        self.release()
+        self.judged.firewall_response.let_go()
 
     def release(self) -> None:
         """Give the client what is held; what follows goes to it as it comes."""
         held, self._held = self._held, None
         self.deadline = None
+        self.is_waiting = False
         if held is not None:
             self.judged.keep(-self._size, "response")
         for piece in held or ():
@@ -98,9 +112,7 @@ def refused(judged: Judged, flags: int, *, close: bool) -> bytes:
     body = f"{judged.refusal}\n".encode()
     return b"".join(
         (
-            b"HTTP/1.1 503 Service Unavailable\r\n"
-            if judged.firewall.is_unavailable
-            else b"HTTP/1.1 403 Forbidden\r\n",
+            b"HTTP/1.1 503 Service Unavailable\r\n" if judged.is_unavailable else b"HTTP/1.1 403 Forbidden\r\n",
             b"Content-Type: text/plain; charset=utf-8\r\n",
             b"Content-Length: %d\r\n" % len(body),
             b"Connection: close\r\n" if close or flags & HTTP_1_0 else b"",

@@ -77,8 +77,8 @@ class Http1Inspection:
     """See the module. One per inspected connection."""
 
     __slots__ = (
-        "_client", "_is_armed", "_kept", "_sizes", "answer", "answers", "gate", "last", "retains", "samples",
-        "upgrading",
+        "_client", "_is_armed", "_kept", "_sizes", "answer", "answers", "behind", "gate", "last", "paused", "retains",
+        "samples", "upgrading",
     )  # fmt: skip
 
     def __init__(self, client: Leg, gate: Gate) -> None:
@@ -93,6 +93,10 @@ class Http1Inspection:
         """... and the sum."""
         self.answer: InspectedAnswer | None = None
         """The answer that is being read: the app's, of the first of `answers`, or a handler's."""
+        self.paused: bytes | None = None
+        """The answer is whole, and waits for its verdict: what was read of it last. Nothing is read of the app ..."""
+        self.behind = b""
+        """... of which this came in the same piece."""
         self.retains = False
         self.last: Judged | None = None
         """The exchange of the last request that was forwarded; None if no rule can apply to it."""
@@ -211,7 +215,8 @@ class Http1Inspection:
 
     def forget(self) -> None:
         """No answer is judged any more, and nothing of what is held goes to the client."""
-        self.answer = None
+        self.answer = self.paused = None
+        self.behind = b""
         self.answers.clear()
         self._sizes.clear()
         self._kept = 0
@@ -224,6 +229,8 @@ class Http1Inspection:
         self.gate.break_off(goes_on=True)
         if self.answer is not None:
             self.answer.release()
+        if self.behind:
+            self._client.write(self.behind)
         self.forget()
 
     def arm(self, relay: Timed) -> None:

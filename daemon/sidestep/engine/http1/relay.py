@@ -337,6 +337,8 @@ class Http1Relay(Relay):
             return
         elif state.app_bypassed:
             self._peers.retire_app()
+        elif self._inspection is not None and self._inspection.paused is not None:
+            self._from_app.finish()  # the answer that is held is whole
         else:
             conclusion.end(Ending.ABORT)
 
@@ -370,7 +372,8 @@ class Http1Relay(Relay):
         if self._conclusion.wire is not None:
             return self._conclusion.wire.reads(leg)
         if leg is not self.client:
-            return self.client.queued < HIGH_WATER
+            is_paused = self._inspection is not None and self._inspection.paused is not None
+            return self.client.queued < HIGH_WATER and not is_paused
         state = self._state
         if state.client is not READING:
             return len(state.unread) < self._limits.hold and (

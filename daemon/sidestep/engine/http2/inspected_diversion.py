@@ -9,7 +9,8 @@ refused is held likewise (`Exchange.response_held`): `ToClient` writes nothing o
                      link until it ends (`Exchange.body_held`)
                      --exceeds the window, or too slow--> refused where a policy closes, else assigned
     held response    --whole, no rule can block it, or exceeds the window--> released
-    firewall asks    held likewise, with or without a body, and once the request is whole until there is an answer
+    firewall asks    request and response are held likewise, with or without a body, and once they are whole until there
+                     is an answer
     refused          403, for gRPC a trailers-only response with PERMISSION_DENIED; a reset if a part of the response
                      went to the client. Who carries the request gets a reset, and what is left of it is dropped
 """
@@ -44,7 +45,8 @@ class InspectedExchange(Exchange):
     """A diverted stream that is judged; see the module. `judged` is None once it is refused."""
 
     __slots__ = (
-        "_limits", "_observer", "held", "judged", "lasts", "overlong", "released", "sample", "ticks", "websocket",
+        "_limits", "_observer", "held", "is_waiting", "judged", "lasts", "overlong", "released", "sample", "ticks",
+        "websocket",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +69,8 @@ class InspectedExchange(Exchange):
         """The client may have a part of the final response."""
         self.lasts = False
         """The response has no length: it is held for a short time only."""
+        self.is_waiting = False
+        """The response is whole, and held until the firewall has judged it."""
 
     def add_block(self, block: Block) -> None:
         """As `Exchange.add_block`."""
@@ -111,7 +115,11 @@ class InspectedExchange(Exchange):
             self.websocket.peer_ends()
         elif judged is not None:
             judged.response_end()
+            self.is_waiting = self.response_held and judged.awaits_response_verdict
+            if self.is_waiting:
+                return
             self.response_held = False
+            judged.firewall_response.let_go()
         self.tell_sample(is_whole=True)
 
     def tell_sample(self, *, is_whole: bool) -> None:
@@ -152,6 +160,7 @@ class InspectedDiversion(Diversion):
         exchange.sample = sample
         if not self._admit(exchange, ends=ends):
             return
+        judged.firewall_response.call_when_answered(partial(self._response_judged, exchange, judged))
         if ends:
             judged.request_end()
         if judged.refusal is not None:
@@ -258,6 +267,27 @@ class InspectedDiversion(Diversion):
             exchange.body_held = pending
         self._release(exchange, judged)
 
+    def _response_judged(self, exchange: InspectedExchange, judged: Judged) -> None:
+        """The firewall has judged a response, or will not: give the client what is held of it, or refuse it."""
+        if self._state.streams.exchanges.get(exchange.stream) is not exchange or exchange.judged is None:
+            return
+        if judged.refusal is not None:
+            self._refuse(exchange, judged)
+        elif exchange.is_waiting:
+            exchange.is_waiting = False
+            judged.firewall_response.let_go()
+            exchange.tell_sample(is_whole=True)
+            self._let_pass(exchange)
+        elif exchange.response_held and not judged.holds_response:
+            self._let_pass(exchange)
+
+    def _let_pass(self, exchange: InspectedExchange) -> None:
+        """Give the client the response that is held; what follows goes to it as it comes."""
+        exchange.response_held = False
+        exchange.released = True
+        self._held.pop(exchange, None)
+        self._to_client.ready(exchange)
+
     def _release(self, exchange: InspectedExchange, judged: Judged) -> None:
         """Let a held request go on, unless it is refused or over, or the firewall has yet to answer."""
         if judged.awaits_firewall:
@@ -298,7 +328,7 @@ class InspectedDiversion(Diversion):
         """Answer in the place of whoever would have, or break off the response that has begun."""
         self._held.pop(exchange, None)
         exchange.judged = None
-        exchange.held = exchange.response_held = False
+        exchange.held = exchange.response_held = exchange.is_waiting = False
         if exchange.released:
             self.reset(exchange, ErrorCode.CANCEL)
             return
@@ -344,8 +374,5 @@ class InspectedDiversion(Diversion):
                 self._release(exchange, judged)
         elif not exchange.response_held:
             del self._held[exchange]
-        elif exchange.lasts and seconds > limits.response_seconds:
-            exchange.response_held = False
-            exchange.released = True
-            del self._held[exchange]
-            self._to_client.ready(exchange)
+        elif exchange.lasts and not exchange.is_waiting and seconds > limits.response_seconds:
+            self._let_pass(exchange)

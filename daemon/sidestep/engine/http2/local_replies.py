@@ -45,7 +45,7 @@ def refused(exchange: Exchange, judged: Judged) -> tuple[Block, bytes]:
             b"",
         )
     body = text.encode() + b"\n"
-    status = b"503" if judged.firewall.is_unavailable else b"403"
+    status = b"503" if judged.is_unavailable else b"403"
     block = _block((status, b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body)))
     return block, b"" if exchange.head.method == b"HEAD" else body
 

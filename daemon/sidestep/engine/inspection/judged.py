@@ -16,8 +16,8 @@ whoever and for whatever reason. Either way the end of what was given is searche
 
 With a firewall (`engine.inspection.firewall`) the request as a whole is judged elsewhere: asked about at its end, and
 where a policy enforces held until there is an answer (`awaits_firewall`), which comes by itself. A request that cannot
-be asked about as a whole is over the limits of the firewall. What it says of the response (`firewall_response`) is
-told, and nothing waits for it.
+be asked about as a whole is over the limits of the firewall. So is the response (`firewall_response`): where a policy
+enforces it is held from its head until there is an answer (`awaits_response_verdict`).
 """
 
 from __future__ import annotations
@@ -179,7 +179,17 @@ class Judged:
     def holds_response(self) -> bool:
         """Whether what is left of the response may lead to its being blocked."""
         body = self._response_body
-        return self._exchange.holds_response and (body is None or not body.is_over)
+        return self.awaits_response_verdict or (self._exchange.holds_response and (body is None or not body.is_over))
+
+    @property
+    def awaits_response_verdict(self) -> bool:
+        """Whether the response may not go to the client before the firewall has answered."""
+        return self.refusal is None and self.firewall_response.is_awaited
+
+    @property
+    def is_unavailable(self) -> bool:
+        """Whether it is refused because there was no verdict."""
+        return self.firewall.is_unavailable or self.firewall_response.is_unavailable
 
     # --- what goes by -------------------------------------------------------------------------------------------------
 
@@ -517,6 +527,6 @@ class Judged:
         if self.refusal is None:
             self.refused_by = policy
             self.refusal = f"sidestep: policy {policy}, id {self.id}"
-            self.firewall_response.give_up()
+            self.firewall_response.cancel()
             self._memory.set(0)
             self._end(self._open)
