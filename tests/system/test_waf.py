@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from sidestep.node.inspectors.inspectors import GROUP_MEMORY
+from sidestep.node.proxies.memory_cgroups import MemoryCgroups
 from tests.harness import memory, scene
 from tests.harness.core_rule_set_4 import core_rule_set_4
 from tests.harness.inspection import is_refusal, policies, policy, rule
@@ -35,6 +37,18 @@ REFUSED = "sidestep: policy shop/orders, id "
 def shop(tmp_path_factory):
     with waf_shop(tmp_path_factory.mktemp("shop")) as shop:
         yield shop
+
+
+def procs(group):
+    """The processes of a cgroup; none while there is no such group."""
+    with contextlib.suppress(FileNotFoundError):
+        return (group / "cgroup.procs").read_text().split()
+    return []
+
+
+def limits(group):
+    """The files of a memory cgroup that bound it, in either version."""
+    return [each for each in (group / "memory.max", group / "memory.limit_in_bytes") if each.exists()]
 
 
 @contextlib.contextmanager
@@ -160,7 +174,11 @@ def test_the_inspector_knows_no_key_and_is_gone_with_the_policy(shop):
         assert zygotes
         assert all(memory.search(each, needles) == set() for each in zygotes)
         assert any(Path(f"/proc/{pid}/fd").iterdir())
+        group = MemoryCgroups.find().folder / f"{shop.node.pid}-{pid}"
+        until(lambda: str(pid) in procs(group), within=20, what=lambda: f"{pid} in a memory cgroup: {procs(group)}")
+        assert GROUP_MEMORY in {int(each.read_text()) for each in limits(group)}
     until(lambda: not ours(shop) and not alive(pid), within=60, what=lambda: f"no process to be left: {processes()}")
+    until(lambda: not group.exists(), within=20, what="its memory cgroup to be gone")
     with policies(shop, policy(rule())):
         assert is_refusal(shop.get("/admin"))
         assert not ours(shop), "no inspector without waf"

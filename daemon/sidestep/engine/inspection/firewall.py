@@ -23,7 +23,6 @@ from sidestep.protocols.eve import FIREWALL
 from sidestep.protocols.waf_messages import MAX_FIELDS, MAX_HEAD, Outcome
 
 if TYPE_CHECKING:
-    from sidestep.engine.inspection.passed import Passed
     from sidestep.engine.inspection.records import ExchangeRecord, Observer
     from sidestep.policy.route import Fields
     from sidestep.protocols.waf_messages import Verdict
@@ -47,6 +46,20 @@ class Ask(Protocol):
         """See the class."""
 
 
+class Forwarded(Protocol):
+    """A request that was forwarded before anybody is asked about it (`passed`)."""
+
+    @property
+    def settings(self) -> PortWaf:
+        """Those of the port when it passed."""
+
+    def subject(self) -> Subject | None:
+        """What is asked; None if nothing is."""
+
+    def answered(self, answer: Answer) -> None:
+        """Tell what was found, or that nobody has judged it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Firewall:
     """What a connection needs to have its requests judged: settings of its port, who is asked, and its addresses.
@@ -58,7 +71,7 @@ class Firewall:
     ask: Ask
     client: tuple[str, int]
     server: tuple[str, int]
-    pass_by: Callable[[Passed], None] | None = None
+    pass_by: Callable[[Forwarded], None] | None = None
 
     @property
     def is_told_later(self) -> bool:

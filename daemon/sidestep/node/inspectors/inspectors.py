@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 MEMORY: Final = 192 * 1024 * 1024
 """Bytes of private writable memory of an inspector; some 30 MiB of them are the zygote's, unchanged."""
+GROUP_MEMORY: Final = MEMORY + 64 * 1024 * 1024
+"""Bytes that its memory cgroup may be charged: MEMORY, and what the kernel holds for it. The pages that it shares with
+the zygote are charged to that."""
 TICK: Final = 0.5
 """Seconds between two looks at the zygote."""
 IDLE: Final = 10.0

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 from sidestep.aio.tasks import Tasks
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import SidestepError
-from sidestep.node.inspectors.inspectors import MEMORY
+from sidestep.node.inspectors.inspectors import GROUP_MEMORY, MEMORY
 from sidestep.node.proxies.backoff import Backoff, CrashHistory
 from sidestep.node.resident_memory import resident_bytes
 from sidestep.tunnel.views import EngineView
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sidestep.model.pod import PodKey
     from sidestep.node.conditions import Statements
     from sidestep.node.inspectors.inspectors import InspectorProcess, Inspectors
+    from sidestep.node.proxies.memory_cgroups import MemoryCgroups
 
 ENGINE: Final = "inspector"
 BACKOFF: Final = Backoff(first=0.002, longest=0.02, window=10.0, crashes=1_000_000_000)
@@ -46,7 +47,8 @@ FAILED: Final = 1.0
 class PodInspector:
     """See the module. `hand_over` gives the proxy a copy of the socket; it raises SidestepError.
 
-    `on_state` is told why there is none, "" once there is one.
+    `on_state` is told why there is none, "" once there is one. Each is moved into a memory cgroup of its own, where
+    there are `cgroups`; nothing waits for that.
     """
 
     def __init__(
@@ -57,12 +59,14 @@ class PodInspector:
         *,
         hand_over: Callable[[int], Awaitable[None]],
         on_state: Callable[[str], None] = lambda _reason: None,
+        cgroups: MemoryCgroups | None = None,
     ) -> None:
         self._name = name
         self._uid = uid
         self._inspectors = inspectors
         self._hand_over = hand_over
         self._on_state = on_state
+        self._cgroups = cgroups
         self._history = CrashHistory(BACKOFF)
         self._policies: tuple[str, ...] = ()
         self._problem = ""
@@ -179,6 +183,8 @@ class PodInspector:
         """Make one, hand it over, and wait until it has ended or is not wanted. Raises SidestepError."""
         made = await self._inspectors.spawn(self._uid)
         self._present = made
+        if self._cgroups is not None:
+            self._cgroups.enter(made.process, GROUP_MEMORY)
         try:
             try:
                 await self._hand_over(made.sock.fileno())
@@ -195,6 +201,8 @@ class PodInspector:
         finally:
             self._present = None
             made.close()
+            if self._cgroups is not None:
+                self._cgroups.leave(made.process.pid)
 
     def _state(self, reason: str) -> None:
         self._problem = reason

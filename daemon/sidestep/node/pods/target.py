@@ -89,8 +89,9 @@ class Target:
             self, tools=tools, statements=self._statements, streams=self._streams, apps=self._apps
         )
         self._inspector = PodInspector(
-            str(pod.key), inspector_uid(uid), tools.inspectors, hand_over=self._use_inspector, on_state=self._firewall
-        )
+            str(pod.key), inspector_uid(uid), tools.inspectors, hand_over=self._use_inspector, on_state=self._firewall,
+            cgroups=tools.supervisor.cgroups,
+        )  # fmt: skip
         self._ids = PodIds(pod, uid, tools, statements=self._statements, feed=self._feed_ids)
         self._egress = PodEgress(
             pod,

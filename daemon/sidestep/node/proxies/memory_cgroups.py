@@ -1,4 +1,4 @@
-"""A memory cgroup for each pod proxy and each IDS, where the daemon may make one. It bounds what RLIMIT_DATA does not.
+"""A memory cgroup for each pod proxy, IDS and inspector, where there may be any. It bounds what RLIMIT_DATA does not.
 
 Version 1 (alone or beside version 2): below the daemon's own group. Version 2: beside it, because a group with
 processes cannot have child groups with controllers; at the root, below it. All groups are in one folder,
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from sidestep.observability.logs import get_logger
 FOLDER = "sidestep-proxies"
 SWEEP = 10.0
 """Seconds between two looks for groups that others left."""
+GONE, BUSY = 0.5, 0.005
+"""Seconds that the kernel has to end a process that was killed, and between two looks."""
 MAX_TEXT = 1 << 20
 """Bytes of a file of /proc that are looked at."""
 
@@ -69,7 +72,7 @@ class MemoryCgroups:
         return self._thread.submit(self._do, lambda: self._enter(process, limit))
 
     def leave(self, pid: int) -> None:
-        """The process has ended: remove its group."""
+        """The process has ended, or was killed: remove its group."""
         self._thread.submit(self._do, lambda: self._remove(pid))
 
     def begin(self) -> None:
@@ -127,8 +130,17 @@ class MemoryCgroups:
                     _write(self._home / "cgroup.procs", pid)
 
     def _remove(self, pid: int) -> None:
-        with contextlib.suppress(OSError):  # it is not there, or is removed with what is left over
-            self.group(pid).rmdir()
+        """Remove the group of a process, which has ended or is about to; what is not possible is left to `_sweep`."""
+        deadline = time.monotonic() + GONE
+        while True:
+            try:
+                self.group(pid).rmdir()
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() >= deadline:
+                    return
+                time.sleep(BUSY)
+            else:
+                return
 
     def _sweep(self) -> None:
         for group in list(self.folder.iterdir()):

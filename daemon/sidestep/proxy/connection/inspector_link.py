@@ -28,7 +28,7 @@ from sidestep.engine.inspection.asking import SENT, Answer, Asking, Reason, Subj
 from sidestep.proxy.io.loop import BROKEN, READ, WRITE, Loop, Timer
 
 if TYPE_CHECKING:
-    from sidestep.engine.inspection.passed import Passed
+    from sidestep.engine.inspection.firewall import Forwarded
     from sidestep.snapshots.waf import PortWaf, Profile
 
 MAX_ANSWER: Final = 8192
@@ -64,7 +64,7 @@ class InspectorLink:
         self._is_handing_out = False
         """Answers that come are given out without a timer being set."""
         self._is_collecting = self._asking.collects = True
-        self._passed: list[tuple[Counter[str], Passed]] = []
+        self._passed: list[tuple[Counter[str], Forwarded]] = []
         self._pace = PACE
         self._collection: Timer | None = None
 
@@ -121,7 +121,7 @@ class InspectorLink:
         if self._collection is None:
             self._collection = self._loop.later(self._pace, self._collect)
 
-    def pass_by(self, counters: Counter[str], passed: Passed) -> None:
+    def pass_by(self, counters: Counter[str], passed: Forwarded) -> None:
         """Ask about a request that was forwarded, at the next collection. Hot path."""
         if len(self._passed) >= PASSED:
             passed.answered(Reason.BUSY)

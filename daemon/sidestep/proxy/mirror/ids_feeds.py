@@ -8,7 +8,8 @@ States of a pipe
     current     new connections are fed to it
     retired     a newer one is current: connections that it has been fed from the beginning stay with it, for at most
                 RETIRED seconds. So rules change without a packet lost
-    over        closed: its reader is gone, nobody needs it any more, or its time is up
+    ending      nothing is fed to it any more; it closes once what waits is written, or after LAST seconds
+    over        closed: its reader is gone, or nobody needs it any more
 
 Invariants
 
@@ -35,6 +36,8 @@ RETIRED: Final = 30.0
 MOMENT: Final = 0.02
 EAGER: Final = 32 * 1024
 AGAIN: Final = 0.01
+LAST: Final = 1.0
+"""Seconds within which the reader has to take what waits at the end: an IDS that still reads has it in milliseconds."""
 MADE: Final = 0.0000015
 """Processor seconds that a packet takes until it waits here, about."""
 
@@ -63,6 +66,8 @@ class IdsPipe:
         """The pipe had no room the last time."""
         self._is_retired = False
         self._at = 0
+        self._closes: float | None = None
+        """When it is closed, whatever waits."""
         loop.add(fd, self._ready, 0)
 
     @property
@@ -140,8 +145,14 @@ class IdsPipe:
             self._flush()
 
     def _finish(self) -> None:
+        """Close it once what waits is written."""
+        if self._closes is None:
+            self._closes = self._loop.now + LAST
         self.flush()
-        self.close()
+        if self._waiting and self._loop.now < self._closes:
+            self._loop.later(AGAIN, self._finish)
+        else:
+            self.close()
 
     def _ready(self, events: int) -> None:
         if events & BROKEN:
@@ -184,6 +195,8 @@ class IdsFeeds:
         self._loop = loop
         self._spend = spend
         self._current: IdsPipe | None = None
+        self._before: list[IdsPipe] = []
+        """Those that are retired."""
 
     @property
     def current(self) -> IdsPipe | None:
@@ -202,8 +215,10 @@ class IdsFeeds:
             raise
         if before is not None:
             before.retire()
+            self._before = [each for each in (*self._before, before) if not each.is_over]
 
     def flush(self) -> None:
         """Write what waits: the process is about to end."""
-        if self._current is not None:
-            self._current.flush()
+        for each in (*self._before, self._current):
+            if each is not None:
+                each.flush()

@@ -1,5 +1,6 @@
 """The pipes to an IDS: whole packets or none, no waiting, one reader after the other."""
 
+import contextlib
 import fcntl
 import os
 
@@ -178,3 +179,49 @@ def test_one_without_connections_ends_at_once_and_one_with_them_after_a_time(ste
     feeds.current.close()
     for reading in readers[1:]:
         os.close(reading)
+
+
+def test_a_retired_pipe_has_all_that_was_fed_to_it_before_it_ends(stepped, ends, spent):
+    """The reader is slow: the pipe has a page, and what waits is more."""
+    feeds = IdsFeeds(stepped.loop, spent.append)
+    feeds.replace(ends[1])
+    sent = [bytes([number]) * 3000 for number in range(20)]
+    assert all(feeds.current.write(packet) for packet in sent)
+    other, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    feeds.replace(writing)
+    got = []
+
+    def look():
+        with contextlib.suppress(BlockingIOError):
+            got.append(os.read(ends[0], 4096))
+        return got and not got[-1]
+
+    run_until(stepped.loop, look)
+    assert packets(b"".join(got)) == sent
+    feeds.current.close()
+    os.close(other)
+
+
+def test_a_retired_pipe_that_nobody_reads_ends_all_the_same(stepped, ends, spent, monkeypatch):
+    monkeypatch.setattr(ids_feeds, "LAST", 0.05)
+    pipe = IdsPipe(stepped.loop, ends[1], spent.append)
+    assert pipe.write(bytes(WAITING // 2))
+    pipe.retire()
+    run_until(stepped.loop, lambda: pipe.is_over)
+
+
+def test_what_waits_for_a_retired_pipe_is_written_before_the_process_ends(stepped, ends, spent):
+    feeds = IdsFeeds(stepped.loop, spent.append)
+    feeds.replace(ends[1])
+    first = feeds.current
+    first.enter(feeds)
+    other, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    feeds.replace(writing)
+    assert first.write(b"of a connection that it has been fed from the beginning")
+    assert feeds.current.write(b"of another")
+    feeds.flush()
+    assert packets(read(ends[0])) == [b"of a connection that it has been fed from the beginning"]
+    assert packets(read(other)) == [b"of another"]
+    first.close()
+    feeds.current.close()
+    os.close(other)
