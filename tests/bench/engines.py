@@ -2,7 +2,8 @@
 
 `python -m tests.bench.engines --count 20` prints what daemon, proxies and Suricatas take while nobody sends anything,
 and the processor time of the daemon, and of everything that it started, while 200 policies a minute are changed: once
-policies with rules of Sidestep, once the ConfigMap with rules for Suricata.
+policies with rules of Sidestep, once the ConfigMap with rules for Suricata. With `--waf` each pod has an inspector as
+well; `--idle` leaves the storms out.
 """
 
 from __future__ import annotations
@@ -47,13 +48,15 @@ class Node20:
 
     def processes(self) -> Mapping[str, list[int]]:
         """All pids, by what they are."""
-        found: dict[str, list[int]] = {"daemon": [self.daemon.pid], "proxies": [], "suricata": [], "rest": []}
+        found: dict[str, list[int]] = {kind: [] for kind in ("daemon", "proxies", "suricata", "inspectors", "rest")}
+        found["daemon"].append(self.daemon.pid)
         for pid in descendants(self.daemon.pid):
             with contextlib.suppress(OSError):
                 command = Path(f"/proc/{pid}/cmdline").read_bytes()
                 suricata = command.startswith(b"suricata\0") or b"sidestep.ids.launcher" in command
-                kind = "suricata" if suricata else "proxies" if b"proxy.runtime.zygote" in command else "rest"
-                found[kind].append(pid)
+                others = {b"proxy.runtime.zygote": "proxies", b"sidestep.inspector.zygote": "inspectors"}
+                other = next((kind for program, kind in others.items() if program in command), "rest")
+                found["suricata" if suricata else other].append(pid)
         return found
 
     def engines(self) -> list[dict[str, object]]:
@@ -67,8 +70,8 @@ class Node20:
 
 
 @contextlib.contextmanager
-def inspected(folder: Path, count: int) -> Iterator[Node20]:
-    """So many pods, a listening socket in each, and a policy with `ids` for all."""
+def inspected(folder: Path, count: int, *, waf: bool = False) -> Iterator[Node20]:
+    """So many pods, a listening socket in each, and a policy with `ids` for all, and `waf` if that is wanted."""
     with contextlib.ExitStack() as stack:
         spaces = stack.enter_context(many_pods(count))
         daemon = stack.enter_context(node(folder, start=False))
@@ -81,10 +84,10 @@ def inspected(folder: Path, count: int) -> Iterator[Node20]:
             each["spec"]["containers"][0]["ports"][0]["name"] = "http"
         daemon.write("web.yaml", *documents)
         daemon.write("rules.yaml", config_map(1))
-        daemon.write("ids.yaml", ids_policy())
+        daemon.write("ids.yaml", ids_policy(waf=waf))
         daemon.start()
         found = Node20(daemon)
-        found.wait(count)
+        found.wait(count * (1 + waf))
         yield found
 
 
@@ -98,11 +101,13 @@ def config_map(version: int) -> Document:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "ids", "namespace": "shop"}, "data": data}
 
 
-def ids_policy() -> Document:
+def ids_policy(*, waf: bool) -> Document:
     """The policy of all pods."""
     reference = {"name": "ids", "key": "local.rules", "namespace": "shop"}
     made = cluster_policy(name="ids", mode="Detect", ids={"rulesFrom": {"configMapRef": reference}})
     del made["spec"]["rules"]
+    if waf:
+        made["spec"]["waf"] = {}
     return made
 
 
@@ -123,6 +128,8 @@ def idle(scene: Node20, count: int) -> list[Figure]:
     time.sleep(IDLE)
     found = []
     for kind, pids in kinds.items():
+        if not pids:
+            continue
         percent = (cpu_seconds(pids) - before[kind]) / IDLE * 100
         found.append(Figure(f"{count} inspected pods, idle: CPU of {kind} ({len(pids)} processes)", percent, "%"))
         found.append(Figure(f"{count} inspected pods, idle: memory of {kind} (Pss)", memory(pids, "Pss"), "MiB"))
@@ -183,16 +190,18 @@ def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.engines", description=__doc__)
     parser.add_argument("--count", type=int, default=20, help="inspected pods (default 20)")
+    parser.add_argument("--waf", action="store_true", help="an inspector for each pod, too")
+    parser.add_argument("--idle", action="store_true", help="no storms")
     options = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("network namespaces and eBPF programs need root")
     with (
         tempfile.TemporaryDirectory(prefix="sidestep-bench-") as folder,
-        inspected(Path(folder), options.count) as scene,
+        inspected(Path(folder), options.count, waf=options.waf) as scene,
     ):
         for figure in idle(scene, options.count):
             print(figure.line(), flush=True)
-        for figure in storms(scene, options.count):
+        for figure in () if options.idle else storms(scene, options.count * (1 + options.waf)):
             print(figure.line(), flush=True)
 
 

@@ -12,10 +12,12 @@ import msgspec
 
 from sidestep.cli.table import table
 from sidestep.config.field_error import FieldError
+from sidestep.kube.access import ClusterAccess
 from sidestep.kube.api import Api
 from sidestep.kube.errors import ApiError
 from sidestep.kube.policies import PLURALS, ObservedPolicy, collection_path, policy_observer
 from sidestep.kube.snapshot import list_all
+from sidestep.model.inspection import InspectionPolicy
 from sidestep.model.text import harmless
 
 _CONDITIONS = ("Accepted", "Programmed", "Conflicted")
@@ -107,6 +109,15 @@ class InspectedPorts:
 async def policies(api: Api, namespace: str) -> tuple[PolicyResourceView, ...]:
     """Return the policies of a namespace, or of all, and those of the cluster. Raises ClusterError."""
     return tuple(_view(each) for each in await _observed(api, namespace))
+
+
+async def written(access: ClusterAccess, namespace: str) -> list[InspectionPolicy]:
+    """Return the policies of a namespace and those of the cluster, as far as they can be read. Raises ClusterError."""
+    api = Api(access)
+    try:
+        return [each.policy for each in await _observed(api, namespace) if each.policy is not None]
+    finally:
+        await api.aclose()
 
 
 async def inspected_ports(api: Api, namespace: str) -> InspectedPorts:

@@ -1,7 +1,7 @@
 """`sidestep policy except`: from an alert to the change of a policy that keeps it from coming again.
 
 The alert is looked up among the last ones of this machine's daemon, which knows the policies in force, too; or in a
-file of EVE records, with the policies of the files that are named.
+file of EVE records, with the policies of the files that are named, or those of the cluster.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import yaml
 
 from sidestep.aio.named_file import opened, read_named
 from sidestep.cli.backend import Backend, backend_options
+from sidestep.cli.cluster_policies import written
 from sidestep.cli.command import Command, FilePath
 from sidestep.cli.options import output_option
 from sidestep.cli.output import json_line
@@ -27,7 +28,7 @@ from sidestep.config.yaml_documents import MAX_TEXT
 from sidestep.engine.inspection.alert_changes import changes_of
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
-from sidestep.model.errors import ConfigurationError, RefusedError
+from sidestep.model.errors import ConfigurationError, RefusedError, SidestepError
 from sidestep.model.inspection import InspectionPolicy
 from sidestep.model.text import harmless
 from sidestep.policy.exceptions import By
@@ -81,8 +82,9 @@ def except_(alert_id: str, files: tuple[Path, ...], eve: Path | None, by: str, b
     firewall `exceptions` for the path of the request, or with `--by port` `excludeRules`. It is printed, and nothing is
     changed.
 
-    Without --eve the alert is looked up among the last of this machine's daemon. With --eve it is looked up in records,
-    and FILE... are the documents of the policies, so that the change has what they except already.
+    Without --eve the alert is looked up among the last of this machine's daemon. With --eve it is looked up in
+    records, and FILE... are the documents of the policies, so that the change has what they except already. Without
+    FILE they are read from the cluster, if there is one.
 
     The exit code is 1 if there is no such alert, or nothing can except it.
 
@@ -98,7 +100,7 @@ def except_(alert_id: str, files: tuple[Path, ...], eve: Path | None, by: str, b
         records = tuple(_records(eve, alert_id))
         if not records:
             raise RefusedError(f"{eve} has no alert {alert_id}")
-        found = _of_files(records, files, By(by))
+        found = _of_records(records, _known(backend, records, files), By(by))
     if not found.changes:
         raise RefusedError(f"{alert_id} is the id of a request that no rule of a policy has found")
     for line in _json(alert_id, found) if output == "json" else _text(alert_id, found):
@@ -145,9 +147,18 @@ def _found(file: BinaryIO, alert_id: str) -> Iterator[Record]:
                 yield record
 
 
-def _of_files(records: Sequence[Record], files: Sequence[Path], by: By) -> AlertView:
-    policies = list(_policies(files))
+def _known(backend: Backend, records: Sequence[Record], files: Sequence[Path]) -> list[InspectionPolicy]:
+    """The policies of the files, or of the cluster. Whoever may not read those, or does not reach it, is told so."""
+    if files or not isinstance(backend, ClusterAccess):
+        return list(_policies(files))
+    try:
+        return asyncio.run(written(backend, records[0].kubernetes.namespace))
+    except SidestepError as error:
+        click.echo(f"# the policies of the cluster cannot be read: {harmless(str(error))}", err=True)
+        return []
 
+
+def _of_records(records: Sequence[Record], policies: Sequence[InspectionPolicy], by: By) -> AlertView:
     def policies_of(record: Record) -> tuple[list[InspectionPolicy], bool]:
         """Those of the pod's namespace and of the cluster; the selectors are not looked at."""
         namespaces = ("", record.kubernetes.namespace)

@@ -10,6 +10,7 @@ from tests.harness.cluster import ApiServer
 from tests.harness.node import SIDESTEP
 from tests.integration.kube.cluster import GROUP
 from tests.integration.kube.test_cluster_cache import pod, populate
+from tests.unit.cli.test_policy_except import ID, alert
 from tests.unit.node.sessions.test_resources import value
 
 KUBECONFIG = """
@@ -277,3 +278,25 @@ def test_what_others_wrote_is_harmless_to_a_terminal(server):
     for words in (["status"], ["status", "-o", "json"], ["list"], ["list", "-o", "json"], ["leave", f"x{evil}"]):
         _, text, errors = sidestep(*words, "--kubeconfig", server.kubeconfig)
         assert (text + errors).replace("\n", "").isprintable(), words
+
+
+def test_an_exception_joins_what_the_policies_of_the_cluster_except(server, tmp_path):
+    before = {"rules": [941100], "parameters": ["html"]}
+    spec = {"podSelector": {}, "mode": "Enforce", "waf": {"exceptions": [before]}}
+    found = {"metadata": {"name": "orders", "namespace": "shop"}, "spec": spec}
+    server.do(server.api.put(GROUP, "inspectionpolicies", found))
+    eve = tmp_path / "eve.json"
+    eve.write_bytes(alert("WAF", target=b"/notes", pattern="942100 949110"))
+    words = ("policy", "except", ID, "--eve", eve, "--kubeconfig", server.kubeconfig)
+    code, text, errors = sidestep(*words)
+    assert (code, errors) == (0, "")
+    [change] = yaml.safe_load_all(text)
+    wanted = {"rules": [942100], "paths": [{"match": "Equal", "value": "/notes"}]}
+    assert change["spec"]["waf"]["exceptions"] == [before, wanted]
+    server.api.failing[f"{GROUP}/namespaces/shop/inspectionpolicies"] = 500
+    code, text, errors = sidestep(*words)
+    assert code == 0
+    assert "the policies of the cluster cannot be read" in errors
+    [change] = yaml.safe_load_all(text)
+    assert change["spec"]["waf"]["exceptions"] == [wanted]
+    assert "is not known" in text
