@@ -7,15 +7,18 @@ nobody may hold afterwards.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from tests.e2e import cgroups
 from tests.e2e.cluster import Cluster
-from tests.e2e.product import Product
+from tests.e2e.product import NAMESPACE, Product
 from tests.harness.waiting import until
 
 METRICS = 9464
+LOG = "/var/log/sidestep/eve.json"
 PATIENCE = 90.0
 """Seconds for what takes a start of Suricata in three pods, and a reading of ConfigMaps, which comes every 15 s."""
 NAMESPACES = ("net", "mnt", "ipc", "uts", "pid", "user", "cgroup")
@@ -42,6 +45,13 @@ def metrics(cluster: Cluster, product: Product, name: str, kind: str = "suricata
         if told["engine"] == kind:
             found[told["pod"]] = float(value)
     return found
+
+
+def records(product: Product) -> list[dict[str, Any]]:
+    """The records in the node's log; the last line may be in the midst of being written."""
+    words = ("exec", "-n", NAMESPACE, product.daemon().name, "--", "cat", LOG)
+    text = product.cluster.kubectl_result(*words).stdout  # there is no log before the first record
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 class Traces:

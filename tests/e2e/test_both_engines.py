@@ -7,9 +7,8 @@ import re
 
 import pytest
 
-from tests.e2e import product as products
 from tests.e2e import test_ids as ids
-from tests.e2e.engines import PATIENCE, Traces, inspectors, metrics, suricatas
+from tests.e2e.engines import PATIENCE, Traces, inspectors, metrics, records, suricatas
 from tests.e2e.load import load
 from tests.harness.waiting import until
 
@@ -70,16 +69,14 @@ def wait_mode(cluster, shop, pods, mode):
         until(lambda pod=pod: shop.get(pod, ATTACK).status == wanted, within=30, every=0.5, what=f"{wanted}")
 
 
-def records(cluster, product):
+def alerts(product):
     """The alerts in the node's log."""
-    words = ("exec", "-n", products.NAMESPACE, product.daemon().name, "--", "cat", ids.LOG)
-    lines = cluster.kubectl_result(*words).stdout.splitlines()  # there is no log before the first record
-    return [each for each in map(json.loads, lines) if each["event_type"] == "alert"]
+    return [each for each in records(product) if each["event_type"] == "alert"]
 
 
-def told(cluster, product, shop, pods, action):
+def told(product, shop, pods, action):
     """Attack each pod, once for each engine, and wait for the records: of each pod, by both."""
-    before = len(records(cluster, product))
+    before = len(alerts(product))
     names = {}
     for pod in pods:
         assert shop.get(pod, "/evil").served_by == "app"
@@ -90,25 +87,27 @@ def told(cluster, product, shop, pods, action):
         else:
             assert answer.served_by == "app", answer
 
-    def complete():
-        found = records(cluster, product)[before:]
-        suricata = {each["kubernetes"]["pod"] for each in found if each["alert"]["signature_id"] == EVIL}
-        waf = {each["kubernetes"]["pod"] for each in found if each["alert"]["signature_id"] == SQLI}
-        return found if {pod.name for pod in pods} <= suricata & waf else None
+    def is_of_firewall(each):
+        """Whether it is about one of these requests; others before them may be told late."""
+        decided = each["sidestep"]
+        return decided["action"] == action and (not names or decided["id"] in names.values())
 
-    found = until(
-        complete, within=60, every=0.5, what=lambda: f"records of {pods}: {records(cluster, product)[before:]}"
-    )
-    for each in found:
+    def complete():
+        found = alerts(product)[before:]
+        suricata = [each for each in found if each["alert"]["signature_id"] == EVIL]
+        waf = [each for each in found if each["alert"]["signature_id"] == SQLI and is_of_firewall(each)]
+        by_both = [{each["kubernetes"]["pod"] for each in some} for some in (suricata, waf)]
+        return (suricata, waf) if by_both == [{pod.name for pod in pods}] * 2 else None
+
+    suricata, waf = until(complete, within=60, every=0.5, what=lambda: f"records of {pods}: {alerts(product)[before:]}")
+    for each in (*suricata, *waf):
         assert each["kubernetes"]["workload"] == "deployment/orders"
         assert each["kubernetes"]["node"] == NODE
-        if each["alert"]["signature_id"] == SQLI:
-            assert each["sidestep"]["policy"] == "shop/orders"
-            assert each["sidestep"]["rule"] == "WAF"
-            assert each["sidestep"]["action"] == action
-            if names:
-                assert each["sidestep"]["id"] == names[each["kubernetes"]["pod"]]
-    assert "UNION" not in json.dumps(found)
+        assert each["sidestep"]["policy"] == "shop/orders"
+    for each in waf:
+        assert each["sidestep"]["rule"] == "WAF"
+        assert not names or each["sidestep"]["id"] == names[each["kubernetes"]["pod"]]
+    assert "UNION" not in json.dumps(alerts(product))
 
 
 def engines(cluster, shop):
@@ -124,7 +123,7 @@ def test_verdicts_alerts_and_what_is_shown(cluster, product, shop, traces):
     wait_engines(cluster, product, len(pods))
     traces.note()
     wait_mode(cluster, shop, pods, "Enforce")
-    told(cluster, product, shop, pods, "Block")
+    told(product, shop, pods, "Block")
 
     def written():
         found = engines(cluster, shop)
@@ -146,7 +145,7 @@ def test_verdicts_alerts_and_what_is_shown(cluster, product, shop, traces):
 
     cluster.apply(policy("Detect"), namespace=shop.namespace)
     wait_mode(cluster, shop, pods, "Detect")
-    told(cluster, product, shop, pods, "WouldBlock")
+    told(product, shop, pods, "WouldBlock")
 
 
 @pytest.mark.timeout(600, func_only=True)  # six pods come and go, beside load
@@ -170,7 +169,7 @@ def test_a_rollout_restart_and_the_end_of_the_policy_under_load(cluster, product
         # The zygote lives on: pods that are rolled out have wanted inspectors all the time.
         assert len(first & {*suricatas(product), *inspectors(product)}) <= 1
         wait_mode(cluster, shop, new, "Enforce")
-        told(cluster, product, shop, new, "Block")
+        told(product, shop, new, "Block")
         traces.note()
         cluster.kubectl("delete", "ipol", "orders", "-n", shop.namespace)
         until(lambda: not suricatas(product), within=PATIENCE, every=0.5, what=lambda: f"no Suricata: {traces.left()}")

@@ -8,12 +8,11 @@ import pytest
 
 from tests.e2e import product as products
 from tests.e2e import shop as shops
-from tests.e2e.engines import PATIENCE, Traces, metrics, suricatas
+from tests.e2e.engines import PATIENCE, Traces, metrics, records, suricatas
 from tests.e2e.load import load
 from tests.harness.waiting import until
 
 MAP = "ids-rules"
-LOG = "/var/log/sidestep/eve.json"
 RIGHT = ["--clusterrole=sidestep-policy-config", f"--serviceaccount={products.NAMESPACE}:sidestep-node"]
 EVIL = 'alert http any any -> any any (msg:"evil"; http.uri; content:"/evil"; sid:1;)'
 WORSE = 'alert http any any -> any any (msg:"worse"; http.uri; content:"/worse"; sid:2;)'
@@ -76,11 +75,9 @@ def wait_engines(cluster, product, count):
 
 def alerts(cluster, product):
     """The alerts of Suricata in the node's log: (pod, sid)."""
-    words = ("exec", "-n", products.NAMESPACE, product.daemon().name, "--", "cat", LOG)
-    lines = cluster.kubectl_result(*words).stdout.splitlines()  # there is no log before the first record
-    records = [json.loads(line) for line in lines if '"suricata"' in line]
-    assert {each["kubernetes"]["workload"] for each in records} <= {"deployment/orders"}
-    return [(each["kubernetes"]["pod"], each["alert"]["signature_id"]) for each in records]
+    found = [each for each in records(product) if "suricata" in json.dumps(each)]
+    assert {each["kubernetes"]["workload"] for each in found} <= {"deployment/orders"}
+    return [(each["kubernetes"]["pod"], each["alert"]["signature_id"]) for each in found]
 
 
 def attack(cluster, product, shop, path, sid):

@@ -118,9 +118,9 @@ class Node:
         return manifests.write(self.manifests, name, *documents)
 
     def records(self) -> list[dict[str, Any]]:
-        """The records of inspection so far."""
-        lines = self.eve.read_bytes().splitlines() if self.eve is not None and self.eve.exists() else []
-        return [json.loads(line) for line in lines]
+        """The records of inspection so far; the last line may be in the midst of being written."""
+        text = self.eve.read_bytes() if self.eve is not None and self.eve.exists() else b""
+        return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
 
     def log(self) -> str:
         return (self.folder / "node.log").read_text(errors="replace")
