@@ -272,7 +272,7 @@ more_names = st.one_of(odd_names, st.sampled_from([b"accept", b"cookie", b"x-key
 def test_an_http2_head_that_passes_is_for_the_app_and_ruled_out(inspected, route, first, rest):
     block = block_of((*first, *rest))
     streams = InspectedStreams(gate(inspected, recorder := Recorder(), sampling=Sampling(100.0, 1)))
-    if not streams.passes(1, block, route):
+    if not streams.passes(1, block, route, ends=True):
         assert block.note is block.cleared is None
         assert not streams.samples
         return
@@ -295,25 +295,25 @@ def test_most_http2_heads_pass():
     streams = InspectedStreams(gate(INSPECTIONS[-1], Recorder()))
     route = route_of([FILTERS[0], FILTERS[3], FILTERS[9]])
     first = ((b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"a.test:8443"), (b":path", b"/c?d=e"))
-    assert streams.passes(1, block_of(first), route)
-    assert streams.passes(1, block_of((*first[::-1], (b"cookie", b"a"), (b"te", b"trailers"))), route)
-    assert not streams.passes(1, block_of((*first, (b"cookie", b"1"), (b"cookie", b"a b"))), route)
-    assert not streams.passes(1, block_of((*first[:3], (b":path", b"/a?d=e"))), route)
-    assert not streams.passes(1, block_of((*first, (b"x-under", b""))), route)
-    assert not streams.passes(1, block_of((*first, (b"accept", b"X-KEY: Me"))), route_of([FILTERS[8]]))
-    assert not streams.passes(1, block_of(first), route_of([FILTERS[6]]))
+    assert streams.passes(1, block_of(first), route, ends=True)
+    assert streams.passes(1, block_of((*first[::-1], (b"cookie", b"a"), (b"te", b"trailers"))), route, ends=True)
+    assert not streams.passes(1, block_of((*first, (b"cookie", b"1"), (b"cookie", b"a b"))), route, ends=True)
+    assert not streams.passes(1, block_of((*first[:3], (b":path", b"/a?d=e"))), route, ends=True)
+    assert not streams.passes(1, block_of((*first, (b"x-under", b""))), route, ends=True)
+    assert not streams.passes(1, block_of((*first, (b"accept", b"X-KEY: Me"))), route_of([FILTERS[8]]), ends=True)
+    assert not streams.passes(1, block_of(first), route_of([FILTERS[6]]), ends=True)
 
 
 def test_what_is_remembered_of_a_block_ends_with_the_route_and_with_the_policies():
     inspected = inspection(NO_ADMIN)
     streams = InspectedStreams(gate(inspected, Recorder()))
     route, block = Route((rule(),)), block_of(request(b"/a").head)
-    assert streams.passes(1, block, route)
-    assert streams.passes(3, block, route)
-    assert not streams.passes(5, block, route_of([FILTERS[9]]))
-    assert streams.passes(7, block_of(block.fields), route)
+    assert streams.passes(1, block, route, ends=True)
+    assert streams.passes(3, block, route, ends=True)
+    assert not streams.passes(5, block, route_of([FILTERS[9]]), ends=True)
+    assert streams.passes(7, block_of(block.fields), route, ends=True)
     inspected.give_way(inspection(NO_ADMIN))
-    assert not streams.passes(9, block, route)
+    assert not streams.passes(9, block, route, ends=True)
 
 
 def test_a_large_list_and_one_that_was_read_before_do_not_pass():
@@ -321,16 +321,16 @@ def test_a_large_list_and_one_that_was_read_before_do_not_pass():
     large, read = block_of(request(b"/c").head), block_of(request(b"/c").head)
     large.large = True
     read.note = Head(read.fields)
-    assert not streams.passes(1, large, Route())
-    assert not streams.passes(1, read, Route())
-    assert streams.passes(1, block_of(request(b"/c").head), Route())
+    assert not streams.passes(1, large, Route(), ends=True)
+    assert not streams.passes(1, read, Route(), ends=True)
+    assert streams.passes(1, block_of(request(b"/c").head), Route(), ends=True)
 
 
 def test_probes_and_connections_with_rules_about_each_request_are_judged():
     block = block_of(request(b"/c").head)
     probed = gate(inspection(NO_ADMIN), Recorder(), exempt=frozenset({(b"GET", b"/c")}))
-    assert not InspectedStreams(probed).passes(1, block, Route())
-    assert not InspectedStreams(gate(inspection(NO_ADMIN, NO_SECRET), Recorder())).passes(1, block, Route())
+    assert not InspectedStreams(probed).passes(1, block, Route(), ends=True)
+    assert not InspectedStreams(gate(inspection(NO_ADMIN, NO_SECRET), Recorder())).passes(1, block, Route(), ends=True)
 
 
 def test_a_stream_that_passes_is_relayed_without_being_read(monkeypatch):
