@@ -159,7 +159,7 @@ def decide(policies: EgressPolicies, facts: ConnectionFacts, seen: Seen, now: fl
     treatment = policies.treatment(facts.destination, facts.port, seen.name, is_certain=not seen.doubt)
     if not (treatment.policies or treatment.doubtful):
         return Decision()
-    asked = any(each.looks_at_fingerprints for each in treatment.policies)
+    asked = policies.looks_at_fingerprints and any(each.looks_at_fingerprints for each in treatment.policies)
     known = replace(facts, server_name=seen.name, fingerprints=seen.fingerprints if asked else ())
     verdict = policies.verdict(treatment, known, now)
     reason, closes = _unread(treatment, seen)
@@ -169,6 +169,8 @@ def decide(policies: EgressPolicies, facts: ConnectionFacts, seen: Seen, now: fl
 
 def blocks_whatever_follows(policies: EgressPolicies, address: Address, port: int) -> bool:
     """Whether a connection is blocked by its address and port alone, so that its server need not hear of it."""
+    if not policies.may_block_addresses:
+        return False
     return policies.blocks_address(policies.treatment(address, port), ConnectionFacts(destination=address, port=port))
 
 

@@ -32,7 +32,7 @@ from typing import Final
 
 from sidestep.model.egress import Destination, EgressMode, Network, Quic
 from sidestep.model.inspection import Egress, InspectionPolicy, Rule
-from sidestep.policy.accepted_policy import AcceptedPolicy, accept
+from sidestep.policy.accepted_policy import AcceptedPolicy, CompiledRule, accept
 from sidestep.policy.inspected_exchange import Verdict
 from sidestep.policy.inspection import Inspection
 from sidestep.policy.inspection_match import Address, ConnectionFacts, is_in, names_server
@@ -166,6 +166,11 @@ class EgressPolicies:
         self.thresholds = SlidingCounts() if thresholds is None else thresholds
         self.limits = SlidingCounts() if limits is None else limits
         self._inspections: dict[tuple[EgressPolicy, ...], Inspection] = {}
+        self.may_block_addresses = any(
+            _blocks_addresses(rule) for each in self.policies for rule in each.of_connection.rules
+        )
+        """Whether `blocks_address` can be true of any connection: no need to ask otherwise."""
+        self.looks_at_fingerprints = any(each.looks_at_fingerprints for each in self.policies)
 
     def steers(self, address: Address, port: int) -> bool:
         """Whether some destination may be meant by a connection to this address and port, whatever its name is."""
@@ -199,7 +204,7 @@ class EgressPolicies:
     def blocks_address(self, treatment: Treatment, facts: ConnectionFacts) -> bool:
         """Whether a rule blocks a connection whatever its name and its ClientHello are. Counts nothing."""
         return any(
-            rule.blocks and rule.rule.threshold is None and not _looks_at_names(rule.rule) and rule.on_connection(facts)
+            _blocks_addresses(rule) and rule.on_connection(facts)
             for each in treatment.policies
             for rule in each.of_connection.rules
         )
@@ -207,8 +212,8 @@ class EgressPolicies:
     def verdict(self, treatment: Treatment, facts: ConnectionFacts, now: float) -> Verdict:
         """Judge a connection by the rules of the policies that apply to it which look at connections alone."""
         judging = treatment.policies
-        if not any(each.of_connection.rules for each in judging):
-            return Verdict()
+        if not any(rule.on_connection(facts) for each in judging for rule in each.of_connection.rules):
+            return Verdict()  # as for most connections: the rest costs as much again
         inspection = self._inspections.get(judging)
         if inspection is None:
             # As many as there are sets of policies that destinations tell apart, each a few pointers.
@@ -216,6 +221,11 @@ class EgressPolicies:
                 [each.of_connection for each in judging], thresholds=self.thresholds, limits=self.limits
             )
         return inspection.connection(facts).request(b"", b"", (), now).verdict
+
+
+def _blocks_addresses(rule: CompiledRule) -> bool:
+    """Whether a rule blocks connections by their address and port alone."""
+    return rule.blocks and rule.rule.threshold is None and not _looks_at_names(rule.rule)
 
 
 def _looks_at_names(rule: Rule) -> bool:

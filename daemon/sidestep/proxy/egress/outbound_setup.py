@@ -26,14 +26,14 @@ Invariants
 from __future__ import annotations
 
 import socket
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import ip_address
 
 from sidestep.engine.classification import AskApp, Event, Wait
 from sidestep.engine.outbound import Decision, Opening, Seen, blocks_whatever_follows, decide, see
 from sidestep.engine.passthrough import WireRelay
 from sidestep.model.errors import PeerError
-from sidestep.policy.inspection_match import ConnectionFacts
+from sidestep.policy.inspection_match import Address, ConnectionFacts
 from sidestep.proxy.connection.app_connection import begin_dial
 from sidestep.proxy.connection.captured import captured
 from sidestep.proxy.connection.conductor import Conductor
@@ -51,6 +51,12 @@ from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.stream import PlainStream
 from sidestep.proxy.io.task import Task
 from sidestep.proxy.tls.credentials import IssuedCredentials
+
+
+@lru_cache(maxsize=1024)
+def _address(text: str) -> Address:
+    """An address; pods connect to few, and from one or two."""
+    return ip_address(text)
 
 
 class OutboundSetup:
@@ -97,11 +103,11 @@ class OutboundSetup:
 
     async def _judge(self, sock: socket.socket) -> Decision:
         """Decide, and tell. Raises PeerError when the client breaks or the server is out of reach."""
-        address, port = ip_address(self._endpoints.host), self._endpoints.port
+        address, port = _address(self._endpoints.host), self._endpoints.port
         seen = Seen()
         if not blocks_whatever_follows(self._policies.current, address, port):
             seen = await self._see(sock)
-        facts = ConnectionFacts(ip_address(self._endpoints.client), destination=address, port=port)
+        facts = ConnectionFacts(_address(self._endpoints.client), destination=address, port=port)
         decision = decide(self._policies.current, facts, seen, self._loop.now)
         if decision.opening is not None:
             issued, now = self._host.process.credentials.issued, self._loop.now
