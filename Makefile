@@ -140,14 +140,25 @@ image: ## Build the node daemon's image (needs docker, podman or buildah)
 	$$tool build $$ignore -f deploy/Dockerfile -t $(IMAGE) .
 
 .PHONY: release release-check
-release: $(VENV)/.stamp build/helm/.stamp build/promtool/.stamp ## Build all that a release consists of into build/release (see RELEASING.md)
+release: $(VENV)/.stamp build/helm/.stamp build/promtool/.stamp build/mkdocs/.stamp ## Build all that a release consists of into build/release (see RELEASING.md)
 	@deploy/release
 
-release-check: $(VENV)/.stamp build/helm/.stamp build/promtool/.stamp ## The same dry, also where no base image can be fetched
+release-check: $(VENV)/.stamp build/helm/.stamp build/promtool/.stamp build/mkdocs/.stamp ## The same dry, also where no base image can be fetched
 	@deploy/release --check
 
+.PHONY: site
+site: build/mkdocs/.stamp ## Make a site of the documentation in build/site; a link that leads nowhere is an error
+	@NO_MKDOCS_2_WARNING=1 build/mkdocs/bin/python -m mkdocs -q build -f deploy/site/mkdocs.yml
+
+build/mkdocs/.stamp: $(VENV)/.stamp deploy/site.lock
+	@echo "Installing mkdocs in build/mkdocs"
+	@$(PYTHON) -m venv --without-pip build/mkdocs
+	@$(BIN)/pip -q --disable-pip-version-check --python build/mkdocs/bin/python install --only-binary=:all: \
+		--require-hashes -r deploy/site.lock
+	@touch $@
+
 # Helm's SDK, which renders the chart. Its package has no build for other machines; there the chart is not rendered.
-build/helm/.stamp: deploy/helm.lock
+build/helm/.stamp: $(VENV)/.stamp deploy/helm.lock
 	@mkdir -p build/helm
 	@if [ "$$(uname -m)" = x86_64 ]; then \
 		echo "Installing Helm's SDK in build/helm"; \
@@ -228,6 +239,7 @@ lock: ## Pin the dependencies of pyproject.toml again (needs uv)
 	@$(COMPILE) pyproject.toml -o deploy/runtime.lock
 	@$(COMPILE) --group release -o deploy/release.lock
 	@$(COMPILE) --group helm -o deploy/helm.lock
+	@$(COMPILE) --group site -o deploy/site.lock
 
 .PHONY: setup
 setup: supported packages $(VENV)/.stamp ## Install everything a run needs
