@@ -22,6 +22,7 @@ from sidestep.cli.options import PortNameType, egress_option, namespace_option
 from sidestep.cli.output import LineWriter
 from sidestep.cli.port_sessions import PortSessionsReport, port_specs
 from sidestep.cli.readable_ports import listened_ports, places
+from sidestep.cli.service_workloads import resolve_service
 from sidestep.config.capture import DEFAULT_BYTES, DEFAULT_DURATION, MAX_BYTES, duration_of
 from sidestep.config.filters import describe_filter
 from sidestep.laptop.capture import CaptureFile, CaptureHandler
@@ -121,6 +122,7 @@ def capture(
     place = CaptureTarget(target, standard_output=sys.stdout.fileno())
     place.check()
     namespace = namespace_for(backend, namespace)
+    workload = resolve_service(backend, namespace, workload)
     whole = snap == "all" and wanted.is_global
     ports = listened_ports(backend, namespace, workload, port, egress=egress, whole=whole)
     specs = port_specs(

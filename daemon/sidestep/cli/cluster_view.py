@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from sidestep.cli.cluster_policies import InspectedPorts, PolicyResourceView, inspected_ports, policies
+from sidestep.cli.session_choice import Wanted, choose
 from sidestep.config.filters import describe_filter
 from sidestep.kube.access import ClusterAccess
 from sidestep.kube.api import Api
@@ -24,7 +25,7 @@ from sidestep.kube.snapshot import list_all, read_inventory
 from sidestep.kube.watch import decode
 from sidestep.laptop.api_refusals import DAEMON_NAMESPACE, explain
 from sidestep.model.errors import ClusterError, ConfigurationError, RefusedError, SidestepError
-from sidestep.model.intercept import Intercept, SessionKind
+from sidestep.model.intercept import Intercept, SessionKind, intercepts_among, sessions_among
 from sidestep.model.inventory import Inventory
 from sidestep.model.pod import PodKey, Transport
 from sidestep.policy.pod_ports import ports_of
@@ -124,34 +125,49 @@ async def status(access: ClusterAccess, namespace: str) -> ClusterStatusView:
     )
 
 
-async def leave(access: ClusterAccess, namespace: str, name: str) -> None:
-    """Delete the session of this name: an Intercept, else a Wiretap, else a Capture. Kinds that the user may not read
-    are passed over where another has it. Raises RefusedError, ClusterError.
+async def leave(access: ClusterAccess, namespace: str, wanted: Wanted) -> str:
+    """Delete the session that is meant (`session_choice`); returns its kind. Kinds that the user may not read are
+    passed over where another has the name. Raises RefusedError, ClusterError.
     """
     api = Api(access)
-    refused: SidestepError | None = None
     try:
-        for kind, definition in DEFINITIONS.items():
-            path = resource_path(kind, namespace, name)
-            verb = "get"
-            try:
-                found = read(kind, decode(await api.get(path), dict))
-                verb = "delete"
-                await api.delete(path, deletion(found.metadata.uid))
-            except ApiError as error:
-                if error.status == 404 and (error.reason or definition.optional):
-                    continue
-                explained = explain(error, verb=verb, resource=_named(kind), namespace=namespace)
-                if verb == "delete" or not error.forbidden:
-                    raise explained from error
-                refused = refused or (None if definition.optional else explained)
-            else:
-                return
+        there, refused = await _named_so(api, namespace, wanted.name)
+        if not there and refused is not None:
+            raise refused
+        chosen = choose(wanted, there, namespace)
+        found = there[chosen]
+        try:
+            await api.delete(found.path, deletion(found.metadata.uid))
+        except ApiError as error:
+            if error.status != 404:
+                raise explain(error, verb="delete", resource=_named(found.kind), namespace=namespace) from error
     finally:
         await api.aclose()
-    if refused is not None:
-        raise refused
-    raise RefusedError(f"there is no intercept {namespace}/{name}; sidestep status shows those there are")
+    return chosen
+
+
+async def _named_so(api: Api, namespace: str, name: str) -> tuple[dict[str, Resource], SidestepError | None]:
+    """Return the sessions of a name by what they are called, and why one of the kinds could not be read, if so."""
+    there: dict[str, Resource] = {}
+    refused: SidestepError | None = None
+    for kind, definition in DEFINITIONS.items():
+        try:
+            found = read(kind, decode(await api.get(resource_path(kind, namespace, name)), dict))
+        except ApiError as error:
+            if error.status == 404 and (error.reason or definition.optional):
+                continue
+            explained = explain(error, verb="get", resource=_named(kind), namespace=namespace)
+            if not error.forbidden:
+                raise explained from error
+            refused = refused or (None if definition.optional else explained)
+        else:
+            there[_shown_kind(found)] = found
+    return there, refused
+
+
+def _shown_kind(resource: Resource) -> str:
+    """What people call a session."""
+    return resource.intercept.shown_kind if resource.intercept is not None else resource.kind.value
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -300,13 +316,13 @@ def _view(
 ) -> WorkloadView:
     ports: dict[tuple[int, str], PortView] = {}
     stated: dict[ConditionView, None] = {}
-    intercepts: set[str] = set()
-    claimed: dict[tuple[int, str], set[str]] = {}
+    sessions: set[Intercept] = set()
+    claimed: dict[tuple[int, str], set[Intercept]] = {}
     for found in surveys:
         here = covering.get(found.pod.key, [])
-        intercepts.update(each.display for each in here)
-        for port, names in ports_of(found.pod, inventory).claimed(here).items():
-            claimed.setdefault((port[0], port[1].value), set()).update(names)
+        sessions.update(here)
+        for port, claiming in ports_of(found.pod, inventory).claimed(here).items():
+            claimed.setdefault((port[0], port[1].value), set()).update(claiming)
         stated.update(dict.fromkeys(conditions.get(found.pod.key, ())))
         for condition in found.conditions:
             stated[ConditionView(condition.type.value, condition.subject, condition.text)] = None
@@ -318,10 +334,15 @@ def _view(
         name=name[2],
         pods=tuple(sorted(found.pod.key.name for found in surveys)),
         ports=tuple(
-            msgspec.structs.replace(view, intercepts=tuple(sorted(claimed.get(key, ()))))
+            msgspec.structs.replace(
+                view,
+                intercepts=intercepts_among(claimed.get(key, ())),
+                sessions=sessions_among(claimed.get(key, ())),
+            )
             for key, view in sorted(ports.items())
         ),
-        intercepts=tuple(sorted(intercepts)),
+        intercepts=intercepts_among(sessions),
+        sessions=sessions_among(sessions),
         conditions=tuple(stated),
     )
 
@@ -345,7 +366,7 @@ def _resource_view(resource: Resource) -> ResourceView:
     return ResourceView(
         namespace=resource.metadata.namespace,
         name=resource.metadata.name,
-        kind=resource.kind.value,
+        kind=_shown_kind(resource),
         owner=intercept.owner if intercept is not None else "",
         workload=str(intercept.workload) if intercept is not None else "",
         port=intercept.place if intercept is not None else "",

@@ -25,6 +25,7 @@ from sidestep.cli.readable_ports import listened_ports, places
 from sidestep.cli.report import address, request_line
 from sidestep.cli.request_text import RequestText, answer_options, event_line, is_wanted, uses_colour
 from sidestep.cli.saved_requests import SavedRequests, save_option
+from sidestep.cli.service_workloads import resolve_service
 from sidestep.config.filters import describe_filter
 from sidestep.laptop.handler import NoHandler
 from sidestep.model.errors import ConfigurationError, RefusedError
@@ -86,6 +87,7 @@ def flows(
     except (ConfigurationError, RefusedError) as error:
         raise click.UsageError(str(error)) from error
     namespace = namespace_for(backend, namespace)
+    workload = resolve_service(backend, namespace, workload)
     ports = listened_ports(backend, namespace, workload, port, egress=egress)
     specs = port_specs(
         ports,

@@ -29,6 +29,9 @@ class Reporter(SessionObserver, Protocol):
 
     active: asyncio.Event
 
+    def handler_absent(self, reason: str) -> None:
+        """Nobody listens where the handler is to be, now that requests may come."""
+
 
 @runtime_checkable
 class SplitReporter(Protocol):
@@ -123,6 +126,7 @@ async def _run(
         running = [asyncio.create_task(each.run(), name="session") for each in sessions]
         waiting = asyncio.create_task(interrupted.wait(), name="interrupted")
         tasks: set[asyncio.Task[Any]] = {*running, waiting}
+        looking = asyncio.create_task(_look_for(handler, report, specs, child), name="handler")
         if limit is not None:
             tasks.add(asyncio.create_task(_until(limit, interrupted), name="limit"))
         if child is not None:
@@ -140,14 +144,24 @@ async def _run(
                 task.result()
             return _exit_code(outcome, child, interrupted=interrupted.is_set())
         finally:
-            for task in tasks:
+            for task in (*tasks, looking):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, looking, return_exceptions=True)
             if limit is not None:
                 await limit.aclose()
             if isinstance(report, Closing):
                 report.close()
             writer.close()
+
+
+async def _look_for(
+    handler: Handler, report: Reporter, specs: Sequence[SessionSpec], child: ChildCommand | None
+) -> None:
+    """Warn where nobody listens when requests may come. A child command may be the handler; UDP tells nothing."""
+    if child is None and all(spec.transport == "tcp" for spec in specs):
+        await report.active.wait()
+        if absent := await handler.absent():
+            report.handler_absent(absent)
 
 
 async def _until(limit: Limit, interrupted: asyncio.Event) -> None:

@@ -22,6 +22,7 @@ from sidestep.cli.output import LineWriter, json_line
 from sidestep.cli.port_sessions import PortSessionsReport, port_specs
 from sidestep.cli.readable_ports import listened_ports, places
 from sidestep.cli.record_text import RecordText
+from sidestep.cli.service_workloads import resolve_service
 from sidestep.config.durations import parse_duration
 from sidestep.config.filters import describe_filter
 from sidestep.laptop.records import RecordHandler
@@ -103,6 +104,7 @@ def inspect(
     except (ConfigurationError, RefusedError) as error:
         raise click.UsageError(str(error)) from error
     namespace = namespace_for(backend, namespace)
+    workload = resolve_service(backend, namespace, workload)
     ports = listened_ports(backend, namespace, workload, port, egress=egress)
     specs = port_specs(
         ports,

@@ -17,11 +17,13 @@ from sidestep.cli.options import PortMapping, PortType, namespace_option, output
 from sidestep.cli.report import JsonReport, Report
 from sidestep.cli.request_text import answer_options, uses_colour
 from sidestep.cli.saved_requests import SavedRequests, save_option
+from sidestep.cli.service_workloads import resolve_service
 from sidestep.config.filters import describe_filter
 from sidestep.laptop.handler import Handler, HandlerSettings
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.intercept import Kind
 from sidestep.tunnel.messages import SessionSpec
+from sidestep.tunnel.session_names import base_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,6 +78,8 @@ def _session_options(command: F) -> F:
 @_session_options
 def intercept(**words: Any) -> int:
     """Divert matching requests of WORKLOAD (`name` or `kind/name`) to a handler on this machine, until Ctrl-C.
+
+    WORKLOAD may be svc/NAME, too: the workload behind that Service, if there is one.
 
     A request is diverted when all headers match, the method is one of those given, and the path matches one of those
     given. Without a filter the whole port is diverted. The workload answers all other requests. PORT is a service or
@@ -160,8 +164,10 @@ def _run_session(
             handler = RecordingHandler(settings, saved.take)
     except (ConfigurationError, RefusedError) as error:
         raise click.UsageError(str(error)) from error
+    namespace = namespace_for(backend, namespace)
+    workload = resolve_service(backend, namespace, workload)
     spec = SessionSpec(
-        namespace=namespace_for(backend, namespace),
+        namespace=namespace,
         workload=workload,
         port=port.remote,
         kind=kind.value,
@@ -191,6 +197,7 @@ def _run_session(
                 statuses=statuses,
                 coloured=uses_colour(no_color=no_color, descriptor=STDOUT),
                 saved=saved,
+                expected=rest["name"] or base_name(spec),
             )
         ),
         command=command,

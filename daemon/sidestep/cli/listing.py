@@ -1,4 +1,4 @@
-"""`sidestep list`: workloads with their ports, protocols, certificates, intercepts, policies and problems."""
+"""`sidestep list`: workloads with their ports, protocols, certificates, sessions, policies and problems."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sidestep.model.text import harmless
 from sidestep.tunnel.messages import decode
 from sidestep.tunnel.views import ConditionView, PortView, WorkloadView
 
-_HEAD = ("NAMESPACE", "WORKLOAD", "PODS", "PORT", "PROTOCOL", "KNOWN BY", "CERTIFICATE", "INTERCEPTS")
+_HEAD = ("NAMESPACE", "WORKLOAD", "PODS", "PORT", "PROTOCOL", "KNOWN BY", "CERTIFICATE", "SESSIONS")
 _INSPECTED = "INSPECTED BY"
 """One more column on a node, and in a cluster where the statuses of policies that the user may read name ports."""
 OUTBOUND = "outbound"
 """Stands in the column of ports for connections that the pods make."""
 
 
-@click.command("list", cls=Command, short_help="Show workloads, ports, certificates, intercepts, problems.")
+@click.command("list", cls=Command, short_help="Show workloads, ports, certificates, sessions, problems.")
 @click.option(
     "--namespace",
     "-n",
@@ -38,7 +38,9 @@ OUTBOUND = "outbound"
 @output_option
 @backend_options
 def list_command(namespace: str | None, all_namespaces: bool, backend: Backend, output: str) -> None:
-    """Show workloads, their ports, certificates and intercepts, which policies inspect them, and what is wrong.
+    """Show workloads, their ports, certificates and sessions, which policies inspect them, and what is wrong.
+
+    Sessions are shown as `sidestep leave` takes them: intercept/orders, wiretap/orders-2, flows/orders-flows.
 
     \b
       sidestep list
@@ -72,18 +74,23 @@ def _text(workloads: list[WorkloadView], *, in_cluster: bool) -> Iterable[str]:
     rows: list[tuple[str, ...]] = []
     for each in workloads:
         first = (each.namespace, f"{each.kind}/{each.name}", str(len(each.pods)))
-        lines = [(*_port(port), ", ".join(port.intercepts), ", ".join(port.policies)) for port in each.ports]
+        lines = [(*_port(port), ", ".join(_sessions(port)), ", ".join(port.policies)) for port in each.ports]
         if each.egress or each.listening:
             lines.append((OUTBOUND, "", "", "", ", ".join(each.listening), ", ".join(each.egress)))
-        elsewhere = set(each.intercepts).difference(each.listening, *(port.intercepts for port in each.ports))
+        elsewhere = set(_sessions(each)).difference(each.listening, *(_sessions(port) for port in each.ports))
         if elsewhere or not lines:
-            lines.append(("", "", "", "", ", ".join(sorted(elsewhere)), ""))  # intercepts of a port that no pod has
+            lines.append(("", "", "", "", ", ".join(sorted(elsewhere)), ""))  # sessions of a port that no pod has
         rows += [(*(first if index == 0 else (" ", " ", " ")), *line) for index, line in enumerate(lines)]
     if in_cluster and not any(row[-1] for row in rows):
         yield from table(_HEAD, [row[:-1] for row in rows]) if rows else ()
     elif rows:
         yield from table((*_HEAD, _INSPECTED), rows)
     yield from condition_lines(condition for each in workloads for condition in each.conditions)
+
+
+def _sessions(view: PortView | WorkloadView) -> tuple[str, ...]:
+    """`kind/name` of its sessions. A daemon of an earlier version does not tell; it says which intercepts there are."""
+    return view.sessions or view.intercepts
 
 
 def _port(port: PortView) -> tuple[str, str, str, str]:

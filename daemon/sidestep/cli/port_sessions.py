@@ -87,6 +87,10 @@ class PortSessionsReport:
     def handler_refused(self, opening: StreamOpening, reason: str) -> None:
         """As SessionObserver.handler_refused."""
 
+    def handler_absent(self, reason: str) -> None:
+        """As Reporter.handler_absent."""
+        self.say(f"Warning: {reason}")
+
     def event(self, event: AnyEvent) -> None:
         """As SessionObserver.event."""
         match event:

@@ -1,8 +1,8 @@
 """Output of a running session: text, or JSON lines.
 
-JSON lines are the tunnel's events (`state`, `request`, `answered`, `lost`, `dropped`, `ended`) and three more:
-`registered` (the intercept's name), `refused` (a diverted connection found no handler) and `interrupted` (the tunnel
-broke; `registered` follows when it is back). With `--save` a last one, `note`, says what was kept.
+JSON lines are the tunnel's events (`state`, `request`, `answered`, `lost`, `dropped`, `ended`) and four more:
+`registered` (the intercept's name), `refused` (a diverted connection found no handler), `interrupted` (the tunnel
+broke; `registered` follows when it is back) and `warning`. With `--save` a last one, `note`, says what was kept.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ _REPEAT = 5.0
 class Report:
     """A `laptop.session.SessionObserver` that prints text. `description` says what is diverted and where to.
 
-    `statuses`: only requests answered so are printed; `coloured`: in colours.
+    `expected` is the name that the session has unless another one has it. `statuses`: only requests answered so are
+    printed; `coloured`: in colours.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Report:
         *,
         description: str,
         noun: str = "Intercept",
+        expected: str = "",
         statuses: tuple[str, ...] = (),
         coloured: bool = False,
         saved: SavedRequests | None = None,
@@ -59,6 +61,7 @@ class Report:
         self._noun = noun
         self._verb = "copied" if noun == "Wiretap" else "diverted"
         self._description = description
+        self._expected = expected
         self._name = ""
         self._pods: dict[str, PodState] = {}
         self._conditions: set[tuple[str, str, str]] = set()
@@ -71,6 +74,9 @@ class Report:
     def registered(self, hello: Hello) -> None:
         """As SessionObserver.registered."""
         self._name = f"{hello.namespace}/{hello.name}"
+        if self._expected and hello.name != self._expected:
+            self._line(f"This is {self._noun.lower()}/{hello.name}: another session has the name {self._expected}.")
+            self._expected = ""
 
     def event(self, event: AnyEvent) -> None:
         """As SessionObserver.event."""
@@ -105,6 +111,10 @@ class Report:
         if self._saved is not None:
             self._line(self._saved.close())
             self._saved = None
+
+    def handler_absent(self, reason: str) -> None:
+        """As Reporter.handler_absent."""
+        self._line(f"Warning: {reason}; nothing is {self._verb} until one does.")
 
     def _request(self, event: Request, late: bool) -> None:
         verb = f"copied{LOST.get(event.lost, '')}" if event.copied else "from"
@@ -191,6 +201,10 @@ class JsonReport:
     def interrupted(self, reason: str) -> None:
         """As SessionObserver.interrupted."""
         self._put({"event": "interrupted", "reason": reason})
+
+    def handler_absent(self, reason: str) -> None:
+        """As Reporter.handler_absent."""
+        self._put({"event": "warning", "text": reason})
 
     def handler_refused(self, opening: StreamOpening, reason: str) -> None:
         """As SessionObserver.handler_refused."""

@@ -1,4 +1,4 @@
-"""`sidestep status`: the node daemon, its target pods, intercepts and problems."""
+"""`sidestep status`: the node daemon, its target pods, sessions and problems."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _POD: Final = re.compile(r"pod [^/ ]+/")
 """Prefix of the subject of a condition about a pod."""
 
 
-@click.command(cls=Command, short_help="Show the node daemon, target pods, intercepts, problems.")
+@click.command(cls=Command, short_help="Show the node daemon, target pods, sessions, problems.")
 @click.option(
     "--namespace",
     "-n",
@@ -41,7 +41,7 @@ _POD: Final = re.compile(r"pod [^/ ]+/")
 @output_option
 @backend_options
 def status(namespace: str | None, all_namespaces: bool, backend: Backend, output: str) -> None:
-    """Show the node daemon (of a cluster: the daemons), target pods, intercepts, and every known problem.
+    """Show the node daemon (of a cluster: the daemons), target pods, sessions, and every known problem.
 
     \b
       sidestep status
@@ -99,6 +99,9 @@ def _text(view: StatusView) -> Iterable[str]:
         for pod in view.pods:
             for port, protocol in pod.protocols.items():
                 yield harmless(f"  {pod.namespace}/{pod.name} {port}: {protocol}")
+            if count := sum(pod.anomalies.values()):
+                reasons = _counters(pod.anomalies)
+                yield harmless(f"  {pod.namespace}/{pod.name}: whole connections passed through: {count} ({reasons})")
             yield from _inspection_of(pod)
             yield from _outbound_of(pod)
     else:
@@ -107,14 +110,14 @@ def _text(view: StatusView) -> Iterable[str]:
     yield from _engines(view.pods)
     yield from _policies(view.policies)
     if view.intercepts:
-        columns = ("INTERCEPT", "OWNER", "WORKLOAD", "PORT", "FILTER", "ACTIVE", "COUNTERS")
+        columns = ("SESSION", "KIND", "OWNER", "WORKLOAD", "PORT", "FILTER", "ACTIVE", "COUNTERS")
         yield from table(columns, [_intercept(each) for each in view.intercepts])
         for each in view.intercepts:
             for covered in each.state.pods:
                 if covered.state != "active":
                     yield harmless(f"  {each.namespace}/{each.name}: pod {covered.pod} is {_pod_state(covered)}")
     else:
-        yield "No intercepts."
+        yield "No sessions."
     yield from condition_lines(view.conditions)
 
 
@@ -225,7 +228,7 @@ def _cluster_text(view: ClusterStatusView) -> Iterable[str]:
     yield ""
     yield from cluster_policies.text(view.policies)
     if view.intercepts:
-        head = ("INTERCEPT", "KIND", "OWNER", "WORKLOAD", "PORT", "FILTER", "STATE", "PODS", "NODES", "MESSAGE")
+        head = ("SESSION", "KIND", "OWNER", "WORKLOAD", "PORT", "FILTER", "STATE", "PODS", "NODES", "MESSAGE")
         yield from table(
             head,
             [
@@ -245,13 +248,14 @@ def _cluster_text(view: ClusterStatusView) -> Iterable[str]:
             ],
         )
     else:
-        yield "No intercepts."
+        yield "No sessions."
     yield from condition_lines(view.conditions)
 
 
 def _intercept(each: InterceptView) -> tuple[str, ...]:
     return (
         f"{each.namespace}/{each.name}",
+        each.kind,
         each.owner,
         each.workload,
         f"{each.port}/{each.transport}",

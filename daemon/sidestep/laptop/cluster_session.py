@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +42,7 @@ from sidestep.laptop.node_tunnel import NodeTunnel, TunnelKey, key_of
 from sidestep.laptop.session import Outcome, SessionObserver
 from sidestep.laptop.session_resource import kind_of, spec_fields
 from sidestep.model.errors import ClusterError, RefusedError, SidestepError
-from sidestep.policy.workloads import parse_workload
+from sidestep.model.intercept import FLOWS
 from sidestep.tunnel.channel import Channel
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.messages import (
@@ -59,6 +58,7 @@ from sidestep.tunnel.messages import (
 )
 from sidestep.tunnel.opening import StreamOpening
 from sidestep.tunnel.proof import generate, public_text
+from sidestep.tunnel.session_names import base_name
 
 MAX_NAMES = 20
 """Names tried when none was given: orders, orders-2, …"""
@@ -70,7 +70,6 @@ NO_NODE = 2.0
 """Seconds without a node before the observer is told."""
 
 _ACTIVE = frozenset({"active", "attached"})
-_NAME = re.compile(r"[^a-z0-9.-]")
 
 
 @dataclass(slots=True)
@@ -141,7 +140,7 @@ class ClusterSession:
 
     async def _create(self) -> Resource:
         spec = self._spec
-        base = spec.name or _NAME.sub("-", parse_workload(spec.workload).name.lower())[:200]
+        base = spec.name or base_name(spec)
         body = spec_fields(spec, public_text(self._key), self._api.access.user)
         for number in range(1, MAX_NAMES + 1):
             name = base if number == 1 else f"{base}-{number}"
@@ -154,7 +153,7 @@ class ClusterSession:
                 if spec.name:
                     raise RefusedError(
                         f"{self._kind} {spec.namespace}/{name} exists already; choose another --name, or end it with: "
-                        f"sidestep leave {name} -n {spec.namespace}"
+                        f"sidestep leave {FLOWS if spec.heads_only else self._kind}/{name} -n {spec.namespace}"
                     ) from error
                 continue
             return read(self._kind, decode(answer, dict))

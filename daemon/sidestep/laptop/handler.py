@@ -99,6 +99,24 @@ class Handler:
             connections, intercept=self.intercept or opening.intercept, handler=str(self.settings)
         )
 
+    async def absent(self) -> str:
+        """Return that certainly nobody listens where the handler is to be, "" otherwise.
+
+        It is told from whether the address can be bound: a connection might be the only one that the handler accepts.
+        An address of another machine and a port that takes privileges cannot be, so nothing is told of them.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(self.settings.address, self.settings.port, type=socket.SOCK_STREAM)
+            for family, kind, protocol, _name, address in found:
+                with socket.socket(family, kind, protocol) as sock:
+                    if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows binds an address that is in use without it
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+                    sock.bind(address)
+        except OSError:
+            return ""
+        return f"nothing listens on {self.settings}"
+
     async def hear(self) -> Channel:
         """Return what takes the session's records of inspection, as lines. Raises RefusedError."""
         raise RefusedError("this session takes no records")
@@ -183,6 +201,10 @@ class NoHandler(Handler):
 
     def __init__(self) -> None:
         super().__init__(HandlerSettings(port=0))
+
+    async def absent(self) -> str:
+        """As Handler.absent: nobody has to answer."""
+        return ""
 
     async def dial(self, opening: StreamOpening) -> Channel:
         """Raise RefusedError."""

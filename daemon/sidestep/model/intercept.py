@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sidestep.model.filter import Filter
@@ -24,6 +25,10 @@ class SessionKind(enum.StrEnum):
     WIRETAP = "wiretap"
     CAPTURE = "capture"
     INSPECTION = "inspection"
+
+
+FLOWS = "flows"
+"""What a wiretap that gets no copies is called."""
 
 
 class Snap(enum.StrEnum):
@@ -104,6 +109,16 @@ class Intercept:
         return SessionKind.INSPECTION if self.records else SessionKind(self.kind.value)
 
     @property
+    def shown_kind(self) -> str:
+        """What people call it: `session_kind`, but `flows` for a wiretap of heads only."""
+        return FLOWS if self.heads_only and self.session_kind is SessionKind.WIRETAP else self.session_kind.value
+
+    @property
+    def leave_name(self) -> str:
+        """`kind/name`, as `sidestep leave` takes it."""
+        return f"{self.shown_kind}/{self.name}"
+
+    @property
     def display(self) -> str:
         """`namespace/name`, the way errors and events name it."""
         return f"{self.namespace}/{self.name}"
@@ -139,3 +154,13 @@ class Intercept:
     def order(self) -> tuple[float, str, str]:
         """Sort key: creation time, then namespace/name. The oldest match wins."""
         return (self.created, self.namespace, self.name)
+
+
+def intercepts_among(sessions: Iterable[Intercept]) -> tuple[str, ...]:
+    """`namespace/name` of those that are intercepts, sorted."""
+    return tuple(sorted(each.display for each in sessions if each.session_kind is SessionKind.INTERCEPT))
+
+
+def sessions_among(sessions: Iterable[Intercept]) -> tuple[str, ...]:
+    """`kind/name` of all, sorted."""
+    return tuple(sorted({each.leave_name for each in sessions}))

@@ -121,9 +121,9 @@ class PodPorts:
             tuple(f"{name}:{each.number}" for name, each in leading),
         )
 
-    def claimed(self, intercepts: Iterable[Intercept]) -> dict[tuple[int, Transport], list[str]]:
-        """By container port, the names of those of these intercepts, which cover the pod, that mean this port."""
-        claimed: dict[tuple[int, Transport], list[str]] = {}
+    def claimed(self, intercepts: Iterable[Intercept]) -> dict[tuple[int, Transport], list[Intercept]]:
+        """By container port, those of these intercepts, which cover the pod, that mean this port."""
+        claimed: dict[tuple[int, Transport], list[Intercept]] = {}
         for intercept in intercepts:
             if intercept.egress:
                 continue
@@ -132,7 +132,7 @@ class PodPorts:
             except RefusedError:
                 continue  # a condition of its own says so
             for each in found:
-                claimed.setdefault((each.port.number, each.port.transport), []).append(intercept.display)
+                claimed.setdefault((each.port.number, each.port.transport), []).append(intercept)
         return claimed
 
     def _enter(self, service: str, each: ServicePort) -> None:

@@ -23,6 +23,8 @@ KIND_ALIASES = {
     "rs": "replicaset",
     "replicasets": "replicaset",
     "jobs": "job",
+    "svc": "service",
+    "services": "service",
     "po": "pod",
     "pods": "pod",
 }

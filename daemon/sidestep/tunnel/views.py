@@ -62,13 +62,15 @@ class PortView(msgspec.Struct, frozen=True):
     steered_pods: int = 0
     intercepts: tuple[str, ...] = ()
     """`namespace/name` of the intercepts of this port."""
+    sessions: tuple[str, ...] = ()
+    """`kind/name` of all sessions of this port, as `sidestep leave` takes it: intercepts, wiretaps, flows …"""
     policies: tuple[str, ...] = ()
     """The inspection policies that apply to the port in a pod of the workload, with their modes: `shop/orders
     (Enforce)`. Those of the cluster have no namespace. In a cluster it is what the statuses of the policies say."""
 
 
 class InterceptView(msgspec.Struct, frozen=True):
-    """One intercept or wiretap.
+    """One session. `kind` is "intercept", "wiretap", "flows", "capture" or "inspection".
 
     `filter` is text ("header x-user=alice", "everything"). `created` is in seconds since the epoch. `counters`:
     diverted (requests), connections (diverted connections so far), open (now), refused (by the session or its handler),
@@ -89,7 +91,9 @@ class InterceptView(msgspec.Struct, frozen=True):
 
 
 class WorkloadView(msgspec.Struct, frozen=True):
-    """One workload of this node. `intercepts` are the `namespace/name` of those that cover a pod of it, on any port."""
+    """One workload of this node. `intercepts` are the `namespace/name` of those that cover a pod of it, on any port,
+    `sessions` the `kind/name` of all sessions that do.
+    """
 
     namespace: str
     kind: str
@@ -101,7 +105,8 @@ class WorkloadView(msgspec.Struct, frozen=True):
     egress: tuple[str, ...] = ()
     """The inspection policies that apply to connections that its pods make, as `PortView.policies`."""
     listening: tuple[str, ...] = ()
-    """Those of `intercepts` that are about such connections."""
+    """Those of `sessions` that are about such connections."""
+    sessions: tuple[str, ...] = ()
 
 
 class UninspectedView(msgspec.Struct, frozen=True):

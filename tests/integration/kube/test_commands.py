@@ -68,7 +68,7 @@ def test_list_reads_the_api_only(server):
     assert (code, errors) == (0, "")
     assert "deployment/orders" in text
     assert "8443/tcp https" in text
-    assert "shop/a" in text
+    assert "intercept/a" in text
     assert "AnnotationInvalid: pod shop/orders-1" in text
     assert {request.split()[0] for request in server.api.requests} == {"GET"}
 
@@ -121,7 +121,7 @@ def test_a_kubeconfig_is_taken_when_no_daemon_answers_here(server):
     code, text, _ = sidestep("status", KUBECONFIG=server.kubeconfig)
     assert code == 0
     assert f"Cluster http://127.0.0.1:{server.api.port}, namespace shop" in text
-    assert "No intercepts." in text
+    assert "No sessions." in text
 
 
 def test_a_socket_is_this_machine(server, tmp_path):
@@ -175,13 +175,66 @@ def test_status_shows_resources_and_what_is_wrong(server):
 def test_leave_deletes_the_resource(server):
     server.do(server.api.put(GROUP, "intercepts", value("a")))
     server.do(server.api.put(GROUP, "wiretaps", value("b")))
-    assert sidestep("leave", "a", "--kubeconfig", server.kubeconfig)[:2] == (0, "Ended shop/a.\n")
+    assert sidestep("leave", "a", "--kubeconfig", server.kubeconfig)[:2] == (0, "Ended intercept shop/a.\n")
     assert sidestep("leave", "shop/b", "--kubeconfig", server.kubeconfig)[0] == 0
     assert server.api.get(GROUP, "intercepts", "shop", "a") is None
     assert server.api.get(GROUP, "wiretaps", "shop", "b") is None
     code, _, errors = sidestep("leave", "a", "--kubeconfig", server.kubeconfig)
     assert code == 1
-    assert errors == "sidestep: there is no intercept shop/a; sidestep status shows those there are\n"
+    assert errors == "sidestep: there is no session shop/a; sidestep status shows those there are\n"
+
+
+def test_flows_are_no_intercepts_and_are_ended_by_name_only(server):
+    server.do(populate(server.api))
+    server.do(server.api.put(GROUP, "intercepts", value("a")))
+    server.do(server.api.put(GROUP, "wiretaps", value("a", headsOnly=True)))
+    server.do(server.api.put(GROUP, "wiretaps", value("b", headsOnly=True)))
+    code, text, _ = sidestep("list", "--kubeconfig", server.kubeconfig)
+    assert code == 0
+    assert "flows/a, flows/b, intercept/a" in text
+    _, text, _ = sidestep("list", "--kubeconfig", server.kubeconfig, "--output", "json")
+    [orders] = [each for each in map(json.loads, text.splitlines()) if each["name"] == "orders"]
+    assert (orders["intercepts"], orders["sessions"]) == (["shop/a"], ["flows/a", "flows/b", "intercept/a"])
+    _, text, _ = sidestep("status", "--kubeconfig", server.kubeconfig)
+    assert [line.split()[:2] for line in text.splitlines() if "shop/" in line and "Pending" in line] == [
+        ["shop/a", "intercept"], ["shop/a", "flows"], ["shop/b", "flows"],
+    ]  # fmt: skip
+    assert sidestep("leave", "a", "--kubeconfig", server.kubeconfig)[1] == "Ended intercept shop/a.\n"
+    for words in (["leave", "a"], ["leave", "shop/b"], ["leave", "wiretap/b"]):
+        code, text, errors = sidestep(*words, "--kubeconfig", server.kubeconfig)
+        assert (code, text) == (1, "")
+        assert "somebody's flows" in errors
+    assert server.api.get(GROUP, "wiretaps", "shop", "a") is not None
+    assert sidestep("leave", "flows/b", "--kubeconfig", server.kubeconfig)[1] == "Ended flows shop/b.\n"
+    done = sidestep("leave", "shop/flows/a", "--kubeconfig", server.kubeconfig, "-o", "json")
+    assert json.loads(done[1]) == {"ended": "shop/a", "kind": "flows"}
+    assert server.api.objects[GROUP, "wiretaps"] == {}
+
+
+def test_a_service_means_the_workload_behind_it_or_says_why_not(server):
+    server.do(populate(server.api))
+    words = ("--port", "1:https", "--kubeconfig", server.kubeconfig)
+
+    def refusal(name):
+        code, text, errors = sidestep("intercept", f"svc/{name}", *words)
+        assert (code, text, len(errors.splitlines())) == (1, "", 1), errors
+        return errors
+
+    server.api.forbid("create", "intercepts")
+    assert "you may not create intercepts.sidestep.dev" in refusal("orders"), "it is found, and the session begins"
+    assert "there is no service shop/nothing" in refusal("nothing")
+    idle = {"selector": {"app": "nobody"}, "ports": [{"name": "https", "port": 443, "targetPort": 8443}]}
+    named = {"metadata": {"name": "idle", "namespace": "shop"}, "spec": idle}
+    server.do(server.api.put("/api/v1", "services", named))
+    assert "service shop/idle leads to no pod" in refusal("idle")
+    server.do(server.api.put("/api/v1", "pods", pod("other-1", ownerReferences=[])))
+    assert "service shop/orders leads to pods of deployment/orders and of pod/other-1: name one of them" in refusal(
+        "orders"
+    )
+    server.api.forbid("get", "services")
+    errors = refusal("orders")
+    assert "you may not get services in namespace shop" in errors
+    assert "--clusterrole=sidestep-developer" in errors
 
 
 def test_captures_are_shown_and_ended_also_by_who_may_do_nothing_else(server):
@@ -198,7 +251,7 @@ def test_captures_are_shown_and_ended_also_by_who_may_do_nothing_else(server):
     code, _, errors = sidestep("leave", "b", "--kubeconfig", server.kubeconfig)
     assert code == 1
     assert "you may not get intercepts.sidestep.dev in namespace shop" in errors, "who knows whether there is one"
-    assert sidestep("leave", "a", "--kubeconfig", server.kubeconfig)[:2] == (0, "Ended shop/a.\n")
+    assert sidestep("leave", "a", "--kubeconfig", server.kubeconfig)[:2] == (0, "Ended capture shop/a.\n")
     assert server.api.get(GROUP, "captures", "shop", "a") is None
 
 
@@ -208,7 +261,7 @@ def test_who_may_not_capture_has_status_and_leave_as_before(server):
     server.do(server.api.put(GROUP, "intercepts", value("a")))
     assert "intercept" in sidestep("status", "--kubeconfig", server.kubeconfig)[1]
     code, _, errors = sidestep("leave", "b", "--kubeconfig", server.kubeconfig)
-    assert (code, errors) == (1, "sidestep: there is no intercept shop/b; sidestep status shows those there are\n")
+    assert (code, errors) == (1, "sidestep: there is no session shop/b; sidestep status shows those there are\n")
 
 
 def test_who_may_not_is_told_what_to_ask_for_in_one_line(server):

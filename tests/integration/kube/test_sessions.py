@@ -252,11 +252,11 @@ def test_a_wiretap_is_a_resource_of_its_own_and_conflicts_with_nothing():
             await until(lambda: ada.ear.active == 1, what="a global intercept")
             flows = Laptop(api, user="bob", kind="wiretap", heads_only=True)
             await until(lambda: flows.ear.active == 1, what="a wiretap beside it")
-            assert api.get(GROUP, "wiretaps", "shop", "orders-1")["spec"]["headsOnly"]
+            assert api.get(GROUP, "wiretaps", "shop", "orders-1-flows")["spec"]["headsOnly"]
             assert [each.heads_only for each in node.cluster.intercepts()] == [False, True]
             await flows.end()
             await ada.end()
-            assert api.get(GROUP, "wiretaps", "shop", "orders-1") is None
+            assert api.get(GROUP, "wiretaps", "shop", "orders-1-flows") is None
 
     run(test)
 

@@ -149,7 +149,7 @@ async def leave(stage: Stage) -> None:
         async with stage.starting(*words) as running:
             await running.until("is active on 1 pod")
             done = await stage.run("leave", "mine")
-            assert (done.code, done.stdout) == (0, "Ended shop/mine.\n"), done
+            assert (done.code, done.stdout) == (0, "Ended intercept shop/mine.\n"), done
             assert (await running.ended()).code == 0
 
 

@@ -203,7 +203,7 @@ def test_status_in_both_forms(node):
         view = json.loads(sidestep("status", "--output", "json", node=node).stdout)
         assert view["intercepts"][0]["filter"] == "method GET"
         assert view["intercepts"][0]["counters"]["open"] == 0
-    assert "No intercepts." in sidestep("status", node=node).stdout
+    assert "No sessions." in sidestep("status", node=node).stdout
 
 
 def test_list_in_both_forms(node):

@@ -270,14 +270,14 @@ def test_a_stopped_session_is_given_up(node):
 def test_leave_tells_who_and_exits_in_order(node):
     with intercepting(node, "orders", "-n", "shop", "--port", "1234", output="text") as cli:
         done = sidestep("leave", "orders", "-n", "shop", node=node)
-        assert (done.returncode, done.stdout) == (0, "Ended shop/orders.\n")
+        assert (done.returncode, done.stdout) == (0, "Ended intercept shop/orders.\n")
         assert cli.process.wait(10) == 0
         assert "Intercept shop/orders ended by " in cli.out
         assert cli.err == ""
         assert not node.intercepts()
     again = sidestep("leave", "shop/orders", node=node)
     assert again.returncode == 1
-    assert again.stderr.startswith("sidestep: there is no intercept shop/orders here")
+    assert again.stderr.startswith("sidestep: there is no session shop/orders; sidestep status shows those there are")
 
 
 def test_the_end_of_the_daemon_is_told_and_outlived(node):

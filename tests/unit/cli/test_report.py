@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sidestep.cli import report
-from sidestep.cli.report import Report
-from sidestep.tunnel.messages import Lost
+from sidestep.cli.report import JsonReport, Report
+from sidestep.tunnel.messages import VERSION, Hello, Lost
 
 
 class Lines:
@@ -29,3 +29,28 @@ def test_copies_that_were_held_back_are_told_at_once_and_then_summed(monkeypatch
     monkeypatch.setattr(report, "_REPEAT", 0.0)
     told.event(Lost(pod="shop/orders-1", port=8080, count=6, reason="handler"))
     assert lines.written[2].startswith("15 copies were not made")
+
+
+def registered(told, name):
+    told.registered(Hello(VERSION, "0.1.0", "n1", "", "uid", "shop", name))
+
+
+def test_a_session_says_its_name_where_another_has_the_one_that_it_would_have():
+    lines = Lines()
+    told = Report(lines, description="all requests", expected="orders")
+    registered(told, "orders")
+    assert lines.written == []
+    told = Report(lines, description="all requests", noun="Wiretap", expected="orders")
+    registered(told, "orders-2")
+    registered(told, "orders-2")
+    assert lines.written == ["This is wiretap/orders-2: another session has the name orders."]
+
+
+def test_a_handler_that_nobody_has_started_is_a_warning():
+    lines = Lines()
+    Report(lines, description="all").handler_absent("no handler answers at 127.0.0.1:9: connection refused")
+    assert lines.written == [
+        "Warning: no handler answers at 127.0.0.1:9: connection refused; nothing is diverted until one does."
+    ]
+    JsonReport(lines).handler_absent("nobody")
+    assert lines.written[1:] == ['{"event":"warning","text":"nobody"}']

@@ -67,6 +67,22 @@ def test_one_namespace_is_shown_with_what_concerns_the_node():
     assert [each.subject for each in view.conditions] == [subjects[0], *subjects[2:]]
 
 
+def test_a_session_is_shown_with_its_kind():
+    head, row = [line.split()[:2] for line in lines(("shop/orders-1", "active")) if "OWNER" in line or "ada" in line]
+    assert (head, row) == (["SESSION", "KIND"], ["shop/orders", "intercept"])
+
+
+def test_what_was_passed_through_whole_is_shown_with_its_pod():
+    node = NodeStatus("n1", "0.1.0", 1, 61.0, {})
+    pods = (
+        PodView("shop", "orders-1", "running", 7, (), {}, anomalies={"head-too-large": 2, "bare-lf": 1, "none": 0}),
+        PodView("shop", "orders-2", "running", 8, (), {}, anomalies={"none": 0}),
+    )
+    shown = list(_text(StatusView(node, pods)))
+    assert "  shop/orders-1: whole connections passed through: 3 (head-too-large 2, bare-lf 1)" in shown
+    assert not [line for line in shown if line.startswith("  shop/orders-2:")]
+
+
 def test_what_is_closed_and_not_inspected_is_shown_with_its_pod():
     node = NodeStatus("n1", "0.1.0", 1, 61.0, {})
     times = (UninspectedView("open", "not-programmed", 0.04), UninspectedView("closed", "no-proxy", 3.21))

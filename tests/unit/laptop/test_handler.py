@@ -5,7 +5,7 @@ import pytest
 
 from sidestep.laptop.channels.preface_probe import PrefacedChannel
 from sidestep.laptop.channels.tls_channel import TlsChannel
-from sidestep.laptop.handler import Handler, HandlerSettings
+from sidestep.laptop.handler import Handler, HandlerSettings, NoHandler
 from sidestep.laptop.translation.channel import TranslatingChannel
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.protocols.http2 import PREFACE
@@ -247,3 +247,30 @@ def test_a_silent_handler_is_given_up(monkeypatch):
 
 def test_ipv6(tmp_path):
     assert str(HandlerSettings(80, address="::1")) == "[::1]:80"
+
+
+@pytest.mark.parametrize("bound", ["127.0.0.1", ""])
+def test_whether_nobody_listens_is_told_without_a_connection(bound):
+    @asynchronous
+    async def run():
+        with socket.create_server((bound, 0)) as server:
+            server.setblocking(False)
+            port = server.getsockname()[1]
+            assert await Handler(HandlerSettings(port)).absent() == ""
+            with pytest.raises(BlockingIOError):
+                server.accept()
+        assert await Handler(HandlerSettings(port)).absent() == f"nothing listens on 127.0.0.1:{port}"
+        with socket.create_server(("127.0.0.1", port)):
+            pass
+
+    run()
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "no.such.name.invalid"])
+def test_of_another_machine_nothing_is_told(address):
+    @asynchronous
+    async def run():
+        assert await Handler(HandlerSettings(9, address=address)).absent() == ""
+        assert await NoHandler().absent() == ""
+
+    run()

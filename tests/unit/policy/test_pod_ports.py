@@ -114,7 +114,8 @@ def test_claimed_names_the_intercepts_by_the_port_they_mean():
     claimed = PodPorts(POD, [FRONT]).claimed(
         [intercept("a", "plain"), intercept("b", "8080"), intercept("c", "53", UDP), intercept("d", "no-such-port")]
     )
-    assert claimed == {(8080, Transport.TCP): ["shop/a", "shop/b"], (5353, UDP): ["shop/c"]}
+    named = {port: [each.display for each in claiming] for port, claiming in claimed.items()}
+    assert named == {(8080, Transport.TCP): ["shop/a", "shop/b"], (5353, UDP): ["shop/c"]}
 
 
 def test_the_ports_of_an_inventorys_pod_are_made_once():

@@ -4,7 +4,7 @@
     GET    /v1/workloads                  list of WorkloadView
     GET    /v1/alerts/ID[/BY]             AlertView of an exchange, with what excepts it by `policy.exceptions.By`
     POST   /v1/sessions                   SessionSpec, `Upgrade: sidestep-tunnel` -> 101, then the tunnel on this socket
-    DELETE /v1/intercepts/NAMESPACE/NAME  ends a session
+    DELETE /v1/intercepts/NAMESPACE/NAME[?kind=KIND]  ends a session, of this kind
     POST   /v1/drain                      another daemon has taken over the socket's path: drain and end
     GET    /healthz, /readyz, /metrics    for monitoring, in plain text
 
@@ -27,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+from urllib.parse import parse_qs
 
 import h11
 import msgspec
@@ -34,6 +35,7 @@ import msgspec
 from sidestep.aio.tasks import Tasks
 from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import ConfigurationError, KernelError, PeerError, RefusedError, SidestepError
+from sidestep.model.intercept import FLOWS, SessionKind
 from sidestep.node.api.local_socket import BACKLOG, ask_to_drain, listen, predecessor_at, prepare_folder
 from sidestep.node.api.metrics import CONTENT_TYPE, exposition
 from sidestep.node.sessions.node_view import NodeView
@@ -193,7 +195,7 @@ class _LocalConnection(asyncio.Protocol):
         """Return the answer; None when the connection became a tunnel that has ended."""
         assert self._request is not None  # noqa: S101 - set before `_whole` resolves
         method, target = self._request.method.decode("ascii"), self._request.target.decode("ascii", "replace")
-        path = target.partition("?")[0]
+        path, _, query = target.partition("?")
         try:
             match method, path.split("/")[1:]:
                 case "GET", ["v1", "status"]:
@@ -212,7 +214,7 @@ class _LocalConnection(asyncio.Protocol):
                     self._api.on_drain()
                     return _Answer(200, b"{}")
                 case "DELETE", ["v1", "intercepts", namespace, name]:
-                    return await self._leave(namespace, name)
+                    return await self._leave(namespace, name, parse_qs(query).get("kind", [""])[0])
                 case _:
                     return _problem(
                         404, "the node daemon does not know this request; is the CLI newer than the daemon?"
@@ -271,9 +273,10 @@ class _LocalConnection(asyncio.Protocol):
         await self._api.sessions.serve(session)
         return None
 
-    async def _leave(self, namespace: str, name: str) -> _Answer:
-        if not await self._api.sessions.leave(namespace, name, by=self.user):
-            return _problem(404, f"there is no intercept {namespace}/{name} here; sidestep list shows those there are")
+    async def _leave(self, namespace: str, name: str, kind: str) -> _Answer:
+        if not await self._api.sessions.leave(namespace, name, by=self.user, kind=kind):
+            what = kind if kind in {FLOWS, *SessionKind} else "session"
+            return _problem(404, f"there is no {what} {namespace}/{name} here; sidestep status shows those there are")
         return _Answer(200, b"{}")
 
     # --- inside -----------------------------------------------------------------------------------------------------

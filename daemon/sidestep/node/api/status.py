@@ -26,7 +26,7 @@ from sidestep.config.annotations import CertificateSource, SourceKind
 from sidestep.engine.inspection.alert_changes import changes_of
 from sidestep.model.condition import Condition
 from sidestep.model.inspection import InspectionPolicy
-from sidestep.model.intercept import Intercept
+from sidestep.model.intercept import Intercept, intercepts_among, sessions_among
 from sidestep.model.pod import PodKey, Transport
 from sidestep.node.api.policy_views import policy_views
 from sidestep.node.certificates import pem
@@ -240,8 +240,8 @@ class NodeStatusView:
         ports: dict[tuple[int, Transport], PortView] = {}
         conditions: list[Condition] = []
         outward = self._controller.plan.outward
-        intercepts: set[str] = set()
-        claimed: dict[tuple[int, Transport], set[str]] = {}
+        sessions: set[Intercept] = set()
+        claimed: dict[tuple[int, Transport], set[Intercept]] = {}
         steered: dict[int, int] = {}
         for survey in surveys:
             target = self._reconciler.target(survey.pod.key)
@@ -250,9 +250,9 @@ class NodeStatusView:
         for survey in surveys:
             conditions += self._conditions.of(survey.pod.key)
             here = covering.get(survey.pod.key, [])
-            intercepts.update(each.display for each in here)
-            for port, names in ports_of(survey.pod, self._controller.inventory).claimed(here).items():
-                claimed.setdefault(port, set()).update(names)
+            sessions.update(here)
+            for port, claiming in ports_of(survey.pod, self._controller.inventory).claimed(here).items():
+                claimed.setdefault(port, set()).update(claiming)
             for each in survey.ports:
                 key = (each.port.number, each.port.transport)
                 if key not in ports:
@@ -266,17 +266,17 @@ class NodeStatusView:
             ports=tuple(
                 msgspec.structs.replace(
                     view,
-                    intercepts=tuple(sorted(claimed.get(key, ()))),
+                    intercepts=intercepts_among(claimed.get(key, ())),
+                    sessions=sessions_among(claimed.get(key, ())),
                     policies=self._policies_of(surveys, key),
                 )
                 for key, view in sorted(ports.items())
             ),
-            intercepts=tuple(sorted(intercepts)),
+            intercepts=intercepts_among(sessions),
+            sessions=sessions_among(sessions),
             conditions=tuple(_condition_view(each) for each in dict.fromkeys(conditions)),
             egress=self._shown({name for survey in surveys for name in outward.get(survey.pod.key, ())}),
-            listening=tuple(
-                sorted({each.display for survey in surveys for each in covering.get(survey.pod.key, ()) if each.egress})
-            ),
+            listening=sessions_among(each for each in sessions if each.egress),
         )
 
     def _policies_of(self, surveys: list[PodSurvey], port: tuple[int, Transport]) -> tuple[str, ...]:

@@ -27,11 +27,11 @@ from sidestep.node.sessions.intercept import intercept_of
 from sidestep.node.sessions.node_view import NodeView
 from sidestep.node.sessions.record_feed import RecordFeed, WaitingBytes
 from sidestep.node.sessions.session import Session
-from sidestep.policy.workloads import parse_workload
 from sidestep.proxy.control.messages import LoggedAnswer, LoggedRequest, LostCopies, Open
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.messages import Answer, Answered, Ended, Lost, Request, SessionSpec
 from sidestep.tunnel.opening import StreamOpening
+from sidestep.tunnel.session_names import base_name
 from sidestep.tunnel.unread_budget import UnreadBudget
 from sidestep.tunnel.views import InterceptView
 
@@ -296,9 +296,10 @@ class SessionRegistry:
         """Remove a registered session that never got its transport."""
         self._forget(session)
 
-    async def leave(self, namespace: str, name: str, *, by: str) -> bool:
-        """End the session of an intercept; returns False when there is none of this name."""
-        session = next(iter(self._names.get((namespace, name), {}).values()), None)
+    async def leave(self, namespace: str, name: str, *, by: str, kind: str = "") -> bool:
+        """End a session, of any kind or of this one (`Intercept.shown_kind`); returns False when there is none."""
+        named = self._names.get((namespace, name), {}).values()
+        session = next((each for each in named if kind in {"", each.intercept.shown_kind}), None)
         if session is None:
             return False
         self._forget(session)
@@ -341,10 +342,10 @@ class SessionRegistry:
         if spec.name:
             other = self._named(spec.namespace, spec.name, spec.resume)
             if other is not None:
-                kind, owner = other.session_kind, other.owner or "somebody"
+                kind, owner = other.shown_kind, other.owner or "somebody"
                 raise RefusedError(f"{kind} {other.display} exists already, held by {owner}; choose --name")
             return spec.name
-        base = parse_workload(spec.workload).name
+        base = base_name(spec)
         number, name = 1, base
         while self._named(spec.namespace, name, spec.resume) is not None:
             number += 1
@@ -361,7 +362,7 @@ class SessionRegistry:
         return InterceptView(
             namespace=intercept.namespace,
             name=intercept.name,
-            kind=intercept.session_kind.value,
+            kind=intercept.shown_kind,
             owner=intercept.owner,
             workload=str(intercept.workload),
             port=intercept.port or "outbound",
