@@ -14,6 +14,7 @@ from sidestep.model.inspection import Egress, FailurePolicy, InspectionPolicy, M
 from sidestep.model.workload import LabelSelector
 from sidestep.node.planning.egress import certificates_of, with_credentials
 from sidestep.node.planning.inspection import PlannedPolicy
+from sidestep.node.records.checking import decode
 from sidestep.policy.egress_rows import to_egress_snapshot
 from sidestep.policy.inspection_rows import to_snapshot
 from tests.harness.authority import Authority
@@ -56,7 +57,7 @@ class Records:
         self.made = []
 
     def take(self, pod, message, rules):
-        self.made.append((message, rules))
+        self.made += [decode(each) for each in message.records]
 
     def missed(self, pod, ports, absence):
         pass

@@ -25,7 +25,7 @@ from sidestep.node.planning.planner import plan
 from sidestep.node.pods.audit import Audit
 from sidestep.node.pods.reconciler import Reconciler
 from sidestep.node.pods.target import Target
-from sidestep.node.pods.toolbox import Toolbox
+from sidestep.node.pods.toolbox import NoRecords, RecordLog, Toolbox
 from sidestep.node.proxies.backoff import Backoff
 from sidestep.node.proxies.desired import CredentialSource
 from sidestep.node.proxies.supervisor import ProxySupervisor, SupervisorSettings
@@ -150,7 +150,9 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(program: CompiledProgram, *, settings: SupervisorSettings | None = None) -> AsyncIterator[Rig]:
+async def rig(
+    program: CompiledProgram, *, settings: SupervisorSettings | None = None, records: RecordLog | None = None
+) -> AsyncIterator[Rig]:
     conditions = Conditions()
     supervisor = await ProxySupervisor.start(on_output=print, settings=settings)
     crashes: list[BaseException] = []
@@ -167,6 +169,7 @@ async def rig(program: CompiledProgram, *, settings: SupervisorSettings | None =
             outbound=compile_egress,
             peernames=compile_peername,
             on_change=on_change,
+            records=NoRecords() if records is None else records,
         )
 
     reconciler = Reconciler(
