@@ -4,12 +4,17 @@ clients and servers whose TLS cannot be opened."""
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import json
+import ssl
 import subprocess
 import sys
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from sidestep.model.egress import EgressMode
 from sidestep.model.filter import Filter, PathCondition, PathTest
@@ -142,6 +147,47 @@ def test_a_client_that_does_not_trust_the_ca_is_left_alone_from_its_second_conne
             assert (await ask(pod, "paste.test", ca=pod.authority)).returncode == 60, (
                 "of another server it is not known"
             )
+
+    asyncio.run(go())
+
+
+def test_a_client_that_compares_the_key_after_the_handshake_is_left_alone_from_its_second_connection_on(
+    program, tmp_path
+):
+    async def go():
+        async with opened(program, tmp_path, ADMIN) as pod:
+            pin = pinned(tmp_path / "web" / "tls" / "tls.crt")
+            assert answered(await ask(pod, ca=pod.both))[0] == 200
+            done = await ask(pod, "api.test", "--pinnedpubkey", pin, ca=pod.both)
+            assert done.returncode == 90, done.stderr
+            await pod.counted(inspection_closed_client_refuses_certificate=1)
+            done = await ask(pod, "api.test", "--pinnedpubkey", pin, ca=pod.both, path="admin")
+            assert answered(done)[0] == 200
+            await pod.counted(inspection_bypassed_client_refuses_certificate=1)
+
+    asyncio.run(go())
+
+
+def pinned(certificate):
+    """The pin of a certificate's key, as curl takes it."""
+    key = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return "sha256//" + base64.b64encode(hashlib.sha256(der).digest()).decode()
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_a_request_for_another_host_is_told_and_refused_where_a_policy_fails_closed(program, tmp_path, fail):
+    """Its server is not the one under whose name the connection was judged and verified."""
+
+    async def go():
+        async with opened(program, tmp_path, ADMIN, fail=fail) as pod:
+            for option in ("--http1.1", "--http2"):
+                status = answered(await ask(pod, "api.test", option, "-H", "Host: paste.test"))[0]
+                assert (status == 200) is not fail
+                assert answered(await ask(pod, "api.test", option, "-H", "Host: API.test:443"))[0] == 200
+            outcome = "closed" if fail else "bypassed"
+            await pod.counted(**{f"inspection_{outcome}_request_another_host": 2})
+            assert len(pod.web.requests()) == (2 if fail else 4)
 
     asyncio.run(go())
 
@@ -315,8 +361,6 @@ def test_grpc(program, tmp_path):
 
 def test_a_websocket(program, tmp_path):
     async def go():
-        import ssl
-
         rule = Rule("cards", Action.BLOCK, patterns=(Pattern(builtin=Builtin.CARD_NUMBER),))
         async with opened(program, tmp_path, rule) as pod:
             served = Authority("Servers")

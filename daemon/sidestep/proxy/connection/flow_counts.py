@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import struct
+import termios
 from typing import Final
 
 from sidestep.protocols import eve
@@ -17,6 +19,18 @@ _COUNTS_AT: Final = 120
 _SENT: Final = struct.Struct("=QQ")
 _SENT_AT: Final = 200
 """tcpi_bytes_sent, tcpi_bytes_retrans."""
+_UNREAD: Final = struct.Struct("=i")
+"""What FIONREAD answers (tcp(7), SIOCINQ)."""
+
+
+def received(client: socket.socket) -> int:
+    """Bytes that a client has sent and that were read; 0 if the kernel does not tell."""
+    try:
+        info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO)
+        (unread,) = _UNREAD.unpack(fcntl.ioctl(client.fileno(), termios.FIONREAD, bytes(_UNREAD.size)))
+    except OSError:
+        return 0
+    return int(_COUNTS.unpack_from(info, _COUNTS_AT)[1]) - int(unread) if len(info) == _INFO else 0
 
 
 def flow_of(client: socket.socket, *, began: int, now: int, alerted: bool) -> Flow | None:

@@ -44,6 +44,7 @@ from sidestep.proxy.io.stream import TlsStream, WatchedStream
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from sidestep.engine.inspection.records import ExchangeRecord, FileRecord, HitRecord
     from sidestep.engine.inspection.samples import Sample
@@ -296,11 +297,13 @@ class ConnectionRecords:
     def watch(self, client: Stream) -> Stream:
         """Return the client's stream, of whose end a record is made before it is closed."""
         if isinstance(client, TlsStream):
-            client.before_close = partial(self._closing, client.sock)
+            client.before_close = partial(self._closing, client.sock, client.before_close)
             return client
         return WatchedStream(client.sock, partial(self._closing, client.sock))
 
-    def _closing(self, client: socket.socket) -> None:
+    def _closing(self, client: socket.socket, before: Callable[[], None] | None = None) -> None:
+        if before is not None:
+            before()
         to_log = self._has_told or self.sampling.chooses_any
         if not (to_log or self._live or self._port.listeners):
             return

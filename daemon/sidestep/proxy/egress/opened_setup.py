@@ -14,7 +14,8 @@ Invariants
   * The server is verified before a byte of the client is consumed. So where it cannot be opened the connection is as
     without us: end to end, to the port that the client dialled. Or it is closed, where a policy fails closed.
   * A client that refuses the certificate has begun its handshake, so that connection is over. The next one of its kind
-    is not opened (`unopened`).
+    is not opened (`unopened`). It refuses by an alert. Where no policy fails closed, so does one that ends the
+    connection at once, with nothing said: libcurl compares pinned keys after the handshake.
   * Clear HTTP of which a policy that fails closed wants TLS never leaves in clear.
 """
 
@@ -23,13 +24,16 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from sidestep.engine.classification import Close, Http, Verdict, unreadable
 from sidestep.engine.outbound import Opening, tls_port
+from sidestep.engine.relay import OnUnreadable, Relay
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError
 from sidestep.proxy.connection.endpoints import Endpoints
+from sidestep.proxy.connection.flow_counts import received
 from sidestep.proxy.connection.host import AppTls
 from sidestep.proxy.connection.inspection_counts import InspectionCounts
 from sidestep.proxy.connection.live_ports import LivePort
@@ -38,6 +42,7 @@ from sidestep.proxy.egress.opened_host import OpenedHost
 from sidestep.proxy.egress.origination import TlsOrigination
 from sidestep.proxy.egress.unopened import REFUSED
 from sidestep.proxy.io.loop import Loop
+from sidestep.proxy.io.stream import TlsStream
 from sidestep.proxy.tls.failures import TlsFailure
 from sidestep.proxy.tls.handshake import LingeringClose
 
@@ -63,6 +68,11 @@ _REFUSALS: Final = (
     "ALERT_ACCESS_DENIED",
 )
 """How the names end that OpenSSL has for such alerts."""
+
+AT_ONCE: Final = 2.0
+"""Seconds within which a client ends a connection because of its certificate; spare ones are kept open for longer."""
+LEAST: Final = 36
+"""Bytes of TLS that the shortest request has at least; an alert has fewer, in each version and with each cipher."""
 
 
 class OpenedSetup(ConnectionSetup):
@@ -101,6 +111,19 @@ class OpenedSetup(ConnectionSetup):
                 self._refused()
                 self._tell(REFUSED)
             raise
+
+    def _relay(self, relay: Relay, protocol: str) -> None:
+        client, established = self._ends.client, self._established
+        if established is not None and not established.first_bytes and isinstance(client, TlsStream):
+            client.before_close = partial(self._over, client.sock, received(client.sock), self._loop.now)
+        super()._relay(relay, protocol)
+
+    def _over(self, client: socket.socket, before: int, since: float) -> None:
+        """Look at what a client has said, before its connection is closed."""
+        passes = self._port.on_unreadable is OnUnreadable.PASS
+        if passes and self._loop.now - since < AT_ONCE and received(client) - before < LEAST:
+            self._refused()
+            self._tell(REFUSED)
 
     def _tell(self, reason: str) -> None:
         """Tell of a connection that is over."""
