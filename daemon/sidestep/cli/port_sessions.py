@@ -41,6 +41,10 @@ class _PortObserver:
     def handler_refused(self, opening: StreamOpening, reason: str) -> None:
         """As SessionObserver.handler_refused."""
 
+    def note(self, text: str) -> None:
+        """As SessionObserver.note."""
+        self._report.note(text)
+
     def event(self, event: AnyEvent) -> None:
         """As SessionObserver.event."""
         self._report.event(event)
@@ -57,6 +61,7 @@ class PortSessionsReport:
     def __init__(self, text: str) -> None:
         self._text = text
         self._said: set[tuple[str, str, str]] = set()
+        self._noted: set[str] = set()
         self._waiting = 0
         self.active = asyncio.Event()
 
@@ -86,6 +91,12 @@ class PortSessionsReport:
 
     def handler_refused(self, opening: StreamOpening, reason: str) -> None:
         """As SessionObserver.handler_refused."""
+
+    def note(self, text: str) -> None:
+        """As SessionObserver.note; the sessions of several ports have the same to say."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self.say(text)
 
     def handler_absent(self, reason: str) -> None:
         """As Reporter.handler_absent."""

@@ -1,8 +1,8 @@
 """Output of a running session: text, or JSON lines.
 
-JSON lines are the tunnel's events (`state`, `request`, `answered`, `lost`, `dropped`, `ended`) and four more:
+JSON lines are the tunnel's events (`state`, `request`, `answered`, `lost`, `dropped`, `ended`) and five more:
 `registered` (the intercept's name), `refused` (a diverted connection found no handler), `interrupted` (the tunnel
-broke; `registered` follows when it is back) and `warning`. With `--save` a last one, `note`, says what was kept.
+broke; `registered` follows when it is back), `warning` and `note`. With `--save` a last `note` says what was kept.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Report:
         self._pods: dict[str, PodState] = {}
         self._conditions: set[tuple[str, str, str]] = set()
         self._told: dict[str, float] = {}
+        self._noted: set[str] = set()
         self._lost: dict[tuple[str, str], tuple[int, float | None]] = {}
         """(pod, reason) to the number of lost copies not printed yet, and the time of the last message."""
         self._interrupted = False
@@ -111,6 +112,12 @@ class Report:
         if self._saved is not None:
             self._line(self._saved.close())
             self._saved = None
+
+    def note(self, text: str) -> None:
+        """As SessionObserver.note."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self._line(text)
 
     def handler_absent(self, reason: str) -> None:
         """As Reporter.handler_absent."""
@@ -201,6 +208,10 @@ class JsonReport:
     def interrupted(self, reason: str) -> None:
         """As SessionObserver.interrupted."""
         self._put({"event": "interrupted", "reason": reason})
+
+    def note(self, text: str) -> None:
+        """As SessionObserver.note."""
+        self._put({"event": "note", "text": text})
 
     def handler_absent(self, reason: str) -> None:
         """As Reporter.handler_absent."""

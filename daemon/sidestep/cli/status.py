@@ -10,6 +10,7 @@ from typing import Final
 
 import click
 
+from sidestep import __version__
 from sidestep.cli import cluster_policies, cluster_view
 from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.cluster_view import ClusterStatusView
@@ -22,11 +23,14 @@ from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
 from sidestep.model.text import harmless
 from sidestep.tunnel.messages import PodState, decode
+from sidestep.tunnel.versions import difference
 from sidestep.tunnel.views import EngineView, InterceptView, PodView, PolicyView, StatusView
 
 MIB: Final = 1024 * 1024
 _POD: Final = re.compile(r"pod [^/ ]+/")
 """Prefix of the subject of a condition about a pod."""
+_RELEASE: Final = re.compile(r"v?[0-9]+\.[0-9]+")
+"""Beginning of an image's tag that names a release."""
 
 
 @click.command(cls=Command, short_help="Show the node daemon, target pods, sessions, problems.")
@@ -80,6 +84,8 @@ def _in_namespace(view: StatusView, namespace: str) -> StatusView:
 def _text(view: StatusView) -> Iterable[str]:
     node = view.node
     yield harmless(f"Node {node.name}: sidestep {node.version}, pid {node.pid}, up {_duration(node.uptime)}")
+    if note := difference(node.version):
+        yield harmless(note)
     if counted := _counters(node.counters):
         yield f"  {counted}"
     yield ""
@@ -223,6 +229,11 @@ def _cluster_text(view: ClusterStatusView) -> Iterable[str]:
             for each in view.daemons
         ]
         yield from table(("NODE", "DAEMON", "STATE", "RESTARTS", "VERSION"), rows)
+        others = sorted(
+            {each.version for each in view.daemons if _RELEASE.match(each.version)} - {__version__, f"v{__version__}"}
+        )
+        if others:
+            yield harmless(difference(" and ".join(others)))
     else:
         yield "No node daemons can be seen (role sidestep-tunnel in namespace sidestep lets you)."
     yield ""

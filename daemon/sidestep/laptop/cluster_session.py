@@ -59,6 +59,7 @@ from sidestep.tunnel.messages import (
 from sidestep.tunnel.opening import StreamOpening
 from sidestep.tunnel.proof import generate, public_text
 from sidestep.tunnel.session_names import base_name
+from sidestep.tunnel.versions import difference
 
 MAX_NAMES = 20
 """Names tried when none was given: orders, orders-2, …"""
@@ -107,6 +108,7 @@ class ClusterSession:
         self._was_active = False
         self._interrupted = False
         self._refused_since: float | None = None
+        self._noted: set[str] = set()
 
     def stop(self) -> None:
         """End the session in order; `run` then returns."""
@@ -267,6 +269,7 @@ class ClusterSession:
             on_event=lambda event: self._on_event(key, event),
             on_end=lambda reason: self._on_tunnel_end(key, reason),
             on_refusal=self._refused,
+            on_hello=self._on_hello,
             limits=self._limits,
         )
         self._tunnels[key] = _OpenTunnel(tunnel)
@@ -278,6 +281,12 @@ class ClusterSession:
         finally:
             del self._tunnels[key]
             self._publish_state()
+
+    def _on_hello(self, hello: Hello) -> None:
+        note = difference(hello.software)
+        if note and note not in self._noted:
+            self._noted.add(note)
+            self._observer.note(note)
 
     def _on_event(self, key: TunnelKey, event: AnyEvent) -> None:
         match event:

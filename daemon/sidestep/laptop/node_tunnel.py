@@ -68,7 +68,9 @@ class NodeTunnel:
     on_end: Callable[[str], None]
     """Called with the reason whenever a tunnel ended or could not be opened."""
     on_refusal: Callable[[SidestepError], None]
-    """Called with each refusal of the API server, as an error with a text for the user."""
+    """Called with each refusal of the API server, and of a daemon's version, as an error with a text for the user."""
+    on_hello: Callable[[Hello], None]
+    """Called with the hello of each tunnel."""
     limits: TunnelLimits = DEFAULT_LIMITS
     """Limits of the next tunnel."""
     wanted: bool = True
@@ -108,8 +110,9 @@ class NodeTunnel:
         def prove(hello: Hello) -> str:
             return sign(self.key, nonce=hello.nonce, certificate=certificate, uid=self.uid)
 
-        def greeted(_hello: Hello) -> None:
+        def greeted(hello: Hello) -> None:
             self._greeted_at = asyncio.get_running_loop().time()
+            self.on_hello(hello)
 
         end = CliEnd(
             dial=self.dial,
@@ -123,6 +126,8 @@ class NodeTunnel:
         try:
             await self._handshake(end, forward, context, certificate)
             broken = await end.run()
+            if end.refusal is not None:
+                self.on_refusal(end.refusal)
             if isinstance(broken, TunnelSilentError):
                 self.limits = self.limits.after_silence()
             return str(broken) if broken is not None else forward.error

@@ -31,8 +31,9 @@ from sidestep.tunnel.channel import Channel
 from sidestep.tunnel.cli_end import CliEnd
 from sidestep.tunnel.errors import TunnelSilentError
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
-from sidestep.tunnel.messages import VERSION, AnyEvent, Ended, Hello, Moving, SessionSpec, State, encode
+from sidestep.tunnel.messages import AnyEvent, Ended, Hello, Moving, SessionSpec, State, encode
 from sidestep.tunnel.opening import StreamOpening
+from sidestep.tunnel.versions import difference
 
 FIRST_PAUSE = 0.25
 LAST_PAUSE = 1.0
@@ -58,6 +59,9 @@ class SessionObserver(Protocol):
 
     def handler_refused(self, opening: StreamOpening, reason: str) -> None:
         """A diverted connection found no handler; the daemon was told."""
+
+    def note(self, text: str) -> None:
+        """Something that is good to know, and said once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,8 @@ class Session:
         if hello.name:
             self._handler.intercept = f"{hello.namespace}/{hello.name}"
         self._observer.registered(hello)
+        if note := difference(hello.software):
+            self._observer.note(note)
 
     def on_event(self, tunnel: _Tunnel, event: AnyEvent) -> None:
         """An event has arrived. Pod states of an abandoned tunnel are ignored."""
@@ -192,13 +198,17 @@ class _Tunnel:
         self.hello: Hello | None = None
         self.ended: Ended | None = None
         self.moving: Moving | None = None
-        self.refusal: SidestepError | None = None
         self.reason = "the node daemon is gone"
         self.lived = 0.0
         """Seconds from the hello until the tunnel was left."""
         self.silent = False
         """Whether the tunnel was given up because the daemon was silent."""
         self.left = asyncio.Event()
+
+    @property
+    def refusal(self) -> SidestepError | None:
+        """Why this end does not serve this daemon."""
+        return self._end.refusal
 
     async def connect(self, client: LocalClient, spec: SessionSpec) -> None:
         """Register with the daemon. Raises UnreachableError, RefusedError, PeerError."""
@@ -225,11 +235,6 @@ class _Tunnel:
         await self._end.connection.wait_closed()
 
     def _on_hello(self, hello: Hello) -> None:
-        if hello.version != VERSION:
-            text = f"the node daemon speaks version {hello.version} of the tunnel, this command {VERSION}"
-            self.refusal = RefusedError(f"{text}; use the sidestep command that belongs to the daemon")
-            self._end.connection.close()
-            return
         self.hello = hello
         self._greeted_at = asyncio.get_running_loop().time()
         self._session.on_hello(hello)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from sidestep import __version__
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
 from sidestep.tunnel.channel import Channel
 from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.daemon_end import read_all
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
-from sidestep.tunnel.messages import VERSION, AnyEvent, Hello, HelloAnswer, decode, decode_event, encode
+from sidestep.tunnel.messages import AnyEvent, Hello, HelloAnswer, decode, decode_event, encode
 from sidestep.tunnel.opening import (
     PROTOCOL,
     PROTOCOL_CAPTURE,
@@ -25,6 +26,7 @@ from sidestep.tunnel.opening import (
 )
 from sidestep.tunnel.pump import pump
 from sidestep.tunnel.stream import CANCEL, Stream
+from sidestep.tunnel.versions import common_version
 
 Dial = Callable[[StreamOpening], Awaitable[Channel]]
 """Connects to the handler, including the TLS handshake. Raises RefusedError."""
@@ -68,6 +70,8 @@ class CliEnd:
         self._prove = prove
         self._intercept = intercept
         self._limits = limits
+        self.refusal: RefusedError | None = None
+        """Why this end closed the tunnel at the hello: the daemon's version."""
         self.connection = Connection(serve=self._serve, limits=limits)
 
     async def run(self) -> SidestepError | None:
@@ -104,7 +108,14 @@ class CliEnd:
 
     async def _answer_hello(self, stream: Stream) -> None:
         hello = decode(await read_all(stream, self._limits.hello), Hello, what="the daemon's hello")
-        answer = HelloAnswer(version=VERSION, serves=(self._intercept or hello.intercept,), proof=self._prove(hello))
+        try:
+            version = common_version(hello.version)
+        except RefusedError as error:
+            self.refusal = error
+            self.connection.close(error)
+            return
+        serves = (self._intercept or hello.intercept,)
+        answer = HelloAnswer(version=version, serves=serves, proof=self._prove(hello), software=__version__)
         self._on_hello(hello)
         stream.respond(200, (("content-type", "application/json"),))
         await stream.write(encode(answer))

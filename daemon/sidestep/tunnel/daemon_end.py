@@ -17,7 +17,6 @@ from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.errors import TunnelClosedError
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.messages import (
-    VERSION,
     Answered,
     Dropped,
     Ended,
@@ -33,6 +32,7 @@ from sidestep.tunnel.messages import (
 )
 from sidestep.tunnel.opening import PROTOCOL_RECORDS, REASON, StreamOpening, clean_reason
 from sidestep.tunnel.stream import CANCEL, Headers, Stream
+from sidestep.tunnel.versions import check_answer
 
 Verify = Callable[[Hello, HelloAnswer], None]
 """Checks the proof of an answer; raises RefusedError. In local mode the peer credentials of the socket are the
@@ -80,8 +80,7 @@ class DaemonEnd:
         except TimeoutError as error:
             raise PeerError("the session did not answer the hello") from error
         answer = decode(body, HelloAnswer, what="the session's answer to the hello")
-        if answer.version != VERSION:
-            raise RefusedError(f"the session speaks version {answer.version} of the tunnel, this node {VERSION}")
+        check_answer(answer.version)
         if hello.intercept and hello.intercept not in answer.serves:
             raise RefusedError(f"the session does not serve {hello.namespace}/{hello.name}")
         verify(hello, answer)

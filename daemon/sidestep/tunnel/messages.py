@@ -98,13 +98,15 @@ class Hello(msgspec.Struct, frozen=True):
 
 
 class HelloAnswer(msgspec.Struct, frozen=True):
-    """The CLI's answer. `serves` are uids. `proof` is empty in local mode, where the peer credentials of the unix
-    socket are the proof.
+    """The CLI's answer. `version` is the one that is used (`tunnel.versions`), `software` the release of the CLI, ""
+    from one that does not say it. `serves` are uids. `proof` is empty in local mode, where the peer credentials of the
+    unix socket are the proof.
     """
 
     version: int
     serves: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)]
     proof: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+    software: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class PodState(msgspec.Struct, frozen=True):

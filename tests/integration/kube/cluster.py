@@ -159,6 +159,7 @@ class Ear:
         self.hello = None
         self.events = []
         self.refusals = []
+        self.notes = []
 
     def registered(self, hello):
         self.hello = hello
@@ -171,6 +172,9 @@ class Ear:
 
     def handler_refused(self, opening, reason):
         self.refusals.append((opening, reason))
+
+    def note(self, text):
+        self.notes.append(text)
 
     @property
     def active(self):

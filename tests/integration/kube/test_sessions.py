@@ -11,10 +11,11 @@ from sidestep.kube.api import Api
 from sidestep.kube.portforward import PortForward
 from sidestep.model.errors import RefusedError
 from sidestep.model.pod import PodKey
+from sidestep.node.cluster import tunnel_server
 from sidestep.proxy.control.messages import Open
 from sidestep.tunnel.cli_end import CliEnd
 from sidestep.tunnel.limits import TunnelLimits
-from sidestep.tunnel.messages import Ended
+from sidestep.tunnel.messages import VERSION, Ended
 from sidestep.tunnel.node_tls import make_node_tls, pinned_context
 from sidestep.tunnel.proof import generate, sign
 from tests.integration.kube.cluster import GROUP, Daemon, Laptop, a_pod, daemon, resource, run, status, until
@@ -122,6 +123,31 @@ def test_several_nodes_and_pods_that_come_and_go():
             await until(lambda: set(status(api)["nodes"]) == {"n2"}, what="n1 gone")
             assert laptop.ear.active == 1
             await laptop.end()
+
+    run(test)
+
+
+def test_daemons_of_another_release_serve_and_are_told_of_once(monkeypatch):
+    monkeypatch.setattr(tunnel_server, "__version__", "9.9.9")
+
+    async def test(api):
+        async with daemon(api, node="n1"), daemon(api, node="n2", pods=("orders-1",)) as second:
+            laptop = Laptop(api)
+            await until(lambda: laptop.ear.active == 1 and second.cluster.intercepts(), what="both nodes")
+            assert [note.partition(",")[0] for note in laptop.ear.notes] == ["The node daemon is sidestep 9.9.9"]
+            await laptop.end()
+
+    run(test)
+
+
+def test_a_daemon_of_a_much_later_release_ends_the_session_with_a_reason(monkeypatch):
+    monkeypatch.setattr(tunnel_server, "VERSION", VERSION + 2)
+
+    async def test(api):
+        async with daemon(api):
+            outcome = await Laptop(api).task
+            assert f"speaks version {VERSION + 2} of the tunnel, this command {VERSION}" in str(outcome.error)
+            assert resource(api) is None
 
     run(test)
 

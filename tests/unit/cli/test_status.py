@@ -3,10 +3,13 @@
 import msgspec
 import pytest
 
+from sidestep import __version__
 from sidestep.cli import cluster_policies
-from sidestep.cli.status import _in_namespace, _text
+from sidestep.cli.cluster_view import ClusterStatusView, DaemonView
+from sidestep.cli.status import _cluster_text, _in_namespace, _text
 from sidestep.kube.policies import DaemonEntry, EngineEntry, NodeEntry, ObservedPolicy, StatusFields
 from sidestep.tunnel.messages import PodState, State
+from sidestep.tunnel.versions import difference
 from sidestep.tunnel.views import (
     ConditionView,
     EngineView,
@@ -65,6 +68,29 @@ def test_one_namespace_is_shown_with_what_concerns_the_node():
     view = _in_namespace(StatusView(node, pods, (), conditions), "shop")
     assert [each.namespace for each in view.pods] == ["shop"]
     assert [each.subject for each in view.conditions] == [subjects[0], *subjects[2:]]
+
+
+@pytest.mark.parametrize(("version", "told"), [(__version__, False), ("9.9.9", True)])
+def test_a_daemon_of_another_release_is_told_of_in_one_line(version, told):
+    shown = list(_text(StatusView(NodeStatus("n1", version, 1, 61.0, {}))))
+    assert [line for line in shown if "this command" in line] == ([difference(version)] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("versions", "named"),
+    [
+        ([__version__, f"v{__version__}"], ""),
+        (["latest", "sha256-0a", ""], ""),
+        (["9.9.9", "9.9.9", __version__], "9.9.9,"),
+        (["v9.10.0", "9.9.9"], "9.9.9 and v9.10.0,"),
+    ],
+)
+def test_daemons_of_a_cluster_of_other_releases_are_told_of_in_one_line(versions, named):
+    daemons = tuple(DaemonView(f"d{index}", f"n{index}", True, 0, each) for index, each in enumerate(versions))
+    shown = [line for line in _cluster_text(ClusterStatusView("s", "shop", daemons)) if "this command" in line]
+    assert bool(shown) is bool(named)
+    assert all(named in line for line in shown)
+    assert len(shown) < 2
 
 
 def test_a_session_is_shown_with_its_kind():

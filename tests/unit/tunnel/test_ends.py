@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from msgspec.structs import replace as replace_struct
 
+from sidestep import __version__
 from sidestep.model.errors import PeerError, RefusedError
 from sidestep.tunnel.channel import SocketChannel
 from sidestep.tunnel.cli_end import CliEnd
@@ -64,7 +65,7 @@ async def test_hello_is_answered():
     laptop = Laptop()
     async with session(laptop) as daemon:
         answer = await daemon.hello(HELLO)
-        assert answer == HelloAnswer(VERSION, (OPENING.intercept,))
+        assert answer == HelloAnswer(VERSION, (OPENING.intercept,), software=__version__)
         assert laptop.hellos == [HELLO]
 
 

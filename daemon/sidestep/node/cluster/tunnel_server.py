@@ -208,5 +208,8 @@ class TunnelServer:
             namespace="",
             name="",
         )
-        await end.hello(hello, verify=check)
+        answer = await end.hello(hello, verify=check)
+        if answer.software != __version__:
+            software = answer.software or "not told"
+            self._log.info("a command line of another version", software=software, tunnel=answer.version)
         return found[0]

@@ -20,6 +20,7 @@ from sidestep.model.intercept import Intercept
 from sidestep.node.sessions.capture_bounds import CaptureBounds, CaptureChannel
 from sidestep.node.sessions.record_feed import RecordFeed, WaitingBytes
 from sidestep.node.sessions.stream_shares import StreamShares
+from sidestep.observability.logs import get_logger
 from sidestep.tunnel.channel import SocketChannel
 from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.daemon_end import DaemonEnd
@@ -122,8 +123,13 @@ class Session:
 
     async def begin(self) -> None:
         """Send the hello over the connection, which has its transport. Raises PeerError or RefusedError."""
-        await self._end.hello(self._hello)
+        answer = await self._end.hello(self._hello)
         self._greeted.set()
+        if answer.software != self._hello.software:
+            get_logger("sessions").info(
+                "a command line of another version",
+                session=self.intercept.display, software=answer.software or "not told", tunnel=answer.version,
+            )  # fmt: skip
 
     async def run(self) -> SidestepError | None:
         """Send events until the session is over. Returns the error that ended it, None for an orderly end."""

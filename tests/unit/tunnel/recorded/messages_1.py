@@ -1,0 +1,237 @@
+"""The messages of the tunnel as the release that `version_1.json` was recorded from reads and writes them.
+
+A copy of its `sidestep.tunnel.messages`, never changed: what today's ends send must still be read by it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from sidestep.config.schema_fault import fault_of
+from sidestep.model.errors import PeerError
+
+VERSION = 1
+"""Version of the messages in this file and of the tunnel's streams."""
+UPGRADE = "sidestep-tunnel"
+"""Token of the HTTP/1.1 Upgrade that turns the unix socket into a tunnel."""
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+OptionalName = Annotated[str, msgspec.Meta(max_length=253)]
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+
+
+class HeaderSpec(msgspec.Struct, frozen=True):
+    """A header condition; fields as in `model.filter.HeaderCondition`."""
+
+    name: Name
+    test: Literal["exact", "regex", "present"]
+    value: Text = ""
+
+
+class PathSpec(msgspec.Struct, frozen=True):
+    """A path condition; fields as in `model.filter.PathCondition`."""
+
+    test: Literal["equal", "prefix", "regex"]
+    value: Text
+
+
+class SessionSpec(msgspec.Struct, frozen=True):
+    """Body of `POST /v1/sessions`: the intercept that a session requests. With an empty `name` the daemon chooses one.
+
+    `claimed_owner` is displayed when the peer is root (a person behind sudo); it is never trusted. A session that
+    returns after its tunnel broke identifies its intercept with `resume` and `created` (`Hello.intercept`,
+    `Hello.created`).
+    """
+
+    namespace: Name
+    workload: Name
+    """`name` or `kind/name`."""
+    port: Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
+    name: Annotated[str, msgspec.Meta(max_length=253)] = ""
+    kind: Literal["intercept", "wiretap"] = "intercept"
+    heads_only: bool = False
+    """For a wiretap: receive events about requests, but no copies."""
+    capture: Literal["", "heads", "all"] = ""
+    """For a wiretap: receive a capture of connections, not copies of requests (`model.intercept.Snap`)."""
+    duration: float = 0.0
+    """Seconds after which a capture ends; 0: the default of `config.capture`."""
+    records: Literal["", "alerts", "all"] = ""
+    """For a wiretap: receive records of inspection, not copies of requests (`model.intercept.Live`)."""
+    max_bytes: int = 0
+    """Bytes after which a capture ends; 0: the default of `config.capture`."""
+    transport: Literal["tcp", "udp"] = "tcp"
+    headers: Annotated[tuple[HeaderSpec, ...], msgspec.Meta(max_length=64)] = ()
+    methods: Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)] = ()
+    paths: Annotated[tuple[PathSpec, ...], msgspec.Meta(max_length=64)] = ()
+    pod: Annotated[str, msgspec.Meta(max_length=253)] = ""
+    claimed_owner: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    plaintext: bool = False
+    divert_probes: bool = False
+    reset_existing: bool = False
+    resume: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    created: float = 0.0
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """Body of `POST /v1/hello`, from the daemon. `nonce` is the value that a proof must sign (hex).
+
+    Over the unix socket the daemon names the intercept; in a cluster the answer names it.
+    """
+
+    version: int
+    software: Text
+    node: Text
+    nonce: Annotated[str, msgspec.Meta(max_length=128)]
+    intercept: OptionalName
+    """uid of the session's intercept; "" when the answer must name it."""
+    namespace: OptionalName
+    name: OptionalName
+    created: float = 0.0
+    """Start of the intercept in seconds since the epoch."""
+
+
+class HelloAnswer(msgspec.Struct, frozen=True):
+    """The CLI's answer. `serves` are uids. `proof` is empty in local mode, where the peer credentials of the unix
+    socket are the proof.
+    """
+
+    version: int
+    serves: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)]
+    proof: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+
+
+class PodState(msgspec.Struct, frozen=True):
+    """One pod of the session's workload. `state`: active, attached (no connection seen yet), pending or failed."""
+
+    pod: Text
+    state: Text
+    detail: Text = ""
+
+
+class ConditionText(msgspec.Struct, frozen=True):
+    """A condition that concerns the session: `model.condition.Condition` as text."""
+
+    type: Text
+    subject: Text
+    text: Text
+
+
+class Event(msgspec.Struct, frozen=True, tag_field="event"):
+    """Base of the events; one JSON line each."""
+
+
+class State(Event, frozen=True, tag="state"):
+    """Snapshot of the session's pods and conditions. A newer one replaces it; repeating one changes nothing."""
+
+    pods: tuple[PodState, ...]
+    conditions: tuple[ConditionText, ...] = ()
+
+    @property
+    def active(self) -> int:
+        """Number of pods whose connections reach the session."""
+        return sum(pod.state in {"active", "attached"} for pod in self.pods)
+
+
+class Request(Event, frozen=True, tag="request"):
+    """One diverted or copied request.
+
+    Method, path and authority are the received bytes as UTF-8, with invalid bytes replaced. `time` is in seconds since
+    the epoch, by the daemon's clock.
+    """
+
+    time: float
+    pod: Text
+    port: int
+    client: Text
+    client_port: int
+    method: str
+    path: str
+    authority: str
+    copied: bool = False
+    lost: str = ""
+    """"dropped" or "truncated": the part of the copy that did not reach the handler. A truncation is reported by a
+    second event when it happens, without the texts."""
+    fields: tuple[tuple[str, str], ...] = ()
+    """Header fields, for a session of heads only; secrets are redacted."""
+
+
+class Lost(Event, frozen=True, tag="lost"):
+    """`count` copies of a pod's requests or connections were not made and have no `Request` event. Sent at most twice a
+    second.
+
+    `reason`: "handler" (it refuses copies), "room" (too many are queued) or "budget" (copying has used its share of
+    time). For a session that receives records: `count` records were not sent, for one of these reasons or one of
+    `node.records.live.REASONS`; `port` is 0 where it is not known.
+    """
+
+    pod: Text
+    port: int
+    count: int
+    reason: str
+
+
+class Dropped(Event, frozen=True, tag="dropped"):
+    """`count` request events were dropped because they arrived faster than the session read them."""
+
+    count: int
+
+
+class Ended(Event, frozen=True, tag="ended"):
+    """The last event: the daemon ends the session. `failed` is True for a shutdown or an error, False for a `leave`.
+
+    `over`: the session has what it asked for, and is over on every node.
+    """
+
+    reason: Text
+    failed: bool = False
+    over: bool = False
+
+
+class Moving(Event, frozen=True, tag="moving"):
+    """The daemon drains: the session should register again. This tunnel serves its connections until it is closed."""
+
+    reason: Text
+
+
+AnyEvent = State | Request | Lost | Dropped | Ended | Moving
+
+_M = TypeVar("_M")
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """Encode as JSON without a line end."""
+    return msgspec.json.encode(message)
+
+
+def decode(data: bytes, kind: type[_M], *, what: str) -> _M:
+    """Decode JSON from a peer. Raises PeerError with `what` and the invalid field."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PeerError(f"{what} cannot be read: {fault_of(error)}") from error
+
+
+class _Tag(msgspec.Struct):
+    event: str
+
+
+_TAGS = msgspec.json.Decoder(_Tag)
+_EVENTS: dict[str, msgspec.json.Decoder[AnyEvent]] = {
+    "state": msgspec.json.Decoder(State),
+    "request": msgspec.json.Decoder(Request),
+    "lost": msgspec.json.Decoder(Lost),
+    "dropped": msgspec.json.Decoder(Dropped),
+    "ended": msgspec.json.Decoder(Ended),
+    "moving": msgspec.json.Decoder(Moving),
+}
+
+
+def decode_event(line: bytes) -> AnyEvent | None:
+    """Decode one event line; None for an event type that this version does not know. Raises PeerError."""
+    try:
+        decoder = _EVENTS.get(_TAGS.decode(line).event)
+        return None if decoder is None else decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PeerError(f"an event of the daemon cannot be read: {fault_of(error)}") from error
