@@ -15,9 +15,13 @@ once both are open and neither has finished, so that it may move the bytes itsel
 `WireRelay` is a connection that is a wire from its first byte: to the app, or for a global intercept to the handler,
 and to the app when the handler is refused. Until one of them is open the client's bytes wait, at most `hold` and one
 read more. The app is dialled at the client's first byte, or `at_once`.
+
+`HeardWireRelay` is one of which somebody hears what the app says first.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from sidestep.engine.leg import HIGH_WATER, Ending, Leg, Role
 from sidestep.engine.mirror.producer import Mirror
@@ -198,3 +202,27 @@ class WireRelay(Relay):
     def reads(self, leg: Leg) -> bool:
         """Whether what this leg's bytes go to has room."""
         return self._wire.reads(leg)
+
+
+class HeardWireRelay(WireRelay):
+    """A wire whose app's first bytes are heard: `hear` gets them, in pieces, until it returns False.
+
+    Until then they pass through here, as any bytes do that the shell does not move itself.
+    """
+
+    __slots__ = ("_hear",)
+
+    def __init__(self, hear: Callable[[bytes], bool]) -> None:
+        super().__init__()
+        self._hear: Callable[[bytes], bool] | None = hear
+
+    @property
+    def wired(self) -> tuple[Leg, Leg] | None:
+        """The two legs, once nothing is heard any more."""
+        return super().wired if self._hear is None else None
+
+    def receive(self, leg: Leg, data: bytes, now: float) -> None:
+        """Pass bytes on, and have the app's heard."""
+        super().receive(leg, data, now)
+        if leg is self.app and self._hear is not None and not self._hear(data):
+            self._hear = None

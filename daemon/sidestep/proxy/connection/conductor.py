@@ -286,7 +286,11 @@ class Conductor:
     def _wants_more(self, relay: Relay) -> bool:
         """Whether the relay wants more than bytes to be moved."""
         return bool(
-            relay.done or relay.opening or relay.mirror.notes or (relay.deadline is not None and self._timer is None)
+            relay.done
+            or relay.opening
+            or relay.mirror.notes
+            or (relay.deadline is not None and self._timer is None)
+            or (relay.joined is not None and relay.wired is not None)
         )
 
     @staticmethod

@@ -1,6 +1,7 @@
 """Makes EVE records of one connection that the pod makes, tells sessions of it, and counts what was found.
 
-    ClientHello                `tls`
+    ClientHello                `tls`, once the server has answered: with the version that it has chosen and, in TLS
+                               1.2, its certificate, as it shows it. If it does not answer, at the end
     request in clear           `http`, the first of a connection; for sessions only
     hit of a rule              `alert` for Alert and Block, unless the rule's rate limit holds it back; Log is in `flow`
     what could not be judged   `anomaly`
@@ -29,6 +30,7 @@ from sidestep.policy.inspected_exchange import Hit
 from sidestep.policy.redaction import redact
 from sidestep.policy.route import Rule
 from sidestep.protocols import eve, tls_weakness
+from sidestep.protocols.certificate_facts import facts
 from sidestep.protocols.eve_records import (
     Anomaly,
     Detail,
@@ -38,6 +40,7 @@ from sidestep.protocols.eve_records import (
     Sidestep,
     TlsDetails,
 )
+from sidestep.protocols.server_hello import NOTHING, NoServerHello, ServerHello, parse
 from sidestep.proxy.connection.endpoints import Endpoints
 from sidestep.proxy.connection.flow_counts import flow_of
 from sidestep.proxy.connection.inspection_counts import InspectionCounts
@@ -67,7 +70,8 @@ class OutboundRecords:
     """The records of one connection. The port of `policies` has the counters, and knows the sessions."""
 
     __slots__ = (
-        "_began", "_decision", "_endpoints", "_listeners", "_policies", "_port", "_queue", "_to_log", "flow", "seen",
+        "_began", "_decision", "_endpoints", "_listeners", "_policies", "_port", "_queue", "_said", "_to_log", "flow",
+        "seen",
     )  # fmt: skip
 
     def __init__(self, policies: OutboundPolicies, endpoints: Endpoints, queue: RecordQueue) -> None:
@@ -82,6 +86,8 @@ class OutboundRecords:
         self._to_log = False
         self._listeners: tuple[Rule, ...] = ()
         """The sessions that get records of this connection."""
+        self._said: bytearray | None = None
+        """What the server has said, while `tls` waits for it."""
 
     def decided(self, decision: Decision, seen: Seen) -> None:
         """Tell what was decided, and why. Of a connection that is opened only what rules about connections say."""
@@ -91,7 +97,7 @@ class OutboundRecords:
         if listeners:
             self._listeners = tuple(rule for rule in listeners if matches(rule, seen))
         if decision.opening is None:
-            self.offered()
+            self.offered(is_heard=not (decision.blocks or decision.closes))
         if not decision.is_judged:
             return
         for hit in decision.verdict.hits:
@@ -107,16 +113,49 @@ class OutboundRecords:
             )
             self._put(told_of, Sidestep(action=action, inspected=False, reason=decision.reason), is_alert=True)
 
-    def offered(self) -> None:
-        """Tell what the client of a connection that is not opened offers, or asks for."""
-        hello = self.seen.hello
-        if hello is not None and (self._to_log or self._listeners):
-            weak = tls_weakness.of_offer(hello)
-            told = eve.tls(hello, version=_UNDETERMINED)
-            details = TlsDetails(weak=weak) if weak else None
-            self._put(told, Sidestep(inspected=self._decision.is_judged, tls=details), is_alert=False)
+    def offered(self, *, is_heard: bool = False) -> None:
+        """Tell what the client of a connection that is not opened offers, or asks for.
+
+        `is_heard`: what the server answers will be heard, and is told with it.
+        """
+        if self.seen.hello is not None and (self._to_log or self._listeners):
+            if is_heard:
+                self._said = bytearray()
+            else:
+                self._tell_tls(NOTHING)
         elif self.seen.request is not None and self._listeners:
             self._tell_request()
+
+    @property
+    def hears(self) -> bool:
+        """Whether the server's first bytes are to be given to `hear`."""
+        return self._said is not None
+
+    def hear(self, data: bytes) -> bool:
+        """Take what the server says; returns whether more of it is wanted."""
+        if self._said is None:
+            return False
+        self._said += data
+        answer = parse(bytes(self._said))
+        if answer is not None:
+            self._tell_tls(answer)
+        return answer is None
+
+    def _tell_tls(self, answer: ServerHello | NoServerHello) -> None:
+        """Tell what a client offers, and what its server has chosen."""
+        self._said = None
+        hello = self.seen.hello
+        if hello is None:
+            return
+        weak = tls_weakness.of_offer(hello)
+        if isinstance(answer, NoServerHello):
+            told = eve.tls(hello, version=_UNDETERMINED)
+        else:
+            weak = tuple(dict.fromkeys((*weak, *tls_weakness.of_connection(answer.version, answer.suite))))
+            shown = facts(answer.certificate) if answer.certificate else None
+            told = eve.tls(hello, version=answer.version, server=shown, resumed=answer.resumed)
+        details = TlsDetails(weak=weak) if weak else None
+        self._put(told, Sidestep(inspected=self._decision.is_judged, tls=details), is_alert=False)
 
     def _hit(self, hit: Hit) -> None:
         name = "inspection_would_block" if hit.would_block else _COUNTERS[hit.outcome]
@@ -149,6 +188,8 @@ class OutboundRecords:
         """Tell of the end of the connection, before it is closed."""
         if not (self._to_log or self._listeners):
             return
+        if self._said is not None:
+            self._tell_tls(NOTHING)
         hits = self._decision.verdict.hits
         alerted = any(hit.outcome is not Outcome.LOG for hit in hits)
         flow = flow_of(client, began=self._began, now=time.time_ns(), alerted=alerted)

@@ -31,7 +31,7 @@ from ipaddress import ip_address
 
 from sidestep.engine.classification import AskApp, Event, Wait
 from sidestep.engine.outbound import Decision, Opening, Seen, blocks_whatever_follows, decide, see
-from sidestep.engine.passthrough import WireRelay
+from sidestep.engine.passthrough import HeardWireRelay, WireRelay
 from sidestep.model.errors import PeerError
 from sidestep.policy.inspection_match import Address, ConnectionFacts
 from sidestep.proxy.connection.app_connection import begin_dial
@@ -163,7 +163,7 @@ class OutboundSetup:
 
     def _relay(self) -> None:
         """Hand both ends to a conductor, and begin."""
-        relay = WireRelay()
+        relay = HeardWireRelay(self._records.hear) if self._records.hears else WireRelay()
         if self._port.snapshot.captures:
             told = captured(self._port, self._endpoints, None, "")
             mirror_whole(relay, self._port, self._host.ledger, told)

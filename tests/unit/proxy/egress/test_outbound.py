@@ -16,6 +16,7 @@ from sidestep.model.egress import Destination, EgressMode
 from sidestep.model.egress_table import Original
 from sidestep.model.inspection import Action, Egress, FailurePolicy, InspectionPolicy, Match, Mode, Rule
 from sidestep.policy.egress_rows import to_egress_snapshot
+from sidestep.protocols.certificate_facts import facts
 from sidestep.protocols.eve_records import Record
 from sidestep.proxy.control.messages import OUTBOUND
 from sidestep.proxy.egress.outbound import Outbound
@@ -24,6 +25,7 @@ from sidestep.proxy.tls.credentials import Credentials
 from sidestep.snapshots.filter_row import FilterRow
 from sidestep.snapshots.ports import PortSnapshot, RuleSnapshot
 from tests.harness.client_hello import hello_of_ssl
+from tests.unit.protocols import test_server_hello as servers
 from tests.unit.proxy.looping import stepped
 
 HERE = ip_network("127.0.0.0/8")
@@ -241,7 +243,7 @@ def test_what_is_known_of_tls_is_told(scene):
     client = scene.client(HELLO)
     exchange(scene, client, scene.accepted(), HELLO)
     scene.ended(client)
-    tls, alert, flow = scene.process.records.made
+    alert, tls, flow = scene.process.records.made
     host, port = scene.server.getsockname()
     for record in (tls, alert, flow):
         assert (record.sidestep.direction, record.sidestep.host) == ("egress", "api.test")
@@ -483,3 +485,61 @@ def test_who_has_left_is_told_nothing_more(scene):
     scene.outbound.configure([])
     visit(scene, HELLO)
     assert scene.told_live() == scene.process.lines == []
+
+
+# --- what the server answers ------------------------------------------------------------------------------------------
+
+
+def answered(scene, first):
+    """The `tls` record of a connection whose server says this, in these pieces; the client gets every byte."""
+    scene.configure()
+    client = scene.client(HELLO)
+    server = scene.accepted()
+    assert scene.told(server) == HELLO
+    for piece in first:
+        server.sendall(piece)
+        assert scene.told(client) == piece
+    client.sendall(b"more")
+    assert scene.told(server) == b"more"
+    server.sendall(b"last")
+    assert scene.told(client) == b"last"
+    scene.ended(client, server)
+    [tls] = [each.tls for each in scene.process.records.made if each.event_type == "tls"]
+    assert scene.records[-1] == ("flow", None)
+    return tls
+
+
+def test_the_version_that_the_server_has_chosen_is_told(scene):
+    assert answered(scene, [servers.MODERN]).version == "TLS 1.3"
+
+
+def test_the_certificate_that_the_server_shows_in_tls_1_2_is_told(scene):
+    tls = answered(scene, [servers.OLD[:3], servers.OLD[3:400], servers.OLD[400:]])
+    assert (tls.version, tls.session_resumed) == ("TLS 1.2", False)
+    shown = facts(servers.DER)
+    assert (tls.subject, tls.fingerprint) == (shown.subject or None, shown.fingerprint)
+    assert tls.serial
+    assert tls.notafter
+
+
+def test_a_session_that_goes_on_shows_no_certificate(scene):
+    tls = answered(scene, [servers.RESUMED])
+    assert (tls.version, tls.session_resumed, tls.fingerprint) == ("TLS 1.2", True, None)
+
+
+@pytest.mark.parametrize("first", [[], [b"HTTP/1.1 400 Bad Request\r\n\r\n"], [b"\x16"]])
+def test_a_server_that_says_something_else_leaves_the_version_open(scene, first):
+    assert answered(scene, first).version == "UNDETERMINED"
+
+
+def test_once_the_server_was_heard_the_kernel_moves_the_bytes(scene):
+    scene.configure()
+    client = scene.client(HELLO)
+    server = scene.accepted()
+    assert scene.told(server) == HELLO
+    [connection] = scene.process.relayed
+    assert connection._splicer is None
+    server.sendall(servers.MODERN)
+    assert scene.told(client) == servers.MODERN
+    assert scene.run(lambda: connection._splicer is not None)
+    scene.ended(client, server)
