@@ -16,6 +16,7 @@ import msgspec
 from sidestep.inspector.arguments import count_arguments
 from sidestep.inspector.modsecurity import Request
 from sidestep.model.errors import ConfigurationError, PeerError
+from sidestep.protocols.http1 import HTTP_1_0, parse_request
 from sidestep.protocols.waf_messages import (
     MAX_BODY,
     MAX_HEAD,
@@ -25,6 +26,7 @@ from sidestep.protocols.waf_messages import (
     Configure,
     Configured,
     FromInspector,
+    Head,
     Outcome,
     Part,
     Question,
@@ -73,7 +75,7 @@ class Inspector:
                 raise PeerError("a part of a body without its question")
             else:
                 for question in message.questions if isinstance(message, Several) else (message,):
-                    answer = self._answer(question)
+                    answer = self._answer(read_head(question) if isinstance(question, Head) else question)
                     if answer is None:
                         return
                     self._send(answer)
@@ -165,6 +167,18 @@ class Inspector:
 
     def _send(self, message: FromInspector) -> None:
         send(self._sock, message)
+
+
+def read_head(asked: Head) -> Question:
+    """The question about a head as it was sent. Raises PeerError."""
+    parsed = parse_request(asked.head)
+    if isinstance(parsed, str):
+        raise PeerError("a head that cannot be read")
+    version = "1.0" if parsed.flags & HTTP_1_0 else "1.1"
+    return Question(
+        asked.id, asked.profile, asked.expires, parsed.method, parsed.target, version, tuple(parsed.fields),
+        asked.client, asked.server,
+    )  # fmt: skip
 
 
 def _close(profiles: Iterable[tuple[Profile, RuleSet, RuleSet | None]]) -> None:

@@ -6,7 +6,7 @@
     Configured              →             the last of them is answered; with an error the inspector keeps what it had
                             ←  Question   the head of a request, and as much of the body as fits
                             ←  Part       the rest of the body, in order, without anything else in between
-                            ←  Several    questions whose bodies are whole
+                            ←  Several    questions whose bodies are whole, and heads
     Verdict                 →             one for each question, in the order of the questions
 
 A question that the inspector reads after its `expires` is answered at once, with `EXPIRED`: whoever asked does not wait
@@ -85,10 +85,21 @@ class Part(msgspec.Struct, frozen=True, array_like=True, tag="part"):
     more: bool
 
 
+class Head(msgspec.Struct, frozen=True, array_like=True, tag="head"):
+    """A question about a request of HTTP/1 without a body, by its head as it was sent; else as `Question`."""
+
+    id: Number
+    profile: Number
+    expires: float
+    head: bytes
+    client: tuple[Text, Port]
+    server: tuple[Text, Port]
+
+
 class Several(msgspec.Struct, frozen=True, array_like=True, tag="several"):
     """Questions without a Part, in order."""
 
-    questions: Annotated[tuple[Question, ...], msgspec.Meta(max_length=MAX_SEVERAL)]
+    questions: Annotated[tuple[Question | Head, ...], msgspec.Meta(max_length=MAX_SEVERAL)]
 
 
 class Outcome(enum.Enum):
@@ -126,5 +137,5 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True, tag="verdict"):
     score: Number = 0
 
 
-ToInspector: TypeAlias = Configure | Question | Part | Several
+ToInspector: TypeAlias = Configure | Question | Head | Part | Several
 FromInspector: TypeAlias = Ready | Configured | Verdict

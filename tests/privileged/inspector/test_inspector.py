@@ -11,7 +11,7 @@ import pytest
 
 from sidestep.model.waf import MAX_EXEMPTION_BYTES, MAX_EXEMPTIONS, REQUEST_LINE, REQUEST_LINE_OF_CRS
 from sidestep.policy.seclang import custom_rules, rule_id
-from sidestep.protocols.waf_messages import MAX_BODY, VERSION, Outcome, Part, Question, Ready, Several, Verdict
+from sidestep.protocols.waf_messages import MAX_BODY, VERSION, Head, Outcome, Part, Question, Ready, Several, Verdict
 from sidestep.snapshots.waf import Exemption, Profile
 from tests.harness.inspectors import FIELDS, InspectorZygote, form, json_body
 from tests.harness.waiting import until
@@ -320,6 +320,29 @@ def test_questions_in_one_packet_are_answered_one_by_one_in_their_order(inspecto
     inspector.send(Several((question(7, b"/"), question(8, ATTACK), question(9, b"/b"))))
     told = [inspector.receive() for _ in range(3)]
     assert [(each.id, each.outcome) for each in told] == [(7, Outcome.PASS), (8, Outcome.BLOCK), (9, Outcome.PASS)]
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_a_head_is_judged_as_it_was_sent(inspector, version):
+    def head(number, target):
+        lines = (
+            b"GET " + target + b" HTTP/" + version,
+            b"Host: shop.example",
+            b"User-Agent: Mozilla/5.0",
+            b"Accept: */*",
+        )
+        data = b"\r\n".join(lines) + b"\r\n\r\n"
+        return Head(number, 0, time.monotonic() + 60, data, ("10.0.0.1", 1), ("10.0.0.2", 2))
+
+    inspector.send(head(1, b"/"))
+    inspector.send(Several((head(2, ATTACK), head(3, b"/b"))))
+    told = [inspector.receive() for _ in range(3)]
+    assert [(each.id, each.outcome) for each in told] == [(1, Outcome.PASS), (2, Outcome.BLOCK), (3, Outcome.PASS)]
+
+
+def test_a_head_that_cannot_be_read_ends_it(inspector):
+    inspector.send(Head(1, 0, time.monotonic() + 60, b"GET /\r\n\r\n", ("10.0.0.1", 1), ("10.0.0.2", 2)))
+    assert ended(inspector)
 
 
 # --- exceptions -----------------------------------------------------------------------------------------------------

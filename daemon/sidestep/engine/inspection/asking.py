@@ -38,6 +38,7 @@ import enum
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -48,6 +49,7 @@ from sidestep.protocols.waf_messages import (
     Configure,
     Configured,
     FromInspector,
+    Head,
     Outcome,
     Part,
     Question,
@@ -96,15 +98,39 @@ class Subject:
     status: int = 0
 
     @property
-    def size(self) -> int:
-        """Bytes of its packets, at most."""
-        return self.head_size + len(self.body)
+    def head_size(self) -> int:
+        """Bytes of its head in a packet, at most: each text has up to five bytes in front of it (MessagePack)."""
+        texts = sum(map(len, chain.from_iterable(self.fields)))
+        return FRAME + len(self.method) + len(self.target) + texts + FIELD * len(self.fields)
+
+    def message(self, number: int, place: int, expires: float, room: int) -> Question:
+        """The question, with as much of the body as there is room for."""
+        body = self.body
+        return Question(
+            number, place, expires, self.method, self.target, self.version, self.fields, self.client, self.server,
+            body[:room], len(body) > room, self.status,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSubject:
+    """A request of HTTP/1 without a body: its head as it was sent, which the inspector reads."""
+
+    profile: Profile
+    head: bytes
+    client: tuple[str, int]
+    server: tuple[str, int]
+    body: bytes = b""
 
     @property
     def head_size(self) -> int:
-        """The same without the body: each text has up to five bytes in front of it (MessagePack)."""
-        fields = sum(len(name) + len(value) for name, value in self.fields)
-        return FRAME + len(self.method) + len(self.target) + fields + FIELD * len(self.fields)
+        """As `Subject.head_size`."""
+        return FRAME + len(self.head)
+
+    def message(self, number: int, place: int, expires: float, room: int) -> Head:
+        """As `Subject.message`."""
+        del room
+        return Head(number, place, expires, self.head, self.client, self.server)
 
 
 Answer = Verdict | Reason
@@ -113,14 +139,20 @@ Answer = Verdict | Reason
 class _Question:
     """One question that is not over."""
 
-    __slots__ = ("began", "expires", "id", "on_answer", "seconds", "size", "subject")
+    __slots__ = ("began", "expires", "head_size", "id", "on_answer", "seconds", "size", "subject")
 
     def __init__(
-        self, number: int, subject: Subject, seconds: float, on_answer: Callable[[Answer], None], now: float
+        self,
+        number: int,
+        subject: Subject | HeadSubject,
+        seconds: float,
+        on_answer: Callable[[Answer], None],
+        now: float,
     ) -> None:
         self.id = number
         self.subject = subject
-        self.size = subject.size
+        self.head_size = subject.head_size
+        self.size = self.head_size + len(subject.body)
         self.seconds = seconds
         self.expires = now + seconds
         self.on_answer: Callable[[Answer], None] | None = on_answer
@@ -181,13 +213,15 @@ class Asking:
         if self._is_connected:
             self._send_profiles()
 
-    def ask(self, subject: Subject, *, seconds: float, on_answer: Callable[[Answer], None], now: float) -> None:
+    def ask(
+        self, subject: Subject | HeadSubject, *, seconds: float, on_answer: Callable[[Answer], None], now: float
+    ) -> None:
         """Have a request judged within so many seconds; `on_answer` may be called before this returns."""
-        if len(self._waiting) >= WAITING or self._size + subject.size > BYTES:
+        question = _Question(self._number + 1, subject, seconds, on_answer, now)
+        if len(self._waiting) >= WAITING or self._size + question.size > BYTES:
             on_answer(Reason.BUSY)
             return
         self._number += 1
-        question = _Question(self._number, subject, seconds, on_answer, now)
         self._size += question.size
         self._waiting.append(question)
         if not self.collects:
@@ -251,7 +285,7 @@ class Asking:
 
     def proceed(self, now: float) -> None:
         """Send what may be sent; short questions that follow each other share a packet."""
-        together: list[Question] = []
+        together: list[Question | Head] = []
         unknown: list[_Question] = []
         size = 0
         while self._is_serving and not self.is_late and self._waiting and len(self._sent) < self.most_sent:
@@ -266,11 +300,12 @@ class Asking:
             if together and (size + question.size > TOGETHER or len(together) == MAX_SEVERAL):
                 self._send_together(together)
                 together, size = [], 0
-            first = _first(question, place)
+            room = max(0, PART - question.head_size)
+            message = question.subject.message(question.id, place, question.expires, room)
             if question.size > TOGETHER:
-                self._send_long(first, question.subject.body)
+                self._send_long(message, question.subject.body, room)
             else:
-                together.append(first)
+                together.append(message)
                 size += question.size
         if together:
             self._send_together(together)
@@ -288,12 +323,12 @@ class Asking:
         if not self._profiles:
             self.outgoing.append(_encoder.encode(Configure(())))
 
-    def _send_together(self, questions: list[Question]) -> None:
+    def _send_together(self, questions: list[Question | Head]) -> None:
         self.outgoing.append(_encoder.encode(questions[0] if len(questions) == 1 else Several(tuple(questions))))
 
-    def _send_long(self, first: Question, body: bytes) -> None:
+    def _send_long(self, first: Question | Head, body: bytes, begun: int) -> None:
         self.outgoing.append(_encoder.encode(first))
-        for begin in range(len(first.body), len(body), PART):
+        for begin in range(begun, len(body), PART):
             part = Part(first.id, body[begin : begin + PART], begin + PART < len(body))
             self.outgoing.append(_encoder.encode(part))
 
@@ -302,14 +337,3 @@ class Asking:
         on_answer, question.on_answer = question.on_answer, None
         if on_answer is not None:
             on_answer(answer)
-
-
-def _first(question: _Question, place: int) -> Question:
-    """The message, without the parts of a body that follow it."""
-    subject = question.subject
-    body = subject.body
-    room = max(0, PART - subject.head_size)
-    return Question(
-        question.id, place, question.expires, subject.method, subject.target, subject.version, subject.fields,
-        subject.client, subject.server, body[:room], len(body) > room, subject.status,
-    )  # fmt: skip

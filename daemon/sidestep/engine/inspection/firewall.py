@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sidestep.engine.inspection.asking import Answer, Reason, Subject
+from sidestep.engine.inspection.asking import Answer, HeadSubject, Reason, Subject
 from sidestep.engine.inspection.records import HitRecord
 from sidestep.policy.accepted_policy import Outcome as PolicyOutcome
 from sidestep.protocols.eve import FIREWALL
@@ -53,7 +53,7 @@ class Forwarded(Protocol):
     def settings(self) -> PortWaf:
         """Those of the port when it passed."""
 
-    def subject(self) -> Subject | None:
+    def subject(self) -> Subject | HeadSubject | None:
         """What is asked; None if nothing is."""
 
     def answered(self, answer: Answer) -> None:

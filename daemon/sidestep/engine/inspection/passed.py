@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from sidestep.engine.inspection.asking import Answer, Reason, Subject
+from sidestep.engine.inspection.asking import Answer, HeadSubject, Reason, Subject
 from sidestep.engine.inspection.firewall import OVER_LIMIT, hit_of, ids_of
 from sidestep.engine.inspection.records import ExchangeRecord
 from sidestep.protocols.waf_messages import MAX_FIELDS, MAX_HEAD, Outcome
@@ -54,7 +54,7 @@ class Passed:
         """Those of the port when it passed."""
         return self._firewall.settings
 
-    def subject(self) -> Subject | None:
+    def subject(self) -> Subject | HeadSubject | None:
         """What is asked; None if the head exceeds what an inspector takes, which is told then."""
         question, firewall = self.question(), self._firewall
         size = (

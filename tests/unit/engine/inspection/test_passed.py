@@ -12,10 +12,11 @@ import pytest
 
 from sidestep.engine.http1.relay import Http1Relay
 from sidestep.engine.http2.relay import Http2Relay
-from sidestep.engine.inspection.asking import Reason
+from sidestep.engine.inspection.asking import HeadSubject, Reason, Subject
 from sidestep.engine.inspection.firewall import Firewall
 from sidestep.engine.inspection.judged import Judged
 from sidestep.engine.inspection.sampling import Sampling
+from sidestep.inspector.worker import read_head
 from sidestep.model.inspection import Mode
 from sidestep.policy.route import Route, SteeredPort
 from sidestep.protocols.http2 import DATA, END_STREAM, HEADERS, frame
@@ -40,6 +41,14 @@ BLOCK = Verdict(1, Outcome.BLOCK, (942100,), 5)
 PATHS = (b"/", b"/a?b=1", b"/admin", b"/%61dmin", b"/c")
 
 
+def read(asked):
+    """What an inspector reads in a head."""
+    question = read_head(asked.message(1, 0, 0.0, 0))
+    return Subject(
+        asked.profile, question.method, question.target, question.version, question.fields, asked.client, asked.server
+    )
+
+
 class Told(Asked):
     """Who is asked, also about requests that have passed."""
 
@@ -55,6 +64,8 @@ class Told(Asked):
         passed, self.passed = self.passed, []
         for each in passed:
             subject = each.subject()
+            if isinstance(subject, HeadSubject):
+                subject = read(subject)
             if subject is not None:
                 self(subject, seconds=each.settings.seconds, on_answer=each.answered)
 
