@@ -29,7 +29,7 @@ Invariants
     a while would blame the inspector.
   * If the inspector ends, the question that it was judging is answered with CRASH: asked again, it might end the next
     one. Those behind it are sent to the next inspector.
-  * At most WAITING questions and BYTES of them are kept; more are answered at once with BUSY.
+  * At most `most_waiting` questions and BYTES of them are kept; more are answered at once with BUSY.
 """
 
 from __future__ import annotations
@@ -179,6 +179,8 @@ class Asking:
         """Packets to be sent, in order; the shell takes them out."""
         self.most_sent = SENT
         """Questions that may be sent and not answered."""
+        self.most_waiting = WAITING
+        """Questions that may wait."""
         self.collects = False
         """Questions are sent at the next `tick`, many in a packet, instead of at once."""
         self.is_late = False
@@ -218,7 +220,7 @@ class Asking:
     ) -> None:
         """Have a request judged within so many seconds; `on_answer` may be called before this returns."""
         question = _Question(self._number + 1, subject, seconds, on_answer, now)
-        if len(self._waiting) >= WAITING or self._size + question.size > BYTES:
+        if len(self._waiting) >= self.most_waiting or self._size + question.size > BYTES:
             on_answer(Reason.BUSY)
             return
         self._number += 1

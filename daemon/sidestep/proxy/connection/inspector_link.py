@@ -9,9 +9,9 @@ given out at the end of the callback in which they came, else by a timer that is
 
 While no port enforces, nobody waits for an answer, so questions are collected: a timer, due after PACE seconds at most,
 reads all verdicts that have come and sends all questions that were asked since it was set, many in a packet. Otherwise
-each question wakes the process up twice, which takes three times the CPU. Requests that were forwarded before
-(`inspection.passed`) are collected on every port; for those the time until there must be a verdict counts from the
-sending.
+each question wakes the process up twice, which takes three times the CPU. Of requests that were forwarded before
+(`inspection.passed`) more are collected, because the time until there must be a verdict counts from the sending. Where
+some port enforces they are asked about at once: many of them would keep those waiting that are held.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from sidestep.engine.inspection.asking import SENT, Answer, Asking, Reason, Subject
+from sidestep.engine.inspection.asking import SENT, WAITING, Answer, Asking, Reason, Subject
 from sidestep.proxy.io.loop import BROKEN, READ, WRITE, Loop, Timer
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 MAX_ANSWER: Final = 8192
 """Bytes of a packet of the inspector."""
-PACKETS: Final = 128
+PACKETS: Final = 256
 """Packets that are read at once: more than there can be answers."""
-COLLECTED: Final = 64
+COLLECTED: Final = 128
 """Questions that may be sent and not answered while they are collected."""
-PASSED: Final = 64
+PASSED: Final = 128
 """Requests that were forwarded and wait to be asked about."""
-PACE: Final = 0.1
+PACE: Final = 0.2
 """Seconds during which questions are collected ..."""
 SHARE: Final = 0.1
 """... but no more than this share of the time within which a question is to be answered that was asked already."""
@@ -79,6 +79,7 @@ class InspectorLink:
         profiles = tuple(dict.fromkeys(port.profile for port in wanted))
         self._is_collecting = self._asking.collects = not any(port.enforces for port in wanted)
         self._asking.most_sent = COLLECTED if self._is_collecting else SENT
+        self._asking.most_waiting = WAITING + PASSED if self._is_collecting else WAITING
         if profiles != self._profiles:
             self._profiles = profiles
             self._asking.configure(profiles)
@@ -123,6 +124,10 @@ class InspectorLink:
 
     def pass_by(self, counters: Counter[str], passed: Forwarded) -> None:
         """Ask about a request that was forwarded, at the next collection. Hot path."""
+        if not self._is_collecting:
+            self._ask_about(counters, passed)
+            self._advance()
+            return
         if len(self._passed) >= PASSED:
             passed.answered(Reason.BUSY)
             return
@@ -176,12 +181,14 @@ class InspectorLink:
 
     def _ask_about_passed(self) -> None:
         passed, self._passed = self._passed, []
-        now = self._loop.now
         for counters, each in passed:
-            subject = each.subject()
-            if subject is not None:
-                answered = partial(self._answered, counters, now, each.answered)
-                self._asking.ask(subject, seconds=each.settings.seconds, on_answer=answered, now=now)
+            self._ask_about(counters, each)
+
+    def _ask_about(self, counters: Counter[str], passed: Forwarded) -> None:
+        subject, now = passed.subject(), self._loop.now
+        if subject is not None:
+            answered = partial(self._answered, counters, now, passed.answered)
+            self._asking.ask(subject, seconds=passed.settings.seconds, on_answer=answered, now=now)
 
     def _read(self, events: int) -> None:
         sock, asking = self._sock, self._asking
