@@ -8,12 +8,13 @@ import subprocess
 
 import pytest
 
-from tests.harness import cgroups, manifests
+from tests.harness import cgroups, manifests, tshark
 from tests.harness.authority import Authority
 from tests.harness.inspection import policies, policy, rule, view
 from tests.harness.nginx import nginx
 from tests.harness.scene import shop, shop_nginx
 from tests.harness.waiting import until
+from tests.system.test_outbound_sessions import lines, session
 
 pytestmark = pytest.mark.privileged
 
@@ -123,3 +124,33 @@ def test_another_ca_is_used_without_a_restart_and_one_that_is_gone_opens_nothing
         scene.node.write(SECRETS, manifests.secret("roots", encoded(ca_crt=roots.pem)))
         until(lambda: "egress-ca" in scene.conditions(), within=WITHIN, what=scene.conditions)
         assert scene.proxy() == before
+
+
+def test_sessions_see_what_is_opened(tmp_path):
+    """Each request, and packets in clear."""
+    with opened(tmp_path) as (scene, group, _, issuer, _), contextlib.ExitStack() as stack:
+        out = tmp_path / "out.pcapng"
+        begun = "outbound connections. Ctrl-C ends it"
+        inspected = stack.enter_context(session(scene, "inspect", "-o", "json", begun=begun))
+        flows = stack.enter_context(session(scene, "flows", begun=begun))
+        capture = stack.enter_context(
+            session(scene, "capture", "--snap", "all", "-w", str(out), begun="Ctrl-C ends it")
+        )
+        for scheme in ("http", "https"):
+            assert ask(scene, group, issuer, scheme=scheme, path="/opened").stdout == "200"
+
+        def told():
+            return [each for each in lines(inspected) if each.get("event_type") == "http"]
+
+        until(lambda: len(told()) == 2, within=WITHIN, what=inspected.output)
+        for each in told():
+            assert (each["http"]["url"], each["http"]["status"]) == ("/opened", 200)
+            assert each["sidestep"] == {"inspected": True, "direction": "egress", "host": "api.test"}
+        until(lambda: flows.output().count("GET api.test/opened") == 2, within=WITHIN, what=flows.output)
+        for field, options in (("http.request.uri", ()), ("http2.headers.path", ("-d", f"tcp.port=={PORT},http2"))):
+
+            def captured(field=field, options=options):
+                file = tshark.so_far(out.read_bytes())
+                return tshark.rows(file, [field], only=f'{field} == "/opened"', options=options)
+
+            until(captured, within=WITHIN / 4, what=capture.text)
