@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sidestep.cli import main
-from sidestep.cli.output import open_standard_streams
+from sidestep.cli.standard_streams import open_standard_streams
 from sidestep.node.api.health import HealthServer
 from sidestep.node.proxies.supervisor import ProxySupervisor, ZygoteSettings
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import click
 
-from sidestep.cli.command import FilePath
+from sidestep.cli.command import FilePath, complete
 from sidestep.config.node_options import DEFAULT_SOCKET
 from sidestep.kube import kubeconfig as kubeconfigs
 from sidestep.kube.access import ClusterAccess, in_cluster, is_in_cluster
@@ -70,7 +70,12 @@ def backend_options(command: F, *, lenient: bool = False) -> F:
     choosing.__name__, choosing.__doc__ = command.__name__, command.__doc__
     choosing.__click_params__ = list(getattr(command, "__click_params__", ()))  # type: ignore[attr-defined]
     for option in (
-        click.option("--context", metavar="NAME", help="Context of the kubeconfig. [default: the current one]"),
+        click.option(
+            "--context",
+            metavar="NAME",
+            help="Context of the kubeconfig. [default: the current one]",
+            shell_complete=lambda ctx, _param, word: complete("contexts", ctx, word),
+        ),
         click.option("--kubeconfig", type=FilePath(), metavar="FILE", help="Kubeconfig of the cluster."),
         click.option(
             "--socket",

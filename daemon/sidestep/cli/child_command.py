@@ -8,7 +8,8 @@ session ends first, the command gets SIGTERM, and SIGKILL after GRACE seconds. (
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 
 from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import ConfigurationError
@@ -22,8 +23,10 @@ GRACE = 5.0
 class ChildCommand:
     """One child command. `code` is its exit code as a shell reports it; None until it has ended by itself."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], *, environment: Callable[[], Mapping[str, str]] = dict) -> None:
+        """`environment` is asked, when the command starts, for variables that it gets beside those of this process."""
         self._command = tuple(command)
+        self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
         self._ending = False
         self.code: int | None = None
@@ -39,7 +42,8 @@ class ChildCommand:
         except TimeoutError:
             pass
         try:
-            self._process = await asyncio.create_subprocess_exec(*self._command)
+            variables = {**os.environ, **self._environment()}
+            self._process = await asyncio.create_subprocess_exec(*self._command, env=variables)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise ConfigurationError(

@@ -125,6 +125,11 @@ async def status(access: ClusterAccess, namespace: str) -> ClusterStatusView:
     )
 
 
+async def session_views(api: Api, namespace: str) -> list[ResourceView]:
+    """Return the sessions of a namespace. Raises RefusedError, ClusterError."""
+    return [_resource_view(each) for each in await _resources(api, namespace)]
+
+
 async def leave(access: ClusterAccess, namespace: str, wanted: Wanted) -> str:
     """Delete the session that is meant (`session_choice`); returns its kind. Kinds that the user may not read are
     passed over where another has the name. Raises RefusedError, ClusterError.

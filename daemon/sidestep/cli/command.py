@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -19,6 +20,9 @@ from sidestep.model.errors import RefusedError
 from sidestep.model.text import harmless
 from sidestep.policy.names import is_label, is_subdomain
 from sidestep.policy.workloads import parse_workload
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _GIVEN = frozenset({ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT})
 
@@ -69,13 +73,21 @@ class FilePath(click.Path):
 
 
 class Name(click.ParamType[str]):
-    """A text that a rule accepts; `what` describes its purpose in errors."""
+    """A text that a rule accepts; `what` describes its purpose in errors, `completing` names the function of
+    `cli.completing` that completes it.
+    """
 
     name = "text"
 
-    def __init__(self, what: str, accepts: Callable[[str], bool]) -> None:
+    def __init__(self, what: str, accepts: Callable[[str], bool], *, completing: str = "") -> None:
         self._what = what
         self._accepts = accepts
+        self._completing = completing
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """As click.ParamType.shell_complete."""
+        del param
+        return complete(self._completing, ctx, incomplete) if self._completing else []
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """As click.ParamType.convert."""
@@ -87,10 +99,24 @@ class Name(click.ParamType[str]):
         return text
 
 
+def complete(names: str, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    """Complete a word with the function of this name in `cli.completing`, which is loaded now.
+
+    It uses what chooses backends, whose options are of these types; so it is found by name, as commands are.
+    """
+    found: list[CompletionItem] = getattr(import_module("sidestep.cli.completing"), names)(ctx, incomplete)
+    return found
+
+
 class WorkloadType(click.ParamType[str]):
     """`name` or `kind/name`, as written."""
 
     name = "workload"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """As click.ParamType.shell_complete."""
+        del param
+        return complete("workloads", ctx, incomplete)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """As click.ParamType.convert."""
@@ -110,6 +136,6 @@ class WorkloadType(click.ParamType[str]):
         return text
 
 
-NAMESPACE = Name("namespace", is_label)
+NAMESPACE = Name("namespace", is_label, completing="namespaces")
 SESSION_NAME = Name("name of a session", is_subdomain)
 POD_NAME = Name("pod's name", is_subdomain)

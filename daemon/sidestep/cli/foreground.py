@@ -122,7 +122,7 @@ async def _run(
         for spec in specs
     ]
     with interrupts(interrupted.set):
-        child = ChildCommand(command) if command else None
+        child = ChildCommand(command, environment=lambda: _variables(specs[0], handler)) if command else None
         running = [asyncio.create_task(each.run(), name="session") for each in sessions]
         waiting = asyncio.create_task(interrupted.wait(), name="interrupted")
         tasks: set[asyncio.Task[Any]] = {*running, waiting}
@@ -152,6 +152,19 @@ async def _run(
             if isinstance(report, Closing):
                 report.close()
             writer.close()
+
+
+def _variables(spec: SessionSpec, handler: Handler) -> dict[str, str]:
+    """What a command behind `--` finds in its environment. The session's name is known once it is registered."""
+    return {
+        "SIDESTEP_KIND": spec.kind,
+        "SIDESTEP_INTERCEPT": handler.intercept,
+        "SIDESTEP_NAMESPACE": spec.namespace,
+        "SIDESTEP_WORKLOAD": spec.workload,
+        "SIDESTEP_WORKLOAD_PORT": spec.port,
+        "SIDESTEP_ADDRESS": handler.settings.address,
+        "SIDESTEP_PORT": str(handler.settings.port),
+    }
 
 
 async def _look_for(

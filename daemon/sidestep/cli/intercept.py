@@ -87,7 +87,9 @@ def intercept(**words: Any) -> int:
     the client's server name, or in clear text.
 
     With `-- CMD …` the command starts once the intercept is active. The intercept ends with the command, and the exit
-    code is that of the command.
+    code is that of the command. It finds the session in its environment: SIDESTEP_INTERCEPT (namespace/name),
+    SIDESTEP_KIND, SIDESTEP_NAMESPACE, SIDESTEP_WORKLOAD, SIDESTEP_WORKLOAD_PORT, and where the handler is to listen,
+    SIDESTEP_ADDRESS and SIDESTEP_PORT.
 
     \b
     Your own requests, marked by a header, to a TLS server on port 9443:

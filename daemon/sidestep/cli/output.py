@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
-import os
 import queue
 import select
-import sys
 import threading
 from collections.abc import Callable, Sequence
 
 import msgspec
 
+from sidestep.cli.standard_streams import silence_stdout
 from sidestep.model.text import harmless_json
 
 QUEUE = 4096
@@ -111,27 +109,3 @@ class LineWriter:
 def json_line(value: object) -> str:
     """Encode a value as one line of JSON without control characters."""
     return harmless_json(msgspec.json.encode(value).decode())
-
-
-def open_standard_streams() -> None:
-    """Ensure that descriptors 0 to 2 are open and that all text can be encoded.
-
-    When the parent has closed one of them, the next socket or file would get its number and receive printed text.
-    """
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
-    for name, number in (("stdout", 1), ("stderr", 2)):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115 - a stream
-        stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def silence_stdout() -> None:
-    """Redirect standard output to /dev/null after its reader has gone, so that the interpreter's last flush
-    succeeds.
-    """
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -74,6 +74,24 @@ def load(path: Path | None = None, context: str | None = None) -> ClusterAccess:
         raise ConfigurationError(reason[:500], subject=subject) from error
 
 
+def contexts(path: Path | None = None) -> dict[str, str]:
+    """Return the names of the contexts of a kubeconfig (None: where kubectl finds it), with their clusters, without
+    the library. Raises ConfigurationError for a file that cannot be read.
+    """
+    found: dict[str, str] = {}
+    for file in _paths(path):
+        if mode_of(file):
+            content = read_named(file, subject="kubeconfig", limit=MAX_KUBECONFIG)
+            document = next(map(yaml_documents.load, yaml_documents.split(content.decode())), None)
+            listed = document.get("contexts") if isinstance(document, dict) else None
+            for each in listed if isinstance(listed, list) else ():
+                if isinstance(each, dict) and isinstance(each.get("name"), str):
+                    fields = each.get("context")
+                    cluster = fields.get("cluster") if isinstance(fields, dict) else None
+                    found.setdefault(each["name"], cluster if isinstance(cluster, str) else "")
+    return found
+
+
 @contextlib.contextmanager
 def _complaints() -> Iterator[list[str]]:
     """Collect what the library logs as errors, such as a failed login plugin. The library then continues without a

@@ -88,9 +88,19 @@ async def intercept(stage: Stage) -> None:
             done = await running.interrupt()
         assert done.code == 0, done
         assert stage.api.get(GROUP, "intercepts", "shop", "orders-1") is None
-        code = "import sys; sys.exit(7)"
+        code = "import os; print({name: text for name, text in os.environ.items() if name[:9] == 'SIDESTEP_'}); exit(7)"
         done = await stage.run(*words, "--", sys.executable, "-c", code)
         assert done.code == 7, done
+        told = {
+            "SIDESTEP_KIND": "intercept",
+            "SIDESTEP_INTERCEPT": "shop/orders-1",
+            "SIDESTEP_NAMESPACE": "shop",
+            "SIDESTEP_WORKLOAD": "pod/orders-1",
+            "SIDESTEP_WORKLOAD_PORT": "8443",
+            "SIDESTEP_ADDRESS": "127.0.0.1",
+            "SIDESTEP_PORT": str(port),
+        }
+        assert str(told) in done.stdout, done
         async with stage.starting(*words, "--", sys.executable, "-c", "import time; time.sleep(600)") as running:
             await running.until("is active on 1 pod")
             assert (done := await running.interrupt()).code == 0, done
@@ -174,6 +184,38 @@ async def policy(stage: Stage) -> None:
     assert (done.code, done.error) == (1, "sidestep: empty.json has no alert 2c6db743-1")
 
 
+async def replay(stage: Stage) -> None:
+    entry = {
+        "startedDateTime": "2026-01-01T00:00:00.000Z",
+        "time": 1,
+        "request": {
+            "method": "GET", "url": "http://orders/again", "httpVersion": "HTTP/1.1", "cookies": [], "headers": [],
+            "queryString": [], "headersSize": -1, "bodySize": 0,
+        },
+        "response": {
+            "status": 200, "statusText": "OK", "httpVersion": "HTTP/1.1", "cookies": [], "headers": [],
+            "content": {"size": 0, "mimeType": ""}, "redirectURL": "", "headersSize": -1, "bodySize": 0,
+        },
+        "cache": {},
+        "timings": {"send": 0, "wait": 1, "receive": 0},
+    }  # fmt: skip
+    creator = {"name": "test", "version": "1"}
+    (stage.folder / "one.har").write_text(
+        json.dumps({"log": {"version": "1.2", "creator": creator, "entries": [entry]}})
+    )
+    async with handler() as port:
+        done = await stage.run("replay", "one.har", "--to", f"http://127.0.0.1:{port}")
+    assert done.code == 0, done
+    assert "/again" in done.stdout
+
+
+async def completion(stage: Stage) -> None:
+    for shell in ("zsh", "fish"):
+        done = await stage.run("completion", shell)
+        assert done.code == 0, done
+        assert "_SIDESTEP_COMPLETE" in done.stdout
+
+
 async def node(stage: Stage) -> None:
     done = await stage.run("node", "--manifests", stage.folder)
     assert done.code == 1, done
@@ -182,6 +224,7 @@ async def node(stage: Stage) -> None:
 
 ROWS = {
     "capture": Row(works=True, check=capture),
+    "completion": Row(works=True, check=completion),
     "doctor": Row(works=True, check=doctor),
     "flows": Row(works=True, check=flows),
     "inspect": Row(works=True, check=inspect),
@@ -190,6 +233,7 @@ ROWS = {
     "list": Row(works=True, check=list_),
     "node": Row(works=False, check=node),
     "policy": Row(works=True, check=policy),
+    "replay": Row(works=True, check=replay),
     "status": Row(works=True, check=status),
     "wiretap": Row(works=True, check=wiretap),
 }

@@ -21,6 +21,7 @@ NEEDED = {
     "policy check": ["policies.yaml"],
     "policy except": ["2c6db743-1"],
     "replay": ["x.har", "--to", "http://127.0.0.1:8080"],
+    "completion": ["bash"],
     "doctor": [],
 }
 """What each command cannot do without."""
