@@ -292,6 +292,21 @@ class LoopView(msgspec.Struct, frozen=True):
     longest: float = 0.0
 
 
+class AnswersView(msgspec.Struct, frozen=True):
+    """Answers that sessions of a kind ("intercept", "wiretap", "flows") were told of, given by "app", "handler",
+    "sidestep" or "nobody", with a status of a class ("2xx" to "5xx", "1xx", "none"): numbers by the bounds of
+    `aio.meter.BOUNDS` as in `LoopView`, the sum of seconds, and the bytes of the bodies of requests and answers.
+    """
+
+    kind: str
+    by: str
+    status: str
+    counts: tuple[int, ...]
+    seconds: float
+    sent: int
+    received: int
+
+
 class NodeStatus(msgspec.Struct, frozen=True):
     """The daemon itself."""
 
@@ -302,6 +317,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """Seconds."""
     counters: dict[str, int]
     loop: LoopView = LoopView()
+    answers: tuple[AnswersView, ...] = ()
 
 
 class ChangeView(msgspec.Struct, frozen=True):

@@ -11,6 +11,10 @@ def test_credentials_are_there_and_not_shown(name):
     assert redact([(b"a", b"1"), (name, b"s3cret"), (b"b", b"2")]) == ((b"a", b"1"), (name, REDACTED), (b"b", b"2"))
 
 
+def test_each_secret_name_is_looked_for_in_answers():
+    assert all(b"cookie" in name or b"authorization" in name for name in SECRET)
+
+
 def test_the_secret_names_are_those_of_the_design():
     assert {b"authorization", b"cookie", b"set-cookie", b"proxy-authorization"} == SECRET
 

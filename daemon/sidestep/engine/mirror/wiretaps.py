@@ -123,7 +123,9 @@ class Wiretaps:
     # --- later ------------------------------------------------------------------------------------------------------
 
     def consume(self, event: Event) -> None:
-        """Take an event."""
+        """Take an event. Those of exchanges that are shown, and not copied, are many."""
+        if not self._chosen and not self._parts:
+            return
         kind = type(event)
         if kind is RequestHead:
             self._begin(event)  # type: ignore[arg-type]

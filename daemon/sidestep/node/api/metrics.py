@@ -12,13 +12,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sidestep.aio.meter import BOUNDS
 from sidestep.node.proxies.sanitising import counters
-from sidestep.tunnel.views import LoopView, PodView, StatusView
+from sidestep.tunnel.views import AnswersView, LoopView, PodView, StatusView
 
 _INSPECTION = "inspection_"
 _BYPASSED = "inspection_bypassed_"
@@ -41,7 +41,7 @@ class StatusCollector(Collector):
         """Yield all metric families, as `CollectorRegistry` expects."""
         status = self._status
         node = status.node
-        info = GaugeMetricFamily("sidestep_info", "The daemon; always 1.", labels=("version", "node"))
+        info = GaugeMetricFamily("sidestep_build_info", "The daemon; always 1.", labels=("version", "node"))
         info.add_metric((node.version, node.name), 1)
         yield info
         yield GaugeMetricFamily("sidestep_uptime_seconds", "Seconds since the daemon started.", value=node.uptime)
@@ -52,6 +52,7 @@ class StatusCollector(Collector):
             totals.add_metric((name,), count)
         yield totals
         yield _turns(node.loop)
+        yield from _answers(node.answers)
         conditions = GaugeMetricFamily("sidestep_conditions", "Conditions that hold now.", labels=("type",))
         kinds = [condition.type for condition in status.conditions]
         for kind in sorted(set(kinds)):
@@ -188,14 +189,37 @@ class _OutboundMetrics:
 
 def _turns(loop: LoopView) -> Metric:
     """Return the histogram of event loop turns. A long turn is a stall, during which nothing is served."""
-    bounds = [*(f"{bound:g}" for bound in BOUNDS), "+Inf"]
-    buckets = list(zip(bounds, itertools.accumulate(loop.turns or (0,) * len(bounds)), strict=True))
     return HistogramMetricFamily(
         "sidestep_loop_stall_seconds",
         "Turns of the daemon's event loop, in which nothing else is served.",
-        buckets=buckets,
+        buckets=_buckets(loop.turns or (0,) * (len(BOUNDS) + 1)),
         sum_value=loop.seconds,
     )
+
+
+def _answers(answers: tuple[AnswersView, ...]) -> Iterator[Metric]:
+    """Yield what sessions were told of answers."""
+    durations = HistogramMetricFamily(
+        "sidestep_request_duration_seconds",
+        "From a request's head to the end of its answer, of requests that sessions were told of.",
+        labels=("kind", "by", "status"),
+    )
+    sizes = CounterMetricFamily(
+        "sidestep_request_body_bytes",
+        "Bytes of the bodies of these requests and of their answers.",
+        labels=("kind", "by", "status", "direction"),
+    )
+    for each in answers:
+        labels = (each.kind, each.by, each.status)
+        durations.add_metric(labels, _buckets(each.counts), each.seconds)
+        sizes.add_metric((*labels, "sent"), each.sent)
+        sizes.add_metric((*labels, "received"), each.received)
+    yield from (durations, sizes)
+
+
+def _buckets(counts: Iterable[int]) -> list[tuple[str, float]]:
+    bounds = [*(f"{bound:g}" for bound in BOUNDS), "+Inf"]
+    return list(zip(bounds, itertools.accumulate(counts), strict=True))
 
 
 def exposition(status: StatusView | None) -> bytes:
@@ -203,4 +227,5 @@ def exposition(status: StatusView | None) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
     if status is not None:
         registry.register(StatusCollector(status))
+        ProcessCollector(registry=registry)
     return generate_latest(registry)

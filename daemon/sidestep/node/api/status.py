@@ -49,6 +49,7 @@ from sidestep.tunnel.views import (
     NOT_READ,
     PENDING,
     AlertView,
+    AnswersView,
     CertificateView,
     ChangeView,
     ConditionView,
@@ -68,8 +69,19 @@ WorkloadName = tuple[str, str, str]
 """(namespace, kind, name)."""
 
 
+class AnswerViews(Protocol):
+    """The operations of `AnswerTotals` that are used here."""
+
+    def views(self) -> tuple[AnswersView, ...]:
+        """Return the totals."""
+
+
 class SessionViews(Protocol):
     """The operations of `SessionRegistry` that are used here."""
+
+    @property
+    def answers(self) -> AnswerViews:
+        """What sessions were told of answers."""
 
     def views(self) -> tuple[InterceptView, ...]:
         """Return the views of all intercepts."""
@@ -136,6 +148,7 @@ class NodeStatusView:
             uptime=round(self._now() - self._began, 3),
             counters={"target_pods": len(targets), **self._counters()},
             loop=_loop_view(self._meter),
+            answers=self._sessions.answers.views(),
         )
         return StatusView(
             node=node,

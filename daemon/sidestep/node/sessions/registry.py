@@ -21,6 +21,7 @@ from sidestep.config.filters import describe_filter
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
 from sidestep.model.intercept import Intercept
 from sidestep.model.pod import PodKey
+from sidestep.node.sessions.answers import AnswerTotals
 from sidestep.node.sessions.capture_bounds import BoundsOfCaptures, CaptureBounds
 from sidestep.node.sessions.capture_log import captures_told, inspection_told
 from sidestep.node.sessions.intercept import intercept_of
@@ -61,6 +62,7 @@ class SessionRegistry:
 
         `local_refusal` is the reason why no session may begin at the unix socket; empty where it may.
         """
+        self.answers = AnswerTotals()
         self.on_change: Callable[[], None] = _nothing
         self.on_over: Callable[[Intercept, str], None] = _unheard
         """Called when a capture has reached its bounds, with the reason, after its session was told."""
@@ -140,6 +142,8 @@ class SessionRegistry:
             if session is None:
                 continue
             answer = None if each.answer is None else _answer(each.answer)
+            if answer is not None:
+                self.answers.count(session.intercept, answer)
             if each.is_answer:
                 if answer is not None:
                     session.record_answer(Answered(str(pod), each.port, each.number, answer))

@@ -152,8 +152,11 @@ class RequestLog:
         at, room = 0, ROOM - len(lost) * _LOSS
         while at < len(lines) or lost:
             end = at
-            while end < len(lines) and (room >= _size(lines[end]) or (end == at and not lost)):
-                room -= _size(lines[end])
+            while end < len(lines):
+                size = _size(lines[end])
+                if room < size and (end > at or lost):
+                    break
+                room -= size
                 end += 1
             message = messages.Requests(self._link.next_seq(), tuple(lines[at:end]), self._dropped, lost)
             if self._link.send(message, droppable=True):
@@ -178,8 +181,9 @@ def _size(line: messages.LoggedRequest) -> int:
     """Bytes of an encoded line, at most."""
     size = _WORDS + len(line.uid) + len(line.client) + len(line.server)
     size += _width(line.method) + _width(line.path) + _width(line.authority)
+    size += _LENGTHS * len(line.fields)
     for name, value in line.fields:
-        size += _width(name) + _width(value) + _LENGTHS
+        size += (len(name) if name.isascii() else _width(name)) + (len(value) if value.isascii() else _width(value))
     size += len(line.protocol) + len(line.trace)
     if line.answer is not None:
         size += _ANSWER + _width(line.answer.handler) + _width(line.answer.head)

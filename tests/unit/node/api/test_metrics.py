@@ -1,12 +1,16 @@
 """What a scrape shows."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sidestep.aio.meter import LoopMeter
+from sidestep.model.intercept import Kind
 from sidestep.node.api.metrics import exposition
-from sidestep.tunnel.messages import State
+from sidestep.node.sessions.answers import AnswerTotals
+from sidestep.tunnel.messages import Answer, State
 from sidestep.tunnel.views import (
     ConditionView,
     EngineView,
@@ -17,6 +21,7 @@ from sidestep.tunnel.views import (
     PodView,
     StatusView,
 )
+from tests.unit.node.scenes import intercept
 
 INGRESS, EGRESS = ("direction", "ingress"), ("direction", "egress")
 STALL = "sidestep_loop_stall_seconds"
@@ -60,7 +65,7 @@ def test_a_scrape_shows_the_status():
     found = samples(status(anomalies={"not-http": 2}))
     pod = (("namespace", "shop"), ("pod", "orders-1"))
     session = (("kind", "intercept"), ("name", "mine"), ("namespace", "shop"))
-    assert found["sidestep_info", (("node", "n1"), ("version", "0.1.0"))] == 1
+    assert found["sidestep_build_info", (("node", "n1"), ("version", "0.1.0"))] == 1
     assert found["sidestep_uptime_seconds", ()] == 2.5
     assert found["sidestep_target_pods", ()] == found["sidestep_intercepts", ()] == 1
     assert found["sidestep_conditions", (("type", "NoApp"),)] == 2
@@ -104,6 +109,45 @@ def test_stalls_of_the_loop_are_a_cumulative_histogram():
     assert found[f"{STALL}_count", ()] == 4
     assert found[f"{STALL}_sum", ()] == pytest.approx(70.303)
     assert samples(view)[f"{STALL}_count", ()] == 0
+
+
+def test_answers_are_a_histogram_and_bytes():
+    totals = AnswerTotals()
+    flows = intercept("flows", kind=Kind.WIRETAP, heads_only=True)
+    for seconds, status_, by in ((0.004, 200, "app"), (0.3, 204, "app"), (70.0, 503, "handler"), (1.0, 0, "")):
+        totals.count(flows, Answer(status_, by, seconds=seconds, sent=2, received=3))
+    totals.count(intercept("mine"), Answer(999, "root"))
+    view = status()
+    found = samples(msgspec.structs.replace(view, node=msgspec.structs.replace(view.node, answers=totals.views())))
+
+    def of(name, **labels):
+        return found[f"sidestep_request_{name}", tuple(sorted(labels.items()))]
+
+    good = {"kind": "flows", "by": "app", "status": "2xx"}
+    assert (of("duration_seconds_bucket", le="0.005", **good), of("duration_seconds_count", **good)) == (1, 2)
+    assert of("duration_seconds_sum", **good) == pytest.approx(0.304)
+    assert of("body_bytes_total", direction="sent", **good) == 4
+    assert of("body_bytes_total", direction="received", **good) == 6
+    assert of("duration_seconds_bucket", le="10", kind="flows", by="handler", status="5xx") == 0
+    assert of("duration_seconds_count", kind="flows", by="nobody", status="none") == 1
+    assert of("duration_seconds_count", kind="intercept", by="nobody", status="none") == 1
+
+
+def test_names_are_as_prometheus_wants_them():
+    families = list(text_string_to_metric_families(exposition(status()).decode()))
+    for family in families:
+        for sample in family.samples:
+            assert sample.name.endswith("_total") == (family.type == "counter"), sample
+    names = {family.name for family in families}
+    assert {"process_resident_memory_bytes", "process_cpu_seconds", "process_start_time_seconds"} <= names
+
+
+def test_every_family_is_in_the_documentation():
+    documented = (Path(__file__).parents[4] / "docs" / "metrics.md").read_text()
+    engine = EngineView("suricata", "running", 42, "7.0.10", ("a/b",), 12, 33 << 20, 96 << 20, restarts=3)
+    for family in text_string_to_metric_families(exposition(status(engines=(engine,))).decode()):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        assert f"`{name}`" in documented, name
 
 
 def test_before_there_is_a_status_there_is_nothing():
