@@ -61,11 +61,11 @@ class Http2Skimmer:
     """`others` are RE2 regexes for whole texts of heads that somebody has to look at.
 
     `needles` and `tests` are those of filters, as `http1_skim.Skimmer` takes them: a needle is the name of a field
-    between LF and colon, or a value in lower case. `token` stands for the skimmer in what is remembered of a head: it
-    may outlive the automaton.
+    between LF and colon, or a value in lower case. `plain` and `other` are what it has found, in what is remembered of
+    a head: they may outlive the automaton.
     """
 
-    __slots__ = ("_match", "_tests", "token")
+    __slots__ = ("_match", "_tests", "other", "plain")
 
     def __init__(self, others: Sequence[bytes], needles: Sequence[bytes] = (), tests: Tests = ()) -> None:
         options = re2.Options()
@@ -79,7 +79,8 @@ class Http2Skimmer:
         patterns.Compile()
         self._match = patterns.Match
         self._tests = tests
-        self.token: Final = object()
+        self.plain: Final = object()
+        self.other: Final = object()
 
     def skim(self, fields: Sequence[tuple[bytes, bytes]]) -> bool:
         """Whether these fields are sound and wanted by nobody."""

@@ -100,8 +100,8 @@ class InspectedStreams:
     def passes(self, stream: int, block: Block, route: Route, *, ends: bool) -> bool:
         """Whether a new stream, which `block` opens, is relayed: nothing of the route and no rule is about its head.
 
-        False when that is not certain, and for a head that is known; nothing has changed then. Hot path: no `Head` is
-        made, which takes longer than the look at the fields (see `protocols.http2_skim`).
+        False when that is not certain. What one look has told is remembered with the block. Hot path: no `Head` is
+        made, and nobody is asked (see `protocols.http2_skim`).
         """
         gate = self.gate
         connection = gate.connection
@@ -110,18 +110,19 @@ class InspectedStreams:
         skimmer = self._skimmer
         if skimmer is None or (gate.tells_later and not ends):
             return False
-        if block.cleared is not skimmer.token:
-            if block.note is not None or block.large or not skimmer.skim(block.fields):
+        if block.cleared is not skimmer.plain:
+            if block.cleared is skimmer.other:
                 return False
-            block.cleared = skimmer.token
+            is_plain = not block.large and skimmer.skim(block.fields)
+            block.cleared = skimmer.plain if is_plain else skimmer.other
+            if not is_plain:
+                return False
         if gate.tells_later:
             self._tell_later(stream, block)
         sampling = gate.sampling
-        if sampling is not None and sampling.chooses_any and stream > self._sampled:
-            self._sampled = stream
-            if sampling.chooses(number := number_of(stream)):
-                sample = Http2Sample(number, stream, told_of_plain(block), None)
-                self._sample(sample, is_controlled=False, diverts=False)
+        if sampling is not None and sampling.chooses_any and sampling.chooses(number := number_of(stream)):
+            sample = Http2Sample(number, stream, told_of_plain(block), None)
+            self._sample(sample, is_controlled=False, diverts=False)
         return True
 
     def _choose_skimmer(self, route: Route) -> None:

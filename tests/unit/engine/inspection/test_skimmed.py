@@ -1,6 +1,7 @@
 """Heads that are skimmed for filters and rules in one pass: none is passed on that a rule would have applied to."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -22,7 +23,7 @@ from sidestep.policy.route import Rule as Wanted
 from sidestep.protocols.hpack import INITIAL, NONE, Block
 from sidestep.protocols.http1 import LIMITS, parse_request
 from sidestep.protocols.http1_skim import Skimmer
-from sidestep.protocols.http2 import DATA, END_STREAM, HEADERS, frame
+from sidestep.protocols.http2 import DATA, DEFAULT_LIMITS, END_STREAM, HEADERS, RST_STREAM, frame
 from sidestep.protocols.http2_skim import Http2Skimmer
 from tests.effort import examples
 from tests.unit.engine.hostile_heads import HOSTILE
@@ -273,7 +274,8 @@ def test_an_http2_head_that_passes_is_for_the_app_and_ruled_out(inspected, route
     block = block_of((*first, *rest))
     streams = InspectedStreams(gate(inspected, recorder := Recorder(), sampling=Sampling(100.0, 1)))
     if not streams.passes(1, block, route, ends=True):
-        assert block.note is block.cleared is None
+        assert block.note is None
+        assert not streams.passes(1, block, route, ends=True)
         assert not streams.samples
         return
     head = Head(block.fields)
@@ -316,14 +318,31 @@ def test_what_is_remembered_of_a_block_ends_with_the_route_and_with_the_policies
     assert not streams.passes(9, block, route, ends=True)
 
 
-def test_a_large_list_and_one_that_was_read_before_do_not_pass():
+def test_a_large_list_does_not_pass():
     streams = InspectedStreams(gate(INSPECTIONS[-1], Recorder()))
-    large, read = block_of(request(b"/c").head), block_of(request(b"/c").head)
+    large = block_of(request(b"/c").head)
     large.large = True
-    read.note = Head(read.fields)
     assert not streams.passes(1, large, Route(), ends=True)
-    assert not streams.passes(1, read, Route(), ends=True)
     assert streams.passes(1, block_of(request(b"/c").head), Route(), ends=True)
+
+
+def test_each_block_is_looked_at_once_for_a_route_and_policies(monkeypatch):
+    looks = []
+    skim = Http2Skimmer.skim
+    monkeypatch.setattr(Http2Skimmer, "skim", lambda self, fields: looks.append(fields) or skim(self, fields))
+    streams = InspectedStreams(gate(inspected := inspection(NO_ADMIN), Recorder()))
+    plain, other, route = block_of(request(b"/c").head), block_of(request(b"/admin").head), Route((rule(),))
+    plain.note = Head(plain.fields)  # of a connection without policies
+    for stream in range(1, 9, 2):
+        assert streams.passes(stream, plain, route, ends=True)
+        assert not streams.passes(stream, other, route, ends=True)
+    assert looks == [plain.fields, other.fields]
+    again = InspectedStreams(gate(inspected, Recorder()))
+    assert again.passes(1, plain, route, ends=True)
+    assert not again.passes(1, other, route, ends=True)
+    assert len(looks) == 2
+    assert not again.passes(3, other, Route(), ends=True)
+    assert len(looks) == 3
 
 
 def test_probes_and_connections_with_rules_about_each_request_are_judged():
@@ -339,7 +358,7 @@ def test_a_stream_that_passes_is_relayed_without_being_read(monkeypatch):
     monkeypatch.setattr(InspectedStreams, "judge", None)
     inspected = gate(inspection(NO_ADMIN), Recorder())
     talk = Talk(relay=lambda port: Http2Relay(port, tls=True, gate=inspected))
-    first, second = request(b"/never-met/1"), request(b"/never-met/2", method=b"POST")
+    first, second = request(b"/a"), request(b"/b", method=b"POST")
     talk.send(talk.head(1, first) + talk.head(3, second, ends=False))
     talk.send(frame(DATA, END_STREAM, 3, b"body"))
     assert talk.app.of(HEADERS, 1)
@@ -348,6 +367,34 @@ def test_a_stream_that_passes_is_relayed_without_being_read(monkeypatch):
     assert talk.client.of(HEADERS, 1)
     assert not talk.relay._connection.state.streams.relayed
     assert not heads
+
+
+def inspected_talk(limits=DEFAULT_LIMITS):
+    """Stream 1 is diverted and over."""
+    inspected = gate(inspection(NO_ADMIN), Recorder())
+    talk = Talk(limits=limits, relay=lambda port: Http2Relay(port, tls=True, limits=limits, gate=inspected))
+    talk.divert(1)
+    talk.open_handler()
+    talk.from_handler(talk.respond(1))
+    return talk
+
+
+def test_streams_behind_an_app_that_has_left_go_to_its_second_connection():
+    talk = inspected_talk()
+    talk.peers.end(talk.relay.app)
+    talk.peers.run()
+    talk.send(talk.head(3, request(b"/behind")))
+    assert len(talk.seconds) == 1
+    assert not talk.relay._connection.state.streams.relayed
+
+
+def test_one_stream_too_many_is_refused_whatever_its_head():
+    talk = inspected_talk(replace(DEFAULT_LIMITS, open_streams=2))
+    for stream in (3, 5, 7):
+        talk.send(talk.head(stream, request(b"/open/%d" % stream), ends=False))
+    assert [*talk.relay._connection.state.streams.relayed] == [3, 5]
+    assert talk.client.of(RST_STREAM, 7) == [(0, b"\0\0\0\x07")]
+    assert not talk.app.of(HEADERS, 7)
 
 
 # --- requests with bodies ---------------------------------------------------------------------------------------------
