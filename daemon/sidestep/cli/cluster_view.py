@@ -27,7 +27,7 @@ from sidestep.laptop.api_refusals import DAEMON_NAMESPACE, explain
 from sidestep.model.errors import ClusterError, ConfigurationError, RefusedError, SidestepError
 from sidestep.model.intercept import Intercept, SessionKind, intercepts_among, sessions_among
 from sidestep.model.inventory import Inventory
-from sidestep.model.pod import PodKey, Transport
+from sidestep.model.pod import PodKey, Transport, common_labels
 from sidestep.policy.pod_ports import ports_of
 from sidestep.policy.survey import PodSurvey, PortSurvey, protocol_text, survey
 from sidestep.policy.workloads import pods_of
@@ -348,6 +348,7 @@ def _view(
         ),
         intercepts=intercepts_among(sessions),
         sessions=sessions_among(sessions),
+        labels=common_labels(found.pod for found in surveys),
         conditions=tuple(stated),
     )
 

@@ -10,11 +10,13 @@ import click
 from sidestep.cli import cluster_view
 from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.command import NAMESPACE, Command
-from sidestep.cli.options import output_option
 from sidestep.cli.output import json_line
 from sidestep.cli.table import table
+from sidestep.cli.viewing import name_lines, show, view_options, yaml_lines
+from sidestep.config.label_selector import parse_label_selector
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
+from sidestep.model.errors import ConfigurationError
 from sidestep.model.text import harmless
 from sidestep.tunnel.messages import decode
 from sidestep.tunnel.views import ConditionView, PortView, WorkloadView
@@ -35,9 +37,18 @@ OUTBOUND = "outbound"
     help="Only this namespace. [default: all; in a cluster the context's]",
 )
 @click.option("--all-namespaces", "-A", is_flag=True, help="All namespaces of a cluster.")
-@output_option
+@click.option(
+    "--selector",
+    "-l",
+    default="",
+    metavar="SELECTOR",
+    help="Only workloads whose pods all have such labels.",
+)
+@view_options
 @backend_options
-def list_command(namespace: str | None, all_namespaces: bool, backend: Backend, output: str) -> None:
+def list_command(
+    namespace: str | None, all_namespaces: bool, selector: str, backend: Backend, output: str, watch: bool
+) -> None:
     """Show workloads, their ports, certificates and sessions, which policies inspect them, and what is wrong.
 
     Sessions are shown as `sidestep leave` takes them: intercept/orders, wiretap/orders-2, flows/orders-flows.
@@ -45,32 +56,51 @@ def list_command(namespace: str | None, all_namespaces: bool, backend: Backend, 
     \b
       sidestep list
       sidestep list -n shop --output json
+      sidestep list -l app=orders,env!=test -o wide --watch
     """
-    more: list[str] = []
-    if isinstance(backend, ClusterAccess):
-        scope = "" if all_namespaces else namespace_for(backend, namespace)
-        found, inspected = asyncio.run(cluster_view.workloads(backend, scope))
-        workloads, namespace, more = list(found), scope or None, inspected.more
-    else:
-        body = asyncio.run(LocalClient(backend).get("/v1/workloads"))
-        workloads = [
+    try:
+        wanted = parse_label_selector(selector)
+    except ConfigurationError as error:
+        raise click.UsageError(f"--selector: {error}") from error
+
+    def look() -> tuple[object, Iterable[str]]:
+        more: list[str] = []
+        where = namespace
+        if isinstance(backend, ClusterAccess):
+            where = "" if all_namespaces else namespace_for(backend, namespace)
+            found, inspected = asyncio.run(cluster_view.workloads(backend, where))
+            more = inspected.more
+        else:
+            body = asyncio.run(LocalClient(backend).get("/v1/workloads"))
+            found = decode(body, tuple[WorkloadView, ...], what="the daemon's answer")
+        shown = [
             each
-            for each in decode(body, tuple[WorkloadView, ...], what="the daemon's answer")
-            if namespace in {None, each.namespace}
+            for each in found
+            if where in {None, "", each.namespace} and (not selector or wanted.matches(each.labels))
         ]
+        return (shown, more), _lines(shown, more, where or "", output, in_cluster=isinstance(backend, ClusterAccess))
+
+    show(look, watch=watch)
+
+
+def _lines(
+    workloads: list[WorkloadView], more: list[str], namespace: str, output: str, *, in_cluster: bool
+) -> Iterable[str]:
+    """Return the workloads in a form; `more` are policies that inspect others, too."""
     if output == "json":
-        for each in workloads:
-            click.echo(json_line(each))
-        return
-    if not workloads:
-        click.echo("No workloads." if namespace is None else harmless(f"No workloads in namespace {namespace}."))
-    for line in _text(workloads, in_cluster=isinstance(backend, ClusterAccess)):
-        click.echo(line)
-    for name in more:
-        click.echo(harmless(f"{name} inspects more workloads than its status names."))
+        yield from map(json_line, workloads)
+    elif output == "yaml":
+        yield from yaml_lines(workloads)
+    elif output == "name":
+        yield from name_lines((each.kind, each.name) for each in workloads)
+    else:
+        if not workloads:
+            yield harmless(f"No workloads in namespace {namespace}.") if namespace else "No workloads."
+        yield from _text(workloads, in_cluster=in_cluster, wide=output == "wide")
+        yield from (harmless(f"{name} inspects more workloads than its status names.") for name in more)
 
 
-def _text(workloads: list[WorkloadView], *, in_cluster: bool) -> Iterable[str]:
+def _text(workloads: list[WorkloadView], *, in_cluster: bool, wide: bool = False) -> Iterable[str]:
     rows: list[tuple[str, ...]] = []
     for each in workloads:
         first = (each.namespace, f"{each.kind}/{each.name}", str(len(each.pods)))
@@ -85,7 +115,27 @@ def _text(workloads: list[WorkloadView], *, in_cluster: bool) -> Iterable[str]:
         yield from table(_HEAD, [row[:-1] for row in rows]) if rows else ()
     elif rows:
         yield from table((*_HEAD, _INSPECTED), rows)
+    if wide:
+        yield from _wide(workloads)
     yield from condition_lines(condition for each in workloads for condition in each.conditions)
+
+
+def _wide(workloads: Iterable[WorkloadView]) -> Iterable[str]:
+    """Return what there is no room for beside the ports: Services, pods and labels."""
+    rows = [
+        (
+            each.namespace,
+            f"{each.kind}/{each.name}",
+            ", ".join(dict.fromkeys(service for port in each.ports for service in port.service_ports)),
+            str(max((port.steered_pods for port in each.ports), default=0)),
+            ", ".join(each.pods),
+            ",".join(f"{key}={value}" for key, value in each.labels.items()),
+        )
+        for each in workloads
+    ]
+    if rows:
+        yield ""
+        yield from table(("NAMESPACE", "WORKLOAD", "SERVICES", "STEERED", "POD NAMES", "LABELS"), rows)
 
 
 def _sessions(view: PortView | WorkloadView) -> tuple[str, ...]:

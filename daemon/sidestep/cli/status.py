@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 import click
+import msgspec
 
 from sidestep import __version__
 from sidestep.cli import cluster_policies, cluster_view
@@ -16,15 +17,15 @@ from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.cluster_view import ClusterStatusView
 from sidestep.cli.command import NAMESPACE, Command
 from sidestep.cli.listing import condition_lines
-from sidestep.cli.options import output_option
 from sidestep.cli.output import json_line
 from sidestep.cli.table import table
+from sidestep.cli.viewing import name_lines, show, view_options, yaml_lines
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
 from sidestep.model.text import harmless
 from sidestep.tunnel.messages import PodState, decode
 from sidestep.tunnel.versions import difference
-from sidestep.tunnel.views import EngineView, InterceptView, PodView, PolicyView, StatusView
+from sidestep.tunnel.views import EngineView, InterceptView, NodeStatus, PodView, PolicyView, StatusView
 
 MIB: Final = 1024 * 1024
 _POD: Final = re.compile(r"pod [^/ ]+/")
@@ -42,28 +43,43 @@ _RELEASE: Final = re.compile(r"v?[0-9]+\.[0-9]+")
     help="Only this namespace. [default: all; in a cluster the context's]",
 )
 @click.option("--all-namespaces", "-A", is_flag=True, help="All namespaces of a cluster.")
-@output_option
+@view_options
 @backend_options
-def status(namespace: str | None, all_namespaces: bool, backend: Backend, output: str) -> None:
+def status(namespace: str | None, all_namespaces: bool, backend: Backend, output: str, watch: bool) -> None:
     """Show the node daemon (of a cluster: the daemons), target pods, sessions, and every known problem.
 
     \b
       sidestep status
       sidestep status --output json
     """
-    if isinstance(backend, ClusterAccess):
-        scope = "" if all_namespaces else namespace_for(backend, namespace)
-        found = asyncio.run(cluster_view.status(backend, scope))
-        lines = [json_line(found)] if output == "json" else _cluster_text(found)
-        for line in lines:
-            click.echo(line)
-        return
-    body = asyncio.run(LocalClient(backend).get("/v1/status"))
-    view = decode(body, StatusView, what="the daemon's answer")
-    if namespace is not None and not all_namespaces:
-        view = _in_namespace(view, namespace)
-    for line in [json_line(view)] if output == "json" else _text(view):
-        click.echo(line)
+
+    def look() -> tuple[object, Iterable[str]]:
+        if isinstance(backend, ClusterAccess):
+            scope = "" if all_namespaces else namespace_for(backend, namespace)
+            found = asyncio.run(cluster_view.status(backend, scope))
+            return found, _lines(found, _cluster_text(found), output)
+        body = asyncio.run(LocalClient(backend).get("/v1/status"))
+        view = decode(body, StatusView, what="the daemon's answer")
+        if namespace is not None and not all_namespaces:
+            view = _in_namespace(view, namespace)
+        # Its uptime and its event loop change all the time.
+        changing = msgspec.structs.replace(
+            view, node=NodeStatus(view.node.name, view.node.version, view.node.pid, 0, {})
+        )
+        return changing, _lines(view, _text(view, wide=output == "wide"), output)
+
+    show(look, watch=watch)
+
+
+def _lines(view: StatusView | ClusterStatusView, text: Iterable[str], output: str) -> Iterable[str]:
+    """Return a status in a form."""
+    if output == "json":
+        return [json_line(view)]
+    if output == "yaml":
+        return yaml_lines([view])
+    if output == "name":
+        return name_lines((each.kind, each.name) for each in view.intercepts)
+    return text
 
 
 def _in_namespace(view: StatusView, namespace: str) -> StatusView:
@@ -81,7 +97,7 @@ def _in_namespace(view: StatusView, namespace: str) -> StatusView:
     )
 
 
-def _text(view: StatusView) -> Iterable[str]:
+def _text(view: StatusView, *, wide: bool = False) -> Iterable[str]:
     node = view.node
     yield harmless(f"Node {node.name}: sidestep {node.version}, pid {node.pid}, up {_duration(node.uptime)}")
     if note := difference(node.version):
@@ -120,7 +136,7 @@ def _text(view: StatusView) -> Iterable[str]:
         yield from table(columns, [_intercept(each) for each in view.intercepts])
         for each in view.intercepts:
             for covered in each.state.pods:
-                if covered.state != "active":
+                if wide or covered.state != "active":
                     yield harmless(f"  {each.namespace}/{each.name}: pod {covered.pod} is {_pod_state(covered)}")
     else:
         yield "No sessions."

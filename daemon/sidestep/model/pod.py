@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
@@ -139,3 +139,11 @@ class Service:
     selector: Mapping[str, str]
     ports: tuple[ServicePort, ...] = ()
     pods: frozenset[PodKey] = frozenset()
+
+
+def common_labels(pods: Iterable[Pod]) -> dict[str, str]:
+    """The labels that all these pods have, with the same values; none without pods."""
+    found: set[tuple[str, str]] | None = None
+    for pod in pods:
+        found = set(pod.labels.items()) if found is None else found & pod.labels.items()
+    return dict(sorted(found or ()))

@@ -107,6 +107,8 @@ class WorkloadView(msgspec.Struct, frozen=True):
     listening: tuple[str, ...] = ()
     """Those of `sessions` that are about such connections."""
     sessions: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    """Those that all its pods have."""
 
 
 class UninspectedView(msgspec.Struct, frozen=True):

@@ -184,6 +184,26 @@ def test_leave_deletes_the_resource(server):
     assert errors == "sidestep: there is no session shop/a; sidestep status shows those there are\n"
 
 
+def test_list_and_status_in_every_form(server):
+    server.do(populate(server.api))
+    server.do(server.api.put(GROUP, "intercepts", value("a")))
+    words = ("--kubeconfig", server.kubeconfig)
+    assert sidestep("list", *words, "-o", "name")[:2] == (0, "deployment/orders\n")
+    assert sidestep("status", *words, "-o", "name")[:2] == (0, "intercept/a\n")
+    [orders] = yaml.safe_load(sidestep("list", *words, "-o", "yaml")[1])
+    assert (orders["name"], orders["labels"]) == ("orders", {"app": "orders"})
+    [found] = yaml.safe_load(sidestep("status", *words, "-o", "yaml")[1])
+    assert found["intercepts"][0]["name"] == "a"
+    _, text, _ = sidestep("list", *words, "-o", "wide")
+    assert "orders:443" in text
+    assert "app=orders" in text
+    for selector, names in (("app=orders", "deployment/orders\n"), ("app!=orders", ""), ("!app", "")):
+        assert sidestep("list", *words, "-o", "name", "-l", selector)[:2] == (0, names)
+    code, text, errors = sidestep("list", *words, "-l", "app in orders")
+    assert (code, text) == (2, "")
+    assert "is no label selector" in errors
+
+
 def test_flows_are_no_intercepts_and_are_ended_by_name_only(server):
     server.do(populate(server.api))
     server.do(server.api.put(GROUP, "intercepts", value("a")))

@@ -27,7 +27,7 @@ from sidestep.engine.inspection.alert_changes import changes_of
 from sidestep.model.condition import Condition
 from sidestep.model.inspection import InspectionPolicy
 from sidestep.model.intercept import Intercept, intercepts_among, sessions_among
-from sidestep.model.pod import PodKey, Transport
+from sidestep.model.pod import PodKey, Transport, common_labels
 from sidestep.node.api.policy_views import policy_views
 from sidestep.node.certificates import pem
 from sidestep.node.certificates.store import CertificateStore
@@ -287,6 +287,7 @@ class NodeStatusView:
             ),
             intercepts=intercepts_among(sessions),
             sessions=sessions_among(sessions),
+            labels=common_labels(survey.pod for survey in surveys),
             conditions=tuple(_condition_view(each) for each in dict.fromkeys(conditions)),
             egress=self._shown({name for survey in surveys for name in outward.get(survey.pod.key, ())}),
             listening=sessions_among(each for each in sessions if each.egress),
