@@ -211,19 +211,17 @@ class Splicer:
         self._loop = loop
         self._done = done
         self._streams = (one, other)
-        self._masks = [-1, -1]
+        self._masks = [READ, READ]
         self._hung_up = [False, False]
         self._directions = (
             _Direction(one, other, pipes, ended=ended[0], finished=finished[1]),
             _Direction(other, one, pipes, ended=ended[1], finished=finished[0]),
         )
         self._open = True
-        loop.rebind(one.fd, self._one_ready, 0)
-        loop.rebind(other.fd, self._other_ready, 0)
+        loop.rebind(one.fd, self._one_ready, READ)
+        loop.rebind(other.fd, self._other_ready, READ)
         if any(ended) or any(finished):
             self._move(BOTH)
-        else:
-            self._watch()
 
     def _one_ready(self, mask: int) -> None:
         self._ready(0, mask)
