@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.bench import captures, crowd, extras, firewall, growth, inspection, rows, taps
+from tests.bench import captures, crowd, extras, firewall, growth, inspection, outbound, rows, taps
 from tests.bench.arena import Arena, arena
 from tests.bench.figure import Figure
 from tests.bench.growth import Growth
@@ -137,6 +137,7 @@ class Bench:
             "crowd": crowd.figures,
             "firewall": firewall.figures,
             "pods with firewalls": firewall.pods,
+            "outbound": outbound.figures,
         }
         for name, run in alone.items():
             if self._wants(name):
