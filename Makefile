@@ -102,6 +102,7 @@ NETWORK :=
 .PHONY: debian12 debian13
 debian12 debian13: DEBIAN_HEADERS = linux-headers-$(shell dpkg --print-architecture)
 debian12 debian13: DEBIAN_BPFTOOL = bpftool
+debian12: DEBIAN_WAF = libmodsecurity3
 debian12: $(VENV)/.stamp ## The same targets in a Debian 12 root that debootstrap makes (needs root; TARGET="demo test")
 	@$(BIN)/python -m tests.debian.suite bookworm "$(DEBIAN)" "$(TARGET)" $(NETWORK)
 debian13: $(VENV)/.stamp ## The same targets in a Debian 13 root that debootstrap makes (needs root; TARGET="demo test")
