@@ -141,10 +141,10 @@ image: ## Build the node daemon's image (needs docker, podman or buildah)
 	$$tool build $$ignore -f deploy/Dockerfile -t $(IMAGE) .
 
 .PHONY: release release-check
-release: $(VENV)/.stamp build/helm/.stamp build/promtool/.stamp build/mkdocs/.stamp ## Build all that a release consists of into build/release (see RELEASING.md)
+release: $(VENV)/.stamp ## Build all that a release consists of into build/release (see RELEASING.md)
 	@deploy/release
 
-release-check: $(VENV)/.stamp build/helm/.stamp build/promtool/.stamp build/mkdocs/.stamp ## The same dry, also where no base image can be fetched
+release-check: $(VENV)/.stamp ## The same dry, also where no base image can be fetched
 	@deploy/release --check
 
 .PHONY: site
@@ -153,7 +153,7 @@ site: build/mkdocs/.stamp ## Make a site of the documentation in build/site; a l
 
 build/mkdocs/.stamp: $(VENV)/.stamp deploy/site.lock
 	@echo "Installing mkdocs in build/mkdocs"
-	@$(PYTHON) -m venv --without-pip build/mkdocs
+	@$(PYTHON) -m venv --clear --without-pip build/mkdocs
 	@$(BIN)/pip -q --disable-pip-version-check --python build/mkdocs/bin/python install --only-binary=:all: \
 		--require-hashes -r deploy/site.lock
 	@touch $@
@@ -163,7 +163,7 @@ build/helm/.stamp: $(VENV)/.stamp deploy/helm.lock
 	@mkdir -p build/helm
 	@if [ "$$(uname -m)" = x86_64 ]; then \
 		echo "Installing Helm's SDK in build/helm"; \
-		$(PYTHON) -m venv --without-pip build/helm && $(BIN)/pip -q --disable-pip-version-check \
+		$(PYTHON) -m venv --clear --without-pip build/helm && $(BIN)/pip -q --disable-pip-version-check \
 			--python build/helm/bin/python install --only-binary=:all: --require-hashes -r deploy/helm.lock; \
 	fi
 	@touch $@

@@ -35,7 +35,14 @@ def test_wheels_are_for_the_machine_of_the_image(architecture, machine):
     assert all(each.startswith("--platform=manylinux") and each.endswith(f"_{machine}") for each in platforms)
 
 
+def test_wheels_of_the_plugin_are_for_macs_of_today_too():
+    only_wheels, *platforms = wheel_options("darwin-arm64").stdout.split()
+    assert only_wheels == "--only-binary=:all:"
+    assert {"--platform=macosx_11_0_arm64", "--platform=macosx_10_9_universal2"} < set(platforms)
+    assert all(each.endswith(("_arm64", "_universal2")) for each in platforms)
+
+
 def test_no_wheels_for_another_architecture():
     done = wheel_options("riscv64")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "wheel-options: the image is not made for riscv64\n"
+    assert done.stderr == "wheel-options: nothing is made for riscv64\n"
