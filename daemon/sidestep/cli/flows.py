@@ -18,6 +18,7 @@ from sidestep.cli.filtering import filter_of, filter_options
 from sidestep.cli.foreground import STDOUT, run
 from sidestep.cli.har_file import HarFile
 from sidestep.cli.joined_requests import JoinedRequests
+from sidestep.cli.live_page import PageSettings, live_page, page_options
 from sidestep.cli.options import PortNameType, egress_option, namespace_option, output_option
 from sidestep.cli.output import LineWriter, json_line
 from sidestep.cli.port_sessions import PortSessionsReport, port_specs
@@ -47,6 +48,7 @@ from sidestep.tunnel.messages import Answered, AnyEvent, Dropped, Lost, Request
 @filter_options
 @answer_options
 @save_option
+@page_options
 @namespace_option
 @click.option("--pod", type=POD_NAME, default="", metavar="POD", help="Only this pod of the workload.")
 @output_option
@@ -61,6 +63,7 @@ def flows(
     statuses: tuple[str, ...],
     no_color: bool,
     save: Path | None,
+    page: PageSettings | None,
     backend: Backend,
     **filters: Any,
 ) -> int:
@@ -108,6 +111,7 @@ def flows(
         report=lambda writer: FlowReport(
             writer, text, output=output, statuses=statuses, coloured=coloured, saved=saved
         ),
+        page=live_page(workload, page, backend=backend, namespace=namespace),
     )
 
 

@@ -59,6 +59,19 @@ class Limit(Protocol):
         """The sessions are over."""
 
 
+class Page(Protocol):
+    """What shows the events of sessions elsewhere, too, while they run."""
+
+    async def begin(self) -> None:
+        """Start, and say where on standard error. Raises SidestepError."""
+
+    def observer(self, spec: SessionSpec, inner: SessionObserver) -> SessionObserver:
+        """The observer of one more session, which tells `inner` first."""
+
+    async def aclose(self) -> None:
+        """The sessions are over."""
+
+
 class DashedCommand(Command):
     """Accepts a command line only after `--`, so that a misplaced word is an error instead of being run."""
 
@@ -84,13 +97,14 @@ def run(
     report: Callable[[LineWriter], Reporter],
     command: tuple[str, ...] = (),
     limit: Limit | None = None,
+    page: Page | None = None,
     descriptor: int = STDOUT,
 ) -> int:
     """Run these sessions; returns the exit code. Raises SidestepError when a session cannot begin or was ended.
 
-    `limit` may end the sessions in order; `descriptor` is where lines are printed.
+    `limit` may end the sessions in order; `page` shows their events, too; `descriptor` is where lines are printed.
     """
-    return asyncio.run(_run(specs, backend, handler, report, command, limit, descriptor))
+    return asyncio.run(_run(specs, backend, handler, report, command, limit, page, descriptor))
 
 
 async def _run(
@@ -100,6 +114,7 @@ async def _run(
     make_report: Callable[[LineWriter], Reporter],
     command: tuple[str, ...],
     limit: Limit | None,
+    page: Page | None,
     descriptor: int,
 ) -> int:
     loop = asyncio.get_running_loop()
@@ -112,15 +127,9 @@ async def _run(
     sys.stdout.flush()
     writer = LineWriter(descriptor, on_closed=nobody_reads, encoding=sys.stdout.encoding)
     report = make_report(writer)
-    sessions = [
-        session(
-            backend,
-            spec=spec,
-            handler=handler,
-            observer=report.observer() if isinstance(report, SplitReporter) else report,
-        )
-        for spec in specs
-    ]
+    if page is not None:
+        await page.begin()
+    sessions = [session(backend, spec=spec, handler=handler, observer=_observer(report, page, spec)) for spec in specs]
     with interrupts(interrupted.set):
         child = ChildCommand(command, environment=lambda: _variables(specs[0], handler)) if command else None
         running = [asyncio.create_task(each.run(), name="session") for each in sessions]
@@ -149,6 +158,8 @@ async def _run(
             await asyncio.gather(*tasks, looking, return_exceptions=True)
             if limit is not None:
                 await limit.aclose()
+            if page is not None:
+                await page.aclose()
             if isinstance(report, Closing):
                 report.close()
             writer.close()
@@ -175,6 +186,12 @@ async def _look_for(
         await report.active.wait()
         if absent := await handler.absent():
             report.handler_absent(absent)
+
+
+def _observer(report: Reporter, page: Page | None, spec: SessionSpec) -> SessionObserver:
+    """Return the observer of one more session."""
+    observer = report.observer() if isinstance(report, SplitReporter) else report
+    return observer if page is None else page.observer(spec, observer)
 
 
 async def _until(limit: Limit, interrupted: asyncio.Event) -> None:

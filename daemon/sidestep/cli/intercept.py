@@ -13,6 +13,7 @@ from sidestep.cli.command import POD_NAME, SESSION_NAME, FilePath, WorkloadType
 from sidestep.cli.filtering import filter_of, filter_options, filter_spec
 from sidestep.cli.foreground import STDOUT, DashedCommand, claimed_owner, run
 from sidestep.cli.har_file import HarFile
+from sidestep.cli.live_page import PageSettings, live_page, page_options
 from sidestep.cli.options import PortMapping, PortType, namespace_option, output_option
 from sidestep.cli.report import JsonReport, Report
 from sidestep.cli.request_text import answer_options, uses_colour
@@ -39,6 +40,7 @@ def _session_options(command: F) -> F:
             ),
             filter_options,
             answer_options,
+            page_options,
             click.option(
                 "--plaintext", is_flag=True, help="Reach the handler in clear text, even when the client used TLS."
             ),
@@ -146,6 +148,7 @@ def _run_session(
     handler_ca: Path | None,
     plaintext: bool,
     statuses: tuple[str, ...],
+    page: PageSettings | None,
     no_color: bool,
     save: Path | None = None,
     save_secrets: bool = False,
@@ -203,4 +206,5 @@ def _run_session(
             )
         ),
         command=command,
+        page=live_page(workload, page, backend=backend, namespace=spec.namespace),
     )

@@ -42,6 +42,7 @@ COMMANDS = {
     "policy": ("sidestep.cli.policy:policy", "Check inspection policies, and except alerts from them."),
     "replay": ("sidestep.cli.replay:replay", "Send recorded requests again, and compare the answers."),
     "status": ("sidestep.cli.status:status", "Show the node daemon, target pods, sessions, problems."),
+    "ui": ("sidestep.cli.ui:ui", "Show the requests of workloads on a page in a browser."),
     "wiretap": ("sidestep.cli.intercept:wiretap", "Copy matching requests to a handler on this machine."),
 }
 """Where each command is, and its short help, which is shown without importing it."""

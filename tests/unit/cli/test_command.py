@@ -13,6 +13,7 @@ NEEDED = {
     "intercept": ["orders", "--port", "9:8443"],
     "wiretap": ["orders", "--port", "9:8443"],
     "flows": ["orders"],
+    "ui": ["orders"],
     "capture": ["orders", "-w", "x.pcapng"],
     "inspect": ["orders"],
     "leave": ["orders"],

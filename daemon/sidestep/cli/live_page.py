@@ -1,0 +1,186 @@
+"""The live page of a command: serves flows of its sessions to a browser while they run (`laptop.page`).
+
+`--ui` on `intercept`, `wiretap` and `flows` adds it to what the command prints; `sidestep ui` prints its address alone.
+Every POLL seconds it asks which intercepts and wiretaps there are, as `sidestep status` does; what cannot be asked is
+told once and asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from sidestep.cli.page_actions import har_of, replay_flows
+from sidestep.kube.access import ClusterAccess
+from sidestep.laptop.local_client import LocalClient
+from sidestep.laptop.page.flow_ring import FlowRing
+from sidestep.laptop.page.observer import FlowObserver, PageBoard
+from sidestep.laptop.session import SessionObserver
+from sidestep.model.errors import SidestepError
+from sidestep.tunnel.messages import AnyEvent, Hello, SessionSpec, decode
+from sidestep.tunnel.opening import StreamOpening
+from sidestep.tunnel.views import StatusView
+
+if TYPE_CHECKING:
+    from sidestep.cli.backend import Backend
+    from sidestep.laptop.page.server import PageServer
+
+POLL: Final = 5.0
+"""Seconds between two questions for intercepts."""
+MAX_PORT: Final = 65535
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class PageSettings:
+    """How a page is served. `port` 0: any that is free; `opened`: the desktop's browser is asked to show it."""
+
+    port: int = 0
+    opened: bool = False
+
+
+def page_options(command: F, *, always: bool = False) -> F:
+    """Add `--ui` (not with `always`), `--ui-port` and `--open`; the command receives `page`, None without a page."""
+
+    def choosing(*arguments: Any, ui_port: int, opened: bool, ui: bool = always, **rest: Any) -> Any:
+        wanted = ui or opened or ui_port > 0
+        return command(*arguments, page=PageSettings(ui_port, opened) if wanted else None, **rest)
+
+    choosing.__name__, choosing.__doc__ = command.__name__, command.__doc__
+    choosing.__click_params__ = list(getattr(command, "__click_params__", ()))  # type: ignore[attr-defined]
+    options = [
+        click.option("--open", "opened", is_flag=True, help="Show the page in the desktop's browser."),
+        click.option(
+            "--ui-port",
+            type=click.IntRange(0, MAX_PORT),
+            default=0,
+            metavar="PORT",
+            help="Port of the page on 127.0.0.1. [default: a free one]",
+        ),
+    ]
+    if not always:
+        options.append(click.option("--ui", is_flag=True, help="Serve the requests as a page in a browser, too."))
+    for option in options:
+        choosing = option(choosing)
+    return choosing  # type: ignore[return-value]  # the same function but for the options it takes
+
+
+class LivePage:
+    """One page. `begin` before its sessions start, `aclose` when they are over."""
+
+    def __init__(self, title: str, settings: PageSettings, *, backend: Backend, namespace: str) -> None:
+        self._backend = backend
+        self._namespace = namespace
+        self._settings = settings
+        self._ring = FlowRing()
+        self._board = PageBoard(title, self._changed)
+        self._server: PageServer | None = None
+        self._polling: asyncio.Task[None] | None = None
+        self.address = ""
+
+    async def begin(self) -> None:
+        """Serve the page, and print its address on standard error, so that standard output stays what it is without.
+
+        Raises ConfigurationError when the port is taken.
+        """
+        from sidestep.laptop.page.server import (  # aiohttp's server: 0.2 s that others save
+            PageServer,
+            bind,
+            open_browser,
+        )
+
+        self._server = PageServer(ring=self._ring, board=self._board, har=har_of, replay=replay_flows)
+        self.address = await self._server.start(bind(self._settings.port))
+        click.echo(f"Page: {self.address}", err=True)
+        self._polling = asyncio.create_task(self._poll(), name="page")
+        if self._settings.opened:
+            await asyncio.to_thread(open_browser, self.address)
+
+    def observer(self, spec: SessionSpec, inner: SessionObserver) -> SessionObserver:
+        """The observer of one more session, which tells `inner` first."""
+        name = f"{'flows' if spec.heads_only else spec.kind} {spec.workload}:{spec.port}"
+        return _Both(inner, FlowObserver(name, ring=self._ring, board=self._board, on_flow=self._changed))
+
+    async def aclose(self) -> None:
+        """Stop serving."""
+        if self._polling is not None:
+            self._polling.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._polling
+        if self._server is not None:
+            await self._server.aclose()
+
+    def _changed(self) -> None:
+        if self._server is not None:
+            self._server.changed()
+
+    async def _poll(self) -> None:
+        told = ""
+        while True:
+            try:
+                self._board.intercepts(tuple(await intercept_lines(self._backend, self._namespace)))
+                told = ""
+            except SidestepError as error:
+                if str(error) != told:
+                    told = str(error)
+                    self._board.note(f"intercepts cannot be listed: {told}")
+            await asyncio.sleep(POLL)
+
+
+def live_page(title: str, settings: PageSettings | None, *, backend: Backend, namespace: str) -> LivePage | None:
+    """The page of a command, if it is to have one."""
+    return None if settings is None else LivePage(title, settings, backend=backend, namespace=namespace)
+
+
+async def intercept_lines(backend: Backend, namespace: str) -> Iterable[str]:
+    """A line for each intercept and wiretap, and for each problem. Raises SidestepError."""
+    if isinstance(backend, ClusterAccess):
+        from sidestep.cli import cluster_view
+
+        found = await cluster_view.status(backend, namespace)
+        lines = [
+            f"{each.kind.lower()} {each.namespace}/{each.name} of {each.workload} port {each.port}: {each.filter}; "
+            f"{each.state}{f', owner {each.owner}' if each.owner else ''}"
+            for each in found.intercepts
+        ]
+        return [*lines, *(f"{each.type}: {each.subject}: {each.text}" for each in found.conditions)]
+    view = decode(await LocalClient(backend).get("/v1/status"), StatusView, what="the daemon's answer")
+    lines = [
+        f"{each.kind} {each.namespace}/{each.name} of {each.workload} port {each.port}: {each.filter}; "
+        f"{each.state.active} pods{f', owner {each.owner}' if each.owner else ''}"
+        for each in view.intercepts
+    ]
+    return [*lines, *(f"{each.type}: {each.subject}: {each.text}" for each in view.conditions)]
+
+
+class _Both:
+    """A `SessionObserver` that tells two."""
+
+    def __init__(self, *observers: SessionObserver) -> None:
+        self._observers: Sequence[SessionObserver] = observers
+
+    def registered(self, hello: Hello) -> None:
+        """As SessionObserver.registered."""
+        for each in self._observers:
+            each.registered(hello)
+
+    def event(self, event: AnyEvent) -> None:
+        """As SessionObserver.event."""
+        for each in self._observers:
+            each.event(event)
+
+    def interrupted(self, reason: str) -> None:
+        """As SessionObserver.interrupted."""
+        for each in self._observers:
+            each.interrupted(reason)
+
+    def handler_refused(self, opening: StreamOpening, reason: str) -> None:
+        """As SessionObserver.handler_refused."""
+        for each in self._observers:
+            each.handler_refused(opening, reason)

@@ -1,0 +1,280 @@
+"""The live page in a real Chromium: requests are shown, found, opened and saved, and text of theirs stays text."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import threading
+
+import pytest
+from msgspec.structs import replace
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from sidestep.laptop.page.flow_ring import CAPACITY, FlowRing, ShownFlow
+from sidestep.laptop.page.observer import PageBoard
+from sidestep.laptop.page.server import PageServer, bind
+from sidestep.tunnel.messages import Answer
+from tests.harness.browser import browser
+from tests.harness.namespaces import Netns, run
+from tests.harness.waiting import until
+from tests.unit.laptop.page.test_flow_ring import request
+
+pytestmark = pytest.mark.privileged
+
+ADA = (("X-Dev", "ada"),)
+HOSTILE = '"><img src=x onerror="document.title=`owned`"><script>document.title="owned"</script>'
+
+
+@pytest.fixture(scope="module")
+def loopback():
+    """A namespace with a loopback interface and nothing else."""
+    netns = Netns(f"sdb-{os.getpid()}")
+    run("ip", "netns", "add", netns.name)
+    try:
+        netns.run("ip", "link", "set", "lo", "up")
+        yield netns
+    finally:
+        run("ip", "netns", "del", netns.name)
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory):
+    return tmp_path_factory.mktemp("browser")
+
+
+@pytest.fixture(scope="module")
+def chromium(loopback, downloads):
+    with browser(loopback, downloads) as driver:
+        yield driver
+
+
+class Page:
+    """A server in a thread of its own, and the browser that shows its page."""
+
+    def __init__(self, loopback, driver):
+        self.driver = driver
+        self.replayed = []
+        self.loop = asyncio.new_event_loop()
+        self.ring = FlowRing()
+        self.board = PageBoard("orders", self._changed)
+        self.server = PageServer(ring=self.ring, board=self.board, har=har, replay=self._replay)
+        self.thread = threading.Thread(target=self._serve, name="page")
+        self.thread.start()
+        self.address = self.call(self.server.start(loopback.call(lambda: bind(0))))
+
+    def _serve(self):
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def _changed(self):
+        self.server.changed()
+
+    async def _replay(self, flows, to):
+        self.replayed.append(([each.request.path for each in flows], to))
+        return {"text": f"1 of {len(flows)} answers differs", "lines": [f"GET /1: status 200, now 500 {HOSTILE}"]}
+
+    def call(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
+
+    def tell(self, *flows):
+        """Add flows: their values, or changed ones."""
+
+        async def put():
+            for each in flows:
+                self.ring.put(flow(self.ring, **each) if isinstance(each, dict) else each)
+            self.server.changed()
+
+        self.call(put())
+
+    def close(self):
+        self.call(self.server.aclose())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(30)
+        self.loop.close()
+
+    # --- what somebody in front of it sees and does -----------------------------------------------------------------
+
+    def find(self, name):
+        return self.driver.find_element(By.ID, name)
+
+    def text(self, name):
+        return self.driver.execute_script("return document.getElementById(arguments[0]).textContent", name)
+
+    def rows(self):
+        """The texts of the rows in view, by column, in their order."""
+        return self.driver.execute_script(
+            "return [...document.querySelectorAll('#rows .row')].sort((a, b) => a.ariaRowIndex - b.ariaRowIndex)"
+            ".map((row) => [...row.children].map((cell) => cell.textContent))"
+        )
+
+    def wait(self, look, what):
+        return until(
+            look, within=10, what=lambda: f"{what}: {self.text('count')!r} {self.text('note')!r} {self.rows()[:3]}"
+        )
+
+    def wait_count(self, text):
+        self.wait(lambda: self.text("count") == text, text)
+
+    def search(self, text):
+        field = self.find("search")
+        field.clear()
+        field.send_keys(text)
+
+    def press(self, *keys):
+        self.find("rows").send_keys(*keys)
+
+
+def flow(ring, *, status=0, answer=None, **values):
+    """A flow of these values; `status`, or `answer`, is how it was answered."""
+    told = {"status": status, "by": "", **(answer or {})} if status or answer else None
+    made = request(time=1_700_000_000.0, **values)
+    return ShownFlow(ring.new_id(), "flows orders:8443", replace(made, answer=Answer(**told) if told else None))
+
+
+def har(flows):
+    return json.dumps([each.request.path for each in flows]).encode()
+
+
+@pytest.fixture
+def page(loopback, chromium):
+    made = Page(loopback, chromium)
+    try:
+        chromium.get(made.address)
+        yield made
+    finally:
+        chromium.get("about:blank")
+        made.close()
+
+
+def test_requests_are_shown_as_they_come_and_get_their_answers(page):
+    page.wait_count("0 requests")
+    shown = flow(page.ring, method="POST", path="/pay?x=1", authority="shop.example")
+    page.tell(shown)
+    page.wait_count("1 requests")
+    assert page.rows()[0][1:6] == ["POST", "", "", "", "shop.example/pay?x=1"]
+    shown.request = replace(shown.request, answer=Answer(status=503, by="app", seconds=0.0123, received=2048))
+    page.tell(shown)
+    page.wait(
+        lambda: page.rows()[0][1:7] == ["POST", "503", "12 ms", "2.0 KiB", "shop.example/pay?x=1", "app"], "answer"
+    )
+
+
+def test_searches_are_those_of_the_terminal_and_say_what_is_wrong(page):
+    page.tell(
+        {"path": "/api/a", "answer": {"status": 200, "by": "app", "seconds": 0.5}},
+        {"path": "/api/b?api", "method": "POST", "fields": ADA, "answer": {"status": 503, "by": "handler"}},
+        {"path": "/other", "status": 404, "trace": "abc123", "client": "10.9.9.9"},
+        {"path": "/waits"},
+    )
+    for text, found in (
+        ("", ["/api/a", "/api/b?api", "/other", "/waits"]),
+        ("path:/api/", ["/api/a", "/api/b?api"]),
+        ("path=/api/b", ["/api/b?api"]),
+        ("path~^/[ow]", ["/other", "/waits"]),
+        ("status:5xx", ["/api/b?api"]),
+        ("status:404,2xx", ["/api/a", "/other"]),
+        ("status:none", ["/waits"]),
+        ("method:post", ["/api/b?api"]),
+        ("header:x-dev", ["/api/b?api"]),
+        ("header:x-dev=ada status:503", ["/api/b?api"]),
+        ("header:x-dev=bob", []),
+        ("header:x-dev~^a", ["/api/b?api"]),
+        ("by:handler", ["/api/b?api"]),
+        ("slower:200ms", ["/api/a"]),
+        ("trace:abc", ["/other"]),
+        ("10.9.9", ["/other"]),
+        ("-path:/api/ -status:none", ["/other"]),
+    ):
+        page.search(text)
+        page.wait(lambda found=found: [row[5].removeprefix("orders") for row in page.rows()] == found, text)
+    for wrong in ("status:6xx", "path~(", "by:me", "slower:fast", "method:"):
+        page.search(wrong)
+        page.wait(lambda: page.text("problem"), wrong)
+
+
+def test_text_of_the_network_is_never_markup(page):
+    texts = dict.fromkeys(("authority", "method", "pod", "client", "trace", "protocol", "server"), HOSTILE)
+    answer = {"status": 200, "by": HOSTILE, "handler": HOSTILE, "head": f"{HOSTILE}: {HOSTILE}"}
+    page.tell({**texts, "fields": ((HOSTILE, HOSTILE),), "path": f"/{HOSTILE}", "answer": answer})
+    page.board.add(HOSTILE).conditions = (HOSTILE,)
+    page.board.intercepts((HOSTILE,))
+    page.call(asyncio.sleep(0, page.board.note(HOSTILE)))
+    page.wait_count("1 requests")
+    page.press("j", Keys.ENTER)
+    page.wait(lambda: "x=" in page.text("detail") or HOSTILE in page.text("detail"), "the details")
+    assert page.text("detail").count(HOSTILE) >= 5
+    page.press("i")
+    page.wait(lambda: page.text("board").count(HOSTILE) >= 3, "the board")
+    assert page.driver.execute_script("return document.querySelectorAll('main img, main script').length") == 0
+    assert page.driver.title == "orders - Sidestep"
+
+
+def test_keys_move_open_pause_and_clear(page):
+    page.tell(*({"path": f"/{number}", "status": 200, "fields": (("number", str(number)),)} for number in range(5)))
+    page.wait_count("5 requests")
+    page.press("j", "j", Keys.ENTER)
+    page.wait(lambda: "GET orders/1" in page.text("detail"), "the second one")
+    page.press("k")
+    page.wait(lambda: "GET orders/0" in page.text("detail"), "the first one")
+    page.press(Keys.END)
+    page.wait(lambda: "GET orders/4" in page.text("detail"), "the last one")
+    page.press(Keys.ESCAPE)
+    page.wait(lambda: not page.find("detail").is_displayed(), "the pane to close")
+    page.press("p")
+    page.tell({"path": "/meanwhile"})
+    page.wait_count("5 of 6 requests, 1 changes wait")
+    assert all("meanwhile" not in row[5] for row in page.rows())
+    page.press("p")
+    page.wait(lambda: any("meanwhile" in row[5] for row in page.rows()), "what came meanwhile")
+    page.press("c")
+    page.wait_count("0 requests")
+    assert len(page.ring) == 0
+    page.press("/")
+    assert page.driver.switch_to.active_element.get_attribute("id") == "search"
+    page.driver.switch_to.active_element.send_keys("c")  # a letter of a search is no key of the page
+    assert page.find("search").get_attribute("value") == "c"
+
+
+def test_what_is_shown_is_saved_and_replayed(page, downloads):
+    page.tell(*({"path": f"/{number}", "status": 500 if number % 2 else 200} for number in range(6)))
+    page.search("status:5xx")
+    page.wait_count("3 of 6 requests")
+    page.find("save").click()
+    saved = downloads / "flows.har"
+    until(saved.exists, within=10, what="the download")
+    assert json.loads(saved.read_text()) == ["/1", "/3", "/5"]
+    page.find("again").click()
+    prompt = page.wait(lambda: _alert(page.driver), "the question")
+    prompt.send_keys("http://127.0.0.1:9")
+    prompt.accept()
+    page.wait(lambda: page.text("note") == "1 of 3 answers differs", "the result")
+    assert page.replayed == [(["/1", "/3", "/5"], "http://127.0.0.1:9")]
+    assert f"GET /1: status 200, now 500 {HOSTILE}" in page.text("board")
+
+
+def test_ten_thousand_are_there_and_only_those_in_view_are_drawn(page):
+    count = CAPACITY + 50
+    page.tell(*({"path": f"/{number}", "status": 200} for number in range(count)))
+    page.wait_count(f"{CAPACITY} requests")
+    page.wait(lambda: page.rows()[-1][5] == f"orders/{count - 1}", "the newest, which is followed")
+    assert len(page.rows()) < 100
+    page.press(Keys.HOME)
+    page.wait(lambda: page.rows()[0][5] == "orders/50", "the oldest")
+    page.search("path=/777")
+    page.wait_count(f"1 of {CAPACITY} requests")
+
+
+def test_a_page_finds_its_server_again_and_says_when_it_is_gone(page):
+    page.tell({"path": "/a"})
+    page.wait_count("1 requests")
+    page.call(page.server.aclose())
+    page.wait(lambda: "cannot be reached" in page.text("note"), "the note")
+
+
+def _alert(driver):
+    with contextlib.suppress(Exception):
+        return driver.switch_to.alert
+    return None
