@@ -30,7 +30,12 @@ class Value:
         return Value(self.value[name])  # a KeyError is CEL's "no such key"
 
     def __eq__(self, other):
-        return type(self.value) is type(other.value) and self.value == other.value
+        other = other.value if isinstance(other, Value) else other
+        return type(self.value) is type(other) and self.value == other
+
+    def __bool__(self):
+        assert isinstance(self.value, bool), "CEL's && and || take truth values only"
+        return self.value
 
     __hash__ = None
 

@@ -20,6 +20,7 @@ SPEC = {
     "divertProbes": False,
     "resetExisting": False,
     "headsOnly": False,
+    "egress": False,
     "duration": "60s",
     "maxBytes": 4096,
     "snap": "All",
@@ -38,6 +39,7 @@ OTHER = {
     "divertProbes": True,
     "resetExisting": True,
     "headsOnly": True,
+    "egress": True,
     "duration": "61s",
     "maxBytes": 4097,
     "snap": "Heads",
@@ -89,19 +91,46 @@ def test_rules_are_asked_as_cel_says(rule, new, old, expected):
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_every_field_of_a_spec_but_renew_time_is_kept(name):
     part = schema(name)["properties"]["spec"]
+    [rule] = [each["rule"] for each in part[RULES] if "oldSelf" in each["rule"]]
     fields = set(part["properties"])
     old = {field: value for field, value in SPEC.items() if field in fields}
     assert set(old) == fields, "a new field wants a value here, and a place in the rule"
     assert passes(part, old, old)
-    assert passes(part, old | {"renewTime": "2027-01-01T00:00:00.000000Z"}, old)
-    assert passes(part, {field: value for field, value in old.items() if field != "renewTime"}, old)
+    assert holds(rule, old | {"renewTime": "2027-01-01T00:00:00.000000Z"}, old)
+    assert holds(rule, {field: value for field, value in old.items() if field != "renewTime"}, old)
     for field in fields - {"renewTime"}:
-        assert not passes(part, old | {field: OTHER[field]}, old), f"{field} changed"
+        assert not holds(rule, old | {field: OTHER[field]}, old), f"{field} changed"
         if field not in part["required"]:
             without = {each: value for each, value in old.items() if each != field}
-            assert not passes(part, without, old), f"{field} taken away"
-            assert not passes(part, old, without), f"{field} added"
-            assert passes(part, without, without)
+            assert not holds(rule, without, old), f"{field} taken away"
+            assert not holds(rule, old, without), f"{field} added"
+            assert holds(rule, without, without)
+
+
+@pytest.mark.parametrize("name", [each for each in DEFINITIONS if not each.startswith("intercepts")])
+@pytest.mark.parametrize(
+    ("fields", "passed"),
+    [
+        ({"port": "https"}, True),
+        ({"port": "https", "egress": False}, True),
+        ({"egress": True}, True),
+        ({"port": "https", "egress": True}, False),
+        ({"egress": False}, False),
+        ({}, False),
+    ],
+)
+def test_a_session_is_about_a_port_or_about_what_pods_send(name, fields, passed):
+    part = schema(name)["properties"]["spec"]
+    spec = {"workload": "orders", "session": SPEC["session"], "headsOnly": True, **fields}
+    spec = {field: value for field, value in spec.items() if field in part["properties"]}
+    assert passes(part, spec, spec) is passed
+
+
+def test_a_wiretap_of_what_pods_send_gets_heads_only():
+    part = schema("wiretaps.sidestep.dev")["properties"]["spec"]
+    for heads in ({}, {"headsOnly": False}):
+        spec = {"workload": "orders", "session": SPEC["session"], "egress": True, **heads}
+        assert not passes(part, spec, spec)
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
