@@ -184,3 +184,8 @@ class _Both:
         """As SessionObserver.handler_refused."""
         for each in self._observers:
             each.handler_refused(opening, reason)
+
+    def note(self, text: str) -> None:
+        """As SessionObserver.note."""
+        for each in self._observers:
+            each.note(text)

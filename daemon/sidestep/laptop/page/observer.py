@@ -118,6 +118,10 @@ class FlowObserver:
         """As SessionObserver.handler_refused."""
         self._board.note(f"{self._name}: not answered by the handler, from {opening.client}: {reason}")
 
+    def note(self, text: str) -> None:
+        """As SessionObserver.note."""
+        self._board.note(f"{self._name}: {text}")
+
     def event(self, event: AnyEvent) -> None:
         """As SessionObserver.event."""
         match event:
