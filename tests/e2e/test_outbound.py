@@ -1,0 +1,111 @@
+"""Policies about what pods send, on the real cluster: what leaves, what does not, what is told of it, no trace.
+
+The server is on the laptop: outside of the cluster, with an address that counts as external (RFC 2544).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import cgroups, machine
+from tests.e2e import test_inspection as written
+from tests.harness import kernel
+from tests.harness.nginx import nginx
+from tests.harness.waiting import until
+
+PORT = 443
+NAMES = ("api.example", "paste.example")
+NO_PASTE = {"name": "no-paste", "action": "Block", "match": {"serverNames": ["paste.example"]}}
+EVE = "/var/log/sidestep/eve.json"
+UNIFIED = next(root for root in cgroups.roots() if (root / "cgroup.controllers").exists())
+
+
+@pytest.fixture(scope="module")
+def web(cluster, product, shop):
+    """The definitions, and a server on the laptop with both names."""
+    with (
+        product.inspection(),
+        nginx(
+            cluster.node.laptop,
+            product.folder / "outside",
+            listen=[f"{machine.LAPTOP_IP}:{PORT}"],
+            certificate=shop.authority.issue(*NAMES),
+        ) as running,
+    ):
+        yield running
+
+
+def ask(cluster, pod, name):
+    """What curl in a pod says of the server: its answer, and curl's exit code."""
+    url, place = f"https://{name}/", f"{name}:{PORT}:{machine.LAPTOP_IP}"
+    line = f"curl -sk --max-time 20 --resolve {place} {url}; echo code=$?"
+    text = cluster.exec(pod, "sh", "-c", line, within=40)
+    answer, _, code = text.rpartition("code=")
+    return answer.strip(), int(code)
+
+
+def leaves(cluster, pod, name):
+    return ask(cluster, pod, name) == ("app", 0)
+
+
+def test_what_pods_send_is_allowed_blocked_told_and_left_alone_again(cluster, product, shop, web):
+    pods = shop.pods()
+    assert all(leaves(cluster, pod, name) for pod in pods for name in NAMES)
+    policy = written.policy(mode="Enforce", name="out", egress={"rules": [NO_PASTE], "failurePolicy": "Fail"})
+    del policy["spec"]["rules"]
+    cluster.apply(policy, namespace=shop.namespace)
+    try:
+        written.wait_for(cluster, name="out", Accepted="Accepted", Programmed="Programmed")
+        found = written.status(cluster, name="out")
+        assert found["programmedPods"] == len(pods)
+        [entry] = found["nodes"].values()
+        [there] = entry["inspected"]
+        assert (there["workload"], there["egress"]) == (f"{shop.namespace}/deployment/orders", True)
+        assert all(programs(cluster, pod) for pod in pods)
+        served = len(web.requests())
+        for pod in pods:
+            assert leaves(cluster, pod, "api.example")
+            answer, code = ask(cluster, pod, "paste.example")
+            assert (answer, code in (7, 35, 56)) == ("", True), (answer, code)
+        assert len(web.requests()) == served + len(pods)
+        assert shop.get(pods[0], "/").served_by == "app"
+        for pod in pods:
+            until(lambda pod=pod: alerts(cluster, product, pod), within=30, every=0.5, what=f"the alert of {pod.name}")
+            [alert] = alerts(cluster, product, pod)
+            assert (alert["sidestep"]["policy"], alert["sidestep"]["rule"]) == ("shop/out", "no-paste")
+            assert (alert["src_ip"], alert["dest_ip"]) == (pod.ip, machine.LAPTOP_IP)
+            assert alert["sidestep"]["host"] == "paste.example"
+        listed = cluster_list(product, shop)
+        assert re.search(r"outbound .*shop/out \(Enforce\)", listed), listed
+    finally:
+        cluster.kubectl("delete", "inspectionpolicy", "out", "-n", shop.namespace)
+    product.quiet(pods)
+    until(lambda: not any(programs(cluster, pod) for pod in pods), within=45, every=0.5, what="the programs to go")
+    assert all(leaves(cluster, pod, "paste.example") for pod in pods)
+
+
+def programs(cluster, pod):
+    """The programs on the folders of version 2 that a pod's containers are in, and on the pod's own."""
+    folders = set()
+    for pid in cluster.processes(pod):
+        [path] = re.findall(r"^0::(.*)$", Path(f"/proc/{pid}/cgroup").read_text(), re.MULTILINE)
+        folders |= {UNIFIED / path.lstrip("/"), (UNIFIED / path.lstrip("/")).parent}
+    return set().union(*(kernel.on_cgroup(folder).links for folder in folders))
+
+
+def cluster_list(product, shop):
+    """`sidestep list` of somebody who may read policies."""
+    shown = product.run("list", "-n", shop.namespace, user="admin")
+    assert shown.code == 0, shown
+    return shown.stdout
+
+
+def alerts(cluster, product, pod):
+    """The alerts about what a pod sent, as the daemon has written them."""
+    text = cluster.exec(product.daemon(), "cat", EVE)
+    found = [json.loads(line) for line in text.splitlines() if '"egress"' in line]
+    return [each for each in found if each["event_type"] == "alert" and each["kubernetes"]["pod"] == pod.name]
