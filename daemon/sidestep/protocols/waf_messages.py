@@ -29,7 +29,8 @@ from sidestep.snapshots.waf import Profile
 VERSION: Final = 3
 """Of these messages; both sides are of one release, so that a difference is an error."""
 MAX_PACKET: Final = 144 * 1024
-"""Bytes of a packet that is received. A profile has the longest: rules, their regexes once more, exemptions."""
+"""Bytes of a packet that is received. The longest are a profile (rules, their regexes once more, exemptions), and a
+head of MAX_HEAD with PART of a body."""
 PART: Final = 48 * 1024
 """Bytes of a body that are sent in one packet."""
 MAX_HEAD: Final = 64 * 1024

@@ -103,12 +103,12 @@ class Subject:
         texts = sum(map(len, chain.from_iterable(self.fields)))
         return FRAME + len(self.method) + len(self.target) + texts + FIELD * len(self.fields)
 
-    def message(self, number: int, place: int, expires: float, room: int) -> Question:
-        """The question, with as much of the body as there is room for."""
+    def message(self, number: int, place: int, expires: float) -> Question:
+        """The question, with the first PART bytes of the body."""
         body = self.body
         return Question(
             number, place, expires, self.method, self.target, self.version, self.fields, self.client, self.server,
-            body[:room], len(body) > room, self.status,
+            body[:PART], len(body) > PART, self.status,
         )  # fmt: skip
 
 
@@ -127,9 +127,8 @@ class HeadSubject:
         """As `Subject.head_size`."""
         return FRAME + len(self.head)
 
-    def message(self, number: int, place: int, expires: float, room: int) -> Head:
+    def message(self, number: int, place: int, expires: float) -> Head:
         """As `Subject.message`."""
-        del room
         return Head(number, place, expires, self.head, self.client, self.server)
 
 
@@ -139,7 +138,7 @@ Answer = Verdict | Reason
 class _Question:
     """One question that is not over."""
 
-    __slots__ = ("began", "expires", "head_size", "id", "on_answer", "seconds", "size", "subject")
+    __slots__ = ("began", "expires", "id", "on_answer", "seconds", "size", "subject")
 
     def __init__(
         self,
@@ -151,8 +150,7 @@ class _Question:
     ) -> None:
         self.id = number
         self.subject = subject
-        self.head_size = subject.head_size
-        self.size = self.head_size + len(subject.body)
+        self.size = subject.head_size + len(subject.body)
         self.seconds = seconds
         self.expires = now + seconds
         self.on_answer: Callable[[Answer], None] | None = on_answer
@@ -302,10 +300,9 @@ class Asking:
             if together and (size + question.size > TOGETHER or len(together) == MAX_SEVERAL):
                 self._send_together(together)
                 together, size = [], 0
-            room = max(0, PART - question.head_size)
-            message = question.subject.message(question.id, place, question.expires, room)
+            message = question.subject.message(question.id, place, question.expires)
             if question.size > TOGETHER:
-                self._send_long(message, question.subject.body, room)
+                self._send_long(message, question.subject.body)
             else:
                 together.append(message)
                 size += question.size
@@ -328,9 +325,9 @@ class Asking:
     def _send_together(self, questions: list[Question | Head]) -> None:
         self.outgoing.append(_encoder.encode(questions[0] if len(questions) == 1 else Several(tuple(questions))))
 
-    def _send_long(self, first: Question | Head, body: bytes, begun: int) -> None:
+    def _send_long(self, first: Question | Head, body: bytes) -> None:
         self.outgoing.append(_encoder.encode(first))
-        for begin in range(begun, len(body), PART):
+        for begin in range(PART, len(body), PART):
             part = Part(first.id, body[begin : begin + PART], begin + PART < len(body))
             self.outgoing.append(_encoder.encode(part))
 
