@@ -20,6 +20,7 @@ from sidestep.model.egress import EgressMode
 from sidestep.model.filter import Filter, PathCondition, PathTest
 from sidestep.model.inspection import Action, Builtin, Direction, Match, Pattern, Rule
 from tests.harness import grpc_peer
+from tests.harness.apache import apache
 from tests.harness.authority import Authority
 from tests.harness.cgroups import inside
 from tests.harness.nginx import nginx
@@ -218,6 +219,32 @@ def test_a_server_that_wants_the_clients_certificate(program, tmp_path, fail):
                     assert answered(done)[0] == 200
                     assert [each["subject"] for each in web.requests()] == ["CN=robot"]
                     await pod.counted(inspection_bypassed_client_certificate_requested=1)
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_a_server_that_asks_for_a_certificate_once_it_has_read_the_request(program, tmp_path, version):
+    """Its first connection is ended unanswered; from the next one on the client answers for itself."""
+
+    async def go():
+        async with opened(program, tmp_path, ADMIN) as pod:
+            clients, served = Authority("Clients"), Authority("Servers")
+            own = clients.issue("robot", client=True).write(tmp_path / "robot")
+            (tmp_path / "all.pem").write_bytes(ISSUER.pem + served.pem)
+            pod.some.secrets.texts["authority"] = served.pem
+            await pod.program(decrypting(ADMIN, name="next"))
+            with apache(
+                pod.space.client, tmp_path / "apache", listen=[f"{pod.space.client_ip}:8448"],
+                certificate=served.issue("api.test"), clients=clients.pem, name="api.test",
+            ):  # fmt: skip
+                pair = ("--cert", str(own / "tls.crt"), "--key", str(own / "tls.key"), "--tls-max", version)
+                assert answered(await ask(pod, "api.test", *pair, ca=tmp_path / "all.pem", port=8448))[0] in (200, 403)
+                done = await ask(pod, "api.test", *pair, ca=tmp_path / "all.pem", path="required/", port=8448)
+                assert done.returncode or answered(done)[0] in (403, 502), done.stdout
+                done = await ask(pod, "api.test", *pair, "-i", ca=tmp_path / "all.pem", path="required/", port=8448)
+                assert "CN=robot" in done.stdout, done.stdout + done.stderr
+                await pod.counted(inspection_bypassed_client_certificate_requested=1)
 
     asyncio.run(go())
 
