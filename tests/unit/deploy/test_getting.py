@@ -43,7 +43,8 @@ def test_the_base_consists_of_files_that_are_there():
 
 def test_the_chart_has_the_manifests_themselves():
     for name in ("daemonset.yaml", "inspection.yaml"):
-        assert (CHART / "files" / name).resolve() == DEPLOY / name
+        # Links in the repository; a copy of the sources may have files in their places.
+        assert (CHART / "files" / name).read_bytes() == (DEPLOY / name).read_bytes()
 
 
 def test_the_chart_has_this_version():
