@@ -151,7 +151,7 @@ release-check: $(VENV)/.stamp ## The same dry, also where no base image can be f
 site: build/mkdocs/.stamp ## Make a site of the documentation in build/site; a link that leads nowhere is an error
 	@NO_MKDOCS_2_WARNING=1 build/mkdocs/bin/python -m mkdocs -q build -f deploy/site/mkdocs.yml
 
-build/mkdocs/.stamp: $(VENV)/.stamp deploy/site.lock
+build/mkdocs/.stamp: deploy/site.lock | $(VENV)/.stamp
 	@echo "Installing mkdocs in build/mkdocs"
 	@$(PYTHON) -m venv --clear --without-pip build/mkdocs
 	@$(BIN)/pip -q --disable-pip-version-check --python build/mkdocs/bin/python install --only-binary=:all: \
@@ -159,7 +159,7 @@ build/mkdocs/.stamp: $(VENV)/.stamp deploy/site.lock
 	@touch $@
 
 # Helm's SDK, which renders the chart. Its package has no build for other machines; there the chart is not rendered.
-build/helm/.stamp: $(VENV)/.stamp deploy/helm.lock
+build/helm/.stamp: deploy/helm.lock | $(VENV)/.stamp
 	@mkdir -p build/helm
 	@if [ "$$(uname -m)" = x86_64 ]; then \
 		echo "Installing Helm's SDK in build/helm"; \

@@ -2,7 +2,8 @@
 
 Documents link to each other as the repository lays them out: `docs/tls.md` from the root, `../ARCHITECTURE.md` from
 docs/. On the site all lie in one folder, so each link between documents is put right; a link to a file that is no page
-is left as it is, which a strict build refuses.
+is left as it is, which a strict build refuses. Lists may begin right below a paragraph, as they may on GitHub; mkdocs
+wants an empty line there.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ PAGES = {
 }
 """The documents of the root, and what they are on the site. docs/security.md is another text than SECURITY.md."""
 
+_ITEM = re.compile(r"[-*] |1\. ")
 _LINK = re.compile(r"\]\((?P<path>[\w./-]+\.(?:md|svg|png))(?P<anchor>#[^)]*)?\)")
 
 
@@ -39,8 +41,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def with_lists(markdown: str) -> str:
+    """The document with an empty line before each list."""
+    lines: list[str] = []
+    code = listed = False
+    for line in markdown.split("\n"):
+        code ^= line.lstrip().startswith("```")
+        item = not code and _ITEM.match(line) is not None
+        if item and not listed and lines and lines[-1].strip():
+            lines.append("")
+        listed = item or (listed and bool(line.strip()))
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Put the links of one document right."""
+    """Put the links and the lists of one document right."""
     above = page.file.src_uri in PAGES.values()
 
     def right(found: re.Match[str]) -> str:
@@ -51,4 +67,4 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
             path = PAGES.get(path.removeprefix("../"), path)
         return f"]({path}{found['anchor'] or ''})"
 
-    return _LINK.sub(right, markdown)
+    return with_lists(_LINK.sub(right, markdown))
