@@ -6,6 +6,9 @@ import os
 import pytest
 import yaml
 
+from sidestep.cli.readable_ports import readable_ports
+from sidestep.kube import kubeconfig as kubeconfigs
+from sidestep.model.errors import RefusedError
 from tests.harness.cluster import ApiServer
 from tests.harness.node import SIDESTEP
 from tests.integration.kube.cluster import GROUP
@@ -71,6 +74,25 @@ def test_list_reads_the_api_only(server):
     assert "intercept/a" in text
     assert "AnnotationInvalid: pod shop/orders-1" in text
     assert {request.split()[0] for request in server.api.requests} == {"GET"}
+
+
+def test_the_ports_that_may_speak_http_are_found_in_the_api(server, monkeypatch):
+    monkeypatch.setenv("SIDESTEP_INSECURE_HTTP", "1")
+    server.do(populate(server.api))
+    more = pod("orders-2", ip="10.0.0.2")
+    ports = [(8443, "https", "TCP"), (8080, "http", "TCP"), (9000, "tcp", "TCP"), (53, "dns", "UDP")]
+    more["spec"]["containers"][0]["ports"] = [
+        {"containerPort": number, "name": name, "protocol": protocol} for number, name, protocol in ports
+    ]
+    server.do(server.api.put("/api/v1", "pods", more))
+    raw = {"selector": {"app": "orders"}, "ports": [{"port": 9000, "appProtocol": "tcp"}]}
+    server.do(server.api.put("/api/v1", "services", {"metadata": {"name": "raw", "namespace": "shop"}, "spec": raw}))
+    access = kubeconfigs.load(server.kubeconfig, None)
+    assert sorted(readable_ports(access, "shop", "orders")) == ["8080", "8443"]
+    assert sorted(readable_ports(access, "shop", "deployment/orders", whole=True)) == ["8080", "8443", "9000"]
+    for workload in ("carts", "statefulset/orders"):
+        with pytest.raises(RefusedError, match="no workload"):
+            readable_ports(access, "shop", workload)
 
 
 def test_list_names_the_policies_that_inspect_each_port(server):

@@ -4,8 +4,8 @@ At the head, `wants` asks the gate (`TapGate`) which of the sessions are told at
 later, by the `Teller` of the connection.
 
     waiting   the request's head was consumed; its answer's is yet to come
-    told      by the final head of the answer; without a status when nothing more of the exchange will be told, or when
-              the mirror does not hear responses, because it is older than the session, or WAITING others wait
+    told      by the final head of the answer; without a status when nothing more of the exchange will be told, when its
+              answer is not heard (HTTP/2: the connection is older than the session), or when WAITING others wait
 
 An exchange that a policy refuses is never offered: the refusal itself is told (`engine.inspection.records`).
 """
