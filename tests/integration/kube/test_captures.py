@@ -66,11 +66,11 @@ def capturing(api, *, handler=None, **spec):
     return Laptop(api, handler=handler or Sink(), **values)
 
 
-def resource(api, name="orders-1"):
+def resource(api, name="orders-1-capture"):
     return cluster.resource(api, name, PLURAL)
 
 
-def status(api, name="orders-1"):
+def status(api, name="orders-1-capture"):
     return cluster.status(api, name, PLURAL)
 
 
@@ -135,7 +135,7 @@ def test_it_is_told_before_it_is_accepted():
             assert told["reason"] == "CaptureStarted"
             assert told["metadata"]["namespace"] == "shop"
             about = told["involvedObject"]
-            assert (about["kind"], about["namespace"], about["name"]) == ("Capture", "shop", "orders-1")
+            assert (about["kind"], about["namespace"], about["name"]) == ("Capture", "shop", "orders-1-capture")
             assert about["uid"] == resource(api)["metadata"]["uid"]
             assert told["message"] == (
                 "ada captures, for at most 1m30s and 4096 bytes from each node, heads, with secrets redacted, of "

@@ -29,11 +29,11 @@ def inspecting(api, got=None, **spec):
     return Laptop(api, handler=RecordHandler(take), **values)
 
 
-def resource(api, name="orders-1"):
+def resource(api, name="orders-1-inspect"):
     return cluster.resource(api, name, PLURAL)
 
 
-def status(api, name="orders-1"):
+def status(api, name="orders-1-inspect"):
     return cluster.status(api, name, PLURAL)
 
 
@@ -63,6 +63,21 @@ def test_from_create_to_records_to_delete():
             assert node.cluster.intercepts() == ()
             assert node.sessions.waiting_records.held == 0
             assert api.objects.get(("/api/v1", "events"), {}) == {}
+
+    run(test)
+
+
+def test_what_pods_send_is_asked_for_without_a_port():
+    async def test(api):
+        async with daemon(api) as node:
+            laptop = inspecting(api, port="", egress=True)
+            await until(lambda: laptop.ear.active == 1, what="active")
+            found = resource(api)["spec"]
+            assert (found["egress"], "port" in found) == (True, False)
+            [intercept] = node.cluster.intercepts()
+            assert (intercept.egress, intercept.port, intercept.records) == (True, "", Live.ALL)
+            await laptop.end()
+            assert node.cluster.intercepts() == ()
 
     run(test)
 
