@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from sidestep.aio.time_limit import time_limit
 from sidestep.model.errors import ConfigurationError
@@ -23,8 +24,17 @@ GRACE = 5.0
 class ChildCommand:
     """One child command. `code` is its exit code as a shell reports it; None until it has ended by itself."""
 
-    def __init__(self, command: Sequence[str], *, environment: Callable[[], Mapping[str, str]] = dict) -> None:
-        """`environment` is asked, when the command starts, for variables that it gets beside those of this process."""
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Callable[[], Mapping[str, str]] = dict,
+        folder: Path | None = None,
+    ) -> None:
+        """`environment` is asked, when the command starts, for variables that it gets beside those of this process;
+        `folder` is where it runs.
+        """
+        self._folder = folder
         self._command = tuple(command)
         self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
@@ -43,7 +53,7 @@ class ChildCommand:
             pass
         try:
             variables = {**os.environ, **self._environment()}
-            self._process = await asyncio.create_subprocess_exec(*self._command, env=variables)
+            self._process = await asyncio.create_subprocess_exec(*self._command, env=variables, cwd=self._folder)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise ConfigurationError(

@@ -43,6 +43,7 @@ COMMANDS = {
     "replay": ("sidestep.cli.replay:replay", "Send recorded requests again, and compare the answers."),
     "status": ("sidestep.cli.status:status", "Show the node daemon, target pods, sessions, problems."),
     "ui": ("sidestep.cli.ui:ui", "Show the requests of workloads on a page in a browser."),
+    "up": ("sidestep.cli.up:up", "Run the sessions and handlers of a file."),
     "wiretap": ("sidestep.cli.intercept:wiretap", "Copy matching requests to a handler on this machine."),
 }
 """Where each command is, and its short help, which is shown without importing it."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from sidestep.proxy.control.messages import Open
 from tests.integration.kube.cluster import GROUP, until
@@ -209,6 +211,60 @@ async def replay(stage: Stage) -> None:
     assert "/again" in done.stdout
 
 
+SERVER = """
+import http.server, os
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = self.path.upper().encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["AT"])), Handler).serve_forever()
+"""
+
+
+async def up(stage: Stage) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    project = stage.folder / "project"
+    project.mkdir()
+    (project / "server.py").write_text(SERVER)
+    entry = {"workload": "pod/orders-1", "port": f"{port}:8443", "headers": ["x-dev=ada"], "plaintext": True}
+    handlers = {"web": {"command": [sys.executable, "server.py"], "environment": {"AT": str(port)}}}
+    (project / "sidestep.yaml").write_text(json.dumps({"intercepts": [entry], "handlers": handlers}))
+    async with stage.starting("up", "-f", "project/sidestep.yaml") as running:
+        assert (await running.until("is active on 1 pod")).startswith("orders-1: Intercept shop/orders-1 is active")
+        [(uid, _)] = _served(stage)
+        await until(lambda: is_open(port), what="the handler to listen")
+        assert (await diverted(stage, uid, "/up")).endswith(b"/UP")
+        assert (done := await running.interrupt()).code == 0, done
+    assert not is_open(port), "the handler has ended, too"
+    handlers["web"]["command"] = [sys.executable, "-c", "exit(9)"]
+    (project / "sidestep.yaml").write_text(json.dumps({"intercepts": [entry], "handlers": handlers}))
+    done = await stage.run("up", "-f", "project/sidestep.yaml")
+    assert (done.code, done.stdout.splitlines()[-1]) == (9, "Handler web has ended with 9."), done
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def ui(stage: Stage) -> None:
+    async with stage.starting("ui", "pod/orders-1", "-p", "8443") as running:
+        await running.until("Ctrl-C ends it")
+        assert running.process.stderr is not None
+        address = urlsplit((await running.process.stderr.readline()).decode().removeprefix("Page: ").strip())
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        target = f"{address.path or '/'}?{address.query}"
+        writer.write(f"GET {target} HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n\r\n".encode())
+        assert b"200" in await reader.readline()
+        writer.close()
+        assert (done := await running.interrupt()).code == 0, done
+
+
 async def completion(stage: Stage) -> None:
     for shell in ("zsh", "fish"):
         done = await stage.run("completion", shell)
@@ -235,6 +291,8 @@ ROWS = {
     "policy": Row(works=True, check=policy),
     "replay": Row(works=True, check=replay),
     "status": Row(works=True, check=status),
+    "ui": Row(works=True, check=ui),
+    "up": Row(works=True, check=up),
     "wiretap": Row(works=True, check=wiretap),
 }
 

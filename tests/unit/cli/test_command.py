@@ -23,6 +23,7 @@ NEEDED = {
     "policy except": ["2c6db743-1"],
     "replay": ["x.har", "--to", "http://127.0.0.1:8080"],
     "completion": ["bash"],
+    "up": [],
     "doctor": [],
 }
 """What each command cannot do without."""

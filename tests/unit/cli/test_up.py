@@ -1,0 +1,46 @@
+"""What `sidestep up` says of a file before anything runs."""
+
+import pytest
+
+from sidestep.cli.main import run
+
+GOOD = "{workload: orders, port: 9443:https}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("namespace: shop", "has neither intercepts nor wiretaps"),
+        ("intercepts: [{workload: a/b/c, port: 1}]", "intercepts[0]: "),
+        ("intercepts: [{workload: a, port: 'x:y'}]", "intercepts[0]: 'x:y': LOCAL is the handler's port"),
+        (f"intercepts: [{GOOD}, {{workload: a, port: 1, headers: ['=']}}]", "intercepts[1]: "),
+        ("intercepts: [{workload: a, port: 1, pathRegex: ['(']}]", "intercepts[0]: "),
+        ("wiretaps: [{workload: a, port: 1, name: Mine}]", "wiretaps[0]: 'Mine' is no name of a session"),
+        ("namespace: Shop\nintercepts: [{workload: a, port: 1}]", "intercepts[0]: 'Shop' is no namespace"),
+        ("intercepts: [{workload: a, port: 1, address: 'a b'}]", "intercepts[0]: --address"),
+        ("intercepts: [{workload: a, port: 1, handlerCa: none.pem}]", "intercepts[0]: --handler-ca"),
+        ("intercepts: 7", "intercepts: "),
+        ("\xff", "is no UTF-8 text"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line(tmp_path, capsys, text, said):
+    path = tmp_path / "sidestep.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    assert run(["up", "-f", str(path), "--socket", "/nowhere/node.sock"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith(f"sidestep: {path}: ")
+    assert said in error
+
+
+def test_a_file_that_is_not_there(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["up", "--socket", "/nowhere/node.sock"]) == 1
+    assert "--file 'sidestep.yaml': cannot be read" in capsys.readouterr().err
+
+
+def test_without_a_daemon(tmp_path, capsys):
+    path = tmp_path / "sidestep.yaml"
+    path.write_text(f"intercepts: [{GOOD}]")
+    assert run(["up", "-f", str(path), "--socket", "/nowhere/node.sock"]) == 1
+    assert "no node daemon answers on /nowhere/node.sock" in capsys.readouterr().err
