@@ -129,6 +129,20 @@ def test_a_server_that_does_not_speak_tls(program, tmp_path, fail):
     asyncio.run(go())
 
 
+def test_a_server_that_is_asked_for_by_its_address_is_verified_under_that(program, tmp_path):
+    async def go():
+        async with outbound(program, tmp_path, originating(fail=True)) as pod:
+            served, address = Authority("Servers"), pod.space.client_ip
+            pod.some.secrets.texts["authority"] = served.pem
+            await pod.program(originating(fail=True, name="next"))
+            certificate = served.issue("other.test", ips=[address])
+            with nginx(pod.space.client, tmp_path / "far", listen=[f"{address}:8081"], certificate=certificate) as web:
+                assert code(await pod.asked(address, port=8081, scheme="http")) == 200
+                assert [(each["tls"], each["sni"]) for each in web.requests()] == [("TLSv1.3", "")]
+
+    asyncio.run(go())
+
+
 @pytest.mark.parametrize("fail", [False, True])
 def test_without_the_authorities_of_the_policy_nothing_is_opened(program, tmp_path, fail):
     async def go():

@@ -17,6 +17,8 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
+import msgspec
+
 from sidestep.engine.classification import Protocol
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError
@@ -70,7 +72,7 @@ class TlsOrigination:
     def _handshake(self) -> UpstreamHandshake:
         return UpstreamHandshake(
             self._loop,
-            port=self._port.snapshot,
+            port=msgspec.structs.replace(self._port.snapshot, upstream_name=self._name),
             credentials=self._host.credentials,
             server_name=_sent(self._name),
             alpn=(self._alpn,),
