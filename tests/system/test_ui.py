@@ -109,6 +109,11 @@ def wait_count(driver, wanted):
     until(lambda: text(driver, "count") == wanted, within=20, what=lambda: text(driver, "count"))
 
 
+def wait_detail(driver, wanted):
+    """Wait until the pane of details has a text."""
+    until(lambda: wanted in text(driver, "detail"), within=20, what=lambda: text(driver, "detail"))
+
+
 def test_200_requests_are_searched_opened_saved_and_replayed(orders, loopback, chromium, downloads, tmp_path):
     process, address = served(orders, loopback, "ui", "orders", "--port", str(scene.TLS_PORT))
     with process, Server(numbers(), name="local", netns=loopback) as local:
@@ -174,6 +179,27 @@ def test_flows_have_a_page_beside_what_they_print(orders, loopback, chromium):
             extra = ["-H", f"Origin: {origin}"] if origin else []
             answer = loopback.run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", *extra, url)
             assert answer == "403"
+
+
+def test_a_wiretap_shows_fields_and_bodies_of_what_it_copies(orders, loopback, chromium):
+    with Server(numbers(), name="recorder", netns=loopback) as recorder:
+        port = f"{recorder.port}:{scene.TLS_PORT}"
+        words = ("wiretap", "orders", "--port", port, "--http-method", "POST", "--plaintext", "--ui")
+        process, address = served(orders, loopback, *words)
+        with process:
+            chromium.get(address)
+            orders.get("/1", "X-Dev: ada", f"Authorization: Bearer {SECRET}", options=["--data", '{"card": [1, 2]}'])
+            wait_count(chromium, "1 requests")
+            chromium.find_element(By.ID, "rows").send_keys("j", Keys.ENTER)
+            wait_detail(chromium, "x-devada")
+            assert SECRET not in chromium.page_source
+            for name, shown in (("Body", '{"card": [1, 2]}'), ("JSON", '"card": [\n'), ("Hex", "7b 22 63 61 72 64")):
+                chromium.find_element(By.XPATH, f"//aside//button[text()='{name}']").click()
+                until(
+                    lambda shown=shown: shown in text(chromium, "detail"),
+                    within=20,
+                    what=lambda: text(chromium, "detail"),
+                )
 
 
 def test_a_port_of_the_page_that_is_taken_is_one_line(orders):

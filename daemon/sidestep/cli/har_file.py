@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from sidestep import __version__
+from sidestep.cli.har_entries import Body, entry_of
 from sidestep.laptop.capture_target import CaptureTarget
 from sidestep.model.errors import ConfigurationError
 from sidestep.protocols import har
+from sidestep.tunnel.messages import Request
 
 MAX_BYTES: Final = 256 * 1024 * 1024
 """Bytes of a file; half of what `har.MAX_FILE` lets be read."""
@@ -38,6 +40,10 @@ class HarFile:
         self.left_out = 0
         self._problem = ""
         """Why nothing more is written."""
+
+    def keep(self, request: Request, body: Body | None) -> None:
+        """As saved_requests.Archive."""
+        self.add(entry_of(request, body))
 
     def add(self, entry: har.Entry) -> None:
         """Append an entry."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -25,6 +25,9 @@ from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.intercept import Kind
 from sidestep.tunnel.messages import SessionSpec
 from sidestep.tunnel.session_names import base_name
+
+if TYPE_CHECKING:
+    from sidestep.laptop.copied_requests import CopiedRequest
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -155,18 +158,19 @@ def _run_session(
     **rest: Any,
 ) -> int:
     saved = None
+    shown = live_page(workload, page, backend=backend, namespace=namespace_for(backend, namespace))
+    takers: list[Callable[[CopiedRequest], None]] = []
     try:
         wanted = filter_of(rest)
         settings = HandlerSettings(port=port.local, address=address, plaintext=plaintext, ca=handler_ca)
-        if save is None:
-            handler = Handler(settings)
-        else:
-            from sidestep.laptop.copied_requests import RecordingHandler
-
+        if save is not None:
             if wanted.is_global:
                 raise RefusedError("--save needs a filter: without one, connections are copied unread")
             saved = SavedRequests(HarFile(save), statuses=statuses, copied=True, secret=save_secrets)
-            handler = RecordingHandler(settings, saved.take)
+            takers.append(saved.take)
+        if shown is not None and kind is Kind.WIRETAP and not wanted.is_global:
+            takers.append(shown.take)
+        handler = _handler(settings, takers)
     except (ConfigurationError, RefusedError) as error:
         raise click.UsageError(str(error)) from error
     namespace = namespace_for(backend, namespace)
@@ -206,5 +210,18 @@ def _run_session(
             )
         ),
         command=command,
-        page=live_page(workload, page, backend=backend, namespace=spec.namespace),
+        page=shown,
     )
+
+
+def _handler(settings: HandlerSettings, takers: Sequence[Callable[[CopiedRequest], None]]) -> Handler:
+    """Return the handler's side; copied requests are told to `takers`, if there are any."""
+    if not takers:
+        return Handler(settings)
+    from sidestep.laptop.copied_requests import RecordingHandler
+
+    def take(copy: CopiedRequest) -> None:
+        for each in takers:
+            each(copy)
+
+    return RecordingHandler(settings, take)

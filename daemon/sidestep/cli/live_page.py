@@ -9,25 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from sidestep.cli.har_entries import Body
 from sidestep.cli.page_actions import har_of, replay_flows
+from sidestep.cli.saved_requests import SavedRequests
 from sidestep.kube.access import ClusterAccess
 from sidestep.laptop.local_client import LocalClient
 from sidestep.laptop.page.flow_ring import FlowRing
 from sidestep.laptop.page.observer import FlowObserver, PageBoard
 from sidestep.laptop.session import SessionObserver
 from sidestep.model.errors import SidestepError
-from sidestep.tunnel.messages import AnyEvent, Hello, SessionSpec, decode
+from sidestep.model.intercept import Kind
+from sidestep.tunnel.messages import AnyEvent, Hello, Request, SessionSpec, decode
 from sidestep.tunnel.opening import StreamOpening
 from sidestep.tunnel.views import StatusView
 
 if TYPE_CHECKING:
     from sidestep.cli.backend import Backend
+    from sidestep.laptop.copied_requests import CopiedRequest
     from sidestep.laptop.page.server import PageServer
 
 POLL: Final = 5.0
@@ -82,6 +86,8 @@ class LivePage:
         self._board = PageBoard(title, self._changed)
         self._server: PageServer | None = None
         self._polling: asyncio.Task[None] | None = None
+        self._copies: SavedRequests | None = None
+        """Joins copies of the last session with what is told of them; a command that has copies has one session."""
         self.address = ""
 
     async def begin(self) -> None:
@@ -105,7 +111,15 @@ class LivePage:
     def observer(self, spec: SessionSpec, inner: SessionObserver) -> SessionObserver:
         """The observer of one more session, which tells `inner` first."""
         name = f"{'flows' if spec.heads_only else spec.kind} {spec.workload}:{spec.port}"
-        return _Both(inner, FlowObserver(name, ring=self._ring, board=self._board, on_flow=self._changed))
+        flows = FlowObserver(name, ring=self._ring, board=self._board, on_flow=self._changed)
+        if spec.kind == Kind.WIRETAP.value and not spec.heads_only:
+            self._copies = SavedRequests(_Copies(flows), copied=True)
+        return _Both(inner, flows, self._copies)
+
+    def take(self, copy: CopiedRequest) -> None:
+        """Take a request that was copied by the session, for its fields and its body."""
+        if self._copies is not None:
+            self._copies.take(copy)
 
     async def aclose(self) -> None:
         """Stop serving."""
@@ -159,11 +173,28 @@ async def intercept_lines(backend: Backend, namespace: str) -> Iterable[str]:
     return [*lines, *(f"{each.type}: {each.subject}: {each.text}" for each in view.conditions)]
 
 
-class _Both:
-    """A `SessionObserver` that tells two."""
+class _Copies:
+    """Copies for the flows of an observer. A `saved_requests.Archive`."""
 
-    def __init__(self, *observers: SessionObserver) -> None:
-        self._observers: Sequence[SessionObserver] = observers
+    def __init__(self, flows: FlowObserver) -> None:
+        self._flows = flows
+
+    def keep(self, request: Request, body: Body | None) -> None:
+        """As Archive.keep."""
+        if body is not None:
+            self._flows.recorded(request, body.data)
+
+    def close(self) -> str:
+        """As Archive.close."""
+        return ""
+
+
+class _Both:
+    """A `SessionObserver` that tells two, and then what joins requests with their copies."""
+
+    def __init__(self, inner: SessionObserver, flows: SessionObserver, copies: SavedRequests | None) -> None:
+        self._observers = (inner, flows)
+        self._copies = copies
 
     def registered(self, hello: Hello) -> None:
         """As SessionObserver.registered."""
@@ -174,6 +205,8 @@ class _Both:
         """As SessionObserver.event."""
         for each in self._observers:
             each.event(event)
+        if self._copies is not None:
+            self._copies.event(event)
 
     def interrupted(self, reason: str) -> None:
         """As SessionObserver.interrupted."""

@@ -13,14 +13,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import click
 from msgspec.structs import replace
 
 from sidestep.cli.command import FilePath
-from sidestep.cli.har_entries import Body, entry_of
-from sidestep.cli.har_file import HarFile
+from sidestep.cli.har_entries import Body
 from sidestep.cli.request_text import is_wanted
 from sidestep.model.secret_fields import REDACTED, SECRET
 from sidestep.tunnel.messages import Answered, Event, Request
@@ -46,15 +45,25 @@ def save_option(command: F) -> F:
     )(command)
 
 
+class Archive(Protocol):
+    """Where requests are kept: `har_file.HarFile`, or the live page."""
+
+    def keep(self, request: Request, body: Body | None) -> None:
+        """Keep a request with its answer, and its body if it was recorded."""
+
+    def close(self) -> str:
+        """No more will come; returns what to say of it."""
+
+
 class SavedRequests:
     """See the module. `statuses`: only requests answered so are kept; `copied`: requests are copied, and kept whole;
     `secret`: with the values of credentials.
     """
 
     def __init__(
-        self, file: HarFile, *, statuses: tuple[str, ...] = (), copied: bool = False, secret: bool = False
+        self, archive: Archive, *, statuses: tuple[str, ...] = (), copied: bool = False, secret: bool = False
     ) -> None:
-        self._file = file
+        self._archive = archive
         self._statuses = statuses
         self._copied = copied
         self._secret = secret
@@ -135,17 +144,17 @@ class SavedRequests:
         for key in [*self._uncopied]:
             while key in self._uncopied:
                 self._give_up(key)
-        return self._file.close()
+        return self._archive.close()
 
     def _keep(self, request: Request, copy: CopiedRequest | None) -> None:
         if not is_wanted(request.answer, self._statuses):
             return
         if copy is None:
-            self._file.add(entry_of(request))
+            self._archive.keep(request, None)
             return
         fields = _shown(copy.fields, secret=self._secret)
         body = Body(bytes(copy.body), _shown(copy.trailers, secret=self._secret), copy.is_cut)
-        self._file.add(entry_of(replace(request, fields=fields), body))
+        self._archive.keep(replace(request, fields=fields), body)
 
 
 def _key_of(copy: CopiedRequest) -> Key:

@@ -5,12 +5,15 @@ addition and every change gives it the next *version*, a number that only grows.
 above the last one it has seen, and thus needs no queue of its own: a slow reader skips what was replaced meanwhile, and
 a reader that comes back continues where it was.
 
+Bodies are kept beside that, in BODIES bytes: `_bodies` has the ids of flows with one, in the order in which they came.
+
 Invariants: at most `CAPACITY` flows, none with an id below `_first`; versions are unique; `_by_version` has one entry
 per flow, in ascending order of its version.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,6 +24,10 @@ from sidestep.tunnel.messages import Request
 
 CAPACITY: Final = 10_000
 """Flows that are kept; the oldest go first. What is kept of one is bounded by the tunnel's message, 64 KiB."""
+BODY: Final = 64 * 1024
+"""Bytes of a body that are kept."""
+BODIES: Final = 32 * 1024 * 1024
+"""Bytes of all bodies that are kept; the oldest go first."""
 BATCH: Final = 500
 """Flows that a reader gets at once."""
 
@@ -35,6 +42,8 @@ class ShownFlow:
     session: str
     """What shows it: `flows orders:8443`."""
     request: Request
+    body: bytes | None = None
+    """The beginning of the request's body, at most BODY bytes; None where it was not recorded, or is kept no longer."""
 
 
 class ShownRow(msgspec.Struct, omit_defaults=True):
@@ -78,6 +87,8 @@ class ShownDetails(ShownRow, omit_defaults=True):
     """Bytes of the request's body."""
     answer: Fields = ()
     """Fields of the answer's head."""
+    body: bytes | None = None
+    """As `ShownFlow.body`; in JSON it is base64."""
 
 
 _OF_REQUEST: Final = (
@@ -110,6 +121,9 @@ class FlowRing:
         """Flows with a lower id are gone."""
         self._version = 0
         self._cleared = 0
+        self._bodies: deque[int] = deque()
+        self._size = 0
+        """Bytes of the bodies of flows in `_bodies`."""
 
     def __len__(self) -> int:
         return len(self._flows)
@@ -140,9 +154,24 @@ class FlowRing:
         self._versions[flow.id] = self._version
         self._by_version[self._version] = flow.id
 
+    def put_body(self, flow: ShownFlow, body: bytes) -> None:
+        """Keep the beginning of a flow's body, if the flow is kept and has none yet, and tell that it has changed."""
+        if flow.id not in self._flows or flow.body is not None:
+            return
+        flow.body = body[:BODY]
+        self._bodies.append(flow.id)
+        self._size += len(flow.body)
+        while self._size > BODIES:
+            oldest = self._flows.get(self._bodies.popleft())
+            if oldest is not None:
+                self._drop_body(oldest)
+        self.put(flow)
+
     def clear(self) -> None:
         """Forget all flows. Answers of requests before it are not shown."""
         self._first = self._next_id
+        self._bodies.clear()
+        self._size = 0
         self._flows.clear()
         self._versions.clear()
         self._by_version.clear()
@@ -172,8 +201,12 @@ class FlowRing:
 
     def _forget(self, number: int) -> None:
         self._first = number + 1
-        del self._flows[number]
+        self._drop_body(self._flows.pop(number))
         self._by_version.pop(self._versions.pop(number, 0), None)
+
+    def _drop_body(self, flow: ShownFlow) -> None:
+        self._size -= len(flow.body or b"")
+        flow.body = None
 
 
 def details(flow: ShownFlow) -> ShownDetails:
@@ -187,6 +220,7 @@ def details(flow: ShownFlow) -> ShownDetails:
         tls=request.tls,
         sent=-1 if answer is None else answer.sent,
         answer=() if answer is None else tuple(_fields(answer.head)),
+        body=flow.body,
     )
 
 

@@ -102,6 +102,8 @@ class FlowObserver:
         self._on_flow = on_flow
         self._shown = board.add(name)
         self._waiting: dict[tuple[str, int], ShownFlow] = {}
+        self._recent: dict[tuple[str, int], ShownFlow] = {}
+        """The last WAITING flows whose requests have a number, by pod and number."""
 
     def registered(self, hello: Hello) -> None:
         """As SessionObserver.registered."""
@@ -111,6 +113,7 @@ class FlowObserver:
     def interrupted(self, reason: str) -> None:
         """As SessionObserver.interrupted."""
         self._waiting.clear()  # the next tunnel counts anew
+        self._recent.clear()
         self._shown.state = f"interrupted: {reason}"[:TEXT]
         self._board.changed()
 
@@ -143,8 +146,20 @@ class FlowObserver:
             self._waiting[event.pod, event.number] = flow
             if len(self._waiting) > WAITING:
                 del self._waiting[next(iter(self._waiting))]
+        if event.number:
+            self._recent[event.pod, event.number] = flow
+            if len(self._recent) > WAITING:
+                del self._recent[next(iter(self._recent))]
         self._ring.put(flow)
         self._on_flow()
+
+    def recorded(self, request: Request, body: bytes) -> None:
+        """The copy of a request that was told before: `request` has its fields."""
+        flow = self._recent.pop((request.pod, request.number), None)
+        if flow is not None:
+            flow.request = replace(flow.request, fields=request.fields)
+            self._ring.put_body(flow, body)
+            self._on_flow()
 
     def _answered(self, event: Answered) -> None:
         flow = self._waiting.pop((event.pod, event.number), None)

@@ -6,6 +6,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 from msgspec.structs import replace
 
+from sidestep.laptop.page import flow_ring
 from sidestep.laptop.page.flow_ring import BATCH, FlowRing, ShownFlow, details
 from sidestep.tunnel.messages import Answer, Request
 
@@ -129,3 +130,27 @@ def test_details_have_the_fields_of_the_answer():
     assert details(flow).ended == "broke off"
     answer(flow, 0)
     assert details(flow).ended == "no answer"
+
+
+def test_bodies_are_kept_within_bounds_and_the_oldest_go_first(monkeypatch):
+    monkeypatch.setattr(flow_ring, "BODY", 4)
+    monkeypatch.setattr(flow_ring, "BODIES", 10)
+    ring = FlowRing(capacity=4)
+    flows = [put(ring) for _ in range(4)]
+    before = ring.version
+    for flow in flows[:3]:
+        ring.put_body(flow, b"123456")
+    assert [details(flow).body for flow in flows] == [None, b"1234", b"1234", None]
+    assert [row.id for row in ring.changes(before).rows] == [1, 2, 3]
+    ring.put_body(flows[1], b"another")
+    assert flows[1].body == b"1234"
+    put(ring)
+    put(ring)  # the second one goes, with its body
+    ring.put_body(flows[3], b"1234")
+    assert [flow.body for flow in flows[2:]] == [b"1234", b"1234"]
+    ring.put_body(flows[0], b"gone")
+    assert flows[0].body is None
+    ring.clear()
+    flow = put(ring)
+    ring.put_body(flow, b"1234")
+    assert flow.body == b"1234"

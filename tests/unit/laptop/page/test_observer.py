@@ -114,3 +114,13 @@ def test_sessions_beyond_the_bound_are_not_on_the_board(monkeypatch):
     it = Shown()
     it.board.add("one more")
     assert [each["name"] for each in it.document()["sessions"]] == ["flows orders:8443"]
+
+
+def test_a_copy_brings_fields_and_body_to_its_request_and_leaves_the_answer():
+    it = Shown()
+    it.observer.event(request(number=7))
+    it.observer.event(Answered(pod="orders-1", port=8443, number=7, answer=ANSWER))
+    it.observer.recorded(request(number=7, fields=(("x-dev", "ada"),)), b"body")
+    it.observer.recorded(request(number=8), b"of nobody")
+    (flow,) = it.flows()
+    assert (flow.request.fields, flow.body, flow.request.answer) == ((("x-dev", "ada"),), b"body", ANSWER)

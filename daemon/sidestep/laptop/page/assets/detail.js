@@ -55,27 +55,22 @@ export class Detail {
   }
 
   bodies(flow) {
-    const parts = [];
-    for (const [name, body] of [["Request", flow.request_body], ["Answer", flow.response_body]]) {
-      parts.push(element("h2", "", name));
-      if (body === undefined || body === null) {
-        parts.push(element("p", "faint", "Not kept: only a wiretap has bodies."));
-        continue;
-      }
-      const bytes = Uint8Array.from(atob(body), (character) => character.charCodeAt(0));
-      const forms = element("div", "line");
-      for (const form of ["Text", "JSON", "Hex"]) {
-        const button = element("button", "", form);
-        button.setAttribute("aria-selected", String(form === this.form));
-        button.addEventListener("click", () => {
-          this.form = form;
-          this.draw();
-        });
-        forms.append(button);
-      }
-      parts.push(forms, element("pre", "", shown(bytes, this.form)));
+    if (flow.body === undefined || flow.body === null) {
+      return [element("p", "faint", "Not kept: only a wiretap with a filter has bodies, of requests.")];
     }
-    return parts;
+    const bytes = Uint8Array.from(atob(flow.body), (character) => character.charCodeAt(0));
+    const forms = element("div", "line");
+    for (const form of ["Text", "JSON", "Hex"]) {
+      const button = element("button", "", form);
+      button.setAttribute("aria-selected", String(form === this.form));
+      button.addEventListener("click", () => {
+        this.form = form;
+        this.draw();
+      });
+      forms.append(button);
+    }
+    const cut = flow.sent > bytes.length ? [element("p", "faint", `The first ${bytes.length} bytes.`)] : [];
+    return [forms, ...cut, element("pre", "", shown(bytes, this.form))];
   }
 }
 
