@@ -91,7 +91,7 @@ def test_what_flows_keep_is_read_by_others_and_replayed(shop, tmp_path):
         f"https://{scene.HOST}:{scene.TLS_PORT}/two",
         f"http://{scene.HOST}:{scene.PLAIN_PORT}/files/none",
     ]
-    assert [each.request.httpVersion for each in entries] == ["HTTP/2.0", "HTTP/1.1", "HTTP/1.1"]
+    assert [each.request.httpVersion for each in entries] == ["HTTP/2", "HTTP/1.1", "HTTP/1.1"]
     assert [each.response.status for each in entries] == [200, 200, 404]
     assert entries[0].request.queryString == [{"name": "a", "value": "1"}, {"name": "b", "value": ""}]
     assert entries[0].response.headers[0]["name"]
@@ -136,7 +136,7 @@ def test_where_answers_differ_is_shown(shop, tmp_path):
     assert "2 without an answer" in done.stdout
 
 
-@pytest.mark.parametrize(("version", "port", "trailers"), [("HTTP/1.1", 9080, True), ("HTTP/2.0", 9081, False)])
+@pytest.mark.parametrize(("version", "port", "trailers"), [("HTTP/1.1", 9080, True), ("HTTP/2", 9081, False)])
 def test_bodies_reach_nginx_and_its_trailers_come_back(shop, tmp_path, version, port, trailers):
     """Trailers of requests over HTTP/2 are a connection error to nginx."""
     body = "x" * 100_000
@@ -184,7 +184,7 @@ def test_a_wiretap_keeps_bodies_and_no_secrets(shop, tmp_path, version):
         ended(running)
     assert "s3cret" not in kept.read_text()
     [entry] = [each for page in HarParser(json.loads(kept.read_text())).pages for each in page.entries]
-    assert entry.request.httpVersion == ("HTTP/1.1" if version == "--http1.1" else "HTTP/2.0")
+    assert entry.request.httpVersion == ("HTTP/1.1" if version == "--http1.1" else "HTTP/2")
     assert entry.request.text == "b0dy"
     assert entry.response.status == 200
     lines = replay(

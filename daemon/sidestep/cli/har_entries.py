@@ -15,7 +15,7 @@ from sidestep.cli.request_text import answer_fields
 from sidestep.protocols import har
 from sidestep.tunnel.messages import Answer, Request
 
-_VERSIONS: Final = {"h2": "HTTP/2.0", "http/1.0": "HTTP/1.0"}
+_VERSIONS: Final = {"h2": "HTTP/2", "http/1.0": "HTTP/1.0"}
 _URL_SAFE: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"<>\\^`{|}')
 """Characters of a target that a URL has, `%` among them: what is encoded stays so."""
 _AUTHORITY: Final = re.compile(r"[A-Za-z0-9._~-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
