@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sidestep.laptop.local_client import LocalClient
     from sidestep.tunnel.views import WorkloadView
 
-DEADLINE = 2.0
+DEADLINE = 4.0
 """Seconds for all that is asked of a server."""
 
 Names = dict[str, str]
