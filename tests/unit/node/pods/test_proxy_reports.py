@@ -146,10 +146,19 @@ def test_a_refused_dial(scene, port, told):
 
 
 def test_credentials_that_failed_are_stated_for_the_ports_that_name_them(scene):
-    scene.reports.on_credentials({"id": "the key does not fit", "other": "x"})
+    scene.reports.on_credentials({"id": "the key does not fit"})
     [condition] = scene.conditions.all()
     assert (condition.type, condition.subject) == (ConditionType.CERTIFICATE_INVALID, SUBJECT)
     assert condition.text.endswith("TLS is carried end to end: the key does not fit")
+    scene.reports.on_credentials({})
+    assert scene.conditions.all() == ()
+
+
+def test_credentials_of_policies_that_failed_are_stated_for_the_pod(scene):
+    scene.reports.on_credentials({"issuer": "its key signs nothing"})
+    [condition] = scene.conditions.all()
+    assert (condition.type, condition.subject) == (ConditionType.CERTIFICATE_INVALID, "pod shop/orders-1")
+    assert condition.text.endswith("whose connections are not opened: its key signs nothing")
     scene.reports.on_credentials({})
     assert scene.conditions.all() == ()
 
