@@ -91,7 +91,7 @@ def test_list_shows_an_intercept_on_its_own_port(shop):
         ]
         assert {port["number"]: port["intercepts"] for port in found["ports"]} == {8080: ["shop/mine"], 8443: []}
         lines = sidestep("list", "-n", "shop", socket=shop.node.socket).stdout.splitlines()
-        assert ["shop/mine" in line for line in lines if "/tcp" in line] == [
+        assert ["intercept/mine" in line for line in lines if "/tcp" in line] == [
             "8080/tcp" in line for line in lines if "/tcp" in line
         ]
 

@@ -348,6 +348,7 @@ def _view(
         ),
         intercepts=intercepts_among(sessions),
         sessions=sessions_among(sessions),
+        listening=sessions_among(each for each in sessions if each.egress),
         labels=common_labels(found.pod for found in surveys),
         conditions=tuple(stated),
     )
