@@ -5,7 +5,6 @@ The server is on the laptop: outside of the cluster, with an address that counts
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from tests.e2e import cgroups, machine
 from tests.e2e import test_inspection as written
+from tests.e2e.engines import records
 from tests.harness import kernel
 from tests.harness.nginx import nginx
 from tests.harness.waiting import until
@@ -20,7 +20,6 @@ from tests.harness.waiting import until
 PORT = 443
 NAMES = ("api.example", "paste.example")
 NO_PASTE = {"name": "no-paste", "action": "Block", "match": {"serverNames": ["paste.example"]}}
-EVE = "/var/log/sidestep/eve.json"
 UNIFIED = next(root for root in cgroups.roots() if (root / "cgroup.controllers").exists())
 
 
@@ -74,8 +73,8 @@ def test_what_pods_send_is_allowed_blocked_told_and_left_alone_again(cluster, pr
         assert len(web.requests()) == served + len(pods)
         assert shop.get(pods[0], "/").served_by == "app"
         for pod in pods:
-            until(lambda pod=pod: alerts(cluster, product, pod), within=30, every=0.5, what=f"the alert of {pod.name}")
-            [alert] = alerts(cluster, product, pod)
+            until(lambda pod=pod: alerts(product, pod), within=30, every=0.5, what=f"the alert of {pod.name}")
+            [alert] = alerts(product, pod)
             assert (alert["sidestep"]["policy"], alert["sidestep"]["rule"]) == ("shop/out", "no-paste")
             assert (alert["src_ip"], alert["dest_ip"]) == (pod.ip, machine.LAPTOP_IP)
             assert alert["sidestep"]["host"] == "paste.example"
@@ -104,8 +103,7 @@ def cluster_list(product, shop):
     return shown.stdout
 
 
-def alerts(cluster, product, pod):
+def alerts(product, pod):
     """The alerts about what a pod sent, as the daemon has written them."""
-    text = cluster.exec(product.daemon(), "cat", EVE)
-    found = [json.loads(line) for line in text.splitlines() if '"egress"' in line]
+    found = [each for each in records(product) if each.get("sidestep", {}).get("direction") == "egress"]
     return [each for each in found if each["event_type"] == "alert" and each["kubernetes"]["pod"] == pod.name]

@@ -68,12 +68,28 @@ class Nginx:
         return self.process.pid
 
     def requests(self) -> list[dict[str, Any]]:
-        """The access log so far."""
+        """The access log so far. A client may have an answer before nginx has logged it: wait until it rests."""
+        until(lambda: not any(_works(pid) for pid in self._workers()), within=10, what="nginx to rest")
         return [json.loads(line) for line in (self.folder / "access.log").read_text().splitlines()]
+
+    def _workers(self) -> list[str]:
+        """Their pids; none once it has ended."""
+        try:
+            return Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        except OSError:
+            return []
 
     def big_file(self, name: str, size: int) -> str:
         """Make a file of `size` bytes that differs everywhere; returns its SHA-256 in hex."""
         return write_big_file(self.root / name, size)
+
+
+def _works(pid: str) -> bool:
+    """Whether a process runs, or would if it had a processor."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "RD"
+    except OSError:
+        return False  # it has ended
 
 
 def write_big_file(path: Path, size: int) -> str:

@@ -79,7 +79,8 @@ def session(scene, command, *options, begun):
 
 
 def lines(process):
-    return [json.loads(line) for line in process.output().splitlines() if line.endswith("}")]
+    """What it has printed so far, without a last line that is being written."""
+    return [json.loads(line) for line in process.output().splitlines(keepends=True) if line.endswith("}\n")]
 
 
 def pod_view(scene):
@@ -116,7 +117,7 @@ def test_inspect_tells_of_names_and_first_requests(outbound):
         assert "S3CRET" not in process.output()
         view = pod_view(outbound)
         assert view["outbound"]["state"] == "steered"
-        assert view["outbound"]["verdicts"]["steered"] >= 2
+        until(lambda: pod_view(outbound)["outbound"]["verdicts"]["steered"] >= 2, within=WITHIN, what="verdicts")
         until(lambda: pod_view(outbound)["outbound"]["counters"].get("outbound") == 2, within=WITHIN, what="counters")
         shown = sidestep("status", socket=outbound.node.socket).stdout
         assert "shop/orders-1 outbound: steered" in shown
