@@ -76,7 +76,15 @@ def test_a_server_that_is_away_gives_no_names(server):
     assert completed(server, "leave", "") == ([], ":4")
 
 
-def test_bash_completes_a_session(server):
+PROGRAM = "from sidestep.cli import completing, main; completing.DEADLINE = 60.0; main.main()"
+"""`sidestep`, on such a machine."""
+
+
+def test_bash_completes_a_session(server, tmp_path):
+    program = tmp_path / "bin" / "sidestep"
+    program.parent.mkdir()
+    program.write_text(f"#!{Path(SIDESTEP).with_name('python')}\n{PROGRAM}\n")
+    program.chmod(0o755)
     script = f"""
         source <({SIDESTEP} completion bash)
         COMP_WORDS=(sidestep leave fl); COMP_CWORD=2; COMP_LINE='sidestep leave fl'; COMP_POINT=${{#COMP_LINE}}
@@ -91,7 +99,7 @@ def test_bash_completes_a_session(server):
         check=True,
         env={
             **os.environ,
-            "PATH": f"{Path(SIDESTEP).parent}:{os.environ['PATH']}",
+            "PATH": f"{program.parent}:{os.environ['PATH']}",
             "SIDESTEP_INSECURE_HTTP": "1",
             "KUBECONFIG": str(server.kubeconfig),
         },
