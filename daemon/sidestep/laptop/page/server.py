@@ -134,7 +134,7 @@ class PageServer:
     async def _guarded(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        token = request.path.split("/", 2)[1]
+        token = request.path.removeprefix("/").partition("/")[0]  # `*` and addresses have no slash
         if not self._guard.allows(request.method, token, request.headers):
             return web.Response(status=403, text="forbidden\n", headers=_HEADERS)
         try:

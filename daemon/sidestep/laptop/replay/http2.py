@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from typing import Any
 
 import h2.config
@@ -14,6 +15,7 @@ import h2.exceptions
 from sidestep.laptop.replay.message import MAX_ANSWER, Fields, Incoming, Outgoing, ReplayError, UnusedError
 
 _READ = 64 * 1024
+_STATUS = re.compile(rb"[1-9][0-9]{2}")
 
 
 class Http2Connection:
@@ -128,7 +130,10 @@ class _Answer:
         match event:
             case h2.events.ResponseReceived():
                 headers = [(bytes(name), bytes(value)) for name, value in event.headers or ()]
-                self.status = int(dict(headers).get(b":status", b"0"))
+                status = dict(headers).get(b":status", b"")
+                if _STATUS.fullmatch(status) is None:  # h2 takes any value
+                    raise ReplayError("the answer's status is no number")
+                self.status = int(status)
                 self.fields = [(name, value) for name, value in headers if name[:1] != b":"]
             case h2.events.DataReceived():
                 self.body += event.data or b""

@@ -109,6 +109,21 @@ def test_others_get_403_and_no_reason(path, headers):
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("target", ["OPTIONS *", "CONNECT 127.0.0.1:1"])
+def test_targets_that_are_no_paths_get_403_too(target):
+    async def run():
+        async with served() as it:
+            host = it.origin.removeprefix("http://")
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(host.partition(":")[2]))
+            try:
+                writer.write(f"{target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+                assert (await reader.readline()).split()[1] == b"403"
+            finally:
+                writer.close()
+
+    asyncio.run(run())
+
+
 def test_a_post_without_origin_changes_nothing():
     async def run():
         async with served() as it:
