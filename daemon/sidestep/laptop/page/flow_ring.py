@@ -13,7 +13,6 @@ per flow, in ascending order of its version.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -121,7 +120,8 @@ class FlowRing:
         """Flows with a lower id are gone."""
         self._version = 0
         self._cleared = 0
-        self._bodies: deque[int] = deque()
+        self._bodies: dict[int, None] = {}
+        """The flows that have one, in the order in which these came."""
         self._size = 0
         """Bytes of the bodies of flows in `_bodies`."""
 
@@ -159,12 +159,10 @@ class FlowRing:
         if flow.id not in self._flows or flow.body is not None:
             return
         flow.body = body[:BODY]
-        self._bodies.append(flow.id)
+        self._bodies[flow.id] = None
         self._size += len(flow.body)
         while self._size > BODIES:
-            oldest = self._flows.get(self._bodies.popleft())
-            if oldest is not None:
-                self._drop_body(oldest)
+            self._drop_body(self._flows[next(iter(self._bodies))])
         self.put(flow)
 
     def clear(self) -> None:
@@ -205,6 +203,7 @@ class FlowRing:
         self._by_version.pop(self._versions.pop(number, 0), None)
 
     def _drop_body(self, flow: ShownFlow) -> None:
+        self._bodies.pop(flow.id, None)
         self._size -= len(flow.body or b"")
         flow.body = None
 

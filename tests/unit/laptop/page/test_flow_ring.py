@@ -154,3 +154,10 @@ def test_bodies_are_kept_within_bounds_and_the_oldest_go_first(monkeypatch):
     flow = put(ring)
     ring.put_body(flow, b"1234")
     assert flow.body == b"1234"
+
+
+def test_of_bodies_that_went_with_their_flows_nothing_is_kept():
+    ring = FlowRing(capacity=2)
+    for _ in range(20):
+        ring.put_body(put(ring), b"")
+    assert len(ring._bodies) == 2
