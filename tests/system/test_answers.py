@@ -40,6 +40,15 @@ def answers_of(running):
     return running.of("answered")
 
 
+def answer_of(running, line):
+    """The answer to a request: on its line, or on one of its own where a busy machine took longer than flows wait."""
+
+    def late():
+        return [each["answer"] for each in running.of("answered") if each["number"] == line["number"]]
+
+    return line.get("answer") or until(late, within=15, what=lambda: f"an answer:\n{running.events()}")[0]
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("port", PORTS)
 def test_flows_show_answers_of_the_app_and_of_a_handler(shop, port, version):  # noqa: F811
@@ -48,7 +57,7 @@ def test_flows_show_answers_of_the_app_and_of_a_handler(shop, port, version):  #
         with talking(shop, port, version) as ask:
             assert ask("/echo?q=1", TRACED, body=b"12345") == "app"
             assert ask("/x", DEV) == "handler"
-        app, handler = (line["answer"] for line in lines(flows, 2))
+        app, handler = (answer_of(flows, line) for line in lines(flows, 2))
         first = flows.of("request")[0]
     assert (first["protocol"], first["tls"]) == ("http/1.1" if version == "h1" else "h2", port == scene.TLS_PORT)
     assert first["trace"] == TRACE
@@ -99,7 +108,7 @@ def test_answers_that_are_not_whole(shop, path):  # noqa: F811
         with shop.client(port=port) as client:
             client.send(f"GET {path} HTTP/1.1\r\nHost: {scene.HOST}\r\n\r\n".encode())
             [line] = lines(flows, 1)
-    answer = line["answer"]
+            answer = answer_of(flows, line)
     assert answer["status"] == (0 if path == "/drop" else 200)
     assert not answer["whole"]
     assert answer["received"] == (0 if path == "/drop" else 4)
