@@ -9,13 +9,15 @@
 
 Every request passes `guard.Guard` first. Nothing is loaded from elsewhere: the page's own policy forbids it (Content
 Security Policy). Bounds: `STREAMS` browsers at once, `BODY` bytes of a request; a stream sends at most one batch per
-`PAUSE`, and reads from the ring what it has not sent: a browser that does not read costs one buffer of a socket.
+`PAUSE`, and reads from the ring what it has not sent: a browser that does not read costs one buffer of a socket. A
+browser that has gone makes room at once (`handler_cancellation`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib import resources
@@ -37,6 +39,9 @@ PAUSE: Final = 0.1
 """Seconds between two batches of changes: a page that shows ten a second is fluid."""
 ALIVE: Final = 15.0
 """Seconds after which a stream without changes says that it lives."""
+_SILENT: Final = logging.getLogger(f"{__name__}.silent")
+"""Gets what aiohttp says of requests that it cannot read: anybody on this machine can send those."""
+_SILENT.disabled = True
 _ASSETS: Final = {
     "": ("index.html", "text/html"),
     "page.css": ("page.css", "text/css"),
@@ -113,7 +118,9 @@ class PageServer:
                 web.get("/{token}/{asset:[a-z.]*}", self._asset),
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(
+            app, access_log=None, logger=_SILENT, handle_signals=False, handler_cancellation=True, shutdown_timeout=1.0
+        )
         await self._runner.setup()
         await web.SockSite(self._runner, listener).start()
         return self._guard.address
@@ -203,7 +210,7 @@ class PageServer:
     async def _save(self, request: web.Request) -> web.StreamResponse:
         flows, _ = await self._chosen(request)
         return web.Response(
-            body=self._har(flows),
+            body=await asyncio.to_thread(self._har, flows),
             content_type="application/json",
             headers={"Content-Disposition": 'attachment; filename="flows.har"'},
         )

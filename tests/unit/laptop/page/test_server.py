@@ -192,6 +192,42 @@ def test_more_browsers_than_there_is_room_for_are_refused():
     asyncio.run(run())
 
 
+def test_browsers_that_have_gone_make_room(monkeypatch):
+    monkeypatch.setattr(page_server, "ALIVE", 10 * DEADLINE)
+
+    async def run():
+        async with served() as it:
+            put(it.ring)
+            for _ in range(STREAMS + 2):
+                response = await it.client.get(it.address + "events")
+                while response.status == 503:  # the one before is still being noticed
+                    await asyncio.sleep(0.01)
+                    response = await it.client.get(it.address + "events")
+                await anext(flow_events(response))
+                response.close()
+
+    asyncio.run(run())
+
+
+def test_requests_that_cannot_be_read_leave_no_word_in_the_terminal(caplog, capfd):
+    async def run():
+        async with served() as it:
+            port = int(it.origin.rpartition(":")[2])
+            for data in (
+                b"\x16\x03\x01\x00\n",
+                b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+                b"GET http://[ HTTP/1.1\r\n\r\n",
+            ):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(data)
+                await reader.read(65536)
+                writer.close()
+
+    asyncio.run(run())
+    assert caplog.records == []
+    assert capfd.readouterr().err == ""
+
+
 def test_a_flow_is_served_whole():
     async def run():
         async with served() as it:
