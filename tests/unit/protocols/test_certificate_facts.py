@@ -63,11 +63,11 @@ def test_an_empty_name():
     assert facts(made(x509.Name([]))).subject == ""
 
 
-@pytest.mark.parametrize("cut", range(0, len(GOOD), 7))
-def test_one_that_is_cut_shows_its_fingerprint_only(cut):
-    shown = facts(GOOD[:cut])
-    assert (shown.subject, shown.issuerdn, shown.serial) == ("", "", None)
-    assert len(shown.fingerprint) == 59
+def test_one_that_is_cut_shows_its_fingerprint_only():
+    for cut in range(len(GOOD)):  # a test for each would differ from one process to the next, as signatures do
+        shown = facts(GOOD[:cut])
+        assert (shown.subject, shown.issuerdn, shown.serial) == ("", "", None), cut
+        assert len(shown.fingerprint) == 59
 
 
 @given(st.integers(0, len(GOOD) - 1), st.integers(0, 255))
