@@ -150,7 +150,7 @@ def test_workloads_and_gaps_outlast_the_daemon_that_wrote_them():
                 ("T00:01:40.000Z", 1),
                 ("T00:03:20.000Z", 2),
             ]
-            assert entry["inspected"] == [{"workload": "shop/deployment/orders", "ports": [8443]}]
+            assert entry["inspected"] == [{"workload": "shop/deployment/orders", "ports": [8443], "egress": False}]
             version = api.version
             for _ in range(5):
                 await one.once()

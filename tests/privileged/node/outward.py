@@ -91,7 +91,9 @@ class Pod:
     def run(self, *command):
         """A command of the pod's: in its cgroup and its namespace."""
         words = inside(self.folder, self.space.pod.enter(command))
-        return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=60, check=False
+        )
 
     def curl(self, name, *options, port=TLS, scheme="https", address=None, path=""):
         address = address or self.space.client_ip

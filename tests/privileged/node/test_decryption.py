@@ -274,7 +274,7 @@ GET = "GET / HTTP/1.1\r\nHost: api.test\r\nConnection: close\r\n\r\n"
 def said(pod, *command):
     """What a command of the pod's prints that is given a request."""
     words = inside(pod.folder, pod.space.pod.enter(command))
-    done = subprocess.run(words, input=GET, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(words, input=GET, capture_output=True, text=True, errors="replace", timeout=60, check=False)
     return done.stdout + done.stderr
 
 
@@ -373,6 +373,7 @@ def test_grpc(program, tmp_path):
                     input=json.dumps(wishes),
                     capture_output=True,
                     text=True,
+                    errors="replace",
                     timeout=60,
                     check=False,
                 )
