@@ -167,6 +167,86 @@ def test_an_intercept_of_the_whole_port_is_refused_where_a_policy_enforces(clust
     assert shop.get(shop.pods()[0], "/admin").status == 403
 
 
+CARD = "4111 1111 1111 1111"
+PLANTED = ("S3CRETquery", "S3CRETbearer", "S3CRETcookie", "S3CRETkey", "S3CREText", CARD)
+LOGS = "/var/log/sidestep"
+
+
+def shown(cluster, product, shop):
+    """Everything that the product writes or shows of a pod's traffic: where it stands, and its text."""
+    kinds = ("events", *(f"{each}.{GROUP}" for each in ("inspectionpolicies", "intercepts", "captures")))
+    texts = {kind: cluster.kubectl("get", kind, "-A", "-o", "yaml") for kind in kinds}
+    texts["records"] = cluster.node.run("sh", "-c", f"cat {LOGS}/* 2>/dev/null || true")
+    texts["metrics"] = cluster.curl(f"http://{product.daemon().ip}:9464/metrics").text
+    texts["status"] = product.run("status", "-n", shop.namespace).stdout
+    return texts | {"log of the daemon": product.log(lines=-1)}
+
+
+def test_planted_secrets_are_in_nothing_that_is_written_or_shown(cluster, product, shop):
+    """Rules find them, requests are logged and blocked: records and Events tell of that, and not what was found."""
+    rules = (
+        NO_ADMIN,
+        {"name": "card", "action": "Alert", "patterns": [{"builtin": "CardNumber"}]},
+        {"name": "text", "action": "Block", "patterns": [{"regex": "S3CRE[T]ext"}]},
+        {"name": "key", "action": "Alert", "match": {"headers": [{"name": "x-api-key", "match": "Present"}]}},
+    )
+    redact = {"headers": ["x-api-key"]}
+    chosen = policy("InspectionPolicy", *rules, mode="Enforce", log={"samplePercent": 100}, redact=redact)
+    cluster.apply(chosen, namespace=shop.namespace)
+    wait_for(cluster, Accepted="Accepted", Programmed="Programmed")
+    query, bearer, cookie, key, text, _ = PLANTED
+    fields = (f"Authorization: Bearer {bearer}", f"Cookie: a={cookie}", f"X-Api-Key: {key}")
+    for pod in shop.pods():
+        until(lambda pod=pod: shop.get(pod, "/admin").status == 403, within=20, every=0.2, what="the policy")
+        for version in ("--http1.1", "--http2"):
+            assert shop.get(pod, f"/planted?token={query}", *fields, options=(version,)).served_by == "app"
+            assert shop.get(pod, f"/admin?token={query}", *fields, options=(version,)).status == 403
+            shop.get(pod, "/planted", *fields, options=(version, "--data", f"card={CARD}"))
+            assert shop.get(pod, "/planted", options=(version, "--data", f"say={text}")).status == 403
+            assert shop.get(pod, f"/{text}", *fields, options=(version,)).status == 403
+
+    def told():
+        """The rules of which each pod's records tell."""
+        lines = cluster.node.run("sh", "-c", f"cat {LOGS}/eve.json* 2>/dev/null || true").splitlines()
+        found = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+        return {(each["kubernetes"].get("pod"), each["sidestep"].get("rule")) for each in found if "sidestep" in each}
+
+    names = {(pod.name, each["name"]) for pod in shop.pods() for each in rules}
+    until(lambda: names <= told(), within=30, every=0.5, what=lambda: f"records of {names - told()}")
+    alerted = lambda: [each for each in cluster.events(shop.namespace) if each["reason"] == "InspectionAlert"]  # noqa: E731
+    until(alerted, within=60, every=0.5, what=lambda: f"Events of alerts\n{cluster.describe(shop.namespace)}")
+    texts = shown(cluster, product, shop)
+    assert "/planted?token=[redacted]" in texts["records"]
+    assert texts["metrics"]
+    assert texts["log of the daemon"]
+    for where, said in texts.items():
+        for secret in PLANTED:
+            assert secret not in said, where
+
+
+def test_a_pod_in_the_nodes_network_is_left_alone_and_the_status_says_so(cluster, product, shop):
+    spec = shops.pod_spec(hostNetwork=True)
+    spec["containers"][0].pop("readinessProbe")
+    metadata = {"name": "host", "labels": {"app": "host"}, "annotations": {shops.CERTIFICATE: "orders-tls"}}
+    chosen = policy(mode="Enforce", failurePolicy="Fail", podSelector={"matchLabels": {"app": "host"}})
+    try:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+        cluster.apply(pod, namespace=shop.namespace)
+        [running] = cluster.wait_pods(shop.namespace, "app=host", 1)
+        cluster.apply(chosen, namespace=shop.namespace)
+        until(
+            lambda: "host's network" in json.dumps(status(cluster)),
+            within=40,
+            every=0.5,
+            what=lambda: f"the reason, in {status(cluster)}",
+        )
+        assert reasons(cluster)["Accepted"] == "Accepted"
+        assert not status(cluster).get("programmedPods")
+        assert shop.get(running, "/admin").served_by == "app"
+    finally:
+        cluster.kubectl("delete", "pod", "host", "--wait=false", "-n", shop.namespace)
+
+
 def test_who_may_what(cluster, product, shop):
     """Policies are written by who has sidestep-inspector; developers may not, and nobody but the daemons a status."""
 
