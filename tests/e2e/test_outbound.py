@@ -5,7 +5,10 @@ The server is on the laptop: outside of the cluster, with an address that counts
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,10 +18,13 @@ from tests.e2e import test_inspection as written
 from tests.e2e.engines import records
 from tests.harness import kernel
 from tests.harness.nginx import nginx
+from tests.harness.node import SIDESTEP
+from tests.harness.processes import Process
 from tests.harness.waiting import until
 
 PORT = 443
 NAMES = ("api.example", "paste.example")
+AUDITOR = "eve"
 NO_PASTE = {"name": "no-paste", "action": "Block", "match": {"serverNames": ["paste.example"]}}
 UNIFIED = next(root for root in cgroups.roots() if (root / "cgroup.controllers").exists())
 
@@ -85,6 +91,54 @@ def test_what_pods_send_is_allowed_blocked_told_and_left_alone_again(cluster, pr
     product.quiet(pods)
     until(lambda: not any(programs(cluster, pod) for pod in pods), within=45, every=0.5, what="the programs to go")
     assert all(leaves(cluster, pod, "paste.example") for pod in pods)
+
+
+@contextlib.contextmanager
+def listening(cluster, product, shop, command, user, *options):
+    """A session about what the pods of the shop send, on the laptop, once it is active."""
+    log = product.folder / f"{command}-egress.log"
+    words = [SIDESTEP, command, "orders", "-n", shop.namespace, "--egress", "-o", "json", *options]
+    with Process(cluster.command(*words, user=user), log=log, stdout=log.with_suffix(".jsonl"), patience=10) as process:
+        told = lambda: "Ctrl-C" in process.output() or not process.running  # noqa: E731
+        until(told, within=40, every=0.2, what=lambda: f"{command} to begin: {process.text()}")
+        assert process.running, process.text()
+        yield lambda: [json.loads(line) for line in process.output().splitlines() if line.endswith("}")]
+        process.signal(signal.SIGINT)
+        assert process.wait(20) == 0, process.text()
+
+
+def test_who_may_listens_to_what_pods_send_without_a_policy(cluster, product, shop, web):
+    pods = shop.pods()
+    bindings = (("--clusterrole=sidestep-auditor", shop.namespace), ("--role=sidestep-tunnel", "sidestep"))
+    for role, namespace in bindings:
+        cluster.kubectl("create", "rolebinding", "listener", role, f"--user={AUDITOR}", "-n", namespace)
+    try:
+        with listening(cluster, product, shop, "inspect", AUDITOR) as lines:
+            [found] = cluster.get("inspections", namespace=shop.namespace)
+            assert (found["spec"]["egress"], "port" in found["spec"]) == (True, False)
+            assert all(leaves(cluster, pod, "api.example") for pod in pods)
+
+            def told():
+                return [each for each in lines() if each.get("event_type") == "tls"]
+
+            until(lambda: len(told()) == len(pods), within=20, every=0.2, what=lambda: str(lines()))
+            assert {each["kubernetes"]["pod"] for each in told()} == {pod.name for pod in pods}
+            assert {(each["tls"]["sni"], each["tls"]["version"]) for each in told()} == {("api.example", "TLS 1.3")}
+        with listening(cluster, product, shop, "flows", "ada") as lines:
+            assert leaves(cluster, pods[0], "api.example")
+
+            def flows():
+                return [each for each in lines() if each.get("event") == "request"]
+
+            until(flows, within=20, every=0.2, what=lambda: str(lines()))
+            [flow] = flows()
+            shown = (flow["protocol"], flow["authority"], flow["server"], flow["port"])
+            assert shown == ("tls", "api.example", machine.LAPTOP_IP, PORT)
+    finally:
+        for _, namespace in bindings:
+            cluster.kubectl("delete", "rolebinding", "listener", "-n", namespace)
+    product.quiet(pods)
+    assert not any(programs(cluster, pod) for pod in pods)
 
 
 def programs(cluster, pod):
