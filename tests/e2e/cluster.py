@@ -124,7 +124,7 @@ class Cluster:
         self._processes.pop(name).stop()
 
     @contextlib.contextmanager
-    def frozen(self, name: str) -> Iterator[None]:
+    def standing_still(self, name: str) -> Iterator[None]:
         """One of the node's programs, e.g. "kubelet", stands still for a while."""
         program = self._processes[name]
         program.signal(signal.SIGSTOP)

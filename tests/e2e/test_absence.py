@@ -44,7 +44,7 @@ def left_alone(cluster, product, shop):
 @contextlib.contextmanager
 def killed(cluster, product):
     """The daemon is killed, and the kubelet starts no other for a while."""
-    with cluster.frozen("kubelet"):
+    with cluster.standing_still("kubelet"):
         os.kill(product.process(product.daemon()), signal.SIGKILL)
         yield
 
