@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -122,16 +121,6 @@ class Cluster:
     def stop_program(self, name: str) -> None:
         """End one of the node's programs, e.g. "apiserver"."""
         self._processes.pop(name).stop()
-
-    @contextlib.contextmanager
-    def standing_still(self, name: str) -> Iterator[None]:
-        """One of the node's programs, e.g. "kubelet", stands still for a while."""
-        program = self._processes[name]
-        program.signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            program.signal(signal.SIGCONT)
 
     def start_apiserver(self) -> None:
         """Start the API server again and wait until it answers."""
