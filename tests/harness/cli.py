@@ -53,6 +53,11 @@ class Intercept:
 
     def __init__(self, process: Process) -> None:
         self.process = process
+        self._events: list[dict[str, Any]] = []
+        self._last: dict[str, Any] = {}
+        """The last of them that says on which pods it is active."""
+        self._read = 0
+        """Bytes of its output that have been read, whole lines: a soak prints a hundred thousand of them."""
 
     @property
     def pid(self) -> int:
@@ -60,7 +65,18 @@ class Intercept:
 
     def events(self) -> list[dict[str, Any]]:
         """The JSON lines so far."""
-        return [json.loads(line) for line in self.process.output().splitlines() if line.endswith("}")]
+        if self.process.stdout is not None and self.process.stdout.exists():
+            with open(self.process.stdout, "rb") as output:
+                output.seek(self._read)
+                whole, newline, _ = output.read().rpartition(b"\n")
+            self._read += len(whole) + len(newline)
+            for line in whole.splitlines():
+                if line.endswith(b"}"):
+                    event = json.loads(line)
+                    self._events.append(event)
+                    if event.get("event") in ("state", "interrupted"):
+                        self._last = event
+        return self._events
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The events of one kind."""
@@ -68,8 +84,8 @@ class Intercept:
 
     def active(self) -> int:
         """On how many pods it says that it is active, now."""
-        last = [event for event in self.events() if event.get("event") in ("state", "interrupted")][-1:]
-        pods = last[0].get("pods", []) if last else []
+        self.events()
+        pods = self._last.get("pods", [])
         return sum(pod["state"] in ("active", "attached") for pod in pods)
 
     def wait_active(self, *, pods: int = 1, within: float = 10.0) -> None:
