@@ -75,6 +75,8 @@ class Account:
     wrong: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     """Further lines for people."""
+    seen: list[str] = field(default_factory=list)
+    """What the kernel said while a caller made no progress."""
 
     def excused(self, outcome: Outcome) -> bool:
         """Whether a request overlaps a window."""
@@ -97,7 +99,7 @@ class Account:
         lines = [f"{len(self.outcomes)} requests ({shown})", f"{faults}; {inside} requests broke within their windows"]
         lines += [f"the slowest request took {slowest:.1f} s", *self.told]
         lines += [f"{start:.2f}-{end:.2f} {name}" for start, end, name in self.windows] if self.wrong else []
-        return "\n".join([*lines, *self.wrong[:50]])
+        return "\n".join([*lines, *self.wrong[:50], *(self.seen if self.wrong else [])])
 
 
 class Soak:
@@ -158,6 +160,7 @@ class Soak:
             self._wear(traffic, end, faults)
         finally:
             self.account.outcomes += traffic.outcomes
+            self.account.seen += traffic.seen
         self._settled()
         if same_daemon:
             until(

@@ -25,6 +25,7 @@ from tests.harness.http2 import Http2Client
 from tests.harness.namespaces import Netns
 from tests.harness.nginx import client_context
 from tests.harness.peers import Client
+from tests.soak.network_facts import facts
 
 REQUESTS = 10
 """Requests of one connection."""
@@ -37,6 +38,10 @@ TRIES = 4
 """Times that a datagram is sent until something comes back."""
 PATIENCE = 15.0
 """Seconds that a client waits for anything."""
+STUCK = 6.0
+"""Seconds without progress of a caller after which the kernel is asked what its connections do."""
+LOOKS = 4
+"""Times that it is asked at most."""
 
 BROKEN = (ClosedError, OSError, ssl.SSLError, h2.exceptions.H2Error, ValueError, IndexError, KeyError, AssertionError)
 """What a client sees whose connection is broken in whatever state; the last ones are answers that are no HTTP."""
@@ -97,6 +102,10 @@ class Traffic:
         self.shop = shop
         self._sizes = (4, 400, 20_000) if plain else (4, 400, 40_000)
         self.outcomes: list[Outcome] = []
+        self.seen: list[str] = []
+        """What the kernel said while a caller made no progress."""
+        self._progress: dict[str, float] = {}
+        """When each caller began its connection, or was answered (monotonic)."""
         self._end = threading.Event()
         self._numbers = itertools.count()
         kinds: dict[str, Callable[[float], None]] = {
@@ -113,25 +122,46 @@ class Traffic:
         self._threads = [
             threading.Thread(target=self._run, args=(kind, call), name=kind) for kind, call in kinds.items()
         ]
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="watch for callers that are stuck")
 
     def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
+        self._watcher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
         for thread in self._threads:
             thread.join(2 * PATIENCE)
+        self._over.set()
+        self._watcher.join(PATIENCE)
+
+    def _watch(self) -> None:
+        told: set[tuple[str, float]] = set()
+        while not self._over.wait(0.5) and len(told) < LOOKS:
+            now = time.monotonic()
+            stuck = {each for each in self._progress.items() if now - each[1] > STUCK} - told
+            if stuck:
+                told |= stuck
+                kinds = ", ".join(f"{kind} since {since:.2f}" for kind, since in sorted(stuck))
+                self.seen.append(f"at {now:.2f} stuck: {kinds}\n{facts(self.shop.space)}")
 
     def _run(self, kind: str, call: Callable[[float], None]) -> None:
         while not self._end.is_set():
-            began = time.monotonic()
+            began = self._progress[kind] = time.monotonic()
             try:
                 call(began)
             except BROKEN as error:
                 self.outcomes.append(Outcome(began, time.monotonic(), kind, f"lost: {error!r}"))
                 self._end.wait(0.05)
+        self._progress.pop(kind, None)
+
+    def _keep(self, outcome: Outcome) -> None:
+        """Note what became of a request."""
+        self._progress[outcome.kind] = outcome.ended
+        self.outcomes.append(outcome)
 
     def _done(self, began: float, kind: str, marked: bool, served_by: str, same: bool) -> None:
         problem = ""
@@ -140,7 +170,7 @@ class Traffic:
         elif served_by not in ("app", "handler") or (served_by == "handler" and not marked):
             problem = f"answered by {served_by!r}"
         fell_back = marked and served_by == "app"
-        self.outcomes.append(Outcome(began, time.monotonic(), kind, problem, fell_back))
+        self._keep(Outcome(began, time.monotonic(), kind, problem, fell_back))
 
     def _wish(self) -> tuple[bool, bytes]:
         """Whether the next request is to match, and its body: unlike any other."""
@@ -158,7 +188,7 @@ class Traffic:
         lines = ["POST /echo HTTP/1.1", "Host: a", f"Content-Length: {len(body)}", *([scene.DEV] if marked else [])]
         answer = client.request("\r\n".join([*lines, "", ""]).encode() + body, method="POST")
         if answer.status == 502:
-            self.outcomes.append(Outcome(began, time.monotonic(), kind, fell_back=True))
+            self._keep(Outcome(began, time.monotonic(), kind, fell_back=True))
         else:
             self._done(began, kind, marked, answer.header("x-served-by"), answer.body == body)
 
@@ -169,7 +199,7 @@ class Traffic:
                 marked, _ = self._wish()
                 status = client.get(BLOCKED, *([scene.DEV] if marked else [])).status
                 problem = "" if status == 403 else f"not blocked: answered with {status}"
-                self.outcomes.append(Outcome(began, time.monotonic(), "blocked", problem))
+                self._keep(Outcome(began, time.monotonic(), "blocked", problem))
 
     def _h1_clear(self, began: float) -> None:
         self._h1(began, scene.PLAIN_PORT, "h1")
@@ -193,7 +223,7 @@ class Traffic:
                 if answer.reset is not None:
                     raise ClosedError(f"reset with {answer.reset}")
                 if answer.headers.get(":status") == "502":
-                    self.outcomes.append(Outcome(began, time.monotonic(), kind, fell_back=True))
+                    self._keep(Outcome(began, time.monotonic(), kind, fell_back=True))
                 else:
                     self._done(began, kind, marked, answer.served_by, bytes(answer.body) == body)
 
@@ -248,7 +278,7 @@ class Traffic:
             client.send("\r\n".join([*lines, "", ""]).encode())
             head = client.reader.until(b"\r\n\r\n")
             if head.startswith(b"HTTP/1.1 502 "):
-                self.outcomes.append(Outcome(began, time.monotonic(), "upgrade", fell_back=True))
+                self._keep(Outcome(began, time.monotonic(), "upgrade", fell_back=True))
                 return
             served_by = client.reader.until(b" ready\n").removesuffix(b" ready\n").decode()
             for _ in range(REQUESTS):
