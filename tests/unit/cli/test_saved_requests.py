@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from sidestep.aio.time_limit import time_limit
 from sidestep.cli import har_file, saved_requests
 from sidestep.cli.har_entries import Body, entry_of
 from sidestep.cli.har_file import HarFile
@@ -135,13 +136,18 @@ def test_only_wanted_statuses_are_kept(tmp_path):
     assert [each["response"]["status"] for each in entries(tmp_path / "x.har")] == [503]
 
 
+GENEROUS = 20.0
+"""Seconds for a timer of a millisecond, on a machine with much else to do."""
+
+
 def wiretapped(tmp_path, *steps, **options):
     async def run():
         saved = SavedRequests(HarFile(tmp_path / "x.har"), copied=True, **options)
         for step in steps:
             if step is None:
-                while saved._uncopied:  # noqa: ASYNC110 - nobody is told when the timer has fired
-                    await asyncio.sleep(0.001)
+                async with time_limit(GENEROUS):
+                    while saved._uncopied:  # noqa: ASYNC110 - nobody is told when the timer has fired
+                        await asyncio.sleep(0.001)
             elif isinstance(step, CopiedRequest):
                 saved.take(step)
             else:
