@@ -19,10 +19,10 @@ from sidestep.engine.inspection.sampling import Sampling
 from sidestep.inspector.worker import read_head
 from sidestep.model.inspection import Mode
 from sidestep.policy.route import Route, SteeredPort
-from sidestep.protocols.http2 import DATA, END_STREAM, HEADERS, frame
+from sidestep.protocols.http2 import DATA, END_STREAM, HEADERS, PREFACE, SETTINGS_ACK, frame, settings
 from sidestep.protocols.waf_messages import MAX_FIELDS, Outcome, Verdict
 from tests.unit.engine.http2.talk import Talk
-from tests.unit.engine.http2_peers import Message, request
+from tests.unit.engine.http2_peers import MATCH, Message, request
 from tests.unit.engine.inspection.inspecting import (
     NO_ADMIN,
     NO_SECRET,
@@ -100,10 +100,10 @@ class Http1(Shell):
 
 
 class Http2(Talk):
-    def __init__(self, *, later=True, **more):
+    def __init__(self, *, later=True, begin=True, **more):
         self.seen, self.asked = Recorder(), Told()
         gate = self.gate = made(self.asked, self.seen, later=later, **more)
-        super().__init__(relay=lambda port: Http2Relay(port, tls=True, gate=gate))
+        super().__init__(relay=lambda port: Http2Relay(port, tls=True, gate=gate), begin=begin)
 
     told = Http1.told
 
@@ -307,3 +307,65 @@ def test_nothing_is_told_of_streams_once_the_port_has_no_policies():
     assert talk.app.of(HEADERS, 1)
     talk.asked.collect()
     assert talk.asked.questions == []
+
+
+# What of a connection decides how a stream is judged. Whatever it is, a stream that is relayed is asked about once.
+
+
+def follows(talk):
+    talk.gate.connection.inspection.give_way(_successor("Detect"))
+
+
+def cannot_follow(talk):
+    """The policies that come next want more than the relay was made for: those with which it began go on."""
+    talk.gate.connection.inspection.give_way(_successor("Enforce"))
+
+
+def _successor(mode):
+    newer = inspection(NO_ADMIN, mode=Mode.ENFORCE if mode == "Enforce" else Mode.DETECT)
+    newer.waf = port_waf(mode)
+    return newer
+
+
+def nothing(_talk):
+    pass
+
+
+STATES = {"at first": nothing, "policies follow": follows, "policies cannot follow": cannot_follow}
+STREAMS = {
+    "a head": lambda talk, stream: talk.head(stream, request(b"/a")),
+    "a head to which a rule applies": lambda talk, stream: talk.head(stream, request(b"/admin")),
+    "a head that is repeated": lambda talk, stream: (
+        talk.head(stream, request(b"/a")) + talk.head(stream + 2, request(b"/a"))
+    ),
+    "a body": lambda talk, stream: (
+        talk.head(stream, request(b"/a"), ends=False) + frame(DATA, END_STREAM, stream, b"x=1")
+    ),
+    "an empty body": lambda talk, stream: (
+        talk.head(stream, request(b"/a"), ends=False) + frame(DATA, END_STREAM, stream, b"")
+    ),
+    "a handler's": lambda talk, stream: talk.head(stream, request(b"/a", MATCH)),
+    "what cannot be read": lambda talk, stream: talk.head(stream, request(b"/a", (b"Upper", b"1"))),
+}
+
+
+@pytest.mark.parametrize("begin", [True, False], ids=["the app has spoken", "the app has yet to speak"])
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize("rules", RULES)
+def test_each_stream_is_asked_about_once_in_each_state(rules, kind, state, begin):
+    talk = Http2(rules=rules, begin=begin)
+    if not begin:
+        talk.send(PREFACE + settings({}))
+    STATES[state](talk)
+    said = STREAMS[kind](talk, 1)
+    talk.send(said)
+    if not begin:
+        talk.from_app(settings({}) + SETTINGS_ACK)
+    if kind == "a handler's":
+        talk.open_handler()
+    talk.asked.collect()
+    paths = [each.target for each in talk.asked.questions]
+    assert paths == [b"/admin" if "rule" in kind else b"/a"] * (2 if "repeated" in kind else 1)
+    talk.asked.answer(*[BLOCK] * len(paths))
+    assert [each.rule for each in talk.seen.records].count("WAF") == len(paths)
