@@ -18,7 +18,8 @@ are noted, by whoever reads or writes it anyway; one that is answered where nobo
 Of a WebSocket that is read or controlled the messages are judged (`inspected_websocket`).
 
 A stream that is to be controlled or declined waits until the app has proved that it speaks HTTP/2, as any diverted one
-does; what was decided about it is kept until then (`waiting`), so that it is judged once.
+does; what was decided about it is kept until then (`waiting`), so that it is judged once. What follows its head is read
+then. If the client's connection is reset before, nothing of that is read, as nobody has got any of the request.
 """
 
 from __future__ import annotations

@@ -15,7 +15,20 @@ import pytest
 from sidestep.engine.inspection.limits import LIMITS
 from sidestep.policy.accepted_policy import Outcome
 from sidestep.policy.route import Route
-from sidestep.protocols.http2 import DATA, END_STREAM, PADDED, ErrorCode, frame, goaway, header_frames, rst_stream
+from sidestep.protocols.http2 import (
+    DATA,
+    END_STREAM,
+    HEADERS,
+    PADDED,
+    PREFACE,
+    SETTINGS_ACK,
+    ErrorCode,
+    frame,
+    goaway,
+    header_frames,
+    rst_stream,
+    settings,
+)
 from tests.unit.engine.http2.talk import ticks
 from tests.unit.engine.http2_peers import MATCH, request
 from tests.unit.engine.inspection.eve_lines import assert_told
@@ -352,6 +365,32 @@ def test_a_message_of_a_websocket_over_http2(mode, row, end, is_early):
         assert ("request-malformed", mode == "Enforce+Fail") in talk.seen.reasons  # compressed, for all that is known
     else:
         assert_one(talk.seen, NO_SECRET, mode)
+
+
+@pytest.mark.parametrize("mode", ["Enforce+Ignore", "Enforce+Fail"])
+@pytest.mark.parametrize("end", [b"", rst_stream(1, ErrorCode.CANCEL), goaway(0, ErrorCode.NO_ERROR)])
+def test_a_request_that_waits_for_the_app_is_searched_once_that_speaks(mode, end):
+    talk = InspectedTalk(NO_SECRET, begin=False, **MODES[mode])
+    talk.send(PREFACE + settings({}) + talk.head(1, request(b"/p"), ends=False) + frame(DATA, 0, 1, HALF) + end)
+    if not end:
+        talk.peers.shell.eof(talk.relay.client)
+    assert not talk.seen.records
+    talk.from_app(settings({}) + SETTINGS_ACK)
+    over(talk.relay.gate)
+    assert_one(talk.seen, NO_SECRET, mode)
+    assert HALF not in bytes(talk.app.data)
+
+
+@pytest.mark.parametrize("mode", ["Enforce+Ignore", "Enforce+Fail"])
+@pytest.mark.parametrize("end", ["the client's connection is reset", "the proxy goes"])
+def test_a_request_that_waits_for_the_app_is_forgotten_with_its_connection(mode, end):
+    """Nobody has got any of it, and nobody will."""
+    talk = InspectedTalk(NO_SECRET, begin=False, **MODES[mode])
+    talk.send(PREFACE + settings({}) + talk.head(1, request(b"/p"), ends=False) + frame(DATA, 0, 1, HALF))
+    H2_ENDS[end](talk)
+    over(talk.relay.gate)
+    assert not talk.seen.records
+    assert not talk.app.of(HEADERS, skip=len(PREFACE))
 
 
 def test_both_halves_of_an_exchange_are_searched():
