@@ -69,6 +69,10 @@ class Records:
         pass
 
 
+PROGRAMMED = 15.0
+"""Seconds until a pod's first proxy has its policies."""
+
+
 class Pod:
     """A pod whose connections are steered, and the servers that it connects to."""
 
@@ -86,7 +90,9 @@ class Pod:
         self.some.plan()
         egress = with_credentials(self.key, policies, self.some.secrets.facts)
         reconciler = self.some.reconciler
-        await self.some.until(lambda: reconciler.target(self.key) and self.target.egress.inspects(egress))
+        await self.some.until(
+            lambda: reconciler.target(self.key) and self.target.egress.inspects(egress), within=PROGRAMMED
+        )
 
     def run(self, *command):
         """A command of the pod's: in its cgroup and its namespace."""

