@@ -65,7 +65,7 @@ def choose(wanted: Wanted, there: Iterable[str], namespace: str) -> str:
 
 def _kind(word: str) -> str:
     """Return the kind that a word means, singular or plural as in `kubectl get`; empty for none."""
-    return next((kind for kind in KINDS if word in {kind, f"{kind}s"}), "")
+    return next((kind for kind in KINDS if word in {kind, f"{kind}s", f"{kind}es", f"pod{kind}", f"pod{kind}es"}), "")
 
 
 def _rank(kind: str) -> int:

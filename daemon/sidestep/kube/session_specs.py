@@ -3,6 +3,7 @@
     Intercept, Wiretap   deploy/daemonset.yaml      whoever has role sidestep-developer
     Capture              deploy/inspection.yaml     whoever has role sidestep-capturer; decrypted traffic
     Inspection           deploy/inspection.yaml     whoever has role sidestep-auditor; records, with secrets redacted
+    PodAccess            deploy/daemonset.yaml      whoever has role sidestep-pod-access; like pods/exec
 
 Each kind has a struct of its own, so that a spec cannot ask for what another kind is for: RBAC knows kinds and no
 fields. `DEFINITIONS` has what else differs. Rules that a schema cannot express are checked here, because anybody with
@@ -24,11 +25,12 @@ from sidestep.config.filters import check_limits, check_method, check_name, chec
 from sidestep.kube.resource_fields import MetadataFields, ResourceFields
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
-from sidestep.model.intercept import Intercept, Kind, Live, SessionKind, Snap
+from sidestep.model.intercept import Allow, Intercept, Kind, Live, SessionKind, Snap, WorkloadRef
 from sidestep.model.pod import Transport
 from sidestep.model.secret_fields import SECRET
 from sidestep.policy.matching import prove
 from sidestep.policy.outbound_sessions import check_egress
+from sidestep.policy.pod_access import check_access
 from sidestep.policy.workloads import parse_workload
 
 _PORT = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
@@ -121,7 +123,19 @@ class InspectionFields(ResourceFields, frozen=True):
     renew_time: str | None = None
 
 
-AnySpec = SpecFields | CaptureFields | InspectionFields
+class PodAccessFields(ResourceFields, frozen=True):
+    """`spec` of a PodAccess. At least one of `workload` and `pod`: a pod alone is meant by its name."""
+
+    allow: list[Literal["Environment", "Files"]]
+    session: SessionFields
+    workload: str = ""
+    pod: str = ""
+    container: str = ""
+    owner: str = ""
+    renew_time: str | None = None
+
+
+AnySpec = SpecFields | CaptureFields | InspectionFields | PodAccessFields
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +177,9 @@ DEFINITIONS: Mapping[SessionKind, Definition] = {
         manifest="inspection.yaml",
         optional=True,
     ),
+    SessionKind.ACCESS: Definition(
+        "PodAccess", "podaccesses", PodAccessFields, role="sidestep-pod-access", optional=True
+    ),
 }
 
 
@@ -170,6 +187,7 @@ def intercept_of(kind: SessionKind, metadata: MetadataFields, spec: AnySpec) -> 
     """Return the intercept that a spec requests. Raises ConfigurationError or RefusedError with the invalid field."""
     made = _intercept_of(kind, metadata, spec)
     check_egress(made)
+    check_access(made)
     return made
 
 
@@ -182,6 +200,8 @@ def _intercept_of(kind: SessionKind, metadata: MetadataFields, spec: AnySpec) ->
     if isinstance(spec, InspectionFields):
         _check_shows_no_secret(spec.filter)
         return replace(_basis(Kind.WIRETAP, metadata, spec), records=Live(spec.records.lower()))
+    if isinstance(spec, PodAccessFields):
+        return _access_of(metadata, spec)
     transport = Transport(spec.transport.lower())
     intercept = replace(
         _basis(Kind(kind.value), metadata, spec),
@@ -195,6 +215,27 @@ def _intercept_of(kind: SessionKind, metadata: MetadataFields, spec: AnySpec) ->
     return intercept
 
 
+def _access_of(metadata: MetadataFields, spec: PodAccessFields) -> Intercept:
+    if not spec.allow or len(set(spec.allow)) < len(spec.allow):
+        raise ConfigurationError("must name what is allowed, each once", subject="spec.allow")
+    if not spec.workload and not spec.pod:
+        raise ConfigurationError("is missing, and so is spec.pod", subject="spec.workload")
+    _check_pod(spec.pod)
+    return Intercept(
+        uid=metadata.uid,
+        namespace=metadata.namespace,
+        name=metadata.name,
+        kind=Kind.WIRETAP,
+        workload=parse_workload(spec.workload) if spec.workload else WorkloadRef(spec.pod, "pod"),
+        port="",
+        created=parse_time(metadata.creation_timestamp),
+        owner=owner_of(spec),
+        pod=spec.pod or None,
+        allow=frozenset(Allow(each.lower()) for each in spec.allow),
+        container=spec.container,
+    )
+
+
 def _check_shows_no_secret(fields: FilterFields) -> None:
     """Raise RefusedError for a filter on the value of a credential: which requests are told would tell the value."""
     for header in fields.headers:
@@ -203,10 +244,14 @@ def _check_shows_no_secret(fields: FilterFields) -> None:
             raise RefusedError(f"an inspection may ask whether a request has {name}, not for its value: it is a secret")
 
 
-def _basis(kind: Kind, metadata: MetadataFields, spec: AnySpec) -> Intercept:
-    """Return what the specs of all kinds have in common."""
-    if spec.pod and not _POD.fullmatch(spec.pod):
-        raise ConfigurationError("is no pod's name", subject="spec.pod", value=spec.pod[:100])
+def _check_pod(name: str) -> None:
+    if name and not _POD.fullmatch(name):
+        raise ConfigurationError("is no pod's name", subject="spec.pod", value=name[:100])
+
+
+def _basis(kind: Kind, metadata: MetadataFields, spec: SpecFields | CaptureFields | InspectionFields) -> Intercept:
+    """Return what the specs of the kinds that get traffic have in common."""
+    _check_pod(spec.pod)
     port = str(spec.port)
     if not _PORT.fullmatch(port) and not (spec.egress and not port):
         raise ConfigurationError("is no port's name or number", subject="spec.port", value=port[:100])

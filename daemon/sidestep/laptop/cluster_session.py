@@ -266,6 +266,7 @@ class ClusterSession:
             key=self._key,
             dial=self._dial,
             hear=self._handler.hear,
+            access=self._handler.access,
             on_event=lambda event: self._on_event(key, event),
             on_end=lambda reason: self._on_tunnel_end(key, reason),
             on_refusal=self._refused,

@@ -28,6 +28,7 @@ from sidestep.laptop.channels.tls_channel import TlsChannel, describe
 from sidestep.laptop.translation.channel import TranslatingChannel
 from sidestep.laptop.translation.connection_pool import ConnectionPool, HandlerChannel
 from sidestep.model.errors import ConfigurationError, RefusedError
+from sidestep.tunnel.access import AccessClient
 from sidestep.tunnel.channel import Channel, SocketChannel
 from sidestep.tunnel.errors import ChannelBrokenError
 from sidestep.tunnel.opening import StreamOpening
@@ -69,6 +70,8 @@ class Handler:
         self.settings = settings
         self.intercept = ""
         """Name of the intercept, for answers generated in place of the handler; the session sets it."""
+        self.access: AccessClient | None = None
+        """What uses the pods' world, in a session that may."""
         self._http1_until = 0.0
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._trust = None if settings.ca is None else _read_trust(settings.ca)

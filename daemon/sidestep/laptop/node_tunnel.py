@@ -28,6 +28,7 @@ from sidestep.kube.resources import DaemonEntry, NodeEntry
 from sidestep.laptop.api_refusals import DAEMON_NAMESPACE, explain
 from sidestep.laptop.retry import Retry
 from sidestep.model.errors import ClusterError, PeerError, RefusedError, SidestepError
+from sidestep.tunnel.access import AccessClient
 from sidestep.tunnel.cli_end import CliEnd, Dial, Hear
 from sidestep.tunnel.errors import TunnelSilentError
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
@@ -64,6 +65,7 @@ class NodeTunnel:
     key: Ed25519PrivateKey
     dial: Dial
     hear: Hear
+    access: AccessClient | None
     on_event: Callable[[AnyEvent], None]
     on_end: Callable[[str], None]
     """Called with the reason whenever a tunnel ended or could not be opened."""
@@ -117,6 +119,7 @@ class NodeTunnel:
         end = CliEnd(
             dial=self.dial,
             hear=self.hear,
+            access=self.access,
             on_hello=greeted,
             on_event=self.on_event,
             prove=prove,

@@ -27,6 +27,7 @@ from sidestep.laptop.handler import Handler
 from sidestep.laptop.local_client import LocalClient, UnreachableError
 from sidestep.laptop.retry import Retry
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
+from sidestep.tunnel.access import AccessClient
 from sidestep.tunnel.channel import Channel
 from sidestep.tunnel.cli_end import CliEnd
 from sidestep.tunnel.errors import TunnelSilentError
@@ -169,6 +170,11 @@ class Session:
             return
         self._observer.event(event)
 
+    @property
+    def access(self) -> AccessClient | None:
+        """What uses the pods' world; None where nothing does."""
+        return self._handler.access
+
     async def hear(self) -> Channel:
         """Return what takes records. Raises RefusedError."""
         return await self._handler.hear()
@@ -190,6 +196,7 @@ class _Tunnel:
         self._end = CliEnd(
             dial=session.dial,
             hear=session.hear,
+            access=session.access,
             on_hello=self._on_hello,
             on_event=self._on_event,
             limits=session.limits,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
+from typing import Literal
 
 from sidestep.config import capture
 from sidestep.config.durations import format_duration
@@ -13,6 +15,7 @@ from sidestep.kube.session_specs import (
     FilterFields,
     HandlerFields,
     InspectionFields,
+    PodAccessFields,
     SessionFields,
     SpecFields,
     filter_fields,
@@ -21,9 +24,14 @@ from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondi
 from sidestep.model.intercept import SessionKind
 from sidestep.tunnel.messages import SessionSpec
 
+_ALLOWED: Mapping[str, Literal["Environment", "Files"]] = {"environment": "Environment", "files": "Files"}
+"""What a session may use, as `spec.allow` has it."""
+
 
 def kind_of(spec: SessionSpec) -> SessionKind:
     """Return the kind of the resource that a session needs."""
+    if spec.allow:
+        return SessionKind.ACCESS
     if spec.capture:
         return SessionKind.CAPTURE
     return SessionKind.INSPECTION if spec.records else SessionKind(spec.kind)
@@ -40,6 +48,16 @@ def spec_fields(spec: SessionSpec, public_key: str, user: str) -> AnySpec:
     session = SessionFields(public_key)
     owner = (spec.claimed_owner or user)[:128]
     now = micro_time(dt.datetime.now(dt.UTC))
+    if spec.allow:
+        return PodAccessFields(
+            workload=spec.workload,
+            pod=spec.pod,
+            container=spec.container,
+            allow=[_ALLOWED[each] for each in spec.allow],
+            session=session,
+            owner=owner,
+            renew_time=now,
+        )
     if spec.capture:
         return CaptureFields(
             workload=spec.workload,

@@ -25,6 +25,8 @@ class SessionKind(enum.StrEnum):
     WIRETAP = "wiretap"
     CAPTURE = "capture"
     INSPECTION = "inspection"
+    ACCESS = "access"
+    """To the world of pods (`Allow`). It is planned as a wiretap that gets no traffic."""
 
 
 FLOWS = "flows"
@@ -51,6 +53,17 @@ class Live(enum.StrEnum):
     """Those of what rules found with an alert, and of what was not inspected."""
     ALL = "all"
     """All, and one of every request that matches the filter, whether or not there is a policy."""
+
+
+class Allow(enum.StrEnum):
+    """What of a pod's world a session may use on the developer's machine (PodAccess)."""
+
+    ENVIRONMENT = "environment"
+    """The variables that the container's main process was started with."""
+    NETWORK = "network"
+    """Connections from the pod's network namespace."""
+    FILES = "files"
+    """Snapshots of files of the container."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +113,18 @@ class Intercept:
     egress: bool = False
     """A wiretap of the connections that the pods make, to whatever port: `port` is empty. Without a copy of requests:
     it gets heads, records or a capture."""
+    allow: frozenset[Allow] = frozenset()
+    """What it may use of the pods' world. It is about no port and gets no traffic. Empty for every other kind."""
+    container: str = ""
+    """The container whose world it is; empty: the one that `policy.pod_access` chooses."""
+    allow_loopback: bool = False
+    """With `Allow.NETWORK`: connections to the pod's loopback, too."""
 
     @property
     def session_kind(self) -> SessionKind:
         """What it is called."""
+        if self.allow:
+            return SessionKind.ACCESS
         if self.capture:
             return SessionKind.CAPTURE
         return SessionKind.INSPECTION if self.records else SessionKind(self.kind.value)
@@ -137,8 +158,15 @@ class Intercept:
 
     @property
     def place(self) -> str:
-        """The port with its transport, for people."""
+        """The port with its transport, for people; of an access what it may use."""
+        if self.allow:
+            return ", ".join(sorted(self.allow))
         return "outbound" if self.egress else f"{self.port}/{self.transport.value}"
+
+    @property
+    def has_port(self) -> bool:
+        """Whether it is about a port of its pods."""
+        return not self.egress and not self.allow
 
     @property
     def captures_whole(self) -> bool:

@@ -213,7 +213,7 @@ class Controller:
             surveys=self._surveys,
         )
         problem: SidestepError | None = None
-        for pod in able:
+        for pod in able if not new.allow else ():
             try:
                 self._enter(pod, new)
             except AbsentError:
@@ -294,7 +294,7 @@ class Controller:
             )
         except (RefusedError, ConfigurationError) as error:
             return str(error)
-        if new.uid in self._found_ports:
+        if new.uid in self._found_ports or new.allow:
             return ""  # that its app goes away later is no reason
         reason = self._unknown_port(new)
         if not reason:

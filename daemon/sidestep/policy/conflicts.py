@@ -57,12 +57,12 @@ class Claim:
 
 
 def claim_of(intercept: Intercept, inventory: Inventory) -> Claim:
-    """The ports that an intercept takes; none where it listens to connections that pods make.
+    """The ports that an intercept takes; none where it is about no port.
 
     Raises RefusedError when its workload or pod is unknown, or when none of its pods has the port; one that lacks it (a
     rollout that renames a port) is passed over.
     """
-    if intercept.egress:
+    if not intercept.has_port:
         find_workload(intercept.namespace, intercept.workload, inventory)
         return Claim(intercept, frozenset())
     memo: Memo[object, frozenset[Target]] = inventory.index.memos.setdefault("targets", Memo())

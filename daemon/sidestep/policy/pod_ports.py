@@ -125,7 +125,7 @@ class PodPorts:
         """By container port, those of these intercepts, which cover the pod, that mean this port."""
         claimed: dict[tuple[int, Transport], list[Intercept]] = {}
         for intercept in intercepts:
-            if intercept.egress:
+            if not intercept.has_port:
                 continue
             try:
                 found = self.resolve(intercept.port, transport=intercept.transport)

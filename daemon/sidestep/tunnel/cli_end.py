@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from sidestep import __version__
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
+from sidestep.tunnel.access import PROTOCOL_ACCESS, PROTOCOL_ACCESS_DATA, AccessClient, NoAccess
 from sidestep.tunnel.channel import Channel
 from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.daemon_end import read_all
@@ -60,10 +61,12 @@ class CliEnd:
         on_event: Callable[[AnyEvent], None],
         hear: Hear = hear_nothing,
         prove: Prove = prove_nothing,
+        access: AccessClient | None = None,
         intercept: str = "",
         limits: TunnelLimits = DEFAULT_LIMITS,
     ) -> None:
         self._dial = dial
+        self._access = access or NoAccess()
         self._hear = hear
         self._on_hello = on_hello
         self._on_event = on_event
@@ -86,6 +89,10 @@ class CliEnd:
                 await self._connect(stream, lambda: self._dial(StreamOpening.from_headers(stream.headers)))
             case ("CONNECT", _, protocol) if protocol == PROTOCOL_RECORDS:
                 await self._connect(stream, self._hear)
+            case ("CONNECT", _, protocol) if protocol == PROTOCOL_ACCESS:
+                await self._access.talk(self, stream)
+            case ("CONNECT", _, protocol) if protocol == PROTOCOL_ACCESS_DATA:
+                await self._access.take(self, stream)
             case ("POST", "/v1/hello", None):
                 await self._answer_hello(stream)
             case ("POST", "/v1/events", None):

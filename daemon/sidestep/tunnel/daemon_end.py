@@ -13,6 +13,7 @@ from typing import Any
 
 from sidestep.aio.patience import patience
 from sidestep.model.errors import PeerError, RefusedError, SidestepError
+from sidestep.tunnel.access import NUMBER, PROTOCOL_ACCESS, PROTOCOL_ACCESS_DATA
 from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.errors import TunnelClosedError
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
@@ -128,15 +129,15 @@ class DaemonEnd:
 
     async def open_records(self) -> Stream:
         """Open the stream of the session's records. Raises RefusedError when the session does not take them."""
-        return await self._open(
-            (
-                (":method", "CONNECT"),
-                (":protocol", PROTOCOL_RECORDS),
-                (":scheme", "https"),
-                (":authority", "session"),
-                (":path", "/v1/records"),
-            )
-        )
+        return await self._open(_connect(PROTOCOL_RECORDS, "/v1/records"))
+
+    async def open_access(self) -> Stream:
+        """Open the stream of lines about the pods' world. Raises RefusedError when the session uses nothing of it."""
+        return await self._open(_connect(PROTOCOL_ACCESS, "/v1/access"))
+
+    async def open_access_data(self, number: int) -> Stream:
+        """Open the stream that grants the request of this number. Raises RefusedError when nobody waits for it."""
+        return await self._open((*_connect(PROTOCOL_ACCESS_DATA, "/v1/access"), (NUMBER, str(number))))
 
     async def _open(self, headers: Headers) -> Stream:
         stream: Stream | None = None
@@ -202,6 +203,16 @@ class DaemonEnd:
         self._dropped += 1
         self.dropped += 1
         return b""
+
+
+def _connect(protocol: str, path: str) -> Headers:
+    return (
+        (":method", "CONNECT"),
+        (":protocol", protocol),
+        (":scheme", "https"),
+        (":authority", "session"),
+        (":path", path),
+    )
 
 
 def _post(path: str) -> Headers:

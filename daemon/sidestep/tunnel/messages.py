@@ -77,6 +77,12 @@ class SessionSpec(msgspec.Struct, frozen=True):
     created: float = 0.0
     egress: bool = False
     """For a wiretap: of connections that the pods make (`model.intercept.Intercept.egress`)."""
+    allow: Annotated[tuple[Literal["environment", "network", "files"], ...], msgspec.Meta(max_length=3)] = ()
+    """For a wiretap without traffic: what it may use of the pods' world (`model.intercept.Allow`)."""
+    container: Annotated[str, msgspec.Meta(max_length=63)] = ""
+    """With `allow`: the container whose world it is; "": the pod's default one."""
+    allow_loopback: bool = False
+    """With `allow` "network": connections to the pod's loopback, too."""
 
 
 class Hello(msgspec.Struct, frozen=True):

@@ -23,6 +23,8 @@ def base_name(spec: SessionSpec) -> str:
 
 
 def _suffix(spec: SessionSpec) -> str:
+    if spec.allow:
+        return "-access"
     if spec.capture:
         return "-capture"
     if spec.records:

@@ -41,7 +41,7 @@ def test_the_conversion_for_1_20_takes_away_what_it_does_not_know():
     assert "x-kubernetes-validations" not in text
     assert "maxSurge" not in text
     assert "appArmorProfile" not in text
-    assert text.count("specDigest") == 2
+    assert text.count("specDigest") == 3
     [daemons] = [one for one in converted if one["kind"] == "DaemonSet"]
     annotations = daemons["spec"]["template"]["metadata"]["annotations"]
     assert annotations[f"{older.APPARMOR}/node"] == "unconfined"

@@ -25,6 +25,8 @@ SPEC = {
     "maxBytes": 4096,
     "snap": "All",
     "records": "All",
+    "allow": ["Environment"],
+    "container": "app",
     "handler": {"plaintext": True},
     "owner": "ada",
     "session": {"publicKey": "A" * 43 + "="},
@@ -44,6 +46,8 @@ OTHER = {
     "maxBytes": 4097,
     "snap": "Heads",
     "records": "Alerts",
+    "allow": ["Environment", "Files"],
+    "container": "sidecar",
     "handler": {"plaintext": False},
     "owner": "eve",
     "session": {"publicKey": "B" * 43 + "="},
@@ -62,7 +66,7 @@ def passes(part, new, old):
     return all(holds(each["rule"], new, old) for each in part[RULES])
 
 
-@pytest.mark.parametrize(("file", "count"), [("daemonset.yaml", 4), ("inspection.yaml", 11)])
+@pytest.mark.parametrize(("file", "count"), [("daemonset.yaml", 8), ("inspection.yaml", 11)])
 def test_rules_use_what_the_first_api_servers_with_rules_had(file, count):
     """`has`, comparisons, `!`, `&&`, `||` and fields: no function that came later, or that costs by itself."""
     found = [*rules_of([*yaml.safe_load_all((DEPLOY / file).read_text())])]
@@ -107,7 +111,7 @@ def test_every_field_of_a_spec_but_renew_time_is_kept(name):
             assert holds(rule, without, without)
 
 
-@pytest.mark.parametrize("name", [each for each in DEFINITIONS if not each.startswith("intercepts")])
+@pytest.mark.parametrize("name", [each for each in DEFINITIONS if not each.startswith(("intercepts", "podaccesses"))])
 @pytest.mark.parametrize(
     ("fields", "passed"),
     [
@@ -147,3 +151,13 @@ def test_a_wiretap_of_what_pods_send_gets_heads_only():
 )
 def test_the_digest_is_written_once(name, old, new, passed):
     assert passes(schema(name), copy.deepcopy(new), old) is passed
+
+
+@pytest.mark.parametrize(
+    ("fields", "passed"),
+    [({"workload": "orders"}, True), ({"pod": "orders-1"}, True), ({"workload": "orders", "pod": "o"}, True), ({}, False)],
+)
+def test_an_access_is_to_a_workload_or_to_a_pod(fields, passed):
+    part = schema("podaccesses.sidestep.dev")["properties"]["spec"]
+    spec = {"allow": ["Files"], "session": SPEC["session"], **fields}
+    assert passes(part, spec, spec) is passed

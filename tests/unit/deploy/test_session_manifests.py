@@ -58,6 +58,8 @@ def test_a_spec_has_the_fields_that_are_read(kind):
         assert of_schema.get("default", field.default) == field.default
         if field.required:
             assert field.encode_name in part["required"]
+    if kind is SessionKind.ACCESS:
+        return
     found = part["properties"]["filter"]["properties"]
     assert properties_of(part["properties"]["filter"]) == names_of(session_specs.FilterFields)
     assert properties_of(found["headers"]["items"]) == names_of(session_specs.HeaderFields)
@@ -94,6 +96,13 @@ def test_one_role_may_create_it(kind):
 
 def test_who_captures_may_do_nothing_else():
     assert writes(roles()["sidestep-capturer"]) == {"captures"}
+
+
+def test_who_has_access_to_pods_may_do_nothing_else_and_nobody_else_may():
+    assert writes(roles()["sidestep-pod-access"]) == {"podaccesses"}
+    for kind in set(KINDS) - {SessionKind.ACCESS}:
+        assert not {"allow", "container", "allowLoopback"} & properties_of(schema(kind)["spec"])
+        assert not {"allow", "container", "allowLoopback"} & names_of(DEFINITIONS[kind].fields)
 
 
 def test_who_inspects_may_write_nothing_else_and_who_develops_may_not_inspect():

@@ -26,7 +26,7 @@ from sidestep.config.annotations import CertificateSource, SourceKind
 from sidestep.engine.inspection.alert_changes import changes_of
 from sidestep.model.condition import Condition
 from sidestep.model.inspection import InspectionPolicy
-from sidestep.model.intercept import Intercept, intercepts_among, sessions_among
+from sidestep.model.intercept import Allow, Intercept, intercepts_among, sessions_among
 from sidestep.model.pod import PodKey, Transport, common_labels
 from sidestep.node.api.policy_views import policy_views
 from sidestep.node.certificates import pem
@@ -229,6 +229,10 @@ class NodeStatusView:
         plan = self._controller.plan
         if (uid, key) in plan.refusals:
             return PodState(str(key), "failed", plan.refusals[uid, key])
+        intercept = self._sessions.intercept(uid)
+        if intercept is not None and intercept.allow and Allow.NETWORK not in intercept.allow:
+            waits = plan.pending.get((uid, key), "")
+            return PodState(str(key), "pending" if waits else "active", waits)
         planned = plan.pods.get(key)
         ports = _ports_of(planned, uid) if planned is not None else []
         target = self._reconciler.target(key)

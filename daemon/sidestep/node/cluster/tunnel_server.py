@@ -175,6 +175,7 @@ class TunnelServer:
             limits=self._limits,
             greeted=end,
             waiting=self._sessions.waiting_records,
+            world=self._sessions.world,
         )
         self._log.info("session", intercept=intercept.display, owner=intercept.owner)
         ended: SidestepError | None

@@ -27,6 +27,7 @@ from sidestep.node.planning.refusals import opening_refusal, refusal_of
 from sidestep.node.planning.surveys import Surveys
 from sidestep.policy.conflicts import Claim, check, claim_of
 from sidestep.policy.matching import prove
+from sidestep.policy.pod_access import why_unusable
 from sidestep.policy.pod_ports import ports_of
 from sidestep.policy.survey import CertificateKey, PodSurvey, Side, WantedCertificate
 from sidestep.policy.workloads import pods_of
@@ -59,7 +60,11 @@ def admit(
     able, reasons = [], []
     for pod in pods:
         selecting = (policies or {}).get(pod.key, ()) if settings.inspection else ()
-        reason = refusal_of(pod, settings) or _port_refusal(new, pod, inventory, certificates, look, selecting)
+        reason = refusal_of(pod, settings) or (
+            why_unusable(new, pod)
+            if new.allow
+            else _port_refusal(new, pod, inventory, certificates, look, selecting)
+        )
         if reason:
             reasons.append(reason)
         else:
@@ -77,7 +82,7 @@ def certificates_of(
 ) -> tuple[WantedCertificate, ...]:
     """The certificates that an intercept would need; none where it cannot be served anyway."""
     found: list[WantedCertificate] = []
-    if new.transport is not Transport.TCP or new.egress:
+    if new.transport is not Transport.TCP or not new.has_port:
         return ()
     try:
         claim_of(new, inventory)

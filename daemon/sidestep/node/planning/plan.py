@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sidestep.model.condition import Condition
     from sidestep.model.pod import Pod, PodKey
     from sidestep.policy.survey import PodSurvey, WantedCertificate
+    from sidestep.snapshots.access import AccessSnapshot
     from sidestep.snapshots.egress import EgressSnapshot
     from sidestep.snapshots.ports import PortSnapshot
 
@@ -65,18 +66,20 @@ class PodPlan:
     """A target pod and its ports, sorted.
 
     Of the connections that it makes `egress` are the policies, and `outbound` says which sessions listen to them.
+    `access` are the sessions that may have it make connections.
     """
 
     pod: Pod
     ports: tuple[PortPlan, ...]
     egress: tuple[EgressSnapshot, ...] = ()
     outbound: PortSnapshot | None = None
+    access: tuple[AccessSnapshot, ...] = ()
 
     @property
     def uids(self) -> frozenset[str]:
         """The uids of all intercepts and wiretaps of the pod."""
         listening = frozenset() if self.outbound is None else self.outbound.uids
-        return listening.union(*(port.uids for port in self.ports))
+        return listening.union((each.uid for each in self.access), *(port.uids for port in self.ports))
 
     @property
     def inspected(self) -> frozenset[int]:

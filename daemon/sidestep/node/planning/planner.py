@@ -27,7 +27,8 @@ and becomes a condition: a bad port never disables a good one.
 - On a port with a policy that enforces, a global intercept is refused, whichever is older: it would be carried unread.
   One that is refused everywhere stands in no other intercept's way.
 - A policy about connections that pods make, or a session that listens to them, makes a target of each pod that it
-  means, with or without steered ports.
+  means, with or without steered ports. So does an access that may make connections (`Allow.NETWORK`); another access
+  needs no proxy, and is refused or waits by itself.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from typing import TYPE_CHECKING
 from sidestep.config.annotation_names import INSPECTION
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import RefusedError
-from sidestep.model.intercept import Intercept
+from sidestep.model.intercept import Allow, Intercept
 from sidestep.model.pod import ContainerPort, PodKey, Transport
 from sidestep.node.planning.egress import certificates_of, outward, with_credentials
 from sidestep.node.planning.inspection import (
@@ -58,9 +59,11 @@ from sidestep.node.planning.port_plan import PortPlans, listened
 from sidestep.node.planning.refusals import opening_pending, opening_refusal, refusal_of, refusal_type
 from sidestep.node.planning.surveys import Surveys
 from sidestep.policy.conflicts import Claim, admit, claim_of
+from sidestep.policy.pod_access import why_not_yet, why_unusable
 from sidestep.policy.pod_ports import ports_of
 from sidestep.policy.survey import CertificateKey, PodSurvey, PortSurvey, Side, WantedCertificate, port_subject
 from sidestep.policy.workloads import pods_of
+from sidestep.snapshots.access import AccessSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -80,6 +83,8 @@ class _Draft:
     outward: dict[PodKey, Policies] = field(default_factory=dict)
     listening: dict[PodKey, list[Intercept]] = field(default_factory=dict)
     """Sessions that listen to connections that pods make."""
+    connecting: dict[PodKey, list[Intercept]] = field(default_factory=dict)
+    """Accesses that may make connections."""
     undeclared: dict[PodKey, set[ContainerPort]] = field(default_factory=dict)
     coverage: dict[str, tuple[PodKey, ...]] = field(default_factory=dict)
     refusals: dict[tuple[str, PodKey], str] = field(default_factory=dict)
@@ -100,7 +105,7 @@ class _Draft:
 
     def refuse_pod(self, pod: PodKey, reason: str) -> None:
         """Note why a pod serves no intercept, and is not inspected at all."""
-        if pod in self.wanted or pod in self.listening:
+        if pod in self.wanted or pod in self.listening or pod in self.connecting:
             self.refuse(self.everyone(pod), pod, Condition(ConditionType.POD_REFUSED, f"pod {pod}", reason))
         if pod in self.inspected or pod in self.outward:
             self.leave_out(pod, f"pod {pod}", self.policies(pod), reason)
@@ -120,9 +125,9 @@ class _Draft:
         return list(dict.fromkeys(each.display for each in applying))
 
     def everyone(self, pod: PodKey) -> list[Intercept]:
-        """All intercepts that want a port of this pod, or the connections that it makes."""
+        """All intercepts that want a port of this pod, the connections that it makes, or to make some there."""
         ports = [intercept for wanting in self.wanted.get(pod, {}).values() for intercept in wanting]
-        return [*ports, *self.listening.get(pod, ())]
+        return [*ports, *self.listening.get(pod, ()), *self.connecting.get(pod, ())]
 
 
 def plan(
@@ -153,7 +158,10 @@ def plan(
     for intercept in _admitted(
         intercepts, inventory, draft, lambda each: is_overruled(each, inventory, enforced, look)
     ):
-        _spread(intercept, inventory, draft)
+        if intercept.allow:
+            _give_access(intercept, inventory, settings, draft)
+        else:
+            _spread(intercept, inventory, draft)
     for key, meant in placements.undeclared.items():
         draft.undeclared.setdefault(key, set()).update(meant)
     surveyed = {
@@ -164,7 +172,13 @@ def plan(
     }
     surveys.keep_only(surveyed)
     _inspect(placed, surveyed, settings, draft, placements)
-    steered = sorted(draft.wanted.keys() | draft.listening.keys() | draft.inspected.keys() | draft.outward.keys())
+    steered = sorted(
+        draft.wanted.keys()
+        | draft.listening.keys()
+        | draft.connecting.keys()
+        | draft.inspected.keys()
+        | draft.outward.keys()
+    )
     targets = _within_bound(
         [key for key in steered if _may_be_target(inventory.pods[key], settings, draft)], settings, draft
     )
@@ -190,8 +204,9 @@ def plan(
         ports = _ports(found, certificates, node_addresses=node_addresses, draft=draft)
         egress = with_credentials(key, draft.outward.get(key, ()), certificates)
         outbound = listened(draft.listening.get(key, ()))
-        if ports or egress or outbound is not None:
-            pods[key] = PodPlan(found.pod, ports, egress, outbound)
+        access = tuple(AccessSnapshot(each.uid, each.allow_loopback) for each in draft.connecting.get(key, ()))
+        if ports or egress or access or outbound is not None:
+            pods[key] = PodPlan(found.pod, ports, egress, outbound, access)
     for key, found in surveyed.items():
         if found.conditions:
             draft.conditions.setdefault(key, []).extend(found.conditions)
@@ -268,6 +283,20 @@ def _spread(intercept: Intercept, inventory: Inventory, draft: _Draft) -> None:
             draft.wanted.setdefault(key, {}).setdefault((port.number, port.transport), []).append(intercept)
             if not resolved.declared:
                 draft.undeclared.setdefault(key, set()).add(port)
+
+
+def _give_access(access: Intercept, inventory: Inventory, settings: NodeSettings, draft: _Draft) -> None:
+    """Note which pods' world a session may use, and why not, or not yet, that of others."""
+    for key in draft.coverage[access.uid]:
+        pod = inventory.pods[key]
+        reason = refusal_of(pod, settings) or why_unusable(access, pod)
+        if reason:
+            draft.refuse([access], key, Condition(ConditionType.POD_REFUSED, f"pod {key}", reason))
+            continue
+        if not_yet := why_not_yet(access, pod):
+            draft.wait([access], key, not_yet)
+        if Allow.NETWORK in access.allow:
+            draft.connecting.setdefault(key, []).append(access)
 
 
 def _inspect(

@@ -11,9 +11,10 @@ from sidestep.config import capture
 from sidestep.config.filters import check_limits, check_method, check_name
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
-from sidestep.model.intercept import Intercept, Kind, Live, Snap
+from sidestep.model.intercept import Allow, Intercept, Kind, Live, Snap
 from sidestep.model.pod import Transport
 from sidestep.policy.outbound_sessions import check_egress
+from sidestep.policy.pod_access import check_access
 from sidestep.policy.workloads import parse_workload
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def intercept_of(spec: SessionSpec, *, name: str, owner: str) -> Intercept:
                 "is no Kubernetes name: lower-case letters, digits, - and . only", subject=subject, value=value[:100]
             )
     snap = Snap(spec.capture) if spec.kind == "wiretap" else Snap.NOTHING
-    if not spec.port and not spec.egress:
+    if not spec.port and not spec.egress and not spec.allow:
         raise ConfigurationError("is missing", subject="port", value="")
     made = Intercept(
         uid=spec.resume or str(uuid.uuid4()),
@@ -63,8 +64,12 @@ def intercept_of(spec: SessionSpec, *, name: str, owner: str) -> Intercept:
         duration=capture.seconds_of(spec.duration, subject="--for") if snap else 0.0,
         max_bytes=capture.size_of(spec.max_bytes, subject="--max-size") if snap else 0,
         egress=spec.egress,
+        allow=frozenset(map(Allow, spec.allow)),
+        container=spec.container,
+        allow_loopback=spec.allow_loopback,
     )
     check_egress(made)
+    check_access(made)
     return made
 
 

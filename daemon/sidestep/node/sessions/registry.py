@@ -26,6 +26,7 @@ from sidestep.node.sessions.capture_bounds import BoundsOfCaptures, CaptureBound
 from sidestep.node.sessions.capture_log import captures_told, inspection_told
 from sidestep.node.sessions.intercept import intercept_of
 from sidestep.node.sessions.node_view import NodeView
+from sidestep.node.sessions.pod_world import NoWorld, PodWorld
 from sidestep.node.sessions.record_feed import RecordFeed, WaitingBytes
 from sidestep.node.sessions.session import Session
 from sidestep.proxy.control.messages import LoggedAnswer, LoggedRequest, LostCopies, Open
@@ -75,6 +76,8 @@ class SessionRegistry:
         """Limit of unread bytes of all tunnels together."""
         self.waiting_records = WaitingBytes()
         """Records of inspection that wait for all sessions together."""
+        self.world: PodWorld = NoWorld()
+        """What sessions use that have access to pods."""
         self._sessions: dict[str, Session] = {}
         self._bounds = BoundsOfCaptures(MAX_SESSIONS)
         self._ordered: tuple[Intercept, ...] | None = ()
@@ -226,6 +229,7 @@ class SessionRegistry:
             limits=self._limits,
             budget=self.budget,
             waiting=self.waiting_records,
+            world=self.world,
         )
         self._add(session)
         if old is not None:
@@ -369,7 +373,7 @@ class SessionRegistry:
             kind=intercept.shown_kind,
             owner=intercept.owner,
             workload=str(intercept.workload),
-            port=intercept.port or "outbound",
+            port=intercept.port or intercept.place,
             transport=intercept.transport.value,
             filter=describe_filter(intercept.filter),
             created=intercept.created,

@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from sidestep.aio.patience import patience
 from sidestep.aio.tasks import Tasks
 from sidestep.aio.time_limit import time_limit
-from sidestep.model.errors import BugError, RefusedError, SidestepError
+from sidestep.model.errors import BugError, PeerError, RefusedError, SidestepError
 from sidestep.model.intercept import Intercept
+from sidestep.model.pod import PodKey
+from sidestep.node.sessions.access import AccessServer
 from sidestep.node.sessions.capture_bounds import CaptureBounds, CaptureChannel
+from sidestep.node.sessions.pod_world import NoWorld, PodWorld
 from sidestep.node.sessions.record_feed import RecordFeed, WaitingBytes
 from sidestep.node.sessions.stream_shares import StreamShares
 from sidestep.observability.logs import get_logger
@@ -82,6 +85,7 @@ class Session:
         budget: UnreadBudget | None = None,
         greeted: DaemonEnd | None = None,
         waiting: WaitingBytes | None = None,
+        world: PodWorld | None = None,
     ) -> None:
         self.intercept = intercept
         self.bounds: CaptureBounds | None = None
@@ -91,6 +95,10 @@ class Session:
         """The way of records of inspection to the session; None if it gets none."""
         if intercept.records:
             self.feed = RecordFeed(tell=self._tell_lost, waiting=waiting or WaitingBytes())
+        self._access: AccessServer | None = None
+        """What the session may use of the pods' world; None for every other kind of session."""
+        if intercept.allow:
+            self._access = AccessServer(intercept, world or NoWorld(), on_crash=self._crashed)
         self._over = False
         self._greeted = asyncio.Event()
         self._limits = limits
@@ -135,8 +143,16 @@ class Session:
         """Send events until the session is over. Returns the error that ended it, None for an orderly end."""
         if self.feed is not None:
             self._pumps.start(self.feed.run(self._end.open_records), name="records")
+        if self._access is not None:
+            self._pumps.start(self._give_access(self._access), name="access")
         error = await self._end.run()
         return self._crash or error
+
+    async def _give_access(self, access: AccessServer) -> None:
+        try:
+            await access.run(self._end.open_access, self._end.open_access_data)
+        except (PeerError, RefusedError) as error:
+            self.connection.close(error)
 
     async def end(self, ended: Ended) -> None:
         """Send the reason for the end, then close the session."""
@@ -173,6 +189,9 @@ class Session:
         """Send the state of pods and conditions, if it has changed."""
         if self.bounds is not None and state.active:
             self.bounds.begin()
+        if self._access is not None:
+            usable = (each.pod.partition("/") for each in state.pods if each.state in {"active", "attached"})
+            self._access.follow(PodKey(namespace, name) for namespace, _, name in usable)
         if state != self._state:
             self._state = state
             self._end.publish(state)

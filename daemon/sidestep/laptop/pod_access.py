@@ -1,0 +1,212 @@
+"""The developer's end of an access to pods: asks the daemons, and hands over what they grant.
+
+A session has a tunnel to each node with pods of the workload. Each tells which of its pods can be used now; of all of
+them one is *chosen*: the first by name, for as long as it can be used, so that variables, files and connections are
+those of one pod.
+
+    ask --> the link to the chosen pod's node: a line, and a future by its number
+            stream with that number    -> the future has it; `Granted.close` ends it
+            refused                    -> RefusedError
+            the tunnel breaks          -> RefusedError; who asks again waits for another tunnel
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Self
+
+from sidestep.aio.time_limit import time_limit
+from sidestep.laptop.handler import NoHandler
+from sidestep.model.errors import PeerError, RefusedError
+from sidestep.tunnel.access import (
+    Asked,
+    Cancel,
+    Connect,
+    Environment,
+    Files,
+    Lines,
+    Ready,
+    Refused,
+    Told,
+    decode_line,
+    encode_line,
+    number_of,
+)
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from sidestep.tunnel.access import Line
+    from sidestep.tunnel.stream import Stream
+
+ANSWER: Final = 30.0
+"""Seconds within which a request is granted or refused."""
+READY: Final = 15.0
+"""Seconds for which a request waits for a pod."""
+
+
+class Granted:
+    """What a request was granted: a stream, to read and to write. Close it."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.closed = asyncio.Event()
+
+    def close(self) -> None:
+        """Give the stream back; one that has not ended in both directions is reset."""
+        self.closed.set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Link:
+    """One tunnel's stream of lines."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.pods: frozenset[str] = frozenset()
+        self._stream = stream
+        self._number = 0
+        self._waiting: dict[int, asyncio.Future[Granted]] = {}
+        self._writing = asyncio.Lock()
+
+    async def ask(self, make: Callable[[int], Asked]) -> Granted:
+        """Send a request; returns what is granted. Raises RefusedError, PeerError."""
+        self._number += 1
+        number = self._number
+        granted: asyncio.Future[Granted] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = granted
+        try:
+            await self._send(make(number))
+            async with time_limit(ANSWER):
+                return await granted
+        except BaseException as error:
+            if not granted.done() or granted.cancelled():
+                await self._withdraw(number)
+            elif granted.exception() is None:
+                granted.result().close()
+            if isinstance(error, TimeoutError):
+                raise RefusedError(f"the node daemon did not answer within {ANSWER:g} s") from error
+            raise
+        finally:
+            self._waiting.pop(number, None)
+
+    async def _withdraw(self, number: int) -> None:
+        try:
+            await self._send(Cancel(number))
+        except PeerError:
+            pass  # the tunnel is gone, and the request with it
+
+    async def _send(self, line: Line) -> None:
+        async with self._writing:
+            await self._stream.write(encode_line(line))
+
+    def told(self, line: Told) -> None:
+        """Take a line of the daemon."""
+        if isinstance(line, Ready):
+            self.pods = frozenset(line.pods)
+            return
+        waiting = self._waiting.get(line.number)
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(RefusedError(line.reason))
+
+    def granted(self, number: int, granted: Granted) -> bool:
+        """Hand over a stream; returns False when nobody waits for it."""
+        waiting = self._waiting.get(number)
+        if waiting is None or waiting.done():
+            return False
+        waiting.set_result(granted)
+        return True
+
+    def broken(self) -> None:
+        """The tunnel is gone."""
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(RefusedError("the connection to the node daemon is gone"))
+                waiting.exception()  # retrieved: its owner may have given up
+
+
+class PodAccess(NoHandler):
+    """The "handler" of a session with access to pods, and its `tunnel.access.AccessClient`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.access = self
+        self._links: dict[object, _Link] = {}
+        self._chosen = ""
+        self._news = asyncio.Event()
+
+    # --- for who uses it ----------------------------------------------------------------------------------------------
+
+    async def environment(self) -> bytes:
+        """Return the variables of the pod's container, each ended by NUL. Raises RefusedError, PeerError."""
+        async with await self._ask(Environment) as granted:
+            parts = []
+            while data := await granted.stream.read():
+                parts.append(data)
+            await granted.stream.write_eof()
+            return b"".join(parts)
+
+    async def files(self, paths: tuple[str, ...], max_bytes: int) -> Granted:
+        """Begin a snapshot (`protocols.file_frames`). Raises RefusedError, PeerError."""
+        return await self._ask(lambda number, pod: Files(number, pod, paths=paths, max_bytes=max_bytes))
+
+    async def connect(self, host: str, port: int) -> Granted:
+        """Connect from the pod to a host by TCP. Raises RefusedError, PeerError."""
+        return await self._ask(lambda number, pod: Connect(number, pod, host, port))
+
+    async def pod(self) -> str:
+        """Wait for a pod that can be used; returns `namespace/name`. Raises RefusedError after `READY` seconds."""
+        try:
+            async with time_limit(READY):
+                while not (chosen := self._choose()):
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError as error:
+            raise RefusedError("no pod can be used now; sidestep status may tell why") from error
+        return chosen
+
+    async def _ask(self, make: Callable[[int, str], Asked]) -> Granted:
+        pod = await self.pod()
+        link = next(each for each in self._links.values() if pod in each.pods)
+        return await link.ask(lambda number: make(number, pod))
+
+    def _choose(self) -> str:
+        usable = sorted(pod for link in self._links.values() for pod in link.pods)
+        if self._chosen not in usable:
+            self._chosen = usable[0] if usable else ""
+        return self._chosen
+
+    # --- AccessClient -------------------------------------------------------------------------------------------------
+
+    async def talk(self, tunnel: object, stream: Stream) -> None:
+        """As AccessClient.talk."""
+        if tunnel in self._links:
+            raise PeerError("the daemon has opened the lines of an access twice")
+        stream.respond(200)
+        link = self._links[tunnel] = _Link(stream)
+        lines = Lines()
+        try:
+            while data := await stream.read():
+                for line in lines.feed(data):
+                    link.told(decode_line(line, Ready | Refused))  # type: ignore[arg-type]  # a union
+                self._news.set()
+        finally:
+            del self._links[tunnel]
+            link.broken()
+
+    async def take(self, tunnel: object, stream: Stream) -> None:
+        """As AccessClient.take."""
+        link = self._links.get(tunnel)
+        granted = Granted(stream)
+        if link is None or not link.granted(number_of(stream.headers), granted):
+            stream.respond(502, end_stream=True)
+            return
+        stream.respond(200)
+        await granted.closed.wait()

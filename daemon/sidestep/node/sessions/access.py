@@ -1,0 +1,213 @@
+"""The daemon's end of an access to pods: reads what a session asks, judges it, and grants it by a stream.
+
+A request is
+
+    asked      checked at once: the session may use that (`Intercept.allow`), the pod is one that the present plan lets
+               it use, and the number is new
+    working    a task of its own; it ends as one of
+    granted    a stream of the tunnel has been opened; its bytes are moved until both directions have ended
+    refused    a line with the reason
+    cancelled  by the session; or by `follow`: the plan does not let the session use the pod any more
+
+Invariants
+  * Nothing is asked of the world without a right, and not for a pod outside of the last `follow`.
+  * The end of the tunnel, or of the session, ends every task, and each releases what it holds.
+  * At most `MAX_REQUESTS` are working or granted, and at most one snapshot of files.
+  * A session that breaks the rules of the lines loses its tunnel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from sidestep.aio.tasks import Tasks
+from sidestep.model.errors import PeerError, RefusedError, SidestepError
+from sidestep.model.intercept import Allow, Intercept
+from sidestep.model.pod import PodKey
+from sidestep.model.text import harmless
+from sidestep.tunnel.access import (
+    Asked,
+    Cancel,
+    Connect,
+    Environment,
+    Files,
+    Line,
+    Lines,
+    Ready,
+    Refused,
+    decode_line,
+    encode_line,
+)
+from sidestep.tunnel.channel import SocketChannel
+from sidestep.tunnel.pump import pump
+
+if TYPE_CHECKING:
+    import socket
+
+    from sidestep.node.sessions.pod_world import PodWorld
+    from sidestep.tunnel.stream import Stream
+
+MAX_REQUESTS: Final = 1024
+"""Requests of one session at a time: as many as a tunnel has streams."""
+MAX_ENVIRONMENTS: Final = 4
+"""Of these, requests for variables."""
+MAX_SNAPSHOTS: Final = 1
+"""Of these, snapshots of files."""
+WAITING_LINES: Final = 256
+"""Lines that wait for the session; one that does not read them loses its tunnel."""
+MAX_REASON: Final = 1000
+"""Characters."""
+NEEDS: Final = {Environment: Allow.ENVIRONMENT, Files: Allow.FILES, Connect: Allow.NETWORK}
+"""The right for each request."""
+MOST: Final = {Allow.ENVIRONMENT: MAX_ENVIRONMENTS, Allow.FILES: MAX_SNAPSHOTS, Allow.NETWORK: MAX_REQUESTS}
+
+OpenData = Callable[[int], Awaitable["Stream"]]
+"""Opens the stream that grants a request. Raises RefusedError."""
+
+
+class AccessServer:
+    """One session's access, in one tunnel. `run` it once the session is greeted."""
+
+    def __init__(
+        self, access: Intercept, world: PodWorld, *, on_crash: Callable[[str, BaseException], None]
+    ) -> None:
+        self._access = access
+        self._world = world
+        self._tasks = Tasks(f"access {access.display}", on_crash=on_crash)
+        self._pods: frozenset[PodKey] = frozenset()
+        self._running: dict[int, tuple[asyncio.Task[None], PodKey, Allow]] = {}
+        self._highest = 0
+        self._lines: asyncio.Queue[Line] = asyncio.Queue(WAITING_LINES)
+        self._overflow = asyncio.Event()
+        self._open_data: OpenData | None = None
+
+    def follow(self, pods: Iterable[PodKey]) -> None:
+        """Let the session use these pods, and no other; ends what it uses of others."""
+        now = frozenset(pods)
+        if now == self._pods:
+            return
+        self._pods = now
+        for task, pod, _ in self._running.values():
+            if pod not in now:
+                task.cancel()
+        self._tell(Ready(tuple(sorted(map(str, now)))[:MAX_REQUESTS]))
+
+    async def run(self, open_lines: Callable[[], Awaitable[Stream]], open_data: OpenData) -> None:
+        """Serve until the tunnel ends. Raises PeerError when the session breaks the rules."""
+        self._open_data = open_data
+        try:
+            stream = await open_lines()
+            async with Tasks(f"access {self._access.display}: lines") as tasks:
+                reading = tasks.start(self._read(stream), name="read")
+                writing = tasks.start(self._write(stream), name="write")
+                overflow = tasks.start(self._overflow.wait(), name="overflow")
+                waiting: set[asyncio.Task[Any]] = {reading, writing, overflow}
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if tasks.crash is not None:
+                    raise tasks.crash
+                if overflow.done():
+                    raise PeerError("the session does not read what it is told about its access")
+        finally:
+            await self._tasks.aclose()
+
+    def _tell(self, line: Line) -> None:
+        try:
+            self._lines.put_nowait(line)
+        except asyncio.QueueFull:
+            self._overflow.set()
+
+    async def _write(self, stream: Stream) -> None:
+        while True:
+            await stream.write(encode_line(await self._lines.get()))
+
+    async def _read(self, stream: Stream) -> None:
+        lines = Lines()
+        while data := await stream.read():
+            for line in lines.feed(data):
+                self._take(decode_line(line, Asked))  # type: ignore[arg-type]  # a union
+
+    def _take(self, asked: Asked) -> None:
+        if isinstance(asked, Cancel):
+            found = self._running.get(asked.number)
+            if found is not None:
+                found[0].cancel()
+            return
+        if asked.number <= self._highest:
+            raise PeerError("the session has used the number of a request twice")
+        self._highest = asked.number
+        try:
+            pod, needed = self._judged(asked)
+        except RefusedError as error:
+            self._refuse(asked.number, error)
+            return
+        task = self._tasks.start(self._carry_out(asked, pod), name=f"request {asked.number}")
+        self._running[asked.number] = (task, pod, needed)
+        task.add_done_callback(lambda _: self._running.pop(asked.number, None))
+
+    def _judged(self, asked: Environment | Files | Connect) -> tuple[PodKey, Allow]:
+        """Return the pod, and the right that is used. Raises RefusedError."""
+        needed = NEEDS[type(asked)]
+        if needed not in self._access.allow:
+            allowed = self._access.place or "nothing"
+            raise RefusedError(f"{self._access.leave_name} does not allow {needed} (it allows: {allowed})")
+        namespace, _, name = asked.pod.partition("/")
+        pod = PodKey(namespace, name)
+        if pod not in self._pods:
+            raise RefusedError(f"{self._access.leave_name} cannot use pod {harmless(asked.pod)} now")
+        if len(self._running) >= MAX_REQUESTS or MOST[needed] <= sum(
+            each is needed for _, _, each in self._running.values()
+        ):
+            raise RefusedError(f"{self._access.leave_name} uses as much at once as it may; try again later")
+        return pod, needed
+
+    async def _carry_out(self, asked: Environment | Files | Connect, pod: PodKey) -> None:
+        try:
+            await self._grant(asked, pod)
+        except SidestepError as error:
+            self._refuse(asked.number, error)
+        except asyncio.CancelledError:
+            self._refuse(asked.number, RefusedError("it was ended"))
+            raise
+
+    async def _grant(self, asked: Environment | Files | Connect, pod: PodKey) -> None:
+        """Carry a request out, and move its bytes. Raises SidestepError as long as no stream was opened."""
+        if isinstance(asked, Environment):
+            content = await self._world.environment(self._access, pod, asked.container)
+            stream = await self._opened(asked.number)
+            await _send(stream, content)
+            return
+        if isinstance(asked, Files):
+            sock = await self._world.files(self._access, pod, asked.container, asked.paths, asked.max_bytes)
+        else:
+            sock = await self._world.connect(self._access, pod, asked.host, asked.port, asked.protocol)
+        await self._pump(asked.number, sock)
+
+    async def _pump(self, number: int, sock: socket.socket) -> None:
+        try:
+            stream = await self._opened(number)
+        except BaseException:
+            sock.close()
+            raise
+        await pump(stream, SocketChannel(sock))
+
+    async def _opened(self, number: int) -> Stream:
+        assert self._open_data is not None  # noqa: S101 - requests are read after it was set
+        return await self._open_data(number)
+
+    def _refuse(self, number: int, error: SidestepError) -> None:
+        self._tell(Refused(number, harmless(str(error))[:MAX_REASON]))
+
+
+async def _send(stream: Stream, content: bytes) -> None:
+    try:
+        await stream.write(content)
+        await stream.write_eof()
+        while await stream.read():  # the other end finishes its side once it has everything
+            pass
+    except PeerError:
+        pass  # it does not want it any more
+    finally:
+        if not stream.over:
+            stream.reset()

@@ -1,0 +1,50 @@
+"""What an `AccessServer` uses of the pods' world; `node.pod_world` implements it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from sidestep.model.errors import RefusedError
+
+if TYPE_CHECKING:
+    import socket
+
+    from sidestep.model.intercept import Intercept
+    from sidestep.model.pod import PodKey
+
+
+class PodWorld(Protocol):
+    """Each method raises SidestepError with a reason for the developer. Rights have been checked before."""
+
+    async def environment(self, access: Intercept, pod: PodKey, container: str) -> bytes:
+        """Return the variables of a container's main process, each ended by NUL."""
+
+    async def files(
+        self, access: Intercept, pod: PodKey, container: str, paths: tuple[str, ...], max_bytes: int
+    ) -> socket.socket:
+        """Begin a snapshot; returns a stream socket from which its frames are read (`protocols.file_frames`)."""
+
+    async def connect(self, access: Intercept, pod: PodKey, host: str, port: int, protocol: str) -> socket.socket:
+        """Make a connection in the pod's network namespace; returns a stream socket for its bytes, or capsules."""
+
+
+class NoWorld:
+    """A `PodWorld` that has nothing."""
+
+    async def environment(self, access: Intercept, pod: PodKey, container: str) -> bytes:
+        """As PodWorld.environment."""
+        raise _refused(access, pod, container)
+
+    async def files(
+        self, access: Intercept, pod: PodKey, container: str, paths: tuple[str, ...], max_bytes: int
+    ) -> socket.socket:
+        """As PodWorld.files."""
+        raise _refused(access, pod, container, paths, max_bytes)
+
+    async def connect(self, access: Intercept, pod: PodKey, host: str, port: int, protocol: str) -> socket.socket:
+        """As PodWorld.connect."""
+        raise _refused(access, pod, host, port, protocol)
+
+
+def _refused(*_asked: object) -> RefusedError:
+    return RefusedError("this node daemon gives no access to pods")
