@@ -26,7 +26,9 @@ def explain(error: ClusterError, *, verb: str, resource: str, namespace: str) ->
         return RefusedError(f"the API server does not know you; log in and try again ({error})")
     if error.forbidden:
         role = "--role=sidestep-tunnel" if resource.startswith("pods/") else f"--clusterrole={definition.role}"
-        name, subject = _subject(_USER.search(str(error)))
+        of_developers = definition.role == DEFINITIONS[SessionKind.INTERCEPT].role or resource.startswith("pods/")
+        prefix = "sidestep" if of_developers else definition.role
+        name, subject = _subject(prefix, _USER.search(str(error)))
         advice = f"kubectl create rolebinding {name} {role} {subject} -n {namespace}"
         refused = f"you may not {verb} {resource} in namespace {namespace}"
         return RefusedError(f"{refused}; an administrator allows it with: {advice} ({error})")
@@ -45,10 +47,13 @@ def _definition(resource: str) -> Definition:
     return next(found, DEFINITIONS[SessionKind.INTERCEPT])
 
 
-def _subject(match: re.Match[str] | None) -> tuple[str, str]:
-    """Return a name for the role binding that no other user's has, and its subject; both quoted for a shell."""
+def _subject(prefix: str, match: re.Match[str] | None) -> tuple[str, str]:
+    """Return a name for the role binding that no other user's has, and its subject; both quoted for a shell.
+
+    `prefix` differs from role to role: a user may have several.
+    """
     user = match.group(1) if match else "USER"
     account = _SERVICE_ACCOUNT.fullmatch(user)
     subject = f"--user={user}" if account is None else f"--serviceaccount={account.group(1)}:{account.group(2)}"
     short = user if account is None else f"{account.group(1)}-{account.group(2)}"
-    return f"sidestep-{_NOT_IN_A_NAME.sub('-', short)}", shlex.quote(subject)
+    return f"{prefix}-{_NOT_IN_A_NAME.sub('-', short)}", shlex.quote(subject)

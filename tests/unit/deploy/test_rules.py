@@ -155,7 +155,12 @@ def test_the_digest_is_written_once(name, old, new, passed):
 
 @pytest.mark.parametrize(
     ("fields", "passed"),
-    [({"workload": "orders"}, True), ({"pod": "orders-1"}, True), ({"workload": "orders", "pod": "o"}, True), ({}, False)],
+    [
+        ({"workload": "orders"}, True),
+        ({"pod": "orders-1"}, True),
+        ({"workload": "orders", "pod": "o"}, True),
+        ({}, False),
+    ],
 )
 def test_an_access_is_to_a_workload_or_to_a_pod(fields, passed):
     part = schema("podaccesses.sidestep.dev")["properties"]["spec"]

@@ -31,6 +31,16 @@ def test_the_command_that_gives_a_right(user, name, subject):
     assert f"with: {command} (" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("resource", "role"),
+    [("podaccesses.sidestep.dev", "sidestep-pod-access"), ("captures.sidestep.dev", "sidestep-capturer")],
+)
+def test_another_role_has_a_binding_beside_that_of_developers(resource, role):
+    error = explain(forbidden("ada"), verb="create", resource=resource, namespace="shop")
+    assert f"you may not create {resource} in namespace shop" in str(error)
+    assert f"kubectl create rolebinding {role}-ada --clusterrole={role} --user=ada -n shop" in str(error)
+
+
 def test_the_way_to_the_daemons_has_a_role_of_its_own():
     error = explain(forbidden("ada"), verb="get", resource="pods/portforward", namespace="sidestep")
     assert "kubectl create rolebinding sidestep-ada --role=sidestep-tunnel --user=ada -n sidestep" in str(error)

@@ -61,9 +61,7 @@ def admit(
     for pod in pods:
         selecting = (policies or {}).get(pod.key, ()) if settings.inspection else ()
         reason = refusal_of(pod, settings) or (
-            why_unusable(new, pod)
-            if new.allow
-            else _port_refusal(new, pod, inventory, certificates, look, selecting)
+            why_unusable(new, pod) if new.allow else _port_refusal(new, pod, inventory, certificates, look, selecting)
         )
         if reason:
             reasons.append(reason)

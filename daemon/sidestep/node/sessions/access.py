@@ -70,9 +70,7 @@ OpenData = Callable[[int], Awaitable["Stream"]]
 class AccessServer:
     """One session's access, in one tunnel. `run` it once the session is greeted."""
 
-    def __init__(
-        self, access: Intercept, world: PodWorld, *, on_crash: Callable[[str, BaseException], None]
-    ) -> None:
+    def __init__(self, access: Intercept, world: PodWorld, *, on_crash: Callable[[str, BaseException], None]) -> None:
         self._access = access
         self._world = world
         self._tasks = Tasks(f"access {access.display}", on_crash=on_crash)
