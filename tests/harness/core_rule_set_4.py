@@ -1,6 +1,7 @@
-"""A Core Rule Set in the layout, and with the names of settings and scores, that version 4 has: of Debian's 3.3 files.
+"""Version 4 of the Core Rule Set, which no Debian has: its layout, made of Debian's 3.3 files, and its own rules.
 
-Debian has no version 4. What differs there, from its files REQUEST-901, 949, RESPONSE-959 and the release's folders:
+`core_rule_set_4` has the layout, and the names of settings and scores. What differs there, from its files REQUEST-901,
+949, RESPONSE-959 and the release's folders:
 
     levels      tx.blocking_paranoia_level, tx.detection_paranoia_level, for tx.paranoia_level and tx.executing_...
     scores      tx.inbound_anomaly_score_plN for tx.anomaly_score_plN; the sums are tx.blocking_inbound_anomaly_score
@@ -9,14 +10,19 @@ Debian has no version 4. What differs there, from its files REQUEST-901, 949, RE
                 910 and 912; 934 has another name
 
 The rules themselves are those of 3.3.
+
+`rules_of_version_4` has the rules of version 4, which PyPI has as test data of a parser that the same project writes.
+The lists of words that they name are not there: Debian's are used, and of three that 3.3 does not have one word each.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 from sidestep.inspector.rules import DEBIAN
+from tests.debian import cache
 
 VERSION = "4.13.0"
 _NAMES = (
@@ -27,6 +33,14 @@ _NAMES = (
     (r"\banomaly_score\b", "blocking_inbound_anomaly_score"),
 )
 _VARIABLE = re.compile(r"(?i)(\btx[.:])([a-z0-9_]+)")
+RELEASED = "4.0.1-dev"
+"""What the rules of `rules_of_version_4` say of themselves."""
+_ARCHIVE = "seclang-parser==0.3.2 --hash=sha256:5ff065189e49f24fef425b97fffdde790558f1df8d04cd9bd1fe8cf3d1ef7223\n"
+_RECIPE = 1
+"""To be raised when the way in which it is unpacked changes."""
+_WITHIN = 400.0
+"""Seconds: pip asks the package's build for its name, and fetches what builds it."""
+_WORDS = {"ssrf.data": "169.254.169.254", "php-errors-pl2.data": "Invalid date", "web-shells-php.data": "r57shell"}
 _GONE = ("REQUEST-903", "REQUEST-910", "REQUEST-912")
 
 
@@ -47,6 +61,30 @@ def core_rule_set_4(folder: Path) -> Path:
             name = path.name.replace("934-APPLICATION-ATTACK-NODEJS", "934-APPLICATION-ATTACK-GENERIC")
             (folder / "rules" / name).write_text(_renamed(path.read_text()))
     return folder
+
+
+def rules_of_version_4() -> Path:
+    """The folder, fetched once. Raises BuildError."""
+    return cache.entry("core-rule-set-4", cache.digest(str(_RECIPE), _ARCHIVE), _fetch) / "made"
+
+
+def _fetch(work: Path) -> None:
+    wanted, log = work / "requirements.txt", work / "log"
+    wanted.write_text(_ARCHIVE)
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "download", "--no-deps"]
+    command += ["--require-hashes", "--no-binary=seclang-parser", "-d", str(work), "-r", str(wanted)]
+    cache.step("fetching rules of CRS 4 (0.3 MB)", command, log=log, within=_WITHIN, attempts=cache.ATTEMPTS)
+    (archive,) = work.glob("*.tar.gz")
+    cache.step("unpacking them", ["tar", "-xf", archive, "--strip-components=1", "-C", work], log=log, within=60)
+    found, rules = work / "testdata", work / "made" / "rules"
+    rules.mkdir(parents=True)
+    (found / "crs-setup.conf").rename(rules.parent / "crs-setup.conf.example")
+    for path in (found / "crs").glob("*.conf"):
+        path.rename(rules / path.name)
+    for path in Path(DEBIAN[1]).glob("*.data"):
+        (rules / path.name).write_bytes(path.read_bytes())
+    for name, word in _WORDS.items():
+        (rules / name).write_text(f"{word}\n")
 
 
 def _renamed(text: str) -> str:

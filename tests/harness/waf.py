@@ -22,6 +22,7 @@ client_body_buffer_size 2m;
 server {{
     listen {ip}:8443 ssl http2; listen {ip}:8080; server_name orders.shop.test; add_header X-Served-By app always;
     ssl_certificate {folder}/tls/tls.crt; ssl_certificate_key {folder}/tls/tls.key;
+    location /image {{ default_type image/png; echo -n picture; }}
     location /report {{ default_type text/html; echo_read_request_body; echo_request_body; }}
     location / {{ default_type text/plain; echo_read_request_body; echo "app $request_method"; }}
 }}

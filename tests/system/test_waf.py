@@ -315,6 +315,56 @@ def test_custom_rules_and_settings_of_a_policy(shop):
         maps.unlink()
 
 
+OF_ANSWERS = """
+SecRule RESPONSE_BODY "@rx internal-[0-9]{4}" "id:1,phase:4,deny,msg:'an internal number'"
+SecRule REQUEST_URI "@beginsWith /image" "id:2,phase:3,deny,chain,msg:'who serves'"
+SecRule RESPONSE_HEADERS:X-Served-By "@streq app"
+"""
+
+
+@pytest.mark.parametrize("version", HTTP)
+@pytest.mark.parametrize("mode", ["Detect", "Enforce"])
+def test_custom_rules_about_answers(shop, version, mode):
+    """The policy has no `responses`: rules about answers have them judged."""
+    maps = shop.node.write("waf-rules.yaml", config_map(OF_ANSWERS))
+    reference = {"configMapRef": {"name": "waf-rules", "key": "custom.conf"}}
+    settings = {**PATIENT, "rulesFrom": reference, "excludeRules": [920420]}
+
+    def told(path, rule):
+        return [
+            each
+            for each in alerts(shop, before)
+            if each["http"]["url"] == path and each["alert"]["signature"].endswith(rule)
+        ]
+
+    try:
+        with judged(shop, waf_policy(mode, waf=settings)):
+            before = len(shop.node.records())
+            # The rules come into force a moment after the policy.
+            until(lambda: shop.get("/image/1", options=[version]) and told("/image/1", "custom rule"), within=30,
+                  what=shop.conditions)  # fmt: skip
+            answer = shop.get("/report", options=[version, "--data", "internal-1234", "-H", "Content-Type: text/csv"])
+            image = shop.get("/image/2", options=[version])
+            fine = shop.get("/report", options=[version, "--data", "a=internal"])
+            assert (fine.status, fine.text.strip()) == (200, "a=internal")
+            until(lambda: told("/report", "custom rule") and told("/image/2", "custom rule"), within=20,
+                  what=lambda: str(alerts(shop, before)))  # fmt: skip
+            for each in (*told("/report", ""), *told("/image/2", "")):
+                assert each["alert"]["action"] == ("blocked" if mode == "Enforce" else "allowed")
+                assert each["src_port"] == scene.TLS_PORT, "it is told of the app"
+                assert "internal-" not in str(each)
+            if mode == "Enforce":
+                assert is_refusal(answer), answer
+                assert is_refusal(image), image
+            else:
+                assert (answer.status, answer.text.strip()) == (200, "internal-1234")
+                assert (image.status, image.text) == (200, "picture")
+            shop.node.write("waf-rules.yaml", config_map('SecRule RESPONSE_BODY "a" "id:1,phase:2"\n'))
+            until(lambda: "'RESPONSE_BODY' needs phase 4" in shop.conditions(), within=20, what=shop.conditions)
+    finally:
+        maps.unlink()
+
+
 def test_another_core_rule_set(tmp_path):
     """A folder as the project releases it; one rule of it says something else than Debian's."""
     folder = core_rule_set_4(tmp_path / "crs")

@@ -20,8 +20,7 @@ import msgspec
 from sidestep.inspector import confinement
 from sidestep.inspector.regexes import Regexes
 from sidestep.inspector.worker import Inspector, send
-from sidestep.inspector.zygote import PRELOADED, load
-from sidestep.inspector.zygote_messages import Loaded
+from sidestep.inspector.zygote import PRELOADED, load, loaded
 from sidestep.model.errors import SidestepError
 from sidestep.protocols.waf_messages import VERSION, Ready
 
@@ -43,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         engine, core = load(options.crs)
         regexes = Regexes()
-        sock.send(_encoder.encode(Loaded(0, VERSION, engine.version, core.names, core.version)))
+        sock.send(_encoder.encode(loaded(engine, core)))
         confinement.alone(memory=MEMORY, socket_fd=options.fd)
     except SidestepError as error:
         send(sock, Ready(VERSION, str(error)[:1000]))

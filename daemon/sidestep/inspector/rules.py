@@ -5,6 +5,9 @@ front of them. That takes some 3 ms in an inspector and writes to a counter besi
 are its own from then on. Therefore the zygote makes the sets of usual settings (`prepare`), and inspectors use those.
 The settings are those of CRS 3.3 and of CRS 4, which have other names.
 
+The library says nothing of a regex that PCRE2 cannot compile: such a rule never applies, or if it is negated to every
+request. CRS 4.0 has some. They are found when the files are read (`unreadable`), and are left out.
+
 Which rules matched is read from the library's log lines, because its C interface tells nothing else. Their form is
 
     ModSecurity: Warning. WHAT MATCHED [file "F"] [line "L"] [id "N"] [rev "R"] [msg "..."] [data "..."] ...
@@ -24,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from sidestep.inspector.regexes import Regexes
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.waf import REQUEST_LINE, REQUEST_LINE_OF_CRS
 from sidestep.protocols.media_types import TEXT_TYPES
@@ -62,7 +66,8 @@ SecRule REQUEST_HEADERS:Content-Type "@rx ^application/(?:[a-z0-9.-]+\\+)?json" 
 SecRule REQUEST_HEADERS:Content-Type "@rx ^multipart/form-data" \
   "id:{form},phase:1,t:none,t:lowercase,pass,nolog,{parsed}"
 SecRule ARGS:json.query "@rx ^\\s*(?:\\{{|(?:query|mutation|subscription|fragment)\\b)" \
-  "id:{graphql},phase:2,t:none,pass,nolog,ctl:ruleRemoveTargetById=932100;ARGS:json.query"
+  "id:{graphql},phase:2,t:none,pass,nolog,ctl:ruleRemoveTargetById=932100;ARGS:json.query,\
+ctl:ruleRemoveTargetById=932235;ARGS:json.query"
 SecRule REQBODY_ERROR "!@eq 0" \
   "id:{body},phase:2,t:none,log,deny,status:403,rev:'{secret}',msg:'The body cannot be parsed'"
 SecRule MULTIPART_STRICT_ERROR "!@eq 0" \
@@ -74,8 +79,8 @@ SecRule TX:/^MSC_/ "!@streq 0" \
 """
 """What Debian's modsecurity.conf-recommended says, with our bounds and without files and logs.
 
-Rule 932100 of CRS 3.3 takes `{{ id` for a shell command: it does not look at the query of a GraphQL request. Other
-rules about commands do.
+Rule 932100 of CRS 3.3 takes `{{ id` for a shell command, and 932235 of CRS 4 `$a: b`: they do not look at the query of
+a GraphQL request. Other rules about commands do.
 """
 _BASE_OF_RESPONSES: Final = """
 SecRuleEngine On
@@ -142,6 +147,10 @@ _TEXTS: Final = {
 }
 _FILE_RULE: Final = re.compile(r"""\bid:'?(\d+)'?[,"].*?\bmsg:'((?:[^'\\]|\\.)*)'""", re.DOTALL)
 _VERSION: Final = re.compile(r"\bver:'OWASP_CRS/([0-9A-Za-z.\-]{1,32})'")
+_REGEX: Final = re.compile(
+    r"""^[ \t]*SecRule[ \t]+\S+[ \t]+"!?@rx[ \t]((?:[^"\\]|\\.)*)"(?:[^"]*"[^"]*\bid:'?(\d+))?""", re.MULTILINE
+)
+"""The regex of a rule, and its id, unless it goes on a chain; in a text without continued lines."""
 _STATEMENT: Final = re.compile(r"^(?:SecRule|SecAction)\b(?:[^\n]*\\\n)*[^\n]*", re.MULTILINE)
 
 
@@ -175,7 +184,7 @@ class Location:
 
 class CoreRules:
     """The Core Rule Set, loaded; `names` are what its rules say that they found, by id; `version` is what they say
-    of themselves, empty if they do not."""
+    of themselves, empty if they do not; `left_out` are ids of rules with regexes that cannot be compiled."""
 
     def __init__(
         self, engine: Engine, rules: RuleSet, responses: RuleSet, names: dict[int, str], secret: str, marker: str
@@ -185,6 +194,7 @@ class CoreRules:
         self._responses = responses
         self.names = names
         self.version = ""
+        self.left_out: tuple[int, ...] = ()
         self._secret = secret
         self._prepared: dict[tuple[int, int], RuleSet] = {}
         self._prepared_responses: dict[tuple[int, int], RuleSet] = {}
@@ -203,11 +213,13 @@ class CoreRules:
         rules.add(_BASE.format(secret=secret, form=_FORM, parsed=_PARSED, **names))
         rules.add_file(location.setup)
         texts: dict[int, str] = dict(_TEXTS)
-        version = ""
+        version, regexes = "", Regexes()
+        left_out: list[int] = []
         for path in sorted(Path(location.rules).glob("*.conf")):
             rules.add_file(f"{location.rules}{marker}{path.name}")
             text = path.read_text("utf-8", "replace")
             texts.update(_texts(text))
+            left_out += unreadable(text, regexes)
             told = _VERSION.search(text)
             version = version or (told[1] if told is not None else "")
         rules.add(_SCORES.format(secret=secret, score=_SCORE))
@@ -218,7 +230,7 @@ class CoreRules:
             for path in sorted(Path(location.rules).glob(pattern)):
                 responses.add_file(f"{location.rules}{marker}{path.name}")
         core = cls(engine, rules, responses, texts, secret, f"{location.rules}{marker}")
-        core.version = version
+        core.version, core.left_out = version, tuple(left_out)
         return core
 
     def prepare(self) -> None:
@@ -241,8 +253,7 @@ class CoreRules:
             made.add(_settings(profile))
             if profile.paranoia == 1 and REQUEST_LINE_OF_CRS not in profile.excluded:
                 made.add(_LENIENT.format(wrong=REQUEST_LINE_OF_CRS, smuggling=REQUEST_LINE, secret=self._secret))
-            if profile.excluded:
-                made.add(f"SecRuleRemoveById {' '.join(map(str, profile.excluded))}\n")
+            made.add(self._without(profile))
             made.add(_exemptions(profile.exemptions))
             if profile.custom:
                 made.add(profile.custom.replace("@SECRET@", self._secret))
@@ -253,21 +264,27 @@ class CoreRules:
         return made
 
     def profile_of_responses(self, profile: Profile) -> RuleSet:
-        """Make the set for the responses of a profile, which has no custom rules."""
+        """Make the set for the responses of a profile. Raises ConfigurationError as `profile` does."""
         prepared = self._prepared_responses.get((profile.paranoia, profile.threshold))
-        if prepared is not None and not (profile.excluded or profile.exemptions):
+        if prepared is not None and not (profile.excluded or profile.exemptions or profile.custom_responses):
             return prepared
         made = self._engine.rule_set()
         try:
             made.add(_settings(profile))
-            if profile.excluded:
-                made.add(f"SecRuleRemoveById {' '.join(map(str, profile.excluded))}\n")
+            made.add(self._without(profile))
             made.add(_exemptions([each for each in profile.exemptions if not each.parameter]))
+            if profile.custom_responses:
+                made.add(profile.custom_responses.replace("@SECRET@", self._secret))
             made.merge(self._responses)
         except BaseException:
             made.close()
             raise
         return made
+
+    def _without(self, profile: Profile) -> str:
+        """What leaves out the rules that a profile excludes, and those that cannot be applied."""
+        gone = sorted({*profile.excluded, *self.left_out})
+        return f"SecRuleRemoveById {' '.join(map(str, gone))}\n" if gone else ""
 
     def judgement(self, findings: Findings, threshold: int) -> Judgement:
         """Read what the rules say of a request."""
@@ -312,6 +329,19 @@ def _exemptions(exemptions: Iterable[Exemption]) -> str:
         f'{where} "id:{_EXEMPT + place},phase:1,pass,t:none,nolog,{",".join(found)}"\n'
         for place, (where, found) in enumerate(actions.items())
     )
+
+
+def unreadable(text: str, regexes: Regexes) -> list[int]:
+    """The ids of the rules in a file of which a regex cannot be compiled; of a chain the id of its first rule."""
+    found: list[int] = []
+    rule = 0
+    for regex, number in _REGEX.findall(text.replace("\\\n", " ")):
+        rule = int(number or rule)
+        try:
+            regexes.check(regex.replace('\\"', '"'))
+        except ConfigurationError:
+            found.append(rule)
+    return [each for each in dict.fromkeys(found) if each]
 
 
 def _secret_path() -> str:

@@ -66,7 +66,7 @@ class Zygote:
         """Serve until the daemon closes the socket (ChannelClosed). Raises SidestepError for what it cannot decode."""
         self._poll.register(self._sock, select.POLLIN)
         confinement.enclose()
-        self._send(Loaded(0, VERSION, self._engine.version, self._core.names, self._core.version))
+        self._send(loaded(self._engine, self._core))
         gc.collect()
         gc.freeze()
         while True:
@@ -130,6 +130,11 @@ def _say(text: str) -> None:
         pass
 
 
+def loaded(engine: Engine, core: CoreRules) -> Loaded:
+    """What is told of what was loaded."""
+    return Loaded(0, VERSION, engine.version, core.names, core.version, core.left_out)
+
+
 def load(folder: str | None) -> tuple[Engine, CoreRules]:
     """Load the engine and the rules: Debian's, or those in `folder`. Raises ConfigurationError."""
     engine = Engine()
@@ -165,6 +170,8 @@ def main(arguments: list[str] | None = None) -> int:
     os.umask(0o022)
     try:
         engine, core = load(options.crs)
+        if core.left_out:
+            _say(f"rules whose regexes cannot be compiled are left out: {', '.join(map(str, core.left_out))}")
         Zygote(socket.socket(fileno=options.fd), engine, core).serve()
     except ChannelClosed:
         return 0

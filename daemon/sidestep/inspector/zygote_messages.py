@@ -10,13 +10,17 @@ from sidestep.protocols.waf_messages import Number, Text
 
 
 class Loaded(msgspec.Struct, array_like=True, tag="loaded"):
-    """The zygote has loaded the rules: which engine, what each rule finds, which version of the Core Rule Set."""
+    """The zygote has loaded the rules: which engine, what each rule finds, which version of the Core Rule Set.
+
+    `left_out` are rules that the engine cannot apply.
+    """
 
     seq: Number
     version: int
     engine: Text
     names: Annotated[dict[int, str], msgspec.Meta(max_length=4096)]
     crs: Text = ""
+    left_out: Annotated[tuple[Number, ...], msgspec.Meta(max_length=4096)] = ()
 
 
 class Spawn(msgspec.Struct, array_like=True, tag="spawn"):

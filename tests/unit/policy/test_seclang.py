@@ -68,6 +68,39 @@ def test_a_chain_has_its_actions_at_its_first_rule():
     assert (read.regexes, [number for number, _ in read.names]) == (("a",), [1, 2])
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            'SecRule RESPONSE_HEADERS:Location "@rx ^https?://(?!shop)" "id:1,phase:3,deny"',
+            f'SecRule RESPONSE_HEADERS:Location "@rx ^https?://(?!shop)" "id:10300001,phase:3,deny,status:403,{NAMED}"',
+        ),
+        (
+            'SecRule RESPONSE_BODY "@contains x" "id:1,phase:4,block,setvar:tx.outbound_anomaly_score_pl1=+4"',
+            (
+                'SecRule RESPONSE_BODY "@contains x" '
+                f"\"id:10300001,phase:4,block,setvar:'tx.outbound_anomaly_score_pl1=+4',{NAMED}\""
+            ),
+        ),
+        (
+            'SecAction "id:1,phase:response,setvar:tx.custom_a=1"',
+            f"SecAction \"id:10300001,phase:response,setvar:'tx.custom_a=1',pass,{NAMED}\"",
+        ),
+    ],
+    ids=["head", "body", "action"],
+)
+def test_a_rule_about_the_response_is_apart(text, line):
+    read = custom_rules(text)
+    assert (read.render(3), read.render_responses(3)) == ("", line + "\n")
+
+
+def test_a_chain_about_the_response_is_as_a_whole():
+    read = custom_rules('SecRule RESPONSE_STATUS "@eq 500" "id:1,phase:4,deny,chain"\nSecRule RESPONSE_BODY "@rx a"')
+    assert read.render(0) == ""
+    assert read.render_responses(0).splitlines()[1] == 'SecRule RESPONSE_BODY "@rx a" ""'
+    assert read.regexes == ("a",)
+
+
 def test_comments_and_empty_lines_are_left_out():
     assert custom_rules("# SecRuleEngine Off\n\n   \n").render(0) == ""
 
@@ -98,6 +131,15 @@ def test_comments_and_empty_lines_are_left_out():
         ('SecRule ARGS "a" "id:1,setvar:tx.anomaly_score_pl1=-5"', "is not allowed"),
         ('SecRule ARGS "a" "id:1,setvar:tx.paranoia_level=0"', "is not allowed"),
         ('SecRule ARGS "a" "id:1,phase:5"', "action phase:5 is not allowed"),
+        ('SecRule RESPONSE_BODY "a" "id:1"', "the variable 'RESPONSE_BODY' needs phase 4"),
+        ('SecRule RESPONSE_BODY "a" "id:1,phase:3"', "the variable 'RESPONSE_BODY' needs phase 4"),
+        ('SecRule RESPONSE_STATUS "a" "id:1,phase:2"', "the variable 'RESPONSE_STATUS' needs phase 3 or 4"),
+        ('SecRule ARGS "a" "id:1,phase:4"', "the variable 'ARGS' needs phase 1 or 2"),
+        ('SecRule REQUEST_HEADERS:Host "a" "id:1,phase:3"', "the variable 'REQUEST_HEADERS:Host' needs phase 1 or 2"),
+        ('SecRule ARGS "a" "id:1,chain"\nSecRule RESPONSE_BODY "b"', "'RESPONSE_BODY' needs phase 4"),
+        ('SecRule ARGS_GET "a" "id:1,phase:2,phase:4"', "action phase:4 is not allowed"),
+        ('SecAction "id:1,phase:4,setvar:tx.anomaly_score_pl1=+5"', "is not allowed"),
+        ('SecAction "id:1,phase:2,setvar:tx.outbound_anomaly_score_pl1=+5"', "is not allowed"),
         ('SecRule ARGS "a" "id:1,t:unknown"', "action t:unknown is not allowed"),
         ('SecRule ARGS "a" "id:1,msg:\'%{ARGS}\'"', "is not allowed"),
         ('SecRule ARGS "a" "id:1,msg:\'a"', "no action"),
@@ -125,8 +167,11 @@ def test_anything_else_is_refused(text, reason):
 
 _ACTIONS = st.sampled_from(("id:1", "id:2", "deny", "chain", "t:none", "msg:'x'", "ctl:x", "'", ",", "\\", '"', "log"))
 _PIECES = st.sampled_from(
-    ("SecRule", "SecAction", " ", "\t", "\n", "\\\n", '"', "\\", "ARGS", "@rx a", "|", "id:1", "%{x}")
-)
+    (
+        "SecRule", "SecAction", " ", "\t", "\n", "\\\n", '"', "\\", "ARGS", "RESPONSE_BODY", "@rx a", "|", "id:1",
+        "id:1,phase:4", "%{x}",
+    )
+)  # fmt: skip
 
 
 @given(st.lists(st.one_of(_ACTIONS, _PIECES, st.text(max_size=3)), max_size=30).map("".join))
@@ -135,7 +180,7 @@ def test_whatever_is_taken_has_the_form_that_is_written(text):
         read = custom_rules(text)
     except ConfigurationError:
         return
-    assert all(LINE.fullmatch(line) for line in read.render(1).splitlines())
+    assert all(LINE.fullmatch(line) for line in (read.render(1) + read.render_responses(1)).splitlines())
 
 
 @given(

@@ -8,7 +8,7 @@ from sidestep.model.filter import PathCondition, PathTest
 from sidestep.model.waf import OverLimit, Waf, WafException, WafLimits
 from sidestep.policy.seclang import CustomRules, custom_rules
 from sidestep.policy.waf import PolicyWaf, join
-from sidestep.snapshots.waf import Exemption
+from sidestep.snapshots.waf import MAX_CUSTOM, Exemption
 
 NOTHING = CustomRules()
 
@@ -110,3 +110,27 @@ def test_custom_rules_of_all_apply_with_ids_of_their_own():
     assert "id:10100001," in lines[1]
     assert found.profile.regexes == ("x",)
     assert found.names == ("a", "b")
+    assert not found.profile.responses
+
+
+def test_custom_rules_about_responses_have_responses_judged():
+    one = custom_rules('SecRule ARGS:a "@rx x" "id:1,deny"\nSecRule RESPONSE_BODY "@rx y" "id:2,phase:4,deny"')
+    other = custom_rules('SecRule RESPONSE_STATUS "@eq 500" "id:2,phase:3,deny"')
+    found = join([policy("a", custom=one), policy("b", custom=other)]).profile
+    assert found.responses
+    assert "10000002" not in found.custom
+    assert [line[:29] for line in found.custom_responses.splitlines()] == [
+        'SecRule RESPONSE_BODY "@rx y"',
+        'SecRule RESPONSE_STATUS "@eq ',
+    ]
+    assert "id:10100002," in found.custom_responses
+    assert found.regexes == ("x", "y")
+
+
+def test_custom_rules_without_room_are_left_out_as_a_whole():
+    many = "".join(f'SecRule RESPONSE_BODY "@rx {"x" * 80}" "id:{number},phase:4"\n' for number in range(1, 250))
+    made = [policy(str(at), custom=custom_rules(many + 'SecRule ARGS "@rx y" "id:999"')) for at in range(3)]
+    found = join(made).profile
+    assert "id:10000001," in found.custom_responses
+    assert "id:10200001," not in found.custom_responses + found.custom
+    assert len(found.custom) + len(found.custom_responses) <= MAX_CUSTOM

@@ -1,9 +1,12 @@
 """The response to a request as the web application firewall sees it: head, and the beginning of a body that is text.
 
+One without a body that is text is judged by its head where a policy has rules of its own about responses, unless it is
+a stream. The rules of CRS look at bodies only.
+
     before       its head has not come
     collecting   its body is being received, and kept up to the limit of the policies
     asked        enough of it is here, or all, and it is judged elsewhere (`inspection.asking`)
-    over         there is a verdict, or none is waited for: it is no text, and is not judged
+    over         there is a verdict, or none is waited for: nothing of it is judged
 
 Where a policy enforces it may not be given to the client before it is over (`is_awaited`), unless it is too long, or
 lasts too long. A response of which a part has gone can only be broken off; of one that has gone as a whole (`let_go`)
@@ -19,7 +22,7 @@ from sidestep.engine.inspection.asking import Answer, Reason, Subject
 from sidestep.engine.inspection.records import HitRecord
 from sidestep.policy.accepted_policy import Outcome as PolicyOutcome
 from sidestep.protocols.eve import FIREWALL
-from sidestep.protocols.media_types import is_text
+from sidestep.protocols.media_types import is_stream, is_text
 from sidestep.protocols.waf_messages import MAX_FIELDS, MAX_HEAD, Outcome
 
 if TYPE_CHECKING:
@@ -132,9 +135,14 @@ class FirewallResponse(NoFirewallResponse):
         size = len(self._question.target) + sum(len(name) + len(value) for name, value in fields)
         if size > MAX_HEAD or len(fields) > MAX_FIELDS:
             self._host.observer.uninspected("waf-response-head", closed=False)
-        elif status >= _EMPTY and status not in _BODILESS and is_text(fields):
+            return
+        has_text = status >= _EMPTY and status not in _BODILESS and is_text(fields)
+        by_head = self._firewall.settings.profile.custom_responses and not is_stream(fields)
+        if has_text or (status >= _EMPTY and by_head):
             self._on(_State.COLLECTING)
             self._fields, self._status = fields, status
+            if not has_text:
+                self.end()
 
     def add(self, data: bytes) -> None:
         """As `NoFirewallResponse.add`."""

@@ -50,9 +50,9 @@ class Asked:
             self.waiting.pop(0)(each)
 
 
-def port_waf(mode="Enforce", *, fails=False, body_bytes=65536, blocks=True, responses=False):
+def port_waf(mode="Enforce", *, fails=False, body_bytes=65536, blocks=True, responses=False, custom_responses=""):
     enforces = mode == "Enforce"
-    profile = Profile(1, 5, 256, responses=responses)
+    profile = Profile(1, 5, 256, responses=responses, custom_responses=custom_responses)
     return PortWaf(("shop/p",), profile, body_bytes, 0.25, blocks, enforces, enforces and fails, "shop/p", "shop/p")
 
 

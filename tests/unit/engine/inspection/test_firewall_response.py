@@ -267,6 +267,65 @@ def test_what_is_no_text_or_a_stream_is_not_judged(sent, mode):
     assert [each.target for each in shell.asked.questions] == [b"/next"]
 
 
+CUSTOM = 'SecRule RESPONSE_STATUS "@eq 418" "id:10000001,phase:3,deny"'
+HEADS = [
+    answer(b"\x89PNG", b"Content-Type: image/png"),
+    answer(b"", b"Location: https://evil.example/", status=b"302 Found"),
+    b"HTTP/1.1 304 Not Modified\r\nContent-Type: text/html\r\n\r\n",
+    b"HTTP/1.1 204 No Content\r\n\r\n",
+]
+"""Responses without a body that is text."""
+
+
+@pytest.mark.parametrize("sent", HEADS)
+def test_of_what_is_no_text_the_head_is_judged_by_custom_rules(sent):
+    shell = http1(custom_responses=CUSTOM)
+    shell.app(sent)
+    assert shell.to_client == sent
+    [question] = shell.asked.questions
+    assert (question.status, question.body) == (int(sent[9:12]), b"")
+    shell.asked.answer(LEAK)
+    [hit] = shell.seen.records
+    assert (hit.action, hit.would_block, hit.in_response) == (PolicyOutcome.ALERT, True, True)
+
+
+@pytest.mark.parametrize("verdict", [PASS, LEAK])
+@pytest.mark.parametrize("step", [1, 1000])
+@pytest.mark.parametrize("sent", HEADS)
+def test_what_is_no_text_is_held_until_its_head_is_judged(sent, step, verdict):
+    shell = http1("Enforce", custom_responses=CUSTOM)
+    for at in range(0, len(sent), step):
+        shell.app(sent[at : at + step])
+    assert shell.to_client == b""
+    assert len(shell.asked.questions) == 1
+    shell.asked.answer(verdict)
+    assert shell.to_client == sent if verdict is PASS else refused(shell)
+    if verdict is PASS:
+        shell.client(get(b"/next"))
+        shell.asked.answer(PASS)
+        assert shell.to_app.endswith(get(b"/next"))
+
+
+def test_what_is_no_text_goes_on_when_its_head_is_judged_before_its_end():
+    shell = http1("Enforce", custom_responses=CUSTOM)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nContent-Type: image/png\r\n\r\n"
+    shell.app(head + b"\x89P")
+    assert shell.to_client == b""
+    shell.asked.answer(PASS)
+    assert shell.to_client == head + b"\x89P"
+    shell.app(b"NG")
+    assert shell.to_client == head + b"\x89PNG"
+
+
+@pytest.mark.parametrize("mode", ["Detect", "Enforce"])
+def test_streams_are_not_judged_by_custom_rules(mode):
+    shell = http1(mode, custom_responses=CUSTOM)
+    sent = answer(b"data: 1\n\n", b"Content-Type: text/event-stream")
+    shell.app(sent)
+    assert shell.to_client == sent
+    assert not shell.asked.questions
+
+
 def test_a_body_is_judged_as_far_as_the_limit_goes_and_not_kept_beyond():
     shell = http1(body_bytes=100)
     body = b"x" * 60
@@ -376,6 +435,35 @@ def test_a_stream_is_held_until_its_response_is_judged():
     talk.asked.answer(PASS)
     assert (talk.status(1), talk.got(1)) == (200, b"error in your SQL syntax")
     assert not talk.relay.reads(talk.relay.app) or not talk.relay.done
+
+
+@pytest.mark.parametrize("verdict", [PASS, LEAK])
+@pytest.mark.parametrize("head_only", [False, True])
+def test_the_head_of_a_stream_is_judged_by_custom_rules(head_only, verdict):
+    talk = Held(1, custom_responses=CUSTOM)
+    talk.seconds[-1].out += talk.respond(1, (b"content-type", b"image/png"), ends=head_only)
+    talk.peers.run()
+    if not head_only:
+        talk.more(1, b"image")
+    assert talk.status(1) is None
+    assert [(each.status, each.body) for each in talk.asked.questions] == [(200, b"")]
+    talk.asked.answer(verdict)
+    if verdict is PASS:
+        assert (talk.status(1), talk.got(1)) == (200, b"" if head_only else b"image")
+    else:
+        assert (talk.status(1), talk.got(1)[:22]) == (403, b"sidestep: policy shop/")
+
+
+def test_under_detect_the_head_of_a_stream_is_judged_as_it_passes():
+    talk = Http2("Detect", responses=True, custom_responses=CUSTOM)
+    ask(talk, 1)
+    talk.asked.answer(PASS)
+    talk.asked.questions.clear()
+    talk.from_app(talk.respond(1, (b"content-type", b"image/png")))
+    assert talk.status(1) == 200
+    assert [each.status for each in talk.asked.questions] == [200]
+    talk.asked.answer(LEAK)
+    assert [(each.would_block, each.in_response) for each in talk.seen.records] == [(True, True)]
 
 
 def test_a_stream_whose_response_leaks_is_refused():
