@@ -20,7 +20,7 @@ from tests.e2e import components, images, machine, releases
 from tests.harness.cli import Result
 from tests.harness.curl import Answer, curl
 from tests.harness.processes import Process
-from tests.harness.waiting import until
+from tests.harness.waiting import SLACK, until
 
 BOOT = 120.0
 """Seconds that the whole node may take to become ready."""
@@ -151,7 +151,8 @@ class Cluster:
     def kubectl_result(
         self, *words: str | Path, user: str = "admin", stdin: str | None = None, within: float = 30.0
     ) -> Result:
-        """Run kubectl, whatever comes of it."""
+        """Run kubectl, whatever comes of it. `within` is seconds on an idle machine."""
+        within *= SLACK
         done = subprocess.run(
             self.command("kubectl", f"--request-timeout={within:.0f}s", *words, user=user),
             input=stdin,
@@ -223,8 +224,8 @@ class Cluster:
         return f"{pods}\n" + "\n".join(events.splitlines()[-25:])
 
     def wait_rollout(self, workload: str, namespace: str, *, within: float = 90.0) -> None:
-        """`kubectl rollout status`."""
-        words = ["rollout", "status", workload, "-n", namespace, f"--timeout={within:.0f}s"]
+        """`kubectl rollout status`. `within` is seconds on an idle machine."""
+        words = ["rollout", "status", workload, "-n", namespace, f"--timeout={within * SLACK:.0f}s"]
         result = self.kubectl_result(*words, within=within + 5)
         assert result.code == 0, f"{workload}: {result.stderr}\n{self.describe(namespace)}"
 

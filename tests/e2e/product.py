@@ -23,7 +23,7 @@ from tests.harness.cli import Intercept, Result
 from tests.harness.namespaces import run
 from tests.harness.node import SIDESTEP
 from tests.harness.processes import Process, started
-from tests.harness.waiting import until
+from tests.harness.waiting import SLACK, until
 
 NAMESPACE = "sidestep"
 DAEMON = "app.kubernetes.io/component=node"
@@ -67,8 +67,8 @@ class Product:
         self.cluster.kubectl("apply", "-f", "-", stdin=text)
         try:
             for kind in ("inspectionpolicies", "clusterinspectionpolicies", "captures", "inspections"):
-                condition = "--for=condition=Established"
-                self.cluster.kubectl("wait", condition, f"crd/{kind}.sidestep.dev", "--timeout=30s", within=35)
+                words = ["--for=condition=Established", f"crd/{kind}.sidestep.dev", f"--timeout={30 * SLACK:.0f}s"]
+                self.cluster.kubectl("wait", *words, within=35)
             yield
         finally:
             self.cluster.kubectl("delete", "-f", "-", "--timeout=60s", stdin=text, within=70)
@@ -134,12 +134,12 @@ class Product:
     # ---- the laptop
 
     def run(self, *words: str | Path, user: str = "ada", within: float = 30.0) -> Result:
-        """Run a command of the command line to its end."""
+        """Run a command of the command line to its end. `within` is seconds on an idle machine."""
         done = subprocess.run(
             self.cluster.command(SIDESTEP, *words, user=user),
             capture_output=True,
             text=True,
-            timeout=within,
+            timeout=within * SLACK,
             check=False,
         )
         return Result(done.returncode, done.stdout, done.stderr)

@@ -299,7 +299,7 @@ def test_without_the_definitions_nothing_is_inspected(cluster, product, shop):
     finally:
         cluster.kubectl("apply", "-f", "-", stdin=text)
         for kind in ("inspectionpolicies", "clusterinspectionpolicies"):
-            words = ["--for=condition=Established", f"crd/{kind}.{GROUP}", "--timeout=30s"]
+            words = ["--for=condition=Established", f"crd/{kind}.{GROUP}", "--timeout=120s"]
             cluster.kubectl("wait", *words, within=35)
     cluster.apply(policy(mode="Enforce"), namespace=shop.namespace)
     wait_for(cluster, Programmed="Programmed", within=90)
