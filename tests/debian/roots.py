@@ -100,7 +100,8 @@ def _furnished(partial: Path, name: str, suite: str, packages: Sequence[str]) ->
     if names != [*packages]:
         source = f"deb [signed-by={mirror.KEYRING}] {mirror.mirror()} {suite}-backports main\n"
         (target / "etc/apt/sources.list.d/backports.list").write_text(source)
-    room = Room(target, in_place=True, environment={"DEBIAN_FRONTEND": "noninteractive"})
+    # Headers bring their kernel along in Debian 13. It is never booted, so no initial RAM disk is made for it.
+    room = Room(target, in_place=True, environment={"DEBIAN_FRONTEND": "noninteractive", "INITRD": "No"})
     install = "apt-get -qq --error-on=any update; exec apt-get -qq -y --no-install-recommends "
     install += '-o Dpkg::Options::=--force-unsafe-io -o Acquire::Retries=3 install "$@"'
     cache.step(
