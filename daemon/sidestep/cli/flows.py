@@ -75,8 +75,8 @@ def flows(
     set-cookie and proxy-authorization are never shown, and bodies never. --save keeps the same in a file
     that browsers' tools, mitmproxy and `sidestep replay` read.
 
-    With --egress, one line for each connection that the pods make: the first request of one in clear, else TLS with the
-    name of the server, or TCP. While it lasts, connections to external addresses pass the pod's proxy.
+    With --egress, one line for each request that the pods send in clear, and for each other connection that they make:
+    TLS with the name of the server, or TCP. While it lasts, connections to external addresses pass the pod's proxy.
 
     \b
       sidestep flows orders -n shop

@@ -88,8 +88,8 @@ def inspect(
     --output eve prints records as Suricata writes them, one JSON object on a line, and notes on standard error.
 
     With --egress, of the connections that the pods make: alerts, what is not inspected, each TLS connection with the
-    name of its server, and the first request of each one in clear, whether or not a policy is about them. While it
-    lasts, connections to external addresses pass the pod's proxy.
+    name of its server, and each request in clear, whether or not a policy is about them. While it lasts, connections to
+    external addresses pass the pod's proxy.
 
     In a cluster it needs ClusterRole sidestep-auditor in the namespace.
 

@@ -1,7 +1,8 @@
 """Parses `spec.egress` of inspection policies; `config.inspection` parses the rules in it.
 
-A rule that looks at requests needs a destination whose connections are read, a destination that is decrypted needs an
-issuer, and `trust` one that is opened: a policy that could never do what it says is refused.
+A destination that is decrypted needs an issuer, and `trust` one that is opened: a policy that could never do what it
+says is refused. A rule that looks at requests holds where they are read: in HTTP that is clear, and in TLS that is
+opened. So it is refused where every destination is only observed, and at port 443 only.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from sidestep.config.field_error import FieldError
 from sidestep.config.names_and_networks import networks, server_names
 from sidestep.config.object_values import LABEL_NAME, NAME, check_name
-from sidestep.model.egress import EVERYTHING, Destination, EgressMode, SecretRef
+from sidestep.model.egress import EVERYTHING, HTTPS, Destination, EgressMode, SecretRef
 from sidestep.model.inspection import Egress, Rule
 
 if TYPE_CHECKING:
@@ -32,11 +33,12 @@ def egress(read: fields.EgressFields, rules: tuple[Rule, ...], namespace: str) -
         )
     _check_names(chosen)
     modes = {each.mode for each in chosen}
-    if modes == {EgressMode.OBSERVE}:
+    if modes == {EgressMode.OBSERVE} and all(each.ports == (HTTPS,) for each in chosen):
         for at, rule in enumerate(rules):
             if not rule.of_connection:
                 raise FieldError(
-                    f"spec.egress.rules[{at}]", "looks at requests or responses, and every destination has mode Observe"
+                    f"spec.egress.rules[{at}]",
+                    "looks at requests or responses, and every destination has mode Observe and port 443 only",
                 )
     issuer = _issuer(read.issuer, modes, namespace)
     return Egress(chosen, rules, read.failure_policy, read.quic, issuer, _trust(read.trust, modes, namespace))

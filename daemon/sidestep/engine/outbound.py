@@ -11,8 +11,12 @@ and `decide` says what follows from that: `Decision`. `proxy/egress/` carries it
 What a connection is opened for (`Decision.opening`) depends on what its client speaks
 
     clear HTTP and a destination with Originate    ORIGINATE: requests are judged, and leave in TLS (`tls_port`)
+    any other clear HTTP that a policy may mean    READ: each request is judged by its own host, and leaves in clear
     TLS and a destination with Decrypt             DECRYPT: TLS is finished with the server, then with the client
     anything else that a destination wants opened  not opened: `reason` says why
+
+HTTP/2 in clear tells its hosts later than a server has to be chosen, so it is READ and never ORIGINATE; a request to
+CONNECT begins a tunnel, which is judged by its name alone.
 
 Invariants
   * The answer for a prefix of the first message is Wait or the answer for the whole, so it does not matter how the
@@ -22,23 +26,22 @@ Invariants
     is that of the provider; with ambiguous HTTP the server may read another Host.
   * Nothing is closed but by a rule that blocks, or by a policy that enforces and fails closed. Whatever else is odd
     goes end to end, and is told (`Decision.reason`) if a policy would have had something to say.
-  * A connection is opened only if its name is certain: the server is verified under that name. Nor is it if a request
-    asks a proxy for another server, because the name is not that of whoever answers.
+  * TLS is made with a server only if the name is certain: the server is verified under it. Nor is it if a request asks
+    a proxy for another server, because the name is not that of whoever answers.
 """
 
 from __future__ import annotations
 
 import enum
-import re
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
 from typing import Final
 
-from sidestep.engine.classification import IDLE_SECONDS, PEEK, REST_SECONDS, AskApp, Event, Wait
+from sidestep.engine.classification import IDLE_SECONDS, PEEK, REST_SECONDS, AskApp, Event, Protocol, Wait
 from sidestep.policy.accepted_policy import Outcome
 from sidestep.policy.egress import EgressPolicies, EgressPolicy, Treatment
 from sidestep.policy.inspected_exchange import Verdict
 from sidestep.policy.inspection_match import Address, ConnectionFacts
+from sidestep.policy.outbound_hosts import server_name
 from sidestep.protocols import client_hello, http1, ja4
 from sidestep.protocols.client_hello import ClientHello
 from sidestep.protocols.detection import Detected, detect
@@ -48,8 +51,7 @@ from sidestep.protocols.http1 import RequestHead
 SILENCE: Final = 0.05
 """Seconds for the first byte before the server is connected to. A client that speaks first mostly does within a
 millisecond; servers that speak first (SMTP, MySQL) are reached so much later."""
-_PLAIN_NAME: Final = re.compile(rb"[-.0-9A-Za-z_]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
-"""Of any other, such as `a.test:` with an empty port, servers may make something else than the rules."""
+_HTTP2: Final = "http2-in-clear"
 _NOTHING_SEEN: Final = {
     Event.STILL_SILENT: "silent-client",
     Event.EOF: "silent-client",
@@ -69,6 +71,7 @@ class Opening(enum.Enum):
     """How a connection is opened."""
 
     ORIGINATE = enum.auto()
+    READ = enum.auto()
     DECRYPT = enum.auto()
 
 
@@ -93,6 +96,14 @@ class Seen:
     asks_proxy: bool = False
 
     @property
+    def clear_http(self) -> Protocol | None:
+        """What requests in clear can be read as; None if there are none, or they cannot be read."""
+        if self.doubt == _HTTP2:
+            return "h2"
+        is_request = self.request is not None and not self.request.flags & http1.CONNECT
+        return "http/1.1" if is_request else None
+
+    @property
     def fingerprints(self) -> tuple[str, ...]:
         """JA3 and JA4, if there is a ClientHello."""
         if self.hello is None:
@@ -106,6 +117,7 @@ class Decision:
     """What becomes of a connection. `reason` says why it was not judged as a policy wants; empty if it was.
 
     `is_judged`: some policy is about it, or might be. `facts` are what rules about its requests may ask of it.
+    `reading` are the policies that may be about one of its requests, where they are read in clear.
     """
 
     verdict: Verdict = NO_HITS
@@ -115,6 +127,7 @@ class Decision:
     opening: Opening | None = None
     treatment: Treatment = _UNTREATED
     facts: ConnectionFacts = _NO_FACTS
+    reading: tuple[EgressPolicy, ...] = ()
 
     @property
     def blocks(self) -> bool:
@@ -146,7 +159,7 @@ def see(event: Event, data: bytes = b"") -> Wait | AskApp | Seen:
         case Detected.HTTP1:
             return _request(data)
         case Detected.HTTP2:
-            return Seen("http", doubt="http2-in-clear")
+            return Seen("http", doubt=_HTTP2)
         case Detected.MORE:
             return _more(data, 1, Seen(doubt="unjudged"))
         case Detected.OTHER:
@@ -157,6 +170,9 @@ def decide(policies: EgressPolicies, facts: ConnectionFacts, seen: Seen, now: fl
     """Judge a connection of which everything is known that will be. `facts` are those of its addresses."""
     assert facts.destination is not None  # noqa: S101 - of every connection that a pod makes
     treatment = policies.treatment(facts.destination, facts.port, seen.name, is_certain=not seen.doubt)
+    if seen.clear_http is not None and _opening(treatment, seen) is None:
+        reading = policies.reaching(facts.destination, facts.port)
+        return _read(policies, facts, seen, treatment, reading) if reading else Decision()
     if not (treatment.policies or treatment.doubtful):
         return Decision()
     asked = policies.looks_at_fingerprints and any(each.looks_at_fingerprints for each in treatment.policies)
@@ -172,6 +188,24 @@ def blocks_whatever_follows(policies: EgressPolicies, address: Address, port: in
     if not policies.may_block_addresses:
         return False
     return policies.blocks_address(policies.treatment(address, port), ConnectionFacts(destination=address, port=port))
+
+
+def _read(
+    policies: EgressPolicies,
+    facts: ConnectionFacts,
+    seen: Seen,
+    treatment: Treatment,
+    reading: tuple[EgressPolicy, ...],
+) -> Decision:
+    """The decision on clear HTTP that leaves in clear. It is told, or closed, if a destination wants it in TLS."""
+    assert facts.destination is not None  # noqa: S101 - as in `decide`
+    wants_tls = policies.originating(facts.destination, facts.port, "" if seen.doubt else seen.name)
+    reason = (seen.doubt or ("asks-a-proxy" if seen.asks_proxy else "not-opened")) if wants_tls else ""
+    closes = any(each.policy.closes for each in wants_tls)
+    opening = None if closes else Opening.READ
+    return Decision(
+        NO_HITS, reason, closes, is_judged=True, opening=opening, treatment=treatment, facts=facts, reading=reading
+    )
 
 
 def _unread(treatment: Treatment, seen: Seen) -> tuple[str, bool]:
@@ -207,14 +241,14 @@ def _hello(data: bytes) -> Wait | Seen:
         return Seen("tls", doubt="not-a-client-hello")
     if hello.server_name is None:
         return Seen("tls", doubt="no-server-name", hello=hello)
-    if _PLAIN_NAME.fullmatch(hello.server_name) is None:
+    name = server_name(hello.server_name)
+    if not name:
         return Seen("tls", doubt="server-name", hello=hello)
-    doubt = "encrypted-client-hello" if hello.encrypted_client_hello else ""
-    return Seen("tls", hello.server_name.decode("ascii"), doubt, hello)
+    return Seen("tls", name, "encrypted-client-hello" if hello.encrypted_client_hello else "", hello)
 
 
 def _request(data: bytes) -> Wait | Seen:
-    """The name of the first request. Those that follow it on its connection are not looked at."""
+    """The name of the first request."""
     end = data.find(http1.END_OF_HEAD)
     if end < 0:
         checked = http1.check_prefix(bytearray(data), 0, 0, http1.REQUEST_LINE)
@@ -225,18 +259,8 @@ def _request(data: bytes) -> Wait | Seen:
     if isinstance(head, str):
         return Seen("http", doubt=head)
     host, _ = split_port(head.target if head.flags & http1.CONNECT else head.authority)
-    if _PLAIN_NAME.fullmatch(host) is None:
+    name = server_name(host)
+    if not name:
         return Seen("http", doubt="no-server-name", request=head)
-    target = data.split(b" ", 2)[1]
-    asks_proxy = not target.startswith((b"/", b"*"))
-    return Seen("http", _unbracketed(host.decode("ascii")), request=head, asks_proxy=asks_proxy)
-
-
-def _unbracketed(host: str) -> str:
-    """An IPv6 address without its brackets (RFC 3986, 3.2.2), and any other host as it is."""
-    if host.startswith("[") and host.endswith("]"):
-        try:
-            return str(ip_address(host[1:-1]))
-        except ValueError:
-            return host
-    return host
+    asks_proxy = not data.split(b" ", 2)[1].startswith((b"/", b"*"))
+    return Seen("http", name, request=head, asks_proxy=asks_proxy)

@@ -8,8 +8,12 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
+from typing import Final
 
 Network = IPv4Network | IPv6Network
+
+HTTPS: Final = 443
+"""The port of HTTPS, and of the QUIC that `quic: Block` is about (RFC 9110 section 4.2.2, RFC 9114 section 3.1)."""
 
 
 class EgressMode(enum.StrEnum):

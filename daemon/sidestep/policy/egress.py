@@ -16,7 +16,8 @@ Invariants
     policies that might have something else to say of a connection if its name were certain are told apart
     (`Treatment.doubtful`): those that fail closed close it.
   * A rule that looks at the connection alone is judged once, before anything is relayed. Any other is left to whoever
-    reads the requests; on a connection that is not opened it never applies.
+    reads the requests; on TLS that is not opened it never applies. Of HTTP that stays in clear each request is judged
+    by all rules, by the host that it is for (`outbound_hosts`).
 
 A destination without networks is every external address. External is what is routed on the internet: neither loopback,
 link-local, multicast and the like, nor the ranges for private networks, which clusters take their pods' and Services'
@@ -30,16 +31,13 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from typing import Final
 
-from sidestep.model.egress import Destination, EgressMode, Network, Quic
+from sidestep.model.egress import HTTPS, Destination, EgressMode, Network, Quic
 from sidestep.model.inspection import Egress, InspectionPolicy, Rule
 from sidestep.policy.accepted_policy import AcceptedPolicy, CompiledRule, accept
 from sidestep.policy.inspected_exchange import Verdict
 from sidestep.policy.inspection import Inspection
 from sidestep.policy.inspection_match import Address, ConnectionFacts, is_in, names_server
 from sidestep.policy.sliding_counts import SlidingCounts
-
-HTTPS: Final = 443
-"""The port of QUIC that `quic: Block` is about (RFC 9114, 3.1)."""
 
 INTERNAL: Final[tuple[Network, ...]] = tuple(
     map(
@@ -70,12 +68,13 @@ def is_external(address: Address) -> bool:
 @dataclass(frozen=True, slots=True, eq=False)
 class EgressPolicy:
     """The `egress` of one accepted policy: `of_connection` has the rules that look at connections alone, `of_requests`
-    all others. Compared by identity.
+    all others, and `whole` both. Compared by identity.
     """
 
     egress: Egress
     of_connection: AcceptedPolicy
     of_requests: AcceptedPolicy
+    whole: AcceptedPolicy
 
     @property
     def looks_at_names(self) -> bool:
@@ -101,7 +100,10 @@ def compile_egress(policy: InspectionPolicy, egress: Egress) -> EgressPolicy:
     """
     alone = tuple(rule for rule in egress.rules if rule.of_connection)
     others = tuple(rule for rule in egress.rules if not rule.of_connection)
-    return EgressPolicy(egress, accept(replace(policy, rules=alone)), accept(replace(policy, rules=others)))
+    of_connection, of_requests = accept(replace(policy, rules=alone)), accept(replace(policy, rules=others))
+    if alone and others:
+        return EgressPolicy(egress, of_connection, of_requests, accept(replace(policy, rules=egress.rules)))
+    return EgressPolicy(egress, of_connection, of_requests, of_connection if alone else of_requests)
 
 
 def address_rules(written: Iterable[tuple[InspectionPolicy, Egress]]) -> EgressPolicies:
@@ -175,6 +177,27 @@ class EgressPolicies:
     def steers(self, address: Address, port: int) -> bool:
         """Whether some destination may be meant by a connection to this address and port, whatever its name is."""
         return any(_reaches(each, address, port) for policy in self.policies for each in policy.egress.destinations)
+
+    def reaching(self, address: Address, port: int) -> tuple[EgressPolicy, ...]:
+        """The policies of which a destination may be meant, whatever the name is."""
+        return tuple(
+            policy
+            for policy in self.policies
+            if any(_reaches(each, address, port) for each in policy.egress.destinations)
+        )
+
+    def originating(self, address: Address, port: int, name: str) -> list[EgressPolicy]:
+        """The policies that may mean a destination whose clear HTTP is to leave in TLS; `name` may be empty."""
+        return [
+            policy
+            for policy in self.policies
+            if any(
+                each.mode is EgressMode.ORIGINATE
+                and _reaches(each, address, port)
+                and (not each.names or not name or names_server(each.names, name))
+                for each in policy.egress.destinations
+            )
+        ]
 
     def blocks_quic(self, address: Address, port: int) -> bool:
         """Whether a datagram to this address and port is refused, so that clients use TCP."""

@@ -30,6 +30,7 @@ class Unread(enum.StrEnum):
     CANDIDATES = "too-many-pattern-candidates"
     PATHS = "too-many-path-forms"
     HOST = "another-host"
+    NAME = "server-name"
     CHARSET = Doubt.CHARSET.value
     PARTS = Doubt.PARTS.value
 

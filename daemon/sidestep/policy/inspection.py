@@ -20,9 +20,10 @@ What a policy cannot look at is told in `Exchange.unread`; under `failurePolicy:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from ipaddress import IPv6Address, ip_network
-from typing import Any
+from typing import Any, Final
 
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.inspection import Direction, ExistingConnections, Redaction
@@ -33,6 +34,8 @@ from sidestep.policy.inspection_match import (
     Address,
     ConnectionFacts,
     HeadForm,
+    HostFacts,
+    host_of,
     is_plain,
     odd_target,
     plain_address,
@@ -54,6 +57,8 @@ CLEAN_KINDS = 16
 """Kinds of connections (see `InspectedConnection.clean`) that have a memory of heads."""
 
 
+HOSTS: Final = 16
+"""Hosts of one connection that are remembered."""
 _OF_ALL = b"\nhost:"
 """What is sought for rules about a field that all requests have."""
 
@@ -192,7 +197,7 @@ class Inspection:
 
 
 class InspectedConnection:
-    """The rules that can apply to one connection.
+    """The rules that can apply to one connection, or to the requests for one host on it (`ConnectionFacts.hosts`).
 
     `clean` is for whoever calls: heads for which `request` found nothing to do (`is_nothing`). Whether it does depends
     on the head and on what the rules say of the connection, so all connections of which they say the same share one
@@ -201,17 +206,22 @@ class InspectedConnection:
     """
 
     __slots__ = (
-        "_policies", "answer_sets", "asked", "clean", "client", "facts", "inspection", "is_quick", "looks_at_all",
-        "may_block_answers", "searches_requests",
+        "_hosts", "_policies", "answer_sets", "asked", "clean", "client", "doubt", "facts", "inspection", "is_quick",
+        "looks_at_all", "may_block_answers", "searches_requests",
     )  # fmt: skip
 
-    def __init__(self, inspection: Inspection, facts: ConnectionFacts) -> None:
+    def __init__(self, inspection: Inspection, facts: ConnectionFacts, host: HostFacts | None = None) -> None:
         self.inspection = inspection
         self.facts = facts
+        self.doubt = "" if host is None else host.doubt
+        """Why no request for the host can be judged as policies want."""
+        self._hosts: dict[bytes, InspectedConnection] = {}
         self.client = _client(facts.client)
         self._policies = []
         kind: list[bool] = []
         for policy in inspection.policies:
+            if host is not None and policy.policy.display not in host.policies:
+                continue
             active = [rule.on_connection(facts) for rule in policy.rules]
             kind += active
             kind += [rule.exception.connection(facts) for rule in policy.rules if rule.exception is not None]
@@ -223,7 +233,7 @@ class InspectedConnection:
         self.answer_sets = self._sets_of_answers()
         """The patterns of rules that look at each request, and only for a pattern in its answer. Empty if there is no
         such rule, or one that looks at each request for anything else."""
-        self.looks_at_all = facts.binds_host
+        self.looks_at_all = facts.binds_host or facts.hosts is not None or host is not None
         """Each request has to be judged, because it may be for another host."""
         if self.looks_at_all:
             self.answer_sets = ()
@@ -308,6 +318,8 @@ class InspectedConnection:
 
     def request(self, method: bytes, target: bytes, fields: Fields, now: float) -> Exchange:
         """Judge the head of a request: `target` is its path and query as sent, `fields` include `host`."""
+        if self.facts.hosts is not None:
+            return self._of_host(host_of(fields), self.facts.hosts).request(method, target, fields, now)
         text, paths, is_complete = request_text(target, fields)
         head = method, target, fields, paths
         exchange = None
@@ -317,6 +329,9 @@ class InspectedConnection:
         if self.facts.is_for_other(fields):
             exchange = exchange or Exchange(self, *head)
             exchange.unread |= {Unread.HOST}
+        if self.doubt:
+            exchange = exchange or Exchange(self, *head)
+            exchange.unread |= {Unread(self.doubt)}
         for policy, active, always, waiting in self._policies:
             places = policy.request_set.find(text)
             if not places and not always and not waiting:
@@ -333,6 +348,17 @@ class InspectedConnection:
                     exchange = Exchange(self, *head)
                 exchange.begin(policy, candidates, waiting, findings, now)
         return _NOTHING if exchange is None else exchange
+
+    def _of_host(self, host: bytes, hosts: Callable[[bytes], HostFacts]) -> InspectedConnection:
+        """Return what judges requests for a host on this connection."""
+        found = self._hosts.get(host)
+        if found is None:
+            if len(self._hosts) >= HOSTS:
+                self._hosts.clear()
+            told = hosts(host)
+            facts = replace(self.facts, server_name=told.name, hosts=None)
+            found = self._hosts[host] = InspectedConnection(self.inspection, facts, told)
+        return found
 
 
 def _client(address: Address | None) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from urllib.parse import unquote_to_bytes
 
@@ -26,6 +26,8 @@ from sidestep.policy.path_forms import paths_of
 from sidestep.policy.regex_set import RegexSet
 from sidestep.policy.route import Fields
 
+PORT_DIGITS = 5
+"""Digits of a port; what has more is taken for a part of the host, which makes that one in doubt."""
 MAX_PARAMETERS = 512
 """Query parameters of one request that conditions look at."""
 
@@ -43,7 +45,8 @@ class ConnectionFacts:
     """What is known of a connection. `certificate_names` are those of a *verified* client certificate: its subject as
     RFC 2253 writes it, and its DNS, URI and e-mail names; empty without one. `destination`, `port` and `fingerprints`
     (JA3 and JA4) are known of a connection that the pod makes. `binds_host`: that one was opened as one to
-    `server_name`, so a request for another host is one that nobody has judged by its name.
+    `server_name`, so a request for another host is one that nobody has judged by its name. With `hosts` each request is
+    judged by the host that it is for, by what that function says of it, and `server_name` is of no account.
     """
 
     client: Address | None = None
@@ -53,19 +56,34 @@ class ConnectionFacts:
     port: int = 0
     fingerprints: tuple[str, ...] = ()
     binds_host: bool = False
+    hosts: Callable[[bytes], HostFacts] | None = field(default=None, compare=False)
 
     def is_for_other(self, fields: Fields) -> bool:
         """Whether a request is for another host than the connection was opened for."""
-        host = next((value for name, value in fields if name == b"host"), b"")
-        return self.binds_host and _host_of(host) != self.server_name.lower().rstrip(".").encode()
+        if not self.binds_host:
+            return False
+        host = host_of(fields).strip(b"[]").lower().rstrip(b".")
+        return host != self.server_name.lower().rstrip(".").encode()
 
 
-def _host_of(authority: bytes) -> bytes:
-    """The host of an authority, in lower case, without its port, brackets and the dot that may end it."""
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What is known of the host of a request. `policies` are those that apply, by their display; `doubt` says why the
+    request cannot be judged as they want, as `inspected_exchange.Unread`; empty if it can.
+    """
+
+    name: str
+    policies: frozenset[str]
+    doubt: str = ""
+
+
+def host_of(fields: Fields) -> bytes:
+    """The host that a request is for, without its port; empty if it names none."""
+    authority = next((value for name, value in fields if name == b"host"), b"")
     host, colon, port = authority.rpartition(b":")
-    if not colon or not port.isdigit() or (b":" in host and not host.endswith(b"]")):
-        host = authority
-    return host.strip(b"[]").lower().rstrip(b".")
+    if not colon or not port.isdigit() or len(port) > PORT_DIGITS or (b":" in host and not host.endswith(b"]")):
+        return authority
+    return host
 
 
 @dataclass(frozen=True, slots=True)

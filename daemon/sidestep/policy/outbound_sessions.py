@@ -1,7 +1,7 @@
 """What sessions may ask of connections that pods make. Pure.
 
 Such a session listens: it gets records, heads of requests, or a capture. Where no policy opens a connection, what can
-be seen of it are its ends, its name, its ClientHello, and the first request of HTTP in clear; a capture has its bytes
+be seen of it are its ends, its name, its ClientHello, and each request of HTTP in clear; a capture has its bytes
 as they passed.
 """
 

@@ -22,9 +22,9 @@ from tests.harness.cgroups import cgroup, inside
 from tests.harness.namespaces import pod_namespace
 from tests.harness.nginx import nginx
 from tests.harness.tls_peers import s_server
-from tests.privileged.node.rig import pod_of, rig
+from tests.privileged.node.rig import compiled_egress, pod_of, rig
 
-TLS, OTHER, PLAIN = 443, 8443, 80
+TLS, OTHER, PLAIN, CLEAR_H2 = 443, 8443, 80, 8082
 NAMES = ("api.test", "paste.test")
 
 
@@ -130,12 +130,13 @@ async def outbound(program, tmp_path, *policies, secrets=None, **settings):
     (tmp_path / "ca.pem").write_bytes(authority.pem)
     with pod_namespace() as space, cgroup() as folder, contextlib.ExitStack() as servers:
         listen = [f"{space.client_ip}:{TLS}", f"[{space.client_ip6}]:{TLS}"]
+        plain = [f"{space.client_ip}:{PLAIN}", f"{space.client_ip}:{CLEAR_H2} http2"]
         web = servers.enter_context(
-            nginx(space.client, tmp_path / "web", listen=listen, plain=[f"{space.client_ip}:{PLAIN}"],
-                  certificate=issued, http2=True)
+            nginx(space.client, tmp_path / "web", listen=listen, plain=plain, certificate=issued, http2=True)
         )  # fmt: skip
         (tmp_path / "other").mkdir()
         servers.enter_context(s_server(space.client, tmp_path / "other", OTHER, issued))
+        await compiled_egress()
         async with rig(program, **settings) as some:
             some.secrets.texts.update({"authority": authority.pem, **(secrets or {})})
             pod = pod_of(space)

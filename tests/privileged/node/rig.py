@@ -37,6 +37,16 @@ from tests.harness.waiting import SLACK
 
 T = TypeVar("T")
 PORT = 8080
+_egress: dict[str, CompiledProgram] = {}
+
+
+async def compiled_egress() -> dict[str, CompiledProgram]:
+    """The programs for outbound connections, compiled by the first rig that wants them: 2 s of a processor."""
+    if not _egress:
+        _egress.update(await compile_egress())
+    return _egress
+
+
 QUICK = SupervisorSettings(backoff=Backoff(crashes=3, loop_pause=0.5, window=5.0))
 
 
@@ -166,7 +176,7 @@ async def rig(
             credential=secrets.credential,
             conditions=conditions,
             now=asyncio.get_running_loop().time,
-            outbound=compile_egress,
+            outbound=compiled_egress,
             peernames=compile_peername,
             on_change=on_change,
             records=NoRecords() if records is None else records,

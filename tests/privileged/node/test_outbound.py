@@ -20,7 +20,7 @@ from sidestep.model.inspection import Action, Match, Mode, Rule
 from sidestep.node.pods import pod_egress
 from sidestep.node.proxies.supervisor import ProxyState, SupervisorSettings
 from sidestep.steering import EgressSteering
-from tests.privileged.node.outward import OTHER, PLAIN, TLS, outbound, policy, succeeded, was_reset
+from tests.privileged.node.outward import CLEAR_H2, OTHER, PLAIN, TLS, outbound, policy, succeeded, was_reset
 from tests.privileged.node.rig import QUICK
 
 pytestmark = pytest.mark.privileged
@@ -49,10 +49,58 @@ def test_what_no_rule_blocks_reaches_its_server_and_a_blocked_name_does_not(prog
             assert succeeded(await pod.asked("api.test", "--http1.1", "--tls-max", "1.2"), pod.space.client_ip)
             served = len(pod.web.requests())
             assert was_reset(await pod.asked("paste.test"))
-            assert was_reset(await pod.asked("paste.test", port=PLAIN, scheme="http"))
+            refused = await pod.asked("paste.test", port=PLAIN, scheme="http")
+            assert refused.stdout.startswith("sidestep: policy shop/out, id "), refused.stdout + refused.stderr
             assert len(pod.web.requests()) == served == 4
-            await pod.counted(outbound=6, inspection_blocked=2, outbound_closed=2)
+            await pod.counted(outbound=6, inspection_blocked=2, outbound_closed=1)
             assert pod.some.conditions.all() == ()
+
+    asyncio.run(go())
+
+
+STREAMS = """
+import socket, sys
+import h2.connection, h2.events
+side = h2.connection.H2Connection()
+side.initiate_connection()
+for number, host in enumerate(sys.argv[3:]):
+    head = [(":method", "GET"), (":path", f"/{number}"), (":scheme", "http"), (":authority", host)]
+    side.send_headers(1 + 2 * number, head, end_stream=True)
+statuses = {}
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=20) as sock:
+    sock.sendall(side.data_to_send())
+    while len(statuses) < len(sys.argv[3:]):
+        for event in side.receive_data(sock.recv(65536)):
+            if isinstance(event, h2.events.ResponseReceived):
+                statuses[event.stream_id] = dict(event.headers)[b":status"].decode()
+        sock.sendall(side.data_to_send())
+print(*(statuses[each] for each in sorted(statuses)))
+"""
+"""Requests for several hosts on one connection. curl 7.88 makes one on each of HTTP/2 in clear."""
+
+
+def test_each_request_in_clear_is_judged_in_http1_and_http2(program, tmp_path):
+    """In HTTP/1 by curl, which makes the requests of a run to one address on one connection."""
+
+    async def go():
+        async with outbound(program, tmp_path, policy(NO_PASTE, fail=True)) as pod:
+            hosts = ("api.test", "paste.test", "api.test")
+            words = [
+                word
+                for number, host in enumerate(hosts)
+                for word in (
+                    "--next", "-sS", "--noproxy", "*", "-H", f"Host: {host}",
+                    f"http://{pod.space.client_ip}:{PLAIN}/{number}",
+                )
+            ][1:]  # fmt: skip
+            said = (await asyncio.to_thread(pod.run, "curl", *words)).stdout
+            assert said.startswith("app\nsidestep: policy shop/out, id "), said
+            assert said.endswith("app\n"), said
+            streams = [sys.executable, "-c", STREAMS, pod.space.client_ip, str(CLEAR_H2), *hosts]
+            done = await asyncio.to_thread(pod.run, *streams)
+            assert done.stdout == "200 403 200\n", done.stdout + done.stderr
+            await pod.counted(outbound=2, inspection_blocked=2)
+            assert [each["uri"] for each in pod.web.requests()] == ["/0", "/2"] * 2
 
     asyncio.run(go())
 

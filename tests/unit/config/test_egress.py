@@ -189,12 +189,15 @@ BLOCK = {"name": "a", "action": "Block"}
         ),
         ({"rules": [BLOCK | {"except": {}}]}, f"{AT}.rules[0].except", "never apply"),
         (
-            {"rules": [BLOCK | {"patterns": [{"builtin": "Jwt"}]}]},
+            {"destinations": [{"name": "a", "ports": [443]}], "rules": [BLOCK | {"patterns": [{"builtin": "Jwt"}]}]},
             f"{AT}.rules[0]",
-            "every destination has mode Observe",
+            "every destination has mode Observe and port 443 only",
         ),
         (
-            {"rules": [BLOCK, BLOCK | {"name": "b", "direction": "Response"}]},
+            {
+                "destinations": [{"name": "a", "ports": [443]}],
+                "rules": [BLOCK, BLOCK | {"name": "b", "direction": "Response"}],
+            },
             f"{AT}.rules[1]",
             "looks at requests or responses",
         ),

@@ -139,7 +139,6 @@ def test_a_doubt_that_changes_nothing_is_not_told():
         (EgressMode.ORIGINATE, Seen("tls", "a.test"), None, ""),
         (EgressMode.ORIGINATE, Seen("http", "a.test"), Opening.ORIGINATE, ""),
         (EgressMode.ORIGINATE, Seen("http", "a.test", asks_proxy=True), None, "asks-a-proxy"),
-        (EgressMode.ORIGINATE, Seen("http", doubt="http2-in-clear"), None, "http2-in-clear"),
         (EgressMode.ORIGINATE, Seen(doubt="server-first"), None, "server-first"),
         (EgressMode.ORIGINATE, Seen(), None, "not-opened"),
         (EgressMode.DECRYPT, Seen("http", "a.test"), None, ""),
@@ -155,6 +154,38 @@ def test_what_is_opened_and_what_cannot_be_is_told_and_closed_where_a_policy_fai
         found = decide(policies, FACTS, seen, 0.0)
         assert (found.opening, found.reason) == (opening, reason)
         assert found.closes is (fail and bool(reason))
+
+
+@pytest.mark.parametrize("data", [GET, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET / HTTP/1.0\r\n\r\n"])
+@pytest.mark.parametrize("mode", [EgressMode.OBSERVE, EgressMode.DECRYPT])
+def test_clear_http_is_read_whatever_its_first_host_is(data, mode):
+    named = compiled(Destination("a", mode, names=("bank.test",)), rules=[BLOCK], fail=True)
+    found = decide(EgressPolicies([named]), FACTS, see(Event.DATA, data), 0.0)
+    assert (found.opening, found.reason, found.closes, found.blocks) == (Opening.READ, "", False, False)
+    assert found.reading == (named,)
+    elsewhere = compiled(Destination("a", mode, networks=(ip_network("198.51.100.0/24"),)))
+    assert decide(EgressPolicies([elsewhere]), FACTS, see(Event.DATA, data), 0.0) == Decision()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "http2-in-clear"),
+        (b"GET http://a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n", "asks-a-proxy"),
+        (b"GET / HTTP/1.0\r\n\r\n", "no-server-name"),
+    ],
+)
+def test_clear_http_that_is_wanted_in_tls_is_told_and_read_or_closed(data, reason):
+    for fail in (False, True):
+        policies = EgressPolicies([compiled(Destination("a", EgressMode.ORIGINATE), fail=fail)])
+        found = decide(policies, FACTS, see(Event.DATA, data), 0.0)
+        assert (found.opening, found.reason, found.closes) == (None if fail else Opening.READ, reason, fail)
+
+
+def test_a_tunnel_is_not_read():
+    seen = see(Event.DATA, b"CONNECT a.test:443 HTTP/1.1\r\nHost: a.test\r\n\r\n")
+    assert seen.clear_http is None
+    assert decide(EgressPolicies([compiled(rules=[BLOCK], fail=True)]), FACTS, seen, 0.0).opening is None
 
 
 def test_what_a_connection_is_opened_with_is_said_by_the_first_policy_that_opens_it():

@@ -9,7 +9,8 @@ Who reads them is the node's log (`RecordQueue`), and sessions that get records 
     TLS that was opened      `tls`: at once if the policies sample, else with the first hit
     end of the connection    `flow`, if the policies sample or anything else was told of it
 
-Of a connection that the pod makes (`LivePort.outward`) `tls` and `flow` are always told, as of one that is not opened.
+Of a connection that the pod makes (`LivePort.outward`) and that policies are about `tls` and `flow` are always told, as
+of one that is not opened.
 
 A session gets those of requests that match its filter, the first of them after `tls`; every anomaly of its port, and a
 `flow` at the end if it was told of anything else. One that wants alerts only gets `alert` and `anomaly`. For a session
@@ -116,7 +117,7 @@ class ConnectionRecords:
         """The record of the connection's end, and the sessions that got it."""
         outward = port.outward
         self.flow = secrets.randbits(FLOW_BITS) if outward is None else outward.flow
-        self._has_told |= outward is not None and queue.wanted
+        self._has_told |= outward is not None and self._is_inspected and queue.wanted
         self.sampling = Sampling(inspection.sample_percent if queue.wanted else 0.0, self.flow)
 
     # --- records.Observer -------------------------------------------------------------------------------------------

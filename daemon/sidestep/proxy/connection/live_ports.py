@@ -188,7 +188,7 @@ class LivePort:
             self.server_first = False
         self.snapshot = snapshot
 
-    def for_connection(self, outward: Outward, inspection: Inspection, snapshot: PortSnapshot) -> LivePort:
+    def for_connection(self, outward: Outward, inspection: Inspection | None, snapshot: PortSnapshot) -> LivePort:
         """Return the port of one connection that the pod makes, which is judged by `inspection` and opened as
         `snapshot` says. Counters, sessions and the names of exchanges are this port's.
         """

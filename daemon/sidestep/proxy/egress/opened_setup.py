@@ -5,6 +5,7 @@ over. From here on it goes the way of every connection that is opened (`connecti
 relayed by the engines, judged and recorded by the same gate. Two things differ:
 
     ORIGINATE   the client speaks clear HTTP: TLS is made with the server alone (`origination`)
+    READ        the client speaks clear HTTP, which leaves as it came
     DECRYPT     the client's TLS is answered with a certificate that is issued for the name (`tls.issuing`)
     failures    words of their own; a client whose clear HTTP may not leave is answered with 502
 
@@ -12,7 +13,8 @@ States are those of `connection.setup`; ESTABLISHING is also the state in which 
 
 Invariants
   * The server is verified before a byte of the client is consumed. So where it cannot be opened the connection is as
-    without us: end to end, to the port that the client dialled. Or it is closed, where a policy fails closed.
+    without us: end to end, to the port that the client dialled; of clear HTTP each request is judged then, too. Or it
+    is closed, where a policy fails closed.
   * A client that refuses the certificate has begun its handshake, so that connection is over. The next one of its kind
     is not opened (`unopened`). It refuses by an alert. Where no policy fails closed, so does one that ends the
     connection at once, with nothing said: libcurl compares pinned keys after the handshake.
@@ -27,7 +29,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from sidestep.engine.classification import Close, Http, Verdict, unreadable
+from sidestep.engine.classification import Close, Http, Protocol, Verdict
 from sidestep.engine.outbound import Opening, tls_port
 from sidestep.engine.relay import OnUnreadable, Relay
 from sidestep.model.condition import ConditionType
@@ -86,6 +88,7 @@ class OpenedSetup(ConnectionSetup):
         sock: socket.socket,
         *,
         opening: Opening,
+        speaks: Protocol | None,
         port: LivePort,
         endpoints: Endpoints,
         host: OpenedHost,
@@ -98,10 +101,15 @@ class OpenedSetup(ConnectionSetup):
         self._unopened = unopened
         self._refused = refused
         self._origination: TlsOrigination | None = None
-        self._speaks = ""
-        """What a client speaks in clear."""
+        self._speaks = speaks
+        """What the client speaks in clear; its socket is registered with the loop then."""
+
+    async def _classify(self, sock: socket.socket) -> Verdict:
+        return await super()._classify(sock) if self._speaks is None else Http(self._speaks, tls=False)
 
     async def _open(self, sock: socket.socket, verdict: Verdict) -> Verdict:
+        if self._opening is Opening.READ:
+            return verdict
         if self._opening is Opening.ORIGINATE:
             return await self._originate(sock, verdict) if isinstance(verdict, Http) else verdict
         try:
@@ -109,7 +117,7 @@ class OpenedSetup(ConnectionSetup):
         except PeerError as error:
             if _is_refusal(error.__cause__):
                 self._refused()
-                self._tell(REFUSED)
+                self._tell(REFUSED, closed=True)
             raise
 
     def _relay(self, relay: Relay, protocol: str) -> None:
@@ -123,17 +131,16 @@ class OpenedSetup(ConnectionSetup):
         passes = self._port.on_unreadable is OnUnreadable.PASS
         if passes and self._loop.now - since < AT_ONCE and received(client) - before < LEAST:
             self._refused()
-            self._tell(REFUSED)
+            self._tell(REFUSED, closed=True)
 
-    def _tell(self, reason: str) -> None:
-        """Tell of a connection that is over."""
+    def _tell(self, reason: str, *, closed: bool) -> None:
+        """Tell of a connection that could not be opened, and either is over or goes on in clear."""
         observer = self._recorder() or InspectionCounts(self._port.counters)
-        observer.uninspected(reason, closed=True)
+        observer.uninspected(reason, closed=closed)
 
     async def _originate(self, sock: socket.socket, verdict: Http) -> Verdict:
         """Shake hands with the server; the verdict on the client's requests."""
         self._loop.rebind(sock.fileno(), self._client_broke, 0)
-        self._speaks = verdict.protocol
         outward, endpoints = self._port.outward, self._endpoints
         self._opened_host.tls_port = tls_port(endpoints.port)
         self._origination = TlsOrigination(
@@ -150,7 +157,10 @@ class OpenedSetup(ConnectionSetup):
             return verdict
         self._failure, self._origination = made, None
         self._opened_host.tls_port = None
-        return unreadable(self._port.on_unreadable, "not-opened", tls=False)
+        if self._port.on_unreadable is OnUnreadable.CLOSE:
+            return Close("not-opened", tls=False)
+        self._tell(self._why(verdict), closed=False)
+        return verdict
 
     @property
     def _app_tls(self) -> AppTls | None:
@@ -165,7 +175,9 @@ class OpenedSetup(ConnectionSetup):
 
     def _carry_out(self, verdict: Verdict) -> bool:
         relayed = super()._carry_out(verdict)
-        self._port.counters["outbound_opened" if isinstance(verdict, Http) else "outbound_unopened"] += 1
+        if self._opening is not Opening.READ:
+            is_opened = isinstance(verdict, Http) and self._failure is None
+            self._port.counters["outbound_opened" if is_opened else "outbound_unopened"] += 1
         if isinstance(verdict, Close):
             self._port.counters["outbound_closed"] += 1
             if self._failure is not None and self._speaks == "http/1.1":

@@ -17,6 +17,7 @@ from sidestep.model.errors import BugError
 from sidestep.policy.egress import EgressPolicies, EgressPolicy, compile_egress
 from sidestep.policy.egress_rows import from_egress_snapshot
 from sidestep.policy.inspection import Inspection
+from sidestep.policy.outbound_hosts import HostsOf
 from sidestep.protocols.eve_redaction import Redaction
 from sidestep.proxy.connection.live_ports import LivePort, Outward
 from sidestep.proxy.control.messages import OUTBOUND
@@ -40,8 +41,9 @@ class OutboundPolicies:
         self._compiled: dict[EgressSnapshot, EgressPolicy] = {}
         self._snapshots: dict[EgressPolicy, EgressSnapshot] = {}
         self.unopened = Unopened()
-        self._opened: dict[tuple[EgressPolicy, ...], Inspection] = {}
-        """What judges the requests of opened connections, by the policies that apply to them."""
+        self._opened: dict[tuple[bool, tuple[EgressPolicy, ...]], Inspection] = {}
+        """What judges the requests of connections that are read: whether in clear, by all their rules, and the policies
+        that apply to the connections."""
         self.current = EgressPolicies(())
         self.port = LivePort(_UNHEARD)
         self.redaction = Redaction()
@@ -70,25 +72,29 @@ class OutboundPolicies:
     def _give_way(self) -> None:
         """Have opened connections judged by what their policies say now, from their next request on."""
         before, self._opened = self._opened, {}
-        for judging, inspection in before.items():
+        for (in_clear, judging), inspection in before.items():
             names = {each.policy.display for each in judging}
             left = tuple(each for each in self.current.policies if each.policy.display in names)
             if left != judging:
-                inspection.give_way(self._inspection(left) if left else None)
+                inspection.give_way(self._inspection(left, in_clear=in_clear) if left else None)
             else:
-                self._opened[judging] = inspection
+                self._opened[in_clear, judging] = inspection
 
-    def _inspection(self, judging: tuple[EgressPolicy, ...]) -> Inspection:
-        found = self._opened.get(judging)
+    def _inspection(self, judging: tuple[EgressPolicy, ...], *, in_clear: bool) -> Inspection:
+        found = self._opened.get((in_clear, judging))
         if found is None:
             current = self.current
-            found = self._opened[judging] = Inspection(
-                [each.of_requests for each in judging], thresholds=current.thresholds, limits=current.limits
+            found = self._opened[in_clear, judging] = Inspection(
+                [each.whole if in_clear else each.of_requests for each in judging],
+                thresholds=current.thresholds,
+                limits=current.limits,
             )
         return found
 
     def hindrance(self, decision: Decision, seen: Seen, issued: Issued, now: float) -> str:
         """Why a connection that should be opened cannot be, in a word; empty if it can."""
+        if decision.opening is Opening.READ:
+            return ""
         snapshot = self._opener(decision)
         if not snapshot.opens:
             return "no-trust"
@@ -103,6 +109,8 @@ class OutboundPolicies:
 
     def open(self, decision: Decision, *, name: str, flow: int) -> LivePort:
         """Return the port of a connection that is opened: what judges its requests, and how its TLS is made."""
+        if decision.opening is Opening.READ:
+            return self._read(decision, name=name, flow=flow)
         facts, opener = replace(decision.facts, binds_host=True), self._opener(decision)
         is_clear = decision.opening is Opening.ORIGINATE
         snapshot = msgspec.structs.replace(
@@ -114,7 +122,18 @@ class OutboundPolicies:
             opens=True,
         )
         outward = Outward(name, flow, facts)
-        return self.port.for_connection(outward, self._inspection(decision.treatment.policies), snapshot)
+        return self.port.for_connection(
+            outward, self._inspection(decision.treatment.policies, in_clear=False), snapshot
+        )
+
+    def _read(self, decision: Decision, *, name: str, flow: int) -> LivePort:
+        """Return the port of a connection whose requests are read in clear."""
+        facts, judging = decision.facts, decision.reading
+        inspection = self._inspection(judging, in_clear=True) if judging else None
+        if inspection is not None and facts.destination is not None:
+            hosts = HostsOf(lambda: self.current, facts.destination, facts.port, is_told=bool(decision.reason))
+            facts = replace(facts, hosts=hosts)
+        return self.port.for_connection(Outward(name, flow, facts), inspection, self.port.snapshot)
 
     def _opener(self, decision: Decision) -> EgressSnapshot:
         opener = decision.opener

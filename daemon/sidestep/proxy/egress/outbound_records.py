@@ -2,7 +2,7 @@
 
     ClientHello                `tls`, once the server has answered: with the version that it has chosen and, in TLS
                                1.2, its certificate, as it shows it. If it does not answer, at the end
-    request in clear           `http`, the first of a connection; for sessions only
+    request to CONNECT         `http`, for sessions only
     hit of a rule              `alert` for Alert and Block, unless the rule's rate limit holds it back; Log is in `flow`
     what could not be judged   `anomaly`
     end of the connection      `flow`
@@ -11,9 +11,9 @@ Each has `sidestep.direction` "egress", the pod as its source, and in `sidestep.
 None has a byte of what the connection carries, but for the head of a request, with credentials redacted.
 
 The log gets those of connections that a policy is about. A session that listens (`sidestep inspect --egress`) gets
-those of every connection; one with a filter on requests gets those whose first request matches, and one that wants
-alerts gets `alert` and `anomaly`. A session of heads (`sidestep flows --egress`) gets a line for each connection
-(`flow_line`).
+those of every connection; one with a filter on requests gets those whose CONNECT matches, and one that wants alerts
+gets `alert` and `anomaly`. A session of heads (`sidestep flows --egress`) gets a line for each connection
+(`flow_line`). Of connections whose requests are read `connection.inspection_records` makes the records.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class OutboundRecords:
             self._put(alert, _decided(hit), is_alert=True)
 
     def _tell_request(self) -> None:
-        """Tell sessions of the first request of a connection in clear."""
+        """Tell sessions of a request in clear that begins a tunnel."""
         request = self.seen.request
         if request is None:
             return
@@ -220,7 +220,7 @@ class OutboundRecords:
 
 
 def matches(rule: Rule, seen: Seen) -> bool:
-    """Whether a session's filter is about a connection: about its first request or, without one, about everything."""
+    """Whether a session's filter is about a connection: about its request to CONNECT or, without one, about all."""
     request = seen.request
     if request is None:
         return rule.matches(b"", b"", ())

@@ -5,7 +5,7 @@
               that a server which speaks first is heard
     decide    by the policies of the moment (`engine.outbound.decide`); told before anything is relayed
     relay     end to end: every byte, every end and every break, both ways. Or close: the client sees a reset.
-              Or hand the client over to `opened_setup`, which opens what its policies want opened
+              Or hand the client over to `opened_setup`, which opens what policies want opened, and reads clear HTTP
 
 States
 
@@ -26,6 +26,7 @@ Invariants
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from functools import lru_cache, partial
 from ipaddress import ip_address
 
@@ -113,6 +114,8 @@ class OutboundSetup:
             issued, now = self._host.process.credentials.issued, self._loop.now
             if reason := self._policies.hindrance(decision, seen, issued, now):
                 decision = decision.unopened(reason)
+        if decision.opening is None and not decision.closes and seen.clear_http and self._port.has_wiretaps:
+            decision = replace(decision, opening=Opening.READ)
         self._records.decided(decision, seen)
         for rule in self._port.steered.route.wiretaps if decision.opening is None else ():
             if rule.heads_only and matches(rule, seen):
@@ -135,7 +138,6 @@ class OutboundSetup:
     def _open(self, decision: Decision, opening: Opening) -> None:
         """Hand the client over to the setup that opens the connection."""
         sock, process = self._ends.take_client_socket(), self._host.process
-        self._loop.remove(sock.fileno())
         seen, credentials = self._records.seen, process.credentials
         port = self._policies.open(decision, name=seen.name, flow=self._records.flow)
         leaves = credentials.issued(port.snapshot.identity)
@@ -148,6 +150,7 @@ class OutboundSetup:
             self._loop,
             sock,
             opening=opening,
+            speaks=seen.clear_http,
             port=port,
             endpoints=self._endpoints,
             host=OpenedHost(self._loop, process, credentials=own, late_auth=partial(note, ASKS_LATER)),
@@ -156,6 +159,8 @@ class OutboundSetup:
         )
         process.setup_begins(setup)
         try:
+            if seen.clear_http is None:
+                self._loop.remove(sock.fileno())
             setup.begin()
         except OSError as error:
             process.setup_failed(error.errno or 0)

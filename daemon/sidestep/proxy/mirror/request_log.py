@@ -56,9 +56,21 @@ class LoggedPort(Protocol):
     def steered(self) -> SteeredPort:
         """Its number is told."""
 
+    @property
+    def outward(self) -> object | None:
+        """Something of a connection that the pod makes: its server is told."""
+
 
 class Client(Protocol):
     """The ends of a connection."""
+
+    @property
+    def host(self) -> str:
+        """The server's address ..."""
+
+    @property
+    def port(self) -> int:
+        """... and port."""
 
     @property
     def client(self) -> str:
@@ -106,13 +118,13 @@ class RequestLog:
 
     def add(self, connection: LoggedConnection) -> None:
         """Take the notes of a connection's mirror, and count them."""
-        endpoints = connection.endpoints
+        endpoints, is_outward = connection.endpoints, connection.port.outward is not None
         for request in connection.relay.mirror.notes:
             if not request.is_answer:
                 connection.port.counters[_counter(request)] += 1
             line = messages.LoggedRequest(
                 request.rule.uid,
-                connection.port.steered.number,
+                endpoints.port if is_outward else connection.port.steered.number,
                 endpoints.client,
                 endpoints.client_port,
                 _text(request.method),
@@ -121,7 +133,7 @@ class RequestLog:
                 request.copied,
                 _LOST[request.lost],
                 tuple((_text(name), _text(value)) for name, value in request.fields),
-                "",
+                endpoints.host if is_outward else "",
                 request.protocol,
                 max(0.0, self._loop.now - request.at) if request.at else 0.0,
                 connection.tls,

@@ -64,7 +64,7 @@ def connection(*notes, tls=False):
     """A connection whose mirror has these notes."""
     return SimpleNamespace(
         relay=SimpleNamespace(mirror=SimpleNamespace(notes=[*notes])),
-        port=SimpleNamespace(counters=Counter(), steered=SimpleNamespace(number=80)),
+        port=SimpleNamespace(counters=Counter(), steered=SimpleNamespace(number=80), outward=None),
         endpoints=SimpleNamespace(client="::1", client_port=1),
         tls=tls,
     )
