@@ -211,7 +211,7 @@ def _view(observed: ObservedPolicy) -> PolicyResourceView:
         namespace=observed.namespace,
         name=observed.name,
         mode=policy.mode.value if policy is not None else "",
-        failure_policy=policy.failure_policy.value if policy is not None else "",
+        failure_policy=policy.shown_failure_policy if policy is not None else "",
         conditions={each.type: each.status for each in status.conditions},
         programmed_pods=status.programmed_pods,
         bypassed=status.bypassed,

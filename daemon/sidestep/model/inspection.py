@@ -252,6 +252,15 @@ class InspectionPolicy:
         )
 
     @property
+    def shown_failure_policy(self) -> str:
+        """How it fails, for people: as `egress` does if it says nothing of what pods accept; both where they differ."""
+        inward = self.failure_policy.value
+        if self.egress is None or self.egress.failure_policy is self.failure_policy:
+            return inward
+        outward = self.egress.failure_policy.value
+        return f"{inward}, egress {outward}" if self.is_inward else outward
+
+    @property
     def texts(self) -> tuple[ConfigMapKey, ...]:
         """Where it has texts of its own."""
         found = (self.ids, None if self.waf is None else self.waf.rules_from)

@@ -249,7 +249,8 @@ class PolicyEngineView(msgspec.Struct, frozen=True):
 class PolicyView(msgspec.Struct, frozen=True):
     """One inspection policy that is written, valid or not, on this node; `namespace` is empty for one of the cluster.
 
-    `mode` and `failure_policy` are those of the version in force, empty without one.
+    `mode` and `failure_policy` are those of the version in force, empty without one; the latter as
+    `InspectionPolicy.shown_failure_policy`.
     """
 
     namespace: str

@@ -106,7 +106,7 @@ def _view(
         namespace=entry.name[0],
         name=entry.name[1],
         mode=policy.mode.value if policy is not None else "",
-        failure_policy=policy.failure_policy.value if policy is not None else "",
+        failure_policy=policy.shown_failure_policy if policy is not None else "",
         accepted=not entry.problem,
         problem=entry.problem,
         in_force=policy is not None,
