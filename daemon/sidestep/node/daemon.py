@@ -21,7 +21,6 @@ import ctypes
 import os
 import resource
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidestep import __version__
 from sidestep.aio.meter import MeteredLoop
+from sidestep.aio.once import Once
 from sidestep.aio.tasks import Tasks
 from sidestep.config.node_options import NodeOptions
 from sidestep.config.node_settings import OWN_NAMESPACE
@@ -46,7 +46,6 @@ from sidestep.node.controller import Controller
 from sidestep.node.engines import Engines
 from sidestep.node.manifests import InventorySource, ManifestDirectory, Reading
 from sidestep.node.own_addresses import own_addresses
-from sidestep.node.planning.pace import Pace
 from sidestep.node.pods.audit import Audit
 from sidestep.node.pods.reconciler import Reconciler
 from sidestep.node.pods.toolbox import Toolbox
@@ -57,16 +56,10 @@ from sidestep.node.records.eve_log import EveLog
 from sidestep.node.records.live import LiveRecordRelay
 from sidestep.node.records.presence import Presence, absence
 from sidestep.node.sessions.registry import SessionRegistry
+from sidestep.node.shown_changes import ShownChanges
 from sidestep.node.startup_checks import Place, find_place
 from sidestep.observability import logs
-from sidestep.steering import (
-    CompiledProgram,
-    EgressPrograms,
-    PeernamePrograms,
-    compile_egress,
-    compile_peername,
-    compile_program,
-)
+from sidestep.steering import CompiledProgram, compile_egress, compile_peername, compile_program
 
 if TYPE_CHECKING:
     from sidestep.node.cluster.service import ClusterService
@@ -85,10 +78,6 @@ PRESENCE = Path("/var/log/sidestep/inspected.json")
 """What the next daemon is told in a cluster (`records.presence`): beside the log, in a folder of the node."""
 
 _PR_SET_DUMPABLE = 4
-
-REFRESH_PAUSE = 0.01
-REFRESH_PAUSE_MAX = 0.5
-"""Seconds in which changes are gathered before sessions are told; more while telling them costs more."""
 
 
 def run(options: NodeOptions) -> int:
@@ -150,19 +139,13 @@ class _Daemon:
 
     def __init__(self, options: NodeOptions, place: Place) -> None:
         self._place = place
-        self._peername_programs: PeernamePrograms | None = None
-        self._peername_lock = asyncio.Lock()
-        self._egress_programs: EgressPrograms | None = None
-        self._egress_lock = asyncio.Lock()
         self._options = options
         self._cluster: ClusterService | None = None
         self._source: InventorySource
         self._reader = Reader(manifests=options.manifests is not None)
         self._stop = _Stop()
         self._log = logs.get_logger("node")
-        self._refreshing: asyncio.TimerHandle | None = None
-        self._refresh: Callable[[], None] = lambda: None
-        self._refresh_pace = Pace(least=REFRESH_PAUSE, most=REFRESH_PAUSE_MAX)
+        self._shown = ShownChanges()
 
     async def run(self) -> int:
         """Start, serve, drain. Returns the exit status."""
@@ -242,24 +225,10 @@ class _Daemon:
         cgroups.begin()
         return cgroups
 
-    async def _peernames(self) -> PeernamePrograms:
-        """The programs that let apps see their clients, compiled once, when the first pod can use them."""
-        async with self._peername_lock:
-            if self._peername_programs is None:
-                self._peername_programs = await compile_peername()
-            return self._peername_programs
-
-    async def _outbound(self) -> EgressPrograms:
-        """The programs that steer connections that pods make, compiled once, when the first policy is about them."""
-        async with self._egress_lock:
-            if self._egress_programs is None:
-                self._egress_programs = await compile_egress()
-            return self._egress_programs
-
     def _build(self, ground: _Ground, undo: contextlib.AsyncExitStack) -> _Parts:
         """Make the parts and connect them; nothing runs yet. Raises SidestepError."""
         loop = asyncio.get_running_loop()
-        conditions = Conditions(on_change=self._shown_changed)
+        conditions = Conditions(on_change=self._shown.changed)
         controller = Controller(
             node_name=self._options.node_name,
             conditions=conditions,
@@ -300,6 +269,8 @@ class _Daemon:
             names=engines.names,
         )
 
+        peernames, outbound = Once(compile_peername), Once(compile_egress)
+
         def tools(on_change: Callable[[PodKey], None]) -> Toolbox:
             return Toolbox(
                 program=ground.program,
@@ -308,8 +279,8 @@ class _Daemon:
                 credential=certificates.credential,
                 conditions=conditions,
                 now=loop.time,
-                peernames=self._peernames,
-                outbound=self._outbound,
+                peernames=peernames.get,
+                outbound=outbound.get,
                 on_change=on_change,
                 records=records,
                 live_records=LiveRecordRelay(
@@ -323,7 +294,7 @@ class _Daemon:
         reconciler = Reconciler(
             tools=tools,
             conditions=conditions,
-            on_change=self._shown_changed,
+            on_change=self._shown.changed,
             on_crash=self._crashed,
             absence=absence(kept),
         )
@@ -357,9 +328,11 @@ class _Daemon:
             alerts=parts.records.recent,
         )
         sessions.on_change = controller.changed
-        self._refresh = sessions.refresh if self._cluster is None else self._refresher(sessions, self._cluster)
         intercepts = sessions.intercepts
-        if self._cluster is not None:
+        if self._cluster is None:
+            self._shown.connect(sessions.refresh)
+        else:
+            self._shown.connect(sessions.refresh, self._cluster.changed)
             self._cluster.connect(
                 controller=controller,
                 sessions=sessions,
@@ -391,7 +364,7 @@ class _Daemon:
         await parts.policies.settle(within=POLICIES)
         await controller.plan_once(reconciler)
         reconciler.start()
-        tasks.start(controller.run(reconciler, self._shown_changed), name="controller")
+        tasks.start(controller.run(reconciler, self._shown.changed), name="controller")
         tasks.start(controller.watch_locations(), name="locations")
         tasks.start(self._source.watch(controller.replace_inventory), name="inventory")
         tasks.start(parts.certificates.poll(), name="certificates")
@@ -470,26 +443,6 @@ class _Daemon:
 
     def _proxy_output(self, line: str) -> None:
         self._log.warning("pod proxy output", line=line)
-
-    # --- telling sessions -------------------------------------------------------------------------------------------
-
-    def _shown_changed(self) -> None:
-        """Something that is shown has changed: tell the sessions, once for what comes together."""
-        if self._refreshing is None:
-            self._refreshing = asyncio.get_running_loop().call_later(self._refresh_pace.pause, self._refresh_now)
-
-    def _refresher(self, sessions: SessionRegistry, cluster: ClusterService) -> Callable[[], None]:
-        def refresh() -> None:
-            sessions.refresh()
-            cluster.changed()
-
-        return refresh
-
-    def _refresh_now(self) -> None:
-        self._refreshing = None
-        began = time.perf_counter()
-        self._refresh()
-        self._refresh_pace.took(time.perf_counter() - began)
 
 
 def _state_records(conditions: Conditions, node: str, reason: str) -> None:
