@@ -23,21 +23,18 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from sidestep.model.condition import Condition, ConditionType
 from sidestep.model.errors import RefusedError, SidestepError
 from sidestep.model.pod import Family, NetnsId, Pod, Transport
 from sidestep.netns import Netns
 from sidestep.node.conditions import Statements
-from sidestep.node.inspectors.pod_inspector import PodInspector, state_inspector
 from sidestep.node.planning.plan import PodPlan, PortPlan
 from sidestep.node.pods.client_addresses import ClientAddresses
 from sidestep.node.pods.closed_ports import entries_of
 from sidestep.node.pods.datagram_ports import DatagramPorts, Entry
 from sidestep.node.pods.pod_counters import PodCounters
 from sidestep.node.pods.pod_egress import PodEgress
-from sidestep.node.pods.pod_ids import PodIds
+from sidestep.node.pods.pod_engines import PodEngines
 from sidestep.node.pods.pod_netns import Address, open_pod_netns
 from sidestep.node.pods.probed_apps import ProbedApps
 from sidestep.node.pods.proxy_presence import ProxyPresence
@@ -45,7 +42,6 @@ from sidestep.node.pods.proxy_reports import ProxyReports
 from sidestep.node.pods.stream_ports import StreamPorts
 from sidestep.node.pods.toolbox import Toolbox
 from sidestep.node.proxies.supervisor import PodProxy, ProxyState
-from sidestep.node.proxy_uids import inspector_uid
 from sidestep.observability.logs import get_logger
 from sidestep.proxy.control.messages import OUTBOUND
 from sidestep.steering import Steering, programs_attached
@@ -88,11 +84,9 @@ class Target:
         self._reports = ProxyReports(
             self, tools=tools, statements=self._statements, streams=self._streams, apps=self._apps
         )
-        self._inspector = PodInspector(
-            str(pod.key), inspector_uid(uid), tools.inspectors, hand_over=self._use_inspector, on_state=self._firewall,
-            cgroups=tools.supervisor.cgroups,
-        )  # fmt: skip
-        self._ids = PodIds(pod, uid, tools, statements=self._statements, feed=self._feed_ids)
+        self._engines = PodEngines(
+            pod, uid, tools, statements=self._statements, proxy=self._running, changed=self.changed
+        )
         self._egress = PodEgress(
             pod,
             programs=tools.outbound,
@@ -171,9 +165,7 @@ class Target:
         self._served = plan.uids
         self._policies = {number: port.snapshot.policies for number, port in wanted.items()}
         self._reports.on_credentials(failures)
-        self._ids.follow(self.pod, (each for port in wanted.values() for each in port.snapshot.policies))
-        wafs = [port.snapshot.waf for port in wanted.values() if port.snapshot.waf is not None]
-        self._inspector.follow(tuple(dict.fromkeys(name for waf in wafs for name in waf.names)))
+        self._engines.follow(self.pod, [port.snapshot for port in wanted.values()])
         await self._streams.apply(wanted, proxy=proxy)
         if self._netns is not None and self._steering is not None:
             await self._datagrams.apply(datagrams, netns=self._netns, proxy=proxy, steering=self._steering)
@@ -210,8 +202,7 @@ class Target:
         if self._steering is not None:
             self._steering.close()
             self._steering = None
-        self._ids.release()
-        self._inspector.release()
+        self._engines.release()
         self._statements.end()
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - it is the proxy's deadline, not ours
@@ -235,8 +226,7 @@ class Target:
         if proxy is not None:
             await self._tools.supervisor.remove(proxy)
             self._log.info("target released")
-        await self._ids.aclose()
-        await self._inspector.aclose()
+        await self._engines.aclose()
         self.client_addresses.close()
         self._egress.close()
         self._streams.close()
@@ -264,18 +254,11 @@ class Target:
 
     def engines(self) -> tuple[EngineView, ...]:
         """The engines beside the proxy that policies want, and how many connections the proxy fed them."""
-        ids, waf = self._ids.engine(), self._inspector.engine(self.counters.of_engine("waf_verdicts"))
-        if waf is not None:
-            waf = msgspec.structs.replace(waf, bypassed=self._unjudged())
-        if ids is not None:
-            ids = msgspec.structs.replace(ids, connections=self.counters.of_engine("ids"))
-        return tuple(each for each in (waf, ids) if each is not None)
+        return self._engines.shown(self.counters)
 
-    def _unjudged(self) -> dict[str, int]:
-        """What the inspector should have judged and did not, by reason."""
-        passed = self.counters.of_engine("inspection_bypassed_waf")
-        closed = self.counters.of_engine("inspection_closed_waf")
-        return {name: passed.get(name, 0) + closed.get(name, 0) for name in sorted({*passed, *closed})}
+    def why_unjudged(self, policies: tuple[PolicySnapshot, ...]) -> str:
+        """As `PodEngines.why_unjudged`."""
+        return self._engines.why_unjudged(policies)
 
     @property
     def connections(self) -> int:
@@ -364,7 +347,7 @@ class Target:
         self._streams.look()
         self._look_at_datagrams()
         self._egress.look(absent=bool(self.absence()))
-        self._ids.look()
+        self._engines.look()
         if self._makes_records is not self._tools.records.wanted and self._generation:
             self.changed()
 
@@ -444,6 +427,10 @@ class Target:
         self._look_at_datagrams()
         self.changed()
 
+    def inspector_late(self) -> None:
+        """The inspector has missed a deadline: end it."""
+        self._engines.inspector_late()
+
     def server_unreachable(self, address: str, port: int) -> None:
         """A server that the pod connects to refused the proxy, or did not answer it."""
         self._egress.unreachable(address, port)
@@ -452,7 +439,7 @@ class Target:
         """The proxy came, went, or is given up for now."""
         was_there = self._presence.changed(state)
         if state is ProxyState.RUNNING:
-            self._inspector.retry()
+            self._engines.proxy_runs()
         if state is not ProxyState.RUNNING:
             self.client_addresses.reset()
         self._log.info("pod proxy", state=state.value, reason=reason, pid=self.proxy_pid)
@@ -522,27 +509,6 @@ class Target:
     def _snapshot(self, port: PortPlan) -> PortSnapshot:
         """What the proxy is told of a port: the plan, and what is known about the app."""
         return self._tools.late_client_auth.snapshot(self.pod, self._apps.snapshot(port))
-
-    async def _feed_ids(self, fd: int) -> None:
-        """Hand the feed of an IDS to the proxy. Raises SidestepError."""
-        await self._running().feed_ids(fd)
-
-    async def _use_inspector(self, fd: int) -> None:
-        """Hand the socket of an inspector to the proxy. Raises SidestepError."""
-        await self._running().use_inspector(fd)
-
-    def why_unjudged(self, policies: tuple[PolicySnapshot, ...]) -> str:
-        """Why the firewall of these policies does not judge requests yet; empty: it does, or they have none."""
-        return self._inspector.why_absent if any(policy.waf for policy in policies) else ""
-
-    def inspector_late(self) -> None:
-        """The inspector has missed a deadline: end it."""
-        self._inspector.late()
-
-    def _firewall(self, reason: str) -> None:
-        """The inspector is there, or why it is not."""
-        state_inspector(self._statements, self.pod.key, reason)
-        self.changed()
 
     def _running(self) -> PodProxy:
         if self._proxy is None or self._steering is None or self._netns is None:
