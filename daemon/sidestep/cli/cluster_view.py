@@ -23,7 +23,7 @@ from sidestep.kube.resources import Resource, collection_path, deletion, read, r
 from sidestep.kube.session_specs import DEFINITIONS
 from sidestep.kube.snapshot import list_all, read_inventory
 from sidestep.kube.watch import decode
-from sidestep.laptop.api_refusals import DAEMON_NAMESPACE, explain
+from sidestep.laptop.api_refusals import DAEMON_LABELS, DAEMON_NAMESPACE, explain
 from sidestep.model.errors import ClusterError, ConfigurationError, RefusedError, SidestepError
 from sidestep.model.intercept import Intercept, SessionKind, intercepts_among, sessions_among
 from sidestep.model.inventory import Inventory
@@ -214,7 +214,7 @@ async def _daemons(api: Api) -> tuple[DaemonView, ...]:
         values = await list_all(
             api,
             f"/api/v1/namespaces/{DAEMON_NAMESPACE}/pods",
-            query={"labelSelector": "app.kubernetes.io/name=sidestep,app.kubernetes.io/component=node"},
+            query={"labelSelector": DAEMON_LABELS},
         )
     except ApiError as error:
         if error.forbidden:

@@ -27,6 +27,7 @@ from sidestep.config.manifests import load_file
 from sidestep.config.yaml_documents import MAX_TEXT
 from sidestep.engine.inspection.alert_changes import changes_of
 from sidestep.kube.access import ClusterAccess
+from sidestep.laptop.api_refusals import DAEMON_LABELS, DAEMON_NAMESPACE
 from sidestep.laptop.local_client import LocalClient
 from sidestep.model.errors import ConfigurationError, RefusedError, SidestepError
 from sidestep.model.inspection import InspectionPolicy
@@ -86,6 +87,9 @@ def except_(alert_id: str, files: tuple[Path, ...], eve: Path | None, by: str, b
     records, and FILE... are the documents of the policies, so that the change has what they except already. Without
     FILE they are read from the cluster, if there is one.
 
+    In a cluster the daemon of the pod's node knows the alert. Without --eve the command prints how to ask all daemons;
+    that takes the right to execute commands in their pods.
+
     The exit code is 1 if there is no such alert, or nothing can except it.
 
     \b
@@ -111,8 +115,10 @@ def except_(alert_id: str, files: tuple[Path, ...], eve: Path | None, by: str, b
 def _of_daemon(backend: Backend, alert_id: str, by: By) -> AlertView:
     if isinstance(backend, ClusterAccess):
         raise ConfigurationError(
-            "in a cluster the alert stands in the records of its pod's node: give them with --eve, for example "
-            "kubectl exec -n sidestep DAEMON-POD -- cat /var/log/sidestep/eve.json | sidestep policy except ID --eve -"
+            "in a cluster the daemon of the pod's node knows the alert. This asks them all, if you may execute commands"
+            f" in their pods: for pod in $(kubectl get pods -n {DAEMON_NAMESPACE} -l {DAEMON_LABELS} -o name); do "
+            f"kubectl exec -n {DAEMON_NAMESPACE} $pod -- sidestep policy except {alert_id} --by {by} && break; done "
+            "(or give records with --eve)"
         )
     try:
         body = asyncio.run(LocalClient(backend).get(f"/v1/alerts/{alert_id}/{by}"))

@@ -11,6 +11,8 @@ from sidestep.model.errors import ClusterError, RefusedError, SidestepError
 from sidestep.model.intercept import SessionKind
 
 DAEMON_NAMESPACE = "sidestep"
+DAEMON_LABELS = "app.kubernetes.io/name=sidestep,app.kubernetes.io/component=node"
+"""Selects the pods of the node daemons."""
 
 _USER = re.compile(r'User "([^"]{1,200})"')
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9.:@_-]")

@@ -206,7 +206,7 @@ def test_a_daemon_that_does_not_answer(capsys):
     assert "no node daemon answers on /nowhere/node.sock" in capsys.readouterr().err
 
 
-def test_in_a_cluster_records_are_asked_for(tmp_path, capsys):
+def test_in_a_cluster_it_says_how_to_ask_all_daemons(tmp_path, capsys):
     config = tmp_path / "config"
     cluster = {"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}
     context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
@@ -214,5 +214,7 @@ def test_in_a_cluster_records_are_asked_for(tmp_path, capsys):
     config.write_text(
         yaml.safe_dump({"clusters": [cluster], "contexts": [context], "users": [user], "current-context": "c"})
     )
-    assert run(["policy", "except", ID, "--kubeconfig", str(config)]) == 1
-    assert "in a cluster the alert stands in the records of its pod's node" in capsys.readouterr().err
+    assert run(["policy", "except", ID, "--by", "port", "--kubeconfig", str(config)]) == 1
+    told = capsys.readouterr().err
+    assert "in a cluster the daemon of the pod's node knows the alert" in told
+    assert f"kubectl exec -n sidestep $pod -- sidestep policy except {ID} --by port && break; done" in told
