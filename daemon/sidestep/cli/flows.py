@@ -14,6 +14,7 @@ import click
 
 from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.command import POD_NAME, Command, WorkloadType
+from sidestep.cli.earlier import EarlierTold, earlier_options, earlier_text
 from sidestep.cli.filtering import filter_of, filter_options
 from sidestep.cli.foreground import STDOUT, run
 from sidestep.cli.har_file import HarFile
@@ -31,7 +32,7 @@ from sidestep.config.filters import describe_filter
 from sidestep.laptop.handler import NoHandler
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.text import harmless
-from sidestep.tunnel.messages import Answered, AnyEvent, Dropped, Lost, Request
+from sidestep.tunnel.messages import Answered, AnyEvent, Dropped, Earlier, Lost, Request, SessionSpec
 
 
 @click.command(cls=Command, short_help="Show the requests of a workload as they come.")
@@ -47,6 +48,7 @@ from sidestep.tunnel.messages import Answered, AnyEvent, Dropped, Lost, Request
 @egress_option
 @filter_options
 @answer_options
+@earlier_options
 @save_option
 @page_options
 @namespace_option
@@ -62,6 +64,8 @@ def flows(
     output: str,
     statuses: tuple[str, ...],
     no_color: bool,
+    since: float,
+    last: int,
     save: Path | None,
     page: PageSettings | None,
     backend: Backend,
@@ -75,18 +79,23 @@ def flows(
     set-cookie and proxy-authorization are never shown, and bodies never. --save keeps the same in a file
     that browsers' tools, mitmproxy and `sidestep replay` read.
 
+    --since and --last first show earlier requests that match, up to 1,000 of a port, where pods keep them: while flows
+    without a filter are shown to somebody, or because of the annotation sidestep.dev/recent-requests.PORT.
+
     With --egress, one line for each request that the pods send in clear, and for each other connection that they make:
     TLS with the name of the server, or TCP. While it lasts, connections to external addresses pass the pod's proxy.
 
     \b
       sidestep flows orders -n shop
       sidestep flows orders -n shop --egress
-      sidestep flows orders -n shop --http-status 5xx
+      sidestep flows orders -n shop --http-status 5xx --since 10m
       sidestep flows orders -n shop --http-path-prefix /api/ --output json
       sidestep flows orders -n shop --save orders.har
     """
     try:
         wanted = filter_of(filters)
+        if egress and (since or last):
+            raise RefusedError("nothing is kept of connections that pods make: --since and --last go without --egress")
     except (ConfigurationError, RefusedError) as error:
         raise click.UsageError(str(error)) from error
     namespace = namespace_for(backend, namespace)
@@ -100,6 +109,9 @@ def flows(
         heads_only=True,
         pod=pod,
         egress=egress,
+        statuses=statuses,
+        since=since,
+        last=last,
     )
     text = f"Requests ({describe_filter(wanted)}) of {workload}, {places(ports)}. Ctrl-C ends it."
     saved = None if save is None else SavedRequests(HarFile(save), statuses=statuses)
@@ -149,6 +161,11 @@ class FlowReport(PortSessionsReport):
                 self._requests.request(event)
             case Answered():
                 self._requests.answered(event)
+            case Earlier() if self._json:
+                self._writer.line(json_line(event))
+            case Earlier():
+                if text := earlier_text(event):
+                    self.say(text)
             case Lost() | Dropped():
                 self.say(f"{event.count} requests are not shown: they came faster than they could be printed")
 
@@ -177,3 +194,30 @@ class FlowReport(PortSessionsReport):
 def _server(event: Request) -> str:
     """The server of a connection that the pod makes, as `report.address` shows the client."""
     return f"[{event.server}]:{event.port}" if ":" in event.server else f"{event.server}:{event.port}"
+
+
+class _EarlierReport(FlowReport):
+    """It prints earlier requests only."""
+
+    def __init__(self, writer: LineWriter, told: EarlierTold, *, output: str, coloured: bool) -> None:
+        super().__init__(writer, "", output=output, coloured=coloured)
+        self._told = told
+
+    def event(self, event: AnyEvent) -> None:
+        """As SessionObserver.event."""
+        if not isinstance(event, Request | Answered) or (isinstance(event, Request) and event.earlier):
+            super().event(event)
+        self._told.event(event)
+
+
+def show_earlier(spec: SessionSpec, *, backend: Backend, output: str, coloured: bool) -> bool:
+    """Show the earlier requests of a session of flows, and end it. Returns False if somebody has ended it before."""
+    told = EarlierTold()
+    run(
+        [spec],
+        backend=backend,
+        handler=NoHandler(),
+        report=lambda writer: _EarlierReport(writer, told, output=output, coloured=coloured),
+        limit=told,
+    )
+    return told.is_over

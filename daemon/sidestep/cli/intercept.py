@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from msgspec.structs import replace
 
 from sidestep.cli.backend import Backend, backend_options, namespace_for
 from sidestep.cli.command import POD_NAME, SESSION_NAME, FilePath, WorkloadType
+from sidestep.cli.earlier import earlier_options
 from sidestep.cli.filtering import filter_of, filter_options, filter_spec
+from sidestep.cli.flows import show_earlier
 from sidestep.cli.foreground import STDOUT, DashedCommand, claimed_owner, run
 from sidestep.cli.har_file import HarFile
 from sidestep.cli.live_page import PageSettings, live_page, page_options
@@ -43,6 +46,7 @@ def _session_options(command: F) -> F:
             ),
             filter_options,
             answer_options,
+            earlier_options,
             page_options,
             click.option(
                 "--plaintext", is_flag=True, help="Reach the handler in clear text, even when the client used TLS."
@@ -153,6 +157,8 @@ def _run_session(
     statuses: tuple[str, ...],
     page: PageSettings | None,
     no_color: bool,
+    since: float,
+    last: int,
     save: Path | None = None,
     save_secrets: bool = False,
     **rest: Any,
@@ -170,6 +176,8 @@ def _run_session(
             takers.append(saved.take)
         if shown is not None and kind is Kind.WIRETAP and not wanted.is_global:
             takers.append(shown.take)
+        if (since or last) and (wanted.is_global or port.transport == "udp"):
+            raise RefusedError("--since and --last need a filter: without one, requests are not read")
         handler = _handler(settings, takers)
     except (ConfigurationError, RefusedError) as error:
         raise click.UsageError(str(error)) from error
@@ -187,8 +195,20 @@ def _run_session(
         plaintext=plaintext,
         divert_probes=rest["divert_probes"],
         reset_existing=rest["reset_existing"],
+        # Copies are joined with the lines of all requests.
+        statuses=() if takers else statuses,
+        since=since if kind is Kind.WIRETAP else 0.0,
+        last=last if kind is Kind.WIRETAP else 0,
         **filter_spec(wanted),
     )
+    coloured = output == "text" and uses_colour(no_color=no_color, descriptor=STDOUT)
+    if (since or last) and kind is Kind.INTERCEPT:
+        earlier = replace(
+            spec, kind="wiretap", heads_only=True, statuses=statuses, since=since, last=last, name="",
+            divert_probes=False, reset_existing=False, plaintext=False,
+        )  # fmt: skip
+        if not show_earlier(earlier, backend=backend, output=output, coloured=coloured):
+            return 0
     verb = "goes" if kind is Kind.INTERCEPT else "is copied"
     description = f"{describe_filter(wanted)} of {workload} port {port.remote} {verb} to {settings}"
     description += " in clear" if plaintext else ""
@@ -204,7 +224,7 @@ def _run_session(
                 description=description,
                 noun=kind.value.capitalize(),
                 statuses=statuses,
-                coloured=uses_colour(no_color=no_color, descriptor=STDOUT),
+                coloured=coloured,
                 saved=saved,
                 expected=rest["name"] or base_name(spec),
             )

@@ -1,7 +1,7 @@
 """Output of a running session: text, or JSON lines.
 
-JSON lines are the tunnel's events (`state`, `request`, `answered`, `lost`, `dropped`, `ended`) and five more:
-`registered` (the intercept's name), `refused` (a diverted connection found no handler), `interrupted` (the tunnel
+JSON lines are the tunnel's events (`state`, `request`, `answered`, `earlier`, `lost`, `dropped`, `ended`) and five
+more: `registered` (the intercept's name), `refused` (a diverted connection found no handler), `interrupted` (the tunnel
 broke; `registered` follows when it is back), `warning` and `note`. With `--save` a last `note` says what was kept.
 """
 
@@ -11,11 +11,12 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from sidestep.cli.earlier import earlier_text
 from sidestep.cli.joined_requests import JoinedRequests
 from sidestep.cli.output import LineWriter, json_line
 from sidestep.cli.request_text import RequestText, answer_text, event_line, is_wanted
 from sidestep.model.text import harmless
-from sidestep.tunnel.messages import Answered, AnyEvent, Dropped, Ended, Hello, Lost, PodState, Request, State
+from sidestep.tunnel.messages import Answered, AnyEvent, Dropped, Earlier, Ended, Hello, Lost, PodState, Request, State
 from sidestep.tunnel.opening import StreamOpening
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ class Report:
                 self._requests.request(event)
             case Answered():
                 self._requests.answered(event)
+            case Earlier():
+                if text := earlier_text(event):
+                    self._line(text)
             case Lost():
                 self._report_lost(event)
             case Dropped():
@@ -125,6 +129,7 @@ class Report:
 
     def _request(self, event: Request, late: bool) -> None:
         verb = f"copied{LOST.get(event.lost, '')}" if event.copied else "from"
+        verb = "earlier, from" if event.earlier else verb
         request = f"{event.method} {event.path}" if event.method else "a connection or the rest of a request"
         self._writer.line(request_line(self._text, event, request, f"{verb} {address(event)}", late=late))
 

@@ -7,7 +7,6 @@ put around it.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,12 +14,13 @@ import click
 import msgspec
 
 from sidestep.cli.output import json_line
+from sidestep.config.shown import STATUS
+from sidestep.model import shown
 from sidestep.model.text import harmless
 from sidestep.tunnel.messages import Answer, Answered, Event, Request
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_STATUS = re.compile(r"([1-5])xx|([1-9][0-9][0-9])|none", re.IGNORECASE)
 _COLOURS = {"1": "36", "2": "32", "3": "36", "4": "33", "5": "31"}
 """First digit of a status -> SGR parameters (ECMA-48, 8.3.117): cyan, green, cyan, yellow, red."""
 _NOT_ANSWERED = "35"
@@ -36,7 +36,7 @@ class StatusType(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """As click.ParamType.convert."""
         text = str(value).lower()
-        if _STATUS.fullmatch(text) is None:
+        if STATUS.fullmatch(text) is None:
             self.fail(
                 f"{value!r}: a status such as 404, a class such as 5xx, or none for requests not answered", param, ctx
             )
@@ -60,10 +60,7 @@ def answer_options(command: F) -> F:
 
 def is_wanted(answer: Answer | None, statuses: tuple[str, ...]) -> bool:
     """Whether one of the statuses is that of the answer; without any, all are."""
-    if not statuses:
-        return True
-    status = str(answer.status) if answer is not None and answer.status else "none"
-    return status in statuses or (status != "none" and f"{status[0]}xx" in statuses)
+    return shown.is_wanted(0 if answer is None else answer.status, statuses)
 
 
 def uses_colour(*, no_color: bool, descriptor: int) -> bool:

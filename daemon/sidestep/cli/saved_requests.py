@@ -116,7 +116,7 @@ class SavedRequests:
         return copy
 
     def _answered(self, request: Request) -> None:
-        if not self._copied or request.lost == "dropped":
+        if not self._copied or request.lost == "dropped" or request.earlier:
             self._keep(request, None)
             return
         key = request.pod, request.client, request.client_port, request.method, request.path

@@ -11,6 +11,7 @@ PROBE_TIMEOUT = "telepresence.io/upstream-probe-timeout"
 CLIENT_AUTH = "sidestep.dev/downstream-client-auth"
 FORWARD_CLIENT_CERT = "sidestep.dev/forward-client-cert"
 LATE_CLIENT_AUTH = "sidestep.dev/late-client-auth"
+RECENT_REQUESTS = "sidestep.dev/recent-requests"
 
 PER_PORT = (
     DOWNSTREAM_PATH,
@@ -22,6 +23,7 @@ PER_PORT = (
     CLIENT_AUTH,
     FORWARD_CLIENT_CERT,
     LATE_CLIENT_AUTH,
+    RECENT_REQUESTS,
 )
 """Annotations whose name ends with `.<port>`."""
 
@@ -34,6 +36,7 @@ LOOKALIKES = (
     "sidestep.dev/upstream",
     "sidestep.dev/forward",
     "sidestep.dev/late",
+    "sidestep.dev/recent",
 )
 """Prefixes of misspelt names: an annotation that starts with one of them and is not in PER_PORT is reported as a
 problem."""

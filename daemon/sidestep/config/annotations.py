@@ -105,6 +105,7 @@ class PortTls:
     client_auth: ClientAuth = ClientAuth.AUTO
     forward_client_cert: bool = False
     late_client_auth: bool = False
+    keeps_recent: bool = False
     containers: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
 
@@ -301,6 +302,7 @@ def _port(pod: Pod, plain: PortTls, sources: tuple[_Source, ...], problems: list
         client_auth=reader.value(names.CLIENT_AUTH, _client_auth, default=ClientAuth.AUTO),
         forward_client_cert=reader.value(names.FORWARD_CLIENT_CERT, parse_switch, default=False),
         late_client_auth=reader.value(names.LATE_CLIENT_AUTH, parse_switch, default=False),
+        keeps_recent=reader.value(names.RECENT_REQUESTS, parse_switch, default=False),
     )
     return replace(settings, origins=dict(reader.origins))
 

@@ -22,6 +22,7 @@ import msgspec
 
 from sidestep.config import capture
 from sidestep.config.filters import check_limits, check_method, check_name, check_value
+from sidestep.config.shown import check_shown, shown_of, since_of
 from sidestep.kube.resource_fields import MetadataFields, ResourceFields
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
@@ -73,6 +74,14 @@ class HandlerFields(ResourceFields, frozen=True):
     plaintext: bool = False
 
 
+class ShowFields(ResourceFields, frozen=True):
+    """`spec.show`: which of its requests the session is shown (`model.shown.Shown`). `since` is text like 10m."""
+
+    statuses: list[str] = msgspec.field(default_factory=list)
+    since: str = ""
+    last: int = 0
+
+
 class SpecFields(ResourceFields, frozen=True):
     """`spec` of an Intercept or Wiretap. It has no field of a capture: who may create these may not capture."""
 
@@ -87,6 +96,7 @@ class SpecFields(ResourceFields, frozen=True):
     reset_existing: bool = False
     heads_only: bool = False
     handler: HandlerFields = msgspec.field(default_factory=HandlerFields)
+    show: ShowFields = msgspec.field(default_factory=ShowFields)
     egress: bool = False
     renew_time: str | None = None
 
@@ -209,7 +219,11 @@ def _intercept_of(kind: SessionKind, metadata: MetadataFields, spec: AnySpec) ->
         divert_probes=spec.divert_probes,
         plaintext=spec.handler.plaintext,
         heads_only=spec.heads_only and kind is SessionKind.WIRETAP,
+        shown=shown_of(
+            spec.show.statuses, since=since_of(spec.show.since, subject="spec.show.since"), last=spec.show.last
+        ),
     )
+    check_shown(intercept)
     if transport is Transport.UDP and not intercept.filter.is_global:
         raise RefusedError("a filter on a UDP port is not possible: datagrams are carried, never opened")
     return intercept

@@ -17,6 +17,7 @@ from sidestep.kube.session_specs import (
     InspectionFields,
     PodAccessFields,
     SessionFields,
+    ShowFields,
     SpecFields,
     filter_fields,
 )
@@ -98,6 +99,9 @@ def spec_fields(spec: SessionSpec, public_key: str, user: str) -> AnySpec:
         reset_existing=spec.reset_existing,
         heads_only=spec.heads_only,
         handler=HandlerFields(plaintext=spec.plaintext),
+        show=ShowFields(
+            statuses=[*spec.statuses], since=format_duration(spec.since) if spec.since else "", last=spec.last
+        ),
         egress=spec.egress,
         renew_time=now,
     )

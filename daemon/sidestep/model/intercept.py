@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from sidestep.model.filter import Filter
 from sidestep.model.pod import Transport
+from sidestep.model.shown import Shown
 
 
 class Kind(enum.StrEnum):
@@ -119,6 +120,8 @@ class Intercept:
     """The container whose world it is; empty: the one that `policy.pod_access` chooses."""
     allow_loopback: bool = False
     """With `Allow.NETWORK`: connections to the pod's loopback, too."""
+    shown: Shown = field(default_factory=Shown)
+    """Which of its requests it is shown."""
 
     @property
     def session_kind(self) -> SessionKind:

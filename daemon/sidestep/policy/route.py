@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sidestep.model.intercept import Live, Snap
+from sidestep.model.shown import Shown
 
 Fields = Sequence[tuple[bytes, bytes]]
 """Header fields in order: (lower-case name, value). HTTP/2 callers add (b"host", authority) for `:authority`."""
@@ -39,6 +40,8 @@ class Rule:
     """A wiretap that gets requests and responses as a capture."""
     records: Live = Live.NOTHING
     """A wiretap that gets records of inspection."""
+    shown: Shown = field(default_factory=Shown)
+    """Which of its requests its session is shown."""
 
     @property
     def wants_copies(self) -> bool:

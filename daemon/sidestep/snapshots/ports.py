@@ -35,6 +35,11 @@ class RuleSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, 
     """"", or what a capture keeps: "heads" or "all" (`model.intercept.Snap`)."""
     records: str = ""
     """"", or which records of inspection a session gets: "alerts" or "all" (`model.intercept.Live`)."""
+    statuses: tuple[str, ...] = ()
+    """What its session is shown (`model.shown.Shown`), ..."""
+    since: float = 0.0
+    last: int = 0
+    """... and of earlier requests, once, when the proxy is first told of the rule."""
 
 
 class PortSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -86,6 +91,8 @@ class PortSnapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, 
     """What those policies that have a web application firewall say of it together."""
     captures: tuple[str, ...] = ()
     """uids of captures that get whole connections."""
+    recent: bool = False
+    """Heads of all requests are kept, for sessions that ask for earlier ones (`proxy.mirror.recent_requests`)."""
     opens: bool = False
     """Connections are read, and their TLS is opened, although no rule asks for it: for captures."""
 

@@ -20,6 +20,7 @@ from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.messages import (
     Answered,
     Dropped,
+    Earlier,
     Ended,
     Hello,
     HelloAnswer,
@@ -57,7 +58,7 @@ class DaemonEnd:
     def __init__(self, connection: Connection, *, limits: TunnelLimits = DEFAULT_LIMITS) -> None:
         self.connection = connection
         self._limits = limits
-        self._requests: deque[Request | Answered | Lost] = deque()
+        self._requests: deque[Request | Answered | Earlier | Lost] = deque()
         self._dropped = 0
         self.dropped = 0
         """Number of request lines dropped."""
@@ -87,7 +88,7 @@ class DaemonEnd:
         verify(hello, answer)
         return answer
 
-    def publish(self, event: State | Request | Answered | Lost | Moving) -> None:
+    def publish(self, event: State | Request | Answered | Earlier | Lost | Moving) -> None:
         """Queue an event. Never waits, never raises."""
         if isinstance(event, State):
             self._state = event
@@ -179,7 +180,7 @@ class DaemonEnd:
             self.connection.close(error)
 
     def _batch(self) -> bytes:
-        events: list[State | Request | Answered | Lost | Dropped | Moving] = []
+        events: list[State | Request | Answered | Earlier | Lost | Dropped | Moving] = []
         if self._moving is not None:
             events.append(self._moving)
             self._moving = None
@@ -192,7 +193,7 @@ class DaemonEnd:
         events.extend(self._requests.popleft() for _ in range(min(_BATCH, len(self._requests))))
         return b"".join(filter(None, map(self._line, events)))
 
-    def _line(self, event: State | Request | Answered | Dropped | Lost | Moving) -> bytes:
+    def _line(self, event: State | Request | Answered | Earlier | Dropped | Lost | Moving) -> bytes:
         """Encode one event as a line within the limit; the other end breaks the tunnel over a longer one."""
         line = encode(event) + b"\n"
         if len(line) <= self._limits.event_line:

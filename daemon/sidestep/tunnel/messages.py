@@ -83,6 +83,11 @@ class SessionSpec(msgspec.Struct, frozen=True):
     """With `allow`: the container whose world it is; "": the pod's default one."""
     allow_loopback: bool = False
     """With `allow` "network": connections to the pod's loopback, too."""
+    statuses: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=8)], ...], msgspec.Meta(max_length=32)] = ()
+    """Receive events about requests that were answered so only (`model.shown.Shown`)."""
+    since: float = 0.0
+    last: int = 0
+    """For flows, or a wiretap with a filter: receive events about earlier requests."""
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -202,6 +207,8 @@ class Request(Event, frozen=True, tag="request"):
     """An `Answered` event of the same pod and number follows; 0: none does."""
     answer: Answer | None = None
     """The answer, if that is known already."""
+    earlier: bool = False
+    """It came before the session began, and was kept by the pod proxy."""
 
 
 class Answered(Event, frozen=True, tag="answered"):
@@ -211,6 +218,16 @@ class Answered(Event, frozen=True, tag="answered"):
     port: int
     number: int
     answer: Answer
+
+
+class Earlier(Event, frozen=True, tag="earlier"):
+    """A pod has told its `count` earlier requests that the session is shown; others may follow from other pods, or
+    ports. `kept`: requests were kept there before."""
+
+    pod: Text
+    port: int
+    count: int
+    kept: bool
 
 
 class Lost(Event, frozen=True, tag="lost"):
@@ -251,7 +268,7 @@ class Moving(Event, frozen=True, tag="moving"):
     reason: Text
 
 
-AnyEvent = State | Request | Answered | Lost | Dropped | Ended | Moving
+AnyEvent = State | Request | Answered | Earlier | Lost | Dropped | Ended | Moving
 
 _M = TypeVar("_M")
 
@@ -278,6 +295,7 @@ _EVENTS: dict[str, msgspec.json.Decoder[AnyEvent]] = {
     "state": msgspec.json.Decoder(State),
     "request": msgspec.json.Decoder(Request),
     "answered": msgspec.json.Decoder(Answered),
+    "earlier": msgspec.json.Decoder(Earlier),
     "lost": msgspec.json.Decoder(Lost),
     "dropped": msgspec.json.Decoder(Dropped),
     "ended": msgspec.json.Decoder(Ended),

@@ -62,6 +62,9 @@ class NoHandlers:
     def record_losses(self, losses, *, pod):
         pass
 
+    def record_earlier(self, told, *, pod):
+        pass
+
 
 @dataclass
 class Secrets:

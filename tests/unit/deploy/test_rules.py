@@ -28,6 +28,7 @@ SPEC = {
     "allow": ["Environment"],
     "container": "app",
     "handler": {"plaintext": True},
+    "show": {"statuses": ["5xx"]},
     "owner": "ada",
     "session": {"publicKey": "A" * 43 + "="},
     "renewTime": "2026-01-01T00:00:00.000000Z",
@@ -49,6 +50,7 @@ OTHER = {
     "allow": ["Environment", "Files"],
     "container": "sidecar",
     "handler": {"plaintext": False},
+    "show": {"statuses": ["5xx", "none"]},
     "owner": "eve",
     "session": {"publicKey": "B" * 43 + "="},
 }
@@ -135,6 +137,23 @@ def test_a_wiretap_of_what_pods_send_gets_heads_only():
     for heads in ({}, {"headsOnly": False}):
         spec = {"workload": "orders", "session": SPEC["session"], "egress": True, **heads}
         assert not passes(part, spec, spec)
+
+
+@pytest.mark.parametrize(
+    ("fields", "passed"),
+    [
+        ({"headsOnly": True, "show": {"last": 100}}, True),
+        ({"headsOnly": True, "show": {"since": "10m", "statuses": ["5xx"]}}, True),
+        ({"filter": {"methods": ["GET"]}, "show": {"last": 100}}, True),
+        ({"show": {"statuses": ["5xx"]}}, True),
+        ({"show": {"last": 100}}, False),
+        ({"headsOnly": False, "show": {"since": "10m"}}, False),
+    ],
+)
+def test_earlier_requests_are_shown_to_whoever_gets_requests(fields, passed):
+    part = schema("wiretaps.sidestep.dev")["properties"]["spec"]
+    spec = {"workload": "orders", "session": SPEC["session"], "port": "https", **fields}
+    assert passes(part, spec, spec) is passed
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)

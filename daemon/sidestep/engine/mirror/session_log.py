@@ -7,7 +7,7 @@ as for copies; the note is made later. Sinks that make copies tell of them here 
     chosen      flows that show the exchange were chosen, or a sink wants to copy it (`expect`); its head waits
     open        its head was consumed. Diverted and copied requests are told at once, because their handlers get
                 them now. Flows wait for the answer, so that one line tells both; after PATIENCE seconds they are told
-                without it
+                without it. Sessions that are shown only some statuses (`Rule.shown`) are never told without it
     over        the answer is whole (ResponseEnd), has switched protocols, or will not come whole (ExchangeCut, a gap,
                 the end of the connection): flows that waited are told with it; whoever was told already gets a second
                 note of the same number
@@ -59,14 +59,16 @@ _INTEREST: Final = HEAD | ANSWER
 class _Exchange:
     """One exchange whose answer is waited for."""
 
-    __slots__ = ("answer", "at", "handler", "held", "protocol", "told", "trace")
+    __slots__ = ("answer", "at", "handler", "held", "kept", "protocol", "told", "trace")
 
     def __init__(self, head: RequestHead) -> None:
         self.at = head.at
         self.protocol = "http/1.0" if head.flags & HTTP_1_0 else head.protocol
         self.trace = trace_id(head.fields)
         self.held: list[Note] = []
-        """Flows that wait for the answer."""
+        """Flows that wait for the answer ..."""
+        self.kept: list[Note] = []
+        """... and notes of sessions that are not told without it."""
         self.told: list[Note] = []
         """Notes that were told without it."""
         self.handler = ""
@@ -182,10 +184,12 @@ class SessionLog:
                     protocol=exchange.protocol,
                     trace=exchange.trace,
                 )
-                if is_heard:
-                    exchange.held.append(note)
-                else:
+                if not is_heard:
                     self._source.notes.append(note)
+                elif rule.shown.statuses:
+                    exchange.kept.append(note)
+                else:
+                    exchange.held.append(note)
         if exchange.held:
             self._held[number] = None
             self._source.waiting = self
@@ -205,6 +209,9 @@ class SessionLog:
     def _tell(self, note: Note, exchange: _Exchange | None) -> None:
         if exchange is not None:
             note.at, note.protocol, note.trace = exchange.at, exchange.protocol, exchange.trace
+            if note.rule.shown.statuses:
+                exchange.kept.append(note)
+                return
             note.number = next(self._gate.numbers)
             exchange.told.append(note)
         self._source.notes.append(note)
@@ -217,7 +224,7 @@ class SessionLog:
             self._source.waiting = None
         notes = self._source.notes
         answer = _answer(exchange, at, sizes, is_whole=is_whole)
-        for note in exchange.held:
+        for note in (*exchange.held, *exchange.kept) if exchange.kept else exchange.held:
             note.answer = answer
             notes.append(note)
         for note in exchange.told:
@@ -247,7 +254,7 @@ def _answer(exchange: _Exchange, at: float, sizes: list[int] | None, *, is_whole
     seconds = max(0.0, at - exchange.at)
     if head is None:
         return Answer(0, "", "", seconds, sent, received, is_whole=False)
-    is_shown = exchange.held or any(note.copied for note in exchange.told)
+    is_shown = exchange.held or any(note.copied for note in (*exchange.told, *exchange.kept))
     return Answer(
         head.status,
         head.by.value,

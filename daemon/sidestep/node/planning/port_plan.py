@@ -93,6 +93,7 @@ def port_plan(
         probes=probes if policies and passing else (),
         waf=join(wafs) if wafs else None,
         captures=tuple(sorted(each.uid for each in captures)),
+        recent=tls.keeps_recent and bool(rules or (policies and whole is None)),
         opens=opens,
     )
     resetting = frozenset(each.uid for each in wanting if each.reset_existing)
@@ -152,4 +153,7 @@ def _rule(intercept: Intercept) -> RuleSnapshot:
         heads_only=intercept.heads_only,
         capture=intercept.capture.value,
         records=intercept.records.value,
+        statuses=intercept.shown.statuses,
+        since=intercept.shown.since,
+        last=intercept.shown.last,
     )

@@ -113,6 +113,7 @@ class ProxyReports:
         self._see()
         self._tools.handlers.record(requests.requests, pod=self._owner.pod.key)
         self._tools.handlers.record_losses(requests.losses, pod=self._owner.pod.key)
+        self._tools.handlers.record_earlier(requests.earlier, pod=self._owner.pod.key)
 
     def on_records(self, records: Records, rules: Rules, /) -> None:
         """Have records of inspection written."""

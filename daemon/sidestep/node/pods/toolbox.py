@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sidestep.node.records.checking import Rules
     from sidestep.node.records.presence import Absence
     from sidestep.protocols.eve_records import Kubernetes, Record
-    from sidestep.proxy.control.messages import LiveRecords, LoggedRequest, LostCopies, Open, Records
+    from sidestep.proxy.control.messages import Earlier, LiveRecords, LoggedRequest, LostCopies, Open, Records
     from sidestep.steering import CompiledProgram, EgressPrograms, PeernamePrograms
 
 
@@ -42,6 +42,9 @@ class Handlers(Protocol):
 
     def record_losses(self, losses: tuple[LostCopies, ...], *, pod: PodKey) -> None:
         """Tell of copies that were held back."""
+
+    def record_earlier(self, told: tuple[Earlier, ...], *, pod: PodKey) -> None:
+        """Tell that a pod's earlier requests were told."""
 
 
 class RecordLog(Protocol):

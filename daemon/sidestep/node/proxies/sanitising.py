@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from msgspec.structs import replace
 
 from sidestep.model.pod import Family
+from sidestep.model.shown import MAX_LAST
 from sidestep.node.planning.readiness import KINDS
 from sidestep.proxy.control.messages import (
     MAX_CERTIFICATE,
@@ -78,7 +79,8 @@ def requests(message: Requests, *, uids: Collection[str]) -> Requests:
     """The lines about these rules."""
     lines = tuple(_line(line) for line in message.requests[:MAX_LINES] if line.uid in uids)
     losses = tuple(_loss(loss) for loss in message.losses[:MAX_LINES] if loss.uid in uids and 0 < loss.count < MAX_LOST)
-    return replace(message, requests=lines, losses=losses)
+    earlier = tuple(each for each in message.earlier[:MAX_LINES] if each.uid in uids and 0 <= each.count <= MAX_LAST)
+    return replace(message, requests=lines, losses=losses, earlier=earlier)
 
 
 def probed(message: Probed) -> Probed:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sidestep.config import capture
 from sidestep.config.filters import check_limits, check_method, check_name
+from sidestep.config.shown import check_shown, shown_of
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
 from sidestep.model.intercept import Allow, Intercept, Kind, Live, Snap
@@ -67,9 +68,11 @@ def intercept_of(spec: SessionSpec, *, name: str, owner: str) -> Intercept:
         allow=frozenset(map(Allow, spec.allow)),
         container=spec.container,
         allow_loopback=spec.allow_loopback,
+        shown=shown_of(spec.statuses, since=spec.since, last=spec.last),
     )
     check_egress(made)
     check_access(made)
+    check_shown(made)
     return made
 
 

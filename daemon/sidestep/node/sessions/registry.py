@@ -29,7 +29,8 @@ from sidestep.node.sessions.node_view import NodeView
 from sidestep.node.sessions.pod_world import NoWorld, PodWorld
 from sidestep.node.sessions.record_feed import RecordFeed, WaitingBytes
 from sidestep.node.sessions.session import Session
-from sidestep.proxy.control.messages import LoggedAnswer, LoggedRequest, LostCopies, Open
+from sidestep.proxy.control.messages import Earlier, LoggedAnswer, LoggedRequest, LostCopies, Open
+from sidestep.tunnel import messages
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
 from sidestep.tunnel.messages import Answer, Answered, Ended, Lost, Request, SessionSpec
 from sidestep.tunnel.opening import StreamOpening
@@ -145,7 +146,7 @@ class SessionRegistry:
             if session is None:
                 continue
             answer = None if each.answer is None else _answer(each.answer)
-            if answer is not None:
+            if answer is not None and not each.earlier:
                 self.answers.count(session.intercept, answer)
             if each.is_answer:
                 if answer is not None:
@@ -170,6 +171,7 @@ class SessionRegistry:
                         trace=each.trace,
                         number=each.number,
                         answer=answer,
+                        earlier=each.earlier,
                     )
                 )
 
@@ -179,6 +181,13 @@ class SessionRegistry:
             session = self._sessions.get(each.uid)
             if session is not None:
                 session.record_loss(Lost(pod=str(pod), port=each.port, count=each.count, reason=each.reason))
+
+    def record_earlier(self, told: Iterable[Earlier], *, pod: PodKey) -> None:
+        """Tell sessions that a pod proxy has told them all its earlier requests. Unknown uids are ignored."""
+        for each in told:
+            session = self._sessions.get(each.uid)
+            if session is not None:
+                session.record_earlier(messages.Earlier(str(pod), each.port, each.count, each.kept))
 
     def record_feed(self, uid: str) -> RecordFeed | None:
         """Return the way of records to a session; None if it is gone, or gets none."""

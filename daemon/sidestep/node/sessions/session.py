@@ -28,7 +28,7 @@ from sidestep.tunnel.channel import SocketChannel
 from sidestep.tunnel.connection import Connection
 from sidestep.tunnel.daemon_end import DaemonEnd
 from sidestep.tunnel.limits import DEFAULT_LIMITS, TunnelLimits
-from sidestep.tunnel.messages import VERSION, Answered, Ended, Hello, Lost, Moving, Request, State
+from sidestep.tunnel.messages import VERSION, Answered, Earlier, Ended, Hello, Lost, Moving, Request, State
 from sidestep.tunnel.opening import StreamOpening
 from sidestep.tunnel.pump import pump
 from sidestep.tunnel.stream import Stream
@@ -203,7 +203,9 @@ class Session:
     def record(self, request: Request) -> None:
         """Send an event about a request that was diverted or copied, or about a lost copy."""
         counters = self.counters
-        if not request.copied:
+        if request.earlier:
+            pass
+        elif not request.copied:
             counters.diverted += 1
         elif request.lost == "truncated":
             counters.copies_truncated += 1
@@ -217,6 +219,11 @@ class Session:
     def record_answer(self, answered: Answered) -> None:
         """Send an event about the answer to a request that was told before."""
         self._end.publish(answered)
+        self.counters.dropped = self._end.dropped
+
+    def record_earlier(self, earlier: Earlier) -> None:
+        """Send the event that a pod's earlier requests were told."""
+        self._end.publish(earlier)
         self.counters.dropped = self._end.dropped
 
     def record_loss(self, lost: Lost) -> None:

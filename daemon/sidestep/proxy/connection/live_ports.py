@@ -6,12 +6,14 @@ import copy
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 from weakref import WeakValueDictionary
 
 from sidestep.engine.relay import OnUnreadable
 from sidestep.model.condition import ConditionType
 from sidestep.model.inspection import ExistingConnections
 from sidestep.model.intercept import Kind, Live, Snap
+from sidestep.model.shown import Shown
 from sidestep.policy.accepted_policy import AcceptedPolicy, accept
 from sidestep.policy.inspection import Inspection
 from sidestep.policy.inspection_match import ConnectionFacts
@@ -21,8 +23,12 @@ from sidestep.policy.route import Route, Rule, SteeredPort
 from sidestep.protocols.eve_redaction import Redaction
 from sidestep.proxy.connection.inspection_counts import NewIds
 from sidestep.proxy.connection.protocol_probe import UNKNOWN, ProtocolProbe
+from sidestep.proxy.mirror.recent_requests import KEEPER, RecentRequests
 from sidestep.snapshots.inspection import PolicySnapshot
-from sidestep.snapshots.ports import PortSnapshot, RuleSnapshot
+from sidestep.snapshots.ports import OUTBOUND, PortSnapshot, RuleSnapshot
+
+TOLD: Final = 1024
+"""Sessions of a port that are remembered to have been told of earlier requests."""
 
 
 def compile_rule(rule: RuleSnapshot) -> Rule:
@@ -39,6 +45,7 @@ def compile_rule(rule: RuleSnapshot) -> Rule:
         heads_only=rule.heads_only,
         capture=Snap(rule.capture),
         records=Live(rule.records),
+        shown=Shown(rule.statuses, rule.since, rule.last),
     )
 
 
@@ -50,12 +57,21 @@ def compile_rules(port: PortSnapshot, known: Mapping[RuleSnapshot, Rule]) -> dic
     return {rule: known.get(rule) or compile_rule(rule) for rule in port.rules}
 
 
-def route_of(rules: Mapping[RuleSnapshot, Rule]) -> Route:
-    """Return the route of a port with these rules."""
+def route_of(rules: Mapping[RuleSnapshot, Rule], *further: Rule) -> Route:
+    """Return the route of a port with these rules, and with `further` wiretaps."""
     return Route(
         intercepts=tuple(made for rule, made in rules.items() if rule.kind == Kind.INTERCEPT),
-        wiretaps=tuple(made for rule, made in rules.items() if rule.kind == Kind.WIRETAP),
+        wiretaps=(*(made for rule, made in rules.items() if rule.kind == Kind.WIRETAP), *further),
     )
+
+
+def source_of(port: PortSnapshot) -> str | None:
+    """Return whose lines the ring of a port keeps (`proxy.mirror.recent_requests`): a uid, that of `KEEPER` where no
+    session is shown everything, None for nothing."""
+    if port.number == OUTBOUND:
+        return None
+    shown = (rule.uid for rule in port.rules if rule.heads_only and not rule.conditions and not rule.statuses)
+    return next(shown, KEEPER.uid if port.recent else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +125,14 @@ class LivePort:
         self.snapshot = snapshot
         self._compiled = CompiledPolicies() if compiled is None else compiled
         self._rules = compile_rules(snapshot, {})
-        self.steered = SteeredPort(snapshot.number, route_of(self._rules))
+        self.steered = SteeredPort(snapshot.number)
+        self.recent = RecentRequests()
+        """What is kept for sessions that ask for earlier requests; it outlives every snapshot, too."""
+        self.was_kept = False
+        """Whether requests were kept before the present rules came."""
+        self._told: dict[str, None] = {}
+        """Sessions that were told of earlier requests, the oldest first."""
+        self._route(snapshot)
         self.inspection = inspection_of(snapshot, None, self._compiled)
         """The policies that judge new connections; None without any."""
         self.new_id = NewIds()
@@ -175,9 +198,9 @@ class LivePort:
         So they do with its policies, as far as their relays are made for them (`engine.inspection.gate`).
         Raises ConfigurationError.
         """
-        if snapshot.rules != self.snapshot.rules:
+        if (snapshot.rules, snapshot.recent) != (self.snapshot.rules, self.snapshot.recent):
             self._rules = compile_rules(snapshot, self._rules)
-            self.steered.route = route_of(self._rules)
+            self._route(snapshot)
         if (snapshot.policies, snapshot.waf) != (self.snapshot.policies, self.snapshot.waf):
             before, self.inspection = self.inspection, inspection_of(snapshot, self.inspection, self._compiled)
             if before is not None:
@@ -187,6 +210,26 @@ class LivePort:
         if snapshot != self.snapshot:
             self.server_first = False
         self.snapshot = snapshot
+
+    def _route(self, snapshot: PortSnapshot) -> None:
+        self.was_kept = self.recent.source is not None or snapshot.recent
+        self.recent.source = source_of(snapshot)
+        further = (KEEPER,) if self.recent.source == KEEPER.uid else ()
+        self.steered.route = route_of(self._rules, *further)
+
+    def serves(self, uid: str) -> bool:
+        """Whether the port has the rule of a session."""
+        return any(rule.uid == uid for rule in self.snapshot.rules)
+
+    def take_newcomers(self) -> tuple[Rule, ...]:
+        """Return the rules whose sessions are to be told of earlier requests, and were not. A session that returns
+        after its tunnel broke is no newcomer."""
+        found = tuple(rule for rule in self._rules.values() if rule.shown.wants_earlier and rule.uid not in self._told)
+        for rule in found:
+            self._told[rule.uid] = None
+        while len(self._told) > TOLD:
+            del self._told[next(iter(self._told))]
+        return found
 
     def for_connection(self, outward: Outward, inspection: Inspection | None, snapshot: PortSnapshot) -> LivePort:
         """Return the port of one connection that the pod makes, which is judged by `inspection` and opened as
@@ -213,6 +256,7 @@ class LivePort:
     def retire(self) -> None:
         """Take the rules away: the port is not configured any more, and everything goes to the app."""
         self.forget_app()
+        self.recent.clear()
         self.steered.route = Route()
         if self.inspection is not None:
             self.inspection.give_way(None)

@@ -289,6 +289,8 @@ class LoggedRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=True,
     answer: LoggedAnswer | None = None
     is_answer: bool = False
     """Only the answer to the request of this number; texts and fields are empty."""
+    earlier: bool = False
+    """From before the session began (`proxy.mirror.recent_requests`)."""
 
 
 class LostCopies(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -301,6 +303,16 @@ class LostCopies(msgspec.Struct, array_like=True, forbid_unknown_fields=True, fr
     count: int
 
 
+class Earlier(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """The session of rule `uid` was told all that it is shown of earlier requests to a port."""
+
+    uid: str
+    port: int
+    count: int
+    kept: bool
+    """Requests of the port were kept before."""
+
+
 class Requests(Message):
     """A batch of log lines, at most MAX_LINES; what is beyond is dropped and counted."""
 
@@ -308,6 +320,8 @@ class Requests(Message):
     dropped: int
     losses: Annotated[tuple[LostCopies, ...], msgspec.Meta(max_length=MAX_LINES)] = ()
     """At most MAX_LINES, too."""
+    earlier: Annotated[tuple[Earlier, ...], msgspec.Meta(max_length=MAX_LINES)] = ()
+    """Likewise."""
 
 
 class Records(Message):

@@ -4,8 +4,8 @@ A message holds what fits in a packet; more lines make more messages. The log is
 `messages.MAX_LINES` or RATE, and all of them while the daemon is behind, are only counted. The wait of MOMENT seconds
 also keeps the daemon and the developer's machine from waking up while the app works on the request.
 
-Invariant: each line is sent once, or counted in `Requests.dropped`; each lost copy is counted once in
-`Requests.losses`.
+Invariant: each line is sent once, or counted in `Requests.dropped`, unless its session does not want requests that were
+answered so (`model.shown`); each lost copy is counted once in `Requests.losses`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from sidestep.aio.token_bucket import TokenBucket
 from sidestep.engine.mirror.gate import Loss
 from sidestep.engine.mirror.notes import Answer, Lost, Note
 from sidestep.engine.relay import Relay
+from sidestep.model.shown import is_wanted
 from sidestep.policy.route import SteeredPort
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.daemon_link import DaemonLink
 from sidestep.proxy.io.loop import Loop
+from sidestep.proxy.mirror.recent_requests import KEEPER, RecentRequests
 
 MOMENT: Final = 0.01
 """Seconds for which lines are collected."""
@@ -59,6 +61,10 @@ class LoggedPort(Protocol):
     @property
     def outward(self) -> object | None:
         """Something of a connection that the pod makes: its server is told."""
+
+    @property
+    def recent(self) -> RecentRequests:
+        """What is kept of its requests."""
 
 
 class Client(Protocol):
@@ -114,16 +120,18 @@ class RequestLog:
 
     def lose(self, losses: Mapping[Loss, int]) -> None:
         """Add numbers of copies that were not made; they wait while the daemon is behind."""
-        self._losses.update(losses)
+        self._losses.update({loss: count for loss, count in losses.items() if loss.uid != KEEPER.uid})
 
     def add(self, connection: LoggedConnection) -> None:
-        """Take the notes of a connection's mirror, and count them."""
+        """Take the notes of a connection's mirror: count them, and keep those that the port's ring is fed with."""
         endpoints, is_outward = connection.endpoints, connection.port.outward is not None
+        recent = connection.port.recent
         for request in connection.relay.mirror.notes:
-            if not request.is_answer:
+            uid = request.rule.uid
+            if not request.is_answer and uid != KEEPER.uid:
                 connection.port.counters[_counter(request)] += 1
             line = messages.LoggedRequest(
-                request.rule.uid,
+                uid,
                 endpoints.port if is_outward else connection.port.steered.number,
                 endpoints.client,
                 endpoints.client_port,
@@ -142,12 +150,15 @@ class RequestLog:
                 None if request.answer is None else _answer(request.answer),
                 request.is_answer,
             )
-            self.add_line(line)
+            if uid == recent.source:
+                recent.keep(line, self._loop.now)
+            if uid != KEEPER.uid and _is_shown(request):
+                self.add_line(line)
         connection.relay.mirror.notes.clear()
 
     def add_line(self, line: messages.LoggedRequest) -> None:
         """Take a line."""
-        if len(self._lines) >= messages.MAX_LINES or not self._bucket.take(self._loop.now, _size(line)):
+        if len(self._lines) >= messages.MAX_LINES or not self._bucket.take(self._loop.now, line_size(line)):
             self._dropped += 1
             return
         if not self._lines:
@@ -165,7 +176,7 @@ class RequestLog:
         while at < len(lines) or lost:
             end = at
             while end < len(lines):
-                size = _size(lines[end])
+                size = line_size(lines[end])
                 if room < size and (end > at or lost):
                     break
                 room -= size
@@ -181,6 +192,12 @@ class RequestLog:
             at, room, lost = end, ROOM, ()
 
 
+def _is_shown(request: Note) -> bool:
+    """Whether the session wants requests that were answered so."""
+    statuses = request.rule.shown.statuses
+    return not statuses or is_wanted(request.answer.status if request.answer is not None else 0, statuses)
+
+
 def _counter(request: Note) -> str:
     if not request.copied:
         return "diverted"
@@ -189,7 +206,7 @@ def _counter(request: Note) -> str:
     return "flows" if request.rule.heads_only else "copied"
 
 
-def _size(line: messages.LoggedRequest) -> int:
+def line_size(line: messages.LoggedRequest) -> int:
     """Bytes of an encoded line, at most."""
     size = _WORDS + len(line.uid) + len(line.client) + len(line.server)
     size += _width(line.method) + _width(line.path) + _width(line.authority)

@@ -64,6 +64,7 @@ from sidestep.proxy.egress.shared_table import SharedTable
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.splice import Pipes
 from sidestep.proxy.io.stream import PlainStream
+from sidestep.proxy.mirror.earlier_requests import EarlierRequests
 from sidestep.proxy.mirror.ids_feeds import IdsFeeds
 from sidestep.proxy.mirror.request_log import RequestLog
 from sidestep.proxy.mirror.scheduler import MirrorScheduler
@@ -102,6 +103,7 @@ class Worker:
         self._handlers = HandlerStreams(self._loop, self._link, on_crash=self._crashed)
         self._naming = ClientNaming(self._loop, self._link)
         self._log = RequestLog(self._loop, self._link)
+        self._earlier = EarlierRequests(self._loop, self._link)
         self.records = RecordQueue(self._loop, self._link)
         self.inspector = InspectorLink(self._loop, self._inspector_late)
         self._ports: dict[int, LivePort] = {}
@@ -207,6 +209,9 @@ class Worker:
         self._ports.update(compiled)
         for number in [number for number in self._ports if number not in wanted]:
             self._ports.pop(number).retire()
+        for number, live in self._ports.items():
+            for rule in live.take_newcomers():
+                self._earlier.tell(live, number, rule)
         self.inspector.configure(port.waf for port in wanted.values())
         self._datagrams.configure({port.number: port for port in message.ports if port.transport == "udp"})
         self.credentials.keep(names)

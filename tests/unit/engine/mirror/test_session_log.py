@@ -24,6 +24,7 @@ from sidestep.engine.mirror.ledger import Ledger
 from sidestep.engine.mirror.producer import Mirror
 from sidestep.engine.mirror.session_log import PATIENCE, SessionLog
 from sidestep.engine.mirror.wiretaps import wiretap_mirror
+from sidestep.model.shown import Shown
 from sidestep.policy.route import Decision, Route, Rule, SteeredPort
 from tests.unit.engine.http2_peers import MATCH, Endpoint, Peers, reply, request
 from tests.unit.engine.mirror.test_http1_copies import (
@@ -208,6 +209,53 @@ def test_flows_that_wait_long_are_told_without_the_answer_and_then_with_it():
     assert (later.number, later.is_answer) == (note.number, True)
     assert (later.answer.status, later.answer.seconds) == (503, 5.0)
     assert b"X-Shown" in later.answer.head
+
+
+SOME = Shown(("5xx",))
+
+
+@pytest.mark.parametrize("tap", [replace(FLOWS, shown=SOME), replace(TAP, shown=SOME)])
+def test_who_is_shown_some_statuses_is_told_nothing_without_the_answer(tap):
+    shell = scene(taps=(tap,))
+    shell.now = 10.0
+    shell.client(T)
+    assert shell.mirror.notes == []
+    assert shell.mirror.waiting is None
+    shell.app(ANSWERED)
+    [note] = shell.mirror.notes
+    assert (note.answer.status, note.is_answer, note.number, note.copied) == (503, False, 0, True)
+    assert b"X-Shown" in note.answer.head
+
+
+def test_others_are_not_kept_waiting_by_who_is_shown_some_statuses():
+    shell = scene(taps=(FLOWS, replace(FLOWS, uid="some", shown=SOME)))
+    shell.now = 10.0
+    shell.client(T)
+    shell.mirror.waiting.expire(10.0 + PATIENCE)
+    assert [each.rule.uid for each in shell.mirror.notes] == ["uid-flows"]
+    shell.app(ANSWERED)
+    assert [(each.rule.uid, each.is_answer) for each in shell.mirror.notes[1:]] == [
+        ("some", False),
+        ("uid-flows", True),
+    ]
+
+
+def test_what_is_diverted_for_who_is_shown_some_statuses_is_told_with_its_answer():
+    shell = scene(replace(rule(), shown=SOME), taps=(), tells=False)
+    shell.client(B)
+    assert shell.mirror.notes == []
+    shell.handler(OK)
+    [note] = shell.mirror.notes
+    assert (note.answer.status, note.answer.handler, note.copied) == (200, "shop/dev", False)
+
+
+def test_what_will_not_be_answered_is_told_to_who_is_shown_some_statuses():
+    shell = scene(taps=(replace(FLOWS, shown=SOME),))
+    shell.client(T)
+    shell.relay.mirror.end()
+    shell.relay.mirror.run()
+    [note] = shell.mirror.notes
+    assert note.answer.status == 0
 
 
 def test_the_end_of_a_connection_ends_the_waiting():

@@ -75,6 +75,9 @@ class Handlers:
     def record_losses(self, losses: Any, *, pod: Any) -> None:
         self.told.append(("losses", losses))
 
+    def record_earlier(self, told: Any, *, pod: Any) -> None:
+        self.told.append(("earlier", told))
+
 
 @pytest.fixture
 def scene():
@@ -124,7 +127,7 @@ def test_streams_are_asked_for_and_reset_in_the_name_of_the_proxy(scene):
 def test_log_lines_and_losses_go_to_the_sessions(scene):
     lost = messages.LostCopies("u1", 8443, "room", 2)
     scene.reports.on_requests(messages.Requests(0, (), 0, (lost,)))
-    assert scene.handlers.told == [("record", ()), ("losses", (lost,))]
+    assert scene.handlers.told == [("record", ()), ("losses", (lost,)), ("earlier", ())]
 
 
 def test_the_first_sign_of_a_connection_is_a_change_and_no_later_one(scene):

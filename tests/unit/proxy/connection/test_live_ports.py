@@ -12,6 +12,8 @@ from sidestep.model.inspection import Rule as InspectionRule
 from sidestep.policy.inspection_rows import to_snapshot
 from sidestep.proxy.connection.live_ports import CompiledPolicies, LivePort
 from sidestep.proxy.connection.protocol_probe import UNKNOWN, ProbeResult
+from sidestep.proxy.control.messages import LoggedRequest
+from sidestep.proxy.mirror.recent_requests import KEEPER
 from sidestep.snapshots.filter_row import FilterRow
 from sidestep.snapshots.ports import PortSnapshot, RuleSnapshot
 
@@ -41,6 +43,61 @@ def test_a_rule_that_changes_is():
     [after] = port.steered.route.intercepts
     assert not before.matches(b"GET", b"/", ((b"x-dev", b"b"),))
     assert after.matches(b"GET", b"/", ((b"x-dev", b"b"),))
+
+
+def flows(uid, *conditions, statuses=(), since=0.0, last=0):
+    return RuleSnapshot(
+        uid=uid, display=f"shop/{uid}", kind="wiretap", conditions=conditions, divert_probes=False, heads_only=True,
+        statuses=statuses, since=since, last=last,
+    )  # fmt: skip
+
+
+SOME = FilterRow("header", "exact", "x-dev", "ada")
+
+
+@pytest.mark.parametrize(
+    ("rules", "recent", "source"),
+    [
+        ((), False, None),
+        ((rule("a"),), False, None),
+        ((rule("a"),), True, KEEPER.uid),
+        ((flows("f", SOME),), False, None),
+        ((flows("f", statuses=("5xx",)),), False, None),
+        ((flows("f", SOME), flows("all"), flows("too")), False, "all"),
+        ((flows("all"),), True, "all"),
+    ],
+)
+def test_requests_are_kept_while_somebody_is_shown_all_of_them_or_asked_for_it(rules, recent, source):
+    port = LivePort(msgspec.structs.replace(snapshot(*rules), recent=recent))
+    assert port.recent.source == source
+    assert (KEEPER in port.steered.route.wiretaps) == (source == KEEPER.uid)
+    assert port.has_wiretaps == bool(port.steered.route.wiretaps)
+
+
+def test_what_was_kept_outlives_the_session_and_not_the_port():
+    port = LivePort(snapshot(rule("a"), flows("all")))
+    port.recent.keep(LoggedRequest("all", 8443, "::1", 1, "GET", "/", "a", True), 1.0)
+    port.replace(snapshot(rule("a")))
+    assert (port.recent.source, len(port.recent)) == (None, 1)
+    port.replace(msgspec.structs.replace(snapshot(rule("a")), recent=True))
+    assert (port.recent.source, len(port.recent)) == (KEEPER.uid, 1)
+    port.retire()
+    assert (port.recent.source, len(port.recent), port.has_wiretaps) == (None, 0, False)
+
+
+def test_a_session_is_told_once_of_earlier_requests_and_whether_there_could_be_any():
+    port = LivePort(snapshot(rule("a")))
+    assert port.take_newcomers() == ()
+    port.replace(snapshot(rule("a"), flows("f", last=5)))
+    [first] = port.take_newcomers()
+    assert (first.uid, first.shown.last, port.was_kept, port.serves("f")) == ("f", 5, False, True)
+    port.replace(snapshot(rule("a")))
+    assert not port.serves("f")
+    port.replace(snapshot(rule("a"), flows("f", last=5), flows("g", since=60.0)))
+    assert [each.uid for each in port.take_newcomers()] == ["g"]
+    assert port.take_newcomers() == ()
+    port.replace(snapshot(rule("a"), flows("f", last=5), flows("g", since=60.0), flows("h", since=1.0)))
+    assert port.was_kept
 
 
 class Probing:

@@ -10,6 +10,7 @@ from sidestep.policy.route import Rule
 from sidestep.proxy.control import messages
 from sidestep.proxy.control.channel import Codec
 from sidestep.proxy.mirror import request_log
+from sidestep.proxy.mirror.recent_requests import RecentRequests
 from sidestep.proxy.mirror.request_log import RequestLog
 
 RULE = Rule("uid", "", lambda *_: True, heads_only=True)
@@ -64,7 +65,9 @@ def connection(*notes, tls=False):
     """A connection whose mirror has these notes."""
     return SimpleNamespace(
         relay=SimpleNamespace(mirror=SimpleNamespace(notes=[*notes])),
-        port=SimpleNamespace(counters=Counter(), steered=SimpleNamespace(number=80), outward=None),
+        port=SimpleNamespace(
+            counters=Counter(), steered=SimpleNamespace(number=80), outward=None, recent=RecentRequests()
+        ),
         endpoints=SimpleNamespace(client="::1", client_port=1),
         tls=tls,
     )
@@ -178,4 +181,4 @@ def test_no_line_is_larger_than_it_is_taken_for(head):
     log.add(connection(note))
     [line] = log._lines
     empty = len(CODEC.encode(messages.Requests(1, (), 0))[0])
-    assert len(CODEC.encode(messages.Requests(1, (line,), 0))[0]) - empty <= request_log._size(line)
+    assert len(CODEC.encode(messages.Requests(1, (line,), 0))[0]) - empty <= request_log.line_size(line)
