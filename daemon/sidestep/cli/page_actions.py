@@ -7,6 +7,7 @@ request that has one is not sent again, which is told.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Final
 
 import msgspec
@@ -14,10 +15,8 @@ import msgspec
 from sidestep import __version__
 from sidestep.cli.har_entries import entry_of
 from sidestep.laptop.page.flow_ring import ShownFlow
-from sidestep.laptop.replay.comparison import differences
-from sidestep.laptop.replay.message import ReplayError
 from sidestep.laptop.replay.recorded import Recorded, recorded
-from sidestep.laptop.replay.sender import Sender
+from sidestep.laptop.replay.sending import send_all
 from sidestep.laptop.replay.target import parse_target
 from sidestep.model.text import harmless
 from sidestep.protocols import har
@@ -52,29 +51,23 @@ async def replay_flows(flows: Sequence[ShownFlow], to: str) -> Replayed:
     requests = [recorded(number, entry_of(flow.request), {}) for number, flow in enumerate(flows, start=1)]
     lines: list[str] = []
     answered = different = failures = 0
-    sender = Sender(target, timeout=TIMEOUT, h2=None)
-    try:
-        for each in requests:
-            if failures >= PATIENCE:
-                lines.append(f"{len(requests) - each.number + 1} more are not sent: {target} does not answer")
-                break
-            if each.request is None:
-                lines.append(f"{_name(each)}: not sent: {each.reason}")
-                continue
-            try:
-                answer = await sender.send(each.request)
-            except ReplayError as error:
+    async with aclosing(send_all(requests, target, seconds=TIMEOUT)) as replayed:
+        async for each in replayed:
+            if each.failed:
                 failures += 1
-                lines.append(f"{_name(each)}: {error}")
-                continue
-            failures = 0
-            answered += 1
-            found = differences(each.entry.response, answer) if each.entry.response is not None else []
-            if found:
-                different += 1
-                lines.append(f"{_name(each)}: {'; '.join(found)}")
-    finally:
-        await sender.aclose()
+                lines.append(f"{_name(each.recorded)}: {each.problem}")
+                left = len(requests) - each.recorded.number
+                if failures >= PATIENCE and left:
+                    lines.append(f"{left} more are not sent: {target} does not answer")
+                    break
+            elif each.answer is None:
+                lines.append(f"{_name(each.recorded)}: not sent: {each.problem}")
+            else:
+                failures = 0
+                answered += 1
+                if each.found:
+                    different += 1
+                    lines.append(f"{_name(each.recorded)}: {'; '.join(each.found)}")
     if len(lines) > MAX_LINES:
         lines[MAX_LINES:] = [f"{len(lines) - MAX_LINES} more"]
     text = f"{different} of {answered} answers differ."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,9 @@ from sidestep.cli.output import json_line
 from sidestep.cli.request_text import StatusType, duration
 from sidestep.config.durations import parse_duration
 from sidestep.config.filters import check_exact_value, check_name
-from sidestep.laptop.replay.comparison import differences
-from sidestep.laptop.replay.message import Incoming, ReplayError
+from sidestep.laptop.replay.message import Incoming
 from sidestep.laptop.replay.recorded import Recorded, recorded
-from sidestep.laptop.replay.sender import Sender
+from sidestep.laptop.replay.sending import send_all
 from sidestep.laptop.replay.target import Target, parse_target
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.text import harmless
@@ -147,30 +147,18 @@ def replay(
 async def _send(
     chosen: Sequence[Recorded], target: Target, seconds: float, *, h2: bool | None, compare: bool, in_json: bool
 ) -> _Totals:
-    sender = Sender(target, timeout=seconds, h2=h2)
     totals = _Totals()
-    try:
-        for each in chosen:
-            answer: Incoming | None = None
-            found: list[str] = []
-            problem = each.reason
-            if each.request is None:
+    async with aclosing(send_all(chosen, target, seconds=seconds, h2=h2, compare=compare)) as replayed:
+        async for each in replayed:
+            if each.recorded.request is None:
                 totals.unsent += 1
             else:
                 totals.sent += 1
-                try:
-                    answer = await sender.send(each.request)
-                except ReplayError as error:
-                    problem = str(error)
-                    totals.failed += 1
-            if answer is not None and compare and each.entry.response is not None:
-                found = differences(each.entry.response, answer)
-                totals.different += bool(found)
-            line = (_json if in_json else _line)(each, answer, found, problem)
-            if in_json or problem or found or not compare:
+            totals.failed += each.failed
+            totals.different += bool(each.found)
+            line = (_json if in_json else _line)(each.recorded, each.answer, each.found, each.problem)
+            if in_json or each.problem or each.found or not compare:
                 click.echo(line)
-    finally:
-        await sender.aclose()
     return totals
 
 
