@@ -36,8 +36,9 @@ from sidestep.sandbox import capabilities, landlock, namespaces, rlimits, seccom
 
 NOBODY: Final = 65534
 """The user that an inspector of root's command line becomes."""
-NICE: Final = 5
-"""Added to the priority of the zygote."""
+NICE: Final = 10
+"""Added to the priority of the zygote. A proxy that wakes up while its inspector runs waits less for the processor than
+with 5 (docs/performance.md); beside a proxy that is always busy an inspector still has a tenth of a processor."""
 _DESCRIPTORS: Final = 16
 _NAMES: Final = (
     "read", "write", "recvfrom", "sendto", "recvmsg", "sendmsg", "poll", "ppoll", "close", "mmap", "munmap", "mremap",

@@ -126,7 +126,9 @@ def test_network_root_and_mounts_are_its_own_and_empty(confined):
 
 
 def test_its_priority_is_lower(confined):
-    assert os.getpriority(os.PRIO_PROCESS, confined.process.pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
+    assert os.getpriority(os.PRIO_PROCESS, confined.process.pid) == min(
+        19, os.getpriority(os.PRIO_PROCESS, 0) + confinement.NICE
+    )
 
 
 def test_one_of_a_command_line_has_no_privilege_either(alone):
