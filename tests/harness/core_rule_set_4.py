@@ -35,6 +35,26 @@ _NAMES = (
 _VARIABLE = re.compile(r"(?i)(\btx[.:])([a-z0-9_]+)")
 RELEASED = "4.0.1-dev"
 """What the rules of `rules_of_version_4` say of themselves."""
+LEFT_OUT = (920600, 922110, 934170)
+"""Rules whose regexes PCRE2 cannot compile."""
+CHANGED = {
+    920100: "CONNECT to a name is allowed",
+    920181: "the test expects a server that refuses two lengths before CRS sees them",
+    920420: "the test allows multipart/related, which ModSecurity does not parse",
+    920430: "HTTP/3.0 is allowed",
+    920450: "Accept-Charset is for 920451",
+    921110: "a version has to stand behind the request line",
+    933160: "fewer functions are in its list",
+    933210: "`);` has to stand at the end; 933211 wants none",
+    941350: "it decodes percent signs once less",
+    942130: "numbers are for 942131",
+    942150: "functions are for 942151",
+    942190: "`union` needs `all`, `distinct` or `select`",
+    942260: "`union select` is not in it any more",
+    942310: "`and =` is not in it any more",
+    942360: "aliases are for 942362",
+}
+"""Rules that find less or other than those of 3.3 with the same number: their tests may fail."""
 _ARCHIVE = "seclang-parser==0.3.2 --hash=sha256:5ff065189e49f24fef425b97fffdde790558f1df8d04cd9bd1fe8cf3d1ef7223\n"
 _RECIPE = 1
 """To be raised when the way in which it is unpacked changes."""

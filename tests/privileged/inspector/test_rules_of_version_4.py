@@ -12,33 +12,13 @@ import pytest
 
 from sidestep.protocols.waf_messages import Outcome
 from sidestep.snapshots.waf import Profile
-from tests.harness.core_rule_set_4 import RELEASED, rules_of_version_4
+from tests.harness.core_rule_set_4 import CHANGED, LEFT_OUT, RELEASED, rules_of_version_4
 from tests.harness.inspectors import FIELDS, InspectorZygote
 from tests.privileged.inspector.benign import GRAPHQL_ATTACKS, requests
 from tests.privileged.inspector.regression import SETTINGS, cases, source
 from tests.privileged.inspector.test_inspector import ATTACK, LEAKS
 
-LEFT_OUT = (920600, 922110, 934170)
-"""Rules whose regexes PCRE2 cannot compile."""
 SHARE = 0.96
-CHANGED = {
-    920100: "CONNECT to a name is allowed",
-    920181: "the test expects a server that refuses two lengths before CRS sees them",
-    920420: "the test allows multipart/related, which ModSecurity does not parse",
-    920430: "HTTP/3.0 is allowed",
-    920450: "Accept-Charset is for 920451",
-    921110: "a version has to stand behind the request line",
-    933160: "fewer functions are in its list",
-    933210: "`);` has to stand at the end; 933211 wants none",
-    941350: "it decodes percent signs once less",
-    942130: "numbers are for 942131",
-    942150: "functions are for 942151",
-    942190: "`union` needs `all`, `distinct` or `select`",
-    942260: "`union select` is not in it any more",
-    942310: "`and =` is not in it any more",
-    942360: "aliases are for 942362",
-}
-"""Rules that find less or other than those of 3.3 with the same number: their tests may fail."""
 
 
 @pytest.fixture(scope="module")
