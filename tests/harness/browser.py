@@ -16,13 +16,40 @@ from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from tests.harness.namespaces import Netns
+from tests.harness.namespaces import Netns, run
 
 CHROMIUM = "/usr/bin/chromium"
 CHROMEDRIVER = "/usr/bin/chromedriver"
 WIDTH, HEIGHT = 1400, 800
 PATIENCE = 60.0
 """Seconds for what a page does at once."""
+
+
+@contextlib.contextmanager
+def loopback_only(prefix: str) -> Iterator[Netns]:
+    """A namespace with a loopback interface and nothing else, of a name of this process."""
+    netns = Netns(f"{prefix}-{os.getpid()}")
+    run("ip", "netns", "add", netns.name)
+    try:
+        netns.run("ip", "link", "set", "lo", "up")
+        yield netns
+    finally:
+        run("ip", "netns", "del", netns.name)
+
+
+def text(driver: WebDriver, name: str) -> str:
+    """The text of the element with this id, whether it is in view or not."""
+    found: str = driver.execute_script("return document.getElementById(arguments[0]).textContent", name)
+    return found
+
+
+def rows(driver: WebDriver) -> list[list[str]]:
+    """The texts of the live page's rows in view, by column, in their order."""
+    found: list[list[str]] = driver.execute_script(
+        "return [...document.querySelectorAll('#rows .row')].sort((a, b) => a.ariaRowIndex - b.ariaRowIndex)"
+        ".map((row) => [...row.children].map((cell) => cell.textContent))"
+    )
+    return found
 
 
 @contextlib.contextmanager

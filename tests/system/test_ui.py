@@ -7,7 +7,6 @@ unix socket.
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 
@@ -16,10 +15,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tests.harness import scene
-from tests.harness.browser import browser
+from tests.harness.browser import browser, loopback_only, rows, text
 from tests.harness.cli import sidestep
 from tests.harness.http1 import Message
-from tests.harness.namespaces import Netns, run
 from tests.harness.node import SIDESTEP
 from tests.harness.peers import Server
 from tests.harness.processes import Process
@@ -59,13 +57,8 @@ def orders(shop):
 
 @pytest.fixture(scope="module")
 def loopback():
-    netns = Netns(f"sdu-{os.getpid()}")
-    run("ip", "netns", "add", netns.name)
-    try:
-        netns.run("ip", "link", "set", "lo", "up")
+    with loopback_only("sdu") as netns:
         yield netns
-    finally:
-        run("ip", "netns", "del", netns.name)
 
 
 @pytest.fixture(scope="module")
@@ -91,17 +84,6 @@ def served(orders, loopback, *words):
         process.stop()
         raise
     return process, address[1]
-
-
-def text(driver, name):
-    return driver.execute_script("return document.getElementById(arguments[0]).textContent", name)
-
-
-def rows(driver):
-    return driver.execute_script(
-        "return [...document.querySelectorAll('#rows .row')].sort((a, b) => a.ariaRowIndex - b.ariaRowIndex)"
-        ".map((row) => [...row.children].map((cell) => cell.textContent))"
-    )
 
 
 def wait_count(driver, wanted):

@@ -15,6 +15,7 @@ from sidestep.cli.options import PortNameType, namespace_option
 from sidestep.cli.output import LineWriter
 from sidestep.cli.port_sessions import PortSessionsReport, port_specs
 from sidestep.cli.readable_ports import readable_ports
+from sidestep.cli.service_workloads import resolve_service
 from sidestep.config.filters import describe_filter
 from sidestep.laptop.handler import NoHandler
 from sidestep.model.errors import ConfigurationError, RefusedError
@@ -45,7 +46,7 @@ def ui(
     backend: Backend,
     **filters: Any,
 ) -> int:
-    """Show the requests of WORKLOADs (`name` or `kind/name`) and their answers on a page, until Ctrl-C.
+    """Show the requests of WORKLOADs (`name`, `kind/name` or `svc/NAME`) and their answers on a page, until Ctrl-C.
 
     The page is served on 127.0.0.1 to browsers of this machine that know its address, which is printed here; it loads
     nothing from elsewhere. It shows what `sidestep flows` shows, searches and filters it, saves it as HAR, and sends
@@ -60,9 +61,10 @@ def ui(
     except (ConfigurationError, RefusedError) as error:
         raise click.UsageError(str(error)) from error
     namespace = namespace_for(backend, namespace)
+    named = dict.fromkeys(resolve_service(backend, namespace, workload) for workload in workloads)
     specs = [
         spec
-        for workload in dict.fromkeys(workloads)
+        for workload in named
         for spec in port_specs(
             [port] if port else readable_ports(backend, namespace, workload),
             wanted,
@@ -72,7 +74,7 @@ def ui(
             pod=pod,
         )
     ]
-    names = ", ".join(dict.fromkeys(workloads))
+    names = ", ".join(named)
     return run(
         specs,
         backend=backend,

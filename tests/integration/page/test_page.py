@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import threading
 
 import pytest
@@ -17,8 +16,7 @@ from sidestep.laptop.page.flow_ring import CAPACITY, FlowRing, ShownFlow
 from sidestep.laptop.page.observer import PageBoard
 from sidestep.laptop.page.server import PageServer, bind
 from sidestep.tunnel.messages import Answer
-from tests.harness.browser import browser
-from tests.harness.namespaces import Netns, run
+from tests.harness.browser import browser, loopback_only, rows, text
 from tests.harness.waiting import until
 from tests.unit.laptop.page.test_flow_ring import request
 
@@ -31,13 +29,8 @@ HOSTILE = '"><img src=x onerror="document.title=`owned`"><script>document.title=
 @pytest.fixture(scope="module")
 def loopback():
     """A namespace with a loopback interface and nothing else."""
-    netns = Netns(f"sdb-{os.getpid()}")
-    run("ip", "netns", "add", netns.name)
-    try:
-        netns.run("ip", "link", "set", "lo", "up")
+    with loopback_only("sdb") as netns:
         yield netns
-    finally:
-        run("ip", "netns", "del", netns.name)
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +94,11 @@ class Page:
         return self.driver.find_element(By.ID, name)
 
     def text(self, name):
-        return self.driver.execute_script("return document.getElementById(arguments[0]).textContent", name)
+        return text(self.driver, name)
 
     def rows(self):
         """The texts of the rows in view, by column, in their order."""
-        return self.driver.execute_script(
-            "return [...document.querySelectorAll('#rows .row')].sort((a, b) => a.ariaRowIndex - b.ariaRowIndex)"
-            ".map((row) => [...row.children].map((cell) => cell.textContent))"
-        )
+        return rows(self.driver)
 
     def wait(self, look, what):
         return until(
@@ -169,7 +159,7 @@ def test_searches_are_those_of_the_terminal_and_say_what_is_wrong(page):
         {"path": "/other", "status": 404, "trace": "abc123", "client": "10.9.9.9"},
         {"path": "/waits"},
     )
-    for text, found in (
+    for words, found in (
         ("", ["/api/a", "/api/b?api", "/other", "/waits"]),
         ("path:/api/", ["/api/a", "/api/b?api"]),
         ("path=/api/b", ["/api/b?api"]),
@@ -188,11 +178,11 @@ def test_searches_are_those_of_the_terminal_and_say_what_is_wrong(page):
         ("10.9.9", ["/other"]),
         ("-path:/api/ -status:none", ["/other"]),
     ):
-        page.search(text)
-        page.wait(lambda found=found: [row[5].removeprefix("orders") for row in page.rows()] == found, text)
+        page.search(words)
+        page.wait(lambda found=found: [row[5].removeprefix("orders") for row in page.rows()] == found, words)
     for wrong in ("status:6xx", "path~(", "by:me", "slower:fast", "method:"):
         page.search(wrong)
-        page.wait(lambda: page.text("problem"), wrong)
+        page.wait(lambda: page.words("problem"), wrong)
 
 
 def test_text_of_the_network_is_never_markup(page):
