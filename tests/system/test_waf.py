@@ -341,13 +341,13 @@ def test_custom_rules_about_answers(shop, version, mode):
         with judged(shop, waf_policy(mode, waf=settings)):
             before = len(shop.node.records())
             # The rules come into force a moment after the policy.
-            until(lambda: shop.get("/image/1", options=[version]) and told("/image/1", "custom rule"), within=30,
+            until(lambda: shop.get("/image/1", options=[version]) and told("/image/1", "custom rule 2"), within=30,
                   what=shop.conditions)  # fmt: skip
             answer = shop.get("/report", options=[version, "--data", "internal-1234", "-H", "Content-Type: text/csv"])
             image = shop.get("/image/2", options=[version])
             fine = shop.get("/report", options=[version, "--data", "a=internal"])
             assert (fine.status, fine.text.strip()) == (200, "a=internal")
-            until(lambda: told("/report", "custom rule") and told("/image/2", "custom rule"), within=20,
+            until(lambda: told("/report", "custom rule 1") and told("/image/2", "custom rule 2"), within=20,
                   what=lambda: str(alerts(shop, before)))  # fmt: skip
             for each in (*told("/report", ""), *told("/image/2", "")):
                 assert each["alert"]["action"] == ("blocked" if mode == "Enforce" else "allowed")

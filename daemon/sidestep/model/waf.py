@@ -18,6 +18,11 @@ REQUEST_LINE: Final = 9_900_011
 """... and the rule of ours that stands in its place at paranoia level 1. Who excludes the one excludes the other."""
 
 
+FIRST_CUSTOM: Final = 10_000_000
+"""What is added to the ids of custom rules where they are loaded: beyond those of CRS ..."""
+CUSTOM_PLACE: Final = 100_000
+"""... and this for each further policy of a port."""
+
 MAX_EXEMPTIONS: Final = 256
 """Exceptions of a policy, and of all of a port: each a rule, a path and an argument ..."""
 MAX_EXEMPTION_BYTES: Final = 16 * 1024

@@ -27,11 +27,12 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from sidestep.model.errors import ConfigurationError
+from sidestep.model.waf import CUSTOM_PLACE, FIRST_CUSTOM
 
 MAX_TEXT: Final = 32 * 1024
 """Bytes of custom rules of one policy."""
 MAX_RULES: Final = 256
-MAX_ID: Final = 99_999
+MAX_ID: Final = CUSTOM_PLACE - 1
 REVISION: Final = "@SECRET@"
 """Stands for the revision that an inspector gives to the rules."""
 
@@ -100,19 +101,14 @@ _ACTION: Final = re.compile(r"\s*(?P<name>[A-Za-z]+)(?::(?:'(?P<quoted>[^']*)'|(
 _TOKEN: Final = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|([^\s"]+))', re.DOTALL)
 
 
-FIRST_ID: Final = 10_000_000
-"""What is added to the ids of custom rules, and PLACE for each further policy: beyond those of CRS."""
-PLACE: Final = MAX_ID + 1
-
-
 def rule_id(place: int, number: int) -> int:
     """The id with which rule `number` of the policy at this place is loaded."""
-    return FIRST_ID + place * PLACE + number
+    return FIRST_CUSTOM + place * CUSTOM_PLACE + number
 
 
 def place_and_number(loaded: int) -> tuple[int, int] | None:
     """The inverse of `rule_id`; None for a rule that is none of a policy."""
-    return divmod(loaded - FIRST_ID, PLACE) if loaded >= FIRST_ID else None
+    return divmod(loaded - FIRST_CUSTOM, CUSTOM_PLACE) if loaded >= FIRST_CUSTOM else None
 
 
 _Rule: TypeAlias = tuple[str, int | None, str]

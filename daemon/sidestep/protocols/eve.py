@@ -22,6 +22,7 @@ from typing import Final, Literal
 import msgspec
 
 from sidestep.model.text import harmless_json
+from sidestep.model.waf import CUSTOM_PLACE, FIRST_CUSTOM
 from sidestep.protocols import ja4
 from sidestep.protocols.client_hello import ClientHello
 from sidestep.protocols.eve_records import (
@@ -130,7 +131,7 @@ def firewall_alert(policy: str, pattern: str | None, names: Mapping[int, str], *
     if _IDS.fullmatch(found):
         ids = [int(each) for each in found.split()]
         telling = [each for each in ids if not any(first <= each <= last for first, last in _EVALUATIONS)] or ids
-        told = "; ".join(f"CRS {each} {names.get(each, 'custom rule')}" for each in telling[:MAX_TOLD])
+        told = "; ".join(_rule(each, names) for each in telling[:MAX_TOLD])
         more = f" and {len(telling) - MAX_TOLD} more" if len(telling) > MAX_TOLD else ""
         return Alert(
             action=action, signature_id=telling[0], signature=f"{policy}: {told}{more}"[:MAX_VALUE], severity=severity
@@ -141,6 +142,13 @@ def firewall_alert(policy: str, pattern: str | None, names: Mapping[int, str], *
     return Alert(
         action=action, signature_id=signature_id(policy, FIREWALL), signature=f"{policy}: {told}", severity=severity
     )
+
+
+def _rule(number: int, names: Mapping[int, str]) -> str:
+    """A rule by the number that its author gave it, and by what CRS says that it finds."""
+    if number >= FIRST_CUSTOM:
+        return f"custom rule {(number - FIRST_CUSTOM) % CUSTOM_PLACE}"
+    return f"CRS {number} {names.get(number, '')}".rstrip()
 
 
 def outwards(decided: Sidestep, host: str) -> Sidestep:

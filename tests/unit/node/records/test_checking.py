@@ -79,7 +79,8 @@ def test_an_alert_of_a_firewall_has_numbers_and_texts_of_rules():
     assert (found.signature_id, found.signature) == (942100, "shop/orders: CRS 942100 SQL Injection")
     assert firewall("949110").signature_id == 949110
     assert firewall("942100 932100 941100 10000007").signature.endswith("CRS 941100 XSS and 1 more")
-    assert "custom rule" in firewall("10000007").signature
+    assert firewall("10000007").signature.endswith(": custom rule 7")
+    assert firewall("10100007 999999").signature.endswith(": custom rule 7; CRS 999999")
     assert firewall("over-limit").signature == "shop/orders: the request exceeds a limit of the firewall"
     assert firewall("").signature == "shop/orders: the request cannot be read"
 
