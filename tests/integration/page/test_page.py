@@ -182,7 +182,7 @@ def test_searches_are_those_of_the_terminal_and_say_what_is_wrong(page):
         page.wait(lambda found=found: [row[5].removeprefix("orders") for row in page.rows()] == found, words)
     for wrong in ("status:6xx", "path~(", "by:me", "slower:fast", "method:"):
         page.search(wrong)
-        page.wait(lambda: page.words("problem"), wrong)
+        page.wait(lambda: page.text("problem"), wrong)
 
 
 def test_text_of_the_network_is_never_markup(page):
