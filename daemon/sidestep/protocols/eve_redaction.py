@@ -28,8 +28,8 @@ _URLS: Final = frozenset((b"referer", b"location", b"content-location", b"link",
 """Names of fields that hold a URL."""
 _CREDENTIALS: Final = re.compile(rb"^((?:[A-Za-z][A-Za-z0-9+.-]*:)?//)?[^/?#]*@")
 """User name and password before a host, in the absolute and the authority form (RFC 3986 section 3.2.1)."""
-_PLAIN: Final = re.compile(rb"[!\"$->A-~]*").fullmatch
-"""Of a URL of which nothing is removed: ASCII without @, # and ?."""
+is_plain: Final = re.compile(rb"[!\"$->A-~]*").fullmatch
+"""Matches a URL of which nothing is removed: ASCII without @, # and ?."""
 _NAMED: Final = re.compile(rb"[^&=]+=[^&]*(?:&[^&=]+=[^&]*)*").fullmatch
 """Of a query whose parts all have a name and a value, ..."""
 _VALUE: Final = re.compile(rb"=[^&]*")
@@ -54,7 +54,7 @@ class Redaction:
 
     def url(self, target: bytes) -> str:
         """A request target or URL of at most MAX_URL bytes before the redaction."""
-        if len(target) <= MAX_URL and _PLAIN(target) is not None:
+        if len(target) <= MAX_URL and is_plain(target) is not None:
             return target.decode()
         shown = self._url(target[:MAX_URL]).decode("utf-8", "backslashreplace")
         return shown + CUT if len(target) > MAX_URL else shown

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final
 
 from sidestep.engine.inspection.samples import NOTHING, RequestTexts, Sample
 
@@ -16,6 +17,13 @@ Told = tuple[RequestTexts, int]
 _FINAL: Final = b"200"
 _DIGITS: Final = 3
 _NO_ANSWER: Final = (None, NOTHING, 0)
+_PROTOCOL: Final = ""
+"""Stands among names of fields, of which none is empty or a text, for the protocol."""
+_TOLD: Final[dict[Any, Any]] = {_PROTOCOL: "h2"} | dict.fromkeys(
+    (b":method", b":path", b":authority", b"user-agent", b"x-forwarded-for", b"referer"), b""
+)
+"""What is told of a head without fields, in the order of `RequestTexts`."""
+_texts: Final = itemgetter(*_TOLD)
 
 
 class Http2Sample(Sample):
@@ -58,12 +66,10 @@ def told_of_plain(block: Block) -> Told:
     """The same of a head that `Http2Skimmer` has found plain: it has an authority, and no `host`."""
     told: Told | None = block.shown
     if told is None:
-        find = dict(block.fields).get
-        texts = (
-            find(b":method", b""), find(b":path", b""), find(b":authority", b""),
-            find(b"user-agent", b""), find(b"x-forwarded-for", b""), find(b"referer", b""),
-        )  # fmt: skip
-        told = block.shown = ("h2", *texts), sum(map(len, texts))
+        found = _TOLD.copy()
+        found.update(block.fields)
+        texts = _texts(found)
+        told = block.shown = texts, len(b"".join(texts[1:]))
     return told
 
 

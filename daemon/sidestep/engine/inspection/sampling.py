@@ -27,33 +27,31 @@ def number_of(stream: int) -> int:
 class Sampling:
     """The choice on one connection; `percent` is 0 to 100, `flow` a number below 2^64."""
 
-    __slots__ = ("_flow", "_limit", "is_due", "number")
+    __slots__ = ("_flow", "_limit", "chooses_all", "chooses_any", "is_due", "number")
 
     def __init__(self, percent: float, flow: int) -> None:
         self._flow = flow
-        self._limit = round(_SPACE * percent / 100)
         self.number = 0
         """Of the next HTTP/1 request."""
-        self.is_due = self.chooses(0)
-        """Whether that one is told."""
+        self.change(percent)
 
     def change(self, percent: float) -> None:
         """Choose another share from now on."""
         self._limit = round(_SPACE * percent / 100)
+        self.chooses_any = self._limit > 0
+        """Whether any request is ever chosen ..."""
+        self.chooses_all = self._limit == _SPACE
+        """... and whether each one is."""
         self.is_due = self.chooses(self.number)
-
-    @property
-    def chooses_any(self) -> bool:
-        """Whether any request is ever chosen."""
-        return self._limit > 0
+        """Whether the next HTTP/1 request is told."""
 
     def chooses(self, number: int) -> bool:
         """Whether the request with this number is told."""
-        return self._limit == _SPACE or ((self._flow + number) * _GOLDEN & _MASK) >> 32 < self._limit
+        return self.chooses_all or ((self._flow + number) * _GOLDEN & _MASK) >> 32 < self._limit
 
     def advance(self) -> None:
         """Count an HTTP/1 request."""
         self.number += 1
-        if self._limit == _SPACE:
-            return  # all are
+        if self.chooses_all:
+            return
         self.is_due = self._limit > 0 and self.chooses(self.number)

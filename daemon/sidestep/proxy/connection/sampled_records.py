@@ -14,7 +14,7 @@ import msgspec
 
 from sidestep.protocols import eve
 from sidestep.protocols.eve_records import Sidestep
-from sidestep.protocols.eve_redaction import text
+from sidestep.protocols.eve_redaction import is_plain, text
 
 if TYPE_CHECKING:
     from sidestep.engine.inspection.samples import Sample
@@ -28,6 +28,8 @@ REMEMBERED: Final = 4096
 _FIXMAP: Final = 0x80
 """The first byte of a MessagePack map of less than 16 pairs, without their number. A record has 12 pairs; its `http`
 has 13 at most."""
+_FIXED: Final = 16
+"""Such a map has fewer pairs than this."""
 _SECOND: Final = 1_000_000_000
 _OWN_PAIRS: Final = 3
 """Pairs of a record that are its own: timestamp, tx_id, http."""
@@ -36,8 +38,12 @@ _TIME: Final = b"\xbf"
 
 _INSPECTED: Final = Sidestep(inspected=True)
 _encode: Final = msgspec.msgpack.Encoder().encode
-_TIMESTAMP, _TRANSACTION, _HTTP, _LENGTH = map(_encode, ("timestamp", "tx_id", "http", "length"))
+_TIMESTAMP, _TRANSACTION, _HTTP = map(_encode, ("timestamp", "tx_id", "http"))
+_HTTP_OF: Final = [_HTTP + bytes((_FIXMAP + pairs,)) for pairs in range(_FIXED)]
+"""`http` with so many pairs, without these."""
 _URL: Final = _encode("url")
+_SHORT: Final = [_encode("x" * length)[:-length] if length else _encode("") for length in range(256)]
+"""What stands before a text of so many bytes."""
 _STREAM: Final = _encode("http2") + bytes((_FIXMAP + 1,)) + _encode("stream_id")
 """The pair of `http` that tells of a stream, without its number."""
 
@@ -46,8 +52,8 @@ class SampledRecords:
     """See the module. `redaction` may change."""
 
     __slots__ = (
-        "_answer", "_answer_pairs", "_answered", "_asked", "_connection", "_http", "_length", "_pairs", "_redaction",
-        "_request", "_request_pairs", "_requested", "_same", "_second", "_until_second",
+        "_answer", "_answer_pairs", "_answered", "_asked", "_at", "_begun", "_connection", "_length", "_pairs",
+        "_redaction", "_request", "_request_pairs", "_requested", "_same", "_second", "_status", "_until_second",
     )  # fmt: skip
 
     def __init__(self, origin: Origin, redaction: Redaction, decided: Sidestep = _INSPECTED) -> None:
@@ -76,17 +82,19 @@ class SampledRecords:
         self._same = b""
         """... are shown so."""
         self._pairs = 0
-        self._answer: tuple[int | None, tuple[bytes, bytes]] | None = None
-        """The same of its answer, without its length."""
+        self._answer: tuple[bytes, bytes] | None = None
+        """What is told of its answer (`Sample.answer`, `status`, `length`), and the pairs that show it."""
+        self._status: int | None = None
+        self._length: int | None = None
         self._answered = b""
         self._answer_pairs = 0
-        self._length: int | None = None
-        """The length of the last answer, ..."""
-        self._http = b""
-        """... and `http` of its record but for the stream."""
+        self._at = -1
+        """The time of the last record, ..."""
+        self._begun = b""
+        """... which begins so; ..."""
         self._second = -1
         self._until_second = b""
-        """A record from its beginning to the second."""
+        """... up to the second so."""
 
     def hide(self, redaction: Redaction) -> None:
         """Hide this from now on."""
@@ -95,37 +103,31 @@ class SampledRecords:
 
     def encode(self, at: int, sample: Sample) -> bytes:
         """The record of a sample as MessagePack; `at` is in nanoseconds since 1970."""
-        length = sample.length
-        if sample.asked != self._asked or (sample.status, sample.answer) != self._answer or length != self._length:
-            self._show(sample, length)
+        asked = sample.asked
+        if asked != self._asked:
+            self._show_request(sample)
+            self._asked = asked if sample.size <= REMEMBERED else None
+        if sample.length != self._length or sample.status != self._status or sample.answer != self._answer:
+            self._show_answer(sample.status, sample.answer, sample.length)
+        if at != self._at:
+            self._show_time(at)
+        pairs = self._request_pairs + self._answer_pairs
+        stream = sample.stream
+        return b"".join(
+            (
+                self._begun, _encode(sample.number), _HTTP_OF[pairs + (stream > 0)], self._requested, self._answered,
+                _STREAM + _encode(stream) if stream else b"",
+            )
+        )  # fmt: skip
+
+    def _show_time(self, at: int) -> None:
+        """Encode a record from its beginning to its number."""
+        self._at = at
         second, rest = divmod(at, _SECOND)
         if second != self._second:
             self._second = second
             self._until_second = self._connection + eve.certificate_time(second).encode()
-        return b"".join(
-            (
-                self._until_second, b".%06d+0000" % (rest // 1000), _TRANSACTION, _encode(sample.number), self._http,
-                _STREAM + _encode(sample.stream) if sample.stream else b"",
-            )
-        )  # fmt: skip
-
-    def _show(self, sample: Sample, length: int | None) -> None:
-        """Encode what differs from the exchange before."""
-        if sample.asked != self._asked:
-            self._show_request(sample)
-            self._asked = sample.asked
-            if sample.size > REMEMBERED:
-                self._asked = self._request = None
-        answer = sample.status, sample.answer
-        if answer != self._answer:
-            self._show_answer(*answer)
-            self._answer = answer if sum(map(len, answer[1])) <= REMEMBERED else None
-        self._length = length
-        pairs = _FIXMAP + self._request_pairs + self._answer_pairs + (sample.stream > 0)
-        told = b""
-        if length is not None:
-            told, pairs = _LENGTH + _encode(length), pairs + 1
-        self._http = b"".join((_HTTP, pairs.to_bytes(), self._requested, self._answered, told))
+        self._begun = b"%b.%06d+0000%b" % (self._until_second, rest // 1000, _TRANSACTION)
 
     def _show_request(self, sample: Sample) -> None:
         """Encode what is told of a request."""
@@ -133,19 +135,24 @@ class SampledRecords:
         protocol, method, target, host, agent, forwarded, referer = sample.request()
         request = protocol, method, host, agent
         if request != self._request:
-            self._request = request
             shown = self._shown(*request)
-            self._pairs, self._same = len(shown), _encode(shown)[1:]
-        pairs, made = self._pairs + 1, self._same + _URL + _encode(redaction.url(target))
+            self._pairs, self._same = len(shown) + 1, _encode(shown)[1:] + _URL
+            self._request = request if sample.size <= REMEMBERED else None
+        self._request_pairs = self._pairs
+        if len(target) < len(_SHORT) and is_plain(target) is not None:  # as below, without two calls
+            self._requested = self._same + _SHORT[len(target)] + target
+        else:
+            self._requested = self._same + _encode(redaction.url(target))
         if forwarded:
-            pairs, made = pairs + 1, made + _pair("xff", redaction.value(b"x-forwarded-for", forwarded))
+            self._request_pairs += 1
+            self._requested += _pair("xff", redaction.value(b"x-forwarded-for", forwarded))
         if referer:
-            pairs, made = pairs + 1, made + _pair("http_refer", redaction.value(b"referer", referer))
-        self._request_pairs, self._requested = pairs, made
+            self._request_pairs += 1
+            self._requested += _pair("http_refer", redaction.value(b"referer", referer))
 
-    def _show_answer(self, status: int | None, told: tuple[bytes, bytes]) -> None:
+    def _show_answer(self, status: int | None, answer: tuple[bytes, bytes], length: int | None) -> None:
         """Encode what is told of an answer."""
-        kind, location = told
+        kind, location = answer
         shown: dict[str, Any] = {}
         if kind:
             shown["http_content_type"] = text(kind.partition(b";")[0].strip())
@@ -153,7 +160,11 @@ class SampledRecords:
             shown["redirect"] = self._redaction.value(b"location", location)
         if status is not None:
             shown["status"] = status
+        if length is not None:
+            shown["length"] = length
         self._answer_pairs, self._answered = len(shown), _encode(shown)[1:]
+        self._status, self._length = status, length
+        self._answer = answer if sum(map(len, answer)) <= REMEMBERED else None
 
     def _shown(self, protocol: str, method: bytes, host: bytes, agent: bytes) -> dict[str, Any]:
         """How what most requests of a connection have in common is shown."""

@@ -66,6 +66,8 @@ class RecordQueue:
         """Bytes of the records, and of what samples keep."""
         self._samples: list[tuple[Maker, int, Sample]] = []
         self._samples_size = 0
+        self._at = loop.now, time.time_ns()
+        """The time of the loop, and what is told of samples meanwhile: taking and writing it for each costs a tenth."""
         self._room = 0
         """Samples that may be in `_samples`, as far as the rate is concerned."""
         self._is_due = False
@@ -101,7 +103,10 @@ class RecordQueue:
             return
         self._size += size
         self._samples_size += size
-        samples.append((maker, time.time_ns(), sample))
+        now = self._loop.now
+        if now != self._at[0]:
+            self._at = now, time.time_ns()
+        samples.append((maker, self._at[1], sample))
         if len(samples) == BATCH:
             self._loop.later(0.0, self._encode)
 

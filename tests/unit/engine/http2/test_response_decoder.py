@@ -74,6 +74,16 @@ def test_blocks_are_decoded_as_in_order(history, last):
     assert list(watched(given_blocks)) == list(in_order(given_blocks))
 
 
+@given(
+    st.lists(st.tuples(blocks, st.sampled_from([1, 2, 3, HISTORY, 3 * HISTORY])), max_size=5),
+    st.lists(fields, min_size=1, max_size=3),
+)
+@settings(max_examples=examples(200), deadline=None)
+def test_blocks_that_come_again_and_again_are_decoded_as_in_order(runs, last):
+    given_blocks = [block for block, count in runs for _ in range(count)] + [b"".join(last)]
+    assert list(watched(given_blocks)) == list(in_order(given_blocks))
+
+
 @pytest.mark.parametrize("count", [1, 2, HISTORY - 1, HISTORY, HISTORY + 1, 3 * HISTORY])
 def test_a_reference_finds_what_the_blocks_before_it_have_added(count):
     history = [literal(b"n", b"%d" % number) for number in range(count)] + [b"\xbe"]

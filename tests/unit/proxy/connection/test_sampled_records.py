@@ -186,4 +186,4 @@ def test_a_long_answer_does_not_stay_in_memory():
         sample.answers(head, response, 0)
         first, second = decoded(records, sample), decoded(records, sample)
         assert first == second
-        assert any(sample.answer in gc.get_referents(each) for each in gc.get_referents(records)) is stays
+        assert any(sample.answer is each for each in gc.get_referents(records)) is stays
