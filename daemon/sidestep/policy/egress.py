@@ -154,6 +154,11 @@ class Treatment:
         return any(each.policy.closes for each in self.doubtful)
 
 
+REMEMBERED: Final = 1024
+"""Kinds of connections of which is remembered what becomes of them. Clients choose names, so this is a bound."""
+_NO_HITS: Final = Verdict()
+
+
 class EgressPolicies:
     """All policies of a pod. `thresholds` and `limits` outlive them: whoever makes new ones hands them on."""
 
@@ -168,6 +173,9 @@ class EgressPolicies:
         self.thresholds = SlidingCounts() if thresholds is None else thresholds
         self.limits = SlidingCounts() if limits is None else limits
         self._inspections: dict[tuple[EgressPolicy, ...], Inspection] = {}
+        self._treatments: dict[tuple[Address, int, str, bool], Treatment] = {}
+        self._clean: dict[ConnectionFacts, None] = {}
+        """Connections to which no rule applied, if all policies were asked; of both at most REMEMBERED."""
         self.may_block_addresses = any(
             _blocks_addresses(rule) for each in self.policies for rule in each.of_connection.rules
         )
@@ -209,6 +217,15 @@ class EgressPolicies:
 
     def treatment(self, address: Address, port: int, name: str = "", *, is_certain: bool = True) -> Treatment:
         """Decide how a connection is treated. `name` is empty if it is not known; one may be known and not certain."""
+        key = address, port, name, is_certain
+        found = self._treatments.get(key)
+        if found is None:
+            if len(self._treatments) >= REMEMBERED:
+                self._treatments.clear()
+            found = self._treatments[key] = self._treat(address, port, name, is_certain=is_certain)
+        return found
+
+    def _treat(self, address: Address, port: int, name: str, *, is_certain: bool) -> Treatment:
         doubts = not name or not is_certain
         applying, doubtful = [], []
         opening: dict[EgressMode, EgressPolicy] = {}
@@ -234,9 +251,15 @@ class EgressPolicies:
 
     def verdict(self, treatment: Treatment, facts: ConnectionFacts, now: float) -> Verdict:
         """Judge a connection by the rules of the policies that apply to it which look at connections alone."""
+        if facts in self._clean:
+            return _NO_HITS
         judging = treatment.policies
         if not any(rule.on_connection(facts) for each in judging for rule in each.of_connection.rules):
-            return Verdict()  # as for most connections: the rest costs as much again
+            if judging == self.policies and not facts.fingerprints:  # else what applies depends on more than the facts
+                if len(self._clean) >= REMEMBERED:
+                    self._clean.clear()
+                self._clean[facts] = None
+            return _NO_HITS  # as for most connections: the rest costs as much again
         inspection = self._inspections.get(judging)
         if inspection is None:
             # As many as there are sets of policies that destinations tell apart, each a few pointers.

@@ -57,8 +57,8 @@ CLEAN_KINDS = 16
 """Kinds of connections (see `InspectedConnection.clean`) that have a memory of heads."""
 
 
-HOSTS: Final = 16
-"""Hosts of one connection that are remembered."""
+HOSTS: Final = 256
+"""Hosts of requests, by server, of which is remembered which rules can apply."""
 _OF_ALL = b"\nhost:"
 """What is sought for rules about a field that all requests have."""
 
@@ -86,6 +86,8 @@ class Inspection:
         self.limits = SlidingCounts() if limits is None else limits
         self._clean: dict[tuple[bool, ...], dict[bytes, None]] = {}
         self._asked: dict[tuple[bool, ...], dict[bytes, None]] = {}
+        self.hosts: dict[tuple[object, ...], InspectedConnection] = {}
+        """For `InspectedConnection`: what judges requests for one host, of all connections to one server."""
         self.successor: Inspection | None = None
         """Newer policies of the port."""
         self.is_over = False
@@ -119,6 +121,7 @@ class Inspection:
         self.successor, self.is_over, self.is_outdated = successor, successor is None, True
         for memory in (*self._clean.values(), *self._asked.values()):
             memory.clear()
+        self.hosts.clear()
 
     @property
     def latest(self) -> Inspection:
@@ -206,7 +209,7 @@ class InspectedConnection:
     """
 
     __slots__ = (
-        "_hosts", "_policies", "answer_sets", "asked", "clean", "client", "doubt", "facts", "inspection", "is_quick",
+        "_policies", "answer_sets", "asked", "clean", "client", "doubt", "facts", "inspection", "is_quick",
         "looks_at_all", "may_block_answers", "searches_requests",
     )  # fmt: skip
 
@@ -215,11 +218,10 @@ class InspectedConnection:
         self.facts = facts
         self.doubt = "" if host is None else host.doubt
         """Why no request for the host can be judged as policies want."""
-        self._hosts: dict[bytes, InspectedConnection] = {}
         self.client = _client(facts.client)
         self._policies = []
         kind: list[bool] = []
-        for policy in inspection.policies:
+        for policy in inspection.policies if facts.hosts is None else ():
             if host is not None and policy.policy.display not in host.policies:
                 continue
             active = [rule.on_connection(facts) for rule in policy.rules]
@@ -351,13 +353,15 @@ class InspectedConnection:
 
     def _of_host(self, host: bytes, hosts: Callable[[bytes], HostFacts]) -> InspectedConnection:
         """Return what judges requests for a host on this connection."""
-        found = self._hosts.get(host)
+        facts, known = self.facts, self.inspection.hosts
+        key = facts.client, facts.destination, facts.port, facts.is_told, host
+        found = known.get(key)
         if found is None:
-            if len(self._hosts) >= HOSTS:
-                self._hosts.clear()
+            if len(known) >= HOSTS:
+                known.clear()
             told = hosts(host)
-            facts = replace(self.facts, server_name=told.name, hosts=None)
-            found = self._hosts[host] = InspectedConnection(self.inspection, facts, told)
+            found = InspectedConnection(self.inspection, replace(facts, server_name=told.name, hosts=None), told)
+            known[key] = found
         return found
 
 

@@ -46,7 +46,9 @@ class ConnectionFacts:
     RFC 2253 writes it, and its DNS, URI and e-mail names; empty without one. `destination`, `port` and `fingerprints`
     (JA3 and JA4) are known of a connection that the pod makes. `binds_host`: that one was opened as one to
     `server_name`, so a request for another host is one that nobody has judged by its name. With `hosts` each request is
-    judged by the host that it is for, by what that function says of it, and `server_name` is of no account.
+    judged by the host that it is for, by what that function says of it, and `server_name` is of no account. What it
+    says depends on the host, `destination`, `port` and `is_told`: that the connection is not opened as a destination
+    wants has been told.
     """
 
     client: Address | None = None
@@ -57,6 +59,7 @@ class ConnectionFacts:
     fingerprints: tuple[str, ...] = ()
     binds_host: bool = False
     hosts: Callable[[bytes], HostFacts] | None = field(default=None, compare=False)
+    is_told: bool = False
 
     def is_for_other(self, fields: Fields) -> bool:
         """Whether a request is for another host than the connection was opened for."""

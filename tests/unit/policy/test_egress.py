@@ -22,7 +22,7 @@ from sidestep.model.inspection import (
     Threshold,
 )
 from sidestep.policy.accepted_policy import Outcome
-from sidestep.policy.egress import EgressPolicies, compile_egress, is_external
+from sidestep.policy.egress import REMEMBERED, EgressPolicies, compile_egress, is_external
 from sidestep.policy.inspected_exchange import Unread
 from sidestep.policy.inspection import Inspection
 from sidestep.policy.inspection_match import ConnectionFacts
@@ -327,3 +327,14 @@ def test_no_policy_weakens_another(written, name, address, port):
     connection = facts(name, address, port)
     assert verdict(together, connection).outcome >= verdict(fewer, connection).outcome
     assert together.steers(address, port) or not (strict.policies or strict.doubtful)
+
+
+def test_what_is_remembered_of_connections_is_bounded_and_changes_nothing():
+    blocked = Rule("no", Action.BLOCK, match=Match(server_names=("bad.test",)))
+    policies = EgressPolicies([compiled(rules=[blocked])])
+    for _ in range(2):
+        for number in range(REMEMBERED + 10):
+            assert verdict(policies, facts(f"n{number}.test")).outcome < Outcome.BLOCK
+            assert len(policies._treatments) <= REMEMBERED
+            assert len(policies._clean) <= REMEMBERED
+        assert verdict(policies, facts("bad.test")).outcome is Outcome.BLOCK

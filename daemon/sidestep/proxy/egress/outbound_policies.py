@@ -131,8 +131,9 @@ class OutboundPolicies:
         facts, judging = decision.facts, decision.reading
         inspection = self._inspection(judging, in_clear=True) if judging else None
         if inspection is not None and facts.destination is not None:
-            hosts = HostsOf(lambda: self.current, facts.destination, facts.port, is_told=bool(decision.reason))
-            facts = replace(facts, hosts=hosts)
+            is_told = bool(decision.reason)
+            hosts = HostsOf(lambda: self.current, facts.destination, facts.port, is_told=is_told)
+            facts = replace(facts, hosts=hosts, is_told=is_told)
         return self.port.for_connection(Outward(name, flow, facts), inspection, self.port.snapshot)
 
     def _opener(self, decision: Decision) -> EgressSnapshot:
