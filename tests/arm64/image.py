@@ -70,7 +70,7 @@ def release() -> Release:
         bases = []
         for architecture in MACHINES:
             builder = images.Builder(work, architecture=architecture)
-            _, base = images.packed(work, roots.minimal(images.SUITE, architecture))
+            base = images.packed(work, roots.minimal(images.SUITE, architecture))
             bases.append(f"localhost/sidestep-release-base-{architecture}:latest")
             builder.base(bases[-1], base)
         builder.join(BASE, bases)

@@ -20,9 +20,14 @@ RESIDENTS = "sidestep-residents"
 """Where the processes of a folder go that hands its controllers down; it stays, in the root of a container."""
 
 
+def unified(top: Path = CGROUPS) -> bool:
+    """Whether the machine has version 2 alone."""
+    return (top / "cgroup.controllers").exists()
+
+
 def roots(top: Path = CGROUPS) -> list[Path]:
     """The root folder of every cgroup hierarchy: one in version 2, several in version 1 and hybrid setups."""
-    if (top / "cgroup.controllers").exists():
+    if unified(top):
         return [top]
     links = {path.resolve() for path in top.iterdir() if path.is_dir()}
     return sorted(path for path in links if (path / "cgroup.procs").exists())

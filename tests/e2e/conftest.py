@@ -8,28 +8,33 @@ import shutil
 import pytest
 
 from tests.debian import cache
+from tests.e2e import cgroups, machine, releases
 from tests.e2e import cluster as clusters
-from tests.e2e import machine, releases
 from tests.e2e import product as products
 from tests.e2e import shop as shops
 
 NOT_HERE = pytest.StashKey[list[str]]()
+WITHIN = 300.0
+"""Seconds for a test, unless `--timeout` gives it more: an emulated machine is slow."""
 
 
 def pytest_collection_modifyitems(config, items):
-    """Mark the tests, and leave out those of features that this version of Kubernetes lacks; the summary names them."""
+    """Mark the tests, and leave out what this Kubernetes or this machine cannot show; the summary names them."""
     version = releases.version_of_this_run()
-    absent = []
+    within = max(WITHIN, config.getoption("timeout") or 0)
+    absent = {}
     for item in items:
         if "/tests/e2e/" in str(item.path):
             item.add_marker(pytest.mark.e2e)
-            item.add_marker(pytest.mark.timeout(300, func_only=True))
+            item.add_marker(pytest.mark.timeout(within, func_only=True))
             if any(int(version.split(".")[1]) < mark.args[0] for mark in item.iter_markers("since")):
-                absent.append(item)
+                absent[item] = f"not on Kubernetes {version}"
+            elif item.get_closest_marker("unified") and not cgroups.unified():
+                absent[item] = "this machine has cgroup version 1, too"
     if absent:
-        config.hook.pytest_deselected(items=absent)
+        config.hook.pytest_deselected(items=list(absent))
         items[:] = [item for item in items if item not in absent]
-    config.stash[NOT_HERE] = [f"{item.name} (not on Kubernetes {version})" for item in absent]
+    config.stash[NOT_HERE] = [f"{item.name} ({why})" for item, why in absent.items()]
 
 
 def pytest_terminal_summary(terminalreporter, config):

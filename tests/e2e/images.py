@@ -59,7 +59,8 @@ def images() -> Images:
     with cache.locked("images") as folder:
         work = folder / "images"
         work.mkdir(exist_ok=True)
-        base_key, base = packed(work, roots.minimal(SUITE))
+        root = roots.minimal(SUITE)
+        base_key = key_of(root)
         app_key = cache.digest(base_key, HERE / "images" / "app.Dockerfile")
         pause_key = cache.digest(app_key, HERE / "images" / "pause.Dockerfile")
         sidestep_key = cache.digest(base_key, *_sources())
@@ -71,7 +72,7 @@ def images() -> Images:
         if all(archive.is_file() for archive in archives.values()):
             return Images(archives)
         builder = Builder(work)
-        builder.base(BASE, base)
+        builder.base(BASE, packed(work, root))
         if not archives[APP].is_file() or not archives[PAUSE].is_file():
             file = HERE / "images" / "app.Dockerfile"
             builder.build(APP, file, f"--build-arg=BASE={BASE}", context=HERE / "images")
@@ -102,16 +103,20 @@ def _sources() -> list[Path]:
     return [*(DEPLOY / name for name in names), *rest]
 
 
-def packed(work: Path, root: Path) -> tuple[str, Path]:
-    """A root as a tar, and a key for the image that is made of it."""
-    key = cache.digest(root.parent.name)
-    archive = work / f"base-{key}.tar"
+def key_of(root: Path) -> str:
+    """A key for the image that is made of a root."""
+    return cache.digest(cache.digest(root.parent.name), HERE / "images" / "base.Dockerfile")
+
+
+def packed(work: Path, root: Path) -> Path:
+    """A root as a tar."""
+    archive = work / f"base-{cache.digest(root.parent.name)}.tar"
     if not archive.is_file():
         partial, log = archive.with_suffix(".partial"), work / "base.log"
         cache.step("packing it", ["tar", "--numeric-owner", "-C", root, "-cf", partial, "."], log=log, within=_BUILD)
         partial.rename(archive)
         cache.forget(f"{work.name}/base-*.tar", but=archive)
-    return cache.digest(key, HERE / "images" / "base.Dockerfile"), archive
+    return archive
 
 
 def wheels(work: Path, *machines: str) -> Path:

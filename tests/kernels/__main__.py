@@ -46,7 +46,8 @@ def run(names: list[str], packages: list[str], rows: dict[str, str], reports: di
     good = True
     with tempfile.TemporaryDirectory(prefix="kernels-", dir=cache.folder()) as temporary:
         folder = Path(temporary)
-        sources = image.sources(folder, packages, list(chosen.values()))
+        cluster = any(step.cluster for step in named(",".join(rows)))
+        sources = image.sources(folder, packages, list(chosen.values()), cluster=cluster)
         for name, kernel in chosen.items():
             reports[name] = report = Report()
             initrd = image.initrd(folder, kernel)

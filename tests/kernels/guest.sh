@@ -18,7 +18,10 @@ mount --bind /mnt/src /src
 mount --bind "/mnt/$modules" "/usr/lib/$modules"
 ip link set lo up
 hostname guest
-for name in veth dummy bridge nf_tables nft_chain_nat tcp_diag udp_diag; do modprobe -q $name; done
+for name in veth dummy bridge nf_tables nft_chain_nat tcp_diag udp_diag overlay; do modprobe -q $name; done
+# For a Kubernetes node, whose parts are found by a name in which the mirror takes part.
+mkdir /mnt/tmp
+[ ! -f /mnt/cache/mirror ] || export SIDESTEP_DEBIAN_MIRROR="$(cat /mnt/cache/mirror)"
 cd /src && .venv/bin/python -m tests.kernels.guest /dev/ttyS1 "$SIDESTEP_STEPS"
 sync
 echo o >/proc/sysrq-trigger

@@ -1,7 +1,8 @@
 """The disks and the initial RAM disk of a guest.
 
 Two disks, of which QEMU writes to neither: the Debian root with all packages, made once and kept in the cache, and one
-made in each run, with the sources, their virtual environment and the modules of the kernels. The initial RAM disk has
+made in each run, with the sources, their virtual environment, the modules of the kernels and, for the step that boots a
+Kubernetes node, all parts of that node. The initial RAM disk has
 busybox and the modules without which the kernel sees no disk.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from tests.debian import cache, roots, suite
 from tests.debian.cache import BuildError
 from tests.debian.room import Room
+from tests.kernels import node
 from tests.kernels.packages import Kernel
 
 SUITE = "trixie"
@@ -46,8 +48,11 @@ def _folder(packages: Sequence[str]) -> Path:
     return roots.root("kernels", SUITE, sorted({*suite.MAKE, "kmod", *packages}))
 
 
-def sources(folder: Path, packages: Sequence[str], kernels: Sequence[Kernel]) -> Path:
-    """The disk with the working tree's files and environment, and the modules, made in `folder`. Raises BuildError."""
+def sources(folder: Path, packages: Sequence[str], kernels: Sequence[Kernel], *, cluster: bool = False) -> Path:
+    """The disk with the working tree's files and environment, and the modules, made in `folder`. Raises BuildError.
+
+    With `cluster` it also has what a Kubernetes node is made of, as the cache of the guest.
+    """
     content, log = folder / "content", folder / "log"
     place = _folder(packages)
     binds = suite.prepare(SUITE, place, content / "src", log)
@@ -57,7 +62,9 @@ def sources(folder: Path, packages: Sequence[str], kernels: Sequence[Kernel]) ->
     cache.step("compiling the sources", compiling, log=log, within=_WITHIN)
     for kernel in kernels:
         shutil.copytree(kernel.modules, content / "modules" / kernel.release, symlinks=True)
-    _disk(folder / "disk", content, "4G", log)
+    if cluster:
+        node.furnish(content / "cache", log)
+    _disk(folder / "disk", content, "12G" if cluster else "4G", log)
     shutil.rmtree(content)
     return folder / "disk"
 

@@ -17,8 +17,8 @@ from tests.debian import cache
 from tests.kernels.packages import Kernel
 from tests.kernels.report import Outcome, Report, ReportError
 
-MEMORY = 3072
-"""MiB."""
+MEMORY = 4096
+"""MiB; the programs of a Kubernetes node alone take more than one GiB."""
 POLL = 1.0
 """Seconds between two looks at the results."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -27,6 +27,11 @@ class Step:
     counted: str = "tests"
     confined: bool = False
     """Whether it runs with the DaemonSet's capabilities instead of root's."""
+    cluster: bool = False
+    """Whether it boots a Kubernetes node, whose parts `tests.kernels.node` puts on the guest's disk.
+
+    It runs only when a run names it: Kubernetes has to be built for it.
+    """
 
 
 def _tests(name: str, title: str, within: float, *paths: str, marked: str = "") -> Step:
@@ -34,6 +39,24 @@ def _tests(name: str, title: str, within: float, *paths: str, marked: str = "") 
     options = ["-q", "-p", "no:cacheprovider", "--color=no", "--timeout=900", *(["-m", marked] if marked else [])]
     shown = ", ".join(f"`{path}`" for path in paths)
     return Step(name, f"{title} ({shown})", within, (PYTHON, "-m", "pytest", *options, *paths))
+
+
+NODE = (
+    "tests/e2e/test_unified_cgroups.py",
+    "tests/e2e/test_cluster.py",
+    "tests/e2e/test_intercept.py",
+    "tests/e2e/test_uninstall.py",
+)
+"""The node itself, the daemon on it, intercepts of pods that come and go, and that nothing of it stays.
+
+The node's programs and pods write to the disk: the guest's memory holds neither them nor their images.
+"""
+_GUESTS = ("env", "SIDESTEP_E2E_CACHE=/mnt/cache", "TMPDIR=/mnt/tmp")
+
+
+def _node(name: str, title: str, within: float, *paths: str) -> Step:
+    step = _tests(name, title, within, *paths)
+    return replace(step, command=(*_GUESTS, *step.command), cluster=True)
 
 
 MATCHING = ("tests/system/test_matching.py", "tests/system/test_grpc.py")
@@ -52,12 +75,16 @@ STEPS = (
     _tests("ids", "the lock-up of an IDS", 1800, "tests/privileged/ids"),
     _tests("matching", "matching, a selection", 3600, *MATCHING, marked="kernels"),
     _tests("cgroups", "cgroup version 2 alone", 2400, "tests/system/test_unified_cgroups.py"),
+    _node("node", "a Kubernetes node with cgroup version 2 alone", 5400, *NODE),
 )
 
 
 def named(names: str) -> list[Step]:
-    """The steps of a list that is separated by commas; all when it is empty. Raises ValueError."""
-    wanted = names.split(",") if names else [step.name for step in STEPS]
+    """The steps of a list that is separated by commas; when it is empty all but those with a cluster.
+
+    Raises ValueError.
+    """
+    wanted = names.split(",") if names else [step.name for step in STEPS if not step.cluster]
     if unknown := set(wanted) - {step.name for step in STEPS}:
         raise ValueError(f"no such step: {', '.join(sorted(unknown))}")
     return [step for step in STEPS if step.name in wanted]
