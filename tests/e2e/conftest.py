@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from tests.debian import cache
-from tests.e2e import cgroups, machine, releases
+from tests.e2e import building, cgroups, machine, releases
 from tests.e2e import cluster as clusters
 from tests.e2e import product as products
 from tests.e2e import shop as shops
@@ -49,7 +49,7 @@ def cluster(request):
     cache.uncaptured = request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled
     folder = machine.folder_of_our_own()
     try:
-        with clusters.cluster(folder) as running:
+        with building.required(), clusters.cluster(folder) as running:
             yield running
     finally:
         kept = cache.folder() / "logs"

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from tests.debian import cache
-from tests.e2e import images, machine
+from tests.e2e import building, images, machine
 from tests.e2e import product as products
 from tests.e2e import shop as shops
 from tests.kind import cluster as clusters
@@ -29,7 +29,8 @@ def made_parts(request):
     """What a cluster is made of, in the cache."""
     assert os.geteuid() == 0, "these tests need root: sudo make e2e-kind"
     cache.uncaptured = request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled
-    return parts()
+    with building.required():
+        return parts()
 
 
 @pytest.fixture(scope="session")
