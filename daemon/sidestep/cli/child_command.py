@@ -29,11 +29,13 @@ class ChildCommand:
         command: Sequence[str],
         *,
         environment: Callable[[], Mapping[str, str]] = dict,
+        ready: asyncio.Future[Mapping[str, str]] | None = None,
         folder: Path | None = None,
     ) -> None:
         """`environment` is asked, when the command starts, for variables that it gets beside those of this process;
-        `folder` is where it runs.
+        `ready` has others, and the command waits for them; `folder` is where it runs.
         """
+        self._ready = ready
         self._folder = folder
         self._command = tuple(command)
         self._environment = environment
@@ -51,8 +53,9 @@ class ChildCommand:
                 await active.wait()
         except TimeoutError:
             pass
+        prepared = {} if self._ready is None else await self._ready
         try:
-            variables = {**os.environ, **self._environment()}
+            variables = {**os.environ, **prepared, **self._environment()}
             self._process = await asyncio.create_subprocess_exec(*self._command, env=variables, cwd=self._folder)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()

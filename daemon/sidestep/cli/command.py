@@ -138,4 +138,5 @@ class WorkloadType(click.ParamType[str]):
 
 NAMESPACE = Name("namespace", is_label, completing="namespaces")
 SESSION_NAME = Name("name of a session", is_subdomain)
+CONTAINER_NAME = Name("container's name", is_label)
 POD_NAME = Name("pod's name", is_subdomain)

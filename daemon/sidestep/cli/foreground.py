@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import click
@@ -72,6 +72,13 @@ class Page(Protocol):
         """The sessions are over."""
 
 
+class World(Protocol):
+    """What a command behind `--` gets of a pod's world."""
+
+    async def run(self, ready: asyncio.Future[Mapping[str, str]]) -> None:
+        """Fetch it, set `ready` with the command's variables, and keep it until cancelled. Raises SidestepError."""
+
+
 class DashedCommand(Command):
     """Accepts a command line only after `--`, so that a misplaced word is an error instead of being run."""
 
@@ -98,13 +105,15 @@ def run(
     command: tuple[str, ...] = (),
     limit: Limit | None = None,
     page: Page | None = None,
+    world: World | None = None,
     descriptor: int = STDOUT,
 ) -> int:
     """Run these sessions; returns the exit code. Raises SidestepError when a session cannot begin or was ended.
 
-    `limit` may end the sessions in order; `page` shows their events, too; `descriptor` is where lines are printed.
+    `limit` may end the sessions in order; `page` shows their events, too; `world` is fetched before the command starts;
+    `descriptor` is where lines are printed.
     """
-    return asyncio.run(_run(specs, backend, handler, report, command, limit, page, descriptor))
+    return asyncio.run(_run(specs, backend, handler, report, command, limit, page, world, descriptor))
 
 
 async def _run(
@@ -115,6 +124,7 @@ async def _run(
     command: tuple[str, ...],
     limit: Limit | None,
     page: Page | None,
+    world: World | None,
     descriptor: int,
 ) -> int:
     loop = asyncio.get_running_loop()
@@ -131,13 +141,20 @@ async def _run(
         await page.begin()
     sessions = [session(backend, spec=spec, handler=handler, observer=_observer(report, page, spec)) for spec in specs]
     with interrupts(interrupted.set):
-        child = ChildCommand(command, environment=lambda: _variables(specs[0], handler)) if command else None
+        ready: asyncio.Future[Mapping[str, str]] = loop.create_future()
+        child = None
+        if command:
+            child = ChildCommand(command, environment=lambda: _variables(specs[0], handler), ready=ready)
         running = [asyncio.create_task(each.run(), name="session") for each in sessions]
         waiting = asyncio.create_task(interrupted.wait(), name="interrupted")
         tasks: set[asyncio.Task[Any]] = {*running, waiting}
         looking = asyncio.create_task(_look_for(handler, report, specs, child), name="handler")
         if limit is not None:
             tasks.add(asyncio.create_task(_until(limit, interrupted), name="limit"))
+        if world is not None:
+            tasks.add(asyncio.create_task(world.run(ready), name="world"))
+        else:
+            ready.set_result({})
         if child is not None:
             tasks.add(asyncio.create_task(child.run(report.active), name="command"))
         try:

@@ -18,6 +18,7 @@ from sidestep.cli.foreground import STDOUT, DashedCommand, claimed_owner, run
 from sidestep.cli.har_file import HarFile
 from sidestep.cli.live_page import PageSettings, live_page, page_options
 from sidestep.cli.options import PortMapping, PortType, namespace_option, output_option
+from sidestep.cli.pod_session import Wanted, World, access_spec, world_options
 from sidestep.cli.report import JsonReport, Report
 from sidestep.cli.request_text import answer_options, uses_colour
 from sidestep.cli.saved_requests import SavedRequests, save_option
@@ -84,6 +85,7 @@ def _session_options(command: F) -> F:
     help="Close existing connections, so that their clients connect again.",
 )
 @click.option("--divert-probes", is_flag=True, help="Divert probes of the kubelet too; by default they never match.")
+@world_options
 @_session_options
 def intercept(**words: Any) -> int:
     """Divert matching requests of WORKLOAD (`name` or `kind/name`) to a handler on this machine, until Ctrl-C.
@@ -99,6 +101,11 @@ def intercept(**words: Any) -> int:
     code is that of the command. It finds the session in its environment: SIDESTEP_INTERCEPT (namespace/name),
     SIDESTEP_KIND, SIDESTEP_NAMESPACE, SIDESTEP_WORKLOAD, SIDESTEP_WORKLOAD_PORT, and where the handler is to listen,
     SIDESTEP_ADDRESS and SIDESTEP_PORT.
+
+    With --env, CMD gets the variables that the pod's container was started with, too; --env-file and --env-json write
+    them to a file, as well, which only you may read. Of a name that you have, too, the pod's variable wins, except
+    where it says where things are in the container (PATH, HOME, LD_* and the like): include those by name. In a cluster
+    this needs ClusterRole sidestep-pod-access, a right as strong as pods/exec.
 
     \b
     Your own requests, marked by a header, to a TLS server on port 9443:
@@ -161,6 +168,7 @@ def _run_session(
     last: int,
     save: Path | None = None,
     save_secrets: bool = False,
+    world: Wanted | None = None,
     **rest: Any,
 ) -> int:
     saved = None
@@ -231,7 +239,15 @@ def _run_session(
         ),
         command=command,
         page=shown,
+        world=_world(world, backend, namespace, workload, rest["pod"]),
     )
+
+
+def _world(wanted: Wanted | None, backend: Backend, namespace: str, workload: str, pod: str) -> World | None:
+    """Return what fetches the pod's world; None where nothing of it is wanted."""
+    if wanted is None or not wanted.allow:
+        return None
+    return World(backend, access_spec(namespace, workload, *wanted.allow, pod=pod, container=wanted.container), wanted)
 
 
 def _handler(settings: HandlerSettings, takers: Sequence[Callable[[CopiedRequest], None]]) -> Handler:

@@ -20,7 +20,7 @@ from sidestep.tunnel.messages import decode
 from sidestep.tunnel.views import StatusView
 
 
-@click.command(cls=Command, short_help="End an intercept, a wiretap, flows, a capture or an inspection.")
+@click.command(cls=Command, short_help="End an intercept, a wiretap, flows, a capture or another session.")
 @click.argument("name", shell_complete=lambda ctx, _param, word: complete("sessions", ctx, word))
 @namespace_option
 @output_option

@@ -33,10 +33,11 @@ COMMANDS = {
     "capture": ("sidestep.cli.capture:capture", "Write decrypted traffic of a workload as packets."),
     "completion": ("sidestep.cli.completion:completion", "Print what completes words in a shell."),
     "doctor": ("sidestep.cli.doctor:doctor", "Check this machine and its access to a cluster."),
+    "env": ("sidestep.cli.env:env", "Print the variables of a workload's container."),
     "flows": ("sidestep.cli.flows:flows", "Show the requests of a workload as they come."),
     "inspect": ("sidestep.cli.inspect:inspect", "Show alerts and requests of a workload as they come."),
     "intercept": ("sidestep.cli.intercept:intercept", "Divert matching requests to a handler on this machine."),
-    "leave": ("sidestep.cli.leave:leave", "End an intercept, a wiretap, flows, a capture or an inspection."),
+    "leave": ("sidestep.cli.leave:leave", "End an intercept, a wiretap, flows, a capture or another session."),
     "list": ("sidestep.cli.listing:list_command", "Show workloads, ports, certificates, sessions, problems."),
     "node": ("sidestep.cli.node:node", "Run the node daemon (as root)."),
     "policy": ("sidestep.cli.policy:policy", "Check inspection policies, and except alerts from them."),
@@ -97,6 +98,8 @@ def sidestep() -> None:
     Copy requests instead, or just see them:
       sidestep wiretap orders -n shop --port 9000:https --http-method POST
       sidestep flows orders -n shop
+    Have the variables of the pod, too:
+      sidestep intercept orders -n shop --port 8080:http --http-header x-dev=ada --env -- python app.py
     Write decrypted traffic as packets:
       sidestep capture orders -n shop -w heads.pcapng --for 60s
     Check inspection policies, and try them on captured requests:

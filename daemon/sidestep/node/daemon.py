@@ -46,6 +46,7 @@ from sidestep.node.controller import Controller
 from sidestep.node.engines import Engines
 from sidestep.node.manifests import InventorySource, ManifestDirectory, Reading
 from sidestep.node.own_addresses import own_addresses
+from sidestep.node.pod_world import NodePodWorld
 from sidestep.node.pods.audit import Audit
 from sidestep.node.pods.reconciler import Reconciler
 from sidestep.node.pods.toolbox import Toolbox
@@ -260,6 +261,8 @@ class _Daemon:
             node=self._options.node_name,
             local_refusal="" if self._cluster is None else "this node belongs to a cluster: intercept through its API",
         )
+
+        sessions.world = NodePodWorld(inventory=lambda: controller.inventory, reader=self._reader)
 
         node = self._options.node_name
         records = EveLog(

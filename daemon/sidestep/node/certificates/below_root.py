@@ -130,11 +130,7 @@ def _subject(path: str) -> str:
 def _resolve(root: Root, path: str) -> int:
     """A handle (O_PATH) on `path` below `root`; symbolic links, absolute ones too, stay below it."""
     name = _checked(root, path)
-    try:
-        folder = _open_root(root)
-    except OSError as error:
-        kind = AbsentRootError if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ESRCH} else KernelError
-        raise kind("open", error.errno or errno.EIO, doing=f"opening {root.path}") from error
+    folder = open_root(root)
     how = struct.pack(
         "=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS
     )  # struct open_how: flags, mode, resolve
@@ -168,19 +164,44 @@ def _checked(root: Root, path: str) -> bytes:
         raise ConfigurationError("is no file name", subject=_subject(path)) from error
 
 
-def _open_root(root: Root) -> int:
+def open_root(root: Root) -> int:
+    """A handle (O_PATH) on the root. Raises AbsentRootError, KernelError."""
     if root.birth is None:
-        return os.open(root.path, _FOLDER)
+        return _open_folder(root.path)
     place = Path(root.path)
-    process = os.open(place.parent, _FOLDER)
+    process = open_process(str(place.parent), root.birth)
+    try:
+        return _open_folder(place.name, process)
+    finally:
+        os.close(process)
+
+
+def open_process(folder: str, birth: int | None) -> int:
+    """A handle on /proc/PID, of the process that was started at `birth`, where that is known.
+
+    Raises AbsentRootError when that process has ended, KernelError.
+    """
+    process = _open_folder(folder)
+    if birth is None:
+        return process
+    fields: list[bytes] = []
     try:
         described = os.open("stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
         try:
             fields = os.read(described, 4096).rpartition(b")")[2].split()
         finally:
             os.close(described)
-        if len(fields) <= _STARTED or fields[_STARTED] != b"%d" % root.birth:
-            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-        return os.open(place.name, _FOLDER, dir_fd=process)
-    finally:
+    except OSError:
+        pass  # it has ended meanwhile
+    if len(fields) <= _STARTED or fields[_STARTED] != b"%d" % birth:
         os.close(process)
+        raise AbsentRootError("open", errno.ESRCH, doing=f"opening {folder}")
+    return process
+
+
+def _open_folder(path: str, folder: int | None = None) -> int:
+    try:
+        return os.open(path, _FOLDER, dir_fd=folder)
+    except OSError as error:
+        kind = AbsentRootError if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ESRCH} else KernelError
+        raise kind("open", error.errno or errno.EIO, doing=f"opening {path}") from error

@@ -1,5 +1,7 @@
 """The one-shot child of the reader: opens a source, drops all privileges, validates, answers, ends.
 
+A source is a certificate, manifests, or the variables of a process.
+
     1  as root      sends its pidfd, so that the daemon can kill it; opens the files (or the token for the API server)
     2               becomes a user without privileges, with limits for CPU time, wall time, memory and file size
     3               reads, parses and validates the content, which is untrusted
@@ -42,10 +44,12 @@ from sidestep.node.certificates.below_root import (
     read_steady,
     stamp,
 )
+from sidestep.node.certificates.process_environment import open_environment, read_environment
 from sidestep.node.certificates.requests import (
     MAX_REASON,
     Absence,
     ClusterSecret,
+    EnvironmentRequest,
     Failed,
     Folder,
     IdentityFacts,
@@ -80,14 +84,14 @@ _MAX_MANIFEST: Final = 4 * MAX_FILE
 _PR_SET_PDEATHSIG = 1
 
 
-def run(request: ReadRequest | ManifestsRequest, answers: socket.socket) -> NoReturn:
+def run(request: ReadRequest | ManifestsRequest | EnvironmentRequest, answers: socket.socket) -> NoReturn:
     """Carry out one request and end the process. Runs in a fresh fork of the reader."""
     status = 1
     try:
         _set_parent_death_signal()  # a file system may hang before the other limits apply
         _close_all_but(answers.fileno())
         _send_pidfd(answers)
-        answer, fd = _manifests(request) if isinstance(request, ManifestsRequest) else _certificate(request)
+        answer, fd = _answer(request)
         send_packet(answers, msgspec.msgpack.encode(answer), fd)
         status = 0
     except SidestepError as error:
@@ -96,6 +100,16 @@ def run(request: ReadRequest | ManifestsRequest, answers: socket.socket) -> NoRe
         _answer_and_exit(answers, Failed("reading it takes too much memory"))
     finally:
         os._exit(status)
+
+
+def _answer(request: ReadRequest | ManifestsRequest | EnvironmentRequest) -> tuple[Summary | Payload, int | None]:
+    match request:
+        case ManifestsRequest():
+            return _manifests(request)
+        case EnvironmentRequest():
+            return _environment(request)
+        case _:
+            return _certificate(request)
 
 
 def failed(error: SidestepError) -> Failed:
@@ -329,6 +343,16 @@ def _read_file(path: str) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
         return file.read(_MAX_MANIFEST + 1)
+
+
+# --- variables ------------------------------------------------------------------------------------------------------
+
+
+def _environment(request: EnvironmentRequest) -> tuple[Payload, int]:
+    fd = open_environment(request.pid, request.birth)
+    _drop_privileges(cpu=CPU, wall=WALL)
+    content = read_environment(fd) or b"\0"
+    return Payload(len(content)), sealed_memfd("sidestep-environment", content)
 
 
 # --- the process ----------------------------------------------------------------------------------------------------

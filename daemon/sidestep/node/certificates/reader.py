@@ -32,6 +32,7 @@ from sidestep.node.certificates.requests import (
     MAX_REQUEST,
     Absence,
     Answer,
+    EnvironmentRequest,
     Failed,
     Folder,
     ManifestsRequest,
@@ -127,6 +128,25 @@ class Reader:
                 os.close(fd)
         raise _error(answer)
 
+    async def environment(self, pid: int, birth: int | None) -> bytes:
+        """Return the variables of the process that was started at `birth`, each ended by NUL, at least one byte.
+
+        Raises ReadError, KernelError, PeerError.
+        """
+        answer, fd = await self._by_child(
+            EnvironmentRequest(pid, birth),
+            ("environment", pid),
+            deadline=WALL + 2.0,
+            doing=f"reading the variables of process {pid}",
+        )
+        try:
+            if isinstance(answer, Payload) and fd is not None:
+                return read_sealed_memfd(fd, answer.size)
+        finally:
+            if fd is not None:
+                os.close(fd)
+        raise _error(answer)
+
     @property
     def pid(self) -> int | None:
         """Process id of the reader; None while it does not run."""
@@ -156,7 +176,9 @@ class Reader:
             self._kill()
             raise KernelError("read", errno.ETIMEDOUT, doing="starting the reader") from error
 
-    async def _by_child(self, request: Request, source: object, *, deadline: float) -> tuple[Answer, int | None]:
+    async def _by_child(
+        self, request: Request, source: object, *, deadline: float, doing: str = "reading a certificate"
+    ) -> tuple[Answer, int | None]:
         self._refuse(source)
         async with self._children:
             kills = self._kills
@@ -165,10 +187,10 @@ class Reader:
                     return await self._ask(request)
             except TimeoutError as error:
                 self._punish(source)
-                raise KernelError("read", errno.ETIMEDOUT, doing="reading a certificate") from error
+                raise KernelError("read", errno.ETIMEDOUT, doing=doing) from error
             except _ChildLostError as error:
                 if self._kills != kills:  # the reader was killed because of another source
-                    raise KernelError("read", errno.EPIPE, doing="reading a certificate") from error
+                    raise KernelError("read", errno.EPIPE, doing=doing) from error
                 self._punish(source)
                 reason = f"reading it takes more than {CPU} s of processor time, or too much memory"
                 raise ReadError(reason) from error

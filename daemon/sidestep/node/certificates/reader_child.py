@@ -4,7 +4,7 @@ The daemon starts it with the first request, with one end of a SOCK_SEQPACKET so
 descriptors. It has imported the modules that its children need. Each request arrives with a socket for its answer:
 
     StampRequest                     answered here: files are stamped by fstat(2); none is opened, nothing is forked
-    ReadRequest, ManifestsRequest    answered by a child (`one_shot`), which then ends
+    all others                       answered by a child (`one_shot`), which then ends
 
 Thus this process never holds content of a file, and no long-lived process holds a key. A stamp request can hang in a
 file system; the daemon then kills this process and starts another. It ends after `IDLE` seconds without a request, and

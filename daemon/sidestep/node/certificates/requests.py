@@ -84,7 +84,18 @@ class ManifestsRequest(msgspec.Struct, tag=True, frozen=True):
     names: tuple[str, ...]
 
 
-Request = StampRequest | ReadRequest | ManifestsRequest
+class EnvironmentRequest(msgspec.Struct, tag=True, frozen=True):
+    """Read the variables that a process was started with. Answered by `Payload`, with a memfd of them, which holds at
+    least one byte.
+
+    `birth` is its start time in clock ticks since boot; None where that is not known.
+    """
+
+    pid: int
+    birth: int | None
+
+
+Request = StampRequest | ReadRequest | ManifestsRequest | EnvironmentRequest
 
 
 class Started(msgspec.Struct, tag=True, frozen=True):

@@ -1,0 +1,228 @@
+"""Sessions with access to pods: one for as long as some work takes, and what `sidestep intercept` does with one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import click
+
+from sidestep.cli import variables
+from sidestep.cli.backend import Backend, session
+from sidestep.cli.command import CONTAINER_NAME, FilePath
+from sidestep.cli.foreground import claimed_owner
+from sidestep.laptop.capture_target import CaptureTarget
+from sidestep.laptop.pod_access import PodAccess
+from sidestep.model.errors import ConfigurationError, RefusedError
+from sidestep.model.text import harmless
+from sidestep.tunnel.messages import AnyEvent, Hello, SessionSpec, State
+from sidestep.tunnel.opening import StreamOpening
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+Allowed = Literal["environment", "network", "files"]
+
+
+def access_spec(namespace: str, workload: str, *allow: Allowed, pod: str = "", container: str = "") -> SessionSpec:
+    """Return the session that has this access to pods of a workload."""
+    return SessionSpec(
+        namespace=namespace,
+        workload=workload,
+        port="",
+        kind="wiretap",
+        pod=pod,
+        allow=allow,
+        container=container,
+        claimed_owner=claimed_owner(),
+    )
+
+
+class _Observer:
+    """The `laptop.session.SessionObserver` of an access: it keeps the last reason why no pod can be used."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    def registered(self, hello: Hello) -> None:
+        """As SessionObserver.registered."""
+
+    def interrupted(self, reason: str) -> None:
+        """As SessionObserver.interrupted."""
+        self.reason = reason
+
+    def handler_refused(self, opening: StreamOpening, reason: str) -> None:
+        """As SessionObserver.handler_refused."""
+
+    def note(self, text: str) -> None:
+        """As SessionObserver.note."""
+        tell(text)
+
+    def event(self, event: AnyEvent) -> None:
+        """As SessionObserver.event."""
+        if isinstance(event, State):
+            self.reason = next((f"pod {each.pod}: {each.detail}" for each in event.pods if each.detail), "")
+            if not event.pods:
+                self.reason = "it has no pod that a node daemon serves"
+
+
+async def during(backend: Backend, spec: SessionSpec, work: Callable[[PodAccess], Awaitable[T]]) -> T:
+    """Have access to pods for as long as the work takes; returns its result. Raises SidestepError."""
+    access, observer = PodAccess(), _Observer()
+    held = session(backend, spec=spec, handler=access, observer=observer)
+    running = asyncio.create_task(held.run(), name="access")
+    working = asyncio.ensure_future(work(access))
+    try:
+        await asyncio.wait({running, working}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            outcome = running.result()
+            if outcome.error is not None:
+                raise outcome.error
+            ended = outcome.ended.reason if outcome.ended is not None else "the node daemon closed it"
+            raise RefusedError(f"the access to {spec.workload} has ended: {ended}")
+        try:
+            return working.result()
+        except RefusedError as error:
+            raise RefusedError(f"{error} ({observer.reason})" if observer.reason else str(error)) from error
+    finally:
+        held.stop()
+        working.cancel()
+        await asyncio.gather(running, working, return_exceptions=True)
+
+
+def tell(text: str) -> None:
+    """Print a line to standard error."""
+    click.echo(harmless(text), err=True)
+
+
+def tell_left_out(names: tuple[str, ...], syntax: str) -> None:
+    """Say which variables a text does not have."""
+    if names:
+        tell(f"Not in it, because {syntax} has no way to write them: {', '.join(names)}")
+
+
+def write_private(path: Path, text: str, *, option: str) -> None:
+    """Write a file that only its owner may read, in the place of another of that name. Raises ConfigurationError."""
+    target = CaptureTarget(path, standard_output=sys.stdout.fileno(), option=option)
+    with os.fdopen(target.open(), "wb") as file:
+        file.write(text.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What of the pod's world a command is to find on this machine. Nothing: it finds none of it."""
+
+    inherit: bool = False
+    """The command inherits the variables."""
+    dotenv: Path | None = None
+    json: Path | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    container: str = ""
+
+    @property
+    def environment(self) -> bool:
+        """Whether variables are wanted."""
+        return self.inherit or self.dotenv is not None or self.json is not None
+
+    @property
+    def allow(self) -> tuple[Allowed, ...]:
+        """The rights that it takes."""
+        return ("environment",) if self.environment else ()
+
+    def check(self) -> None:
+        """Raise click.UsageError for options without the one that they belong to, ConfigurationError for files."""
+        if not self.environment and (self.include or self.exclude):
+            raise click.UsageError("--env-include and --env-exclude belong to --env, --env-file or --env-json")
+        if not self.allow and self.container:
+            raise click.UsageError("--container belongs to --env, --env-file or --env-json")
+        for option, path in (("--env-file", self.dotenv), ("--env-json", self.json)):
+            if path is not None:
+                if str(path) == "-":
+                    reason = "standard output has what the session tells; name a file, or use sidestep env"
+                    raise ConfigurationError(reason, subject=option, value="-")
+                CaptureTarget(path, standard_output=1, option=option).check()
+
+
+@dataclass(slots=True)
+class World:
+    """The pod's world for a command: a `foreground.World`."""
+
+    backend: Backend
+    spec: SessionSpec
+    wanted: Wanted
+    _variables: dict[str, str] = field(default_factory=dict)
+
+    async def run(self, ready: asyncio.Future[Mapping[str, str]]) -> None:
+        """As foreground.World.run. The access ends once everything has been fetched."""
+        await during(self.backend, self.spec, self._fetch)
+        if not ready.done():
+            ready.set_result(self._variables)
+        await asyncio.Event().wait()
+
+    async def _fetch(self, access: PodAccess) -> None:
+        wanted = self.wanted
+        if wanted.environment:
+            found = variables.parse(await access.environment())
+            found = variables.chosen(found, wanted.include, wanted.exclude)
+            for path, syntax, option in ((wanted.dotenv, "dotenv", "--env-file"), (wanted.json, "json", "--env-json")):
+                if path is not None:
+                    text, left_out = variables.written(found, syntax)
+                    write_private(path, text, option=option)
+                    tell_left_out(left_out, syntax)
+            inherited = variables.for_a_command(found, wanted.include)
+            self._variables |= {os.fsdecode(name): os.fsdecode(value) for name, value in inherited.items()}
+
+
+def world_options(command: F) -> F:
+    """Add the options of `Wanted`; the command receives one `world`."""
+
+    def choosing(
+        *arguments: Any,
+        env: bool,
+        env_file: Path | None,
+        env_json: Path | None,
+        env_include: tuple[str, ...],
+        env_exclude: tuple[str, ...],
+        container: str,
+        **rest: Any,
+    ) -> Any:
+        wanted = Wanted(env, env_file, env_json, env_include, env_exclude, container)
+        wanted.check()
+        return command(*arguments, world=wanted, **rest)
+
+    choosing.__name__, choosing.__doc__ = command.__name__, command.__doc__
+    choosing.__click_params__ = list(getattr(command, "__click_params__", ()))  # type: ignore[attr-defined]
+    for option in (
+        container_option,
+        *glob_options,
+        click.option("--env-json", type=FilePath(), metavar="FILE", help="The same, as a JSON object."),
+        click.option(
+            "--env-file",
+            type=FilePath(),
+            metavar="FILE",
+            help="Write the pod's variables to a file (dotenv); CMD has them.",
+        ),
+        click.option("--env", is_flag=True, help="CMD inherits the variables of the pod's container (PodAccess)."),
+    ):
+        choosing = option(choosing)
+    return choosing  # type: ignore[return-value]  # the same function but for the options it takes
+
+
+container_option = click.option(
+    "--container",
+    "-c",
+    type=CONTAINER_NAME,
+    default="",
+    metavar="NAME",
+    help="Container of the pod. [default: kubectl's default container]",
+)
+glob_options = (
+    click.option("--env-exclude", multiple=True, metavar="GLOB", help="Not the variables of these names, like AWS_*."),
+    click.option("--env-include", multiple=True, metavar="GLOB", help="Only the variables of these names, like DB_*."),
+)
