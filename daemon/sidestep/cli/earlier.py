@@ -36,6 +36,8 @@ class SinceType(click.ParamType[float]):
         """As click.ParamType.convert."""
         if isinstance(value, float):
             return value
+        if not value:
+            self.fail("a duration such as 10m or 30s is wanted", param, ctx)
         try:
             return since_of(str(value), subject="")
         except ConfigurationError as error:
