@@ -373,6 +373,20 @@ class Diversion:
 
     # --- upkeep -----------------------------------------------------------------------------------------------------
 
+    @property
+    def rests(self) -> bool:
+        """Whether `pump` would do nothing: no exchange waits for a link, a window or a boundary."""
+        to_client = self._to_client
+        if to_client.wants_boundary or to_client.queue or to_client.delivered:
+            return False
+        for link in self.links.values():
+            if link.ready or link.waiting or link.leaving:
+                return False
+        for pool in self._handlers.values():
+            if pool.waiting:
+                return False
+        return self._second is None or not self._second.waiting
+
     def pump(self) -> None:
         """Let the links and `ToClient` write what they can; finish exchanges whose response has been written."""
         to_client = self._to_client
@@ -404,8 +418,13 @@ class Diversion:
 
     @property
     def wants_time(self) -> bool:
-        """Whether ticks are needed."""
-        return bool(self.backpressure) or self._resets.wants_time or any(pool.wants_time for pool in self._pools())
+        """Whether ticks are needed. Hot path: asked after most reads, so nothing is made for it."""
+        if self.backpressure or self._resets.wants_time:
+            return True
+        for pool in self._handlers.values():
+            if pool.wants_time:
+                return True
+        return self._second is not None and self._second.wants_time
 
     def tick(self) -> None:
         """Learn that a tick has passed."""

@@ -5,7 +5,7 @@ deals with header blocks, `DivertedData` with DATA of diverted streams, `Mirrore
 transparent connection a chunk is handed on as the one object it came in; on a mixed one these frames are kept from the
 app or changed:
 
-    HEADERS, CONTINUATION          encoded anew, or withheld (`RequestBlocks`)
+    HEADERS, CONTINUATION          withheld, or encoded anew where the app's HPACK table is another (`RequestBlocks`)
     DATA of a diverted stream      withheld (`DivertedData`)
     WINDOW_UPDATE, RST_STREAM, PRIORITY of a diverted stream      withheld, also after it has ended
     WINDOW_UPDATE on stream 0      pays the debt first (`ToClient`); the app gets the rest, nothing if that is 0

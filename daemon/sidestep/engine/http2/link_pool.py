@@ -88,7 +88,8 @@ class LinkPool:
     @property
     def wants_time(self) -> bool:
         """Whether ticks are needed."""
-        return bool(self.waiting) or len(self.links) > 1 or any(not link.has_settings for link in self.links)
+        links = self.links
+        return bool(self.waiting) or len(links) > 1 or (bool(links) and not links[0].has_settings)
 
     def tick(self) -> tuple[list[Link], bool]:
         """Learn that a tick has passed.

@@ -11,7 +11,8 @@ A block is decoded in the context of the client's encoder before its request goe
     any other                   trailers for the app, or what the app will refuse
     a list over `passed_list`   nobody's: 431 (RFC 6585) for a request, a reset for trailers
 
-On a transparent connection a block for the app passes as the bytes that came; on a mixed one `ToApp` encodes it anew.
+A block for the app passes as the bytes that came; once a block that the app has not got has changed the HPACK table
+(`ToApp.in_step`), it is encoded anew.
 
 The first request that a rule wants waits until the app has proved that it speaks HTTP/2: up to then the connection can
 still become a wire.
@@ -148,7 +149,7 @@ class RequestBlocks:
             return taken
         self._decoder.state = block.state
         self._idle.level = 0
-        if not state.mixed:
+        if self._to_app.in_step:
             return start
         self._to_app.write(before)
         self._to_app.write_block(stream, block, ends=ends, priority=priority)
@@ -257,7 +258,7 @@ class RequestBlocks:
         """Hand on what is before the block, and remember what the app is owed for it."""
         self._state.mixed = True
         self._to_app.write(before)
-        self._to_app.withhold(block.updates)
+        self._to_app.withhold(block.updates, before=self._decoder.state, after=block.state)
         self._decoder.state = block.state
         self._idle.level = 0
 
@@ -286,7 +287,7 @@ class RequestBlocks:
             raise error
         streams = state.streams
         self._to_app.write(before)
-        self._to_app.withhold(error.updates)
+        self._to_app.withhold(error.updates, before=self._decoder.state, after=error.state)
         self._decoder.state = error.state
         if stream > streams.highest and stream & 1:
             self._diversion.decline(stream, ErrorCode.NO_ERROR, ends=ends)

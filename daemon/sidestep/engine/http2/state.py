@@ -5,11 +5,13 @@ A connection is in one of two modes:
     transparent   `mixed` is False. Both directions carry the original bytes; the peers' HPACK contexts are what they
                   would be without a relay, so the connection can become a wire (raw relay) at any point
     mixed         `mixed` is True. The client reads frames of the app and frames of ours; the app misses the header
-                  blocks of diverted streams and gets all others re-encoded as literals
+                  blocks of diverted streams, and gets all others re-encoded once those it has missed matter to them
+                  (`to_app`)
 
     transparent -- first diverted stream, or the client's preface when a rewriter is set --> mixed
 
-The change is final: after it the two peers' HPACK contexts differ, so the connection cannot become a wire any more.
+The change is final: after it the two peers' streams differ, and their HPACK contexts may, so the connection cannot
+become a wire any more.
 
 The states of the other parts are listed where they are kept: streams in `streams`, the app's connection in
 `app_connection`, a diverted stream in `exchange`, a connection to a handler in `link`.

@@ -38,7 +38,7 @@ from sidestep.proxy.connection.connection_legs import ConnectionLegs
 from sidestep.proxy.connection.endpoints import ConnectionInfo, Endpoints
 from sidestep.proxy.connection.host import AppTls, ConnectionHost
 from sidestep.proxy.connection.leg_opening import open_app, open_handler
-from sidestep.proxy.connection.leg_reading import read_last, read_more
+from sidestep.proxy.connection.leg_reading import drain, read_last, read_more
 from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.connection.mirrored import MirroredConnection
 from sidestep.proxy.io.loop import READ, WRITE, Loop, Timer
@@ -153,7 +153,12 @@ class Conductor:
         self.active = leg.active = now = self._loop.now
         try:
             data = stream.read()
-            if data:
+            if data and relay.drain:
+                self._dirty |= drain(
+                    relay, leg, stream, data, whole=self._whole, backlog=self._backlog, protocol=self.spoken
+                )
+                self._look_at(relay, leg)
+            elif data:
                 if self._whole is not None:
                     self._whole.read(leg, data)
                 to = relay.passes(leg, data)
@@ -168,10 +173,7 @@ class Conductor:
                     self._dirty |= read_more(
                         relay, leg, stream, whole=self._whole, backlog=self._backlog, protocol=self.spoken
                     )
-                if not relay.reads(leg):
-                    self._dirty = True
-                    if relay.successor is not None:
-                        self.relay = relay.successor
+                self._look_at(relay, leg)
             elif data is not None and hung_up and not io.finished:
                 self._lose(io)
             elif data is not None:
@@ -185,6 +187,13 @@ class Conductor:
         except OSError:
             self._lose(io)
         self.apply()
+
+    def _look_at(self, relay: Relay, leg: Leg) -> None:
+        """See whether the relay reads on, or another one does in its place."""
+        if not relay.reads(leg):
+            self._dirty = True
+            if relay.successor is not None:
+                self.relay = relay.successor
 
     def _pass_on(self, to: Leg, data: bytes) -> bool:
         """Write bytes that pass as they are; return whether nothing is left to do."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
+import hpack
 import pytest
 from h2.settings import SettingCodes
 from hypothesis import HealthCheck, given, note, settings
@@ -26,6 +27,8 @@ SMALL = replace(DEFAULT_LIMITS, stream_window=20_000, connection_window=70_000)
 @dataclass
 class Exchange:
     matched: bool
+    quiet: bool
+    """It adds nothing to HPACK tables."""
     request: Message
     response: Message
     client_resets: bool
@@ -74,7 +77,8 @@ def exchanges(draw: st.DrawFn, *, matches: st.SearchStrategy[bool], resets: bool
         response.reset = 2
         response.ended = False
         response.trailers = None
-    return Exchange(matched, request, response, client_resets, server_resets)
+    quiet = draw(st.booleans())
+    return Exchange(matched, quiet, request, response, client_resets, server_resets)
 
 
 paths = st.sampled_from([b"/", b"/a", b"/shop.Orders/Get", b"/long/" + b"p" * 300])
@@ -117,6 +121,10 @@ class Scene:
         patience = rng.choice([0.0, 0.5, 0.95])
         for index, plan in enumerate(plans):
             plan.request.head = [*plan.request.head, (b"x-plan", b"%d" % index)]
+            if plan.quiet:
+                plan.request.head = [hpack.NeverIndexedHeaderTuple(*field) for field in plan.request.head]
+                if plan.request.trailers is not None:
+                    plan.request.trailers = [hpack.NeverIndexedHeaderTuple(*field) for field in plan.request.trailers]
         # One byte at a time, or through windows of 100 bytes: small bodies, or the test takes minutes.
         narrow = any(config.get(SettingCodes.INITIAL_WINDOW_SIZE, 65_535) < 1000 for config in configs)
         longest = 60 if chunk < 100 else 1000 if narrow else 40_000
@@ -151,6 +159,10 @@ class Scene:
         assert to_client.debt >= 0
         assert len(connection.from_app.pending) <= 1 << 16
         assert to_client.queue.size >= 0
+        if connection.diversion.rests:
+            written = [leg.queued for leg in self.peers.relay.legs]
+            connection.diversion.pump()
+            assert [leg.queued for leg in self.peers.relay.legs] == written
 
     def change(self, who: str, setting: SettingCodes, value: int) -> None:
         ends = {"client": [self.client], "app": [self.app], "handler": self.peers.handlers}[who]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import hpack
 import pytest
 
 from sidestep.policy.route import Route
+from sidestep.protocols.hpack import encode
 from sidestep.protocols.http2 import (
     CONTINUATION,
     DATA,
+    DEFAULT_LIMITS,
     END_HEADERS,
     END_STREAM,
     HEADERS,
@@ -24,7 +27,7 @@ from sidestep.protocols.http2 import (
     rst_stream,
     window_update,
 )
-from tests.unit.engine.http2.talk import Talk
+from tests.unit.engine.http2.talk import Talk, mixed
 from tests.unit.engine.http2_peers import MATCH, request
 
 
@@ -54,7 +57,41 @@ def test_a_diverted_stream_never_reaches_the_app() -> None:
     assert talk.app.data == b""
 
 
-def test_once_mixed_blocks_for_the_app_are_literals_and_keep_what_they_are() -> None:
+def test_blocks_for_the_app_pass_as_they_came_while_missed_ones_have_not_changed_the_table() -> None:
+    talk = Talk()
+    never = hpack.NeverIndexedHeaderTuple(*MATCH)
+    relayed = request(b"/one", (b"x-token", b"t" * 40))
+    sent = talk.head(1, relayed)
+    talk.send(sent)
+    missed = header_frames(3, talk.encoder.encode([*relayed.head, never]), end_stream=True)
+    talk.send(missed)
+    assert talk.peers.diverted == [b"/one"]
+    again = talk.head(5, relayed)
+    assert len(again) < len(sent)  # it refers to the table
+    other = talk.head(7, request(b"/two", (b"x-new", b"n")), ends=False)  # and this adds to it
+    trailers = header_frames(7, talk.encoder.encode([(b"x-new", b"n")]), end_stream=True)
+    talk.send(again + other)
+    talk.send(frame(DATA, 0, 7, b"body") + trailers)
+    assert bytes(talk.app.data) == sent + again + other + frame(DATA, 0, 7, b"body") + trailers
+    talk.divert(9)  # adds the filter's field
+    talk.app.data.clear()
+    talk.send(talk.head(11, relayed))
+    assert talk.heads(talk.app, 11) == [relayed.head]
+
+
+def test_a_missed_list_that_is_too_large_leaves_the_app_in_step_only_if_it_changes_no_table() -> None:
+    talk = mixed(passed_list=2000)
+    assert not talk.relay._connection.to_app.in_step
+    for pattern in (0x00, 0x40):
+        talk = Talk(limits=replace(DEFAULT_LIMITS, passed_list=2000))
+        talk.send(header_frames(1, encode([*request(b"/d").head, MATCH]), end_stream=True))
+        long = bytes((pattern, 1)) + b"a" + b"\x7f\x80\x0f" + b"v" * 2047
+        talk.send(header_frames(3, encode(request(b"/").head) + long, end_stream=True))
+        assert talk.heads(talk.client, 3)[0][0] == (b":status", b"431")
+        assert talk.relay._connection.to_app.in_step is (pattern == 0x00)
+
+
+def test_once_out_of_step_blocks_for_the_app_are_literals_and_keep_what_they_are() -> None:
     talk = Talk()
     secret = hpack.NeverIndexedHeaderTuple(b"authorization", b"Bearer x")
     one = [*request(b"/one").head, secret]

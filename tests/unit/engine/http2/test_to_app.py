@@ -7,7 +7,7 @@ import pytest
 
 from sidestep.engine.http2.to_app import ToApp, Updates
 from sidestep.engine.leg import Ending, Leg, Role
-from sidestep.protocols.hpack import INITIAL, NONE, Block
+from sidestep.protocols.hpack import INITIAL, NONE, Block, decode
 from sidestep.protocols.http2 import END_HEADERS, END_STREAM, HEADER, HEADER_SIZE, WITH_PRIORITY
 
 FIELDS = ((b":method", b"GET"), (b"x-long", b"l" * 20))
@@ -64,8 +64,29 @@ def test_updates_of_withheld_blocks_begin_the_next_one(withheld: list[Updates], 
     leg = Leg(Role.APP, is_open=True)
     to_app = ToApp(leg)
     for updates in withheld:
-        to_app.withhold(updates)
+        to_app.withhold(updates, before=INITIAL, after=INITIAL)
     to_app.write_block(1, block(own), ends=False, priority=b"")
     assert written(leg)[HEADER_SIZE:] == expected + block().literal
     to_app.write_block(3, block(), ends=False, priority=b"")
     assert written(leg)[HEADER_SIZE:] == block().literal
+
+
+def test_the_app_is_in_step_until_a_block_that_it_has_missed_has_changed_the_table() -> None:
+    to_app = ToApp(Leg(Role.APP, is_open=True))
+    for text in (b"\x82", b"\x00\x01a\x01b", b"\x10\x01a\x01b"):  # indexed, without indexing, never to be indexed
+        missed = decode(INITIAL, text, list_limit=1000, table_limit=4096)
+        to_app.withhold(missed.updates, before=INITIAL, after=missed.state)
+        assert to_app.in_step
+    missed = decode(INITIAL, b"\x40\x01a\x01b", list_limit=1000, table_limit=4096)
+    to_app.withhold(missed.updates, before=INITIAL, after=missed.state)
+    assert not to_app.in_step
+    to_app.withhold(None, before=missed.state, after=missed.state)
+    assert not to_app.in_step
+
+
+def test_a_size_update_that_the_app_has_missed_counts_as_a_change_even_if_it_changes_nothing() -> None:
+    to_app = ToApp(Leg(Role.APP, is_open=True))
+    missed = decode(INITIAL, b"\x3f\xe1\x1f\x82", list_limit=1000, table_limit=4096)
+    assert missed.updates == (4096, 4096)
+    to_app.withhold(missed.updates, before=INITIAL, after=missed.state)
+    assert not to_app.in_step

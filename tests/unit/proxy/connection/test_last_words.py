@@ -98,6 +98,20 @@ def test_the_answer_of_an_app_that_resets_during_an_upload_arrives(make):
     assert bytes(received) == ANSWER
 
 
+def test_what_was_joined_before_an_error_was_met_arrives_and_the_error_counts():
+    relay = WireRelay()
+    relay.drain = True  # as an HTTP/2 relay says with several streams open: reads are joined
+    scene = Scene(relay)
+    scene.begin(HEAD)
+    scene.app.sendall(b"the last words")
+    reset(scene.app)
+    scene.run()
+    with scene.client, pytest.raises(ConnectionResetError):
+        assert scene.client.recv(100) == b"the last words"
+        scene.client.recv(100)
+    scene.loop.close()
+
+
 def test_an_app_that_goes_on_in_http2_and_breaks_off_ends_its_client():
     scene = Scene(http1())
     scene.begin(UPGRADE)

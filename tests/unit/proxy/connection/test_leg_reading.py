@@ -1,5 +1,6 @@
 """Reads beyond the first one: how many, and what ends them."""
 
+import contextlib
 import errno
 
 import pytest
@@ -8,8 +9,9 @@ from sidestep.engine.leg import HIGH_WATER
 from sidestep.engine.memory_budget import BACKLOG, Budget
 from sidestep.engine.passthrough import WireRelay
 from sidestep.engine.relay import Relay
+from sidestep.proxy.connection import leg_reading
 from sidestep.proxy.connection.backlog import BacklogShare
-from sidestep.proxy.connection.leg_reading import DRAIN_READS, read_last, read_more
+from sidestep.proxy.connection.leg_reading import DRAIN_READS, GATHER, drain, gather, read_last, read_more
 
 
 class Stream:
@@ -125,7 +127,63 @@ def test_an_error_of_a_read_is_the_caller_s():
         more(Passing(passes=True), Stream(OSError(errno.ECONNRESET, "reset")))
 
 
-@pytest.mark.parametrize("end", [None, b"", OSError(errno.ECONNRESET, "reset")])
+RESET = OSError(errno.ECONNRESET, "reset")
+
+
+@pytest.mark.parametrize(("end", "is_all", "broken"), [(None, True, None), (b"", True, None), (RESET, False, RESET)])
+def test_small_reads_are_joined_up_to_what_ends_them(end, is_all, broken):
+    stream = Stream(b"b", b"c", end, b"d")
+    assert gather(stream, b"a") == (b"abc", is_all, broken)
+    assert stream.said == [b"d"]
+
+
+def test_joined_reads_are_bounded_in_bytes_and_in_number():
+    half = bytes(GATHER // 2)
+    stream = Stream(half, half, half)
+    assert gather(stream, b"a") == (b"a" + half + half, False, None)
+    assert stream.said == [half]
+    stream = Stream(half)
+    assert gather(stream, half + half) == (half + half, False, None)
+    assert stream.said == [half]
+    stream = Stream(*[b"a"] * 3 * DRAIN_READS)
+    assert gather(stream, b"a") == (b"a" * DRAIN_READS, False, None)
+
+
+def test_a_relay_that_drains_gets_joined_reads_and_then_the_error_behind_them():
+    relay, whole = Passing(passes=False), Whole()
+    relay.drain = True
+    with pytest.raises(OSError, match="reset"):
+        more(relay, Stream(b"a", b"b", RESET), whole=whole)
+    assert relay.received == [(b"ab", 7.0)]
+    assert whole.told == [b"ab"]
+
+
+@pytest.mark.parametrize("end", [None, RESET])
+def test_a_relay_that_drains_gets_the_first_read_with_those_behind_it(end):
+    relay, whole = Passing(passes=False), Whole()
+    relay.drain = True
+    relay.client.active = 7.0
+    stream = Stream(b"b", b"c", end, b"d")
+    backlog = BacklogShare(Budget(BACKLOG))
+    with contextlib.nullcontext() if end is None else pytest.raises(OSError, match="reset"):
+        assert not drain(relay, relay.client, stream, b"a", whole=whole, backlog=backlog, protocol="h2")
+    assert relay.received == [(b"abc", 7.0)]
+    assert whole.told == [b"abc"]
+    assert stream.said == [b"d"]
+
+
+def test_a_relay_that_drains_is_asked_between_joined_reads_whether_it_reads_on(monkeypatch):
+    monkeypatch.setattr(leg_reading, "monotonic", lambda: 0.0)
+    relay = Passing(passes=True)
+    relay.drain = True
+    half = bytes(GATHER // 2)
+    stream = Stream(*[half] * 6)
+    relay.app.queued = HIGH_WATER - 2 * GATHER
+    assert more(relay, stream)
+    assert stream.said == [half, half]
+
+
+@pytest.mark.parametrize("end", [None, b"", RESET])
 def test_what_arrived_before_a_break_is_read_to_its_end(end):
     relay, whole = Passing(passes=False), Whole()
     read_last(relay, relay.client, Stream(b"aaaa", b"b", end), whole=whole, now=9.0)
