@@ -59,8 +59,6 @@ from sidestep.proxy.control.channel import CARRY_DESCRIPTOR, ControlChannel
 from sidestep.proxy.control.daemon_link import DaemonLink
 from sidestep.proxy.control.readiness import EXHAUSTED, Readiness, Room
 from sidestep.proxy.control.record_queue import RecordQueue
-from sidestep.proxy.egress.outbound import Outbound
-from sidestep.proxy.egress.shared_table import SharedTable
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.splice import Pipes
 from sidestep.proxy.io.stream import PlainStream
@@ -71,11 +69,11 @@ from sidestep.proxy.mirror.scheduler import MirrorScheduler
 from sidestep.proxy.runtime.app_probes import AppProbes
 from sidestep.proxy.runtime.condition_reports import ConditionReports
 from sidestep.proxy.runtime.heartbeat import Heartbeat
-from sidestep.proxy.runtime.listeners import CANNOT_ACCEPT, Listeners
+from sidestep.proxy.runtime.listeners import Listeners
 from sidestep.proxy.runtime.live_connections import LiveConnections
+from sidestep.proxy.runtime.outbound_side import OutboundSide
 from sidestep.proxy.tls.credentials import Credentials
 from sidestep.proxy.tls.failures import late_client_auth
-from sidestep.snapshots.hindrance import Hindrance
 from sidestep.snapshots.ports import PortSnapshot
 
 DETECTION_TIMEOUT: Final = 1.0
@@ -132,10 +130,9 @@ class Worker:
         self._listeners = Listeners(
             self._loop, self._readiness, has_room=self._room.is_left, retired=self._exit_when_drained
         )
-        self._outbound: Outbound | None = None
-        """Connections that the pod makes, once a policy is about them or a session listens."""
-        self._table: SharedTable | None = None
-        """Where they were meant to go."""
+        self._outbound = OutboundSide(
+            self._loop, self, self._readiness, has_room=self._room.is_left, retired=self._exit_when_drained
+        )
 
     def run(self) -> None:
         """Serve until drained."""
@@ -172,12 +169,12 @@ class Worker:
             case messages.UseInspector():
                 self.inspector.replace(_owned(fd))
             case messages.ShareTable():
-                self._table = SharedTable(_owned(fd), network=IPv4Network(message.network), entries=message.entries)
+                self._outbound.share(_owned(fd), network=message.network, entries=message.entries)
             case messages.Listen():
                 self._listen(message, _owned(fd))
             case messages.Unlisten():
                 if message.transport == messages.OUTBOUND_TRANSPORT:
-                    self._unlisten_outbound()
+                    self._outbound.unlisten()
                 elif message.transport.startswith("udp"):
                     self._datagrams.unlisten(message.port, message.transport)
                 else:
@@ -198,8 +195,7 @@ class Worker:
         for name in names:
             if name not in self.credentials:
                 raise PeerError(f"the credential {name} was not sent")
-        if message.egress or message.outbound is not None or self._outbound is not None:
-            self._outgoing().configure(message.egress, message.outbound)
+        self._outbound.configure(message.egress, message.outbound)
         compiled = {
             number: LivePort(port, self._policies) for number, port in wanted.items() if number not in self._ports
         }
@@ -241,10 +237,7 @@ class Worker:
             self._datagrams.listen(message.port, message.transport, listener)
             return
         if message.transport == messages.OUTBOUND_TRANSPORT:
-            if self._table is None:
-                listener.close()
-                raise PeerError("the table of destinations was not sent")
-            self._outgoing().serve(listener, self._table)
+            self._outbound.listen(listener)
             return
         port = self._ports.get(message.port)
         if port is None or message.transport != "tcp":
@@ -257,31 +250,6 @@ class Worker:
         self._listeners.listen(message.port, listener, accepted)
 
     # --- connections that the pod makes -------------------------------------------------------------------------------
-
-    def _outgoing(self) -> Outbound:
-        if self._outbound is None:
-            self._outbound = Outbound(
-                self._loop,
-                self,
-                has_room=self._room.is_left,
-                outcome=self._outbound_outcome,
-                retired=self._exit_when_drained,
-            )
-        return self._outbound
-
-    def _unlisten_outbound(self) -> None:
-        if self._outbound is not None:
-            self._outbound.retire()
-            self._outbound_outcome(0)
-
-    def _outbound_outcome(self, error: int) -> None:
-        """Accepting them works (0), or does not (an errno)."""
-        if error in EXHAUSTED:
-            self._readiness.exhausted(error)
-        elif error:
-            self._readiness.hinder(Hindrance(CANNOT_ACCEPT, messages.OUTBOUND, error=error))
-        else:
-            self._readiness.clear(Hindrance(CANNOT_ACCEPT, messages.OUTBOUND))
 
     def setup_begins(self, setup: PendingConnection) -> None:
         """Note that a connection is being set up."""
@@ -443,8 +411,8 @@ class Worker:
         ports: dict[int, Mapping[str, int]] = {number: port.counters for number, port in self._ports.items()}
         if self._datagrams.counters:
             ports[0] = self._datagrams.counters
-        if self._outbound is not None:
-            ports[messages.OUTBOUND] = self._outbound.port.counters
+        if self._outbound.counters:
+            ports[messages.OUTBOUND] = self._outbound.counters
         self._heartbeat.beat(self._connections.count, ports, self._anomalies)
         if self._draining:
             self._connections.retire_idle(self._loop.now - IDLE_GRACE)
@@ -478,8 +446,7 @@ class Worker:
             return
         self._draining = True
         self._listeners.unlisten_all()
-        if self._outbound is not None:
-            self._outbound.retire()
+        self._outbound.retire()
         self._loop.later(timeout, self._drain_over)
         self._exit_when_drained()
 
@@ -488,9 +455,9 @@ class Worker:
         self._connections.retire_orphaned(self._loop.now - ORPHANED)
 
     def _exit_when_drained(self) -> None:
-        if not self._draining or self._connections.count or self._listeners.are_retiring:
+        if not self._draining or self._connections.count:
             return
-        if self._outbound is not None and self._outbound.is_retiring:
+        if self._listeners.are_retiring or self._outbound.is_retiring:
             return
         self._tell_losses()
         self.records.flush()
@@ -503,8 +470,7 @@ class Worker:
     def _drain_over(self) -> None:
         self._connections.abandon()
         self._listeners.close_retired()
-        if self._outbound is not None:
-            self._outbound.close_retired()
+        self._outbound.close_retired()
         self._datagrams.close()
         self._loop.stop()
 
