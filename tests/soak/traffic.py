@@ -142,7 +142,7 @@ class Traffic:
         told: set[tuple[str, float]] = set()
         while not self._over.wait(0.5) and len(told) < LOOKS:
             now = time.monotonic()
-            stuck = {each for each in self._progress.items() if now - each[1] > STUCK} - told
+            stuck = {each for each in [*self._progress.items()] if now - each[1] > STUCK} - told
             if stuck:
                 told |= stuck
                 kinds = ", ".join(f"{kind} since {since:.2f}" for kind, since in sorted(stuck))
