@@ -58,6 +58,12 @@ def test_the_variables_are_printed(pod):
         "env", "orders", "-n", "shop", "--env-include", "DB_*", "--env-exclude", "*PASS*", socket=daemon.socket
     )
     assert (globbed.code, globbed.stdout) == (0, "DB_HOST=db.shop\n")
+    shell = sidestep("env", "orders", "-n", "shop", "-o", "shell", socket=daemon.socket).stdout
+    assert "export DB_HOST=db.shop\n" in shell
+    assert "PATH=" not in shell
+    assert "LD_PRELOAD=" not in shell
+    asked = sidestep("env", "orders", "-n", "shop", "-o", "shell", "--env-include", "LD_PRELOAD", socket=daemon.socket)
+    assert asked.stdout == "export LD_PRELOAD=''\n"
     status = daemon.status()
     assert status is not None
     assert status["intercepts"] == []

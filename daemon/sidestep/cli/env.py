@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import click
 
@@ -52,7 +53,8 @@ def env(
 
     dotenv is for python-dotenv, Node.js and Docker Compose, shell for eval in a POSIX shell, docker for docker run
     --env-file, compose for `environment:` of a Compose file. Variables that a syntax cannot hold are left out, and
-    named on standard error.
+    named on standard error. shell leaves out PATH, HOME, LD_* and their kin, which are about the container, unless
+    --env-include has their names. A terminal is shown escapes in the place of control characters.
 
     In a cluster it needs ClusterRole sidestep-pod-access in the namespace, a right as strong as pods/exec.
 
@@ -65,6 +67,8 @@ def env(
     spec = access_spec(namespace, workload, "environment", pod=pod, container=container)
     content = asyncio.run(during(backend, spec, _environment))
     found = variables.chosen(variables.parse(content), env_include, env_exclude)
+    if output == "shell":
+        found = variables.for_a_command(found, env_include)
     text, left_out = variables.written(found, output)
-    click.echo(text, nl=False)
+    click.echo(variables.on_a_terminal(text) if sys.stdout.isatty() else text, nl=False)
     tell_left_out(left_out, output)

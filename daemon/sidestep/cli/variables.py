@@ -23,6 +23,8 @@ from typing import Final
 
 import msgspec
 
+from sidestep.model.text import harmless
+
 # fmt: off
 OF_THE_MACHINE: Final = (
     "PATH", "HOME", "HOSTNAME", "PWD", "OLDPWD", "SHLVL", "SHELL", "USER", "LOGNAME", "TERM", "TMPDIR", "XDG_*",
@@ -89,6 +91,11 @@ def written(variables: Variables, syntax: str) -> tuple[str, tuple[str, ...]]:
             lines.append(made)
     head = "environment:" + ("" if lines else " {}") + "\n" if syntax == "compose" else ""
     return head + "".join(f"{each}\n" for each in lines), tuple(left_out)
+
+
+def on_a_terminal(text: str) -> str:
+    """Return the text with escapes in the place of what a terminal would obey, line breaks excepted."""
+    return "\n".join(harmless(line, limit=len(line)) for line in text.split("\n"))
 
 
 def _matches(name: str, globs: Iterable[str]) -> bool:

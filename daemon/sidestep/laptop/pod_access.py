@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 from sidestep.aio.time_limit import time_limit
 from sidestep.laptop.handler import NoHandler
 from sidestep.model.errors import PeerError, RefusedError
+from sidestep.model.intercept import MAX_ENVIRONMENT
 from sidestep.tunnel.access import (
     Asked,
     Cancel,
@@ -44,6 +45,8 @@ ANSWER: Final = 30.0
 """Seconds within which a request is granted or refused."""
 READY: Final = 15.0
 """Seconds for which a request waits for a pod."""
+WITHDRAWAL: Final = 1.0
+"""Seconds within which the daemon must take that a request is given up; the end of the session tells it, too."""
 
 
 class Granted:
@@ -99,9 +102,10 @@ class _Link:
 
     async def _withdraw(self, number: int) -> None:
         try:
-            await self._send(Cancel(number))
-        except PeerError:
-            pass  # the tunnel is gone, and the request with it
+            async with time_limit(WITHDRAWAL):
+                await self._send(Cancel(number))
+        except (PeerError, TimeoutError):
+            pass  # the tunnel is gone, and the request with it; or it will be
 
     async def _send(self, line: Line) -> None:
         async with self._writing:
@@ -145,13 +149,18 @@ class PodAccess(NoHandler):
     # --- for who uses it ----------------------------------------------------------------------------------------------
 
     async def environment(self) -> bytes:
-        """Return the variables of the pod's container, each ended by NUL. Raises RefusedError, PeerError."""
+        """Return the variables of the pod's container, each ended by NUL.
+
+        Raises RefusedError, and PeerError also for more than MAX_ENVIRONMENT bytes.
+        """
         async with await self._ask(Environment) as granted:
-            parts = []
+            content = bytearray()
             while data := await granted.stream.read():
-                parts.append(data)
+                content += data
+                if len(content) > MAX_ENVIRONMENT:
+                    raise PeerError(f"the node daemon sent more than {MAX_ENVIRONMENT} bytes of variables")
             await granted.stream.write_eof()
-            return b"".join(parts)
+            return bytes(content)
 
     async def files(self, paths: tuple[str, ...], max_bytes: int) -> Granted:
         """Begin a snapshot (`protocols.file_frames`). Raises RefusedError, PeerError."""

@@ -56,6 +56,10 @@ class Live(enum.StrEnum):
     """All, and one of every request that matches the filter, whether or not there is a policy."""
 
 
+MAX_ENVIRONMENT = 1024 * 1024
+"""Bytes of the variables of a process. Linux permits 6 MiB for them and the arguments together (execve(2))."""
+
+
 class Allow(enum.StrEnum):
     """What of a pod's world a session may use on the developer's machine (PodAccess)."""
 

@@ -34,8 +34,6 @@ NUMBER = "sidestep-number"
 MAX_LINE = 64 * 1024
 """Bytes of a line."""
 MAX_NUMBER = 2**53 - 1
-MAX_ENVIRONMENT = 1024 * 1024
-"""Bytes of the variables of a process. Linux permits 6 MiB for them and the arguments together (execve(2))."""
 MAX_PATHS = 64
 """Folders of one snapshot."""
 DEFAULT_FILES, MAX_FILES = 256 * 1024 * 1024, 4 * 1024 * 1024 * 1024

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sidestep.node.certificates.process_environment import MAX_ENVIRONMENT
+from sidestep.model.intercept import MAX_ENVIRONMENT
 from sidestep.node.certificates.reader import Reader, ReadError
 from tests.harness.processes import alive, child, started
 from tests.harness.waiting import until

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from sidestep.cli import variables
-from sidestep.cli.variables import chosen, for_a_command, parse, written
+from sidestep.cli.variables import chosen, for_a_command, on_a_terminal, parse, written
 
 VALUES = {
     "PLAIN": "db.shop:5432",
@@ -135,3 +135,10 @@ def test_what_is_no_text_is_left_out_and_named(syntax):
     assert "BINARY" in left_out
     assert len(left_out) == 2
     assert "A" in text
+
+
+def test_a_terminal_is_shown_what_it_would_obey_as_escapes():
+    text, _ = written({b"A": b"x\x1b[2Jy\nnext\ttab \xc2\x9b1m", b"B": b"plain"}, "dotenv")
+    assert on_a_terminal(text) == "A='x\\x1b[2Jy\nnext\\ttab \\x9b1m'\nB=plain\n"
+    long = "C=" + "c" * 10_000 + "\n"
+    assert on_a_terminal(long) == long

@@ -7,13 +7,10 @@ gives up every right, and then reads. A process may have changed that memory sin
 from __future__ import annotations
 
 import os
-from typing import Final
 
 from sidestep.model.errors import ConfigurationError, KernelError
+from sidestep.model.intercept import MAX_ENVIRONMENT
 from sidestep.node.certificates.below_root import open_process
-
-MAX_ENVIRONMENT: Final = 1024 * 1024
-"""Bytes that are accepted."""
 
 
 def open_environment(pid: int, birth: int | None) -> int:

@@ -8,9 +8,9 @@ import socket
 import pytest
 
 from sidestep.laptop.pod_access import PodAccess
-from sidestep.model.errors import RefusedError
+from sidestep.model.errors import PeerError, RefusedError
 from sidestep.model.filter import Filter
-from sidestep.model.intercept import Allow, Kind
+from sidestep.model.intercept import MAX_ENVIRONMENT, Allow, Kind
 from sidestep.model.pod import PodKey
 from sidestep.node.sessions.session import Session
 from sidestep.tunnel import access as lines
@@ -33,12 +33,13 @@ class World:
         self.asked = []
         self.peers = []
         self.holds = None
+        self.variables = b"A=1\0B=two words\0"
 
     async def environment(self, access, pod, container):
         self.asked.append(("environment", str(pod), container))
         if self.holds is not None:
             await self.holds.wait()
-        return b"A=1\0B=two words\0"
+        return self.variables
 
     async def files(self, access, pod, container, paths, max_bytes):
         self.asked.append(("files", str(pod), container, paths, max_bytes))
@@ -111,6 +112,17 @@ async def test_variables_are_read():
         assert await used.environment() == b"A=1\0B=two words\0"
         assert await used.environment() == b"A=1\0B=two words\0"
         assert world.asked == [("environment", "shop/orders-1", "")] * 2
+
+
+@asynchronous
+async def test_a_daemon_that_sends_too_many_variables_is_not_believed():
+    world, used = World(), PodAccess()
+    async with connected(access(Allow.ENVIRONMENT), world, used):
+        world.variables = b"A=" + b"x" * (MAX_ENVIRONMENT - 3) + b"\0"
+        assert len(await used.environment()) == MAX_ENVIRONMENT
+        world.variables += b"B=\0"
+        with pytest.raises(PeerError, match="more than 1048576 bytes of variables"):
+            await used.environment()
 
 
 @asynchronous
