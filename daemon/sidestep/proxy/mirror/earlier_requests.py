@@ -1,7 +1,7 @@
 """Tells sessions of earlier requests (`recent_requests`), once for each session, a few at a time.
 
-    searching   entries are matched, STEP of them in a turn of the loop, the latest first, until `last` are found or one
-                is older than `since`
+    searching   entries are matched, STEP of them in a turn of the loop, the latest first, until `last` are found; those
+                older than `since` are left out
     telling     what was found is sent in order of time, STEP lines in a message, a MOMENT apart; what the channel does
                 not take is tried again
     over        `messages.Earlier` says how many there were, and whether requests are kept at all
@@ -75,8 +75,7 @@ class _Telling:
         for entry in islice(entries, STEP):
             looked += 1
             if entry.at < self.oldest:
-                looked = 0
-                break
+                continue  # the next one may have come later: it was told at once, and this one with its answer
             line = entry.of(self.rule, now)
             if line is not None:
                 self.found.appendleft(line)

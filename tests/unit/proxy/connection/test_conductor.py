@@ -92,3 +92,77 @@ def test_a_slow_reader_of_a_whole_answer_is_told_that_it_was_whole(scene, versio
     assert b"".join(results[:-1]).endswith(b"\r\n\r\n" + body)
     scene.run(lambda: not scene.worker._connections.relayed, within=5)
     assert not scene.worker._connections.relayed
+
+
+class Records:
+    """A TLS client that says what stands in a record of its own, and closes its direction by close_notify alone."""
+
+    def __init__(self, sock):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out, server_hostname="app.test")
+        self._sock = sock
+        self._until(self._tls.do_handshake)
+
+    def say_and_end(self, *records):
+        for record in records:
+            self._tls.write(record)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._tls.unwrap()
+        self._sock.sendall(self._out.read())
+
+    def hear(self):
+        with contextlib.suppress(ssl.SSLZeroReturnError):
+            return self._until(lambda: self._tls.read(100))
+        return b""
+
+    def _until(self, call):
+        while True:
+            try:
+                return call()
+            except ssl.SSLWantReadError:
+                self._sock.sendall(self._out.read())
+                self._in.write(self._sock.recv(65536))
+            finally:
+                self._sock.sendall(self._out.read())
+
+
+@TLS
+@pytest.mark.parametrize("sizes", [(), (10,), (16384,), (16384, 16384), (16384, 10), (16384,) * 20])
+def test_an_end_by_close_notify_is_passed_on_wherever_it_is_met(scene, version, sizes):
+    """Nothing comes behind it that an event would tell of: the client waits for its answer."""
+    client, sock = socket.socketpair()
+    scene.stack.enter_context(client)
+    client.settimeout(10)
+    sock.setblocking(False)
+    port = tls_port(scene)
+    scene.worker._accepted(port, sock, Endpoints("127.0.0.1", 1, "127.0.0.1", scene.number))
+    results = []
+
+    def serve():
+        sock, _ = scene.app.accept()
+        context = server_context(APP, minimum=version, maximum=version)
+        with context.wrap_socket(sock, server_side=True) as app:
+            app.settimeout(10)
+            count = 0
+            while data := app.recv(65536):
+                count += len(data)
+            app.sendall(b"%d" % count)
+            with contextlib.suppress(OSError):
+                app.unwrap()
+
+    def ask():
+        asking = Records(client)
+        asking.say_and_end(*(b"\x01" * size for size in sizes))
+        with contextlib.suppress(OSError):
+            results.append(asking.hear())
+
+    threads = [threading.Thread(target=function) for function in (serve, ask)]
+    for thread in threads:
+        thread.start()
+    scene.run(lambda: not any(thread.is_alive() for thread in threads), within=15)
+    for thread in threads:
+        thread.join(10)
+    assert results == [b"%d" % sum(sizes)]

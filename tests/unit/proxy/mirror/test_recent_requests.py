@@ -139,6 +139,13 @@ def test_what_is_older_is_not_told_and_times_are_those_of_the_heads(ring):
     assert 20.0 <= lines[0].age < 21.0
 
 
+def test_one_that_was_told_late_hides_none_that_came_after_it(ring):
+    ring.keep(line("/younger"), 85.0)
+    ring.keep(line("/late", age=15.0), 90.0)
+    ring.keep(line("/latest"), 91.0)
+    assert [each.path for each in told(ring, wanting(since=20.0))] == ["/younger", "/latest"]
+
+
 @pytest.mark.parametrize(
     ("rule", "paths"),
     [
