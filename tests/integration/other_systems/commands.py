@@ -143,6 +143,13 @@ async def capture(stage: Stage) -> None:
     assert sorted(each.name for each in stage.folder.glob("*heads*")) == ["heads.pcapng"]
 
 
+async def env(stage: Stage) -> None:
+    """Up to the daemon, which is one of a machine without containers here."""
+    done = await stage.run("env", "pod/orders-1")
+    assert (done.code, done.stdout) == (1, ""), done
+    assert "gives no access to pods" in done.error
+
+
 async def list_(stage: Stage) -> None:
     done = await stage.run("list")
     assert done.code == 0, done
@@ -282,6 +289,7 @@ ROWS = {
     "capture": Row(works=True, check=capture),
     "completion": Row(works=True, check=completion),
     "doctor": Row(works=True, check=doctor),
+    "env": Row(works=True, check=env),
     "flows": Row(works=True, check=flows),
     "inspect": Row(works=True, check=inspect),
     "intercept": Row(works=True, check=intercept),
