@@ -75,13 +75,15 @@ OF_OTHER_ROLES = {"secrets", "pods/status", "configmaps"}
 """Of sidestep-secrets, sidestep-readiness and sidestep-policy-config, which are bound namespace by namespace."""
 POLICIES = ("inspectionpolicies", "clusterinspectionpolicies")
 OBSERVING = ("captures", "inspections")
+UNUSED_HERE = (*OBSERVING, "podaccesses")
 RARELY = (
-    {(verb, f"sidestep.dev/{kind}") for verb in ("get", "delete") for kind in ("intercepts", "wiretaps", *OBSERVING)}
+    {(verb, f"sidestep.dev/{kind}") for verb in ("get", "delete") for kind in ("intercepts", "wiretaps", *UNUSED_HERE)}
     | {("get", f"sidestep.dev/{kind}") for kind in POLICIES}
-    | {("patch", f"sidestep.dev/{kind}/status") for kind in OBSERVING}
+    | {("patch", f"sidestep.dev/{kind}/status") for kind in UNUSED_HERE}
 )
 """Rights that no test can wait for: after a conflict of two daemons, and after ten minutes without renewal. Statuses of
-captures and inspections are written where there are some (test_captures.py, test_inspections.py)."""
+captures and inspections are written where there are some (test_captures.py, test_inspections.py); no test here has a
+PodAccess."""
 
 
 def asked(cluster):
