@@ -16,10 +16,6 @@ from sidestep.cli.service_workloads import resolve_service
 from sidestep.laptop.pod_access import PodAccess
 
 
-async def _environment(access: PodAccess) -> bytes:
-    return await access.environment()
-
-
 @click.command(cls=Command, short_help="Print the variables of a workload's container.")
 @click.argument("workload", type=WorkloadType())
 @click.option(
@@ -65,7 +61,7 @@ def env(
     namespace = namespace_for(backend, namespace)
     workload = resolve_service(backend, namespace, workload)
     spec = access_spec(namespace, workload, "environment", pod=pod, container=container)
-    content = asyncio.run(during(backend, spec, _environment))
+    content = asyncio.run(during(backend, spec, PodAccess.environment))
     found = variables.chosen(variables.parse(content), env_include, env_exclude)
     if output == "shell":
         found = variables.for_a_command(found, env_include)

@@ -6,11 +6,11 @@ no port, so it conflicts with nothing and steers nothing.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from sidestep.model.errors import ConfigurationError, RefusedError
 from sidestep.model.intercept import Allow, Intercept, Kind
+from sidestep.policy.names import is_label
 from sidestep.policy.pod_ports import listed
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 """Annotation of a pod: the container that is meant where none is named
 (kubernetes.io/docs/reference/labels-annotations-taints)."""
-_CONTAINER = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 def check_access(intercept: Intercept) -> None:
@@ -33,7 +32,7 @@ def check_access(intercept: Intercept) -> None:
         raise RefusedError("an access to pods is about no port and gets no traffic; use a session of its own for that")
     if intercept.reset_existing:
         raise RefusedError("an access to pods resets no connections")
-    if intercept.container and not _CONTAINER.fullmatch(intercept.container):
+    if intercept.container and not is_label(intercept.container):
         raise ConfigurationError("is no container's name", subject="container", value=intercept.container[:100])
     if intercept.allow_loopback and Allow.NETWORK not in intercept.allow:
         raise RefusedError("allowLoopback is about connections; allow Network, too")

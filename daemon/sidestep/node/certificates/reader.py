@@ -120,13 +120,7 @@ class Reader:
     async def manifests(self, folder: str, names: tuple[str, ...]) -> bytes:
         """Return the pickled result of reading manifests. Raises ReadError, KernelError, PeerError."""
         answer, fd = await self._by_child(ManifestsRequest(folder, names), folder, deadline=MANIFESTS_CPU + 30.0)
-        try:
-            if isinstance(answer, Payload) and fd is not None:
-                return read_sealed_memfd(fd, answer.size)
-        finally:
-            if fd is not None:
-                os.close(fd)
-        raise _error(answer)
+        return _content(answer, fd)
 
     async def environment(self, pid: int, birth: int | None) -> bytes:
         """Return the variables of the process that was started at `birth`, each ended by NUL, at least one byte.
@@ -139,13 +133,7 @@ class Reader:
             deadline=WALL + 2.0,
             doing=f"reading the variables of process {pid}",
         )
-        try:
-            if isinstance(answer, Payload) and fd is not None:
-                return read_sealed_memfd(fd, answer.size)
-        finally:
-            if fd is not None:
-                os.close(fd)
-        raise _error(answer)
+        return _content(answer, fd)
 
     @property
     def pid(self) -> int | None:
@@ -293,6 +281,17 @@ class ReadError(ConfigurationError):
 
 class _ChildLostError(Exception):
     """A one-shot child ended without an answer."""
+
+
+def _content(answer: Answer, fd: int | None) -> bytes:
+    """What the memfd of a `Payload` holds; closes the descriptor. Raises ReadError, PeerError for another answer."""
+    try:
+        if isinstance(answer, Payload) and fd is not None:
+            return read_sealed_memfd(fd, answer.size)
+    finally:
+        if fd is not None:
+            os.close(fd)
+    raise _error(answer)
 
 
 def _error(answer: Answer) -> ReadError | PeerError:
