@@ -34,6 +34,7 @@ from sidestep.tunnel.access import (
     encode_line,
     number_of,
 )
+from sidestep.tunnel.daemon_end import read_all
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -154,13 +155,9 @@ class PodAccess(NoHandler):
         Raises RefusedError, and PeerError also for more than MAX_ENVIRONMENT bytes.
         """
         async with await self._ask(Environment) as granted:
-            content = bytearray()
-            while data := await granted.stream.read():
-                content += data
-                if len(content) > MAX_ENVIRONMENT:
-                    raise PeerError(f"the node daemon sent more than {MAX_ENVIRONMENT} bytes of variables")
+            content = await read_all(granted.stream, MAX_ENVIRONMENT, what="variables")
             await granted.stream.write_eof()
-            return bytes(content)
+            return content
 
     async def files(self, paths: tuple[str, ...], max_bytes: int) -> Granted:
         """Begin a snapshot (`protocols.file_frames`). Raises RefusedError, PeerError."""

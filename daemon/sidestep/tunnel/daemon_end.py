@@ -226,13 +226,13 @@ def _post(path: str) -> Headers:
     )
 
 
-async def read_all(stream: Stream, limit: int) -> bytes:
-    """Read a whole body. Raises PeerError when it is longer than `limit` bytes."""
+async def read_all(stream: Stream, limit: int, *, what: str = "a message") -> bytes:
+    """Read a whole body. Raises PeerError when it is longer than `limit` bytes; `what` is what it should be."""
     parts, size = [], 0
     while data := await stream.read():
         size += len(data)
         if size > limit:
             stream.reset(CANCEL)
-            raise PeerError(f"a message of more than {limit} bytes came through the tunnel")
+            raise PeerError(f"{what} of more than {limit} bytes came through the tunnel")
         parts.append(data)
     return b"".join(parts)

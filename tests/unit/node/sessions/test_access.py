@@ -121,7 +121,7 @@ async def test_a_daemon_that_sends_too_many_variables_is_not_believed():
         world.variables = b"A=" + b"x" * (MAX_ENVIRONMENT - 3) + b"\0"
         assert len(await used.environment()) == MAX_ENVIRONMENT
         world.variables += b"B=\0"
-        with pytest.raises(PeerError, match="more than 1048576 bytes of variables"):
+        with pytest.raises(PeerError, match="variables of more than 1048576 bytes came through the tunnel"):
             await used.environment()
 
 
