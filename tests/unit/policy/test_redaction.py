@@ -3,6 +3,7 @@
 import pytest
 
 from sidestep.model.secret_fields import REDACTED, SECRET
+from sidestep.policy import redaction
 from sidestep.policy.redaction import MAX_BYTES, answer_lines, redact
 
 
@@ -57,3 +58,15 @@ def test_what_is_shown_of_an_answer_is_bounded_by_whole_lines():
     assert shown.split(b"\r\n") == [line % number for number in range(4)]
     assert answer_lines(b"HTTP/1.1 200 OK\r\nx: " + b"v" * (MAX_BYTES - 3) + b"\r\n\r\n", None)
     assert answer_lines(b"HTTP/1.1 200 OK\r\nx: " + b"v" * (MAX_BYTES - 2) + b"\r\n\r\n", None) == b""
+
+
+def test_lines_of_repeated_heads_are_those_of_each_head():
+    def raw(number):
+        return b"HTTP/1.1 200 OK\r\nX-N: %d\r\nSet-Cookie: s3cret\r\n\r\n" % number
+
+    for number in [*range(200), *range(200), 0, 0]:
+        assert answer_lines(raw(number), None) == b"X-N: %d\r\nSet-Cookie: [redacted]" % number
+    assert 0 < len(redaction._remembered) <= redaction._MEMO_ENTRIES
+    redaction._remembered.clear()
+    answer_lines(b"HTTP/1.1 200 OK\r\nX: " + b"v" * redaction._MEMO_HEAD + b"\r\n\r\n", None)
+    assert not redaction._remembered

@@ -23,6 +23,7 @@ from sidestep.engine.mirror.events import (
     ProtocolSwitched,
     RequestHead,
     ResponseHead,
+    WholeResponse,
 )
 from sidestep.protocols import http1_messages as messages
 from sidestep.protocols.http1 import END_OF_HEAD, SWITCHES
@@ -38,6 +39,8 @@ LISTENED_TO: Final = 1 << 16
 FULL: Final = -1
 _HEADS: Final = (messages.INTERIM, messages.FINAL, messages.SWITCH)
 _BODIES: Final = (messages.MORE, messages.COMPLETE)
+_APP: Final = Answerer.APP
+"""Members of an enumeration are looked up by a descriptor; the hot path has no time for that."""
 
 
 class Http1Feed:
@@ -161,7 +164,7 @@ class Http1Feed:
         if mirror.responses.get(exchange, NOTHING) & RESPONSE_BODY or (queue is not None and queue.is_full):
             return False
         self._answers.popleft()
-        mirror.answered(ResponseHead(exchange, Answerer.APP, status, head, None, now), size)
+        mirror.answered(WholeResponse(exchange, _APP, status, head, None, now), size)
         return True
 
     def read(self, exchange: int, by: Answerer, reader: ResponseReader, data: bytes, now: float) -> None:

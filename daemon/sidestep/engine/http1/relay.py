@@ -207,18 +207,19 @@ class Http1Relay(Relay):
             elif reader.state == messages.FRESH and awaited and not awaited[0] & _NOT_PLAIN:
                 end = data.find(END_OF_HEAD) + 4
                 if 4 <= end <= _MEMO_HEAD:
-                    response = recall(data[:end])
+                    head = data[:end]
+                    response = recall(head)
                     if not isinstance(response, str) and response.plain >= 0:
                         left = end + response.plain - len(data)
                         flags = awaited[0]
                         if left < 0 or (flags & INSPECTED and (left or not self._clears(response, data, end))):
                             return None
                         if flags & LISTENED_TO and (
-                            left or not self._feed.passes(data[:end], response.status, response.plain, leg.active)
+                            left or not self._feed.passes(head, response.status, response.plain, leg.active)
                         ):
                             return None
                         if flags & SAMPLED and self._samples is not None:
-                            self._samples.begun(data[:end], response)
+                            self._samples.begun(head, response)
                         if left:
                             reader.begin_length(response, left)
                         elif awaited.popleft() and self._inspection is not None:

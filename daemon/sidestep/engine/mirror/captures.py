@@ -42,6 +42,7 @@ from sidestep.engine.mirror.events import (
     ResponseData,
     ResponseEnd,
     ResponseHead,
+    WholeResponse,
 )
 from sidestep.engine.mirror.gate import Why
 from sidestep.model.intercept import Snap
@@ -141,6 +142,9 @@ class Captures:
         match event:
             case RequestHead():
                 self._begin(event)
+            case WholeResponse():
+                self._answer(event)
+                self._end(event.exchange, None, from_client=False)
             case ResponseHead():
                 self._answer(event)
             case RequestData():

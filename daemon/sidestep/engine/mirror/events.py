@@ -7,6 +7,7 @@ The order of the events of one exchange:
       then RequestDiverted?                  a handler, not the app, is given the request
       then ResponseHead+, ResponseData*, ResponseEnd
                                              whoever wants responses; an interim (1xx) head precedes the final one
+        or ResponseHead*, WholeResponse      the same, in one event, of an answer without a body that anybody wants
     ProtocolSwitched                         101, or 2xx to CONNECT: from here on RequestData and ResponseData carry the
                                              bytes of another protocol, RequestEnd and ResponseEnd are the ends (FIN) of
                                              client and server
@@ -49,12 +50,12 @@ HEAD: Final = 1
 BODY: Final = 2
 """RequestData, RequestEnd, ProtocolSwitched."""
 RESPONSE_HEAD: Final = 4
-"""ResponseHead and ResponseEnd, ProtocolSwitched."""
+"""ResponseHead and ResponseEnd, or WholeResponse; ProtocolSwitched."""
 RESPONSE_BODY: Final = 8
 """ResponseData."""
 RESPONSE: Final = RESPONSE_HEAD | RESPONSE_BODY
 SIZES: Final = 16
-"""How many bytes the bodies have, in ResponseEnd or ExchangeCut, without the bytes themselves."""
+"""How many bytes the bodies have, in ResponseEnd, WholeResponse or ExchangeCut, without the bytes themselves."""
 ANSWER: Final = RESPONSE_HEAD | SIZES
 """All that is to be known of an answer without its body."""
 
@@ -149,6 +150,14 @@ class ResponseHead:
 
 
 @dataclass(slots=True)
+class WholeResponse(ResponseHead):
+    """A final head and the end of its response, both at the same time: cheaper than two events."""
+
+    sizes: list[int] | None = field(default=None, compare=False)
+    """As in ResponseEnd."""
+
+
+@dataclass(slots=True)
 class ResponseData:
     """Bytes of a response's body, or what the server says in another protocol."""
 
@@ -223,6 +232,7 @@ Event = (
     | RequestEnd
     | RequestDiverted
     | ResponseHead
+    | WholeResponse
     | ResponseData
     | ResponseEnd
     | ProtocolSwitched

@@ -45,7 +45,7 @@ from sidestep.engine.mirror.queue import OVERFULL, EventQueue
 
 if TYPE_CHECKING:
     from sidestep.engine.mirror.copy_leg import CopyLeg
-    from sidestep.engine.mirror.events import Event, ResponseHead
+    from sidestep.engine.mirror.events import Event, WholeResponse
     from sidestep.engine.mirror.notes import Note
     from sidestep.engine.mirror.sink import ByteObserver, Offer, Sink, Waiting
     from sidestep.policy.route import Rule
@@ -294,17 +294,21 @@ class Mirror:
         if self.responses.pop(exchange, NOTHING):
             self.tell(ResponseEnd(exchange, trailers, at, self._sizes.pop(exchange, None)), exchange, size)
 
-    def answered(self, head: ResponseHead, size: int) -> None:
-        """A response has come whole, with a body of so many bytes that nobody wants. The queue is not full."""
-        exchange = head.exchange
-        if exchange not in self.responses:
-            return
-        self.tell(head, exchange, len(head.raw))
+    def answered(self, event: WholeResponse, size: int) -> None:
+        """A response has come whole, with a body of so many bytes that nobody wants. The queue is not full.
+
+        Hot path.
+        """
+        exchange = event.exchange
         if self.responses.pop(exchange, NOTHING):
             sizes = self._sizes.pop(exchange, None)
             if sizes is not None:
                 sizes[1] += size
-            self._make_queue().note(ResponseEnd(exchange, None, head.at, sizes))
+                event.sizes = sizes
+            queue = self.queue
+            if queue is None:
+                queue = self._make_queue()
+            queue.note(event, len(event.raw))
 
     def cut(self, exchange: int, *, at: float = 0.0) -> None:
         """Nothing more of this exchange will come. Nothing is told when it was whole."""

@@ -8,9 +8,9 @@ as for copies; the note is made later. Sinks that make copies tell of them here 
     open        its head was consumed. Diverted and copied requests are told at once, because their handlers get
                 them now. Flows wait for the answer, so that one line tells both; after PATIENCE seconds they are told
                 without it. Sessions that are shown only some statuses (`Rule.shown`) are never told without it
-    over        the answer is whole (ResponseEnd), has switched protocols, or will not come whole (ExchangeCut, a gap,
-                the end of the connection): flows that waited are told with it; whoever was told already gets a second
-                note of the same number
+    over        the answer is whole (ResponseEnd, WholeResponse), has switched protocols, or will not come whole
+                (ExchangeCut, a gap, the end of the connection): flows that waited are told with it; whoever was told
+                already gets a second note of the same number
 
 Invariants: a request is told once to each session, and its answer at most once, never before it; of OPEN exchanges of a
 connection the answer is waited for, of further ones none is told; exchanges whose answers cannot be heard
@@ -35,9 +35,10 @@ from sidestep.engine.mirror.events import (
     RequestHead,
     ResponseEnd,
     ResponseHead,
+    WholeResponse,
 )
 from sidestep.engine.mirror.gate import Why
-from sidestep.engine.mirror.notes import Answer, Note
+from sidestep.engine.mirror.notes import Answer, Lost, Note
 from sidestep.policy.redaction import answer_lines, redact
 from sidestep.policy.tracing import trace_id
 from sidestep.protocols.http1 import HTTP_1_0
@@ -54,6 +55,10 @@ PATIENCE: Final = 1.0
 """Seconds that flows wait for an answer."""
 
 _INTEREST: Final = HEAD | ANSWER
+_WHOLE: Final = Lost.NOTHING
+_APP: Final = Answerer.APP
+_BY_APP: Final = _APP.value
+"""What an enumeration looks up in 0.1 us each."""
 
 
 class _Exchange:
@@ -65,11 +70,11 @@ class _Exchange:
         self.at = head.at
         self.protocol = "http/1.0" if head.flags & HTTP_1_0 else head.protocol
         self.trace = trace_id(head.fields)
-        self.held: list[Note] = []
+        self.held: tuple[Note, ...] = ()
         """Flows that wait for the answer ..."""
-        self.kept: list[Note] = []
+        self.kept: tuple[Note, ...] = ()
         """... and notes of sessions that are not told without it."""
-        self.told: list[Note] = []
+        self.told: tuple[Note, ...] = ()
         """Notes that were told without it."""
         self.handler = ""
         """The intercept whose handler was given the request."""
@@ -79,16 +84,14 @@ class _Exchange:
 class SessionLog:
     """See the module."""
 
-    __slots__ = ("_chosen", "_expected", "_gate", "_held", "_open", "_port", "_source")
+    __slots__ = ("_expected", "_gate", "_held", "_open", "_port", "_source")
 
     def __init__(self, source: Source, gate: TapGate, *, port: int) -> None:
         self._source = source
         self._gate = gate
         self._port = port
-        self._chosen: dict[int, tuple[Rule, ...]] = {}
-        """Exchange -> the flows that show it, until its head is consumed."""
-        self._expected: set[int] = set()
-        """Exchanges whose answers are wanted, until then."""
+        self._expected: dict[int, tuple[Rule, ...]] = {}
+        """Exchange whose answer is wanted -> the flows that show it, until its head is consumed."""
         self._open: dict[int, _Exchange] = {}
         self._held: dict[int, None] = {}
         """Those of them for which flows wait, the oldest first."""
@@ -101,16 +104,14 @@ class SessionLog:
         rules = decision.shown
         if rules:
             rules = self._gate.choose(self._port, rules)
-            if rules:
-                self._chosen[exchange] = rules
         if not rules and decision.intercept is None:
             return NOTHING
-        self._expected.add(exchange)
+        self._expected[exchange] = rules
         return _INTEREST
 
     def expect(self, exchange: int) -> int:
         """A sink wants to copy the exchange: what is wanted of it, so that its answer is told."""
-        self._expected.add(exchange)
+        self._expected.setdefault(exchange, ())
         return ANSWER
 
     def holds(self, exchange: int) -> int:
@@ -119,8 +120,7 @@ class SessionLog:
 
     def missed(self, exchange: int) -> None:
         """There was no room in the queue, which is the budget's doing."""
-        self._expected.discard(exchange)
-        for rule in self._chosen.pop(exchange, ()):
+        for rule in self._expected.pop(exchange, ()):
             self._gate.lose(self._port, rule.uid, Why.BUDGET)
 
     # --- later ------------------------------------------------------------------------------------------------------
@@ -130,6 +130,8 @@ class SessionLog:
         kind = type(event)
         if kind is RequestHead:
             self._begin(event)  # type: ignore[arg-type]
+        elif kind is WholeResponse:
+            self._answered(event)  # type: ignore[arg-type]
         elif kind is ResponseHead:
             found = self._open.get(event.exchange)  # type: ignore[union-attr]
             if found is not None and not event.is_interim:  # type: ignore[union-attr]
@@ -163,38 +165,39 @@ class SessionLog:
 
     def _begin(self, head: RequestHead) -> None:
         number = head.exchange
-        if number not in self._expected:
+        chosen = self._expected.pop(number, None)
+        if chosen is None:
             return
-        self._expected.discard(number)
-        chosen = self._chosen.pop(number, ())
         exchange = _Exchange(head)
         is_heard = head.heard and len(self._open) < OPEN
         if is_heard:
             self._open[number] = exchange
+        gate = self._gate
         for rule in chosen:
-            if self._gate.still(self._port, rule):
-                note = Note(
-                    rule,
-                    head.method,
-                    head.target,
-                    head.authority,
-                    copied=True,
-                    fields=redact(head.fields),
-                    at=head.at,
-                    protocol=exchange.protocol,
-                    trace=exchange.trace,
-                )
+            if not gate.holds or gate.still(self._port, rule):
+                fields = redact(head.fields)
+                note = Note(  # by position, as that takes 0.3 us instead of 0.9 us
+                    rule, head.method, head.target, head.authority, True, _WHOLE, fields, head.at, exchange.protocol,
+                    exchange.trace,
+                )  # fmt: skip
                 if not is_heard:
                     self._source.notes.append(note)
                 elif rule.shown.statuses:
-                    exchange.kept.append(note)
+                    exchange.kept += (note,)
                 else:
-                    exchange.held.append(note)
+                    exchange.held += (note,)
         if exchange.held:
             self._held[number] = None
             self._source.waiting = self
         if not is_heard:
             self._source.release(number)
+
+    def _answered(self, event: WholeResponse) -> None:
+        found = self._open.get(event.exchange)
+        if found is not None:
+            if not event.is_interim:
+                found.answer = event
+            self._over(event.exchange, event.at, event.sizes, is_whole=True)
 
     def copied(self, exchange: int, note: Note) -> None:
         """A copy was made of a request whose head was consumed, or there was no room for one."""
@@ -210,10 +213,10 @@ class SessionLog:
         if exchange is not None:
             note.at, note.protocol, note.trace = exchange.at, exchange.protocol, exchange.trace
             if note.rule.shown.statuses:
-                exchange.kept.append(note)
+                exchange.kept += (note,)
                 return
             note.number = next(self._gate.numbers)
-            exchange.told.append(note)
+            exchange.told += (note,)
         self._source.notes.append(note)
 
     def _over(self, number: int, at: float, sizes: list[int] | None, *, is_whole: bool) -> None:
@@ -224,7 +227,7 @@ class SessionLog:
             self._source.waiting = None
         notes = self._source.notes
         answer = _answer(exchange, at, sizes, is_whole=is_whole)
-        for note in (*exchange.held, *exchange.kept) if exchange.kept else exchange.held:
+        for note in exchange.held + exchange.kept:
             note.answer = answer
             notes.append(note)
         for note in exchange.told:
@@ -244,7 +247,7 @@ class SessionLog:
             del self._held[number]
             for note in exchange.held:
                 self._tell(note, exchange)
-            exchange.held = []
+            exchange.held = ()
         self._source.waiting = None
 
 
@@ -254,14 +257,11 @@ def _answer(exchange: _Exchange, at: float, sizes: list[int] | None, *, is_whole
     seconds = max(0.0, at - exchange.at)
     if head is None:
         return Answer(0, "", "", seconds, sent, received, is_whole=False)
-    is_shown = exchange.held or any(note.copied for note in (*exchange.told, *exchange.kept))
-    return Answer(
-        head.status,
-        head.by.value,
-        exchange.handler if head.by is Answerer.HANDLER else "",
-        seconds,
-        sent,
-        received,
-        is_whole,
-        answer_lines(head.raw, None if head.block is None else head.block.fields) if is_shown else b"",
-    )
+    if exchange.held or any(note.copied for note in exchange.told + exchange.kept):
+        lines = answer_lines(head.raw, None if head.block is None else head.block.fields)
+    else:
+        lines = b""
+    if head.by is _APP:
+        return Answer(head.status, _BY_APP, "", seconds, sent, received, is_whole, lines)
+    handler = exchange.handler if head.by is Answerer.HANDLER else ""
+    return Answer(head.status, head.by.value, handler, seconds, sent, received, is_whole, lines)

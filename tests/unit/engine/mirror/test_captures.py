@@ -22,6 +22,7 @@ from sidestep.engine.mirror.events import (
     ResponseData,
     ResponseEnd,
     ResponseHead,
+    WholeResponse,
 )
 from sidestep.engine.mirror.gate import Why
 from sidestep.engine.mirror.ledger import Ledger, TapLimits
@@ -96,6 +97,18 @@ def test_what_is_wanted_depends_on_the_capture():
     assert Captured(Snap.HEADS).sink.wants(1, Offer(rule(Snap.HEADS))) == HEADS
     assert Captured(Snap.HEADS).sink.wants(1, Offer(rule(Snap.HEADS), rule(Snap.ALL, "d"))) == ALL
     assert Captured(Snap.HEADS).sink.wants(1, Offer()) == 0
+
+
+def test_an_answer_in_one_event_is_captured_as_one_in_two():
+    written = []
+    for events in ([WholeResponse(1, Answerer.APP, 200, ANSWER, None, 1.5)], [response(), ResponseEnd(1)]):
+        captured = Captured(Snap.HEADS)
+        captured.begin(ends=True)
+        captured.tell(*events)
+        assert not captured.sink.holds(1)
+        captured.tell(ConnectionEnd())
+        written.append(captured.frames())
+    assert written[0] == written[1]
 
 
 def test_everything_is_as_it_was():

@@ -291,7 +291,7 @@ def test_the_end_of_a_connection_is_told_once():
         (0, []),
         (HEAD, ["RequestHead"]),
         (HEAD | BODY, ["RequestHead", "RequestData", "RequestEnd"]),
-        (HEAD | RESPONSE_HEAD, ["RequestHead", "ResponseHead", "ResponseEnd"]),
+        (HEAD | RESPONSE_HEAD, ["RequestHead", "WholeResponse"]),
     ],
 )
 def test_a_sink_is_told_what_it_wants_and_nothing_else(interest, kinds):
