@@ -155,7 +155,7 @@ def test_a_client_that_does_not_trust_the_ca_is_left_alone_from_its_second_conne
 def test_a_client_that_compares_the_key_after_the_handshake_is_left_alone_from_its_second_connection_on(
     program, tmp_path
 ):
-    """A busy machine may give curl its turn later than `opened_setup.AT_ONCE`: then it counts as spare, and the client
+    """A busy machine may give curl its turn later than `refusal.AT_ONCE`: then it counts as spare, and the client
     is left alone from a later connection on."""
 
     async def go():

@@ -85,8 +85,10 @@ class TlsEstablishment:
         endpoints: Endpoints,
         host: SetupHost,
         global_rule: Rule | None,
+        answers: Callable[[socket.socket], None],
     ) -> None:
-        """`global_rule`: the global intercept whose handler stands where the app would."""
+        """`global_rule`: the global intercept whose handler stands where the app would. `answers` is called before a
+        client is answered."""
         self._loop = loop
         self.server_name = offer.server_name
         self._alpn = offer.alpn
@@ -96,6 +98,7 @@ class TlsEstablishment:
         self._port = port
         self._endpoints = endpoints
         self._host = host
+        self._answers = answers
         self.global_rule = global_rule
         """None once the handler has been refused and the app was dialled in its place."""
         closes = port.on_unreadable is OnUnreadable.CLOSE
@@ -114,7 +117,9 @@ class TlsEstablishment:
             return context
         app = ends.app
         try:
-            client = ends.client = await answer_client(self._loop, ends.take_client_socket(), context)
+            sock = ends.take_client_socket()
+            self._answers(sock)
+            client = ends.client = await answer_client(self._loop, sock, context)
         except OSError as error:
             self._port.counters["downstream_handshake_failed"] += 1
             ends.close_app()

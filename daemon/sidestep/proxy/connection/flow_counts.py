@@ -19,6 +19,9 @@ _COUNTS_AT: Final = 120
 _SENT: Final = struct.Struct("=QQ")
 _SENT_AT: Final = 200
 """tcpi_bytes_sent, tcpi_bytes_retrans."""
+_ENDED: Final = frozenset({7, 8, 9, 11})
+"""States in which a peer has sent its end, or a reset (`enum` of net/tcp_states.h): TCP_CLOSE, TCP_CLOSE_WAIT,
+TCP_LAST_ACK, TCP_CLOSING."""
 _UNREAD: Final = struct.Struct("=i")
 """What FIONREAD answers (tcp(7), SIOCINQ)."""
 
@@ -31,6 +34,14 @@ def received(client: socket.socket) -> int:
     except OSError:
         return 0
     return int(_COUNTS.unpack_from(info, _COUNTS_AT)[1]) - int(unread) if len(info) == _INFO else 0
+
+
+def has_ended(client: socket.socket) -> bool:
+    """Whether a client has ended or broken its connection, though bytes of it may still be unread."""
+    try:
+        return client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _ENDED
+    except OSError:
+        return True
 
 
 def flow_of(client: socket.socket, *, began: int, now: int, alerted: bool) -> Flow | None:

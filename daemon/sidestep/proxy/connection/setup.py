@@ -170,6 +170,7 @@ class ConnectionSetup:
             endpoints=self._endpoints,
             host=self._host,
             global_rule=self._rule,
+            answers=self._answers,
         )
         outcome = await self._tls.run(self._ends)
         self._rule = self._tls.global_rule
@@ -180,6 +181,9 @@ class ConnectionSetup:
         self._established = outcome
         self._hello = verdict.offer.hello
         return outcome.verdict
+
+    def _answers(self, client: socket.socket) -> None:
+        """The client's handshake is answered next: the app's has succeeded."""
 
     def _client_broke(self, mask: int) -> None:
         if mask & BROKEN:

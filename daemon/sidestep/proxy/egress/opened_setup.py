@@ -16,17 +16,14 @@ Invariants
     without us: end to end, to the port that the client dialled; of clear HTTP each request is judged then, too. Or it
     is closed, where a policy fails closed.
   * A client that refuses the certificate has begun its handshake, so that connection is over. The next one of its kind
-    is not opened (`unopened`). It refuses by an alert. Where no policy fails closed, so does one that ends the
-    connection at once, with nothing said: libcurl compares pinned keys after the handshake.
+    is not opened (`unopened`). What counts as a refusal says `refusal`.
   * Clear HTTP of which a policy that fails closed wants TLS never leaves in clear.
 """
 
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 from sidestep.engine.classification import Close, Http, Protocol, Verdict
@@ -35,13 +32,13 @@ from sidestep.engine.relay import OnUnreadable, Relay
 from sidestep.model.condition import ConditionType
 from sidestep.model.errors import PeerError
 from sidestep.proxy.connection.endpoints import Endpoints
-from sidestep.proxy.connection.flow_counts import received
 from sidestep.proxy.connection.host import AppTls
 from sidestep.proxy.connection.inspection_counts import InspectionCounts
 from sidestep.proxy.connection.live_ports import LivePort
 from sidestep.proxy.connection.setup import ConnectionSetup
 from sidestep.proxy.egress.opened_host import OpenedHost
 from sidestep.proxy.egress.origination import TlsOrigination
+from sidestep.proxy.egress.refusal import RefusalWatch
 from sidestep.proxy.egress.unopened import REFUSED
 from sidestep.proxy.io.loop import Loop
 from sidestep.proxy.io.stream import TlsStream
@@ -59,22 +56,6 @@ REASONS: Final = {
     ConditionType.SNI_UNSUPPORTED: "server-name",
 }
 """Why a connection was not opened, as records and counters name it."""
-
-_REFUSALS: Final = (
-    "ALERT_UNKNOWN_CA",
-    "ALERT_BAD_CERTIFICATE",
-    "ALERT_CERTIFICATE_UNKNOWN",
-    "ALERT_CERTIFICATE_EXPIRED",
-    "ALERT_CERTIFICATE_REVOKED",
-    "ALERT_UNSUPPORTED_CERTIFICATE",
-    "ALERT_ACCESS_DENIED",
-)
-"""How the names end that OpenSSL has for such alerts."""
-
-AT_ONCE: Final = 2.0
-"""Seconds within which a client ends a connection because of its certificate; spare ones are kept open for longer."""
-LEAST: Final = 36
-"""Bytes of TLS that the shortest request has at least; an alert has fewer, in each version and with each cipher."""
 
 
 class OpenedSetup(ConnectionSetup):
@@ -100,6 +81,7 @@ class OpenedSetup(ConnectionSetup):
         self._opened_host = host
         self._unopened = unopened
         self._refused = refused
+        self._refusal = RefusalWatch(lambda: loop.now, lambda: port.on_unreadable is OnUnreadable.PASS)
         self._origination: TlsOrigination | None = None
         self._speaks = speaks
         """What the client speaks in clear; its socket is registered with the loop then."""
@@ -115,21 +97,26 @@ class OpenedSetup(ConnectionSetup):
         try:
             return await super()._open(sock, verdict)
         except PeerError as error:
-            if _is_refusal(error.__cause__):
-                self._refused()
-                self._tell(REFUSED, closed=True)
+            client = self._ends.client
+            if isinstance(client, TlsStream):
+                self._judge_end(is_refusal=self._refusal.broke_silence(client))
+            else:
+                self._judge_end(is_refusal=self._refusal.broke(error.__cause__))
             raise
+
+    def _answers(self, client: socket.socket) -> None:
+        self._refusal.answers(client)
 
     def _relay(self, relay: Relay, protocol: str) -> None:
         client, established = self._ends.client, self._established
         if established is not None and not established.first_bytes and isinstance(client, TlsStream):
-            client.before_close = partial(self._over, client.sock, received(client.sock), self._loop.now)
+            self._refusal.relays(client.sock)
+            client.before_close = lambda: self._judge_end(is_refusal=self._refusal.over(client))
         super()._relay(relay, protocol)
 
-    def _over(self, client: socket.socket, before: int, since: float) -> None:
-        """Look at what a client has said, before its connection is closed."""
-        passes = self._port.on_unreadable is OnUnreadable.PASS
-        if passes and self._loop.now - since < AT_ONCE and received(client) - before < LEAST:
+    def _judge_end(self, *, is_refusal: bool) -> None:
+        """A client's connection ends here."""
+        if is_refusal:
             self._refused()
             self._tell(REFUSED, closed=True)
 
@@ -193,11 +180,6 @@ class OpenedSetup(ConnectionSetup):
         except OSError:
             pass  # it is gone, or has no room for an answer
         LingeringClose(self._loop, sock)
-
-
-def _is_refusal(error: object) -> bool:
-    """Whether a client's alert is about the certificate that it was shown (RFC 8446 section 6.2)."""
-    return isinstance(error, ssl.SSLError) and (error.reason or "").endswith(_REFUSALS)
 
 
 def _answer(text: str) -> bytes:

@@ -172,10 +172,12 @@ class TlsStream:
         "_write",
         "asked",
         "before_close",
+        "broken",
         "early",
         "fd",
         "full",
         "on_late_auth",
+        "peer_first",
         "ragged",
         "renegotiable",
         "sock",
@@ -213,6 +215,10 @@ class TlsStream:
         """What the peer sent while its handshake was still being confirmed; to be read first (`take_early`)."""
         self.before_close: Callable[[], None] | None = None
         """Called once, while the connection can still be asked for its session."""
+        self.peer_first: bool | None = None
+        """Whether the peer has ended or broken the connection before we ended it; None while neither has."""
+        self.broken = ""
+        """OpenSSL's reason why it can be read no further: the peer's alert, if it sent one."""
         self._notify_left: bytes | None = None
         """What is still to be sent of our close_notify; None until it was made."""
         self._over = False
@@ -239,12 +245,15 @@ class TlsStream:
             data: bytes | None = self._read(TLS_READ)
             if not data:
                 self._over = True
+                self._peer_ends()
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             data = None
         except ssl.SSLZeroReturnError:
             self._over = True  # the peer's close_notify, after ours
+            self._peer_ends()
             data = b""
         except OSError as error:
+            self._peer_ends(error)
             # The end was met, but the alert that says so could not be sent: the first error is the reason.
             ragged = error_queue.take_first() == error_queue.UNEXPECTED_EOF or is_ragged_end(error)
             if self.asked or not (self.ragged or ragged):
@@ -266,10 +275,17 @@ class TlsStream:
                     taken += self._write(view[taken:])
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             pass
-        except OSError:
+        except OSError as error:
             error_queue.take_first()
+            self._peer_ends(error)
             raise
         return taken
+
+    def _peer_ends(self, error: OSError | None = None) -> None:
+        if self.peer_first is None:
+            self.peer_first = True
+        if isinstance(error, ssl.SSLError) and not self.broken:
+            self.broken = error.reason or ""
 
     def certificate_requested(self) -> None:
         """A CertificateRequest has arrived, and OpenSSL is about to answer it.
@@ -303,6 +319,8 @@ class TlsStream:
 
     def finish(self, *, notify: bool) -> bool:
         """Half-close: close_notify (unless the other side ended without one), then FIN; see the module."""
+        if self.peer_first is None:
+            self.peer_first = False
         try:
             if notify and not self._send_close_notify():
                 return False

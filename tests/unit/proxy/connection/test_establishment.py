@@ -54,6 +54,7 @@ class Stage:
             self.worker.credentials.add(name, kind, fd)
         stack.callback(self.worker.credentials.keep, set())
         self.app_saw, self.client_saw = [], []
+        self.answered = []
 
     def begin(self, script=None, tls=None, name="app.test", stops=False, **port):
         """Let a client begin, and go on unless it `stops` there; its ClientHello has arrived when this returns."""
@@ -96,6 +97,7 @@ class Stage:
             endpoints=Endpoints(address[0], address[1], "127.0.0.1", self.scene.number),
             host=self.worker,
             global_rule=None,
+            answers=self.answered.append,
         )
         self.running = Running(self.establishment.run(self.ends))
         self.stack.callback(self.running.cancel)
@@ -149,6 +151,7 @@ def test_the_client_is_answered_with_what_the_app_chose(stage, alpn, protocol):
     stage.serve(app_context(alpn))
     stage.begin()
     assert stage.outcome() == Established(Http(protocol, tls=True), alpn)
+    assert stage.answered == [stage.near]
     assert stage.app_saw == [alpn]
     stage.scene.run(lambda: stage.client_saw, within=PATIENCE)
     assert stage.client_saw == [alpn]
@@ -212,6 +215,7 @@ def test_what_cannot_be_opened_is_given_back_untouched(stage, context, port, con
     assert failure.type is condition
     assert "TLS is carried end to end" in failure.text or condition is ConditionType.CERTIFICATE_INVALID
     assert stage.untouched()
+    assert stage.answered == []
     assert stage.ends.app is None
 
 
