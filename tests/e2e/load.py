@@ -17,7 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.e2e.shop import DEV, HOST, TLS_PORT
+from tests.e2e.cluster import Cluster, Pod
+from tests.e2e.shop import DEV, HOST, TLS_PORT, Shop
 from tests.harness.namespaces import Netns
 from tests.harness.nginx import client_context
 from tests.harness.waiting import until
@@ -120,3 +121,17 @@ def load(netns: Netns, ips: Sequence[str], ca: Path, *, pace: float = 0.01) -> I
         result.over.set()
         for thread in threads:
             thread.join(PATIENCE + 5)
+
+
+def restart_under_load(cluster: Cluster, shop: Shop) -> list[Pod]:
+    """`kubectl rollout restart`; returns the new pods. Clients meet that old ones go away, and nothing else."""
+    old = shop.pods()
+    with load(cluster.node.laptop, [pod.ip for pod in old], shop.ca, pace=0.05) as running:
+        running.goes_on()
+        assert not running.failures()
+        cluster.kubectl("rollout", "restart", "deployment/orders", "-n", shop.namespace)
+        cluster.wait_rollout("deployment/orders", shop.namespace)
+    assert not [who for _, who in running.failures() if who.startswith("status")], running.failures()
+    new = shop.wait(len(old))
+    assert {pod.name for pod in old}.isdisjoint(pod.name for pod in new)
+    return new

@@ -73,6 +73,18 @@ class Product:
         finally:
             self.cluster.kubectl("delete", "-f", "-", "--timeout=60s", stdin=text, within=70)
 
+    @contextlib.contextmanager
+    def session_role(self, role: str, user: str, namespace: str) -> Iterator[None]:
+        """This ClusterRole, in a namespace, and the way to the daemons, for a user who has no other right."""
+        bindings = ((f"--clusterrole={role}", namespace), ("--role=sidestep-tunnel", NAMESPACE))
+        for each, where in bindings:
+            self.cluster.kubectl("create", "rolebinding", role, each, f"--user={user}", "-n", where)
+        try:
+            yield
+        finally:
+            for _, where in bindings:
+                self.cluster.kubectl("delete", "rolebinding", role, "-n", where)
+
     def grant(self, user: str, namespace: str) -> None:
         """What the manifest's comments tell an administrator to do for a developer, and for a namespace's Secrets."""
         bindings = (

@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e import test_ids as ids
 from tests.e2e.engines import PATIENCE, Traces, inspectors, metrics, records, suricatas
-from tests.e2e.load import load
+from tests.e2e.load import load, restart_under_load
 from tests.harness.waiting import until
 
 ATTACK = "/items?id=1%27%20UNION%20SELECT%20password%20FROM%20users--"
@@ -151,18 +151,10 @@ def test_verdicts_alerts_and_what_is_shown(cluster, product, shop, traces):
 @pytest.mark.timeout(600, func_only=True)  # six pods come and go, beside load
 def test_a_rollout_restart_and_the_end_of_the_policy_under_load(cluster, product, shop, traces):
     """Clients of pods that go away meet that, and nothing else; those of new pods meet nothing, also at the end."""
-    old = shop.pods()
     cluster.apply(policy(), namespace=shop.namespace)
-    wait_engines(cluster, product, len(old))
+    wait_engines(cluster, product, len(shop.pods()))
     first = {*suricatas(product), *inspectors(product)}
-    with load(cluster.node.laptop, [pod.ip for pod in old], shop.ca, pace=0.05) as running:
-        running.goes_on()
-        assert not running.failures()
-        cluster.kubectl("rollout", "restart", "deployment/orders", "-n", shop.namespace)
-        cluster.wait_rollout("deployment/orders", shop.namespace)
-    assert not [who for _, who in running.failures() if who.startswith("status")], running.failures()
-    new = shop.wait(len(old))
-    assert {pod.name for pod in old}.isdisjoint(pod.name for pod in new)
+    new = restart_under_load(cluster, shop)
     with load(cluster.node.laptop, [pod.ip for pod in new], shop.ca, pace=0.05) as running:
         wait_engines(cluster, product, len(new))
         running.goes_on()

@@ -22,18 +22,11 @@ H1 = ("-d", f"tcp.port=={shops.TLS_PORT},http")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def resources(cluster, product, shop):
+def resources(product, shop):
     """The definitions; eve may capture in the shop and reach the daemons, and nothing else."""
-    with product.inspection():
-        bindings = (("--clusterrole=sidestep-capturer", shop.namespace), ("--role=sidestep-tunnel", "sidestep"))
-        for role, namespace in bindings:
-            cluster.kubectl("create", "rolebinding", "capturer", role, f"--user={CAPTURER}", "-n", namespace)
-        try:
-            yield
-        finally:
-            for _, namespace in bindings:
-                cluster.kubectl("delete", "rolebinding", "capturer", "-n", namespace)
-            product.quiet(shop.pods())
+    with product.inspection(), product.session_role("sidestep-capturer", CAPTURER, shop.namespace):
+        yield
+        product.quiet(shop.pods())
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import pytest
 from tests.e2e import product as products
 from tests.e2e import shop as shops
 from tests.e2e.engines import PATIENCE, Traces, metrics, records, suricatas
-from tests.e2e.load import load
+from tests.e2e.load import load, restart_under_load
 from tests.harness.waiting import until
 
 MAP = "ids-rules"
@@ -117,16 +117,8 @@ def test_alerts_and_other_rules(cluster, product, shop, fed):
 @pytest.mark.timeout(400, func_only=True)  # six pods come and go, beside load
 def test_a_rollout_restart_under_load(cluster, product, shop, fed):
     """Clients of pods that go away meet that, and nothing else; each new pod has a Suricata of its own."""
-    old = shop.pods()
     first = set(suricatas(product))
-    with load(cluster.node.laptop, [pod.ip for pod in old], shop.ca, pace=0.05) as running:
-        running.goes_on()
-        assert not running.failures()
-        cluster.kubectl("rollout", "restart", "deployment/orders", "-n", shop.namespace)
-        cluster.wait_rollout("deployment/orders", shop.namespace)
-    assert not [who for _, who in running.failures() if who.startswith("status")], running.failures()
-    new = shop.wait(len(old))
-    assert {pod.name for pod in old}.isdisjoint(pod.name for pod in new)
+    new = restart_under_load(cluster, shop)
     with load(cluster.node.laptop, [pod.ip for pod in new], shop.ca, pace=0.05) as running:
         wait_engines(cluster, product, len(new))
         running.goes_on()

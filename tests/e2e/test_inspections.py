@@ -20,18 +20,11 @@ SECRET = "S3CRETtoken"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def resources(cluster, product, shop):
+def resources(product, shop):
     """The definitions; eve may inspect in the shop and reach the daemons, and nothing else."""
-    with product.inspection():
-        bindings = (("--clusterrole=sidestep-auditor", shop.namespace), ("--role=sidestep-tunnel", "sidestep"))
-        for role, namespace in bindings:
-            cluster.kubectl("create", "rolebinding", "auditor", role, f"--user={AUDITOR}", "-n", namespace)
-        try:
-            yield
-        finally:
-            for _, namespace in bindings:
-                cluster.kubectl("delete", "rolebinding", "auditor", "-n", namespace)
-            product.quiet(shop.pods())
+    with product.inspection(), product.session_role("sidestep-auditor", AUDITOR, shop.namespace):
+        yield
+        product.quiet(shop.pods())
 
 
 @contextlib.contextmanager

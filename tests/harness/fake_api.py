@@ -19,14 +19,30 @@ import re
 import socket
 import ssl
 import uuid
+from collections.abc import Callable, Coroutine
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from sidestep.aio.time_limit import time_limit
 from sidestep.kube.access import ClusterAccess
+from tests.harness.waiting import SLACK
 
 COLLECTION = re.compile(r"(/api/v1|/apis/[^/]+/[^/]+)/(?:namespaces/([^/]+)/)?([a-z]+)(?:/([^/]+))?(?:/([a-z]+))?")
 CLUSTER_SCOPED = {"namespaces", "nodes", "clusterinspectionpolicies"}
+
+
+PATIENCE = 30.0
+"""Seconds for a test on an idle machine."""
+
+
+def run(test: Callable[[FakeApi], Coroutine[Any, Any, None]]) -> None:
+    """Run a test that is given an API server."""
+
+    async def body() -> None:
+        async with FakeApi() as api, time_limit(PATIENCE * SLACK):
+            await test(api)
+
+    asyncio.run(body())
 
 
 class FakeApi:

@@ -14,20 +14,12 @@ from sidestep.node.certificates.reader import Reader, ReadError
 from sidestep.node.certificates.requests import ReadRequest
 from sidestep.node.cluster.inventory import ClusterInventory
 from tests.harness.authority import Authority
-from tests.harness.fake_api import FakeApi
+from tests.harness.fake_api import run
 from tests.integration.kube.test_watch import until
 
 V1, APPS = "/api/v1", "/apis/apps/v1"
 FAST = WatchLimits(first_pause=0.01, last_pause=0.05, refused_pause=0.1)
 PATH = "telepresence.io/downstream-tls-path.8443"
-
-
-def run(test):
-    async def body():
-        async with FakeApi() as api:
-            await asyncio.wait_for(test(api), 30)
-
-    asyncio.run(body())
 
 
 class Scene:

@@ -6,21 +6,13 @@ from contextlib import asynccontextmanager
 from sidestep.kube import config_maps
 from sidestep.kube.api import Api
 from sidestep.node.cluster.inventory import ClusterInventory
-from tests.harness.fake_api import FakeApi
+from tests.harness.fake_api import run
 from tests.integration.kube.test_cluster_cache import FAST
 from tests.integration.kube.test_watch import until
 
 RULES = "alert http any any -> any any (sid:1;)"
 NAME = ("shop", "ids-rules")
 POLICIES = "/apis/sidestep.dev/v1alpha1"
-
-
-def run(test):
-    async def body():
-        async with FakeApi() as api:
-            await asyncio.wait_for(test(api), 30)
-
-    asyncio.run(body())
 
 
 async def put_map(api, rules=RULES, name="ids-rules"):

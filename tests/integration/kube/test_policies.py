@@ -1,9 +1,9 @@
 """Inspection policies of a cluster in a node's inventory: parsed, invalid, not installed, installed later, removed."""
 
 from sidestep.kube.watch import WatchLimits
-from tests.harness.fake_api import FakeApi
+from tests.harness.fake_api import FakeApi, run
 from tests.integration.kube import test_cluster_cache
-from tests.integration.kube.test_cluster_cache import V1, populate, run, scene
+from tests.integration.kube.test_cluster_cache import V1, populate, scene
 from tests.integration.kube.test_watch import until
 
 GROUP = "/apis/sidestep.dev/v1alpha1"

@@ -19,7 +19,8 @@ from sidestep.node.planning.plan import Plan
 from sidestep.policy.survey import PodSurvey
 from sidestep.tunnel.messages import PodState
 from sidestep.tunnel.views import GapView, InspectedView, PolicyView
-from tests.integration.kube.test_cluster_cache import V1, run, scene
+from tests.harness.fake_api import run
+from tests.integration.kube.test_cluster_cache import V1, scene
 from tests.integration.kube.test_policies import CLUSTER, GROUP, NAMESPACED, baseline, policy
 from tests.integration.kube.test_watch import until
 

@@ -14,7 +14,8 @@ from sidestep.node.planning.plan import Plan
 from sidestep.node.policies import CHECKING
 from sidestep.policy.survey import PodSurvey
 from sidestep.tunnel.views import PolicyView
-from tests.integration.kube.test_cluster_cache import V1, pod, run, scene
+from tests.harness.fake_api import run
+from tests.integration.kube.test_cluster_cache import V1, pod, scene
 from tests.integration.kube.test_watch import until
 
 KEY = PodKey("shop", "orders-1")

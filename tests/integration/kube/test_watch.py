@@ -10,7 +10,7 @@ from sidestep.aio.time_limit import time_limit
 from sidestep.kube.api import Api
 from sidestep.kube.errors import ApiError, UnreachableClusterError
 from sidestep.kube.watch import Watch, WatchLimits
-from tests.harness.fake_api import FakeApi
+from tests.harness.fake_api import FakeApi, run
 from tests.harness.waiting import SLACK
 
 V1 = "/api/v1"
@@ -57,14 +57,6 @@ async def watching(api, *, limits=FAST, **options):
 
 def pod(name, **spec):
     return {"metadata": {"name": name}, "spec": {"nodeName": "n1", **spec}}
-
-
-def run(test):
-    async def body():
-        async with FakeApi() as api:
-            await asyncio.wait_for(test(api), 30)
-
-    asyncio.run(body())
 
 
 def test_lists_in_pages_then_follows_changes():

@@ -12,11 +12,11 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sidestep.aio.time_limit import time_limit
+from tests.harness.cli import Result
 from tests.harness.fake_api import FakeApi
 from tests.harness.waiting import SLACK
 from tests.integration.kube.cluster import Daemon, daemon
@@ -25,22 +25,6 @@ ROOT = Path(__file__).parents[3]
 WITHIN = 30.0
 """Seconds for a command on an idle machine."""
 CERTAINLY_WITHIN = WITHIN * SLACK
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command did."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def error(self) -> str:
-        """The one line on stderr."""
-        lines = self.stderr.splitlines()
-        assert len(lines) == 1, f"expected one line on stderr, not:\n{self.stderr}"
-        return lines[0]
 
 
 class Running:
@@ -60,17 +44,17 @@ class Running:
                     return line
         raise AssertionError(f"no line with {text!r} in:\n{''.join(self.lines)}")
 
-    async def interrupt(self) -> Done:
+    async def interrupt(self) -> Result:
         """Press Ctrl-C, and wait for the end."""
         self.process.send_signal(signal.SIGINT)
         return await self.ended()
 
-    async def ended(self) -> Done:
+    async def ended(self) -> Result:
         """Wait for the end."""
         async with time_limit(CERTAINLY_WITHIN):
             out, errors = await self.process.communicate()
         assert self.process.returncode is not None
-        return Done(self.process.returncode, "".join(self.lines) + out.decode(errors="replace"), errors.decode())
+        return Result(self.process.returncode, "".join(self.lines) + out.decode(errors="replace"), errors.decode())
 
 
 class Stage:
@@ -103,7 +87,7 @@ class Stage:
                 process.kill()
                 await process.wait()
 
-    async def run(self, *words: str | Path, **environment: str) -> Done:
+    async def run(self, *words: str | Path, **environment: str) -> Result:
         """Run a command to its end."""
         async with self.starting(*words, **environment) as running:
             return await running.ended()
