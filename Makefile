@@ -200,8 +200,8 @@ fuzz: $(VENV)/.stamp ## Let the randomised tests of parsers and relays look fift
 
 .PHONY: bench
 bench: DEBIAN += $(DEBIAN_BENCH)
-bench: setup build/mitmproxy/.stamp ## Compare with haproxy, Go and mitmproxy, about 12 minutes; each figure beside its budget
-	@MITMPROXY=build/mitmproxy/bin/mitmdump $(BIN)/python -m tests.bench --json build/bench.json --chart build/bench.svg
+bench: setup build/mitmproxy/.stamp ## Compare with haproxy, nginx, Go and mitmproxy, about 12 minutes; each figure beside its budget
+	@MITMPROXY=build/mitmproxy/bin/mitmdump $(BIN)/python -m tests.bench --json build/bench.json --chart build/bench.svg --history tests/bench/history
 
 # A peer of the benchmark, in an environment of its own.
 build/mitmproxy/.stamp: tests/bench/mitmproxy.lock

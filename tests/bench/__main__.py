@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import sys
@@ -10,11 +11,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.bench import captures, crowd, extras, firewall, growth, inspection, outbound, rows, taps
+from tests.bench import captures, crowd, extras, firewall, growth, history, inspection, outbound, report, rows, taps
 from tests.bench.arena import Arena, arena
 from tests.bench.figure import Figure
 from tests.bench.growth import Growth
-from tests.bench.report import chart, write_json
 from tests.bench.rows import Measured, Row, measure
 from tests.harness.scene import TLS_PORT
 
@@ -26,22 +26,27 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=0, help="interleaved pairs per row (default 10, quick: 3)")
     parser.add_argument("--only", default="", help="only rows whose name contains this text")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--history", type=Path, help="add the figures and what they depend on to this folder, as JSON")
     parser.add_argument("--chart", type=Path, help="draw the ratios into this SVG file")
     options = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("network namespaces and eBPF programs need root")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    facts = history.facts()
     bench = Bench(options.pairs or (3 if options.quick else 10), options.only)
     bench.ratios(quick=options.quick)
     if not options.quick:
         bench.rest()
     for line in bench.table():
         print(line)
+    content = {"facts": facts, **report.content(bench.measured, bench.figures, bench.growth)}
     if options.json is not None:
-        write_json(options.json, bench.measured, bench.figures, bench.growth)
+        options.json.write_text(json.dumps(content, indent=2) + "\n")
+    if options.history is not None:
+        print(f"added {history.add(options.history, content)}", file=sys.stderr)
     if options.chart is not None:
-        options.chart.write_text(chart(bench.measured))
+        options.chart.write_text(report.chart(bench.measured))
     return 0 if bench.ok else 1
 
 
@@ -70,13 +75,11 @@ class Bench:
     def ratios(self, *, quick: bool) -> None:
         """Everything that is measured in pairs; the parts that need the same scene come after each other."""
         wanted = rows.cpu_rows(seconds=1)
-        peers: tuple[str, ...] = ()
         if not quick:
-            wanted += [*rows.go_rows(), rows.connection_row("ecdsa", seconds=1), rows.wire_row()]
-            peers = ("go",)
+            wanted += [*rows.go_rows(), *rows.nginx_rows(), rows.connection_row("ecdsa", seconds=1), rows.wire_row()]
             if "MITMPROXY" in os.environ:
-                peers = ("go", "mitmproxy")
                 wanted.append(rows.mitmproxy_row())
+        peers = {row.peer for row in wanted if self._wants(row.name)} - {"haproxy"}
         with tempfile.TemporaryDirectory(prefix="sidestep-bench-") as folder, arena(Path(folder), peers=peers) as ring:
             self._pairs(ring, wanted)
             if quick:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.cpu import LOAD_CORE, PROXY_CORE, children, pin
 from tests.bench.load import Place
+from tests.bench.peers import PEERS
 from tests.harness.nginx import listening_ports, write_big_file
 from tests.harness.processes import Process
 from tests.harness.scene import HOST, PLAIN_PORT, TLS_PORT, Shop, shop
@@ -19,7 +18,6 @@ from tests.harness.waiting import until
 
 HAPROXY_TLS, HAPROXY_PLAIN, HAPROXY_H2, HAPROXY_TCP, HAPROXY_NEW, HAPROXY_DIVERTED = 9443, 9080, 9444, 9081, 9445, 9447
 
-GO_TLS, MITMPROXY_TLS = 9446, 9448
 DIRECT_TLS = 9449
 """The app itself, on a port that nobody steers."""
 
@@ -100,13 +98,10 @@ backend handler
 
 @dataclass
 class Arena:
-    """The scene, the peers' pids, and where load comes from."""
+    """The scene, the peers' pids by their names, and where load comes from."""
 
     scene: Shop
-    haproxy: int
-    go: int = 0
-    mitmproxy: int = 0
-    """Pids, 0 where a peer was not asked for."""
+    peers: dict[str, int]
 
     @property
     def client(self) -> Place:
@@ -155,53 +150,8 @@ def _write_configs(scene: Shop, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _go_proxy(scene: Shop, place: Path) -> Iterator[Process]:
-    """The reverse proxy of Go's standard library, on one processor like everybody."""
-    binary = place / "go-proxy"
-    source = Path(__file__).parent / "go_proxy" / "main.go"
-    environment = {**os.environ, "GOCACHE": str(place / "go-cache"), "GOFLAGS": "-mod=mod", "GO111MODULE": "off"}
-    subprocess.run(["go", "build", "-o", str(binary), str(source)], env=environment, check=True, timeout=300)
-    files = [place / "tls" / "tls.crt", place / "tls" / "tls.key", place / "ca.crt"]
-    ip = scene.space.ip
-    command: list[str | Path] = [binary, f"{ip}:{GO_TLS}", *files, f"{ip}:{TLS_PORT}", HOST]
-    words = scene.space.pod.enter(["taskset", "-c", str(PROXY_CORE), *command])
-    with Process(words, log=place / "go.log", environment={"GOMAXPROCS": "1"}) as process:
-        until(
-            lambda: str(GO_TLS) in listening_ports(scene.space.pod) or not process.running,
-            within=10,
-            what=lambda: f"the Go proxy\n{process.text()}",
-        )
-        yield process
-
-
-@contextlib.contextmanager
-def _mitmproxy(scene: Shop, place: Path) -> Iterator[Process]:
-    """mitmproxy as a reverse proxy, without any addon; where its own environment is, `MITMPROXY` says."""
-    ip = scene.space.ip
-    command = [Path(os.environ["MITMPROXY"]).absolute(), "-q", "--mode", f"reverse:https://{HOST}:{TLS_PORT}"]
-    command += ["--listen-host", ip, "--listen-port", str(MITMPROXY_TLS), "--certs", str(place / "tls" / "all.pem")]
-    command += [
-        "--set",
-        f"ssl_verify_upstream_trusted_ca={place / 'ca.crt'}",
-        "--set",
-        f"confdir={place / 'mitmproxy'}",
-    ]
-    hosts = place / "hosts"
-    hosts.write_text(f"{ip} {HOST}\n")
-    mount = ["unshare", "-m", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(hosts)]
-    words = scene.space.pod.enter([*mount, "taskset", "-c", str(PROXY_CORE), *map(str, command)])
-    with Process(words, log=place / "mitmproxy.log") as process:
-        until(
-            lambda: str(MITMPROXY_TLS) in listening_ports(scene.space.pod) or not process.running,
-            within=30,
-            what=lambda: f"mitmproxy\n{process.text()}",
-        )
-        yield process
-
-
-@contextlib.contextmanager
-def arena(folder: Path, *, kind: str = "ecdsa", peers: tuple[str, ...] = ()) -> Iterator[Arena]:
-    """Everything up, an intercept that will not match active on both ports. `peers`: "go", "mitmproxy"."""
+def arena(folder: Path, *, kind: str = "ecdsa", peers: Collection[str] = ()) -> Iterator[Arena]:
+    """Everything up, an intercept that will not match on both ports. `peers`: names in `PEERS`; haproxy always."""
     with contextlib.ExitStack() as stack:
         scene = stack.enter_context(shop(folder, kind=kind, ipv6=False))
         place = folder / "bench"
@@ -230,11 +180,9 @@ def arena(folder: Path, *, kind: str = "ecdsa", peers: tuple[str, ...] = ()) -> 
             within=10,
             what=lambda: f"nginx and haproxy\n{nginx.text()}\n{haproxy.text()}",
         )
-        ring = Arena(scene, haproxy.pid)
-        if "go" in peers:
-            ring.go = stack.enter_context(_go_proxy(scene, place)).pid
-        if "mitmproxy" in peers:
-            ring.mitmproxy = stack.enter_context(_mitmproxy(scene, place)).pid
+        ring = Arena(scene, {"haproxy": haproxy.pid})
+        for name in peers:
+            ring.peers[name] = stack.enter_context(PEERS[name](scene, place)).pid
         for port in (TLS_PORT, PLAIN_PORT):
             stack.enter_context(scene.intercept(port=port, plaintext=port == PLAIN_PORT))
         yield ring

@@ -51,7 +51,7 @@ def connections(ring: Arena) -> Growth:
     found = []
     for count in points:
         costs = []
-        for pid, port in ((ring.sidestep(), PLAIN_PORT), (ring.haproxy, HAPROXY_PLAIN)):
+        for pid, port in ((ring.sidestep(), PLAIN_PORT), (ring.peers["haproxy"], HAPROXY_PLAIN)):
             opening = 1 if count < MANY else 2
             runs = (opening, opening + 2)
             short, long = (_spent(ring, pid, port, connections=count, seconds=seconds) for seconds in runs)
@@ -78,7 +78,7 @@ def intercepts(ring: Arena) -> Growth:
         held = sessions(ring.scene.node.socket, specs, handler=ring.scene.plain_handler.port)
         costs = []
         with held if specs else contextlib.nullcontext():
-            for pid, port in ((ring.sidestep(), TLS_PORT), (ring.haproxy, HAPROXY_TLS)):
+            for pid, port in ((ring.sidestep(), TLS_PORT), (ring.peers["haproxy"], HAPROXY_TLS)):
                 before = cpu_seconds(tree(pid))
                 load = wrk(ring.client, f"https://{HOST}:{port}/orders", seconds=2, script=script)
                 assert load.failed == 0

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
-from pathlib import Path
+from typing import Any
 
 from tests.bench.figure import Figure
 from tests.bench.growth import Growth
@@ -13,9 +12,9 @@ from tests.bench.rows import Measured
 _ROW, _LEFT, _WIDTH, _SCALE = 26, 330, 760, 1.6
 
 
-def write_json(path: Path, measured: list[Measured], figures: list[Figure], growth: list[Growth]) -> None:
-    """All figures with their budgets."""
-    content = {
+def content(measured: list[Measured], figures: list[Figure], growth: list[Growth]) -> dict[str, Any]:
+    """All figures with their budgets, as JSON values."""
+    return {
         "ratios": [
             {
                 "row": each.row.name,
@@ -38,7 +37,6 @@ def write_json(path: Path, measured: list[Measured], figures: list[Figure], grow
             for each in growth
         },
     }
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def chart(measured: list[Measured]) -> str:
@@ -61,12 +59,14 @@ def chart(measured: list[Measured]) -> str:
             f'<text x="12" y="{top + 14}">{escape(each.row.name)}</text>',
             f'<rect x="{_LEFT}" y="{top + 3}" width="{_at(median) - _LEFT:.1f}" height="14" fill="{colour}"/>',
             f'<line x1="{_at(low):.1f}" x2="{_at(high):.1f}" y1="{top + 10}" y2="{top + 10}" stroke="#222"/>',
-            (
-                f'<line x1="{_at(each.row.budget):.1f}" x2="{_at(each.row.budget):.1f}" y1="{top}" y2="{top + 20}" '
-                'stroke="#555" stroke-dasharray="3,2"/>'
-            ),
             f'<text x="{_WIDTH - 20}" y="{top + 14}">{median:.{3 if median < 0.1 else 2}f}</text>',
         ]
+        if each.row.budget is not None:
+            budget = _at(each.row.budget)
+            lines.append(
+                f'<line x1="{budget:.1f}" x2="{budget:.1f}" y1="{top}" y2="{top + 20}" '
+                'stroke="#555" stroke-dasharray="3,2"/>'
+            )
     note = "bar: median; line: min to max; dashes: budget; the peer is haproxy where the row names no other"
     lines.append(f'<text x="12" y="{height - 10}" fill="#555">{note}</text>')
     return "\n".join([*lines, "</svg>"]) + "\n"
