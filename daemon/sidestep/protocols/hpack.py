@@ -15,7 +15,8 @@ without the update it owes after SETTINGS lowered the capacity (4.2). The list i
 entry of 4 KiB named by every byte of a block is how 64 KiB become 256 MiB.
 
 The encoder writes literals without indexing, and an index for a field that the static table holds with its value.
-Neither changes a table, so the encoder can write into a compression context that somebody else owns.
+Neither changes a table, so the encoder can write into a compression context that somebody else owns. `hpack_table` has
+one that owns its context.
 """
 
 from __future__ import annotations
@@ -356,9 +357,9 @@ def encode(fields: Iterable[Field], never: frozenset[int] = NONE) -> bytes:
     for position, field in enumerate(fields):
         size = len(field[1])
         if never and position in never:
-            append(_written(field, 0x10))
+            append(written(field, 0x10))
         elif size > SHORT_VALUE:
-            append(_written(field, 0x00))
+            append(written(field, 0x00))
         elif LONGEST_KNOWN_PATH < size < 0x7F and field[0] == PATH:
             # Paths differ from request to request: not worth remembering (measured: 2 µs less per block).
             append(_PATH_FOLLOWS + BYTES[size] + field[1])
@@ -367,8 +368,8 @@ def encode(fields: Iterable[Field], never: frozenset[int] = NONE) -> bytes:
     return b"".join(parts)
 
 
-def _written(field: Field, pattern: int) -> bytes:
-    """One field as a literal: 0x00 without indexing, 0x10 never to be indexed (section 6.2)."""
+def written(field: Field, pattern: int) -> bytes:
+    """One field as a literal: `pattern` 0x00 without indexing, 0x10 never to be indexed (section 6.2)."""
     name, value = field
     index = STATIC_NAMES.get(name, 0)
     start = integer(index, 4, pattern)
@@ -382,7 +383,7 @@ def _write(field: Field) -> bytes:
     index = STATIC_FIELDS.get(field, 0)
     if index:
         return bytes((0x80 | index,))
-    return _written(field, 0x00)
+    return written(field, 0x00)
 
 
 class Memo:

@@ -398,6 +398,9 @@ class Raw:
     def __init__(self, first: bytes = b"") -> None:
         self.out = bytearray(first)
         self.data = bytearray()
+        """What it got; a test may clear it."""
+        self.history = bytearray()
+        """All that it ever got."""
         self.dead = False
 
     def work(self) -> bool:
@@ -410,6 +413,7 @@ class Raw:
 
     def feed(self, data: bytes) -> None:
         self.data += data
+        self.history += data
 
     def frames(self, skip: int = 0) -> list[tuple[int, int, int, bytes]]:
         """(kind, flags, stream, payload) of every whole frame."""

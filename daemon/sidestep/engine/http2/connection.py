@@ -88,7 +88,7 @@ class Connection:
         """The same for inspection; None when no rule is about responses, and none are told."""
         if inspection is not None and inspection.hears_responses:
             self.inspected_responses = AppResponses(inspection, limits, inspection)
-        self.to_app = to_app = ToApp(relay.app, in_step=rewriter is None)
+        self.to_app = to_app = ToApp(relay.app, rewrites=rewriter is not None)
         self.to_client = to_client = ToClient(relay.client, state, settings, feed)
         self.app = app = AppConnection(relay.app, state, settings, to_client)
         if gate is None:

@@ -11,8 +11,8 @@ A block is decoded in the context of the client's encoder before its request goe
     any other                   trailers for the app, or what the app will refuse
     a list over `passed_list`   nobody's: 431 (RFC 6585) for a request, a reset for trailers
 
-A block for the app passes as the bytes that came; once a block that the app has not got has changed the HPACK table
-(`ToApp.in_step`), it is encoded anew.
+A block for the app passes as the bytes that came; while the app's HPACK table is not the client's, because it has not
+got a block that changed that (`ToApp.in_step`), it is encoded anew.
 
 The first request that a rule wants waits until the app has proved that it speaks HTTP/2: up to then the connection can
 still become a wire.

@@ -1,41 +1,62 @@
 """What is written to the app on the relayed connection.
 
 On a transparent connection these are the client's bytes, and they still are on a mixed one while the app's HPACK
-decoder is `in_step` with the client's encoder: no block that the app has missed, and none that was rewritten, has
-changed the client's table. From the first one that has, the decoder's context is another, for good. Then every block
-for the app is written anew as literals without indexing, which need no context. Table size updates at the head of a
-block go with it; those of a block that the app does not get are owed to it and begin the next one (RFC 7541 section
-4.2).
+decoder is `in_step` with the client's encoder:
 
-Staying in step is the usual case where filters are about paths: encoders of curl, Envoy, nginx and browsers leave paths
-out of their tables, so a diverted request like others before it adds nothing. A field that only diverted requests have
-adds an entry when it comes first.
+    in step      its table is the client's: blocks pass as they came
+      | it misses a block that changes the table, or size updates
+      v
+    out of step  blocks are written anew, into the table that the app has (`Table`); fields that the client has put into
+      |          its own table are put into this one as well, no others (RFC 7541 section 7.1)
+      | the two tables are the same again, and no size update is owed
+      v
+    in step      as before
+
+Table size updates of a block that the app does not get are owed to it and begin the next one (section 4.2).
+
+Never falling out of step is the usual case where filters are about paths: encoders of curl, Envoy, nginx and browsers
+leave paths out of their tables, so a diverted request like others before it adds nothing. When it is the first one of
+a connection, the next relayed one usually brings what it has added. A field that only diverted requests have keeps the
+tables apart until it is evicted from the client's.
+
+Where blocks are rewritten, they are always written anew.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from sidestep.protocols.hpack import size_updates
+from sidestep.protocols.hpack import INITIAL, size_updates
+from sidestep.protocols.hpack_table import Table
 from sidestep.protocols.http2 import header_frames
 
 if TYPE_CHECKING:
     from sidestep.engine.leg import Leg
     from sidestep.protocols.hpack import Block, State
+    from sidestep.protocols.hpack_static import Field
 
 Updates = tuple[int, int] | None
 """Table size updates: the smallest and the last of them, in bytes."""
 
+_NO_FIELDS: Final[frozenset[Field]] = frozenset()
+
 
 class ToApp:
-    """The writing end towards the app."""
+    """The writing end towards the app. With `rewrites` it is never in step."""
 
-    __slots__ = ("_owed", "in_step", "leg")
+    __slots__ = ("_earlier", "_owed", "_rewrites", "_state", "_table", "in_step", "leg")
 
-    def __init__(self, leg: Leg, *, in_step: bool = True) -> None:
+    def __init__(self, leg: Leg, *, rewrites: bool = False) -> None:
         self.leg = leg
-        self.in_step = in_step
+        self.in_step = not rewrites
         """The app's decoder is in the state of the client's encoder: blocks can pass as the bytes that came."""
+        self._rewrites = rewrites
+        self._table = Table(INITIAL)
+        """The app's table while it is out of step."""
+        self._state = INITIAL
+        """The client's table after the last block, while the app's is out of step."""
+        self._earlier: frozenset[Field] = _NO_FIELDS
+        """What the client's table held when the app missed a block last."""
         self._owed: Updates = None
 
     def write(self, data: bytes) -> None:
@@ -44,19 +65,33 @@ class ToApp:
             self.leg.write(data)
 
     def write_block(self, stream: int, block: Block, *, ends: bool, priority: bytes) -> None:
-        """Write a header block for a decoder that has missed others."""
-        literal = block.literal
-        owed = _merge(self._owed, block.updates)
+        """Write a header block for a decoder that is out of step."""
+        table = self._table
+        owed = self._owed
+        if owed is not None or block.updates is not None:
+            owed = _merge(owed, block.updates)
+        written = b""
         if owed is not None:
             self._owed = None
-            literal = size_updates(*owed) + literal
-        self.write(header_frames(stream, literal, end_stream=ends, priority=priority))
+            table.resize(*owed)
+            written = size_updates(*owed)
+        state = block.state
+        new = () if state is self._state else state.entries[-len(block.fields) :]
+        self._state = state
+        written += table.encode(block.fields, block.never, new=new, earlier=self._earlier)
+        self.write(header_frames(stream, written, end_stream=ends, priority=priority))
+        if not self._rewrites and table.equals(state):
+            self.in_step = True
 
     def withhold(self, updates: Updates, *, before: State, after: State) -> None:
-        """Note a block that the app does not get: its table size updates, and the state of its decoder around it."""
-        self._owed = _merge(self._owed, updates)
+        """Note a block that the app does not get: its table size updates, and the client's table around it."""
         if after is not before:
-            self.in_step = False
+            if self.in_step:
+                self.in_step = False
+                self._table = Table(before)
+            self._owed = _merge(self._owed, updates)
+            self._state = after
+            self._earlier = frozenset(after.entries)
 
 
 def _merge(owed: Updates, updates: Updates) -> Updates:

@@ -11,8 +11,10 @@ from sidestep.engine.http2.relay import Http2Relay
 from sidestep.engine.mirror.ledger import Ledger
 from sidestep.policy.route import Rule, SteeredPort
 from sidestep.protocols.http2 import (
+    CONTINUATION,
     DATA,
     DEFAULT_LIMITS,
+    END_HEADERS,
     GOAWAY,
     HEADERS,
     PREFACE,
@@ -23,6 +25,7 @@ from sidestep.protocols.http2 import (
     frame,
     header_frames,
     settings,
+    split_headers,
     window_update,
 )
 from tests.unit.engine.http2_peers import MATCH, Message, Peers, Raw, request, rule
@@ -107,6 +110,23 @@ class Talk:
             [(bytes(n), bytes(v)) for n, v in hpack.Decoder().decode(payload, raw=True)]
             for _, payload in peer.of(HEADERS, stream, skip)
         ]
+
+    def app_heads(self, stream: int) -> list[list[hpack.HeaderTuple]]:
+        """Header blocks that the app got on a stream, read by a decoder that has read all before them."""
+        app = Raw()
+        app.feed(bytes(self.app.history))
+        decoder = hpack.Decoder(max_header_list_size=1 << 24)
+        found, block = [], b""
+        for kind, flags, number, payload in app.frames(skip=len(PREFACE)):
+            if kind == HEADERS:
+                block = split_headers(payload, flags)[1]
+            elif kind == CONTINUATION:
+                block += payload
+            if kind in (HEADERS, CONTINUATION) and flags & END_HEADERS:
+                fields = decoder.decode(block, raw=True)
+                if number == stream:
+                    found.append(list(fields))
+        return found
 
 
 def mixed(**limits: int) -> Talk:

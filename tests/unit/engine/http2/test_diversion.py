@@ -76,7 +76,23 @@ def test_blocks_for_the_app_pass_as_they_came_while_missed_ones_have_not_changed
     talk.divert(9)  # adds the filter's field
     talk.app.data.clear()
     talk.send(talk.head(11, relayed))
-    assert talk.heads(talk.app, 11) == [relayed.head]
+    assert talk.app_heads(11) == [relayed.head]
+
+
+def test_blocks_pass_as_they_came_once_one_has_brought_what_a_diverted_one_had_added() -> None:
+    talk = Talk()
+    common = (b"x-token", b"t" * 40)
+    first = [*request(b"/d", common).head, hpack.NeverIndexedHeaderTuple(*MATCH)]
+    talk.send(header_frames(1, talk.encoder.encode(first), end_stream=True))
+    assert talk.peers.diverted == [b"/d"]
+    one, other = request(b"/d", common), request(b"/d", common, (b"x-new", b"n"))
+    talk.send(talk.head(3, one))
+    assert talk.app_heads(3) == [one.head]
+    talk.app.data.clear()
+    sent = talk.head(5, other) + talk.head(7, one)
+    talk.send(sent)
+    assert bytes(talk.app.data) == sent
+    assert talk.app_heads(5) == [other.head]
 
 
 def test_a_missed_list_that_is_too_large_leaves_the_app_in_step_only_if_it_changes_no_table() -> None:
@@ -91,7 +107,7 @@ def test_a_missed_list_that_is_too_large_leaves_the_app_in_step_only_if_it_chang
         assert talk.relay._connection.to_app.in_step is (pattern == 0x00)
 
 
-def test_once_out_of_step_blocks_for_the_app_are_literals_and_keep_what_they_are() -> None:
+def test_out_of_step_blocks_for_the_app_are_written_anew_and_keep_what_they_are() -> None:
     talk = Talk()
     secret = hpack.NeverIndexedHeaderTuple(b"authorization", b"Bearer x")
     one = [*request(b"/one").head, secret]
@@ -105,7 +121,7 @@ def test_once_out_of_step_blocks_for_the_app_are_literals_and_keep_what_they_are
     [(kind, flags, stream, data)] = talk.app.frames()
     assert (kind, flags, stream) == (HEADERS, END_HEADERS | END_STREAM | WITH_PRIORITY, 5)
     assert data[:5] == priority
-    fields = hpack.Decoder().decode(data[5:], raw=True)
+    [fields] = talk.app_heads(5)
     assert [tuple(field) for field in fields] == [tuple(field) for field in one]
     assert [field.indexable for field in fields] == [True] * 4 + [False]
 
@@ -164,7 +180,7 @@ def test_ending_the_intercept_sends_the_next_request_to_the_app() -> None:
     talk.divert(1)
     talk.peers.port.route = Route()
     talk.send(talk.head(3, request(b"/d", MATCH)))
-    assert talk.heads(talk.app, 3) == [request(b"/d", MATCH).head]
+    assert talk.app_heads(3) == [request(b"/d", MATCH).head]
 
 
 MALFORMED = {

@@ -33,7 +33,7 @@ def test_goaway_of_the_app_is_raised_to_the_diverted_streams() -> None:
     assert talk.client.of(RST_STREAM, 7) == []  # the GOAWAY says it
     talk.divert(9)
     assert len(talk.peers.diverted) == 1
-    assert talk.heads(talk.app, 9)  # above the last id: nobody's, so the app's
+    assert talk.app_heads(9)  # above the last id: nobody's, so the app's
     talk.from_app(talk.respond(1))
     talk.peers.end(talk.relay.app)
     talk.peers.run()
