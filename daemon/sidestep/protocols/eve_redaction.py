@@ -30,6 +30,9 @@ _CREDENTIALS: Final = re.compile(rb"^((?:[A-Za-z][A-Za-z0-9+.-]*:)?//)?[^/?#]*@"
 """User name and password before a host, in the absolute and the authority form (RFC 3986 section 3.2.1)."""
 is_plain: Final = re.compile(rb"[!\"$->A-~]*").fullmatch
 """Matches a URL of which nothing is removed: ASCII without @, # and ?."""
+before_value: Final = re.compile(rb"(/(?:[!\"$-.0->A-~][!\"$->A-~]*)?\?[!\"$%'-<>A-~]+=)[^&#]*").fullmatch
+"""Matches a path with a query of one named value, of which nothing else is removed; its group 1 is what stands before
+that value, in ASCII."""
 _NAMED: Final = re.compile(rb"[^&=]+=[^&]*(?:&[^&=]+=[^&]*)*").fullmatch
 """Of a query whose parts all have a name and a value, ..."""
 _VALUE: Final = re.compile(rb"=[^&]*")
@@ -56,6 +59,8 @@ class Redaction:
         """A request target or URL of at most MAX_URL bytes before the redaction."""
         if len(target) <= MAX_URL and is_plain(target) is not None:
             return target.decode()
+        if self.query_values and len(target) <= MAX_URL and (found := before_value(target)) is not None:
+            return found[1].decode() + _REDACTED_TEXT
         shown = self._url(target[:MAX_URL]).decode("utf-8", "backslashreplace")
         return shown + CUT if len(target) > MAX_URL else shown
 

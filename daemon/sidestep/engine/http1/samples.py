@@ -53,13 +53,13 @@ class Http1Sample(Sample):
         method, target, rest = self.asked.split(b" ", 2)
         low = rest.lower()
         host = agent = forwarded = referer = b""
-        # `_value` is only called for what is there: half of the time is in calls.
-        if (at := low.rfind(b"\nhost:")) >= 0:
-            host = _value(rest, at + 6)
-        if (at := low.rfind(b"\nuser-agent:")) >= 0:
-            agent = _value(rest, at + 12)
-        if (at := low.rfind(b"\nx-forwarded-for:")) >= 0:
-            forwarded = _value(rest, at + 17)
+        # As `_value`, without the calls, which were a third of the time.
+        if (at := low.rfind(b"\nhost:") + 6) > 5:
+            host = rest[at : rest.index(b"\r", at)].strip(b" \t")
+        if (at := low.rfind(b"\nuser-agent:") + 12) > 11:
+            agent = rest[at : rest.index(b"\r", at)].strip(b" \t")
+        if (at := low.rfind(b"\nx-forwarded-for:") + 17) > 16:
+            forwarded = rest[at : rest.index(b"\r", at)].strip(b" \t")
         if (at := low.rfind(b"\nreferer:")) >= 0:
             referer = _value(rest, at + 9)
         if target[0] != _ORIGIN_FORM:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Collection, Mapping
+from functools import lru_cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -38,19 +40,21 @@ _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _WORD: Final = re.compile(r"[a-z0-9-]{1,64}")
 _ACTIONS: Final = frozenset((None, *(action.value for action in RecordedAction)))
 _ALERTS: Final = frozenset((RecordedAction.ALERT, RecordedAction.WOULD_BLOCK, RecordedAction.BLOCK))
+_ALL: Final = ("http", "alert", "tls", "anomaly", "flow", "fileinfo", "stats")
+_objects: Final = attrgetter(*_ALL)
 _OBJECTS: Final = {
-    "http": frozenset(("http",)),
-    "alert": frozenset(("alert", "http")),
-    "tls": frozenset(("tls",)),
-    "anomaly": frozenset(("anomaly",)),
-    "flow": frozenset(("flow",)),
-    "fileinfo": frozenset(("fileinfo", "http")),
+    "http": ["http"],
+    "alert": ["http", "alert"],
+    "tls": ["tls"],
+    "anomaly": ["anomaly"],
+    "flow": ["flow"],
+    "fileinfo": ["http", "fileinfo"],
 }
-"""The types that a proxy may send, each with the objects that a record of it has. `stats` are the daemon's own."""
-_OF_CONNECTION: Final = frozenset(("alert",))
+"""The types that a proxy may send, each with the objects that a record of it has, in the order of `_ALL`. `stats` are
+the daemon's own."""
+_OF_CONNECTION: Final = ["alert"]
 """What an alert has of which the connection that the pod makes is the subject, and no request."""
 _HOST: Final = re.compile(r"[!-~]{1,253}")
-_ALL: Final = frozenset(("http", "alert", "tls", "anomaly", "flow", "fileinfo", "stats"))
 _NO_NAMES: Final[Mapping[int, str]] = {}
 _DECODER: Final = msgspec.msgpack.Decoder(Record)
 
@@ -97,19 +101,24 @@ def _has_form(record: Record) -> bool:
     """Whether a record is one of a type that proxies send, with the objects and values that it has."""
     outbound = record.sidestep is not None and record.sidestep.direction is not None
     wanted = _OBJECTS.get(record.event_type)
-    told = {name for name in _ALL if getattr(record, name) is not None}
+    told = [name for name, value in zip(_ALL, _objects(record), strict=True) if value is not None]
     is_bare = outbound and record.event_type == "alert" and told == _OF_CONNECTION
     if wanted is None or (told != wanted and not is_bare):
         return False
-    ports, numbers = (record.src_port, record.dest_port), (record.flow_id, record.tx_id)
     return (
         record.proto == "TCP"
-        and all(address is not None and _ADDRESS.fullmatch(address) for address in (record.src_ip, record.dest_ip))
-        and all(port is not None and 0 <= port < 1 << 16 for port in ports)
-        and all(number is None or 0 <= number < MAX_NUMBER for number in numbers)
+        and _is_end(record.src_ip, record.src_port)
+        and _is_end(record.dest_ip, record.dest_port)
+        and (record.flow_id is None or 0 <= record.flow_id < MAX_NUMBER)
+        and (record.tx_id is None or 0 <= record.tx_id < MAX_NUMBER)
         and (record.app_proto is None or _WORD.fullmatch(record.app_proto) is not None)
         and (record.fileinfo is None or _is_file(record.fileinfo))
     )
+
+
+def _is_end(address: str | None, port: int | None) -> bool:
+    """Whether these are the address and port of an end of a connection."""
+    return address is not None and port is not None and 0 <= port < 1 << 16 and _ADDRESS.fullmatch(address) is not None
 
 
 def _is_file(told: FileInfo) -> bool:
@@ -142,9 +151,14 @@ def _is_named(record: Record, rules: Rules) -> bool:
 
 def _nanoseconds(timestamp: str, now: int) -> int:
     """The time that a record says; far from `now` if it says none."""
-    if _TIMESTAMP.fullmatch(timestamp):
-        try:
-            return int(dt.datetime.fromisoformat(timestamp[:19] + "+00:00").timestamp()) * 1_000_000_000
-        except ValueError:
-            pass
-    return now + 2 * SKEW
+    second = _second(timestamp[:19]) if _TIMESTAMP.fullmatch(timestamp) else None
+    return now + 2 * SKEW if second is None else second * 1_000_000_000
+
+
+@lru_cache(maxsize=64)
+def _second(text: str) -> int | None:
+    """Seconds since 1970 of a time up to its second, None if there is none such. Records of one second are many."""
+    try:
+        return int(dt.datetime.fromisoformat(text + "+00:00").timestamp())
+    except ValueError:
+        return None

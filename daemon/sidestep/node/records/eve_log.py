@@ -113,16 +113,20 @@ class EveLog:
                 self.counts[f"dropped_{reason if reason in _REASONS else 'other'}"] += count
         self.counts["received"] += len(message.records)
         now = time.time_ns()
-        kubernetes = self._kubernetes(pod)
-        for data in message.records:
-            made = checked(decode(data), rules=rules, kubernetes=kubernetes, now=now, names=self._names())
-            if made is None:
-                self.counts["refused"] += 1
-            else:
-                line = eve.encode(made)
-                self._note(pod.key, made)
-                self.recent.note(made, line)
-                self._write(line)
+        kubernetes, names = self._kubernetes(pod), self._names()
+        lines = []
+        try:
+            for data in message.records:
+                made = checked(decode(data), rules=rules, kubernetes=kubernetes, now=now, names=names)
+                if made is None:
+                    self.counts["refused"] += 1
+                else:
+                    line = eve.encode(made)
+                    self._note(pod.key, made)
+                    self.recent.note(made, line)
+                    lines.append(line)
+        finally:
+            self._write(*lines)
 
     def missed(self, pod: Pod, ports: tuple[int, ...], absence: Absence) -> None:
         """Record the time for which nobody inspected these ports of a pod."""
@@ -175,16 +179,19 @@ class EveLog:
         if record.alert is not None and decided is not None and decided.policy and decided.rule and decided.action:
             self.alerts.note(pod, decided.policy, decided.rule, RecordedAction(decided.action))
 
-    def _write(self, line: bytes) -> None:
-        if len(line) > eve.MAX_RECORD or not self._bucket.take(time.monotonic(), len(line)):
-            self.counts["dropped_node"] += 1
+    def _write(self, *lines: bytes) -> None:
+        now = time.monotonic()
+        written = [line for line in lines if len(line) <= eve.MAX_RECORD and self._bucket.take(now, len(line))]
+        if len(written) < len(lines):
+            self.counts["dropped_node"] += len(lines) - len(written)
+        if not written:
             return
         if self._writer is None:
             sink = self._sink()
             if sink is None:
                 return
             self._writer = Writer(sink, self.counts)
-        self._writer.put(line)
+        self._writer.put(written)
 
     def _sink(self) -> Sink | None:
         if self._path is not None:

@@ -41,7 +41,7 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 _TIMESTAMP, _TRANSACTION, _HTTP = map(_encode, ("timestamp", "tx_id", "http"))
 _HTTP_OF: Final = [_HTTP + bytes((_FIXMAP + pairs,)) for pairs in range(_FIXED)]
 """`http` with so many pairs, without these."""
-_URL: Final = _encode("url")
+_URL, _FORWARDED, _REFERER = map(_encode, ("url", "xff", "http_refer"))
 _SHORT: Final = [_encode("x" * length)[:-length] if length else _encode("") for length in range(256)]
 """What stands before a text of so many bytes."""
 _STREAM: Final = _encode("http2") + bytes((_FIXMAP + 1,)) + _encode("stream_id")
@@ -52,8 +52,9 @@ class SampledRecords:
     """See the module. `redaction` may change."""
 
     __slots__ = (
-        "_answer", "_answer_pairs", "_answered", "_asked", "_at", "_begun", "_connection", "_length", "_pairs",
-        "_redaction", "_request", "_request_pairs", "_requested", "_same", "_second", "_status", "_until_second",
+        "_answer", "_answer_pairs", "_answered", "_asked", "_at", "_begun", "_connection", "_hides_forwarded",
+        "_length", "_pairs", "_redaction", "_request", "_request_pairs", "_requested", "_same", "_second", "_status",
+        "_until_second",
     )  # fmt: skip
 
     def __init__(self, origin: Origin, redaction: Redaction, decided: Sidestep = _INSPECTED) -> None:
@@ -71,7 +72,7 @@ class SampledRecords:
             }
         )
         self._connection = bytes((shared[0] + _OWN_PAIRS,)) + shared[1:] + _TIMESTAMP + _TIME
-        self._redaction = redaction
+        self.hide(redaction)
         self._asked: object = None
         """What tells of the last request (`Sample.asked`) ..."""
         self._requested = b""
@@ -99,6 +100,7 @@ class SampledRecords:
     def hide(self, redaction: Redaction) -> None:
         """Hide this from now on."""
         self._redaction = redaction
+        self._hides_forwarded = b"x-forwarded-for" in redaction.headers
         self._asked = self._request = self._answer = None
 
     def encode(self, at: int, sample: Sample) -> bytes:
@@ -131,24 +133,27 @@ class SampledRecords:
 
     def _show_request(self, sample: Sample) -> None:
         """Encode what is told of a request."""
-        redaction = self._redaction
         protocol, method, target, host, agent, forwarded, referer = sample.request()
         request = protocol, method, host, agent
         if request != self._request:
             shown = self._shown(*request)
             self._pairs, self._same = len(shown) + 1, _encode(shown)[1:] + _URL
             self._request = request if sample.size <= REMEMBERED else None
-        self._request_pairs = self._pairs
+        pairs = self._pairs
         if len(target) < len(_SHORT) and is_plain(target) is not None:  # as below, without two calls
-            self._requested = self._same + _SHORT[len(target)] + target
+            asked = self._same + _SHORT[len(target)] + target
         else:
-            self._requested = self._same + _encode(redaction.url(target))
+            asked = self._same + _encode(self._redaction.url(target))
         if forwarded:
-            self._request_pairs += 1
-            self._requested += _pair("xff", redaction.value(b"x-forwarded-for", forwarded))
+            pairs += 1
+            if len(forwarded) < len(_SHORT) and forwarded.isascii() and not self._hides_forwarded:  # likewise
+                asked += _FORWARDED + _SHORT[len(forwarded)] + forwarded
+            else:
+                asked += _FORWARDED + _encode(self._redaction.value(b"x-forwarded-for", forwarded))
         if referer:
-            self._request_pairs += 1
-            self._requested += _pair("http_refer", redaction.value(b"referer", referer))
+            pairs += 1
+            asked += _REFERER + _encode(self._redaction.value(b"referer", referer))
+        self._request_pairs, self._requested = pairs, asked
 
     def _show_answer(self, status: int | None, answer: tuple[bytes, bytes], length: int | None) -> None:
         """Encode what is told of an answer."""
@@ -181,7 +186,3 @@ class SampledRecords:
         if agent:
             shown["http_user_agent"] = self._redaction.value(b"user-agent", agent)
         return shown
-
-
-def _pair(name: str, value: object) -> bytes:
-    return _encode(name) + _encode(value)

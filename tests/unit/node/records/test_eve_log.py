@@ -170,6 +170,16 @@ def test_a_node_has_its_share_of_lines(tmp_path, monkeypatch):
     close(log)
 
 
+def test_lines_before_a_record_that_cannot_be_read_are_written(tmp_path):
+    path = tmp_path / "eve.json"
+    log = EveLog(node="n", path=path)
+    whole = message(alert())
+    with pytest.raises(PeerError):
+        log.take(pod(), messages.Records(whole.seq, (*whole.records, b"\xc1"), {}), RULES)
+    close(log)
+    assert shown(path)[0]["event_type"] == "alert"
+
+
 def test_counts_are_told_when_something_has_happened(tmp_path):
     log = EveLog(node="n", path=tmp_path / "eve.json")
     log._tell_counts()
