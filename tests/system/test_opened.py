@@ -37,9 +37,9 @@ def write_secrets(scene, issuer, roots):
 
 
 @contextlib.contextmanager
-def opened(folder):
+def opened(folder, **egress):
     """The shop, whose pod speaks to servers in its client's namespace: in clear HTTP, which is originated, and in TLS,
-    which is decrypted."""
+    which is decrypted. `egress` are fields of the policy."""
     issuer, roots = Authority("Shop egress"), Authority("Roots")
     with (
         cgroups.cgroup() as group,
@@ -64,6 +64,7 @@ def opened(folder):
                 {"name": "tls", "mode": "Decrypt", "networks": networks, "ports": [PORT]},
             ],
             "rules": [rule(), CARDS],
+            **egress,
         }
         write_secrets(scene, issuer, roots)
         with policies(scene, policy(rule("/inward"), egress=block)):

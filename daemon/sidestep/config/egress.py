@@ -2,7 +2,7 @@
 
 A destination that is decrypted needs an issuer, and `trust` one that is opened: a policy that could never do what it
 says is refused. A rule that looks at requests holds where they are read: in HTTP that is clear, and in TLS that is
-opened. So it is refused where every destination is only observed, and at port 443 only.
+opened. So it is refused where every destination is only observed, and at port 443 only; so are `log` and `ids`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from sidestep.config.config_map_key import config_map_key
 from sidestep.config.field_error import FieldError
 from sidestep.config.names_and_networks import networks, server_names
 from sidestep.config.object_values import LABEL_NAME, NAME, check_name
@@ -34,14 +35,31 @@ def egress(read: fields.EgressFields, rules: tuple[Rule, ...], namespace: str) -
     _check_names(chosen)
     modes = {each.mode for each in chosen}
     if modes == {EgressMode.OBSERVE} and all(each.ports == (HTTPS,) for each in chosen):
-        for at, rule in enumerate(rules):
-            if not rule.of_connection:
-                raise FieldError(
-                    f"spec.egress.rules[{at}]",
-                    "looks at requests or responses, and every destination has mode Observe and port 443 only",
-                )
-    issuer = _issuer(read.issuer, modes, namespace)
-    return Egress(chosen, rules, read.failure_policy, read.quic, issuer, _trust(read.trust, modes, namespace))
+        _check_reads_nothing(read, rules)
+    return Egress(
+        chosen,
+        rules,
+        read.failure_policy,
+        read.quic,
+        _issuer(read.issuer, modes, namespace),
+        _trust(read.trust, modes, namespace),
+        read.log.sample_percent,
+        None if read.ids is None else config_map_key(read.ids.rules_from, "spec.egress.ids", namespace),
+    )
+
+
+def _check_reads_nothing(read: fields.EgressFields, rules: tuple[Rule, ...]) -> None:
+    """Refuse what looks at requests, where none is read. Raises FieldError."""
+    wanting = [(f"spec.egress.rules[{at}]", not rule.of_connection) for at, rule in enumerate(rules)]
+    wanting += [
+        ("spec.egress.log.samplePercent", read.log.sample_percent > 0),
+        ("spec.egress.ids", read.ids is not None),
+    ]
+    for path, looks in wanting:
+        if looks:
+            raise FieldError(
+                path, "looks at requests or responses, and every destination has mode Observe and port 443 only"
+            )
 
 
 def fingerprints(read: Sequence[str], path: str) -> tuple[str, ...]:

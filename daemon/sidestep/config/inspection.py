@@ -30,6 +30,8 @@ from sidestep.config.waf import waf
 from sidestep.model.errors import ConfigurationError
 from sidestep.model.filter import Filter, HeaderCondition, HeaderTest, PathCondition, PathTest
 from sidestep.model.inspection import (
+    ExistingConnections,
+    FailurePolicy,
     InspectionPolicy,
     Match,
     ParameterCondition,
@@ -106,8 +108,10 @@ def _policy(spec: fields.SpecFields, namespace: str, name: str) -> InspectionPol
     if spec.rules is None and spec.ids is None and spec.waf is None and spec.egress is None:
         raise FieldError("spec", "needs at least one of rules, ids, waf and egress")
     outwards = spec.egress
-    if spec.ports and spec.rules is None and spec.ids is None and spec.waf is None:
-        raise FieldError("spec.ports", "are ports of the pod, and nothing is said of connections that it accepts")
+    if spec.rules is None and spec.ids is None and spec.waf is None:
+        _check_outward_only(spec)
+    if spec.ids is not None and outwards is not None and outwards.ids not in (None, spec.ids):
+        raise FieldError("spec.egress.ids", "names another text than spec.ids: a policy has one, for both directions")
     return InspectionPolicy(
         name=name,
         namespace=namespace,
@@ -125,6 +129,26 @@ def _policy(spec: fields.SpecFields, namespace: str, name: str) -> InspectionPol
         waf=None if spec.waf is None else waf(spec.waf, namespace),
         egress=None if outwards is None else egress(outwards, _rules(outwards.rules, "spec.egress.rules"), namespace),
     )
+
+
+def _check_outward_only(spec: fields.SpecFields) -> None:
+    """Refuse what is about connections that pods accept in a policy of those that they make. Raises FieldError."""
+    if spec.ports:
+        raise FieldError("spec.ports", "are ports of the pod, and nothing is said of connections that it accepts")
+    said = (
+        ("failurePolicy", spec.failure_policy is FailurePolicy.FAIL, "say it in spec.egress"),
+        ("log", spec.log.sample_percent > 0, "say it in spec.egress"),
+        (
+            "existingConnections",
+            spec.existing_connections is ExistingConnections.RESET,
+            "those that pods make are not reset",
+        ),
+    )
+    for name, is_said, why in said:
+        if is_said:
+            raise FieldError(
+                f"spec.{name}", f"is about connections that the pod accepts, and nothing else is said of those: {why}"
+            )
 
 
 def _rules(read: Sequence[fields.RuleFields | fields.EgressRuleFields], path: str) -> tuple[Rule, ...]:

@@ -150,6 +150,18 @@ class SecretFields(PolicyFields, frozen=True):
     secret_ref: SecretRefFields
 
 
+class LogFields(PolicyFields, frozen=True):
+    """`log`, `egress.log`."""
+
+    sample_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
+
+
+class IdsFields(PolicyFields, frozen=True):
+    """`ids`, `egress.ids`."""
+
+    rules_from: RulesFromFields
+
+
 class EgressFields(PolicyFields, frozen=True):
     """`egress`."""
 
@@ -161,12 +173,8 @@ class EgressFields(PolicyFields, frozen=True):
     quic: Quic = Quic.ALLOW
     issuer: SecretFields | None = None
     trust: SecretFields | None = None
-
-
-class LogFields(PolicyFields, frozen=True):
-    """`log`."""
-
-    sample_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
+    log: LogFields = msgspec.field(default_factory=LogFields)
+    ids: IdsFields | None = None
 
 
 class RedactFields(PolicyFields, frozen=True):
@@ -174,12 +182,6 @@ class RedactFields(PolicyFields, frozen=True):
 
     query_values: bool = True
     headers: Annotated[list[str], msgspec.Meta(max_length=MAX_NAMES)] = msgspec.field(default_factory=list)
-
-
-class IdsFields(PolicyFields, frozen=True):
-    """`ids`."""
-
-    rules_from: RulesFromFields
 
 
 class SpecFields(PolicyFields, frozen=True):

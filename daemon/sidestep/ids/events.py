@@ -11,7 +11,7 @@ A Suricata that was taken over can tell of alerts of its own pod that no request
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Annotated, Final
@@ -26,6 +26,7 @@ SKEW: Final = 120_000_000_000
 """Nanoseconds by which an alert may be older or newer than the moment at which it arrives."""
 MAX_SIGNATURE: Final = 512
 """Characters of a rule's message and class."""
+_TO_CLIENT: Final = "to_client"
 PROTOCOLS: Final = {"http": "http", "http2": "http2"}
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -67,6 +68,7 @@ class _Event(msgspec.Struct, frozen=True):
     src_port: Port = 0
     dest_ip: str = ""
     dest_port: Port = 0
+    direction: str = ""
     flow_id: Number | None = None
     tx_id: Number | None = None
     app_proto: str | None = None
@@ -98,17 +100,27 @@ def decode(line: bytes) -> IdsEvent | None:
 
 
 def record(
-    event: IdsEvent, *, policies: Sequence[str], redaction: Redaction, kubernetes: Kubernetes, now: int
+    event: IdsEvent,
+    *,
+    policies: Sequence[str],
+    redaction: Redaction,
+    pod: Collection[str],
+    kubernetes: Kubernetes,
+    now: int,
 ) -> Record | None:
     """The record of an alert; None for one that no rule of the pod can have made.
 
-    `policies` are the names of the policies in the order in which their rules were rendered, `now` is in nanoseconds
-    since 1970.
+    `policies` are the names of the policies in the order in which their rules were rendered, `pod` are the addresses
+    of the pod, and `now` is in nanoseconds since 1970.
     """
     said, told = event.event, event.event.alert
     if told is None or not 1 <= told.gid <= len(policies) or not _are_addresses(said.src_ip, said.dest_ip):
         return None
     policy = policies[told.gid - 1]
+    client, server = said.src_ip, said.dest_ip
+    if said.direction == _TO_CLIENT:
+        client, server = server, client
+    is_outward = client in pod and server not in pod
     return Record(
         timestamp=said.timestamp if abs(_nanoseconds(said.timestamp) - now) <= SKEW else eve.timestamp(now),
         flow_id=said.flow_id,
@@ -136,6 +148,7 @@ def record(
             action=RecordedAction.ALERT.value,
             inspected=True,
             engine="suricata",
+            direction="egress" if is_outward else None,
         ),
     )
 

@@ -181,7 +181,8 @@ class Egress:
     `rules` are about those to its `destinations`; one that looks at requests applies where they are read. Whether
     `Block` blocks is the policy's `mode`. `failure_policy` is about connections that cannot be judged as a destination
     wants. `issuer` has the CA whose certificates apps are shown, and is there if a destination is decrypted. `trust`
-    has the authorities that servers are verified by, in the place of the system's.
+    has the authorities that servers are verified by, in the place of the system's. `sample_percent` of the
+    requests without a hit are logged, and with `ids` the pod's Suricata is fed the connections, of those that are read.
     """
 
     destinations: tuple[Destination, ...] = EVERYTHING
@@ -190,6 +191,8 @@ class Egress:
     quic: Quic = Quic.ALLOW
     issuer: SecretRef | None = None
     trust: SecretRef | None = None
+    sample_percent: float = 0.0
+    ids: ConfigMapKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,9 +247,9 @@ class InspectionPolicy:
             ports=(),
             failure_policy=self.egress.failure_policy,
             existing_connections=ExistingConnections.KEEP,
-            sample_percent=0.0,
+            sample_percent=self.egress.sample_percent,
             rules=self.egress.rules,
-            ids=None,
+            ids=self.egress.ids,
             waf=None,
             egress=None,
         )
@@ -263,8 +266,13 @@ class InspectionPolicy:
     @property
     def texts(self) -> tuple[ConfigMapKey, ...]:
         """Where it has texts of its own."""
-        found = (self.ids, None if self.waf is None else self.waf.rules_from)
+        found = (self.ids_rules, None if self.waf is None else self.waf.rules_from)
         return tuple(each for each in found if each is not None)
+
+    @property
+    def ids_rules(self) -> ConfigMapKey | None:
+        """Where the rules of its IDS are, in whichever direction that looks."""
+        return self.egress.ids if self.ids is None and self.egress is not None else self.ids
 
     @property
     def of_cluster(self) -> bool:

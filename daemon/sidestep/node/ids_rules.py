@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 TESTS: Final = (0.5, 64.0)
 """Tests a second, and at once."""
-IDS: Final = RuleKind("ids", lambda policy: policy.ids, ConditionType.IDS_RULES_INVALID, without="its IDS does not run")
+IDS: Final = RuleKind(
+    "ids", lambda policy: policy.ids_rules, ConditionType.IDS_RULES_INVALID, without="its IDS does not run"
+)
 
 
 async def tested(text: str) -> RuleSet:

@@ -210,7 +210,7 @@ class InspectedConnection:
 
     __slots__ = (
         "_policies", "answer_sets", "asked", "clean", "client", "doubt", "facts", "inspection", "is_quick",
-        "looks_at_all", "may_block_answers", "searches_requests",
+        "is_sampled", "looks_at_all", "may_block_answers", "searches_requests",
     )  # fmt: skip
 
     def __init__(self, inspection: Inspection, facts: ConnectionFacts, host: HostFacts | None = None) -> None:
@@ -219,11 +219,14 @@ class InspectedConnection:
         self.doubt = "" if host is None else host.doubt
         """Why no request for the host can be judged as policies want."""
         self.client = _client(facts.client)
+        self.is_sampled = False
+        """Whether a policy that samples applies; where each request is judged by its host `samples` tells."""
         self._policies = []
         kind: list[bool] = []
         for policy in inspection.policies if facts.hosts is None else ():
             if host is not None and policy.policy.display not in host.policies:
                 continue
+            self.is_sampled |= policy.policy.sample_percent > 0
             active = [rule.on_connection(facts) for rule in policy.rules]
             kind += active
             kind += [rule.exception.connection(facts) for rule in policy.rules if rule.exception is not None]
@@ -350,6 +353,12 @@ class InspectedConnection:
                     exchange = Exchange(self, *head)
                 exchange.begin(policy, candidates, waiting, findings, now)
         return _NOTHING if exchange is None else exchange
+
+    def samples(self, host: bytes) -> bool:
+        """Whether a policy that samples applies to requests with this `Host`, or `:authority`."""
+        if self.facts.hosts is None:
+            return self.is_sampled
+        return self._of_host(host_of(((b"host", host),)), self.facts.hosts).is_sampled
 
     def _of_host(self, host: bytes, hosts: Callable[[bytes], HostFacts]) -> InspectedConnection:
         """Return what judges requests for a host on this connection."""

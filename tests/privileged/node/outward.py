@@ -32,7 +32,7 @@ HERE = (ip_network("10.99.0.0/16"), ip_network("fd99::/16"))
 """The network of the tests."""
 
 
-def policy(*rules, fail=False, destinations=None, opens=EgressMode.OBSERVE, issuer="", trust="", **fields):
+def policy(*rules, fail=False, destinations=None, opens=EgressMode.OBSERVE, issuer="", trust="", sample=0.0, **fields):
     """About everything in the network of the tests. `issuer` and `trust` are names of Secrets (`Rig.secrets`)."""
     chosen = destinations or (Destination("net", opens, networks=HERE),)
     failing = FailurePolicy.FAIL if fail else FailurePolicy.IGNORE
@@ -43,6 +43,7 @@ def policy(*rules, fail=False, destinations=None, opens=EgressMode.OBSERVE, issu
         failing,
         issuer=SecretRef("shop", issuer) if issuer else None,
         trust=SecretRef("shop", trust) if trust else None,
+        sample_percent=sample,
     )
     made = InspectionPolicy(name, "shop", pod_selector=LabelSelector(), mode=mode, egress=egress)
     return PlannedPolicy(made, to_snapshot(made), 1, egress=to_egress_snapshot(made))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sidestep.config.field_error import FieldError
 from sidestep.config.inspection import cluster_inspection_policy, inspection_policy
 from sidestep.config.inspection_fields import MAX_DESTINATIONS, MAX_NAMES, MAX_PORTS, MAX_RULES, MAX_SOURCES
+from sidestep.model.config_map_key import ConfigMapKey
 from sidestep.model.egress import EVERYTHING, Destination, EgressMode, Quic, SecretRef
 from sidestep.model.filter import Filter, PathCondition, PathTest
 from sidestep.model.inspection import Action, Direction, Egress, FailurePolicy, Match, Mode, Pattern, Rule
@@ -81,15 +82,70 @@ def test_an_empty_block_observes_what_is_external():
 
 
 def test_the_policy_of_what_pods_send():
-    found = policy(EGRESS, mode="Enforce", redact={"headers": ["X-Key"]}, log={"samplePercent": 5})
+    found = policy(EGRESS, mode="Enforce", redact={"headers": ["X-Key"]})
     outward = found.outward
     assert (outward.mode, outward.failure_policy, outward.closes) == (Mode.ENFORCE, FailurePolicy.FAIL, True)
     assert outward.rules == found.egress.rules
     assert outward.redaction.headers == ("x-key",)
     assert outward.display == found.display
-    assert outward.sample_percent == 0
+    assert (outward.sample_percent, outward.ids, found.ids_rules, found.texts) == (0, None, None, ())
     assert (outward.egress, outward.outward) == (None, None)
     assert not found.closes, "its failure policy for what pods accept is another one"
+
+
+RULES = {"rulesFrom": {"configMapRef": {"name": "ids-rules", "key": "local.rules"}}}
+
+
+def test_engines_of_its_own():
+    """They are about the connections that pods make alone, as `log` and `ids` of the policy are about the others."""
+    found = policy({"log": {"samplePercent": 5}, "ids": RULES})
+    text = ConfigMapKey("shop", "ids-rules", "local.rules")
+    assert (found.sample_percent, found.ids, found.is_inward) == (0, None, False)
+    assert (found.outward.sample_percent, found.outward.ids) == (5, text)
+    assert (found.ids_rules, found.texts) == (text, (text,))
+
+
+def test_both_directions_have_one_text_of_rules():
+    found = policy({"ids": RULES}, ids=RULES, log={"samplePercent": 5})
+    assert (found.is_inward, found.ids, found.outward.ids) == (True, found.ids_rules, found.ids_rules)
+    assert (found.sample_percent, found.outward.sample_percent) == (5, 0)
+    assert len(found.texts) == 1
+    other = {"rulesFrom": {"configMapRef": {"name": "others", "key": "local.rules"}}}
+    with pytest.raises(FieldError, match="a policy has one, for both directions") as caught:
+        policy({"ids": other}, ids=RULES)
+    assert caught.value.path == "spec.egress.ids"
+
+
+@pytest.mark.parametrize(
+    ("said", "path"),
+    [
+        ({"log": {"samplePercent": 5}}, "spec.log"),
+        ({"failurePolicy": "Fail"}, "spec.failurePolicy"),
+        ({"existingConnections": "Reset"}, "spec.existingConnections"),
+    ],
+)
+def test_what_is_about_accepted_connections_is_refused_where_nothing_else_is_said_of_those(said, path):
+    with pytest.raises(FieldError, match="is about connections that the pod accepts") as caught:
+        policy({}, **said)
+    assert caught.value.path == path
+    assert policy({}, rules=[{"name": "a", "action": "Log"}], **said).is_inward
+
+
+@pytest.mark.parametrize(
+    ("said", "path"), [({"log": {"samplePercent": 5}}, "log.samplePercent"), ({"ids": RULES}, "ids")]
+)
+def test_engines_are_refused_where_nothing_is_read(said, path):
+    observed = [{"name": "https", "ports": [443]}]
+    with pytest.raises(FieldError, match="every destination has mode Observe and port 443 only") as caught:
+        policy({"destinations": observed} | said)
+    assert caught.value.path == f"spec.egress.{path}"
+    assert policy({"destinations": [{"name": "any"}]} | said)
+
+
+def test_a_firewall_is_not_for_what_pods_send():
+    with pytest.raises(FieldError, match="waf") as caught:
+        policy({"waf": {"ruleSet": "CRS"}})
+    assert caught.value.path.startswith("spec.egress")
 
 
 @pytest.mark.parametrize(

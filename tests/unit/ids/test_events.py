@@ -18,6 +18,7 @@ KUBERNETES = Kubernetes("shop", "orders-1", "deployment/orders", "n1")
 NOW = 1_800_000_000_123_456_000
 POLICIES = ("base", "shop/orders")
 SECRET = "S3CRET"
+POD = frozenset(("10.0.0.2", "fd00::2"))
 
 
 def said(**more):
@@ -40,7 +41,9 @@ def said(**more):
 def read(line, *, redaction=None, now=NOW):
     event = events.decode(line)
     assert event is not None
-    return events.record(event, policies=POLICIES, redaction=redaction or Redaction(), kubernetes=KUBERNETES, now=now)
+    return events.record(
+        event, policies=POLICIES, redaction=redaction or Redaction(), pod=POD, kubernetes=KUBERNETES, now=now
+    )
 
 
 def test_an_alert_is_that_of_its_policy_and_pod():
@@ -63,6 +66,22 @@ def test_what_policies_redact_is_redacted():
     assert made.http.http_user_agent == "[redacted]"
     made = read(said(http={"url": "/a?b=c", "http_method": "GET"}), redaction=Redaction(query_values=False))
     assert made.http.url == "/a?b=c"
+
+
+@pytest.mark.parametrize(
+    ("src", "dest", "towards", "direction"),
+    [
+        ("10.0.0.1", "10.0.0.2", "to_server", None),
+        ("10.0.0.2", "10.0.0.1", "to_client", None),
+        ("10.0.0.2", "10.0.0.1", "to_server", "egress"),
+        ("10.0.0.1", "10.0.0.2", "to_client", "egress"),
+        ("fd00::2", "fd00::1", "to_server", "egress"),
+        ("10.0.0.2", "10.0.0.2", "to_server", None),
+        ("10.0.0.2", "10.0.0.1", None, "egress"),
+    ],
+)
+def test_an_alert_of_a_connection_that_the_pod_makes_says_so(src, dest, towards, direction):
+    assert read(said(src_ip=src, dest_ip=dest, direction=towards)).sidestep.direction == direction
 
 
 def test_http2_names_its_stream():
@@ -124,7 +143,9 @@ def test_anything_is_nothing_or_one_printable_line_of_its_own_pod(noise, at, gon
     event = events.decode(line[:at] + noise + line[at + gone :])
     if event is None:
         return
-    made = events.record(event, policies=POLICIES, redaction=Redaction(), kubernetes=KUBERNETES, now=time.time_ns())
+    made = events.record(
+        event, policies=POLICIES, redaction=Redaction(), pod=POD, kubernetes=KUBERNETES, now=time.time_ns()
+    )
     if made is not None:
         text = eve.encode(made).decode()
         assert text.rstrip("\n").isprintable()

@@ -27,9 +27,9 @@ class PodCounters:
         """Open client connections."""
 
     def of_engine(self, prefix: str) -> dict[str, int]:
-        """The counters of all ports that are called PREFIX_WORD, added up, by WORD."""
+        """The counters that are called PREFIX_WORD, of ports and of connections that the pod makes, by WORD."""
         found: dict[str, int] = {}
-        for counts in self.ports.values():
+        for counts in (*self.ports.values(), self.outbound):
             for name, total in counts.items():
                 if name.startswith(f"{prefix}_"):
                     word = name.removeprefix(f"{prefix}_")

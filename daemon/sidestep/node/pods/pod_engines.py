@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sidestep.node.pods.pod_counters import PodCounters
     from sidestep.node.pods.toolbox import Toolbox
     from sidestep.node.proxies.supervisor import PodProxy
+    from sidestep.snapshots.egress import EgressSnapshot
     from sidestep.snapshots.inspection import PolicySnapshot
     from sidestep.snapshots.ports import PortSnapshot
     from sidestep.tunnel.views import EngineView
@@ -53,10 +54,11 @@ class PodEngines:
         )  # fmt: skip
         self._ids = PodIds(pod, uid, tools, statements=statements, feed=self._feed_ids)
 
-    def follow(self, pod: Pod, ports: Collection[PortSnapshot]) -> None:
-        """These ports have policies now, or have none. Never raises."""
+    def follow(self, pod: Pod, ports: Collection[PortSnapshot], egress: Collection[EgressSnapshot] = ()) -> None:
+        """These ports have policies now, or have none, and `egress` is about connections that the pod makes. Never
+        raises."""
         self._pod = pod
-        self._ids.follow(pod, (each for port in ports for each in port.policies))
+        self._ids.follow(pod, (*(each for port in ports for each in port.policies), *(each.policy for each in egress)))
         names = (name for port in ports if port.waf is not None for name in port.waf.names)
         self._inspector.follow(tuple(dict.fromkeys(names)))
 

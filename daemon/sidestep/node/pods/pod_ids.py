@@ -123,7 +123,8 @@ class PodIds:
     def follow(self, pod: Pod, policies: Iterable[PolicySnapshot]) -> None:
         """These policies apply to ports of the pod now."""
         self._pod = pod
-        self._policies = tuple(dict.fromkeys(each for each in policies if each.ids))
+        named = {display_of(each): each for each in policies if each.ids}  # one may be about both directions
+        self._policies = tuple(named.values())
         self.look()
 
     def look(self) -> None:
@@ -314,6 +315,7 @@ class PodIds:
                     event,
                     policies=wanted.policies,
                     redaction=wanted.redaction,
+                    pod=frozenset(map(str, self._pod.ips)),
                     kubernetes=kubernetes,
                     now=time.time_ns(),
                 )

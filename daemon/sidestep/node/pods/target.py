@@ -165,7 +165,7 @@ class Target:
         self._served = plan.uids
         self._policies = {number: port.snapshot.policies for number, port in wanted.items()}
         self._reports.on_credentials(failures)
-        self._engines.follow(self.pod, [port.snapshot for port in wanted.values()])
+        self._engines.follow(self.pod, [port.snapshot for port in wanted.values()], plan.egress)
         await self._streams.apply(wanted, proxy=proxy)
         if self._netns is not None and self._steering is not None:
             await self._datagrams.apply(datagrams, netns=self._netns, proxy=proxy, steering=self._steering)

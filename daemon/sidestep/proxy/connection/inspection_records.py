@@ -158,6 +158,11 @@ class ConnectionRecords:
 
     def sampled(self, sample: Sample) -> None:
         """See `records.Observer`. The record is made by `encode`, a moment later."""
+        outward = self._port.outward
+        if outward is not None and outward.facts.hosts is not None:
+            judging = self._inspection.latest.connection(outward.facts)
+            if not judging.samples(sample.request()[3]):
+                return  # of a host that the policies which sample are not about
         if not self._granted and not self._grant():
             self._queue.drop("connection")
             return

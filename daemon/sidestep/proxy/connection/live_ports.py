@@ -77,12 +77,13 @@ def source_of(port: PortSnapshot) -> str | None:
 @dataclass(frozen=True, slots=True)
 class Outward:
     """A connection that the pod makes, to a server of this name. `flow` is the number of its records; `facts` are what
-    rules may ask of it.
+    rules may ask of it. `ids`: a policy wants it to be fed to an IDS.
     """
 
     name: str
     flow: int
     facts: ConnectionFacts
+    ids: bool = False
 
 
 class CompiledPolicies:
@@ -166,6 +167,8 @@ class LivePort:
     @property
     def has_ids(self) -> bool:
         """Whether a policy wants the port's connections to be fed to an IDS."""
+        if self.outward is not None:
+            return self.outward.ids
         return any(policy.ids for policy in self.snapshot.policies)
 
     @property

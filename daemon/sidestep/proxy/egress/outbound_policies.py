@@ -121,10 +121,9 @@ class OutboundPolicies:
             upstream_trust=opener.trust,
             opens=True,
         )
-        outward = Outward(name, flow, facts)
-        return self.port.for_connection(
-            outward, self._inspection(decision.treatment.policies, in_clear=False), snapshot
-        )
+        judging = decision.treatment.policies
+        outward = Outward(name, flow, facts, self._feeds_ids(judging))
+        return self.port.for_connection(outward, self._inspection(judging, in_clear=False), snapshot)
 
     def _read(self, decision: Decision, *, name: str, flow: int) -> LivePort:
         """Return the port of a connection whose requests are read in clear."""
@@ -134,7 +133,11 @@ class OutboundPolicies:
             is_told = bool(decision.reason)
             hosts = HostsOf(lambda: self.current, facts.destination, facts.port, is_told=is_told)
             facts = replace(facts, hosts=hosts, is_told=is_told)
-        return self.port.for_connection(Outward(name, flow, facts), inspection, self.port.snapshot)
+        outward = Outward(name, flow, facts, self._feeds_ids(judging))
+        return self.port.for_connection(outward, inspection, self.port.snapshot)
+
+    def _feeds_ids(self, judging: tuple[EgressPolicy, ...]) -> bool:
+        return any(self._snapshots[each].policy.ids for each in judging)
 
     def _opener(self, decision: Decision) -> EgressSnapshot:
         opener = decision.opener

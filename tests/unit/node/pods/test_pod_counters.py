@@ -47,8 +47,9 @@ def test_something_has_arrived_once_a_connection_was_accepted():
     assert counters.update(beat(), ports={80})
 
 
-def test_counters_of_an_engine_are_added_up_over_ports():
+def test_counters_of_an_engine_are_added_up_over_ports_and_connections_that_the_pod_makes():
     counters = PodCounters()
-    counters.update(beat(0, {80: {"ids_fed": 1, "accepted": 9}, 443: {"ids_fed": 2, "ids_cut": 1}}), ports={80, 443})
-    assert counters.of_engine("ids") == {"fed": 3, "cut": 1}
+    told = {80: {"ids_fed": 1, "accepted": 9}, 443: {"ids_fed": 2, "ids_cut": 1}, OUTBOUND: {"ids_fed": 4}}
+    counters.update(beat(0, told), ports={80, 443})
+    assert counters.of_engine("ids") == {"fed": 7, "cut": 1}
     assert counters.of_engine("waf") == {}
