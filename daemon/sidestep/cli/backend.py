@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import click
 
-from sidestep.cli.command import FilePath, complete
+from sidestep.cli.command import Completed, FilePath
 from sidestep.config.node_options import DEFAULT_SOCKET
 from sidestep.kube import kubeconfig as kubeconfigs
 from sidestep.kube.access import ClusterAccess, in_cluster, is_in_cluster
@@ -72,9 +72,9 @@ def backend_options(command: F, *, lenient: bool = False) -> F:
     for option in (
         click.option(
             "--context",
+            type=Completed("contexts"),
             metavar="NAME",
             help="Context of the kubeconfig. [default: the current one]",
-            shell_complete=lambda ctx, _param, word: complete("contexts", ctx, word),
         ),
         click.option("--kubeconfig", type=FilePath(), metavar="FILE", help="Kubeconfig of the cluster."),
         click.option(

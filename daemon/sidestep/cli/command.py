@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -20,9 +19,6 @@ from sidestep.model.errors import RefusedError
 from sidestep.model.text import harmless
 from sidestep.policy.names import is_label, is_subdomain
 from sidestep.policy.workloads import parse_workload
-
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
 
 _GIVEN = frozenset({ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT})
 
@@ -72,9 +68,16 @@ class FilePath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class Completed(click.types.StringParamType):
+    """A text that a function of `cli.completing` completes (see `cli.words`)."""
+
+    def __init__(self, completing: str) -> None:
+        self.completing = completing
+
+
 class Name(click.ParamType[str]):
     """A text that a rule accepts; `what` describes its purpose in errors, `completing` names the function of
-    `cli.completing` that completes it.
+    `cli.completing` that completes it (see `cli.words`).
     """
 
     name = "text"
@@ -82,12 +85,7 @@ class Name(click.ParamType[str]):
     def __init__(self, what: str, accepts: Callable[[str], bool], *, completing: str = "") -> None:
         self._what = what
         self._accepts = accepts
-        self._completing = completing
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """As click.ParamType.shell_complete."""
-        del param
-        return complete(self._completing, ctx, incomplete) if self._completing else []
+        self.completing = completing
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """As click.ParamType.convert."""
@@ -99,24 +97,11 @@ class Name(click.ParamType[str]):
         return text
 
 
-def complete(names: str, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-    """Complete a word with the function of this name in `cli.completing`, which is loaded now.
-
-    It uses what chooses backends, whose options are of these types; so it is found by name, as commands are.
-    """
-    found: list[CompletionItem] = getattr(import_module("sidestep.cli.completing"), names)(ctx, incomplete)
-    return found
-
-
 class WorkloadType(click.ParamType[str]):
     """`name` or `kind/name`, as written."""
 
     name = "workload"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """As click.ParamType.shell_complete."""
-        del param
-        return complete("workloads", ctx, incomplete)
+    completing = "workloads"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """As click.ParamType.convert."""

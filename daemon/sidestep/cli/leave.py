@@ -9,7 +9,7 @@ import click
 
 from sidestep.cli import cluster_view
 from sidestep.cli.backend import Backend, backend_options, namespace_for
-from sidestep.cli.command import Command, complete
+from sidestep.cli.command import Command, Completed
 from sidestep.cli.options import namespace_option, output_option
 from sidestep.cli.output import json_line
 from sidestep.cli.session_choice import Wanted, choose, parse_session
@@ -21,7 +21,7 @@ from sidestep.tunnel.views import StatusView
 
 
 @click.command(cls=Command, short_help="End an intercept, a wiretap, flows, a capture or another session.")
-@click.argument("name", shell_complete=lambda ctx, _param, word: complete("sessions", ctx, word))
+@click.argument("name", type=Completed("sessions"))
 @namespace_option
 @output_option
 @backend_options

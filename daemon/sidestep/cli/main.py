@@ -12,7 +12,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import click
 
@@ -21,17 +20,16 @@ from sidestep.cli.standard_streams import open_standard_streams, silence_stdout
 from sidestep.model.errors import SidestepError
 from sidestep.model.text import harmless
 
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+COMPLETING = "_SIDESTEP_COMPLETE"
+"""Environment variable by which click knows that words are to be completed."""
 
 _UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
 COMMANDS = {
     "capture": ("sidestep.cli.capture:capture", "Write decrypted traffic of a workload as packets."),
-    "completion": ("sidestep.cli.completion:completion", "Print what completes words in a shell."),
+    "completion": ("sidestep.cli.completion_script:completion", "Print what completes words in a shell."),
     "doctor": ("sidestep.cli.doctor:doctor", "Check this machine and its access to a cluster."),
     "env": ("sidestep.cli.env:env", "Print the variables of a workload's container."),
     "flows": ("sidestep.cli.flows:flows", "Show the requests of a workload as they come."),
@@ -54,7 +52,7 @@ class Commands(click.Group):
     """The commands of `COMMANDS`, each imported when it is needed.
 
     A node daemon needs no client, and clients do not need the pod proxy's engines: it takes 6 MiB less. `sidestep
-    --help` imports no command, and completing words of one imports that one.
+    --help` imports no command, and completing words imports none either (`cli.words`).
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -74,13 +72,6 @@ class Commands(click.Group):
         rows = [(name, COMMANDS[name][1] if name in COMMANDS else loaded[name]) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
-
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """As Group.shell_complete, from the table."""
-        from click.shell_completion import CompletionItem
-
-        named = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
-        return [*named, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -115,7 +106,12 @@ def sidestep() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit code. Never raises."""
     try:
-        result = sidestep.main(args=list(arguments), prog_name="sidestep", standalone_mode=False)
+        group: click.Group = sidestep
+        if COMPLETING in os.environ:
+            from sidestep.cli.words import completed_commands
+
+            group = completed_commands()
+        result = group.main(args=list(arguments), prog_name="sidestep", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         print_error(error.format_message())

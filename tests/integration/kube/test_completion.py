@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sidestep.cli.completion import SHELLS
+from sidestep.cli.completion_script import SHELLS
 from tests.harness.node import SIDESTEP
 from tests.integration.kube.cluster import GROUP
 from tests.integration.kube.test_cluster_cache import populate

@@ -1,4 +1,4 @@
-"""What is loaded before a word of help or a completion is printed.
+"""What is loaded before a word of help or a completion is printed, and the tables that stand for commands there.
 
 Told by the names of modules: times depend on the machine, and how many modules a bare interpreter has on what is
 installed beside it.
@@ -13,6 +13,7 @@ import sys
 import click
 import pytest
 
+from sidestep.cli import completing, words
 from sidestep.cli.main import COMMANDS, sidestep
 
 HEAVY = {"asyncio", "cryptography", "h2", "kubernetes", "msgspec", "ssl", "yaml"}
@@ -20,6 +21,7 @@ OURS = {
     "sidestep", "sidestep.cli", "sidestep.cli.main", "sidestep.cli.standard_streams", "sidestep.model",
     "sidestep.model.errors", "sidestep.model.text",
 }  # fmt: skip
+COMPLETING = OURS | {"sidestep.cli.words"}
 SCRIPT = """
 import json, sys
 before = set(sys.modules)
@@ -42,10 +44,10 @@ def loaded(call, **environment):
     return set(json.loads(done.stderr.splitlines()[-1])), done.stdout
 
 
-def assert_few(modules):
-    """Nothing but click, what that needs of the standard library, and the table of commands."""
+def assert_few(modules, ours=frozenset(OURS)):
+    """Nothing but click, what that needs of the standard library, and the tables of commands."""
     packages = {name.partition(".")[0] for name in modules}
-    assert {name for name in modules if name.partition(".")[0] == "sidestep"} <= OURS
+    assert {name for name in modules if name.partition(".")[0] == "sidestep"} <= ours
     assert packages - sys.stdlib_module_names <= {"sidestep", "click"}
     assert not packages & HEAVY
 
@@ -56,12 +58,79 @@ def test_help_loads_no_command(call):
     assert_few(modules)
 
 
+def completed(*words):
+    """What a shell is told of the last word, and the modules that are loaded for it."""
+    environment = {"_SIDESTEP_COMPLETE": "fish_complete", "COMP_WORDS": " ".join(["sidestep", *words])}
+    return loaded("run([])", **environment, COMP_CWORD=words[-1])
+
+
 def test_completing_a_command_loads_no_command():
-    modules, text = loaded(
-        "run([])", _SIDESTEP_COMPLETE="fish_complete", COMP_WORDS="sidestep inter", COMP_CWORD="inter"
-    )
+    modules, text = completed("inter")
     assert text == "plain,intercept\tDivert matching requests to a handler on this machine.\n"
-    assert_few(modules)
+    assert_few(modules, COMPLETING)
+
+
+def test_completing_an_option_loads_no_command():
+    modules, text = completed("intercept", "orders", "--no-c")
+    assert text == "plain,--no-color\tPrint no colours. [default: colours on a terminal, unless NO_COLOR is set]\n"
+    assert_few(modules, COMPLETING)
+    modules, text = completed("policy", "check", "--out")
+    assert text.startswith("plain,--output\t")
+    assert_few(modules, COMPLETING)
+
+
+def test_completing_for_kubectl_loads_no_command():
+    modules, text = loaded("from sidestep.cli.completion import for_kubectl; print(for_kubectl(['flows', '--las']))")
+    assert text.startswith("--last\t")
+    assert text.endswith("\n:4\n")
+    assert_few(modules, COMPLETING | {"sidestep.cli.completion"})
+
+
+def test_the_words_are_those_of_the_commands():
+    said = json.loads(words.TABLE.read_text())
+    assert said == json.loads(json.dumps(words.describe(sidestep))), "run: python -m sidestep.cli.words"
+
+
+def each_command(real, made, path=()):
+    """Every command below these two, beside the one that is made from the table."""
+    yield path, real, made
+    if isinstance(real, click.Group):
+        context = click.Context(real)
+        for name in real.list_commands(context):
+            yield from each_command(real.get_command(context, name), made.get_command(context, name), (*path, name))
+
+
+def options_of(command):
+    """What of options a parser goes by; --help depends on where a command stands."""
+    return [
+        (each.name, each.opts, each.secondary_opts, each.nargs, getattr(each, "multiple", False),
+         getattr(each, "is_flag", False), getattr(each, "hidden", False), getattr(each, "help", None) or "")
+        for each in command.params
+    ]  # fmt: skip
+
+
+def test_commands_made_of_the_words_are_read_as_the_real_ones():
+    found = [*each_command(sidestep, words.completed_commands())]
+    assert {(), ("policy", "except"), ("intercept",), ("status",)} < {path for path, _, _ in found}
+    for path, real, made in found:
+        assert options_of(made) == options_of(real), path
+        assert made.get_short_help_str(1000) == real.get_short_help_str(1000)
+
+
+@pytest.mark.parametrize("kind", [words.FILES, words.DIRECTORIES])
+def test_files_are_left_to_the_shell(kind):
+    wanted = {words.FILES: "file", words.DIRECTORIES: "dir"}[kind]
+    said = {"name": "x", "words": ["--x"], "completes": kind, "help": ""}
+    [item] = words._parameter(said).shell_complete(click.Context(sidestep), "a")
+    assert item.type == wanted
+
+
+def test_what_completes_names_is_there():
+    asked = set()
+    for _, real, _ in each_command(sidestep, words.completed_commands()):
+        asked |= {each.type.completing for each in real.params if getattr(each.type, "completing", "")}
+    assert asked == {"contexts", "namespaces", "sessions", "workloads"}
+    assert all(callable(getattr(completing, name)) for name in asked)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

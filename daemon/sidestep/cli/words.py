@@ -1,0 +1,176 @@
+"""The words of the command line, for whoever completes them: commands, options, and what their values are.
+
+A shell runs `sidestep` for each TAB. To import a command, and all that it needs to run, takes longer than a person
+should wait. So all options stand in `words.json`, which `python -m sidestep.cli.words` writes from the real commands (a
+test compares them), and click completes with commands that are made from it: they read a command line, and run nothing.
+
+    commands     name -> short help, options, and commands below it
+    options      words ("--port"; none: an argument), the name by which `cli.completing` finds it, help, whether it
+                 takes a value, how often it may come
+    completes    what completes the value: a list of words, FILES, DIRECTORIES, or a function of `cli.completing`, whose
+                 name the type of the real option says (`completing`); "": nothing does
+
+A name that only a server knows takes longer: `cli.completing`, and what asks, are loaded then.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+TABLE: Final = Path(__file__).with_name("words.json")
+FILES: Final = "files"
+DIRECTORIES: Final = "directories"
+
+Described = dict[str, Any]
+"""A command, or an option, in the table."""
+
+
+# --- the table, from the commands -------------------------------------------------------------------------------------
+
+
+def describe(command: click.Command) -> Described:
+    """Return what the table says of a command."""
+    context = click.Context(command)
+    said: Described = {"help": command.get_short_help_str(limit=1000)}
+    if command.context_settings:
+        said["settings"] = dict(command.context_settings)
+    said["options"] = [_describe(param) for param in command.params]
+    if isinstance(command, click.Group):
+        found = {name: command.get_command(context, name) for name in command.list_commands(context)}
+        said["commands"] = {name: describe(each) for name, each in found.items() if each is not None}
+    return said
+
+
+def _describe(param: click.Parameter) -> Described:
+    said: Described = {"name": param.name, "words": [], "completes": _completes(param.type)}
+    if isinstance(param, click.Option):
+        said |= {"words": [*param.opts], "help": param.help or ""}
+        if param.secondary_opts:
+            said["off"] = [*param.secondary_opts]
+        if param.is_flag:
+            said["flag"] = True
+        if param.multiple:
+            said["multiple"] = True
+        if param.hidden:
+            said["hidden"] = True
+        if param.is_eager:
+            said["eager"] = True
+    if param.nargs != 1:
+        said["values"] = param.nargs
+    if not param.required and not isinstance(param, click.Option):
+        said["optional"] = True
+    return said
+
+
+def _completes(kind: click.ParamType[Any]) -> str | list[str]:
+    if isinstance(kind, click.Choice):
+        return [str(choice) for choice in kind.choices]
+    if isinstance(kind, click.Path):
+        return DIRECTORIES if kind.dir_okay and not kind.file_okay else FILES
+    return str(getattr(kind, "completing", ""))
+
+
+# --- commands, from the table -----------------------------------------------------------------------------------------
+
+
+def completed_commands() -> click.Group:
+    """Return `sidestep` as far as words can be completed with it."""
+    return _Group("sidestep", json.loads(TABLE.read_text(encoding="utf-8")))
+
+
+class _Group(click.Group):
+    """A group of the table, whose commands are made when they are asked for."""
+
+    def __init__(self, name: str, said: Mapping[str, Any]) -> None:
+        super().__init__(name, **_options(said))
+        self._said = said["commands"]
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As Group.list_commands."""
+        del ctx
+        return sorted(self._said)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """As Group.get_command."""
+        del ctx
+        said = self._said.get(cmd_name)
+        if said is None:
+            return None
+        return _Group(cmd_name, said) if "commands" in said else click.Command(cmd_name, **_options(said))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """As Group.shell_complete, from the table."""
+        named = [
+            CompletionItem(name, help=said["help"])
+            for name, said in sorted(self._said.items())
+            if name.startswith(incomplete)
+        ]
+        return [*named, *click.Command.shell_complete(self, ctx, incomplete)]
+
+
+def _options(said: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "params": [_parameter(each) for each in said["options"]],
+        "short_help": said["help"],
+        "context_settings": said.get("settings", {}),
+    }
+
+
+def _parameter(said: Mapping[str, Any]) -> click.Parameter:
+    completes = said["completes"]
+    kind: click.ParamType[Any]
+    if isinstance(completes, list):
+        kind = click.Choice(completes)
+    elif completes in {FILES, DIRECTORIES}:
+        kind = click.Path(dir_okay=True, file_okay=completes == FILES, path_type=Path)
+    else:
+        kind = _Asked(completes)
+    values = said.get("values", 1)
+    if not said["words"]:
+        return click.Argument([said["name"]], type=kind, nargs=values, required=not said.get("optional", False))
+    words = "/".join([*said["words"][:1], *said.get("off", ())])
+    settings = {"is_flag": True, "type": None} if said.get("flag") else {"type": kind, "nargs": values}
+    return click.Option(
+        [said["name"], words, *said["words"][1:]],
+        help=said["help"],
+        multiple=said.get("multiple", False),
+        hidden=said.get("hidden", False),
+        is_eager=said.get("eager", False),
+        **settings,
+    )
+
+
+class _Asked(click.types.StringParamType):
+    """A text that a function of `cli.completing` completes; "": nothing does."""
+
+    def __init__(self, completing: str) -> None:
+        self._completing = completing
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """As ParamType.shell_complete."""
+        del param
+        if not self._completing:
+            return []
+        from sidestep.cli import completing
+
+        found: list[CompletionItem] = getattr(completing, self._completing)(ctx, incomplete)
+        return found
+
+
+def main() -> None:
+    """Write the table."""
+    from sidestep.cli.main import sidestep
+
+    TABLE.write_text(json.dumps(describe(sidestep), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
